@@ -1,0 +1,118 @@
+"""The prepared dataset: what every later part reads, and nothing else about the source.
+
+Inside candid an *id* is a dense integer (items 0..V-1, users 0..U-1); the identifiers of
+the user's own files are *source ids* and live in the ``users`` and ``items`` tables, whose
+row number is the id.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+
+class Role(enum.IntEnum):
+    """What an interaction is used for. The order is the order of use within a user."""
+
+    TRAIN = 0
+    """Trained on, and part of every later history."""
+    HISTORY = 1
+    """Part of later histories only: never a target."""
+    VALIDATION = 2
+    """A target of validation, then part of the histories of test."""
+    TEST = 3
+    """A target of test."""
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """Interactions of U users with V items, grouped by user and in order of use.
+
+    Attributes:
+        item_ids: [E] int32, the item of each interaction; user u owns the slice
+            ``user_offsets[u]:user_offsets[u + 1]``, earliest first.
+        user_offsets: [U + 1] int64.
+        roles: [E] uint8, values of ``Role``.
+        users: U rows; column ``source_id`` (any type).
+        items: V rows; column ``source_id``, optional ``title`` (string), then attributes.
+        timestamps: [E] int64 microseconds since 1970-01-01 UTC, or None where the source has
+            no time (an order column, or none).
+        weights: [E] float32, or None.
+        manifest: what ``manifest.json`` says (see ``data.prepare``); empty for a dataset that
+            was built in memory.
+        path: the folder it was opened from, or None.
+    """
+
+    item_ids: npt.NDArray[np.int32]
+    user_offsets: npt.NDArray[np.int64]
+    roles: npt.NDArray[np.uint8]
+    users: pl.DataFrame
+    items: pl.DataFrame
+    timestamps: npt.NDArray[np.int64] | None = None
+    weights: npt.NDArray[np.float32] | None = None
+    manifest: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.user_offsets) - 1
+
+    @property
+    def num_items(self) -> int:
+        """V, the size of the catalog."""
+        return self.items.height
+
+    @cached_property
+    def train_counts(self) -> npt.NDArray[np.int64]:
+        """[V] int64, how often each item is a training target: the exact item frequency."""
+        trained = self.item_ids[self.roles == Role.TRAIN]
+        return np.bincount(trained, minlength=self.num_items).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The questions of one evaluation: one query a user, with all its held-out targets.
+
+    The history of a query is everything the user did before the first target; targets are
+    all interactions of the role, in order.
+
+    Attributes:
+        user_ids: [Q] int64, ascending.
+        history_stop: [Q] int64, index into ``PreparedDataset.item_ids``: the history is
+            ``item_ids[user_offsets[u]:history_stop]``.
+        target_ids: [M] int64, packed item ids of the targets.
+        target_offsets: [Q + 1] int64.
+    """
+
+    user_ids: npt.NDArray[np.int64]
+    history_stop: npt.NDArray[np.int64]
+    target_ids: npt.NDArray[np.int64]
+    target_offsets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+
+def held_out(dataset: PreparedDataset, role: Role) -> HeldOut:
+    """Collect the queries of ``role`` (``Role.VALIDATION`` or ``Role.TEST``), vectorised.
+
+    A user without a target of that role has no query. A user with an empty history keeps
+    its query (``history_stop == user_offsets[u]``); the caller counts and skips it.
+    """
+    events = np.flatnonzero(dataset.roles == role)
+    owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1
+    user_ids, first = np.unique(owners, return_index=True)
+    return HeldOut(
+        user_ids=user_ids.astype(np.int64),
+        history_stop=events[first].astype(np.int64),
+        target_ids=dataset.item_ids[events].astype(np.int64),
+        target_offsets=np.append(first, len(events)).astype(np.int64),
+    )

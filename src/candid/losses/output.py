@@ -1,0 +1,60 @@
+"""The record every loss returns, and the protocol that it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from candid.proposals import Candidates
+
+ItemEmbeddings = Tensor | Callable[[Tensor], Tensor]
+"""Item vectors: the whole table [V, D], or a callable from ids [n] int64 to vectors [n, D]."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """What a loss says of each row, unreduced: the training step reduces once.
+
+    Attributes:
+        loss: [B] float32, carries the gradient.
+        log_z: [B] float32, the (estimated) log of the other items' share of the partition
+            function, log Z'; -inf where every candidate of the row is masked.
+        misclassification: [B] float32 in [0, 1], detached: 1 - P(positive | query), the
+            sample weight of the refined loss.
+        effective_candidates: [B] float32, detached, or None where it was not asked for:
+            (Σ w)² / Σ w² of the candidates' corrected weights, between 1 and N; 0 for a row
+            whose candidates are all masked.
+    """
+
+    loss: Tensor
+    log_z: Tensor
+    misclassification: Tensor
+    effective_candidates: Tensor | None = None
+
+
+class Loss(Protocol):
+    """An objective over a query, its positive and candidates."""
+
+    needs_candidates: bool
+    """Whether ``candidates`` must be given (sampled losses) or not (the full softmax)."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        item_embeddings: ItemEmbeddings,
+        positive_ids: Tensor,
+        candidates: Candidates | None = None,
+    ) -> LossOutput:
+        """Score and compare.
+
+        Args:
+            query: [B, D].
+            item_embeddings: [V, D] or a callable ids -> [n, D]. The full softmax needs the
+                table.
+            positive_ids: [B] int64.
+            candidates: what the proposal drew.
+        """
+        ...
