@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from candid.batches import Queries
+from candid.component import ComponentConfig
 
 
 class QueryTower(nn.Module, ABC):
@@ -14,13 +16,16 @@ class QueryTower(nn.Module, ABC):
 
     Attributes:
         dim: D, the width of the output.
+        needs_history: whether the tower reads ``queries.history``; it then has no answer for
+            a user without one.
     """
 
     dim: int
+    needs_history: bool
 
     @abstractmethod
     def forward(self, queries: Queries) -> Tensor:
-        """Encode B queries: [B, D] float32."""
+        """Encode B queries: [B, D] float."""
 
 
 class ItemTower(nn.Module, ABC):
@@ -36,8 +41,34 @@ class ItemTower(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, item_ids: Tensor) -> Tensor:
-        """Encode items [n] int64: [n, D] float32."""
+        """Encode items [n] int64: [n, D] float."""
 
     @abstractmethod
     def catalog(self) -> Tensor:
-        """Encode every item, with gradient: [V, D] float32."""
+        """Encode every item, with gradient: [V, D] float."""
+
+
+@dataclass(frozen=True, slots=True)
+class TowerContext:
+    """What a tower's config needs to know to build it.
+
+    Attributes:
+        num_users: U.
+        num_items: V.
+        max_length: L, the longest history a batch can hold.
+        item_tower: the item tower, present when a query tower is built (so that it may share
+            its vectors), None when the item tower itself is.
+    """
+
+    num_users: int
+    num_items: int
+    max_length: int
+    item_tower: ItemTower | None = None
+
+
+class TowerConfig(ComponentConfig, ABC):
+    """Base of every tower's nested ``Config``."""
+
+    @abstractmethod
+    def build(self, context: TowerContext) -> QueryTower | ItemTower:
+        """Make the tower for a dataset."""

@@ -1,0 +1,79 @@
+"""Towers that look an id up in a table: one free vector a user, one free vector an item."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from candid.batches import Queries
+from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
+
+
+def embedding_table(num_rows: int, dim: int) -> nn.Embedding:
+    """A [num_rows, dim] float32 table, N(0, 0.02²) as in the transformer literature."""
+    table = nn.Embedding(num_rows, dim)
+    nn.init.normal_(table.weight, std=0.02)
+    return table
+
+
+class UserEmbedding(QueryTower):
+    """A query is the vector of its user: matrix factorisation's user side.
+
+    Args:
+        num_users: U; ids are 0..U-1. A user never trained on keeps its random start.
+        dim: D.
+    """
+
+    needs_history = False
+
+    class Config(TowerConfig):
+        """Settings of ``UserEmbedding``."""
+
+        dim: int = Field(64, ge=1, description="width of the vectors")
+
+        def build(self, context: TowerContext) -> UserEmbedding:
+            """Make the tower for a dataset."""
+            return UserEmbedding(context.num_users, self.dim)
+
+    def __init__(self, num_users: int, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.embedding = embedding_table(num_users, dim)
+
+    def forward(self, queries: Queries) -> Tensor:
+        """Look the users up: [B, D]."""
+        vectors: Tensor = self.embedding(queries.user_ids)
+        return vectors
+
+
+class ItemEmbedding(ItemTower):
+    """An item is a free vector.
+
+    Args:
+        num_items: V; ids are 0..V-1.
+        dim: D.
+    """
+
+    class Config(TowerConfig):
+        """Settings of ``ItemEmbedding``."""
+
+        dim: int = Field(64, ge=1, description="width of the vectors")
+
+        def build(self, context: TowerContext) -> ItemEmbedding:
+            """Make the tower for a dataset."""
+            return ItemEmbedding(context.num_items, self.dim)
+
+    def __init__(self, num_items: int, dim: int) -> None:
+        super().__init__()
+        self.num_items = num_items
+        self.dim = dim
+        self.embedding = embedding_table(num_items, dim)
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """Look the items up: [n, D]."""
+        vectors: Tensor = self.embedding(item_ids)
+        return vectors
+
+    def catalog(self) -> Tensor:
+        """The table itself: [V, D]."""
+        return self.embedding.weight

@@ -1,0 +1,214 @@
+"""A causal transformer over the history, in the lineage of SASRec (Kang & McAuley, 2018).
+
+Where it departs from the original, on purpose:
+- pre-norm blocks and a final norm: trains stably without tuning the warm-up;
+- every token-wise product runs on the packed tokens; only attention sees padding, and that
+  inside groups of sequences of similar length, so short histories do not pay for long ones;
+- attention is ``scaled_dot_product_attention`` without dropout on its weights by default:
+  dropout there forces the slow path, which materialises L × L, and dropout on the residual
+  branches serves the same end;
+- positions count from the first interaction in the window, so that the position of a query
+  was seen in training by every longer history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from candid.batches import History, Queries
+from candid.errors import ConfigError
+from candid.towers.embedding import embedding_table
+from candid.towers.protocol import QueryTower, TowerConfig, TowerContext
+
+SEQUENCES_PER_GROUP = 16
+"""Sequences padded together: few enough that lengths agree, enough to keep cores busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences of similar length, as a padded view of the packed tokens.
+
+    Attributes:
+        gather: [S, L] int64, packed position of each cell; padding points at any real token.
+        is_token: [S, L] bool, True where the cell is a token.
+    """
+
+    gather: Tensor
+    is_token: Tensor
+
+
+def length_groups(offsets: Tensor, size: int = SEQUENCES_PER_GROUP) -> list[Group]:
+    """Sort S sequences by length and cut them into groups of ``size``."""
+    lengths = offsets.diff()
+    order = lengths.argsort(descending=True)
+    groups = []
+    for members in torch.split(order, size):
+        cells = torch.arange(int(lengths[members[0]]), device=offsets.device)
+        is_token = cells < lengths[members, None]
+        positions = offsets[:-1][members, None] + cells
+        groups.append(Group(torch.where(is_token, positions, offsets[members[0]]), is_token))
+    return groups
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward network, each a pre-norm residual branch."""
+
+    def __init__(
+        self, dim: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_dropout = attention_dropout
+        self.attention_norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, dim),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, groups: list[Group], unpad: Tensor) -> Tensor:
+        """Transform packed tokens [T, D]; ``unpad`` [T] undoes the concatenation of groups."""
+        tokens = tokens + self.dropout(self._attend(tokens, groups, unpad))
+        transformed: Tensor = tokens + self.dropout(self.feed_forward(tokens))
+        return transformed
+
+    def _attend(self, tokens: Tensor, groups: list[Group], unpad: Tensor) -> Tensor:
+        qkv = self.qkv(self.attention_norm(tokens))
+        mixed = []
+        for group in groups:
+            size, length = group.gather.shape
+            padded = qkv[group.gather].view(size, length, 3, self.num_heads, -1)
+            query, key, value = padded.permute(2, 0, 3, 1, 4).unbind(0)  # each [S, H, L, D/H]
+            attended = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                is_causal=True,  # padding stands last, so no token ever sees it
+                dropout_p=self.attention_dropout if self.training else 0.0,
+            )
+            mixed.append(attended.transpose(1, 2).flatten(2)[group.is_token])
+        out: Tensor = self.out(torch.cat(mixed)[unpad])
+        return out
+
+
+class CausalTransformer(QueryTower):
+    """The query is the state after the most recent interaction.
+
+    Args:
+        num_items: V.
+        dim: D, width of the tokens and of the query.
+        num_blocks: transformer blocks.
+        num_heads: attention heads; must divide ``dim``.
+        hidden: width inside the feed-forward network; None for ``dim``, as in SASRec.
+        dropout: on the input and on both residual branches.
+        attention_dropout: on the attention weights; anything above 0 is slow on CPU.
+        max_length: L, longest history.
+        input_table: the item vectors to read histories with, shared with the item tower
+            ("tied"); None for a table of its own.
+
+    Raises:
+        ConfigError: ``num_heads`` does not divide ``dim``, or a shared table of other width.
+    """
+
+    needs_history = True
+
+    class Config(TowerConfig):
+        """Settings of ``CausalTransformer``."""
+
+        dim: int = Field(64, ge=1, description="width of the tokens and of the query")
+        num_blocks: int = Field(2, ge=1, description="transformer blocks")
+        num_heads: int = Field(1, ge=1, description="attention heads; must divide dim")
+        hidden: int | None = Field(
+            None, ge=1, description="width inside the feed-forward network; absent: dim"
+        )
+        dropout: float = Field(0.2, ge=0, lt=1, description="on the input and residual branches")
+        attention_dropout: float = Field(
+            0.0, ge=0, lt=1, description="on the attention weights; above 0 is slow on CPU"
+        )
+        input_items: Literal["tied", "separate"] = Field(
+            "tied",
+            description="read histories with the item tower's own table, or with another one",
+        )
+
+        def build(self, context: TowerContext) -> CausalTransformer:
+            """Make the tower for a dataset."""
+            table = None
+            if self.input_items == "tied":
+                table = getattr(context.item_tower, "embedding", None)
+                if not isinstance(table, nn.Embedding):
+                    raise ConfigError(
+                        "query_tower.input_items = 'tied' needs an item tower with a table of "
+                        "item vectors; use 'separate'"
+                    )
+            return CausalTransformer(
+                num_items=context.num_items,
+                max_length=context.max_length,
+                input_table=table,
+                **self.model_dump(exclude={"input_items"}),
+            )
+
+    def __init__(
+        self,
+        *,
+        num_items: int,
+        dim: int,
+        num_blocks: int,
+        num_heads: int,
+        max_length: int,
+        hidden: int | None = None,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        input_table: nn.Embedding | None = None,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ConfigError(f"query_tower.num_heads {num_heads} must divide dim {dim}")
+        if input_table is not None and input_table.embedding_dim != dim:
+            raise ConfigError(
+                f"query_tower.dim {dim} must equal the item tower's {input_table.embedding_dim} "
+                "when input_items is 'tied'"
+            )
+        self.dim = dim
+        self.max_length = max_length
+        self.items = embedding_table(num_items, dim) if input_table is None else input_table
+        self.positions = embedding_table(max_length, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads, hidden or dim, dropout, attention_dropout)
+            for _ in range(num_blocks)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, queries: Queries) -> Tensor:
+        """Encode the histories: [B, D]."""
+        history = queries.history
+        if history is None:
+            raise ConfigError(
+                "a causal_transformer query tower reads histories: set batches.unit = 'sequence'"
+            )
+        groups = length_groups(history.offsets)
+        unpad = torch.cat([g.gather[g.is_token] for g in groups]).argsort()
+        tokens = self.dropout(self.items(history.item_ids) + self.positions(_places(history)))
+        for block in self.blocks:
+            tokens = block(tokens, groups, unpad)
+        encoded: Tensor = self.norm(tokens[history.query_positions])
+        return encoded
+
+
+def _places(history: History) -> Tensor:
+    """[T] int64, place of each token in its own sequence."""
+    starts = history.offsets[:-1].repeat_interleave(
+        history.offsets.diff(), output_size=len(history.item_ids)
+    )
+    return torch.arange(len(history.item_ids), device=starts.device) - starts
