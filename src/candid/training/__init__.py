@@ -1,0 +1,22 @@
+"""Training: the step, the loop, checkpoints and trackers."""
+
+from candid.training.checkpoint import Checkpoint, load_model, read_checkpoint, write_checkpoint
+from candid.training.config import TrainingConfig
+from candid.training.trackers import TRACKERS, Tracker
+from candid.training.trainer import BEST, LAST, DivergedError, Progress, Trainer, TrainState
+
+__all__ = [
+    "BEST",
+    "LAST",
+    "TRACKERS",
+    "Checkpoint",
+    "DivergedError",
+    "Progress",
+    "Tracker",
+    "TrainState",
+    "Trainer",
+    "TrainingConfig",
+    "load_model",
+    "read_checkpoint",
+    "write_checkpoint",
+]

@@ -1,0 +1,141 @@
+"""Checkpoints: one safetensors file, whole or absent, with all that an exact resume needs.
+
+    model/<name>             parameters and buffers
+    optimizer/<name>/<key>   the optimizer's state of a parameter
+    random/<name>            states of the random generators
+    metadata["candid"]       JSON: the rest (loader position, best value so far, fingerprints)
+
+Never pickle: opening a checkpoint runs nobody's code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from candid.errors import ArtifactError
+
+FORMAT = 1
+"""Version of the layout above; another one is refused."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        tensors: by the names above.
+        meta: plain JSON values.
+    """
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors below ``prefix/``, without it."""
+        start = prefix + "/"
+        return {
+            name.removeprefix(start): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(start)
+        }
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write to a temporary name, fsync, rename: ``path`` is the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    meta = json.dumps({"format": FORMAT, **checkpoint.meta})
+    tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    try:
+        save_file(tensors, temporary, metadata={"candid": meta})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}; is the disk full?") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, device: torch.device | None = None) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        ArtifactError: missing, truncated, not a checkpoint, or of another format.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist: train first, or name another run")
+    try:
+        with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ArtifactError(
+            f"{path} is damaged or not a checkpoint ({error}); delete it and train again"
+        ) from None
+    if "candid" not in metadata:
+        raise ArtifactError(f"{path} was not written by candid: name a checkpoint of a run")
+    meta = json.loads(metadata["candid"])
+    if meta.pop("format") != FORMAT:
+        raise ArtifactError(f"{path} has another checkpoint format; train again with this version")
+    return Checkpoint(tensors, meta)
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """State of a model under ``model/``; a shared table is kept once, under its first name."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[f"model/{name}"] = tensor.detach()
+    return tensors
+
+
+def load_model(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """Put a checkpoint's parameters into ``model``.
+
+    Raises:
+        ArtifactError: names or shapes differ: another architecture or another catalog.
+    """
+    expected = {name.removeprefix("model/"): t for name, t in model_tensors(model).items()}
+    found = checkpoint.part("model")
+    for name in sorted(expected.keys() ^ found.keys()):
+        state = "lacks" if name in expected else "has an unknown"
+        raise ArtifactError(f"{path} {state} parameter {name!r}: it belongs to another model")
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise ArtifactError(
+                f"{path} has {name!r} of shape {tuple(tensor.shape)}, this model and dataset "
+                f"need {tuple(expected[name].shape)}: it belongs to another model or dataset"
+            )
+    model.load_state_dict(found, strict=False)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimizer under ``optimizer/``, by parameter name."""
+    return {
+        f"optimizer/{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
+) -> None:
+    """Put a checkpoint's moments into ``optimizer``."""
+    parameters = dict(model.named_parameters())
+    for name, value in checkpoint.part("optimizer").items():
+        parameter_name, key = name.rsplit("/", 1)
+        parameter = parameters[parameter_name]
+        target = value if key == "step" and not parameter.is_cuda else value.to(parameter.device)
+        optimizer.state[parameter][key] = target.clone()

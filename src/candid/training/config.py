@@ -1,0 +1,53 @@
+"""Settings of training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from candid.component import ComponentConfig
+
+
+class TrainingConfig(ComponentConfig):
+    """How long, how fast, and when to stop."""
+
+    optimizer: Literal["adam", "adamw"] = Field(
+        "adamw", description="adamw decays weights apart from the gradient; adam inside it"
+    )
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay; never on norms and biases")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="decay of Adam's two moments"
+    )
+    warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="decay of the learning rate after warm-up, down to final_lr"
+    )
+    final_lr: float = Field(
+        0.0, ge=0, le=1, description="learning rate at the last epoch, as a share of lr"
+    )
+    epochs: int = Field(50, ge=1, description="passes over the training data, at most")
+    max_steps: int | None = Field(None, ge=1, description="steps, at most")
+    max_seconds: float | None = Field(None, gt=0, description="seconds of training, at most")
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="largest norm of the gradient; absent: no clipping"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the towers' products; losses accumulate in float32 regardless"
+    )
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    patience: int | None = Field(
+        10, ge=1, description="validations without improvement before stopping; absent: never"
+    )
+    log_every: int = Field(10, ge=1, description="steps between lines of the metrics log")
+    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+    trackers: tuple[str, ...] = Field(
+        ("jsonl", "tensorboard"), description="where metrics go, besides the terminal"
+    )
+
+    @model_validator(mode="after")
+    def _schedule_has_an_end(self) -> TrainingConfig:
+        if self.schedule != "constant" and self.final_lr >= 1:
+            raise ValueError("final_lr must be below 1 for a decaying schedule")
+        return self

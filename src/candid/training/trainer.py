@@ -1,0 +1,380 @@
+"""The training loop: batch, encode, draw, lose, step; validate, keep the best, stop in time.
+
+A run can be cut anywhere. What it resumes from is one checkpoint with the loader's position,
+every random state and the optimizer's moments, so that a resumed run takes the same steps as
+one that was never cut.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from candid.batches import Batch, Loader
+from candid.errors import CandidError, ConfigError, Interrupted
+from candid.losses import Loss, LossOutput
+from candid.proposals import Proposal
+from candid.towers import RetrievalModel
+from candid.training.checkpoint import (
+    Checkpoint,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
+from candid.training.config import TrainingConfig
+from candid.training.optimizer import learning_rate, make_optimizer
+from candid.training.trackers import open_trackers
+
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+
+
+class Progress(Protocol):
+    """What the terminal wants to know; every method is called from the training thread."""
+
+    def stepped(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """A line of the metrics log was written."""
+        ...
+
+    def validated(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """A validation ended."""
+        ...
+
+
+class DivergedError(CandidError):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class TrainState:
+    """Where a run stands; everything here is plain JSON and part of a checkpoint.
+
+    Attributes:
+        step: optimizer steps taken.
+        total_steps: steps that the settings allow at most.
+        epoch: passes completed.
+        seconds: spent training, validation and earlier parts of a resumed run included.
+        train_seconds: the same without validation and checkpoints.
+        rows: rows (query, positive) seen.
+        best: best value of the validation metric so far, or None.
+        best_epoch: epoch it was reached after.
+        stale: validations since.
+    """
+
+    step: int = 0
+    total_steps: int = 0
+    epoch: int = 0
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    rows: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    stale: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one model in one folder.
+
+    Args:
+        model: on its device.
+        loader: batches; its position is the run's.
+        loss: objective; where it needs candidates, ``proposal`` must be given.
+        proposal: draws candidates, or None.
+        config: settings.
+        folder: the run; must exist.
+        name: of the run, for trackers.
+        seed: of dropout and of the draws.
+        validate: returns validation metrics of the model as it stands; the first entry is
+            what early stopping watches (larger is better). None: no validation.
+        meta: plain JSON values stored in every checkpoint (fingerprints, resolved config).
+        progress: told of steps and validations, or None.
+
+    Raises:
+        ConfigError: loss and proposal do not go together.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: RetrievalModel,
+        loader: Loader,
+        loss: Loss,
+        proposal: Proposal | None,
+        config: TrainingConfig,
+        folder: Path,
+        name: str = "run",
+        seed: int = 0,
+        validate: Callable[[RetrievalModel], Mapping[str, float]] | None = None,
+        meta: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if loss.needs_candidates and proposal is None:
+            raise ConfigError("this loss compares with candidates: add a [proposal] section")
+        self.model = model
+        self.loader = loader
+        self.loss = loss
+        self.proposal = proposal
+        self.config = config
+        self.folder = folder
+        self.name = name
+        self.validate = validate
+        self.meta = dict(meta or {})
+        self.progress = progress
+        self.optimizer = make_optimizer(model, config)
+        total = config.epochs * loader.num_batches
+        self.state = TrainState(total_steps=min(total, config.max_steps or total))
+        self._seed = seed
+        self._generator = torch.Generator(device=model.device)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def run(self, resume: bool = False) -> TrainState:
+        """Train until the settings say stop, from the start or from ``last.safetensors``.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written.
+            DivergedError: the loss became NaN or infinite.
+            ArtifactError: the checkpoint to resume from is damaged or of another model.
+        """
+        torch.manual_seed(self._seed)
+        self._generator.manual_seed(self._seed)
+        if resume:
+            self.load(self.folder / LAST)
+        trackers = open_trackers(
+            self.config.trackers, self.folder, self.name, self.state.step if resume else None
+        )
+        self._trackers = trackers
+        try:
+            with _stop_signal() as stop:
+                while not self._finished():
+                    self._epoch(stop)
+        finally:
+            for tracker in trackers:
+                tracker.close()
+        return self.state
+
+    def step(self, batch: Batch, effective: bool = False) -> tuple[Tensor, LossOutput, Tensor]:
+        """One optimizer step.
+
+        Args:
+            batch: on the model's device.
+            effective: also ask for the effective number of candidates (costs a pass).
+
+        Returns:
+            the mean loss [] (detached), the rows' output, and the gradient norm [] before
+            clipping.
+        """
+        rate = learning_rate(self.config, self.state.step, self.state.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        output = self._forward(batch, effective)
+        mean = _weighted_mean(output.loss, batch.weights)
+        mean.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm or float("inf"))
+        self.optimizer.step()
+        self.state.step += 1
+        self.state.rows += len(batch)
+        return mean.detach(), output, norm
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint that ``load`` continues from exactly."""
+        tensors = model_tensors(self.model) | optimizer_tensors(self.model, self.optimizer)
+        tensors["random/cpu"] = torch.get_rng_state()
+        tensors["random/draws"] = self._generator.get_state()
+        if self.model.device.type == "cuda":
+            tensors["random/cuda"] = torch.cuda.get_rng_state(self.model.device)
+        position = self.loader.position
+        meta = self.meta | {
+            "state": vars(self.state),
+            "position": {"epoch": position.epoch, "step": position.step},
+        }
+        write_checkpoint(path, Checkpoint(tensors, meta))
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint of the same model, loader and seed.
+
+        Raises:
+            ArtifactError: damaged, or of another model or dataset.
+        """
+        checkpoint = read_checkpoint(path)
+        load_model(self.model, checkpoint, path)
+        load_optimizer(self.model, self.optimizer, checkpoint)
+        random = checkpoint.part("random")
+        torch.set_rng_state(random["cpu"])
+        self._generator.set_state(random["draws"])
+        if "cuda" in random and self.model.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], self.model.device)
+        total = self.state.total_steps
+        self.state = TrainState(**checkpoint.meta["state"])
+        self.state.total_steps = total
+        self.loader.position.epoch = checkpoint.meta["position"]["epoch"]
+        self.loader.position.step = checkpoint.meta["position"]["step"]
+
+    def _forward(self, batch: Batch, effective: bool) -> LossOutput:
+        bf16 = self.config.precision == "bfloat16"
+        with torch.autocast(self.model.device.type, torch.bfloat16) if bf16 else nullcontext():
+            query = self.model.encode_queries(batch)
+        if not self.loss.needs_candidates or self.proposal is None:
+            catalog = self.model.encode_catalog()
+            return self.loss(query, catalog, batch.positive_ids, effective=effective)
+        candidates = self.proposal.draw(batch, self._generator)
+        return self.loss(
+            query, self.model.encode_items, batch.positive_ids, candidates, effective=effective
+        )
+
+    def _finished(self) -> bool:
+        config, state = self.config, self.state
+        return (
+            state.step >= state.total_steps
+            or state.epoch >= config.epochs
+            or (config.patience is not None and state.stale >= config.patience)
+            or (config.max_seconds is not None and state.seconds >= config.max_seconds)
+        )
+
+    def _epoch(self, stop: threading.Event) -> None:
+        state, started = self.state, time.perf_counter()
+        self.model.train()
+        window = _Window()
+        batches = self.loader.epoch()
+        for batch in batches:
+            logs = (state.step + 1) % self.config.log_every == 0
+            value, output, norm = self.step(batch.to(self.model.device), effective=logs)
+            window.add(len(batch))
+            if logs:
+                self._log_step(value, output, norm, window)
+                window = _Window()
+            over_time = (
+                self.config.max_seconds is not None
+                and state.seconds + time.perf_counter() - started >= self.config.max_seconds
+            )
+            if stop.is_set():
+                self._interrupt(started)
+            if state.step >= state.total_steps or over_time:
+                break
+        batches.close()  # type: ignore[attr-defined]
+        elapsed = time.perf_counter() - started
+        state.train_seconds += elapsed
+        state.seconds += elapsed
+        if self.loader.position.step == 0:
+            state.epoch = self.loader.position.epoch
+        self._end_of_epoch()
+
+    def _end_of_epoch(self) -> None:
+        started = time.perf_counter()
+        due = self.state.epoch % self.config.validate_every == 0
+        if self.validate is not None and (due or self._finished()):
+            self._validate()
+        self.state.seconds += time.perf_counter() - started
+        if self.state.epoch % self.config.checkpoint_every == 0 or self._finished():
+            self.save(self.folder / LAST)
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        self.model.eval()
+        with torch.inference_mode():
+            metrics = dict(self.validate(self.model))
+        state = self.state
+        watched = next(iter(metrics.values()))
+        if state.best is None or watched > state.best:
+            state.best, state.best_epoch, state.stale = watched, state.epoch, 0
+            meta = self.meta | {"state": vars(state)}
+            write_checkpoint(self.folder / BEST, Checkpoint(model_tensors(self.model), meta))
+        else:
+            state.stale += 1
+        line = {"epoch": state.epoch, "seconds": round(state.seconds, 3)} | {
+            f"validation/{name}": value for name, value in metrics.items()
+        }
+        state.history.append(line)
+        for tracker in self._trackers:
+            tracker.log(state.step, line)
+        if self.progress is not None:
+            self.progress.validated(state, metrics)
+
+    def _log_step(self, value: Tensor, output: LossOutput, norm: Tensor, window: _Window) -> None:
+        metrics = {
+            "loss": float(value),
+            "misclassification": float(output.misclassification.mean()),
+            "gradient_norm": float(norm),
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "rows_per_second": window.rate(),
+            "epoch": self.loader.position.epoch,
+        }
+        if output.effective_candidates is not None:
+            metrics["effective_candidates"] = float(output.effective_candidates.mean())
+        if not torch.isfinite(value):
+            raise DivergedError(
+                f"the loss became {metrics['loss']} at step {self.state.step}: lower training.lr, "
+                f"or set training.clip_norm; {self.folder / LAST} holds the last whole epoch"
+            )
+        for tracker in self._trackers:
+            tracker.log(self.state.step, metrics)
+        if self.progress is not None:
+            self.progress.stepped(self.state, metrics)
+
+    def _interrupt(self, started: float) -> None:
+        elapsed = time.perf_counter() - started
+        self.state.seconds += elapsed
+        self.state.train_seconds += elapsed
+        self.save(self.folder / LAST)
+        raise Interrupted(
+            f"stopped at step {self.state.step}; everything is in {self.folder / LAST}: "
+            "run the same command with --resume to go on"
+        )
+
+
+class _Window:
+    """Rows a second since the last line of the log."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._rows = 0
+
+    def add(self, rows: int) -> None:
+        self._rows += rows
+
+    def rate(self) -> float:
+        return round(self._rows / max(time.perf_counter() - self._started, 1e-9), 1)
+
+
+def _weighted_mean(loss: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return loss.mean()
+    return (loss * weights).sum() / weights.sum()
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """Set an event on SIGINT or SIGTERM; a second SIGINT interrupts at once.
+
+    Signals can only be caught in the main thread; elsewhere the event is never set.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
