@@ -1,0 +1,211 @@
+"""Exact search: every inner product, block by block, and a result that blocking cannot change.
+
+Matrix products of different shapes add up in different orders, so plain float32 scores move
+by an ulp with the block size and ties fall anywhere. Here a score is *defined* as the float64
+inner product rounded to float32, and order as (score descending, id ascending). The scan in
+the working precision only proposes a few more items than asked for; these are scored again
+by the definition, and a row is accepted where the error bound of the scan proves that no
+other item can belong (Cauchy-Schwarz: |error| ≤ γ_D ‖q‖ max‖v‖). The few other rows, such as
+those with more ties than the surplus holds, are searched again in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from candid.component import ComponentConfig
+from candid.errors import ArtifactError, ConfigError
+from candid.index.order import decode, encode
+from candid.index.protocol import Exclusions, Hits
+from candid.index.scan import scan_block
+
+SURPLUS = 16
+"""Items that the scan keeps beyond k, so that near ties at the cut rarely need a second look."""
+
+
+class ExactIndex:
+    """All inner products, without ever holding B×V of them.
+
+    Memory beside the vectors is ``block_rows × block_items`` scores and O(block_rows × k).
+
+    Args:
+        item_vectors: [V, D] float32; kept as it is, on its device, not copied.
+        block_items: items scored at once.
+        block_rows: queries scored at once. The defaults let a block stay in a CPU's cache.
+
+    Attributes:
+        num_items: V.
+
+    Raises:
+        ConfigError: a block size below 1, or vectors that are not a matrix with V, D ≥ 1.
+        ArtifactError: a vector is not finite.
+    """
+
+    class Config(ComponentConfig):
+        """Settings of the exact index; none of them changes a result."""
+
+        block_items: int = Field(16384, ge=1, description="items scored at once")
+        block_rows: int = Field(128, ge=1, description="queries scored at once")
+
+        def build(self, item_vectors: Tensor) -> ExactIndex:
+            """Make the index over ``item_vectors`` [V, D]."""
+            return ExactIndex(item_vectors, self.block_items, self.block_rows)
+
+    def __init__(
+        self, item_vectors: Tensor, block_items: int = 16384, block_rows: int = 128
+    ) -> None:
+        if item_vectors.ndim != 2 or 0 in item_vectors.shape:
+            raise ConfigError(
+                "item_vectors must be [V, D] with at least one item, "
+                f"not {list(item_vectors.shape)}"
+            )
+        if block_items < 1 or block_rows < 1:
+            raise ConfigError("block_items and block_rows must be at least 1")
+        vectors = item_vectors.detach().float()
+        self.num_items = len(vectors)
+        self._vectors = vectors
+        self._block_items = min(block_items, self.num_items)
+        self._block_rows = block_rows
+        norm = torch.zeros((), dtype=torch.float64, device=vectors.device)
+        for begin in range(0, self.num_items, self._block_items):
+            block = vectors[begin : begin + self._block_items].double()
+            norm = torch.maximum(norm, block.square().sum(-1).max().sqrt())
+        if not bool(norm.isfinite()):
+            raise ArtifactError(
+                "item vectors hold NaN or infinite values: the model has diverged; "
+                "take an earlier checkpoint or train with a lower learning rate"
+            )
+        self._max_norm = norm
+
+    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> Hits:
+        """Find the k items of largest inner product; ties go to the lower id.
+
+        Args:
+            query: [B, D] float32.
+            k: results a query, 1 ≤ k ≤ V.
+            exclude: items to leave out, packed, in any order and with repeats, or None.
+
+        Returns:
+            [B, K] ids (-1 where fewer than k items are allowed) and scores, best first. They
+            do not depend on the block sizes or on what else is in the batch.
+
+        Raises:
+            ConfigError: k outside 1..V, or a query of another width than the items.
+            ArtifactError: a query is not finite.
+        """
+        self._check(query, k)
+        with torch.inference_mode(), torch.autocast(query.device.type, enabled=False):
+            query = query.detach().float()
+            if not bool(query.isfinite().all()):
+                raise ArtifactError(
+                    "query vectors hold NaN or infinite values: the model has diverged; "
+                    "take an earlier checkpoint or train with a lower learning rate"
+                )
+            keys = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
+            for begin in range(0, len(query), self._block_rows):
+                rows = slice(begin, begin + self._block_rows)
+                keys[rows] = self._search_rows(query[rows], k, _rows_of(exclude, rows))
+            ids, scores = decode(keys)
+        return Hits(ids.clone(), scores.clone())
+
+    def _check(self, query: Tensor, k: int) -> None:
+        if not 1 <= k <= self.num_items:
+            raise ConfigError(f"k {k} must be between 1 and the {self.num_items} items there are")
+        if query.ndim != 2 or query.shape[1] != self._vectors.shape[1]:
+            raise ConfigError(
+                f"queries must be [B, {self._vectors.shape[1]}] like the item vectors, "
+                f"not {list(query.shape)}"
+            )
+
+    def _search_rows(self, query: Tensor, k: int, exclude: _Pairs | None) -> Tensor:
+        """Search at most ``block_rows`` queries; [b, K] keys, best first."""
+        kept_ids, kept_scores = self._scan(query, min(k + SURPLUS, self.num_items), exclude)
+        wide = query.double()
+        vectors = self._vectors[kept_ids.clamp(min=0)].double()
+        exact = torch.bmm(vectors, wide.unsqueeze(-1)).squeeze(-1).float()
+        exact = torch.where(kept_ids < 0, -torch.inf, exact)
+        keys = torch.topk(encode(exact, kept_ids), k).values
+        # Whatever the scan left out scored at most its worst kept item.
+        worst = kept_scores.amin(-1).double()
+        bound = worst + self._scan_error() * wide.norm(dim=-1) * self._max_norm
+        complete = kept_ids.shape[1] == self.num_items
+        unproven = (~((decode(keys[:, -1])[1] > bound) | worst.isneginf())).nonzero().squeeze(-1)
+        if complete or len(unproven) == 0:
+            return keys
+        again = None if exclude is None else exclude.subset(unproven, len(query))
+        return keys.index_copy(0, unproven, self._search_wide(wide[unproven], k, again))
+
+    def _scan(self, query: Tensor, k: int, exclude: _Pairs | None) -> tuple[Tensor, Tensor]:
+        """The k best by working precision, unordered: ids (-1 where none) and scores [b, k]."""
+        ids = query.new_full((len(query), k), -1, dtype=torch.int64)
+        scores = query.new_full((len(query), k), -torch.inf)
+        buffer = query.new_empty(len(query) * self._block_items)
+        for begin, stop in self._blocks():
+            block = buffer[: len(query) * (stop - begin)].view(len(query), stop - begin)
+            torch.mm(query, self._vectors[begin:stop].T, out=block)
+            if exclude is not None:
+                block.view(-1).index_fill_(0, exclude.within(begin, stop), -torch.inf)
+            ids, scores = scan_block(block, begin, ids, scores)
+        return ids, scores
+
+    def _search_wide(self, wide: Tensor, k: int, exclude: _Pairs | None) -> Tensor:
+        """Search in float64 throughout: the definition itself, several times slower."""
+        keys = encode(
+            wide.new_full((len(wide), k), -torch.inf, dtype=torch.float32),
+            torch.full((len(wide), k), -1, device=wide.device),
+        )
+        for begin, stop in self._blocks():
+            scores = (wide @ self._vectors[begin:stop].double().T).float()
+            if exclude is not None:
+                scores.view(-1).index_fill_(0, exclude.within(begin, stop), -torch.inf)
+            found = encode(scores, torch.arange(begin, stop, device=wide.device))
+            found = torch.topk(found, min(k, stop - begin)).values
+            keys = torch.topk(torch.cat([keys, found], dim=1), k).values
+        return keys
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        for begin in range(0, self.num_items, self._block_items):
+            yield begin, min(begin + self._block_items, self.num_items)
+
+    def _scan_error(self) -> float:
+        """Bound of |scan - exact| / (‖q‖ ‖v‖), twice over for the rounding of the exact score."""
+        unit = {"highest": 2.0**-24, "high": 2.0**-10, "medium": 2.0**-7}
+        roundoff = unit[torch.get_float32_matmul_precision()]
+        return 2 * (2 * roundoff + (self._vectors.shape[1] + 2) * 2.0**-24)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Excluded (row, item) pairs of one block of rows, sorted by item."""
+
+    rows: Tensor
+    item_ids: Tensor
+
+    def within(self, begin: int, stop: int) -> Tensor:
+        """Flat positions in a [b, stop - begin] block of scores."""
+        bounds = torch.tensor([begin, stop], device=self.item_ids.device)
+        first, last = torch.searchsorted(self.item_ids, bounds).tolist()
+        return self.rows[first:last] * (stop - begin) + self.item_ids[first:last] - begin
+
+    def subset(self, rows: Tensor, num_rows: int) -> _Pairs:
+        """Keep ``rows`` (ascending), renumbered 0, 1, …"""
+        number = torch.full((num_rows,), -1, device=rows.device)
+        number[rows] = torch.arange(len(rows), device=rows.device)
+        kept = number[self.rows] >= 0
+        return _Pairs(number[self.rows[kept]], self.item_ids[kept])
+
+
+def _rows_of(exclude: Exclusions | None, rows: slice) -> _Pairs | None:
+    if exclude is None:
+        return None
+    offsets = exclude.offsets[rows.start : rows.stop + 1]
+    lengths = offsets.diff()
+    numbers = torch.arange(len(lengths), device=offsets.device)
+    owners = torch.repeat_interleave(numbers, lengths)
+    item_ids, order = torch.sort(exclude.item_ids[int(offsets[0]) : int(offsets[-1])])
+    return _Pairs(owners[order], item_ids)
