@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import pydantic
 from pydantic_core import CoreSchema, core_schema
@@ -23,9 +23,25 @@ class ComponentConfig(pydantic.BaseModel):
 
     Each field carries a ``description`` (shown by ``candid train --help``) and, wherever
     that makes sense, a default.
+
+    TOML has no null: a field that may be None takes the text "none" for it.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        nullable = {
+            name
+            for name, value in values.items()
+            if value == "none"
+            and name in cls.model_fields
+            and type(None) in get_args(cls.model_fields[name].annotation)
+        }
+        return {name: None if name in nullable else value for name, value in values.items()}
 
 
 def lookup(registry: Mapping[str, T], kind: str, name: str) -> T:

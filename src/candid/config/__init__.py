@@ -1,0 +1,25 @@
+"""The configuration of a run: TOML in, one typed object or one clear sentence out."""
+
+from candid.config.recipe_file import parse_override, read_toml, with_overrides
+from candid.config.run import (
+    DEFAULT_RECIPE,
+    RunConfig,
+    default_recipe,
+    load_recipe,
+    parse_config,
+)
+from candid.config.schema import ConfigKey, describe, validated
+
+__all__ = [
+    "DEFAULT_RECIPE",
+    "ConfigKey",
+    "RunConfig",
+    "default_recipe",
+    "describe",
+    "load_recipe",
+    "parse_config",
+    "parse_override",
+    "read_toml",
+    "validated",
+    "with_overrides",
+]

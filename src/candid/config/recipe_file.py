@@ -1,0 +1,101 @@
+"""From a recipe file and overrides to one nested table of plain values."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from candid.errors import ConfigError
+
+Table = dict[str, Any]
+
+_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+
+
+def read_toml(path: Path) -> Table:
+    """Read a recipe.
+
+    Raises:
+        ConfigError: no such file, not readable, not UTF-8, or not TOML (with the line).
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"recipe {path} not found; check the path") from None
+    except IsADirectoryError:
+        raise ConfigError(f"recipe {path} is a folder; name the .toml file in it") from None
+    except OSError as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {_lower_first(str(error))}") from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``key=value`` into a dotted key and a value in TOML syntax.
+
+    A value that is not TOML is taken as a string, so ``loss.correction=logq`` needs no
+    quotes; an empty one is None, which removes the key.
+
+    Raises:
+        ConfigError: no ``=``, a malformed key, or an unfinished list, table or string.
+    """
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not equals:
+        raise ConfigError(f"--set {text!r} has no '='; write key=value, such as training.epochs=5")
+    if not _KEY.fullmatch(key):
+        raise ConfigError(f"--set {text!r}: {key!r} is not a dotted key such as training.epochs")
+    if not value:
+        return key, None
+    try:
+        parsed = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        if value[0] in "[{\"'":
+            raise ConfigError(f"--set {text!r}: {value!r} is not a complete TOML value") from None
+        return key, value
+    return key, (parsed["value"] if parsed.keys() == {"value"} else value)
+
+
+def with_overrides(table: Table, overrides: Sequence[str]) -> Table:
+    """Return ``table`` with each ``key=value`` applied in turn; ``table`` stays as it is.
+
+    Naming another ``type`` for a component starts its section afresh: settings of the old
+    type rarely mean anything to the new one.
+
+    Raises:
+        ConfigError: an override is malformed, or its key runs through a plain value.
+    """
+    for text in overrides:
+        key, value = parse_override(text)
+        table = _with_value(table, key.split("."), value, text)
+    return table
+
+
+def _with_value(table: Table, parts: Sequence[str], value: Any, text: str) -> Table:
+    name, *rest = parts
+    changed = dict(table)
+    if rest:
+        section = table.get(name, {})
+        # A component may be named by its type alone: loss = "full_softmax".
+        section = {"type": section} if isinstance(section, str) else section
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {text!r}: {name!r} is a value, not a section")
+        changed[name] = _with_value(section, rest, value, text)
+    elif value is None:
+        changed.pop(name, None)
+    elif name == "type" and table.get("type") != value:
+        changed = {"type": value}
+    else:
+        changed[name] = value
+    return changed
+
+
+def _lower_first(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]

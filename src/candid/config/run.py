@@ -1,0 +1,124 @@
+"""The whole configuration of a run, composed of its parts' own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from candid.batches import BatchesConfig
+from candid.component import ComponentConfig, tagged, type_name
+from candid.config.recipe_file import read_toml, with_overrides
+from candid.config.schema import validated
+from candid.data import DataConfig
+from candid.evaluation import EvaluationConfig
+from candid.losses import LOSSES
+from candid.proposals import PROPOSALS
+from candid.towers import ModelConfig
+from candid.training import TrainingConfig
+
+
+class RunConfig(ComponentConfig):
+    """Everything that a training run depends on, as one recipe states it."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the run; without --out it is stored in runs/NAME",
+    )
+    seed: int = Field(0, ge=0, description="of every random choice: same seed, same run")
+    device: str = Field(
+        "auto", description='"auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps"'
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; none: as many as torch chooses"
+    )
+    data: DataConfig | None = Field(
+        None, description="where the interactions are; not needed with --data"
+    )
+    batches: BatchesConfig = Field(
+        default_factory=BatchesConfig, description="how interactions become batches"
+    )
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the two towers")
+    proposal: Annotated[ComponentConfig, tagged(lambda: PROPOSALS, "proposal")] | None = Field(
+        None, description="where the candidates of a sampled loss come from"
+    )
+    loss: Annotated[ComponentConfig, tagged(lambda: LOSSES, "loss")] = Field(
+        description="the objective"
+    )
+    training: TrainingConfig = Field(
+        default_factory=TrainingConfig, description="how long, how fast, and when to stop"
+    )
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="what is measured, and on what"
+    )
+
+    @model_validator(mode="after")
+    def _loss_and_proposal_agree(self) -> Self:
+        loss = type_name(LOSSES, "loss", self.loss)
+        needs_candidates = LOSSES[loss].needs_candidates
+        if needs_candidates and self.proposal is None:
+            raise ValueError(
+                f"loss {loss!r} compares with candidates, so the recipe needs a section "
+                f"[proposal] with a type, one of: {', '.join(sorted(PROPOSALS))}"
+            )
+        if not needs_candidates and self.proposal is not None:
+            raise ValueError(
+                f"loss {loss!r} compares with the whole catalog and takes no candidates; remove "
+                "the section [proposal] (on the command line: --set proposal=none)"
+            )
+        return self
+
+
+def parse_config(table: Mapping[str, Any], source: str) -> RunConfig:
+    """Make a run's config from plain values, such as those a run's manifest holds.
+
+    Args:
+        table: what ``RunConfig.model_dump(mode="json")`` wrote, or a recipe's table.
+        source: the file they come from; begins every message.
+
+    Raises:
+        ConfigError: a key is unknown, missing or has a value that does not fit.
+    """
+    return validated(RunConfig, table, source)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe.
+
+    Args:
+        path: a TOML file; relative paths inside it start at the current folder.
+        overrides: ``key=value`` each, as given to ``--set``; applied before validation.
+
+    Raises:
+        ConfigError: the file or an override is wrong: one sentence with the file and the key.
+    """
+    return parse_config(with_overrides(read_toml(path), overrides), str(path))
+
+
+DEFAULT_RECIPE: Mapping[str, Any] = {
+    "name": "default",
+    "model": {
+        "query_tower": {"type": "causal_transformer"},
+        "item_tower": {"type": "item_embedding"},
+    },
+    "proposal": {
+        "type": "mixture",
+        "proposals": [
+            {"type": "in_batch"},
+            {"type": "uniform", "num_candidates": 256},
+        ],
+    },
+    "loss": {"type": "sampled_softmax", "correction": "refined"},
+}
+"""What ``candid train --data DIR`` trains: a causal transformer by the refined sampled softmax."""
+
+
+def default_recipe(overrides: Sequence[str] = ()) -> RunConfig:
+    """Return ``DEFAULT_RECIPE`` with overrides applied.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    return parse_config(with_overrides(dict(DEFAULT_RECIPE), overrides), "default recipe")
