@@ -1,8 +1,38 @@
 """Where candidates come from, and how often each was expected.
 
-Stub of the package docstring: the owner of this package replaces this file.
+A proposal draws the candidates of a step and states the log expected count of each. To add
+one: a file with the class and its nested ``Config``, and one line in ``PROPOSALS``.
 """
 
-from candid.proposals.candidates import Candidates, Positives, Proposal
+from typing import Final
 
-__all__ = ["Candidates", "Positives", "Proposal"]
+from candid.proposals.candidates import Candidates, Positives, Proposal
+from candid.proposals.config import ProposalComponent, ProposalConfig
+from candid.proposals.frequency import ExactFrequency, Frequency
+from candid.proposals.in_batch import InBatch
+from candid.proposals.mixture import Mixture
+from candid.proposals.popularity import Popularity
+from candid.proposals.uniform import Uniform
+
+PROPOSALS: Final = {
+    "uniform": Uniform,
+    "popularity": Popularity,
+    "in_batch": InBatch,
+    "mixture": Mixture,
+}
+"""Proposals by the name used in recipes."""
+
+__all__ = [
+    "PROPOSALS",
+    "Candidates",
+    "ExactFrequency",
+    "Frequency",
+    "InBatch",
+    "Mixture",
+    "Popularity",
+    "Positives",
+    "Proposal",
+    "ProposalComponent",
+    "ProposalConfig",
+    "Uniform",
+]

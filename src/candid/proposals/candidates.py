@@ -38,7 +38,7 @@ class Candidates:
             that hit its positive can be dropped and the rest renormalised (the paper's Q');
             None for sets and heads.
         owner: [N] int64, the user that a candidate came from, or None. A candidate is not a
-            negative of a row of the same user.
+            negative of a row of the same user; -1 where it belongs to no one user.
         row_user_ids: [B] int64, the user of each row; present exactly when ``owner`` is.
     """
 
@@ -60,5 +60,17 @@ class Proposal(Protocol):
             batch: ``positive_ids`` [B] and ``user_ids`` [B]; the candidates live on the
                 device of ``positive_ids``.
             generator: source of randomness, on that device; same state, same candidates.
+        """
+        ...
+
+    def log_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
+        """Log expected count of any items, as a draw for ``batch`` would state it.
+
+        Args:
+            ids: int64, any shape.
+            batch: as for ``draw``.
+
+        Returns:
+            float32, shape of ``ids``; -inf for an item that can never be proposed.
         """
         ...

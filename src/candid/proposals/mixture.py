@@ -1,0 +1,76 @@
+"""Candidates from several proposals, each corrected by the whole mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from candid.errors import ConfigError
+from candid.proposals.candidates import Candidates, Positives, Proposal
+from candid.proposals.config import ProposalComponent, ProposalConfig
+
+
+class Mixture:
+    """The candidates of every component, one after the other.
+
+    The expected count of an item is the sum over the components, whichever of them drew it:
+    e(d) = Σ_k n_k·Q_k(d), the balance heuristic of multiple importance sampling (Veach and
+    Guibas 1995). Correcting a component's draws by that component alone, or uniform draws by
+    popularity, is a bias that does not go away with n.
+
+    Where all components draw with replacement, ``num_draws`` is Σ n_k and the loss drops a
+    row's hits and renormalises the rest. For one component that is exact; a mixture has a
+    fixed number of draws of each component, so the renormalised estimate of Z' carries a
+    relative error of the order of Σ_k (n_k/n)·(q_k(p) - q̄(p))² / n, where q̄ is the mean of
+    the Q_k: in the test of this package (16 uniform and 16 popularity draws of a catalog of
+    30, a positive with 30 % of the popularity) less than 1 %, and nothing for tail positives.
+
+    Args:
+        components: the proposals; every one gives candidates shared by all rows.
+
+    Raises:
+        ConfigError: no component.
+    """
+
+    class Config(ProposalConfig):
+        """Settings of ``Mixture``."""
+
+        components: tuple[ProposalComponent, ...] = Field(
+            min_length=1, description="the proposals to draw from, each a table with its type"
+        )
+
+        def build(self, counts: Tensor) -> Mixture:
+            """Build every component for the same catalog."""
+            return Mixture([component.build(counts) for component in self.components])
+
+    def __init__(self, components: Sequence[Proposal]) -> None:
+        if not components:
+            raise ConfigError("a mixture needs at least one proposal in 'components'")
+        self.components = tuple(components)
+
+    def draw(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
+        """Draw from every component, in order; see ``Proposal.draw``."""
+        parts = [component.draw(batch, generator) for component in self.components]
+        ids = torch.cat([part.ids for part in parts])
+        draws = [part.num_draws for part in parts]
+        has_owner = any(part.owner is not None for part in parts)
+        return Candidates(
+            ids=ids,
+            log_count=self.log_count_of(ids, batch),
+            log_count_positive=self.log_count_of(batch.positive_ids, batch),
+            num_draws=None if None in draws else sum(n for n in draws if n is not None),
+            owner=torch.cat([_owner(part) for part in parts]) if has_owner else None,
+            row_user_ids=batch.user_ids if has_owner else None,
+        )
+
+    def log_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
+        """Log expected count of any items; see ``Proposal.log_count_of``."""
+        counts = [component.log_count_of(ids, batch) for component in self.components]
+        return torch.logsumexp(torch.stack(counts), dim=0)
+
+
+def _owner(part: Candidates) -> Tensor:
+    return torch.full_like(part.ids, -1) if part.owner is None else part.owner

@@ -1,0 +1,99 @@
+"""Candidates drawn by popularity, tempered by an exponent."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from candid.errors import ConfigError
+from candid.proposals.candidates import Candidates, Positives
+from candid.proposals.config import ProposalConfig
+from candid.proposals.expected_count import log_expected_count
+from candid.proposals.frequency import Counts, checked_counts
+from candid.proposals.on_device import OnDevice
+
+
+class Popularity:
+    """n draws with replacement from Q(d) ∝ count(d)^alpha, shared by all rows.
+
+    Expected count n·Q(d), or 1 - (1 - Q(d))^n for the distinct items among the draws. A draw
+    costs O(log V). An item with count 0 is never drawn, whatever alpha is, and has a log
+    expected count of -inf: its share of the partition function is missed. Add a uniform
+    component (see ``Mixture``) where such items are in the catalog.
+
+    Args:
+        counts: [V], how often each item is a training target.
+        num_candidates: n, the number of draws; with ``distinct`` fewer candidates may come.
+        alpha: exponent, 1 for popularity itself, 0 for uniform over the items with a count.
+        distinct: keep one of each item.
+
+    Raises:
+        ConfigError: ``num_candidates`` is less than 1, or ``alpha`` negative or not finite.
+        DataError: the counts are not a vector of finite non-negative numbers with a
+            positive sum.
+    """
+
+    class Config(ProposalConfig):
+        """Settings of ``Popularity``."""
+
+        num_candidates: int = Field(256, ge=1, description="draws a step")
+        alpha: float = Field(
+            1.0,
+            ge=0,
+            allow_inf_nan=False,
+            description="exponent of the counts: 1 draws by popularity, 0 uniformly",
+        )
+        distinct: bool = Field(False, description="keep one of each item drawn")
+
+        def build(self, counts: Tensor) -> Popularity:
+            """Build for a catalog with these training counts."""
+            return Popularity(counts, self.num_candidates, self.alpha, self.distinct)
+
+    def __init__(
+        self, counts: Counts, num_candidates: int, alpha: float = 1.0, distinct: bool = False
+    ) -> None:
+        if num_candidates < 1:
+            raise ConfigError(f"num_candidates must be at least 1, got {num_candidates}")
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise ConfigError(f"alpha must be a finite number of at least 0, got {alpha}")
+        log_counts = checked_counts(counts).log()
+        # The largest weight is 1, so that no alpha overflows. -inf · 0 would be nan: a count
+        # of 0 keeps its -inf.
+        log_weights = torch.where(
+            log_counts.isneginf(), log_counts, alpha * (log_counts - log_counts.max())
+        )
+        self.num_items = len(log_weights)
+        self.num_candidates = num_candidates
+        self.alpha = alpha
+        self.distinct = distinct
+        cumulative = log_weights.exp().cumsum(0)
+        log_q = log_weights - cumulative[-1].log()
+        self._cumulative = OnDevice(cumulative)
+        self._log_count = OnDevice(log_expected_count(log_q, num_candidates, distinct))
+
+    def draw(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
+        """Draw the candidates of one step; see ``Proposal.draw``."""
+        device = batch.positive_ids.device
+        cumulative = self._cumulative(device)
+        points = torch.rand(
+            self.num_candidates, generator=generator, device=device, dtype=torch.float64
+        )
+        # A product that rounds up to the total would fall beyond the last item.
+        below_total = torch.nextafter(cumulative[-1], torch.zeros_like(cumulative[-1]))
+        points = torch.minimum(points * cumulative[-1], below_total)
+        ids = torch.searchsorted(cumulative, points, right=True)
+        if self.distinct:
+            ids = torch.unique(ids)
+        return Candidates(
+            ids=ids,
+            log_count=self.log_count_of(ids, batch),
+            log_count_positive=self.log_count_of(batch.positive_ids, batch),
+            num_draws=None if self.distinct else self.num_candidates,
+        )
+
+    def log_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
+        """Log expected count of any items; see ``Proposal.log_count_of``."""
+        return self._log_count(ids.device)[ids]

@@ -1,0 +1,72 @@
+"""Candidates drawn uniformly from the catalog."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from candid.errors import ConfigError
+from candid.proposals.candidates import Candidates, Positives
+from candid.proposals.config import ProposalConfig
+from candid.proposals.expected_count import log_expected_count
+
+
+class Uniform:
+    """n draws with replacement from Q(d) = 1/V, shared by all rows.
+
+    Expected count n/V, or 1 - (1 - 1/V)^n for the distinct items among the draws.
+
+    Args:
+        num_items: V, the size of the catalog.
+        num_candidates: n, the number of draws; with ``distinct`` fewer candidates may come.
+        distinct: keep one of each item.
+
+    Raises:
+        ConfigError: ``num_items`` or ``num_candidates`` is less than 1.
+    """
+
+    class Config(ProposalConfig):
+        """Settings of ``Uniform``."""
+
+        num_candidates: int = Field(256, ge=1, description="draws a step")
+        distinct: bool = Field(False, description="keep one of each item drawn")
+
+        def build(self, counts: Tensor) -> Uniform:
+            """Build for a catalog of ``len(counts)`` items."""
+            return Uniform(len(counts), self.num_candidates, self.distinct)
+
+    def __init__(self, num_items: int, num_candidates: int, distinct: bool = False) -> None:
+        if num_items < 1 or num_candidates < 1:
+            raise ConfigError(
+                f"num_items and num_candidates must be at least 1, "
+                f"got {num_items} and {num_candidates}"
+            )
+        self.num_items = num_items
+        self.num_candidates = num_candidates
+        self.distinct = distinct
+        log_q = torch.tensor(-math.log(num_items), dtype=torch.float64)
+        self._log_count = log_expected_count(log_q, num_candidates, distinct).item()
+
+    def draw(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
+        """Draw the candidates of one step; see ``Proposal.draw``."""
+        ids = torch.randint(
+            self.num_items,
+            (self.num_candidates,),
+            generator=generator,
+            device=batch.positive_ids.device,
+        )
+        if self.distinct:
+            ids = torch.unique(ids)
+        return Candidates(
+            ids=ids,
+            log_count=self.log_count_of(ids, batch),
+            log_count_positive=self.log_count_of(batch.positive_ids, batch),
+            num_draws=None if self.distinct else self.num_candidates,
+        )
+
+    def log_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
+        """Log expected count of any items; see ``Proposal.log_count_of``."""
+        return torch.full(ids.shape, self._log_count, device=ids.device)
