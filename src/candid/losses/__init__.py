@@ -1,5 +1,40 @@
-"""Losses; the owner of this package replaces this file."""
+"""Objectives over a query, its positive and the other items.
 
+Each is a pure function of tensors and a class that holds its settings. To add one: a file
+with the class and its nested ``Config``, and one line in ``LOSSES``.
+"""
+
+from typing import Final
+
+from candid.losses.config import LossComponent, LossConfig
+from candid.losses.corrected import Correction, corrected_log_softmax
+from candid.losses.full_softmax import FullSoftmax, full_softmax
 from candid.losses.output import ItemEmbeddings, Loss, LossOutput
+from candid.losses.pointwise import BCE, GBCE, binary_cross_entropy
+from candid.losses.sampled_softmax import SampledSoftmax, sampled_softmax
 
-__all__ = ["ItemEmbeddings", "Loss", "LossOutput"]
+LOSSES: Final = {
+    "full_softmax": FullSoftmax,
+    "sampled_softmax": SampledSoftmax,
+    "bce": BCE,
+    "gbce": GBCE,
+}
+"""Losses by the name used in recipes."""
+
+__all__ = [
+    "BCE",
+    "GBCE",
+    "LOSSES",
+    "Correction",
+    "FullSoftmax",
+    "ItemEmbeddings",
+    "Loss",
+    "LossComponent",
+    "LossConfig",
+    "LossOutput",
+    "SampledSoftmax",
+    "binary_cross_entropy",
+    "corrected_log_softmax",
+    "full_softmax",
+    "sampled_softmax",
+]

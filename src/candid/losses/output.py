@@ -47,6 +47,8 @@ class Loss(Protocol):
         item_embeddings: ItemEmbeddings,
         positive_ids: Tensor,
         candidates: Candidates | None = None,
+        *,
+        effective: bool = False,
     ) -> LossOutput:
         """Score and compare.
 
@@ -56,5 +58,10 @@ class Loss(Protocol):
                 table.
             positive_ids: [B] int64.
             candidates: what the proposal drew.
+            effective: also report ``effective_candidates`` (costs a pass over the scores).
+
+        Raises:
+            ConfigError: candidates are needed and missing, or the table is needed and a
+                callable was given.
         """
         ...

@@ -1,0 +1,185 @@
+"""The corrected softmax over one positive and a sample of the other items.
+
+A sampled candidate d stands for 1 / e(d) items, e(d) its expected count, so that
+
+    log Z' = logsumexp over candidates d that are not hits, of [ s(d) - log e(d) ]        (1)
+    loss   = logaddexp(s(p), log Z') - s(p)                                              (2)
+
+with p the positive: a Horvitz-Thompson estimate of the other items' share of the partition
+function. The gradient of (2) is that of the refined loss of Khrylchenko et al. (RecSys
+2025), -sg(1 - P(p)) · [s(p) - log Σ exp(s(d) - log e(d))], with P(p) from the same sample.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from candid.errors import ConfigError, UnknownNameError
+from candid.losses.output import LossOutput
+
+Correction = Literal["none", "logq", "refined"]
+"""How candidates are corrected for how often they were expected; see ``corrected_log_softmax``."""
+
+
+def corrected_log_softmax(
+    *,
+    positive: Tensor,
+    candidates: Tensor,
+    log_count: Tensor,
+    log_count_positive: Tensor | None = None,
+    hits: Tensor | None = None,
+    correction: Correction = "refined",
+    jackknife: bool = False,
+    row_constant: Tensor | None = None,
+    effective: bool = False,
+) -> LossOutput:
+    """Compare the positive of each row with its candidates, equations (1) and (2).
+
+    ==========  ================  =================  =======================================
+    correction  positive's shift  candidate's shift  what it is
+    ==========  ================  =================  =======================================
+    none        0                 0                  uncorrected sampled softmax
+    logq        - log e(p)        - log e(d)         Yi et al. (RecSys 2019): treats the
+                                                     positive as sampled too
+    refined     0                 - log e(d)         the positive is there with probability
+                                                     1, so its expected count is 1
+    ==========  ================  =================  =======================================
+
+    Scores narrower than float32 are raised to float32; float64 stays. A row whose candidates
+    are all hits has log_z -inf, loss 0 and gradient 0. Under ``logq`` the same loss and
+    gradient come where log e(p) is -inf: a positive that is never proposed teaches nothing,
+    a fault of that correction.
+
+    Args:
+        positive: [B], the score of each row's positive.
+        candidates: [B, N], the candidates' scores.
+        log_count: [N] or [B, N], log e(d). Ignored by ``none``.
+        log_count_positive: [B], log e(p). Needed by ``logq`` alone.
+        hits: [B, N] bool, True where the candidate is not a negative of the row; None for
+            no hits.
+        correction: the row of the table.
+        jackknife: replace the loss by its delete-one jackknife, n·L - (n - 1)/n · Σ L(-i)
+            with L(-i) the loss without candidate i (its expected counts those of n - 1
+            draws): the bias falls from O(1/n) to O(1/n²), the spread grows by about a tenth.
+            n counts the candidates that are not hits; a row with fewer than two keeps the
+            plain loss. Derived for independent draws; for sets and mixtures it removes most,
+            not all, of the leading bias. ``log_z`` and ``misclassification`` stay those of
+            the plain loss.
+        row_constant: [B], added to every log e(d) of the row; None for 0. Ignored by
+            ``none``.
+        effective: report ``effective_candidates``.
+
+    Returns:
+        the loss, carrying the gradient of ``positive`` and ``candidates``; ``log_z`` of (1),
+        with gradient; ``misclassification`` Z' / (exp(positive) + Z') of the shifted scores:
+        the weight that the loss really puts on the row.
+
+    Raises:
+        UnknownNameError: no such correction.
+        ConfigError: ``logq`` without ``log_count_positive``.
+    """
+    if correction not in get_args(Correction):
+        raise UnknownNameError("correction", correction, get_args(Correction))
+    positive, logits = widened(positive), widened(candidates)
+    if correction != "none":
+        logits = logits - log_count
+    if correction == "logq":
+        if log_count_positive is None:
+            raise ConfigError("correction 'logq' needs log_count_positive")
+        positive = positive - log_count_positive
+    shift = None if correction == "none" else row_constant
+    log_sum = masked_logsumexp(logits, hits)
+    log_z = log_sum if shift is None else log_sum - shift
+    loss = negative_log_likelihood(positive, log_z)
+    if jackknife:
+        loss = _jackknifed(loss, positive, logits, hits, log_sum, shift)
+    return LossOutput(
+        loss=loss,
+        log_z=log_z,
+        misclassification=torch.sigmoid(log_z - positive).detach(),
+        effective_candidates=effective_count(logits, hits) if effective else None,
+    )
+
+
+def widened(scores: Tensor) -> Tensor:
+    """Raise scores narrower than float32 to float32."""
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def negative_log_likelihood(positive: Tensor, log_z: Tensor) -> Tensor:
+    """Equation (2), to full relative precision also where the positive is far ahead."""
+    # logaddexp(p, z) - p = logaddexp(0, z - p); the difference itself would cancel.
+    gap = log_z - positive
+    return torch.logaddexp(torch.zeros_like(gap), gap)
+
+
+def masked_logsumexp(logits: Tensor, hits: Tensor | None) -> Tensor:
+    """Logsumexp over the last dimension without the hits; -inf, gradient 0, where all are hits.
+
+    Args:
+        logits: [B, N].
+        hits: [B, N] bool, True where the entry is left out; or None.
+    """
+    if hits is None:
+        return torch.logsumexp(logits, dim=1)
+    # The gradient of a logsumexp over nothing is nan, even times 0: such a row sums zeros
+    # instead and is put right afterwards.
+    is_empty = hits.all(dim=1)
+    fill = torch.where(is_empty, 0.0, -math.inf).to(logits.dtype)
+    log_sum = torch.logsumexp(torch.where(hits, fill[:, None], logits), dim=1)
+    return log_sum.masked_fill(is_empty, -math.inf)
+
+
+def effective_count(logits: Tensor, hits: Tensor | None) -> Tensor:
+    """(Σ w)² / Σ w² of the weights w = exp(logits): [B], detached, 0 where all are hits."""
+    logits = logits.detach()
+    log_sum, log_square = masked_logsumexp(logits, hits), masked_logsumexp(2.0 * logits, hits)
+    return torch.exp(2.0 * log_sum - log_square).masked_fill(log_sum.isneginf(), 0.0)
+
+
+def _jackknifed(
+    loss: Tensor,
+    positive: Tensor,
+    logits: Tensor,
+    hits: Tensor | None,
+    log_sum: Tensor,
+    row_constant: Tensor | None,
+) -> Tensor:
+    """n·L - (n - 1)/n · Σ L(-i) over the valid candidates; the plain loss where n < 2.
+
+    Args:
+        loss: [B], L.
+        positive: [B].
+        logits: [B, N], corrected but for the row constant.
+        hits: [B, N] bool or None.
+        log_sum: [B], the logsumexp of the valid logits.
+        row_constant: [B] or None.
+    """
+    is_hit = torch.zeros_like(logits, dtype=torch.bool) if hits is None else hits
+    num_valid = (~is_hit).sum(dim=1, keepdim=True)
+    is_plain = num_valid < 2
+    # A row that keeps the plain loss goes through with n = 2 and finite numbers, so that what
+    # is thrown away has a gradient of 0 and not nan.
+    n = torch.where(is_plain, 2, num_valid).to(logits.dtype)
+    log_sum = torch.where(is_plain[:, 0], 0.0, log_sum)[:, None]
+    logits = torch.where(is_hit | is_plain, -math.inf, logits)
+
+    # Only the largest share can exceed 1/2: log1p(-share) is exact for all others, and for
+    # that one the others are summed directly.
+    largest = logits.detach().argmax(dim=1, keepdim=True)
+    is_largest = torch.zeros_like(is_hit).scatter(1, largest, True)
+    log_rest = masked_logsumexp(logits, is_largest | is_hit | is_plain)[:, None]
+    share = torch.where(is_largest, 0.0, torch.exp(logits - log_sum))
+    log_left = torch.where(is_largest, log_rest - log_sum, torch.log1p(-share))
+
+    log_z = log_sum + log_left + torch.log(n / (n - 1.0))
+    if row_constant is not None:
+        log_z = log_z - row_constant[:, None]
+    without_one = negative_log_likelihood(positive[:, None].expand_as(log_z), log_z)
+    mean = torch.where(is_hit, 0.0, without_one).sum(dim=1) / n[:, 0]
+    corrected = n[:, 0] * loss - (n[:, 0] - 1.0) * mean
+    return torch.where(is_plain[:, 0], loss, corrected)

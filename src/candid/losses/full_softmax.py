@@ -1,0 +1,110 @@
+"""Softmax over the whole catalog, exact, in memory that does not grow with B × V."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from candid.errors import ConfigError
+from candid.losses.blockwise import Precision, blockwise_log_z
+from candid.losses.comparison import gather
+from candid.losses.config import LossConfig
+from candid.losses.corrected import negative_log_likelihood, widened
+from candid.losses.output import ItemEmbeddings, LossOutput
+from candid.proposals import Candidates
+
+
+def full_softmax(
+    query: Tensor,
+    item_embeddings: Tensor,
+    positive_ids: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    precision: Precision = "float32",
+    effective: bool = False,
+) -> LossOutput:
+    """Negative log-likelihood of each row's positive under a softmax over all V items.
+
+    ``log_z`` leaves the positive out (it is masked inside the sum, not subtracted from it,
+    which would cancel for a confident row), so loss, ``log_z`` and ``misclassification``
+    mean the same as those of a sampled softmax. With a catalog of one item ``log_z`` is
+    -inf, loss 0 and gradient 0.
+
+    Args:
+        query: [B, D].
+        item_embeddings: [V, D], the table.
+        positive_ids: [B] int64.
+        temperature: scores are divided by it.
+        precision: of the matrix products. "bfloat16" is faster and rounds every score to 8
+            significant bits (a score of 10 to about 0.03); sums, exponentials and gradients
+            are kept in float32 either way. float64 input is worked in float64.
+        effective: report ``effective_candidates``: the effective number of other items.
+
+    Returns:
+        loss and ``log_z``, both carrying the gradient of query and table.
+
+    Raises:
+        DataError: a positive outside the table (checked on the CPU, where it needs no device
+            synchronisation).
+    """
+    query = query / temperature
+    positive_vectors = gather(item_embeddings, positive_ids)
+    positive = (widened(query) * widened(positive_vectors)).sum(dim=1)
+    query, items = widened(query), widened(item_embeddings)
+    log_z = blockwise_log_z(query, items, positive_ids, precision)
+    effective_candidates = None
+    if effective:
+        with torch.no_grad():
+            # Σ w² is the sum over the doubled scores.
+            log_square = blockwise_log_z(2.0 * query, items, positive_ids, precision)
+            effective_candidates = torch.exp(2.0 * log_z - log_square)
+            effective_candidates.masked_fill_(log_z.isneginf(), 0.0)
+    return LossOutput(
+        loss=negative_log_likelihood(positive, log_z),
+        log_z=log_z,
+        misclassification=torch.sigmoid(log_z - positive).detach(),
+        effective_candidates=effective_candidates,
+    )
+
+
+class FullSoftmax:
+    """``full_softmax`` with its settings.
+
+    Args:
+        precision: of the matrix products.
+    """
+
+    needs_candidates = False
+
+    class Config(LossConfig):
+        """Settings of ``FullSoftmax``."""
+
+        precision: Precision = Field(
+            "float32",
+            description="of the matrix products: 'bfloat16' is faster, with scores rounded "
+            "to 8 significant bits",
+        )
+
+        def build(self, num_items: int) -> FullSoftmax:
+            """Build for a catalog of any size."""
+            return FullSoftmax(self.precision)
+
+    def __init__(self, precision: Precision = "float32") -> None:
+        self.precision: Precision = precision
+
+    def __call__(
+        self,
+        query: Tensor,
+        item_embeddings: ItemEmbeddings,
+        positive_ids: Tensor,
+        candidates: Candidates | None = None,
+        *,
+        effective: bool = False,
+    ) -> LossOutput:
+        """Score and compare; see ``Loss``. Candidates are not looked at."""
+        if not isinstance(item_embeddings, Tensor):
+            raise ConfigError("the loss 'full_softmax' needs the table of all item vectors")
+        return full_softmax(
+            query, item_embeddings, positive_ids, precision=self.precision, effective=effective
+        )

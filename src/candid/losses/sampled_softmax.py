@@ -1,0 +1,108 @@
+"""Softmax over a positive and candidates that a proposal drew."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from candid.errors import ConfigError
+from candid.losses.comparison import compare
+from candid.losses.config import LossConfig
+from candid.losses.corrected import Correction
+from candid.losses.output import ItemEmbeddings, LossOutput
+from candid.proposals import Candidates
+
+
+def sampled_softmax(
+    query: Tensor,
+    item_embeddings: ItemEmbeddings,
+    positive_ids: Tensor,
+    candidates: Candidates,
+    *,
+    correction: Correction = "refined",
+    jackknife: bool = False,
+    temperature: float | Tensor = 1.0,
+    effective: bool = False,
+) -> LossOutput:
+    """Score each row's positive and candidates and compare them, corrected.
+
+    A candidate that is the row's positive, or comes from the row's own user, is no negative
+    of the row. For draws with replacement and ``refined`` the rest are renormalised: with n
+    draws of which n_valid are left, e(d) = n_valid · Q(d) / (1 - Q(p)), the Q' of
+    Khrylchenko et al. (RecSys 2025). ``logq`` is the habit of the field (Yi et al., RecSys
+    2019): shifts of -log(n·Q), positive included, hits dropped, nothing renormalised.
+    ``none`` ignores the counts.
+
+    Args:
+        query: [B, D].
+        item_embeddings: the table [V, D], or a callable from ids [n] to vectors [n, D] (called
+            once, for positives and candidates together).
+        positive_ids: [B] int64.
+        candidates: ids [N] shared by all rows (one matrix product) or [B, N].
+        correction: see ``corrected_log_softmax``.
+        jackknife: see ``corrected_log_softmax``.
+        temperature: scores are divided by it.
+        effective: report ``effective_candidates``.
+
+    Returns:
+        see ``corrected_log_softmax``.
+
+    Raises:
+        DataError: an id outside the table (checked on the CPU, where it needs no device
+            synchronisation).
+    """
+    comparison = compare(query / temperature, item_embeddings, positive_ids, candidates)
+    return comparison.softmax(correction, jackknife=jackknife, effective=effective)
+
+
+class SampledSoftmax:
+    """``sampled_softmax`` with its settings.
+
+    Args:
+        correction: see ``corrected_log_softmax``.
+        jackknife: see ``corrected_log_softmax``.
+    """
+
+    needs_candidates = True
+
+    class Config(LossConfig):
+        """Settings of ``SampledSoftmax``."""
+
+        correction: Correction = Field(
+            "refined",
+            description="how candidates are corrected for how often they were expected: "
+            "'none', 'logq' (positive too) or 'refined' (candidates only)",
+        )
+        jackknife: bool = Field(
+            False, description="delete-one jackknife: less bias for a little more spread"
+        )
+
+        def build(self, num_items: int) -> SampledSoftmax:
+            """Build for a catalog of any size."""
+            return SampledSoftmax(self.correction, self.jackknife)
+
+    def __init__(self, correction: Correction = "refined", jackknife: bool = False) -> None:
+        self.correction: Correction = correction
+        self.jackknife = jackknife
+
+    def __call__(
+        self,
+        query: Tensor,
+        item_embeddings: ItemEmbeddings,
+        positive_ids: Tensor,
+        candidates: Candidates | None = None,
+        *,
+        effective: bool = False,
+    ) -> LossOutput:
+        """Score and compare; see ``Loss``."""
+        if candidates is None:
+            raise ConfigError("the loss 'sampled_softmax' needs a proposal to draw candidates")
+        return sampled_softmax(
+            query,
+            item_embeddings,
+            positive_ids,
+            candidates,
+            correction=self.correction,
+            jackknife=self.jackknife,
+            effective=effective,
+        )
