@@ -193,7 +193,7 @@ class _Pairs:
         return self.rows[first:last] * (stop - begin) + self.item_ids[first:last] - begin
 
     def subset(self, rows: Tensor, num_rows: int) -> _Pairs:
-        """Keep ``rows`` (ascending), renumbered 0, 1, …"""
+        """Keep ``rows`` (ascending), renumbered from 0."""
         number = torch.full((num_rows,), -1, device=rows.device)
         number[rows] = torch.arange(len(rows), device=rows.device)
         kept = number[self.rows] >= 0

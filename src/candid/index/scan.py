@@ -47,7 +47,7 @@ def scan_block(
 
 def _at_least(scores: Tensor, worst: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Packed (row, column, score) of all scores that can enter, rows ascending."""
-    num_rows, num_items = scores.shape
+    num_items = scores.shape[1]
     group = GROUP
     while group > 1 and num_items < 4 * k * group:
         group //= 2

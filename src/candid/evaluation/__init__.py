@@ -1,0 +1,21 @@
+"""Evaluation over the full catalog: metrics, slices, intervals, likelihood."""
+
+from candid.evaluation.bootstrap import Estimate
+from candid.evaluation.config import EvaluationConfig
+from candid.evaluation.encoder import Encoder, inference
+from candid.evaluation.evaluator import TrueLogProb, evaluate
+from candid.evaluation.metrics import RANKING_METRICS
+from candid.evaluation.report import EvaluationReport, PerUser, Slice
+
+__all__ = [
+    "RANKING_METRICS",
+    "Encoder",
+    "Estimate",
+    "EvaluationConfig",
+    "EvaluationReport",
+    "PerUser",
+    "Slice",
+    "TrueLogProb",
+    "evaluate",
+    "inference",
+]

@@ -1,0 +1,172 @@
+"""What an evaluation found: to read, to store, to compare."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.table import Table
+
+from candid.batches import Ints
+from candid.evaluation.bootstrap import Estimate
+from candid.evaluation.metrics import Floats
+from candid.evaluation.tally import Tally
+
+SCHEMA = 1
+"""Version of the JSON; it grows when a key changes its meaning."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One group of a slicing.
+
+    Attributes:
+        label: what is in it.
+        queries: queries with a target in it.
+        targets: targets in it.
+        metrics: by name, as in the report.
+    """
+
+    label: str
+    queries: int
+    targets: int
+    metrics: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class PerUser:
+    """Each user's share of each metric; a metric is Σ numerator / Σ denominator.
+
+    Attributes:
+        user_ids: [Q] ascending.
+        names: C metrics.
+        numerators: [Q, C].
+        denominators: [Q, C].
+    """
+
+    user_ids: Ints
+    names: tuple[str, ...]
+    numerators: Floats
+    denominators: Floats
+
+    @classmethod
+    def of(cls, user_ids: Ints, everything: Tally) -> PerUser:
+        """Take the rows of a tally without slices."""
+        return cls(user_ids, everything.names, everything.numerators, everything.denominators)
+
+    def to_frame(self) -> pl.DataFrame:
+        """``user_id`` and a column a metric: the user's own value, null where undefined."""
+        columns: dict[str, pl.Series] = {"user_id": pl.Series(self.user_ids)}
+        for c, name in enumerate(self.names):
+            ratio = pl.Series(self.numerators[:, c]) / pl.Series(self.denominators[:, c])
+            columns[name] = ratio.fill_nan(None)
+        return pl.DataFrame(columns)
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """The numbers of one evaluation.
+
+    Attributes:
+        metrics: by name: ``recall@k``, ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``popularity@k``
+            (mean training count of the recommended), ``popularity_percentile@k``,
+            ``coverage@k`` (share of the catalog recommended to anyone), and ``nll``,
+            ``true_nll``, ``excess_nll`` in nats where they were asked for.
+        metric: the one that summaries show first.
+        slices: by slicing: ``target_popularity``, ``history_length``, ``target_warmth``; only
+            groups that hold targets.
+        counts: what was asked and what was left out.
+        settings: what the numbers depend on beside model and data.
+        per_user: each user's values; not part of the JSON.
+    """
+
+    metrics: Mapping[str, Estimate]
+    metric: str
+    slices: Mapping[str, tuple[Slice, ...]]
+    counts: Mapping[str, int]
+    settings: Mapping[str, Any]
+    per_user: PerUser
+
+    def summary(self) -> dict[str, float]:
+        """Plain values, ``metric`` first: what training logs and early stopping read."""
+        first = {self.metric: self.metrics[self.metric]} | dict(self.metrics)
+        return {name: found.value for name, found in first.items() if found.value is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values.
+
+        Keys: ``schema``, ``metric``, ``metrics`` {name: {value, low, high}}, ``slices``
+        {slicing: [{label, queries, targets, metrics}]}, ``counts``, ``settings``. A value that
+        nothing defines, or an interval that was not asked for, is null.
+        """
+        return {
+            "schema": SCHEMA,
+            "metric": self.metric,
+            "metrics": {name: asdict(found) for name, found in self.metrics.items()},
+            "slices": {
+                name: [asdict(part) for part in parts] for name, parts in self.slices.items()
+            },
+            "counts": dict(self.counts),
+            "settings": dict(self.settings),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the JSON, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(self.to_json(), file, indent=2, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def table(self) -> Table:
+        """Metrics by cut-off, with intervals where there are any."""
+        ks = sorted({int(name.split("@")[1]) for name in self.metrics if "@" in name})
+        table = Table(title=f"{self.settings['role']}: {self.counts['users']:,} users")
+        table.add_column("metric")
+        for k in ks:
+            table.add_column(f"@{k}", justify="right")
+        for name in dict.fromkeys(name.split("@")[0] for name in self.metrics if "@" in name):
+            found = (self.metrics.get(f"{name}@{k}") for k in ks)
+            table.add_row(name, *(_cell(one) for one in found))
+        for name in (name for name in self.metrics if "@" not in name):
+            table.add_row(name, _cell(self.metrics[name]), *[""] * (len(ks) - 1))
+        return table
+
+    def slice_table(self, slicing: str) -> Table:
+        """The chosen metric, recall at the same cut-off and NLL by slice."""
+        names = [self.metric, f"recall@{self.metric.split('@')[1]}", "nll"]
+        names = [name for name in dict.fromkeys(names) if name in self.metrics]
+        table = Table(title=slicing.replace("_", " "))
+        table.add_column("slice")
+        table.add_column("targets", justify="right")
+        for name in names:
+            table.add_column(name, justify="right")
+        for part in self.slices[slicing]:
+            cells = (_cell(part.metrics.get(name)) for name in names)
+            table.add_row(part.label, f"{part.targets:,}", *cells)
+        return table
+
+
+def _cell(found: Estimate | None) -> str:
+    if found is None or found.value is None:
+        return "–"
+    if found.low is None or found.high is None:
+        return _number(found.value)
+    return f"{_number(found.value)} ±{_number((found.high - found.low) / 2)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"

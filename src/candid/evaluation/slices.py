@@ -1,0 +1,67 @@
+"""How targets and users are divided for reports by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from candid.batches import Ints
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """A division into named groups.
+
+    Attributes:
+        labels: G names, in order.
+        groups: [V] for a slicing of items, [Q] for one of queries: the group of each.
+    """
+
+    labels: tuple[str, ...]
+    groups: Ints
+
+
+def by_popularity(counts: Ints, num_slices: int) -> Slicing:
+    """Divide items so that each slice holds about the same share of training interactions.
+
+    Slice 1 is the long tail, the last one the few most popular items. Items of one training
+    count stay together (their place is the middle of their common share), so slices may be
+    uneven, or empty, where a single count carries much. Items never trained stand apart.
+
+    Args:
+        counts: [V] training counts.
+        num_slices: at least 1.
+    """
+    distinct, inverse, sizes = np.unique(counts, return_inverse=True, return_counts=True)
+    mass = distinct * sizes
+    middle = np.cumsum(mass) - mass / 2
+    place = np.floor(middle / max(1, int(mass.sum())) * num_slices).astype(np.int64) + 1
+    place = np.where(distinct == 0, 0, np.minimum(place, num_slices))
+    labels = ["untrained"]
+    for number in range(1, num_slices + 1):
+        members = distinct[place == number]
+        spread = f" (count {members[0]} to {members[-1]})" if len(members) else ""
+        labels.append(f"{number}/{num_slices}{spread}")
+    return Slicing(tuple(labels), place[inverse].astype(np.int64))
+
+
+def by_warmth(counts: Ints) -> Slicing:
+    """Divide items into those never trained ("cold") and the rest ("warm")."""
+    return Slicing(("cold", "warm"), (counts > 0).astype(np.int64))
+
+
+def by_history_length(lengths: Ints, edges: Sequence[int]) -> Slicing:
+    """Divide queries by the number of interactions in their whole history.
+
+    Args:
+        lengths: [Q].
+        edges: ascending lengths at which a new slice begins.
+    """
+    bounds = [0, *edges]
+    labels = [
+        str(low) if low == high - 1 else f"{low}-{high - 1}"
+        for low, high in zip(bounds, edges, strict=False)
+    ]
+    return Slicing((*labels, f"{bounds[-1]}+"), np.searchsorted(edges, lengths, side="right"))
