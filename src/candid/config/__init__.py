@@ -1,10 +1,11 @@
 """The configuration of a run: TOML in, one typed object or one clear sentence out."""
 
-from candid.config.recipe_file import parse_override, read_toml, with_overrides
+from candid.config.recipe_file import parse_override, read_toml, with_overrides, with_values
 from candid.config.run import (
     DEFAULT_RECIPE,
     RunConfig,
     default_recipe,
+    load_data_config,
     load_recipe,
     parse_config,
 )
@@ -16,10 +17,12 @@ __all__ = [
     "RunConfig",
     "default_recipe",
     "describe",
+    "load_data_config",
     "load_recipe",
     "parse_config",
     "parse_override",
     "read_toml",
     "validated",
     "with_overrides",
+    "with_values",
 ]

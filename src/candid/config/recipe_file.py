@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,18 @@ def with_overrides(table: Table, overrides: Sequence[str]) -> Table:
     """
     for text in overrides:
         key, value = parse_override(text)
-        table = _with_value(table, key.split("."), value, text)
+        table = _with_value(table, key.split("."), value, f"--set {text!r}")
     return table
 
 
-def _with_value(table: Table, parts: Sequence[str], value: Any, text: str) -> Table:
+def with_values(table: Table, values: Mapping[str, Any]) -> Table:
+    """Return ``table`` with each dotted key set to its value, as ``with_overrides`` does."""
+    for key, value in values.items():
+        table = _with_value(table, key.split("."), value, key)
+    return table
+
+
+def _with_value(table: Table, parts: Sequence[str], value: Any, source: str) -> Table:
     name, *rest = parts
     changed = dict(table)
     if rest:
@@ -86,8 +93,8 @@ def _with_value(table: Table, parts: Sequence[str], value: Any, text: str) -> Ta
         # A component may be named by its type alone: loss = "full_softmax".
         section = {"type": section} if isinstance(section, str) else section
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {text!r}: {name!r} is a value, not a section")
-        changed[name] = _with_value(section, rest, value, text)
+            raise ConfigError(f"{source}: {name!r} is a value, not a section")
+        changed[name] = _with_value(section, rest, value, source)
     elif value is None:
         changed.pop(name, None)
     elif name == "type" and table.get("type") != value:

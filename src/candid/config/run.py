@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from candid.batches import BatchesConfig
-from candid.component import ComponentConfig, tagged, type_name
-from candid.config.recipe_file import read_toml, with_overrides
+from candid.component import ComponentConfig, type_name
+from candid.config.recipe_file import read_toml, with_overrides, with_values
 from candid.config.schema import validated
 from candid.data import DataConfig
+from candid.errors import ConfigError
 from candid.evaluation import EvaluationConfig
-from candid.losses import LOSSES
-from candid.proposals import PROPOSALS
+from candid.losses import LOSSES, LossComponent
+from candid.proposals import PROPOSALS, ProposalComponent
 from candid.towers import ModelConfig
 from candid.training import TrainingConfig
 
@@ -41,12 +42,10 @@ class RunConfig(ComponentConfig):
         default_factory=BatchesConfig, description="how interactions become batches"
     )
     model: ModelConfig = Field(default_factory=ModelConfig, description="the two towers")
-    proposal: Annotated[ComponentConfig, tagged(lambda: PROPOSALS, "proposal")] | None = Field(
+    proposal: ProposalComponent | None = Field(
         None, description="where the candidates of a sampled loss come from"
     )
-    loss: Annotated[ComponentConfig, tagged(lambda: LOSSES, "loss")] = Field(
-        description="the objective"
-    )
+    loss: LossComponent = Field(description="the objective")
     training: TrainingConfig = Field(
         default_factory=TrainingConfig, description="how long, how fast, and when to stop"
     )
@@ -97,6 +96,31 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(with_overrides(read_toml(path), overrides), str(path))
 
 
+class _DataSection(ComponentConfig):
+    data: DataConfig
+
+
+def load_data_config(
+    path: Path | None, values: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> DataConfig:
+    """Read only the ``[data]`` section of a recipe, or make one from values alone.
+
+    Args:
+        path: a recipe, or None.
+        values: dotted keys such as ``data.user``, set on top of the recipe.
+        overrides: ``key=value`` each, set on top of both.
+
+    Raises:
+        ConfigError: the file, a value or an override is wrong.
+    """
+    table = {} if path is None else read_toml(path)
+    table = with_overrides(with_values(table, values), overrides)
+    source = "command line" if path is None else str(path)
+    if "data" not in table:
+        raise ConfigError(f"{source}: no section [data], which says what to prepare")
+    return validated(_DataSection, {"data": table["data"]}, source).data
+
+
 DEFAULT_RECIPE: Mapping[str, Any] = {
     "name": "default",
     "model": {
@@ -105,9 +129,9 @@ DEFAULT_RECIPE: Mapping[str, Any] = {
     },
     "proposal": {
         "type": "mixture",
-        "proposals": [
-            {"type": "in_batch"},
-            {"type": "uniform", "num_candidates": 256},
+        "components": [
+            {"type": "popularity", "num_candidates": 128},
+            {"type": "uniform", "num_candidates": 128},
         ],
     },
     "loss": {"type": "sampled_softmax", "correction": "refined"},
