@@ -1,0 +1,93 @@
+import pytest
+
+from candid.config import parse_override, read_toml, with_overrides, with_values
+from candid.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("training.epochs=5", ("training.epochs", 5)),
+        ("training.lr = 1e-3", ("training.lr", 0.001)),
+        ("loss.correction=logq", ("loss.correction", "logq")),
+        ('data.user="user id"', ("data.user", "user id")),
+        ("data.user=user id", ("data.user", "user id")),
+        ("training.betas=[0.9, 0.98]", ("training.betas", [0.9, 0.98])),
+        ("loss={type='bce'}", ("loss", {"type": "bce"})),
+        ("data.interactions=a=b.csv", ("data.interactions", "a=b.csv")),
+        ("proposal=", ("proposal", None)),
+        ("name=1\nseed = 2", ("name", "1\nseed = 2")),
+    ],
+)
+def test_an_override_is_a_dotted_key_and_a_toml_value_or_a_bare_string(text, expected):
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("training.epochs", "no '='"),
+        ("=5", "not a dotted key"),
+        ("a..b=5", "not a dotted key"),
+        ("a b=5", "not a dotted key"),
+        ("training.betas=[0.9", "not a complete TOML value"),
+        ("name='x", "not a complete TOML value"),
+    ],
+)
+def test_a_malformed_override_is_named(text, word):
+    with pytest.raises(ConfigError) as caught:
+        parse_override(text)
+    assert repr(text) in str(caught.value)
+    assert word in str(caught.value)
+
+
+def test_overrides_apply_in_turn_and_leave_the_table_alone():
+    table = {"training": {"epochs": 3}, "seed": 1}
+    changed = with_overrides(table, ["training.epochs=4", "training.lr=0.1", "seed=", "a.b.c=1"])
+    assert changed == {"training": {"epochs": 4, "lr": 0.1}, "a": {"b": {"c": 1}}}
+    assert table == {"training": {"epochs": 3}, "seed": 1}
+
+
+def test_another_type_starts_the_section_afresh_and_the_same_one_does_not():
+    table = {"loss": {"type": "gbce", "t": 0.5}}
+    assert with_overrides(table, ["loss.type=bce"]) == {"loss": {"type": "bce"}}
+    assert with_overrides(table, ["loss.type=gbce"]) == table
+
+
+def test_a_component_named_by_its_type_alone_can_still_be_set():
+    changed = with_overrides({"loss": "gbce"}, ["loss.t=0.5"])
+    assert changed == {"loss": {"type": "gbce", "t": 0.5}}
+
+
+def test_a_key_cannot_run_through_a_plain_value():
+    with pytest.raises(ConfigError, match="'seed' is a value, not a section"):
+        with_overrides({"seed": 1}, ["seed.x=2"])
+
+
+def test_values_are_taken_as_they_are():
+    assert with_values({"data": {"user": "u"}}, {"data.user": "1", "data.k_core": 5}) == {
+        "data": {"user": "1", "k_core": 5}
+    }
+
+
+def test_a_recipe_is_read_as_toml(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text("name = 'x'\n[training]\nepochs = 2\n")
+    assert read_toml(path) == {"name": "x", "training": {"epochs": 2}}
+
+
+def test_a_recipe_that_cannot_be_read_names_the_file(tmp_path):
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = 'x'\n[training\n")
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"name = '\xff'")
+    for path, word in [
+        (broken, "line 2"),
+        (binary, "UTF-8"),
+        (tmp_path / "missing.toml", "not found"),
+        (tmp_path, "is a folder"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            read_toml(path)
+        assert str(path) in str(caught.value)
+        assert word in str(caught.value)

@@ -1,0 +1,101 @@
+import pytest
+
+from candid.config import (
+    DEFAULT_RECIPE,
+    RunConfig,
+    default_recipe,
+    describe,
+    load_data_config,
+    load_recipe,
+    parse_config,
+)
+from candid.errors import ConfigError
+from candid.losses import LOSSES
+from candid.proposals import PROPOSALS
+
+RECIPE = """
+name = "small"
+[data]
+interactions = "log.csv"
+time = "at"
+[proposal]
+type = "uniform"
+num_candidates = 8
+[loss]
+type = "sampled_softmax"
+correction = "logq"
+[training]
+epochs = 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_recipe_becomes_typed_settings_with_defaults_for_the_rest(recipe):
+    config = load_recipe(recipe)
+    assert (config.name, config.seed, config.training.epochs) == ("small", 0, 2)
+    assert config.data is not None
+    assert config.data.interactions == "log.csv"
+    assert config.loss.correction == "logq"
+    assert config.proposal == PROPOSALS["uniform"].Config(num_candidates=8)
+
+
+def test_overrides_come_before_validation(recipe):
+    config = load_recipe(recipe, ["training.epochs=7", "proposal=none", "loss.type=full_softmax"])
+    assert config.training.epochs == 7
+    assert config.proposal is None
+    assert isinstance(config.loss, LOSSES["full_softmax"].Config)
+
+
+def test_what_a_run_stores_is_read_back_equal(recipe):
+    config = load_recipe(recipe)
+    assert parse_config(config.model_dump(mode="json"), "run.json") == config
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_says_whether_it_goes_with_a_proposal(loss):
+    table = {"name": "x", "loss": {"type": loss}}
+    with_proposal = table | {"proposal": {"type": "uniform"}}
+    good, bad = (with_proposal, table) if LOSSES[loss].needs_candidates else (table, with_proposal)
+    parse_config(good, "x")
+    with pytest.raises(ConfigError, match=r"\[proposal\]"):
+        parse_config(bad, "x")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b"])
+def test_a_name_is_a_plain_folder_name(name):
+    with pytest.raises(ConfigError, match="name"):
+        parse_config({**DEFAULT_RECIPE, "name": name}, "x")
+
+
+def test_the_default_recipe_is_the_refined_loss_on_a_mixture():
+    config = default_recipe()
+    assert config.loss.correction == "refined"
+    assert isinstance(config.proposal, PROPOSALS["mixture"].Config)
+    assert default_recipe(["seed=3"]).seed == 3
+
+
+def test_the_data_section_is_read_alone_with_values_and_overrides_on_top(recipe):
+    config = load_data_config(recipe, {"data.user": "who", "data.k_core": 3}, ["data.k_core=5"])
+    assert (config.interactions, config.user, config.k_core) == ("log.csv", "who", 5)
+    alone = load_data_config(None, {"data.interactions": "a.csv", "data.order": "n"})
+    assert alone.order == "n"
+
+
+def test_a_data_section_that_is_missing_or_wrong_is_named(recipe):
+    recipe.write_text("name = 'x'")
+    with pytest.raises(ConfigError, match=r"small\.toml: no section \[data\]"):
+        load_data_config(recipe, {})
+    with pytest.raises(ConfigError, match=r"command line: unknown config key 'data\.k_cor'"):
+        load_data_config(None, {"data.interactions": "a", "data.time": "t", "data.k_cor": 1})
+
+
+def test_every_key_of_a_recipe_has_a_meaning():
+    keys = list(describe(RunConfig))
+    assert {"training.lr", "loss.correction", "data.split.kind"} <= {key.key for key in keys}
+    assert [key.key for key in keys if not key.meaning] == []

@@ -1,0 +1,138 @@
+"""The schema walk, on a schema of its own so that every expected value is in sight."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pytest
+from pydantic import Field, model_validator
+
+from candid.component import ComponentConfig, tagged
+from candid.config import ConfigKey, describe, validated
+from candid.errors import ConfigError
+
+
+class Disc:
+    class Config(ComponentConfig):
+        radius: float = Field(1.0, gt=0, description="half the width")
+
+
+class Group:
+    class Config(ComponentConfig):
+        members: "tuple[Annotated[ComponentConfig, tagged(shapes, 'shape')], ...]" = Field(
+            description="shapes together"
+        )
+
+
+SHAPES: dict[str, Any] = {"disc": Disc, "group": Group}
+
+
+def shapes() -> Mapping[str, Any]:
+    return SHAPES
+
+
+Group.Config.model_rebuild()
+
+
+class Ink(ComponentConfig):
+    colour: Literal["red", "blue"] = Field("red", description="of the line")
+    width: int | None = Field(2, ge=1, description="in points")
+    dashes: tuple[float, ...] = Field((), description="lengths")
+
+
+class Drawing(ComponentConfig):
+    sides: ClassVar[int] = 2
+    name: str = Field(description="of the file")
+    ink: Ink = Field(default_factory=Ink, description="what lines look like")
+    frame: Ink | None = Field(None, description="around it all")
+    shape: Annotated[ComponentConfig, tagged(shapes, "shape")] = Field(
+        default_factory=Disc.Config, description="what is drawn"
+    )
+    verbose: bool = Field(False, description="say more")
+    folder: Path | None = Field(None, description="where")
+
+    @model_validator(mode="after")
+    def _name_and_folder_differ(self) -> "Drawing":
+        if self.folder is not None and self.folder.name == self.name:
+            raise ValueError("folder and name must differ")
+        return self
+
+
+def test_every_key_is_listed_with_type_default_and_meaning():
+    assert list(describe(Drawing)) == [
+        ConfigKey("name", "text", "required", "of the file"),
+        ConfigKey("ink.colour", "red | blue", '"red"', "of the line"),
+        ConfigKey("ink.width", "integer", "2", "in points"),
+        ConfigKey("ink.dashes", "list of number", "[]", "lengths"),
+        ConfigKey("frame.colour", "red | blue", '"red"', "of the line"),
+        ConfigKey("frame.width", "integer", "2", "in points"),
+        ConfigKey("frame.dashes", "list of number", "[]", "lengths"),
+        ConfigKey("shape.type", "disc | group", '"disc"', "what is drawn"),
+        ConfigKey("shape.radius", "number", "1", "half the width", "disc"),
+        ConfigKey("shape.members.type", "disc | group", "required", "shapes together", "group"),
+        ConfigKey("verbose", "true | false", "false", "say more"),
+        ConfigKey("folder", "path", "none", "where"),
+    ]
+
+
+def test_a_good_table_becomes_a_config_and_back():
+    table = {"name": "a", "ink": {"width": "none"}, "shape": {"type": "disc", "radius": 2}}
+    drawing = validated(Drawing, table, "d.toml")
+    assert drawing.ink.width is None
+    assert drawing.shape == Disc.Config(radius=2)
+    assert validated(Drawing, drawing.model_dump(mode="json"), "again") == drawing
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({}, "name is missing: it has no default, so the recipe must give it"),
+        (
+            {"nam": "a"},
+            "unknown config key 'nam': did you mean 'name'? "
+            "known: folder, frame, ink, name, shape, verbose",
+        ),
+        (
+            {"name": "a", "ink": {"color": "red"}},
+            "unknown config key 'ink.color': did you mean 'ink.colour'? "
+            "known: ink.colour, ink.dashes, ink.width",
+        ),
+        (
+            {"name": "a", "frame": {"colour": "green"}},
+            "frame.colour is \"green\", but should be 'red' or 'blue'",
+        ),
+        (
+            {"name": "a", "ink": {"width": 0}},
+            "ink.width is 0, but should be greater than or equal to 1",
+        ),
+        (
+            {"name": "a", "verbose": "perhaps"},
+            'verbose is "perhaps", but should be a valid boolean',
+        ),
+        (
+            {"name": "a", "shape": {"type": "disk"}},
+            "unknown shape 'disk': did you mean 'disc'? known: disc, group",
+        ),
+        (
+            {"name": "a", "shape": {"type": "disc", "radus": 1}},
+            "unknown config key 'shape.radus': did you mean 'shape.radius'? known: shape.radius",
+        ),
+        (
+            {
+                "name": "a",
+                "shape": {"type": "group", "members": ["disc", {"type": "disc", "r": 1}]},
+            },
+            "unknown config key 'shape.members.1.r': did you mean 'shape.members.1.radius'? "
+            "known: shape.members.1.radius",
+        ),
+        (
+            {"name": "a", "shape": {"radius": 1}},
+            "a shape must be a table with a key 'type', one of: disc, group; got {'radius': 1}",
+        ),
+        ({"name": "a", "folder": "/x/a"}, "folder and name must differ"),
+    ],
+)
+def test_a_wrong_table_is_one_sentence_with_source_key_and_cure(table, sentence):
+    with pytest.raises(ConfigError) as caught:
+        validated(Drawing, table, "d.toml")
+    assert str(caught.value) == f"d.toml: {sentence}"
