@@ -1,5 +1,20 @@
 """Reading, filtering, splitting and storing interactions."""
 
 from candid.data.dataset import HeldOut, PreparedDataset, Role, held_out
+from candid.data.prepare import Prepared, prepare
+from candid.data.schema import DataConfig, ItemTableConfig, SplitConfig
+from candid.data.store import SCHEMA_VERSION, open_dataset
 
-__all__ = ["HeldOut", "PreparedDataset", "Role", "held_out"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "DataConfig",
+    "HeldOut",
+    "ItemTableConfig",
+    "Prepared",
+    "PreparedDataset",
+    "Role",
+    "SplitConfig",
+    "held_out",
+    "open_dataset",
+    "prepare",
+]

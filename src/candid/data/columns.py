@@ -1,0 +1,212 @@
+"""From the columns of the user's files to the columns candid knows, checked and typed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from candid.data import times
+from candid.data.readers import Source, collect, columns_of, require_columns
+from candid.data.schema import DataConfig
+from candid.errors import DataError
+
+NUMBERS = ("order", "weight", "rating")
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """Interactions under candid's names (user, item, time, order, weight, rating, role).
+
+    Attributes:
+        sources: the files, each scanned under candid's names.
+        columns: candid's name -> the name in the files.
+        schema: type of each column; text where the format has only text.
+    """
+
+    sources: list[Source]
+    columns: dict[str, str]
+    schema: dict[str, pl.DataType]
+
+    @property
+    def frame(self) -> pl.LazyFrame:
+        """All files, one after the other."""
+        return pl.concat([source.frame for source in self.sources])
+
+    def run(self, query: pl.LazyFrame) -> pl.DataFrame:
+        """Collect a query over ``frame``; a damaged file becomes a ``DataError``."""
+        return collect(query, self.sources)
+
+    def first(self, bad: pl.Expr, name: str) -> str:
+        """Say where the first row that meets ``bad`` is and what it holds in ``name``."""
+        for source in self.sources:
+            rows = source.frame.with_row_index("_row").filter(bad).head(1)
+            found = collect(rows.select("_row", name), [source])
+            if found.height:
+                row, value = found.row(0)
+                shown = "" if value is None else f" ({value!r})"
+                return f"{source.place(row)}{shown}"
+        raise LookupError(f"no row of column {name!r} is at fault")
+
+
+def declare(sources: Sequence[Source], config: DataConfig) -> RawTable:
+    """Pick and rename the columns that ``config`` names.
+
+    Raises:
+        DataError: a column is missing or of a type that cannot serve.
+    """
+    wanted = {
+        "user": config.user,
+        "item": config.item,
+        "time": config.time,
+        "order": config.order,
+        "weight": config.weight,
+        "rating": config.rating,
+        "role": config.split.column,
+    }
+    columns = {name: column for name, column in wanted.items() if column is not None}
+    schema: dict[str, pl.DataType] = {}
+    declared = []
+    for source in sources:
+        require_columns(source, columns.values())
+        types = columns_of(source)
+        picked = []
+        for name, column in columns.items():
+            expression, dtype = _typed(name, column, types[column], source)
+            if schema.setdefault(name, dtype) != dtype:
+                raise DataError(
+                    f"column {column!r} is {dtype} in {source.path} and {schema[name]} in "
+                    f"{sources[0].path}; give it one type in all files"
+                )
+            picked.append(expression.alias(name))
+        frame = source.frame.select(picked)
+        declared.append(Source(source.path, frame, source.first_line, source.explain))
+    return RawTable(declared, columns, schema)
+
+
+def _typed(
+    name: str, column: str, dtype: pl.DataType, source: Source
+) -> tuple[pl.Expr, pl.DataType]:
+    """Widen to one of Int64, UInt64, Float64, String or Datetime, else refuse."""
+    value = pl.col(column)
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return value.cast(pl.String), pl.String()
+    if isinstance(dtype, pl.String):
+        # Text formats write a missing value as nothing between two separators.
+        return pl.when(value != "").then(value), pl.String()
+    if name == "role" and (dtype.is_integer() or dtype == pl.Boolean):
+        return value.cast(pl.String), pl.String()
+    if dtype == pl.UInt64:
+        return value, pl.UInt64()
+    if dtype.is_integer():
+        return value.cast(pl.Int64), pl.Int64()
+    if name not in ("user", "item", "role") and (dtype.is_float() or dtype.is_decimal()):
+        return value.cast(pl.Float64).fill_nan(
+            float("nan") if name == "weight" else None
+        ), pl.Float64()
+    if name in ("time", "order") and isinstance(dtype, pl.Datetime | pl.Date):
+        return times.as_utc(value, dtype), pl.Datetime("us")
+    needs = {"user": "integer or text", "item": "integer or text", "role": "text or integer"}
+    raise DataError(
+        f"column {column!r} of {source.path} has type {dtype}, not "
+        f"{needs.get(name, 'a date, a number or text' if name == 'time' else 'a number')}; "
+        "convert it or name another column"
+    )
+
+
+def parse(table: RawTable, config: DataConfig) -> tuple[pl.LazyFrame, dict[str, int]]:
+    """Check every column and return the rows to keep, parsed.
+
+    Returns:
+        The query, with columns user, item (Int64, UInt64 or String), time (Int64 microseconds),
+        order (Int64, Float64 or Datetime), weight (Float32), role (String), as far as declared;
+        and how many rows it reads and drops: ``rows``, ``nulls``, ``low_rating``.
+
+    Raises:
+        DataError: no rows, or a value that cannot be used.
+    """
+    survey = _survey(table)
+    if not survey["rows"]:
+        raise DataError(f"{table.sources[0].path} has no rows")
+    for name, column in table.columns.items():
+        late = name in ("time", "order", "role")  # judged after filtering, in prepare
+        if survey[f"{name}_nulls"] and not late and not config.drop_nulls:
+            raise DataError(
+                f"column {column!r} has {survey[f'{name}_nulls']:,} empty values, first in "
+                f"{table.first(pl.col(name).is_null(), name)}; fill them or set drop_nulls"
+            )
+    parsed = {name: _parsed(table, name, survey) for name in table.columns}
+    _check_weights(table, parsed.get("weight"))
+    complete = pl.lit(True)
+    if config.drop_nulls:
+        complete = pl.all_horizontal(pl.col(n).is_not_null() for n in table.columns if n != "role")
+    query = table.frame.filter(complete).with_columns(e.alias(n) for n, e in parsed.items())
+    kept = pl.lit(True) if config.min_rating is None else pl.col("rating") >= config.min_rating
+    counts = {"rows": int(survey["rows"]), "nulls": 0, "low_rating": 0}
+    if config.drop_nulls or config.min_rating is not None:
+        counted = table.run(query.select(pl.len().alias("all"), kept.sum().alias("kept"))).row(0)
+        counts["nulls"] = counts["rows"] - counted[0]
+        counts["low_rating"] = counted[0] - counted[1]
+    return query.filter(kept).drop("rating", strict=False), counts
+
+
+def _survey(table: RawTable) -> dict[str, int | float | bool]:
+    """One pass over the files for everything that decides how columns are read."""
+    facts = [pl.len().alias("rows")]
+    for name, dtype in table.schema.items():
+        value = pl.col(name)
+        facts.append(value.null_count().alias(f"{name}_nulls"))
+        if dtype == pl.String and name != "role":
+            integer = value.cast(pl.Int64, strict=False)
+            facts.append(
+                (integer.cast(pl.String) == value)
+                .fill_null(value.is_null())
+                .all()
+                .alias(f"{name}_is_integer")
+            )
+            number = value.cast(pl.Float64, strict=False)
+            facts.append((number.is_null() & value.is_not_null()).sum().alias(f"{name}_not_number"))
+            if name == "time":
+                facts.append(number.abs().max().alias("time_largest"))
+        elif name == "time" and dtype.is_numeric():
+            facts.append(value.cast(pl.Float64).abs().max().alias("time_largest"))
+    return table.run(table.frame.select(facts)).row(0, named=True)
+
+
+def _parsed(table: RawTable, name: str, survey: dict[str, int | float | bool]) -> pl.Expr:
+    value, dtype = pl.col(name), table.schema[name]
+    if name == "role":
+        return value
+    if name in ("user", "item"):
+        return value.cast(pl.Int64) if survey.get(f"{name}_is_integer") else value
+    if name == "time":
+        if dtype == pl.String and survey["time_not_number"]:
+            return times.from_text(value)
+        if isinstance(dtype, pl.Datetime):
+            return value.to_physical()
+        return times.from_number(value, float(survey["time_largest"] or 0))
+    if dtype == pl.String:
+        if survey[f"{name}_is_integer"] and name == "order":
+            return value.cast(pl.Int64)
+        number = value.cast(pl.Float64, strict=False)
+        if survey[f"{name}_not_number"]:
+            bad = number.is_null() & value.is_not_null()
+            raise DataError(
+                f"column {table.columns[name]!r} has {survey[f'{name}_not_number']:,} values that "
+                f"are not numbers, first in {table.first(bad, name)}; repair them"
+            )
+        value = number.fill_nan(float("nan") if name == "weight" else None)
+    return value.cast(pl.Float32) if name == "weight" else value
+
+
+def _check_weights(table: RawTable, weight: pl.Expr | None) -> None:
+    if weight is None:
+        return
+    bad = ~(weight.is_finite() & (weight >= 0))
+    count = table.run(table.frame.select(bad.sum())).item()
+    if count:
+        raise DataError(
+            f"column {table.columns['weight']!r} has {count:,} weights that are negative or not "
+            f"finite, first in {table.first(bad, 'weight')}; repair or remove these rows"
+        )

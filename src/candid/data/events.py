@@ -1,0 +1,190 @@
+"""The interactions in memory: dense ids, in order, filtered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from candid.data import filters
+from candid.data.columns import RawTable, parse
+from candid.data.dataset import Role
+from candid.data.schema import DataConfig, SplitConfig
+from candid.errors import DataError
+
+UNASSIGNED = 255
+"""Role code of a row whose role is null."""
+
+
+@dataclass
+class Events:
+    """Interactions grouped by user, in order of use.
+
+    Attributes:
+        frame: E rows; user, item (Int32 ids), then as declared time (Int64 microseconds),
+            weight (Float32), role (UInt8, column splits only).
+        users: source id of each user, ascending.
+        items: source id of each item, ascending.
+        rows_read: rows of the files.
+        dropped: reason -> number of rows.
+    """
+
+    frame: pl.DataFrame
+    users: pl.Series
+    items: pl.Series
+    rows_read: int
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def ids(self, name: str) -> npt.NDArray[np.int32]:
+        """[E] int32, column ``user`` or ``item``."""
+        return self.frame[name].to_numpy()
+
+    def keep(self, reason: str, mask: npt.NDArray[np.bool_]) -> None:
+        """Drop the rows where ``mask`` is False, and renumber users and items without gaps.
+
+        Raises:
+            DataError: nothing is left.
+        """
+        dropped = int(len(mask) - mask.sum())
+        if not dropped:
+            return
+        self.dropped[reason] = self.dropped.get(reason, 0) + dropped
+        if dropped == len(mask):
+            raise DataError(
+                f"nothing is left after {reason}: all {dropped:,} interactions were dropped; "
+                "lower the limit"
+            )
+        frame = self.frame.filter(pl.Series(mask))
+        user, present_users = filters.compact(frame["user"].to_numpy())
+        item, present_items = filters.compact(frame["item"].to_numpy())
+        self.frame = frame.with_columns(pl.Series("user", user), pl.Series("item", item))
+        self.users = self.users.gather(present_users)
+        self.items = self.items.gather(present_items)
+
+
+def load(table: RawTable, config: DataConfig) -> Events:
+    """Read, encode, order and filter the interactions.
+
+    Memory holds the encoded rows (16 to 25 bytes each, a few copies while sorting) and the
+    distinct ids, never the files' own columns.
+
+    Raises:
+        DataError: bad values, or nothing left.
+    """
+    query, counts = parse(table, config)
+    dropped = {k: counts[k] for k in ("nulls", "low_rating") if counts[k]}
+    if counts["rows"] == sum(dropped.values()):
+        raise DataError(
+            f"nothing is left of {table.sources[0].path}: {dropped} dropped; lower min_rating"
+        )
+    users, items = (_distinct(table, query, name) for name in ("user", "item"))
+    for name, ids in (("user", users), ("item", items)):
+        codes = ids.to_frame(name).with_columns(
+            pl.Series("_code", np.arange(len(ids), dtype=np.int32))
+        )
+        query = (
+            query.join(codes.lazy(), on=name, how="left", maintain_order="left")
+            .drop(name)
+            .rename({"_code": name})
+        )
+    if config.split.kind == "column":
+        query = query.with_columns(_role_codes(table, config.split))
+    keys = [key for key in ("role", "time", "order") if key in table.columns]
+    frame = table.run(query)
+    _check_dates(table, frame)
+    if not (len(keys) == 0 and frame["user"].is_sorted()):
+        # Stable: rows that tie keep the order of the file.
+        frame = frame.sort("user", *keys, maintain_order=True)
+    events = Events(frame, users, items, counts["rows"], dropped)
+    _filter(events, config)
+    for name in ("time", "order"):
+        if name in table.columns:
+            _check_complete(table, events, name)
+    if "order" in table.columns:
+        events.frame = events.frame.drop("order")
+    return events
+
+
+def _distinct(table: RawTable, query: pl.LazyFrame, name: str) -> pl.Series:
+    return table.run(query.select(pl.col(name).unique()))[name].sort()
+
+
+def _role_codes(table: RawTable, split: SplitConfig) -> pl.Expr:
+    """Map role names to ``Role`` codes.
+
+    Raises:
+        DataError: a value without a role, or nulls that may not be dropped.
+    """
+    values = table.run(table.frame.group_by("role").len())
+    counts = dict(zip(values["role"], values["len"], strict=True))
+    unknown = sorted(value for value in counts if value is not None and value not in split.roles)
+    if unknown:
+        shown = ", ".join(f"{value!r} ({counts[value]:,} rows)" for value in unknown[:10])
+        raise DataError(
+            f"column {split.column!r} holds {shown}, which split.roles does not map; "
+            f"known: {', '.join(split.roles)}"
+        )
+    codes = {value: int(Role[role.upper()]) for value, role in split.roles.items()}
+    return pl.col("role").replace_strict(codes, default=UNASSIGNED, return_dtype=pl.UInt8)
+
+
+def _filter(events: Events, config: DataConfig) -> None:
+    frame = events.frame
+    if config.split.drop_unassigned and "role" in frame.columns:
+        events.keep("unassigned role", frame["role"].to_numpy() != UNASSIGNED)
+    if config.deduplicate != "none":
+        distinct = pl.struct("user", "item")
+        first = distinct.is_first_distinct()
+        last = distinct.is_last_distinct()
+        kept = first if config.deduplicate == "first" else last
+        events.keep("deduplicate", events.frame.select(kept).to_series().to_numpy())
+    user_core, item_core = config.cores
+    if user_core > 1 or item_core > 1:
+        mask = filters.k_core(events.ids("user"), events.ids("item"), user_core, item_core)
+        events.keep(f"k-core (users {user_core}, items {item_core})", mask)
+    if config.min_history > 1:
+        events.keep("min_history", filters.min_history(events.ids("user"), config.min_history))
+    if "role" in frame.columns and not config.split.drop_unassigned:
+        count = int((events.frame["role"] == UNASSIGNED).sum())
+        if count:
+            raise DataError(
+                f"column {config.split.column!r} has {count:,} empty values; "
+                "fill them or set split.drop_unassigned"
+            )
+
+
+def _check_dates(table: RawTable, frame: pl.DataFrame) -> None:
+    """Text times that no form of ISO 8601 fits."""
+    if table.schema.get("time") != pl.String or not frame["time"].null_count():
+        return
+    from candid.data import times
+
+    value = pl.col("time")
+    number = value.cast(pl.Float64, strict=False).fill_nan(None)
+    bad = value.is_not_null() & times.from_text(value).is_null() & number.is_null()
+    try:
+        place = table.first(bad, "time")
+    except LookupError:
+        return
+    raise DataError(
+        f"column {table.columns['time']!r} holds a value that is neither a number nor an ISO date "
+        f"in {place}; repair it"
+    )
+
+
+def _check_complete(table: RawTable, events: Events, name: str) -> None:
+    """Nulls in time or order among the rows that survived the filters."""
+    missing = events.frame.filter(pl.col(name).is_null())
+    if not missing.height:
+        return
+    user = events.users[missing["user"][0]]
+    item = events.items[missing["item"][0]]
+    same = (pl.col("user").cast(pl.String) == str(user)) & (
+        pl.col("item").cast(pl.String) == str(item)
+    )
+    raise DataError(
+        f"column {table.columns[name]!r} has {missing.height:,} empty values, one in "
+        f"{table.first(pl.col(name).is_null() & same, name)}; fill them or set drop_nulls"
+    )

@@ -1,0 +1,284 @@
+"""``prepare``: from the user's files to a prepared dataset on disk.
+
+The manifest that results (``manifest.json``, also ``PreparedDataset.manifest``) holds: kind,
+schema_version, fingerprint (of the content), candid_version, config, sources (path, size,
+mtime_ns), rows_read, dropped (reason -> rows), counts, split (kind, cuts, unseen targets),
+time, items_without_row, files (bytes, sha256).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from candid import __version__
+from candid.data import splits, times
+from candid.data.atomic import atomic_folder
+from candid.data.catalog import item_table, open_items
+from candid.data.columns import RawTable, declare
+from candid.data.dataset import PreparedDataset, Role
+from candid.data.events import Events, load
+from candid.data.readers import Source, open_sources
+from candid.data.schema import DataConfig
+from candid.data.store import MANIFEST, open_dataset, read_manifest, write_dataset
+from candid.errors import ArtifactError, ConfigError, DataError
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What ``prepare`` hands back.
+
+    Attributes:
+        dataset: opened from disk.
+        up_to_date: nothing was done because the folder already held the result.
+        report: the manifest.
+    """
+
+    dataset: PreparedDataset
+    up_to_date: bool
+    report: dict[str, Any]
+
+
+def prepare(
+    config: DataConfig, out: Path | str, *, progress: Progress | None = None, force: bool = False
+) -> Prepared:
+    """Prepare the interactions that ``config`` names and write them to the folder ``out``.
+
+    Users and items are numbered by ascending source id. ``out`` appears complete or not at
+    all, and an earlier dataset there is replaced only then.
+
+    Args:
+        config: the ``[data]`` section of a recipe.
+        out: folder to write; new, empty, or an earlier prepared dataset.
+        progress: called with one line before each step.
+        force: prepare even if ``out`` is up to date.
+
+    Raises:
+        ConfigError: settings that do not fit the data.
+        DataError: input that cannot be used; names file, column and row.
+        ArtifactError: ``out`` is something else, or cannot be written.
+    """
+    out = Path(out)
+    say = progress or (lambda line: None)
+    earlier = _earlier(out)
+    sources = open_sources(config.interactions, config.format, config.separator)
+    item_sources = [] if config.items is None else open_items(config.items)
+    inputs = {
+        "config": config.model_dump(mode="json"),
+        "sources": [_stat(source) for source in [*sources, *item_sources]],
+    }
+    if earlier is not None and not force and inputs.items() <= earlier.items():
+        return Prepared(open_dataset(out), True, earlier)
+    say(f"reading {config.interactions}")
+    table = declare(sources, config)
+    events = load(table, config)
+    say(f"splitting {events.frame.height:,} interactions ({config.split.kind})")
+    split = _split(events, config, table)
+    dataset, without_row = _assemble(events, item_sources, config)
+    facts = {
+        "candid_version": __version__,
+        **inputs,
+        "rows_read": events.rows_read,
+        "dropped": events.dropped,
+        "counts": _counts(dataset),
+        "split": split,
+        "time": _time_range(dataset),
+        "items_without_row": without_row,
+    }
+    say(f"writing {out}")
+    with atomic_folder(out) as folder:
+        manifest = write_dataset(folder, dataset, facts)
+    return Prepared(open_dataset(out), False, manifest)
+
+
+def _earlier(out: Path) -> dict[str, Any] | None:
+    """The manifest of a whole dataset at ``out``; None where a new one may be written.
+
+    Raises:
+        ArtifactError: ``out`` holds anything that candid did not write.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    refusal = f"{out} exists and is not a prepared dataset; choose another folder or remove it"
+    try:
+        raw = json.loads((out / MANIFEST).read_bytes())
+        known = {MANIFEST, *raw["files"]} if raw["kind"] == "candid-dataset" else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtifactError(refusal) from None
+    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+    if not known:
+        raise ArtifactError(refusal)
+    if foreign:
+        raise ArtifactError(
+            f"{out} also holds {foreign[0]!r}, which candid did not write; move it elsewhere first"
+        )
+    try:
+        return read_manifest(out)
+    except ArtifactError:
+        return None
+
+
+def _stat(source: Source) -> dict[str, Any]:
+    status = source.path.stat()
+    return {
+        "path": str(source.path.resolve()),
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+    }
+
+
+def _split(events: Events, config: DataConfig, table: RawTable) -> dict[str, Any]:
+    """Give every row its role, drop what ``unseen`` says, and report."""
+    facts: dict[str, Any] = {"kind": config.split.kind}
+    if config.split.kind == "column":
+        roles = events.frame["role"].to_numpy()
+    elif config.split.kind == "temporal":
+        time = events.frame["time"].to_numpy()
+        validation, test = _cuts(config, table, time)
+        roles = splits.temporal(time, validation, test)
+        facts |= {"validation_from": _moment(validation), "test_from": _moment(test)}
+    else:
+        roles = splits.leave_one_out(events.ids("user"))
+    if config.split.validation_users is not None:
+        roles = splits.sample_validation(
+            events.ids("user"), roles, config.split.validation_users, config.split.seed
+        )
+    events.frame = events.frame.with_columns(pl.Series("role", roles, dtype=pl.UInt8))
+    _check_roles(roles, config)
+    facts["unseen"] = _judge_unseen(events, roles, config)
+    _check_size(events, config)
+    return facts
+
+
+def _cuts(config: DataConfig, table: RawTable, time: npt.NDArray[np.int64]) -> tuple[int, int]:
+    cuts = []
+    for cut in (config.split.validation, config.split.test):
+        if isinstance(cut, str):
+            cuts.append(times.cut_from(cut, 0.0))
+        elif 0 < cut < 1:
+            cuts.append(splits.quantile_time(time, cut))
+        else:
+            largest = 0.0 if isinstance(table.schema["time"], pl.Datetime) else cut
+            cuts.append(times.cut_from(cut, largest))
+    if cuts[0] >= cuts[1]:
+        raise ConfigError(
+            f"split.validation ({_moment(cuts[0])}) must come before split.test "
+            f"({_moment(cuts[1])})"
+        )
+    return cuts[0], cuts[1]
+
+
+def _check_roles(roles: npt.NDArray[np.uint8], config: DataConfig) -> None:
+    counts = np.bincount(roles, minlength=len(Role))
+    if not counts[Role.TRAIN]:
+        raise DataError(
+            f"the {config.split.kind} split of {config.interactions} leaves nothing to train on; "
+            "change the split"
+        )
+    if not counts[Role.VALIDATION] and not counts[Role.TEST]:
+        raise DataError(
+            f"the {config.split.kind} split of {config.interactions} leaves nothing to validate "
+            "or test on; change the split"
+        )
+
+
+def _judge_unseen(
+    events: Events, roles: npt.NDArray[np.uint8], config: DataConfig
+) -> dict[str, dict[str, int]]:
+    users, items = events.ids("user"), events.ids("item")
+    found = splits.unseen(users, items, roles)
+    report = {}
+    for role in (Role.VALIDATION, Role.TEST):
+        here = roles == role
+        by_item, by_user = found.item & here, found.user & here
+        report[role.name.lower()] = {
+            "targets": int(here.sum()),
+            "targets_of_unseen_items": int(by_item.sum()),
+            "unseen_items": len(np.unique(items[by_item])),
+            "targets_of_unseen_users": int(by_user.sum()),
+            "unseen_users": len(np.unique(users[by_user])),
+        }
+        if here.any() and by_item.sum() == here.sum():
+            raise DataError(
+                f"all {int(here.sum()):,} {role.name.lower()} targets of {config.interactions} are "
+                "items that are never trained; change the split or the item ids"
+            )
+    bad = found.item | found.user
+    if bad.any() and config.split.unseen == "error":
+        first = int(np.flatnonzero(bad)[0])
+        raise DataError(
+            f"{int(bad.sum()):,} held-out interactions of {config.interactions} have an item or "
+            f"user that is never trained, for one item {events.items[int(items[first])]!r} of "
+            f"user {events.users[int(users[first])]!r}; set split.unseen to keep or drop"
+        )
+    if config.split.unseen == "drop":
+        events.keep("unseen in training", ~bad)
+    return report
+
+
+def _check_size(events: Events, config: DataConfig) -> None:
+    for name, count in (("user", len(events.users)), ("item", len(events.items))):
+        if count < 2:
+            raise DataError(
+                f"{config.interactions} has only one {name} after filtering "
+                f"({(events.users if name == 'user' else events.items)[0]!r}): nothing can be "
+                f"learnt from one; is {getattr(config, name)!r} the right column?"
+            )
+
+
+def _assemble(
+    events: Events, item_sources: list[Source], config: DataConfig
+) -> tuple[PreparedDataset, int | None]:
+    items, without_row = pl.DataFrame({"source_id": events.items}), None
+    if config.items is not None:
+        items, without_row = item_table(events.items, item_sources, config.items)
+    counts = np.bincount(events.ids("user"), minlength=len(events.users))
+    frame = events.frame
+    dataset = PreparedDataset(
+        item_ids=events.ids("item"),
+        user_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        roles=frame["role"].to_numpy(),
+        users=pl.DataFrame({"source_id": events.users}),
+        items=items,
+        timestamps=frame["time"].to_numpy() if "time" in frame.columns else None,
+        weights=frame["weight"].to_numpy() if "weight" in frame.columns else None,
+    )
+    return dataset, without_row
+
+
+def _counts(dataset: PreparedDataset) -> dict[str, int]:
+    owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.user_offsets))
+    by_role = np.bincount(dataset.roles, minlength=len(Role))
+    counts = {
+        "users": dataset.num_users,
+        "items": dataset.num_items,
+        "interactions": len(dataset.item_ids),
+        **{role.name.lower(): int(by_role[role]) for role in Role},
+    }
+    for role in (Role.TRAIN, Role.VALIDATION, Role.TEST):
+        present = np.bincount(owners[dataset.roles == role], minlength=dataset.num_users) > 0
+        counts[f"{role.name.lower()}_users"] = int(present.sum())
+    counts["items_trained"] = int((dataset.train_counts > 0).sum())
+    return counts
+
+
+def _time_range(dataset: PreparedDataset) -> dict[str, str] | None:
+    if dataset.timestamps is None:
+        return None
+    return {
+        "first": _moment(int(dataset.timestamps.min())),
+        "last": _moment(int(dataset.timestamps.max())),
+    }
+
+
+def _moment(microseconds: int) -> str:
+    return str(np.datetime64(microseconds, "us")) + "Z"

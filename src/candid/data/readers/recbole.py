@@ -1,0 +1,31 @@
+"""RecBole atomic files: tab separated, the header says ``name:type``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from candid.data.readers.delimited import header_of, scan_tsv
+from candid.data.readers.source import Source
+from candid.errors import DataError
+
+TYPES = ("token", "token_seq", "float", "float_seq")
+
+
+def scan(path: Path, separator: str | None = None) -> Source:
+    """Scan an ``.inter`` or ``.item`` file; columns lose their ``:type``.
+
+    Raises:
+        DataError: a column of the header has no known type.
+    """
+    names = {}
+    for field in header_of(path).split(separator or "\t"):
+        name, _, kind = field.rpartition(":")
+        if not name or kind not in TYPES:
+            raise DataError(
+                f"{path}: column {field!r} of the header is not 'name:type' "
+                f"with a type of {', '.join(TYPES)}; use format = 'tsv' for a plain table"
+            )
+        names[field] = name
+    source = scan_tsv(path, separator)
+    return replace(source, frame=source.frame.rename(names))

@@ -1,0 +1,81 @@
+"""One file of a table, as every reader hands it on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from candid.errors import DataError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, scanned but not yet read.
+
+    Attributes:
+        path: the file.
+        frame: all its columns; text formats leave every column as text.
+        first_line: number of the line that holds the first row, or None where a file has
+            no lines (parquet): rows are then counted from 1.
+        explain: turns an error met while reading the file into a sentence.
+    """
+
+    path: Path
+    frame: pl.LazyFrame
+    first_line: int | None
+    explain: Callable[[Exception], str]
+
+    def place(self, row: int) -> str:
+        """Name the ``row``-th row (from 0) as a user would look for it."""
+        if self.first_line is None:
+            return f"row {row + 1} of {self.path}"
+        return f"line {self.first_line + row} of {self.path}"
+
+
+def columns_of(source: Source) -> pl.Schema:
+    """Read the names and types of the columns.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        return source.frame.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{source.path}: {source.explain(error)}") from error
+
+
+def require_columns(source: Source, names: Iterable[str]) -> None:
+    """Check that the file has every column in ``names``.
+
+    Raises:
+        DataError: one is missing; the message suggests the nearest and lists all.
+    """
+    known = columns_of(source).names()
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            raise DataError(
+                f"{source.path} has no column {name!r}: {hint}columns: {', '.join(known)}"
+            )
+
+
+def collect(query: pl.LazyFrame, sources: Iterable[Source]) -> pl.DataFrame:
+    """Run ``query`` streaming; an error of a file becomes a sentence about that file.
+
+    Raises:
+        DataError: one of ``sources`` cannot be read.
+    """
+    try:
+        return query.collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        for source in sources:
+            try:
+                source.frame.select(pl.all().null_count()).collect(engine="streaming")
+            except (pl.exceptions.PolarsError, OSError) as own:
+                raise DataError(f"{source.path}: {source.explain(own)}") from own
+        raise DataError(f"cannot read the interactions: {error}") from error

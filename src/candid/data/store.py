@@ -1,0 +1,149 @@
+"""The prepared dataset on disk: npy arrays to map, parquet tables, one manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from candid.data.atomic import write_file
+from candid.data.dataset import PreparedDataset
+from candid.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+KIND = "candid-dataset"
+MANIFEST = "manifest.json"
+ARRAYS = {
+    "item_ids": np.int32,
+    "user_offsets": np.int64,
+    "roles": np.uint8,
+    "timestamps": np.int64,
+    "weights": np.float32,
+}
+OPTIONAL = ("timestamps", "weights")
+TABLES = ("users", "items")
+
+
+def fingerprint(dataset: PreparedDataset) -> str:
+    """Hash the content (ids, order, roles, tables), whatever file or setting it came from."""
+    digest = hashlib.sha256()
+    for name, dtype in ARRAYS.items():
+        array = getattr(dataset, name)
+        if array is not None:
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array, dtype=dtype))
+    for name in TABLES:
+        table: pl.DataFrame = getattr(dataset, name)
+        digest.update(f"{name} {table.schema}".encode())
+        digest.update(table.write_ndjson().encode())
+    return digest.hexdigest()
+
+
+def write_dataset(folder: Path, dataset: PreparedDataset, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write all files into an empty ``folder`` and return the manifest.
+
+    Args:
+        folder: where; see ``atomic.atomic_folder``.
+        dataset: what.
+        facts: what the manifest says besides the files and the fingerprint.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    for name, dtype in ARRAYS.items():
+        array = getattr(dataset, name)
+        if array is None:
+            continue
+        header = io.BytesIO()
+        array = np.ascontiguousarray(array, dtype=dtype)
+        np.lib.format.write_array_header_1_0(
+            header, np.lib.format.header_data_from_array_1_0(array)
+        )
+        size, checksum = write_file(folder / f"{name}.npy", header.getbuffer(), array.data)
+        files[f"{name}.npy"] = {"bytes": size, "sha256": checksum}
+    for name in TABLES:
+        content = io.BytesIO()
+        getattr(dataset, name).write_parquet(content)
+        size, checksum = write_file(folder / f"{name}.parquet", content.getbuffer())
+        files[f"{name}.parquet"] = {"bytes": size, "sha256": checksum}
+    manifest = {
+        "kind": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": fingerprint(dataset),
+        **facts,
+        "files": files,
+    }
+    write_file(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+    return manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read ``manifest.json`` of a prepared dataset and check that its files are whole in size.
+
+    Raises:
+        ArtifactError: no dataset, one of another schema version, or a file cut short.
+    """
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is not a folder with a prepared dataset; run candid prepare")
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        kind, version = manifest["kind"], manifest["schema_version"]
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path} holds no {MANIFEST}: it is not a prepared dataset; run candid prepare"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path / MANIFEST} is damaged; prepare again") from error
+    if kind != KIND:
+        raise ArtifactError(f"{path} holds a {kind}, not a prepared dataset")
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} was written in dataset version {version}, this candid reads "
+            f"{SCHEMA_VERSION}; prepare it again"
+        )
+    for name, expected in manifest["files"].items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != expected["bytes"]:
+            found = "is missing" if size is None else f"has {size:,} bytes"
+            raise ArtifactError(f"{file} {found}, not {expected['bytes']:,}; prepare again")
+    return dict(manifest)
+
+
+def open_dataset(path: Path | str, verify: bool = False) -> PreparedDataset:
+    """Open a prepared dataset; its arrays are mapped, not read.
+
+    Args:
+        path: the folder that ``prepare`` wrote.
+        verify: also compare the checksum of every file (reads all of it).
+
+    Raises:
+        ArtifactError: not a dataset, another version, or damaged; names the file.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if verify:
+        for name, expected in manifest["files"].items():
+            with (path / name).open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
+                    raise ArtifactError(f"{path / name} differs from its checksum; prepare again")
+    content: dict[str, Any] = {}
+    for name in ARRAYS:
+        if name in OPTIONAL and f"{name}.npy" not in manifest["files"]:
+            continue
+        content[name] = _opened(path / f"{name}.npy")
+    for name in TABLES:
+        content[name] = _opened(path / f"{name}.parquet")
+    return PreparedDataset(**content, manifest=manifest, path=path)
+
+
+def _opened(file: Path) -> Any:
+    try:
+        if file.suffix == ".npy":
+            return np.load(file, mmap_mode="r")
+        return pl.read_parquet(file, glob=False)
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        raise ArtifactError(f"{file} is damaged; prepare again") from error
