@@ -7,6 +7,7 @@ from candid.config.run import (
     default_recipe,
     load_data_config,
     load_recipe,
+    override_evaluation,
     parse_config,
 )
 from candid.config.schema import ConfigKey, describe, validated
@@ -19,6 +20,7 @@ __all__ = [
     "describe",
     "load_data_config",
     "load_recipe",
+    "override_evaluation",
     "parse_config",
     "parse_override",
     "read_toml",

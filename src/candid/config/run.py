@@ -10,12 +10,12 @@ from pydantic import Field, model_validator
 
 from candid.batches import BatchesConfig
 from candid.component import ComponentConfig, type_name
-from candid.config.recipe_file import read_toml, with_overrides, with_values
+from candid.config.recipe_file import parse_override, read_toml, with_overrides, with_values
 from candid.config.schema import validated
 from candid.data import DataConfig
 from candid.errors import ConfigError
 from candid.evaluation import EvaluationConfig
-from candid.losses import LOSSES, LossComponent
+from candid.losses import LOSSES, Loss, LossComponent
 from candid.proposals import PROPOSALS, ProposalComponent
 from candid.towers import ModelConfig
 from candid.training import TrainingConfig
@@ -56,7 +56,8 @@ class RunConfig(ComponentConfig):
     @model_validator(mode="after")
     def _loss_and_proposal_agree(self) -> Self:
         loss = type_name(LOSSES, "loss", self.loss)
-        needs_candidates = LOSSES[loss].needs_candidates
+        objective: type[Loss] = LOSSES[loss]
+        needs_candidates = objective.needs_candidates
         if needs_candidates and self.proposal is None:
             raise ValueError(
                 f"loss {loss!r} compares with candidates, so the recipe needs a section "
@@ -94,6 +95,20 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file or an override is wrong: one sentence with the file and the key.
     """
     return parse_config(with_overrides(read_toml(path), overrides), str(path))
+
+
+def override_evaluation(config: RunConfig, overrides: Sequence[str]) -> EvaluationConfig:
+    """Return the evaluation settings of a trained run with overrides applied.
+
+    Raises:
+        ConfigError: an override is wrong, or would change what was trained.
+    """
+    for text in overrides:
+        key, _ = parse_override(text)
+        if key.split(".")[0] != "evaluation":
+            raise ConfigError(f"--set {text!r}: the run is trained; only evaluation.* can change")
+    table = with_overrides(config.model_dump(mode="json"), overrides)
+    return parse_config(table, "command line").evaluation
 
 
 class _DataSection(ComponentConfig):
@@ -138,11 +153,25 @@ DEFAULT_RECIPE: Mapping[str, Any] = {
 }
 """What ``candid train --data DIR`` trains: a causal transformer by the refined sampled softmax."""
 
+UNORDERED: Mapping[str, Any] = {
+    "batches": {"unit": "interaction", "batch_size": 1024},
+    "model": {
+        "query_tower": {"type": "user_embedding"},
+        "item_tower": {"type": "item_embedding"},
+    },
+}
+"""What replaces it where interactions have no order: a history tower has nothing to read."""
 
-def default_recipe(overrides: Sequence[str] = ()) -> RunConfig:
-    """Return ``DEFAULT_RECIPE`` with overrides applied.
+
+def default_recipe(overrides: Sequence[str] = (), *, ordered: bool = True) -> RunConfig:
+    """Return the default recipe with overrides applied.
+
+    Args:
+        overrides: ``key=value`` each.
+        ordered: whether the interactions of a user have an order.
 
     Raises:
         ConfigError: an override is wrong.
     """
-    return parse_config(with_overrides(dict(DEFAULT_RECIPE), overrides), "default recipe")
+    table = dict(DEFAULT_RECIPE) if ordered else {**DEFAULT_RECIPE, **UNORDERED}
+    return parse_config(with_overrides(table, overrides), "default recipe")

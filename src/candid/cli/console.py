@@ -1,0 +1,65 @@
+"""What a verb prints: its result on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+PIPE_WIDTH = 160
+"""Width of tables where there is no terminal to ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """Where the output of one verb goes.
+
+    Attributes:
+        json: the result is one JSON document instead of text.
+        quiet: no progress.
+    """
+
+    json: bool
+    quiet: bool
+
+    @property
+    def is_live(self) -> bool:
+        """Whether progress may redraw itself: a person watches a terminal."""
+        return not (self.json or self.quiet) and sys.stderr.isatty()
+
+    def note(self, line: str) -> None:
+        """Say something about progress."""
+        if not (self.json or self.quiet):
+            typer.echo(line, err=True)
+
+    def result(self, document: Mapping[str, Any], *text: RenderableType) -> None:
+        """Print the result: ``document`` under ``--json``, otherwise ``text``."""
+        if self.json:
+            typer.echo(json.dumps(_finite(document), ensure_ascii=False, default=str))
+            return
+        from rich.console import Console as RichConsole
+
+        width = None if sys.stdout.isatty() else PIPE_WIDTH
+        screen = RichConsole(file=sys.stdout, width=width, markup=False, highlight=False)
+        for part in text:
+            # A path must stay on one line to be copied; a table knows its own width.
+            screen.print(part, soft_wrap=isinstance(part, str))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return value

@@ -1,0 +1,62 @@
+"""``candid evaluate``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from candid.cli.console import Console
+from candid.cli.options import Json, Quiet, Set
+
+if TYPE_CHECKING:
+    from candid.evaluation import EvaluationConfig, EvaluationReport
+    from candid.runs import LoadedRun
+
+
+class Split(StrEnum):
+    """What can be measured on."""
+
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Prepared dataset; none: the one the run was trained on.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="What to measure on.")] = Split.TEST,
+    overrides: Set = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a trained model over the full catalog; only evaluation.* keys can be overridden."""
+    from candid.config import override_evaluation
+    from candid.runs import load_run
+
+    console = Console(json, quiet)
+    loaded = load_run(run, data)
+    config = override_evaluation(loaded.config, overrides or [])
+    report, path = measured(loaded, split, config)
+    console.result(
+        {"run": str(run), "split": split.value, "file": str(path), **report.to_json()},
+        report.table(),
+        *(report.slice_table(name) for name in report.slices),
+        f"written to {path}",
+    )
+
+
+def measured(
+    run: LoadedRun, split: Split, config: EvaluationConfig | None = None
+) -> tuple[EvaluationReport, Path]:
+    """Measure a run, store the report in its folder and return both."""
+    from candid.data import Role
+    from candid.runs import evaluate_run
+
+    report = evaluate_run(run, Role[split.name], config)
+    path = run.folder / f"evaluation-{split.value}.json"
+    report.save(path)
+    return report, path
