@@ -22,7 +22,7 @@ from candid.component import ComponentConfig
 from candid.errors import ArtifactError, ConfigError
 from candid.index.order import decode, encode
 from candid.index.protocol import Exclusions, Hits
-from candid.index.scan import scan_block
+from candid.index.scan import GROUP, scan_block
 
 SURPLUS = 16
 """Items that the scan keeps beyond k, so that near ties at the cut rarely need a second look."""
@@ -126,9 +126,9 @@ class ExactIndex:
         """Search at most ``block_rows`` queries; [b, K] keys, best first."""
         kept_ids, kept_scores = self._scan(query, min(k + SURPLUS, self.num_items), exclude)
         wide = query.double()
-        vectors = self._vectors[kept_ids.clamp(min=0)].double()
-        exact = torch.bmm(vectors, wide.unsqueeze(-1)).squeeze(-1).float()
-        exact = torch.where(kept_ids < 0, -torch.inf, exact)
+        vectors = self._vectors.index_select(0, kept_ids.clamp(min=0).flatten()).double()
+        exact = torch.bmm(vectors.view(*kept_ids.shape, -1), wide.unsqueeze(-1)).squeeze(-1)
+        exact = torch.where(kept_ids < 0, -torch.inf, exact.float())
         keys = torch.topk(encode(exact, kept_ids), k).values
         # Whatever the scan left out scored at most its worst kept item.
         worst = kept_scores.amin(-1).double()
@@ -144,12 +144,14 @@ class ExactIndex:
         """The k best by working precision, unordered: ids (-1 where none) and scores [b, k]."""
         ids = query.new_full((len(query), k), -1, dtype=torch.int64)
         scores = query.new_full((len(query), k), -torch.inf)
-        buffer = query.new_empty(len(query) * self._block_items)
+        buffer = query.new_empty(len(query) * _padded(self._block_items))
         for begin, stop in self._blocks():
-            block = buffer[: len(query) * (stop - begin)].view(len(query), stop - begin)
-            torch.mm(query, self._vectors[begin:stop].T, out=block)
+            width = _padded(stop - begin)
+            block = buffer[: len(query) * width].view(len(query), width)
+            block[:, stop - begin :] = -torch.inf
+            torch.mm(query, self._vectors[begin:stop].T, out=block[:, : stop - begin])
             if exclude is not None:
-                block.view(-1).index_fill_(0, exclude.within(begin, stop), -torch.inf)
+                block.view(-1).index_fill_(0, exclude.within(begin, stop, width), -torch.inf)
             ids, scores = scan_block(block, begin, ids, scores)
         return ids, scores
 
@@ -162,7 +164,8 @@ class ExactIndex:
         for begin, stop in self._blocks():
             scores = (wide @ self._vectors[begin:stop].double().T).float()
             if exclude is not None:
-                scores.view(-1).index_fill_(0, exclude.within(begin, stop), -torch.inf)
+                hidden = exclude.within(begin, stop, stop - begin)
+                scores.view(-1).index_fill_(0, hidden, -torch.inf)
             found = encode(scores, torch.arange(begin, stop, device=wide.device))
             found = torch.topk(found, min(k, stop - begin)).values
             keys = torch.topk(torch.cat([keys, found], dim=1), k).values
@@ -186,11 +189,11 @@ class _Pairs:
     rows: Tensor
     item_ids: Tensor
 
-    def within(self, begin: int, stop: int) -> Tensor:
-        """Flat positions in a [b, stop - begin] block of scores."""
+    def within(self, begin: int, stop: int, width: int) -> Tensor:
+        """Flat positions in a [b, width] block of the scores of items begin .. stop - 1."""
         bounds = torch.tensor([begin, stop], device=self.item_ids.device)
         first, last = torch.searchsorted(self.item_ids, bounds).tolist()
-        return self.rows[first:last] * (stop - begin) + self.item_ids[first:last] - begin
+        return self.rows[first:last] * width + self.item_ids[first:last] - begin
 
     def subset(self, rows: Tensor, num_rows: int) -> _Pairs:
         """Keep ``rows`` (ascending), renumbered from 0."""
@@ -209,3 +212,7 @@ def _rows_of(exclude: Exclusions | None, rows: slice) -> _Pairs | None:
     owners = torch.repeat_interleave(numbers, lengths)
     item_ids, order = torch.sort(exclude.item_ids[int(offsets[0]) : int(offsets[-1])])
     return _Pairs(owners[order], item_ids)
+
+
+def _padded(width: int) -> int:
+    return -(-width // GROUP) * GROUP

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 GROUP = 32
-"""Largest number of items behind one maximum."""
+"""Largest number of items behind one maximum; a block is a multiple of it wide."""
+
+SPREAD = 4
+"""Groups wanted for each result, at least, so that two good items seldom share one."""
 
 
 def scan_block(
@@ -20,8 +23,9 @@ def scan_block(
     """Merge a block of scores into the results kept so far.
 
     Args:
-        scores: [b, n] float32, the scores of items ``first_id .. first_id + n - 1``; -inf for
-            items that must not be returned.
+        scores: [b, n] float32, contiguous, n a multiple of ``GROUP``: the scores of items
+            ``first_id .. first_id + n - 1``; -inf for padding and for items that must not be
+            returned.
         first_id: id of the first column.
         kept_ids: [b, k] int64, -1 where nothing is kept yet.
         kept_scores: [b, k] float32, -inf where nothing is kept yet.
@@ -49,32 +53,18 @@ def _at_least(scores: Tensor, worst: Tensor, k: int) -> tuple[Tensor, Tensor, Te
     """Packed (row, column, score) of all scores that can enter, rows ascending."""
     num_items = scores.shape[1]
     group = GROUP
-    while group > 1 and num_items < 4 * k * group:
+    while group > 1 and num_items < SPREAD * k * group:
         group //= 2
     num_groups = num_items // group
-    body = scores[:, : group * num_groups].unflatten(1, (group, num_groups))
-    maxima = body.amax(1)
+    members = scores.view(-1, group)
+    maxima = members.amax(1).view(-1, num_groups)
+    # -inf marks what must not be returned, so nothing below the least finite number enters.
+    worst = worst.clamp(min=torch.finfo(scores.dtype).min)
     if num_groups >= k:
         # At least k scores of this very block reach the k-th largest maximum.
-        worst = torch.maximum(worst, torch.topk(maxima, k, sorted=False).values.amin(-1))
-    rows, groups = _reached(maxima, worst)
-    members = body[rows, :, groups]
-    packed, within = _reached(members, worst[rows])
-    rows, columns = rows[packed], within * num_groups + groups[packed]
-    found = members[packed, within]
-    if group * num_groups == num_items:
-        return rows, columns, found
-    tail = scores[:, group * num_groups :]
-    tail_rows, tail_columns = _reached(tail, worst)
-    rows = torch.cat([rows, tail_rows])
-    columns = torch.cat([columns, tail_columns + group * num_groups])
-    found = torch.cat([found, tail[tail_rows, tail_columns]])
-    order = torch.argsort(rows, stable=True)
-    return rows[order], columns[order], found[order]
-
-
-def _reached(values: Tensor, worst: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of values that are at least ``worst`` [rows] and not -inf."""
-    reached = (values >= worst.unsqueeze(1)) & (values > -torch.inf)
-    rows, columns = reached.nonzero().unbind(1)
-    return rows, columns
+        worst = torch.maximum(worst, torch.topk(maxima, k, sorted=False).values.amin(1))
+    rows, groups = (maxima >= worst.unsqueeze(1)).nonzero().unbind(1)
+    opened = members.index_select(0, rows * num_groups + groups)
+    packed, within = (opened >= worst[rows].unsqueeze(1)).nonzero().unbind(1)
+    found = opened.view(-1)[packed * group + within]
+    return rows[packed], groups[packed] * group + within, found

@@ -1,0 +1,41 @@
+"""Keys sort as (score descending, id ascending) and come back unchanged."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candid.index.order import LARGEST_ID, decode, encode
+
+pairs = st.lists(
+    st.tuples(st.floats(width=32, allow_nan=False), st.integers(0, LARGEST_ID)),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(pairs)
+def test_larger_keys_are_better_results(found):
+    scores = torch.tensor([score for score, _ in found])
+    ids = torch.tensor([item_id for _, item_id in found])
+    keys = encode(scores, ids).numpy()
+    by_key = np.argsort(-keys, kind="stable")
+    by_hand = sorted(range(len(found)), key=lambda i: (-found[i][0], found[i][1]))
+    assert [found[i] for i in by_key] == [found[i] for i in by_hand]
+
+
+@given(pairs)
+def test_keys_hold_ids_and_scores(found):
+    scores = torch.tensor([score for score, _ in found])
+    ids = torch.tensor([item_id for _, item_id in found])
+    got_ids, got_scores = decode(encode(scores, ids))
+    assert torch.equal(got_scores, scores)
+    assert torch.equal(got_ids, torch.where(scores.isneginf(), -1, ids))
+
+
+def test_a_missing_item_is_worst():
+    keys = encode(torch.tensor([-torch.inf, -torch.inf, -3e38]), torch.tensor([-1, 4, 9]))
+    assert keys[2] > keys[0]
+    assert decode(keys)[0].tolist() == [-1, -1, 9]
