@@ -1,3 +1,75 @@
-"""candid: honest sampled softmax for retrieval models."""
+"""candid: honest sampled softmax for retrieval models.
+
+The names below are the front door; each is loaded from its part on first use, so that
+``import candid`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from candid.config import RunConfig, default_recipe, load_recipe
+    from candid.data import DataConfig, PreparedDataset, open_dataset
+    from candid.data.prepare import prepare
+    from candid.errors import CandidError
+    from candid.evaluation import evaluate
+    from candid.index import INDEXES
+    from candid.losses import LOSSES, LossOutput, corrected_log_softmax
+    from candid.losses.full_softmax import full_softmax
+    from candid.losses.sampled_softmax import sampled_softmax
+    from candid.proposals import PROPOSALS, Candidates
+    from candid.runs import evaluate_run, load_run, train_run
+    from candid.towers import TOWERS, RetrievalModel
+
+__all__ = [
+    "INDEXES",
+    "LOSSES",
+    "PROPOSALS",
+    "TOWERS",
+    "CandidError",
+    "Candidates",
+    "DataConfig",
+    "LossOutput",
+    "PreparedDataset",
+    "RetrievalModel",
+    "RunConfig",
+    "__version__",
+    "corrected_log_softmax",
+    "default_recipe",
+    "evaluate",
+    "evaluate_run",
+    "full_softmax",
+    "load_recipe",
+    "load_run",
+    "open_dataset",
+    "prepare",
+    "sampled_softmax",
+    "train_run",
+]
+
+_HOMES = {
+    "config": ("RunConfig", "default_recipe", "load_recipe"),
+    "data": ("DataConfig", "PreparedDataset", "open_dataset", "prepare"),
+    "errors": ("CandidError",),
+    "evaluation": ("evaluate",),
+    "index": ("INDEXES",),
+    "losses": ("LOSSES", "LossOutput", "corrected_log_softmax", "full_softmax", "sampled_softmax"),
+    "proposals": ("PROPOSALS", "Candidates"),
+    "runs": ("evaluate_run", "load_run", "train_run"),
+    "towers": ("TOWERS", "RetrievalModel"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((part for part, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module 'candid' has no attribute {name!r}")
+    return getattr(import_module(f"candid.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
