@@ -1,6 +1,7 @@
 """Reading, filtering, splitting and storing interactions."""
 
 from candid.data.dataset import HeldOut, PreparedDataset, Role, held_out
+from candid.data.lookup import item_ids_of, user_ids_of
 from candid.data.prepare import Prepared, prepare
 from candid.data.schema import DataConfig, ItemTableConfig, SplitConfig
 from candid.data.store import SCHEMA_VERSION, open_dataset
@@ -15,6 +16,8 @@ __all__ = [
     "Role",
     "SplitConfig",
     "held_out",
+    "item_ids_of",
     "open_dataset",
     "prepare",
+    "user_ids_of",
 ]

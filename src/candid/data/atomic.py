@@ -9,12 +9,15 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from candid.errors import ArtifactError
 
 LOCK = ".lock"
+GRACE = 60.0
+"""Seconds that a temporary folder may be without lock while its process starts or ends."""
 
 
 @contextlib.contextmanager
@@ -29,7 +32,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the file system refuses (disk full, no permission).
     """
-    out = out.absolute()
+    out = out.resolve()
     prefix = f".{out.name}.part-"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +94,10 @@ def _remove_stale(parent: Path, prefix: str) -> None:
     for left in parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             if (left / LOCK).exists():
-                with (left / LOCK).open("w") as lock:
+                with (left / LOCK).open("rb") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            elif time.time() - left.stat().st_mtime < GRACE:
+                continue
             shutil.rmtree(left)
 
 

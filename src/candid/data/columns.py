@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -81,7 +81,7 @@ def declare(sources: Sequence[Source], config: DataConfig) -> RawTable:
                 )
             picked.append(expression.alias(name))
         frame = source.frame.select(picked)
-        declared.append(Source(source.path, frame, source.first_line, source.explain))
+        declared.append(replace(source, frame=frame))
     return RawTable(declared, columns, schema)
 
 
@@ -102,9 +102,8 @@ def _typed(
     if dtype.is_integer():
         return value.cast(pl.Int64), pl.Int64()
     if name not in ("user", "item", "role") and (dtype.is_float() or dtype.is_decimal()):
-        return value.cast(pl.Float64).fill_nan(
-            float("nan") if name == "weight" else None
-        ), pl.Float64()
+        number = value.cast(pl.Float64)
+        return number if name == "weight" else number.fill_nan(None), pl.Float64()
     if name in ("time", "order") and isinstance(dtype, pl.Datetime | pl.Date):
         return times.as_utc(value, dtype), pl.Datetime("us")
     needs = {"user": "integer or text", "item": "integer or text", "role": "text or integer"}
@@ -132,6 +131,7 @@ def parse(table: RawTable, config: DataConfig) -> tuple[pl.LazyFrame, dict[str, 
     for name, column in table.columns.items():
         late = name in ("time", "order", "role")  # judged after filtering, in prepare
         if survey[f"{name}_nulls"] and not late and not config.drop_nulls:
+            _check_lines(table)
             raise DataError(
                 f"column {column!r} has {survey[f'{name}_nulls']:,} empty values, first in "
                 f"{table.first(pl.col(name).is_null(), name)}; fill them or set drop_nulls"
@@ -149,6 +149,14 @@ def parse(table: RawTable, config: DataConfig) -> tuple[pl.LazyFrame, dict[str, 
         counts["nulls"] = counts["rows"] - counted[0]
         counts["low_rating"] = counted[0] - counted[1]
     return query.filter(kept).drop("rating", strict=False), counts
+
+
+def _check_lines(table: RawTable) -> None:
+    """A field that is missing because its line is cut short is no empty value."""
+    for source in table.sources:
+        misfit = source.misfit()
+        if misfit is not None:
+            raise DataError(f"{source.path}: {misfit}")
 
 
 def _survey(table: RawTable) -> dict[str, int | float | bool]:
@@ -196,7 +204,7 @@ def _parsed(table: RawTable, name: str, survey: dict[str, int | float | bool]) -
                 f"column {table.columns[name]!r} has {survey[f'{name}_not_number']:,} values that "
                 f"are not numbers, first in {table.first(bad, name)}; repair them"
             )
-        value = number.fill_nan(float("nan") if name == "weight" else None)
+        value = number if name == "weight" else number.fill_nan(None)
     return value.cast(pl.Float32) if name == "weight" else value
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.data import filters
+from candid.data import filters, times
 from candid.data.columns import RawTable, parse
 from candid.data.dataset import Role
 from candid.data.schema import DataConfig, SplitConfig
@@ -27,15 +27,20 @@ class Events:
             weight (Float32), role (UInt8, column splits only).
         users: source id of each user, ascending.
         items: source id of each item, ascending.
+        origin: where they came from, for messages.
         rows_read: rows of the files.
         dropped: reason -> number of rows.
+        out_of_order: column splits only: rows that come before their predecessor in time or
+            order, because the order of roles goes first.
     """
 
     frame: pl.DataFrame
     users: pl.Series
     items: pl.Series
+    origin: str
     rows_read: int
     dropped: dict[str, int] = field(default_factory=dict)
+    out_of_order: int = 0
 
     def ids(self, name: str) -> npt.NDArray[np.int32]:
         """[E] int32, column ``user`` or ``item``."""
@@ -53,8 +58,8 @@ class Events:
         self.dropped[reason] = self.dropped.get(reason, 0) + dropped
         if dropped == len(mask):
             raise DataError(
-                f"nothing is left after {reason}: all {dropped:,} interactions were dropped; "
-                "lower the limit"
+                f"nothing is left of {self.origin}: {reason} drops all of the last {dropped:,} "
+                "interactions; relax it"
             )
         frame = self.frame.filter(pl.Series(mask))
         user, present_users = filters.compact(frame["user"].to_numpy())
@@ -77,7 +82,9 @@ def load(table: RawTable, config: DataConfig) -> Events:
     dropped = {k: counts[k] for k in ("nulls", "low_rating") if counts[k]}
     if counts["rows"] == sum(dropped.values()):
         raise DataError(
-            f"nothing is left of {table.sources[0].path}: {dropped} dropped; lower min_rating"
+            f"nothing is left of {config.interactions}: "
+            f"{', '.join(f'{k} drops {v:,} rows' for k, v in dropped.items())}; "
+            "lower min_rating or fill the empty values"
         )
     users, items = (_distinct(table, query, name) for name in ("user", "item"))
     for name, ids in (("user", users), ("item", items)):
@@ -97,11 +104,13 @@ def load(table: RawTable, config: DataConfig) -> Events:
     if not (len(keys) == 0 and frame["user"].is_sorted()):
         # Stable: rows that tie keep the order of the file.
         frame = frame.sort("user", *keys, maintain_order=True)
-    events = Events(frame, users, items, counts["rows"], dropped)
+    events = Events(frame, users, items, config.interactions, counts["rows"], dropped)
     _filter(events, config)
     for name in ("time", "order"):
         if name in table.columns:
             _check_complete(table, events, name)
+            if "role" in table.columns:
+                events.out_of_order = _out_of_order(events.frame, name)
     if "order" in table.columns:
         events.frame = events.frame.drop("order")
     return events
@@ -133,17 +142,17 @@ def _role_codes(table: RawTable, split: SplitConfig) -> pl.Expr:
 def _filter(events: Events, config: DataConfig) -> None:
     frame = events.frame
     if config.split.drop_unassigned and "role" in frame.columns:
-        events.keep("unassigned role", frame["role"].to_numpy() != UNASSIGNED)
+        events.keep("unassigned", frame["role"].to_numpy() != UNASSIGNED)
     if config.deduplicate != "none":
         distinct = pl.struct("user", "item")
         first = distinct.is_first_distinct()
         last = distinct.is_last_distinct()
         kept = first if config.deduplicate == "first" else last
-        events.keep("deduplicate", events.frame.select(kept).to_series().to_numpy())
+        events.keep("repeated", events.frame.select(kept).to_series().to_numpy())
     user_core, item_core = config.cores
     if user_core > 1 or item_core > 1:
         mask = filters.k_core(events.ids("user"), events.ids("item"), user_core, item_core)
-        events.keep(f"k-core (users {user_core}, items {item_core})", mask)
+        events.keep("k_core", mask)
     if config.min_history > 1:
         events.keep("min_history", filters.min_history(events.ids("user"), config.min_history))
     if "role" in frame.columns and not config.split.drop_unassigned:
@@ -155,12 +164,17 @@ def _filter(events: Events, config: DataConfig) -> None:
             )
 
 
+def _out_of_order(frame: pl.DataFrame, name: str) -> int:
+    backwards = (pl.col(name).diff() < 0) & (pl.col("user").diff() == 0)
+    if isinstance(frame.schema[name], pl.Datetime):
+        backwards = (pl.col(name).to_physical().diff() < 0) & (pl.col("user").diff() == 0)
+    return int(frame.select(backwards.sum()).item())
+
+
 def _check_dates(table: RawTable, frame: pl.DataFrame) -> None:
     """Text times that no form of ISO 8601 fits."""
     if table.schema.get("time") != pl.String or not frame["time"].null_count():
         return
-    from candid.data import times
-
     value = pl.col("time")
     number = value.cast(pl.Float64, strict=False).fill_nan(None)
     bad = value.is_not_null() & times.from_text(value).is_null() & number.is_null()
@@ -184,7 +198,13 @@ def _check_complete(table: RawTable, events: Events, name: str) -> None:
     same = (pl.col("user").cast(pl.String) == str(user)) & (
         pl.col("item").cast(pl.String) == str(item)
     )
+    empty = pl.col(name).is_null()
+    if table.schema[name] == pl.String:
+        empty |= ~pl.col(name).cast(pl.Float64, strict=False).is_finite()
+    elif table.schema[name] == pl.Float64:
+        empty |= ~pl.col(name).is_finite()
     raise DataError(
-        f"column {table.columns[name]!r} has {missing.height:,} empty values, one in "
-        f"{table.first(pl.col(name).is_null() & same, name)}; fill them or set drop_nulls"
+        f"column {table.columns[name]!r} has {missing.height:,} values that are empty "
+        "or not finite, one in "
+        f"{table.first(empty & same, name)}; repair them or set drop_nulls"
     )

@@ -22,11 +22,11 @@ from candid import __version__
 from candid.data import splits, times
 from candid.data.atomic import atomic_folder
 from candid.data.catalog import item_table, open_items
-from candid.data.columns import RawTable, declare
+from candid.data.columns import declare
 from candid.data.dataset import PreparedDataset, Role
 from candid.data.events import Events, load
 from candid.data.readers import Source, open_sources
-from candid.data.schema import DataConfig
+from candid.data.schema import DataConfig, SplitConfig
 from candid.data.store import MANIFEST, open_dataset, read_manifest, write_dataset
 from candid.errors import ArtifactError, ConfigError, DataError
 
@@ -76,13 +76,13 @@ def prepare(
         "config": config.model_dump(mode="json"),
         "sources": [_stat(source) for source in [*sources, *item_sources]],
     }
-    if earlier is not None and not force and inputs.items() <= earlier.items():
+    if earlier is not None and not force and all(earlier.get(k) == v for k, v in inputs.items()):
         return Prepared(open_dataset(out), True, earlier)
     say(f"reading {config.interactions}")
     table = declare(sources, config)
     events = load(table, config)
     say(f"splitting {events.frame.height:,} interactions ({config.split.kind})")
-    split = _split(events, config, table)
+    split = _split(events, config)
     dataset, without_row = _assemble(events, item_sources, config)
     facts = {
         "candid_version": __version__,
@@ -136,14 +136,15 @@ def _stat(source: Source) -> dict[str, Any]:
     }
 
 
-def _split(events: Events, config: DataConfig, table: RawTable) -> dict[str, Any]:
+def _split(events: Events, config: DataConfig) -> dict[str, Any]:
     """Give every row its role, drop what ``unseen`` says, and report."""
     facts: dict[str, Any] = {"kind": config.split.kind}
     if config.split.kind == "column":
         roles = events.frame["role"].to_numpy()
+        facts["out_of_order"] = events.out_of_order
     elif config.split.kind == "temporal":
         time = events.frame["time"].to_numpy()
-        validation, test = _cuts(config, table, time)
+        validation, test = _cuts(config.split, time)
         roles = splits.temporal(time, validation, test)
         facts |= {"validation_from": _moment(validation), "test_from": _moment(test)}
     else:
@@ -153,22 +154,20 @@ def _split(events: Events, config: DataConfig, table: RawTable) -> dict[str, Any
             events.ids("user"), roles, config.split.validation_users, config.split.seed
         )
     events.frame = events.frame.with_columns(pl.Series("role", roles, dtype=pl.UInt8))
-    _check_roles(roles, config)
+    _check_roles(events, config)
     facts["unseen"] = _judge_unseen(events, roles, config)
+    _check_roles(events, config)
     _check_size(events, config)
     return facts
 
 
-def _cuts(config: DataConfig, table: RawTable, time: npt.NDArray[np.int64]) -> tuple[int, int]:
+def _cuts(split: SplitConfig, time: npt.NDArray[np.int64]) -> tuple[int, int]:
     cuts = []
-    for cut in (config.split.validation, config.split.test):
-        if isinstance(cut, str):
-            cuts.append(times.cut_from(cut, 0.0))
-        elif 0 < cut < 1:
+    for cut in (split.validation, split.test):
+        if isinstance(cut, float) and 0 < cut < 1:
             cuts.append(splits.quantile_time(time, cut))
         else:
-            largest = 0.0 if isinstance(table.schema["time"], pl.Datetime) else cut
-            cuts.append(times.cut_from(cut, largest))
+            cuts.append(times.cut_from(cut))
     if cuts[0] >= cuts[1]:
         raise ConfigError(
             f"split.validation ({_moment(cuts[0])}) must come before split.test "
@@ -177,8 +176,8 @@ def _cuts(config: DataConfig, table: RawTable, time: npt.NDArray[np.int64]) -> t
     return cuts[0], cuts[1]
 
 
-def _check_roles(roles: npt.NDArray[np.uint8], config: DataConfig) -> None:
-    counts = np.bincount(roles, minlength=len(Role))
+def _check_roles(events: Events, config: DataConfig) -> None:
+    counts = np.bincount(events.frame["role"].to_numpy(), minlength=len(Role))
     if not counts[Role.TRAIN]:
         raise DataError(
             f"the {config.split.kind} split of {config.interactions} leaves nothing to train on; "
@@ -221,7 +220,7 @@ def _judge_unseen(
             f"user {events.users[int(users[first])]!r}; set split.unseen to keep or drop"
         )
     if config.split.unseen == "drop":
-        events.keep("unseen in training", ~bad)
+        events.keep("unseen", ~bad)
     return report
 
 

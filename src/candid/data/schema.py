@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from typing import Annotated, Literal
 
@@ -22,12 +23,17 @@ DEFAULT_ROLES: dict[str, RoleName] = {
 }
 
 
-def _date_as_text(value: object) -> object:
-    """TOML has native dates; the manifest holds text."""
-    return value.isoformat() if isinstance(value, datetime.date) else value
+def _plain_cut(value: object) -> object:
+    """TOML has native dates, the command line only text; the manifest holds text or numbers."""
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
-Cut = Annotated[float | str, pydantic.BeforeValidator(_date_as_text)]
+Cut = Annotated[float | str, pydantic.BeforeValidator(_plain_cut)]
 
 
 class SplitConfig(ComponentConfig):
@@ -84,6 +90,16 @@ class ItemTableConfig(ComponentConfig):
     item: str = Field("item_id", description="Column with the item's id, as in the interactions.")
     title: str | None = Field("title", description="Column with the title; none to go without.")
     attributes: tuple[str, ...] = Field((), description="Further columns to keep.")
+
+    @pydantic.model_validator(mode="after")
+    def _distinct_names(self) -> ItemTableConfig:
+        taken = {"source_id"} if self.title is None else {"source_id", "title"}
+        clash = taken.intersection(self.attributes)
+        if clash or len(set(self.attributes)) < len(self.attributes):
+            raise ValueError(
+                f"items.attributes must be distinct and none of {', '.join(sorted(taken))}"
+            )
+        return self
 
 
 class DataConfig(ComponentConfig):

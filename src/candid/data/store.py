@@ -36,7 +36,7 @@ def fingerprint(dataset: PreparedDataset) -> str:
         array = getattr(dataset, name)
         if array is not None:
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(array, dtype=dtype))
+            digest.update(np.ascontiguousarray(array, dtype=dtype).data)
     for name in TABLES:
         table: pl.DataFrame = getattr(dataset, name)
         digest.update(f"{name} {table.schema}".encode())

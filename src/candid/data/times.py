@@ -51,12 +51,12 @@ def as_utc(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     return value.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
 
 
-def cut_from(value: float | str, largest: float) -> int:
+def cut_from(value: float | str) -> int:
     """Turn a cut of ``SplitConfig`` that is no quantile into microseconds.
 
     Args:
-        value: ISO text, or a number in the units of the time column.
-        largest: largest absolute number of that column.
+        value: ISO text (UTC unless it says otherwise), or a number since 1970 in the unit that
+            its size says.
 
     Raises:
         ConfigError: text that is not a date.
@@ -72,4 +72,4 @@ def cut_from(value: float | str, largest: float) -> int:
             moment = moment.replace(tzinfo=datetime.UTC)
         epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
         return (moment - epoch) // datetime.timedelta(microseconds=1)
-    return int(pl.select(from_number(pl.lit(value), largest)).item())
+    return int(pl.select(from_number(pl.lit(value), abs(value))).item())

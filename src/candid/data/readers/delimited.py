@@ -4,25 +4,86 @@ from __future__ import annotations
 
 import csv
 import gzip
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import polars as pl
 
 from candid.data.readers.source import Source
 from candid.errors import DataError
 
+if TYPE_CHECKING:
+    import _csv
+
 SEPARATORS = (",", "\t", ";", "|")
 
 
 def scan_csv(path: Path, separator: str | None = None) -> Source:
     """Scan a csv file; without a ``separator`` the one the header line uses most."""
-    return _scan(path, separator or _separator_of(path))
+    return scan_delimited(path, separator or _separator_of(path))
 
 
 def scan_tsv(path: Path, separator: str | None = None) -> Source:
     """Scan a tab separated file."""
-    return _scan(path, separator or "\t")
+    return scan_delimited(path, separator or "\t")
+
+
+def scan_delimited(path: Path, separator: str, quote: str | None = '"') -> Source:
+    """Scan a text table with a header line; every column is text.
+
+    Raises:
+        DataError: unreadable, or two columns of one name.
+    """
+    dialect = Dialect(separator, quote)
+    header = next(dialect.rows([header_of(path)]), [])
+    repeated = {name for name in header if header.count(name) > 1}
+    if repeated:
+        raise DataError(f"{path} has two columns {min(repeated)!r}; rename one")
+    frame = pl.scan_csv(
+        path, separator=separator, quote_char=quote, infer_schema=False, glob=False
+    ).filter(~pl.all_horizontal(pl.all().is_null()))  # a blank line carries no row
+
+    def misfit() -> str | None:
+        return dialect.misfit(path, len(header))
+
+    def explain(error: Exception) -> str:
+        try:
+            found = misfit()
+        except (OSError, EOFError, csv.Error) as damage:
+            return f"cannot be read to the end ({damage}); fetch it again"
+        return found or f"cannot be read ({str(error).splitlines()[0]})"
+
+    return Source(path, frame, 2, explain, misfit)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How fields are written."""
+
+    separator: str
+    quote: str | None
+
+    def rows(self, lines: Iterable[str]) -> _csv.Reader:
+        """Split lines into fields."""
+        if self.quote is None:
+            return csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE)
+        return csv.reader(lines, delimiter=self.separator, quotechar=self.quote)
+
+    def misfit(self, path: Path, width: int) -> str | None:
+        """Say which line first has other than ``width`` fields, or is not UTF-8; or None."""
+        with open_text(path) as stream:
+            rows = self.rows(stream)
+            for row in rows:
+                if len(row) not in (0, width):
+                    return (
+                        f"line {rows.line_num} has {len(row)} fields where the header has {width} "
+                        f"(separator {self.separator!r}); repair the line or set separator"
+                    )
+                if any("\ufffd" in field for field in row):
+                    return f"line {rows.line_num} is not UTF-8 text; convert the file"
+        return None
 
 
 def open_text(path: Path) -> IO[str]:
@@ -48,34 +109,3 @@ def header_of(path: Path) -> str:
 def _separator_of(path: Path) -> str:
     header = header_of(path)
     return max(SEPARATORS, key=header.count)
-
-
-def _scan(path: Path, separator: str) -> Source:
-    header = next(csv.reader([header_of(path)], delimiter=separator), [])
-    repeated = {name for name in header if header.count(name) > 1}
-    if repeated:
-        raise DataError(f"{path} has two columns {min(repeated)!r}; rename one")
-    frame = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
-
-    def explain(error: Exception) -> str:
-        return explain_text(path, separator, len(header), error)
-
-    return Source(path, frame, 2, explain)
-
-
-def explain_text(path: Path, separator: str, width: int, error: Exception) -> str:
-    """Find the line that stopped the reader."""
-    try:
-        with open_text(path) as stream:
-            rows = csv.reader(stream, delimiter=separator)
-            for row in rows:
-                if len(row) > width:
-                    return (
-                        f"line {rows.line_num} has {len(row)} fields where the header has {width}; "
-                        "repair the line, quote the field, or set separator"
-                    )
-                if any("\ufffd" in field for field in row):
-                    return f"line {rows.line_num} is not UTF-8 text; convert the file"
-    except (OSError, EOFError, csv.Error) as damage:
-        return f"cannot be read to the end ({damage}); fetch it again"
-    return f"cannot be read ({str(error).splitlines()[0]})"

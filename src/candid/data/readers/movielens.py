@@ -56,7 +56,15 @@ def scan(path: Path, separator: str | None = None) -> Source:
     def explain(error: Exception) -> str:
         return f"cannot be read as '{FIELD}' separated text ({str(error).splitlines()[0]})"
 
-    return Source(path, frame, 2 if has_header else 1, explain)
+    def misfit() -> str | None:
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                found = len(line.split((separator or FIELD).encode()))
+                if line.strip() and found != len(names):
+                    return f"line {number} has {found} fields, not {len(names)}; repair the line"
+        return None
+
+    return Source(path, frame, 2 if has_header else 1, explain, misfit)
 
 
 def _lines(path: Path) -> pl.LazyFrame:

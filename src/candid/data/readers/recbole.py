@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from candid.data.readers.delimited import header_of, scan_tsv
+from candid.data.readers.delimited import header_of, scan_delimited
 from candid.data.readers.source import Source
 from candid.errors import DataError
 
@@ -19,7 +19,8 @@ def scan(path: Path, separator: str | None = None) -> Source:
         DataError: a column of the header has no known type.
     """
     names = {}
-    for field in header_of(path).split(separator or "\t"):
+    separator = separator or "\t"
+    for field in header_of(path).split(separator):
         name, _, kind = field.rpartition(":")
         if not name or kind not in TYPES:
             raise DataError(
@@ -27,5 +28,5 @@ def scan(path: Path, separator: str | None = None) -> Source:
                 f"with a type of {', '.join(TYPES)}; use format = 'tsv' for a plain table"
             )
         names[field] = name
-    source = scan_tsv(path, separator)
+    source = scan_delimited(path, separator, quote=None)  # titles may hold a lone quote
     return replace(source, frame=source.frame.rename(names))

@@ -22,12 +22,15 @@ class Source:
         first_line: number of the line that holds the first row, or None where a file has
             no lines (parquet): rows are then counted from 1.
         explain: turns an error met while reading the file into a sentence.
+        misfit: finds the first line whose fields do not match the header and says so, or
+            None; slow, for use once something is wrong.
     """
 
     path: Path
     frame: pl.LazyFrame
     first_line: int | None
     explain: Callable[[Exception], str]
+    misfit: Callable[[], str | None] = lambda: None
 
     def place(self, row: int) -> str:
         """Name the ``row``-th row (from 0) as a user would look for it."""
