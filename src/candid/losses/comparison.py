@@ -119,11 +119,20 @@ def gather(item_embeddings: ItemEmbeddings, ids: Tensor) -> Tensor:
     """
     if not isinstance(item_embeddings, Tensor):
         return item_embeddings(ids)
+    check_ids(item_embeddings, ids)
+    return nn.functional.embedding(ids, item_embeddings)
+
+
+def check_ids(table: Tensor, ids: Tensor) -> None:
+    """Refuse ids that are no row of the table [V, D], on the CPU, where looking is free.
+
+    Raises:
+        DataError: an id below 0 or above V - 1.
+    """
     if ids.device.type == "cpu" and len(ids):
         lowest, highest = (int(extreme) for extreme in torch.aminmax(ids))
-        if lowest < 0 or highest >= len(item_embeddings):
+        if lowest < 0 or highest >= len(table):
             raise DataError(
                 f"item id {lowest if lowest < 0 else highest} is outside the catalog: "
-                f"ids must be 0 to {len(item_embeddings) - 1}"
+                f"ids must be 0 to {len(table) - 1}"
             )
-    return nn.functional.embedding(ids, item_embeddings)

@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor
 
 from candid.errors import ConfigError
-from candid.losses.blockwise import Precision, blockwise_log_z
-from candid.losses.comparison import gather
+from candid.losses.blockwise import Precision, blockwise_softmax
+from candid.losses.comparison import check_ids
 from candid.losses.config import LossConfig
-from candid.losses.corrected import negative_log_likelihood, widened
+from candid.losses.corrected import widened
 from candid.losses.output import ItemEmbeddings, LossOutput
 from candid.proposals import Candidates
 
@@ -48,22 +48,20 @@ def full_softmax(
         DataError: a positive outside the table (checked on the CPU, where it needs no device
             synchronisation).
     """
-    query = query / temperature
-    positive_vectors = gather(item_embeddings, positive_ids)
-    positive = (widened(query) * widened(positive_vectors)).sum(dim=1)
-    query, items = widened(query), widened(item_embeddings)
-    log_z = blockwise_log_z(query, items, positive_ids, precision)
+    check_ids(item_embeddings, positive_ids)
+    query, items = widened(query / temperature), widened(item_embeddings)
+    loss, log_z = blockwise_softmax(query, items, positive_ids, precision)
     effective_candidates = None
     if effective:
         with torch.no_grad():
             # Σ w² is the sum over the doubled scores.
-            log_square = blockwise_log_z(2.0 * query, items, positive_ids, precision)
+            _, log_square = blockwise_softmax(2.0 * query, items, positive_ids, precision)
             effective_candidates = torch.exp(2.0 * log_z - log_square)
             effective_candidates.masked_fill_(log_z.isneginf(), 0.0)
     return LossOutput(
-        loss=negative_log_likelihood(positive, log_z),
+        loss=loss,
         log_z=log_z,
-        misclassification=torch.sigmoid(log_z - positive).detach(),
+        misclassification=-torch.expm1(-loss.detach()),
         effective_candidates=effective_candidates,
     )
 
