@@ -1,0 +1,244 @@
+"""A synthetic world whose true P(item | user, history) is known exactly.
+
+A user has a taste, a vector near two favourite topics. The next item depends on the taste
+and on the few most recent items (``WorldConfig.memory``), each of which pulls towards the
+topic after its own; the query is
+
+    q(u, h) = [ taste(u) + drift · Σ_k w_k · context(h_k) ] / temperature
+
+with w_k falling with age and summing to 1 over the items there are. What is chosen given q is
+the mode's business (``softmax``, ``topics``). Users may choose an item again: a filter would
+make the truth depend on the whole history, so measure likelihoods against the truth without
+one. All identifiers here are those of the written files: users 0..U-1, items 0..V-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from polars.io.plugins import register_io_source
+
+from candid.atomic import replacing
+from candid.world.catalog import Catalog, Ints
+from candid.world.choice import Choice, unit
+from candid.world.config import WorldConfig
+from candid.world.counters import Floats, Keys, derive, normal, root_key, uniform
+from candid.world.softmax import SoftmaxChoice
+from candid.world.timeline import Timeline
+from candid.world.topics import TopicsChoice
+
+MODES: dict[str, type[Choice]] = {"softmax": SoftmaxChoice, "topics": TopicsChoice}
+
+_DECAY = 0.6
+"""Weight of an item of the history relative to the one after it."""
+_TASTE_SPREAD = 0.5
+"""Length of a taste's own part beside its favourite topics' part of length 1."""
+
+
+class World:
+    """Users, items and how they meet.
+
+    Args:
+        config: the settings; equal settings make equal worlds.
+
+    Attributes:
+        config: the settings.
+        catalog: the items.
+    """
+
+    Config = WorldConfig
+
+    def __init__(self, config: WorldConfig | None = None) -> None:
+        self.config = config or WorldConfig()
+        self.catalog = Catalog(self.config)
+        self._choice = MODES[self.config.mode](self.config, self.catalog)
+        self._timeline = Timeline(self.config)
+
+    def query(self, user_ids: Ints, history_ids: Ints, history_offsets: Ints) -> Floats:
+        """True query vectors.
+
+        Args:
+            user_ids: [B] int64.
+            history_ids: packed item ids of the histories, earliest first; only the last
+                ``memory`` of each matter.
+            history_offsets: [B + 1] int64; query b has
+                ``history_ids[history_offsets[b]:history_offsets[b + 1]]``, possibly none.
+
+        Returns:
+            [B, D] float64.
+        """
+        stops, starts = history_offsets[1:, None], history_offsets[:-1, None]
+        places = stops - 1 - np.arange(self.config.memory)
+        is_present = places >= starts
+        recent = np.where(
+            is_present, np.append(history_ids, 0)[np.where(is_present, places, -1)], 0
+        )
+        return self._query(self._tastes(user_ids), recent, is_present)
+
+    def log_prob(
+        self,
+        user_ids: Ints,
+        history_ids: Ints,
+        history_offsets: Ints,
+        item_ids: Ints,
+        item_offsets: Ints | None = None,
+    ) -> Floats:
+        """Exact log P(item | user, history), in nats.
+
+        Args:
+            user_ids: [B] int64.
+            history_ids: packed, see ``query``.
+            history_offsets: [B + 1] int64.
+            item_ids: [B] int64, one item a query; or packed [M] with ``item_offsets``.
+            item_offsets: [B + 1] int64, the items of query b are
+                ``item_ids[item_offsets[b]:item_offsets[b + 1]]``, all judged by the same
+                history.
+
+        Returns:
+            [M] float64, in the order of ``item_ids``.
+        """
+        query = self.query(user_ids, history_ids, history_offsets)
+        rows = np.arange(len(user_ids))
+        if item_offsets is not None:
+            rows = np.repeat(rows, np.diff(item_offsets))
+        return self._choice.log_prob(query, np.asarray(item_ids, dtype=np.int64), rows)
+
+    def log_probs(self, user_ids: Ints, history_ids: Ints, history_offsets: Ints) -> Floats:
+        """Exact log probabilities of the whole catalog: [B, V] float64, for small catalogs."""
+        return self._choice.log_probs(self.query(user_ids, history_ids, history_offsets))
+
+    def entropy(self, user_ids: Ints, history_ids: Ints, history_offsets: Ints) -> Floats:
+        """Exact entropy of each conditional distribution in nats: [B] float64.
+
+        It is the least expected negative log-likelihood that any model can reach.
+        """
+        return self._choice.entropy(self.query(user_ids, history_ids, history_offsets))
+
+    def sample(
+        self,
+        user_ids: Ints,
+        history_ids: Ints,
+        history_offsets: Ints,
+        generator: np.random.Generator,
+    ) -> Ints:
+        """Draw the next item of each query, exactly: [B] int64.
+
+        Args:
+            user_ids: [B] int64.
+            history_ids: packed, see ``query``.
+            history_offsets: [B + 1] int64.
+            generator: source of randomness; same state, same items.
+        """
+        keys = generator.integers(0, 2**64, size=len(user_ids), dtype=np.uint64)
+        return self._choice.sample(self.query(user_ids, history_ids, history_offsets), keys)
+
+    def interactions(self, start: int, stop: int) -> pl.DataFrame:
+        """All interactions of users start..stop-1, whatever else is generated.
+
+        Returns:
+            columns user_id (int64), item_id (int64) and timestamp (microseconds UTC), sorted
+            by user, then time.
+        """
+        user_ids = np.arange(start, stop, dtype=np.int64)
+        lengths = self._timeline.lengths(user_ids)
+        sequences = self._sequences(user_ids, lengths)
+        is_real = np.arange(sequences.shape[1]) < lengths[:, None]
+        return pl.DataFrame(
+            {
+                "user_id": np.repeat(user_ids, lengths),
+                "item_id": sequences[is_real],
+                "timestamp": self._timeline.timestamps(user_ids, lengths),
+            }
+        ).with_columns(pl.col("timestamp").cast(pl.Datetime("us", "UTC")))
+
+    def write(self, out: Path, *, chunk_size: int = 20_000) -> dict[str, Path]:
+        """Write the world as ordinary files, streamed and each atomically.
+
+        ``interactions.parquet``: user_id, item_id, timestamp. ``items.parquet``: item_id,
+        title, genres ("Drama|Crime").
+
+        Args:
+            out: the folder, made if it is missing.
+            chunk_size: users generated at a time; it bounds the memory and changes nothing
+                in the files' contents.
+
+        Returns:
+            the paths, under "interactions" and "items".
+
+        Raises:
+            ArtifactError: the files cannot be written.
+        """
+        paths = {name: out / f"{name}.parquet" for name in ("interactions", "items")}
+        _stream(paths["items"], self._item_chunks())
+        _stream(paths["interactions"], self._interaction_chunks(chunk_size))
+        return paths
+
+    def _interaction_chunks(self, chunk_size: int) -> Iterator[pl.DataFrame]:
+        for start in range(0, self.config.num_users, chunk_size):
+            yield self.interactions(start, min(start + chunk_size, self.config.num_users))
+
+    def _item_chunks(self, chunk_size: int = 250_000) -> Iterator[pl.DataFrame]:
+        for start in range(0, self.config.num_items, chunk_size):
+            yield self.catalog.frame(start, min(start + chunk_size, self.config.num_items))
+
+    def _tastes(self, user_ids: Ints) -> Floats:
+        keys = derive(root_key(self.config.seed, "tastes"), user_ids)
+        topics = uniform(derive(keys[:, None], 0, np.arange(2))) * self.config.num_topics
+        favourites = self._choice.centres[topics.astype(np.int64)]
+        share = uniform(derive(keys, 1))[:, None]
+        blend = unit(share * favourites[:, 0] + (1.0 - share) * favourites[:, 1])
+        own = unit(normal(derive(keys, 2), self.config.dim))
+        return unit(blend + _TASTE_SPREAD * own)
+
+    def _query(self, tastes: Floats, recent: Ints, is_present: npt.NDArray[np.bool_]) -> Floats:
+        """From tastes [B, D] and the recent items [B, memory], latest first."""
+        weights = np.where(is_present, _DECAY ** np.arange(recent.shape[1]), 0.0)
+        weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
+        pull = np.einsum("bk,bkd->bd", weights, self._choice.context(recent))
+        return np.asarray((tastes + self.config.drift * pull) / self.config.temperature)
+
+    def _sequences(self, user_ids: Ints, lengths: Ints) -> Ints:
+        """Items of each user: [B, longest] int64; places past a user's length mean nothing."""
+        memory, longest = self.config.memory, int(lengths.max())
+        # Longest users first, so that those still active at a step are a prefix.
+        order = np.argsort(-lengths, kind="stable")
+        active = np.searchsorted(-lengths[order], -np.arange(longest), side="left")
+        tastes = self._tastes(user_ids[order])
+        keys: Keys = derive(root_key(self.config.seed, "choices"), user_ids[order])
+        items = np.zeros((len(user_ids), memory + longest), dtype=np.int64)
+        for step, count in enumerate(active):
+            recent = items[:count, step : step + memory][:, ::-1]
+            is_present = np.broadcast_to(np.arange(memory) < step, recent.shape)
+            query = self._query(tastes[:count], recent, is_present)
+            items[:count, memory + step] = self._choice.sample(query, derive(keys[:count], step))
+        sequences = np.empty((len(user_ids), longest), dtype=np.int64)
+        sequences[order] = items[:, memory:]
+        return sequences
+
+
+def _stream(path: Path, chunks: Iterator[pl.DataFrame]) -> None:
+    """Write frames as the row groups of one parquet file, holding few at a time."""
+    first = next(chunks)
+
+    def source(
+        with_columns: list[str] | None,
+        predicate: pl.Expr | None,
+        n_rows: int | None,
+        batch_size: int | None,
+    ) -> Iterator[pl.DataFrame]:
+        # The plan below is a bare copy to a file: nothing is projected, filtered or limited.
+        yield first
+        yield from chunks
+
+    with replacing(path) as temporary:
+        try:
+            register_io_source(source, schema=first.schema).sink_parquet(temporary)
+        except pl.exceptions.ComputeError as error:
+            # Polars wraps what the operating system said (a full disk) in its own error.
+            if "os error" not in str(error):
+                raise
+            raise OSError(str(error)) from error
