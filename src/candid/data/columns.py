@@ -114,13 +114,26 @@ def _typed(
     )
 
 
-def parse(table: RawTable, config: DataConfig) -> tuple[pl.LazyFrame, dict[str, int]]:
-    """Check every column and return the rows to keep, parsed.
+@dataclass(frozen=True)
+class Parsed:
+    """The rows to keep, typed, and what the survey of the files found.
 
-    Returns:
-        The query, with columns user, item (Int64, UInt64 or String), time (Int64 microseconds),
-        order (Int64, Float64 or Datetime), weight (Float32), role (String), as far as declared;
-        and how many rows it reads and drops: ``rows``, ``nulls``, ``low_rating``.
+    Attributes:
+        query: columns user, item (Int64, UInt64 or String), time (Int64 microseconds), order
+            (Int64, Float64 or Datetime), weight (Float32), role (String), as far as declared.
+        rows_read: rows of the files.
+        dropped: ``nulls`` and ``low_rating`` -> rows that the query leaves out.
+        ranges: least and greatest of the integer ids among user and item.
+    """
+
+    query: pl.LazyFrame
+    rows_read: int
+    dropped: dict[str, int]
+    ranges: dict[str, tuple[int, int]]
+
+
+def parse(table: RawTable, config: DataConfig) -> Parsed:
+    """Check every column, convert it, and leave out the rows that ``config`` does not want.
 
     Raises:
         DataError: no rows, or a value that cannot be used.
@@ -142,13 +155,25 @@ def parse(table: RawTable, config: DataConfig) -> tuple[pl.LazyFrame, dict[str, 
     if config.drop_nulls:
         complete = pl.all_horizontal(pl.col(n).is_not_null() for n in table.columns if n != "role")
     query = table.frame.filter(complete).with_columns(e.alias(n) for n, e in parsed.items())
-    kept = pl.lit(True) if config.min_rating is None else pl.col("rating") >= config.min_rating
-    counts = {"rows": int(survey["rows"]), "nulls": 0, "low_rating": 0}
-    if config.drop_nulls or config.min_rating is not None:
-        counted = table.run(query.select(pl.len().alias("all"), kept.sum().alias("kept"))).row(0)
-        counts["nulls"] = counts["rows"] - counted[0]
-        counts["low_rating"] = counted[0] - counted[1]
-    return query.filter(kept).drop("rating", strict=False), counts
+    rows = left = int(survey["rows"])
+    dropped = {}
+    if config.drop_nulls:
+        left = table.run(query.select(pl.len())).item()
+        dropped["nulls"] = rows - left
+    if config.min_rating is not None:
+        query = query.filter(pl.col("rating") >= config.min_rating)
+        dropped["low_rating"] = left - table.run(query.select(pl.len())).item()
+    ranges = {
+        name: (int(survey[f"{name}_low"]), int(survey[f"{name}_high"]))
+        for name in ("user", "item")
+        if survey.get(f"{name}_is_integer") and survey[f"{name}_low"] is not None
+    }
+    return Parsed(
+        query.drop("rating", strict=False),
+        rows,
+        {reason: count for reason, count in dropped.items() if count},
+        ranges,
+    )
 
 
 def _check_lines(table: RawTable) -> None:
@@ -173,10 +198,14 @@ def _survey(table: RawTable) -> dict[str, int | float | bool]:
                 .all()
                 .alias(f"{name}_is_integer")
             )
+            facts += [integer.min().alias(f"{name}_low"), integer.max().alias(f"{name}_high")]
             number = value.cast(pl.Float64, strict=False)
             facts.append((number.is_null() & value.is_not_null()).sum().alias(f"{name}_not_number"))
             if name == "time":
                 facts.append(number.abs().max().alias("time_largest"))
+        elif dtype == pl.Int64 and name in ("user", "item"):
+            facts.append(pl.lit(True).alias(f"{name}_is_integer"))
+            facts += [value.min().alias(f"{name}_low"), value.max().alias(f"{name}_high")]
         elif name == "time" and dtype.is_numeric():
             facts.append(value.cast(pl.Float64).abs().max().alias("time_largest"))
     return table.run(table.frame.select(facts)).row(0, named=True)

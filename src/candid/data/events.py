@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.data import filters, times
+from candid.data import filters, ids, times
 from candid.data.columns import RawTable, parse
 from candid.data.dataset import Role
 from candid.data.schema import DataConfig, SplitConfig
@@ -78,33 +78,27 @@ def load(table: RawTable, config: DataConfig) -> Events:
     Raises:
         DataError: bad values, or nothing left.
     """
-    query, counts = parse(table, config)
-    dropped = {k: counts[k] for k in ("nulls", "low_rating") if counts[k]}
-    if counts["rows"] == sum(dropped.values()):
+    parsed = parse(table, config)
+    if parsed.rows_read == sum(parsed.dropped.values()):
         raise DataError(
             f"nothing is left of {config.interactions}: "
-            f"{', '.join(f'{k} drops {v:,} rows' for k, v in dropped.items())}; "
+            f"{', '.join(f'{k} drops {v:,} rows' for k, v in parsed.dropped.items())}; "
             "lower min_rating or fill the empty values"
         )
-    users, items = (_distinct(table, query, name) for name in ("user", "item"))
-    for name, ids in (("user", users), ("item", items)):
-        codes = ids.to_frame(name).with_columns(
-            pl.Series("_code", np.arange(len(ids), dtype=np.int32))
-        )
-        query = (
-            query.join(codes.lazy(), on=name, how="left", maintain_order="left")
-            .drop(name)
-            .rename({"_code": name})
-        )
+    query = parsed.query
     if config.split.kind == "column":
         query = query.with_columns(_role_codes(table, config.split))
-    keys = [key for key in ("role", "time", "order") if key in table.columns]
-    frame = table.run(query)
+    frame, source_ids = ids.encode(table, query, parsed.ranges, parsed.rows_read)
     _check_dates(table, frame)
-    if not (len(keys) == 0 and frame["user"].is_sorted()):
-        # Stable: rows that tie keep the order of the file.
-        frame = frame.sort("user", *keys, maintain_order=True)
-    events = Events(frame, users, items, config.interactions, counts["rows"], dropped)
+    frame = _in_order(frame, [key for key in ("role", "time", "order") if key in table.columns])
+    events = Events(
+        frame,
+        source_ids["user"],
+        source_ids["item"],
+        config.interactions,
+        parsed.rows_read,
+        parsed.dropped,
+    )
     _filter(events, config)
     for name in ("time", "order"):
         if name in table.columns:
@@ -116,8 +110,16 @@ def load(table: RawTable, config: DataConfig) -> Events:
     return events
 
 
-def _distinct(table: RawTable, query: pl.LazyFrame, name: str) -> pl.Series:
-    return table.run(query.select(pl.col(name).unique()))[name].sort()
+def _in_order(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+    """Sort by user, then ``keys``; rows that tie keep the order of the file."""
+    if keys:
+        frame = frame.sort(*keys, maintain_order=True)
+    # A number that holds the user above and the row below sorts users without disturbing
+    # rows, and the row numbers are the permutation: three times as fast as a sort by columns.
+    packed = frame["user"].to_numpy().astype(np.int64) << 32
+    packed |= np.arange(len(packed), dtype=np.int64)
+    rows = pl.Series(packed).sort().to_numpy().astype(np.uint32)
+    return frame.select(pl.all().gather(pl.Series(rows)))
 
 
 def _role_codes(table: RawTable, split: SplitConfig) -> pl.Expr:
