@@ -38,10 +38,12 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path):
         replacing(tmp_path / "file" / "inner.txt"),
     ):
         pass
-    with (
-        pytest.raises(ArtifactError, match="No space left"),
-        replacing(tmp_path / "inner.txt") as temporary,
-    ):
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
+
+    def fill_up() -> None:
+        with replacing(tmp_path / "inner.txt") as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(ArtifactError, match="No space left"):
+        fill_up()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,33 @@
+"""Figures and the HTML report."""
+
+from candid.report.figures import (
+    Curve,
+    by_decile,
+    calibration,
+    interval_bars,
+    learning_curves,
+    rank_frequency,
+)
+from candid.report.html import (
+    Figure,
+    Heading,
+    Paragraph,
+    Table,
+    render_page,
+    write_report,
+)
+
+__all__ = [
+    "Curve",
+    "Figure",
+    "Heading",
+    "Paragraph",
+    "Table",
+    "by_decile",
+    "calibration",
+    "interval_bars",
+    "learning_curves",
+    "rank_frequency",
+    "render_page",
+    "write_report",
+]

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import re
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from candid.errors import ConfigError
+from candid.evaluation import Estimate
+from candid.report import (
+    Curve,
+    by_decile,
+    calibration,
+    interval_bars,
+    learning_curves,
+    rank_frequency,
+)
+from candid.report.figures import COLORS
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def lines(svg: str, color: str) -> list[np.ndarray]:
+    """Polylines of a colour of at least three points, [points, 2] in drawing units."""
+    found = []
+    for path in ElementTree.fromstring(svg).iter(f"{SVG}path"):
+        if f"stroke: {color}" in path.get("style", "") and path.get("clip-path"):
+            numbers = [float(x) for x in re.findall(r"-?[\d.]+", path.get("d", ""))]
+            found.append(np.array(numbers).reshape(-1, 2))
+    return [points for points in found if len(points) > 2]
+
+
+def texts(svg: str) -> list[str]:
+    return [node.text or "" for node in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+def assert_affine(drawn: np.ndarray, data: np.ndarray) -> None:
+    """What is drawn is the data, moved and stretched along each axis (y points down)."""
+    for axis, sign in ((0, 1), (1, -1)):
+        slope, shift = np.polyfit(data[:, axis], drawn[:, axis], 1)
+        assert sign * slope > 0
+        np.testing.assert_allclose(slope * data[:, axis] + shift, drawn[:, axis], atol=0.01)
+
+
+def test_learning_curves_draw_each_run():
+    curves = {
+        "none": Curve([1, 2, 4, 5], [0.1, 0.13, 0.12, 0.14]),
+        "a<b & c": Curve([1, 2, 3], [0.2, 0.25, 0.22]),
+    }
+    svg = learning_curves(curves, x_label="epoch", y_label="ndcg@10", reference=("truth", 0.3))
+    for color, curve in zip(COLORS, curves.values(), strict=False):
+        (drawn,) = lines(svg, color)
+        assert_affine(drawn, np.array([curve.x, curve.y]).T)
+    assert {"none", "a<b & c", "epoch", "ndcg@10", "truth"} <= set(texts(svg))
+
+
+def test_bars_have_the_heights_of_their_values():
+    estimates = {
+        "ndcg@10": {"none": Estimate(0.1, 0.08, 0.12), "refined": Estimate(0.3, 0.25, 0.35)},
+        "recall@10": {"none": Estimate(0.2, None, None), "refined": Estimate(None, None, None)},
+    }
+    svg = interval_bars(estimates, y_label="value")
+    heights = {}
+    for color in COLORS[:2]:
+        heights[color] = []
+        for path in ElementTree.fromstring(svg).iter(f"{SVG}path"):
+            if f"fill: {color}" in path.get("style", "") and path.get("clip-path"):
+                y = [float(n) for n in re.findall(r"-?[\d.]+", path.get("d", ""))[1::2]]
+                heights[color].append(max(y) - min(y))
+    none, refined = heights[COLORS[0]], heights[COLORS[1]]
+    assert none[1] / none[0] == pytest.approx(2.0, rel=1e-3)
+    assert refined[0] / none[0] == pytest.approx(3.0, rel=1e-3)
+    assert {"ndcg@10", "recall@10", "none", "refined", "value"} <= set(texts(svg))
+
+
+def test_deciles_leave_a_gap_where_nothing_is_known():
+    svg = by_decile({"none": [0.1, 0.2, 0.15, float("nan")]}, y_label="recall", x_label="slice")
+    (drawn,) = lines(svg, COLORS[0])
+    assert_affine(drawn, np.array([[1, 2, 3], [0.1, 0.2, 0.15]]).T)
+
+
+def test_rank_frequency_is_sorted_normalised_and_log_log():
+    svg = rank_frequency({"none": [1, 0, 7, 2]}, y_label="share")
+    (drawn,) = lines(svg, COLORS[0])
+    assert_affine(drawn, np.log([[1, 2, 3], [0.7, 0.2, 0.1]]).T)
+
+
+def test_rank_frequency_thins_long_lists():
+    counts = np.random.default_rng(0).permutation(np.arange(1.0, 100_001) ** 2)
+    svg = rank_frequency({"none": counts}, y_label="share")
+    (drawn,) = lines(svg, COLORS[0])
+    assert 20 < len(drawn) <= 300
+    # From the most frequent item to the least: the ends are kept, in place on both axes.
+    whole = np.ptp(drawn, axis=0)
+    assert whole[0] == pytest.approx(np.abs(drawn[-1, 0] - drawn[0, 0]))
+    assert whole[1] == pytest.approx(np.abs(drawn[-1, 1] - drawn[0, 1]))
+    assert len(svg) < 100_000
+
+
+def test_calibration_leaves_out_zeros_and_draws_the_diagonal():
+    svg = calibration({"none": Curve([0, 0.01, 0.1, 0.5], [0.1, 0.02, 0.1, 0.4])})
+    (drawn,) = lines(svg, COLORS[0])
+    assert_affine(drawn, np.log([[0.01, 0.1, 0.5], [0.02, 0.1, 0.4]]).T)
+    assert "exact" in texts(svg)
+
+
+def test_a_figure_takes_the_colour_of_the_page_and_is_reproducible():
+    curves = {"none": Curve([1, 2], [3, 4])}
+    svg = learning_curves(curves, x_label="x", y_label="y")
+    assert "currentColor" in svg
+    assert "#000000" not in svg
+    assert svg == learning_curves(curves, x_label="x", y_label="y")
+    assert "metadata" not in svg
+
+
+def test_two_figures_of_a_page_share_no_names():
+    one = learning_curves({"none": Curve([1, 2], [3, 4])}, x_label="x", y_label="y")
+    two = learning_curves({"none": Curve([1, 2], [3, 5])}, x_label="x", y_label="y")
+    clips = [set(re.findall(r'clipPath id="([^"]+)"', svg)) for svg in (one, two)]
+    assert clips[0]
+    assert not clips[0] & clips[1]
+
+
+def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigError, match=r"pip install 'candid\[report\]'"):
+        calibration({"none": Curve([1], [1])})
