@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= candid-demo
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format tree clean
 
 demo: $(VENV)/installed
 	$(BIN)/candid demo --out $(DEMO)
@@ -26,6 +26,9 @@ check: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+tree: $(VENV)/installed
+	$(BIN)/python docs/tree.py
 
 # Some distributions ship Python without ensurepip; there the outer pip installs the inner one.
 $(VENV)/bin/python:

@@ -19,6 +19,7 @@ from typer.main import get_command
 import candid
 from candid.cli.evaluate import evaluate
 from candid.cli.prepare import prepare
+from candid.cli.recommend import recommend
 from candid.cli.train import TrainCommand, train
 from candid.errors import CandidError
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(prepare)
 app.command(cls=TrainCommand)(train)
 app.command()(evaluate)
+app.command()(recommend)
 
 
 @app.callback(invoke_without_command=True)

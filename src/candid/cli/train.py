@@ -95,10 +95,8 @@ def _default_config(data: Path, overrides: list[str]) -> RunConfig:
     from candid.config import default_recipe
     from candid.data import open_dataset
 
-    dataset = open_dataset(data)
-    ordered = dataset.timestamps is not None or bool(dataset.manifest["config"]["order"])
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", data.resolve().name).lstrip("._-") or "default"
-    return default_recipe([f'name="{name}"', *overrides], ordered=ordered)
+    return default_recipe([f'name="{name}"', *overrides], open_dataset(data))
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from candid.batches import BatchesConfig
 from candid.component import ComponentConfig, type_name
 from candid.config.recipe_file import parse_override, read_toml, with_overrides, with_values
 from candid.config.schema import validated
-from candid.data import DataConfig
+from candid.data import DataConfig, PreparedDataset
 from candid.errors import ConfigError
 from candid.evaluation import EvaluationConfig
 from candid.losses import LOSSES, Loss, LossComponent
@@ -163,15 +163,23 @@ UNORDERED: Mapping[str, Any] = {
 """What replaces it where interactions have no order: a history tower has nothing to read."""
 
 
-def default_recipe(overrides: Sequence[str] = (), *, ordered: bool = True) -> RunConfig:
+def default_recipe(
+    overrides: Sequence[str] = (), dataset: PreparedDataset | None = None
+) -> RunConfig:
     """Return the default recipe with overrides applied.
 
     Args:
         overrides: ``key=value`` each.
-        ordered: whether the interactions of a user have an order.
+        dataset: what it is for: without order the towers are plain embeddings, and metrics
+            stop at the size of the catalog. None: a large one, in order.
 
     Raises:
         ConfigError: an override is wrong.
     """
-    table = dict(DEFAULT_RECIPE) if ordered else {**DEFAULT_RECIPE, **UNORDERED}
+    table = dict(DEFAULT_RECIPE)
+    if dataset is not None:
+        has_order = dataset.timestamps is not None or dataset.manifest["config"]["order"]
+        table |= {} if has_order else UNORDERED
+        ks = [k for k in EvaluationConfig().ks if k <= dataset.num_items]
+        table["evaluation"] = {"ks": ks, "metric": f"ndcg@{max(k for k in ks if k <= 10)}"}
     return parse_config(with_overrides(table, overrides), "default recipe")

@@ -1,0 +1,55 @@
+"""``candid recommend``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from candid.cli.console import Console
+from candid.cli.options import Json, Quiet
+from candid.errors import ConfigError
+
+
+def recommend(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    user: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A user of the data; may be repeated.")
+    ] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ITEM",
+            help="An item (id or title) of one history, earliest first; may be repeated.",
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="Recommendations for each.")] = 10,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen", help="Also recommend what is in the history.")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Prepared dataset; none: the one the run was trained on.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Recommend items to users of the data, or to whoever has the history you type."""
+    if bool(user) == bool(history):
+        raise ConfigError("say for whom: either --user ID or --history ITEM, each repeatable")
+
+    from candid.data.lookup import item_ids_of, user_ids_of
+    from candid.runs import load_run
+    from candid.serve import recommend as recommend_to
+
+    loaded = load_run(run, data)
+    found = recommend_to(
+        loaded.model,
+        loaded.dataset,
+        user_ids=user_ids_of(loaded.dataset, user) if user else None,
+        histories=[item_ids_of(loaded.dataset, history).tolist()] if history else None,
+        k=k,
+        max_length=loaded.config.batches.max_length,
+        filter_seen=not include_seen,
+    )
+    Console(json, quiet).result({"run": str(run), "answers": found.to_json()}, found.table())
