@@ -1,6 +1,7 @@
 """Evaluation over the full catalog: metrics, slices, intervals, likelihood."""
 
 from candid.evaluation.bootstrap import Estimate
+from candid.evaluation.comparison import Comparison, compare
 from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.encoder import Encoder, inference
 from candid.evaluation.evaluator import TrueLogProb, evaluate
@@ -9,6 +10,7 @@ from candid.evaluation.report import EvaluationReport, PerUser, Slice
 
 __all__ = [
     "RANKING_METRICS",
+    "Comparison",
     "Encoder",
     "Estimate",
     "EvaluationConfig",
@@ -16,6 +18,7 @@ __all__ = [
     "PerUser",
     "Slice",
     "TrueLogProb",
+    "compare",
     "evaluate",
     "inference",
 ]

@@ -1,0 +1,107 @@
+"""Is one model better than another? Paired over the users that both were asked about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from candid.component import lookup
+from candid.errors import DataError
+from candid.evaluation.bootstrap import CHUNK, intervals, resample
+from candid.evaluation.metrics import Floats
+from candid.evaluation.report import EvaluationReport, PerUser
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The difference of two models in one metric, first minus second.
+
+    Attributes:
+        metric: its name.
+        difference: over the users of both reports that define it in both.
+        low: lower end of the interval.
+        high: upper end.
+        p_value: of the two-sided sign-flip test that the two are exchangeable.
+        users: how many were compared.
+    """
+
+    metric: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    users: int
+
+
+def compare(
+    first: EvaluationReport | PerUser,
+    second: EvaluationReport | PerUser,
+    metric: str,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two evaluations of the same questions, user by user.
+
+    The interval resamples users (both models' values together); the test flips the sign of
+    each user's difference at random (Fisher's randomisation test, as recommended for
+    retrieval by Smucker et al., CIKM 2007).
+
+    Args:
+        first: one model.
+        second: the other, on the same dataset and role.
+        metric: such as "ndcg@10" or "nll".
+        resamples: of the interval and of the test.
+        confidence: coverage of the interval.
+        seed: of both.
+
+    Raises:
+        UnknownNameError: a report lacks the metric.
+        DataError: no user defines it in both reports.
+    """
+    one = first.per_user if isinstance(first, EvaluationReport) else first
+    other = second.per_user if isinstance(second, EvaluationReport) else second
+    column = _column(one, metric), _column(other, metric)
+    _, a, b = np.intersect1d(one.user_ids, other.user_ids, return_indices=True)
+    weight = one.denominators[a, column[0]]
+    both = (weight > 0) & (other.denominators[b, column[1]] > 0)
+    a, b, weight = a[both], b[both], weight[both]
+    if len(weight) == 0:
+        raise DataError(f"the two evaluations share no user that defines {metric}")
+    # Where both weigh a user alike, as they do on the same questions, the scale is exactly 1.
+    scale = weight / other.denominators[b, column[1]]
+    gain = one.numerators[a, column[0]] - other.numerators[b, column[1]] * scale
+    owners = np.arange(len(gain))
+    groups = np.zeros_like(owners)
+    values = np.stack([gain, weight], axis=1)
+    drawn = resample(owners, groups, values, len(gain), 1, resamples, seed)
+    low, high = intervals(drawn[:, :, 0], drawn[:, :, 1], confidence)
+    flipped = _sign_flips(gain, resamples, seed)
+    # Sums in another order differ in the last bits: a flip as extreme must count as such.
+    tolerance = 1e-12 * np.abs(gain).sum()
+    extreme = np.abs(flipped) >= abs(gain.sum()) - tolerance
+    return Comparison(
+        metric=metric,
+        difference=float(gain.sum() / weight.sum()),
+        low=float(low[0]),
+        high=float(high[0]),
+        p_value=float((1 + extreme.sum()) / (1 + resamples)),
+        users=len(gain),
+    )
+
+
+def _sign_flips(gain: Floats, num: int, seed: int) -> Floats:
+    rng = np.random.default_rng([seed, 1])
+    total = np.zeros(num)
+    for begin in range(0, len(gain), CHUNK):
+        part = gain[begin : begin + CHUNK]
+        kept = rng.integers(0, 2, size=(num, len(part)), dtype=np.int8)
+        total += kept @ (2 * part) - part.sum()
+    return total
+
+
+def _column(values: PerUser, metric: str) -> int:
+    positions = {name: c for c, name in enumerate(values.names)}
+    return lookup(positions, "metric", metric)

@@ -1,0 +1,229 @@
+"""Top-k recommendations with the identifiers and titles that a person knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from rich.table import Table
+
+from candid.batches import Ints, Queries, offsets_of, pack_histories, ranges
+from candid.data import PreparedDataset
+from candid.errors import ConfigError
+from candid.evaluation import Encoder, inference
+from candid.index import ExactIndex, Exclusions, Index
+
+BATCH_SIZE = 512
+"""Queries encoded at once."""
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """The best items of each query, best first.
+
+    Attributes:
+        item_ids: [B, K] int64; -1 where fewer than K items were allowed.
+        scores: [B, K] float32 logits; -inf where ``item_ids`` is -1.
+        user_ids: [B] int64, or None where histories were typed.
+        users: the dataset's users.
+        items: the dataset's items.
+    """
+
+    item_ids: Ints
+    scores: npt.NDArray[np.float32]
+    user_ids: Ints | None
+    users: pl.DataFrame
+    items: pl.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def to_frame(self) -> pl.DataFrame:
+        """One row a recommendation.
+
+        Columns: ``query`` (0..B-1), ``user`` (source id; only for users of the dataset),
+        ``rank`` (from 1), ``item`` (source id), ``title`` (only where the dataset has titles)
+        and ``score``.
+        """
+        present = self.item_ids >= 0
+        query, column = np.nonzero(present)
+        items = self.items[self.item_ids[present]]
+        frame: dict[str, Any] = {"query": query}
+        if self.user_ids is not None:
+            frame["user"] = self.users["source_id"][self.user_ids[query]]
+        frame |= {"rank": column + 1, "item": items["source_id"]}
+        if "title" in items.columns:
+            frame["title"] = items["title"]
+        return pl.DataFrame(frame | {"score": self.scores[present]})
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One entry a query: ``user`` where there is one, and ``items`` from best to worst.
+
+        An item has ``rank``, ``item``, ``title`` (where the dataset has titles) and ``score``.
+        """
+        answers: list[dict[str, Any]] = [{} for _ in range(len(self))]
+        if self.user_ids is not None:
+            sources = self.users["source_id"][self.user_ids].to_list()
+            answers = [{"user": source} for source in sources]
+        for answer in answers:
+            answer["items"] = []
+        for row in self.to_frame().drop("user", strict=False).to_dicts():
+            answers[row.pop("query")]["items"].append(row)
+        return answers
+
+    def table(self) -> Table:
+        """All recommendations, for the terminal."""
+        frame = self.to_frame()
+        if len(self) == 1 or self.user_ids is not None:
+            frame = frame.drop("query")
+        table = Table()
+        for name in frame.columns:
+            is_number = name in ("query", "rank", "score")
+            table.add_column(name, justify="right" if is_number else "left")
+        for row in frame.iter_rows():
+            table.add_row(*(_cell(value) for value in row))
+        return table
+
+
+def recommend(
+    model: Encoder,
+    dataset: PreparedDataset,
+    *,
+    user_ids: Sequence[int] | Ints | None = None,
+    histories: Sequence[Sequence[int]] | None = None,
+    k: int,
+    max_length: int,
+    filter_seen: bool = True,
+    index: Index | None = None,
+) -> Recommendations:
+    """Recommend to users of the dataset, or to whoever has the given histories.
+
+    Args:
+        model: encodes; put in inference mode meanwhile.
+        dataset: what the model was trained on.
+        user_ids: [B]; each user's whole history in the dataset is used, held-out part
+            included.
+        histories: item ids of each of B histories, earliest first; instead of ``user_ids``.
+        k: recommendations a query.
+        max_length: longest history that the model reads; the most recent part is kept.
+        filter_seen: leave out whatever is in the history.
+        index: over the model's item vectors; None: exact search.
+
+    Raises:
+        ConfigError: k is larger than the catalog, an id is not one of the dataset's, a
+            history is empty where the model needs one, histories are given to a model that
+            knows users only, or neither or both of ``user_ids`` and ``histories`` are given.
+        ArtifactError: the model's vectors are not finite.
+    """
+    asked = _asked(dataset, user_ids, histories)
+    _check(model, dataset, asked, k)
+    found_ids = np.empty((len(asked.starts), k), dtype=np.int64)
+    found_scores = np.empty((len(asked.starts), k), dtype=np.float32)
+    with inference(model):
+        catalog = model.encode_catalog()
+        index = ExactIndex(catalog) if index is None else index
+        for begin in range(0, len(asked.starts), BATCH_SIZE):
+            rows = slice(begin, begin + BATCH_SIZE)
+            query = model.encode_queries(asked.queries(rows, max_length).to(catalog.device))
+            seen = asked.exclusions(rows, catalog.device) if filter_seen else None
+            hits = index.search(query.float(), k, seen)
+            found_ids[rows] = hits.item_ids.cpu().numpy()
+            found_scores[rows] = hits.scores.cpu().numpy()
+    return Recommendations(found_ids, found_scores, asked.user_ids, dataset.users, dataset.items)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """B histories as slices of one array.
+
+    Attributes:
+        user_ids: [B], or None where there are no users.
+        item_ids: what the histories are slices of.
+        starts: [B].
+        stops: [B].
+    """
+
+    user_ids: Ints | None
+    item_ids: npt.NDArray[np.integer[Any]]
+    starts: Ints
+    stops: Ints
+
+    def queries(self, rows: slice, max_length: int) -> Queries:
+        """Pack the most recent part of some histories; without users their ids are -1."""
+        starts = np.maximum(self.starts[rows], self.stops[rows] - max_length)
+        lengths = self.stops[rows] - starts
+        item_ids = self.item_ids[ranges(starts, lengths)].astype(np.int64)
+        nobody = np.full(len(starts), -1, dtype=np.int64)
+        user_ids = nobody if self.user_ids is None else self.user_ids[rows]
+        return pack_histories(user_ids, item_ids, lengths)
+
+    def exclusions(self, rows: slice, device: torch.device) -> Exclusions:
+        lengths = self.stops[rows] - self.starts[rows]
+        item_ids = self.item_ids[ranges(self.starts[rows], lengths)].astype(np.int64)
+        return Exclusions(
+            torch.from_numpy(item_ids).to(device),
+            torch.from_numpy(offsets_of(lengths)).to(device),
+        )
+
+
+def _asked(
+    dataset: PreparedDataset,
+    user_ids: Sequence[int] | Ints | None,
+    histories: Sequence[Sequence[int]] | None,
+) -> _Asked:
+    if user_ids is not None and histories is None:
+        users = np.asarray(user_ids, dtype=np.int64)
+        _check_ids("user", users, dataset.num_users)
+        offsets = dataset.user_offsets
+        return _Asked(users, dataset.item_ids, offsets[users], offsets[users + 1])
+    if histories is not None and user_ids is None:
+        lengths = np.array([len(history) for history in histories], dtype=np.int64)
+        item_ids = np.array([item for history in histories for item in history], dtype=np.int64)
+        _check_ids("item", item_ids, dataset.num_items)
+        offsets = offsets_of(lengths)
+        return _Asked(None, item_ids, offsets[:-1], offsets[1:])
+    raise ConfigError("give either users or histories to recommend to")
+
+
+def _check_ids(kind: str, ids: Ints, num: int) -> None:
+    unknown = ids[(ids < 0) | (ids >= num)]
+    if len(unknown):
+        raise ConfigError(f"{kind} id {unknown[0]} is not one of the dataset's: 0 to {num - 1}")
+
+
+def _check(model: Encoder, dataset: PreparedDataset, asked: _Asked, k: int) -> None:
+    if not 1 <= k <= dataset.num_items:
+        raise ConfigError(
+            f"k {k} must be between 1 and the {dataset.num_items} items of the catalog"
+        )
+    if not model.needs_history:
+        if asked.user_ids is None:
+            raise ConfigError(
+                "the model knows the users it was trained on, not histories: name users, or "
+                "train a model with a history tower"
+            )
+        return
+    empty = np.flatnonzero(asked.stops == asked.starts)
+    if len(empty) == 0:
+        return
+    if asked.user_ids is None:
+        raise ConfigError(
+            f"history {empty[0]} is empty and the model answers only from histories: name at "
+            "least one item"
+        )
+    user = dataset.users["source_id"][int(asked.user_ids[empty[0]])]
+    raise ConfigError(
+        f"user {user!r} has no history and the model answers only from histories: give a "
+        "history of items instead"
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

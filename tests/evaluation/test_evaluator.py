@@ -1,0 +1,296 @@
+"""The evaluation against a plain loop over users in float64."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from candid.data import Role
+from candid.errors import ArtifactError, ConfigError, DataError
+from candid.evaluation import EvaluationConfig, evaluate
+
+CONFIG = EvaluationConfig(ks=(1, 3, 10), batch_size=16, bootstrap=50, popularity_slices=4)
+
+
+def by_loop(dataset, model, ks, filter_seen=True):
+    """Per user: ranking metrics by name, or None; and the NLL of each target."""
+    scores = model.users.double().numpy() @ model.items.double().numpy().T
+    found = {}
+    for user in range(dataset.num_users):
+        events = slice(*dataset.user_offsets[user : user + 2])
+        items, roles = dataset.item_ids[events], dataset.roles[events]
+        history, targets = items[roles == Role.TRAIN], items[roles == Role.TEST]
+        if len(history) == 0 or len(targets) == 0:
+            continue
+        hidden = set(history.tolist()) if filter_seen else set()
+        relevant = set(targets.tolist()) - hidden
+        ranked = [item for item in np.argsort(-scores[user]) if item not in hidden]
+        row = {}
+        for k in ks:
+            gains = [item in relevant for item in ranked[:k]]
+            ranks = [rank for rank, gain in enumerate(gains, 1) if gain]
+            best = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(relevant)) + 1))
+            row[f"recall@{k}"] = len(ranks) / max(1, len(relevant))
+            row[f"hit_rate@{k}"] = float(bool(ranks))
+            row[f"mrr@{k}"] = 1 / ranks[0] if ranks else 0.0
+            row[f"ndcg@{k}"] = sum(1 / math.log2(r + 1) for r in ranks) / max(best, 1e-9)
+            row[f"popularity@{k}"] = np.mean(dataset.train_counts[ranked[:k]])
+        log_z = np.log(np.exp(scores[user]).sum())
+        found[user] = (row, bool(relevant), log_z - scores[user, targets], ranked)
+    return found
+
+
+@pytest.mark.parametrize("filter_seen", [True, False])
+@pytest.mark.parametrize("repeats", [False, True])
+def test_agrees_with_a_loop_over_users(make_random, filter_seen, repeats):
+    dataset, model = make_random(max_targets=4, repeats=repeats)
+    config = CONFIG.model_copy(update={"filter_seen": filter_seen})
+    report = evaluate(model, dataset, config, max_length=5)
+    found = by_loop(dataset, model, config.ks, filter_seen)
+    ranked = [row for row, has_relevant, _, _ in found.values() if has_relevant]
+    assert len(ranked) > 20
+    for name in ranked[0]:
+        rows = [one[0] for one in found.values()] if name.startswith("popularity") else ranked
+        expected = np.mean([row[name] for row in rows])
+        assert report.metrics[name].value == pytest.approx(expected, abs=1e-12), name
+    nll = np.concatenate([nll for _, _, nll, _ in found.values()])
+    assert report.metrics["nll"].value == pytest.approx(nll.mean(), abs=1e-5)
+    for k in config.ks:
+        shown = set().union(*(ranked[:k] for _, _, _, ranked in found.values()))
+        assert report.metrics[f"coverage@{k}"].value == len(shown) / dataset.num_items
+    assert report.counts["users"] == len(found)
+    assert report.counts["targets"] == len(nll)
+    assert report.counts["users_without_relevant"] == len(found) - len(ranked)
+    assert (report.counts["users_without_relevant"] > 0) == (repeats and filter_seen)
+    assert model.longest == 5
+
+
+def test_batches_do_not_change_a_number(make_random):
+    dataset, model = make_random(max_targets=3)
+    reports = [
+        evaluate(model, dataset, CONFIG.model_copy(update={"batch_size": size}), max_length=5)
+        for size in (1, 7, 1000)
+    ]
+    first = reports[0].to_json()
+    for report in reports[1:]:
+        other = report.to_json()
+        assert other["counts"] == first["counts"]
+        for name, found in first["metrics"].items():
+            # Matrix products of another shape round scores, and so the NLL, differently.
+            tolerance = 1e-6 if name == "nll" else 1e-12
+            assert other["metrics"][name] == pytest.approx(found, abs=tolerance), name
+        assert len(other["slices"]) == len(first["slices"])
+
+
+def weighted(slices, name, weight):
+    parts = [(one.metrics[name].value, getattr(one, weight)) for one in slices]
+    return sum(value * num for value, num in parts if value is not None) / sum(
+        num for value, num in parts if value is not None
+    )
+
+
+def test_slices_add_up_to_the_total(make_random):
+    dataset, model = make_random(num_users=200, num_items=300, max_targets=1)
+    report = evaluate(model, dataset, CONFIG, max_length=5)
+    assert set(report.slices) == {"target_popularity", "history_length", "target_warmth"}
+    for slices in report.slices.values():
+        assert len(slices) > 1
+        assert sum(one.targets for one in slices) == report.counts["targets"]
+        for name in ("ndcg@10", "recall@3", "mrr@10", "popularity@3", "nll"):
+            total = report.metrics[name].value
+            assert weighted(slices, name, "queries") == pytest.approx(total, abs=1e-12)
+
+
+def test_slices_of_many_targets(make_random, make_dataset, make_model):
+    """A slice keeps the list and counts only its own targets as relevant."""
+    train = [[(0, 0), (0, 0), (0, 0), (1, 0)], [(2, 0)]]
+    dataset = make_dataset([[*train[0], (2, 3), (3, 3)], [*train[1], (0, 3)]], 4)
+    model = make_model(torch.eye(2), torch.tensor([[4.0, 1], [3, 0], [2, 9], [1, 0]]))
+    config = EvaluationConfig(ks=(1, 2), metric="recall@1", popularity_slices=1, bootstrap=0)
+    report = evaluate(model, dataset, config, max_length=9)
+    # User 0 sees [2, 3] and wants both; user 1 sees [0, 1 or 3] and wants 0.
+    assert report.metrics["recall@1"].value == pytest.approx((1 / 2 + 1) / 2)
+    cold, warm = report.slices["target_popularity"]
+    assert (cold.label, cold.queries, cold.targets) == ("untrained", 1, 1)
+    assert (warm.queries, warm.targets) == (2, 2)
+    assert cold.metrics["recall@1"].value == 0
+    assert cold.metrics["recall@2"].value == 1
+    assert cold.metrics["mrr@2"].value == 1 / 2
+    assert warm.metrics["recall@1"].value == 1
+    assert [one.label for one in report.slices["target_warmth"]] == ["cold", "warm"]
+    many, model = make_random(num_users=200, max_targets=4)
+    report = evaluate(model, many, CONFIG, max_length=5)
+    popularity = report.slices["target_popularity"]
+    assert weighted(popularity, "nll", "targets") == pytest.approx(report.metrics["nll"].value)
+
+
+def test_a_target_in_the_history_is_not_relevant_when_seen_items_are_hidden(
+    make_dataset, make_model
+):
+    histories = [[(0, 0), (1, 3)], [(2, 0), (2, 3)], [(1, 0), (1, 3), (0, 3)]]
+    dataset = make_dataset(histories, 3)
+    model = make_model(torch.eye(3)[[0, 2, 2]], torch.eye(3))
+    config = EvaluationConfig(ks=(1, 3), metric="recall@3", bootstrap=0)
+    hidden = evaluate(model, dataset, config, max_length=9)
+    assert hidden.counts["targets_seen_before"] == 2
+    assert hidden.counts["users_without_relevant"] == 1
+    assert hidden.metrics["recall@3"].value == 1
+    shown = evaluate(model, dataset, config.model_copy(update={"filter_seen": False}), max_length=9)
+    assert shown.counts["targets_seen_before"] == 0
+    assert shown.metrics["recall@1"].value == pytest.approx((0 + 1 + 0) / 3)
+
+
+def test_cold_users_and_items_are_counted(make_dataset, make_model):
+    role = Role.HISTORY
+    histories = [[(0, 0), (1, 0), (2, 3)], [(0, role), (1, 3)], [(1, 3)], [(0, 0)]]
+    dataset = make_dataset(histories, 4)
+    model = make_model(torch.eye(4), torch.eye(4))
+    config = EvaluationConfig(ks=(1,), metric="recall@1", bootstrap=0)
+    counts = evaluate(model, dataset, config, max_length=9).counts
+    assert counts["users_with_targets"] == 3
+    assert counts["users_without_history"] == 1
+    assert counts["users"] == 2
+    assert counts["cold_users"] == 1
+    assert counts["cold_targets"] == counts["cold_target_items"] == 1
+    assert counts["cold_items"] == 2
+    model.needs_history = False
+    counts = evaluate(model, dataset, config, max_length=9).counts
+    assert (counts["users"], counts["users_without_history"]) == (3, 0)
+
+
+def test_intervals_hold_the_value_and_follow_the_confidence(make_random):
+    dataset, model = make_random(num_users=300)
+    config = CONFIG.model_copy(update={"bootstrap": 500})
+    wide = evaluate(model, dataset, config, max_length=5)
+    narrow = evaluate(model, dataset, config.model_copy(update={"confidence": 0.5}), max_length=5)
+    for name, found in wide.metrics.items():
+        if name.startswith("coverage"):
+            assert found.low is None
+            continue
+        assert found.low <= found.value <= found.high
+        assert narrow.metrics[name].high - narrow.metrics[name].low < found.high - found.low
+    assert wide.slices["history_length"][0].metrics["nll"].low is not None
+
+
+def test_the_truth_gives_the_excess(make_random):
+    dataset, model = make_random(max_targets=3)
+    asked = []
+
+    def true_log_prob(questions):
+        asked.append(len(questions))
+        return -np.linspace(1, 2, len(questions.target_ids))
+
+    report = evaluate(model, dataset, CONFIG, max_length=5, true_log_prob=true_log_prob)
+    assert asked == [report.counts["users"]]
+    values = {name: found.value for name, found in report.metrics.items()}
+    assert values["true_nll"] == pytest.approx(1.5)
+    assert values["excess_nll"] == pytest.approx(values["nll"] - 1.5)
+    assert report.metrics["excess_nll"].low is not None
+
+
+def test_a_sample_of_users_is_fixed_by_the_seed(make_random):
+    dataset, model = make_random(num_users=100)
+    config = CONFIG.model_copy(update={"max_users": 20})
+    users = [evaluate(model, dataset, config, max_length=5).per_user.user_ids for _ in range(2)]
+    assert np.array_equal(*users)
+    assert len(users[0]) == 20
+    assert (np.diff(users[0]) > 0).all()
+    other = evaluate(model, dataset, config.model_copy(update={"seed": 1}), max_length=5)
+    assert not np.array_equal(users[0], other.per_user.user_ids)
+
+
+def test_validation_asks_before_test(make_dataset, make_model):
+    dataset = make_dataset([[(0, 0), (1, 2), (2, 3)]], 3)
+    model = make_model(torch.tensor([[0.0, 2, 1]]), torch.eye(3))
+    config = EvaluationConfig(ks=(1,), metric="recall@1", bootstrap=0)
+    for role in (Role.VALIDATION, Role.TEST):
+        report = evaluate(model, dataset, config, role=role, max_length=9)
+        # Item 1 is validation's answer and, seen by then, hidden from test.
+        assert report.metrics["recall@1"].value == 1
+        assert report.settings["role"] == role.name.lower()
+
+
+def test_a_module_is_put_in_inference_mode_and_back(make_random):
+    dataset, fixed = make_random()
+
+    class Model(nn.Module):
+        needs_history = True
+
+        def encode_queries(self, queries):
+            assert not self.training
+            assert not torch.is_grad_enabled()
+            return fixed.encode_queries(queries)
+
+        def encode_catalog(self):
+            return fixed.items
+
+    model = Model().train()
+    evaluate(model, dataset, CONFIG, max_length=5)
+    assert model.training
+
+
+def test_progress_ends_at_all_queries(make_random):
+    dataset, model = make_random()
+    seen = []
+    report = evaluate(
+        model,
+        dataset,
+        CONFIG,
+        max_length=5,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    num = report.counts["users"]
+    assert seen == [(min(16 * (i + 1), num), num) for i in range(-(-num // 16))]
+
+
+def test_report_is_plain_json_and_saved_whole(make_random, tmp_path):
+    dataset, model = make_random()
+    report = evaluate(model, dataset, CONFIG, max_length=5)
+    path = tmp_path / "new" / "report.json"
+    report.save(path)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(report.to_json()))
+    assert [one.name for one in path.parent.iterdir()] == ["report.json"]
+    stored = json.loads(path.read_text())
+    assert set(stored["metrics"]["ndcg@10"]) == {"value", "low", "high"}
+    assert stored["settings"]["filter_seen"] is True
+    assert next(iter(report.summary())) == "ndcg@10"
+    assert report.table().row_count == 8
+    assert report.slice_table("history_length").row_count == len(report.slices["history_length"])
+
+
+def test_per_user_values_average_to_the_metric(make_random):
+    dataset, model = make_random(repeats=True, max_targets=2)
+    report = evaluate(model, dataset, CONFIG, max_length=5)
+    frame = report.per_user.to_frame()
+    assert frame.height == report.counts["users"]
+    assert frame["ndcg@10"].null_count() == report.counts["users_without_relevant"] > 0
+    assert frame["ndcg@10"].mean() == pytest.approx(report.metrics["ndcg@10"].value)
+
+
+def test_errors_name_the_cause(make_random, make_dataset, make_model):
+    dataset, model = make_random()
+    with pytest.raises(ConfigError, match=r"evaluation\.ks: 100 exceeds the 50 items"):
+        evaluate(model, dataset, EvaluationConfig(), max_length=5)
+    with pytest.raises(DataError, match="no validation targets"):
+        evaluate(model, dataset, CONFIG, role=Role.VALIDATION, max_length=5)
+    with pytest.raises(ConfigError, match="knows 49 items and the dataset has 50"):
+        evaluate(make_model(model.users, model.items[:49]), dataset, CONFIG, max_length=5)
+    with pytest.raises(ConfigError, match=r"evaluation\.nll must be true"):
+        evaluate(
+            model,
+            dataset,
+            CONFIG.model_copy(update={"nll": False}),
+            max_length=5,
+            true_log_prob=lambda asked: np.zeros(len(asked.target_ids)),
+        )
+    broken = make_model(model.users, model.items * torch.nan)
+    with pytest.raises(ArtifactError, match="diverged"):
+        evaluate(broken, dataset, CONFIG, max_length=5)
+    lonely = make_dataset([[(0, 3)]], 10)
+    with pytest.raises(DataError, match="no user with a test target has a history"):
+        evaluate(make_model(torch.ones(1, 2), torch.ones(10, 2)), lonely, CONFIG, max_length=5)
