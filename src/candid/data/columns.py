@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import polars as pl
 
@@ -124,12 +125,14 @@ class Parsed:
         rows_read: rows of the files.
         dropped: ``nulls`` and ``low_rating`` -> rows that the query leaves out.
         ranges: least and greatest of the integer ids among user and item.
+        time_is_text: the time column holds dates as text.
     """
 
     query: pl.LazyFrame
     rows_read: int
     dropped: dict[str, int]
     ranges: dict[str, tuple[int, int]]
+    time_is_text: bool
 
 
 def parse(table: RawTable, config: DataConfig) -> Parsed:
@@ -173,6 +176,7 @@ def parse(table: RawTable, config: DataConfig) -> Parsed:
         rows,
         {reason: count for reason, count in dropped.items() if count},
         ranges,
+        bool(survey.get("time_not_number")),
     )
 
 
@@ -184,7 +188,7 @@ def _check_lines(table: RawTable) -> None:
             raise DataError(f"{source.path}: {misfit}")
 
 
-def _survey(table: RawTable) -> dict[str, int | float | bool]:
+def _survey(table: RawTable) -> dict[str, Any]:
     """One pass over the files for everything that decides how columns are read."""
     facts = [pl.len().alias("rows")]
     for name, dtype in table.schema.items():
@@ -203,6 +207,8 @@ def _survey(table: RawTable) -> dict[str, int | float | bool]:
             facts.append((number.is_null() & value.is_not_null()).sum().alias(f"{name}_not_number"))
             if name == "time":
                 facts.append(number.abs().max().alias("time_largest"))
+                lengths = times.plain_text(value).str.len_bytes().unique()
+                facts.append(lengths.drop_nulls().implode().alias("time_lengths"))
         elif dtype == pl.Int64 and name in ("user", "item"):
             facts.append(pl.lit(True).alias(f"{name}_is_integer"))
             facts += [value.min().alias(f"{name}_low"), value.max().alias(f"{name}_high")]
@@ -211,7 +217,7 @@ def _survey(table: RawTable) -> dict[str, int | float | bool]:
     return table.run(table.frame.select(facts)).row(0, named=True)
 
 
-def _parsed(table: RawTable, name: str, survey: dict[str, int | float | bool]) -> pl.Expr:
+def _parsed(table: RawTable, name: str, survey: dict[str, Any]) -> pl.Expr:
     value, dtype = pl.col(name), table.schema[name]
     if name == "role":
         return value
@@ -219,7 +225,7 @@ def _parsed(table: RawTable, name: str, survey: dict[str, int | float | bool]) -
         return value.cast(pl.Int64) if survey.get(f"{name}_is_integer") else value
     if name == "time":
         if dtype == pl.String and survey["time_not_number"]:
-            return times.from_text(value)
+            return times.from_text(value, survey["time_lengths"])
         if isinstance(dtype, pl.Datetime):
             return value.to_physical()
         return times.from_number(value, float(survey["time_largest"] or 0))

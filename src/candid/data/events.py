@@ -89,7 +89,7 @@ def load(table: RawTable, config: DataConfig) -> Events:
     if config.split.kind == "column":
         query = query.with_columns(_role_codes(table, config.split))
     frame, source_ids = ids.encode(table, query, parsed.ranges, parsed.rows_read)
-    _check_dates(table, frame)
+    _check_dates(table, frame, parsed.time_is_text)
     frame = _in_order(frame, [key for key in ("role", "time", "order") if key in table.columns])
     events = Events(
         frame,
@@ -100,11 +100,12 @@ def load(table: RawTable, config: DataConfig) -> Events:
         parsed.dropped,
     )
     _filter(events, config)
-    for name in ("time", "order"):
+    for name in ("time", "order", "role"):
         if name in table.columns:
             _check_complete(table, events, name)
-            if "role" in table.columns:
-                events.out_of_order = _out_of_order(events.frame, name)
+    for name in ("time", "order"):
+        if name in table.columns and "role" in table.columns:
+            events.out_of_order = _out_of_order(events.frame, name)
     if "order" in table.columns:
         events.frame = events.frame.drop("order")
     return events
@@ -157,13 +158,6 @@ def _filter(events: Events, config: DataConfig) -> None:
         events.keep("k_core", mask)
     if config.min_history > 1:
         events.keep("min_history", filters.min_history(events.ids("user"), config.min_history))
-    if "role" in frame.columns and not config.split.drop_unassigned:
-        count = int((events.frame["role"] == UNASSIGNED).sum())
-        if count:
-            raise DataError(
-                f"column {config.split.column!r} has {count:,} empty values; "
-                "fill them or set split.drop_unassigned"
-            )
 
 
 def _out_of_order(frame: pl.DataFrame, name: str) -> int:
@@ -173,26 +167,27 @@ def _out_of_order(frame: pl.DataFrame, name: str) -> int:
     return int(frame.select(backwards.sum()).item())
 
 
-def _check_dates(table: RawTable, frame: pl.DataFrame) -> None:
-    """Text times that no form of ISO 8601 fits."""
+def _check_dates(table: RawTable, frame: pl.DataFrame, is_text: bool) -> None:
+    """Text times that no form of ISO 8601 fits, or that are no number among numbers."""
     if table.schema.get("time") != pl.String or not frame["time"].null_count():
         return
     value = pl.col("time")
-    number = value.cast(pl.Float64, strict=False).fill_nan(None)
-    bad = value.is_not_null() & times.from_text(value).is_null() & number.is_null()
+    read = times.from_text(value, range(100)) if is_text else value.cast(pl.Float64, strict=False)
+    bad = value.is_not_null() & read.cast(pl.Float64).fill_nan(None).is_null()
     try:
         place = table.first(bad, "time")
     except LookupError:
         return
     raise DataError(
-        f"column {table.columns['time']!r} holds a value that is neither a number nor an ISO date "
-        f"in {place}; repair it"
+        f"column {table.columns['time']!r} holds a value that is not "
+        f"{'an ISO date' if is_text else 'a number'} in {place}; repair it"
     )
 
 
 def _check_complete(table: RawTable, events: Events, name: str) -> None:
-    """Nulls in time or order among the rows that survived the filters."""
-    missing = events.frame.filter(pl.col(name).is_null())
+    """Rows that survived the filters without time, order or role."""
+    empty = pl.col(name).is_null()
+    missing = events.frame.filter(pl.col(name) == UNASSIGNED if name == "role" else empty)
     if not missing.height:
         return
     user = events.users[missing["user"][0]]
@@ -200,13 +195,12 @@ def _check_complete(table: RawTable, events: Events, name: str) -> None:
     same = (pl.col("user").cast(pl.String) == str(user)) & (
         pl.col("item").cast(pl.String) == str(item)
     )
-    empty = pl.col(name).is_null()
-    if table.schema[name] == pl.String:
+    if table.schema[name] == pl.String and name != "role":
         empty |= ~pl.col(name).cast(pl.Float64, strict=False).is_finite()
     elif table.schema[name] == pl.Float64:
         empty |= ~pl.col(name).is_finite()
     raise DataError(
-        f"column {table.columns[name]!r} has {missing.height:,} values that are empty "
-        "or not finite, one in "
-        f"{table.first(empty & same, name)}; repair them or set drop_nulls"
+        f"column {table.columns[name]!r} has {missing.height:,} empty values, one in "
+        f"{table.first(empty & same, name)}; fill them or set "
+        f"{'split.drop_unassigned' if name == 'role' else 'drop_nulls'}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 
 import polars as pl
 
@@ -11,8 +12,9 @@ from candid.errors import ConfigError
 # The largest value says the unit: up to year 5138 in seconds, from 1973 on in the finer ones.
 UNITS = ((1e11, "seconds", 1_000_000), (1e14, "milliseconds", 1_000), (1e17, "microseconds", 1))
 
-# One row a form of ISO 8601 after a "T" became a space and a final "Z" went.
-TEXT_FORMS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f%z")
+# Forms of ISO 8601 by length, after a "T" became a space and a final "Z" went.
+TEXT_FORMS = {10: "%Y-%m-%d", 16: "%Y-%m-%d %H:%M", 19: "%Y-%m-%d %H:%M:%S"}
+LONGER_FORMS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%z")
 
 
 def unit_of(largest: float) -> str:
@@ -34,15 +36,27 @@ def from_number(value: pl.Expr, largest: float) -> pl.Expr:
     return pl.coalesce(whole, number.cast(pl.Int64, strict=False)) // 1_000
 
 
-def from_text(value: pl.Expr) -> pl.Expr:
-    """Turn ISO 8601 text into microseconds; null where it is none. Without zone it is UTC."""
-    text = value.str.replace("T", " ", literal=True).str.strip_suffix("Z")
+def plain_text(value: pl.Expr) -> pl.Expr:
+    """Bring ISO 8601 text to the shape that the forms above describe."""
+    return value.str.replace("T", " ", literal=True).str.strip_suffix("Z")
+
+
+def from_text(value: pl.Expr, lengths: Iterable[int]) -> pl.Expr:
+    """Turn ISO 8601 text into microseconds; null where it is none. Without zone it is UTC.
+
+    Args:
+        value: text.
+        lengths: which lengths ``plain_text(value)`` has; only these forms are tried.
+    """
+    text = plain_text(value)
+    forms = [form for length, form in TEXT_FORMS.items() if length in lengths]
+    if any(length > max(TEXT_FORMS) for length in lengths):
+        forms += LONGER_FORMS
     parsed = [
         text.str.to_datetime(form, time_unit="us", strict=False).dt.replace_time_zone(None)
-        for form in TEXT_FORMS
+        for form in forms
     ]
-    day = text.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))
-    return pl.coalesce(*parsed, day).to_physical()
+    return pl.coalesce(*parsed, pl.lit(None, pl.Datetime("us"))).to_physical()
 
 
 def as_utc(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:

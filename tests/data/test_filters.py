@@ -1,0 +1,52 @@
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import given
+
+from candid.data import filters
+
+pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60)
+
+
+def brute_force_core(rows, user_core, item_core):
+    """Remove one offending row at a time until none is left."""
+    kept = list(range(len(rows)))
+    while True:
+        for position in kept:
+            user, item = rows[position]
+            if (
+                sum(rows[other][0] == user for other in kept) < user_core
+                or sum(rows[other][1] == item for other in kept) < item_core
+            ):
+                kept.remove(position)
+                break
+        else:
+            return set(kept)
+
+
+@given(pairs, st.integers(0, 4), st.integers(0, 4))
+def test_k_core_is_what_removing_one_row_at_a_time_leaves(rows, user_core, item_core):
+    users, items = np.array(rows, dtype=np.int32).T
+    mask = filters.k_core(users, items, user_core, item_core)
+    assert set(np.flatnonzero(mask)) == brute_force_core(rows, user_core, item_core)
+
+
+def test_k_core_needs_more_than_one_round():
+    # Item 9 goes, then user 2 is short, then item 1 is short, and so on to the end.
+    rows = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 2), (2, 9)]
+    users, items = np.array(rows, dtype=np.int32).T
+    mask = filters.k_core(users, items, 2, 2)
+    assert mask.tolist() == [True] * 4 + [False] * 2
+
+
+@given(pairs, st.integers(0, 5))
+def test_min_history_counts_each_user_once(rows, least):
+    users = np.array(rows, dtype=np.int32)[:, 0]
+    expected = [sum(other == user for other, _ in rows) >= least for user, _ in rows]
+    assert filters.min_history(users, least).tolist() == expected
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=40))
+def test_compact_keeps_order_and_leaves_no_gap(values):
+    ids, old = filters.compact(np.array(values, dtype=np.int32))
+    assert old.tolist() == sorted(set(values))
+    assert [sorted(set(values))[i] for i in ids] == values

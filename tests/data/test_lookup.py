@@ -1,0 +1,62 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from candid.data import PreparedDataset, item_ids_of, user_ids_of
+from candid.errors import DataError
+
+
+@pytest.fixture
+def dataset():
+    titles = ["Heat (1995)", "Toy Story (1995)", "Toy Story 2 (1999)", "heat (1972)", None]
+    return PreparedDataset(
+        item_ids=np.zeros(2, np.int32),
+        user_offsets=np.array([0, 1, 2]),
+        roles=np.zeros(2, np.uint8),
+        users=pl.DataFrame({"source_id": ["ann", "bob"]}),
+        items=pl.DataFrame({"source_id": [10, 20, 30, 40, 50], "title": titles}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "item_id"),
+    [
+        ("30", 2),
+        ("Toy Story (1995)", 1),
+        ("toy story (1995)", 1),
+        ("story 2", 2),
+        ("heat (1972)", 3),
+        ("HEAT (1995)", 0),
+        ("50", 4),
+    ],
+)
+def test_an_item_is_found_by_id_title_or_a_part_of_it(dataset, text, item_id):
+    assert item_ids_of(dataset, [text]).tolist() == [item_id]
+
+
+def test_texts_keep_their_order(dataset):
+    found = item_ids_of(dataset, ["30", "10", "30"])
+    assert found.tolist() == [2, 0, 2]
+    assert found.dtype == np.int64
+    assert item_ids_of(dataset, []).tolist() == []
+
+
+def test_an_ambiguous_part_lists_what_it_fits(dataset):
+    with pytest.raises(DataError, match=r"'toy' fits several items: 'Toy Story \(1995\)', 'Toy"):
+        item_ids_of(dataset, ["toy"])
+
+
+def test_an_unknown_title_suggests_near_ones(dataset):
+    with pytest.raises(DataError, match=r"no item 'Toy Stroy'.*'Toy Story \(1995\)'"):
+        item_ids_of(dataset, ["Toy Stroy"])
+
+
+def test_a_part_is_no_pattern(dataset):
+    with pytest.raises(DataError, match="no item"):
+        item_ids_of(dataset, ["H.at"])
+
+
+def test_users(dataset):
+    assert user_ids_of(dataset, ["bob", "ann"]).tolist() == [1, 0]
+    with pytest.raises(DataError, match="no user 'bobb'.*'bob'"):
+        user_ids_of(dataset, ["bobb"])
