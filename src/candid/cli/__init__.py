@@ -58,7 +58,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         command = get_command(app)
         code = command.main(list(arguments), prog_name="candid", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        # Typer turns Ctrl-C into a code of its own accord; a verb itself returns nothing.
+        return _fail("interrupted", INTERRUPTED) if code == INTERRUPTED else 0
     except (CandidError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         return _fail(message, error.exit_code)

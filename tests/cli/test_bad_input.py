@@ -1,0 +1,160 @@
+"""Each bad input: one sentence that names the place and the fix, its exit code, nothing left."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+LOG = "who,what,at\na,1,100\na,2,200\na,3,300\nb,2,100\nb,3,200\nb,1,300\n"
+DATES = "who,what,at\na,1,2020-01-01\na,2,2020-01-02\nb,2,2020-01-03\n"
+COLUMNS = ["--user", "who", "--item", "what", "--time", "at"]
+
+USAGE = [
+    (["fly"], "No such command 'fly'"),
+    (["train", "--fast"], "No such option: --fast"),
+    (["prepare", "--interactions", "x.csv"], "Missing option '--out'"),
+    (["prepare", "--out", "d"], "name a recipe, or the file with --interactions"),
+    (["train"], "name a recipe, or a prepared dataset with --data"),
+    (["train", "missing.toml"], "recipe missing.toml not found"),
+    (["recommend", "{run}"], "either --user ID or --history ITEM"),
+    (["recommend", "{run}", "--user", "u1", "--history", "i01"], "either --user ID"),
+    (["recommend", "{run}", "--user", "u1", "-k", "31"], "k 31 must be between 1 and the 30"),
+    (["recommend", "{run}", "--user", "u1", "-k", "0"], "k 0 must be between 1"),
+    (["evaluate", "{run}", "--split", "train"], "'train' is not one of 'validation', 'test'"),
+    (["evaluate", "{run}", "--set", "training.lr=1"], "only evaluation.* can change"),
+    (["evaluate", "{run}", "--set", "evaluation.ks=[1, 10, 99]"], "99 exceeds the 30 items"),
+    (["evaluate", "{run}", "--set", "evaluation.k=1"], "did you mean 'evaluation.ks'?"),
+    (["train", "{recipe}", "--set", "training.epoch=2"], "did you mean 'training.epochs'?"),
+    (["train", "{recipe}", "--set", "loss.type=softmax"], "unknown loss 'softmax'"),
+    (["train", "{recipe}", "--set", "proposal.type=unifrom"], "did you mean 'uniform'?"),
+    (["train", "{recipe}", "--set", "training.epochs"], "has no '='"),
+    (["train", "{recipe}", "--set", "training.betas=[1"], "not a complete TOML value"),
+    (["train", "{recipe}", "--set", "training.epochs=0"], "training.epochs is 0, but should be"),
+    (["train", "{recipe}", "--set", "proposal=none"], "needs a section [proposal]"),
+    (["train", "{recipe}", "--set", "loss.type=full_softmax"], "remove the section [proposal]"),
+    (["train", "{recipe}", "--set", "data=none"], "has no section [data]"),
+    (["train", "{recipe}", "--set", "evaluation.metric=auc"], "'auc' is not reported; known:"),
+    (["train", "{recipe}", "--data", "{data}", "--out", "{run}"], "already holds a run"),
+]
+
+
+def check(answer, code, *words):
+    assert answer.code == code, answer.err
+    assert answer.out == ""
+    last = answer.err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "Traceback" not in answer.err
+    for word in words:
+        assert word in last
+
+
+@pytest.mark.parametrize(("arguments", "words"), USAGE, ids=[" ".join(a) for a, _ in USAGE])
+def test_wrong_usage_or_configuration(candid, toy, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    places = {"run": toy.run, "recipe": toy.recipe, "data": toy.data}
+    check(candid(*(argument.format(**places) for argument in arguments), "--quiet"), 2, words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_recipe_names_the_line(candid, tmp_path):
+    recipe = tmp_path / "broken.toml"
+    recipe.write_text('name = "x"\n[loss\n')
+    check(candid("train", recipe), 2, str(recipe), "line 2")
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "words"),
+    [
+        (LOG, ["--user", "user"], "'user'"),
+        ("", [], "empty"),
+        ("who,what,at\n", [], "no "),
+        (LOG + ",1,400\n", [], "null"),
+        (DATES + "c,1,yesterday\n", [], "'yesterday'"),
+        (LOG.replace("b,", "a,"), [], "only one user"),
+        ("who,what,at\na,1,1\na,1,2\na,1,3\nb,1,4\nb,1,5\nb,1,6\n", [], "only one item"),
+        (LOG.replace("at", "at,w", 1).replace("00\n", "00,nan\n"), ["--weight", "w"], "w"),
+    ],
+    ids=["column", "empty", "header-only", "null-id", "date", "one-user", "one-item", "weight"],
+)
+def test_bad_data(candid, tmp_path, content, flags, words):
+    log = tmp_path / "log.csv"
+    log.write_text(content)
+    out = tmp_path / "out"
+    answer = candid("prepare", "--interactions", log, *COLUMNS, *flags, "--out", out, "--quiet")
+    check(answer, 3, "log.csv", words)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_an_unknown_user_or_title_is_data_that_is_not_there(candid, toy):
+    check(candid("recommend", toy.run, "--user", "u99"), 3, "no user 'u99'", "near it")
+    check(candid("recommend", toy.run, "--history", "Jaws"), 3, "no item 'Jaws'")
+    check(candid("recommend", toy.run, "--history", "film"), 3, "fits several items")
+
+
+def test_a_folder_that_is_no_run_or_no_dataset(candid, toy, tmp_path):
+    check(candid("evaluate", tmp_path), 4, str(tmp_path), "is not a run")
+    check(candid("train", "--data", tmp_path, "--out", tmp_path / "r"), 4, "run candid prepare")
+
+
+def test_a_truncated_checkpoint(candid, toy, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(toy.run, run)
+    for path in run.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-100])
+    check(candid("evaluate", run), 4, "best.safetensors")
+
+
+def test_a_dataset_of_another_schema_version(candid, toy, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(toy.data, data)
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 0}))
+    check(candid("evaluate", toy.run, "--data", data), 4, str(data), "prepare it again")
+
+
+def test_a_dataset_that_the_recipe_does_not_describe(candid, toy, tmp_path):
+    answer = candid(
+        "train", toy.recipe, "--data", toy.data, "--out", tmp_path / "r", "--set", "data.k_core=9"
+    )
+    check(answer, 4, str(toy.data), "data.k_core")
+    assert not (tmp_path / "r").exists()
+
+
+def test_another_dataset_than_the_one_trained_on(candid, toy, tmp_path):
+    other = tmp_path / "other"
+    log = tmp_path / "log.csv"
+    log.write_text(toy.log.read_text() + "u40,i01,1600000000\nu40,i02,1600000001\n")
+    candid("prepare", toy.recipe, "--interactions", log, "--out", other)
+    check(candid("evaluate", toy.run, "--data", other), 4, str(other), "--data")
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train"])
+def test_a_disk_that_is_full_leaves_nothing_half_written(toy, tmp_path, verb):
+    """A limit on the size of files stands in for the full disk: writes fail half-way."""
+    out = tmp_path / "out"
+    arguments = {
+        "prepare": ["prepare", toy.recipe, "--out", out],
+        "train": ["train", toy.recipe, "--data", toy.data, "--out", out],
+    }[verb]
+    limit = 600 if verb == "prepare" else 6000
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        [sys.executable, "-c", "from candid.cli import main; main()", *map(str, arguments)],
+        preexec_fn=small_files,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode not in (0, 2, 130), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert str(out) in done.stderr.splitlines()[-1]
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [name for name in left if name.endswith((".tmp", ".safetensors", ".npy"))]

@@ -1,0 +1,131 @@
+import json
+
+import pytest
+
+import candid as package
+
+
+def test_prepare_says_what_it_did_and_then_that_it_is_up_to_date(candid, toy, tmp_path):
+    flags = ["--interactions", toy.log, "--user", "who", "--item", "what", "--time", "at"]
+    first = candid("prepare", *flags, "--out", tmp_path / "d")
+    assert first.code == 0
+    assert "320 interactions of 40 users with 30 items" in first.out
+    assert "240 to train on, 40 to validate, 40 to test" in first.out
+    assert "reading" in first.err
+    again = candid("prepare", *flags, "--out", tmp_path / "d", "--json")
+    assert (again.code, again.err) == (0, "")
+    assert again.document["up_to_date"] is True
+    assert again.document["counts"]["users"] == 40
+
+
+def test_flags_override_the_recipe_and_set_overrides_both(candid, toy, tmp_path):
+    answer = candid(
+        "prepare", toy.recipe, "--k-core", "3", "--set", "data.k_core=2", "--split", "temporal",
+        "--validation", "0.5", "--test", "0.75", "--out", tmp_path / "d", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    config = answer.document["config"]
+    assert (config["k_core"], config["split"]["kind"]) == (2, "temporal")
+    assert (config["split"]["validation"], config["split"]["test"]) == (0.5, 0.75)
+    assert config["items"]["title"] == "title"
+
+
+def test_one_command_goes_from_the_file_to_a_measured_model(candid, toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = candid("train", toy.recipe, "--json")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.document["run"] == "runs/toy"
+    assert set(answer.document["test"]["metrics"]) >= {"ndcg@10", "recall@1", "nll"}
+    assert (tmp_path / "data/toy/manifest.json").exists()
+    stored = json.loads((tmp_path / "runs/toy/evaluation-test.json").read_text())
+    assert stored == answer.document["test"]
+
+
+def test_the_default_recipe_fits_the_dataset(candid, toy, tmp_path):
+    out = tmp_path / "r"
+    answer = candid(
+        "train", "--data", toy.data, "--out", out, "--set", "training.epochs=1", "--quiet"
+    )
+    assert (answer.code, answer.err) == (0, "")
+    assert "ndcg" in answer.out
+    config = json.loads((out / "run.json").read_text())["config"]
+    assert config["name"] == "data"
+    assert config["evaluation"]["ks"] == [1, 5, 10, 20]
+
+
+def test_interactions_without_order_get_towers_that_need_none(candid, toy, tmp_path):
+    lines = toy.log.read_text().splitlines()
+    roles = ["role", *(("train", "train", "validation", "test")[n % 4] for n in range(320))]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(f"{line},{role}" for line, role in zip(lines, roles, strict=True)))
+    prepared = candid(
+        "prepare", "--interactions", log, "--user", "who", "--item", "what",
+        "--split", "column", "--split-column", "role", "--out", tmp_path / "d",
+    )  # fmt: skip
+    assert prepared.code == 0, prepared.err
+    trained = candid(
+        "train", "--data", tmp_path / "d", "--out", tmp_path / "r", "--json",
+        "--set", "training.epochs=1",
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+    config = json.loads((tmp_path / "r/run.json").read_text())["config"]
+    assert config["model"]["query_tower"]["type"] == "user_embedding"
+    assert config["batches"]["unit"] == "interaction"
+
+
+def test_evaluate_measures_what_it_is_asked_to(candid, toy):
+    answer = candid(
+        "evaluate", toy.run, "--split", "validation", "--json",
+        "--set", "evaluation.ks=[2]", "--set", "evaluation.metric=recall@2",
+    )  # fmt: skip
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.document["split"] == "validation"
+    assert answer.document["metric"] == "recall@2"
+    assert (toy.run / "evaluation-validation.json").exists()
+    text = candid("evaluate", toy.run)
+    assert text.code == 0
+    assert "recall" in text.out
+    assert "history length" in text.out
+
+
+def test_recommend_shows_titles_and_leaves_out_what_was_seen(candid, toy):
+    answer = candid("recommend", toy.run, "--user", "u1", "--user", "u2", "-k", "5", "--json")
+    assert answer.code == 0, answer.err
+    seen = {line.split(",")[1] for line in toy.log.read_text().splitlines() if "u1," in line[:3]}
+    first, second = answer.document["answers"]
+    assert (first["user"], second["user"]) == ("u1", "u2")
+    assert len(first["items"]) == 5
+    assert not seen & {item["item"] for item in first["items"]}
+    number = int(first["items"][0]["item"][1:])
+    assert first["items"][0]["title"] == f"The {number}th Film"
+
+
+def test_recommend_takes_a_history_of_ids_and_titles(candid, toy):
+    arguments = ["recommend", toy.run, "--history", "i03", "--history", "the 4th film", "-k", "28"]
+    items = candid(*arguments, "--json").document["answers"][0]["items"]
+    assert {item["item"] for item in items} == {f"i{n:02}" for n in range(30)} - {"i03", "i04"}
+    arguments[-1] = "30"
+    both = candid(*arguments, "--include-seen", "--json").document["answers"][0]["items"]
+    assert {"i03", "i04"} <= {item["item"] for item in both}
+    assert "The 5th Film" in candid(*arguments).out
+
+
+def test_help_and_version_answer(candid):
+    assert candid("--version").out == f"candid {package.__version__}\n"
+    overview = candid()
+    assert overview.code == 0
+    for verb in ("prepare", "train", "evaluate", "recommend"):
+        assert verb in overview.out
+        assert candid(verb, "--help").code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "training.lr (number; default 0.001) peak learning rate",
+        'loss.correction (none | logq | refined; default "refined") [only sampled_softmax]',
+        "data.interactions (text; required)",
+    ],
+)
+def test_train_help_lists_each_key_with_default_and_meaning(candid, words):
+    assert words in " ".join(candid("train", "--help").out.split())
