@@ -58,5 +58,5 @@ def test_a_part_is_no_pattern(dataset):
 
 def test_users(dataset):
     assert user_ids_of(dataset, ["bob", "ann"]).tolist() == [1, 0]
-    with pytest.raises(DataError, match="no user 'bobb'.*'bob'"):
+    with pytest.raises(DataError, match=r"no user 'bobb'.*'bob'"):
         user_ids_of(dataset, ["bobb"])

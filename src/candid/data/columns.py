@@ -147,7 +147,7 @@ def parse(table: RawTable, config: DataConfig) -> Parsed:
     for name, column in table.columns.items():
         late = name in ("time", "order", "role")  # judged after filtering, in prepare
         if survey[f"{name}_nulls"] and not late and not config.drop_nulls:
-            _check_lines(table)
+            check_lines(table)
             raise DataError(
                 f"column {column!r} has {survey[f'{name}_nulls']:,} empty values, first in "
                 f"{table.first(pl.col(name).is_null(), name)}; fill them or set drop_nulls"
@@ -180,8 +180,12 @@ def parse(table: RawTable, config: DataConfig) -> Parsed:
     )
 
 
-def _check_lines(table: RawTable) -> None:
-    """A field that is missing because its line is cut short is no empty value."""
+def check_lines(table: RawTable) -> None:
+    """Tell a line that is cut short from one with an empty field, once a value is missing.
+
+    Raises:
+        DataError: a line does not have the fields of the header.
+    """
     for source in table.sources:
         misfit = source.misfit()
         if misfit is not None:

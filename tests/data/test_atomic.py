@@ -1,0 +1,164 @@
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+
+from candid.data import DataConfig, atomic, open_dataset, prepare
+from candid.errors import ArtifactError
+
+SCRIPT = """
+import resource, sys, time
+from pathlib import Path
+from candid.data import DataConfig, atomic, prepare, store
+source, out, mode = sys.argv[1:]
+write = atomic.write_file
+def slow(path, *parts):
+    done = write(path, *parts)
+    print("wrote", path.name, flush=True)
+    time.sleep(30)
+    return done
+if mode == "slow":
+    store.write_file = slow
+else:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(mode), int(mode)))
+try:
+    prepare(DataConfig(interactions=source, order="t"), Path(out))
+except Exception as error:
+    print(type(error).__name__, error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture
+def source(tmp_path):
+    rows = [(user, (user + step) % 40, step) for user in range(200) for step in range(20)]
+    path = tmp_path / "log.parquet"
+    pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row").write_parquet(path)
+    return path
+
+
+def config(source):
+    return DataConfig(interactions=str(source), order="t")
+
+
+def start(source, mode):
+    command = [sys.executable, "-c", SCRIPT, str(source), str(source.parent / "out"), mode]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_killed_run_leaves_no_dataset_and_the_next_one_cleans_up(source):
+    with start(source, "slow") as process:
+        assert process.stdout.readline().startswith("wrote")
+        assert any(name.startswith(".out.part-") for name in names(source.parent))
+        process.kill()
+    assert "out" not in names(source.parent)
+    prepare(config(source), source.parent / "out")
+    assert names(source.parent) == ["log.parquet", "out"]
+
+
+def test_the_folder_of_a_live_run_is_left_alone(source):
+    with start(source, "slow") as process:
+        assert process.stdout.readline().startswith("wrote")
+        prepare(config(source), source.parent / "out")
+        assert any(name.startswith(".out.part-") for name in names(source.parent))
+        process.kill()
+
+
+def test_ctrl_c_removes_what_was_written(source):
+    with start(source, "slow") as process:
+        assert process.stdout.readline().startswith("wrote")
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+    assert names(source.parent) == ["log.parquet"]
+
+
+def test_a_file_size_limit_is_one_sentence(source):
+    with start(source, "10000") as process:
+        message = process.stdout.read()
+    assert process.returncode == 4
+    assert message.startswith("ArtifactError cannot write")
+    assert "no space left" in message
+    assert names(source.parent) == ["log.parquet"]
+
+
+class FullDisk(io.FileIO):
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_keeps_the_earlier_dataset(source, monkeypatch):
+    out = source.parent / "out"
+    before = prepare(config(source), out).report
+    plain = atomic.Path.open
+
+    def full(path, mode="r", **options):
+        return FullDisk(path, "w") if mode == "wb" else plain(path, mode, **options)
+
+    monkeypatch.setattr(atomic.Path, "open", full)
+    with pytest.raises(ArtifactError, match="no space left"):
+        prepare(config(source), out, force=True)
+    monkeypatch.undo()
+    assert open_dataset(out, verify=True).manifest == before
+    assert names(source.parent) == ["log.parquet", "out"]
+
+
+def test_an_error_in_the_block_keeps_the_earlier_folder(tmp_path):
+    out = tmp_path / "out"
+    with atomic.atomic_folder(out) as folder:
+        atomic.write_file(folder / "a", b"first")
+
+    def fail():
+        with atomic.atomic_folder(out) as folder:
+            atomic.write_file(folder / "a", b"second")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (out / "a").read_bytes() == b"first"
+    assert names(tmp_path) == ["out"]
+
+
+def test_replacing_leaves_the_new_content_only(tmp_path):
+    out = tmp_path / "out"
+    for name in ("first", "second"):
+        with atomic.atomic_folder(out) as folder:
+            atomic.write_file(folder / name, b"x")
+    assert names(out) == ["second"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_lockless_leftover_goes_when_it_is_old(tmp_path):
+    fresh, old = tmp_path / ".out.part-1", tmp_path / ".out.part-2"
+    for folder in (fresh, old):
+        folder.mkdir()
+    os.utime(old, (time.time() - 3600,) * 2)
+    with atomic.atomic_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [".out.part-1", "out"]
+
+
+def test_a_parent_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ArtifactError, match="cannot write"),
+        atomic.atomic_folder(tmp_path / "file" / "out"),
+    ):
+        pass
+
+
+def test_size_and_checksum_of_a_written_file(tmp_path):
+    size, checksum = atomic.write_file(tmp_path / "a", b"ab", memoryview(b"c"))
+    assert (tmp_path / "a").read_bytes() == b"abc"
+    assert size == 3
+    # FIPS 180-2, appendix B.1
+    assert checksum == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,275 @@
+"""Each bad input gives one sentence with the file and the fix, its exit code, and no output."""
+
+import gzip
+from dataclasses import dataclass, field
+
+import polars as pl
+import pytest
+
+from candid.data import DataConfig, prepare
+from candid.errors import CandidError
+
+GOOD = "user_id,item_id,t,w\n" + "".join(
+    f"{user},{(user + step) % 4},{step},1\n" for user in range(4) for step in range(4)
+)
+
+
+def lines(**replaced):
+    """GOOD with some lines replaced; ``line_3=`` is the third line of the file."""
+    rows = GOOD.splitlines()
+    for key, text in replaced.items():
+        rows[int(key.removeprefix("line_")) - 1] = text
+    return "\n".join(rows) + "\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file, the settings, and what the message must say."""
+
+    name: str
+    content: str | bytes | pl.DataFrame | None
+    says: tuple[str, ...]
+    settings: dict = field(default_factory=dict)
+    file: str = "log.csv"
+    exit_code: int = 3
+
+
+def typed(**columns):
+    base = {"user_id": [1, 1, 1, 2], "item_id": [1, 2, 3, 1], "t": [1, 2, 3, 4]}
+    return pl.DataFrame(base | columns, strict=False)
+
+
+COLUMN = {"order": None, "split": {"kind": "column", "column": "t"}}
+TEMPORAL = {"order": None, "time": "t", "split": {"kind": "temporal"}}
+CASES = [
+    Case("no file", None, ("log.csv", "does not exist")),
+    Case("empty file", "", ("log.csv is empty",)),
+    Case("empty gzip", gzip.compress(b""), ("log.csv.gz is empty",), file="log.csv.gz"),
+    Case("header only", "user_id,item_id,t\n", ("log.csv has no rows",)),
+    Case(
+        "missing column",
+        GOOD,
+        ("log.csv has no column 'itemid'", "did you mean 'item_id'?", "user_id, item_id, t, w"),
+        {"item": "itemid"},
+    ),
+    Case("wrong separator", GOOD, ("has no column 'user_id'",), {"separator": ";"}),
+    Case("two columns of one name", "user_id,item_id,item_id,t\n1,2,2,3\n", ("two columns",)),
+    Case("null user", lines(line_4=",2,2,1"), ("'user_id'", "1 empty", "line 4 of", "drop_nulls")),
+    Case("short row", lines(line_4="0"), ("log.csv: line 4 has 1 fields", "header has 4")),
+    Case("long row", lines(line_5="0,3,3,1,9"), ("log.csv: line 5 has 5 fields", "header has 4")),
+    Case("mixed separators", lines(line_6="1;1;0;1"), ("line 6 has 1 fields", "separator ','")),
+    Case("not UTF-8", lines(line_3="\xe9,1,1,1").encode("latin-1"), ("line 3", "not UTF-8")),
+    Case("cut gzip", gzip.compress(GOOD.encode())[:-9], ("log.csv.gz", "fetch"), file="log.csv.gz"),
+    Case("no gzip", GOOD, ("log.csv.gz", "gzip"), file="log.csv.gz"),
+    Case("no parquet", GOOD, ("log.parquet", "not a readable parquet"), file="log.parquet"),
+    Case("unknown format", GOOD, ("log.data", "set format to one of"), file="log.data"),
+    Case(
+        "negative weight",
+        lines(line_3="0,1,1,-1"),
+        ("'w'", "1 weights", "line 3", "'-1'"),
+        {"weight": "w"},
+    ),
+    Case("NaN weight", lines(line_3="0,1,1,nan"), ("'w'", "line 3", "'nan'"), {"weight": "w"}),
+    Case("weight is text", lines(line_3="0,1,1,x"), ("'w'", "line 3", "numbers"), {"weight": "w"}),
+    Case("order is text", lines(line_3="0,1,a,1"), ("'t'", "not numbers", "line 3 of", "'a'")),
+    Case(
+        "null order",
+        lines(line_3="0,1,,1"),
+        ("'t'", "1 empty values", "line 3 of", "log.csv", "drop_nulls"),
+    ),
+    Case(
+        "no date",
+        lines(line_3="0,1,2020-02-30,1", line_4="0,1,2020-01-01,1"),
+        ("'t'", "not an ISO date", "line 2 of"),
+        TEMPORAL,
+    ),
+    Case("NaN time", lines(line_3="0,1,nan,1"), ("'t'", "not a number", "line 3"), TEMPORAL),
+    Case(
+        "impossible date",
+        GOOD.replace(",0,1\n", ",2020-01-01,1\n")
+        .replace(",1,1\n", ",2020-01-02,1\n")
+        .replace(",2,1\n", ",2020-02-30,1\n")
+        .replace(",3,1\n", ",2020-03-01,1\n"),
+        ("'t'", "not an ISO date", "line 4 of", "2020-02-30"),
+        TEMPORAL,
+    ),
+    Case(
+        "decimal ids",
+        typed(user_id=[1.0, 2.0, 3.0, 4.0]),
+        ("'user_id'", "log.parquet", "Float64", "integer or text"),
+        file="log.parquet",
+    ),
+    Case(
+        "time of a wrong type",
+        typed(t=[True, False, True, True]),
+        ("'t'", "Boolean", "a date, a number or text"),
+        TEMPORAL,
+        file="log.parquet",
+    ),
+    Case(
+        "null id in parquet",
+        typed(item_id=[1, None, 3, None]),
+        ("'item_id'", "2 empty values", "row 2 of", "log.parquet"),
+        file="log.parquet",
+    ),
+    Case("unmapped role", GOOD, ("'t'", "'0' (4 rows)", "split.roles"), COLUMN),
+    Case(
+        "null role",
+        typed(t=["train", "test", None, "train"]),
+        ("'t'", "1 empty values", "row 3", "split.drop_unassigned"),
+        COLUMN,
+        file="log.parquet",
+    ),
+    Case(
+        "nothing to train on",
+        typed(t=["test"] * 4),
+        ("log.parquet", "nothing to train on"),
+        COLUMN,
+        file="log.parquet",
+    ),
+    Case(
+        "nothing held out",
+        typed(t=["train"] * 4),
+        ("log.parquet", "nothing to validate or test"),
+        COLUMN,
+        file="log.parquet",
+    ),
+    Case(
+        "test items never trained",
+        typed(t=["train", "train", "test", "train"]),
+        ("log.parquet", "all 1 test targets", "never trained"),
+        COLUMN,
+        file="log.parquet",
+    ),
+    Case(
+        "one user",
+        typed(user_id=[7] * 4, item_id=[1, 2, 1, 2]),
+        ("log.parquet", "only one user", "(7)", "right column"),
+        file="log.parquet",
+    ),
+    Case(
+        "one item",
+        typed(item_id=["a"] * 4),
+        ("log.parquet", "only one item", "('a')"),
+        file="log.parquet",
+    ),
+    Case("everything filtered", GOOD, ("log.csv", "k_core drops all"), {"k_core": 50}),
+    Case(
+        "every rating low",
+        GOOD,
+        ("log.csv", "low_rating drops 16 rows", "min_rating"),
+        {"rating": "w", "min_rating": 5},
+    ),
+    Case(
+        "cuts the wrong way round",
+        GOOD,
+        ("split.validation", "must come before"),
+        TEMPORAL | {"split": {"kind": "temporal", "validation": 0.9, "test": 0.1}},
+        exit_code=2,
+    ),
+    Case(
+        "cut that is no date",
+        GOOD,
+        ("'someday'", "ISO date"),
+        TEMPORAL | {"split": {"kind": "temporal", "validation": "someday"}},
+        exit_code=2,
+    ),
+    Case(
+        "item table missing", GOOD, ("films.csv does not exist",), {"items": {"path": "films.csv"}}
+    ),
+    Case(
+        "recbole header without types",
+        GOOD.replace(",", "\t"),
+        ("log.inter", "'user_id'", "name:type", "tsv"),
+        file="log.inter",
+    ),
+    Case(
+        "movielens line cut short",
+        "1::2::3::4\n1::3\n",
+        ("ratings.dat: line 2 has 2 fields, not 4",),
+        {"order": "timestamp"},
+        file="ratings.dat",
+    ),
+    Case("dat of unknown columns", "1::2::3\n", ("log.dat", "header"), file="log.dat"),
+    Case(
+        "unset variable", None, ("$CANDID_NOWHERE", "not set"), {"interactions": "$CANDID_NOWHERE"}
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_one_sentence_the_exit_code_and_nothing_left(tmp_path, case):
+    path = tmp_path / case.file
+    if isinstance(case.content, pl.DataFrame):
+        case.content.write_parquet(path)
+    elif case.content is not None:
+        data = case.content if isinstance(case.content, bytes) else case.content.encode()
+        path.write_bytes(data)
+    config = DataConfig.model_validate(
+        {"interactions": str(path), "order": "t"} | case.settings, strict=False
+    )
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(CandidError) as caught:
+        prepare(config, tmp_path / "out")
+    message = str(caught.value)
+    for part in case.says:
+        assert part in message, message
+    assert "\n" not in message
+    assert caught.value.exit_code == case.exit_code
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_without_data_or_with_two_formats(tmp_path):
+    config = DataConfig(interactions=str(tmp_path), order="t")
+    with pytest.raises(CandidError, match="holds no data files"):
+        prepare(config, tmp_path / "out")
+    (tmp_path / "a.csv").write_text(GOOD)
+    typed().write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(CandidError, match=r"several formats \(csv, parquet\)"):
+        prepare(config, tmp_path / "out")
+
+
+def test_files_that_disagree_on_a_type(tmp_path):
+    typed().write_parquet(tmp_path / "a.parquet")
+    typed(user_id=["a", "b", "c", "d"]).write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(CandidError, match=r"'user_id' is String in .*b\.parquet and Int64 in"):
+        prepare(DataConfig(interactions=str(tmp_path), order="t"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ({"item_id": [1, 1], "title": ["a", "b"]}, "lists item 1 more than once"),
+        ({"item_id": ["x", "y"], "title": ["a", "b"]}, "a row for none of the items"),
+        ({"item_id": [1, 2], "titel": ["a", "b"]}, "has no column 'title': did you mean 'titel'"),
+    ],
+)
+def test_item_tables(tmp_path, rows, says):
+    (tmp_path / "log.csv").write_text(GOOD)
+    pl.DataFrame(rows).write_parquet(tmp_path / "items.parquet")
+    config = DataConfig(
+        interactions=str(tmp_path / "log.csv"),
+        order="t",
+        items={"path": str(tmp_path / "items.parquet")},
+    )
+    with pytest.raises(CandidError, match=says) as caught:
+        prepare(config, tmp_path / "out")
+    assert caught.value.exit_code == 3
+    assert "items.parquet" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"time": "t", "order": "t"}, "not both"),
+        ({}, "leave-one-out split needs"),
+        ({"split": {"kind": "temporal"}}, "temporal split needs"),
+        ({"split": {"kind": "column"}}, "split.column is needed"),
+        ({"order": "t", "split": {"column": "c"}}, "split.column is needed"),
+        ({"order": "t", "min_rating": 3}, "together"),
+        ({"order": "t", "items": {"path": "x", "attributes": ["title"]}}, "distinct"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, says):
+    with pytest.raises(ValueError, match=says):
+        DataConfig.model_validate({"interactions": "x"} | settings)

@@ -1,0 +1,283 @@
+import json
+import os
+
+import hypothesis.strategies as st
+import polars as pl
+import pytest
+from hypothesis import given, settings
+
+from candid.data import DataConfig, ItemTableConfig, Role, SplitConfig, held_out, prepare
+from candid.errors import ArtifactError, DataError
+
+
+def log(folder, rows, columns=("user_id", "item_id", "t")):
+    path = folder / "log.parquet"
+    pl.DataFrame(rows, schema=list(columns), orient="row").write_parquet(path)
+    return str(path)
+
+
+ORDERS = {1: (10, 20, 30, 40), 2: (20, 30, 40, 10), 3: (40, 10, 20, 30)}
+THREE = [
+    (user, item, time)
+    for user, items in ORDERS.items()
+    for item, time in zip(items, (10, 20, 30, 40), strict=True)
+]
+
+
+def test_manifest_says_what_happened(tmp_path):
+    rows = [*THREE, (9, 50, 1)]
+    result = prepare(DataConfig(interactions=log(tmp_path, rows), order="t"), tmp_path / "out")
+    assert not result.up_to_date
+    on_disk = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert on_disk == result.report == result.dataset.manifest
+    assert on_disk["counts"] == {
+        "users": 4,
+        "items": 5,
+        "interactions": 13,
+        "train": 7,
+        "history": 0,
+        "validation": 3,
+        "test": 3,
+        "train_users": 4,
+        "validation_users": 3,
+        "test_users": 3,
+        "items_trained": 5,
+    }
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["log.parquet", "out"]
+
+
+def test_a_second_run_is_up_to_date_until_something_changes(tmp_path):
+    config = DataConfig(interactions=log(tmp_path, THREE), time="t", k_core=2, split=temporal())
+    out = tmp_path / "out"
+    first = prepare(config, out)
+    again = prepare(config, out)
+    assert again.up_to_date
+    assert again.report == first.report
+    assert not prepare(config, out, force=True).up_to_date
+    other = prepare(config.model_copy(update={"k_core": 3}), out)
+    assert not other.up_to_date
+    assert other.report["config"]["k_core"] == 3
+    os.utime(tmp_path / "log.parquet", ns=(1, 1))
+    assert not prepare(config.model_copy(update={"k_core": 3}), out).up_to_date
+    (out / "roles.npy").write_bytes((out / "roles.npy").read_bytes()[:-1])
+    assert not prepare(config.model_copy(update={"k_core": 3}), out).up_to_date
+
+
+def temporal(**settings):
+    return SplitConfig(kind="temporal", validation=30, test=40, unseen="keep", **settings)
+
+
+def test_two_runs_write_the_same_bytes(tmp_path):
+    config = DataConfig(
+        interactions=log(tmp_path, THREE), order="t", split=SplitConfig(validation_users=2, seed=5)
+    )
+    for name in ("a", "b"):
+        prepare(config, tmp_path / name)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("make", ["folder", "file", "foreign manifest"])
+def test_what_candid_did_not_write_is_refused_and_left(tmp_path, make):
+    out = tmp_path / "out"
+    if make == "file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+        if make == "foreign manifest":
+            (out / "manifest.json").write_text('{"kind": "other", "files": {}}')
+    config = DataConfig(interactions=log(tmp_path, THREE), order="t")
+    with pytest.raises(ArtifactError, match="not a prepared dataset"):
+        prepare(config, out, force=True)
+    assert (out if make == "file" else out / "thesis.txt").read_text() == "mine"
+
+
+def test_a_file_of_the_users_inside_a_dataset_is_never_deleted(tmp_path):
+    config = DataConfig(interactions=log(tmp_path, THREE), order="t")
+    prepare(config, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"notes\.txt"):
+        prepare(config, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_may_be_used(tmp_path):
+    (tmp_path / "out").mkdir()
+    config = DataConfig(interactions=log(tmp_path, THREE), order="t")
+    assert prepare(config, tmp_path / "out").dataset.num_users == 3
+
+
+def test_filters_and_their_counts(tmp_path):
+    rows = [
+        *((user, item, order, 5.0) for user, item, order in THREE),
+        (1, 10, 99, 5.0),  # repeated
+        (2, 20, 99, 1.0),  # low rating
+        (3, None, 99, 5.0),  # null
+        (4, 10, 1, 5.0),  # user below the core
+        (1, 77, 1, 5.0),  # item below the core
+    ]
+    config = DataConfig(
+        interactions=log(tmp_path, rows, ("user_id", "item_id", "t", "stars")),
+        order="t",
+        rating="stars",
+        min_rating=2,
+        drop_nulls=True,
+        deduplicate="first",
+        user_core=2,
+        item_core=2,
+    )
+    report = prepare(config, tmp_path / "out").report
+    assert report["rows_read"] == 17
+    assert report["dropped"] == {"nulls": 1, "low_rating": 1, "repeated": 1, "k_core": 2}
+    assert report["counts"]["interactions"] == 12
+
+
+@pytest.mark.parametrize(("keep", "last"), [("first", 30), ("last", 10)])
+def test_deduplicate_keeps_the_first_or_last_in_time(tmp_path, keep, last):
+    rows = [(1, 10, 9), (1, 20, 2), (1, 10, 1), (1, 30, 3), (2, 10, 1), (3, 20, 2), (4, 30, 3)]
+    config = DataConfig(
+        interactions=log(tmp_path, rows), order="t", deduplicate=keep, split=SplitConfig()
+    )
+    dataset = prepare(config, tmp_path / "out").dataset
+    own = dataset.items["source_id"].gather(dataset.item_ids[: dataset.user_offsets[1]]).to_list()
+    assert sorted(own) == [10, 20, 30]
+    assert own[-1] == last
+
+
+def test_min_history_drops_users(tmp_path):
+    config = DataConfig(interactions=log(tmp_path, [*THREE, (4, 10, 1)]), order="t", min_history=4)
+    result = prepare(config, tmp_path / "out")
+    assert result.dataset.users["source_id"].to_list() == [1, 2, 3]
+    assert result.report["dropped"] == {"min_history": 1}
+
+
+UNSEEN = [*THREE, (1, 99, 45), (8, 10, 41)]  # item 99 and user 8 appear in the test window only
+
+
+def test_unseen_targets_are_counted_and_kept(tmp_path):
+    config = DataConfig(interactions=log(tmp_path, UNSEEN), time="t", split=temporal())
+    report = prepare(config, tmp_path / "out").report
+    assert report["split"]["unseen"]["test"] == {
+        "targets": 5,
+        "targets_of_unseen_items": 1,
+        "unseen_items": 1,
+        "targets_of_unseen_users": 1,
+        "unseen_users": 1,
+    }
+    assert report["counts"]["items"] == 5
+
+
+def test_unseen_targets_are_dropped_with_their_users_and_items(tmp_path):
+    split = temporal().model_copy(update={"unseen": "drop"})
+    config = DataConfig(interactions=log(tmp_path, UNSEEN), time="t", split=split)
+    result = prepare(config, tmp_path / "out")
+    assert result.report["dropped"] == {"unseen": 2}
+    assert result.dataset.users["source_id"].to_list() == [1, 2, 3]
+    assert result.dataset.items["source_id"].to_list() == [10, 20, 30, 40]
+
+
+def test_unseen_targets_stop_when_told_so(tmp_path):
+    split = temporal().model_copy(update={"unseen": "error"})
+    config = DataConfig(interactions=log(tmp_path, UNSEEN), time="t", split=split)
+    with pytest.raises(DataError, match=r"held-out interactions.*split\.unseen"):
+        prepare(config, tmp_path / "out")
+
+
+def test_column_split_puts_roles_in_order_and_counts_what_contradicts_time(tmp_path):
+    rows = [(1, 10, 5, "train"), (1, 20, 1, "test"), (1, 30, 3, "later"), (2, 20, 1, "train")]
+    split = SplitConfig(
+        kind="column", column="part", roles={"train": "train", "test": "test", "later": "history"}
+    )
+    config = DataConfig(
+        interactions=log(tmp_path, rows, ("user_id", "item_id", "t", "part")),
+        order="t",
+        split=split,
+    )
+    result = prepare(config, tmp_path / "out")
+    assert result.dataset.roles.tolist() == [Role.TRAIN, Role.HISTORY, Role.TEST, Role.TRAIN]
+    assert result.report["split"]["out_of_order"] == 2
+    question = held_out(result.dataset, Role.TEST)
+    assert question.history_stop.tolist() == [2]
+
+
+def test_rows_without_role_are_dropped_on_request(tmp_path):
+    rows = [(1, 10, "train"), (1, 20, "test"), (2, 20, "train"), (2, 30, None)]
+    split = SplitConfig(kind="column", column="part", drop_unassigned=True)
+    config = DataConfig(
+        interactions=log(tmp_path, rows, ("user_id", "item_id", "part")), split=split
+    )
+    result = prepare(config, tmp_path / "out")
+    assert result.report["dropped"] == {"unassigned": 1}
+    assert result.dataset.items["source_id"].to_list() == [10, 20]
+    assert result.dataset.timestamps is None
+
+
+def test_nulls_of_order_in_rows_that_are_filtered_away_do_not_matter(tmp_path):
+    config = DataConfig(interactions=log(tmp_path, [*THREE, (1, 77, None)]), order="t", item_core=2)
+    assert prepare(config, tmp_path / "out").report["dropped"] == {"k_core": 1}
+
+
+def test_item_table_gives_titles_where_it_has_them(tmp_path):
+    pl.DataFrame(
+        {"id": ["10", "20", "x"], "name": ["Ten", "Twenty", "-"], "year": [1, 2, 3]}
+    ).write_csv(tmp_path / "items.csv")
+    items = ItemTableConfig(
+        path=str(tmp_path / "items.csv"), item="id", title="name", attributes=("year",)
+    )
+    config = DataConfig(interactions=log(tmp_path, THREE), order="t", items=items)
+    result = prepare(config, tmp_path / "out")
+    assert result.dataset.items["title"].to_list() == ["Ten", "Twenty", None, None]
+    assert result.report["items_without_row"] == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=8, max_size=40),
+    st.integers(0, 3),
+)
+def test_prepared_rows_are_those_of_the_source(tmp_path_factory, pairs, k):
+    """Every row that the filters keep is there once, in order, under its own ids."""
+    folder = tmp_path_factory.mktemp("case")
+    rows = [(f"u{user}", item * 7, position) for position, (user, item) in enumerate(pairs)]
+    config = DataConfig(interactions=log(folder, rows), order="t", k_core=k)
+    kept = list(rows)
+    while True:
+        left = [
+            row
+            for row in kept
+            if sum(o[0] == row[0] for o in kept) >= k and sum(o[1] == row[1] for o in kept) >= k
+        ]
+        if left == kept:
+            break
+        kept = left
+    try:
+        dataset = prepare(config, folder / "out").dataset
+    except DataError:
+        users = {row[0] for row in kept}
+        lengths = [sum(row[0] == user for row in kept) for user in users]
+        trained = {
+            row[1]
+            for user, length in zip(users, lengths, strict=True)
+            for row in [r for r in kept if r[0] == user][: length - 2 if length >= 3 else length]
+        }
+        last = [
+            [r[1] for r in kept if r[0] == user][at]
+            for at in (-1, -2)
+            for user, length in zip(users, lengths, strict=True)
+            if length >= 3
+        ]
+        half = len(last) // 2
+        all_unseen = any(
+            part and not trained.intersection(part) for part in (last[:half], last[half:])
+        )
+        assert len(users) < 2 or len({r[1] for r in kept}) < 2 or not last or all_unseen
+        return
+    users = dataset.users["source_id"].to_list()
+    items = dataset.items["source_id"].to_list()
+    found = [
+        (users[u], items[i])
+        for u in range(dataset.num_users)
+        for i in dataset.item_ids[dataset.user_offsets[u] : dataset.user_offsets[u + 1]]
+    ]
+    assert found == [row[:2] for row in sorted(kept, key=lambda row: (row[0], row[2]))]

@@ -1,0 +1,119 @@
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from candid.data import SCHEMA_VERSION, PreparedDataset, open_dataset
+from candid.data.store import fingerprint, write_dataset
+from candid.errors import ArtifactError
+
+
+def example(**replaced):
+    return PreparedDataset(
+        **{
+            "item_ids": np.array([0, 2, 1, 0], np.int32),
+            "user_offsets": np.array([0, 3, 4]),
+            "roles": np.array([0, 2, 3, 0], np.uint8),
+            "users": pl.DataFrame({"source_id": ["ann", "bob"]}),
+            "items": pl.DataFrame({"source_id": [5, 6, 7], "title": ["a", None, "c"]}),
+            "timestamps": np.array([1, 2, 3, 4]),
+            "weights": np.array([1, 0.5, 2, 0], np.float32),
+        }
+        | replaced
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_dataset(tmp_path, example(), {"counts": {"users": 2}})
+    return tmp_path
+
+
+def test_what_is_written_is_read_back_mapped(folder):
+    opened, written = open_dataset(folder, verify=True), example()
+    for name in ("item_ids", "user_offsets", "roles", "timestamps", "weights"):
+        found, expected = getattr(opened, name), getattr(written, name)
+        assert isinstance(found, np.memmap)
+        assert found.dtype == expected.dtype
+        assert np.array_equal(found, expected)
+    assert_frame_equal(opened.users, written.users)
+    assert_frame_equal(opened.items, written.items)
+    assert opened.path == folder
+    assert opened.manifest["counts"] == {"users": 2}
+
+
+def test_optional_arrays_stay_away(tmp_path):
+    write_dataset(tmp_path, example(timestamps=None, weights=None), {})
+    opened = open_dataset(tmp_path)
+    assert opened.timestamps is None
+    assert opened.weights is None
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        {"item_ids": np.array([0, 2, 1, 1], np.int32)},
+        {"roles": np.array([0, 0, 3, 0], np.uint8)},
+        {"weights": None},
+        {"users": pl.DataFrame({"source_id": ["ann", "bea"]})},
+        {"items": pl.DataFrame({"source_id": [5, 6, 7], "title": ["a", "", "c"]})},
+    ],
+)
+def test_the_fingerprint_sees_every_change_of_content(replaced):
+    assert fingerprint(example()) == fingerprint(example())
+    assert fingerprint(example(**replaced)) != fingerprint(example())
+
+
+@pytest.mark.parametrize("name", ["item_ids.npy", "roles.npy", "users.parquet"])
+def test_a_file_cut_short_is_named(folder, name):
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=rf"{name} has .* bytes.*prepare again"):
+        open_dataset(folder)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=rf"{name} is missing"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize("name", ["item_ids.npy", "items.parquet"])
+def test_a_changed_byte_shows_when_verified(folder, name):
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{name} .*prepare again"):
+        open_dataset(folder, verify=True)
+
+
+def test_a_damaged_header_is_an_artifact_error(folder):
+    path = folder / "roles.npy"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(ArtifactError, match=r"roles\.npy is damaged"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"schema_version": SCHEMA_VERSION + 1}, "prepare it again"),
+        ({"kind": "candid-checkpoint"}, "holds a candid-checkpoint"),
+        ({"kind": None}, "not a prepared dataset"),
+    ],
+)
+def test_another_manifest(folder, change, says):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(ArtifactError, match=says):
+        open_dataset(folder)
+
+
+def test_no_dataset_at_all(tmp_path):
+    with pytest.raises(ArtifactError, match="run candid prepare"):
+        open_dataset(tmp_path)
+    with pytest.raises(ArtifactError, match="not a folder"):
+        open_dataset(tmp_path / "nowhere")
+    (tmp_path / "manifest.json").write_text('{"kind"')
+    with pytest.raises(ArtifactError, match="damaged"):
+        open_dataset(tmp_path)
