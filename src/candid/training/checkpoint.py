@@ -11,7 +11,6 @@ Never pickle: opening a checkpoint runs nobody's code.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from candid.atomic import replacing
 from candid.errors import ArtifactError
 
 FORMAT = 1
@@ -51,18 +51,13 @@ class Checkpoint:
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write to a temporary name, fsync, rename: ``path`` is the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
     meta = json.dumps({"format": FORMAT, **checkpoint.meta})
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
-    try:
-        save_file(tensors, temporary, metadata={"candid": meta})
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}; is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"candid": meta})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def read_checkpoint(path: Path, device: torch.device | None = None) -> Checkpoint:

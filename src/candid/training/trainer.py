@@ -284,9 +284,7 @@ class Trainer:
 
     def _validate(self) -> None:
         assert self.validate is not None
-        self.model.eval()
-        with torch.inference_mode():
-            metrics = dict(self.validate(self.model))
+        metrics = dict(self.validate(self.model))
         state = self.state
         watched = next(iter(metrics.values()))
         if state.best is None or watched > state.best:

@@ -1,0 +1,358 @@
+"""Runs: from a config and a prepared dataset to a trained, measured model in one folder.
+
+run.json             what was run: resolved config, dataset, versions, results so far
+best.safetensors     the model of the best validation
+last.safetensors     everything that an exact resume needs
+metrics.jsonl        the metrics log
+tensorboard/         the same for TensorBoard
+evaluation-<split>.json   what ``evaluate`` measured
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import candid
+from candid.atomic import replacing
+from candid.batches import Loader
+from candid.config import RunConfig, parse_config
+from candid.data import PreparedDataset, Role, open_dataset
+from candid.errors import ArtifactError, ConfigError
+from candid.evaluation import EvaluationConfig, EvaluationReport, evaluate
+from candid.losses import Loss
+from candid.proposals import Proposal
+from candid.towers import RetrievalModel
+from candid.training import (
+    BEST,
+    LAST,
+    Progress,
+    Trainer,
+    TrainState,
+    load_model,
+    read_checkpoint,
+)
+
+MANIFEST = "run.json"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run came to.
+
+    Attributes:
+        folder: the run.
+        state: where training stopped.
+        manifest: what ``run.json`` says.
+    """
+
+    folder: Path
+    state: TrainState
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model with what it belongs to.
+
+    Attributes:
+        folder: the run.
+        config: the resolved config.
+        model: with the weights of the best validation (the last ones where there was none),
+            in evaluation mode.
+        dataset: the prepared dataset it was trained on.
+        manifest: what ``run.json`` says.
+    """
+
+    folder: Path
+    config: RunConfig
+    model: RetrievalModel
+    dataset: PreparedDataset
+    manifest: dict[str, Any]
+
+
+def train_run(
+    config: RunConfig,
+    data: Path | PreparedDataset,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train as ``config`` says and leave everything in ``out``.
+
+    Args:
+        config: the run.
+        data: a prepared dataset, or its folder.
+        out: the run's folder: new or empty, or with ``resume`` that of an earlier run.
+        resume: continue an interrupted run of the same config and dataset.
+        progress: told of steps and validations.
+
+    Raises:
+        ConfigError: ``out`` already holds a run, or the config cannot work.
+        ArtifactError: the dataset is not the one the config or the run to resume was made
+            for, or a checkpoint is damaged.
+        Interrupted: stopped by a signal, after a checkpoint.
+    """
+    dataset = data if isinstance(data, PreparedDataset) else open_dataset(data)
+    check_dataset_matches(config, dataset)
+    set_threads(config.threads)
+    device = pick_device(config.device)
+    manifest = _new_manifest(config, dataset, device)
+    if resume:
+        _check_resumable(out, manifest)
+    else:
+        _claim(out)
+    torch.manual_seed(config.seed)
+    model = build_model(config, dataset).to(device)
+    loss, proposal = build_objective(config, dataset)
+    trainer = Trainer(
+        model=model,
+        loader=Loader(dataset, config.batches, config.seed),
+        loss=loss,
+        proposal=proposal,
+        config=config.training,
+        folder=out,
+        name=config.name,
+        seed=config.seed,
+        validate=_validation(config, dataset),
+        meta={"dataset": manifest["dataset"]["fingerprint"]},
+        progress=progress,
+    )
+    manifest["parameters"] = sum(p.numel() for p in model.parameters())
+    _write_json(out / MANIFEST, manifest)
+    cpu_before = time.process_time()
+    state = trainer.run(resume=resume)
+    manifest["result"] = _result(config, state, device, time.process_time() - cpu_before)
+    _write_json(out / MANIFEST, manifest)
+    return TrainResult(out, state, manifest)
+
+
+def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> LoadedRun:
+    """Open a trained run.
+
+    Args:
+        folder: of ``train_run``.
+        data: the prepared dataset, or its folder; None for the one that the run names.
+
+    Raises:
+        ArtifactError: not a run, no checkpoint, a damaged one, or another dataset.
+    """
+    manifest = _read_manifest(folder)
+    config = parse_config(manifest["config"], str(folder / MANIFEST))
+    if data is None:
+        if manifest["dataset"]["path"] is None:
+            raise ArtifactError(
+                f"{folder} was trained on a dataset in memory: name one with --data"
+            )
+        data = Path(manifest["dataset"]["path"])
+    dataset = data if isinstance(data, PreparedDataset) else open_dataset(data)
+    _check_fingerprint(folder, manifest, dataset)
+    set_threads(config.threads)
+    model = build_model(config, dataset)
+    path = folder / BEST if (folder / BEST).exists() else folder / LAST
+    load_model(model, read_checkpoint(path), path)
+    model.to(pick_device(config.device)).eval()
+    return LoadedRun(folder, config, model, dataset, manifest)
+
+
+def evaluate_run(
+    run: LoadedRun,
+    role: Role = Role.TEST,
+    config: EvaluationConfig | None = None,
+    **options: Any,
+) -> EvaluationReport:
+    """Measure a run on a split; ``options`` go to ``evaluation.evaluate``."""
+    return evaluate(
+        run.model,
+        run.dataset,
+        config or run.config.evaluation,
+        role=role,
+        max_length=run.config.batches.max_length,
+        **options,
+    )
+
+
+def build_model(config: RunConfig, dataset: PreparedDataset) -> RetrievalModel:
+    """A fresh model for a dataset, on the CPU."""
+    return config.model.build(dataset.num_users, dataset.num_items, config.batches.max_length)
+
+
+def build_objective(config: RunConfig, dataset: PreparedDataset) -> tuple[Loss, Proposal | None]:
+    """The loss and, where it needs one, the proposal."""
+    counts = torch.from_numpy(dataset.train_counts)
+    proposal = None if config.proposal is None else config.proposal.build(counts)
+    return config.loss.build(dataset.num_items), proposal
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a config.
+
+    Raises:
+        ConfigError: unknown, or not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
+    return device
+
+
+def set_threads(threads: int | None) -> None:
+    """Use this many CPU threads; None leaves torch's choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def check_dataset_matches(config: RunConfig, dataset: PreparedDataset) -> None:
+    """Refuse a dataset that was prepared otherwise than the recipe's ``[data]`` says.
+
+    Raises:
+        ArtifactError: naming the first key that differs.
+    """
+    prepared = dataset.manifest.get("config")
+    if config.data is None or prepared is None:
+        return
+    wanted = config.data.model_dump(mode="json")
+    for key in sorted(wanted.keys() | prepared.keys()):
+        if wanted.get(key) != prepared.get(key):
+            raise ArtifactError(
+                f"{dataset.path} was prepared with data.{key} = {prepared.get(key)!r}, the recipe "
+                f"says {wanted.get(key)!r}: run candid prepare with this recipe, or name another "
+                "dataset with --data"
+            )
+
+
+def _validation(
+    config: RunConfig, dataset: PreparedDataset
+) -> Callable[[RetrievalModel], Mapping[str, float]] | None:
+    """What training asks after an epoch; the metric that early stopping watches stands first."""
+    if config.evaluation.ks[-1] > dataset.num_items:
+        raise ConfigError(
+            f"evaluation.ks: {config.evaluation.ks[-1]} exceeds the {dataset.num_items} items of "
+            "the catalog; choose smaller cut-offs"
+        )
+    if not np.any(dataset.roles == Role.VALIDATION):
+        return None
+    settings = config.evaluation.during_training()
+
+    def validate(model: RetrievalModel) -> Mapping[str, float]:
+        report = evaluate(
+            model,
+            dataset,
+            settings,
+            role=Role.VALIDATION,
+            max_length=config.batches.max_length,
+        )
+        return report.summary()
+
+    return validate
+
+
+def _new_manifest(
+    config: RunConfig, dataset: PreparedDataset, device: torch.device
+) -> dict[str, Any]:
+    return {
+        "candid": candid.__version__,
+        "config": config.model_dump(mode="json"),
+        "dataset": {
+            "path": None if dataset.path is None else str(dataset.path.resolve()),
+            "fingerprint": dataset.manifest.get("fingerprint"),
+            "users": dataset.num_users,
+            "items": dataset.num_items,
+        },
+        "machine": {
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "command": " ".join(sys.argv),
+    }
+
+
+def _result(
+    config: RunConfig, state: TrainState, device: torch.device, cpu_seconds: float
+) -> dict[str, Any]:
+    result = {
+        "metric": config.evaluation.metric,
+        "best": state.best,
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "steps": state.step,
+        "seconds": round(state.seconds, 2),
+        "train_seconds": round(state.train_seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "rows": state.rows,
+        "peak_memory_mib": round(peak_memory_mib(), 1),
+    }
+    if device.type == "cuda":
+        result["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return result
+
+
+def peak_memory_mib() -> float:
+    """Largest resident set of this process so far, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _claim(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "already holds a run" if (out / MANIFEST).exists() else "exists and is not empty"
+        raise ConfigError(f"{out} {what}: add --resume to go on with it, or name another --out")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _check_resumable(out: Path, manifest: dict[str, Any]) -> None:
+    before = _read_manifest(out)
+    if before["dataset"]["fingerprint"] != manifest["dataset"]["fingerprint"]:
+        raise ArtifactError(f"{out} was trained on another dataset; resume with that one")
+    # How long to train may change on resume; what is trained may not.
+    for section in sorted(before["config"].keys() - {"training", "evaluation", "threads"}):
+        if before["config"][section] != manifest["config"][section]:
+            raise ConfigError(
+                f"{out} was started with another {section!r} section: resume with the same recipe"
+            )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest["config"], manifest["dataset"]["fingerprint"]
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} is not a run: it has no {MANIFEST}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{path} is damaged; train again") from None
+    return manifest
+
+
+def _check_fingerprint(folder: Path, manifest: dict[str, Any], dataset: PreparedDataset) -> None:
+    if manifest["dataset"]["fingerprint"] != dataset.manifest.get("fingerprint"):
+        raise ArtifactError(
+            f"{folder} was trained on another version of the dataset than {dataset.path}: "
+            "name the right one with --data, or train again"
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

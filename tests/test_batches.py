@@ -1,0 +1,229 @@
+"""Loaders against a plain reading of the sequences."""
+
+import threading
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from candid.batches import (
+    BatchesConfig,
+    Loader,
+    Position,
+    held_out_queries,
+    offsets_of,
+    prefetch,
+    ranges,
+)
+from candid.data import PreparedDataset, Role, held_out
+from candid.errors import ConfigError, DataError
+
+T, H, V, X = Role.TRAIN, Role.HISTORY, Role.VALIDATION, Role.TEST
+
+
+def dataset_of(sequences, roles=None, weights=None):
+    """A dataset in memory; without roles everything is trained on."""
+    roles = roles or [[T] * len(s) for s in sequences]
+    num_items = max((max(s) for s in sequences if s), default=0) + 1
+    return PreparedDataset(
+        item_ids=np.array([i for s in sequences for i in s], dtype=np.int32),
+        user_offsets=offsets_of(np.array([len(s) for s in sequences])),
+        roles=np.array([r for rs in roles for r in rs], dtype=np.uint8),
+        users=pl.DataFrame({"source_id": np.arange(len(sequences))}),
+        items=pl.DataFrame({"source_id": np.arange(num_items)}),
+        weights=weights,
+    )
+
+
+def rows_of(batch):
+    """(user, history, positive) of each row, by plain indexing."""
+    found = []
+    history = batch.history
+    for row in range(len(batch)):
+        at = int(history.query_positions[row])
+        sequence = int((history.offsets <= at).sum()) - 1
+        begin = int(history.offsets[sequence])
+        found.append(
+            (
+                int(batch.user_ids[row]),
+                tuple(history.item_ids[begin : at + 1].tolist()),
+                int(batch.positive_ids[row]),
+            )
+        )
+    return found
+
+
+def epoch_rows(loader):
+    return [row for batch in loader.epoch() for row in rows_of(batch)]
+
+
+def expected_rows(sequences, roles, max_length, windows):
+    """Rows of an epoch, told by the definition rather than by index arithmetic."""
+    expected = []
+    for user, (sequence, role) in enumerate(zip(sequences, roles, strict=True)):
+        targets = [t for t, r in enumerate(role) if r == T]
+        if not targets:
+            continue
+        stop = targets[-1] + 1
+        while stop > 1:
+            start = max(0, stop - max_length - 1)
+            expected += [
+                (user, tuple(sequence[start:t]), sequence[t])
+                for t in range(start + 1, stop)
+                if role[t] == T
+            ]
+            stop -= max_length
+            if windows == "last":
+                break
+    return sorted(expected)
+
+
+sequences_with_roles = st.lists(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from([T, T, T, H, V, X])), max_size=12),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    users=sequences_with_roles,
+    max_length=st.integers(1, 6),
+    windows=st.sampled_from(["last", "all"]),
+    batch_size=st.integers(1, 4),
+    num_workers=st.sampled_from([0, 2]),
+)
+def test_an_epoch_holds_every_target_once_with_its_history(
+    users, max_length, windows, batch_size, num_workers
+):
+    sequences = [[item for item, _ in user] for user in users]
+    roles = [[role for _, role in user] for user in users]
+    expected = expected_rows(sequences, roles, max_length, windows)
+    config = BatchesConfig(
+        batch_size=batch_size, max_length=max_length, windows=windows, num_workers=num_workers
+    )
+    dataset = dataset_of(sequences, roles)
+    if not expected:
+        with pytest.raises(DataError, match="nothing to train on"):
+            Loader(dataset, config, seed=3)
+        return
+    assert sorted(epoch_rows(Loader(dataset, config, seed=3))) == expected
+
+
+def long_dataset():
+    rng = np.random.default_rng(5)
+    return dataset_of([rng.integers(0, 50, size=n).tolist() for n in rng.integers(1, 30, 40)])
+
+
+@pytest.mark.parametrize("unit", ["sequence", "interaction"])
+def test_batches_do_not_depend_on_workers_but_on_seed_and_epoch(unit):
+    def ids(seed, num_workers, epoch=0):
+        loader = Loader(
+            long_dataset(),
+            BatchesConfig(unit=unit, batch_size=4, max_length=8, num_workers=num_workers),
+            seed,
+        )
+        loader.position = Position(epoch=epoch)
+        return torch.cat([b.positive_ids for b in loader.epoch()]).tolist()
+
+    assert ids(1, 0) == ids(1, 1) == ids(1, 4)
+    assert ids(1, 0) != ids(2, 0)
+    assert ids(1, 0) != ids(1, 0, epoch=1)
+    assert sorted(ids(1, 0)) == sorted(ids(1, 0, epoch=1)) == sorted(ids(2, 0))
+
+
+@pytest.mark.parametrize("unit", ["sequence", "interaction"])
+def test_a_position_is_all_that_a_resume_needs(unit):
+    config = BatchesConfig(unit=unit, batch_size=3, max_length=8, num_workers=2)
+    whole = Loader(long_dataset(), config, seed=1)
+    batches = [*whole.epoch(), *whole.epoch()]
+    cut = Loader(long_dataset(), config, seed=1)
+    stream = cut.epoch()
+    for _ in range(4):
+        next(stream)
+    stream.close()
+    assert cut.position == Position(epoch=0, step=4)
+    resumed = Loader(long_dataset(), config, seed=1)
+    resumed.position = Position(epoch=0, step=4)
+    rest = [*resumed.epoch(), *resumed.epoch()]
+    assert len(rest) == len(batches) - 4
+    for expected, found in zip(batches[4:], rest, strict=True):
+        assert torch.equal(expected.positive_ids, found.positive_ids)
+        assert torch.equal(expected.user_ids, found.user_ids)
+
+
+def test_interactions_are_the_training_targets_alone():
+    dataset = dataset_of([[1, 2, 3], [4, 5]], [[T, H, T], [V, T]])
+    loader = Loader(dataset, BatchesConfig(unit="interaction", batch_size=2), seed=0)
+    pairs = [
+        pair
+        for batch in loader.epoch()
+        for pair in zip(batch.user_ids.tolist(), batch.positive_ids.tolist(), strict=True)
+    ]
+    assert sorted(pairs) == [(0, 1), (0, 3), (1, 5)]
+    assert batch_has_no_history(loader)
+
+
+def batch_has_no_history(loader):
+    return loader.batch(0, 0).history is None
+
+
+@pytest.mark.parametrize("unit", ["sequence", "interaction"])
+def test_weights_follow_their_interaction(unit):
+    sequences = [[1, 2, 3], [4, 5, 6, 7]]
+    weights = np.array([0, 20, 30, 0, 50, 60, 70], dtype=np.float32)
+    if unit == "interaction":
+        weights = np.array([10, 20, 30, 40, 50, 60, 70], dtype=np.float32)
+    loader = Loader(
+        dataset_of(sequences, weights=weights), BatchesConfig(unit=unit, batch_size=1), seed=0
+    )
+    for batch in loader.epoch():
+        assert batch.weights.tolist() == [10.0 * i for i in batch.positive_ids.tolist()]
+
+
+def test_drop_last_leaves_out_the_smaller_batch():
+    dataset = dataset_of([[1, 2]] * 5)
+    assert Loader(dataset, BatchesConfig(batch_size=2), 0).num_batches == 3
+    short = Loader(dataset, BatchesConfig(batch_size=2, drop_last=True), 0)
+    assert [len(b) for b in short.epoch()] == [2, 2]
+    with pytest.raises(ConfigError, match=r"batches\.batch_size 6"):
+        Loader(dataset, BatchesConfig(batch_size=6, drop_last=True), 0)
+
+
+def test_held_out_queries_ask_after_the_latest_history():
+    dataset = dataset_of([[1, 2, 3, 4], [5, 6], [7, 8, 9]], [[T, T, V, X], [T, T], [T, H, X]])
+    questions = held_out(dataset, X)
+    assert questions.target_ids.tolist() == [4, 9]
+    asked = [
+        (rows, queries.user_ids.tolist(), queries.history.item_ids.tolist())
+        for rows, queries in held_out_queries(dataset, questions, max_length=2, batch_size=1)
+    ]
+    assert asked == [(slice(0, 1), [0], [2, 3]), (slice(1, 2), [2], [7, 8])]
+
+
+def test_prefetch_raises_the_error_of_a_step_at_that_step():
+    def make(step):
+        if step == 3:
+            raise ValueError("step 3 is broken")
+        return step
+
+    stream = prefetch(make, range(9), num_workers=2)
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="step 3"):
+        next(stream)
+
+
+def test_leaving_early_stops_the_workers():
+    stream = prefetch(lambda step: step, range(1000), num_workers=3)
+    next(stream)
+    stream.close()
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("candid-loader")]
+
+
+def test_ranges_concatenates():
+    assert ranges(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
+    assert ranges(np.array([], dtype=np.int64), np.array([], dtype=np.int64)).tolist() == []

@@ -1,0 +1,131 @@
+"""The packed transformer against a plain one that takes one sequence at a time."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from candid.batches import History, Queries, offsets_of
+from candid.errors import ConfigError
+from candid.towers import CausalTransformer, ItemEmbedding
+
+NUM_ITEMS, MAX_LENGTH = 30, 12
+
+
+def make(dim=8, num_heads=2, **settings):
+    torch.manual_seed(0)
+    settings = {"num_blocks": 2, "max_length": MAX_LENGTH, "num_items": NUM_ITEMS} | settings
+    tower = CausalTransformer(dim=dim, num_heads=num_heads, **settings).double()
+    with torch.no_grad():  # norms and biases away from their start, so that a lost one is seen
+        for parameter in tower.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return tower.eval()
+
+
+def pack(sequences, positions=None):
+    lengths = np.array([len(s) for s in sequences])
+    offsets = torch.from_numpy(offsets_of(lengths))
+    total = int(offsets[-1])
+    positions = torch.arange(total) if positions is None else torch.tensor(positions)
+    return Queries(
+        user_ids=torch.zeros(len(positions), dtype=torch.int64),
+        history=History(
+            item_ids=torch.tensor([i for s in sequences for i in s]),
+            offsets=offsets,
+            query_positions=positions,
+        ),
+    )
+
+
+def norm(x, layer):
+    centred = x - x.mean(-1, keepdim=True)
+    return (
+        centred / (centred.pow(2).mean(-1, keepdim=True) + layer.eps).sqrt() * (layer.weight)
+        + layer.bias
+    )
+
+
+def plain(tower, sequence, num_heads=2):
+    """One sequence, dense attention with an explicit mask, textbook formulas."""
+    x = tower.items.weight[torch.tensor(sequence)] + tower.positions.weight[: len(sequence)]
+    future = torch.ones(len(sequence), len(sequence)).triu(1).bool()
+    for block in tower.blocks:
+        h = norm(x, block.attention_norm)
+        q, k, v = (h @ block.qkv.weight.T + block.qkv.bias).chunk(3, dim=-1)
+        heads = []
+        width = x.shape[-1] // num_heads
+        for head in range(num_heads):
+            part = slice(head * width, (head + 1) * width)
+            scores = q[:, part] @ k[:, part].T / width**0.5
+            weights = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
+            heads.append(weights @ v[:, part])
+        x = x + torch.cat(heads, dim=-1) @ block.out.weight.T + block.out.bias
+        ff_norm, up, _, _, down = block.feed_forward
+        hidden = F.gelu(norm(x, ff_norm) @ up.weight.T + up.bias)
+        x = x + hidden @ down.weight.T + down.bias
+    return norm(x, tower.norm)
+
+
+def random_sequences(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, NUM_ITEMS, n).tolist() for n in rng.integers(1, MAX_LENGTH + 1, count)]
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_packed_equals_one_sequence_at_a_time(count):
+    tower = make()
+    sequences = random_sequences(count)
+    expected = torch.cat([plain(tower, s) for s in sequences])
+    torch.testing.assert_close(tower(pack(sequences)), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_query_positions_choose_the_states():
+    tower = make()
+    sequences = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+    every = tower(pack(sequences))
+    chosen = tower(pack(sequences, positions=[8, 0, 4, 4]))
+    torch.testing.assert_close(chosen, every[[8, 0, 4, 4]])
+
+
+def test_no_query_sees_later_interactions():
+    tower = make()
+    first = tower(pack([[1, 2, 3, 4]]))
+    changed = tower(pack([[1, 2, 9, 4]]))
+    torch.testing.assert_close(first[:2], changed[:2])
+    assert not torch.allclose(first[2:], changed[2:])
+
+
+def test_gradients_equal_those_of_the_plain_one():
+    tower = make()
+    sequences = random_sequences(20, seed=1)
+    direction = torch.randn(sum(map(len, sequences)), 8, dtype=torch.float64)
+    (tower(pack(sequences)) * direction).sum().backward()
+    packed = {n: p.grad.clone() for n, p in tower.named_parameters()}
+    tower.zero_grad()
+    (torch.cat([plain(tower, s) for s in sequences]) * direction).sum().backward()
+    for name, parameter in tower.named_parameters():
+        torch.testing.assert_close(packed[name], parameter.grad, rtol=1e-8, atol=1e-8, msg=name)
+
+
+def test_dropout_acts_in_training_only():
+    tower = make(dropout=0.5)
+    queries = pack([[1, 2, 3]])
+    assert torch.equal(tower(queries), tower(queries))
+    tower.train()
+    assert not torch.equal(tower(queries), tower(queries))
+
+
+def test_tied_tower_reads_the_item_table():
+    items = ItemEmbedding(NUM_ITEMS, 8)
+    tied = make(input_table=items.embedding, num_heads=1)
+    assert tied.items.weight is items.embedding.weight
+    assert make(num_heads=1).items.weight is not items.embedding.weight
+
+
+def test_bad_settings_are_one_sentence():
+    with pytest.raises(ConfigError, match="num_heads 3 must divide dim 8"):
+        make(num_heads=3)
+    with pytest.raises(ConfigError, match="dim 8 must equal the item tower's 4"):
+        make(input_table=ItemEmbedding(NUM_ITEMS, 4).embedding)
+    with pytest.raises(ConfigError, match=r"batches\.unit = 'sequence'"):
+        make()(Queries(user_ids=torch.tensor([0])))

@@ -1,0 +1,59 @@
+"""What trackers write can be read back."""
+
+import json
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from candid.errors import ConfigError, UnknownNameError
+from candid.training.trackers import open_trackers
+
+
+def log_steps(folder, names, steps, from_step=None):
+    trackers = open_trackers(names, folder, "run", from_step)
+    for tracker in trackers:
+        for step in steps:
+            tracker.log(step, {"loss": step / 2, "note": "text"})
+        tracker.close()
+
+
+def steps_of(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_jsonl_tells_no_step_twice_after_a_resume(tmp_path):
+    log_steps(tmp_path, ("jsonl",), [1, 2, 3, 4])
+    log_steps(tmp_path, ("jsonl",), [3, 4, 5], from_step=2)
+    assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_jsonl_drops_a_line_cut_by_a_crash(tmp_path):
+    log_steps(tmp_path, ("jsonl",), [1, 2])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    log_steps(tmp_path, ("jsonl",), [3], from_step=2)
+    assert steps_of(tmp_path) == [1, 2, 3]
+
+
+def test_a_fresh_run_starts_a_fresh_log(tmp_path):
+    log_steps(tmp_path, ("jsonl",), [1, 2])
+    log_steps(tmp_path, ("jsonl",), [1])
+    assert steps_of(tmp_path) == [1]
+
+
+def test_tensorboard_can_read_the_scalars(tmp_path):
+    log_steps(tmp_path, ("tensorboard",), [1, 2])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
+
+
+def test_unknown_and_missing_trackers(tmp_path, monkeypatch):
+    with pytest.raises(UnknownNameError, match="known: jsonl, mlflow, tensorboard, wandb"):
+        open_trackers(("comet",), tmp_path, "run", None)
+    for name in ("mlflow", "wandb"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(ConfigError, match=rf"pip install candid\[{name}\]"):
+            open_trackers((name,), tmp_path, "run", None)

@@ -1,0 +1,197 @@
+"""The loop on data with a known answer, and runs that are cut and resumed."""
+
+import json
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from candid.batches import BatchesConfig, Loader, offsets_of
+from candid.data import PreparedDataset
+from candid.errors import ArtifactError, ConfigError
+from candid.losses import LOSSES
+from candid.proposals import PROPOSALS
+from candid.towers import CausalTransformer, ItemEmbedding, ModelConfig, UserEmbedding
+from candid.training import BEST, LAST, DivergedError, Trainer, TrainingConfig, read_checkpoint
+
+NUM_ITEMS = 20
+
+
+def cycles(num_users=60, length=15, seed=0):
+    """After item i always comes item i + 1, round and round."""
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(0, NUM_ITEMS, num_users)
+    items = (starts[:, None] + np.arange(length)) % NUM_ITEMS
+    return PreparedDataset(
+        item_ids=items.ravel().astype(np.int32),
+        user_offsets=offsets_of(np.full(num_users, length)),
+        roles=np.zeros(num_users * length, dtype=np.uint8),
+        users=pl.DataFrame({"source_id": np.arange(num_users)}),
+        items=pl.DataFrame({"source_id": np.arange(NUM_ITEMS)}),
+    )
+
+
+def make_trainer(folder, *, loss="full_softmax", dataset=None, unit="sequence", **options):
+    dataset = dataset or cycles()
+    torch.manual_seed(0)
+    query = (
+        CausalTransformer.Config(dim=16, dropout=0.1)
+        if unit == "sequence"
+        else UserEmbedding.Config(dim=16)
+    )
+    model = ModelConfig(query_tower=query, item_tower=ItemEmbedding.Config(dim=16)).build(
+        dataset.num_users, NUM_ITEMS, 20
+    )
+    counts = torch.from_numpy(dataset.train_counts)
+    proposal = PROPOSALS["uniform"].Config(num_candidates=16).build(counts)
+    settings = {"epochs": 4, "warmup_steps": 5, "lr": 1e-2, "patience": None, "log_every": 3}
+    config = TrainingConfig(**(settings | options.pop("settings", {})))
+    objective = LOSSES[loss].Config().build(NUM_ITEMS)
+    return Trainer(
+        model=model,
+        loader=Loader(dataset, BatchesConfig(unit=unit, batch_size=8, max_length=20), seed=1),
+        loss=objective,
+        proposal=proposal if objective.needs_candidates else None,
+        config=config,
+        folder=folder,
+        seed=1,
+        **options,
+    )
+
+
+def mean_nll(trainer):
+    """Of every training row, by dense log-softmax."""
+    trainer.model.eval()
+    with torch.no_grad():
+        batch = trainer.loader.batch(0, 0)
+        scores = trainer.model.encode_queries(batch) @ trainer.model.encode_catalog().T
+        return float(torch.nn.functional.cross_entropy(scores, batch.positive_ids))
+
+
+def metrics_lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_every_loss_learns_the_cycle(tmp_path, loss):
+    trainer = make_trainer(tmp_path, loss=loss, settings={"epochs": 12})
+    assert mean_nll(trainer) > 0.9 * math.log(NUM_ITEMS)
+    trainer.run()
+    trainer.model.eval()
+    batch = trainer.loader.batch(0, 0)
+    scores = trainer.model.encode_queries(batch) @ trainer.model.encode_catalog().T
+    assert float((scores.argmax(dim=1) == batch.positive_ids).float().mean()) > 0.95
+
+
+def test_bfloat16_learns_too(tmp_path):
+    trainer = make_trainer(tmp_path, settings={"epochs": 12, "precision": "bfloat16"})
+    trainer.run()
+    assert mean_nll(trainer) < 0.5
+
+
+def test_id_towers_learn_from_interactions(tmp_path):
+    trainer = make_trainer(tmp_path, unit="interaction", settings={"epochs": 3})
+    before = mean_nll(trainer)
+    trainer.run()
+    assert mean_nll(trainer) < before - 0.1
+
+
+@pytest.mark.parametrize("loss", ["full_softmax", "sampled_softmax"])
+@pytest.mark.parametrize("cut", [5, 8, 16])
+def test_a_cut_run_ends_where_an_uncut_one_does(tmp_path, loss, cut):
+    whole = make_trainer(tmp_path / make(tmp_path, "whole"), loss=loss)
+    whole.run()
+    folder = tmp_path / make(tmp_path, "cut")
+    make_trainer(folder, loss=loss, settings={"max_steps": cut}).run()
+    resumed = make_trainer(folder, loss=loss)
+    resumed.run(resume=True)
+    assert resumed.state.step == whole.state.step
+    assert resumed.state.rows == whole.state.rows
+    for (name, a), b in zip(
+        whole.model.named_parameters(), resumed.model.parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    losses = [[line["loss"] for line in metrics_lines(f)] for f in (tmp_path / "whole", folder)]
+    assert losses[0] == losses[1]
+
+
+def make(tmp_path, name):
+    (tmp_path / name).mkdir()
+    return name
+
+
+def test_the_log_reports_what_a_step_is_about(tmp_path):
+    trainer = make_trainer(tmp_path, loss="sampled_softmax", settings={"epochs": 1})
+    trainer.run()
+    line = metrics_lines(tmp_path)[0]
+    assert line["step"] == 3
+    assert 0 < line["misclassification"] < 1
+    assert 1 <= line["effective_candidates"] <= 16
+    assert line["rows_per_second"] > 0
+    assert {"loss", "lr", "gradient_norm"} <= line.keys()
+
+
+def scripted(values):
+    """A validation that returns the values one after the other."""
+    remaining = iter(values)
+    return lambda model: {"ndcg@10": next(remaining)}
+
+
+def test_early_stopping_keeps_the_best(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        settings={"epochs": 50, "patience": 2},
+        validate=scripted([0.1, 0.3, 0.2, 0.25, 0.9]),
+    )
+    state = trainer.run()
+    assert (state.best, state.best_epoch, state.epoch) == (0.3, 2, 4)
+    best = read_checkpoint(tmp_path / BEST)
+    assert best.meta["state"]["best_epoch"] == 2
+    assert not any(name.startswith("optimizer/") for name in best.tensors)
+
+
+def test_early_stopping_survives_a_resume(tmp_path):
+    settings = {"epochs": 50, "patience": 2}
+    cut = make_trainer(
+        tmp_path, settings=settings | {"epochs": 3}, validate=scripted([0.1, 0.3, 0.2])
+    )
+    cut.run()
+    resumed = make_trainer(tmp_path, settings=settings, validate=scripted([0.25, 0.9]))
+    state = resumed.run(resume=True)
+    assert (state.best, state.epoch) == (0.3, 4)
+
+
+def test_a_loss_that_is_no_number_stops_with_advice(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.item_tower.embedding.weight[3] = float("nan")
+    with pytest.raises(DivergedError, match=r"lower training\.lr"):
+        trainer.run()
+
+
+def test_weights_count(tmp_path):
+    loss = torch.tensor([1.0, 3.0])
+    from candid.training.trainer import _weighted_mean
+
+    assert _weighted_mean(loss, None) == 2.0
+    assert _weighted_mean(loss, torch.tensor([3.0, 1.0])) == 1.5
+
+
+def test_a_sampled_loss_needs_a_proposal(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ConfigError, match=r"\[proposal\]"):
+        Trainer(
+            model=trainer.model,
+            loader=trainer.loader,
+            loss=LOSSES["sampled_softmax"].Config().build(NUM_ITEMS),
+            proposal=None,
+            config=trainer.config,
+            folder=tmp_path,
+        )
+
+
+def test_resume_without_a_checkpoint_is_one_sentence(tmp_path):
+    with pytest.raises(ArtifactError, match=rf"{LAST} does not exist"):
+        make_trainer(tmp_path).run(resume=True)
