@@ -49,6 +49,19 @@ def write_csv(folder):
     return folder / "log.csv"
 
 
+def write_csv_iso(folder):
+    moment = pl.from_epoch("timestamp", "s").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    frame().with_columns(moment).write_csv(folder / "log.csv")
+    return folder / "log.csv"
+
+
+def write_parquet_datetime(folder):
+    moment = pl.from_epoch("timestamp", "s").dt.replace_time_zone("UTC")
+    local = moment.dt.convert_time_zone("Asia/Tokyo")
+    frame().with_columns(local).write_parquet(folder / "log.parquet")
+    return folder / "log.parquet"
+
+
 def write_csv_crlf_bom(folder):
     text = frame().write_csv(separator=";").replace("\n", "\r\n")
     (folder / "log.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -81,7 +94,9 @@ def write_movielens(folder):
 WRITERS = [
     write_parquet,
     write_parquet_folder,
+    write_parquet_datetime,
     write_csv,
+    write_csv_iso,
     write_csv_crlf_bom,
     write_csv_gz,
     write_tsv,
