@@ -114,7 +114,7 @@ def test_help_and_version_answer(candid):
     assert candid("--version").out == f"candid {package.__version__}\n"
     overview = candid()
     assert overview.code == 0
-    for verb in ("prepare", "train", "evaluate", "recommend"):
+    for verb in ("demo", "prepare", "train", "evaluate", "recommend"):
         assert verb in overview.out
         assert candid(verb, "--help").code == 0
 

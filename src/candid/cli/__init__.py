@@ -17,6 +17,7 @@ import typer
 from typer.main import get_command
 
 import candid
+from candid.cli.demo import demo
 from candid.cli.evaluate import evaluate
 from candid.cli.prepare import prepare
 from candid.cli.recommend import recommend
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(demo)
 app.command()(prepare)
 app.command(cls=TrainCommand)(train)
 app.command()(evaluate)

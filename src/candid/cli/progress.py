@@ -43,7 +43,7 @@ class TrainProgress:
     def validated(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Print one line: the watched metric, and whether it is the best so far."""
         name, value = next(iter(metrics.items()))
-        best = " (best)" if state.best_epoch == state.epoch else ""
+        best = "" if state.stale else " (best)"
         line = f"epoch {state.epoch}  validation {name} {value:.4f}{best}  {state.seconds:,.0f} s"
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
