@@ -168,7 +168,8 @@ def test_ties_everywhere_do_not_hold_all_scores_either():
     index = ExactIndex(torch.ones(20_000, 4), block_items=1024, block_rows=64)
     with LargestTensor() as watch:
         index.search(torch.ones(300, 4), 10)
-    assert watch.largest <= 2 * 64 * 1024  # row and column of every tie of one block
+    # Ties pass the scan: up to two tiles of them stand aside before they are merged.
+    assert watch.largest <= 3 * 64 * 1024 < 300 * 20_000
 
 
 def test_bfloat16_vectors_are_searched_in_float32():

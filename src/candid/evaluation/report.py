@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import polars as pl
 from rich.table import Table
 
+from candid.atomic import replacing
 from candid.batches import Ints
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.metrics import Floats
@@ -117,19 +116,14 @@ class EvaluationReport:
         }
 
     def save(self, path: Path) -> None:
-        """Write the JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.to_json(), file, indent=2, allow_nan=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        """Write the JSON, whole or not at all.
+
+        Raises:
+            ArtifactError: the file cannot be written.
+        """
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def table(self) -> Table:
         """Metrics by cut-off, with intervals where there are any."""

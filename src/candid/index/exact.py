@@ -22,7 +22,7 @@ from candid.component import ComponentConfig
 from candid.errors import ArtifactError, ConfigError
 from candid.index.order import decode, encode
 from candid.index.protocol import Exclusions, Hits
-from candid.index.scan import GROUP, scan_block
+from candid.index.scan import GROUP, RunningTopK
 
 SURPLUS = 16
 """Items that the scan keeps beyond k, so that near ties at the cut rarely need a second look."""
@@ -49,15 +49,15 @@ class ExactIndex:
     class Config(ComponentConfig):
         """Settings of the exact index; none of them changes a result."""
 
-        block_items: int = Field(16384, ge=1, description="items scored at once")
-        block_rows: int = Field(128, ge=1, description="queries scored at once")
+        block_items: int = Field(4096, ge=1, description="items scored at once")
+        block_rows: int = Field(256, ge=1, description="queries scored at once")
 
         def build(self, item_vectors: Tensor) -> ExactIndex:
             """Make the index over ``item_vectors`` [V, D]."""
             return ExactIndex(item_vectors, self.block_items, self.block_rows)
 
     def __init__(
-        self, item_vectors: Tensor, block_items: int = 16384, block_rows: int = 128
+        self, item_vectors: Tensor, block_items: int = 4096, block_rows: int = 256
     ) -> None:
         if item_vectors.ndim != 2 or 0 in item_vectors.shape:
             raise ConfigError(
@@ -142,18 +142,17 @@ class ExactIndex:
 
     def _scan(self, query: Tensor, k: int, exclude: _Pairs | None) -> tuple[Tensor, Tensor]:
         """The k best by working precision, unordered: ids (-1 where none) and scores [b, k]."""
-        ids = query.new_full((len(query), k), -1, dtype=torch.int64)
-        scores = query.new_full((len(query), k), -torch.inf)
+        best = RunningTopK(len(query), k, query.device)
         buffer = query.new_empty(len(query) * _padded(self._block_items))
         for begin, stop in self._blocks():
             width = _padded(stop - begin)
-            block = buffer[: len(query) * width].view(len(query), width)
-            block[:, stop - begin :] = -torch.inf
-            torch.mm(query, self._vectors[begin:stop].T, out=block[:, : stop - begin])
+            tile = buffer[: len(query) * width].view(len(query), width)
+            tile[:, stop - begin :] = -torch.inf
+            torch.mm(query, self._vectors[begin:stop].T, out=tile[:, : stop - begin])
             if exclude is not None:
-                block.view(-1).index_fill_(0, exclude.within(begin, stop, width), -torch.inf)
-            ids, scores = scan_block(block, begin, ids, scores)
-        return ids, scores
+                tile.view(-1).index_fill_(0, exclude.within(begin, stop, width), -torch.inf)
+            best.add(tile, begin)
+        return best.result()
 
     def _search_wide(self, wide: Tensor, k: int, exclude: _Pairs | None) -> Tensor:
         """Search in float64 throughout: the definition itself, several times slower."""

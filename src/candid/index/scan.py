@@ -1,8 +1,10 @@
-"""Running top-k over blocks of scores: the hot loop of exact search.
+"""Running top-k over tiles of scores: the hot loop of exact search.
 
 Selecting from n scores costs more than computing them, so almost none are looked at one by
-one: the items of a block fall into groups, one vectorised maximum per group is taken, and
-only groups whose maximum reaches the worst result kept so far are opened.
+one: the items of a tile fall into groups, one vectorised maximum per group is taken, and
+only groups whose maximum reaches the worst result kept so far are opened. What passes is put
+aside and merged when the number of items seen has doubled: the bound then lets about k more
+items pass per doubling, and there are log(V) merges.
 """
 
 from __future__ import annotations
@@ -11,60 +13,91 @@ import torch
 from torch import Tensor
 
 GROUP = 32
-"""Largest number of items behind one maximum; a block is a multiple of it wide."""
+"""Largest number of items behind one maximum; a tile is a multiple of it wide."""
 
 SPREAD = 4
-"""Groups wanted for each result, at least, so that two good items seldom share one."""
+"""Groups wanted for each result in the first tile, so that two good items seldom share one."""
 
 
-def scan_block(
-    scores: Tensor, first_id: int, kept_ids: Tensor, kept_scores: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Merge a block of scores into the results kept so far.
+class RunningTopK:
+    """The k best scores of each row over all tiles added.
+
+    Among items whose score equals the worst kept one, which are kept is left open.
 
     Args:
-        scores: [b, n] float32, contiguous, n a multiple of ``GROUP``: the scores of items
-            ``first_id .. first_id + n - 1``; -inf for padding and for items that must not be
-            returned.
-        first_id: id of the first column.
-        kept_ids: [b, k] int64, -1 where nothing is kept yet.
-        kept_scores: [b, k] float32, -inf where nothing is kept yet.
-
-    Returns:
-        ids and scores [b, k] of the k best so far, in no particular order. Among items whose
-        score equals the worst kept one the choice is open.
+        num_rows: b.
+        k: results a row.
+        device: of the scores.
     """
-    rows, columns, found = _at_least(scores, kept_scores.amin(-1), kept_scores.shape[1])
-    counts = torch.bincount(rows, minlength=len(scores))
-    width = int(counts.max()) if len(rows) else 0
-    if width == 0:
-        return kept_ids, kept_scores
-    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    new_ids = kept_ids.new_full((len(scores), width), -1)
-    new_scores = kept_scores.new_full((len(scores), width), -torch.inf)
-    new_ids[rows, slots] = columns + first_id
-    new_scores[rows, slots] = found
-    all_scores = torch.cat([kept_scores, new_scores], dim=1)
-    best, chosen = torch.topk(all_scores, kept_scores.shape[1], dim=1, sorted=False)
-    return torch.cat([kept_ids, new_ids], dim=1).gather(1, chosen), best
 
+    def __init__(self, num_rows: int, k: int, device: torch.device) -> None:
+        self._k = k
+        self._ids = torch.full((num_rows, k), -1, device=device)
+        self._scores = torch.full((num_rows, k), -torch.inf, device=device)
+        # -inf marks what must not be returned: only finite scores pass.
+        self._worst = torch.full((num_rows,), torch.finfo(torch.float32).min, device=device)
+        self._aside: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._num_aside = self._seen = self._merge_at = 0
 
-def _at_least(scores: Tensor, worst: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed (row, column, score) of all scores that can enter, rows ascending."""
-    num_items = scores.shape[1]
-    group = GROUP
-    while group > 1 and num_items < SPREAD * k * group:
-        group //= 2
-    num_groups = num_items // group
-    members = scores.view(-1, group)
-    maxima = members.amax(1).view(-1, num_groups)
-    # -inf marks what must not be returned, so nothing below the least finite number enters.
-    worst = worst.clamp(min=torch.finfo(scores.dtype).min)
-    if num_groups >= k:
-        # At least k scores of this very block reach the k-th largest maximum.
-        worst = torch.maximum(worst, torch.topk(maxima, k, sorted=False).values.amin(1))
-    rows, groups = (maxima >= worst.unsqueeze(1)).nonzero().unbind(1)
-    opened = members.index_select(0, rows * num_groups + groups)
-    packed, within = (opened >= worst[rows].unsqueeze(1)).nonzero().unbind(1)
-    found = opened.view(-1)[packed * group + within]
-    return rows[packed], groups[packed] * group + within, found
+    def add(self, scores: Tensor, first_id: int) -> None:
+        """Add a tile.
+
+        Args:
+            scores: [b, n] float32, contiguous, n a multiple of ``GROUP``: the scores of items
+                ``first_id .. first_id + n - 1``; -inf for padding and for items that must
+                not be returned.
+            first_id: id of the first column.
+        """
+        rows, columns, found = self._passing(scores)
+        counts = torch.bincount(rows, minlength=len(scores))
+        before = self._counts - (counts.cumsum(0) - counts)
+        slots = torch.arange(len(rows), device=rows.device) + before[rows]
+        self._aside.append((rows, slots, columns + first_id, found))
+        self._counts = self._counts + counts
+        self._num_aside += len(rows)
+        self._seen += scores.shape[1]
+        if self._seen >= self._merge_at or self._num_aside > scores.numel():
+            self._merge()
+            self._merge_at = 2 * self._seen
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Ids (-1 where fewer than k passed) and scores (-inf there), [b, k], unordered."""
+        self._merge()
+        return self._ids, self._scores
+
+    def _passing(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Packed (row, column, score) of all scores that reach the bound, rows ascending."""
+        num_items, group, worst = scores.shape[1], GROUP, self._worst
+        is_first = self._seen == 0
+        while is_first and group > 1 and num_items < SPREAD * self._k * group:
+            group //= 2
+        num_groups = num_items // group
+        members = scores.view(-1, group)
+        maxima = members.amax(1).view(-1, num_groups)
+        if is_first and num_groups >= self._k:
+            # At least k scores of this very tile reach the k-th largest maximum.
+            largest = torch.topk(maxima, self._k, sorted=False).values
+            worst = torch.maximum(worst, largest.amin(1))
+        rows, groups = (maxima >= worst.unsqueeze(1)).nonzero().unbind(1)
+        opened = members.index_select(0, rows * num_groups + groups)
+        packed, within = (opened >= worst[rows].unsqueeze(1)).nonzero().unbind(1)
+        found = opened.view(-1)[packed * group + within]
+        return rows[packed], groups[packed] * group + within, found
+
+    def _merge(self) -> None:
+        """Bring what was put aside into the k best, and raise the bound."""
+        width = int(self._counts.max()) if self._num_aside else 0
+        if width:
+            shape = (len(self._counts), self._k + width)
+            ids = self._ids.new_full(shape, -1)
+            scores = self._scores.new_full(shape, -torch.inf)
+            ids[:, width:], scores[:, width:] = self._ids, self._scores
+            for rows, slots, new_ids, new_scores in self._aside:
+                ids[rows, slots], scores[rows, slots] = new_ids, new_scores
+            self._scores, chosen = torch.topk(scores, self._k, sorted=False)
+            self._ids = ids.gather(1, chosen)
+            self._worst = torch.maximum(self._worst, self._scores.amin(1))
+        self._aside.clear()
+        self._counts = torch.zeros_like(self._counts)
+        self._num_aside = 0
