@@ -1,4 +1,8 @@
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -129,3 +133,36 @@ def test_help_and_version_answer(candid):
 )
 def test_train_help_lists_each_key_with_default_and_meaning(candid, words):
     assert words in " ".join(candid("train", "--help").out.split())
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_resume_goes_on(candid, toy, tmp_path):
+    out = tmp_path / "r"
+    arguments = ["train", toy.recipe, "--data", toy.data, "--out", out, "--quiet"]
+    endless = ["--set", "training.epochs=100000", "--set", "training.patience=none"]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from candid.cli import main; main()",
+            *map(str, arguments + endless),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "last.safetensors").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "no checkpoint after a minute"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.startswith("error: stopped at step ")
+    assert "--resume" in stderr
+    steps = int(stderr.split()[4].rstrip(";"))
+    resumed = candid(
+        *arguments, *endless, "--resume", "--json", "--set", f"training.max_steps={steps + 1}"
+    )
+    assert resumed.code == 0, resumed.err
+    assert resumed.document["result"]["steps"] == steps + 1

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from candid.config import (
@@ -99,3 +101,33 @@ def test_every_key_of_a_recipe_has_a_meaning():
     keys = list(describe(RunConfig))
     assert {"training.lr", "loss.correction", "data.split.kind"} <= {key.key for key in keys}
     assert [key.key for key in keys if not key.meaning] == []
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_valid(path):
+    config = load_recipe(path)
+    assert config.name == path.stem
+    assert config.data is not None
+
+
+def test_the_default_recipe_follows_the_dataset():
+    import numpy as np
+    import polars as pl
+
+    from candid.data import PreparedDataset
+
+    dataset = PreparedDataset(
+        item_ids=np.array([0, 1], dtype=np.int32),
+        user_offsets=np.array([0, 2]),
+        roles=np.zeros(2, dtype=np.uint8),
+        users=pl.DataFrame({"source_id": ["a"]}),
+        items=pl.DataFrame({"source_id": range(7)}),
+        manifest={"config": {"order": None}},
+    )
+    config = default_recipe(dataset=dataset)
+    assert (config.evaluation.ks, config.evaluation.metric) == ((1, 5), "ndcg@5")
+    assert config.batches.unit == "interaction"
+    assert default_recipe().batches.unit == "sequence"
