@@ -86,6 +86,18 @@ def test_softmax_is_dot_product_plus_popularity_bias(exponent):
         np.testing.assert_allclose(np.exp(log_probs), np.array(weights) / sum(weights), rtol=1e-10)
 
 
+def test_item_vectors_give_the_true_logits():
+    world = make("softmax")
+    asked = questions(world, HISTORIES)
+    queries = np.hstack([world.query(*asked), np.ones((5, 1))])
+    weights = np.exp(queries @ world.item_vectors(np.arange(83)).T)
+    np.testing.assert_allclose(
+        weights / weights.sum(axis=1, keepdims=True), np.exp(world.log_probs(*asked)), rtol=1e-10
+    )
+    with pytest.raises(ConfigError, match="topics"):
+        make("topics").item_vectors(np.arange(3))
+
+
 @pytest.mark.parametrize("num_items", [83, 85])
 def test_topics_is_a_mixture_over_topics(num_items):
     world = make("topics", num_items=num_items, second_topic=0.3, zipf_exponent=1.1)

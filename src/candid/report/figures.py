@@ -150,11 +150,12 @@ def rank_frequency(counts: Mapping[str, npt.ArrayLike], *, y_label: str) -> str:
     return _finish(figure, axes, "rank of the item", y_label)
 
 
-def calibration(curves: Mapping[str, Curve]) -> str:
+def calibration(curves: Mapping[str, Curve], *, y_label: str = "observed frequency") -> str:
     """Observed frequency (y) against predicted probability (x), log-log, with the diagonal.
 
     Args:
         curves: by the name of the run; points at zero are left out.
+        y_label: what the prediction is held against.
 
     Returns:
         SVG.
@@ -174,7 +175,7 @@ def calibration(curves: Mapping[str, Curve]) -> str:
         axes.plot(span, span, color=_PAGE_INK, linewidth=0.8, linestyle=":", label="exact")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    return _finish(figure, axes, "predicted probability", "observed frequency")
+    return _finish(figure, axes, "predicted probability", y_label)
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -23,6 +23,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from candid.atomic import replacing
+from candid.errors import ConfigError
 from candid.world.catalog import Catalog, Ints
 from candid.world.choice import Choice, unit
 from candid.world.config import WorldConfig
@@ -78,6 +79,18 @@ class World:
             is_present, np.append(history_ids, 0)[np.where(is_present, places, -1)], 0
         )
         return self._query(self._tastes(user_ids), recent, is_present)
+
+    def item_vectors(self, item_ids: Ints) -> Floats:
+        """The item side of mode ``softmax``: [n, D + 1] float64, vector and popularity bias.
+
+        With a 1 appended to ``query``, the dot products are the true logits.
+
+        Raises:
+            ConfigError: a mixture of topics is not a dot product.
+        """
+        if not isinstance(self._choice, SoftmaxChoice):
+            raise ConfigError("world.mode 'topics' has no item vectors: set it to 'softmax'")
+        return np.hstack([self._choice.vectors[item_ids], self._choice.bias[item_ids, None]])
 
     def log_prob(
         self,
