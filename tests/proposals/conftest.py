@@ -1,0 +1,28 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+COUNTS = torch.tensor([40, 25, 15, 8, 5, 3, 2, 1, 1, 0])
+
+
+@dataclass
+class Rows:
+    positive_ids: Tensor
+    user_ids: Tensor
+
+
+@pytest.fixture
+def counts() -> Tensor:
+    return COUNTS.clone()
+
+
+@pytest.fixture
+def rows() -> Rows:
+    return Rows(torch.tensor([0, 1, 0, 4, 2, 7]), torch.tensor([3, 3, 1, 2, 2, 9]))
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
