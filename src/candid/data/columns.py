@@ -124,14 +124,12 @@ class Parsed:
             (Int64, Float64 or Datetime), weight (Float32), role (String), as far as declared.
         rows_read: rows of the files.
         dropped: ``nulls`` and ``low_rating`` -> rows that the query leaves out.
-        ranges: least and greatest of the integer ids among user and item.
         time_is_text: the time column holds dates as text.
     """
 
     query: pl.LazyFrame
     rows_read: int
     dropped: dict[str, int]
-    ranges: dict[str, tuple[int, int]]
     time_is_text: bool
 
 
@@ -166,16 +164,10 @@ def parse(table: RawTable, config: DataConfig) -> Parsed:
     if config.min_rating is not None:
         query = query.filter(pl.col("rating") >= config.min_rating)
         dropped["low_rating"] = left - table.run(query.select(pl.len())).item()
-    ranges = {
-        name: (int(survey[f"{name}_low"]), int(survey[f"{name}_high"]))
-        for name in ("user", "item")
-        if survey.get(f"{name}_is_integer") and survey[f"{name}_low"] is not None
-    }
     return Parsed(
         query.drop("rating", strict=False),
         rows,
         {reason: count for reason, count in dropped.items() if count},
-        ranges,
         bool(survey.get("time_not_number")),
     )
 
@@ -206,16 +198,12 @@ def _survey(table: RawTable) -> dict[str, Any]:
                 .all()
                 .alias(f"{name}_is_integer")
             )
-            facts += [integer.min().alias(f"{name}_low"), integer.max().alias(f"{name}_high")]
             number = value.cast(pl.Float64, strict=False)
             facts.append((number.is_null() & value.is_not_null()).sum().alias(f"{name}_not_number"))
             if name == "time":
                 facts.append(number.abs().max().alias("time_largest"))
                 lengths = times.plain_text(value).str.len_bytes().unique()
                 facts.append(lengths.drop_nulls().implode().alias("time_lengths"))
-        elif dtype == pl.Int64 and name in ("user", "item"):
-            facts.append(pl.lit(True).alias(f"{name}_is_integer"))
-            facts += [value.min().alias(f"{name}_low"), value.max().alias(f"{name}_high")]
         elif name == "time" and dtype.is_numeric():
             facts.append(value.cast(pl.Float64).abs().max().alias("time_largest"))
     return table.run(table.frame.select(facts)).row(0, named=True)

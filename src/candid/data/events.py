@@ -88,7 +88,7 @@ def load(table: RawTable, config: DataConfig) -> Events:
     query = parsed.query
     if config.split.kind == "column":
         query = query.with_columns(_role_codes(table, config.split))
-    frame, source_ids = ids.encode(table, query, parsed.ranges, parsed.rows_read)
+    frame, source_ids = ids.encode(table, query)
     _check_dates(table, frame, parsed.time_is_text)
     frame = _in_order(frame, [key for key in ("role", "time", "order") if key in table.columns])
     events = Events(
@@ -147,11 +147,11 @@ def _filter(events: Events, config: DataConfig) -> None:
     if config.split.drop_unassigned and "role" in frame.columns:
         events.keep("unassigned", frame["role"].to_numpy() != UNASSIGNED)
     if config.deduplicate != "none":
-        distinct = pl.struct("user", "item")
-        first = distinct.is_first_distinct()
-        last = distinct.is_last_distinct()
-        kept = first if config.deduplicate == "first" else last
-        events.keep("repeated", events.frame.select(kept).to_series().to_numpy())
+        pairs = events.ids("user").astype(np.int64) * len(events.items) + events.ids("item")
+        pair = pl.Series(pairs)
+        first = config.deduplicate == "first"
+        kept = pair.is_first_distinct() if first else pair.is_last_distinct()
+        events.keep("repeated", kept.to_numpy())
     user_core, item_core = config.cores
     if user_core > 1 or item_core > 1:
         mask = filters.k_core(events.ids("user"), events.ids("item"), user_core, item_core)

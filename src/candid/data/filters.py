@@ -38,12 +38,13 @@ def min_history(users: Ids, least: int) -> npt.NDArray[np.bool_]:
     return np.bincount(users)[users] >= least
 
 
-def compact(ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
+def compact(ids: npt.NDArray[np.integer]) -> tuple[Ids, npt.NDArray[np.int64]]:
     """Renumber so that every id from 0 on occurs, keeping the order.
 
     Returns:
         The new ids [E] int32, and for each new id the old one, int64 ascending.
     """
-    present = np.bincount(ids) > 0
-    renumbered = (np.cumsum(present) - 1).astype(np.int32)
+    present = np.zeros(int(ids.max()) + 1, dtype=np.bool_)
+    present[ids] = True
+    renumbered = np.cumsum(present, dtype=np.int32) - np.int32(1)
     return renumbered[ids], np.flatnonzero(present)

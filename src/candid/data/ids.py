@@ -3,58 +3,59 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
+from candid.data import filters
 from candid.data.columns import RawTable
 
 NAMES = ("user", "item")
 
 
-def encode(
-    table: RawTable, query: pl.LazyFrame, ranges: dict[str, tuple[int, int]], rows: int
-) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
+def encode(table: RawTable, query: pl.LazyFrame) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
     """Collect ``query`` with users and items replaced by their dense ids, in the same order.
 
-    Integers that lie close together go through an array indexed by source id (a third of the
-    time); all others through a join with their distinct values, streaming.
+    Text becomes a code while it streams by, so that memory holds each distinct id once.
 
     Args:
         table: what ``query`` reads.
-        query: columns user and item, and others to carry along.
-        ranges: least and greatest value of the integer ones among user and item.
-        rows: about how many rows ``query`` has.
+        query: columns user and item (Int64, UInt64 or String), and others to carry along.
 
     Returns:
         The rows, with user and item as Int32; and for each of them its source ids, ascending.
     """
+    schema = query.collect_schema()
+    text = [
+        # Categories of its own: the codes of other tables would leave gaps.
+        pl.col(name).cast(pl.Categorical(pl.Categories.random()))
+        for name in NAMES
+        if schema[name] == pl.String
+    ]
+    frame = table.run(query.with_columns(text))
     source_ids = {}
-    close = [n for n in NAMES if n in ranges and ranges[n][1] - ranges[n][0] < 4 * rows + 2**20]
     for name in NAMES:
-        if name not in close:
-            source_ids[name] = table.run(query.select(pl.col(name).unique()))[name].sort()
-            query = _join(query, name, source_ids[name])
-    frame = table.run(query)
-    for name in close:
-        codes, source_ids[name] = _number(frame[name])
-        frame = frame.with_columns(codes)
+        number = _number_text if isinstance(frame.schema[name], pl.Categorical) else _number
+        codes, source_ids[name] = number(frame[name])
+        frame = frame.with_columns(pl.Series(name, codes))
     return frame, source_ids
 
 
-def _join(query: pl.LazyFrame, name: str, source_ids: pl.Series) -> pl.LazyFrame:
-    codes = pl.DataFrame(
-        {name: source_ids, "_code": np.arange(len(source_ids), dtype=np.int32)}
-    ).lazy()
-    joined = query.join(codes, on=name, how="left", maintain_order="left")
-    return joined.drop(name).rename({"_code": name})
+def _number_text(values: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
+    present = values.unique()
+    names = present.cast(pl.String)
+    order = names.arg_sort()
+    category = present.to_physical().gather(order).to_numpy()
+    rank = np.zeros(int(category.max()) + 1, dtype=np.int32)
+    rank[category] = np.arange(len(category), dtype=np.int32)
+    return rank[values.to_physical().to_numpy()], names.gather(order)
 
 
-def _number(values: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Number integers by an array with a place for each value between the extremes."""
+def _number(values: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
     source = values.to_numpy()
-    low = source.min()
-    offsets = source - low
-    present = np.zeros(int(offsets.max()) + 1, dtype=np.bool_)
-    present[offsets] = True
-    codes = np.cumsum(present, dtype=np.int32) - np.int32(1)
-    distinct = pl.Series(np.flatnonzero(present) + low).cast(values.dtype)
-    return pl.Series(values.name, codes[offsets]), distinct
+    low, high = int(source.min()), int(source.max())
+    if high - low < 4 * len(source) + 2**20:
+        # Close together: a place for each value between the extremes, five times as fast.
+        codes, present = filters.compact(source - source.dtype.type(low))
+        return codes, pl.Series(present.astype(source.dtype) + source.dtype.type(low))
+    distinct = values.unique().sort()
+    return distinct.search_sorted(values).to_numpy().astype(np.int32), distinct
