@@ -156,11 +156,12 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_never_holds_all_scores():
-    query, vectors = random_search(num_items=20_000, num_rows=300, dim=4)
+@pytest.mark.parametrize("dim", [4, 64])
+def test_never_holds_all_scores(dim):
+    query, vectors = random_search(num_items=20_000, num_rows=300, dim=dim)
     index = ExactIndex(vectors, block_items=1024, block_rows=64)
     with LargestTensor() as watch:
-        index.search(query, 10)
+        index.search(query, 50)
     assert watch.largest <= 64 * 1024 < len(query) * len(vectors)
 
 
@@ -199,6 +200,27 @@ def test_refuses_vectors_that_are_not_finite(bad):
         ExactIndex(vectors)
     with pytest.raises(ArtifactError, match="query vectors hold NaN or infinite"):
         ExactIndex(torch.ones(5, 2)).search(vectors, 2)
+
+
+def test_refuses_scores_beyond_float32():
+    with pytest.raises(ArtifactError, match="beyond float32"):
+        ExactIndex(torch.full((5, 2), 1e20)).search(torch.full((1, 2), 1e20), 2)
+
+
+def test_a_zero_query_among_large_items_is_all_ties():
+    found = ExactIndex(torch.full((5, 2), 1e30)).search(torch.zeros(1, 2), 5)
+    assert found.item_ids.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_a_precision_that_torch_cannot_tell_is_taken_as_coarse(monkeypatch):
+    def mixed():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    query, vectors = random_search()
+    ids, _ = oracle(query, vectors, 20, [[]] * len(query))
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
+    found = ExactIndex(vectors).search(query, 20)
+    np.testing.assert_array_equal(found.item_ids.numpy(), ids)
 
 
 def test_refuses_queries_of_another_width():

@@ -96,15 +96,18 @@ class ExactIndex:
 
         Raises:
             ConfigError: k outside 1..V, or a query of another width than the items.
-            ArtifactError: a query is not finite.
+            ArtifactError: a query or a score is not finite.
         """
         self._check(query, k)
         with torch.inference_mode(), torch.autocast(query.device.type, enabled=False):
             query = query.detach().float()
-            if not bool(query.isfinite().all()):
+            norms = query.double().norm(dim=1)
+            # Also False for NaN. A product of norms within float32 rules out that scores overflow.
+            if not bool((norms * self._max_norm <= torch.finfo(torch.float32).max).all()):
                 raise ArtifactError(
-                    "query vectors hold NaN or infinite values: the model has diverged; "
-                    "take an earlier checkpoint or train with a lower learning rate"
+                    "query vectors hold NaN or infinite values, or scores beyond float32: the "
+                    "model has diverged; take an earlier checkpoint or train with a lower "
+                    "learning rate"
                 )
             keys = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
             for begin in range(0, len(query), self._block_rows):
@@ -126,10 +129,7 @@ class ExactIndex:
         """Search at most ``block_rows`` queries; [b, K] keys, best first."""
         kept_ids, kept_scores = self._scan(query, min(k + SURPLUS, self.num_items), exclude)
         wide = query.double()
-        vectors = self._vectors.index_select(0, kept_ids.clamp(min=0).flatten()).double()
-        exact = torch.bmm(vectors.view(*kept_ids.shape, -1), wide.unsqueeze(-1)).squeeze(-1)
-        exact = torch.where(kept_ids < 0, -torch.inf, exact.float())
-        keys = torch.topk(encode(exact, kept_ids), k).values
+        keys = torch.topk(encode(self._exact_scores(wide, kept_ids), kept_ids), k).values
         # Whatever the scan left out scored at most its worst kept item.
         worst = kept_scores.amin(-1).double()
         bound = worst + self._scan_error() * wide.norm(dim=-1) * self._max_norm
@@ -139,6 +139,19 @@ class ExactIndex:
             return keys
         again = None if exclude is None else exclude.subset(unproven, len(query))
         return keys.index_copy(0, unproven, self._search_wide(wide[unproven], k, again))
+
+    def _exact_scores(self, wide: Tensor, item_ids: Tensor) -> Tensor:
+        """Scores of given items by the definition: [b, K] float32, -inf where the id is -1."""
+        scores = torch.empty(item_ids.shape, device=wide.device)
+        # The gathered vectors take no more room than a tile of scores.
+        elements = item_ids.shape[1] * wide.shape[1]
+        step = max(1, self._block_rows * self._block_items // elements)
+        for begin in range(0, len(wide), step):
+            ids = item_ids[begin : begin + step]
+            vectors = self._vectors.index_select(0, ids.clamp(min=0).flatten()).double()
+            query = wide[begin : begin + step].unsqueeze(-1)
+            scores[begin : begin + step] = torch.bmm(vectors.view(*ids.shape, -1), query)[..., 0]
+        return torch.where(item_ids < 0, -torch.inf, scores)
 
     def _scan(self, query: Tensor, k: int, exclude: _Pairs | None) -> tuple[Tensor, Tensor]:
         """The k best by working precision, unordered: ids (-1 where none) and scores [b, k]."""
@@ -176,9 +189,13 @@ class ExactIndex:
 
     def _scan_error(self) -> float:
         """Bound of |scan - exact| / (‖q‖ ‖v‖), twice over for the rounding of the exact score."""
-        unit = {"highest": 2.0**-24, "high": 2.0**-10, "medium": 2.0**-7}
-        roundoff = unit[torch.get_float32_matmul_precision()]
-        return 2 * (2 * roundoff + (self._vectors.shape[1] + 2) * 2.0**-24)
+        roundoff = {"highest": 2.0**-24, "high": 2.0**-10, "medium": 2.0**-7}
+        try:
+            inputs = roundoff[torch.get_float32_matmul_precision()]
+        except RuntimeError:
+            # torch cannot tell where precision was set a backend at a time: expect the worst.
+            inputs = roundoff["medium"]
+        return 2 * (2 * inputs + (self._vectors.shape[1] + 2) * 2.0**-24)
 
 
 @dataclass(frozen=True, slots=True)
