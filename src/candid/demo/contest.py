@@ -48,7 +48,7 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
 """What is compared, by the name in the table; the full softmax is the reference."""
 
 NUM_CANDIDATES = 256
-WORLD = WorldConfig()
+WORLD = WorldConfig(interactions_mean=20.0)
 EPOCHS = 4
 _K = 10
 _CALIBRATION_USERS = 1_000
