@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from candid.component import ComponentConfig, lookup
+from candid.component import lookup
 from candid.errors import ConfigError, UnknownNameError
-from candid.index import INDEXES, Exclusions, Hits
+from candid.index import INDEXES, Exclusions, Hits, IndexConfig
 
 indexes = pytest.mark.parametrize("name", sorted(INDEXES))
 
@@ -79,7 +79,7 @@ def test_leaves_its_arguments_alone(name):
 @indexes
 def test_config_is_frozen_and_described(name):
     config = INDEXES[name].Config
-    assert issubclass(config, ComponentConfig)
+    assert issubclass(config, IndexConfig)
     assert all(field.description for field in config.model_fields.values())
 
 
@@ -92,7 +92,7 @@ def test_a_new_index_is_one_class_and_one_line(monkeypatch):
     class Constant:
         """Returns the first items whatever is asked."""
 
-        class Config(ComponentConfig):
+        class Config(IndexConfig):
             def build(self, item_vectors):
                 return Constant(item_vectors)
 

@@ -4,12 +4,14 @@ Adding an index: one file with a class that follows ``Index`` and owns a ``Confi
 line in ``INDEXES``.
 """
 
-from candid.index.exact import ExactIndex
-from candid.index.protocol import Exclusions, Hits, Index
+from typing import Final
 
-INDEXES: dict[str, type[ExactIndex]] = {
+from candid.index.exact import ExactIndex
+from candid.index.protocol import Exclusions, Hits, Index, IndexConfig
+
+INDEXES: Final = {
     "exact": ExactIndex,
 }
-"""Name in recipes and on the command line → class."""
+"""Indexes by the name used in recipes."""
 
-__all__ = ["INDEXES", "ExactIndex", "Exclusions", "Hits", "Index"]
+__all__ = ["INDEXES", "ExactIndex", "Exclusions", "Hits", "Index", "IndexConfig"]

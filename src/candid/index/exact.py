@@ -18,10 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.component import ComponentConfig
 from candid.errors import ArtifactError, ConfigError
 from candid.index.order import decode, encode
-from candid.index.protocol import Exclusions, Hits
+from candid.index.protocol import Exclusions, Hits, IndexConfig
 from candid.index.scan import GROUP, RunningTopK
 
 SURPLUS = 16
@@ -46,7 +45,7 @@ class ExactIndex:
         ArtifactError: a vector is not finite.
     """
 
-    class Config(ComponentConfig):
+    class Config(IndexConfig):
         """Settings of the exact index; none of them changes a result."""
 
         block_items: int = Field(4096, ge=1, description="items scored at once")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from candid.component import ComponentConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +54,11 @@ class Index(Protocol):
             ConfigError: k is larger than the catalog.
         """
         ...
+
+
+class IndexConfig(ComponentConfig, ABC):
+    """Base of every index's nested ``Config``."""
+
+    @abstractmethod
+    def build(self, item_vectors: Tensor) -> Index:
+        """Make the index over ``item_vectors`` [V, D] float32."""
