@@ -1,5 +1,6 @@
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_stated_counts_are_those_of_a_simulation(name, distinct, counts, rows, g
         if name == "uniform"
         else Popularity(counts, 7, 0.75, distinct)
     )
-    trials = 4000
+    trials = 2500
     seen = torch.zeros(len(counts), dtype=torch.float64)
     for _ in range(trials):
         seen += torch.bincount(proposal.draw(rows, generator).ids, minlength=len(counts))
@@ -57,12 +58,10 @@ def test_stated_counts_are_those_of_a_simulation(name, distinct, counts, rows, g
 def test_in_batch_sets_hold_what_other_rows_were_expected_to_bring(
     exclude_same_user, num_candidates, counts, generator
 ):
-    from types import SimpleNamespace
-
     proposal = InBatch(counts, exclude_same_user, True, num_candidates)
     user_ids = torch.tensor([0, 0, 1, 1, 2, 2])
     q = counts.double() / counts.sum()
-    trials = 6000
+    trials = 2000
     seen = torch.zeros(len(counts), dtype=torch.float64)
     for _ in range(trials):
         positives = torch.multinomial(q, 6, replacement=True, generator=generator)

@@ -1,0 +1,161 @@
+"""What every loss promises, whatever it is: parametrised over the registry."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from candid.component import ComponentConfig
+from candid.errors import ConfigError, UnknownNameError
+from candid.losses import LOSSES, LossComponent, LossConfig, LossOutput
+from candid.proposals import Candidates, InBatch, Mixture, Uniform
+
+V, D = 12, 4
+
+
+def configs():
+    for name, component in LOSSES.items():
+        yield pytest.param(component.Config(), id=name)
+    for correction in ("none", "logq", "refined"):
+        for jackknife in (False, True):
+            config = LOSSES["sampled_softmax"].Config(correction=correction, jackknife=jackknife)
+            yield pytest.param(config, id=f"sampled_softmax-{correction}-{jackknife}")
+    yield pytest.param(LOSSES["full_softmax"].Config(precision="bfloat16"), id="full-bfloat16")
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(4)
+    query = torch.randn(7, D, generator=generator).requires_grad_()
+    items = torch.randn(V, D, generator=generator).requires_grad_()
+    positive_ids = torch.tensor([0, 1, 1, 5, 7, 2, 0])
+    rows = SimpleNamespace(positive_ids=positive_ids, user_ids=torch.tensor([0, 0, 1, 2, 2, 3, 4]))
+    proposal = Mixture([Uniform(V, 20), InBatch(torch.arange(V, 0, -1))])
+    return query, items, positive_ids, proposal.draw(rows, generator)
+
+
+@pytest.mark.parametrize("config", list(configs()))
+class TestEveryLoss:
+    def test_record(self, config, inputs):
+        out = config.build(V)(*inputs, effective=True)
+        assert isinstance(out, LossOutput)
+        for values in (out.loss, out.log_z, out.misclassification, out.effective_candidates):
+            assert values.shape == (7,)
+            assert values.dtype == torch.float32
+            assert bool(torch.isfinite(values).all())
+        assert bool(((out.misclassification >= 0) & (out.misclassification <= 1)).all())
+        assert bool((out.effective_candidates >= 0.999).all())
+        assert not out.misclassification.requires_grad
+        assert not out.effective_candidates.requires_grad
+        assert config.build(V)(*inputs).effective_candidates is None
+        query_grad, item_grad = torch.autograd.grad(out.loss.sum(), inputs[:2])
+        assert bool(torch.isfinite(query_grad).all())
+        assert bool(torch.isfinite(item_grad).all())
+        assert bool((query_grad.abs().sum(dim=1) > 0).all())
+
+    def test_arguments_are_not_written_to(self, config, inputs):
+        before = copy.deepcopy([tensor.detach() for tensor in inputs[:3]])
+        ids, log_count = inputs[3].ids.clone(), inputs[3].log_count.clone()
+        config.build(V)(*inputs, effective=True).loss.sum().backward()
+        for tensor, kept in zip(inputs[:3], before, strict=True):
+            assert torch.equal(tensor, kept)
+        assert torch.equal(inputs[3].ids, ids)
+        assert torch.equal(inputs[3].log_count, log_count)
+
+    def test_rows_may_come_in_any_order(self, config, inputs):
+        query, items, positive_ids, drawn = inputs
+        order = torch.tensor([3, 0, 6, 5, 1, 4, 2])
+        moved = Candidates(
+            drawn.ids,
+            drawn.log_count,
+            drawn.log_count_positive[order],
+            drawn.num_draws,
+            drawn.owner,
+            drawn.row_user_ids[order],
+        )
+        loss = config.build(V)
+        out = loss(query, items, positive_ids, drawn).loss
+        torch.testing.assert_close(
+            loss(query[order], items, positive_ids[order], moved).loss, out[order]
+        )
+
+    def test_softmax_losses_ignore_a_constant_added_to_all_scores(self, config, inputs):
+        query, items, positive_ids, drawn = inputs
+        # One more coordinate, 1 in every item vector: it adds its query value to every score.
+        more = torch.cat([query, torch.full((7, 1), 2.0)], dim=1)
+        raised = torch.cat([items, torch.ones(V, 1)], dim=1)
+        loss = config.build(V)
+        same = torch.allclose(
+            loss(more, raised, positive_ids, drawn).loss,
+            loss(query, items, positive_ids, drawn).loss,
+            atol=0.05 if getattr(config, "precision", None) == "bfloat16" else 1e-5,
+        )
+        assert same == (type(config).__qualname__.split(".")[0] not in ("BCE", "GBCE"))
+
+    def test_a_row_without_negatives_is_silent(self, config, inputs):
+        query, items, _, _ = inputs
+        alone = Candidates(torch.zeros(3, dtype=torch.int64), torch.zeros(3), torch.zeros(7), 3)
+        positive_ids = torch.zeros(7, dtype=torch.int64)
+        out = config.build(1)(query, items[:1], positive_ids, alone, effective=True)
+        assert not out.loss.any()
+        assert bool(out.log_z.isneginf().all())
+        assert not out.misclassification.any()
+        assert not out.effective_candidates.any()
+        for grad in torch.autograd.grad(out.loss.sum(), (query, items)):
+            assert not grad.any()
+
+    def test_needs_candidates_says_so(self, config, inputs):
+        loss = config.build(V)
+        if loss.needs_candidates:
+            with pytest.raises(ConfigError, match="needs a proposal"):
+                loss(*inputs[:3])
+        else:
+            assert torch.equal(loss(*inputs[:3]).loss, loss(*inputs).loss)
+
+    def test_result_follows_the_device(self, config, inputs):
+        assert config.build(V)(*inputs).loss.device == inputs[0].device
+
+
+class Run(ComponentConfig):
+    loss: LossComponent
+
+
+def test_unknown_loss_lists_the_known_ones():
+    with pytest.raises(UnknownNameError, match=r"bce, full_softmax, gbce, sampled_softmax"):
+        Run.model_validate({"loss": "softmax2"})
+
+
+def test_every_loss_goes_there_and_back():
+    for name in LOSSES:
+        run = Run.model_validate({"loss": name})
+        assert run.model_dump()["loss"]["type"] == name
+        assert Run.model_validate_json(run.model_dump_json()) == run
+
+
+class Margin:
+    """Hinge on the mean candidate: the one file of a new loss."""
+
+    needs_candidates = True
+
+    class Config(LossConfig):
+        margin: float = 1.0
+
+        def build(self, num_items):
+            return Margin(self.margin)
+
+    def __init__(self, margin):
+        self.margin = margin
+
+    def __call__(self, query, item_embeddings, positive_ids, candidates=None, *, effective=False):
+        scores = query @ item_embeddings.T
+        positive = scores.gather(1, positive_ids[:, None])[:, 0]
+        loss = torch.relu(self.margin - positive + scores[:, candidates.ids].mean(dim=1))
+        return LossOutput(loss, torch.zeros_like(loss), torch.zeros_like(loss.detach()))
+
+
+def test_a_new_loss_is_one_class_and_one_line(monkeypatch, inputs):
+    monkeypatch.setitem(LOSSES, "margin", Margin)
+    run = Run.model_validate({"loss": {"type": "margin", "margin": 2.0}})
+    assert run.loss.build(V)(*inputs).loss.shape == (7,)
+    assert run.model_dump() == {"loss": {"type": "margin", "margin": 2.0}}

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candid.errors import ConfigError
+from candid.losses import GBCE, binary_cross_entropy
+from candid.losses.pointwise import calibrated_beta
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_value_is_that_of_the_formula(beta, reduction):
+    generator = torch.Generator().manual_seed(0)
+    positive = torch.randn(4, generator=generator, dtype=torch.float64)
+    candidates = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    hits = torch.rand(4, 5, generator=generator) < 0.3
+    out = binary_cross_entropy(
+        positive=positive, candidates=candidates, hits=hits, beta=beta, reduction=reduction
+    )
+    for row in range(4):
+        negatives = candidates[row, ~hits[row]]
+        terms = -torch.log(torch.sigmoid(positive[row]) ** beta)
+        terms = terms - torch.log(1 - torch.sigmoid(negatives)).sum()
+        expected = terms / (len(negatives) + 1) if reduction == "mean" else terms
+        assert out[row].item() == pytest.approx(expected.item())
+
+
+def test_extreme_scores_stay_finite():
+    positive = torch.tensor([-500.0], requires_grad=True)
+    candidates = torch.tensor([[500.0]], requires_grad=True)
+    loss = binary_cross_entropy(positive=positive, candidates=candidates, beta=0.5)
+    assert loss.item() == pytest.approx(750.0)
+    first, second = torch.autograd.grad(loss.sum(), (positive, candidates))
+    assert first.item() == pytest.approx(-0.5)
+    assert second.item() == pytest.approx(1.0)
+
+
+@given(st.floats(0, 1), st.integers(1, 500), st.integers(501, 10**7))
+def test_beta_is_that_of_the_paper(t, num_negatives, num_items):
+    alpha = num_negatives / (num_items - 1)
+    expected = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    assert calibrated_beta(t, num_negatives, num_items) == pytest.approx(expected, abs=1e-9)
+    assert calibrated_beta(0.0, num_negatives, num_items) == 1.0
+    assert calibrated_beta(1.0, num_negatives, num_items) == pytest.approx(alpha)
+
+
+def test_full_calibration_recovers_the_true_probability():
+    """At t = 1 the score that minimises the expected loss has the true probability.
+
+    One positive in n + 1 draws, the n negatives uniform over the other V - 1 items: of an
+    item that is the positive with probability P, and a negative with n/(V - 1) otherwise.
+    """
+    num_items, n, p = 1000, 20, 0.2
+    beta = calibrated_beta(1.0, n, num_items)
+    logits = torch.linspace(-6, 6, 24001, dtype=torch.float64)
+    risk = -p * beta * logits.sigmoid().log() - (1 - p) * n / (num_items - 1) * (
+        (-logits).sigmoid().log()
+    )
+    assert logits[risk.argmin()].item() == pytest.approx(math.log(p / (1 - p)), abs=1e-3)
+
+
+def test_calibration_outside_its_range_is_refused():
+    with pytest.raises(ConfigError, match=r"between 0 and 1, got 1\.5"):
+        GBCE(10, t=1.5)

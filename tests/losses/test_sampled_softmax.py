@@ -1,0 +1,167 @@
+"""``sampled_softmax`` on every proposal: the estimate of Z' is right on average."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import pad_sequence
+
+from candid.errors import DataError
+from candid.losses import sampled_softmax
+from candid.proposals import Candidates, InBatch, Mixture, Popularity, Uniform
+
+PROPOSALS = {
+    "uniform": lambda counts: Uniform(len(counts), 8),
+    "uniform-distinct": lambda counts: Uniform(len(counts), 8, distinct=True),
+    "popularity": lambda counts: Popularity(counts, 8, 0.7),
+    "popularity-distinct": lambda counts: Popularity(counts, 8, 0.7, distinct=True),
+    "in_batch": lambda counts: InBatch(counts),
+    "in_batch-all-users": lambda counts: InBatch(counts, exclude_same_user=False),
+    "in_batch-sample": lambda counts: InBatch(counts, num_candidates=6),
+    "in_batch-distinct": lambda counts: InBatch(counts, distinct=True),
+    "in_batch-distinct-all-users": lambda counts: InBatch(counts, False, distinct=True),
+    "mixture": lambda counts: Mixture([Uniform(len(counts), 16), Popularity(counts, 16)]),
+    "mixture-distinct": lambda counts: Mixture(
+        [Uniform(len(counts), 8, distinct=True), InBatch(counts, distinct=True)]
+    ),
+}
+# Renormalising a mixture by the row's hits is exact only to a small error; see ``Mixture``.
+SYSTEMATIC = {"mixture": 0.01}
+
+
+def estimates(proposal, counts, positive, scores, trials, generator):
+    """Z' of one row, estimated ``trials`` times: [trials], 0 where every candidate is a hit."""
+    user_ids = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    drawn = []
+    for others in torch.multinomial(
+        counts.double(), 9 * trials, replacement=True, generator=generator
+    ).view(trials, 9):
+        positives = torch.cat([torch.tensor([positive]), others])
+        rows = SimpleNamespace(positive_ids=positives, user_ids=user_ids)
+        drawn.append(proposal.draw(rows, generator))
+    # One row a draw. A padded place holds the positive itself, which is masked.
+    stacked = Candidates(
+        ids=pad_sequence([c.ids for c in drawn], batch_first=True, padding_value=positive),
+        log_count=pad_sequence([c.log_count for c in drawn], batch_first=True),
+        log_count_positive=torch.stack([c.log_count_positive[0] for c in drawn]),
+        num_draws=drawn[0].num_draws,
+        owner=None
+        if drawn[0].owner is None
+        else pad_sequence([c.owner for c in drawn], batch_first=True, padding_value=-1),
+        row_user_ids=None if drawn[0].owner is None else torch.zeros(trials, dtype=torch.int64),
+    )
+    out = sampled_softmax(
+        scores.expand(trials, -1),
+        torch.eye(len(scores), dtype=torch.float64),
+        torch.full((trials,), positive),
+        stacked,
+    )
+    return out.log_z.exp()
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=3, max_size=14),
+    positive=st.integers(0, 2),
+    seed=st.integers(0, 10**6),
+)
+def test_expected_z_is_exact(name, counts, positive, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(len(counts), generator=generator, dtype=torch.float64)
+    proposal = PROPOSALS[name](torch.tensor(counts))
+    z = estimates(proposal, torch.tensor(counts), positive, scores, 800, generator)
+    if not name.endswith(("distinct", "distinct-all-users")):
+        # Draws are renormalised over those that are left; none left says nothing.
+        z = z[z > 0]
+    exact = float(scores.exp().sum() - scores[positive].exp())
+    error = 5 * float(z.std()) / math.sqrt(len(z)) + SYSTEMATIC.get(name, 1e-6) * exact
+    assert float(z.mean()) == pytest.approx(exact, abs=error)
+
+
+def test_renormalising_a_mixture_costs_less_than_a_hundredth():
+    """The figure that the docstring of ``Mixture`` states."""
+    counts = torch.tensor([30.0] + [70.0 / 29] * 29)
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(30, generator=generator, dtype=torch.float64)
+    z = estimates(PROPOSALS["mixture"](counts), counts, 0, scores, 8000, generator)
+    exact = float(scores.exp().sum() - scores[0].exp())
+    assert abs(float(z.mean()) / exact - 1) < 0.01
+
+
+def shared(correction="refined"):
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    table = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    positive_ids = torch.tensor([0, 1, 2, 5])
+    counts = torch.tensor([4.0, 3.0, 2.0, 1.0, 1.0, 1.0])
+    rows = SimpleNamespace(positive_ids=positive_ids, user_ids=torch.tensor([7, 7, 8, 9]))
+    drawn = Mixture([Popularity(counts, 5), InBatch(counts)]).draw(rows, generator)
+    return query, table, positive_ids, drawn
+
+
+def test_refined_uses_the_papers_q_prime_row_by_row():
+    query, table, positive_ids, drawn = shared()
+    out = sampled_softmax(query, table, positive_ids, drawn, temperature=0.5)
+    for row in range(4):
+        keep = (drawn.ids != positive_ids[row]) & (drawn.owner != drawn.row_user_ids[row])
+        q = drawn.log_count.double().exp() / 9
+        q_positive = drawn.log_count_positive[row].double().exp() / 9
+        expected_count = int(keep.sum()) * q[keep] / (1 - q_positive)
+        scores = (query[row] @ table.T / 0.5)[drawn.ids[keep]]
+        log_z = torch.logsumexp(scores - expected_count.log(), dim=0)
+        assert out.log_z[row].item() == pytest.approx(log_z.item(), abs=1e-5)
+
+
+def test_logq_is_the_habit_of_the_field():
+    """Yi et al.: softmax over s - log(n·Q), positive included, hits dropped, no more."""
+    query, table, positive_ids, drawn = shared()
+    out = sampled_softmax(query, table, positive_ids, drawn, correction="logq")
+    for row in range(4):
+        keep = (drawn.ids != positive_ids[row]) & (drawn.owner != drawn.row_user_ids[row])
+        logits = (query[row] @ table.T)[drawn.ids[keep]] - drawn.log_count[keep]
+        positive = query[row] @ table[positive_ids[row]] - drawn.log_count_positive[row]
+        all_logits = torch.cat([positive[None], logits])
+        assert out.loss[row].item() == pytest.approx(-all_logits.log_softmax(0)[0].item())
+
+
+def test_table_callable_and_per_row_candidates_agree():
+    query, table, positive_ids, drawn = shared()
+    calls = []
+
+    def embed(ids):
+        calls.append(ids)
+        return table[ids]
+
+    per_row = Candidates(
+        drawn.ids.expand(4, -1),
+        drawn.log_count.expand(4, -1),
+        drawn.log_count_positive,
+        drawn.num_draws,
+        drawn.owner,
+        drawn.row_user_ids,
+    )
+    expected = sampled_softmax(query, table, positive_ids, drawn, jackknife=True)
+    for embeddings, candidates in [(embed, drawn), (table, per_row), (embed, per_row)]:
+        out = sampled_softmax(query, embeddings, positive_ids, candidates, jackknife=True)
+        torch.testing.assert_close(out.loss, expected.loss)
+    assert len(calls) == 2
+
+
+def test_a_catalog_of_one_item_is_silent():
+    query = torch.ones(2, 3, requires_grad=True)
+    positive_ids = torch.zeros(2, dtype=torch.int64)
+    rows = SimpleNamespace(positive_ids=positive_ids, user_ids=positive_ids)
+    for proposal in (Uniform(1, 4), InBatch(torch.ones(1)), InBatch(torch.ones(1), False, True)):
+        out = sampled_softmax(query, torch.ones(1, 3), positive_ids, proposal.draw(rows))
+        assert out.loss.tolist() == [0.0, 0.0]
+        assert not torch.autograd.grad(out.loss.sum(), query)[0].any()
+
+
+def test_an_id_outside_the_catalog_is_named():
+    query, table, positive_ids, drawn = shared()
+    with pytest.raises(DataError, match="item id 5 is outside the catalog: ids must be 0 to 4"):
+        sampled_softmax(query, table[:5], positive_ids, drawn)
