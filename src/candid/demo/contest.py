@@ -140,7 +140,7 @@ def run_config(
         "seed": seed,
         "device": "cpu",
         "threads": threads,
-        "batches": {"batch_size": 128, "max_length": _MAX_LENGTH},
+        "batches": {"batch_size": 64, "max_length": _MAX_LENGTH},
         "model": {
             "query_tower": {
                 "type": "causal_transformer",
