@@ -155,6 +155,14 @@ def test_a_position_is_all_that_a_resume_needs(unit):
         assert torch.equal(expected.user_ids, found.user_ids)
 
 
+def test_the_last_batch_of_an_epoch_puts_the_position_at_the_next():
+    loader = Loader(long_dataset(), BatchesConfig(batch_size=3, max_length=8), seed=1)
+    stream = loader.epoch()
+    for _ in range(loader.num_batches):
+        next(stream)
+    assert loader.position == Position(epoch=1, step=0)
+
+
 def test_interactions_are_the_training_targets_alone():
     dataset = dataset_of([[1, 2, 3], [4, 5]], [[T, H, T], [V, T]])
     loader = Loader(dataset, BatchesConfig(unit="interaction", batch_size=2), seed=0)

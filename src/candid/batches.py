@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Self, TypeVar
@@ -191,14 +191,15 @@ class Loader:
             return self._interactions(chosen)
         return self._sequences(chosen)
 
-    def epoch(self) -> Iterator[Batch]:
-        """The rest of the current epoch; leaves ``position`` at the start of the next."""
+    def epoch(self) -> Generator[Batch, None, None]:
+        """The rest of the current epoch; its last batch puts ``position`` at the next one."""
         epoch = self.position.epoch
         steps = range(self.position.step, self.num_batches)
         for batch in prefetch(lambda step: self.batch(epoch, step), steps, self.config.num_workers):
             self.position.step += 1
+            if self.position.step == self.num_batches:
+                self.position.epoch, self.position.step = epoch + 1, 0
             yield batch
-        self.position.epoch, self.position.step = epoch + 1, 0
 
     def _permutation(self, epoch: int) -> Ints:
         with self._lock:

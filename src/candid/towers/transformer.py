@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from candid.batches import History, Queries
 from candid.errors import ConfigError
+from candid.towers.dropout import Dropout
 from candid.towers.embedding import embedding_table
 from candid.towers.protocol import QueryTower, TowerConfig, TowerContext
 
@@ -72,10 +73,10 @@ class Block(nn.Module):
             nn.LayerNorm(dim),
             nn.Linear(dim, hidden),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden, dim),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor, groups: list[Group], unpad: Tensor) -> Tensor:
         """Transform packed tokens [T, D]; ``unpad`` [T] undoes the concatenation of groups."""
@@ -183,7 +184,7 @@ class CausalTransformer(QueryTower):
         self.max_length = max_length
         self.items = embedding_table(num_items, dim) if input_table is None else input_table
         self.positions = embedding_table(max_length, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, hidden or dim, dropout, attention_dropout)
             for _ in range(num_blocks)

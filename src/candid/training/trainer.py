@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -247,31 +247,29 @@ class Trainer:
 
     def _epoch(self, stop: threading.Event) -> None:
         state, started = self.state, time.perf_counter()
+        seconds_left = (self.config.max_seconds or float("inf")) - state.seconds
+        epoch = self.loader.position.epoch
         self.model.train()
         window = _Window()
-        batches = self.loader.epoch()
-        for batch in batches:
-            logs = (state.step + 1) % self.config.log_every == 0
-            value, output, norm = self.step(batch.to(self.model.device), effective=logs)
-            window.add(len(batch))
-            if logs:
-                self._log_step(value, output, norm, window)
-                window = _Window()
-            over_time = (
-                self.config.max_seconds is not None
-                and state.seconds + time.perf_counter() - started >= self.config.max_seconds
-            )
-            if stop.is_set():
-                self._interrupt(started)
-            if state.step >= state.total_steps or over_time:
-                break
-        batches.close()  # type: ignore[attr-defined]
+        with closing(self.loader.epoch()) as batches:
+            for batch in batches:
+                logs = (state.step + 1) % self.config.log_every == 0
+                value, output, norm = self.step(batch.to(self.model.device), effective=logs)
+                window.add(len(batch))
+                if logs:
+                    self._log_step(epoch, value, output, norm, window)
+                    window = _Window()
+                over_time = time.perf_counter() - started >= seconds_left
+                if stop.is_set() or over_time or state.step >= state.total_steps:
+                    break
         elapsed = time.perf_counter() - started
         state.train_seconds += elapsed
         state.seconds += elapsed
-        if self.loader.position.step == 0:
-            state.epoch = self.loader.position.epoch
-        self._end_of_epoch()
+        state.epoch = self.loader.position.epoch
+        if self.loader.position.step == 0 or not stop.is_set():
+            self._end_of_epoch()
+        if stop.is_set():
+            self._interrupt()
 
     def _end_of_epoch(self) -> None:
         started = time.perf_counter()
@@ -302,14 +300,16 @@ class Trainer:
         if self.progress is not None:
             self.progress.validated(state, metrics)
 
-    def _log_step(self, value: Tensor, output: LossOutput, norm: Tensor, window: _Window) -> None:
+    def _log_step(
+        self, epoch: int, value: Tensor, output: LossOutput, norm: Tensor, window: _Window
+    ) -> None:
         metrics = {
             "loss": float(value),
             "misclassification": float(output.misclassification.mean()),
             "gradient_norm": float(norm),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "rows_per_second": window.rate(),
-            "epoch": self.loader.position.epoch,
+            "epoch": epoch,
         }
         if output.effective_candidates is not None:
             metrics["effective_candidates"] = float(output.effective_candidates.mean())
@@ -323,10 +323,7 @@ class Trainer:
         if self.progress is not None:
             self.progress.stepped(self.state, metrics)
 
-    def _interrupt(self, started: float) -> None:
-        elapsed = time.perf_counter() - started
-        self.state.seconds += elapsed
-        self.state.train_seconds += elapsed
+    def _interrupt(self) -> None:
         self.save(self.folder / LAST)
         raise Interrupted(
             f"stopped at step {self.state.step}; everything is in {self.folder / LAST}: "

@@ -1,0 +1,54 @@
+"""The law of dropout, by counting."""
+
+import pytest
+import torch
+
+from candid.errors import ConfigError
+from candid.towers.dropout import Dropout
+
+
+@pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.9])
+def test_values_are_dropped_with_probability_p_and_the_rest_keep_the_mean(p):
+    torch.manual_seed(0)
+    values = torch.ones(999, 1001)
+    out = Dropout(p)(values)
+    rate = float((out == 0).float().mean())
+    assert rate == pytest.approx(p, abs=5 * (p * (1 - p) / values.numel()) ** 0.5 + 2**-16)
+    kept = out[out != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=1e-3, atol=0)
+
+
+def test_neighbours_that_share_a_draw_are_independent():
+    torch.manual_seed(0)
+    dropped = (Dropout(0.3)(torch.ones(400_000)) == 0).float().view(-1, 4)
+    pairs = torch.corrcoef(dropped.T) - torch.eye(4)
+    assert float(pairs.abs().max()) < 5 / 100_000**0.5
+
+
+def test_gradient_passes_where_the_value_did():
+    torch.manual_seed(0)
+    values = torch.ones(100, requires_grad=True)
+    out = Dropout(0.5)(values)
+    out.sum().backward()
+    torch.testing.assert_close(values.grad, out.detach())
+
+
+def test_identity_when_off():
+    values = torch.ones(7, dtype=torch.bfloat16)
+    assert Dropout(0.5).eval()(values) is values
+    assert Dropout(0.0)(values) is values
+    assert Dropout(0.5)(values).dtype == torch.bfloat16
+
+
+def test_the_seed_decides():
+    outs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        outs.append(Dropout(0.5)(torch.ones(50)))
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, 1.5])
+def test_other_probabilities_are_refused(p):
+    with pytest.raises(ConfigError, match="dropout"):
+        Dropout(p)
