@@ -143,7 +143,7 @@ CASES = [
     ),
     Case(
         "one user",
-        typed(user_id=[7] * 4, item_id=[1, 2, 1, 2]),
+        typed(user_id=[7] * 4),
         ("log.parquet", "only one user", "(7)", "right column"),
         file="log.parquet",
     ),

@@ -138,6 +138,7 @@ def _stat(source: Source) -> dict[str, Any]:
 
 def _split(events: Events, config: DataConfig) -> dict[str, Any]:
     """Give every row its role, drop what ``unseen`` says, and report."""
+    _check_size(events, config)
     facts: dict[str, Any] = {"kind": config.split.kind}
     if config.split.kind == "column":
         roles = events.frame["role"].to_numpy()
