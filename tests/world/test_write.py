@@ -11,7 +11,9 @@ import pytest
 from candid.errors import ArtifactError
 from candid.world import World, WorldConfig
 
-CONFIG = WorldConfig(num_items=6_000, num_users=257, num_topics=30)
+CONFIG = WorldConfig(
+    num_items=6_000, num_users=257, num_topics=30, interactions_mean=12, interactions_max=40
+)
 
 
 @pytest.mark.parametrize("mode", ["softmax", "topics"])
@@ -37,7 +39,9 @@ def test_a_user_can_be_generated_alone():
 
 
 def test_interactions_table(tmp_path):
-    config = CONFIG.model_copy(update={"num_users": 3_000, "interactions_max": 100})
+    config = CONFIG.model_copy(
+        update={"num_users": 3_000, "interactions_max": 60, "interactions_mean": 20.0}
+    )
     frame = pl.read_parquet(World(config).write(tmp_path)["interactions"])
     assert frame.schema == {
         "user_id": pl.Int64,
@@ -46,9 +50,9 @@ def test_interactions_table(tmp_path):
     }
     lengths = frame.group_by("user_id").len()["len"]
     assert len(lengths) == 3_000
-    assert (lengths.min(), lengths.max()) >= (5, 30)
-    assert lengths.max() <= 100
-    assert lengths.mean() == pytest.approx(30, rel=0.05)
+    assert lengths.min() == 5
+    assert 55 <= lengths.max() <= 60
+    assert lengths.mean() == pytest.approx(20, rel=0.05)
     gaps = frame.select(
         user=pl.col("user_id").diff(), gap=pl.col("timestamp").diff().dt.total_microseconds()
     ).drop_nulls()
