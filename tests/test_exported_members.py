@@ -1,6 +1,8 @@
 """The public surface is what ``__all__`` says: sorted, importable, and nothing by accident."""
 
 import importlib
+import inspect
+import operator
 import pkgutil
 import subprocess
 import sys
@@ -50,6 +52,34 @@ def test_names_of_the_root_are_those_of_their_homes():
     assert candid.sampled_softmax is sampled_softmax
     assert candid.PreparedDataset is PreparedDataset
     assert set(candid.__all__) <= set(dir(candid))
+
+
+def test_the_parts_need_nothing_but_import_candid():
+    # In the order of the flow, so that no part has been loaded by a later one.
+    names = ["towers.TOWERS", "index.INDEXES", "proposals.PROPOSALS", "proposals.Candidates"]
+    names += ["losses.LOSSES", "losses.LossOutput", "sampled_softmax"]
+    check = f"import candid; {'; '.join(f'candid.{name}' for name in names)}"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_signatures_begin_as_promised():
+    """What scripts and docs rest on: positional order, keywords and defaults."""
+    promised = {
+        "sampled_softmax": "query, item_embeddings, positive_ids, candidates, *, "
+        "correction='refined', jackknife=False, temperature=1.0",
+        "full_softmax": "query, item_embeddings, positive_ids, *, temperature=1.0",
+        "losses.corrected_log_softmax": "*, positive, candidates, log_count, "
+        "log_count_positive=None, hits=None, correction='refined', jackknife=False",
+        "proposals.Uniform": "num_items, num_candidates, distinct=False",
+        "proposals.Popularity": "counts, num_candidates, alpha=1.0, distinct=False",
+        "proposals.InBatch": "frequency, exclude_same_user=True, distinct=False",
+        "proposals.Mixture": "components",
+    }
+    for name, expected in promised.items():
+        signature = inspect.signature(operator.attrgetter(name)(candid))
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        found = str(inspect.Signature(bare)).strip("()")
+        assert found == expected or found.startswith(f"{expected}, "), name
 
 
 def test_an_unknown_name_of_the_root_is_an_attribute_error():

@@ -1,12 +1,14 @@
 """candid: honest sampled softmax for retrieval models.
 
 The names below are the front door; each is loaded from its part on first use, so that
-``import candid`` costs nothing.
+``import candid`` costs nothing. So are the parts themselves: ``candid.proposals.Uniform``
+works after ``import candid`` alone.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -66,9 +68,11 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     home = next((part for part, names in _HOMES.items() if name in names), None)
-    if home is None:
+    if home is not None:
+        return getattr(import_module(f"candid.{home}"), name)
+    if name.startswith("_") or find_spec(f"candid.{name}") is None:
         raise AttributeError(f"module 'candid' has no attribute {name!r}")
-    return getattr(import_module(f"candid.{home}"), name)
+    return import_module(f"candid.{name}")
 
 
 def __dir__() -> list[str]:
