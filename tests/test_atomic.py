@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from candid.atomic import replacing
+from candid.atomic import replacing, write_json
 from candid.errors import ArtifactError
 
 
@@ -47,3 +49,13 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path):
     with pytest.raises(ArtifactError, match="No space left"):
         fill_up()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_json_is_whole_and_holds_no_number_that_json_has_not(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"title": "Amélie", "ks": [1, 10]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"title": "Amélie", "ks": [1, 10]}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8"))["title"] == "Amélie"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

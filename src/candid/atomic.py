@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from candid.errors import ArtifactError
 
@@ -32,19 +35,40 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ArtifactError(
-            f"cannot write {path}: {error.strerror or error}; free the space or choose "
-            "another folder"
-        ) from error
+        raise write_error(path, error) from error
 
 
-def _sync(path: Path) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one JSON object, whole or not at all.
+
+    Raises:
+        ArtifactError: the operating system refused.
+        ValueError: a number is not finite.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_error(path: Path, error: OSError) -> ArtifactError:
+    """Say in one sentence why ``path`` could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ArtifactError(
+            f"cannot write {path}: no space left ({error.strerror}); free some or write elsewhere"
+        )
+    return ArtifactError(
+        f"cannot write {path}: {error.strerror or error}; mend that or write elsewhere"
+    )
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 import candid
-from candid.atomic import replacing
+from candid.atomic import write_json
 from candid.batches import Loader
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, Role, open_dataset
@@ -131,11 +131,11 @@ def train_run(
         progress=progress,
     )
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
-    _write_json(out / MANIFEST, manifest)
+    write_json(out / MANIFEST, manifest)
     cpu_before = time.process_time()
     state = trainer.run(resume=resume)
     manifest["result"] = _result(config, state, device, time.process_time() - cpu_before)
-    _write_json(out / MANIFEST, manifest)
+    write_json(out / MANIFEST, manifest)
     return TrainResult(out, state, manifest)
 
 
@@ -351,8 +351,3 @@ def _check_fingerprint(folder: Path, manifest: dict[str, Any], dataset: Prepared
             f"{folder} was trained on another version of the dataset than {dataset.path}: "
             "name the right one with --data, or train again"
         )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -13,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from candid.errors import ArtifactError
+from candid.atomic import sync, write_error
 
 LOCK = ".lock"
 GRACE = 60.0
@@ -64,17 +63,8 @@ def write_file(path: Path, *parts: bytes | memoryview) -> tuple[int, str]:
         return stream.tell(), digest.hexdigest()
 
 
-def write_error(path: Path, error: OSError) -> ArtifactError:
-    """Say in one sentence why ``path`` could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ArtifactError(
-            f"cannot write {path}: no space left ({error.strerror}); free some or write elsewhere"
-        )
-    return ArtifactError(f"cannot write {path}: {error.strerror or error}")
-
-
 def _publish(folder: Path, out: Path) -> None:
-    _sync(folder)
+    sync(folder)
     folder.chmod(0o777 & ~_umask())
     if not out.exists():
         folder.rename(out)
@@ -87,7 +77,7 @@ def _publish(folder: Path, out: Path) -> None:
             old.rename(out)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    _sync(out.parent)
+    sync(out.parent)
 
 
 def _remove_stale(parent: Path, prefix: str) -> None:
@@ -99,14 +89,6 @@ def _remove_stale(parent: Path, prefix: str) -> None:
             elif time.time() - left.stat().st_mtime < GRACE:
                 continue
             shutil.rmtree(left)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -7,7 +7,6 @@ far each model is from the best that any model can reach.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from candid.atomic import replacing
+from candid.atomic import write_json
 from candid.batches import offsets_of
 from candid.config import RunConfig, parse_config
 from candid.data import (
@@ -119,8 +118,7 @@ def run_demo(
         epochs=epochs,
         seconds=time.monotonic() - began,
     )
-    with replacing(out / "demo.json") as temporary:
-        temporary.write_text(json.dumps(demonstration.to_json(), indent=2) + "\n")
+    write_json(out / "demo.json", demonstration.to_json())
     report = out / "report.html"
     write_page(report, demonstration, files["interactions"])
     return DemoResult(report, demonstration)

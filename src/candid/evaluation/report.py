@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import polars as pl
 from rich.table import Table
 
-from candid.atomic import replacing
+from candid.atomic import write_json
 from candid.batches import Ints
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.metrics import Floats
@@ -121,9 +120,7 @@ class EvaluationReport:
         Raises:
             ArtifactError: the file cannot be written.
         """
-        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_json(path, self.to_json())
 
     def table(self) -> Table:
         """Metrics by cut-off, with intervals where there are any."""
