@@ -65,3 +65,12 @@ def test_a_table_without_a_type_is_refused(value):
 def test_the_json_schema_names_the_types():
     schema = Whole.model_json_schema()["properties"]["part"]
     assert schema["properties"]["type"]["enum"] == ["branch", "leaf"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_number_that_is_not_finite_is_refused(value):
+    class Rate(ComponentConfig):
+        rate: float
+
+    with pytest.raises(ValidationError, match="finite"):
+        Rate(rate=value)

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class ComponentConfig(pydantic.BaseModel):
-    """Base of every config: frozen, typed, unknown keys refused.
+    """Base of every config: frozen, typed, unknown keys and numbers that are not finite refused.
 
     Each field carries a ``description`` (shown by ``candid train --help``) and, wherever
     that makes sense, a default.
@@ -27,7 +27,9 @@ class ComponentConfig(pydantic.BaseModel):
     TOML has no null: a field that may be None takes the text "none" for it.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
 
     @pydantic.model_validator(mode="before")
     @classmethod

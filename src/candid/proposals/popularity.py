@@ -43,7 +43,6 @@ class Popularity:
         alpha: float = Field(
             1.0,
             ge=0,
-            allow_inf_nan=False,
             description="exponent of the counts: 1 draws by popularity, 0 uniformly",
         )
         distinct: bool = Field(False, description="keep one of each item drawn")
