@@ -69,6 +69,11 @@ def test_every_loss_says_whether_it_goes_with_a_proposal(loss):
         parse_config(bad, "x")
 
 
+def test_an_unknown_tracker_is_found_before_anything_runs():
+    with pytest.raises(ConfigError, match="unknown tracker 'jsnol': did you mean 'jsonl'"):
+        parse_config({**DEFAULT_RECIPE, "training": {"trackers": ["jsnol"]}}, "x")
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b"])
 def test_a_name_is_a_plain_folder_name(name):
     with pytest.raises(ConfigError, match="name"):

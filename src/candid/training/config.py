@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from candid.component import ComponentConfig
+from candid.component import ComponentConfig, lookup
+from candid.training.trackers import TRACKERS
 
 
 class TrainingConfig(ComponentConfig):
@@ -45,6 +46,13 @@ class TrainingConfig(ComponentConfig):
     trackers: tuple[str, ...] = Field(
         ("jsonl", "tensorboard"), description="where metrics go, besides the terminal"
     )
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            lookup(TRACKERS, "tracker", name)
+        return names
 
     @model_validator(mode="after")
     def _schedule_has_an_end(self) -> TrainingConfig:

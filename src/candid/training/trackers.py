@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from candid.atomic import replacing
 from candid.component import lookup
 from candid.errors import ConfigError
 
@@ -49,8 +50,10 @@ class JsonlTracker:
         if from_step is not None and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = "".join(line for line in lines if _step_of(line) <= from_step)
-        self._file = self.path.open("w", encoding="utf-8")
-        self._file.write(kept)
+        # The log of hours of training must survive whatever happens while it is cut.
+        with replacing(self.path) as temporary:
+            temporary.write_text(kept, encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Append one line."""
