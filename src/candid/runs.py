@@ -112,8 +112,6 @@ def train_run(
     manifest = _new_manifest(config, dataset, device)
     if resume:
         _check_resumable(out, manifest)
-    else:
-        _claim(out)
     torch.manual_seed(config.seed)
     model = build_model(config, dataset).to(device)
     loss, proposal = build_objective(config, dataset)
@@ -130,10 +128,13 @@ def train_run(
         meta={"dataset": manifest["dataset"]["fingerprint"]},
         progress=progress,
     )
+    if not resume:
+        _claim(out)
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
     write_json(out / MANIFEST, manifest)
     cpu_before = time.process_time()
-    state = trainer.run(resume=resume)
+    # A run that was stopped before its first checkpoint goes on from its beginning.
+    state = trainer.run(resume=resume and (out / LAST).exists())
     manifest["result"] = _result(config, state, device, time.process_time() - cpu_before)
     write_json(out / MANIFEST, manifest)
     return TrainResult(out, state, manifest)
@@ -200,14 +201,15 @@ def pick_device(name: str) -> torch.device:
     """The device of a config.
 
     Raises:
-        ConfigError: unknown, or not on this machine.
+        ConfigError: unknown, not on this machine, or without float64.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        # Expected counts and exact search are worked in float64, which not every device has.
+        torch.empty(0, device=device, dtype=torch.float64)
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
     return device
@@ -327,7 +329,7 @@ def _check_resumable(out: Path, manifest: dict[str, Any]) -> None:
         raise ArtifactError(f"{out} was trained on another dataset; resume with that one")
     # How long to train may change on resume; what is trained may not.
     for section in sorted(before["config"].keys() - {"training", "evaluation", "threads"}):
-        if before["config"][section] != manifest["config"][section]:
+        if before["config"][section] != manifest["config"].get(section):
             raise ConfigError(
                 f"{out} was started with another {section!r} section: resume with the same recipe"
             )

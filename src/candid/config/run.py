@@ -30,7 +30,7 @@ class RunConfig(ComponentConfig):
     )
     seed: int = Field(0, ge=0, description="of every random choice: same seed, same run")
     device: str = Field(
-        "auto", description='"auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps"'
+        "auto", description='"auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"'
     )
     threads: int | None = Field(
         None, ge=1, description="CPU threads; none: as many as torch chooses"

@@ -1,0 +1,139 @@
+"""One folder a run: the same seed gives the same run, however often it was stopped."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from candid.batches import offsets_of
+from candid.config import parse_config
+from candid.data import PreparedDataset, Role
+from candid.errors import ArtifactError, ConfigError
+from candid.runs import MANIFEST, evaluate_run, load_run, pick_device, train_run
+from candid.training import LAST, read_checkpoint
+
+NUM_ITEMS = 15
+
+
+def dataset(num_users=40, length=8, seed=0):
+    """Every user walks round the catalog; the last two steps are held out."""
+    starts = np.random.default_rng(seed).integers(0, NUM_ITEMS, num_users)
+    roles = np.zeros((num_users, length), dtype=np.uint8)
+    roles[:, -2], roles[:, -1] = Role.VALIDATION, Role.TEST
+    return PreparedDataset(
+        item_ids=((starts[:, None] + np.arange(length)) % NUM_ITEMS).ravel().astype(np.int32),
+        user_offsets=offsets_of(np.full(num_users, length)),
+        roles=roles.ravel(),
+        users=pl.DataFrame({"source_id": np.arange(num_users)}),
+        items=pl.DataFrame({"source_id": np.arange(NUM_ITEMS)}),
+        manifest={"fingerprint": f"walk-{seed}"},
+    )
+
+
+def recipe(seed=0, **training):
+    tower = {"type": "causal_transformer", "dim": 8, "num_blocks": 1, "dropout": 0.3}
+    return parse_config(
+        {
+            "name": "walk",
+            "seed": seed,
+            "device": "cpu",
+            "batches": {"batch_size": 8, "max_length": 8, "num_workers": 2},
+            "model": {"query_tower": tower, "item_tower": {"type": "item_embedding", "dim": 8}},
+            "proposal": {"type": "mixture", "components": ["popularity", "in_batch"]},
+            "loss": {"type": "sampled_softmax"},
+            "training": {"epochs": 3, "lr": 0.01, "trackers": ["jsonl"], "log_every": 1} | training,
+            "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "bootstrap": 20},
+        },
+        "test",
+    )
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_a_seed_is_a_run(tmp_path):
+    data = dataset()
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        train_run(recipe(seed), data, tmp_path / name)
+    one, again, other = (
+        read_checkpoint(tmp_path / name / LAST).part("model") for name in ("one", "again", "other")
+    )
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not any(
+        torch.equal(one[name], other[name]) for name in one if name.endswith("qkv.weight")
+    )
+    assert losses(tmp_path / "one") == losses(tmp_path / "again") != losses(tmp_path / "other")
+    reports = [evaluate_run(load_run(tmp_path / n, data)).to_json() for n in ("one", "again")]
+    assert reports[0] == reports[1]
+
+
+def test_a_run_stopped_twice_is_the_run(tmp_path):
+    data = dataset()
+    whole = train_run(recipe(), data, tmp_path / "whole")
+    for steps in (4, 11):
+        train_run(recipe(max_steps=steps), data, tmp_path / "cut", resume=steps > 4)
+    cut = train_run(recipe(), data, tmp_path / "cut", resume=True)
+    one, two = (read_checkpoint(r.folder / LAST).part("model") for r in (whole, cut))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+
+
+def test_a_run_without_a_checkpoint_yet_goes_on_from_its_beginning(tmp_path):
+    data = dataset()
+    whole = train_run(recipe(), data, tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    manifest = json.loads((whole.folder / MANIFEST).read_text())
+    del manifest["result"]
+    (tmp_path / "killed" / MANIFEST).write_text(json.dumps(manifest))
+    resumed = train_run(recipe(), data, tmp_path / "killed", resume=True)
+    assert resumed.state.best == whole.state.best
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_the_best_model_is_the_one_that_is_loaded(tmp_path):
+    data = dataset()
+    result = train_run(recipe(), data, tmp_path / "run")
+    found = evaluate_run(load_run(tmp_path / "run", data), Role.VALIDATION)
+    assert found.metrics["ndcg@5"].value == pytest.approx(result.state.best, abs=1e-9)
+
+
+def test_what_cannot_work_leaves_no_folder(tmp_path):
+    config = recipe()
+    evaluation = config.evaluation.model_copy(update={"ks": (1, 99)})
+    with pytest.raises(ConfigError, match="99 exceeds the 15 items"):
+        train_run(config.model_copy(update={"evaluation": evaluation}), dataset(), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_belongs_to_its_recipe_and_its_dataset(tmp_path):
+    train_run(recipe(max_steps=2), dataset(), tmp_path / "run")
+    with pytest.raises(ConfigError, match="already holds a run: add --resume"):
+        train_run(recipe(), dataset(), tmp_path / "run")
+    with pytest.raises(ConfigError, match="another 'seed' section"):
+        train_run(recipe(seed=1), dataset(), tmp_path / "run", resume=True)
+    with pytest.raises(ArtifactError, match="another dataset"):
+        train_run(recipe(), dataset(seed=5), tmp_path / "run", resume=True)
+    with pytest.raises(ArtifactError, match="another version of the dataset"):
+        load_run(tmp_path / "run", dataset(seed=5))
+    with pytest.raises(ArtifactError, match="in memory: name one with --data"):
+        load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_named(name):
+    with pytest.raises(ConfigError, match=rf"device '{name}' cannot be used here"):
+        pick_device(name)
+
+
+def test_a_device_without_float64_is_refused(monkeypatch):
+    def empty(size, device, dtype=torch.float32):
+        if dtype == torch.float64:
+            raise TypeError("the framework doesn't support float64")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(ConfigError, match=r"'mps' cannot be used here: .* float64"):
+        pick_device("mps")
