@@ -1,6 +1,7 @@
 """What every loss promises, whatever it is: parametrised over the registry."""
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -114,7 +115,24 @@ class TestEveryLoss:
             assert torch.equal(loss(*inputs[:3]).loss, loss(*inputs).loss)
 
     def test_result_follows_the_device(self, config, inputs):
-        assert config.build(V)(*inputs).loss.device == inputs[0].device
+        # "meta" stands in for an accelerator: mixing devices is an error there too, and so is
+        # any look at a value, which would stop the host until the device has caught up.
+        query, items = (tensor.detach().to("meta").requires_grad_() for tensor in inputs[:2])
+        positive_ids, drawn = inputs[2].to("meta"), inputs[3]
+        fields = {field.name: getattr(drawn, field.name) for field in dataclasses.fields(drawn)}
+        far = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in fields.items()}
+        out = config.build(V)(query, items, positive_ids, Candidates(**far), effective=True)
+        for values in (out.loss, out.log_z, out.misclassification, out.effective_candidates):
+            assert values.device.type == "meta"
+        out.loss.mean().backward()
+
+    def test_a_query_narrower_than_the_items_is_widened(self, config, inputs):
+        query, items, positive_ids, drawn = inputs
+        narrow = query.detach().bfloat16()
+        loss = config.build(V)
+        out = loss(narrow, items, positive_ids, drawn)
+        assert out.loss.dtype == torch.float32
+        torch.testing.assert_close(out.loss, loss(narrow.float(), items, positive_ids, drawn).loss)
 
 
 class Run(ComponentConfig):

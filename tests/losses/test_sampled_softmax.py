@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
+import candid.proposals
 from candid.errors import DataError
 from candid.losses import sampled_softmax
 from candid.proposals import Candidates, InBatch, Mixture, Popularity, Uniform
@@ -30,6 +31,10 @@ PROPOSALS = {
 }
 # Renormalising a mixture by the row's hits is exact only to a small error; see ``Mixture``.
 SYSTEMATIC = {"mixture": 0.01}
+
+
+def test_every_registered_proposal_is_held_to_the_exact_z():
+    assert {name.split("-")[0] for name in PROPOSALS} == set(candid.proposals.PROPOSALS)
 
 
 def estimates(proposal, counts, positive, scores, trials, generator):
@@ -126,6 +131,57 @@ def test_logq_is_the_habit_of_the_field():
         positive = query[row] @ table[positive_ids[row]] - drawn.log_count_positive[row]
         all_logits = torch.cat([positive[None], logits])
         assert out.loss[row].item() == pytest.approx(-all_logits.log_softmax(0)[0].item())
+
+
+@pytest.mark.parametrize("correction", ["none", "logq", "refined"])
+@pytest.mark.parametrize("name", PROPOSALS)
+def test_gradient_is_that_of_the_printed_form(name, correction):
+    """-sg(1 - P)·[s_p - log Σ exp(s_d - log e(d))], P from the same sample, row by row.
+
+    The expected counts are written out from what the proposal states: n_valid·Q / (1 - Q(p))
+    for draws with replacement under ``refined``, as stated for sets, 1 for ``none``.
+    """
+    generator = torch.Generator().manual_seed(6)
+    counts = torch.tensor([9, 7, 5, 3, 2, 1, 1])
+    table = torch.randn(7, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    query = torch.randn(6, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    positive_ids = torch.tensor([0, 1, 0, 4, 2, 6])
+    rows = SimpleNamespace(positive_ids=positive_ids, user_ids=torch.tensor([3, 3, 1, 2, 2, 9]))
+    drawn = PROPOSALS[name](counts).draw(rows, generator)
+    out = sampled_softmax(query, table, positive_ids, drawn, correction=correction)
+    ours = torch.autograd.grad(out.loss.sum(), (query, table))
+
+    printed, n = [], drawn.num_draws
+    for row in range(6):
+        keep = drawn.ids != positive_ids[row]
+        if drawn.owner is not None:
+            keep &= drawn.owner != rows.user_ids[row]
+        log_e = drawn.log_count[keep].double()
+        log_e_positive = drawn.log_count_positive[row].double()
+        if correction == "refined" and n is not None:
+            q_positive = log_e_positive.exp() / n
+            log_e = (keep.sum() * log_e.exp() / n / (1 - q_positive)).log()
+        log_e = torch.zeros_like(log_e) if correction == "none" else log_e
+        positive = table[positive_ids[row]] @ query[row]
+        positive = positive - log_e_positive if correction == "logq" else positive
+        log_z = torch.logsumexp(table[drawn.ids[keep]] @ query[row] - log_e, dim=0)
+        missed = (log_z.exp() / (positive.exp() + log_z.exp())).detach()
+        printed.append(-missed * (positive - log_z))
+    theirs = torch.autograd.grad(torch.stack(printed).sum(), (query, table))
+    for mine, paper in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, paper, rtol=1e-12, atol=1e-12)
+
+
+def test_every_item_once_is_the_full_softmax():
+    """The whole catalog as an exact head: expected count 1 each, nothing estimated."""
+    query, table, positive_ids, _ = shared()
+    query.requires_grad_()
+    head = Candidates(torch.arange(6), torch.zeros(6), torch.zeros(4))
+    out = sampled_softmax(query, table, positive_ids, head, temperature=0.5)
+    exact = torch.nn.functional.cross_entropy(query @ table.T / 0.5, positive_ids, reduction="none")
+    torch.testing.assert_close(out.loss, exact, rtol=1e-12, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(v.sum(), query)[0] for v in (out.loss, exact))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_table_callable_and_per_row_candidates_agree():

@@ -20,7 +20,7 @@ class Comparison:
 
     Attributes:
         positive: [B] float32 (float64 for float64 vectors), the scores of the positives.
-        candidates: [B, N] scores, in the dtype of the vectors.
+        candidates: [B, N] scores, in the wider dtype of query and item vectors.
         hits: [B, N] bool, True where the candidate is not a negative of the row.
         drawn: the candidates as the proposal drew them.
     """
@@ -34,6 +34,9 @@ class Comparison:
         self, correction: Correction, *, jackknife: bool = False, effective: bool = False
     ) -> LossOutput:
         """The corrected softmax of these scores; see ``corrected_log_softmax``."""
+        constant = None
+        if correction == "refined":
+            constant = row_constant(self.drawn, self.hits, self.positive.dtype)
         return corrected_log_softmax(
             positive=self.positive,
             candidates=self.candidates,
@@ -42,7 +45,7 @@ class Comparison:
             hits=self.hits,
             correction=correction,
             jackknife=jackknife,
-            row_constant=row_constant(self.drawn, self.hits) if correction == "refined" else None,
+            row_constant=constant,
             effective=effective,
         )
 
@@ -64,10 +67,13 @@ def compare(
             synchronisation).
     """
     positive_vectors, candidate_vectors = _vectors(item_embeddings, positive_ids, candidates.ids)
+    # Under autocast the towers may leave one side narrower than the other.
+    wide = torch.promote_types(query.dtype, candidate_vectors.dtype)
+    rows, others = query.to(wide), candidate_vectors.to(wide)
     if candidates.ids.ndim == 1:
-        scores = query @ candidate_vectors.T
+        scores = rows @ others.T
     else:
-        scores = torch.einsum("bd,bnd->bn", query, candidate_vectors)
+        scores = torch.einsum("bd,bnd->bn", rows, others)
     return Comparison(
         positive=(widened(query) * widened(positive_vectors)).sum(dim=1),
         candidates=scores,
@@ -87,15 +93,21 @@ def accidental_hits(positive_ids: Tensor, candidates: Candidates) -> Tensor:
     return hits
 
 
-def row_constant(candidates: Candidates, hits: Tensor) -> Tensor | None:
-    """Log of (n_valid / n) / (1 - Q(p)) for draws with replacement: [B], else None."""
+def row_constant(candidates: Candidates, hits: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Log of (n_valid / n) / (1 - Q(p)) for draws with replacement: [B], else None.
+
+    Args:
+        candidates: what was drawn.
+        hits: [B, N] bool.
+        dtype: of the result, and of the arithmetic.
+    """
     n = candidates.num_draws
     if n is None:
         return None
     num_valid = (~hits).sum(dim=1)
-    log_q = candidates.log_count_positive - math.log(n)
+    log_q = candidates.log_count_positive.to(dtype) - math.log(n)
     # log Q(p) may round to just above 0, where log1p would be nan.
-    constant = torch.log(num_valid / n) - torch.log1p(-log_q.clamp(max=0.0).exp())
+    constant = torch.log(num_valid.to(dtype) / n) - torch.log1p(-log_q.clamp(max=0.0).exp())
     return constant.masked_fill(num_valid == 0, 0.0)
 
 
