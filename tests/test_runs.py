@@ -137,3 +137,19 @@ def test_a_device_without_float64_is_refused(monkeypatch):
     monkeypatch.setattr(torch, "empty", empty)
     with pytest.raises(ConfigError, match=r"'mps' cannot be used here: .* float64"):
         pick_device("mps")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_cuda_is_measured_alike_on_the_cpu(tmp_path):
+    data = dataset()
+    config = recipe(precision="bfloat16").model_copy(update={"device": "cuda"})
+    train_run(config.model_copy(update={"training": recipe(max_steps=4).training}), data, tmp_path)
+    train_run(config, data, tmp_path, resume=True)
+    run = load_run(tmp_path, data)
+    assert run.model.device.type == "cuda"
+    far = evaluate_run(run, Role.VALIDATION).metrics
+    run.model.cpu()
+    near = evaluate_run(run, Role.VALIDATION).metrics
+    assert far["nll"].value == pytest.approx(near["nll"].value, rel=1e-3)
+    assert far["ndcg@5"].value == pytest.approx(near["ndcg@5"].value, abs=0.05)
