@@ -54,7 +54,7 @@ def _number(values: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
     source = values.to_numpy()
     low, high = int(source.min()), int(source.max())
     if high - low < 4 * len(source) + 2**20:
-        # Close together: a place for each value between the extremes, five times as fast.
+        # Close together: a place for each value between the extremes, and no sort.
         codes, present = filters.compact(source - source.dtype.type(low))
         return codes, pl.Series(present.astype(source.dtype) + source.dtype.type(low))
     distinct = values.unique().sort()

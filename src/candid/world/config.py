@@ -16,7 +16,7 @@ MAX_SOFTMAX_ITEMS = 100_000
 
 
 class WorldConfig(ComponentConfig):
-    """What kind of world to make; the defaults are those of ``candid demo``.
+    """What kind of world to make; ``candid demo`` takes the defaults, with shorter histories.
 
     Raises:
         ConfigError: two settings that cannot go together.
