@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -42,8 +44,27 @@ def test_texts_keep_their_order(dataset):
 
 
 def test_an_ambiguous_part_lists_what_it_fits(dataset):
-    with pytest.raises(DataError, match=r"'toy' fits several items: 'Toy Story \(1995\)', 'Toy"):
+    with pytest.raises(
+        DataError, match=r"'toy' fits several items: 'Toy Story \(1995\)' \(id 20\), 'Toy"
+    ):
         item_ids_of(dataset, ["toy"])
+
+
+def test_items_of_one_title_are_told_apart_by_their_ids(dataset):
+    twins = dataset.items.with_columns(title=pl.lit("Babe (1995)"))
+    with pytest.raises(DataError, match=r"'Babe \(1995\)' \(id 10\).*\(id 20\).*or the id"):
+        item_ids_of(dataclasses.replace(dataset, items=twins), ["Babe (1995)"])
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_a_blank_text_is_no_part_of_a_title(dataset, text):
+    with pytest.raises(DataError, match="is blank; write an id or a title"):
+        item_ids_of(dataset, [text])
+
+
+def test_a_title_of_the_same_words_is_near(dataset):
+    with pytest.raises(DataError, match=r"near it: 'Toy Story 2 \(1999\)'"):
+        item_ids_of(dataset, ["1999: 2, Story (Toy)"])
 
 
 def test_an_unknown_title_suggests_near_ones(dataset):
