@@ -73,7 +73,7 @@ def test_a_file_cut_short_is_named(folder, name):
     with pytest.raises(ArtifactError, match=rf"{name} has .* bytes.*prepare again"):
         open_dataset(folder)
     path.unlink()
-    with pytest.raises(ArtifactError, match=rf"{name} is missing"):
+    with pytest.raises(ArtifactError, match=rf"{name} is missing; prepare again"):
         open_dataset(folder)
 
 
@@ -91,6 +91,44 @@ def test_a_damaged_header_is_an_artifact_error(folder):
     path = folder / "roles.npy"
     path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(ArtifactError, match=r"roles\.npy is damaged"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        {"item_ids": np.array([0, 3, 1, 0], np.int32)},
+        {"item_ids": np.array([0, -1, 1, 0], np.int32)},
+        {"item_ids": np.array([0, 2, 1], np.int32)},
+        {"user_offsets": np.array([0, 5, 4])},
+        {"user_offsets": np.array([0, 3, 5])},
+        {"user_offsets": np.array([1, 3, 4])},
+        {"user_offsets": np.array([0, 4])},
+        {"roles": np.array([0, 2, 9, 0], np.uint8)},
+        {"roles": np.array([0, 2], np.uint8)},
+        {"timestamps": np.array([1, 2])},
+        {"weights": np.ones(5, np.float32)},
+    ],
+    ids=lambda replaced: "-".join(map(str, next(iter(replaced.values())))),
+)
+def test_arrays_that_do_not_belong_together_are_damage(tmp_path, replaced):
+    write_dataset(tmp_path, example(**replaced), {})
+    with pytest.raises(ArtifactError, match=r"\.npy is damaged; prepare again"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("files", None), ("files", []), ("files", {"roles.npy": 4}), ("fingerprint", None)],
+)
+def test_a_manifest_with_a_part_missing_or_wrong_is_damaged(folder, key, value):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged; prepare again"):
+        open_dataset(folder)
+    del manifest[key]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged; prepare again"):
         open_dataset(folder)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from candid.data.atomic import write_file
-from candid.data.dataset import PreparedDataset
+from candid.data.dataset import PreparedDataset, Role
 from candid.errors import ArtifactError
 
 SCHEMA_VERSION = 1
@@ -91,11 +91,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         kind, version = manifest["kind"], manifest["schema_version"]
+        is_known = kind == KIND and version == SCHEMA_VERSION
+        files = {n: facts["bytes"] for n, facts in manifest["files"].items()} if is_known else {}
+        if is_known and not isinstance(manifest["fingerprint"], str):
+            raise ValueError("the fingerprint is no text")
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} holds no {MANIFEST}: it is not a prepared dataset; run candid prepare"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path / MANIFEST} is damaged; prepare again") from error
     if kind != KIND:
         raise ArtifactError(f"{path} holds a {kind}, not a prepared dataset")
@@ -104,12 +108,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} was written in dataset version {version}, this candid reads "
             f"{SCHEMA_VERSION}; prepare it again"
         )
-    for name, expected in manifest["files"].items():
+    for name, expected in files.items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
-        if size != expected["bytes"]:
-            found = "is missing" if size is None else f"has {size:,} bytes"
-            raise ArtifactError(f"{file} {found}, not {expected['bytes']:,}; prepare again")
+        if size != expected:
+            found = "is missing" if size is None else f"has {size:,} bytes, not {expected:,}"
+            raise ArtifactError(f"{file} {found}; prepare again")
     return dict(manifest)
 
 
@@ -137,7 +141,36 @@ def open_dataset(path: Path | str, verify: bool = False) -> PreparedDataset:
         content[name] = _opened(path / f"{name}.npy")
     for name in TABLES:
         content[name] = _opened(path / f"{name}.parquet")
-    return PreparedDataset(**content, manifest=manifest, path=path)
+    dataset = PreparedDataset(**content, manifest=manifest, path=path)
+    _check_structure(dataset, path)
+    return dataset
+
+
+def _check_structure(dataset: PreparedDataset, path: Path) -> None:
+    """Refuse arrays that do not belong together, before they lead anybody out of bounds.
+
+    One pass over the item ids and roles, which training and evaluation read anyway.
+    """
+    num_events, offsets = len(dataset.item_ids), dataset.user_offsets
+    aligned = ("roles", *OPTIONAL)
+    unlike = [
+        name
+        for name in aligned
+        if (array := getattr(dataset, name)) is not None and len(array) != num_events
+    ]
+    faults = {
+        "user_offsets": len(offsets) != dataset.users.height + 1
+        or offsets[0] != 0
+        or offsets[-1] != num_events
+        or bool((offsets[1:] < offsets[:-1]).any()),
+        "item_ids": num_events > 0
+        and not 0 <= dataset.item_ids.min() <= dataset.item_ids.max() < dataset.items.height,
+        "roles": num_events > 0 and dataset.roles.max() > max(Role),
+        **dict.fromkeys(unlike, True),
+    }
+    for name, is_wrong in faults.items():
+        if is_wrong:
+            raise ArtifactError(f"{path / name}.npy is damaged; prepare again")
 
 
 def _opened(file: Path) -> Any:
