@@ -78,10 +78,24 @@ CASES = [
         ("'t'", "1 empty values", "line 3 of", "log.csv", "drop_nulls"),
     ),
     Case(
-        "no date",
-        lines(line_3="0,1,2020-02-30,1", line_4="0,1,2020-01-01,1"),
-        ("'t'", "not an ISO date", "line 2 of"),
+        "a date among numbers",
+        lines(line_5="0,1,2020-02-30,1"),
+        ("'t'", "not a number", "line 5 of", "'2020-02-30'"),
         TEMPORAL,
+    ),
+    Case(
+        "a number among dates",
+        lines(**{f"line_{n}": f"0,1,2020-02-{n:02},1" for n in range(2, 13)}),
+        ("'t'", "not an ISO date", "line 13 of", "'3'"),
+        TEMPORAL,
+    ),
+    Case("endless time", lines(line_4="0,1,1e21,1"), ("too large", "line 4", "'1e21'"), TEMPORAL),
+    Case(
+        "endless unsigned time",
+        typed(t=pl.Series([1, 2, 2**64 - 1, 4], dtype=pl.UInt64)),
+        ("'t'", "too large", "row 3 of", "18446744073709551615"),
+        TEMPORAL,
+        file="log.parquet",
     ),
     Case("NaN time", lines(line_3="0,1,nan,1"), ("'t'", "not a number", "line 3"), TEMPORAL),
     Case(

@@ -124,7 +124,7 @@ class Parsed:
             (Int64, Float64 or Datetime), weight (Float32), role (String), as far as declared.
         rows_read: rows of the files.
         dropped: ``nulls`` and ``low_rating`` -> rows that the query leaves out.
-        time_is_text: the time column holds dates as text.
+        time_is_text: the time column holds dates as text; a few among numbers are mistakes.
     """
 
     query: pl.LazyFrame
@@ -168,7 +168,7 @@ def parse(table: RawTable, config: DataConfig) -> Parsed:
         query.drop("rating", strict=False),
         rows,
         {reason: count for reason, count in dropped.items() if count},
-        bool(survey.get("time_not_number")),
+        _is_text(survey),
     )
 
 
@@ -209,6 +209,12 @@ def _survey(table: RawTable) -> dict[str, Any]:
     return table.run(table.frame.select(facts)).row(0, named=True)
 
 
+def _is_text(survey: dict[str, Any]) -> bool:
+    """Whether most times are no numbers: the few others are then the ones to blame."""
+    given = survey["rows"] - survey.get("time_nulls", 0)
+    return bool(2 * survey.get("time_not_number", 0) > given)
+
+
 def _parsed(table: RawTable, name: str, survey: dict[str, Any]) -> pl.Expr:
     value, dtype = pl.col(name), table.schema[name]
     if name == "role":
@@ -216,7 +222,7 @@ def _parsed(table: RawTable, name: str, survey: dict[str, Any]) -> pl.Expr:
     if name in ("user", "item"):
         return value.cast(pl.Int64) if survey.get(f"{name}_is_integer") else value
     if name == "time":
-        if dtype == pl.String and survey["time_not_number"]:
+        if dtype == pl.String and _is_text(survey):
             return times.from_text(value, survey["time_lengths"])
         if isinstance(dtype, pl.Datetime):
             return value.to_physical()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -168,20 +169,23 @@ def _out_of_order(frame: pl.DataFrame, name: str) -> int:
 
 
 def _check_dates(table: RawTable, frame: pl.DataFrame, is_text: bool) -> None:
-    """Text times that no form of ISO 8601 fits, or that are no number among numbers."""
-    if table.schema.get("time") != pl.String or not frame["time"].null_count():
+    """Times that no form of ISO 8601 fits, that are no number among numbers, or too large."""
+    dtype = table.schema.get("time")
+    if dtype is None or isinstance(dtype, pl.Datetime) or not frame["time"].null_count():
         return
     value = pl.col("time")
-    read = times.from_text(value, range(100)) if is_text else value.cast(pl.Float64, strict=False)
-    bad = value.is_not_null() & read.cast(pl.Float64).fill_nan(None).is_null()
-    try:
-        place = table.first(bad, "time")
-    except LookupError:
-        return
-    raise DataError(
-        f"column {table.columns['time']!r} holds a value that is not "
-        f"{'an ISO date' if is_text else 'a number'} in {place}; repair it"
-    )
+    number = value.cast(pl.Float64, strict=False).fill_nan(None)
+    unreadable = (times.from_text(value, range(100)) if is_text else number).is_null()
+    for bad, fault in (
+        (value.is_not_null() & unreadable, f"not {'an ISO date' if is_text else 'a number'}"),
+        (number.abs() >= 2.0**63, "too large for a time"),
+    ):
+        with contextlib.suppress(LookupError):
+            place = table.first(bad, "time")
+            raise DataError(
+                f"column {table.columns['time']!r} holds a value that is {fault} in {place}; "
+                "repair it"
+            )
 
 
 def _check_complete(table: RawTable, events: Events, name: str) -> None:
