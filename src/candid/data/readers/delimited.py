@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 import polars as pl
 
-from candid.data.readers.source import Source
+from candid.data.readers.source import Source, header_doubt
 from candid.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def scan_delimited(path: Path, separator: str, quote: str | None = '"') -> Sourc
     header = next(dialect.rows([header_of(path)]), [])
     repeated = {name for name in header if header.count(name) > 1}
     if repeated:
-        raise DataError(f"{path} has two columns {min(repeated)!r}; rename one")
+        raise DataError(
+            f"{path} has two columns {min(repeated)!r}; rename one{header_doubt(header)}"
+        )
     frame = pl.scan_csv(
         path, separator=separator, quote_char=quote, infer_schema=False, glob=False
     ).filter(~pl.all_horizontal(pl.all().is_null()))  # a blank line carries no row
@@ -75,14 +77,17 @@ class Dialect:
         """Say which line first has other than ``width`` fields, or is not UTF-8; or None."""
         with open_text(path) as stream:
             rows = self.rows(stream)
+            first = 1
             for row in rows:
                 if len(row) not in (0, width):
+                    quoted = f", held together by a quote {self.quote}," * (rows.line_num > first)
                     return (
-                        f"line {rows.line_num} has {len(row)} fields where the header has {width} "
+                        f"line {first}{quoted} has {len(row)} fields where the header has {width} "
                         f"(separator {self.separator!r}); repair the line or set separator"
                     )
                 if any("\ufffd" in field for field in row):
-                    return f"line {rows.line_num} is not UTF-8 text; convert the file"
+                    return f"line {first} is not UTF-8 text; convert the file"
+                first = rows.line_num + 1
         return None
 
 
@@ -97,13 +102,16 @@ def header_of(path: Path) -> str:
     """Return the first line.
 
     Raises:
-        DataError: the file cannot be decompressed.
+        DataError: the file cannot be decompressed, or is no text.
     """
     try:
         with open_text(path) as stream:
-            return stream.readline().rstrip("\r\n")
+            header = stream.readline().rstrip("\r\n")
     except (OSError, EOFError) as error:
         raise DataError(f"{path} cannot be read ({error}); fetch it again") from error
+    if "\ufffd" in header or "\0" in header:
+        raise DataError(f"{path}: line 1 is not UTF-8 text; convert the file, or set its format")
+    return header
 
 
 def _separator_of(path: Path) -> str:

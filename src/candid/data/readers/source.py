@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from candid.errors import DataError
+
+SHOWN = 20
+"""How many columns an error lists."""
+NUMBER = re.compile(r"\s*[-+]?\d[\d.:eE+-]*\s*")
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,17 @@ def require_columns(source: Source, names: Iterable[str]) -> None:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            more = f" and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
             raise DataError(
-                f"{source.path} has no column {name!r}: {hint}columns: {', '.join(known)}"
+                f"{source.path} has no column {name!r}: {hint}columns: "
+                f"{', '.join(known[:SHOWN])}{more}{header_doubt(known)}"
             )
+
+
+def header_doubt(names: Sequence[str]) -> str:
+    """Ask whether a header is one, where all its names are numbers; else nothing."""
+    is_data = bool(names) and all(NUMBER.fullmatch(name) for name in names)
+    return " (is line 1 a header?)" if is_data else ""
 
 
 def collect(query: pl.LazyFrame, sources: Iterable[Source]) -> pl.DataFrame:
