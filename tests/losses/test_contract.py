@@ -140,7 +140,7 @@ class Run(ComponentConfig):
 
 
 def test_unknown_loss_lists_the_known_ones():
-    with pytest.raises(UnknownNameError, match="known: bce, full_softmax, .*sampled_softmax"):
+    with pytest.raises(UnknownNameError, match=r"known: bce, full_softmax, .*sampled_softmax"):
         Run.model_validate({"loss": "softmax2"})
 
 

@@ -155,6 +155,32 @@ def test_early_stopping_keeps_the_best(tmp_path):
     assert not any(name.startswith("optimizer/") for name in best.tensors)
 
 
+def test_validations_and_checkpoints_come_as_often_as_asked_and_at_the_end(tmp_path):
+    settings = {"epochs": 5, "validate_every": 2, "checkpoint_every": 3}
+    trainer = make_trainer(tmp_path, settings=settings, validate=scripted([0.1, 0.2, 0.3]))
+    saved = []
+    trainer.save = lambda path: saved.append((path.name, trainer.state.epoch))
+    state = trainer.run()
+    assert [line["epoch"] for line in state.history] == [2, 4, 5]
+    assert saved == [(LAST, 3), (LAST, 5)]
+
+
+def test_time_is_up_after_the_step_at_hand(tmp_path):
+    trainer = make_trainer(tmp_path, settings={"max_seconds": 1e-9}, validate=scripted([0.5]))
+    state = trainer.run()
+    assert (state.step, state.epoch, state.best) == (1, 0, 0.5)
+    assert read_checkpoint(tmp_path / LAST).meta["position"] == {"epoch": 0, "step": 1}
+
+
+@pytest.mark.parametrize("clip_norm", [1e-3, None])
+def test_the_gradient_is_clipped_to_its_norm(tmp_path, clip_norm):
+    trainer = make_trainer(tmp_path, settings={"clip_norm": clip_norm})
+    _, _, norm = trainer.step(trainer.loader.batch(0, 0))
+    left = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm()
+    assert norm > 0.01
+    assert left.item() == pytest.approx(norm.item() if clip_norm is None else 1e-3, rel=1e-3)
+
+
 def test_early_stopping_survives_a_resume(tmp_path):
     settings = {"epochs": 50, "patience": 2}
     cut = make_trainer(
