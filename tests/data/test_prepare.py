@@ -231,6 +231,17 @@ def test_item_table_gives_titles_where_it_has_them(tmp_path):
     assert result.report["items_without_row"] == 2
 
 
+@pytest.mark.parametrize("name", ["items.csv", "items.parquet"])
+def test_an_empty_title_is_none(tmp_path, name):
+    table = pl.DataFrame({"item_id": [10, 20, 30], "title": ["Ten", "", "  "]})
+    write = table.write_csv if name.endswith("csv") else table.write_parquet
+    write(tmp_path / name)
+    items = ItemTableConfig(path=str(tmp_path / name))
+    config = DataConfig(interactions=log(tmp_path, THREE), order="t", items=items)
+    titles = prepare(config, tmp_path / "out").dataset.items["title"].to_list()
+    assert titles[:3] == ["Ten", None, None]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=8, max_size=40),

@@ -43,7 +43,9 @@ def item_table(
         columns_of(source)
         picked = [_id(config.item, source_ids.dtype).alias("source_id")]
         if config.title is not None:
-            picked.append(pl.col(config.title).cast(pl.String).alias("title"))
+            title = pl.col(config.title).cast(pl.String)
+            # Text formats write a missing value as nothing; nobody can ask for such a title.
+            picked.append(pl.when(title.str.strip_chars() != "").then(title).alias("title"))
         selected.append(source.frame.select(*picked, *config.attributes))
     table = collect(pl.concat(selected, how="vertical_relaxed"), sources)
     table = table.filter(pl.col("source_id").is_not_null())
