@@ -289,8 +289,8 @@ def test_item_tables(tmp_path, rows, says):
     ("settings", "says"),
     [
         ({"time": "t", "order": "t"}, "not both"),
-        ({}, "leave-one-out split needs"),
-        ({"split": {"kind": "temporal"}}, "temporal split needs"),
+        ({}, r"leave-one-out split needs.*neither.*split\.kind = .column"),
+        ({"split": {"kind": "temporal"}}, "temporal split needs.*name the column"),
         ({"split": {"kind": "column"}}, "split.column is needed"),
         ({"order": "t", "split": {"column": "c"}}, "split.column is needed"),
         ({"order": "t", "min_rating": 3}, "together"),

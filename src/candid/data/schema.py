@@ -167,9 +167,13 @@ class DataConfig(ComponentConfig):
         if self.time is not None and self.order is not None:
             raise ValueError("give `time` or `order`, not both")
         if self.split.kind == "leave-one-out" and self.time is None and self.order is None:
-            raise ValueError("a leave-one-out split needs `time` or `order`")
+            raise ValueError(
+                "a leave-one-out split needs `time` or `order`; where interactions have neither, "
+                'add a column that says "train", "validation" or "test" to each, and name it: '
+                'split.kind = "column", split.column = "..."'
+            )
         if self.split.kind == "temporal" and self.time is None:
-            raise ValueError("a temporal split needs `time`")
+            raise ValueError("a temporal split needs `time`: name the column that says when")
         if (self.rating is None) != (self.min_rating is None):
             raise ValueError("give `rating` and `min_rating` together")
         return self
