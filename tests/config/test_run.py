@@ -102,6 +102,12 @@ def test_a_data_section_that_is_missing_or_wrong_is_named(recipe):
         load_data_config(None, {"data.interactions": "a", "data.time": "t", "data.k_cor": 1})
 
 
+@pytest.mark.parametrize("override", ["dta.k_core=5", "k_core=5", "training.epochs=3"])
+def test_an_override_that_would_not_change_what_is_prepared_is_refused(recipe, override):
+    with pytest.raises(ConfigError, match=r"only data\.\* decides"):
+        load_data_config(recipe, {}, [override])
+
+
 def test_every_key_of_a_recipe_has_a_meaning():
     keys = list(describe(RunConfig))
     assert {"training.lr", "loss.correction", "data.split.kind"} <= {key.key for key in keys}

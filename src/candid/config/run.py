@@ -126,8 +126,12 @@ def load_data_config(
         overrides: ``key=value`` each, set on top of both.
 
     Raises:
-        ConfigError: the file, a value or an override is wrong.
+        ConfigError: the file, a value or an override is wrong, or overrides something else.
     """
+    for text in overrides:
+        key, _ = parse_override(text)
+        if key.split(".")[0] != "data":
+            raise ConfigError(f"--set {text!r}: only data.* decides what is prepared")
     table = {} if path is None else read_toml(path)
     table = with_overrides(with_values(table, values), overrides)
     source = "command line" if path is None else str(path)
