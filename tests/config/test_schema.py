@@ -1,5 +1,6 @@
 """The schema walk, on a schema of its own so that every expected value is in sight."""
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 
 from candid.component import ComponentConfig, tagged
 from candid.config import ConfigKey, describe, validated
+from candid.config.schema import toml_value
 from candid.errors import ConfigError
 
 
@@ -83,6 +85,18 @@ def test_a_good_table_becomes_a_config_and_back():
     assert validated(Drawing, drawing.model_dump(mode="json"), "again") == drawing
 
 
+def test_a_component_without_a_type_has_that_of_the_default():
+    assert validated(Drawing, {"name": "a", "shape": {"radius": 2}}, "x").shape == Disc.Config(
+        radius=2
+    )
+
+
+def test_a_default_is_written_as_toml():
+    assert tomllib.loads(f"x = {toml_value({'a': 'b', 'c': [1, True]})}") == {
+        "x": {"a": "b", "c": [1, True]}
+    }
+
+
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
@@ -126,8 +140,16 @@ def test_a_good_table_becomes_a_config_and_back():
             "known: shape.members.1.radius",
         ),
         (
-            {"name": "a", "shape": {"radius": 1}},
+            {"name": "a", "shape": {"type": "group", "members": [{"radius": 1}]}},
             "a shape must be a table with a key 'type', one of: disc, group; got {'radius': 1}",
+        ),
+        (
+            {"name": "a", "shape": {"radus": 1}},
+            "unknown config key 'shape.radus': did you mean 'shape.radius'? known: shape.radius",
+        ),
+        (
+            {"name": "a", "ink": {"dashes": 1}},
+            "ink.dashes is 1, but should be a valid list",
         ),
         ({"name": "a", "folder": "/x/a"}, "folder and name must differ"),
     ],

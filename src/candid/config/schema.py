@@ -39,6 +39,8 @@ class ConfigKey:
 def validated(config: type[Config], table: Mapping[str, Any], source: str) -> Config:
     """Make a config from a table of plain values.
 
+    A component's table without a ``type`` is of the type that the field has by default.
+
     Args:
         config: the class.
         table: the values, nested as in the recipe.
@@ -48,6 +50,7 @@ def validated(config: type[Config], table: Mapping[str, Any], source: str) -> Co
         ConfigError: a key is unknown, missing or has a value that does not fit: one sentence
             with the source, the dotted key, what was given and what would be right.
     """
+    table = _with_default_types(config, table)
     try:
         return config.model_validate(table)
     except pydantic.ValidationError as error:
@@ -128,6 +131,9 @@ def toml_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key} = {toml_value(part)}" for key, part in value.items())
+        return f"{{ {inner} }}"
     if isinstance(value, list | tuple | set | frozenset):
         return f"[{', '.join(toml_value(part) for part in value)}]"
     return f'"{value}"'
@@ -161,11 +167,31 @@ def _default(field: FieldInfo) -> str:
 
 
 def _default_type(field: FieldInfo, registry: Mapping[str, Any]) -> str:
+    name = _default_component(field, registry)
+    if name is not None:
+        return toml_value(name)
+    return "required" if field.is_required() else "none"
+
+
+def _default_component(field: FieldInfo, registry: Mapping[str, Any]) -> str | None:
     value = field.get_default(call_default_factory=True, validated_data={})
-    names = [name for name, owner in registry.items() if owner.Config is type(value)]
-    if names:
-        return toml_value(names[0])
-    return "required" if value is PydanticUndefined else "none"
+    return next((name for name, owner in registry.items() if owner.Config is type(value)), None)
+
+
+def _with_default_types(
+    config: type[ComponentConfig], table: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    completed = dict(table)
+    for name, field in config.model_fields.items():
+        value, tag, section = table.get(name), _tag(field), _section(field.annotation)
+        if not isinstance(value, Mapping):
+            continue
+        if tag is not None:
+            type_name = _default_component(field, tag.registry())
+            completed[name] = value if type_name is None else {"type": type_name, **value}
+        elif section is not None:
+            completed[name] = _with_default_types(section, value)
+    return completed
 
 
 def _sentence(config: type[ComponentConfig], table: Any, error: ErrorDetails) -> str:
@@ -179,7 +205,8 @@ def _sentence(config: type[ComponentConfig], table: Any, error: ErrorDetails) ->
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind in ("value_error", "assertion_error"):
         return f"{key}: {message}" if key else message
-    wanted = message.split(", unable to")[0].replace("Input should be", "should be")
+    wanted = message.split(", unable to")[0].split(" after validation")[0]
+    wanted = wanted.replace("Input should be", "should be").replace("tuple", "list")
     return f"{key} is {toml_value(given)}, but {_lower_first(wanted)}"
 
 
