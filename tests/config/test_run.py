@@ -14,6 +14,7 @@ from candid.config import (
 from candid.errors import ConfigError
 from candid.losses import LOSSES
 from candid.proposals import PROPOSALS
+from candid.towers import TOWERS
 
 RECIPE = """
 name = "small"
@@ -52,6 +53,16 @@ def test_overrides_come_before_validation(recipe):
     assert config.training.epochs == 7
     assert config.proposal is None
     assert isinstance(config.loss, LOSSES["full_softmax"].Config)
+
+
+def test_a_wrong_override_is_not_blamed_on_the_recipe_alone(recipe):
+    with pytest.raises(ConfigError, match=r"small\.toml with --set: unknown config key 'foo'"):
+        load_recipe(recipe, ["foo=1"])
+
+
+def test_one_key_of_a_default_tower_can_be_overridden(recipe):
+    tower = load_recipe(recipe, ["model.query_tower.dim=16"]).model.query_tower
+    assert tower == TOWERS["causal_transformer"].Config(dim=16)
 
 
 def test_what_a_run_stores_is_read_back_equal(recipe):

@@ -94,7 +94,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file or an override is wrong: one sentence with the file and the key.
     """
-    return parse_config(with_overrides(read_toml(path), overrides), str(path))
+    source = f"{path} with --set" if overrides else str(path)
+    return parse_config(with_overrides(read_toml(path), overrides), source)
 
 
 def override_evaluation(config: RunConfig, overrides: Sequence[str]) -> EvaluationConfig:
