@@ -106,6 +106,17 @@ class TestEveryLoss:
         for grad in torch.autograd.grad(out.loss.sum(), (query, items)):
             assert not grad.any()
 
+    def test_no_rows_have_no_loss(self, config, inputs):
+        query, items, positive_ids, _ = inputs
+        nobody = SimpleNamespace(positive_ids=positive_ids[:0], user_ids=positive_ids[:0])
+        in_batch = InBatch(torch.ones(V), distinct=True)
+        for proposal in (Uniform(V, 4), InBatch(torch.ones(V)), in_batch):
+            out = config.build(V)(query[:0], items, positive_ids[:0], proposal.draw(nobody))
+            assert out.loss.shape == out.log_z.shape == out.misclassification.shape == (0,)
+            query_grad, item_grad = torch.autograd.grad(out.loss.sum(), (query, items))
+            assert not query_grad.any()
+            assert not item_grad.any()
+
     def test_needs_candidates_says_so(self, config, inputs):
         loss = config.build(V)
         if loss.needs_candidates:

@@ -95,7 +95,8 @@ def test_a_fully_masked_row_is_silent_and_disturbs_no_other(correction, jackknif
     torch.testing.assert_close(candidates, expected[1])
 
 
-def test_no_candidates_at_all():
+@pytest.mark.parametrize("jackknife", [False, True])
+def test_no_candidates_at_all(jackknife):
     positive = torch.zeros(2, requires_grad=True)
     for hits in (None, torch.zeros(2, 0, dtype=torch.bool)):
         out = corrected_log_softmax(
@@ -103,6 +104,7 @@ def test_no_candidates_at_all():
             candidates=torch.zeros(2, 0),
             log_count=torch.zeros(0),
             hits=hits,
+            jackknife=jackknife,
         )
         assert out.loss.tolist() == [0.0, 0.0]
         assert not torch.autograd.grad(out.loss.sum(), positive)[0].any()

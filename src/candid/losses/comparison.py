@@ -94,7 +94,7 @@ def accidental_hits(positive_ids: Tensor, candidates: Candidates) -> Tensor:
 
 
 def row_constant(candidates: Candidates, hits: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Log of (n_valid / n) / (1 - Q(p)) for draws with replacement: [B], else None.
+    """Log of (n_valid / n) / (1 - Q(p)) for draws with replacement (any at all): [B], else None.
 
     Args:
         candidates: what was drawn.
@@ -102,7 +102,7 @@ def row_constant(candidates: Candidates, hits: Tensor, dtype: torch.dtype) -> Te
         dtype: of the result, and of the arithmetic.
     """
     n = candidates.num_draws
-    if n is None:
+    if not n:
         return None
     num_valid = (~hits).sum(dim=1)
     log_q = candidates.log_count_positive.to(dtype) - math.log(n)
@@ -120,7 +120,7 @@ def _vectors(
         return vectors, vectors
     gathered = gather(item_embeddings, torch.cat([positive_ids, candidate_ids.flatten()]))
     positives, others = gathered.split([len(positive_ids), candidate_ids.numel()])
-    return positives, others.view(*candidate_ids.shape, -1)
+    return positives, others.view(*candidate_ids.shape, gathered.shape[-1])
 
 
 def gather(item_embeddings: ItemEmbeddings, ids: Tensor) -> Tensor:

@@ -159,6 +159,8 @@ def _jackknifed(
         log_sum: [B], the logsumexp of the valid logits.
         row_constant: [B] or None.
     """
+    if logits.shape[1] < 2:
+        return loss
     is_hit = torch.zeros_like(logits, dtype=torch.bool) if hits is None else hits
     num_valid = (~is_hit).sum(dim=1, keepdim=True)
     is_plain = num_valid < 2

@@ -113,7 +113,7 @@ class InBatch:
 
     def _share_of_others(self, batch: Positives) -> Tensor:
         """Average over the rows of the share of rows that count as another's."""
-        num_rows = len(batch.positive_ids)
+        num_rows = max(1, len(batch.positive_ids))
         if not self.exclude_same_user:
             own = torch.tensor(1.0 / num_rows, dtype=torch.float64)
         else:
