@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from candid.batches import offsets_of
+from candid.batches import BatchesConfig, offsets_of
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError
@@ -107,6 +107,41 @@ def test_what_cannot_work_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError, match="99 exceeds the 15 items"):
         train_run(config.model_copy(update={"evaluation": evaluation}), dataset(), tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_cannot_take_a_step_leaves_the_folder_as_it_was(tmp_path):
+    config = recipe(trackers=["jsonl", "tensorboard"])
+    config = config.model_copy(update={"batches": BatchesConfig(unit="interaction")})
+    (tmp_path / "made").mkdir()
+    for name in ("new", "made"):
+        with pytest.raises(ConfigError, match=r"set batches\.unit = 'sequence'"):
+            train_run(config, dataset(), tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["made"]
+
+
+def test_a_folder_with_something_else_is_not_offered_for_resuming(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for out, what in ((tmp_path, "is not empty"), (tmp_path / "notes.txt", "is a file")):
+        with pytest.raises(ConfigError, match=f"{what}: name a new or empty folder with --out"):
+            train_run(recipe(), dataset(), out)
+    with pytest.raises(ArtifactError, match="cannot write"):
+        train_run(recipe(), dataset(), tmp_path / "notes.txt" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_whose_parts_are_gone_says_which(tmp_path):
+    train_run(recipe(max_steps=1), dataset(), tmp_path / "run")
+    path = tmp_path / "run" / MANIFEST
+    manifest = json.loads(path.read_text())
+    with pytest.raises(ArtifactError, match="is not a run"):
+        load_run(path)
+    path.write_text(json.dumps(manifest | {"dataset": {"path": "/gone", "fingerprint": "x"}}))
+    with pytest.raises(ArtifactError, match=r"trained on /gone, which is no longer there.*--data"):
+        load_run(tmp_path / "run")
+    manifest["config"]["loss"]["type"] = "hinge"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"run\.json: unknown loss 'hinge'.*train again"):
+        load_run(tmp_path / "run", dataset())
 
 
 def test_a_run_belongs_to_its_recipe_and_its_dataset(tmp_path):

@@ -14,9 +14,12 @@ import json
 import os
 import platform
 import resource
+import shlex
+import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ import numpy as np
 import torch
 
 import candid
-from candid.atomic import write_json
+from candid.atomic import write_error, write_json
 from candid.batches import Loader
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, Role, open_dataset
@@ -100,7 +103,8 @@ def train_run(
         progress: told of steps and validations.
 
     Raises:
-        ConfigError: ``out`` already holds a run, or the config cannot work.
+        ConfigError: ``out`` already holds a run, or the config cannot work; a run that fails
+            before its first step leaves nothing behind.
         ArtifactError: the dataset is not the one the config or the run to resume was made
             for, or a checkpoint is damaged.
         Interrupted: stopped by a signal, after a checkpoint.
@@ -128,13 +132,12 @@ def train_run(
         meta={"dataset": manifest["dataset"]["fingerprint"]},
         progress=progress,
     )
-    if not resume:
-        _claim(out)
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
-    write_json(out / MANIFEST, manifest)
     cpu_before = time.process_time()
-    # A run that was stopped before its first checkpoint goes on from its beginning.
-    state = trainer.run(resume=resume and (out / LAST).exists())
+    with nullcontext() if resume else _claimed(out, trainer):
+        write_json(out / MANIFEST, manifest)
+        # A run that was stopped before its first checkpoint goes on from its beginning.
+        state = trainer.run(resume=resume and (out / LAST).exists())
     manifest["result"] = _result(config, state, device, time.process_time() - cpu_before)
     write_json(out / MANIFEST, manifest)
     return TrainResult(out, state, manifest)
@@ -151,13 +154,23 @@ def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Loaded
         ArtifactError: not a run, no checkpoint, a damaged one, or another dataset.
     """
     manifest = _read_manifest(folder)
-    config = parse_config(manifest["config"], str(folder / MANIFEST))
+    try:
+        config = parse_config(manifest["config"], str(folder / MANIFEST))
+    except ConfigError as error:
+        raise ArtifactError(
+            f"{error}; the file is damaged or of another version of candid: train again"
+        ) from None
     if data is None:
         if manifest["dataset"]["path"] is None:
             raise ArtifactError(
                 f"{folder} was trained on a dataset in memory: name one with --data"
             )
         data = Path(manifest["dataset"]["path"])
+        if not data.exists():
+            raise ArtifactError(
+                f"{folder} was trained on {data}, which is no longer there: name the dataset "
+                "with --data"
+            )
     dataset = data if isinstance(data, PreparedDataset) else open_dataset(data)
     _check_fingerprint(folder, manifest, dataset)
     set_threads(config.threads)
@@ -286,7 +299,7 @@ def _new_manifest(
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
     }
 
 
@@ -316,11 +329,39 @@ def peak_memory_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _claim(out: Path) -> None:
+def check_is_free(out: Path) -> None:
+    """Refuse a folder that a new run would mix with something else.
+
+    Raises:
+        ConfigError: it holds a run or other files.
+    """
+    if (out / MANIFEST).exists():
+        raise ConfigError(
+            f"{out} already holds a run: add --resume to go on with it, or name another --out"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "already holds a run" if (out / MANIFEST).exists() else "exists and is not empty"
-        raise ConfigError(f"{out} {what}: add --resume to go on with it, or name another --out")
-    out.mkdir(parents=True, exist_ok=True)
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise ConfigError(f"{out} {what}: name a new or empty folder with --out")
+
+
+@contextmanager
+def _claimed(out: Path, trainer: Trainer) -> Iterator[None]:
+    """Make ``out`` a new run's folder, and clear it if the run ends before its first step."""
+    check_is_free(out)
+    is_new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(out, error) from error
+    try:
+        yield
+    except BaseException:
+        if trainer.state.step == 0:
+            for entry in out.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if is_new:
+                out.rmdir()
+        raise
 
 
 def _check_resumable(out: Path, manifest: dict[str, Any]) -> None:
@@ -340,7 +381,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         manifest["config"], manifest["dataset"]["fingerprint"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} is not a run: it has no {MANIFEST}") from None
     except (ValueError, KeyError, TypeError):
         raise ArtifactError(f"{path} is damaged; train again") from None
