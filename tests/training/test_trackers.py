@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -48,6 +49,42 @@ def test_tensorboard_can_read_the_scalars(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_numbers_reach_trackers_that_speak_to_a_server(tmp_path, monkeypatch, name):
+    """The calls that their documentation describes; the packages are not needed here."""
+    told = []
+    run = SimpleNamespace(
+        log=lambda metrics, step: told.append((step, metrics)), finish=lambda: told.append("end")
+    )
+    package = SimpleNamespace(
+        start_run=lambda run_name: told.append(run_name),
+        log_metrics=lambda metrics, step: told.append((step, metrics)),
+        end_run=lambda: told.append("end"),
+        init=lambda project, name, dir, resume: told.append(name) or run,
+    )
+    monkeypatch.setitem(sys.modules, name, package)
+    (tracker,) = open_trackers((name,), tmp_path, "walk", None)
+    tracker.log(3, {"validation/ndcg@10": 0.5, "note": "text"})
+    tracker.close()
+    expected = {
+        # MLflow allows no "@" in names and no text among metrics.
+        "mlflow": {"validation/ndcg_at_10": 0.5},
+        "wandb": {"validation/ndcg@10": 0.5, "note": "text"},
+    }
+    assert told == ["walk", (3, expected[name]), "end"]
+
+
+def test_a_tracker_that_cannot_open_closes_those_before_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    closed = []
+    monkeypatch.setattr(
+        "candid.training.trackers.JsonlTracker.close", lambda self: closed.append(self)
+    )
+    with pytest.raises(ConfigError, match="mlflow"):
+        open_trackers(("jsonl", "mlflow"), tmp_path, "run", None)
+    closed[0]._file.close()
 
 
 def test_unknown_and_missing_trackers(tmp_path, monkeypatch):

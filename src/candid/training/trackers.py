@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -157,4 +158,10 @@ def open_trackers(
         ConfigError: its package is not installed.
     """
     kinds = [lookup(TRACKERS, "tracker", each) for each in names]
-    return [kind(folder, name, from_step) for kind in kinds]
+    with ExitStack() as opened:
+        trackers = []
+        for kind in kinds:
+            trackers.append(kind(folder, name, from_step))
+            opened.callback(trackers[-1].close)
+        opened.pop_all()
+    return trackers
