@@ -15,6 +15,7 @@ import os
 import platform
 import resource
 import shlex
+import shlex
 import shutil
 import sys
 import time
