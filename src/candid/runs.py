@@ -15,7 +15,6 @@ import os
 import platform
 import resource
 import shlex
-import shlex
 import shutil
 import sys
 import time
