@@ -231,6 +231,20 @@ def test_item_table_gives_titles_where_it_has_them(tmp_path):
     assert result.report["items_without_row"] == 2
 
 
+def test_a_dataset_that_will_be_replaced_is_announced_with_the_reason(tmp_path):
+    config = DataConfig(interactions=log(tmp_path, THREE), order="t")
+    said: list[str] = []
+    prepare(config, tmp_path / "out", progress=said.append)
+    assert not [line for line in said if "replaced" in line]
+    said.clear()
+    prepare(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=said.append)
+    assert said[0].endswith("out will be replaced: it was prepared with data.k_core = 0, not 2")
+    log(tmp_path, [*THREE, (1, 10, 50)])
+    said.clear()
+    prepare(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=said.append)
+    assert said[0].endswith("out will be replaced: its files have changed")
+
+
 @pytest.mark.parametrize("name", ["items.csv", "items.parquet"])
 def test_an_empty_title_is_none(tmp_path, name):
     table = pl.DataFrame({"item_id": [10, 20, 30], "title": ["Ten", "", "  "]})

@@ -78,6 +78,9 @@ def prepare(
     }
     if earlier is not None and not force and all(earlier.get(k) == v for k, v in inputs.items()):
         return Prepared(open_dataset(out), True, earlier)
+    if earlier is not None:
+        # Runs that were trained on the earlier one will refuse the new one.
+        say(f"{out} will be replaced: {_difference(earlier, inputs)}")
     say(f"reading {config.interactions}")
     table = declare(sources, config)
     events = load(table, config)
@@ -125,6 +128,17 @@ def _earlier(out: Path) -> dict[str, Any] | None:
         return read_manifest(out)
     except ArtifactError:
         return None
+
+
+def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str:
+    """Why an earlier dataset is not what is asked for now."""
+    before, now = earlier.get("config") or {}, inputs["config"]
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            return f"it was prepared with data.{key} = {before.get(key)!r}, not {now.get(key)!r}"
+    if earlier.get("sources") != inputs["sources"]:
+        return "its files have changed"
+    return "as asked"
 
 
 def _stat(source: Source) -> dict[str, Any]:
