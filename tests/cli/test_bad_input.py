@@ -58,6 +58,14 @@ def test_wrong_usage_or_configuration(candid, toy, tmp_path, monkeypatch, argume
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_that_is_there_is_found_before_anything_is_prepared(
+    candid, toy, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    check(candid("train", toy.recipe, "--out", toy.run), 2, "already holds a run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_broken_recipe_names_the_line(candid, tmp_path):
     recipe = tmp_path / "broken.toml"
     recipe.write_text('name = "x"\n[loss\n')

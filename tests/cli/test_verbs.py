@@ -45,6 +45,14 @@ def test_one_command_goes_from_the_file_to_a_measured_model(candid, toy, tmp_pat
     assert stored == answer.document["test"]
 
 
+@pytest.mark.parametrize(("steps", "when"), [(1, "within the first epoch"), (9, "after epoch 1")])
+def test_train_says_when_the_best_validation_was(candid, toy, tmp_path, steps, when):
+    flags = ["--set", f"training.max_steps={steps}", "--set", "batches.batch_size=8", "--quiet"]
+    answer = candid("train", toy.recipe, "--data", toy.data, "--out", tmp_path / "r", *flags)
+    assert answer.code == 0, answer.err
+    assert answer.out.splitlines()[0].endswith(when)
+
+
 def test_the_default_recipe_fits_the_dataset(candid, toy, tmp_path):
     out = tmp_path / "r"
     answer = candid(

@@ -54,14 +54,17 @@ def train(
     console = Console(json, quiet)
     config = _config(recipe, data, overrides or [])
     out = Path("runs") / config.name if out is None else out
+
+    from candid.cli.progress import train_progress
+    from candid.data import Role
+    from candid.runs import check_is_free, load_run, train_run
+
+    if not resume:
+        check_is_free(out)  # before an hour of preparing
     if data is None and config.data is not None:
         data = Path("data") / config.name
         run_prepare(config.data, data, console)
     assert data is not None
-
-    from candid.cli.progress import train_progress
-    from candid.data import Role
-    from candid.runs import load_run, train_run
 
     with train_progress(console) as progress:
         result = train_run(config, data, out, resume=resume, progress=progress)
@@ -100,8 +103,9 @@ def _default_config(data: Path, overrides: list[str]) -> RunConfig:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    best = result["best"]
+    best, epoch = result["best"], result["best_epoch"]
     line = f"{result['epochs']} epochs, {result['steps']:,} steps in {result['seconds']:,.0f} s"
     if best is None:
         return line
-    return f"{line}; best validation {result['metric']} {best:.4f} after {result['best_epoch']}"
+    when = f"after epoch {epoch}" if epoch else "within the first epoch"
+    return f"{line}; best validation {result['metric']} {best:.4f} {when}"
