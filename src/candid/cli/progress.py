@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,11 @@ from candid.cli.console import Console
 
 if TYPE_CHECKING:
     from candid.training import TrainState
+
+
+BAR_WIDTH = 24
+REST_WIDTH = len("  0:00:00") + 2
+"""Of the time left, and of the gaps between columns."""
 
 
 class TrainProgress:
@@ -26,19 +31,32 @@ class TrainProgress:
     def __init__(self, console: Console, bar: Progress | None) -> None:
         self._console = console
         self._bar = bar
-        self._task = None if bar is None else bar.add_task("training", total=None, status="")
+        self._task = (
+            None
+            if bar is None
+            else bar.add_task("training", total=None, steps="starting", status="")
+        )
 
     def stepped(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Move the bar."""
         if self._bar is None or self._task is None:
             return
-        status = (
-            f"loss {metrics['loss']:.4f}  misclassification {metrics['misclassification']:.3f}  "
-            f"{metrics['rows_per_second']:,.0f} rows/s"
-        )
+        steps = f"{state.step:,}/{state.total_steps:,} steps"
+        parts = [
+            f"loss {metrics['loss']:.4f}",
+            f"{metrics['rows_per_second']:,.0f} rows/s",
+            f"misclassification {metrics['misclassification']:.3f}",
+        ]
         if "effective_candidates" in metrics:
-            status = f"{status}  effective candidates {metrics['effective_candidates']:,.0f}"
-        self._bar.update(self._task, total=state.total_steps, completed=state.step, status=status)
+            parts.append(f"effective candidates {metrics['effective_candidates']:,.0f}")
+        room = self._bar.console.width - BAR_WIDTH - len(steps) - REST_WIDTH
+        self._bar.update(
+            self._task,
+            total=state.total_steps,
+            completed=state.step,
+            steps=steps,
+            status=_fitting(parts, room),
+        )
 
     def validated(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Print one line: the watched metric, and whether it is the best so far."""
@@ -57,11 +75,26 @@ def train_progress(console: Console) -> Iterator[TrainProgress]:
     if not console.is_live:
         yield TrainProgress(console, None)
         return
-    columns = (
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total} steps"),
+    with training_bar(RichConsole(stderr=True)) as bar:
+        yield TrainProgress(console, bar)
+
+
+def training_bar(screen: RichConsole) -> Progress:
+    """A bar with steps, numbers and time left, not yet started; it vanishes at its end."""
+    return Progress(
+        BarColumn(bar_width=BAR_WIDTH),
+        TextColumn("{task.fields[steps]}"),
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
+        console=screen,
+        transient=True,
     )
-    with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bar:
-        yield TrainProgress(console, bar)
+
+
+def _fitting(parts: Sequence[str], width: int) -> str:
+    """The first part, and of the others what there is room for."""
+    line = parts[0]
+    for part in parts[1:]:
+        if len(line) + 2 + len(part) <= width:
+            line = f"{line}  {part}"
+    return line

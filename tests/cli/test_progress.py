@@ -1,0 +1,58 @@
+"""What a person sees of training, on terminals of several widths."""
+
+import io
+
+import pytest
+from rich.console import Console as RichConsole
+
+from candid.cli.console import Console
+from candid.cli.progress import TrainProgress, training_bar
+from candid.training import TrainState
+
+METRICS = {
+    "loss": 8.1536,
+    "misclassification": 0.98765,
+    "rows_per_second": 52_975.2,
+    "effective_candidates": 1234.5,
+}
+
+
+def shown(width, state=None):
+    """The last state of the bar, as text."""
+    screen = RichConsole(file=io.StringIO(), width=width, force_terminal=True)
+    bar = training_bar(screen)
+    progress = TrainProgress(Console(json=False, quiet=False), bar)
+    if state is not None:
+        progress.stepped(state, METRICS)
+    with screen.capture() as captured:
+        screen.print(bar.get_renderable())
+    return captured.get()
+
+
+@pytest.mark.parametrize(
+    ("width", "there", "absent"),
+    [
+        (80, ["1,234/10,000 steps", "loss 8.1536"], ["misclassification"]),
+        (100, ["loss 8.1536  52,975 rows/s"], ["effective"]),
+        (
+            160,
+            ["8.1536  52,975 rows/s  misclassification 0.988  effective candidates 1,234"],
+            [],
+        ),
+    ],
+)
+def test_the_bar_fits_the_terminal_and_is_never_cut(width, there, absent):
+    text = shown(width, TrainState(step=1234, total_steps=10_000))
+    assert "…" not in text
+    assert "━" in text
+    assert text.count("\n") == 1
+    for words in there:
+        assert words in text
+    for words in absent:
+        assert words not in text
+
+
+def test_before_the_first_step_the_bar_says_so():
+    text = shown(80)
+    assert "starting" in text
+    assert "None" not in text
