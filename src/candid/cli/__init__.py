@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -32,11 +34,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command()(prepare)
-app.command(cls=TrainCommand)(train)
-app.command()(evaluate)
-app.command()(recommend)
+app.command(short_help="Compare the corrections in a world whose truth is known.")(demo)
+app.command(short_help="Read, filter, split and store interactions.")(prepare)
+app.command(cls=TrainCommand, short_help="Train a model and measure it.")(train)
+app.command(short_help="Measure a trained model over the full catalog.")(evaluate)
+app.command(short_help="Recommend items to users, or for a typed history.")(recommend)
 
 
 @app.callback(invoke_without_command=True)
@@ -64,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         return _fail("interrupted", INTERRUPTED) if code == INTERRUPTED else 0
     except (CandidError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        return _fail(message, error.exit_code)
+        return _fail(message.replace(": Value error, ", ": "), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
     except OSError as error:
@@ -80,7 +82,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the ``candid`` command."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, so that nothing half-written stays behind."""
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> int:
