@@ -131,16 +131,58 @@ def test_help_and_version_answer(candid):
         assert candid(verb, "--help").code == 0
 
 
+@pytest.mark.parametrize("verb", ["", "demo", "prepare", "train", "evaluate", "recommend"])
+def test_help_fits_a_terminal_of_80_columns(candid, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "80")
+    answer = candid(*([verb] if verb else []), "--help")
+    assert answer.code == 0
+    assert [line for line in answer.out.splitlines() if len(line) > 80] == []
+    assert "..." not in answer.out.replace("[ARGS]...", "")
+
+
 @pytest.mark.parametrize(
     "words",
     [
         "training.lr (number; default 0.001) peak learning rate",
         'loss.correction (none | logq | refined; default "refined") [only sampled_softmax]',
         "data.interactions (text; required)",
+        'data.split.roles (table; default { train = "train", history',
     ],
 )
 def test_train_help_lists_each_key_with_default_and_meaning(candid, words):
     assert words in " ".join(candid("train", "--help").out.split())
+
+
+def test_sigterm_while_preparing_leaves_nothing_behind(tmp_path):
+    """A writer that waits stands in for a large dataset."""
+    program = (
+        "import sys, time, candid.data\n"
+        "from candid.cli import main\n"
+        "def wait(folder, *rest):\n"
+        "    (folder / 'half').write_text('x')\n"
+        "    time.sleep(60)\n"
+        "sys.modules['candid.data.prepare'].write_dataset = wait\n"
+        "main()"
+    )
+    rows = [f"{user},{(user + step) % 5},{step}" for user in range(5) for step in range(5)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,t", *rows]))
+    flags = ["--interactions", tmp_path / "log.csv", "--order", "t", "--out", tmp_path / "d"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "prepare", *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".d.part-*/half")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "error: interrupted"
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_resume_goes_on(candid, toy, tmp_path):

@@ -19,7 +19,14 @@ def recipe_keys(width: int) -> Iterator[str]:
     for key in describe(RunConfig):
         owner = f"  [only {key.component}]" if key.component else ""
         default = "required" if key.default == "required" else f"default {key.default}"
-        yield f"  {key.key}  ({key.type}; {default}){owner}"
+        yield from textwrap.wrap(
+            f"{key.key}  ({key.type}; {default}){owner}",
+            width,
+            initial_indent=" " * 2,
+            subsequent_indent=" " * 6,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         yield from textwrap.wrap(
             key.meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6
         )

@@ -28,8 +28,12 @@ def prepare(
             help="File or folder: parquet, csv, tsv (also .gz), MovieLens .dat, RecBole .inter.",
         ),
     ] = None,
-    user: Annotated[str | None, typer.Option(metavar="COLUMN", help="The user's id.")] = None,
-    item: Annotated[str | None, typer.Option(metavar="COLUMN", help="The item's id.")] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The user's id; none: user_id.")
+    ] = None,
+    item: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The item's id; none: item_id.")
+    ] = None,
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="When it happened.")] = None,
     order: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Orders interactions, in place of --time.")
