@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from candid.atomic import replacing, write_json
+from candid.atomic import replacing, write_error, write_json
 from candid.errors import ArtifactError
 
 
@@ -49,6 +50,22 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path):
     with pytest.raises(ArtifactError, match="No space left"):
         fill_up()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(28, "No space left on device"), "no space left (No space left on device); free"),
+        (
+            OSError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "no space left (No space left on device); free",
+        ),
+        (OSError("cannot open (os error 30)"), "Read-only file system; mend that or write"),
+        (OSError("out of luck"), "out of luck; mend that or write"),
+    ],
+)
+def test_a_refused_write_is_told_alike_whoever_wrote(error, sentence):
+    assert str(write_error(Path("x/y"), error)).startswith(f"cannot write x/y: {sentence}")
 
 
 def test_json_is_whole_and_holds_no_number_that_json_has_not(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,13 +59,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_error(path: Path, error: OSError) -> ArtifactError:
     """Say in one sentence why ``path`` could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    number = error.errno
+    if number is None and (hidden := re.search(r"os error (\d+)", str(error))):
+        number = int(hidden[1])  # where a library in Rust keeps it
+    reason = error.strerror or (os.strerror(number) if number is not None else error)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ArtifactError(
-            f"cannot write {path}: no space left ({error.strerror}); free some or write elsewhere"
+            f"cannot write {path}: no space left ({reason}); free some or write elsewhere"
         )
-    return ArtifactError(
-        f"cannot write {path}: {error.strerror or error}; mend that or write elsewhere"
-    )
+    return ArtifactError(f"cannot write {path}: {reason}; mend that or write elsewhere")
 
 
 def sync(path: Path) -> None:
