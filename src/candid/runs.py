@@ -257,11 +257,7 @@ def _validation(
     config: RunConfig, dataset: PreparedDataset
 ) -> Callable[[RetrievalModel], Mapping[str, float]] | None:
     """What training asks after an epoch; the metric that early stopping watches stands first."""
-    if config.evaluation.ks[-1] > dataset.num_items:
-        raise ConfigError(
-            f"evaluation.ks: {config.evaluation.ks[-1]} exceeds the {dataset.num_items} items of "
-            "the catalog; choose smaller cut-offs"
-        )
+    config.evaluation.check_fits(dataset.num_items)
     if not np.any(dataset.roles == Role.VALIDATION):
         return None
     settings = config.evaluation.during_training()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from candid.errors import ConfigError
 from candid.evaluation import EvaluationConfig
 
 
@@ -18,6 +19,19 @@ def test_cut_offs_are_sorted_and_distinct():
     assert EvaluationConfig(ks=(10, 1, 10)).ks == (1, 10)
     with pytest.raises(ValidationError, match="at least 1, got 0"):
         EvaluationConfig(ks=(0, 10))
+
+
+@pytest.mark.parametrize(
+    ("num_items", "cure"),
+    [
+        (50, r"set evaluation\.ks = \[1, 5, 10, 20\]$"),
+        (7, r'set evaluation\.ks = \[1, 5\] and evaluation\.metric = "ndcg@5"$'),
+    ],
+)
+def test_cut_offs_beyond_the_catalog_are_refused_with_some_that_do(num_items, cure):
+    with pytest.raises(ConfigError, match=f"100 exceeds the {num_items} items.*{cure}"):
+        EvaluationConfig().check_fits(num_items)
+    EvaluationConfig().check_fits(100)
 
 
 def test_during_training_only_the_numbers():

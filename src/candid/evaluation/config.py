@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from candid.component import ComponentConfig
+from candid.errors import ConfigError
 from candid.evaluation.metrics import RANKING_METRICS
 
 
@@ -68,6 +69,23 @@ class EvaluationConfig(ComponentConfig):
         if self.metric not in known:
             raise ValueError(f"metric {self.metric!r} is not reported; known: {', '.join(known)}")
         return self
+
+    def check_fits(self, num_items: int) -> None:
+        """Refuse cut-offs beyond the catalog.
+
+        Raises:
+            ConfigError: naming settings that would do.
+        """
+        if self.ks[-1] <= num_items:
+            return
+        fitting = [k for k in self.ks if k <= num_items] or [num_items]
+        cure = f"set evaluation.ks = {fitting}"
+        name, _, k = self.metric.partition("@")
+        if int(k) not in fitting:
+            cure = f'{cure} and evaluation.metric = "{name}@{fitting[-1]}"'
+        raise ConfigError(
+            f"evaluation.ks: {self.ks[-1]} exceeds the {num_items} items of the catalog; {cure}"
+        )
 
     def during_training(self) -> EvaluationConfig:
         """Settings of a validation inside a training run: the numbers alone, quickly."""

@@ -60,10 +60,7 @@ def evaluate(
         DataError: there are no targets, or no user that the model can answer.
         ArtifactError: the model's vectors are not finite.
     """
-    if config.ks[-1] > dataset.num_items:
-        raise ConfigError(
-            f"evaluation.ks: {config.ks[-1]} exceeds the {dataset.num_items} items of the catalog"
-        )
+    config.check_fits(dataset.num_items)
     if true_log_prob is not None and not config.nll:
         raise ConfigError("evaluation.nll must be true to compare with the true probabilities")
     questions = select(
