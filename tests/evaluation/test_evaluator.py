@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from candid.data import Role
@@ -261,6 +262,17 @@ def test_report_is_plain_json_and_saved_whole(make_random, tmp_path):
     assert next(iter(report.summary())) == "ndcg@10"
     assert report.table().row_count == 8
     assert report.slice_table("history_length").row_count == len(report.slices["history_length"])
+
+
+def test_no_metric_loses_its_name_on_a_terminal_of_80_columns(make_random):
+    dataset, model = make_random()
+    config = EvaluationConfig(ks=(1, 3, 5, 10, 20), bootstrap=50)
+    report = evaluate(model, dataset, config, max_length=5)
+    screen = Console(width=80)
+    with screen.capture() as captured:
+        screen.print(report.table())
+    assert "popularity_percentile" in captured.get()
+    assert "…" not in captured.get()
 
 
 def test_per_user_values_average_to_the_metric(make_random):

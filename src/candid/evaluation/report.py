@@ -126,7 +126,7 @@ class EvaluationReport:
         """Metrics by cut-off, with intervals where there are any."""
         ks = sorted({int(name.split("@")[1]) for name in self.metrics if "@" in name})
         table = Table(title=f"{self.settings['role']}: {self.counts['users']:,} users")
-        table.add_column("metric")
+        table.add_column("metric", no_wrap=True)
         for k in ks:
             table.add_column(f"@{k}", justify="right")
         for name in dict.fromkeys(name.split("@")[0] for name in self.metrics if "@" in name):
