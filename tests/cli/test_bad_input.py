@@ -77,12 +77,16 @@ def test_a_broken_recipe_names_the_line(candid, tmp_path):
     [
         (LOG, ["--user", "user"], "'user'"),
         ("", [], "empty"),
-        ("who,what,at\n", [], "no "),
-        (LOG + ",1,400\n", [], "null"),
+        ("who,what,at\n", [], "has no rows"),
+        (LOG + ",1,400\n", [], "empty values"),
         (DATES + "c,1,yesterday\n", [], "'yesterday'"),
         (LOG.replace("b,", "a,"), [], "only one user"),
         ("who,what,at\na,1,1\na,1,2\na,1,3\nb,1,4\nb,1,5\nb,1,6\n", [], "only one item"),
-        (LOG.replace("at", "at,w", 1).replace("00\n", "00,nan\n"), ["--weight", "w"], "w"),
+        (
+            LOG.replace(",at\n", ",at,w\n").replace("00\n", "00,nan\n"),
+            ["--weight", "w"],
+            "weights that are negative or not finite",
+        ),
     ],
     ids=["column", "empty", "header-only", "null-id", "date", "one-user", "one-item", "weight"],
 )
