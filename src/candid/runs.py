@@ -17,7 +17,6 @@ import resource
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -133,12 +132,11 @@ def train_run(
         progress=progress,
     )
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
-    cpu_before = time.process_time()
     with nullcontext() if resume else _claimed(out, trainer):
         write_json(out / MANIFEST, manifest)
         # A run that was stopped before its first checkpoint goes on from its beginning.
         state = trainer.run(resume=resume and (out / LAST).exists())
-    manifest["result"] = _result(config, state, device, time.process_time() - cpu_before)
+    manifest["result"] = _result(config, state, device)
     write_json(out / MANIFEST, manifest)
     return TrainResult(out, state, manifest)
 
@@ -299,9 +297,7 @@ def _new_manifest(
     }
 
 
-def _result(
-    config: RunConfig, state: TrainState, device: torch.device, cpu_seconds: float
-) -> dict[str, Any]:
+def _result(config: RunConfig, state: TrainState, device: torch.device) -> dict[str, Any]:
     result = {
         "metric": config.evaluation.metric,
         "best": state.best,
@@ -310,7 +306,7 @@ def _result(
         "steps": state.step,
         "seconds": round(state.seconds, 2),
         "train_seconds": round(state.train_seconds, 2),
-        "cpu_seconds": round(cpu_seconds, 2),
+        "cpu_seconds": round(state.cpu_seconds, 2),
         "rows": state.rows,
         "peak_memory_mib": round(peak_memory_mib(), 1),
     }

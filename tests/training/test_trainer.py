@@ -206,6 +206,7 @@ def test_weights_count(tmp_path):
 
     assert _weighted_mean(loss, None) == 2.0
     assert _weighted_mean(loss, torch.tensor([3.0, 1.0])) == 1.5
+    assert _weighted_mean(loss, torch.zeros(2)) == 0.0
 
 
 def test_a_sampled_loss_needs_a_proposal(tmp_path):

@@ -37,23 +37,31 @@ class Group:
 
     Attributes:
         gather: [S, L] int64, packed position of each cell; padding points at any real token.
-        is_token: [S, L] bool, True where the cell is a token.
+        cells: [n] int64, flat positions of the cells that are tokens.
     """
 
     gather: Tensor
-    is_token: Tensor
+    cells: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        """[n] int64, packed positions of the tokens, in the order of ``cells``."""
+        return self.gather.flatten()[self.cells]
 
 
 def length_groups(offsets: Tensor, size: int = SEQUENCES_PER_GROUP) -> list[Group]:
     """Sort S sequences by length and cut them into groups of ``size``."""
     lengths = offsets.diff()
     order = lengths.argsort(descending=True)
+    # One look at the device for all groups, not one each.
+    longest = lengths[order[::size]].tolist()
     groups = []
-    for members in torch.split(order, size):
-        cells = torch.arange(int(lengths[members[0]]), device=offsets.device)
-        is_token = cells < lengths[members, None]
-        positions = offsets[:-1][members, None] + cells
-        groups.append(Group(torch.where(is_token, positions, offsets[members[0]]), is_token))
+    for members, length in zip(torch.split(order, size), longest, strict=True):
+        places = torch.arange(length, device=offsets.device)
+        is_token = places < lengths[members, None]
+        positions = offsets[:-1][members, None] + places
+        gather = torch.where(is_token, positions, offsets[members[0]])
+        groups.append(Group(gather, is_token.flatten().nonzero()[:, 0]))
     return groups
 
 
@@ -89,7 +97,8 @@ class Block(nn.Module):
         mixed = []
         for group in groups:
             size, length = group.gather.shape
-            padded = qkv[group.gather].view(size, length, 3, self.num_heads, -1)
+            padded = qkv.index_select(0, group.gather.flatten())
+            padded = padded.view(size, length, 3, self.num_heads, -1)
             query, key, value = padded.permute(2, 0, 3, 1, 4).unbind(0)  # each [S, H, L, D/H]
             attended = F.scaled_dot_product_attention(
                 query,
@@ -98,8 +107,10 @@ class Block(nn.Module):
                 is_causal=True,  # padding stands last, so no token ever sees it
                 dropout_p=self.attention_dropout if self.training else 0.0,
             )
-            mixed.append(attended.transpose(1, 2).flatten(2)[group.is_token])
-        out: Tensor = self.out(torch.cat(mixed)[unpad])
+            mixed.append(
+                attended.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, group.cells)
+            )
+        out: Tensor = self.out(torch.cat(mixed).index_select(0, unpad))
         return out
 
 
@@ -199,7 +210,7 @@ class CausalTransformer(QueryTower):
                 "a causal_transformer query tower reads histories: set batches.unit = 'sequence'"
             )
         groups = length_groups(history.offsets)
-        unpad = torch.cat([g.gather[g.is_token] for g in groups]).argsort()
+        unpad = torch.cat([group.tokens for group in groups]).argsort()
         tokens = self.dropout(self.items(history.item_ids) + self.positions(_places(history)))
         for block in self.blocks:
             tokens = block(tokens, groups, unpad)

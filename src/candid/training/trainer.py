@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +69,7 @@ class TrainState:
         epoch: passes completed.
         seconds: spent training, validation and earlier parts of a resumed run included.
         train_seconds: the same without validation and checkpoints.
+        cpu_seconds: of the process, over all its threads, in the same spans as ``seconds``.
         rows: rows (query, positive) seen.
         best: best value of the validation metric so far, or None.
         best_epoch: epoch it was reached after.
@@ -79,6 +81,7 @@ class TrainState:
     epoch: int = 0
     seconds: float = 0.0
     train_seconds: float = 0.0
+    cpu_seconds: float = 0.0
     rows: int = 0
     best: float | None = None
     best_epoch: int = 0
@@ -150,7 +153,8 @@ class Trainer:
             ArtifactError: the checkpoint to resume from is damaged or of another model.
         """
         torch.manual_seed(self._seed)
-        self._generator.manual_seed(self._seed)
+        # Dropout and draws must not read the same stream of random numbers.
+        self._generator.manual_seed(_derived_seed(self._seed))
         if resume:
             self.load(self.folder / LAST)
         trackers = open_trackers(
@@ -246,7 +250,7 @@ class Trainer:
         )
 
     def _epoch(self, stop: threading.Event) -> None:
-        state, started = self.state, time.perf_counter()
+        state, started, cpu_started = self.state, time.perf_counter(), time.process_time()
         seconds_left = (self.config.max_seconds or float("inf")) - state.seconds
         epoch = self.loader.position.epoch
         self.model.train()
@@ -265,6 +269,7 @@ class Trainer:
         elapsed = time.perf_counter() - started
         state.train_seconds += elapsed
         state.seconds += elapsed
+        state.cpu_seconds += time.process_time() - cpu_started
         state.epoch = self.loader.position.epoch
         if self.loader.position.step == 0 or not stop.is_set():
             self._end_of_epoch()
@@ -272,11 +277,12 @@ class Trainer:
             self._interrupt()
 
     def _end_of_epoch(self) -> None:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         due = self.state.epoch % self.config.validate_every == 0
         if self.validate is not None and (due or self._finished()):
             self._validate()
         self.state.seconds += time.perf_counter() - started
+        self.state.cpu_seconds += time.process_time() - cpu_started
         if self.state.epoch % self.config.checkpoint_every == 0 or self._finished():
             self.save(self.folder / LAST)
 
@@ -316,7 +322,7 @@ class Trainer:
         if not torch.isfinite(value):
             raise DivergedError(
                 f"the loss became {metrics['loss']} at step {self.state.step}: lower training.lr, "
-                f"or set training.clip_norm; {self.folder / LAST} holds the last whole epoch"
+                "or set training.clip_norm"
             )
         for tracker in self._trackers:
             tracker.log(self.state.step, metrics)
@@ -345,10 +351,15 @@ class _Window:
         return round(self._rows / max(time.perf_counter() - self._started, 1e-9), 1)
 
 
+def _derived_seed(seed: int) -> int:
+    return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+
+
 def _weighted_mean(loss: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         return loss.mean()
-    return (loss * weights).sum() / weights.sum()
+    total = weights.sum()
+    return (loss * weights).sum() / torch.where(total > 0, total, 1.0)
 
 
 @contextmanager
