@@ -2,6 +2,7 @@
 
 import errno
 import json
+import threading
 
 import pytest
 
@@ -64,6 +65,22 @@ def test_the_traceback_is_there_for_those_who_ask(failing, monkeypatch):
     assert code == 1
     assert "Traceback" in err
     assert err.endswith("(set CANDID_DEBUG=1 for the traceback)\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "debug", "is_told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "", False),
+        (OSError(errno.ENOSPC, "No space left on device"), "1", True),
+        (RuntimeError("boom"), "", True),
+    ],
+)
+def test_a_write_refused_in_a_thread_is_left_to_the_main_thread(
+    capsys, monkeypatch, error, debug, is_told
+):
+    monkeypatch.setenv("CANDID_DEBUG", debug)
+    cli._thread_failed(threading.ExceptHookArgs((type(error), error, None, None)))
+    assert ("Exception in thread" in capsys.readouterr().err) == is_told
 
 
 def test_json_has_no_nan_and_stays_one_document(capsys):

@@ -1,13 +1,18 @@
 """What trackers write can be read back."""
 
 import json
+import shutil
 import sys
+import threading
+import time
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from candid.errors import ConfigError, UnknownNameError
+from candid.errors import ArtifactError, ConfigError, UnknownNameError
 from candid.training.trackers import open_trackers
 
 
@@ -28,6 +33,34 @@ def test_jsonl_tells_no_step_twice_after_a_resume(tmp_path):
     log_steps(tmp_path, ("jsonl",), [1, 2, 3, 4])
     log_steps(tmp_path, ("jsonl",), [3, 4, 5], from_step=2)
     assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr(
+        "candid.training.trackers.replacing", lambda path: nullcontext(Path("/dev/null"))
+    )
+    (tracker,) = open_trackers(("jsonl",), tmp_path, "run", None)
+    for act in (lambda: tracker.log(1, {"loss": 1.0}), tracker.close):
+        with pytest.raises(ArtifactError, match=r"cannot write .*metrics\.jsonl: no space left"):
+            act()
+
+
+def test_a_tensorboard_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    (tracker,) = open_trackers(("tensorboard",), tmp_path, "run", None)
+    shutil.rmtree(tmp_path / "tensorboard")
+    (tmp_path / "tensorboard").write_text("in the way")
+
+    def log_on() -> None:
+        for step in range(3000):  # its writer is a thread, which fails in its own time
+            tracker.log(step, {"loss": 1.0})
+            time.sleep(0.001)
+
+    for act in (log_on, tracker.close):
+        with pytest.raises(ArtifactError, match=r"cannot write .*tensorboard: "):
+            act()
 
 
 def test_jsonl_drops_a_line_cut_by_a_crash(tmp_path):

@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from types import FrameType
@@ -83,12 +84,19 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of the ``candid`` command."""
     signal.signal(signal.SIGTERM, _terminate)
+    threading.excepthook = _thread_failed
     sys.exit(run(sys.argv[1:]))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     """End as Ctrl-C does, so that nothing half-written stays behind."""
     raise KeyboardInterrupt
+
+
+def _thread_failed(arguments: threading.ExceptHookArgs) -> None:
+    """Be silent about a refused write: the main thread meets it too, and says what and where."""
+    if not issubclass(arguments.exc_type, OSError) or os.environ.get("CANDID_DEBUG"):
+        threading.__excepthook__(arguments)
 
 
 def _fail(message: str, code: int) -> int:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from candid.atomic import replacing
+from candid.atomic import replacing, write_error
 from candid.component import lookup
 from candid.errors import ConfigError
 
@@ -32,6 +32,15 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Flush and let go."""
         ...
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what could not be written where the system refuses (a full disk)."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 class JsonlTracker:
@@ -58,13 +67,17 @@ class JsonlTracker:
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Append one line."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        with _writing(self.path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Flush to disk and close."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with _writing(self.path):
+            try:
+                os.fsync(self._file.fileno())
+            finally:
+                self._file.close()
 
 
 def _step_of(line: str) -> float:
@@ -81,17 +94,21 @@ class TensorBoardTracker:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         purge = None if from_step is None else from_step + 1
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        self._folder = folder / "tensorboard"
+        with _writing(self._folder):
+            self._writer: Any = SummaryWriter(str(self._folder), purge_step=purge)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Add each number as a scalar."""
-        for key, value in metrics.items():
-            if not isinstance(value, str):
-                self._writer.add_scalar(key, value, step)
+        with _writing(self._folder):
+            for key, value in metrics.items():
+                if not isinstance(value, str):
+                    self._writer.add_scalar(key, value, step)
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        with _writing(self._folder):
+            self._writer.close()
 
 
 class MLflowTracker:
