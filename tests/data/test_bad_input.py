@@ -83,6 +83,12 @@ CASES = [
         {"weight": "w"},
     ),
     Case("NaN weight", lines(line_3="0,1,1,nan"), ("'w'", "line 3", "'nan'"), {"weight": "w"}),
+    Case(
+        "no weight at all",
+        GOOD.replace(",1\n", ",0\n"),
+        ("log.csv", "'w'", "is 0 in every interaction to train on"),
+        {"weight": "w"},
+    ),
     Case("weight is text", lines(line_3="0,1,1,x"), ("'w'", "line 3", "numbers"), {"weight": "w"}),
     Case("order is text", lines(line_3="0,1,a,1"), ("'t'", "not numbers", "line 3 of", "'a'")),
     Case(
@@ -268,6 +274,8 @@ def test_files_that_disagree_on_a_type(tmp_path):
     [
         ({"item_id": [1, 1], "title": ["a", "b"]}, "lists item 1 more than once"),
         ({"item_id": ["x", "y"], "title": ["a", "b"]}, "a row for none of the items"),
+        ({"item_id": [1.0, 2.0], "title": ["a", "b"]}, "'item_id' of .* has type Float64, not int"),
+        ({"item_id": [1, 2], "title": [["a"], ["b"]]}, "'title' of .* has type List.*, not text"),
         ({"item_id": [1, 2], "titel": ["a", "b"]}, "has no column 'title': did you mean 'titel'"),
     ],
 )

@@ -40,7 +40,7 @@ def item_table(
     """
     selected = []
     for source in sources:
-        columns_of(source)
+        _check_types(source, config)
         picked = [_id(config.item, source_ids.dtype).alias("source_id")]
         if config.title is not None:
             title = pl.col(config.title).cast(pl.String)
@@ -63,6 +63,20 @@ def item_table(
         )
     joined = ids.join(table, on="source_id", how="left", maintain_order="left")
     return joined, int((~known).sum())
+
+
+def _check_types(source: Source, config: ItemTableConfig) -> None:
+    types = columns_of(source)
+    for column, is_id in ((config.item, True), (config.title, False)):
+        if column is None:
+            continue
+        dtype = types[column]
+        # An id of 1.0 is never the id 1.
+        if dtype.is_nested() or dtype == pl.Binary or (is_id and dtype.is_float()):
+            raise DataError(
+                f"column {column!r} of {source.path} has type {dtype}, not "
+                f"{'integer or text' if is_id else 'text'}; convert it or name another column"
+            )
 
 
 def _names(config: ItemTableConfig) -> list[str]:

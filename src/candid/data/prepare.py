@@ -198,6 +198,13 @@ def _check_roles(events: Events, config: DataConfig) -> None:
             f"the {config.split.kind} split of {config.interactions} leaves nothing to train on; "
             "change the split"
         )
+    if config.weight is not None:
+        trained = events.frame.filter(pl.col("role") == int(Role.TRAIN))
+        if trained["weight"].max() == 0:
+            raise DataError(
+                f"column {config.weight!r} of {config.interactions} is 0 in every interaction to "
+                "train on, so that nothing would be learnt; weigh some above 0"
+            )
     if not counts[Role.VALIDATION] and not counts[Role.TEST]:
         raise DataError(
             f"the {config.split.kind} split of {config.interactions} leaves nothing to validate "

@@ -94,4 +94,5 @@ def collect(query: pl.LazyFrame, sources: Iterable[Source]) -> pl.DataFrame:
                 source.frame.select(pl.all().null_count()).collect(engine="streaming")
             except (pl.exceptions.PolarsError, OSError) as own:
                 raise DataError(f"{source.path}: {source.explain(own)}") from own
-        raise DataError(f"cannot read the interactions: {error}") from error
+        summary = str(error).splitlines()[0]
+        raise DataError(f"cannot read the interactions: {summary}") from error
