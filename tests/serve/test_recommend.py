@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -157,3 +158,15 @@ def test_errors_name_the_cause(dataset, arguments, message):
 def test_models_of_users_refuse_histories(dataset):
     with pytest.raises(ConfigError, match="not histories"):
         recommend(ByUser(), dataset, histories=[[1]], k=1, max_length=9)
+
+
+def test_a_title_neither_breaks_lines_nor_steers_the_terminal(dataset):
+    items = dataset.items.with_columns(title=pl.lit("Caf\u00e9 \x1b[31mred\nblue\u202e"))
+    found = recommend(
+        LastItem(6), replace(dataset, items=items), histories=[[0]], k=2, max_length=9
+    )
+    text = io.StringIO()
+    Console(file=text, width=100).print(found.table())
+    assert text.getvalue().count("Caf\u00e9  [31mred blue ") == 2
+    assert "\x1b" not in text.getvalue()
+    assert found.to_json()[0]["items"][0]["title"].endswith("blue\u202e")

@@ -226,4 +226,7 @@ def _check(model: Encoder, dataset: PreparedDataset, asked: _Asked, k: int) -> N
 def _cell(value: object) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    # A title is a guest: it may not break lines or steer the terminal.
+    return "".join(mark if mark.isprintable() else " " for mark in str(value))
