@@ -32,6 +32,7 @@ def test_an_override_is_a_dotted_key_and_a_toml_value_or_a_bare_string(text, exp
         ("a b=5", "not a dotted key"),
         ("training.betas=[0.9", "not a complete TOML value"),
         ("name='x", "not a complete TOML value"),
+        ("training.trackers=[jsonl]", "quote it for the shell"),
     ],
 )
 def test_a_malformed_override_is_named(text, word):

@@ -58,7 +58,10 @@ def parse_override(text: str) -> tuple[str, Any]:
         parsed = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         if value[0] in "[{\"'":
-            raise ConfigError(f"--set {text!r}: {value!r} is not a complete TOML value") from None
+            raise ConfigError(
+                f"--set {text!r}: {value!r} is not a complete TOML value; if it was, quote it for "
+                'the shell: --set \'KEY=["a", "b"]\''
+            ) from None
         return key, value
     return key, (parsed["value"] if parsed.keys() == {"value"} else value)
 
