@@ -53,6 +53,19 @@ def test_train_says_when_the_best_validation_was(candid, toy, tmp_path, steps, w
     assert answer.out.splitlines()[0].endswith(when)
 
 
+def test_a_stop_while_measuring_says_that_the_training_is_done(candid, toy, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "r"
+    with monkeypatch.context() as patch:
+        patch.setattr("candid.runs.evaluate_run", stop)
+        answer = candid("train", toy.recipe, "--data", toy.data, "--out", out, "--quiet")
+    assert answer.code == 130
+    assert answer.err.endswith(f"{out} is trained: measure it with candid evaluate {out}\n")
+    assert candid("evaluate", out).code == 0
+
+
 def test_the_default_recipe_fits_the_dataset(candid, toy, tmp_path):
     out = tmp_path / "r"
     answer = candid(

@@ -15,7 +15,7 @@ from candid.cli.evaluate import Split, measured
 from candid.cli.key_help import recipe_keys
 from candid.cli.options import Json, Quiet, Set
 from candid.cli.prepare import run_prepare
-from candid.errors import ConfigError
+from candid.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from candid.config import RunConfig
@@ -73,7 +73,12 @@ def train(
     run = load_run(out, data)
     if (run.dataset.roles == Role.TEST).any():
         console.note("measuring on the test split")
-        report, path = measured(run, Split.TEST)
+        try:
+            report, path = measured(run, Split.TEST)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped while measuring; {out} is trained: measure it with candid evaluate {out}"
+            ) from None
         document["test"] = report.to_json()
         lines += [report.table(), f"measured in {path}"]
     console.result(document, *lines, f"trained in {out}")
