@@ -1,24 +1,9 @@
-"""Runs: from a config and a prepared dataset to a trained, measured model in one folder.
-
-run.json             what was run: resolved config, dataset, versions, results so far
-best.safetensors     the model of the best validation
-last.safetensors     everything that an exact resume needs
-metrics.jsonl        the metrics log
-tensorboard/         the same for TensorBoard
-evaluation-<split>.json   what ``evaluate`` measured
-"""
+"""From a config and a prepared dataset to a trained, measured model."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import resource
-import shlex
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import candid
-from candid.atomic import write_error, write_json
+from candid.atomic import write_json
 from candid.batches import Loader
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, Role, open_dataset
@@ -35,6 +19,15 @@ from candid.errors import ArtifactError, ConfigError
 from candid.evaluation import EvaluationConfig, EvaluationReport, evaluate
 from candid.losses import Loss
 from candid.proposals import Proposal
+from candid.runs.folder import (
+    MANIFEST,
+    check_fingerprint,
+    check_resumable,
+    claimed,
+    new_manifest,
+    read_manifest,
+    result_of,
+)
 from candid.towers import RetrievalModel
 from candid.training import (
     BEST,
@@ -45,8 +38,6 @@ from candid.training import (
     load_model,
     read_checkpoint,
 )
-
-MANIFEST = "run.json"
 
 
 @dataclass(frozen=True)
@@ -112,9 +103,9 @@ def train_run(
     check_dataset_matches(config, dataset)
     set_threads(config.threads)
     device = pick_device(config.device)
-    manifest = _new_manifest(config, dataset, device)
+    manifest = new_manifest(config, dataset, device)
     if resume:
-        _check_resumable(out, manifest)
+        check_resumable(out, manifest)
     torch.manual_seed(config.seed)
     model = build_model(config, dataset).to(device)
     loss, proposal = build_objective(config, dataset)
@@ -132,11 +123,11 @@ def train_run(
         progress=progress,
     )
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
-    with nullcontext() if resume else _claimed(out, trainer):
+    with nullcontext() if resume else claimed(out, trainer):
         write_json(out / MANIFEST, manifest)
         # A run that was stopped before its first checkpoint goes on from its beginning.
         state = trainer.run(resume=resume and (out / LAST).exists())
-    manifest["result"] = _result(config, state, device)
+    manifest["result"] = result_of(config, state, device)
     write_json(out / MANIFEST, manifest)
     return TrainResult(out, state, manifest)
 
@@ -151,7 +142,7 @@ def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Loaded
     Raises:
         ArtifactError: not a run, no checkpoint, a damaged one, or another dataset.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     try:
         config = parse_config(manifest["config"], str(folder / MANIFEST))
     except ConfigError as error:
@@ -170,7 +161,7 @@ def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Loaded
                 "with --data"
             )
     dataset = data if isinstance(data, PreparedDataset) else open_dataset(data)
-    _check_fingerprint(folder, manifest, dataset)
+    check_fingerprint(folder, manifest, dataset)
     set_threads(config.threads)
     model = build_model(config, dataset)
     path = folder / BEST if (folder / BEST).exists() else folder / LAST
@@ -271,118 +262,3 @@ def _validation(
         return report.summary()
 
     return validate
-
-
-def _new_manifest(
-    config: RunConfig, dataset: PreparedDataset, device: torch.device
-) -> dict[str, Any]:
-    return {
-        "candid": candid.__version__,
-        "config": config.model_dump(mode="json"),
-        "dataset": {
-            "path": None if dataset.path is None else str(dataset.path.resolve()),
-            "fingerprint": dataset.manifest.get("fingerprint"),
-            "users": dataset.num_users,
-            "items": dataset.num_items,
-        },
-        "machine": {
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "command": shlex.join(sys.argv),
-    }
-
-
-def _result(config: RunConfig, state: TrainState, device: torch.device) -> dict[str, Any]:
-    result = {
-        "metric": config.evaluation.metric,
-        "best": state.best,
-        "best_epoch": state.best_epoch,
-        "epochs": state.epoch,
-        "steps": state.step,
-        "seconds": round(state.seconds, 2),
-        "train_seconds": round(state.train_seconds, 2),
-        "cpu_seconds": round(state.cpu_seconds, 2),
-        "rows": state.rows,
-        "peak_memory_mib": round(peak_memory_mib(), 1),
-    }
-    if device.type == "cuda":
-        result["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return result
-
-
-def peak_memory_mib() -> float:
-    """Largest resident set of this process so far, MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def check_is_free(out: Path) -> None:
-    """Refuse a folder that a new run would mix with something else.
-
-    Raises:
-        ConfigError: it holds a run or other files.
-    """
-    if (out / MANIFEST).exists():
-        raise ConfigError(
-            f"{out} already holds a run: add --resume to go on with it, or name another --out"
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "is not empty" if out.is_dir() else "is a file"
-        raise ConfigError(f"{out} {what}: name a new or empty folder with --out")
-
-
-@contextmanager
-def _claimed(out: Path, trainer: Trainer) -> Iterator[None]:
-    """Make ``out`` a new run's folder, and clear it if the run ends before its first step."""
-    check_is_free(out)
-    is_new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(out, error) from error
-    try:
-        yield
-    except BaseException:
-        if trainer.state.step == 0:
-            for entry in out.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            if is_new:
-                out.rmdir()
-        raise
-
-
-def _check_resumable(out: Path, manifest: dict[str, Any]) -> None:
-    before = _read_manifest(out)
-    if before["dataset"]["fingerprint"] != manifest["dataset"]["fingerprint"]:
-        raise ArtifactError(f"{out} was trained on another dataset; resume with that one")
-    # How long to train may change on resume; what is trained may not.
-    for section in sorted(before["config"].keys() - {"training", "evaluation", "threads"}):
-        if before["config"][section] != manifest["config"].get(section):
-            raise ConfigError(
-                f"{out} was started with another {section!r} section: resume with the same recipe"
-            )
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        manifest["config"], manifest["dataset"]["fingerprint"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{folder} is not a run: it has no {MANIFEST}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{path} is damaged; train again") from None
-    return manifest
-
-
-def _check_fingerprint(folder: Path, manifest: dict[str, Any], dataset: PreparedDataset) -> None:
-    if manifest["dataset"]["fingerprint"] != dataset.manifest.get("fingerprint"):
-        raise ArtifactError(
-            f"{folder} was trained on another version of the dataset than {dataset.path}: "
-            "name the right one with --data, or train again"
-        )

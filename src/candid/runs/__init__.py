@@ -1,0 +1,39 @@
+"""Runs: from a config and a prepared dataset to a trained, measured model in one folder.
+
+run.json             what was run: resolved config, dataset, versions, results so far
+best.safetensors     the model of the best validation
+last.safetensors     everything that an exact resume needs
+metrics.jsonl        the metrics log
+tensorboard/         the same for TensorBoard
+evaluation-<split>.json   what ``evaluate`` measured
+"""
+
+from candid.runs.folder import MANIFEST, check_is_free, peak_memory_mib
+from candid.runs.run import (
+    LoadedRun,
+    TrainResult,
+    build_model,
+    build_objective,
+    check_dataset_matches,
+    evaluate_run,
+    load_run,
+    pick_device,
+    set_threads,
+    train_run,
+)
+
+__all__ = [
+    "MANIFEST",
+    "LoadedRun",
+    "TrainResult",
+    "build_model",
+    "build_objective",
+    "check_dataset_matches",
+    "check_is_free",
+    "evaluate_run",
+    "load_run",
+    "peak_memory_mib",
+    "pick_device",
+    "set_threads",
+    "train_run",
+]
