@@ -5,7 +5,8 @@
 Each seed is one ``candid train`` (which also measures the test split), in a process of its
 own, so that seconds and peak memory are of that run alone. A seed whose run is complete in the
 work folder is not run again; an interrupted one is resumed. The result, one JSON file a recipe
-under ``benchmarks/results/recipes``, holds the command, versions, settings and every seed.
+under ``benchmarks/results/recipes``, holds the command, versions, settings and every seed; the
+lines of the recipe that begin with ``#:`` are written from it.
 """
 
 from __future__ import annotations
@@ -68,6 +69,31 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return figures | {name: spread([result[name] for result in results]) for name in COSTS}
 
 
+def stated(document: dict[str, Any]) -> list[str]:
+    """What a recipe says of itself: the lines that begin with ``#:``."""
+    figures, machine = document["figures"], document["machine"]
+    lines = [f"#: Measured by {document['command']}"]
+    for name, values in figures.items():
+        if "@10" in name or name == "test nll":
+            what = f"{name}, best epoch" if name.startswith("validation") else name
+            lines.append(f"#:   {what}: {values['mean']:.4f} ± {values['sd']:.4f} (sd over seeds)")
+    seconds, memory = figures["train_seconds"], figures["peak_memory_mib"]
+    threads = f"{machine['threads']} thread" + ("s" if machine["threads"] > 1 else "")
+    lines.append(
+        f"#:   {figures['cpu_seconds']['mean']:.0f} CPU s ({seconds['mean']:.0f} s of training, "
+        f"{threads}), best after epoch {figures['best_epoch']['low']:.0f} to "
+        f"{figures['best_epoch']['high']:.0f}, peak memory {memory['high']:.0f} MiB"
+    )
+    return lines
+
+
+def restate(recipe: Path, lines: list[str]) -> None:
+    """Put the measured lines after the recipe's opening comment, in place of older ones."""
+    rest = [line for line in recipe.read_text().splitlines() if not line.startswith("#:")]
+    opening = next(i for i, line in enumerate(rest) if not line.startswith("#"))
+    recipe.write_text("\n".join([*rest[:opening], *lines, *rest[opening:]]) + "\n")
+
+
 def main() -> None:
     """Run every recipe named and write its file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -104,6 +130,7 @@ def main() -> None:
         }
         path = RESULTS / f"{recipe.stem}.json"
         path.write_text(json.dumps(document, indent=1) + "\n")
+        restate(recipe, stated(document))
         print(recipe, json.dumps(document["figures"], indent=1))
 
 

@@ -192,8 +192,10 @@ def test_early_stopping_survives_a_resume(tmp_path):
     assert (state.best, state.epoch) == (0.3, 4)
 
 
-def test_a_loss_that_is_no_number_stops_with_advice(tmp_path):
-    trainer = make_trainer(tmp_path)
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_a_loss_that_is_no_number_stops_with_advice(tmp_path, log_every):
+    validate = scripted([])  # never asked: the loss is looked at first
+    trainer = make_trainer(tmp_path, settings={"log_every": log_every}, validate=validate)
     with torch.no_grad():
         trainer.model.item_tower.embedding.weight[3] = float("nan")
     with pytest.raises(DivergedError, match=r"lower training\.lr"):

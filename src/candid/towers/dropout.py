@@ -40,6 +40,6 @@ class Dropout(nn.Module):
             return nn.functional.dropout(values, self.p)
         draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         levels = draws.view(torch.int16)[: values.numel()].view(values.shape)
-        # Scaled before it is masked: a scale held in bfloat16 would be off by up to 0.4 %.
-        scaled = values * (LEVELS / (LEVELS - dropped))
-        return scaled.masked_fill(levels < dropped - LEVELS // 2, 0.0)
+        # In float32 throughout: a scale rounded to bfloat16 would be off by up to 0.4 %.
+        kept = (levels >= dropped - LEVELS // 2).float().mul_(LEVELS / (LEVELS - dropped))
+        return (values * kept).to(values.dtype)

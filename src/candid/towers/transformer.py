@@ -27,8 +27,8 @@ from candid.towers.dropout import Dropout
 from candid.towers.embedding import embedding_table
 from candid.towers.protocol import QueryTower, TowerConfig, TowerContext
 
-SEQUENCES_PER_GROUP = 16
-"""Sequences padded together: few enough that lengths agree, enough to keep cores busy."""
+SEQUENCES_PER_GROUP = {"cpu": 4, "cuda": 32}
+"""Sequences padded together: few enough that lengths agree, enough to keep the device busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,9 @@ class Group:
         return self.gather.flatten()[self.cells]
 
 
-def length_groups(offsets: Tensor, size: int = SEQUENCES_PER_GROUP) -> list[Group]:
-    """Sort S sequences by length and cut them into groups of ``size``."""
+def length_groups(offsets: Tensor) -> list[Group]:
+    """Sort S sequences by length and cut them into groups."""
+    size = SEQUENCES_PER_GROUP.get(offsets.device.type, 32)
     lengths = offsets.diff()
     order = lengths.argsort(descending=True)
     # One look at the device for all groups, not one each.

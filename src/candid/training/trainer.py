@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -161,13 +161,12 @@ class Trainer:
             self.config.trackers, self.folder, self.name, self.state.step if resume else None
         )
         self._trackers = trackers
-        try:
-            with _stop_signal() as stop:
-                while not self._finished():
-                    self._epoch(stop)
-        finally:
+        with ExitStack() as closers:
             for tracker in trackers:
-                tracker.close()
+                closers.callback(tracker.close)
+            stop = closers.enter_context(_stop_signal())
+            while not self._finished():
+                self._epoch(stop)
         return self.state
 
     def step(self, batch: Batch, effective: bool = False) -> tuple[Tensor, LossOutput, Tensor]:
@@ -255,6 +254,7 @@ class Trainer:
         epoch = self.loader.position.epoch
         self.model.train()
         window = _Window()
+        value = torch.zeros(())
         with closing(self.loader.epoch()) as batches:
             for batch in batches:
                 logs = (state.step + 1) % self.config.log_every == 0
@@ -266,6 +266,7 @@ class Trainer:
                 over_time = time.perf_counter() - started >= seconds_left
                 if stop.is_set() or over_time or state.step >= state.total_steps:
                     break
+        self._check_finite(value)
         elapsed = time.perf_counter() - started
         state.train_seconds += elapsed
         state.seconds += elapsed
@@ -319,15 +320,18 @@ class Trainer:
         }
         if output.effective_candidates is not None:
             metrics["effective_candidates"] = float(output.effective_candidates.mean())
-        if not torch.isfinite(value):
-            raise DivergedError(
-                f"the loss became {metrics['loss']} at step {self.state.step}: lower training.lr, "
-                "or set training.clip_norm"
-            )
+        self._check_finite(value)
         for tracker in self._trackers:
             tracker.log(self.state.step, metrics)
         if self.progress is not None:
             self.progress.stepped(self.state, metrics)
+
+    def _check_finite(self, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            raise DivergedError(
+                f"the loss became {float(value)} by step {self.state.step}: lower training.lr, "
+                "or set training.clip_norm"
+            )
 
     def _interrupt(self) -> None:
         self.save(self.folder / LAST)
