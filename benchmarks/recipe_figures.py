@@ -1,6 +1,6 @@
 """Run recipes over several seeds and write the figures that they state.
 
-    python benchmarks/recipe_figures.py recipes/ml1m-loo.toml --seeds 0 1 2 --work /tmp/figures
+    python benchmarks/recipe_figures.py recipes/ml1m-loo.toml --seeds 0 1 2
 
 Each seed is one ``candid train`` (which also measures the test split), in a process of its
 own, so that seconds and peak memory are of that run alone. A seed whose run is complete in the
@@ -99,7 +99,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="+", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, required=True, help="folder for data and runs")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/figures"), help="folder for data and runs"
+    )
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     arguments = parser.parse_args()
     os.environ.setdefault("CANDID_DATA", "../shared/data")
