@@ -9,7 +9,7 @@ import torch
 
 from candid.component import ComponentConfig
 from candid.errors import ConfigError, UnknownNameError
-from candid.losses import LOSSES, LossComponent, LossConfig, LossOutput
+from candid.losses import LOSSES, LossComponent, LossConfig, LossOutput, concatenated
 from candid.proposals import Candidates, InBatch, Mixture, Uniform
 
 V, D = 12, 4
@@ -54,6 +54,28 @@ class TestEveryLoss:
         assert bool(torch.isfinite(query_grad).all())
         assert bool(torch.isfinite(item_grad).all())
         assert bool((query_grad.abs().sum(dim=1) > 0).all())
+
+    @pytest.mark.parametrize("ndim", [1, 2])
+    def test_parts_of_a_batch_join_to_the_whole(self, config, inputs, ndim):
+        query, items, positive_ids, candidates = inputs
+        if ndim == 2:
+            wide = (len(positive_ids), -1)
+            candidates = dataclasses.replace(
+                candidates,
+                ids=candidates.ids.expand(wide),
+                log_count=candidates.log_count.expand(wide),
+                owner=candidates.owner,
+            )
+        loss = config.build(V)
+        whole = loss(query, items, positive_ids, candidates, effective=True)
+        parts = [
+            loss(query[rows], items, positive_ids[rows], candidates.for_rows(rows), effective=True)
+            for rows in (slice(0, 2), slice(2, 6), slice(6, 7))
+        ]
+        joined = concatenated(parts)
+        for field in dataclasses.fields(LossOutput):
+            expected, found = getattr(whole, field.name), getattr(joined, field.name)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
     def test_arguments_are_not_written_to(self, config, inputs):
         before = copy.deepcopy([tensor.detach() for tensor in inputs[:3]])

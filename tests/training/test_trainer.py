@@ -136,6 +136,32 @@ def test_the_log_reports_what_a_step_is_about(tmp_path):
     assert {"loss", "lr", "gradient_norm"} <= line.keys()
 
 
+def test_several_draws_a_step_share_the_rows_between_them(tmp_path):
+    trainer = make_trainer(
+        tmp_path, loss="sampled_softmax", settings={"candidate_draws": 3, "epochs": 12}
+    )
+    seen = []
+    draw, loss = trainer.proposal.draw, trainer.loss
+
+    def recorded(query, items, positive_ids, candidates, **options):
+        seen.append((positive_ids, candidates.ids))
+        return loss(query, items, positive_ids, candidates, **options)
+
+    recorded.needs_candidates = True
+    trainer.loss = recorded
+    batch = trainer.loader.batch(0, 0)
+    _, output, _ = trainer.step(batch)
+    assert torch.equal(torch.cat([positives for positives, _ in seen]), batch.positive_ids)
+    assert len(output.loss) == len(batch)
+    sizes = [len(positives) for positives, _ in seen]
+    assert len(sizes) == 3
+    assert max(sizes) - min(sizes) <= 2
+    assert not torch.equal(seen[0][1], seen[1][1])
+    trainer.loss, trainer.proposal.draw = loss, draw
+    trainer.run()
+    assert mean_nll(trainer) < 0.5
+
+
 def scripted(values):
     """A validation that returns the values one after the other."""
     remaining = iter(values)

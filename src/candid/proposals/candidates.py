@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -48,6 +48,18 @@ class Candidates:
     num_draws: int | None = None
     owner: Tensor | None = None
     row_user_ids: Tensor | None = None
+
+    def for_rows(self, rows: slice) -> Candidates:
+        """The same candidates as some of the rows see them."""
+        is_shared = self.ids.ndim == 1
+        row_user_ids = self.row_user_ids
+        return replace(
+            self,
+            ids=self.ids if is_shared else self.ids[rows],
+            log_count=self.log_count if is_shared else self.log_count[rows],
+            log_count_positive=self.log_count_positive[rows],
+            row_user_ids=None if row_user_ids is None else row_user_ids[rows],
+        )
 
 
 class Proposal(Protocol):

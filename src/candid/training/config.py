@@ -34,6 +34,12 @@ class TrainingConfig(ComponentConfig):
     clip_norm: float | None = Field(
         1.0, gt=0, description="largest norm of the gradient; absent: no clipping"
     )
+    candidate_draws: int = Field(
+        1,
+        ge=1,
+        description="independent draws of candidates a step, each shared by an equal part of the "
+        "rows: no dearer a row, and less noise that all rows share",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the towers' products; losses accumulate in float32 regardless"
     )
