@@ -14,7 +14,15 @@ from candid.errors import ArtifactError, ConfigError
 from candid.losses import LOSSES
 from candid.proposals import PROPOSALS
 from candid.towers import CausalTransformer, ItemEmbedding, ModelConfig, UserEmbedding
-from candid.training import BEST, LAST, DivergedError, Trainer, TrainingConfig, read_checkpoint
+from candid.training import (
+    BEST,
+    LAST,
+    DivergedError,
+    Trainer,
+    TrainingConfig,
+    load_model,
+    read_checkpoint,
+)
 
 NUM_ITEMS = 20
 
@@ -104,11 +112,12 @@ def test_id_towers_learn_from_interactions(tmp_path):
 @pytest.mark.parametrize("loss", ["full_softmax", "sampled_softmax"])
 @pytest.mark.parametrize("cut", [5, 8, 16])
 def test_a_cut_run_ends_where_an_uncut_one_does(tmp_path, loss, cut):
-    whole = make_trainer(tmp_path / make(tmp_path, "whole"), loss=loss)
+    average = {"average": 0.9}
+    whole = make_trainer(tmp_path / make(tmp_path, "whole"), loss=loss, settings=average)
     whole.run()
     folder = tmp_path / make(tmp_path, "cut")
-    make_trainer(folder, loss=loss, settings={"max_steps": cut}).run()
-    resumed = make_trainer(folder, loss=loss)
+    make_trainer(folder, loss=loss, settings=average | {"max_steps": cut}).run()
+    resumed = make_trainer(folder, loss=loss, settings=average)
     resumed.run(resume=True)
     assert resumed.state.step == whole.state.step
     assert resumed.state.rows == whole.state.rows
@@ -116,6 +125,9 @@ def test_a_cut_run_ends_where_an_uncut_one_does(tmp_path, loss, cut):
         whole.model.named_parameters(), resumed.model.parameters(), strict=True
     ):
         assert torch.equal(a, b), name
+    means = [trainer.average.tensors() for trainer in (whole, resumed)]
+    for name, mean in means[0].items():
+        assert torch.equal(mean, means[1][name]), name
     losses = [[line["loss"] for line in metrics_lines(f)] for f in (tmp_path / "whole", folder)]
     assert losses[0] == losses[1]
 
@@ -205,6 +217,25 @@ def test_the_gradient_is_clipped_to_its_norm(tmp_path, clip_norm):
     left = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm()
     assert norm > 0.01
     assert left.item() == pytest.approx(norm.item() if clip_norm is None else 1e-3, rel=1e-3)
+
+
+def test_the_mean_of_the_weights_is_what_is_validated_and_kept(tmp_path):
+    seen = []
+
+    def validate(model):
+        seen.append(model.item_tower.embedding.weight.detach().clone())
+        return {"ndcg@10": float(len(seen))}
+
+    trainer = make_trainer(tmp_path, settings={"average": 0.9}, validate=validate)
+    trainer.run()
+    assert not torch.allclose(seen[-1], trainer.model.item_tower.embedding.weight)
+    best, last = (read_checkpoint(tmp_path / name) for name in (BEST, LAST))
+    name = "query_tower.items.weight"  # the shared table, under its first name
+    assert torch.equal(best.part("model")[name], seen[-1])
+    assert torch.equal(last.part("average")[name], seen[-1])
+    fresh = make_trainer(tmp_path)
+    load_model(fresh.model, last, tmp_path / LAST, averaged=True)
+    assert torch.equal(fresh.model.item_tower.embedding.weight, seen[-1])
 
 
 def test_early_stopping_survives_a_resume(tmp_path):

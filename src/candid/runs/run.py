@@ -165,7 +165,7 @@ def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Loaded
     set_threads(config.threads)
     model = build_model(config, dataset)
     path = folder / BEST if (folder / BEST).exists() else folder / LAST
-    load_model(model, read_checkpoint(path), path)
+    load_model(model, read_checkpoint(path), path, averaged=True)
     model.to(pick_device(config.device)).eval()
     return LoadedRun(folder, config, model, dataset, manifest)
 

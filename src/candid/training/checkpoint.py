@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file, whole or absent, with all that an exact resume needs.
 
     model/<name>             parameters and buffers
+    average/<name>           running mean of the parameters, where one is kept
     optimizer/<name>/<key>   the optimizer's state of a parameter
     random/<name>            states of the random generators
     metadata["candid"]       JSON: the rest (loader position, best value so far, fingerprints)
@@ -95,14 +96,24 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def load_model(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+def load_model(
+    model: nn.Module, checkpoint: Checkpoint, path: Path, *, averaged: bool = False
+) -> None:
     """Put a checkpoint's parameters into ``model``.
+
+    Args:
+        model: of the same architecture.
+        checkpoint: what was read.
+        path: where from, for messages.
+        averaged: take the running mean of the weights where there is one.
 
     Raises:
         ArtifactError: names or shapes differ: another architecture or another catalog.
     """
     expected = {name.removeprefix("model/"): t for name, t in model_tensors(model).items()}
     found = checkpoint.part("model")
+    if averaged:
+        found |= checkpoint.part("average")
     for name in sorted(expected.keys() ^ found.keys()):
         state = "lacks" if name in expected else "has an unknown"
         raise ArtifactError(f"{path} {state} parameter {name!r}: it belongs to another model")

@@ -34,6 +34,13 @@ class TrainingConfig(ComponentConfig):
     clip_norm: float | None = Field(
         1.0, gt=0, description="largest norm of the gradient; absent: no clipping"
     )
+    average: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="decay of a running mean of the weights, such as 0.999: the mean is what is "
+        "validated, kept and served; absent: the weights themselves",
+    )
     candidate_draws: int = Field(
         1,
         ge=1,

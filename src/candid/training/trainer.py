@@ -26,6 +26,7 @@ from candid.errors import CandidError, ConfigError, Interrupted
 from candid.losses import Loss, LossOutput, concatenated
 from candid.proposals import Proposal
 from candid.towers import RetrievalModel
+from candid.training.average import WeightAverage
 from candid.training.checkpoint import (
     Checkpoint,
     load_model,
@@ -138,6 +139,7 @@ class Trainer:
         self.meta = dict(meta or {})
         self.progress = progress
         self.optimizer = make_optimizer(model, config)
+        self.average = None if config.average is None else WeightAverage(model, config.average)
         total = config.epochs * loader.num_batches
         self.state = TrainState(total_steps=min(total, config.max_steps or total))
         self._seed = seed
@@ -191,11 +193,15 @@ class Trainer:
         self.optimizer.step()
         self.state.step += 1
         self.state.rows += len(batch)
+        if self.average is not None:
+            self.average.update(self.state.step)
         return mean.detach(), output, norm
 
     def save(self, path: Path) -> None:
         """Write a checkpoint that ``load`` continues from exactly."""
         tensors = model_tensors(self.model) | optimizer_tensors(self.model, self.optimizer)
+        if self.average is not None:
+            tensors |= self.average.tensors()
         tensors["random/cpu"] = torch.get_rng_state()
         tensors["random/draws"] = self._generator.get_state()
         if self.model.device.type == "cuda":
@@ -216,6 +222,8 @@ class Trainer:
         checkpoint = read_checkpoint(path)
         load_model(self.model, checkpoint, path)
         load_optimizer(self.model, self.optimizer, checkpoint)
+        if self.average is not None:
+            self.average.load(checkpoint)
         random = checkpoint.part("random")
         torch.set_rng_state(random["cpu"])
         self._generator.set_state(random["draws"])
@@ -291,7 +299,8 @@ class Trainer:
         started, cpu_started = time.perf_counter(), time.process_time()
         due = self.state.epoch % self.config.validate_every == 0
         if self.validate is not None and (due or self._finished()):
-            self._validate()
+            with nullcontext() if self.average is None else self.average.in_place():
+                self._validate()
         self.state.seconds += time.perf_counter() - started
         self.state.cpu_seconds += time.process_time() - cpu_started
         if self.state.epoch % self.config.checkpoint_every == 0 or self._finished():
