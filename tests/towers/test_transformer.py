@@ -107,6 +107,16 @@ def test_gradients_equal_those_of_the_plain_one():
         torch.testing.assert_close(packed[name], parameter.grad, rtol=1e-8, atol=1e-8, msg=name)
 
 
+def test_bfloat16_products_stay_near_float32():
+    tower = make(dim=16).float()
+    queries = pack(random_sequences(9))
+    exact = tower(queries)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = tower(queries)
+    assert not torch.equal(rounded.float(), exact)
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0.1)
+
+
 def test_dropout_acts_in_training_only():
     tower = make(dropout=0.5)
     queries = pack([[1, 2, 3]])
