@@ -31,12 +31,12 @@ def candid(*arguments: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def run_seed(recipe: Path, work: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """One complete run of a recipe, now or earlier."""
+def run_seed(recipe: Path, work: Path, seed: int, threads: list[str]) -> dict[str, Any]:
+    """One complete run of a recipe, now or earlier; ``threads`` is its override, if any."""
     run = work / f"seed-{seed}"
     done = run / "evaluation-test.json"
     if not done.exists():
-        settings = [f"seed={seed}", *overrides]
+        settings = [f"seed={seed}", *threads]
         candid(
             "train",
             str(recipe),
@@ -102,23 +102,27 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("build/figures"), help="folder for data and runs"
     )
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads of each run")
     arguments = parser.parse_args()
     os.environ.setdefault("CANDID_DATA", "../shared/data")
     RESULTS.mkdir(parents=True, exist_ok=True)
     for recipe in arguments.recipes:
         work = arguments.work / recipe.stem
         candid("prepare", str(recipe), "--out", str(work / "data"), "--json")
-        runs = [run_seed(recipe, work, seed, arguments.overrides) for seed in arguments.seeds]
+        threads = [] if arguments.threads is None else [f"threads={arguments.threads}"]
+        runs = [run_seed(recipe, work, seed, threads) for seed in arguments.seeds]
         settings = runs[0]["run"]["config"]
         command = f"python benchmarks/recipe_figures.py {recipe} --seeds " + " ".join(
             map(str, arguments.seeds)
         )
+        command += f" --threads {arguments.threads}" if threads else ""
         document = {
             "command": command,
             "candid": runs[0]["run"]["candid"],
             "machine": runs[0]["run"]["machine"],
-            "config": {key: value for key, value in settings.items() if key != "seed"},
+            "config": {
+                key: value for key, value in settings.items() if key not in ("seed", "threads")
+            },
             "figures": summary(runs),
             "runs": [
                 {

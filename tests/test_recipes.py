@@ -1,0 +1,42 @@
+"""Every recipe is valid, says what it is, and states no figure but those of its results."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from candid.config import load_recipe
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+
+
+def figures_script():
+    path = ROOT / "benchmarks" / "recipe_figures.py"
+    spec = importlib.util.spec_from_file_location("recipe_figures", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_valid_and_named_after_its_file(path):
+    config = load_recipe(path)
+    assert config.name == path.stem
+    assert config.data is not None
+    assert path.read_text().startswith("# "), "a recipe opens with what it is and its command"
+    assert f"candid train recipes/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_states_figures_only_as_measured_with_its_settings(path):
+    stated = [line for line in path.read_text().splitlines() if line.startswith("#:")]
+    results = ROOT / "benchmarks/results/recipes" / f"{path.stem}.json"
+    if not results.exists():
+        assert stated == []
+        return
+    document = json.loads(results.read_text())
+    assert stated == figures_script().stated(document)
+    config = load_recipe(path).model_dump(mode="json")
+    assert {key: config[key] for key in document["config"]} == document["config"]
