@@ -161,12 +161,12 @@ def test_models_of_users_refuse_histories(dataset):
 
 
 def test_a_title_neither_breaks_lines_nor_steers_the_terminal(dataset):
-    items = dataset.items.with_columns(title=pl.lit("Caf\u00e9 \x1b[31mred\nblue\u202e"))
+    items = dataset.items.with_columns(title=pl.lit("Ol\u00e9 \x1b[31mred\nblue\u202e"))
     found = recommend(
         LastItem(6), replace(dataset, items=items), histories=[[0]], k=2, max_length=9
     )
     text = io.StringIO()
     Console(file=text, width=100).print(found.table())
-    assert text.getvalue().count("Caf\u00e9  [31mred blue ") == 2
+    assert text.getvalue().count("Ol\u00e9  [31mred blue ") == 2
     assert "\x1b" not in text.getvalue()
     assert found.to_json()[0]["items"][0]["title"].endswith("blue\u202e")
