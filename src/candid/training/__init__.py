@@ -2,8 +2,9 @@
 
 from candid.training.checkpoint import Checkpoint, load_model, read_checkpoint, write_checkpoint
 from candid.training.config import TrainingConfig
+from candid.training.state import Progress, TrainState
 from candid.training.trackers import TRACKERS, Tracker
-from candid.training.trainer import BEST, LAST, DivergedError, Progress, Trainer, TrainState
+from candid.training.trainer import BEST, LAST, DivergedError, Trainer
 
 __all__ = [
     "BEST",

@@ -12,10 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,56 +37,15 @@ from candid.training.checkpoint import (
 )
 from candid.training.config import TrainingConfig
 from candid.training.optimizer import learning_rate, make_optimizer
+from candid.training.state import Progress, TrainState
 from candid.training.trackers import open_trackers
 
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 
 
-class Progress(Protocol):
-    """What the terminal wants to know; every method is called from the training thread."""
-
-    def stepped(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """A line of the metrics log was written."""
-        ...
-
-    def validated(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """A validation ended."""
-        ...
-
-
 class DivergedError(CandidError):
     """The loss is no longer a number."""
-
-
-@dataclass
-class TrainState:
-    """Where a run stands; everything here is plain JSON and part of a checkpoint.
-
-    Attributes:
-        step: optimizer steps taken.
-        total_steps: steps that the settings allow at most.
-        epoch: passes completed.
-        seconds: spent training, validation and earlier parts of a resumed run included.
-        train_seconds: the same without validation and checkpoints.
-        cpu_seconds: of the process, over all its threads, in the same spans as ``seconds``.
-        rows: rows (query, positive) seen.
-        best: best value of the validation metric so far, or None.
-        best_epoch: epoch it was reached after.
-        stale: validations since.
-    """
-
-    step: int = 0
-    total_steps: int = 0
-    epoch: int = 0
-    seconds: float = 0.0
-    train_seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    rows: int = 0
-    best: float | None = None
-    best_epoch: int = 0
-    stale: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 class Trainer:
