@@ -30,11 +30,6 @@ class Mixture:
     user are masked too: its part of the balance is then over-stated by that user's share of the
     batch.
 
-    A row's masked candidates of its own user are taken off all components alike, though only
-    an in-batch component can bring them: where a user fills a large share of the batch, items
-    that mostly another component draws count for more than they should, by up to about that
-    share.
-
     Args:
         components: the proposals; every one gives candidates shared by all rows.
 
