@@ -9,10 +9,13 @@ import torch
 
 from candid.component import ComponentConfig
 from candid.errors import ConfigError, UnknownNameError
-from candid.losses import LOSSES, LossComponent, LossConfig, LossOutput, concatenated
-from candid.proposals import Candidates, InBatch, Mixture, Uniform
+from candid.losses import LOSSES, LossComponent, LossConfig, LossOutput
+from candid.proposals import Candidates, InBatch, Mixture, Uniform, several_draws
 
 V, D = 12, 4
+ROWS = SimpleNamespace(
+    positive_ids=torch.tensor([0, 1, 1, 5, 7, 2, 0]), user_ids=torch.tensor([0, 0, 1, 2, 2, 3, 4])
+)
 
 
 def configs():
@@ -30,10 +33,8 @@ def inputs():
     generator = torch.Generator().manual_seed(4)
     query = torch.randn(7, D, generator=generator).requires_grad_()
     items = torch.randn(V, D, generator=generator).requires_grad_()
-    positive_ids = torch.tensor([0, 1, 1, 5, 7, 2, 0])
-    rows = SimpleNamespace(positive_ids=positive_ids, user_ids=torch.tensor([0, 0, 1, 2, 2, 3, 4]))
     proposal = Mixture([Uniform(V, 20), InBatch(torch.arange(V, 0, -1))])
-    return query, items, positive_ids, proposal.draw(rows, generator)
+    return query, items, ROWS.positive_ids, proposal.draw(ROWS, generator)
 
 
 @pytest.mark.parametrize("config", list(configs()))
@@ -54,28 +55,6 @@ class TestEveryLoss:
         assert bool(torch.isfinite(query_grad).all())
         assert bool(torch.isfinite(item_grad).all())
         assert bool((query_grad.abs().sum(dim=1) > 0).all())
-
-    @pytest.mark.parametrize("ndim", [1, 2])
-    def test_parts_of_a_batch_join_to_the_whole(self, config, inputs, ndim):
-        query, items, positive_ids, candidates = inputs
-        if ndim == 2:
-            wide = (len(positive_ids), -1)
-            candidates = dataclasses.replace(
-                candidates,
-                ids=candidates.ids.expand(wide),
-                log_count=candidates.log_count.expand(wide),
-                owner=candidates.owner,
-            )
-        loss = config.build(V)
-        whole = loss(query, items, positive_ids, candidates, effective=True)
-        parts = [
-            loss(query[rows], items, positive_ids[rows], candidates.for_rows(rows), effective=True)
-            for rows in (slice(0, 2), slice(2, 6), slice(6, 7))
-        ]
-        joined = concatenated(parts)
-        for field in dataclasses.fields(LossOutput):
-            expected, found = getattr(whole, field.name), getattr(joined, field.name)
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
     def test_arguments_are_not_written_to(self, config, inputs):
         before = copy.deepcopy([tensor.detach() for tensor in inputs[:3]])
@@ -210,3 +189,43 @@ def test_a_new_loss_is_one_class_and_one_line(monkeypatch, inputs):
     run = Run.model_validate({"loss": {"type": "margin", "margin": 2.0}})
     assert run.loss.build(V)(*inputs).loss.shape == (7,)
     assert run.model_dump() == {"loss": {"type": "margin", "margin": 2.0}}
+
+
+def sampled_with_proposals():
+    mixture = Mixture([Uniform(V, 20), InBatch(torch.arange(V, 0, -1))])
+    sets = Uniform(V, 20, distinct=True)
+    for param in configs():
+        if param.values[0].build(V).needs_candidates:
+            yield pytest.param(*param.values, mixture, id=f"{param.id}-mixture")
+            # The beta of gbce is one number a batch: that of the longest set.
+            if param.id != "gbce":
+                yield pytest.param(*param.values, sets, id=f"{param.id}-sets")
+
+
+@pytest.mark.parametrize(("num_draws", "size"), [(2, 4), (3, 3), (5, 2), (7, 1), (20, 1)])
+@pytest.mark.parametrize(("config", "proposal"), list(sampled_with_proposals()))
+def test_each_of_several_draws_meets_its_own_rows(config, inputs, proposal, num_draws, size):
+    query, items, positive_ids, _ = inputs
+    loss = config.build(V)
+    generator = torch.Generator().manual_seed(5)
+    drawn = several_draws(proposal, ROWS, num_draws, generator)
+    found = loss(query, items, positive_ids, drawn, effective=True)
+    generator.manual_seed(5)
+    outputs = []
+    for start in range(0, len(positive_ids), size):
+        rows, alone = slice(start, start + size), proposal.draw(ROWS, generator)
+        alone = dataclasses.replace(
+            alone,
+            log_count_positive=alone.log_count_positive[rows],
+            row_user_ids=None if alone.owner is None else alone.row_user_ids[rows],
+        )
+        outputs.append(loss(query[rows], items, positive_ids[rows], alone, effective=True))
+    for field in dataclasses.fields(LossOutput):
+        expected = torch.cat([getattr(output, field.name) for output in outputs])
+        torch.testing.assert_close(getattr(found, field.name), expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(found.loss.sum(), (query, items)),
+        torch.autograd.grad(sum(output.loss.sum() for output in outputs), (query, items)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

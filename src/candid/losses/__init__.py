@@ -9,7 +9,7 @@ from typing import Final
 from candid.losses.config import LossComponent, LossConfig
 from candid.losses.corrected import Correction, corrected_log_softmax
 from candid.losses.full_softmax import FullSoftmax, full_softmax
-from candid.losses.output import ItemEmbeddings, Loss, LossOutput, concatenated
+from candid.losses.output import ItemEmbeddings, Loss, LossOutput
 from candid.losses.pointwise import BCE, GBCE, binary_cross_entropy
 from candid.losses.sampled_softmax import SampledSoftmax, sampled_softmax
 
@@ -34,7 +34,6 @@ __all__ = [
     "LossOutput",
     "SampledSoftmax",
     "binary_cross_entropy",
-    "concatenated",
     "corrected_log_softmax",
     "full_softmax",
     "sampled_softmax",

@@ -40,7 +40,7 @@ class Comparison:
         return corrected_log_softmax(
             positive=self.positive,
             candidates=self.candidates,
-            log_count=self.drawn.log_count,
+            log_count=self.drawn.by_row(self.drawn.log_count),
             log_count_positive=self.drawn.log_count_positive,
             hits=self.hits,
             correction=correction,
@@ -60,7 +60,8 @@ def compare(
         item_embeddings: the table [V, D], or a callable from ids [n] to vectors [n, D] (called
             once, for positives and candidates together).
         positive_ids: [B] int64.
-        candidates: ids [N] shared by all rows (one matrix product) or [B, N].
+        candidates: ids [N] shared by all rows (one matrix product) or [G, N] shared by runs of
+            rows (one batched product).
 
     Raises:
         DataError: an id outside the table (checked on the CPU, where it needs no device
@@ -70,13 +71,9 @@ def compare(
     # Under autocast the towers may leave one side narrower than the other.
     wide = torch.promote_types(query.dtype, candidate_vectors.dtype)
     rows, others = query.to(wide), candidate_vectors.to(wide)
-    if candidates.ids.ndim == 1:
-        scores = rows @ others.T
-    else:
-        scores = torch.einsum("bd,bnd->bn", rows, others)
     return Comparison(
         positive=(widened(query) * widened(positive_vectors)).sum(dim=1),
-        candidates=scores,
+        candidates=rows @ others.T if others.ndim == 2 else _scores_by_group(rows, others),
         hits=accidental_hits(positive_ids, candidates),
         drawn=candidates,
     )
@@ -85,12 +82,24 @@ def compare(
 def accidental_hits(positive_ids: Tensor, candidates: Candidates) -> Tensor:
     """[B, N] bool, True where the candidate is not a negative of the row.
 
-    That is, where it is the row's positive, or comes from the row's own user.
+    That is, where it is the row's positive, or comes from the row's own user, or only fills
+    up a set.
     """
-    hits = candidates.ids == positive_ids[:, None]
+    hits = candidates.by_row(candidates.ids) == positive_ids[:, None]
     if candidates.owner is not None and candidates.row_user_ids is not None:
-        hits = hits | (candidates.owner == candidates.row_user_ids[:, None])
+        hits = hits | (candidates.by_row(candidates.owner) == candidates.row_user_ids[:, None])
+    if candidates.ids.ndim > 1:
+        hits = hits | candidates.by_row(candidates.log_count.isposinf())
     return hits
+
+
+def _scores_by_group(rows: Tensor, others: Tensor) -> Tensor:
+    """[B, N] scores of rows [B, D] and the candidates [G, N, D] of their group."""
+    num_rows, num_groups = len(rows), len(others)
+    size = -(-num_rows // max(1, num_groups))
+    padded = nn.functional.pad(rows, (0, 0, 0, num_groups * size - num_rows))
+    scores = padded.view(num_groups, size, rows.shape[1]) @ others.mT
+    return scores.flatten(0, 1)[:num_rows]
 
 
 def row_constant(candidates: Candidates, hits: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -114,7 +123,7 @@ def row_constant(candidates: Candidates, hits: Tensor, dtype: torch.dtype) -> Te
 def _vectors(
     item_embeddings: ItemEmbeddings, positive_ids: Tensor, candidate_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Vectors of positives [B, D] and candidates [N, D] or [B, N, D], gathered once."""
+    """Vectors of positives [B, D] and candidates [N, D] or [G, N, D], gathered once."""
     if candidate_ids is positive_ids:
         vectors = gather(item_embeddings, positive_ids)
         return vectors, vectors

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from candid.proposals import Candidates
@@ -34,19 +33,6 @@ class LossOutput:
     log_z: Tensor
     misclassification: Tensor
     effective_candidates: Tensor | None = None
-
-
-def concatenated(outputs: Sequence[LossOutput]) -> LossOutput:
-    """Join the outputs of parts of a batch, in order."""
-    if len(outputs) == 1:
-        return outputs[0]
-    effective = [o.effective_candidates for o in outputs if o.effective_candidates is not None]
-    return LossOutput(
-        loss=torch.cat([output.loss for output in outputs]),
-        log_z=torch.cat([output.log_z for output in outputs]),
-        misclassification=torch.cat([output.misclassification for output in outputs]),
-        effective_candidates=torch.cat(effective) if effective else None,
-    )
 
 
 class Loss(Protocol):

@@ -118,6 +118,8 @@ class BCE:
 class GBCE:
     """Generalised binary cross-entropy; see ``binary_cross_entropy``, ``calibrated_beta``.
 
+    The number of negatives is the number of candidates; of several sets, that of the longest.
+
     Args:
         num_items: V, the size of the catalog.
         t: calibration.

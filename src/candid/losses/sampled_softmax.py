@@ -38,7 +38,8 @@ def sampled_softmax(
         item_embeddings: the table [V, D], or a callable from ids [n] to vectors [n, D] (called
             once, for positives and candidates together).
         positive_ids: [B] int64.
-        candidates: ids [N] shared by all rows (one matrix product) or [B, N].
+        candidates: ids [N] shared by all rows (one matrix product) or [G, N] shared by runs of
+            rows.
         correction: see ``corrected_log_softmax``.
         jackknife: see ``corrected_log_softmax``.
         temperature: scores are divided by it.

@@ -6,7 +6,7 @@ one: a file with the class and its nested ``Config``, and one line in ``PROPOSAL
 
 from typing import Final
 
-from candid.proposals.candidates import Candidates, Positives, Proposal
+from candid.proposals.candidates import Candidates, Positives, Proposal, several_draws
 from candid.proposals.config import ProposalComponent, ProposalConfig
 from candid.proposals.frequency import ExactFrequency, Frequency
 from candid.proposals.in_batch import InBatch
@@ -35,4 +35,5 @@ __all__ = [
     "ProposalComponent",
     "ProposalConfig",
     "Uniform",
+    "several_draws",
 ]

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Positives(Protocol):
@@ -28,17 +29,20 @@ class Candidates:
     """Candidates of one step with the expected count of each: no loss ever guesses it.
 
     Attributes:
-        ids: [N] int64 (shared by all rows) or [B, N].
+        ids: [N] int64, shared by all rows, or [G, N], each for a run of ceil(B / G)
+            consecutive rows (the last may be shorter); [B, N] is a draw for every row.
         log_count: float32, same shape as ``ids``: the *unconditional* log expected count of
             each candidate (log of n·Q(d) for draws, of the inclusion probability for a set of
-            distinct items, 0 for an exact head).
+            distinct items, 0 for an exact head). inf in a [G, N] fills up a shorter set: no
+            candidate.
         log_count_positive: [B] float32, what the same proposal expects of each row's positive
             (-inf where it can never be proposed).
         num_draws: n where the candidates are draws with replacement, so that a row's draws
             that hit its positive can be dropped and the rest renormalised (the paper's Q');
             None for sets and heads.
-        owner: [N] int64, the user that a candidate came from, or None. A candidate is not a
-            negative of a row of the same user; -1 where it belongs to no one user.
+        owner: int64, same shape as ``ids``, the user that a candidate came from, or None. A
+            candidate is not a negative of a row of the same user; -1 where it belongs to no
+            one user.
         row_user_ids: [B] int64, the user of each row; present exactly when ``owner`` is.
     """
 
@@ -49,17 +53,48 @@ class Candidates:
     owner: Tensor | None = None
     row_user_ids: Tensor | None = None
 
-    def for_rows(self, rows: slice) -> Candidates:
-        """The same candidates as some of the rows see them."""
-        is_shared = self.ids.ndim == 1
-        row_user_ids = self.row_user_ids
-        return replace(
-            self,
-            ids=self.ids if is_shared else self.ids[rows],
-            log_count=self.log_count if is_shared else self.log_count[rows],
-            log_count_positive=self.log_count_positive[rows],
-            row_user_ids=None if row_user_ids is None else row_user_ids[rows],
-        )
+    def by_row(self, values: Tensor) -> Tensor:
+        """What each row sees of ``values``, of the shape of ``ids``: [N] shared, or [B, N]."""
+        if values.ndim == 1:
+            return values
+        num_rows = len(self.log_count_positive)
+        if len(values) == num_rows:
+            return values
+        return values.repeat_interleave(-(-num_rows // len(values)), dim=0)[:num_rows]
+
+
+def several_draws(
+    proposal: Proposal,
+    batch: Positives,
+    num_draws: int,
+    generator: torch.Generator | None = None,
+) -> Candidates:
+    """Independent draws of a proposal, each shared by an equal part of the batch's rows.
+
+    Args:
+        proposal: gives candidates shared by all rows.
+        batch: see ``Proposal.draw``.
+        num_draws: how many, at least 1; no more than one for each row are made.
+        generator: see ``Proposal.draw``.
+
+    Returns:
+        one draw as the proposal made it, several as ids [G, N].
+    """
+    num_rows = len(batch.positive_ids)
+    size = max(1, -(-num_rows // num_draws))
+    draws = [proposal.draw(batch, generator) for _ in range(max(1, -(-num_rows // size)))]
+    first = draws[0]
+    if len(draws) == 1:
+        return first
+    owners = [draw.owner for draw in draws if draw.owner is not None]
+    return replace(
+        first,
+        ids=pad_sequence([draw.ids for draw in draws], batch_first=True),
+        log_count=pad_sequence(
+            [draw.log_count for draw in draws], batch_first=True, padding_value=float("inf")
+        ),
+        owner=pad_sequence(owners, batch_first=True, padding_value=-1) if owners else None,
+    )
 
 
 class Proposal(Protocol):

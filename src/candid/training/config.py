@@ -45,7 +45,7 @@ class TrainingConfig(ComponentConfig):
         1,
         ge=1,
         description="independent draws of candidates a step, each shared by an equal part of the "
-        "rows: no dearer a row, and less noise that all rows share",
+        "rows: less noise that all rows share, for as many more item vectors to gather",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the towers' products; losses accumulate in float32 regardless"

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from candid.batches import Batch, Loader
 from candid.errors import CandidError, ConfigError, Interrupted
-from candid.losses import Loss, LossOutput, concatenated
-from candid.proposals import Proposal
+from candid.losses import Loss, LossOutput
+from candid.proposals import Proposal, several_draws
 from candid.towers import RetrievalModel
 from candid.training.average import WeightAverage
 from candid.training.checkpoint import (
@@ -200,20 +200,12 @@ class Trainer:
         if not self.loss.needs_candidates or self.proposal is None:
             catalog = self.model.encode_catalog()
             return self.loss(query, catalog, batch.positive_ids, effective=effective)
-        size = -(-len(batch) // self.config.candidate_draws)
-        outputs = []
-        for start in range(0, max(len(batch), 1), max(size, 1)):
-            rows = slice(start, start + size)
-            candidates = self.proposal.draw(batch, self._generator).for_rows(rows)
-            output = self.loss(
-                query[rows],
-                self.model.encode_items,
-                batch.positive_ids[rows],
-                candidates,
-                effective=effective,
-            )
-            outputs.append(output)
-        return concatenated(outputs)
+        candidates = several_draws(
+            self.proposal, batch, self.config.candidate_draws, self._generator
+        )
+        return self.loss(
+            query, self.model.encode_items, batch.positive_ids, candidates, effective=effective
+        )
 
     def _finished(self) -> bool:
         config, state = self.config, self.state
