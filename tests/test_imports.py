@@ -16,6 +16,7 @@ ORDER = [
     "atomic",
     "world",
     "data",
+    "features",
     "batches",
     "towers",
     "index",

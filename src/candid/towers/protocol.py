@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from candid.batches import Queries
 from candid.component import ComponentConfig
+from candid.features import FeatureTable
 
 
 class QueryTower(nn.Module, ABC):
@@ -58,12 +59,20 @@ class TowerContext:
         max_length: L, the longest history a batch can hold.
         item_tower: the item tower, present when a query tower is built (so that it may share
             its vectors), None when the item tower itself is.
+        item_features: features of the V items, or None where the recipe has none.
+        user_features: features of the U users, or None.
+        item_is_trained: [V] bool, whether an item is ever a training target; None: all are.
+        user_is_trained: [U] bool, whether a user has a training target; None: all have.
     """
 
     num_users: int
     num_items: int
     max_length: int
     item_tower: ItemTower | None = None
+    item_features: FeatureTable | None = None
+    user_features: FeatureTable | None = None
+    item_is_trained: Tensor | None = None
+    user_is_trained: Tensor | None = None
 
 
 class TowerConfig(ComponentConfig, ABC):

@@ -1,0 +1,91 @@
+"""What a feature's column becomes: tensors with one entry a row, ready for a tower.
+
+Three forms are enough for every type of feature, so that a tower needs no more than three
+ways to read one. Code 0 of every vocabulary is the unknown bucket.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """One code a row, or several that stand for one value (hashes).
+
+    Attributes:
+        ids: [n, K] int64, 0..num_codes-1.
+        num_codes: size of the vocabulary, unknown bucket included.
+    """
+
+    ids: Tensor
+    num_codes: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Tensor) -> Codes:
+        """The entries of some rows [m] int64, in that order."""
+        return replace(self, ids=self.ids[rows])
+
+    def to(self, device: torch.device) -> Codes:
+        """Move to ``device``."""
+        return replace(self, ids=self.ids.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Bags:
+    """Any number of codes a row, none included.
+
+    Attributes:
+        ids: [T] int64, 0..num_codes-1, the rows' codes one after the other.
+        offsets: [n + 1] int64, row i has ``ids[offsets[i]:offsets[i + 1]]``.
+        num_codes: size of the vocabulary, unknown bucket included.
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    num_codes: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, rows: Tensor) -> Bags:
+        """The entries of some rows [m] int64, in that order."""
+        lengths = self.offsets.diff()[rows]
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        shift = (self.offsets[:-1][rows] - offsets[:-1]).repeat_interleave(lengths)
+        places = torch.arange(len(shift), device=shift.device) + shift
+        return replace(self, ids=self.ids[places], offsets=offsets)
+
+    def to(self, device: torch.device) -> Bags:
+        """Move to ``device``."""
+        return replace(self, ids=self.ids.to(device), offsets=self.offsets.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Real values.
+
+    Attributes:
+        values: [n, M] float32, finite.
+    """
+
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: Tensor) -> Numbers:
+        """The entries of some rows [m] int64, in that order."""
+        return Numbers(self.values[rows])
+
+    def to(self, device: torch.device) -> Numbers:
+        """Move to ``device``."""
+        return Numbers(self.values.to(device))
+
+
+Values = Codes | Bags | Numbers
