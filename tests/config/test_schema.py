@@ -50,6 +50,9 @@ class Drawing(ComponentConfig):
     shape: Annotated[ComponentConfig, tagged(shapes, "shape")] = Field(
         default_factory=Disc.Config, description="what is drawn"
     )
+    layers: dict[str, Annotated[ComponentConfig, tagged(shapes, "shape")]] = Field(
+        default_factory=dict, description="drawn over it, by name"
+    )
     verbose: bool = Field(False, description="say more")
     folder: Path | None = Field(None, description="where")
 
@@ -72,6 +75,11 @@ def test_every_key_is_listed_with_type_default_and_meaning():
         ConfigKey("shape.type", "disc | group", '"disc"', "what is drawn"),
         ConfigKey("shape.radius", "number", "1", "half the width", "disc"),
         ConfigKey("shape.members.type", "disc | group", "required", "shapes together", "group"),
+        ConfigKey("layers.NAME.type", "disc | group", "required", "drawn over it, by name"),
+        ConfigKey("layers.NAME.radius", "number", "1", "half the width", "disc"),
+        ConfigKey(
+            "layers.NAME.members.type", "disc | group", "required", "shapes together", "group"
+        ),
         ConfigKey("verbose", "true | false", "false", "say more"),
         ConfigKey("folder", "path", "none", "where"),
     ]
@@ -79,9 +87,11 @@ def test_every_key_is_listed_with_type_default_and_meaning():
 
 def test_a_good_table_becomes_a_config_and_back():
     table = {"name": "a", "ink": {"width": "none"}, "shape": {"type": "disc", "radius": 2}}
+    table["layers"] = {"top": "disc", "side": {"type": "group", "members": ["disc"]}}
     drawing = validated(Drawing, table, "d.toml")
     assert drawing.ink.width is None
     assert drawing.shape == Disc.Config(radius=2)
+    assert drawing.layers["side"] == Group.Config(members=(Disc.Config(),))
     assert validated(Drawing, drawing.model_dump(mode="json"), "again") == drawing
 
 
@@ -104,7 +114,7 @@ def test_a_default_is_written_as_toml():
         (
             {"nam": "a"},
             "unknown config key 'nam': did you mean 'name'? "
-            "known: folder, frame, ink, name, shape, verbose",
+            "known: folder, frame, ink, layers, name, shape, verbose",
         ),
         (
             {"name": "a", "ink": {"color": "red"}},
@@ -146,6 +156,19 @@ def test_a_default_is_written_as_toml():
         (
             {"name": "a", "shape": {"radus": 1}},
             "unknown config key 'shape.radus': did you mean 'shape.radius'? known: shape.radius",
+        ),
+        (
+            {"name": "a", "layers": {"top": {"type": "disc", "r": 1}}},
+            "unknown config key 'layers.top.r': did you mean 'layers.top.radius'? "
+            "known: layers.top.radius",
+        ),
+        (
+            {"name": "a", "layers": {"top": {"radius": 1}}},
+            "a shape must be a table with a key 'type', one of: disc, group; got {'radius': 1}",
+        ),
+        (
+            {"name": "a", "layers": {"top": {"type": "disc", "radius": -1}}},
+            "layers.top.radius is -1, but should be greater than 0",
         ),
         (
             {"name": "a", "ink": {"dashes": 1}},

@@ -65,7 +65,8 @@ def describe(config: type[ComponentConfig], prefix: str = "") -> Iterator[Config
     """List every key of a config class, sections and components included.
 
     A section that holds a component is listed as its ``type`` and then, for each registered
-    type, the keys of that type.
+    type, the keys of that type; in a section of components under names of the recipe's own,
+    NAME stands for the name.
     """
     return _describe(config, prefix, None, ())
 
@@ -81,11 +82,11 @@ def _describe(
         meaning = field.description or ""
         tag = _tag(field)
         if tag is not None:
+            key = f"{key}.NAME" if _holds_names(field) else key
             registry = tag.registry()
             choices = " | ".join(sorted(registry))
-            yield ConfigKey(
-                f"{key}.type", choices, _default_type(field, registry), meaning, component
-            )
+            default = "required" if _holds_names(field) else _default_type(field, registry)
+            yield ConfigKey(f"{key}.type", choices, default, meaning, component)
             # A mixture holds proposals: list the keys of each once, not forever.
             if id(registry) not in registries:
                 for type_name in sorted(registry):
@@ -148,6 +149,11 @@ def _tags(metadata: Sequence[Any], annotation: Any) -> Iterator[Tagged]:
     yield from (mark for mark in metadata if isinstance(mark, Tagged))
     for part in get_args(annotation):
         yield from _tags(getattr(part, "__metadata__", ()), part)
+
+
+def _holds_names(field: FieldInfo) -> bool:
+    """Whether a field holds components under names of the recipe's own."""
+    return get_origin(field.annotation) in (dict, Mapping)
 
 
 def _section(annotation: Any) -> type[ComponentConfig] | None:
@@ -214,13 +220,17 @@ def _known_keys(config: type[ComponentConfig], table: Any, loc: tuple[int | str,
     """Return the dotted keys that would have been right inside the section at ``loc``."""
     section: type[ComponentConfig] | None = config
     tag: Tagged | None = None
+    is_named = False
     for part in loc:
-        if isinstance(part, str):
+        table = table[part]
+        if is_named:
+            is_named = False
+        elif isinstance(part, str):
             field = section.model_fields.get(part) if section else None
             tag = _tag(field) if field else None
             section = _section(field.annotation) if field else None
-        table = table[part]
-        if tag is not None and isinstance(table, Mapping):
+            is_named = field is not None and _holds_names(field)
+        if tag is not None and not is_named and isinstance(table, Mapping):
             section = tag.registry()[table["type"]].Config
     if section is None:
         return []
