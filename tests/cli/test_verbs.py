@@ -34,6 +34,34 @@ def test_flags_override_the_recipe_and_set_overrides_both(candid, toy, tmp_path)
     assert config["items"]["title"] == "title"
 
 
+def test_prepare_takes_tables_of_users_and_items(candid, tmp_path):
+    log = tmp_path / "log.csv"
+    rows = [f"u{user},i{(user + at) % 30:02},{at}" for user in range(40) for at in range(4)]
+    log.write_text("\n".join(["who,what,at", *rows]) + "\n")
+    people = tmp_path / "people.csv"
+    people.write_text("who,age,job\n" + "".join(f"u{n},{n},baker\n" for n in range(1, 40)))
+    films = tmp_path / "films.csv"
+    films.write_text("what,year,country\n" + "".join(f"i{n:02},{n},IS\n" for n in range(30)))
+    flags = ["--interactions", log, "--user", "who", "--item", "what", "--time", "at"]
+    flags += ["--users", people, "--users-user", "who", "--users-attribute", "age"]
+    flags += ["--users-attribute", "job", "--items", films, "--items-item", "what"]
+    flags += ["--items-attribute", "year", "--set", "data.items.title=none"]
+    answer = candid("prepare", *flags, "--out", tmp_path / "d", "--json")
+    assert answer.code == 0, answer.err
+    dataset = package.data.open_dataset(tmp_path / "d")
+    assert dataset.users.columns == ["source_id", "age", "job"]
+    assert dataset.users["age"].to_list()[:3] == [None, "1", "10"]
+    assert dataset.items.columns == ["source_id", "year"]
+    again = candid("prepare", *flags, "--out", tmp_path / "d")
+    assert "users without a row in their table: 1" in again.out
+    assert "items without" not in again.out
+    assert "is up to date" in again.out
+    bare = candid("prepare", *flags[:8], "--users", people, "--out", tmp_path / "e")
+    assert bare.code == 2
+    assert "users.attributes names no column" in bare.err
+    assert not (tmp_path / "e").exists()
+
+
 def test_one_command_goes_from_the_file_to_a_measured_model(candid, toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = candid("train", toy.recipe, "--json")

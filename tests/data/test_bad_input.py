@@ -211,6 +211,12 @@ CASES = [
         "item table missing", GOOD, ("films.csv does not exist",), {"items": {"path": "films.csv"}}
     ),
     Case(
+        "user table missing",
+        GOOD,
+        ("people.csv does not exist",),
+        {"users": {"path": "people.csv", "attributes": ["age"]}},
+    ),
+    Case(
         "recbole header without types",
         GOOD.replace(",", "\t"),
         ("log.inter", "'user_id'", "name:type", "tsv"),
@@ -294,6 +300,72 @@ def test_item_tables(tmp_path, rows, says):
 
 
 @pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ({"user_id": [1, 1], "age": [3, 4]}, "lists user 1 more than once"),
+        ({"user_id": ["x", "y"], "age": [3, 4]}, "a row for none of the users; is 'user_id'"),
+        ({"user_id": [1.0, 2.0], "age": [3, 4]}, "'user_id' of .* has type Float64, not integer"),
+        ({"user_id": [[1], [2]], "age": [3, 4]}, "'user_id' of .* has type List.*, not integer"),
+        ({"user_id": [1, 2], "ages": [3, 4]}, "has no column 'age': did you mean 'ages'"),
+        ({"uid": [1, 2], "age": [3, 4]}, "has no column 'user_id'"),
+        ({"user_id": [1, 2], "age": [b"3", b"4"]}, "'age' of .* has type Binary, which says"),
+        ({"user_id": [1, 2], "age": [[b"3"], []]}, r"'age' of .* has type List\(Binary\), which"),
+        ({"user_id": [1, 2], "age": [{"in": [b"3"]}, None]}, "'age' of .* has type Struct.*says"),
+    ],
+)
+def test_user_tables(tmp_path, rows, says):
+    (tmp_path / "log.csv").write_text(GOOD)
+    pl.DataFrame(rows).write_parquet(tmp_path / "users.parquet")
+    users = {"path": str(tmp_path / "users.parquet"), "attributes": ["age"]}
+    config = DataConfig.model_validate(
+        {"interactions": str(tmp_path / "log.csv"), "order": "t", "users": users}, strict=False
+    )
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(CandidError, match=says) as caught:
+        prepare(config, tmp_path / "out")
+    assert caught.value.exit_code == 3
+    assert "users.parquet" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("users.csv", "user_id,age\n1,20\n2\n", "users.csv: line 3 has 1 fields"),
+        ("users.dat", "1::F::20::4::z\n2::M\n", "users.dat: line 2 has 2 fields, not 5"),
+        ("users.user", "user_id\tage\n1\t20\n", "users.user: column 'user_id' of the header"),
+        ("users.csv", "", "users.csv is empty"),
+    ],
+)
+def test_user_tables_of_text(tmp_path, file, content, says):
+    (tmp_path / "log.csv").write_text(GOOD)
+    (tmp_path / file).write_text(content)
+    users = {"path": str(tmp_path / file), "attributes": ["age"]}
+    config = DataConfig.model_validate(
+        {"interactions": str(tmp_path / "log.csv"), "order": "t", "users": users}, strict=False
+    )
+    with pytest.raises(CandidError, match=says) as caught:
+        prepare(config, tmp_path / "out")
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("other", [["20"], [[20]], [None]])
+def test_files_of_a_user_table_that_disagree_on_a_type(tmp_path, other):
+    (tmp_path / "log.csv").write_text(GOOD)
+    people = tmp_path / "people"
+    people.mkdir()
+    pl.DataFrame({"user_id": [1], "age": [20]}).write_parquet(people / "a.parquet")
+    pl.DataFrame({"user_id": [2], "age": other}).write_parquet(people / "b.parquet")
+    users = {"path": str(people), "attributes": ["age"]}
+    config = DataConfig.model_validate(
+        {"interactions": str(tmp_path / "log.csv"), "order": "t", "users": users}, strict=False
+    )
+    with pytest.raises(CandidError, match=r"'age' is .* in .*b\.parquet and Int64 in .*a\.parquet"):
+        prepare(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"time": "t", "order": "t"}, "not both"),
@@ -303,6 +375,9 @@ def test_item_tables(tmp_path, rows, says):
         ({"order": "t", "split": {"column": "c"}}, "split.column is needed"),
         ({"order": "t", "min_rating": 3}, "together"),
         ({"order": "t", "items": {"path": "x", "attributes": ["title"]}}, "distinct"),
+        ({"order": "t", "users": {"path": "x"}}, "users.attributes names no column"),
+        ({"order": "t", "users": {"path": "x", "attributes": ["source_id"]}}, "distinct"),
+        ({"order": "t", "users": {"path": "x", "attributes": ["a", "a"]}}, "distinct"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, says):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -59,11 +60,26 @@ def test_optional_arrays_stay_away(tmp_path):
         {"weights": None},
         {"users": pl.DataFrame({"source_id": ["ann", "bea"]})},
         {"items": pl.DataFrame({"source_id": [5, 6, 7], "title": ["a", "", "c"]})},
+        {"users": pl.DataFrame({"source_id": ["ann", "bob"], "age": [1, 2]})},
     ],
 )
 def test_the_fingerprint_sees_every_change_of_content(replaced):
     assert fingerprint(example()) == fingerprint(example())
     assert fingerprint(example(**replaced)) != fingerprint(example())
+
+
+def test_the_fingerprint_of_a_long_table_is_that_of_its_lines():
+    """It is pinned: a model says which dataset it was trained on by it."""
+    ids = list(range(25_000))
+    dataset = example(items=pl.DataFrame({"source_id": ids}))
+    lines = b"".join(b'{"source_id":%d}\n' % i for i in ids)
+    digest = hashlib.sha256()
+    for name in ("item_ids", "user_offsets", "roles", "timestamps", "weights"):
+        digest.update(name.encode() + getattr(dataset, name).tobytes())
+    digest.update(f"users {dataset.users.schema}".encode())
+    digest.update(b'{"source_id":"ann"}\n{"source_id":"bob"}\n')
+    digest.update(f"items {dataset.items.schema}".encode() + lines)
+    assert fingerprint(dataset) == digest.hexdigest()
 
 
 @pytest.mark.parametrize("name", ["item_ids.npy", "roles.npy", "users.parquet"])

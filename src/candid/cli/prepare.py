@@ -52,6 +52,20 @@ def prepare(
     title: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="The title in the table of items.")
     ] = None,
+    items_attribute: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Further column of it to keep; repeatable."),
+    ] = None,
+    users: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Table with one row a user.")
+    ] = None,
+    users_user: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The user's id in the table of users.")
+    ] = None,
+    users_attribute: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column of it to keep, at least one; repeatable."),
+    ] = None,
     k_core: Annotated[
         int | None, typer.Option(help="Least interactions of every user and item left.")
     ] = None,
@@ -88,6 +102,10 @@ def prepare(
         "items.path": items,
         "items.item": items_item,
         "items.title": title,
+        "items.attributes": items_attribute or None,
+        "users.path": users,
+        "users.user": users_user,
+        "users.attributes": users_attribute or None,
         "k_core": k_core,
         "min_history": min_history,
         "deduplicate": deduplicate,
@@ -129,6 +147,9 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     for reason, rows in report["dropped"].items():
         if rows:
             yield f"dropped {rows:,} rows: {reason}"
+    for kind in ("items", "users"):
+        if report.get(f"{kind}_without_row"):
+            yield f"{kind} without a row in their table: {report[f'{kind}_without_row']:,}"
     for role, unseen in report["split"].get("unseen", {}).items():
         items, users = unseen["targets_of_unseen_items"], unseen["targets_of_unseen_users"]
         if items or users:

@@ -3,7 +3,7 @@
 from candid.data.dataset import HeldOut, PreparedDataset, Role, held_out
 from candid.data.lookup import item_ids_of, user_ids_of
 from candid.data.prepare import Prepared, prepare
-from candid.data.schema import DataConfig, ItemTableConfig, SplitConfig
+from candid.data.schema import DataConfig, ItemTableConfig, SplitConfig, UserTableConfig
 from candid.data.store import SCHEMA_VERSION, open_dataset
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PreparedDataset",
     "Role",
     "SplitConfig",
+    "UserTableConfig",
     "held_out",
     "item_ids_of",
     "open_dataset",

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from candid.data import times
-from candid.data.readers import Source, collect, columns_of, require_columns
+from candid.data.readers import Source, check_lines, collect, columns_of, require_columns
 from candid.data.schema import DataConfig
 from candid.errors import DataError
 
@@ -145,7 +145,7 @@ def parse(table: RawTable, config: DataConfig) -> Parsed:
     for name, column in table.columns.items():
         late = name in ("time", "order", "role")  # judged after filtering, in prepare
         if survey[f"{name}_nulls"] and not late and not config.drop_nulls:
-            check_lines(table)
+            check_lines(table.sources)
             raise DataError(
                 f"column {column!r} has {survey[f'{name}_nulls']:,} empty values, first in "
                 f"{table.first(pl.col(name).is_null(), name)}; fill them or set drop_nulls"
@@ -170,18 +170,6 @@ def parse(table: RawTable, config: DataConfig) -> Parsed:
         {reason: count for reason, count in dropped.items() if count},
         _is_text(survey),
     )
-
-
-def check_lines(table: RawTable) -> None:
-    """Tell a line that is cut short from one with an empty field, once a value is missing.
-
-    Raises:
-        DataError: a line does not have the fields of the header.
-    """
-    for source in table.sources:
-        misfit = source.misfit()
-        if misfit is not None:
-            raise DataError(f"{source.path}: {misfit}")
 
 
 def _survey(table: RawTable) -> dict[str, Any]:

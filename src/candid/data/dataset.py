@@ -40,7 +40,7 @@ class PreparedDataset:
             ``user_offsets[u]:user_offsets[u + 1]``, earliest first.
         user_offsets: [U + 1] int64.
         roles: [E] uint8, values of ``Role``.
-        users: U rows; column ``source_id`` (any type).
+        users: U rows; column ``source_id`` (integer or text), then attributes.
         items: V rows; column ``source_id``, optional ``title`` (string), then attributes.
         timestamps: [E] int64 microseconds since 1970-01-01 UTC, or None where the source has
             no time (an order column, or none).

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.data import filters, ids, times
-from candid.data.columns import RawTable, check_lines, parse
+from candid.data.columns import RawTable, parse
 from candid.data.dataset import Role
+from candid.data.readers import check_lines
 from candid.data.schema import DataConfig, SplitConfig
 from candid.errors import DataError
 
@@ -194,7 +195,7 @@ def _check_complete(table: RawTable, events: Events, name: str) -> None:
     missing = events.frame.filter(pl.col(name) == UNASSIGNED if name == "role" else empty)
     if not missing.height:
         return
-    check_lines(table)
+    check_lines(table.sources)
     user = events.users[missing["user"][0]]
     item = events.items[missing["item"][0]]
     same = (pl.col("user").cast(pl.String) == str(user)) & (

@@ -3,7 +3,7 @@
 The manifest that results (``manifest.json``, also ``PreparedDataset.manifest``) holds: kind,
 schema_version, fingerprint (of the content), candid_version, config, sources (path, size,
 mtime_ns), rows_read, dropped (reason -> rows), counts, split (kind, cuts, unseen targets),
-time, items_without_row, files (bytes, sha256).
+time, items_without_row, users_without_row (None without a table), files (bytes, sha256).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import polars as pl
 from candid import __version__
 from candid.data import splits, times
 from candid.data.atomic import atomic_folder
-from candid.data.catalog import item_table, open_items
+from candid.data.catalog import TableConfig, look_up, open_table
 from candid.data.columns import declare
 from candid.data.dataset import PreparedDataset, Role
 from candid.data.events import Events, load
@@ -71,22 +71,26 @@ def prepare(
     say = progress or (lambda line: None)
     earlier = _earlier(out)
     sources = open_sources(config.interactions, config.format, config.separator)
-    item_sources = [] if config.items is None else open_items(config.items)
+    item_sources = [] if config.items is None else open_table(config.items)
+    user_sources = [] if config.users is None else open_table(config.users)
     inputs = {
         "config": config.model_dump(mode="json"),
-        "sources": [_stat(source) for source in [*sources, *item_sources]],
+        "sources": [_stat(source) for source in [*sources, *item_sources, *user_sources]],
     }
-    if earlier is not None and not force and all(earlier.get(k) == v for k, v in inputs.items()):
-        return Prepared(open_dataset(out), True, earlier)
     if earlier is not None:
+        difference = _difference(earlier, inputs)
+        if difference is None and not force:
+            return Prepared(open_dataset(out), True, earlier)
         # Runs that were trained on the earlier one will refuse the new one.
-        say(f"{out} will be replaced: {_difference(earlier, inputs)}")
+        say(f"{out} will be replaced: {difference or 'as asked'}")
     say(f"reading {config.interactions}")
     table = declare(sources, config)
     events = load(table, config)
     say(f"splitting {events.frame.height:,} interactions ({config.split.kind})")
     split = _split(events, config)
-    dataset, without_row = _assemble(events, item_sources, config)
+    items, items_without_row = _rows_of(events.items, item_sources, config.items)
+    users, users_without_row = _rows_of(events.users, user_sources, config.users)
+    dataset = _assemble(events, users, items)
     facts = {
         "candid_version": __version__,
         **inputs,
@@ -95,7 +99,8 @@ def prepare(
         "counts": _counts(dataset),
         "split": split,
         "time": _time_range(dataset),
-        "items_without_row": without_row,
+        "items_without_row": items_without_row,
+        "users_without_row": users_without_row,
     }
     say(f"writing {out}")
     with atomic_folder(out) as folder:
@@ -130,15 +135,18 @@ def _earlier(out: Path) -> dict[str, Any] | None:
         return None
 
 
-def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str:
-    """Why an earlier dataset is not what is asked for now."""
+def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str | None:
+    """Why an earlier dataset is not what is asked for now; None where it is.
+
+    A key that the earlier version did not know yet is as good as None.
+    """
     before, now = earlier.get("config") or {}, inputs["config"]
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             return f"it was prepared with data.{key} = {before.get(key)!r}, not {now.get(key)!r}"
     if earlier.get("sources") != inputs["sources"]:
         return "its files have changed"
-    return "as asked"
+    return None
 
 
 def _stat(source: Source) -> dict[str, Any]:
@@ -256,24 +264,26 @@ def _check_size(events: Events, config: DataConfig) -> None:
             )
 
 
-def _assemble(
-    events: Events, item_sources: list[Source], config: DataConfig
-) -> tuple[PreparedDataset, int | None]:
-    items, without_row = pl.DataFrame({"source_id": events.items}), None
-    if config.items is not None:
-        items, without_row = item_table(events.items, item_sources, config.items)
+def _rows_of(
+    source_ids: pl.Series, sources: list[Source], config: TableConfig | None
+) -> tuple[pl.DataFrame, int | None]:
+    if config is None:
+        return pl.DataFrame({"source_id": source_ids}), None
+    return look_up(source_ids, sources, config)
+
+
+def _assemble(events: Events, users: pl.DataFrame, items: pl.DataFrame) -> PreparedDataset:
     counts = np.bincount(events.ids("user"), minlength=len(events.users))
     frame = events.frame
-    dataset = PreparedDataset(
+    return PreparedDataset(
         item_ids=events.ids("item"),
         user_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         roles=frame["role"].to_numpy(),
-        users=pl.DataFrame({"source_id": events.users}),
+        users=users,
         items=items,
         timestamps=frame["time"].to_numpy() if "time" in frame.columns else None,
         weights=frame["weight"].to_numpy() if "weight" in frame.columns else None,
     )
-    return dataset, without_row
 
 
 def _counts(dataset: PreparedDataset) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -83,8 +83,17 @@ class SplitConfig(ComponentConfig):
         return self
 
 
+def _check_attributes(kind: str, attributes: tuple[str, ...], taken: set[str]) -> None:
+    if taken.intersection(attributes) or len(set(attributes)) < len(attributes):
+        raise ValueError(
+            f"{kind}s.attributes must be distinct and none of {', '.join(sorted(taken))}"
+        )
+
+
 class ItemTableConfig(ComponentConfig):
     """A table with one row an item: titles to show, attributes for features and slices."""
+
+    kind: ClassVar[str] = "item"
 
     path: str = Field(description="File (parquet, csv, tsv, movies.dat, .item), as `interactions`.")
     item: str = Field("item_id", description="Column with the item's id, as in the interactions.")
@@ -94,12 +103,38 @@ class ItemTableConfig(ComponentConfig):
     @pydantic.model_validator(mode="after")
     def _distinct_names(self) -> ItemTableConfig:
         taken = {"source_id"} if self.title is None else {"source_id", "title"}
-        clash = taken.intersection(self.attributes)
-        if clash or len(set(self.attributes)) < len(self.attributes):
-            raise ValueError(
-                f"items.attributes must be distinct and none of {', '.join(sorted(taken))}"
-            )
+        _check_attributes(self.kind, self.attributes, taken)
         return self
+
+    @property
+    def id_column(self) -> str:
+        """The column that is looked up."""
+        return self.item
+
+
+class UserTableConfig(ComponentConfig):
+    """A table with one row a user: attributes for features."""
+
+    kind: ClassVar[str] = "user"
+    title: ClassVar[str | None] = None
+
+    path: str = Field(description="File (parquet, csv, tsv, users.dat, .user), as `interactions`.")
+    user: str = Field("user_id", description="Column with the user's id, as in the interactions.")
+    attributes: tuple[str, ...] = Field((), description="Columns to keep, at least one.")
+
+    @pydantic.model_validator(mode="after")
+    def _some_distinct_names(self) -> UserTableConfig:
+        if not self.attributes:
+            raise ValueError(
+                "users.attributes names no column: without one a table of users has no use"
+            )
+        _check_attributes(self.kind, self.attributes, {"source_id"})
+        return self
+
+    @property
+    def id_column(self) -> str:
+        """The column that is looked up."""
+        return self.user
 
 
 class DataConfig(ComponentConfig):
@@ -136,6 +171,7 @@ class DataConfig(ComponentConfig):
     rating: str | None = Field(None, description="Column with a rating, for `min_rating`.")
     min_rating: float | None = Field(None, description="Keep ratings of at least this.")
     items: ItemTableConfig | None = Field(None, description="Optional table of items.")
+    users: UserTableConfig | None = Field(None, description="Optional table of users.")
     drop_nulls: bool = Field(
         False,
         description="Drop (and count) rows without user, item, time, order, weight or rating, "

@@ -27,6 +27,7 @@ ARRAYS = {
 }
 OPTIONAL = ("timestamps", "weights")
 TABLES = ("users", "items")
+_HASHED_ROWS = 10_000
 
 
 def fingerprint(dataset: PreparedDataset) -> str:
@@ -40,7 +41,9 @@ def fingerprint(dataset: PreparedDataset) -> str:
     for name in TABLES:
         table: pl.DataFrame = getattr(dataset, name)
         digest.update(f"{name} {table.schema}".encode())
-        digest.update(table.write_ndjson().encode())
+        # A wide table of embeddings is many times its size as text: never all of it at once.
+        for rows in table.iter_slices(_HASHED_ROWS):
+            digest.update(rows.write_ndjson().encode())
     return digest.hexdigest()
 
 

@@ -9,7 +9,13 @@ from pathlib import Path
 
 from candid.component import lookup
 from candid.data.readers import delimited, movielens, parquet, recbole
-from candid.data.readers.source import Source, collect, columns_of, require_columns
+from candid.data.readers.source import (
+    Source,
+    check_lines,
+    collect,
+    columns_of,
+    require_columns,
+)
 from candid.errors import DataError
 
 READERS: dict[str, Callable[[Path, str | None], Source]] = {
@@ -29,9 +35,18 @@ SUFFIXES = {
     ".dat": "movielens",
     ".inter": "recbole",
     ".item": "recbole",
+    ".user": "recbole",
 }
 
-__all__ = ["READERS", "Source", "collect", "columns_of", "open_sources", "require_columns"]
+__all__ = [
+    "READERS",
+    "Source",
+    "check_lines",
+    "collect",
+    "columns_of",
+    "open_sources",
+    "require_columns",
+]
 
 
 def open_sources(location: str, file_format: str, separator: str | None) -> list[Source]:

@@ -13,7 +13,7 @@ TYPES = ("token", "token_seq", "float", "float_seq")
 
 
 def scan(path: Path, separator: str | None = None) -> Source:
-    """Scan an ``.inter`` or ``.item`` file; columns lose their ``:type``.
+    """Scan an ``.inter``, ``.item`` or ``.user`` file; columns lose their ``:type``.
 
     Raises:
         DataError: a column of the header has no known type.

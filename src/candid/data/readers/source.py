@@ -74,6 +74,18 @@ def require_columns(source: Source, names: Iterable[str]) -> None:
             )
 
 
+def check_lines(sources: Iterable[Source]) -> None:
+    """Tell a line that is cut short from one with an empty field, once a value is missing.
+
+    Raises:
+        DataError: a line does not have the fields of the header.
+    """
+    for source in sources:
+        misfit = source.misfit()
+        if misfit is not None:
+            raise DataError(f"{source.path}: {misfit}")
+
+
 def header_doubt(names: Sequence[str]) -> str:
     """Ask whether a header is one, where all its names are numbers; else nothing."""
     is_data = bool(names) and all(NUMBER.fullmatch(name) for name in names)

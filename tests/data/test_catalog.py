@@ -1,0 +1,159 @@
+"""The tables of users and items: what is joined, what keeps its type, what counts as missing."""
+
+import datetime
+import json
+import os
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from candid.data import DataConfig, ItemTableConfig, UserTableConfig, open_dataset, prepare
+
+ORDERS = {1: (10, 20, 30, 40), 2: (20, 30, 40, 10), 3: (40, 10, 20, 30)}
+
+
+def config(folder, **settings):
+    rows = [(user, item, place) for user, own in ORDERS.items() for place, item in enumerate(own)]
+    log = folder / "log.parquet"
+    pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row").write_parquet(log)
+    return DataConfig(interactions=str(log), order="t", **settings)
+
+
+def users(path, *attributes, user="user_id"):
+    return UserTableConfig(path=str(path), user=user, attributes=attributes)
+
+
+def test_users_get_their_attributes_where_the_table_has_them(tmp_path):
+    table = pl.DataFrame({"id": ["3", "1", "x"], "age": [33, 11, 99], "spare": [0, 0, 0]})
+    table.write_parquet(tmp_path / "users.parquet")
+    wanted = users(tmp_path / "users.parquet", "age", user="id")
+    result = prepare(config(tmp_path, users=wanted), tmp_path / "out")
+    expected = pl.DataFrame({"source_id": [1, 2, 3], "age": [11, None, 33]})
+    assert_frame_equal(result.dataset.users, expected)
+    assert result.report["users_without_row"] == 1
+    assert result.report["items_without_row"] is None
+    assert result.dataset.items.columns == ["source_id"]
+
+
+def test_both_tables_side_by_side(tmp_path):
+    pl.DataFrame({"user_id": [1, 2, 3], "age": [1, 2, 3]}).write_parquet(tmp_path / "u.parquet")
+    pl.DataFrame({"item_id": [40, 10], "title": ["D", "A"]}).write_parquet(tmp_path / "i.parquet")
+    items = ItemTableConfig(path=str(tmp_path / "i.parquet"))
+    both = config(tmp_path, users=users(tmp_path / "u.parquet", "age"), items=items)
+    result = prepare(both, tmp_path / "out")
+    assert result.dataset.users.to_dict(as_series=False) == {
+        "source_id": [1, 2, 3],
+        "age": [1, 2, 3],
+    }
+    assert result.dataset.items["title"].to_list() == ["A", None, None, "D"]
+    assert (result.report["users_without_row"], result.report["items_without_row"]) == (0, 2)
+    assert len(result.report["sources"]) == 3
+
+
+DAY = datetime.date(2020, 2, 29)
+COLUMNS = {
+    "bag": pl.Series([["a", "b"], [], None]),
+    "ragged": pl.Series([[0.1, 0.2], [0.3], None], dtype=pl.List(pl.Float32)),
+    "embedding": pl.Series([[0.1, -2.5], None, [3.0, 1e-9]], dtype=pl.Array(pl.Float32, 2)),
+    "wide": pl.Series([[0.1, -2.5], None, [3.0, 1e-9]], dtype=pl.Array(pl.Float64, 2)),
+    "count": pl.Series([2**62, None, -1]),
+    "small": pl.Series([1, 255, None], dtype=pl.UInt8),
+    "ratio": pl.Series([0.1, None, 1 / 3]),
+    "text": pl.Series(["é\n", None, ""]),
+    "kind": pl.Series(["x", "y", None], dtype=pl.Categorical),
+    "flag": pl.Series([True, None, False]),
+    "day": pl.Series([DAY, None, DAY]),
+    "moment": pl.Series([datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC), None, None]),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_every_type_of_attribute_survives_and_is_seen_by_the_fingerprint(tmp_path, name):
+    values = COLUMNS[name]
+    path = tmp_path / "users.parquet"
+    wanted = config(tmp_path, users=users(path, name))
+    pl.DataFrame({"user_id": [1, 2, 3], name: values}).write_parquet(path)
+    result = prepare(wanted, tmp_path / "out")
+    assert result.report["users_without_row"] == 0
+    opened = open_dataset(tmp_path / "out", verify=True)
+    assert_frame_equal(opened.users, pl.DataFrame({"source_id": [1, 2, 3], name: values}))
+    pl.DataFrame({"user_id": [3, 2, 1], name: values.reverse()}).write_parquet(path)
+    shuffled = prepare(wanted, tmp_path / "out")
+    assert not shuffled.up_to_date
+    assert shuffled.report["fingerprint"] == result.report["fingerprint"]
+    other = values.gather([1, 0, 2])
+    pl.DataFrame({"user_id": [1, 2, 3], name: other}).write_parquet(path)
+    assert prepare(wanted, tmp_path / "out").report["fingerprint"] != result.report["fingerprint"]
+
+
+def test_an_embedding_of_a_user_without_a_row_is_null(tmp_path):
+    path = tmp_path / "users.parquet"
+    vectors = pl.Series([[1.0, 2.0]], dtype=pl.Array(pl.Float32, 2))
+    pl.DataFrame({"user_id": [2], "vector": vectors}).write_parquet(path)
+    dataset = prepare(config(tmp_path, users=users(path, "vector")), tmp_path / "out").dataset
+    assert dataset.users["vector"].to_list() == [None, [1.0, 2.0], None]
+    assert dataset.users["vector"].dtype == pl.Array(pl.Float32, 2)
+
+
+def test_a_number_that_is_none_is_missing(tmp_path):
+    path = tmp_path / "users.parquet"
+    pl.DataFrame({"user_id": [1, 2, 3], "age": [1.5, np.nan, None]}).write_parquet(path)
+    dataset = prepare(config(tmp_path, users=users(path, "age")), tmp_path / "out").dataset
+    assert dataset.users["age"].to_list() == [1.5, None, None]
+
+
+TEXT = {
+    "users.csv": "user_id,gender,age\n3,F,\n1, ,20\n2,M,30\n",
+    "users.tsv": "user_id\tgender\tage\n3\tF\t\n1\t \t20\n2\tM\t30\n",
+    "users.dat": "3::F::::4::z\n1:: ::20::4::z\n2::M::30::4::z\n",
+    "users.user": "user_id:token\tgender:token\tage:float\n3\tF\t\n1\t \t20\n2\tM\t30\n",
+}
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_what_text_leaves_blank_is_missing(tmp_path, name):
+    (tmp_path / name).write_text(TEXT[name])
+    wanted = config(tmp_path, users=users(tmp_path / name, "age", "gender"))
+    assert prepare(wanted, tmp_path / "out").dataset.users.to_dict(as_series=False) == {
+        "source_id": [1, 2, 3],
+        "age": ["20", "30", None],
+        "gender": [None, "M", "F"],
+    }
+
+
+def test_several_files_whose_numbers_differ_in_width(tmp_path):
+    people = tmp_path / "people"
+    people.mkdir()
+    pl.DataFrame({"user_id": [1], "age": [20]}).write_parquet(people / "a.parquet")
+    pl.DataFrame({"user_id": [3], "age": [2.5]}).write_parquet(people / "b.parquet")
+    dataset = prepare(config(tmp_path, users=users(people, "age")), tmp_path / "out").dataset
+    assert dataset.users["age"].to_list() == [20.0, None, 2.5]
+
+
+def test_a_changed_user_table_is_prepared_again(tmp_path):
+    path = tmp_path / "users.parquet"
+    pl.DataFrame({"user_id": [1, 2], "age": [1, 2], "zip": ["a", "b"]}).write_parquet(path)
+    wanted = config(tmp_path, users=users(path, "age"))
+    prepare(wanted, tmp_path / "out")
+    assert prepare(wanted, tmp_path / "out").up_to_date
+    os.utime(path, ns=(1, 1))
+    said: list[str] = []
+    assert not prepare(wanted, tmp_path / "out", progress=said.append).up_to_date
+    assert said[0].endswith("its files have changed")
+    more = config(tmp_path, users=users(path, "age", "zip"))
+    said.clear()
+    assert not prepare(more, tmp_path / "out", progress=said.append).up_to_date
+    assert "prepared with data.users = " in said[0]
+
+
+def test_a_dataset_from_before_there_were_user_tables_is_still_up_to_date(tmp_path):
+    plain = config(tmp_path)
+    prepare(plain, tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["config"].pop("users") is None
+    assert manifest.pop("users_without_row") is None
+    path.write_text(json.dumps(manifest))
+    assert prepare(plain, tmp_path / "out").up_to_date
