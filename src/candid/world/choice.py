@@ -14,12 +14,17 @@ from candid.world.counters import Floats, Keys, derive, normal, root_key
 class Choice(ABC):
     """A conditional distribution over the catalog given a query vector.
 
+    Where items are released over time, what can be chosen also depends on when: ``times`` [B]
+    int64, in the units of the releases. Elsewhere it is None.
+
     Attributes:
         catalog: the items.
+        releases: [V] int64, when each item can first be chosen; None: all at any time.
         centres: [T, D] float64, a unit vector for each topic.
     """
 
-    def __init__(self, config: WorldConfig, catalog: Catalog) -> None:
+    def __init__(self, config: WorldConfig, catalog: Catalog, releases: Ints | None = None) -> None:
+        self.releases = releases
         self.catalog = catalog
         self.second_topic = config.second_topic
         keys = derive(root_key(config.seed, "topics"), np.arange(config.num_topics))
@@ -38,25 +43,28 @@ class Choice(ABC):
         """What having chosen an item adds to the query: [..., D] float64 for ids [...]."""
 
     @abstractmethod
-    def log_prob(self, query: Floats, item_ids: Ints, rows: Ints) -> Floats:
+    def log_prob(
+        self, query: Floats, item_ids: Ints, rows: Ints, times: Ints | None = None
+    ) -> Floats:
         """Exact log P(item_ids[m] | query[rows[m]]): [M] float64.
 
         Args:
             query: [B, D] float64.
             item_ids: [M] int64.
             rows: [M] int64 in 0..B-1.
+            times: [B] int64 or None, see the class.
         """
 
     @abstractmethod
-    def log_probs(self, query: Floats) -> Floats:
+    def log_probs(self, query: Floats, times: Ints | None = None) -> Floats:
         """Exact log probabilities of the whole catalog, in id order: [B, V] float64."""
 
     @abstractmethod
-    def entropy(self, query: Floats) -> Floats:
+    def entropy(self, query: Floats, times: Ints | None = None) -> Floats:
         """Exact entropy in nats: [B] float64."""
 
     @abstractmethod
-    def sample(self, query: Floats, keys: Keys) -> Ints:
+    def sample(self, query: Floats, keys: Keys, times: Ints | None = None) -> Ints:
         """Draw one item a query, exactly: [B] int64, a pure function of query and key."""
 
 

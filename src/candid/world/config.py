@@ -56,6 +56,13 @@ class WorldConfig(ComponentConfig):
         datetime.date(2024, 1, 1), description="first day of the timestamps"
     )
     num_days: int = Field(180, ge=1, le=36_500, description="days that the timestamps span")
+    released_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the items that are released one by one over the timeline instead of "
+        "at its start, so that a temporal split has items never trained (mode softmax only)",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="same seed and settings, same world")
 
     @pydantic.model_validator(mode="after")
@@ -64,6 +71,11 @@ class WorldConfig(ComponentConfig):
             raise ConfigError(
                 f"world.num_items {self.num_items} is too large for world.mode 'softmax' (at most "
                 f"{MAX_SOFTMAX_ITEMS}): set world.mode to 'topics'"
+            )
+        if self.released_share and self.mode != "softmax":
+            raise ConfigError(
+                "world.released_share needs world.mode 'softmax': a mixture of topics has no "
+                "exact probabilities of a catalog that grows"
             )
         if self.num_topics > self.num_items:
             raise ConfigError(

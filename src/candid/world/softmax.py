@@ -9,6 +9,9 @@ group by that envelope, an item of it by popularity, and accepting with probabil
 exp(score - envelope) is rejection sampling: exact, at a cost that does not grow with V. Rows
 still empty-handed when that costs more than the catalog does are drawn afresh from their
 exact distribution.
+
+Where items are released over time, the softmax is over those released by the time of the
+choice: the others score -inf, and a try that draws one is refused.
 """
 
 from __future__ import annotations
@@ -38,8 +41,8 @@ class SoftmaxChoice(Choice):
         bias: [V] float64, normalised: the softmax of a zero query is exp(bias).
     """
 
-    def __init__(self, config: WorldConfig, catalog: Catalog) -> None:
-        super().__init__(config, catalog)
+    def __init__(self, config: WorldConfig, catalog: Catalog, releases: Ints | None = None) -> None:
+        super().__init__(config, catalog, releases)
         item_ids = np.arange(catalog.num_items)
         keys = derive(root_key(config.seed, "items"), item_ids)
         own = _SPREAD * unit(normal(keys, config.dim))
@@ -76,35 +79,45 @@ class SoftmaxChoice(Choice):
         """A choice draws the query to its own traits in the next topic: [..., D] float64."""
         return self._contexts[item_ids]
 
-    def _scores(self, query: Floats) -> Floats:
-        return np.asarray(query @ self.vectors.T + self.bias)
+    def _scores(self, query: Floats, times: Ints | None) -> Floats:
+        scores = np.asarray(query @ self.vectors.T + self.bias)
+        if self.releases is None or times is None:
+            return scores
+        return np.where(self.releases <= times[:, None], scores, -np.inf)
 
     def _blocks(self, num_queries: int) -> list[slice]:
         size = max(1, _BLOCK // self.catalog.num_items)
         return [slice(start, start + size) for start in range(0, num_queries, size)]
 
-    def log_prob(self, query: Floats, item_ids: Ints, rows: Ints) -> Floats:
+    def log_prob(
+        self, query: Floats, item_ids: Ints, rows: Ints, times: Ints | None = None
+    ) -> Floats:
         """Score minus log partition function, the latter once a query, in blocks."""
         log_z = np.empty(len(query))
         for block in self._blocks(len(query)):
-            log_z[block] = log_sum_exp(self._scores(query[block]))
+            log_z[block] = log_sum_exp(self._scores(query[block], _part(times, block)))
         score = np.einsum("md,md->m", query[rows], self.vectors[item_ids])
-        return np.asarray(score + self.bias[item_ids] - log_z[rows])
+        log_prob = np.asarray(score + self.bias[item_ids] - log_z[rows])
+        if self.releases is None or times is None:
+            return log_prob
+        return np.where(self.releases[item_ids] <= times[rows], log_prob, -np.inf)
 
-    def log_probs(self, query: Floats) -> Floats:
+    def log_probs(self, query: Floats, times: Ints | None = None) -> Floats:
         """The log softmax: [B, V] float64."""
-        scores = self._scores(query)
+        scores = self._scores(query, times)
         return scores - log_sum_exp(scores)[:, None]
 
-    def entropy(self, query: Floats) -> Floats:
+    def entropy(self, query: Floats, times: Ints | None = None) -> Floats:
         """-Σ P log P over the catalog, in blocks."""
         entropy = np.empty(len(query))
         for block in self._blocks(len(query)):
-            log_probs = self.log_probs(query[block])
+            log_probs = self.log_probs(query[block], _part(times, block))
+            # 0 · log 0 = 0, where numpy has nan.
+            log_probs[log_probs == -np.inf] = 0.0
             entropy[block] = -(np.exp(log_probs) * log_probs).sum(axis=1)
         return entropy
 
-    def sample(self, query: Floats, keys: Keys) -> Ints:
+    def sample(self, query: Floats, keys: Keys, times: Ints | None = None) -> Ints:
         """Rejection under the envelope of the module's docstring."""
         envelope = query @ self._group_centres.T
         envelope += np.linalg.norm(query, axis=1, keepdims=True) * self._group_radius
@@ -120,12 +133,15 @@ class SoftmaxChoice(Choice):
             score = np.einsum("btd,bd->bt", self.vectors[items], query[pending])
             log_accept = score - np.take_along_axis(envelope[pending], groups, axis=1)
             accepted = np.log(uniform(derive(tries, 2))) < log_accept
+            if self.releases is not None and times is not None:
+                accepted &= self.releases[items] <= times[pending, None]
             done = accepted.any(axis=1)
             chosen[pending[done]] = items[done, accepted[done].argmax(axis=1)]
             pending = pending[~done]
         for block in self._blocks(len(pending)):
             rows = pending[block]
-            chosen[rows] = self._sample_exactly(query[rows], derive(keys[rows], self._max_rounds))
+            scores = self._scores(query[rows], _part(times, rows))
+            chosen[rows] = _sample_exactly(scores, derive(keys[rows], self._max_rounds))
         return chosen
 
     def _propose(self, cumulative: Floats, tries: Keys) -> tuple[Ints, Ints]:
@@ -152,10 +168,15 @@ class SoftmaxChoice(Choice):
         found: Ints = place.reshape(mass.shape)
         return found
 
-    def _sample_exactly(self, query: Floats, keys: Keys) -> Ints:
-        scores = self._scores(query)
-        cumulative = np.cumsum(np.exp(scores - scores.max(axis=1, keepdims=True)), axis=1)
-        pick = uniform(keys) * cumulative[:, -1]
-        # Rounding may lift the pick to the total itself; the last item takes it.
-        places: Ints = (cumulative <= pick[:, None]).sum(axis=1)
-        return np.minimum(places, self.catalog.num_items - 1)
+
+def _part(times: Ints | None, rows: slice | Ints) -> Ints | None:
+    return None if times is None else times[rows]
+
+
+def _sample_exactly(scores: Floats, keys: Keys) -> Ints:
+    cumulative = np.cumsum(np.exp(scores - scores.max(axis=1, keepdims=True)), axis=1)
+    pick = uniform(keys) * cumulative[:, -1]
+    places: Ints = (cumulative <= pick[:, None]).sum(axis=1)
+    # Rounding may lift the pick to the total itself; the last item there is takes it.
+    last: Ints = scores.shape[1] - 1 - np.argmax(scores[:, ::-1] > -np.inf, axis=1)
+    return np.minimum(places, last)

@@ -37,6 +37,20 @@ class Timeline:
             self._lengths, uniform(keys), side="right"
         )
 
+    def releases(self) -> Ints:
+        """When each item can first be chosen: [V] int64, microseconds since 1970-01-01 UTC.
+
+        The released share, drawn without regard to popularity, is spread evenly over the span;
+        all other items are there from its start.
+        """
+        num_items = self._config.num_items
+        count = min(int(self._config.released_share * num_items), num_items - 1)
+        keys = derive(root_key(self._config.seed, "release"), np.arange(num_items))
+        late = np.argsort(keys, kind="stable")[:count]
+        moments = np.full(num_items, self._start)
+        moments[late] += np.linspace(0.0, self._span, count + 2)[1:-1].astype(np.int64)
+        return moments
+
     def timestamps(self, user_ids: Ints, lengths: Ints) -> Ints:
         """Microseconds since 1970-01-01 UTC, strictly increasing within a user.
 

@@ -21,10 +21,13 @@ from candid.world.counters import Floats, Keys, derive, uniform
 
 
 class TopicsChoice(Choice):
-    """A mixture of topics; nothing it does needs a [B, V] matrix except ``log_probs``."""
+    """A mixture of topics; nothing it does needs a [B, V] matrix except ``log_probs``.
 
-    def __init__(self, config: WorldConfig, catalog: Catalog) -> None:
-        super().__init__(config, catalog)
+    All items are there from the start: ``times`` says nothing.
+    """
+
+    def __init__(self, config: WorldConfig, catalog: Catalog, releases: Ints | None = None) -> None:
+        super().__init__(config, catalog, releases)
         # A topic has num_rows items, or one fewer where the last row of the grid is short.
         self._num_last = catalog.num_items - (catalog.num_rows - 1) * catalog.num_topics
         self._cumulative = np.concatenate([np.zeros(1), np.cumsum(catalog.row_weight)])
@@ -55,7 +58,9 @@ class TopicsChoice(Choice):
         )
         return mixed
 
-    def log_prob(self, query: Floats, item_ids: Ints, rows: Ints) -> Floats:
+    def log_prob(
+        self, query: Floats, item_ids: Ints, rows: Ints, times: Ints | None = None
+    ) -> Floats:
         """See the module's equation."""
         scaled = self._log_scaled(query)
         first, second = self.catalog.topics(item_ids)
@@ -63,14 +68,14 @@ class TopicsChoice(Choice):
         mixed = self._log_mix(scaled[rows, first], scaled[rows, second])
         return np.asarray(mixed + np.log(self.catalog.row_weight[grid_rows]))
 
-    def log_probs(self, query: Floats) -> Floats:
+    def log_probs(self, query: Floats, times: Ints | None = None) -> Floats:
         """For small catalogs: [B, V] float64."""
         num_queries, num_items = len(query), self.catalog.num_items
         rows = np.repeat(np.arange(num_queries), num_items)
         item_ids = np.tile(np.arange(num_items), num_queries)
         return self.log_prob(query, item_ids, rows).reshape(num_queries, num_items)
 
-    def entropy(self, query: Floats) -> Floats:
+    def entropy(self, query: Floats, times: Ints | None = None) -> Floats:
         """In closed form: rows of one shift share the mixture, so it costs O(T) a shift.
 
         With m(t, s) the bracket of the module's equation at shift s, the entropy is
@@ -93,7 +98,7 @@ class TopicsChoice(Choice):
             entropy = entropy - _entropy_terms(last, weight[-1:])
         return entropy
 
-    def sample(self, query: Floats, keys: Keys) -> Ints:
+    def sample(self, query: Floats, keys: Keys, times: Ints | None = None) -> Ints:
         """Topic, then row, then which of the two items: three inverse CDFs."""
         catalog = self.catalog
         cumulative = np.cumsum(np.exp(self._log_topics(query)), axis=1)

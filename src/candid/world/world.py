@@ -10,11 +10,14 @@ with w_k falling with age and summing to 1 over the items there are. What is cho
 the mode's business (``softmax``, ``topics``). Users may choose an item again: a filter would
 make the truth depend on the whole history, so measure likelihoods against the truth without
 one. All identifiers here are those of the written files: users 0..U-1, items 0..V-1.
+
+With ``WorldConfig.released_share`` items are released over time, and the truth is the softmax
+over those released by the time of the choice: everything true then also asks for ``times``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +28,19 @@ from polars.io.plugins import register_io_source
 from candid.atomic import replacing
 from candid.errors import ConfigError
 from candid.world.catalog import Catalog, Ints
-from candid.world.choice import Choice, unit
+from candid.world.choice import Choice
 from candid.world.config import WorldConfig
-from candid.world.counters import Floats, Keys, derive, normal, root_key, uniform
+from candid.world.counters import Floats, Keys, derive, root_key
 from candid.world.softmax import SoftmaxChoice
 from candid.world.timeline import Timeline
 from candid.world.topics import TopicsChoice
+from candid.world.users import Users
 
 MODES: dict[str, type[Choice]] = {"softmax": SoftmaxChoice, "topics": TopicsChoice}
 
 _DECAY = 0.6
 """Weight of an item of the history relative to the one after it."""
-_TASTE_SPREAD = 0.5
-"""Length of a taste's own part beside its favourite topics' part of length 1."""
+_ITEMS_PER_CHUNK = 250_000
 
 
 class World:
@@ -49,6 +52,8 @@ class World:
     Attributes:
         config: the settings.
         catalog: the items.
+        releases: [V] int64, microseconds since 1970-01-01 UTC, when each item can first be
+            chosen; None where all are there from the start.
     """
 
     Config = WorldConfig
@@ -56,8 +61,10 @@ class World:
     def __init__(self, config: WorldConfig | None = None) -> None:
         self.config = config or WorldConfig()
         self.catalog = Catalog(self.config)
-        self._choice = MODES[self.config.mode](self.config, self.catalog)
         self._timeline = Timeline(self.config)
+        self.releases = self._timeline.releases() if self.config.released_share else None
+        self._choice = MODES[self.config.mode](self.config, self.catalog, self.releases)
+        self._users = Users(self.config, self.catalog, self._choice.centres)
 
     def query(self, user_ids: Ints, history_ids: Ints, history_offsets: Ints) -> Floats:
         """True query vectors.
@@ -78,7 +85,7 @@ class World:
         recent = np.where(
             is_present, np.append(history_ids, 0)[np.where(is_present, places, -1)], 0
         )
-        return self._query(self._tastes(user_ids), recent, is_present)
+        return self._query(self._users.tastes(user_ids), recent, is_present)
 
     def item_vectors(self, item_ids: Ints) -> Floats:
         """The item side of mode ``softmax``: [n, D + 1] float64, vector and popularity bias.
@@ -86,8 +93,13 @@ class World:
         With a 1 appended to ``query``, the dot products are the true logits.
 
         Raises:
-            ConfigError: a mixture of topics is not a dot product.
+            ConfigError: a mixture of topics is not a dot product, nor is a catalog that grows.
         """
+        if self.releases is not None:
+            raise ConfigError(
+                "with world.released_share the true logits change with time, which no item vector "
+                "does: set it to 0, or ask for log_probs"
+            )
         if not isinstance(self._choice, SoftmaxChoice):
             raise ConfigError("world.mode 'topics' has no item vectors: set it to 'softmax'")
         return np.hstack([self._choice.vectors[item_ids], self._choice.bias[item_ids, None]])
@@ -99,6 +111,8 @@ class World:
         history_offsets: Ints,
         item_ids: Ints,
         item_offsets: Ints | None = None,
+        *,
+        times: Ints | None = None,
     ) -> Floats:
         """Exact log P(item | user, history), in nats.
 
@@ -110,26 +124,52 @@ class World:
             item_offsets: [B + 1] int64, the items of query b are
                 ``item_ids[item_offsets[b]:item_offsets[b + 1]]``, all judged by the same
                 history.
+            times: [B] int64, microseconds since 1970-01-01 UTC, when the choice of each query
+                is made; needed only where items are released over time.
 
         Returns:
-            [M] float64, in the order of ``item_ids``.
+            [M] float64, in the order of ``item_ids``; -inf for an item not yet released.
+
+        Raises:
+            ConfigError: items are released over time and ``times`` is None.
         """
         query = self.query(user_ids, history_ids, history_offsets)
         rows = np.arange(len(user_ids))
         if item_offsets is not None:
             rows = np.repeat(rows, np.diff(item_offsets))
-        return self._choice.log_prob(query, np.asarray(item_ids, dtype=np.int64), rows)
+        items = np.asarray(item_ids, dtype=np.int64)
+        return self._choice.log_prob(query, items, rows, self._checked(times))
 
-    def log_probs(self, user_ids: Ints, history_ids: Ints, history_offsets: Ints) -> Floats:
-        """Exact log probabilities of the whole catalog: [B, V] float64, for small catalogs."""
-        return self._choice.log_probs(self.query(user_ids, history_ids, history_offsets))
+    def log_probs(
+        self,
+        user_ids: Ints,
+        history_ids: Ints,
+        history_offsets: Ints,
+        *,
+        times: Ints | None = None,
+    ) -> Floats:
+        """Exact log probabilities of the whole catalog: [B, V] float64, for small catalogs.
 
-    def entropy(self, user_ids: Ints, history_ids: Ints, history_offsets: Ints) -> Floats:
+        Arguments and errors as for ``log_prob``.
+        """
+        query = self.query(user_ids, history_ids, history_offsets)
+        return self._choice.log_probs(query, self._checked(times))
+
+    def entropy(
+        self,
+        user_ids: Ints,
+        history_ids: Ints,
+        history_offsets: Ints,
+        *,
+        times: Ints | None = None,
+    ) -> Floats:
         """Exact entropy of each conditional distribution in nats: [B] float64.
 
-        It is the least expected negative log-likelihood that any model can reach.
+        It is the least expected negative log-likelihood that any model can reach. Arguments and
+        errors as for ``log_prob``.
         """
-        return self._choice.entropy(self.query(user_ids, history_ids, history_offsets))
+        query = self.query(user_ids, history_ids, history_offsets)
+        return self._choice.entropy(query, self._checked(times))
 
     def sample(
         self,
@@ -137,6 +177,8 @@ class World:
         history_ids: Ints,
         history_offsets: Ints,
         generator: np.random.Generator,
+        *,
+        times: Ints | None = None,
     ) -> Ints:
         """Draw the next item of each query, exactly: [B] int64.
 
@@ -145,9 +187,14 @@ class World:
             history_ids: packed, see ``query``.
             history_offsets: [B + 1] int64.
             generator: source of randomness; same state, same items.
+            times: [B] int64, see ``log_prob``.
+
+        Raises:
+            ConfigError: items are released over time and ``times`` is None.
         """
         keys = generator.integers(0, 2**64, size=len(user_ids), dtype=np.uint64)
-        return self._choice.sample(self.query(user_ids, history_ids, history_offsets), keys)
+        query = self.query(user_ids, history_ids, history_offsets)
+        return self._choice.sample(query, keys, self._checked(times))
 
     def interactions(self, start: int, stop: int) -> pl.DataFrame:
         """All interactions of users start..stop-1, whatever else is generated.
@@ -158,21 +205,37 @@ class World:
         """
         user_ids = np.arange(start, stop, dtype=np.int64)
         lengths = self._timeline.lengths(user_ids)
-        sequences = self._sequences(user_ids, lengths)
+        timestamps = self._timeline.timestamps(user_ids, lengths)
+        sequences = self._sequences(user_ids, lengths, timestamps)
         is_real = np.arange(sequences.shape[1]) < lengths[:, None]
         return pl.DataFrame(
             {
                 "user_id": np.repeat(user_ids, lengths),
                 "item_id": sequences[is_real],
-                "timestamp": self._timeline.timestamps(user_ids, lengths),
+                "timestamp": timestamps,
             }
         ).with_columns(pl.col("timestamp").cast(pl.Datetime("us", "UTC")))
+
+    def users(self, start: int, stop: int) -> pl.DataFrame:
+        """Users start..stop-1 as a table: user_id, favourite, age; see ``write``."""
+        return self._users.frame(start, stop)
+
+    def items(self, start: int, stop: int) -> pl.DataFrame:
+        """Items start..stop-1 as a table: item_id, title, genres; see ``write``."""
+        frame = self.catalog.frame(start, stop)
+        if self.releases is None:
+            return frame
+        released = pl.Series(self.releases[start:stop]).cast(pl.Datetime("us", "UTC"))
+        return frame.with_columns(released=released)
 
     def write(self, out: Path, *, chunk_size: int = 20_000) -> dict[str, Path]:
         """Write the world as ordinary files, streamed and each atomically.
 
         ``interactions.parquet``: user_id, item_id, timestamp. ``items.parquet``: item_id,
-        title, genres ("Drama|Crime").
+        title, genres ("Drama|Crime"), where items are released over time also released (when).
+        ``users.parquet``: user_id, favourite (the genre of the
+        user's stronger favourite topic; for 15 % of users any genre, for 5 % null) and age
+        (integer, unrelated to anything).
 
         Args:
             out: the folder, made if it is missing.
@@ -180,32 +243,18 @@ class World:
                 in the files' contents.
 
         Returns:
-            the paths, under "interactions" and "items".
+            the paths, under "interactions", "items" and "users".
 
         Raises:
             ArtifactError: the files cannot be written.
         """
-        paths = {name: out / f"{name}.parquet" for name in ("interactions", "items")}
-        _stream(paths["items"], self._item_chunks())
-        _stream(paths["interactions"], self._interaction_chunks(chunk_size))
+        paths = {name: out / f"{name}.parquet" for name in ("interactions", "items", "users")}
+        _stream(paths["items"], _chunks(self.items, self.config.num_items, _ITEMS_PER_CHUNK))
+        _stream(
+            paths["interactions"], _chunks(self.interactions, self.config.num_users, chunk_size)
+        )
+        _stream(paths["users"], _chunks(self.users, self.config.num_users, chunk_size))
         return paths
-
-    def _interaction_chunks(self, chunk_size: int) -> Iterator[pl.DataFrame]:
-        for start in range(0, self.config.num_users, chunk_size):
-            yield self.interactions(start, min(start + chunk_size, self.config.num_users))
-
-    def _item_chunks(self, chunk_size: int = 250_000) -> Iterator[pl.DataFrame]:
-        for start in range(0, self.config.num_items, chunk_size):
-            yield self.catalog.frame(start, min(start + chunk_size, self.config.num_items))
-
-    def _tastes(self, user_ids: Ints) -> Floats:
-        keys = derive(root_key(self.config.seed, "tastes"), user_ids)
-        topics = uniform(derive(keys[:, None], 0, np.arange(2))) * self.config.num_topics
-        favourites = self._choice.centres[topics.astype(np.int64)]
-        share = uniform(derive(keys, 1))[:, None]
-        blend = unit(share * favourites[:, 0] + (1.0 - share) * favourites[:, 1])
-        own = unit(normal(derive(keys, 2), self.config.dim))
-        return unit(blend + _TASTE_SPREAD * own)
 
     def _query(self, tastes: Floats, recent: Ints, is_present: npt.NDArray[np.bool_]) -> Floats:
         """From tastes [B, D] and the recent items [B, memory], latest first."""
@@ -214,23 +263,42 @@ class World:
         pull = np.einsum("bk,bkd->bd", weights, self._choice.context(recent))
         return np.asarray((tastes + self.config.drift * pull) / self.config.temperature)
 
-    def _sequences(self, user_ids: Ints, lengths: Ints) -> Ints:
+    def _checked(self, times: Ints | None) -> Ints | None:
+        if self.releases is None:
+            return None
+        if times is None:
+            raise ConfigError(
+                "with world.released_share the truth depends on when: pass times, or set it to 0"
+            )
+        return np.asarray(times, dtype=np.int64)
+
+    def _sequences(self, user_ids: Ints, lengths: Ints, timestamps: Ints) -> Ints:
         """Items of each user: [B, longest] int64; places past a user's length mean nothing."""
         memory, longest = self.config.memory, int(lengths.max())
         # Longest users first, so that those still active at a step are a prefix.
         order = np.argsort(-lengths, kind="stable")
+        firsts = (np.cumsum(lengths) - lengths)[order]
         active = np.searchsorted(-lengths[order], -np.arange(longest), side="left")
-        tastes = self._tastes(user_ids[order])
+        tastes = self._users.tastes(user_ids[order])
         keys: Keys = derive(root_key(self.config.seed, "choices"), user_ids[order])
         items = np.zeros((len(user_ids), memory + longest), dtype=np.int64)
         for step, count in enumerate(active):
             recent = items[:count, step : step + memory][:, ::-1]
             is_present = np.broadcast_to(np.arange(memory) < step, recent.shape)
             query = self._query(tastes[:count], recent, is_present)
-            items[:count, memory + step] = self._choice.sample(query, derive(keys[:count], step))
+            times = timestamps[firsts[:count] + step]
+            own_keys = derive(keys[:count], step)
+            items[:count, memory + step] = self._choice.sample(query, own_keys, times)
         sequences = np.empty((len(user_ids), longest), dtype=np.int64)
         sequences[order] = items[:, memory:]
         return sequences
+
+
+def _chunks(
+    make: Callable[[int, int], pl.DataFrame], count: int, size: int
+) -> Iterator[pl.DataFrame]:
+    for start in range(0, count, size):
+        yield make(start, min(start + size, count))
 
 
 def _stream(path: Path, chunks: Iterator[pl.DataFrame]) -> None:
