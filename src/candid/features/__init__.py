@@ -2,26 +2,56 @@
 
 A feature is fitted on the rows that training sees and stored with the model. To add a type:
 a file with the class and its nested ``Config``, and one line in ``FEATURES``.
+
+name         a value becomes
+bag          codes of any number of members out of a vocabulary
+categorical  the code of a value out of a vocabulary
+hashed       several codes, without a vocabulary
+number       a number on a common scale, or the code of its bucket
+text         the vector of a sentence encoder
+vector       itself, the numbers of a column of lists
 """
 
 from typing import Final
 
+from candid.features.bag import Bag
+from candid.features.categorical import Categorical
+from candid.features.config import FeatureComponent, FeaturesConfig
+from candid.features.hashed import Hashed
+from candid.features.number import Number
 from candid.features.protocol import Feature, FeatureConfig
 from candid.features.table import FeatureTable, fit_table, restore_table
+from candid.features.text import Text
 from candid.features.values import Bags, Codes, Numbers, Values
+from candid.features.vector import Vector
 
-FEATURES: Final[dict[str, type]] = {}
+FEATURES: Final[dict[str, type[Feature]]] = {
+    "bag": Bag,
+    "categorical": Categorical,
+    "hashed": Hashed,
+    "number": Number,
+    "text": Text,
+    "vector": Vector,
+}
 """Types of feature by the name used in recipes."""
 
 __all__ = [
     "FEATURES",
+    "Bag",
     "Bags",
+    "Categorical",
     "Codes",
     "Feature",
+    "FeatureComponent",
     "FeatureConfig",
     "FeatureTable",
+    "FeaturesConfig",
+    "Hashed",
+    "Number",
     "Numbers",
+    "Text",
     "Values",
+    "Vector",
     "fit_table",
     "restore_table",
 ]

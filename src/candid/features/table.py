@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.component import lookup
-from candid.errors import ArtifactError, ConfigError, DataError
+from candid.errors import ArtifactError, ConfigError, DataError, UnknownNameError
 from candid.features.protocol import Feature, FeatureConfig
 from candid.features.values import Values
 
@@ -63,7 +63,7 @@ def fit_table(
         where: the config section, such as "features.item"; begins every message.
 
     Raises:
-        ConfigError: the table has no such column.
+        ConfigError: the table has no such column, or a feature needs a package that is missing.
         DataError: a column's values cannot be of the feature's type.
     """
     columns = {name: config.column or name for name, config in configs.items()}
@@ -81,6 +81,8 @@ def fit_table(
             features[name] = config.fit(trained[columns[name]])
         except DataError as error:
             raise DataError(f"{where}.{name}, column {columns[name]!r}: {error}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{where}.{name}: {error}") from None
     return FeatureTable(features, columns, _encoded(features, columns, frame, where))
 
 
@@ -100,17 +102,20 @@ def restore_table(
 
     Raises:
         ArtifactError: the states are not those of these features.
+        ConfigError: a feature needs a package that is missing.
         DataError: a column is missing or of a type that cannot serve.
     """
     features = {}
     for name, config in configs.items():
         try:
             features[name] = config.restore(lookup(states, "feature state", name))
-        except (ConfigError, KeyError, TypeError, ValueError):
+        except (UnknownNameError, KeyError, TypeError, ValueError):
             raise ArtifactError(
                 f"{where} does not hold what was learnt of feature {name!r}: it is damaged or of "
                 "another model; train again"
             ) from None
+        except ConfigError as error:
+            raise ConfigError(f"{where}, feature {name!r}: {error}") from None
     columns = {name: config.column or name for name, config in configs.items()}
     return FeatureTable(features, columns, _encoded(features, columns, frame, where))
 

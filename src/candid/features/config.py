@@ -1,0 +1,50 @@
+"""The features of a recipe: any number for items and for users, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from candid.component import ComponentConfig, tagged
+from candid.features.protocol import FeatureConfig
+
+
+def _registry() -> Mapping[str, Any]:
+    import candid.features  # The registry lists the modules that import this one.
+
+    return candid.features.FEATURES
+
+
+FeatureComponent = Annotated[FeatureConfig, tagged(_registry, "feature")]
+"""A config field that holds the config of any registered feature."""
+
+
+class FeaturesConfig(ComponentConfig):
+    """Which columns the towers read, and as what: ``[features.item.genres] type = "bag"``."""
+
+    item: dict[str, FeatureComponent] = Field(
+        {}, description="features of items by name, from the item table of data.items"
+    )
+    user: dict[str, FeatureComponent] = Field(
+        {}, description="features of users by name, from the user table of data.users"
+    )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether neither side has a feature."""
+        return not self.item and not self.user
+
+    @field_validator("item", "user", mode="before")
+    @classmethod
+    def _plain_names(cls, features: Any) -> Any:
+        """Names become parts of dotted keys and of the names of weights."""
+        for name in features if isinstance(features, Mapping) else ():
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise ValueError(
+                    f"a feature's name is letters, digits and underscores, not {name!r}; its "
+                    "column may have another name (key 'column')"
+                )
+        return features

@@ -1,0 +1,54 @@
+from itertools import pairwise
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candid.errors import DataError
+from candid.features import Bag
+
+MEMBERS = st.sampled_from(["a", "b", "c", "new", "other"])
+KNOWN = {"a": 1, "b": 2, "c": 3}
+
+
+@pytest.fixture(scope="module")
+def feature():
+    return Bag.Config(min_count=1).fit(pl.Series(["c|a", "b"]))
+
+
+def rows_of(bags):
+    ends = bags.offsets.tolist()
+    return [bags.ids[a:b].tolist() for a, b in pairwise(ends)]
+
+
+@given(st.lists(st.none() | st.lists(MEMBERS, max_size=4), max_size=6))
+def test_text_and_lists_are_the_same_bags(feature, rows):
+    expected = [[KNOWN.get(member, 0) for member in row or []] for row in rows]
+    lists = pl.Series(rows, dtype=pl.List(pl.String))
+    text = pl.Series([None if row is None else "|".join(row) for row in rows], dtype=pl.String)
+    assert rows_of(feature.encode(lists)) == expected
+    assert rows_of(feature.encode(text)) == expected
+
+
+def test_nothing_between_separators_is_no_member(feature):
+    assert rows_of(feature.encode(pl.Series(["a||b|", "|"]))) == [[1, 2], []]
+    assert rows_of(feature.encode(pl.Series([["a", None, "", "b"]]))) == [[1, 2]]
+
+
+def test_counts_are_of_members_and_rare_ones_are_unknown():
+    config = Bag.Config(separator=", ", min_count=2, max_values=1)
+    feature = config.fit(pl.Series(["x, y", "x, y", "y, z"]))
+    assert rows_of(feature.encode(pl.Series(["x, y, z", "y"]))) == [[0, 1, 0], [1]]
+
+
+def test_arrays_are_lists():
+    column = pl.Series([[5, 6], None, [6, 7]], dtype=pl.Array(pl.Int32, 2))
+    feature = Bag.Config(min_count=1).fit(column)
+    assert rows_of(feature.encode(column)) == [[1, 2], [], [2, 3]]
+    assert rows_of(feature.encode(pl.Series([[6]]))) == [[2]]
+
+
+def test_a_list_of_lists_is_refused(feature):
+    with pytest.raises(DataError, match="List"):
+        feature.encode(pl.Series([[["a"]]]))

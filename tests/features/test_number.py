@@ -1,0 +1,128 @@
+import math
+import statistics
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candid.errors import DataError
+from candid.features import Number
+
+FINITE = st.floats(-1e6, 1e6)
+
+
+def fit(column, **settings):
+    return Number.Config(**settings).fit(pl.Series(column))
+
+
+@given(st.lists(st.none() | FINITE, min_size=1, max_size=20), FINITE)
+def test_standard_is_the_z_score_of_trained_rows(column, asked):
+    given_ = [x for x in column if x is not None]
+    mean = statistics.fmean(given_) if given_ else 0.0
+    deviation = statistics.pstdev(given_) if given_ else 0.0
+    if 0 < deviation < 1e-3:
+        return  # rounding of the mean rules there
+    feature = Number.Config().fit(pl.Series(column, dtype=pl.Float64))
+    found = feature.encode(pl.Series([asked, None])).values.tolist()
+    assert found[0][0] == pytest.approx((asked - mean) / (deviation or 1.0), rel=1e-4, abs=1e-5)
+    assert [found[0][1], found[1]] == [0.0, [0.0, 1.0]]
+
+
+def test_log_is_symmetric_and_then_standardised():
+    feature = fit([-(math.e - 1), 0.0, math.e - 1], scale="log")
+    found = feature.encode(pl.Series([math.e - 1, -(math.e**2 - 1), None])).values
+    unit = math.sqrt(3 / 2)  # deviation of -1, 0, 1 is sqrt(2/3)
+    assert found[:, 0].tolist() == pytest.approx([unit, -2 * unit, 0.0])
+    assert found[:, 1].tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("scale", ["standard", "log"])
+def test_a_constant_is_zero_and_one_step_off_is_no_catastrophe(scale):
+    feature = fit([0.1] * 3, scale=scale)  # their computed deviation is 1e-17
+    found = feature.encode(pl.Series([0.1, 1.1])).values[:, 0].tolist()
+    assert found[0] == 0.0
+    assert 0.1 < found[1] < 2
+
+
+def test_text_booleans_and_decimals_are_numbers():
+    feature = fit([0, 2])
+    for column in (
+        pl.Series([" 2 ", "0.0", ""]),
+        pl.Series(["2", "0", "nan"], dtype=pl.Categorical),
+        pl.Series([2.0, 0.0, math.nan]),
+        pl.Series(["2", "0", None]).cast(pl.Decimal(10, 2)),
+    ):
+        assert feature.encode(column).values.tolist() == [[1, 0], [-1, 0], [0, 1]]
+    assert feature.encode(pl.Series([True, None])).values.tolist() == [[0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (["1", "two", "three"], "'two' is not a number"),
+        ([1.0, math.inf], "inf is not finite"),
+        (["1", "-inf"], "'-inf' is not finite"),
+        ([["1"]], "List"),
+    ],
+)
+def test_the_first_bad_value_is_named(column, message):
+    with pytest.raises(DataError, match=message):
+        fit(column)
+    with pytest.raises(DataError, match=message):
+        fit([1.0, 2.0]).encode(pl.Series(column))
+
+
+def test_dates_are_refused():
+    with pytest.raises(DataError, match="Date"):
+        Number.Config().fit(pl.Series(["2001-01-01"]).str.to_date())
+
+
+def test_numbers_beyond_float32_are_refused_and_named():
+    with pytest.raises(DataError, match="1e\\+300"):
+        fit([1.0, 1e300])
+    with pytest.raises(DataError, match="1e\\+300 is too far"):
+        fit([1.0, 2.0]).encode(pl.Series([1.0, 1e300]))
+    assert fit([1.0, 1e300], scale="log").encode(pl.Series([1e300])).values[0, 0].item() == 1.0
+
+
+@given(
+    st.lists(st.none() | st.integers(-5, 5).map(float), min_size=1, max_size=40),
+    st.integers(2, 12),
+)
+def test_buckets_ascend_and_none_is_without_a_trained_value(column, num_buckets):
+    series = pl.Series(column, dtype=pl.Float64)
+    feature = Number.Config(scale="quantile", num_buckets=num_buckets).fit(series)
+    found = feature.encode(series)
+    codes = found.ids[:, 0].tolist()
+    pairs = [(x, code) for x, code in zip(column, codes, strict=True) if x is not None]
+    assert all(code == 0 for x, code in zip(column, codes, strict=True) if x is None)
+    assert [code for _, code in sorted(pairs)] == sorted(code for _, code in pairs)
+    assert found.num_codes <= num_buckets + 1
+    if pairs:
+        assert {code for _, code in pairs} == set(range(1, found.num_codes))
+
+
+def test_buckets_of_distinct_values_are_of_equal_size():
+    values = [float(x) for x in range(100)]
+    codes = fit(values, scale="quantile", num_buckets=4).encode(pl.Series(values)).ids[:, 0]
+    assert codes.bincount().tolist() == [0, 25, 25, 25, 25]
+    beyond = fit(values, scale="quantile", num_buckets=4).encode(pl.Series([-1e9, 1e9, None]))
+    assert beyond.ids[:, 0].tolist() == [1, 4, 0]
+
+
+@pytest.mark.parametrize(
+    ("scale", "state"),
+    [
+        ("standard", {"mean": 0.0}),
+        ("standard", {"mean": "x", "deviation": 1.0}),
+        ("standard", {"mean": 0.0, "deviation": 0.0}),
+        ("log", {"mean": float("nan"), "deviation": 1.0}),
+        ("quantile", {"mean": 0.0, "deviation": 1.0}),
+        ("quantile", {"boundaries": [2.0, 1.0]}),
+        ("quantile", {"boundaries": 3}),
+    ],
+)
+def test_a_damaged_state_is_refused(scale, state):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Number.Config(scale=scale).restore(state)
