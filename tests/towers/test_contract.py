@@ -1,5 +1,6 @@
 """What every registered tower, and the model of any two, must do."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from candid.errors import ConfigError, UnknownNameError
 from candid.towers import TOWERS, ItemTower, ModelConfig, QueryTower, TowerConfig, TowerContext
 
 NUM_USERS, NUM_ITEMS, MAX_LENGTH = 7, 11, 5
+PLAIN = TowerContext(NUM_USERS, NUM_ITEMS, MAX_LENGTH)
 
 
 def queries_of(*histories):
@@ -22,17 +24,33 @@ def queries_of(*histories):
     return pack_histories(np.arange(len(histories), dtype=np.int64), items, lengths)
 
 
-def build(name) -> Any:
-    context = TowerContext(NUM_USERS, NUM_ITEMS, MAX_LENGTH)
-    items = TOWERS["item_embedding"].Config(dim=8).build(context)
-    context = TowerContext(NUM_USERS, NUM_ITEMS, MAX_LENGTH, items)
+@pytest.fixture
+def context(table_of):
+    return TowerContext(
+        NUM_USERS,
+        NUM_ITEMS,
+        MAX_LENGTH,
+        item_features=table_of(NUM_ITEMS),
+        user_features=table_of(NUM_USERS),
+        item_is_trained=torch.arange(NUM_ITEMS) != 3,
+    )
+
+
+SETTINGS = {"joined": {"towers": ["user_features", {"type": "user_embedding", "dim": 3}]}}
+"""What has no default."""
+
+
+def build(name, context, item_tower="item_embedding") -> Any:
+    items: Any = TOWERS[item_tower].Config(dim=8).build(context)
     torch.manual_seed(0)
-    return TOWERS[name].Config(dim=8).build(context).eval()
+    settings = SETTINGS.get(name, {}) | {"dim": 8}
+    return TOWERS[name].Config(**settings).build(replace(context, item_tower=items)).eval()
 
 
+@pytest.mark.parametrize("item_tower", ["item_embedding", "item_features"])
 @pytest.mark.parametrize("name", sorted(TOWERS))
-def test_every_tower(name):
-    tower = build(name)
+def test_every_tower(name, item_tower, context):
+    tower = build(name, context, item_tower)
     if isinstance(tower, ItemTower):
         ids = torch.tensor([3, 0, 3, 10])
         vectors = tower(ids)
@@ -50,6 +68,20 @@ def test_every_tower(name):
     assert touched
 
 
+@pytest.mark.parametrize("name", sorted(TOWERS))
+def test_every_tower_comes_back_from_its_weights(name, context):
+    tower, other = build(name, context), build(name, context)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.normal_()
+    other.load_state_dict(tower.state_dict())
+    if isinstance(tower, ItemTower):
+        assert torch.equal(other.catalog(), tower.catalog())
+    else:
+        queries = queries_of([1, 2, 3], [4], [5, 6])
+        assert torch.equal(other(queries), tower(queries))
+
+
 def one_by_one(*histories):
     for user, history in enumerate(histories):
         yield pack_histories(
@@ -58,7 +90,7 @@ def one_by_one(*histories):
 
 
 def test_cosine_and_temperature_are_folded_into_the_vectors():
-    model = ModelConfig(similarity="cosine", temperature=0.1).build(NUM_USERS, NUM_ITEMS, 5)
+    model = ModelConfig(similarity="cosine", temperature=0.1).build(PLAIN)
     model.eval()
     items = model.encode_catalog()
     torch.testing.assert_close(items.norm(dim=1), torch.ones(NUM_ITEMS))
@@ -69,7 +101,7 @@ def test_cosine_and_temperature_are_folded_into_the_vectors():
 
 @pytest.mark.parametrize("learn", [True, False])
 def test_the_temperature_learns_only_when_asked(learn):
-    model = ModelConfig(temperature=0.5, learn_temperature=learn).build(NUM_USERS, NUM_ITEMS, 5)
+    model = ModelConfig(temperature=0.5, learn_temperature=learn).build(PLAIN)
     (model.encode_queries(queries_of([1])) ** 2).sum().backward()
     learned = dict(model.named_parameters()).get("log_temperature")
     assert (learned is not None and learned.grad is not None) == learn
@@ -90,7 +122,7 @@ def test_the_temperature_learns_only_when_asked(learn):
 def test_towers_that_do_not_fit_are_refused(settings, message):
     config = ModelConfig.model_validate(settings)
     with pytest.raises(ConfigError, match=message):
-        config.build(NUM_USERS, NUM_ITEMS, MAX_LENGTH)
+        config.build(PLAIN)
 
 
 def test_an_unknown_tower_lists_the_known_ones():
@@ -126,6 +158,6 @@ def test_a_new_tower_is_one_class_and_one_line(monkeypatch):
             "item_tower": {"type": "item_embedding", "dim": 6},
         }
     )
-    model = config.build(NUM_USERS, NUM_ITEMS, MAX_LENGTH)
+    model = config.build(PLAIN)
     assert model.encode_queries(queries_of([1, 2], [3])).shape == (2, 6)
     assert config.model_dump()["query_tower"] == {"type": "mean_of_history", "dim": 6}

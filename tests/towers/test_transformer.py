@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from candid.batches import History, Queries, offsets_of
 from candid.errors import ConfigError
-from candid.towers import CausalTransformer, ItemEmbedding
+from candid.towers import CausalTransformer, ItemEmbedding, ItemFeatures, TowerContext
 
 NUM_ITEMS, MAX_LENGTH = 30, 12
 
@@ -127,15 +127,62 @@ def test_dropout_acts_in_training_only():
 
 def test_tied_tower_reads_the_item_table():
     items = ItemEmbedding(NUM_ITEMS, 8)
-    tied = make(input_table=items.embedding, num_heads=1)
+    tied = make(input_items=items.embedding, num_heads=1)
     assert tied.items.weight is items.embedding.weight
     assert make(num_heads=1).items.weight is not items.embedding.weight
+
+
+def test_a_tied_table_is_held_under_the_name_that_checkpoints_know():
+    tower = make(input_items=ItemEmbedding(NUM_ITEMS, 8).embedding, num_blocks=1)
+    assert list(tower.state_dict()) == [
+        "items.weight",
+        "positions.weight",
+        *(
+            f"blocks.0.{name}"
+            for name in [
+                "attention_norm.weight",
+                "attention_norm.bias",
+                "qkv.weight",
+                "qkv.bias",
+                "out.weight",
+                "out.bias",
+                "feed_forward.0.weight",
+                "feed_forward.0.bias",
+                "feed_forward.1.weight",
+                "feed_forward.1.bias",
+                "feed_forward.4.weight",
+                "feed_forward.4.bias",
+            ]
+        ),
+        "norm.weight",
+        "norm.bias",
+    ]
+
+
+def test_tied_tower_reads_the_features_of_items_at_each_position(values_of):
+    items = ItemFeatures(values_of(NUM_ITEMS), dim=8)
+    tower = make(input_items=items)
+    sequences = [[1, 2, 3, 2], [2], [7, 1]]
+    encoded = []
+    items.encoder.perceptron.register_forward_hook(lambda _, x, __: encoded.append(len(x[0])))
+    vectors = tower(pack(sequences))
+    assert encoded == [4]  # the distinct ones
+    by_table = make(input_items=None)
+    by_table.load_state_dict(
+        {name: value for name, value in tower.state_dict().items() if "items." not in name}
+        | {"items.weight": items.catalog().detach()}
+    )
+    torch.testing.assert_close(vectors, by_table(pack(sequences)))
+    vectors.sum().backward()
+    assert all(field.table.weight.grad.any() for field in items.encoder.fields.fields[:3])
 
 
 def test_bad_settings_are_one_sentence():
     with pytest.raises(ConfigError, match="num_heads 3 must divide dim 8"):
         make(num_heads=3)
     with pytest.raises(ConfigError, match="dim 8 must equal the item tower's 4"):
-        make(input_table=ItemEmbedding(NUM_ITEMS, 4).embedding)
+        make(input_items=ItemEmbedding(NUM_ITEMS, 4).embedding)
+    with pytest.raises(ConfigError, match="'tied' needs an item tower"):
+        CausalTransformer.Config().build(TowerContext(3, NUM_ITEMS, MAX_LENGTH))
     with pytest.raises(ConfigError, match=r"batches\.unit = 'sequence'"):
         make()(Queries(user_ids=torch.tensor([0])))

@@ -13,7 +13,13 @@ from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.losses import LOSSES
 from candid.proposals import PROPOSALS
-from candid.towers import CausalTransformer, ItemEmbedding, ModelConfig, UserEmbedding
+from candid.towers import (
+    CausalTransformer,
+    ItemEmbedding,
+    ModelConfig,
+    TowerContext,
+    UserEmbedding,
+)
 from candid.training import (
     BEST,
     LAST,
@@ -50,7 +56,7 @@ def make_trainer(folder, *, loss="full_softmax", dataset=None, unit="sequence", 
         else UserEmbedding.Config(dim=16)
     )
     model = ModelConfig(query_tower=query, item_tower=ItemEmbedding.Config(dim=16)).build(
-        dataset.num_users, NUM_ITEMS, 20
+        TowerContext(dataset.num_users, NUM_ITEMS, 20)
     )
     counts = torch.from_numpy(dataset.train_counts)
     proposal = PROPOSALS["uniform"].Config(num_candidates=16).build(counts)

@@ -28,7 +28,7 @@ from candid.runs.folder import (
     read_manifest,
     result_of,
 )
-from candid.towers import RetrievalModel
+from candid.towers import RetrievalModel, TowerContext
 from candid.training import (
     BEST,
     LAST,
@@ -189,7 +189,9 @@ def evaluate_run(
 
 def build_model(config: RunConfig, dataset: PreparedDataset) -> RetrievalModel:
     """A fresh model for a dataset, on the CPU."""
-    return config.model.build(dataset.num_users, dataset.num_items, config.batches.max_length)
+    return config.model.build(
+        TowerContext(dataset.num_users, dataset.num_items, config.batches.max_length)
+    )
 
 
 def build_objective(config: RunConfig, dataset: PreparedDataset) -> tuple[Loss, Proposal | None]:

@@ -3,29 +3,44 @@
 name                 side    a vector is
 causal_transformer   query   the state of a transformer after the most recent interaction
 user_embedding       query   a free vector of the user
+user_features        query   the user's features through a perceptron, and what the id adds
+joined               query   several of these side by side, through a perceptron
 item_embedding       item    a free vector of the item
+item_features        item    the item's features through a perceptron, and what the id adds
+
+The feature towers read ``TowerContext.item_features`` and ``user_features``; they know items
+and users that training never saw.
 """
 
 from candid.towers.embedding import ItemEmbedding, UserEmbedding
+from candid.towers.feature_tower import ItemFeatures, UserFeatures
+from candid.towers.joined import Joined
 from candid.towers.model import ModelConfig, RetrievalModel
-from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
+from candid.towers.protocol import ItemTower, QueryTower, TowerComponent, TowerConfig, TowerContext
 from candid.towers.transformer import CausalTransformer
 
 TOWERS: dict[str, type[QueryTower | ItemTower]] = {
     "causal_transformer": CausalTransformer,
     "item_embedding": ItemEmbedding,
+    "item_features": ItemFeatures,
+    "joined": Joined,
     "user_embedding": UserEmbedding,
+    "user_features": UserFeatures,
 }
 
 __all__ = [
     "TOWERS",
     "CausalTransformer",
     "ItemEmbedding",
+    "ItemFeatures",
     "ItemTower",
+    "Joined",
     "ModelConfig",
     "QueryTower",
     "RetrievalModel",
+    "TowerComponent",
     "TowerConfig",
     "TowerContext",
     "UserEmbedding",
+    "UserFeatures",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from candid.batches import Queries
-from candid.component import ComponentConfig, tagged
+from candid.component import ComponentConfig
 from candid.errors import ConfigError
+from candid.features import Values
 from candid.towers.embedding import ItemEmbedding
-from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
+from candid.towers.feature_tower import ItemFeatures
+from candid.towers.protocol import ItemTower, QueryTower, TowerComponent, TowerContext
 from candid.towers.transformer import CausalTransformer
 
 
@@ -86,23 +89,34 @@ class RetrievalModel(nn.Module):
         """Encode every item, with gradient: [V, D]."""
         return self._scaled(self.item_tower.catalog())
 
+    def encode_item_values(self, values: Mapping[str, Values]) -> Tensor:
+        """Encode items that the catalog does not have, by what is known of them: [n, D].
+
+        Args:
+            values: by feature name, as ``FeatureTable.encode`` gives them.
+
+        Raises:
+            ConfigError: the item tower reads no features.
+            DataError: a feature is missing.
+        """
+        if not isinstance(self.item_tower, ItemFeatures):
+            raise ConfigError(
+                "this model knows items by their ids alone: for new ones train it with "
+                "model.item_tower = 'item_features'"
+            )
+        return self._scaled(self.item_tower.encode_values(values))
+
     def _scaled(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors.float(), dim=-1) if self.similarity == "cosine" else vectors
-
-
-def _towers() -> Mapping[str, type[QueryTower | ItemTower]]:
-    from candid.towers import TOWERS
-
-    return TOWERS
 
 
 class ModelConfig(ComponentConfig):
     """The two towers and how they meet."""
 
-    query_tower: Annotated[TowerConfig, tagged(_towers, "tower")] = Field(
+    query_tower: TowerComponent = Field(
         default_factory=CausalTransformer.Config, description="users to vectors"
     )
-    item_tower: Annotated[TowerConfig, tagged(_towers, "tower")] = Field(
+    item_tower: TowerComponent = Field(
         default_factory=ItemEmbedding.Config, description="items to vectors"
     )
     similarity: Literal["dot", "cosine"] = Field(
@@ -111,18 +125,19 @@ class ModelConfig(ComponentConfig):
     temperature: float = Field(1.0, gt=0, description="the similarity is divided by it")
     learn_temperature: bool = Field(False, description="train the temperature with the rest")
 
-    def build(self, num_users: int, num_items: int, max_length: int) -> RetrievalModel:
+    def build(self, context: TowerContext) -> RetrievalModel:
         """Make the model for a dataset.
+
+        Args:
+            context: the dataset; its ``item_tower`` is not read.
 
         Raises:
             ConfigError: a tower in the wrong place, or towers that do not fit together.
         """
-        context = TowerContext(num_users, num_items, max_length)
-        item_tower = self.item_tower.build(context)
+        item_tower = self.item_tower.build(replace(context, item_tower=None))
         if not isinstance(item_tower, ItemTower):
             raise ConfigError("model.item_tower must be a tower over items, such as item_embedding")
-        context = TowerContext(num_users, num_items, max_length, item_tower)
-        query_tower = self.query_tower.build(context)
+        query_tower = self.query_tower.build(replace(context, item_tower=item_tower))
         if not isinstance(query_tower, QueryTower):
             raise ConfigError(
                 "model.query_tower must be a tower over users, such as causal_transformer"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from candid.batches import Queries
-from candid.component import ComponentConfig
+from candid.component import ComponentConfig, tagged
 from candid.features import FeatureTable
 
 
@@ -81,3 +83,13 @@ class TowerConfig(ComponentConfig, ABC):
     @abstractmethod
     def build(self, context: TowerContext) -> QueryTower | ItemTower:
         """Make the tower for a dataset."""
+
+
+def _registry() -> Mapping[str, Any]:
+    import candid.towers  # The registry lists the modules that import this one.
+
+    return candid.towers.TOWERS
+
+
+TowerComponent = Annotated[TowerConfig, tagged(_registry, "tower")]
+"""A config field that holds the config of any registered tower."""

@@ -25,7 +25,7 @@ from candid.batches import History, Queries
 from candid.errors import ConfigError
 from candid.towers.dropout import Dropout
 from candid.towers.embedding import embedding_table
-from candid.towers.protocol import QueryTower, TowerConfig, TowerContext
+from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
 
 SEQUENCES_PER_GROUP = {"cpu": 4, "cuda": 32}
 """Sequences padded together: few enough that lengths agree, enough to keep the device busy."""
@@ -137,11 +137,12 @@ class CausalTransformer(QueryTower):
         dropout: on the input and on both residual branches.
         attention_dropout: on the attention weights; anything above 0 is slow on CPU.
         max_length: L, longest history.
-        input_table: the item vectors to read histories with, shared with the item tower
-            ("tied"); None for a table of its own.
+        input_items: what turns the items of histories into tokens: the table of the item
+            tower or, where it is more than a table, the tower ("tied"); None for a table of
+            its own.
 
     Raises:
-        ConfigError: ``num_heads`` does not divide ``dim``, or a shared table of other width.
+        ConfigError: ``num_heads`` does not divide ``dim``, or tied items of other width.
     """
 
     needs_history = True
@@ -161,23 +162,18 @@ class CausalTransformer(QueryTower):
         )
         input_items: Literal["tied", "separate"] = Field(
             "tied",
-            description="read histories with the item tower's own table, or with another one",
+            description="read histories with the item tower's own vectors, or with a table apart",
         )
 
         def build(self, context: TowerContext) -> CausalTransformer:
             """Make the tower for a dataset."""
-            table = None
+            items = None
             if self.input_items == "tied":
-                table = getattr(context.item_tower, "embedding", None)
-                if not isinstance(table, nn.Embedding):
-                    raise ConfigError(
-                        "query_tower.input_items = 'tied' needs an item tower with a table of "
-                        "item vectors; use 'separate'"
-                    )
+                items = _table_or_tower(context.item_tower)
             return CausalTransformer(
                 num_items=context.num_items,
                 max_length=context.max_length,
-                input_table=table,
+                input_items=items,
                 **self.model_dump(exclude={"input_items"}),
             )
 
@@ -192,19 +188,19 @@ class CausalTransformer(QueryTower):
         hidden: int | None = None,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
-        input_table: nn.Embedding | None = None,
+        input_items: nn.Embedding | ItemTower | None = None,
     ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ConfigError(f"query_tower.num_heads {num_heads} must divide dim {dim}")
-        if input_table is not None and input_table.embedding_dim != dim:
+        if input_items is not None and _width(input_items) != dim:
             raise ConfigError(
-                f"query_tower.dim {dim} must equal the item tower's {input_table.embedding_dim} "
+                f"query_tower.dim {dim} must equal the item tower's {_width(input_items)} "
                 "when input_items is 'tied'"
             )
         self.dim = dim
         self.max_length = max_length
-        self.items = embedding_table(num_items, dim) if input_table is None else input_table
+        self.items = embedding_table(num_items, dim) if input_items is None else input_items
         self.positions = embedding_table(max_length, dim)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
@@ -227,6 +223,17 @@ class CausalTransformer(QueryTower):
             tokens = block(tokens, groups, unpad)
         encoded: Tensor = self.norm(tokens[history.query_positions])
         return encoded
+
+
+def _table_or_tower(item_tower: ItemTower | None) -> nn.Embedding | ItemTower:
+    if item_tower is None:
+        raise ConfigError("query_tower.input_items = 'tied' needs an item tower; use 'separate'")
+    table = getattr(item_tower, "embedding", None)
+    return table if isinstance(table, nn.Embedding) else item_tower
+
+
+def _width(items: nn.Embedding | ItemTower) -> int:
+    return items.embedding_dim if isinstance(items, nn.Embedding) else items.dim
 
 
 def _places(history: History) -> Tensor:

@@ -1,0 +1,125 @@
+"""Towers that read features, so that they know items and users training never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from candid.batches import Queries
+from candid.features import Values
+from candid.towers.feature_encoder import FeatureEncoder, FeatureTowerConfig, features_of
+from candid.towers.protocol import ItemTower, QueryTower, TowerContext
+
+
+class ItemFeatures(ItemTower):
+    """An item is what its features say, and what its id adds.
+
+    Args:
+        values: by feature name, V items each.
+        is_trained: [V] bool, whether an item is ever a training target; None: all are.
+        dim: D.
+        settings: further ones of ``FeatureEncoder``.
+    """
+
+    class Config(FeatureTowerConfig):
+        """Settings of ``ItemFeatures``."""
+
+        def build(self, context: TowerContext) -> ItemFeatures:
+            """Make the tower for a dataset.
+
+            Raises:
+                ConfigError: the recipe has no item features.
+            """
+            table = features_of(context.item_features, context.num_items, "item", "item_features")
+            return ItemFeatures(table.values, context.item_is_trained, **self.model_dump())
+
+    def __init__(
+        self,
+        values: Mapping[str, Values],
+        is_trained: Tensor | None = None,
+        *,
+        dim: int,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.encoder = FeatureEncoder(values, is_trained, dim=dim, **settings)
+        self.num_items = self.encoder.num_rows
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """Encode items [n] int64, each distinct one once: [n, D]."""
+        vectors: Tensor = self.encoder(item_ids)
+        return vectors
+
+    def catalog(self) -> Tensor:
+        """Encode every item: [V, D]; in chunks where no gradient is wanted."""
+        return self.encoder.every_row()
+
+    def encode_values(self, values: Mapping[str, Values]) -> Tensor:
+        """Encode items that the catalog does not have: [n, D].
+
+        Args:
+            values: by feature name, as ``FeatureTable.encode`` gives them.
+
+        Raises:
+            DataError: a feature is missing.
+        """
+        return self.encoder.encode_values(values)
+
+
+class UserFeatures(QueryTower):
+    """A query is what the features of its user say, and what the id adds.
+
+    A user of whom nothing is known (id -1) has the unknown code, an empty bag or zeros in
+    every feature, and the unknown id.
+
+    Args:
+        values: by feature name, U users each.
+        is_trained: [U] bool, whether a user has a training target; None: all have.
+        dim: D.
+        settings: further ones of ``FeatureEncoder``.
+    """
+
+    needs_history = False
+
+    class Config(FeatureTowerConfig):
+        """Settings of ``UserFeatures``."""
+
+        def build(self, context: TowerContext) -> UserFeatures:
+            """Make the tower for a dataset.
+
+            Raises:
+                ConfigError: the recipe has no user features.
+            """
+            table = features_of(context.user_features, context.num_users, "user", "user_features")
+            return UserFeatures(table.values, context.user_is_trained, **self.model_dump())
+
+    def __init__(
+        self,
+        values: Mapping[str, Values],
+        is_trained: Tensor | None = None,
+        *,
+        dim: int,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.encoder = FeatureEncoder(values, is_trained, dim=dim, **settings)
+
+    def forward(self, queries: Queries) -> Tensor:
+        """Encode the users, each distinct one once: [B, D]."""
+        vectors: Tensor = self.encoder(queries.user_ids)
+        return vectors
+
+    def encode_values(self, values: Mapping[str, Values]) -> Tensor:
+        """Encode users that the dataset does not have: [n, D].
+
+        Args:
+            values: by feature name, as ``FeatureTable.encode`` gives them.
+
+        Raises:
+            DataError: a feature is missing.
+        """
+        return self.encoder.encode_values(values)

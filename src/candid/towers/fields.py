@@ -1,0 +1,143 @@
+"""Fields: the values of each feature as one vector, all of the same width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from candid.errors import DataError
+from candid.features import Bags, Codes, Numbers, Values
+from candid.towers.embedding import embedding_table
+
+
+def code_table(num_codes: int, dim: int) -> nn.Embedding:
+    """An ``embedding_table`` whose row 0, the unknown bucket, begins at zero.
+
+    Zero is the mean of what the other rows are drawn from: a bucket that training never meets
+    stays neutral where a random vector would be noise.
+    """
+    table = embedding_table(num_codes, dim)
+    with torch.no_grad():
+        table.weight[0] = 0
+    return table
+
+
+def with_unknown(ids: Tensor, rate: float, is_training: bool) -> Tensor:
+    """Replace rows of codes by the unknown code 0, in training only.
+
+    Args:
+        ids: [n] or [n, K] int64; the K codes of a row stand for one value and go together.
+        rate: probability of each row.
+        is_training: False returns ``ids``.
+    """
+    if not is_training or rate == 0:
+        return ids
+    is_replaced = torch.rand(len(ids), device=ids.device) < rate
+    return ids.masked_fill(is_replaced.view(-1, *[1] * (ids.ndim - 1)), 0)
+
+
+class CodeField(nn.Module):
+    """The mean of the vectors of a row's codes: several are hashes of one value."""
+
+    def __init__(self, num_codes: int, dim: int, unknown_rate: float) -> None:
+        super().__init__()
+        self.table = code_table(num_codes, dim)
+        self.unknown_rate = unknown_rate
+
+    def forward(self, codes: Codes) -> Tensor:
+        """Encode n rows: [n, d]."""
+        ids = with_unknown(codes.ids, self.unknown_rate, self.training)
+        vectors: Tensor = self.table(ids)
+        return vectors.mean(dim=1)
+
+
+class BagField(nn.Module):
+    """The mean of the vectors of a bag's codes.
+
+    An empty bag has a vector of its own, which is learnt ("no genre" tells something) and
+    begins at zero, so that it stays neutral where training has no empty bag.
+    """
+
+    def __init__(self, num_codes: int, dim: int, unknown_rate: float) -> None:
+        super().__init__()
+        self.table = code_table(num_codes, dim)
+        self.empty = nn.Parameter(torch.zeros(dim))
+        self.unknown_rate = unknown_rate
+
+    def forward(self, bags: Bags) -> Tensor:
+        """Encode n rows: [n, d]."""
+        ids = with_unknown(bags.ids, self.unknown_rate, self.training)
+        means = F.embedding_bag(
+            ids, self.table.weight, bags.offsets, mode="mean", include_last_offset=True
+        )
+        is_empty = (bags.offsets.diff() == 0)[:, None]
+        return torch.where(is_empty, self.empty, means)
+
+
+class NumberField(nn.Module):
+    """An affine map of a row's M numbers; begins on the scale of the tables, offset included.
+
+    The offset is what lets size survive the norm that follows: a vector along one direction
+    would come out of it with the sign alone.
+    """
+
+    def __init__(self, num_values: int, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_values, dim)
+        nn.init.normal_(self.linear.weight, std=0.02)
+        nn.init.normal_(self.linear.bias, std=0.02)
+
+    def forward(self, numbers: Numbers) -> Tensor:
+        """Encode n rows: [n, d]."""
+        dtype = self.linear.weight.dtype
+        vectors: Tensor = self.linear(numbers.values.to(dtype))
+        return vectors.to(dtype)  # Autocast narrows products but not look-ups.
+
+
+class FieldEncoder(nn.Module):
+    """Values of several features to one vector each.
+
+    The order of ``values`` is the order of the fields and of the parameters' names.
+
+    Args:
+        values: by feature name; only their form is read (kind, vocabulary, numbers a row).
+        dim: d, width of a field's vector.
+        unknown_rate: in training only, each value (of a bag: each code) is replaced by the
+            unknown code 0 with this probability, so that the unknown bucket is trained.
+            Numbers are left as they are: their features say themselves what is missing.
+    """
+
+    def __init__(self, values: Mapping[str, Values], dim: int, unknown_rate: float = 0.0) -> None:
+        super().__init__()
+        self.names = tuple(values)
+        self.dim = dim
+        # A list: a feature may be called "type" or "a.b", which no submodule may.
+        self.fields = nn.ModuleList(_field(form, dim, unknown_rate) for form in values.values())
+
+    def forward(self, values: Mapping[str, Values]) -> Tensor:
+        """Encode n rows: [n, F, d] in the dtype of the parameters.
+
+        Raises:
+            DataError: a feature is missing.
+        """
+        for name in self.names:
+            if name not in values:
+                raise DataError(
+                    f"the tower reads feature {name!r}, which is not among those given: "
+                    f"{', '.join(values) or 'none'}"
+                )
+        vectors = [field(values[name]) for name, field in zip(self.names, self.fields, strict=True)]
+        return torch.stack(vectors, dim=1)
+
+
+def _field(form: Values, dim: int, unknown_rate: float) -> nn.Module:
+    match form:
+        case Codes():
+            return CodeField(form.num_codes, dim, unknown_rate)
+        case Bags():
+            return BagField(form.num_codes, dim, unknown_rate)
+        case Numbers():
+            return NumberField(form.values.shape[1], dim)

@@ -1,0 +1,119 @@
+"""Interactions between fields: what several features say together and none says alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from candid.errors import ConfigError
+
+Interaction = Literal["none", "cross", "attention"]
+
+
+class CrossLayers(nn.Module):
+    """The crosses of DCN-v2 (Wang et al., WWW 2021, eq. 1): x_{l+1} = x_0 ⊙ (W_l x_l + b_l) + x_l.
+
+    l layers hold all products of up to l + 1 inputs.
+
+    Args:
+        width: of x_0.
+        num_layers: at least 1.
+    """
+
+    def __init__(self, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Cross x_0 [n, width] with itself: [n, width]."""
+        crossed = inputs
+        for layer in self.layers:
+            crossed = inputs * layer(crossed) + crossed
+        return crossed
+
+
+class FieldAttention(nn.Module):
+    """Self-attention between the fields of a row, as in AutoInt (Song et al., CIKM 2019, eq. 5-8).
+
+    Each layer is ReLU(heads + W e). Scores are divided by √(d/H) as in Vaswani et al. (2017),
+    which AutoInt does not do.
+
+    Args:
+        dim: d, width of a field.
+        num_layers: at least 1.
+        num_heads: H; must divide ``dim``.
+
+    Raises:
+        ConfigError: it does not.
+    """
+
+    def __init__(self, dim: int, num_layers: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ConfigError(f"attention_heads {num_heads} must divide field_dim {dim}")
+        self.num_heads = num_heads
+        self.layers = nn.ModuleList(nn.Linear(dim, 4 * dim, bias=False) for _ in range(num_layers))
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """Let the fields [n, F, d] read each other: [n, F, d]."""
+        for layer in self.layers:
+            query, key, value, itself = layer(fields).chunk(4, dim=-1)
+            fields = torch.relu(self._attend(query, key, value) + itself)
+        return fields
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # Written out: fused attention gains nothing on a handful of fields, and its kernels
+        # limit how many rows a call may have.
+        query, key, value = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)
+        )
+        scores = (query @ key.transpose(-1, -2)).float() / query.shape[-1] ** 0.5
+        weights = scores.softmax(dim=-1).to(value.dtype)
+        attended: Tensor = (weights @ value).transpose(1, 2).flatten(2)
+        return attended
+
+
+class FieldMixer(nn.Module):
+    """Fields to one row: side by side and normalised, then interaction.
+
+    Layer norm over the whole row, not each field, so that fields keep their sizes relative to
+    one another. Field vectors begin small, so that products of two would be lost without it.
+
+    Args:
+        num_fields: F.
+        dim: d, width of a field.
+        interaction: "none", "cross" or "attention".
+        cross_layers: layers of "cross".
+        attention_layers: layers of "attention".
+        attention_heads: heads of "attention".
+    """
+
+    def __init__(
+        self,
+        num_fields: int,
+        dim: int,
+        interaction: Interaction = "none",
+        *,
+        cross_layers: int = 2,
+        attention_layers: int = 1,
+        attention_heads: int = 2,
+    ) -> None:
+        super().__init__()
+        self.width = num_fields * dim
+        self.norm = nn.LayerNorm(self.width)
+        self.attention = self.cross = None
+        if interaction == "attention":
+            self.attention = FieldAttention(dim, attention_layers, attention_heads)
+        if interaction == "cross":
+            self.cross = CrossLayers(self.width, cross_layers)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """Mix [n, F, d] to [n, F·d]."""
+        row: Tensor = self.norm(fields.flatten(1))
+        if self.attention is not None:
+            row = self.attention(row.view_as(fields)).flatten(1)
+        if self.cross is not None:
+            row = self.cross(row)
+        return row

@@ -1,0 +1,56 @@
+"""A linear map with a multilayer perceptron beside it: how every mixing tower ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from candid.towers.dropout import Dropout
+
+Activation = Literal["gelu", "relu"]
+Hidden = tuple[Annotated[int, Field(ge=1)], ...]
+"""A config field with the widths of hidden layers."""
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+
+
+class Perceptron(nn.Module):
+    """The sum of a linear map and of a perceptron with hidden layers.
+
+    The linear path carries what is additive, as the sum of feature vectors does in LightFM
+    (Kula, 2015), from the first step on; the hidden layers learn what it leaves. Wide and
+    deep, in the words of Cheng et al. (2016).
+
+    Args:
+        width: of the input.
+        hidden: widths of the hidden layers; empty for the linear map alone.
+        dim: D, width of the output.
+        activation: after each hidden layer.
+        dropout: after each activation.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: Sequence[int],
+        dim: int,
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, dim)
+        layers: list[nn.Module] = []
+        for inner, outer in pairwise((width, *hidden)):
+            layers += [nn.Linear(inner, outer), ACTIVATIONS[activation](), Dropout(dropout)]
+        if hidden:
+            layers.append(nn.Linear(hidden[-1], dim, bias=False))
+        self.deep = nn.Sequential(*layers) if layers else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map [n, width] to [n, D]."""
+        linear: Tensor = self.linear(inputs)
+        return linear if self.deep is None else linear + self.deep(inputs)

@@ -1,0 +1,187 @@
+"""Rows to vectors: who is known by id, who by features alone, and how often each is encoded."""
+
+import pytest
+import torch
+
+from candid.errors import DataError
+from candid.features import Codes
+from candid.towers import feature_encoder
+from candid.towers.feature_encoder import FeatureEncoder
+
+SETTINGS = [
+    {"id_mode": "none"},
+    {"id_mode": "field"},
+    {"id_mode": "residual"},
+    {"id_mode": "field", "interaction": "cross"},
+    {"id_mode": "residual", "interaction": "attention", "hidden": (8, 8)},
+    {"id_mode": "residual", "hidden": (), "activation": "relu"},
+]
+
+
+def name_of(settings):
+    return "-".join(str(value) for value in settings.values())
+
+
+def make(values, is_trained=None, **settings):
+    torch.manual_seed(0)
+    settings = {"dim": 6, "field_dim": 4, "hidden": (8,)} | settings
+    encoder = FeatureEncoder(values, is_trained, **settings)
+    with torch.no_grad():  # what begins at zero, away from it, so that a lost one is seen
+        for parameter in encoder.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return encoder.eval()
+
+
+def alike(num_rows=6):
+    """Rows that no feature tells apart."""
+    return {"type": Codes(torch.ones(num_rows, 1).long(), 3)}
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
+def test_every_row_is_what_each_row_is(values_of, settings, monkeypatch):
+    encoder = make(values_of(10), torch.arange(10) % 3 > 0, **settings)
+    whole = encoder.every_row()
+    assert whole.requires_grad
+    assert whole.shape == (10, 6)
+    torch.testing.assert_close(encoder(torch.arange(10)), whole)
+    ids = torch.tensor([[9], [2], [2], [0]])[:, 0]
+    torch.testing.assert_close(encoder(ids), whole[ids])
+    monkeypatch.setattr(feature_encoder, "CHUNK", 3)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.every_row(), whole)
+
+
+def test_without_gradient_rows_are_encoded_in_chunks(values_of, monkeypatch):
+    encoder = make(values_of(10))
+    monkeypatch.setattr(feature_encoder, "CHUNK", 4)
+    sizes = []
+    encoder.perceptron.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        encoder.every_row()
+    assert sizes == [4, 4, 2]
+    encoder.every_row()
+    assert sizes[3:] == [10]
+
+
+def test_each_distinct_id_is_encoded_once_and_its_gradients_add_up(values_of):
+    encoder = make(values_of(10))
+    sizes = []
+    encoder.perceptron.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    encoder(torch.tensor([3, 5, 3, 3])).sum().backward()
+    assert sizes == [2]
+    assert torch.equal(encoder.ids.weight.grad[4], torch.full((6,), 3.0))  # code 0 is unknown
+    assert torch.equal(encoder.ids.weight.grad[6], torch.ones(6))
+    assert encoder(torch.zeros(0).long()).shape == (0, 6)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
+def test_every_parameter_is_trained(values_of, settings):
+    encoder = make(values_of(10), torch.arange(10) > 1, id_dropout=0.3, **settings).train()
+    weights = torch.randn(10, 6)
+    for _ in range(20):  # enough draws for the unknown id
+        (encoder.every_row() * weights).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+        assert parameter.dtype == torch.float32
+
+
+@pytest.mark.parametrize("mode", ["field", "residual"])
+def test_rows_never_trained_share_the_unknown_id(mode):
+    encoder = make(alike(), torch.tensor([True, True, False, True, False, True]), id_mode=mode)
+    vectors = encoder.every_row()
+    assert torch.equal(vectors[2], vectors[4])
+    assert len(vectors.unique(dim=0)) == 5
+    torch.testing.assert_close(encoder.encode_values(alike(1)), vectors[[2]])
+
+
+def test_without_ids_only_features_count():
+    vectors = make(alike(), id_mode="none").every_row()
+    assert torch.equal(vectors, vectors[:1].expand(6, 6))
+
+
+@pytest.mark.parametrize("mode", ["field", "residual"])
+def test_id_dropout_acts_in_training_only_and_gives_the_unknown_id(mode):
+    encoder = make(alike(2000), id_mode=mode, id_dropout=0.25)
+    unknown = encoder.encode_values(alike(1))
+    assert not (encoder.every_row() == unknown).all(1).any()
+    encoder.train()
+    is_dropped = torch.isclose(encoder.every_row(), unknown).all(1)
+    assert 0.2 < float(is_dropped.float().mean()) < 0.3
+    once = torch.isclose(encoder(torch.arange(2000).repeat(2)), unknown).all(1)
+    assert torch.equal(once[:2000], once[2000:])
+    everything = make(alike(), id_mode=mode, id_dropout=1.0).train().every_row()
+    assert torch.equal(everything, everything[:1].expand(6, 6))
+
+
+def test_the_unknown_id_begins_as_nothing():
+    encoder = FeatureEncoder(alike(), dim=6)
+    assert not encoder.ids.weight[0].any()
+    assert encoder.ids.weight[1:].any(1).all()
+
+
+def test_of_an_id_below_zero_nothing_is_known(values_of):
+    values = values_of(10)
+    encoder = make(values)
+    nothing = {
+        "type": Codes(torch.zeros(1, 1).long(), 6),
+        "a.b": Codes(torch.zeros(1, 3).long(), 9),
+        "genres": values["genres"].take(torch.tensor([0])),  # the first bag is empty
+        "age": type(values["age"])(torch.zeros(1, 2)),
+    }
+    expected = encoder.encode_values(nothing)
+    torch.testing.assert_close(encoder(torch.tensor([3, -1, -1]))[1:], expected.expand(2, 6))
+
+
+def test_rows_outside_the_dataset_are_encoded_as_those_inside(values_of):
+    values = values_of(10)
+    encoder = make(values, torch.zeros(10, dtype=torch.bool))
+    order = torch.randperm(10)
+    shuffled = {name: value.take(order) for name, value in values.items()}
+    torch.testing.assert_close(encoder.encode_values(shuffled), encoder.every_row()[order])
+    with pytest.raises(DataError, match="'age'"):
+        encoder.encode_values({name: shuffled[name] for name in ("type", "a.b", "genres")})
+    with pytest.raises(DataError, match="none"):
+        encoder.encode_values({})
+
+
+def test_weights_are_apart_from_the_values(values_of):
+    first, second = (
+        make(values_of(10)),
+        FeatureEncoder(values_of(10, seed=1), dim=6, field_dim=4, hidden=(8,)).eval(),
+    )
+    state = first.state_dict()
+    assert state.keys() == dict(first.named_parameters()).keys()
+    second.load_state_dict(state)
+    assert not torch.allclose(second.every_row(), first.every_row())
+    torch.testing.assert_close(
+        second.encode_values(values_of(10)), first.encode_values(values_of(10))
+    )
+
+
+@pytest.mark.parametrize("interaction", ["none", "cross", "attention"])
+def test_bfloat16_products_stay_near_float32(values_of, interaction):
+    encoder = make(values_of(10), interaction=interaction)
+    exact = encoder.every_row()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = encoder.every_row()
+        rounded.sum().backward()
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.1)
+    assert encoder.ids.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
+def test_a_gpu_gives_the_same_vectors(values_of, settings):
+    encoder = make(values_of(10), torch.arange(10) > 1, **settings)
+    ids = torch.tensor([3, -1, 3, 0])
+    expected, outside = encoder(ids), encoder.encode_values(values_of(4, seed=1))
+    encoder.cuda()
+    torch.testing.assert_close(encoder(ids.cuda()).cpu(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        encoder.encode_values(values_of(4, seed=1)).cpu(), outside, rtol=1e-4, atol=1e-5
+    )
+    encoder.train().every_row().sum().backward()

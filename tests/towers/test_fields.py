@@ -1,0 +1,130 @@
+"""Values to field vectors, against sums written out by hand."""
+
+import pytest
+import torch
+
+from candid.errors import DataError
+from candid.features import Bags, Codes, Numbers
+from candid.towers.fields import FieldEncoder, with_unknown
+
+
+def make(values, dim=3, **settings):
+    torch.manual_seed(0)
+    encoder = FieldEncoder(values, dim, **settings)
+    with torch.no_grad():  # what begins at zero, away from it, so that a lost one is seen
+        for parameter in encoder.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return encoder.eval()
+
+
+def test_codes_are_the_mean_over_their_hashes():
+    values = {"city": Codes(torch.tensor([[1, 2], [3, 3], [0, 1]]), 4)}
+    encoder = make(values)
+    table = encoder.fields[0].table.weight
+    expected = torch.stack([(table[1] + table[2]) / 2, table[3], (table[0] + table[1]) / 2])
+    torch.testing.assert_close(encoder(values)[:, 0], expected)
+
+
+def test_bags_are_the_mean_over_their_codes_and_an_empty_one_has_its_own_vector():
+    values = {"genres": Bags(torch.tensor([1, 2, 2, 3]), torch.tensor([0, 3, 3, 4]), 4)}
+    encoder = make(values)
+    field = encoder.fields[0]
+    table = field.table.weight
+    expected = torch.stack([(table[1] + 2 * table[2]) / 3, field.empty, table[3]])
+    torch.testing.assert_close(encoder(values)[:, 0], expected)
+    encoder(values)[1].sum().backward()
+    assert torch.equal(field.empty.grad, torch.ones(3))
+    assert not field.table.weight.grad.any()
+
+
+def test_bags_may_all_be_empty():
+    values = {"genres": Bags(torch.zeros(0, dtype=torch.int64), torch.zeros(3).long(), 4)}
+    encoder = make(values)
+    assert torch.equal(encoder(values)[:, 0], encoder.fields[0].empty.expand(2, 3))
+
+
+def test_numbers_are_mapped_affinely():
+    values = {"age": Numbers(torch.tensor([[1.0, 2.0], [0.0, -1.0]]))}
+    encoder = make(values)
+    linear = encoder.fields[0].linear
+    columns = linear.weight.T
+    expected = torch.stack([columns[0] + 2 * columns[1], -columns[1]]) + linear.bias
+    torch.testing.assert_close(encoder(values)[:, 0], expected)
+
+
+def test_fields_stand_in_the_order_of_the_recipe_whatever_the_order_of_the_values(values_of):
+    values = values_of(7)
+    encoder = make(values)
+    fields = encoder(values)
+    assert fields.shape == (7, 4, 3)
+    assert fields.dtype == torch.float32
+    assert torch.equal(encoder(dict(reversed(values.items()))), fields)
+
+
+def test_rows_do_not_depend_on_their_neighbours(values_of):
+    values = values_of(9)
+    encoder = make(values)
+    rows = torch.tensor([8, 0, 3, 3, 5])
+    taken = encoder({name: value.take(rows) for name, value in values.items()})
+    torch.testing.assert_close(taken, encoder(values)[rows])
+
+
+def test_no_rows_are_no_vectors(values_of):
+    values = values_of(4)
+    nobody = {name: value.take(torch.zeros(0).long()) for name, value in values.items()}
+    assert make(values)(nobody).shape == (0, 4, 3)
+
+
+def test_what_training_never_meets_is_neutral(values_of):
+    values = values_of(5)
+    encoder = FieldEncoder(values, 3)
+    unknown = {
+        "type": Codes(torch.zeros(1, 1).long(), 6),
+        "a.b": Codes(torch.zeros(1, 3).long(), 9),
+        "genres": Bags(torch.zeros(0).long(), torch.zeros(2).long(), 5),
+    }
+    without_numbers = FieldEncoder({name: values[name] for name in unknown}, 3)
+    assert not without_numbers(unknown).any()
+    spread = torch.cat([field.table.weight[1:].flatten() for field in encoder.fields[:3]]).std()
+    assert 0.01 < float(spread.detach()) < 0.04
+
+
+def test_unknown_rate_acts_in_training_only():
+    values = {"type": Codes(torch.ones(2000, 1).long(), 2), "n": Numbers(torch.ones(2000, 1))}
+    encoder = make(values, unknown_rate=0.25)
+    table = encoder.fields[0].table.weight
+    assert torch.equal(encoder(values)[:, 0], table[1].expand(2000, 3))
+    encoder.train()
+    types, numbers = encoder(values).unbind(1)
+    is_unknown = (types == table[0]).all(1)
+    assert 0.2 < float(is_unknown.float().mean()) < 0.3
+    assert torch.equal(types[~is_unknown], table[1].expand(int((~is_unknown).sum()), 3))
+    assert torch.equal(numbers, numbers[:1].expand_as(numbers))
+    types.sum().backward()
+    assert encoder.fields[0].table.weight.grad[0].any()
+
+
+def test_unknown_rate_takes_the_codes_of_a_bag_one_by_one():
+    values = {"genres": Bags(torch.ones(4000).long(), torch.tensor([0, 4000]), 2)}
+    encoder = make(values, unknown_rate=0.25).train()
+    table = encoder.fields[0].table.weight
+    share = (encoder(values)[0, 0] - table[1]) / (table[0] - table[1])
+    torch.testing.assert_close(share, share[:1].expand(3), rtol=1e-2, atol=1e-2)
+    assert 0.2 < float(share[0].detach()) < 0.3
+
+
+def test_the_hashes_of_a_value_are_replaced_together_and_arguments_stay_as_they_were():
+    ids = torch.ones(1000, 3).long()
+    replaced = with_unknown(ids, 0.5, is_training=True)
+    assert set(replaced.sum(1).tolist()) == {0, 3}
+    assert ids.all()
+    assert with_unknown(ids, 0.5, is_training=False) is ids
+    assert not with_unknown(ids, 1.0, is_training=True).any()
+
+
+def test_a_missing_feature_is_one_sentence(values_of):
+    values = values_of(3)
+    encoder = make(values)
+    del values["genres"]
+    with pytest.raises(DataError, match=r"'genres', which is not among those given: type, a\.b"):
+        encoder(values)

@@ -1,0 +1,30 @@
+"""Values that live in the tower."""
+
+import torch
+
+from candid.features import Bags, Codes, Numbers
+from candid.towers.stored_values import StoredValues
+
+
+def test_rows_come_back_as_they_were_and_below_zero_is_nothing():
+    stored = StoredValues(
+        {
+            "type": Codes(torch.tensor([[1], [2]]), 3),
+            "genres": Bags(torch.tensor([1, 2, 2]), torch.tensor([0, 2, 3]), 4),
+            "age": Numbers(torch.tensor([[0.5, 1.0], [2.0, 3.0]])),
+        }
+    )
+    taken = stored.take(torch.tensor([1, -1, 0]))
+    assert taken["type"].ids.tolist() == [[2], [0], [1]]
+    assert taken["type"].num_codes == 3
+    assert taken["genres"].ids.tolist() == [2, 1, 2]
+    assert taken["genres"].offsets.tolist() == [0, 1, 1, 3]
+    assert taken["genres"].num_codes == 4
+    assert taken["age"].values.tolist() == [[2.0, 3.0], [0.0, 0.0], [0.5, 1.0]]
+
+
+def test_they_move_with_the_model_and_stay_out_of_checkpoints(values_of):
+    stored = StoredValues(values_of(5))
+    assert stored.state_dict() == {}
+    assert len(list(stored.buffers())) == 5
+    assert {buffer.device.type for buffer in stored.to("meta").buffers()} == {"meta"}
