@@ -8,7 +8,7 @@ Where it departs from the original, on purpose:
   dropout there forces the slow path, which materialises L × L, and dropout on the residual
   branches serves the same end;
 - positions count from the first interaction in the window, so that the position of a query
-  was seen in training by every longer history.
+  was seen in training by every longer history; rotary ones only ever show differences.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from candid.errors import ConfigError
 from candid.towers.dropout import Dropout
 from candid.towers.embedding import embedding_table
 from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
+from candid.towers.rotary import rotate, rotations
 
 SEQUENCES_PER_GROUP = {"cpu": 4, "cuda": 32}
 """Sequences padded together: few enough that lengths agree, enough to keep the device busy."""
@@ -101,14 +102,27 @@ class Block(nn.Module):
         )
         self.dropout = Dropout(dropout)
 
-    def forward(self, tokens: Tensor, groups: list[Group], unpad: Tensor) -> Tensor:
-        """Transform packed tokens [T, D]; ``unpad`` [T] undoes the concatenation of groups."""
-        tokens = tokens + self.dropout(self._attend(tokens, groups, unpad))
+    def forward(
+        self, tokens: Tensor, groups: list[Group], unpad: Tensor, turns: Tensor | None
+    ) -> Tensor:
+        """Transform packed tokens [T, D].
+
+        Args:
+            tokens: [T, D].
+            groups: of the sequences.
+            unpad: [T] int64, undoes the concatenation of groups.
+            turns: rotary positions (see ``rotary.rotations``), or None.
+        """
+        tokens = tokens + self.dropout(self._attend(tokens, groups, unpad, turns))
         transformed: Tensor = tokens + self.dropout(self.feed_forward(tokens))
         return transformed
 
-    def _attend(self, tokens: Tensor, groups: list[Group], unpad: Tensor) -> Tensor:
+    def _attend(
+        self, tokens: Tensor, groups: list[Group], unpad: Tensor, turns: Tensor | None
+    ) -> Tensor:
         qkv = self.qkv(self.attention_norm(tokens))
+        if turns is not None:
+            qkv = rotate(qkv, turns, self.num_heads)
         mixed = []
         for group in groups:
             size, length = group.gather.shape
@@ -136,6 +150,8 @@ class CausalTransformer(QueryTower):
         hidden: width inside the feed-forward network; None for ``dim``, as in SASRec.
         dropout: on the input and on both residual branches.
         attention_dropout: on the attention weights; anything above 0 is slow on CPU.
+        positions: "learned" vectors added to the tokens, as in SASRec, or "rotary" (see
+            ``rotary``).
         max_length: L, longest history.
         input_items: what turns the items of histories into tokens: the table of the item
             tower or, where it is more than a table, the tower ("tied"); None for a table of
@@ -159,6 +175,11 @@ class CausalTransformer(QueryTower):
         dropout: float = Field(0.2, ge=0, lt=1, description="on the input and residual branches")
         attention_dropout: float = Field(
             0.0, ge=0, lt=1, description="on the attention weights; above 0 is slow on CPU"
+        )
+        positions: Literal["learned", "rotary"] = Field(
+            "learned",
+            description="a vector for each place in the window, or attention that sees how far "
+            "back an item is",
         )
         input_items: Literal["tied", "separate"] = Field(
             "tied",
@@ -188,11 +209,17 @@ class CausalTransformer(QueryTower):
         hidden: int | None = None,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        positions: Literal["learned", "rotary"] = "learned",
         input_items: nn.Embedding | ItemTower | None = None,
     ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ConfigError(f"query_tower.num_heads {num_heads} must divide dim {dim}")
+        if positions == "rotary" and dim // num_heads % 2:
+            raise ConfigError(
+                f"query_tower.positions 'rotary' turns pairs: dim {dim} by num_heads {num_heads} "
+                "must be even"
+            )
         if input_items is not None and _width(input_items) != dim:
             raise ConfigError(
                 f"query_tower.dim {dim} must equal the item tower's {_width(input_items)} "
@@ -200,8 +227,9 @@ class CausalTransformer(QueryTower):
             )
         self.dim = dim
         self.max_length = max_length
+        self._head_width = dim // num_heads
         self.items = embedding_table(num_items, dim) if input_items is None else input_items
-        self.positions = embedding_table(max_length, dim)
+        self.positions = embedding_table(max_length, dim) if positions == "learned" else None
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, hidden or dim, dropout, attention_dropout)
@@ -218,9 +246,14 @@ class CausalTransformer(QueryTower):
             )
         groups = length_groups(history.offsets)
         unpad = torch.cat([group.tokens for group in groups]).argsort()
-        tokens = self.dropout(self.items(history.item_ids) + self.positions(_places(history)))
+        tokens, turns = self.items(history.item_ids), None
+        if self.positions is not None:
+            tokens = tokens + self.positions(_places(history))
+        else:
+            turns = rotations(_places(history), self._head_width)
+        tokens = self.dropout(tokens)
         for block in self.blocks:
-            tokens = block(tokens, groups, unpad)
+            tokens = block(tokens, groups, unpad, turns)
         encoded: Tensor = self.norm(tokens[history.query_positions])
         return encoded
 
