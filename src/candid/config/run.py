@@ -15,6 +15,7 @@ from candid.config.schema import validated
 from candid.data import DataConfig, PreparedDataset
 from candid.errors import ConfigError
 from candid.evaluation import EvaluationConfig
+from candid.features import FeaturesConfig
 from candid.losses import LOSSES, Loss, LossComponent
 from candid.proposals import PROPOSALS, ProposalComponent
 from candid.towers import ModelConfig
@@ -37,6 +38,10 @@ class RunConfig(ComponentConfig):
     )
     data: DataConfig | None = Field(
         None, description="where the interactions are; not needed with --data"
+    )
+    features: FeaturesConfig = Field(
+        default_factory=FeaturesConfig,
+        description="what is known of users and items beside their ids",
     )
     batches: BatchesConfig = Field(
         default_factory=BatchesConfig, description="how interactions become batches"

@@ -19,7 +19,7 @@ import torch
 
 import candid
 from candid.atomic import write_error
-from candid.config import RunConfig
+from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.training import Trainer, TrainState
@@ -116,18 +116,24 @@ def check_resumable(out: Path, manifest: dict[str, Any]) -> None:
     """Refuse to resume what would not be the same run.
 
     Raises:
-        ArtifactError: not a run, or of another dataset.
+        ArtifactError: not a run, of another dataset, or with other features.
         ConfigError: another model, objective or batches.
     """
     before = read_manifest(out)
     if before["dataset"]["fingerprint"] != manifest["dataset"]["fingerprint"]:
         raise ArtifactError(f"{out} was trained on another dataset; resume with that one")
     # How long to train may change on resume; what is trained may not.
-    for section in sorted(before["config"].keys() - {"training", "evaluation", "threads"}):
-        if before["config"][section] != manifest["config"].get(section):
+    try:
+        earlier = parse_config(before["config"], str(out / MANIFEST)).model_dump(mode="json")
+    except ConfigError as error:
+        raise ArtifactError(f"{error}; train again in another folder") from None
+    for section in sorted(earlier.keys() - {"training", "evaluation", "threads"}):
+        if earlier[section] != manifest["config"].get(section):
             raise ConfigError(
                 f"{out} was started with another {section!r} section: resume with the same recipe"
             )
+    if before.get("features") != manifest["features"]:
+        raise ArtifactError(f"{out} learnt something else of the features: train again")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from candid.errors import ArtifactError, ConfigError
 from candid.evaluation import EvaluationConfig, EvaluationReport, evaluate
 from candid.losses import Loss
 from candid.proposals import Proposal
+from candid.runs.features import RunFeatures, fit_features, read_features, tower_context
 from candid.runs.folder import (
     MANIFEST,
     check_fingerprint,
@@ -28,7 +29,7 @@ from candid.runs.folder import (
     read_manifest,
     result_of,
 )
-from candid.towers import RetrievalModel, TowerContext
+from candid.towers import RetrievalModel
 from candid.training import (
     BEST,
     LAST,
@@ -66,6 +67,7 @@ class LoadedRun:
             in evaluation mode.
         dataset: the prepared dataset it was trained on.
         manifest: what ``run.json`` says.
+        features: what it knows of users and items beside their ids.
     """
 
     folder: Path
@@ -73,6 +75,7 @@ class LoadedRun:
     model: RetrievalModel
     dataset: PreparedDataset
     manifest: dict[str, Any]
+    features: RunFeatures
 
 
 def train_run(
@@ -104,10 +107,12 @@ def train_run(
     set_threads(config.threads)
     device = pick_device(config.device)
     manifest = new_manifest(config, dataset, device)
+    features = fit_features(config.features, dataset)
+    manifest["features"] = features.fingerprint
     if resume:
         check_resumable(out, manifest)
     torch.manual_seed(config.seed)
-    model = build_model(config, dataset).to(device)
+    model = build_model(config, dataset, features).to(device)
     loss, proposal = build_objective(config, dataset)
     trainer = Trainer(
         model=model,
@@ -125,6 +130,7 @@ def train_run(
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
     with nullcontext() if resume else claimed(out, trainer):
         write_json(out / MANIFEST, manifest)
+        features.write(out)
         # A run that was stopped before its first checkpoint goes on from its beginning.
         state = trainer.run(resume=resume and (out / LAST).exists())
     manifest["result"] = result_of(config, state, device)
@@ -140,7 +146,8 @@ def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Loaded
         data: the prepared dataset, or its folder; None for the one that the run names.
 
     Raises:
-        ArtifactError: not a run, no checkpoint, a damaged one, or another dataset.
+        ArtifactError: not a run, no checkpoint, a damaged one, another dataset, or features
+            that are not those of training.
     """
     manifest = read_manifest(folder)
     try:
@@ -163,11 +170,12 @@ def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Loaded
     dataset = data if isinstance(data, PreparedDataset) else open_dataset(data)
     check_fingerprint(folder, manifest, dataset)
     set_threads(config.threads)
-    model = build_model(config, dataset)
+    features = read_features(config.features, dataset, folder, manifest.get("features"))
+    model = build_model(config, dataset, features)
     path = folder / BEST if (folder / BEST).exists() else folder / LAST
     load_model(model, read_checkpoint(path), path, averaged=True)
     model.to(pick_device(config.device)).eval()
-    return LoadedRun(folder, config, model, dataset, manifest)
+    return LoadedRun(folder, config, model, dataset, manifest, features)
 
 
 def evaluate_run(
@@ -187,11 +195,12 @@ def evaluate_run(
     )
 
 
-def build_model(config: RunConfig, dataset: PreparedDataset) -> RetrievalModel:
-    """A fresh model for a dataset, on the CPU."""
-    return config.model.build(
-        TowerContext(dataset.num_users, dataset.num_items, config.batches.max_length)
-    )
+def build_model(
+    config: RunConfig, dataset: PreparedDataset, features: RunFeatures | None = None
+) -> RetrievalModel:
+    """A fresh model for a dataset, on the CPU; ``features`` None: fitted here."""
+    features = fit_features(config.features, dataset) if features is None else features
+    return config.model.build(tower_context(dataset, config.batches.max_length, features))
 
 
 def build_objective(config: RunConfig, dataset: PreparedDataset) -> tuple[Loss, Proposal | None]:

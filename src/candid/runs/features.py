@@ -1,0 +1,132 @@
+"""The features of a run: fitted once, written beside the checkpoint, read ever after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from candid.atomic import write_json
+from candid.data import PreparedDataset, Role
+from candid.errors import ArtifactError
+from candid.features import FeaturesConfig, FeatureTable, fit_table, restore_table
+from candid.towers import TowerContext
+
+FEATURES = "features.json"
+
+
+@dataclass(frozen=True)
+class RunFeatures:
+    """What a run knows of its users and items.
+
+    Attributes:
+        item: features of the V items, or None.
+        user: features of the U users, or None.
+    """
+
+    item: FeatureTable | None
+    user: FeatureTable | None
+
+    def state(self) -> dict[str, Any]:
+        """What was learnt, as plain JSON values; empty without features."""
+        tables = {"item": self.item, "user": self.user}
+        return {side: table.state() for side, table in tables.items() if table is not None}
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Hash of ``state``; None without features."""
+        return _fingerprint(self.state())
+
+    def write(self, folder: Path) -> None:
+        """Write ``features.json`` where there are any."""
+        if state := self.state():
+            write_json(folder / FEATURES, state)
+
+
+def fit_features(config: FeaturesConfig, dataset: PreparedDataset) -> RunFeatures:
+    """Learn from the users and items that training sees.
+
+    Raises:
+        ConfigError: a table has no such column.
+        DataError: a column's values cannot be of the feature's type.
+    """
+    items = users = None
+    if config.item:
+        items = fit_table(config.item, dataset.items, dataset.train_counts > 0, "features.item")
+    if config.user:
+        users = fit_table(config.user, dataset.users, trained_users(dataset), "features.user")
+    return RunFeatures(items, users)
+
+
+def read_features(
+    config: FeaturesConfig, dataset: PreparedDataset, folder: Path, fingerprint: str | None
+) -> RunFeatures:
+    """The features of a trained run, as training left them.
+
+    Args:
+        config: of the run.
+        dataset: whose users and items to encode.
+        folder: of the run.
+        fingerprint: what the run's manifest says of them.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or not the one that training wrote.
+    """
+    if config.is_empty:
+        return RunFeatures(None, None)
+    path = folder / FEATURES
+    try:
+        states: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        is_same = _fingerprint(states) == fingerprint
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{folder} has no {FEATURES}, what training learnt of the features: train again"
+        ) from None
+    except (ValueError, AttributeError):
+        raise ArtifactError(f"{path} is damaged; train again") from None
+    if not is_same:
+        raise ArtifactError(
+            f"{path} is not what this model was trained with (a vocabulary or a scale has "
+            "changed): restore the file, or train again"
+        )
+    items = users = None
+    if config.item:
+        items = restore_table(config.item, states.get("item", {}), dataset.items, str(path))
+    if config.user:
+        users = restore_table(config.user, states.get("user", {}), dataset.users, str(path))
+    return RunFeatures(items, users)
+
+
+def tower_context(dataset: PreparedDataset, max_length: int, features: RunFeatures) -> TowerContext:
+    """All that towers are built from."""
+    return TowerContext(
+        num_users=dataset.num_users,
+        num_items=dataset.num_items,
+        max_length=max_length,
+        item_features=features.item,
+        user_features=features.user,
+        item_is_trained=torch.from_numpy(dataset.train_counts > 0),
+        user_is_trained=torch.from_numpy(trained_users(dataset)),
+    )
+
+
+def trained_users(dataset: PreparedDataset) -> npt.NDArray[np.bool_]:
+    """[U] bool, which users have an interaction that is trained on."""
+    owners = np.searchsorted(
+        dataset.user_offsets, np.flatnonzero(dataset.roles == Role.TRAIN), side="right"
+    )
+    is_trained = np.zeros(dataset.num_users, dtype=np.bool_)
+    is_trained[owners - 1] = True
+    return is_trained
+
+
+def _fingerprint(state: dict[str, Any]) -> str | None:
+    if not state:
+        return None
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

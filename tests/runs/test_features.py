@@ -1,0 +1,166 @@
+"""What training learns of features is what evaluation and serving use."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from candid.batches import offsets_of
+from candid.config import parse_config
+from candid.data import PreparedDataset, Role
+from candid.errors import ArtifactError, ConfigError, DataError
+from candid.runs import MANIFEST, evaluate_run, load_run, train_run
+from candid.runs.features import FEATURES, trained_users
+
+NUM_ITEMS, NUM_USERS, LENGTH = 24, 60, 7
+
+
+def dataset():
+    """Users of kind 0 or 1 walk over the items of their kind; the last items are never trained."""
+    rng = np.random.default_rng(0)
+    kinds = np.arange(NUM_USERS) % 2
+    items = rng.integers(0, NUM_ITEMS // 2 - 2, (NUM_USERS, LENGTH)) * 2 + kinds[:, None]
+    roles = np.zeros((NUM_USERS, LENGTH), dtype=np.uint8)
+    roles[:, -2], roles[:, -1] = Role.VALIDATION, Role.TEST
+    items[:, -1] = NUM_ITEMS - 2 + kinds  # a test target that nobody was trained on
+    return PreparedDataset(
+        item_ids=items.ravel().astype(np.int32),
+        user_offsets=offsets_of(np.full(NUM_USERS, LENGTH)),
+        roles=roles.ravel(),
+        users=pl.DataFrame(
+            {"source_id": np.arange(NUM_USERS), "team": [["red", "blue"][k] for k in kinds]}
+        ),
+        items=pl.DataFrame(
+            {
+                "source_id": np.arange(NUM_ITEMS),
+                "colour": [["red", "blue"][i % 2] for i in range(NUM_ITEMS)],
+                "tags": [["a|b", "b", ""][i % 3] for i in range(NUM_ITEMS)],
+                "price": np.linspace(1, 5, NUM_ITEMS),
+                "picture": rng.normal(size=(NUM_ITEMS, 3)).tolist(),
+            }
+        ),
+        manifest={"fingerprint": "teams"},
+    )
+
+
+ITEM = {
+    "colour": {"type": "categorical"},
+    "hash": {"type": "hashed", "column": "colour", "num_buckets": 50},
+    "tags": {"type": "bag"},
+    "price": {"type": "number"},
+    "step": {"type": "number", "column": "price", "scale": "quantile", "num_buckets": 3},
+    "picture": {"type": "vector"},
+}
+
+
+def recipe(item=None, id_mode="residual", **training):
+    tower = {"dim": 8, "field_dim": 8, "hidden": [16], "dropout": 0.0, "id_mode": id_mode}
+    return parse_config(
+        {
+            "name": "teams",
+            "device": "cpu",
+            "features": {"item": ITEM if item is None else item, "user": {"team": "categorical"}},
+            "batches": {"batch_size": 40, "unit": "interaction"},
+            "model": {
+                "query_tower": {"type": "user_features", **tower},
+                "item_tower": {"type": "item_features", **tower, "id_dropout": 0.3},
+            },
+            "loss": {"type": "full_softmax"},
+            "training": {"epochs": 30, "lr": 0.02, "trackers": ["jsonl"]} | training,
+            "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "bootstrap": 0},
+        },
+        "test",
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_run(recipe(), dataset(), folder)
+    return folder
+
+
+def test_a_loaded_model_gives_the_vectors_it_had_in_training(run, tmp_path):
+    loaded = load_run(run, dataset())
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in run.iterdir():
+        if file.is_file():
+            (copy / file.name).write_bytes(file.read_bytes())
+    # Other rows around them, and in another order: each is encoded as it was.
+    order = np.random.default_rng(1).permutation(NUM_ITEMS)
+    with torch.inference_mode():
+        catalog = loaded.model.encode_catalog()
+        values = loaded.features.item.encode(loaded.dataset.items[order.tolist()])
+        again = load_run(copy, dataset()).model.encode_catalog()
+    torch.testing.assert_close(again, catalog, rtol=0, atol=0)
+    encoder = loaded.model.item_tower.encoder
+    with torch.inference_mode():
+        unknown = loaded.model.encode_item_values(values)
+        known = encoder.every_row()[torch.from_numpy(order)]
+    # The items never trained have no id to tell them from new ones with the same features.
+    cold = torch.from_numpy(order >= NUM_ITEMS - 2)
+    torch.testing.assert_close(unknown[cold], known[cold], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(unknown[~cold], known[~cold], atol=1e-3)
+
+
+def test_items_that_training_never_saw_are_found_by_their_features(tmp_path):
+    train_run(recipe({"colour": "categorical"}, "none"), dataset(), tmp_path / "run")
+    report = evaluate_run(load_run(tmp_path / "run", dataset()))
+    assert report.counts["cold_targets"] == NUM_USERS
+    # One of the 12 items of the user's colour; without features it is one of 24.
+    assert report.metrics["nll"].value == pytest.approx(np.log(12), abs=0.1)
+
+
+def test_resuming_goes_on_with_the_same_features(tmp_path):
+    train_run(recipe(max_steps=3), dataset(), tmp_path / "cut")
+    train_run(recipe(max_steps=9), dataset(), tmp_path / "cut", resume=True)
+    train_run(recipe(max_steps=9), dataset(), tmp_path / "whole")
+    one, two = (load_run(tmp_path / name, dataset()).model for name in ("cut", "whole"))
+    for name, parameter in one.state_dict().items():
+        assert torch.equal(parameter, two.state_dict()[name]), name
+
+
+def test_a_vocabulary_that_changed_since_training_is_refused(run, tmp_path):
+    for file in (MANIFEST, "last.safetensors", "best.safetensors"):
+        (tmp_path / file).write_bytes((run / file).read_bytes())
+    with pytest.raises(ArtifactError, match=r"has no features\.json"):
+        load_run(tmp_path, dataset())
+    states = json.loads((run / FEATURES).read_text())
+    states["item"]["price"]["mean"] = 17.0
+    (tmp_path / FEATURES).write_text(json.dumps(states))
+    with pytest.raises(ArtifactError, match="not what this model was trained with"):
+        load_run(tmp_path, dataset())
+    (tmp_path / FEATURES).write_text("{")
+    with pytest.raises(ArtifactError, match=r"features\.json is damaged"):
+        load_run(tmp_path, dataset())
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "sentence"),
+    [
+        ({"genre": "bag"}, ConfigError, r"features\.item\.genre: .* no column 'genre'; it has"),
+        (
+            {"colour": "number"},
+            DataError,
+            r"features\.item\.colour, column 'colour': .*'(red|blue)'",
+        ),
+        ({}, ConfigError, r"\[features\.item"),
+    ],
+)
+def test_features_that_cannot_be_are_refused_before_a_folder_is_made(
+    tmp_path, item, error, sentence
+):
+    with pytest.raises(error, match=sentence):
+        train_run(recipe(item=item), dataset(), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_trained_users_have_a_training_row():
+    data = dataset()
+    data.roles[data.user_offsets[5] : data.user_offsets[6]] = Role.HISTORY
+    expected = np.ones(NUM_USERS, dtype=bool)
+    expected[5] = False
+    np.testing.assert_array_equal(trained_users(data), expected)
