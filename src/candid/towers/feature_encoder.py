@@ -20,6 +20,9 @@ from candid.towers.stored_values import StoredValues
 
 IdMode = Literal["none", "field", "residual"]
 
+START_SCALE = 0.1
+"""Vectors begin short, as those of a table do: at full length the NLL begins far above log V,
+and the scores of a random catalog have to be unlearnt first."""
 CHUNK = 16_384
 """Rows encoded at a time where no gradient is wanted, so that memory stays bounded."""
 
@@ -125,7 +128,9 @@ class FeatureEncoder(nn.Module):
             attention_layers=attention_layers,
             attention_heads=attention_heads,
         )
-        self.perceptron = Perceptron(self.mixer.width, hidden, dim, activation, dropout)
+        self.perceptron = Perceptron(
+            self.mixer.width, hidden, dim, activation, dropout, scale=START_SCALE
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         """Encode rows [n] int64, each distinct one once; -1 is a row of which nothing is known."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ class Perceptron(nn.Module):
         dim: D, width of the output.
         activation: after each hidden layer.
         dropout: after each activation.
+        scale: of the output at the start, relative to PyTorch's own initialisation.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Perceptron(nn.Module):
         dim: int,
         activation: Activation = "gelu",
         dropout: float = 0.0,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(width, dim)
@@ -49,6 +52,10 @@ class Perceptron(nn.Module):
         if hidden:
             layers.append(nn.Linear(hidden[-1], dim, bias=False))
         self.deep = nn.Sequential(*layers) if layers else None
+        with torch.no_grad():
+            for last in (self.linear, *layers[-1:]):
+                for parameter in last.parameters():
+                    parameter.mul_(scale)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [n, width] to [n, D]."""
