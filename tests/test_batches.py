@@ -20,6 +20,7 @@ from candid.batches import (
 )
 from candid.data import PreparedDataset, Role, held_out
 from candid.errors import ConfigError, DataError
+from candid.features import Numbers
 
 T, H, V, X = Role.TRAIN, Role.HISTORY, Role.VALIDATION, Role.TEST
 
@@ -235,3 +236,30 @@ def test_leaving_early_stops_the_workers():
 def test_ranges_concatenates():
     assert ranges(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
     assert ranges(np.array([], dtype=np.int64), np.array([], dtype=np.int64)).tolist() == []
+
+
+class Moments:
+    """In the place of a context: tells which interactions were asked about."""
+
+    def at(self, events):
+        return {"event": Numbers(torch.from_numpy(events)[:, None])}
+
+
+@pytest.mark.parametrize("unit", ["sequence", "interaction"])
+def test_each_row_is_asked_at_the_moment_of_its_positive(unit):
+    dataset = long_dataset()
+    config = BatchesConfig(unit=unit, batch_size=3, max_length=8, windows="all")
+    for batch in Loader(dataset, config, seed=1, context=Moments()).epoch():
+        events = batch.context["event"].values[:, 0].numpy()
+        assert dataset.item_ids[events].tolist() == batch.positive_ids.tolist()
+        owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1
+        assert owners.tolist() == batch.user_ids.tolist()
+        moved = batch.to(torch.device("cpu"))
+        assert torch.equal(moved.context["event"].values, batch.context["event"].values)
+
+
+def test_a_held_out_question_is_asked_at_the_moment_of_its_first_target():
+    dataset = dataset_of([[1, 2, 3, 4], [5, 6]], [[T, T, X, X], [T, X]])
+    questions = held_out(dataset, Role.TEST)
+    (_, queries), *_ = held_out_queries(dataset, questions, 3, 10, Moments())
+    assert queries.context["event"].values[:, 0].tolist() == [2, 5]

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from torch import Tensor
 from candid.component import ComponentConfig
 from candid.data import HeldOut, PreparedDataset, Role
 from candid.errors import ConfigError, DataError
+from candid.features import Context, Values
 
 Ints = npt.NDArray[np.int64]
 
@@ -56,21 +57,26 @@ class Queries:
     Attributes:
         user_ids: [B] int64.
         history: the packed histories, or None for loaders of single interactions.
+        context: features of the moment each question is asked, by name, B entries each; or
+            None.
     """
 
     user_ids: Tensor
     history: History | None = None
+    context: Mapping[str, Values] | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
 
     def to(self, device: torch.device) -> Self:
         """Move every tensor to ``device``."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device)
             for f in fields(self)
-            if (value := getattr(self, f.name)) is not None
+            if isinstance(value := getattr(self, f.name), Tensor | History)
         }
+        if self.context is not None:
+            moved["context"] = {name: value.to(device) for name, value in self.context.items()}
         return replace(self, **moved)
 
 
@@ -136,6 +142,7 @@ class Loader:
         dataset: the prepared dataset.
         config: batch settings.
         seed: with ``position`` it determines every batch to come.
+        context: what encodes the moment of each row, or None.
 
     Attributes:
         position: where the next batch comes from. Assign to resume; it advances when a batch
@@ -145,11 +152,18 @@ class Loader:
         DataError: there is nothing to train on.
     """
 
-    def __init__(self, dataset: PreparedDataset, config: BatchesConfig, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        config: BatchesConfig,
+        seed: int,
+        context: Context | None = None,
+    ) -> None:
         self.config = config
         self.seed = seed
         self.position = Position()
         self._dataset = dataset
+        self._context = context
         self._item_ids = dataset.item_ids
         self._order: tuple[int, Ints] | None = None
         self._lock = threading.Lock()
@@ -214,6 +228,7 @@ class Loader:
             user_ids=torch.from_numpy(self._owners[chosen]),
             positive_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),
             weights=self._weights(events),
+            context=None if self._context is None else self._context.at(events),
         )
 
     def _sequences(self, chosen: Ints) -> Batch:
@@ -227,6 +242,7 @@ class Loader:
             user_ids=torch.from_numpy(np.repeat(self._owners[chosen], lengths)[rows]),
             positive_ids=torch.from_numpy(self._item_ids[targets].astype(np.int64)),
             weights=self._weights(targets),
+            context=None if self._context is None else self._context.at(targets),
             history=History(
                 item_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),
                 offsets=torch.from_numpy(offsets_of(lengths)),
@@ -293,7 +309,11 @@ def prefetch(make: Callable[[int], T], steps: range, num_workers: int) -> Iterat
 
 
 def held_out_queries(
-    dataset: PreparedDataset, questions: HeldOut, max_length: int, batch_size: int
+    dataset: PreparedDataset,
+    questions: HeldOut,
+    max_length: int,
+    batch_size: int,
+    context: Context | None = None,
 ) -> Iterator[tuple[slice, Queries]]:
     """Batches of evaluation queries, in the order of ``questions``.
 
@@ -302,6 +322,7 @@ def held_out_queries(
         questions: from ``data.held_out``; every history must hold at least one interaction.
         max_length: longest history; the most recent interactions are kept.
         batch_size: queries in a batch.
+        context: what encodes the moment of each question, that of its first target; or None.
 
     Yields:
         the slice of ``questions`` and its queries, one packed sequence a query.
@@ -312,20 +333,25 @@ def held_out_queries(
     for begin in range(0, len(questions), batch_size):
         rows = slice(begin, min(begin + batch_size, len(questions)))
         item_ids = dataset.item_ids[ranges(starts[rows], lengths[rows])].astype(np.int64)
-        yield rows, pack_histories(questions.user_ids[rows], item_ids, lengths[rows])
+        moment = None if context is None else context.at(questions.history_stop[rows])
+        yield rows, pack_histories(questions.user_ids[rows], item_ids, lengths[rows], moment)
 
 
-def pack_histories(user_ids: Ints, item_ids: Ints, lengths: Ints) -> Queries:
+def pack_histories(
+    user_ids: Ints, item_ids: Ints, lengths: Ints, context: Mapping[str, Values] | None = None
+) -> Queries:
     """One query a sequence, asked after its last interaction.
 
     Args:
         user_ids: [B].
         item_ids: [sum of lengths], the histories one after the other.
         lengths: [B], each at least 1.
+        context: of the B questions, or None.
     """
     offsets = offsets_of(lengths)
     return Queries(
         user_ids=torch.from_numpy(user_ids),
+        context=context,
         history=History(
             item_ids=torch.from_numpy(item_ids),
             offsets=torch.from_numpy(offsets),

@@ -1,6 +1,7 @@
 """What every feature promises, whatever it is: parametrised over the registry."""
 
 import dataclasses
+import datetime
 import importlib.util
 import json
 import math
@@ -22,6 +23,7 @@ from candid.features import (
     fit_table,
 )
 
+NOON, DAY = datetime.datetime(2026, 1, 31, 12), datetime.timedelta(days=1)
 LISTS = [["a", "b"], ["b"], ["a", "a"], [], None, ["c"]]
 # Settings, a column to learn from, one with new values and nulls, and one of a wrong type.
 # A new type of feature adds its line here.
@@ -39,6 +41,10 @@ EXAMPLES = {
         ({}, ["a|b", "b", "a", "", None, "c"], ["b|new|a|other", None, "", "c"], [1]),
         ({"min_count": 1}, LISTS, [["c", None, "new"], None, [], ["b"]], [[1, 2]]),
         ({"min_count": 1}, [[1, 2], [2]], [[2, 9], [], None], [["1"]]),
+    ],
+    "clock": [
+        ({}, [NOON, None], [NOON, None, NOON + DAY / 3], ["2026-01-31"]),
+        ({"utc_offset": -3.5}, [NOON.date()], [None, NOON.date()], [5]),
     ],
     "number": [
         ({}, [1, 2, None, 6], [2, 100, None, -3], [["1"]]),

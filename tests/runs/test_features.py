@@ -13,6 +13,7 @@ from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.runs import MANIFEST, evaluate_run, load_run, train_run
 from candid.runs.features import FEATURES, trained_users
+from candid.serve import recommend
 
 NUM_ITEMS, NUM_USERS, LENGTH = 24, 60, 7
 
@@ -164,3 +165,83 @@ def test_trained_users_have_a_training_row():
     expected = np.ones(NUM_USERS, dtype=bool)
     expected[5] = False
     np.testing.assert_array_equal(trained_users(data), expected)
+
+
+def timed():
+    """Everybody takes item 0 in the morning and item 1 at night, and nothing else is known."""
+    rng = np.random.default_rng(2)
+    hours = np.sort(rng.integers(0, 24 * 60, (NUM_USERS, LENGTH)), axis=1)
+    roles = np.zeros((NUM_USERS, LENGTH), dtype=np.uint8)
+    roles[:, -2], roles[:, -1] = Role.VALIDATION, Role.TEST
+    return PreparedDataset(
+        item_ids=(hours % 24 >= 12).ravel().astype(np.int32),
+        user_offsets=offsets_of(np.full(NUM_USERS, LENGTH)),
+        roles=roles.ravel(),
+        users=pl.DataFrame({"source_id": np.arange(NUM_USERS)}),
+        items=pl.DataFrame({"source_id": np.arange(2)}),
+        timestamps=hours.ravel() * 3_600_000_000,
+        manifest={"fingerprint": "hours"},
+    )
+
+
+def test_the_moment_of_a_question_decides_in_training_evaluation_and_service(tmp_path):
+    tower = {"dim": 8, "field_dim": 8, "hidden": [16], "dropout": 0.0}
+    parts = [
+        {"type": "causal_transformer", "dim": 8, "num_blocks": 1},
+        {"type": "context_features", **tower},
+    ]
+    config = parse_config(
+        {
+            "name": "hours",
+            "device": "cpu",
+            "features": {
+                "context": {
+                    "clock": {"type": "clock", "column": "time"},
+                    "gap": {"type": "number", "column": "since", "scale": "log"},
+                }
+            },
+            "batches": {"batch_size": 10, "max_length": 8},
+            "model": {
+                "query_tower": {"type": "joined", "towers": parts, "dim": 8},
+                "item_tower": {"type": "item_embedding", "dim": 8},
+            },
+            "loss": {"type": "full_softmax"},
+            "training": {"epochs": 25, "lr": 0.02, "trackers": ["jsonl"]},
+            "evaluation": {
+                "ks": [1],
+                "metric": "ndcg@1",
+                "bootstrap": 0,
+                "filter_seen": False,
+                "nll": True,
+            },
+        },
+        "test",
+    )
+    data = timed()
+    train_run(config, data, tmp_path / "run")
+    loaded = load_run(tmp_path / "run", data)
+    assert evaluate_run(loaded).metrics["ndcg@1"].value > 0.9
+    day = 24 * 3_600_000_000
+    for hour, expected in ((5, 0), (20, 1)):
+        found = recommend(
+            loaded.model,
+            data,
+            user_ids=[0, 1, 2],
+            k=1,
+            max_length=8,
+            filter_seen=False,
+            context=loaded.features.context_of(data),
+            time=100 * day + hour * 3_600_000_000,
+        )
+        assert found.item_ids[:, 0].tolist() == [expected] * 3
+    typed = recommend(
+        loaded.model,
+        data,
+        histories=[[0, 1]],
+        k=1,
+        max_length=8,
+        filter_seen=False,
+        context=loaded.features.context_of(data),
+        time=100 * day + 5 * 3_600_000_000,
+    )
+    assert typed.item_ids[0, 0] == 0

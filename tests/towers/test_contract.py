@@ -12,16 +12,21 @@ from torch import Tensor, nn
 import candid.towers
 from candid.batches import Queries, pack_histories
 from candid.errors import ConfigError, UnknownNameError
+from candid.features import FeatureTable, Numbers
 from candid.towers import TOWERS, ItemTower, ModelConfig, QueryTower, TowerConfig, TowerContext
 
 NUM_USERS, NUM_ITEMS, MAX_LENGTH = 7, 11, 5
 PLAIN = TowerContext(NUM_USERS, NUM_ITEMS, MAX_LENGTH)
 
 
-def queries_of(*histories):
-    lengths = np.array([len(h) for h in histories])
-    items = np.concatenate([np.array(h, dtype=np.int64) for h in histories])
-    return pack_histories(np.arange(len(histories), dtype=np.int64), items, lengths)
+def queries_of(*histories, rows=slice(None)):
+    """Queries of users 0, 1, …, each with a moment of its own; ``rows`` of them."""
+    chosen = list(enumerate(histories))[rows]
+    lengths = np.array([len(history) for _, history in chosen])
+    items = np.concatenate([np.array(history, dtype=np.int64) for _, history in chosen])
+    users = np.array([user for user, _ in chosen], dtype=np.int64)
+    moments = {"gap": Numbers(torch.from_numpy(np.stack([users % 3, users], axis=1)).float())}
+    return pack_histories(users, items, lengths, moments)
 
 
 @pytest.fixture
@@ -32,6 +37,7 @@ def context(table_of):
         MAX_LENGTH,
         item_features=table_of(NUM_ITEMS),
         user_features=table_of(NUM_USERS),
+        context_features=FeatureTable({}, {}, {"gap": Numbers(torch.zeros(0, 2))}),
         item_is_trained=torch.arange(NUM_ITEMS) != 3,
     )
 
@@ -83,10 +89,8 @@ def test_every_tower_comes_back_from_its_weights(name, context):
 
 
 def one_by_one(*histories):
-    for user, history in enumerate(histories):
-        yield pack_histories(
-            np.array([user]), np.array(history, dtype=np.int64), np.array([len(history)])
-        )
+    for user in range(len(histories)):
+        yield queries_of(*histories, rows=slice(user, user + 1))
 
 
 def test_cosine_and_temperature_are_folded_into_the_vectors():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,14 @@ def recommend(
         ),
     ] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="Recommendations for each.")] = 10,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Moment of the question (2026-01-31T18:30, UTC), for models that read it; none: "
+            "now.",
+        ),
+    ] = None,
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Also recommend what is in the history.")
     ] = False,
@@ -38,6 +47,7 @@ def recommend(
     if bool(user) == bool(history):
         raise ConfigError("say for whom: either --user ID or --history ITEM, each repeatable")
 
+    time = None if at is None else _microseconds(at)
     from candid.data.lookup import item_ids_of, user_ids_of
     from candid.runs import load_run
     from candid.serve import recommend as recommend_to
@@ -51,5 +61,17 @@ def recommend(
         k=k,
         max_length=loaded.config.batches.max_length,
         filter_seen=not include_seen,
+        context=loaded.features.context_of(loaded.dataset),
+        time=time,
     )
     Console(json, quiet).result({"run": str(run), "answers": found.to_json()}, found.table())
+
+
+def _microseconds(text: str) -> int:
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--at {text!r} is not a moment such as 2026-01-31T18:30") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return round(moment.timestamp() * 1_000_000)

@@ -22,6 +22,7 @@ from candid.evaluation.questions import Questions, Targets, seen, select, target
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
 from candid.evaluation.slices import Slicing, by_history_length, by_popularity, by_warmth
 from candid.evaluation.tally import Tally, concatenate, tally
+from candid.features import Context
 from candid.index import ExactIndex, Exclusions
 
 TrueLogProb = Callable[[HeldOut], Floats]
@@ -35,6 +36,7 @@ def evaluate(
     *,
     role: Role = Role.TEST,
     max_length: int,
+    context: Context | None = None,
     true_log_prob: TrueLogProb | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
@@ -52,6 +54,7 @@ def evaluate(
         config: what is measured.
         role: whose targets are asked for.
         max_length: longest history that the model reads.
+        context: what encodes the moment of each question for the model; None: it reads none.
         true_log_prob: the truth, where it is known; adds ``true_nll`` and ``excess_nll``.
         progress: called with (queries done, queries in all) after each batch.
 
@@ -72,7 +75,9 @@ def evaluate(
     )
     with inference(model):
         asked = _Pass(model, dataset, config, questions, true_log_prob)
-        batches = held_out_queries(dataset, questions.held_out, max_length, config.batch_size)
+        batches = held_out_queries(
+            dataset, questions.held_out, max_length, config.batch_size, context
+        )
         for rows, queries in batches:
             asked.answer(rows, model.encode_queries(queries.to(asked.device)).float())
             if progress is not None:

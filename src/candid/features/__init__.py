@@ -1,4 +1,4 @@
-"""Features of users and items: from columns of a table to values that a tower reads.
+"""Features of users, items and questions: from columns of a table to values that a tower reads.
 
 A feature is fitted on the rows that training sees and stored with the model. To add a type:
 a file with the class and its nested ``Config``, and one line in ``FEATURES``.
@@ -6,6 +6,7 @@ a file with the class and its nested ``Config``, and one line in ``FEATURES``.
 name         a value becomes
 bag          codes of any number of members out of a vocabulary
 categorical  the code of a value out of a vocabulary
+clock        the place of a moment in the day and in the week
 hashed       several codes, without a vocabulary
 number       a number on a common scale, or the code of its bucket
 text         the vector of a sentence encoder
@@ -16,7 +17,9 @@ from typing import Final
 
 from candid.features.bag import Bag
 from candid.features.categorical import Categorical
+from candid.features.clock import Clock
 from candid.features.config import FeatureComponent, FeaturesConfig
+from candid.features.context import Context, fit_context, no_context
 from candid.features.hashed import Hashed
 from candid.features.number import Number
 from candid.features.protocol import Feature, FeatureConfig
@@ -28,6 +31,7 @@ from candid.features.vector import Vector
 FEATURES: Final[dict[str, type[Feature]]] = {
     "bag": Bag,
     "categorical": Categorical,
+    "clock": Clock,
     "hashed": Hashed,
     "number": Number,
     "text": Text,
@@ -40,7 +44,9 @@ __all__ = [
     "Bag",
     "Bags",
     "Categorical",
+    "Clock",
     "Codes",
+    "Context",
     "Feature",
     "FeatureComponent",
     "FeatureConfig",
@@ -52,6 +58,8 @@ __all__ = [
     "Text",
     "Values",
     "Vector",
+    "fit_context",
     "fit_table",
+    "no_context",
     "restore_table",
 ]

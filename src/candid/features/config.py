@@ -1,4 +1,4 @@
-"""The features of a recipe: any number for items and for users, by name."""
+"""The features of a recipe: any number for items, users and context, by name."""
 
 from __future__ import annotations
 
@@ -32,12 +32,18 @@ class FeaturesConfig(ComponentConfig):
         {}, description="features of users by name, from the user table of data.users"
     )
 
+    context: dict[str, FeatureComponent] = Field(
+        {},
+        description="features of the moment of a question by name: column 'time' says when it is "
+        "asked, 'since' the seconds since the user's last interaction",
+    )
+
     @property
     def is_empty(self) -> bool:
-        """Whether neither side has a feature."""
-        return not self.item and not self.user
+        """Whether there is no feature at all."""
+        return not self.item and not self.user and not self.context
 
-    @field_validator("item", "user", mode="before")
+    @field_validator("item", "user", "context", mode="before")
     @classmethod
     def _plain_names(cls, features: Any) -> Any:
         """Names become parts of dotted keys and of the names of weights."""

@@ -15,7 +15,15 @@ import torch
 from candid.atomic import write_json
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError
-from candid.features import FeaturesConfig, FeatureTable, fit_table, restore_table
+from candid.features import (
+    Context,
+    FeaturesConfig,
+    FeatureTable,
+    fit_context,
+    fit_table,
+    no_context,
+    restore_table,
+)
 from candid.towers import TowerContext
 
 FEATURES = "features.json"
@@ -28,15 +36,21 @@ class RunFeatures:
     Attributes:
         item: features of the V items, or None.
         user: features of the U users, or None.
+        context: features of the moment of a question, or None.
     """
 
-    item: FeatureTable | None
-    user: FeatureTable | None
+    item: FeatureTable | None = None
+    user: FeatureTable | None = None
+    context: FeatureTable | None = None
 
     def state(self) -> dict[str, Any]:
         """What was learnt, as plain JSON values; empty without features."""
-        tables = {"item": self.item, "user": self.user}
+        tables = {"item": self.item, "user": self.user, "context": self.context}
         return {side: table.state() for side, table in tables.items() if table is not None}
+
+    def context_of(self, dataset: PreparedDataset) -> Context | None:
+        """What encodes the moments of questions about ``dataset``; None without features."""
+        return None if self.context is None else Context(dataset, self.context)
 
     @property
     def fingerprint(self) -> str | None:
@@ -56,12 +70,14 @@ def fit_features(config: FeaturesConfig, dataset: PreparedDataset) -> RunFeature
         ConfigError: a table has no such column.
         DataError: a column's values cannot be of the feature's type.
     """
-    items = users = None
+    items = users = context = None
     if config.item:
         items = fit_table(config.item, dataset.items, dataset.train_counts > 0, "features.item")
     if config.user:
         users = fit_table(config.user, dataset.users, trained_users(dataset), "features.user")
-    return RunFeatures(items, users)
+    if config.context:
+        context = fit_context(config.context, dataset)
+    return RunFeatures(items, users, context)
 
 
 def read_features(
@@ -79,7 +95,7 @@ def read_features(
         ArtifactError: the file is missing, damaged or not the one that training wrote.
     """
     if config.is_empty:
-        return RunFeatures(None, None)
+        return RunFeatures()
     path = folder / FEATURES
     try:
         states: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -95,12 +111,15 @@ def read_features(
             f"{path} is not what this model was trained with (a vocabulary or a scale has "
             "changed): restore the file, or train again"
         )
-    items = users = None
+    items = users = context = None
     if config.item:
         items = restore_table(config.item, states.get("item", {}), dataset.items, str(path))
     if config.user:
         users = restore_table(config.user, states.get("user", {}), dataset.users, str(path))
-    return RunFeatures(items, users)
+    if config.context:
+        state = states.get("context", {})
+        context = restore_table(config.context, state, no_context(), str(path))
+    return RunFeatures(items, users, context)
 
 
 def tower_context(dataset: PreparedDataset, max_length: int, features: RunFeatures) -> TowerContext:
@@ -111,6 +130,7 @@ def tower_context(dataset: PreparedDataset, max_length: int, features: RunFeatur
         max_length=max_length,
         item_features=features.item,
         user_features=features.user,
+        context_features=features.context,
         item_is_trained=torch.from_numpy(dataset.train_counts > 0),
         user_is_trained=torch.from_numpy(trained_users(dataset)),
     )

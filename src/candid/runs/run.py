@@ -116,14 +116,14 @@ def train_run(
     loss, proposal = build_objective(config, dataset)
     trainer = Trainer(
         model=model,
-        loader=Loader(dataset, config.batches, config.seed),
+        loader=Loader(dataset, config.batches, config.seed, features.context_of(dataset)),
         loss=loss,
         proposal=proposal,
         config=config.training,
         folder=out,
         name=config.name,
         seed=config.seed,
-        validate=_validation(config, dataset),
+        validate=_validation(config, dataset, features),
         meta={"dataset": manifest["dataset"]["fingerprint"]},
         progress=progress,
     )
@@ -191,6 +191,7 @@ def evaluate_run(
         config or run.config.evaluation,
         role=role,
         max_length=run.config.batches.max_length,
+        context=run.features.context_of(run.dataset),
         **options,
     )
 
@@ -254,13 +255,13 @@ def check_dataset_matches(config: RunConfig, dataset: PreparedDataset) -> None:
 
 
 def _validation(
-    config: RunConfig, dataset: PreparedDataset
+    config: RunConfig, dataset: PreparedDataset, features: RunFeatures
 ) -> Callable[[RetrievalModel], Mapping[str, float]] | None:
     """What training asks after an epoch; the metric that early stopping watches stands first."""
     config.evaluation.check_fits(dataset.num_items)
     if not np.any(dataset.roles == Role.VALIDATION):
         return None
-    settings = config.evaluation.during_training()
+    settings, context = config.evaluation.during_training(), features.context_of(dataset)
 
     def validate(model: RetrievalModel) -> Mapping[str, float]:
         report = evaluate(
@@ -269,6 +270,7 @@ def _validation(
             settings,
             role=Role.VALIDATION,
             max_length=config.batches.max_length,
+            context=context,
         )
         return report.summary()
 

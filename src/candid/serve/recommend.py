@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import time_ns
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from candid.batches import Ints, Queries, offsets_of, pack_histories, ranges
 from candid.data import PreparedDataset
 from candid.errors import ConfigError
 from candid.evaluation import Encoder, inference
+from candid.features import Context
 from candid.index import ExactIndex, Exclusions, Index
 
 BATCH_SIZE = 512
@@ -100,6 +102,8 @@ def recommend(
     max_length: int,
     filter_seen: bool = True,
     index: Index | None = None,
+    context: Context | None = None,
+    time: int | None = None,
 ) -> Recommendations:
     """Recommend to users of the dataset, or to whoever has the given histories.
 
@@ -113,6 +117,8 @@ def recommend(
         max_length: longest history that the model reads; the most recent part is kept.
         filter_seen: leave out whatever is in the history.
         index: over the model's item vectors; None: exact search.
+        context: what encodes the moment of a question for the model; None: it reads none.
+        time: that moment, microseconds since 1970-01-01 UTC; None: now.
 
     Raises:
         ConfigError: k is larger than the catalog, an id is not one of the dataset's, a
@@ -121,6 +127,7 @@ def recommend(
         ArtifactError: the model's vectors are not finite.
     """
     asked = _asked(dataset, user_ids, histories)
+    moment = time_ns() // 1000 if time is None else time
     _check(model, dataset, asked, k)
     found_ids = np.empty((len(asked.starts), k), dtype=np.int64)
     found_scores = np.empty((len(asked.starts), k), dtype=np.float32)
@@ -129,7 +136,9 @@ def recommend(
         index = ExactIndex(catalog) if index is None else index
         for begin in range(0, len(asked.starts), BATCH_SIZE):
             rows = slice(begin, begin + BATCH_SIZE)
-            query = model.encode_queries(asked.queries(rows, max_length).to(catalog.device))
+            query = model.encode_queries(
+                asked.queries(rows, max_length, context, moment).to(catalog.device)
+            )
             seen = asked.exclusions(rows, catalog.device) if filter_seen else None
             hits = index.search(query.float(), k, seen)
             found_ids[rows] = hits.item_ids.cpu().numpy()
@@ -153,14 +162,26 @@ class _Asked:
     starts: Ints
     stops: Ints
 
-    def queries(self, rows: slice, max_length: int) -> Queries:
+    def queries(
+        self, rows: slice, max_length: int, context: Context | None, moment: int
+    ) -> Queries:
         """Pack the most recent part of some histories; without users their ids are -1."""
         starts = np.maximum(self.starts[rows], self.stops[rows] - max_length)
         lengths = self.stops[rows] - starts
         item_ids = self.item_ids[ranges(starts, lengths)].astype(np.int64)
         nobody = np.full(len(starts), -1, dtype=np.int64)
         user_ids = nobody if self.user_ids is None else self.user_ids[rows]
-        return pack_histories(user_ids, item_ids, lengths)
+        values = None
+        if context is not None:
+            # Where there are no users, the times of the history are not known.
+            is_known = self.user_ids is not None
+            values = context.asked(
+                moment,
+                self.starts[rows] if is_known else None,
+                self.stops[rows] if is_known else None,
+                len(starts),
+            )
+        return pack_histories(user_ids, item_ids, lengths, values)
 
     def exclusions(self, rows: slice, device: torch.device) -> Exclusions:
         lengths = self.stops[rows] - self.starts[rows]

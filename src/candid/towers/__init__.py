@@ -4,14 +4,16 @@ name                 side    a vector is
 causal_transformer   query   the state of a transformer after the most recent interaction
 user_embedding       query   a free vector of the user
 user_features        query   the user's features through a perceptron, and what the id adds
+context_features     query   features of the question's moment through a perceptron
 joined               query   several of these side by side, through a perceptron
 item_embedding       item    a free vector of the item
 item_features        item    the item's features through a perceptron, and what the id adds
 
 The feature towers read ``TowerContext.item_features`` and ``user_features``; they know items
-and users that training never saw.
+and users that training never saw. ``context_features`` reads ``Queries.context``.
 """
 
+from candid.towers.context_tower import ContextFeatures
 from candid.towers.embedding import ItemEmbedding, UserEmbedding
 from candid.towers.feature_tower import ItemFeatures, UserFeatures
 from candid.towers.joined import Joined
@@ -21,6 +23,7 @@ from candid.towers.transformer import CausalTransformer
 
 TOWERS: dict[str, type[QueryTower | ItemTower]] = {
     "causal_transformer": CausalTransformer,
+    "context_features": ContextFeatures,
     "item_embedding": ItemEmbedding,
     "item_features": ItemFeatures,
     "joined": Joined,
@@ -31,6 +34,7 @@ TOWERS: dict[str, type[QueryTower | ItemTower]] = {
 __all__ = [
     "TOWERS",
     "CausalTransformer",
+    "ContextFeatures",
     "ItemEmbedding",
     "ItemFeatures",
     "ItemTower",

@@ -27,23 +27,11 @@ CHUNK = 16_384
 """Rows encoded at a time where no gradient is wanted, so that memory stays bounded."""
 
 
-class FeatureTowerConfig(TowerConfig):
-    """What the feature towers of both sides have in common."""
+class MixingTowerConfig(TowerConfig):
+    """What every tower that reads features has in common."""
 
     dim: int = Field(64, ge=1, description="width of the vectors")
     field_dim: int = Field(32, ge=1, description="width of one feature's vector")
-    id_mode: IdMode = Field(
-        "residual",
-        description="leave the id out, read it as one more feature, or add a vector of the id "
-        "to that of the features",
-    )
-    id_dropout: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="in training, the share of ids replaced by the unknown one, so that the "
-        "features carry those that training never saw",
-    )
     unknown_rate: float = Field(
         0.01, ge=0, lt=1, description="in training, the share of codes replaced by the unknown one"
     )
@@ -60,6 +48,23 @@ class FeatureTowerConfig(TowerConfig):
     )
     activation: Activation = Field("gelu", description="of the hidden layers")
     dropout: float = Field(0.1, ge=0, lt=1, description="after each hidden layer")
+
+
+class FeatureTowerConfig(MixingTowerConfig):
+    """What the feature towers of both sides have in common."""
+
+    id_mode: IdMode = Field(
+        "residual",
+        description="leave the id out, read it as one more feature, or add a vector of the id "
+        "to that of the features",
+    )
+    id_dropout: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="in training, the share of ids replaced by the unknown one, so that the "
+        "features carry those that training never saw",
+    )
 
 
 class FeatureEncoder(nn.Module):

@@ -63,6 +63,8 @@ class TowerContext:
             its vectors), None when the item tower itself is.
         item_features: features of the V items, or None where the recipe has none.
         user_features: features of the U users, or None.
+        context_features: features of a question's moment (values of no rows: their form), or
+            None.
         item_is_trained: [V] bool, whether an item is ever a training target; None: all are.
         user_is_trained: [U] bool, whether a user has a training target; None: all have.
     """
@@ -73,6 +75,7 @@ class TowerContext:
     item_tower: ItemTower | None = None
     item_features: FeatureTable | None = None
     user_features: FeatureTable | None = None
+    context_features: FeatureTable | None = None
     item_is_trained: Tensor | None = None
     user_is_trained: Tensor | None = None
 
