@@ -27,10 +27,13 @@ def test_the_python_example_runs_and_estimates_what_it_says(capsys):
     assert abs(float(estimate) - float(exact)) < 0.2 * float(exact)
 
 
-def test_the_recipe_of_the_readme_is_valid():
+def test_the_recipes_of_the_readme_are_valid():
     import tomllib
 
     from candid.config import parse_config
 
-    (recipe,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
-    assert parse_config(tomllib.loads(recipe), "README.md").training.epochs == 20
+    recipe, features = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", README, re.DOTALL))
+    assert parse_config(recipe, "README.md").training.epochs == 20
+    both = recipe | features | {"data": recipe["data"] | features["data"]}
+    config = parse_config(both, "README.md")
+    assert list(config.features.context) == ["clock", "gap"]
