@@ -124,6 +124,17 @@ def test_resuming_goes_on_with_the_same_features(tmp_path):
         assert torch.equal(parameter, two.state_dict()[name]), name
 
 
+def test_resuming_with_features_in_another_order_is_refused(tmp_path):
+    item = {"price": {"type": "number"}, "log": {"type": "number", "column": "price"}}
+    train_run(recipe(item, max_steps=3), dataset(), tmp_path)
+    before = (tmp_path / MANIFEST).read_text()
+    swapped = recipe(dict(reversed(item.items())), max_steps=6)
+    # The weights of one would be read as those of the other: both have the same shape.
+    with pytest.raises(ConfigError, match="another 'features' section"):
+        train_run(swapped, dataset(), tmp_path, resume=True)
+    assert (tmp_path / MANIFEST).read_text() == before
+
+
 def test_a_vocabulary_that_changed_since_training_is_refused(run, tmp_path):
     for file in (MANIFEST, "last.safetensors", "best.safetensors"):
         (tmp_path / file).write_bytes((run / file).read_bytes())

@@ -128,7 +128,8 @@ def check_resumable(out: Path, manifest: dict[str, Any]) -> None:
     except ConfigError as error:
         raise ArtifactError(f"{error}; train again in another folder") from None
     for section in sorted(earlier.keys() - {"training", "evaluation", "threads"}):
-        if earlier[section] != manifest["config"].get(section):
+        # As text: the order of features is that of their weights, and equal dicts forget it.
+        if json.dumps(earlier[section]) != json.dumps(manifest["config"].get(section)):
             raise ConfigError(
                 f"{out} was started with another {section!r} section: resume with the same recipe"
             )
