@@ -49,8 +49,7 @@ def test_the_share_is_released_evenly_and_without_regard_to_popularity(share):
     assert np.ptp(np.diff(edges)) <= 1
     ranks = world.catalog.rank(np.flatnonzero(world.releases > start))
     assert stats.kstest(ranks / 4_000, "uniform").pvalue > 1e-3
-    order = np.argsort(world.releases[world.releases > start])
-    assert abs(stats.spearmanr(order, ranks).statistic) < 0.5 / np.sqrt(share)
+    assert stats.spearmanr(world.releases[world.releases > start], ranks).pvalue > 1e-3
     assert np.array_equal(world.releases, make(share, num_items=4_000).releases)
 
 
