@@ -28,7 +28,7 @@ def test_only_trained_rows_are_learnt_and_all_rows_encoded():
     assert len(table) == 4
     assert table.columns == {"genres": "genres", "year": "released"}
     assert codes(table.values["genres"]) == [1, 2, 2, 0]
-    assert table.values["year"].values.tolist() == [[-1, 0], [1, 0], [201, 0], [0, 1]]
+    assert table.values["year"].values.tolist() == [[-1, 0], [1, 0], [1, 0], [0, 1]]
 
 
 def test_other_rows_are_encoded_with_what_was_learnt():

@@ -1,5 +1,6 @@
 """What training learns of features is what evaluation and serving use."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -54,6 +55,18 @@ ITEM = {
     "step": {"type": "number", "column": "price", "scale": "quantile", "num_buckets": 3},
     "picture": {"type": "vector"},
 }
+
+
+def test_what_is_never_trained_is_no_negative_where_the_catalog_is_what_is_trained(tmp_path):
+    for catalog in ("all", "trained"):
+        config = recipe({"colour": "categorical"}, "field", catalog=catalog, epochs=3)
+        train_run(config, dataset(), tmp_path / catalog)
+    found = {}
+    for catalog in ("all", "trained"):
+        report = evaluate_run(load_run(tmp_path / catalog, dataset()))
+        found[catalog] = report.metrics["nll"].value
+    # All targets are new: a model that was taught to shun the unknown id gives them less.
+    assert found["trained"] < found["all"] - 0.02
 
 
 def recipe(item=None, id_mode="residual", **training):
@@ -176,6 +189,13 @@ def test_trained_users_have_a_training_row():
     expected = np.ones(NUM_USERS, dtype=bool)
     expected[5] = False
     np.testing.assert_array_equal(trained_users(data), expected)
+    with_empty = dataclasses.replace(
+        data,
+        user_offsets=np.concatenate([[0], data.user_offsets[:8], data.user_offsets[7:], [420]]),
+    )
+    expected = [False, True, True, True, True, True, False, True, False]
+    assert trained_users(with_empty)[:9].tolist() == expected
+    assert not trained_users(with_empty)[-1]
 
 
 def timed():

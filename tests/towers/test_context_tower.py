@@ -51,7 +51,7 @@ def test_what_the_hour_decides_is_learnt():
 def test_what_is_not_there_is_named():
     with pytest.raises(ConfigError, match=r"\[features\.context\.NAME\]"):
         ContextFeatures.Config().build(TowerContext(3, 4, 5))
-    with pytest.raises(ConfigError, match=r"\[features\.context\.NAME\]"):
+    with pytest.raises(ConfigError, match=r"pass context="):
         make()(Queries(user_ids=torch.zeros(1, dtype=torch.int64)))
     lacking = Queries(
         user_ids=torch.zeros(1, dtype=torch.int64), context={"gap": Numbers(torch.zeros(1, 2))}

@@ -90,7 +90,8 @@ def test_what_training_never_meets_is_neutral(values_of):
 
 
 def test_unknown_rate_acts_in_training_only():
-    values = {"type": Codes(torch.ones(2000, 1).long(), 2), "n": Numbers(torch.ones(2000, 1))}
+    numbers = Numbers(torch.tensor([[3.0, 0.0]]).repeat(2000, 1), (0.0, 1.0))
+    values = {"type": Codes(torch.ones(2000, 1).long(), 2), "n": numbers}
     encoder = make(values, unknown_rate=0.25)
     table = encoder.fields[0].table.weight
     assert torch.equal(encoder(values)[:, 0], table[1].expand(2000, 3))
@@ -99,7 +100,10 @@ def test_unknown_rate_acts_in_training_only():
     is_unknown = (types == table[0]).all(1)
     assert 0.2 < float(is_unknown.float().mean()) < 0.3
     assert torch.equal(types[~is_unknown], table[1].expand(int((~is_unknown).sum()), 3))
-    assert torch.equal(numbers, numbers[:1].expand_as(numbers))
+    blank = encoder.fields[1].linear(torch.tensor([0.0, 1.0]))
+    is_blank = torch.isclose(numbers, blank).all(1)
+    assert 0.2 < float(is_blank.float().mean()) < 0.3
+    assert not torch.equal(is_blank, is_unknown)
     types.sum().backward()
     assert encoder.fields[0].table.weight.grad[0].any()
 

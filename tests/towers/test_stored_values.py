@@ -11,7 +11,8 @@ def test_rows_come_back_as_they_were_and_below_zero_is_nothing():
         {
             "type": Codes(torch.tensor([[1], [2]]), 3),
             "genres": Bags(torch.tensor([1, 2, 2]), torch.tensor([0, 2, 3]), 4),
-            "age": Numbers(torch.tensor([[0.5, 1.0], [2.0, 3.0]])),
+            "age": Numbers(torch.tensor([[0.5, 0.0], [2.0, 0.0]]), (0.0, 1.0)),
+            "picture": Numbers(torch.tensor([[0.5, 1.0], [2.0, 3.0]])),
         }
     )
     taken = stored.take(torch.tensor([1, -1, 0]))
@@ -20,7 +21,8 @@ def test_rows_come_back_as_they_were_and_below_zero_is_nothing():
     assert taken["genres"].ids.tolist() == [2, 1, 2]
     assert taken["genres"].offsets.tolist() == [0, 1, 1, 3]
     assert taken["genres"].num_codes == 4
-    assert taken["age"].values.tolist() == [[2.0, 3.0], [0.0, 0.0], [0.5, 1.0]]
+    assert taken["age"].values.tolist() == [[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]]
+    assert taken["picture"].values.tolist() == [[2.0, 3.0], [0.0, 0.0], [0.5, 1.0]]
 
 
 def test_they_move_with_the_model_and_stay_out_of_checkpoints(values_of):

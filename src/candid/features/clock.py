@@ -58,7 +58,8 @@ class Clock(Feature):
         cycles = [2 * math.pi * (local % period) / period for period in (DAY, 7 * DAY)]
         parts = [wave(cycle) for cycle in cycles for wave in (np.sin, np.cos)]
         numbers = np.where(is_missing, 0.0, np.stack(parts))
-        return Numbers(torch.from_numpy(np.vstack([numbers, is_missing]).T.astype(np.float32)))
+        values = np.vstack([numbers, is_missing]).T.astype(np.float32)
+        return Numbers(torch.from_numpy(values), (0.0, 0.0, 0.0, 0.0, 1.0))
 
     def state(self) -> dict[str, Any]:
         """See ``Feature.state``."""

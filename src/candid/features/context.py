@@ -25,7 +25,7 @@ from candid.features.values import Values
 Ints = npt.NDArray[np.int64]
 
 SAMPLE = 1_000_000
-"""Interactions that scales and vocabularies are learnt from, at most; taken evenly."""
+"""Interactions that scales and vocabularies are learnt from, at most; drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def no_context() -> pl.DataFrame:
 
 def _trained(dataset: PreparedDataset) -> pl.DataFrame:
     events = np.flatnonzero(dataset.roles == Role.TRAIN)
-    events = events[:: -(-len(events) // SAMPLE) or 1]
+    if len(events) > SAMPLE:
+        events = np.sort(np.random.default_rng(0).choice(events, SAMPLE, replace=False))
     times = _timestamps(dataset)
     starts = np.isin(events, dataset.user_offsets)
     return context_frame(times[events], times[np.maximum(events - 1, 0)], ~starts)

@@ -45,8 +45,9 @@ class Number(Feature):
             """See ``FeatureConfig.restore``."""
             if self.scale == "quantile":
                 return Number(Quantile(_finite(state["boundaries"])))
-            mean, deviation = _finite([state["mean"], state["deviation"]])
-            return Number(Standard(mean, deviation, self.scale == "log"))
+            names = ("mean", "deviation", "lowest", "highest")
+            mean, deviation, *bounds = _finite([state[name] for name in names])
+            return Number(Standard(mean, deviation, self.scale == "log", *bounds))
 
     def __init__(self, scale: Standard | Quantile) -> None:
         self.scale = scale
@@ -67,17 +68,31 @@ class Standard:
         mean: of the trained rows.
         deviation: square root of their mean square distance from it; 1 for a constant.
         is_log: of sign(x) log(1 + |x|) in place of x.
+        lowest: result of the least trained value; what is lower is taken for it, since a tower
+            knows nothing of sizes that it never met.
+        highest: likewise.
 
     Raises:
-        ValueError: the deviation is not positive.
+        ValueError: the deviation is not positive, or the bounds are the wrong way round.
     """
 
-    def __init__(self, mean: float, deviation: float, is_log: bool = False) -> None:
+    def __init__(
+        self,
+        mean: float,
+        deviation: float,
+        is_log: bool = False,
+        lowest: float = 0.0,
+        highest: float = 0.0,
+    ) -> None:
         if deviation <= 0:
             raise ValueError("the deviation is not positive")
+        if lowest > highest:
+            raise ValueError("the lowest value is above the highest")
         self.mean = mean
         self.deviation = deviation
         self.is_log = is_log
+        self.lowest = lowest
+        self.highest = highest
 
     @classmethod
     def learn(cls, given: npt.NDArray[np.float64], is_log: bool) -> Standard:
@@ -89,39 +104,37 @@ class Standard:
         if is_log:
             given = _signed_log(given)
         if not len(given):
-            return cls(0.0, 1.0, is_log)
+            return cls(0.0, 1.0, is_log, 0.0, 0.0)
         if given.min() == given.max():  # rounding would leave a tiny deviation
-            return cls(float(given[0]), 1.0, is_log)
+            return cls(float(given[0]), 1.0, is_log, 0.0, 0.0)
         with np.errstate(over="ignore", invalid="ignore"):
             mean, deviation = float(given.mean()), float(given.std())
         if not (math.isfinite(mean) and math.isfinite(deviation)):
             raise DataError(
                 f"{np.abs(given).max():g} is too large to standardise; set scale to log"
             )
-        return cls(mean, deviation if deviation > 0 else 1.0, is_log)
+        deviation = deviation if deviation > 0 else 1.0
+        lowest, highest = ((float(x) - mean) / deviation for x in (given.min(), given.max()))
+        return cls(mean, deviation, is_log, lowest, highest)
 
     def encode(self, numbers: npt.NDArray[np.float64]) -> Numbers:
-        """Numbers [n, 2] of numbers [n], NaN where missing.
-
-        Raises:
-            DataError: a number is so far off that float32 cannot hold it.
-        """
+        """Numbers [n, 2] of numbers [n], NaN where missing."""
         is_missing = np.isnan(numbers)
         scaled = _signed_log(numbers) if self.is_log else numbers
         with np.errstate(over="ignore"):
-            scaled = np.where(is_missing, 0.0, (scaled - self.mean) / self.deviation)
-            values = np.stack([scaled, is_missing], axis=1).astype(np.float32)
-        is_too_far = ~np.isfinite(values[:, 0])
-        if is_too_far.any():
-            raise DataError(
-                f"{numbers[is_too_far][0]:g} is too far from the mean {self.mean:g} of training; "
-                "repair it or set scale to log"
-            )
-        return Numbers(torch.from_numpy(values))
+            scaled = ((scaled - self.mean) / self.deviation).clip(self.lowest, self.highest)
+        scaled = np.where(is_missing, 0.0, scaled)
+        values = np.stack([scaled, is_missing], axis=1).astype(np.float32)
+        return Numbers(torch.from_numpy(values), (0.0, 1.0))
 
     def state(self) -> dict[str, Any]:
         """What was learnt, as plain JSON values."""
-        return {"mean": self.mean, "deviation": self.deviation}
+        return {
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "lowest": self.lowest,
+            "highest": self.highest,
+        }
 
 
 class Quantile:

@@ -72,20 +72,28 @@ class Numbers:
 
     Attributes:
         values: [n, M] float32, finite.
+        unknown: the M values of a row of which nothing is known; empty for zeros.
     """
 
     values: Tensor
+    unknown: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
 
     def take(self, rows: Tensor) -> Numbers:
         """The entries of some rows [m] int64, in that order."""
-        return Numbers(self.values[rows])
+        return replace(self, values=self.values[rows])
 
     def to(self, device: torch.device) -> Numbers:
         """Move to ``device``."""
-        return Numbers(self.values.to(device))
+        return replace(self, values=self.values.to(device))
+
+    def unknown_row(self) -> Tensor:
+        """[1, M], a row of which nothing is known."""
+        if not self.unknown:
+            return self.values.new_zeros(1, self.values.shape[1])
+        return self.values.new_tensor([self.unknown])
 
 
 Values = Codes | Bags | Numbers

@@ -132,18 +132,17 @@ def tower_context(dataset: PreparedDataset, max_length: int, features: RunFeatur
         user_features=features.user,
         context_features=features.context,
         item_is_trained=torch.from_numpy(dataset.train_counts > 0),
-        user_is_trained=torch.from_numpy(trained_users(dataset)),
+        user_is_trained=None if features.user is None else torch.from_numpy(trained_users(dataset)),
     )
 
 
 def trained_users(dataset: PreparedDataset) -> npt.NDArray[np.bool_]:
     """[U] bool, which users have an interaction that is trained on."""
-    owners = np.searchsorted(
-        dataset.user_offsets, np.flatnonzero(dataset.roles == Role.TRAIN), side="right"
-    )
-    is_trained = np.zeros(dataset.num_users, dtype=np.bool_)
-    is_trained[owners - 1] = True
-    return is_trained
+    # A sum over the slice of each user; an empty slice would take that of the next one.
+    starts, stops = dataset.user_offsets[:-1], dataset.user_offsets[1:]
+    is_target = np.append(dataset.roles == Role.TRAIN, False)
+    found: npt.NDArray[np.bool_] = np.logical_or.reduceat(is_target, starts) & (stops > starts)
+    return found
 
 
 def _fingerprint(state: dict[str, Any]) -> str | None:

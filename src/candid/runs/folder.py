@@ -112,11 +112,11 @@ def claimed(out: Path, trainer: Trainer) -> Iterator[None]:
         raise
 
 
-def check_resumable(out: Path, manifest: dict[str, Any]) -> None:
-    """Refuse to resume what would not be the same run.
+def check_resumable(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Refuse to resume what would not be the same run; the run's manifest so far.
 
     Raises:
-        ArtifactError: not a run, of another dataset, or with other features.
+        ArtifactError: not a run, or of another dataset.
         ConfigError: another model, objective or batches.
     """
     before = read_manifest(out)
@@ -133,8 +133,7 @@ def check_resumable(out: Path, manifest: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{out} was started with another {section!r} section: resume with the same recipe"
             )
-    if before.get("features") != manifest["features"]:
-        raise ArtifactError(f"{out} learnt something else of the features: train again")
+    return before
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

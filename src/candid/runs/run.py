@@ -107,10 +107,13 @@ def train_run(
     set_threads(config.threads)
     device = pick_device(config.device)
     manifest = new_manifest(config, dataset, device)
-    features = fit_features(config.features, dataset)
-    manifest["features"] = features.fingerprint
     if resume:
-        check_resumable(out, manifest)
+        # What was learnt is read, not learnt again: another machine might round otherwise.
+        before = check_resumable(out, manifest)
+        features = read_features(config.features, dataset, out, before.get("features"))
+    else:
+        features = fit_features(config.features, dataset)
+    manifest["features"] = features.fingerprint
     torch.manual_seed(config.seed)
     model = build_model(config, dataset, features).to(device)
     loss, proposal = build_objective(config, dataset)
@@ -123,14 +126,16 @@ def train_run(
         folder=out,
         name=config.name,
         seed=config.seed,
+        item_is_trained=torch.from_numpy(dataset.train_counts > 0),
         validate=_validation(config, dataset, features),
         meta={"dataset": manifest["dataset"]["fingerprint"]},
         progress=progress,
     )
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
     with nullcontext() if resume else claimed(out, trainer):
+        if not resume:
+            features.write(out)
         write_json(out / MANIFEST, manifest)
-        features.write(out)
         # A run that was stopped before its first checkpoint goes on from its beginning.
         state = trainer.run(resume=resume and (out / LAST).exists())
     manifest["result"] = result_of(config, state, device)

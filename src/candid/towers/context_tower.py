@@ -15,11 +15,6 @@ from candid.towers.interaction import FieldMixer, Interaction
 from candid.towers.perceptron import Activation, Perceptron
 from candid.towers.protocol import QueryTower, TowerContext
 
-MISSING = (
-    "the tower 'context_features' has no features to read: add a section "
-    "[features.context.NAME] for each to the recipe"
-)
-
 
 class ContextFeatures(QueryTower):
     """A query is what the moment says of it; beside a history in a ``joined`` tower.
@@ -50,7 +45,10 @@ class ContextFeatures(QueryTower):
                 ConfigError: the recipe has no context features.
             """
             if context.context_features is None:
-                raise ConfigError(MISSING)
+                raise ConfigError(
+                    "the tower 'context_features' has no features to read: add a section "
+                    "[features.context.NAME] for each to the recipe"
+                )
             return ContextFeatures(context.context_features.values, **self.model_dump())
 
     def __init__(
@@ -91,6 +89,9 @@ class ContextFeatures(QueryTower):
             DataError: a feature is missing.
         """
         if queries.context is None:
-            raise ConfigError(MISSING)
+            raise ConfigError(
+                "the tower 'context_features' was asked without a moment: pass context=, such as "
+                "run.features.context_of(dataset), to evaluate or recommend"
+            )
         vectors: Tensor = self.perceptron(self.mixer(self.fields(queries.context)))
         return vectors

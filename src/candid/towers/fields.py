@@ -84,16 +84,23 @@ class NumberField(nn.Module):
     would come out of it with the sign alone.
     """
 
-    def __init__(self, num_values: int, dim: int) -> None:
+    unknown: Tensor
+
+    def __init__(self, form: Numbers, dim: int, unknown_rate: float) -> None:
         super().__init__()
-        self.linear = nn.Linear(num_values, dim)
+        self.linear = nn.Linear(form.values.shape[1], dim)
+        self.unknown_rate = unknown_rate
+        self.register_buffer("unknown", form.unknown_row(), persistent=False)
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.normal_(self.linear.bias, std=0.02)
 
     def forward(self, numbers: Numbers) -> Tensor:
         """Encode n rows: [n, d]."""
-        dtype = self.linear.weight.dtype
-        vectors: Tensor = self.linear(numbers.values.to(dtype))
+        dtype, values = self.linear.weight.dtype, numbers.values
+        if self.training and self.unknown_rate > 0:
+            is_replaced = torch.rand(len(values), 1, device=values.device) < self.unknown_rate
+            values = torch.where(is_replaced, self.unknown, values)
+        vectors: Tensor = self.linear(values.to(dtype))
         return vectors.to(dtype)  # Autocast narrows products but not look-ups.
 
 
@@ -106,8 +113,9 @@ class FieldEncoder(nn.Module):
         values: by feature name; only their form is read (kind, vocabulary, numbers a row).
         dim: d, width of a field's vector.
         unknown_rate: in training only, each value (of a bag: each code) is replaced by the
-            unknown code 0 with this probability, so that the unknown bucket is trained.
-            Numbers are left as they are: their features say themselves what is missing.
+            unknown code 0, and a row of numbers by that of an unknown one, with this
+            probability: what training data lacks (an item of no genre, a user without an
+            earlier interaction) is met in service nevertheless.
     """
 
     def __init__(self, values: Mapping[str, Values], dim: int, unknown_rate: float = 0.0) -> None:
@@ -140,4 +148,4 @@ def _field(form: Values, dim: int, unknown_rate: float) -> nn.Module:
         case Bags():
             return BagField(form.num_codes, dim, unknown_rate)
         case Numbers():
-            return NumberField(form.values.shape[1], dim)
+            return NumberField(form, dim, unknown_rate)

@@ -49,11 +49,11 @@ class StoredValues(nn.Module):
 
 
 def _with_blank(values: Values) -> Values:
-    """Add a last row: the unknown code, an empty bag, zeros."""
+    """Add a last row: the unknown code, an empty bag, the numbers of an unknown row."""
     match values:
         case Codes(ids=ids):
             return replace(values, ids=torch.cat([ids, ids.new_zeros(1, ids.shape[1])]))
         case Bags(offsets=offsets):
             return replace(values, offsets=torch.cat([offsets, offsets[-1:]]))
         case Numbers(values=numbers):
-            return Numbers(torch.cat([numbers, numbers.new_zeros(1, numbers.shape[1])]))
+            return replace(values, values=torch.cat([numbers, values.unknown_row()]))

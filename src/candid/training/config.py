@@ -47,6 +47,11 @@ class TrainingConfig(ComponentConfig):
         description="independent draws of candidates a step, each shared by an equal part of the "
         "rows: less noise that all rows share, for as many more item vectors to gather",
     )
+    catalog: Literal["all", "trained"] = Field(
+        "all",
+        description="what a loss over the whole catalog compares with: all items, or those that "
+        "are ever a training target, so that towers with features do not learn to shun new ones",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the towers' products; losses accumulate in float32 regardless"
     )

@@ -60,13 +60,15 @@ class Trainer:
         folder: the run; must exist.
         name: of the run, for trackers.
         seed: of dropout and of the draws.
+        item_is_trained: [V] bool, needed where ``config.catalog`` is "trained".
         validate: returns validation metrics of the model as it stands; the first entry is
             what early stopping watches (larger is better). None: no validation.
         meta: plain JSON values stored in every checkpoint (fingerprints, resolved config).
         progress: told of steps and validations, or None.
 
     Raises:
-        ConfigError: loss and proposal do not go together.
+        ConfigError: loss and proposal do not go together, or it is not known which items are
+            trained.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Trainer:
         folder: Path,
         name: str = "run",
         seed: int = 0,
+        item_is_trained: Tensor | None = None,
         validate: Callable[[RetrievalModel], Mapping[str, float]] | None = None,
         meta: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
@@ -101,6 +104,12 @@ class Trainer:
         total = config.epochs * loader.num_batches
         self.state = TrainState(total_steps=min(total, config.max_steps or total))
         self._seed = seed
+        self._trained: tuple[Tensor, Tensor] | None = None
+        if config.catalog == "trained":
+            if item_is_trained is None:
+                raise ConfigError("training.catalog 'trained' needs to know which items are")
+            is_trained = item_is_trained.to(model.device)
+            self._trained = is_trained.nonzero()[:, 0], is_trained.cumsum(0) - 1
         self._generator = torch.Generator(device=model.device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -198,8 +207,13 @@ class Trainer:
         with torch.autocast(self.model.device.type, torch.bfloat16) if bf16 else nullcontext():
             query = self.model.encode_queries(batch)
         if not self.loss.needs_candidates or self.proposal is None:
-            catalog = self.model.encode_catalog()
-            return self.loss(query, catalog, batch.positive_ids, effective=effective)
+            positive_ids = batch.positive_ids
+            if self._trained is None:
+                catalog = self.model.encode_catalog()
+            else:
+                item_ids, place = self._trained
+                catalog, positive_ids = self.model.encode_items(item_ids), place[positive_ids]
+            return self.loss(query, catalog, positive_ids, effective=effective)
         candidates = several_draws(
             self.proposal, batch, self.config.candidate_draws, self._generator
         )
