@@ -2,8 +2,9 @@
 
     python benchmarks/cold_start.py --seeds 0 1 2
 
-Three models a dataset, alike but for the item tower and the query's user features: a table of
-ids; features without an id; features with the id added ("both"). Each is one ``candid train``
+Models alike but for the item tower and the query's user features: a table of ids, with all items
+as negatives, as is usual, or only those that are ever trained; features without an id; features
+with the id added ("both"). Each is one ``candid train``
 in a process of its own, resumable. The result under ``benchmarks/results`` holds, by seed, the
 test metrics on warm and on cold targets with their bootstrap intervals over users.
 """
@@ -27,13 +28,15 @@ DATASETS = {
     "ml1m-positives": ROOT / "recipes" / "ml1m-features.toml",
 }
 WORLD = {"num_users": 20_000, "num_items": 5_000, "interactions_mean": 20.0, "released_share": 0.5}
+IDS = [
+    "features.item=",
+    "features.user=",
+    "model.item_tower.type=item_embedding",
+    "model.query_tower={query}",
+]
 MODELS = {
-    "ids": [
-        "features.item=",
-        "features.user=",
-        "model.item_tower.type=item_embedding",
-        "model.query_tower={query}",
-    ],
+    "ids": [*IDS, "training.catalog=all"],
+    "ids, new items no negatives": IDS,
     "features": ["model.item_tower.id_mode=none"],
     "both": [],
 }
@@ -50,7 +53,7 @@ def overrides(recipe: Path, model: str) -> list[str]:
 
 def run(recipe: Path, work: Path, model: str, seed: int) -> dict[str, Any]:
     """Train and test one model, unless that is done already."""
-    folder = work / f"{model}-{seed}"
+    folder = work / f"{model.replace(', ', '-').replace(' ', '_')}-{seed}"
     done = folder / "evaluation-test.json"
     if not done.exists():
         settings = [f"seed={seed}", "threads=1", *overrides(recipe, model)]
@@ -80,7 +83,7 @@ def measure(name: str, work: Path, seeds: list[int]) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Means over seeds, with their standard deviation."""
-    lines = [f"{'data':<16}{'items':<7}{'model':<10}" + "".join(f"{m:>18}" for m in METRICS)]
+    lines = [f"{'data':<16}{'items':<7}{'model':<30}" + "".join(f"{m:>18}" for m in METRICS)]
     for name, models in results.items():
         for warmth in ("warm", "cold"):
             for model, runs in models.items():
@@ -90,7 +93,7 @@ def table(results: dict[str, Any]) -> str:
                     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
                     cells.append(f"{statistics.mean(values):.4f} ±{deviation:.4f}")
                 lines.append(
-                    f"{name:<16}{warmth:<7}{model:<10}" + "".join(f"{cell:>18}" for cell in cells)
+                    f"{name:<16}{warmth:<7}{model:<30}" + "".join(f"{cell:>18}" for cell in cells)
                 )
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ class LastItem:
     """A query is the vector of the last item of its history: neighbours score highest."""
 
     needs_history = True
+    needs_user = False
 
     def __init__(self, num_items):
         angles = torch.arange(num_items) * (1.5 / num_items)
@@ -40,6 +41,7 @@ class ByUser:
     """User u's favourite is item u."""
 
     needs_history = False
+    needs_user = True
 
     def encode_queries(self, queries):
         return torch.eye(6)[queries.user_ids]
@@ -155,9 +157,12 @@ def test_errors_name_the_cause(dataset, arguments, message):
         recommend(LastItem(6), dataset, max_length=9, **arguments)
 
 
-def test_models_of_users_refuse_histories(dataset):
+@pytest.mark.parametrize("also_needs_history", [False, True])
+def test_models_of_users_refuse_histories(dataset, also_needs_history):
+    model = ByUser()
+    model.needs_history = also_needs_history
     with pytest.raises(ConfigError, match="not histories"):
-        recommend(ByUser(), dataset, histories=[[1]], k=1, max_length=9)
+        recommend(model, dataset, histories=[[1]], k=1, max_length=9)
 
 
 def test_a_title_neither_breaks_lines_nor_steers_the_terminal(dataset):

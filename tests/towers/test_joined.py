@@ -61,6 +61,7 @@ def test_parts_as_wide_as_the_query_begin_as_their_sum():
     total = parts[0](query) + parts[1](query)
     torch.testing.assert_close(joined(query), total + joined.perceptron.linear.bias)
     assert not joined.needs_history
+    assert joined.needs_user == any(tower.needs_user for tower in joined.towers)
 
 
 def test_hidden_layers_let_parts_meet(table_of):

@@ -26,6 +26,7 @@ class TrueModel:
     """
 
     needs_history = False
+    needs_user = True
 
     def __init__(self, world: World, dataset: PreparedDataset) -> None:
         self._world = world

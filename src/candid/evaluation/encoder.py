@@ -20,6 +20,11 @@ class Encoder(Protocol):
         """Whether a query without history has no answer."""
         ...
 
+    @property
+    def needs_user(self) -> bool:
+        """Whether someone who is no user of the dataset has no answer."""
+        ...
+
     def encode_queries(self, queries: Queries) -> Tensor:
         """Encode B queries: [B, D]."""
         ...

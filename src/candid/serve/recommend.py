@@ -222,12 +222,12 @@ def _check(model: Encoder, dataset: PreparedDataset, asked: _Asked, k: int) -> N
         raise ConfigError(
             f"k {k} must be between 1 and the {dataset.num_items} items of the catalog"
         )
+    if asked.user_ids is None and (model.needs_user or not model.needs_history):
+        raise ConfigError(
+            "the model knows the users it was trained on, not histories: name users, or train a "
+            "model with a history tower and no vectors of users"
+        )
     if not model.needs_history:
-        if asked.user_ids is None:
-            raise ConfigError(
-                "the model knows the users it was trained on, not histories: name users, or "
-                "train a model with a history tower"
-            )
         return
     empty = np.flatnonzero(asked.stops == asked.starts)
     if len(empty) == 0:

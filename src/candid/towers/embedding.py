@@ -25,6 +25,7 @@ class UserEmbedding(QueryTower):
     """
 
     needs_history = False
+    needs_user = True
 
     class Config(TowerConfig):
         """Settings of ``UserEmbedding``."""

@@ -70,6 +70,7 @@ class Joined(QueryTower):
             raise ConfigError("a joined query tower needs at least one tower in 'towers'")
         self.dim = dim
         self.needs_history = any(tower.needs_history for tower in towers)
+        self.needs_user = any(tower.needs_user for tower in towers)
         self.towers = nn.ModuleList(towers)
         widths = [tower.dim for tower in towers]
         self.perceptron = Perceptron(sum(widths), hidden, dim, activation, dropout)

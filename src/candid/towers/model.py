@@ -70,6 +70,11 @@ class RetrievalModel(nn.Module):
         return self.query_tower.needs_history
 
     @property
+    def needs_user(self) -> bool:
+        """Whether someone who is no user of the dataset has no answer."""
+        return self.query_tower.needs_user
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.log_temperature.device

@@ -21,10 +21,12 @@ class QueryTower(nn.Module, ABC):
         dim: D, the width of the output.
         needs_history: whether the tower reads ``queries.history``; it then has no answer for
             a user without one.
+        needs_user: whether it has no answer for someone who is no user of the dataset.
     """
 
     dim: int
     needs_history: bool
+    needs_user: bool = False
 
     @abstractmethod
     def forward(self, queries: Queries) -> Tensor:
