@@ -18,6 +18,13 @@ SETTINGS = [
 ]
 
 
+def test_an_id_that_is_in_no_table_is_named(values_of):
+    encoder = FeatureEncoder(values_of(5), dim=4).eval()
+    for wrong in (5, -2):
+        with pytest.raises(DataError, match=f"id {wrong} is outside the table"):
+            encoder(torch.tensor([0, wrong]))
+
+
 def name_of(settings):
     return "-".join(str(value) for value in settings.values())
 

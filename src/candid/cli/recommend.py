@@ -53,6 +53,9 @@ def recommend(
     from candid.serve import recommend as recommend_to
 
     loaded = load_run(run, data)
+    context = loaded.features.context_of(loaded.dataset)
+    if time is not None and context is None:
+        raise ConfigError("--at: the model of this run does not read the moment; leave it out")
     found = recommend_to(
         loaded.model,
         loaded.dataset,
@@ -61,7 +64,7 @@ def recommend(
         k=k,
         max_length=loaded.config.batches.max_length,
         filter_seen=not include_seen,
-        context=loaded.features.context_of(loaded.dataset),
+        context=context,
         time=time,
     )
     Console(json, quiet).result({"run": str(run), "answers": found.to_json()}, found.table())

@@ -82,7 +82,7 @@ def run_demo(
     Args:
         out: folder for the world, the prepared dataset, the runs, ``demo.json`` and
             ``report.html``; those of an earlier demo in it are replaced.
-        world: the world; its mode must be ``softmax``.
+        world: the world; its mode must be ``softmax``, with all items there from the start.
         epochs: passes over the training data of each run.
         seed: of the runs; the world has its own.
         threads: CPU threads; None: as many as torch chooses.
@@ -90,13 +90,17 @@ def run_demo(
         progress: makes the progress display of each training run.
 
     Raises:
-        ConfigError: the world is not of mode ``softmax``, or matplotlib is not installed.
+        ConfigError: the world is not of mode ``softmax``, or releases items over time; or
+            matplotlib is not installed.
         ArtifactError: ``out`` cannot be written.
         Interrupted: stopped by a signal.
     """
     began = time.monotonic()
-    if world.mode != "softmax":
-        raise ConfigError("the demo compares with the true vectors: world.mode must be 'softmax'")
+    if world.mode != "softmax" or world.released_share:
+        raise ConfigError(
+            "the demo compares with the true vectors: world.mode must be 'softmax' and "
+            "world.released_share 0"
+        )
     _require_matplotlib()
     made = World(world)
     note(f"making a world of {world.num_users:,} users and {world.num_items:,} items")

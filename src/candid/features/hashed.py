@@ -22,8 +22,9 @@ class Hashed(Feature):
     """K codes a value, all in one table of buckets; 0 for null.
 
     Two values that meet in one bucket part in another: with m buckets they share all K with
-    probability m^-K. A tower sums the K vectors, as in Serrà & Karatzoglou, "Getting deep
-    recommenders fit: Bloom embeddings for sparse binary input/output networks" (RecSys 2017).
+    probability m^-K. A tower takes the mean of the K vectors, much as in Serrà & Karatzoglou,
+    "Getting deep recommenders fit: Bloom embeddings for sparse binary input/output networks"
+    (RecSys 2017).
     The hash is defined here and nowhere else, so that codes never change under a model.
 
     Args:

@@ -15,6 +15,12 @@ from candid.errors import ArtifactError, ConfigError, DataError, UnknownNameErro
 from candid.features.protocol import Feature, FeatureConfig
 from candid.features.values import Values
 
+_CURES = {
+    "features.item": "; name it in data.items.attributes",
+    "features.user": "; name it in data.users.attributes",
+}
+"""Where the columns of a section's table come from."""
+
 
 @dataclass(frozen=True)
 class FeatureTable:
@@ -72,7 +78,7 @@ def fit_table(
             known = sorted(set(frame.columns) - {"source_id"})
             raise ConfigError(
                 f"{where}.{name}: the table has no column {column!r}; it has "
-                f"{', '.join(known) or 'none'} (see the attributes of data.items and data.users)"
+                f"{', '.join(known) or 'none'}{_CURES.get(where, '')}"
             )
     trained = frame.filter(pl.Series(is_trained))
     features = {}
@@ -131,8 +137,8 @@ def _encoded(
         column = columns[name]
         if column not in frame.columns:
             raise DataError(
-                f"{where}: feature {name!r} needs column {column!r}, which the table lacks; it "
-                f"has {', '.join(frame.columns)}"
+                f"{where}: feature {name!r} needs column {column!r}, which the table lacks (it "
+                f"has {', '.join(frame.columns)}); add it, with nulls where it is not known"
             )
         try:
             values[name] = feature.encode(frame[column])

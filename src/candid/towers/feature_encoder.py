@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from candid.errors import ConfigError
+from candid.errors import ConfigError, DataError
 from candid.features import FeatureTable, Values
 from candid.towers.fields import FieldEncoder, code_table, with_unknown
 from candid.towers.interaction import FieldMixer, Interaction
@@ -138,7 +138,11 @@ class FeatureEncoder(nn.Module):
         )
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Encode rows [n] int64, each distinct one once; -1 is a row of which nothing is known."""
+        """Encode rows [n] int64, each distinct one once; -1 is a row of which nothing is known.
+
+        Raises:
+            DataError: another id outside the table (checked on the CPU).
+        """
         distinct, inverse = torch.unique(ids, return_inverse=True)
         # As a look-up: its backward sums the rows that share a vector much faster than indexing's.
         return F.embedding(inverse, self._rows(distinct))
@@ -162,6 +166,13 @@ class FeatureEncoder(nn.Module):
         return self._encode(here, self.id_codes.new_zeros(num_rows))
 
     def _rows(self, rows: Tensor) -> Tensor:
+        if rows.device.type == "cpu" and len(rows):  # where looking is free
+            lowest, highest = (int(extreme) for extreme in torch.aminmax(rows))
+            if lowest < -1 or highest >= self.num_rows:
+                raise DataError(
+                    f"id {lowest if lowest < -1 else highest} is outside the table: ids must be "
+                    f"0 to {self.num_rows - 1}, or -1 for somebody or something unknown"
+                )
         id_codes = with_unknown(self.id_codes[rows], self.id_dropout, self.training)
         return self._encode(self.stored.take(rows), id_codes)
 

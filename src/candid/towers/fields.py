@@ -135,7 +135,7 @@ class FieldEncoder(nn.Module):
             if name not in values:
                 raise DataError(
                     f"the tower reads feature {name!r}, which is not among those given: "
-                    f"{', '.join(values) or 'none'}"
+                    f"{', '.join(values) or 'none'}; encode rows by the FeatureTable of the run"
                 )
         vectors = [field(values[name]) for name, field in zip(self.names, self.fields, strict=True)]
         return torch.stack(vectors, dim=1)
