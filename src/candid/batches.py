@@ -39,15 +39,23 @@ class History:
         offsets: [S + 1] int64, sequence s is ``item_ids[offsets[s]:offsets[s + 1]]``.
         query_positions: [B] int64, for each row the token after which the question is asked:
             the row's history is that token and everything before it in its sequence.
+        actions: [T] int64, 1 + the code of each interaction's kind, 0 where it is not known; or
+            None where there are no kinds.
     """
 
     item_ids: Tensor
     offsets: Tensor
     query_positions: Tensor
+    actions: Tensor | None = None
 
     def to(self, device: torch.device) -> History:
         """Move every tensor to ``device``."""
-        return History(*(getattr(self, f.name).to(device) for f in fields(self)))
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if (value := getattr(self, f.name)) is not None
+        }
+        return History(**moved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +255,7 @@ class Loader:
                 item_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),
                 offsets=torch.from_numpy(offsets_of(lengths)),
                 query_positions=torch.from_numpy(rows),
+                actions=actions_of(self._dataset, events),
             ),
         )
 
@@ -332,13 +341,33 @@ def held_out_queries(
     lengths = questions.history_stop - starts
     for begin in range(0, len(questions), batch_size):
         rows = slice(begin, min(begin + batch_size, len(questions)))
-        item_ids = dataset.item_ids[ranges(starts[rows], lengths[rows])].astype(np.int64)
-        moment = None if context is None else context.at(questions.history_stop[rows])
-        yield rows, pack_histories(questions.user_ids[rows], item_ids, lengths[rows], moment)
+        events = ranges(starts[rows], lengths[rows])
+        yield (
+            rows,
+            pack_histories(
+                questions.user_ids[rows],
+                dataset.item_ids[events].astype(np.int64),
+                lengths[rows],
+                actions=actions_of(dataset, events),
+                context=None if context is None else context.at(questions.history_stop[rows]),
+            ),
+        )
+
+
+def actions_of(dataset: PreparedDataset, events: Ints) -> Tensor | None:
+    """Kinds of interactions [T] as ``History.actions`` holds them; None where there are none."""
+    if dataset.actions is None:
+        return None
+    return torch.from_numpy(dataset.actions[events].astype(np.int64) + 1)
 
 
 def pack_histories(
-    user_ids: Ints, item_ids: Ints, lengths: Ints, context: Mapping[str, Values] | None = None
+    user_ids: Ints,
+    item_ids: Ints,
+    lengths: Ints,
+    *,
+    actions: Tensor | None = None,
+    context: Mapping[str, Values] | None = None,
 ) -> Queries:
     """One query a sequence, asked after its last interaction.
 
@@ -346,6 +375,7 @@ def pack_histories(
         user_ids: [B].
         item_ids: [sum of lengths], the histories one after the other.
         lengths: [B], each at least 1.
+        actions: see ``History``; None where they are not known.
         context: of the B questions, or None.
     """
     offsets = offsets_of(lengths)
@@ -356,5 +386,6 @@ def pack_histories(
             item_ids=torch.from_numpy(item_ids),
             offsets=torch.from_numpy(offsets),
             query_positions=torch.from_numpy(offsets[1:] - 1),
+            actions=actions,
         ),
     )

@@ -26,6 +26,8 @@ def dataset(timestamps=True):
         users=pl.DataFrame({"source_id": [0, 1, 2]}),
         items=pl.DataFrame({"source_id": [0, 1, 2]}),
         timestamps=times if timestamps else None,
+        actions=np.array([0, 1, 1, 0, 0], dtype=np.uint8),
+        action_names=("buy", "view"),
     )
 
 
@@ -39,9 +41,8 @@ class Spy:
 def seen(call):
     from candid.features import FeatureTable
 
-    table = FeatureTable(
-        {"since": Spy(), "time": Spy()}, {"since": "since", "time": "time"}, {"since": []}
-    )
+    names = ("since", "time", "action", "last_action")
+    table = FeatureTable({n: Spy() for n in names}, {n: n for n in names}, {"since": []})
     return call(Context(dataset(), table))
 
 
@@ -49,6 +50,8 @@ def test_the_moment_is_that_of_the_interaction_and_the_gap_that_to_the_one_befor
     found = seen(lambda context: context.at(np.array([2, 0, 3, 4, 1])))
     assert found["since"] == [4 * 3600.0, None, None, 0.0, 2 * 3600.0]
     start = datetime.datetime(1970, 1, 1)
+    assert found["action"] == ["view", "buy", "buy", "buy", "view"]
+    assert found["last_action"] == ["view", None, None, "buy", "buy"]
     assert found["time"] == [start + datetime.timedelta(hours=h) for h in (7, 1, 2, 2, 3)]
 
 
@@ -57,7 +60,11 @@ def test_service_asks_now_and_knows_the_end_of_the_history():
     found = seen(lambda context: context.asked(10 * HOUR, starts, stops, 3))
     assert found["since"] == [3 * 3600.0, None, 8 * 3600.0]
     assert len(set(found["time"])) == 1
-    assert seen(lambda context: context.asked(10 * HOUR, None, None, 2))["since"] == [None, None]
+    assert found["last_action"] == ["view", None, "buy"]
+    assert found["action"] == [None] * 3
+    typed = seen(lambda context: context.asked(10 * HOUR, None, None, 2, "buy"))
+    assert typed["since"] == typed["last_action"] == [None, None]
+    assert typed["action"] == ["buy", "buy"]
 
 
 def test_time_that_runs_backwards_is_no_gap():

@@ -26,7 +26,7 @@ def queries_of(*histories, rows=slice(None)):
     items = np.concatenate([np.array(history, dtype=np.int64) for _, history in chosen])
     users = np.array([user for user, _ in chosen], dtype=np.int64)
     moments = {"gap": Numbers(torch.from_numpy(np.stack([users % 3, users], axis=1)).float())}
-    return pack_histories(users, items, lengths, moments)
+    return pack_histories(users, items, lengths, context=moments)
 
 
 @pytest.fixture

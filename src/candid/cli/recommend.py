@@ -34,6 +34,13 @@ def recommend(
             "now.",
         ),
     ] = None,
+    action: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Kind of interaction asked for, for models that read it; none: any.",
+        ),
+    ] = None,
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Also recommend what is in the history.")
     ] = False,
@@ -56,6 +63,8 @@ def recommend(
     context = loaded.features.context_of(loaded.dataset)
     if time is not None and context is None:
         raise ConfigError("--at: the model of this run does not read the moment; leave it out")
+    if action is not None and context is None:
+        raise ConfigError("--action: the model of this run does not read it; leave it out")
     found = recommend_to(
         loaded.model,
         loaded.dataset,
@@ -66,6 +75,7 @@ def recommend(
         filter_seen=not include_seen,
         context=context,
         time=time,
+        action=action,
     )
     Console(json, quiet).result({"run": str(run), "answers": found.to_json()}, found.table())
 

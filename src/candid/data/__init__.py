@@ -3,11 +3,18 @@
 from candid.data.dataset import HeldOut, PreparedDataset, Role, held_out
 from candid.data.lookup import item_ids_of, user_ids_of
 from candid.data.prepare import Prepared, prepare
-from candid.data.schema import DataConfig, ItemTableConfig, SplitConfig, UserTableConfig
+from candid.data.schema import (
+    ActionConfig,
+    DataConfig,
+    ItemTableConfig,
+    SplitConfig,
+    UserTableConfig,
+)
 from candid.data.store import SCHEMA_VERSION, open_dataset
 
 __all__ = [
     "SCHEMA_VERSION",
+    "ActionConfig",
     "DataConfig",
     "HeldOut",
     "ItemTableConfig",

@@ -14,11 +14,13 @@ from candid.data.schema import DataConfig
 from candid.errors import DataError
 
 NUMBERS = ("order", "weight", "rating")
+NAMES = ("role", "action")
+"""Columns whose values are names, even where they are written as numbers."""
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """Interactions under candid's names (user, item, time, order, weight, rating, role).
+    """Interactions under candid's names (user, item, time, order, weight, rating, role, action).
 
     Attributes:
         sources: the files, each scanned under candid's names.
@@ -65,6 +67,7 @@ def declare(sources: Sequence[Source], config: DataConfig) -> RawTable:
         "weight": config.weight,
         "rating": config.rating,
         "role": config.split.column,
+        "action": config.action,
     }
     columns = {name: column for name, column in wanted.items() if column is not None}
     schema: dict[str, pl.DataType] = {}
@@ -96,18 +99,19 @@ def _typed(
     if isinstance(dtype, pl.String):
         # Text formats write a missing value as nothing between two separators.
         return pl.when(value != "").then(value), pl.String()
-    if name == "role" and (dtype.is_integer() or dtype == pl.Boolean):
+    if name in NAMES and (dtype.is_integer() or dtype == pl.Boolean):
         return value.cast(pl.String), pl.String()
     if dtype == pl.UInt64:
         return value, pl.UInt64()
     if dtype.is_integer():
         return value.cast(pl.Int64), pl.Int64()
-    if name not in ("user", "item", "role") and (dtype.is_float() or dtype.is_decimal()):
+    if name not in ("user", "item", *NAMES) and (dtype.is_float() or dtype.is_decimal()):
         number = value.cast(pl.Float64)
         return number if name == "weight" else number.fill_nan(None), pl.Float64()
     if name in ("time", "order") and isinstance(dtype, pl.Datetime | pl.Date):
         return times.as_utc(value, dtype), pl.Datetime("us")
-    needs = {"user": "integer or text", "item": "integer or text", "role": "text or integer"}
+    needs = dict.fromkeys(("user", "item"), "integer or text")
+    needs |= dict.fromkeys(NAMES, "text or integer")
     raise DataError(
         f"column {column!r} of {source.path} has type {dtype}, not "
         f"{needs.get(name, 'a date, a number or text' if name == 'time' else 'a number')}; "
@@ -121,7 +125,8 @@ class Parsed:
 
     Attributes:
         query: columns user, item (Int64, UInt64 or String), time (Int64 microseconds), order
-            (Int64, Float64 or Datetime), weight (Float32), role (String), as far as declared.
+            (Int64, Float64 or Datetime), weight (Float32), role and action (String), as far as
+            declared.
         rows_read: rows of the files.
         dropped: ``nulls`` and ``low_rating`` -> rows that the query leaves out.
         time_is_text: the time column holds dates as text; a few among numbers are mistakes.
@@ -178,7 +183,7 @@ def _survey(table: RawTable) -> dict[str, Any]:
     for name, dtype in table.schema.items():
         value = pl.col(name)
         facts.append(value.null_count().alias(f"{name}_nulls"))
-        if dtype == pl.String and name != "role":
+        if dtype == pl.String and name not in NAMES:
             integer = value.cast(pl.Int64, strict=False)
             facts.append(
                 (integer.cast(pl.String) == value)
@@ -205,7 +210,7 @@ def _is_text(survey: dict[str, Any]) -> bool:
 
 def _parsed(table: RawTable, name: str, survey: dict[str, Any]) -> pl.Expr:
     value, dtype = pl.col(name), table.schema[name]
-    if name == "role":
+    if name in NAMES:
         return value
     if name in ("user", "item"):
         return value.cast(pl.Int64) if survey.get(f"{name}_is_integer") else value

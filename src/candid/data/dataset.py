@@ -45,6 +45,8 @@ class PreparedDataset:
         timestamps: [E] int64 microseconds since 1970-01-01 UTC, or None where the source has
             no time (an order column, or none).
         weights: [E] float32, or None.
+        actions: [E] uint8, the kind of each interaction, or None where there is one kind.
+        action_names: names of the kinds; the place of each is its code.
         manifest: what ``manifest.json`` says (see ``data.prepare``); empty for a dataset that
             was built in memory.
         path: the folder it was opened from, or None.
@@ -57,6 +59,8 @@ class PreparedDataset:
     items: pl.DataFrame
     timestamps: npt.NDArray[np.int64] | None = None
     weights: npt.NDArray[np.float32] | None = None
+    actions: npt.NDArray[np.uint8] | None = None
+    action_names: tuple[str, ...] = ()
     manifest: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.data import filters, ids, times
-from candid.data.columns import RawTable, parse
+from candid.data.actions import action_names, encode_actions
+from candid.data.columns import Parsed, RawTable, parse
 from candid.data.dataset import Role
 from candid.data.readers import check_lines
 from candid.data.schema import DataConfig, SplitConfig
@@ -26,12 +27,13 @@ class Events:
 
     Attributes:
         frame: E rows; user, item (Int32 ids), then as declared time (Int64 microseconds),
-            weight (Float32), role (UInt8, column splits only).
+            weight (Float32), role (UInt8, column splits only), action (UInt8).
         users: source id of each user, ascending.
         items: source id of each item, ascending.
         origin: where they came from, for messages.
         rows_read: rows of the files.
         dropped: reason -> number of rows.
+        actions: names of the kinds of interaction; the place of each is its code.
         out_of_order: column splits only: rows that come before their predecessor in time or
             order, because the order of roles goes first.
     """
@@ -42,6 +44,7 @@ class Events:
     origin: str
     rows_read: int
     dropped: dict[str, int] = field(default_factory=dict)
+    actions: tuple[str, ...] = ()
     out_of_order: int = 0
 
     def ids(self, name: str) -> npt.NDArray[np.int32]:
@@ -81,15 +84,18 @@ def load(table: RawTable, config: DataConfig) -> Events:
         DataError: bad values, or nothing left.
     """
     parsed = parse(table, config)
-    if parsed.rows_read == sum(parsed.dropped.values()):
-        raise DataError(
-            f"nothing is left of {config.interactions}: "
-            f"{', '.join(f'{k} drops {v:,} rows' for k, v in parsed.dropped.items())}; "
-            "lower min_rating or fill the empty values"
-        )
+    _check_any_left(parsed, config)
     query = parsed.query
     if config.split.kind == "column":
         query = query.with_columns(_role_codes(table, config.split))
+    actions: tuple[str, ...] = ()
+    if config.action is not None:
+        actions = action_names(table, config)
+        query, is_kept = encode_actions(query, actions, config)
+        left_out = table.run(parsed.query.select((~is_kept).sum())).item()
+        if left_out:
+            parsed.dropped["action"] = left_out
+            _check_any_left(parsed, config)
     frame, source_ids = ids.encode(table, query)
     _check_dates(table, frame, parsed.time_is_text)
     frame = _in_order(frame, [key for key in ("role", "time", "order") if key in table.columns])
@@ -100,6 +106,7 @@ def load(table: RawTable, config: DataConfig) -> Events:
         config.interactions,
         parsed.rows_read,
         parsed.dropped,
+        actions,
     )
     _filter(events, config)
     for name in ("time", "order", "role"):
@@ -111,6 +118,15 @@ def load(table: RawTable, config: DataConfig) -> Events:
     if "order" in table.columns:
         events.frame = events.frame.drop("order")
     return events
+
+
+def _check_any_left(parsed: Parsed, config: DataConfig) -> None:
+    if parsed.rows_read == sum(parsed.dropped.values()):
+        raise DataError(
+            f"nothing is left of {config.interactions}: "
+            f"{', '.join(f'{k} drops {v:,} rows' for k, v in parsed.dropped.items())}; "
+            "lower min_rating, fill the empty values or keep more actions"
+        )
 
 
 def _in_order(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
@@ -150,6 +166,9 @@ def _filter(events: Events, config: DataConfig) -> None:
         events.keep("unassigned", frame["role"].to_numpy() != UNASSIGNED)
     if config.deduplicate != "none":
         pairs = events.ids("user").astype(np.int64) * len(events.items) + events.ids("item")
+        if events.actions:
+            # A view and a purchase of the same item are no repetition.
+            pairs = pairs * len(events.actions) + frame["action"].to_numpy()
         pair = pl.Series(pairs)
         first = config.deduplicate == "first"
         kept = pair.is_first_distinct() if first else pair.is_last_distinct()

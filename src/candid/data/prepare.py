@@ -3,7 +3,8 @@
 The manifest that results (``manifest.json``, also ``PreparedDataset.manifest``) holds: kind,
 schema_version, fingerprint (of the content), candid_version, config, sources (path, size,
 mtime_ns), rows_read, dropped (reason -> rows), counts, split (kind, cuts, unseen targets),
-time, items_without_row, users_without_row (None without a table), files (bytes, sha256).
+time, items_without_row, users_without_row (None without a table), actions (names, by code),
+files (bytes, sha256).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import polars as pl
 
 from candid import __version__
 from candid.data import splits, times
+from candid.data.actions import is_target
 from candid.data.atomic import atomic_folder
 from candid.data.catalog import TableConfig, look_up, open_table
 from candid.data.columns import declare
@@ -101,6 +103,7 @@ def prepare(
         "time": _time_range(dataset),
         "items_without_row": items_without_row,
         "users_without_row": users_without_row,
+        "actions": list(events.actions),
     }
     say(f"writing {out}")
     with atomic_folder(out) as folder:
@@ -162,6 +165,10 @@ def _split(events: Events, config: DataConfig) -> dict[str, Any]:
     """Give every row its role, drop what ``unseen`` says, and report."""
     _check_size(events, config)
     facts: dict[str, Any] = {"kind": config.split.kind}
+    targets: npt.NDArray[np.bool_] | None = None
+    if events.actions:
+        codes = events.frame["action"].to_numpy()
+        targets = is_target(codes, events.actions, config)
     if config.split.kind == "column":
         roles = events.frame["role"].to_numpy()
         facts["out_of_order"] = events.out_of_order
@@ -171,7 +178,9 @@ def _split(events: Events, config: DataConfig) -> dict[str, Any]:
         roles = splits.temporal(time, validation, test)
         facts |= {"validation_from": _moment(validation), "test_from": _moment(test)}
     else:
-        roles = splits.leave_one_out(events.ids("user"))
+        roles = splits.leave_one_out(events.ids("user"), targets)
+    if targets is not None:
+        roles = np.where(targets, roles, np.uint8(Role.HISTORY))
     if config.split.validation_users is not None:
         roles = splits.sample_validation(
             events.ids("user"), roles, config.split.validation_users, config.split.seed
@@ -206,12 +215,13 @@ def _check_roles(events: Events, config: DataConfig) -> None:
             f"the {config.split.kind} split of {config.interactions} leaves nothing to train on; "
             "change the split"
         )
-    if config.weight is not None:
+    if "weight" in events.frame.columns:
         trained = events.frame.filter(pl.col("role") == int(Role.TRAIN))
         if trained["weight"].max() == 0:
             raise DataError(
-                f"column {config.weight!r} of {config.interactions} is 0 in every interaction to "
-                "train on, so that nothing would be learnt; weigh some above 0"
+                f"{f'column {config.weight!r}' if config.weight else 'the weight of actions'} of "
+                f"{config.interactions} is 0 in every interaction to train on, so that nothing "
+                "would be learnt; weigh some above 0"
             )
     if not counts[Role.VALIDATION] and not counts[Role.TEST]:
         raise DataError(
@@ -283,6 +293,8 @@ def _assemble(events: Events, users: pl.DataFrame, items: pl.DataFrame) -> Prepa
         items=items,
         timestamps=frame["time"].to_numpy() if "time" in frame.columns else None,
         weights=frame["weight"].to_numpy() if "weight" in frame.columns else None,
+        actions=frame["action"].to_numpy() if events.actions else None,
+        action_names=events.actions,
     )
 
 

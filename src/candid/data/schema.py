@@ -90,6 +90,19 @@ def _check_attributes(kind: str, attributes: tuple[str, ...], taken: set[str]) -
         )
 
 
+class ActionConfig(ComponentConfig):
+    """What one kind of interaction (a view, a purchase) is used for."""
+
+    use: Literal["target", "history", "drop"] = Field(
+        "target",
+        description="target: trained on, held out and part of later histories; history: part of "
+        "later histories only; drop: left out.",
+    )
+    weight: float = Field(
+        1.0, ge=0, description="Weight as a training target; times that of `weight`, if any."
+    )
+
+
 class ItemTableConfig(ComponentConfig):
     """A table with one row an item: titles to show, attributes for features and slices."""
 
@@ -168,6 +181,14 @@ class DataConfig(ComponentConfig):
         None, description="Column that orders a user's interactions, in place of `time`."
     )
     weight: str | None = Field(None, description="Column with a non-negative weight.")
+    action: str | None = Field(
+        None, description="Column with the kind of interaction (view, like, purchase)."
+    )
+    actions: dict[str, ActionConfig] | None = Field(
+        None,
+        description="Value in the `action` column -> what it is used for, as in "
+        '{ purchase = { weight = 3.0 }, view = { use = "history" } }; absent: all are targets.',
+    )
     rating: str | None = Field(None, description="Column with a rating, for `min_rating`.")
     min_rating: float | None = Field(None, description="Keep ratings of at least this.")
     items: ItemTableConfig | None = Field(None, description="Optional table of items.")
@@ -210,6 +231,10 @@ class DataConfig(ComponentConfig):
             )
         if self.split.kind == "temporal" and self.time is None:
             raise ValueError("a temporal split needs `time`: name the column that says when")
+        if self.action is None and self.actions is not None:
+            raise ValueError("`actions` says what values of a column mean: name it with `action`")
+        if self.actions is not None and all(a.use != "target" for a in self.actions.values()):
+            raise ValueError("`actions` must leave at least one action as a target")
         if (self.rating is None) != (self.min_rating is None):
             raise ValueError("give `rating` and `min_rating` together")
         return self

@@ -16,12 +16,17 @@ Roles = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int32]
 
 
-def leave_one_out(users: Ids) -> Roles:
+def leave_one_out(users: Ids, targets: npt.NDArray[np.bool_] | None = None) -> Roles:
     """Each user's last is test, the second last validation; users with fewer than 3 train.
 
     Args:
         users: [E] int32, ascending.
+        targets: [E], which interactions count; the others are history. None: all.
     """
+    if targets is not None:
+        roles = np.full(len(users), Role.HISTORY, dtype=np.uint8)
+        roles[targets] = leave_one_out(users[targets])
+        return roles
     counts = np.bincount(users)
     from_end = np.cumsum(counts)[users] - 1 - np.arange(len(users))
     roles = np.full(len(users), Role.TRAIN, dtype=np.uint8)

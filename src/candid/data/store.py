@@ -24,8 +24,9 @@ ARRAYS = {
     "roles": np.uint8,
     "timestamps": np.int64,
     "weights": np.float32,
+    "actions": np.uint8,
 }
-OPTIONAL = ("timestamps", "weights")
+OPTIONAL = ("timestamps", "weights", "actions")
 TABLES = ("users", "items")
 _HASHED_ROWS = 10_000
 
@@ -144,7 +145,8 @@ def open_dataset(path: Path | str, verify: bool = False) -> PreparedDataset:
         content[name] = _opened(path / f"{name}.npy")
     for name in TABLES:
         content[name] = _opened(path / f"{name}.parquet")
-    dataset = PreparedDataset(**content, manifest=manifest, path=path)
+    names = tuple(manifest.get("actions", ()))
+    dataset = PreparedDataset(**content, action_names=names, manifest=manifest, path=path)
     _check_structure(dataset, path)
     return dataset
 
@@ -168,6 +170,9 @@ def _check_structure(dataset: PreparedDataset, path: Path) -> None:
         or bool((offsets[1:] < offsets[:-1]).any()),
         "item_ids": num_events > 0
         and not 0 <= dataset.item_ids.min() <= dataset.item_ids.max() < dataset.items.height,
+        "actions": dataset.actions is not None
+        and num_events > 0
+        and dataset.actions.max() >= len(dataset.action_names),
         "roles": num_events > 0 and dataset.roles.max() > max(Role),
         **dict.fromkeys(unlike, True),
     }

@@ -1,9 +1,10 @@
 """The context of a question: when it is asked, and how long after what came before.
 
 Training asks at the moment of the interaction that answers; evaluation at that of the first
-held-out one; service now. The context is a table like that of items, with two columns,
-``time`` (a moment, UTC) and ``since`` (seconds since the user's last interaction, null where
-there is none), which features of any type may read.
+held-out one; service now. The context is a table like that of items, with the
+columns ``time`` (a moment, UTC), ``since`` (seconds since the user's last interaction, null
+where there is none), and where interactions have kinds ``action`` (what the answer will be, a
+view or a purchase) and ``last_action``, which features of any type may read.
 """
 
 from __future__ import annotations
@@ -48,12 +49,15 @@ class Context:
 
     def at(self, events: Ints) -> dict[str, Values]:
         """The context of asking for interactions [B] of the dataset at their moment."""
-        times = _timestamps(self.dataset)
-        last = times[np.maximum(events - 1, 0)]
-        return self.table.encode(context_frame(times[events], last, ~self._is_first[events]))
+        return self.table.encode(_frame_at(self.dataset, events, ~self._is_first[events]))
 
     def asked(
-        self, time: int, starts: Ints | None, stops: Ints | None, num_queries: int
+        self,
+        time: int,
+        starts: Ints | None,
+        stops: Ints | None,
+        num_queries: int,
+        action: str | None = None,
     ) -> dict[str, Values]:
         """The context of questions asked at one moment.
 
@@ -63,27 +67,43 @@ class Context:
                 histories of unknown times.
             stops: [B], where it ends.
             num_queries: B.
+            action: the kind of interaction that is asked for; None: any.
         """
         times = np.full(num_queries, time)
+        asked_kinds = None if action is None else pl.Series([action]).new_from_index(0, num_queries)
         if starts is None or stops is None:
-            return self.table.encode(context_frame(times, times, np.zeros(num_queries, np.bool_)))
-        last = _timestamps(self.dataset)[np.maximum(stops - 1, 0)]
-        return self.table.encode(context_frame(times, last, stops > starts))
+            nothing = np.zeros(num_queries, np.bool_)
+            return self.table.encode(context_frame(times, times, nothing, asked_kinds))
+        before, has_last = np.maximum(stops - 1, 0), stops > starts
+        last = _timestamps(self.dataset)[before]
+        kinds = asked_kinds, _kinds(self.dataset, before, has_last)
+        return self.table.encode(context_frame(times, last, has_last, *kinds))
 
 
-def context_frame(times: Ints, last: Ints, has_last: npt.NDArray[np.bool_]) -> pl.DataFrame:
+def context_frame(
+    times: Ints,
+    last: Ints,
+    has_last: npt.NDArray[np.bool_],
+    actions: pl.Series | None = None,
+    last_actions: pl.Series | None = None,
+) -> pl.DataFrame:
     """The table that context features read.
 
     Args:
         times: [B] microseconds since 1970-01-01 UTC, when each question is asked.
         last: [B], when the user's last interaction was; anything where there is none.
         has_last: [B].
+        actions: [B] text, the kind that is asked for; None: not known.
+        last_actions: [B] text, the kind of the last interaction; None: not known.
     """
     since = (times - last) / 1e6
+    unknown = pl.Series([None] * 0, dtype=pl.String).extend_constant(None, len(times))
     return pl.DataFrame(
         {
             "time": pl.Series(times, dtype=pl.Int64).cast(pl.Datetime("us")),
             "since": pl.Series(np.where(has_last & (since >= 0), since, np.nan)).fill_nan(None),
+            "action": unknown if actions is None else actions,
+            "last_action": unknown if last_actions is None else last_actions,
         }
     )
 
@@ -110,9 +130,31 @@ def _trained(dataset: PreparedDataset) -> pl.DataFrame:
     events = np.flatnonzero(dataset.roles == Role.TRAIN)
     if len(events) > SAMPLE:
         events = np.sort(np.random.default_rng(0).choice(events, SAMPLE, replace=False))
-    times = _timestamps(dataset)
-    starts = np.isin(events, dataset.user_offsets)
-    return context_frame(times[events], times[np.maximum(events - 1, 0)], ~starts)
+    return _frame_at(dataset, events, ~np.isin(events, dataset.user_offsets))
+
+
+def _frame_at(
+    dataset: PreparedDataset, events: Ints, has_last: npt.NDArray[np.bool_]
+) -> pl.DataFrame:
+    times, before = _timestamps(dataset), np.maximum(events - 1, 0)
+    return context_frame(
+        times[events],
+        times[before],
+        has_last,
+        _kinds(dataset, events, np.ones_like(has_last)),
+        _kinds(dataset, before, has_last),
+    )
+
+
+def _kinds(
+    dataset: PreparedDataset, events: Ints, is_known: npt.NDArray[np.bool_]
+) -> pl.Series | None:
+    """Names of the kinds of interactions [B], null where not known; None without kinds."""
+    if dataset.actions is None:
+        return None
+    codes = pl.Series(dataset.actions[events].astype(np.uint32))
+    names = pl.Series(dataset.action_names, dtype=pl.String)
+    return names.gather(codes.set(pl.Series(~is_known), None))
 
 
 def _timestamps(dataset: PreparedDataset) -> Ints:

@@ -131,6 +131,7 @@ def tower_context(dataset: PreparedDataset, max_length: int, features: RunFeatur
         item_features=features.item,
         user_features=features.user,
         context_features=features.context,
+        num_actions=len(dataset.action_names),
         item_is_trained=torch.from_numpy(dataset.train_counts > 0),
         user_is_trained=None if features.user is None else torch.from_numpy(trained_users(dataset)),
     )

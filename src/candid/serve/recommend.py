@@ -13,9 +13,9 @@ import polars as pl
 import torch
 from rich.table import Table
 
-from candid.batches import Ints, Queries, offsets_of, pack_histories, ranges
+from candid.batches import Ints, Queries, actions_of, offsets_of, pack_histories, ranges
 from candid.data import PreparedDataset
-from candid.errors import ConfigError
+from candid.errors import ConfigError, UnknownNameError
 from candid.evaluation import Encoder, inference
 from candid.features import Context
 from candid.index import ExactIndex, Exclusions, Index
@@ -104,6 +104,7 @@ def recommend(
     index: Index | None = None,
     context: Context | None = None,
     time: int | None = None,
+    action: str | None = None,
 ) -> Recommendations:
     """Recommend to users of the dataset, or to whoever has the given histories.
 
@@ -119,6 +120,7 @@ def recommend(
         index: over the model's item vectors; None: exact search.
         context: what encodes the moment of a question for the model; None: it reads none.
         time: that moment, microseconds since 1970-01-01 UTC; None: now.
+        action: the kind of interaction that is asked for, to ``context``; None: any.
 
     Raises:
         ConfigError: k is larger than the catalog, an id is not one of the dataset's, a
@@ -126,6 +128,8 @@ def recommend(
             knows users only, or neither or both of ``user_ids`` and ``histories`` are given.
         ArtifactError: the model's vectors are not finite.
     """
+    if action is not None and action not in dataset.action_names:
+        raise UnknownNameError("action", action, dataset.action_names)
     asked = _asked(dataset, user_ids, histories)
     moment = time_ns() // 1000 if time is None else time
     _check(model, dataset, asked, k)
@@ -137,7 +141,7 @@ def recommend(
         for begin in range(0, len(asked.starts), BATCH_SIZE):
             rows = slice(begin, begin + BATCH_SIZE)
             query = model.encode_queries(
-                asked.queries(rows, max_length, context, moment).to(catalog.device)
+                asked.queries(rows, max_length, context, moment, action).to(catalog.device)
             )
             seen = asked.exclusions(rows, catalog.device) if filter_seen else None
             hits = index.search(query.float(), k, seen)
@@ -155,20 +159,28 @@ class _Asked:
         item_ids: what the histories are slices of.
         starts: [B].
         stops: [B].
+        dataset: whose interactions the slices are of; None where histories were typed.
     """
 
     user_ids: Ints | None
     item_ids: npt.NDArray[np.integer[Any]]
     starts: Ints
     stops: Ints
+    dataset: PreparedDataset | None = None
 
     def queries(
-        self, rows: slice, max_length: int, context: Context | None, moment: int
+        self,
+        rows: slice,
+        max_length: int,
+        context: Context | None,
+        moment: int,
+        action: str | None,
     ) -> Queries:
         """Pack the most recent part of some histories; without users their ids are -1."""
         starts = np.maximum(self.starts[rows], self.stops[rows] - max_length)
         lengths = self.stops[rows] - starts
-        item_ids = self.item_ids[ranges(starts, lengths)].astype(np.int64)
+        events = ranges(starts, lengths)
+        item_ids = self.item_ids[events].astype(np.int64)
         nobody = np.full(len(starts), -1, dtype=np.int64)
         user_ids = nobody if self.user_ids is None else self.user_ids[rows]
         values = None
@@ -180,8 +192,10 @@ class _Asked:
                 self.starts[rows] if is_known else None,
                 self.stops[rows] if is_known else None,
                 len(starts),
+                action,
             )
-        return pack_histories(user_ids, item_ids, lengths, values)
+        kinds = None if self.dataset is None else actions_of(self.dataset, events)
+        return pack_histories(user_ids, item_ids, lengths, actions=kinds, context=values)
 
     def exclusions(self, rows: slice, device: torch.device) -> Exclusions:
         lengths = self.stops[rows] - self.starts[rows]
@@ -201,7 +215,7 @@ def _asked(
         users = np.asarray(user_ids, dtype=np.int64)
         _check_ids("user", users, dataset.num_users)
         offsets = dataset.user_offsets
-        return _Asked(users, dataset.item_ids, offsets[users], offsets[users + 1])
+        return _Asked(users, dataset.item_ids, offsets[users], offsets[users + 1], dataset)
     if histories is not None and user_ids is None:
         lengths = np.array([len(history) for history in histories], dtype=np.int64)
         item_ids = np.array([item for history in histories for item in history], dtype=np.int64)

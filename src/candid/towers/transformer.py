@@ -25,6 +25,7 @@ from candid.batches import History, Queries
 from candid.errors import ConfigError
 from candid.towers.dropout import Dropout
 from candid.towers.embedding import embedding_table
+from candid.towers.fields import code_table
 from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
 from candid.towers.rotary import rotate, rotations
 
@@ -156,6 +157,7 @@ class CausalTransformer(QueryTower):
         input_items: what turns the items of histories into tokens: the table of the item
             tower or, where it is more than a table, the tower ("tied"); None for a table of
             its own.
+        num_actions: kinds of interaction to tell apart in the history; 0 for none.
 
     Raises:
         ConfigError: ``num_heads`` does not divide ``dim``, or tied items of other width.
@@ -181,6 +183,9 @@ class CausalTransformer(QueryTower):
             description="a vector for each place in the window, or attention that sees how far "
             "back an item is",
         )
+        read_actions: bool = Field(
+            False, description="add to each token a vector of the kind of interaction"
+        )
         input_items: Literal["tied", "separate"] = Field(
             "tied",
             description="read histories with the item tower's own vectors, or with a table apart",
@@ -191,11 +196,17 @@ class CausalTransformer(QueryTower):
             items = None
             if self.input_items == "tied":
                 items = _table_or_tower(context.item_tower)
+            if self.read_actions and not context.num_actions:
+                raise ConfigError(
+                    "query_tower.read_actions needs interactions of several kinds: name the column "
+                    "that holds them with data.action"
+                )
             return CausalTransformer(
                 num_items=context.num_items,
                 max_length=context.max_length,
                 input_items=items,
-                **self.model_dump(exclude={"input_items"}),
+                num_actions=context.num_actions if self.read_actions else 0,
+                **self.model_dump(exclude={"input_items", "read_actions"}),
             )
 
     def __init__(
@@ -211,6 +222,7 @@ class CausalTransformer(QueryTower):
         attention_dropout: float = 0.0,
         positions: Literal["learned", "rotary"] = "learned",
         input_items: nn.Embedding | ItemTower | None = None,
+        num_actions: int = 0,
     ) -> None:
         super().__init__()
         if dim % num_heads:
@@ -236,6 +248,7 @@ class CausalTransformer(QueryTower):
             for _ in range(num_blocks)
         )
         self.norm = nn.LayerNorm(dim)
+        self.actions = code_table(num_actions + 1, dim) if num_actions else None
 
     def forward(self, queries: Queries) -> Tensor:
         """Encode the histories: [B, D]."""
@@ -251,6 +264,12 @@ class CausalTransformer(QueryTower):
             tokens = tokens + self.positions(_places(history))
         else:
             turns = rotations(_places(history), self._head_width)
+        if self.actions is not None:
+            # Where kinds are not known (a typed history) the unknown one adds nothing.
+            kinds = history.actions
+            tokens = tokens + self.actions(
+                torch.zeros_like(history.item_ids) if kinds is None else kinds
+            )
         tokens = self.dropout(tokens)
         for block in self.blocks:
             tokens = block(tokens, groups, unpad, turns)

@@ -1,0 +1,81 @@
+"""Kinds of interaction: which are targets, which are only history, and what each weighs."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from candid.data.columns import RawTable
+from candid.data.schema import ActionConfig, DataConfig
+from candid.errors import DataError
+
+MOST = 255
+"""Kinds that a dataset can tell apart."""
+
+
+def action_names(table: RawTable, config: DataConfig) -> tuple[str, ...]:
+    """The kinds to keep, ascending; their place is their code.
+
+    Raises:
+        DataError: a value that ``data.actions`` does not list, or too many.
+    """
+    counts = table.run(table.frame.group_by("action").len()).drop_nulls().sort("action")
+    found = dict(zip(counts["action"], counts["len"], strict=True))
+    if config.actions is None:
+        if len(found) > MOST:
+            raise DataError(
+                f"column {config.action!r} of {config.interactions} has {len(found):,} values, "
+                f"more than the {MOST} kinds of interaction that can be told apart; name another "
+                "column"
+            )
+        return tuple(found)
+    unknown = {name: count for name, count in found.items() if name not in config.actions}
+    if unknown:
+        shown = ", ".join(
+            f"{name!r} ({count:,} rows)" for name, count in list(unknown.items())[:10]
+        )
+        raise DataError(
+            f"column {config.action!r} of {config.interactions} holds {shown}, which data.actions "
+            f'does not list; known: {", ".join(config.actions)} (use = "drop" leaves one out)'
+        )
+    return tuple(sorted(name for name, action in config.actions.items() if action.use != "drop"))
+
+
+def encode_actions(
+    query: pl.LazyFrame, names: tuple[str, ...], config: DataConfig
+) -> tuple[pl.LazyFrame, pl.Expr]:
+    """Replace the names by codes, and multiply the weights.
+
+    Args:
+        query: with column action (String), and weight (Float32) if declared.
+        names: from ``action_names``.
+        config: what each is used for.
+
+    Returns:
+        the query with action as UInt8, and weight where any differs from 1; and whether a
+        row's kind is kept (of ``query`` as given).
+    """
+    is_kept = pl.col("action").is_in(names)
+    codes = {name: code for code, name in enumerate(names)}
+    columns = [pl.col("action").replace_strict(codes, default=0, return_dtype=pl.UInt8)]
+    weights = {name: _of(config, name).weight for name in names}
+    if any(weight != 1 for weight in weights.values()):
+        weight = pl.col("action").replace_strict(weights, default=1.0, return_dtype=pl.Float32)
+        has_weight = "weight" in query.collect_schema().names()
+        columns.append((weight * pl.col("weight") if has_weight else weight).alias("weight"))
+    return query.filter(is_kept).with_columns(columns), is_kept
+
+
+def is_target(
+    codes: npt.NDArray[np.uint8], names: tuple[str, ...], config: DataConfig
+) -> npt.NDArray[np.bool_]:
+    """Which interactions [E] are of a kind that is trained on and held out."""
+    found: npt.NDArray[np.bool_] = np.array([_of(config, name).use == "target" for name in names])[
+        codes
+    ]
+    return found
+
+
+def _of(config: DataConfig, name: str) -> ActionConfig:
+    return ActionConfig() if config.actions is None else config.actions[name]
