@@ -10,7 +10,7 @@ import torch
 from candid.component import ComponentConfig
 from candid.errors import ConfigError, UnknownNameError
 from candid.losses import LOSSES, LossComponent, LossConfig, LossOutput
-from candid.proposals import Candidates, InBatch, Mixture, Uniform, several_draws
+from candid.proposals import Candidates, HeadAndTail, InBatch, Mixture, Uniform, several_draws
 
 V, D = 12, 4
 ROWS = SimpleNamespace(
@@ -194,9 +194,11 @@ def test_a_new_loss_is_one_class_and_one_line(monkeypatch, inputs):
 def sampled_with_proposals():
     mixture = Mixture([Uniform(V, 20), InBatch(torch.arange(V, 0, -1))])
     sets = Uniform(V, 20, distinct=True)
+    head = HeadAndTail(torch.arange(V, 0, -1), Uniform(V, 20), 3)
     for param in configs():
         if param.values[0].build(V).needs_candidates:
             yield pytest.param(*param.values, mixture, id=f"{param.id}-mixture")
+            yield pytest.param(*param.values, head, id=f"{param.id}-head")
             # The beta of gbce is one number a batch: that of the longest set.
             if param.id != "gbce":
                 yield pytest.param(*param.values, sets, id=f"{param.id}-sets")

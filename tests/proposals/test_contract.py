@@ -11,7 +11,10 @@ from candid.errors import UnknownNameError
 from candid.proposals import PROPOSALS, Candidates, ProposalComponent, ProposalConfig, Uniform
 
 # Settings without which a proposal cannot be built.
-NEEDED = {"mixture": {"components": ["uniform", {"type": "in_batch"}, "popularity"]}}
+NEEDED = {
+    "mixture": {"components": ["uniform", {"type": "in_batch"}, "popularity"]},
+    "head_and_tail": {"num_head": 3},
+}
 
 
 def configs():

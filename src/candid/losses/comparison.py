@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from candid.errors import DataError
 from candid.losses.corrected import Correction, corrected_log_softmax, widened
+from candid.losses.head import drawn_in_head, head_hits, head_scores, head_share
 from candid.losses.output import ItemEmbeddings, LossOutput
 from candid.proposals import Candidates
 
@@ -23,12 +24,16 @@ class Comparison:
         candidates: [B, N] scores, in the wider dtype of query and item vectors.
         hits: [B, N] bool, True where the candidate is not a negative of the row.
         drawn: the candidates as the proposal drew them.
+        head: [B, H] scores of the exact head, or None.
+        head_hits: [B, H] bool, True where a head item is not a negative of the row; or None.
     """
 
     positive: Tensor
     candidates: Tensor
     hits: Tensor
     drawn: Candidates
+    head: Tensor | None = None
+    head_hits: Tensor | None = None
 
     def softmax(
         self, correction: Correction, *, jackknife: bool = False, effective: bool = False
@@ -36,7 +41,8 @@ class Comparison:
         """The corrected softmax of these scores; see ``corrected_log_softmax``."""
         constant = None
         if correction == "refined":
-            constant = row_constant(self.drawn, self.hits, self.positive.dtype)
+            constant = row_constant(self.drawn, self.hits, self.head_hits)
+            constant = None if constant is None else constant.to(self.positive.dtype)
         return corrected_log_softmax(
             positive=self.positive,
             candidates=self.candidates,
@@ -46,8 +52,17 @@ class Comparison:
             correction=correction,
             jackknife=jackknife,
             row_constant=constant,
+            head=self.head,
+            head_hits=self.head_hits,
             effective=effective,
         )
+
+    def everything(self) -> tuple[Tensor, Tensor]:
+        """Scores [B, H + N] of head and draws alike, and which are no negatives."""
+        if self.head is None or self.head_hits is None:
+            return self.candidates, self.hits
+        scores = torch.cat([self.head, self.candidates], dim=1)
+        return scores, torch.cat([self.head_hits, self.hits], dim=1)
 
 
 def compare(
@@ -67,29 +82,36 @@ def compare(
         DataError: an id outside the table (checked on the CPU, where it needs no device
             synchronisation).
     """
-    positive_vectors, candidate_vectors = _vectors(item_embeddings, positive_ids, candidates.ids)
+    positive_vectors, candidate_vectors, head_vectors = _vectors(
+        item_embeddings, positive_ids, candidates
+    )
     # Under autocast the towers may leave one side narrower than the other.
     wide = torch.promote_types(query.dtype, candidate_vectors.dtype)
     rows, others = query.to(wide), candidate_vectors.to(wide)
+    head = candidates.head
     return Comparison(
         positive=(widened(query) * widened(positive_vectors)).sum(dim=1),
         candidates=rows @ others.T if others.ndim == 2 else _scores_by_group(rows, others),
         hits=accidental_hits(positive_ids, candidates),
         drawn=candidates,
+        head=None if head_vectors is None else head_scores(rows, head_vectors.to(wide)),
+        head_hits=None if head is None else head_hits(positive_ids, head),
     )
 
 
 def accidental_hits(positive_ids: Tensor, candidates: Candidates) -> Tensor:
     """[B, N] bool, True where the candidate is not a negative of the row.
 
-    That is, where it is the row's positive, or comes from the row's own user, or only fills
-    up a set.
+    That is, where it is the row's positive, or comes from the row's own user, or is in the
+    head already, or only fills up a set.
     """
     hits = candidates.by_row(candidates.ids) == positive_ids[:, None]
     if candidates.owner is not None and candidates.row_user_ids is not None:
         hits = hits | (candidates.by_row(candidates.owner) == candidates.row_user_ids[:, None])
     if candidates.ids.ndim > 1:
         hits = hits | candidates.by_row(candidates.log_count.isposinf())
+    if candidates.head is not None:
+        hits = hits | drawn_in_head(candidates, candidates.head)
     return hits
 
 
@@ -102,34 +124,48 @@ def _scores_by_group(rows: Tensor, others: Tensor) -> Tensor:
     return scores.flatten(0, 1)[:num_rows]
 
 
-def row_constant(candidates: Candidates, hits: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Log of (n_valid / n) / (1 - Q(p)) for draws with replacement (any at all): [B], else None.
+def row_constant(
+    candidates: Candidates, hits: Tensor, hits_of_head: Tensor | None = None
+) -> Tensor | None:
+    """Log of (n_valid / n) / (1 - Q(p and head)) for draws with replacement: [B] float64.
+
+    None for sets, and where nothing was drawn at all.
 
     Args:
         candidates: what was drawn.
         hits: [B, N] bool.
-        dtype: of the result, and of the arithmetic.
+        hits_of_head: [B, H] bool, where there is a head.
     """
     n = candidates.num_draws
     if not n:
         return None
     num_valid = (~hits).sum(dim=1)
-    log_q = candidates.log_count_positive.to(dtype) - math.log(n)
-    # log Q(p) may round to just above 0, where log1p would be nan.
-    constant = torch.log(num_valid.to(dtype) / n) - torch.log1p(-log_q.clamp(max=0.0).exp())
+    dtype = torch.float64
+    share = torch.exp(candidates.log_count_positive.to(dtype) - math.log(n))
+    if candidates.head is not None and hits_of_head is not None:
+        share = share + head_share(candidates.head, hits_of_head, n, dtype)
+    # Shares may round to just above 1 in all, where log1p would be nan.
+    constant = torch.log(num_valid.to(dtype) / n) - torch.log1p(-share.clamp(max=1.0))
     return constant.masked_fill(num_valid == 0, 0.0)
 
 
 def _vectors(
-    item_embeddings: ItemEmbeddings, positive_ids: Tensor, candidate_ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Vectors of positives [B, D] and candidates [N, D] or [G, N, D], gathered once."""
-    if candidate_ids is positive_ids:
+    item_embeddings: ItemEmbeddings, positive_ids: Tensor, candidates: Candidates
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Vectors of positives [B, D], candidates [N, D] or [G, N, D] and head, gathered once."""
+    ids, head = candidates.ids, candidates.head
+    if ids is positive_ids and head is None:
         vectors = gather(item_embeddings, positive_ids)
-        return vectors, vectors
-    gathered = gather(item_embeddings, torch.cat([positive_ids, candidate_ids.flatten()]))
-    positives, others = gathered.split([len(positive_ids), candidate_ids.numel()])
-    return positives, others.view(*candidate_ids.shape, gathered.shape[-1])
+        return vectors, vectors, None
+    parts = [positive_ids, ids.flatten()]
+    if head is not None:
+        # -1 fills up a head: any vector will do, its score never counts.
+        parts.append(head.ids.flatten().clamp(min=0))
+    gathered = gather(item_embeddings, torch.cat(parts))
+    positives, others, *rest = gathered.split([part.numel() for part in parts])
+    width = gathered.shape[-1]
+    in_head = rest[0].view(*head.ids.shape, width) if head is not None else None
+    return positives, others.view(*ids.shape, width), in_head
 
 
 def gather(item_embeddings: ItemEmbeddings, ids: Tensor) -> Tensor:

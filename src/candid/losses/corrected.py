@@ -35,6 +35,8 @@ def corrected_log_softmax(
     correction: Correction = "refined",
     jackknife: bool = False,
     row_constant: Tensor | None = None,
+    head: Tensor | None = None,
+    head_hits: Tensor | None = None,
     effective: bool = False,
 ) -> LossOutput:
     """Compare the positive of each row with its candidates, equations (1) and (2).
@@ -71,6 +73,9 @@ def corrected_log_softmax(
             the plain loss.
         row_constant: [B], added to every log e(d) of the row; None for 0. Ignored by
             ``none``.
+        head: [B, H], scores of items with expected count 1, beside the candidates (equation
+            (1) then sums over both); None for no head. The jackknife leaves them in.
+        head_hits: [B, H] bool, as ``hits``; None for no hits.
         effective: report ``effective_candidates``.
 
     Returns:
@@ -94,14 +99,23 @@ def corrected_log_softmax(
     shift = None if correction == "none" else row_constant
     log_sum = masked_logsumexp(logits, hits)
     log_z = log_sum if shift is None else log_sum - shift
+    log_head = None
+    if head is not None:
+        head = widened(head)
+        log_head = masked_logsumexp(head, head_hits)
+        log_z = _log_sum_of(log_head, log_z)
     loss = negative_log_likelihood(positive, log_z)
     if jackknife:
-        loss = _jackknifed(loss, positive, logits, hits, log_sum, shift)
+        loss = _jackknifed(loss, positive, logits, hits, log_sum, shift, log_head)
     return LossOutput(
         loss=loss,
         log_z=log_z,
         misclassification=torch.sigmoid(log_z - positive).detach(),
-        effective_candidates=effective_count(logits, hits) if effective else None,
+        effective_candidates=(
+            effective_count(*_all_logits(logits, hits, shift, head, head_hits))
+            if effective
+            else None
+        ),
     )
 
 
@@ -134,6 +148,31 @@ def masked_logsumexp(logits: Tensor, hits: Tensor | None) -> Tensor:
     return log_sum.masked_fill(is_empty, -math.inf)
 
 
+def _log_sum_of(log_head: Tensor, log_tail: Tensor) -> Tensor:
+    """Logaddexp, -inf with gradient 0 where both are -inf."""
+    is_empty = log_head.isneginf() & log_tail.isneginf()
+    both = torch.logaddexp(log_head.masked_fill(is_empty, 0.0), log_tail)
+    return both.masked_fill(is_empty, -math.inf)
+
+
+def _all_logits(
+    logits: Tensor,
+    hits: Tensor | None,
+    shift: Tensor | None,
+    head: Tensor | None,
+    head_hits: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits [B, H + N] of head and candidates, and their hits."""
+    if head is None:
+        return logits, hits
+    tail = logits if shift is None else logits - shift[:, None]
+    masks = [
+        torch.zeros_like(part, dtype=torch.bool) if mask is None else mask
+        for part, mask in ((head, head_hits), (tail, hits))
+    ]
+    return torch.cat([head, tail], dim=1), torch.cat(masks, dim=1)
+
+
 def effective_count(logits: Tensor, hits: Tensor | None) -> Tensor:
     """(Σ w)² / Σ w² of the weights w = exp(logits): [B], detached, 0 where all are hits."""
     logits = logits.detach()
@@ -148,6 +187,7 @@ def _jackknifed(
     hits: Tensor | None,
     log_sum: Tensor,
     row_constant: Tensor | None,
+    log_head: Tensor | None,
 ) -> Tensor:
     """n·L - (n - 1)/n · Σ L(-i) over the valid candidates; the plain loss where n < 2.
 
@@ -158,6 +198,7 @@ def _jackknifed(
         hits: [B, N] bool or None.
         log_sum: [B], the logsumexp of the valid logits.
         row_constant: [B] or None.
+        log_head: [B], the logsumexp of the exact head, or None.
     """
     if logits.shape[1] < 2:
         return loss
@@ -181,6 +222,8 @@ def _jackknifed(
     log_z = log_sum + log_left + torch.log(n / (n - 1.0))
     if row_constant is not None:
         log_z = log_z - row_constant[:, None]
+    if log_head is not None:
+        log_z = _log_sum_of(log_head[:, None].expand_as(log_z), log_z)
     without_one = negative_log_likelihood(positive[:, None].expand_as(log_z), log_z)
     mean = torch.where(is_hit, 0.0, without_one).sum(dim=1) / n[:, 0]
     corrected = n[:, 0] * loss - (n[:, 0] - 1.0) * mean

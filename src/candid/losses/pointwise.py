@@ -165,7 +165,8 @@ class GBCE:
         if candidates is None:
             raise ConfigError("the loss 'gbce' needs a proposal to draw candidates")
         comparison = compare(query, item_embeddings, positive_ids, candidates)
-        beta = calibrated_beta(self.t, comparison.candidates.shape[1], self.num_items)
+        num_negatives = comparison.everything()[0].shape[1]
+        beta = calibrated_beta(self.t, num_negatives, self.num_items)
         return _output(comparison, beta, self.reduction, effective)
 
 
@@ -174,11 +175,12 @@ def _output(
 ) -> LossOutput:
     with torch.no_grad():
         softmax = comparison.softmax("refined", effective=effective)
+    scores, hits = comparison.everything()
     return LossOutput(
         loss=binary_cross_entropy(
             positive=comparison.positive,
-            candidates=widened(comparison.candidates),
-            hits=comparison.hits,
+            candidates=widened(scores),
+            hits=hits,
             beta=beta,
             reduction=reduction,
         ),

@@ -6,9 +6,10 @@ one: a file with the class and its nested ``Config``, and one line in ``PROPOSAL
 
 from typing import Final
 
-from candid.proposals.candidates import Candidates, Positives, Proposal, several_draws
+from candid.proposals.candidates import Candidates, Head, Positives, Proposal, several_draws
 from candid.proposals.config import ProposalComponent, ProposalConfig
 from candid.proposals.frequency import ExactFrequency, Frequency
+from candid.proposals.head_and_tail import HeadAndTail
 from candid.proposals.in_batch import InBatch
 from candid.proposals.mixture import Mixture
 from candid.proposals.popularity import Popularity
@@ -18,6 +19,7 @@ PROPOSALS: Final = {
     "uniform": Uniform,
     "popularity": Popularity,
     "in_batch": InBatch,
+    "head_and_tail": HeadAndTail,
     "mixture": Mixture,
 }
 """Proposals by the name used in recipes."""
@@ -27,6 +29,8 @@ __all__ = [
     "Candidates",
     "ExactFrequency",
     "Frequency",
+    "Head",
+    "HeadAndTail",
     "InBatch",
     "Mixture",
     "Popularity",

@@ -25,6 +25,25 @@ class Positives(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """Items that every row is compared with, whatever was drawn: their expected count is 1.
+
+    The draws are then those outside the head: a drawn item that the head holds is dropped, and
+    the rest stand for the items outside. Any head will do; the better it covers a row's
+    partition function, the less is left to chance.
+
+    Attributes:
+        ids: [H] int64, distinct, shared by all rows; or [B, H], each row's own, where -1 fills
+            up a shorter one and a repeated item counts once.
+        log_count: float32, same shape: the unconditional log expected count of each *among the
+            draws* (anything where ids is -1).
+    """
+
+    ids: Tensor
+    log_count: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """Candidates of one step with the expected count of each: no loss ever guesses it.
 
@@ -44,6 +63,7 @@ class Candidates:
             candidate is not a negative of a row of the same user; -1 where it belongs to no
             one user.
         row_user_ids: [B] int64, the user of each row; present exactly when ``owner`` is.
+        head: items compared exactly beside the draws, or None.
     """
 
     ids: Tensor
@@ -52,6 +72,7 @@ class Candidates:
     num_draws: int | None = None
     owner: Tensor | None = None
     row_user_ids: Tensor | None = None
+    head: Head | None = None
 
     def by_row(self, values: Tensor) -> Tensor:
         """What each row sees of ``values``, of the shape of ``ids``: [N] shared, or [B, N]."""

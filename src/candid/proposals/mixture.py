@@ -48,14 +48,27 @@ class Mixture:
             """Build every component for the same catalog."""
             return Mixture([component.build(counts) for component in self.components])
 
+        def build_outside(self, counts: Tensor, head_ids: Tensor) -> Mixture:
+            """Build every component as the tail of the same head."""
+            return Mixture([c.build_outside(counts, head_ids) for c in self.components])
+
     def __init__(self, components: Sequence[Proposal]) -> None:
         if not components:
             raise ConfigError("a mixture needs at least one proposal in 'components'")
         self.components = tuple(components)
 
     def draw(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
-        """Draw from every component, in order; see ``Proposal.draw``."""
+        """Draw from every component, in order; see ``Proposal.draw``.
+
+        Raises:
+            ConfigError: a component has a head.
+        """
         parts = [component.draw(batch, generator) for component in self.components]
+        if any(part.head is not None for part in parts):
+            raise ConfigError(
+                "a component of a mixture cannot have a head: make the mixture the tail of a "
+                "head_and_tail proposal"
+            )
         ids = torch.cat([part.ids for part in parts])
         draws = [part.num_draws for part in parts]
         has_owner = any(part.owner is not None for part in parts)

@@ -51,6 +51,11 @@ class Popularity:
             """Build for a catalog with these training counts."""
             return Popularity(counts, self.num_candidates, self.alpha, self.distinct)
 
+        def build_outside(self, counts: Tensor, head_ids: Tensor) -> Popularity:
+            """Build over the other items; where those have no counts, over all."""
+            others = counts.index_fill(0, head_ids.to(counts.device), 0)
+            return self.build(others if bool(others.any()) else counts)
+
     def __init__(
         self, counts: Counts, num_candidates: int, alpha: float = 1.0, distinct: bool = False
     ) -> None:

@@ -1,0 +1,212 @@
+"""An exact head beside a sampled tail, against the full softmax and against plain loops."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from candid.losses import full_softmax, sampled_softmax
+from candid.proposals import Candidates, Head, HeadAndTail, Popularity, Uniform, several_draws
+
+INF = math.inf
+
+
+def rows_of(positive_ids):
+    return SimpleNamespace(positive_ids=positive_ids, user_ids=torch.arange(len(positive_ids)))
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=4, max_size=14),
+    num_head=st.integers(1, 3),
+    positive=st.integers(0, 3),
+    uniform=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_expected_z_is_exact(counts, num_head, positive, uniform, seed):
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.tensor(counts)
+    scores = torch.randn(len(counts), generator=generator, dtype=torch.float64)
+    tail = Uniform(len(counts), 8) if uniform else Popularity(counts, 8, 0.7)
+    trials = 1000
+    positive_ids = torch.full((trials,), positive)
+    proposal = HeadAndTail(counts, tail, num_head)
+    drawn = several_draws(proposal, rows_of(positive_ids), trials, generator)
+    out = sampled_softmax(
+        scores.expand(trials, -1), torch.eye(len(scores)).double(), positive_ids, drawn
+    )
+    head = drawn.head.ids
+    assert head.tolist() == sorted(head.tolist())
+    assert sorted(counts[head].tolist(), reverse=True) == sorted(counts.tolist())[::-1][:num_head]
+    # Draws are renormalised over those outside the head; none left says nothing of the rest.
+    outside = ~(torch.isin(drawn.ids, head) | (drawn.ids == positive)).all(dim=1)
+    exact = float(scores.exp().sum() - scores[positive].exp())
+    z = out.log_z.exp()[outside]
+    assert float(z.mean()) == pytest.approx(
+        exact, abs=5 * float(z.std()) / math.sqrt(len(z)) + 1e-6 * exact
+    )
+
+
+def test_a_head_that_is_the_catalog_is_the_full_softmax():
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    items = torch.randn(9, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    positive_ids = torch.tensor([0, 3, 3, 8, 1])
+    proposal = HeadAndTail(torch.ones(9), Popularity(torch.ones(9), 6), 9)
+    drawn = proposal.draw(rows_of(positive_ids), generator)
+    for jackknife in (False, True):
+        sampled = sampled_softmax(query, items, positive_ids, drawn, jackknife=jackknife)
+        exact = full_softmax(query, items, positive_ids)
+        torch.testing.assert_close(sampled.log_z, exact.log_z)
+        torch.testing.assert_close(sampled.loss, exact.loss)
+        mine, theirs = (
+            torch.autograd.grad(out.loss.sum(), (query, items), retain_graph=True)
+            for out in (sampled, exact)
+        )
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+V, N = 12, 7
+OWN_HEADS = torch.tensor([[0, 5, -1], [2, 2, 7], [-1, -1, -1], [9, 1, 4], [3, 3, 3]])
+POSITIVES = torch.tensor([5, 1, 0, 11, 3])
+
+
+def inputs(head_ids, num_draws=N, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.arange(V, 0, -1).double()
+    log_q = (counts / counts.sum()).log()
+    ids = torch.multinomial(counts, N, replacement=True, generator=generator)
+    log_count = (math.log(N) + log_q).float()
+    in_head = log_count[head_ids.clamp(min=0)]
+    drawn = Candidates(
+        ids=ids,
+        log_count=log_count[ids],
+        log_count_positive=log_count[POSITIVES],
+        num_draws=num_draws,
+        head=Head(head_ids, in_head),
+    )
+    query = torch.randn(5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    items = torch.randn(V, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    return query, items, drawn, log_q
+
+
+def plain_log_z(query, items, drawn, log_q, row, left_out=None):
+    """Equation (1) of one row by the words of its definition."""
+    head = drawn.head.ids if drawn.head.ids.ndim == 1 else drawn.head.ids[row]
+    members = sorted({int(i) for i in head if i >= 0} - {int(POSITIVES[row])})
+    scores = items @ query[row]
+    shut_out = {*members, int(POSITIVES[row])}
+    tail = [int(i) for i in drawn.ids if int(i) not in shut_out]
+    if left_out is not None:
+        tail = tail[:left_out] + tail[left_out + 1 :]
+    rest = 1 - sum(math.exp(log_q[i]) for i in shut_out)
+    logits = [scores[i] for i in members]
+    if drawn.num_draws is None:
+        logits += [scores[i] - (math.log(N) + log_q[i]) for i in tail]
+    else:
+        logits += [scores[i] - math.log(len(tail)) - log_q[i] + math.log(rest) for i in tail]
+    return torch.logsumexp(torch.stack(logits), 0) if logits else torch.tensor(-INF), len(tail)
+
+
+@pytest.mark.parametrize("num_draws", [N, None])
+@pytest.mark.parametrize("head_ids", [OWN_HEADS, torch.tensor([1, 3, 6])], ids=["own", "shared"])
+def test_head_and_tail_are_put_together_as_defined(head_ids, num_draws):
+    query, items, drawn, log_q = inputs(head_ids, num_draws)
+    out = sampled_softmax(query, items, POSITIVES, drawn, effective=True)
+    losses = []
+    for row in range(5):
+        log_z, _ = plain_log_z(query, items, drawn, log_q, row)
+        positive = items[POSITIVES[row]] @ query[row]
+        assert out.log_z[row].item() == pytest.approx(log_z.item(), abs=1e-6)
+        losses.append(torch.logaddexp(positive, log_z) - positive)
+    torch.testing.assert_close(out.loss, torch.stack(losses), rtol=1e-6, atol=1e-6)
+    mine = torch.autograd.grad(out.loss.sum(), (query, items), retain_graph=True)
+    theirs = torch.autograd.grad(sum(losses), (query, items))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert bool((out.effective_candidates >= 0.999).all())
+    assert bool((out.effective_candidates <= N + head_ids.shape[-1]).all())
+
+
+@pytest.mark.parametrize("head_ids", [OWN_HEADS, torch.tensor([8, 10, 11])], ids=["own", "shared"])
+def test_the_jackknife_leaves_the_head_in(head_ids):
+    query, items, drawn, log_q = inputs(head_ids)
+    out = sampled_softmax(query, items, POSITIVES, drawn, jackknife=True)
+    for row in range(5):
+        positive = items[POSITIVES[row]] @ query[row]
+
+        def loss(left_out=None, row=row, positive=positive):
+            log_z, _ = plain_log_z(query, items, drawn, log_q, row, left_out)
+            return (torch.logaddexp(positive, log_z) - positive).item()
+
+        n = plain_log_z(query, items, drawn, log_q, row)[1]
+        assert n >= 2
+        expected = n * loss() - (n - 1) / n * sum(loss(i) for i in range(n))
+        assert out.loss[row].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("jackknife", [False, True])
+def test_a_row_that_only_its_head_says_anything_of_and_one_that_nothing_does(jackknife):
+    items = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    query = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    positive_ids = torch.tensor([0, 0])
+    drawn = Candidates(
+        ids=torch.tensor([0, 0, 0]),
+        log_count=torch.zeros(3),
+        log_count_positive=torch.zeros(2),
+        num_draws=3,
+        head=Head(torch.tensor([[2], [-1]]), torch.zeros(2, 1)),
+    )
+    out = sampled_softmax(query, items, positive_ids, drawn, jackknife=jackknife, effective=True)
+    assert out.log_z[0].item() == pytest.approx((query[0] @ items[2]).item(), abs=1e-6)
+    assert out.log_z[1].item() == -INF
+    assert out.loss[1].item() == 0
+    at_query, at_items = torch.autograd.grad(out.loss.sum(), (query, items))
+    assert bool(torch.isfinite(at_query).all() & torch.isfinite(at_items).all())
+    assert bool(at_query[0].any())
+    assert not at_query[1].any()
+
+
+def test_a_head_takes_the_popular_out_of_the_noise():
+    """Spread of log Z' at equal cost, 1,000 items by Zipf, scores near log popularity.
+
+    The recipe's tail is drawn outside the head: none of the 206 draws is lost to it.
+    """
+    generator = torch.Generator().manual_seed(3)
+    counts = 1.0 / torch.arange(1, 1001)
+    rows = 1000
+    scores = (counts / counts.sum()).log() + 1.5 * torch.randn(1000, generator=generator)
+    positive_ids = torch.full((rows,), 700)
+
+    def spread(proposal):
+        drawn = several_draws(proposal, rows_of(positive_ids), rows, generator)
+        query = scores.expand(rows, -1)
+        out = sampled_softmax(query, torch.eye(1000), positive_ids, drawn)
+        return float(out.log_z.std())
+
+    whole = spread(Popularity(counts, 256))
+    head = {"num_head": 50, "tail": {"type": "popularity", "num_candidates": 206}}
+    parted = spread(HeadAndTail.Config.model_validate(head).build(counts))
+    assert parted < whole / 1.5
+
+
+def test_unbiased_whatever_the_head_is():
+    """A stale or silly head (the least popular items) costs spread, never truth."""
+    generator = torch.Generator().manual_seed(4)
+    counts = torch.arange(20, 0, -1).double()
+    scores = torch.randn(20, generator=generator, dtype=torch.float64)
+    rows = 1500
+    positive_ids = torch.zeros(rows, dtype=torch.int64)
+    tail = Popularity(counts, 10)
+    drawn = several_draws(tail, rows_of(positive_ids), rows, generator)
+    silly = torch.tensor([17, 18, 19])
+    drawn = replace(drawn, head=Head(silly, tail.log_count_of(silly, rows_of(positive_ids))))
+    out = sampled_softmax(scores.expand(rows, -1), torch.eye(20).double(), positive_ids, drawn)
+    z = out.log_z.exp()
+    exact = float(scores[1:].exp().sum())
+    assert float(z.mean()) == pytest.approx(exact, abs=5 * float(z.std()) / math.sqrt(rows))
