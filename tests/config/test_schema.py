@@ -53,6 +53,9 @@ class Drawing(ComponentConfig):
     layers: dict[str, Annotated[ComponentConfig, tagged(shapes, "shape")]] = Field(
         default_factory=dict, description="drawn over it, by name"
     )
+    stickers: dict[str, Annotated[ComponentConfig, tagged(shapes, "shape")]] = Field(
+        default_factory=dict, description="stuck on it"
+    )
     verbose: bool = Field(False, description="say more")
     folder: Path | None = Field(None, description="where")
 
@@ -79,6 +82,12 @@ def test_every_key_is_listed_with_type_default_and_meaning():
         ConfigKey("layers.NAME.radius", "number", "1", "half the width", "disc"),
         ConfigKey(
             "layers.NAME.members.type", "disc | group", "required", "shapes together", "group"
+        ),
+        ConfigKey(
+            "stickers.NAME.type",
+            "disc | group",
+            "required",
+            "stuck on it; settings as for layers.NAME",
         ),
         ConfigKey("verbose", "true | false", "false", "say more"),
         ConfigKey("folder", "path", "none", "where"),
@@ -114,7 +123,7 @@ def test_a_default_is_written_as_toml():
         (
             {"nam": "a"},
             "unknown config key 'nam': did you mean 'name'? "
-            "known: folder, frame, ink, layers, name, shape, verbose",
+            "known: folder, frame, ink, layers, name, shape, stickers, verbose",
         ),
         (
             {"name": "a", "ink": {"color": "red"}},

@@ -77,24 +77,30 @@ def _describe(
     component: str | None,
     registries: tuple[int, ...],
 ) -> Iterator[ConfigKey]:
+    named: dict[int, str] = {}
     for name, field in config.model_fields.items():
         key = f"{prefix}{name}"
         meaning = field.description or ""
         tag = _tag(field)
         if tag is not None:
-            key = f"{key}.NAME" if _holds_names(field) else key
-            registry = tag.registry()
+            registry, entered = tag.registry(), registries
+            if _holds_names(field):
+                key = f"{key}.NAME"
+                # Sections alike are listed once.
+                if (like := named.setdefault(id(registry), key)) != key:
+                    meaning = f"{meaning}; settings as for {like}"
+                    entered = (*registries, id(registry))
             choices = " | ".join(sorted(registry))
             default = "required" if _holds_names(field) else _default_type(field, registry)
             yield ConfigKey(f"{key}.type", choices, default, meaning, component)
             # A mixture holds proposals: list the keys of each once, not forever.
-            if id(registry) not in registries:
+            if id(registry) not in entered:
                 for type_name in sorted(registry):
                     yield from _describe(
                         registry[type_name].Config,
                         f"{key}.",
                         type_name,
-                        (*registries, id(registry)),
+                        (*entered, id(registry)),
                     )
         elif (section := _section(field.annotation)) is not None:
             yield from _describe(section, f"{key}.", component, registries)
