@@ -13,9 +13,11 @@ from candid.data import DataConfig, atomic, open_dataset, prepare
 from candid.errors import ArtifactError
 
 SCRIPT = """
-import resource, sys, time
+import resource, signal, sys, time
 from pathlib import Path
 from candid.data import DataConfig, atomic, prepare, store
+# What a shell starts in the background inherits an ignored SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 source, out, mode = sys.argv[1:]
 write = atomic.write_file
 def slow(path, *parts):
