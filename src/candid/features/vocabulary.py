@@ -78,11 +78,12 @@ def restored_kind(kind: Any) -> Kind | None:
     """Read a kind from a stored state.
 
     Raises:
-        TypeError, ValueError: it is none.
+        ValueError: it is none.
     """
-    if kind not in PYTHON_TYPES:
-        raise ValueError(f"no kind of values: {kind!r}")
-    return kind  # type: ignore[no-any-return]
+    for known in PYTHON_TYPES:
+        if kind == known:
+            return known
+    raise ValueError(f"no kind of values: {kind!r}")
 
 
 class Vocabulary:
