@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,10 +67,64 @@ class FeatureTowerConfig(MixingTowerConfig):
     )
 
 
-class FeatureEncoder(nn.Module):
+class FeatureMixing(nn.Module):
+    """Values of several features to one vector a row: fields → interaction → perceptron.
+
+    Args:
+        values: by feature name; only their form is read.
+        dim: D.
+        field_dim: d, width of one field.
+        num_more: fields that the caller adds to those of the features.
+        unknown_rate: see ``FieldEncoder``.
+        interaction: see ``FieldMixer``, as for the three that follow.
+        cross_layers: of "cross".
+        attention_layers: of "attention".
+        attention_heads: of "attention".
+        hidden: see ``Perceptron``, as for the two that follow.
+        activation: of the hidden layers.
+        dropout: after each activation.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Values],
+        *,
+        dim: int,
+        field_dim: int = 32,
+        num_more: int = 0,
+        unknown_rate: float = 0.0,
+        interaction: Interaction = "none",
+        cross_layers: int = 2,
+        attention_layers: int = 1,
+        attention_heads: int = 2,
+        hidden: tuple[int, ...] = (128,),
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.fields = FieldEncoder(values, field_dim, unknown_rate)
+        self.mixer = FieldMixer(
+            len(values) + num_more,
+            field_dim,
+            interaction,
+            cross_layers=cross_layers,
+            attention_layers=attention_layers,
+            attention_heads=attention_heads,
+        )
+        self.perceptron = Perceptron(
+            self.mixer.width, hidden, dim, activation, dropout, scale=START_SCALE
+        )
+
+    def mixed(self, fields: Tensor) -> Tensor:
+        """Fields [n, F, d] to vectors [n, D]."""
+        vectors: Tensor = self.perceptron(self.mixer(fields))
+        return vectors
+
+
+class FeatureEncoder(FeatureMixing):
     """n rows (the users or the items of a dataset), each to one vector.
 
-    Fields → interaction → perceptron. The id comes in as one more field or is added to the
+    The id comes in as one more field or is added to the
     result ("residual": a row that is trained on has all the freedom of a table, and its
     features carry what the rows share).
 
@@ -86,14 +140,7 @@ class FeatureEncoder(nn.Module):
         field_dim: d, width of one field.
         id_mode: "none", "field" or "residual".
         id_dropout: in [0, 1].
-        unknown_rate: see ``FieldEncoder``.
-        interaction: see ``FieldMixer``, as for the three that follow.
-        cross_layers: of "cross".
-        attention_layers: of "attention".
-        attention_heads: of "attention".
-        hidden: see ``Perceptron``, as for the two that follow.
-        activation: of the hidden layers.
-        dropout: after each activation.
+        settings: further ones of ``FeatureMixing``.
     """
 
     id_codes: Tensor
@@ -107,35 +154,17 @@ class FeatureEncoder(nn.Module):
         field_dim: int = 32,
         id_mode: IdMode = "residual",
         id_dropout: float = 0.0,
-        unknown_rate: float = 0.0,
-        interaction: Interaction = "none",
-        cross_layers: int = 2,
-        attention_layers: int = 1,
-        attention_heads: int = 2,
-        hidden: tuple[int, ...] = (128,),
-        activation: Activation = "gelu",
-        dropout: float = 0.0,
+        **settings: Any,
     ) -> None:
-        super().__init__()
+        more = int(id_mode == "field")
+        super().__init__(values, dim=dim, field_dim=field_dim, num_more=more, **settings)
         self.id_mode = id_mode
         self.id_dropout = id_dropout
         self.stored = StoredValues(values)
         self.num_rows = self.stored.num_rows
         self.register_buffer("id_codes", _id_codes(self.num_rows, is_trained), persistent=False)
-        self.fields = FieldEncoder(values, field_dim, unknown_rate)
         id_dim = {"none": None, "field": field_dim, "residual": dim}[id_mode]
         self.ids = None if id_dim is None else code_table(self.num_rows + 1, id_dim)
-        self.mixer = FieldMixer(
-            len(values) + (id_mode == "field"),
-            field_dim,
-            interaction,
-            cross_layers=cross_layers,
-            attention_layers=attention_layers,
-            attention_heads=attention_heads,
-        )
-        self.perceptron = Perceptron(
-            self.mixer.width, hidden, dim, activation, dropout, scale=START_SCALE
-        )
 
     def forward(self, ids: Tensor) -> Tensor:
         """Encode rows [n] int64, each distinct one once; -1 is a row of which nothing is known.
@@ -180,7 +209,7 @@ class FeatureEncoder(nn.Module):
         fields = self.fields(values)
         if self.ids is not None and self.id_mode == "field":
             fields = torch.cat([fields, self.ids(id_codes)[:, None]], dim=1)
-        vectors: Tensor = self.perceptron(self.mixer(fields))
+        vectors = self.mixed(fields)
         if self.ids is not None and self.id_mode == "residual":
             vectors = vectors + self.ids(id_codes)
         # Autocast narrows products; what many occurrences share must add up its gradient in full.
