@@ -1,6 +1,5 @@
 """Loaders against a plain reading of the sequences."""
 
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +15,6 @@ from candid.batches import (
     Position,
     held_out_queries,
     offsets_of,
-    prefetch,
-    ranges,
 )
 from candid.data import PreparedDataset, Role, held_out
 from candid.errors import ConfigError, DataError
@@ -212,31 +209,6 @@ def test_held_out_queries_ask_after_the_latest_history():
         for rows, queries in held_out_queries(dataset, questions, max_length=2, batch_size=1)
     ]
     assert asked == [(slice(0, 1), [0], [2, 3]), (slice(1, 2), [2], [7, 8])]
-
-
-def test_prefetch_raises_the_error_of_a_step_at_that_step():
-    def make(step):
-        if step == 3:
-            raise ValueError("step 3 is broken")
-        return step
-
-    stream = prefetch(make, range(9), num_workers=2)
-    assert [next(stream) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="step 3"):
-        next(stream)
-
-
-def test_leaving_early_stops_the_workers():
-    stream = prefetch(lambda step: step, range(1000), num_workers=3)
-    next(stream)
-    stream.close()
-    names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.startswith("candid-loader")]
-
-
-def test_ranges_concatenates():
-    assert ranges(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
-    assert ranges(np.array([], dtype=np.int64), np.array([], dtype=np.int64)).tolist() == []
 
 
 class Moments:

@@ -1,0 +1,30 @@
+"""Batches: index arithmetic over a prepared dataset, never a Python loop over rows."""
+
+from candid.batches.config import BatchesConfig
+from candid.batches.loader import Loader, Position
+from candid.batches.packing import (
+    Ints,
+    actions_of,
+    held_out_queries,
+    offsets_of,
+    pack_histories,
+    ranges,
+)
+from candid.batches.prefetch import prefetch
+from candid.batches.records import Batch, History, Queries
+
+__all__ = [
+    "Batch",
+    "BatchesConfig",
+    "History",
+    "Ints",
+    "Loader",
+    "Position",
+    "Queries",
+    "actions_of",
+    "held_out_queries",
+    "offsets_of",
+    "pack_histories",
+    "prefetch",
+    "ranges",
+]

@@ -1,0 +1,103 @@
+"""Ragged arrays without a loop, and histories packed one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from candid.batches.records import History, Queries
+from candid.data import HeldOut, PreparedDataset
+from candid.features import Context, Values
+
+Ints = npt.NDArray[np.int64]
+
+
+def ranges(starts: Ints, lengths: Ints) -> Ints:
+    """Concatenate ``arange(starts[i], starts[i] + lengths[i])`` over i, vectorised."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    shift: Ints = np.repeat(starts - (ends - lengths), lengths)
+    return np.arange(total, dtype=np.int64) + shift
+
+
+def offsets_of(lengths: Ints) -> Ints:
+    """[S] lengths to [S + 1] offsets."""
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def held_out_queries(
+    dataset: PreparedDataset,
+    questions: HeldOut,
+    max_length: int,
+    batch_size: int,
+    context: Context | None = None,
+) -> Iterator[tuple[slice, Queries]]:
+    """Batches of evaluation queries, in the order of ``questions``.
+
+    Args:
+        dataset: the prepared dataset.
+        questions: from ``data.held_out``; every history must hold at least one interaction.
+        max_length: longest history; the most recent interactions are kept.
+        batch_size: queries in a batch.
+        context: what encodes the moment of each question, that of its first target; or None.
+
+    Yields:
+        the slice of ``questions`` and its queries, one packed sequence a query.
+    """
+    starts = dataset.user_offsets[questions.user_ids]
+    starts = np.maximum(starts, questions.history_stop - max_length)
+    lengths = questions.history_stop - starts
+    for begin in range(0, len(questions), batch_size):
+        rows = slice(begin, min(begin + batch_size, len(questions)))
+        events = ranges(starts[rows], lengths[rows])
+        yield (
+            rows,
+            pack_histories(
+                questions.user_ids[rows],
+                dataset.item_ids[events].astype(np.int64),
+                lengths[rows],
+                actions=actions_of(dataset, events),
+                context=None if context is None else context.at(questions.history_stop[rows]),
+            ),
+        )
+
+
+def actions_of(dataset: PreparedDataset, events: Ints) -> Tensor | None:
+    """Kinds of interactions [T] as ``History.actions`` holds them; None where there are none."""
+    if dataset.actions is None:
+        return None
+    return torch.from_numpy(dataset.actions[events].astype(np.int64) + 1)
+
+
+def pack_histories(
+    user_ids: Ints,
+    item_ids: Ints,
+    lengths: Ints,
+    *,
+    actions: Tensor | None = None,
+    context: Mapping[str, Values] | None = None,
+) -> Queries:
+    """One query a sequence, asked after its last interaction.
+
+    Args:
+        user_ids: [B].
+        item_ids: [sum of lengths], the histories one after the other.
+        lengths: [B], each at least 1.
+        actions: see ``History``; None where they are not known.
+        context: of the B questions, or None.
+    """
+    offsets = offsets_of(lengths)
+    return Queries(
+        user_ids=torch.from_numpy(user_ids),
+        context=context,
+        history=History(
+            item_ids=torch.from_numpy(item_ids),
+            offsets=torch.from_numpy(offsets),
+            query_positions=torch.from_numpy(offsets[1:] - 1),
+            actions=actions,
+        ),
+    )

@@ -1,0 +1,32 @@
+"""Work ahead in threads, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def prefetch(make: Callable[[int], T], steps: range, num_workers: int) -> Iterator[T]:
+    """Yield ``make(step)`` in order, with up to two a worker prepared ahead in threads.
+
+    An error in a worker is raised at the step it belongs to; leaving the loop early stops
+    the workers.
+    """
+    if num_workers == 0:
+        yield from map(make, steps)
+        return
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="candid-loader")
+    try:
+        waiting: deque[Future[T]] = deque()
+        for step in steps:
+            waiting.append(pool.submit(make, step))
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,83 @@
+"""The records of a step: histories, queries, and rows to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from candid.features import Values
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The histories of a batch, packed: S sequences one after the other, no padding.
+
+    Attributes:
+        item_ids: [T] int64, the items, earliest first within a sequence.
+        offsets: [S + 1] int64, sequence s is ``item_ids[offsets[s]:offsets[s + 1]]``.
+        query_positions: [B] int64, for each row the token after which the question is asked:
+            the row's history is that token and everything before it in its sequence.
+        actions: [T] int64, 1 + the code of each interaction's kind, 0 where it is not known; or
+            None where there are no kinds.
+    """
+
+    item_ids: Tensor
+    offsets: Tensor
+    query_positions: Tensor
+    actions: Tensor | None = None
+
+    def to(self, device: torch.device) -> History:
+        """Move every tensor to ``device``."""
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if (value := getattr(self, f.name)) is not None
+        }
+        return History(**moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """The user side of a batch: what a query tower reads.
+
+    Attributes:
+        user_ids: [B] int64.
+        history: the packed histories, or None for loaders of single interactions.
+        context: features of the moment each question is asked, by name, B entries each; or
+            None.
+    """
+
+    user_ids: Tensor
+    history: History | None = None
+    context: Mapping[str, Values] | None = None
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def to(self, device: torch.device) -> Self:
+        """Move every tensor to ``device``."""
+        moved: dict[str, Any] = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor | History)
+        }
+        if self.context is not None:
+            moved["context"] = {name: value.to(device) for name, value in self.context.items()}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Queries):
+    """B training rows: queries with the item that was really chosen.
+
+    Attributes:
+        positive_ids: [B] int64.
+        weights: [B] float32 importance of each row, or None for all alike.
+    """
+
+    positive_ids: Tensor
+    weights: Tensor | None = None
