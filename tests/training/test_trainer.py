@@ -47,7 +47,9 @@ def cycles(num_users=60, length=15, seed=0):
     )
 
 
-def make_trainer(folder, *, loss="full_softmax", dataset=None, unit="sequence", **options):
+def make_trainer(
+    folder, *, loss="full_softmax", dataset=None, unit="sequence", proposal=None, **options
+):
     dataset = dataset or cycles()
     torch.manual_seed(0)
     query = (
@@ -59,7 +61,7 @@ def make_trainer(folder, *, loss="full_softmax", dataset=None, unit="sequence", 
         TowerContext(dataset.num_users, NUM_ITEMS, 20)
     )
     counts = torch.from_numpy(dataset.train_counts)
-    proposal = PROPOSALS["uniform"].Config(num_candidates=16).build(counts)
+    proposal = proposal or PROPOSALS["uniform"].Config(num_candidates=16).build(counts)
     settings = {"epochs": 4, "warmup_steps": 5, "lr": 1e-2, "patience": None, "log_every": 3}
     config = TrainingConfig(**(settings | options.pop("settings", {})))
     objective = LOSSES[loss].Config().build(NUM_ITEMS)
@@ -141,6 +143,43 @@ def test_a_cut_run_ends_where_an_uncut_one_does(tmp_path, loss, cut):
 def make(tmp_path, name):
     (tmp_path / name).mkdir()
     return name
+
+
+@pytest.mark.parametrize("cut", [5, 10])  # refreshed at steps 0, 4, 8, …
+def test_a_cut_between_refreshes_changes_nothing(tmp_path, follower, cut):
+    def trainer(name, **settings):
+        return make_trainer(
+            tmp_path / name, loss="sampled_softmax", proposal=follower(4), settings=settings
+        )
+
+    make(tmp_path, "whole")
+    make(tmp_path, "cut")
+    whole = trainer("whole")
+    whole.run()
+    trainer("cut", max_steps=cut).run()
+    resumed = trainer("cut")
+    resumed.run(resume=True)
+    assert "refresh" not in resumed.drawing.proposal.calls[:2]
+    for (name, a), b in zip(
+        whole.model.named_parameters(), resumed.model.parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    one, other = whole.drawing.state(), resumed.drawing.state()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_item_vectors_are_those_of_evaluation_and_leave_no_trace(tmp_path, follower):
+    trainer = make_trainer(tmp_path, loss="sampled_softmax", proposal=follower(1))
+    trainer.model.train()
+    before = torch.get_rng_state()
+    trainer.drawing.candidates(trainer.loader.batch(0, 0), torch.zeros(8 * 14, 16))
+    vectors = trainer.drawing.proposal.vectors
+    assert trainer.model.training
+    assert torch.equal(before, torch.get_rng_state())
+    assert not vectors.requires_grad
+    with torch.no_grad():
+        assert torch.equal(vectors, trainer.model.eval().encode_catalog())
 
 
 def test_the_log_reports_what_a_step_is_about(tmp_path):

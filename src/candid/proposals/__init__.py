@@ -6,6 +6,15 @@ one: a file with the class and its nested ``Config``, and one line in ``PROPOSAL
 
 from typing import Final
 
+from candid.proposals.adaptive import (
+    AdaptiveProposal,
+    Compound,
+    EncodedBatch,
+    Observer,
+    Stateful,
+    checked_item_vectors,
+    query_of,
+)
 from candid.proposals.candidates import Candidates, Head, Positives, Proposal, several_draws
 from candid.proposals.config import ProposalComponent, ProposalConfig
 from candid.proposals.frequency import ExactFrequency, Frequency
@@ -27,17 +36,24 @@ PROPOSALS: Final = {
 __all__ = [
     "PROPOSALS",
     "Candidates",
+    "AdaptiveProposal",
     "ExactFrequency",
+    "Compound",
+    "EncodedBatch",
     "Frequency",
     "Head",
     "HeadAndTail",
     "InBatch",
     "Mixture",
     "Popularity",
+    "Observer",
     "Positives",
     "Proposal",
     "ProposalComponent",
     "ProposalConfig",
     "Uniform",
+    "Stateful",
     "several_draws",
+    "checked_item_vectors",
+    "query_of",
 ]

@@ -93,19 +93,20 @@ def several_draws(
     """Independent draws of a proposal, each shared by an equal part of the batch's rows.
 
     Args:
-        proposal: gives candidates shared by all rows.
+        proposal: where they come from.
         batch: see ``Proposal.draw``.
         num_draws: how many, at least 1; no more than one for each row are made.
         generator: see ``Proposal.draw``.
 
     Returns:
-        one draw as the proposal made it, several as ids [G, N].
+        one draw as the proposal made it, several as ids [G, N]. A proposal that draws for each
+        row apart has no more independent draws to give: its first is returned.
     """
     num_rows = len(batch.positive_ids)
     size = max(1, -(-num_rows // num_draws))
-    draws = [proposal.draw(batch, generator) for _ in range(max(1, -(-num_rows // size)))]
-    first = draws[0]
-    if len(draws) == 1:
+    first = proposal.draw(batch, generator)
+    num_groups = max(1, -(-num_rows // size))
+    if num_groups == 1 or first.ids.ndim > 1:
         return first
     owners = [draw.owner for draw in draws if draw.owner is not None]
     return replace(
@@ -115,6 +116,7 @@ def several_draws(
             [draw.log_count for draw in draws], batch_first=True, padding_value=float("inf")
         ),
         owner=pad_sequence(owners, batch_first=True, padding_value=-1) if owners else None,
+    draws = [first, *(proposal.draw(batch, generator) for _ in range(num_groups - 1))]
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from candid.errors import ConfigError
+from candid.proposals.adaptive import Compound
 from candid.proposals.candidates import Candidates, Head, Positives, Proposal
 from candid.proposals.config import ProposalComponent, ProposalConfig
 from candid.proposals.frequency import Counts, checked_counts
@@ -16,7 +17,7 @@ from candid.proposals.on_device import OnDevice
 from candid.proposals.popularity import Popularity
 
 
-class HeadAndTail:
+class HeadAndTail(Compound):
     """A fixed head of popular items with expected count 1, and draws for what is outside.
 
     A softmax over a catalog is mostly decided by few items; scoring those exactly takes them
@@ -59,6 +60,7 @@ class HeadAndTail:
         if isinstance(tail, HeadAndTail):
             raise ConfigError("the tail of a head_and_tail proposal cannot have a head of its own")
         self.tail = tail
+        self.parts = {"tail": tail}
         self.num_head = num_head
         self._head_ids = OnDevice(most_popular(checked, num_head))
 

@@ -9,11 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from candid.errors import ConfigError
+from candid.proposals.adaptive import Compound
 from candid.proposals.candidates import Candidates, Positives, Proposal
 from candid.proposals.config import ProposalComponent, ProposalConfig
 
 
-class Mixture:
+class Mixture(Compound):
     """The candidates of every component, one after the other.
 
     The expected count of an item is the sum over the components, whichever of them drew it:
@@ -56,6 +57,7 @@ class Mixture:
         if not components:
             raise ConfigError("a mixture needs at least one proposal in 'components'")
         self.components = tuple(components)
+        self.parts = {str(place): part for place, part in enumerate(self.components)}
 
     def draw(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
         """Draw from every component, in order; see ``Proposal.draw``.

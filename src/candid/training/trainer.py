@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from candid.batches import Batch, Loader
 from candid.errors import CandidError, ConfigError, Interrupted
 from candid.losses import Loss, LossOutput
-from candid.proposals import Proposal, several_draws
+from candid.proposals import Proposal
 from candid.towers import RetrievalModel
 from candid.training.average import WeightAverage
 from candid.training.checkpoint import (
@@ -36,6 +36,7 @@ from candid.training.checkpoint import (
     write_checkpoint,
 )
 from candid.training.config import TrainingConfig
+from candid.training.drawing import Drawing
 from candid.training.optimizer import learning_rate, make_optimizer
 from candid.training.state import Progress, TrainState
 from candid.training.trackers import open_trackers
@@ -92,7 +93,6 @@ class Trainer:
         self.model = model
         self.loader = loader
         self.loss = loss
-        self.proposal = proposal
         self.config = config
         self.folder = folder
         self.name = name
@@ -111,6 +111,11 @@ class Trainer:
             is_trained = item_is_trained.to(model.device)
             self._trained = is_trained.nonzero()[:, 0], is_trained.cumsum(0) - 1
         self._generator = torch.Generator(device=model.device)
+        self.drawing: Drawing | None = None
+        if proposal is not None and loss.needs_candidates:
+            self.drawing = Drawing(
+                proposal, config.candidate_draws, self._generator, self._item_vectors
+            )
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def run(self, resume: bool = False) -> TrainState:
@@ -171,6 +176,8 @@ class Trainer:
             tensors |= self.average.tensors()
         tensors["random/cpu"] = torch.get_rng_state()
         tensors["random/draws"] = self._generator.get_state()
+        if self.drawing is not None:
+            tensors |= {f"drawing/{name}": t for name, t in self.drawing.state().items()}
         if self.model.device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state(self.model.device)
         position = self.loader.position
@@ -194,6 +201,8 @@ class Trainer:
         random = checkpoint.part("random")
         torch.set_rng_state(random["cpu"])
         self._generator.set_state(random["draws"])
+        if self.drawing is not None:
+            self.drawing.restore(checkpoint.part("drawing"))
         if "cuda" in random and self.model.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], self.model.device)
         total = self.state.total_steps
@@ -206,7 +215,7 @@ class Trainer:
         bf16 = self.config.precision == "bfloat16"
         with torch.autocast(self.model.device.type, torch.bfloat16) if bf16 else nullcontext():
             query = self.model.encode_queries(batch)
-        if not self.loss.needs_candidates or self.proposal is None:
+        if self.drawing is None:
             positive_ids = batch.positive_ids
             if self._trained is None:
                 catalog = self.model.encode_catalog()
@@ -214,12 +223,18 @@ class Trainer:
                 item_ids, place = self._trained
                 catalog, positive_ids = self.model.encode_items(item_ids), place[positive_ids]
             return self.loss(query, catalog, positive_ids, effective=effective)
-        candidates = several_draws(
-            self.proposal, batch, self.config.candidate_draws, self._generator
-        )
+        candidates = self.drawing.candidates(batch, query)
         return self.loss(
             query, self.model.encode_items, batch.positive_ids, candidates, effective=effective
         )
+
+    def _item_vectors(self) -> Tensor:
+        """Vectors of all items, without dropout: [V, D]."""
+        was_training = self.model.training
+        self.model.eval()
+        vectors = self.model.encode_catalog()
+        self.model.train(was_training)
+        return vectors
 
     def _finished(self) -> bool:
         config, state = self.config, self.state

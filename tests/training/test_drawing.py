@@ -1,0 +1,77 @@
+"""When a proposal is refreshed, what it sees, and what survives a cut."""
+
+from types import SimpleNamespace
+
+import torch
+
+from candid.proposals import (
+    AdaptiveProposal,
+    HeadAndTail,
+    Mixture,
+    Observer,
+    Stateful,
+    Uniform,
+)
+from candid.training.drawing import Drawing
+
+NUM_ITEMS = 20
+
+
+def batch_of(positive_ids):
+    ids = torch.tensor(positive_ids)
+    return SimpleNamespace(positive_ids=ids, user_ids=torch.arange(len(ids)))
+
+
+def test_refreshes_before_the_first_step_and_then_at_its_interval(follower):
+    proposal, times = follower(3), []
+    drawing = Drawing(
+        proposal, 1, torch.Generator(), lambda: times.append(0) or torch.zeros(NUM_ITEMS, 4)
+    )
+    query = torch.zeros(2, 4, dtype=torch.bfloat16, requires_grad=True)
+    for _ in range(4):
+        drawing.candidates(batch_of([1, 2]), query)
+    step = ["draw", "observe"]
+    assert proposal.calls == ["refresh", *step, *step, *step, "refresh", *step]
+    assert len(times) == 2
+
+
+def test_a_draw_for_every_row_is_one_draw_however_many_are_asked(follower):
+    drawing = Drawing(follower(1), 3, torch.Generator(), lambda: torch.zeros(NUM_ITEMS, 4))
+    assert drawing.candidates(batch_of([1, 2, 3]), torch.zeros(3, 4)).ids.shape == (3, 16)
+    assert drawing.proposal.calls == ["refresh", "draw", "observe"]
+
+
+def test_what_follows_nothing_needs_no_vectors():
+    def never():
+        raise AssertionError
+
+    mixture = Mixture([Uniform(5, 2), Uniform(5, 3)])
+    assert mixture.refresh_every is None
+    for proposal in (Uniform(5, 4), mixture):
+        drawing = Drawing(proposal, 1, torch.Generator(), never)
+        drawing.candidates(batch_of([1]), torch.zeros(1, 4))
+        assert drawing.state().keys() == {"steps"}
+
+
+def test_compounds_do_all_for_their_parts(follower):
+    slow, quick = follower(7), follower(2)
+    quick.seen = torch.arange(NUM_ITEMS)
+    proposal = HeadAndTail(torch.ones(NUM_ITEMS), Mixture([Uniform(20, 4), slow, quick]), 2)
+    for protocol in (AdaptiveProposal, Observer, Stateful):
+        assert isinstance(proposal, protocol)
+    assert proposal.refresh_every == 2
+    vectors = torch.randn(NUM_ITEMS, 4)
+    proposal.refresh(vectors)
+    proposal.observe(batch_of([3, 3]))
+    state = proposal.state()
+    assert state.keys() == {
+        f"tail/{part}/{name}" for part in (1, 2) for name in ("seen", "refresh/vectors")
+    }
+    others = follower(7), follower(2)
+    HeadAndTail(torch.ones(NUM_ITEMS), Mixture([Uniform(20, 4), *others]), 2).restore(state)
+    for one, other in zip((slow, quick), others, strict=True):
+        assert torch.equal(one.seen, other.seen)
+        assert torch.equal(one.vectors, other.vectors)
+        assert torch.equal(other.vectors, vectors)
+    assert others[0].seen[3] == 3
+    assert others[1].seen[3] == 5
