@@ -262,3 +262,28 @@ def subset(questions, keep):
     return replace(
         questions, user_ids=questions.user_ids[keep], history_stop=questions.history_stop[keep]
     )
+
+
+@pytest.mark.parametrize("unit", ["sequence", "interaction"])
+@pytest.mark.parametrize("most", [0, 2, 20])
+def test_what_was_shown_goes_with_the_positive_it_was_shown_with(unit, most):
+    dataset = long_dataset()
+    num = np.arange(len(dataset.item_ids)) % 4
+    # Interaction e was shown with e % 4 items: e, e + 1, ... of the catalog, round and round.
+    shown = [(e + np.arange(n)) % dataset.num_items for e, n in enumerate(num)]
+    dataset = replace(
+        dataset,
+        negative_ids=np.concatenate(shown).astype(np.int32),
+        negative_offsets=offsets_of(num),
+    )
+    config = BatchesConfig(unit=unit, batch_size=3, max_length=8, max_negatives=most)
+    loader = Loader(dataset, config, seed=1, context=Moments())
+    for batch in loader.epoch():
+        events = batch.context["event"].values[:, 0].numpy()
+        expected = [shown[e][max(0, len(shown[e]) - most) :].tolist() for e in events]
+        if not any(expected):
+            assert batch.negative_ids is None
+            continue
+        found = batch.to(torch.device("cpu")).negative_ids
+        assert [[i for i in row if i >= 0] for row in found.tolist()] == expected
+        assert found.shape[1] == max(map(len, expected))

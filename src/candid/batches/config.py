@@ -24,6 +24,12 @@ class BatchesConfig(ComponentConfig):
         description="sequence units: only each user's most recent window, or windows over "
         "the whole history",
     )
+    max_negatives: int = Field(
+        20,
+        ge=0,
+        description="items shown and not chosen that a row is compared with, at most: those shown "
+        "last; 0: none",
+    )
     num_workers: int = Field(1, ge=0, description="threads that prepare batches ahead of use")
     drop_last: bool = Field(
         False, description="leave out the last batch of an epoch where it is smaller"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from candid.batches.config import BatchesConfig
-from candid.batches.packing import Ints, actions_of, offsets_of, ranges
+from candid.batches.packing import Ints, actions_of, negatives_of, offsets_of, ranges
 from candid.batches.prefetch import prefetch
 from candid.batches.records import Batch, History
 from candid.batches.windows import windows_of
@@ -128,6 +128,7 @@ class Loader:
             user_ids=torch.from_numpy(self._owners[chosen]),
             positive_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),
             weights=self._weights(events),
+            negative_ids=negatives_of(self._dataset, events, self.config.max_negatives),
             context=None if self._context is None else self._context.at(events),
         )
 
@@ -142,6 +143,7 @@ class Loader:
             user_ids=torch.from_numpy(np.repeat(self._owners[chosen], lengths)[rows]),
             positive_ids=torch.from_numpy(self._item_ids[targets].astype(np.int64)),
             weights=self._weights(targets),
+            negative_ids=negatives_of(self._dataset, targets, self.config.max_negatives),
             context=None if self._context is None else self._context.at(targets),
             history=History(
                 item_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),

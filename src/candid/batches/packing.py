@@ -73,6 +73,29 @@ def actions_of(dataset: PreparedDataset, events: Ints) -> Tensor | None:
     return torch.from_numpy(dataset.actions[events].astype(np.int64) + 1)
 
 
+def negatives_of(dataset: PreparedDataset, events: Ints, most: int) -> Tensor | None:
+    """What was shown with interactions [B] as ``Batch.negative_ids`` holds it.
+
+    Args:
+        dataset: the prepared dataset.
+        events: the interactions.
+        most: negatives of one, at most: the last ones.
+    """
+    if dataset.negative_ids is None or dataset.negative_offsets is None:
+        return None
+    stops = dataset.negative_offsets[events + 1]
+    starts = np.maximum(dataset.negative_offsets[events], stops - most)
+    lengths = stops - starts
+    width = int(lengths.max(initial=0))
+    if width == 0:
+        return None
+    item_ids = np.full((len(events), width), -1, dtype=np.int64)
+    rows = np.repeat(np.arange(len(events)), lengths)
+    columns = ranges(np.zeros_like(lengths), lengths)
+    item_ids[rows, columns] = dataset.negative_ids[ranges(starts, lengths)]
+    return torch.from_numpy(item_ids)
+
+
 def pack_histories(
     user_ids: Ints,
     item_ids: Ints,

@@ -77,7 +77,10 @@ class Batch(Queries):
     Attributes:
         positive_ids: [B] int64.
         weights: [B] float32 importance of each row, or None for all alike.
+        negative_ids: [B, S] int64, items that were shown with the positive and not chosen; -1
+            fills up a shorter list. None where no row has any.
     """
 
     positive_ids: Tensor
     weights: Tensor | None = None
+    negative_ids: Tensor | None = None

@@ -147,6 +147,11 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     for reason, rows in report["dropped"].items():
         if rows:
             yield f"dropped {rows:,} rows: {reason}"
+    if report.get("negatives"):
+        kept, *left_out = report["negatives"].items()
+        yield f"{kept[1]:,} negatives that were shown" + "".join(
+            f", {number:,} left out: {reason}" for reason, number in left_out
+        )
     for kind in ("items", "users"):
         if report.get(f"{kind}_without_row"):
             yield f"{kind} without a row in their table: {report[f'{kind}_without_row']:,}"

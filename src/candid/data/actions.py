@@ -15,7 +15,7 @@ MOST = 255
 
 
 def action_names(table: RawTable, config: DataConfig) -> tuple[str, ...]:
-    """The kinds to keep, ascending; their place is their code.
+    """The kinds to read, those of interactions first, each part ascending; the place is the code.
 
     Raises:
         DataError: a value that ``data.actions`` does not list, or too many.
@@ -39,7 +39,8 @@ def action_names(table: RawTable, config: DataConfig) -> tuple[str, ...]:
             f"column {config.action!r} of {config.interactions} holds {shown}, which data.actions "
             f'does not list; known: {", ".join(config.actions)} (use = "drop" leaves one out)'
         )
-    return tuple(sorted(name for name, action in config.actions.items() if action.use != "drop"))
+    used = sorted(name for name, action in config.actions.items() if action.use != "drop")
+    return tuple(sorted(used, key=lambda name: _of(config, name).use == "negative"))
 
 
 def encode_actions(
@@ -65,6 +66,11 @@ def encode_actions(
         has_weight = "weight" in query.collect_schema().names()
         columns.append((weight * pl.col("weight") if has_weight else weight).alias("weight"))
     return query.filter(is_kept).with_columns(columns), is_kept
+
+
+def interactions_among(names: tuple[str, ...], config: DataConfig) -> tuple[str, ...]:
+    """The kinds that are interactions: all but those that only say what was shown."""
+    return tuple(name for name in names if _of(config, name).use != "negative")
 
 
 def is_target(

@@ -16,11 +16,13 @@ from candid.errors import DataError
 NUMBERS = ("order", "weight", "rating")
 NAMES = ("role", "action")
 """Columns whose values are names, even where they are written as numbers."""
+LATE = ("time", "order", "role", "negatives")
+"""Columns that may have empty values: judged after filtering, or none at all."""
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """Interactions under candid's names (user, item, time, order, weight, rating, role, action).
+    """Interactions under candid's names (``RawTable.columns`` lists them).
 
     Attributes:
         sources: the files, each scanned under candid's names.
@@ -68,6 +70,7 @@ def declare(sources: Sequence[Source], config: DataConfig) -> RawTable:
         "rating": config.rating,
         "role": config.split.column,
         "action": config.action,
+        "negatives": config.negatives,
     }
     columns = {name: column for name, column in wanted.items() if column is not None}
     schema: dict[str, pl.DataType] = {}
@@ -94,6 +97,8 @@ def _typed(
 ) -> tuple[pl.Expr, pl.DataType]:
     """Widen to one of Int64, UInt64, Float64, String or Datetime, else refuse."""
     value = pl.col(column)
+    if name == "negatives":
+        return _list_of_ids(value, dtype, f"column {column!r} of {source.path}")
     if isinstance(dtype, pl.Categorical | pl.Enum):
         return value.cast(pl.String), pl.String()
     if isinstance(dtype, pl.String):
@@ -119,14 +124,30 @@ def _typed(
     )
 
 
+def _list_of_ids(value: pl.Expr, dtype: pl.DataType, place: str) -> tuple[pl.Expr, pl.DataType]:
+    if isinstance(dtype, pl.String):
+        words = value.str.split(" ")
+        return words.list.filter(pl.element() != ""), pl.List(pl.String())
+    inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else None
+    if isinstance(inner, pl.String | pl.Categorical | pl.Enum):
+        return value.cast(pl.List(pl.String())), pl.List(pl.String())
+    if inner is not None and inner.is_integer():
+        wide = pl.UInt64() if inner == pl.UInt64 else pl.Int64()
+        return value.cast(pl.List(wide)), pl.List(wide)
+    raise DataError(
+        f"{place} has type {dtype}, not lists of integers or text; convert it or name another "
+        "column"
+    )
+
+
 @dataclass(frozen=True)
 class Parsed:
     """The rows to keep, typed, and what the survey of the files found.
 
     Attributes:
         query: columns user, item (Int64, UInt64 or String), time (Int64 microseconds), order
-            (Int64, Float64 or Datetime), weight (Float32), role and action (String), as far as
-            declared.
+            (Int64, Float64 or Datetime), weight (Float32), role and action (String), negatives
+            (lists of item ids as in the source), as far as declared.
         rows_read: rows of the files.
         dropped: ``nulls`` and ``low_rating`` -> rows that the query leaves out.
         time_is_text: the time column holds dates as text; a few among numbers are mistakes.
@@ -148,8 +169,7 @@ def parse(table: RawTable, config: DataConfig) -> Parsed:
     if not survey["rows"]:
         raise DataError(f"{table.sources[0].path} has no rows")
     for name, column in table.columns.items():
-        late = name in ("time", "order", "role")  # judged after filtering, in prepare
-        if survey[f"{name}_nulls"] and not late and not config.drop_nulls:
+        if survey[f"{name}_nulls"] and name not in LATE and not config.drop_nulls:
             check_lines(table.sources)
             raise DataError(
                 f"column {column!r} has {survey[f'{name}_nulls']:,} empty values, first in "
@@ -159,7 +179,10 @@ def parse(table: RawTable, config: DataConfig) -> Parsed:
     _check_weights(table, parsed.get("weight"))
     complete = pl.lit(True)
     if config.drop_nulls:
-        complete = pl.all_horizontal(pl.col(n).is_not_null() for n in table.columns if n != "role")
+        optional = ("role", "negatives")
+        complete = pl.all_horizontal(
+            pl.col(name).is_not_null() for name in table.columns if name not in optional
+        )
     query = table.frame.filter(complete).with_columns(e.alias(n) for n, e in parsed.items())
     rows = left = int(survey["rows"])
     dropped = {}
@@ -210,7 +233,7 @@ def _is_text(survey: dict[str, Any]) -> bool:
 
 def _parsed(table: RawTable, name: str, survey: dict[str, Any]) -> pl.Expr:
     value, dtype = pl.col(name), table.schema[name]
-    if name in NAMES:
+    if name in NAMES or name == "negatives":
         return value
     if name in ("user", "item"):
         return value.cast(pl.Int64) if survey.get(f"{name}_is_integer") else value

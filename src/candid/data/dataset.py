@@ -47,6 +47,10 @@ class PreparedDataset:
         weights: [E] float32, or None.
         actions: [E] uint8, the kind of each interaction, or None where there is one kind.
         action_names: names of the kinds; the place of each is its code.
+        negative_ids: [M] int32, items that were shown with an interaction and not chosen, or
+            None; interaction e owns the slice ``negative_offsets[e]:negative_offsets[e + 1]``,
+            the one shown last at its end.
+        negative_offsets: [E + 1] int64, or None.
         manifest: what ``manifest.json`` says (see ``data.prepare``); empty for a dataset that
             was built in memory.
         path: the folder it was opened from, or None.
@@ -61,6 +65,8 @@ class PreparedDataset:
     weights: npt.NDArray[np.float32] | None = None
     actions: npt.NDArray[np.uint8] | None = None
     action_names: tuple[str, ...] = ()
+    negative_ids: npt.NDArray[np.int32] | None = None
+    negative_offsets: npt.NDArray[np.int64] | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.data import filters, ids, times
-from candid.data.actions import action_names, encode_actions
+from candid.data import filters, ids, negatives, times
+from candid.data.actions import action_names, encode_actions, interactions_among, is_target
 from candid.data.columns import Parsed, RawTable, parse
 from candid.data.dataset import Role
 from candid.data.readers import check_lines
@@ -27,7 +27,8 @@ class Events:
 
     Attributes:
         frame: E rows; user, item (Int32 ids), then as declared time (Int64 microseconds),
-            weight (Float32), role (UInt8, column splits only), action (UInt8).
+            weight (Float32), role (UInt8, column splits only), action (UInt8), negatives (lists
+            of first item ids, see ``first_items``).
         users: source id of each user, ascending.
         items: source id of each item, ascending.
         origin: where they came from, for messages.
@@ -36,6 +37,8 @@ class Events:
         actions: names of the kinds of interaction; the place of each is its code.
         out_of_order: column splits only: rows that come before their predecessor in time or
             order, because the order of roles goes first.
+        first_items: the id that an item had at first -> its id now, -1 where it is gone.
+        negatives_left_out: why -> negatives that came to nothing.
     """
 
     frame: pl.DataFrame
@@ -46,6 +49,11 @@ class Events:
     dropped: dict[str, int] = field(default_factory=dict)
     actions: tuple[str, ...] = ()
     out_of_order: int = 0
+    first_items: npt.NDArray[np.int32] = field(init=False)
+    negatives_left_out: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.first_items = np.arange(len(self.items), dtype=np.int32)
 
     def ids(self, name: str) -> npt.NDArray[np.int32]:
         """[E] int32, column ``user`` or ``item``."""
@@ -72,6 +80,10 @@ class Events:
         self.frame = frame.with_columns(pl.Series("user", user), pl.Series("item", item))
         self.users = self.users.gather(present_users)
         self.items = self.items.gather(present_items)
+        place = np.full(int(present_items[-1]) + 2, -1, dtype=np.int32)
+        place[present_items] = np.arange(len(present_items), dtype=np.int32)
+        # An item above the last one left is gone as well: the last entry says -1.
+        self.first_items = place[np.minimum(self.first_items, len(place) - 1)]
 
 
 def load(table: RawTable, config: DataConfig) -> Events:
@@ -98,7 +110,15 @@ def load(table: RawTable, config: DataConfig) -> Events:
             _check_any_left(parsed, config)
     frame, source_ids = ids.encode(table, query)
     _check_dates(table, frame, parsed.time_is_text)
-    frame = _in_order(frame, [key for key in ("role", "time", "order") if key in table.columns])
+    keys = [pl.col(key) for key in ("role", "time", "order") if key in table.columns]
+    kinds = interactions_among(actions, config)
+    if keys and len(kinds) < len(actions):
+        # What was shown at the very moment of a choice was shown before it.
+        keys.append(pl.col("action") < len(kinds))
+    frame = _in_order(frame, keys)
+    unknown = 0
+    if config.negatives is not None:
+        frame, unknown = negatives.number(frame, source_ids["item"], config.negatives)
     events = Events(
         frame,
         source_ids["user"],
@@ -108,6 +128,10 @@ def load(table: RawTable, config: DataConfig) -> Events:
         parsed.dropped,
         actions,
     )
+    if unknown:
+        events.negatives_left_out["of_no_interaction"] = unknown
+    if len(kinds) < len(actions):
+        _attach_shown(events, kinds, config)
     _filter(events, config)
     for name in ("time", "order", "role"):
         if name in table.columns:
@@ -129,7 +153,19 @@ def _check_any_left(parsed: Parsed, config: DataConfig) -> None:
         )
 
 
-def _in_order(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+def _attach_shown(events: Events, kinds: tuple[str, ...], config: DataConfig) -> None:
+    """Turn the rows that say what was shown into negatives; ``kinds`` are those that stay."""
+    codes = events.frame["action"].to_numpy()
+    shown = codes >= len(kinds)
+    targets = ~shown & is_target(codes, events.actions, config)
+    events.frame, alone = negatives.attach(events.frame, shown, targets)
+    if alone:
+        events.negatives_left_out["without_target"] = alone
+    events.actions = kinds
+    events.keep("shown", ~shown)
+
+
+def _in_order(frame: pl.DataFrame, keys: list[pl.Expr]) -> pl.DataFrame:
     """Sort by user, then ``keys``; rows that tie keep the order of the file."""
     if keys:
         frame = frame.sort(*keys, maintain_order=True)

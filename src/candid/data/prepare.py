@@ -4,7 +4,8 @@ The manifest that results (``manifest.json``, also ``PreparedDataset.manifest``)
 schema_version, fingerprint (of the content), candid_version, config, sources (path, size,
 mtime_ns), rows_read, dropped (reason -> rows), counts, split (kind, cuts, unseen targets),
 time, items_without_row, users_without_row (None without a table), actions (names, by code),
-files (bytes, sha256).
+negatives (how many, and why others were left out; None where the source has none), files
+(bytes, sha256).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import polars as pl
 
 from candid import __version__
-from candid.data import splits, times
+from candid.data import negatives, splits, times
 from candid.data.actions import is_target
 from candid.data.atomic import atomic_folder
 from candid.data.catalog import TableConfig, look_up, open_table
@@ -104,6 +105,7 @@ def prepare(
         "items_without_row": items_without_row,
         "users_without_row": users_without_row,
         "actions": list(events.actions),
+        "negatives": _negatives_kept(events, dataset),
     }
     say(f"writing {out}")
     with atomic_folder(out) as folder:
@@ -285,6 +287,9 @@ def _rows_of(
 def _assemble(events: Events, users: pl.DataFrame, items: pl.DataFrame) -> PreparedDataset:
     counts = np.bincount(events.ids("user"), minlength=len(events.users))
     frame = events.frame
+    shown, shown_offsets = None, None
+    if "negatives" in frame.columns:
+        shown, shown_offsets = negatives.packed(frame, events.first_items)
     return PreparedDataset(
         item_ids=events.ids("item"),
         user_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -295,7 +300,18 @@ def _assemble(events: Events, users: pl.DataFrame, items: pl.DataFrame) -> Prepa
         weights=frame["weight"].to_numpy() if "weight" in frame.columns else None,
         actions=frame["action"].to_numpy() if events.actions else None,
         action_names=events.actions,
+        negative_ids=shown,
+        negative_offsets=shown_offsets,
     )
+
+
+def _negatives_kept(events: Events, dataset: PreparedDataset) -> dict[str, int] | None:
+    if dataset.negative_ids is None:
+        return None
+    before = len(negatives.listed(events.frame).rows)
+    filtered = before - len(dataset.negative_ids)
+    left_out = events.negatives_left_out | ({"of_filtered_items": filtered} if filtered else {})
+    return {"kept": len(dataset.negative_ids), **left_out}
 
 
 def _counts(dataset: PreparedDataset) -> dict[str, int]:

@@ -93,10 +93,11 @@ def _check_attributes(kind: str, attributes: tuple[str, ...], taken: set[str]) -
 class ActionConfig(ComponentConfig):
     """What one kind of interaction (a view, a purchase) is used for."""
 
-    use: Literal["target", "history", "drop"] = Field(
+    use: Literal["target", "history", "negative", "drop"] = Field(
         "target",
         description="target: trained on, held out and part of later histories; history: part of "
-        "later histories only; drop: left out.",
+        "later histories only; negative: shown and not chosen, a negative of the user's next "
+        "target; drop: left out, as what was shown without a word on what was chosen.",
     )
     weight: float = Field(
         1.0, ge=0, description="Weight as a training target; times that of `weight`, if any."
@@ -188,6 +189,11 @@ class DataConfig(ComponentConfig):
         None,
         description="Value in the `action` column -> what it is used for, as in "
         '{ purchase = { weight = 3.0 }, view = { use = "history" } }; absent: all are targets.',
+    )
+    negatives: str | None = Field(
+        None,
+        description="Column with the items that were shown and not chosen: a list of ids, or in "
+        "text files ids with spaces between. Those that no interaction has are left out.",
     )
     rating: str | None = Field(None, description="Column with a rating, for `min_rating`.")
     min_rating: float | None = Field(None, description="Keep ratings of at least this.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from candid.data.atomic import write_file
@@ -25,8 +26,12 @@ ARRAYS = {
     "timestamps": np.int64,
     "weights": np.float32,
     "actions": np.uint8,
+    "negative_ids": np.int32,
+    "negative_offsets": np.int64,
 }
-OPTIONAL = ("timestamps", "weights", "actions")
+ALIGNED = ("timestamps", "weights", "actions")
+"""Arrays with one entry an interaction, where there are any."""
+OPTIONAL = (*ALIGNED, "negative_ids", "negative_offsets")
 TABLES = ("users", "items")
 _HASHED_ROWS = 10_000
 
@@ -157,28 +162,44 @@ def _check_structure(dataset: PreparedDataset, path: Path) -> None:
     One pass over the item ids and roles, which training and evaluation read anyway.
     """
     num_events, offsets = len(dataset.item_ids), dataset.user_offsets
-    aligned = ("roles", *OPTIONAL)
+    aligned = ("roles", *ALIGNED)
     unlike = [
         name
         for name in aligned
         if (array := getattr(dataset, name)) is not None and len(array) != num_events
     ]
     faults = {
-        "user_offsets": len(offsets) != dataset.users.height + 1
-        or offsets[0] != 0
-        or offsets[-1] != num_events
-        or bool((offsets[1:] < offsets[:-1]).any()),
+        "user_offsets": not _is_ragged(dataset.item_ids, offsets, dataset.users.height),
         "item_ids": num_events > 0
         and not 0 <= dataset.item_ids.min() <= dataset.item_ids.max() < dataset.items.height,
         "actions": dataset.actions is not None
         and num_events > 0
         and dataset.actions.max() >= len(dataset.action_names),
+        "negative_offsets": (dataset.negative_ids is None) != (dataset.negative_offsets is None)
+        or (
+            dataset.negative_ids is not None
+            and dataset.negative_offsets is not None
+            and not _is_ragged(dataset.negative_ids, dataset.negative_offsets, num_events)
+        ),
+        "negative_ids": dataset.negative_ids is not None
+        and len(dataset.negative_ids) > 0
+        and not 0 <= dataset.negative_ids.min() <= dataset.negative_ids.max() < dataset.num_items,
         "roles": num_events > 0 and dataset.roles.max() > max(Role),
         **dict.fromkeys(unlike, True),
     }
     for name, is_wrong in faults.items():
         if is_wrong:
             raise ArtifactError(f"{path / name}.npy is damaged; prepare again")
+
+
+def _is_ragged(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64], num_rows: int) -> bool:
+    """Whether offsets [R + 1] cut all of the values [M] into R rows."""
+    return bool(
+        len(offsets) == num_rows + 1
+        and offsets[0] == 0
+        and offsets[-1] == len(values)
+        and (offsets[1:] >= offsets[:-1]).all()
+    )
 
 
 def _opened(file: Path) -> Any:

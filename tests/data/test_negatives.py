@@ -1,0 +1,187 @@
+"""Items shown and not chosen, against a plain reading of the log."""
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from candid.data import DataConfig, SplitConfig, open_dataset, prepare
+from candid.errors import ArtifactError, DataError
+
+ACTIONS = {"buy": {}, "view": {"use": "history"}, "shown": {"use": "negative"}}
+# user, item, time, what happened; the rows of one moment are written in the wrong order.
+LOG = [
+    (1, 10, 1, "buy"),
+    (1, 20, 2, "shown"),
+    (1, 30, 3, "view"),
+    (1, 40, 3, "shown"),
+    (1, 20, 5, "buy"),
+    (1, 30, 5, "shown"),
+    (1, 30, 6, "shown"),
+    (1, 30, 7, "buy"),
+    (1, 40, 9, "shown"),
+    (2, 99, 1, "shown"),
+    (2, 40, 2, "buy"),
+    (2, 10, 3, "buy"),
+    (2, 20, 4, "buy"),
+]
+# Somebody who has everything, so that every item is trained; looked at by no test.
+ALL, EVERYTHING = 9, list(enumerate((10, 20, 30, 40, 10, 10), start=20))
+LOG += [(ALL, item, t, "buy") for t, item in EVERYTHING]
+
+
+def config_of(path, **settings):
+    return DataConfig(**{"interactions": str(path), "time": "t"} | settings)
+
+
+def write(path, rows, columns):
+    pl.DataFrame(rows, schema=columns, orient="row").write_parquet(path)
+    return path
+
+
+def shown_with(dataset):
+    """(user, item) -> what was shown with each of its interactions, as source ids, in order."""
+    source, found = dataset.items["source_id"].to_list(), {}
+    for user in np.flatnonzero(dataset.users["source_id"] != ALL):
+        for event in range(*dataset.user_offsets[user : user + 2]):
+            ids = dataset.negative_ids[slice(*dataset.negative_offsets[event : event + 2])]
+            key = dataset.users["source_id"][int(user)], source[dataset.item_ids[event]]
+            found.setdefault(key, []).append([source[i] for i in ids])
+    return found
+
+
+def test_rows_that_only_say_what_was_shown_go_to_the_next_target(tmp_path):
+    log = write(tmp_path / "log.parquet", LOG, ["user_id", "item_id", "t", "what"])
+    config = config_of(log, action="what", actions=ACTIONS)
+    prepared = prepare(config, tmp_path / "out")
+    assert shown_with(prepared.dataset) == {
+        (1, 10): [[]],
+        (1, 30): [[], [30]],
+        (1, 20): [[20, 40, 30]],
+        (2, 40): [[]],
+        (2, 10): [[]],
+        (2, 20): [[]],
+    }
+    assert prepared.dataset.action_names == ("buy", "view")
+    assert prepared.report["dropped"] == {"shown": 6}
+    # 99 was never chosen, and is thus no item; 40 at the end leads to no choice.
+    assert prepared.report["negatives"] == {
+        "kept": 4,
+        "without_target": 1,
+        "of_filtered_items": 1,
+    }
+    again = open_dataset(tmp_path / "out", verify=True)
+    assert shown_with(again) == shown_with(prepared.dataset)
+
+
+@pytest.mark.parametrize("form", ["parquet", "text ids", "csv"])
+def test_a_column_may_list_what_was_shown(tmp_path, form):
+    rows = [
+        (1, 10, 1, [20, 77]),
+        (1, 20, 2, []),
+        (1, 30, 3, None),
+        (2, 10, 1, [30]),
+        (2, 30, 2, [10, 10]),
+        (2, 20, 3, [10]),
+        *((ALL, item, t, []) for t, item in EVERYTHING if item != 40),
+    ]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "t", "shown"], orient="row")
+    if form == "parquet":
+        frame.write_parquet(tmp_path / "log.parquet")
+    elif form == "text ids":
+        texts = (
+            pl.col("shown").cast(pl.List(pl.String)),
+            pl.format("{}", "item_id").alias("item_id"),
+        )
+        frame.with_columns(texts).write_parquet(tmp_path / "log.parquet")
+    else:
+        lists = pl.col("shown").cast(pl.List(pl.String)).list.join("  ")
+        frame.with_columns(lists).write_csv(tmp_path / "log.csv")
+    path = tmp_path / ("log.csv" if form == "csv" else "log.parquet")
+    prepared = prepare(config_of(path, negatives="shown"), tmp_path / "out")
+    assert shown_with(prepared.dataset) == {
+        (1, 10): [[20]],
+        (1, 20): [[]],
+        (1, 30): [[]],
+        (2, 10): [[30]],
+        (2, 30): [[10, 10]],
+        (2, 20): [[10]],
+    }
+    assert prepared.report["negatives"] == {"kept": 5, "of_no_interaction": 1}
+
+
+def test_lists_and_rows_go_together(tmp_path):
+    rows = [(1, 10, 1, "buy", [30]), (1, 20, 2, "shown", None), (1, 30, 3, "buy", [10])]
+    rows += [(ALL, item, t, "buy", None) for t, item in EVERYTHING]
+    log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "what", "shown"])
+    config = config_of(log, action="what", actions=ACTIONS, negatives="shown")
+    found = shown_with(prepare(config, tmp_path / "out").dataset)
+    assert (found[1, 10], found[1, 30]) == ([[30]], [[10, 20]])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    log=st.lists(
+        st.tuples(
+            st.integers(1, 3),
+            st.integers(1, 6),
+            st.integers(0, 9),
+            st.lists(st.integers(1, 8), max_size=3),
+        ),
+        min_size=12,
+        max_size=40,
+    ),
+    core=st.integers(1, 3),
+    deduplicate=st.sampled_from(["none", "first", "last"]),
+)
+def test_negatives_follow_their_interaction_through_every_filter(
+    tmp_path_factory, log, core, deduplicate
+):
+    folder = tmp_path_factory.mktemp("log")
+    # The weight numbers the rows, so that each can be found again after sorting and filtering.
+    rows = [(*row, float(number)) for number, row in enumerate(log)]
+    path = write(folder / "log.parquet", rows, ["user_id", "item_id", "t", "shown", "w"])
+    settings = {"k_core": core, "deduplicate": deduplicate, "weight": "w"}
+    split = SplitConfig(kind="temporal", validation=0.5, test=0.8)
+    try:
+        dataset = prepare(
+            config_of(path, negatives="shown", split=split, **settings), folder / "out"
+        ).dataset
+    except DataError:
+        assume(False)  # Too little is left for a dataset at all.
+    items = dataset.items["source_id"].to_list()
+    for event, number in enumerate(dataset.weights.astype(int)):
+        ids = dataset.negative_ids[slice(*dataset.negative_offsets[event : event + 2])]
+        expected = [item for item in log[number][3] if item in items]
+        assert [items[i] for i in ids] == expected
+
+
+def test_bad_lists_are_refused(tmp_path):
+    log = write(
+        tmp_path / "log.parquet",
+        [(1, 10, 1, [1.5]), (1, 20, 2, [2.5])],
+        ["user_id", "item_id", "t", "shown"],
+    )
+    with pytest.raises(DataError, match=r"'shown'.*List\(Float64\), not lists of integers or text"):
+        prepare(config_of(log, negatives="shown"), tmp_path / "out")
+    with pytest.raises(DataError, match="'nothing'"):
+        prepare(config_of(log, negatives="nothing"), tmp_path / "out")
+    log = write(
+        tmp_path / "log.parquet",
+        [(1, "a", 1, ["x"]), (1, "b", 2, ["y"]), (1, "c", 3, [])],
+        ["user_id", "item_id", "t", "shown"],
+    )
+    with pytest.raises(DataError, match=r"none of the 2 negatives in column 'shown', such as 'x'"):
+        prepare(config_of(log, negatives="shown"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_arrays_are_refused(tmp_path):
+    log = write(tmp_path / "log.parquet", LOG, ["user_id", "item_id", "t", "what"])
+    prepare(config_of(log, action="what", actions=ACTIONS), tmp_path / "out")
+    file = tmp_path / "out" / "negative_ids.npy"
+    whole = np.load(file)
+    np.save(file, np.where(whole == whole[0], 4, whole).astype(np.int32))
+    with pytest.raises(ArtifactError, match=r"negative_ids\.npy is damaged"):
+        open_dataset(tmp_path / "out")
