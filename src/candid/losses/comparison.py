@@ -94,7 +94,7 @@ def compare(
         candidates=rows @ others.T if others.ndim == 2 else _scores_by_group(rows, others),
         hits=accidental_hits(positive_ids, candidates),
         drawn=candidates,
-        head=None if head_vectors is None else head_scores(rows, head_vectors.to(wide)),
+        head=head_scores(rows, [part.to(wide) for part in head_vectors]) if head_vectors else None,
         head_hits=None if head is None else head_hits(positive_ids, head),
     )
 
@@ -151,21 +151,26 @@ def row_constant(
 
 def _vectors(
     item_embeddings: ItemEmbeddings, positive_ids: Tensor, candidates: Candidates
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Vectors of positives [B, D], candidates [N, D] or [G, N, D] and head, gathered once."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Vectors of positives [B, D], candidates [N, D] or [G, N, D] and head, gathered once.
+
+    Those of the head are a list with one entry a part, empty where there is no head.
+    """
     ids, head = candidates.ids, candidates.head
     if ids is positive_ids and head is None:
         vectors = gather(item_embeddings, positive_ids)
-        return vectors, vectors, None
-    parts = [positive_ids, ids.flatten()]
-    if head is not None:
-        # -1 fills up a head: any vector will do, its score never counts.
-        parts.append(head.ids.flatten().clamp(min=0))
-    gathered = gather(item_embeddings, torch.cat(parts))
-    positives, others, *rest = gathered.split([part.numel() for part in parts])
-    width = gathered.shape[-1]
-    in_head = rest[0].view(*head.ids.shape, width) if head is not None else None
-    return positives, others.view(*ids.shape, width), in_head
+        return vectors, vectors, []
+    # -1 fills up a head: any vector will do, its score never counts.
+    of_head = [part.ids.clamp(min=0) for part in head.parts] if head is not None else []
+    parts = [positive_ids, ids, *of_head]
+    gathered = gather(item_embeddings, torch.cat([part.flatten() for part in parts]))
+    positives, *others = (
+        vectors.view(*part.shape, gathered.shape[-1])
+        for part, vectors in zip(
+            parts, gathered.split([part.numel() for part in parts]), strict=True
+        )
+    )
+    return positives, others[0], others[1:]
 
 
 def gather(item_embeddings: ItemEmbeddings, ids: Tensor) -> Tensor:

@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 import torch
 from torch import Tensor
 
 from candid.proposals import Candidates, Head
 
 
-def head_scores(rows: Tensor, vectors: Tensor) -> Tensor:
-    """[B, H] scores of rows [B, D] and head vectors [H, D] or [B, H, D]."""
-    if vectors.ndim == 2:
-        return rows @ vectors.T
-    return torch.einsum("bd,bhd->bh", rows, vectors)
+def head_scores(rows: Tensor, vectors: list[Tensor]) -> Tensor:
+    """[B, H] scores of rows [B, D] and the vectors of each part, [H, D] or [B, H, D]."""
+    scores = [
+        rows @ part.T if part.ndim == 2 else torch.einsum("bd,bhd->bh", rows, part)
+        for part in vectors
+    ]
+    return scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
 
 
 def head_hits(positive_ids: Tensor, head: Head) -> Tensor:
-    """[B, H] bool, True where a head item is no negative: the positive, a repetition, a filler."""
-    hits = head.ids == positive_ids[:, None]
-    if head.ids.ndim == 1:
+    """[B, H] bool, True where a head item is no negative: the positive, a repetition, a filler.
+
+    H counts the shared items and the rows' own, in this order.
+    """
+    shared, *own = head.parts
+    hits = _hits_of(positive_ids, shared.ids)
+    if not own:
         return hits
-    same = head.ids[:, :, None] == head.ids[:, None, :]
-    is_repeated = same.tril(diagonal=-1).any(dim=2)
-    return hits | is_repeated | (head.ids < 0)
+    hits_of_own = _hits_of(positive_ids, own[0].ids) | torch.isin(own[0].ids, shared.ids)
+    return torch.cat([hits, hits_of_own], dim=1)
+
+
+def _hits_of(positive_ids: Tensor, ids: Tensor) -> Tensor:
+    hits = ids == positive_ids[:, None]
+    if ids.ndim == 1:
+        return hits
+    ordered, order = ids.sort(dim=1, stable=True)
+    is_same_as_last = ordered[:, 1:] == ordered[:, :-1]
+    is_repeated = torch.zeros_like(hits).scatter(1, order[:, 1:], is_same_as_last)
+    return hits | is_repeated | (ids < 0)
 
 
 def drawn_in_head(candidates: Candidates, head: Head) -> Tensor:
     """[N] or [B, N] bool, True where a drawn candidate is an item of the (row's) head."""
-    if head.ids.ndim == 1:
-        return candidates.by_row(torch.isin(candidates.ids, head.ids))
+    return reduce(
+        or_,
+        (
+            candidates.by_row(torch.isin(candidates.ids, part.ids))
+            if part.ids.ndim == 1
+            else _drawn_in_own(candidates, part.ids)
+            for part in head.parts
+        ),
+    )
+
+
+def _drawn_in_own(candidates: Candidates, ids: Tensor) -> Tensor:
     drawn = candidates.by_row(candidates.ids)
-    found = torch.zeros(len(head.ids), drawn.shape[-1], dtype=torch.bool, device=drawn.device)
-    for column in head.ids.T:  # as many as a row has head items: few
+    found = torch.zeros(len(ids), drawn.shape[-1], dtype=torch.bool, device=drawn.device)
+    for column in ids.T:  # as many as a row has head items: few
         found |= drawn == column[:, None]
     return found
 
@@ -45,5 +73,9 @@ def head_share(head: Head, hits: Tensor, num_draws: int, dtype: torch.dtype) -> 
         num_draws: n.
         dtype: of the arithmetic.
     """
-    share = head.log_count.to(dtype).exp() / num_draws
-    return torch.where(hits, 0.0, share).sum(dim=1)
+    sizes = [part.ids.shape[-1] for part in head.parts]
+    shares = [
+        torch.where(is_hit, 0.0, part.log_count.to(dtype).exp() / num_draws).sum(dim=1)
+        for part, is_hit in zip(head.parts, hits.split(sizes, dim=1), strict=True)
+    ]
+    return torch.stack(shares).sum(dim=0)

@@ -21,6 +21,7 @@ from candid.proposals.frequency import ExactFrequency, Frequency
 from candid.proposals.head_and_tail import HeadAndTail
 from candid.proposals.in_batch import InBatch
 from candid.proposals.mixture import Mixture
+from candid.proposals.negatives import with_negatives
 from candid.proposals.popularity import Popularity
 from candid.proposals.uniform import Uniform
 
@@ -35,25 +36,26 @@ PROPOSALS: Final = {
 
 __all__ = [
     "PROPOSALS",
-    "Candidates",
     "AdaptiveProposal",
-    "ExactFrequency",
+    "Candidates",
     "Compound",
     "EncodedBatch",
+    "ExactFrequency",
     "Frequency",
     "Head",
     "HeadAndTail",
     "InBatch",
     "Mixture",
-    "Popularity",
     "Observer",
+    "Popularity",
     "Positives",
     "Proposal",
     "ProposalComponent",
     "ProposalConfig",
-    "Uniform",
     "Stateful",
-    "several_draws",
+    "Uniform",
     "checked_item_vectors",
     "query_of",
+    "several_draws",
+    "with_negatives",
 ]

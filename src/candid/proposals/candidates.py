@@ -37,10 +37,18 @@ class Head:
             up a shorter one and a repeated item counts once.
         log_count: float32, same shape: the unconditional log expected count of each *among the
             draws* (anything where ids is -1).
+        own: beside shared ``ids`` [H], each row's own further items, a head [B, S]; what the
+            shared part holds counts once. None where there are none, and for ids [B, H].
     """
 
     ids: Tensor
     log_count: Tensor
+    own: Head | None = None
+
+    @property
+    def parts(self) -> tuple[Head, ...]:
+        """The shared part and the rows' own, where both are there; else this head alone."""
+        return (self,) if self.own is None else (replace(self, own=None), self.own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,7 @@ def several_draws(
     num_groups = max(1, -(-num_rows // size))
     if num_groups == 1 or first.ids.ndim > 1:
         return first
+    draws = [first, *(proposal.draw(batch, generator) for _ in range(num_groups - 1))]
     owners = [draw.owner for draw in draws if draw.owner is not None]
     return replace(
         first,
@@ -116,7 +125,6 @@ def several_draws(
             [draw.log_count for draw in draws], batch_first=True, padding_value=float("inf")
         ),
         owner=pad_sequence(owners, batch_first=True, padding_value=-1) if owners else None,
-    draws = [first, *(proposal.draw(batch, generator) for _ in range(num_groups - 1))]
     )
 
 

@@ -1,0 +1,211 @@
+"""Negatives of the user's own, against every outcome of a draw and the full softmax."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from candid.errors import ConfigError, DataError
+from candid.losses import full_softmax, sampled_softmax
+from candid.proposals import (
+    Candidates,
+    Head,
+    HeadAndTail,
+    InBatch,
+    Popularity,
+    Uniform,
+    with_negatives,
+)
+
+V, N = 5, 3
+
+
+def rows_of(positive_ids):
+    return SimpleNamespace(positive_ids=positive_ids, user_ids=torch.arange(len(positive_ids)))
+
+
+def every_outcome(proposal, log_q, positive, head_ids):
+    """All V^N draws as the candidates of a row each, and the probability of each."""
+    ids = torch.tensor(list(itertools.product(range(V), repeat=N)))
+    batch = rows_of(torch.full((len(ids),), positive))
+    if proposal.distinct:
+        # A repeated draw is no candidate; inf says so.
+        is_new = torch.ones_like(ids, dtype=torch.bool)
+        for one, other in itertools.combinations(range(N), 2):
+            is_new[:, other] &= ids[:, one] != ids[:, other]
+        log_count = proposal.log_count_of(ids, batch).masked_fill(~is_new, math.inf)
+    else:
+        log_count = proposal.log_count_of(ids, batch)
+    drawn = Candidates(
+        ids=ids,
+        log_count=log_count,
+        log_count_positive=proposal.log_count_of(batch.positive_ids, batch),
+        num_draws=None if proposal.distinct else N,
+        head=None
+        if head_ids is None
+        else Head(torch.tensor(head_ids), proposal.log_count_of(torch.tensor(head_ids), batch)),
+    )
+    return drawn, batch, log_q[ids].sum(dim=1).exp()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=V, max_size=V),
+    positive=st.integers(0, V - 1),
+    negatives=st.lists(st.integers(-1, V - 1), max_size=4),
+    head_ids=st.none() | st.sets(st.integers(0, V - 1), min_size=1, max_size=2).map(sorted),
+    distinct=st.booleans(),
+    alpha=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_expected_z_is_exact(counts, positive, negatives, head_ids, distinct, alpha, seed):
+    """Summed over all V^N outcomes, not sampled: the error is that of float32 counts alone."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(V, generator=generator, dtype=torch.float64)
+    weights = torch.tensor(counts).double() ** alpha
+    proposal = Popularity(torch.tensor(counts), N, alpha, distinct)
+    drawn, batch, chance = every_outcome(
+        proposal, (weights / weights.sum()).log(), positive, head_ids
+    )
+    given_ids = torch.tensor(negatives, dtype=torch.int64).expand(len(chance), -1)
+    out = sampled_softmax(
+        scores.expand(len(chance), -1),
+        torch.eye(V, dtype=torch.float64),
+        batch.positive_ids,
+        with_negatives(drawn, given_ids, proposal, batch),
+    )
+    z = out.log_z.exp()
+    known = {i for i in negatives if i >= 0} | set(head_ids or []) | {positive}
+    if not distinct and len(known) < V:
+        # Draws are renormalised over the items that are left; none left says nothing of them.
+        says = ~torch.isin(drawn.ids, torch.tensor(sorted(known))).all(dim=1)
+        z, chance = z[says], chance[says] / chance[says].sum()
+    exact = float(scores.exp().sum() - scores[positive].exp())
+    assert float((z * chance).sum()) == pytest.approx(exact, rel=1e-5, abs=1e-9)
+
+
+def test_expected_z_is_exact_for_draws_of_the_batch():
+    """Two other rows, every pair of their positives by its chance; one user's rows in between."""
+    generator = torch.Generator().manual_seed(2)
+    counts = torch.tensor([5, 4, 3, 2, 1])
+    scores = torch.randn(V, generator=generator, dtype=torch.float64)
+    proposal = InBatch(counts)
+    user_ids = torch.tensor([0, 0, 1, 2])
+    negatives = torch.tensor([[1, -1], [-1, -1], [2, 3], [0, 0]])
+    total = share = 0.0
+    for others in itertools.product(range(V), repeat=2):
+        positive_ids = torch.tensor([4, 0, *others])
+        batch = SimpleNamespace(positive_ids=positive_ids, user_ids=user_ids)
+        drawn = with_negatives(proposal.draw(batch), negatives, proposal, batch)
+        out = sampled_softmax(
+            scores.expand(4, -1), torch.eye(V, dtype=torch.float64), positive_ids, drawn
+        )
+        chance = float(counts[list(others)].double().prod() / counts.sum() ** 2)
+        if set(others) - {4, 1}:
+            total += chance * float(out.log_z[0].exp())
+            share += chance
+    exact = float(scores[:4].exp().sum())
+    assert total / share == pytest.approx(exact, rel=1e-5)
+
+
+def drawn_with(head_ids=None, num_rows=3):
+    proposal = Uniform(10, 4)
+    batch = rows_of(torch.arange(num_rows))
+    drawn = proposal.draw(batch, torch.Generator().manual_seed(0))
+    if head_ids is not None:
+        drawn = HeadAndTail(torch.arange(10, 0, -1), proposal, 4).draw(batch)
+    return proposal, batch, drawn
+
+
+def test_negatives_of_everything_are_the_full_softmax_with_its_gradient():
+    proposal, batch, drawn = drawn_with()
+    query = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    items = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
+    everything = torch.arange(10).expand(3, -1)
+    full = with_negatives(drawn, everything, proposal, batch)
+    sampled = sampled_softmax(query, items, batch.positive_ids, full)
+    exact = full_softmax(query, items, batch.positive_ids)
+    torch.testing.assert_close(sampled.loss, exact.loss)
+    mine, theirs = (torch.autograd.grad(o.loss.sum(), (query, items)) for o in (sampled, exact))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_shared_head_stays_shared_and_a_second_list_joins_the_first():
+    proposal, batch, drawn = drawn_with(head_ids=True)
+    first = with_negatives(drawn, torch.tensor([[9], [8], [-1]]), proposal, batch)
+    assert first.head.ids is drawn.head.ids
+    assert first.head.own.ids.tolist() == [[9], [8], [-1]]
+    assert first.head.own.log_count[:2, 0].tolist() == pytest.approx([math.log(4 / 10)] * 2)
+    second = with_negatives(first, torch.tensor([[1, 7], [8, 5], [6, -1]]), proposal, batch)
+    assert second.head.own.ids.tolist() == [[9, 1, 7], [8, 8, 5], [-1, 6, -1]]
+    assert drawn.head.own is None
+    query, items = torch.randn(3, 4).double(), torch.randn(10, 4).double()
+    at_once = Head(torch.tensor([[0, 1, 2, 3, 9, 7], [0, 1, 2, 3, 8, 5], [0, 1, 2, 3, 6, 6]]), 0)
+    at_once = Head(at_once.ids, proposal.log_count_of(at_once.ids, batch))
+    apart = sampled_softmax(query, items, batch.positive_ids, second, effective=True)
+    joined = sampled_softmax(
+        query,
+        items,
+        batch.positive_ids,
+        Candidates(
+            second.ids, second.log_count, second.log_count_positive, second.num_draws, head=at_once
+        ),
+        effective=True,
+    )
+    torch.testing.assert_close(apart.log_z, joined.log_z)
+    torch.testing.assert_close(apart.effective_candidates, joined.effective_candidates)
+
+
+def test_a_row_without_any_negative_is_as_it_was():
+    proposal, batch, drawn = drawn_with()
+    query, items = torch.randn(3, 4), torch.randn(10, 4)
+    plain = sampled_softmax(query, items, batch.positive_ids, drawn)
+    for nothing in (torch.full((3, 2), -1), torch.empty(3, 0, dtype=torch.int64)):
+        out = sampled_softmax(
+            query, items, batch.positive_ids, with_negatives(drawn, nothing, proposal, batch)
+        )
+        torch.testing.assert_close(out.loss, plain.loss)
+
+
+def test_negatives_of_a_row_s_own_user_count():
+    """In-batch masks a user's own positives; what that user was shown is a negative."""
+    proposal = InBatch(torch.ones(4))
+    batch = SimpleNamespace(positive_ids=torch.tensor([0, 1]), user_ids=torch.tensor([5, 5]))
+    drawn = with_negatives(proposal.draw(batch), torch.tensor([[1], [3]]), proposal, batch)
+    scores = torch.randn(4, dtype=torch.float64)
+    out = sampled_softmax(scores.expand(2, -1), torch.eye(4).double(), batch.positive_ids, drawn)
+    torch.testing.assert_close(out.log_z, scores[[1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("negative_ids", "error", "sentence"),
+    [
+        (torch.zeros(3, dtype=torch.int64), ConfigError, r"must be \[B, S\].*got shape \(3,\)"),
+        (torch.zeros(2, 1, dtype=torch.int64), ConfigError, r"each of the 3 rows .* \(2, 1\)"),
+        (torch.zeros(3, 1), ConfigError, "must be integers, got torch.float32"),
+        (torch.tensor([[0], [1], [-2]]), DataError, "holds -2 in row 2: ids begin at 0"),
+    ],
+)
+def test_negatives_that_are_none_are_refused(negative_ids, error, sentence):
+    proposal, batch, drawn = drawn_with()
+    with pytest.raises(error, match=sentence):
+        with_negatives(drawn, negative_ids, proposal, batch)
+
+
+def test_a_head_of_other_rows_cannot_be_joined():
+    proposal, batch, drawn = drawn_with()
+    first = with_negatives(drawn, torch.tensor([[9], [8], [-1]]), proposal, batch)
+    with pytest.raises(ConfigError, match="negatives of 2 rows cannot join a head of 3 rows"):
+        with_negatives(first, torch.tensor([[1], [2]]), proposal, rows_of(torch.arange(2)))
+
+
+def test_a_negative_outside_the_catalog_is_named():
+    proposal, batch, drawn = drawn_with()
+    drawn = with_negatives(drawn, torch.tensor([[1], [2], [10]]), proposal, batch)
+    with pytest.raises(DataError, match="item id 10 is outside the catalog: ids must be 0 to 9"):
+        sampled_softmax(torch.ones(3, 2), torch.ones(10, 2), batch.positive_ids, drawn)
