@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from candid.errors import ConfigError, DataError
+from candid.errors import ConfigError, DataError, UnknownNameError
 from candid.proposals import ExactFrequency, Frequency, InBatch
 
 
@@ -64,3 +64,33 @@ def test_any_frequency_will_do(kind, counts, rows):
 def test_no_candidates_are_refused(counts):
     with pytest.raises(ConfigError):
         InBatch(counts, num_candidates=0)
+
+
+@pytest.mark.parametrize("kind", ["streaming", "count_min"])
+def test_a_frequency_learnt_from_the_stream(kind, counts, rows):
+    config = InBatch.Config.model_validate({"frequency": {"type": kind, "num_hashes": 2}})
+    assert config.model_dump()["frequency"]["type"] == kind
+    proposal, resumed = config.build(counts), config.build(counts)
+    assert proposal.frequency.num_hashes == 2
+    # Nothing is known: all items are alike, those of training count 0 too.
+    assert proposal.draw(rows).log_count.exp().tolist() == pytest.approx([6 / 10] * 6)
+    for _ in range(3):
+        proposal.observe(rows)
+    stated = proposal.draw(rows).log_count.exp().tolist()
+    assert stated == pytest.approx([6 * 2 / 6, 1, 2, 1, 1, 1])
+    resumed.restore(proposal.state())
+    assert torch.equal(resumed.draw(rows).log_count, proposal.draw(rows).log_count)
+
+
+def test_an_exact_frequency_learns_nothing(counts, rows):
+    proposal = InBatch.Config().build(counts)
+    before = proposal.draw(rows).log_count
+    proposal.observe(rows)
+    assert torch.equal(proposal.draw(rows).log_count, before)
+    assert proposal.state() == {}
+    proposal.restore({})
+
+
+def test_unknown_frequency_lists_the_known_ones():
+    with pytest.raises(UnknownNameError, match="count_min, exact, streaming"):
+        InBatch.Config.model_validate({"frequency": "sketchy"})

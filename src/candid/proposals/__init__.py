@@ -17,12 +17,21 @@ from candid.proposals.adaptive import (
 )
 from candid.proposals.candidates import Candidates, Head, Positives, Proposal, several_draws
 from candid.proposals.config import ProposalComponent, ProposalConfig
-from candid.proposals.frequency import ExactFrequency, Frequency
+from candid.proposals.count_min_frequency import CountMinFrequency
+from candid.proposals.frequency import (
+    ExactFrequency,
+    Frequency,
+    FrequencyComponent,
+    FrequencyConfig,
+    StreamFrequency,
+)
+from candid.proposals.frequency_error import FrequencyError, frequency_error
 from candid.proposals.head_and_tail import HeadAndTail
 from candid.proposals.in_batch import InBatch
 from candid.proposals.mixture import Mixture
 from candid.proposals.negatives import with_negatives
 from candid.proposals.popularity import Popularity
+from candid.proposals.streaming_frequency import StreamingFrequency
 from candid.proposals.uniform import Uniform
 
 PROPOSALS: Final = {
@@ -34,14 +43,26 @@ PROPOSALS: Final = {
 }
 """Proposals by the name used in recipes."""
 
+FREQUENCIES: Final = {
+    "exact": ExactFrequency,
+    "streaming": StreamingFrequency,
+    "count_min": CountMinFrequency,
+}
+"""Item frequencies by the name used in recipes."""
+
 __all__ = [
+    "FREQUENCIES",
     "PROPOSALS",
     "AdaptiveProposal",
     "Candidates",
     "Compound",
+    "CountMinFrequency",
     "EncodedBatch",
     "ExactFrequency",
     "Frequency",
+    "FrequencyComponent",
+    "FrequencyConfig",
+    "FrequencyError",
     "Head",
     "HeadAndTail",
     "InBatch",
@@ -53,8 +74,11 @@ __all__ = [
     "ProposalComponent",
     "ProposalConfig",
     "Stateful",
+    "StreamFrequency",
+    "StreamingFrequency",
     "Uniform",
     "checked_item_vectors",
+    "frequency_error",
     "query_of",
     "several_draws",
     "with_negatives",

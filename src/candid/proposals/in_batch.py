@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.errors import ConfigError, DataError
+from candid.errors import ConfigError
 from candid.proposals.candidates import Candidates, Positives
 from candid.proposals.config import ProposalConfig
 from candid.proposals.expected_count import log_expected_count
-from candid.proposals.frequency import Counts, ExactFrequency, Frequency
+from candid.proposals.frequency import (
+    Counts,
+    ExactFrequency,
+    Frequency,
+    FrequencyComponent,
+    StreamFrequency,
+    check_positives,
+)
 
 
 class InBatch:
@@ -56,10 +65,16 @@ class InBatch:
         num_candidates: int | None = Field(
             None, ge=1, description="positives to take of the batch; all where not set"
         )
+        frequency: FrequencyComponent = Field(
+            default_factory=ExactFrequency.Config,
+            description="how often each item is a positive: 'exact', from the training counts, "
+            "or learnt from the stream of batches",
+        )
 
         def build(self, counts: Tensor) -> InBatch:
-            """Build with the exact frequency from these training counts."""
-            return InBatch(counts, self.exclude_same_user, self.distinct, self.num_candidates)
+            """Build with the frequency for a catalog with these training counts."""
+            frequency = self.frequency.build(counts)
+            return InBatch(frequency, self.exclude_same_user, self.distinct, self.num_candidates)
 
     def __init__(
         self,
@@ -91,9 +106,10 @@ class InBatch:
             ids, user_ids = ids[rows], user_ids[rows]
         if self.distinct:
             ids, user_ids = _distinct(ids, user_ids)
+        check_positives(self.frequency, ids)
         return Candidates(
             ids=ids,
-            log_count=self._checked(ids, batch),
+            log_count=self.log_count_of(ids, batch),
             log_count_positive=self.log_count_of(batch.positive_ids, batch),
             num_draws=None if self.distinct else num_draws,
             owner=user_ids if self.exclude_same_user else None,
@@ -106,6 +122,20 @@ class InBatch:
         if self.distinct:
             num_draws = num_draws * self._share_of_others(batch)
         return log_expected_count(self.frequency.log_q(ids), num_draws, self.distinct)
+
+    def observe(self, batch: Positives) -> None:
+        """Let the frequency learn from a batch, where it learns; see ``Observer.observe``."""
+        if isinstance(self.frequency, StreamFrequency):
+            self.frequency.observe(batch.positive_ids)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the frequency has learnt, nothing where it is exact; see ``Stateful.state``."""
+        return self.frequency.state() if isinstance(self.frequency, StreamFrequency) else {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Give the frequency back what it had learnt; see ``Stateful.restore``."""
+        if isinstance(self.frequency, StreamFrequency):
+            self.frequency.restore(state)
 
     def _num_draws(self, batch: Positives) -> int:
         num_rows = len(batch.positive_ids)
@@ -120,16 +150,6 @@ class InBatch:
             rows_of_user = torch.unique(batch.user_ids, return_counts=True)[1].double()
             own = rows_of_user.square().sum() / num_rows**2
         return 1.0 - own
-
-    def _checked(self, ids: Tensor, batch: Positives) -> Tensor:
-        log_q = self.frequency.log_q(ids)
-        if ids.device.type == "cpu" and bool((never := log_q.isneginf()).any()):
-            item = int(ids[never][0])
-            raise DataError(
-                f"item {item} is a positive of the batch but has frequency 0: "
-                "count the items over all the interactions that are trained on"
-            )
-        return self.log_count_of(ids, batch)
 
 
 def _distinct(ids: Tensor, user_ids: Tensor) -> tuple[Tensor, Tensor]:
