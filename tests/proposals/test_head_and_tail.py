@@ -2,16 +2,27 @@ import pytest
 import torch
 
 from candid.errors import ConfigError
-from candid.proposals import HeadAndTail, Mixture, Popularity, Uniform
+from candid.proposals import HeadAndTail, InBatch, Mixture, Popularity, Uniform
 
 
-def test_the_head_is_the_most_popular_and_the_tail_is_as_it_was(counts, rows):
-    tail = Popularity(counts, 5)
-    drawn = HeadAndTail(counts, tail, 3).draw(rows, torch.Generator().manual_seed(1))
-    alone = tail.draw(rows, torch.Generator().manual_seed(1))
+def test_the_head_is_the_most_popular_and_no_draw_is_lost_to_it(counts, rows, generator):
+    drawn = HeadAndTail(counts, Popularity(counts, 50), 3).draw(rows, generator)
+    assert drawn.head.ids.tolist() == [0, 1, 2]
+    assert bool(drawn.head.log_count.isneginf().all())
+    assert set(drawn.ids.tolist()) <= set(range(3, 9))  # the last item has no count
+    assert drawn.num_draws == 50
+    assert drawn.log_count.exp().tolist() == pytest.approx(
+        [50 * int(counts[i]) / 20 for i in drawn.ids]
+    )
+    # Items of the head are never drawn, 4 and 7 of 20 counts are 5 and 1.
+    assert drawn.log_count_positive.exp().tolist() == pytest.approx([0, 0, 0, 12.5, 0, 2.5])
+
+
+def test_a_tail_that_cannot_avoid_the_head_is_as_it_was(counts, rows):
+    tail = InBatch(counts)
+    drawn, alone = HeadAndTail(counts, tail, 3).draw(rows), tail.draw(rows)
     assert torch.equal(drawn.ids, alone.ids)
     assert torch.equal(drawn.log_count, alone.log_count)
-    assert drawn.head.ids.tolist() == [0, 1, 2]
     assert torch.equal(drawn.head.log_count, tail.log_count_of(torch.arange(3), rows))
 
 

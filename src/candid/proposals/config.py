@@ -23,10 +23,6 @@ class ProposalConfig(ComponentConfig, ABC):
             counts: [V], how often each item is a training target.
         """
 
-    def build_outside(self, counts: Tensor, head_ids: Tensor) -> Proposal:
-        """Build it as the tail of a head: where it can, it draws none of these items [H]."""
-        return self.build(counts)
-
 
 def _registry() -> Mapping[str, Any]:
     import candid.proposals  # The registry lists the modules that import this one.

@@ -1,7 +1,8 @@
-"""The most popular items exactly, the rest by draws."""
+"""Some items exactly, the rest by draws: the most popular, or a head of another kind."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import torch
@@ -14,16 +15,60 @@ from candid.proposals.candidates import Candidates, Head, Positives, Proposal
 from candid.proposals.config import ProposalComponent, ProposalConfig
 from candid.proposals.frequency import Counts, checked_counts
 from candid.proposals.on_device import OnDevice
+from candid.proposals.outside import outside
 from candid.proposals.popularity import Popularity
 
 
-class HeadAndTail(Compound):
-    """A fixed head of popular items with expected count 1, and draws for what is outside.
+class ExactHead(Compound, ABC):
+    """A head shared by all rows, with expected count 1, and draws for what is outside.
+
+    The estimate of Z' is unbiased for *any* head that is settled before the tail is drawn: what
+    is in it is summed, what is not is estimated, and only the draws are random. So the head may
+    be stale, silly or made from the very rows that it serves. It may even hold a row's positive:
+    the loss masks it there as it does among the draws, Z' being a sum over the *other* items.
+
+    The tail draws outside the head where it can (``Avoiding``): then every draw counts. Of
+    another tail the draws that fall into the head are dropped, and where all of a step's draws
+    do, the tail's share is missed. ``log_count_of`` states what the *draws* expect.
+
+    Args:
+        tail: draws the rest.
+
+    Raises:
+        ConfigError: the tail has a head itself.
+    """
+
+    def __init__(self, tail: Proposal) -> None:
+        if isinstance(tail, ExactHead):
+            raise ConfigError(
+                "the tail of a proposal with an exact head cannot have a head of its own"
+            )
+        self.tail = tail
+        self.parts = {"tail": tail}
+
+    @abstractmethod
+    def split(self, batch: Positives) -> tuple[Tensor, Proposal]:
+        """The head [H] int64 of a batch, distinct, and the tail as it draws beside it."""
+
+    def draw(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
+        """Draw the tail of one step; see ``Proposal.draw``."""
+        head_ids, tail = self.split(batch)
+        drawn = tail.draw(batch, generator)
+        # A tail that draws for each row apart expects of the head what that row expects.
+        num_rows = len(batch.positive_ids)
+        ids = head_ids if drawn.ids.ndim == 1 else head_ids.expand(num_rows, -1)
+        return replace(drawn, head=Head(head_ids, tail.log_count_of(ids, batch)))
+
+    def log_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
+        """Log expected count of any items among the draws; see ``Proposal.log_count_of``."""
+        return self.split(batch)[1].log_count_of(ids, batch)
+
+
+class HeadAndTail(ExactHead):
+    """A fixed head: the most popular items.
 
     A softmax over a catalog is mostly decided by few items; scoring those exactly takes them
-    out of the noise. ``log_count_of`` states what the *draws* expect, head or not. Draws that
-    fall into the head are dropped: a tail that cannot is better (a recipe's popularity tail is
-    made so), and where all of a step's draws are dropped the tail's share is missed.
+    out of the noise.
 
     Args:
         counts: [V], how often each item is a training target.
@@ -45,34 +90,25 @@ class HeadAndTail(Compound):
         )
 
         def build(self, counts: Tensor) -> HeadAndTail:
-            """Build head and tail for the same catalog; the tail avoids the head if it can."""
-            num_head = min(self.num_head, len(counts))
-            tail = self.tail.build_outside(counts, most_popular(counts, num_head))
-            return HeadAndTail(counts, tail, self.num_head)
+            """Build head and tail for the same catalog."""
+            return HeadAndTail(counts, self.tail.build(counts), self.num_head)
 
     def __init__(self, counts: Counts, tail: Proposal, num_head: int) -> None:
+        super().__init__(tail)
         checked = checked_counts(counts)
         if not 1 <= num_head <= len(checked):
             raise ConfigError(
                 f"num_head must be between 1 and the {len(checked)} items of the catalog, got "
                 f"{num_head}"
             )
-        if isinstance(tail, HeadAndTail):
-            raise ConfigError("the tail of a head_and_tail proposal cannot have a head of its own")
-        self.tail = tail
-        self.parts = {"tail": tail}
         self.num_head = num_head
-        self._head_ids = OnDevice(most_popular(checked, num_head))
+        head_ids = most_popular(checked, num_head)
+        self._head_ids = OnDevice(head_ids)
+        self._tail_outside = outside(tail, head_ids)
 
-    def draw(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
-        """Draw the tail of one step; see ``Proposal.draw``."""
-        ids = self._head_ids(batch.positive_ids.device)
-        head = Head(ids, self.tail.log_count_of(ids, batch))
-        return replace(self.tail.draw(batch, generator), head=head)
-
-    def log_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
-        """Log expected count of any items among the draws; see ``Proposal.log_count_of``."""
-        return self.tail.log_count_of(ids, batch)
+    def split(self, batch: Positives) -> tuple[Tensor, Proposal]:
+        """The most popular items, and the tail beside them; see ``ExactHead.split``."""
+        return self._head_ids(batch.positive_ids.device), self._tail_outside
 
 
 def most_popular(counts: Tensor, num_items: int) -> Tensor:

@@ -12,6 +12,7 @@ from candid.errors import ConfigError
 from candid.proposals.adaptive import Compound
 from candid.proposals.candidates import Candidates, Positives, Proposal
 from candid.proposals.config import ProposalComponent, ProposalConfig
+from candid.proposals.outside import outside
 
 
 class Mixture(Compound):
@@ -49,15 +50,15 @@ class Mixture(Compound):
             """Build every component for the same catalog."""
             return Mixture([component.build(counts) for component in self.components])
 
-        def build_outside(self, counts: Tensor, head_ids: Tensor) -> Mixture:
-            """Build every component as the tail of the same head."""
-            return Mixture([c.build_outside(counts, head_ids) for c in self.components])
-
     def __init__(self, components: Sequence[Proposal]) -> None:
         if not components:
             raise ConfigError("a mixture needs at least one proposal in 'components'")
         self.components = tuple(components)
         self.parts = {str(place): part for place, part in enumerate(self.components)}
+
+    def outside(self, head_ids: Tensor) -> Mixture:
+        """Every component without these items, where it can; see ``Avoiding.outside``."""
+        return Mixture([outside(component, head_ids) for component in self.components])
 
     def draw(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
         """Draw from every component, in order; see ``Proposal.draw``.

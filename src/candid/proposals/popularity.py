@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import torch
 from pydantic import Field
@@ -14,6 +15,7 @@ from candid.proposals.config import ProposalConfig
 from candid.proposals.expected_count import log_expected_count
 from candid.proposals.frequency import Counts, checked_counts
 from candid.proposals.on_device import OnDevice
+from candid.proposals.outside import Gaps, joined
 
 
 class Popularity:
@@ -51,11 +53,6 @@ class Popularity:
             """Build for a catalog with these training counts."""
             return Popularity(counts, self.num_candidates, self.alpha, self.distinct)
 
-        def build_outside(self, counts: Tensor, head_ids: Tensor) -> Popularity:
-            """Build over the other items; where those have no counts, over all."""
-            others = counts.index_fill(0, head_ids.to(counts.device), 0)
-            return self.build(others if bool(others.any()) else counts)
-
     def __init__(
         self, counts: Counts, num_candidates: int, alpha: float = 1.0, distinct: bool = False
     ) -> None:
@@ -74,21 +71,23 @@ class Popularity:
         self.alpha = alpha
         self.distinct = distinct
         cumulative = log_weights.exp().cumsum(0)
-        log_q = log_weights - cumulative[-1].log()
         self._cumulative = OnDevice(cumulative)
-        self._log_count = OnDevice(log_expected_count(log_q, num_candidates, distinct))
+        self._log_q = OnDevice(log_weights - cumulative[-1].log())
+        self._left_out = OnDevice(torch.empty(0, dtype=torch.int64))
+
+    def outside(self, head_ids: Tensor) -> Popularity:
+        """Draw from the other items alone; see ``Avoiding.outside``."""
+        others = copy(self)
+        left_out = joined(self._left_out(head_ids.device), head_ids)
+        others._left_out = OnDevice(left_out)
+        whole = self._cumulative(head_ids.device)[-1]
+        # What differences of sums leave of less than this is their rounding.
+        is_nothing = others._gaps(head_ids.device).remaining(whole) < 1e-12 * whole
+        return self if bool(is_nothing) else others
 
     def draw(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
         """Draw the candidates of one step; see ``Proposal.draw``."""
-        device = batch.positive_ids.device
-        cumulative = self._cumulative(device)
-        points = torch.rand(
-            self.num_candidates, generator=generator, device=device, dtype=torch.float64
-        )
-        # A product that rounds up to the total would fall beyond the last item.
-        below_total = torch.nextafter(cumulative[-1], torch.zeros_like(cumulative[-1]))
-        points = torch.minimum(points * cumulative[-1], below_total)
-        ids = torch.searchsorted(cumulative, points, right=True)
+        ids = self._draw_ids(batch.positive_ids.device, generator)
         if self.distinct:
             ids = torch.unique(ids)
         return Candidates(
@@ -100,4 +99,27 @@ class Popularity:
 
     def log_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
         """Log expected count of any items; see ``Proposal.log_count_of``."""
-        return self._log_count(ids.device)[ids]
+        log_q, left_out = self._log_q(ids.device)[ids], self._left_out(ids.device)
+        if len(left_out):
+            whole = self._cumulative(ids.device)[-1]
+            share = self._gaps(ids.device).remaining(whole) / whole
+            # Q of the one item left may round to just above 1.
+            log_q = (log_q - share.log()).clamp(max=0.0)
+            log_q = log_q.masked_fill(torch.isin(ids, left_out), -math.inf)
+        return log_expected_count(log_q, self.num_candidates, self.distinct)
+
+    def _draw_ids(self, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        cumulative, gaps = self._cumulative(device), self._gaps(device)
+        points = torch.rand(
+            self.num_candidates, generator=generator, device=device, dtype=torch.float64
+        )
+        points = gaps.widened(points * gaps.remaining(cumulative[-1]))
+        # What rounds up to the total would fall beyond the last item. What rounds into a gap
+        # falls on an item of the head, and is dropped like any draw of the head.
+        below_total = torch.nextafter(cumulative[-1], torch.zeros_like(cumulative[-1]))
+        return torch.searchsorted(cumulative, torch.minimum(points, below_total), right=True)
+
+    def _gaps(self, device: torch.device) -> Gaps:
+        cumulative, left_out = self._cumulative(device), self._left_out(device)
+        begins = torch.where(left_out > 0, cumulative[left_out - 1], 0.0)
+        return Gaps(begins, cumulative[left_out] - begins)

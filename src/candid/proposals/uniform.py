@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import torch
 from pydantic import Field
@@ -12,6 +13,8 @@ from candid.errors import ConfigError
 from candid.proposals.candidates import Candidates, Positives
 from candid.proposals.config import ProposalConfig
 from candid.proposals.expected_count import log_expected_count
+from candid.proposals.on_device import OnDevice
+from candid.proposals.outside import Gaps, joined
 
 
 class Uniform:
@@ -47,17 +50,20 @@ class Uniform:
         self.num_items = num_items
         self.num_candidates = num_candidates
         self.distinct = distinct
-        log_q = torch.tensor(-math.log(num_items), dtype=torch.float64)
-        self._log_count = log_expected_count(log_q, num_candidates, distinct).item()
+        self._left_out = OnDevice(torch.empty(0, dtype=torch.int64))
+
+    def outside(self, head_ids: Tensor) -> Uniform:
+        """Draw from the other items alone; see ``Avoiding.outside``."""
+        left_out = joined(self._left_out(head_ids.device), head_ids)
+        if len(left_out) == self.num_items:
+            return self
+        others = copy(self)
+        others._left_out = OnDevice(left_out)
+        return others
 
     def draw(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
         """Draw the candidates of one step; see ``Proposal.draw``."""
-        ids = torch.randint(
-            self.num_items,
-            (self.num_candidates,),
-            generator=generator,
-            device=batch.positive_ids.device,
-        )
+        ids = self._draw_ids(batch.positive_ids.device, generator)
         if self.distinct:
             ids = torch.unique(ids)
         return Candidates(
@@ -69,4 +75,18 @@ class Uniform:
 
     def log_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
         """Log expected count of any items; see ``Proposal.log_count_of``."""
-        return torch.full(ids.shape, self._log_count, device=ids.device)
+        left_out = self._left_out(ids.device)
+        log_q = torch.tensor(-math.log(self.num_items - len(left_out)), dtype=torch.float64)
+        log_count = log_expected_count(log_q, self.num_candidates, self.distinct).item()
+        counts = torch.full(ids.shape, log_count, device=ids.device)
+        return counts.masked_fill(torch.isin(ids, left_out), -math.inf) if len(left_out) else counts
+
+    def _draw_ids(self, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        left_out = self._left_out(device)
+        places = torch.randint(
+            self.num_items - len(left_out),
+            (self.num_candidates,),
+            generator=generator,
+            device=device,
+        )
+        return Gaps(left_out, torch.ones_like(left_out)).widened(places)
