@@ -20,6 +20,7 @@ import typer
 from typer.main import get_command
 
 import candid
+from candid.cli.audit import audit
 from candid.cli.demo import demo
 from candid.cli.evaluate import evaluate
 from candid.cli.prepare import prepare
@@ -39,6 +40,7 @@ app.command(short_help="Compare the corrections in a world whose truth is known.
 app.command(short_help="Read, filter, split and store interactions.")(prepare)
 app.command(cls=TrainCommand, short_help="Train a model and measure it.")(train)
 app.command(short_help="Measure a trained model over the full catalog.")(evaluate)
+app.command(short_help="Measure estimators of the loss against the full softmax.")(audit)
 app.command(short_help="Recommend items to users, or for a typed history.")(recommend)
 
 

@@ -6,6 +6,7 @@ from candid.report.figures import (
     calibration,
     interval_bars,
     learning_curves,
+    log_log,
     rank_frequency,
 )
 from candid.report.html import (
@@ -27,6 +28,7 @@ __all__ = [
     "calibration",
     "interval_bars",
     "learning_curves",
+    "log_log",
     "rank_frequency",
     "render_page",
     "write_report",

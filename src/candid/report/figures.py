@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#8a8f98", "#d9822b", "#3b82c4", "#2f9e77", "#a668c9", "#d1495b")
+MARKERS = ("o", "^", "s")
 DASHES = ("-", "--", "-", "-.", ":", "--")
 _PAGE_INK = "#010203"
 """Stands for the page's text colour while matplotlib draws; replaced by ``currentColor``."""
@@ -176,6 +177,35 @@ def calibration(curves: Mapping[str, Curve], *, y_label: str = "observed frequen
     axes.set_xscale("log")
     axes.set_yscale("log")
     return _finish(figure, axes, "predicted probability", y_label)
+
+
+def log_log(
+    curves: Mapping[str, Curve], *, x_label: str, y_label: str, is_scatter: bool = False
+) -> str:
+    """Two positive numbers against each other on logarithmic axes, one line a series.
+
+    Args:
+        curves: by name; points that are not positive are left out.
+        x_label: with its unit.
+        y_label: with its unit.
+        is_scatter: points alone, not joined.
+
+    Returns:
+        SVG.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    figure, axes = _figure()
+    for index, (name, curve) in enumerate(curves.items()):
+        points = np.array([curve.x, curve.y], dtype=np.float64)
+        x, y = points[:, (points > 0).all(axis=0)]
+        style = _style(index) | ({"linestyle": ""} if is_scatter else {})
+        marker = MARKERS[index // len(COLORS) % len(MARKERS)]
+        axes.plot(x, y, label=name, marker=marker, markersize=4, **style)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    return _finish(figure, axes, x_label, y_label)
 
 
 def _figure() -> tuple[Figure, Axes]:

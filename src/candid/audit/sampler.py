@@ -1,0 +1,135 @@
+"""Draws for audited rows: what is random of a proposal, given the row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from candid.audit.subject import Subject
+from candid.proposals import (
+    AdaptiveProposal,
+    Candidates,
+    Compound,
+    EncodedBatch,
+    Head,
+    InBatch,
+    Proposal,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Audited rows that stand in one batch.
+
+    Attributes:
+        query: [B, D].
+        positive_ids: [B] int64.
+        user_ids: [B] int64.
+    """
+
+    query: Tensor
+    positive_ids: Tensor
+    user_ids: Tensor
+
+    @classmethod
+    def of(cls, subject: Subject, rows: slice | Tensor) -> Rows:
+        """Take some of a subject's rows."""
+        return cls(subject.query[rows], subject.positive_ids[rows], subject.user_ids[rows])
+
+
+class Sampler:
+    """Draws the candidates of audited rows again and again.
+
+    Given the row, the draws of most proposals are all that is random. An in-batch proposal has
+    no draws: there the *other rows of the batch* are random, ``batch_rows`` of them for each
+    draw, taken from the training rows independently and with replacement, as the item frequency
+    that corrects them supposes. The audited rows share them; a row of the same user is masked.
+
+    Args:
+        proposal: built for the subject's catalog; one that follows the model is given its item
+            vectors here.
+        subject: what is audited.
+        batch_rows: other rows of a batch, for proposals that take candidates from it.
+        generator: source of randomness.
+    """
+
+    def __init__(
+        self, proposal: Proposal, subject: Subject, batch_rows: int, generator: torch.Generator
+    ) -> None:
+        self._proposal = proposal
+        self._subject = subject
+        self._batch_rows = batch_rows
+        self._generator = generator
+        parts = list(_parts(proposal))
+        in_batch = [part for part in parts if isinstance(part, InBatch)]
+        self.takes_from_batch = bool(in_batch)
+        self._needs_guest = any(part.distinct for part in in_batch)
+        if isinstance(proposal, AdaptiveProposal):
+            proposal.refresh(subject.item_vectors)
+
+    def draw(self, rows: Rows) -> Candidates:
+        """The candidates of one step for these rows."""
+        if not self.takes_from_batch:
+            encoded = EncodedBatch(rows.positive_ids, rows.user_ids, rows.query)
+            return self._proposal.draw(encoded, self._generator)
+        others = self._other_rows()
+        drawn = self._proposal.draw(others, self._generator)
+        return replace(
+            drawn,
+            log_count_positive=self._proposal.log_count_of(rows.positive_ids, others),
+            row_user_ids=None if drawn.owner is None else rows.user_ids,
+        )
+
+    def _other_rows(self) -> EncodedBatch:
+        subject = self._subject
+        num_rows = len(subject.training_positive_ids)
+        chosen = torch.randint(num_rows, (self._batch_rows,), generator=self._generator)
+        positive_ids = subject.training_positive_ids[chosen]
+        user_ids = subject.training_user_ids[chosen]
+        if self._needs_guest:
+            # A set counts the rows of other users from the rows there are, the audited row
+            # among them. It stands in for itself by an item that the batch has already and a
+            # user that nobody is, which leaves the set as it was.
+            positive_ids = torch.cat([positive_ids, positive_ids[:1]])
+            user_ids = torch.cat([user_ids, torch.full_like(user_ids[:1], -2)])
+        return EncodedBatch(positive_ids, user_ids, subject.query[:0])
+
+
+def part_of(candidates: Candidates, rows: slice) -> Candidates:
+    """What some of the rows of a draw see of it."""
+    owner, head = candidates.owner, candidates.head
+    row_user_ids = candidates.row_user_ids
+    return replace(
+        candidates,
+        ids=_cut(candidates.ids, rows),
+        log_count=_cut(candidates.log_count, rows),
+        log_count_positive=candidates.log_count_positive[rows],
+        owner=None if owner is None else _cut(owner, rows),
+        row_user_ids=None if row_user_ids is None else row_user_ids[rows],
+        head=None if head is None else _head_part(head, rows),
+    )
+
+
+def head_ids(head: Head, num_rows: int) -> Tensor:
+    """[B, H] int64, the items of a head in the order of its scores; 0 where it is filled up."""
+    ids = [part.ids.clamp(min=0) for part in head.parts]
+    return torch.cat([part.expand(num_rows, part.shape[-1]) for part in ids], dim=1)
+
+
+def _head_part(head: Head, rows: slice) -> Head:
+    own = None if head.own is None else _head_part(head.own, rows)
+    return Head(_cut(head.ids, rows), _cut(head.log_count, rows), own)
+
+
+def _cut(values: Tensor, rows: slice) -> Tensor:
+    return values if values.ndim == 1 else values[rows]
+
+
+def _parts(proposal: Proposal) -> Iterator[Proposal]:
+    yield proposal
+    if isinstance(proposal, Compound):
+        for part in proposal.parts.values():
+            yield from _parts(part)

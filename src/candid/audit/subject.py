@@ -1,0 +1,109 @@
+"""What is audited: queries, positives and item vectors of one model, and the data behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from candid.errors import ArtifactError, ConfigError, DataError
+from candid.proposals import checked_item_vectors
+
+SLICES = ("tail", "middle", "head")
+"""Slices of the positives by popularity, rarest first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One model, seen through Q training rows.
+
+    Attributes:
+        name: what the report calls it.
+        query: [Q, D] float32, scaled so that the dot product with an item vector is the logit.
+        item_vectors: [V, D] float32.
+        positive_ids: [Q] int64, what the rows' users really chose.
+        user_ids: [Q] int64.
+        counts: [V], how often each item is a training target.
+        training_positive_ids: [E] int64, the training rows that the batches of an in-batch
+            proposal are drawn from.
+        training_user_ids: [E] int64, the user of each.
+
+    Raises:
+        ConfigError: shapes that do not belong together.
+        DataError: an id outside the catalog; names the row.
+        ArtifactError: a vector that is not finite; names the row.
+    """
+
+    name: str
+    query: Tensor
+    item_vectors: Tensor
+    positive_ids: Tensor
+    user_ids: Tensor
+    counts: Tensor
+    training_positive_ids: Tensor
+    training_user_ids: Tensor
+
+    def __post_init__(self) -> None:
+        checked_item_vectors(self.item_vectors, len(self.counts))
+        num_rows = len(self.query)
+        if num_rows == 0 or not len(self.training_positive_ids):
+            raise DataError("nothing to audit: there are no training rows")
+        if self.query.ndim != 2 or self.query.shape[1] != self.item_vectors.shape[1]:
+            raise ConfigError(
+                f"query must be [Q, {self.item_vectors.shape[1]}] like the item vectors, got "
+                f"{list(self.query.shape)}"
+            )
+        if len(self.positive_ids) != num_rows or len(self.user_ids) != num_rows:
+            raise ConfigError(
+                f"{num_rows} queries need as many positive_ids and user_ids, got "
+                f"{len(self.positive_ids)} and {len(self.user_ids)}"
+            )
+        bad = torch.nonzero(~torch.isfinite(self.query).all(dim=1))
+        if len(bad):
+            row = int(bad[0])
+            raise ArtifactError(
+                f"the query of row {row} (user {int(self.user_ids[row])}) holds NaN or infinite "
+                f"values, as do {len(bad)} of {num_rows} in all: the model has diverged; lower the "
+                "learning rate or start from an earlier checkpoint"
+            )
+        for ids, name in (
+            (self.positive_ids, "positive"),
+            (self.training_positive_ids, "training positive"),
+        ):
+            outside = torch.nonzero((ids < 0) | (ids >= self.num_items))
+            if len(outside):
+                row = int(outside[0])
+                raise DataError(
+                    f"the {name} of row {row} is item {int(ids[row])}, outside the catalog: ids "
+                    f"must be 0 to {self.num_items - 1}"
+                )
+
+    @property
+    def num_items(self) -> int:
+        """V."""
+        return len(self.counts)
+
+    def slices(self) -> Tensor:
+        """[Q] int64, the place in ``SLICES`` of each row's positive."""
+        return popularity_thirds(self.counts)[self.positive_ids]
+
+
+def popularity_thirds(counts: Tensor) -> Tensor:
+    """Divide items so that each third holds about the same share of the training rows.
+
+    Items of one count stay together, in the third that the middle of their common share falls
+    into; a third may then be empty.
+
+    Args:
+        counts: [V].
+
+    Returns:
+        [V] int64: 0 for the rare, 2 for the popular.
+    """
+    distinct, inverse, sizes = torch.unique(counts, return_inverse=True, return_counts=True)
+    mass = distinct.double() * sizes
+    middle = mass.cumsum(0) - mass / 2
+    third = (middle / mass.sum().clamp(min=1e-300) * 3).floor().clamp(max=2)
+    of_item: Tensor = third.long()[inverse]
+    return of_item
