@@ -43,6 +43,9 @@ def rows_of(batch):
     history = batch.history
     for row in range(len(batch)):
         at = int(history.query_positions[row])
+        if at < 0:
+            found.append((int(batch.user_ids[row]), (), int(batch.positive_ids[row])))
+            continue
         sequence = int((history.offsets <= at).sum()) - 1
         begin = int(history.offsets[sequence])
         found.append(
@@ -59,7 +62,7 @@ def epoch_rows(loader):
     return [row for batch in loader.epoch() for row in rows_of(batch)]
 
 
-def expected_rows(sequences, roles, max_length, windows):
+def expected_rows(sequences, roles, max_length, windows, empty_histories=False):
     """Rows of an epoch, told by the definition rather than by index arithmetic."""
     expected = []
     for user, (sequence, role) in enumerate(zip(sequences, roles, strict=True)):
@@ -67,6 +70,8 @@ def expected_rows(sequences, roles, max_length, windows):
         if not targets:
             continue
         stop = targets[-1] + 1
+        if empty_histories and targets[0] == 0 and (windows == "all" or stop <= max_length + 1):
+            expected.append((user, (), sequence[0]))
         while stop > 1:
             start = max(0, stop - max_length - 1)
             expected += [
@@ -94,15 +99,20 @@ sequences_with_roles = st.lists(
     windows=st.sampled_from(["last", "all"]),
     batch_size=st.integers(1, 4),
     num_workers=st.sampled_from([0, 2]),
+    empty_histories=st.booleans(),
 )
 def test_an_epoch_holds_every_target_once_with_its_history(
-    users, max_length, windows, batch_size, num_workers
+    users, max_length, windows, batch_size, num_workers, empty_histories
 ):
     sequences = [[item for item, _ in user] for user in users]
     roles = [[role for _, role in user] for user in users]
-    expected = expected_rows(sequences, roles, max_length, windows)
+    expected = expected_rows(sequences, roles, max_length, windows, empty_histories)
     config = BatchesConfig(
-        batch_size=batch_size, max_length=max_length, windows=windows, num_workers=num_workers
+        batch_size=batch_size,
+        max_length=max_length,
+        windows=windows,
+        num_workers=num_workers,
+        empty_histories=empty_histories,
     )
     dataset = dataset_of(sequences, roles)
     if not expected:
@@ -287,3 +297,8 @@ def test_what_was_shown_goes_with_the_positive_it_was_shown_with(unit, most):
         found = batch.to(torch.device("cpu")).negative_ids
         assert [[i for i in row if i >= 0] for row in found.tolist()] == expected
         assert found.shape[1] == max(map(len, expected))
+
+
+def test_empty_histories_belong_to_sequences():
+    with pytest.raises(ValueError, match=r"empty_histories has no meaning"):
+        BatchesConfig(unit="interaction", empty_histories=True)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from candid.cli.console import Console
-from candid.cli.progress import TrainProgress, training_bar
+from candid.cli.progress import TrainProgress, stage_progress, training_bar
 from candid.training import TrainState
 
 METRICS = {
@@ -56,3 +56,19 @@ def test_before_the_first_step_the_bar_says_so():
     text = shown(80)
     assert "starting" in text
     assert "None" not in text
+
+
+def test_stages_are_told_to_whoever_watches(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", screen)
+    with stage_progress(Console(json=False, quiet=False)) as tell:
+        tell("encoding items", 5, 10)
+        tell("encoding items", 10, 10)
+        tell("asking users", 1, 3)
+    assert "encoding items" in screen.getvalue()
+    assert "10/10" in screen.getvalue()
+    assert "1/3" in screen.getvalue()
+    for silent in (Console(json=True, quiet=False), Console(json=False, quiet=True)):
+        with stage_progress(silent) as tell:
+            assert tell is None

@@ -82,7 +82,7 @@ def test_train_says_when_the_best_validation_was(candid, toy, tmp_path, steps, w
 
 
 def test_a_stop_while_measuring_says_that_the_training_is_done(candid, toy, tmp_path, monkeypatch):
-    def stop(*arguments):
+    def stop(*arguments, **options):
         raise KeyboardInterrupt
 
     out = tmp_path / "r"

@@ -227,7 +227,7 @@ def test_a_module_is_put_in_inference_mode_and_back(make_random):
             assert not torch.is_grad_enabled()
             return fixed.encode_queries(queries)
 
-        def encode_catalog(self):
+        def encode_catalog(self, progress=None):
             return fixed.items
 
     model = Model().train()
@@ -243,10 +243,12 @@ def test_progress_ends_at_all_queries(make_random):
         dataset,
         CONFIG,
         max_length=5,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda *told: seen.append(told),
     )
     num = report.counts["users"]
-    assert seen == [(min(16 * (i + 1), num), num) for i in range(-(-num // 16))]
+    assert seen == [
+        ("asking users", min(16 * (i + 1), num), num) for i in range(-(-num // 16))
+    ]
 
 
 def test_report_is_plain_json_and_saved_whole(make_random, tmp_path):

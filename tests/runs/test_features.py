@@ -276,3 +276,86 @@ def test_the_moment_of_a_question_decides_in_training_evaluation_and_service(tmp
         time=100 * day + 5 * 3_600_000_000,
     )
     assert typed.item_ids[0, 0] == 0
+
+
+def newcomers(tmp_path):
+    """A run that reads histories and teams, and answers whoever has neither."""
+    tower = {"dim": 8, "field_dim": 8, "hidden": [16], "dropout": 0.0}
+    parts = [
+        {"type": "causal_transformer", "dim": 8, "num_blocks": 1, "dropout": 0.0},
+        {"type": "user_features", **tower, "id_dropout": 0.5},
+    ]
+    config = parse_config(
+        {
+            "name": "newcomers",
+            "device": "cpu",
+            "features": {"user": {"team": "categorical"}},
+            "batches": {"batch_size": 10, "max_length": 8, "empty_histories": True},
+            "model": {
+                "query_tower": {"type": "joined", "towers": parts, "dim": 8},
+                "item_tower": {"type": "item_embedding", "dim": 8},
+            },
+            "loss": {"type": "full_softmax"},
+            "training": {"epochs": 20, "lr": 0.02, "trackers": ["jsonl"]},
+            "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "bootstrap": 0},
+        },
+        "test",
+    )
+    data = dataset()
+    # The last users have nothing but a test target.
+    roles = data.roles.reshape(NUM_USERS, LENGTH)
+    roles[-6:, :] = Role.TEST
+    train_run(config, data, tmp_path / "run")
+    return load_run(tmp_path / "run", data)
+
+
+def test_people_who_are_no_users_are_served_by_what_is_known_of_them(tmp_path):
+    loaded = newcomers(tmp_path)
+    data = loaded.dataset
+    report = evaluate_run(loaded)
+    assert report.counts["users"] == NUM_USERS
+    assert report.counts["users_without_history"] == 0
+    assert report.counts["cold_users"] == 6
+
+    def ask(attributes, histories):
+        return recommend(
+            loaded.model,
+            data,
+            histories=histories,
+            user_features=loaded.features.people(attributes),
+            k=5,
+            max_length=8,
+        )
+
+    by_team = ask([{"team": "red"}, {"team": "blue"}, {}], [[], [], []])
+    assert (by_team.item_ids[0] % 2 == 0).all()
+    assert (by_team.item_ids[1] % 2 == 1).all()
+    # Of the same team and with the same history as a user that was never trained: one vector.
+    known = recommend(
+        loaded.model, data, user_ids=[NUM_USERS - 1], k=5, max_length=8, filter_seen=False
+    )
+    history = data.item_ids[-LENGTH:].tolist()
+    stranger = recommend(
+        loaded.model,
+        data,
+        histories=[history],
+        user_features=loaded.features.people([{"team": "blue"}]),
+        k=5,
+        max_length=8,
+        filter_seen=False,
+    )
+    assert stranger.item_ids.tolist() == known.item_ids.tolist()
+    np.testing.assert_allclose(stranger.scores, known.scores, atol=1e-5)
+    with pytest.raises(DataError, match="unknown attribute of users 'age': known: team"):
+        loaded.features.people([{"age": 3}])
+    with pytest.raises(ConfigError, match=r"feature 'team' is of 2 people and there are 1 hist"):
+        ask([{}, {}], [[1]])
+    with pytest.raises(ConfigError, match="people who are no users"):
+        recommend(
+            loaded.model,
+            data,
+            user_ids=[1],
+            user_features=loaded.features.people([{}]),
+            k=5,
+            max_length=8,
+        )

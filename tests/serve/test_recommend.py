@@ -21,6 +21,7 @@ from candid.serve import recommend
 class LastItem:
     """A query is the vector of the last item of its history: neighbours score highest."""
 
+    reads_history = True
     needs_history = True
     needs_user = False
 
@@ -33,20 +34,21 @@ class LastItem:
         self.lengths += queries.history.offsets.diff().tolist()
         return self.items[queries.history.item_ids[queries.history.query_positions]]
 
-    def encode_catalog(self):
+    def encode_catalog(self, progress=None):
         return self.items
 
 
 class ByUser:
     """User u's favourite is item u."""
 
+    reads_history = False
     needs_history = False
     needs_user = True
 
     def encode_queries(self, queries):
         return torch.eye(6)[queries.user_ids]
 
-    def encode_catalog(self):
+    def encode_catalog(self, progress=None):
         return torch.eye(6)
 
 

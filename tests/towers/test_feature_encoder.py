@@ -63,9 +63,11 @@ def test_without_gradient_rows_are_encoded_in_chunks(values_of, monkeypatch):
     monkeypatch.setattr(feature_encoder, "CHUNK", 4)
     sizes = []
     encoder.perceptron.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    told = []
     with torch.no_grad():
-        encoder.every_row()
+        encoder.every_row(lambda *done: told.append(done))
     assert sizes == [4, 4, 2]
+    assert told == [(4, 10), (8, 10), (10, 10)]
     encoder.every_row()
     assert sizes[3:] == [10]
 

@@ -210,3 +210,21 @@ def test_kinds_of_interactions_are_read_where_asked_for():
         CausalTransformer.Config(read_actions=True, input_items="separate").build(
             TowerContext(2, NUM_ITEMS, MAX_LENGTH)
         )
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_somebody_without_a_history_has_a_vector_and_changes_no_other(positions):
+    tower = make(empty_histories=True, positions=positions)
+    assert not tower.needs_history
+    sequences = [[1, 2, 3], [], [4], [], [], [], [5, 6], [], []]
+    stops = offsets_of(np.array([len(s) for s in sequences]))[1:]
+    asked = [stop - 1 if s else -1 for s, stop in zip(sequences, stops, strict=True)]
+    found = tower(pack(sequences, asked))
+    full = [s for s in sequences if s]
+    alone = tower(pack(full, np.cumsum([len(s) for s in full]) - 1))
+    is_empty = torch.tensor([not s for s in sequences])
+    torch.testing.assert_close(found[~is_empty], alone)
+    assert torch.equal(found[is_empty], tower.nothing.expand(6, -1))
+    assert torch.equal(tower(pack([[], []], [-1, -1])), tower.nothing.expand(2, -1))
+    found.sum().backward()
+    torch.testing.assert_close(tower.nothing.grad, torch.full_like(tower.nothing, 6.0))

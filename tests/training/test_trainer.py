@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -325,3 +326,37 @@ def test_a_sampled_loss_needs_a_proposal(tmp_path):
 def test_resume_without_a_checkpoint_is_one_sentence(tmp_path):
     with pytest.raises(ArtifactError, match=rf"{LAST} does not exist"):
         make_trainer(tmp_path).run(resume=True)
+
+
+def shown_everything(dataset):
+    """Every interaction was shown with the whole catalog, in another order each."""
+    rng = np.random.default_rng(3)
+    num = len(dataset.item_ids)
+    shown = np.concatenate([rng.permutation(NUM_ITEMS) for _ in range(num)]).astype(np.int32)
+    return replace(
+        dataset, negative_ids=shown, negative_offsets=offsets_of(np.full(num, NUM_ITEMS))
+    )
+
+
+@pytest.mark.parametrize("unit", ["sequence", "interaction"])
+def test_who_was_shown_everything_learns_from_the_exact_softmax(tmp_path, unit):
+    trainer = make_trainer(
+        tmp_path, loss="sampled_softmax", dataset=shown_everything(cycles()), unit=unit
+    )
+    with torch.no_grad():  # Vectors as small as at the start leave any estimate nearly exact.
+        for parameter in trainer.model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    batch = trainer.loader.batch(0, 0)
+    assert batch.negative_ids.shape == (len(batch), NUM_ITEMS)
+    trainer.model.eval()
+    expected = torch.nn.functional.cross_entropy(
+        trainer.model.encode_queries(batch) @ trainer.model.encode_catalog().T,
+        batch.positive_ids,
+        reduction="none",
+    )
+    # Not an estimate: all is in the head, whatever was drawn.
+    _, output, _ = trainer.step(batch)
+    torch.testing.assert_close(output.loss, expected, rtol=1e-4, atol=1e-5)
+    cut = replace(batch, negative_ids=batch.negative_ids[:, :3])
+    _, output, _ = trainer.step(cut)
+    assert not torch.allclose(output.loss, expected, rtol=1e-2)

@@ -76,8 +76,8 @@ class Loader:
             self.num_units = len(self._targets)
         else:
             self._is_target = is_target
-            self._starts, self._stops, self._owners = windows_of(dataset, config)
-            self.num_units = len(self._starts)
+            self._windows = windows_of(dataset, config)
+            self.num_units = len(self._windows)
         if self.num_units == 0:
             raise DataError(
                 "nothing to train on: no user has "
@@ -133,14 +133,19 @@ class Loader:
         )
 
     def _sequences(self, chosen: Ints) -> Batch:
-        starts, stops = self._starts[chosen], self._stops[chosen]
-        # The last interaction of a window is only ever a target, the first only ever history.
-        lengths = stops - starts - 1
-        events = ranges(starts, lengths)
+        windows = self._windows[chosen]
+        # The last interaction of a window is only ever a target, the first only ever history:
+        # unless it is asked for as well, from no history.
+        lengths = windows.stops - windows.starts - 1
+        events = ranges(windows.starts, lengths)
         rows = np.flatnonzero(self._is_target[events + 1])
-        targets = events[rows] + 1
+        opening = windows.starts[windows.opens]
+        targets = np.concatenate([opening, events[rows] + 1])
+        owners = np.concatenate(
+            [windows.owners[windows.opens], np.repeat(windows.owners, lengths)[rows]]
+        )
         return Batch(
-            user_ids=torch.from_numpy(np.repeat(self._owners[chosen], lengths)[rows]),
+            user_ids=torch.from_numpy(owners),
             positive_ids=torch.from_numpy(self._item_ids[targets].astype(np.int64)),
             weights=self._weights(targets),
             negative_ids=negatives_of(self._dataset, targets, self.config.max_negatives),
@@ -148,7 +153,7 @@ class Loader:
             history=History(
                 item_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),
                 offsets=torch.from_numpy(offsets_of(lengths)),
-                query_positions=torch.from_numpy(rows),
+                query_positions=torch.from_numpy(np.concatenate([np.full_like(opening, -1), rows])),
                 actions=actions_of(self._dataset, events),
             ),
         )

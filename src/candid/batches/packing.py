@@ -40,7 +40,7 @@ def held_out_queries(
 
     Args:
         dataset: the prepared dataset.
-        questions: from ``data.held_out``; every history must hold at least one interaction.
+        questions: from ``data.held_out``.
         max_length: longest history; the most recent interactions are kept.
         batch_size: queries in a batch.
         context: what encodes the moment of each question, that of its first target; or None.
@@ -103,24 +103,27 @@ def pack_histories(
     *,
     actions: Tensor | None = None,
     context: Mapping[str, Values] | None = None,
+    user_features: Mapping[str, Values] | None = None,
 ) -> Queries:
     """One query a sequence, asked after its last interaction.
 
     Args:
         user_ids: [B].
         item_ids: [sum of lengths], the histories one after the other.
-        lengths: [B], each at least 1.
+        lengths: [B], 0 for a query without a history.
         actions: see ``History``; None where they are not known.
         context: of the B questions, or None.
+        user_features: see ``Queries``.
     """
     offsets = offsets_of(lengths)
     return Queries(
         user_ids=torch.from_numpy(user_ids),
         context=context,
+        user_features=user_features,
         history=History(
             item_ids=torch.from_numpy(item_ids),
             offsets=torch.from_numpy(offsets),
-            query_positions=torch.from_numpy(offsets[1:] - 1),
+            query_positions=torch.from_numpy(np.where(lengths > 0, offsets[1:] - 1, -1)),
             actions=actions,
         ),
     )

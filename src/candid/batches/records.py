@@ -20,7 +20,8 @@ class History:
         item_ids: [T] int64, the items, earliest first within a sequence.
         offsets: [S + 1] int64, sequence s is ``item_ids[offsets[s]:offsets[s + 1]]``.
         query_positions: [B] int64, for each row the token after which the question is asked:
-            the row's history is that token and everything before it in its sequence.
+            the row's history is that token and everything before it in its sequence. -1 is a
+            row without a history.
         actions: [T] int64, 1 + the code of each interaction's kind, 0 where it is not known; or
             None where there are no kinds.
     """
@@ -49,11 +50,14 @@ class Queries:
         history: the packed histories, or None for loaders of single interactions.
         context: features of the moment each question is asked, by name, B entries each; or
             None.
+        user_features: features of B people who are no users of the dataset, by name; None
+            where ``user_ids`` say who asks.
     """
 
     user_ids: Tensor
     history: History | None = None
     context: Mapping[str, Values] | None = None
+    user_features: Mapping[str, Values] | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -65,8 +69,9 @@ class Queries:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor | History)
         }
-        if self.context is not None:
-            moved["context"] = {name: value.to(device) for name, value in self.context.items()}
+        for name in ("context", "user_features"):
+            if (values := getattr(self, name)) is not None:
+                moved[name] = {feature: value.to(device) for feature, value in values.items()}
         return replace(self, **moved)
 
 

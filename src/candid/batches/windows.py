@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 
 from candid.batches.config import BatchesConfig
 from candid.batches.packing import Ints, ranges
 from candid.data import PreparedDataset, Role
 
 
-def windows_of(dataset: PreparedDataset, config: BatchesConfig) -> tuple[Ints, Ints, Ints]:
-    """Windows [start, stop) of at most ``max_length + 1`` interactions, and their users.
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """W windows of interactions, each of one user.
+
+    Attributes:
+        starts: [W].
+        stops: [W], after the last interaction of each.
+        owners: [W], user ids.
+        opens: [W] bool, whether the first interaction, asked for from no history, is a target
+            too.
+    """
+
+    starts: Ints
+    stops: Ints
+    owners: Ints
+    opens: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, chosen: Ints | npt.NDArray[np.bool_]) -> Windows:
+        return Windows(
+            self.starts[chosen], self.stops[chosen], self.owners[chosen], self.opens[chosen]
+        )
+
+
+def windows_of(dataset: PreparedDataset, config: BatchesConfig) -> Windows:
+    """Cut every user's sequence into windows of at most ``max_length + 1`` interactions.
 
     A window ends at a user's last training target (nothing after it can teach) and the
     earlier ones are laid end to end before it, each sharing one interaction with the next:
@@ -23,15 +52,22 @@ def windows_of(dataset: PreparedDataset, config: BatchesConfig) -> tuple[Ints, I
     stops = events[::-1][reversed_first] + 1
     starts = dataset.user_offsets[user_ids].astype(np.int64)
     steps = stops - starts - 1
-    keep = steps > 0
-    user_ids, starts, stops, steps = user_ids[keep], starts[keep], stops[keep], steps[keep]
-    num = np.ones_like(steps) if config.windows == "last" else -(-steps // config.max_length)
+    if not config.empty_histories:
+        keep = steps > 0
+        user_ids, starts, stops, steps = user_ids[keep], starts[keep], stops[keep], steps[keep]
+    num = np.ones_like(steps)
+    if config.windows == "all":
+        num = np.maximum(num, -(-steps // config.max_length))
     owners = np.repeat(user_ids, num).astype(np.int64)
     index = ranges(np.zeros_like(num), num)
     window_stops = np.repeat(stops, num) - index * config.max_length
-    window_starts = np.maximum(window_stops - config.max_length - 1, np.repeat(starts, num))
+    first = np.repeat(starts, num)
+    window_starts = np.maximum(window_stops - config.max_length - 1, first)
     has_target = np.add.reduceat(
         np.append(is_target, False), np.stack([window_starts + 1, window_stops], 1).ravel()
     )[::2]
-    taught = np.asarray(has_target, dtype=bool)
-    return window_starts[taught], window_stops[taught], owners[taught]
+    # Over nothing, a reduceat takes what stands at its beginning.
+    taught = np.asarray(has_target, dtype=bool) & (window_stops - window_starts > 1)
+    opens = np.full(len(owners), config.empty_histories) & (window_starts == first)
+    opens &= is_target[window_starts]
+    return Windows(window_starts, window_stops, owners, opens)[taught | opens]

@@ -12,7 +12,7 @@ from candid.cli.console import Console
 from candid.cli.options import Json, Quiet, Set
 
 if TYPE_CHECKING:
-    from candid.evaluation import EvaluationConfig, EvaluationReport
+    from candid.evaluation import EvaluationConfig, EvaluationReport, StageProgress
     from candid.runs import LoadedRun
 
 
@@ -34,13 +34,15 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure a trained model over the full catalog; only evaluation.* keys can be overridden."""
+    from candid.cli.progress import stage_progress
     from candid.config import override_evaluation
     from candid.runs import load_run
 
     console = Console(json, quiet)
     loaded = load_run(run, data)
     config = override_evaluation(loaded.config, overrides or [])
-    report, path = measured(loaded, split, config)
+    with stage_progress(console) as progress:
+        report, path = measured(loaded, split, config, progress)
     console.result(
         {"run": str(run), "split": split.value, "file": str(path), **report.to_json()},
         report.table(),
@@ -50,13 +52,16 @@ def evaluate(
 
 
 def measured(
-    run: LoadedRun, split: Split, config: EvaluationConfig | None = None
+    run: LoadedRun,
+    split: Split,
+    config: EvaluationConfig | None = None,
+    progress: StageProgress | None = None,
 ) -> tuple[EvaluationReport, Path]:
     """Measure a run, store the report in its folder and return both."""
     from candid.data import Role
     from candid.runs import evaluate_run
 
-    report = evaluate_run(run, Role[split.name], config)
+    report = evaluate_run(run, Role[split.name], config, progress=progress)
     path = run.folder / f"evaluation-{split.value}.json"
     report.save(path)
     return report, path

@@ -1,4 +1,4 @@
-"""What training says while it runs: a bar for a person, lines for a log."""
+"""What long work says while it runs: a bar for a person, lines for a log."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from candid.cli.console import Console
 
 if TYPE_CHECKING:
+    from candid.evaluation import StageProgress
     from candid.training import TrainState
 
 
@@ -77,6 +85,30 @@ def train_progress(console: Console) -> Iterator[TrainProgress]:
         return
     with training_bar(RichConsole(stderr=True)) as bar:
         yield TrainProgress(console, bar)
+
+
+@contextmanager
+def stage_progress(console: Console) -> Iterator[StageProgress | None]:
+    """Show the stages of a measurement while the block lasts; None where nobody watches."""
+    if not console.is_live:
+        yield None
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=BAR_WIDTH),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=RichConsole(stderr=True),
+        transient=True,
+    ) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        yield tell
 
 
 def training_bar(screen: RichConsole) -> Progress:

@@ -25,6 +25,14 @@ def recommend(
             help="An item (id or title) of one history, earliest first; may be repeated.",
         ),
     ] = None,
+    user_attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What is known of somebody who is no user of the data, as age=25, with a "
+            "--history or without; may be repeated.",
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="Recommendations for each.")] = 10,
     at: Annotated[
         str | None,
@@ -51,10 +59,14 @@ def recommend(
     quiet: Quiet = False,
 ) -> None:
     """Recommend items to users of the data, or to whoever has the history you type."""
-    if bool(user) == bool(history):
-        raise ConfigError("say for whom: either --user ID or --history ITEM, each repeatable")
+    if bool(user) == bool(history or user_attribute):
+        raise ConfigError(
+            "say for whom: either --user ID, or --history ITEM and --user-attribute NAME=VALUE, "
+            "each repeatable"
+        )
 
     time = None if at is None else _microseconds(at)
+    from candid.cli.progress import stage_progress
     from candid.data.lookup import item_ids_of, user_ids_of
     from candid.runs import load_run
     from candid.serve import recommend as recommend_to
@@ -65,19 +77,33 @@ def recommend(
         raise ConfigError("--at: the model of this run does not read the moment; leave it out")
     if action is not None and context is None:
         raise ConfigError("--action: the model of this run does not read it; leave it out")
-    found = recommend_to(
-        loaded.model,
-        loaded.dataset,
-        user_ids=user_ids_of(loaded.dataset, user) if user else None,
-        histories=[item_ids_of(loaded.dataset, history).tolist()] if history else None,
-        k=k,
-        max_length=loaded.config.batches.max_length,
-        filter_seen=not include_seen,
-        context=context,
-        time=time,
-        action=action,
-    )
-    Console(json, quiet).result({"run": str(run), "answers": found.to_json()}, found.table())
+    console, people = Console(json, quiet), None
+    if user_attribute:
+        people = loaded.features.people([dict(map(_attribute, user_attribute))])
+    histories = [item_ids_of(loaded.dataset, history or []).tolist()]
+    with stage_progress(console) as progress:
+        found = recommend_to(
+            loaded.model,
+            loaded.dataset,
+            user_ids=user_ids_of(loaded.dataset, user) if user else None,
+            histories=None if user else histories,
+            k=k,
+            max_length=loaded.config.batches.max_length,
+            filter_seen=not include_seen,
+            context=context,
+            time=time,
+            action=action,
+            user_features=people,
+            progress=progress,
+        )
+    console.result({"run": str(run), "answers": found.to_json()}, found.table())
+
+
+def _attribute(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ConfigError(f"--user-attribute {text!r} is not NAME=VALUE, such as age=25")
+    return name, value
 
 
 def _microseconds(text: str) -> int:

@@ -55,7 +55,7 @@ def train(
     config = _config(recipe, data, overrides or [])
     out = Path("runs") / config.name if out is None else out
 
-    from candid.cli.progress import train_progress
+    from candid.cli.progress import stage_progress, train_progress
     from candid.data import Role
     from candid.runs import check_is_free, load_run, train_run
 
@@ -74,7 +74,8 @@ def train(
     if (run.dataset.roles == Role.TEST).any():
         console.note("measuring on the test split")
         try:
-            report, path = measured(run, Split.TEST)
+            with stage_progress(console) as shown:
+                report, path = measured(run, Split.TEST, progress=shown)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped while measuring; {out} is trained: measure it with candid evaluate {out}"

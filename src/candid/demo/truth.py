@@ -9,6 +9,7 @@ from torch import Tensor
 from candid.batches import Ints, Queries, offsets_of, ranges
 from candid.data import HeldOut, PreparedDataset
 from candid.errors import ArtifactError
+from candid.towers import EncodeProgress
 from candid.world import World
 from candid.world.counters import Floats
 
@@ -25,6 +26,7 @@ class TrueModel:
         ConfigError: the world's truth is not a dot product.
     """
 
+    reads_history = True
     needs_history = False
     needs_user = True
 
@@ -45,7 +47,7 @@ class TrueModel:
             vectors = self._world.query(user_ids, history, queries.history.offsets.numpy())
         return torch.from_numpy(np.hstack([vectors, np.ones((len(vectors), 1))]))
 
-    def encode_catalog(self) -> Tensor:
+    def encode_catalog(self, progress: EncodeProgress | None = None) -> Tensor:
         """True item vectors with their popularity bias: [V, D + 1] float64."""
         return self._item_vectors
 

@@ -3,7 +3,7 @@
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.comparison import Comparison, compare
 from candid.evaluation.config import EvaluationConfig
-from candid.evaluation.encoder import Encoder, inference
+from candid.evaluation.encoder import Encoder, StageProgress, encoded_catalog, inference
 from candid.evaluation.evaluator import TrueLogProb, evaluate
 from candid.evaluation.metrics import RANKING_METRICS
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
@@ -17,8 +17,10 @@ __all__ = [
     "EvaluationReport",
     "PerUser",
     "Slice",
+    "StageProgress",
     "TrueLogProb",
     "compare",
+    "encoded_catalog",
     "evaluate",
     "inference",
 ]

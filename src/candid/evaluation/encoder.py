@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from candid.batches import Queries
+from candid.towers import EncodeProgress
+
+StageProgress = Callable[[str, int, int], None]
+"""Told of work in stages: (stage, done, in all)."""
 
 
 class Encoder(Protocol):
     """Users and items to vectors whose dot product is the logit."""
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether the answer depends on the history."""
+        ...
 
     @property
     def needs_history(self) -> bool:
@@ -29,9 +39,20 @@ class Encoder(Protocol):
         """Encode B queries: [B, D]."""
         ...
 
-    def encode_catalog(self) -> Tensor:
-        """Encode every item, on the device of the model: [V, D]."""
+    def encode_catalog(self, progress: EncodeProgress | None = None) -> Tensor:
+        """Encode every item, on the device of the model: [V, D].
+
+        Args:
+            progress: called with (items encoded, items in all) where that takes a while.
+        """
         ...
+
+
+def encoded_catalog(model: Encoder, progress: StageProgress | None) -> Tensor:
+    """Encode every item, in a stage of its own: [V, D]."""
+    if progress is None:
+        return model.encode_catalog()
+    return model.encode_catalog(partial(progress, "encoding items"))
 
 
 @contextmanager

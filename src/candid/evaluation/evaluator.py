@@ -15,7 +15,7 @@ from candid.data import HeldOut, PreparedDataset, Role
 from candid.errors import ConfigError, DataError
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.config import EvaluationConfig
-from candid.evaluation.encoder import Encoder, inference
+from candid.evaluation.encoder import Encoder, StageProgress, encoded_catalog, inference
 from candid.evaluation.likelihood import target_nll
 from candid.evaluation.metrics import Floats, list_mean, popularity_percentile
 from candid.evaluation.questions import Questions, Targets, seen, select, targets_of
@@ -38,7 +38,7 @@ def evaluate(
     max_length: int,
     context: Context | None = None,
     true_log_prob: TrueLogProb | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> EvaluationReport:
     """Ask every user with targets of ``role`` one question and score the answers.
 
@@ -56,7 +56,8 @@ def evaluate(
         max_length: longest history that the model reads.
         context: what encodes the moment of each question for the model; None: it reads none.
         true_log_prob: the truth, where it is known; adds ``true_nll`` and ``excess_nll``.
-        progress: called with (queries done, queries in all) after each batch.
+        progress: called with (stage, done, in all) while items are encoded and after each batch
+            of users.
 
     Raises:
         ConfigError: a cut-off k is larger than the catalog, or a truth is given without nll.
@@ -74,14 +75,15 @@ def evaluate(
         seed=config.seed,
     )
     with inference(model):
-        asked = _Pass(model, dataset, config, questions, true_log_prob)
+        items = encoded_catalog(model, progress).float()
+        asked = _Pass(items, dataset, config, questions, true_log_prob)
         batches = held_out_queries(
             dataset, questions.held_out, max_length, config.batch_size, context
         )
         for rows, queries in batches:
             asked.answer(rows, model.encode_queries(queries.to(asked.device)).float())
             if progress is not None:
-                progress(rows.stop, len(questions))
+                progress("asking users", rows.stop, len(questions))
     return asked.report(role, max_length)
 
 
@@ -101,14 +103,14 @@ class _Pass:
 
     def __init__(
         self,
-        model: Encoder,
+        items: Tensor,
         dataset: PreparedDataset,
         config: EvaluationConfig,
         questions: Questions,
         true_log_prob: TrueLogProb | None,
     ) -> None:
         self._dataset, self._config, self._questions = dataset, config, questions
-        self._items = model.encode_catalog().float()
+        self._items = items
         if len(self._items) != dataset.num_items:
             raise ConfigError(
                 f"the model knows {len(self._items)} items and the dataset has "

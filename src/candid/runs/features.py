@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 
 from candid.atomic import write_json
+from candid.batches import BatchesConfig
 from candid.data import PreparedDataset, Role
-from candid.errors import ArtifactError
+from candid.errors import ArtifactError, ConfigError
 from candid.features import (
     Context,
     FeaturesConfig,
     FeatureTable,
+    Values,
     fit_context,
     fit_table,
     no_context,
     restore_table,
 )
+from candid.runs.people import frame_of
 from candid.towers import TowerContext
 
 FEATURES = "features.json"
@@ -37,11 +42,13 @@ class RunFeatures:
         item: features of the V items, or None.
         user: features of the U users, or None.
         context: features of the moment of a question, or None.
+        user_columns: type of each column of the table of users.
     """
 
     item: FeatureTable | None = None
     user: FeatureTable | None = None
     context: FeatureTable | None = None
+    user_columns: Mapping[str, pl.DataType] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """What was learnt, as plain JSON values; empty without features."""
@@ -51,6 +58,26 @@ class RunFeatures:
     def context_of(self, dataset: PreparedDataset) -> Context | None:
         """What encodes the moments of questions about ``dataset``; None without features."""
         return None if self.context is None else Context(dataset, self.context)
+
+    def people(self, attributes: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
+        """Encode people who are no users of the dataset.
+
+        Args:
+            attributes: of each person, by column of the table of users; what is left out is not
+                known. Text is read as the column's type: "25" is a number where ages are, and
+                "a|b" two values where the column holds lists.
+
+        Raises:
+            ConfigError: the run reads no features of users.
+            DataError: no such column, or a value that is not of its type.
+        """
+        if self.user is None:
+            raise ConfigError(
+                "the model of this run reads no features of users: leave their attributes out, or "
+                "train one with [features.user.NAME] sections"
+            )
+        schema = {column: self.user_columns[column] for column in self.user.columns.values()}
+        return self.user.encode(frame_of(attributes, schema))
 
     @property
     def fingerprint(self) -> str | None:
@@ -77,7 +104,7 @@ def fit_features(config: FeaturesConfig, dataset: PreparedDataset) -> RunFeature
         users = fit_table(config.user, dataset.users, trained_users(dataset), "features.user")
     if config.context:
         context = fit_context(config.context, dataset)
-    return RunFeatures(items, users, context)
+    return RunFeatures(items, users, context, dataset.users.schema)
 
 
 def read_features(
@@ -119,21 +146,24 @@ def read_features(
     if config.context:
         state = states.get("context", {})
         context = restore_table(config.context, state, no_context(), str(path))
-    return RunFeatures(items, users, context)
+    return RunFeatures(items, users, context, dataset.users.schema)
 
 
-def tower_context(dataset: PreparedDataset, max_length: int, features: RunFeatures) -> TowerContext:
+def tower_context(
+    dataset: PreparedDataset, batches: BatchesConfig, features: RunFeatures
+) -> TowerContext:
     """All that towers are built from."""
     return TowerContext(
         num_users=dataset.num_users,
         num_items=dataset.num_items,
-        max_length=max_length,
+        max_length=batches.max_length,
         item_features=features.item,
         user_features=features.user,
         context_features=features.context,
         num_actions=len(dataset.action_names),
         item_is_trained=torch.from_numpy(dataset.train_counts > 0),
         user_is_trained=None if features.user is None else torch.from_numpy(trained_users(dataset)),
+        empty_histories=batches.empty_histories,
     )
 
 

@@ -206,7 +206,7 @@ def build_model(
 ) -> RetrievalModel:
     """A fresh model for a dataset, on the CPU; ``features`` None: fitted here."""
     features = fit_features(config.features, dataset) if features is None else features
-    return config.model.build(tower_context(dataset, config.batches.max_length, features))
+    return config.model.build(tower_context(dataset, config.batches, features))
 
 
 def build_objective(config: RunConfig, dataset: PreparedDataset) -> tuple[Loss, Proposal | None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from time import time_ns
 from typing import Any
 
@@ -16,8 +16,8 @@ from rich.table import Table
 from candid.batches import Ints, Queries, actions_of, offsets_of, pack_histories, ranges
 from candid.data import PreparedDataset
 from candid.errors import ConfigError, UnknownNameError
-from candid.evaluation import Encoder, inference
-from candid.features import Context
+from candid.evaluation import Encoder, StageProgress, encoded_catalog, inference
+from candid.features import Context, Values
 from candid.index import ExactIndex, Exclusions, Index
 
 BATCH_SIZE = 512
@@ -105,15 +105,18 @@ def recommend(
     context: Context | None = None,
     time: int | None = None,
     action: str | None = None,
+    user_features: Mapping[str, Values] | None = None,
+    progress: StageProgress | None = None,
 ) -> Recommendations:
-    """Recommend to users of the dataset, or to whoever has the given histories.
+    """Recommend to users of the dataset, or to whoever has the given histories and features.
 
     Args:
         model: encodes; put in inference mode meanwhile.
         dataset: what the model was trained on.
         user_ids: [B]; each user's whole history in the dataset is used, held-out part
             included.
-        histories: item ids of each of B histories, earliest first; instead of ``user_ids``.
+        histories: item ids of each of B histories, earliest first; instead of ``user_ids``. One
+            may be empty where the model answers people without a history.
         k: recommendations a query.
         max_length: longest history that the model reads; the most recent part is kept.
         filter_seen: leave out whatever is in the history.
@@ -121,32 +124,41 @@ def recommend(
         context: what encodes the moment of a question for the model; None: it reads none.
         time: that moment, microseconds since 1970-01-01 UTC; None: now.
         action: the kind of interaction that is asked for, to ``context``; None: any.
+        user_features: of the B people who have the histories, by name; None: nothing is known.
+        progress: called with (stage, done, in all) while items are encoded and queries asked.
 
     Raises:
         ConfigError: k is larger than the catalog, an id is not one of the dataset's, a
             history is empty where the model needs one, histories are given to a model that
-            knows users only, or neither or both of ``user_ids`` and ``histories`` are given.
+            knows users only, neither or both of ``user_ids`` and ``histories`` are given, or
+            features beside users or not of B people.
         ArtifactError: the model's vectors are not finite.
     """
     if action is not None and action not in dataset.action_names:
         raise UnknownNameError("action", action, dataset.action_names)
     asked = _asked(dataset, user_ids, histories)
     moment = time_ns() // 1000 if time is None else time
-    _check(model, dataset, asked, k)
+    _check(model, dataset, asked, k, knows_more=user_features is not None)
+    _check_features(asked, user_features)
     found_ids = np.empty((len(asked.starts), k), dtype=np.int64)
     found_scores = np.empty((len(asked.starts), k), dtype=np.float32)
     with inference(model):
-        catalog = model.encode_catalog()
+        catalog = encoded_catalog(model, progress)
         index = ExactIndex(catalog) if index is None else index
         for begin in range(0, len(asked.starts), BATCH_SIZE):
             rows = slice(begin, begin + BATCH_SIZE)
-            query = model.encode_queries(
-                asked.queries(rows, max_length, context, moment, action).to(catalog.device)
-            )
+            queries = asked.queries(rows, max_length, context, moment, action)
+            if user_features is not None:
+                chosen = torch.arange(len(asked.starts))[rows]
+                known = {name: value.take(chosen) for name, value in user_features.items()}
+                queries = replace(queries, user_features=known)
+            query = model.encode_queries(queries.to(catalog.device))
             seen = asked.exclusions(rows, catalog.device) if filter_seen else None
             hits = index.search(query.float(), k, seen)
             found_ids[rows] = hits.item_ids.cpu().numpy()
             found_scores[rows] = hits.scores.cpu().numpy()
+            if progress is not None:
+                progress("asking", min(rows.stop, len(asked.starts)), len(asked.starts))
     return Recommendations(found_ids, found_scores, asked.user_ids, dataset.users, dataset.items)
 
 
@@ -231,12 +243,30 @@ def _check_ids(kind: str, ids: Ints, num: int) -> None:
         raise ConfigError(f"{kind} id {unknown[0]} is not one of the dataset's: 0 to {num - 1}")
 
 
-def _check(model: Encoder, dataset: PreparedDataset, asked: _Asked, k: int) -> None:
+def _check_features(asked: _Asked, user_features: Mapping[str, Values] | None) -> None:
+    if user_features is None:
+        return
+    if asked.user_ids is not None:
+        raise ConfigError(
+            "features are for people who are no users of the dataset: give histories, or none"
+        )
+    for name, values in user_features.items():
+        if len(values) != len(asked.starts):
+            raise ConfigError(
+                f"user feature {name!r} is of {len(values)} people and there are "
+                f"{len(asked.starts)} histories: give one for each"
+            )
+
+
+def _check(
+    model: Encoder, dataset: PreparedDataset, asked: _Asked, k: int, knows_more: bool
+) -> None:
     if not 1 <= k <= dataset.num_items:
         raise ConfigError(
             f"k {k} must be between 1 and the {dataset.num_items} items of the catalog"
         )
-    if asked.user_ids is None and (model.needs_user or not model.needs_history):
+    in_vain = model.needs_user or not (model.reads_history or knows_more)
+    if asked.user_ids is None and in_vain:
         raise ConfigError(
             "the model knows the users it was trained on, not histories: name users, or train a "
             "model with a history tower and no vectors of users"

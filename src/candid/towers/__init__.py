@@ -18,7 +18,14 @@ from candid.towers.embedding import ItemEmbedding, UserEmbedding
 from candid.towers.feature_tower import ItemFeatures, UserFeatures
 from candid.towers.joined import Joined
 from candid.towers.model import ModelConfig, RetrievalModel
-from candid.towers.protocol import ItemTower, QueryTower, TowerComponent, TowerConfig, TowerContext
+from candid.towers.protocol import (
+    EncodeProgress,
+    ItemTower,
+    QueryTower,
+    TowerComponent,
+    TowerConfig,
+    TowerContext,
+)
 from candid.towers.transformer import CausalTransformer
 
 TOWERS: dict[str, type[QueryTower | ItemTower]] = {
@@ -35,6 +42,7 @@ __all__ = [
     "TOWERS",
     "CausalTransformer",
     "ContextFeatures",
+    "EncodeProgress",
     "ItemEmbedding",
     "ItemFeatures",
     "ItemTower",

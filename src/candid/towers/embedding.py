@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from candid.batches import Queries
-from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
+from candid.towers.protocol import EncodeProgress, ItemTower, QueryTower, TowerConfig, TowerContext
 
 
 def embedding_table(num_rows: int, dim: int) -> nn.Embedding:
@@ -75,6 +75,6 @@ class ItemEmbedding(ItemTower):
         vectors: Tensor = self.embedding(item_ids)
         return vectors
 
-    def catalog(self) -> Tensor:
+    def catalog(self, progress: EncodeProgress | None = None) -> Tensor:
         """The table itself: [V, D]."""
         return self.embedding.weight

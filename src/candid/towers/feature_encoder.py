@@ -15,7 +15,7 @@ from candid.features import FeatureTable, Values
 from candid.towers.fields import FieldEncoder, code_table, with_unknown
 from candid.towers.interaction import FieldMixer, Interaction
 from candid.towers.perceptron import Activation, Hidden, Perceptron
-from candid.towers.protocol import TowerConfig
+from candid.towers.protocol import EncodeProgress, TowerConfig
 from candid.towers.stored_values import StoredValues
 
 IdMode = Literal["none", "field", "residual"]
@@ -176,12 +176,18 @@ class FeatureEncoder(FeatureMixing):
         # As a look-up: its backward sums the rows that share a vector much faster than indexing's.
         return F.embedding(inverse, self._rows(distinct))
 
-    def every_row(self) -> Tensor:
+    def every_row(self, progress: EncodeProgress | None = None) -> Tensor:
         """Encode all n rows: [n, D]; in chunks where no gradient is wanted."""
         rows = torch.arange(self.num_rows, device=self.id_codes.device)
         if torch.is_grad_enabled():
             return self._rows(rows)
-        return torch.cat([self._rows(chunk) for chunk in rows.split(CHUNK)])
+        parts, done = [], 0
+        for chunk in rows.split(CHUNK):
+            parts.append(self._rows(chunk))
+            done += len(chunk)
+            if progress is not None:
+                progress(done, self.num_rows)
+        return torch.cat(parts)
 
     def encode_values(self, values: Mapping[str, Values]) -> Tensor:
         """Encode rows that the dataset does not have, by their values and the unknown id: [m, D].

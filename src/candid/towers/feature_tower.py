@@ -10,7 +10,7 @@ from torch import Tensor
 from candid.batches import Queries
 from candid.features import Values
 from candid.towers.feature_encoder import FeatureEncoder, FeatureTowerConfig, features_of
-from candid.towers.protocol import ItemTower, QueryTower, TowerContext
+from candid.towers.protocol import EncodeProgress, ItemTower, QueryTower, TowerContext
 
 
 class ItemFeatures(ItemTower):
@@ -53,9 +53,9 @@ class ItemFeatures(ItemTower):
         vectors: Tensor = self.encoder(item_ids)
         return vectors
 
-    def catalog(self) -> Tensor:
+    def catalog(self, progress: EncodeProgress | None = None) -> Tensor:
         """Encode every item: [V, D]; in chunks where no gradient is wanted."""
-        return self.encoder.every_row()
+        return self.encoder.every_row(progress)
 
     def encode_values(self, values: Mapping[str, Values]) -> Tensor:
         """Encode items that the catalog does not have: [n, D].
@@ -109,7 +109,13 @@ class UserFeatures(QueryTower):
         self.encoder = FeatureEncoder(values, is_trained, dim=dim, **settings)
 
     def forward(self, queries: Queries) -> Tensor:
-        """Encode the users, each distinct one once: [B, D]."""
+        """Encode the users, each distinct one once, or people by what is known of them: [B, D].
+
+        Raises:
+            DataError: a feature of such people is missing.
+        """
+        if queries.user_features is not None:
+            return self.encode_values(queries.user_features)
         vectors: Tensor = self.encoder(queries.user_ids)
         return vectors
 

@@ -69,6 +69,7 @@ class Joined(QueryTower):
         if not towers:
             raise ConfigError("a joined query tower needs at least one tower in 'towers'")
         self.dim = dim
+        self.reads_history = any(tower.reads_history for tower in towers)
         self.needs_history = any(tower.needs_history for tower in towers)
         self.needs_user = any(tower.needs_user for tower in towers)
         self.towers = nn.ModuleList(towers)

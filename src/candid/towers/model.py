@@ -18,7 +18,13 @@ from candid.errors import ConfigError
 from candid.features import Values
 from candid.towers.embedding import ItemEmbedding
 from candid.towers.feature_tower import ItemFeatures
-from candid.towers.protocol import ItemTower, QueryTower, TowerComponent, TowerContext
+from candid.towers.protocol import (
+    EncodeProgress,
+    ItemTower,
+    QueryTower,
+    TowerComponent,
+    TowerContext,
+)
 from candid.towers.transformer import CausalTransformer
 
 
@@ -65,6 +71,11 @@ class RetrievalModel(nn.Module):
             self.register_buffer("log_temperature", log_temperature)
 
     @property
+    def reads_history(self) -> bool:
+        """Whether the answer depends on the history."""
+        return self.query_tower.reads_history
+
+    @property
     def needs_history(self) -> bool:
         """Whether a query without history has no answer."""
         return self.query_tower.needs_history
@@ -90,9 +101,14 @@ class RetrievalModel(nn.Module):
         """Encode items [n] int64: [n, D]."""
         return self._scaled(self.item_tower(item_ids))
 
-    def encode_catalog(self) -> Tensor:
-        """Encode every item, with gradient: [V, D]."""
-        return self._scaled(self.item_tower.catalog())
+    def encode_catalog(self, progress: EncodeProgress | None = None) -> Tensor:
+        """Encode every item, with gradient: [V, D].
+
+        Args:
+            progress: called with (items encoded, items in all) where the tower works in chunks,
+                as one with features does without gradient; None: nobody is told.
+        """
+        return self._scaled(self.item_tower.catalog(progress))
 
     def encode_item_values(self, values: Mapping[str, Values]) -> Tensor:
         """Encode items that the catalog does not have, by what is known of them: [n, D].

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,18 +13,22 @@ from candid.batches import Queries
 from candid.component import ComponentConfig, tagged
 from candid.features import FeatureTable
 
+EncodeProgress = Callable[[int, int], None]
+"""Told of work that takes a while: (items encoded, items in all)."""
+
 
 class QueryTower(nn.Module, ABC):
     """Users to vectors.
 
     Attributes:
         dim: D, the width of the output.
-        needs_history: whether the tower reads ``queries.history``; it then has no answer for
-            a user without one.
+        reads_history: whether the tower's answer depends on the history.
+        needs_history: whether it has no answer for a user without one.
         needs_user: whether it has no answer for someone who is no user of the dataset.
     """
 
     dim: int
+    reads_history: bool = False
     needs_history: bool
     needs_user: bool = False
 
@@ -49,8 +53,12 @@ class ItemTower(nn.Module, ABC):
         """Encode items [n] int64: [n, D] float."""
 
     @abstractmethod
-    def catalog(self) -> Tensor:
-        """Encode every item, with gradient: [V, D] float."""
+    def catalog(self, progress: EncodeProgress | None = None) -> Tensor:
+        """Encode every item, with gradient: [V, D] float.
+
+        Args:
+            progress: told how far it is, where that takes more than a look-up.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,7 @@ class TowerContext:
         num_actions: kinds of interaction that histories hold, 0 where there are none.
         item_is_trained: [V] bool, whether an item is ever a training target; None: all are.
         user_is_trained: [U] bool, whether a user has a training target; None: all have.
+        empty_histories: whether training asks about people without a history too.
     """
 
     num_users: int
@@ -82,6 +91,7 @@ class TowerContext:
     num_actions: int = 0
     item_is_trained: Tensor | None = None
     user_is_trained: Tensor | None = None
+    empty_histories: bool = False
 
 
 class TowerConfig(ComponentConfig, ABC):

@@ -60,6 +60,8 @@ def length_groups(offsets: Tensor) -> list[Group]:
     longest = lengths[order[::size]].tolist()
     groups = []
     for members, length in zip(torch.split(order, size), longest, strict=True):
+        if length == 0:  # and so are all that follow
+            break
         places = torch.arange(length, device=offsets.device)
         is_token = places < lengths[members, None]
         positions = offsets[:-1][members, None] + places
@@ -158,12 +160,14 @@ class CausalTransformer(QueryTower):
             tower or, where it is more than a table, the tower ("tied"); None for a table of
             its own.
         num_actions: kinds of interaction to tell apart in the history; 0 for none.
+        empty_histories: have a vector for somebody without a history; without it there is no
+            answer.
 
     Raises:
         ConfigError: ``num_heads`` does not divide ``dim``, or tied items of other width.
     """
 
-    needs_history = True
+    reads_history = True
 
     class Config(TowerConfig):
         """Settings of ``CausalTransformer``."""
@@ -206,6 +210,7 @@ class CausalTransformer(QueryTower):
                 max_length=context.max_length,
                 input_items=items,
                 num_actions=context.num_actions if self.read_actions else 0,
+                empty_histories=context.empty_histories,
                 **self.model_dump(exclude={"input_items", "read_actions"}),
             )
 
@@ -223,6 +228,7 @@ class CausalTransformer(QueryTower):
         positions: Literal["learned", "rotary"] = "learned",
         input_items: nn.Embedding | ItemTower | None = None,
         num_actions: int = 0,
+        empty_histories: bool = False,
     ) -> None:
         super().__init__()
         if dim % num_heads:
@@ -249,6 +255,8 @@ class CausalTransformer(QueryTower):
         )
         self.norm = nn.LayerNorm(dim)
         self.actions = code_table(num_actions + 1, dim) if num_actions else None
+        self.needs_history = not empty_histories
+        self.nothing = nn.Parameter(torch.zeros(dim)) if empty_histories else None
 
     def forward(self, queries: Queries) -> Tensor:
         """Encode the histories: [B, D]."""
@@ -257,9 +265,21 @@ class CausalTransformer(QueryTower):
             raise ConfigError(
                 "a causal_transformer query tower reads histories: set batches.unit = 'sequence'"
             )
+        if self.nothing is None:
+            encoded: Tensor = self.norm(self._tokens(history)[history.query_positions])
+            return encoded
+        is_empty = history.query_positions < 0
+        if len(history.item_ids) == 0:
+            return self.nothing.expand(len(is_empty), -1)
+        asked = self._tokens(history)[history.query_positions.clamp(min=0)]
+        return torch.where(is_empty[:, None], self.nothing, self.norm(asked))
+
+    def _tokens(self, history: History) -> Tensor:
+        """Every token with what it knows of the earlier ones: [T, D]."""
         groups = length_groups(history.offsets)
         unpad = torch.cat([group.tokens for group in groups]).argsort()
-        tokens, turns = self.items(history.item_ids), None
+        tokens: Tensor = self.items(history.item_ids)
+        turns = None
         if self.positions is not None:
             tokens = tokens + self.positions(_places(history))
         else:
@@ -273,8 +293,7 @@ class CausalTransformer(QueryTower):
         tokens = self.dropout(tokens)
         for block in self.blocks:
             tokens = block(tokens, groups, unpad, turns)
-        encoded: Tensor = self.norm(tokens[history.query_positions])
-        return encoded
+        return tokens
 
 
 def _table_or_tower(item_tower: ItemTower | None) -> nn.Embedding | ItemTower:

@@ -16,6 +16,7 @@ from candid.proposals import (
     Proposal,
     Stateful,
     several_draws,
+    with_negatives,
 )
 
 
@@ -47,12 +48,16 @@ class Drawing:
         self._item_vectors = item_vectors
         self._steps = 0
 
-    def candidates(self, batch: Positives, query: Tensor) -> Candidates:
+    def candidates(
+        self, batch: Positives, query: Tensor, negative_ids: Tensor | None = None
+    ) -> Candidates:
         """Draw the candidates of the next step.
 
         Args:
             batch: ``positive_ids`` [B] and ``user_ids`` [B].
             query: [B, D], the encoded queries; gradients do not flow back through a draw.
+            negative_ids: [B, S], what each row is compared with whatever is drawn (see
+                ``with_negatives``); None for nothing.
 
         Raises:
             ArtifactError: an item vector is not finite.
@@ -63,7 +68,9 @@ class Drawing:
         if isinstance(self.proposal, Observer):
             self.proposal.observe(encoded)
         self._steps += 1
-        return drawn
+        if negative_ids is None:
+            return drawn
+        return with_negatives(drawn, negative_ids, self.proposal, encoded)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs beside the generator's state."""
@@ -96,4 +103,5 @@ class Drawing:
         every = self.proposal.refresh_every
         if every is not None and self._steps % every == 0:
             with torch.no_grad():
-                self.proposal.refresh(self._item_vectors().float())
+                # A copy: the vectors may be the very table that the next step writes to.
+                self.proposal.refresh(self._item_vectors().to(torch.float32, copy=True))

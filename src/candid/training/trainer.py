@@ -223,7 +223,7 @@ class Trainer:
                 item_ids, place = self._trained
                 catalog, positive_ids = self.model.encode_items(item_ids), place[positive_ids]
             return self.loss(query, catalog, positive_ids, effective=effective)
-        candidates = self.drawing.candidates(batch, query)
+        candidates = self.drawing.candidates(batch, query, batch.negative_ids)
         return self.loss(
             query, self.model.encode_items, batch.positive_ids, candidates, effective=effective
         )
