@@ -11,6 +11,7 @@ COUNTS = torch.tensor([40, 25, 15, 8, 5, 3, 2, 1, 1, 0])
 class Rows:
     positive_ids: Tensor
     user_ids: Tensor
+    query: Tensor
 
 
 @pytest.fixture
@@ -20,7 +21,8 @@ def counts() -> Tensor:
 
 @pytest.fixture
 def rows() -> Rows:
-    return Rows(torch.tensor([0, 1, 0, 4, 2, 7]), torch.tensor([3, 3, 1, 2, 2, 9]))
+    query = torch.randn(6, 4, generator=torch.Generator().manual_seed(6))
+    return Rows(torch.tensor([0, 1, 0, 4, 2, 7]), torch.tensor([3, 3, 1, 2, 2, 9]), query)
 
 
 @pytest.fixture

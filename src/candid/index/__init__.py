@@ -7,11 +7,11 @@ line in ``INDEXES``.
 from typing import Final
 
 from candid.index.exact import ExactIndex
-from candid.index.protocol import Exclusions, Hits, Index, IndexConfig
+from candid.index.protocol import Exclusions, Hits, Index, IndexComponent, IndexConfig
 
 INDEXES: Final = {
     "exact": ExactIndex,
 }
 """Indexes by the name used in recipes."""
 
-__all__ = ["INDEXES", "ExactIndex", "Exclusions", "Hits", "Index", "IndexConfig"]
+__all__ = ["INDEXES", "ExactIndex", "Exclusions", "Hits", "Index", "IndexComponent", "IndexConfig"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Any, Protocol
 
 from torch import Tensor
 
-from candid.component import ComponentConfig
+from candid.component import ComponentConfig, tagged
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +63,13 @@ class IndexConfig(ComponentConfig, ABC):
     @abstractmethod
     def build(self, item_vectors: Tensor) -> Index:
         """Make the index over ``item_vectors`` [V, D] float32."""
+
+
+def _registry() -> Mapping[str, Any]:
+    import candid.index  # The registry lists the modules that import this one.
+
+    return candid.index.INDEXES
+
+
+IndexComponent = Annotated[IndexConfig, tagged(_registry, "index")]
+"""A config field that holds the config of any registered index."""

@@ -29,6 +29,7 @@ from candid.proposals.frequency_error import FrequencyError, frequency_error
 from candid.proposals.head_and_tail import HeadAndTail
 from candid.proposals.in_batch import InBatch
 from candid.proposals.mixture import Mixture
+from candid.proposals.nearest_head import NearestHead
 from candid.proposals.negatives import with_negatives
 from candid.proposals.popularity import Popularity
 from candid.proposals.streaming_frequency import StreamingFrequency
@@ -39,6 +40,7 @@ PROPOSALS: Final = {
     "popularity": Popularity,
     "in_batch": InBatch,
     "head_and_tail": HeadAndTail,
+    "nearest_head": NearestHead,
     "mixture": Mixture,
 }
 """Proposals by the name used in recipes."""
@@ -67,6 +69,7 @@ __all__ = [
     "HeadAndTail",
     "InBatch",
     "Mixture",
+    "NearestHead",
     "Observer",
     "Popularity",
     "Positives",

@@ -53,7 +53,7 @@ class AdaptiveProposal(Protocol):
 
         Args:
             item_vectors: [V, D] float32, detached; their dot product with the query is the
-                logit.
+                logit. They are the proposal's to keep: nobody writes to them any more.
 
         Raises:
             ConfigError: not the vectors of this catalog.

@@ -20,16 +20,17 @@ from candid.proposals.popularity import Popularity
 
 
 class ExactHead(Compound, ABC):
-    """A head shared by all rows, with expected count 1, and draws for what is outside.
+    """A head with expected count 1, shared by all rows or each row's own, and draws for the rest.
 
     The estimate of Z' is unbiased for *any* head that is settled before the tail is drawn: what
     is in it is summed, what is not is estimated, and only the draws are random. So the head may
     be stale, silly or made from the very rows that it serves. It may even hold a row's positive:
     the loss masks it there as it does among the draws, Z' being a sum over the *other* items.
 
-    The tail draws outside the head where it can (``Avoiding``): then every draw counts. Of
-    another tail the draws that fall into the head are dropped, and where all of a step's draws
-    do, the tail's share is missed. ``log_count_of`` states what the *draws* expect.
+    The tail draws outside a shared head where it can (``Avoiding``): then every draw counts. Of
+    another tail, and beside heads of the rows' own, the draws that fall into the head are
+    dropped; where all of a row's draws do, the tail's share is missed. That happens with
+    probability Q(head)^n. ``log_count_of`` states what the *draws* expect.
 
     Args:
         tail: draws the rest.
@@ -48,15 +49,16 @@ class ExactHead(Compound, ABC):
 
     @abstractmethod
     def split(self, batch: Positives) -> tuple[Tensor, Proposal]:
-        """The head [H] int64 of a batch, distinct, and the tail as it draws beside it."""
+        """The head of a batch, as in ``Head.ids``, and the tail as it draws beside it."""
 
     def draw(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
         """Draw the tail of one step; see ``Proposal.draw``."""
         head_ids, tail = self.split(batch)
         drawn = tail.draw(batch, generator)
-        # A tail that draws for each row apart expects of the head what that row expects.
-        num_rows = len(batch.positive_ids)
-        ids = head_ids if drawn.ids.ndim == 1 else head_ids.expand(num_rows, -1)
+        ids = head_ids.clamp(min=0)
+        if drawn.ids.ndim > 1 and ids.ndim == 1:
+            # A tail that draws for each row apart expects of the head what that row expects.
+            ids = ids.expand(len(batch.positive_ids), -1)
         return replace(drawn, head=Head(head_ids, tail.log_count_of(ids, batch)))
 
     def log_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
