@@ -47,7 +47,7 @@ class Follower:
         )
 
     def log_count_of(self, ids, batch):
-        return (self.num_candidates * self.probability(batch)).log()[:, ids]
+        return (self.num_candidates * self.probability(batch)).log().gather(1, ids)
 
     def probability(self, batch):
         return torch.softmax(batch.query @ self.vectors.T + self.seen.log(), dim=1)

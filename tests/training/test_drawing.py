@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from candid.proposals import (
@@ -75,3 +76,13 @@ def test_compounds_do_all_for_their_parts(follower):
         assert torch.equal(other.vectors, vectors)
     assert others[0].seen[3] == 3
     assert others[1].seen[3] == 5
+
+
+def test_given_negatives_are_stated_before_the_batch_is_learnt_from(follower):
+    drawing = Drawing(follower(1), 1, torch.Generator(), lambda: torch.zeros(NUM_ITEMS, 4))
+    negatives = torch.tensor([[7], [7]])
+    for _ in range(2):
+        before = drawing.proposal.seen.clone()
+        drawn = drawing.candidates(batch_of([7, 7]), torch.zeros(2, 4), negatives)
+        expected = 16 * before[7] / before.sum()
+        assert drawn.head.log_count.exp().tolist() == [[pytest.approx(expected.item())]] * 2

@@ -65,12 +65,13 @@ class Drawing:
         encoded = EncodedBatch(batch.positive_ids, batch.user_ids, query.detach().float())
         self._refresh_if_due()
         drawn = several_draws(self.proposal, encoded, self.num_draws, self._generator)
+        if negative_ids is not None:
+            drawn = with_negatives(drawn, negative_ids, self.proposal, encoded)
+        # Last: what was expected of the draws must be what was known when they were made.
         if isinstance(self.proposal, Observer):
             self.proposal.observe(encoded)
         self._steps += 1
-        if negative_ids is None:
-            return drawn
-        return with_negatives(drawn, negative_ids, self.proposal, encoded)
+        return drawn
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs beside the generator's state."""
