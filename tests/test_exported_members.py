@@ -68,6 +68,14 @@ def test_signatures_begin_as_promised():
         "sampled_softmax": "query, item_embeddings, positive_ids, candidates, *, "
         "correction='refined', jackknife=False, temperature=1.0",
         "full_softmax": "query, item_embeddings, positive_ids, *, temperature=1.0",
+        "in_batch_softmax": "query, positive_vectors, positive_ids, *, frequency, user_ids=None, "
+        "negative_vectors=None, negative_ids=None, correction='refined', jackknife=False, "
+        "temperature=1.0",
+        "with_negatives": "candidates, negative_ids, proposal, batch",
+        "SampledSoftmaxLoss": "catalog, proposal=None, *, correction='refined', jackknife=False, "
+        "temperature=1.0, reduction='mean'",
+        "InBatchSoftmaxLoss": "frequency, *, correction='refined', jackknife=False, "
+        "temperature=1.0, reduction='mean'",
         "losses.corrected_log_softmax": "*, positive, candidates, log_count, "
         "log_count_positive=None, hits=None, correction='refined', jackknife=False",
         "proposals.Uniform": "num_items, num_candidates, distinct=False",

@@ -20,10 +20,17 @@ if TYPE_CHECKING:
     from candid.errors import CandidError
     from candid.evaluation import evaluate
     from candid.index import INDEXES
-    from candid.losses import LOSSES, LossOutput, corrected_log_softmax
+    from candid.losses import (
+        LOSSES,
+        InBatchSoftmaxLoss,
+        LossOutput,
+        SampledSoftmaxLoss,
+        corrected_log_softmax,
+    )
     from candid.losses.full_softmax import full_softmax
+    from candid.losses.in_batch_softmax import in_batch_softmax
     from candid.losses.sampled_softmax import sampled_softmax
-    from candid.proposals import PROPOSALS, Candidates
+    from candid.proposals import PROPOSALS, Candidates, with_negatives
     from candid.runs import evaluate_run, load_run, train_run
     from candid.towers import TOWERS, RetrievalModel
 
@@ -35,22 +42,26 @@ __all__ = [
     "CandidError",
     "Candidates",
     "DataConfig",
+    "InBatchSoftmaxLoss",
     "LossOutput",
     "PreparedDataset",
     "RetrievalModel",
     "RunConfig",
+    "SampledSoftmaxLoss",
     "__version__",
     "corrected_log_softmax",
     "default_recipe",
     "evaluate",
     "evaluate_run",
     "full_softmax",
+    "in_batch_softmax",
     "load_recipe",
     "load_run",
     "open_dataset",
     "prepare",
     "sampled_softmax",
     "train_run",
+    "with_negatives",
 ]
 
 _HOMES = {
@@ -59,8 +70,17 @@ _HOMES = {
     "errors": ("CandidError",),
     "evaluation": ("evaluate",),
     "index": ("INDEXES",),
-    "losses": ("LOSSES", "LossOutput", "corrected_log_softmax", "full_softmax", "sampled_softmax"),
-    "proposals": ("PROPOSALS", "Candidates"),
+    "losses": (
+        "LOSSES",
+        "InBatchSoftmaxLoss",
+        "LossOutput",
+        "SampledSoftmaxLoss",
+        "corrected_log_softmax",
+        "full_softmax",
+        "in_batch_softmax",
+        "sampled_softmax",
+    ),
+    "proposals": ("PROPOSALS", "Candidates", "with_negatives"),
     "runs": ("evaluate_run", "load_run", "train_run"),
     "towers": ("TOWERS", "RetrievalModel"),
 }

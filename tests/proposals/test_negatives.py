@@ -112,6 +112,37 @@ def test_expected_z_is_exact_for_draws_of_the_batch():
     assert total / share == pytest.approx(exact, rel=1e-5)
 
 
+@pytest.mark.parametrize("negatives", [[], [4], [0, 3], [2, 3, 4]])
+@pytest.mark.parametrize("positive", [0, 4])
+def test_expected_z_is_exact_beside_a_tail_that_avoids_the_head(positive, negatives):
+    counts = torch.tensor([9, 7, 3, 2, 1])
+    scores = torch.randn(V, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    proposal = HeadAndTail(counts, Popularity(counts, N), 2)
+    ids = torch.tensor(list(itertools.product([2, 3, 4], repeat=N)))
+    batch = rows_of(torch.full((len(ids),), positive))
+    one = proposal.draw(batch, torch.Generator().manual_seed(0))
+    drawn = Candidates(
+        ids=ids,
+        log_count=(N * counts / counts[2:].sum()).log()[ids],
+        log_count_positive=one.log_count_positive,
+        num_draws=N,
+        head=one.head,
+    )
+    given_ids = torch.tensor(negatives, dtype=torch.int64).expand(len(ids), -1)
+    out = sampled_softmax(
+        scores.expand(len(ids), -1),
+        torch.eye(V, dtype=torch.float64),
+        batch.positive_ids,
+        with_negatives(drawn, given_ids, proposal, batch),
+    )
+    says = ~torch.isin(ids, torch.tensor([positive, *negatives])).all(dim=1)
+    says = says if bool(says.any()) else torch.ones_like(says)
+    chance = (counts / counts[2:].sum()).double()[ids].prod(dim=1) * says
+    exact = float(scores.exp().sum() - scores[positive].exp())
+    estimate = float((out.log_z.exp() * chance).sum() / chance.sum())
+    assert estimate == pytest.approx(exact, rel=1e-5)
+
+
 def drawn_with(head_ids=None, num_rows=3):
     proposal = Uniform(10, 4)
     if head_ids is not None:

@@ -1,7 +1,8 @@
 """Objectives over a query, its positive and the other items.
 
 Each is a pure function of tensors and a class that holds its settings. To add one: a file
-with the class and its nested ``Config``, and one line in ``LOSSES``.
+with the class and its nested ``Config``, and one line in ``LOSSES``. ``SampledSoftmaxLoss`` and
+``InBatchSoftmaxLoss`` are for training loops that are not ours: modules that draw as well.
 """
 
 from typing import Final
@@ -9,9 +10,12 @@ from typing import Final
 from candid.losses.config import LossComponent, LossConfig
 from candid.losses.corrected import Correction, corrected_log_softmax
 from candid.losses.full_softmax import FullSoftmax, full_softmax
+from candid.losses.in_batch_softmax import in_batch_softmax
+from candid.losses.in_batch_softmax_loss import InBatchSoftmaxLoss
 from candid.losses.output import ItemEmbeddings, Loss, LossOutput
 from candid.losses.pointwise import BCE, GBCE, binary_cross_entropy
 from candid.losses.sampled_softmax import SampledSoftmax, sampled_softmax
+from candid.losses.sampled_softmax_loss import SampledSoftmaxLoss
 
 LOSSES: Final = {
     "full_softmax": FullSoftmax,
@@ -27,14 +31,17 @@ __all__ = [
     "LOSSES",
     "Correction",
     "FullSoftmax",
+    "InBatchSoftmaxLoss",
     "ItemEmbeddings",
     "Loss",
     "LossComponent",
     "LossConfig",
     "LossOutput",
     "SampledSoftmax",
+    "SampledSoftmaxLoss",
     "binary_cross_entropy",
     "corrected_log_softmax",
     "full_softmax",
+    "in_batch_softmax",
     "sampled_softmax",
 ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from candid.errors import DataError
 from candid.losses.corrected import Correction, corrected_log_softmax, widened
 from candid.losses.head import drawn_in_head, head_hits, head_scores, head_share
+from candid.losses.inputs import check_finite_rows, check_ids, check_shapes, check_width
 from candid.losses.output import ItemEmbeddings, LossOutput
 from candid.proposals import Candidates
 
@@ -66,7 +67,12 @@ class Comparison:
 
 
 def compare(
-    query: Tensor, item_embeddings: ItemEmbeddings, positive_ids: Tensor, candidates: Candidates
+    query: Tensor,
+    item_embeddings: ItemEmbeddings,
+    positive_ids: Tensor,
+    candidates: Candidates,
+    *,
+    check_finite: bool = False,
 ) -> Comparison:
     """Score positives and candidates by the inner product with the query.
 
@@ -77,14 +83,60 @@ def compare(
         positive_ids: [B] int64.
         candidates: ids [N] shared by all rows (one matrix product) or [G, N] shared by runs of
             rows (one batched product).
+        check_finite: refuse NaN, by row and by item.
 
     Raises:
+        ConfigError: shapes that do not fit together.
         DataError: an id outside the table (checked on the CPU, where it needs no device
-            synchronisation).
+            synchronisation), or a vector with NaN where that is looked for.
     """
-    positive_vectors, candidate_vectors, head_vectors = _vectors(
-        item_embeddings, positive_ids, candidates
+    check_shapes(query, positive_ids, candidates)
+    if check_finite:
+        check_finite_rows(query, "query row")
+    head = candidates.head
+    # -1 fills up a head: any vector will do, its score never counts.
+    of_head = [part.ids.clamp(min=0) for part in head.parts] if head is not None else []
+    # The batch's own positives are gathered once.
+    is_in_batch = candidates.ids is positive_ids
+    parts = [positive_ids, *([] if is_in_batch else [candidates.ids]), *of_head]
+    ids = torch.cat([part.flatten() for part in parts]) if len(parts) > 1 else positive_ids
+    gathered = gather(item_embeddings, ids)
+    check_width(query, gathered, len(ids))
+    if check_finite:
+        check_finite_rows(gathered, "the vector of item", ids)
+    vectors = [
+        flat.view(*part.shape, query.shape[1])
+        for part, flat in zip(parts, gathered.split([part.numel() for part in parts]), strict=True)
+    ]
+    return compare_vectors(
+        query,
+        positive_vectors=vectors[0],
+        candidate_vectors=vectors[0 if is_in_batch else 1],
+        head_vectors=vectors[len(vectors) - len(of_head) :],
+        positive_ids=positive_ids,
+        candidates=candidates,
     )
+
+
+def compare_vectors(
+    query: Tensor,
+    *,
+    positive_vectors: Tensor,
+    candidate_vectors: Tensor,
+    head_vectors: Sequence[Tensor],
+    positive_ids: Tensor,
+    candidates: Candidates,
+) -> Comparison:
+    """Score vectors that are there already; see ``compare``.
+
+    Args:
+        query: [B, D].
+        positive_vectors: [B, D].
+        candidate_vectors: [N, D] or [G, N, D], those of ``candidates.ids``.
+        head_vectors: [H, D] or [B, H, D] of each part of the head; none without a head.
+        positive_ids: [B] int64.
+        candidates: what was drawn.
+    """
     # Under autocast the towers may leave one side narrower than the other.
     wide = torch.promote_types(query.dtype, candidate_vectors.dtype)
     rows, others = query.to(wide), candidate_vectors.to(wide)
@@ -149,30 +201,6 @@ def row_constant(
     return constant.masked_fill(num_valid == 0, 0.0)
 
 
-def _vectors(
-    item_embeddings: ItemEmbeddings, positive_ids: Tensor, candidates: Candidates
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Vectors of positives [B, D], candidates [N, D] or [G, N, D] and head, gathered once.
-
-    Those of the head are a list with one entry a part, empty where there is no head.
-    """
-    ids, head = candidates.ids, candidates.head
-    if ids is positive_ids and head is None:
-        vectors = gather(item_embeddings, positive_ids)
-        return vectors, vectors, []
-    # -1 fills up a head: any vector will do, its score never counts.
-    of_head = [part.ids.clamp(min=0) for part in head.parts] if head is not None else []
-    parts = [positive_ids, ids, *of_head]
-    gathered = gather(item_embeddings, torch.cat([part.flatten() for part in parts]))
-    positives, *others = (
-        vectors.view(*part.shape, gathered.shape[-1])
-        for part, vectors in zip(
-            parts, gathered.split([part.numel() for part in parts]), strict=True
-        )
-    )
-    return positives, others[0], others[1:]
-
-
 def gather(item_embeddings: ItemEmbeddings, ids: Tensor) -> Tensor:
     """Vectors [n, D] of items [n] int64.
 
@@ -181,20 +209,5 @@ def gather(item_embeddings: ItemEmbeddings, ids: Tensor) -> Tensor:
     """
     if not isinstance(item_embeddings, Tensor):
         return item_embeddings(ids)
-    check_ids(item_embeddings, ids)
+    check_ids(ids, len(item_embeddings))
     return nn.functional.embedding(ids, item_embeddings)
-
-
-def check_ids(table: Tensor, ids: Tensor) -> None:
-    """Refuse ids that are no row of the table [V, D], on the CPU, where looking is free.
-
-    Raises:
-        DataError: an id below 0 or above V - 1.
-    """
-    if ids.device.type == "cpu" and len(ids):
-        lowest, highest = (int(extreme) for extreme in torch.aminmax(ids))
-        if lowest < 0 or highest >= len(table):
-            raise DataError(
-                f"item id {lowest if lowest < 0 else highest} is outside the catalog: "
-                f"ids must be 0 to {len(table) - 1}"
-            )

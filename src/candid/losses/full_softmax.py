@@ -8,9 +8,9 @@ from torch import Tensor
 
 from candid.errors import ConfigError
 from candid.losses.blockwise import Precision, blockwise_softmax
-from candid.losses.comparison import check_ids
 from candid.losses.config import LossConfig
 from candid.losses.corrected import widened
+from candid.losses.inputs import check_ids, check_rows, check_width
 from candid.losses.output import ItemEmbeddings, LossOutput
 from candid.proposals import Candidates
 
@@ -45,10 +45,13 @@ def full_softmax(
         loss and ``log_z``, both carrying the gradient of query and table.
 
     Raises:
+        ConfigError: shapes that do not fit together.
         DataError: a positive outside the table (checked on the CPU, where it needs no device
             synchronisation).
     """
-    check_ids(item_embeddings, positive_ids)
+    check_rows(query, positive_ids)
+    check_width(query, item_embeddings, len(item_embeddings))
+    check_ids(positive_ids, len(item_embeddings))
     query, items = widened(query / temperature), widened(item_embeddings)
     loss, log_z = blockwise_softmax(query, items, positive_ids, precision)
     effective_candidates = None

@@ -9,6 +9,7 @@ from candid.errors import ConfigError
 from candid.losses.comparison import compare
 from candid.losses.config import LossConfig
 from candid.losses.corrected import Correction
+from candid.losses.inputs import wants_finite_check
 from candid.losses.output import ItemEmbeddings, LossOutput
 from candid.proposals import Candidates
 
@@ -23,6 +24,7 @@ def sampled_softmax(
     jackknife: bool = False,
     temperature: float | Tensor = 1.0,
     effective: bool = False,
+    check_finite: bool | None = None,
 ) -> LossOutput:
     """Score each row's positive and candidates and compare them, corrected.
 
@@ -44,15 +46,24 @@ def sampled_softmax(
         jackknife: see ``corrected_log_softmax``.
         temperature: scores are divided by it.
         effective: report ``effective_candidates``.
+        check_finite: refuse queries and item vectors that hold NaN, named by row and by item.
+            None looks on the CPU only: on an accelerator a look waits for it.
 
     Returns:
         see ``corrected_log_softmax``.
 
     Raises:
+        ConfigError: shapes that do not fit together.
         DataError: an id outside the table (checked on the CPU, where it needs no device
-            synchronisation).
+            synchronisation), or NaN where it is looked for.
     """
-    comparison = compare(query / temperature, item_embeddings, positive_ids, candidates)
+    comparison = compare(
+        query / temperature,
+        item_embeddings,
+        positive_ids,
+        candidates,
+        check_finite=wants_finite_check(check_finite, query),
+    )
     return comparison.softmax(correction, jackknife=jackknife, effective=effective)
 
 
@@ -106,4 +117,5 @@ class SampledSoftmax:
             correction=self.correction,
             jackknife=self.jackknife,
             effective=effective,
+            check_finite=False,  # whoever trains looks at the loss
         )

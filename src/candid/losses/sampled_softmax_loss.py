@@ -1,0 +1,249 @@
+"""A module that draws candidates and compares with them in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import pydantic
+import torch
+from torch import Tensor
+
+from candid.component import ComponentConfig
+from candid.errors import ConfigError
+from candid.losses.corrected import Correction
+from candid.losses.drawing_loss import DrawingLoss, RowReduction, refresh_interval
+from candid.losses.inputs import check_ids, check_rows
+from candid.losses.output import ItemEmbeddings, LossOutput
+from candid.losses.sampled_softmax import sampled_softmax
+from candid.proposals import (
+    AdaptiveProposal,
+    Candidates,
+    EncodedBatch,
+    Mixture,
+    Popularity,
+    Proposal,
+    ProposalComponent,
+    ProposalConfig,
+    Uniform,
+    several_draws,
+    with_negatives,
+)
+from candid.proposals.frequency import Counts, checked_counts
+from candid.proposals.negatives import check_negatives
+
+F = TypeVar("F", bound=Callable[..., Any])
+_uncompiled = cast(Callable[[F], F], torch.compiler.disable)
+
+
+class SampledSoftmaxLoss(DrawingLoss):
+    """Draw candidates for a batch and compare with them: ``sampled_softmax`` in one call.
+
+    In training mode a proposal that follows the model is given the item vectors every so many
+    calls, and one that learns from the stream sees each batch once; in evaluation mode nothing
+    is learnt. What a proposal must not lose is part of ``state_dict``, as tensors.
+
+    Candidates come from torch's global random state of the device, unless a generator is given.
+    Tensors of the proposal follow ``positive_ids`` from device to device. Under bfloat16
+    autocast the matrix products are narrow and the sums are float32.
+
+    Under ``DistributedDataParallel`` every process draws for its own rows, and averaging the
+    gradients stays right: each row's estimate is. Seed the processes differently, or all draw
+    the same. With ``torch.compile`` the draw runs uncompiled (a graph break) and the rest
+    is traced; ``fullgraph=True`` needs candidates from outside and ``sampled_softmax``.
+
+    Args:
+        catalog: counts [V], how often each item is a training target, or V alone.
+        proposal: where candidates come from: a proposal, a proposal's config or its name in
+            ``PROPOSALS`` (these are built from the counts). None for 128 draws by popularity
+            and 128 uniform ones, or 256 uniform ones where there are no counts.
+        correction: see ``corrected_log_softmax``.
+        jackknife: see ``corrected_log_softmax``.
+        temperature: scores are divided by it; an ``nn.Parameter`` is learnt with the model.
+        reduction: "mean" or "sum" over the rows, or "none" for [B].
+        num_draws: independent draws a step, each shared by an equal part of the rows.
+        check_finite: see ``sampled_softmax``.
+
+    Raises:
+        ConfigError: a setting that cannot work; a proposal by name that needs counts where
+            ``catalog`` has none, or one of another catalog.
+        DataError: counts that are not finite non-negative numbers with a positive sum.
+    """
+
+    def __init__(
+        self,
+        catalog: Counts | int,
+        proposal: Proposal | ProposalConfig | Mapping[str, Any] | str | None = None,
+        *,
+        correction: Correction = "refined",
+        jackknife: bool = False,
+        temperature: float | Tensor = 1.0,
+        reduction: RowReduction = "mean",
+        num_draws: int = 1,
+        check_finite: bool | None = None,
+    ) -> None:
+        if num_draws < 1:
+            raise ConfigError(f"num_draws must be at least 1, got {num_draws}")
+        built, num_items = built_proposal(catalog, proposal)
+        super().__init__(built, correction, jackknife, temperature, reduction, check_finite)
+        self.num_items = num_items
+        self.num_draws = num_draws
+
+    def forward(
+        self,
+        query: Tensor,
+        item_embeddings: ItemEmbeddings,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        negative_ids: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw, compare, reduce.
+
+        Args:
+            query: [B, D].
+            item_embeddings: the table [V, D], or a callable from ids [n] to vectors [n, D].
+            positive_ids: [B] int64.
+            user_ids: [B] int64, whose row it is; only proposals from the batch ask. None where
+                every row is another user's.
+            negative_ids: [B, S], further negatives of each row, compared exactly, -1 where a
+                row has fewer; see ``with_negatives``.
+            generator: of the draws, on the device of ``positive_ids``.
+
+        Returns:
+            a scalar, or [B] with reduction "none"; float32 at least.
+
+        Raises:
+            ConfigError: shapes that do not fit together.
+            DataError: an id outside the catalog (checked on the CPU only), or NaN where it is
+                looked for.
+        """
+        out = self.compare(
+            query, item_embeddings, positive_ids, user_ids, negative_ids, generator=generator
+        )
+        return self._reduced(out.loss)
+
+    def compare(
+        self,
+        query: Tensor,
+        item_embeddings: ItemEmbeddings,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        negative_ids: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        effective: bool = False,
+    ) -> LossOutput:
+        """As ``forward``, with everything that is known of each row.
+
+        Args:
+            query: see ``forward``, as all others.
+            item_embeddings: see there.
+            positive_ids: see there.
+            user_ids: see there.
+            negative_ids: see there.
+            generator: see there.
+            effective: report ``effective_candidates``.
+        """
+        candidates = self._draw(
+            query, item_embeddings, positive_ids, user_ids, negative_ids, generator
+        )
+        return sampled_softmax(
+            query,
+            item_embeddings,
+            positive_ids,
+            candidates,
+            correction=self.correction,
+            jackknife=self.jackknife,
+            temperature=self.temperature,
+            effective=effective,
+            check_finite=self.check_finite,
+        )
+
+    @_uncompiled
+    @torch.no_grad()
+    def _draw(
+        self,
+        query: Tensor,
+        item_embeddings: ItemEmbeddings,
+        positive_ids: Tensor,
+        user_ids: Tensor | None,
+        negative_ids: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Candidates:
+        check_rows(query, positive_ids)
+        check_ids(positive_ids, self.num_items)
+        if isinstance(item_embeddings, Tensor) and len(item_embeddings) != self.num_items:
+            raise ConfigError(
+                f"item_embeddings has {len(item_embeddings)} rows, but the catalog of the loss "
+                f"has {self.num_items} items"
+            )
+        if user_ids is None:
+            user_ids = torch.arange(len(query), device=positive_ids.device)
+        scaled = (query.detach() / self.temperature).float()
+        batch = EncodedBatch(positive_ids, user_ids, scaled)
+        self._refresh_if_due(item_embeddings, positive_ids.device)
+        candidates = several_draws(self.proposal, batch, self.num_draws, generator)
+        if negative_ids is not None:
+            check_negatives(negative_ids, len(query))
+            check_ids(negative_ids.clamp(min=0), self.num_items)
+            candidates = with_negatives(candidates, negative_ids, self.proposal, batch)
+        self._observe(batch)
+        return candidates
+
+    def _refresh_if_due(self, item_embeddings: ItemEmbeddings, device: torch.device) -> None:
+        every = refresh_interval(self.proposal)
+        if every is None or not isinstance(self.proposal, AdaptiveProposal):
+            return
+        # Evaluation may come before any training step, and must find item vectors too.
+        if self._steps == 0 or (self.training and self._steps % every == 0):
+            vectors = (
+                item_embeddings
+                if isinstance(item_embeddings, Tensor)
+                else item_embeddings(torch.arange(self.num_items, device=device))
+            )
+            self.proposal.refresh(vectors.detach().float())
+
+
+class _Choice(ComponentConfig):
+    proposal: ProposalComponent
+
+
+def built_proposal(
+    catalog: Counts | int,
+    proposal: Proposal | ProposalConfig | Mapping[str, Any] | str | None,
+) -> tuple[Proposal, int]:
+    """The proposal of a module, and V; see ``SampledSoftmaxLoss``.
+
+    Raises:
+        ConfigError: it cannot be built from what is known, or is of another catalog.
+        DataError: the counts are none.
+    """
+    counts = None if isinstance(catalog, int) else checked_counts(catalog)
+    num_items = catalog if isinstance(catalog, int) else len(catalog)
+    if proposal is None:
+        if counts is None:
+            return Uniform(num_items, 256), num_items
+        return Mixture([Popularity(counts, 128), Uniform(num_items, 128)]), num_items
+    if not isinstance(proposal, ProposalConfig | Mapping | str):
+        of_proposal = getattr(proposal, "num_items", num_items)
+        if of_proposal != num_items:
+            raise ConfigError(
+                f"the proposal draws from {of_proposal} items, but the catalog has {num_items}"
+            )
+        return proposal, num_items
+    try:
+        config = _Choice(proposal=proposal).proposal
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{key}: {first['msg']}, got {first['input']!r}") from None
+    if counts is None:
+        if not isinstance(config, Uniform.Config):
+            raise ConfigError(
+                "only the proposal 'uniform' can be built from the number of items: give counts "
+                "[V], how often each item is a training target (torch.ones(V) where all are alike)"
+            )
+        counts = torch.ones(num_items)
+    return config.build(counts), num_items

@@ -1,0 +1,140 @@
+"""In-batch vectors against the table they would come from, and against plain loops."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from candid import in_batch_softmax, sampled_softmax, with_negatives
+from candid.errors import ConfigError, DataError
+from candid.proposals import ExactFrequency, InBatch
+
+V, B, D = 8, 6, 4
+COUNTS = torch.tensor([9, 7, 5, 3, 2, 1, 1, 1])
+IDS = torch.tensor([0, 1, 0, 4, 2, 7])
+USERS = torch.tensor([3, 3, 1, 2, 2, 9])
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(3)
+    query = torch.randn(B, D, generator=generator, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(V, D, generator=generator, dtype=torch.float64, requires_grad=True)
+    return query, table
+
+
+@pytest.mark.parametrize("user_ids", [None, USERS], ids=["strangers", "users"])
+@pytest.mark.parametrize("correction", ["none", "logq", "refined"])
+def test_vectors_and_the_table_they_come_from_agree(correction, user_ids):
+    query, table = tensors()
+    negative_ids = torch.tensor([[3, -1], [5, 6], [-1, -1], [0, 4], [2, 1], [6, 6]])
+    for negatives in (None, negative_ids):
+        proposal = InBatch(COUNTS, exclude_same_user=user_ids is not None)
+        batch = SimpleNamespace(positive_ids=IDS, user_ids=USERS)
+        drawn = proposal.draw(batch)
+        if negatives is not None:
+            drawn = with_negatives(drawn, negatives, proposal, batch)
+        settings = {"correction": correction, "temperature": 0.5, "effective": True}
+        theirs = sampled_softmax(query, table, IDS, drawn, **settings)
+        mine = in_batch_softmax(
+            query,
+            table[IDS],
+            IDS,
+            frequency=ExactFrequency(COUNTS),
+            user_ids=user_ids,
+            negative_vectors=None if negatives is None else table[negatives.clamp(min=0)],
+            negative_ids=negatives,
+            **settings,
+        )
+        torch.testing.assert_close(mine.loss, theirs.loss)
+        torch.testing.assert_close(mine.effective_candidates, theirs.effective_candidates)
+        grads = [torch.autograd.grad(o.loss.sum(), (query, table)) for o in (mine, theirs)]
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_it_is_what_it_says_written_out():
+    """Row 2 (item 0): rows 1, 3, 4, 5 are negatives; row 0 has the same item."""
+    query, table = tensors()
+    out = in_batch_softmax(query, table[IDS], IDS, frequency=COUNTS, temperature=0.7)
+    scores = query[2] @ table.T / 0.7
+    q = COUNTS.double() / COUNTS.sum()
+    others = [1, 4, 2, 7]
+    # n_valid · Q(d) / (1 - Q(p))
+    terms = [scores[d] - math.log(4 * q[d] / (1 - q[0])) for d in others]
+    log_z = torch.logsumexp(torch.stack(terms), 0)
+    expected = torch.logaddexp(scores[0], log_z) - scores[0]
+    assert out.loss[2].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_one_item_encoded_twice_is_no_negative_of_itself():
+    query, table = tensors()
+    vectors = table[IDS].detach().clone()
+    before = in_batch_softmax(query, vectors, IDS, frequency=COUNTS).loss
+    vectors[2] += 1.0  # another dropout mask of item 0
+    after = in_batch_softmax(query, vectors, IDS, frequency=COUNTS).loss
+    assert after[0] == before[0]
+    assert after[2] != before[2]
+
+
+def test_a_batch_of_one_is_silent():
+    query = torch.ones(1, D, requires_grad=True)
+    out = in_batch_softmax(query, torch.ones(1, D), torch.tensor([2]), frequency=COUNTS)
+    assert out.loss.tolist() == [0.0]
+    assert not torch.autograd.grad(out.loss.sum(), query)[0].any()
+
+
+VECTORS = torch.ones(B, D)
+BAD = {
+    "width": (
+        {"positive_vectors": torch.ones(B, 2)},
+        r"positive_vectors must be \[6, 4\], one a row and as wide as query, got \[6, 2\]",
+    ),
+    "rows": ({"positive_vectors": torch.ones(3, D)}, r"positive_vectors must be \[6, 4\]"),
+    "ids alone": ({"negative_ids": torch.zeros(B, 1, dtype=torch.int64)}, "give both or none"),
+    "vectors alone": ({"negative_vectors": torch.ones(B, 1, D)}, "give both or none"),
+    "negatives": (
+        {
+            "negative_ids": torch.zeros(B, 2, dtype=torch.int64),
+            "negative_vectors": torch.ones(B, 1, D),
+        },
+        r"negative_vectors must be \[6, 2, 4\].* got \[6, 1, 4\]",
+    ),
+    "set": ({"frequency": InBatch(COUNTS, distinct=True)}, "must have distinct=False"),
+    "sample": ({"frequency": InBatch(COUNTS, num_candidates=2)}, "num_candidates=None"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_does_not_fit_is_refused(name):
+    changed, sentence = BAD[name]
+    arguments = {"positive_vectors": VECTORS, "positive_ids": IDS, "frequency": COUNTS} | changed
+    with pytest.raises(ConfigError, match=sentence):
+        in_batch_softmax(torch.ones(B, D), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        (torch.ones(5), "item id 7 is outside the catalog: ids must be 0 to 4"),
+        (torch.tensor([1, 1, 1, 1, 0, 1, 1, 1]), "item 4 is a positive of the batch but has freq"),
+        (torch.tensor([1.0, -1.0]), "the count of item 1 is -1.0"),
+    ],
+)
+def test_counts_that_do_not_fit_are_refused(counts, sentence):
+    with pytest.raises(DataError, match=sentence):
+        in_batch_softmax(torch.ones(B, D), VECTORS, IDS, frequency=counts)
+
+
+def test_a_negative_that_is_not_finite_is_named():
+    vectors = torch.ones(B, 2, D)
+    vectors[1, 1] = float("nan")
+    with pytest.raises(DataError, match=r"row of negative_vectors \(as \[B·S, D\]\) 3 holds NaN"):
+        in_batch_softmax(
+            torch.ones(B, D),
+            VECTORS,
+            IDS,
+            frequency=COUNTS,
+            negative_vectors=vectors,
+            negative_ids=torch.zeros(B, 2, dtype=torch.int64),
+        )
