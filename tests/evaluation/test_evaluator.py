@@ -13,7 +13,7 @@ from torch import nn
 
 from candid.data import Role
 from candid.errors import ArtifactError, ConfigError, DataError
-from candid.evaluation import EvaluationConfig, evaluate
+from candid.evaluation import EvaluationConfig, compare, evaluate
 
 CONFIG = EvaluationConfig(ks=(1, 3, 10), batch_size=16, bootstrap=50, popularity_slices=4)
 
@@ -246,9 +246,7 @@ def test_progress_ends_at_all_queries(make_random):
         progress=lambda *told: seen.append(told),
     )
     num = report.counts["users"]
-    assert seen == [
-        ("asking users", min(16 * (i + 1), num), num) for i in range(-(-num // 16))
-    ]
+    assert seen == [("asking users", min(16 * (i + 1), num), num) for i in range(-(-num // 16))]
 
 
 def test_report_is_plain_json_and_saved_whole(make_random, tmp_path):
@@ -284,6 +282,20 @@ def test_per_user_values_average_to_the_metric(make_random):
     assert frame.height == report.counts["users"]
     assert frame["ndcg@10"].null_count() == report.counts["users_without_relevant"] > 0
     assert frame["ndcg@10"].mean() == pytest.approx(report.metrics["ndcg@10"].value)
+
+
+def test_users_of_a_slice_average_to_its_metric(make_random):
+    dataset, model = make_random(max_targets=3)
+    report = evaluate(model, dataset, CONFIG, max_length=5)
+    for parts in report.slices.values():
+        for part in parts:
+            held, names = part.per_user, part.per_user.names
+            assert len(held.user_ids) == part.queries
+            assert (np.diff(held.user_ids) > 0).all()
+            for c, name in enumerate(names):
+                ratio = held.numerators[:, c].sum() / held.denominators[:, c].sum()
+                assert ratio == pytest.approx(part.metrics[name].value)
+            assert compare(held, held, "nll").difference == 0
 
 
 def test_errors_name_the_cause(make_random, make_dataset, make_model):

@@ -242,8 +242,15 @@ class _Pass:
             group_of_target = group_of_item[asked.target_ids]
         targets = np.bincount(group_of_target, minlength=len(labels))
         found: list[Mapping[str, Estimate]] = list(self._estimates(rows, len(labels)))
-        return tuple(
-            Slice(label, int(queries[g]), int(targets[g]), found[g])
-            for g, label in enumerate(labels)
-            if queries[g]
-        )
+        slices = []
+        for g, label in enumerate(labels):
+            here = rows.groups == g
+            per_user = PerUser(
+                asked.user_ids[rows.owners[here]],
+                rows.names,
+                rows.numerators[here],
+                rows.denominators[here],
+            )
+            if queries[g]:
+                slices.append(Slice(label, int(queries[g]), int(targets[g]), found[g], per_user))
+        return tuple(slices)

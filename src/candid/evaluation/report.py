@@ -29,12 +29,23 @@ class Slice:
         queries: queries with a target in it.
         targets: targets in it.
         metrics: by name, as in the report.
+        per_user: each user's values, for ``compare``; not part of the JSON.
     """
 
     label: str
     queries: int
     targets: int
     metrics: Mapping[str, Estimate]
+    per_user: PerUser
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: ``label``, ``queries``, ``targets``, ``metrics``."""
+        return {
+            "label": self.label,
+            "queries": self.queries,
+            "targets": self.targets,
+            "metrics": {name: asdict(found) for name, found in self.metrics.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class EvaluationReport:
             "metric": self.metric,
             "metrics": {name: asdict(found) for name, found in self.metrics.items()},
             "slices": {
-                name: [asdict(part) for part in parts] for name, parts in self.slices.items()
+                name: [part.to_json() for part in parts] for name, parts in self.slices.items()
             },
             "counts": dict(self.counts),
             "settings": dict(self.settings),
