@@ -193,7 +193,7 @@ def test_a_new_loss_is_one_class_and_one_line(monkeypatch, inputs):
 
 def sampled_with_proposals():
     mixture = Mixture([Uniform(V, 20), InBatch(torch.arange(V, 0, -1))])
-    sets = Uniform(V, 20, distinct=True)
+    sets = Uniform(V, V, distinct=True)
     head = HeadAndTail(torch.arange(V, 0, -1), Uniform(V, 20), 3)
     for param in configs():
         if param.values[0].build(V).needs_candidates:

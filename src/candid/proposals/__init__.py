@@ -28,10 +28,14 @@ from candid.proposals.frequency import (
 from candid.proposals.frequency_error import FrequencyError, frequency_error
 from candid.proposals.head_and_tail import HeadAndTail
 from candid.proposals.in_batch import InBatch
+from candid.proposals.memory import Memory
 from candid.proposals.mixture import Mixture
 from candid.proposals.nearest_head import NearestHead
 from candid.proposals.negatives import with_negatives
 from candid.proposals.popularity import Popularity
+from candid.proposals.quadratic import Quadratic
+from candid.proposals.random_fourier import RandomFourier
+from candid.proposals.reach import check_reach
 from candid.proposals.streaming_frequency import StreamingFrequency
 from candid.proposals.uniform import Uniform
 
@@ -39,6 +43,9 @@ PROPOSALS: Final = {
     "uniform": Uniform,
     "popularity": Popularity,
     "in_batch": InBatch,
+    "memory": Memory,
+    "random_fourier": RandomFourier,
+    "quadratic": Quadratic,
     "head_and_tail": HeadAndTail,
     "nearest_head": NearestHead,
     "mixture": Mixture,
@@ -68,6 +75,7 @@ __all__ = [
     "Head",
     "HeadAndTail",
     "InBatch",
+    "Memory",
     "Mixture",
     "NearestHead",
     "Observer",
@@ -76,10 +84,13 @@ __all__ = [
     "Proposal",
     "ProposalComponent",
     "ProposalConfig",
+    "Quadratic",
+    "RandomFourier",
     "Stateful",
     "StreamFrequency",
     "StreamingFrequency",
     "Uniform",
+    "check_reach",
     "checked_item_vectors",
     "frequency_error",
     "query_of",

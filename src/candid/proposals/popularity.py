@@ -16,6 +16,7 @@ from candid.proposals.expected_count import log_expected_count
 from candid.proposals.frequency import Counts, checked_counts
 from candid.proposals.on_device import OnDevice
 from candid.proposals.outside import Gaps, joined
+from candid.proposals.reach import check_reach, check_set_size
 
 
 class Popularity:
@@ -23,17 +24,21 @@ class Popularity:
 
     Expected count n·Q(d), or 1 - (1 - Q(d))^n for the distinct items among the draws. A draw
     costs O(log V). An item with count 0 is never drawn, whatever alpha is, and has a log
-    expected count of -inf: its share of the partition function is missed. Add a uniform
-    component (see ``Mixture``) where such items are in the catalog.
+    expected count of -inf: its share of the partition function is missed. Where such items are
+    in the catalog, give them a ``floor`` or add a uniform component (see ``Mixture``).
 
     Args:
         counts: [V], how often each item is a training target.
         num_candidates: n, the number of draws; with ``distinct`` fewer candidates may come.
         alpha: exponent, 1 for popularity itself, 0 for uniform over the items with a count.
         distinct: keep one of each item.
+        floor: least count of an item: fewer count as so many.
+        every_item: refuse counts by which an item could never be drawn.
 
     Raises:
-        ConfigError: ``num_candidates`` is less than 1, or ``alpha`` negative or not finite.
+        ConfigError: ``num_candidates`` is less than 1, or more than V for a distinct set;
+            ``alpha`` or ``floor`` negative or not finite; or, with ``every_item``, an item that
+            cannot be drawn: names it.
         DataError: the counts are not a vector of finite non-negative numbers with a
             positive sum.
     """
@@ -48,19 +53,45 @@ class Popularity:
             description="exponent of the counts: 1 draws by popularity, 0 uniformly",
         )
         distinct: bool = Field(False, description="keep one of each item drawn")
+        floor: float = Field(
+            0.0,
+            ge=0,
+            description="least count of an item: above 0, items without a count are drawn too",
+        )
+        every_item: bool = Field(
+            False, description="refuse a catalog in which an item can never be drawn"
+        )
 
         def build(self, counts: Tensor) -> Popularity:
             """Build for a catalog with these training counts."""
-            return Popularity(counts, self.num_candidates, self.alpha, self.distinct)
+            return Popularity(
+                counts,
+                self.num_candidates,
+                self.alpha,
+                self.distinct,
+                self.floor,
+                self.every_item,
+            )
 
     def __init__(
-        self, counts: Counts, num_candidates: int, alpha: float = 1.0, distinct: bool = False
+        self,
+        counts: Counts,
+        num_candidates: int,
+        alpha: float = 1.0,
+        distinct: bool = False,
+        floor: float = 0.0,
+        every_item: bool = False,
     ) -> None:
         if num_candidates < 1:
             raise ConfigError(f"num_candidates must be at least 1, got {num_candidates}")
-        if not (math.isfinite(alpha) and alpha >= 0):
-            raise ConfigError(f"alpha must be a finite number of at least 0, got {alpha}")
-        log_counts = checked_counts(counts).log()
+        for key, value in (("alpha", alpha), ("floor", floor)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{key} must be a finite number of at least 0, got {value}")
+        log_counts = checked_counts(counts).clamp(min=floor).log()
+        if distinct:
+            check_set_size(num_candidates, len(log_counts))
+        if every_item:
+            check_reach(log_counts)
         # The largest weight is 1, so that no alpha overflows. -inf · 0 would be nan: a count
         # of 0 keeps its -inf.
         log_weights = torch.where(

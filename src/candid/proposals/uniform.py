@@ -15,6 +15,7 @@ from candid.proposals.config import ProposalConfig
 from candid.proposals.expected_count import log_expected_count
 from candid.proposals.on_device import OnDevice
 from candid.proposals.outside import Gaps, joined
+from candid.proposals.reach import check_set_size
 
 
 class Uniform:
@@ -28,7 +29,8 @@ class Uniform:
         distinct: keep one of each item.
 
     Raises:
-        ConfigError: ``num_items`` or ``num_candidates`` is less than 1.
+        ConfigError: ``num_items`` or ``num_candidates`` is less than 1, or ``num_candidates``
+            is more than V for a distinct set.
     """
 
     class Config(ProposalConfig):
@@ -47,6 +49,8 @@ class Uniform:
                 f"num_items and num_candidates must be at least 1, "
                 f"got {num_items} and {num_candidates}"
             )
+        if distinct:
+            check_set_size(num_candidates, num_items)
         self.num_items = num_items
         self.num_candidates = num_candidates
         self.distinct = distinct
