@@ -24,6 +24,7 @@ def test_vectors_of_another_catalog_are_refused(shape):
 
 
 def test_a_proposal_that_draws_by_queries_says_so(rows):
+    del rows.query
     with pytest.raises(ConfigError, match="EncodedBatch"):
         query_of(rows)
     query = torch.ones(6, 2)

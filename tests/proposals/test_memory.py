@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from candid.errors import ArtifactError, ConfigError, DataError
-from candid.proposals import Memory, Observer, Stateful
+from candid.proposals import HeadAndTail, Memory, Mixture, Observer, Stateful, Uniform
 
 
 def rows_of(ids, users):
@@ -63,6 +63,9 @@ def test_mean_age_counts_steps(counts):
     assert memory.mean_age == 1
     memory.observe(SECOND)
     assert memory.mean_age == pytest.approx((2 + 4 * 1) / 5)
+    assert memory.report() == {"memory_rows": 5.0, "memory_age": pytest.approx(1.2)}
+    inside = HeadAndTail(counts, Mixture([Uniform(10, 2), memory]), 2)
+    assert inside.report() == {f"tail/1/{name}": value for name, value in memory.report().items()}
 
 
 def test_without_exclusion_nobody_owns(counts):

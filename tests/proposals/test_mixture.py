@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from candid.errors import ConfigError
-from candid.proposals import InBatch, Mixture, Popularity, Uniform
+from candid.proposals import InBatch, Mixture, Popularity, Quadratic, Uniform
 
 
 def test_every_candidate_is_corrected_by_every_component(counts, rows, generator):
@@ -29,6 +29,23 @@ def test_one_set_makes_the_whole_a_set(counts, rows, generator):
 def test_an_item_outside_one_component_keeps_the_others_count(counts, rows):
     mixture = Mixture([Popularity(counts, 8), Uniform(10, 2)])
     assert mixture.log_count_of(torch.tensor([9]), rows).exp().item() == pytest.approx(0.2)
+
+
+def test_a_component_of_rows_makes_the_whole_one_of_rows(counts, rows, generator):
+    of_rows = Quadratic(10, 5, block_size=2)
+    of_rows.refresh(torch.randn(10, 4, generator=generator))
+    in_batch = InBatch(counts)
+    drawn = Mixture([Uniform(10, 3), of_rows, in_batch]).draw(rows, generator)
+    assert drawn.ids.shape == drawn.log_count.shape == drawn.owner.shape == (6, 3 + 5 + 6)
+    assert bool((drawn.ids[:, :3] == drawn.ids[0, :3]).all())
+    assert not bool((drawn.ids[:, 3:8] == drawn.ids[0, 3:8]).all())
+    assert torch.equal(drawn.ids[:, 8:], rows.positive_ids.expand(6, -1))
+    assert drawn.owner[2].tolist() == [-1] * 8 + rows.user_ids.tolist()
+    q = counts.double() / counts.sum()
+    expected = 3 / 10 + of_rows.log_count_of(drawn.ids, rows).double().exp() + 6 * q[drawn.ids]
+    torch.testing.assert_close(drawn.log_count.double().exp(), expected, rtol=1e-5, atol=0)
+    whole = Mixture([Uniform(10, 3), of_rows]).log_count_of(torch.arange(10)[None], rows)
+    assert whole.exp().sum(dim=1).tolist() == pytest.approx([8.0] * 6, rel=1e-5)
 
 
 def test_an_empty_mixture_is_refused():

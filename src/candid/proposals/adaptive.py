@@ -1,9 +1,9 @@
 """Proposals that follow the model, or learn from the stream of batches.
 
-A proposal may do any of three things beside drawing, and says so by having the methods:
+A proposal may do any of four things beside drawing, and says so by having the methods:
 ``AdaptiveProposal`` reads the item vectors every so often, ``Observer`` the batches that are
-trained on, and ``Stateful`` keeps something that a resumed run must have back. A compound
-proposal does all three for its parts.
+trained on, ``Stateful`` keeps something that a resumed run must have back, and ``Reporter`` has
+numbers to log. A compound proposal does all of it for its parts.
 """
 
 from __future__ import annotations
@@ -88,6 +88,15 @@ class Stateful(Protocol):
         ...
 
 
+@runtime_checkable
+class Reporter(Protocol):
+    """A proposal with something of its own to log beside the loss."""
+
+    def report(self) -> dict[str, float]:
+        """Numbers by name, as of the last step; names may hold slashes."""
+        ...
+
+
 class Compound:
     """What a proposal made of others does for its parts; to inherit from.
 
@@ -132,6 +141,15 @@ class Compound:
                 part.restore(
                     {k.removeprefix(start): t for k, t in state.items() if k.startswith(start)}
                 )
+
+    def report(self) -> dict[str, float]:
+        """The parts' reports, each name below that of its part; see ``Reporter.report``."""
+        return {
+            f"{name}/{key}": value
+            for name, part in self.parts.items()
+            if isinstance(part, Reporter)
+            for key, value in part.report().items()
+        }
 
 
 def query_of(batch: Positives) -> Tensor:

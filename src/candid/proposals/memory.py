@@ -148,6 +148,10 @@ class Memory:
         if isinstance(self.frequency, StreamFrequency):
             self.frequency.observe(batch.positive_ids)
 
+    def report(self) -> dict[str, float]:
+        """Rows in memory and their ``mean_age``; see ``Reporter.report``."""
+        return {"memory_rows": float(self.num_remembered), "memory_age": self.mean_age}
+
     def state(self) -> dict[str, Tensor]:
         """What is remembered, and what the frequency has learnt; see ``Stateful.state``."""
         state = {

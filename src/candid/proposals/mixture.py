@@ -32,8 +32,11 @@ class Mixture(Compound):
     user are masked too: its part of the balance is then over-stated by that user's share of the
     batch.
 
+    Where a component draws for each row apart, so does the mixture: what others share is then
+    repeated for every row.
+
     Args:
-        components: the proposals; every one gives candidates shared by all rows.
+        components: the proposals.
 
     Raises:
         ConfigError: no component.
@@ -72,7 +75,8 @@ class Mixture(Compound):
                 "a component of a mixture cannot have a head: make the mixture the tail of a "
                 "head_and_tail proposal"
             )
-        ids = torch.cat([part.ids for part in parts])
+        num_rows = len(batch.positive_ids)
+        ids = _side_by_side([part.ids for part in parts], num_rows)
         draws = [part.num_draws for part in parts]
         has_owner = any(part.owner is not None for part in parts)
         return Candidates(
@@ -80,15 +84,22 @@ class Mixture(Compound):
             log_count=self.log_count_of(ids, batch),
             log_count_positive=self.log_count_of(batch.positive_ids, batch),
             num_draws=None if None in draws else sum(n for n in draws if n is not None),
-            owner=torch.cat([_owner(part) for part in parts]) if has_owner else None,
+            owner=_side_by_side([_owner(p) for p in parts], num_rows) if has_owner else None,
             row_user_ids=batch.user_ids if has_owner else None,
         )
 
     def log_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
         """Log expected count of any items; see ``Proposal.log_count_of``."""
         counts = [component.log_count_of(ids, batch) for component in self.components]
-        return torch.logsumexp(torch.stack(counts), dim=0)
+        return torch.logsumexp(torch.stack(torch.broadcast_tensors(*counts)), dim=0)
 
 
 def _owner(part: Candidates) -> Tensor:
     return torch.full_like(part.ids, -1) if part.owner is None else part.owner
+
+
+def _side_by_side(parts: Sequence[Tensor], num_rows: int) -> Tensor:
+    """[N] where all parts are shared [n], else [B, N]."""
+    if all(part.ndim == 1 for part in parts):
+        return torch.cat(list(parts))
+    return torch.cat([p if p.ndim > 1 else p.expand(num_rows, -1) for p in parts], dim=1)

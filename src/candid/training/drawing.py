@@ -14,6 +14,7 @@ from candid.proposals import (
     Observer,
     Positives,
     Proposal,
+    Reporter,
     Stateful,
     several_draws,
     with_negatives,
@@ -72,6 +73,12 @@ class Drawing:
             self.proposal.observe(encoded)
         self._steps += 1
         return drawn
+
+    def report(self) -> dict[str, float]:
+        """What the proposal has to log of its own, each name below ``proposal``."""
+        if not isinstance(self.proposal, Reporter):
+            return {}
+        return {f"proposal/{name}": value for name, value in self.proposal.report().items()}
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs beside the generator's state."""

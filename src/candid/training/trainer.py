@@ -318,6 +318,8 @@ class Trainer:
         }
         if output.effective_candidates is not None:
             metrics["effective_candidates"] = float(output.effective_candidates.mean())
+        if self.drawing is not None:
+            metrics |= self.drawing.report()
         self._check_finite(value)
         for tracker in self._trackers:
             tracker.log(self.state.step, metrics)
