@@ -37,7 +37,7 @@ class Cost:
 
 
 def sampled_cost(
-    subject: Subject, sampler: Sampler, variant: Variant, num_rows: int, seconds: float = 0.1
+    subject: Subject, sampler: Sampler, variant: Variant, num_rows: int, seconds: float = 0.05
 ) -> Cost:
     """Draw candidates, score them, and form the gradients of queries and of the vectors used.
 
@@ -74,7 +74,7 @@ def sampled_cost(
     return _cost_of(step, seconds)
 
 
-def exact_cost(subject: Subject, num_rows: int, seconds: float = 0.1) -> Cost:
+def exact_cost(subject: Subject, num_rows: int, seconds: float = 0.05) -> Cost:
     """The same for the blockwise full softmax; the gradient of the whole table is part of it."""
     rows = _batch_of(subject, num_rows)
 

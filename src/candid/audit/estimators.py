@@ -96,11 +96,24 @@ def _plans(n: int) -> list[Plan]:
             "components": [tail, {"type": "uniform", "num_candidates": half}],
         },
         "popular head + tail": {"type": "head_and_tail", "num_head": half, "tail": tail},
+        "nearest head, shared": {
+            "type": "nearest_head",
+            "num_head": half,
+            "k": half,
+            "tail": tail,
+        },
+        "nearest head of each row": {
+            "type": "nearest_head",
+            "shared": False,
+            "num_head": half,
+            "k": half,
+            "tail": tail,
+        },
         "random Fourier": {"type": "random_fourier", "num_candidates": n},
         "quadratic": {"type": "quadratic", "num_candidates": n},
     }
     return [
-        Plan(name, proposal_config(table), n, REFINED if "num_head" in table else ALL)
+        Plan(name, proposal_config(table), n, REFINED if "tail" in table else ALL)
         for name, table in tables.items()
         if table["type"] in PROPOSALS
     ]

@@ -16,8 +16,13 @@ from candid.proposals import (
     EncodedBatch,
     Head,
     InBatch,
+    Memory,
+    Observer,
     Proposal,
 )
+
+LEARNT_BATCHES = 100
+"""Batches shown, before the first draw, to a proposal that learns from the stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class Sampler:
     no draws: there the *other rows of the batch* are random, ``batch_rows`` of them for each
     draw, taken from the training rows independently and with replacement, as the item frequency
     that corrects them supposes. The audited rows share them; a row of the same user is masked.
+    A memory of earlier batches is filled anew for each draw, from the training rows likewise.
 
     Args:
         proposal: built for the subject's catalog; one that follows the model is given its item
@@ -65,16 +71,29 @@ class Sampler:
         self._generator = generator
         parts = list(_parts(proposal))
         in_batch = [part for part in parts if isinstance(part, InBatch)]
-        self.takes_from_batch = bool(in_batch)
+        memories = [part for part in parts if isinstance(part, Memory)]
+        self.takes_from_batch = bool(in_batch or memories)
+        self._num_remembered = max((part.size for part in memories), default=0)
+        self._last: tuple[Rows, EncodedBatch] | None = None
         self._needs_guest = any(part.distinct for part in in_batch)
         if isinstance(proposal, AdaptiveProposal):
             proposal.refresh(subject.item_vectors)
+        if isinstance(proposal, Observer) and self.takes_from_batch:
+            warm_up = max((part.warm_up for part in memories), default=0)
+            for _ in range(LEARNT_BATCHES + warm_up):
+                proposal.observe(self._training_rows(batch_rows))
 
     def draw(self, rows: Rows) -> Candidates:
         """The candidates of one step for these rows."""
         if not self.takes_from_batch:
-            encoded = EncodedBatch(rows.positive_ids, rows.user_ids, rows.query)
-            return self._proposal.draw(encoded, self._generator)
+            if self._last is None or self._last[0] is not rows:
+                # One object for all draws of the rows: what is settled before the draws, such
+                # as a head near the queries, is then settled once.
+                encoded = EncodedBatch(rows.positive_ids, rows.user_ids, rows.query)
+                self._last = rows, encoded
+            return self._proposal.draw(self._last[1], self._generator)
+        if self._num_remembered and isinstance(self._proposal, Observer):
+            self._proposal.observe(self._training_rows(self._num_remembered))
         others = self._other_rows()
         drawn = self._proposal.draw(others, self._generator)
         return replace(
@@ -83,19 +102,29 @@ class Sampler:
             row_user_ids=None if drawn.owner is None else rows.user_ids,
         )
 
-    def _other_rows(self) -> EncodedBatch:
+    def _training_rows(self, num_rows: int) -> EncodedBatch:
         subject = self._subject
-        num_rows = len(subject.training_positive_ids)
-        chosen = torch.randint(num_rows, (self._batch_rows,), generator=self._generator)
-        positive_ids = subject.training_positive_ids[chosen]
-        user_ids = subject.training_user_ids[chosen]
-        if self._needs_guest:
-            # A set counts the rows of other users from the rows there are, the audited row
-            # among them. It stands in for itself by an item that the batch has already and a
-            # user that nobody is, which leaves the set as it was.
-            positive_ids = torch.cat([positive_ids, positive_ids[:1]])
-            user_ids = torch.cat([user_ids, torch.full_like(user_ids[:1], -2)])
-        return EncodedBatch(positive_ids, user_ids, subject.query[:0])
+        chosen = torch.randint(
+            len(subject.training_positive_ids), (num_rows,), generator=self._generator
+        )
+        return EncodedBatch(
+            subject.training_positive_ids[chosen],
+            subject.training_user_ids[chosen],
+            subject.query[:0],
+        )
+
+    def _other_rows(self) -> EncodedBatch:
+        rows = self._training_rows(self._batch_rows)
+        if not self._needs_guest:
+            return rows
+        # A set counts the rows of other users from the rows there are, the audited row among
+        # them. It stands in for itself by an item that the batch has already and a user that
+        # nobody is, which leaves the set as it was.
+        return replace(
+            rows,
+            positive_ids=torch.cat([rows.positive_ids, rows.positive_ids[:1]]),
+            user_ids=torch.cat([rows.user_ids, torch.full_like(rows.user_ids[:1], -2)]),
+        )
 
 
 def part_of(candidates: Candidates, rows: slice) -> Candidates:

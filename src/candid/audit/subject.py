@@ -45,6 +45,9 @@ class Subject:
     training_user_ids: Tensor
 
     def __post_init__(self) -> None:
+        for name in ("query", "item_vectors"):
+            # Also where they are parameters of a model: an audit trains nothing.
+            object.__setattr__(self, name, getattr(self, name).detach().float())
         checked_item_vectors(self.item_vectors, len(self.counts))
         num_rows = len(self.query)
         if num_rows == 0 or not len(self.training_positive_ids):

@@ -14,7 +14,7 @@ from candid.batches import Batch, Loader
 from candid.config import RunConfig
 from candid.data import PreparedDataset, Role
 from candid.losses import SampledSoftmax
-from candid.proposals import HeadAndTail
+from candid.proposals import HeadAndTail, NearestHead
 from candid.runs.features import RunFeatures, fit_features
 from candid.runs.run import LoadedRun, build_model
 from candid.towers import RetrievalModel
@@ -56,7 +56,9 @@ def plan_of(config: RunConfig, dataset: PreparedDataset) -> Plan | None:
     if config.proposal is None or not isinstance(config.loss, SampledSoftmax.Config):
         return None
     yours = Variant(config.loss.correction, config.loss.jackknife)
-    others = REFINED if isinstance(config.proposal, HeadAndTail.Config) else ALL
+    others = (
+        REFINED if isinstance(config.proposal, HeadAndTail.Config | NearestHead.Config) else ALL
+    )
     batch_rows = len(Loader(dataset, config.batches, config.seed).batch(0, 0))
     return Plan(
         name="the recipe's",
@@ -71,8 +73,10 @@ def plan_of(config: RunConfig, dataset: PreparedDataset) -> Plan | None:
 def _num_candidates(table: Mapping[str, Any], batch_rows: int) -> int:
     """Candidates that the settings of a proposal ask for, those of its parts and head included."""
     parts = [*table.get("components", ()), *([table["tail"]] if "tail" in table else [])]
-    own = int(table.get("num_head", 0))
-    if not parts:
+    own = int(table["k"] if table.get("shared") is False else table.get("num_head", 0))
+    if "size" in table:  # a memory, beside the batch
+        own += table["size"] + batch_rows
+    elif not parts:
         own += table["num_candidates"] or batch_rows
     return own + sum(_num_candidates(part, batch_rows) for part in parts)
 
