@@ -160,8 +160,10 @@ def test_cold_users_and_items_are_counted(make_dataset, make_model):
     assert counts["cold_targets"] == counts["cold_target_items"] == 1
     assert counts["cold_items"] == 2
     model.needs_history = False
-    counts = evaluate(model, dataset, config, max_length=9).counts
-    assert (counts["users"], counts["users_without_history"]) == (3, 0)
+    report = evaluate(model, dataset, config, max_length=9)
+    assert (report.counts["users"], report.counts["users_without_history"]) == (3, 0)
+    found = {part.label: part.per_user.user_ids.tolist() for part in report.slices["user_warmth"]}
+    assert found == {"cold": [1, 2], "warm": [0]}
 
 
 def test_intervals_hold_the_value_and_follow_the_confidence(make_random):

@@ -203,6 +203,11 @@ class _Pass:
             slices["history_length"] = self._slices(
                 everything.regrouped(lengths.groups), lengths.labels, None
             )
+        if 0 < self._questions.counts["cold_users"] < self._questions.counts["users"]:
+            users = by_warmth(self._questions.user_is_trained.astype(np.int64))
+            slices["user_warmth"] = self._slices(
+                everything.regrouped(users.groups), users.labels, None
+            )
         counts = self._questions.counts | {
             "targets_seen_before": self._num_distinct - self._num_relevant,
             "users_without_relevant": self._without_relevant,

@@ -21,11 +21,13 @@ class Questions:
     Attributes:
         held_out: Q queries, each with at least one target.
         history_lengths: [Q] whole histories, not cut to what a model reads.
+        user_is_trained: [Q] whether the user has an interaction that is trained on.
         counts: what was asked and what was left out, by name.
     """
 
     held_out: HeldOut
     history_lengths: Ints
+    user_is_trained: Bools
     counts: dict[str, int]
 
     def __len__(self) -> int:
@@ -70,20 +72,20 @@ def select(
         chosen = np.random.default_rng(seed).choice(len(asked), max_users, replace=False)
         asked = asked[np.sort(chosen)]
     questions = _subset(everything, asked)
-    trained = _users_in_training(dataset)
+    trained = _users_in_training(dataset)[questions.user_ids]
     warm_target = dataset.train_counts[questions.target_ids] > 0
     counts = {
         "users_with_targets": len(everything),
         "users_without_history": skipped,
         "users": len(asked),
-        "cold_users": int((~trained[questions.user_ids]).sum()),
+        "cold_users": int((~trained).sum()),
         "targets": len(questions.target_ids),
         "cold_targets": int((~warm_target).sum()),
         "cold_target_items": len(np.unique(questions.target_ids[~warm_target])),
         "items": dataset.num_items,
         "cold_items": int((dataset.train_counts == 0).sum()),
     }
-    return Questions(questions, lengths[asked].astype(np.int64), counts)
+    return Questions(questions, lengths[asked].astype(np.int64), trained, counts)
 
 
 def _subset(questions: HeldOut, rows: Ints) -> HeldOut:

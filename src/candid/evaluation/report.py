@@ -88,8 +88,9 @@ class EvaluationReport:
             ``coverage@k`` (share of the catalog recommended to anyone), and ``nll``,
             ``true_nll``, ``excess_nll`` in nats where they were asked for.
         metric: the one that summaries show first.
-        slices: by slicing: ``target_popularity``, ``history_length``, ``target_warmth``; only
-            groups that hold targets.
+        slices: by slicing: ``target_popularity``, ``history_length``, ``target_warmth`` and
+            ``user_warmth`` (where some targets, or users, were never trained on); only groups
+            that hold targets.
         counts: what was asked and what was left out.
         settings: what the numbers depend on beside model and data.
         per_user: each user's values; not part of the JSON.

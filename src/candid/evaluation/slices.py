@@ -48,7 +48,11 @@ def by_popularity(counts: Ints, num_slices: int) -> Slicing:
 
 
 def by_warmth(counts: Ints) -> Slicing:
-    """Divide items into those never trained ("cold") and the rest ("warm")."""
+    """Divide items, or queries by their user, into those never trained ("cold") and the rest.
+
+    Args:
+        counts: [V] or [Q], how often each is trained on.
+    """
     return Slicing(("cold", "warm"), (counts > 0).astype(np.int64))
 
 
