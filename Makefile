@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/candid demo --out $(DEMO)
 
 # Two workers of one thread each: torch's own threads would fight over the cores.
-test: check
+test: check $(VENV)/examples
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
 
 check: $(VENV)/installed
@@ -40,6 +40,11 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[dev,report]'
+	@touch $@
+
+# What the examples are written for is half a gigabyte: only the tests need it.
+$(VENV)/examples: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[examples]'
 	@touch $@
 
 clean:

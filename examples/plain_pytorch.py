@@ -1,0 +1,64 @@
+"""A training loop of one's own: a query tower over the last items, a table of item vectors.
+
+python examples/plain_pytorch.py
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import candid
+from candid.proposals import Mixture, Popularity, Uniform
+from synthetic import NUM_ITEMS, recall_at_10, sequences
+
+
+class TwoTowers(nn.Module):
+    """The mean of the last items' vectors, mapped; and the items' own vectors."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.items = nn.Embedding(NUM_ITEMS, width)
+        self.query = nn.Sequential(nn.EmbeddingBag(NUM_ITEMS, width), nn.Linear(width, width))
+
+    def forward(self, history: Tensor) -> Tensor:
+        """History [B, L] to query vectors [B, D]."""
+        query: Tensor = self.query(history)
+        return query
+
+
+def main() -> None:
+    """Train for a few epochs and ask for each user's last item."""
+    torch.manual_seed(0)
+    data = sequences(num_users=5000, length=6)
+    history, target, answer = data[:, 1:4], data[:, 4], data[:, 5]
+    counts = torch.bincount(target, minlength=NUM_ITEMS)
+
+    model = TwoTowers()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    # Popular items are drawn often, and a uniform part reaches those that are no target at all.
+    proposal = Mixture([Popularity(counts, 128), Uniform(NUM_ITEMS, 128)])
+    loss_of = candid.SampledSoftmaxLoss(counts, proposal)
+
+    losses = []
+    for _ in range(8):
+        for rows in torch.randperm(len(target)).split(250):
+            query = model(history[rows])
+            # What was shown and not chosen, -1 where there is nothing: here, one random item.
+            shown = torch.randint(NUM_ITEMS, (len(rows), 1))
+            loss = loss_of(query, model.items.weight, target[rows], negative_ids=shown)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+
+    with torch.no_grad():
+        query = model(data[:, 2:5])
+        exact = candid.full_softmax(query, model.items.weight, answer).loss.mean().item()
+        recall = recall_at_10(query, model.items.weight, answer)
+    print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}, full softmax on held-out items {exact:.2f}")
+    print(f"recall@10 {recall:.3f}, by chance {10 / NUM_ITEMS:.3f}")
+
+
+if __name__ == "__main__":
+    main()

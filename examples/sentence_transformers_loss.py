@@ -1,0 +1,142 @@
+"""A loss for sentence-transformers: in-batch text retrieval, corrected by document frequency.
+
+The usual in-batch loss (MultipleNegativesRankingLoss) punishes a document for being asked for
+often, and a batch that holds a document twice takes the second for a wrong answer to the first.
+Here the label of a pair is the number of its document: repetitions are masked, and a document's
+score is corrected by how often it is a positive.
+
+pip install 'candid[examples]' && python examples/sentence_transformers_loss.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+import candid
+
+NUM_DOCUMENTS, NUM_WORDS = 200, 400
+
+
+class DocumentRetrievalLoss(nn.Module):
+    """In-batch softmax over documents; the dataset's column ``label`` numbers the documents.
+
+    Args:
+        model: encodes both sides.
+        counts: [documents], how often each is the answer over all that is trained on.
+        temperature: of the cosine similarity.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, counts: Tensor, temperature: float = 0.05
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_of = candid.InBatchSoftmaxLoss(counts, temperature=temperature)
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        """Queries and documents [B] as tokens, and the number of each document [B]."""
+        query, document = (
+            normalize(self.model(features)["sentence_embedding"]) for features in sentence_features
+        )
+        loss: Tensor = self.loss_of(query, document, labels)
+        return loss
+
+
+def corpus() -> tuple[list[str], list[str], Tensor]:
+    """Documents of eight words, and questions of three words of a document asked for by Zipf."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.stack(
+        [torch.randperm(NUM_WORDS, generator=generator)[:8] for _ in range(NUM_DOCUMENTS)]
+    )
+    popularity = 1.0 / torch.arange(1, NUM_DOCUMENTS + 1)
+    asked = torch.multinomial(popularity, 4000, replacement=True, generator=generator)
+    picks = torch.rand(len(asked), 8, generator=generator).argsort(dim=1)[:, :3]
+    questions = words[asked].gather(1, picks)
+
+    def text(rows: Tensor) -> list[str]:
+        return [" ".join(f"word{word}" for word in row) for row in rows.tolist()]
+
+    return text(words), text(questions), asked
+
+
+def tiny_model(folder: Path) -> SentenceTransformer:
+    """A transformer of one layer with random weights and a vocabulary of whole words."""
+    vocabulary = {"[PAD]": 0, "[UNK]": 1} | {f"word{i}": i + 2 for i in range(NUM_WORDS)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
+    )
+    fast.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+    )
+    BertModel(config).save_pretrained(folder)
+    transformer = Transformer(str(folder))
+    return SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu")
+
+
+def main() -> None:
+    """Train for a few epochs and look every document up by a question."""
+    torch.manual_seed(0)
+    documents, questions, asked = corpus()
+    counts = torch.bincount(asked, minlength=NUM_DOCUMENTS)
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny_model(Path(folder))
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=SentenceTransformerTrainingArguments(
+                output_dir=folder,
+                num_train_epochs=2,
+                per_device_train_batch_size=64,
+                learning_rate=5e-3,
+                logging_steps=10,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                use_cpu=True,
+                seed=0,
+            ),
+            train_dataset=Dataset.from_dict(
+                {
+                    "question": questions,
+                    "document": [documents[i] for i in asked],
+                    "label": asked.tolist(),
+                }
+            ),
+            loss=DocumentRetrievalLoss(model, counts),
+        )
+        trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    # A question for every document, the rarely asked ones too.
+    new = [" ".join(text.split()[:3]) for text in documents]
+    best = model.similarity(model.encode(new), model.encode(documents)).argmax(dim=1)
+    recall = (best == torch.arange(NUM_DOCUMENTS)).float().mean().item()
+    print(f"loss {float(logged[0]):.2f} -> {float(logged[-1]):.2f}")
+    print(f"recall@1 {recall:.3f}, by chance {1 / NUM_DOCUMENTS:.3f}")
+
+
+if __name__ == "__main__":
+    main()
