@@ -18,7 +18,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.errors import ArtifactError, ConfigError
+from candid.errors import ConfigError
+from candid.index.checks import (
+    check_item_vectors,
+    check_search,
+    diverged_items,
+    diverged_queries,
+)
 from candid.index.order import decode, encode
 from candid.index.protocol import Exclusions, Hits, IndexConfig
 from candid.index.scan import GROUP, RunningTopK
@@ -58,11 +64,7 @@ class ExactIndex:
     def __init__(
         self, item_vectors: Tensor, block_items: int = 4096, block_rows: int = 256
     ) -> None:
-        if item_vectors.ndim != 2 or 0 in item_vectors.shape:
-            raise ConfigError(
-                "item_vectors must be [V, D] with at least one item, "
-                f"not {list(item_vectors.shape)}"
-            )
+        check_item_vectors(item_vectors)
         if block_items < 1 or block_rows < 1:
             raise ConfigError("block_items and block_rows must be at least 1")
         vectors = item_vectors.detach().float()
@@ -75,10 +77,7 @@ class ExactIndex:
             block = vectors[begin : begin + self._block_items].double()
             norm = torch.maximum(norm, block.square().sum(-1).max().sqrt())
         if not bool(norm.isfinite()):
-            raise ArtifactError(
-                "item vectors hold NaN or infinite values: the model has diverged; "
-                "take an earlier checkpoint or train with a lower learning rate"
-            )
+            raise diverged_items()
         self._max_norm = norm
 
     def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> Hits:
@@ -97,32 +96,19 @@ class ExactIndex:
             ConfigError: k outside 1..V, or a query of another width than the items.
             ArtifactError: a query or a score is not finite.
         """
-        self._check(query, k)
+        check_search(query, k, self.num_items, self._vectors.shape[1])
         with torch.inference_mode(), torch.autocast(query.device.type, enabled=False):
             query = query.detach().float()
             norms = query.double().norm(dim=1)
             # Also False for NaN. A product of norms within float32 rules out that scores overflow.
             if not bool((norms * self._max_norm <= torch.finfo(torch.float32).max).all()):
-                raise ArtifactError(
-                    "query vectors hold NaN or infinite values, or scores beyond float32: the "
-                    "model has diverged; take an earlier checkpoint or train with a lower "
-                    "learning rate"
-                )
+                raise diverged_queries()
             keys = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
             for begin in range(0, len(query), self._block_rows):
                 rows = slice(begin, begin + self._block_rows)
                 keys[rows] = self._search_rows(query[rows], k, _rows_of(exclude, rows))
             ids, scores = decode(keys)
         return Hits(ids.clone(), scores.clone())
-
-    def _check(self, query: Tensor, k: int) -> None:
-        if not 1 <= k <= self.num_items:
-            raise ConfigError(f"k {k} must be between 1 and the {self.num_items} items there are")
-        if query.ndim != 2 or query.shape[1] != self._vectors.shape[1]:
-            raise ConfigError(
-                f"queries must be [B, {self._vectors.shape[1]}] like the item vectors, "
-                f"not {list(query.shape)}"
-            )
 
     def _search_rows(self, query: Tensor, k: int, exclude: _Pairs | None) -> Tensor:
         """Search at most ``block_rows`` queries; [b, K] keys, best first."""

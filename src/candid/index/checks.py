@@ -1,0 +1,50 @@
+"""What every index refuses, in the same words."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from candid.errors import ArtifactError, ConfigError
+
+
+def check_item_vectors(item_vectors: Tensor) -> None:
+    """Refuse vectors that are no matrix.
+
+    Raises:
+        ConfigError: not [V, D] with V, D ≥ 1.
+    """
+    if item_vectors.ndim != 2 or 0 in item_vectors.shape:
+        raise ConfigError(
+            f"item_vectors must be [V, D] with at least one item, not {list(item_vectors.shape)}"
+        )
+
+
+def check_search(query: Tensor, k: int, num_items: int, dim: int) -> None:
+    """Refuse a search that has no answer.
+
+    Raises:
+        ConfigError: k outside 1..V, or a query of another width than the items.
+    """
+    if not 1 <= k <= num_items:
+        raise ConfigError(f"k {k} must be between 1 and the {num_items} items there are")
+    if query.ndim != 2 or query.shape[1] != dim:
+        raise ConfigError(
+            f"queries must be [B, {dim}] like the item vectors, not {list(query.shape)}"
+        )
+
+
+def diverged_items() -> ArtifactError:
+    """What to say of item vectors that are not finite."""
+    return ArtifactError(
+        "item vectors hold NaN or infinite values: the model has diverged; "
+        "take an earlier checkpoint or train with a lower learning rate"
+    )
+
+
+def diverged_queries() -> ArtifactError:
+    """What to say of queries or scores that are not finite."""
+    return ArtifactError(
+        "query vectors hold NaN or infinite values, or scores beyond float32: the "
+        "model has diverged; take an earlier checkpoint or train with a lower "
+        "learning rate"
+    )

@@ -1,0 +1,124 @@
+"""FAISS against plain products, with exclusions that it does not know."""
+
+import math
+import pickle
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from candid.errors import ArtifactError, ConfigError
+from candid.index import Exclusions, FaissIndex
+
+
+def vectors_of(num, dim=8, seed=0):
+    return torch.randn(num, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def plain(query, items, k, excluded):
+    """The k best allowed items of each row by float64 products, one row at a time."""
+    ids, scores = [], []
+    for row, hidden in zip(query.double(), excluded, strict=True):
+        of_row = items.double() @ row
+        allowed = [d for d in of_row.argsort(descending=True).tolist() if d not in hidden][:k]
+        fill = k - len(allowed)
+        ids.append(allowed + [-1] * fill)
+        scores.append(of_row[allowed].tolist() + [-math.inf] * fill)
+    return torch.tensor(ids), torch.tensor(scores)
+
+
+def packed(excluded):
+    lengths = torch.tensor([0, *map(len, excluded)])
+    flat = [d for row in excluded for d in row]
+    return Exclusions(torch.tensor(flat, dtype=torch.int64), lengths.cumsum(0))
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    num_items=st.integers(1, 300),
+    num_hidden=st.lists(st.integers(0, 299), min_size=4, max_size=4),
+    k=st.integers(1, 20),
+    seed=st.integers(0, 10**6),
+)
+def test_all_lists_give_what_plain_products_give(kind, num_items, num_hidden, k, seed):
+    items, query = vectors_of(num_items, seed=seed), vectors_of(4, seed=seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(num_items, generator=generator).tolist()
+    excluded = [order[:number] + order[: number // 2] for number in num_hidden]
+    index = FaissIndex(items, kind, num_probes=num_items)
+    found = index.search(query, min(k, num_items), packed(excluded))
+    ids, scores = plain(query, items, min(k, num_items), excluded)
+    assert torch.equal(found.item_ids, ids)
+    torch.testing.assert_close(found.scores, scores, rtol=1e-5, atol=1e-5)
+
+
+def test_few_lists_find_most_and_never_what_is_excluded():
+    items, query = vectors_of(4000, seed=1), vectors_of(50, seed=2)
+    index = FaissIndex(items, num_lists=64, num_probes=16)
+    best = (query @ items.T).topk(20).indices
+    found = index.search(query, 20).item_ids
+    shares = [len(set(a) & set(b)) / 20 for a, b in zip(found.tolist(), best.tolist(), strict=True)]
+    assert 0.5 < sum(shares) / 50 < 1
+    without = index.search(query, 20, packed(found.tolist())).item_ids
+    assert not any(set(a) & set(b) for a, b in zip(without.tolist(), found.tolist(), strict=True))
+    assert bool((without >= 0).all())
+
+
+def test_a_list_with_too_few_items_leaves_the_rest_open():
+    items = torch.tensor([[1.0, 0], [2, 0], [0, 1], [0, 2]])
+    index = FaissIndex(items, num_lists=2, num_probes=1)
+    found = index.search(torch.tensor([[1.0, 0.1]]), 3, packed([[0]]))
+    assert found.item_ids.tolist() == [[1, -1, -1]]
+    assert found.scores.tolist() == [[2, -math.inf, -math.inf]]
+
+
+def test_the_vectors_are_its_own_and_building_says_nothing(capfd):
+    items = vectors_of(100)
+    index = FaissIndex(items.T.contiguous().T)  # not contiguous
+    before = index.search(items[:3], 1)
+    items.zero_()
+    after = index.search(vectors_of(100)[:3], 1)
+    assert torch.equal(before.scores, after.scores)
+    assert index.search(vectors_of(3).bfloat16(), 2).scores.dtype == torch.float32
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_same_vectors_make_the_same_index():
+    items, query = vectors_of(2000), vectors_of(20, seed=3)
+    one, other = (FaissIndex(items, num_probes=2).search(query, 10) for _ in range(2))
+    assert torch.equal(one.item_ids, other.item_ids)
+    again = pickle.loads(pickle.dumps(FaissIndex(items, num_probes=2))).search(query, 10)
+    assert torch.equal(one.item_ids, again.item_ids)
+
+
+def test_without_the_library_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ConfigError, match=r"pip install 'candid\[index\]'"):
+        FaissIndex(vectors_of(5))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_refused(value):
+    items = vectors_of(5)
+    query = vectors_of(2)
+    query[1, 0] = value
+    with pytest.raises(ArtifactError, match="query vectors hold NaN"):
+        FaissIndex(items).search(query, 1)
+    items[3, 2] = value
+    with pytest.raises(ArtifactError, match="item vectors hold NaN"):
+        FaissIndex(items)
+
+
+def test_settings_that_cannot_work_are_refused():
+    items = vectors_of(5)
+    with pytest.raises(ConfigError, match="num_lists must be between 1 and the 5 items"):
+        FaissIndex(items, num_lists=6)
+    with pytest.raises(ConfigError, match="num_probes"):
+        FaissIndex(items, num_probes=0)
+    with pytest.raises(ConfigError, match="item_vectors"):
+        FaissIndex(torch.zeros(0, 3))
+    with pytest.raises(ConfigError, match=r"queries must be \[B, 8\]"):
+        FaissIndex(items).search(vectors_of(2, dim=7), 1)
