@@ -89,3 +89,31 @@ def test_a_missing_package_is_no_damage(monkeypatch):
         fit_table(configs, FRAME, TRAINED, "features.item")
     with pytest.raises(ConfigError, match=r"features.json, feature 'genres': .*candid\[text\]"):
         restore_table(configs, {"genres": {"encoder": "wordllama 1"}}, FRAME, "features.json")
+
+
+def test_a_pattern_finds_the_value_in_a_text():
+    frame = pl.DataFrame({"title": ["Heat (1995)", "Babe (1997)", "Untitled", None, "X (1896)"]})
+    configs = {
+        "year": Number.Config(column="title", pattern=r"\((\d{4})\)$"),
+        "decade": Categorical.Config(column="title", pattern=r"\((\d{3})\d\)$", min_count=1),
+    }
+    trained = np.array([True, True, False, False, False])
+    table = fit_table(configs, frame, trained, "features.item")
+    # Mean 1996, deviation 1; no year is missing, and an older one is as old as any met.
+    assert table.values["year"].values.tolist() == [[-1, 0], [1, 0], [0, 1], [0, 1], [-1, 0]]
+    decades = codes(table.values["decade"])
+    assert decades[0] == decades[1] != decades[4]
+    assert decades[2] == decades[3]
+    state = json.loads(json.dumps(table.state()))
+    restored = restore_table(configs, state, frame, "features.json")
+    assert codes(restored.values["decade"]) == decades
+    assert codes(restored.encode(pl.DataFrame({"title": ["New (1999)"]}))["decade"]) == decades[:1]
+
+
+def test_a_pattern_must_be_one_and_reads_text():
+    for pattern, sentence in (("(", "not a regular expression"), ("year", "has no group")):
+        with pytest.raises(ValueError, match=sentence):
+            Number.Config(pattern=pattern)
+    configs = {"year": Number.Config(column="released", pattern=r"(\d+)")}
+    with pytest.raises(DataError, match=r"features.item.year, column 'released': a pattern reads"):
+        fit_table(configs, FRAME, TRAINED, "features.item")

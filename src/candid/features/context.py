@@ -10,7 +10,7 @@ view or a purchase) and ``last_action``, which features of any type may read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -117,7 +117,7 @@ def fit_context(configs: Mapping[str, FeatureConfig], dataset: PreparedDataset) 
     """
     frame = _trained(dataset)
     fitted = fit_table(configs, frame, np.ones(frame.height, dtype=np.bool_), "features.context")
-    return FeatureTable(fitted.features, fitted.columns, fitted.encode(no_context()))
+    return replace(fitted, values=fitted.encode(no_context()))
 
 
 def no_context() -> pl.DataFrame:

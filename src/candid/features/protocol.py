@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from candid.component import ComponentConfig
 from candid.features.values import Values
@@ -38,6 +38,27 @@ class FeatureConfig(ComponentConfig, ABC):
     column: str | None = Field(
         None, description="column of the table; absent: the name of the feature"
     )
+    pattern: str | None = Field(
+        None,
+        description="regular expression for a column of text: the value is what its first group "
+        "matches, as in '\\((\\d{4})\\)$' for the year at the end of a title; missing where it "
+        "matches nothing",
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_has_a_group(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        try:
+            # By the engine that will read it, which is not Python's own.
+            groups = pl.Series([""]).str.extract_groups(pattern).struct.fields
+        except pl.exceptions.PolarsError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{pattern!r} is not a regular expression: {reason}") from None
+        if not groups:
+            raise ValueError(f"{pattern!r} has no group: put what is wanted in parentheses")
+        return pattern
 
     @abstractmethod
     def fit(self, column: pl.Series) -> Feature:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,13 @@ class FeatureTable:
         features: by name, in the order of the recipe; at least one.
         columns: the column that each reads.
         values: by name, n entries each.
+        patterns: the regular expression of each feature that has one; see ``FeatureConfig``.
     """
 
     features: Mapping[str, Feature]
     columns: Mapping[str, str]
     values: Mapping[str, Values]
+    patterns: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
@@ -46,7 +48,7 @@ class FeatureTable:
             DataError: a column is missing or of a type that cannot serve; names feature and
                 column.
         """
-        return _encoded(self.features, self.columns, frame)
+        return _encoded(self.features, self.columns, self.patterns, frame)
 
     def state(self) -> dict[str, Any]:
         """What was learnt of every feature, as plain JSON values."""
@@ -84,12 +86,14 @@ def fit_table(
     features = {}
     for name, config in configs.items():
         try:
-            features[name] = config.fit(trained[columns[name]])
+            features[name] = config.fit(_read(trained[columns[name]], config.pattern))
         except DataError as error:
             raise DataError(f"{where}.{name}, column {columns[name]!r}: {error}") from None
         except ConfigError as error:
             raise ConfigError(f"{where}.{name}: {error}") from None
-    return FeatureTable(features, columns, _encoded(features, columns, frame, where))
+    patterns = _patterns(configs)
+    values = _encoded(features, columns, patterns, frame, where)
+    return FeatureTable(features, columns, values, patterns)
 
 
 def restore_table(
@@ -123,12 +127,32 @@ def restore_table(
         except ConfigError as error:
             raise ConfigError(f"{where}, feature {name!r}: {error}") from None
     columns = {name: config.column or name for name, config in configs.items()}
-    return FeatureTable(features, columns, _encoded(features, columns, frame, where))
+    patterns = _patterns(configs)
+    values = _encoded(features, columns, patterns, frame, where)
+    return FeatureTable(features, columns, values, patterns)
+
+
+def _patterns(configs: Mapping[str, FeatureConfig]) -> dict[str, str]:
+    return {name: c.pattern for name, c in configs.items() if c.pattern is not None}
+
+
+def _read(values: pl.Series, pattern: str | None) -> pl.Series:
+    """A column, or what the first group of a pattern matches in it.
+
+    Raises:
+        DataError: there is a pattern and the column is not text.
+    """
+    if pattern is None:
+        return values
+    if not isinstance(values.dtype, pl.String | pl.Categorical | pl.Enum | pl.Null):
+        raise DataError(f"a pattern reads text, and the column is {values.dtype}; leave it out")
+    return values.cast(pl.String).str.extract(pattern, 1)
 
 
 def _encoded(
     features: Mapping[str, Feature],
     columns: Mapping[str, str],
+    patterns: Mapping[str, str],
     frame: pl.DataFrame,
     where: str = "features",
 ) -> dict[str, Values]:
@@ -141,7 +165,7 @@ def _encoded(
                 f"has {', '.join(frame.columns)}); add it, with nulls where it is not known"
             )
         try:
-            values[name] = feature.encode(frame[column])
+            values[name] = feature.encode(_read(frame[column], patterns.get(name)))
         except DataError as error:
             raise DataError(f"{where}: feature {name!r}, column {column!r}: {error}") from None
     return values
