@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from candid import SampledSoftmaxLoss, full_softmax, sampled_softmax, with_negatives
 from candid.errors import ConfigError, DataError, UnknownNameError
-from candid.proposals import Candidates, InBatch, Popularity, Uniform, several_draws
+from candid.proposals import PROPOSALS, Candidates, InBatch, Popularity, Uniform, several_draws
 
 V, B, D = 12, 6, 4
 COUNTS = torch.arange(V, 0, -1)
@@ -84,6 +85,33 @@ def test_proposals_by_every_name(catalog, proposal, kind):
     assert loss.num_items == V
     assert kind in repr(loss)
     assert bool(torch.isfinite(loss(*tensors(), IDS)))
+
+
+NEEDED = {
+    "mixture": {"components": ["uniform", "in_batch", "popularity"]},
+    "head_and_tail": {"num_head": 3},
+    "nearest_head": {"num_head": 3, "k": 2},
+}
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+def test_every_proposal_trains_and_goes_on_from_its_state_dict(name, tmp_path):
+    query, table = tensors()
+    shown = torch.tensor([[3, -1], [5, 6], [-1, -1], [0, 4], [2, 1], [6, 6]])
+
+    def module():
+        return SampledSoftmaxLoss(COUNTS, {"type": name} | NEEDED.get(name, {}))
+
+    loss, generator = module(), seeded()
+    for _ in range(3):
+        value = loss(query, table, IDS, USERS, shown, generator=generator)
+        grads = torch.autograd.grad(value, (query, table))
+        assert all(bool(torch.isfinite(grad).all()) for grad in (value, *grads))
+    save_file(loss.state_dict(), tmp_path / "loss.safetensors")
+    other = module()
+    other.load_state_dict(load_file(tmp_path / "loss.safetensors"))
+    expected = loss(query, table, IDS, USERS, shown, generator=seeded())
+    assert other(query, table, IDS, USERS, shown, generator=seeded()) == expected
 
 
 def test_the_estimate_nears_the_full_softmax():
