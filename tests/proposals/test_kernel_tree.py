@@ -98,6 +98,7 @@ def test_stated_probabilities_are_those_of_the_branches(name, num_items, block_s
 @pytest.mark.parametrize("name", kernels())
 def test_draws_follow_the_stated_probabilities(name, dense, monkeypatch):
     monkeypatch.setattr(kernel_tree, "_DENSE", dense)
+    monkeypatch.setattr(kernel_tree, "_DENSE_SLOTS", dense)
     monkeypatch.setattr(kernel_tree, "_FLOATS_AT_ONCE", 1 << 12)
     num_items, num_draws = 23, 20_000
     items, query = inputs(num_items, seed=1)

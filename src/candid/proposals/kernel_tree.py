@@ -18,6 +18,7 @@ from torch import Tensor
 
 _FLOATS_AT_ONCE = 1 << 23  # bounds what is gathered for one step of a descent: 32 MB
 _DENSE = 32  # nodes of a level for each draw, up to which one matrix product beats a gather
+_DENSE_SLOTS = 8  # the same for the items of a catalog and those of the blocks gathered
 
 
 class Kernel(Protocol):
@@ -175,8 +176,16 @@ class KernelTree:
 
     def _log_weights(self, leaves: Tensor, query: Tensor) -> Tensor:
         """Log weight [B, n, S] of the items of leaves [B, n]; -inf for what fills a block."""
-        blocks = self._vectors.flatten(1)
-        log_weight = self.kernel.log_weight(_in_pieces(blocks, leaves - self.num_leaves, query))
+        blocks = leaves - self.num_leaves
+        num_slots = self._vectors.shape[0] * self.block_size
+        dense = _DENSE_SLOTS * leaves.shape[1] * self.block_size
+        if num_slots <= min(dense, _FLOATS_AT_ONCE // max(1, len(query))):
+            every = query @ self._vectors.flatten(0, 1).T
+            every = every.view(len(query), len(self._vectors), self.block_size)
+            logits = every.gather(1, blocks[..., None].expand(-1, -1, self.block_size))
+        else:
+            logits = _in_pieces(self._vectors.flatten(1), blocks, query)
+        log_weight = self.kernel.log_weight(logits)
         place = torch.arange(self.block_size, device=query.device)
         return log_weight.masked_fill(place >= self._num_items[leaves][..., None], float("-inf"))
 
