@@ -20,6 +20,22 @@ PROPOSALS = {
     "quadratic": {"type": "quadratic", "block_size": 2, "refresh_every": 4},
     "count_min": {"type": "in_batch", "frequency": {"type": "count_min", "num_buckets": 64}},
     "head": {"type": "head_and_tail", "num_head": 3, "tail": {"type": "random_fourier"}},
+    "nearest_head": {
+        "type": "nearest_head",
+        "num_head": 4,
+        "k": 3,
+        "refresh_every": 3,
+        "tail": {"type": "memory", "size": 32},
+    },
+    "own_heads": {
+        "type": "nearest_head",
+        "k": 3,
+        "num_head": 4,
+        "shared": False,
+        "refresh_every": 4,
+        "index": "faiss",
+        "tail": {"type": "uniform", "num_candidates": 4},
+    },
     "mixture": {
         "type": "mixture",
         "components": [
