@@ -4,9 +4,11 @@
 
 Models alike but for the item tower and the query's user features: a table of ids, with all items
 as negatives, as is usual, or only those that are ever trained; features without an id; features
-with the id added ("both"). Each is one ``candid train``
-in a process of its own, resumable. The result under ``benchmarks/results`` holds, by seed, the
-test metrics on warm and on cold targets with their bootstrap intervals over users.
+with the id added ("both"). Each is one ``candid train`` in a process of its own, resumable. The
+result under ``benchmarks/results`` holds, by seed, the test metrics on warm and on cold targets
+with their bootstrap intervals over users, and how models differ from the usual one: user by user,
+each user's value the mean over the seeds, with an interval and the p-value of a sign-flip test. The
+table in ``docs/cold_start.md`` is written from it.
 """
 
 from __future__ import annotations
@@ -15,18 +17,33 @@ import argparse
 import json
 import os
 import statistics
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
+import torch
+
+from candid.batches import held_out_queries
+from candid.data import Role, held_out
+from candid.evaluation import PerUser, compare, inference
+from candid.runs import LoadedRun, evaluate_run, load_run
 from candid.world import World, WorldConfig
 from recipe_figures import candid
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "cold_start.json"
+PAGE = ROOT / "docs" / "cold_start.md"
+MARKS = ("<!-- tables -->", "<!-- end of tables -->")
 DATASETS = {
     "world": ROOT / "benchmarks" / "cold_start.toml",
     "ml1m-positives": ROOT / "recipes" / "ml1m-features.toml",
+    "ml1m-withheld": ROOT / "recipes" / "ml1m-features.toml",
 }
+WITHHELD, CUTS, SEED = 0.1, (0.8, 0.9), 0
+"""Of ``ml1m-withheld``: the share of items that nobody meets before validation, where validation
+and test begin, and the seed that chooses the items."""
 WORLD = {"num_users": 20_000, "num_items": 5_000, "interactions_mean": 20.0, "released_share": 0.5}
 IDS = [
     "features.item=",
@@ -41,6 +58,10 @@ MODELS = {
     "both": [],
 }
 METRICS = ("ndcg@10", "recall@100", "nll")
+AMONG, AMONG_K = "recall@20 among cold", 20
+WARMTH = ("warm", "cold")
+USUAL = "ids"
+COMPARED = ("features", "both")
 
 
 def overrides(recipe: Path, model: str) -> list[str]:
@@ -51,12 +72,32 @@ def overrides(recipe: Path, model: str) -> list[str]:
     return [setting.format(query=transformer) for setting in MODELS[model]]
 
 
-def run(recipe: Path, work: Path, model: str, seed: int) -> dict[str, Any]:
+def withhold(work: Path) -> list[str]:
+    """Write MovieLens without what happened to some items before validation; its settings."""
+    source, folder = Path(os.environ["CANDID_DATA"]) / "ml-1m-positives", work / "ml-1m-positives"
+    events = pl.read_parquet(source / "interactions.parquet")
+    times, items = events["timestamp"].sort(), events["item_id"].unique().sort()
+    validation, test = (times[int(cut * len(times))] for cut in CUTS)
+    chosen = np.random.default_rng(SEED).random(len(items)) < WITHHELD
+    is_early = pl.col("item_id").is_in(items.filter(pl.Series(chosen)).implode()) & (
+        pl.col("timestamp") < validation
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "interactions.parquet").exists():
+        events.filter(~is_early).write_parquet(folder / "interactions.parquet")
+    for name in ("items", "users"):
+        (folder / f"{name}.parquet").unlink(missing_ok=True)
+        (folder / f"{name}.parquet").symlink_to((source / f"{name}.parquet").resolve())
+    os.environ["CANDID_DATA"] = str(work)
+    return [f"data.split.validation={validation}", f"data.split.test={test}"]
+
+
+def run(recipe: Path, work: Path, model: str, seed: int, more: list[str]) -> dict[str, Any]:
     """Train and test one model, unless that is done already."""
-    folder = work / f"{model.replace(', ', '-').replace(' ', '_')}-{seed}"
+    folder = folder_of(work, model, seed)
     done = folder / "evaluation-test.json"
     if not done.exists():
-        settings = [f"seed={seed}", "threads=1", *overrides(recipe, model)]
+        settings = [f"seed={seed}", "threads=1", *overrides(recipe, model), *more]
         candid(
             "train",
             str(recipe),
@@ -74,28 +115,134 @@ def run(recipe: Path, work: Path, model: str, seed: int) -> dict[str, Any]:
     return {"seed": seed, **slices, "result": manifest["result"], "machine": manifest["machine"]}
 
 
+def folder_of(work: Path, model: str, seed: int) -> Path:
+    """Where a run is kept."""
+    return work / f"{model.replace(', ', '-').replace(' ', '_')}-{seed}"
+
+
 def measure(name: str, work: Path, seeds: list[int]) -> dict[str, Any]:
-    """All models of one dataset."""
+    """All models of one dataset, and how they differ from the usual one."""
     recipe = DATASETS[name]
-    candid("prepare", str(recipe), "--out", str(work / "data"), "--json")
-    return {model: [run(recipe, work, model, seed) for seed in seeds] for model in MODELS}
+    more = withhold(work) if name == "ml1m-withheld" else []
+    flags = (flag for setting in more for flag in ("--set", setting))
+    candid("prepare", str(recipe), "--out", str(work / "data"), "--json", *flags)
+    runs = {model: [run(recipe, work, model, seed, more) for seed in seeds] for model in MODELS}
+    values = {model: [values_of(work, model, seed) for seed in seeds] for model in MODELS}
+    for model, parts in values.items():
+        for one, part in zip(runs[model], parts, strict=True):
+            among = part["among"]
+            one["cold"][AMONG] = {"value": float(among.numerators.sum() / len(among.user_ids))}
+    usual = over_seeds(values[USUAL])
+    differences = {model: against(over_seeds(values[model]), usual) for model in COMPARED}
+    return {"runs": runs, "against": differences}
+
+
+def values_of(work: Path, model: str, seed: int) -> dict[str, PerUser]:
+    """Each user's values on warm targets, on cold ones, and on cold ones among cold items."""
+    loaded = load_run(folder_of(work, model, seed), work / "data")
+    settings = loaded.config.evaluation.model_copy(update={"bootstrap": 0})
+    parts = evaluate_run(loaded, config=settings).slices["target_warmth"]
+    return {part.label: part.per_user for part in parts} | {"among": among_cold(loaded)}
+
+
+def among_cold(loaded: LoadedRun) -> PerUser:
+    """Where a user's cold targets stand among the cold items alone: what their features tell."""
+    dataset, model = loaded.dataset, loaded.model
+    questions = held_out(dataset, Role.TEST)
+    asked = questions.history_stop > dataset.user_offsets[questions.user_ids]
+    cold = torch.from_numpy(np.flatnonzero(dataset.train_counts == 0))
+    place = np.full(dataset.num_items, -1)
+    place[cold] = np.arange(len(cold))
+    users, recalls = [], []
+    length, context = loaded.config.batches.max_length, loaded.features.context_of(dataset)
+    with inference(model):
+        vectors = model.encode_catalog()[cold]
+        for rows, queries in held_out_queries(dataset, questions, length, 256, context):
+            scores = model.encode_queries(queries) @ vectors.T
+            for row in range(rows.start, rows.stop):
+                bounds = questions.target_offsets[row : row + 2]
+                targets = place[questions.target_ids[slice(*bounds)]]
+                targets = torch.from_numpy(targets[targets >= 0])
+                if asked[row] and len(targets):
+                    one = scores[row - rows.start]
+                    above = (one > one[targets][:, None]).sum(dim=1)
+                    users.append(questions.user_ids[row])
+                    recalls.append(float((above < AMONG_K).float().mean()))
+    column = np.array(recalls)[:, None]
+    return PerUser(np.array(users), (AMONG,), column, np.ones_like(column))
+
+
+def over_seeds(found: list[dict[str, PerUser]]) -> dict[str, PerUser]:
+    """Each user's values, their means over the seeds."""
+    return {
+        part: replace(first, numerators=np.mean([one[part].numerators for one in found], axis=0))
+        for part, first in found[0].items()
+    }
+
+
+def against(one: dict[str, PerUser], other: dict[str, PerUser]) -> dict[str, Any]:
+    """A model minus another, on warm and on cold targets."""
+    found = {
+        warmth: {metric: asdict(compare(one[warmth], other[warmth], metric)) for metric in METRICS}
+        for warmth in WARMTH
+    }
+    found["cold"][AMONG] = asdict(compare(one["among"], other["among"], AMONG))
+    return found
 
 
 def table(results: dict[str, Any]) -> str:
-    """Means over seeds, with their standard deviation."""
-    lines = [f"{'data':<16}{'items':<7}{'model':<30}" + "".join(f"{m:>18}" for m in METRICS)]
-    for name, models in results.items():
-        for warmth in ("warm", "cold"):
-            for model, runs in models.items():
-                cells = []
-                for metric in METRICS:
-                    values = [one[warmth][metric]["value"] for one in runs]
-                    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-                    cells.append(f"{statistics.mean(values):.4f} ±{deviation:.4f}")
-                lines.append(
-                    f"{name:<16}{warmth:<7}{model:<30}" + "".join(f"{cell:>18}" for cell in cells)
+    """Markdown: means over seeds with their standard deviation, and the differences."""
+    lines = []
+    for name, found in results.items():
+        seeds = len(found["runs"][USUAL])
+        lines += [f"### {name}, {seeds} seeds", ""]
+        lines += _rows("targets", "model", *METRICS, AMONG)
+        for warmth in WARMTH:
+            for model, runs in found["runs"].items():
+                cells = (
+                    _spread([one[warmth][metric]["value"] for one in runs if metric in one[warmth]])
+                    for metric in (*METRICS, AMONG)
                 )
+                lines.append(_row(f"{warmth} ({runs[0][warmth]['targets']:,})", model, *cells))
+        lines += ["", f"Minus `{USUAL}`, with the 95 % interval over users and the p-value:", ""]
+        lines += _rows("targets", "model", *METRICS, AMONG)
+        for warmth in WARMTH:
+            for model, parts in found["against"].items():
+                cells = (_difference(parts[warmth].get(metric)) for metric in (*METRICS, AMONG))
+                lines.append(_row(warmth, model, *cells))
+        lines.append("")
     return "\n".join(lines)
+
+
+def _rows(*head: str) -> list[str]:
+    return [_row(*head), _row(*["---"] * 2, *["---:"] * (len(head) - 2))]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.4f} ±{deviation:.4f}"
+
+
+def _difference(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}; "
+        f"p {found['p_value']:.3f})"
+    )
+
+
+def restate(document: dict[str, Any]) -> None:
+    """Put the tables between the marks of the page."""
+    page = PAGE.read_text()
+    begin, end = page.index(MARKS[0]) + len(MARKS[0]), page.index(MARKS[1])
+    PAGE.write_text(f"{page[:begin]}\n{table(document['results'])}{page[end:]}")
 
 
 def main() -> None:
@@ -116,6 +263,7 @@ def main() -> None:
     command = "python benchmarks/cold_start.py --seeds " + " ".join(map(str, arguments.seeds))
     document = {"command": command, "world": WORLD, "results": results}
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    restate(document)
     print(table(results))
 
 

@@ -49,6 +49,9 @@ def differences(measured, now, path=""):
             for key, value in measured.items()
             for found in differences(value, now.get(key), f"{path}.{key}")
         ]
+    if isinstance(measured, list) and isinstance(now, list) and len(measured) == len(now):
+        pairs = enumerate(zip(measured, now, strict=True))
+        return [one for i, (old, new) in pairs for one in differences(old, new, f"{path}[{i}]")]
     return [] if measured == now else [path]
 
 
@@ -58,3 +61,7 @@ def test_a_setting_that_was_not_measured_shows():
     assert differences(measured, measured) == []
     assert differences(measured, now) == [".training.lr"]
     assert differences(measured, {"name": "x"}) == [".training"]
+    parts = {"parts": [{"n": 1}, {"n": 2}]}
+    assert differences(parts, {"parts": [{"n": 1, "new": 0}, {"n": 2}]}) == []
+    assert differences(parts, {"parts": [{"n": 1}, {"n": 3}]}) == [".parts[1].n"]
+    assert differences(parts, {"parts": [{"n": 1}]}) == [".parts"]
