@@ -68,9 +68,10 @@ def corrected_log_softmax(
             with L(-i) the loss without candidate i (its expected counts those of n - 1
             draws): the bias falls from O(1/n) to O(1/n²), the spread grows by about a tenth.
             n counts the candidates that are not hits; a row with fewer than two keeps the
-            plain loss. Derived for independent draws; for sets and mixtures it removes most,
-            not all, of the leading bias. ``log_z`` and ``misclassification`` stay those of
-            the plain loss.
+            plain loss. Derived for independent draws; for mixtures it removes most, not
+            all, of the leading bias, and for sets it adds one that no n cures (see
+            docs/audit.md): do not combine them. ``log_z`` and ``misclassification`` stay
+            those of the plain loss.
         row_constant: [B], added to every log e(d) of the row; None for 0. Ignored by
             ``none``.
         head: [B, H], scores of items with expected count 1, beside the candidates (equation
