@@ -210,3 +210,33 @@ def test_unbiased_whatever_the_head_is():
     z = out.log_z.exp()
     exact = float(scores[1:].exp().sum())
     assert float(z.mean()) == pytest.approx(exact, abs=5 * float(z.std()) / math.sqrt(rows))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_logq_expects_a_positive_of_the_head_once(own):
+    generator = torch.Generator().manual_seed(3)
+    items = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    query = torch.randn(2, 4, generator=generator, dtype=torch.float64)
+    positive_ids, head_ids = torch.tensor([0, 5]), torch.tensor([0, 1])
+    drawn = torch.tensor([2, 3, 2])
+    log_count = torch.tensor([-0.4, -1.1, -0.4])
+    candidates = Candidates(
+        ids=drawn,
+        log_count=log_count,
+        # A tail that avoids the head never draws item 0.
+        log_count_positive=torch.tensor([-math.inf, -0.7]),
+        num_draws=3,
+        head=Head(head_ids.repeat(2, 1) if own else head_ids, torch.full((2, 2), -math.inf))
+        if own
+        else Head(head_ids, torch.full((2,), -math.inf)),
+    )
+    found = sampled_softmax(query, items, positive_ids, candidates, correction="logq").loss
+    scores = query @ items.T
+    for row, (positive, shift, others) in enumerate(((0, 0.0, [1]), (5, 0.7, [0, 1]))):
+        terms = [scores[row, item] for item in others]
+        terms += [
+            scores[row, item] - count
+            for item, count in zip(drawn.tolist(), log_count.tolist(), strict=True)
+        ]
+        logits = torch.stack([scores[row, positive] + shift, *terms])
+        assert found[row].item() == pytest.approx(-logits.log_softmax(0)[0].item(), abs=1e-6)

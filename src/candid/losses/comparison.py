@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from candid.losses.corrected import Correction, corrected_log_softmax, widened
-from candid.losses.head import drawn_in_head, head_hits, head_scores, head_share
+from candid.losses.head import drawn_in_head, head_hits, head_scores, head_share, positive_in_head
 from candid.losses.inputs import check_finite_rows, check_ids, check_shapes, check_width
 from candid.losses.output import ItemEmbeddings, LossOutput
 from candid.proposals import Candidates
@@ -27,6 +27,7 @@ class Comparison:
         drawn: the candidates as the proposal drew them.
         head: [B, H] scores of the exact head, or None.
         head_hits: [B, H] bool, True where a head item is not a negative of the row; or None.
+        positive_in_head: [B] bool, or None without a head.
     """
 
     positive: Tensor
@@ -35,12 +36,16 @@ class Comparison:
     drawn: Candidates
     head: Tensor | None = None
     head_hits: Tensor | None = None
+    positive_in_head: Tensor | None = None
 
     def softmax(
         self, correction: Correction, *, jackknife: bool = False, effective: bool = False
     ) -> LossOutput:
         """The corrected softmax of these scores; see ``corrected_log_softmax``."""
-        constant = None
+        constant, log_count_positive = None, self.drawn.log_count_positive
+        if self.positive_in_head is not None:
+            # What is in the head is expected once, whatever the draws expect of it.
+            log_count_positive = log_count_positive.masked_fill(self.positive_in_head, 0.0)
         if correction == "refined":
             constant = row_constant(self.drawn, self.hits, self.head_hits)
             constant = None if constant is None else constant.to(self.positive.dtype)
@@ -48,7 +53,7 @@ class Comparison:
             positive=self.positive,
             candidates=self.candidates,
             log_count=self.drawn.by_row(self.drawn.log_count),
-            log_count_positive=self.drawn.log_count_positive,
+            log_count_positive=log_count_positive,
             hits=self.hits,
             correction=correction,
             jackknife=jackknife,
@@ -148,6 +153,7 @@ def compare_vectors(
         drawn=candidates,
         head=head_scores(rows, [part.to(wide) for part in head_vectors]) if head_vectors else None,
         head_hits=None if head is None else head_hits(positive_ids, head),
+        positive_in_head=None if head is None else positive_in_head(positive_ids, head),
     )
 
 

@@ -33,8 +33,17 @@ def head_hits(positive_ids: Tensor, head: Head) -> Tensor:
     return torch.cat([hits, hits_of_own], dim=1)
 
 
+def positive_in_head(positive_ids: Tensor, head: Head) -> Tensor:
+    """[B] bool, True where the row's positive is in the head: there is nothing to expect of it."""
+    return torch.cat([_same(positive_ids, part.ids) for part in head.parts], dim=1).any(dim=1)
+
+
+def _same(positive_ids: Tensor, ids: Tensor) -> Tensor:
+    return ids == positive_ids[:, None]
+
+
 def _hits_of(positive_ids: Tensor, ids: Tensor) -> Tensor:
-    hits = ids == positive_ids[:, None]
+    hits = _same(positive_ids, ids)
     if ids.ndim == 1:
         return hits
     ordered, order = ids.sort(dim=1, stable=True)
