@@ -8,8 +8,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from candid.errors import ArtifactError, CandidError
-from candid.training import Checkpoint, load_model, read_checkpoint, write_checkpoint
+from candid.training import (
+    Checkpoint,
+    TrainingConfig,
+    load_model,
+    read_checkpoint,
+    write_checkpoint,
+)
 from candid.training.checkpoint import load_optimizer, model_tensors, optimizer_tensors
+from candid.training.optimizer import make_optimizer
 
 
 class Tied(nn.Module):
@@ -43,7 +50,7 @@ def test_moments_go_back_to_their_parameter():
     torch.manual_seed(0)
     first, second = Tied(), Tied()
     second.load_state_dict(first.state_dict())
-    made = [torch.optim.AdamW(m.parameters(), lr=0.1, fused=True) for m in (first, second)]
+    made = [make_optimizer(m, TrainingConfig()) for m in (first, second)]
     for _ in range(3):
         step(first, made[0])
     tensors = model_tensors(first) | optimizer_tensors(first, made[0])
@@ -56,10 +63,18 @@ def test_moments_go_back_to_their_parameter():
         assert torch.equal(a, b)
 
 
+def test_moments_of_another_rule_are_refused():
+    model = Tied()
+    optimizer = make_optimizer(model, TrainingConfig())
+    checkpoint = Checkpoint({"optimizer/table.weight/visits": torch.zeros(4)}, {})
+    with pytest.raises(ArtifactError, match=r"'visits' of 'table\.weight'"):
+        load_optimizer(model, optimizer, checkpoint)
+
+
 def step(model, optimizer):
     optimizer.zero_grad()
     model.out(model.again(torch.tensor([0, 1, 2]))).pow(2).sum().backward()
-    optimizer.step()
+    optimizer.step(0.1)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])

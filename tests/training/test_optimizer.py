@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from candid.errors import ConfigError
+from candid.towers import RowTable
 from candid.training import TrainingConfig
 from candid.training.optimizer import learning_rate, make_optimizer
 
@@ -33,7 +35,9 @@ def test_only_matrices_are_decayed(optimizer):
     model = nn.Linear(3, 2)
     config = TrainingConfig(optimizer=optimizer, weight_decay=0.5, warmup_steps=0, lr=0.1)
     made = make_optimizer(model, config)
-    decayed = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    decayed = {
+        id(p): group["weight_decay"] for group in made.dense.param_groups for p in group["params"]
+    }
     assert decayed == {id(model.weight): 0.5, id(model.bias): 0.0}
 
 
@@ -43,5 +47,81 @@ def test_adamw_shrinks_by_the_rate_alone():
     model.weight = weight
     made = make_optimizer(model, TrainingConfig(weight_decay=0.5, lr=0.1))
     weight.grad = torch.zeros(2, 2)
-    made.step()
+    made.step(0.1)
     torch.testing.assert_close(weight.detach(), torch.full((2, 2), 1 - 0.1 * 0.5))
+
+
+class Two(nn.Module):
+    """A table and a map."""
+
+    def __init__(self, rows=5):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = RowTable(rows, 3)
+        self.out = nn.Linear(3, 2)
+
+    def loss(self, ids):
+        return self.out(self.table(torch.tensor(ids))).square().sum() * 100
+
+
+def test_clipping_sees_sparse_gradients_as_if_they_were_dense():
+    ids = [4, 1, 1, 4, 4]
+    dense, by_row = Two(), Two()
+    dense.loss(ids).backward()
+    norm = torch.cat([p.grad.flatten() for p in dense.parameters()]).norm()
+    optimizer = make_optimizer(by_row, TrainingConfig(tables="row_adagrad"))
+    by_row.loss(ids).backward()
+    seen = []
+    optimizer.rows.step = lambda: seen.extend(optimizer.rows.gradients())
+    torch.testing.assert_close(optimizer.step(0.1, 0.5), norm)
+    assert norm > 0.5
+    ((touched, rows),) = seen
+    assert touched.tolist() == [1, 4]
+    torch.testing.assert_close(rows, dense.table.weight.grad[[1, 4]] * 0.5 / norm)
+    torch.testing.assert_close(by_row.out.weight.grad, dense.out.weight.grad * 0.5 / norm)
+
+
+def test_tables_have_a_rate_of_their_own():
+    optimizer = make_optimizer(Two(), TrainingConfig(lr=0.1, tables="row_adam", table_lr=0.4))
+    optimizer.step(0.05)
+    assert optimizer.lr == optimizer.dense.param_groups[0]["lr"] == 0.05
+    assert optimizer.rows.param_groups[0]["lr"] == pytest.approx(0.2)
+
+
+def test_everything_else_trains_as_without():
+    ids = [0, 3, 3]
+    one, other = Two(), Two()
+    for model, tables in ((one, "dense"), (other, "row_adam")):
+        optimizer = make_optimizer(model, TrainingConfig(tables=tables))
+        model.loss(ids).backward()
+        optimizer.step(0.1)
+    assert torch.equal(one.out.weight, other.out.weight)
+    assert torch.equal(one.out.bias, other.out.bias)
+    assert not torch.equal(one.table.weight, other.table.weight)
+
+
+def test_a_model_of_tables_alone_needs_no_other_optimizer():
+    model = nn.ModuleList([RowTable(4, 2)])
+    optimizer = make_optimizer(model, TrainingConfig(tables="row_adam", table_lr=0.5))
+    assert optimizer.dense is None
+    model[0](torch.tensor([1])).sum().backward()
+    optimizer.step(0.25)
+    assert optimizer.lr == 0.25
+
+
+def test_a_model_without_tables_is_refused():
+    with pytest.raises(ConfigError, match="no table of users or items"):
+        make_optimizer(nn.Linear(2, 2), TrainingConfig(tables="row_adam"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"table_lr": 0.1}, "table_lr needs tables"),
+        ({"table_dtype": "bfloat16"}, "table_dtype needs tables"),
+        ({"tables": "row_adam", "average": 0.9}, "do not go together"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TrainingConfig(**settings)

@@ -26,6 +26,7 @@ from candid.towers.protocol import (
     TowerConfig,
     TowerContext,
 )
+from candid.towers.row_table import RowTable, row_tables
 from candid.towers.transformer import CausalTransformer
 
 TOWERS: dict[str, type[QueryTower | ItemTower]] = {
@@ -50,9 +51,11 @@ __all__ = [
     "ModelConfig",
     "QueryTower",
     "RetrievalModel",
+    "RowTable",
     "TowerComponent",
     "TowerConfig",
     "TowerContext",
     "UserEmbedding",
     "UserFeatures",
+    "row_tables",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from candid.batches import Queries
 from candid.towers.protocol import EncodeProgress, ItemTower, QueryTower, TowerConfig, TowerContext
+from candid.towers.row_table import RowTable
 
 
 def embedding_table(num_rows: int, dim: int) -> nn.Embedding:
@@ -39,7 +40,7 @@ class UserEmbedding(QueryTower):
     def __init__(self, num_users: int, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.embedding = embedding_table(num_users, dim)
+        self.embedding = RowTable(num_users, dim)
 
     def forward(self, queries: Queries) -> Tensor:
         """Look the users up: [B, D]."""
@@ -68,7 +69,7 @@ class ItemEmbedding(ItemTower):
         super().__init__()
         self.num_items = num_items
         self.dim = dim
-        self.embedding = embedding_table(num_items, dim)
+        self.embedding = RowTable(num_items, dim)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """Look the items up: [n, D]."""
@@ -77,4 +78,4 @@ class ItemEmbedding(ItemTower):
 
     def catalog(self, progress: EncodeProgress | None = None) -> Tensor:
         """The table itself: [V, D]."""
-        return self.embedding.weight
+        return self.embedding.every_row()

@@ -164,7 +164,7 @@ class FeatureEncoder(FeatureMixing):
         self.num_rows = self.stored.num_rows
         self.register_buffer("id_codes", _id_codes(self.num_rows, is_trained), persistent=False)
         id_dim = {"none": None, "field": field_dim, "residual": dim}[id_mode]
-        self.ids = None if id_dim is None else code_table(self.num_rows + 1, id_dim)
+        self.ids = None if id_dim is None else code_table(self.num_rows + 1, id_dim, by_row=True)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Encode rows [n] int64, each distinct one once; -1 is a row of which nothing is known.

@@ -11,15 +11,26 @@ from torch import Tensor, nn
 from candid.errors import DataError
 from candid.features import Bags, Codes, Numbers, Values
 from candid.towers.embedding import embedding_table
+from candid.towers.row_table import RowTable
+
+MANY_CODES = 10_000
+"""Codes from which a table of a feature is worth training by row: of fewer, a step of a few
+thousand rows reads most."""
 
 
-def code_table(num_codes: int, dim: int) -> nn.Embedding:
-    """An ``embedding_table`` whose row 0, the unknown bucket, begins at zero.
+def code_table(num_codes: int, dim: int, *, by_row: bool | None = None) -> nn.Embedding:
+    """A table whose row 0, the unknown bucket, begins at zero.
 
     Zero is the mean of what the other rows are drawn from: a bucket that training never meets
     stays neutral where a random vector would be noise.
+
+    Args:
+        num_codes: rows.
+        dim: width.
+        by_row: whether training may update it row by row; None: where codes are many.
     """
-    table = embedding_table(num_codes, dim)
+    is_row_table = num_codes >= MANY_CODES if by_row is None else by_row
+    table = RowTable(num_codes, dim) if is_row_table else embedding_table(num_codes, dim)
     with torch.no_grad():
         table.weight[0] = 0
     return table
@@ -71,10 +82,15 @@ class BagField(nn.Module):
         """Encode n rows: [n, d]."""
         ids = with_unknown(bags.ids, self.unknown_rate, self.training)
         means = F.embedding_bag(
-            ids, self.table.weight, bags.offsets, mode="mean", include_last_offset=True
+            ids,
+            self.table.weight,
+            bags.offsets,
+            mode="mean",
+            include_last_offset=True,
+            sparse=self.table.sparse,
         )
         is_empty = (bags.offsets.diff() == 0)[:, None]
-        return torch.where(is_empty, self.empty, means)
+        return torch.where(is_empty, self.empty, means.to(self.empty.dtype))
 
 
 class NumberField(nn.Module):

@@ -28,6 +28,7 @@ from candid.towers.embedding import embedding_table
 from candid.towers.fields import code_table
 from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
 from candid.towers.rotary import rotate, rotations
+from candid.towers.row_table import RowTable
 
 SEQUENCES_PER_GROUP = {"cpu": 4, "cuda": 32}
 """Sequences padded together: few enough that lengths agree, enough to keep the device busy."""
@@ -246,7 +247,7 @@ class CausalTransformer(QueryTower):
         self.dim = dim
         self.max_length = max_length
         self._head_width = dim // num_heads
-        self.items = embedding_table(num_items, dim) if input_items is None else input_items
+        self.items = RowTable(num_items, dim) if input_items is None else input_items
         self.positions = embedding_table(max_length, dim) if positions == "learned" else None
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(

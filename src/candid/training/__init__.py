@@ -2,6 +2,7 @@
 
 from candid.training.checkpoint import Checkpoint, load_model, read_checkpoint, write_checkpoint
 from candid.training.config import TrainingConfig
+from candid.training.row_optimizer import RowAdagrad, RowAdam
 from candid.training.state import Progress, TrainState
 from candid.training.trackers import TRACKERS, Tracker
 from candid.training.trainer import BEST, LAST, DivergedError, Trainer
@@ -13,6 +14,8 @@ __all__ = [
     "Checkpoint",
     "DivergedError",
     "Progress",
+    "RowAdagrad",
+    "RowAdam",
     "Tracker",
     "TrainState",
     "Trainer",

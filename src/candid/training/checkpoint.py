@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from candid.atomic import replacing
 from candid.errors import ArtifactError
+from candid.training.optimizer import ModelOptimizer
 
 FORMAT = 1
 """Version of the layout above; another one is refused."""
@@ -127,22 +128,30 @@ def load_model(
     model.load_state_dict(found, strict=False)
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: ModelOptimizer) -> dict[str, Tensor]:
     """State of an optimizer under ``optimizer/``, by parameter name."""
     return {
         f"optimizer/{name}/{key}": value
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        if parameter.requires_grad
+        for key, value in optimizer.state_of(parameter).items()
     }
 
 
-def load_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
-) -> None:
-    """Put a checkpoint's moments into ``optimizer``."""
+def load_optimizer(model: nn.Module, optimizer: ModelOptimizer, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's moments into ``optimizer``.
+
+    Raises:
+        ArtifactError: they are those of another rule.
+    """
     parameters = dict(model.named_parameters())
     for name, value in checkpoint.part("optimizer").items():
         parameter_name, key = name.rsplit("/", 1)
         parameter = parameters[parameter_name]
+        if key not in optimizer.state_names(parameter):
+            raise ArtifactError(
+                f"the checkpoint has {key!r} of {parameter_name!r}, which training.optimizer and "
+                "training.tables as they are now do not use: resume with those of the run"
+            )
         target = value if key == "step" and not parameter.is_cuda else value.to(parameter.device)
-        optimizer.state[parameter][key] = target.clone()
+        optimizer.state_of(parameter)[key] = target.clone()

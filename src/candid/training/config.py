@@ -21,6 +21,18 @@ class TrainingConfig(ComponentConfig):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="decay of Adam's two moments"
     )
+    tables: Literal["dense", "row_adagrad", "row_adam"] = Field(
+        "dense",
+        description="how tables of users and items train: with the rest, every row at every step; "
+        "or the rows that a step reads, at a cost that does not grow with the catalog",
+    )
+    table_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of tables that train by row; absent: lr"
+    )
+    table_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of tables that train by row; 'bfloat16' halves them, rounded at random",
+    )
     warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="decay of the learning rate after warm-up, down to final_lr"
@@ -71,6 +83,19 @@ class TrainingConfig(ComponentConfig):
         for name in names:
             lookup(TRACKERS, "tracker", name)
         return names
+
+    @model_validator(mode="after")
+    def _tables_by_row_fit(self) -> TrainingConfig:
+        if self.tables == "dense":
+            for key in ("table_lr", "table_dtype"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key} needs tables = 'row_adagrad' or 'row_adam'")
+        elif self.average is not None:
+            raise ValueError(
+                f"tables = {self.tables!r} and average do not go together: a running mean moves "
+                "every row at every step; leave average out, or set tables = 'dense'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _schedule_has_an_end(self) -> TrainingConfig:

@@ -1,28 +1,131 @@
-"""The optimizer and its learning rate."""
+"""The optimizers of a model and their learning rate."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from candid.errors import ConfigError
+from candid.towers import row_tables
 from candid.training.config import TrainingConfig
+from candid.training.row_optimizer import RowAdagrad, RowAdam, RowOptimizer
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over the trainable parameters; only matrices are decayed."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        fused=True,
+class ModelOptimizer:
+    """The optimizer of the tables that train by row, and that of everything else, as one.
+
+    Args:
+        dense: of all other parameters, or None where there are none.
+        rows: of the tables, or None where they train with the rest.
+        row_rate: learning rate of the tables, as a multiple of that of the rest.
+    """
+
+    def __init__(
+        self,
+        dense: torch.optim.Optimizer | None,
+        rows: RowOptimizer | None = None,
+        row_rate: float = 1.0,
+    ) -> None:
+        self.dense = dense
+        self.rows = rows
+        self._row_rate = row_rate
+        self._parts = [part for part in (dense, rows) if part is not None]
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last step, that of everything but the tables."""
+        part, scale = (self.dense, 1.0) if self.dense else (self.rows, self._row_rate)
+        assert part is not None
+        return float(part.param_groups[0]["lr"]) / scale
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self._parts:
+            part.zero_grad(set_to_none=True)
+
+    def step(self, lr: float, clip_norm: float | None = None) -> Tensor:
+        """Clip the gradients and take a step.
+
+        The norm is over all gradients as if they were dense: a row that was read several times
+        in the step counts with the sum, once.
+
+        Args:
+            lr: learning rate of the step.
+            clip_norm: largest norm of the gradient; None: no clipping.
+
+        Returns:
+            the norm [] before clipping.
+
+        Raises:
+            ConfigError: a table that trains by row got a gradient for every row.
+        """
+        norm = self._clip(float("inf") if clip_norm is None else clip_norm)
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = lr * self._row_rate if part is self.rows else lr
+            part.step()
+        return norm
+
+    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The state of one parameter; to be written to, where a checkpoint is restored."""
+        part = self.rows if self._is_table(parameter) else self.dense
+        assert part is not None
+        state: dict[str, Tensor] = part.state[parameter]
+        return state
+
+    def state_names(self, parameter: Tensor) -> frozenset[str]:
+        """What the state of one parameter is made of, once it was stepped."""
+        if self.rows is not None and self._is_table(parameter):
+            return self.rows.state_names
+        return frozenset({"step", "exp_avg", "exp_avg_sq"})
+
+    def _is_table(self, parameter: Tensor) -> bool:
+        return self.rows is not None and any(
+            table is parameter for group in self.rows.param_groups for table in group["params"]
+        )
+
+    def _clip(self, largest: float) -> Tensor:
+        groups = [] if self.dense is None else self.dense.param_groups
+        dense = [p for group in groups for p in group["params"]]
+        rows = [] if self.rows is None else [g.rows for g in self.rows.gradients()]
+        gradients = [p.grad for p in dense if p.grad is not None]
+        norm: Tensor = nn.utils.get_total_norm([*gradients, *rows])
+        nn.utils.clip_grads_with_norm_(dense, largest, norm)
+        for gradient in rows:
+            gradient.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
+    """Adam or AdamW over the trainable parameters, and a row-wise one of the tables if asked.
+
+    Only matrices are decayed. Asking makes the tables of the model hand over gradients by row
+    and hold their vectors in ``config.table_dtype``.
+
+    Raises:
+        ConfigError: there is no table to train by row.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    rows = None
+    if config.tables != "dense":
+        tables = dict(row_tables(model))
+        if not tables:
+            raise ConfigError(
+                f"training.tables = {config.tables!r}, but this model has no table of users or "
+                "items: set it to 'dense'"
+            )
+        for table in tables.values():
+            table.train_by_row(getattr(torch, config.table_dtype))
+        by_row = {id(table.weight) for table in tables.values()}
+        rows = _row_optimizer((p for p in named.values() if id(p) in by_row), config)
+        named = {name: p for name, p in named.items() if id(p) not in by_row}
+    return ModelOptimizer(
+        _dense_optimizer(list(named.values()), config) if named else None,
+        rows,
+        (config.table_lr or config.lr) / config.lr,
     )
 
 
@@ -39,3 +142,26 @@ def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
     progress = min((step - config.warmup_steps) / left, 1.0)
     shape = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return config.lr * (config.final_lr + (1 - config.final_lr) * shape)
+
+
+def _dense_optimizer(
+    parameters: list[nn.Parameter], config: TrainingConfig
+) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        fused=True,
+    )
+
+
+def _row_optimizer(tables: Iterable[nn.Parameter], config: TrainingConfig) -> RowOptimizer:
+    if config.tables == "row_adagrad":
+        return RowAdagrad(tables, lr=config.lr, weight_decay=config.weight_decay)
+    betas = (0.0, config.betas[1])
+    return RowAdam(tables, lr=config.lr, betas=betas, weight_decay=config.weight_decay)

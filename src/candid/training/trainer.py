@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from candid.batches import Batch, Loader
 from candid.errors import CandidError, ConfigError, Interrupted
@@ -68,8 +68,8 @@ class Trainer:
         progress: told of steps and validations, or None.
 
     Raises:
-        ConfigError: loss and proposal do not go together, or it is not known which items are
-            trained.
+        ConfigError: loss and proposal do not go together, or loss and ``config.tables``; or it
+            is not known which items are trained.
     """
 
     def __init__(
@@ -90,6 +90,11 @@ class Trainer:
     ) -> None:
         if loss.needs_candidates and proposal is None:
             raise ConfigError("this loss compares with candidates: add a [proposal] section")
+        if not loss.needs_candidates and config.tables != "dense":
+            raise ConfigError(
+                "this loss compares with the whole catalog, so that every row of the item table "
+                "has a gradient: set training.tables = 'dense', or a loss that draws candidates"
+            )
         self.model = model
         self.loader = loader
         self.loss = loss
@@ -116,7 +121,6 @@ class Trainer:
             self.drawing = Drawing(
                 proposal, config.candidate_draws, self._generator, self._item_vectors
             )
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def run(self, resume: bool = False) -> TrainState:
         """Train until the settings say stop, from the start or from ``last.safetensors``.
@@ -154,15 +158,12 @@ class Trainer:
             the mean loss [] (detached), the rows' output, and the gradient norm [] before
             clipping.
         """
-        rate = learning_rate(self.config, self.state.step, self.state.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         output = self._forward(batch, effective)
         mean = _weighted_mean(output.loss, batch.weights)
         mean.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm or float("inf"))
-        self.optimizer.step()
+        rate = learning_rate(self.config, self.state.step, self.state.total_steps)
+        norm = self.optimizer.step(rate, self.config.clip_norm)
         self.state.step += 1
         self.state.rows += len(batch)
         if self.average is not None:
@@ -312,7 +313,7 @@ class Trainer:
             "loss": float(value),
             "misclassification": float(output.misclassification.mean()),
             "gradient_norm": float(norm),
-            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "lr": self.optimizer.lr,
             "rows_per_second": window.rate(),
             "epoch": epoch,
         }

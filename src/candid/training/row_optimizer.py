@@ -1,0 +1,262 @@
+"""Optimizers that touch the rows of a step alone, with one scalar of state a row.
+
+Dense Adam reads and writes three numbers a weight at every step, whoever was in the batch; its
+cost is the catalog's. Here a step costs what its distinct ids cost, and the second moment is
+the mean square of a row's gradient (row-wise Adagrad: Gupta et al., "Training recommender
+systems at scale", KDD 2014; Naumov et al., DLRM, arXiv:1906.00091), so that the state is
+V numbers beside a table of V × D.
+
+Both rules are lazy: a row that a step does not read is not moved, not decayed and keeps its
+moments as they are. Moments are therefore means over a row's own visits, and Adam's correction
+of their start counts these, not the steps of the run: by those, a row first met at step 10,000
+would be moved three times too far.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from candid.errors import ConfigError
+
+
+class RowGradient(NamedTuple):
+    """The gradient of the rows that a step read.
+
+    Attributes:
+        ids: [n] int64, each once, ascending.
+        rows: [n, D] float32, summed over the occurrences of each id.
+    """
+
+    ids: Tensor
+    rows: Tensor
+
+
+def summed_by_row(gradient: Tensor) -> RowGradient:
+    """Add up what a sparse gradient [V, D] has on each row, in float32 at least.
+
+    On the CPU this is a little faster than ``coalesce``, which sums bfloat16 in bfloat16.
+    """
+    ids, place = torch.unique(gradient._indices()[0], return_inverse=True)
+    values = gradient._values()
+    wide = torch.promote_types(values.dtype, torch.float32)
+    rows = values.new_zeros(len(ids), values.shape[1], dtype=wide)
+    return RowGradient(ids, rows.index_add_(0, place, values.to(wide)))
+
+
+class RowOptimizer(torch.optim.Optimizer, ABC):
+    """What the row-wise rules share.
+
+    Takes the sparse gradients that ``nn.Embedding(sparse=True)`` gives. A bfloat16 table is
+    written with stochastic rounding: an update far below the spacing of its numbers, as most
+    are, still moves it by the right amount on average, and no float32 copy is kept. The random
+    bits are those of the device's global generator.
+
+    Weight decay is apart from the gradient, as AdamW's, and of the rows of the step alone: a
+    row is decayed as often as it is visited.
+
+    Args:
+        params: tables [V, D], float32 or bfloat16.
+        lr: learning rate.
+        weight_decay: of visited rows.
+        eps: added to the root of the second moment.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], *, lr: float, weight_decay: float, eps: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "eps": eps})
+        self._gradients: dict[Tensor, RowGradient] = {}
+
+    def gradients(self) -> list[RowGradient]:
+        """The gradient of each table that has one, duplicates summed once for this step.
+
+        Scaling ``rows`` in place, as clipping does, scales what ``step`` applies.
+
+        Raises:
+            ConfigError: a gradient is as large as its table.
+        """
+        if not self._gradients:
+            for group in self.param_groups:
+                for table in group["params"]:
+                    if table.grad is not None:
+                        self._gradients[table] = summed_by_row(_checked(table.grad))
+        return list(self._gradients.values())
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients; a sparse one is never kept as zeros."""
+        super().zero_grad(set_to_none=True)
+        self._gradients.clear()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move the rows that have a gradient.
+
+        Raises:
+            ConfigError: a gradient is as large as its table, or a closure is given.
+        """
+        if closure is not None:
+            raise ConfigError("row-wise optimizers take no closure: call backward, then step")
+        self.gradients()
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table in self._gradients:
+                    self._move(table, self._gradients[table], group)
+        self._gradients.clear()
+
+    def _move(self, table: Tensor, gradient: RowGradient, group: dict[str, Any]) -> None:
+        ids, rows = gradient
+        if not self.state[table]:
+            self.state[table].update(self.new_state(table))
+        direction, scale = self.direction(self.state[table], ids, rows, group["eps"])
+        moved = table.index_select(0, ids).to(rows.dtype)
+        if group["weight_decay"]:
+            moved.mul_(1 - group["lr"] * group["weight_decay"])
+        moved.addcmul_(direction, scale[:, None], value=-group["lr"])
+        if table.dtype == torch.bfloat16:
+            moved = stochastically_rounded(moved)
+        table.index_copy_(0, ids, moved)
+
+    @property
+    @abstractmethod
+    def state_names(self) -> frozenset[str]:
+        """What the state of a table is made of."""
+
+    @abstractmethod
+    def new_state(self, table: Tensor) -> dict[str, Tensor]:
+        """The state of a table that was never stepped."""
+
+    @abstractmethod
+    def direction(
+        self, state: dict[str, Tensor], ids: Tensor, rows: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Take a gradient in: the direction [n, D] and its length [n], before the rate.
+
+        Args:
+            state: of the table; its rows ``ids`` are written.
+            ids: [n] int64, distinct.
+            rows: [n, D], their gradients.
+            eps: added to the root of the second moment.
+        """
+
+
+class RowAdagrad(RowOptimizer):
+    """Row-wise Adagrad: w -= lr · g / (sqrt(Σ mean(g²)) + eps), the sum over a row's visits.
+
+    Args:
+        params: see ``RowOptimizer``, as for the others.
+        lr: learning rate.
+        weight_decay: of visited rows.
+        eps: added to the root of the sum.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-2,
+        weight_decay: float = 0.0,
+        eps: float = 1e-10,
+    ) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, eps=eps)
+
+    @property
+    def state_names(self) -> frozenset[str]:
+        """See ``new_state``."""
+        return frozenset({"square_sum"})
+
+    def new_state(self, table: Tensor) -> dict[str, Tensor]:
+        """``square_sum`` [V] float32."""
+        return {"square_sum": _a_row(table)}
+
+    def direction(
+        self, state: dict[str, Tensor], ids: Tensor, rows: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See ``RowOptimizer``."""
+        square_sum = state["square_sum"].index_select(0, ids).add_(_mean_square(rows))
+        state["square_sum"].index_copy_(0, ids, square_sum)
+        return rows, square_sum.sqrt_().add_(eps).reciprocal_()
+
+
+class RowAdam(RowOptimizer):
+    """Row-wise Adam: the second moment of a row is a mean of mean(g²) over its visits.
+
+    Args:
+        params: see ``RowOptimizer``, as for the others.
+        lr: learning rate.
+        betas: decay of the two moments, by visit of a row. Where the first is 0 no first
+            moment is kept, and the state is 8 bytes a row.
+        weight_decay: of visited rows.
+        eps: added to the root of the second moment.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.0, 0.999),
+        weight_decay: float = 0.0,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, eps=eps)
+        self.betas = betas
+
+    @property
+    def state_names(self) -> frozenset[str]:
+        """See ``new_state``."""
+        return frozenset({"mean_square", "visits", *(["mean"] if self.betas[0] else [])})
+
+    def new_state(self, table: Tensor) -> dict[str, Tensor]:
+        """``mean_square`` [V] float32, ``visits`` [V] int32, and ``mean`` [V, D] where kept."""
+        state = {"mean_square": _a_row(table), "visits": _a_row(table, torch.int32)}
+        if self.betas[0]:
+            state["mean"] = torch.zeros_like(table, dtype=torch.float32)
+        return state
+
+    def direction(
+        self, state: dict[str, Tensor], ids: Tensor, rows: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See ``RowOptimizer``."""
+        first, second = self.betas
+        visits = state["visits"].index_select(0, ids).add_(1)
+        state["visits"].index_copy_(0, ids, visits)
+        count = visits.to(rows.dtype)
+        mean_square = state["mean_square"].index_select(0, ids)
+        mean_square.lerp_(_mean_square(rows), 1 - second)
+        state["mean_square"].index_copy_(0, ids, mean_square)
+        scale = (mean_square / (1 - second**count)).sqrt_().add_(eps).reciprocal_()
+        if not first:
+            return rows, scale
+        mean = state["mean"].index_select(0, ids).lerp_(rows, 1 - first)
+        state["mean"].index_copy_(0, ids, mean)
+        return mean, scale / (1 - first**count)
+
+
+def stochastically_rounded(values: Tensor) -> Tensor:
+    """Round float32 to bfloat16, up or down at random so that the mean is the value."""
+    noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device)
+    # A bfloat16 is the upper half of a float32; the carry out of the lower half rounds up.
+    bits = (values.view(torch.int32) + noise) & -(1 << 16)
+    return bits.view(torch.float32).to(torch.bfloat16)
+
+
+def _mean_square(rows: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norm.square_().div_(rows.shape[1])
+
+
+def _a_row(table: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(len(table), dtype=dtype, device=table.device)
+
+
+def _checked(gradient: Tensor) -> Tensor:
+    if not gradient.is_sparse:
+        raise ConfigError(
+            f"a table of {len(gradient)} rows got a gradient for every one of them, which a "
+            "row-wise optimizer is no help with: look its rows up by id, or set "
+            "training.tables = 'dense'"
+        )
+    return gradient
