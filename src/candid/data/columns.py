@@ -128,9 +128,12 @@ def _list_of_ids(value: pl.Expr, dtype: pl.DataType, place: str) -> tuple[pl.Exp
     if isinstance(dtype, pl.String):
         words = value.str.split(" ")
         return words.list.filter(pl.element() != ""), pl.List(pl.String())
-    inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else None
-    if isinstance(inner, pl.String | pl.Categorical | pl.Enum):
+    if isinstance(dtype, pl.Null):
         return value.cast(pl.List(pl.String())), pl.List(pl.String())
+    inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else None
+    if isinstance(inner, pl.String | pl.Categorical | pl.Enum | pl.Null):
+        texts = value.cast(pl.List(pl.String()))
+        return texts.list.filter(pl.element() != ""), pl.List(pl.String())
     if inner is not None and inner.is_integer():
         wide = pl.UInt64() if inner == pl.UInt64 else pl.Int64()
         return value.cast(pl.List(wide)), pl.List(wide)

@@ -110,12 +110,13 @@ def load(table: RawTable, config: DataConfig) -> Events:
             _check_any_left(parsed, config)
     frame, source_ids = ids.encode(table, query)
     _check_dates(table, frame, parsed.time_is_text)
-    keys = [pl.col(key) for key in ("role", "time", "order") if key in table.columns]
+    moments = [pl.col(key) for key in ("time", "order") if key in table.columns]
     kinds = interactions_among(actions, config)
-    if keys and len(kinds) < len(actions):
+    has_shown = len(kinds) < len(actions)
+    if moments and has_shown:
         # What was shown at the very moment of a choice was shown before it.
-        keys.append(pl.col("action") < len(kinds))
-    frame = _in_order(frame, keys)
+        frame = frame.sort(pl.col("action") < len(kinds), maintain_order=True)
+    frame = _in_order(frame, moments)
     unknown = 0
     if config.negatives is not None:
         frame, unknown = negatives.number(frame, source_ids["item"], config.negatives)
@@ -130,8 +131,11 @@ def load(table: RawTable, config: DataConfig) -> Events:
     )
     if unknown:
         events.negatives_left_out["of_no_interaction"] = unknown
-    if len(kinds) < len(actions):
+    if has_shown:
         _attach_shown(events, kinds, config)
+    if "role" in table.columns:
+        # Only now: what a row says was shown has no use for a role.
+        events.frame = _in_order(events.frame, [pl.col("role"), *moments])
     _filter(events, config)
     for name in ("time", "order", "role"):
         if name in table.columns:
@@ -158,9 +162,8 @@ def _attach_shown(events: Events, kinds: tuple[str, ...], config: DataConfig) ->
     codes = events.frame["action"].to_numpy()
     shown = codes >= len(kinds)
     targets = ~shown & is_target(codes, events.actions, config)
-    events.frame, alone = negatives.attach(events.frame, shown, targets)
-    if alone:
-        events.negatives_left_out["without_target"] = alone
+    events.frame, left_out = negatives.attach(events.frame, shown, targets)
+    events.negatives_left_out |= left_out
     events.actions = kinds
     events.keep("shown", ~shown)
 

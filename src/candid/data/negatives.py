@@ -62,7 +62,7 @@ def number(frame: pl.DataFrame, source_ids: pl.Series, column: str) -> tuple[pl.
     Raises:
         DataError: there are negatives and none of them is such an item.
     """
-    lists = frame["negatives"]
+    lists = frame["negatives"].list.drop_nulls()
     lengths = lists.list.len().fill_null(0).to_numpy()
     values = lists.explode(empty_as_null=False, keep_nulls=False)
     known = pl.DataFrame(
@@ -78,7 +78,8 @@ def number(frame: pl.DataFrame, source_ids: pl.Series, column: str) -> tuple[pl.
     if flat.height and not found.height:
         raise DataError(
             f"none of the {flat.height:,} negatives in column {column!r}, such as "
-            f"{values.drop_nulls()[0]!r}, is an item of the interactions; are they written alike?"
+            f"{values[0]!r}, is an item of the interactions; are they written alike? In text, "
+            "spaces stand between ids"
         )
     numbered = Listed(found["row"].to_numpy(), found["id"].to_numpy())
     column_of_ids = numbered.column(frame.height).alias("negatives")
@@ -87,8 +88,11 @@ def number(frame: pl.DataFrame, source_ids: pl.Series, column: str) -> tuple[pl.
 
 def attach(
     frame: pl.DataFrame, shown: npt.NDArray[np.bool_], targets: npt.NDArray[np.bool_]
-) -> tuple[pl.DataFrame, int]:
+) -> tuple[pl.DataFrame, dict[str, int]]:
     """Make rows that only say what was shown negatives of their user's next target.
+
+    An item that the user took up in between, by an interaction of any kind, or that is the
+    target itself, was chosen and is no negative.
 
     Args:
         frame: grouped by user, in order; columns user, item and perhaps negatives.
@@ -97,19 +101,40 @@ def attach(
 
     Returns:
         the frame with the column ``negatives``, its rows as they were; and how many of the rows
-        shown are followed by no target of their user.
+        shown came to nothing, by reason: no target of their user follows, or it was chosen.
     """
     users, items = frame["user"].to_numpy(), frame["item"].to_numpy()
     target_rows, shown_rows = np.flatnonzero(targets), np.flatnonzero(shown)
     place = np.searchsorted(target_rows, shown_rows)
     owner = np.append(target_rows, len(users))[place]
     followed = np.append(users, -1)[owner] == users[shown_rows]
+    chosen = followed & (_next_choice(users, items, shown)[shown_rows] <= owner)
+    kept = followed & ~chosen
     before = listed(frame)
-    rows = np.concatenate([before.rows, owner[followed]])
-    item_ids = np.concatenate([before.item_ids, items[shown_rows[followed]]])
+    rows = np.concatenate([before.rows, owner[kept]])
+    item_ids = np.concatenate([before.item_ids, items[shown_rows[kept]]])
     order = np.argsort(rows, kind="stable")
     column = Listed(rows[order], item_ids[order]).column(frame.height)
-    return frame.with_columns(column.alias("negatives")), int((~followed).sum())
+    counts = {"without_target": int((~followed).sum()), "chosen": int(chosen.sum())}
+    left_out = {reason: count for reason, count in counts.items() if count}
+    return frame.with_columns(column.alias("negatives")), left_out
+
+
+def _next_choice(users: Ids, items: Ids, shown: npt.NDArray[np.bool_]) -> Rows:
+    """[E], the row after each where its user next takes up its item; E where never."""
+    num_rows = len(users)
+    pairs = users.astype(np.int64) * (int(items.max()) + 1) + items
+    order = np.argsort(pairs, kind="stable")
+    is_choice = ~shown[order]
+    here = np.where(is_choice, np.arange(num_rows), num_rows)
+    # The next choice at or after each place, whoever's it is; a row is asked about as shown, so
+    # that it never finds itself.
+    following = np.minimum.accumulate(here[::-1])[::-1]
+    found = np.append(order, num_rows)[following]
+    is_same = np.append(pairs, -1)[found] == pairs[order]
+    result = np.empty(num_rows, dtype=np.int64)
+    result[order] = np.where(is_same, found, num_rows)
+    return result
 
 
 def packed(frame: pl.DataFrame, places: Ids) -> tuple[Ids, Rows]:

@@ -96,8 +96,9 @@ class ActionConfig(ComponentConfig):
     use: Literal["target", "history", "negative", "drop"] = Field(
         "target",
         description="target: trained on, held out and part of later histories; history: part of "
-        "later histories only; negative: shown and not chosen, a negative of the user's next "
-        "target; drop: left out, as what was shown without a word on what was chosen.",
+        "later histories only; negative: shown, and a negative of the user's next target unless "
+        "it was taken up by then; drop: left out, as what was shown without a word on what was "
+        "chosen.",
     )
     weight: float = Field(
         1.0, ge=0, description="Weight as a training target; times that of `weight`, if any."
