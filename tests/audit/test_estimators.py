@@ -1,6 +1,6 @@
 import pytest
 
-from candid.audit import ALL, REFINED, Variant, standard_plans
+from candid.audit import ALL, REFINED, Variant, affordable, standard_plans
 from candid.errors import ConfigError
 from candid.proposals import PROPOSALS
 
@@ -22,6 +22,32 @@ def test_a_head_is_compared_under_refined_alone():
     assert by_name["popularity"].variants == ALL
     assert by_name["popular head + tail"].variants == REFINED
     assert Variant("logq") in by_name["in-batch"].variants
+
+
+def test_a_set_is_not_jackknifed():
+    by_name = {plan.name: plan for plan in standard_plans([16], 1000)}
+    for name in ("popularity, distinct", "in-batch, distinct"):
+        assert [v.label for v in by_name[name].variants] == ["none", "logq", "refined"]
+
+
+def test_what_does_not_fit_into_the_catalog_may_be_left_out():
+    names = {plan.name for plan in standard_plans([32], 30, only_fitting=True)}
+    assert {"popularity", "popular head + tail"} < names  # a head of 16
+    assert not any("distinct" in name for name in names)
+    assert not any("head" in p.name for p in standard_plans([64], 30, only_fitting=True))
+
+
+def test_draws_by_the_model_are_left_out_of_a_large_catalog_and_named():
+    plans = standard_plans([16, 64], 10**6)
+    kept, sentence = affordable(plans, 10**6)
+    assert {plan.name for plan in plans} - {plan.name for plan in kept} == {
+        "random Fourier",
+        "quadratic",
+    }
+    assert sentence.startswith("not measured: random Fourier and quadratic proposals")
+    assert "1,000,000 items" in sentence
+    assert affordable(plans, 1000) == (plans, None)
+    assert affordable(kept, 10**6) == (kept, None)
 
 
 def test_an_odd_number_is_shared_without_loss():

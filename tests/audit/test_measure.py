@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from candid.audit import Effort, Variant, proposal_config
-from candid.audit import measure as measure_module
 from candid.audit.exact import exact_softmax
 from candid.audit.measure import measure
 from candid.audit.moments import joined
@@ -21,13 +20,13 @@ POPULARITY = {"type": "popularity", "num_candidates": 3}
 IN_BATCH = {"type": "in_batch"}
 
 
-def found(subject, table, *, draws, seed=0, batch_rows=3):
+def found(subject, table, *, draws, seed=0, batch_rows=3, **effort):
     proposal = table
     if isinstance(table, dict):
         proposal = proposal_config(table).build(subject.counts)
     sampler = Sampler(proposal, subject, batch_rows, torch.Generator().manual_seed(seed))
     exact = exact_softmax(subject)
-    return measure(subject, exact, sampler, (Variant(),), Effort(draws=draws))[0]
+    return measure(subject, exact, sampler, (Variant(),), Effort(draws=draws, **effort))[0]
 
 
 def assert_agrees(finding, expected):
@@ -69,12 +68,12 @@ def test_rows_may_have_candidates_of_their_own(tiny):
     assert_agrees(moments.find(), enumerated(3, False, q=np.full(4, 0.25)))
 
 
-def test_a_catalog_too_large_for_one_sum_is_cut_into_blocks(tiny, monkeypatch):
-    monkeypatch.setattr(measure_module, "SUM_BYTES", 8 * 8 * 4 * 2)  # two rows
+def test_a_catalog_too_large_for_one_sum_is_cut_into_blocks(tiny):
+    two_rows = 8 * 8 * 4 * 2
     for table in (POPULARITY, UniformForEachRow()):
         q = None if isinstance(table, dict) else np.full(4, 0.25)
-        moments = found(tiny, table, draws=1200)
-        assert moments.draws.tolist() == [1200] * 3
+        moments = found(tiny, table, draws=600, memory=two_rows)
+        assert moments.draws.tolist() == [600] * 3
         assert_agrees(moments.find(), enumerated(3, False, q))
 
 
@@ -124,6 +123,14 @@ def test_draws_are_added_until_the_accuracy_is_reached(tiny):
     assert other.find().bias_error <= 0.02
     assert loose.draws[0] < tight.draws[0] <= 2048
     assert tight.draws[0] == other.draws[0]
+
+
+def test_time_ends_the_draws_short_of_the_accuracy(tiny):
+    effort = {"accuracy": 1e-9, "seconds": 1e-6}
+    moments = found(tiny, POPULARITY, draws=None, **effort)
+    assert moments.draws.tolist() == [16] * 3
+    moments = found(tiny, POPULARITY, draws=None, **effort | {"seconds": 600.0, "max_draws": 48})
+    assert moments.draws.tolist() == [48] * 3
 
 
 def test_parts_of_the_rows_pool_to_the_whole(tiny):

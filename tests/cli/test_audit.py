@@ -30,6 +30,17 @@ def test_a_dataset_alone_is_audited_at_initialisation(candid, toy, tmp_path):
     assert "full softmax" in answer.err
 
 
+def test_what_is_left_out_is_said(candid, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("candid.audit.estimators.KERNELS_UP_TO", 29)
+    asked = ["audit", "--data", toy.data, "--n", "4", "--seconds", "1", "--users", "4"]
+    answer = candid(*asked, "--rows", "4", "--out", tmp_path)
+    assert answer.code == 0, answer.err
+    assert "not measured: random Fourier and quadratic proposals" in answer.out
+    (note,) = json.loads((tmp_path / "audit.json").read_text())["notes"]
+    assert note in answer.out
+    assert note[1:] in (tmp_path / "audit.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
@@ -38,6 +49,7 @@ def test_a_dataset_alone_is_audited_at_initialisation(candid, toy, tmp_path):
         (["--n", "1"], 2, "at least 2 candidates"),
         (["--budget-ms", "0"], 2, "--budget-ms 0 must be a positive number"),
         (["--accuracy", "0"], 2, "--accuracy 0 must be positive"),
+        (["--seconds", "0"], 2, "--seconds 0 must be positive"),
         (["--world"], 2, "--world is the synthetic world"),
         (["--users", "0"], 2, "--users"),
     ],

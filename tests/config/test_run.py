@@ -91,6 +91,28 @@ def test_a_name_is_a_plain_folder_name(name):
         parse_config({**DEFAULT_RECIPE, "name": name}, "x")
 
 
+SET = {"type": "popularity", "num_candidates": 8, "distinct": True}
+
+
+@pytest.mark.parametrize(
+    "proposal",
+    [
+        SET,
+        {"type": "in_batch", "distinct": True},
+        {"type": "mixture", "components": [{"type": "uniform"}, SET]},
+        {"type": "head_and_tail", "tail": SET},
+    ],
+)
+def test_a_jackknife_of_a_set_is_refused(proposal):
+    table = {"name": "x", "proposal": proposal, "loss": {"type": "sampled_softmax"}}
+    parse_config(table, "x")
+    table["loss"]["jackknife"] = True
+    with pytest.raises(ConfigError, match=r"loss\.jackknife cannot go with .* distinct = true"):
+        parse_config(table, "x")
+    draws = {"type": "mixture", "components": [{"type": "uniform"}, {"type": "popularity"}]}
+    parse_config(table | {"proposal": draws}, "x")
+
+
 def test_the_default_recipe_is_the_refined_loss_on_a_mixture():
     config = default_recipe()
     assert config.loss.correction == "refined"

@@ -6,7 +6,16 @@ the loss, effective sample size, and what a step costs. ``docs/audit.md`` says h
 
 from candid.audit.auditing import AuditProgress, audit
 from candid.audit.cost import Cost
-from candid.audit.estimators import ALL, REFINED, Plan, Variant, proposal_config, standard_plans
+from candid.audit.estimators import (
+    ALL,
+    REFINED,
+    Plan,
+    Variant,
+    affordable,
+    proposal_config,
+    standard_plans,
+    variants_of,
+)
 from candid.audit.measure import Effort
 from candid.audit.moments import Finding
 from candid.audit.recommendation import WHOLE, Budget, Entry
@@ -28,7 +37,9 @@ __all__ = [
     "Plan",
     "Subject",
     "Variant",
+    "affordable",
     "audit",
     "proposal_config",
     "standard_plans",
+    "variants_of",
 ]

@@ -33,6 +33,7 @@ def audit(
     averaged: int = 100,
     cost_rows: int = 256,
     seed: int = 0,
+    notes: Sequence[str] = (),
     progress: AuditProgress | None = None,
 ) -> AuditReport:
     """Hold estimators of the softmax loss against the exact one, on someone's own model.
@@ -48,6 +49,7 @@ def audit(
         averaged: T, steps that errors are averaged over for the ranking: bias² + variance / T.
         cost_rows: B, rows of the step whose cost is measured.
         seed: of the draws.
+        notes: sentences for the report, on what is not measured.
         progress: told of the measurements.
 
     Raises:
@@ -82,6 +84,7 @@ def audit(
         exact=exact_cost(subjects[-1], cost_rows),
         averaged=averaged,
         budget=budget,
+        notes=notes,
         settings={
             "seed": seed,
             "effort": asdict(effort),

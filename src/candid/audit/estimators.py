@@ -9,7 +9,14 @@ from typing import Any
 from candid.component import lookup
 from candid.errors import ConfigError
 from candid.losses import Correction
-from candid.proposals import PROPOSALS, ProposalConfig
+from candid.proposals import (
+    PROPOSALS,
+    HeadAndTail,
+    NearestHead,
+    ProposalConfig,
+    Quadratic,
+    RandomFourier,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,16 @@ class Variant:
 REFINED = (Variant(), Variant(jackknife=True))
 ALL = (Variant("none"), Variant("logq"), *REFINED)
 """The corrections of draws; beside an exact head only the refined ones are defined."""
+
+
+def variants_of(config: ProposalConfig) -> tuple[Variant, ...]:
+    """The variants that are defined for a proposal: no jackknife of a set of distinct items."""
+    has_head = isinstance(config, HeadAndTail.Config | NearestHead.Config)
+    return tuple(
+        variant
+        for variant in (REFINED if has_head else ALL)
+        if not (variant.jackknife and config.draws_sets)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +76,41 @@ def proposal_config(table: Mapping[str, Any]) -> ProposalConfig:
     return config
 
 
-def standard_plans(ns: Sequence[int], num_items: int) -> list[Plan]:
+KERNELS_UP_TO = 200_000
+"""Items up to which the standard set draws by the model: every row has draws of its own there,
+each a walk down a tree, and sums of their gradients touch the whole catalog."""
+
+
+def affordable(plans: Sequence[Plan], num_items: int) -> tuple[list[Plan], str | None]:
+    """Leave out what would take hours in a large catalog.
+
+    Args:
+        plans: such as the standard set.
+        num_items: V.
+
+    Returns:
+        the others, and a sentence that names what was left out; None: nothing was.
+    """
+    kernels = (RandomFourier.Config, Quadratic.Config)
+    slow = [plan for plan in plans if isinstance(plan.config, kernels)]
+    if num_items <= KERNELS_UP_TO or not slow:
+        return list(plans), None
+    names = " and ".join(dict.fromkeys(plan.name for plan in slow))
+    return [plan for plan in plans if plan not in slow], (
+        f"not measured: {names} proposals, which draw for each row apart and would take hours in "
+        f"a catalog of {num_items:,} items (the limit is {KERNELS_UP_TO:,}); a recipe that trains "
+        "with one is measured all the same"
+    )
+
+
+def standard_plans(ns: Sequence[int], num_items: int, *, only_fitting: bool = False) -> list[Plan]:
     """The standard set: every family of proposals, at each number of candidates.
 
     Args:
         ns: numbers of candidates, at least 2 each.
         num_items: V.
+        only_fitting: of a number above V leave out sets of distinct items and heads that are
+            larger than the catalog, rather than refuse it.
 
     Raises:
         ConfigError: a number below 2, or above V: a set of distinct items cannot be larger than
@@ -73,12 +119,17 @@ def standard_plans(ns: Sequence[int], num_items: int) -> list[Plan]:
     for n in ns:
         if n < 2:
             raise ConfigError(f"--n {n}: an estimate needs at least 2 candidates")
-        if n > num_items:
+        if n > num_items and not only_fitting:
             raise ConfigError(
                 f"--n {n}: a set of distinct items cannot be larger than the catalog of "
                 f"{num_items:,}; name at most {num_items}"
             )
-    return [plan for n in ns for plan in _plans(n)]
+    return [plan for n in ns for plan in _plans(n) if n <= num_items or _fits(plan, num_items)]
+
+
+def _fits(plan: Plan, num_items: int) -> bool:
+    table = plan.config.model_dump()
+    return not table.get("distinct") and table.get("num_head", 0) <= num_items
 
 
 def _plans(n: int) -> list[Plan]:
@@ -112,8 +163,7 @@ def _plans(n: int) -> list[Plan]:
         "random Fourier": {"type": "random_fourier", "num_candidates": n},
         "quadratic": {"type": "quadratic", "num_candidates": n},
     }
-    return [
-        Plan(name, proposal_config(table), n, REFINED if "tail" in table else ALL)
-        for name, table in tables.items()
-        if table["type"] in PROPOSALS
-    ]
+    configs = {
+        name: proposal_config(table) for name, table in tables.items() if table["type"] in PROPOSALS
+    }
+    return [Plan(name, config, n, variants_of(config)) for name, config in configs.items()]

@@ -30,6 +30,7 @@ class AuditReport:
         averaged: steps that errors are averaged over for the ranking.
         budget: what a step may cost.
         settings: what the numbers depend on beside model and data.
+        notes: sentences on what was not measured.
     """
 
     entries: Sequence[Entry]
@@ -38,6 +39,7 @@ class AuditReport:
     averaged: int
     budget: Budget
     settings: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
     @property
     def judged(self) -> str:
@@ -72,6 +74,7 @@ class AuditReport:
             "full_softmax": {"cost": asdict(self.exact)},
             "entries": [entry.to_json() for entry in self.ranked()],
             "settings": dict(self.settings),
+            "notes": list(self.notes),
         }
 
     def save(self, path: Path) -> None:

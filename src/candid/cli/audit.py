@@ -64,6 +64,13 @@ def audit(
     repeats: Annotated[
         int | None, typer.Option(min=1, help="Draws of each row instead, whatever the error.")
     ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Longest time for the draws of one proposal on one model, whatever the error; "
+            "none: no limit."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the rows and the draws.")] = 0,
     out: Annotated[
         Path | None,
@@ -77,25 +84,29 @@ def audit(
         raise ConfigError("--world is the synthetic world: leave out the run and --data, or it")
     if not accuracy > 0:
         raise ConfigError(f"--accuracy {accuracy:g} must be positive")
+    if seconds is not None and not seconds > 0:
+        raise ConfigError(f"--seconds {seconds:g} must be positive")
     sizes = None if n is None else _sizes(n)
 
-    from candid.audit import Budget, Effort
+    from candid.audit import Budget, Effort, affordable
     from candid.audit import audit as measure
     from candid.report.audit_page import write_audit_page
 
     console = Console(json, quiet)
     budget = Budget(budget_ms, budget_mb)
     subjects, yours = _subjects(run, data, users, seed)
-    plans = [*yours, *_plans(sizes, subjects[-1])]
+    standard, left_out = affordable(_plans(sizes, subjects[-1]), subjects[-1].num_items)
+    notes = [] if left_out is None else [left_out]
     with _progress(console) as progress:
         report = measure(
             subjects,
-            plans,
-            effort=Effort(accuracy=accuracy, draws=repeats),
+            [*yours, *standard],
+            effort=Effort(accuracy=accuracy, draws=repeats, seconds=seconds),
             budget=budget,
             averaged=averaged,
             cost_rows=rows,
             seed=seed,
+            notes=notes,
             progress=progress,
         )
     folder = out or run or Path("candid-audit")
@@ -107,6 +118,7 @@ def audit(
         {"file": str(folder / "audit.json"), "page": str(folder / "audit.html")} | report.to_json(),
         report.table(),
         sentence,
+        *notes,
         f"written to {folder / 'audit.json'} and {folder / 'audit.html'}",
     )
 

@@ -16,7 +16,7 @@ from candid.data import DataConfig, PreparedDataset
 from candid.errors import ConfigError
 from candid.evaluation import EvaluationConfig
 from candid.features import FeaturesConfig
-from candid.losses import LOSSES, Loss, LossComponent
+from candid.losses import LOSSES, Loss, LossComponent, SampledSoftmax
 from candid.proposals import PROPOSALS, ProposalComponent
 from candid.towers import ModelConfig
 from candid.training import TrainingConfig
@@ -72,6 +72,18 @@ class RunConfig(ComponentConfig):
             raise ValueError(
                 f"loss {loss!r} compares with the whole catalog and takes no candidates; remove "
                 "the section [proposal] (on the command line: --set proposal=none)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_jackknife_of_a_set(self) -> Self:
+        loss, proposal = self.loss, self.proposal
+        is_jackknife = isinstance(loss, SampledSoftmax.Config) and loss.jackknife
+        if is_jackknife and proposal is not None and proposal.draws_sets:
+            raise ValueError(
+                "loss.jackknife cannot go with a proposal of distinct = true: of a set it adds a "
+                "bias that no number of candidates cures (docs/audit.md); set one of the two to "
+                "false"
             )
         return self
 

@@ -42,10 +42,7 @@ class Comparison:
         self, correction: Correction, *, jackknife: bool = False, effective: bool = False
     ) -> LossOutput:
         """The corrected softmax of these scores; see ``corrected_log_softmax``."""
-        constant, log_count_positive = None, self.drawn.log_count_positive
-        if self.positive_in_head is not None:
-            # What is in the head is expected once, whatever the draws expect of it.
-            log_count_positive = log_count_positive.masked_fill(self.positive_in_head, 0.0)
+        constant = None
         if correction == "refined":
             constant = row_constant(self.drawn, self.hits, self.head_hits)
             constant = None if constant is None else constant.to(self.positive.dtype)
@@ -53,7 +50,7 @@ class Comparison:
             positive=self.positive,
             candidates=self.candidates,
             log_count=self.drawn.by_row(self.drawn.log_count),
-            log_count_positive=log_count_positive,
+            log_count_positive=self.log_count_positive,
             hits=self.hits,
             correction=correction,
             jackknife=jackknife,
@@ -62,6 +59,14 @@ class Comparison:
             head_hits=self.head_hits,
             effective=effective,
         )
+
+    @property
+    def log_count_positive(self) -> Tensor:
+        """[B], the log expected count of each row's positive, in the head or among the draws."""
+        if self.positive_in_head is None:
+            return self.drawn.log_count_positive
+        # What is in the head is expected once, whatever the draws expect of it.
+        return self.drawn.log_count_positive.masked_fill(self.positive_in_head, 0.0)
 
     def everything(self) -> tuple[Tensor, Tensor]:
         """Scores [B, H + N] of head and draws alike, and which are no negatives."""

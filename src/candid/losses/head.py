@@ -66,11 +66,12 @@ def drawn_in_head(candidates: Candidates, head: Head) -> Tensor:
 
 
 def _drawn_in_own(candidates: Candidates, ids: Tensor) -> Tensor:
-    drawn = candidates.by_row(candidates.ids)
-    found = torch.zeros(len(ids), drawn.shape[-1], dtype=torch.bool, device=drawn.device)
-    for column in ids.T:  # as many as a row has head items: few
-        found |= drawn == column[:, None]
-    return found
+    drawn = candidates.by_row(candidates.ids).expand(len(ids), -1)
+    if not ids.shape[1]:
+        return torch.zeros_like(drawn, dtype=torch.bool)
+    ordered = ids.sort(dim=1).values
+    place = torch.searchsorted(ordered, drawn.contiguous()).clamp(max=ids.shape[1] - 1)
+    return ordered.gather(1, place) == drawn
 
 
 def head_share(head: Head, hits: Tensor, num_draws: int, dtype: torch.dtype) -> Tensor:

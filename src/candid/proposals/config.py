@@ -23,6 +23,19 @@ class ProposalConfig(ComponentConfig, ABC):
             counts: [V], how often each item is a training target.
         """
 
+    @property
+    def draws_sets(self) -> bool:
+        """Whether candidates, or those of a part, are sets of distinct items (``distinct``)."""
+        values = [getattr(self, name) for name in type(self).model_fields]
+        parts = [
+            part
+            for value in values
+            for part in (value if isinstance(value, tuple | list) else [value])
+        ]
+        return bool(getattr(self, "distinct", False)) or any(
+            part.draws_sets for part in parts if isinstance(part, ProposalConfig)
+        )
+
 
 def _registry() -> Mapping[str, Any]:
     import candid.proposals  # The registry lists the modules that import this one.

@@ -29,7 +29,7 @@ def write_audit_page(path: Path, report: AuditReport) -> None:
             f"when the gradients of {report.averaged} steps are averaged, sqrt(bias² + variance / "
             f"{report.averaged}), by which the table is ranked. Random are the candidates, given "
             "the row; of an in-batch proposal the other rows of the batch. ± is the standard error "
-            "of a bias."
+            "of a bias." + "".join(f" {note[0].upper()}{note[1:]}." for note in report.notes)
         ),
         *_figures(report),
         Heading("All estimators, best first"),

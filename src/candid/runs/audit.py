@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from candid.audit import ALL, REFINED, Plan, Subject, Variant
+from candid.audit import Plan, Subject, Variant, variants_of
 from candid.batches import Batch, Loader
 from candid.config import RunConfig
 from candid.data import PreparedDataset, Role
 from candid.losses import SampledSoftmax
-from candid.proposals import HeadAndTail, NearestHead
 from candid.runs.features import RunFeatures, fit_features
 from candid.runs.run import LoadedRun, build_model
 from candid.towers import RetrievalModel
@@ -56,15 +55,15 @@ def plan_of(config: RunConfig, dataset: PreparedDataset) -> Plan | None:
     if config.proposal is None or not isinstance(config.loss, SampledSoftmax.Config):
         return None
     yours = Variant(config.loss.correction, config.loss.jackknife)
-    others = (
-        REFINED if isinstance(config.proposal, HeadAndTail.Config | NearestHead.Config) else ALL
-    )
     batch_rows = len(Loader(dataset, config.batches, config.seed).batch(0, 0))
     return Plan(
         name="the recipe's",
         config=config.proposal,
         n=_num_candidates(config.proposal.model_dump(), batch_rows),
-        variants=(yours, *(variant for variant in others if variant != yours)),
+        variants=(
+            yours,
+            *(variant for variant in variants_of(config.proposal) if variant != yours),
+        ),
         batch_rows=batch_rows,
         is_yours=True,
     )
