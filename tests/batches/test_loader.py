@@ -70,8 +70,8 @@ def expected_rows(sequences, roles, max_length, windows, empty_histories=False):
         if not targets:
             continue
         stop = targets[-1] + 1
-        if empty_histories and targets[0] == 0 and (windows == "all" or stop <= max_length + 1):
-            expected.append((user, (), sequence[0]))
+        if empty_histories:
+            expected.append((user, (), sequence[targets[0]]))
         while stop > 1:
             start = max(0, stop - max_length - 1)
             expected += [
@@ -224,8 +224,11 @@ def test_held_out_queries_ask_after_the_latest_history():
 class Moments:
     """In the place of a context: tells which interactions were asked about."""
 
-    def at(self, events):
-        return {"event": Numbers(torch.from_numpy(events)[:, None])}
+    def at(self, events, knows_history=None):
+        if knows_history is None:
+            knows_history = np.ones(len(events), dtype=np.int64)
+        told = np.stack([events, knows_history.astype(np.int64)], axis=1)
+        return {"event": Numbers(torch.from_numpy(told))}
 
 
 @pytest.mark.parametrize("unit", ["sequence", "interaction"])
@@ -302,3 +305,17 @@ def test_what_was_shown_goes_with_the_positive_it_was_shown_with(unit, most):
 def test_empty_histories_belong_to_sequences():
     with pytest.raises(ValueError, match=r"empty_histories has no meaning"):
         BatchesConfig(unit="interaction", empty_histories=True)
+
+
+def test_a_first_target_without_a_history_is_asked_as_of_somebody_new():
+    roles = [[H, T, T], [H, H], [T]]
+    dataset = dataset_of([[1, 2, 3], [4, 5], [6]], roles)
+    config = BatchesConfig(batch_size=9, empty_histories=True)
+    (batch,) = Loader(dataset, config, seed=0, context=Moments()).epoch()
+    rows = sorted(zip(rows_of(batch), batch.context["event"].values.tolist(), strict=True))
+    assert rows == [
+        ((0, (), 2), [1, 0]),
+        ((0, (1,), 2), [1, 1]),
+        ((0, (1, 2), 3), [2, 1]),
+        ((2, (), 6), [5, 0]),
+    ]

@@ -33,8 +33,8 @@ class BatchesConfig(ComponentConfig):
     )
     empty_histories: bool = Field(
         False,
-        description="sequence units: also teach each user's first interaction, from no history, "
-        "so that someone of whom only features are known (or nothing) can be asked about",
+        description="sequence units: also teach each user's first target as if there were no "
+        "history, so that someone of whom only features are known (or nothing) can be asked about",
     )
     num_workers: int = Field(1, ge=0, description="threads that prepare batches ahead of use")
     drop_last: bool = Field(

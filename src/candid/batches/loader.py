@@ -10,10 +10,11 @@ cannot change what is seen.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from candid.batches.records import Batch, History
 from candid.batches.windows import windows_of
 from candid.data import PreparedDataset, Role
 from candid.errors import ConfigError, DataError
-from candid.features import Context
+from candid.features import Context, Values
 
 
 @dataclass(slots=True)
@@ -134,29 +135,34 @@ class Loader:
 
     def _sequences(self, chosen: Ints) -> Batch:
         windows = self._windows[chosen]
-        # The last interaction of a window is only ever a target, the first only ever history:
-        # unless it is asked for as well, from no history.
+        # The last interaction of a window is only ever a target, the first only ever history,
+        # unless it is asked for from no history.
         lengths = windows.stops - windows.starts - 1
         events = ranges(windows.starts, lengths)
         rows = np.flatnonzero(self._is_target[events + 1])
-        opening = windows.starts[windows.opens]
+        opens = windows.openings >= 0
+        opening = windows.openings[opens]
         targets = np.concatenate([opening, events[rows] + 1])
-        owners = np.concatenate(
-            [windows.owners[windows.opens], np.repeat(windows.owners, lengths)[rows]]
-        )
+        owners = np.concatenate([windows.owners[opens], np.repeat(windows.owners, lengths)[rows]])
+        positions = np.concatenate([np.full_like(opening, -1), rows])
         return Batch(
             user_ids=torch.from_numpy(owners),
             positive_ids=torch.from_numpy(self._item_ids[targets].astype(np.int64)),
             weights=self._weights(targets),
             negative_ids=negatives_of(self._dataset, targets, self.config.max_negatives),
-            context=None if self._context is None else self._context.at(targets),
+            context=self._context_at(targets, positions >= 0),
             history=History(
                 item_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),
                 offsets=torch.from_numpy(offsets_of(lengths)),
-                query_positions=torch.from_numpy(np.concatenate([np.full_like(opening, -1), rows])),
+                query_positions=torch.from_numpy(positions),
                 actions=actions_of(self._dataset, events),
             ),
         )
+
+    def _context_at(
+        self, events: Ints, knows_history: npt.NDArray[np.bool_]
+    ) -> Mapping[str, Values] | None:
+        return None if self._context is None else self._context.at(events, knows_history)
 
     def _weights(self, events: Ints) -> Tensor | None:
         weights = self._dataset.weights

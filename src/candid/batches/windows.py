@@ -20,21 +20,20 @@ class Windows:
         starts: [W].
         stops: [W], after the last interaction of each.
         owners: [W], user ids.
-        opens: [W] bool, whether the first interaction, asked for from no history, is a target
-            too.
+        openings: [W], the interaction that is asked for from no history as well, or -1.
     """
 
     starts: Ints
     stops: Ints
     owners: Ints
-    opens: npt.NDArray[np.bool_]
+    openings: Ints
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, chosen: Ints | npt.NDArray[np.bool_]) -> Windows:
         return Windows(
-            self.starts[chosen], self.stops[chosen], self.owners[chosen], self.opens[chosen]
+            self.starts[chosen], self.stops[chosen], self.owners[chosen], self.openings[chosen]
         )
 
 
@@ -43,7 +42,8 @@ def windows_of(dataset: PreparedDataset, config: BatchesConfig) -> Windows:
 
     A window ends at a user's last training target (nothing after it can teach) and the
     earlier ones are laid end to end before it, each sharing one interaction with the next:
-    the target of one is the first history of the other, so no target is lost or repeated.
+    the target of one is the first history of the other, so no target is lost or repeated. With
+    ``empty_histories`` a user's earliest window opens with the user's first target.
     """
     is_target = np.asarray(dataset.roles) == Role.TRAIN
     events = np.flatnonzero(is_target)
@@ -68,6 +68,7 @@ def windows_of(dataset: PreparedDataset, config: BatchesConfig) -> Windows:
     )[::2]
     # Over nothing, a reduceat takes what stands at its beginning.
     taught = np.asarray(has_target, dtype=bool) & (window_stops - window_starts > 1)
-    opens = np.full(len(owners), config.empty_histories) & (window_starts == first)
-    opens &= is_target[window_starts]
-    return Windows(window_starts, window_stops, owners, opens)[taught | opens]
+    is_earliest = np.append(owners[1:] != owners[:-1], True)[: len(owners)]
+    first_targets = events[np.searchsorted(events, first)]
+    openings = np.where(config.empty_histories & is_earliest, first_targets, -1)
+    return Windows(window_starts, window_stops, owners, openings)[taught | (openings >= 0)]

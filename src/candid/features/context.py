@@ -47,9 +47,20 @@ class Context:
         is_first[self.dataset.user_offsets] = True
         return is_first
 
-    def at(self, events: Ints) -> dict[str, Values]:
-        """The context of asking for interactions [B] of the dataset at their moment."""
-        return self.table.encode(_frame_at(self.dataset, events, ~self._is_first[events]))
+    def at(
+        self, events: Ints, knows_history: npt.NDArray[np.bool_] | None = None
+    ) -> dict[str, Values]:
+        """The context of asking for interactions [B] of the dataset at their moment.
+
+        Args:
+            events: the interactions.
+            knows_history: [B], False where it is asked as of somebody without a history; None:
+                nowhere.
+        """
+        has_last = ~self._is_first[events]
+        if knows_history is not None:
+            has_last &= knows_history
+        return self.table.encode(_frame_at(self.dataset, events, has_last))
 
     def asked(
         self,
