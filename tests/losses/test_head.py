@@ -240,3 +240,18 @@ def test_logq_expects_a_positive_of_the_head_once(own):
         ]
         logits = torch.stack([scores[row, positive] + shift, *terms])
         assert found[row].item() == pytest.approx(-logits.log_softmax(0)[0].item(), abs=1e-6)
+
+
+def test_positives_candidates_and_head_are_encoded_in_one_pass():
+    positive_ids = torch.tensor([0, 3, 3, 8, 1])
+    proposal = HeadAndTail(torch.ones(9), Uniform(9, 6), 2)
+    drawn = proposal.draw(rows_of(positive_ids), torch.Generator().manual_seed(0))
+    table, asked = torch.randn(9, 4), []
+
+    def encode(ids):
+        asked.append(ids)
+        return table[ids]
+
+    sampled_softmax(torch.randn(5, 4), encode, positive_ids, drawn)
+    (ids,) = asked
+    assert ids.tolist() == [*positive_ids.tolist(), *drawn.ids.tolist(), *drawn.head.ids.tolist()]
