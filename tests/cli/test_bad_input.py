@@ -21,6 +21,10 @@ USAGE = [
     (["recommend", "{run}"], "either --user ID, or --history ITEM"),
     (["recommend", "{run}", "--user-attribute", "age"], "'age' is not NAME=VALUE"),
     (["recommend", "{run}", "--user-attribute", "age=3"], "reads no features of users"),
+    (
+        ["recommend", "{run}", "--user-attribute", "age=1", "--user-attribute", "age=2"],
+        "'age' is given twice, as '1' and '2'",
+    ),
     (["recommend", "{run}", "--user", "u1", "--history", "i01"], "either --user ID"),
     (["recommend", "{run}", "--user", "u1", "-k", "31"], "k 31 must be between 1 and the 30"),
     (["recommend", "{run}", "--user", "u1", "-k", "0"], "k 0 must be between 1"),

@@ -66,6 +66,7 @@ def recommend(
         )
 
     time = None if at is None else _microseconds(at)
+    attributes = _attributes(user_attribute or [])
     from candid.cli.progress import stage_progress
     from candid.data.lookup import item_ids_of, user_ids_of
     from candid.runs import load_run
@@ -78,8 +79,8 @@ def recommend(
     if action is not None and context is None:
         raise ConfigError("--action: the model of this run does not read it; leave it out")
     console, people = Console(json, quiet), None
-    if user_attribute:
-        people = loaded.features.people([dict(map(_attribute, user_attribute))])
+    if attributes:
+        people = loaded.features.people([attributes])
     histories = [item_ids_of(loaded.dataset, history or []).tolist()]
     with stage_progress(console) as progress:
         found = recommend_to(
@@ -99,11 +100,19 @@ def recommend(
     console.result({"run": str(run), "answers": found.to_json()}, found.table())
 
 
-def _attribute(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ConfigError(f"--user-attribute {text!r} is not NAME=VALUE, such as age=25")
-    return name, value
+def _attributes(texts: list[str]) -> dict[str, str]:
+    attributes: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--user-attribute {text!r} is not NAME=VALUE, such as age=25")
+        if name in attributes:
+            raise ConfigError(
+                f"--user-attribute {name!r} is given twice, as {attributes[name]!r} and {value!r}: "
+                "keep one; several values of one attribute stand as NAME=a|b"
+            )
+        attributes[name] = value
+    return attributes
 
 
 def _microseconds(text: str) -> int:
