@@ -26,8 +26,9 @@ import polars as pl
 import torch
 
 from candid.batches import held_out_queries
-from candid.data import Role, held_out
+from candid.data import Role
 from candid.evaluation import PerUser, compare, inference
+from candid.evaluation.questions import select
 from candid.runs import LoadedRun, evaluate_run, load_run
 from candid.world import World, WorldConfig
 from recipe_figures import candid
@@ -148,8 +149,9 @@ def values_of(work: Path, model: str, seed: int) -> dict[str, PerUser]:
 def among_cold(loaded: LoadedRun) -> PerUser:
     """Where a user's cold targets stand among the cold items alone: what their features tell."""
     dataset, model = loaded.dataset, loaded.model
-    questions = held_out(dataset, Role.TEST)
-    asked = questions.history_stop > dataset.user_offsets[questions.user_ids]
+    needs_history = model.needs_history
+    chosen = select(dataset, Role.TEST, needs_history=needs_history, max_users=None, seed=0)
+    questions = chosen.held_out
     cold = torch.from_numpy(np.flatnonzero(dataset.train_counts == 0))
     place = np.full(dataset.num_items, -1)
     place[cold] = np.arange(len(cold))
@@ -163,7 +165,7 @@ def among_cold(loaded: LoadedRun) -> PerUser:
                 bounds = questions.target_offsets[row : row + 2]
                 targets = place[questions.target_ids[slice(*bounds)]]
                 targets = torch.from_numpy(targets[targets >= 0])
-                if asked[row] and len(targets):
+                if len(targets):
                     one = scores[row - rows.start]
                     above = (one > one[targets][:, None]).sum(dim=1)
                     users.append(questions.user_ids[row])

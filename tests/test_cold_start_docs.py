@@ -1,0 +1,18 @@
+"""The page on cold start shows what was measured."""
+
+import importlib
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_tables_are_those_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = importlib.import_module("cold_start")
+    results = json.loads(script.RESULT.read_text())["results"]
+    page = script.PAGE.read_text()
+    begin, end = (page.index(mark) for mark in script.MARKS)
+    assert page[begin + len(script.MARKS[0]) : end] == f"\n{script.table(results)}"
+    for models in results.values():
+        assert all(len(runs) == 3 for runs in models["runs"].values())
