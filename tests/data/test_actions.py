@@ -1,5 +1,7 @@
 """Kinds of interaction: what is asked for, what is only read, and what each weighs."""
 
+import json
+
 import polars as pl
 import pytest
 
@@ -87,6 +89,39 @@ def test_weights_multiply_and_all_are_targets_where_nothing_is_said(log, tmp_pat
     other = prepare(config(log, action=None), tmp_path / "other").dataset
     assert other.actions is None
     assert other.manifest["fingerprint"] != plain.manifest["fingerprint"]
+
+
+def test_a_dataset_knows_which_kinds_are_targets(log, tmp_path):
+    prepared = prepare(config(log, actions=ACTIONS), tmp_path / "out")
+    assert prepared.report["target_actions"] == ["purchase"]
+    assert open_dataset(tmp_path / "out").is_target_action.tolist() == [True, False]
+    every = prepare(config(log), tmp_path / "every").dataset
+    assert every.target_actions == every.action_names == ("purchase", "share", "view")
+    none = prepare(config(log, action=None), tmp_path / "none").dataset
+    assert none.target_actions == ()
+    assert none.is_target_action is None
+
+
+def test_an_older_dataset_that_does_not_say_is_read_and_prepared_again(log, tmp_path):
+    settings, out, lines = config(log, actions=ACTIONS), tmp_path / "out", []
+    before = prepare(settings, out).report
+    manifest = {key: value for key, value in before.items() if key != "target_actions"}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert open_dataset(out).is_target_action is None
+    again = prepare(settings, out, progress=lines.append)
+    assert not again.up_to_date
+    assert "does not say which kinds of interaction are targets" in lines[0]
+    assert again.dataset.target_actions == ("purchase",)
+    # What was trained on it before still belongs to it.
+    assert again.report["fingerprint"] == before["fingerprint"]
+
+
+def test_an_older_dataset_without_kinds_stays_up_to_date(log, tmp_path):
+    settings, out = config(log, action=None), tmp_path / "out"
+    manifest = prepare(settings, out).report
+    del manifest["target_actions"], manifest["actions"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert prepare(settings, out).up_to_date
 
 
 def test_a_temporal_split_asks_for_targets_alone(log, tmp_path):

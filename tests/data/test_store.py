@@ -45,6 +45,21 @@ def test_what_is_written_is_read_back_mapped(folder):
     assert opened.manifest["counts"] == {"users": 2}
 
 
+def test_kinds_are_read_back(tmp_path):
+    kinds = {"actions": np.array([1, 0, 0, 1], np.uint8), "action_names": ("buy", "view")}
+    write_dataset(tmp_path, example(**kinds, target_actions=("buy",)), {})
+    opened = open_dataset(tmp_path)
+    assert (opened.action_names, opened.target_actions) == (("buy", "view"), ("buy",))
+
+
+@pytest.mark.parametrize("wrong", [["read"], None, 3])
+def test_targets_that_are_no_kinds_are_damage(folder, wrong):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"target_actions": wrong}))
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged; prepare again"):
+        open_dataset(folder)
+
+
 def test_optional_arrays_stay_away(tmp_path):
     write_dataset(tmp_path, example(timestamps=None, weights=None), {})
     opened = open_dataset(tmp_path)

@@ -146,6 +146,23 @@ def test_a_target_in_the_history_is_not_relevant_when_seen_items_are_hidden(
     assert shown.metrics["recall@1"].value == pytest.approx((0 + 1 + 0) / 3)
 
 
+def test_a_report_says_how_many_targets_were_hidden_and_never_sums_up_nothing(
+    make_dataset, make_model
+):
+    histories = [[(0, 0), (1, 0), (0, 3)], [(2, 0), (2, 3)]]
+    dataset, model = make_dataset(histories, 3), make_model(torch.eye(3)[:2], torch.eye(3))
+    config = EvaluationConfig(ks=(1,), metric="recall@1", bootstrap=0, popularity_slices=0)
+    hidden = evaluate(model, dataset, config, max_length=9)
+    assert hidden.table().caption == "targets_seen_before: 2, hidden by evaluation.filter_seen"
+    assert hidden.metrics["recall@1"].value is None
+    assert hidden.metrics["popularity@1"].value is not None
+    with pytest.raises(DataError, match=r"all 2 test targets .* set evaluation\.filter_seen = fal"):
+        hidden.summary()
+    shown = evaluate(model, dataset, config.model_copy(update={"filter_seen": False}), max_length=9)
+    assert shown.table().caption is None
+    assert next(iter(shown.summary())) == "recall@1"
+
+
 def test_cold_users_and_items_are_counted(make_dataset, make_model):
     role = Role.HISTORY
     histories = [[(0, 0), (1, 0), (2, 3)], [(0, role), (1, 3)], [(1, 3)], [(0, 0)]]

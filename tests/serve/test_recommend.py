@@ -76,6 +76,19 @@ def test_users_get_what_they_have_not_seen(dataset):
     assert (np.diff(found.scores, axis=1) < 0).all()
 
 
+def test_what_was_only_viewed_is_offered(dataset):
+    kinds = np.array([0, 1, 1, 0, 1, 1], dtype=np.uint8)
+    dataset = replace(dataset, actions=kinds, action_names=("buy", "view"), target_actions=("buy",))
+    found = recommend(LastItem(6), dataset, user_ids=[1, 0], k=6, max_length=9)
+    # bob bought 4, ann bought 0; the rest they viewed or never met.
+    assert [set(row) - {-1} for row in found.item_ids.tolist()] == [
+        {0, 1, 2, 3, 5},
+        {1, 2, 3, 4, 5},
+    ]
+    typed = recommend(LastItem(6), dataset, histories=[[5, 4, 3, 2]], k=6, max_length=9)
+    assert set(typed.item_ids[0].tolist()) - {-1} == {0, 1}
+
+
 def test_seen_items_can_be_shown(dataset):
     found = recommend(LastItem(6), dataset, user_ids=[0], k=2, max_length=9, filter_seen=False)
     assert found.item_ids[0, 0] == 1

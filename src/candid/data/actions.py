@@ -73,13 +73,17 @@ def interactions_among(names: tuple[str, ...], config: DataConfig) -> tuple[str,
     return tuple(name for name in names if _of(config, name).use != "negative")
 
 
+def targets_among(names: tuple[str, ...], config: DataConfig) -> tuple[str, ...]:
+    """The kinds that are trained on and held out."""
+    return tuple(name for name in names if _of(config, name).use == "target")
+
+
 def is_target(
     codes: npt.NDArray[np.uint8], names: tuple[str, ...], config: DataConfig
 ) -> npt.NDArray[np.bool_]:
     """Which interactions [E] are of a kind that is trained on and held out."""
-    found: npt.NDArray[np.bool_] = np.array([_of(config, name).use == "target" for name in names])[
-        codes
-    ]
+    targets = targets_among(names, config)
+    found: npt.NDArray[np.bool_] = np.array([name in targets for name in names])[codes]
     return found
 
 

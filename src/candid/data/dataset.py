@@ -47,6 +47,8 @@ class PreparedDataset:
         weights: [E] float32, or None.
         actions: [E] uint8, the kind of each interaction, or None where there is one kind.
         action_names: names of the kinds; the place of each is its code.
+        target_actions: the kinds that are trained on and held out; empty: all of them. Only an
+            item of an interaction of such a kind counts as seen.
         negative_ids: [M] int32, items that were shown with an interaction and not chosen, or
             None; interaction e owns the slice ``negative_offsets[e]:negative_offsets[e + 1]``,
             the one shown last at its end.
@@ -65,6 +67,7 @@ class PreparedDataset:
     weights: npt.NDArray[np.float32] | None = None
     actions: npt.NDArray[np.uint8] | None = None
     action_names: tuple[str, ...] = ()
+    target_actions: tuple[str, ...] = ()
     negative_ids: npt.NDArray[np.int32] | None = None
     negative_offsets: npt.NDArray[np.int64] | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -79,6 +82,13 @@ class PreparedDataset:
     def num_items(self) -> int:
         """V, the size of the catalog."""
         return self.items.height
+
+    @cached_property
+    def is_target_action(self) -> npt.NDArray[np.bool_] | None:
+        """Whether each kind is a target, by code; None where all are, or there are no kinds."""
+        if self.actions is None or not self.target_actions:
+            return None
+        return np.array([name in self.target_actions for name in self.action_names])
 
     @cached_property
     def train_counts(self) -> npt.NDArray[np.int64]:

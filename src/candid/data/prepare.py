@@ -4,8 +4,8 @@ The manifest that results (``manifest.json``, also ``PreparedDataset.manifest``)
 schema_version, fingerprint (of the content), candid_version, config, sources (path, size,
 mtime_ns), rows_read, dropped (reason -> rows), counts, split (kind, cuts, unseen targets),
 time, items_without_row, users_without_row (None without a table), actions (names, by code),
-negatives (how many, and why others were left out; None where the source has none), files
-(bytes, sha256).
+target_actions (those that are trained on and held out), negatives (how many, and why others
+were left out; None where the source has none), files (bytes, sha256).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import polars as pl
 
 from candid import __version__
 from candid.data import negatives, splits, times
-from candid.data.actions import is_target
+from candid.data.actions import is_target, targets_among
 from candid.data.atomic import atomic_folder
 from candid.data.catalog import TableConfig, look_up, open_table
 from candid.data.columns import declare
@@ -93,7 +93,7 @@ def prepare(
     split = _split(events, config)
     items, items_without_row = _rows_of(events.items, item_sources, config.items)
     users, users_without_row = _rows_of(events.users, user_sources, config.users)
-    dataset = _assemble(events, users, items)
+    dataset = _assemble(events, users, items, targets_among(events.actions, config))
     facts = {
         "candid_version": __version__,
         **inputs,
@@ -104,7 +104,6 @@ def prepare(
         "time": _time_range(dataset),
         "items_without_row": items_without_row,
         "users_without_row": users_without_row,
-        "actions": list(events.actions),
         "negatives": _negatives_kept(events, dataset),
     }
     say(f"writing {out}")
@@ -151,6 +150,8 @@ def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str | None:
             return f"it was prepared with data.{key} = {before.get(key)!r}, not {now.get(key)!r}"
     if earlier.get("sources") != inputs["sources"]:
         return "its files have changed"
+    if earlier.get("actions") and "target_actions" not in earlier:
+        return "it does not say which kinds of interaction are targets"
     return None
 
 
@@ -284,7 +285,9 @@ def _rows_of(
     return look_up(source_ids, sources, config)
 
 
-def _assemble(events: Events, users: pl.DataFrame, items: pl.DataFrame) -> PreparedDataset:
+def _assemble(
+    events: Events, users: pl.DataFrame, items: pl.DataFrame, targets: tuple[str, ...]
+) -> PreparedDataset:
     counts = np.bincount(events.ids("user"), minlength=len(events.users))
     frame = events.frame
     shown, shown_offsets = None, None
@@ -300,6 +303,7 @@ def _assemble(events: Events, users: pl.DataFrame, items: pl.DataFrame) -> Prepa
         weights=frame["weight"].to_numpy() if "weight" in frame.columns else None,
         actions=frame["action"].to_numpy() if events.actions else None,
         action_names=events.actions,
+        target_actions=targets,
         negative_ids=shown,
         negative_offsets=shown_offsets,
     )

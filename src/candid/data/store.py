@@ -82,6 +82,8 @@ def write_dataset(folder: Path, dataset: PreparedDataset, facts: dict[str, Any])
         "kind": KIND,
         "schema_version": SCHEMA_VERSION,
         "fingerprint": fingerprint(dataset),
+        "actions": list(dataset.action_names),
+        "target_actions": list(dataset.target_actions),
         **facts,
         "files": files,
     }
@@ -104,6 +106,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         files = {n: facts["bytes"] for n, facts in manifest["files"].items()} if is_known else {}
         if is_known and not isinstance(manifest["fingerprint"], str):
             raise ValueError("the fingerprint is no text")
+        if not set(manifest.get("target_actions", ())) <= set(manifest.get("actions", ())):
+            raise ValueError("a target is no kind of interaction")
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} holds no {MANIFEST}: it is not a prepared dataset; run candid prepare"
@@ -150,8 +154,14 @@ def open_dataset(path: Path | str, verify: bool = False) -> PreparedDataset:
         content[name] = _opened(path / f"{name}.npy")
     for name in TABLES:
         content[name] = _opened(path / f"{name}.parquet")
-    names = tuple(manifest.get("actions", ()))
-    dataset = PreparedDataset(**content, action_names=names, manifest=manifest, path=path)
+    dataset = PreparedDataset(
+        **content,
+        action_names=tuple(manifest.get("actions", ())),
+        # A dataset of before this was written says nothing: all kinds are targets.
+        target_actions=tuple(manifest.get("target_actions", ())),
+        manifest=manifest,
+        path=path,
+    )
     _check_structure(dataset, path)
     return dataset
 

@@ -6,6 +6,7 @@ from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.encoder import Encoder, StageProgress, encoded_catalog, inference
 from candid.evaluation.evaluator import TrueLogProb, evaluate
 from candid.evaluation.metrics import RANKING_METRICS
+from candid.evaluation.questions import check_relevant, seen_between
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "Slice",
     "StageProgress",
     "TrueLogProb",
+    "check_relevant",
     "compare",
     "encoded_catalog",
     "evaluate",
     "inference",
+    "seen_between",
 ]

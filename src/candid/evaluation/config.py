@@ -21,7 +21,9 @@ class EvaluationConfig(ComponentConfig):
         "ndcg@10", description="the metric that early stopping and summaries look at"
     )
     filter_seen: bool = Field(
-        True, description="never recommend what is in the user's history, however long ago"
+        True,
+        description="never recommend what is in the user's history, however long ago; of several "
+        "kinds of interaction those that are targets count: what was only viewed may be bought",
     )
     nll: bool = Field(
         True, description="also report the full-softmax negative log-likelihood of the targets"

@@ -42,9 +42,11 @@ def evaluate(
 ) -> EvaluationReport:
     """Ask every user with targets of ``role`` one question and score the answers.
 
-    The query is the history before the user's first target; the list is the exact top-k of
-    the whole catalog. With ``filter_seen`` the whole history is left out of the list, and a
-    target that is in it counts as not relevant (how many is in ``counts``). Ranking metrics
+    The query is the history before the user's first target, and the context, where the model
+    reads it, the kind and time of that target, also for the later ones of a user with several;
+    the list is the exact top-k of the whole catalog. With ``filter_seen`` the items of the whole
+    history are left out of the list (of several kinds of interaction only those of targets), and
+    a target among them counts as not relevant (how many is in ``counts``). Ranking metrics
     are means over users who have a relevant item left. The NLL is over all targets and the
     unfiltered catalog, as in training.
 

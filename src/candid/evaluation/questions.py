@@ -10,6 +10,7 @@ import torch
 from candid.batches import Ints, offsets_of, ranges
 from candid.data import HeldOut, PreparedDataset, Role, held_out
 from candid.errors import DataError
+from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.metrics import Bools
 from candid.index import Exclusions
 
@@ -107,11 +108,70 @@ def _users_in_training(dataset: PreparedDataset) -> Bools:
 
 
 def seen(dataset: PreparedDataset, questions: HeldOut, rows: slice) -> Exclusions:
-    """Whole histories of some queries, as items that must not be recommended (on the CPU)."""
+    """What some queries have seen, of their whole histories; see ``seen_between``."""
     starts = dataset.user_offsets[questions.user_ids[rows]]
-    lengths = questions.history_stop[rows] - starts
-    item_ids = dataset.item_ids[ranges(starts, lengths)].astype(np.int64)
-    return Exclusions(torch.from_numpy(item_ids), torch.from_numpy(offsets_of(lengths)))
+    return seen_between(dataset, starts, questions.history_stop[rows])
+
+
+def seen_between(dataset: PreparedDataset, starts: Ints, stops: Ints) -> Exclusions:
+    """Items that must not be recommended because they were chosen before (on the CPU).
+
+    Where interactions are of several kinds, those of a kind that is never a target do not
+    count: what was only viewed may still be bought.
+
+    Args:
+        dataset: the prepared dataset.
+        starts: [b], where in its interactions each history begins.
+        stops: [b], where it ends.
+    """
+    lengths = stops - starts
+    events, offsets = ranges(starts, lengths), offsets_of(lengths)
+    is_target = dataset.is_target_action
+    if is_target is not None and dataset.actions is not None:
+        counts = is_target[dataset.actions[events]]
+        events, offsets = events[counts], offsets_of(counts.astype(np.int64))[offsets]
+    item_ids = dataset.item_ids[events].astype(np.int64)
+    return Exclusions(torch.from_numpy(item_ids), torch.from_numpy(offsets))
+
+
+def check_relevant(
+    dataset: PreparedDataset, config: EvaluationConfig, role: Role, *, needs_history: bool
+) -> None:
+    """Refuse an evaluation in which no target can be recommended, before anything is encoded.
+
+    Args:
+        dataset: the prepared dataset.
+        config: of the evaluation.
+        role: whose targets are asked for.
+        needs_history: as for ``select``.
+
+    Raises:
+        DataError: there is no question, or ``config.filter_seen`` hides every target.
+    """
+    questions = select(
+        dataset,
+        role,
+        needs_history=needs_history,
+        max_users=config.max_users,
+        seed=config.seed,
+    )
+    if not config.filter_seen:
+        return
+    for begin in range(0, len(questions), config.batch_size):
+        rows = slice(begin, min(begin + config.batch_size, len(questions)))
+        hidden = seen(dataset, questions.held_out, rows)
+        if len(targets_of(questions.held_out, rows, dataset.num_items, hidden).relevant):
+            return
+    raise nothing_relevant(role.name.lower(), questions.counts["targets"], config.metric)
+
+
+def nothing_relevant(role: str, num_targets: int, metric: str) -> DataError:
+    """The sentence for questions whose answers are all hidden."""
+    return DataError(
+        f"all {num_targets:,} {role} targets are already in their users' histories, which "
+        f"evaluation.filter_seen hides, so that {metric} is of nothing: set "
+        "evaluation.filter_seen = false"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +209,7 @@ def targets_of(
         questions: all queries.
         rows: which.
         num_items: V.
-        hidden: seen items of these queries; a target among them can never be recommended, so
+        hidden: items that these queries have seen; a target among them can never be recommended, so
             it is not relevant. None: nothing is hidden.
     """
     bounds = questions.target_offsets[rows.start : rows.stop + 1]

@@ -14,6 +14,7 @@ from candid.atomic import write_json
 from candid.batches import Ints
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.metrics import Floats
+from candid.evaluation.questions import nothing_relevant
 from candid.evaluation.tally import Tally
 
 SCHEMA = 1
@@ -104,7 +105,13 @@ class EvaluationReport:
     per_user: PerUser
 
     def summary(self) -> dict[str, float]:
-        """Plain values, ``metric`` first: what training logs and early stopping read."""
+        """Plain values, ``metric`` first: what training logs and early stopping read.
+
+        Raises:
+            DataError: nothing defines ``metric``; others that nothing defines are left out.
+        """
+        if self.metrics[self.metric].value is None:
+            raise nothing_relevant(self.settings["role"], self.counts["targets"], self.metric)
         first = {self.metric: self.metrics[self.metric]} | dict(self.metrics)
         return {name: found.value for name, found in first.items() if found.value is not None}
 
@@ -135,9 +142,11 @@ class EvaluationReport:
         write_json(path, self.to_json())
 
     def table(self) -> Table:
-        """Metrics by cut-off, with intervals where there are any."""
+        """Metrics by cut-off, with intervals where there are any, and how much was hidden."""
         ks = sorted({int(name.split("@")[1]) for name in self.metrics if "@" in name})
         table = Table(title=f"{self.settings['role']}: {self.counts['users']:,} users")
+        if hidden := self.counts["targets_seen_before"]:
+            table.caption = f"targets_seen_before: {hidden:,}, hidden by evaluation.filter_seen"
         table.add_column("metric", no_wrap=True)
         for k in ks:
             table.add_column(f"@{k}", justify="right")

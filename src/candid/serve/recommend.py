@@ -16,7 +16,7 @@ from rich.table import Table
 from candid.batches import Ints, Queries, actions_of, offsets_of, pack_histories, ranges
 from candid.data import PreparedDataset
 from candid.errors import ConfigError, UnknownNameError
-from candid.evaluation import Encoder, StageProgress, encoded_catalog, inference
+from candid.evaluation import Encoder, StageProgress, encoded_catalog, inference, seen_between
 from candid.features import Context, Values
 from candid.index import ExactIndex, Exclusions, Index
 
@@ -119,7 +119,9 @@ def recommend(
             may be empty where the model answers people without a history.
         k: recommendations a query.
         max_length: longest history that the model reads; the most recent part is kept.
-        filter_seen: leave out whatever is in the history.
+        filter_seen: leave out what is in the history; of several kinds of interaction only those
+            that are targets, so that what was viewed may still be bought. A given history says
+            no kinds: all of it is left out.
         index: over the model's item vectors; None: exact search.
         context: what encodes the moment of a question for the model; None: it reads none.
         time: that moment, microseconds since 1970-01-01 UTC; None: now.
@@ -210,12 +212,15 @@ class _Asked:
         return pack_histories(user_ids, item_ids, lengths, actions=kinds, context=values)
 
     def exclusions(self, rows: slice, device: torch.device) -> Exclusions:
-        lengths = self.stops[rows] - self.starts[rows]
-        item_ids = self.item_ids[ranges(self.starts[rows], lengths)].astype(np.int64)
-        return Exclusions(
-            torch.from_numpy(item_ids).to(device),
-            torch.from_numpy(offsets_of(lengths)).to(device),
-        )
+        starts, stops = self.starts[rows], self.stops[rows]
+        if self.dataset is not None:
+            seen = seen_between(self.dataset, starts, stops)
+        else:
+            item_ids = self.item_ids[ranges(starts, stops - starts)].astype(np.int64)
+            seen = Exclusions(
+                torch.from_numpy(item_ids), torch.from_numpy(offsets_of(stops - starts))
+            )
+        return Exclusions(seen.item_ids.to(device), seen.offsets.to(device))
 
 
 def _asked(
