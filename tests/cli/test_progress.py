@@ -58,6 +58,14 @@ def test_before_the_first_step_the_bar_says_so():
     assert "None" not in text
 
 
+def test_a_validation_is_a_line_of_the_watched_metric(capsys):
+    progress = TrainProgress(Console(json=False, quiet=False), None)
+    state = TrainState(epoch=3, seconds=12.0, metric="ndcg@10", best=0.25, best_epoch=3)
+    progress.validated(state, {"popularity@1": 70.0, "ndcg@10": 0.25})
+    line = capsys.readouterr().err.split()
+    assert line == ["epoch", "3", "validation", "ndcg@10", "0.2500", "(best)", "12", "s"]
+
+
 def test_stages_are_told_to_whoever_watches(monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: True

@@ -1,6 +1,7 @@
 """One folder a run: the same seed gives the same run, however often it was stopped."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,7 @@ import torch
 from candid.batches import BatchesConfig, offsets_of
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role
-from candid.errors import ArtifactError, ConfigError
+from candid.errors import ArtifactError, ConfigError, DataError
 from candid.runs import MANIFEST, evaluate_run, load_run, pick_device, train_run
 from candid.training import LAST, read_checkpoint
 
@@ -109,6 +110,33 @@ def test_what_cannot_work_leaves_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("validation_users", [None, 7])
+def test_a_validation_without_a_visible_target_is_refused_before_it_is_trained_for(
+    tmp_path, validation_users
+):
+    data = dataset()
+    # Every user comes back to where the walk began, which evaluation hides.
+    items = data.item_ids.reshape(data.num_users, -1).copy()
+    items[:, -2] = items[:, 0]
+    data = replace(data, item_ids=items.ravel())
+    config = recipe()
+
+    def settings(**changes):
+        evaluation = config.evaluation.model_copy(
+            update={"validation_users": validation_users} | changes
+        )
+        return config.model_copy(update={"evaluation": evaluation})
+
+    sentence = rf"all {validation_users or 40} validation targets .* hides, so that ndcg@5 .* false"
+    with pytest.raises(DataError, match=sentence):
+        train_run(settings(), data, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+    result = train_run(settings(filter_seen=False), data, tmp_path / "run")
+    told = [line["validation/ndcg@5"] for line in result.state.history]
+    assert result.manifest["result"]["metric"] == "ndcg@5"
+    assert result.manifest["result"]["best"] == max(told)
+
+
 def test_a_run_that_cannot_take_a_step_leaves_the_folder_as_it_was(tmp_path):
     config = recipe(trackers=["jsonl", "tensorboard"])
     config = config.model_copy(update={"batches": BatchesConfig(unit="interaction")})
@@ -150,6 +178,11 @@ def test_a_run_belongs_to_its_recipe_and_its_dataset(tmp_path):
         train_run(recipe(), dataset(), tmp_path / "run")
     with pytest.raises(ConfigError, match="another 'seed' section"):
         train_run(recipe(seed=1), dataset(), tmp_path / "run", resume=True)
+    for key, other in (("metric", "recall@5"), ("filter_seen", False)):
+        evaluation = recipe().evaluation.model_copy(update={key: other})
+        config = recipe().model_copy(update={"evaluation": evaluation})
+        with pytest.raises(ConfigError, match=rf"best model by evaluation\.{key} = .*{other}"):
+            train_run(config, dataset(), tmp_path / "run", resume=True)
     with pytest.raises(ArtifactError, match="another dataset"):
         train_run(recipe(), dataset(seed=5), tmp_path / "run", resume=True)
     with pytest.raises(ArtifactError, match="another version of the dataset"):

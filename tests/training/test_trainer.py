@@ -29,6 +29,7 @@ from candid.training import (
     TrainingConfig,
     load_model,
     read_checkpoint,
+    write_checkpoint,
 )
 
 NUM_ITEMS = 20
@@ -74,6 +75,7 @@ def make_trainer(
         config=config,
         folder=folder,
         seed=1,
+        **({"metric": "ndcg@10"} if "validate" in options else {}),
         **options,
     )
 
@@ -235,6 +237,34 @@ def test_early_stopping_keeps_the_best(tmp_path):
     assert not any(name.startswith("optimizer/") for name in best.tensors)
 
 
+def test_the_metric_that_is_watched_is_looked_up_by_name(tmp_path):
+    ndcg, popularity = iter([0.3, 0.1, 0.2]), iter([50.0, 70.0, 90.0])
+    trainer = make_trainer(
+        tmp_path,
+        settings={"epochs": 3},
+        validate=lambda model: {"popularity@1": next(popularity), "ndcg@10": next(ndcg)},
+    )
+    state = trainer.run()
+    assert (state.metric, state.best, state.best_epoch, state.stale) == ("ndcg@10", 0.3, 1, 2)
+    assert read_checkpoint(tmp_path / BEST).meta["state"]["metric"] == "ndcg@10"
+
+
+def test_a_metric_that_validation_does_not_give_is_never_replaced_by_another(tmp_path):
+    trainer = make_trainer(tmp_path, validate=lambda model: {"popularity@1": 70.0})
+    with pytest.raises(ConfigError, match=r"no 'ndcg@10' .* but popularity@1: name one"):
+        trainer.run()
+    assert not (tmp_path / BEST).exists()
+
+
+def test_a_checkpoint_that_names_no_metric_is_gone_on_from(tmp_path):
+    make_trainer(tmp_path, settings={"epochs": 1}, validate=scripted([0.3])).run()
+    checkpoint = read_checkpoint(tmp_path / LAST)
+    del checkpoint.meta["state"]["metric"]
+    write_checkpoint(tmp_path / LAST, checkpoint)
+    resumed = make_trainer(tmp_path, settings={"epochs": 2}, validate=scripted([0.4]))
+    assert (resumed.run(resume=True).metric, resumed.state.best) == ("ndcg@10", 0.4)
+
+
 def test_validations_and_checkpoints_come_as_often_as_asked_and_at_the_end(tmp_path):
     settings = {"epochs": 5, "validate_every": 2, "checkpoint_every": 3}
     trainer = make_trainer(tmp_path, settings=settings, validate=scripted([0.1, 0.2, 0.3]))
@@ -320,6 +350,20 @@ def test_a_sampled_loss_needs_a_proposal(tmp_path):
             proposal=None,
             config=trainer.config,
             folder=tmp_path,
+        )
+
+
+def test_validation_needs_a_metric(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ConfigError, match="which metric early stopping watches"):
+        Trainer(
+            model=trainer.model,
+            loader=trainer.loader,
+            loss=trainer.loss,
+            proposal=None,
+            config=trainer.config,
+            folder=tmp_path,
+            validate=scripted([0.1]),
         )
 
 

@@ -68,9 +68,9 @@ class TrainProgress:
 
     def validated(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Print one line: the watched metric, and whether it is the best so far."""
-        name, value = next(iter(metrics.items()))
-        best = "" if state.stale else " (best)"
-        line = f"epoch {state.epoch}  validation {name} {value:.4f}{best}  {state.seconds:,.0f} s"
+        assert state.metric is not None
+        watched = f"{state.metric} {metrics[state.metric]:.4f}{'' if state.stale else ' (best)'}"
+        line = f"epoch {state.epoch}  validation {watched}  {state.seconds:,.0f} s"
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:

@@ -52,10 +52,10 @@ def new_manifest(
     }
 
 
-def result_of(config: RunConfig, state: TrainState, device: torch.device) -> dict[str, Any]:
+def result_of(state: TrainState, device: torch.device) -> dict[str, Any]:
     """What training came to, for ``run.json``: seconds of wall and CPU time, memory in MiB."""
     result = {
-        "metric": config.evaluation.metric,
+        "metric": state.metric,
         "best": state.best,
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
@@ -117,7 +117,7 @@ def check_resumable(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         ArtifactError: not a run, or of another dataset.
-        ConfigError: another model, objective or batches.
+        ConfigError: another model, objective or batches, or another measure of the best.
     """
     before = read_manifest(out)
     if before["dataset"]["fingerprint"] != manifest["dataset"]["fingerprint"]:
@@ -132,6 +132,13 @@ def check_resumable(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         if json.dumps(earlier[section]) != json.dumps(manifest["config"].get(section)):
             raise ConfigError(
                 f"{out} was started with another {section!r} section: resume with the same recipe"
+            )
+    for key in ("metric", "filter_seen"):
+        kept, asked = (c["evaluation"][key] for c in (earlier, manifest["config"]))
+        if kept != asked:
+            raise ConfigError(
+                f"{out} kept its best model by evaluation.{key} = {kept!r}, which {asked!r} is no "
+                "match for: resume with the same"
             )
     return before
 

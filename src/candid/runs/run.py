@@ -16,10 +16,16 @@ from candid.batches import Loader
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, Role, open_dataset
 from candid.errors import ArtifactError, ConfigError
-from candid.evaluation import EvaluationConfig, EvaluationReport, evaluate
+from candid.evaluation import EvaluationConfig, EvaluationReport, check_relevant, evaluate
 from candid.losses import Loss
 from candid.proposals import Proposal
-from candid.runs.features import RunFeatures, fit_features, read_features, tower_context
+from candid.runs.features import (
+    RunFeatures,
+    check_are_read,
+    fit_features,
+    read_features,
+    tower_context,
+)
 from candid.runs.folder import (
     MANIFEST,
     check_fingerprint,
@@ -77,6 +83,14 @@ class LoadedRun:
     manifest: dict[str, Any]
     features: RunFeatures
 
+    @property
+    def context_columns(self) -> frozenset[str]:
+        """What the model reads of the moment of a question, as columns of ``context_frame``."""
+        table = self.features.context
+        if table is None or not self.model.reads_context:
+            return frozenset()
+        return frozenset(table.columns.values())
+
 
 def train_run(
     config: RunConfig,
@@ -98,6 +112,7 @@ def train_run(
     Raises:
         ConfigError: ``out`` already holds a run, or the config cannot work; a run that fails
             before its first step leaves nothing behind.
+        DataError: no validation target can be recommended.
         ArtifactError: the dataset is not the one the config or the run to resume was made
             for, or a checkpoint is damaged.
         Interrupted: stopped by a signal, after a checkpoint.
@@ -116,6 +131,7 @@ def train_run(
     manifest["features"] = features.fingerprint
     torch.manual_seed(config.seed)
     model = build_model(config, dataset, features).to(device)
+    check_are_read(features, model)
     loss, proposal = build_objective(config, dataset)
     trainer = Trainer(
         model=model,
@@ -127,7 +143,8 @@ def train_run(
         name=config.name,
         seed=config.seed,
         item_is_trained=torch.from_numpy(dataset.train_counts > 0),
-        validate=_validation(config, dataset, features),
+        validate=_validation(config, dataset, features, needs_history=model.needs_history),
+        metric=config.evaluation.metric,
         meta={"dataset": manifest["dataset"]["fingerprint"]},
         progress=progress,
     )
@@ -138,7 +155,7 @@ def train_run(
         write_json(out / MANIFEST, manifest)
         # A run that was stopped before its first checkpoint goes on from its beginning.
         state = trainer.run(resume=resume and (out / LAST).exists())
-    manifest["result"] = result_of(config, state, device)
+    manifest["result"] = result_of(state, device)
     write_json(out / MANIFEST, manifest)
     return TrainResult(out, state, manifest)
 
@@ -260,13 +277,15 @@ def check_dataset_matches(config: RunConfig, dataset: PreparedDataset) -> None:
 
 
 def _validation(
-    config: RunConfig, dataset: PreparedDataset, features: RunFeatures
+    config: RunConfig, dataset: PreparedDataset, features: RunFeatures, *, needs_history: bool
 ) -> Callable[[RetrievalModel], Mapping[str, float]] | None:
-    """What training asks after an epoch; the metric that early stopping watches stands first."""
+    """What training asks after an epoch; None where nothing is held out for it."""
     config.evaluation.check_fits(dataset.num_items)
     if not np.any(dataset.roles == Role.VALIDATION):
         return None
     settings, context = config.evaluation.during_training(), features.context_of(dataset)
+    # An epoch may take hours, and what can be asked is known before it.
+    check_relevant(dataset, settings, Role.VALIDATION, needs_history=needs_history)
 
     def validate(model: RetrievalModel) -> Mapping[str, float]:
         report = evaluate(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from candid.errors import ConfigError
+
 
 @dataclass
 class TrainState:
@@ -19,9 +21,11 @@ class TrainState:
         train_seconds: the same without validation and checkpoints.
         cpu_seconds: of the process, over all its threads, in the same spans as ``seconds``.
         rows: rows (query, positive) seen.
-        best: best value of the validation metric so far, or None.
+        metric: name of the validation metric that is watched, larger being better; or None.
+        best: best value of it so far, or None.
         best_epoch: epoch it was reached after.
         stale: validations since.
+        history: every validation: epoch, seconds, and the metrics by name.
     """
 
     step: int = 0
@@ -31,10 +35,29 @@ class TrainState:
     train_seconds: float = 0.0
     cpu_seconds: float = 0.0
     rows: int = 0
+    metric: str | None = None
     best: float | None = None
     best_epoch: int = 0
     stale: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def judge(self, metrics: Mapping[str, float]) -> bool:
+        """Take in a validation: whether its watched metric is the best so far.
+
+        Raises:
+            ConfigError: the watched metric is not among ``metrics``.
+        """
+        if self.metric is None or self.metric not in metrics:
+            raise ConfigError(
+                f"validation gave no {self.metric!r} for early stopping to watch, but "
+                f"{', '.join(metrics) or 'nothing'}: name one of these"
+            )
+        value = metrics[self.metric]
+        if self.best is None or value > self.best:
+            self.best, self.best_epoch, self.stale = value, self.epoch, 0
+            return True
+        self.stale += 1
+        return False
 
 
 class Progress(Protocol):

@@ -62,14 +62,15 @@ class Trainer:
         name: of the run, for trackers.
         seed: of dropout and of the draws.
         item_is_trained: [V] bool, needed where ``config.catalog`` is "trained".
-        validate: returns validation metrics of the model as it stands; the first entry is
-            what early stopping watches (larger is better). None: no validation.
+        validate: returns validation metrics of the model as it stands, by name. None: no
+            validation.
+        metric: the one that early stopping watches (larger is better), needed to validate.
         meta: plain JSON values stored in every checkpoint (fingerprints, resolved config).
         progress: told of steps and validations, or None.
 
     Raises:
         ConfigError: loss and proposal do not go together, or loss and ``config.tables``; or it
-            is not known which items are trained.
+            is not known which items are trained, or which metric is watched.
     """
 
     def __init__(
@@ -85,11 +86,14 @@ class Trainer:
         seed: int = 0,
         item_is_trained: Tensor | None = None,
         validate: Callable[[RetrievalModel], Mapping[str, float]] | None = None,
+        metric: str | None = None,
         meta: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
         if loss.needs_candidates and proposal is None:
             raise ConfigError("this loss compares with candidates: add a [proposal] section")
+        if validate is not None and metric is None:
+            raise ConfigError("validation needs to know which metric early stopping watches")
         if not loss.needs_candidates and config.tables != "dense":
             raise ConfigError(
                 "this loss compares with the whole catalog, so that every row of the item table "
@@ -107,7 +111,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, config)
         self.average = None if config.average is None else WeightAverage(model, config.average)
         total = config.epochs * loader.num_batches
-        self.state = TrainState(total_steps=min(total, config.max_steps or total))
+        self.state = TrainState(total_steps=min(total, config.max_steps or total), metric=metric)
         self._seed = seed
         self._trained: tuple[Tensor, Tensor] | None = None
         if config.catalog == "trained":
@@ -206,9 +210,9 @@ class Trainer:
             self.drawing.restore(checkpoint.part("drawing"))
         if "cuda" in random and self.model.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], self.model.device)
-        total = self.state.total_steps
-        self.state = TrainState(**checkpoint.meta["state"])
-        self.state.total_steps = total
+        stored = checkpoint.meta["state"]
+        kept = {"total_steps": self.state.total_steps, "metric": self.state.metric}
+        self.state = TrainState(**(stored | kept))
         self.loader.position.epoch = checkpoint.meta["position"]["epoch"]
         self.loader.position.step = checkpoint.meta["position"]["step"]
 
@@ -290,13 +294,9 @@ class Trainer:
         assert self.validate is not None
         metrics = dict(self.validate(self.model))
         state = self.state
-        watched = next(iter(metrics.values()))
-        if state.best is None or watched > state.best:
-            state.best, state.best_epoch, state.stale = watched, state.epoch, 0
+        if state.judge(metrics):
             meta = self.meta | {"state": vars(state)}
             write_checkpoint(self.folder / BEST, Checkpoint(model_tensors(self.model), meta))
-        else:
-            state.stale += 1
         line = {"epoch": state.epoch, "seconds": round(state.seconds, 3)} | {
             f"validation/{name}": value for name, value in metrics.items()
         }
