@@ -359,3 +359,45 @@ def test_people_who_are_no_users_are_served_by_what_is_known_of_them(tmp_path):
             k=5,
             max_length=8,
         )
+
+
+TIMED = {"clock": {"type": "clock", "column": "time"}}
+PART = {"dim": 8, "field_dim": 8, "hidden": []}
+
+
+@pytest.mark.parametrize(
+    ("side", "section"),
+    [
+        ("item", {"colour": "categorical"}),
+        ("user", {"team": "categorical"}),
+        ("context", TIMED),
+    ],
+)
+def test_features_that_no_tower_reads_are_refused(tmp_path, side, section):
+    base = {
+        "name": "unread",
+        "device": "cpu",
+        "features": {side: section},
+        "batches": {"batch_size": 10},
+        "loss": {"type": "full_softmax"},
+        "training": {"max_steps": 1, "trackers": ["jsonl"]},
+        "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "bootstrap": 0},
+    }
+    ids = {"type": "item_embedding", "dim": 8}
+    history = {"type": "causal_transformer", "dim": 8, "num_blocks": 1}
+    data = dataclasses.replace(dataset(), timestamps=np.arange(NUM_USERS * LENGTH))
+    sentence = rf"no tower reads \[features\.{side}\].*'{side}_features'"
+    model = {"query_tower": history, "item_tower": ids}
+    with pytest.raises(ConfigError, match=sentence):
+        train_run(parse_config(base | {"model": model}, "test"), data, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+    reader = {"type": f"{side}_features", **PART}
+    if side == "item":
+        model = {"query_tower": history, "item_tower": reader}
+    else:
+        joined = {"type": "joined", "towers": [history, reader], "dim": 8}
+        model = {"query_tower": joined, "item_tower": ids}
+    train_run(parse_config(base | {"model": model}, "test"), data, tmp_path / "run")
+    loaded = load_run(tmp_path / "run", data)
+    assert loaded.context_columns == ({"time"} if side == "context" else set())
+    assert loaded.model.reads_user_features == (side == "user")

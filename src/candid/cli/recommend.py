@@ -74,10 +74,16 @@ def recommend(
 
     loaded = load_run(run, data)
     context = loaded.features.context_of(loaded.dataset)
-    if time is not None and context is None:
+    read = loaded.context_columns
+    if time is not None and not read & {"time", "since"}:
         raise ConfigError("--at: the model of this run does not read the moment; leave it out")
-    if action is not None and context is None:
+    if action is not None and "action" not in read:
         raise ConfigError("--action: the model of this run does not read it; leave it out")
+    if attributes and not loaded.model.reads_user_features:
+        raise ConfigError(
+            "--user-attribute: the model of this run reads no features of users; leave it out, or "
+            "train one with [features.user.NAME] sections and a tower 'user_features'"
+        )
     console, people = Console(json, quiet), None
     if attributes:
         people = loaded.features.people([attributes])

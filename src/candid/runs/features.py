@@ -29,7 +29,7 @@ from candid.features import (
     restore_table,
 )
 from candid.runs.people import frame_of
-from candid.towers import TowerContext
+from candid.towers import RetrievalModel, TowerContext
 
 FEATURES = "features.json"
 
@@ -147,6 +147,25 @@ def read_features(
         state = states.get("context", {})
         context = restore_table(config.context, state, no_context(), str(path))
     return RunFeatures(items, users, context, dataset.users.schema)
+
+
+def check_are_read(features: RunFeatures, model: RetrievalModel) -> None:
+    """Refuse features that no tower reads: they would change nothing, in silence.
+
+    Raises:
+        ConfigError: there are such.
+    """
+    query = "a query tower, alone or in one of type 'joined',"
+    for side, table, is_read, tower in (
+        ("item", features.item, model.reads_item_features, "an item tower"),
+        ("user", features.user, model.reads_user_features, query),
+        ("context", features.context, model.reads_context, query),
+    ):
+        if table is not None and not is_read:
+            raise ConfigError(
+                f"no tower reads [features.{side}]: leave the section out, or give the model "
+                f"{tower} of type '{side}_features'"
+            )
 
 
 def tower_context(

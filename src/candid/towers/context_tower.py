@@ -24,6 +24,7 @@ class ContextFeatures(QueryTower):
     """
 
     needs_history = False
+    reads_context = True
 
     class Config(MixingTowerConfig):
         """Settings of ``ContextFeatures``."""

@@ -23,6 +23,8 @@ class ItemFeatures(ItemTower):
         settings: further ones of ``FeatureEncoder``.
     """
 
+    reads_features = True
+
     class Config(FeatureTowerConfig):
         """Settings of ``ItemFeatures``."""
 
@@ -83,6 +85,7 @@ class UserFeatures(QueryTower):
     """
 
     needs_history = False
+    reads_user_features = True
 
     class Config(FeatureTowerConfig):
         """Settings of ``UserFeatures``."""

@@ -72,6 +72,8 @@ class Joined(QueryTower):
         self.reads_history = any(tower.reads_history for tower in towers)
         self.needs_history = any(tower.needs_history for tower in towers)
         self.needs_user = any(tower.needs_user for tower in towers)
+        self.reads_user_features = any(tower.reads_user_features for tower in towers)
+        self.reads_context = any(tower.reads_context for tower in towers)
         self.towers = nn.ModuleList(towers)
         widths = [tower.dim for tower in towers]
         self.perceptron = Perceptron(sum(widths), hidden, dim, activation, dropout)

@@ -86,6 +86,21 @@ class RetrievalModel(nn.Module):
         return self.query_tower.needs_user
 
     @property
+    def reads_user_features(self) -> bool:
+        """Whether the answer depends on the features of the user."""
+        return self.query_tower.reads_user_features
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether the answer depends on the moment of the question."""
+        return self.query_tower.reads_context
+
+    @property
+    def reads_item_features(self) -> bool:
+        """Whether the vectors of items depend on their features."""
+        return self.item_tower.reads_features
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.log_temperature.device

@@ -25,12 +25,16 @@ class QueryTower(nn.Module, ABC):
         reads_history: whether the tower's answer depends on the history.
         needs_history: whether it has no answer for a user without one.
         needs_user: whether it has no answer for someone who is no user of the dataset.
+        reads_user_features: whether it depends on the features of the user.
+        reads_context: whether it depends on the moment of the question.
     """
 
     dim: int
     reads_history: bool = False
     needs_history: bool
     needs_user: bool = False
+    reads_user_features: bool = False
+    reads_context: bool = False
 
     @abstractmethod
     def forward(self, queries: Queries) -> Tensor:
@@ -43,10 +47,12 @@ class ItemTower(nn.Module, ABC):
     Attributes:
         dim: D, the width of the output.
         num_items: V; ids are 0..V-1.
+        reads_features: whether vectors depend on the features of the items.
     """
 
     dim: int
     num_items: int
+    reads_features: bool = False
 
     @abstractmethod
     def forward(self, item_ids: Tensor) -> Tensor:
