@@ -27,7 +27,10 @@ class TrainingConfig(ComponentConfig):
         "or the rows that a step reads, at a cost that does not grow with the catalog",
     )
     table_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of tables that train by row; absent: lr"
+        None,
+        gt=0,
+        description="peak learning rate of tables that train by row, best a few times lr; "
+        "absent: lr",
     )
     table_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
