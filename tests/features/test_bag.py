@@ -52,3 +52,9 @@ def test_arrays_are_lists():
 def test_a_list_of_lists_is_refused(feature):
     with pytest.raises(DataError, match="List"):
         feature.encode(pl.Series([[["a"]]]))
+
+
+def test_blanks_around_members_are_no_part_of_them():
+    feature = Bag.Config(min_count=1).fit(pl.Series(["a | b", "b|a "]))
+    assert feature.vocabulary.values == ["a", "b"]
+    assert feature.encode(pl.Series(["b | | a"])).ids.tolist() == [2, 1]

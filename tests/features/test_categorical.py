@@ -32,3 +32,9 @@ def test_the_most_frequent_values_are_kept():
 def test_booleans_have_codes():
     feature = Categorical.Config(min_count=1).fit(pl.Series([True, False, None]))
     assert codes(feature, [False, True, None]) == [1, 2, 3]
+
+
+def test_blanks_around_text_are_no_part_of_it():
+    feature = Categorical.Config(min_count=1).fit(pl.Series(["a", " b "]))
+    assert feature.vocabulary.values == ["a", "b"]
+    assert feature.encode(pl.Series([" a", "b", "\t", "c"])).ids[:, 0].tolist() == [1, 2, 0, 0]

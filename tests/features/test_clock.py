@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 import torch
 
+from candid.errors import DataError
 from candid.features import Clock
 
 
@@ -46,3 +47,12 @@ def test_an_offset_moves_the_clock_and_a_zone_does_not():
 def test_a_missing_moment_is_marked_and_on_no_clock():
     assert at(moment(1), None)[1].tolist() == [0, 0, 0, 0, 1]
     assert at(moment(1))[0, 4] == 0
+
+
+def test_text_is_read_as_the_moment_that_it_names():
+    written = ["2026-03-01T20:00", " 2026-03-01 20:00:00Z", "2026-03-01T22:00:00+02:00", "", None]
+    read = Clock().encode(pl.Series(written)).values
+    assert torch.equal(read, at(*[moment(1, 20)] * 3, None, None))
+    assert torch.equal(Clock().encode(pl.Series(["2026-03-01"])).values, at(moment(1)))
+    with pytest.raises(DataError, match="'2026-13-01' is not a moment such as"):
+        Clock().encode(pl.Series(["2026-03-01", "2026-13-01"]))

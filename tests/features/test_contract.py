@@ -43,7 +43,8 @@ EXAMPLES = {
         ({"min_count": 1}, [[1, 2], [2]], [[2, 9], [], None], [["1"]]),
     ],
     "clock": [
-        ({}, [NOON, None], [NOON, None, NOON + DAY / 3], ["2026-01-31"]),
+        ({}, [NOON, None], [NOON, None, NOON + DAY / 3], ["noon"]),
+        ({}, ["2026-01-31T12:00", ""], ["2026-01-31", None, "2026-01-31 12:00:00Z"], ["1.5"]),
         ({"utc_offset": -3.5}, [NOON.date()], [None, NOON.date()], [5]),
     ],
     "number": [

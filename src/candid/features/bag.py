@@ -13,7 +13,7 @@ from pydantic import Field
 from candid.errors import DataError
 from candid.features.protocol import Feature, FeatureConfig
 from candid.features.values import Bags
-from candid.features.vocabulary import Kind, Vocabulary, typed
+from candid.features.vocabulary import Kind, Vocabulary, stripped, typed
 
 
 class Bag(Feature):
@@ -87,7 +87,7 @@ def _members(
     rows = pl.DataFrame({"row": np.arange(len(column)), "member": lists})
     if isinstance(lists.dtype, pl.List):
         rows = rows.explode("member")
-    kind, members = typed(rows["member"])
+    kind, members = typed(stripped(rows["member"]))
     is_given = members.is_not_null()
     lengths = np.bincount(rows["row"].filter(is_given).to_numpy(), minlength=len(column))
     return kind, members.filter(is_given), lengths.astype(np.int64)

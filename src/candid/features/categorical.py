@@ -11,7 +11,7 @@ from pydantic import Field
 
 from candid.features.protocol import Feature, FeatureConfig
 from candid.features.values import Codes
-from candid.features.vocabulary import Vocabulary, typed
+from candid.features.vocabulary import Vocabulary, stripped, typed
 
 
 class Categorical(Feature):
@@ -39,7 +39,7 @@ class Categorical(Feature):
 
         def fit(self, column: pl.Series) -> Categorical:
             """Learn the vocabulary; see ``FeatureConfig.fit``."""
-            kind, values = typed(column)
+            kind, values = typed(stripped(column))
             vocabulary = Vocabulary.learn(kind, values, self.min_count, self.max_values)
             return Categorical(vocabulary, values.null_count() >= self.min_count)
 
@@ -55,7 +55,7 @@ class Categorical(Feature):
 
     def encode(self, column: pl.Series) -> Codes:
         """Codes [n, 1]; see ``Feature.encode``."""
-        kind, values = typed(column)
+        kind, values = typed(stripped(column))
         codes = self.vocabulary.codes(kind, values)
         if self.has_missing:
             codes = np.where(values.is_null().to_numpy(), len(self.vocabulary) + 1, codes)

@@ -10,6 +10,7 @@ import polars as pl
 import torch
 from pydantic import Field
 
+from candid.data import times
 from candid.errors import DataError
 from candid.features.protocol import Feature, FeatureConfig
 from candid.features.values import Numbers
@@ -22,6 +23,7 @@ DAY = 24 * HOUR
 class Clock(Feature):
     """Sine and cosine of the time of day and of the day of the week; a missing one is marked.
 
+    A column of dates, of dates with time, or of ISO 8601 text, which is UTC unless it names a zone.
     On a circle 23:59 is beside 00:00. Day and week change on the second, not in steps.
 
     Args:
@@ -71,9 +73,26 @@ def _microseconds(column: pl.Series) -> pl.Series:
     dtype = column.dtype
     if isinstance(dtype, pl.Null):
         return column.cast(pl.Int64)
+    if isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
+        return _from_text(column.cast(pl.String).str.strip_chars())
     if not isinstance(dtype, pl.Datetime | pl.Date):
         raise DataError(
             f"it has type {dtype}, not a date or a date with time; convert it or use another "
             "type of feature"
         )
     return column.cast(pl.Datetime("us", getattr(dtype, "time_zone", None))).to_physical()
+
+
+def _from_text(column: pl.Series) -> pl.Series:
+    texts = pl.DataFrame({"text": column.set(column == "", None)})
+    text = pl.col("text")
+    lengths = texts.select(times.plain_text(text).str.len_bytes()).to_series().unique()
+    read = times.from_text(text, lengths.drop_nulls().to_list())
+    moments = texts.with_columns(moment=read)["moment"]
+    bad = texts["text"].filter(moments.is_null() & texts["text"].is_not_null())
+    if len(bad):
+        raise DataError(
+            f"{bad.first()!r} is not a moment such as 2026-01-31 or 2026-01-31T18:30; repair it or "
+            "leave it empty"
+        )
+    return moments

@@ -61,6 +61,13 @@ def typed(column: pl.Series) -> tuple[Kind | None, pl.Series]:
     return kind, column.cast(DTYPES[kind])
 
 
+def stripped(column: pl.Series) -> pl.Series:
+    """Text without the blanks around it, which are no part of a value; other types as they are."""
+    if column.dtype == pl.String or isinstance(column.dtype, pl.Categorical | pl.Enum):
+        return column.cast(pl.String).str.strip_chars()
+    return column
+
+
 def require_kind(given: Kind | None, learnt: Kind | None) -> None:
     """Refuse values of another kind than the learnt ones: the text "1" is never the integer 1.
 
