@@ -40,7 +40,7 @@ def assert_agrees(finding, expected):
 @pytest.mark.parametrize("distinct", [False, True])
 @pytest.mark.parametrize("table", [POPULARITY, IN_BATCH])
 def test_findings_are_those_of_all_draws_listed(tiny, table, distinct):
-    moments = found(tiny, table | {"distinct": distinct}, draws=1200)
+    moments = found(tiny, table | {"distinct": distinct}, draws=800)
     assert_agrees(moments.find(), enumerated(3, distinct))
 
 
@@ -64,7 +64,7 @@ class UniformForEachRow:
 
 
 def test_rows_may_have_candidates_of_their_own(tiny):
-    moments = found(tiny, UniformForEachRow(), draws=1200)
+    moments = found(tiny, UniformForEachRow(), draws=800)
     assert_agrees(moments.find(), enumerated(3, False, q=np.full(4, 0.25)))
 
 
@@ -72,13 +72,13 @@ def test_a_catalog_too_large_for_one_sum_is_cut_into_blocks(tiny):
     two_rows = 8 * 8 * 4 * 2
     for table in (POPULARITY, UniformForEachRow()):
         q = None if isinstance(table, dict) else np.full(4, 0.25)
-        moments = found(tiny, table, draws=600, memory=two_rows)
-        assert moments.draws.tolist() == [600] * 3
+        moments = found(tiny, table, draws=400, memory=two_rows)
+        assert moments.draws.tolist() == [400] * 3
         assert_agrees(moments.find(), enumerated(3, False, q))
 
 
 def test_a_memory_is_an_in_batch_proposal_of_more_rows(tiny):
-    memory = found(tiny, {"type": "memory", "size": 2}, draws=1200, batch_rows=1)
+    memory = found(tiny, {"type": "memory", "size": 2}, draws=800, batch_rows=1)
     assert_agrees(memory.find(), enumerated(3, False))
 
 

@@ -32,8 +32,8 @@ def test_a_dataset_alone_is_audited_at_initialisation(candid, toy, tmp_path):
 
 def test_what_is_left_out_is_said(candid, toy, tmp_path, monkeypatch):
     monkeypatch.setattr("candid.audit.estimators.KERNELS_UP_TO", 29)
-    asked = ["audit", "--data", toy.data, "--n", "4", "--seconds", "1", "--users", "4"]
-    answer = candid(*asked, "--rows", "4", "--out", tmp_path)
+    asked = ["audit", "--data", toy.data, "--n", "4", "--seconds", "1", *QUICK]
+    answer = candid(*asked, "--out", tmp_path)
     assert answer.code == 0, answer.err
     assert "not measured: random Fourier and quadratic proposals" in answer.out
     (note,) = json.loads((tmp_path / "audit.json").read_text())["notes"]

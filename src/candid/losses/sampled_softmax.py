@@ -86,7 +86,9 @@ class SampledSoftmax:
             "'none', 'logq' (positive too) or 'refined' (candidates only)",
         )
         jackknife: bool = Field(
-            False, description="delete-one jackknife: less bias for a little more spread"
+            False,
+            description="delete-one jackknife: less bias for a little more spread; not of sets "
+            "(distinct = true), where it adds a bias",
         )
 
         def build(self, num_items: int) -> SampledSoftmax:
