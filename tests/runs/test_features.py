@@ -14,7 +14,7 @@ from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.runs import MANIFEST, evaluate_run, load_run, train_run
 from candid.runs.features import FEATURES, trained_users
-from candid.serve import recommend
+from candid.serve import NewItems, recommend
 
 NUM_ITEMS, NUM_USERS, LENGTH = 24, 60, 7
 
@@ -401,3 +401,34 @@ def test_features_that_no_tower_reads_are_refused(tmp_path, side, section):
     loaded = load_run(tmp_path / "run", data)
     assert loaded.context_columns == ({"time"} if side == "context" else set())
     assert loaded.model.reads_user_features == (side == "user")
+
+
+def test_new_items_are_recommended_by_their_features(run):
+    loaded = load_run(run, dataset())
+    known = loaded.dataset.items
+    # Twins of items that training never saw, which are known by their features alone.
+    twins = known[-2:].with_columns(source_id=pl.Series([100, 101]))
+    new = NewItems(twins, loaded.features.item.encode(twins))
+
+    def ask(new_items=None, **options):
+        return recommend(
+            loaded.model,
+            loaded.dataset,
+            user_ids=[0, 1],
+            max_length=8,
+            new_items=new_items,
+            filter_seen=False,
+            **options,
+        )
+
+    found = ask(new, k=NUM_ITEMS + 2)
+    assert (np.sort(found.item_ids) == np.arange(NUM_ITEMS + 2)).all()
+    for scores, ids in zip(found.scores, found.item_ids, strict=True):
+        by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
+        for twin in (NUM_ITEMS, NUM_ITEMS + 1):
+            assert by_id[twin] == pytest.approx(by_id[twin - 2], abs=1e-5)
+    assert {100, 101} <= set(found.to_frame()["item"])
+    with pytest.raises(ConfigError, match="new item 22 is in the catalog or listed twice"):
+        ask(dataclasses.replace(new, items=known[-2:]), k=1)
+    with pytest.raises(ConfigError, match="k 27 must be between 1 and the 26 items"):
+        ask(new, k=NUM_ITEMS + 3)

@@ -190,3 +190,9 @@ def test_a_title_neither_breaks_lines_nor_steers_the_terminal(dataset):
     assert text.getvalue().count("Ol\u00e9  [31mred blue ") == 2
     assert "\x1b" not in text.getvalue()
     assert found.to_json()[0]["items"][0]["title"].endswith("blue\u202e")
+
+
+def test_an_index_over_other_items_is_refused(dataset):
+    index = ExactIndex(torch.eye(7))
+    with pytest.raises(ConfigError, match="index holds 7 items and there are 6 to recommend"):
+        recommend(ByUser(), dataset, user_ids=[0], k=1, max_length=4, index=index)

@@ -1,5 +1,5 @@
 """Answers for people: recommendations for users of a dataset or for a typed history."""
 
-from candid.serve.recommend import Recommendations, recommend
+from candid.serve.recommend import NewItems, Recommendations, recommend
 
-__all__ = ["Recommendations", "recommend"]
+__all__ = ["NewItems", "Recommendations", "recommend"]

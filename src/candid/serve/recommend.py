@@ -19,6 +19,7 @@ from candid.errors import ConfigError, UnknownNameError
 from candid.evaluation import Encoder, StageProgress, encoded_catalog, inference, seen_between
 from candid.features import Context, Values
 from candid.index import ExactIndex, Exclusions, Index
+from candid.towers import RetrievalModel
 
 BATCH_SIZE = 512
 """Queries encoded at once."""
@@ -33,7 +34,7 @@ class Recommendations:
         scores: [B, K] float32 logits; -inf where ``item_ids`` is -1.
         user_ids: [B] int64, or None where histories were typed.
         users: the dataset's users.
-        items: the dataset's items.
+        items: the dataset's items, then the new ones.
     """
 
     item_ids: Ints
@@ -92,6 +93,20 @@ class Recommendations:
         return table
 
 
+@dataclass(frozen=True)
+class NewItems:
+    """Items that the dataset does not have, to be recommended beside its own.
+
+    Attributes:
+        items: n rows; ``source_id`` of the type that the dataset's has and, where there are
+            titles, ``title``.
+        features: of the n items, by name, as ``run.features.item.encode`` gives them.
+    """
+
+    items: pl.DataFrame
+    features: Mapping[str, Values]
+
+
 def recommend(
     model: Encoder,
     dataset: PreparedDataset,
@@ -106,6 +121,7 @@ def recommend(
     time: int | None = None,
     action: str | None = None,
     user_features: Mapping[str, Values] | None = None,
+    new_items: NewItems | None = None,
     progress: StageProgress | None = None,
 ) -> Recommendations:
     """Recommend to users of the dataset, or to whoever has the given histories and features.
@@ -127,26 +143,37 @@ def recommend(
         time: that moment, microseconds since 1970-01-01 UTC; None: now.
         action: the kind of interaction that is asked for, to ``context``; None: any.
         user_features: of the B people who have the histories, by name; None: nothing is known.
+        new_items: join the catalog for this answer, with ids from V on.
         progress: called with (stage, done, in all) while items are encoded and queries asked.
 
     Raises:
         ConfigError: k is larger than the catalog, an id is not one of the dataset's, a
             history is empty where the model needs one, histories are given to a model that
             knows users only, neither or both of ``user_ids`` and ``histories`` are given, or
-            features beside users or not of B people.
+            features beside users or not of B people, new items that are none or cannot be
+            encoded, or an index over another number of items.
         ArtifactError: the model's vectors are not finite.
     """
     if action is not None and action not in dataset.action_names:
         raise UnknownNameError("action", action, dataset.action_names)
     asked = _asked(dataset, user_ids, histories)
     moment = time_ns() // 1000 if time is None else time
-    _check(model, dataset, asked, k, knows_more=user_features is not None)
+    items = _with_new(dataset.items, new_items)
+    _check(model, dataset, asked, k, items.height, knows_more=user_features is not None)
     _check_features(asked, user_features)
     found_ids = np.empty((len(asked.starts), k), dtype=np.int64)
     found_scores = np.empty((len(asked.starts), k), dtype=np.float32)
     with inference(model):
         catalog = encoded_catalog(model, progress)
+        if new_items is not None:
+            added = _vectors_of(model, new_items).to(catalog)
+            catalog = torch.cat([catalog, added])
         index = ExactIndex(catalog) if index is None else index
+        if index.num_items != items.height:
+            raise ConfigError(
+                f"the index holds {index.num_items} items and there are {items.height} to "
+                "recommend: build it over the vectors of these items, or give none"
+            )
         for begin in range(0, len(asked.starts), BATCH_SIZE):
             rows = slice(begin, begin + BATCH_SIZE)
             queries = asked.queries(rows, max_length, context, moment, action)
@@ -161,7 +188,7 @@ def recommend(
             found_scores[rows] = hits.scores.cpu().numpy()
             if progress is not None:
                 progress("asking", min(rows.stop, len(asked.starts)), len(asked.starts))
-    return Recommendations(found_ids, found_scores, asked.user_ids, dataset.users, dataset.items)
+    return Recommendations(found_ids, found_scores, asked.user_ids, dataset.users, items)
 
 
 @dataclass(frozen=True)
@@ -242,6 +269,36 @@ def _asked(
     raise ConfigError("give either users or histories to recommend to")
 
 
+def _with_new(items: pl.DataFrame, new: NewItems | None) -> pl.DataFrame:
+    if new is None:
+        return items
+    ids = new.items["source_id"]
+    if ids.dtype != items["source_id"].dtype:
+        raise ConfigError(
+            f"new items have ids of type {ids.dtype} and the dataset of type "
+            f"{items['source_id'].dtype}: convert them"
+        )
+    for name, values in new.features.items():
+        if len(values) != len(ids):
+            raise ConfigError(
+                f"item feature {name!r} is of {len(values)} items and there are {len(ids)} new ones"
+            )
+    repeated = ids.filter(ids.is_in(items["source_id"].implode()) | ids.is_duplicated())
+    if len(repeated):
+        raise ConfigError(
+            f"new item {repeated[0]!r} is in the catalog or listed twice: leave it out"
+        )
+    shown = [name for name in ("source_id", "title") if name in items.columns]
+    added = new.items.select(name for name in shown if name in new.items.columns)
+    return pl.concat([items.select(shown), added], how="diagonal")
+
+
+def _vectors_of(model: Encoder, new: NewItems) -> torch.Tensor:
+    if not isinstance(model, RetrievalModel):
+        raise ConfigError("new items need a RetrievalModel, which encodes them by their features")
+    return model.encode_item_values(new.features)
+
+
 def _check_ids(kind: str, ids: Ints, num: int) -> None:
     unknown = ids[(ids < 0) | (ids >= num)]
     if len(unknown):
@@ -264,12 +321,15 @@ def _check_features(asked: _Asked, user_features: Mapping[str, Values] | None) -
 
 
 def _check(
-    model: Encoder, dataset: PreparedDataset, asked: _Asked, k: int, knows_more: bool
+    model: Encoder,
+    dataset: PreparedDataset,
+    asked: _Asked,
+    k: int,
+    num_items: int,
+    knows_more: bool,
 ) -> None:
-    if not 1 <= k <= dataset.num_items:
-        raise ConfigError(
-            f"k {k} must be between 1 and the {dataset.num_items} items of the catalog"
-        )
+    if not 1 <= k <= num_items:
+        raise ConfigError(f"k {k} must be between 1 and the {num_items} items of the catalog")
     in_vain = model.needs_user or not (model.reads_history or knows_more)
     if asked.user_ids is None and in_vain:
         raise ConfigError(
