@@ -30,6 +30,7 @@ USAGE = [
     (["recommend", "{run}", "--user", "u1", "-k", "0"], "k 0 must be between 1"),
     (["recommend", "{run}", "--user", "u1", "--at", "noonish"], "--at 'noonish' is not a moment"),
     (["recommend", "{run}", "--user", "u1", "--at", "2026-01-31"], "does not read the moment"),
+    (["recommend", "{run}", "--user", "u1", "--new-items", "x.csv"], "items by their ids alone"),
     (["evaluate", "{run}", "--split", "train"], "'--split': 'train' is not one of"),
     (["evaluate", "{run}", "--set", "training.lr=1"], "only evaluation.* can change"),
     (["evaluate", "{run}", "--set", "evaluation.ks=[1, 10, 99]"], "99 exceeds the 30 items"),

@@ -52,6 +52,14 @@ def recommend(
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Also recommend what is in the history.")
     ] = False,
+    new_items: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A table, like that of the items, of new ones that may be recommended too, by "
+            "their features.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Prepared dataset; none: the one the run was trained on.")
     ] = None,
@@ -69,7 +77,7 @@ def recommend(
     attributes = _attributes(user_attribute or [])
     from candid.cli.progress import stage_progress
     from candid.data.lookup import item_ids_of, user_ids_of
-    from candid.runs import load_run
+    from candid.runs import load_run, read_new_items
     from candid.serve import recommend as recommend_to
 
     loaded = load_run(run, data)
@@ -101,6 +109,7 @@ def recommend(
             time=time,
             action=action,
             user_features=people,
+            new_items=None if new_items is None else read_new_items(loaded, new_items),
             progress=progress,
         )
     console.result({"run": str(run), "answers": found.to_json()}, found.table())

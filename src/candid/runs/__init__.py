@@ -9,6 +9,7 @@ evaluation-<split>.json   what ``evaluate`` measured
 """
 
 from candid.runs.folder import MANIFEST, check_is_free, peak_memory_mib
+from candid.runs.new_items import read_new_items
 from candid.runs.run import (
     LoadedRun,
     TrainResult,
@@ -34,6 +35,7 @@ __all__ = [
     "load_run",
     "peak_memory_mib",
     "pick_device",
+    "read_new_items",
     "set_threads",
     "train_run",
 ]

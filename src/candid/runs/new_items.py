@@ -1,0 +1,54 @@
+"""Items that came after training, read from a table like that of the items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from candid.data.catalog import look_up, open_table
+from candid.data.readers import collect
+from candid.errors import ConfigError, DataError
+from candid.serve import NewItems
+
+if TYPE_CHECKING:
+    from candid.runs.run import LoadedRun
+
+
+def read_new_items(run: LoadedRun, path: Path) -> NewItems:
+    """Read new items for ``serve.recommend``.
+
+    Args:
+        run: whose recipe says which columns hold the id, the title and the attributes.
+        path: a file of any format that ``data.items`` may name.
+
+    Raises:
+        ConfigError: the model knows items by their ids alone, or the recipe has no table of items.
+        DataError: the file cannot serve: a column is missing or of another type, or an id is
+            empty, of another type or listed twice.
+    """
+    if run.features.item is None or not run.model.reads_item_features:
+        raise ConfigError(
+            "this model knows items by their ids alone: for new ones train it with "
+            "model.item_tower = 'item_features'"
+        )
+    if run.config.data is None or run.config.data.items is None:
+        raise ConfigError(
+            "the recipe of this run has no section [data.items], which says what the columns of a "
+            "table of items are: train with one"
+        )
+    config = run.config.data.items.model_copy(update={"path": str(path)})
+    sources = open_table(config)
+    text = pl.concat([s.frame.select(pl.col(config.id_column).cast(pl.String)) for s in sources])
+    written = collect(text, sources).to_series()
+    ids = written.cast(run.dataset.items["source_id"].dtype, strict=False)
+    if ids.null_count() or not len(ids):
+        bad = written.filter(ids.is_null())
+        shown = repr(bad[0]) if len(bad) else "nothing"
+        raise DataError(
+            f"column {config.id_column!r} of {path} holds {shown}, and ids of items are "
+            f"{ids.dtype}: give each new item an id of that type"
+        )
+    table, _ = look_up(ids.unique().sort(), sources, config)
+    return NewItems(table, run.features.item.encode(table))
