@@ -107,6 +107,7 @@ def popularity_thirds(counts: Tensor) -> Tensor:
     distinct, inverse, sizes = torch.unique(counts, return_inverse=True, return_counts=True)
     mass = distinct.double() * sizes
     middle = mass.cumsum(0) - mass / 2
-    third = (middle / mass.sum().clamp(min=1e-300) * 3).floor().clamp(max=2)
+    # Counts are whole numbers: a sum below 1 is that of nothing.
+    third = (middle / mass.sum().clamp(min=1) * 3).floor().clamp(max=2)
     of_item: Tensor = third.long()[inverse]
     return of_item
