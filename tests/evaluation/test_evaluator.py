@@ -18,19 +18,21 @@ from candid.evaluation import EvaluationConfig, compare, evaluate
 CONFIG = EvaluationConfig(ks=(1, 3, 10), batch_size=16, bootstrap=50, popularity_slices=4)
 
 
-def by_loop(dataset, model, ks, filter_seen=True):
+def by_loop(dataset, model, ks, filter_seen=True, catalog=None):
     """Per user: ranking metrics by name, or None; and the NLL of each target."""
     scores = model.users.double().numpy() @ model.items.double().numpy().T
     found = {}
+    catalog = set(range(dataset.num_items)) if catalog is None else catalog
     for user in range(dataset.num_users):
         events = slice(*dataset.user_offsets[user : user + 2])
         items, roles = dataset.item_ids[events], dataset.roles[events]
         history, targets = items[roles == Role.TRAIN], items[roles == Role.TEST]
+        targets = np.array([item for item in targets if item in catalog], dtype=int)
         if len(history) == 0 or len(targets) == 0:
             continue
         hidden = set(history.tolist()) if filter_seen else set()
         relevant = set(targets.tolist()) - hidden
-        ranked = [item for item in np.argsort(-scores[user]) if item not in hidden]
+        ranked = [item for item in np.argsort(-scores[user]) if item in catalog - hidden]
         row = {}
         for k in ks:
             gains = [item in relevant for item in ranked[:k]]
@@ -41,7 +43,7 @@ def by_loop(dataset, model, ks, filter_seen=True):
             row[f"mrr@{k}"] = 1 / ranks[0] if ranks else 0.0
             row[f"ndcg@{k}"] = sum(1 / math.log2(r + 1) for r in ranks) / max(best, 1e-9)
             row[f"popularity@{k}"] = np.mean(dataset.train_counts[ranked[:k]])
-        log_z = np.log(np.exp(scores[user]).sum())
+        log_z = np.log(np.exp(scores[user, sorted(catalog)]).sum())
         found[user] = (row, bool(relevant), log_z - scores[user, targets], ranked)
     return found
 
@@ -69,6 +71,46 @@ def test_agrees_with_a_loop_over_users(make_random, filter_seen, repeats):
     assert report.counts["users_without_relevant"] == len(found) - len(ranked)
     assert (report.counts["users_without_relevant"] > 0) == (repeats and filter_seen)
     assert model.longest == 5
+
+
+@pytest.mark.parametrize("filter_seen", [True, False])
+@pytest.mark.parametrize("which", ["warm", "cold"])
+def test_a_part_of_the_catalog_alone(make_random, which, filter_seen):
+    dataset, model = make_random(max_targets=6, num_items=200, repeats=True)
+    chosen = (dataset.train_counts > 0) == (which == "warm")
+    catalog = set(np.flatnonzero(chosen).tolist())
+    assert 20 < len(catalog) < 180
+    config = CONFIG.model_copy(update={"filter_seen": filter_seen, "catalog": which})
+    report = evaluate(model, dataset, config, max_length=5)
+    found = by_loop(dataset, model, config.ks, filter_seen, catalog)
+    ranked = [row for row, has_relevant, _, _ in found.values() if has_relevant]
+    assert len(ranked) > 15
+    for name in ranked[0]:
+        rows = [one[0] for one in found.values()] if name.startswith("popularity") else ranked
+        expected = np.mean([row[name] for row in rows])
+        assert report.metrics[name].value == pytest.approx(expected, abs=1e-12), name
+    nll = np.concatenate([nll for _, _, nll, _ in found.values()])
+    assert report.metrics["nll"].value == pytest.approx(nll.mean(), abs=1e-5)
+    shown = set().union(*(ranked[:10] for _, _, _, ranked in found.values()))
+    assert report.metrics["coverage@10"].value == len(shown) / len(catalog)
+    assert report.counts["targets"] == len(nll)
+    assert report.settings["catalog"] == which
+
+
+def test_a_part_of_the_catalog_without_targets(make_dataset, make_model):
+    history = [(0, Role.TRAIN), (1, Role.TRAIN), (0, Role.TEST)]
+    dataset = make_dataset([history], num_items=3)
+    model = make_model(torch.zeros(1, 2), torch.zeros(3, 2))
+    config = EvaluationConfig(ks=(1,), metric="ndcg@1", catalog="cold", filter_seen=False)
+    with pytest.raises(DataError, match=r"no test target among its cold items: .*catalog"):
+        evaluate(model, dataset, config, max_length=5)
+    with pytest.raises(ConfigError, match=r"evaluation.ks: 2 exceeds the 1 items"):
+        evaluate(
+            model,
+            dataset,
+            EvaluationConfig(ks=(2,), metric="ndcg@2", catalog="cold"),
+            max_length=5,
+        )
 
 
 def test_batches_do_not_change_a_number(make_random):

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from candid.component import ComponentConfig
 from candid.errors import ConfigError
 from candid.evaluation.metrics import RANKING_METRICS
+from candid.evaluation.ranked import Ranked
 
 
 class EvaluationConfig(ComponentConfig):
@@ -24,6 +25,11 @@ class EvaluationConfig(ComponentConfig):
         True,
         description="never recommend what is in the user's history, however long ago; of several "
         "kinds of interaction those that are targets count: what was only viewed may be bought",
+    )
+    catalog: Ranked = Field(
+        "all",
+        description="items that are ranked and asked for: all, only those trained on (warm), or "
+        "only those never trained on (cold)",
     )
     nll: bool = Field(
         True, description="also report the full-softmax negative log-likelihood of the targets"
@@ -73,7 +79,7 @@ class EvaluationConfig(ComponentConfig):
         return self
 
     def check_fits(self, num_items: int) -> None:
-        """Refuse cut-offs beyond the catalog.
+        """Refuse cut-offs beyond the ``num_items`` that are ranked.
 
         Raises:
             ConfigError: naming settings that would do.

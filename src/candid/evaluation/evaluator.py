@@ -16,14 +16,14 @@ from candid.errors import ConfigError, DataError
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.encoder import Encoder, StageProgress, encoded_catalog, inference
-from candid.evaluation.likelihood import target_nll
 from candid.evaluation.metrics import Floats, list_mean, popularity_percentile
 from candid.evaluation.questions import Questions, Targets, seen, select, targets_of
+from candid.evaluation.ranked import RankedItems, is_ranked
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
 from candid.evaluation.slices import Slicing, by_history_length, by_popularity, by_warmth
 from candid.evaluation.tally import Tally, concatenate, tally
 from candid.features import Context
-from candid.index import ExactIndex, Exclusions
+from candid.index import Exclusions
 
 TrueLogProb = Callable[[HeldOut], Floats]
 """Questions to the true log P(target | user, history) of each target, [M] float64."""
@@ -48,7 +48,8 @@ def evaluate(
     history are left out of the list (of several kinds of interaction only those of targets), and
     a target among them counts as not relevant (how many is in ``counts``). Ranking metrics
     are means over users who have a relevant item left. The NLL is over all targets and the
-    unfiltered catalog, as in training.
+    unfiltered catalog, as in training. With ``config.catalog`` "warm" or "cold" the catalog is
+    that part alone, in lists, coverage and NLL, and so are the targets.
 
     Args:
         model: encodes; put in inference mode meanwhile.
@@ -66,7 +67,8 @@ def evaluate(
         DataError: there are no targets, or no user that the model can answer.
         ArtifactError: the model's vectors are not finite.
     """
-    config.check_fits(dataset.num_items)
+    ranked = is_ranked(dataset.train_counts, config.catalog)
+    config.check_fits(int(ranked.sum()))
     if true_log_prob is not None and not config.nll:
         raise ConfigError("evaluation.nll must be true to compare with the true probabilities")
     questions = select(
@@ -75,6 +77,7 @@ def evaluate(
         needs_history=model.needs_history,
         max_users=config.max_users,
         seed=config.seed,
+        catalog=config.catalog,
     )
     with inference(model):
         items = encoded_catalog(model, progress).float()
@@ -119,8 +122,9 @@ class _Pass:
                 f"{dataset.num_items}: evaluate it on the dataset it was trained on"
             )
         self.device = self._items.device
-        self._index = ExactIndex(self._items)
         counts = dataset.train_counts
+        self._is_ranked = is_ranked(counts, config.catalog)
+        self._ranked = RankedItems(self._items, self._is_ranked)
         self._item_values = {
             "popularity": counts.astype(np.float64),
             "popularity_percentile": popularity_percentile(counts),
@@ -150,7 +154,7 @@ class _Pass:
         exclude = None
         if history is not None:
             exclude = Exclusions(history.item_ids.to(self.device), history.offsets.to(self.device))
-        found = self._index.search(query, config.ks[-1], exclude).item_ids.cpu().numpy()
+        found = self._ranked.best(query, config.ks[-1], exclude)
         lists: dict[str, Floats] = {}
         for name, values in self._item_values.items():
             means = list_mean(values, found, config.ks)
@@ -181,7 +185,7 @@ class _Pass:
     def _likelihoods(self, rows: slice, query: Tensor, targets: Targets) -> dict[str, Floats]:
         target_rows = torch.from_numpy(targets.rows).to(self.device)
         target_ids = torch.from_numpy(targets.item_ids).to(self.device)
-        nll = target_nll(query, self._items, target_rows, target_ids).cpu().numpy()
+        nll = self._ranked.nll(query, target_rows, target_ids).cpu().numpy()
         if self._truth is None:
             return {"nll": nll}
         offsets = self._questions.held_out.target_offsets
@@ -194,7 +198,7 @@ class _Pass:
         everything = self._everything.joined()
         metrics = dict(self._estimates(everything, 1)[0])
         for c, k in enumerate(config.ks):
-            metrics[f"coverage@{k}"] = Estimate(float(self._recommended[c].mean()))
+            metrics[f"coverage@{k}"] = Estimate(float(self._recommended[c, self._is_ranked].mean()))
         slices = {}
         for name, division in self._divisions.items():
             slices[name] = self._slices(

@@ -12,6 +12,7 @@ from candid.data import HeldOut, PreparedDataset, Role, held_out
 from candid.errors import DataError
 from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.metrics import Bools
+from candid.evaluation.ranked import Ranked, is_ranked
 from candid.index import Exclusions
 
 
@@ -42,6 +43,7 @@ def select(
     needs_history: bool,
     max_users: int | None,
     seed: int,
+    catalog: Ranked = "all",
 ) -> Questions:
     """Collect the questions of ``role``.
 
@@ -51,6 +53,8 @@ def select(
         needs_history: skip (and count) users without a history.
         max_users: a random sample of so many of the rest; None: all.
         seed: of the sample.
+        catalog: which part of the catalog is asked for; users without a target in it are left
+            out, and a history still ends before the user's first target of any part.
 
     Raises:
         DataError: nothing can be asked.
@@ -61,6 +65,13 @@ def select(
             f"the dataset has no {role.name.lower()} targets: choose another role or a split "
             "that holds some out"
         )
+    if catalog != "all":
+        everything = _within(everything, is_ranked(dataset.train_counts, catalog))
+        if len(everything) == 0:
+            raise DataError(
+                f"the dataset has no {role.name.lower()} target among its {catalog} items: set "
+                'evaluation.catalog = "all"'
+            )
     lengths = everything.history_stop - dataset.user_offsets[everything.user_ids]
     asked = np.flatnonzero(lengths > 0) if needs_history else np.arange(len(everything))
     if len(asked) == 0:
@@ -96,6 +107,20 @@ def _subset(questions: HeldOut, rows: Ints) -> HeldOut:
         history_stop=questions.history_stop[rows],
         target_ids=questions.target_ids[ranges(questions.target_offsets[rows], lengths)],
         target_offsets=offsets_of(lengths),
+    )
+
+
+def _within(questions: HeldOut, chosen: Bools) -> HeldOut:
+    """The targets among ``chosen`` [V], and the questions that have any."""
+    kept = chosen[questions.target_ids]
+    owners = np.repeat(np.arange(len(questions)), np.diff(questions.target_offsets))
+    counts = np.bincount(owners[kept], minlength=len(questions))
+    asked = counts > 0
+    return HeldOut(
+        user_ids=questions.user_ids[asked],
+        history_stop=questions.history_stop[asked],
+        target_ids=questions.target_ids[kept],
+        target_offsets=offsets_of(counts[asked]),
     )
 
 
@@ -154,6 +179,7 @@ def check_relevant(
         needs_history=needs_history,
         max_users=config.max_users,
         seed=config.seed,
+        catalog=config.catalog,
     )
     if not config.filter_seen:
         return
