@@ -8,7 +8,25 @@ from typing import Final
 
 from candid.index.exact import ExactIndex
 from candid.index.faiss import FaissIndex
-from candid.index.protocol import Exclusions, Hits, Index, IndexComponent, IndexConfig
+from candid.index.live import Changes, LiveIndex
+from candid.index.protocol import (
+    Exclusions,
+    Hits,
+    Index,
+    IndexComponent,
+    IndexConfig,
+    MutableIndex,
+    StoredIndex,
+)
+from candid.index.snapshot import (
+    Snapshot,
+    open_snapshot,
+    save_changes,
+    snapshot_in_memory,
+    snapshot_token,
+    write_snapshot,
+)
+from candid.index.source_ids import SourceIds
 
 INDEXES: Final = {
     "exact": ExactIndex,
@@ -18,6 +36,7 @@ INDEXES: Final = {
 
 __all__ = [
     "INDEXES",
+    "Changes",
     "ExactIndex",
     "Exclusions",
     "FaissIndex",
@@ -25,4 +44,14 @@ __all__ = [
     "Index",
     "IndexComponent",
     "IndexConfig",
+    "LiveIndex",
+    "MutableIndex",
+    "Snapshot",
+    "SourceIds",
+    "StoredIndex",
+    "open_snapshot",
+    "save_changes",
+    "snapshot_in_memory",
+    "snapshot_token",
+    "write_snapshot",
 ]

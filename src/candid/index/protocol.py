@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from pathlib import Path
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -57,12 +58,72 @@ class Index(Protocol):
         ...
 
 
+class MutableIndex(Index, Protocol):
+    """An index whose items change while others search.
+
+    Ids are never used twice: ``num_items`` counts those of deleted items too, and a search finds
+    none of them.
+    """
+
+    def add(self, vectors: Tensor) -> Tensor:
+        """Add items.
+
+        Args:
+            vectors: [n, D] float32.
+
+        Returns:
+            Their ids, [n] int64: the next ones after those in use.
+        """
+        ...
+
+    def update(self, item_ids: Tensor, vectors: Tensor) -> None:
+        """Give items other vectors; a deleted item is there again.
+
+        Args:
+            item_ids: [n] int64, distinct.
+            vectors: [n, D] float32.
+        """
+        ...
+
+    def delete(self, item_ids: Tensor) -> None:
+        """Find some items no more; one that is deleted already stays so.
+
+        Args:
+            item_ids: [n] int64.
+        """
+        ...
+
+
+@runtime_checkable
+class StoredIndex(Index, Protocol):
+    """An index that takes long to build, or holds more than vectors: it writes a file of its own.
+
+    ``Config.open`` of its class reads the file.
+    """
+
+    def save(self, file: Path) -> None:
+        """Write everything but the item vectors."""
+        ...
+
+
 class IndexConfig(ComponentConfig, ABC):
     """Base of every index's nested ``Config``."""
 
     @abstractmethod
     def build(self, item_vectors: Tensor) -> Index:
         """Make the index over ``item_vectors`` [V, D] float32."""
+
+    def open(self, item_vectors: Tensor, file: Path) -> Index:
+        """Open what ``StoredIndex.save`` wrote; for every index that is one.
+
+        Args:
+            item_vectors: [V, D] float32, those it was built over; may be mapped from disk.
+            file: of ``save``.
+
+        Raises:
+            ArtifactError: the file is damaged or of another index.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} has no file of its own")
 
 
 def _registry() -> Mapping[str, Any]:

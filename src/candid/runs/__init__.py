@@ -5,10 +5,12 @@ best.safetensors     the model of the best validation
 last.safetensors     everything that an exact resume needs
 metrics.jsonl        the metrics log
 tensorboard/         the same for TensorBoard
+index/               item vectors and an index over them, from ``candid index``
 evaluation-<split>.json   what ``evaluate`` measured
 """
 
 from candid.runs.folder import MANIFEST, check_is_free, peak_memory_mib
+from candid.runs.index import INDEX, model_fingerprint, open_index
 from candid.runs.new_items import read_new_items
 from candid.runs.run import (
     LoadedRun,
@@ -24,6 +26,7 @@ from candid.runs.run import (
 )
 
 __all__ = [
+    "INDEX",
     "MANIFEST",
     "LoadedRun",
     "TrainResult",
@@ -33,6 +36,8 @@ __all__ = [
     "check_is_free",
     "evaluate_run",
     "load_run",
+    "model_fingerprint",
+    "open_index",
     "peak_memory_mib",
     "pick_device",
     "read_new_items",

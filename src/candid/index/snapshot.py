@@ -1,0 +1,524 @@
+"""An index on disk: one folder, whole at every moment, opened by mapping it into memory.
+
+``index.json`` names the other files, which carry a token in their names and are never written
+again. It is written last and replaces the one before it in one step: until then a reader
+finds the old snapshot, from then on the new one. Files that nothing names are removed afterwards;
+whoever has them open keeps them.
+
+    index.json                 config, fingerprint of the model, sizes, what was measured, files
+    vectors-TOKEN.npy          [V, D] float32
+    source_ids-TOKEN.parquet   source id of each of the V items
+    index-TOKEN.bin            what the index itself wrote, for a ``StoredIndex``
+    changes-TOKEN.npz          items added, updated and deleted since
+    added-TOKEN.parquet        source ids of the added ones
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import json
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pydantic
+import torch
+from torch import Tensor
+
+from candid.atomic import sync, write_error, write_json
+from candid.component import type_name
+from candid.errors import ArtifactError, ConfigError
+from candid.index.live import Changes, LiveIndex
+from candid.index.protocol import Index, IndexComponent, IndexConfig, StoredIndex
+from candid.index.source_ids import SourceId, SourceIds
+
+KIND = "candid-index"
+VERSION = 1
+MANIFEST = "index.json"
+LOCK = ".lock"
+SMALL = 1 << 20
+"""Files up to this size are checked in full when a snapshot is opened."""
+LIBRARIES = ("torch", "numpy", "faiss-cpu", "usearch")
+AGAIN = "build it again with candid index"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An index with the source ids of its items, ready to search and to change.
+
+    Searching ``index`` and looking up ``source_ids`` is safe from any thread while others call
+    ``put``, ``delete`` and ``save_changes``.
+
+    Attributes:
+        folder: it was opened from, or None for one that was built in memory.
+        token: changes with every write; two snapshots with one token are the same.
+        config: of the index.
+        fingerprint: of the model whose vectors it holds.
+        index: searches.
+        source_ids: of its items, deleted ones included.
+        measured: recall, queries a second, memory and the like; empty where nobody measured.
+        manifest: all that ``index.json`` says.
+    """
+
+    folder: Path | None
+    token: str
+    config: IndexConfig
+    fingerprint: str
+    index: LiveIndex
+    source_ids: SourceIds
+    measured: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def put(self, source_ids: Sequence[SourceId], vectors: Tensor) -> npt.NDArray[np.int64]:
+        """Add items, or give those that are there already other vectors.
+
+        Args:
+            source_ids: of n items, distinct.
+            vectors: [n, D] float32.
+
+        Returns:
+            Their item ids, [n] int64.
+
+        Raises:
+            DataError: a source id is not of the type that the others have.
+            ConfigError: an item is given twice, or vectors of another number or width.
+            ArtifactError: a vector is not finite.
+        """
+        if len(set(source_ids)) != len(source_ids) or len(source_ids) != len(vectors):
+            raise ConfigError(
+                f"give each of the {len(source_ids)} items once and one vector for each, not "
+                f"{len(vectors)}"
+            )
+        with self._lock:
+            item_ids = self.source_ids.item_ids(source_ids)
+            is_new = item_ids < 0
+            first = len(self.source_ids)
+            item_ids[is_new] = np.arange(first, first + int(is_new.sum()))
+            # A search that finds a new item must be able to name it.
+            self.index.put(
+                torch.from_numpy(item_ids),
+                vectors,
+                before=lambda: self.source_ids.add(
+                    [source_ids[i] for i in is_new.nonzero()[0].tolist()]
+                ),
+            )
+        return item_ids
+
+    def delete(self, source_ids: Sequence[SourceId]) -> npt.NDArray[np.bool_]:
+        """Find items no more.
+
+        Returns:
+            Whether each of them was there, [n] bool.
+
+        Raises:
+            DataError: a source id is not of the type that the others have.
+        """
+        with self._lock:
+            item_ids = self.source_ids.item_ids(source_ids)
+            was_there = item_ids >= 0
+            known = torch.from_numpy(item_ids[was_there])
+            was_there[was_there] = self.index.is_live(known).cpu().numpy()
+            self.index.delete(known)
+        return was_there
+
+
+class _Header(pydantic.BaseModel):
+    """The part of ``index.json`` that needs parsing."""
+
+    index: IndexComponent
+
+
+def snapshot_in_memory(
+    index: Index,
+    item_vectors: Tensor,
+    source_ids: pl.Series,
+    *,
+    config: IndexConfig,
+    fingerprint: str,
+) -> Snapshot:
+    """An index that nobody wrote, to search and to change like one from disk.
+
+    Args:
+        index: as ``config.build(item_vectors)`` made it.
+        item_vectors: [V, D] float32.
+        source_ids: of the V items.
+        config: of the index.
+        fingerprint: of the model whose vectors these are.
+
+    Raises:
+        ConfigError: not one source id for each item.
+    """
+    live, names = LiveIndex(index, item_vectors), SourceIds(source_ids)
+    _check_names(live, names)
+    return Snapshot(None, "", config, fingerprint, live, names)
+
+
+def write_snapshot(
+    folder: Path,
+    index: Index,
+    item_vectors: Tensor,
+    source_ids: pl.Series | SourceIds,
+    *,
+    config: IndexConfig,
+    fingerprint: str,
+    measured: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an index; an older snapshot in ``folder`` is replaced in one step.
+
+    Args:
+        folder: new, empty, or of an older snapshot.
+        index: as ``config.build(item_vectors)`` made it, or a ``LiveIndex`` over it.
+        item_vectors: [V, D] float32.
+        source_ids: of the V items; of a ``LiveIndex`` those of its added items too.
+        config: of the index.
+        fingerprint: of the model whose vectors these are.
+        measured: plain JSON values to keep beside it.
+
+    Raises:
+        ArtifactError: the operating system refused, or another process is writing there.
+        ConfigError: the folder holds other files, or not one source id for each item.
+    """
+    live = index if isinstance(index, LiveIndex) else LiveIndex(index, item_vectors)
+    names = source_ids if isinstance(source_ids, SourceIds) else SourceIds(source_ids)
+    _check_names(live, names)
+    with _writing(folder) as writer:
+        vectors = np.ascontiguousarray(item_vectors.detach().float().cpu().numpy())
+        writer.array("vectors", vectors)
+        writer.table("source_ids", names.built)
+        if isinstance(live.built, StoredIndex):
+            writer.own("index", live.built)
+        _write_changes(writer, live.changes, names)
+        writer.publish(_facts(live, config, fingerprint, dict(measured or {})))
+
+
+def save_changes(snapshot: Snapshot) -> str:
+    """Bring items added, updated and deleted since to the disk; the rest is not written again.
+
+    Returns:
+        The token of what is there now.
+
+    Raises:
+        ArtifactError: another snapshot took its place meanwhile, or the write was refused.
+        ConfigError: it was built in memory and has no folder.
+    """
+    folder = snapshot.folder
+    if folder is None:
+        raise ConfigError("this index was built in memory: write it with write_snapshot first")
+    with snapshot._lock, _writing(folder) as writer:
+        there = _read_manifest(folder)
+        for name in ("vectors", "source_ids", "index"):
+            if there["files"].get(name) != snapshot.manifest["files"].get(name):
+                raise ArtifactError(
+                    f"{folder} holds another index by now, to which these changes do "
+                    "not belong: open it and make them again"
+                )
+            if name in there["files"]:
+                writer.keep(name, there["files"][name])
+        _write_changes(writer, snapshot.index.changes, snapshot.source_ids)
+        facts = _facts(snapshot.index, snapshot.config, snapshot.fingerprint, snapshot.measured)
+        return writer.publish(facts)
+
+
+def open_snapshot(
+    folder: Path, *, fingerprint: str | None = None, verify: bool = False
+) -> Snapshot:
+    """Open a snapshot; vectors are mapped, not read.
+
+    Args:
+        folder: of ``write_snapshot``.
+        fingerprint: of the model that will ask; None: whatever it is.
+        verify: compare the checksums of all files, not of the small ones only.
+
+    Raises:
+        ArtifactError: no snapshot, a damaged one, or of another model.
+        ConfigError: the library of this index is not installed.
+    """
+    for attempt in range(3):
+        manifest = _read_manifest(folder)
+        if fingerprint is not None and manifest["fingerprint"] != fingerprint:
+            raise ArtifactError(
+                f"{folder} is the index of another model (or of this one before it was trained "
+                f"further): {AGAIN}"
+            )
+        try:
+            return _open(folder, manifest, verify)
+        except ArtifactError:
+            # A writer may have replaced it between the two reads: then it is another one now.
+            if attempt == 2 or _read_manifest(folder)["token"] == manifest["token"]:
+                raise
+    raise AssertionError("unreachable")
+
+
+def snapshot_token(folder: Path) -> str:
+    """The token of the snapshot that is in ``folder`` now, to see whether it changed.
+
+    Raises:
+        ArtifactError: no snapshot, or a damaged one.
+    """
+    return str(_read_manifest(folder)["token"])
+
+
+def _open(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
+    files = manifest["files"]
+    for entry in files.values():
+        _check_file(folder / entry["name"], entry, verify)
+    config = _Header.model_validate({"index": manifest["index"]}).index
+    path = {name: folder / entry["name"] for name, entry in files.items()}
+    try:
+        mapped = np.load(path["vectors"], mmap_mode="c", allow_pickle=False)
+        built_ids = pl.read_parquet(path["source_ids"], glob=False)["source_id"]
+        added_ids = None
+        if "added" in path:
+            added_ids = pl.read_parquet(path["added"], glob=False)["source_id"]
+    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        raise ArtifactError(f"a file of {folder} is damaged; {AGAIN}") from error
+    vectors = torch.from_numpy(mapped)
+    if vectors.dtype != torch.float32 or list(vectors.shape) != [
+        manifest["num_items"],
+        manifest["dim"],
+    ]:
+        raise ArtifactError(f"{path['vectors']} is not of the shape it should be; {AGAIN}")
+    source_ids = SourceIds(built_ids, added_ids)
+    changes = _read_changes(path["changes"], vectors) if "changes" in path else None
+    if len(built_ids) != len(vectors) or (
+        len(source_ids) != (len(vectors) if changes is None else changes.num_items)
+    ):
+        raise ArtifactError(f"{path['source_ids']} is not of these items; {AGAIN}")
+    built = config.open(vectors, path["index"]) if "index" in path else config.build(vectors)
+    if built.num_items != len(vectors):
+        raise ArtifactError(f"{path['index']} is not of these items; {AGAIN}")
+    return Snapshot(
+        folder=folder,
+        token=manifest["token"],
+        config=config,
+        fingerprint=manifest["fingerprint"],
+        index=LiveIndex(built, vectors, changes),
+        source_ids=source_ids,
+        measured=manifest["measured"],
+        manifest=manifest,
+    )
+
+
+def _check_names(index: LiveIndex, names: SourceIds) -> None:
+    if len(names) != index.num_items or len(names.built) != len(index.item_vectors):
+        raise ConfigError(
+            f"there are {len(names)} source ids for {index.num_items} items: give each item one"
+        )
+
+
+def _facts(
+    index: LiveIndex, config: IndexConfig, fingerprint: str, measured: dict[str, Any]
+) -> dict[str, Any]:
+    import candid.index
+
+    return {
+        "index": {
+            "type": type_name(candid.index.INDEXES, "index", config),
+            **config.model_dump(mode="json"),
+        },
+        "fingerprint": fingerprint,
+        "num_items": len(index.item_vectors),
+        "dim": index.item_vectors.shape[1],
+        "dtype": "float32",
+        "num_live": index.num_live,
+        "measured": measured,
+        "versions": {"candid": candid.__version__} | _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_changes(writer: _Writer, changes: Changes, source_ids: SourceIds) -> None:
+    if changes.num_rows == 0 and changes.num_hidden == 0:
+        return
+    kept = changes.is_alive
+    content = io.BytesIO()
+    np.savez(
+        content,
+        num_items=np.int64(changes.num_items),
+        hidden=changes.hidden.nonzero().squeeze(1).cpu().numpy(),
+        item_ids=changes.item_ids[kept].cpu().numpy(),
+        vectors=changes.vectors[kept].cpu().numpy(),
+    )
+    writer.bytes("changes", ".npz", content.getbuffer())
+    if changes.num_items > len(changes.hidden):
+        writer.table("added", source_ids.added)
+
+
+def _read_changes(file: Path, item_vectors: Tensor) -> Changes:
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            num_items = int(content["num_items"])
+            hidden_ids, item_ids, vectors = (
+                torch.from_numpy(content[name]) for name in ("hidden", "item_ids", "vectors")
+            )
+        hidden = torch.zeros(len(item_vectors), dtype=torch.bool)
+        hidden[hidden_ids] = True
+        fits = vectors.shape == (len(item_ids), item_vectors.shape[1])
+        if not fits or (len(item_ids) and not 0 <= int(item_ids.min()) <= int(item_ids.max())):
+            raise ValueError("rows and ids do not fit")
+        if len(item_ids) and int(item_ids.max()) >= num_items:
+            raise ValueError("an id is not in use")
+    except (OSError, ValueError, KeyError, IndexError, EOFError, TypeError) as error:
+        raise ArtifactError(f"{file} is damaged; {AGAIN}") from error
+    return Changes(
+        num_items=num_items,
+        hidden=hidden,
+        num_hidden=len(hidden_ids),
+        item_ids=item_ids,
+        vectors=vectors.float(),
+        is_alive=torch.ones(len(item_ids), dtype=torch.bool),
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        kind, version = manifest["kind"], manifest["version"]
+        needed = ("token", "fingerprint", "index", "num_items", "dim", "measured")
+        if kind == KIND and version == VERSION:
+            for name in needed:
+                manifest[name]
+            for entry in manifest["files"].values():
+                str(entry["name"]), int(entry["bytes"]), str(entry["sha256"])
+            manifest["files"]["vectors"], manifest["files"]["source_ids"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(
+            f"{folder} holds no {MANIFEST}: it is not an index; build one with candid index"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is damaged; {AGAIN}") from error
+    if kind != KIND or version != VERSION:
+        raise ArtifactError(
+            f"{path} is of kind {kind!r} and version {version!r}, this candid reads {KIND!r} of "
+            f"version {VERSION}; {AGAIN}"
+        )
+    return manifest
+
+
+def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
+    size = path.stat().st_size if path.is_file() else None
+    if size is None or size != entry["bytes"]:
+        found = "is missing" if size is None else f"has {size:,} bytes, not {entry['bytes']:,}"
+        raise ArtifactError(f"{path} {found}; {AGAIN}")
+    if (verify or size <= SMALL) and _checksum(path) != entry["sha256"]:
+        raise ArtifactError(f"{path} differs from its checksum; {AGAIN}")
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class _Writer:
+    """Writes the files of one new snapshot."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._token = uuid.uuid4().hex[:16]
+        self._files: dict[str, dict[str, Any]] = {}
+        self._written: list[Path] = []
+
+    def array(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        with self._adding(name, ".npy") as path, path.open("wb") as stream:
+            np.save(stream, array, allow_pickle=False)
+
+    def table(self, name: str, source_ids: pl.Series) -> None:
+        with self._adding(name, ".parquet") as path:
+            source_ids.alias("source_id").to_frame().write_parquet(path)
+
+    def bytes(self, name: str, suffix: str, content: memoryview) -> None:
+        with self._adding(name, suffix) as path:
+            path.write_bytes(content)
+
+    def own(self, name: str, index: StoredIndex) -> None:
+        with self._adding(name, ".bin") as path:
+            index.save(path)
+
+    def keep(self, name: str, entry: dict[str, Any]) -> None:
+        self._files[name] = entry
+
+    def publish(self, facts: dict[str, Any]) -> str:
+        """Make it the snapshot of the folder, and remove what no longer is."""
+        sync(self._folder)
+        content = {"kind": KIND, "version": VERSION, "token": self._token, **facts}
+        write_json(self._folder / MANIFEST, content | {"files": self._files})
+        self._written.clear()
+        named = {entry["name"] for entry in self._files.values()}
+        for path in _own_files(self._folder):
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+        return self._token
+
+    def discard(self) -> None:
+        """Remove what was written and not published."""
+        for path in self._written:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _adding(self, name: str, suffix: str) -> Iterator[Path]:
+        path = self._folder / f"{name}-{self._token}{suffix}"
+        self._written.append(path)
+        yield path
+        sync(path)
+        size = path.stat().st_size
+        self._files[name] = {"name": path.name, "bytes": size, "sha256": _checksum(path)}
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[_Writer]:
+    """Let one process at a time write into ``folder``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_ours = (folder / MANIFEST).exists()
+        if not is_ours and any(path.name != LOCK for path in folder.iterdir()):
+            # Files of an interrupted first write may stand there, foreign ones may not.
+            foreign = set(folder.iterdir()) - set(_own_files(folder)) - {folder / LOCK}
+            if foreign:
+                raise ConfigError(
+                    f"{folder} holds other files, such as {min(foreign).name}: name a new or "
+                    "empty folder with --out"
+                )
+        with (folder / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ArtifactError(
+                    f"{folder} is being written by another process: wait until it is done"
+                ) from None
+            writer = _Writer(folder)
+            try:
+                yield writer
+            finally:
+                writer.discard()
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """Files that some snapshot wrote, by their names."""
+    return [
+        path
+        for pattern in ("vectors-*.npy", "source_ids-*.parquet", "index-*.bin", "changes-*.npz")
+        for path in folder.glob(pattern)
+    ] + list(folder.glob("added-*.parquet"))

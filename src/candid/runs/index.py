@@ -1,0 +1,58 @@
+"""The index of a run: built over its item vectors, measured, and opened again for serving."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from candid.evaluation import StageProgress, encoded_catalog, inference
+from candid.index import ExactIndex, Snapshot, open_snapshot, snapshot_in_memory
+from candid.index.snapshot import MANIFEST
+from candid.runs.run import LoadedRun
+
+INDEX = "index"
+"""Folder of the index in that of the run, where nobody names another."""
+
+
+def model_fingerprint(run: LoadedRun) -> str:
+    """Hash everything that the vectors of items depend on: the weights and the dataset."""
+    digest = hashlib.sha256(str(run.manifest["dataset"]["fingerprint"]).encode())
+    digest.update(str(run.manifest.get("features")).encode())
+    for name, value in sorted(run.model.state_dict().items()):
+        weights = value.detach().cpu().contiguous()
+        digest.update(f"{name} {weights.dtype} {list(weights.shape)}".encode())
+        # As bytes: NumPy knows no bfloat16.
+        digest.update(np.ascontiguousarray(weights.reshape(-1).view(torch.uint8).numpy()).data)
+    return digest.hexdigest()
+
+
+def open_index(
+    run: LoadedRun, folder: Path | None = None, progress: StageProgress | None = None
+) -> Snapshot:
+    """Open the index of a run, or build an exact one in memory where there is none.
+
+    Args:
+        run: the trained run.
+        folder: of the index; None: that in the run's folder, if there is one.
+        progress: called with (stage, done, in all) while items are encoded.
+
+    Raises:
+        ArtifactError: ``folder`` holds no index, a damaged one, or that of another model.
+        ConfigError: the library of this index is not installed.
+    """
+    fingerprint = model_fingerprint(run)
+    if folder is not None or (run.folder / INDEX / MANIFEST).exists():
+        return open_snapshot(folder or run.folder / INDEX, fingerprint=fingerprint)
+    with inference(run.model):
+        vectors = encoded_catalog(run.model, progress).float().cpu().clone()
+    config = ExactIndex.Config()
+    return snapshot_in_memory(
+        config.build(vectors),
+        vectors,
+        run.dataset.items["source_id"],
+        config=config,
+        fingerprint=fingerprint,
+    )
