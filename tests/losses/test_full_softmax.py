@@ -5,17 +5,19 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from candid.errors import ConfigError, DataError
-from candid.losses import FullSoftmax, blockwise, full_softmax
+from candid.losses import FullSoftmax, full_softmax
+from candid.losses.blockwise.tiles import SIZES, TileSizes
 
-TILINGS = {"one tile": (8192, 2000, 2**20), "many tiles": (3, 4, 1)}
+TILINGS = {
+    "one tile": TileSizes(512, 2**20, 4096, 2**24, 64),
+    "kept tiles": TileSizes(64, 2**8, 4, 2**24, 1),
+    "tiles made again": TileSizes(64, 2**8, 4, 0, 64),
+}
 
 
 @pytest.fixture(params=TILINGS)
 def tiling(request, monkeypatch):
-    one_tile, width, scores = TILINGS[request.param]
-    monkeypatch.setattr(blockwise, "ONE_TILE_ITEMS", one_tile)
-    monkeypatch.setattr(blockwise, "TILE_ITEMS", width)
-    monkeypatch.setitem(blockwise.TILE_SCORES, "cpu", scores)
+    monkeypatch.setitem(SIZES, "cpu", TILINGS[request.param])
 
 
 def made(num_rows, num_items, dtype=torch.float64, scale=1.0, dim=6):
@@ -114,14 +116,6 @@ def test_backward_twice_gives_the_same_and_one_input_may_be_fixed():
         assert torch.equal(again, grad)
     fixed = full_softmax(query, items.detach(), positive_ids).loss.mean()
     torch.testing.assert_close(torch.autograd.grad(fixed, query)[0], first[0])
-
-
-def test_memory_does_not_hold_the_scores():
-    largest = 2**20 + 64
-    tiles = blockwise.Tiles(
-        torch.zeros(5000, 2), torch.zeros(9000, 2), torch.zeros(5000, dtype=torch.int64), "float32"
-    )
-    assert tiles._scratch.numel() <= largest
 
 
 def test_bad_input_is_named():

@@ -188,6 +188,39 @@ def test_candidates_follow_the_positives_to_their_device():
     assert value.device.type == "meta"
 
 
+ONE_MISSING = COUNTS * (torch.arange(V) != 5)
+
+
+@pytest.mark.parametrize(
+    ("proposal", "settings"),
+    [
+        (None, {}),
+        ({"type": "popularity", "floor": 1.0}, {}),
+        ({"type": "mixture", "components": ["popularity", "uniform"]}, {}),
+        ("popularity", {"softmax_over": "trained"}),
+        (InBatch(ONE_MISSING), {"softmax_over": "trained"}),
+    ],
+)
+def test_every_item_of_the_softmax_is_within_reach(proposal, settings):
+    assert bool(
+        torch.isfinite(SampledSoftmaxLoss(ONE_MISSING, proposal, **settings)(*tensors(), IDS))
+    )
+
+
+@pytest.mark.parametrize(
+    "proposal", ["popularity", Popularity(ONE_MISSING, 9), InBatch(ONE_MISSING)]
+)
+def test_an_item_out_of_reach_is_named(proposal):
+    ways = "a floor above 0, mix the proposal with uniform draws, .*: softmax_over = 'trained'"
+    with pytest.raises(ConfigError, match=f"item 5 can never be drawn.*1 of 12 items.*{ways}"):
+        SampledSoftmaxLoss(ONE_MISSING, proposal)
+    if not isinstance(proposal, str):
+        # All that is known of a catalog by its size is that its items are to be reached.
+        own = Popularity(ONE_MISSING, 9)
+        with pytest.raises(ConfigError, match="item 5 can never be drawn"):
+            SampledSoftmaxLoss(V, own, softmax_over="trained")
+
+
 def test_copies_and_pickles():
     query, table = tensors()
     loss = SampledSoftmaxLoss(COUNTS)
@@ -206,6 +239,7 @@ def test_copies_and_pickles():
         ((COUNTS,), {"temperature": 0.0}, ConfigError, "temperature must be above 0, got 0.0"),
         ((COUNTS,), {"num_draws": 0}, ConfigError, "num_draws must be at least 1, got 0"),
         ((COUNTS,), {"reduction": "avg"}, UnknownNameError, "unknown reduction 'avg'"),
+        ((COUNTS,), {"softmax_over": "al"}, UnknownNameError, "did you mean 'all'"),
         ((COUNTS,), {"correction": "logQ"}, UnknownNameError, "did you mean 'logq'"),
         ((torch.tensor([1.0, float("nan")]),), {}, DataError, "the count of item 1 is nan"),
         ((torch.zeros(3),), {}, DataError, "no item has a positive count"),

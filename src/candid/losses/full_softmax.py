@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from candid.errors import ConfigError
-from candid.losses.blockwise import Precision, blockwise_softmax
+from candid.losses.blockwise import Exclusions, IdMatch, Others, Precision, blockwise_softmax
 from candid.losses.config import LossConfig
 from candid.losses.corrected import widened
 from candid.losses.inputs import check_ids, check_rows, check_width
@@ -53,12 +53,15 @@ def full_softmax(
     check_width(query, item_embeddings, len(item_embeddings))
     check_ids(positive_ids, len(item_embeddings))
     query, items = widened(query / temperature), widened(item_embeddings)
-    loss, log_z = blockwise_softmax(query, items, positive_ids, precision)
+    positive_ids = positive_ids.long()
+    itself = Exclusions(IdMatch(positive_ids, None, len(items)))
+    others = Others(itself, precision=precision)
+    loss, log_z = blockwise_softmax(query, items, positive_ids, others)
     effective_candidates = None
     if effective:
         with torch.no_grad():
             # Σ w² is the sum over the doubled scores.
-            _, log_square = blockwise_softmax(2.0 * query, items, positive_ids, precision)
+            _, log_square = blockwise_softmax(2.0 * query, items, positive_ids, others)
             effective_candidates = torch.exp(2.0 * log_z - log_square)
             effective_candidates.masked_fill_(log_z.isneginf(), 0.0)
     return LossOutput(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import pydantic
 import torch
 from torch import Tensor
 
 from candid.component import ComponentConfig
-from candid.errors import ConfigError
+from candid.errors import ConfigError, UnknownNameError
 from candid.losses.corrected import Correction
 from candid.losses.drawing_loss import DrawingLoss, RowReduction, refresh_interval
 from candid.losses.inputs import check_ids, check_rows
@@ -26,6 +26,7 @@ from candid.proposals import (
     ProposalComponent,
     ProposalConfig,
     Uniform,
+    check_catalog_is_reached,
     several_draws,
     with_negatives,
 )
@@ -63,10 +64,13 @@ class SampledSoftmaxLoss(DrawingLoss):
         reduction: "mean" or "sum" over the rows, or "none" for [B].
         num_draws: independent draws a step, each shared by an equal part of the rows.
         check_finite: see ``sampled_softmax``.
+        softmax_over: "all" items, or the "trained" ones, those with a count, alone: others may
+            then be out of the proposal's reach.
 
     Raises:
         ConfigError: a setting that cannot work; a proposal by name that needs counts where
-            ``catalog`` has none, or one of another catalog.
+            ``catalog`` has none, or one of another catalog, or one that can never draw an item
+            that the softmax is over: names the first.
         DataError: counts that are not finite non-negative numbers with a positive sum.
     """
 
@@ -81,10 +85,14 @@ class SampledSoftmaxLoss(DrawingLoss):
         reduction: RowReduction = "mean",
         num_draws: int = 1,
         check_finite: bool | None = None,
+        softmax_over: Literal["all", "trained"] = "all",
     ) -> None:
         if num_draws < 1:
             raise ConfigError(f"num_draws must be at least 1, got {num_draws}")
+        if softmax_over not in ("all", "trained"):
+            raise UnknownNameError("softmax_over", softmax_over, ("all", "trained"))
         built, num_items = built_proposal(catalog, proposal)
+        check_catalog_is_reached(built, _has_count(catalog), softmax_over, key="softmax_over")
         super().__init__(built, correction, jackknife, temperature, reduction, check_finite)
         self.num_items = num_items
         self.num_draws = num_draws
@@ -204,6 +212,13 @@ class SampledSoftmaxLoss(DrawingLoss):
                 else item_embeddings(torch.arange(self.num_items, device=device))
             )
             self.proposal.refresh(vectors.detach().float())
+
+
+def _has_count(catalog: Counts | int) -> Tensor:
+    """[V] bool on the CPU, which items are ever a positive; of V alone none is known not to be."""
+    if isinstance(catalog, int):
+        return torch.ones(catalog, dtype=torch.bool)
+    return checked_counts(catalog).cpu() > 0
 
 
 class _Choice(ComponentConfig):

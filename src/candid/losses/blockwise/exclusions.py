@@ -1,0 +1,188 @@
+"""Which candidates are no negatives of which rows, found from ids, a block at a time.
+
+On a CPU the few pairs of row and candidate that are excluded are looked up in sorted ids; on an
+accelerator, where their number would have to be waited for, the ids of a tile are compared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+DENSE_SHARE = 16
+"""Where more than one in so many pairs of a block is excluded, ids are compared on a CPU too."""
+
+
+class IdMatch:
+    """Excludes a candidate from the rows that have its id.
+
+    Args:
+        of_rows: [B] int64.
+        of_candidates: [N] int64, or None where candidate n has the id n.
+        num_candidates: N.
+    """
+
+    def __init__(self, of_rows: Tensor, of_candidates: Tensor | None, num_candidates: int) -> None:
+        self.of_rows = of_rows
+        self.of_candidates = of_candidates
+        self.num_candidates = num_candidates
+        self._order: Tensor | None = None
+        if of_rows.device.type != "cpu":
+            return
+        if of_candidates is None:
+            self._first, self._count = of_rows, torch.ones_like(of_rows)
+            return
+        ordered, self._order = of_candidates.sort(stable=True)
+        self._first = torch.searchsorted(ordered, of_rows)
+        self._count = torch.searchsorted(ordered, of_rows, right=True) - self._first
+
+    def num_pairs(self, rows: slice) -> int:
+        """How many pairs of a row of the block and a candidate match (CPU only)."""
+        return int(self._count[rows].sum())
+
+    def pairs(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Rows of the block, counted from its start, and their candidates (CPU only)."""
+        first, count = self._first[rows], self._count[rows]
+        row = torch.repeat_interleave(count)
+        before = count.cumsum(0) - count
+        place = torch.arange(len(row)) + (first - before)[row]
+        return row, place if self._order is None else self._order[place]
+
+    def of_pairs(self, rows: slice, row: Tensor, candidate: Tensor) -> Tensor:
+        """Whether these pairs match: bool."""
+        ids = candidate if self.of_candidates is None else self.of_candidates[candidate]
+        return self.of_rows[rows][row] == ids
+
+    def of_tile(self, rows: slice, columns: slice) -> Tensor:
+        """[rows, columns] bool."""
+        if self.of_candidates is None:
+            ids = torch.arange(columns.start, columns.stop, device=self.of_rows.device)
+        else:
+            ids = self.of_candidates[columns]
+        return self.of_rows[rows, None] == ids
+
+
+class RowHits(Protocol):
+    """The excluded pairs of a block of rows."""
+
+    def mask(self, tile: Tensor, block: int) -> None:
+        """Set the excluded scores of a tile [rows, columns] to -inf; block: which columns."""
+        ...
+
+
+class Exclusions:
+    """Pairs of a row and a candidate that match in one of several ids.
+
+    Args:
+        matches: see ``IdMatch``; none where nothing is excluded.
+    """
+
+    def __init__(self, *matches: IdMatch) -> None:
+        self.matches = matches
+
+    def of_rows(self, rows: slice, blocks: list[slice]) -> RowHits:
+        """The excluded pairs of a block of rows.
+
+        Args:
+            rows: the block.
+            blocks: how the candidates are cut.
+        """
+        if self._is_sparse(rows):
+            return _SparseHits(*self._pairs(rows), blocks)
+        return _DenseHits(self.matches, rows, blocks)
+
+    def num_hits(self, rows_at_once: int) -> Tensor | int:
+        """How many candidates are excluded from each row: [B], or 0 where nothing is.
+
+        Args:
+            rows_at_once: length of the blocks of rows that are looked at.
+        """
+        if not self.matches:
+            return 0
+        num_rows = len(self.matches[0].of_rows)
+        found = self.matches[0].of_rows.new_zeros(num_rows)
+        for start in range(0, num_rows, rows_at_once):
+            rows = slice(start, min(start + rows_at_once, num_rows))
+            if self._is_sparse(rows):
+                found[rows] = torch.bincount(self._pairs(rows)[0], minlength=rows.stop - start)
+            else:
+                columns = slice(0, self.matches[0].num_candidates)
+                found[rows] = _any_match(self.matches, rows, columns).sum(dim=1)
+        return found
+
+    def _is_sparse(self, rows: slice) -> bool:
+        if any(match.of_rows.device.type != "cpu" for match in self.matches):
+            return False
+        return all(
+            match.num_pairs(rows) * DENSE_SHARE
+            <= max(1, match.num_candidates) * (rows.stop - rows.start)
+            or match.of_candidates is None
+            for match in self.matches
+        )
+
+    def _pairs(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Each pair once."""
+        found = []
+        for index, match in enumerate(self.matches):
+            row, candidate = match.pairs(rows)
+            for earlier in self.matches[:index]:
+                is_new = ~earlier.of_pairs(rows, row, candidate)
+                row, candidate = row[is_new], candidate[is_new]
+            found.append((row, candidate))
+        if not found:
+            nothing = torch.empty(0, dtype=torch.int64)
+            return nothing, nothing
+        return torch.cat([row for row, _ in found]), torch.cat([c for _, c in found])
+
+
+class _SparseHits:
+    def __init__(self, row: Tensor, candidate: Tensor, blocks: list[slice]) -> None:
+        self._blocks = blocks
+        candidate, order = candidate.sort()
+        self._row, self._candidate = row[order], candidate
+        stops = torch.tensor([block.stop for block in blocks])
+        self._stops = [0, *torch.searchsorted(candidate, stops).tolist()]
+
+    def mask(self, tile: Tensor, block: int) -> None:
+        """See ``RowHits``."""
+        mine = slice(self._stops[block], self._stops[block + 1])
+        if mine.start < mine.stop:
+            columns = self._candidate[mine] - self._blocks[block].start
+            tile.view(-1)[self._row[mine] * tile.shape[1] + columns] = -math.inf
+
+
+@dataclass(frozen=True)
+class _DenseHits:
+    matches: tuple[IdMatch, ...]
+    rows: slice
+    blocks: list[slice]
+
+    def mask(self, tile: Tensor, block: int) -> None:
+        """See ``RowHits``."""
+        columns = self.blocks[block]
+        compared = tuple(match for match in self.matches if match.of_candidates is not None)
+        if compared:
+            tile.masked_fill_(_any_match(compared, self.rows, columns), -math.inf)
+        for match in self.matches:
+            if match.of_candidates is None:
+                _mask_one(tile, match.of_rows[self.rows] - columns.start)
+
+
+def _mask_one(tile: Tensor, columns: Tensor) -> None:
+    """Set each row's entry at its column to -inf, where the column lies in the tile."""
+    inside = (columns >= 0) & (columns < tile.shape[1])
+    # Without a branch on the data: a row that has no such column writes back what it read.
+    place = columns.clamp(0, tile.shape[1] - 1)[:, None]
+    kept = tile.gather(1, place)
+    tile.scatter_(1, place, kept.masked_fill_(inside[:, None], -math.inf))
+
+
+def _any_match(matches: tuple[IdMatch, ...], rows: slice, columns: slice) -> Tensor:
+    found = matches[0].of_tile(rows, columns)
+    for match in matches[1:]:
+        found = found | match.of_tile(rows, columns)
+    return found
