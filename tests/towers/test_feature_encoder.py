@@ -12,6 +12,7 @@ SETTINGS = [
     {"id_mode": "none"},
     {"id_mode": "field"},
     {"id_mode": "residual"},
+    {"id_mode": "override"},
     {"id_mode": "field", "interaction": "cross"},
     {"id_mode": "residual", "interaction": "attention", "hidden": (8, 8)},
     {"id_mode": "residual", "hidden": (), "activation": "relu"},
@@ -95,7 +96,7 @@ def test_every_parameter_is_trained(values_of, settings):
         assert parameter.dtype == torch.float32
 
 
-@pytest.mark.parametrize("mode", ["field", "residual"])
+@pytest.mark.parametrize("mode", ["field", "residual", "override"])
 def test_rows_never_trained_share_the_unknown_id(mode):
     encoder = make(alike(), torch.tensor([True, True, False, True, False, True]), id_mode=mode)
     vectors = encoder.every_row()
@@ -109,7 +110,7 @@ def test_without_ids_only_features_count():
     assert torch.equal(vectors, vectors[:1].expand(6, 6))
 
 
-@pytest.mark.parametrize("mode", ["field", "residual"])
+@pytest.mark.parametrize("mode", ["field", "residual", "override"])
 def test_id_dropout_acts_in_training_only_and_gives_the_unknown_id(mode):
     encoder = make(alike(2000), id_mode=mode, id_dropout=0.25)
     unknown = encoder.encode_values(alike(1))
@@ -121,6 +122,18 @@ def test_id_dropout_acts_in_training_only_and_gives_the_unknown_id(mode):
     assert torch.equal(once[:2000], once[2000:])
     everything = make(alike(), id_mode=mode, id_dropout=1.0).train().every_row()
     assert torch.equal(everything, everything[:1].expand(6, 6))
+
+
+def test_an_id_that_overrides_leaves_the_features_to_rows_never_trained(values_of):
+    is_trained = torch.arange(10) % 3 > 0
+    encoder = make(values_of(10), is_trained, id_mode="override")
+    alone = make(values_of(10), id_mode="none")
+    alone.load_state_dict({k: v for k, v in encoder.state_dict().items() if "ids." not in k})
+    vectors = encoder.every_row()
+    torch.testing.assert_close(vectors[is_trained], encoder.ids.weight[1:11][is_trained])
+    torch.testing.assert_close(vectors[~is_trained], alone.every_row()[~is_trained])
+    vectors[is_trained].sum().backward()
+    assert not encoder.perceptron.linear.weight.grad.any()
 
 
 def test_the_unknown_id_begins_as_nothing():

@@ -94,7 +94,7 @@ def test_new_items_meet_queries_as_those_of_the_catalog_do(table_of):
         ModelConfig().build(CONTEXT).encode_item_values(table_of(9).values)
 
 
-@pytest.mark.parametrize("mode", ["none", "field", "residual"])
+@pytest.mark.parametrize("mode", ["none", "field", "residual", "override"])
 def test_a_cold_item_is_ranked_by_its_features(mode):
     """Users want one pair of (colour, shape); one item of every pair is never trained on."""
     num_colours, num_shapes, copies = 4, 3, 5

@@ -18,7 +18,7 @@ from candid.towers.perceptron import Activation, Hidden, Perceptron
 from candid.towers.protocol import EncodeProgress, TowerConfig
 from candid.towers.stored_values import StoredValues
 
-IdMode = Literal["none", "field", "residual"]
+IdMode = Literal["none", "field", "residual", "override"]
 
 START_SCALE = 0.1
 """Vectors begin short, as those of a table do: at full length the NLL begins far above log V,
@@ -55,8 +55,8 @@ class FeatureTowerConfig(MixingTowerConfig):
 
     id_mode: IdMode = Field(
         "residual",
-        description="leave the id out, read it as one more feature, or add a vector of the id "
-        "to that of the features",
+        description="leave the id out, read it as one more feature, add a vector of the id to "
+        "that of the features, or put it in their place wherever the id is known",
     )
     id_dropout: float = Field(
         0.1,
@@ -124,9 +124,11 @@ class FeatureMixing(nn.Module):
 class FeatureEncoder(FeatureMixing):
     """n rows (the users or the items of a dataset), each to one vector.
 
-    The id comes in as one more field or is added to the
-    result ("residual": a row that is trained on has all the freedom of a table, and its
-    features carry what the rows share).
+    The id comes in as one more field ("field"), is added to the result ("residual": a row that
+    is trained on has all the freedom of a table, and its features carry what the rows share), or
+    replaces it ("override": a row that is trained on is its vector in a table and nothing else,
+    and features, which training meets through ``id_dropout`` alone, stand in for the ids that it
+    never saw. What features foretell wrongly cannot harm the rows that are known).
 
     Ids that no training target has always read the unknown id, code 0, whose vector is shared;
     ``id_dropout`` lets training meet it, so that the features must do alone (DropoutNet,
@@ -138,7 +140,7 @@ class FeatureEncoder(FeatureMixing):
         is_trained: [n] bool, whether a row is ever trained on; None: all are.
         dim: D.
         field_dim: d, width of one field.
-        id_mode: "none", "field" or "residual".
+        id_mode: "none", "field", "residual" or "override".
         id_dropout: in [0, 1].
         settings: further ones of ``FeatureMixing``.
     """
@@ -163,7 +165,7 @@ class FeatureEncoder(FeatureMixing):
         self.stored = StoredValues(values)
         self.num_rows = self.stored.num_rows
         self.register_buffer("id_codes", _id_codes(self.num_rows, is_trained), persistent=False)
-        id_dim = {"none": None, "field": field_dim, "residual": dim}[id_mode]
+        id_dim = {"none": None, "field": field_dim}.get(id_mode, dim)
         self.ids = None if id_dim is None else code_table(self.num_rows + 1, id_dim, by_row=True)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -189,8 +191,13 @@ class FeatureEncoder(FeatureMixing):
                 progress(done, self.num_rows)
         return torch.cat(parts)
 
-    def encode_values(self, values: Mapping[str, Values]) -> Tensor:
-        """Encode rows that the dataset does not have, by their values and the unknown id: [m, D].
+    def encode_values(self, values: Mapping[str, Values], ids: Tensor | None = None) -> Tensor:
+        """Encode rows by values that the dataset does not have: [m, D].
+
+        Args:
+            values: by feature name.
+            ids: [m] int64, the rows whose values these are now; None: new rows, all of the
+                unknown id.
 
         Raises:
             DataError: a feature is missing.
@@ -198,7 +205,9 @@ class FeatureEncoder(FeatureMixing):
         device = self.id_codes.device
         here = {name: value.to(device) for name, value in values.items()}
         num_rows = len(next(iter(here.values()), ()))
-        return self._encode(here, self.id_codes.new_zeros(num_rows))
+        if ids is None:
+            return self._encode(here, self.id_codes.new_zeros(num_rows))
+        return self._encode(here, self.id_codes[ids.to(device)])
 
     def _rows(self, rows: Tensor) -> Tensor:
         if rows.device.type == "cpu" and len(rows):  # where looking is free
@@ -218,6 +227,8 @@ class FeatureEncoder(FeatureMixing):
         vectors = self.mixed(fields)
         if self.ids is not None and self.id_mode == "residual":
             vectors = vectors + self.ids(id_codes)
+        if self.ids is not None and self.id_mode == "override":
+            vectors = torch.where((id_codes == 0)[:, None], vectors, self.ids(id_codes))
         # Autocast narrows products; what many occurrences share must add up its gradient in full.
         return vectors.to(self.perceptron.linear.weight.dtype)
 

@@ -59,16 +59,19 @@ class ItemFeatures(ItemTower):
         """Encode every item: [V, D]; in chunks where no gradient is wanted."""
         return self.encoder.every_row(progress)
 
-    def encode_values(self, values: Mapping[str, Values]) -> Tensor:
-        """Encode items that the catalog does not have: [n, D].
+    def encode_values(
+        self, values: Mapping[str, Values], item_ids: Tensor | None = None
+    ) -> Tensor:
+        """Encode items by values that the catalog does not have: [n, D].
 
         Args:
             values: by feature name, as ``FeatureTable.encode`` gives them.
+            item_ids: [n] int64, the items whose values these are now; None: new items.
 
         Raises:
             DataError: a feature is missing.
         """
-        return self.encoder.encode_values(values)
+        return self.encoder.encode_values(values, item_ids)
 
 
 class UserFeatures(QueryTower):

@@ -125,11 +125,14 @@ class RetrievalModel(nn.Module):
         """
         return self._scaled(self.item_tower.catalog(progress))
 
-    def encode_item_values(self, values: Mapping[str, Values]) -> Tensor:
-        """Encode items that the catalog does not have, by what is known of them: [n, D].
+    def encode_item_values(
+        self, values: Mapping[str, Values], item_ids: Tensor | None = None
+    ) -> Tensor:
+        """Encode items by what is known of them, where the catalog has nothing or other: [n, D].
 
         Args:
             values: by feature name, as ``FeatureTable.encode`` gives them.
+            item_ids: [n] int64, the items whose values these are now; None: new items.
 
         Raises:
             ConfigError: the item tower reads no features.
@@ -140,7 +143,7 @@ class RetrievalModel(nn.Module):
                 "this model knows items by their ids alone: for new ones train it with "
                 "model.item_tower = 'item_features'"
             )
-        return self._scaled(self.item_tower.encode_values(values))
+        return self._scaled(self.item_tower.encode_values(values, item_ids))
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors.float(), dim=-1) if self.similarity == "cosine" else vectors
