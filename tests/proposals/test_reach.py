@@ -2,9 +2,22 @@ import pytest
 import torch
 
 from candid.errors import ConfigError
-from candid.proposals import Mixture, Popularity, Uniform, check_reach
+from candid.proposals import (
+    PROPOSALS,
+    HeadAndTail,
+    InBatch,
+    Mixture,
+    NearestHead,
+    Popularity,
+    Uniform,
+    check_catalog_is_reached,
+    check_reach,
+    reached,
+)
 
 CATALOG = torch.arange(10)
+SEEN = torch.arange(10) < 9  # the last item of the counts has none
+EVERY, NOT_9 = [True] * 10, SEEN.tolist()
 
 
 def test_an_item_that_cannot_be_drawn_is_named(counts, rows):
@@ -50,3 +63,71 @@ def test_a_set_is_no_larger_than_the_catalog(counts):
 def test_a_bad_floor_is_refused(counts, floor):
     with pytest.raises(ConfigError, match="floor must be"):
         Popularity(counts, 3, floor=floor)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda counts: Uniform(10, 4), EVERY),
+        (lambda counts: Popularity(counts, 4), NOT_9),
+        (lambda counts: Popularity(counts, 4, alpha=0.0), NOT_9),
+        (lambda counts: Popularity(counts, 4, floor=0.5), EVERY),
+        (lambda counts: InBatch(counts), NOT_9),
+        (lambda counts: InBatch.Config(frequency={"type": "streaming"}).build(counts), NOT_9),
+        (lambda counts: PROPOSALS["memory"](counts, 8), NOT_9),
+        (lambda counts: PROPOSALS["quadratic"](10, 4), EVERY),
+        (lambda counts: Mixture([Popularity(counts, 4), InBatch(counts)]), NOT_9),
+        (lambda counts: Mixture([Popularity(counts, 4), Uniform(10, 1)]), EVERY),
+        (lambda counts: HeadAndTail(counts, Popularity(counts, 4), 3), NOT_9),
+        (lambda counts: HeadAndTail(counts, Popularity(counts, 4), 10), EVERY),
+        (lambda counts: HeadAndTail(counts, Uniform(10, 4), 3), EVERY),
+        (lambda counts: NearestHead(10, Popularity(counts, 4), 3, 2), NOT_9),
+        (lambda counts: NearestHead(10, Uniform(10, 4), 3, 2), EVERY),
+    ],
+)
+def test_what_a_proposal_reaches(counts, make, expected):
+    proposal, is_positive = make(counts), SEEN.clone()
+    assert reached(proposal, is_positive).tolist() == expected
+    assert torch.equal(is_positive, SEEN)
+    if expected == EVERY:
+        check_catalog_is_reached(proposal, SEEN, "all")
+    else:
+        with pytest.raises(ConfigError, match=r"item 9 can never be drawn.*1 of 10 items"):
+            check_catalog_is_reached(proposal, SEEN, "all")
+        check_catalog_is_reached(proposal, SEEN, "trained")
+
+
+def test_what_draws_show_is_what_is_said_to_be_reached(counts, rows, generator):
+    for proposal in (Popularity(counts, 5000, 0.3), Popularity(counts, 5000, 0.3, floor=1.0)):
+        drawn = set(proposal.draw(rows, generator).ids.tolist())
+        assert drawn == set(torch.nonzero(reached(proposal, SEEN))[:, 0].tolist())
+
+
+def test_draws_outside_a_head_do_not_reach_it(counts):
+    outside = Popularity(counts, 4).outside(torch.tensor([0, 3]))
+    assert reached(outside, SEEN).tolist() == [place not in (0, 3, 9) for place in range(10)]
+
+
+def test_the_first_of_several_is_named_as_its_owner_calls_it(counts):
+    counts[4] = 0
+    names = [f"film {place}" for place in range(10)]
+    with pytest.raises(ConfigError) as refused:
+        check_catalog_is_reached(Popularity(counts, 4), counts > 0, "all", names)
+    text = str(refused.value)
+    assert text.startswith("item 'film 4' can never be drawn")
+    assert "2 of 10 items" in text
+    for way_out in ("a floor above 0", "mix", "training.catalog = 'trained'"):
+        assert way_out in text
+
+
+def test_an_item_that_is_trained_on_is_within_reach_or_refused(counts):
+    trained = torch.ones(10, dtype=torch.bool)
+    for catalog in ("all", "trained"):
+        with pytest.raises(ConfigError, match="item 9 can never be drawn") as refused:
+            check_catalog_is_reached(Popularity(counts, 4), trained, catalog)
+        assert "'trained'" not in str(refused.value)
+
+
+def test_a_proposal_of_another_catalog_is_refused(counts):
+    with pytest.raises(ConfigError, match="draws from 5 items, but the catalog has 10"):
+        check_catalog_is_reached(Mixture([Popularity(counts[:5], 4), Uniform(10, 4)]), SEEN, "all")

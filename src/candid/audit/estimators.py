@@ -103,7 +103,9 @@ def affordable(plans: Sequence[Plan], num_items: int) -> tuple[list[Plan], str |
     )
 
 
-def standard_plans(ns: Sequence[int], num_items: int, *, only_fitting: bool = False) -> list[Plan]:
+def standard_plans(
+    ns: Sequence[int], num_items: int, *, only_fitting: bool = False, floor: float = 0.0
+) -> list[Plan]:
     """The standard set: every family of proposals, at each number of candidates.
 
     Args:
@@ -111,6 +113,8 @@ def standard_plans(ns: Sequence[int], num_items: int, *, only_fitting: bool = Fa
         num_items: V.
         only_fitting: of a number above V leave out sets of distinct items and heads that are
             larger than the catalog, rather than refuse it.
+        floor: least count of an item in popularity draws; above 0 where there are items without
+            a count, which they would never reach otherwise.
 
     Raises:
         ConfigError: a number below 2, or above V: a set of distinct items cannot be larger than
@@ -124,7 +128,9 @@ def standard_plans(ns: Sequence[int], num_items: int, *, only_fitting: bool = Fa
                 f"--n {n}: a set of distinct items cannot be larger than the catalog of "
                 f"{num_items:,}; name at most {num_items}"
             )
-    return [plan for n in ns for plan in _plans(n) if n <= num_items or _fits(plan, num_items)]
+    return [
+        plan for n in ns for plan in _plans(n, floor) if n <= num_items or _fits(plan, num_items)
+    ]
 
 
 def _fits(plan: Plan, num_items: int) -> bool:
@@ -132,10 +138,10 @@ def _fits(plan: Plan, num_items: int) -> bool:
     return not table.get("distinct") and table.get("num_head", 0) <= num_items
 
 
-def _plans(n: int) -> list[Plan]:
+def _plans(n: int, floor: float) -> list[Plan]:
     half, rest = n // 2, n - n // 2
-    popularity = {"type": "popularity", "num_candidates": n}
-    tail = {"type": "popularity", "num_candidates": rest}
+    popularity = {"type": "popularity", "num_candidates": n, "floor": floor}
+    tail = popularity | {"num_candidates": rest}
     tables: dict[str, dict[str, Any]] = {
         "uniform": {"type": "uniform", "num_candidates": n},
         "popularity": popularity,

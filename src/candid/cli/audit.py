@@ -96,7 +96,7 @@ def audit(
     budget = Budget(budget_ms, budget_mb)
     subjects, yours = _subjects(run, data, users, seed)
     standard, left_out = affordable(_plans(sizes, subjects[-1]), subjects[-1].num_items)
-    notes = [] if left_out is None else [left_out]
+    notes = [note for note in (left_out, _note_of_untrained(subjects[-1])) if note is not None]
     with _progress(console) as progress:
         report = measure(
             subjects,
@@ -136,7 +136,21 @@ def _plans(sizes: list[int] | None, subject: Subject) -> list[Plan]:
     if sizes is None:
         fitting = [size for size in SIZES if size <= subject.num_items]
         sizes = fitting or [subject.num_items]
-    return standard_plans(sizes, subject.num_items)
+    # Items without a count must be within reach: an estimator that misses them is refused by
+    # training, and should not be recommended.
+    floor = 1.0 if bool((subject.counts == 0).any()) else 0.0
+    return standard_plans(sizes, subject.num_items, floor=floor)
+
+
+def _note_of_untrained(subject: Subject) -> str | None:
+    num_untrained = int((subject.counts == 0).sum())
+    if not num_untrained:
+        return None
+    return (
+        f"{num_untrained} of {subject.num_items:,} items are in no training row: popularity draws "
+        "are measured with floor = 1, which reaches them; candidates from batches do not, and "
+        "training takes such a proposal with training.catalog = 'trained' alone"
+    )
 
 
 def _subjects(

@@ -170,7 +170,8 @@ def run_config(
         },
     }
     if loss["type"] != "full_softmax":
-        table["proposal"] = {"type": "popularity", "num_candidates": NUM_CANDIDATES}
+        # A floor: some items of the world are in nobody's training.
+        table["proposal"] = {"type": "popularity", "num_candidates": NUM_CANDIDATES, "floor": 1.0}
     return parse_config(table, "demo")
 
 

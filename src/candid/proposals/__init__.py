@@ -36,7 +36,7 @@ from candid.proposals.negatives import with_negatives
 from candid.proposals.popularity import Popularity
 from candid.proposals.quadratic import Quadratic
 from candid.proposals.random_fourier import RandomFourier
-from candid.proposals.reach import check_reach
+from candid.proposals.reach import Reaching, check_catalog_is_reached, check_reach, reached
 from candid.proposals.streaming_frequency import StreamingFrequency
 from candid.proposals.uniform import Uniform
 
@@ -87,15 +87,18 @@ __all__ = [
     "ProposalConfig",
     "Quadratic",
     "RandomFourier",
+    "Reaching",
     "Reporter",
     "Stateful",
     "StreamFrequency",
     "StreamingFrequency",
     "Uniform",
+    "check_catalog_is_reached",
     "check_reach",
     "checked_item_vectors",
     "frequency_error",
     "query_of",
+    "reached",
     "several_draws",
     "with_negatives",
 ]

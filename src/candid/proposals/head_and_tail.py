@@ -17,6 +17,7 @@ from candid.proposals.frequency import Counts, checked_counts
 from candid.proposals.on_device import OnDevice
 from candid.proposals.outside import outside
 from candid.proposals.popularity import Popularity
+from candid.proposals.reach import reached
 
 
 class ExactHead(Compound, ABC):
@@ -65,6 +66,10 @@ class ExactHead(Compound, ABC):
         """Log expected count of any items among the draws; see ``Proposal.log_count_of``."""
         return self.split(batch)[1].log_count_of(ids, batch)
 
+    def reached(self, is_positive: Tensor) -> Tensor:
+        """What the tail can draw: no head is sure to hold an item; see ``Reaching.reached``."""
+        return reached(self.tail, is_positive)
+
 
 class HeadAndTail(ExactHead):
     """A fixed head: the most popular items.
@@ -111,6 +116,12 @@ class HeadAndTail(ExactHead):
     def split(self, batch: Positives) -> tuple[Tensor, Proposal]:
         """The most popular items, and the tail beside them; see ``ExactHead.split``."""
         return self._head_ids(batch.positive_ids.device), self._tail_outside
+
+    def reached(self, is_positive: Tensor) -> Tensor:
+        """The head, and what the tail can draw; see ``Reaching.reached``."""
+        can = super().reached(is_positive).clone()
+        can[self._head_ids(can.device)] = True
+        return can
 
 
 def most_popular(counts: Tensor, num_items: int) -> Tensor:

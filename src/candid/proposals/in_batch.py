@@ -123,6 +123,10 @@ class InBatch:
             num_draws = num_draws * self._share_of_others(batch)
         return log_expected_count(self.frequency.log_q(ids), num_draws, self.distinct)
 
+    def reached(self, is_positive: Tensor) -> Tensor:
+        """Items that are ever a positive, and no others; see ``Reaching.reached``."""
+        return is_positive.clone()
+
     def observe(self, batch: Positives) -> None:
         """Let the frequency learn from a batch, where it learns; see ``Observer.observe``."""
         if isinstance(self.frequency, StreamFrequency):

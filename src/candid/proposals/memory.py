@@ -129,6 +129,10 @@ class Memory:
         num_draws = len(batch.positive_ids) + self._num_used
         return log_expected_count(self.frequency.log_q(ids), num_draws, distinct=False)
 
+    def reached(self, is_positive: Tensor) -> Tensor:
+        """Items that are ever a positive, and no others; see ``Reaching.reached``."""
+        return is_positive.clone()
+
     def observe(self, batch: Positives) -> None:
         """Remember a batch in place of the oldest rows; see ``Observer.observe``."""
         rows = torch.stack(

@@ -13,6 +13,7 @@ from candid.proposals.adaptive import Compound
 from candid.proposals.candidates import Candidates, Positives, Proposal
 from candid.proposals.config import ProposalComponent, ProposalConfig
 from candid.proposals.outside import outside
+from candid.proposals.reach import reached
 
 
 class Mixture(Compound):
@@ -92,6 +93,10 @@ class Mixture(Compound):
         """Log expected count of any items; see ``Proposal.log_count_of``."""
         counts = [component.log_count_of(ids, batch) for component in self.components]
         return torch.logsumexp(torch.stack(torch.broadcast_tensors(*counts)), dim=0)
+
+    def reached(self, is_positive: Tensor) -> Tensor:
+        """What any component can draw; see ``Reaching.reached``."""
+        return torch.stack([reached(part, is_positive) for part in self.components]).any(dim=0)
 
 
 def _owner(part: Candidates) -> Tensor:

@@ -25,7 +25,9 @@ class Popularity:
     Expected count n·Q(d), or 1 - (1 - Q(d))^n for the distinct items among the draws. A draw
     costs O(log V). An item with count 0 is never drawn, whatever alpha is, and has a log
     expected count of -inf: its share of the partition function is missed. Where such items are
-    in the catalog, give them a ``floor`` or add a uniform component (see ``Mixture``).
+    in the catalog, give them a ``floor`` or add a uniform component (see ``Mixture``). Since a
+    mixture may well have such a part, it is not this class that refuses them unasked, but what
+    puts a whole proposal to use: training, and ``SampledSoftmaxLoss``.
 
     Args:
         counts: [V], how often each item is a training target.
@@ -33,7 +35,7 @@ class Popularity:
         alpha: exponent, 1 for popularity itself, 0 for uniform over the items with a count.
         distinct: keep one of each item.
         floor: least count of an item: fewer count as so many.
-        every_item: refuse counts by which an item could never be drawn.
+        every_item: refuse here and now counts by which an item could never be drawn.
 
     Raises:
         ConfigError: ``num_candidates`` is less than 1, or more than V for a distinct set;
@@ -59,7 +61,9 @@ class Popularity:
             description="least count of an item: above 0, items without a count are drawn too",
         )
         every_item: bool = Field(
-            False, description="refuse a catalog in which an item can never be drawn"
+            False,
+            description="refuse a catalog in which this proposal by itself can never draw an "
+            "item; a softmax refuses what the whole proposal cannot draw in any case",
         )
 
         def build(self, counts: Tensor) -> Popularity:
@@ -138,6 +142,13 @@ class Popularity:
             log_q = (log_q - share.log()).clamp(max=0.0)
             log_q = log_q.masked_fill(torch.isin(ids, left_out), -math.inf)
         return log_expected_count(log_q, self.num_candidates, self.distinct)
+
+    def reached(self, is_positive: Tensor) -> Tensor:
+        """Items with a count, or a floor; see ``Reaching.reached``."""
+        cpu = torch.device("cpu")
+        can = ~self._log_q(cpu).isneginf()
+        can[self._left_out(cpu)] = False
+        return can
 
     def _draw_ids(self, device: torch.device, generator: torch.Generator | None) -> Tensor:
         cumulative, gaps = self._cumulative(device), self._gaps(device)

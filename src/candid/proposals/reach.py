@@ -2,10 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
 
 from candid.errors import ConfigError
+from candid.proposals.candidates import Proposal
+
+
+@runtime_checkable
+class Reaching(Protocol):
+    """A proposal by which some items may never be candidates, and which says so."""
+
+    def reached(self, is_positive: Tensor) -> Tensor:
+        """Which items every row is compared with sooner or later.
+
+        Args:
+            is_positive: [V] bool on the CPU, whether an item is ever the positive of a row.
+
+        Returns:
+            [V] bool on the CPU.
+        """
+        ...
+
+
+def reached(proposal: Proposal, is_positive: Tensor) -> Tensor:
+    """Which items a proposal can draw: all, where it does not say; see ``Reaching.reached``.
+
+    Raises:
+        ConfigError: the proposal is of another catalog.
+    """
+    if not isinstance(proposal, Reaching):
+        return torch.ones_like(is_positive)
+    can = proposal.reached(is_positive)
+    if can.shape != is_positive.shape:
+        raise ConfigError(
+            f"the proposal draws from {len(can)} items, but the catalog has {len(is_positive)}"
+        )
+    return can
+
+
+def check_catalog_is_reached(
+    proposal: Proposal,
+    is_positive: Tensor,
+    catalog: Literal["all", "trained"],
+    source_ids: Sequence[object] | None = None,
+    key: str = "training.catalog",
+) -> None:
+    """Refuse a proposal that can never draw an item of the catalog that a softmax is over.
+
+    Args:
+        proposal: as a whole: a mixture reaches what any of its components does.
+        is_positive: [V] bool on the CPU, whether an item is ever the positive of a row.
+        catalog: "trained" where only items that are ever a positive need be reached.
+        source_ids: [V], what to call the items; None: by their ids.
+        key: the setting that says ``catalog``, to name it.
+
+    Raises:
+        ConfigError: an item cannot be drawn; names the first.
+    """
+    unreachable = ~reached(proposal, is_positive)
+    if catalog == "trained":
+        unreachable &= is_positive
+    way_out = ""
+    if not bool((unreachable & is_positive).any()):
+        way_out = f", or keep items that are never a training target out of it: {key} = 'trained'"
+    _refuse(unreachable, source_ids, way_out)
 
 
 def check_reach(log_count: Tensor) -> None:
@@ -19,13 +83,20 @@ def check_reach(log_count: Tensor) -> None:
     Raises:
         ConfigError: an item whose expected count is 0 (for some row); names the first.
     """
-    unreachable = log_count.isneginf().view(-1, log_count.shape[-1]).any(dim=0)
-    items = torch.nonzero(unreachable)
+    _refuse(log_count.isneginf().view(-1, log_count.shape[-1]).any(dim=0))
+
+
+def _refuse(
+    unreachable: Tensor, source_ids: Sequence[object] | None = None, way_out: str = ""
+) -> None:
+    items = torch.nonzero(unreachable)[:, 0]
     if len(items):
+        first = int(items[0])
         raise ConfigError(
-            f"item {int(items[0])} can never be drawn, its probability is 0, as it is for "
-            f"{len(items)} of {len(unreachable)} items: give a popularity proposal a floor above "
-            "0, or mix it with uniform draws"
+            f"item {first if source_ids is None else repr(source_ids[first])} can never be drawn, "
+            f"its probability is 0, as it is for {len(items)} of {len(unreachable)} items, so that "
+            "the estimate of the softmax misses them: give a popularity proposal a floor above 0, "
+            f"mix the proposal with uniform draws{way_out}"
         )
 
 

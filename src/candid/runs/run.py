@@ -17,8 +17,8 @@ from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, Role, open_dataset
 from candid.errors import ArtifactError, ConfigError
 from candid.evaluation import EvaluationConfig, EvaluationReport, check_relevant, evaluate
-from candid.losses import Loss
-from candid.proposals import Proposal
+from candid.losses import Loss, SampledSoftmax
+from candid.proposals import Proposal, check_catalog_is_reached
 from candid.runs.features import (
     RunFeatures,
     check_are_read,
@@ -110,8 +110,9 @@ def train_run(
         progress: told of steps and validations.
 
     Raises:
-        ConfigError: ``out`` already holds a run, or the config cannot work; a run that fails
-            before its first step leaves nothing behind.
+        ConfigError: ``out`` already holds a run, or the config cannot work, as where a sampled
+            softmax is over items that its proposal can never draw; a run that fails before its
+            first step leaves nothing behind.
         DataError: no validation target can be recommended.
         ArtifactError: the dataset is not the one the config or the run to resume was made
             for, or a checkpoint is damaged.
@@ -133,6 +134,8 @@ def train_run(
     model = build_model(config, dataset, features).to(device)
     check_are_read(features, model)
     loss, proposal = build_objective(config, dataset)
+    if not resume:
+        check_catalog_fits(config, dataset, proposal)
     trainer = Trainer(
         model=model,
         loader=Loader(dataset, config.batches, config.seed, features.context_of(dataset)),
@@ -231,6 +234,23 @@ def build_objective(config: RunConfig, dataset: PreparedDataset) -> tuple[Loss, 
     counts = torch.from_numpy(dataset.train_counts)
     proposal = None if config.proposal is None else config.proposal.build(counts)
     return config.loss.build(dataset.num_items), proposal
+
+
+def check_catalog_fits(
+    config: RunConfig, dataset: PreparedDataset, proposal: Proposal | None
+) -> None:
+    """Refuse a sampled softmax over items that its proposal can never draw.
+
+    Raises:
+        ConfigError: naming the first by its source id, and the ways out.
+    """
+    if proposal is not None and isinstance(config.loss, SampledSoftmax.Config):
+        check_catalog_is_reached(
+            proposal,
+            torch.from_numpy(dataset.train_counts > 0),
+            config.training.catalog,
+            dataset.items["source_id"].to_list(),
+        )
 
 
 def pick_device(name: str) -> torch.device:

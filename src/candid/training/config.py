@@ -65,7 +65,8 @@ class TrainingConfig(ComponentConfig):
     catalog: Literal["all", "trained"] = Field(
         "all",
         description="what a loss over the whole catalog compares with: all items, or those that "
-        "are ever a training target, so that towers with features do not learn to shun new ones",
+        "are ever a training target, so that towers with features do not learn to shun new ones; "
+        "and what a sampled softmax must be able to draw, lest its estimate miss them",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the towers' products; losses accumulate in float32 regardless"
