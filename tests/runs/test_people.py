@@ -149,3 +149,11 @@ def test_what_cannot_be_read_is_refused(person, sentence):
     # The one at fault is named, not the first.
     with pytest.raises(DataError, match=sentence):
         frame_of([good, person], SCHEMA | more)
+
+
+def test_what_is_said_of_items_is_read_alike():
+    assert frame_of([{"age": "7"}], SCHEMA, "items")["age"].to_list() == [7]
+    with pytest.raises(DataError, match="attribute 'age' of items is of type"):
+        frame_of([{"age": "seven"}], SCHEMA, "items")
+    with pytest.raises(DataError, match="unknown attribute of items 'weight'"):
+        frame_of([{"weight": 3}], SCHEMA, "items")

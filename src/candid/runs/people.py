@@ -21,7 +21,9 @@ TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0":
 
 
 def frame_of(
-    attributes: Sequence[Mapping[str, Any]], schema: Mapping[str, pl.DataType]
+    attributes: Sequence[Mapping[str, Any]],
+    schema: Mapping[str, pl.DataType],
+    kind: str = "users",
 ) -> pl.DataFrame:
     """A row for each person, null where an attribute is not known.
 
@@ -29,23 +31,27 @@ def frame_of(
         attributes: of each person, by column. Text is read as the column's type; None, NaN and
             blank text are not known.
         schema: the columns and their types.
+        kind: "users", or "items", whose attributes are read alike.
 
     Raises:
         DataError: no such column, or a value that is not of its type. What the type could hold
             only in part, as an integer 25.5, is none.
     """
-    for person in attributes:
-        for name in person:
+    for row in attributes:
+        for name in row:
             try:
-                lookup(schema, "attribute of users", name)
+                lookup(schema, f"attribute of {kind}", name)
             except UnknownNameError as error:
                 raise DataError(str(error)) from None
     return pl.DataFrame(
-        [_column(name, [p.get(name) for p in attributes], dtype) for name, dtype in schema.items()]
+        [
+            _column(name, [row.get(name) for row in attributes], dtype, kind)
+            for name, dtype in schema.items()
+        ]
     )
 
 
-def _column(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
+def _column(name: str, values: Sequence[Any], dtype: pl.DataType, kind: str) -> pl.Series:
     if isinstance(dtype, pl.Categorical | pl.Enum):
         # A value that the column never held is an unknown one, not an error.
         dtype = pl.String()
@@ -56,7 +62,7 @@ def _column(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
             _series(name, read[-1:], dtype)
         except (pl.exceptions.PolarsError, ArithmeticError, TypeError, ValueError):
             raise DataError(
-                f"attribute {name!r} of users is of type {dtype}, which {value!r} is not; write "
+                f"attribute {name!r} of {kind} is of type {dtype}, which {value!r} is not; write "
                 f"{_advice(dtype)}"
             ) from None
     return _series(name, read, dtype)

@@ -1,0 +1,190 @@
+"""Dynamic batching: queries that wait at the same time are encoded and searched together.
+
+One thread a lane takes whatever waits, up to a batch, and answers it; the event loop is told
+once a batch. A query alone waits for company a millisecond at most, and none at all while the
+thread was busy meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+import torch
+
+from candid.serve.metrics import Metrics
+from candid.serve.problems import Problem
+from candid.serve.served import Question, Result, Served
+
+RETRY_AFTER = 1
+"""Seconds that a client is told to wait where too much waits already."""
+
+
+class Lane:
+    """A bounded queue and the one thread that answers it.
+
+    Args:
+        name: for metrics.
+        batch_size: queries answered at once.
+        wait: seconds that the first query of a batch waits for others.
+        max_waiting: queries in the queue; more are refused.
+        timeout: seconds after which nobody waits for an answer any more.
+        threads: CPU threads of a search; None: torch's choice.
+        metrics: told of batches and waits.
+        failed: told of what nobody foresaw.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        batch_size: int,
+        wait: float,
+        max_waiting: int,
+        timeout: float,
+        threads: int | None,
+        metrics: Metrics,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._name = name
+        self._batch_size = batch_size
+        self._wait = wait
+        self._max_waiting = max_waiting
+        self._timeout = timeout
+        self._threads = threads
+        self._metrics = metrics
+        self._failed = failed
+        self._waiting: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._work, name=f"candid-{name}", daemon=True)
+        self._thread.start()
+
+    async def ask(self, questions: Sequence[Question]) -> list[Result]:
+        """Wait for the answers of some questions; all are taken in, or none.
+
+        Raises:
+            Problem: too many wait already, or no answer came in time.
+        """
+        loop = asyncio.get_running_loop()
+        now = monotonic()
+        jobs = [_Job(q, loop, loop.create_future(), now, now + self._timeout) for q in questions]
+        with self._changed:
+            if self._is_closed:
+                raise Problem("not_ready", "the server is shutting down", retry_after=RETRY_AFTER)
+            if len(self._waiting) + len(jobs) > self._max_waiting:
+                self._metrics.refused.labels("queue_full").inc()
+                raise Problem(
+                    "overloaded",
+                    f"{len(self._waiting)} queries are waiting: try again in a moment",
+                    retry_after=RETRY_AFTER,
+                )
+            self._waiting.extend(jobs)
+            self._changed.notify()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return [await job.future for job in jobs]
+        except TimeoutError:
+            for job in jobs:
+                job.future.cancel()
+            self._metrics.refused.labels("timeout").inc()
+            raise Problem(
+                "timeout",
+                f"no answer within {self._timeout * 1000:.0f} ms: try again in a moment",
+                retry_after=RETRY_AFTER,
+            ) from None
+
+    def close(self) -> None:
+        """Answer what waits, then stop."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        while batch := self._taken():
+            started = monotonic()
+            # Who asked has been told already.
+            live = [job for job in batch if job.deadline > started]
+            for job in live:
+                self._metrics.waited.labels(self._name).observe(started - job.since)
+            results = self._answered(live)
+            self._metrics.batch_size.labels(self._name).observe(len(live))
+            self._metrics.batch_seconds.labels(self._name).observe(monotonic() - started)
+            _deliver(live, results)
+
+    def _taken(self) -> list[_Job]:
+        """Wait for a batch; empty once the lane is closed and nothing waits."""
+        with self._changed:
+            while not self._waiting and not self._is_closed:
+                self._changed.wait()
+            if not self._waiting:
+                return []
+            end = self._waiting[0].since + self._wait
+            while len(self._waiting) < self._batch_size and not self._is_closed:
+                left = end - monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    break
+            count = min(self._batch_size, len(self._waiting))
+            return [self._waiting.popleft() for _ in range(count)]
+
+    def _answered(self, jobs: Sequence[_Job]) -> list[Result]:
+        results: list[Result] = [Problem("internal", "no answer")] * len(jobs)
+        by_generation: dict[int, tuple[Served, list[int]]] = {}
+        for place, job in enumerate(jobs):
+            served = job.question.served
+            by_generation.setdefault(id(served), (served, []))[1].append(place)
+        for served, places in by_generation.values():
+            answers = self._tried(served, [jobs[place].question for place in places])
+            for place, answer in zip(places, answers, strict=True):
+                results[place] = answer
+        return results
+
+    def _tried(self, served: Served, questions: list[Question]) -> list[Result]:
+        try:
+            return served.answer(questions)
+        except BaseException as error:
+            # A library may panic past Exception, and the thread must live on: the outermost
+            # boundary. One question at fault must not fail those beside it.
+            if len(questions) == 1:
+                self._failed(error)
+                problem = Problem("internal", "the server failed; its log says where")
+                return [problem]
+            return [self._tried(served, [question])[0] for question in questions]
+
+
+class _Job:
+    __slots__ = ("deadline", "future", "loop", "question", "since")
+
+    def __init__(
+        self,
+        question: Question,
+        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[Result],
+        since: float,
+        deadline: float,
+    ) -> None:
+        self.question = question
+        self.loop = loop
+        self.future = future
+        self.since = since
+        self.deadline = deadline
+
+
+def _deliver(jobs: Sequence[_Job], results: Sequence[Result]) -> None:
+    if not jobs:
+        return
+
+    def tell() -> None:
+        for job, result in zip(jobs, results, strict=True):
+            if not job.future.done():
+                job.future.set_result(result)
+
+    loop = jobs[0].loop
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(tell)

@@ -1,0 +1,64 @@
+"""Settings of the server: limits, waits, and where it listens."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from candid.component import ComponentConfig
+
+
+class ServeConfig(ComponentConfig):
+    """What one server process allows and how long it waits."""
+
+    max_k: int = Field(1000, ge=1, description="largest k of a request")
+    max_history: int = Field(
+        1000, ge=1, description="longest history of a request; the model reads its last part"
+    )
+    max_list: int = Field(
+        10_000, ge=1, description="longest allow or deny list, and values of one attribute filter"
+    )
+    max_filters: int = Field(8, ge=1, description="attribute filters of a request")
+    max_queries: int = Field(128, ge=1, description="queries of one batch request")
+    max_body: int = Field(1_000_000, ge=1, description="largest body of a request, bytes")
+    max_requests: int = Field(
+        1024, ge=1, description="requests in flight; more are refused with 503"
+    )
+    max_waiting: int = Field(
+        1024, ge=1, description="queries that wait for the model; more are refused with 503"
+    )
+    batch_size: int = Field(64, ge=1, description="queries encoded and searched at once")
+    batch_wait_ms: float = Field(
+        1.0, ge=0, le=1000, description="how long the first query of a batch waits for others"
+    )
+    timeout_ms: float = Field(
+        1000.0, gt=0, description="a query that waits longer for its answer gets 503"
+    )
+    body_timeout_ms: float = Field(
+        5000.0, gt=0, description="a body that takes longer to arrive gets 408"
+    )
+    drain_ms: float = Field(
+        0.0,
+        ge=0,
+        description="after SIGTERM go on answering this long, no longer ready, so that load "
+        "balancers look elsewhere",
+    )
+    shutdown_ms: float = Field(
+        10_000.0, gt=0, description="requests in flight at shutdown are given up after this long"
+    )
+    rate: float | None = Field(
+        None, gt=0, description="requests a second that one client may make; none: any number"
+    )
+    burst: int = Field(100, ge=1, description="requests that one client may make at once")
+    max_clients: int = Field(
+        10_000, ge=1, description="clients whose rate is remembered; the idlest is forgotten first"
+    )
+    probability_items: int = Field(
+        200_000,
+        ge=0,
+        description="up to this many items every answer carries probabilities; beyond, where a "
+        "request asks",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of one search; none: half of the cores"
+    )
+    log_requests: bool = Field(True, description="write a line for each request")
