@@ -1,0 +1,103 @@
+"""RecTools' ``SASRecModel`` with its own trainer and its own ``recommend``."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import rectools
+import torch
+from pytorch_lightning.callbacks import Callback
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.models import SASRecModel
+from turns import K, Ints, Turns, arguments, lists_of
+
+warnings.filterwarnings("ignore")
+data, folder, settings = arguments()
+turns: Turns
+
+
+class TakeTurns(Callback):
+    """Ends a turn with each epoch."""
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        """Hand over; the trainer goes on where it was."""
+        turns.end()
+        module.train()
+
+
+class Begin(Callback):
+    """Waits for the first turn when all is made."""
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """Begin."""
+        turns.begin(
+            versions={
+                "rectools": rectools.__version__,
+                "pytorch-lightning": pl.__version__,
+                "torch": torch.__version__,
+            }
+        )
+
+
+def trainer() -> pl.Trainer:
+    """The trainer that RecTools makes by itself, with the callbacks."""
+    return pl.Trainer(
+        max_epochs=settings["epochs"],
+        min_epochs=settings["epochs"],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        enable_checkpointing=False,
+        devices=1,
+        callbacks=[Begin(), TakeTurns()],
+    )
+
+
+def main() -> None:
+    """Train in turns."""
+    global turns
+    torch.set_num_threads(settings["threads"])
+    torch.manual_seed(settings["seed"])
+    # A second an interaction, so that their order is that of the data.
+    moments = pd.to_datetime(np.arange(len(data.users)), unit="s", origin="2000-01-01")
+    frame = pd.DataFrame(
+        {
+            Columns.User: data.users,
+            Columns.Item: data.items,
+            Columns.Weight: 1.0,
+            Columns.Datetime: moments,
+        }
+    )
+    dataset = Dataset.construct(frame)
+    model = SASRecModel(
+        n_blocks=2,
+        n_heads=settings["heads"],
+        n_factors=settings["dim"],
+        dropout_rate=0.2,
+        session_max_len=settings["max_length"],
+        loss="softmax",
+        lr=settings["lr"],
+        batch_size=settings["batch_size"],
+        epochs=settings["epochs"],
+        recommend_torch_device="cpu",
+        get_trainer_func=trainer,
+    )
+
+    def recommend() -> Ints:
+        model.is_fitted = True
+        found = model.recommend(data.asked, dataset, k=K, filter_viewed=True)
+        lists = np.full((data.num_users, K), -1)
+        lists[found[Columns.User], found[Columns.Rank] - 1] = found[Columns.Item]
+        return lists[data.asked]
+
+    turns = Turns(recommend, lists_of(settings["name"], folder))
+    model.fit(dataset)
+
+
+if __name__ == "__main__":
+    main()
