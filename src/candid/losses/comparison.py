@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from candid.losses.blockwise import Precision
 from candid.losses.corrected import Correction, corrected_log_softmax, widened
 from candid.losses.head import drawn_in_head, head_hits, head_scores, head_share, positive_in_head
 from candid.losses.inputs import check_finite_rows, check_ids, check_shapes, check_width
@@ -63,10 +64,7 @@ class Comparison:
     @property
     def log_count_positive(self) -> Tensor:
         """[B], the log expected count of each row's positive, in the head or among the draws."""
-        if self.positive_in_head is None:
-            return self.drawn.log_count_positive
-        # What is in the head is expected once, whatever the draws expect of it.
-        return self.drawn.log_count_positive.masked_fill(self.positive_in_head, 0.0)
+        return count_of_positive(self.drawn, self.positive_in_head)
 
     def everything(self) -> tuple[Tensor, Tensor]:
         """Scores [B, H + N] of head and draws alike, and which are no negatives."""
@@ -76,15 +74,90 @@ class Comparison:
         return scores, torch.cat([self.head_hits, self.hits], dim=1)
 
 
+def count_of_positive(drawn: Candidates, is_in_head: Tensor | None) -> Tensor:
+    """[B], the log expected count of each row's positive; 0 where it is in the head."""
+    if is_in_head is None:
+        return drawn.log_count_positive
+    # What is in the head is expected once, whatever the draws expect of it.
+    return drawn.log_count_positive.masked_fill(is_in_head, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What a sampled loss compares, before it is scored.
+
+    Attributes:
+        query: [B, D].
+        positive: [B, D].
+        candidates: [N, D] or [G, N, D], those of ``drawn.ids``.
+        head: [H, D] or [B, H, D] of each part of the head; none without a head.
+        positive_ids: [B] int64.
+        drawn: the candidates as the proposal drew them.
+        precision: of the matrix products.
+    """
+
+    query: Tensor
+    positive: Tensor
+    candidates: Tensor
+    head: Sequence[Tensor]
+    positive_ids: Tensor
+    drawn: Candidates
+    precision: Precision = "float32"
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        if self.precision == "bfloat16":
+            return torch.bfloat16
+        # Under autocast the towers may leave one side narrower than the other.
+        return torch.promote_types(self.query.dtype, self.candidates.dtype)
+
+    def positive_scores(self) -> Tensor:
+        """[B], float32 at least."""
+        return (widened(self.query) * widened(self.positive)).sum(dim=1)
+
+    def scores_of_head(self) -> Tensor | None:
+        """[B, H] in the dtype of the products, or None without a head."""
+        if not self.head:
+            return None
+        dtype = self.product_dtype
+        return head_scores(self.query.to(dtype), [part.to(dtype) for part in self.head])
+
+    def scored(self) -> Comparison:
+        """All scores at once."""
+        dtype, head = self.product_dtype, self.drawn.head
+        rows, others = self.query.to(dtype), self.candidates.to(dtype)
+        return Comparison(
+            positive=self.positive_scores(),
+            candidates=rows @ others.T if others.ndim == 2 else _scores_by_group(rows, others),
+            hits=accidental_hits(self.positive_ids, self.drawn),
+            drawn=self.drawn,
+            head=self.scores_of_head(),
+            head_hits=None if head is None else head_hits(self.positive_ids, head),
+            positive_in_head=None if head is None else positive_in_head(self.positive_ids, head),
+        )
+
+
 def compare(
     query: Tensor,
     item_embeddings: ItemEmbeddings,
     positive_ids: Tensor,
     candidates: Candidates,
-    *,
-    check_finite: bool = False,
 ) -> Comparison:
-    """Score positives and candidates by the inner product with the query.
+    """Score positives and candidates; see ``gather_vectors`` and ``Vectors.scored``."""
+    return gather_vectors(query, item_embeddings, positive_ids, candidates).scored()
+
+
+def gather_vectors(
+    query: Tensor,
+    item_embeddings: ItemEmbeddings,
+    positive_ids: Tensor,
+    candidates: Candidates,
+    *,
+    precision: Precision = "float32",
+    check_finite: bool = False,
+) -> Vectors:
+    """Look up what is to be compared by the inner product with the query.
 
     Args:
         query: [B, D].
@@ -93,6 +166,7 @@ def compare(
         positive_ids: [B] int64.
         candidates: ids [N] shared by all rows (one matrix product) or [G, N] shared by runs of
             rows (one batched product).
+        precision: of the matrix products.
         check_finite: refuse NaN, by row and by item.
 
     Raises:
@@ -118,47 +192,14 @@ def compare(
         flat.view(*part.shape, query.shape[1])
         for part, flat in zip(parts, gathered.split([part.numel() for part in parts]), strict=True)
     ]
-    return compare_vectors(
+    return Vectors(
         query,
-        positive_vectors=vectors[0],
-        candidate_vectors=vectors[0 if is_in_batch else 1],
-        head_vectors=vectors[len(vectors) - len(of_head) :],
+        positive=vectors[0],
+        candidates=vectors[0 if is_in_batch else 1],
+        head=vectors[len(vectors) - len(of_head) :],
         positive_ids=positive_ids,
-        candidates=candidates,
-    )
-
-
-def compare_vectors(
-    query: Tensor,
-    *,
-    positive_vectors: Tensor,
-    candidate_vectors: Tensor,
-    head_vectors: Sequence[Tensor],
-    positive_ids: Tensor,
-    candidates: Candidates,
-) -> Comparison:
-    """Score vectors that are there already; see ``compare``.
-
-    Args:
-        query: [B, D].
-        positive_vectors: [B, D].
-        candidate_vectors: [N, D] or [G, N, D], those of ``candidates.ids``.
-        head_vectors: [H, D] or [B, H, D] of each part of the head; none without a head.
-        positive_ids: [B] int64.
-        candidates: what was drawn.
-    """
-    # Under autocast the towers may leave one side narrower than the other.
-    wide = torch.promote_types(query.dtype, candidate_vectors.dtype)
-    rows, others = query.to(wide), candidate_vectors.to(wide)
-    head = candidates.head
-    return Comparison(
-        positive=(widened(query) * widened(positive_vectors)).sum(dim=1),
-        candidates=rows @ others.T if others.ndim == 2 else _scores_by_group(rows, others),
-        hits=accidental_hits(positive_ids, candidates),
         drawn=candidates,
-        head=head_scores(rows, [part.to(wide) for part in head_vectors]) if head_vectors else None,
-        head_hits=None if head is None else head_hits(positive_ids, head),
-        positive_in_head=None if head is None else positive_in_head(positive_ids, head),
+        precision=precision,
     )
 
 
@@ -199,10 +240,16 @@ def row_constant(
         hits: [B, N] bool.
         hits_of_head: [B, H] bool, where there is a head.
     """
+    return row_constant_of(candidates, (~hits).sum(dim=1), hits_of_head)
+
+
+def row_constant_of(
+    candidates: Candidates, num_valid: Tensor, hits_of_head: Tensor | None = None
+) -> Tensor | None:
+    """As ``row_constant``, from how many candidates of each row are no hits: [B]."""
     n = candidates.num_draws
     if not n:
         return None
-    num_valid = (~hits).sum(dim=1)
     dtype = torch.float64
     share = torch.exp(candidates.log_count_positive.to(dtype) - math.log(n))
     if candidates.head is not None and hits_of_head is not None:

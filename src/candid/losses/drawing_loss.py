@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from candid.errors import ConfigError, UnknownNameError
+from candid.losses.blockwise import Precision
 from candid.losses.corrected import Correction
 from candid.proposals import AdaptiveProposal, Observer, Positives, Proposal, Stateful
 
@@ -31,12 +32,14 @@ class DrawingLoss(nn.Module):
         correction: Correction,
         jackknife: bool,
         temperature: float | Tensor,
+        precision: Precision,
         reduction: RowReduction,
         check_finite: bool | None,
     ) -> None:
         super().__init__()
         for kind, name, known in (
             ("correction", correction, get_args(Correction)),
+            ("precision", precision, get_args(Precision)),
             ("reduction", reduction, get_args(RowReduction)),
         ):
             if name not in known:
@@ -47,6 +50,7 @@ class DrawingLoss(nn.Module):
         self.correction: Correction = correction
         self.jackknife = jackknife
         self.temperature = temperature
+        self.precision: Precision = precision
         self.reduction: RowReduction = reduction
         self.check_finite = check_finite
         self._steps = 0

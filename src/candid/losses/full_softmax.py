@@ -8,7 +8,7 @@ from torch import Tensor
 
 from candid.errors import ConfigError
 from candid.losses.blockwise import Exclusions, IdMatch, Others, Precision, blockwise_softmax
-from candid.losses.config import LossConfig
+from candid.losses.config import PRECISION, LossConfig
 from candid.losses.corrected import widened
 from candid.losses.inputs import check_ids, check_rows, check_width
 from candid.losses.output import ItemEmbeddings, LossOutput
@@ -54,7 +54,7 @@ def full_softmax(
     check_ids(positive_ids, len(item_embeddings))
     query, items = widened(query / temperature), widened(item_embeddings)
     positive_ids = positive_ids.long()
-    itself = Exclusions(IdMatch(positive_ids, None, len(items)))
+    itself = Exclusions(IdMatch(positive_ids))
     others = Others(itself, precision=precision)
     loss, log_z = blockwise_softmax(query, items, positive_ids, others)
     effective_candidates = None
@@ -84,11 +84,7 @@ class FullSoftmax:
     class Config(LossConfig):
         """Settings of ``FullSoftmax``."""
 
-        precision: Precision = Field(
-            "float32",
-            description="of the matrix products: 'bfloat16' is faster, with scores rounded "
-            "to 8 significant bits",
-        )
+        precision: Precision = Field("float32", description=PRECISION)
 
         def build(self, num_items: int) -> FullSoftmax:
             """Build for a catalog of any size."""

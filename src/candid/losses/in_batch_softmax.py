@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from candid.errors import ConfigError
-from candid.losses.comparison import compare_vectors
+from candid.losses.blockwise import Precision
+from candid.losses.comparison import Vectors
 from candid.losses.corrected import Correction
+from candid.losses.corrected_blockwise import corrected_softmax
 from candid.losses.inputs import (
     check_finite_rows,
     check_ids,
@@ -43,6 +45,7 @@ def in_batch_softmax(
     correction: Correction = "refined",
     jackknife: bool = False,
     temperature: float | Tensor = 1.0,
+    precision: Precision = "float32",
     effective: bool = False,
     check_finite: bool | None = None,
 ) -> LossOutput:
@@ -72,6 +75,7 @@ def in_batch_softmax(
             repetitions masked.
         jackknife: see ``corrected_log_softmax``.
         temperature: scores are divided by it.
+        precision: see ``sampled_softmax``.
         effective: report ``effective_candidates``.
         check_finite: see ``sampled_softmax``.
 
@@ -106,15 +110,16 @@ def in_batch_softmax(
         check_finite_rows(positive_vectors, "row of positive_vectors")
         if given is not None:
             check_finite_rows(given[0].flatten(0, 1), "row of negative_vectors (as [B·S, D])")
-    comparison = compare_vectors(
+    vectors = Vectors(
         query / temperature,
-        positive_vectors=positive_vectors,
-        candidate_vectors=positive_vectors,
-        head_vectors=[] if given is None else [given[0]],
+        positive=positive_vectors,
+        candidates=positive_vectors,
+        head=[] if given is None else [given[0]],
         positive_ids=positive_ids,
-        candidates=candidates,
+        drawn=candidates,
+        precision=precision,
     )
-    return comparison.softmax(correction, jackknife=jackknife, effective=effective)
+    return corrected_softmax(vectors, correction, jackknife=jackknife, effective=effective)
 
 
 def _given_negatives(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from candid.losses.blockwise import Precision
 from candid.losses.corrected import Correction
 from candid.losses.drawing_loss import DrawingLoss, RowReduction
 from candid.losses.in_batch_softmax import BatchRows, in_batch_softmax
@@ -26,6 +27,7 @@ class InBatchSoftmaxLoss(DrawingLoss):
         correction: see ``corrected_log_softmax``.
         jackknife: see ``corrected_log_softmax``.
         temperature: scores are divided by it; an ``nn.Parameter`` is learnt with the model.
+        precision: see ``sampled_softmax``.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
         check_finite: see ``sampled_softmax``.
 
@@ -43,11 +45,18 @@ class InBatchSoftmaxLoss(DrawingLoss):
         correction: Correction = "refined",
         jackknife: bool = False,
         temperature: float | Tensor = 1.0,
+        precision: Precision = "float32",
         reduction: RowReduction = "mean",
         check_finite: bool | None = None,
     ) -> None:
         super().__init__(
-            InBatch(frequency), correction, jackknife, temperature, reduction, check_finite
+            InBatch(frequency),
+            correction,
+            jackknife,
+            temperature,
+            precision,
+            reduction,
+            check_finite,
         )
 
     def forward(
@@ -120,6 +129,7 @@ class InBatchSoftmaxLoss(DrawingLoss):
             correction=self.correction,
             jackknife=self.jackknife,
             temperature=self.temperature,
+            precision=self.precision,
             effective=effective,
             check_finite=self.check_finite,
         )

@@ -6,9 +6,11 @@ from pydantic import Field
 from torch import Tensor
 
 from candid.errors import ConfigError
-from candid.losses.comparison import compare
-from candid.losses.config import LossConfig
+from candid.losses.blockwise import Precision
+from candid.losses.comparison import gather_vectors
+from candid.losses.config import PRECISION, LossConfig
 from candid.losses.corrected import Correction
+from candid.losses.corrected_blockwise import corrected_softmax
 from candid.losses.inputs import wants_finite_check
 from candid.losses.output import ItemEmbeddings, LossOutput
 from candid.proposals import Candidates
@@ -23,6 +25,7 @@ def sampled_softmax(
     correction: Correction = "refined",
     jackknife: bool = False,
     temperature: float | Tensor = 1.0,
+    precision: Precision = "float32",
     effective: bool = False,
     check_finite: bool | None = None,
 ) -> LossOutput:
@@ -45,6 +48,9 @@ def sampled_softmax(
         correction: see ``corrected_log_softmax``.
         jackknife: see ``corrected_log_softmax``.
         temperature: scores are divided by it.
+        precision: of the matrix products, see ``full_softmax``. Vectors that are bfloat16 already
+            are multiplied as such in either case. Shared candidates [N] beyond 65,536 scores are
+            compared in tiles, without the [B, N] scores, unless there is a jackknife.
         effective: report ``effective_candidates``.
         check_finite: refuse queries and item vectors that hold NaN, named by row and by item.
             None looks on the CPU only: on an accelerator a look waits for it.
@@ -57,14 +63,15 @@ def sampled_softmax(
         DataError: an id outside the table (checked on the CPU, where it needs no device
             synchronisation), or NaN where it is looked for.
     """
-    comparison = compare(
+    vectors = gather_vectors(
         query / temperature,
         item_embeddings,
         positive_ids,
         candidates,
+        precision=precision,
         check_finite=wants_finite_check(check_finite, query),
     )
-    return comparison.softmax(correction, jackknife=jackknife, effective=effective)
+    return corrected_softmax(vectors, correction, jackknife=jackknife, effective=effective)
 
 
 class SampledSoftmax:
@@ -73,6 +80,7 @@ class SampledSoftmax:
     Args:
         correction: see ``corrected_log_softmax``.
         jackknife: see ``corrected_log_softmax``.
+        precision: see ``sampled_softmax``.
     """
 
     needs_candidates = True
@@ -90,14 +98,21 @@ class SampledSoftmax:
             description="delete-one jackknife: less bias for a little more spread; not of sets "
             "(distinct = true), where it adds a bias",
         )
+        precision: Precision = Field("float32", description=PRECISION)
 
         def build(self, num_items: int) -> SampledSoftmax:
             """Build for a catalog of any size."""
-            return SampledSoftmax(self.correction, self.jackknife)
+            return SampledSoftmax(self.correction, self.jackknife, self.precision)
 
-    def __init__(self, correction: Correction = "refined", jackknife: bool = False) -> None:
+    def __init__(
+        self,
+        correction: Correction = "refined",
+        jackknife: bool = False,
+        precision: Precision = "float32",
+    ) -> None:
         self.correction: Correction = correction
         self.jackknife = jackknife
+        self.precision: Precision = precision
 
     def __call__(
         self,
@@ -118,6 +133,7 @@ class SampledSoftmax:
             candidates,
             correction=self.correction,
             jackknife=self.jackknife,
+            precision=self.precision,
             effective=effective,
             check_finite=False,  # whoever trains looks at the loss
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from candid.component import ComponentConfig
 from candid.errors import ConfigError, UnknownNameError
+from candid.losses.blockwise import Precision
 from candid.losses.corrected import Correction
 from candid.losses.drawing_loss import DrawingLoss, RowReduction, refresh_interval
 from candid.losses.inputs import check_ids, check_rows
@@ -61,6 +62,7 @@ class SampledSoftmaxLoss(DrawingLoss):
         correction: see ``corrected_log_softmax``.
         jackknife: see ``corrected_log_softmax``.
         temperature: scores are divided by it; an ``nn.Parameter`` is learnt with the model.
+        precision: see ``sampled_softmax``.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
         num_draws: independent draws a step, each shared by an equal part of the rows.
         check_finite: see ``sampled_softmax``.
@@ -82,6 +84,7 @@ class SampledSoftmaxLoss(DrawingLoss):
         correction: Correction = "refined",
         jackknife: bool = False,
         temperature: float | Tensor = 1.0,
+        precision: Precision = "float32",
         reduction: RowReduction = "mean",
         num_draws: int = 1,
         check_finite: bool | None = None,
@@ -93,7 +96,9 @@ class SampledSoftmaxLoss(DrawingLoss):
             raise UnknownNameError("softmax_over", softmax_over, ("all", "trained"))
         built, num_items = built_proposal(catalog, proposal)
         check_catalog_is_reached(built, _has_count(catalog), softmax_over, key="softmax_over")
-        super().__init__(built, correction, jackknife, temperature, reduction, check_finite)
+        super().__init__(
+            built, correction, jackknife, temperature, precision, reduction, check_finite
+        )
         self.num_items = num_items
         self.num_draws = num_draws
 
@@ -165,6 +170,7 @@ class SampledSoftmaxLoss(DrawingLoss):
             correction=self.correction,
             jackknife=self.jackknife,
             temperature=self.temperature,
+            precision=self.precision,
             effective=effective,
             check_finite=self.check_finite,
         )

@@ -15,6 +15,8 @@ from torch import Tensor
 
 DENSE_SHARE = 16
 """Where more than one in so many pairs of a block is excluded, ids are compared on a CPU too."""
+ROWS_AT_ONCE = 512
+"""Rows whose hits are counted together."""
 
 
 class IdMatch:
@@ -23,13 +25,11 @@ class IdMatch:
     Args:
         of_rows: [B] int64.
         of_candidates: [N] int64, or None where candidate n has the id n.
-        num_candidates: N.
     """
 
-    def __init__(self, of_rows: Tensor, of_candidates: Tensor | None, num_candidates: int) -> None:
+    def __init__(self, of_rows: Tensor, of_candidates: Tensor | None = None) -> None:
         self.of_rows = of_rows
         self.of_candidates = of_candidates
-        self.num_candidates = num_candidates
         self._order: Tensor | None = None
         if of_rows.device.type != "cpu":
             return
@@ -40,9 +40,12 @@ class IdMatch:
         self._first = torch.searchsorted(ordered, of_rows)
         self._count = torch.searchsorted(ordered, of_rows, right=True) - self._first
 
-    def num_pairs(self, rows: slice) -> int:
-        """How many pairs of a row of the block and a candidate match (CPU only)."""
-        return int(self._count[rows].sum())
+    def is_sparse(self, rows: slice) -> bool:
+        """Whether ``pairs`` is to be had, and short."""
+        if self.of_rows.device.type != "cpu" or self.of_candidates is None:
+            return self.of_rows.device.type == "cpu"
+        count = self._count[rows]
+        return int(count.sum()) * DENSE_SHARE <= len(count) * len(self.of_candidates)
 
     def pairs(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Rows of the block, counted from its start, and their candidates (CPU only)."""
@@ -59,11 +62,8 @@ class IdMatch:
 
     def of_tile(self, rows: slice, columns: slice) -> Tensor:
         """[rows, columns] bool."""
-        if self.of_candidates is None:
-            ids = torch.arange(columns.start, columns.stop, device=self.of_rows.device)
-        else:
-            ids = self.of_candidates[columns]
-        return self.of_rows[rows, None] == ids
+        assert self.of_candidates is not None
+        return self.of_rows[rows, None] == self.of_candidates[columns]
 
 
 class RowHits(Protocol):
@@ -78,7 +78,7 @@ class Exclusions:
     """Pairs of a row and a candidate that match in one of several ids.
 
     Args:
-        matches: see ``IdMatch``; none where nothing is excluded.
+        matches: see ``IdMatch``; at least one, over the same rows and candidates.
     """
 
     def __init__(self, *matches: IdMatch) -> None:
@@ -95,34 +95,20 @@ class Exclusions:
             return _SparseHits(*self._pairs(rows), blocks)
         return _DenseHits(self.matches, rows, blocks)
 
-    def num_hits(self, rows_at_once: int) -> Tensor | int:
-        """How many candidates are excluded from each row: [B], or 0 where nothing is.
-
-        Args:
-            rows_at_once: length of the blocks of rows that are looked at.
-        """
-        if not self.matches:
-            return 0
-        num_rows = len(self.matches[0].of_rows)
-        found = self.matches[0].of_rows.new_zeros(num_rows)
-        for start in range(0, num_rows, rows_at_once):
-            rows = slice(start, min(start + rows_at_once, num_rows))
+    def num_hits(self) -> Tensor:
+        """How many candidates are excluded from each row: [B] int64."""
+        of_rows = self.matches[0].of_rows
+        found = torch.zeros_like(of_rows)
+        for start in range(0, len(of_rows), ROWS_AT_ONCE):
+            rows = slice(start, min(start + ROWS_AT_ONCE, len(of_rows)))
             if self._is_sparse(rows):
                 found[rows] = torch.bincount(self._pairs(rows)[0], minlength=rows.stop - start)
             else:
-                columns = slice(0, self.matches[0].num_candidates)
-                found[rows] = _any_match(self.matches, rows, columns).sum(dim=1)
+                found[rows] = _any_match(self.matches, rows, slice(None)).sum(dim=1)
         return found
 
     def _is_sparse(self, rows: slice) -> bool:
-        if any(match.of_rows.device.type != "cpu" for match in self.matches):
-            return False
-        return all(
-            match.num_pairs(rows) * DENSE_SHARE
-            <= max(1, match.num_candidates) * (rows.stop - rows.start)
-            or match.of_candidates is None
-            for match in self.matches
-        )
+        return all(match.is_sparse(rows) for match in self.matches)
 
     def _pairs(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Each pair once."""
@@ -133,9 +119,6 @@ class Exclusions:
                 is_new = ~earlier.of_pairs(rows, row, candidate)
                 row, candidate = row[is_new], candidate[is_new]
             found.append((row, candidate))
-        if not found:
-            nothing = torch.empty(0, dtype=torch.int64)
-            return nothing, nothing
         return torch.cat([row for row, _ in found]), torch.cat([c for _, c in found])
 
 
