@@ -6,8 +6,11 @@ line in ``INDEXES``.
 
 from typing import Final
 
+from candid.index.approximate import ApproximateIndex, TunableIndex
+from candid.index.bfloat16 import Bfloat16Index
 from candid.index.exact import ExactIndex
 from candid.index.faiss import FaissIndex
+from candid.index.kernel_lsh import KernelLsh
 from candid.index.live import Changes, LiveIndex
 from candid.index.protocol import (
     Exclusions,
@@ -27,15 +30,21 @@ from candid.index.snapshot import (
     write_snapshot,
 )
 from candid.index.source_ids import SourceIds
+from candid.index.usearch import UsearchIndex
 
 INDEXES: Final = {
+    "bfloat16": Bfloat16Index,
     "exact": ExactIndex,
     "faiss": FaissIndex,
+    "kernel_lsh": KernelLsh,
+    "usearch": UsearchIndex,
 }
 """Indexes by the name used in recipes."""
 
 __all__ = [
     "INDEXES",
+    "ApproximateIndex",
+    "Bfloat16Index",
     "Changes",
     "ExactIndex",
     "Exclusions",
@@ -44,11 +53,14 @@ __all__ = [
     "Index",
     "IndexComponent",
     "IndexConfig",
+    "KernelLsh",
     "LiveIndex",
     "MutableIndex",
     "Snapshot",
     "SourceIds",
     "StoredIndex",
+    "TunableIndex",
+    "UsearchIndex",
     "open_snapshot",
     "save_changes",
     "snapshot_in_memory",

@@ -1,0 +1,187 @@
+"""Kernelized locality-sensitive hashing: items as bits, compared by how many differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from candid.errors import ArtifactError, ConfigError
+from candid.index.approximate import (
+    ApproximateIndex,
+    Floats,
+    Ints,
+    array,
+    augmented_items,
+    augmented_queries,
+)
+from candid.index.faiss import faiss_library
+from candid.index.kernel_hash import Codes, Kernel, KernelHash, of_distances
+from candid.index.protocol import IndexConfig
+
+RankBy = Literal["inner_product", "kernel"]
+
+
+class KernelLsh(ApproximateIndex):
+    """Bits of every item, all of them compared with the query's; the nearest are ranked exactly.
+
+    For inner products the linear kernel is best: "rbf" and "laplacian" see a query that lies
+    outside the items as equally far from all of them, and are for similarities of their own kind.
+
+    A source of candidates: an item takes ``num_bits`` bits, and a comparison two instructions a
+    word. With ``rank_by`` "kernel" items are ranked by the kernel itself, for similarities that are
+    no inner product; the scores are then values of the kernel.
+
+    Args:
+        item_vectors: [V, D] float32; kept for ranking, not copied.
+        kernel: "linear" q·v, "rbf" exp(-γ‖q - v‖²) or "laplacian" exp(-√γ‖q - v‖), with γ one over
+            the median squared distance between sampled items.
+        num_bits: bits an item, a multiple of 8.
+        num_landmarks: p, items that the components are learnt from.
+        num_components: r, leading components kept.
+        oversample: candidates ranked exactly, as a multiple of k.
+        rank_by: "inner_product" or "kernel".
+        augment: hash vectors brought to one length (``augmented_items``), so that a small angle
+            means a large inner product; None: for the linear kernel where inner products rank.
+        seed: of the sample and the projections.
+
+    Attributes:
+        num_items: V.
+
+    Raises:
+        ConfigError: FAISS is not installed, a number out of range, or vectors that are not a
+            matrix with V, D ≥ 1.
+        ArtifactError: a vector is not finite.
+    """
+
+    class Config(IndexConfig):
+        """Settings of kernelized hashing."""
+
+        kernel: Kernel = Field("linear", description="similarity whose neighbours share bits")
+        num_bits: int = Field(512, ge=8, multiple_of=8, description="bits an item")
+        num_landmarks: int = Field(
+            512, ge=1, description="items that the components are learnt from"
+        )
+        num_components: int = Field(128, ge=1, description="leading components of kernel PCA kept")
+        oversample: float = Field(
+            10.0, ge=1, description="candidates ranked exactly, as a multiple of k"
+        )
+        rank_by: RankBy = Field("inner_product", description="what scores are")
+        augment: bool | None = Field(
+            None,
+            description="hash vectors brought to one length, so that a small angle means a large "
+            "inner product; 'none': for the linear kernel where inner products rank",
+        )
+        seed: int = Field(0, ge=0, description="of the sampled items and the projections")
+
+        def build(self, item_vectors: Tensor) -> KernelLsh:
+            """Make the index over ``item_vectors`` [V, D]."""
+            return KernelLsh(item_vectors, **self.model_dump())
+
+        def open(self, item_vectors: Tensor, file: Path) -> KernelLsh:
+            """Open a file of ``KernelLsh.save``; see ``IndexConfig.open``."""
+            return KernelLsh(item_vectors, **self.model_dump(), file=file)
+
+    def __init__(
+        self,
+        item_vectors: Tensor,
+        kernel: Kernel = "linear",
+        num_bits: int = 512,
+        num_landmarks: int = 512,
+        num_components: int = 128,
+        oversample: float = 10.0,
+        rank_by: RankBy = "inner_product",
+        augment: bool | None = None,
+        seed: int = 0,
+        file: Path | None = None,
+    ) -> None:
+        if min(num_landmarks, num_components, oversample, num_bits) < 1 or num_bits % 8:
+            raise ConfigError(
+                "num_landmarks, num_components and oversample must be at least 1 and num_bits a "
+                f"multiple of 8, got {num_landmarks}, {num_components}, {oversample} and {num_bits}"
+            )
+        super().__init__(item_vectors, is_checked=file is not None)
+        self.oversample = oversample
+        self._kernel: Kernel = kernel
+        self._rank_by = rank_by
+        self._is_augmented = augment
+        if augment is None:
+            self._is_augmented = rank_by == "inner_product" and kernel == "linear"
+        if file is not None:
+            self._hash, codes = _read(file, kernel)
+            if len(codes) != self.num_items:
+                raise ArtifactError(f"{file} is the index of {len(codes)} items, not of these")
+        else:
+            items = array(self._vectors)
+            items = augmented_items(items) if self._is_augmented else items
+            self._hash = KernelHash.learn(
+                items,
+                kernel,
+                num_bits=num_bits,
+                num_landmarks=num_landmarks,
+                num_components=num_components,
+                seed=seed,
+            )
+            codes = self._hash.codes(items)
+        self._codes = codes
+        self._index: Any = faiss_library("kernel_lsh").IndexBinaryFlat(8 * codes.shape[1])
+        self._index.add(codes)
+
+    def save(self, file: Path) -> None:
+        """Write everything but the item vectors; see ``StoredIndex``."""
+        learnt = self._hash
+        content = {
+            "gamma": np.array([learnt.gamma]),
+            "length": np.array([learnt.length]),
+            "landmarks": learnt.landmarks,
+            "projection": learnt.projection,
+            "offset": learnt.offset,
+            "codes": self._codes,
+        }
+        save_file(content, file)
+
+    def axes(self, k: int) -> Mapping[str, Sequence[float]]:
+        """Candidates to rank; see ``TunableIndex``."""
+        return {"oversample": [n for n in (1, 2, 3, 5, 8, 12, 20, 35, 60, 100, 200)]}
+
+    def _best(self, query: Floats, k: int) -> tuple[Ints, Floats]:
+        faiss_library("kernel_lsh")
+        asked = query
+        if self._rank_by == "inner_product":
+            # The order of inner products knows no length of a query, but the kernel does: one
+            # far outside the items is equally far from all of them.
+            lengths = np.linalg.norm(query, axis=1, keepdims=True)
+            asked = query * (self._hash.length / np.maximum(lengths, np.float32(1e-30)))
+        if self._is_augmented:
+            asked = augmented_queries(asked)
+        _, candidates = self._index.search(self._hash.codes(asked), self._width(k, self.oversample))
+        return self._reranked(query, candidates, k)
+
+    def _scores(self, query: Floats, item_ids: Ints) -> Floats:
+        if self._rank_by == "inner_product" or self._hash.kernel == "linear":
+            return super()._scores(query, item_ids)
+        vectors = self._vectors.numpy().take(item_ids, axis=0)
+        squares = np.square(vectors - query[:, None, :]).sum(axis=2)
+        return of_distances(self._hash.kernel, self._hash.gamma, squares)
+
+
+def _read(file: Path, kernel: Kernel) -> tuple[KernelHash, Codes]:
+    try:
+        content = load_file(file)
+        learnt = KernelHash(
+            kernel,
+            float(content["gamma"][0]),
+            float(content["length"][0]),
+            content["landmarks"],
+            content["projection"],
+            content["offset"],
+        )
+        return learnt, content["codes"]
+    except (OSError, KeyError, IndexError, SafetensorError) as error:
+        raise ArtifactError(f"{file} is damaged; build it again with candid index") from error
