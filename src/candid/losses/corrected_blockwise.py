@@ -16,7 +16,7 @@ from candid.losses.corrected import Correction, masked_logsumexp, widened
 from candid.losses.head import head_hits, positive_in_head
 from candid.losses.output import LossOutput
 
-DENSE_SCORES = 2**16
+DENSE_SCORES = 2**17
 """Up to so many scores B·N are made at once: tiles would only add to the calls."""
 MOST_OWN = 8
 """Up to so many head items of a row's own are looked for among the draws without [B, N]."""

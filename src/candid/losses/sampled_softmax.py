@@ -49,7 +49,7 @@ def sampled_softmax(
         jackknife: see ``corrected_log_softmax``.
         temperature: scores are divided by it.
         precision: of the matrix products, see ``full_softmax``. Vectors that are bfloat16 already
-            are multiplied as such in either case. Shared candidates [N] beyond 65,536 scores are
+            are multiplied as such in either case. Shared candidates [N] beyond 131,072 scores are
             compared in tiles, without the [B, N] scores, unless there is a jackknife.
         effective: report ``effective_candidates``.
         check_finite: refuse queries and item vectors that hold NaN, named by row and by item.

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,14 +126,21 @@ class Exclusions:
 class _SparseHits:
     def __init__(self, row: Tensor, candidate: Tensor, blocks: list[slice]) -> None:
         self._blocks = blocks
-        candidate, order = candidate.sort()
-        self._row, self._candidate = row[order], candidate
-        stops = torch.tensor([block.stop for block in blocks])
-        self._stops = [0, *torch.searchsorted(candidate, stops).tolist()]
+        # One number a pair: NumPy sorts numbers several times faster than torch, which also
+        # tells where each one came from.
+        bits = int(row.max()).bit_length() if len(row) else 0
+        pairs = (candidate << bits) | row
+        if len(blocks) > 1:
+            pairs = torch.from_numpy(np.sort(pairs.numpy()))
+        self._row, self._candidate = pairs & ((1 << bits) - 1), pairs >> bits
+        self._stops = [len(pairs)]
+        if len(blocks) > 1:
+            stops = torch.tensor([block.stop << bits for block in blocks])
+            self._stops = torch.searchsorted(pairs, stops).tolist()
 
     def mask(self, tile: Tensor, block: int) -> None:
         """See ``RowHits``."""
-        mine = slice(self._stops[block], self._stops[block + 1])
+        mine = slice(self._stops[block - 1] if block else 0, self._stops[block])
         if mine.start < mine.stop:
             columns = self._candidate[mine] - self._blocks[block].start
             tile.view(-1)[self._row[mine] * tile.shape[1] + columns] = -math.inf
