@@ -7,11 +7,14 @@ line in ``INDEXES``.
 from typing import Final
 
 from candid.index.approximate import ApproximateIndex, TunableIndex
+from candid.index.assess import Assessment, assess
 from candid.index.bfloat16 import Bfloat16Index
+from candid.index.contenders import CONTENDERS, default_config
 from candid.index.exact import ExactIndex
 from candid.index.faiss import FaissIndex
 from candid.index.kernel_lsh import KernelLsh
 from candid.index.live import Changes, LiveIndex
+from candid.index.measure import Measured, Truth, exact_truth, measure
 from candid.index.protocol import (
     Exclusions,
     Hits,
@@ -30,6 +33,7 @@ from candid.index.snapshot import (
     write_snapshot,
 )
 from candid.index.source_ids import SourceIds
+from candid.index.tuning import Tuned, tune
 from candid.index.usearch import UsearchIndex
 
 INDEXES: Final = {
@@ -42,8 +46,10 @@ INDEXES: Final = {
 """Indexes by the name used in recipes."""
 
 __all__ = [
+    "CONTENDERS",
     "INDEXES",
     "ApproximateIndex",
+    "Assessment",
     "Bfloat16Index",
     "Changes",
     "ExactIndex",
@@ -55,15 +61,23 @@ __all__ = [
     "IndexConfig",
     "KernelLsh",
     "LiveIndex",
+    "Measured",
     "MutableIndex",
     "Snapshot",
     "SourceIds",
     "StoredIndex",
+    "Truth",
     "TunableIndex",
+    "Tuned",
     "UsearchIndex",
+    "assess",
+    "default_config",
+    "exact_truth",
+    "measure",
     "open_snapshot",
     "save_changes",
     "snapshot_in_memory",
     "snapshot_token",
+    "tune",
     "write_snapshot",
 ]

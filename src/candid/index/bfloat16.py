@@ -50,6 +50,10 @@ class Bfloat16Index(ApproximateIndex):
             """Make the index over ``item_vectors`` [V, D]."""
             return Bfloat16Index(item_vectors, **self.model_dump())
 
+        def bytes_beside(self, item_vectors: Tensor) -> int:
+            """The copy; see ``IndexConfig.bytes_beside``."""
+            return 2 * item_vectors.numel()
+
     def __init__(
         self,
         item_vectors: Tensor,

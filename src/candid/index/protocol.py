@@ -125,6 +125,10 @@ class IndexConfig(ComponentConfig, ABC):
         """
         raise NotImplementedError(f"{type(self).__qualname__} has no file of its own")
 
+    def bytes_beside(self, item_vectors: Tensor) -> int:
+        """Memory of an index without a file of its own, beside the item vectors [V, D]."""
+        return 0
+
 
 def _registry() -> Mapping[str, Any]:
     import candid.index  # The registry lists the modules that import this one.

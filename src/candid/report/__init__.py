@@ -7,6 +7,7 @@ from candid.report.figures import (
     interval_bars,
     learning_curves,
     log_log,
+    log_y,
     rank_frequency,
 )
 from candid.report.html import (
@@ -29,6 +30,7 @@ __all__ = [
     "interval_bars",
     "learning_curves",
     "log_log",
+    "log_y",
     "rank_frequency",
     "render_page",
     "write_report",

@@ -208,6 +208,38 @@ def log_log(
     return _finish(figure, axes, x_label, y_label)
 
 
+def log_y(
+    curves: Mapping[str, Curve],
+    *,
+    x_label: str,
+    y_label: str,
+    reference: tuple[str, float] | None = None,
+) -> str:
+    """A positive number on a logarithmic axis against another, one line with its points a series.
+
+    Args:
+        curves: by name.
+        x_label: with its unit.
+        y_label: with its unit.
+        reference: name and place on the x axis of a level to compare with, or None.
+
+    Returns:
+        SVG.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    figure, axes = _figure()
+    for index, (name, curve) in enumerate(curves.items()):
+        marker = MARKERS[index // len(COLORS) % len(MARKERS)]
+        axes.plot(curve.x, curve.y, label=name, marker=marker, markersize=4, **_style(index))
+    if reference is not None:
+        name, value = reference
+        axes.axvline(value, color=_PAGE_INK, linewidth=0.8, linestyle=":", label=name)
+    axes.set_yscale("log")
+    return _finish(figure, axes, x_label, y_label)
+
+
 def _figure() -> tuple[Figure, Axes]:
     try:
         from matplotlib.figure import Figure
