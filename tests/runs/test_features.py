@@ -13,7 +13,7 @@ from candid.config import parse_config
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.runs import MANIFEST, evaluate_run, load_run, train_run
-from candid.runs.features import FEATURES, trained_users
+from candid.runs.features import FEATURES
 from candid.serve import NewItems, recommend
 
 NUM_ITEMS, NUM_USERS, LENGTH = 24, 60, 7
@@ -181,21 +181,6 @@ def test_features_that_cannot_be_are_refused_before_a_folder_is_made(
     with pytest.raises(error, match=sentence):
         train_run(recipe(item=item), dataset(), tmp_path / "run")
     assert not list(tmp_path.iterdir())
-
-
-def test_trained_users_have_a_training_row():
-    data = dataset()
-    data.roles[data.user_offsets[5] : data.user_offsets[6]] = Role.HISTORY
-    expected = np.ones(NUM_USERS, dtype=bool)
-    expected[5] = False
-    np.testing.assert_array_equal(trained_users(data), expected)
-    with_empty = dataclasses.replace(
-        data,
-        user_offsets=np.concatenate([[0], data.user_offsets[:8], data.user_offsets[7:], [420]]),
-    )
-    expected = [False, True, True, True, True, True, False, True, False]
-    assert trained_users(with_empty)[:9].tolist() == expected
-    assert not trained_users(with_empty)[-1]
 
 
 def timed():

@@ -96,6 +96,15 @@ class PreparedDataset:
         trained = self.item_ids[self.roles == Role.TRAIN]
         return np.bincount(trained, minlength=self.num_items).astype(np.int64)
 
+    @cached_property
+    def user_is_trained(self) -> npt.NDArray[np.bool_]:
+        """[U] bool, which users have an interaction that is trained on."""
+        # A sum over the slice of each user; an empty slice would take that of the next one.
+        starts, stops = self.user_offsets[:-1], self.user_offsets[1:]
+        is_target = np.append(self.roles == Role.TRAIN, False)
+        found: npt.NDArray[np.bool_] = np.logical_or.reduceat(is_target, starts) & (stops > starts)
+        return found
+
 
 @dataclass(frozen=True)
 class HeldOut:

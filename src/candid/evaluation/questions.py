@@ -84,7 +84,7 @@ def select(
         chosen = np.random.default_rng(seed).choice(len(asked), max_users, replace=False)
         asked = asked[np.sort(chosen)]
     questions = _subset(everything, asked)
-    trained = _users_in_training(dataset)[questions.user_ids]
+    trained = dataset.user_is_trained[questions.user_ids]
     warm_target = dataset.train_counts[questions.target_ids] > 0
     counts = {
         "users_with_targets": len(everything),
@@ -122,14 +122,6 @@ def _within(questions: HeldOut, chosen: Bools) -> HeldOut:
         target_ids=questions.target_ids[kept],
         target_offsets=offsets_of(counts[asked]),
     )
-
-
-def _users_in_training(dataset: PreparedDataset) -> Bools:
-    events = np.flatnonzero(dataset.roles == Role.TRAIN)
-    owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1
-    trained = np.zeros(dataset.num_users, dtype=np.bool_)
-    trained[owners] = True
-    return trained
 
 
 def seen(dataset: PreparedDataset, questions: HeldOut, rows: slice) -> Exclusions:

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 
 from candid.atomic import write_json
 from candid.batches import BatchesConfig
-from candid.data import PreparedDataset, Role
+from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.features import (
     Context,
@@ -101,7 +99,7 @@ def fit_features(config: FeaturesConfig, dataset: PreparedDataset) -> RunFeature
     if config.item:
         items = fit_table(config.item, dataset.items, dataset.train_counts > 0, "features.item")
     if config.user:
-        users = fit_table(config.user, dataset.users, trained_users(dataset), "features.user")
+        users = fit_table(config.user, dataset.users, dataset.user_is_trained, "features.user")
     if config.context:
         context = fit_context(config.context, dataset)
     return RunFeatures(items, users, context, dataset.users.schema)
@@ -181,18 +179,11 @@ def tower_context(
         context_features=features.context,
         num_actions=len(dataset.action_names),
         item_is_trained=torch.from_numpy(dataset.train_counts > 0),
-        user_is_trained=None if features.user is None else torch.from_numpy(trained_users(dataset)),
+        user_is_trained=None
+        if features.user is None
+        else torch.from_numpy(dataset.user_is_trained),
         empty_histories=batches.empty_histories,
     )
-
-
-def trained_users(dataset: PreparedDataset) -> npt.NDArray[np.bool_]:
-    """[U] bool, which users have an interaction that is trained on."""
-    # A sum over the slice of each user; an empty slice would take that of the next one.
-    starts, stops = dataset.user_offsets[:-1], dataset.user_offsets[1:]
-    is_target = np.append(dataset.roles == Role.TRAIN, False)
-    found: npt.NDArray[np.bool_] = np.logical_or.reduceat(is_target, starts) & (stops > starts)
-    return found
 
 
 def _fingerprint(state: dict[str, Any]) -> str | None:
