@@ -29,17 +29,17 @@ class IdMatch:
     """
 
     def __init__(self, of_rows: Tensor, of_candidates: Tensor | None = None) -> None:
-        self.of_rows = of_rows
+        self.of_rows = of_rows.contiguous()
         self.of_candidates = of_candidates
         self._order: Tensor | None = None
         if of_rows.device.type != "cpu":
             return
         if of_candidates is None:
-            self._first, self._count = of_rows, torch.ones_like(of_rows)
+            self._first, self._count = self.of_rows, torch.ones_like(of_rows)
             return
         ordered, self._order = of_candidates.sort(stable=True)
-        self._first = torch.searchsorted(ordered, of_rows)
-        self._count = torch.searchsorted(ordered, of_rows, right=True) - self._first
+        self._first = torch.searchsorted(ordered, self.of_rows)
+        self._count = torch.searchsorted(ordered, self.of_rows, right=True) - self._first
 
     def is_sparse(self, rows: slice) -> bool:
         """Whether ``pairs`` is to be had, and short."""

@@ -20,8 +20,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from candid.errors import ConfigError
 from candid.losses.blockwise.exclusions import Exclusions
 from candid.losses.blockwise.tiles import Gradients, Precision, Tiles
 
@@ -105,33 +105,60 @@ class _BlockwiseSoftmax(torch.autograd.Function):
         return torch.logaddexp(torch.zeros_like(gap), gap), log_z
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, grad_loss: Tensor | None, grad_log_z: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, None]:
-        query, vectors, positive, log_rest, log_z, weight, *unit = ctx.saved_tensors
-        of_query, of_vectors, of_positive, of_rest, _ = ctx.needs_input_grad
-        others: Others = ctx.others
-        zero = torch.zeros_like(weight)
-        pull = zero if grad_loss is None else weight * grad_loss
-        push = pull if grad_log_z is None else pull + grad_log_z
-        grad_positive = -pull if of_positive else None
-        grad_rest = push * _share(log_rest, _EVERY, None, log_z) if of_rest else None
-        grad_query = grad_vectors = None
-        if ctx.is_spent and grad_log_z is None and grad_loss is not None:
-            # A row's own gradient is scaled by what arrives at the row; that of a candidate is
-            # a sum over the rows, and only a common factor can be taken out.
-            if of_query:
-                grad_query, of_query = unit[0] * grad_loss[:, None], False
-            if of_vectors and _is_uniform(grad_loss):
-                grad_vectors, of_vectors = unit[1] * grad_loss[0], False
-        if of_query or of_vectors:
-            found = _made_again(query, vectors, push, log_z, others, (of_query, of_vectors))
-            if not positive.is_floating_point():
-                found.pull(positive, pull)
-            grad_query = found.query if of_query else grad_query
-            grad_vectors = found.vectors if of_vectors else grad_vectors
-        return grad_query, grad_vectors, grad_positive, grad_rest, None
+    ) -> tuple[Tensor | None, ...]:
+        grads = _gradients(ctx, grad_loss, grad_log_z)
+        if torch.is_grad_enabled():
+            leaves = [leaf for leaf in ctx.saved_tensors[:4] if leaf is not None]
+            last = cast(Callable[..., Tensor], _Last.apply)
+            grads = [None if grad is None else last(grad, *leaves) for grad in grads]
+        return *grads, None
+
+
+class _Last(torch.autograd.Function):
+    """A gradient that has none itself: without this it would pass for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *leaves: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise ConfigError(
+            "a softmax that is computed in tiles has no second derivative: score the candidates "
+            "yourself and use candid.losses.corrected_log_softmax"
+        )
+
+
+@torch.no_grad()
+def _gradients(
+    ctx: Any, grad_loss: Tensor | None, grad_log_z: Tensor | None
+) -> list[Tensor | None]:
+    """Of query, vectors, positive and log_rest."""
+    query, vectors, positive, log_rest, log_z, weight, *unit = ctx.saved_tensors
+    of_query, of_vectors, of_positive, of_rest, _ = ctx.needs_input_grad
+    others: Others = ctx.others
+    zero = torch.zeros_like(weight)
+    pull = zero if grad_loss is None else weight * grad_loss
+    push = pull if grad_log_z is None else pull + grad_log_z
+    grad_positive = -pull if of_positive else None
+    grad_rest = push * _share(log_rest, _EVERY, None, log_z) if of_rest else None
+    grad_query = grad_vectors = None
+    if ctx.is_spent and grad_log_z is None and grad_loss is not None:
+        # A row's own gradient is scaled by what arrives at the row; that of a candidate is
+        # a sum over the rows, and only a common factor can be taken out.
+        if of_query:
+            grad_query, of_query = unit[0] * grad_loss[:, None], False
+        if of_vectors and _is_uniform(grad_loss):
+            grad_vectors, of_vectors = unit[1] * grad_loss[0], False
+    if of_query or of_vectors:
+        found = _made_again(query, vectors, push, log_z, others, (of_query, of_vectors))
+        if not positive.is_floating_point():
+            found.pull(positive, pull)
+        grad_query = found.query if of_query else grad_query
+        grad_vectors = found.vectors if of_vectors else grad_vectors
+    return [grad_query, grad_vectors, grad_positive, grad_rest]
 
 
 _EVERY = slice(None)

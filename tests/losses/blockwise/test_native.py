@@ -1,0 +1,162 @@
+"""The compiled pass against float64, and that losses work whatever stands in its way."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+from candid.losses import full_softmax
+from candid.losses.blockwise import native, tile_pass
+from candid.losses.blockwise.tile_pass import TorchTilePass
+
+HAS_COMPILER = native.native_pass() is not None
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """A process that has not looked yet, with an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.native_pass.cache_clear()
+    yield tmp_path / "candid" / "native"
+    native.native_pass.cache_clear()
+
+
+def passes(like, largest=40_000):
+    yield "torch", TorchTilePass(like, torch.float32, largest)
+    if HAS_COMPILER:
+        yield "native", tile_pass._NativeTilePass(native.native_pass())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [1, 2, 15, 513, 1999, 8192])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_shares_and_sums(dtype, columns, shifted):
+    generator = torch.Generator().manual_seed(columns)
+    scores = 8.0 * torch.randn(4, columns, generator=generator)
+    scores[1] += 80.0
+    scores[2] -= 80.0
+    scores[3, columns // 2] += 200.0
+    scores = scores.to(dtype)
+    shift = torch.randn(columns, generator=generator) if shifted else None
+    x = scores.double() - (0.0 if shift is None else shift.double())
+    for name, run in passes(scores):
+        tile = scores.clone()
+        reference, log_sum = run(tile, shift, True)
+        torch.testing.assert_close(log_sum.double(), x.logsumexp(dim=1), rtol=1e-6, atol=1e-6)
+        shares = tile.double() * torch.exp(reference - log_sum).double()[:, None]
+        relative = 2e-6 if dtype == torch.float32 else 2**-8
+        torch.testing.assert_close(shares, x.softmax(dim=1), rtol=relative * 5, atol=1e-7, msg=name)
+        only = run(scores.clone(), shift, False)[1]
+        torch.testing.assert_close(only, log_sum, rtol=3e-7, atol=3e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_and_nan(dtype):
+    scores = torch.zeros(4, 30)
+    scores[0] = -math.inf
+    scores[1, 3] = math.nan
+    scores[2, :29] = -math.inf
+    shift = torch.zeros(30)
+    for _, run in passes(scores.to(dtype)):
+        tile = scores.to(dtype, copy=True)
+        reference, log_sum = run(tile, shift, True)
+        assert reference[0].item() == log_sum[0].item() == -math.inf
+        assert bool(tile[0].isfinite().all())
+        assert log_sum.isnan().tolist() == [False, True, False, False]
+        assert bool(tile[1].isnan().any())
+        assert (tile[2] == 0).sum().item() == 29
+        assert log_sum[2].item() == 0.0
+        every, nothing = torch.zeros(4, 30).to(dtype), torch.full((30,), math.inf)
+        assert bool(run(every, nothing, True)[1].isneginf().all())
+
+
+@needs_compiler
+def test_the_code_is_kept_for_the_next_process(fresh, monkeypatch):
+    assert native.native_pass() is not None
+    (kept,) = fresh.iterdir()
+    native.native_pass.cache_clear()
+    compiled = []
+    run = native._run
+    monkeypatch.setattr(native, "_run", lambda command: compiled.append(command) or run(command))
+    assert native.native_pass() is not None
+    assert [command[-1] for command in compiled] == ["--version"]
+    assert list(fresh.iterdir()) == [kept]
+
+
+def told(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "candid.losses"]
+
+
+def broken(tmp_path, body):
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\n{body}\n")
+    compiler.chmod(0o755)
+    return str(compiler)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("/nowhere/cc", "no C compiler was found"),
+        (" ", "no C compiler was found"),
+        ("false", "false --version failed: no reason given"),
+        ("[ $1 = --version ] || { echo no space >&2; exit 1; }", "no space"),
+        ('[ $1 = --version ] || : > "$(eval echo \\${$#})"', "too short"),
+    ],
+)
+def test_a_compiler_that_does_not_work_is_one_line(fresh, monkeypatch, caplog, compiler, reason):
+    command = compiler if " " not in compiler.strip() else broken(fresh.parents[1], compiler)
+    monkeypatch.setenv("CC", command)
+    with caplog.at_level(logging.INFO):
+        assert native.native_pass() is None
+        assert native.native_pass() is None
+    (line,) = told(caplog)
+    assert line.startswith("losses run on torch alone, somewhat slower: ")
+    assert reason in line
+    assert not [path for path in fresh.glob("*") if path.suffix == ".o"]
+
+
+def test_no_folder_to_keep_it_in_is_one_line(fresh, monkeypatch, caplog):
+    fresh.parent.write_text("a file where the folder should be")
+    with caplog.at_level(logging.INFO):
+        assert native.native_pass() is None
+    assert len(told(caplog)) == 1
+
+
+@needs_compiler
+def test_code_that_computes_something_else_is_refused(fresh, monkeypatch, caplog):
+    wrong = fresh.parents[1] / "wrong.c"
+    source = native.SOURCE.read_text()
+    wrong.write_text(source.replace("9.6715126489e-3f", "9.9715126489e-3f"))
+    assert wrong.read_text() != source
+    monkeypatch.setattr(native, "SOURCE", wrong)
+    with caplog.at_level(logging.INFO):
+        assert native.native_pass() is None
+    assert told(caplog)[0].endswith("the compiled code gives other shares than torch")
+
+
+def test_it_can_be_switched_off(fresh, monkeypatch, caplog):
+    monkeypatch.setenv("CANDID_NATIVE", "0")
+    with caplog.at_level(logging.INFO):
+        assert native.native_pass() is None
+    assert told(caplog) == []
+    assert not fresh.exists()
+
+
+def test_losses_agree_with_and_without(fresh, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(300, 8, generator=generator).requires_grad_()
+    items = torch.randn(700, 8, generator=generator).requires_grad_()
+    positive_ids = torch.randint(700, (300,), generator=generator)
+    assert tile_pass.NATIVE_SCORES <= 300 * 700
+    found = []
+    for switch in ("1", "0"):
+        monkeypatch.setenv("CANDID_NATIVE", switch)
+        native.native_pass.cache_clear()
+        loss = full_softmax(query, items, positive_ids).loss
+        found.append([loss, *torch.autograd.grad(loss.mean(), (query, items))])
+    assert fresh.exists() == HAS_COMPILER
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=3e-6, atol=3e-6)

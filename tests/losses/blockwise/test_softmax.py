@@ -1,0 +1,232 @@
+"""The kernel against the softmax written out in float64."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from candid.errors import ConfigError
+from candid.losses.blockwise import Exclusions, IdMatch, Others, blockwise_softmax, tile_pass
+from candid.losses.blockwise.native import native_pass
+from candid.losses.blockwise.tiles import SIZES, TileSizes
+
+TILINGS = {
+    "one tile": TileSizes(512, 2**20, 4096, 2**24, 64),
+    "kept": TileSizes(3, 2**4, 5, 2**24, 1),
+    "made again": TileSizes(3, 2**4, 5, 0, 64),
+}
+
+
+@pytest.fixture(params=TILINGS)
+def tiling(request, monkeypatch):
+    monkeypatch.setitem(SIZES, "cpu", TILINGS[request.param])
+
+
+@pytest.fixture(params=["torch", "native"])
+def engine(request, monkeypatch):
+    monkeypatch.setattr(tile_pass, "NATIVE_SCORES", 0)
+    if request.param == "torch":
+        monkeypatch.setattr(tile_pass, "native_pass", lambda: None)
+    elif native_pass() is None:
+        pytest.skip("no C compiler here")
+    return request.param
+
+
+def made(num_rows, num_candidates, dtype=torch.float64, dim=4, scale=1.0):
+    generator = torch.Generator().manual_seed(100 * num_rows + num_candidates)
+
+    def normal(*shape):
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return values.to(dtype)
+
+    inputs = {
+        "query": scale * normal(num_rows, dim),
+        "vectors": normal(num_candidates, dim),
+        "positive": normal(num_rows),
+        "log_rest": normal(num_rows),
+    }
+    row_ids = torch.randint(4, (2, num_rows), generator=generator)
+    ids = torch.randint(4, (2, num_candidates), generator=generator)
+    shift = normal(num_candidates)
+    shift[::7] = math.inf
+    return {k: v.requires_grad_() for k, v in inputs.items()}, row_ids, ids, shift, normal(num_rows)
+
+
+def written_out(inputs, hits, shift, row_shift):
+    """Equations of ``blockwise_softmax`` in float64, on float64 copies; loss, log_z, leaves."""
+    leaves = {k: v.detach().double().requires_grad_() for k, v in inputs.items()}
+    logits = leaves["query"] @ leaves["vectors"].T - shift.double() - row_shift.double()[:, None]
+    logits = torch.where(hits | shift.isposinf(), -math.inf, logits)
+    rest = leaves["log_rest"][:, None] if "log_rest" in leaves else logits[:, :0]
+    everything = torch.cat([rest, logits], dim=1)
+    silent = everything.isneginf().all(dim=1) if everything.shape[1] else torch.ones(len(logits))
+    silent = silent.bool()
+    safe = torch.where(silent[:, None], 0.0, everything)
+    log_z = safe.logsumexp(dim=1) if everything.shape[1] else everything.sum(dim=1)
+    log_z = torch.where(silent, -math.inf, log_z)
+    gap = torch.where(silent, 0.0, log_z - leaves["positive"])
+    return torch.where(silent, 0.0, torch.logaddexp(torch.zeros_like(gap), gap)), log_z, leaves
+
+
+def both(sizes, dtype, precision="float32", *, rest=True, scale=1.0, mix=False):
+    """Ours and the oracle's: loss, log_z and gradients by name."""
+    inputs, row_ids, ids, shift, row_shift = made(*sizes, dtype, scale=scale)
+    if not rest:
+        del inputs["log_rest"]
+    hits = (row_ids[:, :, None] == ids[:, None, :]).any(dim=0)
+    exclusions = Exclusions(IdMatch(row_ids[0], ids[0]), IdMatch(row_ids[1], ids[1]))
+    assert torch.equal(exclusions.num_hits(), hits.sum(dim=1))
+    others = Others(exclusions, shift, row_shift, precision)
+    loss, log_z = blockwise_softmax(others=others, **inputs)
+    weights = torch.linspace(0.5, 1.5, sizes[0]).to(dtype) if mix else torch.ones(sizes[0])
+    total = (loss * weights.to(dtype)).sum()
+    expected, expected_log_z, leaves = written_out(inputs, hits, shift, row_shift)
+    expected_total = (expected * weights.double()).sum()
+    if mix:
+        total = total + log_z[~log_z.isneginf()].sum()
+        expected_total = expected_total + expected_log_z[~expected_log_z.isneginf()].sum()
+    grads = torch.autograd.grad(total, list(inputs.values()))
+    expected_grads = torch.autograd.grad(expected_total, list(leaves.values()))
+    ours = {"loss": loss, "log_z": log_z, **dict(zip(inputs, grads, strict=True))}
+    theirs = {"loss": expected, "log_z": expected_log_z}
+    return ours, theirs | dict(zip(leaves, expected_grads, strict=True))
+
+
+def near(ours, theirs, relative):
+    for name, values in theirs.items():
+        scale = max(values[values.isfinite()].abs().flatten().tolist(), default=0.0)
+        torch.testing.assert_close(
+            ours[name].double(),
+            values,
+            rtol=relative,
+            atol=relative * max(1.0, scale),
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+SIZES_TRIED = [(1, 1), (1, 6), (9, 1), (7, 23), (11, 40), (0, 5), (4, 0)]
+
+
+@pytest.mark.usefixtures("tiling")
+class TestAgainstTheSoftmaxWrittenOut:
+    @pytest.mark.parametrize("mix", [False, True], ids=["mean", "mixed"])
+    @pytest.mark.parametrize("rest", [False, True], ids=["alone", "with a rest"])
+    @pytest.mark.parametrize("sizes", SIZES_TRIED)
+    def test_float64(self, sizes, rest, mix):
+        near(*both(sizes, torch.float64, rest=rest, mix=mix), 1e-12)
+
+    @pytest.mark.parametrize("mix", [False, True], ids=["mean", "mixed"])
+    @pytest.mark.parametrize("sizes", SIZES_TRIED)
+    def test_float32(self, engine, sizes, mix):
+        near(*both(sizes, torch.float32, mix=mix), 2e-6)
+
+    @pytest.mark.parametrize("mix", [False, True], ids=["mean", "mixed"])
+    def test_bfloat16(self, engine, mix):
+        # Query, vectors and scores are rounded to 2^-9 of themselves: of scores up to 10, 0.06
+        # in all. That moves a log-sum as far, and a gradient by that share.
+        near(*both((11, 40), torch.float32, "bfloat16", mix=mix), 0.06)
+
+    @pytest.mark.parametrize("scale", [40.0, 1e4])
+    def test_scores_far_apart(self, engine, scale):
+        # A score of some times the scale is rounded to 2^-24 of itself, a few times over; a
+        # gradient is moved by that share.
+        near(*both((7, 23), torch.float32, scale=scale), 16 * 2**-24 * scale)
+
+    def test_gradcheck(self):
+        inputs, row_ids, ids, shift, row_shift = made(4, 9)
+        others = Others(Exclusions(IdMatch(row_ids[0], ids[0])), shift, row_shift)
+        for positive in (inputs["positive"], torch.tensor([1, 2, 3, 8])):
+            # The rows' ids decide: a positive that is a candidate must be excluded.
+            own = others if positive.is_floating_point() else Others(Exclusions(IdMatch(positive)))
+            leaves = [v for v in inputs.values() if v is not inputs["positive"]]
+            leaves += [positive] if positive.is_floating_point() else []
+
+            def run(query, vectors, log_rest, positive=positive, own=own):
+                return blockwise_softmax(query, vectors, positive, own, log_rest)
+
+            assert torch.autograd.gradcheck(run, leaves)
+
+    def test_only_what_is_asked_for(self):
+        inputs, row_ids, ids, shift, _ = made(7, 23)
+        others = Others(Exclusions(IdMatch(row_ids[0], ids[0])), shift)
+        whole = torch.autograd.grad(
+            blockwise_softmax(others=others, **inputs)[0].sum(), list(inputs.values())
+        )
+        for kept, expected in zip(inputs, whole, strict=True):
+            one = {k: v if k == kept else v.detach() for k, v in inputs.items()}
+            loss = blockwise_softmax(others=others, **one)[0].sum()
+            torch.testing.assert_close(torch.autograd.grad(loss, inputs[kept])[0], expected)
+
+    def test_nan_stays_in_the_sight_of_everyone(self, engine):
+        inputs, row_ids, ids, _, _ = made(7, 23, torch.float32)
+        inputs["query"].data[2, 1] = math.nan
+        loss, _ = blockwise_softmax(
+            others=Others(Exclusions(IdMatch(row_ids[0], ids[0]))), **inputs
+        )
+        assert loss.isnan().tolist() == [row == 2 for row in range(7)]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    num_rows=st.integers(1, 20),
+    num_candidates=st.integers(1, 60),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 17),
+    keeps=st.booleans(),
+)
+def test_however_the_scores_are_cut(num_rows, num_candidates, rows, columns, keeps):
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = TileSizes(rows, rows * columns, columns, 2**24 if keeps else 0, 1)
+        patch.setitem(SIZES, "cpu", sizes)
+        patch.setattr(tile_pass, "NATIVE_SCORES", 0)
+        near(*both((num_rows, num_candidates), torch.float64), 1e-12)
+        near(*both((num_rows, num_candidates), torch.float32), 2e-6)
+
+
+def test_a_second_derivative_is_refused():
+    inputs, row_ids, ids, _, _ = made(7, 23)
+    others = Others(Exclusions(IdMatch(row_ids[0], ids[0])))
+    loss = blockwise_softmax(others=others, **inputs)[0].sum()
+    (grad,) = torch.autograd.grad(loss, inputs["query"], create_graph=True)
+    (plain,) = torch.autograd.grad(loss, inputs["query"])
+    assert torch.equal(grad, plain)
+    with pytest.raises(ConfigError, match="no second derivative: score the candidates yourself"):
+        torch.autograd.grad(grad.sum(), inputs["vectors"])
+
+
+def test_autocast_does_not_reach_inside():
+    inputs, row_ids, ids, _, _ = made(7, 23, torch.float32)
+    others = Others(Exclusions(IdMatch(row_ids[0], ids[0])))
+    plain, _ = blockwise_softmax(others=others, **inputs)
+    grads = torch.autograd.grad(plain.sum(), list(inputs.values()))
+    with torch.autocast("cpu", torch.bfloat16):
+        within, _ = blockwise_softmax(others=others, **inputs)
+        again = torch.autograd.grad((within * torch.linspace(1, 1, 7)).sum(), list(inputs.values()))
+    assert torch.equal(within, plain)
+    for one, other in zip(grads, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["made again", "kept"])
+def test_scratch_memory_does_not_hold_the_scores(monkeypatch, keeps):
+    taken = []
+    new_empty = torch.Tensor.new_empty
+
+    def counting(self, size, **kwargs):
+        taken.append(math.prod(size) if isinstance(size, tuple) else size)
+        return new_empty(self, size, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", counting)
+    if not keeps:
+        small = TileSizes(512, 2**20, 4096, 0, 64)
+        monkeypatch.setitem(SIZES, "cpu", small)
+    num_rows, num_candidates = 4000, 12_000
+    query = torch.zeros(num_rows, 2, requires_grad=True)
+    vectors = torch.zeros(num_candidates, 2)
+    positive = torch.arange(num_rows)
+    others = Others(Exclusions(IdMatch(positive)))
+    loss, _ = blockwise_softmax(query, vectors, positive, others)
+    torch.testing.assert_close(loss, torch.full_like(loss, math.log(num_candidates)))
+    assert sum(taken) * 4 < 30 * 2**20 < num_rows * num_candidates * 4
