@@ -30,8 +30,8 @@ def index(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="The index, such as index.type=faiss and index.kind=hnsw; none: exact search under "
-            "50,000 items, short codes with exact ranking from there on. May be repeated.",
+            help="The index, such as index.type=faiss and index.kind=hnsw; none: exact search "
+            "under 50,000 items, short codes with exact ranking from there on. May be repeated.",
         ),
     ] = None,
     target_recall: Annotated[

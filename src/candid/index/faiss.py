@@ -149,7 +149,7 @@ class FaissIndex(ApproximateIndex):
         self.search_width = search_width
         self.oversample = oversample
         if file is not None:
-            self._index: Any = _read(file)
+            self._index: Any = _read(file, kind, dim)
         elif kind == "hnsw":
             is_augmented = norms_are_alike(self._vectors) if augment is None else augment
             self._index = _graph(self._vectors, num_links, build_width, is_augmented)
@@ -168,11 +168,11 @@ class FaissIndex(ApproximateIndex):
 
     def axes(self, k: int) -> Mapping[str, Sequence[float]]:
         """Lists to look at, care in the graph, candidates to rank; see ``TunableIndex``."""
-        probes = ladder(1, self._num_lists, 1.5)
+        probes = ladder(1, self._num_lists, 1.2)
         axes: dict[Kind, dict[str, Sequence[float]]] = {
             "flat": {},
             "ivf": {"num_probes": probes},
-            "hnsw": {"search_width": ladder(k, max(k, min(32 * k, self.num_items)), 1.4)},
+            "hnsw": {"search_width": ladder(k, max(k, min(32 * k, self.num_items)), 1.25)},
             "pq": {"num_probes": probes, "oversample": OVERSAMPLES},
             "sq": {"num_probes": probes, "oversample": OVERSAMPLES[:3]},
         }
@@ -235,14 +235,23 @@ def _graph(vectors: Tensor, num_links: int, build_width: int, is_augmented: bool
     return index
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path, kind: Kind, dim: int) -> Any:
     faiss = faiss_library()
     try:
-        return faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+        expected = {
+            "flat": faiss.IndexFlat,
+            "ivf": faiss.IndexIVFFlat,
+            "hnsw": faiss.IndexHNSWFlat,
+            "pq": faiss.IndexIVFPQFastScan,
+            "sq": faiss.IndexIVFScalarQuantizer,
+        }[kind]
+        if not isinstance(index, expected) or index.d - dim not in (0, 1):
+            raise RuntimeError(f"not of kind {kind}")
+        return index
     except RuntimeError as error:
         raise ArtifactError(
-            f"{file} cannot be read by FAISS ({str(error).split(': ')[-1][:100]}); build it again "
-            "with candid index"
+            f"{file} is damaged or of another version of FAISS; build it again with candid index"
         ) from error
 
 

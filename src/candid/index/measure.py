@@ -55,12 +55,14 @@ class Measured:
     """An index under one setting; speeds are of one core.
 
     Attributes:
-        recall: share of the exact top k that was found, over all queries.
+        recall: share of the exact top k that was found, mean over the queries.
+        recall_error: its standard error.
         queries_per_second: of CPU time, asked 32 at a time.
         milliseconds: CPU time of one query asked alone, median; None where only the rest was asked.
     """
 
     recall: float
+    recall_error: float
     queries_per_second: float
     milliseconds: float | None = None
 
@@ -68,6 +70,7 @@ class Measured:
         """Plain values, rounded to what the clock can tell."""
         return {
             "recall": round(self.recall, 5),
+            "recall_error": round(self.recall_error, 5),
             "queries_per_second": round(self.queries_per_second, 1),
             "milliseconds": None if self.milliseconds is None else round(self.milliseconds, 3),
         }
@@ -79,8 +82,8 @@ def exact_truth(item_vectors: Tensor, query: Tensor, k: int) -> Truth:
     return Truth(query, ExactIndex(item_vectors).search(query, k))
 
 
-def recall_of(found: Hits, truth: Truth, item_vectors: Tensor) -> float:
-    """Share of the exact top k that was found.
+def recalls(found: Hits, truth: Truth, item_vectors: Tensor) -> Tensor:
+    """Share of each query's exact top k that was found: [Q] float32.
 
     An item outside the top k that scores no less than its last is as right an answer: where items
     have one vector, which of them exact search names is arbitrary.
@@ -91,7 +94,7 @@ def recall_of(found: Hits, truth: Truth, item_vectors: Tensor) -> float:
         item_vectors: [V, D] float32.
     """
     query = truth.query
-    num_right = 0
+    shares = torch.empty(len(query))
     for begin in range(0, len(query), BATCH):
         rows = slice(begin, begin + BATCH)
         ids = found.item_ids[rows]
@@ -99,8 +102,9 @@ def recall_of(found: Hits, truth: Truth, item_vectors: Tensor) -> float:
         scores = torch.einsum("bkd,bd->bk", vectors, query[rows])
         lengths = vectors.norm(dim=2) * query[rows].norm(dim=1, keepdim=True)
         last = truth.hits.scores[rows].amin(1, keepdim=True)
-        num_right += int(((ids >= 0) & (scores >= last - TIE * lengths)).sum())
-    return num_right / max(1, truth.hits.item_ids.numel())
+        is_right = (ids >= 0) & (scores >= last - TIE * lengths)
+        shares[rows] = is_right.float().mean(1)
+    return shares
 
 
 def measure(index: Index, truth: Truth, item_vectors: Tensor, *, alone: bool = True) -> Measured:
@@ -123,8 +127,11 @@ def measure(index: Index, truth: Truth, item_vectors: Tensor, *, alone: bool = T
             index.search(row, truth.k)
             one_by_one.append(1000 * (time.process_time() - begin))
     found = Hits(torch.cat([h.item_ids for h in hits]), torch.cat([h.scores for h in hits]))
+    shares = recalls(found, truth, item_vectors).double()
+    error = shares.std() / len(shares) ** 0.5 if len(shares) > 1 else torch.zeros(())
     return Measured(
-        recall=recall_of(found, truth, item_vectors),
+        recall=float(shares.mean()),
+        recall_error=float(error),
         queries_per_second=len(truth.query) / max(seconds, 1e-9),
         milliseconds=float(np.median(one_by_one)) if one_by_one else None,
     )

@@ -273,7 +273,12 @@ def _open(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
     files = manifest["files"]
     for entry in files.values():
         _check_file(folder / entry["name"], entry, verify)
-    config = _Header.model_validate({"index": manifest["index"]}).index
+    try:
+        config = _Header.model_validate({"index": manifest["index"]}).index
+    except (ConfigError, pydantic.ValidationError) as error:
+        raise ArtifactError(
+            f"{folder / MANIFEST} is damaged or of another version of candid; {AGAIN}"
+        ) from error
     path = {name: folder / entry["name"] for name, entry in files.items()}
     try:
         mapped = np.load(path["vectors"], mmap_mode="c", allow_pickle=False)

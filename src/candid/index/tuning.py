@@ -41,6 +41,8 @@ def tune(
 ) -> Tuned:
     """Choose the fastest settings whose recall reaches a target, or else those of most recall.
 
+    A recall is a mean over some queries, and others will be asked: it reaches the target where
+    it lies above by twice its standard error.
     Recall grows along each axis, so the first axis is halved for each choice of the others.
 
     Args:
@@ -62,9 +64,9 @@ def tune(
 
     axes = index.axes(truth.k) if isinstance(index, TunableIndex) else {}
     if not axes or not isinstance(index, TunableIndex):
-        return Tuned(index, {}, tried, try_out({}).recall >= target_recall)
+        return Tuned(index, {}, tried, _reaches(try_out({}), target_recall))
     _walk(axes, try_out, target_recall)
-    reaching = [entry for entry in tried if entry[1].recall >= target_recall]
+    reaching = [entry for entry in tried if _reaches(entry[1], target_recall)]
     if reaching:
         chosen = max(reaching, key=lambda entry: entry[1].queries_per_second)
     else:
@@ -86,9 +88,13 @@ def _walk(
         low, high = 0, len(values)
         while low < high:
             middle = (low + high) // 2
-            if try_out({name: values[middle], **rest}).recall >= target_recall:
+            if _reaches(try_out({name: values[middle], **rest}), target_recall):
                 high = middle
             else:
                 low = middle + 1
         if low == len(values) and len(others) == 1:
             return
+
+
+def _reaches(found: Measured, target_recall: float) -> bool:
+    return found.recall - 2 * found.recall_error >= target_recall

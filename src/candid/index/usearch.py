@@ -119,7 +119,7 @@ class UsearchIndex(ApproximateIndex):
 
     def axes(self, k: int) -> Mapping[str, Sequence[float]]:
         """Care in the search; see ``TunableIndex``."""
-        return {"search_width": ladder(k, max(k, min(32 * k, self.num_items)), 1.4)}
+        return {"search_width": ladder(k, max(k, min(32 * k, self.num_items)), 1.25)}
 
     def _best(self, query: Floats, k: int) -> tuple[Ints, Floats]:
         if len(query) == 0:
@@ -136,12 +136,12 @@ class UsearchIndex(ApproximateIndex):
 def _read(library: ModuleType, file: Path) -> Any:
     try:
         index = library.Index.restore(str(file), view=True)
-    except (RuntimeError, ValueError) as error:
-        raise ArtifactError(
-            f"{file} cannot be read by USearch ({error}); build it again with candid index"
-        ) from error
+    except (RuntimeError, ValueError):
+        index = None
     if index is None:
-        raise ArtifactError(f"{file} is no file of USearch; build it again with candid index")
+        raise ArtifactError(
+            f"{file} is damaged or of another version of USearch; build it again with candid index"
+        )
     return index
 
 

@@ -1,0 +1,151 @@
+"""Recall@100 against queries a second on one core, for every index, on vectors that are hard.
+
+    python benchmarks/index_compare.py --items 1e5            a few minutes
+    python benchmarks/index_compare.py --items 1e6            an hour; resumes where it stopped
+    python benchmarks/index_compare.py --docs                 the tables of docs/index.md anew
+
+Two sets of vectors, both of width 64. "hard": directions without any structure and lengths from
+a log-normal law, so that nothing near can be told from anything else and the long items are
+answers to many queries. "clustered": around 1,000 centres, queries too. Trained vectors lie
+between the two. Each index is built, its settings chosen on one half of the queries for the least
+work that reaches the target, and measured on the other half, on one thread by CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from candid.atomic import write_json
+from candid.index import CONTENDERS, assess, exact_truth
+
+RESULTS = Path(__file__).parent / "results" / "index_compare.json"
+DOCS = Path(__file__).parents[1] / "docs" / "index.md"
+DIM = 64
+K = 100
+TARGET = 0.95
+QUERIES = 512
+CENTRES = 1000
+KINDS = ("hard", "clustered")
+TABLE = re.compile(r"(?<=<!-- index_compare -->\n).*?(?=<!-- /index_compare -->)", re.DOTALL)
+
+
+def vectors(kind: str, num_items: int, num_queries: int) -> tuple[Tensor, Tensor]:
+    """Items [V, D] and queries [Q, D] of a kind, always the same."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    if kind == "hard":
+        items = torch.nn.functional.normalize(normal(num_items, DIM))
+        return items * (0.3 * normal(num_items, 1)).exp(), normal(num_queries, DIM)
+    centres = normal(CENTRES, DIM)
+
+    def around(count: int) -> Tensor:
+        chosen = torch.randint(CENTRES, (count,), generator=generator)
+        return centres[chosen] + 0.5 * normal(count, DIM)
+
+    return around(num_items), around(num_queries)
+
+
+def run(num_items: int, kinds: Sequence[str], names: Sequence[str], results: Path) -> None:
+    """Measure what is not in the file yet, and write it after each index."""
+    found: list[dict[str, Any]] = []
+    if results.exists():
+        found = json.loads(results.read_text())["results"]
+    for kind in kinds:
+        there = {
+            line["name"] for line in found if (line["kind"], line["items"]) == (kind, num_items)
+        }
+        missing = [name for name in names if name not in there]
+        if not missing:
+            continue
+        items, query = vectors(kind, num_items, QUERIES)
+        truth = exact_truth(items, query, K)
+        for name in missing:
+            entry = assess(name, CONTENDERS[name], items, truth, TARGET)
+            line = {"kind": kind, "items": num_items, **entry.to_json()}
+            found.append(line)
+            write_json(results, {"machine": machine(), "results": found})
+            print(
+                f"{kind} {num_items:,} {name}: recall {line['recall']:.4f}, "
+                f"{line['queries_per_second']:,.0f} queries/s, "
+                f"{line['milliseconds']:.2f} ms alone, build {line['build_cpu_seconds']:.0f} s",
+                flush=True,
+            )
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on beside the code."""
+    processor = platform.processor() or platform.machine()
+    cpus = Path("/proc/cpuinfo")
+    if cpus.exists():
+        named = re.search(r"model name\s*:\s*(.*)", cpus.read_text())
+        processor = named[1] if named else processor
+    return {"processor": processor, "torch": torch.__version__, "threads": 1}
+
+
+def tables(results: Sequence[Mapping[str, Any]]) -> str:
+    """The tables of the docs: one for each size and kind of vectors."""
+    parts = []
+    for size in sorted({line["items"] for line in results}, reverse=True):
+        for kind in KINDS:
+            lines = [r for r in results if (r["items"], r["kind"]) == (size, kind)]
+            if not lines:
+                continue
+            lines.sort(
+                key=lambda r: (
+                    r["recall"] < TARGET,
+                    -r["queries_per_second"] if r["recall"] >= TARGET else -r["recall"],
+                )
+            )
+            parts += [
+                f"**{size:,} items × {DIM}, {kind}**\n",
+                "| index | recall@100 | queries/s | ms alone | beside the vectors, MB |"
+                " build, CPU s | settings |",
+                "|---|---|---|---|---|---|---|",
+                *(_row(line) for line in lines),
+                "",
+            ]
+    return "\n".join(parts)
+
+
+def _row(line: Mapping[str, Any]) -> str:
+    names = [n for n in (line["tried"][0] if line["tried"] else {}) if n in line["index"]]
+    settings = ", ".join(f"{name} {line['index'][name]:g}" for name in names) or "–"
+    return (
+        f"| {line['name']} | {line['recall']:.3f} | {line['queries_per_second']:,.0f} "
+        f"| {line['milliseconds']:.2f} | {line['index_bytes'] / 1e6:,.0f} "
+        f"| {line['build_cpu_seconds']:,.0f} | {settings} |"
+    )
+
+
+def with_tables(docs: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """The page with its tables written anew."""
+    assert TABLE.search(docs), "docs/index.md has no <!-- index_compare --> block"
+    return TABLE.sub(lambda _: tables(results), docs)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=float, default=1e5)
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--names", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--docs", action="store_true", help="only write the tables of the docs")
+    arguments = parser.parse_args()
+    if arguments.docs:
+        content = json.loads(arguments.results.read_text())
+        DOCS.write_text(with_tables(DOCS.read_text(), content["results"]))
+    else:
+        torch.set_num_threads(1)
+        run(int(arguments.items), arguments.kinds, arguments.names, arguments.results)
