@@ -26,7 +26,7 @@ class Bfloat16Index(ApproximateIndex):
     Args:
         item_vectors: [V, D] float32; kept for ranking, and copied in bfloat16.
         oversample: candidates ranked exactly, as a multiple of k.
-        block_items: items scored at once.
+        block_items: items scored at once, more where there are fewer than ``block_rows`` queries.
         block_rows: queries scored at once.
 
     Attributes:
@@ -43,7 +43,9 @@ class Bfloat16Index(ApproximateIndex):
         oversample: float = Field(
             1.5, ge=1, description="candidates ranked exactly, as a multiple of k"
         )
-        block_items: int = Field(4096, ge=1, description="items scored at once")
+        block_items: int = Field(
+            4096, ge=1, description="items scored at once, more where there are few queries"
+        )
         block_rows: int = Field(256, ge=1, description="queries scored at once")
 
         def build(self, item_vectors: Tensor) -> Bfloat16Index:
@@ -85,9 +87,12 @@ class Bfloat16Index(ApproximateIndex):
     def _scan(self, query: Tensor, width: int) -> Tensor:
         """Candidates [b, width], unordered, -1 where there are fewer."""
         best = RunningTopK(len(query), width, query.device)
-        tile = torch.empty(len(query), self._block_items)
-        for begin in range(0, self.num_items, self._block_items):
-            items = self._half[begin : begin + self._block_items]
+        # Fewer queries, wider tiles: what a tile costs beside its products does not depend on it.
+        wide = self._block_items * max(1, self._block_rows // max(1, len(query)))
+        wide = min(wide, -(-self.num_items // GROUP) * GROUP)
+        tile = torch.empty(len(query), wide)
+        for begin in range(0, self.num_items, wide):
+            items = self._half[begin : begin + wide]
             tile[:, : len(items)] = query @ items.T
             tile[:, len(items) :] = -torch.inf
             best.add(tile, begin)
