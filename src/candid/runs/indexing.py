@@ -151,7 +151,7 @@ def build_index(
 
 def compare_indexes(
     ground: Ground,
-    contenders: Mapping[str, IndexConfig] = CONTENDERS,
+    contenders: Mapping[str, IndexConfig] | None = None,
     *,
     target_recall: float = 0.95,
     progress: StageProgress | None = None,
@@ -160,13 +160,14 @@ def compare_indexes(
 
     Args:
         ground: from ``survey``.
-        contenders: by the name of their row.
+        contenders: by the name of their row; None: ``CONTENDERS``.
         target_recall: what settings are chosen for.
         progress: called with (stage, done, in all).
 
     Returns:
         What was found, and a sentence for each that could not be built here.
     """
+    contenders = CONTENDERS if contenders is None else contenders
     found, left_out = [], []
     for number, (name, config) in enumerate(contenders.items(), start=1):
         try:
