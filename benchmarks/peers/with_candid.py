@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from turns import K, Ints, Turns, arguments, lists_of
+from turns import Ints, K, Turns, arguments, lists_of
 
 import candid
 from candid.batches import Loader, pack_histories

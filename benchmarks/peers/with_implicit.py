@@ -9,7 +9,7 @@ import numpy as np
 from implicit.als import AlternatingLeastSquares
 from implicit.bpr import BayesianPersonalizedRanking
 from scipy.sparse import csr_matrix
-from turns import K, Ints, Turns, arguments, lists_of
+from turns import Ints, K, Turns, arguments, lists_of
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
-from turns import K, Ints, Turns, arguments, lists_of
+from turns import Ints, K, Turns, arguments, lists_of
 
 warnings.filterwarnings("ignore")
 data, folder, settings = arguments()

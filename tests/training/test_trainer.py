@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -404,3 +405,9 @@ def test_who_was_shown_everything_learns_from_the_exact_softmax(tmp_path, unit):
     cut = replace(batch, negative_ids=batch.negative_ids[:, :3])
     _, output, _ = trainer.step(cut)
     assert not torch.allclose(output.loss, expected, rtol=1e-2)
+
+
+def test_a_trainer_bounds_the_kernels_that_are_kept(tmp_path, monkeypatch):
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    make_trainer(tmp_path)
+    assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" in os.environ

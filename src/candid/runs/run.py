@@ -42,6 +42,7 @@ from candid.training import (
     Progress,
     Trainer,
     TrainState,
+    bound_kernel_cache,
     load_model,
     read_checkpoint,
 )
@@ -120,6 +121,7 @@ def train_run(
     """
     dataset = data if isinstance(data, PreparedDataset) else open_dataset(data)
     check_dataset_matches(config, dataset)
+    bound_kernel_cache()
     set_threads(config.threads)
     device = pick_device(config.device)
     manifest = new_manifest(config, dataset, device)

@@ -2,6 +2,7 @@
 
 from candid.training.checkpoint import Checkpoint, load_model, read_checkpoint, write_checkpoint
 from candid.training.config import TrainingConfig
+from candid.training.kernel_cache import bound_kernel_cache
 from candid.training.row_optimizer import RowAdagrad, RowAdam
 from candid.training.state import Progress, TrainState
 from candid.training.trackers import TRACKERS, Tracker
@@ -20,6 +21,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "TrainingConfig",
+    "bound_kernel_cache",
     "load_model",
     "read_checkpoint",
     "write_checkpoint",

@@ -37,6 +37,7 @@ from candid.training.checkpoint import (
 )
 from candid.training.config import TrainingConfig
 from candid.training.drawing import Drawing
+from candid.training.kernel_cache import bound_kernel_cache
 from candid.training.optimizer import learning_rate, make_optimizer
 from candid.training.state import Progress, TrainState
 from candid.training.trackers import open_trackers
@@ -99,6 +100,7 @@ class Trainer:
                 "this loss compares with the whole catalog, so that every row of the item table "
                 "has a gradient: set training.tables = 'dense', or a loss that draws candidates"
             )
+        bound_kernel_cache()
         self.model = model
         self.loader = loader
         self.loss = loss
