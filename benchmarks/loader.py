@@ -1,0 +1,180 @@
+"""What batches cost: interactions a second, and the loader's share of a training step.
+
+    python benchmarks/loader.py            # writes benchmarks/results/loader.json, docs/speed.md
+    python benchmarks/loader.py --tables   # writes the table of docs/speed.md alone
+
+Interactions are made up: 10⁷, of 10⁵ users and 10⁵ items. Batches are made in the thread that
+trains (``num_workers = 0``), so that nothing is hidden; times are CPU seconds of whole epochs on
+one thread, shuffling included, medians. The share is of the seconds of real steps at width 64,
+with the cheapest loss that is in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+import candid
+from candid.batches import Batch, BatchesConfig, Loader
+from candid.config import parse_config
+from candid.data import PreparedDataset
+from candid.runs.run import build_model, build_objective
+from candid.training import Trainer
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "loader.json"
+DOCS = ROOT / "docs" / "speed.md"
+INTERACTIONS, USERS, ITEMS = 10**7, 10**5, 10**5
+CASES: dict[str, dict[str, Any]] = {
+    "ids": {"unit": "interaction", "batch_size": 8192},
+    "histories": {"batch_size": 128, "max_length": 50, "windows": "all"},
+}
+QUERY_TOWERS = {
+    "ids": {"type": "user_embedding", "dim": 64},
+    "histories": {"type": "causal_transformer", "dim": 64, "num_heads": 2},
+}
+
+
+def dataset() -> PreparedDataset:
+    """Users of 1 to 199 interactions, all of them to train on."""
+    rng = np.random.default_rng(0)
+    inner = np.sort(rng.choice(INTERACTIONS - 1, USERS - 1, replace=False)) + 1
+    return PreparedDataset(
+        item_ids=rng.integers(0, ITEMS, INTERACTIONS).astype(np.int32),
+        user_offsets=np.concatenate([[0], inner, [INTERACTIONS]]),
+        roles=np.zeros(INTERACTIONS, np.uint8),
+        users=pl.DataFrame({"source_id": np.arange(USERS)}),
+        items=pl.DataFrame({"source_id": np.arange(ITEMS)}),
+    )
+
+
+def rates(data: PreparedDataset, case: str, repeats: int) -> list[float]:
+    """Training targets a second, an epoch each."""
+    loader = Loader(data, BatchesConfig(**CASES[case], num_workers=0), seed=0)
+    found = []
+    for _ in range(repeats):
+        started, rows = time.process_time(), 0
+        for batch in loader.epoch():
+            rows += len(batch)
+        found.append(rows / (time.process_time() - started))
+    return found
+
+
+def share(data: PreparedDataset, case: str, steps: int) -> dict[str, float]:
+    """CPU milliseconds of a batch and of the step that uses it, medians, and their ratio."""
+    config = parse_config(
+        {
+            "name": "loader",
+            "batches": CASES[case] | {"num_workers": 0},
+            "model": {
+                "query_tower": QUERY_TOWERS[case],
+                "item_tower": {"type": "item_embedding", "dim": 64},
+            },
+            "proposal": {"type": "uniform", "num_candidates": 256},
+            "loss": {"type": "sampled_softmax"},
+            "training": {"tables": "row_adam"},
+        },
+        "the benchmark's settings",
+    )
+    torch.manual_seed(0)
+    model = build_model(config, data)
+    loss, proposal = build_objective(config, data)
+    loader = Loader(data, config.batches, 0)
+    loader.batch(0, 0)  # draws the permutation, which is in the rates
+    with TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=model,
+            loader=loader,
+            loss=loss,
+            proposal=proposal,
+            config=config.training,
+            folder=Path(folder),
+        )
+        making, using = [], []
+        for number in range(steps + 3):
+            batch, milliseconds = timed_batch(loader, number)
+            started = time.process_time()
+            trainer.step(batch)
+            if number >= 3:
+                making.append(milliseconds)
+                using.append((time.process_time() - started) * 1e3)
+    made, used = statistics.median(making), statistics.median(using)
+    return {"batch_ms": round(made, 3), "step_ms": round(used, 2), "share": made / (made + used)}
+
+
+def timed_batch(loader: Loader, number: int) -> tuple[Batch, float]:
+    """A batch, and the CPU milliseconds that it took."""
+    started = time.process_time()
+    batch = loader.batch(0, number)
+    return batch, (time.process_time() - started) * 1e3
+
+
+def table(results: dict[str, Any]) -> str:
+    """A Markdown table, a row a case."""
+    lines = [
+        "| | interactions/s | ms a batch | ms a step | share |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for case, result in results.items():
+        settings = CASES[case]
+        name = f"{case}, batches of {settings['batch_size']:,}"
+        lines.append(
+            f"| {name} | {result['rate'] / 1e6:.1f} million | {result['batch_ms']:.2f} | "
+            f"{result['step_ms']:.1f} | {result['share']:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def with_table(content: str, results: dict[str, Any]) -> str:
+    """The docs with their generated block as the results have it."""
+    place = re.compile(r"(?<=<!-- loader -->\n).*?(?=<!-- /loader -->)", re.DOTALL)
+    assert place.search(content), f"{DOCS} has no <!-- loader --> block"
+    return place.sub(lambda _: table(results), content)
+
+
+def main() -> None:
+    """Measure and write; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--tables", action="store_true", help="write the table alone")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.tables:
+        data = dataset()
+        results = {}
+        for case in CASES:
+            found = rates(data, case, options.repeats)
+            results[case] = {
+                "rate": round(statistics.median(found)),
+                "rates": [round(rate) for rate in found],
+                **share(data, case, options.steps),
+            }
+            print(case, results[case], flush=True)
+        report = {
+            "candid": candid.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+            "command": "python benchmarks/loader.py "
+            f"--repeats {options.repeats} --steps {options.steps}",
+            "results": results,
+        }
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    results = json.loads(RESULTS.read_text())["results"]
+    DOCS.write_text(with_table(DOCS.read_text(), results))
+
+
+if __name__ == "__main__":
+    main()
