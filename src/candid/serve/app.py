@@ -132,6 +132,8 @@ def make_app(service: Service) -> FastAPI:
         docs_url=None,  # Its page loads scripts from elsewhere.
         redoc_url=None,
         redirect_slashes=False,
+        # What an exporter would be told, a request may have said; and each look costs time.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_bad_parameters)

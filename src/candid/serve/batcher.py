@@ -21,6 +21,10 @@ from candid.serve.served import Question, Result, Served
 
 RETRY_AFTER = 1
 """Seconds that a client is told to wait where too much waits already."""
+PLANNED = 0.5
+"""Part of the time limit that queries may be expected to wait."""
+RECENT = 0.1
+"""Weight of the last batch in how long a query is expected to take."""
 
 
 class Lane:
@@ -60,6 +64,7 @@ class Lane:
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
+        self._seconds_each = 0.0
         self._thread = threading.Thread(target=self._work, name=f"candid-{name}", daemon=True)
         self._thread.start()
 
@@ -75,7 +80,7 @@ class Lane:
         with self._changed:
             if self._is_closed:
                 raise Problem("not_ready", "the server is shutting down", retry_after=RETRY_AFTER)
-            if len(self._waiting) + len(jobs) > self._max_waiting:
+            if not self._has_room(len(jobs)):
                 self._metrics.refused.labels("queue_full").inc()
                 raise Problem(
                     "overloaded",
@@ -97,6 +102,19 @@ class Lane:
                 retry_after=RETRY_AFTER,
             ) from None
 
+    def _has_room(self, count: int) -> bool:
+        """Whether so many more would be answered in time, by how long queries took lately.
+
+        Half of the time is enough to plan with: to answer late whoever then has gone costs as much
+        as to answer, and leaves nobody answered.
+        """
+        if len(self._waiting) + count > self._max_waiting:
+            return False
+        # A request that finds nobody before it is tried, however large.
+        return not self._waiting or (
+            (len(self._waiting) + count) * self._seconds_each <= PLANNED * self._timeout
+        )
+
     def close(self) -> None:
         """Answer what waits, then stop."""
         with self._changed:
@@ -114,8 +132,11 @@ class Lane:
             for job in live:
                 self._metrics.waited.labels(self._name).observe(started - job.since)
             results = self._answered(live)
+            seconds = monotonic() - started
+            if live:
+                self._seconds_each += RECENT * (seconds / len(live) - self._seconds_each)
             self._metrics.batch_size.labels(self._name).observe(len(live))
-            self._metrics.batch_seconds.labels(self._name).observe(monotonic() - started)
+            self._metrics.batch_seconds.labels(self._name).observe(seconds)
             _deliver(live, results)
 
     def _taken(self) -> list[_Job]:

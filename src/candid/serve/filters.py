@@ -118,6 +118,9 @@ def _passes(column: pl.Series, wanted: Any, name: str) -> Bools:
         return found
     if isinstance(column.dtype, pl.Categorical | pl.Enum):
         column = column.cast(pl.String)
+    if column.dtype.is_float():
+        # To Polars NaN is larger than every number; here it is none.
+        column = column.fill_nan(None)
     if isinstance(wanted, Bounds):
         passes = pl.Series([True]).new_from_index(0, len(column))
         if wanted.min is not None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import datetime
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic_core import to_json
 
 from candid.serve.problems import Problem, shown
 
 Ints = npt.NDArray[np.int64]
 SHOWN_COLUMNS = ("source_id", "title")
+WRITTEN = 200_000
+"""Items whose JSON is kept: the popular ones are in one answer after the other."""
 
 
 class SourceIds:
@@ -99,6 +103,8 @@ class ItemTable:
         self._frame = items
         self._counts = counts
         self._changed: dict[int, dict[str, Any]] = {}
+        self._written: dict[bool, dict[int, str]] = {False: {}, True: {}}
+        self._lock = threading.Lock()
         for item_id in range(items.height, len(self.ids)):
             self.change(item_id, None, {})
         self._lower: pl.Series | None = None
@@ -117,8 +123,11 @@ class ItemTable:
     def change(self, item_id: int, title: str | None, attributes: Mapping[str, Any]) -> None:
         """Say something else of an item, or something of one that ``ids`` has just got."""
         row = dict.fromkeys(self.attributes) | dict(attributes)
-        self._changed[item_id] = {"title": title, "attributes": _plain(row)}
-        self.version += 1
+        with self._lock:
+            self._changed[item_id] = {"title": title, "attributes": _plain(row)}
+            self.version += 1
+            for written in self._written.values():
+                written.pop(item_id, None)
 
     def touched(self) -> None:
         """Note that an item came or went otherwise than by ``change``."""
@@ -151,6 +160,26 @@ class ItemTable:
                     if with_attributes:
                         entry["attributes"] = change["attributes"]
         return found
+
+    def written(self, item_ids: Sequence[int], with_attributes: bool) -> list[str]:
+        """What ``describe`` says of items as JSON, each without its closing brace."""
+        kept, version = self._written[with_attributes], self.version
+        found = {item: kept.get(item) for item in item_ids}
+        missing = [item for item, text in found.items() if text is None]
+        if missing:
+            entries = self.describe(missing, with_attributes)
+            fresh = {
+                item: to_json(entry).decode()[:-1]
+                for item, entry in zip(missing, entries, strict=True)
+            }
+            found |= fresh
+            with self._lock:
+                # Of an item that was changed meanwhile the old words must not stay.
+                if self.version == version:
+                    if len(kept) + len(fresh) > WRITTEN:
+                        kept.clear()
+                    kept.update(fresh)
+        return [text for item in item_ids if (text := found[item]) is not None]
 
     def search(self, query: str, limit: int, is_live: npt.NDArray[np.bool_]) -> list[int]:
         """Ids of items whose title holds all words of a query, or whose source id it is.

@@ -5,12 +5,15 @@ No ids, histories, features or addresses of clients: a request is its route, sta
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import datetime
 import json
 import logging
 import sys
+import threading
 import traceback
-from typing import Any
+from typing import Any, TextIO
 
 LOGGER = logging.getLogger("candid.serve")
 FRAMES = 8
@@ -34,6 +37,46 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+class HeldLines(logging.Handler):
+    """Writes lines to a stream a few times a second.
+
+    A write for each would cost its request more than the answer does, as the model's thread takes
+    over meanwhile.
+
+    Args:
+        stream: where to.
+        seconds: that a line waits at most; warnings and worse wait for nothing.
+    """
+
+    def __init__(self, stream: TextIO, seconds: float = 0.2) -> None:
+        super().__init__()
+        self._stream = stream
+        self._seconds = seconds
+        self._held: list[str] = []
+        self._timer: threading.Timer | None = None
+        atexit.register(self.flush)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hold a line, and write all that are held when it is time; called with the lock held."""
+        self._held.append(self.format(record))
+        if record.levelno >= logging.WARNING:
+            self.flush()
+        elif self._timer is None:
+            self._timer = threading.Timer(self._seconds, self.flush)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        with self.lock or contextlib.nullcontext():
+            held, self._held, self._timer = self._held, [], None
+        if held:
+            # Nobody may read any more; that is no reason to fail whoever asks.
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write("\n".join(held) + "\n")
+                self._stream.flush()
+
+
 def tell(event: str, level: int = logging.INFO, **facts: Any) -> None:
     """Write one line."""
     LOGGER.log(level, event, extra={"facts": facts})
@@ -50,7 +93,7 @@ def fault(error: BaseException) -> dict[str, Any]:
 
 def set_up() -> None:
     """Send the lines of this server and of uvicorn to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = HeldLines(sys.stderr)
     handler.setFormatter(JsonLines())
     for name in ("candid.serve", "uvicorn.error"):
         logger = logging.getLogger(name)

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -40,7 +40,6 @@ def serve(
     host: str,
     port: int,
     changes: Path | None = None,
-    started: Callable[[str], None] | None = None,
 ) -> None:
     """Answer until a signal says stop; SIGHUP loads all models again.
 
@@ -51,12 +50,13 @@ def serve(
         host: to listen on.
         port: to listen on; 0: any free one.
         changes: file that keeps changes of items; None: none.
-        started: told the address once requests are answered.
 
     Raises:
         CandidError: a model cannot be opened, or the address not be listened on.
     """
     set_up()
+    # Until the server handles it, a reload asked for has nothing to do yet.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_SECONDS)
     threads = config.threads or max(1, (os.cpu_count() or 2) // 2)
     torch.set_num_threads(threads)
@@ -80,7 +80,6 @@ def serve(
                 timeout_graceful_shutdown=round(config.shutdown_ms / 1000) or 1,
             ),
             service,
-            started,
         )
         server.run(sockets=[sock])
     tell("stopped")
@@ -89,12 +88,9 @@ def serve(
 class _Server(uvicorn.Server):
     """uvicorn's server, with a reload on SIGHUP, a drain before the end, and a quiet exit."""
 
-    def __init__(
-        self, config: uvicorn.Config, service: Service, started: Callable[[str], None] | None
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        self._started = started
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -103,8 +99,6 @@ class _Server(uvicorn.Server):
             host, port = sockets[0].getsockname()[:2]
             address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             tell("listening", address=address)
-            if self._started is not None:
-                self._started(address)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

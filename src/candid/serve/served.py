@@ -258,28 +258,27 @@ class Served:
         for question, ranked in zip(questions, found, strict=True):
             if not isinstance(ranked, Problem):
                 flat[question.attributes] += ranked[0].tolist()
-        described = [iter(self.items.describe(ids, bool(w))) for w, ids in enumerate(flat)]
+        texts = [iter(self.items.written(ids, bool(which))) for which, ids in enumerate(flat)]
+        head = to_json({"model": self.name, "generation": self.number}).decode()[:-1]
         results: list[Result] = []
         for place, (question, ranked) in enumerate(zip(questions, found, strict=True)):
             if isinstance(ranked, Problem):
                 results.append(ranked)
                 continue
             scores = ranked[1].astype(np.float64)
-            entries: list[dict[str, Any]] = []
-            chances: list[float | None] = [None] * len(scores)
+            chances = ["null"] * len(scores)
             if place in log_z:
-                chances = np.exp(np.minimum(scores - log_z[place], 0.0)).tolist()
-            for rank, (score, chance) in enumerate(zip(scores.tolist(), chances, strict=True), 1):
-                entry = next(described[question.attributes])
-                entry |= {"rank": rank, "score": score, "probability": chance}
-                entries.append(entry)
-            document = {
-                "model": self.name,
-                "generation": self.number,
-                "items": entries,
-                "ignored": question.ignored,
-            }
-            results.append(to_json(document, inf_nan_mode="null"))
+                logs = np.minimum(scores - log_z[place], 0.0)
+                chances = [f"{chance:.7g}" for chance in np.exp(logs).tolist()]
+            # Nine digits tell any two float32 apart.
+            items = ",".join(
+                f'{next(texts[question.attributes])},"rank":{rank},"score":{score:.9g},'
+                f'"probability":{chance}}}'
+                for rank, (score, chance) in enumerate(
+                    zip(scores.tolist(), chances, strict=True), 1
+                )
+            )
+            results.append(f'{head},"items":[{items}],"ignored":{question.ignored}}}'.encode())
         return results
 
     def _somebody(self, request: RecommendRequest, time: int | None) -> tuple[Asker, int]:

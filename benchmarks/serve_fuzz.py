@@ -1,0 +1,344 @@
+"""Malformed requests against a real server: no failure of the server, no growth of memory.
+
+    python benchmarks/serve_fuzz.py --out /tmp/candid-serve     # writes results/serve_fuzz.json
+
+Two sources. schemathesis makes requests, right and wrong ones, from the server's own OpenAPI
+document and holds every answer against it. The fuzzer here starts from good requests and breaks
+them: values of JSON, bytes, types of content, paths and parameters. An answer of 5xx, or an error
+of another form than {"error": {code, message, field}}, is a finding; so is memory that goes on
+growing between the second and the last part of the requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from serve_load import ADMIN, Connection, resident_mib, served
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "serve_fuzz.json"
+CONNECTIONS = 8
+
+ITEMS = (1, 2, 30, 101, 104)
+GOOD: tuple[tuple[str, str, Any], ...] = (
+    ("POST", "/v1/recommend", {"user": 3, "k": 5}),
+    ("POST", "/v1/recommend", {"user": "u3", "k": 5, "filter_seen": False, "attributes": False}),
+    ("POST", "/v1/recommend", {"history": [1, 2, 101, "104"], "k": 3, "ignore_unknown": True}),
+    (
+        "POST",
+        "/v1/recommend",
+        {
+            "history": [{"item": 101, "time": "2026-01-31T18:30:00Z", "kind": "buy"}, 102],
+            "features": {"age": 31},
+            "filters": {"year": {"min": 1990, "max": 2010}, "genres": ["Drama"]},
+            "allow": [101, 102, 103],
+            "deny": [104],
+            "time": "2026-02-01",
+            "probability": True,
+        },
+    ),
+    ("POST", "/v1/recommend/batch", {"queries": [{"user": 3}, {"user": "u4", "k": 2}]}),
+    ("POST", "/v1/similar", {"item": 101, "k": 4, "filters": {"tags": ["new"]}}),
+    ("GET", "/v1/items?query=film&limit=5", None),
+    ("GET", "/v1/users?query=1&limit=5", None),
+    ("GET", "/v1/items/101", None),
+    ("GET", "/v1/map?limit=20", None),
+    ("GET", "/v1/model", None),
+)
+CHANGES: tuple[tuple[str, str, Any], ...] = (
+    ("PUT", "/v1/items/900", {"title": "A", "attributes": {"genres": ["Drama"], "year": 2001}}),
+    ("DELETE", "/v1/items/900", None),
+)
+NASTY_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    1.5,
+    -0.0,
+    10**9,
+    2**31,
+    2**63,
+    -(2**63) - 1,
+    10**30,
+    1e308,
+    -1e-308,
+    "",
+    " ",
+    "a",
+    "0",
+    "-",
+    "١",
+    "\u0000",
+    "\U0010ffff",
+    "e\u0301" * 40,
+    "x" * 3000,
+    "%s%n",
+    "{}",
+    "../x",
+    "2026-02-30",
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:59+14:00",
+    "1e400",
+    "NaN",
+    [],
+    {},
+    [[]],
+    [None],
+    [1, "a", None],
+    [[[[[]]]]],
+    {"a": 1},
+    {"item": None},
+    {"min": None},
+    {"min": "a", "max": 1},
+)
+NASTY_BYTES = (
+    b"NaN",
+    b"Infinity",
+    b"-Infinity",
+    b"1e999",
+    b"9" * 400,
+    b"9" * 5000,
+    b"[" * 300,
+    b'{"a":' * 300,
+    b"\xff",
+    b"\xc0\x80",
+    b"\xed\xa0\x80",
+    b"\x00",
+    b'"\\ud800"',
+    b'"\\u0000"',
+    b"//",
+    b"'",
+    b",",
+    b"]",
+    b"}",
+    b"null",
+    b"\xef\xbb\xbf",
+    b"1.",
+    b"01",
+    b"+1",
+    b"\r\n\r\n",
+)
+MEDIA = (
+    "application/json", "", "text/plain", "application/xml", "application/json; charset=utf-16",
+    "multipart/form-data", "APPLICATION/JSON", "application/x-www-form-urlencoded", ";", "x" * 500,
+)  # fmt: skip
+
+
+def _replaced(value: Any, rng: random.Random) -> Any:
+    """A JSON value with one part somewhere in it replaced, removed or repeated."""
+    if isinstance(value, dict) and value and rng.random() < 0.85:
+        changed, key = dict(value), rng.choice(list(value))
+        what = rng.random()
+        if what < 0.1:
+            del changed[key]
+        elif what < 0.2:
+            changed[str(rng.choice(NASTY_VALUES))[:2000]] = changed[key]
+        else:
+            changed[key] = _replaced(value[key], rng)
+        return changed
+    if isinstance(value, list) and value and rng.random() < 0.85:
+        place = rng.randrange(len(value))
+        what = rng.random()
+        if what < 0.1:
+            return value * rng.choice((0, 2, 50, 1000))
+        return [*value[:place], _replaced(value[place], rng), *value[place + 1 :]]
+    return rng.choice(NASTY_VALUES)
+
+
+def _broken(content: bytes, rng: random.Random) -> bytes:
+    """Bytes with a few of them lost, doubled, changed or joined by others."""
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        place = rng.randrange(len(content) + 1)
+        what = rng.randrange(5)
+        if what == 0:
+            content = content[:place]
+        elif what == 1:
+            content = content[:place] + content[place + 1 :]
+        elif what == 2:
+            content = content[:place] + rng.choice(NASTY_BYTES) + content[place:]
+        elif what == 3:
+            content = content[:place] + bytes([rng.randrange(256)]) + content[place + 1 :]
+        else:
+            content = content[:place] + content[place // 2 :]
+    return content
+
+
+def _path(path: str, rng: random.Random) -> str:
+    """A path with a part or a parameter of it replaced."""
+    value = quote(str(rng.choice(NASTY_VALUES))[:300], safe="")
+    if "?" in path and rng.random() < 0.7:
+        base, _, query = path.partition("?")
+        pairs = query.split("&")
+        place = rng.randrange(len(pairs))
+        pairs[place] = pairs[place].split("=")[0] + "=" + value
+        return base + "?" + "&".join(pairs)
+    if rng.random() < 0.5:
+        return path + rng.choice(("?model=", "?limit=", "?query=", "?model=films&x=")) + value
+    parts = path.split("/")
+    parts[rng.randrange(1, len(parts))] = rng.choice((value, "%ff", "%00", "..", "%2e%2e", "."))
+    return "/".join(parts)
+
+
+def request(rng: random.Random, key: str, changes: bool) -> bytes:
+    """One request: good HTTP, whatever it says."""
+    method, path, body = rng.choice(GOOD + CHANGES * 2 if changes else GOOD)
+    media, content = "application/json", b""
+    what = rng.random()
+    if body is not None:
+        if what < 0.5:
+            for _ in range(rng.choice((1, 1, 2, 4))):
+                body = _replaced(body, rng)
+        content = json.dumps(body).encode("utf-8", "surrogatepass")
+        if 0.5 <= what < 0.8:
+            content = _broken(content, rng)
+        elif 0.8 <= what < 0.85:
+            media = rng.choice(MEDIA)
+    if what >= 0.85 or (body is None and what >= 0.2):
+        path = _path(path, rng)
+        if rng.random() < 0.2:
+            method = rng.choice(("GET", "POST", "PATCH", "HEAD", "OPTIONS", "BREW"))
+    method = "GET" if method == "HEAD" else method  # an answer without a body hides its form
+    lines = [
+        f"{method} {path} HTTP/1.1", "host: localhost", f"x-api-key: {key}",
+        f"content-length: {len(content)}",
+    ]  # fmt: skip
+    if media:
+        lines.append(f"content-type: {media}")
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+async def _sent(
+    host: str, port: int, count: int, make: Callable[[], bytes], tell: Callable[[int], None]
+) -> tuple[Counter[str], list[dict[str, Any]], int]:
+    statuses, findings, other = Counter[str](), list[dict[str, Any]](), 0
+    left = count
+
+    async def work() -> None:
+        nonlocal left, other
+        connection: Connection | None = None
+        while left > 0:
+            left -= 1
+            tell(count - left)
+            asked = make()
+            try:
+                if connection is None or not connection.is_open:
+                    loop = asyncio.get_running_loop()
+                    _, connection = await loop.create_connection(Connection, host, port)
+                async with asyncio.timeout(30):
+                    status, body = await connection.ask(asked)
+            except (OSError, TimeoutError) as error:
+                statuses["error"] += 1
+                findings.append({"error": repr(error), "request": repr(asked[:2000])})
+                connection = None
+                continue
+            statuses[str(status)] += 1
+            if status >= 500:
+                findings.append({"status": status, "request": repr(asked[:2000])})
+            elif status >= 400 and not _is_failure(body):
+                other += 1
+                findings.append({"body": repr(body[:500]), "request": repr(asked[:2000])})
+
+    await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
+    return statuses, findings, other
+
+
+def _is_failure(body: bytes) -> bool:
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return list(error) == ["code", "message", "field"]
+
+
+def mutated(
+    address: str, pid: int, count: int, seed: int, key: str = ADMIN, changes: bool = False
+) -> dict[str, Any]:
+    """Send ``count`` broken requests; what came back, and memory after each fifth of them."""
+    host, port = address.removeprefix("http://").split(":")
+    rng, memory = random.Random(seed), [resident_mib(pid)["RssAnon"]]
+
+    def tell(done: int) -> None:
+        if done % max(1, count // 5) == 0:
+            memory.append(resident_mib(pid)["RssAnon"])
+
+    began = time.perf_counter()
+    make = lambda: request(rng, key, changes)  # noqa: E731
+    statuses, findings, other = asyncio.run(_sent(host, int(port), count, make, tell))
+    for finding in findings[:5]:
+        print(json.dumps(finding), file=sys.stderr)
+    return {
+        "requests": count,
+        "seconds": round(time.perf_counter() - began, 1),
+        "statuses": dict(sorted(statuses.items())),
+        "server_errors": sum(n for status, n in statuses.items() if status[0] in "5e"),
+        "other_forms": other,
+        "anonymous_mib": memory,
+    }
+
+
+def by_schema(address: str, examples: int) -> dict[str, Any]:
+    """Let schemathesis make requests from the OpenAPI document and check the answers."""
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")), "run", f"{address}/openapi.json",
+        "--max-examples", str(examples), "--phases", "examples,coverage,fuzzing", "--mode", "all",
+        "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
+        "response_schema_conformance",
+        "--exclude-path", "/v1/admin/reload",
+        "--header", f"X-API-Key: {ADMIN}", "--generation-deterministic", "--no-color",
+    ]  # fmt: skip
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    summary = next((n for n, line in enumerate(lines) if "SUMMARY" in line), 0)
+    if done.returncode:
+        print(done.stdout[-6000:], done.stderr[-2000:], file=sys.stderr)
+    return {
+        "exit_code": done.returncode,
+        "seconds": round(time.perf_counter() - began, 1),
+        "summary": [line for line in lines[summary:] if line.strip()],
+    }
+
+
+def main() -> None:
+    """Fuzz a server of a small run, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", type=Path, help="run to serve; none: one made under OUT")
+    parser.add_argument("--out", type=Path, default=Path("/tmp/candid-serve-fuzz"))
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--examples", type=int, default=100, help="of schemathesis, a route")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    run = given.run
+    if run is None:
+        from serve_run import make_run
+
+        run = make_run(given.out, num_items=5000, num_users=2000, steps=30)
+    with served(str(run), "--set", "log_requests=false") as (process, address):
+        found: dict[str, Any] = {"python": platform.python_version()}
+        found["schemathesis"] = by_schema(address, given.examples)
+        found["memory_mib_between"] = resident_mib(process.pid)
+        found["fuzzer"] = mutated(address, process.pid, given.requests, given.seed, changes=True)
+    found["exit_code"] = process.returncode
+    given.results.parent.mkdir(parents=True, exist_ok=True)
+    given.results.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""``candid serve`` refuses in one sentence what cannot work, before it listens."""
+
+import builtins
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nowhere"], 4, "nowhere is not a run"),
+        ([], 2, "RUN"),
+        (["nowhere", "--set", "max_k=0"], 2, "max_k"),
+        (["nowhere", "--set", "max_q=5"], 2, "max_q"),
+        (["nowhere", "--port", "70000"], 2, "70000"),
+        (["nowhere", "--api-key-file", "missing"], 2, "the keys in missing cannot be read"),
+        (["nowhere", "--index", "a", "--index", "b"], 2, "--index is given 2 times for 1 runs"),
+        (["nowhere", "--host", "no.such.host.invalid"], 2, "cannot listen on no.such.host.invalid"),
+    ],
+)
+def test_refusals(candid, tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    answer = candid("serve", *arguments)
+    assert answer.code == code
+    assert message in answer.err
+    assert answer.err.count("\n") <= 2
+
+
+def test_an_empty_file_of_keys_is_refused(candid, tmp_path):
+    (tmp_path / "keys").write_text("\n \n")
+    answer = candid("serve", "nowhere", "--admin-key-file", tmp_path / "keys")
+    assert answer.code == 2
+    assert "holds no key" in answer.err
+
+
+def test_a_missing_extra_is_named(candid, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **keywords):
+        if name.split(".")[0] == "uvicorn":
+            raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.delitem(__import__("sys").modules, "candid.serve.process", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    answer = candid("serve", "nowhere")
+    assert answer.code == 2
+    assert "pip install 'candid[serve]'" in answer.err
