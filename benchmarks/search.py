@@ -1,0 +1,125 @@
+"""Exact search beside FAISS' flat index: milliseconds a thousand queries.
+
+    python benchmarks/search.py            # writes benchmarks/results/search.json, docs/speed.md
+    python benchmarks/search.py --tables   # writes the table of docs/speed.md alone
+
+Ours leaves out 150 seen items a query and puts ties in a fixed order; ``IndexFlatIP`` does
+neither, as it cannot, and so returns items that an evaluation must not count. Vectors are
+Gaussian at width 64, items of log-normal norms. Both take turns within one process, on as many
+threads; times are CPU milliseconds, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+
+import candid
+from candid.index import ExactIndex, Exclusions
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "search.json"
+DOCS = ROOT / "docs" / "speed.md"
+WIDTH, SEEN = 64, 150
+SIZES = ((3416, 6040), (100_000, 2048))
+"""Items and queries: those of MovieLens-1M, and a larger catalog."""
+
+
+def contenders(num_items: int, num_queries: int, k: int) -> dict[str, Callable[[], Any]]:
+    """By name: a search of all queries."""
+    rng = np.random.default_rng(0)
+    norms = rng.lognormal(0, 0.3, (num_items, 1)).astype(np.float32)
+    items = rng.standard_normal((num_items, WIDTH), dtype=np.float32) * norms
+    queries = rng.standard_normal((num_queries, WIDTH), dtype=np.float32)
+    seen = torch.from_numpy(rng.integers(0, num_items, num_queries * SEEN))
+    exclude = Exclusions(seen, torch.arange(0, num_queries * SEEN + 1, SEEN))
+    ours, flat = ExactIndex(torch.from_numpy(items)), faiss.IndexFlatIP(WIDTH)
+    flat.add(items)
+    asked = torch.from_numpy(queries)
+    return {
+        "ours, seen left out": lambda: ours.search(asked, k, exclude),
+        "ours, nothing left out": lambda: ours.search(asked, k),
+        "FAISS IndexFlatIP": lambda: flat.search(queries, k),
+    }
+
+
+def measure(repeats: int) -> list[dict[str, Any]]:
+    """One line a size, k and contender."""
+    lines = []
+    for num_items, num_queries in SIZES:
+        for k in (10, 100):
+            searches = contenders(num_items, num_queries, k)
+            found: dict[str, list[float]] = {name: [] for name in searches}
+            for turn in range(repeats + 1):
+                for name, search in searches.items():
+                    started = time.process_time()
+                    search()
+                    if turn:
+                        found[name].append((time.process_time() - started) * 1e6 / num_queries)
+            for name, values in found.items():
+                line = {"items": num_items, "k": k, "search": name}
+                line["ms"] = round(statistics.median(values), 2)
+                print(line, flush=True)
+                lines.append(line)
+    return lines
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A Markdown table, a row a contender, and the ratio of ours to FAISS."""
+    cases = [(num_items, k) for num_items, _ in SIZES for k in (10, 100)]
+    found = {(line["search"], line["items"], line["k"]): line["ms"] for line in results}
+    names = list(dict.fromkeys(line["search"] for line in results))
+    head = " | ".join(f"{num_items:,} items, k = {k}" for num_items, k in cases)
+    rows = [f"| | {head} |", f"|---|{'---:|' * len(cases)}"]
+    for name in names:
+        values = " | ".join(f"{found[name, *case]:.0f}" for case in cases)
+        rows.append(f"| {name} | {values} |")
+    ratios = [found[names[0], *case] / found["FAISS IndexFlatIP", *case] for case in cases]
+    rows.append(f"| ours to FAISS | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
+    return "\n".join(rows) + "\n"
+
+
+def with_table(content: str, results: list[dict[str, Any]]) -> str:
+    """The docs with their generated block as the results have it."""
+    place = re.compile(r"(?<=<!-- search -->\n).*?(?=<!-- /search -->)", re.DOTALL)
+    assert place.search(content), f"{DOCS} has no <!-- search --> block"
+    return place.sub(lambda _: table(results), content)
+
+
+def main() -> None:
+    """Measure and write; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tables", action="store_true", help="write the table alone")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    faiss.omp_set_num_threads(options.threads)
+    if not options.tables:
+        report = {
+            "candid": candid.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "faiss": faiss.__version__,
+            "command": "python benchmarks/search.py "
+            f"--repeats {options.repeats} --threads {options.threads}",
+            "results": measure(options.repeats),
+        }
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    results = json.loads(RESULTS.read_text())["results"]
+    DOCS.write_text(with_table(DOCS.read_text(), results))
+
+
+if __name__ == "__main__":
+    main()
