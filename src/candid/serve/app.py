@@ -23,8 +23,9 @@ from candid.serve.batcher import Lane
 from candid.serve.bodies import read_body, read_optional_body
 from candid.serve.config import ServeConfig
 from candid.serve.documents import described, document
-from candid.serve.explore import find_items, find_users, item_map, model_info
+from candid.serve.explore import find_items, find_users, model_info, user_info
 from candid.serve.logs import fault, tell
+from candid.serve.map import ItemMaps
 from candid.serve.metrics import Metrics
 from candid.serve.models import Models
 from candid.serve.problems import Problem
@@ -32,10 +33,15 @@ from candid.serve.served import Question, Result
 
 T = TypeVar("T")
 STATIC = Path(str(files("candid.serve") / "static"))
-PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+"""The page loads and asks this server alone, and can make no HTML of text."""
 Model = Annotated[str | None, Query(max_length=1000, description="none: the first")]
 Text = Annotated[str, Query(max_length=200, description="words of a title, or an id")]
 Limit = Annotated[int, Query(ge=1, le=100)]
+MoreItems = Annotated[tuple[schemas.Id, ...], Query(max_length=200, description="these as well")]
 
 
 class Service:
@@ -188,7 +194,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
 
 
 def _add_items(app: FastAPI, service: Service) -> None:
-    config, models = service.config, service.models
+    config, models, maps = service.config, service.models, ItemMaps()
 
     @app.get("/v1/items", **described(None, "ItemList"))
     async def search_items(query: Text = "", limit: Limit = 20, model: Model = None) -> Response:
@@ -217,14 +223,16 @@ def _add_items(app: FastAPI, service: Service) -> None:
         served = await service.beside(lambda: models.delete(model, id))
         return _changed(served.name, served.items.ids.key(id), "deleted")
 
-    @app.get("/v1/map", **described(None, "ItemMap"))
+    @app.get("/v1/map", **described(None, "ItemMap", "unknown_item"))
     async def get_map(
-        limit: Annotated[int, Query(ge=1, le=5000)] = 1000, model: Model = None
+        limit: Annotated[int, Query(ge=0, le=5000, description="so many popular items")] = 1000,
+        item: MoreItems = (),
+        model: Model = None,
     ) -> Response:
-        """Place the most popular items in two dimensions."""
+        """Place items in two dimensions: the most popular ones, and those named."""
         served = models.get(model)
-        entries = await service.beside(lambda: item_map(served, limit))
-        return _json(to_json({"model": served.name, "items": entries}))
+        made = await service.beside(lambda: maps.map_of(served, limit, item))
+        return _json(to_json(made))
 
     @app.get("/v1/users", **described(None, "UserList"))
     async def search_users(query: Text = "", limit: Limit = 20, model: Model = None) -> Response:
@@ -232,6 +240,14 @@ def _add_items(app: FastAPI, service: Service) -> None:
         served = models.get(model)
         found = await service.beside(lambda: find_users(served, query, limit))
         return _json(to_json({"model": served.name, "users": found}))
+
+    @app.get("/v1/users/{id:path}", **described(None, "UserHistory", "not_found"))
+    async def get_user(
+        id: str, limit: Annotated[int, Query(ge=0, le=100)] = 20, model: Model = None
+    ) -> Response:
+        """Look a user up, with the latest interactions."""
+        served = models.get(model)
+        return _json(to_json(await service.beside(lambda: user_info(served, id, limit))))
 
 
 def _add_facts(app: FastAPI, service: Service) -> None:

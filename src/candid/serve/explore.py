@@ -1,16 +1,15 @@
-"""What the page asks beside recommendations: searches by name, facts, and a map of the items."""
+"""What the page asks beside recommendations: searches by name, facts, and one user."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import polars as pl
-import torch
 
 from candid.component import type_name
 from candid.index import INDEXES
-from candid.serve.schemas import Capability, Item, ModelInfo
+from candid.serve.problems import Problem
+from candid.serve.schemas import Capability, Id, Item, ModelInfo
 from candid.serve.served import Served
 
 
@@ -66,26 +65,21 @@ def find_users(served: Served, query: str, limit: int) -> list[dict[str, Any]]:
     ]
 
 
-def item_map(served: Served, limit: int) -> list[dict[str, Any]]:
-    """The most popular live items at the two principal components of their directions.
+def user_info(served: Served, source_id: Id, limit: int) -> dict[str, Any]:
+    """A user's latest interactions, earliest first.
 
-    Vectors are scaled to unit length first: length tells of popularity, direction of kind.
+    Raises:
+        Problem: no such user.
     """
-    counts = served.parts.dataset.train_counts
-    live = served.catalog.is_live()[: len(counts)]
-    ranked = np.argsort(-counts, kind="stable")
-    ids = ranked[live[ranked]][:limit]
-    if not len(ids):
-        return []
-    vectors = served.parts.index.vectors_of(torch.from_numpy(ids)).double()
-    vectors = torch.nn.functional.normalize(vectors, dim=1)
-    centred = vectors - vectors.mean(0)
-    basis = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)
-    # The sign of an eigenvector is anybody's choice: the largest entry is positive.
-    basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
-    places = (centred @ basis).tolist()
-    entries = served.items.describe(ids.tolist(), with_attributes=False)
-    return [
-        entry | {"x": place[0], "y": place[1] if len(place) > 1 else 0.0}
-        for entry, place in zip(entries, places, strict=True)
-    ]
+    found = served.users.find(source_id)
+    if found is None:
+        raise Problem("not_found", served.users.unknown(source_id, "id").message, "id")
+    dataset = served.parts.dataset
+    start, stop = (int(end) for end in dataset.user_offsets[found : found + 2])
+    ids = dataset.item_ids[max(start, stop - limit) : stop].tolist() if limit else []
+    return {
+        "model": served.name,
+        "user": served.users.names[found],
+        "interactions": stop - start,
+        "history": served.items.describe(ids, with_attributes=True),
+    }

@@ -200,6 +200,13 @@ class UserList(pydantic.BaseModel):
     users: list[User]
 
 
+class UserHistory(User):
+    """A user of the data with the latest interactions."""
+
+    model: str
+    history: list[Item] = Field(description="earliest first")
+
+
 class PlacedItem(Item):
     """An item on the map."""
 
@@ -208,9 +215,10 @@ class PlacedItem(Item):
 
 
 class ItemMap(pydantic.BaseModel):
-    """The most popular items at two principal components of their vectors' directions."""
+    """Items at the two principal components of the directions of popular items' vectors."""
 
     model: str
+    explained: float = Field(description="share of those directions' variance that is seen")
     items: list[PlacedItem]
 
 
