@@ -111,7 +111,7 @@ def of_distances(kernel: Kernel, gamma: float, squares: Floats) -> Floats:
 
 def _squares(x: Floats, y: Floats) -> Floats:
     """Squared distances [n, m]."""
-    lengths = np.einsum("nd,nd->n", x, x)[:, None] + np.einsum("md,md->m", y, y)
+    lengths = np.einsum("vd,vd->v", x, x)[:, None] + np.einsum("md,md->m", y, y)
     squares: Floats = np.maximum(lengths - 2 * (x @ y.T), 0.0)
     return squares
 

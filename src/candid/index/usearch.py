@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +34,8 @@ class UsearchIndex(ApproximateIndex):
     """A hierarchical graph of USearch; what it finds is ranked by the float32 vectors.
 
     The walk of such a graph (Malkov and Yashunin 2016) is made for distances: see ``augment``. It
-    may find fewer than k items even where there are more.
+    may find fewer than k items even where there are more. Calls from several threads wait for each
+    other; one call uses as many threads as torch does.
 
     Args:
         item_vectors: [V, D] float32; kept for ranking, not copied.
@@ -91,6 +93,7 @@ class UsearchIndex(ApproximateIndex):
             )
         super().__init__(item_vectors, is_checked=file is not None)
         self.search_width = search_width
+        self._lock = threading.Lock()
         library = _usearch()
         if file is not None:
             self._index: Any = _read(library, file)
@@ -125,8 +128,11 @@ class UsearchIndex(ApproximateIndex):
         if len(query) == 0:
             return np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)
         asked = augmented_queries(query) if self._index.ndim > self._dim else query
-        self._index.expansion_search = max(int(self.search_width), k)
-        found = self._index.search(asked, k, threads=torch.get_num_threads())
+        # USearch gives the threads of one call working memory by number, and two calls at once
+        # would share it.
+        with self._lock:
+            self._index.expansion_search = max(int(self.search_width), k)
+            found = self._index.search(asked, k, threads=torch.get_num_threads())
         ids = np.asarray(found.keys).astype(np.int64).reshape(len(query), -1)
         counts = np.atleast_1d(getattr(found, "counts", np.full(len(query), ids.shape[1])))
         ids[np.arange(ids.shape[1]) >= counts[:, None]] = -1
