@@ -211,7 +211,7 @@ def request(rng: random.Random, key: str, changes: bool) -> bytes:
     if what >= 0.85 or (body is None and what >= 0.2):
         path = _path(path, rng)
         if rng.random() < 0.2:
-            method = rng.choice(("GET", "POST", "PATCH", "HEAD", "OPTIONS", "BREW"))
+            method = rng.choice(("GET", "POST", "PATCH", "HEAD", "OPTIONS", "TRACE"))
     method = "GET" if method == "HEAD" else method  # an answer without a body hides its form
     lines = [
         f"{method} {path} HTTP/1.1", "host: localhost", f"x-api-key: {key}",
@@ -252,6 +252,8 @@ async def _sent(
             elif status >= 400 and not _is_failure(body):
                 other += 1
                 findings.append({"body": repr(body[:500]), "request": repr(asked[:2000])})
+        if connection is not None:
+            connection.close()
 
     await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
     return statuses, findings, other

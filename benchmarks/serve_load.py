@@ -72,6 +72,11 @@ class Connection(asyncio.Protocol):
         if not self._answer.done():
             self._answer.set_result((int(headers.split(b" ", 2)[1]), body))
 
+    def close(self) -> None:
+        """End."""
+        self.is_open = False
+        self._transport.close()
+
     def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
         """Send a request; its status and body."""
         self._answer = asyncio.get_running_loop().create_future()
@@ -113,6 +118,7 @@ async def fire(
 ) -> Tally:
     """Send requests at ``rate`` a second, spaced evenly, over as many connections as it takes."""
     loop, tally, free = asyncio.get_running_loop(), Tally(), list[Connection]()
+    opened: list[Connection] = []
     count, tasks = int(rate * seconds), set[asyncio.Task[None]]()
 
     async def one(request: bytes, due: float) -> None:
@@ -123,6 +129,7 @@ async def fire(
                 connection = free.pop()
             else:
                 _, connection = await loop.create_connection(Connection, host, port)
+                opened.append(connection)
             async with asyncio.timeout(10):
                 status, _ = await connection.ask(request)
             if connection.is_open:
@@ -144,6 +151,9 @@ async def fire(
         task.add_done_callback(tasks.discard)
     while tasks:
         await asyncio.wait(set(tasks))
+    for connection in opened:
+        connection.close()
+    await asyncio.sleep(0)
     return tally
 
 

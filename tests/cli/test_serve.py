@@ -1,6 +1,7 @@
 """``candid serve`` refuses in one sentence what cannot work, before it listens."""
 
 import builtins
+import socket
 
 import pytest
 
@@ -12,7 +13,7 @@ import pytest
         ([], 2, "RUN"),
         (["nowhere", "--set", "max_k=0"], 2, "max_k"),
         (["nowhere", "--set", "max_q=5"], 2, "max_q"),
-        (["nowhere", "--port", "70000"], 2, "70000"),
+        (["nowhere", "--port", "70000"], 2, "65535"),
         (["nowhere", "--api-key-file", "missing"], 2, "the keys in missing cannot be read"),
         (["nowhere", "--index", "a", "--index", "b"], 2, "--index is given 2 times for 1 runs"),
         (["nowhere", "--host", "no.such.host.invalid"], 2, "cannot listen on no.such.host.invalid"),
@@ -24,6 +25,16 @@ def test_refusals(candid, tmp_path, monkeypatch, arguments, code, message):
     assert answer.code == code
     assert message in answer.err
     assert answer.err.count("\n") <= 2
+
+
+def test_an_address_in_use_is_told_in_one_sentence(candid):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        answer = candid("serve", "nowhere", "--port", str(port))
+    assert answer.code == 2
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in answer.err
 
 
 def test_an_empty_file_of_keys_is_refused(candid, tmp_path):

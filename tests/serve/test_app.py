@@ -153,7 +153,7 @@ def test_the_place_of_a_fault_is_named(client):
     def field(body):
         return error(client.post("/v1/recommend", json=body), 422, "invalid")["field"]
 
-    assert field({"history": [101, {"itm": 1}]}) == "history.1.itm"
+    assert field({"history": [101, {"itm": 1}]}) == "history.1.item"  # which is missing
     assert field({"history": [101, {"item": 1, "time": "x"}]}) == "history.1.time"
     assert field({"history": [101, None]}) == "history.1"
     assert field({"user": "u3", "filters": {"year": {"min": []}}}) == "filters.year.min"
@@ -184,7 +184,7 @@ def test_a_body_without_a_length_is_bounded_too(client):
         ("GET", "/nothing", 404, "not_found"),
         ("GET", "/v1/recommend", 405, "bad_method"),
         ("POST", "/v1/model", 405, "bad_method"),
-        ("BREW", "/v1/model", 405, "bad_method"),
+        ("TRACE", "/v1/model", 405, "bad_method"),
         ("GET", "/v1/items?limit=0", 422, "invalid"),
         ("GET", "/v1/items?limit=x", 422, "invalid"),
         ("GET", "/v1/items?limit=1e9", 422, "invalid"),

@@ -118,7 +118,19 @@ def _is_branch(part: Any) -> bool:
     return isinstance(part, str) and (part in BRANCHES or "[" in part)
 
 
-BRANCHES = frozenset({"str", "int", "float", "bool", "Event", "Bounds"})
+BRANCHES = frozenset(
+    {
+        "str",
+        "constrained-str",
+        "int",
+        "float",
+        "bool",
+        "list",
+        "constrained-list",
+        "Event",
+        "Bounds",
+    }
+)
 
 
 def _short(text: str, most: int = SHOWN) -> str:

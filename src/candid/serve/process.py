@@ -15,6 +15,7 @@ from types import FrameType
 
 import torch
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from candid.errors import ConfigError
 from candid.serve.app import Service, make_app
@@ -54,6 +55,7 @@ def serve(
     Raises:
         CandidError: a model cannot be opened, or the address not be listened on.
     """
+    sock = _listening(host, port)
     set_up()
     # Until the server handles it, a reload asked for has nothing to do yet.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -61,7 +63,6 @@ def serve(
     threads = config.threads or max(1, (os.cpu_count() or 2) // 2)
     torch.set_num_threads(threads)
     config = config.model_copy(update={"threads": threads})
-    sock = _listening(host, port)
     with contextlib.closing(sock):
         metrics = Metrics()
         models = Models(openers, config, ItemChanges(changes), metrics)
@@ -70,6 +71,7 @@ def serve(
         server = _Server(
             uvicorn.Config(
                 gate,
+                http=_Protocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -83,6 +85,20 @@ def serve(
         )
         server.run(sockets=[sock])
     tell("stopped")
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP, which says in our form too that a request is none."""
+
+    def send_400_response(self, msg: str) -> None:
+        problem = Problem("bad_request", "this is no request of HTTP/1.1")
+        body = problem.body()
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):
