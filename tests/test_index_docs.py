@@ -1,0 +1,63 @@
+"""What docs/index.md says of indexes is what was measured, and names what there is."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from candid.index import CONTENDERS, INDEXES
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "index_compare.json"
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = ROOT / "benchmarks" / "index_compare.py"
+    spec = importlib.util.spec_from_file_location("index_compare", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def results():
+    return json.loads(RESULTS.read_text())["results"]
+
+
+def test_the_tables_are_those_of_the_results(script, results):
+    docs = (ROOT / "docs" / "index.md").read_text()
+    assert script.with_tables(docs, results) == docs
+
+
+def test_every_contender_was_measured_on_both_kinds_of_vectors(script, results):
+    measured = {(line["items"], line["kind"], line["name"]) for line in results}
+    for size in {items for items, _, _ in measured}:
+        assert {(k, n) for s, k, n in measured if s == size} == {
+            (kind, name) for kind in script.KINDS for name in CONTENDERS
+        }
+
+
+def test_the_page_names_every_index():
+    docs = (ROOT / "docs" / "index.md").read_text()
+    assert {found for found in re.findall(r"^\| `(\w+)`", docs, re.MULTILINE)} == set(INDEXES)
+
+
+def test_the_script_measures_goes_on_and_writes_its_tables(script, tmp_path, capsys):
+    results = tmp_path / "results.json"
+    script.run(500, ["hard"], ["exact"], results)
+    script.run(500, ["hard", "clustered"], ["exact", "faiss flat"], results)
+    found = json.loads(results.read_text())["results"]
+    assert [(r["kind"], r["name"]) for r in found] == [
+        ("hard", "exact"),
+        ("hard", "faiss flat"),
+        ("clustered", "exact"),
+        ("clustered", "faiss flat"),
+    ]
+    assert all(line["recall"] == 1 for line in found)
+    page = script.with_tables("a\n<!-- index_compare -->\nold\n<!-- /index_compare -->\nb", found)
+    assert "old" not in page
+    assert page.count("| exact | 1.000 |") == 2
+    assert script.with_tables(page, found) == page
