@@ -70,7 +70,8 @@ def serve(
     """Answer over HTTP: recommendations, items near an item, and a page at /.
 
     --set changes a limit, such as max_k=500 or rate=50; GET /v1/model lists them. SIGHUP loads
-    the models again, SIGTERM stops once what was asked is answered.
+    the models again, SIGTERM stops once what was asked is answered. The log, JSON lines on
+    stderr, says the address and never what people asked.
     """
     settings = _settings(overrides or [])
     read = _keys(api_key_file, READ_KEY)
@@ -93,7 +94,6 @@ def serve(
         host=host,
         port=port,
         changes=changes,
-        started=lambda address: typer.echo(f"listening on {address}", err=True),
     )
 
 
