@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -37,7 +38,7 @@ class TileSizes:
 
 
 SIZES = {
-    "cpu": TileSizes(rows=512, scores=2**20, columns=4096, kept_bytes=25 * 2**20, kept_rows=64),
+    "cpu": TileSizes(rows=1024, scores=2**21, columns=8192, kept_bytes=22 * 2**20, kept_rows=64),
     "cuda": TileSizes(rows=2**14, scores=2**26, columns=8192, kept_bytes=2**29, kept_rows=2**10),
 }
 """By type of device; others are taken for "cuda"."""
@@ -74,8 +75,8 @@ class Tiles:
     Attributes:
         wide: dtype of sums and exponentials.
         narrow: dtype of the matrix products.
-        query: [B, D] narrow.
-        vectors: [N, D] narrow.
+        query_wide: [B, D].
+        vectors_wide: [N, D].
         row_blocks: slices that cut the rows.
         column_blocks: slices that cut the candidates.
         keeps: whether there is room for all the tiles of a block of rows.
@@ -89,10 +90,8 @@ class Tiles:
         self.wide = query.dtype
         self.narrow = torch.bfloat16 if precision == "bfloat16" else self.wide
         self.query_wide, self.vectors_wide = query.detach(), vectors.detach()
-        self.query = self.query_wide.to(self.narrow)
-        self.vectors = self.vectors_wide.to(self.narrow)
         self._shift = shift
-        row_bytes = max(1, num_candidates * self.query.element_size())
+        row_bytes = max(1, num_candidates * self.narrow.itemsize)
         kept_rows = sizes.kept_bytes // row_bytes
         self.keeps = kept_rows >= min(sizes.kept_rows, num_rows)
         rows = max(1, min(sizes.rows, kept_rows if self.keeps else num_rows, num_rows))
@@ -100,8 +99,20 @@ class Tiles:
         self.row_blocks = list(_blocks(num_rows, rows))
         self.column_blocks = list(_blocks(num_candidates, columns))
         self._largest = _longest(self.row_blocks) * _longest(self.column_blocks)
-        self._buffers: list[Tensor] = []
-        self._pass = make_tile_pass(self.query, self.wide, self._largest, num_rows * num_candidates)
+        self._scratch = query.new_empty(0, dtype=self.narrow)
+        size = num_rows * num_candidates
+        self._pass = make_tile_pass(self._scratch, self.wide, self._largest, size)
+
+    # Copies are made when they are first used: after the gradients, which outlive them.
+    @cached_property
+    def query(self) -> Tensor:
+        """[B, D] narrow."""
+        return self.query_wide.to(self.narrow)
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """[N, D] narrow."""
+        return self.vectors_wide.to(self.narrow)
 
     def passed(self, rows: slice, block: int, hits: RowHits, *, keep: int | None) -> PassedTile:
         """Score one tile and take its softmax.
@@ -115,9 +126,11 @@ class Tiles:
         """
         columns = self.column_blocks[block]
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        while len(self._buffers) <= (keep or 0):
-            self._buffers.append(self.query.new_empty(self._largest))
-        tile = self._buffers[keep or 0][: shape[0] * shape[1]].view(shape)
+        if not len(self._scratch):
+            held = len(self.column_blocks) if keep is not None and self.keeps else 1
+            self._scratch = self._scratch.new_empty(held * self._largest)
+        start = (keep or 0) * self._largest
+        tile = self._scratch[start : start + shape[0] * shape[1]].view(shape)
         torch.mm(self.query[rows], self.vectors[columns].T, out=tile)
         hits.mask(tile, block)
         shift = None if self._shift is None else self._shift[columns]
