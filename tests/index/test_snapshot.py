@@ -130,7 +130,7 @@ class TestDamage:
             file.write_bytes(content)
 
     def test_a_changed_byte_of_a_large_file_is_found_on_demand(self, folder, monkeypatch):
-        monkeypatch.setattr("candid.index.snapshot.SMALL", 100)
+        monkeypatch.setattr("candid.index.snapshot_files.SMALL", 100)
         file = next(folder.glob("vectors-*"))
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
@@ -179,16 +179,15 @@ class TestDamage:
 
 SLOW_WRITER = """
 import sys, time, pathlib, torch, polars as pl
-from candid.index import ExactIndex, snapshot
+from candid.index import ExactIndex, snapshot, snapshot_files
 folder, stop_at = pathlib.Path(sys.argv[1]), sys.argv[2]
-table, write_json = snapshot._Writer.table, snapshot.write_json
 def wait(*arguments):
     print("there", flush=True)
     time.sleep(60)
 if stop_at == "files":
-    snapshot._Writer.table = wait
+    snapshot_files.SnapshotWriter.table = wait
 else:
-    snapshot.write_json = wait
+    snapshot_files.write_json = wait
 items = torch.ones(5, 8)
 config = ExactIndex.Config()
 snapshot.write_snapshot(
@@ -231,6 +230,30 @@ class TestWriting:
             open_snapshot(tmp_path / "index")
         write(tmp_path / "index")
         assert len(names_in(tmp_path / "index")) == 5
+
+    def test_an_interruption_right_behind_publication_loses_nothing(self, folder, monkeypatch):
+        from candid.index import snapshot_files
+
+        def interrupted(path, content):
+            write_json(path, content)
+            raise KeyboardInterrupt
+
+        write_json = snapshot_files.write_json
+        monkeypatch.setattr(snapshot_files, "write_json", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(folder, seed=1, fingerprint="newer")
+        open_snapshot(folder, fingerprint="newer", verify=True)
+
+    def test_a_library_that_cannot_write_is_told_in_one_sentence(self, folder, monkeypatch):
+        def full(self, file):
+            file.write_bytes(b"half")
+            raise RuntimeError("write error:\n No space left on device")
+
+        before = names_in(folder)
+        monkeypatch.setattr(FaissIndex, "save", full)
+        with pytest.raises(ArtifactError, match=r"cannot write .*: write error: No space left"):
+            write(folder, seed=1)
+        assert names_in(folder) == before
 
     def test_a_folder_with_other_files_is_left_alone(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("mine")

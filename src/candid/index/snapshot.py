@@ -1,29 +1,19 @@
 """An index on disk: one folder, whole at every moment, opened by mapping it into memory.
 
-``index.json`` names the other files, which carry a token in their names and are never written
-again. It is written last and replaces the one before it in one step: until then a reader
-finds the old snapshot, from then on the new one. Files that nothing names are removed afterwards;
-whoever has them open keeps them.
-
-    index.json                 config, fingerprint of the model, sizes, what was measured, files
-    vectors-TOKEN.npy          [V, D] float32
-    source_ids-TOKEN.parquet   source id of each of the V items
-    index-TOKEN.bin            what the index itself wrote, for a ``StoredIndex``
-    changes-TOKEN.npz          items added, updated and deleted since
-    added-TOKEN.parquet        source ids of the added ones
+index.json                 config, fingerprint of the model, sizes, what was measured, files
+vectors-TOKEN.npy          [V, D] float32
+source_ids-TOKEN.parquet   source id of each of the V items
+index-TOKEN.bin            what the index itself wrote, for a ``StoredIndex``
+changes-TOKEN.npz          items added, updated and deleted since
+added-TOKEN.parquet        source ids of the added ones
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import importlib.metadata
 import io
-import json
 import threading
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,21 +25,21 @@ import pydantic
 import torch
 from torch import Tensor
 
-from candid.atomic import sync, write_error, write_json
 from candid.component import type_name
 from candid.errors import ArtifactError, ConfigError
 from candid.index.live import Changes, LiveIndex
 from candid.index.protocol import Index, IndexComponent, IndexConfig, StoredIndex
+from candid.index.snapshot_files import (
+    AGAIN,
+    MANIFEST,
+    SnapshotWriter,
+    check_file,
+    read_manifest,
+    writing,
+)
 from candid.index.source_ids import SourceId, SourceIds
 
-KIND = "candid-index"
-VERSION = 1
-MANIFEST = "index.json"
-LOCK = ".lock"
-SMALL = 1 << 20
-"""Files up to this size are checked in full when a snapshot is opened."""
 LIBRARIES = ("torch", "numpy", "faiss-cpu", "usearch")
-AGAIN = "build it again with candid index"
 
 
 @dataclass(frozen=True)
@@ -192,7 +182,7 @@ def write_snapshot(
     live = index if isinstance(index, LiveIndex) else LiveIndex(index, item_vectors)
     names = source_ids if isinstance(source_ids, SourceIds) else SourceIds(source_ids)
     _check_names(live, names)
-    with _writing(folder) as writer:
+    with writing(folder) as writer:
         vectors = np.ascontiguousarray(item_vectors.detach().float().cpu().numpy())
         writer.array("vectors", vectors)
         writer.table("source_ids", names.built)
@@ -215,8 +205,8 @@ def save_changes(snapshot: Snapshot) -> str:
     folder = snapshot.folder
     if folder is None:
         raise ConfigError("this index was built in memory: write it with write_snapshot first")
-    with snapshot._lock, _writing(folder) as writer:
-        there = _read_manifest(folder)
+    with snapshot._lock, writing(folder) as writer:
+        there = read_manifest(folder)
         for name in ("vectors", "source_ids", "index"):
             if there["files"].get(name) != snapshot.manifest["files"].get(name):
                 raise ArtifactError(
@@ -245,7 +235,7 @@ def open_snapshot(
         ConfigError: the library of this index is not installed.
     """
     for attempt in range(3):
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         if fingerprint is not None and manifest["fingerprint"] != fingerprint:
             raise ArtifactError(
                 f"{folder} is the index of another model (or of this one before it was trained "
@@ -255,7 +245,7 @@ def open_snapshot(
             return _open(folder, manifest, verify)
         except ArtifactError:
             # A writer may have replaced it between the two reads: then it is another one now.
-            if attempt == 2 or _read_manifest(folder)["token"] == manifest["token"]:
+            if attempt == 2 or read_manifest(folder)["token"] == manifest["token"]:
                 raise
     raise AssertionError("unreachable")
 
@@ -266,13 +256,13 @@ def snapshot_token(folder: Path) -> str:
     Raises:
         ArtifactError: no snapshot, or a damaged one.
     """
-    return str(_read_manifest(folder)["token"])
+    return str(read_manifest(folder)["token"])
 
 
 def _open(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
     files = manifest["files"]
     for entry in files.values():
-        _check_file(folder / entry["name"], entry, verify)
+        check_file(folder / entry["name"], entry, verify)
     try:
         config = _Header.model_validate({"index": manifest["index"]}).index
     except (ConfigError, pydantic.ValidationError) as error:
@@ -352,7 +342,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _write_changes(writer: _Writer, changes: Changes, source_ids: SourceIds) -> None:
+def _write_changes(writer: SnapshotWriter, changes: Changes, source_ids: SourceIds) -> None:
     if changes.num_rows == 0 and changes.num_hidden == 0:
         return
     kept = changes.is_alive
@@ -393,137 +383,3 @@ def _read_changes(file: Path, item_vectors: Tensor) -> Changes:
         vectors=vectors.float(),
         is_alive=torch.ones(len(item_ids), dtype=torch.bool),
     )
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        kind, version = manifest["kind"], manifest["version"]
-        needed = ("token", "fingerprint", "index", "num_items", "dim", "measured")
-        if kind == KIND and version == VERSION:
-            for name in needed:
-                manifest[name]
-            for entry in manifest["files"].values():
-                str(entry["name"]), int(entry["bytes"]), str(entry["sha256"])
-            manifest["files"]["vectors"], manifest["files"]["source_ids"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(
-            f"{folder} holds no {MANIFEST}: it is not an index; build one with candid index"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is damaged; {AGAIN}") from error
-    if kind != KIND or version != VERSION:
-        raise ArtifactError(
-            f"{path} is of kind {kind!r} and version {version!r}, this candid reads {KIND!r} of "
-            f"version {VERSION}; {AGAIN}"
-        )
-    return manifest
-
-
-def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
-    size = path.stat().st_size if path.is_file() else None
-    if size is None or size != entry["bytes"]:
-        found = "is missing" if size is None else f"has {size:,} bytes, not {entry['bytes']:,}"
-        raise ArtifactError(f"{path} {found}; {AGAIN}")
-    if (verify or size <= SMALL) and _checksum(path) != entry["sha256"]:
-        raise ArtifactError(f"{path} differs from its checksum; {AGAIN}")
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-class _Writer:
-    """Writes the files of one new snapshot."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._token = uuid.uuid4().hex[:16]
-        self._files: dict[str, dict[str, Any]] = {}
-        self._written: list[Path] = []
-
-    def array(self, name: str, array: np.ndarray[Any, Any]) -> None:
-        with self._adding(name, ".npy") as path, path.open("wb") as stream:
-            np.save(stream, array, allow_pickle=False)
-
-    def table(self, name: str, source_ids: pl.Series) -> None:
-        with self._adding(name, ".parquet") as path:
-            source_ids.alias("source_id").to_frame().write_parquet(path)
-
-    def bytes(self, name: str, suffix: str, content: memoryview) -> None:
-        with self._adding(name, suffix) as path:
-            path.write_bytes(content)
-
-    def own(self, name: str, index: StoredIndex) -> None:
-        with self._adding(name, ".bin") as path:
-            index.save(path)
-
-    def keep(self, name: str, entry: dict[str, Any]) -> None:
-        self._files[name] = entry
-
-    def publish(self, facts: dict[str, Any]) -> str:
-        """Make it the snapshot of the folder, and remove what no longer is."""
-        sync(self._folder)
-        content = {"kind": KIND, "version": VERSION, "token": self._token, **facts}
-        write_json(self._folder / MANIFEST, content | {"files": self._files})
-        self._written.clear()
-        named = {entry["name"] for entry in self._files.values()}
-        for path in _own_files(self._folder):
-            if path.name not in named:
-                path.unlink(missing_ok=True)
-        return self._token
-
-    def discard(self) -> None:
-        """Remove what was written and not published."""
-        for path in self._written:
-            path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _adding(self, name: str, suffix: str) -> Iterator[Path]:
-        path = self._folder / f"{name}-{self._token}{suffix}"
-        self._written.append(path)
-        yield path
-        sync(path)
-        size = path.stat().st_size
-        self._files[name] = {"name": path.name, "bytes": size, "sha256": _checksum(path)}
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[_Writer]:
-    """Let one process at a time write into ``folder``."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        is_ours = (folder / MANIFEST).exists()
-        if not is_ours and any(path.name != LOCK for path in folder.iterdir()):
-            # Files of an interrupted first write may stand there, foreign ones may not.
-            foreign = set(folder.iterdir()) - set(_own_files(folder)) - {folder / LOCK}
-            if foreign:
-                raise ConfigError(
-                    f"{folder} holds other files, such as {min(foreign).name}: name a new or "
-                    "empty folder with --out"
-                )
-        with (folder / LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ArtifactError(
-                    f"{folder} is being written by another process: wait until it is done"
-                ) from None
-            writer = _Writer(folder)
-            try:
-                yield writer
-            finally:
-                writer.discard()
-    except OSError as error:
-        raise write_error(folder, error) from error
-
-
-def _own_files(folder: Path) -> list[Path]:
-    """Files that some snapshot wrote, by their names."""
-    return [
-        path
-        for pattern in ("vectors-*.npy", "source_ids-*.parquet", "index-*.bin", "changes-*.npz")
-        for path in folder.glob(pattern)
-    ] + list(folder.glob("added-*.parquet"))

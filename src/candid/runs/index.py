@@ -10,7 +10,7 @@ import torch
 
 from candid.evaluation import StageProgress, encoded_catalog, inference
 from candid.index import ExactIndex, Snapshot, open_snapshot, snapshot_in_memory
-from candid.index.snapshot import MANIFEST
+from candid.index.snapshot_files import MANIFEST
 from candid.runs.run import LoadedRun
 
 INDEX = "index"
