@@ -67,14 +67,16 @@ def make_dataset(folder: Path, num_items: int, num_users: int) -> PreparedDatase
     return open_dataset(folder)
 
 
-def recipe(dim: int, max_steps: int) -> dict[str, Any]:
-    """What to train."""
+def recipe(dim: int, max_steps: int, features: bool) -> dict[str, Any]:
+    """What to train; with ``features`` items are what is known of them, and may come later."""
+    known = {"kind": {"type": "categorical"}, "price": {"type": "number"}}
     return {
         "name": "serve",
+        "features": {"item": known} if features else {},
         "batches": {"batch_size": 128, "max_length": LENGTH, "windows": "all"},
         "model": {
             "query_tower": {"type": "causal_transformer", "dim": dim, "num_blocks": 2},
-            "item_tower": {"type": "item_embedding", "dim": dim},
+            "item_tower": {"type": "item_features" if features else "item_embedding", "dim": dim},
         },
         "proposal": {
             "type": "mixture",
@@ -94,12 +96,19 @@ def recipe(dim: int, max_steps: int) -> dict[str, Any]:
     }
 
 
-def make_run(out: Path, num_items: int, num_users: int, dim: int = 64, steps: int = 1500) -> Path:
+def make_run(
+    out: Path,
+    num_items: int,
+    num_users: int,
+    dim: int = 64,
+    steps: int = 1500,
+    features: bool = False,
+) -> Path:
     """The folder of a run under ``out``, trained here if it is not there."""
     data, run = out / "data", out / "run"
     dataset = open_dataset(data) if data.exists() else make_dataset(data, num_items, num_users)
     if not (run / MANIFEST).exists():
-        train_run(parse_config(recipe(dim, steps), "serve_run"), dataset, run)
+        train_run(parse_config(recipe(dim, steps, features), "serve_run"), dataset, run)
     return run
 
 

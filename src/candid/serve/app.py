@@ -116,6 +116,10 @@ class Service:
                 retry_after=1,
             ) from None
 
+    async def change(self, work: Callable[[], T]) -> T:
+        """Change an item in a thread, however long it takes: half a change is none."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
     async def reload(self, name: str | None) -> tuple[dict[str, int], float]:
         """Load a model again, while the one before answers."""
         loop = asyncio.get_running_loop()
@@ -214,13 +218,13 @@ def _add_items(app: FastAPI, service: Service) -> None:
     async def put_item(id: str, request: Request, model: Model = None) -> Response:
         """Add an item by its features, or change those of a known one."""
         asked = await read_body(request, schemas.ItemRequest, config)
-        served, outcome = await service.beside(lambda: models.put(model, id, asked))
+        served, outcome = await service.change(lambda: models.put(model, id, asked))
         return _changed(served.name, served.items.ids.key(id), outcome)
 
     @app.delete("/v1/items/{id:path}", **described(None, "ItemChange", "needs_key", "not_found"))
     async def delete_item(id: str, model: Model = None) -> Response:
         """Recommend an item no more; histories may still name it."""
-        served = await service.beside(lambda: models.delete(model, id))
+        served = await service.change(lambda: models.delete(model, id))
         return _changed(served.name, served.items.ids.key(id), "deleted")
 
     @app.get("/v1/map", **described(None, "ItemMap", "unknown_item"))
