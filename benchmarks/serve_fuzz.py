@@ -4,8 +4,8 @@
 
 Two sources. schemathesis makes requests, right and wrong ones, from the server's own OpenAPI
 document and holds every answer against it. The fuzzer here starts from good requests and breaks
-them: values of JSON, bytes, types of content, paths and parameters. A request without an answer, one
-of 5xx (but for 503, which says that there was no time), or an error of another form than
+them: values of JSON, bytes, types of content, paths and parameters. A request without an answer, an
+answer of 5xx (but for 503, which says that there was no time), or an error of another form than
 {"error": {code, message, field}} is a finding; so is memory that goes on growing between the
 second and the last part of the requests.
 """

@@ -18,9 +18,10 @@ import torch
 
 from candid.atomic import replacing, write_error
 from candid.errors import ArtifactError, DataError
+from candid.serve.admission import check_attributes
 from candid.serve.problems import Problem, shown
 from candid.serve.schemas import Id
-from candid.serve.served import Served, check_attributes
+from candid.serve.served import Served
 
 SourceId = int | str
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from torch import Tensor
 
 from candid.errors import DataError
+from candid.serve.admission import check_attributes, check_choice, microseconds
 from candid.serve.catalog import Catalog, Ranked
 from candid.serve.config import ServeConfig
 from candid.serve.filters import AttributeFilters
@@ -27,7 +28,7 @@ from candid.serve.questions import (
     asker_of_user,
     encoded,
 )
-from candid.serve.schemas import Event, Id, RecommendRequest, SimilarRequest, is_finite
+from candid.serve.schemas import Event, Id, RecommendRequest, SimilarRequest
 
 Ints = npt.NDArray[np.int64]
 Result = bytes | Problem
@@ -117,10 +118,11 @@ class Served:
             Problem: it is beyond a limit, asks for what the model cannot, or names what it does
                 not know.
         """
-        self._check_choice(request)
+        check_choice(request, self.config)
+        self.filters.check(request.filters)
         if request.action is not None:
             self._check_kind(request.action, "action")
-        time = None if request.time is None else _microseconds(request.time)
+        time = None if request.time is None else microseconds(request.time)
         ignored = 0
         if request.user is not None:
             user_id = self.users.require(request.user, "user")
@@ -151,7 +153,8 @@ class Served:
 
     def similar_question(self, request: SimilarRequest) -> Question:
         """Take a request for items near an item in; raises as ``question``."""
-        self._check_choice(request)
+        check_choice(request, self.config)
+        self.filters.check(request.filters)
         item_id = self.live_item(request.item, "item")
         return Question(
             self,
@@ -314,7 +317,7 @@ class Served:
             ids.append(found)
             kinds.append(None if event is None else event.kind)
             if event is not None and event.time is not None:
-                moment = _microseconds(event.time)
+                moment = microseconds(event.time)
                 if last_time is not None and moment < last_time:
                     raise Problem(
                         "invalid", "a history is written earliest first", f"history.{place}.time"
@@ -339,24 +342,6 @@ class Served:
         except DataError as error:
             raise Problem("invalid", str(error)[:500], "features") from None
 
-    def _check_choice(self, request: RecommendRequest | SimilarRequest) -> None:
-        config = self.config
-        limits = {
-            "k": (request.k, config.max_k),
-            "allow": (len(request.allow or ()), config.max_list),
-            "deny": (len(request.deny), config.max_list),
-            "filters": (len(request.filters), config.max_filters),
-        }
-        for field, (number, most) in limits.items():
-            if number > most:
-                raise Problem("invalid", f"at most {most}, not {number}", field)
-        for name, wanted in request.filters.items():
-            if isinstance(wanted, list) and len(wanted) > config.max_list:
-                raise Problem(
-                    "invalid", f"at most {config.max_list} values", f"filters.{name}"[:99]
-                )
-        self.filters.check(request.filters)
-
     def _check_kind(self, kind: str, field: str) -> None:
         known = self.parts.dataset.action_names
         if kind not in known:
@@ -379,27 +364,3 @@ class Served:
     def _live(self, ids: Ints) -> Ints:
         live: Ints = ids[self.parts.index.is_live(torch.from_numpy(ids)).numpy()]
         return live
-
-
-def check_attributes(
-    attributes: Mapping[str, Any], known: Collection[str], kind: str, field: str
-) -> None:
-    """Refuse names that nobody knows and numbers that no model can read.
-
-    Raises:
-        Problem: there are such.
-    """
-    for name, value in attributes.items():
-        if name not in known:
-            listed = ", ".join(sorted(known)) or "none"
-            raise Problem(
-                "invalid",
-                f"{kind} have no attribute {shown(name)}; they have: {listed}",
-                f"{field}.{name}"[:100],
-            )
-        if not is_finite(value):
-            raise Problem("invalid", "a number beyond float32", f"{field}.{name}")
-
-
-def _microseconds(moment: datetime.datetime) -> int:
-    return round(moment.timestamp() * 1_000_000)
