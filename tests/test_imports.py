@@ -26,6 +26,7 @@ ORDER = [
     "training",
     "evaluation",
     "serve",
+    "export",
     "report",
     "config",
     "runs",

@@ -23,6 +23,7 @@ import candid
 from candid.cli.audit import audit
 from candid.cli.demo import demo
 from candid.cli.evaluate import evaluate
+from candid.cli.export import export
 from candid.cli.index import index
 from candid.cli.prepare import prepare
 from candid.cli.recommend import recommend
@@ -45,6 +46,7 @@ app.command(short_help="Measure a trained model over the full catalog.")(evaluat
 app.command(short_help="Measure estimators of the loss against the full softmax.")(audit)
 app.command(short_help="Recommend items to users, or for a typed history.")(recommend)
 app.command(short_help="Build an index over a run's items and measure it.")(index)
+app.command(short_help="Write towers and item vectors for other programs.")(export)
 app.command(short_help="Answer applications and people over HTTP.")(serve)
 
 

@@ -221,7 +221,15 @@ class FeatureEncoder(FeatureMixing):
         return self._encode(self.stored.take(rows), id_codes)
 
     def _encode(self, values: Mapping[str, Values], id_codes: Tensor) -> Tensor:
-        fields = self.fields(values)
+        return self.encode_fields(self.fields(values), id_codes)
+
+    def encode_fields(self, fields: Tensor, id_codes: Tensor) -> Tensor:
+        """Encode rows by the fields of their features and the codes of their ids: [m, D].
+
+        Args:
+            fields: [m, F, d].
+            id_codes: [m] int64, entries of ``id_codes``; 0 is the unknown id.
+        """
         if self.ids is not None and self.id_mode == "field":
             fields = torch.cat([fields, self.ids(id_codes)[:, None]], dim=1)
         vectors = self.mixed(fields)
