@@ -4,11 +4,12 @@
 
 Models alike but for the item tower and the query's user features: a table of ids, with all items
 as negatives, as is usual, or only those that are ever trained; features without an id; features
-with the id added ("both"). Each is one ``candid train`` in a process of its own, resumable. The
-result under ``benchmarks/results`` holds, by seed, the test metrics on warm and on cold targets
-with their bootstrap intervals over users, and how models differ from the usual one: user by user,
-each user's value the mean over the seeds, with an interval and the p-value of a sign-flip test. The
-table in ``docs/cold_start.md`` is written from it.
+with the id added ("both"); ids, with features in their place for items without one ("id, else
+features"). Each is one ``candid train`` in a process of its own, resumable. The result under
+``benchmarks/results`` holds, by seed, the test metrics on warm and on cold targets, among all items
+and among those of their kind, and how models differ from the usual one: user by user, each user's
+value the mean over the seeds, with an interval and the p-value of a sign-flip test. The tables in
+``docs/cold_start.md`` are written from it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
-from candid.batches import held_out_queries
-from candid.data import Role
-from candid.evaluation import PerUser, compare, inference
-from candid.evaluation.questions import select
+from candid.evaluation import EvaluationReport, PerUser, Slice, compare
 from candid.runs import LoadedRun, evaluate_run, load_run
 from candid.world import World, WorldConfig
 from recipe_figures import candid
@@ -56,13 +53,14 @@ MODELS = {
     "ids": [*IDS, "training.catalog=all"],
     "ids, new items no negatives": IDS,
     "features": ["model.item_tower.id_mode=none"],
-    "both": [],
+    "both": ["model.item_tower.id_mode=residual", "model.item_tower.id_dropout=0.3"],
+    "id, else features": [],
 }
-METRICS = ("ndcg@10", "recall@100", "nll")
-AMONG, AMONG_K = "recall@20 among cold", 20
-WARMTH = ("warm", "cold")
+METRICS = ("ndcg@10", "recall@20", "recall@100", "nll")
+PARTS = ("all", "warm", "warm, among warm items", "cold", "cold, among cold items")
+"""Which targets, ranked among which items: all where nothing is said."""
 USUAL = "ids"
-COMPARED = ("features", "both")
+COMPARED = ("features", "both", "id, else features")
 
 
 def overrides(recipe: Path, model: str) -> list[str]:
@@ -107,13 +105,7 @@ def run(recipe: Path, work: Path, model: str, seed: int, more: list[str]) -> dic
             *(flag for setting in settings for flag in ("--set", setting)),
         )
     manifest = json.loads((folder / "run.json").read_text())
-    report = json.loads(done.read_text())
-    slices = {
-        part["label"]: {name: part["metrics"][name] for name in METRICS}
-        | {"targets": part["targets"], "queries": part["queries"]}
-        for part in report["slices"]["target_warmth"]
-    }
-    return {"seed": seed, **slices, "result": manifest["result"], "machine": manifest["machine"]}
+    return {"seed": seed, "result": manifest["result"], "machine": manifest["machine"]}
 
 
 def folder_of(work: Path, model: str, seed: int) -> Path:
@@ -128,50 +120,37 @@ def measure(name: str, work: Path, seeds: list[int]) -> dict[str, Any]:
     flags = (flag for setting in more for flag in ("--set", setting))
     candid("prepare", str(recipe), "--out", str(work / "data"), "--json", *flags)
     runs = {model: [run(recipe, work, model, seed, more) for seed in seeds] for model in MODELS}
-    values = {model: [values_of(work, model, seed) for seed in seeds] for model in MODELS}
-    for model, parts in values.items():
-        for one, part in zip(runs[model], parts, strict=True):
-            among = part["among"]
-            one["cold"][AMONG] = {"value": float(among.numerators.sum() / len(among.user_ids))}
-    usual = over_seeds(values[USUAL])
-    differences = {model: against(over_seeds(values[model]), usual) for model in COMPARED}
+    values = {}
+    for model, found in runs.items():
+        parts = [parts_of(load_run(folder_of(work, model, seed), work / "data")) for seed in seeds]
+        values[model] = over_seeds([{name: one.per_user for name, one in p.items()} for p in parts])
+        for one, part in zip(found, parts, strict=True):
+            one["parts"] = {name: summary(metrics) for name, metrics in part.items()}
+    differences = {
+        model: {
+            part: {metric: asdict(compare(one, values[USUAL][part], metric)) for metric in METRICS}
+            for part, one in values[model].items()
+        }
+        for model in COMPARED
+    }
     return {"runs": runs, "against": differences}
 
 
-def values_of(work: Path, model: str, seed: int) -> dict[str, PerUser]:
-    """Each user's values on warm targets, on cold ones, and on cold ones among cold items."""
-    loaded = load_run(folder_of(work, model, seed), work / "data")
+def parts_of(loaded: LoadedRun) -> dict[str, EvaluationReport | Slice]:
+    """The test metrics of each of ``PARTS``."""
     settings = loaded.config.evaluation.model_copy(update={"bootstrap": 0})
-    parts = evaluate_run(loaded, config=settings).slices["target_warmth"]
-    return {part.label: part.per_user for part in parts} | {"among": among_cold(loaded)}
+    whole, warm, cold = (
+        evaluate_run(loaded, config=settings.model_copy(update={"catalog": catalog}))
+        for catalog in ("all", "warm", "cold")
+    )
+    slices = {part.label: part for part in whole.slices["target_warmth"]}
+    return dict(zip(PARTS, (whole, slices["warm"], warm, slices["cold"], cold), strict=True))
 
 
-def among_cold(loaded: LoadedRun) -> PerUser:
-    """Where a user's cold targets stand among the cold items alone: what their features tell."""
-    dataset, model = loaded.dataset, loaded.model
-    needs_history = model.needs_history
-    chosen = select(dataset, Role.TEST, needs_history=needs_history, max_users=None, seed=0)
-    questions = chosen.held_out
-    cold = torch.from_numpy(np.flatnonzero(dataset.train_counts == 0))
-    place = np.full(dataset.num_items, -1)
-    place[cold] = np.arange(len(cold))
-    users, recalls = [], []
-    length, context = loaded.config.batches.max_length, loaded.features.context_of(dataset)
-    with inference(model):
-        vectors = model.encode_catalog()[cold]
-        for rows, queries in held_out_queries(dataset, questions, length, 256, context):
-            scores = model.encode_queries(queries) @ vectors.T
-            for row in range(rows.start, rows.stop):
-                bounds = questions.target_offsets[row : row + 2]
-                targets = place[questions.target_ids[slice(*bounds)]]
-                targets = torch.from_numpy(targets[targets >= 0])
-                if len(targets):
-                    one = scores[row - rows.start]
-                    above = (one > one[targets][:, None]).sum(dim=1)
-                    users.append(questions.user_ids[row])
-                    recalls.append(float((above < AMONG_K).float().mean()))
-    column = np.array(recalls)[:, None]
-    return PerUser(np.array(users), (AMONG,), column, np.ones_like(column))
+def summary(part: EvaluationReport | Slice) -> dict[str, float | int | None]:
+    """The means over users, and how many targets they are of."""
+    targets = part.targets if isinstance(part, Slice) else part.counts["targets"]
+    return {"targets": targets} | {metric: part.metrics[metric].value for metric in METRICS}
 
 
 def over_seeds(found: list[dict[str, PerUser]]) -> dict[str, PerUser]:
@@ -182,36 +161,25 @@ def over_seeds(found: list[dict[str, PerUser]]) -> dict[str, PerUser]:
     }
 
 
-def against(one: dict[str, PerUser], other: dict[str, PerUser]) -> dict[str, Any]:
-    """A model minus another, on warm and on cold targets."""
-    found = {
-        warmth: {metric: asdict(compare(one[warmth], other[warmth], metric)) for metric in METRICS}
-        for warmth in WARMTH
-    }
-    found["cold"][AMONG] = asdict(compare(one["among"], other["among"], AMONG))
-    return found
-
-
 def table(results: dict[str, Any]) -> str:
     """Markdown: means over seeds with their standard deviation, and the differences."""
     lines = []
     for name, found in results.items():
         seeds = len(found["runs"][USUAL])
         lines += [f"### {name}, {seeds} seeds", ""]
-        lines += _rows("targets", "model", *METRICS, AMONG)
-        for warmth in WARMTH:
+        lines += _rows("targets", "model", *METRICS)
+        for part in PARTS:
             for model, runs in found["runs"].items():
                 cells = (
-                    _spread([one[warmth][metric]["value"] for one in runs if metric in one[warmth]])
-                    for metric in (*METRICS, AMONG)
+                    _spread([one["parts"][part][metric] for one in runs]) for metric in METRICS
                 )
-                lines.append(_row(f"{warmth} ({runs[0][warmth]['targets']:,})", model, *cells))
+                targets = runs[0]["parts"][part]["targets"]
+                lines.append(_row(f"{part} ({targets:,})", model, *cells))
         lines += ["", f"Minus `{USUAL}`, with the 95 % interval over users and the p-value:", ""]
-        lines += _rows("targets", "model", *METRICS, AMONG)
-        for warmth in WARMTH:
+        lines += _rows("targets", "model", *METRICS)
+        for part in PARTS:
             for model, parts in found["against"].items():
-                cells = (_difference(parts[warmth].get(metric)) for metric in (*METRICS, AMONG))
-                lines.append(_row(warmth, model, *cells))
+                lines.append(_row(part, model, *(_difference(parts[part][m]) for m in METRICS)))
         lines.append("")
     return "\n".join(lines)
 
@@ -225,15 +193,11 @@ def _row(*cells: str) -> str:
 
 
 def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.4f} ±{deviation:.4f}"
 
 
-def _difference(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return ""
+def _difference(found: dict[str, Any]) -> str:
     return (
         f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}; "
         f"p {found['p_value']:.3f})"
