@@ -5,17 +5,20 @@ with the class and its nested ``Config``, and one line in ``LOSSES``. ``SampledS
 ``InBatchSoftmaxLoss`` are for training loops that are not ours: modules that draw as well.
 """
 
-from typing import Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from candid.losses.config import LossComponent, LossConfig
 from candid.losses.corrected import Correction, corrected_log_softmax
 from candid.losses.full_softmax import FullSoftmax, full_softmax
 from candid.losses.in_batch_softmax import in_batch_softmax
-from candid.losses.in_batch_softmax_loss import InBatchSoftmaxLoss
 from candid.losses.output import ItemEmbeddings, Loss, LossOutput
 from candid.losses.pointwise import BCE, GBCE, binary_cross_entropy
 from candid.losses.sampled_softmax import SampledSoftmax, sampled_softmax
-from candid.losses.sampled_softmax_loss import SampledSoftmaxLoss
+
+if TYPE_CHECKING:
+    from candid.losses.in_batch_softmax_loss import InBatchSoftmaxLoss
+    from candid.losses.sampled_softmax_loss import SampledSoftmaxLoss
 
 LOSSES: Final = {
     "full_softmax": FullSoftmax,
@@ -45,3 +48,15 @@ __all__ = [
     "in_batch_softmax",
     "sampled_softmax",
 ]
+
+_ON_FIRST_USE = {
+    "InBatchSoftmaxLoss": "in_batch_softmax_loss",
+    "SampledSoftmaxLoss": "sampled_softmax_loss",
+}
+"""Modules for other training loops: they load torch's compiler, which takes a second."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'candid.losses' has no attribute {name!r}")
+    return getattr(import_module(f"candid.losses.{_ON_FIRST_USE[name]}"), name)
