@@ -7,14 +7,14 @@ line in ``INDEXES``.
 from typing import Final
 
 from candid.index.approximate import ApproximateIndex, TunableIndex
-from candid.index.assess import Assessment, assess
+from candid.index.assessment import Assessment, assess
 from candid.index.bfloat16 import Bfloat16Index
 from candid.index.contenders import CONTENDERS, default_config
 from candid.index.exact import ExactIndex
 from candid.index.faiss import FaissIndex
 from candid.index.kernel_lsh import KernelLsh
 from candid.index.live import Changes, LiveIndex
-from candid.index.measure import Measured, Truth, exact_truth, measure
+from candid.index.measurement import Measured, Truth, exact_truth, measure
 from candid.index.protocol import (
     Exclusions,
     Hits,

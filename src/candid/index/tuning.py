@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from candid.index.approximate import TunableIndex
-from candid.index.measure import Measured, Truth, measure
+from candid.index.measurement import Measured, Truth, measure
 from candid.index.protocol import Index
 
 Settings = dict[str, float]

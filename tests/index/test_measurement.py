@@ -1,7 +1,5 @@
 """Recall, speed, and settings chosen by them."""
 
-import time
-
 import pytest
 import torch
 
@@ -15,18 +13,34 @@ from candid.index import (
     measure,
     tune,
 )
-from candid.index.measure import one_thread, recalls
+from candid.index.measurement import one_thread, recalls
 
 
 def vectors_of(num, seed, dim=8):
     return torch.randn(num, dim, generator=torch.Generator().manual_seed(seed))
 
 
-class Ladder:
-    """Finds the first ``width`` of the right items, and sleeps for each."""
+class Clock:
+    """Stands for ``time``; moved on by hand."""
 
-    def __init__(self, items, width=1, wait=0.0):
-        self.num_items, self.width, self.wait = len(items), width, wait
+    now = 0.0
+
+    def process_time(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("candid.index.measurement.time", clock)
+    return clock
+
+
+class Ladder:
+    """Finds the first ``width`` of the right items, and takes a millisecond for each."""
+
+    def __init__(self, items, clock, width=1):
+        self.num_items, self.width, self.clock = len(items), width, clock
         self._exact = ExactIndex(items)
         self.asked = []
 
@@ -44,9 +58,7 @@ class Ladder:
 
     def search(self, query, k, exclude=None):
         self.asked.append(self.width)
-        until = time.process_time() + self.wait * self.width
-        while time.process_time() < until:
-            pass
+        self.clock.now += 0.001 * self.width
         ids = self._exact.search(query, k).item_ids.clone()
         ids[:, self.width :] = -1
         return Hits(ids, torch.zeros(ids.shape))
@@ -74,15 +86,15 @@ class TestRecall:
         assert recalls(found, truth, items).tolist() == [0]
 
 
-def test_an_index_is_measured_as_it_is_on_one_thread():
+def test_an_index_is_measured_as_it_is_on_one_thread(clock):
     items, query = vectors_of(50, 0), vectors_of(40, 1)
     truth = exact_truth(items, query, 4)
-    seen = measure(Ladder(items, width=3, wait=0.001), truth, items)
+    seen = measure(Ladder(items, clock, width=3), truth, items)
     assert seen.recall == pytest.approx(0.75)
     assert seen.recall_error == pytest.approx(0, abs=1e-6)
-    # Two batches, 3 ms each at least; one query alone as long.
-    assert 100 < seen.queries_per_second < 40 / 0.006
-    assert seen.milliseconds >= 3
+    # 40 queries in two batches of 3 ms each; one query alone takes as long as a batch.
+    assert seen.queries_per_second == pytest.approx(40 / 0.006)
+    assert seen.milliseconds == pytest.approx(3)
     assert measure(ExactIndex(items), truth, items, alone=False).milliseconds is None
     threads = torch.get_num_threads()
     with one_thread():
@@ -102,16 +114,16 @@ def test_queries_are_split_in_two_halves_without_a_common_one():
 
 class TestTuning:
     @pytest.mark.parametrize(("target", "width"), [(0.0, 1), (0.05, 1), (0.41, 5), (1.0, 10)])
-    def test_the_least_that_reaches_is_chosen(self, target, width):
+    def test_the_least_that_reaches_is_chosen(self, clock, target, width):
         items = vectors_of(60, 0)
         truth = exact_truth(items, vectors_of(10, 1), 10)
-        tuned = tune(Ladder(items, wait=0.0005), truth, items, target)
+        tuned = tune(Ladder(items, clock), truth, items, target)
         assert tuned.settings == {"width": width}
         assert tuned.reaches
         assert tuned.index.width == width
         assert len(tuned.tried) <= 4
 
-    def test_where_none_reaches_the_most_exact_is_chosen(self):
+    def test_where_none_reaches_the_most_exact_is_chosen(self, clock):
         class Weak(Ladder):
             def axes(self, k):
                 return {"width": [1, 2, 3]}
@@ -121,7 +133,7 @@ class TestTuning:
 
         items = vectors_of(60, 0)
         truth = exact_truth(items, vectors_of(10, 1), 10)
-        tuned = tune(Weak(items), truth, items, 0.9)
+        tuned = tune(Weak(items, clock), truth, items, 0.9)
         assert (tuned.settings, tuned.reaches) == ({"width": 3}, False)
 
     def test_an_index_without_settings_is_only_measured(self):

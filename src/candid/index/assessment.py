@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from candid.component import type_name
-from candid.index.measure import Measured, Truth, measure
+from candid.index.measurement import Measured, Truth, measure
 from candid.index.protocol import Index, IndexConfig, StoredIndex
 from candid.index.tuning import Settings, tune
 
