@@ -107,3 +107,19 @@ def test_nothing_left_has_an_empty_partition(vectors):
     index.delete(torch.arange(NUM))
     assert Catalog(index).log_partition(torch.from_numpy(QUERY)).isneginf().all()
     assert not len(Catalog(index).nearest(torch.from_numpy(QUERY), 3, [NONE] * 3)[0][0])
+
+
+def test_items_deleted_while_others_ask_are_passed_over(vectors, monkeypatch):
+    index = LiveIndex(ExactIndex(torch.from_numpy(vectors)), torch.from_numpy(vectors))
+    found, real, calls = Catalog(index), index.vectors_of, []
+
+    def late(item_ids):
+        if not calls:  # between the look at what is live and the look-up
+            calls.append(index.delete(torch.tensor([3])))
+        return real(item_ids)
+
+    monkeypatch.setattr(index, "vectors_of", late)
+    ids, scores = found.best_of(torch.from_numpy(QUERY[0]), 9, np.array([2, 3, 4]))
+    assert sorted(ids.tolist()) == [2, 4]
+    assert scores == pytest.approx((vectors @ QUERY[0])[ids], abs=1e-5)
+    assert len(found.similar(3, 5, None, NONE)[0]) == 0

@@ -148,6 +148,7 @@ def make_app(service: Service) -> FastAPI:
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_bad_parameters)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_failure)
     _add_questions(app, service)
     _add_items(app, service)
     _add_facts(app, service)
@@ -313,6 +314,11 @@ def _failed(problem: Problem) -> Response:
 async def _on_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     return _failed(error)
+
+
+async def _on_failure(_: Request, __: Exception) -> Response:
+    # What it was goes on to the gate, which writes it into the log.
+    return _failed(Problem("internal", "the server failed; its log says where"))
 
 
 async def _on_bad_parameters(_: Request, error: Exception) -> Response:

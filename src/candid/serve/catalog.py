@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from candid.errors import ConfigError
 from candid.index import Exclusions, LiveIndex
 
 Ints = npt.NDArray[np.int64]
@@ -47,6 +48,19 @@ class Catalog:
         live[changes.item_ids[changes.is_alive]] = True
         return live.numpy()
 
+    def live_vectors(self, item_ids: Ints) -> tuple[Ints, Tensor]:
+        """Those of some items that are live, in their order, and their vectors [m, D] float32.
+
+        Others may delete items meanwhile, so that what was live a moment ago has no vector now.
+        """
+        ids = torch.from_numpy(item_ids)
+        while True:
+            ids = ids[self.index.is_live(ids)]
+            try:
+                return ids.numpy(), self.index.vectors_of(ids)
+            except ConfigError:
+                continue
+
     def nearest(self, query: Tensor, k: int, excluded: list[Ints]) -> list[Ranked]:
         """The best items of B queries [B, D], without B lists of excluded ones."""
         k = min(k, self.index.num_items)
@@ -76,17 +90,24 @@ class Catalog:
         return self.best_of(query, k, np.flatnonzero(allowed))
 
     def best_of(self, query: Tensor, k: int, item_ids: Ints) -> Ranked:
-        """The best of given live items for one query [D]; every one is scored."""
-        scores = np.empty(len(item_ids), dtype=np.float32)
+        """The best of given items for one query [D]; every live one is scored."""
+        found, scores = [item_ids[:0]], [np.zeros(0, dtype=np.float32)]
         for begin in range(0, len(item_ids), BLOCK):
-            ids = torch.from_numpy(item_ids[begin : begin + BLOCK])
-            scores[begin : begin + BLOCK] = (self.index.vectors_of(ids) @ query).numpy()
-        return _top(item_ids, scores, k)
+            ids, vectors = self.live_vectors(item_ids[begin : begin + BLOCK])
+            found.append(ids)
+            scores.append((vectors @ query).numpy())
+        return _top(np.concatenate(found), np.concatenate(scores), k)
 
     def similar(self, item_id: int, k: int, allowed: Bools | None, excluded: Ints) -> Ranked:
-        """The live items of largest cosine with an item, itself left out; every one is scored."""
+        """The live items of largest cosine with an item, itself left out; every one is scored.
+
+        Without the item there are none.
+        """
         changes = self.index.changes
-        vector = self.index.vectors_of(torch.tensor([item_id]))[0]
+        _, vectors = self.live_vectors(np.array([item_id]))
+        if not len(vectors):
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        vector = vectors[0]
         vector = vector / vector.norm().clamp(min=torch.finfo(torch.float32).tiny)
         if self._inverse_norms is None:
             self._inverse_norms = _inverse_norms(self.index.item_vectors)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from candid.serve.items import Ints
 from candid.serve.schemas import Id
 from candid.serve.served import Served
 
@@ -66,9 +67,10 @@ class ItemMaps:
             if layout is None or layout.version != served.items.version:
                 layout = self._layouts[served] = _layout(served)
         first = layout.item_ids[:limit].tolist()
-        ids = list(dict.fromkeys([*first, *also]))
-        entries = served.items.describe(ids, with_attributes=False)
-        places = ((_unit_vectors(served, ids) - layout.mean) @ layout.basis).tolist()
+        wanted = np.array(list(dict.fromkeys([*first, *also])), dtype=np.int64)
+        ids, vectors = _unit_vectors(served, wanted)
+        entries = served.items.describe(ids.tolist(), with_attributes=False)
+        places = ((vectors - layout.mean) @ layout.basis).tolist()
         return {
             "model": served.name,
             "explained": layout.explained,
@@ -83,8 +85,7 @@ def _layout(served: Served) -> Layout:
     counts = served.parts.dataset.train_counts
     live = served.catalog.is_live()[: len(counts)]
     ranked = np.argsort(-counts, kind="stable")
-    ids = ranked[live[ranked]][:SAMPLE]
-    vectors = _unit_vectors(served, ids.tolist())
+    ids, vectors = _unit_vectors(served, ranked[live[ranked]][:SAMPLE])
     dim = vectors.shape[1]
     mean = vectors.mean(0) if len(ids) else torch.zeros(dim, dtype=torch.float64)
     centred = vectors - mean
@@ -98,7 +99,7 @@ def _layout(served: Served) -> Layout:
     return Layout(version, ids, mean, basis * signs, explained)
 
 
-def _unit_vectors(served: Served, item_ids: Sequence[int]) -> Tensor:
-    """Length tells of popularity, direction of kind: [n, D] float64."""
-    vectors = served.parts.index.vectors_of(torch.tensor(item_ids, dtype=torch.int64))
-    return torch.nn.functional.normalize(vectors.double(), dim=1)
+def _unit_vectors(served: Served, item_ids: Ints) -> tuple[Ints, Tensor]:
+    """Live items of some, and their directions [m, D] float64: length tells of popularity."""
+    ids, vectors = served.catalog.live_vectors(item_ids)
+    return ids, torch.nn.functional.normalize(vectors.double(), dim=1)
