@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from candid.cli.options import Set
 from candid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,15 +64,26 @@ def serve(
             metavar="FILE", help="Keep changes of items here, so that they outlive the server."
         ),
     ] = None,
-    overrides: Set = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a limit, such as max_k=500; may be repeated.",
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Write no line for each request.")
+    ] = False,
 ) -> None:
     """Answer over HTTP: recommendations, items near an item, and a page at /.
 
-    --set changes a limit, such as max_k=500 or rate=50; GET /v1/model lists them. SIGHUP loads
-    the models again, SIGTERM stops once what was asked is answered. The log, JSON lines on
-    stderr, says the address and never what people asked.
+    GET /v1/model lists the limits. SIGHUP loads the models again, SIGTERM stops once what was asked
+    is answered. The log, JSON lines on stderr, says the address and never what people asked.
     """
     settings = _settings(overrides or [])
+    if quiet:
+        settings = settings.model_copy(update={"log_requests": False})
     read = _keys(api_key_file, READ_KEY)
     admin = _keys(admin_key_file, ADMIN_KEY)
     openers = _openers(runs, index or [], data or [])
