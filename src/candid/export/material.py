@@ -77,7 +77,7 @@ class Material:
             ArtifactError: one is not finite.
         """
         with inference(self.parts.model):
-            vectors = encoded_catalog(self.parts.model, self.progress).float().cpu()
+            vectors = encoded_catalog(self.parts.model, self.progress).detach().float().cpu()
         for rows in vectors.split(65_536):
             if not torch.isfinite(rows).all():
                 raise ArtifactError(

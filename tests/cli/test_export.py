@@ -1,0 +1,56 @@
+"""``candid export``."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+
+def test_writes_parquet_where_nothing_is_asked(candid, toy, tmp_path):
+    answer = candid("export", toy.run, "--out", tmp_path / "out", "--json")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.document["folder"] == str(tmp_path / "out")
+    assert set(answer.document["formats"]) == {"parquet"}
+    found = pl.read_parquet(tmp_path / "out" / "parquet" / "items.parquet")
+    assert found.columns == ["source_id", "title", "vector"]
+    assert found["title"][4] == "The 4th Film"
+
+
+def test_vectors_are_those_of_the_index(candid, toy, tmp_path):
+    from candid.index import open_snapshot
+
+    assert candid("index", toy.run, "--out", tmp_path / "i", "-q").code == 0
+    out = tmp_path / "out"
+    answer = candid("export", toy.run, "--out", out, "-f", "npy", "--vector-column", "v")
+    assert answer.code == 0
+    assert "npy: vectors.npy, source_ids.npy" in answer.out
+    assert f"written to {out}" in answer.out
+    snapshot = open_snapshot(tmp_path / "i")
+    vectors = np.load(out / "npy" / "vectors.npy")
+    np.testing.assert_array_equal(vectors, snapshot.index.item_vectors.numpy())
+    told = json.loads((out / "export.json").read_text())
+    assert told["fingerprint"] == snapshot.fingerprint
+
+
+def test_graphs_from_the_command_line(candid, toy, tmp_path):
+    answer = candid("export", toy.run, "--out", tmp_path / "out", "-f", "torch")
+    assert answer.code == 0
+    assert "query.pt2 (within " in answer.out
+    assert (tmp_path / "out" / "inputs" / "inputs.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["-f", "tensorrt"], 2, "unknown format 'tensorrt'"),
+        (["--vector-column", "title"], 2, "the items have a column 'title' of their own"),
+        (["--data", "nowhere"], 4, "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(candid, toy, tmp_path, arguments, code, words):
+    answer = candid("export", toy.run, "--out", tmp_path / "out", *arguments)
+    assert (answer.code, answer.out) == (code, "")
+    assert words in answer.err
+    assert answer.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

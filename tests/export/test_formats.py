@@ -1,0 +1,198 @@
+"""Vectors of items as files: every value as its reader finds it, in small pieces as in large."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from candid.errors import ArtifactError, ConfigError
+from candid.export import (
+    FORMATS,
+    Material,
+    documents,
+    elasticsearch,
+    milvus,
+    npy,
+    parquet,
+    qdrant,
+)
+
+
+@pytest.fixture
+def material(everything):
+    return Material(everything.parts)
+
+
+@pytest.fixture(scope="module")
+def vectors(everything):
+    with torch.no_grad():
+        return everything.run.model.encode_catalog().numpy()
+
+
+@pytest.fixture(scope="module")
+def items(everything):
+    return everything.run.dataset.items
+
+
+def as_document(row):
+    """An item as JSON has it: moments as ISO 8601."""
+    moment = row["since"]
+    return row | {"since": None if moment is None else moment.isoformat(timespec="microseconds")}
+
+
+@pytest.mark.parametrize("rows", [5, 100])
+def test_parquet_has_every_column_and_its_model(
+    material, vectors, items, rows, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(parquet, "ROWS", rows)
+    parquet.write_items_parquet(material, tmp_path)
+    found = pl.read_parquet(tmp_path / "items.parquet")
+    assert found.schema["vector"] == pl.Array(pl.Float32, 8)
+    np.testing.assert_array_equal(found["vector"].to_numpy(), vectors)
+    assert found.drop("vector").equals(items)
+    told = pl.read_parquet_metadata(tmp_path / "items.parquet")
+    assert told["candid.fingerprint"] == material.parts.fingerprint
+    assert told["candid.similarity"] == "inner product"
+
+
+@pytest.mark.parametrize("rows", [5, 100])
+def test_npy_keeps_the_order(material, vectors, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(npy, "ROWS", rows)
+    npy.write_npy(material, tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy", mmap_mode="r"), vectors)
+    found = np.load(tmp_path / "source_ids.npy")
+    assert found.tolist() == [f"s{row}" for row in range(17)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "dtype"),
+    [([2**63 + 1, 7], np.uint64), ([-5, 7], np.int64), (["é", "long one"], np.dtype("<U8"))],
+)
+def test_npy_ids_of_every_type(make_model, ids, dtype, tmp_path):
+    towers = {"query_tower": {"type": "user_embedding"}, "item_tower": {"type": "item_embedding"}}
+    made = make_model(towers, features=False)
+    repeated = pl.Series("source_id", ids * 9)[:17]
+    object.__setattr__(made.parts.dataset, "items", pl.DataFrame({"source_id": repeated}))
+    npy.write_npy(Material(made.parts), tmp_path)
+    found = np.load(tmp_path / "source_ids.npy")
+    assert (found.dtype, found.tolist()) == (dtype, repeated.to_list())
+
+
+def test_qdrant_points(material, vectors, items, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "rows_of", lambda megabytes, dim: 5)
+    monkeypatch.setattr(qdrant, "rows_of", lambda megabytes, dim: 5)
+    written = qdrant.write_qdrant(material, tmp_path)
+    collection = json.loads((tmp_path / "collection.json").read_text())
+    assert collection == {"vectors": {"size": 8, "distance": "Dot"}}
+    assert written["files"] == ["collection.json", *(f"points-{n:05}.json" for n in range(4))]
+    points = [
+        point
+        for name in written["files"][1:]
+        for point in json.loads((tmp_path / name).read_text(encoding="utf-8"))["points"]
+    ]
+    assert [point["id"] for point in points] == list(range(17))
+    found = np.array([point["vector"] for point in points], dtype=np.float32)
+    np.testing.assert_array_equal(found, vectors)
+    expected = [as_document(row) for row in items.iter_rows(named=True)]
+    assert [point["payload"] for point in points] == expected
+
+
+def test_elasticsearch_bulk_and_mapping(material, vectors, items, tmp_path, monkeypatch):
+    monkeypatch.setattr(elasticsearch, "rows_of", lambda megabytes, dim: 5)
+    written = elasticsearch.write_elasticsearch(material, tmp_path)
+    mappings = json.loads((tmp_path / "index.json").read_text())["mappings"]
+    assert mappings["_meta"]["fingerprint"] == material.parts.fingerprint
+    types = {name: field["type"] for name, field in mappings["properties"].items()}
+    assert types == {
+        "source_id": "keyword",
+        "title": "text",
+        "tags": "keyword",
+        "kind": "keyword",
+        "since": "date",
+        "maker": "keyword",
+        "price": "double",
+        "size": "long",
+        "name": "keyword",
+        "look": "double",
+        "vector": "dense_vector",
+    }
+    field = mappings["properties"]["vector"]
+    assert (field["dims"], field["similarity"]) == (8, "max_inner_product")
+    lines = []
+    for name in written["files"][1:]:
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert text.endswith("\n")
+        lines += [json.loads(line) for line in text.splitlines()]
+    assert lines[::2] == [{"index": {"_id": f"s{row}"}} for row in range(17)]
+    found = np.array([line.pop("vector") for line in lines[1::2]], dtype=np.float32)
+    np.testing.assert_array_equal(found, vectors)
+    assert lines[1::2] == [as_document(row) for row in items.iter_rows(named=True)]
+
+
+def test_milvus_rows_and_collection(material, vectors, items, tmp_path):
+    milvus.write_milvus(material, tmp_path)
+    body = json.loads((tmp_path / "collection.json").read_text())
+    fields = {field["fieldName"]: field for field in body["schema"]["fields"]}
+    assert fields["source_id"]["elementTypeParams"] == {"max_length": 3}
+    assert fields["vector"]["elementTypeParams"] == {"dim": 8}
+    assert [index["metricType"] for index in body["indexParams"]] == ["IP"]
+    found = pl.read_parquet(tmp_path / "items.parquet")
+    assert set(found.columns) == set(fields)
+    assert found.schema["vector"] == pl.List(pl.Float32)
+    np.testing.assert_array_equal(np.array(found["vector"].to_list(), dtype=np.float32), vectors)
+    expected = [as_document(row) for row in items.drop("source_id").iter_rows(named=True)]
+    assert [json.loads(text) for text in found["attributes"]] == expected
+
+
+def test_milvus_without_attributes(make_model, tmp_path):
+    towers = {"query_tower": {"type": "user_embedding"}, "item_tower": {"type": "item_embedding"}}
+    made = make_model(towers, features=False)
+    ids = pl.DataFrame({"source_id": range(17)})
+    object.__setattr__(made.parts.dataset, "items", ids)
+    milvus.write_milvus(Material(made.parts), tmp_path)
+    found = pl.read_parquet(tmp_path / "items.parquet")
+    assert (found["source_id"].to_list(), set(found["attributes"])) == (list(range(17)), {"{}"})
+    body = json.loads((tmp_path / "collection.json").read_text())
+    assert body["schema"]["fields"][0]["dataType"] == "Int64"
+
+
+@pytest.mark.parametrize(("module", "name"), [(milvus, "milvus"), (elasticsearch, "elasticsearch")])
+def test_vectors_too_wide_for_a_target(material, tmp_path, monkeypatch, module, name):
+    monkeypatch.setattr(module, "WIDEST", 7)
+    with pytest.raises(ConfigError, match=f"up to 7 numbers.*leave out --format {name}"):
+        FORMATS[name](material, tmp_path)
+
+
+def test_a_column_of_the_same_name_and_one_of_another(everything):
+    with pytest.raises(ConfigError, match=r"the items have a column 'look'.*--vector-column"):
+        Material(everything.parts, "look")
+    assert next(Material(everything.parts, "v").frames(3, "x")).columns[-1] == "v"
+
+
+def test_vectors_that_are_not_finite(make_model):
+    towers = {"query_tower": {"type": "user_embedding"}, "item_tower": {"type": "item_embedding"}}
+    made = make_model(towers, features=False)
+    with torch.no_grad():
+        made.run.model.item_tower.embedding.weight[3, 1] = torch.inf
+    with pytest.raises(ArtifactError, match="vectors of some items are not finite"):
+        _ = Material(made.parts).vectors
+
+
+def test_moments_and_decimals_as_json():
+    import datetime
+    import decimal
+
+    moment = datetime.datetime(2026, 1, 31, 12, 30, tzinfo=datetime.UTC)
+    frame = pl.DataFrame(
+        {
+            "here": pl.Series([moment]).dt.convert_time_zone("Asia/Tokyo"),
+            "day": [moment.date()],
+            "price": [decimal.Decimal("1.50")],
+            "bad": [float("nan")],
+        }
+    )
+    assert [json.loads(line) for line in documents.json_lines(frame)] == [
+        {"here": "2026-01-31T12:30:00.000000Z", "day": "2026-01-31", "price": 1.5, "bad": None}
+    ]
