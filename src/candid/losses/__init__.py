@@ -5,8 +5,9 @@ with the class and its nested ``Config``, and one line in ``LOSSES``. ``SampledS
 ``InBatchSoftmaxLoss`` are for training loops that are not ours: modules that draw as well.
 """
 
+import typing
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from candid.losses.config import LossComponent, LossConfig
 from candid.losses.corrected import Correction, corrected_log_softmax
@@ -16,7 +17,7 @@ from candid.losses.output import ItemEmbeddings, Loss, LossOutput
 from candid.losses.pointwise import BCE, GBCE, binary_cross_entropy
 from candid.losses.sampled_softmax import SampledSoftmax, sampled_softmax
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from candid.losses.in_batch_softmax_loss import InBatchSoftmaxLoss
     from candid.losses.sampled_softmax_loss import SampledSoftmaxLoss
 
