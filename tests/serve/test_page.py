@@ -24,6 +24,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+expect.set_options(timeout=15_000)
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
 
 
@@ -66,7 +67,7 @@ def page(browser):
     """A page that asks nobody but its own server and leaves no word on the console."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(15_000)
     watch = Watch(page)
     yield page
     here = urlsplit(page.url).netloc
@@ -104,6 +105,8 @@ def choose(page: Page, words: str, name: str) -> None:
 def test_a_history_is_clicked_together(page, address):
     page.goto(address)
     expect(page.get_by_text("Add items to the history, or choose a user.")).to_be_visible()
+    popular = httpx.get(f"{address}/v1/items", params={"limit": 12}).json()["items"]
+    expect(page.locator(".offers button")).to_have_text(names(popular))
     choose(page, "11th film", "The 11th Film")
     assert titles(page) == names(recommended(address, history=[111]))
     assert asked(page) == {"item": ["111"]}

@@ -5,13 +5,14 @@ import { askForKey, prepareDialogs, showSimilar } from "./dialogs.js";
 import { alertOf, byId, count, h, plural, replace, say, titleOf } from "./dom.js";
 import { showHistory } from "./history.js";
 import { ItemMap } from "./map.js";
-import { showResults } from "./results.js";
+import { showResults, showWaiting } from "./results.js";
 import { search } from "./search.js";
 import { isAsked, NOTHING, read, written } from "./state.js";
 
 const DEPTH = 100;
 const MAPPED = 1500;
 const AT_ONCE = 8;
+const OFFERED = 12;
 const asked = new Set();
 
 let state = NOTHING;
@@ -76,6 +77,7 @@ function update() {
   const { signal } = latest;
   if (itemsOf !== first().name) [items, itemsOf] = [new Map(), first().name];
   const wanted = [first(), second()].filter(Boolean);
+  const before = views;
   views = wanted.map((model, place) => ({
     ...(views[place]?.model === model ? views[place] : { items: [], ignored: 0, ms: 0 }),
     letter: "AB"[place],
@@ -89,7 +91,9 @@ function update() {
   Promise.all(views.map((view) => recommend(view, signal))).then(() => announce(signal));
   learnMap();
   showPerson();
-  showAnswers();
+  const isShown = views.every(({ model, items }, place) => items.length && before[place]?.model === model);
+  if (isShown && before.length === views.length) showWaiting(byId("panels"));
+  else showAnswers();
 }
 
 function showPerson() {
@@ -120,6 +124,8 @@ const option = (name) => h("option", { value: name }, name);
 async function recommend(view, signal) {
   if (!isAsked(state)) {
     Object.assign(view, { kind: "empty", items: [] });
+    showAnswers();
+    if (view.letter === "A") await learnPopular(view, signal);
     return;
   }
   const deep = views.length > 1 ? Math.max(state.k, DEPTH) : state.k;
@@ -134,9 +140,9 @@ async function recommend(view, signal) {
   const started = performance.now();
   try {
     const answer = await ask("/v1/recommend", { body, signal });
-    const { ignored } = answer;
+    const { ignored, generation } = answer;
     const ms = performance.now() - started;
-    Object.assign(view, { kind: "done", items: answer.items, ignored, ms });
+    Object.assign(view, { kind: "done", items: answer.items, ignored, generation, ms });
     for (const item of answer.items) if (view.letter === "A") items.set(String(item.item), item);
   } catch (error) {
     if (isAborted(error) || signal.aborted) return;
@@ -152,6 +158,16 @@ function announce(signal) {
     return `${shown} of ${model.name}${found.length ? `, first ${titleOf(found[0])}` : ""}`;
   });
   say(`${told.join("; ")}.`);
+}
+
+async function learnPopular(view, signal) {
+  try {
+    const query = { limit: OFFERED, model: view.model.name };
+    view.popular ??= (await ask("/v1/items", { query, signal })).items;
+  } catch {
+    return; // The search leads to items as well.
+  }
+  if (!signal.aborted) showAnswers();
 }
 
 /** Find the names of items that only the address told of. */

@@ -13,7 +13,14 @@ import { chips } from "./history.js";
  * @property {?Error} error
  * @property {number} ignored - items of the history that the model does not know.
  * @property {number} ms - how long the answer took.
+ * @property {?object[]} popular - items to begin with.
+ * @property {?number} generation - which one answered last.
  */
+
+/** Say that other answers are on their way; what is shown stays until then. */
+export function showWaiting(root) {
+  for (const panel of root.children) panel.setAttribute("aria-busy", "true");
+}
 
 /**
  * Show the answers.
@@ -47,7 +54,7 @@ function panel(view, rival, k, actions) {
       h(
         "p",
         { class: "quiet" },
-        `${count(model.items)} items × ${model.dim}, ${model.index} index, generation ${model.generation}`,
+        `${count(model.items)} items × ${model.dim}, ${model.index} index, generation ${view.generation ?? model.generation}`,
       ),
     ),
     content(view, rival, k, actions),
@@ -56,7 +63,7 @@ function panel(view, rival, k, actions) {
 
 function content(view, rival, k, actions) {
   if (view.kind === "error") return alertOf(view.error, () => actions.again(view));
-  if (view.kind === "empty") return h("p", { class: "quiet empty" }, emptyText(view.model));
+  if (view.kind === "empty") return nothingAsked(view, actions);
   if (view.kind === "loading" && !view.items.length) {
     return h("div", { class: "waiting" }, h("p", { class: "quiet" }, "Asking the model…"));
   }
@@ -70,23 +77,40 @@ function content(view, rival, k, actions) {
   ];
   return [
     h("p", { class: "facts" }, facts.filter(Boolean).join(" · ")),
-    rows(shown, { model: view.model, rival, k, actions }),
+    rows(shown, { model: view.model, letter: view.letter, rival, k, actions }),
   ];
 }
 
-function emptyText(model) {
-  if (model.needs_user) return "Choose a user: this model knows users, not histories.";
-  return "Add items to the history, or choose a user.";
+function nothingAsked({ model, popular }, actions) {
+  const text = model.needs_user
+    ? "Choose a user: this model knows users, not histories."
+    : "Add items to the history, or choose a user.";
+  const offer = (item) =>
+    h(
+      "li",
+      {},
+      h(
+        "button",
+        { type: "button", "data-control": `begin ${item.item}`, onclick: () => actions.add(item) },
+        titleOf(item),
+      ),
+    );
+  return [
+    h("p", { class: "quiet empty" }, text),
+    !model.needs_user && popular?.length ? h("p", {}, "Popular ones to begin with:") : null,
+    !model.needs_user && popular?.length ? h("ul", { class: "offers" }, popular.map(offer)) : null,
+  ];
 }
 
 /**
  * A list of scored items.
  *
  * @param {object[]} items - best first.
- * @param {object} options - `model`: whose; `rival`: the other view, to compare ranks with, or
- *   null; `k`; `scoreName`; `actions`.
+ * @param {object} options - `model`: whose; `letter`: of the view, none in a dialog; `rival`: the
+ *   other view, to compare ranks with, or null; `k`; `scoreName`; `actions`.
  */
-export function rows(items, { model, rival = null, k = 0, scoreName = "score", actions }) {
+export function rows(items, options) {
+  const { model, letter = "", rival = null, k = 0, scoreName = "score", actions } = options;
   const theirs = new Map((rival?.items ?? []).map((item, place) => [String(item.item), place + 1]));
   const best = items[0]?.probability;
   return h(
@@ -114,7 +138,7 @@ export function rows(items, { model, rival = null, k = 0, scoreName = "score", a
           numbers(item, best, scoreName),
           rival ? versus(item.rank, theirs.get(String(item.item)), rival, k) : null,
         ),
-        buttons(item, model, actions),
+        buttons(item, model, letter, actions),
       ),
     ),
   );
@@ -137,7 +161,7 @@ function number(name, value, more = null) {
   return h("div", {}, h("dt", {}, name), h("dd", {}, value, more));
 }
 
-function buttons(item, model, actions) {
+function buttons(item, model, letter, actions) {
   const title = titleOf(item);
   return h(
     "div",
@@ -146,7 +170,7 @@ function buttons(item, model, actions) {
       "button",
       {
         type: "button",
-        "data-control": `add ${item.item}`,
+        "data-control": `add${letter} ${item.item}`,
         "aria-label": `Add ${title} to the history`,
         onclick: () => actions.add(item),
       },
@@ -156,7 +180,7 @@ function buttons(item, model, actions) {
       "button",
       {
         type: "button",
-        "data-control": `similar ${item.item}`,
+        "data-control": `similar${letter} ${item.item}`,
         "aria-label": `Show items similar to ${title}`,
         onclick: () => actions.similar(item, model),
       },
