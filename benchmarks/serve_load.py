@@ -203,10 +203,11 @@ def served(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Pop
         else:
             raise RuntimeError("".join(lines))
         # Nobody reads further: the pipe must not fill up.
-        drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
-        yield process, json.loads(lines[-1])["address"]
-        drain.kill()
-        drain.wait()
+        with subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL) as drain:
+            try:
+                yield process, json.loads(lines[-1])["address"]
+            finally:
+                drain.kill()
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)

@@ -123,3 +123,14 @@ def test_items_deleted_while_others_ask_are_passed_over(vectors, monkeypatch):
     assert sorted(ids.tolist()) == [2, 4]
     assert scores == pytest.approx((vectors @ QUERY[0])[ids], abs=1e-5)
     assert len(found.similar(3, 5, None, NONE)[0]) == 0
+
+
+def test_filters_that_know_an_item_before_the_index_does(catalog):
+    found, now = catalog
+    allowed, excluded = np.ones(len(now) + 2, dtype=np.bool_), np.array([1, len(now) + 1])
+    expected = now @ QUERY[0]
+    expected[1] = np.nan
+    ids, _ = found.nearest_allowed(torch.from_numpy(QUERY[0]), 5, allowed, excluded)
+    assert ids.tolist() == ranking(expected, 5)
+    ids, _ = found.similar(0, 99, allowed, excluded)
+    assert set(ids.tolist()) == set(np.flatnonzero(~np.isnan(expected)).tolist()) - {0}

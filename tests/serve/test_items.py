@@ -107,3 +107,6 @@ def test_search(table):
     table.change(table.ids.add("f"), "Deep Purple", {})
     assert set(table.search("purple", 9, ALL)) == {0, 5}
     assert table.search("dawn", 9, ALL) == []
+    # One that comes while others search is not there yet.
+    assert table.search("purple", 9, ALL[:5]) == [0]
+    assert table.search("f", 9, ALL[:5]) == []

@@ -75,7 +75,10 @@ class Catalog:
         Few allowed items are all scored. Of many the index is asked for more than k, and all are
         scored after all where that leaves fewer than k.
         """
-        allowed = allowed & self.is_live()[: len(allowed)]
+        # Items come while others ask: the filter and the index may each know one that the other
+        # does not know yet.
+        live = self.is_live()
+        allowed = allowed[: len(live)] & live[: len(allowed)]
         allowed[excluded[excluded < len(allowed)]] = False
         count = int(allowed.sum())
         if count > FEW:
@@ -120,8 +123,9 @@ class Catalog:
         added = changes.vectors[rows]
         scores[changes.item_ids[rows]] = (added @ vector) * _inverse_norms(added)
         scores[item_id] = -torch.inf
-        scores[torch.from_numpy(excluded)] = -torch.inf
+        scores[torch.from_numpy(excluded[excluded < len(scores)])] = -torch.inf
         if allowed is not None:
+            allowed = allowed[: len(scores)]
             scores[: len(allowed)][~torch.from_numpy(allowed)] = -torch.inf
             scores[len(allowed) :] = -torch.inf
         ids, best = _top(np.arange(len(scores)), scores.numpy(), k)

@@ -87,6 +87,8 @@ class AttributeFilters:
             mask[: frame.height] &= _passes(frame[name], wanted, name)
         changed = self._table.changed
         for item, row in list(changed.items()):
+            if item >= len(mask):
+                continue  # It came meanwhile; the next mask has it.
             mask[item] = all(
                 bool(
                     _passes(_as_series(row["attributes"].get(name), name, self._table), w, name)[0]

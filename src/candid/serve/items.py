@@ -199,10 +199,14 @@ class ItemTable:
             matches &= self._lower.str.contains(word, literal=True).to_numpy()
         matches[[item for item in self._changed if item < base]] = False
         exact = self.ids.find(query.strip()) if query.strip() else None
-        found = [] if exact is None or not is_live[exact] else [exact]
-        for item, change in self._changed.items():
+
+        def is_there(item: int) -> bool:
+            return item < len(is_live) and bool(is_live[item])
+
+        found = [exact] if exact is not None and is_there(exact) else []
+        for item, change in list(self._changed.items()):
             title = (change["title"] or str(self.ids.names[item])).lower()
-            if is_live[item] and item not in found and all(word in title for word in words):
+            if is_there(item) and item not in found and all(word in title for word in words):
                 found.append(item)
         ranked = self._by_popularity[matches[self._by_popularity]][: limit + 1].tolist()
         return [*found, *(item for item in ranked if item not in found)][:limit]

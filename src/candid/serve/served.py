@@ -228,11 +228,12 @@ class Served:
     def _similar(self, question: Question) -> Ranked | Problem:
         allowed = self.filters.mask(question.filters) if question.filters else None
         if question.allowed is not None:
-            chosen = np.zeros(self.parts.index.num_items, dtype=np.bool_)
+            chosen = np.zeros(len(self.items.ids), dtype=np.bool_)
             chosen[question.allowed] = True
             if allowed is not None:
-                chosen[: len(allowed)] &= allowed
-                chosen[len(allowed) :] = False
+                both = min(len(chosen), len(allowed))
+                chosen[:both] &= allowed[:both]
+                chosen[both:] = False
             allowed = chosen
         return self.catalog.similar(question.item_id, question.k, allowed, question.excluded)
 
