@@ -14,6 +14,7 @@ ORDER = [
     "errors",
     "component",
     "atomic",
+    "native",
     "world",
     "data",
     "features",

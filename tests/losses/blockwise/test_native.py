@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import candid.native
 from candid.losses import full_softmax
 from candid.losses.blockwise import native, tile_pass
 from candid.losses.blockwise.tile_pass import TorchTilePass
@@ -79,8 +80,10 @@ def test_the_code_is_kept_for_the_next_process(fresh, monkeypatch):
     (kept,) = fresh.iterdir()
     native.native_pass.cache_clear()
     compiled = []
-    run = native._run
-    monkeypatch.setattr(native, "_run", lambda command: compiled.append(command) or run(command))
+    run = candid.native._run
+    monkeypatch.setattr(
+        candid.native, "_run", lambda command: compiled.append(command) or run(command)
+    )
     assert native.native_pass() is not None
     assert [command[-1] for command in compiled] == ["--version"]
     assert list(fresh.iterdir()) == [kept]
