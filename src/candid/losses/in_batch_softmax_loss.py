@@ -27,8 +27,8 @@ class InBatchSoftmaxLoss(DrawingLoss):
         correction: see ``corrected_log_softmax``.
         jackknife: see ``corrected_log_softmax``.
         temperature: scores are divided by it; an ``nn.Parameter`` is learnt with the model.
-        precision: see ``sampled_softmax``.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
+        precision: see ``sampled_softmax``.
         check_finite: see ``sampled_softmax``.
 
     Raises:
@@ -45,8 +45,8 @@ class InBatchSoftmaxLoss(DrawingLoss):
         correction: Correction = "refined",
         jackknife: bool = False,
         temperature: float | Tensor = 1.0,
-        precision: Precision = "float32",
         reduction: RowReduction = "mean",
+        precision: Precision = "float32",
         check_finite: bool | None = None,
     ) -> None:
         super().__init__(

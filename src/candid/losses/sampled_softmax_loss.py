@@ -62,8 +62,8 @@ class SampledSoftmaxLoss(DrawingLoss):
         correction: see ``corrected_log_softmax``.
         jackknife: see ``corrected_log_softmax``.
         temperature: scores are divided by it; an ``nn.Parameter`` is learnt with the model.
-        precision: see ``sampled_softmax``.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
+        precision: see ``sampled_softmax``.
         num_draws: independent draws a step, each shared by an equal part of the rows.
         check_finite: see ``sampled_softmax``.
         softmax_over: "all" items, or the "trained" ones, those with a count, alone: others may
@@ -84,8 +84,8 @@ class SampledSoftmaxLoss(DrawingLoss):
         correction: Correction = "refined",
         jackknife: bool = False,
         temperature: float | Tensor = 1.0,
-        precision: Precision = "float32",
         reduction: RowReduction = "mean",
+        precision: Precision = "float32",
         num_draws: int = 1,
         check_finite: bool | None = None,
         softmax_over: Literal["all", "trained"] = "all",

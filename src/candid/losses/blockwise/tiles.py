@@ -38,7 +38,7 @@ class TileSizes:
 
 
 SIZES = {
-    "cpu": TileSizes(rows=1024, scores=2**21, columns=8192, kept_bytes=22 * 2**20, kept_rows=64),
+    "cpu": TileSizes(rows=1024, scores=2**21, columns=8192, kept_bytes=22 * 2**20, kept_rows=48),
     "cuda": TileSizes(rows=2**14, scores=2**26, columns=8192, kept_bytes=2**29, kept_rows=2**10),
 }
 """By type of device; others are taken for "cuda"."""
