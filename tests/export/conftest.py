@@ -157,11 +157,11 @@ EVERYTHING = {
                 "positions": "rotary",
                 "read_actions": True,
             },
-            {"type": "user_features", **TOWER, "interaction": "attention"},
+            {"type": "user_features", **TOWER},
             {"type": "context_features", **TOWER, "interaction": "cross"},
         ],
     },
-    "item_tower": {"type": "item_features", **TOWER},
+    "item_tower": {"type": "item_features", **TOWER, "interaction": "attention"},
     "similarity": "cosine",
     "temperature": 0.1,
 }

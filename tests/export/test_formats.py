@@ -81,7 +81,6 @@ def test_npy_ids_of_every_type(make_model, ids, dtype, tmp_path):
 
 
 def test_qdrant_points(material, vectors, items, tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "rows_of", lambda megabytes, dim: 5)
     monkeypatch.setattr(qdrant, "rows_of", lambda megabytes, dim: 5)
     written = qdrant.write_qdrant(material, tmp_path)
     collection = json.loads((tmp_path / "collection.json").read_text())
@@ -131,19 +130,30 @@ def test_elasticsearch_bulk_and_mapping(material, vectors, items, tmp_path, monk
     assert lines[1::2] == [as_document(row) for row in items.iter_rows(named=True)]
 
 
-def test_milvus_rows_and_collection(material, vectors, items, tmp_path):
-    milvus.write_milvus(material, tmp_path)
+def rows_of(folder, names):
+    found = []
+    for name in names:
+        body = json.loads((folder / name).read_text(encoding="utf-8"))
+        assert body["collectionName"] == "candid_items"
+        found += body["data"]
+    return found
+
+
+def test_milvus_rows_and_collection(material, vectors, items, tmp_path, monkeypatch):
+    monkeypatch.setattr(milvus, "rows_of", lambda megabytes, dim: 5)
+    written = milvus.write_milvus(material, tmp_path)
+    assert written["files"] == ["collection.json", *(f"rows-{n:05}.json" for n in range(4))]
     body = json.loads((tmp_path / "collection.json").read_text())
     fields = {field["fieldName"]: field for field in body["schema"]["fields"]}
     assert fields["source_id"]["elementTypeParams"] == {"max_length": 3}
     assert fields["vector"]["elementTypeParams"] == {"dim": 8}
     assert [index["metricType"] for index in body["indexParams"]] == ["IP"]
-    found = pl.read_parquet(tmp_path / "items.parquet")
-    assert set(found.columns) == set(fields)
-    assert found.schema["vector"] == pl.List(pl.Float32)
-    np.testing.assert_array_equal(np.array(found["vector"].to_list(), dtype=np.float32), vectors)
-    expected = [as_document(row) for row in items.drop("source_id").iter_rows(named=True)]
-    assert [json.loads(text) for text in found["attributes"]] == expected
+    rows = rows_of(tmp_path, written["files"][1:])
+    assert all(set(row) == set(fields) for row in rows)
+    found = np.array([row["vector"] for row in rows], dtype=np.float32)
+    np.testing.assert_array_equal(found, vectors)
+    expected = [as_document(row) for row in items.iter_rows(named=True)]
+    assert [{"source_id": row["source_id"], **row["attributes"]} for row in rows] == expected
 
 
 def test_milvus_without_attributes(make_model, tmp_path):
@@ -151,9 +161,9 @@ def test_milvus_without_attributes(make_model, tmp_path):
     made = make_model(towers, features=False)
     ids = pl.DataFrame({"source_id": range(17)})
     object.__setattr__(made.parts.dataset, "items", ids)
-    milvus.write_milvus(Material(made.parts), tmp_path)
-    found = pl.read_parquet(tmp_path / "items.parquet")
-    assert (found["source_id"].to_list(), set(found["attributes"])) == (list(range(17)), {"{}"})
+    written = milvus.write_milvus(Material(made.parts), tmp_path)
+    rows = rows_of(tmp_path, written["files"][1:])
+    assert [(row["source_id"], row["attributes"]) for row in rows] == [(n, {}) for n in range(17)]
     body = json.loads((tmp_path / "collection.json").read_text())
     assert body["schema"]["fields"][0]["dataType"] == "Int64"
 

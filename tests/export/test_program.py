@@ -32,67 +32,56 @@ class Written:
         return torch.from_numpy(session.run(["vectors"], inputs)[0]), loaded.module()(named)
 
 
-@pytest.fixture(scope="module")
-def all_of_it(everything, tmp_path_factory):
-    return Written(everything, tmp_path_factory.mktemp("everything"))
-
-
 def close(found, expected):
     for one in found:
         torch.testing.assert_close(one, expected, rtol=0, atol=1e-5, equal_nan=True)
 
 
-@pytest.mark.parametrize("histories", [HISTORIES, [[7]], [[], [2]], [[1, 2, 3, 4, 5, 6]]])
-@pytest.mark.parametrize("by_features", [False, True])
-def test_queries_of_a_model_that_reads_everything(all_of_it, ask, histories, by_features):
-    asked = ask(all_of_it.made, histories=histories, by_features=by_features)
-    name = "query_by_features" if by_features else "query"
+def answers_queries(written, ask, histories, *, by_features):
+    asked = ask(written.made, histories=histories, by_features=by_features)
     with torch.no_grad():
-        expected = all_of_it.made.run.model.encode_queries(asked.queries)
-    close(all_of_it.ask(name, dict(sorted(asked.named.items()))), expected)
+        expected = written.made.run.model.encode_queries(asked.queries)
+    name = "query_by_features" if by_features else "query"
+    close(written.ask(name, dict(sorted(asked.named.items()))), expected)
 
 
-@pytest.mark.parametrize("count", [1, 9])
-def test_items_by_features_of_every_type(all_of_it, item_rows, count):
-    model = all_of_it.made.run.model
-    values, named = item_rows(all_of_it.made, count)
-    for ids in (torch.arange(count), torch.full((count,), -1)):
-        with torch.no_grad():
-            expected = model.encode_item_values(values, None if ids[0] < 0 else ids)
-        inputs = dict(sorted({**named, "item_id": ids}.items()))
-        close(all_of_it.ask("item_by_features", inputs), expected)
+def answers_items(written, item_rows, ids):
+    """Features of every type, of items that are known or, at -1, new."""
+    values, named = item_rows(written.made, len(ids))
+    with torch.no_grad():
+        model, known = written.made.run.model, None if (ids < 0).all() else ids
+        expected = model.encode_item_values(values, known)
+    inputs = dict(sorted({**named, "item_id": ids}.items()))
+    close(written.ask("item_by_features", inputs), expected)
 
 
-def test_items_by_id(all_of_it):
+@pytest.mark.slow
+def test_a_model_that_reads_everything(everything, ask, item_rows, tmp_path):
+    # One test, so that two workers do not each trace the same graphs.
+    written = Written(everything, tmp_path)
+    for facts in (written.onnx, written.torch):
+        assert set(facts["graphs"]) == {"query", "query_by_features", "item", "item_by_features"}
+    for histories in (HISTORIES, [[7]], [[], [2]], [[1, 2, 3, 4, 5, 6]]):
+        for by_features in (False, True):
+            answers_queries(written, ask, histories, by_features=by_features)
+    for ids in ([5], [0, 1, 2, 3, 4, 5, 6, 16], [-1], [-1, -1, -1]):
+        answers_items(written, item_rows, torch.tensor(ids))
     ids = torch.tensor([16, 2, 2])
     with torch.no_grad():
-        expected = all_of_it.made.run.model.encode_items(ids)
-    close(all_of_it.ask("item", {"item_id": ids}), expected)
-
-
-def test_what_it_says_of_itself(all_of_it):
-    assert all_of_it.onnx["opset"] == 20
-    for facts in (all_of_it.onnx, all_of_it.torch):
-        assert set(facts["graphs"]) == {"query", "query_by_features", "item", "item_by_features"}
-        assert all(graph["largest_difference"] <= 2e-4 for graph in facts["graphs"].values())
-    model = onnx.load(all_of_it.root / "onnx" / "query.onnx")
-    onnx.checker.check_model(model)
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    assert told["candid.fingerprint"] == all_of_it.made.parts.fingerprint
-    assert told["candid.similarity"] == "inner product"
-    shapes = {
-        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in [*model.graph.input, *model.graph.output]
-    }
+        close(written.ask("item", {"item_id": ids}), everything.run.model.encode_items(ids))
+    shapes = shapes_of(onnx.load(tmp_path / "onnx" / "query.onnx"))
     assert shapes["history"] == ["batch", "length"]
     assert shapes["user_id"] == ["batch"]
     assert shapes["context.hour"] == ["batch", 5]
-    assert shapes["vectors"] == ["batch", 8]
-    stated = {one["name"]: one["shape"] for one in all_of_it.onnx["graphs"]["query"]["inputs"]}
-    assert all(shapes[name] == shape for name, shape in stated.items())
-    files = {"candid.fingerprint": ""}
-    torch.export.load(all_of_it.root / "torch" / "query.pt2", extra_files=files)
-    assert files["candid.fingerprint"] == told["candid.fingerprint"]
+    stated = {one["name"]: one["shape"] for one in written.onnx["graphs"]["query"]["inputs"]}
+    assert shapes == {**stated, "vectors": ["batch", 8]}
+
+
+def shapes_of(model):
+    return {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in [*model.graph.input, *model.graph.output]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +89,23 @@ def small(plain, tmp_path_factory):
     return Written(plain, tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize("histories", [HISTORIES, [[7]]])
-def test_a_transformer_with_learned_positions(small, ask, histories):
-    asked = ask(small.made, histories=histories)
-    with torch.no_grad():
-        expected = small.made.run.model.encode_queries(asked.queries)
-    close(small.ask("query", asked.named), expected)
+def test_a_transformer_with_learned_positions(small, ask):
+    for histories in (HISTORIES, [[7]]):
+        answers_queries(small, ask, histories, by_features=False)
+
+
+def test_what_files_say_of_themselves(small):
+    model = onnx.load(small.root / "onnx" / "query.onnx")
+    onnx.checker.check_model(model)
+    assert (small.onnx["opset"], model.opset_import[0].version) == (20, 20)
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    assert told["candid.fingerprint"] == small.made.parts.fingerprint
+    assert told["candid.similarity"] == "inner product"
+    files = {"candid.fingerprint": ""}
+    torch.export.load(small.root / "torch" / "query.pt2", extra_files=files)
+    assert files["candid.fingerprint"] == told["candid.fingerprint"]
+    for facts in (small.onnx, small.torch):
+        assert all(graph["largest_difference"] <= 1e-5 for graph in facts["graphs"].values())
 
 
 def test_no_history_where_there_must_be_one_is_nan(small):

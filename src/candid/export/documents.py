@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
 import polars as pl
 
 
@@ -30,3 +34,23 @@ def json_lines(frame: pl.DataFrame) -> pl.Series:
 def rows_of(megabytes: int, dim: int) -> int:
     """Rows whose vectors, with a kilobyte of attributes each, make a file of about that size."""
     return max(1, megabytes * 1_000_000 // (13 * dim + 1_000))
+
+
+def write_requests(
+    frames: Iterable[pl.DataFrame], folder: Path, stem: str, key: str, **others: str
+) -> Iterator[str]:
+    """Write the rows of each frame as one JSON object, the body of a request; yields the names.
+
+    Args:
+        frames: one a file.
+        folder: of the files.
+        stem: of their names: "stem-00000.json" onwards.
+        key: under which the rows stand, as an array.
+        others: what stands before it.
+    """
+    opening = json.dumps({**others, key: []})[:-2]
+    for number, frame in enumerate(frames):
+        name = f"{stem}-{number:05}.json"
+        lines = ",\n".join(json_lines(frame))
+        (folder / name).write_text(f"{opening}\n{lines}\n]}}\n", encoding="utf-8")
+        yield name

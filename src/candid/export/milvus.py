@@ -1,4 +1,4 @@
-"""Item vectors for Milvus: a collection with inner products, and a parquet file to import."""
+"""Item vectors as requests to Milvus: a collection with inner products, and its rows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import polars as pl
 
 from candid.atomic import write_json
 from candid.errors import ConfigError
-from candid.export.documents import json_lines
-from candid.export.parquet import ROWS, write_parquet
+from candid.export.documents import as_json, rows_of, write_requests
 
 if TYPE_CHECKING:
     from candid.export.material import Material
 
 COLLECTION = "candid_items"
+MEGABYTES = 16
+"""Of a request; Milvus takes 64 unless it is told otherwise."""
 WIDEST = 32_768
 LONGEST = 65_535
 """Bytes of a VarChar."""
@@ -24,10 +25,12 @@ OURS = ("source_id", "attributes")
 
 
 def write_milvus(material: Material, folder: Path) -> dict[str, Any]:
-    """Write ``collection.json``, the body that makes the collection, and ``items.parquet``.
+    """Write ``collection.json`` and ``rows-00000.json`` onwards, bodies of POST requests.
 
-    Title and attributes are one field of JSON, which filters can read: Milvus has types for
-    fewer columns than tables of items have.
+    Rows are JSON, not parquet: a server reads parquet from its own object store alone, and of
+    the types that Arrow has for text and lists not those that Polars writes. Title and
+    attributes are one field of JSON, which filters can read: Milvus has types for fewer columns
+    than tables of items have.
 
     Raises:
         ConfigError: vectors or source ids that Milvus does not hold, or a clash of names.
@@ -74,22 +77,12 @@ def write_milvus(material: Material, folder: Path) -> dict[str, Any]:
             "indexParams": [index],
         },
     )
-    schema: dict[str, pl.DataType] = {
-        "source_id": pl.Int64() if ids.dtype.is_integer() else pl.String(),
-        "attributes": pl.String(),
-        vector: pl.List(pl.Float32),  # Milvus reads no lists of fixed size
-    }
-    write_parquet(folder / "items.parquet", schema, _frames(material, schema), material.metadata)
-    return {"files": ["collection.json", "items.parquet"], "collection": COLLECTION}
+    names = write_requests(_rows(material), folder, "rows", "data", collectionName=COLLECTION)
+    return {"files": ["collection.json", *names], "collection": COLLECTION}
 
 
-def _frames(material: Material, schema: dict[str, pl.DataType]) -> Iterator[pl.DataFrame]:
-    for frame in material.frames(ROWS, "writing milvus"):
-        attributes = frame.drop("source_id", material.vector_column)
-        if attributes.width:
-            texts = json_lines(attributes)
-        else:
-            texts = pl.Series(["{}"]).new_from_index(0, frame.height)
-        yield frame.with_columns(texts.alias("attributes")).select(
-            pl.col(name).cast(dtype) for name, dtype in schema.items()
-        )
+def _rows(material: Material) -> Iterator[pl.DataFrame]:
+    vector = material.vector_column
+    for frame in material.frames(rows_of(MEGABYTES, material.dim), "writing milvus"):
+        attributes = as_json(frame.drop("source_id", vector)).to_struct("attributes")
+        yield frame.select("source_id", attributes, vector)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import count
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from candid.atomic import write_json
-from candid.export.documents import as_json, json_lines, rows_of
+from candid.export.documents import as_json, rows_of, write_requests
 
 if TYPE_CHECKING:
     from candid.export.material import Material
@@ -25,19 +25,18 @@ def write_qdrant(material: Material, folder: Path) -> dict[str, Any]:
     payload holds the source id, the title and the attributes.
     """
     write_json(folder / "collection.json", {"vectors": {"size": material.dim, "distance": "Dot"}})
-    numbers, begin = count(), 0
-    files = ["collection.json"]
+    names = write_requests(_points(material), folder, "points", "points")
+    return {"files": ["collection.json", *names]}
+
+
+def _points(material: Material) -> Iterator[pl.DataFrame]:
+    begin = 0
     for frame in material.frames(rows_of(MEGABYTES, material.dim), "writing qdrant"):
-        ids = pl.int_range(begin, begin + frame.height, eager=True)
-        points = pl.DataFrame(
+        yield pl.DataFrame(
             {
-                "id": ids,
+                "id": pl.int_range(begin, begin + frame.height, eager=True),
                 "vector": frame[material.vector_column],
                 "payload": as_json(frame.drop(material.vector_column)).to_struct(),
             }
         )
         begin += frame.height
-        files.append(f"points-{next(numbers):05}.json")
-        lines = ",\n".join(json_lines(points))
-        (folder / files[-1]).write_text(f'{{"points": [\n{lines}\n]}}\n', encoding="utf-8")
-    return {"files": files}
