@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 FLAGS = [
     "--no-sandbox",  # As root, and in containers, Chromium has none.
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # Containers have little of it.
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",

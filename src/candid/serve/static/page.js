@@ -133,7 +133,7 @@ async function recommend(view, signal) {
     model: view.model.name,
     // Beyond what the server allows it says so itself.
     k: Math.max(state.k, Math.min(deep, limits.max_k)),
-    filter_seen: true,
+    filter_seen: state.filterSeen,
     ...(state.user !== null ? { user: state.user } : { history: state.history }),
     ...(view.letter === "B" && state.user === null ? { ignore_unknown: true } : {}),
   };
