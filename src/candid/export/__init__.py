@@ -41,4 +41,19 @@ FORMATS: Final[dict[str, Callable[[Material, Path], dict[str, Any]]]] = {
 }
 """What writes each format into a folder and says what it wrote, by the name used with --format."""
 
-__all__ = ["EXPORT", "FORMATS", "ExportParts", "Material", "Side", "export"]
+__all__ = [
+    "EXPORT",
+    "FORMATS",
+    "ExportParts",
+    "Material",
+    "Side",
+    "export",
+    "write_elasticsearch",
+    "write_items_parquet",
+    "write_milvus",
+    "write_npy",
+    "write_onnx",
+    "write_pgvector",
+    "write_qdrant",
+    "write_torch",
+]

@@ -23,7 +23,8 @@ LOAD = """\
 --     psql -d DATABASE -f load.sql        in the folder of this file
 -- in one transaction, so that whoever asks meanwhile sees the old table or the new one.
 -- The nearest items of a query vector q, best first; <#> is the negative inner product:
---     SELECT source_id, (vector <#> q) * -1 AS score FROM {table} ORDER BY vector <#> q LIMIT 10;
+--     SELECT source_id, ({vector} <#> q) * -1 AS score
+--     FROM {table} ORDER BY {vector} <#> q LIMIT 10;
 \\set ON_ERROR_STOP on
 BEGIN;
 CREATE EXTENSION IF NOT EXISTS vector;
@@ -77,6 +78,7 @@ def _sql(material: Material) -> str:
         table=TABLE,
         run=material.parts.name.replace("\n", " "),
         columns=",\n".join(f"    {_identifier(name)} {kind}" for name, kind in types.items()),
+        vector=vector,
         index=INDEX.format(table=TABLE, vector=vector) if is_indexed else too_wide,
         rename=RENAME.format(table=TABLE) if is_indexed else "",
         comment="'" + facts.replace("'", "''") + "'",
