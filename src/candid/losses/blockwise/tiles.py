@@ -38,7 +38,7 @@ class TileSizes:
 
 
 SIZES = {
-    "cpu": TileSizes(rows=1024, scores=2**21, columns=8192, kept_bytes=22 * 2**20, kept_rows=48),
+    "cpu": TileSizes(rows=1024, scores=2**21, columns=8192, kept_bytes=20 * 2**20, kept_rows=48),
     "cuda": TileSizes(rows=2**14, scores=2**26, columns=8192, kept_bytes=2**29, kept_rows=2**10),
 }
 """By type of device; others are taken for "cuda"."""
@@ -103,16 +103,15 @@ class Tiles:
         size = num_rows * num_candidates
         self._pass = make_tile_pass(self._scratch, self.wide, self._largest, size)
 
-    # Copies are made when they are first used: after the gradients, which outlive them.
+    # Made when it is first used: after the gradients, which outlive it.
     @cached_property
     def query(self) -> Tensor:
         """[B, D] narrow."""
         return self.query_wide.to(self.narrow)
 
-    @cached_property
-    def vectors(self) -> Tensor:
-        """[N, D] narrow."""
-        return self.vectors_wide.to(self.narrow)
+    def vectors(self, columns: slice) -> Tensor:
+        """[columns, D] narrow, made for each tile: a copy of all would be the larger cost."""
+        return self.vectors_wide[columns].to(self.narrow)
 
     def passed(self, rows: slice, block: int, hits: RowHits, *, keep: int | None) -> PassedTile:
         """Score one tile and take its softmax.
@@ -131,7 +130,7 @@ class Tiles:
             self._scratch = self._scratch.new_empty(held * self._largest)
         start = (keep or 0) * self._largest
         tile = self._scratch[start : start + shape[0] * shape[1]].view(shape)
-        torch.mm(self.query[rows], self.vectors[columns].T, out=tile)
+        torch.mm(self.query[rows], self.vectors(columns).T, out=tile)
         hits.mask(tile, block)
         shift = None if self._shift is None else self._shift[columns]
         reference, log_sum = self._pass(tile, shift, keep is not None)
@@ -167,7 +166,7 @@ class Gradients:
         """Add the part of one tile, ``push`` [rows] times what the pass left in it."""
         tiles, rows, columns = self._tiles, tile.rows, tile.columns
         if self.query is not None:
-            self.query[rows].addcmul_(tile.left @ tiles.vectors[columns], push[:, None])
+            self.query[rows].addcmul_(tile.left @ tiles.vectors(columns), push[:, None])
         if self.vectors is None:
             return
         pushed = (tiles.query_wide[rows] * push[:, None]).to(tiles.narrow)
