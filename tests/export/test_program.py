@@ -1,5 +1,6 @@
 """ONNX and torch.export as files, run by ONNX Runtime and by torch, against the model itself."""
 
+import functools
 import sys
 
 import onnx
@@ -24,12 +25,16 @@ class Written:
         self.onnx = program.write_onnx(self.material, root / "onnx")
         self.torch = program.write_torch(self.material, root / "torch")
 
-    def ask(self, name, named):
+    @functools.cache  # noqa: B019
+    def read(self, name):
         session = onnxruntime.InferenceSession(self.root / "onnx" / f"{name}.onnx")
+        return session, torch.export.load(self.root / "torch" / f"{name}.pt2").module()
+
+    def ask(self, name, named):
+        session, loaded = self.read(name)
         inputs = {one.name: named[one.name].numpy() for one in session.get_inputs()}
         assert set(inputs) == set(named)
-        loaded = torch.export.load(self.root / "torch" / f"{name}.pt2")
-        return torch.from_numpy(session.run(["vectors"], inputs)[0]), loaded.module()(named)
+        return torch.from_numpy(session.run(["vectors"], inputs)[0]), loaded(named)
 
 
 def close(found, expected):
