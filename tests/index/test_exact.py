@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from candid.errors import ArtifactError, ConfigError
-from candid.index import ExactIndex, Exclusions
+from candid.index import ExactIndex, Exclusions, exact, select_pass
+
+
+@pytest.fixture(params=["torch", "native"], autouse=True, scope="module")
+def selection(request):
+    """Everything holds for both ways of selecting the best, however small a search."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(exact, "native_for", lambda *_: None)
+        elif select_pass.native_selection() is None:
+            pytest.skip("no C compiler here")
+        patch.setattr(select_pass, "MIN_SCORES", 0)
+        yield request.param
 
 
 def oracle(query, vectors, k, excluded):

@@ -28,6 +28,7 @@ from candid.index.checks import (
 from candid.index.order import decode, encode
 from candid.index.protocol import Exclusions, Hits, IndexConfig
 from candid.index.scan import GROUP, RunningTopK
+from candid.index.select_pass import NativeSelection, NativeTopK, native_for
 
 SURPLUS = 16
 """Items that the scan keeps beyond k, so that near ties at the cut rarely need a second look."""
@@ -104,15 +105,54 @@ class ExactIndex:
             if not bool((norms * self._max_norm <= torch.finfo(torch.float32).max).all()):
                 raise diverged_queries()
             keys = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
-            for begin in range(0, len(query), self._block_rows):
-                rows = slice(begin, begin + self._block_rows)
-                keys[rows] = self._search_rows(query[rows], k, _rows_of(exclude, rows))
+            native = native_for(query, self._vectors, self._wanted(k), exclude)
+            if native is None:
+                for begin in range(0, len(query), self._block_rows):
+                    rows = slice(begin, begin + self._block_rows)
+                    keys[rows] = self._search_rows(query[rows], k, _rows_of(exclude, rows))
+            else:
+                self._search_native(native, query.contiguous(), norms, exclude, keys)
             ids, scores = decode(keys)
         return Hits(ids.clone(), scores.clone())
 
+    def _wanted(self, k: int) -> int:
+        return min(k + SURPLUS, self.num_items)
+
+    def _search_native(
+        self,
+        native: NativeSelection,
+        query: Tensor,
+        norms: Tensor,
+        exclude: Exclusions | None,
+        keys: Tensor,
+    ) -> None:
+        """Search in machine code; fills ``keys`` [B, K], best first."""
+        errors = self._scan_error() * norms * self._max_norm
+        num_rows = min(self._block_rows, len(query))
+        best = NativeTopK(native, num_rows, self._wanted(keys.shape[1]))
+        # One for all: fresh memory costs as much as selecting from it.
+        buffer = query.new_empty(num_rows * self._block_items)
+        for begin in range(0, len(query), self._block_rows):
+            rows = slice(begin, begin + self._block_rows)
+            asked = query[rows]
+            hidden = None
+            if exclude is not None:
+                hidden = Exclusions(exclude.item_ids, exclude.offsets[begin : rows.stop + 1])
+            for first, stop in self._blocks():
+                tile = buffer[: len(asked) * (stop - first)].view(len(asked), stop - first)
+                torch.mm(asked, self._vectors[first:stop].T, out=tile)
+                best.add(tile, first, hidden)
+            proven = best.rank(asked, self._vectors, errors[rows], keys[rows])
+            unproven = (~proven).nonzero().squeeze(-1)
+            if len(unproven):
+                pairs = _rows_of(exclude, rows)
+                again = None if pairs is None else pairs.subset(unproven, len(asked))
+                found = self._search_wide(asked[unproven].double(), keys.shape[1], again)
+                keys[rows].index_copy_(0, unproven, found)
+
     def _search_rows(self, query: Tensor, k: int, exclude: _Pairs | None) -> Tensor:
         """Search at most ``block_rows`` queries; [b, K] keys, best first."""
-        kept_ids, kept_scores = self._scan(query, min(k + SURPLUS, self.num_items), exclude)
+        kept_ids, kept_scores = self._scan(query, self._wanted(k), exclude)
         wide = query.double()
         keys = torch.topk(encode(self._exact_scores(wide, kept_ids), kept_ids), k).values
         # Whatever the scan left out scored at most its worst kept item.

@@ -1,0 +1,286 @@
+/* The best items of each row, tile by tile, and their order by the definition of exact search.
+ *
+ * candid_select takes a tile of scores: it leaves out excluded items and puts aside the items whose
+ * score lies above the row's bound. A row keeps at least its `wanted` best so far; when its room is
+ * used up, the rest is dropped and the bound rises to the best score that was dropped. At any time
+ * every item seen is kept, excluded, or scored at most the bound.
+ *
+ * candid_rank scores what was kept again, in float64 rounded to float32, and writes the k best keys
+ * (see order.py); it says of which rows the bound proves that no other item belongs.
+ *
+ * Plain C that compilers turn into vector instructions. Scores are never NaN; -inf is never kept.
+ */
+#include <limits.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+/* Columns that are compared at once. */
+#define BLOCK 32
+/* Groups of columns of which the best is taken, to guess a bound before anything is kept. */
+#define MIN_GROUPS 128
+#define MAX_GROUPS 4096
+#define GROUPS_PER_RESULT 4
+/* Keys ordered by counting; longer lists are merged from runs of this length. */
+#define RUN 128
+
+#define NO_ITEM_KEY ((int64_t)((uint64_t)0x807fffffu << 32) + ((int64_t)1 << 31))
+
+/* Integers that compare like the floats; adding zero makes -0.0 and 0.0 one. */
+static inline int32_t ordered(float value) {
+    int32_t bits;
+    value += 0.0f;
+    memcpy(&bits, &value, sizeof bits);
+    return bits ^ ((bits >> 31) & INT32_MAX);
+}
+
+static inline float unordered(int32_t key) {
+    float value;
+    int32_t bits = key ^ ((key >> 31) & INT32_MAX);
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline int64_t count_from(const float *values, int64_t n, float least) {
+    int32_t count = 0;
+#pragma omp simd reduction(+ : count)
+    for (int64_t j = 0; j < n; j++) count += values[j] >= least;
+    return count;
+}
+
+/* A value that `wanted` to `wanted + slack` of the n >= wanted values reach, by bisection. Where
+ * equal values allow none, that of the `wanted`-th best. */
+static float cut(const float *values, int64_t n, int64_t wanted, int64_t slack) {
+    float lowest = INFINITY, highest = -INFINITY;
+#pragma omp simd reduction(min : lowest) reduction(max : highest)
+    for (int64_t j = 0; j < n; j++) {
+        lowest = values[j] < lowest ? values[j] : lowest;
+        highest = values[j] > highest ? values[j] : highest;
+    }
+    int64_t low = ordered(lowest), high = (int64_t)ordered(highest) + 1;
+    for (int turn = 0; high - low > 1; turn++) {
+        /* Halving the values is quick where they lie close, halving their bits ends always. */
+        int64_t middle = low + (high - low) / 2;
+        if (turn % 2 == 0) {
+            float mean = 0.5f * unordered((int32_t)low) + 0.5f * unordered((int32_t)(high - 1));
+            int64_t between = mean > -INFINITY ? ordered(mean) : middle;
+            middle = between > low && between < high ? between : middle;
+        }
+        int64_t count = count_from(values, n, unordered((int32_t)middle));
+        if (count < wanted) {
+            high = middle;
+        } else {
+            low = middle;
+            if (count <= wanted + slack) break;
+        }
+    }
+    return unordered((int32_t)low);
+}
+
+/* Keep the `wanted` best or a few more, and raise the bound to the best that is dropped. */
+static void shrink(float *values, int32_t *ids, int32_t *count, float *bound, int64_t wanted,
+                   int64_t slack) {
+    int64_t n = *count;
+    if (n <= wanted + slack) return;
+    float least = cut(values, n, wanted, slack), dropped = *bound;
+    int64_t above = count_from(values, n, least), ties = INT64_MAX;
+    if (above > wanted + slack) {
+        int64_t better = 0;
+        for (int64_t j = 0; j < n; j++) better += values[j] > least;
+        ties = wanted - better;
+    }
+    int64_t kept = 0;
+    for (int64_t j = 0; j < n; j++) {
+        float value = values[j];
+        int32_t id = ids[j];
+        int stays = value > least || (value == least && ties-- > 0);
+        values[kept] = value;
+        ids[kept] = id;
+        kept += stays;
+        dropped = !stays && value > dropped ? value : dropped;
+    }
+    *count = (int32_t)kept;
+    *bound = dropped;
+}
+
+/* Before anything is kept: a bound that at least `wanted` scores of this very tile exceed. */
+static float first_bound(const float *scores, int64_t columns, int64_t wanted) {
+    float maxima[MAX_GROUPS];
+    int64_t groups = GROUPS_PER_RESULT * wanted;
+    if (groups > MAX_GROUPS) groups = MAX_GROUPS;
+    if (groups < MIN_GROUPS) groups = MIN_GROUPS;
+    if (groups < wanted + wanted / 2 || columns < 2 * groups) return -INFINITY;
+    memcpy(maxima, scores, groups * sizeof *maxima);
+    for (int64_t start = groups; start + groups <= columns; start += groups) {
+        const float *members = scores + start;
+#pragma omp simd
+        for (int64_t j = 0; j < groups; j++)
+            maxima[j] = members[j] > maxima[j] ? members[j] : maxima[j];
+    }
+    float least = cut(maxima, groups, wanted, wanted / 8);
+    if (least == -INFINITY) return least;
+    /* The next lower value, but not -0.0, which is no lower than 0.0. */
+    return unordered(least == 0.0f ? -2 : ordered(least) - 1);
+}
+
+/* Which of the scores of a block exceed the bound, a bit each, the first the lowest. */
+static inline uint32_t above(const float *scores, float bound) {
+#if defined(__AVX512F__)
+    __m512 least = _mm512_set1_ps(bound);
+    uint32_t low = _mm512_cmp_ps_mask(_mm512_loadu_ps(scores), least, _CMP_GT_OQ);
+    uint32_t high = _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + 16), least, _CMP_GT_OQ);
+    return low | high << 16;
+#elif defined(__AVX2__)
+    __m256 least = _mm256_set1_ps(bound);
+    uint32_t found = 0;
+    for (int j = 0; j < BLOCK; j += 8) {
+        __m256 greater = _mm256_cmp_ps(_mm256_loadu_ps(scores + j), least, _CMP_GT_OQ);
+        found |= (uint32_t)_mm256_movemask_ps(greater) << j;
+    }
+    return found;
+#else
+    int32_t any = 0;
+    uint32_t found = 0;
+#pragma omp simd reduction(| : any)
+    for (int j = 0; j < BLOCK; j++) any |= scores[j] > bound;
+    if (any)
+        for (int j = 0; j < BLOCK; j++) found |= (uint32_t)(scores[j] > bound) << j;
+    return found;
+#endif
+}
+
+static void select_row(float *scores, int64_t columns, int64_t first_id, const int64_t *excluded,
+                       int64_t num_excluded, int64_t wanted, int64_t capacity, float *values,
+                       int32_t *ids, int32_t *count, float *bound) {
+    for (int64_t j = 0; j < num_excluded; j++) {
+        uint64_t column = (uint64_t)excluded[j] - (uint64_t)first_id;
+        if (column < (uint64_t)columns) scores[column] = -INFINITY;
+    }
+    if (first_id == 0) {
+        *count = 0;
+        *bound = first_bound(scores, columns, wanted);
+    }
+    float worst = *bound;
+    int64_t n = *count;
+    for (int64_t start = 0; start < columns; start += BLOCK) {
+        uint32_t found = 0;
+        if (start + BLOCK <= columns)
+            found = above(scores + start, worst);
+        else
+            for (int64_t j = start; j < columns; j++)
+                found |= (uint32_t)(scores[j] > worst) << (j - start);
+        if (!found) continue;
+        if (n + BLOCK > capacity) {
+            *count = (int32_t)n;
+            shrink(values, ids, count, bound, wanted, wanted / 4);
+            worst = *bound;
+            n = *count;
+        }
+        for (; found; found &= found - 1) {
+            int64_t column = start + __builtin_ctz(found);
+            values[n] = scores[column];
+            ids[n++] = (int32_t)(first_id + column);
+        }
+    }
+    *count = (int32_t)n;
+}
+
+void candid_select(float *scores, int64_t rows, int64_t columns, int64_t first_id,
+                   const int64_t *excluded, const int64_t *offsets, int64_t wanted,
+                   int64_t capacity, float *values, int32_t *ids, int32_t *counts, float *bounds,
+                   int32_t threads) {
+    (void)threads; /* for compilers without OpenMP */
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t from = offsets ? offsets[i] : 0, to = offsets ? offsets[i + 1] : 0;
+        select_row(scores + i * columns, columns, first_id, excluded + from, to - from, wanted,
+                   capacity, values + i * capacity, ids + i * capacity, counts + i, bounds + i);
+    }
+}
+
+static void order_run(const int64_t *keys, int64_t n, int64_t *sorted) {
+    for (int64_t i = 0; i < n; i++) {
+        int64_t key = keys[i], place = 0;
+#pragma omp simd reduction(+ : place)
+        for (int64_t j = 0; j < n; j++) place += keys[j] > key;
+        sorted[place] = key;
+    }
+}
+
+/* Distinct keys, largest first: into `keys` or `room`, whichever is returned. */
+static int64_t *order(int64_t *keys, int64_t *room, int64_t n) {
+    for (int64_t start = 0; start < n; start += RUN)
+        order_run(keys + start, n - start < RUN ? n - start : RUN, room + start);
+    int64_t *from = room, *to = keys;
+    for (int64_t width = RUN; width < n; width *= 2) {
+        for (int64_t start = 0; start < n; start += 2 * width) {
+            int64_t i = start, middle = start + width < n ? start + width : n;
+            int64_t j = middle, end = middle + width < n ? middle + width : n;
+            for (int64_t place = start; place < end; place++) {
+                int first = j >= end || (i < middle && from[i] > from[j]);
+                to[place] = first ? from[i++] : from[j++];
+            }
+        }
+        int64_t *swapped = from;
+        from = to;
+        to = swapped;
+    }
+    return from;
+}
+
+/* Products of a query with four items in float64: none of the sums waits for itself. */
+static inline void products(const float *restrict query, const float *vectors, const int32_t *ids,
+                            int64_t width, double *restrict scores) {
+    const float *first = vectors + ids[0] * width, *second = vectors + ids[1] * width;
+    const float *third = vectors + ids[2] * width, *fourth = vectors + ids[3] * width;
+    double a = 0.0, b = 0.0, c = 0.0, e = 0.0;
+#pragma omp simd reduction(+ : a, b, c, e)
+    for (int64_t d = 0; d < width; d++) {
+        double weight = query[d];
+        a += weight * (double)first[d];
+        b += weight * (double)second[d];
+        c += weight * (double)third[d];
+        e += weight * (double)fourth[d];
+    }
+    scores[0] = a, scores[1] = b, scores[2] = c, scores[3] = e;
+}
+
+static int rank_row(const float *query, const float *vectors, int64_t width, double error,
+                    int64_t k, int64_t wanted, float *values, int32_t *ids, int32_t *count,
+                    float *bound, int64_t *keys) {
+    shrink(values, ids, count, bound, wanted, wanted / 8);
+    int64_t n = *count, found = n < k ? n : k;
+    int64_t *work = malloc((2 * n + 6) * sizeof *work);
+    if (!work) return 0;
+    /* There is room behind the last of them, for up to three more products. */
+    for (int64_t j = n; j % 4; j++) ids[j] = 0;
+    for (int64_t j = 0; j < n; j += 4) {
+        double scores[4];
+        products(query, vectors, ids + j, width, scores);
+        for (int64_t i = j; i < j + 4; i++) {
+            int64_t high = ordered((float)scores[i - j]);
+            work[i] = (int64_t)((uint64_t)high << 32) + (INT32_MAX - ids[i]);
+        }
+    }
+    memcpy(keys, order(work, work + n + 3, n), found * sizeof *keys);
+    free(work);
+    for (int64_t j = found; j < k; j++) keys[j] = NO_ITEM_KEY;
+    if (*bound == -INFINITY) return 1;
+    return found == k && (double)unordered((int32_t)(keys[k - 1] >> 32)) > *bound + error;
+}
+
+void candid_rank(const float *query, const float *vectors, int64_t rows, int64_t width,
+                 const double *errors, int64_t k, int64_t wanted, int64_t capacity, float *values,
+                 int32_t *ids, int32_t *counts, float *bounds, int64_t *keys, uint8_t *proven,
+                 int32_t threads) {
+    (void)threads;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < rows; i++)
+        proven[i] = (uint8_t)rank_row(query + i * width, vectors, width, errors[i], k, wanted,
+                                      values + i * capacity, ids + i * capacity, counts + i,
+                                      bounds + i, keys + i * k);
+}

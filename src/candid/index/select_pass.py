@@ -1,0 +1,180 @@
+"""Selection of exact search as machine code for this CPU, where there is a C compiler.
+
+``select_pass.c`` is compiled by ``candid.native`` at the first large search; without it exact
+search works on torch's own operations, with one line of log (logger ``candid.index``) and with the
+same results.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from candid.index.order import LARGEST_ID, encode
+from candid.index.protocol import Exclusions
+from candid.native import NativeError, compiled
+
+if TYPE_CHECKING:
+    Argument = type[ctypes._SimpleCData[Any]]
+
+LOGGER = logging.getLogger("candid.index")
+SOURCE = Path(__file__).with_name("select_pass.c")
+MAX_WANTED = 4096
+"""Items that are kept for a row at most: more are left to torch, which needs less memory then."""
+
+MIN_SCORES = 100_000
+"""Scores of a search at least: fewer are not worth a compiler's start."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSelection:
+    """The functions of the library; see the source."""
+
+    select: Callable[..., None]
+    rank: Callable[..., None]
+
+
+class NativeTopK:
+    """The best items of some rows over all tiles added, as of ``RunningTopK``.
+
+    Args:
+        functions: of ``native_selection``.
+        num_rows: rows at most.
+        wanted: items kept for a row at least, 1 ≤ wanted ≤ ``MAX_WANTED``.
+    """
+
+    def __init__(self, functions: NativeSelection, num_rows: int, wanted: int) -> None:
+        self._functions = functions
+        self._scores = torch.empty(num_rows, 2 * wanted + 64)
+        self._ids = torch.empty(self._scores.shape, dtype=torch.int32)
+        self._counts = torch.empty(num_rows, dtype=torch.int32)
+        self._bounds = torch.empty(num_rows)
+        self._kept = (
+            wanted,
+            self._scores.shape[1],
+            *(one.data_ptr() for one in (self._scores, self._ids, self._counts, self._bounds)),
+        )
+
+    def add(self, tile: Tensor, first_id: int, exclude: Exclusions | None) -> None:
+        """Add a tile.
+
+        Args:
+            tile: [b, n] float32, contiguous: scores of items ``first_id .. first_id + n - 1``;
+                those of excluded items become -inf.
+            first_id: id of the first column; 0 begins a search, whatever was added before.
+            exclude: items to leave out; well-formed.
+        """
+        self._functions.select(
+            tile.data_ptr(),
+            *tile.shape,
+            first_id,
+            None if exclude is None else exclude.item_ids.data_ptr(),
+            None if exclude is None else exclude.offsets.data_ptr(),
+            *self._kept,
+            torch.get_num_threads(),
+        )
+
+    def rank(self, query: Tensor, vectors: Tensor, errors: Tensor, keys: Tensor) -> Tensor:
+        """Order what was kept by the definition.
+
+        Args:
+            query: [b, D] float32, contiguous.
+            vectors: [V, D] float32, contiguous.
+            errors: [b] float64: how far a score of the tiles may lie below the definition's.
+            keys: [b, K] int64, contiguous, to be filled: best first, as of ``order.encode``.
+
+        Returns:
+            [b] bool: whether no other item can belong there.
+        """
+        proven = torch.empty(len(query), dtype=torch.bool)
+        self._functions.rank(
+            query.data_ptr(),
+            vectors.data_ptr(),
+            *query.shape,
+            errors.data_ptr(),
+            keys.shape[1],
+            *self._kept,
+            keys.data_ptr(),
+            proven.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return proven
+
+
+def native_for(
+    query: Tensor, vectors: Tensor, wanted: int, exclude: Exclusions | None
+) -> NativeSelection | None:
+    """The functions where they can take such a search and it is large enough for them."""
+    fits = (
+        query.device.type == vectors.device.type == "cpu"
+        and vectors.is_contiguous()
+        and len(vectors) <= LARGEST_ID
+        and wanted <= MAX_WANTED
+        and len(query) * len(vectors) >= MIN_SCORES
+        and (exclude is None or _is_sound(exclude, len(query)))
+    )
+    return native_selection() if fits else None
+
+
+def _is_sound(exclude: Exclusions, num_rows: int) -> bool:
+    """Whether machine code can read this safely; torch's operations refuse what is malformed."""
+    ids, offsets = exclude.item_ids, exclude.offsets
+    packed = all(
+        one.device.type == "cpu"
+        and one.dtype == torch.int64
+        and one.ndim == 1
+        and one.is_contiguous()
+        for one in (ids, offsets)
+    )
+    return (
+        packed
+        and len(offsets) == num_rows + 1
+        and int(offsets[0]) >= 0
+        and int(offsets[-1]) <= len(ids)
+        and bool((offsets[1:] >= offsets[:-1]).all())
+    )
+
+
+@functools.cache
+def native_selection() -> NativeSelection | None:
+    """The compiled functions, or None where they are not to be had; looked for once."""
+    without = "exact search runs on torch alone, somewhat slower"
+    return compiled(SOURCE, _functions, _check, LOGGER, without)
+
+
+def _functions(library: ctypes.CDLL) -> NativeSelection:
+    pointer, length, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    kept: list[Argument] = [length, length, pointer, pointer, pointer, pointer]
+    select, rank = library.candid_select, library.candid_rank
+    tile: list[Argument] = [pointer, length, length, length]
+    queries: list[Argument] = [pointer, pointer, length, length]
+    select.argtypes = [*tile, pointer, pointer, *kept, flag]
+    rank.argtypes = [*queries, pointer, length, *kept, pointer, pointer, flag]
+    select.restype = rank.restype = None
+    return NativeSelection(select, rank)
+
+
+def _check(functions: NativeSelection) -> None:
+    """Refuse code that does not compute what it should: compilers differ."""
+    scores = (torch.arange(3 * 700) * 389 % 509 - 300.0).view(3, 700)
+    scores[2] = torch.arange(700) - 500.0
+    hidden = torch.arange(0, 600, 2)
+    exclude = Exclusions(hidden, torch.tensor([0, 0, 300, 300]))
+    best = NativeTopK(functions, 3, 5)
+    for begin, stop in ((0, 400), (400, 700)):
+        best.add(scores[:, begin:stop].contiguous(), begin, exclude)
+    allowed = scores.clone()
+    allowed[1, hidden] = -torch.inf
+    expected = torch.topk(encode(allowed, torch.arange(700)), 4).values
+    keys = torch.empty_like(expected)
+    best.rank(torch.eye(3), scores.T.contiguous(), torch.zeros(3, dtype=torch.float64), keys)
+    if not torch.equal(keys >> 32, expected >> 32):
+        raise NativeError("the compiled code finds other items than torch")
