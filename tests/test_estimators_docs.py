@@ -1,0 +1,99 @@
+"""What docs/estimators.md says of training with every estimator is what was measured."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = (ROOT / "docs" / "estimators.md").read_text()
+DOCUMENT = json.loads((ROOT / "benchmarks" / "results" / "every_estimator.json").read_text())
+RESULTS = DOCUMENT["results"]
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = ROOT / "benchmarks" / "every_estimator.py"
+    spec = importlib.util.spec_from_file_location("every_estimator", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def refined(data):
+    return [one for one in RESULTS if one["data"] == data and "refined" in one["correction"]]
+
+
+def test_the_tables_are_those_of_the_results(script):
+    assert script.with_tables(DOCS, DOCUMENT) == DOCS
+
+
+def test_every_combination_was_trained_with_these_settings(script):
+    assert {
+        (one["data"], one["similarity"], one["proposal"], one["correction"]) for one in RESULTS
+    } == {
+        (data, similarity, proposal, variant.label)
+        for data in script.STEPS
+        for similarity in script.SIMILARITIES
+        for proposal, (_, variants) in script.proposals(3000).items()
+        for variant in variants
+    }
+    settings = DOCUMENT["settings"]
+    assert settings["training"] == script.TRAINING
+    assert settings["training"]["precision"] == "bfloat16"
+    assert (settings["steps"], settings["batches"]) == (script.STEPS, script.BATCHES)
+
+
+def test_none_diverges():
+    assert len(RESULTS) == 68
+    for one in RESULTS:
+        assert "failed" not in one
+        assert one["all_finite"]
+        assert one["steps_looked_at"] == DOCUMENT["settings"]["steps"][one["data"]] // 10
+        assert one["last_losses"] < one["first_losses"]
+    drifts = {
+        (one["data"], one["similarity"], one["proposal"]): drift
+        for one in RESULTS
+        if (drift := one["last_validation_nll"] - one["best_validation_nll"]) > 0.03
+    }
+    assert drifts == {
+        ("world", "dot", "uniform"): pytest.approx(0.07, abs=0.005),
+        ("world", "dot", "quadratic"): pytest.approx(0.17, abs=0.005),
+    }
+
+
+def test_every_refined_estimator_learns_more_than_popularity():
+    alone = DOCUMENT["data"]["ml1m"]["popularity"]
+    for one in refined("ml1m"):
+        assert one["test_nll"] < alone["nll"] - 0.7
+        assert one["test_ndcg@10"] > 4 * alone["ndcg@10"]
+    alone = DOCUMENT["data"]["world"]["popularity"]
+    for one in refined("world"):
+        assert one["test_nll"] < DOCUMENT["data"]["world"]["log_num_items"] - 0.7
+        assert one["test_ndcg@10"] > alone["ndcg@10"] + 0.03
+        is_behind = one["proposal"] in ("uniform", "quadratic")
+        assert is_behind == (one["test_nll"] > alone["nll"] - 0.25)
+
+
+def test_no_correction_has_the_worst_lists():
+    for data in ("ml1m", "world"):
+        for similarity in ("dot", "cosine"):
+            of_none, *others = sorted(
+                (one for one in RESULTS if (one["data"], one["similarity"]) == (data, similarity)),
+                key=lambda one: one["test_ndcg@10"],
+            )
+            assert of_none["correction"] == "none"
+            if data == "world":
+                alone = DOCUMENT["data"]["world"]["popularity"]["ndcg@10"]
+                assert of_none["test_ndcg@10"] < alone < others[0]["test_ndcg@10"]
+
+
+def test_the_noise_of_one_draw():
+    noisy = DOCUMENT["one_draw"]
+    assert all(0.24 < spread < 0.265 for spread in noisy["spread_by_100_steps"])
+    means = noisy["mean_by_100_steps"]
+    assert means == sorted(means, reverse=True)
+    assert [round(means[0], 2), round(means[-1], 2)] == [7.95, 7.77]
+    assert noisy["validation_nll"] == sorted(noisy["validation_nll"], reverse=True)
