@@ -206,7 +206,7 @@ def test_without_a_compiler_there_is_one_line(fresh, monkeypatch, caplog):
     [
         ("scores[column] = -INFINITY;", "continue;"),
         ("ids[kept] = id;", "ids[kept] = ids[0];"),
-        ("place += keys[j] > key", "place += keys[j] < key"),
+        ("places[i] += key > keys[i]", "places[i] += key < keys[i]"),
         ("_CMP_GT_OQ" if "avx2" in candid.native._cpu() else "scores[j] > bound", "_CMP_LT_OQ"),
     ],
 )

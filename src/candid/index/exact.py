@@ -7,6 +7,8 @@ the working precision only proposes a few more items than asked for; these are s
 by the definition, and a row is accepted where the error bound of the scan proves that no
 other item can belong (Cauchy-Schwarz: |error| ≤ γ_D ‖q‖ max‖v‖). The few other rows, such as
 those with more ties than the surplus holds, are searched again in float64.
+
+Large searches on a CPU select in machine code (``select_pass``), all others in torch (``scan``).
 """
 
 from __future__ import annotations

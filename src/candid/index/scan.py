@@ -1,4 +1,4 @@
-"""Running top-k over tiles of scores: the hot loop of exact search.
+"""Running top-k over tiles of scores: the hot loop of exact search on torch alone.
 
 Selecting from n scores costs more than computing them, so almost none are looked at one by
 one: the items of a tile fall into groups, one vectorised maximum per group is taken, and

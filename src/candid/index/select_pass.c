@@ -27,6 +27,8 @@
 #define GROUPS_PER_RESULT 4
 /* Keys ordered by counting; longer lists are merged from runs of this length. */
 #define RUN 128
+/* Products ahead of which vectors are fetched from memory: they lie anywhere in the table. */
+#define AHEAD 8
 
 #define NO_ITEM_KEY ((int64_t)((uint64_t)0x807fffffu << 32) + ((int64_t)1 << 31))
 
@@ -82,9 +84,8 @@ static float cut(const float *values, int64_t n, int64_t wanted, int64_t slack) 
 }
 
 /* Keep the `wanted` best or a few more, and raise the bound to the best that is dropped. */
-static void shrink(float *values, int32_t *ids, int32_t *count, float *bound, int64_t wanted,
-                   int64_t slack) {
-    int64_t n = *count;
+static void shrink(float *values, int32_t *ids, int32_t *count, float *bound, int64_t wanted) {
+    int64_t n = *count, slack = wanted / 4;
     if (n <= wanted + slack) return;
     float least = cut(values, n, wanted, slack), dropped = *bound;
     int64_t above = count_from(values, n, least), ties = INT64_MAX;
@@ -176,7 +177,7 @@ static void select_row(float *scores, int64_t columns, int64_t first_id, const i
         if (!found) continue;
         if (n + BLOCK > capacity) {
             *count = (int32_t)n;
-            shrink(values, ids, count, bound, wanted, wanted / 4);
+            shrink(values, ids, count, bound, wanted);
             worst = *bound;
             n = *count;
         }
@@ -203,12 +204,13 @@ void candid_select(float *scores, int64_t rows, int64_t columns, int64_t first_i
 }
 
 static void order_run(const int64_t *keys, int64_t n, int64_t *sorted) {
-    for (int64_t i = 0; i < n; i++) {
-        int64_t key = keys[i], place = 0;
-#pragma omp simd reduction(+ : place)
-        for (int64_t j = 0; j < n; j++) place += keys[j] > key;
-        sorted[place] = key;
+    int64_t places[RUN] = {0}; /* how many keys are larger */
+    for (int64_t j = 0; j < n; j++) {
+        int64_t key = keys[j];
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) places[i] += key > keys[i];
     }
+    for (int64_t i = 0; i < n; i++) sorted[places[i]] = keys[i];
 }
 
 /* Distinct keys, largest first: into `keys` or `room`, whichever is returned. */
@@ -252,7 +254,7 @@ static inline void products(const float *restrict query, const float *vectors, c
 static int rank_row(const float *query, const float *vectors, int64_t width, double error,
                     int64_t k, int64_t wanted, float *values, int32_t *ids, int32_t *count,
                     float *bound, int64_t *keys) {
-    shrink(values, ids, count, bound, wanted, wanted / 8);
+    shrink(values, ids, count, bound, wanted);
     int64_t n = *count, found = n < k ? n : k;
     int64_t *work = malloc((2 * n + 6) * sizeof *work);
     if (!work) return 0;
@@ -260,6 +262,10 @@ static int rank_row(const float *query, const float *vectors, int64_t width, dou
     for (int64_t j = n; j % 4; j++) ids[j] = 0;
     for (int64_t j = 0; j < n; j += 4) {
         double scores[4];
+        for (int64_t i = j + AHEAD; i < j + AHEAD + 4 && i < n; i++) {
+            const float *item = vectors + ids[i] * width;
+            for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(item + d);
+        }
         products(query, vectors, ids + j, width, scores);
         for (int64_t i = j; i < j + 4; i++) {
             int64_t high = ordered((float)scores[i - j]);
