@@ -59,9 +59,7 @@ class ItemFeatures(ItemTower):
         """Encode every item: [V, D]; in chunks where no gradient is wanted."""
         return self.encoder.every_row(progress)
 
-    def encode_values(
-        self, values: Mapping[str, Values], item_ids: Tensor | None = None
-    ) -> Tensor:
+    def encode_values(self, values: Mapping[str, Values], item_ids: Tensor | None = None) -> Tensor:
         """Encode items by values that the catalog does not have: [n, D].
 
         Args:
