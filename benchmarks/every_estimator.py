@@ -2,7 +2,7 @@
 
     python benchmarks/every_estimator.py
 
-Runs of about half a minute of a small transformer on MovieLens-1M (``CANDID_DATA``) and on a
+Short runs of a small transformer on MovieLens-1M (``CANDID_DATA``) and on a
 synthetic world, with plain dot products and with cosines at a learnt temperature, under
 ``refined``; draws by popularity under every correction. It asks whether any combination diverges
 and whether each learns, beside the popularity of items alone; which is best after many hours it
