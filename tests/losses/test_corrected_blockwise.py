@@ -29,7 +29,7 @@ def in_tiles(request, monkeypatch):
     monkeypatch.setattr(corrected_blockwise, "DENSE_SCORES", -1)
     monkeypatch.setattr(tile_pass, "NATIVE_SCORES", 0)
     kept = 2**24 if request.param == "kept" else 0
-    monkeypatch.setitem(SIZES, "cpu", TileSizes(11, 70, 9, kept, 1))
+    monkeypatch.setitem(SIZES, "cpu", TileSizes(11, 70, 9, kept, 1, 1))
     scored = corrected_blockwise.Vectors.scored
 
     def refuse(self):

@@ -9,9 +9,9 @@ from candid.losses import FullSoftmax, full_softmax
 from candid.losses.blockwise.tiles import SIZES, TileSizes
 
 TILINGS = {
-    "one tile": TileSizes(512, 2**20, 4096, 2**24, 64),
-    "kept tiles": TileSizes(64, 2**8, 4, 2**24, 1),
-    "tiles made again": TileSizes(64, 2**8, 4, 0, 64),
+    "one tile": TileSizes(512, 2**20, 4096, 2**24, 64, 64),
+    "kept tiles": TileSizes(64, 2**8, 4, 2**24, 1, 1),
+    "tiles made again": TileSizes(64, 2**8, 4, 0, 64, 64),
 }
 
 

@@ -13,9 +13,9 @@ from candid.losses.blockwise.native import native_pass
 from candid.losses.blockwise.tiles import SIZES, TileSizes
 
 TILINGS = {
-    "one tile": TileSizes(512, 2**20, 4096, 2**24, 64),
-    "kept": TileSizes(3, 2**4, 5, 2**24, 1),
-    "made again": TileSizes(3, 2**4, 5, 0, 64),
+    "one tile": TileSizes(512, 2**20, 4096, 2**24, 64, 64),
+    "kept": TileSizes(3, 2**4, 5, 2**24, 1, 1),
+    "made again": TileSizes(3, 2**4, 5, 0, 64, 64),
 }
 
 
@@ -178,7 +178,7 @@ class TestAgainstTheSoftmaxWrittenOut:
 )
 def test_however_the_scores_are_cut(num_rows, num_candidates, rows, columns, keeps):
     with pytest.MonkeyPatch.context() as patch:
-        sizes = TileSizes(rows, rows * columns, columns, 2**24 if keeps else 0, 1)
+        sizes = TileSizes(rows, rows * columns, columns, 2**24 if keeps else 0, 1, 1)
         patch.setitem(SIZES, "cpu", sizes)
         patch.setattr(tile_pass, "NATIVE_SCORES", 0)
         near(*both((num_rows, num_candidates), torch.float64), 1e-12)
@@ -220,7 +220,7 @@ def test_scratch_memory_does_not_hold_the_scores(monkeypatch, keeps):
 
     monkeypatch.setattr(torch.Tensor, "new_empty", counting)
     if not keeps:
-        small = TileSizes(512, 2**20, 4096, 0, 64)
+        small = TileSizes(512, 2**20, 4096, 0, 64, 64)
         monkeypatch.setitem(SIZES, "cpu", small)
     num_rows, num_candidates = 4000, 12_000
     query = torch.zeros(num_rows, 2, requires_grad=True)

@@ -26,8 +26,9 @@ class TileSizes:
         scores: in a tile, about: few enough to stay in the caches of a CPU, enough to fill a GPU.
         columns: in a tile, at most.
         kept_bytes: for all the tiles of a block of rows, to keep them until the row's log-sum is
-            known; with fewer than ``kept_rows`` rows in a block they are not kept.
+            known; with fewer than ``kept_rows`` rows in a block they are made again instead.
         kept_rows: see there.
+        kept_rows_narrow: the same for bfloat16 products, which are cheaper to make again.
     """
 
     rows: int
@@ -35,11 +36,26 @@ class TileSizes:
     columns: int
     kept_bytes: int
     kept_rows: int
+    kept_rows_narrow: int
 
 
 SIZES = {
-    "cpu": TileSizes(rows=1024, scores=2**21, columns=8192, kept_bytes=20 * 2**20, kept_rows=48),
-    "cuda": TileSizes(rows=2**14, scores=2**26, columns=8192, kept_bytes=2**29, kept_rows=2**10),
+    "cpu": TileSizes(
+        rows=1024,
+        scores=2**21,
+        columns=8192,
+        kept_bytes=20 * 2**20,
+        kept_rows=48,
+        kept_rows_narrow=144,
+    ),
+    "cuda": TileSizes(
+        rows=2**14,
+        scores=2**26,
+        columns=8192,
+        kept_bytes=2**29,
+        kept_rows=2**10,
+        kept_rows_narrow=2**10,
+    ),
 }
 """By type of device; others are taken for "cuda"."""
 
@@ -93,7 +109,9 @@ class Tiles:
         self._shift = shift
         row_bytes = max(1, num_candidates * self.narrow.itemsize)
         kept_rows = sizes.kept_bytes // row_bytes
-        self.keeps = kept_rows >= min(sizes.kept_rows, num_rows)
+        is_narrow = self.narrow != self.wide
+        fewest = sizes.kept_rows_narrow if is_narrow else sizes.kept_rows
+        self.keeps = kept_rows >= min(fewest, num_rows)
         rows = max(1, min(sizes.rows, kept_rows if self.keeps else num_rows, num_rows))
         columns = max(1, min(sizes.columns, sizes.scores // rows))
         self.row_blocks = list(_blocks(num_rows, rows))
