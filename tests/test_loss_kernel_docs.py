@@ -1,0 +1,72 @@
+"""What docs/speed.md says of the losses in tiles is what was measured."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "loss_kernel.json"
+
+
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return loaded("loss_kernel")
+
+
+@pytest.fixture(scope="module")
+def results():
+    return json.loads(RESULTS.read_text())["results"]
+
+
+def test_the_tables_are_those_of_the_results(script, results):
+    docs = (ROOT / "docs" / "speed.md").read_text()
+    assert script.with_tables(docs, results) == docs
+
+
+def test_every_contender_was_measured_in_every_case(script, results):
+    found = {
+        (line["loss"], line["rows"], line["candidates"], line["contender"]) for line in results
+    }
+    assert found == {(*case, name) for case in script.CASES for name in script.contenders(*case)}
+
+
+@pytest.mark.parametrize(("kind", "num_candidates"), [("in-batch", 500), ("full", 900)])
+def test_contenders_compute_one_loss(script, kind, num_candidates, monkeypatch):
+    losses = {}
+    backward = torch.Tensor.backward
+    step = script.stepper(kind, 500, num_candidates)
+    monkeypatch.setattr(script.tile_pass, "native_pass", script.native_pass)  # put back later
+    for name in script.contenders(kind, 500, num_candidates):
+        monkeypatch.setattr(
+            torch.Tensor,
+            "backward",
+            lambda loss, name=name: (losses.update({name: loss.item()}), backward(loss)),
+        )
+        step(name)
+    # In-batch, theirs take the positive for drawn and ours does not: that is another loss.
+    if kind == "full":
+        assert losses["float32"] == pytest.approx(losses["plain"], abs=1e-4)
+    assert losses["plain, bfloat16"] == pytest.approx(losses["plain"], abs=1e-2)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=1e-2)
+    assert losses["bfloat16, torch alone"] == pytest.approx(losses["bfloat16"], abs=1e-5)
+
+
+def test_designs_of_the_pass_compute_one_sum():
+    script = loaded("tile_pass")
+    scores, shift = torch.randn(5, 30).bfloat16(), torch.randn(30)
+    expected = (scores.double() - shift.double()).logsumexp(dim=1)
+    for purposes in script.designs(scores, compiled=False).values():  # that takes a minute
+        for run in purposes.values():
+            found = run(scores.clone(), shift)
+            found = found[1] if isinstance(found, tuple) else found
+            torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
