@@ -1,0 +1,173 @@
+"""Do tables that train by row learn as well as dense Adam?
+
+    CANDID_DATA=... python benchmarks/tables_quality.py
+
+A transformer over histories on MovieLens-1M (leave-one-out, the split of
+``recipes/ml1m-loo.toml``), refined sampled softmax, the same steps for every rule. The rate of the
+tables is chosen by the validation NLL of seed 0, for every rule alike; then every rule has three
+seeds. Test metrics with their spread over seeds, and the difference to dense AdamW user by user
+(each user's value the mean over the seeds) with its 95 % interval and sign-flip p-value, go to
+``benchmarks/results`` and into ``docs/speed.md``. Finished runs are kept under ``--work``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from candid import __version__
+from candid.config import RunConfig, load_recipe, parse_config
+from candid.data import prepare
+from candid.evaluation import PerUser, compare
+from candid.runs import evaluate_run, load_run, train_run
+
+ROOT = Path(__file__).parents[1]
+RESULT = Path(__file__).parent / "results" / "tables_quality.json"
+PAGE = ROOT / "docs" / "speed.md"
+MARKS = ("<!-- table quality -->", "<!-- /table quality -->")
+SEEDS, DIM, LR, STEPS = (0, 1, 2), 64, 5e-3, 1600
+FACTORS = {"dense": (0.5, 1.0, 2.0), "row_adam": (1.0, 2.0, 4.0), "row_adagrad": (4.0, 8.0, 16.0)}
+"""Rates tried, as multiples of ``LR``: of the tables alone where they train by row."""
+METRICS = ("ndcg@10", "recall@100", "nll")
+
+
+def config_of(tables: str, factor: float, seed: int) -> RunConfig:
+    """One run."""
+    rates = {"lr": LR, "table_lr": LR * factor} if tables != "dense" else {"lr": LR * factor}
+    return parse_config(
+        {
+            "name": f"{tables}-{factor}-{seed}",
+            "seed": seed,
+            "device": "cpu",
+            "threads": 1,
+            "batches": {"batch_size": 16, "max_length": 50},
+            "model": {
+                "query_tower": {"type": "causal_transformer", "dim": DIM, "positions": "rotary"},
+                "item_tower": {"type": "item_embedding", "dim": DIM},
+            },
+            "proposal": {"type": "popularity", "num_candidates": 256, "alpha": 0.75},
+            "loss": {"type": "sampled_softmax", "correction": "refined"},
+            "training": rates
+            | {
+                "tables": tables,
+                "catalog": "trained",
+                "schedule": "linear",
+                "betas": [0.9, 0.98],
+                "candidate_draws": 4,
+                "epochs": 100,
+                "max_steps": STEPS,
+                "patience": None,
+                "trackers": ["jsonl"],
+            },
+            "evaluation": {"bootstrap": 0, "popularity_slices": 0, "history_slices": []},
+        },
+        "tables_quality",
+    )
+
+
+def run(work: Path, tables: str, factor: float, seed: int) -> tuple[dict[str, Any], PerUser]:
+    """Train and test, unless that was done; the run's numbers, and those of its users."""
+    config = config_of(tables, factor, seed)
+    folder = work / config.name
+    found = folder / "run.json"
+    if not (found.exists() and "result" in json.loads(found.read_text())):
+        shutil.rmtree(folder, ignore_errors=True)
+        train_run(config, work / "data", folder)
+    trained = load_run(folder, work / "data")
+    report = evaluate_run(trained)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    numbers = {
+        "seed": seed,
+        "factor": factor,
+        "validation_nll": min(one["validation/nll"] for one in lines if "validation/nll" in one),
+        "cpu_seconds": trained.manifest["result"]["cpu_seconds"],
+        **{metric: report.metrics[metric].value for metric in METRICS},
+    }
+    return numbers, report.per_user
+
+
+def measure(work: Path) -> dict[str, Any]:
+    """Every rule: rates tried, seeds, and the difference to dense."""
+    found: dict[str, Any] = {}
+    users: dict[str, PerUser] = {}
+    for tables, factors in FACTORS.items():
+        tried = [run(work, tables, factor, SEEDS[0])[0] for factor in factors]
+        best = min(tried, key=lambda one: one["validation_nll"])["factor"]
+        runs = [run(work, tables, best, seed) for seed in SEEDS]
+        mean = np.mean([per_user.numerators for _, per_user in runs], axis=0)
+        users[tables] = replace(runs[0][1], numerators=mean)
+        found[tables] = {"tried": tried, "factor": best, "runs": [numbers for numbers, _ in runs]}
+    for tables in FACTORS:
+        if tables != "dense":
+            found[tables]["against"] = {
+                metric: asdict(compare(users[tables], users["dense"], metric)) for metric in METRICS
+            }
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "| tables | rate | NDCG@10 | recall@100 | NLL | NDCG@10 minus dense | NLL minus dense |",
+        "|---|---:|---:|---:|---:|---|---|",
+    ]
+    for tables, one in found.items():
+        cells = [tables, f"{LR * one['factor']:g}"]
+        for metric in METRICS:
+            values = [numbers[metric] for numbers in one["runs"]]
+            cells.append(f"{statistics.mean(values):.4f} ±{statistics.stdev(values):.4f}")
+        for metric in ("ndcg@10", "nll"):
+            difference = one.get("against", {}).get(metric)
+            cells.append("" if difference is None else _difference(difference))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _difference(found: dict[str, Any]) -> str:
+    return (
+        f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}; "
+        f"p {found['p_value']:.3f})"
+    )
+
+
+def restate(found: dict[str, Any]) -> None:
+    """Put the table between the marks of the page."""
+    page = PAGE.read_text()
+    begin, end = page.index(MARKS[0]) + len(MARKS[0]), page.index(MARKS[1])
+    PAGE.write_text(f"{page[:begin]}\n{table(found)}\n{page[end:]}")
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("build/tables_quality"))
+    work = parser.parse_args().work
+    os.environ.setdefault("CANDID_DATA", "../shared/data")
+    movies = load_recipe(ROOT / "recipes" / "ml1m-loo.toml").data
+    assert movies is not None
+    prepare(movies, work / "data")
+    found = measure(work)
+    document = {
+        "command": "python benchmarks/tables_quality.py",
+        "versions": {"candid": __version__, "torch": torch.__version__},
+        "python": platform.python_version(),
+        "settings": {"dim": DIM, "lr": LR, "steps": STEPS, "seeds": SEEDS},
+        "results": found,
+    }
+    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    restate(found)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
