@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from candid.errors import UnknownNameError
-from candid.losses.blockwise import Exclusions, IdMatch, Others, Precision, blockwise_softmax
+from candid.losses.blockwise import AccidentalHits, IdMatch, Others, Precision, blockwise_softmax
 from candid.losses.comparison import Vectors, count_of_positive, row_constant_of
 from candid.losses.corrected import Correction, masked_logsumexp, widened
 from candid.losses.head import head_hits, positive_in_head
@@ -123,12 +123,12 @@ def _parts(vectors: Vectors, correction: Correction, precision: Precision) -> _P
         hits = head_hits(vectors.positive_ids, drawn.head)
         is_in_head = positive_in_head(vectors.positive_ids, drawn.head)
         drawn_in_head = _drawn_in_shared_head(vectors)
-    exclusions = _exclusions(vectors, drawn_in_head)
+    accidental = _accidental(vectors, drawn_in_head)
     if correction == "logq":
         positive = positive - count_of_positive(drawn, is_in_head)
     row_shift = None
     if correction == "refined" and drawn.num_draws:
-        num_valid = len(drawn.ids) - exclusions.num_hits()
+        num_valid = len(drawn.ids) - accidental.num_hits()
         if drawn_in_head is not None:
             num_valid = num_valid - drawn_in_head.sum()
         row_shift = row_constant_of(drawn, num_valid, hits)
@@ -141,7 +141,7 @@ def _parts(vectors: Vectors, correction: Correction, precision: Precision) -> _P
         candidates=vectors.candidates.to(wide),
         positive=positive,
         others=Others(
-            exclusions, shift, None if row_shift is None else row_shift.to(wide), precision
+            accidental, shift, None if row_shift is None else row_shift.to(wide), precision
         ),
         head=None if head is None else widened(head).to(wide),
         head_hits=hits,
@@ -155,7 +155,7 @@ def _drawn_in_shared_head(vectors: Vectors) -> Tensor | None:
     return torch.isin(vectors.drawn.ids, shared[0]) if shared else None
 
 
-def _exclusions(vectors: Vectors, drawn_in_head: Tensor | None) -> Exclusions:
+def _accidental(vectors: Vectors, drawn_in_head: Tensor | None) -> AccidentalHits:
     """What ``accidental_hits`` says of shared candidates, but for the shared head."""
     drawn = vectors.drawn
 
@@ -170,4 +170,4 @@ def _exclusions(vectors: Vectors, drawn_in_head: Tensor | None) -> Exclusions:
     if drawn.head is not None:
         own = [part.ids for part in drawn.head.parts if part.ids.ndim == 2]
         of_rows += [(column, drawn.ids) for ids in own for column in ids.unbind(dim=1)]
-    return Exclusions(*(IdMatch(row.long(), seen(ids)) for row, ids in of_rows))
+    return AccidentalHits(*(IdMatch(row.long(), seen(ids)) for row, ids in of_rows))

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from candid.errors import ConfigError
-from candid.losses.blockwise import Exclusions, IdMatch, Others, Precision, blockwise_softmax
+from candid.losses.blockwise import AccidentalHits, IdMatch, Others, Precision, blockwise_softmax
 from candid.losses.config import PRECISION, LossConfig
 from candid.losses.corrected import widened
 from candid.losses.inputs import check_ids, check_rows, check_width
@@ -54,7 +54,7 @@ def full_softmax(
     check_ids(positive_ids, len(item_embeddings))
     query, items = widened(query / temperature), widened(item_embeddings)
     positive_ids = positive_ids.long()
-    itself = Exclusions(IdMatch(positive_ids))
+    itself = AccidentalHits(IdMatch(positive_ids))
     others = Others(itself, precision=precision)
     loss, log_z = blockwise_softmax(query, items, positive_ids, others)
     effective_candidates = None

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from candid.errors import ConfigError
-from candid.losses.blockwise import Exclusions, IdMatch, Others, blockwise_softmax, tile_pass
+from candid.losses.blockwise import AccidentalHits, IdMatch, Others, blockwise_softmax, tile_pass
 from candid.losses.blockwise.native import native_pass
 from candid.losses.blockwise.tiles import SIZES, TileSizes
 
@@ -76,9 +76,9 @@ def both(sizes, dtype, precision="float32", *, rest=True, scale=1.0, mix=False):
     if not rest:
         del inputs["log_rest"]
     hits = (row_ids[:, :, None] == ids[:, None, :]).any(dim=0)
-    exclusions = Exclusions(IdMatch(row_ids[0], ids[0]), IdMatch(row_ids[1], ids[1]))
-    assert torch.equal(exclusions.num_hits(), hits.sum(dim=1))
-    others = Others(exclusions, shift, row_shift, precision)
+    accidental = AccidentalHits(IdMatch(row_ids[0], ids[0]), IdMatch(row_ids[1], ids[1]))
+    assert torch.equal(accidental.num_hits(), hits.sum(dim=1))
+    others = Others(accidental, shift, row_shift, precision)
     loss, log_z = blockwise_softmax(others=others, **inputs)
     weights = torch.linspace(0.5, 1.5, sizes[0]).to(dtype) if mix else torch.ones(sizes[0])
     total = (loss * weights.to(dtype)).sum()
@@ -136,10 +136,11 @@ class TestAgainstTheSoftmaxWrittenOut:
 
     def test_gradcheck(self):
         inputs, row_ids, ids, shift, row_shift = made(4, 9)
-        others = Others(Exclusions(IdMatch(row_ids[0], ids[0])), shift, row_shift)
+        others = Others(AccidentalHits(IdMatch(row_ids[0], ids[0])), shift, row_shift)
         for positive in (inputs["positive"], torch.tensor([1, 2, 3, 8])):
             # The rows' ids decide: a positive that is a candidate must be excluded.
-            own = others if positive.is_floating_point() else Others(Exclusions(IdMatch(positive)))
+            is_candidate = not positive.is_floating_point()
+            own = Others(AccidentalHits(IdMatch(positive))) if is_candidate else others
             leaves = [v for v in inputs.values() if v is not inputs["positive"]]
             leaves += [positive] if positive.is_floating_point() else []
 
@@ -150,7 +151,7 @@ class TestAgainstTheSoftmaxWrittenOut:
 
     def test_only_what_is_asked_for(self):
         inputs, row_ids, ids, shift, _ = made(7, 23)
-        others = Others(Exclusions(IdMatch(row_ids[0], ids[0])), shift)
+        others = Others(AccidentalHits(IdMatch(row_ids[0], ids[0])), shift)
         whole = torch.autograd.grad(
             blockwise_softmax(others=others, **inputs)[0].sum(), list(inputs.values())
         )
@@ -163,7 +164,7 @@ class TestAgainstTheSoftmaxWrittenOut:
         inputs, row_ids, ids, _, _ = made(7, 23, torch.float32)
         inputs["query"].data[2, 1] = math.nan
         loss, _ = blockwise_softmax(
-            others=Others(Exclusions(IdMatch(row_ids[0], ids[0]))), **inputs
+            others=Others(AccidentalHits(IdMatch(row_ids[0], ids[0]))), **inputs
         )
         assert loss.isnan().tolist() == [row == 2 for row in range(7)]
 
@@ -187,7 +188,7 @@ def test_however_the_scores_are_cut(num_rows, num_candidates, rows, columns, kee
 
 def test_a_second_derivative_is_refused():
     inputs, row_ids, ids, _, _ = made(7, 23)
-    others = Others(Exclusions(IdMatch(row_ids[0], ids[0])))
+    others = Others(AccidentalHits(IdMatch(row_ids[0], ids[0])))
     loss = blockwise_softmax(others=others, **inputs)[0].sum()
     (grad,) = torch.autograd.grad(loss, inputs["query"], create_graph=True)
     (plain,) = torch.autograd.grad(loss, inputs["query"])
@@ -198,7 +199,7 @@ def test_a_second_derivative_is_refused():
 
 def test_autocast_does_not_reach_inside():
     inputs, row_ids, ids, _, _ = made(7, 23, torch.float32)
-    others = Others(Exclusions(IdMatch(row_ids[0], ids[0])))
+    others = Others(AccidentalHits(IdMatch(row_ids[0], ids[0])))
     plain, _ = blockwise_softmax(others=others, **inputs)
     grads = torch.autograd.grad(plain.sum(), list(inputs.values()))
     with torch.autocast("cpu", torch.bfloat16):
@@ -226,7 +227,7 @@ def test_scratch_memory_does_not_hold_the_scores(monkeypatch, keeps):
     query = torch.zeros(num_rows, 2, requires_grad=True)
     vectors = torch.zeros(num_candidates, 2)
     positive = torch.arange(num_rows)
-    others = Others(Exclusions(IdMatch(positive)))
+    others = Others(AccidentalHits(IdMatch(positive)))
     loss, _ = blockwise_softmax(query, vectors, positive, others)
     torch.testing.assert_close(loss, torch.full_like(loss, math.log(num_candidates)))
     assert sum(taken) * 4 < 30 * 2**20 < num_rows * num_candidates * 4

@@ -4,8 +4,8 @@ The [B, N] scores are never held at once, or no more of them than fit into the c
 ``softmax`` for how, ``tile_pass`` for what is done to a tile, ``native`` for how that is made fast.
 """
 
-from candid.losses.blockwise.exclusions import Exclusions, IdMatch
+from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 from candid.losses.blockwise.softmax import Others, blockwise_softmax
 from candid.losses.blockwise.tiles import Precision
 
-__all__ = ["Exclusions", "IdMatch", "Others", "Precision", "blockwise_softmax"]
+__all__ = ["AccidentalHits", "IdMatch", "Others", "Precision", "blockwise_softmax"]

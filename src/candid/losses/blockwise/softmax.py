@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from candid.errors import ConfigError
-from candid.losses.blockwise.exclusions import Exclusions
+from candid.losses.blockwise.accidental_hits import AccidentalHits
 from candid.losses.blockwise.tiles import Gradients, Precision, Tiles
 
 
@@ -31,14 +31,14 @@ class Others:
     """What a row is compared with, but for the vectors.
 
     Attributes:
-        exclusions: which candidates are no negatives of which rows.
+        hits: which candidates are no negatives of which rows.
         shift: [N], subtracted from the candidates' scores (log expected counts), of the dtype of
             the query; inf leaves a candidate out. None for 0.
         row_shift: [B], subtracted from all the candidates of a row; or None.
         precision: of the matrix products.
     """
 
-    exclusions: Exclusions
+    hits: AccidentalHits
     shift: Tensor | None = None
     row_shift: Tensor | None = None
     precision: Precision = "float32"
@@ -181,7 +181,7 @@ def _summed(
     log_z = torch.empty_like(scores)
     with _as_told(query.device.type):
         for rows in tiles.row_blocks:
-            hits = others.exclusions.of_rows(rows, tiles.column_blocks)
+            hits = others.hits.of_rows(rows, tiles.column_blocks)
             kept = tiles.passes(rows, hits, keep=unit is not None)
             log_z[rows] = _log_z([done.log_sum for done in kept], rows, others, log_rest, log_z)
             if unit is not None:
@@ -204,7 +204,7 @@ def _made_again(
     found = Gradients(tiles, of_query=wanted[0], of_vectors=wanted[1])
     with _as_told(query.device.type):
         for rows in tiles.row_blocks:
-            hits = others.exclusions.of_rows(rows, tiles.column_blocks)
+            hits = others.hits.of_rows(rows, tiles.column_blocks)
             for block in range(len(tiles.column_blocks)):
                 done = tiles.passed(rows, block, hits, keep=0)
                 found.add(done, push[rows] * _share(done.reference, rows, others, log_z))

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from candid.losses.blockwise.exclusions import RowHits
+from candid.losses.blockwise.accidental_hits import RowHits
 from candid.losses.blockwise.tile_pass import make_tile_pass
 
 Precision = Literal["float32", "bfloat16"]

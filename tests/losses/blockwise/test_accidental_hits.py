@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from candid.losses.blockwise import Exclusions, IdMatch, exclusions
+from candid.losses.blockwise import AccidentalHits, IdMatch, accidental_hits
 
 
 def looked_at(rows, candidates):
@@ -24,8 +24,8 @@ CANDIDATES = [
 @pytest.mark.parametrize("used", [1, 2])
 @pytest.mark.parametrize("width", [1, 5, 14])
 def test_the_pairs_are_those_of_equal_ids(monkeypatch, share, used, width):
-    monkeypatch.setattr(exclusions, "DENSE_SHARE", share)
-    found = Exclusions(*map(IdMatch, ROWS[:used], CANDIDATES[:used]))
+    monkeypatch.setattr(accidental_hits, "DENSE_SHARE", share)
+    found = AccidentalHits(*map(IdMatch, ROWS[:used], CANDIDATES[:used]))
     blocks = [slice(start, min(start + width, N)) for start in range(0, N, width)]
     expected = torch.tensor(looked_at(ROWS[:used], CANDIDATES[:used]))
     for rows in (slice(0, 4), slice(4, 9)):
@@ -40,7 +40,7 @@ def test_the_pairs_are_those_of_equal_ids(monkeypatch, share, used, width):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_candidate_may_be_its_own_id(device):
     ids = torch.tensor([3, 0, 13])
-    found = Exclusions(IdMatch(ids.to(device)))
+    found = AccidentalHits(IdMatch(ids.to(device)))
     blocks = [slice(0, 5), slice(5, 14)]
     hits = found.of_rows(slice(1, 3), blocks)
     tiles = [torch.zeros(2, 5, device=device), torch.zeros(2, 9, device=device)]
@@ -54,7 +54,7 @@ def test_a_candidate_may_be_its_own_id(device):
 def test_one_item_everywhere_does_not_list_its_pairs(monkeypatch):
     ids = torch.zeros(600, dtype=torch.int64)
     monkeypatch.setattr(IdMatch, "pairs", None)  # would be a list of 360,000
-    found = Exclusions(IdMatch(ids, ids))
+    found = AccidentalHits(IdMatch(ids, ids))
     tile = torch.zeros(10, 600)
     found.of_rows(slice(0, 10), [slice(0, 600)]).mask(tile, 0)
     assert bool(tile.isneginf().all())
@@ -63,7 +63,7 @@ def test_one_item_everywhere_does_not_list_its_pairs(monkeypatch):
 
 def test_the_accelerators_way_for_a_candidate_that_is_its_own_id():
     tile = torch.arange(12.0).view(3, 4)
-    exclusions._mask_one(tile, torch.tensor([-2, 3, 4]))
+    accidental_hits._mask_one(tile, torch.tensor([-2, 3, 4]))
     assert tile.isneginf().nonzero().tolist() == [[1, 3]]
     assert tile[0].tolist() == [0.0, 1.0, 2.0, 3.0]
     assert tile[2].tolist() == [8.0, 9.0, 10.0, 11.0]

@@ -75,8 +75,8 @@ class RowHits(Protocol):
         ...
 
 
-class Exclusions:
-    """Pairs of a row and a candidate that match in one of several ids.
+class AccidentalHits:
+    """Pairs of a row and a candidate that is no negative of it: they match in one of several ids.
 
     Args:
         matches: see ``IdMatch``; at least one, over the same rows and candidates.
