@@ -71,6 +71,12 @@ def test_one_command_goes_from_the_file_to_a_measured_model(candid, toy, tmp_pat
     assert (tmp_path / "data/toy/manifest.json").exists()
     stored = json.loads((tmp_path / "runs/toy/evaluation-test.json").read_text())
     assert stored == answer.document["test"]
+    warm = candid("evaluate", "runs/toy", "--set", "evaluation.catalog=warm")
+    assert "users, among warm items" in " ".join(warm.out.split())
+    # A part of the catalog is measured beside the whole, not in its place.
+    assert json.loads((tmp_path / "runs/toy/evaluation-test.json").read_text()) == stored
+    part = json.loads((tmp_path / "runs/toy/evaluation-test-warm.json").read_text())
+    assert part["settings"]["catalog"] == "warm"
 
 
 @pytest.mark.parametrize(("steps", "when"), [(1, "within the first epoch"), (9, "after epoch 1")])

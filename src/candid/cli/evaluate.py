@@ -62,6 +62,9 @@ def measured(
     from candid.runs import evaluate_run
 
     report = evaluate_run(run, Role[split.name], config, progress=progress)
-    path = run.folder / f"evaluation-{split.value}.json"
+    # A part of the catalog is another question: its answer stands beside that to the whole.
+    part = report.settings["catalog"]
+    suffix = "" if part == "all" else f"-{part}"
+    path = run.folder / f"evaluation-{split.value}{suffix}.json"
     report.save(path)
     return report, path

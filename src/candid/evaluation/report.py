@@ -144,7 +144,9 @@ class EvaluationReport:
     def table(self) -> Table:
         """Metrics by cut-off, with intervals where there are any, and how much was hidden."""
         ks = sorted({int(name.split("@")[1]) for name in self.metrics if "@" in name})
-        table = Table(title=f"{self.settings['role']}: {self.counts['users']:,} users")
+        part = self.settings["catalog"]
+        among = "" if part == "all" else f", among {part} items"
+        table = Table(title=f"{self.settings['role']}: {self.counts['users']:,} users{among}")
         if hidden := self.counts["targets_seen_before"]:
             table.caption = f"targets_seen_before: {hidden:,}, hidden by evaluation.filter_seen"
         table.add_column("metric", no_wrap=True)

@@ -6,7 +6,7 @@ last.safetensors     everything that an exact resume needs
 metrics.jsonl        the metrics log
 tensorboard/         the same for TensorBoard
 index/               item vectors and an index over them, from ``candid index``
-evaluation-<split>.json   what ``evaluate`` measured
+evaluation-<split>.json   what ``evaluate`` measured; -warm and -cold: of that part of the catalog
 """
 
 from candid.runs.folder import MANIFEST, check_is_free, peak_memory_mib
