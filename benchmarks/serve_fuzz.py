@@ -1,6 +1,6 @@
 """Malformed requests against a real server: no failure of the server, no growth of memory.
 
-    python benchmarks/serve_fuzz.py --out /tmp/candid-serve     # writes results/serve_fuzz.json
+    python benchmarks/serve_fuzz.py --out build/serve_fuzz      # writes results/serve_fuzz.json
 
 Two sources. schemathesis makes requests, right and wrong ones, from the server's own OpenAPI
 document and holds every answer against it. The fuzzer here starts from good requests and breaks
@@ -333,7 +333,7 @@ def main() -> None:
     """Fuzz a server of a small run, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, help="run to serve; none: one made under OUT")
-    parser.add_argument("--out", type=Path, default=Path("/tmp/candid-serve-fuzz"))
+    parser.add_argument("--out", type=Path, default=Path("build/serve_fuzz"))
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--examples", type=int, default=100, help="of schemathesis, a route")
     parser.add_argument("--seed", type=int, default=0)

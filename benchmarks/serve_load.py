@@ -1,6 +1,6 @@
 """What a server answers under load: latency, recall, start-up, and swaps of the model meanwhile.
 
-    python benchmarks/serve_load.py --out /tmp/candid-serve     # writes results/serve_load.json
+    python benchmarks/serve_load.py --out build/serve_load     # writes results/serve_load.json
 
 The server is ``candid serve`` in a process of its own; this process sends requests at fixed times,
 whether or not earlier ones are answered (an open loop), and counts latency from the moment that a

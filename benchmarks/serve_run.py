@@ -1,6 +1,6 @@
 """A trained run over a large catalog, for the benchmarks of serving.
 
-    python benchmarks/serve_run.py --items 1000000 --out /tmp/candid-serve
+    python benchmarks/serve_run.py --items 1000000 --out build/serve_load
 
 Items lie in clusters, clusters and the items within them have popularities of a power law, and a
 user moves among three clusters; so the vectors come from training, with the lengths and the

@@ -140,11 +140,10 @@ def _difference(found: dict[str, Any]) -> str:
     )
 
 
-def restate(found: dict[str, Any]) -> None:
-    """Put the table between the marks of the page."""
-    page = PAGE.read_text()
-    begin, end = page.index(MARKS[0]) + len(MARKS[0]), page.index(MARKS[1])
-    PAGE.write_text(f"{page[:begin]}\n{table(found)}\n{page[end:]}")
+def with_table(content: str, found: dict[str, Any]) -> str:
+    """The docs with their generated block as the results have it."""
+    begin, end = content.index(MARKS[0]) + len(MARKS[0]), content.index(MARKS[1])
+    return f"{content[:begin]}\n{table(found)}\n{content[end:]}"
 
 
 def main() -> None:
@@ -165,7 +164,7 @@ def main() -> None:
         "results": found,
     }
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
-    restate(found)
+    PAGE.write_text(with_table(PAGE.read_text(), found))
     print(table(found))
 
 

@@ -1,6 +1,25 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite, and what tests of the docs share."""
 
+import importlib.util
+from pathlib import Path
+
+import pytest
 import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 # Tests run side by side; tiny products gain nothing from threads that wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def benchmark_script():
+    """Imports a script of the benchmarks, by its name."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

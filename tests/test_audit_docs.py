@@ -1,6 +1,5 @@
 """What docs/audit.md says is what was measured, and its example runs."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -19,14 +18,6 @@ SMALL, LARGE = 1_000, 100_000
 SHARED, OWN = "nearest head, shared", "nearest head of each row"
 
 
-def benchmark():
-    path = ROOT / "benchmarks" / "audit.py"
-    spec = importlib.util.spec_from_file_location("audit_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def times_smaller(num_items, regime, name, correction, n):
     """Bias at the least, two standard errors against it, and RMSE, against refined popularity."""
     base = FOUND[num_items, "popularity", "refined", n][regime]
@@ -36,12 +27,12 @@ def times_smaller(num_items, regime, name, correction, n):
     return least / most, base["rmse"] / other["rmse"]
 
 
-def test_the_tables_are_those_of_the_results():
-    assert benchmark().with_tables(DOCS, DOCUMENT) == DOCS
+def test_the_tables_are_those_of_the_results(benchmark_script):
+    assert benchmark_script("audit").with_tables(DOCS, DOCUMENT) == DOCS
 
 
-def test_every_estimator_of_the_standard_set_was_measured():
-    script = benchmark()
+def test_every_estimator_of_the_standard_set_was_measured(benchmark_script):
+    script = benchmark_script("audit")
     assert set(FOUND) == {
         (num_items, plan.name, variant.label, plan.n)
         for num_items in script.SIZES

@@ -1,6 +1,5 @@
 """What docs/estimators.md says of training with every estimator is what was measured."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,12 +12,8 @@ RESULTS = DOCUMENT["results"]
 
 
 @pytest.fixture(scope="module")
-def script():
-    path = ROOT / "benchmarks" / "every_estimator.py"
-    spec = importlib.util.spec_from_file_location("every_estimator", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(benchmark_script):
+    return benchmark_script("every_estimator")
 
 
 def refined(data):

@@ -1,6 +1,5 @@
 """What docs/index.md says of indexes is what was measured, and names what there is."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -14,12 +13,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "index_compare.json"
 
 
 @pytest.fixture(scope="module")
-def script():
-    path = ROOT / "benchmarks" / "index_compare.py"
-    spec = importlib.util.spec_from_file_location("index_compare", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(benchmark_script):
+    return benchmark_script("index_compare")
 
 
 @pytest.fixture(scope="module")

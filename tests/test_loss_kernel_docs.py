@@ -1,6 +1,5 @@
 """What docs/speed.md says of the losses in tiles is what was measured."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,16 +10,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loss_kernel.json"
 
 
-def loaded(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def script():
-    return loaded("loss_kernel")
+def script(benchmark_script):
+    return benchmark_script("loss_kernel")
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +53,8 @@ def test_contenders_compute_one_loss(script, kind, num_candidates, monkeypatch):
     assert losses["bfloat16, torch alone"] == pytest.approx(losses["bfloat16"], abs=1e-5)
 
 
-def test_designs_of_the_pass_compute_one_sum():
-    script = loaded("tile_pass")
+def test_designs_of_the_pass_compute_one_sum(benchmark_script):
+    script = benchmark_script("tile_pass")
     scores, shift = torch.randn(5, 30).bfloat16(), torch.randn(30)
     expected = (scores.double() - shift.double()).logsumexp(dim=1)
     for purposes in script.designs(scores, compiled=False).values():  # that takes a minute

@@ -1,6 +1,5 @@
 """What docs/speed.md says of tables is what was measured."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,11 +11,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "tables.json"
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(benchmark_script):
+    return benchmark_script("tables")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +23,21 @@ def results():
 def test_the_tables_are_those_of_the_results(script, results):
     docs = (ROOT / "docs" / "speed.md").read_text()
     assert script.with_tables(docs, results) == docs
+
+
+@pytest.mark.parametrize("name", ["tables_quality", "loader", "search"])
+def test_the_other_tables_are_those_of_their_results(benchmark_script, name):
+    docs = (ROOT / "docs" / "speed.md").read_text()
+    found = json.loads((RESULTS.parent / f"{name}.json").read_text())["results"]
+    assert benchmark_script(name).with_table(docs, found) == docs
+
+
+def test_rules_by_row_are_no_worse_than_dense():
+    found = json.loads((RESULTS.parent / "tables_quality.json").read_text())["results"]
+    for rule in ("row_adam", "row_adagrad"):
+        assert len(found[rule]["runs"]) == 3
+        assert found[rule]["against"]["ndcg@10"]["high"] > 0
+        assert found[rule]["against"]["nll"]["low"] < 0
 
 
 def test_everything_that_fits_was_measured(script, results):

@@ -200,9 +200,7 @@ def log_log(
     for index, (name, curve) in enumerate(curves.items()):
         points = np.array([curve.x, curve.y], dtype=np.float64)
         x, y = points[:, (points > 0).all(axis=0)]
-        style = _style(index) | ({"linestyle": ""} if is_scatter else {})
-        marker = MARKERS[index // len(COLORS) % len(MARKERS)]
-        axes.plot(x, y, label=name, marker=marker, markersize=4, **style)
+        axes.plot(x, y, label=name, **_marked(index) | ({"linestyle": ""} if is_scatter else {}))
     axes.set_xscale("log")
     axes.set_yscale("log")
     return _finish(figure, axes, x_label, y_label)
@@ -231,8 +229,7 @@ def log_y(
     """
     figure, axes = _figure()
     for index, (name, curve) in enumerate(curves.items()):
-        marker = MARKERS[index // len(COLORS) % len(MARKERS)]
-        axes.plot(curve.x, curve.y, label=name, marker=marker, markersize=4, **_style(index))
+        axes.plot(curve.x, curve.y, label=name, **_marked(index))
     if reference is not None:
         name, value = reference
         axes.axvline(value, color=_PAGE_INK, linewidth=0.8, linestyle=":", label=name)
@@ -249,6 +246,12 @@ def _figure() -> tuple[Figure, Axes]:
         ) from None
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _marked(index: int) -> dict[str, Any]:
+    """As ``_style``, with a marker that tells series of one colour apart."""
+    marker = MARKERS[index // len(COLORS) % len(MARKERS)]
+    return _style(index) | {"marker": marker, "markersize": 4}
 
 
 def _style(index: int) -> dict[str, Any]:

@@ -355,8 +355,8 @@ class Served:
         """Distinct ids of the items of a list that are known."""
         if source_ids is None:
             return None
-        found = {self.items.ids.find(source_id) for source_id in source_ids}
-        return np.array(sorted(found - {None}), dtype=np.int64)  # type: ignore[type-var]
+        found = (self.items.ids.find(source_id) for source_id in source_ids)
+        return np.array(sorted({one for one in found if one is not None}), dtype=np.int64)
 
     def _excluded(self, deny: Sequence[Id], seen: Ints) -> Ints:
         denied = self._known(deny)
