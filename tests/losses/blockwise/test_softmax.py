@@ -230,4 +230,4 @@ def test_scratch_memory_does_not_hold_the_scores(monkeypatch, keeps):
     others = Others(AccidentalHits(IdMatch(positive)))
     loss, _ = blockwise_softmax(query, vectors, positive, others)
     torch.testing.assert_close(loss, torch.full_like(loss, math.log(num_candidates)))
-    assert sum(taken) * 4 < 30 * 2**20 < num_rows * num_candidates * 4
+    assert sum(taken) * 4 < 37 * 2**20 < num_rows * num_candidates * 4

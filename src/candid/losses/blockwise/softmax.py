@@ -97,10 +97,8 @@ class _BlockwiseSoftmax(torch.autograd.Function):
         weight = torch.sigmoid(gap)
         if unit is not None and is_index:
             unit.pull(positive, weight)
-        unit_query, unit_vectors = (None, None) if unit is None else (unit.query, unit.vectors)
-        saved = (query, vectors, positive, log_rest, log_z, weight, unit_query, unit_vectors)
-        ctx.save_for_backward(*saved)
-        ctx.others, ctx.is_spent = others, unit is not None
+        ctx.save_for_backward(query, vectors, positive, log_rest, log_z, weight)
+        ctx.others, ctx.unit = others, unit
         ctx.set_materialize_grads(False)
         return torch.logaddexp(torch.zeros_like(gap), gap), log_z
 
@@ -136,7 +134,7 @@ def _gradients(
     ctx: Any, grad_loss: Tensor | None, grad_log_z: Tensor | None
 ) -> list[Tensor | None]:
     """Of query, vectors, positive and log_rest."""
-    query, vectors, positive, log_rest, log_z, weight, *unit = ctx.saved_tensors
+    query, vectors, positive, log_rest, log_z, weight = ctx.saved_tensors
     of_query, of_vectors, of_positive, of_rest, _ = ctx.needs_input_grad
     others: Others = ctx.others
     zero = torch.zeros_like(weight)
@@ -145,13 +143,16 @@ def _gradients(
     grad_positive = -pull if of_positive else None
     grad_rest = push * _share(log_rest, _EVERY, None, log_z) if of_rest else None
     grad_query = grad_vectors = None
-    if ctx.is_spent and grad_log_z is None and grad_loss is not None:
+    # Scaled in place and given away, for a copy would be as large as the catalog; a second
+    # backward through a retained graph finds none and makes the tiles again.
+    unit, ctx.unit = ctx.unit, None
+    if unit is not None and grad_log_z is None and grad_loss is not None:
         # A row's own gradient is scaled by what arrives at the row; that of a candidate is
         # a sum over the rows, and only a common factor can be taken out.
         if of_query:
-            grad_query, of_query = unit[0] * grad_loss[:, None], False
+            grad_query, of_query = unit.query.mul_(grad_loss[:, None]), False
         if of_vectors and _is_uniform(grad_loss):
-            grad_vectors, of_vectors = unit[1] * grad_loss[0], False
+            grad_vectors, of_vectors = unit.vectors.mul_(grad_loss[0]), False
     if of_query or of_vectors:
         found = _made_again(query, vectors, push, log_z, others, (of_query, of_vectors))
         if not positive.is_floating_point():

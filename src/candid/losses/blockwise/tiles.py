@@ -41,10 +41,10 @@ class TileSizes:
 
 SIZES = {
     "cpu": TileSizes(
-        rows=1024,
+        rows=768,
         scores=2**21,
-        columns=8192,
-        kept_bytes=20 * 2**20,
+        columns=4096,
+        kept_bytes=36 * 2**20,
         kept_rows=48,
         kept_rows_narrow=144,
     ),
@@ -58,6 +58,10 @@ SIZES = {
     ),
 }
 """By type of device; others are taken for "cuda"."""
+
+PIECE_BYTES = 31 * 2**20
+"""Tiles are kept in pieces of memory of at most this size. glibc keeps what is smaller than 32 MiB
+for the next step; what is larger goes back to the system, which zeroes its pages at every step."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,14 @@ class Tiles:
         self.row_blocks = list(_blocks(num_rows, rows))
         self.column_blocks = list(_blocks(num_candidates, columns))
         self._largest = _longest(self.row_blocks) * _longest(self.column_blocks)
-        self._scratch = query.new_empty(0, dtype=self.narrow)
+        self._scratch: dict[int, Tensor] = {}
+        self._in_piece = max(1, PIECE_BYTES // max(1, self._largest * self.narrow.itemsize))
+        # Each block of rows reads all the vectors twice.
+        room = sizes.kept_bytes if len(self.row_blocks) > 1 else 0
+        self._copies = is_narrow and num_candidates * query.shape[1] * self.narrow.itemsize <= room
         size = num_rows * num_candidates
-        self._pass = make_tile_pass(self._scratch, self.wide, self._largest, size)
+        like = query.new_empty(0, dtype=self.narrow)
+        self._pass = make_tile_pass(like, self.wide, self._largest, size)
 
     # Made when it is first used: after the gradients, which outlive it.
     @cached_property
@@ -128,8 +137,14 @@ class Tiles:
         return self.query_wide.to(self.narrow)
 
     def vectors(self, columns: slice) -> Tensor:
-        """[columns, D] narrow, made for each tile: a copy of all would be the larger cost."""
+        """[columns, D] narrow; of a large catalog made for each tile, to hold no copy of all."""
+        if self._copies:
+            return self._copy[columns]
         return self.vectors_wide[columns].to(self.narrow)
+
+    @cached_property
+    def _copy(self) -> Tensor:
+        return self.vectors_wide.to(self.narrow)
 
     def passed(self, rows: slice, block: int, hits: RowHits, *, keep: int | None) -> PassedTile:
         """Score one tile and take its softmax.
@@ -143,16 +158,23 @@ class Tiles:
         """
         columns = self.column_blocks[block]
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        if not len(self._scratch):
-            held = len(self.column_blocks) if keep is not None and self.keeps else 1
-            self._scratch = self._scratch.new_empty(held * self._largest)
-        start = (keep or 0) * self._largest
-        tile = self._scratch[start : start + shape[0] * shape[1]].view(shape)
+        tile = self._buffer(keep)[: shape[0] * shape[1]].view(shape)
         torch.mm(self.query[rows], self.vectors(columns).T, out=tile)
         hits.mask(tile, block)
         shift = None if self._shift is None else self._shift[columns]
         reference, log_sum = self._pass(tile, shift, keep is not None)
         return PassedTile(rows, columns, tile, reference, log_sum)
+
+    def _buffer(self, keep: int | None) -> Tensor:
+        """Room for one tile, the same one whenever ``keep`` is."""
+        piece, place = divmod(keep or 0, self._in_piece)
+        if piece not in self._scratch:
+            held = len(self.column_blocks) if keep is not None and self.keeps else 1
+            count = min(self._in_piece, held - piece * self._in_piece)
+            self._scratch[piece] = self.query_wide.new_empty(
+                count * self._largest, dtype=self.narrow
+            )
+        return self._scratch[piece][place * self._largest : (place + 1) * self._largest]
 
     def passes(self, rows: slice, hits: RowHits, *, keep: bool) -> list[PassedTile]:
         """All tiles of a block of rows; the sums alone unless they are to be kept."""
@@ -178,7 +200,9 @@ class Gradients:
     def __init__(self, tiles: Tiles, *, of_query: bool, of_vectors: bool) -> None:
         self._tiles = tiles
         self.query = torch.zeros_like(tiles.query_wide) if of_query else None
-        self.vectors = torch.zeros_like(tiles.vectors_wide) if of_vectors else None
+        # The first block of rows sets what the others add to.
+        new = torch.empty_like if tiles.row_blocks else torch.zeros_like
+        self.vectors = new(tiles.vectors_wide) if of_vectors else None
 
     def add(self, tile: PassedTile, push: Tensor) -> None:
         """Add the part of one tile, ``push`` [rows] times what the pass left in it."""
@@ -188,7 +212,9 @@ class Gradients:
         if self.vectors is None:
             return
         pushed = (tiles.query_wide[rows] * push[:, None]).to(tiles.narrow)
-        if tiles.narrow == tiles.wide:
+        if rows.start == 0:
+            self.vectors[columns] = tile.left.T @ pushed
+        elif tiles.narrow == tiles.wide:
             self.vectors[columns].addmm_(tile.left.T, pushed)
         else:
             self.vectors[columns].add_(tile.left.T @ pushed)
