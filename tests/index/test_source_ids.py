@@ -1,8 +1,10 @@
+import numpy as np
 import polars as pl
 import pytest
 
 from candid.errors import DataError
 from candid.index import SourceIds
+from candid.index import source_ids as module
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,26 @@ def test_added_ids_come_back():
 def test_another_type_is_refused(built, wrong, words):
     with pytest.raises(DataError, match=words):
         SourceIds(pl.Series(built)).item_ids([wrong])
+
+
+def test_texts_of_one_hash_are_told_apart(monkeypatch):
+    monkeypatch.setattr(module, "_hashes", lambda texts: np.array([len(t) for t in texts]))
+    names = SourceIds(pl.Series(["bb", "a", "cc", "aa"]))
+    assert names.item_ids(["aa", "a", "zz", "cc", "long"]).tolist() == [3, 1, -1, 2, -1]
+
+
+def test_negative_and_large_numbers():
+    built = [-1, -2, 2**62, 0, -(2**63), 2**63 - 1]
+    names = SourceIds(pl.Series(built))
+    assert names.item_ids(built[::-1]).tolist() == [5, 4, 3, 2, 1, 0]
+    assert names.item_ids([1, 2**61, 2**63 - 2]).tolist() == [-1, -1, -1]
+
+
+def test_of_no_items_none_is_found():
+    assert SourceIds(pl.Series([], dtype=pl.Int64)).item_ids([3]).tolist() == [-1]
+
+
+def test_many_texts_are_read_in_parts(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 3)
+    texts = [f"item {number}" for number in range(10)]
+    assert SourceIds(pl.Series(texts)).item_ids(texts[::-1]).tolist() == list(range(10))[::-1]

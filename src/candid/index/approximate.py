@@ -27,12 +27,14 @@ from candid.index.checks import (
 )
 from candid.index.order import decode, encode
 from candid.index.protocol import Exclusions, Hits
+from candid.index.rerank_pass import NativeRerank, best_of, native_rerank_for
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 SURPLUS = 64
-"""Items asked for beyond k where some are excluded; rows that need more are asked again."""
+"""Items asked for beyond k where so many are excluded; rows that need more are asked again."""
 GATHERED = 1 << 17
 """Numbers gathered at once for the second look: half a MiB, which stays in a CPU's cache."""
 
@@ -101,29 +103,58 @@ class ApproximateIndex(ABC):
         )
 
     @abstractmethod
-    def _best(self, query: Floats, k: int) -> tuple[Ints, Floats]:
-        """Ids [b, k], -1 where none, and scores, -inf there; best first."""
+    def _candidates(self, query: Floats, k: int, spare: int) -> Ints:
+        """Items worth a second look for k results of each query: [b, C], -1 where none.
+
+        As many more as ``spare`` than k results want, for some may be dropped.
+        """
+
+    def _best(self, query: Floats, k: int, spare: int = 0) -> tuple[Ints, Floats]:
+        """Ids [b, k + spare], -1 where none, and scores, -inf there; best first."""
+        return self._reranked(query, self._candidates(query, k, spare), k + spare)
 
     def _allowed(self, query: Floats, k: int, excluded: _Excluded) -> tuple[Ints, Floats]:
         """As ``_best``, without what is excluded: ask for more until k are allowed."""
         ids = np.full((len(query), k), -1, dtype=np.int64)
         scores = np.full((len(query), k), -np.inf, dtype=np.float32)
-        rows, width = np.arange(len(query)), min(k + SURPLUS, self.num_items)
+        rows, spare = np.arange(len(query)), min(excluded.most, SURPLUS, self.num_items - k)
         while len(rows):
-            found, found_scores = self._best(query[rows], width)
-            allowed = (found >= 0) & ~excluded.contains(rows, found)
-            order = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
-            kept = np.take_along_axis(allowed, order, axis=1)
-            ids[rows] = np.where(kept, np.take_along_axis(found, order, axis=1), -1)
-            scores[rows] = np.where(kept, np.take_along_axis(found_scores, order, axis=1), -np.inf)
-            # A row is done with k items, or once it was given all that the index finds for it.
-            rows = rows[~kept.all(axis=1) & (found[:, -1] >= 0) & (width < self.num_items)]
-            width = min(2 * width, self.num_items)
+            ids[rows], scores[rows], may_be_more = self._without(
+                query[rows], k, spare, rows, excluded
+            )
+            is_short = (ids[rows, -1] < 0) & may_be_more & (k + spare < self.num_items)
+            rows = rows[is_short]
+            spare = min(2 * (k + spare), self.num_items) - k
         return ids, scores
+
+    def _without(
+        self, query: Floats, k: int, spare: int, rows: Ints, excluded: _Excluded
+    ) -> tuple[Ints, Floats, Bools]:
+        """The best of some rows without what is excluded, and whether the index may find more."""
+        native = self._native_rerank()
+        if native is not None:
+            candidates = self._candidates(query, k, spare)
+            found = best_of(native, self._vectors, query, candidates, k, excluded.of_rows(rows))
+            return *found, candidates[:, -1] >= 0
+        ids, scores = self._best(query, k, spare)
+        allowed = (ids >= 0) & ~excluded.contains(rows, ids)
+        order = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
+        kept = np.take_along_axis(allowed, order, axis=1)
+        return (
+            np.where(kept, np.take_along_axis(ids, order, axis=1), -1),
+            np.where(kept, np.take_along_axis(scores, order, axis=1), -np.inf),
+            ids[:, -1] >= 0,
+        )
+
+    def _native_rerank(self) -> NativeRerank | None:
+        """Machine code for the second look, where it is one by inner products."""
+        return native_rerank_for(self._vectors)
 
     def _reranked(self, query: Floats, candidates: Ints, k: int) -> tuple[Ints, Floats]:
         """The k best of candidates [b, C] (-1: none, distinct in a row) by inner products."""
         num_rows, num_candidates = candidates.shape
+        if (native := self._native_rerank()) is not None:
+            return best_of(native, self._vectors, query, candidates, k)
         scores = np.empty((num_rows, num_candidates), dtype=np.float32)
         step = max(1, GATHERED // max(1, num_candidates * self._dim))
         for begin in range(0, num_rows, step):
@@ -132,7 +163,9 @@ class ApproximateIndex(ABC):
         scores[candidates < 0] = -np.inf
         keys = encode(torch.from_numpy(scores), torch.from_numpy(candidates))
         best_ids, best = decode(torch.topk(keys, min(k, num_candidates)).values)
-        missing = ((0, 0), (0, max(0, k - num_candidates)))
+        if k <= num_candidates:
+            return best_ids.numpy(), best.numpy()
+        missing = ((0, 0), (0, k - num_candidates))
         return (
             np.pad(best_ids.numpy(), missing, constant_values=-1),
             np.pad(best.numpy(), missing, constant_values=-np.inf),
@@ -145,9 +178,9 @@ class ApproximateIndex(ABC):
         scores: Floats = np.einsum("bcd,bd->bc", vectors.reshape(*item_ids.shape, -1), query)
         return scores
 
-    def _width(self, k: int, oversample: float) -> int:
-        """Candidates for k results."""
-        return min(self.num_items, max(k, math.ceil(k * oversample)))
+    def _width(self, k: int, spare: int, oversample: float) -> int:
+        """Candidates for k results and some to spare."""
+        return min(self.num_items, max(k, math.ceil(k * oversample)) + spare)
 
     def with_settings(self, **settings: float) -> Self:
         """The same index that searches with other settings; see ``TunableIndex``.
@@ -168,14 +201,31 @@ class ApproximateIndex(ABC):
 
 
 class _Excluded:
-    """Which (row, item) pairs are excluded."""
+    """Which (row, item) pairs are excluded.
+
+    Attributes:
+        most: items excluded from one row.
+    """
 
     def __init__(self, exclude: Exclusions, num_items: int) -> None:
         lengths = exclude.offsets.diff().cpu().numpy()
         first, last = int(exclude.offsets[0]), int(exclude.offsets[-1])
         rows = np.repeat(np.arange(len(lengths)), lengths)
+        self.most = int(lengths.max(initial=0))
         self._num_items = num_items
         self._pairs = np.unique(rows * num_items + exclude.item_ids[first:last].cpu().numpy())
+
+    def of_rows(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Items excluded from some rows, ascending in each, and where each row's begin."""
+        ends = np.searchsorted(self._pairs, np.append(rows, rows[-1] + 1) * self._num_items)
+        if len(rows) == rows[-1] + 1 - rows[0]:
+            return self._pairs[ends[0] : ends[-1]] % self._num_items, ends - ends[0]
+        stops = np.searchsorted(self._pairs, (rows + 1) * self._num_items)
+        parts = [self._pairs[a:b] for a, b in zip(ends[:-1], stops, strict=True)]
+        return (
+            np.concatenate(parts) % self._num_items,
+            np.append(0, (stops - ends[:-1]).cumsum()),
+        )
 
     def contains(self, rows: Ints, item_ids: Ints) -> npt.NDArray[np.bool_]:
         """Of the items [b, n] of rows [b]; anything where the id is -1."""

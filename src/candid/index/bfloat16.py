@@ -78,11 +78,11 @@ class Bfloat16Index(ApproximateIndex):
         """Candidates to rank; see ``TunableIndex``."""
         return {"oversample": (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)}
 
-    def _best(self, query: Floats, k: int) -> tuple[Ints, Floats]:
+    def _candidates(self, query: Floats, k: int, spare: int) -> Ints:
         asked = torch.from_numpy(query).bfloat16()
-        width = self._width(k, self.oversample)
+        width = self._width(k, spare, self.oversample)
         found = [self._scan(rows, width) for rows in asked.split(self._block_rows)]
-        return self._reranked(query, torch.cat(found).numpy(), k)
+        return torch.cat(found).numpy()
 
     def _scan(self, query: Tensor, width: int) -> Tensor:
         """Candidates [b, width], unordered, -1 where there are fewer."""

@@ -178,13 +178,16 @@ class FaissIndex(ApproximateIndex):
         }
         return axes[self._kind]
 
-    def _best(self, query: Floats, k: int) -> tuple[Ints, Floats]:
-        if self._kind in ("flat", "ivf"):
-            ids, scores = self._found(query, k)
-            return ids, np.where(ids < 0, np.float32(-np.inf), scores)
-        width = k if self._kind == "hnsw" else self._width(k, self.oversample)
+    def _best(self, query: Floats, k: int, spare: int = 0) -> tuple[Ints, Floats]:
+        if self._kind not in ("flat", "ivf"):
+            return super()._best(query, k, spare)
+        ids, scores = self._found(query, k + spare)
+        return ids, np.where(ids < 0, np.float32(-np.inf), scores)
+
+    def _candidates(self, query: Floats, k: int, spare: int) -> Ints:
+        oversample = 1.0 if self._kind == "hnsw" else self.oversample
         asked = augmented_queries(query) if self._index.d > self._dim else query
-        return self._reranked(query, self._found(asked, width)[0], k)
+        return self._found(asked, self._width(k, spare, oversample))[0]
 
     def _found(self, query: Floats, k: int) -> tuple[Ints, Floats]:
         """What FAISS finds: ids, -1 where none, and its own scores."""

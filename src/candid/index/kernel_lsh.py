@@ -24,6 +24,7 @@ from candid.index.approximate import (
 from candid.index.faiss import faiss_library
 from candid.index.kernel_hash import Codes, Kernel, KernelHash, of_distances
 from candid.index.protocol import IndexConfig
+from candid.index.rerank_pass import NativeRerank
 
 RankBy = Literal["inner_product", "kernel"]
 
@@ -150,7 +151,7 @@ class KernelLsh(ApproximateIndex):
         """Candidates to rank; see ``TunableIndex``."""
         return {"oversample": [n for n in (1, 2, 3, 5, 8, 12, 20, 35, 60, 100, 200)]}
 
-    def _best(self, query: Floats, k: int) -> tuple[Ints, Floats]:
+    def _candidates(self, query: Floats, k: int, spare: int) -> Ints:
         faiss_library("kernel_lsh")
         asked = query
         if self._rank_by == "inner_product":
@@ -160,11 +161,19 @@ class KernelLsh(ApproximateIndex):
             asked = query * (self._hash.length / np.maximum(lengths, np.float32(1e-30)))
         if self._is_augmented:
             asked = augmented_queries(asked)
-        _, candidates = self._index.search(self._hash.codes(asked), self._width(k, self.oversample))
-        return self._reranked(query, candidates, k)
+        width = self._width(k, spare, self.oversample)
+        candidates: Ints = self._index.search(self._hash.codes(asked), width)[1]
+        return candidates
+
+    def _native_rerank(self) -> NativeRerank | None:
+        return super()._native_rerank() if self._is_by_product else None
+
+    @property
+    def _is_by_product(self) -> bool:
+        return self._rank_by == "inner_product" or self._hash.kernel == "linear"
 
     def _scores(self, query: Floats, item_ids: Ints) -> Floats:
-        if self._rank_by == "inner_product" or self._hash.kernel == "linear":
+        if self._is_by_product:
             return super()._scores(query, item_ids)
         vectors = self._vectors.numpy().take(item_ids, axis=0)
         squares = np.square(vectors - query[:, None, :]).sum(axis=2)

@@ -124,9 +124,10 @@ class UsearchIndex(ApproximateIndex):
         """Care in the search; see ``TunableIndex``."""
         return {"search_width": ladder(k, max(k, min(32 * k, self.num_items)), 1.25)}
 
-    def _best(self, query: Floats, k: int) -> tuple[Ints, Floats]:
+    def _candidates(self, query: Floats, k: int, spare: int) -> Ints:
+        k += spare
         if len(query) == 0:
-            return np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)
+            return np.empty((0, k), dtype=np.int64)
         asked = augmented_queries(query) if self._index.ndim > self._dim else query
         # USearch gives the threads of one call working memory by number, and two calls at once
         # would share it.
@@ -136,7 +137,7 @@ class UsearchIndex(ApproximateIndex):
         ids = np.asarray(found.keys).astype(np.int64).reshape(len(query), -1)
         counts = np.atleast_1d(getattr(found, "counts", np.full(len(query), ids.shape[1])))
         ids[np.arange(ids.shape[1]) >= counts[:, None]] = -1
-        return self._reranked(query, ids, k)
+        return ids
 
 
 def _read(library: ModuleType, file: Path) -> Any:

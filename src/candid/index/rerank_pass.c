@@ -1,0 +1,121 @@
+/* The exact second look of approximate search: the k best of each row's candidates.
+ *
+ * A candidate's score is the float64 product of its vector with the query, rounded to float32; order
+ * is score descending, then id ascending, as everywhere (see order.py). Candidates below 0 and those
+ * that are excluded from the row are passed over. What is left over of the k is id -1, score -inf.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Candidates ahead of which vectors are fetched from memory: they lie anywhere in the table. */
+#define AHEAD 24
+#define LINE 64
+
+/* Integers that compare like the floats; adding zero makes -0.0 and 0.0 one. */
+static inline int32_t ordered(float value) {
+    int32_t bits;
+    value += 0.0f;
+    memcpy(&bits, &value, sizeof bits);
+    return bits ^ ((bits >> 31) & INT32_MAX);
+}
+
+static inline float unordered(int32_t key) {
+    float value;
+    int32_t bits = key ^ ((key >> 31) & INT32_MAX);
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline int64_t key_of(float score, int64_t id) {
+    return (int64_t)((uint64_t)(uint32_t)ordered(score) << 32) + (INT32_MAX - id);
+}
+
+static inline float product(const float *restrict a, const float *restrict b, int64_t dim) {
+    double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t d = 0; d < dim; d++) sum += (double)a[d] * (double)b[d];
+    return (float)sum;
+}
+
+static inline void fetch(const float *vector, int64_t dim) {
+    const char *begin = (const char *)vector;
+    for (int64_t at = 0; at < dim * (int64_t)sizeof(float); at += LINE) __builtin_prefetch(begin + at);
+}
+
+static int is_in(const int64_t *sorted, int64_t count, int64_t id) {
+    int64_t low = 0, high = count;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (sorted[middle] < id)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < count && sorted[low] == id;
+}
+
+/* Restore the order of a heap, the smallest key first, below its place `at`. */
+static void sink(int64_t *heap, int64_t count, int64_t at) {
+    int64_t key = heap[at];
+    for (;;) {
+        int64_t child = 2 * at + 1;
+        if (child >= count) break;
+        child += child + 1 < count && heap[child + 1] < heap[child];
+        if (heap[child] >= key) break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = key;
+}
+
+static void rerank_row(const float *vectors, const float *query, int64_t dim,
+                       const int64_t *candidates, int64_t num_candidates, const int64_t *excluded,
+                       int64_t num_excluded, int64_t k, int64_t *ids, float *scores) {
+    /* The keys of the best so far are kept where the ids will be written. */
+    int64_t *heap = ids, count = 0;
+    for (int64_t j = 0; j < AHEAD && j < num_candidates; j++)
+        if (candidates[j] >= 0) fetch(vectors + candidates[j] * dim, dim);
+    for (int64_t j = 0; j < num_candidates; j++) {
+        if (j + AHEAD < num_candidates && candidates[j + AHEAD] >= 0)
+            fetch(vectors + candidates[j + AHEAD] * dim, dim);
+        int64_t id = candidates[j];
+        if (id < 0 || (num_excluded && is_in(excluded, num_excluded, id))) continue;
+        int64_t key = key_of(product(vectors + id * dim, query, dim), id);
+        if (count < k) {
+            heap[count++] = key;
+            if (count == k)
+                for (int64_t at = k / 2; at-- > 0;) sink(heap, k, at);
+        } else if (key > heap[0]) {
+            heap[0] = key;
+            sink(heap, k, 0);
+        }
+    }
+    if (count < k)
+        for (int64_t at = count / 2; at-- > 0;) sink(heap, count, at);
+    for (int64_t last = count - 1; last > 0; last--) {
+        int64_t smallest = heap[0];
+        heap[0] = heap[last];
+        heap[last] = smallest;
+        sink(heap, last, 0);
+    }
+    for (int64_t i = 0; i < k; i++) {
+        int64_t key = i < count ? heap[i] : 0;
+        ids[i] = i < count ? INT32_MAX - (key & 0xffffffff) : -1;
+        scores[i] = i < count ? unordered((int32_t)(key >> 32)) : -INFINITY;
+    }
+}
+
+void candid_rerank(const float *vectors, const float *queries, int64_t dim,
+                   const int64_t *candidates, int64_t rows, int64_t num_candidates,
+                   const int64_t *excluded, const int64_t *offsets, int64_t k, int64_t *ids,
+                   float *scores, int32_t threads) {
+    (void)threads; /* for compilers without OpenMP */
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t first = offsets ? offsets[row] : 0, last = offsets ? offsets[row + 1] : 0;
+        rerank_row(vectors, queries + row * dim, dim, candidates + row * num_candidates,
+                   num_candidates, excluded + first, last - first, k, ids + row * k,
+                   scores + row * k);
+    }
+}
