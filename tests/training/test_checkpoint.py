@@ -11,6 +11,7 @@ from candid.errors import ArtifactError, CandidError
 from candid.training import (
     Checkpoint,
     TrainingConfig,
+    UnsetWeights,
     load_model,
     read_checkpoint,
     write_checkpoint,
@@ -44,6 +45,21 @@ def test_round_trip_keeps_a_shared_table_once(tmp_path):
     assert torch.equal(other.again.weight, model.table.weight)
     assert torch.equal(other.out.weight, model.out.weight)
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_weights_that_will_be_set_are_not_drawn(tmp_path):
+    path = tmp_path / "a.safetensors"
+    model = written(path)
+    state = torch.get_rng_state()
+    with UnsetWeights():
+        other = Tied()
+        nn.init.xavier_normal_(other.out.weight)
+        other.table.weight.data.normal_().uniform_()
+    assert torch.equal(torch.get_rng_state(), state)
+    load_model(other, read_checkpoint(path), path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+    assert len(torch.randn(100).unique()) > 90  # afterwards all is as before
 
 
 def test_moments_go_back_to_their_parameter():

@@ -42,6 +42,7 @@ from candid.training import (
     Progress,
     Trainer,
     TrainState,
+    UnsetWeights,
     bound_kernel_cache,
     load_model,
     read_checkpoint,
@@ -198,7 +199,8 @@ def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Loaded
     check_fingerprint(folder, manifest, dataset)
     set_threads(config.threads)
     features = read_features(config.features, dataset, folder, manifest.get("features"))
-    model = build_model(config, dataset, features)
+    with UnsetWeights():
+        model = build_model(config, dataset, features)
     path = folder / BEST if (folder / BEST).exists() else folder / LAST
     load_model(model, read_checkpoint(path), path, averaged=True)
     model.to(pick_device(config.device)).eval()

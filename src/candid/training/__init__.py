@@ -1,6 +1,12 @@
 """Training: the step, the loop, checkpoints and trackers."""
 
-from candid.training.checkpoint import Checkpoint, load_model, read_checkpoint, write_checkpoint
+from candid.training.checkpoint import (
+    Checkpoint,
+    UnsetWeights,
+    load_model,
+    read_checkpoint,
+    write_checkpoint,
+)
 from candid.training.config import TrainingConfig
 from candid.training.kernel_cache import bound_kernel_cache
 from candid.training.row_optimizer import RowAdagrad, RowAdam
@@ -21,6 +27,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "TrainingConfig",
+    "UnsetWeights",
     "bound_kernel_cache",
     "load_model",
     "read_checkpoint",

@@ -13,6 +13,7 @@ Never pickle: opening a checkpoint runs nobody's code.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from candid.atomic import replacing
 from candid.errors import ArtifactError
@@ -96,6 +98,43 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             tensors[f"model/{name}"] = tensor.detach()
     return tensors
+
+
+class UnsetWeights(TorchFunctionMode):
+    """While it is entered, random fills leave weights as memory has them.
+
+    For a model that ``load_model`` sets: to draw hundreds of megabytes of random numbers, only to
+    write over them, is most of the time that it takes to open a run.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Leave out what fills a tensor with random numbers; pass all else on."""
+        kwargs = kwargs or {}
+        if func in _RANDOM_FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_RANDOM_FILLS = frozenset(
+    {
+        Tensor.normal_,
+        Tensor.uniform_,
+        nn.init.normal_,
+        nn.init.uniform_,
+        nn.init.trunc_normal_,
+        nn.init.xavier_normal_,
+        nn.init.xavier_uniform_,
+        nn.init.kaiming_normal_,
+        nn.init.kaiming_uniform_,
+    }
+)
+"""Where a function of ``nn.init`` is left out, what it would call is never seen here."""
 
 
 def load_model(
