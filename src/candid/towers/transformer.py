@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -55,6 +57,8 @@ class Group:
 def length_groups(offsets: Tensor) -> list[Group]:
     """Sort S sequences by length and cut them into groups."""
     size = SEQUENCES_PER_GROUP.get(offsets.device.type, 32)
+    if offsets.device.type == "cpu":
+        return _groups_on_cpu(offsets.numpy(), size)
     lengths = offsets.diff()
     order = lengths.argsort(descending=True)
     # One look at the device for all groups, not one each.
@@ -68,6 +72,25 @@ def length_groups(offsets: Tensor) -> list[Group]:
         positions = offsets[:-1][members, None] + places
         gather = torch.where(is_token, positions, offsets[members[0]])
         groups.append(Group(gather, is_token.flatten().nonzero()[:, 0]))
+    return groups
+
+
+def _groups_on_cpu(offsets: npt.NDArray[np.int64], size: int) -> list[Group]:
+    """The same by NumPy, whose operations on a few numbers cost a fifth of torch's."""
+    lengths = np.diff(offsets)
+    order = np.argsort(-lengths, kind="stable")
+    groups = []
+    for begin in range(0, len(order), size):
+        members = order[begin : begin + size]
+        of_members = lengths[members]
+        if of_members[0] == 0:
+            break
+        places = np.arange(of_members[0])
+        is_token = places < of_members[:, None]
+        starts = offsets[members]
+        gather = np.where(is_token, starts[:, None] + places, starts[0])
+        cells = np.flatnonzero(is_token)
+        groups.append(Group(torch.from_numpy(gather), torch.from_numpy(cells)))
     return groups
 
 
@@ -278,7 +301,9 @@ class CausalTransformer(QueryTower):
     def _tokens(self, history: History) -> Tensor:
         """Every token with what it knows of the earlier ones: [T, D]."""
         groups = length_groups(history.offsets)
-        unpad = torch.cat([group.tokens for group in groups]).argsort()
+        order = torch.cat([group.tokens for group in groups])
+        unpad = torch.empty_like(order)
+        unpad[order] = torch.arange(len(order), device=order.device)
         tokens: Tensor = self.items(history.item_ids)
         turns = None
         if self.positions is not None:
