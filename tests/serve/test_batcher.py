@@ -17,12 +17,14 @@ class Fake:
 
     def __init__(self):
         self.batches = []
+        self.threads = []
         self.gate = threading.Event()
         self.gate.set()
         self.seconds = 0.0
 
     def answer(self, questions):
         self.batches.append([question.number for question in questions])
+        self.threads.append(threading.current_thread().name)
         self.gate.wait(5)
         time.sleep(self.seconds * len(questions))
         if any(question.number < 0 for question in questions):
@@ -52,6 +54,7 @@ def _make(failures):
 
     def make(**settings):
         known = {"batch_size": 4, "wait": 0.0, "max_waiting": 10, "timeout": 5.0, "threads": 1}
+        known["quick"] = 0.0  # all in the thread
         lane = Lane("fast", **known | settings, metrics=Metrics(), failed=failures.append)
         lanes.append(lane)
         return lane
@@ -190,3 +193,55 @@ def test_closing_answers_what_waits(make, fake):
         return await asked
 
     assert asyncio.run(main()) == [b"1"]
+
+
+def test_what_is_quick_is_answered_on_the_loop(make, fake):
+    lane = make(quick=0.5)
+
+    async def main():
+        asked = [asyncio.create_task(lane.ask(numbers(fake, n))) for n in range(6)]
+        return await asyncio.gather(*asked)
+
+    assert asyncio.run(main()) == [[b"%d" % n] for n in range(6)]
+    assert fake.batches == [[0, 1, 2, 3], [4, 5]]
+    assert set(fake.threads) == {threading.current_thread().name}
+
+
+def test_what_turns_out_slow_goes_to_the_thread_and_comes_back(make, fake):
+    lane = make(quick=0.02, batch_size=1)
+
+    async def main():
+        fake.seconds = 0.05
+        for number in (0, 1):
+            await lane.ask(numbers(fake, number))
+        fake.seconds = 0.0
+        for number in range(2, 60):
+            await lane.ask(numbers(fake, number))
+
+    asyncio.run(main())
+    here, thread = threading.current_thread().name, "candid-fast"
+    assert fake.threads[:2] == [here, thread]
+    assert fake.threads[-1] == here
+
+
+def test_the_loop_goes_on_while_the_thread_answers(make, fake):
+    lane = make(quick=0.02)
+
+    async def main():
+        fake.seconds = 0.05
+        await lane.ask(numbers(fake, 0))
+        fake.gate.clear()
+        asked = [asyncio.create_task(lane.ask(numbers(fake, n))) for n in (1, 2)]
+        await asyncio.sleep(0.05)
+        assert not any(task.done() for task in asked)
+        fake.gate.set()
+        return await asyncio.gather(*asked)
+
+    assert asyncio.run(main()) == [[b"1"], [b"2"]]
+
+
+def test_one_at_fault_on_the_loop_fails_alone(make, fake, failures):
+    lane = make(quick=1.0)
+    one, bad, two = asyncio.run(lane.ask(numbers(fake, 1, -1, 2)))
+    assert (one, two) == (b"1", b"2")
+    assert (isinstance(bad, Problem), len(failures)) == (True, 1)

@@ -40,7 +40,7 @@ def test_text_ids_may_be_written_as_integers():
         ids.require("x" * 10_000, "user")
     assert caught.value.code == "unknown_user"
     assert ids.add("new") == 3
-    assert (len(ids), ids.find("new"), ids.names[3]) == (4, 3, "new")
+    assert (len(ids), ids.find("new"), ids.names([3])) == (4, 3, ["new"])
 
 
 @pytest.fixture(name="table")

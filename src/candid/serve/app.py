@@ -76,6 +76,7 @@ class Service:
                 max_waiting=self.config.max_waiting,
                 timeout=self.config.timeout_ms / 1000,
                 threads=self.config.threads,
+                quick=0.0 if is_slow else self.config.quick_ms / 1000,
                 metrics=self.metrics,
                 failed=lambda error: tell("failed", 40, route="model", **fault(error)),
             )

@@ -1,8 +1,10 @@
 """Dynamic batching: queries that wait at the same time are encoded and searched together.
 
-One thread a lane takes whatever waits, up to a batch, and answers it; the event loop is told
-once a batch. A query alone waits for company a millisecond at most, and none at all while the
-thread was busy meanwhile.
+A batch that is expected to take a few milliseconds is answered on the event loop, once the requests
+that have arrived are read: a model of hundreds of small operations gives the interpreter up at each
+of them, and to fight for it with the thread that reads requests costs more than both do alone. What
+takes longer is answered by one thread a lane, so that the loop goes on; there a query alone waits
+for company a millisecond at most, and none at all while the thread was busy meanwhile.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ PLANNED = 0.5
 """Part of the time limit that queries may be expected to wait."""
 RECENT = 0.1
 """Weight of the last batch in how long a query is expected to take."""
+ROUNDS = 2
+"""Of the event loop from a request's arrival to its question: so long others are waited for."""
 
 
 class Lane:
@@ -37,6 +41,7 @@ class Lane:
         max_waiting: queries in the queue; more are refused.
         timeout: seconds after which nobody waits for an answer any more.
         threads: CPU threads of a search; None: torch's choice.
+        quick: seconds; batches expected to take less are answered on the event loop.
         metrics: told of batches and waits.
         failed: told of what nobody foresaw.
     """
@@ -50,6 +55,7 @@ class Lane:
         max_waiting: int,
         timeout: float,
         threads: int | None,
+        quick: float,
         metrics: Metrics,
         failed: Callable[[BaseException], None],
     ) -> None:
@@ -59,11 +65,14 @@ class Lane:
         self._max_waiting = max_waiting
         self._timeout = timeout
         self._threads = threads
+        self._quick = quick
         self._metrics = metrics
         self._failed = failed
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
+        self._is_working = False  # the thread
+        self._is_planned = False  # a look at what waits
         self._seconds_each = 0.0
         self._thread = threading.Thread(target=self._work, name=f"candid-{name}", daemon=True)
         self._thread.start()
@@ -88,7 +97,7 @@ class Lane:
                     retry_after=RETRY_AFTER,
                 )
             self._waiting.extend(jobs)
-            self._changed.notify()
+        self._plan(loop)
         try:
             async with asyncio.timeout(self._timeout):
                 return [await job.future for job in jobs]
@@ -122,30 +131,64 @@ class Lane:
             self._changed.notify()
         self._thread.join()
 
+    def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look at what waits after some rounds of the loop."""
+        if not self._is_planned:
+            self._is_planned = True
+            loop.call_soon(self._look, loop, ROUNDS)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, rounds: int) -> None:
+        """Answer here what is quick, and leave the rest to the thread."""
+        if rounds:
+            loop.call_soon(self._look, loop, rounds - 1)
+            return
+        self._is_planned = False
+        with self._changed:
+            if self._is_working:
+                self._changed.notify()  # It may be waiting for company.
+                return
+            count = min(self._batch_size, len(self._waiting))
+            if count * self._seconds_each >= self._quick:
+                self._changed.notify()
+                return
+            batch = [self._waiting.popleft() for _ in range(count)]
+            is_more = bool(self._waiting)
+        if batch:
+            _tell(*self._timed(batch))
+        if is_more:
+            self._plan(loop)
+
     def _work(self) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         while batch := self._taken():
-            started = monotonic()
-            # Who asked has been told already.
-            live = [job for job in batch if job.deadline > started]
-            for job in live:
-                self._metrics.waited.labels(self._name).observe(started - job.since)
-            results = self._answered(live)
-            seconds = monotonic() - started
-            if live:
-                self._seconds_each += RECENT * (seconds / len(live) - self._seconds_each)
-            self._metrics.batch_size.labels(self._name).observe(len(live))
-            self._metrics.batch_seconds.labels(self._name).observe(seconds)
-            _deliver(live, results)
+            _deliver(*self._timed(batch))
+
+    def _timed(self, batch: Sequence[_Job]) -> tuple[list[_Job], list[Result]]:
+        """Answer those who still wait: they, and what they are told."""
+        started = monotonic()
+        # Who asked has been told already.
+        live = [job for job in batch if job.deadline > started]
+        for job in live:
+            self._metrics.waited.labels(self._name).observe(started - job.since)
+        results = self._answered(live)
+        seconds = monotonic() - started
+        if live:
+            change = seconds / len(live) - self._seconds_each
+            self._seconds_each += change * (RECENT if self._seconds_each else 1.0)
+        self._metrics.batch_size.labels(self._name).observe(len(live))
+        self._metrics.batch_seconds.labels(self._name).observe(seconds)
+        return live, results
 
     def _taken(self) -> list[_Job]:
         """Wait for a batch; empty once the lane is closed and nothing waits."""
         with self._changed:
+            self._is_working = False
             while not self._waiting and not self._is_closed:
                 self._changed.wait()
             if not self._waiting:
                 return []
+            self._is_working = True
             end = self._waiting[0].since + self._wait
             while len(self._waiting) < self._batch_size and not self._is_closed:
                 left = end - monotonic()
@@ -198,14 +241,11 @@ class _Job:
 
 
 def _deliver(jobs: Sequence[_Job], results: Sequence[Result]) -> None:
-    if not jobs:
-        return
+    if jobs and not jobs[0].loop.is_closed():
+        jobs[0].loop.call_soon_threadsafe(_tell, jobs, results)
 
-    def tell() -> None:
-        for job, result in zip(jobs, results, strict=True):
-            if not job.future.done():
-                job.future.set_result(result)
 
-    loop = jobs[0].loop
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(tell)
+def _tell(jobs: Sequence[_Job], results: Sequence[Result]) -> None:
+    for job, result in zip(jobs, results, strict=True):
+        if not job.future.done():
+            job.future.set_result(result)

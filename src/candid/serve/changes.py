@@ -55,7 +55,7 @@ def put_item(served: Served, source_id: Id, said: Said) -> str:
             "this model knows items by their ids alone: for changes train it with "
             "model.item_tower = 'item_features'",
         )
-    if key is None or key == "" or (isinstance(key, int) and abs(key) >= 2**63):
+    if key is None or key == "":
         raise Problem("invalid", f"ids of items here are integers, {shown(source_id)} is not", "id")
     check_attributes(said.attributes, served.items.attributes, "items", "attributes")
     try:

@@ -30,6 +30,12 @@ class ServeConfig(ComponentConfig):
     batch_wait_ms: float = Field(
         1.0, ge=0, le=1000, description="how long the first query of a batch waits for others"
     )
+    quick_ms: float = Field(
+        20.0,
+        ge=0,
+        description="batches expected to take less are answered between reading requests, others "
+        "in a thread beside it; 0: all in the thread",
+    )
     timeout_ms: float = Field(
         1000.0, gt=0, description="a query that waits longer for its answer gets 503"
     )

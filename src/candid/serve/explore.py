@@ -49,7 +49,7 @@ def find_items(served: Served, query: str, limit: int) -> list[Item]:
 
 def find_users(served: Served, query: str, limit: int) -> list[dict[str, Any]]:
     """Users whose source id is a text, then whose begins with it, then whose holds it."""
-    names, offsets = served.users.names, served.parts.dataset.user_offsets
+    offsets = served.parts.dataset.user_offsets
     text = query.strip()
     exact = served.users.find(text) if text else None
     found = [] if exact is None else [exact]
@@ -59,9 +59,10 @@ def find_users(served: Served, query: str, limit: int) -> list[dict[str, Any]]:
     if len(found) < limit and text:
         holds = column.str.contains(text, literal=True).arg_true().head(limit * 2).to_list()
         found += [row for row in holds if row not in found]
+    found = found[:limit]
     return [
-        {"user": names[row], "interactions": int(offsets[row + 1] - offsets[row])}
-        for row in found[:limit]
+        {"user": name, "interactions": int(offsets[row + 1] - offsets[row])}
+        for row, name in zip(found, served.users.names(found), strict=True)
     ]
 
 
@@ -79,7 +80,7 @@ def user_info(served: Served, source_id: Id, limit: int) -> dict[str, Any]:
     ids = dataset.item_ids[max(start, stop - limit) : stop].tolist() if limit else []
     return {
         "model": served.name,
-        "user": served.users.names[found],
+        "user": served.users.names([found])[0],
         "interactions": stop - start,
         "history": served.items.describe(ids, with_attributes=True),
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 from pydantic_core import to_json
 
+from candid import index
 from candid.serve.problems import Problem, shown
 
 Ints = npt.NDArray[np.int64]
@@ -21,7 +22,7 @@ WRITTEN = 200_000
 
 
 class SourceIds:
-    """Source ids to dense ids and back, for users or items.
+    """Source ids to dense ids and back, for users or items, as requests write them.
 
     Args:
         source_ids: [n], integer or text; row i has the id i.
@@ -31,28 +32,43 @@ class SourceIds:
 
     def __init__(self, source_ids: pl.Series, kind: str, model: str) -> None:
         self.is_text = not source_ids.dtype.is_integer()
-        self.names: list[Any] = source_ids.to_list()
-        self._ids = dict(zip(self.names, range(len(self.names)), strict=True))
+        self._ids = index.SourceIds(source_ids if self.is_text else source_ids.cast(pl.Int64))
         self._kind = kind
         self._model = model
+        self._ids.find([])  # Sorted now, by whoever loads, and not by the first who asks.
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._ids)
 
     def key(self, source_id: int | str) -> int | str | None:
         """The id as the data holds it; None where it cannot be one."""
         if self.is_text:
             return str(source_id)
-        if isinstance(source_id, int):
-            return source_id
-        digits = source_id.removeprefix("-")
-        is_number = digits.isascii() and digits.isdigit() and len(digits) < 20
-        return int(source_id) if is_number else None
+        if isinstance(source_id, str):
+            digits = source_id.removeprefix("-")
+            if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+                return None
+            source_id = int(source_id)
+        return source_id if -(2**63) <= source_id < 2**63 else None
 
     def find(self, source_id: int | str) -> int | None:
         """The dense id; None where there is none."""
-        key = self.key(source_id)
-        return None if key is None else self._ids.get(key)
+        [found] = self.find_all([source_id])
+        return found
+
+    def find_all(self, source_ids: Sequence[int | str]) -> list[int | None]:
+        """The dense id of each; None where there is none."""
+        keys = list(map(self.key, source_ids))
+        nobody = "" if self.is_text else 0  # in place of what cannot be an id
+        found = self._ids.find([nobody if key is None else key for key in keys])
+        return [
+            None if item_id < 0 or key is None else item_id
+            for key, item_id in zip(keys, found.tolist(), strict=True)
+        ]
+
+    def names(self, ids: Sequence[int] | Ints) -> list[int | str]:
+        """The source ids of dense ids."""
+        return self._ids.source_ids(ids)
 
     def require(self, source_id: int | str, field: str | None) -> int:
         """The dense id.
@@ -72,9 +88,8 @@ class SourceIds:
 
     def add(self, key: int | str) -> int:
         """Give a new source id, as ``key`` returns it, the next dense id."""
-        self.names.append(key)
-        self._ids[key] = len(self.names) - 1
-        return len(self.names) - 1
+        self._ids.add([key])
+        return len(self._ids) - 1
 
 
 class ItemTable:
@@ -138,10 +153,11 @@ class ItemTable:
         base = len(self._counts)
         ids = np.asarray(item_ids, dtype=np.int64)
         rows = np.where(ids < base, ids, 0)
-        names = self.ids.names
-        found = [
-            {"item": names[item], "title": None, "popularity": count if item < base else 0}
-            for item, count in zip(item_ids, self._counts[rows].tolist(), strict=True)
+        found: list[dict[str, Any]] = [
+            {"item": name, "title": None, "popularity": count if item < base else 0}
+            for item, name, count in zip(
+                item_ids, self.ids.names(ids), self._counts[rows].tolist(), strict=True
+            )
         ]
         if base == 0:
             return found
@@ -164,22 +180,22 @@ class ItemTable:
     def written(self, item_ids: Sequence[int], with_attributes: bool) -> list[str]:
         """What ``describe`` says of items as JSON, each without its closing brace."""
         kept, version = self._written[with_attributes], self.version
-        found = {item: kept.get(item) for item in item_ids}
-        missing = [item for item, text in found.items() if text is None]
-        if missing:
+        found = list(map(kept.get, item_ids))
+        if None in found:
+            missing = list({item for item, text in zip(item_ids, found, strict=True) if not text})
             entries = self.describe(missing, with_attributes)
             fresh = {
                 item: to_json(entry).decode()[:-1]
                 for item, entry in zip(missing, entries, strict=True)
             }
-            found |= fresh
+            found = [text or fresh[item] for item, text in zip(item_ids, found, strict=True)]
             with self._lock:
                 # Of an item that was changed meanwhile the old words must not stay.
                 if self.version == version:
                     if len(kept) + len(fresh) > WRITTEN:
                         kept.clear()
                     kept.update(fresh)
-        return [text for item in item_ids if (text := found[item]) is not None]
+        return cast("list[str]", found)
 
     def search(self, query: str, limit: int, is_live: npt.NDArray[np.bool_]) -> list[int]:
         """Ids of items whose title holds all words of a query, or whose source id it is.
@@ -205,7 +221,7 @@ class ItemTable:
 
         found = [exact] if exact is not None and is_there(exact) else []
         for item, change in list(self._changed.items()):
-            title = (change["title"] or str(self.ids.names[item])).lower()
+            title = (change["title"] or str(self.ids.names([item])[0])).lower()
             if is_there(item) and item not in found and all(word in title for word in words):
                 found.append(item)
         ranked = self._by_popularity[matches[self._by_popularity]][: limit + 1].tolist()

@@ -160,7 +160,7 @@ def _warm_up(served: Served) -> None:
     with_history = np.flatnonzero(stops > starts)
     if not len(with_history):
         return
-    user = served.users.names[int(with_history[0])]
+    [user] = served.users.names([int(with_history[0])])
     for k in (1, 10):
         request = RecommendRequest(user=user, k=min(k, served.config.max_k))
         served.answer([served.question(request)] * 4)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -270,18 +272,11 @@ class Served:
                 results.append(ranked)
                 continue
             scores = ranked[1].astype(np.float64)
-            chances = ["null"] * len(scores)
+            columns = [islice(texts[question.attributes], len(scores)), scores.tolist()]
             if place in log_z:
-                logs = np.minimum(scores - log_z[place], 0.0)
-                chances = [f"{chance:.7g}" for chance in np.exp(logs).tolist()]
-            # Nine digits tell any two float32 apart.
-            items = ",".join(
-                f'{next(texts[question.attributes])},"rank":{rank},"score":{score:.9g},'
-                f'"probability":{chance}}}'
-                for rank, (score, chance) in enumerate(
-                    zip(scores.tolist(), chances, strict=True), 1
-                )
-            )
+                columns.append(np.exp(np.minimum(scores - log_z[place], 0.0)).tolist())
+            form = _form(len(scores), place in log_z)
+            items = form % tuple(chain.from_iterable(zip(*columns, strict=True)))
             results.append(f'{head},"items":[{items}],"ignored":{question.ignored}}}'.encode())
         return results
 
@@ -304,10 +299,10 @@ class Served:
         ids: list[int] = []
         kinds: list[str | None] = []
         ignored, last_time = 0, None
-        for place, entry in enumerate(history):
+        names = [entry.item if isinstance(entry, Event) else entry for entry in history]
+        known = self.items.ids.find_all(names)
+        for place, (entry, source_id, found) in enumerate(zip(history, names, known, strict=True)):
             event = entry if isinstance(entry, Event) else None
-            source_id: Id = entry if not isinstance(entry, Event) else entry.item
-            found = self.items.ids.find(source_id)
             if event is not None and event.kind is not None:
                 self._check_kind(event.kind, f"history.{place}.kind")
             if found is None:
@@ -355,7 +350,7 @@ class Served:
         """Distinct ids of the items of a list that are known."""
         if source_ids is None:
             return None
-        found = (self.items.ids.find(source_id) for source_id in source_ids)
+        found = self.items.ids.find_all(source_ids)
         return np.array(sorted({one for one in found if one is not None}), dtype=np.int64)
 
     def _excluded(self, deny: Sequence[Id], seen: Ints) -> Ints:
@@ -365,3 +360,15 @@ class Served:
     def _live(self, ids: Ints) -> Ints:
         live: Ints = ids[self.parts.index.is_live(torch.from_numpy(ids)).numpy()]
         return live
+
+
+@lru_cache(maxsize=128)
+def _form(count: int, has_chances: bool) -> str:
+    """How ``count`` ranked items are written, one %-format for all: text, score and probability.
+
+    Nine digits tell any two float32 apart.
+    """
+    chance = "%.7g" if has_chances else "null"
+    return ",".join(
+        f'%s,"rank":{rank},"score":%.9g,"probability":{chance}}}' for rank in range(1, count + 1)
+    )
