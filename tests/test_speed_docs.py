@@ -56,3 +56,19 @@ def test_a_step_of_every_rule_moves_the_table(script, alone):
         before = model.table.every_row().detach().clone()
         script.stepper(model, rule, 4, alone=alone)()
         assert not torch.equal(model.table.every_row(), before), rule
+
+
+def test_the_curves_go_over_every_size(benchmark_script, script, results):
+    curves = benchmark_script("scaling")
+    steps = curves.step_lines(results)
+    assert [items for items, _ in steps["row_adam"]] == list(script.SIZES)
+    kernel = json.loads((RESULTS.parent / "loss_kernel.json").read_text())["results"]
+    losses = curves.loss_lines(kernel)
+    assert [rows for rows, _ in losses["bfloat16"]] == [256, 1024, 4096, 8192, 16_384, 65_536]
+    assert all(losses.values())
+
+
+def test_the_table_of_the_losses_is_that_of_its_results(benchmark_script):
+    docs = (ROOT / "docs" / "speed.md").read_text()
+    found = json.loads((RESULTS.parent / "loss_kernel.json").read_text())["results"]
+    assert benchmark_script("loss_kernel").with_tables(docs, found) == docs

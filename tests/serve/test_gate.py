@@ -82,6 +82,7 @@ KEYS = Keys(("reader", "röder"), ("owner",))
         ("POST", "/v1/admin/reload", {"x_api_key": "owner"}, 200),
         ("GET", "/healthz", {}, 200),
         ("GET", "/metrics", {}, 200),
+        ("GET", "/openapi.json", {}, 200),
         ("GET", "/", {}, 200),
         ("GET", "/static/page.js", {}, 200),
     ],

@@ -25,8 +25,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/"})
-"""Paths that need no key: nothing about users or items, and the page, which asks for one."""
+OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/"})
+"""Paths that need no key: they tell nothing about users or items, and the page asks for one."""
 ALWAYS = frozenset({"/healthz", "/readyz", "/metrics"})
 """Paths that are answered however busy the server is."""
 HEADERS = (
