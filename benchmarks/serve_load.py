@@ -1,11 +1,12 @@
 """What a server answers under load: latency, recall, start-up, and swaps of the model meanwhile.
 
-    python benchmarks/serve_load.py --out build/serve_load     # writes results/serve_load.json
+    python benchmarks/serve_load.py --out build/serve_load   # results/serve_load.json, the docs
 
 The server is ``candid serve`` in a process of its own; this process sends requests at fixed times,
 whether or not earlier ones are answered (an open loop), and counts latency from the moment that a
 request was due, so that a server that stalls cannot hide it. Both share the machine's cores.
-Recall is that of the served answers against every inner product, seen items left out of both.
+Recall is that of the served answers against every inner product, seen items left out of both. At
+last a second server answers all questions in a thread (``quick_ms = 0``), at the highest rate.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -31,6 +33,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "serve_load.json"
+DOCS = ROOT / "docs" / "serve.md"
 ADMIN = "benchmark"
 K = 100
 
@@ -320,7 +323,45 @@ def measured(
         print(json.dumps(result["swap"]), flush=True)
         result["memory_mib_after_swaps"] = resident_mib(process.pid)
     result["exit_code"] = process.returncode
+    with served(*arguments, "--set", "quick_ms=0") as (_, address):
+        loaded(address, requests, rates[0], 3)
+        result["in_a_thread"] = loaded(address, requests, max(rates), seconds)
+        print(json.dumps(result["in_a_thread"]), flush=True)
     return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """What docs/serve.md says of the results."""
+    swap, thread = result["swap"], result["in_a_thread"]
+    cases = [(f"{load['rate']:g}", load) for load in result["loads"]]
+    reloads = f"the model reloaded {swap['reloads']} times in {swap['seconds']:g} s"
+    cases += [
+        (f"{swap['rate']:g}, {reloads}", swap),
+        (f"{thread['rate']:g}, all in a thread (`quick_ms` 0)", thread),
+    ]
+    lines = [
+        f"Ready {result['start_seconds']:.1f} s after the start; recall@{result['k']} of the "
+        f"answers {result['recall']:.3f}; {result['memory_mib']['RssAnon']:,.0f} MiB of its own "
+        f"and {result['memory_mib']['RssFile']:,.0f} MiB mapped from files.",
+        "",
+        "| requests a second | failed | p50, ms | p99, ms | p99.9, ms | largest, ms |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, load in cases:
+        asked = sum(load["statuses"].values())
+        ms = load["ms"]
+        lines.append(
+            f"| {name} | {load['failed']} of {asked:,} | {ms['p50']:.1f} | {ms['p99']:.1f} | "
+            f"{ms['p999']:.1f} | {ms['max']:.1f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def with_table(content: str, result: dict[str, Any]) -> str:
+    """The docs with their generated block as the results have it."""
+    place = re.compile(r"(?<=<!-- serve load -->\n).*?(?=<!-- /serve load -->)", re.DOTALL)
+    assert place.search(content), f"{DOCS} has no <!-- serve load --> block"
+    return place.sub(lambda _: table(result), content)
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -357,6 +398,8 @@ def main() -> None:
     }
     given.results.parent.mkdir(parents=True, exist_ok=True)
     given.results.write_text(json.dumps(result, indent=2) + "\n")
+    if given.results == RESULTS:
+        DOCS.write_text(with_table(DOCS.read_text(), result))
     print(f"written to {given.results}")
 
 
