@@ -1,6 +1,7 @@
 """Settings of the whole suite, and what tests of the docs share."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ def benchmark_script():
     """Imports a script of the benchmarks, by its name."""
 
     def load(name):
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        module_name = f"benchmark_{name}"
+        spec = importlib.util.spec_from_file_location(module_name, BENCHMARKS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module  # where dataclasses look for their annotations
         spec.loader.exec_module(module)
         return module
 
