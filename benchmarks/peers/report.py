@@ -129,13 +129,17 @@ def draw(report: dict[str, Any]) -> None:
     plt.close(figure)
 
 
+def with_tables(content: str, report: dict[str, Any]) -> str:
+    """The docs with their generated block as the results have it."""
+    place = re.compile(r"(?<=<!-- peers -->\n).*?(?=<!-- /peers -->)", re.DOTALL)
+    assert place.search(content), f"{DOCS} has no <!-- peers --> block"
+    return place.sub(lambda _: table(report), content)
+
+
 def main() -> None:
     """Write both."""
     report = json.loads(RESULTS.read_text())
-    place = re.compile(r"(?<=<!-- peers -->\n).*?(?=<!-- /peers -->)", re.DOTALL)
-    content = DOCS.read_text()
-    assert place.search(content), f"{DOCS} has no <!-- peers --> block"
-    DOCS.write_text(place.sub(lambda _: table(report), content))
+    DOCS.write_text(with_tables(DOCS.read_text(), report))
     draw(report)
 
 

@@ -195,33 +195,85 @@ def test_closing_answers_what_waits(make, fake):
     assert asyncio.run(main()) == [b"1"]
 
 
+HERE, THREAD = threading.current_thread().name, "candid-fast"
+
+
 def test_what_is_quick_is_answered_on_the_loop(make, fake):
     lane = make(quick=0.5)
 
     async def main():
+        await lane.ask(numbers(fake, 9))
         asked = [asyncio.create_task(lane.ask(numbers(fake, n))) for n in range(6)]
         return await asyncio.gather(*asked)
 
     assert asyncio.run(main()) == [[b"%d" % n] for n in range(6)]
-    assert fake.batches == [[0, 1, 2, 3], [4, 5]]
-    assert set(fake.threads) == {threading.current_thread().name}
+    assert fake.batches == [[9], [0, 1, 2, 3], [4, 5]]
+    # Of the first nobody knew how long it would take.
+    assert fake.threads == [THREAD, HERE, HERE]
 
 
 def test_what_turns_out_slow_goes_to_the_thread_and_comes_back(make, fake):
     lane = make(quick=0.02, batch_size=1)
 
     async def main():
-        fake.seconds = 0.05
         for number in (0, 1):
             await lane.ask(numbers(fake, number))
+        fake.seconds = 0.05
+        for number in (2, 3):
+            await lane.ask(numbers(fake, number))
         fake.seconds = 0.0
-        for number in range(2, 60):
+        for number in range(4, 80):
             await lane.ask(numbers(fake, number))
 
     asyncio.run(main())
-    here, thread = threading.current_thread().name, "candid-fast"
-    assert fake.threads[:2] == [here, thread]
-    assert fake.threads[-1] == here
+    assert fake.threads[:4] == [THREAD, HERE, HERE, THREAD]
+    assert fake.threads[-1] == HERE
+
+
+def test_a_slow_model_never_holds_up_the_loop(make, fake):
+    lane, slow = make(quick=0.02), Fake()
+    slow.seconds = 0.05
+
+    async def main():
+        for number in range(40):
+            await lane.ask(numbers(fake if number % 10 else slow, number))
+
+    asyncio.run(main())
+    assert set(slow.threads) == {THREAD}
+    assert fake.threads[-1] == HERE
+
+
+def test_a_queue_that_never_empties_comes_back_to_the_loop(make, fake):
+    lane = make(quick=0.02, batch_size=2)
+    left = 400
+
+    async def client():
+        nonlocal left
+        while left > 0:
+            left -= 1
+            await lane.ask(numbers(fake, left))
+
+    async def main():
+        fake.seconds = 0.02
+        await lane.ask(numbers(fake, 0))
+        fake.seconds = 0.0
+        await asyncio.gather(*(client() for _ in range(8)))
+
+    asyncio.run(main())
+    assert fake.threads[0] == THREAD
+    assert fake.threads[-1] == HERE
+
+
+def test_a_loop_that_ended_early_is_not_waited_for(make, fake):
+    lane = make(quick=0.5)
+    loop = asyncio.new_event_loop()
+    asked = loop.create_task(lane.ask(numbers(fake, 1)))
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    asked.cancel()
+    loop.run_until_complete(asyncio.gather(asked, return_exceptions=True))
+    loop.close()
+    assert asyncio.run(lane.ask(numbers(fake, 2))) == [b"2"]
 
 
 def test_the_loop_goes_on_while_the_thread_answers(make, fake):
@@ -242,6 +294,12 @@ def test_the_loop_goes_on_while_the_thread_answers(make, fake):
 
 def test_one_at_fault_on_the_loop_fails_alone(make, fake, failures):
     lane = make(quick=1.0)
-    one, bad, two = asyncio.run(lane.ask(numbers(fake, 1, -1, 2)))
+
+    async def main():
+        await lane.ask(numbers(fake, 0))
+        return await lane.ask(numbers(fake, 1, -1, 2))
+
+    one, bad, two = asyncio.run(main())
+    assert fake.threads[1] == HERE
     assert (one, two) == (b"1", b"2")
     assert (isinstance(bad, Problem), len(failures)) == (True, 1)

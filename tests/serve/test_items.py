@@ -33,6 +33,13 @@ def test_integer_ids_may_be_written_as_text(source_id, expected):
     assert SourceIds(pl.Series([7, 12, -3]), "item", "m").find(source_id) == expected
 
 
+def test_ids_beyond_those_with_a_sign():
+    ids = SourceIds(pl.Series([2**64 - 1, 3, 2**63], dtype=pl.UInt64), "item", "m")
+    asked = [2**63, str(2**64 - 1), "3", -1, "-1", 2**64, str(10**19), 4]
+    assert ids.find_all(asked) == [2, 0, 1, None, None, None, None, None]
+    assert ids.names([0, 2]) == [2**64 - 1, 2**63]
+
+
 def test_text_ids_may_be_written_as_integers():
     ids = SourceIds(pl.Series(["7", "a b", "07"]), "user", "m")
     assert [ids.find(i) for i in (7, "7", "a b", "07", "x", True)] == [0, 0, 1, 2, None, None]

@@ -111,7 +111,7 @@ void candid_rerank(const float *vectors, const float *queries, int64_t dim,
                    const int64_t *excluded, const int64_t *offsets, int64_t k, int64_t *ids,
                    float *scores, int32_t threads) {
     (void)threads; /* for compilers without OpenMP */
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 1)
     for (int64_t row = 0; row < rows; row++) {
         int64_t first = offsets ? offsets[row] : 0, last = offsets ? offsets[row + 1] : 0;
         rerank_row(vectors, queries + row * dim, dim, candidates + row * num_candidates,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pydantic
+import torch
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
@@ -66,7 +67,9 @@ class Service:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="candid-load")
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Begin to answer; on the thread of the event loop, which answers too."""
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)  # A run that was opened set its own.
         for is_slow, name in ((False, "fast"), (True, "slow")):
             self._lanes[is_slow] = Lane(
                 name,

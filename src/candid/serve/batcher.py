@@ -10,10 +10,13 @@ for company a millisecond at most, and none at all while the thread was busy mea
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from time import monotonic
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -27,12 +30,35 @@ PLANNED = 0.5
 """Part of the time limit that queries may be expected to wait."""
 RECENT = 0.1
 """Weight of the last batch in how long a query is expected to take."""
+FADING = 0.02
+"""The same for batches quicker than expected, where the event loop would wait for them."""
 ROUNDS = 2
 """Of the event loop from a request's arrival to its question: so long others are waited for."""
 
 
+class _Costs:
+    """Seconds that a query of each generation takes at most, as far as is known.
+
+    One that is slow now and then must not hold up the loop: what is known rises at once and fades
+    slowly. Of what has answered nothing yet, nothing good is expected.
+    """
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Served, float] = WeakKeyDictionary()
+
+    def of(self, jobs: Iterable[_Job]) -> float:
+        """What some queries are expected to take."""
+        return sum(self._known.get(job.question.served, math.inf) for job in jobs)
+
+    def learn(self, served: Served, seconds_each: float) -> None:
+        """Note how long a batch took."""
+        before = self._known.get(served, 0.0)
+        faded = before + FADING * (seconds_each - before)
+        self._known[served] = max(seconds_each, faded)
+
+
 class Lane:
-    """A bounded queue and the one thread that answers it.
+    """A bounded queue, and who answers it: the event loop or a thread.
 
     Args:
         name: for metrics.
@@ -72,7 +98,8 @@ class Lane:
         self._changed = threading.Condition()
         self._is_closed = False
         self._is_working = False  # the thread
-        self._is_planned = False  # a look at what waits
+        self._planned: asyncio.AbstractEventLoop | None = None  # will look at what waits
+        self._costs = _Costs()
         self._seconds_each = 0.0
         self._thread = threading.Thread(target=self._work, name=f"candid-{name}", daemon=True)
         self._thread.start()
@@ -133,8 +160,8 @@ class Lane:
 
     def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look at what waits after some rounds of the loop."""
-        if not self._is_planned:
-            self._is_planned = True
+        if self._planned is not loop:
+            self._planned = loop
             loop.call_soon(self._look, loop, ROUNDS)
 
     def _look(self, loop: asyncio.AbstractEventLoop, rounds: int) -> None:
@@ -142,21 +169,25 @@ class Lane:
         if rounds:
             loop.call_soon(self._look, loop, rounds - 1)
             return
-        self._is_planned = False
+        self._planned = None
         with self._changed:
-            if self._is_working:
-                self._changed.notify()  # It may be waiting for company.
+            if self._is_working or not self._is_quick():
+                self._changed.notify()  # At work it may be waiting for company.
                 return
-            count = min(self._batch_size, len(self._waiting))
-            if count * self._seconds_each >= self._quick:
-                self._changed.notify()
-                return
-            batch = [self._waiting.popleft() for _ in range(count)]
-            is_more = bool(self._waiting)
-        if batch:
-            _tell(*self._timed(batch))
-        if is_more:
-            self._plan(loop)
+            batch = self._popped()
+        try:
+            _deliver(*self._timed(batch), here=loop)
+        finally:
+            if self._waiting:
+                self._plan(loop)
+
+    def _is_quick(self) -> bool:
+        """Whether the next batch is expected to take so little that the loop can wait for it."""
+        return self._costs.of(islice(self._waiting, self._batch_size)) < self._quick
+
+    def _popped(self) -> list[_Job]:
+        count = min(self._batch_size, len(self._waiting))
+        return [self._waiting.popleft() for _ in range(count)]
 
     def _work(self) -> None:
         if self._threads is not None:
@@ -174,8 +205,7 @@ class Lane:
         results = self._answered(live)
         seconds = monotonic() - started
         if live:
-            change = seconds / len(live) - self._seconds_each
-            self._seconds_each += change * (RECENT if self._seconds_each else 1.0)
+            self._seconds_each += RECENT * (seconds / len(live) - self._seconds_each)
         self._metrics.batch_size.labels(self._name).observe(len(live))
         self._metrics.batch_seconds.labels(self._name).observe(seconds)
         return live, results
@@ -184,7 +214,7 @@ class Lane:
         """Wait for a batch; empty once the lane is closed and nothing waits."""
         with self._changed:
             self._is_working = False
-            while not self._waiting and not self._is_closed:
+            while not self._is_closed and (not self._waiting or self._is_handed_back()):
                 self._changed.wait()
             if not self._waiting:
                 return []
@@ -194,8 +224,15 @@ class Lane:
                 left = end - monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     break
-            count = min(self._batch_size, len(self._waiting))
-            return [self._waiting.popleft() for _ in range(count)]
+            return self._popped()
+
+    def _is_handed_back(self) -> bool:
+        """Have the loop look at what waits, if that is quick."""
+        loop = self._waiting[0].loop
+        if loop.is_closed() or not self._is_quick():
+            return False
+        loop.call_soon_threadsafe(self._plan, loop)
+        return True
 
     def _answered(self, jobs: Sequence[_Job]) -> list[Result]:
         results: list[Result] = [Problem("internal", "no answer")] * len(jobs)
@@ -204,7 +241,9 @@ class Lane:
             served = job.question.served
             by_generation.setdefault(id(served), (served, []))[1].append(place)
         for served, places in by_generation.values():
+            started = monotonic()
             answers = self._tried(served, [jobs[place].question for place in places])
+            self._costs.learn(served, (monotonic() - started) / len(places))
             for place, answer in zip(places, answers, strict=True):
                 results[place] = answer
         return results
@@ -212,6 +251,8 @@ class Lane:
     def _tried(self, served: Served, questions: list[Question]) -> list[Result]:
         try:
             return served.answer(questions)
+        except (KeyboardInterrupt, SystemExit):
+            raise
         except BaseException as error:
             # A library may panic past Exception, and the thread must live on: the outermost
             # boundary. One question at fault must not fail those beside it.
@@ -240,12 +281,21 @@ class _Job:
         self.deadline = deadline
 
 
-def _deliver(jobs: Sequence[_Job], results: Sequence[Result]) -> None:
-    if jobs and not jobs[0].loop.is_closed():
-        jobs[0].loop.call_soon_threadsafe(_tell, jobs, results)
+def _deliver(
+    jobs: Sequence[_Job], results: Sequence[Result], here: asyncio.AbstractEventLoop | None = None
+) -> None:
+    """Tell each loop what its questions are answered; ``here``: the one that runs this."""
+    for loop in {job.loop for job in jobs}:
+        mine = [
+            (job, result) for job, result in zip(jobs, results, strict=True) if job.loop is loop
+        ]
+        if loop is here:
+            _tell(mine)
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(_tell, mine)
 
 
-def _tell(jobs: Sequence[_Job], results: Sequence[Result]) -> None:
-    for job, result in zip(jobs, results, strict=True):
+def _tell(answers: Iterable[tuple[_Job, Result]]) -> None:
+    for job, result in answers:
         if not job.future.done():
             job.future.set_result(result)

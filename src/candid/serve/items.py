@@ -32,7 +32,11 @@ class SourceIds:
 
     def __init__(self, source_ids: pl.Series, kind: str, model: str) -> None:
         self.is_text = not source_ids.dtype.is_integer()
-        self._ids = index.SourceIds(source_ids if self.is_text else source_ids.cast(pl.Int64))
+        self._ids = index.SourceIds(source_ids)
+        self._range = range(0)
+        if not self.is_text:
+            bounds = np.iinfo(source_ids.to_numpy().dtype)
+            self._range = range(int(bounds.min), int(bounds.max) + 1)
         self._kind = kind
         self._model = model
         self._ids.find([])  # Sorted now, by whoever loads, and not by the first who asks.
@@ -46,10 +50,10 @@ class SourceIds:
             return str(source_id)
         if isinstance(source_id, str):
             digits = source_id.removeprefix("-")
-            if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+            if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
                 return None
             source_id = int(source_id)
-        return source_id if -(2**63) <= source_id < 2**63 else None
+        return source_id if source_id in self._range else None
 
     def find(self, source_id: int | str) -> int | None:
         """The dense id; None where there is none."""

@@ -1,6 +1,7 @@
 """The kernel against the softmax written out in float64."""
 
 import math
+import weakref
 
 import hypothesis.strategies as st
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from candid.errors import ConfigError
 from candid.losses.blockwise import AccidentalHits, IdMatch, Others, blockwise_softmax, tile_pass
 from candid.losses.blockwise.native import native_pass
-from candid.losses.blockwise.tiles import SIZES, TileSizes
+from candid.losses.blockwise.tiles import SIZES, Tiles, TileSizes
 
 TILINGS = {
     "one tile": TileSizes(512, 2**20, 4096, 2**24, 64, 64),
@@ -231,3 +232,33 @@ def test_scratch_memory_does_not_hold_the_scores(monkeypatch, keeps):
     loss, _ = blockwise_softmax(query, vectors, positive, others)
     torch.testing.assert_close(loss, torch.full_like(loss, math.log(num_candidates)))
     assert sum(taken) * 4 < 37 * 2**20 < num_rows * num_candidates * 4
+
+
+def test_the_tiles_are_gone_before_the_backward_pass(monkeypatch):
+    made_tiles = []
+    init = Tiles.__init__
+
+    def noting(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        made_tiles.append(weakref.ref(self))
+
+    monkeypatch.setattr(Tiles, "__init__", noting)
+    inputs, row_ids, ids, _, _ = made(7, 23, torch.float32)
+    loss, _ = blockwise_softmax(
+        others=Others(AccidentalHits(IdMatch(row_ids[0], ids[0]))), **inputs
+    )
+    assert [tiles() for tiles in made_tiles] == [None]
+    loss.mean().backward()
+    assert inputs["vectors"].grad is not None
+
+
+def test_a_retained_graph_gives_the_same_twice():
+    inputs, row_ids, ids, _, _ = made(7, 23, torch.float32)
+    loss, _ = blockwise_softmax(
+        others=Others(AccidentalHits(IdMatch(row_ids[0], ids[0]))), **inputs
+    )
+    first, second = (
+        torch.autograd.grad(loss.mean(), list(inputs.values()), retain_graph=True) for _ in range(2)
+    )
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other)

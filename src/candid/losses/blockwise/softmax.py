@@ -98,7 +98,8 @@ class _BlockwiseSoftmax(torch.autograd.Function):
         if unit is not None and is_index:
             unit.pull(positive, weight)
         ctx.save_for_backward(query, vectors, positive, log_rest, log_z, weight)
-        ctx.others, ctx.unit = others, unit
+        # Not the tiles, whose memory the next loss can use.
+        ctx.others, ctx.unit = others, None if unit is None else (unit.query, unit.vectors)
         ctx.set_materialize_grads(False)
         return torch.logaddexp(torch.zeros_like(gap), gap), log_z
 
@@ -150,9 +151,9 @@ def _gradients(
         # A row's own gradient is scaled by what arrives at the row; that of a candidate is
         # a sum over the rows, and only a common factor can be taken out.
         if of_query:
-            grad_query, of_query = unit.query.mul_(grad_loss[:, None]), False
+            grad_query, of_query = unit[0] * grad_loss[:, None], False
         if of_vectors and _is_uniform(grad_loss):
-            grad_vectors, of_vectors = unit.vectors.mul_(grad_loss[0]), False
+            grad_vectors, of_vectors = unit[1].mul_(grad_loss[0]), False
     if of_query or of_vectors:
         found = _made_again(query, vectors, push, log_z, others, (of_query, of_vectors))
         if not positive.is_floating_point():
