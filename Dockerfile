@@ -1,8 +1,9 @@
 # An image that serves a trained run: docs/serve.md says how to build and start it.
 #
 #   docker build --tag candid .
-#   docker run --publish 8000:8000 --read-only --tmpfs /tmp \
-#     --volume /srv/candid:/srv/candid:ro --env CANDID_API_KEY candid /srv/candid/run
+#   docker run --publish 8000:8000 --read-only --tmpfs /tmp --stop-timeout 20 \
+#     --volume /srv/candid:/srv/candid:ro --env CANDID_API_KEY candid \
+#     /srv/candid/run --data /srv/candid/data
 #
 FROM python:3.11-slim AS build
 WORKDIR /src
@@ -16,15 +17,18 @@ COPY src src
 RUN pip install --no-cache-dir $PIP_FLAGS --constraint constraints.txt '.[serve,index]'
 
 FROM python:3.11-slim
-RUN useradd --system --uid 10001 candid
+# The folder is for --changes: a volume that is mounted there gets its owner.
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin candid \
+    && install --directory --owner=10001 /var/lib/candid
 COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     OMP_NUM_THREADS=1
-USER candid
+USER 10001
 EXPOSE 8000
 # One process answers; it stops in order on SIGTERM and loads the models again on SIGHUP.
 STOPSIGNAL SIGTERM
+# By http.client: urllib would ask a proxy that the environment names.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-c", \
-    "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+    "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', 8000, timeout=2); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["candid", "serve", "--host", "0.0.0.0", "--port", "8000"]

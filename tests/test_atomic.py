@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from candid.atomic import replacing, write_error, write_json
+from candid.atomic import replacing, umask, write_error, write_json
 from candid.errors import ArtifactError
 
 
@@ -76,3 +77,16 @@ def test_json_is_whole_and_holds_no_number_that_json_has_not(tmp_path):
         write_json(path, {"loss": float("nan")})
     assert json.loads(path.read_text(encoding="utf-8"))["title"] == "Amélie"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_others_may_read_what_a_library_wrote_for_its_owner(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "a") as temporary:
+            temporary.write_text("x")
+            temporary.chmod(0o600)
+        assert umask() == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode

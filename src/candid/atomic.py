@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            let_read(temporary)
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
@@ -68,6 +70,22 @@ def write_error(path: Path, error: OSError) -> ArtifactError:
             f"cannot write {path}: no space left ({reason}); free some or write elsewhere"
         )
     return ArtifactError(f"cannot write {path}: {reason}; mend that or write elsewhere")
+
+
+def let_read(path: Path) -> None:
+    """Give a file that some library wrote for its owner alone the mode that others have here.
+
+    Whoever serves a run is often not who trained it.
+    """
+    if stat.S_IMODE(path.stat().st_mode) == 0o600:
+        path.chmod(0o666 & ~umask())
+
+
+def umask() -> int:
+    """What is taken from the mode of new files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def sync(path: Path) -> None:

@@ -151,3 +151,8 @@ def test_a_reload_that_fails_changes_nothing(runs):
         assert models.get("films").number == 1
     with pytest.raises(Problem, match="no model 'other'; there are: films"):
         models.reload("other")
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_the_start(tmp_path):
+    with pytest.raises(ArtifactError, match=r"cannot write .*nowhere"):
+        ItemChanges(tmp_path / "nowhere" / "changes.jsonl")

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from candid.atomic import umask
 from candid.errors import ArtifactError, CandidError
 from candid.training import (
     Checkpoint,
@@ -60,6 +61,15 @@ def test_weights_that_will_be_set_are_not_drawn(tmp_path):
     for name, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
     assert len(torch.randn(100).unique()) > 90  # afterwards all is as before
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_missing(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    written(path)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ArtifactError, match="cannot be read: give this user the permission"):
+        read_checkpoint(path)
 
 
 def test_moments_go_back_to_their_parameter():

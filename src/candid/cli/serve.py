@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,6 +82,9 @@ def serve(
     GET /v1/model lists the limits. SIGHUP loads the models again, SIGTERM stops once what was asked
     is answered. The log, JSON lines on stderr, says the address and never what people asked.
     """
+    # A reload that is asked for before there is anything to load again would be the end.
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings = _settings(overrides or [])
     if quiet:
         settings = settings.model_copy(update={"log_requests": False})

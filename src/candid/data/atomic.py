@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from candid.atomic import sync, write_error
+from candid.atomic import sync, umask, write_error
 
 LOCK = ".lock"
 GRACE = 60.0
@@ -65,7 +65,7 @@ def write_file(path: Path, *parts: bytes | memoryview) -> tuple[int, str]:
 
 def _publish(folder: Path, out: Path) -> None:
     sync(folder)
-    folder.chmod(0o777 & ~_umask())
+    folder.chmod(0o777 & ~umask())
     if not out.exists():
         folder.rename(out)
     else:
@@ -89,9 +89,3 @@ def _remove_stale(parent: Path, prefix: str) -> None:
             elif time.time() - left.stat().st_mtime < GRACE:
                 continue
             shutil.rmtree(left)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

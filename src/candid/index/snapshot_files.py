@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from candid.atomic import sync, write_error, write_json
+from candid.atomic import let_read, sync, write_error, write_json
 from candid.errors import ArtifactError, ConfigError
 from candid.index.protocol import StoredIndex
 
@@ -127,6 +127,7 @@ class SnapshotWriter:
         with self._adding(name, ".bin") as path:
             try:
                 index.save(path)
+                let_read(path)
             except RuntimeError as error:
                 # How the libraries of indexes report a full disk.
                 raise ArtifactError(

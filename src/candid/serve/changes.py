@@ -110,8 +110,14 @@ class ItemChanges:
         self.lock = threading.Lock()
         self._file = file
         self._said: dict[str, dict[SourceId, Said | None]] = {}
-        if file is not None and file.exists():
+        if file is None:
+            return
+        if file.exists():
             self._read(file)
+        try:
+            file.open("a").close()  # Or the first change of an item would fail.
+        except OSError as error:
+            raise write_error(file, error) from error
 
     def record(self, model: str, source_id: SourceId, said: Said | None) -> None:
         """Note what was said of an item; None: it is deleted.

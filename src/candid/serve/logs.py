@@ -92,11 +92,11 @@ def fault(error: BaseException) -> dict[str, Any]:
 
 
 def set_up() -> None:
-    """Send the lines of this server and of uvicorn to stderr."""
+    """Send the lines of this server, of its index and of uvicorn to stderr."""
     handler = HeldLines(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("candid.serve", "uvicorn.error"):
+    for name in ("candid.serve", "candid.index", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
-        logger.setLevel(logging.INFO if name == "candid.serve" else logging.WARNING)
+        logger.setLevel(logging.WARNING if name == "uvicorn.error" else logging.INFO)

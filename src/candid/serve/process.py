@@ -60,7 +60,7 @@ def serve(
     # Until the server handles it, a reload asked for has nothing to do yet.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_SECONDS)
-    threads = config.threads or max(1, (os.cpu_count() or 2) // 2)
+    threads = config.threads or max(1, _cores() // 2)
     torch.set_num_threads(threads)
     config = config.model_copy(update={"threads": threads})
     with contextlib.closing(sock):
@@ -85,6 +85,13 @@ def serve(
         )
         server.run(sockets=[sock])
     tell("stopped")
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Protocol(HttpToolsProtocol):

@@ -13,6 +13,7 @@ Never pickle: opening a checkpoint runs nobody's code.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,8 @@ def read_checkpoint(path: Path, device: torch.device | None = None) -> Checkpoin
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: train first, or name another run")
+    if not os.access(path, os.R_OK):
+        raise ArtifactError(f"{path} cannot be read: give this user the permission")
     try:
         with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
             metadata = file.metadata() or {}
