@@ -173,10 +173,10 @@ def measure(kind: str, num_rows: int, num_candidates: int, repeats: int) -> list
 
 def peak_mib(kind: str, num_rows: int, num_candidates: int, name: str) -> float:
     """Growth of the resident set over two steps beyond the inputs, in MiB (Linux only)."""
-    ours, theirs = multiprocessing.Pipe()
-    child = multiprocessing.Process(
-        target=_peak, args=(theirs, kind, num_rows, num_candidates, name)
-    )
+    # Not a fork: that would begin with the holes of the memory that this process has used.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_peak, args=(theirs, kind, num_rows, num_candidates, name))
     child.start()
     found = float(ours.recv())
     child.join()

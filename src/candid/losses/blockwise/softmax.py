@@ -178,7 +178,9 @@ def _summed(
     tiles = Tiles(query, vectors, others.shift, others.precision)
     of_query, of_vectors = needs_grad[:2]
     unit = None
-    if tiles.keeps and (of_query or of_vectors):
+    is_spent = tiles.keeps and (of_query or of_vectors)
+    tiles.reserve(keep=is_spent)
+    if is_spent:
         unit = Gradients(tiles, of_query=of_query, of_vectors=of_vectors)
     log_z = torch.empty_like(scores)
     with _as_told(query.device.type):
@@ -186,10 +188,10 @@ def _summed(
             hits = others.hits.of_rows(rows, tiles.column_blocks)
             kept = tiles.passes(rows, hits, keep=unit is not None)
             log_z[rows] = _log_z([done.log_sum for done in kept], rows, others, log_rest, log_z)
-            if unit is not None:
+            if unit is not None and kept:
                 weight = torch.sigmoid(log_z[rows] - scores[rows])
-                for done in kept:
-                    unit.add(done, weight * _share(done.reference, rows, others, log_z))
+                references = torch.stack([done.reference for done in kept])
+                unit.add(kept, weight * _share(references, rows, others, log_z))
     return log_z, unit
 
 
@@ -203,13 +205,16 @@ def _made_again(
 ) -> Gradients:
     """Gradients for ``push`` [B] on log Z'."""
     tiles = Tiles(query, vectors, others.shift, others.precision)
+    tiles.reserve(keep=False)
     found = Gradients(tiles, of_query=wanted[0], of_vectors=wanted[1])
     with _as_told(query.device.type):
         for rows in tiles.row_blocks:
             hits = others.hits.of_rows(rows, tiles.column_blocks)
-            for block in range(len(tiles.column_blocks)):
+            # In the order of ``Gradients.add``, so that both give the same bits.
+            for block in reversed(range(len(tiles.column_blocks))):
                 done = tiles.passed(rows, block, hits, keep=0)
-                found.add(done, push[rows] * _share(done.reference, rows, others, log_z))
+                share = _share(done.reference, rows, others, log_z)
+                found.add([done], (push[rows] * share)[None])
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -58,10 +58,6 @@ SIZES = {
     ),
 }
 """By type of device; others are taken for "cuda"."""
-
-PIECE_BYTES = 31 * 2**20
-"""Tiles are kept in pieces of memory of at most this size. glibc keeps what is smaller than 32 MiB
-for the next step; what is larger goes back to the system, which zeroes its pages at every step."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +117,12 @@ class Tiles:
         self.row_blocks = list(_blocks(num_rows, rows))
         self.column_blocks = list(_blocks(num_candidates, columns))
         self._largest = _longest(self.row_blocks) * _longest(self.column_blocks)
-        self._scratch: dict[int, Tensor] = {}
-        self._in_piece = max(1, PIECE_BYTES // max(1, self._largest * self.narrow.itemsize))
+        self._scratch = query.new_empty(0, dtype=self.narrow)
         # Each block of rows reads all the vectors twice.
         room = sizes.kept_bytes if len(self.row_blocks) > 1 else 0
         self._copies = is_narrow and num_candidates * query.shape[1] * self.narrow.itemsize <= room
         size = num_rows * num_candidates
-        like = query.new_empty(0, dtype=self.narrow)
-        self._pass = make_tile_pass(like, self.wide, self._largest, size)
+        self._pass = make_tile_pass(self._scratch, self.wide, self._largest, size)
 
     # Made when it is first used: after the gradients, which outlive it.
     @cached_property
@@ -158,23 +152,21 @@ class Tiles:
         """
         columns = self.column_blocks[block]
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        tile = self._buffer(keep)[: shape[0] * shape[1]].view(shape)
+        start = (keep or 0) * self._largest
+        tile = self._scratch[start : start + shape[0] * shape[1]].view(shape)
         torch.mm(self.query[rows], self.vectors(columns).T, out=tile)
         hits.mask(tile, block)
         shift = None if self._shift is None else self._shift[columns]
         reference, log_sum = self._pass(tile, shift, keep is not None)
         return PassedTile(rows, columns, tile, reference, log_sum)
 
-    def _buffer(self, keep: int | None) -> Tensor:
-        """Room for one tile, the same one whenever ``keep`` is."""
-        piece, place = divmod(keep or 0, self._in_piece)
-        if piece not in self._scratch:
-            held = len(self.column_blocks) if keep is not None and self.keeps else 1
-            count = min(self._in_piece, held - piece * self._in_piece)
-            self._scratch[piece] = self.query_wide.new_empty(
-                count * self._largest, dtype=self.narrow
-            )
-        return self._scratch[piece][place * self._largest : (place + 1) * self._largest]
+    def reserve(self, *, keep: bool) -> None:
+        """Take the memory of the tiles, before that of the gradients and of the copies.
+
+        In the order of their sizes, what a step takes fits into what the step before left.
+        """
+        held = len(self.column_blocks) if keep and self.keeps else 1
+        self._scratch = self.query_wide.new_empty(held * self._largest, dtype=self.narrow)
 
     def passes(self, rows: slice, hits: RowHits, *, keep: bool) -> list[PassedTile]:
         """All tiles of a block of rows; the sums alone unless they are to be kept."""
@@ -204,20 +196,29 @@ class Gradients:
         new = torch.empty_like if tiles.row_blocks else torch.zeros_like
         self.vectors = new(tiles.vectors_wide) if of_vectors else None
 
-    def add(self, tile: PassedTile, push: Tensor) -> None:
-        """Add the part of one tile, ``push`` [rows] times what the pass left in it."""
-        tiles, rows, columns = self._tiles, tile.rows, tile.columns
-        if self.query is not None:
-            self.query[rows].addcmul_(tile.left @ tiles.vectors(columns), push[:, None])
-        if self.vectors is None:
-            return
-        pushed = (tiles.query_wide[rows] * push[:, None]).to(tiles.narrow)
-        if rows.start == 0:
-            self.vectors[columns] = tile.left.T @ pushed
-        elif tiles.narrow == tiles.wide:
-            self.vectors[columns].addmm_(tile.left.T, pushed)
+    def add(self, tiles: Sequence[PassedTile], push: Tensor) -> None:
+        """Add the parts of n tiles of some rows, ``push`` [n, rows] times what is left in each."""
+        rows, pushed = tiles[0].rows, None
+        if self.vectors is not None:
+            # Of all tiles at once: many small operations would cost more than their numbers.
+            pushed = (self._tiles.query_wide[rows] * push[:, :, None]).to(self._tiles.narrow)
+        # The last one made is the one that is still in the caches.
+        for number in reversed(range(len(tiles))):
+            tile = tiles[number]
+            if self.query is not None:
+                moved = tile.left @ self._tiles.vectors(tile.columns)
+                self.query[rows].addcmul_(moved, push[number, :, None])
+            if pushed is not None:
+                self._add_to_vectors(tile, pushed[number])
+
+    def _add_to_vectors(self, tile: PassedTile, pushed: Tensor) -> None:
+        assert self.vectors is not None
+        if tile.rows.start == 0:
+            self.vectors[tile.columns] = tile.left.T @ pushed
+        elif self._tiles.narrow == self._tiles.wide:
+            self.vectors[tile.columns].addmm_(tile.left.T, pushed)
         else:
-            self.vectors[columns].add_(tile.left.T @ pushed)
+            self.vectors[tile.columns].add_(tile.left.T @ pushed)
 
     def pull(self, positive_rows: Tensor, pull: Tensor) -> None:
         """Subtract the part of positives that are candidates, ``pull`` [B] times their vectors."""
