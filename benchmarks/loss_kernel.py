@@ -13,11 +13,13 @@ rows against a whole catalog, from 10⁴ to 10⁶ items. Contenders, by turns wi
 - float32, bfloat16: ``candid.in_batch_softmax``, ``candid.full_softmax`` in that precision.
 - bfloat16, torch alone: the same without machine code (``CANDID_NATIVE=0``).
 
-``ms`` is CPU milliseconds on one thread, the median. ``peak_mib`` is how the resident set grows in
-two steps (one in the largest case) beyond the inputs, gradients included, in a process of its own.
-``fraction`` is of the time that three products of these shapes would take at the speed of a product
-of 2048 × 2048 matrices of the same dtype, taken by turns with the contenders. Dense scores stop at
-``LIMIT``; a contender makes ``MOST_SCORES`` in all its repeats, which leaves the largest case two.
+``ms`` is CPU milliseconds on one thread, the median. Up to ``LIMIT`` scores a turn is two steps, of
+which the second is timed: it finds memory as a step like itself has left it, as in training.
+``peak_mib`` is how the resident set grows in two steps (one in the largest case) beyond the inputs,
+gradients included, in a process of its own. ``fraction`` is of the time that three products of
+these shapes would take at the speed of a product of 2048 × 2048 matrices of the same dtype, taken by
+turns with the contenders. Dense scores stop at ``LIMIT``; a contender makes ``MOST_SCORES`` in all
+its repeats, which leaves the largest case two.
 """
 
 from __future__ import annotations
@@ -147,6 +149,8 @@ def measure(kind: str, num_rows: int, num_candidates: int, repeats: int) -> list
     for turn in range(repeats + 1):
         for times, each in ((found, work), (limits, products)):
             for name, once in each.items():
+                if num_rows * num_candidates <= LIMIT:
+                    once()
                 seconds = seconds_of(once)
                 if turn:  # the first is to warm up
                     times[name].append(seconds)

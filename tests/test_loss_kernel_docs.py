@@ -32,6 +32,28 @@ def test_every_contender_was_measured_in_every_case(script, results):
     assert found == {(*case, name) for case in script.CASES for name in script.contenders(*case)}
 
 
+@pytest.mark.parametrize(
+    ("case", "times", "mib"), [(("in-batch", 8192, 8192), 4, 40), (("full", 1024, 100_000), 5, 90)]
+)
+def test_the_aims_are_met(results, case, times, mib):
+    of = {
+        line["contender"]: line
+        for line in results
+        if (line["loss"], line["rows"], line["candidates"]) == case
+    }
+    assert of["plain"]["ms"] >= times * of["bfloat16"]["ms"]
+    assert of["bfloat16"]["peak_mib"] < mib
+    assert of["bfloat16"]["fraction"] >= 0.35
+
+
+def test_the_profile_is_that_of_its_results(benchmark_script, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = benchmark_script("loss_profile")
+    docs = (ROOT / "docs" / "speed.md").read_text()
+    found = json.loads(script.RESULTS.read_text())["results"]
+    assert script.with_table(docs, found) == docs
+
+
 @pytest.mark.parametrize(("kind", "num_candidates"), [("in-batch", 500), ("full", 900)])
 def test_contenders_compute_one_loss(script, kind, num_candidates, monkeypatch):
     losses = {}
