@@ -17,9 +17,9 @@ rows against a whole catalog, from 10⁴ to 10⁶ items. Contenders, by turns wi
 which the second is timed: it finds memory as a step like itself has left it, as in training.
 ``peak_mib`` is how the resident set grows in two steps (one in the largest case) beyond the inputs,
 gradients included, in a process of its own. ``fraction`` is of the time that three products of
-these shapes would take at the speed of a product of 2048 × 2048 matrices of the same dtype, taken by
-turns with the contenders. Dense scores stop at ``LIMIT``; a contender makes ``MOST_SCORES`` in all
-its repeats, which leaves the largest case two.
+these shapes would take at the speed of a product of 2048 × 2048 matrices of the same dtype, taken
+by turns with the contenders. Dense scores stop at ``LIMIT``; a contender makes ``MOST_SCORES`` in
+all its repeats, which leaves the largest case two.
 """
 
 from __future__ import annotations
