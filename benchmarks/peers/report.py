@@ -18,7 +18,7 @@ OURS = {"sasrec": "candid", "ids": "candid-ids"}
 NAMES = {
     "candid": "candid",
     "candid-float32": "candid, float32 throughout",
-    "candid-sampled": "candid, sampled softmax, batches of 32",
+    "candid-sampled": "candid, sampled softmax",
     "plain-pytorch": "plain PyTorch",
     "rectools": "RecTools",
     "recbole": "RecBole",
@@ -51,17 +51,21 @@ def used(contender: dict[str, Any]) -> float:
     return float(sum(turn["cpu"] for turn in contender["turns"]))
 
 
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def row(name: str, contenders: dict[str, Any], level: float) -> str:
     """A line of the table: a contender beside ours."""
     found, ours = contenders[name], contenders[OURS[contenders[name]["group"]]]
     epoch, reached = epoch_seconds(found), seconds_to(found, level)
     versions = [f"{key} {value}" for key, value in found["versions"].items() if key != "torch"]
     # What was not reached in the time is only known to take longer.
-    time = f"{reached:,.3g}" if reached is not None else f"not in {used(found):,.0f}"
+    time = _seconds(reached) if reached is not None else f"not in {used(found):,.0f}"
     fast = seconds_to(ours, level)
     ratio = "–"
     if fast is not None:
-        ratio = f"{reached / fast:.3g}" if reached else "–"
+        ratio = f"{reached / fast:.3g}" if reached else f"over {used(found) / fast:.3g}"
     peak = max(turn["peak"] for turn in found["turns"])
     label = NAMES[name] + (f" ({', '.join(versions)})" if "env" in CONTENDERS[name] else "")
     return (
@@ -106,7 +110,7 @@ def draw(report: dict[str, Any]) -> None:
     bars = axes.barh([NAMES[name] for name in names], seconds, color=colors, height=0.6)
     ours = seconds[0]
     labels = [
-        f"{value:,.0f} s" + ("" if value == ours else f"  ({value / ours:.1f}×)")
+        f"{value:,.0f} s" + ("" if value == ours else f"  ({value / ours:.3g}×)")
         for value in seconds
     ]
     axes.bar_label(bars, labels, padding=4, color=INK)
