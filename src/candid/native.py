@@ -45,7 +45,7 @@ def compiled(
     """Compile and load a source file, or None where that is not to be had.
 
     Args:
-        source: the C file.
+        source: the C file; headers lie beside it.
         wrap: makes of the library what is returned.
         check: raises ``NativeError`` where that does not compute what it should.
         logger: gets one line where there is no machine code.
@@ -69,7 +69,8 @@ def _library(source: Path) -> Path:
     openmp = _openmp()
     command = [*compiler, *FLAGS, "-fopenmp" if openmp else "-fopenmp-simd"]
     version = _run([*compiler, "--version"])
-    made_of = [source.read_text(), *command, str(openmp), version, _cpu()]
+    headers = (header.read_text() for header in sorted(source.parent.glob("*.h")))
+    made_of = [source.read_text(), *headers, *command, str(openmp), version, _cpu()]
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
     path = _cache() / f"{source.stem}-{digest[:32]}.so"
     if not path.exists():

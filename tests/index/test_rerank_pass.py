@@ -1,5 +1,7 @@
 """The second look as machine code: the same items as by NumPy, and without what is excluded."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -72,3 +74,18 @@ def test_searches_are_those_without_machine_code(make, many, monkeypatch):
         torch.testing.assert_close(native.scores, plain.scores, rtol=1e-5, atol=1e-5)
     assert not set(found[0][0].item_ids[1].tolist()) & set(best[1].tolist())
     assert isinstance(index, ApproximateIndex)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("id < 0 ||", "id < -9 ||"), ("key > heap[0]", "key < heap[0]"), ("INT32_MAX - id", "id")],
+)
+def test_code_that_computes_something_else_is_refused(tmp_path, monkeypatch, right, wrong):
+    source = rerank_pass.SOURCE.read_text()
+    assert right in source
+    changed = tmp_path / "wrong.c"
+    changed.write_text(source.replace(right, wrong))
+    shutil.copy(rerank_pass.SOURCE.with_name("order.h"), tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(rerank_pass, "SOURCE", changed)
+    assert rerank_pass.native_rerank.__wrapped__() is None

@@ -1,6 +1,7 @@
 """Selection in machine code against NumPy and torch, and that search works without it."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -214,6 +215,7 @@ def test_code_that_computes_something_else_is_refused(fresh, monkeypatch, caplog
     changed, source = fresh.parents[1] / "wrong.c", select_pass.SOURCE.read_text()
     assert right in source
     changed.write_text(source.replace(right, wrong))
+    shutil.copy(select_pass.SOURCE.with_name("order.h"), changed.parent)
     monkeypatch.setattr(select_pass, "SOURCE", changed)
     with caplog.at_level(logging.INFO):
         assert select_pass.native_selection() is None

@@ -4,28 +4,14 @@
  * is score descending, then id ascending, as everywhere (see order.py). Candidates below 0 and those
  * that are excluded from the row are passed over. What is left over of the k is id -1, score -inf.
  */
+#include "order.h"
+
 #include <math.h>
 #include <stdint.h>
-#include <string.h>
 
 /* Candidates ahead of which vectors are fetched from memory: they lie anywhere in the table. */
 #define AHEAD 24
 #define LINE 64
-
-/* Integers that compare like the floats; adding zero makes -0.0 and 0.0 one. */
-static inline int32_t ordered(float value) {
-    int32_t bits;
-    value += 0.0f;
-    memcpy(&bits, &value, sizeof bits);
-    return bits ^ ((bits >> 31) & INT32_MAX);
-}
-
-static inline float unordered(int32_t key) {
-    float value;
-    int32_t bits = key ^ ((key >> 31) & INT32_MAX);
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 static inline int64_t key_of(float score, int64_t id) {
     return (int64_t)((uint64_t)(uint32_t)ordered(score) << 32) + (INT32_MAX - id);

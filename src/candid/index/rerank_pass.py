@@ -113,7 +113,8 @@ def _check(function: NativeRerank) -> None:
     ids, scores = best_of(function, vectors, query, candidates, 5, excluded)
     products = vectors.numpy() @ query[0]
     first = sorted([7, 44, 12, 9], key=lambda item: (-products[item], item))
-    if ids.tolist() != [[*first, -1], [0, 2, 3, 4, 5]]:
+    fewer, _ = best_of(function, vectors, query, candidates, 2, excluded)
+    if ids.tolist() != [[*first, -1], [0, 2, 3, 4, 5]] or fewer.tolist() != [first[:2], [0, 2]]:
         raise NativeError("the compiled code finds other items than NumPy")
     if scores[0].tolist() != [*products[first].tolist(), float("-inf")]:
         raise NativeError("the compiled code gives other scores than NumPy")

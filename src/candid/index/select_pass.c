@@ -10,6 +10,8 @@
  *
  * Plain C that compilers turn into vector instructions. Scores are never NaN; -inf is never kept.
  */
+#include "order.h"
+
 #include <limits.h>
 #include <math.h>
 #include <stdint.h>
@@ -31,21 +33,6 @@
 #define AHEAD 8
 
 #define NO_ITEM_KEY ((int64_t)((uint64_t)0x807fffffu << 32) + ((int64_t)1 << 31))
-
-/* Integers that compare like the floats; adding zero makes -0.0 and 0.0 one. */
-static inline int32_t ordered(float value) {
-    int32_t bits;
-    value += 0.0f;
-    memcpy(&bits, &value, sizeof bits);
-    return bits ^ ((bits >> 31) & INT32_MAX);
-}
-
-static inline float unordered(int32_t key) {
-    float value;
-    int32_t bits = key ^ ((key >> 31) & INT32_MAX);
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 static inline int64_t count_from(const float *values, int64_t n, float least) {
     int32_t count = 0;
