@@ -70,6 +70,7 @@ def test_stages_are_told_to_whoever_watches(monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")  # on a dumb one nothing moves
     with stage_progress(Console(json=False, quiet=False)) as tell:
         tell("encoding items", 5, 10)
         tell("encoding items", 10, 10)

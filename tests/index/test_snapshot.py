@@ -178,9 +178,10 @@ class TestDamage:
 
 
 SLOW_WRITER = """
-import sys, time, pathlib, torch, polars as pl
+import signal, sys, time, pathlib, torch, polars as pl
 from candid.index import ExactIndex, snapshot, snapshot_files
 folder, stop_at = pathlib.Path(sys.argv[1]), sys.argv[2]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 def wait(*arguments):
     print("there", flush=True)
     time.sleep(60)
