@@ -17,6 +17,12 @@ METRICS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch):
+    """One on which bars move, and which is as wide as it says."""
+    monkeypatch.setenv("TERM", "xterm")
+
+
 def shown(width, state=None):
     """The last state of the bar, as text."""
     screen = RichConsole(file=io.StringIO(), width=width, force_terminal=True)
@@ -70,7 +76,6 @@ def test_stages_are_told_to_whoever_watches(monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setenv("TERM", "xterm")  # on a dumb one nothing moves
     with stage_progress(Console(json=False, quiet=False)) as tell:
         tell("encoding items", 5, 10)
         tell("encoding items", 10, 10)
