@@ -39,6 +39,8 @@ from candid.index.snapshot_files import (
 )
 from candid.index.source_ids import SourceId, SourceIds
 
+ATTEMPTS = 20
+"""To open a snapshot that others replace again and again."""
 LIBRARIES = ("torch", "numpy", "faiss-cpu", "usearch")
 
 
@@ -234,7 +236,7 @@ def open_snapshot(
         ArtifactError: no snapshot, a damaged one, or of another model.
         ConfigError: the library of this index is not installed.
     """
-    for attempt in range(3):
+    for attempt in range(ATTEMPTS):
         manifest = read_manifest(folder)
         if fingerprint is not None and manifest["fingerprint"] != fingerprint:
             raise ArtifactError(
@@ -245,7 +247,7 @@ def open_snapshot(
             return _open(folder, manifest, verify)
         except ArtifactError:
             # A writer may have replaced it between the two reads: then it is another one now.
-            if attempt == 2 or read_manifest(folder)["token"] == manifest["token"]:
+            if attempt == ATTEMPTS - 1 or read_manifest(folder)["token"] == manifest["token"]:
                 raise
     raise AssertionError("unreachable")
 
