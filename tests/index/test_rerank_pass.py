@@ -78,7 +78,12 @@ def test_searches_are_those_without_machine_code(make, many, monkeypatch):
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    [("id < 0 ||", "id < -9 ||"), ("key > heap[0]", "key < heap[0]"), ("INT32_MAX - id", "id")],
+    [
+        ("id < 0 ||", "id < -9 ||"),
+        ("id >= num_items ||", "id > num_items ||"),
+        ("key > heap[0]", "key < heap[0]"),
+        ("INT32_MAX - id", "id"),
+    ],
 )
 def test_code_that_computes_something_else_is_refused(tmp_path, monkeypatch, right, wrong):
     source = rerank_pass.SOURCE.read_text()

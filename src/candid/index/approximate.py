@@ -122,6 +122,7 @@ class ApproximateIndex(ABC):
             ids[rows], scores[rows], may_be_more = self._without(
                 query[rows], k, spare, rows, excluded
             )
+            # A row is done with k items, or once it was given all that the index finds for it.
             is_short = (ids[rows, -1] < 0) & may_be_more & (k + spare < self.num_items)
             rows = rows[is_short]
             spare = min(2 * (k + spare), self.num_items) - k

@@ -1,8 +1,9 @@
 /* The exact second look of approximate search: the k best of each row's candidates.
  *
  * A candidate's score is the float64 product of its vector with the query, rounded to float32; order
- * is score descending, then id ascending, as everywhere (see order.py). Candidates below 0 and those
- * that are excluded from the row are passed over. What is left over of the k is id -1, score -inf.
+ * is score descending, then id ascending, as everywhere (see order.py). Candidates that are no items,
+ * as a damaged index may name them, and those that are excluded from the row are passed over. What is
+ * left over of the k is id -1, score -inf.
  */
 #include "order.h"
 
@@ -55,18 +56,19 @@ static void sink(int64_t *heap, int64_t count, int64_t at) {
     heap[at] = key;
 }
 
-static void rerank_row(const float *vectors, const float *query, int64_t dim,
+static void rerank_row(const float *vectors, int64_t num_items, const float *query, int64_t dim,
                        const int64_t *candidates, int64_t num_candidates, const int64_t *excluded,
                        int64_t num_excluded, int64_t k, int64_t *ids, float *scores) {
     /* The keys of the best so far are kept where the ids will be written. */
     int64_t *heap = ids, count = 0;
     for (int64_t j = 0; j < AHEAD && j < num_candidates; j++)
-        if (candidates[j] >= 0) fetch(vectors + candidates[j] * dim, dim);
+        if (candidates[j] >= 0 && candidates[j] < num_items) fetch(vectors + candidates[j] * dim, dim);
     for (int64_t j = 0; j < num_candidates; j++) {
-        if (j + AHEAD < num_candidates && candidates[j + AHEAD] >= 0)
+        if (j + AHEAD < num_candidates && candidates[j + AHEAD] >= 0 &&
+            candidates[j + AHEAD] < num_items)
             fetch(vectors + candidates[j + AHEAD] * dim, dim);
         int64_t id = candidates[j];
-        if (id < 0 || (num_excluded && is_in(excluded, num_excluded, id))) continue;
+        if (id < 0 || id >= num_items || (num_excluded && is_in(excluded, num_excluded, id))) continue;
         int64_t key = key_of(product(vectors + id * dim, query, dim), id);
         if (count < k) {
             heap[count++] = key;
@@ -92,7 +94,7 @@ static void rerank_row(const float *vectors, const float *query, int64_t dim,
     }
 }
 
-void candid_rerank(const float *vectors, const float *queries, int64_t dim,
+void candid_rerank(const float *vectors, int64_t num_items, const float *queries, int64_t dim,
                    const int64_t *candidates, int64_t rows, int64_t num_candidates,
                    const int64_t *excluded, const int64_t *offsets, int64_t k, int64_t *ids,
                    float *scores, int32_t threads) {
@@ -100,7 +102,7 @@ void candid_rerank(const float *vectors, const float *queries, int64_t dim,
 #pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 1)
     for (int64_t row = 0; row < rows; row++) {
         int64_t first = offsets ? offsets[row] : 0, last = offsets ? offsets[row + 1] : 0;
-        rerank_row(vectors, queries + row * dim, dim, candidates + row * num_candidates,
+        rerank_row(vectors, num_items, queries + row * dim, dim, candidates + row * num_candidates,
                    num_candidates, excluded + first, last - first, k, ids + row * k,
                    scores + row * k);
     }

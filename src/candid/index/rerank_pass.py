@@ -56,7 +56,7 @@ def best_of(
         function: of ``native_rerank_for``.
         vectors: [V, D] float32, contiguous.
         query: [B, D] float32.
-        candidates: [B, C] int64, ids of items, -1 for none, distinct in a row.
+        candidates: [B, C] int64, ids of items, distinct in a row; what is none is passed over.
         k: results a row, at least 1.
         excluded: items to leave out of each row, ascending in a row, [n] int64, and where each
             row's begin, [B + 1] int64; None: nothing.
@@ -70,6 +70,7 @@ def best_of(
     none, offsets = (None, None) if excluded is None else excluded
     function(
         vectors.data_ptr(),
+        len(vectors),
         query.ctypes.data,
         query.shape[1],
         candidates.ctypes.data,
@@ -95,7 +96,7 @@ def _function(library: ctypes.CDLL) -> NativeRerank:
     pointer, length, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     function: NativeRerank = library.candid_rerank
     library.candid_rerank.argtypes = [
-        *(pointer, pointer, length),
+        *(pointer, length, pointer, length),
         *(pointer, length, length),
         *(pointer, pointer, length),
         *(pointer, pointer, flag),
@@ -107,7 +108,7 @@ def _function(library: ctypes.CDLL) -> NativeRerank:
 def _check(function: NativeRerank) -> None:
     """Refuse code that does not compute what it should: compilers differ."""
     vectors = (torch.arange(50 * 3) * 37 % 101 - 50.0).view(50, 3)
-    candidates = np.array([[7, 3, -1, 44, 12, 9], [0, 1, 2, 3, 4, 5]])
+    candidates = np.array([[7, 3, -1, 44, 12, 9, 50], [0, 1, 2, 3, 4, 5, -1]])
     query = np.array([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0]], dtype=np.float32)
     excluded = np.array([3, 40, 1]), np.array([0, 2, 3])
     ids, scores = best_of(function, vectors, query, candidates, 5, excluded)

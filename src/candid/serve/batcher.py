@@ -171,6 +171,8 @@ class Lane:
             return
         self._planned = None
         with self._changed:
+            if not self._waiting:
+                return  # The thread was faster.
             if self._is_working or not self._is_quick():
                 self._changed.notify()  # At work it may be waiting for company.
                 return
