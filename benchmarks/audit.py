@@ -1,7 +1,7 @@
 """Bias and spread of every estimator of the softmax: the tables of docs/audit.md.
 
     python benchmarks/audit.py                      measure what is missing, write the tables
-    python benchmarks/audit.py --again --only "quadratic"    measure one proposal again
+    python benchmarks/audit.py --again --only "quadratic"    measure one sampler again
     python benchmarks/audit.py --tables             write the tables again from the results
 
 Catalogs of N items with Zipf popularity Q and 64 pairs of a user and the item that user chose:
@@ -10,7 +10,7 @@ the positive raised until P(p) = 0.6. Logits are dot products of vectors, as tho
 items are N(0, I) of width 32, a user is a direction of length 1 or 1.5, and further dimensions
 carry log Q and what raises each pair's positive.
 
-Results are written after each proposal and n, so a run that was cut goes on where it was; two
+Results are written after each sampler and n, so a run that was cut goes on where it was; two
 runs may share the work by ``--items`` and ``--only``. About an hour on one core in all.
 """
 
@@ -40,7 +40,7 @@ from candid.audit import (
     Plan,
     Subject,
     audit,
-    proposal_config,
+    sampler_config,
     standard_plans,
 )
 
@@ -67,7 +67,7 @@ FEWER = {
     1_000: {16: 1024, 64: 1024, 256: 1024, 1024: 256, 4096: 64},
     100_000: {16: 256, 64: 256, 256: 256, 1024: 48, 4096: 16},
 }
-"""Of proposals that no claim speaks of."""
+"""Of samplers that no claim speaks of."""
 KERNEL_DRAWS = {
     1_000: {16: 256, 64: 256, 256: 128, 1024: 48, 4096: 16},
     100_000: {16: 96, 64: 32, 256: 24},
@@ -137,7 +137,7 @@ def plans_of(num_items: int) -> list[Plan]:
     plans = standard_plans(SIZES[num_items], num_items, only_fitting=True)
     return [
         # With the jackknife of sets, which nothing but this table offers: it shows why.
-        replace(plan, variants=ALL) if plan.config.draws_sets else plan
+        replace(plan, variants=ALL) if plan.config.is_set else plan
         for plan in plans
         if plan.name not in KERNELS or plan.n <= KERNELS_UP_TO[num_items]
     ] + [plan for n in SHARES for plan in _large_heads(n)]
@@ -146,16 +146,16 @@ def plans_of(num_items: int) -> list[Plan]:
 def _large_heads(n: int) -> list[Plan]:
     head = n - n // 8
     table = {
-        "type": "nearest_head",
-        "num_head": head,
+        "type": "exact_nearest",
+        "num_exact": head,
         "k": head,
-        "tail": {"type": "popularity", "num_candidates": n - head},
+        "rest": {"type": "popularity", "num_candidates": n - head},
     }
     return [
-        Plan("nearest head of 7/8, shared", proposal_config(table), n, REFINED),
+        Plan("nearest head of 7/8, shared", sampler_config(table), n, REFINED),
         Plan(
             "nearest head of 7/8 of each row",
-            proposal_config(table | {"shared": False}),
+            sampler_config(table | {"shared": False}),
             n,
             REFINED,
         ),
@@ -170,7 +170,7 @@ def draws_of(num_items: int, plan: Plan) -> int:
 
 
 def measured(num_items: int, subjects: Sequence[Subject], plan: Plan) -> list[dict[str, Any]]:
-    """One proposal on one catalog, under each correction."""
+    """One sampler on one catalog, under each correction."""
     effort = Effort(draws=draws_of(num_items, plan), memory=MEMORY)
     report = audit(subjects, [plan], effort=effort)
     return [
@@ -195,7 +195,7 @@ def stored() -> dict[str, Any]:
 
 
 def store(new: list[dict[str, Any]], of_heads: list[dict[str, Any]] | None = None) -> None:
-    """Add to the results, in place of what they have of the same proposal, catalog and n."""
+    """Add to the results, in place of what they have of the same sampler, catalog and n."""
     redone = {_key(one) for one in new}
     order = {
         (num_items, plan.name, plan.n): place
@@ -262,9 +262,7 @@ def tables(results: list[dict[str, Any]]) -> str:
         cells = {(one["name"], one["correction"], one["n"]): one for one in of_catalog}
         for regime, meaning in REGIMES.items():
             lines += ["", f"**N = {num_items:,}, {meaning}**", ""]
-            lines.append(
-                "| proposal | correction | " + " | ".join(f"n = {n}" for n in sizes) + " |"
-            )
+            lines.append("| sampler | correction | " + " | ".join(f"n = {n}" for n in sizes) + " |")
             lines.append("|---|---|" + "---|" * len(sizes))
             for name, correction in names:
                 found = [cells.get((name, correction, n)) for n in sizes]
@@ -363,11 +361,11 @@ def with_tables(content: str, document: dict[str, Any]) -> str:
 def main() -> None:
     """Measure and write; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", metavar="PROPOSAL", action="append", help="these alone")
-    parser.add_argument("--leave", metavar="PROPOSAL", action="append", help="all but these")
+    parser.add_argument("--only", metavar="SAMPLER", event_type="append", help="these alone")
+    parser.add_argument("--leave", metavar="SAMPLER", event_type="append", help="all but these")
     parser.add_argument("--items", type=int, choices=SIZES, help="this catalog alone")
-    parser.add_argument("--again", action="store_true", help="also what there is already")
-    parser.add_argument("--tables", action="store_true", help="write the tables alone")
+    parser.add_argument("--again", event_type="store_true", help="also what there is already")
+    parser.add_argument("--tables", event_type="store_true", help="write the tables alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()

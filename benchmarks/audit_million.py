@@ -78,7 +78,7 @@ def main() -> None:
         "items": ITEMS,
         "users": USERS,
         "sizes": SIZES,
-        "proposals": len(plans) // len(SIZES),
+        "samplers": len(plans) // len(SIZES),
         "minutes": round(seconds / 60, 1),
         "gigabytes_before": round(before, 1),
         "gigabytes": round(gigabytes(), 1),

@@ -26,8 +26,8 @@ import numpy as np
 import polars as pl
 
 from candid.evaluation import EvaluationReport, PerUser, Slice, compare
-from candid.runs import LoadedRun, evaluate_run, load_run
-from candid.world import World, WorldConfig
+from candid.runs import Run, evaluate_run, load_run
+from candid.synthetic import SyntheticConfig, World
 from recipe_figures import candid
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ IDS = [
     "model.query_tower={query}",
 ]
 MODELS = {
-    "ids": [*IDS, "training.catalog=all"],
+    "ids": [*IDS, "training.softmax_over=all"],
     "ids, new items no negatives": IDS,
     "features": ["model.item_tower.id_mode=none"],
     "both": ["model.item_tower.id_mode=residual", "model.item_tower.id_dropout=0.3"],
@@ -136,7 +136,7 @@ def measure(name: str, work: Path, seeds: list[int]) -> dict[str, Any]:
     return {"runs": runs, "against": differences}
 
 
-def parts_of(loaded: LoadedRun) -> dict[str, EvaluationReport | Slice]:
+def parts_of(loaded: Run) -> dict[str, EvaluationReport | Slice]:
     """The test metrics of each of ``PARTS``."""
     settings = loaded.config.evaluation.model_copy(update={"bootstrap": 0})
     whole, warm, cold = (
@@ -221,7 +221,7 @@ def main() -> None:
     os.environ.setdefault("CANDID_DATA", "../shared/data")
     os.environ["CANDID_WORLD"] = str(arguments.work / "world")
     if not (arguments.work / "world" / "users.parquet").exists():
-        World(WorldConfig(**WORLD)).write(arguments.work / "world")
+        World(SyntheticConfig(**WORLD)).write(arguments.work / "world")
     earlier = json.loads(RESULT.read_text())["results"] if RESULT.exists() else {}
     results = earlier | {
         name: measure(name, arguments.work / name, arguments.seeds) for name in arguments.datasets

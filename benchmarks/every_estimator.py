@@ -1,4 +1,4 @@
-"""Every estimator trains: each proposal, at bfloat16, on two datasets.
+"""Every estimator trains: each sampler, at bfloat16, on two datasets.
 
     python benchmarks/every_estimator.py
 
@@ -35,16 +35,16 @@ from candid.data import DataConfig, PreparedDataset, Role, open_dataset, prepare
 from candid.demo.truth import TrueModel
 from candid.errors import CandidError
 from candid.evaluation import EvaluationConfig, evaluate
-from candid.proposals import PROPOSALS
 from candid.runs import (
-    LoadedRun,
+    Run,
     build_model,
     evaluate_run,
     load_run,
     train_run,
 )
 from candid.runs.audit import plan_of, run_subjects
-from candid.world import World, WorldConfig
+from candid.samplers import SAMPLERS
+from candid.synthetic import SyntheticConfig, World
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "every_estimator.json"
@@ -56,8 +56,8 @@ TRAINING: dict[str, Any] = {
     "lr": 5e-3,
     "schedule": "linear",
     "betas": [0.9, 0.98],
-    "candidate_draws": 32,  # up to 15 rows share a draw
-    "catalog": "trained",  # a few items of the world are in nobody's training
+    "num_groups": 32,  # up to 15 rows share a draw
+    "softmax_over": "trained",  # a few items of the world are in nobody's training
     "patience": None,
     "epochs": 100,
     "trackers": ["jsonl"],
@@ -68,7 +68,7 @@ SIMILARITIES: dict[str, dict[str, Any]] = {
     "dot": {"similarity": "dot"},
     "cosine": {"similarity": "cosine", "temperature": 0.1, "learn_temperature": True},
 }
-MEMORY: dict[str, Any] = {"type": "memory", "size": 1024}
+MEMORY: dict[str, Any] = {"type": "cross_batch_memory", "size": 1024}
 STREAM: dict[str, Any] = {"type": "in_batch", "frequency": {"type": "streaming"}}
 SKETCH: dict[str, Any] = {"type": "in_batch", "frequency": {"type": "count_min"}}
 MEASURED = EvaluationConfig(
@@ -80,7 +80,7 @@ MEASURED_ON = {
     "world": MEASURED.model_copy(update={"filter_seen": False}),
 }
 HEADS = ("popular head + tail", "nearest head, shared", "nearest head of each row")
-LOSS_BIAS = [(proposal, "refined", "dot") for proposal in ("uniform", "popularity", *HEADS)]
+LOSS_BIAS = [(sampler, "refined", "dot") for sampler in ("uniform", "popularity", *HEADS)]
 """Of these the bias of the estimated loss is measured too."""
 NOISY = "nearest head, shared"
 NAMES = {"ml1m": "MovieLens-1M", "world": "world"}
@@ -92,7 +92,7 @@ def datasets(work: Path) -> dict[str, PreparedDataset]:
     assert movies is not None
     prepare(movies, work / "ml1m")
     if not (work / "files" / "interactions.parquet").exists():
-        World(WorldConfig(**WORLD)).write(work / "files")
+        World(SyntheticConfig(**WORLD)).write(work / "files")
     prepare(
         DataConfig(interactions=str(work / "files" / "interactions.parquet"), time="timestamp"),
         work / "world",
@@ -100,8 +100,8 @@ def datasets(work: Path) -> dict[str, PreparedDataset]:
     return {name: open_dataset(work / name) for name in ("ml1m", "world")}
 
 
-def proposals(num_items: int) -> dict[str, tuple[dict[str, Any], list[Variant]]]:
-    """By name: a proposal as a recipe's table, and the corrections to train with."""
+def samplers(num_items: int) -> dict[str, tuple[dict[str, Any], list[Variant]]]:
+    """By name: a sampler as a recipe's table, and the corrections to train with."""
     refined = [Variant("refined")]
     found = {plan.name: (table_of(plan), refined) for plan in standard_plans([N], num_items)}
     found["popularity"] = (found["popularity"][0], list(ALL))
@@ -112,13 +112,13 @@ def proposals(num_items: int) -> dict[str, tuple[dict[str, Any], list[Variant]]]
 
 
 def table_of(plan: Plan) -> dict[str, Any]:
-    """The proposal section of a plan."""
-    kind = next(k for k, one in PROPOSALS.items() if isinstance(plan.config, one.Config))
+    """The sampler section of a plan."""
+    kind = next(k for k, one in SAMPLERS.items() if isinstance(plan.config, one.Config))
     return {"type": kind, **plan.config.model_dump(mode="json", exclude_none=True)}
 
 
 def config_of(
-    name: str, steps: int, similarity: str, proposal: dict[str, Any], variant: Variant
+    name: str, steps: int, similarity: str, sampler: dict[str, Any], variant: Variant
 ) -> RunConfig:
     """The config of one combination."""
     return parse_config(
@@ -132,7 +132,7 @@ def config_of(
                 "item_tower": {"type": "item_embedding", "dim": DIM},
                 **SIMILARITIES[similarity],
             },
-            "proposal": proposal,
+            "sampler": sampler,
             "loss": {
                 "type": "sampled_softmax",
                 "correction": variant.correction,
@@ -188,7 +188,7 @@ def is_complete(folder: Path, config: RunConfig) -> bool:
     return "result" in found and found["config"] == config.model_dump(mode="json")
 
 
-def loss_bias(trained: LoadedRun, variant: Variant) -> dict[str, float]:
+def loss_bias(trained: Run, variant: Variant) -> dict[str, float]:
     """Mean of the estimated loss less the exact one at initialisation and as trained, in nats."""
     plan = plan_of(trained.config, trained.dataset)
     assert plan is not None
@@ -229,24 +229,24 @@ def by_popularity(data: PreparedDataset, evaluation: EvaluationConfig) -> dict[s
 
 def by_truth(data: PreparedDataset) -> dict[str, float]:
     """What the world itself would answer: the best there can be."""
-    truth = TrueModel(World(WorldConfig(**WORLD)), data)
+    truth = TrueModel(World(SyntheticConfig(**WORLD)), data)
     report = evaluate(truth, data, MEASURED_ON["world"], role=Role.TEST, max_length=1000)
     return {name: report.metrics[name].value for name in ("nll", "ndcg@10")}
 
 
 def noise_of_one_draw(folder: Path, data: PreparedDataset) -> dict[str, Any]:
     """The losses of a run in which all 1,600 rows of a step share one draw of 32 beside a head."""
-    table = proposals(data.num_items)[NOISY][0]
+    table = samplers(data.num_items)[NOISY][0]
     config = config_of(folder.name, 400, "dot", table, Variant("refined"))
     batches = config.batches.model_copy(update={"batch_size": 32, "max_length": 50})
-    one_draw = {"lr": 3e-3, "schedule": "constant", "candidate_draws": 1, "log_every": 2}
+    one_draw = {"lr": 3e-3, "schedule": "constant", "num_groups": 1, "log_every": 2}
     training = config.training.model_copy(update=one_draw)
     config = config.model_copy(update={"batches": batches, "training": training})
     run(folder, data, config, MEASURED)
     lines = logged(folder)
     losses = [line["loss"] for line in lines if "loss" in line]
     return {
-        "proposal": NOISY,
+        "sampler": NOISY,
         "first": losses[4],  # of step 10
         "last": losses[-1],
         "mean_by_100_steps": [fmean(losses[i : i + 50]) for i in range(0, len(losses), 50)],
@@ -259,21 +259,21 @@ def noise_of_one_draw(folder: Path, data: PreparedDataset) -> dict[str, Any]:
 def measured(work: Path, data: Mapping[str, PreparedDataset]) -> list[dict[str, Any]]:
     """Every combination, trained and measured."""
     todo = [
-        (name, similarity, proposal, table, variant)
+        (name, similarity, sampler, table, variant)
         for name, dataset in data.items()
         for similarity in SIMILARITIES
-        for proposal, (table, variants) in proposals(dataset.num_items).items()
+        for sampler, (table, variants) in samplers(dataset.num_items).items()
         for variant in variants
     ]
     results = []
-    for name, similarity, proposal, table, variant in track(todo, console=Console(stderr=True)):
-        label = f"{name}-{similarity}-{proposal}-{variant.label}"
+    for name, similarity, sampler, table, variant in track(todo, console=Console(stderr=True)):
+        label = f"{name}-{similarity}-{sampler}-{variant.label}"
         folder = work / "runs" / label.replace(", ", "-").replace(" + ", "-").replace(" ", "_")
         config = config_of(folder.name, STEPS[name], similarity, table, variant)
         found = run(folder, data[name], config, MEASURED_ON[name])
-        if (proposal, variant.label, similarity) in LOSS_BIAS and "failed" not in found:
+        if (sampler, variant.label, similarity) in LOSS_BIAS and "failed" not in found:
             found["loss_bias"] = loss_bias(load_run(folder, data[name]), variant)
-        labels = {"data": name, "similarity": similarity, "proposal": proposal}
+        labels = {"data": name, "similarity": similarity, "sampler": sampler}
         results.append(labels | {"correction": variant.label} | found)
     return results
 
@@ -283,7 +283,7 @@ def trained_table(document: dict[str, Any]) -> str:
     pairs = [(name, similarity) for name in STEPS for similarity in SIMILARITIES]
     heads = [f"{NAMES[name]}, {similarity}" for name, similarity in pairs]
     lines = [
-        f"| proposal | correction | {' | '.join(heads)} |",
+        f"| sampler | correction | {' | '.join(heads)} |",
         "|---|---|" + "---|" * len(pairs),
         _row(
             "knows nothing: log V",
@@ -300,18 +300,18 @@ def trained_table(document: dict[str, Any]) -> str:
         ),
     ]
     cells = {
-        (one["proposal"], one["correction"], one["data"], one["similarity"]): one
+        (one["sampler"], one["correction"], one["data"], one["similarity"]): one
         for one in document["results"]
     }
     best = f"{document['truth']['nll']:.2f}; {document['truth']['ndcg@10']:.3f}"
     lines.append(
         _row("the truth", "", [best if name == "world" else "unknown" for name, _ in pairs])
     )
-    for proposal, correction in dict.fromkeys(key[:2] for key in cells):
-        found = [cells[proposal, correction, *pair] for pair in pairs]
+    for sampler, correction in dict.fromkeys(key[:2] for key in cells):
+        found = [cells[sampler, correction, *pair] for pair in pairs]
         lines.append(
             _row(
-                proposal,
+                sampler,
                 correction,
                 [
                     "failed"
@@ -327,7 +327,7 @@ def trained_table(document: dict[str, Any]) -> str:
 def bias_table(document: dict[str, Any]) -> str:
     """Estimated losses early and late, beside their bias."""
     lines = [
-        "| data | proposal | loss, first 100 steps | last 200 | bias at first | as trained |",
+        "| data | sampler | loss, first 100 steps | last 200 | bias at first | as trained |",
         "|---|---|---|---|---|---|",
     ]
     for one in document["results"]:
@@ -335,7 +335,7 @@ def bias_table(document: dict[str, Any]) -> str:
             start, end = one["loss_bias"].values()
             numbers = [f"{one['first_losses']:.2f}", f"{one['last_losses']:.2f}"]
             numbers += [f"{start:+.2f}", f"{end:+.2f}"]
-            lines.append(_row(NAMES[one["data"]], one["proposal"], numbers))
+            lines.append(_row(NAMES[one["data"]], one["sampler"], numbers))
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import candid
-from candid.proposals import (
+from candid.samplers import (
     CountMinFrequency,
     ExactFrequency,
     StreamFrequency,

@@ -141,7 +141,7 @@ if __name__ == "__main__":
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--names", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--docs", action="store_true", help="only write the tables of the docs")
+    parser.add_argument("--docs", event_type="store_true", help="only write the tables of the docs")
     arguments = parser.parse_args()
     if arguments.docs:
         content = json.loads(arguments.results.read_text())

@@ -81,7 +81,7 @@ def share(data: PreparedDataset, case: str, steps: int) -> dict[str, float]:
                 "query_tower": QUERY_TOWERS[case],
                 "item_tower": {"type": "item_embedding", "dim": 64},
             },
-            "proposal": {"type": "uniform", "num_candidates": 256},
+            "sampler": {"type": "uniform", "num_candidates": 256},
             "loss": {"type": "sampled_softmax"},
             "training": {"tables": "row_adam"},
         },
@@ -89,7 +89,7 @@ def share(data: PreparedDataset, case: str, steps: int) -> dict[str, float]:
     )
     torch.manual_seed(0)
     model = build_model(config, data)
-    loss, proposal = build_objective(config, data)
+    loss, sampler = build_objective(config, data)
     loader = Loader(data, config.batches, 0)
     loader.batch(0, 0)  # draws the permutation, which is in the rates
     with TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def share(data: PreparedDataset, case: str, steps: int) -> dict[str, float]:
             model=model,
             loader=loader,
             loss=loss,
-            proposal=proposal,
+            sampler=sampler,
             config=config.training,
             folder=Path(folder),
         )
@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--tables", action="store_true", help="write the table alone")
+    parser.add_argument("--tables", event_type="store_true", help="write the table alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.tables:

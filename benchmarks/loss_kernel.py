@@ -43,7 +43,7 @@ from torch.nn import functional
 import candid
 from candid.losses.blockwise import tile_pass
 from candid.losses.blockwise.native import NativePass, native_pass
-from candid.proposals import ExactFrequency, InBatch
+from candid.samplers import ExactFrequency, InBatch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loss_kernel.json"
@@ -83,7 +83,7 @@ def stepper(kind: str, num_rows: int, num_candidates: int) -> Callable[[str], No
         counts = 1.0 / (30.0 + torch.arange(CATALOG, dtype=torch.float64))
         ids = torch.multinomial(counts, num_rows, replacement=True, generator=generator)
         positives = torch.arange(num_rows)
-        proposal = InBatch(ExactFrequency(counts))
+        sampler = InBatch(ExactFrequency(counts))
         log_q = (counts / counts.sum()).log()[ids].float()
 
     def plain(*, masked: bool = False) -> torch.Tensor:
@@ -97,7 +97,7 @@ def stepper(kind: str, num_rows: int, num_candidates: int) -> Callable[[str], No
         if kind == "full":
             return candid.full_softmax(query, vectors, ids, precision=precision).loss.mean()
         out = candid.in_batch_softmax(
-            query, vectors, ids, frequency=proposal, precision=precision, check_finite=False
+            query, vectors, ids, frequency=sampler, precision=precision, check_finite=False
         )
         return out.loss.mean()
 
@@ -244,8 +244,8 @@ def main() -> None:
     """Measure and write; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--again", action="store_true", help="measure what is there already")
-    parser.add_argument("--tables", action="store_true", help="write the tables alone")
+    parser.add_argument("--again", event_type="store_true", help="measure what is there already")
+    parser.add_argument("--tables", event_type="store_true", help="write the tables alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     old = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []

@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol):
 
 
 @dataclass
-class Tally:
+class MetricSums:
     """What came of one load.
 
     Attributes:
@@ -118,9 +118,9 @@ class Tally:
 
 async def fire(
     host: str, port: int, requests: Sequence[bytes], rate: float, seconds: float
-) -> Tally:
+) -> MetricSums:
     """Send requests at ``rate`` a second, spaced evenly, over as many connections as it takes."""
-    loop, tally, free = asyncio.get_running_loop(), Tally(), list[Connection]()
+    loop, tally, free = asyncio.get_running_loop(), MetricSums(), list[Connection]()
     opened: list[Connection] = []
     count, tasks = int(rate * seconds), set[asyncio.Task[None]]()
 

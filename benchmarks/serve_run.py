@@ -78,7 +78,7 @@ def recipe(dim: int, max_steps: int, features: bool) -> dict[str, Any]:
             "query_tower": {"type": "causal_transformer", "dim": dim, "num_blocks": 2},
             "item_tower": {"type": "item_features" if features else "item_embedding", "dim": dim},
         },
-        "proposal": {
+        "sampler": {
             "type": "mixture",
             "components": [
                 {"type": "popularity", "num_candidates": 512},

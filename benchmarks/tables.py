@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 import candid
-from candid.proposals import EncodedBatch, Uniform
+from candid.samplers import EncodedBatch, Uniform
 from candid.towers import RowTable
 from candid.training import TrainingConfig
 from candid.training.optimizer import make_optimizer
@@ -71,7 +71,7 @@ def stepper(model: Model, rule: str, num_rows: int, *, alone: bool = False) -> C
     """A function that takes one step; ``alone``: without draws and loss, for as many ids."""
     num_items = model.table.num_embeddings
     generator = torch.Generator().manual_seed(0)
-    proposal = Uniform(num_items, CANDIDATES)
+    sampler = Uniform(num_items, CANDIDATES)
     inputs, users = torch.randn(num_rows, WIDTH), torch.arange(num_rows)
     weights = torch.randn(num_rows + CANDIDATES, WIDTH)
     advance = _advance(model, rule)
@@ -83,7 +83,7 @@ def stepper(model: Model, rule: str, num_rows: int, *, alone: bool = False) -> C
     def step() -> None:
         positives = torch.randint(num_items, (num_rows,), generator=generator)
         query = model.query(inputs)
-        candidates = proposal.draw(EncodedBatch(positives, users, query.detach()), generator)
+        candidates = sampler.draw(EncodedBatch(positives, users, query.detach()), generator)
         loss = candid.sampled_softmax(query, model.table, positives, candidates).loss.mean()
         advance(loss)
 
@@ -226,7 +226,7 @@ def main() -> None:
     """Measure and write; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--tables", action="store_true", help="write the tables alone")
+    parser.add_argument("--tables", event_type="store_true", help="write the tables alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.tables:

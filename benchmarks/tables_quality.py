@@ -55,15 +55,15 @@ def config_of(tables: str, factor: float, seed: int) -> RunConfig:
                 "query_tower": {"type": "causal_transformer", "dim": DIM, "positions": "rotary"},
                 "item_tower": {"type": "item_embedding", "dim": DIM},
             },
-            "proposal": {"type": "popularity", "num_candidates": 256, "alpha": 0.75},
+            "sampler": {"type": "popularity", "num_candidates": 256, "exponent": 0.75},
             "loss": {"type": "sampled_softmax", "correction": "refined"},
             "training": rates
             | {
                 "tables": tables,
-                "catalog": "trained",
+                "softmax_over": "trained",
                 "schedule": "linear",
                 "betas": [0.9, 0.98],
-                "candidate_draws": 4,
+                "num_groups": 4,
                 "epochs": 100,
                 "max_steps": STEPS,
                 "patience": None,

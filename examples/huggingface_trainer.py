@@ -32,8 +32,8 @@ class NextItem(nn.Module):
         )
         self.backbone = GPT2Model(config)
         # The other users' targets, and items that are nobody's in this batch.
-        proposal = {"type": "mixture", "components": ["in_batch", "uniform"]}
-        self.loss_of = candid.SampledSoftmaxLoss(counts, proposal)
+        sampler = {"type": "mixture", "components": ["in_batch", "uniform"]}
+        self.loss_of = candid.SampledSoftmaxLoss(counts, sampler)
 
     @property
     def items(self) -> Tensor:

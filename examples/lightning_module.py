@@ -19,7 +19,7 @@ from synthetic import NUM_ITEMS, recall_at_10, sequences
 
 
 class Retrieval(lightning.LightningModule):
-    """The loss is a submodule: what its proposal learns is saved with the checkpoint."""
+    """The loss is a submodule: what its sampler learns is saved with the checkpoint."""
 
     def __init__(self, counts: Tensor) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import candid
-from candid.proposals import Mixture, Popularity, Uniform
+from candid.samplers import Mixture, Popularity, Uniform
 from synthetic import NUM_ITEMS, recall_at_10, sequences
 
 
@@ -37,8 +37,8 @@ def main() -> None:
     model = TwoTowers()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     # Popular items are drawn often, and a uniform part reaches those that are no target at all.
-    proposal = Mixture([Popularity(counts, 128), Uniform(NUM_ITEMS, 128)])
-    loss_of = candid.SampledSoftmaxLoss(counts, proposal)
+    sampler = Mixture([Popularity(counts, 128), Uniform(NUM_ITEMS, 128)])
+    loss_of = candid.SampledSoftmaxLoss(counts, sampler)
 
     losses = []
     for _ in range(8):

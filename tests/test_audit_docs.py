@@ -109,7 +109,7 @@ def test_a_set_beats_draws_and_does_not_bear_the_jackknife(num_items, regime):
 def test_a_million_items_took_what_is_said():
     million = json.loads((RESULTS / "audit_million.json").read_text())
     said = (
-        f"{million['proposals']} proposals at n = 64 and 256 for {million['users']} users took "
+        f"{million['samplers']} samplers at n = 64 and 256 for {million['users']} users took "
         f"{million['minutes']:g} minutes"
     )
     assert said in " ".join(DOCS.split())

@@ -26,12 +26,12 @@ def test_the_tables_are_those_of_the_results(script):
 
 def test_every_combination_was_trained_with_these_settings(script):
     assert {
-        (one["data"], one["similarity"], one["proposal"], one["correction"]) for one in RESULTS
+        (one["data"], one["similarity"], one["sampler"], one["correction"]) for one in RESULTS
     } == {
-        (data, similarity, proposal, variant.label)
+        (data, similarity, sampler, variant.label)
         for data in script.STEPS
         for similarity in script.SIMILARITIES
-        for proposal, (_, variants) in script.proposals(3000).items()
+        for sampler, (_, variants) in script.samplers(3000).items()
         for variant in variants
     }
     settings = DOCUMENT["settings"]
@@ -48,7 +48,7 @@ def test_none_diverges():
         assert one["steps_looked_at"] == DOCUMENT["settings"]["steps"][one["data"]] // 10
         assert one["last_losses"] < one["first_losses"]
     drifts = {
-        (one["data"], one["similarity"], one["proposal"]): drift
+        (one["data"], one["similarity"], one["sampler"]): drift
         for one in RESULTS
         if (drift := one["last_validation_nll"] - one["best_validation_nll"]) > 0.03
     }
@@ -67,7 +67,7 @@ def test_every_refined_estimator_learns_more_than_popularity():
     for one in refined("world"):
         assert one["test_nll"] < DOCUMENT["data"]["world"]["log_num_items"] - 0.7
         assert one["test_ndcg@10"] > alone["ndcg@10"] + 0.03
-        is_behind = one["proposal"] in ("uniform", "quadratic")
+        is_behind = one["sampler"] in ("uniform", "quadratic")
         assert is_behind == (one["test_nll"] > alone["nll"] - 0.25)
 
 

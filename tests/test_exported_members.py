@@ -56,7 +56,7 @@ def test_names_of_the_root_are_those_of_their_homes():
 
 def test_the_parts_need_nothing_but_import_candid():
     # In the order of the flow, so that no part has been loaded by a later one.
-    names = ["towers.TOWERS", "index.INDEXES", "proposals.PROPOSALS", "proposals.Candidates"]
+    names = ["towers.TOWERS", "index.INDEXES", "samplers.SAMPLERS", "samplers.Candidates"]
     names += ["losses.LOSSES", "losses.LossOutput", "sampled_softmax"]
     check = f"import candid; {'; '.join(f'candid.{name}' for name in names)}"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
@@ -71,17 +71,17 @@ def test_signatures_begin_as_promised():
         "in_batch_softmax": "query, positive_vectors, positive_ids, *, frequency, user_ids=None, "
         "negative_vectors=None, negative_ids=None, correction='refined', jackknife=False, "
         "temperature=1.0",
-        "with_negatives": "candidates, negative_ids, proposal, batch",
-        "SampledSoftmaxLoss": "catalog, proposal=None, *, correction='refined', jackknife=False, "
+        "with_negatives": "candidates, negative_ids, sampler, batch",
+        "SampledSoftmaxLoss": "catalog, sampler=None, *, correction='refined', jackknife=False, "
         "temperature=1.0, reduction='mean'",
         "InBatchSoftmaxLoss": "frequency, *, correction='refined', jackknife=False, "
         "temperature=1.0, reduction='mean'",
-        "losses.corrected_log_softmax": "*, positive, candidates, log_count, "
-        "log_count_positive=None, hits=None, correction='refined', jackknife=False",
-        "proposals.Uniform": "num_items, num_candidates, distinct=False",
-        "proposals.Popularity": "counts, num_candidates, alpha=1.0, distinct=False",
-        "proposals.InBatch": "frequency, exclude_same_user=True, distinct=False",
-        "proposals.Mixture": "components",
+        "losses.corrected_log_softmax": "*, positive, candidates, log_expected_count, "
+        "log_expected_count_positive=None, accidental_hits=None, correction='refined', jackknife=False",
+        "samplers.Uniform": "num_items, num_candidates, distinct=False",
+        "samplers.Popularity": "counts, num_candidates, exponent=1.0, distinct=False",
+        "samplers.InBatch": "frequency, exclude_same_user=True, distinct=False",
+        "samplers.Mixture": "components",
     }
     for name, expected in promised.items():
         signature = inspect.signature(operator.attrgetter(name)(candid))

@@ -21,7 +21,7 @@ ORDER = [
     "batches",
     "towers",
     "index",
-    "proposals",
+    "samplers",
     "losses",
     "audit",
     "training",

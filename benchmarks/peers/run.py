@@ -79,7 +79,7 @@ def id_towers(**changes: Any) -> dict[str, Any]:
     config |= {
         "batches": {"unit": "interaction", "batch_size": 2048},
         "model": towers,
-        "proposal": {"type": "popularity", "num_candidates": 128, "alpha": 0.75},
+        "sampler": {"type": "popularity", "num_candidates": 128, "exponent": 0.75},
         "loss": {"type": "sampled_softmax", "correction": "refined"},
     }
     tables = {"lr": 2e-3, "tables": "row_adam", "table_lr": 1e-2}
@@ -110,7 +110,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
         "config": transformer(
             batches={"batch_size": 32},
             loss={"type": "sampled_softmax", "correction": "refined"},
-            proposal={"type": "popularity", "num_candidates": 256, "alpha": 0.75},
+            sampler={"type": "popularity", "num_candidates": 256, "exponent": 0.75},
         ),
     },
     "plain-pytorch": {"group": "sasrec", "with": "torch", **SASREC},
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each contender, and cores")
     parser.add_argument("--first-core", type=int, default=0, help="the cores begin here")
     parser.add_argument("--seconds", type=float, default=7200, help="CPU time of one, at most")
-    parser.add_argument("--again", action="store_true", help="also what is in the results")
+    parser.add_argument("--again", event_type="store_true", help="also what is in the results")
     options = parser.parse_args()
     os.sched_setaffinity(0, range(options.first_core, options.first_core + options.threads))
     write_data()

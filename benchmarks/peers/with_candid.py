@@ -27,7 +27,7 @@ def main() -> None:
     set_threads(config.threads)
     torch.manual_seed(config.seed)
     model = build_model(config, dataset)
-    loss, proposal = build_objective(config, dataset)
+    loss, sampler = build_objective(config, dataset)
     seen = [data.history(user) for user in data.asked]
     offsets = np.cumsum([0, *map(len, seen)])
     exclude = Exclusions(torch.from_numpy(np.concatenate(seen)), torch.from_numpy(offsets))
@@ -60,7 +60,7 @@ def main() -> None:
             model=model,
             loader=Loader(dataset, config.batches, config.seed),
             loss=loss,
-            proposal=proposal,
+            sampler=sampler,
             config=config.training,
             folder=Path(run),
             seed=config.seed,

@@ -1,7 +1,7 @@
 """candid: honest sampled softmax for retrieval models.
 
 The names below are the front door; each is loaded from its part on first use, so that
-``import candid`` costs nothing. So are the parts themselves: ``candid.proposals.Uniform``
+``import candid`` costs nothing. So are the parts themselves: ``candid.samplers.Uniform``
 works after ``import candid`` alone.
 """
 
@@ -11,9 +11,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from candid.version import __version__
 
 if TYPE_CHECKING:
+    from candid.candidates import Candidates
     from candid.config import RunConfig, default_recipe, load_recipe
     from candid.data import DataConfig, PreparedDataset, open_dataset
     from candid.data.prepare import prepare
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
     from candid.losses.full_softmax import full_softmax
     from candid.losses.in_batch_softmax import in_batch_softmax
     from candid.losses.sampled_softmax import sampled_softmax
-    from candid.proposals import PROPOSALS, Candidates, with_negatives
     from candid.runs import evaluate_run, load_run, train_run
+    from candid.samplers import SAMPLERS, with_negatives
     from candid.towers import TOWERS, RetrievalModel
 
 __all__ = [
     "INDEXES",
     "LOSSES",
-    "PROPOSALS",
+    "SAMPLERS",
     "TOWERS",
     "CandidError",
     "Candidates",
@@ -80,7 +81,8 @@ _HOMES = {
         "in_batch_softmax",
         "sampled_softmax",
     ),
-    "proposals": ("PROPOSALS", "Candidates", "with_negatives"),
+    "candidates": ("Candidates",),
+    "samplers": ("SAMPLERS", "with_negatives"),
     "runs": ("evaluate_run", "load_run", "train_run"),
     "towers": ("TOWERS", "RetrievalModel"),
 }

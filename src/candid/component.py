@@ -1,13 +1,14 @@
-"""What every configurable part shares: a frozen config class and lookup by name.
+"""The base of every configurable component: a frozen config class and lookup by name.
 
-A part (a tower, a proposal, a loss, an index) owns a nested ``Config``; its package's
-``__init__`` holds the registry, a literal dict from the name used in recipes to the class.
+A component (a tower, a sampler, a loss, an index, a feature) owns a nested ``Config``. The
+registry of its package is a ``Registry`` in the package's ``registry.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeVar, get_args
 
 import pydantic
@@ -46,6 +47,48 @@ class ComponentConfig(pydantic.BaseModel):
         return {name: None if name in nullable else value for name, value in values.items()}
 
 
+class Registry(MutableMapping[str, Any]):
+    """Component classes by the name used in recipes.
+
+    A class of candid stands as "module:Class" and is imported on first use, so that the module
+    with the registry imports none of the components and any of their configs may import it.
+    Other packages may register a class itself: ``SAMPLERS["mine"] = MySampler``.
+
+    Args:
+        components: name -> "module:Class", or the class.
+
+    Example:
+        >>> from candid.samplers import SAMPLERS
+        >>> SAMPLERS["uniform"].__name__
+        'Uniform'
+    """
+
+    def __init__(self, components: Mapping[str, Any]) -> None:
+        self._components = dict(components)
+
+    def __getitem__(self, name: str) -> Any:
+        component = self._components[name]
+        if isinstance(component, str):
+            module, _, class_name = component.partition(":")
+            component = self._components[name] = getattr(import_module(module), class_name)
+        return component
+
+    def __setitem__(self, name: str, component: Any) -> None:
+        self._components[name] = component
+
+    def __delitem__(self, name: str) -> None:
+        del self._components[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._components)
+
+    def __len__(self) -> int:
+        return len(self._components)
+
+    def __repr__(self) -> str:
+        return f"Registry({sorted(self)})"
+
+
 def lookup(registry: Mapping[str, T], kind: str, name: str) -> T:
     """Return ``registry[name]``.
 
@@ -77,7 +120,7 @@ class Tagged:
     The field is validated from a table ``{type = "uniform", num_candidates = 256}``, from the
     bare name of a component whose settings all have defaults, or from a config instance; it
     is written back as the table, ``type`` first. The registry is read at validation time, so
-    a component may refer to its own registry (a mixture of proposals) and a component added
+    a component may refer to its own registry (a mixture of samplers) and a component added
     later is known at once.
 
     Attributes:

@@ -37,11 +37,11 @@ def refined_gradient(scores, positive, ids, expected):
     gradient = np.zeros(4)
     if not others:
         return 0.0, gradient, 0.0
-    z, own = sum(weights), math.exp(scores[positive])
+    z, row_candidates = sum(weights), math.exp(scores[positive])
     for d, weight in zip(others, weights, strict=True):
-        gradient[d] += weight / (z + own)
-    gradient[positive] = -z / (z + own)
-    return math.log(1 + z / own), gradient, z**2 / sum(w * w for w in weights)
+        gradient[d] += weight / (z + row_candidates)
+    gradient[positive] = -z / (z + row_candidates)
+    return math.log(1 + z / row_candidates), gradient, z**2 / sum(w * w for w in weights)
 
 
 def enumerated(n, distinct, q=None):

@@ -12,18 +12,18 @@ from candid.audit import (
     Finding,
     Plan,
     audit,
-    proposal_config,
+    sampler_config,
 )
 from candid.audit.world_subjects import world_subjects
 from candid.errors import ConfigError
-from candid.world import World, WorldConfig
+from candid.synthetic import SyntheticConfig, World
 
 from .conftest import tiny_subject
 
-POPULARITY = Plan("popularity", proposal_config({"type": "popularity", "num_candidates": 3}), 3)
+POPULARITY = Plan("popularity", sampler_config({"type": "popularity", "num_candidates": 3}), 3)
 HEAD = Plan(
     "head",
-    proposal_config({"type": "head_and_tail", "num_head": 2, "tail": {"type": "uniform"}}),
+    sampler_config({"type": "exact_popular", "num_exact": 2, "rest": {"type": "uniform"}}),
     3,
     REFINED,
     is_yours=True,
@@ -63,8 +63,8 @@ def test_the_json_is_whole_and_ranked(report):
     assert errors == sorted(errors)
     assert document["subjects"]["after"]["slices"] == {"tail": 1, "middle": 1, "head": 1}
     first = document["entries"][0]
-    assert first["proposal"]["type"] == "head_and_tail"
-    assert proposal_config(first["proposal"]) == HEAD.config
+    assert first["sampler"]["type"] == "exact_popular"
+    assert sampler_config(first["sampler"]) == HEAD.config
     assert "choose" in document["recommendation"]["sentence"]
 
 
@@ -105,7 +105,7 @@ def test_settings_that_cannot_work_are_refused(options):
 
 
 def test_the_world_is_a_subject_whose_softmax_is_the_truth():
-    config = WorldConfig(num_items=50, num_users=30, interactions_mean=8.0)
+    config = SyntheticConfig(num_items=50, num_users=30, interactions_mean=8.0)
     untrained, true = world_subjects(20, config)
     assert len(true.query) == 20
     log = World(config).interactions(0, 30)

@@ -1,6 +1,6 @@
 import torch
 
-from candid.audit import Variant, proposal_config
+from candid.audit import Variant, sampler_config
 from candid.audit.cost import PeakMemory, exact_cost, sampled_cost
 from candid.audit.sampler import Sampler
 
@@ -28,8 +28,8 @@ def test_memory_of_the_backward_pass_counts():
 
 def test_costs_are_positive_and_grow_with_the_candidates(tiny):
     def cost(n, jackknife=False):
-        proposal = proposal_config({"type": "uniform", "num_candidates": n}).build(tiny.counts)
-        sampler = Sampler(proposal, tiny, n, torch.Generator().manual_seed(0))
+        sampler = sampler_config({"type": "uniform", "num_candidates": n}).build(tiny.counts)
+        sampler = Sampler(sampler, tiny, n, torch.Generator().manual_seed(0))
         return sampled_cost(tiny, sampler, Variant(jackknife=jackknife), 100, seconds=0)
 
     few, many = cost(10), cost(1000)

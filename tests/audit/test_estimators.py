@@ -2,18 +2,18 @@ import pytest
 
 from candid.audit import ALL, REFINED, Variant, affordable, standard_plans
 from candid.errors import ConfigError
-from candid.proposals import PROPOSALS
+from candid.samplers import SAMPLERS
 
 
 def test_the_standard_set_has_every_family_that_needs_no_state():
     plans = standard_plans([16], 1000)
     types = {
         name
-        for name, part in PROPOSALS.items()
+        for name, part in SAMPLERS.items()
         for plan in plans
         if isinstance(plan.config, part.Config)
     }
-    assert types == set(PROPOSALS) - {"memory"}
+    assert types == set(SAMPLERS) - {"memory"}
     assert {plan.n for plan in plans} == {16}
 
 
@@ -44,7 +44,7 @@ def test_draws_by_the_model_are_left_out_of_a_large_catalog_and_named():
         "random Fourier",
         "quadratic",
     }
-    assert sentence.startswith("not measured: random Fourier and quadratic proposals")
+    assert sentence.startswith("not measured: random Fourier and quadratic samplers")
     assert "1,000,000 items" in sentence
     assert affordable(plans, 1000) == (plans, None)
     assert affordable(kept, 10**6) == (kept, None)
@@ -52,7 +52,7 @@ def test_draws_by_the_model_are_left_out_of_a_large_catalog_and_named():
 
 def test_an_odd_number_is_shared_without_loss():
     (plan,) = [p for p in standard_plans([17], 1000) if p.name == "popular head + tail"]
-    assert plan.config.num_head + plan.config.tail.num_candidates == 17
+    assert plan.config.num_exact + plan.config.rest.num_candidates == 17
 
 
 def test_labels():

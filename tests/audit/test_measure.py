@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from candid.audit import Effort, Variant, proposal_config
+from candid.audit import Effort, Variant, sampler_config
 from candid.audit.exact import exact_softmax
 from candid.audit.measure import measure
 from candid.audit.moments import joined
 from candid.audit.sampler import Sampler
-from candid.proposals import Candidates, Uniform
+from candid.candidates import Candidates
+from candid.samplers import Uniform
 
 from .conftest import enumerated, tiny_subject
 
@@ -21,10 +22,10 @@ IN_BATCH = {"type": "in_batch"}
 
 
 def found(subject, table, *, draws, seed=0, batch_rows=3, **effort):
-    proposal = table
+    sampler = table
     if isinstance(table, dict):
-        proposal = proposal_config(table).build(subject.counts)
-    sampler = Sampler(proposal, subject, batch_rows, torch.Generator().manual_seed(seed))
+        sampler = sampler_config(table).build(subject.counts)
+    sampler = Sampler(sampler, subject, batch_rows, torch.Generator().manual_seed(seed))
     exact = exact_softmax(subject)
     return measure(subject, exact, sampler, (Variant(),), Effort(draws=draws, **effort))[0]
 
@@ -45,7 +46,7 @@ def test_findings_are_those_of_all_draws_listed(tiny, table, distinct):
 
 
 class UniformForEachRow:
-    """A draw of its own for every row, as proposals that follow the query make them."""
+    """A draw of its own for every row, as samplers that follow the query make them."""
 
     def __init__(self):
         self._shared = Uniform(4, 3)
@@ -54,13 +55,13 @@ class UniformForEachRow:
         draws = [self._shared.draw(batch, generator) for _ in batch.positive_ids]
         return Candidates(
             ids=torch.stack([draw.ids for draw in draws]),
-            log_count=torch.stack([draw.log_count for draw in draws]),
-            log_count_positive=draws[0].log_count_positive,
-            num_draws=3,
+            log_expected_count=torch.stack([draw.log_expected_count for draw in draws]),
+            log_expected_count_positive=draws[0].log_expected_count_positive,
+            num_samples=3,
         )
 
-    def log_count_of(self, ids, batch):
-        return self._shared.log_count_of(ids, batch)
+    def log_expected_count_of(self, ids, batch):
+        return self._shared.log_expected_count_of(ids, batch)
 
 
 def test_rows_may_have_candidates_of_their_own(tiny):
@@ -77,13 +78,13 @@ def test_a_catalog_too_large_for_one_sum_is_cut_into_blocks(tiny):
         assert_agrees(moments.find(), enumerated(3, False, q))
 
 
-def test_a_memory_is_an_in_batch_proposal_of_more_rows(tiny):
-    memory = found(tiny, {"type": "memory", "size": 2}, draws=800, batch_rows=1)
+def test_a_memory_is_an_in_batch_sampler_of_more_rows(tiny):
+    memory = found(tiny, {"type": "cross_batch_memory", "size": 2}, draws=800, batch_rows=1)
     assert_agrees(memory.find(), enumerated(3, False))
 
 
 def test_a_head_that_holds_the_whole_catalog_has_no_error(tiny):
-    table = {"type": "head_and_tail", "num_head": 4, "tail": POPULARITY}
+    table = {"type": "exact_popular", "num_exact": 4, "rest": POPULARITY}
     finding = found(tiny, table, draws=16).find()
     assert abs(finding.bias) < 1e-7
     assert finding.rmse < 1e-6
@@ -111,7 +112,7 @@ def test_noise_of_the_draws_does_not_look_like_bias(tiny):
 
 def test_draws_are_added_until_the_accuracy_is_reached(tiny):
     sampler = Sampler(
-        proposal_config(POPULARITY).build(tiny.counts), tiny, 3, torch.Generator().manual_seed(0)
+        sampler_config(POPULARITY).build(tiny.counts), tiny, 3, torch.Generator().manual_seed(0)
     )
     exact = exact_softmax(tiny)
     variants = (Variant(), Variant(jackknife=True))
@@ -150,11 +151,16 @@ def test_parts_of_the_rows_pool_to_the_whole(tiny):
 
 def test_rows_of_the_same_user_are_no_negatives_of_each_other():
     rows = tiny_subject().training_positive_ids
-    own = tiny_subject(training_user_ids=torch.zeros_like(rows))
+    row_candidates = tiny_subject(training_user_ids=torch.zeros_like(rows))
     sampler = Sampler(
-        proposal_config(IN_BATCH).build(own.counts), own, 3, torch.Generator().manual_seed(0)
+        sampler_config(IN_BATCH).build(row_candidates.counts),
+        row_candidates,
+        3,
+        torch.Generator().manual_seed(0),
     )
-    moments = measure(own, exact_softmax(own), sampler, (Variant(),), Effort(draws=400))[0]
+    moments = measure(
+        row_candidates, exact_softmax(row_candidates), sampler, (Variant(),), Effort(draws=400)
+    )[0]
     # Row 0 is of user 0, as all training rows are: no candidate is left, so no gradient.
     assert moments.square[0].sum() == 0
     assert moments.effective[0].sum() == 0

@@ -255,19 +255,19 @@ def test_a_held_out_question_is_asked_at_the_moment_of_its_first_target():
 def test_kinds_go_with_the_interactions_they_are_of(unit):
     dataset = long_dataset()
     kinds = (dataset.item_ids % 3).astype(np.uint8)
-    dataset = replace(dataset, actions=kinds, action_names=("a", "b", "c"))
+    dataset = replace(dataset, event_types=kinds, event_type_names=("a", "b", "c"))
     config = BatchesConfig(unit=unit, batch_size=3, max_length=8)
     for batch in Loader(dataset, config, seed=1).epoch():
         if unit == "interaction":
             assert batch.history is None
             continue
         history = batch.to(torch.device("cpu")).history
-        assert torch.equal(history.actions, history.item_ids % 3 + 1)
+        assert torch.equal(history.event_types, history.item_ids % 3 + 1)
     questions = held_out(replace(dataset, roles=np.where(kinds == 2, X, T)), Role.TEST)
     keep = questions.history_stop > dataset.user_offsets[questions.user_ids]
     assert keep.any()
     for _, queries in held_out_queries(dataset, subset(questions, keep), 5, 4):
-        assert torch.equal(queries.history.actions, queries.history.item_ids % 3 + 1)
+        assert torch.equal(queries.history.event_types, queries.history.item_ids % 3 + 1)
 
 
 def subset(questions, keep):

@@ -34,7 +34,7 @@ num_blocks = 1
 type = "item_embedding"
 dim = 8
 
-[proposal]
+[sampler]
 type = "uniform"
 num_candidates = 16
 

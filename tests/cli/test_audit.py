@@ -35,7 +35,7 @@ def test_what_is_left_out_is_said(candid, toy, tmp_path, monkeypatch):
     asked = ["audit", "--data", toy.data, "--n", "4", "--seconds", "1", *QUICK]
     answer = candid(*asked, "--out", tmp_path)
     assert answer.code == 0, answer.err
-    assert "not measured: random Fourier and quadratic proposals" in answer.out
+    assert "not measured: random Fourier and quadratic samplers" in answer.out
     (note,) = json.loads((tmp_path / "audit.json").read_text())["notes"]
     assert note in answer.out
     assert note[1:] in (tmp_path / "audit.html").read_text()

@@ -10,9 +10,9 @@ threads = 1
 [data]
 interactions = "{log}"
 time = "t"
-action = "what"
+event_type = "what"
 
-[data.actions]
+[data.event_types]
 buy = {{}}
 view = {{ use = "{view}" }}
 
@@ -25,7 +25,7 @@ num_blocks = 1
 type = "item_embedding"
 dim = 8
 
-[proposal]
+[sampler]
 type = "uniform"
 num_candidates = 8
 

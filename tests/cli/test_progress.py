@@ -11,9 +11,9 @@ from candid.training import TrainState
 
 METRICS = {
     "loss": 8.1536,
-    "misclassification": 0.98765,
+    "sample_weight": 0.98765,
     "rows_per_second": 52_975.2,
-    "effective_candidates": 1234.5,
+    "effective_sample_size": 1234.5,
 }
 
 
@@ -38,11 +38,11 @@ def shown(width, state=None):
 @pytest.mark.parametrize(
     ("width", "there", "absent"),
     [
-        (80, ["1,234/10,000 steps", "loss 8.1536"], ["misclassification"]),
+        (80, ["1,234/10,000 steps", "loss 8.1536"], ["sample_weight"]),
         (100, ["loss 8.1536  52,975 rows/s"], ["effective"]),
         (
             160,
-            ["8.1536  52,975 rows/s  misclassification 0.988  effective candidates 1,234"],
+            ["8.1536  52,975 rows/s  sample_weight 0.988  effective candidates 1,234"],
             [],
         ),
     ],

@@ -1,4 +1,4 @@
-"""An item that came after training, and proposals that can never draw it."""
+"""An item that came after training, and samplers that can never draw it."""
 
 import dataclasses
 
@@ -26,38 +26,38 @@ def train(candid, toy, tmp_path, *overrides):
 
 
 @pytest.mark.parametrize(
-    "proposal",
+    "sampler",
     [
-        "proposal={ type = 'popularity' }",
-        "proposal={ type = 'in_batch' }",
-        "proposal={ type = 'memory' }",
-        "proposal={ type = 'mixture', components = ['popularity', 'in_batch'] }",
-        "proposal={ type = 'head_and_tail', num_head = 4, tail = 'popularity' }",
-        "proposal={ type = 'nearest_head', num_head = 4, k = 2 }",
+        "sampler={ type = 'popularity' }",
+        "sampler={ type = 'in_batch' }",
+        "sampler={ type = 'cross_batch_memory' }",
+        "sampler={ type = 'mixture', components = ['popularity', 'in_batch'] }",
+        "sampler={ type = 'exact_popular', num_exact = 4, rest = 'popularity' }",
+        "sampler={ type = 'exact_nearest', num_exact = 4, k = 2 }",
     ],
 )
-def test_a_new_item_out_of_reach_is_refused_unasked(candid, newcomers, tmp_path, proposal):
-    answer, out = train(candid, newcomers, tmp_path, proposal)
+def test_a_new_item_out_of_reach_is_refused_unasked(candid, newcomers, tmp_path, sampler):
+    answer, out = train(candid, newcomers, tmp_path, sampler)
     assert answer.code == 2, answer.err
     last = answer.err.splitlines()[-1]
     assert last.startswith("error: item 'premiere' can never be drawn, its probability is 0")
     assert "2 of 32 items" in last
-    assert "a popularity proposal a floor above 0" in last
+    assert "a popularity sampler a floor above 0" in last
     assert "uniform draws" in last
-    assert "training.catalog = 'trained'" in last
+    assert "training.softmax_over = 'trained'" in last
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["proposal={ type = 'popularity', floor = 1.0 }"],
-        ["proposal={ type = 'mixture', components = ['popularity', 'uniform'] }"],
-        ["proposal={ type = 'head_and_tail', num_head = 4, tail = 'uniform' }"],
-        ["proposal={ type = 'popularity' }", "training.catalog=trained"],
-        ["proposal={ type = 'in_batch' }", "training.catalog=trained"],
-        ["proposal={ type = 'popularity' }", "loss={ type = 'bce' }"],
-        ["proposal=none", "loss={ type = 'full_softmax' }"],
+        ["sampler={ type = 'popularity', min_count = 1.0 }"],
+        ["sampler={ type = 'mixture', components = ['popularity', 'uniform'] }"],
+        ["sampler={ type = 'exact_popular', num_exact = 4, rest = 'uniform' }"],
+        ["sampler={ type = 'popularity' }", "training.softmax_over=trained"],
+        ["sampler={ type = 'in_batch' }", "training.softmax_over=trained"],
+        ["sampler={ type = 'popularity' }", "loss={ type = 'bce' }"],
+        ["sampler=none", "loss={ type = 'full_softmax' }"],
     ],
 )
 def test_what_reaches_it_or_need_not_trains(candid, newcomers, tmp_path, overrides):

@@ -15,7 +15,7 @@ from candid.errors import ConfigError
         ("training.betas=[0.9, 0.98]", ("training.betas", [0.9, 0.98])),
         ("loss={type='bce'}", ("loss", {"type": "bce"})),
         ("data.interactions=a=b.csv", ("data.interactions", "a=b.csv")),
-        ("proposal=", ("proposal", None)),
+        ("sampler=", ("sampler", None)),
         ("name=1\nseed = 2", ("name", "1\nseed = 2")),
     ],
 )

@@ -13,7 +13,7 @@ from candid.config import (
 )
 from candid.errors import ConfigError
 from candid.losses import LOSSES
-from candid.proposals import PROPOSALS
+from candid.samplers import SAMPLERS
 from candid.towers import TOWERS
 
 RECIPE = """
@@ -21,7 +21,7 @@ name = "small"
 [data]
 interactions = "log.csv"
 time = "at"
-[proposal]
+[sampler]
 type = "uniform"
 num_candidates = 8
 [loss]
@@ -45,13 +45,13 @@ def test_a_recipe_becomes_typed_settings_with_defaults_for_the_rest(recipe):
     assert config.data is not None
     assert config.data.interactions == "log.csv"
     assert config.loss.correction == "logq"
-    assert config.proposal == PROPOSALS["uniform"].Config(num_candidates=8)
+    assert config.sampler == SAMPLERS["uniform"].Config(num_candidates=8)
 
 
 def test_overrides_come_before_validation(recipe):
-    config = load_recipe(recipe, ["training.epochs=7", "proposal=none", "loss.type=full_softmax"])
+    config = load_recipe(recipe, ["training.epochs=7", "sampler=none", "loss.type=full_softmax"])
     assert config.training.epochs == 7
-    assert config.proposal is None
+    assert config.sampler is None
     assert isinstance(config.loss, LOSSES["full_softmax"].Config)
 
 
@@ -71,12 +71,12 @@ def test_what_a_run_stores_is_read_back_equal(recipe):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_says_whether_it_goes_with_a_proposal(loss):
+def test_every_loss_says_whether_it_goes_with_a_sampler(loss):
     table = {"name": "x", "loss": {"type": loss}}
-    with_proposal = table | {"proposal": {"type": "uniform"}}
-    good, bad = (with_proposal, table) if LOSSES[loss].needs_candidates else (table, with_proposal)
+    with_sampler = table | {"sampler": {"type": "uniform"}}
+    good, bad = (with_sampler, table) if LOSSES[loss].needs_candidates else (table, with_sampler)
     parse_config(good, "x")
-    with pytest.raises(ConfigError, match=r"\[proposal\]"):
+    with pytest.raises(ConfigError, match=r"\[sampler\]"):
         parse_config(bad, "x")
 
 
@@ -95,28 +95,28 @@ SET = {"type": "popularity", "num_candidates": 8, "distinct": True}
 
 
 @pytest.mark.parametrize(
-    "proposal",
+    "sampler",
     [
         SET,
         {"type": "in_batch", "distinct": True},
         {"type": "mixture", "components": [{"type": "uniform"}, SET]},
-        {"type": "head_and_tail", "tail": SET},
+        {"type": "exact_popular", "rest": SET},
     ],
 )
-def test_a_jackknife_of_a_set_is_refused(proposal):
-    table = {"name": "x", "proposal": proposal, "loss": {"type": "sampled_softmax"}}
+def test_a_jackknife_of_a_set_is_refused(sampler):
+    table = {"name": "x", "sampler": sampler, "loss": {"type": "sampled_softmax"}}
     parse_config(table, "x")
     table["loss"]["jackknife"] = True
     with pytest.raises(ConfigError, match=r"loss\.jackknife cannot go with .* distinct = true"):
         parse_config(table, "x")
     draws = {"type": "mixture", "components": [{"type": "uniform"}, {"type": "popularity"}]}
-    parse_config(table | {"proposal": draws}, "x")
+    parse_config(table | {"sampler": draws}, "x")
 
 
 def test_the_default_recipe_is_the_refined_loss_on_a_mixture():
     config = default_recipe()
     assert config.loss.correction == "refined"
-    assert isinstance(config.proposal, PROPOSALS["mixture"].Config)
+    assert isinstance(config.sampler, SAMPLERS["mixture"].Config)
     assert default_recipe(["seed=3"]).seed == 3
 
 

@@ -42,7 +42,7 @@ class Ink(ComponentConfig):
     dashes: tuple[float, ...] = Field((), description="lengths")
 
 
-class Drawing(ComponentConfig):
+class CandidateSource(ComponentConfig):
     sides: ClassVar[int] = 2
     name: str = Field(description="of the file")
     ink: Ink = Field(default_factory=Ink, description="what lines look like")
@@ -60,14 +60,14 @@ class Drawing(ComponentConfig):
     folder: Path | None = Field(None, description="where")
 
     @model_validator(mode="after")
-    def _name_and_folder_differ(self) -> "Drawing":
+    def _name_and_folder_differ(self) -> "CandidateSource":
         if self.folder is not None and self.folder.name == self.name:
             raise ValueError("folder and name must differ")
         return self
 
 
 def test_every_key_is_listed_with_type_default_and_meaning():
-    assert list(describe(Drawing)) == [
+    assert list(describe(CandidateSource)) == [
         ConfigKey("name", "text", "required", "of the file"),
         ConfigKey("ink.colour", "red | blue", '"red"', "of the line"),
         ConfigKey("ink.width", "integer", "2", "in points"),
@@ -97,17 +97,17 @@ def test_every_key_is_listed_with_type_default_and_meaning():
 def test_a_good_table_becomes_a_config_and_back():
     table = {"name": "a", "ink": {"width": "none"}, "shape": {"type": "disc", "radius": 2}}
     table["layers"] = {"top": "disc", "side": {"type": "group", "members": ["disc"]}}
-    drawing = validated(Drawing, table, "d.toml")
+    drawing = validated(CandidateSource, table, "d.toml")
     assert drawing.ink.width is None
     assert drawing.shape == Disc.Config(radius=2)
     assert drawing.layers["side"] == Group.Config(members=(Disc.Config(),))
-    assert validated(Drawing, drawing.model_dump(mode="json"), "again") == drawing
+    assert validated(CandidateSource, drawing.model_dump(mode="json"), "again") == drawing
 
 
 def test_a_component_without_a_type_has_that_of_the_default():
-    assert validated(Drawing, {"name": "a", "shape": {"radius": 2}}, "x").shape == Disc.Config(
-        radius=2
-    )
+    assert validated(
+        CandidateSource, {"name": "a", "shape": {"radius": 2}}, "x"
+    ).shape == Disc.Config(radius=2)
 
 
 def test_a_default_is_written_as_toml():
@@ -188,5 +188,5 @@ def test_a_default_is_written_as_toml():
 )
 def test_a_wrong_table_is_one_sentence_with_source_key_and_cure(table, sentence):
     with pytest.raises(ConfigError) as caught:
-        validated(Drawing, table, "d.toml")
+        validated(CandidateSource, table, "d.toml")
     assert str(caught.value) == f"d.toml: {sentence}"

@@ -53,7 +53,7 @@ def shown_with(dataset):
 
 def test_rows_that_only_say_what_was_shown_go_to_the_next_target(tmp_path):
     log = write(tmp_path / "log.parquet", LOG, ["user_id", "item_id", "t", "what"])
-    config = config_of(log, action="what", actions=ACTIONS)
+    config = config_of(log, event_type="what", event_types=ACTIONS)
     prepared = prepare(config, tmp_path / "out")
     assert shown_with(prepared.dataset) == {
         (1, 10): [[]],
@@ -64,7 +64,7 @@ def test_rows_that_only_say_what_was_shown_go_to_the_next_target(tmp_path):
         (2, 10): [[]],
         (2, 20): [[]],
     }
-    assert prepared.dataset.action_names == ("buy", "view")
+    assert prepared.dataset.event_type_names == ("buy", "view")
     assert prepared.report["dropped"] == {"shown": 6}
     # 99 was never chosen, and is thus no item; 40 at the end leads to no choice.
     assert prepared.report["negatives"] == {
@@ -117,7 +117,7 @@ def test_lists_and_rows_go_together(tmp_path):
     rows = [(1, 10, 1, "buy", [30]), (1, 20, 2, "shown", None), (1, 30, 3, "buy", [10])]
     rows += [(ALL, item, t, "buy", None) for t, item in EVERYTHING]
     log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "what", "shown"])
-    config = config_of(log, action="what", actions=ACTIONS, negatives="shown")
+    config = config_of(log, event_type="what", event_types=ACTIONS, negatives="shown")
     found = shown_with(prepare(config, tmp_path / "out").dataset)
     assert (found[1, 10], found[1, 30]) == ([[30]], [[10, 20]])
 
@@ -127,7 +127,7 @@ def test_what_was_taken_up_after_it_was_shown_is_no_negative(tmp_path):
     rows += [(1, 20, 2, "view"), (1, 30, 3, "buy"), (1, 10, 4, "view"), (1, 40, 5, "buy")]
     rows += [(ALL, item, t, "buy") for t, item in EVERYTHING]
     log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "what"])
-    prepared = prepare(config_of(log, action="what", actions=ACTIONS), tmp_path / "out")
+    prepared = prepare(config_of(log, event_type="what", event_types=ACTIONS), tmp_path / "out")
     # 10 is viewed, and 40 bought, only after the choice that they were passed over for.
     found = shown_with(prepared.dataset)
     assert found[1, 30] == [[10, 40]]
@@ -149,7 +149,7 @@ def test_rows_of_what_was_shown_need_no_role(tmp_path, role):
     ]
     log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "what", "split"])
     split = SplitConfig(kind="column", column="split")
-    config = config_of(log, action="what", actions=ACTIONS, split=split)
+    config = config_of(log, event_type="what", event_types=ACTIONS, split=split)
     prepared = prepare(config, tmp_path / "out")
     assert shown_with(prepared.dataset) == {
         (1, 10): [[], [40]],
@@ -227,7 +227,7 @@ def test_bad_lists_are_refused(tmp_path):
 
 def test_damaged_arrays_are_refused(tmp_path):
     log = write(tmp_path / "log.parquet", LOG, ["user_id", "item_id", "t", "what"])
-    prepare(config_of(log, action="what", actions=ACTIONS), tmp_path / "out")
+    prepare(config_of(log, event_type="what", event_types=ACTIONS), tmp_path / "out")
     file = tmp_path / "out" / "negative_ids.npy"
     whole = np.load(file)
     np.save(file, np.where(whole == whole[0], 4, whole).astype(np.int32))

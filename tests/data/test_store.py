@@ -46,16 +46,16 @@ def test_what_is_written_is_read_back_mapped(folder):
 
 
 def test_kinds_are_read_back(tmp_path):
-    kinds = {"actions": np.array([1, 0, 0, 1], np.uint8), "action_names": ("buy", "view")}
-    write_dataset(tmp_path, example(**kinds, target_actions=("buy",)), {})
+    kinds = {"event_types": np.array([1, 0, 0, 1], np.uint8), "event_type_names": ("buy", "view")}
+    write_dataset(tmp_path, example(**kinds, target_event_types=("buy",)), {})
     opened = open_dataset(tmp_path)
-    assert (opened.action_names, opened.target_actions) == (("buy", "view"), ("buy",))
+    assert (opened.event_type_names, opened.target_event_types) == (("buy", "view"), ("buy",))
 
 
 @pytest.mark.parametrize("wrong", [["read"], None, 3])
 def test_targets_that_are_no_kinds_are_damage(folder, wrong):
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"target_actions": wrong}))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"target_event_types": wrong}))
     with pytest.raises(ArtifactError, match=r"manifest\.json is damaged; prepare again"):
         open_dataset(folder)
 

@@ -10,9 +10,9 @@ from candid.data import Role, held_out, open_dataset
 from candid.demo import run_demo
 from candid.demo.truth import TrueModel
 from candid.errors import ArtifactError, ConfigError
-from candid.world import World, WorldConfig
+from candid.synthetic import SyntheticConfig, World
 
-SMALL = WorldConfig(num_items=120, num_users=400, num_topics=6, interactions_mean=12.0)
+SMALL = SyntheticConfig(num_items=120, num_users=400, num_topics=6, interactions_mean=12.0)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from candid.features import Bags, Codes
 from candid.features.context import context_frame
 from candid.runs.exporting import export_parts
 from candid.runs.features import fit_features
-from candid.runs.run import LoadedRun, build_model
+from candid.runs.run import Run, build_model
 
 NUM_ITEMS, NUM_USERS, LENGTH = 17, 12, 5
 NOON = datetime.datetime(2026, 1, 31, 12)
@@ -54,7 +54,7 @@ COLUMNS = {
 CONTEXT = {
     "hour": {"type": "clock", "column": "time"},
     "gap": {"type": "number", "scale": "log", "column": "since"},
-    "last": {"type": "categorical", "min_count": 1, "column": "last_action"},
+    "last": {"type": "categorical", "min_count": 1, "column": "last_event_type"},
 }
 TOWER = {"dim": 8, "field_dim": 8, "hidden": [16]}
 
@@ -80,8 +80,8 @@ def make_dataset() -> PreparedDataset:
         users=rows(NUM_USERS),
         items=items.insert_column(1, titles),
         timestamps=times.ravel(),
-        actions=rng.integers(0, 2, NUM_USERS * LENGTH).astype(np.uint8),
-        action_names=("view", "buy"),
+        event_types=rng.integers(0, 2, NUM_USERS * LENGTH).astype(np.uint8),
+        event_type_names=("view", "buy"),
         manifest={"fingerprint": "export"},
     )
 
@@ -90,12 +90,12 @@ def make_dataset() -> PreparedDataset:
 class Made:
     """A model with random weights: differences show where zeros would hide them."""
 
-    run: LoadedRun
+    run: Run
     parts: ExportParts
 
     @property
-    def reads_actions(self) -> bool:
-        towers = [tower.get("read_actions") for tower in self._towers()]
+    def reads_event_types(self) -> bool:
+        towers = [tower.get("read_event_types") for tower in self._towers()]
         return any(towers)
 
     def _towers(self) -> list[dict]:
@@ -138,7 +138,7 @@ def make(
         for parameter in built.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     manifest = {"dataset": {"fingerprint": "export"}, "features": fitted.fingerprint}
-    run = LoadedRun(Path("run"), config, built, dataset, manifest, fitted)
+    run = Run(Path("run"), config, built, dataset, manifest, fitted)
     return Made(run, export_parts(run))
 
 
@@ -154,7 +154,7 @@ EVERYTHING = {
                 "num_blocks": 1,
                 "num_heads": 2,
                 "positions": "rotary",
-                "read_actions": True,
+                "read_event_types": True,
             },
             {"type": "user_features", **TOWER},
             {"type": "context_features", **TOWER, "interaction": "cross"},
@@ -303,7 +303,7 @@ def as_input(values) -> torch.Tensor:
 def ask_model(
     made: Made, *, histories: list[list[int]], by_features: bool = False, width: int | None = None
 ) -> Asked:
-    """Questions of as many people as there are histories."""
+    """EvaluationQueries of as many people as there are histories."""
     run, model, count = made.run, made.run.model, len(histories)
     named, parts = {}, {}
     users = [-1] * count if by_features else [row % NUM_USERS for row in range(count)]
@@ -328,12 +328,14 @@ def ask_model(
     if model.reads_history:
         ends = np.cumsum([0, *map(len, histories)])
         flat = torch.tensor([item for history in histories for item in history], dtype=torch.int64)
-        kinds = (flat * 7 + 1) % 3 if run.dataset.action_names else None
+        kinds = (flat * 7 + 1) % 3 if run.dataset.event_type_names else None
         asked = [end - 1 if end > begin else -1 for begin, end in itertools.pairwise(ends)]
         parts["history"] = History(flat, torch.tensor(ends), torch.tensor(asked), kinds)
         named["history"] = padded(histories, width)
-        if made.reads_actions:
-            named["actions"] = torch.where(named["history"] < 0, 0, (named["history"] * 7 + 1) % 3)
+        if made.reads_event_types:
+            named["event_types"] = torch.where(
+                named["history"] < 0, 0, (named["history"] * 7 + 1) % 3
+            )
     return Asked(named, Queries(user_ids=torch.tensor(users), **parts))
 
 

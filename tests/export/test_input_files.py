@@ -22,7 +22,7 @@ def test_features_can_be_made_again_from_it(folder, everything):
     """Another program restores each feature from the file alone, and encodes alike."""
     document = json.loads((folder / "inputs.json").read_text())
     assert document["fingerprint"] == everything.parts.fingerprint
-    assert document["actions"] == {"view": 1, "buy": 2}
+    assert document["event_types"] == {"view": 1, "buy": 2}
     assert (document["padding"], document["max_length"]) == (-1, 6)
     items = everything.run.dataset.items
     known = everything.run.features.item.values

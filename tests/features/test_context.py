@@ -26,8 +26,8 @@ def dataset(timestamps=True):
         users=pl.DataFrame({"source_id": [0, 1, 2]}),
         items=pl.DataFrame({"source_id": [0, 1, 2]}),
         timestamps=times if timestamps else None,
-        actions=np.array([0, 1, 1, 0, 0], dtype=np.uint8),
-        action_names=("buy", "view"),
+        event_types=np.array([0, 1, 1, 0, 0], dtype=np.uint8),
+        event_type_names=("buy", "view"),
     )
 
 
@@ -41,7 +41,7 @@ class Spy:
 def seen(call):
     from candid.features import FeatureTable
 
-    names = ("since", "time", "action", "last_action")
+    names = ("since", "time", "event_type", "last_event_type")
     table = FeatureTable({n: Spy() for n in names}, {n: n for n in names}, {"since": []})
     return call(Context(dataset(), table))
 
@@ -50,8 +50,8 @@ def test_the_moment_is_that_of_the_interaction_and_the_gap_that_to_the_one_befor
     found = seen(lambda context: context.at(np.array([2, 0, 3, 4, 1])))
     assert found["since"] == [4 * 3600.0, None, None, 0.0, 2 * 3600.0]
     start = datetime.datetime(1970, 1, 1)
-    assert found["action"] == ["view", "buy", "buy", "buy", "view"]
-    assert found["last_action"] == ["view", None, None, "buy", "buy"]
+    assert found["event_type"] == ["view", "buy", "buy", "buy", "view"]
+    assert found["last_event_type"] == ["view", None, None, "buy", "buy"]
     assert found["time"] == [start + datetime.timedelta(hours=h) for h in (7, 1, 2, 2, 3)]
 
 
@@ -60,11 +60,11 @@ def test_service_asks_now_and_knows_the_end_of_the_history():
     found = seen(lambda context: context.asked(10 * HOUR, starts, stops, 3))
     assert found["since"] == [3 * 3600.0, None, 8 * 3600.0]
     assert len(set(found["time"])) == 1
-    assert found["last_action"] == ["view", None, "buy"]
-    assert found["action"] == [None] * 3
+    assert found["last_event_type"] == ["view", None, "buy"]
+    assert found["event_type"] == [None] * 3
     typed = seen(lambda context: context.asked(10 * HOUR, None, None, 2, "buy"))
-    assert typed["since"] == typed["last_action"] == [None, None]
-    assert typed["action"] == ["buy", "buy"]
+    assert typed["since"] == typed["last_event_type"] == [None, None]
+    assert typed["event_type"] == ["buy", "buy"]
 
 
 def test_time_that_runs_backwards_is_no_gap():

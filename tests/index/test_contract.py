@@ -13,9 +13,9 @@ from candid.errors import ArtifactError, ConfigError, UnknownNameError
 from candid.index import (
     INDEXES,
     Exclusions,
-    Hits,
     IndexConfig,
     LiveIndex,
+    SearchResult,
     StoredIndex,
     TunableIndex,
     open_snapshot,
@@ -265,7 +265,7 @@ def test_a_new_index_is_one_class_and_one_line(monkeypatch):
             self.num_items = len(item_vectors)
 
         def search(self, query, k, exclude=None):
-            return Hits(torch.arange(k).expand(len(query), k), torch.zeros(len(query), k))
+            return SearchResult(torch.arange(k).expand(len(query), k), torch.zeros(len(query), k))
 
     monkeypatch.setitem(INDEXES, "constant", Constant)
     index = lookup(INDEXES, "index", "constant").Config().build(checkerboard())

@@ -7,7 +7,7 @@ from candid.index import (
     Bfloat16Index,
     ExactIndex,
     FaissIndex,
-    Hits,
+    SearchResult,
     assess,
     exact_truth,
     measure,
@@ -61,7 +61,7 @@ class Ladder:
         self.clock.now += 0.001 * self.width
         ids = self._exact.search(query, k).item_ids.clone()
         ids[:, self.width :] = -1
-        return Hits(ids, torch.zeros(ids.shape))
+        return SearchResult(ids, torch.zeros(ids.shape))
 
 
 class TestRecall:
@@ -69,20 +69,20 @@ class TestRecall:
         items = torch.arange(5.0).unsqueeze(1)
         truth = exact_truth(items, torch.ones(2, 1), 3)
         assert truth.hits.item_ids.tolist() == [[4, 3, 2]] * 2
-        found = Hits(torch.tensor([[4, 0, -1], [2, 3, 4]]), torch.zeros(2, 3))
+        found = SearchResult(torch.tensor([[4, 0, -1], [2, 3, 4]]), torch.zeros(2, 3))
         assert recalls(found, truth, items).tolist() == pytest.approx([1 / 3, 1])
 
     def test_an_item_that_scores_as_much_is_as_right(self):
         items = torch.tensor([[1.0], [2], [2], [2]])
         truth = exact_truth(items, torch.ones(1, 1), 2)
         assert truth.hits.item_ids.tolist() == [[1, 2]]
-        found = Hits(torch.tensor([[3, 2]]), torch.zeros(1, 2))
+        found = SearchResult(torch.tensor([[3, 2]]), torch.zeros(1, 2))
         assert recalls(found, truth, items).tolist() == [1]
 
     def test_scores_that_an_index_makes_up_count_for_nothing(self):
         items = torch.arange(5.0).unsqueeze(1)
         truth = exact_truth(items, torch.ones(1, 1), 2)
-        found = Hits(torch.tensor([[0, 1]]), torch.full((1, 2), 99.0))
+        found = SearchResult(torch.tensor([[0, 1]]), torch.full((1, 2), 99.0))
         assert recalls(found, truth, items).tolist() == [0]
 
 

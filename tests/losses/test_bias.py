@@ -1,4 +1,4 @@
-"""Gradient bias against the full softmax: N = 1,000 items, Zipf proposal, own Monte Carlo.
+"""Gradient bias against the full softmax: N = 1,000 items, Zipf sampler, own Monte Carlo.
 
 Setup and expected ranges are those of the estimator study: "mid" scores are log Q + 1.5·N(0, 1),
 "late" raises the positive until P(p) is about .6; negatives are drawn from Q without the
@@ -37,19 +37,19 @@ def mean_gradient(q, scores, positive, n, draws, generator, estimator):
     points = torch.rand(draws, n, generator=generator, dtype=torch.float64) * cumulative[-1]
     ids = torch.searchsorted(cumulative, points, right=True).clamp_(max=ITEMS - 1)
     raw = (n * q).log().float()
-    log_count = raw if estimator == "logq" else (n * rest / cumulative[-1]).log().float()
+    log_expected_count = raw if estimator == "logq" else (n * rest / cumulative[-1]).log().float()
     candidates = scores.float()[ids].requires_grad_()
     first = scores[positive].float().expand(draws).clone().requires_grad_()
     out = corrected_log_softmax(
         positive=first,
         candidates=candidates,
-        log_count=log_count[ids],
-        log_count_positive=raw[positive].expand(draws),
+        log_expected_count=log_expected_count[ids],
+        log_expected_count_positive=raw[positive].expand(draws),
         correction="logq" if estimator == "logq" else "refined",
         jackknife=estimator == "jackknife",
     )
     # Without the paper's weight 1 - P(p), every row counts 1.
-    row = 1 / out.misclassification if estimator == "w=1" else torch.ones(draws)
+    row = 1 / out.sample_weight if estimator == "w=1" else torch.ones(draws)
     at_positive, at_candidates = torch.autograd.grad((out.loss * row).sum(), (first, candidates))
     total = torch.zeros(ITEMS, dtype=torch.float64)
     total.index_add_(0, ids.flatten(), at_candidates.double().flatten())

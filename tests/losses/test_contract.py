@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from candid.candidates import Candidates
 from candid.component import ComponentConfig
 from candid.errors import ConfigError, UnknownNameError
 from candid.losses import LOSSES, LossComponent, LossConfig, LossOutput
-from candid.proposals import Candidates, HeadAndTail, InBatch, Mixture, Uniform, several_draws
+from candid.samplers import ExactPopular, InBatch, Mixture, Uniform, sample_groups
 
 V, D = 12, 4
 ROWS = SimpleNamespace(
@@ -33,24 +34,24 @@ def inputs():
     generator = torch.Generator().manual_seed(4)
     query = torch.randn(7, D, generator=generator).requires_grad_()
     items = torch.randn(V, D, generator=generator).requires_grad_()
-    proposal = Mixture([Uniform(V, 20), InBatch(torch.arange(V, 0, -1))])
-    return query, items, ROWS.positive_ids, proposal.draw(ROWS, generator)
+    sampler = Mixture([Uniform(V, 20), InBatch(torch.arange(V, 0, -1))])
+    return query, items, ROWS.positive_ids, sampler.sample(ROWS, generator)
 
 
 @pytest.mark.parametrize("config", list(configs()))
 class TestEveryLoss:
     def test_record(self, config, inputs):
-        out = config.build(V)(*inputs, effective=True)
+        out = config.build(V)(*inputs, effective_sample_size=True)
         assert isinstance(out, LossOutput)
-        for values in (out.loss, out.log_z, out.misclassification, out.effective_candidates):
+        for values in (out.loss, out.log_z, out.sample_weight, out.effective_sample_size):
             assert values.shape == (7,)
             assert values.dtype == torch.float32
             assert bool(torch.isfinite(values).all())
-        assert bool(((out.misclassification >= 0) & (out.misclassification <= 1)).all())
-        assert bool((out.effective_candidates >= 0.999).all())
-        assert not out.misclassification.requires_grad
-        assert not out.effective_candidates.requires_grad
-        assert config.build(V)(*inputs).effective_candidates is None
+        assert bool(((out.sample_weight >= 0) & (out.sample_weight <= 1)).all())
+        assert bool((out.effective_sample_size >= 0.999).all())
+        assert not out.sample_weight.requires_grad
+        assert not out.effective_sample_size.requires_grad
+        assert config.build(V)(*inputs).effective_sample_size is None
         query_grad, item_grad = torch.autograd.grad(out.loss.sum(), inputs[:2])
         assert bool(torch.isfinite(query_grad).all())
         assert bool(torch.isfinite(item_grad).all())
@@ -58,39 +59,39 @@ class TestEveryLoss:
 
     def test_arguments_are_not_written_to(self, config, inputs):
         before = copy.deepcopy([tensor.detach() for tensor in inputs[:3]])
-        ids, log_count = inputs[3].ids.clone(), inputs[3].log_count.clone()
-        config.build(V)(*inputs, effective=True).loss.sum().backward()
+        ids, log_expected_count = inputs[3].ids.clone(), inputs[3].log_expected_count.clone()
+        config.build(V)(*inputs, effective_sample_size=True).loss.sum().backward()
         for tensor, kept in zip(inputs[:3], before, strict=True):
             assert torch.equal(tensor, kept)
         assert torch.equal(inputs[3].ids, ids)
-        assert torch.equal(inputs[3].log_count, log_count)
+        assert torch.equal(inputs[3].log_expected_count, log_expected_count)
 
     def test_rows_may_come_in_any_order(self, config, inputs):
-        query, items, positive_ids, drawn = inputs
+        query, items, positive_ids, sampled = inputs
         order = torch.tensor([3, 0, 6, 5, 1, 4, 2])
         moved = Candidates(
-            drawn.ids,
-            drawn.log_count,
-            drawn.log_count_positive[order],
-            drawn.num_draws,
-            drawn.owner,
-            drawn.row_user_ids[order],
+            sampled.ids,
+            sampled.log_expected_count,
+            sampled.log_expected_count_positive[order],
+            sampled.num_samples,
+            sampled.owner,
+            sampled.row_user_ids[order],
         )
         loss = config.build(V)
-        out = loss(query, items, positive_ids, drawn).loss
+        out = loss(query, items, positive_ids, sampled).loss
         torch.testing.assert_close(
             loss(query[order], items, positive_ids[order], moved).loss, out[order]
         )
 
     def test_softmax_losses_ignore_a_constant_added_to_all_scores(self, config, inputs):
-        query, items, positive_ids, drawn = inputs
+        query, items, positive_ids, sampled = inputs
         # One more coordinate, 1 in every item vector: it adds its query value to every score.
         more = torch.cat([query, torch.full((7, 1), 2.0)], dim=1)
         raised = torch.cat([items, torch.ones(V, 1)], dim=1)
         loss = config.build(V)
         same = torch.allclose(
-            loss(more, raised, positive_ids, drawn).loss,
-            loss(query, items, positive_ids, drawn).loss,
+            loss(more, raised, positive_ids, sampled).loss,
+            loss(query, items, positive_ids, sampled).loss,
             atol=0.05 if getattr(config, "precision", None) == "bfloat16" else 1e-5,
         )
         assert same == (type(config).__qualname__.split(".")[0] not in ("BCE", "GBCE"))
@@ -99,11 +100,11 @@ class TestEveryLoss:
         query, items, _, _ = inputs
         alone = Candidates(torch.zeros(3, dtype=torch.int64), torch.zeros(3), torch.zeros(7), 3)
         positive_ids = torch.zeros(7, dtype=torch.int64)
-        out = config.build(1)(query, items[:1], positive_ids, alone, effective=True)
+        out = config.build(1)(query, items[:1], positive_ids, alone, effective_sample_size=True)
         assert not out.loss.any()
         assert bool(out.log_z.isneginf().all())
-        assert not out.misclassification.any()
-        assert not out.effective_candidates.any()
+        assert not out.sample_weight.any()
+        assert not out.effective_sample_size.any()
         for grad in torch.autograd.grad(out.loss.sum(), (query, items)):
             assert not grad.any()
 
@@ -111,9 +112,9 @@ class TestEveryLoss:
         query, items, positive_ids, _ = inputs
         nobody = SimpleNamespace(positive_ids=positive_ids[:0], user_ids=positive_ids[:0])
         in_batch = InBatch(torch.ones(V), distinct=True)
-        for proposal in (Uniform(V, 4), InBatch(torch.ones(V)), in_batch):
-            out = config.build(V)(query[:0], items, positive_ids[:0], proposal.draw(nobody))
-            assert out.loss.shape == out.log_z.shape == out.misclassification.shape == (0,)
+        for sampler in (Uniform(V, 4), InBatch(torch.ones(V)), in_batch):
+            out = config.build(V)(query[:0], items, positive_ids[:0], sampler.sample(nobody))
+            assert out.loss.shape == out.log_z.shape == out.sample_weight.shape == (0,)
             query_grad, item_grad = torch.autograd.grad(out.loss.sum(), (query, items))
             assert not query_grad.any()
             assert not item_grad.any()
@@ -121,7 +122,7 @@ class TestEveryLoss:
     def test_needs_candidates_says_so(self, config, inputs):
         loss = config.build(V)
         if loss.needs_candidates:
-            with pytest.raises(ConfigError, match="needs a proposal"):
+            with pytest.raises(ConfigError, match="needs a sampler"):
                 loss(*inputs[:3])
         else:
             assert torch.equal(loss(*inputs[:3]).loss, loss(*inputs).loss)
@@ -130,21 +131,25 @@ class TestEveryLoss:
         # "meta" stands in for an accelerator: mixing devices is an error there too, and so is
         # any look at a value, which would stop the host until the device has caught up.
         query, items = (tensor.detach().to("meta").requires_grad_() for tensor in inputs[:2])
-        positive_ids, drawn = inputs[2].to("meta"), inputs[3]
-        fields = {field.name: getattr(drawn, field.name) for field in dataclasses.fields(drawn)}
+        positive_ids, sampled = inputs[2].to("meta"), inputs[3]
+        fields = {field.name: getattr(sampled, field.name) for field in dataclasses.fields(sampled)}
         far = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in fields.items()}
-        out = config.build(V)(query, items, positive_ids, Candidates(**far), effective=True)
-        for values in (out.loss, out.log_z, out.misclassification, out.effective_candidates):
+        out = config.build(V)(
+            query, items, positive_ids, Candidates(**far), effective_sample_size=True
+        )
+        for values in (out.loss, out.log_z, out.sample_weight, out.effective_sample_size):
             assert values.device.type == "meta"
         out.loss.mean().backward()
 
     def test_a_query_narrower_than_the_items_is_widened(self, config, inputs):
-        query, items, positive_ids, drawn = inputs
+        query, items, positive_ids, sampled = inputs
         narrow = query.detach().bfloat16()
         loss = config.build(V)
-        out = loss(narrow, items, positive_ids, drawn)
+        out = loss(narrow, items, positive_ids, sampled)
         assert out.loss.dtype == torch.float32
-        torch.testing.assert_close(out.loss, loss(narrow.float(), items, positive_ids, drawn).loss)
+        torch.testing.assert_close(
+            out.loss, loss(narrow.float(), items, positive_ids, sampled).loss
+        )
 
 
 class Run(ComponentConfig):
@@ -177,7 +182,9 @@ class Margin:
     def __init__(self, margin):
         self.margin = margin
 
-    def __call__(self, query, item_embeddings, positive_ids, candidates=None, *, effective=False):
+    def __call__(
+        self, query, item_embeddings, positive_ids, candidates=None, *, effective_sample_size=False
+    ):
         scores = query @ item_embeddings.T
         positive = scores.gather(1, positive_ids[:, None])[:, 0]
         loss = torch.relu(self.margin - positive + scores[:, candidates.ids].mean(dim=1))
@@ -191,37 +198,39 @@ def test_a_new_loss_is_one_class_and_one_line(monkeypatch, inputs):
     assert run.model_dump() == {"loss": {"type": "margin", "margin": 2.0}}
 
 
-def sampled_with_proposals():
+def sampled_with_samplers():
     mixture = Mixture([Uniform(V, 20), InBatch(torch.arange(V, 0, -1))])
     sets = Uniform(V, V, distinct=True)
-    head = HeadAndTail(torch.arange(V, 0, -1), Uniform(V, 20), 3)
+    exact = ExactPopular(torch.arange(V, 0, -1), Uniform(V, 20), 3)
     for param in configs():
         if param.values[0].build(V).needs_candidates:
             yield pytest.param(*param.values, mixture, id=f"{param.id}-mixture")
-            yield pytest.param(*param.values, head, id=f"{param.id}-head")
+            yield pytest.param(*param.values, exact, id=f"{param.id}-head")
             # The beta of gbce is one number a batch: that of the longest set.
             if param.id != "gbce":
                 yield pytest.param(*param.values, sets, id=f"{param.id}-sets")
 
 
-@pytest.mark.parametrize(("num_draws", "size"), [(2, 4), (3, 3), (5, 2), (7, 1), (20, 1)])
-@pytest.mark.parametrize(("config", "proposal"), list(sampled_with_proposals()))
-def test_each_of_several_draws_meets_its_own_rows(config, inputs, proposal, num_draws, size):
+@pytest.mark.parametrize(("num_groups", "size"), [(2, 4), (3, 3), (5, 2), (7, 1), (20, 1)])
+@pytest.mark.parametrize(("config", "sampler"), list(sampled_with_samplers()))
+def test_each_of_several_draws_meets_its_own_rows(config, inputs, sampler, num_samples, size):
     query, items, positive_ids, _ = inputs
     loss = config.build(V)
     generator = torch.Generator().manual_seed(5)
-    drawn = several_draws(proposal, ROWS, num_draws, generator)
-    found = loss(query, items, positive_ids, drawn, effective=True)
+    sampled = sample_groups(sampler, ROWS, num_samples, generator)
+    found = loss(query, items, positive_ids, sampled, effective_sample_size=True)
     generator.manual_seed(5)
     outputs = []
     for start in range(0, len(positive_ids), size):
-        rows, alone = slice(start, start + size), proposal.draw(ROWS, generator)
+        rows, alone = slice(start, start + size), sampler.sample(ROWS, generator)
         alone = dataclasses.replace(
             alone,
-            log_count_positive=alone.log_count_positive[rows],
+            log_expected_count_positive=alone.log_expected_count_positive[rows],
             row_user_ids=None if alone.owner is None else alone.row_user_ids[rows],
         )
-        outputs.append(loss(query[rows], items, positive_ids[rows], alone, effective=True))
+        outputs.append(
+            loss(query[rows], items, positive_ids[rows], alone, effective_sample_size=True)
+        )
     for field in dataclasses.fields(LossOutput):
         expected = torch.cat([getattr(output, field.name) for output in outputs])
         torch.testing.assert_close(getattr(found, field.name), expected, rtol=1e-5, atol=1e-5)

@@ -20,8 +20,8 @@ def scores(rows, num, seed, scale=3.0):
     return {
         "positive": (scale * normal(rows)).requires_grad_(),
         "candidates": (scale * normal(rows, num)).requires_grad_(),
-        "log_count": normal(num) - 1.0,
-        "log_count_positive": normal(rows) - 1.0,
+        "log_expected_count": normal(num) - 1.0,
+        "log_expected_count_positive": normal(rows) - 1.0,
         "hits": torch.rand(rows, num, generator=generator) < 0.3,
     }
 
@@ -35,7 +35,7 @@ def test_gradient_is_that_of_the_papers_printed_loss(seed, rows, num, scale):
     inputs = (made["positive"], made["candidates"])
     ours = torch.autograd.grad(corrected_log_softmax(**made).loss.sum(), inputs)
 
-    weights = torch.exp(made["candidates"] - made["log_count"]) * ~made["hits"]
+    weights = torch.exp(made["candidates"] - made["log_expected_count"]) * ~made["hits"]
     z = weights.sum(dim=1)
     missed = (z / (made["positive"].exp() + z)).detach()
     paper = -missed * (made["positive"] - z.log())
@@ -47,23 +47,23 @@ def test_gradient_is_that_of_the_papers_printed_loss(seed, rows, num, scale):
 @pytest.mark.parametrize("correction", ["none", "logq", "refined"])
 def test_values_of_the_table(correction):
     made = scores(5, 9, 0)
-    out = corrected_log_softmax(**made, correction=correction, effective=True)
+    out = corrected_log_softmax(**made, correction=correction, effective_sample_size=True)
     for row in range(5):
         keep = ~made["hits"][row]
-        shift = 0.0 if correction == "none" else made["log_count"][keep]
+        shift = 0.0 if correction == "none" else made["log_expected_count"][keep]
         weights = (made["candidates"][row, keep] - shift).exp()
         positive = made["positive"][row]
         if correction == "logq":
-            positive = positive - made["log_count_positive"][row]
+            positive = positive - made["log_expected_count_positive"][row]
         z = weights.sum()
         likelihood = positive.exp() / (positive.exp() + z)
         torch.testing.assert_close(out.log_z[row], z.log())
         torch.testing.assert_close(out.loss[row], -likelihood.log())
-        torch.testing.assert_close(out.misclassification[row], (1 - likelihood).detach())
-        effective = z.square() / weights.square().sum()
-        torch.testing.assert_close(out.effective_candidates[row], effective.detach())
-    assert not out.misclassification.requires_grad
-    assert not out.effective_candidates.requires_grad
+        torch.testing.assert_close(out.sample_weight[row], (1 - likelihood).detach())
+        effective_sample_size = z.square() / weights.square().sum()
+        torch.testing.assert_close(out.effective_sample_size[row], effective_sample_size.detach())
+    assert not out.sample_weight.requires_grad
+    assert not out.effective_sample_size.requires_grad
 
 
 @pytest.mark.parametrize("jackknife", [False, True])
@@ -72,14 +72,14 @@ def test_a_fully_masked_row_is_silent_and_disturbs_no_other(correction, jackknif
     made = scores(3, 6, 1)
     made["hits"][1] = True
     # A count of zero may stand where everything is masked.
-    made["log_count"] = made["log_count"].expand(3, -1).clone()
-    made["log_count"][1] = -INF
+    made["log_expected_count"] = made["log_expected_count"].expand(3, -1).clone()
+    made["log_expected_count"][1] = -INF
     kind = {"correction": correction, "jackknife": jackknife}
-    out = corrected_log_softmax(**made, **kind, effective=True)
+    out = corrected_log_softmax(**made, **kind, effective_sample_size=True)
     assert out.loss[1].item() == 0.0
     assert out.log_z[1].item() == -INF
-    assert out.misclassification[1].item() == 0.0
-    assert out.effective_candidates[1].item() == 0.0
+    assert out.sample_weight[1].item() == 0.0
+    assert out.effective_sample_size[1].item() == 0.0
     inputs = (made["positive"], made["candidates"])
     positive, candidates = torch.autograd.grad(out.loss.sum(), inputs)
     assert positive[1].item() == 0.0
@@ -87,7 +87,7 @@ def test_a_fully_masked_row_is_silent_and_disturbs_no_other(correction, jackknif
 
     others = torch.tensor([0, 2])
     alone = corrected_log_softmax(
-        **{key: made[key][others] for key in made}, **kind, effective=True
+        **{key: made[key][others] for key in made}, **kind, effective_sample_size=True
     )
     torch.testing.assert_close(out.loss[others], alone.loss)
     expected = torch.autograd.grad(alone.loss.sum(), inputs)
@@ -98,12 +98,12 @@ def test_a_fully_masked_row_is_silent_and_disturbs_no_other(correction, jackknif
 @pytest.mark.parametrize("jackknife", [False, True])
 def test_no_candidates_at_all(jackknife):
     positive = torch.zeros(2, requires_grad=True)
-    for hits in (None, torch.zeros(2, 0, dtype=torch.bool)):
+    for accidental_hits in (None, torch.zeros(2, 0, dtype=torch.bool)):
         out = corrected_log_softmax(
             positive=positive,
             candidates=torch.zeros(2, 0),
-            log_count=torch.zeros(0),
-            hits=hits,
+            log_expected_count=torch.zeros(0),
+            accidental_hits=accidental_hits,
             jackknife=jackknife,
         )
         assert out.loss.tolist() == [0.0, 0.0]
@@ -121,7 +121,7 @@ def test_jackknife_is_the_delete_one_jackknife(seed, num, scale):
     for row in range(2):
         valid = torch.nonzero(~made["hits"][row])[:, 0]
         n = len(valid)
-        logits = (made["candidates"][row] - made["log_count"])[valid]
+        logits = (made["candidates"][row] - made["log_expected_count"])[valid]
         if n < 2:
             z = logits.exp().sum()
             rows.append(torch.log1p(z / positive[row].exp()))
@@ -148,7 +148,7 @@ def test_jackknife_of_one_dominating_candidate_stays_finite():
     candidates = torch.tensor([[80.0, -80.0, -81.0]], requires_grad=True)
     positive = torch.zeros(1, requires_grad=True)
     out = corrected_log_softmax(
-        positive=positive, candidates=candidates, log_count=torch.zeros(3), jackknife=True
+        positive=positive, candidates=candidates, log_expected_count=torch.zeros(3), jackknife=True
     )
     grads = torch.autograd.grad(out.loss.sum(), (positive, candidates))
     assert bool(torch.isfinite(out.loss).all())
@@ -159,14 +159,16 @@ def test_jackknife_of_one_dominating_candidate_stays_finite():
 def test_a_positive_far_too_low_keeps_its_full_gradient(gap):
     positive = torch.full((1,), -gap, requires_grad=True)
     out = corrected_log_softmax(
-        positive=positive, candidates=torch.zeros(1, 256), log_count=torch.zeros(256)
+        positive=positive, candidates=torch.zeros(1, 256), log_expected_count=torch.zeros(256)
     )
     assert torch.autograd.grad(out.loss.sum(), positive)[0].item() == pytest.approx(-1, abs=1e-6)
 
 
 def test_a_confident_row_keeps_its_small_loss():
     out = corrected_log_softmax(
-        positive=torch.tensor([60.0]), candidates=torch.zeros(1, 1), log_count=torch.zeros(1)
+        positive=torch.tensor([60.0]),
+        candidates=torch.zeros(1, 1),
+        log_expected_count=torch.zeros(1),
     )
     assert out.loss.item() == pytest.approx(math.exp(-60), rel=1e-4)
 
@@ -175,7 +177,9 @@ def test_a_confident_row_keeps_its_small_loss():
 def test_narrow_scores_are_summed_in_float32(dtype):
     candidates = torch.zeros(1, 4096, dtype=dtype)
     out = corrected_log_softmax(
-        positive=torch.zeros(1, dtype=dtype), candidates=candidates, log_count=torch.zeros(4096)
+        positive=torch.zeros(1, dtype=dtype),
+        candidates=candidates,
+        log_expected_count=torch.zeros(4096),
     )
     assert out.loss.dtype == out.log_z.dtype == torch.float32
     assert out.log_z.item() == pytest.approx(math.log(4096), rel=1e-6)
@@ -183,7 +187,7 @@ def test_narrow_scores_are_summed_in_float32(dtype):
 
 def test_a_positive_that_is_never_proposed_teaches_logq_nothing():
     made = scores(2, 5, 3)
-    made["log_count_positive"][0] = -INF
+    made["log_expected_count_positive"][0] = -INF
     out = corrected_log_softmax(**made, correction="logq")
     grad = torch.autograd.grad(out.loss.sum(), made["positive"])[0]
     assert out.loss[0].item() == 0.0
@@ -195,6 +199,6 @@ def test_bad_settings_are_named():
     made = scores(2, 3, 0)
     with pytest.raises(UnknownNameError, match="'refined'"):
         corrected_log_softmax(**made, correction="refine")
-    del made["log_count_positive"]
-    with pytest.raises(ConfigError, match="log_count_positive"):
+    del made["log_expected_count_positive"]
+    with pytest.raises(ConfigError, match="log_expected_count_positive"):
         corrected_log_softmax(**made, correction="logq")

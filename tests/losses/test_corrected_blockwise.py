@@ -11,7 +11,7 @@ from candid.errors import UnknownNameError
 from candid.losses import LossOutput, corrected_blockwise
 from candid.losses.blockwise import tile_pass
 from candid.losses.blockwise.tiles import SIZES, TileSizes
-from candid.proposals import HeadAndTail, InBatch, Mixture, Popularity, Uniform
+from candid.samplers import ExactPopular, InBatch, Mixture, Popularity, Uniform
 
 V, B, D = 40, 30, 4
 COUNTS = torch.arange(V, 0, -1).double().square()
@@ -39,13 +39,13 @@ def in_tiles(request, monkeypatch):
     return lambda: monkeypatch.setattr(corrected_blockwise.Vectors, "scored", scored)
 
 
-def compared(proposal, dtype=torch.float64, negatives=None, **settings):
+def compared(sampler, dtype=torch.float64, negatives=None, **settings):
     """Output, and the gradients of query and table."""
     query, table = (v.to(dtype).requires_grad_() for v in (QUERY.clone(), TABLE.clone()))
-    drawn = proposal.draw(ROWS, torch.Generator().manual_seed(3))
+    sampled = sampler.sample(ROWS, torch.Generator().manual_seed(3))
     if negatives is not None:
-        drawn = with_negatives(drawn, negatives, proposal, ROWS)
-    out = sampled_softmax(query, table, IDS, drawn, effective=True, **settings)
+        sampled = with_negatives(sampled, negatives, sampler, ROWS)
+    out = sampled_softmax(query, table, IDS, sampled, effective_sample_size=True, **settings)
     return out, torch.autograd.grad(out.loss.mean(), (query, table))
 
 
@@ -58,9 +58,9 @@ DRAWN = {
     "strangers": (InBatch(COUNTS, exclude_same_user=False), None),
     "mixture": (Mixture([Uniform(V, 20), InBatch(COUNTS)]), None),
     "sets": (Popularity(COUNTS, 15, distinct=True), None),
-    "head": (HeadAndTail(COUNTS, Uniform(V, 25), 6), None),
+    "head": (ExactPopular(COUNTS, Uniform(V, 25), 6), None),
     "negatives": (InBatch(COUNTS), NEGATIVES),
-    "head and negatives": (HeadAndTail(COUNTS, Uniform(V, 25), 6), NEGATIVES),
+    "head and negatives": (ExactPopular(COUNTS, Uniform(V, 25), 6), NEGATIVES),
 }
 
 
@@ -69,13 +69,13 @@ DRAWN = {
 @pytest.mark.usefixtures("in_tiles")
 class TestTilesAndDenseScoresAgree:
     def agree(self, name, correction, relative, dtype, in_tiles):
-        proposal, negatives = DRAWN[name]
+        sampler, negatives = DRAWN[name]
         settings = {"dtype": dtype, "negatives": negatives, "correction": correction}
-        ours, grads = compared(proposal, temperature=0.5, **settings)
+        ours, grads = compared(sampler, temperature=0.5, **settings)
         in_tiles()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(corrected_blockwise, "DENSE_SCORES", 2**40)
-            theirs, expected = compared(proposal, temperature=0.5, **settings)
+            theirs, expected = compared(sampler, temperature=0.5, **settings)
         for field in dataclasses.fields(LossOutput):
             mine, other = (getattr(out, field.name) for out in (ours, theirs))
             assert mine.dtype == other.dtype == dtype
@@ -108,14 +108,16 @@ class TestInTiles:
             assert out.log_z[row].item() == pytest.approx(log_z.item(), rel=1e-6)
             assert out.loss[row].item() == pytest.approx(expected.item(), rel=1e-5)
             missed = log_z.exp() / (log_z.exp() + positive.exp())
-            assert out.misclassification[row].item() == pytest.approx(missed.item(), rel=1e-5)
+            assert out.sample_weight[row].item() == pytest.approx(missed.item(), rel=1e-5)
 
     def test_a_batch_of_one_is_silent(self):
         query = QUERY[:1].clone().requires_grad_()
-        out = in_batch_softmax(query, TABLE[:1], IDS[:1], frequency=COUNTS, effective=True)
+        out = in_batch_softmax(
+            query, TABLE[:1], IDS[:1], frequency=COUNTS, effective_sample_size=True
+        )
         assert out.loss.tolist() == [0.0]
         assert out.log_z.tolist() == [-torch.inf]
-        assert out.effective_candidates.tolist() == [0.0]
+        assert out.effective_sample_size.tolist() == [0.0]
         assert not torch.autograd.grad(out.loss.sum(), query)[0].any()
 
     def test_bfloat16_products_stay_near(self):
@@ -130,13 +132,13 @@ class TestInTiles:
             assert ((mine - other).norm() / other.norm()).item() < 0.02
 
     def test_narrow_vectors_and_autocast_are_bfloat16_products(self):
-        drawn = InBatch(COUNTS).draw(ROWS)
+        sampled = InBatch(COUNTS).sample(ROWS)
         query, table = QUERY.float(), TABLE.float()
-        asked = sampled_softmax(query, table, IDS, drawn, precision="bfloat16")
+        asked = sampled_softmax(query, table, IDS, sampled, precision="bfloat16")
         with torch.autocast("cpu", torch.bfloat16):
-            within = sampled_softmax(query, table, IDS, drawn)
+            within = sampled_softmax(query, table, IDS, sampled)
         assert torch.equal(within.loss, asked.loss)
-        narrow = sampled_softmax(query.bfloat16(), table.bfloat16(), IDS, drawn)
+        narrow = sampled_softmax(query.bfloat16(), table.bfloat16(), IDS, sampled)
         assert narrow.loss.dtype == torch.float32
         torch.testing.assert_close(narrow.log_z, asked.log_z, rtol=1e-2, atol=1e-2)
 

@@ -47,13 +47,13 @@ class TestAgainstTheDenseSoftmax:
         query, items, positive_ids = made(9, 13)
         scores = query @ items.T
         others = scores.scatter(1, positive_ids[:, None], -math.inf).logsumexp(dim=1)
-        out = full_softmax(query, items, positive_ids, effective=True)
+        out = full_softmax(query, items, positive_ids, effective_sample_size=True)
         torch.testing.assert_close(out.log_z, others)
         chosen = scores.softmax(dim=1).gather(1, positive_ids[:, None])[:, 0]
-        torch.testing.assert_close(out.misclassification, (1 - chosen).detach())
+        torch.testing.assert_close(out.sample_weight, (1 - chosen).detach())
         weights = (scores - others[:, None]).exp().scatter(1, positive_ids[:, None], 0.0)
-        effective = weights.sum(dim=1).square() / weights.square().sum(dim=1)
-        torch.testing.assert_close(out.effective_candidates, effective.detach())
+        effective_sample_size = weights.sum(dim=1).square() / weights.square().sum(dim=1)
+        torch.testing.assert_close(out.effective_sample_size, effective_sample_size.detach())
         mix = torch.linspace(-1, 1, 9).double()
         ours = torch.autograd.grad((out.loss + mix * out.log_z).sum(), (query, items))
         dense = cross_entropy(scores, positive_ids, reduction="none") + mix * others
@@ -73,11 +73,11 @@ class TestAgainstTheDenseSoftmax:
 
     def test_a_catalog_of_one_item(self):
         query, items, positive_ids = made(3, 1)
-        out = full_softmax(query, items, positive_ids, effective=True)
+        out = full_softmax(query, items, positive_ids, effective_sample_size=True)
         assert out.loss.tolist() == [0.0] * 3
         assert out.log_z.tolist() == [-math.inf] * 3
-        assert out.misclassification.tolist() == [0.0] * 3
-        assert out.effective_candidates.tolist() == [0.0] * 3
+        assert out.sample_weight.tolist() == [0.0] * 3
+        assert out.effective_sample_size.tolist() == [0.0] * 3
         for grad in torch.autograd.grad(out.loss.sum(), (query, items)):
             assert not grad.any()
 

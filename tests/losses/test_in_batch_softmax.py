@@ -8,7 +8,7 @@ import torch
 
 from candid import in_batch_softmax, sampled_softmax, with_negatives
 from candid.errors import ConfigError, DataError
-from candid.proposals import ExactFrequency, InBatch
+from candid.samplers import ExactFrequency, InBatch
 
 V, B, D = 8, 6, 4
 COUNTS = torch.tensor([9, 7, 5, 3, 2, 1, 1, 1])
@@ -29,13 +29,13 @@ def test_vectors_and_the_table_they_come_from_agree(correction, user_ids):
     query, table = tensors()
     negative_ids = torch.tensor([[3, -1], [5, 6], [-1, -1], [0, 4], [2, 1], [6, 6]])
     for negatives in (None, negative_ids):
-        proposal = InBatch(COUNTS, exclude_same_user=user_ids is not None)
+        sampler = InBatch(COUNTS, exclude_same_user=user_ids is not None)
         batch = SimpleNamespace(positive_ids=IDS, user_ids=USERS)
-        drawn = proposal.draw(batch)
+        sampled = sampler.sample(batch)
         if negatives is not None:
-            drawn = with_negatives(drawn, negatives, proposal, batch)
+            sampled = with_negatives(sampled, negatives, sampler, batch)
         settings = {"correction": correction, "temperature": 0.5, "effective": True}
-        theirs = sampled_softmax(query, table, IDS, drawn, **settings)
+        theirs = sampled_softmax(query, table, IDS, sampled, **settings)
         mine = in_batch_softmax(
             query,
             table[IDS],
@@ -47,7 +47,7 @@ def test_vectors_and_the_table_they_come_from_agree(correction, user_ids):
             **settings,
         )
         torch.testing.assert_close(mine.loss, theirs.loss)
-        torch.testing.assert_close(mine.effective_candidates, theirs.effective_candidates)
+        torch.testing.assert_close(mine.effective_sample_size, theirs.effective_sample_size)
         grads = [torch.autograd.grad(o.loss.sum(), (query, table)) for o in (mine, theirs)]
         for one, other in zip(*grads, strict=True):
             torch.testing.assert_close(one, other)

@@ -6,7 +6,7 @@ from torch import nn
 
 from candid import InBatchSoftmaxLoss, in_batch_softmax
 from candid.errors import ConfigError
-from candid.proposals import StreamingFrequency
+from candid.samplers import StreamingFrequency
 
 V, B, D = 8, 6, 4
 COUNTS = torch.tensor([9, 7, 5, 3, 2, 1, 1, 1])

@@ -16,12 +16,16 @@ def test_value_is_that_of_the_formula(beta, reduction):
     generator = torch.Generator().manual_seed(0)
     positive = torch.randn(4, generator=generator, dtype=torch.float64)
     candidates = torch.randn(4, 5, generator=generator, dtype=torch.float64)
-    hits = torch.rand(4, 5, generator=generator) < 0.3
+    accidental_hits = torch.rand(4, 5, generator=generator) < 0.3
     out = binary_cross_entropy(
-        positive=positive, candidates=candidates, hits=hits, beta=beta, reduction=reduction
+        positive=positive,
+        candidates=candidates,
+        accidental_hits=accidental_hits,
+        beta=beta,
+        reduction=reduction,
     )
     for row in range(4):
-        negatives = candidates[row, ~hits[row]]
+        negatives = candidates[row, ~accidental_hits[row]]
         terms = -torch.log(torch.sigmoid(positive[row]) ** beta)
         terms = terms - torch.log(1 - torch.sigmoid(negatives)).sum()
         expected = terms / (len(negatives) + 1) if reduction == "mean" else terms

@@ -1,4 +1,4 @@
-"""``sampled_softmax`` on every proposal: the estimate of Z' is right on average."""
+"""``sampled_softmax`` on every sampler: the estimate of Z' is right on average."""
 
 import math
 from types import SimpleNamespace
@@ -9,17 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
-import candid.proposals
+import candid.samplers
+from candid.candidates import Candidates
 from candid.errors import DataError
 from candid.losses import sampled_softmax
-from candid.proposals import Candidates, InBatch, Memory, Mixture, Observer, Popularity, Uniform
+from candid.samplers import CrossBatchMemory, InBatch, Mixture, Observer, Popularity, Uniform
 
-PROPOSALS = {
+SAMPLERS = {
     "uniform": lambda counts: Uniform(len(counts), 8),
     "uniform-distinct": lambda counts: Uniform(len(counts), set_size(counts), distinct=True),
     "popularity": lambda counts: Popularity(counts, 8, 0.7),
     "popularity-distinct": lambda counts: Popularity(counts, set_size(counts), 0.7, distinct=True),
-    "memory": lambda counts: Memory(counts, 8),
+    "memory": lambda counts: CrossBatchMemory(counts, 8),
     "in_batch": lambda counts: InBatch(counts),
     "in_batch-all-users": lambda counts: InBatch(counts, exclude_same_user=False),
     "in_batch-sample": lambda counts: InBatch(counts, num_candidates=6),
@@ -34,42 +35,44 @@ PROPOSALS = {
 SYSTEMATIC = {"mixture": 0.01}
 
 
-# Held to it in test_head and test_kernel_proposals.
-ELSEWHERE = {"head_and_tail", "nearest_head", "random_fourier", "quadratic"}
+# Held to it in test_head and test_kernel_samplers.
+ELSEWHERE = {"exact_popular", "exact_nearest", "random_fourier", "quadratic"}
 
 
 def set_size(counts):
     return min(8, len(counts))
 
 
-def test_every_registered_proposal_is_held_to_the_exact_z():
-    held = {name.split("-")[0] for name in PROPOSALS} | ELSEWHERE
-    assert held == set(candid.proposals.PROPOSALS)
+def test_every_registered_sampler_is_held_to_the_exact_z():
+    held = {name.split("-")[0] for name in SAMPLERS} | ELSEWHERE
+    assert held == set(candid.samplers.SAMPLERS)
 
 
-def estimates(proposal, counts, positive, scores, trials, generator):
+def estimates(sampler, counts, positive, scores, trials, generator):
     """Z' of one row, estimated ``trials`` times: [trials], 0 where every candidate is a hit."""
     user_ids = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
-    drawn = []
+    sampled = []
     for others in torch.multinomial(
         counts.double(), 9 * (trials + 1), replacement=True, generator=generator
     ).view(trials + 1, 9):
         positives = torch.cat([torch.tensor([positive]), others])
         rows = SimpleNamespace(positive_ids=positives, user_ids=user_ids)
-        drawn.append(proposal.draw(rows, generator))
-        if isinstance(proposal, Observer):
-            proposal.observe(rows)
-    drawn = drawn[1:]  # by then a memory is full
+        sampled.append(sampler.sample(rows, generator))
+        if isinstance(sampler, Observer):
+            sampler.observe(rows)
+    sampled = sampled[1:]  # by then a memory is full
     # One row a draw. A padded place holds the positive itself, which is masked.
     stacked = Candidates(
-        ids=pad_sequence([c.ids for c in drawn], batch_first=True, padding_value=positive),
-        log_count=pad_sequence([c.log_count for c in drawn], batch_first=True),
-        log_count_positive=torch.stack([c.log_count_positive[0] for c in drawn]),
-        num_draws=drawn[0].num_draws,
+        ids=pad_sequence([c.ids for c in sampled], batch_first=True, padding_value=positive),
+        log_expected_count=pad_sequence([c.log_expected_count for c in sampled], batch_first=True),
+        log_expected_count_positive=torch.stack(
+            [c.log_expected_count_positive[0] for c in sampled]
+        ),
+        num_samples=sampled[0].num_samples,
         owner=None
-        if drawn[0].owner is None
-        else pad_sequence([c.owner for c in drawn], batch_first=True, padding_value=-1),
-        row_user_ids=None if drawn[0].owner is None else torch.zeros(trials, dtype=torch.int64),
+        if sampled[0].owner is None
+        else pad_sequence([c.owner for c in sampled], batch_first=True, padding_value=-1),
+        row_user_ids=None if sampled[0].owner is None else torch.zeros(trials, dtype=torch.int64),
     )
     out = sampled_softmax(
         scores.expand(trials, -1),
@@ -80,7 +83,7 @@ def estimates(proposal, counts, positive, scores, trials, generator):
     return out.log_z.exp()
 
 
-@pytest.mark.parametrize("name", PROPOSALS)
+@pytest.mark.parametrize("name", SAMPLERS)
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     counts=st.lists(st.integers(1, 30), min_size=3, max_size=14),
@@ -90,8 +93,8 @@ def estimates(proposal, counts, positive, scores, trials, generator):
 def test_expected_z_is_exact(name, counts, positive, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(len(counts), generator=generator, dtype=torch.float64)
-    proposal = PROPOSALS[name](torch.tensor(counts))
-    z = estimates(proposal, torch.tensor(counts), positive, scores, 800, generator)
+    sampler = SAMPLERS[name](torch.tensor(counts))
+    z = estimates(sampler, torch.tensor(counts), positive, scores, 800, generator)
     if not name.endswith(("distinct", "distinct-all-users")):
         # Draws are renormalised over those that are left; none left says nothing.
         z = z[z > 0]
@@ -105,7 +108,7 @@ def test_renormalising_a_mixture_costs_less_than_a_hundredth():
     counts = torch.tensor([30.0] + [70.0 / 29] * 29)
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(30, generator=generator, dtype=torch.float64)
-    z = estimates(PROPOSALS["mixture"](counts), counts, 0, scores, 8000, generator)
+    z = estimates(SAMPLERS["mixture"](counts), counts, 0, scores, 8000, generator)
     exact = float(scores.exp().sum() - scores[0].exp())
     assert abs(float(z.mean()) / exact - 1) < 0.01
 
@@ -117,41 +120,41 @@ def shared(correction="refined"):
     positive_ids = torch.tensor([0, 1, 2, 5])
     counts = torch.tensor([4.0, 3.0, 2.0, 1.0, 1.0, 1.0])
     rows = SimpleNamespace(positive_ids=positive_ids, user_ids=torch.tensor([7, 7, 8, 9]))
-    drawn = Mixture([Popularity(counts, 5), InBatch(counts)]).draw(rows, generator)
-    return query, table, positive_ids, drawn
+    sampled = Mixture([Popularity(counts, 5), InBatch(counts)]).sample(rows, generator)
+    return query, table, positive_ids, sampled
 
 
 def test_refined_uses_the_papers_q_prime_row_by_row():
-    query, table, positive_ids, drawn = shared()
-    out = sampled_softmax(query, table, positive_ids, drawn, temperature=0.5)
+    query, table, positive_ids, sampled = shared()
+    out = sampled_softmax(query, table, positive_ids, sampled, temperature=0.5)
     for row in range(4):
-        keep = (drawn.ids != positive_ids[row]) & (drawn.owner != drawn.row_user_ids[row])
-        q = drawn.log_count.double().exp() / 9
-        q_positive = drawn.log_count_positive[row].double().exp() / 9
+        keep = (sampled.ids != positive_ids[row]) & (sampled.owner != sampled.row_user_ids[row])
+        q = sampled.log_expected_count.double().exp() / 9
+        q_positive = sampled.log_expected_count_positive[row].double().exp() / 9
         expected_count = int(keep.sum()) * q[keep] / (1 - q_positive)
-        scores = (query[row] @ table.T / 0.5)[drawn.ids[keep]]
+        scores = (query[row] @ table.T / 0.5)[sampled.ids[keep]]
         log_z = torch.logsumexp(scores - expected_count.log(), dim=0)
         assert out.log_z[row].item() == pytest.approx(log_z.item(), abs=1e-5)
 
 
 def test_logq_is_the_habit_of_the_field():
     """Yi et al.: softmax over s - log(n·Q), positive included, hits dropped, no more."""
-    query, table, positive_ids, drawn = shared()
-    out = sampled_softmax(query, table, positive_ids, drawn, correction="logq")
+    query, table, positive_ids, sampled = shared()
+    out = sampled_softmax(query, table, positive_ids, sampled, correction="logq")
     for row in range(4):
-        keep = (drawn.ids != positive_ids[row]) & (drawn.owner != drawn.row_user_ids[row])
-        logits = (query[row] @ table.T)[drawn.ids[keep]] - drawn.log_count[keep]
-        positive = query[row] @ table[positive_ids[row]] - drawn.log_count_positive[row]
+        keep = (sampled.ids != positive_ids[row]) & (sampled.owner != sampled.row_user_ids[row])
+        logits = (query[row] @ table.T)[sampled.ids[keep]] - sampled.log_expected_count[keep]
+        positive = query[row] @ table[positive_ids[row]] - sampled.log_expected_count_positive[row]
         all_logits = torch.cat([positive[None], logits])
         assert out.loss[row].item() == pytest.approx(-all_logits.log_softmax(0)[0].item())
 
 
 @pytest.mark.parametrize("correction", ["none", "logq", "refined"])
-@pytest.mark.parametrize("name", PROPOSALS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_gradient_is_that_of_the_printed_form(name, correction):
     """-sg(1 - P)·[s_p - log Σ exp(s_d - log e(d))], P from the same sample, row by row.
 
-    The expected counts are written out from what the proposal states: n_valid·Q / (1 - Q(p))
+    The expected counts are written out from what the sampler states: n_valid·Q / (1 - Q(p))
     for draws with replacement under ``refined``, as stated for sets, 1 for ``none``.
     """
     generator = torch.Generator().manual_seed(6)
@@ -160,24 +163,24 @@ def test_gradient_is_that_of_the_printed_form(name, correction):
     query = torch.randn(6, 3, generator=generator, dtype=torch.float64).requires_grad_()
     positive_ids = torch.tensor([0, 1, 0, 4, 2, 6])
     rows = SimpleNamespace(positive_ids=positive_ids, user_ids=torch.tensor([3, 3, 1, 2, 2, 9]))
-    drawn = PROPOSALS[name](counts).draw(rows, generator)
-    out = sampled_softmax(query, table, positive_ids, drawn, correction=correction)
+    sampled = SAMPLERS[name](counts).sample(rows, generator)
+    out = sampled_softmax(query, table, positive_ids, sampled, correction=correction)
     ours = torch.autograd.grad(out.loss.sum(), (query, table))
 
-    printed, n = [], drawn.num_draws
+    printed, n = [], sampled.num_samples
     for row in range(6):
-        keep = drawn.ids != positive_ids[row]
-        if drawn.owner is not None:
-            keep &= drawn.owner != rows.user_ids[row]
-        log_e = drawn.log_count[keep].double()
-        log_e_positive = drawn.log_count_positive[row].double()
+        keep = sampled.ids != positive_ids[row]
+        if sampled.owner is not None:
+            keep &= sampled.owner != rows.user_ids[row]
+        log_e = sampled.log_expected_count[keep].double()
+        log_e_positive = sampled.log_expected_count_positive[row].double()
         if correction == "refined" and n is not None:
             q_positive = log_e_positive.exp() / n
             log_e = (keep.sum() * log_e.exp() / n / (1 - q_positive)).log()
         log_e = torch.zeros_like(log_e) if correction == "none" else log_e
         positive = table[positive_ids[row]] @ query[row]
         positive = positive - log_e_positive if correction == "logq" else positive
-        log_z = torch.logsumexp(table[drawn.ids[keep]] @ query[row] - log_e, dim=0)
+        log_z = torch.logsumexp(table[sampled.ids[keep]] @ query[row] - log_e, dim=0)
         missed = (log_z.exp() / (positive.exp() + log_z.exp())).detach()
         printed.append(-missed * (positive - log_z))
     theirs = torch.autograd.grad(torch.stack(printed).sum(), (query, table))
@@ -189,8 +192,8 @@ def test_every_item_once_is_the_full_softmax():
     """The whole catalog as an exact head: expected count 1 each, nothing estimated."""
     query, table, positive_ids, _ = shared()
     query.requires_grad_()
-    head = Candidates(torch.arange(6), torch.zeros(6), torch.zeros(4))
-    out = sampled_softmax(query, table, positive_ids, head, temperature=0.5)
+    exact = Candidates(torch.arange(6), torch.zeros(6), torch.zeros(4))
+    out = sampled_softmax(query, table, positive_ids, exact, temperature=0.5)
     exact = torch.nn.functional.cross_entropy(query @ table.T / 0.5, positive_ids, reduction="none")
     torch.testing.assert_close(out.loss, exact, rtol=1e-12, atol=1e-12)
     ours, theirs = (torch.autograd.grad(v.sum(), query)[0] for v in (out.loss, exact))
@@ -198,7 +201,7 @@ def test_every_item_once_is_the_full_softmax():
 
 
 def test_table_callable_and_per_row_candidates_agree():
-    query, table, positive_ids, drawn = shared()
+    query, table, positive_ids, sampled = shared()
     calls = []
 
     def embed(ids):
@@ -206,15 +209,15 @@ def test_table_callable_and_per_row_candidates_agree():
         return table[ids]
 
     per_row = Candidates(
-        drawn.ids.expand(4, -1),
-        drawn.log_count.expand(4, -1),
-        drawn.log_count_positive,
-        drawn.num_draws,
-        drawn.owner,
-        drawn.row_user_ids,
+        sampled.ids.expand(4, -1),
+        sampled.log_expected_count.expand(4, -1),
+        sampled.log_expected_count_positive,
+        sampled.num_samples,
+        sampled.owner,
+        sampled.row_user_ids,
     )
-    expected = sampled_softmax(query, table, positive_ids, drawn, jackknife=True)
-    for embeddings, candidates in [(embed, drawn), (table, per_row), (embed, per_row)]:
+    expected = sampled_softmax(query, table, positive_ids, sampled, jackknife=True)
+    for embeddings, candidates in [(embed, sampled), (table, per_row), (embed, per_row)]:
         out = sampled_softmax(query, embeddings, positive_ids, candidates, jackknife=True)
         torch.testing.assert_close(out.loss, expected.loss)
     assert len(calls) == 2
@@ -224,13 +227,13 @@ def test_a_catalog_of_one_item_is_silent():
     query = torch.ones(2, 3, requires_grad=True)
     positive_ids = torch.zeros(2, dtype=torch.int64)
     rows = SimpleNamespace(positive_ids=positive_ids, user_ids=positive_ids)
-    for proposal in (Uniform(1, 4), InBatch(torch.ones(1)), InBatch(torch.ones(1), False, True)):
-        out = sampled_softmax(query, torch.ones(1, 3), positive_ids, proposal.draw(rows))
+    for sampler in (Uniform(1, 4), InBatch(torch.ones(1)), InBatch(torch.ones(1), False, True)):
+        out = sampled_softmax(query, torch.ones(1, 3), positive_ids, sampler.sample(rows))
         assert out.loss.tolist() == [0.0, 0.0]
         assert not torch.autograd.grad(out.loss.sum(), query)[0].any()
 
 
 def test_an_id_outside_the_catalog_is_named():
-    query, table, positive_ids, drawn = shared()
+    query, table, positive_ids, sampled = shared()
     with pytest.raises(DataError, match="item id 5 is outside the catalog: ids must be 0 to 4"):
-        sampled_softmax(query, table[:5], positive_ids, drawn)
+        sampled_softmax(query, table[:5], positive_ids, sampled)

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from candid import SampledSoftmaxLoss, full_softmax, sampled_softmax, with_negatives
+from candid.candidates import Candidates
 from candid.errors import ConfigError, DataError, UnknownNameError
-from candid.proposals import PROPOSALS, Candidates, InBatch, Popularity, Uniform, several_draws
+from candid.samplers import SAMPLERS, InBatch, Popularity, Uniform, sample_groups
 
 V, B, D = 12, 6, 4
 COUNTS = torch.arange(V, 0, -1)
@@ -30,19 +31,19 @@ def seeded():
     return torch.Generator().manual_seed(5)
 
 
-@pytest.mark.parametrize("num_draws", [1, 3])
-@pytest.mark.parametrize("proposal", [Popularity(COUNTS, 9), InBatch(COUNTS)])
-def test_it_draws_and_compares_as_by_hand(proposal, num_draws):
+@pytest.mark.parametrize("num_groups", [1, 3])
+@pytest.mark.parametrize("sampler", [Popularity(COUNTS, 9), InBatch(COUNTS)])
+def test_it_draws_and_compares_as_by_hand(sampler, num_groups):
     query, table = tensors()
     negative_ids = torch.randint(-1, V, (B, 2), generator=seeded())
     loss = SampledSoftmaxLoss(
-        COUNTS, proposal, correction="logq", temperature=0.5, num_draws=num_draws
+        COUNTS, sampler, correction="logq", temperature=0.5, num_groups=num_groups
     )
     mine = loss(query, table, IDS, USERS, negative_ids, generator=seeded())
     batch = SimpleNamespace(positive_ids=IDS, user_ids=USERS)
-    drawn = several_draws(proposal, batch, num_draws, seeded())
-    drawn = with_negatives(drawn, negative_ids, proposal, batch)
-    theirs = sampled_softmax(query, table, IDS, drawn, correction="logq", temperature=0.5)
+    sampled = sample_groups(sampler, batch, num_groups, seeded())
+    sampled = with_negatives(sampled, negative_ids, sampler, batch)
+    theirs = sampled_softmax(query, table, IDS, sampled, correction="logq", temperature=0.5)
     torch.testing.assert_close(mine, theirs.loss.mean())
     for one, other in zip(
         torch.autograd.grad(mine, (query, table)),
@@ -63,25 +64,27 @@ def test_reductions_and_the_record():
     assert values["none"].shape == (B,)
     torch.testing.assert_close(values["mean"], values["none"].mean())
     torch.testing.assert_close(values["sum"], values["none"].sum())
-    out = SampledSoftmaxLoss(COUNTS).compare(query, table, IDS, generator=seeded(), effective=True)
+    out = SampledSoftmaxLoss(COUNTS).compare(
+        query, table, IDS, generator=seeded(), effective_sample_size=True
+    )
     torch.testing.assert_close(out.loss, values["none"])
-    assert out.effective_candidates.shape == (B,)
+    assert out.effective_sample_size.shape == (B,)
 
 
 @pytest.mark.parametrize(
-    ("catalog", "proposal", "kind"),
+    ("catalog", "sampler", "kind"),
     [
         (COUNTS, None, "Mixture"),
         (V, None, "Uniform"),
         (V, "uniform", "Uniform"),
         (V, Uniform.Config(num_candidates=3), "Uniform"),
         (COUNTS.numpy(), "popularity", "Popularity"),
-        (COUNTS, {"type": "head_and_tail", "num_head": 2}, "HeadAndTail"),
+        (COUNTS, {"type": "exact_popular", "num_exact": 2}, "ExactPopular"),
     ],
 )
-def test_proposals_by_every_name(catalog, proposal, kind):
-    loss = SampledSoftmaxLoss(catalog, proposal)
-    assert type(loss.proposal).__name__ == kind
+def test_samplers_by_every_name(catalog, sampler, kind):
+    loss = SampledSoftmaxLoss(catalog, sampler)
+    assert type(loss.sampler).__name__ == kind
     assert loss.num_items == V
     assert kind in repr(loss)
     assert bool(torch.isfinite(loss(*tensors(), IDS)))
@@ -89,13 +92,13 @@ def test_proposals_by_every_name(catalog, proposal, kind):
 
 NEEDED = {
     "mixture": {"components": ["uniform", "in_batch", "popularity"]},
-    "head_and_tail": {"num_head": 3},
-    "nearest_head": {"num_head": 3, "k": 2},
+    "exact_popular": {"num_exact": 3},
+    "exact_nearest": {"num_exact": 3, "k": 2},
 }
 
 
-@pytest.mark.parametrize("name", PROPOSALS)
-def test_every_proposal_trains_and_goes_on_from_its_state_dict(name, tmp_path):
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_trains_and_goes_on_from_its_state_dict(name, tmp_path):
     query, table = tensors()
     shown = torch.tensor([[3, -1], [5, 6], [-1, -1], [0, 4], [2, 1], [6, 6]])
 
@@ -168,10 +171,12 @@ def test_bfloat16_autocast_is_float32_in_its_sums():
 @pytest.mark.filterwarnings("ignore")  # torch's own, of tracing
 def test_it_compiles_but_for_the_draw():
     query, table = tensors()
-    drawn = Popularity(COUNTS, 9).draw(SimpleNamespace(positive_ids=IDS, user_ids=USERS), seeded())
+    sampled = Popularity(COUNTS, 9).sample(
+        SimpleNamespace(positive_ids=IDS, user_ids=USERS), seeded()
+    )
     whole = torch.compile(sampled_softmax, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(
-        whole(query, table, IDS, drawn).loss, sampled_softmax(query, table, IDS, drawn).loss
+        whole(query, table, IDS, sampled).loss, sampled_softmax(query, table, IDS, sampled).loss
     )
     loss = SampledSoftmaxLoss(COUNTS)
     torch.manual_seed(2)
@@ -192,33 +197,33 @@ ONE_MISSING = COUNTS * (torch.arange(V) != 5)
 
 
 @pytest.mark.parametrize(
-    ("proposal", "settings"),
+    ("sampler", "settings"),
     [
         (None, {}),
-        ({"type": "popularity", "floor": 1.0}, {}),
+        ({"type": "popularity", "min_count": 1.0}, {}),
         ({"type": "mixture", "components": ["popularity", "uniform"]}, {}),
         ("popularity", {"softmax_over": "trained"}),
         (InBatch(ONE_MISSING), {"softmax_over": "trained"}),
     ],
 )
-def test_every_item_of_the_softmax_is_within_reach(proposal, settings):
+def test_every_item_of_the_softmax_is_within_reach(sampler, settings):
     assert bool(
-        torch.isfinite(SampledSoftmaxLoss(ONE_MISSING, proposal, **settings)(*tensors(), IDS))
+        torch.isfinite(SampledSoftmaxLoss(ONE_MISSING, sampler, **settings)(*tensors(), IDS))
     )
 
 
 @pytest.mark.parametrize(
-    "proposal", ["popularity", Popularity(ONE_MISSING, 9), InBatch(ONE_MISSING)]
+    "sampler", ["popularity", Popularity(ONE_MISSING, 9), InBatch(ONE_MISSING)]
 )
-def test_an_item_out_of_reach_is_named(proposal):
-    ways = "a floor above 0, mix the proposal with uniform draws, .*: softmax_over = 'trained'"
+def test_an_item_out_of_reach_is_named(sampler):
+    ways = "a floor above 0, mix the sampler with uniform draws, .*: softmax_over = 'trained'"
     with pytest.raises(ConfigError, match=f"item 5 can never be drawn.*1 of 12 items.*{ways}"):
-        SampledSoftmaxLoss(ONE_MISSING, proposal)
-    if not isinstance(proposal, str):
-        # All that is known of a catalog by its size is that its items are to be reached.
-        own = Popularity(ONE_MISSING, 9)
+        SampledSoftmaxLoss(ONE_MISSING, sampler)
+    if not isinstance(sampler, str):
+        # All that is known of a catalog by its size is that its items are to be support.
+        row_candidates = Popularity(ONE_MISSING, 9)
         with pytest.raises(ConfigError, match="item 5 can never be drawn"):
-            SampledSoftmaxLoss(V, own, softmax_over="trained")
+            SampledSoftmaxLoss(V, row_candidates, softmax_over="trained")
 
 
 def test_copies_and_pickles():
@@ -232,12 +237,12 @@ def test_copies_and_pickles():
 @pytest.mark.parametrize(
     ("arguments", "settings", "error", "sentence"),
     [
-        ((V, "popularity"), {}, ConfigError, "only the proposal 'uniform' can be built from the"),
+        ((V, "popularity"), {}, ConfigError, "only the sampler 'uniform' can be built from the"),
         ((COUNTS, "populrity"), {}, UnknownNameError, "did you mean 'popularity'"),
-        ((COUNTS, {"type": "uniform", "n": 3}), {}, ConfigError, "proposal.n: .* got 3"),
+        ((COUNTS, {"type": "uniform", "n": 3}), {}, ConfigError, "sampler.n: .* got 3"),
         ((COUNTS, Uniform(5, 3)), {}, ConfigError, "draws from 5 items, but the catalog has 12"),
         ((COUNTS,), {"temperature": 0.0}, ConfigError, "temperature must be above 0, got 0.0"),
-        ((COUNTS,), {"num_draws": 0}, ConfigError, "num_draws must be at least 1, got 0"),
+        ((COUNTS,), {"num_groups": 0}, ConfigError, "num_groups must be at least 1, got 0"),
         ((COUNTS,), {"reduction": "avg"}, UnknownNameError, "unknown reduction 'avg'"),
         ((COUNTS,), {"softmax_over": "al"}, UnknownNameError, "did you mean 'all'"),
         ((COUNTS,), {"correction": "logQ"}, UnknownNameError, "did you mean 'logq'"),
@@ -275,12 +280,12 @@ class Follower:
     def __init__(self):
         self.refreshed, self.observed = [], []
 
-    def draw(self, batch, generator=None):
+    def sample(self, batch, generator=None):
         self.query = batch.query
         ids = torch.randint(V, (4,), generator=generator)
-        return Candidates(ids, self.log_count_of(ids, batch), torch.zeros(B), num_draws=4)
+        return Candidates(ids, self.log_expected_count_of(ids, batch), torch.zeros(B), num_groups=4)
 
-    def log_count_of(self, ids, batch):
+    def log_expected_count_of(self, ids, batch):
         return torch.full(ids.shape, -1.0986)
 
     def refresh(self, item_vectors):
@@ -296,7 +301,7 @@ class Follower:
         self.observed = [None] * int(state["seen/rows"])
 
 
-def test_a_proposal_that_follows_is_refreshed_and_shown_each_training_batch_once():
+def test_a_sampler_that_follows_is_refreshed_and_shown_each_training_batch_once():
     query, table = tensors()
     follower = Follower()
     loss = SampledSoftmaxLoss(V, follower, temperature=0.5)
@@ -312,7 +317,7 @@ def test_a_proposal_that_follows_is_refreshed_and_shown_each_training_batch_once
     assert not follower.query.requires_grad
 
 
-def test_what_a_proposal_learnt_goes_through_a_state_dict_of_tensors():
+def test_what_a_sampler_learnt_goes_through_a_state_dict_of_tensors():
     query, table = tensors()
     model = nn.Module()
     model.loss = SampledSoftmaxLoss(V, Follower())
@@ -320,19 +325,19 @@ def test_what_a_proposal_learnt_goes_through_a_state_dict_of_tensors():
         model.loss(query, table, IDS)
     state = model.state_dict()
     assert {k: int(v) for k, v in state.items()} == {
-        "loss.proposal.seen/rows": 3,
-        "loss.proposal.steps": 3,
+        "loss.sampler.seen/rows": 3,
+        "loss.sampler.steps": 3,
     }
     other = nn.Module()
     other.loss = SampledSoftmaxLoss(V, Follower())
     assert other.load_state_dict(state).missing_keys == []
-    assert len(other.loss.proposal.observed) == 3
+    assert len(other.loss.sampler.observed) == 3
     other.loss(query, table, IDS)  # step 3: no refresh is due
     other.loss(query, table, IDS)
-    assert len(other.loss.proposal.refreshed) == 1
-    with pytest.raises(RuntimeError, match=r"Missing key.*proposal.seen/rows"):
+    assert len(other.loss.sampler.refreshed) == 1
+    with pytest.raises(RuntimeError, match=r"Missing key.*sampler.seen/rows"):
         other.load_state_dict({})
     plain = nn.Module()
     plain.loss = SampledSoftmaxLoss(V)
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*proposal.steps"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*sampler.steps"):
         plain.load_state_dict(state)

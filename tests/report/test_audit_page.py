@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from candid.audit import Effort, Plan, Subject, audit, proposal_config
+from candid.audit import Effort, Plan, Subject, audit, sampler_config
 from candid.report.audit_page import write_audit_page
 
 pytest.importorskip("matplotlib")
@@ -21,7 +21,7 @@ def test_the_page_shows_the_recommendation_the_table_and_three_figures(tmp_path)
         training_user_ids=items,
     )
     plans = [
-        Plan("popularity", proposal_config({"type": "popularity", "num_candidates": n}), n)
+        Plan("popularity", sampler_config({"type": "popularity", "num_candidates": n}), n)
         for n in (2, 4)
     ]
     report = audit([subject], plans, effort=Effort(draws=16), cost_rows=4)

@@ -15,7 +15,7 @@ TABLE = {
         "query_tower": {"type": "causal_transformer", "dim": 8, "num_blocks": 1},
         "item_tower": {"type": "item_embedding", "dim": 8},
     },
-    "proposal": {"type": "uniform", "num_candidates": 12},
+    "sampler": {"type": "uniform", "num_candidates": 12},
     "loss": {"type": "sampled_softmax"},
     "training": {"epochs": 1, "trackers": ["jsonl"]},
     "evaluation": {"ks": [1, 10], "bootstrap": 0},
@@ -74,23 +74,23 @@ def test_the_recipe_is_a_plan_with_its_own_correction_first(tmp_path):
     assert plan.variants[0] == Variant("logq")
     assert len(plan.variants) == len(set(plan.variants)) == 4
 
-    tail = {"type": "popularity", "num_candidates": 5}
-    head = {"type": "head_and_tail", "num_head": 4, "tail": tail}
-    plan = plan_of(config_of(proposal=head), dataset)
+    rest = {"type": "popularity", "num_candidates": 5}
+    head = {"type": "exact_popular", "num_exact": 4, "rest": rest}
+    plan = plan_of(config_of(sampler=head), dataset)
     assert plan.n == 9
     assert len(plan.variants) == 2
-    own = {"type": "nearest_head", "shared": False, "k": 3, "tail": tail}
-    assert plan_of(config_of(proposal=own), dataset).n == 8
-    mixture = {"type": "mixture", "components": [tail, {"type": "in_batch"}]}
-    plan = plan_of(config_of(proposal=mixture), dataset)
+    own = {"type": "exact_nearest", "shared": False, "k": 3, "rest": rest}
+    assert plan_of(config_of(sampler=own), dataset).n == 8
+    mixture = {"type": "mixture", "components": [rest, {"type": "in_batch"}]}
+    plan = plan_of(config_of(sampler=mixture), dataset)
     assert plan.n == 5 + plan.batch_rows
     # Sixteen users with five training targets after the first interaction each.
     assert plan.batch_rows == 16 * 5
-    memory = {"type": "memory", "size": 100}
-    assert plan_of(config_of(proposal=memory), dataset).n == 180
+    memory = {"type": "cross_batch_memory", "size": 100}
+    assert plan_of(config_of(sampler=memory), dataset).n == 180
 
 
 def test_a_recipe_without_a_sampled_softmax_is_no_plan(tmp_path):
-    table = {key: value for key, value in TABLE.items() if key != "proposal"}
+    table = {key: value for key, value in TABLE.items() if key != "sampler"}
     config = parse_config(table | {"loss": {"type": "full_softmax"}}, "test")
     assert plan_of(config, toy(tmp_path)) is None

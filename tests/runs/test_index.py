@@ -23,7 +23,7 @@ CONFIG = {
         "query_tower": {"type": "causal_transformer", "dim": 8, "num_blocks": 1},
         "item_tower": {"type": "item_embedding", "dim": 8},
     },
-    "proposal": {"type": "uniform", "num_candidates": 8},
+    "sampler": {"type": "uniform", "num_candidates": 8},
     "loss": {"type": "sampled_softmax"},
     "training": {"epochs": 1, "trackers": ["jsonl"]},
     "evaluation": {"ks": [1], "bootstrap": 2, "metric": "recall@1"},

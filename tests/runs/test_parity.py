@@ -53,12 +53,12 @@ COLUMNS = {
 }
 # The column of the moment that each type can read; a vector is none of them.
 CONTEXT = {
-    "bag": "action",
-    "categorical": "action",
+    "bag": "event_type",
+    "categorical": "event_type",
     "clock": "time",
-    "hashed": "last_action",
+    "hashed": "last_event_type",
     "number": "since",
-    "text": "action",
+    "text": "event_type",
 }
 NEEDS = {"text": "wordllama"}
 
@@ -91,8 +91,8 @@ def dataset(column):
         users=pl.DataFrame({"source_id": range(NUM_USERS), "x": turns(column, NUM_USERS)}),
         items=pl.DataFrame({"source_id": range(NUM_ITEMS), "x": turns(column, NUM_ITEMS)}),
         timestamps=times.ravel(),
-        actions=rng.integers(0, 2, NUM_USERS * LENGTH).astype(np.uint8),
-        action_names=("view", "buy"),
+        event_types=rng.integers(0, 2, NUM_USERS * LENGTH).astype(np.uint8),
+        event_type_names=("view", "buy"),
         manifest={"fingerprint": "parity"},
     )
 
@@ -174,7 +174,7 @@ def check_queries(loaded, trained, context, written):
                 data.user_offsets[user : user + 1],
                 events[user : user + 1],
                 1,
-                data.action_names[data.actions[event]],
+                data.event_type_names[data.event_types[event]],
             )
             for user, event in enumerate(events)
         ]

@@ -42,7 +42,7 @@ def recipe(seed=0, **training):
             "device": "cpu",
             "batches": {"batch_size": 8, "max_length": 8, "num_workers": 2},
             "model": {"query_tower": tower, "item_tower": {"type": "item_embedding", "dim": 8}},
-            "proposal": {"type": "mixture", "components": ["popularity", "in_batch"]},
+            "sampler": {"type": "mixture", "components": ["popularity", "in_batch"]},
             "loss": {"type": "sampled_softmax"},
             "training": {"epochs": 3, "lr": 0.01, "trackers": ["jsonl"], "log_every": 1} | training,
             "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "bootstrap": 20},

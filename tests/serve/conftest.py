@@ -56,9 +56,9 @@ def dataset() -> PreparedDataset:
             }
         ),
         timestamps=BEGIN + np.cumsum(rng.integers(1, 90, len(item_ids))) * DAY,
-        actions=(np.arange(len(item_ids)) % 3 == 0).astype(np.uint8),
-        action_names=("buy", "view"),
-        target_actions=("buy",),
+        event_types=(np.arange(len(item_ids)) % 3 == 0).astype(np.uint8),
+        event_type_names=("buy", "view"),
+        target_event_types=("buy",),
     )
 
 
@@ -71,8 +71,8 @@ FILMS = {
         "user": {"age": {"type": "number"}},
         "context": {
             "since": {"type": "number", "scale": "quantile"},
-            "action": {"type": "categorical"},
-            "last_action": {"type": "categorical"},
+            "event_type": {"type": "categorical"},
+            "last_event_type": {"type": "categorical"},
         },
     },
     "batches": {"max_length": 5, "batch_size": 32},
@@ -101,7 +101,7 @@ BY_USER = {
     },
     "batches": {"unit": "interaction", "batch_size": 32},
     "loss": {"type": "bce"},
-    "proposal": {"type": "uniform", "num_candidates": 4},
+    "sampler": {"type": "uniform", "num_candidates": 4},
     "training": TRAINING,
     "evaluation": {"ks": [10]},
 }

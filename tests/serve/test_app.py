@@ -59,7 +59,7 @@ def test_similar_search_and_facts(client):
     models = client.get("/v1/model").json()
     assert [model["name"] for model in models["models"]] == ["films", "by-user"]
     assert models["models"][0]["user_attributes"] == {"age": "Int64"}
-    assert models["models"][0]["context"] == ["action", "last_action", "since"]
+    assert models["models"][0]["context"] == ["event_type", "last_event_type", "since"]
     assert models["models"][1]["probability"]["supported"] is False
     assert models["limits"]["max_k"] == 40
 

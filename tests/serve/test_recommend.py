@@ -78,7 +78,9 @@ def test_users_get_what_they_have_not_seen(dataset):
 
 def test_what_was_only_viewed_is_offered(dataset):
     kinds = np.array([0, 1, 1, 0, 1, 1], dtype=np.uint8)
-    dataset = replace(dataset, actions=kinds, action_names=("buy", "view"), target_actions=("buy",))
+    dataset = replace(
+        dataset, event_types=kinds, event_type_names=("buy", "view"), target_event_types=("buy",)
+    )
     found = recommend(LastItem(6), dataset, user_ids=[1, 0], k=6, max_length=9)
     # bob bought 4, ann bought 0; the rest they viewed or never met.
     assert [set(row) - {-1} for row in found.item_ids.tolist()] == [

@@ -50,20 +50,20 @@ def assert_same(answer, expected):
     assert [s for _, s in pairs(answer)] == pytest.approx([s for _, s in expected], abs=1e-4)
 
 
-@pytest.mark.parametrize("action", [None, "view"])
+@pytest.mark.parametrize("event_type", [None, "view"])
 @pytest.mark.parametrize("filter_seen", [True, False])
-def test_a_user_is_answered_as_offline(runs, films, action, filter_seen):
+def test_a_user_is_answered_as_offline(runs, films, event_type, filter_seen):
     expected = offline(
         runs.films,
         films,
         user_ids=[3],
         k=12,
         time=MICROSECONDS,
-        action=action,
+        event_type=event_type,
         filter_seen=filter_seen,
     )
     body = {"user": "u3", "k": 12, "time": NOW.isoformat(), "filter_seen": filter_seen}
-    assert_same(ask(films, **body, **({"action": action} if action else {})), expected)
+    assert_same(ask(films, **body, **({"event_type": event_type} if event_type else {})), expected)
 
 
 def test_a_history_is_answered_as_offline(runs, films):
@@ -91,9 +91,9 @@ def test_times_and_kinds_of_a_history_make_it_that_of_a_user(films):
         for t in dataset.timestamps[rows]
     ]
     history = [
-        {"item": int(item) + 100, "time": moment, "kind": dataset.action_names[code]}
+        {"item": int(item) + 100, "time": moment, "kind": dataset.event_type_names[code]}
         for item, moment, code in zip(
-            dataset.item_ids[rows], moments, dataset.actions[rows], strict=True
+            dataset.item_ids[rows], moments, dataset.event_types[rows], strict=True
         )
     ]
     time = NOW.isoformat()
@@ -172,7 +172,7 @@ def test_lists_and_filters_choose(films):
     seen = everything - items()
     dataset = films.parts.dataset
     rows = slice(*dataset.user_offsets[3:5])
-    bought = dataset.item_ids[rows][dataset.actions[rows] == 0]
+    bought = dataset.item_ids[rows][dataset.event_types[rows] == 0]
     assert seen == {int(item) + 100 for item in bought}
     assert items(filter_seen=False, deny=[100, 101, 999]) == everything - {100, 101}
     assert items(filter_seen=False, allow=[100, "101", 999]) == {100, 101}
@@ -230,7 +230,7 @@ def test_unknown_items_of_a_history(films):
         ({"history": []}, "unsupported", "history"),
         ({"user": "u3", "k": 1001}, "invalid", "k"),
         ({"history": [101] * 1001}, "invalid", "history"),
-        ({"user": "u3", "action": "sell"}, "invalid", "action"),
+        ({"user": "u3", "event_type": "sell"}, "invalid", "event_type"),
         ({"history": [{"item": 101, "kind": "sell"}]}, "invalid", "history.0.kind"),
         ({"user": "u3", "filters": {"colour": ["red"]}}, "invalid", "filters.colour"),
         ({"history": [101], "features": {"height": 3}}, "invalid", "features.height"),

@@ -28,7 +28,7 @@ def transformer(items=None):
         num_blocks=1,
         num_heads=1,
         max_length=5,
-        num_actions=2,
+        num_event_types=2,
         input_items=items,
     )
 

@@ -192,22 +192,22 @@ def test_bad_settings_are_one_sentence():
 
 def test_kinds_of_interactions_are_read_where_asked_for():
     plain_tower = make()
-    tower = make(num_actions=2)
+    tower = make(num_event_types=2)
     with torch.no_grad():
-        tower.actions.weight[0] = 0  # as it starts out, before make() shook everything
+        tower.event_types.weight[0] = 0  # as it starts out, before make() shook everything
     tower.load_state_dict(plain_tower.state_dict(), strict=False)
     queries = pack([[1, 2, 3], [4, 5]])
     unknown = tower(queries)
     torch.testing.assert_close(unknown, plain_tower(queries))  # the unknown kind adds nothing
-    kinds = replace(queries.history, actions=torch.tensor([1, 1, 1, 1, 2]))
+    kinds = replace(queries.history, event_types=torch.tensor([1, 1, 1, 1, 2]))
     read = tower(replace(queries, history=kinds))
     assert not torch.allclose(read[0], unknown[0])
-    other = replace(queries.history, actions=torch.tensor([1, 1, 2, 1, 2]))
+    other = replace(queries.history, event_types=torch.tensor([1, 1, 2, 1, 2]))
     changed = tower(replace(queries, history=other))
     torch.testing.assert_close(changed[[0, 1, 3, 4]], read[[0, 1, 3, 4]])
     assert not torch.allclose(changed[2], read[2])
-    with pytest.raises(ConfigError, match=r"data\.action"):
-        CausalTransformer.Config(read_actions=True, input_items="separate").build(
+    with pytest.raises(ConfigError, match=r"data\.event_type"):
+        CausalTransformer.Config(read_event_types=True, input_items="separate").build(
             TowerContext(2, NUM_ITEMS, MAX_LENGTH)
         )
 

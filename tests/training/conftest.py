@@ -1,9 +1,9 @@
-"""A proposal that follows the model and learns from the stream, as simple as can be."""
+"""A sampler that follows the model and learns from the stream, as simple as can be."""
 
 import pytest
 import torch
 
-from candid.proposals import Candidates
+from candid.candidates import Candidates
 
 NUM_ITEMS = 20
 
@@ -32,21 +32,23 @@ class Follower:
     def restore(self, state):
         self.vectors, self.seen = state["refresh/vectors"], state["seen"]
 
-    def draw(self, batch, generator=None):
+    def sample(self, batch, generator=None):
         self.calls.append("draw")
         assert batch.query.dtype == torch.float32
         assert not batch.query.requires_grad
         q = self.probability(batch)
         ids = torch.multinomial(q, self.num_candidates, replacement=True, generator=generator)
-        log_count = (self.num_candidates * q).log()
+        log_expected_count = (self.num_candidates * q).log()
         return Candidates(
             ids=ids,
-            log_count=log_count.gather(1, ids),
-            log_count_positive=log_count.gather(1, batch.positive_ids[:, None])[:, 0],
-            num_draws=self.num_candidates,
+            log_expected_count=log_expected_count.gather(1, ids),
+            log_expected_count_positive=log_expected_count.gather(1, batch.positive_ids[:, None])[
+                :, 0
+            ],
+            num_groups=self.num_candidates,
         )
 
-    def log_count_of(self, ids, batch):
+    def log_expected_count_of(self, ids, batch):
         return (self.num_candidates * self.probability(batch)).log().gather(1, ids)
 
     def probability(self, batch):

@@ -11,7 +11,7 @@ from candid.batches import BatchesConfig, Loader, offsets_of
 from candid.data import PreparedDataset
 from candid.errors import ConfigError
 from candid.losses import LOSSES
-from candid.proposals import PROPOSALS
+from candid.samplers import SAMPLERS
 from candid.towers import (
     CausalTransformer,
     ItemEmbedding,
@@ -52,14 +52,14 @@ def make_trainer(cycles, tmp_path):
             TowerContext(NUM_USERS, num_items, 20)
         )
         counts = torch.ones(num_items)
-        proposal = PROPOSALS["uniform"].Config(num_candidates=16).build(counts)
+        sampler = SAMPLERS["uniform"].Config(num_candidates=16).build(counts)
         settings = {"epochs": 4, "warmup_steps": 5, "lr": 1e-2, "patience": None} | settings
         objective = LOSSES[loss].Config().build(num_items)
         return Trainer(
             model=model,
             loader=Loader(cycles, BatchesConfig(unit=unit, batch_size=8, max_length=20), seed=1),
             loss=objective,
-            proposal=proposal if objective.needs_candidates else None,
+            sampler=sampler if objective.needs_candidates else None,
             config=TrainingConfig(**settings),
             folder=tmp_path / name,
             seed=1,
@@ -127,12 +127,12 @@ def test_only_rows_of_the_step_change_in_a_catalog_of_a_million(make_trainer):
     trainer = make_trainer("rows", num_items=1_000_000, tables="row_adam", weight_decay=0.1)
     table = dict(trainer.model.named_parameters())[TABLE]
     before = table.detach().clone()
-    drawn = []
-    draw = trainer.drawing.candidates
-    trainer.drawing.candidates = lambda *args: drawn.append(draw(*args)) or drawn[-1]
+    candidates = []
+    sample = trainer.source.candidates
+    trainer.source.candidates = lambda *args: candidates.append(sample(*args)) or candidates[-1]
     batch = trainer.loader.batch(0, 0)
     trainer.step(batch)
-    read = torch.cat([batch.history.item_ids, batch.positive_ids, drawn[0].ids]).unique()
+    read = torch.cat([batch.history.item_ids, batch.positive_ids, candidates[0].ids]).unique()
     moved = (table != before).any(dim=1).nonzero()[:, 0]
     assert torch.equal(moved, read)
     assert len(read) <= NUM_ITEMS + 16

@@ -14,7 +14,7 @@ from candid.batches import BatchesConfig, Loader, offsets_of
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.losses import LOSSES
-from candid.proposals import PROPOSALS
+from candid.samplers import SAMPLERS
 from candid.towers import (
     CausalTransformer,
     ItemEmbedding,
@@ -51,7 +51,7 @@ def cycles(num_users=60, length=15, seed=0):
 
 
 def make_trainer(
-    folder, *, loss="full_softmax", dataset=None, unit="sequence", proposal=None, **options
+    folder, *, loss="full_softmax", dataset=None, unit="sequence", sampler=None, **options
 ):
     dataset = dataset or cycles()
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def make_trainer(
         TowerContext(dataset.num_users, NUM_ITEMS, 20)
     )
     counts = torch.from_numpy(dataset.train_counts)
-    proposal = proposal or PROPOSALS["uniform"].Config(num_candidates=16).build(counts)
+    sampler = sampler or SAMPLERS["uniform"].Config(num_candidates=16).build(counts)
     settings = {"epochs": 4, "warmup_steps": 5, "lr": 1e-2, "patience": None, "log_every": 3}
     config = TrainingConfig(**(settings | options.pop("settings", {})))
     objective = LOSSES[loss].Config().build(NUM_ITEMS)
@@ -72,7 +72,7 @@ def make_trainer(
         model=model,
         loader=Loader(dataset, BatchesConfig(unit=unit, batch_size=8, max_length=20), seed=1),
         loss=objective,
-        proposal=proposal if objective.needs_candidates else None,
+        sampler=sampler if objective.needs_candidates else None,
         config=config,
         folder=folder,
         seed=1,
@@ -153,7 +153,7 @@ def make(tmp_path, name):
 def test_a_cut_between_refreshes_changes_nothing(tmp_path, follower, cut):
     def trainer(name, **settings):
         return make_trainer(
-            tmp_path / name, loss="sampled_softmax", proposal=follower(4), settings=settings
+            tmp_path / name, loss="sampled_softmax", sampler=follower(4), settings=settings
         )
 
     make(tmp_path, "whole")
@@ -163,22 +163,22 @@ def test_a_cut_between_refreshes_changes_nothing(tmp_path, follower, cut):
     trainer("cut", max_steps=cut).run()
     resumed = trainer("cut")
     resumed.run(resume=True)
-    assert "refresh" not in resumed.drawing.proposal.calls[:2]
+    assert "refresh" not in resumed.source.sampler.calls[:2]
     for (name, a), b in zip(
         whole.model.named_parameters(), resumed.model.parameters(), strict=True
     ):
         assert torch.equal(a, b), name
-    one, other = whole.drawing.state(), resumed.drawing.state()
+    one, other = whole.source.state(), resumed.source.state()
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_item_vectors_are_those_of_evaluation_and_leave_no_trace(tmp_path, follower):
-    trainer = make_trainer(tmp_path, loss="sampled_softmax", proposal=follower(1))
+    trainer = make_trainer(tmp_path, loss="sampled_softmax", sampler=follower(1))
     trainer.model.train()
     before = torch.get_rng_state()
-    trainer.drawing.candidates(trainer.loader.batch(0, 0), torch.zeros(8 * 14, 16))
-    vectors = trainer.drawing.proposal.vectors
+    trainer.source.candidates(trainer.loader.batch(0, 0), torch.zeros(8 * 14, 16))
+    vectors = trainer.source.sampler.vectors
     assert trainer.model.training
     assert torch.equal(before, torch.get_rng_state())
     assert not vectors.requires_grad
@@ -191,15 +191,15 @@ def test_the_log_reports_what_a_step_is_about(tmp_path):
     trainer.run()
     line = metrics_lines(tmp_path)[0]
     assert line["step"] == 3
-    assert 0 < line["misclassification"] < 1
-    assert 1 <= line["effective_candidates"] <= 16
+    assert 0 < line["sample_weight"] < 1
+    assert 1 <= line["effective_sample_size"] <= 16
     assert line["rows_per_second"] > 0
     assert {"loss", "lr", "gradient_norm"} <= line.keys()
 
 
 def test_several_draws_a_step_share_the_rows_between_them(tmp_path):
     trainer = make_trainer(
-        tmp_path, loss="sampled_softmax", settings={"candidate_draws": 3, "epochs": 12}
+        tmp_path, loss="sampled_softmax", settings={"num_groups": 3, "epochs": 12}
     )
     batch = trainer.loader.batch(0, 0)
     seen, loss = [], trainer.loss
@@ -341,14 +341,14 @@ def test_weights_count(tmp_path):
     assert _weighted_mean(loss, torch.zeros(2)) == 0.0
 
 
-def test_a_sampled_loss_needs_a_proposal(tmp_path):
+def test_a_sampled_loss_needs_a_sampler(tmp_path):
     trainer = make_trainer(tmp_path)
-    with pytest.raises(ConfigError, match=r"\[proposal\]"):
+    with pytest.raises(ConfigError, match=r"\[sampler\]"):
         Trainer(
             model=trainer.model,
             loader=trainer.loader,
             loss=LOSSES["sampled_softmax"].Config().build(NUM_ITEMS),
-            proposal=None,
+            sampler=None,
             config=trainer.config,
             folder=tmp_path,
         )
@@ -361,7 +361,7 @@ def test_validation_needs_a_metric(tmp_path):
             model=trainer.model,
             loader=trainer.loader,
             loss=trainer.loss,
-            proposal=None,
+            sampler=None,
             config=trainer.config,
             folder=tmp_path,
             validate=scripted([0.1]),

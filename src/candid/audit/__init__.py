@@ -1,6 +1,6 @@
 """How far estimators of the softmax loss are from the full softmax, on a model of one's own.
 
-For every proposal, correction and number of candidates: bias and RMSE of the gradient, bias of
+For every sampler, correction and number of candidates: bias and RMSE of the gradient, bias of
 the loss, effective sample size, and what a step costs. ``docs/audit.md`` says how to read it.
 """
 
@@ -12,7 +12,7 @@ from candid.audit.estimators import (
     Plan,
     Variant,
     affordable,
-    proposal_config,
+    sampler_config,
     standard_plans,
     variants_of,
 )
@@ -39,7 +39,7 @@ __all__ = [
     "Variant",
     "affordable",
     "audit",
-    "proposal_config",
+    "sampler_config",
     "standard_plans",
     "variants_of",
 ]

@@ -14,11 +14,11 @@ from candid.audit.measure import Effort, measure
 from candid.audit.moments import Finding, Moments
 from candid.audit.recommendation import WHOLE, Budget, Entry
 from candid.audit.report import AuditReport, described
-from candid.audit.sampler import Rows, Sampler
+from candid.audit.sampler import AuditSampler, Rows
 from candid.audit.subject import SLICES, Subject
 from candid.component import type_name
 from candid.errors import ConfigError
-from candid.proposals import PROPOSALS
+from candid.samplers import SAMPLERS
 
 AuditProgress = Callable[[int, int, str], None]
 """Told before each measurement: (done, in all, what comes)."""
@@ -43,7 +43,7 @@ def audit(
 
     Args:
         subjects: models over one catalog, the one that decides the ranking last.
-        plans: proposals and corrections.
+        plans: samplers and corrections.
         effort: how long to draw.
         budget: what a step may cost.
         averaged: T, steps that errors are averaged over for the ranking: bias² + variance / T.
@@ -53,7 +53,7 @@ def audit(
         progress: told of the measurements.
 
     Raises:
-        ConfigError: nothing to audit, or a proposal that cannot work.
+        ConfigError: nothing to audit, or a sampler that cannot work.
     """
     if not subjects or not plans:
         raise ConfigError("an audit needs at least one subject and one plan")
@@ -122,7 +122,7 @@ def _entries(
     sampler = _sampler(judged, plan, seed)
     scores = _scores_a_row(judged, sampler, cost_rows)
     table = {
-        "type": type_name(PROPOSALS, "proposal", plan.config),
+        "type": type_name(SAMPLERS, "sampler", plan.config),
         **plan.config.model_dump(mode="json"),
     }
     entries = []
@@ -135,14 +135,14 @@ def _entries(
     return entries
 
 
-def _scores_a_row(subject: Subject, sampler: Sampler, num_rows: int) -> int:
+def _scores_a_row(subject: Subject, sampler: AuditSampler, num_rows: int) -> int:
     places = torch.arange(num_rows) % len(subject.query)
-    drawn = sampler.draw(Rows.of(subject, places))
-    in_head = 0 if drawn.head is None else sum(p.ids.shape[-1] for p in drawn.head.parts)
+    drawn = sampler.sample(Rows.of(subject, places))
+    in_head = 0 if drawn.exact is None else sum(p.ids.shape[-1] for p in drawn.exact.parts)
     return drawn.ids.shape[-1] + in_head
 
 
-def _sampler(subject: Subject, plan: Plan, seed: int) -> Sampler:
+def _sampler(subject: Subject, plan: Plan, seed: int) -> AuditSampler:
     generator = torch.Generator().manual_seed(seed)
     batch_rows = plan.n if plan.batch_rows is None else plan.batch_rows
-    return Sampler(plan.config.build(subject.counts), subject, batch_rows, generator)
+    return AuditSampler(plan.config.build(subject.counts), subject, batch_rows, generator)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from candid.audit.estimators import Variant
-from candid.audit.sampler import Rows, Sampler
+from candid.audit.sampler import AuditSampler, Rows
 from candid.audit.subject import Subject
 from candid.losses import full_softmax, sampled_softmax
 
@@ -29,7 +29,7 @@ class Cost:
     Attributes:
         ms: median wall time, milliseconds.
         mb: most memory of tensors made in the step that live at one time, 10⁶ bytes. What was
-            there before (item table, proposal) is not counted.
+            there before (item table, sampler) is not counted.
     """
 
     ms: float
@@ -37,7 +37,7 @@ class Cost:
 
 
 def sampled_cost(
-    subject: Subject, sampler: Sampler, variant: Variant, num_rows: int, seconds: float = 0.05
+    subject: Subject, sampler: AuditSampler, variant: Variant, num_rows: int, seconds: float = 0.05
 ) -> Cost:
     """Draw candidates, score them, and form the gradients of queries and of the vectors used.
 
@@ -64,7 +64,7 @@ def sampled_cost(
             query,
             vectors,
             rows.positive_ids,
-            sampler.draw(Rows(query.detach(), rows.positive_ids, rows.user_ids)),
+            sampler.sample(Rows(query.detach(), rows.positive_ids, rows.user_ids)),
             correction=variant.correction,
             jackknife=variant.jackknife,
         )

@@ -1,4 +1,4 @@
-"""Which proposals and corrections are audited where nobody names any."""
+"""Which samplers and corrections are audited where nobody names any."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from candid.component import lookup
 from candid.errors import ConfigError
 from candid.losses import Correction
-from candid.proposals import (
-    PROPOSALS,
-    HeadAndTail,
-    NearestHead,
-    ProposalConfig,
+from candid.samplers import (
+    SAMPLERS,
+    ExactNearest,
+    ExactPopular,
     Quadratic,
     RandomFourier,
+    SamplerConfig,
 )
 
 
@@ -37,23 +37,23 @@ ALL = (Variant("none"), Variant("logq"), *REFINED)
 """The corrections of draws; beside an exact head only the refined ones are defined."""
 
 
-def variants_of(config: ProposalConfig) -> tuple[Variant, ...]:
-    """The variants that are defined for a proposal: no jackknife of a set of distinct items."""
-    has_head = isinstance(config, HeadAndTail.Config | NearestHead.Config)
+def variants_of(config: SamplerConfig) -> tuple[Variant, ...]:
+    """The variants that are defined for a sampler: no jackknife of a set of distinct items."""
+    has_head = isinstance(config, ExactPopular.Config | ExactNearest.Config)
     return tuple(
         variant
         for variant in (REFINED if has_head else ALL)
-        if not (variant.jackknife and config.draws_sets)
+        if not (variant.jackknife and config.is_set)
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One proposal to audit, under one or more corrections.
+    """One sampler to audit, under one or more corrections.
 
     Attributes:
         name: the name in tables.
-        config: the proposal.
+        config: the sampler.
         n: candidates that it is meant to give a row.
         variants: the corrections.
         batch_rows: other rows of a batch, where candidates come from it; None: n.
@@ -61,18 +61,18 @@ class Plan:
     """
 
     name: str
-    config: ProposalConfig
+    config: SamplerConfig
     n: int
     variants: Sequence[Variant] = ALL
     batch_rows: int | None = None
     is_yours: bool = False
 
 
-def proposal_config(table: Mapping[str, Any]) -> ProposalConfig:
-    """Make a proposal's config from a table with its type."""
-    component: Any = lookup(PROPOSALS, "proposal", table["type"])
+def sampler_config(table: Mapping[str, Any]) -> SamplerConfig:
+    """Make a sampler's config from a table with its type."""
+    component: Any = lookup(SAMPLERS, "sampler", table["type"])
     settings = {key: value for key, value in table.items() if key != "type"}
-    config: ProposalConfig = component.Config.model_validate(settings)
+    config: SamplerConfig = component.Config.model_validate(settings)
     return config
 
 
@@ -97,23 +97,23 @@ def affordable(plans: Sequence[Plan], num_items: int) -> tuple[list[Plan], str |
         return list(plans), None
     names = " and ".join(dict.fromkeys(plan.name for plan in slow))
     return [plan for plan in plans if plan not in slow], (
-        f"not measured: {names} proposals, which draw for each row apart and would take hours in "
+        f"not measured: {names} samplers, which draw for each row apart and would take hours in "
         f"a catalog of {num_items:,} items (the limit is {KERNELS_UP_TO:,}); a recipe that trains "
         "with one is measured all the same"
     )
 
 
 def standard_plans(
-    ns: Sequence[int], num_items: int, *, only_fitting: bool = False, floor: float = 0.0
+    ns: Sequence[int], num_items: int, *, only_fitting: bool = False, min_count: float = 0.0
 ) -> list[Plan]:
-    """The standard set: every family of proposals, at each number of candidates.
+    """The standard set: every family of samplers, at each number of candidates.
 
     Args:
         ns: numbers of candidates, at least 2 each.
         num_items: V.
         only_fitting: of a number above V leave out sets of distinct items and heads that are
             larger than the catalog, rather than refuse it.
-        floor: least count of an item in popularity draws; above 0 where there are items without
+        min_count: least count of an item in popularity draws; above 0 where there are items without
             a count, which they would never reach otherwise.
 
     Raises:
@@ -129,18 +129,21 @@ def standard_plans(
                 f"{num_items:,}; name at most {num_items}"
             )
     return [
-        plan for n in ns for plan in _plans(n, floor) if n <= num_items or _fits(plan, num_items)
+        plan
+        for n in ns
+        for plan in _plans(n, min_count)
+        if n <= num_items or _fits(plan, num_items)
     ]
 
 
 def _fits(plan: Plan, num_items: int) -> bool:
     table = plan.config.model_dump()
-    return not table.get("distinct") and table.get("num_head", 0) <= num_items
+    return not table.get("distinct") and table.get("num_exact", 0) <= num_items
 
 
-def _plans(n: int, floor: float) -> list[Plan]:
+def _plans(n: int, min_count: float) -> list[Plan]:
     half, rest = n // 2, n - n // 2
-    popularity = {"type": "popularity", "num_candidates": n, "floor": floor}
+    popularity = {"type": "popularity", "num_candidates": n, "min_count": min_count}
     tail = popularity | {"num_candidates": rest}
     tables: dict[str, dict[str, Any]] = {
         "uniform": {"type": "uniform", "num_candidates": n},
@@ -152,24 +155,24 @@ def _plans(n: int, floor: float) -> list[Plan]:
             "type": "mixture",
             "components": [tail, {"type": "uniform", "num_candidates": half}],
         },
-        "popular head + tail": {"type": "head_and_tail", "num_head": half, "tail": tail},
+        "popular head + tail": {"type": "exact_popular", "num_exact": half, "rest": tail},
         "nearest head, shared": {
-            "type": "nearest_head",
-            "num_head": half,
+            "type": "exact_nearest",
+            "num_exact": half,
             "k": half,
-            "tail": tail,
+            "rest": tail,
         },
         "nearest head of each row": {
-            "type": "nearest_head",
+            "type": "exact_nearest",
             "shared": False,
-            "num_head": half,
+            "num_exact": half,
             "k": half,
-            "tail": tail,
+            "rest": tail,
         },
         "random Fourier": {"type": "random_fourier", "num_candidates": n},
         "quadratic": {"type": "quadratic", "num_candidates": n},
     }
     configs = {
-        name: proposal_config(table) for name, table in tables.items() if table["type"] in PROPOSALS
+        name: sampler_config(table) for name, table in tables.items() if table["type"] in SAMPLERS
     }
     return [Plan(name, config, n, variants_of(config)) for name, config in configs.items()]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from candid.audit.estimators import Variant
-from candid.losses.comparison import Comparison, row_constant
+from candid.losses.comparison import Comparison, log_renormalization
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Gradients:
     loss: Tensor
     positive: Tensor
     candidates: Tensor
-    head: Tensor | None
+    exact: Tensor | None
     effective: Tensor
 
 
@@ -43,9 +43,9 @@ class _Softmax:
 
     loss: Tensor
     positive: Tensor
-    misclassification: Tensor
+    sample_weight: Tensor
     candidates: Tensor
-    head: Tensor | None
+    exact: Tensor | None
     effective: Tensor
 
 
@@ -61,7 +61,7 @@ def gradients(comparison: Comparison, variants: Sequence[Variant]) -> Gradients:
         for correction in dict.fromkeys(variant.correction for variant in variants)
     }
     parts = [
-        _jackknifed(by_correction[variant.correction], comparison.hits)
+        _jackknifed(by_correction[variant.correction], comparison.accidental_hits)
         if variant.jackknife
         else _plain(by_correction[variant.correction])
         for variant in variants
@@ -71,51 +71,51 @@ def gradients(comparison: Comparison, variants: Sequence[Variant]) -> Gradients:
         loss=torch.stack(losses),
         positive=torch.stack(positives),
         candidates=torch.stack(candidates),
-        head=None if comparison.head is None else torch.stack(heads),
+        exact=None if comparison.exact is None else torch.stack(heads),
         effective=torch.stack([by_correction[v.correction].effective for v in variants]),
     )
 
 
 def _softmax(comparison: Comparison, correction: str) -> _Softmax:
-    drawn, hits = comparison.drawn, comparison.hits
+    drawn, hits = comparison.sampled, comparison.accidental_hits
     positive, logits = comparison.positive, comparison.candidates
     if correction != "none":
-        logits = logits - drawn.by_row(drawn.log_count)
+        logits = logits - drawn.by_row(drawn.log_expected_count)
     if correction == "logq":
-        positive = positive - comparison.log_count_positive
+        positive = positive - comparison.log_expected_count_positive
     if correction == "refined":
-        constant = row_constant(drawn, hits, comparison.head_hits)
+        constant = log_renormalization(drawn, hits, comparison.exact_accidental_hits)
         logits = logits if constant is None else logits - constant[:, None]
     logits = torch.where(hits, -torch.inf, logits)
-    head = None
-    if comparison.head is not None and comparison.head_hits is not None:
-        head = torch.where(comparison.head_hits, -torch.inf, comparison.head)
+    exact = None
+    if comparison.exact is not None and comparison.exact_accidental_hits is not None:
+        exact = torch.where(comparison.exact_accidental_hits, -torch.inf, comparison.exact)
     # One exponential for everything: the largest is taken out, a row without any gives 0.
-    tops = [part.amax(dim=1) for part in (logits, head) if part is not None and part.shape[1]]
+    tops = [part.amax(dim=1) for part in (logits, exact) if part is not None and part.shape[1]]
     top = torch.stack(tops).amax(dim=0) if tops else torch.full_like(positive, -torch.inf)
     top = torch.where(top.isneginf(), 0.0, top)
     weights = logits.sub_(top[:, None]).exp_()
-    of_head = None if head is None else head.sub_(top[:, None]).exp_()
+    of_head = None if exact is None else exact.sub_(top[:, None]).exp_()
     total = weights.sum(dim=1) + (0.0 if of_head is None else of_head.sum(dim=1))
     squares = weights.square().sum(dim=1)
     squares = squares + (0.0 if of_head is None else of_head.square().sum(dim=1))
     gap = total.log() + top - positive
-    misclassification = torch.sigmoid(gap)
+    sample_weight = torch.sigmoid(gap)
     is_empty = total == 0
-    scale = (misclassification / total).masked_fill(is_empty, 0.0)
+    scale = (sample_weight / total).masked_fill(is_empty, 0.0)
     return _Softmax(
         loss=torch.logaddexp(torch.zeros_like(gap), gap),
         positive=torch.sigmoid(-gap),
-        misclassification=misclassification,
+        sample_weight=sample_weight,
         candidates=weights.mul_(scale[:, None]),
-        head=None if of_head is None else of_head.mul_(scale[:, None]),
+        exact=None if of_head is None else of_head.mul_(scale[:, None]),
         effective=(total.square() / squares).masked_fill(is_empty, 0.0),
     )
 
 
 def _plain(softmax: _Softmax) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Loss, and the gradients of positive, candidates and head."""
-    return softmax.loss, -softmax.misclassification, softmax.candidates, softmax.head
+    return softmax.loss, -softmax.sample_weight, softmax.candidates, softmax.exact
 
 
 def _jackknifed(softmax: _Softmax, hits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -130,7 +130,7 @@ def _jackknifed(softmax: _Softmax, hits: Tensor) -> tuple[Tensor, Tensor, Tensor
     num_valid = is_valid.sum(dim=1)
     is_plain = num_valid < 2
     n = torch.where(is_plain, 2, num_valid).double()
-    fixed = softmax.positive + (0.0 if softmax.head is None else softmax.head.sum(dim=1))
+    fixed = softmax.positive + (0.0 if softmax.exact is None else softmax.exact.sum(dim=1))
     left = _without_each(share).mul_((n / (n - 1.0))[:, None]).add_(fixed[:, None])
     left = left.masked_fill_(hits | is_plain[:, None], 1.0)
     log_sum = left.log().sum(dim=1)
@@ -140,12 +140,12 @@ def _jackknifed(softmax: _Softmax, hits: Tensor) -> tuple[Tensor, Tensor, Tensor
     # n·P - (n - 1)/n · Σ P / d(i) - 1, the ones of the n + 1 losses taken together.
     positive = softmax.positive * of_fixed - 1.0
     candidates = share * (n[:, None] - _without_each(inverse))
-    head = softmax.head
+    exact = softmax.exact
     return (
         torch.where(is_plain, softmax.loss, loss),
-        torch.where(is_plain, -softmax.misclassification, positive),
+        torch.where(is_plain, -softmax.sample_weight, positive),
         torch.where(is_plain[:, None], share, candidates),
-        None if head is None else head * torch.where(is_plain, 1.0, of_fixed)[:, None],
+        None if exact is None else exact * torch.where(is_plain, 1.0, of_fixed)[:, None],
     )
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from candid.audit.estimators import Variant
 from candid.audit.exact import ExactSoftmax
 from candid.audit.moments import GROUPS, Finding, Moments, error_of_root, joined
-from candid.audit.sampler import Rows, Sampler, part_of
+from candid.audit.sampler import AuditSampler, Rows, part_of
 from candid.audit.subject import Subject
 from candid.audit.sums import GradientSums
+from candid.candidates import Candidates
 from candid.losses.comparison import Comparison, accidental_hits, compare
-from candid.proposals import Candidates
 
 BATCH_ROWS = 64
 """Audited rows that share a draw."""
@@ -25,7 +25,7 @@ BATCH_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long to go on, with one proposal on one subject.
+    """How long to go on, with one sampler on one subject.
 
     Attributes:
         accuracy: largest standard error of a relative bias; draws are added until every
@@ -49,7 +49,7 @@ class Effort:
 def measure(
     subject: Subject,
     exact: ExactSoftmax,
-    sampler: Sampler,
+    sampler: AuditSampler,
     variants: Sequence[Variant],
     effort: Effort,
 ) -> list[Moments]:
@@ -81,11 +81,11 @@ def measure(
 
 
 def _rows_that_fit(
-    subject: Subject, sampler: Sampler, batch: slice, num_variants: int, effort: Effort
+    subject: Subject, sampler: AuditSampler, batch: slice, num_variants: int, effort: Effort
 ) -> int:
     """Rows of a block whose sums stay within the memory, however many items the draws touch."""
-    drawn = sampler.draw(Rows.of(subject, batch))
-    in_head = 0 if drawn.head is None else sum(p.ids.numel() for p in drawn.head.parts)
+    drawn = sampler.sample(Rows.of(subject, batch))
+    in_head = 0 if drawn.exact is None else sum(p.ids.numel() for p in drawn.exact.parts)
     most = effort.max_draws if effort.draws is None else effort.draws
     touched = min(subject.num_items, in_head + drawn.ids.numel() * max(most, 2 * GROUPS))
     return min(BATCH_ROWS, max(1, effort.memory // (8 * GROUPS * num_variants * touched)))
@@ -94,7 +94,7 @@ def _rows_that_fit(
 def _measured_block(
     subject: Subject,
     exact: ExactSoftmax,
-    sampler: Sampler,
+    sampler: AuditSampler,
     variants: Sequence[Variant],
     effort: Effort,
     batch: slice,
@@ -110,7 +110,7 @@ def _measured_block(
     began = time.perf_counter()
     while True:
         for draw in range(draws, target):
-            candidates = sampler.draw(rows)
+            candidates = sampler.sample(rows)
             if block != batch:
                 candidates = part_of(candidates, inside)
             sums.add(draw % GROUPS, scores.compared(candidates))
@@ -138,8 +138,8 @@ class _Scores:
 
     def compared(self, candidates: Candidates) -> Comparison:
         """What ``losses.comparison.compare`` gives, in float64."""
-        head = candidates.head
-        parts = [] if head is None else [part.ids for part in head.parts]
+        exact = candidates.exact
+        parts = [] if exact is None else [part.ids for part in exact.parts]
         if not parts or self._last is None or not _are_same(self._last[0], parts):
             compared = compare(self._query, self._vectors_of, self._positive_ids, candidates)
             self._last = parts, compared
@@ -153,8 +153,8 @@ class _Scores:
         return replace(
             self._last[1],
             candidates=scores,
-            hits=accidental_hits(self._positive_ids, candidates),
-            drawn=candidates,
+            accidental_hits=accidental_hits(self._positive_ids, candidates),
+            sampled=candidates,
         )
 
     def _vectors_of(self, ids: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ class Entry:
     """One estimator as measured.
 
     Attributes:
-        name: of the proposal.
+        name: of the sampler.
         n: candidates it was meant to give.
         variant: the correction.
-        proposal: the settings, as a recipe's table.
+        sampler: the settings, as a recipe's table.
         is_yours: whether the audited recipe trains with it.
         scores: scores that a row really gets a step, head included.
         findings: subject -> "all", "tail", "middle", "head" -> what was found.
@@ -34,7 +34,7 @@ class Entry:
     name: str
     n: int
     variant: Variant
-    proposal: Mapping[str, Any]
+    sampler: Mapping[str, Any]
     is_yours: bool
     scores: int
     findings: Mapping[str, Mapping[str, Finding]]
@@ -52,7 +52,7 @@ class Entry:
             "n": self.n,
             "correction": self.variant.correction,
             "jackknife": self.variant.jackknife,
-            "proposal": dict(self.proposal),
+            "sampler": dict(self.sampler),
             "is_yours": self.is_yours,
             "scores": self.scores,
             "findings": {

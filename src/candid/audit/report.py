@@ -90,7 +90,7 @@ class AuditReport:
         """Heads of ``rows``."""
         earlier = [f"bias {name}" for name in list(self.subjects)[:-1]]
         return [
-            "proposal", "correction", "n", "scores", "bias", *earlier, "RMSE",
+            "sampler", "correction", "n", "scores", "bias", *earlier, "RMSE",
             f"after {self.averaged}", "loss bias", "effective", "ms", "MB",
         ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Draws for audited rows: what is random of a proposal, given the row."""
+"""Draws for audited rows: what is random of a sampler, given the row."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 
 from candid.audit.subject import Subject
-from candid.proposals import (
-    AdaptiveProposal,
-    Candidates,
+from candid.candidates import Candidates, ExactCandidates
+from candid.samplers import (
+    AdaptiveSampler,
     Compound,
+    CrossBatchMemory,
     EncodedBatch,
-    Head,
     InBatch,
-    Memory,
     Observer,
-    Proposal,
+    Sampler,
 )
 
 LEARNT_BATCHES = 100
-"""Batches shown, before the first draw, to a proposal that learns from the stream."""
+"""Batches shown, before the first draw, to a sampler that learns from the stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,45 +44,45 @@ class Rows:
         return cls(subject.query[rows], subject.positive_ids[rows], subject.user_ids[rows])
 
 
-class Sampler:
+class AuditSampler:
     """Draws the candidates of audited rows again and again.
 
-    Given the row, the draws of most proposals are all that is random. An in-batch proposal has
+    Given the row, the draws of most samplers are all that is random. An in-batch sampler has
     no draws: there the *other rows of the batch* are random, ``batch_rows`` of them for each
     draw, taken from the training rows independently and with replacement, as the item frequency
     that corrects them supposes. The audited rows share them; a row of the same user is masked.
     A memory of earlier batches is filled anew for each draw, from the training rows likewise.
 
     Args:
-        proposal: built for the subject's catalog; one that follows the model is given its item
+        sampler: built for the subject's catalog; one that follows the model is given its item
             vectors here.
         subject: what is audited.
-        batch_rows: other rows of a batch, for proposals that take candidates from it.
+        batch_rows: other rows of a batch, for samplers that take candidates from it.
         generator: source of randomness.
     """
 
     def __init__(
-        self, proposal: Proposal, subject: Subject, batch_rows: int, generator: torch.Generator
+        self, sampler: Sampler, subject: Subject, batch_rows: int, generator: torch.Generator
     ) -> None:
-        self._proposal = proposal
+        self._sampler = sampler
         self._subject = subject
         self._batch_rows = batch_rows
         self._generator = generator
-        parts = list(_parts(proposal))
+        parts = list(_parts(sampler))
         in_batch = [part for part in parts if isinstance(part, InBatch)]
-        memories = [part for part in parts if isinstance(part, Memory)]
+        memories = [part for part in parts if isinstance(part, CrossBatchMemory)]
         self.takes_from_batch = bool(in_batch or memories)
         self._num_remembered = max((part.size for part in memories), default=0)
         self._last: tuple[Rows, EncodedBatch] | None = None
         self._needs_guest = any(part.distinct for part in in_batch)
-        if isinstance(proposal, AdaptiveProposal):
-            proposal.refresh(subject.item_vectors)
-        if isinstance(proposal, Observer) and self.takes_from_batch:
+        if isinstance(sampler, AdaptiveSampler):
+            sampler.refresh(subject.item_vectors)
+        if isinstance(sampler, Observer) and self.takes_from_batch:
             warm_up = max((part.warm_up for part in memories), default=0)
             for _ in range(LEARNT_BATCHES + warm_up):
-                proposal.observe(self._training_rows(batch_rows))
+                sampler.observe(self._training_rows(batch_rows))
 
-    def draw(self, rows: Rows) -> Candidates:
+    def sample(self, rows: Rows) -> Candidates:
         """The candidates of one step for these rows."""
         if not self.takes_from_batch:
             if self._last is None or self._last[0] is not rows:
@@ -91,14 +90,16 @@ class Sampler:
                 # as a head near the queries, is then settled once.
                 encoded = EncodedBatch(rows.positive_ids, rows.user_ids, rows.query)
                 self._last = rows, encoded
-            return self._proposal.draw(self._last[1], self._generator)
-        if self._num_remembered and isinstance(self._proposal, Observer):
-            self._proposal.observe(self._training_rows(self._num_remembered))
+            return self._sampler.sample(self._last[1], self._generator)
+        if self._num_remembered and isinstance(self._sampler, Observer):
+            self._sampler.observe(self._training_rows(self._num_remembered))
         others = self._other_rows()
-        drawn = self._proposal.draw(others, self._generator)
+        drawn = self._sampler.sample(others, self._generator)
         return replace(
             drawn,
-            log_count_positive=self._proposal.log_count_of(rows.positive_ids, others),
+            log_expected_count_positive=self._sampler.log_expected_count_of(
+                rows.positive_ids, others
+            ),
             row_user_ids=None if drawn.owner is None else rows.user_ids,
         )
 
@@ -129,36 +130,40 @@ class Sampler:
 
 def part_of(candidates: Candidates, rows: slice) -> Candidates:
     """What some of the rows of a draw see of it."""
-    owner, head = candidates.owner, candidates.head
+    owner, exact = candidates.owner, candidates.exact
     row_user_ids = candidates.row_user_ids
     return replace(
         candidates,
         ids=_cut(candidates.ids, rows),
-        log_count=_cut(candidates.log_count, rows),
-        log_count_positive=candidates.log_count_positive[rows],
+        log_expected_count=_cut(candidates.log_expected_count, rows),
+        log_expected_count_positive=candidates.log_expected_count_positive[rows],
         owner=None if owner is None else _cut(owner, rows),
         row_user_ids=None if row_user_ids is None else row_user_ids[rows],
-        head=None if head is None else _head_part(head, rows),
+        exact=None if exact is None else _head_part(exact, rows),
     )
 
 
-def head_ids(head: Head, num_rows: int) -> Tensor:
+def exact_ids(exact: ExactCandidates, num_rows: int) -> Tensor:
     """[B, H] int64, the items of a head in the order of its scores; 0 where it is filled up."""
-    ids = [part.ids.clamp(min=0) for part in head.parts]
+    ids = [part.ids.clamp(min=0) for part in exact.parts]
     return torch.cat([part.expand(num_rows, part.shape[-1]) for part in ids], dim=1)
 
 
-def _head_part(head: Head, rows: slice) -> Head:
-    own = None if head.own is None else _head_part(head.own, rows)
-    return Head(_cut(head.ids, rows), _cut(head.log_count, rows), own)
+def _head_part(exact: ExactCandidates, rows: slice) -> ExactCandidates:
+    row_candidates = (
+        None if exact.row_candidates is None else _head_part(exact.row_candidates, rows)
+    )
+    return ExactCandidates(
+        _cut(exact.ids, rows), _cut(exact.log_expected_count, rows), row_candidates
+    )
 
 
 def _cut(values: Tensor, rows: slice) -> Tensor:
     return values if values.ndim == 1 else values[rows]
 
 
-def _parts(proposal: Proposal) -> Iterator[Proposal]:
-    yield proposal
-    if isinstance(proposal, Compound):
-        for part in proposal.parts.values():
+def _parts(sampler: Sampler) -> Iterator[Sampler]:
+    yield sampler
+    if isinstance(sampler, Compound):
+        for part in sampler.parts.values():
             yield from _parts(part)

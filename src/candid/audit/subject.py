@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from candid.errors import ArtifactError, ConfigError, DataError
-from candid.proposals import checked_item_vectors
+from candid.samplers import checked_item_vectors
 
 SLICES = ("tail", "middle", "head")
 """Slices of the positives by popularity, rarest first."""
@@ -26,7 +26,7 @@ class Subject:
         user_ids: [Q] int64.
         counts: [V], how often each item is a training target.
         training_positive_ids: [E] int64, the training rows that the batches of an in-batch
-            proposal are drawn from.
+            sampler are drawn from.
         training_user_ids: [E] int64, the user of each.
 
     Raises:

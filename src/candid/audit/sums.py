@@ -16,7 +16,7 @@ from candid.audit.estimators import Variant
 from candid.audit.exact import ExactSoftmax
 from candid.audit.gradients import Gradients, gradients
 from candid.audit.moments import GROUPS, Moments
-from candid.audit.sampler import head_ids
+from candid.audit.sampler import exact_ids
 from candid.audit.subject import Subject
 from candid.losses.comparison import Comparison
 
@@ -56,9 +56,9 @@ class GradientSums:
         """Add the gradients of one draw."""
         found = gradients(comparison, self._variants)
         square = found.positive.flatten().square()
-        drawn = comparison.drawn
+        drawn = comparison.sampled
         square = square + self._add_part(group, drawn.by_row(drawn.ids), found.candidates)
-        if drawn.head is not None and found.head is not None:
+        if drawn.exact is not None and found.exact is not None:
             square = square + self._add_head(group, comparison, found)
         self._scalars[0, group] += found.positive.flatten()
         self._scalars[1, group] += square
@@ -103,12 +103,12 @@ class GradientSums:
         ]
 
     def _add_head(self, group: int, comparison: Comparison, found: Gradients) -> Tensor:
-        head = comparison.drawn.head
-        assert head is not None
-        assert found.head is not None
-        if all(part.ids.ndim == 1 for part in head.parts):
-            return self._add_part(group, head.ids, found.head)
-        return self._add_part(group, head_ids(head, len(self._positive_ids)), found.head)
+        exact = comparison.sampled.exact
+        assert exact is not None
+        assert found.exact is not None
+        if all(part.ids.ndim == 1 for part in exact.parts):
+            return self._add_part(group, exact.ids, found.exact)
+        return self._add_part(group, exact_ids(exact, len(self._positive_ids)), found.exact)
 
     def _add_part(self, group: int, ids: Tensor, values: Tensor) -> Tensor:
         """Add values [A, B, M] of items [M] or [B, M]: their squared length [A·B].

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from candid.audit.subject import Subject
-from candid.world import World, WorldConfig
+from candid.synthetic import SyntheticConfig, World
 
-WORLD = WorldConfig(num_users=3_000, interactions_mean=20.0)
+WORLD = SyntheticConfig(num_users=3_000, interactions_mean=20.0)
 """5,000 items of Zipf popularity."""
 
 
-def world_subjects(num_rows: int, config: WorldConfig = WORLD, seed: int = 0) -> list[Subject]:
+def world_subjects(num_rows: int, config: SyntheticConfig = WORLD, seed: int = 0) -> list[Subject]:
     """A model at initialisation and the true one, over the same rows of the world.
 
     A row is a user's interaction with what came before it, one a user. The true vectors make

@@ -4,7 +4,7 @@ from candid.batches.config import BatchesConfig
 from candid.batches.loader import Loader, Position
 from candid.batches.packing import (
     Ints,
-    actions_of,
+    event_type_of,
     held_out_queries,
     offsets_of,
     pack_histories,
@@ -21,7 +21,7 @@ __all__ = [
     "Loader",
     "Position",
     "Queries",
-    "actions_of",
+    "event_type_of",
     "held_out_queries",
     "offsets_of",
     "pack_histories",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from candid.batches.config import BatchesConfig
-from candid.batches.packing import Ints, actions_of, negatives_of, offsets_of, ranges
+from candid.batches.packing import Ints, event_type_of, negatives_of, offsets_of, ranges
 from candid.batches.prefetch import prefetch
 from candid.batches.records import Batch, History
 from candid.batches.windows import windows_of
@@ -155,7 +155,7 @@ class Loader:
                 item_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),
                 offsets=torch.from_numpy(offsets_of(lengths)),
                 query_positions=torch.from_numpy(positions),
-                actions=actions_of(self._dataset, events),
+                event_types=event_type_of(self._dataset, events),
             ),
         )
 

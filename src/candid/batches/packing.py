@@ -60,17 +60,17 @@ def held_out_queries(
                 questions.user_ids[rows],
                 dataset.item_ids[events].astype(np.int64),
                 lengths[rows],
-                actions=actions_of(dataset, events),
+                event_types=event_type_of(dataset, events),
                 context=None if context is None else context.at(questions.history_stop[rows]),
             ),
         )
 
 
-def actions_of(dataset: PreparedDataset, events: Ints) -> Tensor | None:
-    """Kinds of interactions [T] as ``History.actions`` holds them; None where there are none."""
-    if dataset.actions is None:
+def event_type_of(dataset: PreparedDataset, events: Ints) -> Tensor | None:
+    """Kinds of interactions [T] as ``History.event_types`` holds them; None where there are none."""
+    if dataset.event_types is None:
         return None
-    return torch.from_numpy(dataset.actions[events].astype(np.int64) + 1)
+    return torch.from_numpy(dataset.event_types[events].astype(np.int64) + 1)
 
 
 def negatives_of(dataset: PreparedDataset, events: Ints, most: int) -> Tensor | None:
@@ -101,7 +101,7 @@ def pack_histories(
     item_ids: Ints,
     lengths: Ints,
     *,
-    actions: Tensor | None = None,
+    event_types: Tensor | None = None,
     context: Mapping[str, Values] | None = None,
     user_features: Mapping[str, Values] | None = None,
 ) -> Queries:
@@ -111,7 +111,7 @@ def pack_histories(
         user_ids: [B].
         item_ids: [sum of lengths], the histories one after the other.
         lengths: [B], 0 for a query without a history.
-        actions: see ``History``; None where they are not known.
+        event_types: see ``History``; None where they are not known.
         context: of the B questions, or None.
         user_features: see ``Queries``.
     """
@@ -124,6 +124,6 @@ def pack_histories(
             item_ids=torch.from_numpy(item_ids),
             offsets=torch.from_numpy(offsets),
             query_positions=torch.from_numpy(np.where(lengths > 0, offsets[1:] - 1, -1)),
-            actions=actions,
+            event_types=event_types,
         ),
     )

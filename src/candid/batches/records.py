@@ -22,14 +22,14 @@ class History:
         query_positions: [B] int64, for each row the token after which the question is asked:
             the row's history is that token and everything before it in its sequence. -1 is a
             row without a history.
-        actions: [T] int64, 1 + the code of each interaction's kind, 0 where it is not known; or
+        event_types: [T] int64, 1 + the code of each interaction's kind, 0 where it is not known; or
             None where there are no kinds.
     """
 
     item_ids: Tensor
     offsets: Tensor
     query_positions: Tensor
-    actions: Tensor | None = None
+    event_types: Tensor | None = None
 
     def to(self, device: torch.device) -> History:
         """Move every tensor to ``device``."""

@@ -67,7 +67,7 @@ def audit(
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="Longest time for the draws of one proposal on one model, whatever the error; "
+            help="Longest time for the draws of one sampler on one model, whatever the error; "
             "none: no limit."
         ),
     ] = None,
@@ -79,7 +79,7 @@ def audit(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure bias, spread and cost of every proposal and correction against the full softmax."""
+    """Measure bias, spread and cost of every sampler and correction against the full softmax."""
     if world and (run is not None or data is not None):
         raise ConfigError("--world is the synthetic world: leave out the run and --data, or it")
     if not accuracy > 0:
@@ -138,8 +138,8 @@ def _plans(sizes: list[int] | None, subject: Subject) -> list[Plan]:
         sizes = fitting or [subject.num_items]
     # Items without a count must be within reach: an estimator that misses them is refused by
     # training, and should not be recommended.
-    floor = 1.0 if bool((subject.counts == 0).any()) else 0.0
-    return standard_plans(sizes, subject.num_items, floor=floor)
+    min_count = 1.0 if bool((subject.counts == 0).any()) else 0.0
+    return standard_plans(sizes, subject.num_items, min_count=min_count)
 
 
 def _note_of_untrained(subject: Subject) -> str | None:
@@ -149,7 +149,7 @@ def _note_of_untrained(subject: Subject) -> str | None:
     return (
         f"{num_untrained} of {subject.num_items:,} items are in no training row: popularity draws "
         "are measured with floor = 1, which reaches them; candidates from batches do not, and "
-        "training takes such a proposal with training.catalog = 'trained' alone"
+        "training takes such a sampler with training.softmax_over = 'trained' alone"
     )
 
 

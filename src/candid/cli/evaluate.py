@@ -13,7 +13,7 @@ from candid.cli.options import Json, Quiet, Set
 
 if TYPE_CHECKING:
     from candid.evaluation import EvaluationConfig, EvaluationReport, StageProgress
-    from candid.runs import LoadedRun
+    from candid.runs import Run
 
 
 class Split(StrEnum):
@@ -52,7 +52,7 @@ def evaluate(
 
 
 def measured(
-    run: LoadedRun,
+    run: Run,
     split: Split,
     config: EvaluationConfig | None = None,
     progress: StageProgress | None = None,

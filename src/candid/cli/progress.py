@@ -53,10 +53,10 @@ class TrainProgress:
         parts = [
             f"loss {metrics['loss']:.4f}",
             f"{metrics['rows_per_second']:,.0f} rows/s",
-            f"misclassification {metrics['misclassification']:.3f}",
+            f"sample_weight {metrics['sample_weight']:.3f}",
         ]
-        if "effective_candidates" in metrics:
-            parts.append(f"effective candidates {metrics['effective_candidates']:,.0f}")
+        if "effective_sample_size" in metrics:
+            parts.append(f"effective candidates {metrics['effective_sample_size']:,.0f}")
         room = self._bar.console.width - BAR_WIDTH - len(steps) - REST_WIDTH
         self._bar.update(
             self._task,

@@ -42,7 +42,7 @@ def recommend(
             "now.",
         ),
     ] = None,
-    action: Annotated[
+    event_type: Annotated[
         str | None,
         typer.Option(
             metavar="KIND",
@@ -85,8 +85,8 @@ def recommend(
     read = loaded.context_columns
     if time is not None and not read & {"time", "since"}:
         raise ConfigError("--at: the model of this run does not read the moment; leave it out")
-    if action is not None and "action" not in read:
-        raise ConfigError("--action: the model of this run does not read it; leave it out")
+    if event_type is not None and "event_type" not in read:
+        raise ConfigError("--event_type: the model of this run does not read it; leave it out")
     if attributes and not loaded.model.reads_user_features:
         raise ConfigError(
             "--user-attribute: the model of this run reads no features of users; leave it out, or "
@@ -107,7 +107,7 @@ def recommend(
             filter_seen=not include_seen,
             context=context,
             time=time,
-            action=action,
+            event_type=event_type,
             user_features=people,
             new_items=None if new_items is None else read_new_items(loaded, new_items),
             progress=progress,

@@ -17,7 +17,7 @@ from candid.errors import ConfigError
 from candid.evaluation import EvaluationConfig
 from candid.features import FeaturesConfig
 from candid.losses import LOSSES, Loss, LossComponent, SampledSoftmax
-from candid.proposals import PROPOSALS, ProposalComponent
+from candid.samplers import SAMPLERS, SamplerComponent
 from candid.towers import ModelConfig
 from candid.training import TrainingConfig
 
@@ -47,7 +47,7 @@ class RunConfig(ComponentConfig):
         default_factory=BatchesConfig, description="how interactions become batches"
     )
     model: ModelConfig = Field(default_factory=ModelConfig, description="the two towers")
-    proposal: ProposalComponent | None = Field(
+    sampler: SamplerComponent | None = Field(
         None, description="where the candidates of a sampled loss come from"
     )
     loss: LossComponent = Field(description="the objective")
@@ -59,29 +59,29 @@ class RunConfig(ComponentConfig):
     )
 
     @model_validator(mode="after")
-    def _loss_and_proposal_agree(self) -> Self:
+    def _loss_and_sampler_agree(self) -> Self:
         loss = type_name(LOSSES, "loss", self.loss)
         objective: type[Loss] = LOSSES[loss]
         needs_candidates = objective.needs_candidates
-        if needs_candidates and self.proposal is None:
+        if needs_candidates and self.sampler is None:
             raise ValueError(
                 f"loss {loss!r} compares with candidates, so the recipe needs a section "
-                f"[proposal] with a type, one of: {', '.join(sorted(PROPOSALS))}"
+                f"[sampler] with a type, one of: {', '.join(sorted(SAMPLERS))}"
             )
-        if not needs_candidates and self.proposal is not None:
+        if not needs_candidates and self.sampler is not None:
             raise ValueError(
                 f"loss {loss!r} compares with the whole catalog and takes no candidates; remove "
-                "the section [proposal] (on the command line: --set proposal=none)"
+                "the section [sampler] (on the command line: --set sampler=none)"
             )
         return self
 
     @model_validator(mode="after")
     def _no_jackknife_of_a_set(self) -> Self:
-        loss, proposal = self.loss, self.proposal
+        loss, sampler = self.loss, self.sampler
         is_jackknife = isinstance(loss, SampledSoftmax.Config) and loss.jackknife
-        if is_jackknife and proposal is not None and proposal.draws_sets:
+        if is_jackknife and sampler is not None and sampler.is_set:
             raise ValueError(
-                "loss.jackknife cannot go with a proposal of distinct = true: of a set it adds a "
+                "loss.jackknife cannot go with a sampler of distinct = true: of a set it adds a "
                 "bias that no number of candidates cures (docs/audit.md); set one of the two to "
                 "false"
             )
@@ -164,7 +164,7 @@ DEFAULT_RECIPE: Mapping[str, Any] = {
         "query_tower": {"type": "causal_transformer"},
         "item_tower": {"type": "item_embedding"},
     },
-    "proposal": {
+    "sampler": {
         "type": "mixture",
         "components": [
             {"type": "popularity", "num_candidates": 128},

@@ -93,7 +93,7 @@ def _describe(
             choices = " | ".join(sorted(registry))
             default = "required" if _holds_names(field) else _default_type(field, registry)
             yield ConfigKey(f"{key}.type", choices, default, meaning, component)
-            # A mixture holds proposals: list the keys of each once, not forever.
+            # A mixture holds samplers: list the keys of each once, not forever.
             if id(registry) not in entered:
                 for type_name in sorted(registry):
                     yield from _describe(

@@ -1,21 +1,21 @@
 """Reading, filtering, splitting and storing interactions."""
 
-from candid.data.dataset import HeldOut, PreparedDataset, Role, held_out
-from candid.data.lookup import item_ids_of, user_ids_of
-from candid.data.prepare import Prepared, prepare
-from candid.data.schema import (
-    ActionConfig,
+from candid.data.config import (
     DataConfig,
+    EventTypeConfig,
     ItemTableConfig,
     SplitConfig,
     UserTableConfig,
 )
+from candid.data.dataset import HeldOut, PreparedDataset, Role, held_out
+from candid.data.lookup import item_ids_of, user_ids_of
+from candid.data.prepare import Prepared, prepare
 from candid.data.store import SCHEMA_VERSION, open_dataset
 
 __all__ = [
     "SCHEMA_VERSION",
-    "ActionConfig",
     "DataConfig",
+    "EventTypeConfig",
     "HeldOut",
     "ItemTableConfig",
     "Prepared",

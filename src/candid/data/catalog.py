@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import polars as pl
 
+from candid.data.config import ItemTableConfig, UserTableConfig
 from candid.data.readers import (
     Source,
     check_lines,
@@ -14,7 +15,6 @@ from candid.data.readers import (
     open_sources,
     require_columns,
 )
-from candid.data.schema import ItemTableConfig, UserTableConfig
 from candid.errors import DataError
 
 TableConfig = ItemTableConfig | UserTableConfig

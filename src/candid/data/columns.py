@@ -9,12 +9,12 @@ from typing import Any
 import polars as pl
 
 from candid.data import times
+from candid.data.config import DataConfig
 from candid.data.readers import Source, check_lines, collect, columns_of, require_columns
-from candid.data.schema import DataConfig
 from candid.errors import DataError
 
 NUMBERS = ("order", "weight", "rating")
-NAMES = ("role", "action")
+NAMES = ("role", "event_type")
 """Columns whose values are names, even where they are written as numbers."""
 LATE = ("time", "order", "role", "negatives")
 """Columns that may have empty values: judged after filtering, or none at all."""
@@ -69,7 +69,7 @@ def declare(sources: Sequence[Source], config: DataConfig) -> RawTable:
         "weight": config.weight,
         "rating": config.rating,
         "role": config.split.column,
-        "action": config.action,
+        "event_type": config.event_type,
         "negatives": config.negatives,
     }
     columns = {name: column for name, column in wanted.items() if column is not None}
@@ -149,7 +149,7 @@ class Parsed:
 
     Attributes:
         query: columns user, item (Int64, UInt64 or String), time (Int64 microseconds), order
-            (Int64, Float64 or Datetime), weight (Float32), role and action (String), negatives
+            (Int64, Float64 or Datetime), weight (Float32), role and event_type (String), negatives
             (lists of item ids as in the source), as far as declared.
         rows_read: rows of the files.
         dropped: ``nulls`` and ``low_rating`` -> rows that the query leaves out.

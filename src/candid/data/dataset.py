@@ -45,9 +45,9 @@ class PreparedDataset:
         timestamps: [E] int64 microseconds since 1970-01-01 UTC, or None where the source has
             no time (an order column, or none).
         weights: [E] float32, or None.
-        actions: [E] uint8, the kind of each interaction, or None where there is one kind.
-        action_names: names of the kinds; the place of each is its code.
-        target_actions: the kinds that are trained on and held out; empty: all of them. Only an
+        event_types: [E] uint8, the kind of each interaction, or None where there is one kind.
+        event_type_names: names of the kinds; the place of each is its code.
+        target_event_types: the kinds that are trained on and held out; empty: all of them. Only an
             item of an interaction of such a kind counts as seen.
         negative_ids: [M] int32, items that were shown with an interaction and not chosen, or
             None; interaction e owns the slice ``negative_offsets[e]:negative_offsets[e + 1]``,
@@ -65,9 +65,9 @@ class PreparedDataset:
     items: pl.DataFrame
     timestamps: npt.NDArray[np.int64] | None = None
     weights: npt.NDArray[np.float32] | None = None
-    actions: npt.NDArray[np.uint8] | None = None
-    action_names: tuple[str, ...] = ()
-    target_actions: tuple[str, ...] = ()
+    event_types: npt.NDArray[np.uint8] | None = None
+    event_type_names: tuple[str, ...] = ()
+    target_event_types: tuple[str, ...] = ()
     negative_ids: npt.NDArray[np.int32] | None = None
     negative_offsets: npt.NDArray[np.int64] | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -84,11 +84,11 @@ class PreparedDataset:
         return self.items.height
 
     @cached_property
-    def is_target_action(self) -> npt.NDArray[np.bool_] | None:
+    def is_target_event_type(self) -> npt.NDArray[np.bool_] | None:
         """Whether each kind is a target, by code; None where all are, or there are no kinds."""
-        if self.actions is None or not self.target_actions:
+        if self.event_types is None or not self.target_event_types:
             return None
-        return np.array([name in self.target_actions for name in self.action_names])
+        return np.array([name in self.target_event_types for name in self.event_type_names])
 
     @cached_property
     def train_counts(self) -> npt.NDArray[np.int64]:

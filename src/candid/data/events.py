@@ -10,11 +10,16 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.data import filters, ids, negatives, times
-from candid.data.actions import action_names, encode_actions, interactions_among, is_target
 from candid.data.columns import Parsed, RawTable, parse
+from candid.data.config import DataConfig, SplitConfig
 from candid.data.dataset import Role
+from candid.data.event_types import (
+    encode_event_types,
+    event_type_names,
+    interactions_among,
+    is_target,
+)
 from candid.data.readers import check_lines
-from candid.data.schema import DataConfig, SplitConfig
 from candid.errors import DataError
 
 UNASSIGNED = 255
@@ -27,14 +32,14 @@ class Events:
 
     Attributes:
         frame: E rows; user, item (Int32 ids), then as declared time (Int64 microseconds),
-            weight (Float32), role (UInt8, column splits only), action (UInt8), negatives (lists
+            weight (Float32), role (UInt8, column splits only), event_type (UInt8), negatives (lists
             of first item ids, see ``first_items``).
         users: source id of each user, ascending.
         items: source id of each item, ascending.
         origin: where they came from, for messages.
         rows_read: rows of the files.
         dropped: reason -> number of rows.
-        actions: names of the kinds of interaction; the place of each is its code.
+        event_types: names of the kinds of interaction; the place of each is its code.
         out_of_order: column splits only: rows that come before their predecessor in time or
             order, because the order of roles goes first.
         first_items: the id that an item had at first -> its id now, -1 where it is gone.
@@ -47,7 +52,7 @@ class Events:
     origin: str
     rows_read: int
     dropped: dict[str, int] = field(default_factory=dict)
-    actions: tuple[str, ...] = ()
+    event_types: tuple[str, ...] = ()
     out_of_order: int = 0
     first_items: npt.NDArray[np.int32] = field(init=False)
     negatives_left_out: dict[str, int] = field(default_factory=dict)
@@ -100,22 +105,22 @@ def load(table: RawTable, config: DataConfig) -> Events:
     query = parsed.query
     if config.split.kind == "column":
         query = query.with_columns(_role_codes(table, config.split))
-    actions: tuple[str, ...] = ()
-    if config.action is not None:
-        actions = action_names(table, config)
-        query, is_kept = encode_actions(query, actions, config)
+    event_types: tuple[str, ...] = ()
+    if config.event_type is not None:
+        event_types = event_type_names(table, config)
+        query, is_kept = encode_event_types(query, event_types, config)
         left_out = table.run(parsed.query.select((~is_kept).sum())).item()
         if left_out:
-            parsed.dropped["action"] = left_out
+            parsed.dropped["event_type"] = left_out
             _check_any_left(parsed, config)
     frame, source_ids = ids.encode(table, query)
     _check_dates(table, frame, parsed.time_is_text)
     moments = [pl.col(key) for key in ("time", "order") if key in table.columns]
-    kinds = interactions_among(actions, config)
-    has_shown = len(kinds) < len(actions)
+    kinds = interactions_among(event_types, config)
+    has_shown = len(kinds) < len(event_types)
     if moments and has_shown:
         # What was shown at the very moment of a choice was shown before it.
-        frame = frame.sort(pl.col("action") < len(kinds), maintain_order=True)
+        frame = frame.sort(pl.col("event_type") < len(kinds), maintain_order=True)
     frame = _in_order(frame, moments)
     unknown = 0
     if config.negatives is not None:
@@ -127,7 +132,7 @@ def load(table: RawTable, config: DataConfig) -> Events:
         config.interactions,
         parsed.rows_read,
         parsed.dropped,
-        actions,
+        event_types,
     )
     if unknown:
         events.negatives_left_out["of_no_interaction"] = unknown
@@ -153,18 +158,18 @@ def _check_any_left(parsed: Parsed, config: DataConfig) -> None:
         raise DataError(
             f"nothing is left of {config.interactions}: "
             f"{', '.join(f'{k} drops {v:,} rows' for k, v in parsed.dropped.items())}; "
-            "lower min_rating, fill the empty values or keep more actions"
+            "lower min_rating, fill the empty values or keep more event_types"
         )
 
 
 def _attach_shown(events: Events, kinds: tuple[str, ...], config: DataConfig) -> None:
     """Turn the rows that say what was shown into negatives; ``kinds`` are those that stay."""
-    codes = events.frame["action"].to_numpy()
+    codes = events.frame["event_type"].to_numpy()
     shown = codes >= len(kinds)
-    targets = ~shown & is_target(codes, events.actions, config)
+    targets = ~shown & is_target(codes, events.event_types, config)
     events.frame, left_out = negatives.attach(events.frame, shown, targets)
     events.negatives_left_out |= left_out
-    events.actions = kinds
+    events.event_types = kinds
     events.keep("shown", ~shown)
 
 
@@ -205,9 +210,9 @@ def _filter(events: Events, config: DataConfig) -> None:
         events.keep("unassigned", frame["role"].to_numpy() != UNASSIGNED)
     if config.deduplicate != "none":
         pairs = events.ids("user").astype(np.int64) * len(events.items) + events.ids("item")
-        if events.actions:
+        if events.event_types:
             # A view and a purchase of the same item are no repetition.
-            pairs = pairs * len(events.actions) + frame["action"].to_numpy()
+            pairs = pairs * len(events.event_types) + frame["event_type"].to_numpy()
         pair = pl.Series(pairs)
         first = config.deduplicate == "first"
         kept = pair.is_first_distinct() if first else pair.is_last_distinct()

@@ -3,8 +3,8 @@
 The manifest that results (``manifest.json``, also ``PreparedDataset.manifest``) holds: kind,
 schema_version, fingerprint (of the content), candid_version, config, sources (path, size,
 mtime_ns), rows_read, dropped (reason -> rows), counts, split (kind, cuts, unseen targets),
-time, items_without_row, users_without_row (None without a table), actions (names, by code),
-target_actions (those that are trained on and held out), negatives (how many, and why others
+time, items_without_row, users_without_row (None without a table), event_types (names, by code),
+target_event_types (those that are trained on and held out), negatives (how many, and why others
 were left out; None where the source has none), files (bytes, sha256).
 """
 
@@ -22,14 +22,14 @@ import polars as pl
 
 from candid import __version__
 from candid.data import negatives, splits, times
-from candid.data.actions import is_target, targets_among
 from candid.data.atomic import atomic_folder
 from candid.data.catalog import TableConfig, look_up, open_table
 from candid.data.columns import declare
+from candid.data.config import DataConfig, SplitConfig
 from candid.data.dataset import PreparedDataset, Role
+from candid.data.event_types import is_target, targets_among
 from candid.data.events import Events, load
 from candid.data.readers import Source, open_sources
-from candid.data.schema import DataConfig, SplitConfig
 from candid.data.store import MANIFEST, open_dataset, read_manifest, write_dataset
 from candid.errors import ArtifactError, ConfigError, DataError
 
@@ -93,7 +93,7 @@ def prepare(
     split = _split(events, config)
     items, items_without_row = _rows_of(events.items, item_sources, config.items)
     users, users_without_row = _rows_of(events.users, user_sources, config.users)
-    dataset = _assemble(events, users, items, targets_among(events.actions, config))
+    dataset = _assemble(events, users, items, targets_among(events.event_types, config))
     facts = {
         "candid_version": __version__,
         **inputs,
@@ -150,7 +150,7 @@ def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str | None:
             return f"it was prepared with data.{key} = {before.get(key)!r}, not {now.get(key)!r}"
     if earlier.get("sources") != inputs["sources"]:
         return "its files have changed"
-    if earlier.get("actions") and "target_actions" not in earlier:
+    if earlier.get("event_types") and "target_event_types" not in earlier:
         return "it does not say which kinds of interaction are targets"
     return None
 
@@ -169,9 +169,9 @@ def _split(events: Events, config: DataConfig) -> dict[str, Any]:
     _check_size(events, config)
     facts: dict[str, Any] = {"kind": config.split.kind}
     targets: npt.NDArray[np.bool_] | None = None
-    if events.actions:
-        codes = events.frame["action"].to_numpy()
-        targets = is_target(codes, events.actions, config)
+    if events.event_types:
+        codes = events.frame["event_type"].to_numpy()
+        targets = is_target(codes, events.event_types, config)
     if config.split.kind == "column":
         roles = events.frame["role"].to_numpy()
         facts["out_of_order"] = events.out_of_order
@@ -222,7 +222,7 @@ def _check_roles(events: Events, config: DataConfig) -> None:
         trained = events.frame.filter(pl.col("role") == int(Role.TRAIN))
         if trained["weight"].max() == 0:
             raise DataError(
-                f"{f'column {config.weight!r}' if config.weight else 'the weight of actions'} of "
+                f"{f'column {config.weight!r}' if config.weight else 'the weight of event_types'} of "
                 f"{config.interactions} is 0 in every interaction to train on, so that nothing "
                 "would be learnt; weigh some above 0"
             )
@@ -301,9 +301,9 @@ def _assemble(
         items=items,
         timestamps=frame["time"].to_numpy() if "time" in frame.columns else None,
         weights=frame["weight"].to_numpy() if "weight" in frame.columns else None,
-        actions=frame["action"].to_numpy() if events.actions else None,
-        action_names=events.actions,
-        target_actions=targets,
+        event_types=frame["event_type"].to_numpy() if events.event_types else None,
+        event_type_names=events.event_types,
+        target_event_types=targets,
         negative_ids=shown,
         negative_offsets=shown_offsets,
     )

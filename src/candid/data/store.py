@@ -25,11 +25,11 @@ ARRAYS = {
     "roles": np.uint8,
     "timestamps": np.int64,
     "weights": np.float32,
-    "actions": np.uint8,
+    "event_types": np.uint8,
     "negative_ids": np.int32,
     "negative_offsets": np.int64,
 }
-ALIGNED = ("timestamps", "weights", "actions")
+ALIGNED = ("timestamps", "weights", "event_types")
 """Arrays with one entry an interaction, where there are any."""
 OPTIONAL = (*ALIGNED, "negative_ids", "negative_offsets")
 TABLES = ("users", "items")
@@ -82,8 +82,8 @@ def write_dataset(folder: Path, dataset: PreparedDataset, facts: dict[str, Any])
         "kind": KIND,
         "schema_version": SCHEMA_VERSION,
         "fingerprint": fingerprint(dataset),
-        "actions": list(dataset.action_names),
-        "target_actions": list(dataset.target_actions),
+        "event_types": list(dataset.event_type_names),
+        "target_event_types": list(dataset.target_event_types),
         **facts,
         "files": files,
     }
@@ -106,7 +106,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         files = {n: facts["bytes"] for n, facts in manifest["files"].items()} if is_known else {}
         if is_known and not isinstance(manifest["fingerprint"], str):
             raise ValueError("the fingerprint is no text")
-        if not set(manifest.get("target_actions", ())) <= set(manifest.get("actions", ())):
+        if not set(manifest.get("target_event_types", ())) <= set(manifest.get("event_types", ())):
             raise ValueError("a target is no kind of interaction")
     except FileNotFoundError:
         raise ArtifactError(
@@ -156,9 +156,9 @@ def open_dataset(path: Path | str, verify: bool = False) -> PreparedDataset:
         content[name] = _opened(path / f"{name}.parquet")
     dataset = PreparedDataset(
         **content,
-        action_names=tuple(manifest.get("actions", ())),
+        event_type_names=tuple(manifest.get("event_types", ())),
         # A dataset of before this was written says nothing: all kinds are targets.
-        target_actions=tuple(manifest.get("target_actions", ())),
+        target_event_types=tuple(manifest.get("target_event_types", ())),
         manifest=manifest,
         path=path,
     )
@@ -182,9 +182,9 @@ def _check_structure(dataset: PreparedDataset, path: Path) -> None:
         "user_offsets": not _is_ragged(dataset.item_ids, offsets, dataset.users.height),
         "item_ids": num_events > 0
         and not 0 <= dataset.item_ids.min() <= dataset.item_ids.max() < dataset.items.height,
-        "actions": dataset.actions is not None
+        "event_types": dataset.event_types is not None
         and num_events > 0
-        and dataset.actions.max() >= len(dataset.action_names),
+        and dataset.event_types.max() >= len(dataset.event_type_names),
         "negative_offsets": (dataset.negative_ids is None) != (dataset.negative_offsets is None)
         or (
             dataset.negative_ids is not None

@@ -35,8 +35,8 @@ from candid.demo.truth import TrueModel
 from candid.errors import ConfigError
 from candid.evaluation import EvaluationReport, evaluate
 from candid.runs import MANIFEST, evaluate_run, load_run, train_run
+from candid.synthetic import SyntheticConfig, World
 from candid.training import Progress
-from candid.world import World, WorldConfig
 
 OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "none": {"type": "sampled_softmax", "correction": "none"},
@@ -47,7 +47,7 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
 """What is compared, by the name in the table; the full softmax is the reference."""
 
 NUM_CANDIDATES = 256
-WORLD = WorldConfig(interactions_mean=20.0)
+WORLD = SyntheticConfig(interactions_mean=20.0)
 EPOCHS = 4
 _K = 10
 _CALIBRATION_USERS = 1_000
@@ -70,7 +70,7 @@ class DemoResult:
 def run_demo(
     out: Path,
     *,
-    world: WorldConfig = WORLD,
+    world: SyntheticConfig = WORLD,
     epochs: int = EPOCHS,
     seed: int = 0,
     threads: int | None = None,
@@ -171,7 +171,11 @@ def run_config(
     }
     if loss["type"] != "full_softmax":
         # A floor: some items of the world are in nobody's training.
-        table["proposal"] = {"type": "popularity", "num_candidates": NUM_CANDIDATES, "floor": 1.0}
+        table["sampler"] = {
+            "type": "popularity",
+            "num_candidates": NUM_CANDIDATES,
+            "min_count": 1.0,
+        }
     return parse_config(table, "demo")
 
 

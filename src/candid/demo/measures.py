@@ -10,7 +10,7 @@ from torch import Tensor
 
 from candid.batches import Ints, held_out_queries
 from candid.data import HeldOut, PreparedDataset
-from candid.evaluation import Encoder, inference
+from candid.evaluation import TwoTowerModel, inference
 from candid.index import ExactIndex
 from candid.report import Curve
 
@@ -19,14 +19,14 @@ _BINS = np.linspace(-14.0, 0.0, 29)
 
 
 def _encoded(
-    model: Encoder, dataset: PreparedDataset, questions: HeldOut, max_length: int
+    model: TwoTowerModel, dataset: PreparedDataset, questions: HeldOut, max_length: int
 ) -> Iterator[Tensor]:
     for _, queries in held_out_queries(dataset, questions, max_length, batch_size=512):
         yield model.encode_queries(queries)
 
 
 def recommended_counts(
-    model: Encoder, dataset: PreparedDataset, questions: HeldOut, max_length: int, k: int
+    model: TwoTowerModel, dataset: PreparedDataset, questions: HeldOut, max_length: int, k: int
 ) -> Ints:
     """How often each item is in a user's top k: [V] int64."""
     counts = np.zeros(dataset.num_items, dtype=np.int64)
@@ -39,8 +39,8 @@ def recommended_counts(
 
 
 def calibration_curve(
-    model: Encoder,
-    truth: Encoder,
+    model: TwoTowerModel,
+    truth: TwoTowerModel,
     dataset: PreparedDataset,
     questions: HeldOut,
     max_length: int,

@@ -26,7 +26,7 @@ from candid.report import (
     write_report,
 )
 from candid.report.html import Block
-from candid.world import WorldConfig
+from candid.synthetic import SyntheticConfig
 
 _MEASURES = {
     "ndcg@10": "ndcg@10",
@@ -71,7 +71,7 @@ class Demonstration:
     """
 
     contestants: Mapping[str, Contestant]
-    world: WorldConfig
+    world: SyntheticConfig
     counts: Mapping[str, int]
     candidates: int
     epochs: int

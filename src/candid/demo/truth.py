@@ -9,9 +9,9 @@ from torch import Tensor
 from candid.batches import Ints, Queries, offsets_of, ranges
 from candid.data import HeldOut, PreparedDataset
 from candid.errors import ArtifactError
+from candid.synthetic import World
+from candid.synthetic.counters import Floats
 from candid.towers import EncodeProgress
-from candid.world import World
-from candid.world.counters import Floats
 
 
 class TrueModel:

@@ -3,16 +3,20 @@
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.comparison import Comparison, compare
 from candid.evaluation.config import EvaluationConfig
-from candid.evaluation.encoder import Encoder, StageProgress, encoded_catalog, inference
 from candid.evaluation.evaluator import TrueLogProb, evaluate
 from candid.evaluation.metrics import RANKING_METRICS
-from candid.evaluation.questions import check_relevant, seen_between
+from candid.evaluation.queries import check_relevant, seen_between
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
+from candid.evaluation.two_tower_model import (
+    StageProgress,
+    TwoTowerModel,
+    encoded_catalog,
+    inference,
+)
 
 __all__ = [
     "RANKING_METRICS",
     "Comparison",
-    "Encoder",
     "Estimate",
     "EvaluationConfig",
     "EvaluationReport",
@@ -20,6 +24,7 @@ __all__ = [
     "Slice",
     "StageProgress",
     "TrueLogProb",
+    "TwoTowerModel",
     "check_relevant",
     "compare",
     "encoded_catalog",

@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from candid.component import ComponentConfig
 from candid.errors import ConfigError
+from candid.evaluation.item_subset import Ranked
 from candid.evaluation.metrics import RANKING_METRICS
-from candid.evaluation.ranked import Ranked
 
 
 class EvaluationConfig(ComponentConfig):

@@ -15,22 +15,27 @@ from candid.data import HeldOut, PreparedDataset, Role
 from candid.errors import ConfigError, DataError
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.config import EvaluationConfig
-from candid.evaluation.encoder import Encoder, StageProgress, encoded_catalog, inference
+from candid.evaluation.item_subset import ItemSubset, is_ranked
+from candid.evaluation.metric_sums import MetricSums, concatenate, tally
 from candid.evaluation.metrics import Floats, list_mean, popularity_percentile
-from candid.evaluation.questions import Questions, Targets, seen, select, targets_of
-from candid.evaluation.ranked import RankedItems, is_ranked
+from candid.evaluation.queries import EvaluationQueries, Targets, seen, select, targets_of
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
 from candid.evaluation.slices import Slicing, by_history_length, by_popularity, by_warmth
-from candid.evaluation.tally import Tally, concatenate, tally
+from candid.evaluation.two_tower_model import (
+    StageProgress,
+    TwoTowerModel,
+    encoded_catalog,
+    inference,
+)
 from candid.features import Context
 from candid.index import Exclusions
 
 TrueLogProb = Callable[[HeldOut], Floats]
-"""Questions to the true log P(target | user, history) of each target, [M] float64."""
+"""EvaluationQueries to the true log P(target | user, history) of each target, [M] float64."""
 
 
 def evaluate(
-    model: Encoder,
+    model: TwoTowerModel,
     dataset: PreparedDataset,
     config: EvaluationConfig,
     *,
@@ -97,9 +102,9 @@ class _Division:
     """A slicing of target items and what was counted under it."""
 
     slicing: Slicing
-    parts: list[Tally]
+    parts: list[MetricSums]
 
-    def joined(self) -> Tally:
+    def joined(self) -> MetricSums:
         return concatenate(self.parts)
 
 
@@ -111,7 +116,7 @@ class _Pass:
         items: Tensor,
         dataset: PreparedDataset,
         config: EvaluationConfig,
-        questions: Questions,
+        questions: EvaluationQueries,
         true_log_prob: TrueLogProb | None,
     ) -> None:
         self._dataset, self._config, self._questions = dataset, config, questions
@@ -124,7 +129,7 @@ class _Pass:
         self.device = self._items.device
         counts = dataset.train_counts
         self._is_ranked = is_ranked(counts, config.catalog)
-        self._ranked = RankedItems(self._items, self._is_ranked)
+        self._ranked = ItemSubset(self._items, self._is_ranked)
         self._item_values = {
             "popularity": counts.astype(np.float64),
             "popularity_percentile": popularity_percentile(counts),
@@ -232,7 +237,7 @@ class _Pass:
             per_user=PerUser.of(self._questions.held_out.user_ids, everything),
         )
 
-    def _estimates(self, rows: Tally, num_groups: int) -> list[dict[str, Estimate]]:
+    def _estimates(self, rows: MetricSums, num_groups: int) -> list[dict[str, Estimate]]:
         return rows.estimates(
             num_groups,
             len(self._questions),
@@ -242,7 +247,7 @@ class _Pass:
         )
 
     def _slices(
-        self, rows: Tally, labels: tuple[str, ...], group_of_item: Ints | None
+        self, rows: MetricSums, labels: tuple[str, ...], group_of_item: Ints | None
     ) -> tuple[Slice, ...]:
         """Reduce a slicing, of items (``group_of_item`` given) or of queries."""
         asked = self._questions.held_out

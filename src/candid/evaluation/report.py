@@ -13,9 +13,9 @@ from rich.table import Table
 from candid.atomic import write_json
 from candid.batches import Ints
 from candid.evaluation.bootstrap import Estimate
+from candid.evaluation.metric_sums import MetricSums
 from candid.evaluation.metrics import Floats
-from candid.evaluation.questions import nothing_relevant
-from candid.evaluation.tally import Tally
+from candid.evaluation.queries import nothing_relevant
 
 SCHEMA = 1
 """Version of the JSON; it grows when a key changes its meaning."""
@@ -66,7 +66,7 @@ class PerUser:
     denominators: Floats
 
     @classmethod
-    def of(cls, user_ids: Ints, everything: Tally) -> PerUser:
+    def of(cls, user_ids: Ints, everything: MetricSums) -> PerUser:
         """Take the rows of a tally without slices."""
         return cls(user_ids, everything.names, everything.numerators, everything.denominators)
 

@@ -58,9 +58,9 @@ def write_elasticsearch(material: Material, folder: Path) -> dict[str, Any]:
     for frame in material.frames(rows_of(MEGABYTES, material.dim), "writing elasticsearch"):
         files.append(f"bulk-{next(numbers):05}.ndjson")
         name = pl.col("source_id").cast(pl.String).alias("_id")
-        actions = json_lines(frame.select(pl.struct(name).alias("index")))
+        event_types = json_lines(frame.select(pl.struct(name).alias("index")))
         documents = json_lines(frame)
-        lines = pl.select(pl.concat_str([actions, documents], separator="\n")).to_series()
+        lines = pl.select(pl.concat_str([event_types, documents], separator="\n")).to_series()
         (folder / files[-1]).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {"files": files}
 

@@ -193,5 +193,5 @@ def _packed_history(named: Named) -> History | None:
         item_ids=named["history"][is_token],
         offsets=offsets,
         query_positions=torch.where(lengths > 0, offsets[1:] - 1, PADDING),
-        actions=named["actions"][is_token] if "actions" in named else None,
+        event_types=named["event_types"][is_token] if "event_types" in named else None,
     )

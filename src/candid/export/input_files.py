@@ -43,7 +43,7 @@ def write_inputs(material: Material, folder: Path) -> None:
             "max_length": parts.max_length,
             "needs_history": model.needs_history,
             "needs_user": model.needs_user,
-            "actions": {name: code + 1 for code, name in enumerate(dataset.action_names)},
+            "event_types": {name: code + 1 for code, name in enumerate(dataset.event_type_names)},
             "features": {side: _features(known) for side, known in parts.sides.items()},
         },
     )

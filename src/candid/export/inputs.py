@@ -15,7 +15,7 @@ from candid.features import Bags, Codes, Numbers, Values
 Named = Mapping[str, Tensor]
 """Tensors by the names of the inputs."""
 
-Kind = Literal["id", "ids", "actions", "codes", "bag", "numbers"]
+Kind = Literal["id", "ids", "event_types", "codes", "bag", "numbers"]
 
 PADDING = -1
 """Fills up histories and bags, always at their ends; also the id of somebody or something new."""
@@ -26,10 +26,10 @@ class Input:
     """One input of a graph; its first axis is the batch.
 
     Attributes:
-        name: "user_id", "item_id", "history", "actions", or side and feature: "item.genres".
-        kind: "id" [B]; "ids" and "actions" [B, L]; "codes" [B, K]; "bag" [B, M], M free;
+        name: "user_id", "item_id", "history", "event_types", or side and feature: "item.genres".
+        kind: "id" [B]; "ids" and "event_types" [B, L]; "codes" [B, K]; "bag" [B, M], M free;
             "numbers" [B, M], M fixed.
-        size: values are below it (of ids, actions, codes and bags); 0 for numbers.
+        size: values are below it (of ids, event_types, codes and bags); 0 for numbers.
         width: of the second axis; None where it is free, or there is none.
         side: of the feature, or None.
         feature: its name, or None.
@@ -54,7 +54,7 @@ class Input:
         """Names of the free axes, sizes of the fixed ones."""
         if self.kind == "id":
             return ("batch",)
-        if self.kind in ("ids", "actions"):
+        if self.kind in ("ids", "event_types"):
             return ("batch", "length" if self.longest != 1 else 1)
         return ("batch", f"{self.name}.length" if self.width is None else self.width)
 

@@ -90,15 +90,15 @@ class PaddedTransformer(Part):
         history = Input("history", "ids", num_items, longest=max_length)
         self.register_buffer("items", _vectors_of(tower.items))
         self.positions = tower.positions
-        self.actions = tower.actions
+        self.event_types = tower.event_types
         self.blocks = tower.blocks
         self.norm = tower.norm
         self.nothing = tower.nothing
         self.num_heads = next(block.num_heads for block in tower.blocks if isinstance(block, Block))
         self.inputs = (history,)
-        if tower.actions is not None:
-            kinds = tower.actions.num_embeddings
-            self.inputs += (Input("actions", "actions", kinds, longest=max_length),)
+        if tower.event_types is not None:
+            kinds = tower.event_types.num_embeddings
+            self.inputs += (Input("event_types", "event_types", kinds, longest=max_length),)
 
     def forward(self, named: Named) -> Tensor:
         """Encode B histories: [B, D]; NaN for an empty one that has no answer."""
@@ -109,8 +109,8 @@ class PaddedTransformer(Part):
             tokens = tokens + self.positions.weight[: history.shape[1]]
         else:
             turns = _turns(history.shape[1], tokens.shape[2] // self.num_heads)
-        if self.actions is not None:
-            tokens = tokens + self.actions(named["actions"])
+        if self.event_types is not None:
+            tokens = tokens + self.event_types(named["event_types"])
         for block in self.blocks:
             assert isinstance(block, Block)
             tokens = tokens + self._attend(block, tokens, turns)

@@ -35,7 +35,7 @@ class FeaturesConfig(ComponentConfig):
     context: dict[str, FeatureComponent] = Field(
         {},
         description="features of the moment of a question by name: column 'time' says when it is "
-        "asked, 'since' the seconds since the user's last interaction, 'action' and 'last_action' "
+        "asked, 'since' the seconds since the user's last interaction, 'event_type' and 'last_event_type' "
         "the kinds of what is asked for and of that interaction",
     )
 

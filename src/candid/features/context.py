@@ -3,8 +3,8 @@
 Training asks at the moment of the interaction that answers; evaluation at that of the first
 held-out one; service now. The context is a table like that of items, with the
 columns ``time`` (a moment, UTC), ``since`` (seconds since the user's last interaction, null
-where there is none), and where interactions have kinds ``action`` (what the answer will be, a
-view or a purchase) and ``last_action``, which features of any type may read.
+where there is none), and where interactions have kinds ``event_type`` (what the answer will be, a
+view or a purchase) and ``last_event_type``, which features of any type may read.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Context:
         starts: Ints | None,
         stops: Ints | None,
         num_queries: int,
-        action: str | None = None,
+        event_type: str | None = None,
     ) -> dict[str, Values]:
         """The context of questions asked at one moment.
 
@@ -78,10 +78,12 @@ class Context:
                 histories of unknown times.
             stops: [B], where it ends.
             num_queries: B.
-            action: the kind of interaction that is asked for; None: any.
+            event_type: the kind of interaction that is asked for; None: any.
         """
         times = np.full(num_queries, time)
-        asked_kinds = None if action is None else pl.Series([action]).new_from_index(0, num_queries)
+        asked_kinds = (
+            None if event_type is None else pl.Series([event_type]).new_from_index(0, num_queries)
+        )
         if starts is None or stops is None:
             nothing = np.zeros(num_queries, np.bool_)
             return self.table.encode(context_frame(times, times, nothing, asked_kinds))
@@ -95,8 +97,8 @@ def context_frame(
     times: Ints,
     last: Ints,
     has_last: npt.NDArray[np.bool_],
-    actions: pl.Series | None = None,
-    last_actions: pl.Series | None = None,
+    event_types: pl.Series | None = None,
+    last_event_types: pl.Series | None = None,
 ) -> pl.DataFrame:
     """The table that context features read.
 
@@ -104,8 +106,8 @@ def context_frame(
         times: [B] microseconds since 1970-01-01 UTC, when each question is asked.
         last: [B], when the user's last interaction was; anything where there is none.
         has_last: [B].
-        actions: [B] text, the kind that is asked for; None: not known.
-        last_actions: [B] text, the kind of the last interaction; None: not known.
+        event_types: [B] text, the kind that is asked for; None: not known.
+        last_event_types: [B] text, the kind of the last interaction; None: not known.
     """
     since = (times - last) / 1e6
     unknown = pl.Series([None] * 0, dtype=pl.String).extend_constant(None, len(times))
@@ -113,8 +115,8 @@ def context_frame(
         {
             "time": pl.Series(times, dtype=pl.Int64).cast(pl.Datetime("us")),
             "since": pl.Series(np.where(has_last & (since >= 0), since, np.nan)).fill_nan(None),
-            "action": unknown if actions is None else actions,
-            "last_action": unknown if last_actions is None else last_actions,
+            "event_type": unknown if event_types is None else event_types,
+            "last_event_type": unknown if last_event_types is None else last_event_types,
         }
     )
 
@@ -161,10 +163,10 @@ def _kinds(
     dataset: PreparedDataset, events: Ints, is_known: npt.NDArray[np.bool_]
 ) -> pl.Series | None:
     """Names of the kinds of interactions [B], null where not known; None without kinds."""
-    if dataset.actions is None:
+    if dataset.event_types is None:
         return None
-    codes = pl.Series(dataset.actions[events].astype(np.uint32))
-    names = pl.Series(dataset.action_names, dtype=pl.String)
+    codes = pl.Series(dataset.event_types[events].astype(np.uint32))
+    names = pl.Series(dataset.event_type_names, dtype=pl.String)
     return names.gather(codes.set(pl.Series(~is_known), None))
 
 

@@ -1,4 +1,4 @@
-"""Search over item vectors: used by proposals (the exact head), evaluation and serving.
+"""Search over item vectors: used by samplers (the exact head), evaluation and serving.
 
 Adding an index: one file with a class that follows ``Index`` and owns a ``Config``, and one
 line in ``INDEXES``.
@@ -17,11 +17,11 @@ from candid.index.live import Changes, LiveIndex
 from candid.index.measurement import Measured, Truth, exact_truth, measure
 from candid.index.protocol import (
     Exclusions,
-    Hits,
     Index,
     IndexComponent,
     IndexConfig,
     MutableIndex,
+    SearchResult,
     StoredIndex,
 )
 from candid.index.snapshot import (
@@ -55,7 +55,6 @@ __all__ = [
     "ExactIndex",
     "Exclusions",
     "FaissIndex",
-    "Hits",
     "Index",
     "IndexComponent",
     "IndexConfig",
@@ -63,6 +62,7 @@ __all__ = [
     "LiveIndex",
     "Measured",
     "MutableIndex",
+    "SearchResult",
     "Snapshot",
     "SourceIds",
     "StoredIndex",

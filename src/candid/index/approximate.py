@@ -26,7 +26,7 @@ from candid.index.checks import (
     diverged_queries,
 )
 from candid.index.order import decode, encode
-from candid.index.protocol import Exclusions, Hits
+from candid.index.protocol import Exclusions, SearchResult
 from candid.index.rerank_pass import NativeRerank, best_of, native_rerank_for
 
 Floats = npt.NDArray[np.float32]
@@ -74,7 +74,7 @@ class ApproximateIndex(ABC):
         self.num_items, self._dim = item_vectors.shape
         self._vectors = item_vectors.detach().float().cpu()
 
-    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> Hits:
+    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> SearchResult:
         """Find the k items of largest inner product, as far as the index finds them.
 
         Args:
@@ -98,7 +98,7 @@ class ApproximateIndex(ABC):
                 ids, scores = self._best(vectors, k)
             else:
                 ids, scores = self._allowed(vectors, k, _Excluded(exclude, self.num_items))
-        return Hits(
+        return SearchResult(
             torch.from_numpy(ids).to(query.device), torch.from_numpy(scores).to(query.device)
         )
 

@@ -28,7 +28,7 @@ from candid.index.checks import (
     diverged_queries,
 )
 from candid.index.order import decode, encode
-from candid.index.protocol import Exclusions, Hits, IndexConfig
+from candid.index.protocol import Exclusions, IndexConfig, SearchResult
 from candid.index.scan import GROUP, RunningTopK
 from candid.index.select_pass import NativeSelection, NativeTopK, native_for
 
@@ -83,7 +83,7 @@ class ExactIndex:
             raise diverged_items()
         self._max_norm = norm
 
-    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> Hits:
+    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> SearchResult:
         """Find the k items of largest inner product; ties go to the lower id.
 
         Args:
@@ -115,7 +115,7 @@ class ExactIndex:
             else:
                 self._search_native(native, query.contiguous(), norms, exclude, keys)
             ids, scores = decode(keys)
-        return Hits(ids.clone(), scores.clone())
+        return SearchResult(ids.clone(), scores.clone())
 
     def _wanted(self, k: int) -> int:
         return min(k + SURPLUS, self.num_items)

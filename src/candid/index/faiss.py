@@ -43,7 +43,7 @@ class FaissIndex(ApproximateIndex):
     - "flat" computes every product.
     - "ivf" sorts the items into lists around centres of a k-means and looks at the
       ``num_probes`` lists nearest to the query: a fraction of the work, and some items are missed,
-      which for a proposal's head costs nothing but closeness.
+      which for a sampler's head costs nothing but closeness.
     - "pq" is "ivf" over codes of 4 bits for each of ``num_codes`` parts of a vector (product
       quantisation, compared in registers), and "sq" over 8 bits a number; the candidates are
       ranked again by their float32 vectors.

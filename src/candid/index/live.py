@@ -20,7 +20,7 @@ from torch import Tensor
 from candid.errors import ConfigError
 from candid.index.checks import check_search, diverged_items, diverged_queries
 from candid.index.order import decode, encode
-from candid.index.protocol import Exclusions, Hits, Index
+from candid.index.protocol import Exclusions, Index, SearchResult
 
 SURPLUS = 16
 """Items asked for beyond k: of the built index where some are hidden, of the added rows always."""
@@ -224,7 +224,7 @@ class LiveIndex:
         found[~is_added] = self.item_vectors[item_ids[~is_added]]
         return found
 
-    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> Hits:
+    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> SearchResult:
         """Find the k live items of largest inner product.
 
         Args:
@@ -248,11 +248,11 @@ class LiveIndex:
             added = _search_added(changes, query.detach().float(), k, exclude)
             keys = [encode(hits.scores, hits.item_ids) for hits in (built, added)]
             best = torch.topk(torch.cat(keys, dim=1), k).values
-            return Hits(*decode(best))
+            return SearchResult(*decode(best))
 
     def _search_built(
         self, changes: Changes, query: Tensor, k: int, exclude: Exclusions | None
-    ) -> Hits:
+    ) -> SearchResult:
         """The k best of the built items that are not hidden."""
         num_built = len(changes.hidden)
         if exclude is not None and changes.num_items > num_built:
@@ -276,7 +276,7 @@ class LiveIndex:
             # A row is done with k items, or once it was given all that the index finds for it.
             rows = rows[~kept.all(1) & (found.item_ids[:, -1] >= 0)]
             width = min(2 * width, num_built)
-        return Hits(ids, scores)
+        return SearchResult(ids, scores)
 
     def _append(self, item_ids: Tensor, vectors: Tensor, num_items: int) -> None:
         """Put rows behind those there are, in place of what held the items before."""
@@ -334,7 +334,9 @@ def _check_ids(item_ids: Tensor, num_items: int) -> None:
         raise ConfigError(f"item id {int(unknown[0])} is not in use: ids are 0 to {num_items - 1}")
 
 
-def _search_added(changes: Changes, query: Tensor, k: int, exclude: Exclusions | None) -> Hits:
+def _search_added(
+    changes: Changes, query: Tensor, k: int, exclude: Exclusions | None
+) -> SearchResult:
     """The k best, or all, of the added rows, unordered, by float64 products rounded to float32."""
     scores = query @ changes.vectors.T
     if not bool(scores.isfinite().all()):
@@ -350,7 +352,7 @@ def _search_added(changes: Changes, query: Tensor, k: int, exclude: Exclusions |
     vectors = changes.vectors[kept.indices].double()
     wide = torch.bmm(vectors, query.double().unsqueeze(-1)).squeeze(-1).float()
     is_none = kept.values.isneginf()
-    return Hits(
+    return SearchResult(
         torch.where(is_none, -1, changes.item_ids[kept.indices]),
         torch.where(is_none, -torch.inf, wide),
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from candid.index.exact import ExactIndex
-from candid.index.protocol import Hits, Index
+from candid.index.protocol import Index, SearchResult
 
 BATCH = 32
 """Queries asked together when speed is measured, about what a busy server collects."""
@@ -32,7 +32,7 @@ class Truth:
     """
 
     query: Tensor
-    hits: Hits
+    hits: SearchResult
 
     @property
     def k(self) -> int:
@@ -47,7 +47,9 @@ class Truth:
 
     def _every_second(self, first: int) -> Truth:
         rows = slice(first, None, 2)
-        return Truth(self.query[rows], Hits(self.hits.item_ids[rows], self.hits.scores[rows]))
+        return Truth(
+            self.query[rows], SearchResult(self.hits.item_ids[rows], self.hits.scores[rows])
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def exact_truth(item_vectors: Tensor, query: Tensor, k: int) -> Truth:
     return Truth(query, ExactIndex(item_vectors).search(query, k))
 
 
-def recalls(found: Hits, truth: Truth, item_vectors: Tensor) -> Tensor:
+def recalls(found: SearchResult, truth: Truth, item_vectors: Tensor) -> Tensor:
     """Share of each query's exact top k that was found: [Q] float32.
 
     An item outside the top k that scores no less than its last is as right an answer: where items
@@ -126,7 +128,7 @@ def measure(index: Index, truth: Truth, item_vectors: Tensor, *, alone: bool = T
             begin = time.process_time()
             index.search(row, truth.k)
             one_by_one.append(1000 * (time.process_time() - begin))
-    found = Hits(torch.cat([h.item_ids for h in hits]), torch.cat([h.scores for h in hits]))
+    found = SearchResult(torch.cat([h.item_ids for h in hits]), torch.cat([h.scores for h in hits]))
     shares = recalls(found, truth, item_vectors).double()
     error = shares.std() / len(shares) ** 0.5 if len(shares) > 1 else torch.zeros(())
     return Measured(

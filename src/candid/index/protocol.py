@@ -14,7 +14,7 @@ from candid.component import ComponentConfig, tagged
 
 
 @dataclass(frozen=True, slots=True)
-class Hits:
+class SearchResult:
     """The best items of each query, best first.
 
     Attributes:
@@ -44,7 +44,7 @@ class Index(Protocol):
 
     num_items: int
 
-    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> Hits:
+    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> SearchResult:
         """Find the k items of largest inner product.
 
         Args:

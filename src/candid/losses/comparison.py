@@ -9,12 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from candid.candidates import Candidates
 from candid.losses.blockwise import Precision
 from candid.losses.corrected import Correction, corrected_log_softmax, widened
-from candid.losses.head import drawn_in_head, head_hits, head_scores, head_share, positive_in_head
+from candid.losses.exact_candidates import (
+    exact_accidental_hits,
+    exact_scores,
+    exact_share,
+    positive_in_exact,
+    sampled_in_exact,
+)
 from candid.losses.inputs import check_finite_rows, check_ids, check_shapes, check_width
 from candid.losses.output import ItemEmbeddings, LossOutput
-from candid.proposals import Candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ class Comparison:
         positive: [B] float32 (float64 for float64 vectors), the scores of the positives.
         candidates: [B, N] scores, in the wider dtype of query and item vectors.
         hits: [B, N] bool, True where the candidate is not a negative of the row.
-        drawn: the candidates as the proposal drew them.
+        drawn: the candidates as the sampler drew them.
         head: [B, H] scores of the exact head, or None.
         head_hits: [B, H] bool, True where a head item is not a negative of the row; or None.
         positive_in_head: [B] bool, or None without a head.
@@ -33,53 +39,59 @@ class Comparison:
 
     positive: Tensor
     candidates: Tensor
-    hits: Tensor
-    drawn: Candidates
-    head: Tensor | None = None
-    head_hits: Tensor | None = None
-    positive_in_head: Tensor | None = None
+    accidental_hits: Tensor
+    sampled: Candidates
+    exact: Tensor | None = None
+    exact_accidental_hits: Tensor | None = None
+    positive_in_exact: Tensor | None = None
 
     def softmax(
-        self, correction: Correction, *, jackknife: bool = False, effective: bool = False
+        self,
+        correction: Correction,
+        *,
+        jackknife: bool = False,
+        effective_sample_size: bool = False,
     ) -> LossOutput:
         """The corrected softmax of these scores; see ``corrected_log_softmax``."""
         constant = None
         if correction == "refined":
-            constant = row_constant(self.drawn, self.hits, self.head_hits)
+            constant = log_renormalization(
+                self.sampled, self.accidental_hits, self.exact_accidental_hits
+            )
             constant = None if constant is None else constant.to(self.positive.dtype)
         return corrected_log_softmax(
             positive=self.positive,
             candidates=self.candidates,
-            log_count=self.drawn.by_row(self.drawn.log_count),
-            log_count_positive=self.log_count_positive,
-            hits=self.hits,
+            log_expected_count=self.sampled.by_row(self.sampled.log_expected_count),
+            log_expected_count_positive=self.log_expected_count_positive,
+            accidental_hits=self.accidental_hits,
             correction=correction,
             jackknife=jackknife,
-            row_constant=constant,
-            head=self.head,
-            head_hits=self.head_hits,
-            effective=effective,
+            log_renormalization=constant,
+            exact=self.exact,
+            exact_accidental_hits=self.exact_accidental_hits,
+            effective_sample_size=effective_sample_size,
         )
 
     @property
-    def log_count_positive(self) -> Tensor:
+    def log_expected_count_positive(self) -> Tensor:
         """[B], the log expected count of each row's positive, in the head or among the draws."""
-        return count_of_positive(self.drawn, self.positive_in_head)
+        return expected_count_of_positive(self.sampled, self.positive_in_exact)
 
     def everything(self) -> tuple[Tensor, Tensor]:
         """Scores [B, H + N] of head and draws alike, and which are no negatives."""
-        if self.head is None or self.head_hits is None:
-            return self.candidates, self.hits
-        scores = torch.cat([self.head, self.candidates], dim=1)
-        return scores, torch.cat([self.head_hits, self.hits], dim=1)
+        if self.exact is None or self.exact_accidental_hits is None:
+            return self.candidates, self.accidental_hits
+        scores = torch.cat([self.exact, self.candidates], dim=1)
+        return scores, torch.cat([self.exact_accidental_hits, self.accidental_hits], dim=1)
 
 
-def count_of_positive(drawn: Candidates, is_in_head: Tensor | None) -> Tensor:
+def expected_count_of_positive(sampled: Candidates, is_in_head: Tensor | None) -> Tensor:
     """[B], the log expected count of each row's positive; 0 where it is in the head."""
     if is_in_head is None:
-        return drawn.log_count_positive
+        return sampled.log_expected_count_positive
     # What is in the head is expected once, whatever the draws expect of it.
-    return drawn.log_count_positive.masked_fill(is_in_head, 0.0)
+    return sampled.log_expected_count_positive.masked_fill(is_in_head, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +104,16 @@ class Vectors:
         candidates: [N, D] or [G, N, D], those of ``drawn.ids``.
         head: [H, D] or [B, H, D] of each part of the head; none without a head.
         positive_ids: [B] int64.
-        drawn: the candidates as the proposal drew them.
+        drawn: the candidates as the sampler drew them.
         precision: of the matrix products.
     """
 
     query: Tensor
     positive: Tensor
     candidates: Tensor
-    head: Sequence[Tensor]
+    exact: Sequence[Tensor]
     positive_ids: Tensor
-    drawn: Candidates
+    sampled: Candidates
     precision: Precision = "float32"
 
     @property
@@ -118,23 +130,27 @@ class Vectors:
 
     def scores_of_head(self) -> Tensor | None:
         """[B, H] in the dtype of the products, or None without a head."""
-        if not self.head:
+        if not self.exact:
             return None
         dtype = self.product_dtype
-        return head_scores(self.query.to(dtype), [part.to(dtype) for part in self.head])
+        return exact_scores(self.query.to(dtype), [part.to(dtype) for part in self.exact])
 
     def scored(self) -> Comparison:
         """All scores at once."""
-        dtype, head = self.product_dtype, self.drawn.head
+        dtype, exact = self.product_dtype, self.sampled.exact
         rows, others = self.query.to(dtype), self.candidates.to(dtype)
         return Comparison(
             positive=self.positive_scores(),
             candidates=rows @ others.T if others.ndim == 2 else _scores_by_group(rows, others),
-            hits=accidental_hits(self.positive_ids, self.drawn),
-            drawn=self.drawn,
-            head=self.scores_of_head(),
-            head_hits=None if head is None else head_hits(self.positive_ids, head),
-            positive_in_head=None if head is None else positive_in_head(self.positive_ids, head),
+            accidental_hits=accidental_hits(self.positive_ids, self.sampled),
+            sampled=self.sampled,
+            exact=self.scores_of_head(),
+            exact_accidental_hits=None
+            if exact is None
+            else exact_accidental_hits(self.positive_ids, exact),
+            positive_in_exact=None
+            if exact is None
+            else positive_in_exact(self.positive_ids, exact),
         )
 
 
@@ -177,9 +193,9 @@ def gather_vectors(
     check_shapes(query, positive_ids, candidates)
     if check_finite:
         check_finite_rows(query, "query row")
-    head = candidates.head
+    exact = candidates.exact
     # -1 fills up a head: any vector will do, its score never counts.
-    of_head = [part.ids.clamp(min=0) for part in head.parts] if head is not None else []
+    of_head = [part.ids.clamp(min=0) for part in exact.parts] if exact is not None else []
     # The batch's own positives are gathered once.
     is_in_batch = candidates.ids is positive_ids
     parts = [positive_ids, *([] if is_in_batch else [candidates.ids]), *of_head]
@@ -196,9 +212,9 @@ def gather_vectors(
         query,
         positive=vectors[0],
         candidates=vectors[0 if is_in_batch else 1],
-        head=vectors[len(vectors) - len(of_head) :],
+        exact=vectors[len(vectors) - len(of_head) :],
         positive_ids=positive_ids,
-        drawn=candidates,
+        sampled=candidates,
         precision=precision,
     )
 
@@ -209,14 +225,18 @@ def accidental_hits(positive_ids: Tensor, candidates: Candidates) -> Tensor:
     That is, where it is the row's positive, or comes from the row's own user, or is in the
     head already, or only fills up a set.
     """
-    hits = candidates.by_row(candidates.ids) == positive_ids[:, None]
+    accidental_hits = candidates.by_row(candidates.ids) == positive_ids[:, None]
     if candidates.owner is not None and candidates.row_user_ids is not None:
-        hits = hits | (candidates.by_row(candidates.owner) == candidates.row_user_ids[:, None])
+        accidental_hits = accidental_hits | (
+            candidates.by_row(candidates.owner) == candidates.row_user_ids[:, None]
+        )
     if candidates.ids.ndim > 1:
-        hits = hits | candidates.by_row(candidates.log_count.isposinf())
-    if candidates.head is not None:
-        hits = hits | drawn_in_head(candidates, candidates.head)
-    return hits
+        accidental_hits = accidental_hits | candidates.by_row(
+            candidates.log_expected_count.isposinf()
+        )
+    if candidates.exact is not None:
+        accidental_hits = accidental_hits | sampled_in_exact(candidates, candidates.exact)
+    return accidental_hits
 
 
 def _scores_by_group(rows: Tensor, others: Tensor) -> Tensor:
@@ -228,8 +248,8 @@ def _scores_by_group(rows: Tensor, others: Tensor) -> Tensor:
     return scores.flatten(0, 1)[:num_rows]
 
 
-def row_constant(
-    candidates: Candidates, hits: Tensor, hits_of_head: Tensor | None = None
+def log_renormalization(
+    candidates: Candidates, accidental_hits: Tensor, exact_accidental_hits: Tensor | None = None
 ) -> Tensor | None:
     """Log of (n_valid / n) / (1 - Q(p and head)) for draws with replacement: [B] float64.
 
@@ -240,20 +260,20 @@ def row_constant(
         hits: [B, N] bool.
         hits_of_head: [B, H] bool, where there is a head.
     """
-    return row_constant_of(candidates, (~hits).sum(dim=1), hits_of_head)
+    return log_renormalization_of(candidates, (~accidental_hits).sum(dim=1), exact_accidental_hits)
 
 
-def row_constant_of(
-    candidates: Candidates, num_valid: Tensor, hits_of_head: Tensor | None = None
+def log_renormalization_of(
+    candidates: Candidates, num_valid: Tensor, exact_accidental_hits: Tensor | None = None
 ) -> Tensor | None:
-    """As ``row_constant``, from how many candidates of each row are no hits: [B]."""
-    n = candidates.num_draws
+    """As ``log_renormalization``, from how many candidates of each row are no hits: [B]."""
+    n = candidates.num_samples
     if not n:
         return None
     dtype = torch.float64
-    share = torch.exp(candidates.log_count_positive.to(dtype) - math.log(n))
-    if candidates.head is not None and hits_of_head is not None:
-        share = share + head_share(candidates.head, hits_of_head, n, dtype)
+    share = torch.exp(candidates.log_expected_count_positive.to(dtype) - math.log(n))
+    if candidates.exact is not None and exact_accidental_hits is not None:
+        share = share + exact_share(candidates.exact, exact_accidental_hits, n, dtype)
     # Shares may round to just above 1 in all, where log1p would be nan.
     constant = torch.log(num_valid.to(dtype) / n) - torch.log1p(-share.clamp(max=1.0))
     return constant.masked_fill(num_valid == 0, 0.0)

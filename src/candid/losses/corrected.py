@@ -29,15 +29,15 @@ def corrected_log_softmax(
     *,
     positive: Tensor,
     candidates: Tensor,
-    log_count: Tensor,
-    log_count_positive: Tensor | None = None,
-    hits: Tensor | None = None,
+    log_expected_count: Tensor,
+    log_expected_count_positive: Tensor | None = None,
+    accidental_hits: Tensor | None = None,
     correction: Correction = "refined",
     jackknife: bool = False,
-    row_constant: Tensor | None = None,
-    head: Tensor | None = None,
-    head_hits: Tensor | None = None,
-    effective: bool = False,
+    log_renormalization: Tensor | None = None,
+    exact: Tensor | None = None,
+    exact_accidental_hits: Tensor | None = None,
+    effective_sample_size: bool = False,
 ) -> LossOutput:
     """Compare the positive of each row with its candidates, equations (1) and (2).
 
@@ -59,8 +59,8 @@ def corrected_log_softmax(
     Args:
         positive: [B], the score of each row's positive.
         candidates: [B, N], the candidates' scores.
-        log_count: [N] or [B, N], log e(d). Ignored by ``none``.
-        log_count_positive: [B], log e(p). Needed by ``logq`` alone.
+        log_expected_count: [N] or [B, N], log e(d). Ignored by ``none``.
+        log_expected_count_positive: [B], log e(p). Needed by ``logq`` alone.
         hits: [B, N] bool, True where the candidate is not a negative of the row; None for
             no hits.
         correction: the row of the table.
@@ -70,51 +70,53 @@ def corrected_log_softmax(
             n counts the candidates that are not hits; a row with fewer than two keeps the
             plain loss. Derived for independent draws; for mixtures it removes most, not
             all, of the leading bias, and for sets it adds one that no n cures (see
-            docs/audit.md): do not combine them. ``log_z`` and ``misclassification`` stay
+            docs/audit.md): do not combine them. ``log_z`` and ``sample_weight`` stay
             those of the plain loss.
-        row_constant: [B], added to every log e(d) of the row; None for 0. Ignored by
+        log_renormalization: [B], added to every log e(d) of the row; None for 0. Ignored by
             ``none``.
         head: [B, H], scores of items with expected count 1, beside the candidates (equation
             (1) then sums over both); None for no head. The jackknife leaves them in.
         head_hits: [B, H] bool, as ``hits``; None for no hits.
-        effective: report ``effective_candidates``.
+        effective_sample_size: report ``effective_sample_size``.
 
     Returns:
         the loss, carrying the gradient of ``positive`` and ``candidates``; ``log_z`` of (1),
-        with gradient; ``misclassification`` Z' / (exp(positive) + Z') of the shifted scores:
+        with gradient; ``sample_weight`` Z' / (exp(positive) + Z') of the shifted scores:
         the weight that the loss really puts on the row.
 
     Raises:
         UnknownNameError: no such correction.
-        ConfigError: ``logq`` without ``log_count_positive``.
+        ConfigError: ``logq`` without ``log_expected_count_positive``.
     """
     if correction not in get_args(Correction):
         raise UnknownNameError("correction", correction, get_args(Correction))
     positive, logits = widened(positive), widened(candidates)
     if correction != "none":
-        logits = logits - log_count
+        logits = logits - log_expected_count
     if correction == "logq":
-        if log_count_positive is None:
-            raise ConfigError("correction 'logq' needs log_count_positive")
-        positive = positive - log_count_positive
-    shift = None if correction == "none" else row_constant
-    log_sum = masked_logsumexp(logits, hits)
+        if log_expected_count_positive is None:
+            raise ConfigError("correction 'logq' needs log_expected_count_positive")
+        positive = positive - log_expected_count_positive
+    shift = None if correction == "none" else log_renormalization
+    log_sum = masked_logsumexp(logits, accidental_hits)
     log_z = log_sum if shift is None else log_sum - shift
     log_head = None
-    if head is not None:
-        head = widened(head)
-        log_head = masked_logsumexp(head, head_hits)
+    if exact is not None:
+        exact = widened(exact)
+        log_head = masked_logsumexp(exact, exact_accidental_hits)
         log_z = _log_sum_of(log_head, log_z)
     loss = negative_log_likelihood(positive, log_z)
     if jackknife:
-        loss = _jackknifed(loss, positive, logits, hits, log_sum, shift, log_head)
+        loss = _jackknifed(loss, positive, logits, accidental_hits, log_sum, shift, log_head)
     return LossOutput(
         loss=loss,
         log_z=log_z,
-        misclassification=torch.sigmoid(log_z - positive).detach(),
-        effective_candidates=(
-            effective_count(*_all_logits(logits, hits, shift, head, head_hits))
-            if effective
+        sample_weight=torch.sigmoid(log_z - positive).detach(),
+        effective_sample_size=(
+            effective_count(
+                *_all_logits(logits, accidental_hits, shift, exact, exact_accidental_hits)
+            )
+            if effective_sample_size
             else None
         ),
     )
@@ -132,20 +134,20 @@ def negative_log_likelihood(positive: Tensor, log_z: Tensor) -> Tensor:
     return torch.logaddexp(torch.zeros_like(gap), gap)
 
 
-def masked_logsumexp(logits: Tensor, hits: Tensor | None) -> Tensor:
+def masked_logsumexp(logits: Tensor, accidental_hits: Tensor | None) -> Tensor:
     """Logsumexp over the last dimension without the hits; -inf, gradient 0, where all are hits.
 
     Args:
         logits: [B, N].
         hits: [B, N] bool, True where the entry is left out; or None.
     """
-    if hits is None:
+    if accidental_hits is None:
         return torch.logsumexp(logits, dim=1)
     # The gradient of a logsumexp over nothing is nan, even times 0: such a row sums zeros
     # instead and is put right afterwards.
-    is_empty = hits.all(dim=1)
+    is_empty = accidental_hits.all(dim=1)
     fill = torch.where(is_empty, 0.0, -math.inf).to(logits.dtype)
-    log_sum = torch.logsumexp(torch.where(hits, fill[:, None], logits), dim=1)
+    log_sum = torch.logsumexp(torch.where(accidental_hits, fill[:, None], logits), dim=1)
     return log_sum.masked_fill(is_empty, -math.inf)
 
 
@@ -158,26 +160,29 @@ def _log_sum_of(log_head: Tensor, log_tail: Tensor) -> Tensor:
 
 def _all_logits(
     logits: Tensor,
-    hits: Tensor | None,
+    accidental_hits: Tensor | None,
     shift: Tensor | None,
-    head: Tensor | None,
-    head_hits: Tensor | None,
+    exact: Tensor | None,
+    exact_accidental_hits: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Logits [B, H + N] of head and candidates, and their hits."""
-    if head is None:
-        return logits, hits
-    tail = logits if shift is None else logits - shift[:, None]
+    if exact is None:
+        return logits, accidental_hits
+    rest = logits if shift is None else logits - shift[:, None]
     masks = [
         torch.zeros_like(part, dtype=torch.bool) if mask is None else mask
-        for part, mask in ((head, head_hits), (tail, hits))
+        for part, mask in ((exact, exact_accidental_hits), (rest, accidental_hits))
     ]
-    return torch.cat([head, tail], dim=1), torch.cat(masks, dim=1)
+    return torch.cat([exact, rest], dim=1), torch.cat(masks, dim=1)
 
 
-def effective_count(logits: Tensor, hits: Tensor | None) -> Tensor:
+def effective_count(logits: Tensor, accidental_hits: Tensor | None) -> Tensor:
     """(Σ w)² / Σ w² of the weights w = exp(logits): [B], detached, 0 where all are hits."""
     logits = logits.detach()
-    log_sum, log_square = masked_logsumexp(logits, hits), masked_logsumexp(2.0 * logits, hits)
+    log_sum, log_square = (
+        masked_logsumexp(logits, accidental_hits),
+        masked_logsumexp(2.0 * logits, accidental_hits),
+    )
     return torch.exp(2.0 * log_sum - log_square).masked_fill(log_sum.isneginf(), 0.0)
 
 
@@ -185,9 +190,9 @@ def _jackknifed(
     loss: Tensor,
     positive: Tensor,
     logits: Tensor,
-    hits: Tensor | None,
+    accidental_hits: Tensor | None,
     log_sum: Tensor,
-    row_constant: Tensor | None,
+    log_renormalization: Tensor | None,
     log_head: Tensor | None,
 ) -> Tensor:
     """n·L - (n - 1)/n · Σ L(-i) over the valid candidates; the plain loss where n < 2.
@@ -198,12 +203,14 @@ def _jackknifed(
         logits: [B, N], corrected but for the row constant.
         hits: [B, N] bool or None.
         log_sum: [B], the logsumexp of the valid logits.
-        row_constant: [B] or None.
+        log_renormalization: [B] or None.
         log_head: [B], the logsumexp of the exact head, or None.
     """
     if logits.shape[1] < 2:
         return loss
-    is_hit = torch.zeros_like(logits, dtype=torch.bool) if hits is None else hits
+    is_hit = (
+        torch.zeros_like(logits, dtype=torch.bool) if accidental_hits is None else accidental_hits
+    )
     num_valid = (~is_hit).sum(dim=1, keepdim=True)
     is_plain = num_valid < 2
     # A row that keeps the plain loss goes through with n = 2 and finite numbers, so that what
@@ -221,8 +228,8 @@ def _jackknifed(
     log_left = torch.where(is_largest, log_rest - log_sum, torch.log1p(-share))
 
     log_z = log_sum + log_left + torch.log(n / (n - 1.0))
-    if row_constant is not None:
-        log_z = log_z - row_constant[:, None]
+    if log_renormalization is not None:
+        log_z = log_z - log_renormalization[:, None]
     if log_head is not None:
         log_z = _log_sum_of(log_head[:, None].expand_as(log_z), log_z)
     without_one = negative_log_likelihood(positive[:, None].expand_as(log_z), log_z)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from candid.errors import UnknownNameError
 from candid.losses.blockwise import AccidentalHits, IdMatch, Others, Precision, blockwise_softmax
-from candid.losses.comparison import Vectors, count_of_positive, row_constant_of
+from candid.losses.comparison import Vectors, expected_count_of_positive, log_renormalization_of
 from candid.losses.corrected import Correction, masked_logsumexp, widened
-from candid.losses.head import head_hits, positive_in_head
+from candid.losses.exact_candidates import exact_accidental_hits, positive_in_exact
 from candid.losses.output import LossOutput
 
 DENSE_SCORES = 2**17
@@ -29,7 +29,7 @@ def corrected_softmax(
     correction: Correction,
     *,
     jackknife: bool = False,
-    effective: bool = False,
+    effective_sample_size: bool = False,
 ) -> LossOutput:
     """What ``corrected_log_softmax`` makes of the scores of these vectors.
 
@@ -48,7 +48,9 @@ def corrected_softmax(
     """
     precision = None if jackknife else _tile_precision(vectors)
     if precision is None:
-        return vectors.scored().softmax(correction, jackknife=jackknife, effective=effective)
+        return vectors.scored().softmax(
+            correction, jackknife=jackknife, effective_sample_size=effective_sample_size
+        )
     if correction not in get_args(Correction):
         raise UnknownNameError("correction", correction, get_args(Correction))
     parts = _parts(vectors, correction, precision)
@@ -56,8 +58,10 @@ def corrected_softmax(
     return LossOutput(
         loss=loss,
         log_z=log_z,
-        misclassification=torch.sigmoid(log_z - parts.positive).detach(),
-        effective_candidates=parts.effective_count(log_z.detach()) if effective else None,
+        sample_weight=torch.sigmoid(log_z - parts.positive).detach(),
+        effective_sample_size=parts.effective_count(log_z.detach())
+        if effective_sample_size
+        else None,
     )
 
 
@@ -68,9 +72,11 @@ def _tile_precision(vectors: Vectors) -> Precision | None:
         return None
     if torch.compiler.is_compiling():
         return None
-    head = vectors.drawn.head
-    own = [] if head is None else [part.ids for part in head.parts if part.ids.ndim == 2]
-    if any(ids.shape[1] > MOST_OWN for ids in own):
+    exact = vectors.sampled.exact
+    row_candidates = (
+        [] if exact is None else [part.ids for part in exact.parts if part.ids.ndim == 2]
+    )
+    if any(ids.shape[1] > MOST_OWN for ids in row_candidates):
         return None
     dtype, device = vectors.product_dtype, vectors.query.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -88,11 +94,13 @@ class _Parts:
     candidates: Tensor
     positive: Tensor
     others: Others
-    head: Tensor | None
-    head_hits: Tensor | None
+    exact: Tensor | None
+    exact_accidental_hits: Tensor | None
 
     def softmax(self) -> tuple[Tensor, Tensor]:
-        log_head = None if self.head is None else masked_logsumexp(self.head, self.head_hits)
+        log_head = (
+            None if self.exact is None else masked_logsumexp(self.exact, self.exact_accidental_hits)
+        )
         return blockwise_softmax(self.query, self.candidates, self.positive, self.others, log_head)
 
     @torch.no_grad()
@@ -107,35 +115,35 @@ class _Parts:
                 shift=None if others.shift is None else 2.0 * others.shift,
                 row_shift=None if others.row_shift is None else 2.0 * others.row_shift,
             ),
-            head=None if self.head is None else 2.0 * self.head,
+            exact=None if self.exact is None else 2.0 * self.exact,
         )
         count = torch.exp(2.0 * log_z - doubled.softmax()[1])
         return count.masked_fill(log_z.isneginf(), 0.0)
 
 
 def _parts(vectors: Vectors, correction: Correction, precision: Precision) -> _Parts:
-    drawn = vectors.drawn
+    sampled = vectors.sampled
     wide = torch.promote_types(vectors.query.dtype, vectors.candidates.dtype)
     wide = torch.promote_types(wide, torch.float32)
-    positive, head = vectors.positive_scores().to(wide), vectors.scores_of_head()
-    is_in_head = hits = drawn_in_head = None
-    if drawn.head is not None:
-        hits = head_hits(vectors.positive_ids, drawn.head)
-        is_in_head = positive_in_head(vectors.positive_ids, drawn.head)
-        drawn_in_head = _drawn_in_shared_head(vectors)
-    accidental = _accidental(vectors, drawn_in_head)
+    positive, exact = vectors.positive_scores().to(wide), vectors.scores_of_head()
+    is_in_head = accidental_hits = sampled_in_exact = None
+    if sampled.exact is not None:
+        accidental_hits = exact_accidental_hits(vectors.positive_ids, sampled.exact)
+        is_in_head = positive_in_exact(vectors.positive_ids, sampled.exact)
+        sampled_in_exact = _drawn_in_shared_head(vectors)
+    accidental = _accidental(vectors, sampled_in_exact)
     if correction == "logq":
-        positive = positive - count_of_positive(drawn, is_in_head)
+        positive = positive - expected_count_of_positive(sampled, is_in_head)
     row_shift = None
-    if correction == "refined" and drawn.num_draws:
-        num_valid = len(drawn.ids) - accidental.num_hits()
-        if drawn_in_head is not None:
-            num_valid = num_valid - drawn_in_head.sum()
-        row_shift = row_constant_of(drawn, num_valid, hits)
-    shift = None if correction == "none" else drawn.log_count.to(wide)
-    if drawn_in_head is not None:
-        shift = positive.new_zeros(len(drawn.ids)) if shift is None else shift
-        shift = shift.masked_fill(drawn_in_head, math.inf)
+    if correction == "refined" and sampled.num_samples:
+        num_valid = len(sampled.ids) - accidental.num_hits()
+        if sampled_in_exact is not None:
+            num_valid = num_valid - sampled_in_exact.sum()
+        row_shift = log_renormalization_of(sampled, num_valid, accidental_hits)
+    shift = None if correction == "none" else sampled.log_expected_count.to(wide)
+    if sampled_in_exact is not None:
+        shift = positive.new_zeros(len(sampled.ids)) if shift is None else shift
+        shift = shift.masked_fill(sampled_in_exact, math.inf)
     return _Parts(
         query=vectors.query.to(wide),
         candidates=vectors.candidates.to(wide),
@@ -143,31 +151,31 @@ def _parts(vectors: Vectors, correction: Correction, precision: Precision) -> _P
         others=Others(
             accidental, shift, None if row_shift is None else row_shift.to(wide), precision
         ),
-        head=None if head is None else widened(head).to(wide),
-        head_hits=hits,
+        exact=None if exact is None else widened(exact).to(wide),
+        exact_accidental_hits=accidental_hits,
     )
 
 
 def _drawn_in_shared_head(vectors: Vectors) -> Tensor | None:
     """[N] bool, True where a draw is an item of the head that all rows share; None without."""
-    head = vectors.drawn.head
-    shared = [] if head is None else [part.ids for part in head.parts if part.ids.ndim == 1]
-    return torch.isin(vectors.drawn.ids, shared[0]) if shared else None
+    exact = vectors.sampled.exact
+    shared = [] if exact is None else [part.ids for part in exact.parts if part.ids.ndim == 1]
+    return torch.isin(vectors.sampled.ids, shared[0]) if shared else None
 
 
-def _accidental(vectors: Vectors, drawn_in_head: Tensor | None) -> AccidentalHits:
+def _accidental(vectors: Vectors, sampled_in_exact: Tensor | None) -> AccidentalHits:
     """What ``accidental_hits`` says of shared candidates, but for the shared head."""
-    drawn = vectors.drawn
+    sampled = vectors.sampled
 
     def seen(ids: Tensor) -> Tensor:
         # What no row is compared with is nobody's hit: it is counted once, apart.
         ids = ids.long()
-        return ids if drawn_in_head is None else ids.masked_fill(drawn_in_head, NO_ID)
+        return ids if sampled_in_exact is None else ids.masked_fill(sampled_in_exact, NO_ID)
 
-    of_rows = [(vectors.positive_ids, drawn.ids)]
-    if drawn.owner is not None and drawn.row_user_ids is not None:
-        of_rows.append((drawn.row_user_ids, drawn.owner))
-    if drawn.head is not None:
-        own = [part.ids for part in drawn.head.parts if part.ids.ndim == 2]
-        of_rows += [(column, drawn.ids) for ids in own for column in ids.unbind(dim=1)]
+    of_rows = [(vectors.positive_ids, sampled.ids)]
+    if sampled.owner is not None and sampled.row_user_ids is not None:
+        of_rows.append((sampled.row_user_ids, sampled.owner))
+    if sampled.exact is not None:
+        row_candidates = [part.ids for part in sampled.exact.parts if part.ids.ndim == 2]
+        of_rows += [(column, sampled.ids) for ids in row_candidates for column in ids.unbind(dim=1)]
     return AccidentalHits(*(IdMatch(row.long(), seen(ids)) for row, ids in of_rows))

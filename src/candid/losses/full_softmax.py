@@ -6,13 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from candid.candidates import Candidates
 from candid.errors import ConfigError
 from candid.losses.blockwise import AccidentalHits, IdMatch, Others, Precision, blockwise_softmax
 from candid.losses.config import PRECISION, LossConfig
 from candid.losses.corrected import widened
 from candid.losses.inputs import check_ids, check_rows, check_width
 from candid.losses.output import ItemEmbeddings, LossOutput
-from candid.proposals import Candidates
 
 
 def full_softmax(
@@ -22,12 +22,12 @@ def full_softmax(
     *,
     temperature: float | Tensor = 1.0,
     precision: Precision = "float32",
-    effective: bool = False,
+    effective_sample_size: bool = False,
 ) -> LossOutput:
     """Negative log-likelihood of each row's positive under a softmax over all V items.
 
     ``log_z`` leaves the positive out (it is masked inside the sum, not subtracted from it,
-    which would cancel for a confident row), so loss, ``log_z`` and ``misclassification``
+    which would cancel for a confident row), so loss, ``log_z`` and ``sample_weight``
     mean the same as those of a sampled softmax. With a catalog of one item ``log_z`` is
     -inf, loss 0 and gradient 0.
 
@@ -39,7 +39,7 @@ def full_softmax(
         precision: of the matrix products. "bfloat16" is faster and rounds every score to 8
             significant bits (a score of 10 to about 0.03); sums, exponentials and gradients
             are kept in float32 either way. float64 input is worked in float64.
-        effective: report ``effective_candidates``: the effective number of other items.
+        effective_sample_size: report ``effective_sample_size``: the effective number of other items.
 
     Returns:
         loss and ``log_z``, both carrying the gradient of query and table.
@@ -57,18 +57,18 @@ def full_softmax(
     itself = AccidentalHits(IdMatch(positive_ids))
     others = Others(itself, precision=precision)
     loss, log_z = blockwise_softmax(query, items, positive_ids, others)
-    effective_candidates = None
-    if effective:
+    ess = None
+    if effective_sample_size:
         with torch.no_grad():
             # Σ w² is the sum over the doubled scores.
             _, log_square = blockwise_softmax(2.0 * query, items, positive_ids, others)
-            effective_candidates = torch.exp(2.0 * log_z - log_square)
-            effective_candidates.masked_fill_(log_z.isneginf(), 0.0)
+            ess = torch.exp(2.0 * log_z - log_square)
+            ess.masked_fill_(log_z.isneginf(), 0.0)
     return LossOutput(
         loss=loss,
         log_z=log_z,
-        misclassification=-torch.expm1(-loss.detach()),
-        effective_candidates=effective_candidates,
+        sample_weight=-torch.expm1(-loss.detach()),
+        effective_sample_size=ess,
     )
 
 
@@ -100,11 +100,15 @@ class FullSoftmax:
         positive_ids: Tensor,
         candidates: Candidates | None = None,
         *,
-        effective: bool = False,
+        effective_sample_size: bool = False,
     ) -> LossOutput:
         """Score and compare; see ``Loss``. Candidates are not looked at."""
         if not isinstance(item_embeddings, Tensor):
             raise ConfigError("the loss 'full_softmax' needs the table of all item vectors")
         return full_softmax(
-            query, item_embeddings, positive_ids, precision=self.precision, effective=effective
+            query,
+            item_embeddings,
+            positive_ids,
+            precision=self.precision,
+            effective_sample_size=effective_sample_size,
         )

@@ -20,14 +20,14 @@ from candid.losses.inputs import (
     wants_finite_check,
 )
 from candid.losses.output import LossOutput
-from candid.proposals import InBatch, with_negatives
-from candid.proposals.frequency import Counts, Frequency
-from candid.proposals.negatives import check_negatives
+from candid.samplers import InBatch, with_negatives
+from candid.samplers.frequency import Counts, Frequency
+from candid.samplers.negatives import check_negatives
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRows:
-    """What a proposal needs of a batch; see ``Positives``."""
+    """What a sampler needs of a batch; see ``Positives``."""
 
     positive_ids: Tensor
     user_ids: Tensor
@@ -46,7 +46,7 @@ def in_batch_softmax(
     jackknife: bool = False,
     temperature: float | Tensor = 1.0,
     precision: Precision = "float32",
-    effective: bool = False,
+    effective_sample_size: bool = False,
     check_finite: bool | None = None,
 ) -> LossOutput:
     """Compare each row's positive with the positives of the other rows, corrected.
@@ -76,7 +76,7 @@ def in_batch_softmax(
         jackknife: see ``corrected_log_softmax``.
         temperature: scores are divided by it.
         precision: see ``sampled_softmax``.
-        effective: report ``effective_candidates``.
+        effective_sample_size: report ``effective_sample_size``.
         check_finite: see ``sampled_softmax``.
 
     Returns:
@@ -90,21 +90,21 @@ def in_batch_softmax(
     """
     check_rows(query, positive_ids)
     check_width(query, positive_vectors, len(query), "positive_vectors")
-    proposal = frequency if isinstance(frequency, InBatch) else InBatch(frequency)
-    if proposal.distinct or proposal.num_candidates is not None:
+    sampler = frequency if isinstance(frequency, InBatch) else InBatch(frequency)
+    if sampler.distinct or sampler.num_candidates is not None:
         raise ConfigError(
             "in_batch_softmax takes all the positives of a batch as they are: InBatch must have "
             "distinct=False and num_candidates=None"
         )
-    check_ids(positive_ids, proposal.frequency.num_items)
+    check_ids(positive_ids, sampler.frequency.num_items)
     if user_ids is None:
         user_ids = torch.arange(len(query), device=query.device)
     batch = BatchRows(positive_ids, user_ids)
-    candidates = proposal.draw(batch)
+    candidates = sampler.sample(batch)
     given = _given_negatives(query, negative_vectors, negative_ids)
     if given is not None:
-        check_ids(given[1].clamp(min=0), proposal.frequency.num_items)
-        candidates = with_negatives(candidates, given[1], proposal, batch)
+        check_ids(given[1].clamp(min=0), sampler.frequency.num_items)
+        candidates = with_negatives(candidates, given[1], sampler, batch)
     if wants_finite_check(check_finite, query):
         check_finite_rows(query, "query row")
         check_finite_rows(positive_vectors, "row of positive_vectors")
@@ -114,12 +114,14 @@ def in_batch_softmax(
         query / temperature,
         positive=positive_vectors,
         candidates=positive_vectors,
-        head=[] if given is None else [given[0]],
+        exact=[] if given is None else [given[0]],
         positive_ids=positive_ids,
-        drawn=candidates,
+        sampled=candidates,
         precision=precision,
     )
-    return corrected_softmax(vectors, correction, jackknife=jackknife, effective=effective)
+    return corrected_softmax(
+        vectors, correction, jackknife=jackknife, effective_sample_size=effective_sample_size
+    )
 
 
 def _given_negatives(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from candid.losses.blockwise import Precision
+from candid.losses.candidate_loss import CandidateLoss, RowReduction
 from candid.losses.corrected import Correction
-from candid.losses.drawing_loss import DrawingLoss, RowReduction
 from candid.losses.in_batch_softmax import BatchRows, in_batch_softmax
 from candid.losses.output import LossOutput
-from candid.proposals import InBatch
-from candid.proposals.frequency import Counts, Frequency
+from candid.samplers import InBatch
+from candid.samplers.frequency import Counts, Frequency
 
 
-class InBatchSoftmaxLoss(DrawingLoss):
+class InBatchSoftmaxLoss(CandidateLoss):
     """Compare each row's positive with those of the other rows: ``in_batch_softmax``.
 
     For models that encode both sides of a batch. In training mode a frequency that is learnt
@@ -36,7 +36,7 @@ class InBatchSoftmaxLoss(DrawingLoss):
         DataError: counts that are not finite non-negative numbers with a positive sum.
     """
 
-    proposal: InBatch
+    sampler: InBatch
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class InBatchSoftmaxLoss(DrawingLoss):
         *,
         negative_vectors: Tensor | None = None,
         negative_ids: Tensor | None = None,
-        effective: bool = False,
+        effective_sample_size: bool = False,
     ) -> LossOutput:
         """As ``forward``, with everything that is known of each row.
 
@@ -116,13 +116,13 @@ class InBatchSoftmaxLoss(DrawingLoss):
             user_ids: see there.
             negative_vectors: see there.
             negative_ids: see there.
-            effective: report ``effective_candidates``.
+            effective_sample_size: report ``effective_sample_size``.
         """
         out = in_batch_softmax(
             query,
             positive_vectors,
             positive_ids,
-            frequency=self.proposal,
+            frequency=self.sampler,
             user_ids=user_ids,
             negative_vectors=negative_vectors,
             negative_ids=negative_ids,
@@ -130,7 +130,7 @@ class InBatchSoftmaxLoss(DrawingLoss):
             jackknife=self.jackknife,
             temperature=self.temperature,
             precision=self.precision,
-            effective=effective,
+            effective_sample_size=effective_sample_size,
             check_finite=self.check_finite,
         )
         self._observe(BatchRows(positive_ids, positive_ids if user_ids is None else user_ids))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from candid.candidates import Candidates
 from candid.errors import ConfigError, DataError
-from candid.proposals import Candidates
 
 
 def check_shapes(query: Tensor, positive_ids: Tensor, candidates: Candidates) -> None:
@@ -17,16 +17,16 @@ def check_shapes(query: Tensor, positive_ids: Tensor, candidates: Candidates) ->
             were drawn for another number of rows.
     """
     check_rows(query, positive_ids)
-    num_drawn = len(candidates.log_count_positive)
+    num_drawn = len(candidates.log_expected_count_positive)
     if num_drawn != len(query):
         raise ConfigError(
             f"the candidates were drawn for {num_drawn} rows, but query has {len(query)}: draw "
             "them for the batch that is scored"
         )
-    if candidates.log_count.shape != candidates.ids.shape or candidates.ids.ndim > 2:
+    if candidates.log_expected_count.shape != candidates.ids.shape or candidates.ids.ndim > 2:
         raise ConfigError(
-            "candidates must have ids [N] or [G, N] and a log_count of the same shape, got "
-            f"{list(candidates.ids.shape)} and {list(candidates.log_count.shape)}"
+            "candidates must have ids [N] or [G, N] and a log_expected_count of the same shape, got "
+            f"{list(candidates.ids.shape)} and {list(candidates.log_expected_count.shape)}"
         )
 
 

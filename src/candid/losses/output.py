@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from candid.proposals import Candidates
+from candid.candidates import Candidates
 
 ItemEmbeddings = Tensor | Callable[[Tensor], Tensor]
 """Item vectors: the whole table [V, D], or a callable from ids [n] int64 to vectors [n, D]."""
@@ -22,17 +22,17 @@ class LossOutput:
         loss: [B] float32, carries the gradient.
         log_z: [B] float32, the (estimated) log of the other items' share of the partition
             function, log Z'; -inf where every candidate of the row is masked.
-        misclassification: [B] float32 in [0, 1], detached: 1 - P(positive | query), the
+        sample_weight: [B] float32 in [0, 1], detached: 1 - P(positive | query), the
             sample weight of the refined loss.
-        effective_candidates: [B] float32, detached, or None where it was not asked for:
+        effective_sample_size: [B] float32, detached, or None where it was not asked for:
             (Σ w)² / Σ w² of the candidates' corrected weights, between 1 and N; 0 for a row
             whose candidates are all masked.
     """
 
     loss: Tensor
     log_z: Tensor
-    misclassification: Tensor
-    effective_candidates: Tensor | None = None
+    sample_weight: Tensor
+    effective_sample_size: Tensor | None = None
 
 
 class Loss(Protocol):
@@ -48,7 +48,7 @@ class Loss(Protocol):
         positive_ids: Tensor,
         candidates: Candidates | None = None,
         *,
-        effective: bool = False,
+        effective_sample_size: bool = False,
     ) -> LossOutput:
         """Score and compare.
 
@@ -57,8 +57,8 @@ class Loss(Protocol):
             item_embeddings: [V, D] or a callable ids -> [n, D]. The full softmax needs the
                 table.
             positive_ids: [B] int64.
-            candidates: what the proposal drew.
-            effective: also report ``effective_candidates`` (costs a pass over the scores).
+            candidates: what the sampler drew.
+            effective_sample_size: also report ``effective_sample_size`` (costs a pass over the scores).
 
         Raises:
             ConfigError: candidates are needed and missing, or the table is needed and a

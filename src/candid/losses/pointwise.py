@@ -1,7 +1,7 @@
 """Binary cross-entropy on the positive and sampled negatives: the baselines.
 
 These train scores as independent yes/no questions, not as a distribution over the catalog.
-``log_z`` and ``misclassification`` are nevertheless the softmax's (the candidates corrected
+``log_z`` and ``sample_weight`` are nevertheless the softmax's (the candidates corrected
 by their expected counts, equation (1) of ``corrected``, detached), so that the figures of a
 run can be laid beside those of a softmax loss; they are not weights of these losses.
 """
@@ -15,12 +15,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from candid.candidates import Candidates
 from candid.errors import ConfigError
 from candid.losses.comparison import Comparison, compare
 from candid.losses.config import LossConfig
 from candid.losses.corrected import widened
 from candid.losses.output import ItemEmbeddings, LossOutput
-from candid.proposals import Candidates
 
 Reduction = Literal["sum", "mean"]
 """How the terms of one row are joined; see ``binary_cross_entropy``."""
@@ -30,7 +30,7 @@ def binary_cross_entropy(
     *,
     positive: Tensor,
     candidates: Tensor,
-    hits: Tensor | None = None,
+    accidental_hits: Tensor | None = None,
     beta: float = 1.0,
     reduction: Reduction = "sum",
 ) -> Tensor:
@@ -52,10 +52,12 @@ def binary_cross_entropy(
         [B], in the dtype of the scores.
     """
     negative_terms = -logsigmoid(-candidates)
-    if hits is None:
-        hits = torch.zeros_like(negative_terms, dtype=torch.bool)
-    num_valid = (~hits).sum(dim=1)
-    loss = -beta * logsigmoid(positive) + negative_terms.masked_fill(hits, 0.0).sum(dim=1)
+    if accidental_hits is None:
+        accidental_hits = torch.zeros_like(negative_terms, dtype=torch.bool)
+    num_valid = (~accidental_hits).sum(dim=1)
+    loss = -beta * logsigmoid(positive) + negative_terms.masked_fill(accidental_hits, 0.0).sum(
+        dim=1
+    )
     if reduction == "mean":
         loss = loss / (num_valid + 1)
     return loss.masked_fill(num_valid == 0, 0.0)
@@ -106,13 +108,13 @@ class BCE:
         positive_ids: Tensor,
         candidates: Candidates | None = None,
         *,
-        effective: bool = False,
+        effective_sample_size: bool = False,
     ) -> LossOutput:
         """Score and compare; see ``Loss``."""
         if candidates is None:
-            raise ConfigError("the loss 'bce' needs a proposal to draw candidates")
+            raise ConfigError("the loss 'bce' needs a sampler to draw candidates")
         comparison = compare(query, item_embeddings, positive_ids, candidates)
-        return _output(comparison, 1.0, self.reduction, effective)
+        return _output(comparison, 1.0, self.reduction, effective_sample_size)
 
 
 class GBCE:
@@ -159,32 +161,32 @@ class GBCE:
         positive_ids: Tensor,
         candidates: Candidates | None = None,
         *,
-        effective: bool = False,
+        effective_sample_size: bool = False,
     ) -> LossOutput:
         """Score and compare; see ``Loss``."""
         if candidates is None:
-            raise ConfigError("the loss 'gbce' needs a proposal to draw candidates")
+            raise ConfigError("the loss 'gbce' needs a sampler to draw candidates")
         comparison = compare(query, item_embeddings, positive_ids, candidates)
         num_negatives = comparison.everything()[0].shape[1]
         beta = calibrated_beta(self.t, num_negatives, self.num_items)
-        return _output(comparison, beta, self.reduction, effective)
+        return _output(comparison, beta, self.reduction, effective_sample_size)
 
 
 def _output(
-    comparison: Comparison, beta: float, reduction: Reduction, effective: bool
+    comparison: Comparison, beta: float, reduction: Reduction, effective_sample_size: bool
 ) -> LossOutput:
     with torch.no_grad():
-        softmax = comparison.softmax("refined", effective=effective)
-    scores, hits = comparison.everything()
+        softmax = comparison.softmax("refined", effective_sample_size=effective_sample_size)
+    scores, accidental_hits = comparison.everything()
     return LossOutput(
         loss=binary_cross_entropy(
             positive=comparison.positive,
             candidates=widened(scores),
-            hits=hits,
+            accidental_hits=accidental_hits,
             beta=beta,
             reduction=reduction,
         ),
         log_z=softmax.log_z,
-        misclassification=softmax.misclassification,
-        effective_candidates=softmax.effective_candidates,
+        sample_weight=softmax.sample_weight,
+        effective_sample_size=softmax.effective_sample_size,
     )

@@ -1,10 +1,11 @@
-"""Softmax over a positive and candidates that a proposal drew."""
+"""Softmax over a positive and candidates that a sampler drew."""
 
 from __future__ import annotations
 
 from pydantic import Field
 from torch import Tensor
 
+from candid.candidates import Candidates
 from candid.errors import ConfigError
 from candid.losses.blockwise import Precision
 from candid.losses.comparison import gather_vectors
@@ -13,7 +14,6 @@ from candid.losses.corrected import Correction
 from candid.losses.corrected_blockwise import corrected_softmax
 from candid.losses.inputs import wants_finite_check
 from candid.losses.output import ItemEmbeddings, LossOutput
-from candid.proposals import Candidates
 
 
 def sampled_softmax(
@@ -26,7 +26,7 @@ def sampled_softmax(
     jackknife: bool = False,
     temperature: float | Tensor = 1.0,
     precision: Precision = "float32",
-    effective: bool = False,
+    effective_sample_size: bool = False,
     check_finite: bool | None = None,
 ) -> LossOutput:
     """Score each row's positive and candidates and compare them, corrected.
@@ -51,7 +51,7 @@ def sampled_softmax(
         precision: of the matrix products, see ``full_softmax``. Vectors that are bfloat16 already
             are multiplied as such in either case. Shared candidates [N] beyond 131,072 scores are
             compared in tiles, without the [B, N] scores, unless there is a jackknife.
-        effective: report ``effective_candidates``.
+        effective_sample_size: report ``effective_sample_size``.
         check_finite: refuse queries and item vectors that hold NaN, named by row and by item.
             None looks on the CPU only: on an accelerator a look waits for it.
 
@@ -71,7 +71,9 @@ def sampled_softmax(
         precision=precision,
         check_finite=wants_finite_check(check_finite, query),
     )
-    return corrected_softmax(vectors, correction, jackknife=jackknife, effective=effective)
+    return corrected_softmax(
+        vectors, correction, jackknife=jackknife, effective_sample_size=effective_sample_size
+    )
 
 
 class SampledSoftmax:
@@ -121,11 +123,11 @@ class SampledSoftmax:
         positive_ids: Tensor,
         candidates: Candidates | None = None,
         *,
-        effective: bool = False,
+        effective_sample_size: bool = False,
     ) -> LossOutput:
         """Score and compare; see ``Loss``."""
         if candidates is None:
-            raise ConfigError("the loss 'sampled_softmax' needs a proposal to draw candidates")
+            raise ConfigError("the loss 'sampled_softmax' needs a sampler to draw candidates")
         return sampled_softmax(
             query,
             item_embeddings,
@@ -134,6 +136,6 @@ class SampledSoftmax:
             correction=self.correction,
             jackknife=self.jackknife,
             precision=self.precision,
-            effective=effective,
+            effective_sample_size=effective_sample_size,
             check_finite=False,  # whoever trains looks at the loss
         )

@@ -9,44 +9,44 @@ import pydantic
 import torch
 from torch import Tensor
 
+from candid.candidates import Candidates
 from candid.component import ComponentConfig
 from candid.errors import ConfigError, UnknownNameError
 from candid.losses.blockwise import Precision
+from candid.losses.candidate_loss import CandidateLoss, RowReduction, refresh_interval
 from candid.losses.corrected import Correction
-from candid.losses.drawing_loss import DrawingLoss, RowReduction, refresh_interval
 from candid.losses.inputs import check_ids, check_rows
 from candid.losses.output import ItemEmbeddings, LossOutput
 from candid.losses.sampled_softmax import sampled_softmax
-from candid.proposals import (
-    AdaptiveProposal,
-    Candidates,
+from candid.samplers import (
+    AdaptiveSampler,
     EncodedBatch,
     Mixture,
     Popularity,
-    Proposal,
-    ProposalComponent,
-    ProposalConfig,
+    Sampler,
+    SamplerComponent,
+    SamplerConfig,
     Uniform,
-    check_catalog_is_reached,
-    several_draws,
+    check_support_covers,
+    sample_groups,
     with_negatives,
 )
-from candid.proposals.frequency import Counts, checked_counts
-from candid.proposals.negatives import check_negatives
+from candid.samplers.frequency import Counts, checked_counts
+from candid.samplers.negatives import check_negatives
 
 F = TypeVar("F", bound=Callable[..., Any])
 _uncompiled = cast(Callable[[F], F], torch.compiler.disable)
 
 
-class SampledSoftmaxLoss(DrawingLoss):
+class SampledSoftmaxLoss(CandidateLoss):
     """Draw candidates for a batch and compare with them: ``sampled_softmax`` in one call.
 
-    In training mode a proposal that follows the model is given the item vectors every so many
+    In training mode a sampler that follows the model is given the item vectors every so many
     calls, and one that learns from the stream sees each batch once; in evaluation mode nothing
-    is learnt. What a proposal must not lose is part of ``state_dict``, as tensors.
+    is learnt. What a sampler must not lose is part of ``state_dict``, as tensors.
 
     Candidates come from torch's global random state of the device, unless a generator is given.
-    Tensors of the proposal follow ``positive_ids`` from device to device. Under bfloat16
+    Tensors of the sampler follow ``positive_ids`` from device to device. Under bfloat16
     autocast the matrix products are narrow and the sums are float32.
 
     Under ``DistributedDataParallel`` every process draws for its own rows, and averaging the
@@ -56,21 +56,21 @@ class SampledSoftmaxLoss(DrawingLoss):
 
     Args:
         catalog: counts [V], how often each item is a training target, or V alone.
-        proposal: where candidates come from: a proposal, a proposal's config or its name in
-            ``PROPOSALS`` (these are built from the counts). None for 128 draws by popularity
+        sampler: where candidates come from: a sampler, a sampler's config or its name in
+            ``SAMPLERS`` (these are built from the counts). None for 128 draws by popularity
             and 128 uniform ones, or 256 uniform ones where there are no counts.
         correction: see ``corrected_log_softmax``.
         jackknife: see ``corrected_log_softmax``.
         temperature: scores are divided by it; an ``nn.Parameter`` is learnt with the model.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
         precision: see ``sampled_softmax``.
-        num_draws: independent draws a step, each shared by an equal part of the rows.
+        num_groups: independent draws a step, each shared by an equal part of the rows.
         check_finite: see ``sampled_softmax``.
         softmax_over: "all" items, or the "trained" ones, those with a count, alone: others may
-            then be out of the proposal's reach.
+            then be out of the sampler's reach.
 
     Raises:
-        ConfigError: a setting that cannot work; a proposal by name that needs counts where
+        ConfigError: a setting that cannot work; a sampler by name that needs counts where
             ``catalog`` has none, or one of another catalog, or one that can never draw an item
             that the softmax is over: names the first.
         DataError: counts that are not finite non-negative numbers with a positive sum.
@@ -79,28 +79,28 @@ class SampledSoftmaxLoss(DrawingLoss):
     def __init__(
         self,
         catalog: Counts | int,
-        proposal: Proposal | ProposalConfig | Mapping[str, Any] | str | None = None,
+        sampler: Sampler | SamplerConfig | Mapping[str, Any] | str | None = None,
         *,
         correction: Correction = "refined",
         jackknife: bool = False,
         temperature: float | Tensor = 1.0,
         reduction: RowReduction = "mean",
         precision: Precision = "float32",
-        num_draws: int = 1,
+        num_groups: int = 1,
         check_finite: bool | None = None,
         softmax_over: Literal["all", "trained"] = "all",
     ) -> None:
-        if num_draws < 1:
-            raise ConfigError(f"num_draws must be at least 1, got {num_draws}")
+        if num_groups < 1:
+            raise ConfigError(f"num_groups must be at least 1, got {num_groups}")
         if softmax_over not in ("all", "trained"):
             raise UnknownNameError("softmax_over", softmax_over, ("all", "trained"))
-        built, num_items = built_proposal(catalog, proposal)
-        check_catalog_is_reached(built, _has_count(catalog), softmax_over, key="softmax_over")
+        built, num_items = built_sampler(catalog, sampler)
+        check_support_covers(built, _has_count(catalog), softmax_over, key="softmax_over")
         super().__init__(
             built, correction, jackknife, temperature, precision, reduction, check_finite
         )
         self.num_items = num_items
-        self.num_draws = num_draws
+        self.num_groups = num_groups
 
     def forward(
         self,
@@ -118,7 +118,7 @@ class SampledSoftmaxLoss(DrawingLoss):
             query: [B, D].
             item_embeddings: the table [V, D], or a callable from ids [n] to vectors [n, D].
             positive_ids: [B] int64.
-            user_ids: [B] int64, whose row it is; only proposals from the batch ask. None where
+            user_ids: [B] int64, whose row it is; only samplers from the batch ask. None where
                 every row is another user's.
             negative_ids: [B, S], further negatives of each row, compared exactly, -1 where a
                 row has fewer; see ``with_negatives``.
@@ -146,7 +146,7 @@ class SampledSoftmaxLoss(DrawingLoss):
         negative_ids: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
-        effective: bool = False,
+        effective_sample_size: bool = False,
     ) -> LossOutput:
         """As ``forward``, with everything that is known of each row.
 
@@ -157,7 +157,7 @@ class SampledSoftmaxLoss(DrawingLoss):
             user_ids: see there.
             negative_ids: see there.
             generator: see there.
-            effective: report ``effective_candidates``.
+            effective_sample_size: report ``effective_sample_size``.
         """
         candidates = self._draw(
             query, item_embeddings, positive_ids, user_ids, negative_ids, generator
@@ -171,7 +171,7 @@ class SampledSoftmaxLoss(DrawingLoss):
             jackknife=self.jackknife,
             temperature=self.temperature,
             precision=self.precision,
-            effective=effective,
+            effective_sample_size=effective_sample_size,
             check_finite=self.check_finite,
         )
 
@@ -198,17 +198,17 @@ class SampledSoftmaxLoss(DrawingLoss):
         scaled = (query.detach() / self.temperature).float()
         batch = EncodedBatch(positive_ids, user_ids, scaled)
         self._refresh_if_due(item_embeddings, positive_ids.device)
-        candidates = several_draws(self.proposal, batch, self.num_draws, generator)
+        candidates = sample_groups(self.sampler, batch, self.num_groups, generator)
         if negative_ids is not None:
             check_negatives(negative_ids, len(query))
             check_ids(negative_ids.clamp(min=0), self.num_items)
-            candidates = with_negatives(candidates, negative_ids, self.proposal, batch)
+            candidates = with_negatives(candidates, negative_ids, self.sampler, batch)
         self._observe(batch)
         return candidates
 
     def _refresh_if_due(self, item_embeddings: ItemEmbeddings, device: torch.device) -> None:
-        every = refresh_interval(self.proposal)
-        if every is None or not isinstance(self.proposal, AdaptiveProposal):
+        every = refresh_interval(self.sampler)
+        if every is None or not isinstance(self.sampler, AdaptiveSampler):
             return
         # Evaluation may come before any training step, and must find item vectors too.
         if self._steps == 0 or (self.training and self._steps % every == 0):
@@ -217,7 +217,7 @@ class SampledSoftmaxLoss(DrawingLoss):
                 if isinstance(item_embeddings, Tensor)
                 else item_embeddings(torch.arange(self.num_items, device=device))
             )
-            self.proposal.refresh(vectors.detach().float())
+            self.sampler.refresh(vectors.detach().float())
 
 
 def _has_count(catalog: Counts | int) -> Tensor:
@@ -228,14 +228,14 @@ def _has_count(catalog: Counts | int) -> Tensor:
 
 
 class _Choice(ComponentConfig):
-    proposal: ProposalComponent
+    sampler: SamplerComponent
 
 
-def built_proposal(
+def built_sampler(
     catalog: Counts | int,
-    proposal: Proposal | ProposalConfig | Mapping[str, Any] | str | None,
-) -> tuple[Proposal, int]:
-    """The proposal of a module, and V; see ``SampledSoftmaxLoss``.
+    sampler: Sampler | SamplerConfig | Mapping[str, Any] | str | None,
+) -> tuple[Sampler, int]:
+    """The sampler of a module, and V; see ``SampledSoftmaxLoss``.
 
     Raises:
         ConfigError: it cannot be built from what is known, or is of another catalog.
@@ -243,19 +243,19 @@ def built_proposal(
     """
     counts = None if isinstance(catalog, int) else checked_counts(catalog)
     num_items = catalog if isinstance(catalog, int) else len(catalog)
-    if proposal is None:
+    if sampler is None:
         if counts is None:
             return Uniform(num_items, 256), num_items
         return Mixture([Popularity(counts, 128), Uniform(num_items, 128)]), num_items
-    if not isinstance(proposal, ProposalConfig | Mapping | str):
-        of_proposal = getattr(proposal, "num_items", num_items)
-        if of_proposal != num_items:
+    if not isinstance(sampler, SamplerConfig | Mapping | str):
+        of_sampler = getattr(sampler, "num_items", num_items)
+        if of_sampler != num_items:
             raise ConfigError(
-                f"the proposal draws from {of_proposal} items, but the catalog has {num_items}"
+                f"the sampler draws from {of_sampler} items, but the catalog has {num_items}"
             )
-        return proposal, num_items
+        return sampler, num_items
     try:
-        config = _Choice(proposal=proposal).proposal
+        config = _Choice(sampler=sampler).sampler
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -263,7 +263,7 @@ def built_proposal(
     if counts is None:
         if not isinstance(config, Uniform.Config):
             raise ConfigError(
-                "only the proposal 'uniform' can be built from the number of items: give counts "
+                "only the sampler 'uniform' can be built from the number of items: give counts "
                 "[V], how often each item is a training target (torch.ones(V) where all are alike)"
             )
         counts = torch.ones(num_items)

@@ -28,7 +28,7 @@ def write_audit_page(path: Path, report: AuditReport) -> None:
             "gradient (negative: not different from 0), RMSE of a single draw, and what is left "
             f"when the gradients of {report.averaged} steps are averaged, sqrt(bias² + variance / "
             f"{report.averaged}), by which the table is ranked. Random are the candidates, given "
-            "the row; of an in-batch proposal the other rows of the batch. ± is the standard error "
+            "the row; of an in-batch sampler the other rows of the batch. ± is the standard error "
             "of a bias." + "".join(f" {note[0].upper()}{note[1:]}." for note in report.notes)
         ),
         *_figures(report),
@@ -76,7 +76,7 @@ def _figures(report: AuditReport) -> list[Block]:
             "candidates do not cure it.",
             "Lines of bias by number of candidates for each correction.",
         ),
-        Heading("Which proposal"),
+        Heading("Which sampler"),
         Figure(
             log_log(
                 _curves(refined, lambda e: e.name, lambda e: e.n, _rmse(report)),

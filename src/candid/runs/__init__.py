@@ -13,7 +13,7 @@ from candid.runs.folder import MANIFEST, check_is_free, peak_memory_mib
 from candid.runs.index import INDEX, model_fingerprint, open_index
 from candid.runs.new_items import read_new_items
 from candid.runs.run import (
-    LoadedRun,
+    Run,
     TrainResult,
     build_model,
     build_objective,
@@ -28,7 +28,7 @@ from candid.runs.run import (
 __all__ = [
     "INDEX",
     "MANIFEST",
-    "LoadedRun",
+    "Run",
     "TrainResult",
     "build_model",
     "build_objective",

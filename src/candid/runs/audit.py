@@ -15,11 +15,11 @@ from candid.config import RunConfig
 from candid.data import PreparedDataset, Role
 from candid.losses import SampledSoftmax
 from candid.runs.features import RunFeatures, fit_features
-from candid.runs.run import LoadedRun, build_model
+from candid.runs.run import Run, build_model
 from candid.towers import RetrievalModel
 
 
-def run_subjects(run: LoadedRun, num_rows: int, seed: int = 0) -> list[Subject]:
+def run_subjects(run: Run, num_rows: int, seed: int = 0) -> list[Subject]:
     """The run's model at initialisation and as trained, over the same training rows.
 
     Args:
@@ -52,17 +52,17 @@ def fresh_subject(
 
 def plan_of(config: RunConfig, dataset: PreparedDataset) -> Plan | None:
     """What a recipe trains with, as a plan; None where it is no sampled softmax."""
-    if config.proposal is None or not isinstance(config.loss, SampledSoftmax.Config):
+    if config.sampler is None or not isinstance(config.loss, SampledSoftmax.Config):
         return None
     yours = Variant(config.loss.correction, config.loss.jackknife)
     batch_rows = len(Loader(dataset, config.batches, config.seed).batch(0, 0))
     return Plan(
         name="the recipe's",
-        config=config.proposal,
-        n=_num_candidates(config.proposal.model_dump(), batch_rows),
+        config=config.sampler,
+        n=_num_candidates(config.sampler.model_dump(), batch_rows),
         variants=(
             yours,
-            *(variant for variant in variants_of(config.proposal) if variant != yours),
+            *(variant for variant in variants_of(config.sampler) if variant != yours),
         ),
         batch_rows=batch_rows,
         is_yours=True,
@@ -70,9 +70,9 @@ def plan_of(config: RunConfig, dataset: PreparedDataset) -> Plan | None:
 
 
 def _num_candidates(table: Mapping[str, Any], batch_rows: int) -> int:
-    """Candidates that the settings of a proposal ask for, those of its parts and head included."""
+    """Candidates that the settings of a sampler ask for, those of its parts and head included."""
     parts = [*table.get("components", ()), *([table["tail"]] if "tail" in table else [])]
-    own = int(table["k"] if table.get("shared") is False else table.get("num_head", 0))
+    own = int(table["k"] if table.get("shared") is False else table.get("num_exact", 0))
     if "size" in table:  # a memory, beside the batch
         own += table["size"] + batch_rows
     elif not parts:

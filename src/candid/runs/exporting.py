@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from candid.export import ExportParts, Side
 from candid.runs.index import model_fingerprint
-from candid.runs.run import LoadedRun
+from candid.runs.run import Run
 
 
-def export_parts(run: LoadedRun) -> ExportParts:
+def export_parts(run: Run) -> ExportParts:
     """What ``export.export`` needs of a run."""
     features, model = run.features, run.model
     tables = {

@@ -177,7 +177,7 @@ def tower_context(
         item_features=features.item,
         user_features=features.user,
         context_features=features.context,
-        num_actions=len(dataset.action_names),
+        num_event_types=len(dataset.event_type_names),
         item_is_trained=torch.from_numpy(dataset.train_counts > 0),
         user_is_trained=None
         if features.user is None

@@ -11,13 +11,13 @@ import torch
 from candid.evaluation import StageProgress, encoded_catalog, inference
 from candid.index import ExactIndex, Snapshot, open_snapshot, snapshot_in_memory
 from candid.index.snapshot_files import MANIFEST
-from candid.runs.run import LoadedRun
+from candid.runs.run import Run
 
 INDEX = "index"
 """Folder of the index in that of the run, where nobody names another."""
 
 
-def model_fingerprint(run: LoadedRun) -> str:
+def model_fingerprint(run: Run) -> str:
     """Hash everything that the vectors of items depend on: the weights and the dataset."""
     digest = hashlib.sha256(str(run.manifest["dataset"]["fingerprint"]).encode())
     digest.update(str(run.manifest.get("features")).encode())
@@ -30,7 +30,7 @@ def model_fingerprint(run: LoadedRun) -> str:
 
 
 def open_index(
-    run: LoadedRun, folder: Path | None = None, progress: StageProgress | None = None
+    run: Run, folder: Path | None = None, progress: StageProgress | None = None
 ) -> Snapshot:
     """Open the index of a run, or build an exact one in memory where there is none.
 

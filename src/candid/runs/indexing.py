@@ -29,7 +29,7 @@ from candid.index import (
     write_snapshot,
 )
 from candid.runs.index import INDEX, model_fingerprint
-from candid.runs.run import LoadedRun
+from candid.runs.run import Run
 
 K = 100
 """Results a query where nobody says how many, or all items where they are fewer."""
@@ -52,7 +52,7 @@ class _Section(ComponentConfig):
     index: IndexComponent
 
 
-def index_config(run: LoadedRun, overrides: Sequence[str]) -> IndexConfig:
+def index_config(run: Run, overrides: Sequence[str]) -> IndexConfig:
     """The index that ``--set index.KEY=VALUE`` describes; without any, the default of its size.
 
     Raises:
@@ -70,7 +70,7 @@ def index_config(run: LoadedRun, overrides: Sequence[str]) -> IndexConfig:
 
 
 def survey(
-    run: LoadedRun,
+    run: Run,
     *,
     k: int | None = None,
     num_queries: int = 2000,
@@ -104,7 +104,7 @@ def survey(
 
 
 def build_index(
-    run: LoadedRun,
+    run: Run,
     ground: Ground,
     config: IndexConfig,
     out: Path | None = None,
@@ -201,7 +201,7 @@ def _name(config: IndexConfig) -> str:
     return type_name(INDEXES, "index", config) + ("" if kind is None else f" {kind}")
 
 
-def _queries(run: LoadedRun, num_queries: int, seed: int, progress: StageProgress | None) -> Tensor:
+def _queries(run: Run, num_queries: int, seed: int, progress: StageProgress | None) -> Tensor:
     """Vectors [Q, D] of a sample of users."""
     dataset = run.dataset
     fewest = 2 if run.model.needs_history else 1

@@ -13,10 +13,10 @@ from candid.errors import ConfigError, DataError
 from candid.serve import NewItems
 
 if TYPE_CHECKING:
-    from candid.runs.run import LoadedRun
+    from candid.runs.run import Run
 
 
-def read_new_items(run: LoadedRun, path: Path) -> NewItems:
+def read_new_items(run: Run, path: Path) -> NewItems:
     """Read new items for ``serve.recommend``.
 
     Args:

@@ -18,7 +18,6 @@ from candid.data import PreparedDataset, Role, open_dataset
 from candid.errors import ArtifactError, ConfigError
 from candid.evaluation import EvaluationConfig, EvaluationReport, check_relevant, evaluate
 from candid.losses import Loss, SampledSoftmax
-from candid.proposals import Proposal, check_catalog_is_reached
 from candid.runs.features import (
     RunFeatures,
     check_are_read,
@@ -35,6 +34,7 @@ from candid.runs.folder import (
     read_manifest,
     result_of,
 )
+from candid.samplers import Sampler, check_support_covers
 from candid.towers import RetrievalModel
 from candid.training import (
     BEST,
@@ -65,7 +65,7 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class LoadedRun:
+class Run:
     """A trained model with what it belongs to.
 
     Attributes:
@@ -113,7 +113,7 @@ def train_run(
 
     Raises:
         ConfigError: ``out`` already holds a run, or the config cannot work, as where a sampled
-            softmax is over items that its proposal can never draw; a run that fails before its
+            softmax is over items that its sampler can never draw; a run that fails before its
             first step leaves nothing behind.
         DataError: no validation target can be recommended.
         ArtifactError: the dataset is not the one the config or the run to resume was made
@@ -136,14 +136,14 @@ def train_run(
     torch.manual_seed(config.seed)
     model = build_model(config, dataset, features).to(device)
     check_are_read(features, model)
-    loss, proposal = build_objective(config, dataset)
+    loss, sampler = build_objective(config, dataset)
     if not resume:
-        check_catalog_fits(config, dataset, proposal)
+        check_catalog_fits(config, dataset, sampler)
     trainer = Trainer(
         model=model,
         loader=Loader(dataset, config.batches, config.seed, features.context_of(dataset)),
         loss=loss,
-        proposal=proposal,
+        sampler=sampler,
         config=config.training,
         folder=out,
         name=config.name,
@@ -166,7 +166,7 @@ def train_run(
     return TrainResult(out, state, manifest)
 
 
-def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> LoadedRun:
+def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Run:
     """Open a trained run.
 
     Args:
@@ -204,11 +204,11 @@ def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Loaded
     path = folder / BEST if (folder / BEST).exists() else folder / LAST
     load_model(model, read_checkpoint(path), path, averaged=True)
     model.to(pick_device(config.device)).eval()
-    return LoadedRun(folder, config, model, dataset, manifest, features)
+    return Run(folder, config, model, dataset, manifest, features)
 
 
 def evaluate_run(
-    run: LoadedRun,
+    run: Run,
     role: Role = Role.TEST,
     config: EvaluationConfig | None = None,
     **options: Any,
@@ -233,26 +233,26 @@ def build_model(
     return config.model.build(tower_context(dataset, config.batches, features))
 
 
-def build_objective(config: RunConfig, dataset: PreparedDataset) -> tuple[Loss, Proposal | None]:
-    """The loss and, where it needs one, the proposal."""
+def build_objective(config: RunConfig, dataset: PreparedDataset) -> tuple[Loss, Sampler | None]:
+    """The loss and, where it needs one, the sampler."""
     counts = torch.from_numpy(dataset.train_counts)
-    proposal = None if config.proposal is None else config.proposal.build(counts)
-    return config.loss.build(dataset.num_items), proposal
+    sampler = None if config.sampler is None else config.sampler.build(counts)
+    return config.loss.build(dataset.num_items), sampler
 
 
 def check_catalog_fits(
-    config: RunConfig, dataset: PreparedDataset, proposal: Proposal | None
+    config: RunConfig, dataset: PreparedDataset, sampler: Sampler | None
 ) -> None:
-    """Refuse a sampled softmax over items that its proposal can never draw.
+    """Refuse a sampled softmax over items that its sampler can never draw.
 
     Raises:
         ConfigError: naming the first by its source id, and the ways out.
     """
-    if proposal is not None and isinstance(config.loss, SampledSoftmax.Config):
-        check_catalog_is_reached(
-            proposal,
+    if sampler is not None and isinstance(config.loss, SampledSoftmax.Config):
+        check_support_covers(
+            sampler,
             torch.from_numpy(dataset.train_counts > 0),
-            config.training.catalog,
+            config.training.softmax_over,
             dataset.items["source_id"].to_list(),
         )
 

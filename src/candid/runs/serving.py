@@ -13,7 +13,7 @@ from candid.features import Values
 from candid.losses import BCE, GBCE, SampledSoftmax
 from candid.runs.index import open_index
 from candid.runs.people import SEPARATOR, frame_of
-from candid.runs.run import LoadedRun, load_run
+from candid.runs.run import Run, load_run
 from candid.serve import ServedParts
 
 
@@ -62,7 +62,7 @@ def open_served(run: Path, index: Path | None = None, data: Path | None = None) 
 class _NewRows:
     """Reads what is said of items into a table and features."""
 
-    def __init__(self, run: LoadedRun) -> None:
+    def __init__(self, run: Run) -> None:
         assert run.features.item is not None
         self._features = run.features.item
         schema = run.dataset.items.schema
@@ -89,7 +89,7 @@ class _NewRows:
         return value
 
 
-def _why_no_probability(run: LoadedRun) -> str | None:
+def _why_no_probability(run: Run) -> str | None:
     """Why a score is no log-probability up to a constant; None where it estimates one."""
     loss = run.config.loss
     if isinstance(loss, BCE.Config | GBCE.Config):

@@ -36,7 +36,7 @@ T = TypeVar("T")
 STATIC = Path(str(files("candid.serve") / "static"))
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
-    "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    "form-event_type 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 """The page loads and asks this server alone, and can make no HTML of text."""
 Model = Annotated[str | None, Query(max_length=1000, description="none: the first")]

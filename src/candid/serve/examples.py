@@ -77,7 +77,7 @@ RESPONSES: dict[str, Any] = {
                 "item_attributes": {"genres": "List(String)"},
                 "item_features": [],
                 "context": [],
-                "actions": [],
+                "event_types": [],
                 "has_titles": True,
                 "probability": {"supported": True, "reason": None},
                 "item_changes": {

@@ -34,7 +34,7 @@ def model_info(served: Served) -> ModelInfo:
         item_attributes={name: str(dtype) for name, dtype in served.items.attributes.items()},
         item_features=list(parts.item_features),
         context=sorted(parts.context_columns),
-        actions=list(parts.dataset.action_names),
+        event_types=list(parts.dataset.event_type_names),
         has_titles=served.items.has_titles,
         probability=Capability(supported=parts.no_probability is None, reason=parts.no_probability),
         item_changes=Capability(supported=no_changes is None, reason=no_changes),

@@ -13,10 +13,10 @@ import polars as pl
 import torch
 from rich.table import Table
 
-from candid.batches import Ints, Queries, actions_of, offsets_of, pack_histories, ranges
+from candid.batches import Ints, Queries, event_type_of, offsets_of, pack_histories, ranges
 from candid.data import PreparedDataset
 from candid.errors import ConfigError, UnknownNameError
-from candid.evaluation import Encoder, StageProgress, encoded_catalog, inference, seen_between
+from candid.evaluation import StageProgress, TwoTowerModel, encoded_catalog, inference, seen_between
 from candid.features import Context, Values
 from candid.index import ExactIndex, Exclusions, Index
 from candid.towers import RetrievalModel
@@ -108,7 +108,7 @@ class NewItems:
 
 
 def recommend(
-    model: Encoder,
+    model: TwoTowerModel,
     dataset: PreparedDataset,
     *,
     user_ids: Sequence[int] | Ints | None = None,
@@ -119,7 +119,7 @@ def recommend(
     index: Index | None = None,
     context: Context | None = None,
     time: int | None = None,
-    action: str | None = None,
+    event_type: str | None = None,
     user_features: Mapping[str, Values] | None = None,
     new_items: NewItems | None = None,
     progress: StageProgress | None = None,
@@ -141,7 +141,7 @@ def recommend(
         index: over the model's item vectors; None: exact search.
         context: what encodes the moment of a question for the model; None: it reads none.
         time: that moment, microseconds since 1970-01-01 UTC; None: now.
-        action: the kind of interaction that is asked for, to ``context``; None: any.
+        event_type: the kind of interaction that is asked for, to ``context``; None: any.
         user_features: of the B people who have the histories, by name; None: nothing is known.
         new_items: join the catalog for this answer, with ids from V on.
         progress: called with (stage, done, in all) while items are encoded and queries asked.
@@ -154,8 +154,8 @@ def recommend(
             encoded, or an index over another number of items.
         ArtifactError: the model's vectors are not finite.
     """
-    if action is not None and action not in dataset.action_names:
-        raise UnknownNameError("action", action, dataset.action_names)
+    if event_type is not None and event_type not in dataset.event_type_names:
+        raise UnknownNameError("event_type", event_type, dataset.event_type_names)
     asked = _asked(dataset, user_ids, histories)
     moment = time_ns() // 1000 if time is None else time
     items = _with_new(dataset.items, new_items)
@@ -176,7 +176,7 @@ def recommend(
             )
         for begin in range(0, len(asked.starts), BATCH_SIZE):
             rows = slice(begin, begin + BATCH_SIZE)
-            queries = asked.queries(rows, max_length, context, moment, action)
+            queries = asked.queries(rows, max_length, context, moment, event_type)
             if user_features is not None:
                 chosen = torch.arange(len(asked.starts))[rows]
                 known = {name: value.take(chosen) for name, value in user_features.items()}
@@ -215,7 +215,7 @@ class _Asked:
         max_length: int,
         context: Context | None,
         moment: int,
-        action: str | None,
+        event_type: str | None,
     ) -> Queries:
         """Pack the most recent part of some histories; without users their ids are -1."""
         starts = np.maximum(self.starts[rows], self.stops[rows] - max_length)
@@ -233,10 +233,10 @@ class _Asked:
                 self.starts[rows] if is_known else None,
                 self.stops[rows] if is_known else None,
                 len(starts),
-                action,
+                event_type,
             )
-        kinds = None if self.dataset is None else actions_of(self.dataset, events)
-        return pack_histories(user_ids, item_ids, lengths, actions=kinds, context=values)
+        kinds = None if self.dataset is None else event_type_of(self.dataset, events)
+        return pack_histories(user_ids, item_ids, lengths, event_types=kinds, context=values)
 
     def exclusions(self, rows: slice, device: torch.device) -> Exclusions:
         starts, stops = self.starts[rows], self.stops[rows]
@@ -293,7 +293,7 @@ def _with_new(items: pl.DataFrame, new: NewItems | None) -> pl.DataFrame:
     return pl.concat([items.select(shown), added], how="diagonal")
 
 
-def _vectors_of(model: Encoder, new: NewItems) -> torch.Tensor:
+def _vectors_of(model: TwoTowerModel, new: NewItems) -> torch.Tensor:
     if not isinstance(model, RetrievalModel):
         raise ConfigError("new items need a RetrievalModel, which encodes them by their features")
     return model.encode_item_values(new.features)
@@ -321,7 +321,7 @@ def _check_features(asked: _Asked, user_features: Mapping[str, Values] | None) -
 
 
 def _check(
-    model: Encoder,
+    model: TwoTowerModel,
     dataset: PreparedDataset,
     asked: _Asked,
     k: int,

@@ -99,7 +99,7 @@ class RecommendRequest(_Choice):
     )
     filter_seen: StrictBool = Field(True, description="leave out what is in the history")
     time: Moment | None = Field(None, description="moment of the question; none: now")
-    action: Text | None = Field(None, description="kind of interaction asked for; none: any")
+    event_type: Text | None = Field(None, description="kind of interaction asked for; none: any")
     probability: StrictBool | None = Field(
         None,
         description="answer with P(item | query) under the softmax over the catalog; none: where "
@@ -256,7 +256,7 @@ class ModelInfo(pydantic.BaseModel):
     item_attributes: dict[str, str] = Field(description="what `filters` may name, with types")
     item_features: list[str] = Field(description="attributes that the vectors of items depend on")
     context: list[str] = Field(description="what the model reads of the moment of a question")
-    actions: list[str] = Field(description="kinds of interaction")
+    event_types: list[str] = Field(description="kinds of interaction")
     has_titles: bool
     probability: Capability
     item_changes: Capability

@@ -122,13 +122,13 @@ class Served:
         """
         check_choice(request, self.config)
         self.filters.check(request.filters)
-        if request.action is not None:
-            self._check_kind(request.action, "action")
+        if request.event_type is not None:
+            self._check_kind(request.event_type, "event_type")
         time = None if request.time is None else microseconds(request.time)
         ignored = 0
         if request.user is not None:
             user_id = self.users.require(request.user, "user")
-            asker = asker_of_user(self.parts, user_id, time, request.action)
+            asker = asker_of_user(self.parts, user_id, time, request.event_type)
         else:
             asker, ignored = self._somebody(request, time)
         if self.parts.model.needs_history and not len(asker.item_ids):
@@ -322,7 +322,7 @@ class Served:
             else:
                 last_time = None
         asker = asker_of_history(
-            parts, ids, kinds, last_time, request.features, time, request.action
+            parts, ids, kinds, last_time, request.features, time, request.event_type
         )
         return asker, ignored
 
@@ -339,7 +339,7 @@ class Served:
             raise Problem("invalid", str(error)[:500], "features") from None
 
     def _check_kind(self, kind: str, field: str) -> None:
-        known = self.parts.dataset.action_names
+        known = self.parts.dataset.event_type_names
         if kind not in known:
             listed = ", ".join(known) or "none"
             raise Problem(

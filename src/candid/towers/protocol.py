@@ -81,7 +81,7 @@ class TowerContext:
         user_features: features of the U users, or None.
         context_features: features of a question's moment (values of no rows: their form), or
             None.
-        num_actions: kinds of interaction that histories hold, 0 where there are none.
+        num_event_types: kinds of interaction that histories hold, 0 where there are none.
         item_is_trained: [V] bool, whether an item is ever a training target; None: all are.
         user_is_trained: [U] bool, whether a user has a training target; None: all have.
         empty_histories: whether training asks about people without a history too.
@@ -94,7 +94,7 @@ class TowerContext:
     item_features: FeatureTable | None = None
     user_features: FeatureTable | None = None
     context_features: FeatureTable | None = None
-    num_actions: int = 0
+    num_event_types: int = 0
     item_is_trained: Tensor | None = None
     user_is_trained: Tensor | None = None
     empty_histories: bool = False

@@ -183,7 +183,7 @@ class CausalTransformer(QueryTower):
         input_items: what turns the items of histories into tokens: the table of the item
             tower or, where it is more than a table, the tower ("tied"); None for a table of
             its own.
-        num_actions: kinds of interaction to tell apart in the history; 0 for none.
+        num_event_types: kinds of interaction to tell apart in the history; 0 for none.
         empty_histories: have a vector for somebody without a history; without it there is no
             answer.
 
@@ -211,7 +211,7 @@ class CausalTransformer(QueryTower):
             description="a vector for each place in the window, or attention that sees how far "
             "back an item is",
         )
-        read_actions: bool = Field(
+        read_event_types: bool = Field(
             False, description="add to each token a vector of the kind of interaction"
         )
         input_items: Literal["tied", "separate"] = Field(
@@ -224,18 +224,18 @@ class CausalTransformer(QueryTower):
             items = None
             if self.input_items == "tied":
                 items = _table_or_tower(context.item_tower)
-            if self.read_actions and not context.num_actions:
+            if self.read_event_types and not context.num_event_types:
                 raise ConfigError(
-                    "query_tower.read_actions needs interactions of several kinds: name the column "
-                    "that holds them with data.action"
+                    "query_tower.read_event_types needs interactions of several kinds: name the column "
+                    "that holds them with data.event_type"
                 )
             return CausalTransformer(
                 num_items=context.num_items,
                 max_length=context.max_length,
                 input_items=items,
-                num_actions=context.num_actions if self.read_actions else 0,
+                num_event_types=context.num_event_types if self.read_event_types else 0,
                 empty_histories=context.empty_histories,
-                **self.model_dump(exclude={"input_items", "read_actions"}),
+                **self.model_dump(exclude={"input_items", "read_event_types"}),
             )
 
     def __init__(
@@ -251,7 +251,7 @@ class CausalTransformer(QueryTower):
         attention_dropout: float = 0.0,
         positions: Literal["learned", "rotary"] = "learned",
         input_items: nn.Embedding | ItemTower | None = None,
-        num_actions: int = 0,
+        num_event_types: int = 0,
         empty_histories: bool = False,
     ) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ class CausalTransformer(QueryTower):
             for _ in range(num_blocks)
         )
         self.norm = nn.LayerNorm(dim)
-        self.actions = code_table(num_actions + 1, dim) if num_actions else None
+        self.event_types = code_table(num_event_types + 1, dim) if num_event_types else None
         self.needs_history = not empty_histories
         self.nothing = nn.Parameter(torch.zeros(dim)) if empty_histories else None
 
@@ -310,10 +310,10 @@ class CausalTransformer(QueryTower):
             tokens = tokens + self.positions(_places(history))
         else:
             turns = rotations(_places(history), self._head_width)
-        if self.actions is not None:
+        if self.event_types is not None:
             # Where kinds are not known (a typed history) the unknown one adds nothing.
-            kinds = history.actions
-            tokens = tokens + self.actions(
+            kinds = history.event_types
+            tokens = tokens + self.event_types(
                 torch.zeros_like(history.item_ids) if kinds is None else kinds
             )
         tokens = self.dropout(tokens)

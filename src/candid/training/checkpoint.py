@@ -4,7 +4,7 @@
     average/<name>           running mean of the parameters, where one is kept
     optimizer/<name>/<key>   the optimizer's state of a parameter
     random/<name>            states of the random generators
-    drawing/<name>           what a proposal learnt of the model and the stream
+    drawing/<name>           what a sampler learnt of the model and the stream
     metadata["candid"]       JSON: the rest (loader position, best value so far, fingerprints)
 
 Never pickle: opening a checkpoint runs nobody's code.

@@ -56,13 +56,13 @@ class TrainingConfig(ComponentConfig):
         description="decay of a running mean of the weights, such as 0.999: the mean is what is "
         "validated, kept and served; absent: the weights themselves",
     )
-    candidate_draws: int = Field(
+    num_groups: int = Field(
         1,
         ge=1,
         description="independent draws of candidates a step, each shared by an equal part of the "
         "rows: less noise that all rows share, for as many more item vectors to gather",
     )
-    catalog: Literal["all", "trained"] = Field(
+    softmax_over: Literal["all", "trained"] = Field(
         "all",
         description="what a loss over the whole catalog compares with: all items, or those that "
         "are ever a training target, so that towers with features do not learn to shun new ones; "

@@ -23,9 +23,10 @@ from torch import Tensor
 from candid.batches import Batch, Loader
 from candid.errors import CandidError, ConfigError, Interrupted
 from candid.losses import Loss, LossOutput
-from candid.proposals import Proposal
+from candid.samplers import Sampler
 from candid.towers import RetrievalModel
 from candid.training.average import WeightAverage
+from candid.training.candidate_source import CandidateSource
 from candid.training.checkpoint import (
     Checkpoint,
     load_model,
@@ -36,7 +37,6 @@ from candid.training.checkpoint import (
     write_checkpoint,
 )
 from candid.training.config import TrainingConfig
-from candid.training.drawing import Drawing
 from candid.training.kernel_cache import bound_kernel_cache
 from candid.training.optimizer import learning_rate, make_optimizer
 from candid.training.state import Progress, TrainState
@@ -56,13 +56,13 @@ class Trainer:
     Args:
         model: on its device.
         loader: batches; its position is the run's.
-        loss: objective; where it needs candidates, ``proposal`` must be given.
-        proposal: draws candidates, or None.
+        loss: objective; where it needs candidates, ``sampler`` must be given.
+        sampler: draws candidates, or None.
         config: settings.
         folder: the run; must exist.
         name: of the run, for trackers.
         seed: of dropout and of the draws.
-        item_is_trained: [V] bool, needed where ``config.catalog`` is "trained".
+        item_is_trained: [V] bool, needed where ``config.softmax_over`` is "trained".
         validate: returns validation metrics of the model as it stands, by name. None: no
             validation.
         metric: the one that early stopping watches (larger is better), needed to validate.
@@ -70,7 +70,7 @@ class Trainer:
         progress: told of steps and validations, or None.
 
     Raises:
-        ConfigError: loss and proposal do not go together, or loss and ``config.tables``; or it
+        ConfigError: loss and sampler do not go together, or loss and ``config.tables``; or it
             is not known which items are trained, or which metric is watched.
     """
 
@@ -80,7 +80,7 @@ class Trainer:
         model: RetrievalModel,
         loader: Loader,
         loss: Loss,
-        proposal: Proposal | None,
+        sampler: Sampler | None,
         config: TrainingConfig,
         folder: Path,
         name: str = "run",
@@ -91,8 +91,8 @@ class Trainer:
         meta: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if loss.needs_candidates and proposal is None:
-            raise ConfigError("this loss compares with candidates: add a [proposal] section")
+        if loss.needs_candidates and sampler is None:
+            raise ConfigError("this loss compares with candidates: add a [sampler] section")
         if validate is not None and metric is None:
             raise ConfigError("validation needs to know which metric early stopping watches")
         if not loss.needs_candidates and config.tables != "dense":
@@ -116,16 +116,16 @@ class Trainer:
         self.state = TrainState(total_steps=min(total, config.max_steps or total), metric=metric)
         self._seed = seed
         self._trained: tuple[Tensor, Tensor] | None = None
-        if config.catalog == "trained":
+        if config.softmax_over == "trained":
             if item_is_trained is None:
-                raise ConfigError("training.catalog 'trained' needs to know which items are")
+                raise ConfigError("training.softmax_over 'trained' needs to know which items are")
             is_trained = item_is_trained.to(model.device)
             self._trained = is_trained.nonzero()[:, 0], is_trained.cumsum(0) - 1
         self._generator = torch.Generator(device=model.device)
-        self.drawing: Drawing | None = None
-        if proposal is not None and loss.needs_candidates:
-            self.drawing = Drawing(
-                proposal, config.candidate_draws, self._generator, self._item_vectors
+        self.source: CandidateSource | None = None
+        if sampler is not None and loss.needs_candidates:
+            self.source = CandidateSource(
+                sampler, config.num_groups, self._generator, self._item_vectors
             )
 
     def run(self, resume: bool = False) -> TrainState:
@@ -153,19 +153,21 @@ class Trainer:
                 self._epoch(stop)
         return self.state
 
-    def step(self, batch: Batch, effective: bool = False) -> tuple[Tensor, LossOutput, Tensor]:
+    def step(
+        self, batch: Batch, effective_sample_size: bool = False
+    ) -> tuple[Tensor, LossOutput, Tensor]:
         """One optimizer step.
 
         Args:
             batch: on the model's device.
-            effective: also ask for the effective number of candidates (costs a pass).
+            effective_sample_size: also ask for the effective number of candidates (costs a pass).
 
         Returns:
             the mean loss [] (detached), the rows' output, and the gradient norm [] before
             clipping.
         """
         self.optimizer.zero_grad()
-        output = self._forward(batch, effective)
+        output = self._forward(batch, effective_sample_size)
         mean = _weighted_mean(output.loss, batch.weights)
         mean.backward()
         rate = learning_rate(self.config, self.state.step, self.state.total_steps)
@@ -183,8 +185,8 @@ class Trainer:
             tensors |= self.average.tensors()
         tensors["random/cpu"] = torch.get_rng_state()
         tensors["random/draws"] = self._generator.get_state()
-        if self.drawing is not None:
-            tensors |= {f"drawing/{name}": t for name, t in self.drawing.state().items()}
+        if self.source is not None:
+            tensors |= {f"drawing/{name}": t for name, t in self.source.state().items()}
         if self.model.device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state(self.model.device)
         position = self.loader.position
@@ -208,8 +210,8 @@ class Trainer:
         random = checkpoint.part("random")
         torch.set_rng_state(random["cpu"])
         self._generator.set_state(random["draws"])
-        if self.drawing is not None:
-            self.drawing.restore(checkpoint.part("drawing"))
+        if self.source is not None:
+            self.source.restore(checkpoint.part("drawing"))
         if "cuda" in random and self.model.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], self.model.device)
         stored = checkpoint.meta["state"]
@@ -218,21 +220,27 @@ class Trainer:
         self.loader.position.epoch = checkpoint.meta["position"]["epoch"]
         self.loader.position.step = checkpoint.meta["position"]["step"]
 
-    def _forward(self, batch: Batch, effective: bool) -> LossOutput:
+    def _forward(self, batch: Batch, effective_sample_size: bool) -> LossOutput:
         bf16 = self.config.precision == "bfloat16"
         with torch.autocast(self.model.device.type, torch.bfloat16) if bf16 else nullcontext():
             query = self.model.encode_queries(batch)
-        if self.drawing is None:
+        if self.source is None:
             positive_ids = batch.positive_ids
             if self._trained is None:
                 catalog = self.model.encode_catalog()
             else:
                 item_ids, place = self._trained
                 catalog, positive_ids = self.model.encode_items(item_ids), place[positive_ids]
-            return self.loss(query, catalog, positive_ids, effective=effective)
-        candidates = self.drawing.candidates(batch, query, batch.negative_ids)
+            return self.loss(
+                query, catalog, positive_ids, effective_sample_size=effective_sample_size
+            )
+        candidates = self.source.candidates(batch, query, batch.negative_ids)
         return self.loss(
-            query, self.model.encode_items, batch.positive_ids, candidates, effective=effective
+            query,
+            self.model.encode_items,
+            batch.positive_ids,
+            candidates,
+            effective_sample_size=effective_sample_size,
         )
 
     def _item_vectors(self) -> Tensor:
@@ -262,7 +270,9 @@ class Trainer:
         with closing(self.loader.epoch()) as batches:
             for batch in batches:
                 logs = (state.step + 1) % self.config.log_every == 0
-                value, output, norm = self.step(batch.to(self.model.device), effective=logs)
+                value, output, norm = self.step(
+                    batch.to(self.model.device), effective_sample_size=logs
+                )
                 window.add(len(batch))
                 if logs:
                     self._log_step(epoch, value, output, norm, window)
@@ -313,16 +323,16 @@ class Trainer:
     ) -> None:
         metrics = {
             "loss": float(value),
-            "misclassification": float(output.misclassification.mean()),
+            "sample_weight": float(output.sample_weight.mean()),
             "gradient_norm": float(norm),
             "lr": self.optimizer.lr,
             "rows_per_second": window.rate(),
             "epoch": epoch,
         }
-        if output.effective_candidates is not None:
-            metrics["effective_candidates"] = float(output.effective_candidates.mean())
-        if self.drawing is not None:
-            metrics |= self.drawing.report()
+        if output.effective_sample_size is not None:
+            metrics["effective_sample_size"] = float(output.effective_sample_size.mean())
+        if self.source is not None:
+            metrics |= self.source.report()
         self._check_finite(value)
         for tracker in self._trackers:
             tracker.log(self.state.step, metrics)

@@ -29,10 +29,10 @@ def test_the_pairs_are_those_of_equal_ids(monkeypatch, share, used, width):
     blocks = [slice(start, min(start + width, N)) for start in range(0, N, width)]
     expected = torch.tensor(looked_at(ROWS[:used], CANDIDATES[:used]))
     for rows in (slice(0, 4), slice(4, 9)):
-        hits = found.of_rows(rows, blocks)
+        row_hits = found.of_rows(rows, blocks)
         tiles = [torch.zeros(rows.stop - rows.start, b.stop - b.start) for b in blocks]
         for block, tile in enumerate(tiles):
-            hits.mask(tile, block)
+            row_hits.mask(tile, block)
         assert torch.equal(torch.cat(tiles, dim=1).isneginf(), expected[rows])
     assert torch.equal(found.num_hits(), expected.sum(dim=1))
 
@@ -42,10 +42,10 @@ def test_a_candidate_may_be_its_own_id(device):
     ids = torch.tensor([3, 0, 13])
     found = AccidentalHits(IdMatch(ids.to(device)))
     blocks = [slice(0, 5), slice(5, 14)]
-    hits = found.of_rows(slice(1, 3), blocks)
+    row_hits = found.of_rows(slice(1, 3), blocks)
     tiles = [torch.zeros(2, 5, device=device), torch.zeros(2, 9, device=device)]
     for block, tile in enumerate(tiles):
-        hits.mask(tile, block)
+        row_hits.mask(tile, block)
     if device == "cpu":
         where = torch.cat(tiles, dim=1).isneginf().nonzero().tolist()
         assert where == [[0, 0], [1, 13]]

@@ -55,11 +55,11 @@ def made(num_rows, num_candidates, dtype=torch.float64, dim=4, scale=1.0):
     return {k: v.requires_grad_() for k, v in inputs.items()}, row_ids, ids, shift, normal(num_rows)
 
 
-def written_out(inputs, hits, shift, row_shift):
+def written_out(inputs, accidental_hits, shift, row_shift):
     """Equations of ``blockwise_softmax`` in float64, on float64 copies; loss, log_z, leaves."""
     leaves = {k: v.detach().double().requires_grad_() for k, v in inputs.items()}
     logits = leaves["query"] @ leaves["vectors"].T - shift.double() - row_shift.double()[:, None]
-    logits = torch.where(hits | shift.isposinf(), -math.inf, logits)
+    logits = torch.where(accidental_hits | shift.isposinf(), -math.inf, logits)
     rest = leaves["log_rest"][:, None] if "log_rest" in leaves else logits[:, :0]
     everything = torch.cat([rest, logits], dim=1)
     silent = everything.isneginf().all(dim=1) if everything.shape[1] else torch.ones(len(logits))
@@ -76,14 +76,14 @@ def both(sizes, dtype, precision="float32", *, rest=True, scale=1.0, mix=False):
     inputs, row_ids, ids, shift, row_shift = made(*sizes, dtype, scale=scale)
     if not rest:
         del inputs["log_rest"]
-    hits = (row_ids[:, :, None] == ids[:, None, :]).any(dim=0)
+    accidental_hits = (row_ids[:, :, None] == ids[:, None, :]).any(dim=0)
     accidental = AccidentalHits(IdMatch(row_ids[0], ids[0]), IdMatch(row_ids[1], ids[1]))
-    assert torch.equal(accidental.num_hits(), hits.sum(dim=1))
+    assert torch.equal(accidental.num_hits(), accidental_hits.sum(dim=1))
     others = Others(accidental, shift, row_shift, precision)
     loss, log_z = blockwise_softmax(others=others, **inputs)
     weights = torch.linspace(0.5, 1.5, sizes[0]).to(dtype) if mix else torch.ones(sizes[0])
     total = (loss * weights.to(dtype)).sum()
-    expected, expected_log_z, leaves = written_out(inputs, hits, shift, row_shift)
+    expected, expected_log_z, leaves = written_out(inputs, accidental_hits, shift, row_shift)
     expected_total = (expected * weights.double()).sum()
     if mix:
         total = total + log_z[~log_z.isneginf()].sum()
@@ -141,12 +141,12 @@ class TestAgainstTheSoftmaxWrittenOut:
         for positive in (inputs["positive"], torch.tensor([1, 2, 3, 8])):
             # The rows' ids decide: a positive that is a candidate must be excluded.
             is_candidate = not positive.is_floating_point()
-            own = Others(AccidentalHits(IdMatch(positive))) if is_candidate else others
+            row_candidates = Others(AccidentalHits(IdMatch(positive))) if is_candidate else others
             leaves = [v for v in inputs.values() if v is not inputs["positive"]]
             leaves += [positive] if positive.is_floating_point() else []
 
-            def run(query, vectors, log_rest, positive=positive, own=own):
-                return blockwise_softmax(query, vectors, positive, own, log_rest)
+            def run(query, vectors, log_rest, positive=positive, row_candidates=row_candidates):
+                return blockwise_softmax(query, vectors, positive, row_candidates, log_rest)
 
             assert torch.autograd.gradcheck(run, leaves)
 

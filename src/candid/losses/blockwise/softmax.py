@@ -38,7 +38,7 @@ class Others:
         precision: of the matrix products.
     """
 
-    hits: AccidentalHits
+    accidental_hits: AccidentalHits
     shift: Tensor | None = None
     row_shift: Tensor | None = None
     precision: Precision = "float32"
@@ -185,8 +185,8 @@ def _summed(
     log_z = torch.empty_like(scores)
     with _as_told(query.device.type):
         for rows in tiles.row_blocks:
-            hits = others.hits.of_rows(rows, tiles.column_blocks)
-            kept = tiles.passes(rows, hits, keep=unit is not None)
+            accidental_hits = others.accidental_hits.of_rows(rows, tiles.column_blocks)
+            kept = tiles.passes(rows, accidental_hits, keep=unit is not None)
             log_z[rows] = _log_z([done.log_sum for done in kept], rows, others, log_rest, log_z)
             if unit is not None and kept:
                 weight = torch.sigmoid(log_z[rows] - scores[rows])
@@ -209,10 +209,10 @@ def _made_again(
     found = Gradients(tiles, of_query=wanted[0], of_vectors=wanted[1])
     with _as_told(query.device.type):
         for rows in tiles.row_blocks:
-            hits = others.hits.of_rows(rows, tiles.column_blocks)
+            accidental_hits = others.accidental_hits.of_rows(rows, tiles.column_blocks)
             # In the order of ``Gradients.add``, so that both give the same bits.
             for block in reversed(range(len(tiles.column_blocks))):
-                done = tiles.passed(rows, block, hits, keep=0)
+                done = tiles.passed(rows, block, accidental_hits, keep=0)
                 share = _share(done.reference, rows, others, log_z)
                 found.add([done], (push[rows] * share)[None])
     return found

@@ -140,7 +140,9 @@ class Tiles:
     def _copy(self) -> Tensor:
         return self.vectors_wide.to(self.narrow)
 
-    def passed(self, rows: slice, block: int, hits: RowHits, *, keep: int | None) -> PassedTile:
+    def passed(
+        self, rows: slice, block: int, accidental_hits: RowHits, *, keep: int | None
+    ) -> PassedTile:
         """Score one tile and take its softmax.
 
         Args:
@@ -155,7 +157,7 @@ class Tiles:
         start = (keep or 0) * self._largest
         tile = self._scratch[start : start + shape[0] * shape[1]].view(shape)
         torch.mm(self.query[rows], self.vectors(columns).T, out=tile)
-        hits.mask(tile, block)
+        accidental_hits.mask(tile, block)
         shift = None if self._shift is None else self._shift[columns]
         reference, log_sum = self._pass(tile, shift, keep is not None)
         return PassedTile(rows, columns, tile, reference, log_sum)
@@ -168,10 +170,10 @@ class Tiles:
         held = len(self.column_blocks) if keep and self.keeps else 1
         self._scratch = self.query_wide.new_empty(held * self._largest, dtype=self.narrow)
 
-    def passes(self, rows: slice, hits: RowHits, *, keep: bool) -> list[PassedTile]:
+    def passes(self, rows: slice, accidental_hits: RowHits, *, keep: bool) -> list[PassedTile]:
         """All tiles of a block of rows; the sums alone unless they are to be kept."""
         return [
-            self.passed(rows, block, hits, keep=block if keep else None)
+            self.passed(rows, block, accidental_hits, keep=block if keep else None)
             for block in range(len(self.column_blocks))
         ]
 

@@ -12,9 +12,9 @@ let request = new AbortController();
  *
  * @param {object} item - near which.
  * @param {object} model - its entry of `/v1/model`.
- * @param {object} actions - `add(item)`.
+ * @param {object} event_types - `add(item)`.
  */
-export async function showSimilar(item, model, actions) {
+export async function showSimilar(item, model, event_types) {
   request.abort();
   request = new AbortController();
   const { signal } = request;
@@ -29,19 +29,19 @@ export async function showSimilar(item, model, actions) {
     const listed = rows(answer.items, {
       model,
       scoreName: "cosine",
-      actions: {
+      event_types: {
         add: (chosen) => {
           dialog.close();
-          actions.add(chosen);
+          event_types.add(chosen);
         },
-        similar: (chosen) => showSimilar(chosen, model, actions),
+        similar: (chosen) => showSimilar(chosen, model, event_types),
       },
     });
     replace(body, h("p", { class: "quiet" }, `By cosine of the vectors of ${model.name}.`), listed);
     dialog.scrollTop = 0;
   } catch (error) {
     if (isAborted(error)) return;
-    replace(body, alertOf(error, () => showSimilar(item, model, actions)));
+    replace(body, alertOf(error, () => showSimilar(item, model, event_types)));
   }
 }
 

@@ -11,15 +11,15 @@ const SHOWN = 5;
  * @param {import("./state.js").State} state - what is asked.
  * @param {object} facts - `items`: Map of known items by source id; `user`: answer of
  *   `/v1/users/ID`, or null while it loads.
- * @param {object} actions - `remove(place)`, `clear()`, `copyUser(user)`, `start(items)`.
+ * @param {object} event_types - `remove(place)`, `clear()`, `copyUser(user)`, `start(items)`.
  */
-export function showHistory(root, state, facts, actions) {
-  if (state.user !== null) replace(root, ofUser(state.user, facts.user, actions));
-  else if (state.history.length) replace(root, ofItems(state.history, facts.items, actions));
+export function showHistory(root, state, facts, event_types) {
+  if (state.user !== null) replace(root, ofUser(state.user, facts.user, event_types));
+  else if (state.history.length) replace(root, ofItems(state.history, facts.items, event_types));
   else replace(root, h("p", { class: "quiet empty" }, "The history is empty."));
 }
 
-function ofUser(id, user, actions) {
+function ofUser(id, user, event_types) {
   const latest = user?.history ?? [];
   const later = latest.length - SHOWN;
   const rows = latest.slice(-SHOWN).map((item) => h("li", {}, named(item)));
@@ -34,11 +34,11 @@ function ofUser(id, user, actions) {
         latest.length
           ? h(
               "button",
-              { type: "button", "data-control": "copy user", onclick: () => actions.copyUser(user) },
+              { type: "button", "data-control": "copy user", onclick: () => event_types.copyUser(user) },
               "Use as a history",
             )
           : null,
-        clearButton("Clear", actions.clear),
+        clearButton("Clear", event_types.clear),
       ),
     ),
     rows.length
@@ -48,7 +48,7 @@ function ofUser(id, user, actions) {
   ];
 }
 
-function ofItems(ids, items, actions) {
+function ofItems(ids, items, event_types) {
   const rows = ids.map((id, place) => {
     const item = items.get(id) ?? { item: id, title: "…" };
     return h(
@@ -62,7 +62,7 @@ function ofItems(ids, items, actions) {
           class: "bare",
           "data-control": `remove ${place}`,
           "aria-label": `Remove ${titleOf(item)}`,
-          onclick: () => actions.remove(place),
+          onclick: () => event_types.remove(place),
         },
         "×",
       ),
@@ -73,7 +73,7 @@ function ofItems(ids, items, actions) {
       "div",
       { class: "bar" },
       h("p", {}, h("strong", {}, "History"), `, ${plural(ids.length, "item")}, earliest first`),
-      clearButton("Clear", actions.clear),
+      clearButton("Clear", event_types.clear),
     ),
     h("ol", { class: "history" }, rows),
   ];

@@ -14,9 +14,9 @@ const NUMBERED = 10;
 
 /** The map and its keyboard, pointer, legend and table. */
 export class ItemMap {
-  /** @param {object} actions - `add(item)`, `similar(item)`. */
-  constructor(actions) {
-    this.actions = actions;
+  /** @param {object} event_types - `add(item)`, `similar(item)`. */
+  constructor(event_types) {
+    this.event_types = event_types;
     this.canvas = byId("canvas");
     this.tip = byId("tip");
     this.camera = new Camera();
@@ -97,8 +97,8 @@ export class ItemMap {
       h(
         "div",
         { class: "buttons" },
-        button("add", "Add", this.actions.add),
-        button("similar", "Similar", this.actions.similar),
+        button("add", "Add", this.event_types.add),
+        button("similar", "Similar", this.event_types.similar),
       ),
     ];
   }
@@ -277,7 +277,7 @@ export class ItemMap {
     const item = this.items.get(this.selected);
     if (factor === 0) this.camera.reset();
     else this.camera.zoom(factor, item);
-    this.canvas.style.setProperty("touch-action", this.camera.scale > 1 ? "none" : "pan-y");
+    this.canvas.style.setProperty("touch-event_type", this.camera.scale > 1 ? "none" : "pan-y");
     this.point(this.selected);
   }
 
@@ -288,7 +288,7 @@ export class ItemMap {
     if (step) this.select(this.#towards(...step));
     else if (zoom !== undefined) this.zoom(zoom);
     else if (event.key === "Enter" && this.selected !== null) {
-      this.actions.add(this.items.get(this.selected));
+      this.event_types.add(this.items.get(this.selected));
     } else if (event.key === "Escape") this.select(null);
     else return;
     event.preventDefault();

@@ -29,19 +29,19 @@ export function showWaiting(root) {
  * @param {HTMLElement} overlap - where to count what both have.
  * @param {View[]} views - one or two.
  * @param {number} k - how many to show.
- * @param {object} actions - `add(item)`, `similar(item, model)`, `point(id)`, `again(view)`.
+ * @param {object} event_types - `add(item)`, `similar(item, model)`, `point(id)`, `again(view)`.
  */
-export function showResults(root, overlap, views, k, actions) {
+export function showResults(root, overlap, views, k, event_types) {
   root.classList.toggle("two", views.length > 1);
   const isCompared = views.length > 1 && views.every((view) => view.items.length);
   replace(overlap, isCompared ? overlapOf(views, k) : null);
   replace(
     root,
-    views.map((view, place) => panel(view, isCompared ? views[1 - place] : null, k, actions)),
+    views.map((view, place) => panel(view, isCompared ? views[1 - place] : null, k, event_types)),
   );
 }
 
-function panel(view, rival, k, actions) {
+function panel(view, rival, k, event_types) {
   const { model, letter } = view;
   const title = rival ? `${letter}: ${model.name}` : model.name;
   return h(
@@ -57,13 +57,13 @@ function panel(view, rival, k, actions) {
         `${count(model.items)} items × ${model.dim}, ${model.index} index, generation ${view.generation ?? model.generation}`,
       ),
     ),
-    content(view, rival, k, actions),
+    content(view, rival, k, event_types),
   );
 }
 
-function content(view, rival, k, actions) {
-  if (view.kind === "error") return alertOf(view.error, () => actions.again(view));
-  if (view.kind === "empty") return nothingAsked(view, actions);
+function content(view, rival, k, event_types) {
+  if (view.kind === "error") return alertOf(view.error, () => event_types.again(view));
+  if (view.kind === "empty") return nothingAsked(view, event_types);
   if (view.kind === "loading" && !view.items.length) {
     return h("div", { class: "waiting" }, h("p", { class: "quiet" }, "Asking the model…"));
   }
@@ -77,11 +77,11 @@ function content(view, rival, k, actions) {
   ];
   return [
     h("p", { class: "facts" }, facts.filter(Boolean).join(" · ")),
-    rows(shown, { model: view.model, letter: view.letter, rival, k, actions }),
+    rows(shown, { model: view.model, letter: view.letter, rival, k, event_types }),
   ];
 }
 
-function nothingAsked({ model, popular }, actions) {
+function nothingAsked({ model, popular }, event_types) {
   const text = model.needs_user
     ? "Choose a user: this model knows users, not histories."
     : "Add items to the history, or choose a user.";
@@ -91,7 +91,7 @@ function nothingAsked({ model, popular }, actions) {
       {},
       h(
         "button",
-        { type: "button", "data-control": `begin ${item.item}`, onclick: () => actions.add(item) },
+        { type: "button", "data-control": `begin ${item.item}`, onclick: () => event_types.add(item) },
         titleOf(item),
       ),
     );
@@ -107,10 +107,10 @@ function nothingAsked({ model, popular }, actions) {
  *
  * @param {object[]} items - best first.
  * @param {object} options - `model`: whose; `letter`: of the view, none in a dialog; `rival`: the
- *   other view, to compare ranks with, or null; `k`; `scoreName`; `actions`.
+ *   other view, to compare ranks with, or null; `k`; `scoreName`; `event_types`.
  */
 export function rows(items, options) {
-  const { model, letter = "", rival = null, k = 0, scoreName = "score", actions } = options;
+  const { model, letter = "", rival = null, k = 0, scoreName = "score", event_types } = options;
   const theirs = new Map((rival?.items ?? []).map((item, place) => [String(item.item), place + 1]));
   const best = items[0]?.probability;
   return h(
@@ -121,9 +121,9 @@ export function rows(items, options) {
         "li",
         {
           "data-item": String(item.item),
-          onmouseenter: () => actions.point?.(String(item.item)),
-          onmouseleave: () => actions.point?.(null),
-          onfocusin: () => actions.point?.(String(item.item)),
+          onmouseenter: () => event_types.point?.(String(item.item)),
+          onmouseleave: () => event_types.point?.(null),
+          onfocusin: () => event_types.point?.(String(item.item)),
         },
         h("span", { class: "rank", "aria-hidden": "true" }, String(item.rank)),
         h(
@@ -138,7 +138,7 @@ export function rows(items, options) {
           numbers(item, best, scoreName),
           rival ? versus(item.rank, theirs.get(String(item.item)), rival, k) : null,
         ),
-        buttons(item, model, letter, actions),
+        buttons(item, model, letter, event_types),
       ),
     ),
   );
@@ -161,7 +161,7 @@ function number(name, value, more = null) {
   return h("div", {}, h("dt", {}, name), h("dd", {}, value, more));
 }
 
-function buttons(item, model, letter, actions) {
+function buttons(item, model, letter, event_types) {
   const title = titleOf(item);
   return h(
     "div",
@@ -172,7 +172,7 @@ function buttons(item, model, letter, actions) {
         type: "button",
         "data-control": `add${letter} ${item.item}`,
         "aria-label": `Add ${title} to the history`,
-        onclick: () => actions.add(item),
+        onclick: () => event_types.add(item),
       },
       "Add",
     ),
@@ -182,7 +182,7 @@ function buttons(item, model, letter, actions) {
         type: "button",
         "data-control": `similar${letter} ${item.item}`,
         "aria-label": `Show items similar to ${title}`,
-        onclick: () => actions.similar(item, model),
+        onclick: () => event_types.similar(item, model),
       },
       "Similar",
     ),

@@ -11,10 +11,10 @@ const MOST = 8;
  *
  * @param {HTMLInputElement} input - the combobox.
  * @param {HTMLElement} list - its list box.
- * @param {object} actions - `model()`: which one to search; `item(item)`, `user(user)`: called with
+ * @param {object} event_types - `model()`: which one to search; `item(item)`, `user(user)`: called with
  *   what was chosen.
  */
-export function search(input, list, actions) {
+export function search(input, list, event_types) {
   let timer = 0;
   let request = new AbortController();
   let options = [];
@@ -81,12 +81,12 @@ export function search(input, list, actions) {
       group("Items", items.map((item) => ({
         label: titleOf(item),
         detail: `#${item.item} · popularity ${count(item.popularity)}`,
-        choice: () => actions.item(item),
+        choice: () => event_types.item(item),
       }))),
       group("Users", users.map((user) => ({
         label: `User ${user.user}`,
         detail: plural(user.interactions, "interaction"),
-        choice: () => actions.user(String(user.user)),
+        choice: () => event_types.user(String(user.user)),
       }))),
     ];
     const none = h("p", { class: "quiet empty" }, "Nothing is called so.");
@@ -106,7 +106,7 @@ export function search(input, list, actions) {
     request.abort();
     request = new AbortController();
     const { signal } = request;
-    const query = { query: input.value.trim(), limit: MOST, model: actions.model() };
+    const query = { query: input.value.trim(), limit: MOST, model: event_types.model() };
     list.setAttribute("aria-busy", "true");
     try {
       const [items, users] = await Promise.all([
