@@ -1,13 +1,16 @@
-"""The config of any loss, and the annotation of a config field that holds one."""
+"""The base config of every loss, and the annotation of a config field that holds one."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 from candid.component import ComponentConfig, tagged
-from candid.losses.output import Loss
+
+if TYPE_CHECKING:
+    from candid.losses.correction import Correction
+    from candid.losses.output import Loss
 
 PRECISION: Final = (
     "of the matrix products: 'bfloat16' is faster, with scores rounded to 8 significant bits"
@@ -16,7 +19,40 @@ PRECISION: Final = (
 
 
 class LossConfig(ComponentConfig, ABC):
-    """Settings of a loss."""
+    """Settings of a loss, and what the rest of the project must know about it."""
+
+    needs_candidates: ClassVar[bool] = False
+    """Whether the loss compares with sampled candidates, so that a recipe needs a sampler."""
+
+    @property
+    def needs_full_support(self) -> bool:
+        """Whether an item that can never be sampled makes the estimate wrong."""
+        return False
+
+    @property
+    def why_no_probability(self) -> str | None:
+        """The reason why scores are no log-probabilities, as one clause; None where they are.
+
+        None promises that exp(score - log Z) estimates P(item | user). A loss must override
+        this to promise it.
+        """
+        loss = type(self).__qualname__.split(".")[-2:][0]
+        return f"the model was trained with the loss {loss}, which does not estimate a softmax"
+
+    @property
+    def estimates_probability(self) -> bool:
+        """Whether exp(score - log Z) estimates P(item | user)."""
+        return self.why_no_probability is None
+
+    @property
+    def estimator(self) -> tuple[Correction, bool] | None:
+        """Correction and jackknife of a sampled softmax; None for any other loss."""
+        return None
+
+    @property
+    def works_with_sets(self) -> bool:
+        """Whether candidates may be a set of distinct items (a sampler with distinct = true)."""
+        return True
 
     @abstractmethod
     def build(self, num_items: int) -> Loss:

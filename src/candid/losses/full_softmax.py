@@ -84,6 +84,10 @@ class FullSoftmax:
     class Config(LossConfig):
         """Settings of ``FullSoftmax``."""
 
+        @property
+        def why_no_probability(self) -> None:
+            """None: the scores are the logits of the softmax."""
+
         precision: Precision = Field("float32", description=PRECISION)
 
         def build(self, num_items: int) -> FullSoftmax:

@@ -90,6 +90,13 @@ class BCE:
     class Config(LossConfig):
         """Settings of ``BCE``."""
 
+        needs_candidates = True
+
+        @property
+        def why_no_probability(self) -> str:
+            """A pointwise loss trains independent yes/no questions."""
+            return "the model was trained with a pointwise loss, whose scores form no softmax"
+
         reduction: Reduction = Field(
             "sum", description="join a row's terms by 'sum' (SASRec) or 'mean' (gSASRec)"
         )
@@ -135,6 +142,13 @@ class GBCE:
 
     class Config(LossConfig):
         """Settings of ``GBCE``."""
+
+        needs_candidates = True
+
+        @property
+        def why_no_probability(self) -> str:
+            """A pointwise loss trains independent yes/no questions."""
+            return "the model was trained with a pointwise loss, whose scores form no softmax"
 
         t: float = Field(
             0.75, ge=0, le=1, description="calibration: 0 is plain BCE, 1 fully calibrated"

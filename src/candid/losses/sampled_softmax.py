@@ -90,6 +90,8 @@ class SampledSoftmax:
     class Config(LossConfig):
         """Settings of ``SampledSoftmax``."""
 
+        needs_candidates = True
+
         correction: Correction = Field(
             "refined",
             description="how candidates are corrected for how often they were expected: "
@@ -101,6 +103,31 @@ class SampledSoftmax:
             "(distinct = true), where it adds a bias",
         )
         precision: Precision = Field("float32", description=PRECISION)
+
+        @property
+        def needs_full_support(self) -> bool:
+            """True: an item that is never sampled is missing from the partition function."""
+            return True
+
+        @property
+        def why_no_probability(self) -> str | None:
+            """The reason of an uncorrected softmax; None for the others."""
+            if self.correction != "none":
+                return None
+            return (
+                "the model was trained by a sampled softmax without correction, whose scores are "
+                "off by the log of how often candidates were drawn"
+            )
+
+        @property
+        def estimator(self) -> tuple[Correction, bool]:
+            """Correction and jackknife."""
+            return self.correction, self.jackknife
+
+        @property
+        def works_with_sets(self) -> bool:
+            """False with the jackknife, which adds a bias to sets."""
+            return not self.jackknife
 
         def build(self, num_items: int) -> SampledSoftmax:
             """Build for a catalog of any size."""
