@@ -3,8 +3,10 @@ from typing import Annotated
 import pytest
 from pydantic import ValidationError
 
-from candid.component import ComponentConfig, lookup, tagged, type_name
+from candid.component import ComponentConfig, Registry, lookup, tagged, type_name
 from candid.errors import ConfigError, UnknownNameError
+
+PARTS = Registry({})
 
 
 class Leaf:
@@ -14,11 +16,11 @@ class Leaf:
 
 class Branch:
     class Config(ComponentConfig):
-        parts: tuple[Annotated[ComponentConfig, tagged(lambda: PARTS, "part")], ...] = ()
+        parts: tuple[Annotated[ComponentConfig, tagged(PARTS, "part")], ...] = ()
 
 
-PARTS = {"leaf": Leaf, "branch": Branch}
-Part = Annotated[ComponentConfig, tagged(lambda: PARTS, "part")]
+PARTS.update(leaf=Leaf, branch=Branch)
+Part = Annotated[ComponentConfig, tagged(PARTS, "part")]
 
 
 class Whole(ComponentConfig):

@@ -6,6 +6,7 @@ registry of its package is a ``Registry`` in the package's ``registry.py``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,12 +21,15 @@ T = TypeVar("T")
 
 
 class ComponentConfig(pydantic.BaseModel):
-    """Base of every config: frozen, typed, unknown keys and numbers that are not finite refused.
+    """Base of every config: frozen and typed; rejects unknown keys and non-finite numbers.
 
-    Each field carries a ``description`` (shown by ``candid train --help``) and, wherever
-    that makes sense, a default.
+    Each field has a ``description`` (printed by ``candid train --keys``) and, where one makes
+    sense, a default.
 
-    TOML has no null: a field that may be None takes the text "none" for it.
+    TOML has no null: a field that may be None accepts the text "none" instead.
+
+    Raises:
+        ConfigError: a keyword is unknown, missing or has a wrong value.
     """
 
     model_config = pydantic.ConfigDict(
@@ -50,9 +54,9 @@ class ComponentConfig(pydantic.BaseModel):
 class Registry(MutableMapping[str, Any]):
     """Component classes by the name used in recipes.
 
-    A class of candid stands as "module:Class" and is imported on first use, so that the module
-    with the registry imports none of the components and any of their configs may import it.
-    Other packages may register a class itself: ``SAMPLERS["mine"] = MySampler``.
+    A class of candid stands as "module:Class" and is imported on first use. The module with
+    the registry therefore imports none of the components, and any of their configs may import
+    it. Other packages may register a class itself: ``SAMPLERS["mine"] = MySampler``.
 
     Args:
         components: name -> "module:Class", or the class.
@@ -88,6 +92,21 @@ class Registry(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         return f"Registry({sorted(self)})"
 
+    def name_of(self, config: type[ComponentConfig]) -> str | None:
+        """Return the name of the component whose ``Config`` is ``config``, None if there is none.
+
+        Components in modules that are not imported yet are compared last: a config rarely
+        exists before the module of its component is imported.
+        """
+        for name in sorted(self, key=self._is_loaded, reverse=True):
+            if self[name].Config is config:
+                return name
+        return None
+
+    def _is_loaded(self, name: str) -> bool:
+        component = self._components[name]
+        return not isinstance(component, str) or component.partition(":")[0] in sys.modules
+
 
 def lookup(registry: Mapping[str, T], kind: str, name: str) -> T:
     """Return ``registry[name]``.
@@ -101,34 +120,34 @@ def lookup(registry: Mapping[str, T], kind: str, name: str) -> T:
         raise UnknownNameError(kind, name, registry) from None
 
 
-def type_name(registry: Mapping[str, Any], kind: str, config: ComponentConfig) -> str:
-    """Return the name under which the owner of ``config`` is registered.
+def type_name(registry: Registry, kind: str, config: ComponentConfig) -> str:
+    """Return the name under which the component of ``config`` is registered.
 
     Raises:
-        UnknownNameError: its class belongs to no registered component.
+        UnknownNameError: ``config`` belongs to no registered component.
     """
-    for name, component in registry.items():
-        if component.Config is type(config):
-            return name
-    raise UnknownNameError(kind, type(config).__qualname__, registry)
+    name = registry.name_of(type(config))
+    if name is None:
+        raise UnknownNameError(kind, type(config).__qualname__, registry)
+    return name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tagged:
-    """Annotation of a config field that holds any component of one registry.
+    """Annotation of a config field that holds a component of one registry.
 
     The field is validated from a table ``{type = "uniform", num_candidates = 256}``, from the
-    bare name of a component whose settings all have defaults, or from a config instance; it
+    bare name of a component whose settings all have defaults, or from a config instance. It
     is written back as the table, ``type`` first. The registry is read at validation time, so
-    a component may refer to its own registry (a mixture of samplers) and a component added
-    later is known at once.
+    a component may refer to its own registry (a mixture of samplers), and a component that is
+    added later is known at once.
 
     Attributes:
-        registry: returns the registry.
-        kind: what the registry holds, in the words of the docs; used in error messages.
+        registry: of the components.
+        kind: word of the docs for a component of the registry; used in error messages.
     """
 
-    registry: Callable[[], Mapping[str, Any]]
+    registry: Registry
     kind: str
 
     def validate(self, value: Any) -> ComponentConfig:
@@ -140,17 +159,16 @@ class Tagged:
             pydantic.ValidationError: a wrong key or value inside the table; pydantic puts
                 the field's own location before it.
         """
-        registry = self.registry()
         if isinstance(value, ComponentConfig):
-            type_name(registry, self.kind, value)
+            type_name(self.registry, self.kind, value)
             return value
         settings = {"type": value} if isinstance(value, str) else value
         if not isinstance(settings, Mapping) or not isinstance(settings.get("type"), str):
             raise ConfigError(
                 f"a {self.kind} must be a table with a key 'type', one of: "
-                f"{', '.join(sorted(registry))}; got {value!r}"
+                f"{', '.join(sorted(self.registry))}; got {value!r}"
             )
-        component = lookup(registry, self.kind, settings["type"])
+        component = lookup(self.registry, self.kind, settings["type"])
         config = component.Config.model_validate(
             {key: setting for key, setting in settings.items() if key != "type"}
         )
@@ -161,14 +179,13 @@ class Tagged:
         self, config: ComponentConfig, info: pydantic.SerializationInfo
     ) -> dict[str, Any]:
         """Turn a config back into the table that it is validated from."""
-        name = type_name(self.registry(), self.kind, config)
         settings = config.model_dump(
             mode=info.mode,
             exclude_unset=info.exclude_unset,
             exclude_defaults=info.exclude_defaults,
             exclude_none=info.exclude_none,
         )
-        return {"type": name, **settings}
+        return {"type": type_name(self.registry, self.kind, config), **settings}
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: pydantic.GetCoreSchemaHandler
@@ -185,14 +202,25 @@ class Tagged:
     ) -> dict[str, Any]:
         return {
             "type": "object",
-            "properties": {"type": {"enum": sorted(self.registry())}},
+            "properties": {"type": {"enum": sorted(self.registry)}},
             "required": ["type"],
         }
 
 
-def tagged(registry: Callable[[], Mapping[str, Any]], kind: str) -> Tagged:
-    """Annotate a config field with the registry its type is looked up in.
+class _LateRegistry(Registry):
+    """A registry in the ``__init__`` of a package that is not imported completely yet."""
 
-    ``loss: Annotated[LossConfig, tagged(lambda: LOSSES, "loss")]``
+    def __init__(self, registry: Callable[[], Mapping[str, Any]]) -> None:
+        self._registry = registry
+
+    @property
+    def _components(self) -> dict[str, Any]:  # type: ignore[override]
+        return self._registry()  # type: ignore[return-value]
+
+
+def tagged(registry: Registry | Callable[[], Mapping[str, Any]], kind: str) -> Tagged:
+    """Annotate a config field with the registry that its type is looked up in.
+
+    ``loss: Annotated[LossConfig, tagged(LOSSES, "loss")]``
     """
-    return Tagged(registry, kind)
+    return Tagged(registry if isinstance(registry, Registry) else _LateRegistry(registry), kind)

@@ -1,17 +1,18 @@
 """The schema walk, on a schema of its own so that every expected value is in sight."""
 
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 from pydantic import Field, model_validator
 
-from candid.component import ComponentConfig, tagged
+from candid.component import ComponentConfig, Registry, tagged
 from candid.config import ConfigKey, describe, validated
 from candid.config.schema import toml_value
 from candid.errors import ConfigError
+
+SHAPES = Registry({})
 
 
 class Disc:
@@ -21,19 +22,12 @@ class Disc:
 
 class Group:
     class Config(ComponentConfig):
-        members: "tuple[Annotated[ComponentConfig, tagged(shapes, 'shape')], ...]" = Field(
+        members: tuple[Annotated[ComponentConfig, tagged(SHAPES, "shape")], ...] = Field(
             description="shapes together"
         )
 
 
-SHAPES: dict[str, Any] = {"disc": Disc, "group": Group}
-
-
-def shapes() -> Mapping[str, Any]:
-    return SHAPES
-
-
-Group.Config.model_rebuild()
+SHAPES.update(disc=Disc, group=Group)
 
 
 class Ink(ComponentConfig):
@@ -47,13 +41,13 @@ class CandidateSource(ComponentConfig):
     name: str = Field(description="of the file")
     ink: Ink = Field(default_factory=Ink, description="what lines look like")
     frame: Ink | None = Field(None, description="around it all")
-    shape: Annotated[ComponentConfig, tagged(shapes, "shape")] = Field(
+    shape: Annotated[ComponentConfig, tagged(SHAPES, "shape")] = Field(
         default_factory=Disc.Config, description="what is drawn"
     )
-    layers: dict[str, Annotated[ComponentConfig, tagged(shapes, "shape")]] = Field(
+    layers: dict[str, Annotated[ComponentConfig, tagged(SHAPES, "shape")]] = Field(
         default_factory=dict, description="drawn over it, by name"
     )
-    stickers: dict[str, Annotated[ComponentConfig, tagged(shapes, "shape")]] = Field(
+    stickers: dict[str, Annotated[ComponentConfig, tagged(SHAPES, "shape")]] = Field(
         default_factory=dict, description="stuck on it"
     )
     verbose: bool = Field(False, description="say more")

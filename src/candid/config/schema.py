@@ -83,7 +83,7 @@ def _describe(
         meaning = field.description or ""
         tag = _tag(field)
         if tag is not None:
-            registry, entered = tag.registry(), registries
+            registry, entered = tag.registry, registries
             if _holds_names(field):
                 key = f"{key}.NAME"
                 # Sections alike are listed once.
@@ -199,7 +199,7 @@ def _with_default_types(
         if not isinstance(value, Mapping):
             continue
         if tag is not None:
-            type_name = _default_component(field, tag.registry())
+            type_name = _default_component(field, tag.registry)
             completed[name] = value if type_name is None else {"type": type_name, **value}
         elif section is not None:
             completed[name] = _with_default_types(section, value)
@@ -237,7 +237,7 @@ def _known_keys(config: type[ComponentConfig], table: Any, loc: tuple[int | str,
             section = _section(field.annotation) if field else None
             is_named = field is not None and _holds_names(field)
         if tag is not None and not is_named and isinstance(table, Mapping):
-            section = tag.registry()[table["type"]].Config
+            section = tag.registry[table["type"]].Config
     if section is None:
         return []
     prefix = "".join(f"{part}." for part in loc)

@@ -13,8 +13,6 @@ text         the vector of a sentence encoder
 vector       itself, the numbers of a column of lists
 """
 
-from typing import Final
-
 from candid.features.bag import Bag
 from candid.features.categorical import Categorical
 from candid.features.clock import Clock
@@ -23,21 +21,11 @@ from candid.features.context import Context, fit_context, no_context
 from candid.features.hashed import Hashed
 from candid.features.number import Number
 from candid.features.protocol import Feature, FeatureConfig
+from candid.features.registry import FEATURES
 from candid.features.table import FeatureTable, fit_table, restore_table
 from candid.features.text import Text
 from candid.features.values import Bags, Codes, Numbers, Values
 from candid.features.vector import Vector
-
-FEATURES: Final[dict[str, type[Feature]]] = {
-    "bag": Bag,
-    "categorical": Categorical,
-    "clock": Clock,
-    "hashed": Hashed,
-    "number": Number,
-    "text": Text,
-    "vector": Vector,
-}
-"""Types of feature by the name used in recipes."""
 
 __all__ = [
     "FEATURES",

@@ -10,15 +10,9 @@ from pydantic import Field, field_validator
 
 from candid.component import ComponentConfig, tagged
 from candid.features.protocol import FeatureConfig
+from candid.features.registry import FEATURES
 
-
-def _registry() -> Mapping[str, Any]:
-    import candid.features  # The registry lists the modules that import this one.
-
-    return candid.features.FEATURES
-
-
-FeatureComponent = Annotated[FeatureConfig, tagged(_registry, "feature")]
+FeatureComponent = Annotated[FeatureConfig, tagged(FEATURES, "feature")]
 """A config field that holds the config of any registered feature."""
 
 

@@ -26,18 +26,9 @@ from candid.towers.protocol import (
     TowerConfig,
     TowerContext,
 )
+from candid.towers.registry import TOWERS
 from candid.towers.row_table import RowTable, row_tables
 from candid.towers.transformer import CausalTransformer
-
-TOWERS: dict[str, type[QueryTower | ItemTower]] = {
-    "causal_transformer": CausalTransformer,
-    "context_features": ContextFeatures,
-    "item_embedding": ItemEmbedding,
-    "item_features": ItemFeatures,
-    "joined": Joined,
-    "user_embedding": UserEmbedding,
-    "user_features": UserFeatures,
-}
 
 __all__ = [
     "TOWERS",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from candid.batches import Queries
 from candid.component import ComponentConfig, tagged
 from candid.features import FeatureTable
+from candid.towers.registry import TOWERS
 
 EncodeProgress = Callable[[int, int], None]
 """Told of work that takes a while: (items encoded, items in all)."""
@@ -108,11 +109,5 @@ class TowerConfig(ComponentConfig, ABC):
         """Make the tower for a dataset."""
 
 
-def _registry() -> Mapping[str, Any]:
-    import candid.towers  # The registry lists the modules that import this one.
-
-    return candid.towers.TOWERS
-
-
-TowerComponent = Annotated[TowerConfig, tagged(_registry, "tower")]
+TowerComponent = Annotated[TowerConfig, tagged(TOWERS, "tower")]
 """A config field that holds the config of any registered tower."""
