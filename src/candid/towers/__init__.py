@@ -18,6 +18,16 @@ from candid.towers.embedding import ItemEmbedding, UserEmbedding
 from candid.towers.feature_tower import ItemFeatures, UserFeatures
 from candid.towers.joined import Joined
 from candid.towers.model import ModelConfig, RetrievalModel
+from candid.towers.padded import (
+    PADDING,
+    NamedTensors,
+    PaddedContext,
+    PaddedInput,
+    PaddedLookup,
+    PaddedModule,
+    feature_input,
+    merge_inputs,
+)
 from candid.towers.protocol import (
     EncodeProgress,
     ItemTower,
@@ -31,6 +41,7 @@ from candid.towers.row_table import RowTable, row_tables
 from candid.towers.transformer import CausalTransformer
 
 __all__ = [
+    "PADDING",
     "TOWERS",
     "CausalTransformer",
     "ContextFeatures",
@@ -40,6 +51,11 @@ __all__ = [
     "ItemTower",
     "Joined",
     "ModelConfig",
+    "NamedTensors",
+    "PaddedContext",
+    "PaddedInput",
+    "PaddedLookup",
+    "PaddedModule",
     "QueryTower",
     "RetrievalModel",
     "RowTable",
@@ -48,5 +64,7 @@ __all__ = [
     "TowerContext",
     "UserEmbedding",
     "UserFeatures",
+    "feature_input",
+    "merge_inputs",
     "row_tables",
 ]

@@ -11,6 +11,8 @@ from candid.batches import Queries
 from candid.errors import ConfigError
 from candid.features import Values
 from candid.towers.feature_encoder import FeatureMixing, MixingTowerConfig
+from candid.towers.padded import PaddedContext
+from candid.towers.padded_features import PaddedContextFeatures
 from candid.towers.protocol import QueryTower, TowerContext
 
 
@@ -60,3 +62,7 @@ class ContextFeatures(QueryTower):
                 "run.features.context_of(dataset), to evaluate or recommend"
             )
         return self.mixing.mixed(self.mixing.fields(queries.context))
+
+    def to_padded(self, context: PaddedContext) -> PaddedContextFeatures:
+        """Read the context features from padded tensors; see ``QueryTower.to_padded``."""
+        return PaddedContextFeatures(self.mixing, context.features["context"])

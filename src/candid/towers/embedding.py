@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from candid.batches import Queries
+from candid.towers.padded import PaddedContext, PaddedLookup
 from candid.towers.protocol import EncodeProgress, ItemTower, QueryTower, TowerConfig, TowerContext
 from candid.towers.row_table import RowTable
 
@@ -46,6 +48,11 @@ class UserEmbedding(QueryTower):
         """Look the users up: [B, D]."""
         vectors: Tensor = self.embedding(queries.user_ids)
         return vectors
+
+    def to_padded(self, context: PaddedContext) -> PaddedLookup:
+        """Look users up in the table; see ``QueryTower.to_padded``."""
+        table = self.embedding.every_row().detach()
+        return PaddedLookup("user_id", table, table.new_full((self.dim,), torch.nan))
 
 
 class ItemEmbedding(ItemTower):

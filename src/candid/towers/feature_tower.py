@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from candid.batches import Queries
 from candid.features import Values
 from candid.towers.feature_encoder import FeatureEncoder, FeatureTowerConfig, features_of
+from candid.towers.padded import PADDING, PaddedContext, PaddedLookup, PaddedModule
+from candid.towers.padded_features import PaddedFeatureEncoder
 from candid.towers.protocol import EncodeProgress, ItemTower, QueryTower, TowerContext
 
 
@@ -70,6 +73,10 @@ class ItemFeatures(ItemTower):
             DataError: a feature is missing.
         """
         return self.encoder.encode_values(values, item_ids)
+
+    def to_padded(self, context: PaddedContext) -> PaddedFeatureEncoder:
+        """Read the item features from padded tensors; see ``ItemTower.to_padded``."""
+        return PaddedFeatureEncoder(self.encoder, "item", context.features["item"])
 
 
 class UserFeatures(QueryTower):
@@ -133,3 +140,11 @@ class UserFeatures(QueryTower):
             DataError: a feature is missing.
         """
         return self.encoder.encode_values(values)
+
+    def to_padded(self, context: PaddedContext) -> PaddedModule:
+        """Look users up by id, or read their features; see ``QueryTower.to_padded``."""
+        if context.users_by == "features":
+            return PaddedFeatureEncoder(self.encoder, "user", context.features["user"])
+        with torch.no_grad():
+            unknown = self.encoder(torch.tensor([PADDING]))[0]
+            return PaddedLookup("user_id", self.encoder.every_row(), unknown)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from candid.batches import Queries
 from candid.errors import ConfigError
+from candid.towers.padded import PaddedContext, PaddedJoined
 from candid.towers.perceptron import Activation, Hidden, Perceptron
 from candid.towers.protocol import QueryTower, TowerComponent, TowerConfig, TowerContext
 
@@ -87,3 +88,8 @@ class Joined(QueryTower):
         parts = torch.cat([tower(queries) for tower in self.towers], dim=1)
         vectors: Tensor = self.perceptron(parts)
         return vectors
+
+    def to_padded(self, context: PaddedContext) -> PaddedJoined:
+        """Join the padded modules of the parts; see ``QueryTower.to_padded``."""
+        parts = [tower.to_padded(context) for tower in self.towers if isinstance(tower, QueryTower)]
+        return PaddedJoined(parts, self.perceptron)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from candid.batches import Queries
 from candid.component import ComponentConfig, tagged
 from candid.features import FeatureTable
+from candid.towers.padded import PaddedContext, PaddedModule, no_padded_form
 from candid.towers.registry import TOWERS
 
 EncodeProgress = Callable[[int, int], None]
@@ -41,6 +42,17 @@ class QueryTower(nn.Module, ABC):
     def forward(self, queries: Queries) -> Tensor:
         """Encode B queries: [B, D] float."""
 
+    def to_padded(self, context: PaddedContext) -> PaddedModule:
+        """Return the tower as a computation on padded tensors, for ``candid export``.
+
+        Args:
+            context: longest history, and the form of the features.
+
+        Raises:
+            ConfigError: the tower has no padded form.
+        """
+        raise no_padded_form(self)
+
 
 class ItemTower(nn.Module, ABC):
     """Items to vectors.
@@ -66,6 +78,20 @@ class ItemTower(nn.Module, ABC):
         Args:
             progress: told how far it is, where that takes more than a look-up.
         """
+
+    def to_padded(self, context: PaddedContext) -> PaddedModule:
+        """Return the computation from item features to vectors on padded tensors.
+
+        ``candid export`` needs it only of a tower that reads features: every tower's catalog is
+        exported as a table.
+
+        Args:
+            context: the form of the features.
+
+        Raises:
+            ConfigError: the tower has no padded form.
+        """
+        raise no_padded_form(self)
 
 
 @dataclass(frozen=True, slots=True)

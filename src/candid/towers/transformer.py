@@ -28,6 +28,8 @@ from candid.errors import ConfigError
 from candid.towers.dropout import Dropout
 from candid.towers.embedding import embedding_table
 from candid.towers.fields import code_table
+from candid.towers.padded import PaddedContext
+from candid.towers.padded_transformer import PaddedBlock, PaddedTransformer
 from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
 from candid.towers.rotary import rotate, rotations
 from candid.towers.row_table import RowTable
@@ -165,6 +167,16 @@ class Block(nn.Module):
         out: Tensor = self.out(torch.cat(mixed).index_select(0, unpad))
         return out
 
+    def to_padded(self) -> PaddedBlock:
+        """Return the block on padded tokens, with the same weights."""
+        return PaddedBlock(
+            self.num_heads,
+            attention_norm=self.attention_norm,
+            qkv=self.qkv,
+            out=self.out,
+            feed_forward=self.feed_forward,
+        )
+
 
 class CausalTransformer(QueryTower):
     """The query is the state after the most recent interaction.
@@ -298,6 +310,18 @@ class CausalTransformer(QueryTower):
         asked = self._tokens(history)[history.query_positions.clamp(min=0)]
         return torch.where(is_empty[:, None], self.nothing, self.norm(asked))
 
+    def to_padded(self, context: PaddedContext) -> PaddedTransformer:
+        """Read padded histories; see ``QueryTower.to_padded``."""
+        return PaddedTransformer(
+            _item_vectors(self.items),
+            max_length=context.max_length,
+            blocks=[block.to_padded() for block in self.blocks if isinstance(block, Block)],
+            norm=self.norm,
+            positions=self.positions,
+            event_types=self.event_types,
+            empty_history=self.nothing,
+        )
+
     def _tokens(self, history: History) -> Tensor:
         """Every token with what it knows of the earlier ones: [T, D]."""
         groups = length_groups(history.offsets)
@@ -327,6 +351,16 @@ def _table_or_tower(item_tower: ItemTower | None) -> nn.Embedding | ItemTower:
         raise ConfigError("query_tower.input_items = 'tied' needs an item tower; use 'separate'")
     table = getattr(item_tower, "embedding", None)
     return table if isinstance(table, nn.Embedding) else item_tower
+
+
+def _item_vectors(items: nn.Embedding | ItemTower) -> Tensor:
+    """Return the vectors that the tokens of histories begin as: [V, D] float32."""
+    if isinstance(items, RowTable):
+        return items.every_row().detach()
+    if isinstance(items, nn.Embedding):
+        return items.weight.detach()
+    with torch.no_grad():
+        return items.catalog().float()
 
 
 def _width(items: nn.Embedding | ItemTower) -> int:
