@@ -1,4 +1,4 @@
-# An image that serves a trained run: docs/serve.md says how to build and start it.
+# An image that serves a trained run: docs/guides/serve.md says how to build and start it.
 #
 #   docker build --tag candid .
 #   docker run --publish 8000:8000 --read-only --tmpfs /tmp --stop-timeout 20 \
@@ -9,12 +9,14 @@ FROM python:3.11-slim AS build
 WORKDIR /src
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
-COPY constraints.txt ./
-# Extra flags for pip, such as an index that carries the CPU build of torch, a tenth of the size.
+# Extra flags for pip, such as an index with the CPU build of torch, a tenth of the size.
 ARG PIP_FLAGS=
+COPY requirements requirements
+RUN pip install --no-cache-dir --require-hashes --no-deps --requirement requirements/serve.lock \
+    && pip install --no-cache-dir $PIP_FLAGS --requirement requirements/torch.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN pip install --no-cache-dir $PIP_FLAGS --constraint constraints.txt '.[serve,index]'
+RUN pip install --no-cache-dir --no-deps .
 
 FROM python:3.11-slim
 # The folder is for --changes: a volume that is mounted there gets its owner.

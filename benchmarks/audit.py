@@ -1,4 +1,4 @@
-"""Bias and spread of every estimator of the softmax: the tables of docs/audit.md.
+"""Bias and spread of every estimator of the softmax: the tables of docs/benchmarks/audit.md.
 
     python benchmarks/audit.py                      measure what is missing, write the tables
     python benchmarks/audit.py --again --only "quadratic"    measure one sampler again
@@ -45,7 +45,7 @@ from candid.audit import (
 )
 
 RESULTS = Path(__file__).parent / "results" / "audit.json"
-DOCS = Path(__file__).parents[1] / "docs" / "audit.md"
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks" / "audit.md"
 SIZES = {1_000: (16, 64, 256, 1024, 4096), 100_000: (16, 64, 256, 1024, 4096)}
 KERNELS = ("random Fourier", "quadratic")
 KERNELS_UP_TO = {1_000: 4096, 100_000: 256}
@@ -62,7 +62,7 @@ DRAWS = {
     1_000: {16: 1024, 64: 2048, 256: 2048, 1024: 512, 4096: 128},
     100_000: {16: 2048, 64: 4096, 256: 4096, 1024: 512, 4096: 128},
 }
-"""By n: enough for the differences that docs/audit.md claims."""
+"""By n: enough for the differences that docs/benchmarks/audit.md claims."""
 FEWER = {
     1_000: {16: 1024, 64: 1024, 256: 1024, 1024: 256, 4096: 64},
     100_000: {16: 256, 64: 256, 256: 256, 1024: 48, 4096: 16},
@@ -361,11 +361,11 @@ def with_tables(content: str, document: dict[str, Any]) -> str:
 def main() -> None:
     """Measure and write; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", metavar="SAMPLER", event_type="append", help="these alone")
-    parser.add_argument("--leave", metavar="SAMPLER", event_type="append", help="all but these")
+    parser.add_argument("--only", metavar="SAMPLER", action="append", help="these alone")
+    parser.add_argument("--leave", metavar="SAMPLER", action="append", help="all but these")
     parser.add_argument("--items", type=int, choices=SIZES, help="this catalog alone")
-    parser.add_argument("--again", event_type="store_true", help="also what there is already")
-    parser.add_argument("--tables", event_type="store_true", help="write the tables alone")
+    parser.add_argument("--again", action="store_true", help="also what there is already")
+    parser.add_argument("--tables", action="store_true", help="write the tables alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Time and memory of an audit of a million items, of which docs/audit.md tells.
+"""Time and memory of an audit of a million items, of which docs/benchmarks/audit.md tells.
 
     python benchmarks/audit_million.py
 

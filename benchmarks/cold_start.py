@@ -9,7 +9,7 @@ features"). Each is one ``candid train`` in a process of its own, resumable. The
 ``benchmarks/results`` holds, by seed, the test metrics on warm and on cold targets, among all items
 and among those of their kind, and how models differ from the usual one: user by user, each user's
 value the mean over the seeds, with an interval and the p-value of a sign-flip test. The tables in
-``docs/cold_start.md`` are written from it.
+``docs/benchmarks/cold_start.md`` are written from it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from recipe_figures import candid
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "cold_start.json"
-PAGE = ROOT / "docs" / "cold_start.md"
+PAGE = ROOT / "docs" / "benchmarks" / "cold_start.md"
 MARKS = ("<!-- tables -->", "<!-- end of tables -->")
 DATASETS = {
     "world": ROOT / "benchmarks" / "cold_start.toml",

@@ -7,7 +7,7 @@ synthetic world, with plain dot products and with cosines at a learnt temperatur
 ``refined``; draws by popularity under every correction. It asks whether any combination diverges
 and whether each learns, beside the popularity of items alone; which is best after many hours it
 does not ask. A run that is complete in the work folder is not run again. The tables of
-docs/estimators.md are written anew.
+docs/benchmarks/estimators.md are written anew.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from candid.synthetic import SyntheticConfig, World
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "every_estimator.json"
-DOCS = ROOT / "docs" / "estimators.md"
+DOCS = ROOT / "docs" / "benchmarks" / "estimators.md"
 N, DIM = 64, 32
 BATCHES = {"batch_size": 16, "max_length": 30}
 TRAINING: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
     python benchmarks/index_compare.py --items 1e5            a few minutes
     python benchmarks/index_compare.py --items 1e6            an hour; resumes where it stopped
-    python benchmarks/index_compare.py --docs                 the tables of docs/index.md anew
+    python benchmarks/index_compare.py --docs                 the tables of docs/benchmarks/index_search.md anew
 
 Two sets of vectors, both of width 64. "hard": directions without any structure and lengths from
 a log-normal law, so that nothing near can be told from anything else and the long items are
@@ -28,7 +28,7 @@ from candid.atomic import write_json
 from candid.index import CONTENDERS, assess, exact_truth
 
 RESULTS = Path(__file__).parent / "results" / "index_compare.json"
-DOCS = Path(__file__).parents[1] / "docs" / "index.md"
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks" / "index_search.md"
 DIM = 64
 K = 100
 TARGET = 0.95
@@ -131,7 +131,7 @@ def _row(line: Mapping[str, Any]) -> str:
 
 def with_tables(docs: str, results: Sequence[Mapping[str, Any]]) -> str:
     """The page with its tables written anew."""
-    assert TABLE.search(docs), "docs/index.md has no <!-- index_compare --> block"
+    assert TABLE.search(docs), "docs/benchmarks/index_search.md has no <!-- index_compare --> block"
     return TABLE.sub(lambda _: tables(results), docs)
 
 
@@ -141,7 +141,7 @@ if __name__ == "__main__":
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--names", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--docs", event_type="store_true", help="only write the tables of the docs")
+    parser.add_argument("--docs", action="store_true", help="only write the tables of the docs")
     arguments = parser.parse_args()
     if arguments.docs:
         content = json.loads(arguments.results.read_text())

@@ -1,7 +1,7 @@
 """What batches cost: interactions a second, and the loader's share of a training step.
 
-    python benchmarks/loader.py            # writes benchmarks/results/loader.json, docs/speed.md
-    python benchmarks/loader.py --tables   # writes the table of docs/speed.md alone
+    python benchmarks/loader.py            # writes benchmarks/results/loader.json, docs/benchmarks/speed.md
+    python benchmarks/loader.py --tables   # writes the table of docs/benchmarks/speed.md alone
 
 Interactions are made up: 10⁷, of 10⁵ users and 10⁵ items. Batches are made in the thread that
 trains (``num_workers = 0``), so that nothing is hidden; times are CPU seconds of whole epochs on
@@ -34,7 +34,7 @@ from candid.training import Trainer
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loader.json"
-DOCS = ROOT / "docs" / "speed.md"
+DOCS = ROOT / "docs" / "benchmarks" / "speed.md"
 INTERACTIONS, USERS, ITEMS = 10**7, 10**5, 10**5
 CASES: dict[str, dict[str, Any]] = {
     "ids": {"unit": "interaction", "batch_size": 8192},
@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--tables", event_type="store_true", help="write the table alone")
+    parser.add_argument("--tables", action="store_true", help="write the table alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.tables:

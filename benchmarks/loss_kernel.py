@@ -1,8 +1,8 @@
 """What a softmax loss costs, forward and backward: dense scores as people write them, and tiles.
 
-    python benchmarks/loss_kernel.py           # what results/loss_kernel.json lacks; docs/speed.md
+    python benchmarks/loss_kernel.py           # what results/loss_kernel.json lacks; docs/benchmarks/speed.md
     python benchmarks/loss_kernel.py --again   # everything anew
-    python benchmarks/loss_kernel.py --tables  # writes the tables of docs/speed.md alone
+    python benchmarks/loss_kernel.py --tables  # writes the tables of docs/benchmarks/speed.md alone
 
 Two losses at width 64: the positives of a batch against each other, B from 256 to 65,536, and 1,024
 rows against a whole catalog, from 10⁴ to 10⁶ items. Contenders, by turns within one process:
@@ -47,7 +47,7 @@ from candid.samplers import ExactFrequency, InBatch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loss_kernel.json"
-DOCS = ROOT / "docs" / "speed.md"
+DOCS = ROOT / "docs" / "benchmarks" / "speed.md"
 WIDTH, CATALOG, LIMIT, MOST_SCORES = 64, 100_000, 2**27, 2**33
 CASES = [("in-batch", size, size) for size in (256, 1024, 4096, 8192, 16_384)]
 CASES += [("full", 1024, size) for size in (10**4, 10**5, 10**6)]
@@ -244,8 +244,8 @@ def main() -> None:
     """Measure and write; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--again", event_type="store_true", help="measure what is there already")
-    parser.add_argument("--tables", event_type="store_true", help="write the tables alone")
+    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    parser.add_argument("--tables", action="store_true", help="write the tables alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     old = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []

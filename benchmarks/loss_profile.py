@@ -1,6 +1,6 @@
 """Where the time of the full softmax over 10⁵ items goes, in bfloat16, forward and backward.
 
-    python benchmarks/loss_profile.py     # writes results/loss_profile.json and docs/speed.md
+    python benchmarks/loss_profile.py     # writes results/loss_profile.json and docs/benchmarks/speed.md
 
 1,024 rows, width 64, one thread, CPU milliseconds a step by Python's profiler, the median of
 ``REPEATS`` profiles. ``in caches``: the three products of the same tiles, each made of one tile
@@ -26,7 +26,7 @@ from loss_kernel import WIDTH, stepper
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loss_profile.json"
-DOCS = ROOT / "docs" / "speed.md"
+DOCS = ROOT / "docs" / "benchmarks" / "speed.md"
 ROWS, ITEMS, REPEATS = 1024, 100_000, 9
 PARTS = {
     "products": ("torch.mm", "_C.TensorBase.__matmul__", "add", "_add_to_vectors"),

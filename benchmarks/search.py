@@ -1,7 +1,7 @@
 """Exact search beside FAISS' flat index: milliseconds a thousand queries.
 
-    python benchmarks/search.py            # writes benchmarks/results/search.json, docs/speed.md
-    python benchmarks/search.py --tables   # writes the table of docs/speed.md alone
+    python benchmarks/search.py            # writes benchmarks/results/search.json, docs/benchmarks/speed.md
+    python benchmarks/search.py --tables   # writes the table of docs/benchmarks/speed.md alone
 
 Ours leaves out 150 seen items a query and puts ties in a fixed order; ``IndexFlatIP`` does
 neither, as it cannot, and so returns items that an evaluation must not count. Vectors are
@@ -30,7 +30,7 @@ from candid.index import ExactIndex, Exclusions, exact
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "search.json"
-DOCS = ROOT / "docs" / "speed.md"
+DOCS = ROOT / "docs" / "benchmarks" / "speed.md"
 WIDTH, SEEN = 64, 150
 SIZES = ((3416, 6040), (100_000, 2048))
 """Items and queries: those of MovieLens-1M, and a larger catalog."""
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tables", event_type="store_true", help="write the table alone")
+    parser.add_argument("--tables", action="store_true", help="write the table alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)

@@ -33,7 +33,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "serve_load.json"
-DOCS = ROOT / "docs" / "serve.md"
+DOCS = ROOT / "docs" / "benchmarks" / "serve.md"
 ADMIN = "benchmark"
 K = 100
 
@@ -331,7 +331,7 @@ def measured(
 
 
 def table(result: dict[str, Any]) -> str:
-    """What docs/serve.md says of the results."""
+    """What docs/benchmarks/serve.md says of the results."""
     swap, thread = result["swap"], result["in_a_thread"]
     cases = [(f"{load['rate']:g}", load) for load in result["loads"]]
     reloads = f"the model reloaded {swap['reloads']} times in {swap['seconds']:g} s"

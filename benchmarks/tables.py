@@ -1,7 +1,7 @@
 """What a training step costs as the catalog grows: tables trained densely and by row.
 
-    python benchmarks/tables.py            # writes benchmarks/results/tables.json, docs/speed.md
-    python benchmarks/tables.py --tables   # writes the tables of docs/speed.md alone
+    python benchmarks/tables.py            # writes benchmarks/results/tables.json, docs/benchmarks/speed.md
+    python benchmarks/tables.py --tables   # writes the tables of docs/benchmarks/speed.md alone
 
 A step is what training does: draw candidates uniformly, look ids up, take the sampled softmax,
 go back, clip, move. The ids of the positives are uniform too, which makes most of them distinct
@@ -40,7 +40,7 @@ from candid.training.optimizer import make_optimizer
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tables.json"
-DOCS = ROOT / "docs" / "speed.md"
+DOCS = ROOT / "docs" / "benchmarks" / "speed.md"
 WIDTH, CANDIDATES, SIZES, ROWS = 64, 1024, (10**4, 10**5, 10**6, 10**7), (1024, 8192)
 LIMIT = 4 << 30
 RULES: dict[str, tuple[str, int]] = {
@@ -226,7 +226,7 @@ def main() -> None:
     """Measure and write; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--tables", event_type="store_true", help="write the tables alone")
+    parser.add_argument("--tables", action="store_true", help="write the tables alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.tables:

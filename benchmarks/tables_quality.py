@@ -7,7 +7,7 @@ A transformer over histories on MovieLens-1M (leave-one-out, the split of
 tables is chosen by the validation NLL of seed 0, for every rule alike; then every rule has three
 seeds. Test metrics with their spread over seeds, and the difference to dense AdamW user by user
 (each user's value the mean over the seeds) with its 95 % interval and sign-flip p-value, go to
-``benchmarks/results`` and into ``docs/speed.md``. Finished runs are kept under ``--work``.
+``benchmarks/results`` and into ``docs/benchmarks/speed.md``. Finished runs are kept under ``--work``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from candid.runs import evaluate_run, load_run, train_run
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "tables_quality.json"
-PAGE = ROOT / "docs" / "speed.md"
+PAGE = ROOT / "docs" / "benchmarks" / "speed.md"
 MARKS = ("<!-- table quality -->", "<!-- /table quality -->")
 SEEDS, DIM, LR, STEPS = (0, 1, 2), 64, 5e-3, 1600
 FACTORS = {"dense": (0.5, 1.0, 2.0), "row_adam": (1.0, 2.0, 4.0), "row_adagrad": (4.0, 8.0, 16.0)}

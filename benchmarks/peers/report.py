@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md and the figure of the README, from benchmarks/results/peers.json.
+"""The tables of docs/benchmarks/speed.md and the figure of the README, from benchmarks/results/peers.json.
 
 python benchmarks/peers/report.py
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from run import CONTENDERS, LEVELS, RESULTS, ROOT
 
-DOCS = ROOT / "docs" / "speed.md"
+DOCS = ROOT / "docs" / "benchmarks" / "speed.md"
 FIGURE = ROOT / "docs" / "figures" / "speed.svg"
 OURS = {"sasrec": "candid", "ids": "candid-ids"}
 NAMES = {

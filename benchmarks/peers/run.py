@@ -2,7 +2,7 @@
 
     python benchmarks/peers/install.py      # once: an environment for each peer
     python benchmarks/peers/run.py          # hours on one thread; writes results/peers.json
-    python benchmarks/peers/report.py       # writes the tables of docs/speed.md and the figure
+    python benchmarks/peers/report.py       # writes the tables of docs/benchmarks/speed.md and the figure
 
 Data are MovieLens-1M (under ``CANDID_DATA``), leave-one-out: everything but each user's last two
 interactions trains, the last but one is asked for, from the whole catalog without what the user
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each contender, and cores")
     parser.add_argument("--first-core", type=int, default=0, help="the cores begin here")
     parser.add_argument("--seconds", type=float, default=7200, help="CPU time of one, at most")
-    parser.add_argument("--again", event_type="store_true", help="also what is in the results")
+    parser.add_argument("--again", action="store_true", help="also what is in the results")
     options = parser.parse_args()
     os.sched_setaffinity(0, range(options.first_core, options.first_core + options.threads))
     write_data()

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent.parent
-PAGE = (ROOT / "docs" / "drop_in.md").read_text()
+PAGE = (ROOT / "docs" / "losses.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 EXCERPTS = {
     block.split("\n")[0].removeprefix("# "): block.split("\n", 1)[1]
@@ -18,7 +18,7 @@ EXCERPTS = {
 def test_excerpts_are_those_of_the_examples():
     assert len(EXCERPTS) == 4
     for path, excerpt in EXCERPTS.items():
-        assert excerpt in (ROOT / path).read_text(), f"docs/drop_in.md no longer shows {path}"
+        assert excerpt in (ROOT / path).read_text(), f"docs/losses.md no longer shows {path}"
 
 
 def test_the_rest_runs_from_top_to_bottom(capsys):
@@ -26,7 +26,7 @@ def test_the_rest_runs_from_top_to_bottom(capsys):
     names = {"__name__": "drop_in"}
     for block in BLOCKS:
         if not block.startswith("# examples/"):
-            exec(compile(block, "docs/drop_in.md", "exec"), names)
+            exec(compile(block, "docs/losses.md", "exec"), names)
     assert names["losses"].shape == (32,)
     assert bool(torch.isfinite(names["losses"]).all())
     effective = float(re.search(r"tensor\(([\d.]+)", capsys.readouterr().out).group(1))

@@ -1,4 +1,4 @@
-"""What docs/speed.md says of tables is what was measured."""
+"""The page on speed against the results of tables, loader and search."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "tables.json"
 
 
@@ -20,19 +20,19 @@ def results():
     return json.loads(RESULTS.read_text())["results"]
 
 
-def test_the_tables_are_those_of_the_results(script, results):
-    docs = (ROOT / "docs" / "speed.md").read_text()
+def test_tables_match_results(script, results):
+    docs = (ROOT / "docs" / "benchmarks" / "speed.md").read_text()
     assert script.with_tables(docs, results) == docs
 
 
 @pytest.mark.parametrize("name", ["tables_quality", "loader", "search"])
-def test_the_other_tables_are_those_of_their_results(benchmark_script, name):
-    docs = (ROOT / "docs" / "speed.md").read_text()
+def test_other_tables_match_results(benchmark_script, name):
+    docs = (ROOT / "docs" / "benchmarks" / "speed.md").read_text()
     found = json.loads((RESULTS.parent / f"{name}.json").read_text())["results"]
     assert benchmark_script(name).with_table(docs, found) == docs
 
 
-def test_rules_by_row_are_no_worse_than_dense():
+def test_row_wise_rules_are_as_good_as_dense():
     found = json.loads((RESULTS.parent / "tables_quality.json").read_text())["results"]
     for rule in ("row_adam", "row_adagrad"):
         assert len(found[rule]["runs"]) == 3
@@ -40,7 +40,7 @@ def test_rules_by_row_are_no_worse_than_dense():
         assert found[rule]["against"]["nll"]["low"] < 0
 
 
-def test_everything_that_fits_was_measured(script, results):
+def test_results_contain_every_rule_that_fits_in_memory(script, results):
     assert {(line["items"], line["rows"], line["rule"]) for line in results} == {
         (size, rows, rule)
         for size in script.SIZES
@@ -50,7 +50,7 @@ def test_everything_that_fits_was_measured(script, results):
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_a_step_of_every_rule_moves_the_table(script, alone):
+def test_step_of_every_rule_changes_the_table(script, alone):
     for rule in script.RULES:
         model = script.Model(50)
         before = model.table.every_row().detach().clone()
@@ -58,7 +58,7 @@ def test_a_step_of_every_rule_moves_the_table(script, alone):
         assert not torch.equal(model.table.every_row(), before), rule
 
 
-def test_the_curves_go_over_every_size(benchmark_script, script, results):
+def test_curves_cover_every_size(benchmark_script, script, results):
     curves = benchmark_script("scaling")
     steps = curves.step_lines(results)
     assert [items for items, _ in steps["row_adam"]] == list(script.SIZES)

@@ -1,4 +1,4 @@
-"""What docs/index.md says of indexes is what was measured, and names what there is."""
+"""The pages on indexes against the results and the registry."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 
 from candid.index import CONTENDERS, INDEXES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "index_compare.json"
 
 
@@ -22,12 +22,12 @@ def results():
     return json.loads(RESULTS.read_text())["results"]
 
 
-def test_the_tables_are_those_of_the_results(script, results):
-    docs = (ROOT / "docs" / "index.md").read_text()
+def test_tables_match_results(script, results):
+    docs = (ROOT / "docs" / "benchmarks" / "index_search.md").read_text()
     assert script.with_tables(docs, results) == docs
 
 
-def test_every_contender_was_measured_on_both_kinds_of_vectors(script, results):
+def test_results_contain_both_kinds_of_vectors(script, results):
     measured = {(line["items"], line["kind"], line["name"]) for line in results}
     smallest = min(items for items, _, _ in measured)
     for size in {items for items, _, _ in measured}:
@@ -36,12 +36,12 @@ def test_every_contender_was_measured_on_both_kinds_of_vectors(script, results):
         assert size > smallest or by_kind[0] == set(CONTENDERS)
 
 
-def test_the_page_names_every_index():
-    docs = (ROOT / "docs" / "index.md").read_text()
-    assert {found for found in re.findall(r"^\| `(\w+)`", docs, re.MULTILINE)} == set(INDEXES)
+def test_guide_lists_every_index():
+    docs = (ROOT / "docs" / "guides" / "index_search.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)`", docs, re.MULTILINE)) == set(INDEXES)
 
 
-def test_the_script_measures_goes_on_and_writes_its_tables(script, tmp_path, capsys):
+def test_script_resumes_and_writes_its_tables(script, tmp_path, capsys):
     results = tmp_path / "results.json"
     script.run(500, ["hard"], ["exact"], results)
     script.run(500, ["hard", "clustered"], ["exact", "faiss flat"], results)

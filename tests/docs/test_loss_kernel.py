@@ -1,4 +1,4 @@
-"""What docs/speed.md says of the losses in tiles is what was measured."""
+"""The page on speed against the results of the tiled losses."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "loss_kernel.json"
 
 
@@ -20,12 +20,12 @@ def results():
     return json.loads(RESULTS.read_text())["results"]
 
 
-def test_the_tables_are_those_of_the_results(script, results):
-    docs = (ROOT / "docs" / "speed.md").read_text()
+def test_tables_match_results(script, results):
+    docs = (ROOT / "docs" / "benchmarks" / "speed.md").read_text()
     assert script.with_tables(docs, results) == docs
 
 
-def test_every_contender_was_measured_in_every_case(script, results):
+def test_results_contain_every_implementation_in_every_case(script, results):
     found = {
         (line["loss"], line["rows"], line["candidates"], line["contender"]) for line in results
     }
@@ -35,7 +35,7 @@ def test_every_contender_was_measured_in_every_case(script, results):
 @pytest.mark.parametrize(
     ("case", "times", "mib"), [(("in-batch", 8192, 8192), 4, 40), (("full", 1024, 100_000), 5, 90)]
 )
-def test_the_aims_are_met(results, case, times, mib):
+def test_speed_and_memory_meet_the_targets(results, case, times, mib):
     of = {
         line["contender"]: line
         for line in results
@@ -46,16 +46,16 @@ def test_the_aims_are_met(results, case, times, mib):
     assert of["bfloat16"]["fraction"] >= 0.35
 
 
-def test_the_profile_is_that_of_its_results(benchmark_script, monkeypatch):
+def test_profile_matches_results(benchmark_script, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = benchmark_script("loss_profile")
-    docs = (ROOT / "docs" / "speed.md").read_text()
+    docs = (ROOT / "docs" / "benchmarks" / "speed.md").read_text()
     found = json.loads(script.RESULTS.read_text())["results"]
     assert script.with_table(docs, found) == docs
 
 
 @pytest.mark.parametrize(("kind", "num_candidates"), [("in-batch", 500), ("full", 900)])
-def test_contenders_compute_one_loss(script, kind, num_candidates, monkeypatch):
+def test_implementations_compute_the_same_loss(script, kind, num_candidates, monkeypatch):
     losses = {}
     backward = torch.Tensor.backward
     step = script.stepper(kind, 500, num_candidates)
@@ -75,7 +75,7 @@ def test_contenders_compute_one_loss(script, kind, num_candidates, monkeypatch):
     assert losses["bfloat16, torch alone"] == pytest.approx(losses["bfloat16"], abs=1e-5)
 
 
-def test_designs_of_the_pass_compute_one_sum(benchmark_script):
+def test_tile_passes_compute_the_same_sum(benchmark_script):
     script = benchmark_script("tile_pass")
     scores, shift = torch.randn(5, 30).bfloat16(), torch.randn(30)
     expected = (scores.double() - shift.double()).logsumexp(dim=1)
