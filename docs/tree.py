@@ -1,4 +1,7 @@
-"""Rewrite the file tree of README.md: one line a file, the first line of its docstring."""
+"""The file tree in docs/architecture.md: one line for each module, the first line of its docstring.
+
+    python docs/tree.py
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "architecture.md"
 BLOCK = re.compile(r"(?<=<!-- tree -->\n)```text\n.*?```(?=\n<!-- /tree -->)", re.DOTALL)
 
 
@@ -24,11 +27,11 @@ def tree(folder: Path, depth: int = 0) -> Iterator[str]:
 
 
 def block() -> str:
-    """Return the fenced block as the README should have it."""
+    """Return the fenced block as the page should have it."""
     return "```text\n" + "\n".join(tree(ROOT / "src" / "candid")) + "\n```"
 
 
 if __name__ == "__main__":
-    content = README.read_text()
-    assert BLOCK.search(content), "README.md has no <!-- tree --> block"
-    README.write_text(BLOCK.sub(lambda _: block(), content))
+    content = PAGE.read_text()
+    assert BLOCK.search(content), f"{PAGE} has no <!-- tree --> block"
+    PAGE.write_text(BLOCK.sub(lambda _: block(), content))
