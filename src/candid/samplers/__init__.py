@@ -4,8 +4,6 @@ A sampler draws the candidates of a step and states the log expected count of ea
 one: a file with the class and its nested ``Config``, and one line in ``SAMPLERS``.
 """
 
-from typing import Final
-
 from candid.candidates import Candidates, ExactCandidates, Positives
 from candid.samplers.adaptive import (
     AdaptiveSampler,
@@ -36,30 +34,11 @@ from candid.samplers.negatives import with_negatives
 from candid.samplers.popularity import Popularity
 from candid.samplers.quadratic import Quadratic
 from candid.samplers.random_fourier import RandomFourier
+from candid.samplers.registry import FREQUENCIES, SAMPLERS
 from candid.samplers.sampler import Sampler, sample_groups
 from candid.samplers.streaming_frequency import StreamingFrequency
 from candid.samplers.support import HasSupport, check_support, check_support_covers, support
 from candid.samplers.uniform import Uniform
-
-SAMPLERS: Final = {
-    "uniform": Uniform,
-    "popularity": Popularity,
-    "in_batch": InBatch,
-    "cross_batch_memory": CrossBatchMemory,
-    "random_fourier": RandomFourier,
-    "quadratic": Quadratic,
-    "exact_popular": ExactPopular,
-    "exact_nearest": ExactNearest,
-    "mixture": Mixture,
-}
-"""Samplers by the name used in recipes."""
-
-FREQUENCIES: Final = {
-    "exact": ExactFrequency,
-    "streaming": StreamingFrequency,
-    "count_min": CountMinFrequency,
-}
-"""Item frequencies by the name used in recipes."""
 
 __all__ = [
     "FREQUENCIES",

@@ -1,19 +1,25 @@
-"""The config of any sampler, and the annotation of a config field that holds one."""
+"""Settings of a sampler, and the type of a config field that holds them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Annotated, Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated
 
 from candid.component import ComponentConfig, tagged
-from candid.samplers.sampler import Sampler
+from candid.samplers.registry import SAMPLERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from candid.samplers.sampler import Sampler
 
 
 class SamplerConfig(ComponentConfig, ABC):
-    """Settings of a sampler; its data come from the catalog."""
+    """Settings of a sampler, and what can be said of the sampler before it is built.
+
+    A sampler that contains other samplers overrides ``parts``; the properties below then hold
+    where they hold for a part.
+    """
 
     @abstractmethod
     def build(self, counts: Tensor) -> Sampler:
@@ -23,25 +29,39 @@ class SamplerConfig(ComponentConfig, ABC):
             counts: [V], how often each item is a training target.
         """
 
+    @abstractmethod
+    def candidates_per_row(self, batch_rows: int) -> int:
+        """Number of candidates that a row is compared with, exact ones included.
+
+        Args:
+            batch_rows: rows of a batch, for samplers that take candidates from it.
+        """
+
+    @property
+    def parts(self) -> tuple[SamplerConfig, ...]:
+        """Configs of the samplers inside this one."""
+        return ()
+
     @property
     def is_set(self) -> bool:
-        """Whether candidates, or those of a part, are sets of distinct items (``distinct``)."""
-        values = [getattr(self, name) for name in type(self).model_fields]
-        parts = [
-            part
-            for value in values
-            for part in (value if isinstance(value, tuple | list) else [value])
-        ]
-        return bool(getattr(self, "distinct", False)) or any(
-            part.is_set for part in parts if isinstance(part, SamplerConfig)
-        )
+        """Whether candidates, or those of a part, are a set of distinct items."""
+        return any(part.is_set for part in self.parts)
+
+    @property
+    def has_exact(self) -> bool:
+        """Whether some candidates are exact: there for certain, with expected count 1."""
+        return any(part.has_exact for part in self.parts)
+
+    @property
+    def samples_per_row(self) -> bool:
+        """Whether each row of a batch has a sample of its own."""
+        return any(part.samples_per_row for part in self.parts)
+
+    @property
+    def reads_batch(self) -> bool:
+        """Whether candidates come from the batch or from earlier batches."""
+        return any(part.reads_batch for part in self.parts)
 
 
-def _registry() -> Mapping[str, Any]:
-    import candid.samplers  # The registry lists the modules that import this one.
-
-    return candid.samplers.SAMPLERS
-
-
-SamplerComponent = Annotated[SamplerConfig, tagged(_registry, "sampler")]
+SamplerComponent = Annotated[SamplerConfig, tagged(SAMPLERS, "sampler")]
 """A config field that holds the config of any registered sampler."""

@@ -64,6 +64,15 @@ class CrossBatchMemory:
             "or learnt from the stream of batches",
         )
 
+        def candidates_per_row(self, batch_rows: int) -> int:
+            """Rows of the full memory and of the batch; see ``SamplerConfig``."""
+            return self.size + batch_rows
+
+        @property
+        def reads_batch(self) -> bool:
+            """True; see ``SamplerConfig``."""
+            return True
+
         def build(self, counts: Tensor) -> CrossBatchMemory:
             """Build with the frequency for a catalog with these training counts."""
             frequency = self.frequency.build(counts)

@@ -73,6 +73,21 @@ class ExactNearest(ExactAndSampled):
             default_factory=Popularity.Config, description="where the other candidates come from"
         )
 
+        def candidates_per_row(self, batch_rows: int) -> int:
+            """Exact candidates and those of the rest; see ``SamplerConfig``."""
+            num_exact = self.num_exact if self.shared else self.k
+            return num_exact + self.rest.candidates_per_row(batch_rows)
+
+        @property
+        def parts(self) -> tuple[SamplerConfig, ...]:
+            """The rest; see ``SamplerConfig``."""
+            return (self.rest,)
+
+        @property
+        def has_exact(self) -> bool:
+            """True; see ``SamplerConfig``."""
+            return True
+
         def build(self, counts: Tensor) -> ExactNearest:
             """Build head and tail for the same catalog."""
             return ExactNearest(

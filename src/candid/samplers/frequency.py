@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from torch import Tensor
 from candid.component import ComponentConfig, tagged
 from candid.errors import DataError
 from candid.samplers.on_device import OnDevice
+from candid.samplers.registry import FREQUENCIES
 
 Counts = Tensor | npt.NDArray[np.int64] | npt.NDArray[np.float64]
 """[V] non-negative numbers, one an item: a tensor or a numpy array."""
@@ -167,11 +168,5 @@ def log_q_of_stream(probability: Tensor, num_rows: int, num_items: int) -> Tenso
     return torch.where(probability > 0, probability, floor).log().float()
 
 
-def _registry() -> Mapping[str, Any]:
-    import candid.samplers  # The registry lists the modules that import this one.
-
-    return candid.samplers.FREQUENCIES
-
-
-FrequencyComponent = Annotated[FrequencyConfig, tagged(_registry, "frequency")]
+FrequencyComponent = Annotated[FrequencyConfig, tagged(FREQUENCIES, "frequency")]
 """A config field that holds the config of any registered frequency."""

@@ -71,6 +71,20 @@ class InBatch:
             "or learnt from the stream of batches",
         )
 
+        def candidates_per_row(self, batch_rows: int) -> int:
+            """``num_candidates``, or the rows of the batch; see ``SamplerConfig``."""
+            return self.num_candidates or batch_rows
+
+        @property
+        def is_set(self) -> bool:
+            """``distinct``; see ``SamplerConfig``."""
+            return self.distinct
+
+        @property
+        def reads_batch(self) -> bool:
+            """True; see ``SamplerConfig``."""
+            return True
+
         def build(self, counts: Tensor) -> InBatch:
             """Build with the frequency for a catalog with these training counts."""
             frequency = self.frequency.build(counts)

@@ -51,6 +51,15 @@ class Mixture(Compound):
             min_length=1, description="the samplers to draw from, each a table with its type"
         )
 
+        def candidates_per_row(self, batch_rows: int) -> int:
+            """The sum over the components; see ``SamplerConfig``."""
+            return sum(part.candidates_per_row(batch_rows) for part in self.components)
+
+        @property
+        def parts(self) -> tuple[SamplerConfig, ...]:
+            """The components; see ``SamplerConfig``."""
+            return self.components
+
         def build(self, counts: Tensor) -> Mixture:
             """Build every component for the same catalog."""
             return Mixture([component.build(counts) for component in self.components])

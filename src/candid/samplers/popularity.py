@@ -66,6 +66,15 @@ class Popularity:
             "item; a softmax refuses what the whole sampler cannot draw in any case",
         )
 
+        def candidates_per_row(self, batch_rows: int) -> int:
+            """``num_candidates``; see ``SamplerConfig``."""
+            return self.num_candidates
+
+        @property
+        def is_set(self) -> bool:
+            """``distinct``; see ``SamplerConfig``."""
+            return self.distinct
+
         def build(self, counts: Tensor) -> Popularity:
             """Build for a catalog with these training counts."""
             return Popularity(

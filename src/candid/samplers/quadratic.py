@@ -42,6 +42,15 @@ class Quadratic(KernelSampler):
         block_size: int = Field(32, ge=1, description="items that a leaf weighs exactly")
         refresh_every: int = Field(100, ge=1, description="steps between refreshes of the items")
 
+        def candidates_per_row(self, batch_rows: int) -> int:
+            """``num_candidates``; see ``SamplerConfig``."""
+            return self.num_candidates
+
+        @property
+        def samples_per_row(self) -> bool:
+            """True; see ``SamplerConfig``."""
+            return True
+
         def build(self, counts: Tensor) -> Quadratic:
             """Build for a catalog of ``len(counts)`` items."""
             return Quadratic(

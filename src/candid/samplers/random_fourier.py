@@ -66,6 +66,15 @@ class RandomFourier(KernelSampler):
         refresh_every: int = Field(100, ge=1, description="steps between refreshes of the items")
         seed: int = Field(0, ge=0, description="seed of the frequencies")
 
+        def candidates_per_row(self, batch_rows: int) -> int:
+            """``num_candidates``; see ``SamplerConfig``."""
+            return self.num_candidates
+
+        @property
+        def samples_per_row(self) -> bool:
+            """True; see ``SamplerConfig``."""
+            return True
+
         def build(self, counts: Tensor) -> RandomFourier:
             """Build for a catalog of ``len(counts)`` items."""
             return RandomFourier(

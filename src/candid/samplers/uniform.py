@@ -39,6 +39,15 @@ class Uniform:
         num_candidates: int = Field(256, ge=1, description="draws a step")
         distinct: bool = Field(False, description="keep one of each item drawn")
 
+        def candidates_per_row(self, batch_rows: int) -> int:
+            """``num_candidates``; see ``SamplerConfig``."""
+            return self.num_candidates
+
+        @property
+        def is_set(self) -> bool:
+            """``distinct``; see ``SamplerConfig``."""
+            return self.distinct
+
         def build(self, counts: Tensor) -> Uniform:
             """Build for a catalog of ``len(counts)`` items."""
             return Uniform(len(counts), self.num_candidates, self.distinct)
