@@ -1,4 +1,4 @@
-"""The base of every configurable component: a frozen config class and lookup by name.
+"""Configurable components: the base class of their configs, registries, and config errors.
 
 A component (a tower, a sampler, a loss, an index, a feature) owns a nested ``Config``. The
 registry of its package is a ``Registry`` in the package's ``registry.py``.
@@ -6,14 +6,17 @@ registry of its package is a ``Registry`` in the package's ``registry.py``.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+import types
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
-from pydantic_core import CoreSchema, core_schema
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from candid.errors import ConfigError, UnknownNameError
 
@@ -35,6 +38,18 @@ class ComponentConfig(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
     )
+
+    if not TYPE_CHECKING:  # type checkers derive the keywords from the fields
+
+        def __init__(self, **settings: object) -> None:
+            try:
+                super().__init__(**settings)
+            except pydantic.ValidationError as error:
+                name = type(self).__qualname__
+                raise ConfigError(f"{name}: {explain(error, type(self), settings)}") from None
+
+        # Validation of a table creates nested configs without __init__: errors keep their keys.
+        __init__.__pydantic_base_init__ = True
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -224,3 +239,96 @@ def tagged(registry: Registry | Callable[[], Mapping[str, Any]], kind: str) -> T
     ``loss: Annotated[LossConfig, tagged(LOSSES, "loss")]``
     """
     return Tagged(registry if isinstance(registry, Registry) else _LateRegistry(registry), kind)
+
+
+def component_tag(field: FieldInfo) -> Tagged | None:
+    """Return the tag of a field that holds a component, an optional one or several of them."""
+    return next(_tags(field.metadata, field.annotation), None)
+
+
+def _tags(metadata: Sequence[Any], annotation: Any) -> Iterator[Tagged]:
+    yield from (mark for mark in metadata if isinstance(mark, Tagged))
+    for part in get_args(annotation):
+        yield from _tags(getattr(part, "__metadata__", ()), part)
+
+
+def holds_named_components(field: FieldInfo) -> bool:
+    """Whether a field is a table of components under names that the recipe chooses."""
+    return get_origin(field.annotation) in (dict, Mapping)
+
+
+def section_class(annotation: Any) -> type[ComponentConfig] | None:
+    """Return the config class of a section (``X`` or ``X | None``), or None for a value."""
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    parts = get_args(annotation) if is_union else (annotation,)
+    classes = [p for p in parts if isinstance(p, type) and issubclass(p, ComponentConfig)]
+    return classes[0] if classes else None
+
+
+def toml_value(value: Any) -> str:
+    """Format a value as in a recipe; None is "none"."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key} = {toml_value(part)}" for key, part in value.items())
+        return f"{{ {inner} }}"
+    if isinstance(value, list | tuple | set | frozenset):
+        return f"[{', '.join(toml_value(part) for part in value)}]"
+    return f'"{value}"'
+
+
+def explain(
+    error: pydantic.ValidationError, config: type[ComponentConfig], table: Mapping[str, Any]
+) -> str:
+    """Turn a validation error into one sentence: the dotted key, its value, and what is valid.
+
+    Args:
+        error: of the validation of ``table``.
+        config: class that the table was validated against.
+        table: values, nested as in a recipe.
+    """
+    # A mistyped key often occurs twice, as unknown and as missing: the first one explains.
+    worst = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
+    return _sentence(worst, config, table)
+
+
+def _sentence(error: ErrorDetails, config: type[ComponentConfig], table: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(config, table, error["loc"][:-1])
+        return str(UnknownNameError("config key", key, known)) if known else f"unknown key {key!r}"
+    if error["type"] == "missing":
+        return f"{key} is missing and has no default; set it"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if error["type"] in ("value_error", "assertion_error"):
+        return f"{key}: {message}" if key else message
+    expected = message.split(", unable to")[0].split(" after validation")[0]
+    expected = re.sub(r"^\w+ should ", "must ", expected).replace("tuple", "list")
+    separator = " " if expected.startswith("must ") else ": "
+    return f"{key}{separator}{expected[:1].lower()}{expected[1:]}, got {toml_value(error['input'])}"
+
+
+def _known_keys(config: type[ComponentConfig], table: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """Return the valid dotted keys of the section at ``loc``."""
+    section: type[ComponentConfig] | None = config
+    tag: Tagged | None = None
+    is_named = False
+    for part in loc:
+        table = table[part] if isinstance(table, Mapping | Sequence) else getattr(table, str(part))
+        if is_named:
+            is_named = False
+        elif isinstance(part, str):
+            field = section.model_fields.get(part) if section else None
+            tag = component_tag(field) if field else None
+            section = section_class(field.annotation) if field else None
+            is_named = field is not None and holds_named_components(field)
+        if tag is not None and not is_named and isinstance(table, Mapping):
+            section = tag.registry[table["type"]].Config
+    if section is None:
+        return []
+    prefix = "".join(f"{part}." for part in loc)
+    return [f"{prefix}{name}" for name in section.model_fields]

@@ -19,7 +19,7 @@ from candid.errors import ConfigError
         ("name=1\nseed = 2", ("name", "1\nseed = 2")),
     ],
 )
-def test_an_override_is_a_dotted_key_and_a_toml_value_or_a_bare_string(text, expected):
+def test_parse_override_reads_a_dotted_key_and_a_toml_value_or_a_bare_string(text, expected):
     assert parse_override(text) == expected
 
 
@@ -35,49 +35,49 @@ def test_an_override_is_a_dotted_key_and_a_toml_value_or_a_bare_string(text, exp
         ("training.trackers=[jsonl]", "quote it for the shell"),
     ],
 )
-def test_a_malformed_override_is_named(text, word):
+def test_malformed_override_error_quotes_the_override(text, word):
     with pytest.raises(ConfigError) as caught:
         parse_override(text)
     assert repr(text) in str(caught.value)
     assert word in str(caught.value)
 
 
-def test_overrides_apply_in_turn_and_leave_the_table_alone():
+def test_with_overrides_applies_in_turn_to_a_copy():
     table = {"training": {"epochs": 3}, "seed": 1}
     changed = with_overrides(table, ["training.epochs=4", "training.lr=0.1", "seed=", "a.b.c=1"])
     assert changed == {"training": {"epochs": 4, "lr": 0.1}, "a": {"b": {"c": 1}}}
     assert table == {"training": {"epochs": 3}, "seed": 1}
 
 
-def test_another_type_starts_the_section_afresh_and_the_same_one_does_not():
+def test_override_of_type_empties_the_section_only_if_the_type_differs():
     table = {"loss": {"type": "gbce", "t": 0.5}}
     assert with_overrides(table, ["loss.type=bce"]) == {"loss": {"type": "bce"}}
     assert with_overrides(table, ["loss.type=gbce"]) == table
 
 
-def test_a_component_named_by_its_type_alone_can_still_be_set():
+def test_override_of_a_key_of_a_component_given_by_name():
     changed = with_overrides({"loss": "gbce"}, ["loss.t=0.5"])
     assert changed == {"loss": {"type": "gbce", "t": 0.5}}
 
 
-def test_a_key_cannot_run_through_a_plain_value():
+def test_override_key_through_a_plain_value_is_refused():
     with pytest.raises(ConfigError, match="'seed' is a value, not a section"):
         with_overrides({"seed": 1}, ["seed.x=2"])
 
 
-def test_values_are_taken_as_they_are():
+def test_with_values_does_not_parse_values():
     assert with_values({"data": {"user": "u"}}, {"data.user": "1", "data.k_core": 5}) == {
         "data": {"user": "1", "k_core": 5}
     }
 
 
-def test_a_recipe_is_read_as_toml(tmp_path):
+def test_read_toml_accepts_path_and_str(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text("name = 'x'\n[training]\nepochs = 2\n")
-    assert read_toml(path) == {"name": "x", "training": {"epochs": 2}}
+    assert read_toml(path) == read_toml(str(path)) == {"name": "x", "training": {"epochs": 2}}
 
 
-def test_a_recipe_that_cannot_be_read_names_the_file(tmp_path):
+def test_unreadable_recipe_error_names_the_file(tmp_path):
     broken = tmp_path / "broken.toml"
     broken.write_text("name = 'x'\n[training\n")
     binary = tmp_path / "binary.toml"

@@ -1,4 +1,4 @@
-"""The schema walk, on a schema of its own so that every expected value is in sight."""
+"""Validation and key list of a small schema that is defined in this file."""
 
 import tomllib
 from pathlib import Path
@@ -7,9 +7,8 @@ from typing import Annotated, ClassVar, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from candid.component import ComponentConfig, Registry, tagged
+from candid.component import ComponentConfig, Registry, tagged, toml_value
 from candid.config import ConfigKey, describe, validated
-from candid.config.schema import toml_value
 from candid.errors import ConfigError
 
 SHAPES = Registry({})
@@ -36,7 +35,7 @@ class Ink(ComponentConfig):
     dashes: tuple[float, ...] = Field((), description="lengths")
 
 
-class CandidateSource(ComponentConfig):
+class Drawing(ComponentConfig):
     sides: ClassVar[int] = 2
     name: str = Field(description="of the file")
     ink: Ink = Field(default_factory=Ink, description="what lines look like")
@@ -54,14 +53,14 @@ class CandidateSource(ComponentConfig):
     folder: Path | None = Field(None, description="where")
 
     @model_validator(mode="after")
-    def _name_and_folder_differ(self) -> "CandidateSource":
+    def _name_and_folder_differ(self) -> "Drawing":
         if self.folder is not None and self.folder.name == self.name:
             raise ValueError("folder and name must differ")
         return self
 
 
-def test_every_key_is_listed_with_type_default_and_meaning():
-    assert list(describe(CandidateSource)) == [
+def test_describe_lists_every_key_with_type_default_and_meaning():
+    assert list(describe(Drawing)) == [
         ConfigKey("name", "text", "required", "of the file"),
         ConfigKey("ink.colour", "red | blue", '"red"', "of the line"),
         ConfigKey("ink.width", "integer", "2", "in points"),
@@ -88,23 +87,23 @@ def test_every_key_is_listed_with_type_default_and_meaning():
     ]
 
 
-def test_a_good_table_becomes_a_config_and_back():
+def test_validated_config_survives_a_round_trip():
     table = {"name": "a", "ink": {"width": "none"}, "shape": {"type": "disc", "radius": 2}}
     table["layers"] = {"top": "disc", "side": {"type": "group", "members": ["disc"]}}
-    drawing = validated(CandidateSource, table, "d.toml")
+    drawing = validated(Drawing, table, "d.toml")
     assert drawing.ink.width is None
     assert drawing.shape == Disc.Config(radius=2)
     assert drawing.layers["side"] == Group.Config(members=(Disc.Config(),))
-    assert validated(CandidateSource, drawing.model_dump(mode="json"), "again") == drawing
+    assert validated(Drawing, drawing.model_dump(mode="json"), "again") == drawing
 
 
-def test_a_component_without_a_type_has_that_of_the_default():
-    assert validated(
-        CandidateSource, {"name": "a", "shape": {"radius": 2}}, "x"
-    ).shape == Disc.Config(radius=2)
+def test_component_table_without_type_has_the_default_type():
+    assert validated(Drawing, {"name": "a", "shape": {"radius": 2}}, "x").shape == Disc.Config(
+        radius=2
+    )
 
 
-def test_a_default_is_written_as_toml():
+def test_toml_value_parses_as_toml():
     assert tomllib.loads(f"x = {toml_value({'a': 'b', 'c': [1, True]})}") == {
         "x": {"a": "b", "c": [1, True]}
     }
@@ -113,7 +112,7 @@ def test_a_default_is_written_as_toml():
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
-        ({}, "name is missing: it has no default, so the recipe must give it"),
+        ({}, "name is missing and has no default; set it"),
         (
             {"nam": "a"},
             "unknown config key 'nam': did you mean 'name'? "
@@ -126,15 +125,15 @@ def test_a_default_is_written_as_toml():
         ),
         (
             {"name": "a", "frame": {"colour": "green"}},
-            "frame.colour is \"green\", but should be 'red' or 'blue'",
+            "frame.colour must be 'red' or 'blue', got \"green\"",
         ),
         (
             {"name": "a", "ink": {"width": 0}},
-            "ink.width is 0, but should be greater than or equal to 1",
+            "ink.width must be greater than or equal to 1, got 0",
         ),
         (
             {"name": "a", "verbose": "perhaps"},
-            'verbose is "perhaps", but should be a valid boolean',
+            'verbose must be a valid boolean, got "perhaps"',
         ),
         (
             {"name": "a", "shape": {"type": "disk"}},
@@ -171,16 +170,16 @@ def test_a_default_is_written_as_toml():
         ),
         (
             {"name": "a", "layers": {"top": {"type": "disc", "radius": -1}}},
-            "layers.top.radius is -1, but should be greater than 0",
+            "layers.top.radius must be greater than 0, got -1",
         ),
         (
             {"name": "a", "ink": {"dashes": 1}},
-            "ink.dashes is 1, but should be a valid list",
+            "ink.dashes must be a valid list, got 1",
         ),
         ({"name": "a", "folder": "/x/a"}, "folder and name must differ"),
     ],
 )
-def test_a_wrong_table_is_one_sentence_with_source_key_and_cure(table, sentence):
+def test_error_of_a_wrong_table_names_source_key_and_fix(table, sentence):
     with pytest.raises(ConfigError) as caught:
-        validated(CandidateSource, table, "d.toml")
+        validated(Drawing, table, "d.toml")
     assert str(caught.value) == f"d.toml: {sentence}"

@@ -1,19 +1,30 @@
-"""The configuration of a run: TOML in, one typed object or one clear sentence out."""
+"""The configuration of a run: a TOML recipe in, one typed object or one error sentence out.
 
-from candid.config.recipe_file import parse_override, read_toml, with_overrides, with_values
-from candid.config.run import (
-    DEFAULT_RECIPE,
-    RunConfig,
-    default_recipe,
-    load_data_config,
-    load_recipe,
-    override_evaluation,
-    parse_config,
-)
-from candid.config.schema import ConfigKey, describe, validated
+Modules load on first use: ``load_data_config`` works without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from candid.config.data_section import load_data_config
+    from candid.config.recipe_file import parse_override, read_toml, with_overrides, with_values
+    from candid.config.run import (
+        DEFAULT_RECIPE,
+        RunConfig,
+        default_recipe,
+        load_recipe,
+        override_evaluation,
+        parse_config,
+    )
+    from candid.config.schema import ConfigKey, describe, validated
+    from candid.config.sections import SECTIONS
 
 __all__ = [
     "DEFAULT_RECIPE",
+    "SECTIONS",
     "ConfigKey",
     "RunConfig",
     "default_recipe",
@@ -28,3 +39,25 @@ __all__ = [
     "with_overrides",
     "with_values",
 ]
+
+_MODULES = {
+    "data_section": ("load_data_config",),
+    "recipe_file": ("parse_override", "read_toml", "with_overrides", "with_values"),
+    "run": (
+        "DEFAULT_RECIPE",
+        "RunConfig",
+        "default_recipe",
+        "load_recipe",
+        "override_evaluation",
+        "parse_config",
+    ),
+    "schema": ("ConfigKey", "describe", "validated"),
+    "sections": ("SECTIONS",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"candid.config.{module}"), name)
+    raise AttributeError(f"module 'candid.config' has no attribute {name!r}")

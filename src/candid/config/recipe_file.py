@@ -1,4 +1,4 @@
-"""From a recipe file and overrides to one nested table of plain values."""
+"""Recipe files and overrides as one nested table of plain values."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ Table = dict[str, Any]
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
-def read_toml(path: Path) -> Table:
+def read_toml(path: Path | str) -> Table:
     """Read a recipe.
 
     Raises:
         ConfigError: no such file, not readable, not UTF-8, or not TOML (with the line).
     """
+    path = Path(path)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"recipe {path} not found; check the path") from None
     except IsADirectoryError:
-        raise ConfigError(f"recipe {path} is a folder; name the .toml file in it") from None
+        raise ConfigError(f"recipe {path} is a folder; name a .toml file") from None
     except OSError as error:
-        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}; fix that") from None
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
@@ -40,8 +41,8 @@ def read_toml(path: Path) -> Table:
 def parse_override(text: str) -> tuple[str, Any]:
     """Split ``key=value`` into a dotted key and a value in TOML syntax.
 
-    A value that is not TOML is taken as a string, so ``loss.correction=logq`` needs no
-    quotes; an empty one is None, which removes the key.
+    A value that is not TOML is a string, so ``loss.correction=refined`` needs no quotes. An
+    empty value is None, which removes the key.
 
     Raises:
         ConfigError: no ``=``, a malformed key, or an unfinished list, table or string.
@@ -59,21 +60,21 @@ def parse_override(text: str) -> tuple[str, Any]:
     except tomllib.TOMLDecodeError:
         if value[0] in "[{\"'":
             raise ConfigError(
-                f"--set {text!r}: {value!r} is not a complete TOML value; if it was, quote it for "
-                'the shell: --set \'KEY=["a", "b"]\''
+                f"--set {text!r}: {value!r} is not a complete TOML value; complete it, or quote it "
+                'for the shell: --set \'KEY=["a", "b"]\''
             ) from None
         return key, value
     return key, (parsed["value"] if parsed.keys() == {"value"} else value)
 
 
 def with_overrides(table: Table, overrides: Sequence[str]) -> Table:
-    """Return ``table`` with each ``key=value`` applied in turn; ``table`` stays as it is.
+    """Return a copy of ``table`` with each ``key=value`` applied in turn.
 
-    Naming another ``type`` for a component starts its section afresh: settings of the old
-    type rarely mean anything to the new one.
+    Another ``type`` for a component empties its section first: the settings of one type rarely
+    apply to another.
 
     Raises:
-        ConfigError: an override is malformed, or its key runs through a plain value.
+        ConfigError: an override is malformed, or a part of its key is a plain value.
     """
     for text in overrides:
         key, value = parse_override(text)
@@ -82,7 +83,7 @@ def with_overrides(table: Table, overrides: Sequence[str]) -> Table:
 
 
 def with_values(table: Table, values: Mapping[str, Any]) -> Table:
-    """Return ``table`` with each dotted key set to its value, as ``with_overrides`` does."""
+    """Return a copy of ``table`` with each dotted key set to its value."""
     for key, value in values.items():
         table = _with_value(table, key.split("."), value, key)
     return table
@@ -96,7 +97,7 @@ def _with_value(table: Table, parts: Sequence[str], value: Any, source: str) -> 
         # A component may be named by its type alone: loss = "full_softmax".
         section = {"type": section} if isinstance(section, str) else section
         if not isinstance(section, dict):
-            raise ConfigError(f"{source}: {name!r} is a value, not a section")
+            raise ConfigError(f"{source}: {name!r} is a value, not a section; check the key")
         changed[name] = _with_value(section, rest, value, source)
     elif value is None:
         changed.pop(name, None)

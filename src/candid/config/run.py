@@ -1,4 +1,4 @@
-"""The whole configuration of a run, composed of its parts' own."""
+"""The configuration of a run: the configs of all its parts, and the default recipe."""
 
 from __future__ import annotations
 
@@ -10,90 +10,76 @@ from pydantic import Field, model_validator
 
 from candid.batches import BatchesConfig
 from candid.component import ComponentConfig, type_name
-from candid.config.recipe_file import parse_override, read_toml, with_overrides, with_values
+from candid.config.recipe_file import parse_override, read_toml, with_overrides
 from candid.config.schema import validated
+from candid.config.sections import SECTIONS
 from candid.data import DataConfig, PreparedDataset
 from candid.errors import ConfigError
 from candid.evaluation import EvaluationConfig
 from candid.features import FeaturesConfig
-from candid.losses import LOSSES, Loss, LossComponent, SampledSoftmax
+from candid.losses import LOSSES, LossComponent
 from candid.samplers import SAMPLERS, SamplerComponent
 from candid.towers import ModelConfig
 from candid.training import TrainingConfig
 
 
 class RunConfig(ComponentConfig):
-    """Everything that a training run depends on, as one recipe states it."""
+    """Everything that a training run depends on: the content of one recipe."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="name of the run; without --out it is stored in runs/NAME",
     )
-    seed: int = Field(0, ge=0, description="of every random choice: same seed, same run")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
     device: str = Field(
-        "auto", description='"auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"'
+        "auto", description='"auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1"'
     )
-    threads: int | None = Field(
-        None, ge=1, description="CPU threads; none: as many as torch chooses"
-    )
-    data: DataConfig | None = Field(
-        None, description="where the interactions are; not needed with --data"
-    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: chosen by torch")
+    data: DataConfig | None = Field(None, description=SECTIONS["data"])
     features: FeaturesConfig = Field(
-        default_factory=FeaturesConfig,
-        description="what is known of users and items beside their ids",
+        default_factory=FeaturesConfig, description=SECTIONS["features"]
     )
-    batches: BatchesConfig = Field(
-        default_factory=BatchesConfig, description="how interactions become batches"
-    )
-    model: ModelConfig = Field(default_factory=ModelConfig, description="the two towers")
-    sampler: SamplerComponent | None = Field(
-        None, description="where the candidates of a sampled loss come from"
-    )
-    loss: LossComponent = Field(description="the objective")
+    batches: BatchesConfig = Field(default_factory=BatchesConfig, description=SECTIONS["batches"])
+    model: ModelConfig = Field(default_factory=ModelConfig, description=SECTIONS["model"])
+    sampler: SamplerComponent | None = Field(None, description=SECTIONS["sampler"])
+    loss: LossComponent = Field(description=SECTIONS["loss"])
     training: TrainingConfig = Field(
-        default_factory=TrainingConfig, description="how long, how fast, and when to stop"
+        default_factory=TrainingConfig, description=SECTIONS["training"]
     )
     evaluation: EvaluationConfig = Field(
-        default_factory=EvaluationConfig, description="what is measured, and on what"
+        default_factory=EvaluationConfig, description=SECTIONS["evaluation"]
     )
 
     @model_validator(mode="after")
     def _loss_and_sampler_agree(self) -> Self:
-        loss = type_name(LOSSES, "loss", self.loss)
-        objective: type[Loss] = LOSSES[loss]
-        needs_candidates = objective.needs_candidates
-        if needs_candidates and self.sampler is None:
+        if self.loss.needs_candidates and self.sampler is None:
             raise ValueError(
-                f"loss {loss!r} compares with candidates, so the recipe needs a section "
-                f"[sampler] with a type, one of: {', '.join(sorted(SAMPLERS))}"
+                f"loss {self._loss_name!r} needs candidates: add a section [sampler] with a type, "
+                f"one of: {', '.join(sorted(SAMPLERS))}"
             )
-        if not needs_candidates and self.sampler is not None:
+        if not self.loss.needs_candidates and self.sampler is not None:
             raise ValueError(
-                f"loss {loss!r} compares with the whole catalog and takes no candidates; remove "
+                f"loss {self._loss_name!r} reads the whole catalog and takes no candidates; remove "
                 "the section [sampler] (on the command line: --set sampler=none)"
+            )
+        if self.sampler is not None and self.sampler.is_set and not self.loss.works_with_sets:
+            raise ValueError(
+                "loss.jackknife does not work with a sampler of distinct = true: it adds a bias "
+                "that does not shrink with the number of candidates; set one of the two to false"
             )
         return self
 
-    @model_validator(mode="after")
-    def _no_jackknife_of_a_set(self) -> Self:
-        loss, sampler = self.loss, self.sampler
-        is_jackknife = isinstance(loss, SampledSoftmax.Config) and loss.jackknife
-        if is_jackknife and sampler is not None and sampler.is_set:
-            raise ValueError(
-                "loss.jackknife cannot go with a sampler of distinct = true: of a set it adds a "
-                "bias that no number of candidates cures (docs/audit.md); set one of the two to "
-                "false"
-            )
-        return self
+    @property
+    def _loss_name(self) -> str:
+        return type_name(LOSSES, "loss", self.loss)
 
 
 def parse_config(table: Mapping[str, Any], source: str) -> RunConfig:
-    """Make a run's config from plain values, such as those a run's manifest holds.
+    """Build the config of a run from plain values, such as those in a run's manifest.
 
     Args:
-        table: what ``RunConfig.model_dump(mode="json")`` wrote, or a recipe's table.
-        source: the file they come from; begins every message.
+        table: output of ``RunConfig.model_dump(mode="json")``, or the table of a recipe.
+        source: file that the values come from; begins every message.
 
     Raises:
         ConfigError: a key is unknown, missing or has a value that does not fit.
@@ -101,15 +87,15 @@ def parse_config(table: Mapping[str, Any], source: str) -> RunConfig:
     return validated(RunConfig, table, source)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe.
 
     Args:
-        path: a TOML file; relative paths inside it start at the current folder.
-        overrides: ``key=value`` each, as given to ``--set``; applied before validation.
+        path: TOML file; relative paths inside it start at the current folder.
+        overrides: ``key=value`` each, as passed to ``--set``; applied before validation.
 
     Raises:
-        ConfigError: the file or an override is wrong: one sentence with the file and the key.
+        ConfigError: the file or an override is wrong; the message names file and key.
     """
     source = f"{path} with --set" if overrides else str(path)
     return parse_config(with_overrides(read_toml(path), overrides), source)
@@ -119,43 +105,16 @@ def override_evaluation(config: RunConfig, overrides: Sequence[str]) -> Evaluati
     """Return the evaluation settings of a trained run with overrides applied.
 
     Raises:
-        ConfigError: an override is wrong, or would change what was trained.
+        ConfigError: an override is wrong, or of another section.
     """
     for text in overrides:
         key, _ = parse_override(text)
         if key.split(".")[0] != "evaluation":
-            raise ConfigError(f"--set {text!r}: the run is trained; only evaluation.* can change")
+            raise ConfigError(
+                f"--set {text!r}: only keys of [evaluation] can change after training; remove it"
+            )
     table = with_overrides(config.model_dump(mode="json"), overrides)
     return parse_config(table, "command line").evaluation
-
-
-class _DataSection(ComponentConfig):
-    data: DataConfig
-
-
-def load_data_config(
-    path: Path | None, values: Mapping[str, Any], overrides: Sequence[str] = ()
-) -> DataConfig:
-    """Read only the ``[data]`` section of a recipe, or make one from values alone.
-
-    Args:
-        path: a recipe, or None.
-        values: dotted keys such as ``data.user``, set on top of the recipe.
-        overrides: ``key=value`` each, set on top of both.
-
-    Raises:
-        ConfigError: the file, a value or an override is wrong, or overrides something else.
-    """
-    for text in overrides:
-        key, _ = parse_override(text)
-        if key.split(".")[0] != "data":
-            raise ConfigError(f"--set {text!r}: only data.* decides what is prepared")
-    table = {} if path is None else read_toml(path)
-    table = with_overrides(with_values(table, values), overrides)
-    source = "command line" if path is None else str(path)
-    if "data" not in table:
-        raise ConfigError(f"{source}: no section [data], which says what to prepare")
-    return validated(_DataSection, {"data": table["data"]}, source).data
 
 
 DEFAULT_RECIPE: Mapping[str, Any] = {
@@ -173,7 +132,7 @@ DEFAULT_RECIPE: Mapping[str, Any] = {
     },
     "loss": {"type": "sampled_softmax", "correction": "refined"},
 }
-"""What ``candid train --data DIR`` trains: a causal transformer by the refined sampled softmax."""
+"""The recipe of ``candid train --data DIR``: a causal transformer, refined sampled softmax."""
 
 UNORDERED: Mapping[str, Any] = {
     "batches": {"unit": "interaction", "batch_size": 1024},
@@ -182,7 +141,7 @@ UNORDERED: Mapping[str, Any] = {
         "item_tower": {"type": "item_embedding"},
     },
 }
-"""What replaces it where interactions have no order: a history tower has nothing to read."""
+"""Sections of the default recipe for interactions without order, which make no history."""
 
 
 def default_recipe(
@@ -192,8 +151,8 @@ def default_recipe(
 
     Args:
         overrides: ``key=value`` each.
-        dataset: what it is for: without order the towers are plain embeddings, and metrics
-            stop at the size of the catalog. None: a large one, in order.
+        dataset: to train on: without order the towers are plain embeddings, and the cutoffs of
+            metrics do not exceed the size of the catalog. None: a large dataset with order.
 
     Raises:
         ConfigError: an override is wrong.

@@ -1,4 +1,4 @@
-"""Walk a config class: what keys there are, and one clear sentence for a wrong one."""
+"""The schema of a recipe: the list of all keys, and validation with one error sentence."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import pydantic
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic_core import PydanticUndefined
 
-from candid.component import ComponentConfig, Tagged
-from candid.errors import ConfigError, UnknownNameError
+from candid.component import (
+    ComponentConfig,
+    Registry,
+    component_tag,
+    explain,
+    holds_named_components,
+    section_class,
+    toml_value,
+)
+from candid.config.renamed import check_renamed
+from candid.errors import ConfigError
 
 Config = TypeVar("Config", bound=ComponentConfig)
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigKey:
-    """One key of a recipe, for people.
+    """One key of a recipe, as documentation shows it.
 
     Attributes:
         key: dotted, such as ``training.epochs``.
-        type: what it takes, in words.
-        default: what holds without it, in TOML syntax; "required" where there is none.
+        type: of its values, in words.
+        default: in TOML syntax; "required" where there is none.
         meaning: one sentence.
-        component: the type of the component that the key belongs to, or None.
+        component: type of the component that the key belongs to, or None.
     """
 
     key: str
@@ -37,26 +46,25 @@ class ConfigKey:
 
 
 def validated(config: type[Config], table: Mapping[str, Any], source: str) -> Config:
-    """Make a config from a table of plain values.
+    """Build a config from a table of plain values.
 
-    A component's table without a ``type`` is of the type that the field has by default.
+    The table of a component without a ``type`` has the type of the field's default.
 
     Args:
-        config: the class.
-        table: the values, nested as in the recipe.
-        source: where they come from, such as the recipe's file name; begins every message.
+        config: class to build.
+        table: values, nested as in the recipe.
+        source: origin of the values, such as the file name of the recipe; begins every message.
 
     Raises:
-        ConfigError: a key is unknown, missing or has a value that does not fit: one sentence
-            with the source, the dotted key, what was given and what would be right.
+        ConfigError: a key is unknown, renamed or missing, or a value is not valid: one sentence
+            with the source, the dotted key, the value and what is valid.
     """
     table = _with_default_types(config, table)
     try:
+        check_renamed(table)
         return config.model_validate(table)
     except pydantic.ValidationError as error:
-        # A mistyped key often shows up twice, as unknown and as missing: the first explains.
-        worst = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        raise ConfigError(f"{source}: {_sentence(config, table, worst)}") from None
+        raise ConfigError(f"{source}: {explain(error, config, table)}") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 
@@ -64,9 +72,9 @@ def validated(config: type[Config], table: Mapping[str, Any], source: str) -> Co
 def describe(config: type[ComponentConfig], prefix: str = "") -> Iterator[ConfigKey]:
     """List every key of a config class, sections and components included.
 
-    A section that holds a component is listed as its ``type`` and then, for each registered
-    type, the keys of that type; in a section of components under names of the recipe's own,
-    NAME stands for the name.
+    A section that holds a component is listed as its ``type``, followed by the keys of each
+    registered type. In a section of components under names that the recipe chooses, NAME stands
+    for the name.
     """
     return _describe(config, prefix, None, ())
 
@@ -81,35 +89,37 @@ def _describe(
     for name, field in config.model_fields.items():
         key = f"{prefix}{name}"
         meaning = field.description or ""
-        tag = _tag(field)
+        tag = component_tag(field)
         if tag is not None:
-            registry, entered = tag.registry, registries
-            if _holds_names(field):
+            registry, listed = tag.registry, registries
+            if holds_named_components(field):
                 key = f"{key}.NAME"
-                # Sections alike are listed once.
-                if (like := named.setdefault(id(registry), key)) != key:
-                    meaning = f"{meaning}; settings as for {like}"
-                    entered = (*registries, id(registry))
+                # Sections with the same registry are listed once.
+                if (first := named.setdefault(id(registry), key)) != key:
+                    meaning = f"{meaning}; settings as for {first}"
+                    listed = (*registries, id(registry))
             choices = " | ".join(sorted(registry))
-            default = "required" if _holds_names(field) else _default_type(field, registry)
+            default = (
+                "required" if holds_named_components(field) else _default_type(field, registry)
+            )
             yield ConfigKey(f"{key}.type", choices, default, meaning, component)
-            # A mixture holds samplers: list the keys of each once, not forever.
-            if id(registry) not in entered:
+            # A mixture holds samplers: list the keys of each sampler once, without end otherwise.
+            if id(registry) not in listed:
                 for type_name in sorted(registry):
                     yield from _describe(
                         registry[type_name].Config,
                         f"{key}.",
                         type_name,
-                        (*entered, id(registry)),
+                        (*listed, id(registry)),
                     )
-        elif (section := _section(field.annotation)) is not None:
+        elif (section := section_class(field.annotation)) is not None:
             yield from _describe(section, f"{key}.", component, registries)
         else:
             yield ConfigKey(key, type_words(field.annotation), _default(field), meaning, component)
 
 
 def type_words(annotation: Any) -> str:
-    """Say what a field takes: ``Literal["a", "b"]`` is ``a | b``, ``int | None`` is ``integer``."""
+    """Describe the values of a field in words: ``a | b`` for a literal, ``integer`` for int."""
     origin = get_origin(annotation)
     if origin is Literal:
         return " | ".join(str(choice) for choice in get_args(annotation))
@@ -130,64 +140,21 @@ def type_words(annotation: Any) -> str:
     return "path" if name.endswith("Path") else name.lower()
 
 
-def toml_value(value: Any) -> str:
-    """Write a default as it would stand in a recipe; None is "none"."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{key} = {toml_value(part)}" for key, part in value.items())
-        return f"{{ {inner} }}"
-    if isinstance(value, list | tuple | set | frozenset):
-        return f"[{', '.join(toml_value(part) for part in value)}]"
-    return f'"{value}"'
-
-
-def _tag(field: FieldInfo) -> Tagged | None:
-    """Return the registry of a field that holds a component, an optional one or a list of them."""
-    return next(_tags(field.metadata, field.annotation), None)
-
-
-def _tags(metadata: Sequence[Any], annotation: Any) -> Iterator[Tagged]:
-    yield from (mark for mark in metadata if isinstance(mark, Tagged))
-    for part in get_args(annotation):
-        yield from _tags(getattr(part, "__metadata__", ()), part)
-
-
-def _holds_names(field: FieldInfo) -> bool:
-    """Whether a field holds components under names of the recipe's own."""
-    return get_origin(field.annotation) in (dict, Mapping)
-
-
-def _section(annotation: Any) -> type[ComponentConfig] | None:
-    """Return the config class of a section (``X`` or ``X | None``), or None for a value."""
-    parts = get_args(annotation) if _is_union(annotation) else (annotation,)
-    classes = [p for p in parts if isinstance(p, type) and issubclass(p, ComponentConfig)]
-    return classes[0] if classes else None
-
-
-def _is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in (Union, types.UnionType)
-
-
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     return "required" if value is PydanticUndefined else toml_value(value)
 
 
-def _default_type(field: FieldInfo, registry: Mapping[str, Any]) -> str:
+def _default_type(field: FieldInfo, registry: Registry) -> str:
     name = _default_component(field, registry)
     if name is not None:
         return toml_value(name)
     return "required" if field.is_required() else "none"
 
 
-def _default_component(field: FieldInfo, registry: Mapping[str, Any]) -> str | None:
+def _default_component(field: FieldInfo, registry: Registry) -> str | None:
     value = field.get_default(call_default_factory=True, validated_data={})
-    return next((name for name, owner in registry.items() if owner.Config is type(value)), None)
+    return registry.name_of(type(value)) if isinstance(value, ComponentConfig) else None
 
 
 def _with_default_types(
@@ -195,54 +162,12 @@ def _with_default_types(
 ) -> Mapping[str, Any]:
     completed = dict(table)
     for name, field in config.model_fields.items():
-        value, tag, section = table.get(name), _tag(field), _section(field.annotation)
+        value, tag, section = table.get(name), component_tag(field), section_class(field.annotation)
         if not isinstance(value, Mapping):
             continue
         if tag is not None:
-            type_name = _default_component(field, tag.registry)
-            completed[name] = value if type_name is None else {"type": type_name, **value}
+            default = _default_component(field, tag.registry)
+            completed[name] = value if default is None else {"type": default, **value}
         elif section is not None:
             completed[name] = _with_default_types(section, value)
     return completed
-
-
-def _sentence(config: type[ComponentConfig], table: Any, error: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    kind, given = error["type"], error["input"]
-    if kind == "extra_forbidden":
-        known = _known_keys(config, table, error["loc"][:-1])
-        return str(UnknownNameError("config key", key, known)) if known else f"unknown key {key!r}"
-    if kind == "missing":
-        return f"{key} is missing: it has no default, so the recipe must give it"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if kind in ("value_error", "assertion_error"):
-        return f"{key}: {message}" if key else message
-    wanted = message.split(", unable to")[0].split(" after validation")[0]
-    wanted = wanted.replace("Input should be", "should be").replace("tuple", "list")
-    return f"{key} is {toml_value(given)}, but {_lower_first(wanted)}"
-
-
-def _known_keys(config: type[ComponentConfig], table: Any, loc: tuple[int | str, ...]) -> list[str]:
-    """Return the dotted keys that would have been right inside the section at ``loc``."""
-    section: type[ComponentConfig] | None = config
-    tag: Tagged | None = None
-    is_named = False
-    for part in loc:
-        table = table[part]
-        if is_named:
-            is_named = False
-        elif isinstance(part, str):
-            field = section.model_fields.get(part) if section else None
-            tag = _tag(field) if field else None
-            section = _section(field.annotation) if field else None
-            is_named = field is not None and _holds_names(field)
-        if tag is not None and not is_named and isinstance(table, Mapping):
-            section = tag.registry[table["type"]].Config
-    if section is None:
-        return []
-    prefix = "".join(f"{part}." for part in loc)
-    return [f"{prefix}{name}" for name in section.model_fields]
-
-
-def _lower_first(sentence: str) -> str:
-    return sentence[:1].lower() + sentence[1:]
