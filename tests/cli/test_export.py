@@ -1,4 +1,4 @@
-"""``candid export``."""
+"""The verb ``candid export``."""
 
 import json
 
@@ -7,17 +7,17 @@ import polars as pl
 import pytest
 
 
-def test_writes_parquet_where_nothing_is_asked(candid, toy, tmp_path):
+def test_export_without_format_writes_parquet(candid, toy, tmp_path):
     answer = candid("export", toy.run, "--out", tmp_path / "out", "--json")
     assert (answer.code, answer.err) == (0, "")
     assert answer.document["folder"] == str(tmp_path / "out")
     assert set(answer.document["formats"]) == {"parquet"}
-    found = pl.read_parquet(tmp_path / "out" / "parquet" / "items.parquet")
-    assert found.columns == ["source_id", "title", "vector"]
-    assert found["title"][4] == "The 4th Film"
+    table = pl.read_parquet(tmp_path / "out" / "parquet" / "items.parquet")
+    assert table.columns == ["source_id", "title", "vector"]
+    assert table["title"][4] == "The 4th Film"
 
 
-def test_vectors_are_those_of_the_index(candid, toy, tmp_path):
+def test_exported_vectors_equal_those_of_the_index(candid, toy, tmp_path):
     from candid.index import open_snapshot
 
     assert candid("index", toy.run, "--out", tmp_path / "i", "-q").code == 0
@@ -29,11 +29,11 @@ def test_vectors_are_those_of_the_index(candid, toy, tmp_path):
     snapshot = open_snapshot(tmp_path / "i")
     vectors = np.load(out / "npy" / "vectors.npy")
     np.testing.assert_array_equal(vectors, snapshot.index.item_vectors.numpy())
-    told = json.loads((out / "export.json").read_text())
-    assert told["fingerprint"] == snapshot.fingerprint
+    document = json.loads((out / "export.json").read_text())
+    assert document["fingerprint"] == snapshot.fingerprint
 
 
-def test_graphs_from_the_command_line(candid, toy, tmp_path):
+def test_export_writes_graphs(candid, toy, tmp_path):
     answer = candid("export", toy.run, "--out", tmp_path / "out", "-f", "torch")
     assert answer.code == 0
     assert "query.pt2 (within " in answer.out
@@ -44,11 +44,11 @@ def test_graphs_from_the_command_line(candid, toy, tmp_path):
     ("arguments", "code", "words"),
     [
         (["-f", "tensorrt"], 2, "unknown format 'tensorrt'"),
-        (["--vector-column", "title"], 2, "the items have a column 'title' of their own"),
+        (["--vector-column", "title"], 2, "the items already have a column 'title'"),
         (["--data", "nowhere"], 4, "nowhere"),
     ],
 )
-def test_bad_input_is_one_sentence(candid, toy, tmp_path, arguments, code, words):
+def test_bad_export_input_is_one_sentence(candid, toy, tmp_path, arguments, code, words):
     answer = candid("export", toy.run, "--out", tmp_path / "out", *arguments)
     assert (answer.code, answer.out) == (code, "")
     assert words in answer.err

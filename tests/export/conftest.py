@@ -1,4 +1,4 @@
-"""A model that reads everything, small ones of every tower, and a real PostgreSQL."""
+"""Fixtures: a model that reads every input, small models of every tower, a real PostgreSQL."""
 
 import dataclasses
 import datetime
@@ -19,10 +19,9 @@ import torch
 from candid.batches import History, Queries, offsets_of
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role
-from candid.export import ExportParts
+from candid.export import ExportInput
 from candid.features import Bags, Codes
 from candid.features.context import context_frame
-from candid.runs.exporting import export_parts
 from candid.runs.features import fit_features
 from candid.runs.run import Run, build_model
 
@@ -91,7 +90,7 @@ class Made:
     """A model with random weights: differences show where zeros would hide them."""
 
     run: Run
-    parts: ExportParts
+    export_input: ExportInput
 
     @property
     def reads_event_types(self) -> bool:
@@ -116,9 +115,9 @@ def make(
     wanted = dict(FEATURES)
     if importlib.util.find_spec("wordllama") is None:
         del wanted["name"]
-    # Users have one of each form that features take: tracing costs time by the operation.
-    people = {name: wanted[name] for name in ("tags", "kind", "price")}
-    sides = {"item": wanted, "user": people, "context": CONTEXT} if features else {}
+    # One feature of each form for users: tracing time grows with the number of operations.
+    user_features = {name: wanted[name] for name in ("tags", "kind", "price")}
+    sides = {"item": wanted, "user": user_features, "context": CONTEXT} if features else {}
     config = parse_config(
         {
             "name": "exported",
@@ -139,7 +138,7 @@ def make(
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     manifest = {"dataset": {"fingerprint": "export"}, "features": fitted.fingerprint}
     run = Run(Path("run"), config, built, dataset, manifest, fitted)
-    return Made(run, export_parts(run))
+    return Made(run, ExportInput.from_run(run))
 
 
 EVERYTHING = {
@@ -199,7 +198,7 @@ def factors() -> Made:
 
 @dataclasses.dataclass
 class Postgres:
-    """A server of our own, reached by a socket."""
+    """A private server, reached by a socket."""
 
     programs: Path
     folder: Path
@@ -227,15 +226,15 @@ def programs_with_pgvector() -> Path | None:
     for root in roots:
         if not (root / "pg_config").exists():
             continue
-        asked = [root / "pg_config", "--sharedir"]
-        share = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        command = [root / "pg_config", "--sharedir"]
+        share = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
         if (Path(share) / "extension" / "vector.control").exists():
             return root
     return None
 
 
-def moved(programs: Path, folder: Path) -> Path:
-    """Copy a server of the wheel, with the libraries that it finds beside its package."""
+def copy_server(programs: Path, folder: Path) -> Path:
+    """Copy a server of the wheel and the libraries beside its package."""
     server, package = programs.parent, programs.parents[1]
     libraries = package.with_name(f"{package.name}.libs")
     shutil.copytree(server, folder / package.name / server.name, symlinks=True)
@@ -252,16 +251,16 @@ def postgres():
             "postgresql-*-pgvector of the distribution"
         )
     folder = Path(tempfile.mkdtemp(prefix="candid-pg-"))  # a socket's path must be short
-    someone = {}
+    user = {}
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        nobody = pwd.getpwnam("nobody")
-        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-        someone = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        account = pwd.getpwuid(65534)  # an account without rights
+        os.chown(folder, account.pw_uid, account.pw_gid)
+        user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         try:
-            subprocess.run([programs / "initdb", "-V"], **someone, capture_output=True, check=False)
-        except PermissionError:  # somewhere nobody may not go, such as a home; it can be moved
-            programs = moved(programs, folder)
-    options = {**someone, "cwd": folder, "capture_output": True, "text": True, "check": False}
+            subprocess.run([programs / "initdb", "-V"], **user, capture_output=True, check=False)
+        except PermissionError:  # the account cannot read that folder, such as a home: copy it
+            programs = copy_server(programs, folder)
+    options = {**user, "cwd": folder, "capture_output": True, "text": True, "check": False}
     try:
         fresh = ["-D", "data", "-U", "candid", "-A", "trust", "-E", "UTF8"]
         made = subprocess.run([programs / "initdb", *fresh, "--no-locale", "--no-sync"], **options)
@@ -270,7 +269,7 @@ def postgres():
         started = [programs / "pg_ctl", "-D", "data", "-w", "-l", "log", "-o", settings, "start"]
         # Without pipes: the server would hold them open.
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        done = subprocess.run(started, **someone, cwd=folder, **quiet, check=False)
+        done = subprocess.run(started, **user, cwd=folder, **quiet, check=False)
         assert done.returncode == 0, (folder / "log").read_text()
         yield Postgres(programs, folder)
     finally:
@@ -279,10 +278,10 @@ def postgres():
 
 
 @dataclasses.dataclass
-class Asked:
-    """The same questions twice: padded for a graph, packed for the model."""
+class SameQueries:
+    """The same queries twice: padded for a graph, packed for the model."""
 
-    named: dict
+    tensors: dict
     queries: Queries
 
 
@@ -292,7 +291,7 @@ def padded(rows_of: list[list[int]], width: int | None = None) -> torch.Tensor:
 
 
 def as_input(values) -> torch.Tensor:
-    """What a tower reads of a feature, as a graph reads it."""
+    """Return the values of a feature as a graph reads them."""
     if isinstance(values, Bags):
         bounds = values.offsets.tolist()
         ids = values.ids.tolist()
@@ -300,56 +299,60 @@ def as_input(values) -> torch.Tensor:
     return values.ids if isinstance(values, Codes) else values.values
 
 
-def ask_model(
+def make_queries(
     made: Made, *, histories: list[list[int]], by_features: bool = False, width: int | None = None
-) -> Asked:
-    """EvaluationQueries of as many people as there are histories."""
+) -> SameQueries:
+    """Return queries of as many users as there are histories."""
     run, model, count = made.run, made.run.model, len(histories)
-    named, parts = {}, {}
+    tensors, parts = {}, {}
     users = [-1] * count if by_features else [row % NUM_USERS for row in range(count)]
     if model.reads_user_features or model.needs_user:
-        named["user_id"] = torch.tensor(users)
+        tensors["user_id"] = torch.tensor(users)
     if by_features:
-        del named["user_id"]
+        del tensors["user_id"]
         parts["user_features"] = run.features.user.encode(rows(count))
         for name, values in parts["user_features"].items():
-            named[f"user.{name}"] = as_input(values)
+            tensors[f"user.{name}"] = as_input(values)
     if model.reads_context:
-        moments = context_frame(
+        contexts = context_frame(
             np.arange(count) * 12_345_678_901_234,
             np.arange(count) * 12_345_000_000_000,
             np.arange(count) % 3 > 0,
             None,
             pl.Series(["view", "buy", None, "other"])[np.arange(count) % 4],
         )
-        parts["context"] = run.features.context.encode(moments)
+        parts["context"] = run.features.context.encode(contexts)
         for name, values in parts["context"].items():
-            named[f"context.{name}"] = as_input(values)
+            tensors[f"context.{name}"] = as_input(values)
     if model.reads_history:
         ends = np.cumsum([0, *map(len, histories)])
         flat = torch.tensor([item for history in histories for item in history], dtype=torch.int64)
-        kinds = (flat * 7 + 1) % 3 if run.dataset.event_type_names else None
-        asked = [end - 1 if end > begin else -1 for begin, end in itertools.pairwise(ends)]
-        parts["history"] = History(flat, torch.tensor(ends), torch.tensor(asked), kinds)
-        named["history"] = padded(histories, width)
+        event_types = (flat * 7 + 1) % 3 if run.dataset.event_type_names else None
+        query_positions = [
+            end - 1 if end > begin else -1 for begin, end in itertools.pairwise(ends)
+        ]
+        parts["history"] = History(
+            flat, torch.tensor(ends), torch.tensor(query_positions), event_types
+        )
+        tensors["history"] = padded(histories, width)
         if made.reads_event_types:
-            named["event_types"] = torch.where(
-                named["history"] < 0, 0, (named["history"] * 7 + 1) % 3
+            tensors["event_types"] = torch.where(
+                tensors["history"] < 0, 0, (tensors["history"] * 7 + 1) % 3
             )
-    return Asked(named, Queries(user_ids=torch.tensor(users), **parts))
+    return SameQueries(tensors, Queries(user_ids=torch.tensor(users), **parts))
 
 
 @pytest.fixture(scope="session")
-def ask():
-    return ask_model
+def queries_of():
+    return make_queries
 
 
 @pytest.fixture(scope="session")
 def item_rows():
-    """``item_rows(made, n)``: values of n items, and the same as inputs."""
+    """``item_rows(made, n)``: values of n items, packed and as inputs of a graph."""
 
-    def made_of(made: Made, count: int):
+    def encode_rows(made: Made, count: int):
         values = made.run.features.item.encode(rows(count))
         return values, {f"item.{name}": as_input(value) for name, value in values.items()}
 
-    return made_of
+    return encode_rows

@@ -1,4 +1,4 @@
-"""Vectors of items as files: every value as its reader finds it, in small pieces as in large."""
+"""Item vectors as files: every value survives, for any number of rows per file."""
 
 import json
 
@@ -10,7 +10,7 @@ import torch
 from candid.errors import ArtifactError, ConfigError
 from candid.export import (
     FORMATS,
-    Material,
+    ExportContext,
     documents,
     elasticsearch,
     milvus,
@@ -21,8 +21,8 @@ from candid.export import (
 
 
 @pytest.fixture
-def material(everything):
-    return Material(everything.parts)
+def context(everything):
+    return ExportContext(everything.export_input)
 
 
 @pytest.fixture(scope="module")
@@ -37,30 +37,30 @@ def items(everything):
 
 
 def as_document(row):
-    """An item as JSON has it: moments as ISO 8601."""
-    moment = row["since"]
-    return row | {"since": None if moment is None else moment.isoformat(timespec="microseconds")}
+    """Return an item as JSON has it, with times in ISO 8601."""
+    since = row["since"]
+    return row | {"since": None if since is None else since.isoformat(timespec="microseconds")}
 
 
 @pytest.mark.parametrize("rows", [5, 100])
-def test_parquet_has_every_column_and_its_model(
-    material, vectors, items, rows, tmp_path, monkeypatch
+def test_parquet_has_every_column_and_metadata(
+    context, vectors, items, rows, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(parquet, "ROWS", rows)
-    parquet.write_items_parquet(material, tmp_path)
+    parquet.write_items_parquet(context, tmp_path)
     found = pl.read_parquet(tmp_path / "items.parquet")
     assert found.schema["vector"] == pl.Array(pl.Float32, 8)
     np.testing.assert_array_equal(found["vector"].to_numpy(), vectors)
     assert found.drop("vector").equals(items)
-    told = pl.read_parquet_metadata(tmp_path / "items.parquet")
-    assert told["candid.fingerprint"] == material.parts.fingerprint
-    assert told["candid.similarity"] == "inner product"
+    metadata = pl.read_parquet_metadata(tmp_path / "items.parquet")
+    assert metadata["candid.fingerprint"] == context.export_input.fingerprint
+    assert metadata["candid.similarity"] == "inner product"
 
 
 @pytest.mark.parametrize("rows", [5, 100])
-def test_npy_keeps_the_order(material, vectors, rows, tmp_path, monkeypatch):
+def test_npy_keeps_the_order_of_items(context, vectors, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(npy, "ROWS", rows)
-    npy.write_npy(material, tmp_path)
+    npy.write_npy(context, tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy", mmap_mode="r"), vectors)
     found = np.load(tmp_path / "source_ids.npy")
     assert found.tolist() == [f"s{row}" for row in range(17)]
@@ -70,19 +70,19 @@ def test_npy_keeps_the_order(material, vectors, rows, tmp_path, monkeypatch):
     ("ids", "dtype"),
     [([2**63 + 1, 7], np.uint64), ([-5, 7], np.int64), (["é", "long one"], np.dtype("<U8"))],
 )
-def test_npy_ids_of_every_type(make_model, ids, dtype, tmp_path):
+def test_npy_stores_ids_of_every_type(make_model, ids, dtype, tmp_path):
     towers = {"query_tower": {"type": "user_embedding"}, "item_tower": {"type": "item_embedding"}}
     made = make_model(towers, features=False)
     repeated = pl.Series("source_id", ids * 9)[:17]
-    object.__setattr__(made.parts.dataset, "items", pl.DataFrame({"source_id": repeated}))
-    npy.write_npy(Material(made.parts), tmp_path)
+    object.__setattr__(made.export_input.dataset, "items", pl.DataFrame({"source_id": repeated}))
+    npy.write_npy(ExportContext(made.export_input), tmp_path)
     found = np.load(tmp_path / "source_ids.npy")
     assert (found.dtype, found.tolist()) == (dtype, repeated.to_list())
 
 
-def test_qdrant_points(material, vectors, items, tmp_path, monkeypatch):
-    monkeypatch.setattr(qdrant, "rows_of", lambda megabytes, dim: 5)
-    written = qdrant.write_qdrant(material, tmp_path)
+def test_qdrant_points_hold_every_item(context, vectors, items, tmp_path, monkeypatch):
+    monkeypatch.setattr(qdrant, "rows_per_file", lambda megabytes, dim: 5)
+    written = qdrant.write_qdrant(context, tmp_path)
     collection = json.loads((tmp_path / "collection.json").read_text())
     assert collection == {"vectors": {"size": 8, "distance": "Dot"}}
     assert written["files"] == ["collection.json", *(f"points-{n:05}.json" for n in range(4))]
@@ -98,11 +98,11 @@ def test_qdrant_points(material, vectors, items, tmp_path, monkeypatch):
     assert [point["payload"] for point in points] == expected
 
 
-def test_elasticsearch_bulk_and_mapping(material, vectors, items, tmp_path, monkeypatch):
-    monkeypatch.setattr(elasticsearch, "rows_of", lambda megabytes, dim: 5)
-    written = elasticsearch.write_elasticsearch(material, tmp_path)
+def test_elasticsearch_files_hold_every_item(context, vectors, items, tmp_path, monkeypatch):
+    monkeypatch.setattr(elasticsearch, "rows_per_file", lambda megabytes, dim: 5)
+    written = elasticsearch.write_elasticsearch(context, tmp_path)
     mappings = json.loads((tmp_path / "index.json").read_text())["mappings"]
-    assert mappings["_meta"]["fingerprint"] == material.parts.fingerprint
+    assert mappings["_meta"]["fingerprint"] == context.export_input.fingerprint
     types = {name: field["type"] for name, field in mappings["properties"].items()}
     assert types == {
         "source_id": "keyword",
@@ -139,9 +139,9 @@ def rows_of(folder, names):
     return found
 
 
-def test_milvus_rows_and_collection(material, vectors, items, tmp_path, monkeypatch):
-    monkeypatch.setattr(milvus, "rows_of", lambda megabytes, dim: 5)
-    written = milvus.write_milvus(material, tmp_path)
+def test_milvus_files_hold_every_item(context, vectors, items, tmp_path, monkeypatch):
+    monkeypatch.setattr(milvus, "rows_per_file", lambda megabytes, dim: 5)
+    written = milvus.write_milvus(context, tmp_path)
     assert written["files"] == ["collection.json", *(f"rows-{n:05}.json" for n in range(4))]
     body = json.loads((tmp_path / "collection.json").read_text())
     fields = {field["fieldName"]: field for field in body["schema"]["fields"]}
@@ -156,12 +156,12 @@ def test_milvus_rows_and_collection(material, vectors, items, tmp_path, monkeypa
     assert [{"source_id": row["source_id"], **row["attributes"]} for row in rows] == expected
 
 
-def test_milvus_without_attributes(make_model, tmp_path):
+def test_milvus_rows_without_attributes(make_model, tmp_path):
     towers = {"query_tower": {"type": "user_embedding"}, "item_tower": {"type": "item_embedding"}}
     made = make_model(towers, features=False)
     ids = pl.DataFrame({"source_id": range(17)})
-    object.__setattr__(made.parts.dataset, "items", ids)
-    written = milvus.write_milvus(Material(made.parts), tmp_path)
+    object.__setattr__(made.export_input.dataset, "items", ids)
+    written = milvus.write_milvus(ExportContext(made.export_input), tmp_path)
     rows = rows_of(tmp_path, written["files"][1:])
     assert [(row["source_id"], row["attributes"]) for row in rows] == [(n, {}) for n in range(17)]
     body = json.loads((tmp_path / "collection.json").read_text())
@@ -169,28 +169,33 @@ def test_milvus_without_attributes(make_model, tmp_path):
 
 
 @pytest.mark.parametrize(("module", "name"), [(milvus, "milvus"), (elasticsearch, "elasticsearch")])
-def test_vectors_too_wide_for_a_target(material, tmp_path, monkeypatch, module, name):
-    monkeypatch.setattr(module, "WIDEST", 7)
+def test_too_wide_vectors_are_refused(context, tmp_path, monkeypatch, module, name):
+    monkeypatch.setattr(module, "MAX_DIM", 7)
     with pytest.raises(ConfigError, match=f"up to 7 numbers.*leave out --format {name}"):
-        FORMATS[name](material, tmp_path)
+        FORMATS[name](context, tmp_path)
 
 
-def test_a_column_of_the_same_name_and_one_of_another(everything):
-    with pytest.raises(ConfigError, match=r"the items have a column 'look'.*--vector-column"):
-        Material(everything.parts, "look")
-    assert next(Material(everything.parts, "v").frames(3, "x")).columns[-1] == "v"
+def test_vector_column_with_a_name_in_use_is_refused(everything):
+    with pytest.raises(
+        ConfigError, match=r"the items already have a column 'look'.*--vector-column"
+    ):
+        ExportContext(everything.export_input, vector_column="look")
+    assert (
+        next(ExportContext(everything.export_input, vector_column="v").frames(3, "x")).columns[-1]
+        == "v"
+    )
 
 
-def test_vectors_that_are_not_finite(make_model):
+def test_vectors_that_are_not_finite_are_refused(make_model):
     towers = {"query_tower": {"type": "user_embedding"}, "item_tower": {"type": "item_embedding"}}
     made = make_model(towers, features=False)
     with torch.no_grad():
         made.run.model.item_tower.embedding.weight[3, 1] = torch.inf
     with pytest.raises(ArtifactError, match="vectors of some items are not finite"):
-        _ = Material(made.parts).vectors
+        _ = ExportContext(made.export_input).vectors
 
 
-def test_moments_and_decimals_as_json():
+def test_times_and_decimals_as_json():
     import datetime
     import decimal
 

@@ -1,19 +1,18 @@
-"""Graphs on padded inputs against the model's own towers on packed ones."""
+"""Graphs on padded inputs, compared with the model's own towers on packed ones."""
 
 import pytest
 import torch
 from torch import nn
 
 from candid.errors import ArtifactError, ConfigError
-from candid.export.graphs import check_agrees, graphs_of
-from candid.export.inputs import Input, merged
-from candid.towers import TOWERS, QueryTower
+from candid.export.graphs import build_graphs, check_agreement
+from candid.towers import PaddedInput, QueryTower, merge_inputs
 
 HISTORIES = [[3], [1, 2, 3, 4, 5, 6], [16, 0], [5, 5, 5], [0, 9, 2, 7]]
 FEATURES = {"dim": 8, "field_dim": 8, "hidden": [16]}
 HISTORY = {"type": "causal_transformer", "dim": 8}
 ITEMS = {"type": "item_embedding", "dim": 8}
-# Settings of each tower; a new tower adds its line here, and a part in candid.export.padded.
+# Settings of the towers of candid. A tower without `to_padded` has no graph and needs no line here.
 QUERY_TOWERS = {
     "causal_transformer": [
         {"dim": 8, "num_heads": 2, "num_blocks": 2},
@@ -38,18 +37,18 @@ ITEM_TOWERS = {
 }
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, equal_nan=True)
+def check_close(vectors, expected):
+    torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-5, equal_nan=True)
 
 
-def named_graphs(made):
-    return {graph.name: graph for graph in graphs_of(made.parts)}
+def graphs_by_name(made):
+    return {graph.name: graph for graph in build_graphs(made.export_input)}
 
 
-def answer(made, graph, named):
-    assert {one.name for one in graph.inputs} == set(named)
+def encode(graph, tensors):
+    assert {padded_input.name for padded_input in graph.inputs} == set(tensors)
     with torch.no_grad():
-        return graph.module(named)
+        return graph.module(tensors)
 
 
 def model_of(towers, similarity="cosine"):
@@ -70,18 +69,18 @@ CASES = [
 
 
 @pytest.mark.parametrize("tower", CASES)
-def test_a_query_is_the_models_own(make_model, ask, tower):
+def test_query_graph_equals_the_model(make_model, queries_of, tower):
     made = make_model(model_of((tower, ITEMS)))
-    graphs, model = named_graphs(made), made.run.model
-    asked = ask(made, histories=HISTORIES)
+    graphs, model = graphs_by_name(made), made.run.model
+    queries = queries_of(made, histories=HISTORIES)
     with torch.no_grad():
-        close(answer(made, graphs["query"], asked.named), model.encode_queries(asked.queries))
+        check_close(encode(graphs["query"], queries.tensors), model.encode_queries(queries.queries))
     assert ("query_by_features" in graphs) == (tower["type"] == "user_features")
     if "query_by_features" in graphs:
-        asked = ask(made, histories=HISTORIES, by_features=True)
-        found = answer(made, graphs["query_by_features"], asked.named)
+        queries = queries_of(made, histories=HISTORIES, by_features=True)
+        vectors = encode(graphs["query_by_features"], queries.tensors)
         with torch.no_grad():
-            close(found, model.encode_queries(asked.queries))
+            check_close(vectors, model.encode_queries(queries.queries))
 
 
 @pytest.mark.parametrize(
@@ -92,72 +91,68 @@ def test_a_query_is_the_models_own(make_model, ask, tower):
         for number, settings in enumerate(listed)
     ],
 )
-def test_an_item_is_the_models_own(make_model, item_rows, tower):
+def test_item_graph_equals_the_model(make_model, item_rows, tower):
     made = make_model(model_of(({"type": "user_embedding", "dim": 8}, tower)))
-    graphs, model = named_graphs(made), made.run.model
+    graphs, model = graphs_by_name(made), made.run.model
     ids = torch.tensor([16, 0, 3, 3])
     with torch.no_grad():
-        close(answer(made, graphs["item"], {"item_id": ids}), model.encode_items(ids))
-        assert answer(made, graphs["item"], {"item_id": torch.tensor([-1])}).isnan().all()
+        check_close(encode(graphs["item"], {"item_id": ids}), model.encode_items(ids))
+        assert encode(graphs["item"], {"item_id": torch.tensor([-1])}).isnan().all()
     assert ("item_by_features" in graphs) == (tower["type"] == "item_features")
     if "item_by_features" in graphs:
-        values, named = item_rows(made, 4)
+        values, tensors = item_rows(made, 4)
         if tower["id_mode"] == "none":
             with torch.no_grad():
-                found = answer(made, graphs["item_by_features"], named)
-                close(found, model.encode_item_values(values, ids))
+                vectors = encode(graphs["item_by_features"], tensors)
+                check_close(vectors, model.encode_item_values(values, ids))
             return
         for known in (ids, None):
             given = torch.full((4,), -1) if known is None else known
-            found = answer(made, graphs["item_by_features"], {**named, "item_id": given})
+            vectors = encode(graphs["item_by_features"], {**tensors, "item_id": given})
             with torch.no_grad():
-                close(found, model.encode_item_values(values, known))
+                check_close(vectors, model.encode_item_values(values, known))
 
 
-def test_a_model_that_reads_everything(everything, ask):
-    graphs, model = named_graphs(everything), everything.run.model
+def test_graphs_of_a_model_that_reads_everything_equal_the_model(everything, queries_of):
+    graphs, model = graphs_by_name(everything), everything.run.model
     assert set(graphs) == {"query", "query_by_features", "item", "item_by_features"}
     for by_features in (False, True):
-        asked = ask(everything, histories=[[], *HISTORIES, []], by_features=by_features)
+        queries = queries_of(everything, histories=[[], *HISTORIES, []], by_features=by_features)
         graph = graphs["query_by_features" if by_features else "query"]
-        found = answer(everything, graph, asked.named)
+        vectors = encode(graph, queries.tensors)
         with torch.no_grad():
-            close(found, model.encode_queries(asked.queries))
-        assert len(found.unique(dim=0)) == len(HISTORIES) + 2
+            check_close(vectors, model.encode_queries(queries.queries))
+        assert len(vectors.unique(dim=0)) == len(HISTORIES) + 2
 
 
-def test_more_padding_changes_nothing(everything, ask):
-    graph = named_graphs(everything)["query"]
-    short = ask(everything, histories=[[2], [3, 4]])
-    long = ask(everything, histories=[[2], [3, 4]], width=6)
-    assert long.named["history"].shape == (2, 6)
-    close(answer(everything, graph, long.named), answer(everything, graph, short.named))
+def test_query_graph_with_more_padding_gives_the_same_vectors(everything, queries_of):
+    graph = graphs_by_name(everything)["query"]
+    short = queries_of(everything, histories=[[2], [3, 4]])
+    long = queries_of(everything, histories=[[2], [3, 4]], width=6)
+    assert long.tensors["history"].shape == (2, 6)
+    check_close(encode(graph, long.tensors), encode(graph, short.tensors))
 
 
-def test_somebody_unknown(everything, factors, ask):
+def test_query_graph_of_an_unknown_user(everything, factors, queries_of):
     model = everything.run.model
-    asked = ask(everything, histories=[[4, 2]])
-    asked.named["user_id"][0] = -1
-    asked.queries.user_ids[0] = -1
-    found = answer(everything, named_graphs(everything)["query"], asked.named)
+    queries = queries_of(everything, histories=[[4, 2]])
+    queries.tensors["user_id"][0] = -1
+    queries.queries.user_ids[0] = -1
+    vectors = encode(graphs_by_name(everything)["query"], queries.tensors)
     with torch.no_grad():
-        close(found, model.encode_queries(asked.queries))
-    nobody = {"user_id": torch.tensor([-1, 3])}
-    found = answer(factors, named_graphs(factors)["query"], nobody)
-    assert found.isnan().all(dim=1).tolist() == [True, False]
+        check_close(vectors, model.encode_queries(queries.queries))
+    tensors = {"user_id": torch.tensor([-1, 3])}
+    vectors = encode(graphs_by_name(factors)["query"], tensors)
+    assert vectors.isnan().all(dim=1).tolist() == [True, False]
 
 
-def test_an_empty_history_without_an_answer_has_none(plain, ask):
-    asked = ask(plain, histories=[[], [3]])
-    found = answer(plain, named_graphs(plain)["query"], asked.named)
-    assert found.isnan().all(dim=1).tolist() == [True, False]
+def test_query_graph_of_an_empty_history_without_an_answer_is_nan(plain, queries_of):
+    queries = queries_of(plain, histories=[[], [3]])
+    vectors = encode(graphs_by_name(plain)["query"], queries.tensors)
+    assert vectors.isnan().all(dim=1).tolist() == [True, False]
 
 
-def test_every_registered_tower_has_settings_here():
-    assert set(QUERY_TOWERS) | set(ITEM_TOWERS) == set(TOWERS)
-
-
-def test_a_tower_without_a_part_is_refused(make_model):
+def test_tower_without_to_padded_is_refused(make_model):
     class Other(QueryTower):
         dim = 8
         needs_history = False
@@ -167,29 +162,31 @@ def test_a_tower_without_a_part_is_refused(make_model):
 
     made = make_model(model_of((HISTORY, ITEMS)))
     made.run.model.query_tower = Other()
-    with pytest.raises(ConfigError, match="class Other cannot be exported"):
-        graphs_of(made.parts)
+    with pytest.raises(
+        ConfigError, match=r"the tower Other cannot be exported .* to_padded\(context\)"
+    ):
+        build_graphs(made.export_input)
 
 
-def test_a_graph_that_disagrees_is_refused():
+def test_graph_with_other_vectors_is_refused():
     expected = torch.tensor([[1.0, 2.0]])
-    assert check_agrees(expected + 1e-6, expected, "x") == pytest.approx(1e-6, rel=0.1)
+    assert check_agreement(expected + 1e-6, expected, "x") == pytest.approx(1e-6, rel=0.1)
     for wrong in (expected + 1e-4, expected * torch.nan):
         with pytest.raises(ArtifactError, match=r"x gives vectors that differ by"):
-            check_agrees(wrong, expected, "x")
+            check_agreement(wrong, expected, "x")
 
 
-def test_two_inputs_of_one_name_are_refused():
-    one, other = Input("user_id", "id", 3), Input("user_id", "id", 4)
-    assert merged([(one,), (one,)]) == (one,)
+def test_two_inputs_with_one_name_are_refused():
+    one, other = PaddedInput("user_id", "id", 3), PaddedInput("user_id", "id", 4)
+    assert merge_inputs([(one,), (one,)]) == (one,)
     with pytest.raises(ConfigError, match="'user_id'"):
-        merged([(one,), (other,)])
+        merge_inputs([(one,), (other,)])
 
 
-def test_weights_are_shared_not_copied(plain):
-    """A large model is not held twice, and exporting leaves it as it was."""
+def test_graphs_share_the_weights_of_the_model(plain):
+    """Exporting needs no second copy of a large model and does not change it."""
     before = {name: value.clone() for name, value in plain.run.model.state_dict().items()}
-    graph = named_graphs(plain)["query"]
+    graph = graphs_by_name(plain)["query"]
     shared = {id(p) for p in plain.run.model.parameters()}
     blocks = [m for m in graph.module.modules() if isinstance(m, nn.Linear)]
     assert blocks

@@ -1,4 +1,4 @@
-"""What feeds the graphs, as files: enough to encode by, and what known ids come to."""
+"""The input files of graphs: they restore each feature and give the values of known ids."""
 
 import json
 
@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 import torch
 
-from candid.export import Material
+from candid.export import ExportContext
 from candid.export.input_files import write_inputs
 from candid.features import FEATURES, Bags, Codes
 
@@ -14,24 +14,24 @@ from candid.features import FEATURES, Bags, Codes
 @pytest.fixture(scope="module")
 def folder(everything, tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs") / "inputs"
-    write_inputs(Material(everything.parts), folder)
+    write_inputs(ExportContext(everything.export_input), folder)
     return folder
 
 
-def test_features_can_be_made_again_from_it(folder, everything):
-    """Another program restores each feature from the file alone, and encodes alike."""
+def test_inputs_json_restores_every_feature(folder, everything):
+    """Another program restores each feature from the file alone and encodes the same values."""
     document = json.loads((folder / "inputs.json").read_text())
-    assert document["fingerprint"] == everything.parts.fingerprint
+    assert document["fingerprint"] == everything.export_input.fingerprint
     assert document["event_types"] == {"view": 1, "buy": 2}
     assert (document["padding"], document["max_length"]) == (-1, 6)
     items = everything.run.dataset.items
-    known = everything.run.features.item.values
-    assert list(document["features"]["item"]) == list(known)
-    for name, told in document["features"]["item"].items():
-        config = FEATURES[told["type"]].Config(**told["settings"])
-        values = config.restore(told["state"]).encode(items[told["column"]])
-        assert type(values) is type(known[name])
-        for ours, theirs in zip(tensors(values), tensors(known[name]), strict=True):
+    fitted = everything.run.features.item.values
+    assert list(document["features"]["item"]) == list(fitted)
+    for name, description in document["features"]["item"].items():
+        config = FEATURES[description["type"]].Config(**description["settings"])
+        values = config.restore(description["state"]).encode(items[description["column"]])
+        assert type(values) is type(fitted[name])
+        for ours, theirs in zip(tensors(values), tensors(fitted[name]), strict=True):
             assert torch.equal(ours, theirs)
 
 
@@ -41,20 +41,20 @@ def tensors(values):
     return [values.ids if isinstance(values, Codes) else values.values]
 
 
-def test_tables_hold_what_known_ids_come_to(folder, everything):
+def test_tables_hold_the_values_of_known_ids(folder, everything):
     for side, count in (("item", 17), ("user", 12)):
         table = pl.read_parquet(folder / f"{side}s.parquet")
         assert table[f"{side}_id"].to_list() == list(range(count))
         assert table["source_id"].to_list() == [f"s{row}" for row in range(count)]
         for name, values in getattr(everything.run.features, side).values.items():
-            found = table[f"{side}.{name}"].to_list()
+            column = table[f"{side}.{name}"].to_list()
             for row in range(count):
                 one = values.take(torch.tensor([row]))
                 expected = one.ids if isinstance(one, Bags) else tensors(one)[0][0]
-                assert found[row] == expected.tolist()
+                assert column[row] == expected.tolist()
 
 
-def test_users_are_left_out_where_nobody_asks_for_them(plain, tmp_path):
-    write_inputs(Material(plain.parts), tmp_path / "inputs")
+def test_users_are_left_out_without_a_user_input(plain, tmp_path):
+    write_inputs(ExportContext(plain.export_input), tmp_path / "inputs")
     assert not (tmp_path / "inputs" / "users.parquet").exists()
     assert (tmp_path / "inputs" / "items.parquet").exists()

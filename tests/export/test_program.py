@@ -1,4 +1,4 @@
-"""ONNX and torch.export as files, run by ONNX Runtime and by torch, against the model itself."""
+"""Files of ONNX and torch.export, run by ONNX Runtime and torch, compared with the model."""
 
 import functools
 import sys
@@ -9,71 +9,76 @@ import pytest
 import torch
 
 from candid.errors import ArtifactError, ConfigError
-from candid.export import Material, program
+from candid.export import ExportContext, program
+from candid.export.tracing import trace
 
 HISTORIES = [[3], [1, 2, 3, 4, 5, 6], [16, 0], [5, 5, 5], [0, 9, 2, 7]]
 
 
 class Written:
-    """Both formats of one model, read again by what the world reads them with."""
+    """Both formats of one model, read by the libraries that users read them with."""
 
     def __init__(self, made, root):
         self.made, self.root = made, root
-        self.material = Material(made.parts)
+        self.context = ExportContext(made.export_input)
         (root / "onnx").mkdir()
         (root / "torch").mkdir()
-        self.onnx = program.write_onnx(self.material, root / "onnx")
-        self.torch = program.write_torch(self.material, root / "torch")
+        self.onnx = program.write_onnx(self.context, root / "onnx")
+        self.torch = program.write_torch(self.context, root / "torch")
 
     @functools.cache  # noqa: B019
     def read(self, name):
         session = onnxruntime.InferenceSession(self.root / "onnx" / f"{name}.onnx")
         return session, torch.export.load(self.root / "torch" / f"{name}.pt2").module()
 
-    def ask(self, name, named):
+    def encode(self, name, tensors):
         session, loaded = self.read(name)
-        inputs = {one.name: named[one.name].numpy() for one in session.get_inputs()}
-        assert set(inputs) == set(named)
-        return torch.from_numpy(session.run(["vectors"], inputs)[0]), loaded(named)
+        inputs = {one.name: tensors[one.name].numpy() for one in session.get_inputs()}
+        assert set(inputs) == set(tensors)
+        return torch.from_numpy(session.run(["vectors"], inputs)[0]), loaded(tensors)
 
 
-def close(found, expected):
-    for one in found:
-        torch.testing.assert_close(one, expected, rtol=0, atol=1e-5, equal_nan=True)
+def check_close(outputs, expected):
+    for vectors in outputs:
+        torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-5, equal_nan=True)
 
 
-def answers_queries(written, ask, histories, *, by_features):
-    asked = ask(written.made, histories=histories, by_features=by_features)
+def check_queries(written, queries_of, histories, *, by_features):
+    queries = queries_of(written.made, histories=histories, by_features=by_features)
     with torch.no_grad():
-        expected = written.made.run.model.encode_queries(asked.queries)
+        expected = written.made.run.model.encode_queries(queries.queries)
     name = "query_by_features" if by_features else "query"
-    close(written.ask(name, dict(sorted(asked.named.items()))), expected)
+    check_close(written.encode(name, dict(sorted(queries.tensors.items()))), expected)
 
 
-def answers_items(written, item_rows, ids):
-    """Features of every type, of items that are known or, at -1, new."""
-    values, named = item_rows(written.made, len(ids))
+def check_items(written, item_rows, ids):
+    """Compare items by features of every type; id -1 is a new item."""
+    values, tensors = item_rows(written.made, len(ids))
     with torch.no_grad():
         model, known = written.made.run.model, None if (ids < 0).all() else ids
         expected = model.encode_item_values(values, known)
-    inputs = dict(sorted({**named, "item_id": ids}.items()))
-    close(written.ask("item_by_features", inputs), expected)
+    inputs = dict(sorted({**tensors, "item_id": ids}.items()))
+    check_close(written.encode("item_by_features", inputs), expected)
 
 
 @pytest.mark.slow
-def test_a_model_that_reads_everything(everything, ask, item_rows, tmp_path):
-    # One test, so that two workers do not each trace the same graphs.
+def test_files_of_a_model_that_reads_everything_equal_the_model(
+    everything, queries_of, item_rows, tmp_path
+):
+    # One test: two workers would each trace the same graphs.
     written = Written(everything, tmp_path)
     for facts in (written.onnx, written.torch):
         assert set(facts["graphs"]) == {"query", "query_by_features", "item", "item_by_features"}
     for histories in (HISTORIES, [[7]], [[], [2]], [[1, 2, 3, 4, 5, 6]]):
         for by_features in (False, True):
-            answers_queries(written, ask, histories, by_features=by_features)
+            check_queries(written, queries_of, histories, by_features=by_features)
     for ids in ([5], [0, 1, 2, 3, 4, 5, 6, 16], [-1], [-1, -1, -1]):
-        answers_items(written, item_rows, torch.tensor(ids))
+        check_items(written, item_rows, torch.tensor(ids))
     ids = torch.tensor([16, 2, 2])
     with torch.no_grad():
-        close(written.ask("item", {"item_id": ids}), everything.run.model.encode_items(ids))
+        check_close(
+            written.encode("item", {"item_id": ids}), everything.run.model.encode_items(ids)
+        )
     shapes = shapes_of(onnx.load(tmp_path / "onnx" / "query.onnx"))
     assert shapes["history"] == ["batch", "length"]
     assert shapes["user_id"] == ["batch"]
@@ -94,68 +99,74 @@ def small(plain, tmp_path_factory):
     return Written(plain, tmp_path_factory.mktemp("plain"))
 
 
-def test_a_transformer_with_learned_positions(small, ask):
+def test_transformer_with_learned_positions_equals_the_model(small, queries_of):
     for histories in (HISTORIES, [[7]]):
-        answers_queries(small, ask, histories, by_features=False)
+        check_queries(small, queries_of, histories, by_features=False)
 
 
-def test_what_files_say_of_themselves(small):
+def test_files_carry_the_metadata_of_the_model(small):
     model = onnx.load(small.root / "onnx" / "query.onnx")
     onnx.checker.check_model(model)
     assert (small.onnx["opset"], model.opset_import[0].version) == (20, 20)
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    assert told["candid.fingerprint"] == small.made.parts.fingerprint
-    assert told["candid.similarity"] == "inner product"
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["candid.fingerprint"] == small.made.export_input.fingerprint
+    assert metadata["candid.similarity"] == "inner product"
     files = {"candid.fingerprint": ""}
     torch.export.load(small.root / "torch" / "query.pt2", extra_files=files)
-    assert files["candid.fingerprint"] == told["candid.fingerprint"]
+    assert files["candid.fingerprint"] == metadata["candid.fingerprint"]
     for facts in (small.onnx, small.torch):
         assert all(graph["largest_difference"] <= 1e-5 for graph in facts["graphs"].values())
 
 
-def test_no_history_where_there_must_be_one_is_nan(small):
-    [found, also] = small.ask("query", {"history": torch.full((2, 3), -1)})
-    assert found.isnan().all()
-    assert also.isnan().all()
+def test_empty_history_without_an_answer_is_nan(small):
+    [onnx_vectors, torch_vectors] = small.encode("query", {"history": torch.full((2, 3), -1)})
+    assert onnx_vectors.isnan().all()
+    assert torch_vectors.isnan().all()
 
 
-def test_a_history_that_is_too_long_is_refused(small):
-    named = {"history": torch.zeros(2, 7, dtype=torch.int64)}
+def test_history_beyond_max_length_is_refused(small):
+    tensors = {"history": torch.zeros(2, 7, dtype=torch.int64)}
     session = onnxruntime.InferenceSession(small.root / "onnx" / "query.onnx")
     with pytest.raises(Exception, match=r"positions|broadcast|dimension"):
-        session.run(None, {"history": named["history"].numpy()})
+        session.run(None, {"history": tensors["history"].numpy()})
     loaded = torch.export.load(small.root / "torch" / "query.pt2").module()
     with pytest.raises(Exception, match="6"):
-        loaded(named)
+        loaded(tensors)
 
 
-def test_factors_by_id(factors, tmp_path):
+def test_embedding_towers_are_looked_up_by_id(factors, tmp_path):
     written = Written(factors, tmp_path)
     ids = torch.tensor([11, 0])
-    close(written.ask("query", {"user_id": ids}), factors.run.model.query_tower.embedding(ids))
-    close(written.ask("item", {"item_id": torch.tensor([-1])}), torch.full((1, 8), torch.nan))
+    check_close(
+        written.encode("query", {"user_id": ids}), factors.run.model.query_tower.embedding(ids)
+    )
+    check_close(
+        written.encode("item", {"item_id": torch.tensor([-1])}), torch.full((1, 8), torch.nan)
+    )
 
 
-def test_a_history_of_one_is_no_free_axis(make_model, tmp_path):
+def test_max_length_of_one_has_a_fixed_axis(make_model, tmp_path):
     tower = {"type": "causal_transformer", "dim": 8}
     item = {"type": "item_embedding", "dim": 8}
     made = make_model({"query_tower": tower, "item_tower": item}, features=False, max_length=1)
-    material = Material(made.parts)
-    graph = material.graphs[0]
+    context = ExportContext(made.export_input)
+    graph = context.graphs[0]
     assert graph.inputs[0].axes == ("batch", 1)
-    found = program.traced(graph).module()({"history": torch.tensor([[4], [2]])})
-    torch.testing.assert_close(found, graph.reference({"history": torch.tensor([[4], [2]])}))
+    vectors = trace(graph).module()({"history": torch.tensor([[4], [2]])})
+    torch.testing.assert_close(vectors, graph.reference({"history": torch.tensor([[4], [2]])}))
 
 
-def test_a_file_that_disagrees_is_refused(factors, tmp_path, monkeypatch):
-    material = Material(factors.parts)
-    wrong = material.graphs[0].module.part
+def test_file_with_other_vectors_is_refused(factors, tmp_path, monkeypatch):
+    context = ExportContext(factors.export_input)
+    wrong = context.graphs[0].module.padded
     wrong.table += 1
     with pytest.raises(ArtifactError, match=r"query\.pt2 gives vectors that differ"):
-        program.write_torch(material, tmp_path)
+        program.write_torch(context, tmp_path)
 
 
-def test_a_missing_package_is_one_sentence(factors, tmp_path, monkeypatch):
+def test_missing_package_is_one_sentence(factors, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"onnxruntime: install it with pip install candid"):
-        program.write_onnx(Material(factors.parts), tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"onnxruntime, .*: pip install 'candid-retrieval\[export\]'"
+    ):
+        program.write_onnx(ExportContext(factors.export_input), tmp_path)

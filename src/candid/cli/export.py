@@ -1,4 +1,4 @@
-"""``candid export``."""
+"""The verb ``candid export``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from candid.cli.options import Json, Quiet
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run")],
+    out: Annotated[Path, typer.Option(help="Folder to write, new or empty")],
     data: Annotated[
-        Path | None, typer.Option(help="Prepared dataset; none: the one the run was trained on.")
+        Path | None, typer.Option(help="Prepared dataset (default: the one of the run)")
     ] = None,
     formats: Annotated[
         list[str] | None,
@@ -23,39 +23,42 @@ def export(
             "--format",
             "-f",
             metavar="FORMAT",
-            help="The towers: onnx, torch. The vectors of the items: parquet, npy, or what "
-            "pgvector, qdrant, milvus or elasticsearch load. None: parquet. May be repeated.",
+            help="Towers: onnx, torch; item vectors: parquet, npy, pgvector, qdrant, milvus, "
+            "elasticsearch; may be repeated (default: parquet)",
         ),
     ] = None,
     vector_column: Annotated[
-        str, typer.Option(help="Name of the column or field that holds the vectors of items.")
+        str, typer.Option(help="Name of the column or field that holds the item vectors")
     ] = "vector",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a run's towers and item vectors for other programs."""
+    """Write the towers and item vectors of a run for other programs."""
     from candid.cli.progress import stage_progress
-    from candid.export import export as write
+    from candid.export import ExportInput
+    from candid.export import export as write_export
     from candid.runs import load_run
-    from candid.runs.exporting import export_parts
 
     console = Console(json, quiet)
     loaded = load_run(run, data)
     with stage_progress(console) as progress:
-        written = write(
-            export_parts(loaded),
+        document = write_export(
+            ExportInput.from_run(loaded),
             out,
             formats or ["parquet"],
             vector_column=vector_column,
             progress=progress,
         )
-    lines = [f"{name}: {', '.join(_files(facts))}" for name, facts in written["formats"].items()]
-    console.result({"folder": str(out), **written}, *lines, f"written to {out}")
+    lines = [
+        f"{name}: {', '.join(_file_summary(description))}"
+        for name, description in document["formats"].items()
+    ]
+    console.result({"folder": str(out), **document}, *lines, f"written to {out}")
 
 
-def _files(facts: dict[str, object]) -> list[str]:
-    """The files of a format: all of them, or the first ones."""
-    graphs, files = facts.get("graphs"), facts.get("files")
+def _file_summary(description: dict[str, object]) -> list[str]:
+    """Return the files of a format: all of them, or the first two and the last."""
+    graphs, files = description.get("graphs"), description.get("files")
     if isinstance(graphs, dict):
         return [
             f"{graph['file']} (within {graph['largest_difference']:.0e} of the model)"

@@ -4,44 +4,42 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from candid.atomic import write_json
 from candid.errors import ConfigError
-from candid.export.documents import json_lines, rows_of
+from candid.export.context import ExportContext
+from candid.export.documents import json_lines, rows_per_file
 
-if TYPE_CHECKING:
-    from candid.export.material import Material
-
-MEGABYTES = 16
-"""Of a request; Elasticsearch takes 100 unless it is told otherwise."""
-WIDEST = 4_096
+REQUEST_MEGABYTES = 16
+"""Size of a request; Elasticsearch accepts 100 by default."""
+MAX_DIM = 4_096
 
 
-def write_elasticsearch(material: Material, folder: Path) -> dict[str, Any]:
-    """Write ``index.json``, the body that makes the index, and ``bulk-00000.ndjson`` onwards.
+def write_elasticsearch(context: ExportContext, folder: Path) -> dict[str, Any]:
+    """Write ``index.json``, the body that creates the index, and ``bulk-00000.ndjson`` onwards.
 
     The ``_id`` of a document is the source id of its item.
 
     Raises:
-        ConfigError: vectors wider than Elasticsearch holds.
+        ConfigError: vectors wider than Elasticsearch accepts.
     """
-    if material.dim > WIDEST:
+    if context.dim > MAX_DIM:
         raise ConfigError(
-            f"Elasticsearch holds vectors of up to {WIDEST:,} numbers, and these have "
-            f"{material.dim:,}: leave out --format elasticsearch"
+            f"Elasticsearch accepts vectors of up to {MAX_DIM:,} numbers, and these have "
+            f"{context.dim:,}: leave out --format elasticsearch"
         )
     properties = {
         name: _mapping(dtype)
-        for name, dtype in material.schema.items()
-        if name != material.vector_column
+        for name, dtype in context.schema.items()
+        if name != context.vector_column
     }
     properties["title"] = {"type": "text"} if "title" in properties else None
-    properties[material.vector_column] = {
+    properties[context.vector_column] = {
         "type": "dense_vector",
-        "dims": material.dim,
+        "dims": context.dim,
         "index": True,
         "similarity": "max_inner_product",
     }
@@ -49,24 +47,25 @@ def write_elasticsearch(material: Material, folder: Path) -> dict[str, Any]:
         folder / "index.json",
         {
             "mappings": {
-                "_meta": material.facts,
-                "properties": {name: found for name, found in properties.items() if found},
+                "_meta": context.metadata,
+                "properties": {name: field for name, field in properties.items() if field},
             }
         },
     )
     numbers, files = count(), ["index.json"]
-    for frame in material.frames(rows_of(MEGABYTES, material.dim), "writing elasticsearch"):
+    rows = rows_per_file(REQUEST_MEGABYTES, context.dim)
+    for frame in context.frames(rows, "writing elasticsearch"):
         files.append(f"bulk-{next(numbers):05}.ndjson")
-        name = pl.col("source_id").cast(pl.String).alias("_id")
-        event_types = json_lines(frame.select(pl.struct(name).alias("index")))
+        document_id = pl.col("source_id").cast(pl.String).alias("_id")
+        operations = json_lines(frame.select(pl.struct(document_id).alias("index")))
         documents = json_lines(frame)
-        lines = pl.select(pl.concat_str([event_types, documents], separator="\n")).to_series()
+        lines = pl.select(pl.concat_str([operations, documents], separator="\n")).to_series()
         (folder / files[-1]).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {"files": files}
 
 
 def _mapping(dtype: pl.DataType) -> dict[str, Any] | None:
-    """The type of a field; None leaves it to Elasticsearch."""
+    """Return the type of a field; None lets Elasticsearch choose it."""
     if isinstance(dtype, pl.List | pl.Array):  # every field may hold several values
         return _mapping(dtype.inner) if isinstance(dtype.inner, pl.DataType) else None
     if isinstance(dtype, pl.Date | pl.Datetime):

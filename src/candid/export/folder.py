@@ -1,4 +1,4 @@
-"""The folder of an export: all of it, or none."""
+"""The folder of an export: written completely, or not at all."""
 
 from __future__ import annotations
 
@@ -9,58 +9,62 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from candid import __version__
 from candid.atomic import sync, write_error, write_json
 from candid.component import lookup
 from candid.errors import ConfigError
-from candid.evaluation import StageProgress
-from candid.export.material import Material
-from candid.export.parts import ExportParts
+from candid.export.context import ExportContext
+from candid.export.export_input import ExportInput
+from candid.export.registry import FORMATS
+from candid.inference import StageProgress
+from candid.version import __version__
 
 EXPORT = "export.json"
-"""What the folder holds, and of which model."""
+"""File that describes the content of the folder and its model."""
 
 
 def export(
-    parts: ExportParts,
-    out: Path,
+    export_input: ExportInput,
+    out: Path | str,
     formats: Sequence[str] = ("parquet",),
     *,
     vector_column: str = "vector",
     progress: StageProgress | None = None,
 ) -> dict[str, Any]:
-    """Write a model into a folder, in one or several formats, each in a folder of its own.
+    """Write a model into a folder, in one or several formats, each in its own subfolder.
 
     Args:
-        parts: the run.
+        export_input: the trained model, such as ``ExportInput.from_run(run)``.
         out: the folder, new or empty.
         formats: names of ``FORMATS``.
         vector_column: name of the column or field that holds the vectors of items.
-        progress: called with (stage, done, in all).
+        progress: called with (stage, items done, items in all).
 
     Returns:
-        What ``export.json`` says.
+        The content of ``export.json``.
 
     Raises:
-        UnknownNameError: no such format.
-        ConfigError: ``out`` holds something, a package is not installed, or a format cannot
-            hold this model.
-        ArtifactError: vectors that are not finite, a graph whose vectors are not the model's
-            own, or a write that was refused.
-    """
-    from candid.export import FORMATS
+        UnknownNameError: an unknown format.
+        ConfigError: ``out`` is not empty, a package is not installed, or a format cannot hold
+            this model.
+        ArtifactError: vectors that are not finite, a graph whose vectors differ from the
+            model's own, or a write that failed.
 
+    Example:
+        >>> run = candid.load_run("runs/films")  # doctest: +SKIP
+        >>> export(ExportInput.from_run(run), "films-export", ["parquet"])  # doctest: +SKIP
+    """
+    out = Path(out)
     writers = {name: lookup(FORMATS, "format", name) for name in formats}
-    _check_is_free(out)
-    material = Material(parts, vector_column, progress)
+    _check_empty(out)
+    context = ExportContext(export_input, vector_column=vector_column, progress=progress)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
-        written = {}
+        descriptions = {}
         for name, write in writers.items():
             (temporary / name).mkdir()
-            written[name] = write(material, temporary / name)
-        document = {"candid": __version__, **material.facts, "formats": written}
+            descriptions[name] = write(context, temporary / name)
+        document = {"candid": __version__, **context.metadata, "formats": descriptions}
         write_json(temporary / EXPORT, document)
         for path in temporary.rglob("*"):
             sync(path)
@@ -73,12 +77,12 @@ def export(
     return document
 
 
-def _check_is_free(out: Path) -> None:
-    """Refuse a folder that holds something.
+def _check_empty(out: Path) -> None:
+    """Refuse a folder with content.
 
     Raises:
-        ConfigError: it does, or is a file.
+        ConfigError: it has content, or is a file.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "is not empty" if out.is_dir() else "is a file"
-        raise ConfigError(f"{out} {what}: name a new or empty folder with --out")
+        reason = "is not empty" if out.is_dir() else "is a file"
+        raise ConfigError(f"{out} {reason}: name a new or empty folder with --out")

@@ -1,49 +1,56 @@
-"""The graphs of a model: what each answers, what it reads, and what the model itself says."""
+"""The graphs of a model: their inputs, their modules, and the vectors of the model itself."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from candid.batches import History, Queries
 from candid.errors import ArtifactError
-from candid.export.inputs import PADDING, Input, Named, example, packed
-from candid.export.padded import Asked, FeatureValues, Forms, Part, Rows, padded_query
-from candid.export.parts import ExportParts
-from candid.towers import RetrievalModel
-from candid.towers.feature_tower import ItemFeatures
+from candid.export.export_input import ExportInput
+from candid.export.packing import pack_features, pack_queries
+from candid.features import Values
+from candid.towers import (
+    PADDING,
+    NamedTensors,
+    PaddedContext,
+    PaddedInput,
+    PaddedLookup,
+    PaddedModule,
+    RetrievalModel,
+)
 
 TOLERANCE = 1e-5
-"""How far a vector of a graph may be from the model's own, by the largest number in them where
-that is above 1: sums in another order differ by float32's rounding."""
+"""Largest difference between a vector of a graph and the model's own, relative to the largest
+number in them where that is above 1: sums in another order differ by the rounding of float32."""
 
 
 class GraphModule(nn.Module):
-    """A part with the model's scaling: named tensors to vectors.
+    """A padded module followed by the scaling of the model: named tensors to vectors.
 
     Args:
-        part: what it computes.
-        model: whose similarity it has.
-        is_query: whether the temperature is folded in, as into queries.
+        padded: computes the vectors before scaling.
+        model: its similarity and temperature are applied.
+        is_query: fold the temperature in, as the model does into queries.
     """
 
     scale: Tensor
 
-    def __init__(self, part: Part, model: RetrievalModel, *, is_query: bool) -> None:
+    def __init__(self, padded: PaddedModule, model: RetrievalModel, *, is_query: bool) -> None:
         super().__init__()
-        self.part = part
+        self.padded = padded
         self.is_cosine = model.similarity == "cosine"
         scale = torch.exp(-model.log_temperature.detach()) if is_query else torch.ones(())
         self.register_buffer("scale", scale.float())
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Encode B rows: [B, D] float32."""
-        vectors: Tensor = self.part(inputs).float()
+        vectors: Tensor = self.padded(inputs).float()
         if self.is_cosine:
             vectors = F.normalize(vectors, dim=-1)
         return vectors * self.scale
@@ -55,143 +62,163 @@ class Graph:
 
     Attributes:
         name: "query", "query_by_features", "item" or "item_by_features".
-        module: takes a dict of tensors by input name, gives [B, D].
-        inputs: by name, sorted.
-        reference: what the model itself makes of the same inputs.
+        module: takes a dict of tensors by input name, returns [B, D].
+        inputs: sorted by name.
+        reference: the model's own computation on the same inputs.
         width: D.
-        answers_empty: whether an empty history has an answer (or there are no histories).
+        answers_empty: whether an empty history has an answer (True also without histories).
     """
 
     name: str
     module: GraphModule
-    inputs: tuple[Input, ...]
-    reference: Callable[[Named], Tensor]
+    inputs: tuple[PaddedInput, ...]
+    reference: Callable[[NamedTensors], Tensor]
     width: int
     answers_empty: bool = True
 
     def example(self, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-        """Random inputs; see ``inputs.example``."""
-        return example(self.inputs, batch, length, seed, empty=self.answers_empty)
+        """Return random inputs; see ``random_inputs``."""
+        return random_inputs(self.inputs, batch, length, seed, with_empty=self.answers_empty)
 
 
-def graphs_of(parts: ExportParts) -> list[Graph]:
-    """Every graph that a model has.
+def build_graphs(export_input: ExportInput) -> list[Graph]:
+    """Return every graph of a model.
 
-    ``query`` is asked by a user of the dataset, ``query_by_features`` by somebody else, where
-    the model reads features of users; ``item`` takes item ids, ``item_by_features`` what is
-    known of items, where it reads that.
+    ``query`` encodes users of the dataset by id. ``query_by_features`` encodes other users by
+    their features, if the model reads features of users. ``item`` takes item ids.
+    ``item_by_features`` takes item features, if the model reads them.
 
     Raises:
-        ConfigError: a tower that has no graph.
+        ConfigError: a tower has no padded form (``to_padded``).
     """
-    model = parts.model
+    model = export_input.model
     if model.device.type != "cpu":
         model = copy.deepcopy(model).to("cpu")
-    forms = {side: known.table.values for side, known in parts.sides.items()}
-    graphs = [_query(parts, model, forms, "user_id")]
+    features = {side: known.table.values for side, known in export_input.features.items()}
+    length = export_input.max_length
+    graphs = [_query_graph("query", model, PaddedContext(length, "user_id", features))]
     if model.reads_user_features and not model.needs_user:
-        graphs.append(_query(parts, model, forms, "features"))
-    graphs.append(_item(model))
-    if isinstance(model.item_tower, ItemFeatures):
-        graphs.append(_item_by_features(model, model.item_tower, forms))
+        context = PaddedContext(length, "features", features)
+        graphs.append(_query_graph("query_by_features", model, context))
+    graphs.append(_item_graph(model))
+    if model.reads_item_features:
+        context = PaddedContext(length, "user_id", features)
+        graphs.append(_item_features_graph(model, context))
     return graphs
 
 
-def check_agrees(found: Tensor, expected: Tensor, what: str) -> float:
-    """Compare vectors with the model's own; the largest difference.
+def check_agreement(vectors: Tensor, expected: Tensor, name: str) -> float:
+    """Compare vectors with the model's own; return the largest difference.
+
+    Args:
+        vectors: [B, D], of the graph.
+        expected: [B, D], of the model.
+        name: of the graph or its file, for the error message.
 
     Raises:
         ArtifactError: they differ by more than ``TOLERANCE``.
     """
     largest = expected.abs().max().clamp(min=1.0).item()
-    difference = (found - expected).abs().max().item()
+    difference = (vectors - expected).abs().max().item()
     if not difference <= TOLERANCE * largest:
         raise ArtifactError(
-            f"{what} gives vectors that differ by {difference:.1e} from the model's own, more than "
-            f"{TOLERANCE * largest:.0e}: this model cannot be exported so; please report it"
+            f"{name} gives vectors that differ by {difference:.1e} from the model's own, more "
+            f"than {TOLERANCE * largest:.0e}: this model cannot be exported to this format; "
+            "please report it"
         )
     return difference
 
 
-def _query(parts: ExportParts, model: RetrievalModel, forms: Forms, asked: Asked) -> Graph:
-    part = padded_query(
-        model.query_tower, asked, forms, parts.max_length, model.item_tower.num_items
-    )
+def random_inputs(
+    inputs: Iterable[PaddedInput],
+    batch: int,
+    length: int,
+    seed: int = 0,
+    *,
+    with_empty: bool = False,
+) -> dict[str, Tensor]:
+    """Return random inputs of B rows; histories and bags have every length.
 
-    def reference(named: Named) -> Tensor:
+    Args:
+        inputs: of the graph.
+        batch: B.
+        length: size of the second axis of histories and bags, where it is free.
+        seed: of the random numbers.
+        with_empty: whether histories may be empty.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for padded_input in inputs:
+        name, size = padded_input.name, padded_input.size
+        columns = min(length, padded_input.max_length or length)
+        shape = (batch, columns if padded_input.width is None else padded_input.width)
+        if padded_input.kind == "numbers":
+            tensors[name] = torch.randn(shape, generator=generator)
+        elif padded_input.kind == "id":
+            tensors[name] = torch.randint(0, size, (batch,), generator=generator)
+        else:
+            tensors[name] = torch.randint(0, size, shape, generator=generator)
+        if padded_input.kind == "bag":
+            lengths = torch.randint(0, columns + 1, (batch,), generator=generator)
+            tensors[name] = _pad_after(tensors[name], lengths)
+    if "history" in tensors:
+        columns = tensors["history"].shape[1]
+        shortest = 0 if with_empty else 1
+        lengths = torch.randint(shortest, columns + 1, (batch,), generator=generator)
+        tensors["history"] = _pad_after(tensors["history"], lengths)
+    return tensors
+
+
+def _pad_after(values: Tensor, lengths: Tensor) -> Tensor:
+    is_padding = torch.arange(values.shape[1]) >= lengths[:, None]
+    return values.masked_fill(is_padding, PADDING)
+
+
+def _query_graph(
+    name: Literal["query", "query_by_features"], model: RetrievalModel, context: PaddedContext
+) -> Graph:
+    def reference(tensors: NamedTensors) -> Tensor:
         with torch.no_grad():
-            return model.encode_queries(packed_queries(named, forms)).float()
+            return model.encode_queries(pack_queries(tensors, context.features)).float()
 
+    padded = model.query_tower.to_padded(context)
     return Graph(
-        "query" if asked == "user_id" else "query_by_features",
-        GraphModule(part, model, is_query=True).eval(),
-        tuple(sorted(part.inputs, key=lambda one: one.name)),
+        name,
+        GraphModule(padded, model, is_query=True).eval(),
+        tuple(sorted(padded.inputs, key=lambda padded_input: padded_input.name)),
         reference,
         model.item_tower.dim,
         answers_empty=not model.needs_history,
     )
 
 
-def _item(model: RetrievalModel) -> Graph:
+def _item_graph(model: RetrievalModel) -> Graph:
     with torch.no_grad():
         vectors = model.item_tower.catalog()
         unknown = vectors.new_full((vectors.shape[1],), torch.nan)
-    part = Rows("item_id", vectors, unknown)
+    padded = PaddedLookup("item_id", vectors, unknown)
 
-    def reference(named: Named) -> Tensor:
+    def reference(tensors: NamedTensors) -> Tensor:
         with torch.no_grad():
-            return model.encode_items(named["item_id"]).float()
+            return model.encode_items(tensors["item_id"]).float()
 
-    module = GraphModule(part, model, is_query=False).eval()
-    return Graph("item", module, part.inputs, reference, model.item_tower.dim)
+    module = GraphModule(padded, model, is_query=False).eval()
+    return Graph("item", module, padded.inputs, reference, model.item_tower.dim)
 
 
-def _item_by_features(model: RetrievalModel, tower: ItemFeatures, forms: Forms) -> Graph:
-    part = FeatureValues(tower.encoder, "item", forms["item"])
+def _item_features_graph(model: RetrievalModel, context: PaddedContext) -> Graph:
+    forms: Mapping[str, Values] = context.features["item"]
 
-    def reference(named: Named) -> Tensor:
-        values = {name: packed(form, named[f"item.{name}"]) for name, form in forms["item"].items()}
+    def reference(tensors: NamedTensors) -> Tensor:
+        values = pack_features("item", forms, tensors)
         with torch.no_grad():
-            return model.encode_item_values(values, named.get("item_id")).float()
+            return model.encode_item_values(values, tensors.get("item_id")).float()
 
+    padded = model.item_tower.to_padded(context)
     return Graph(
         "item_by_features",
-        GraphModule(part, model, is_query=False).eval(),
-        tuple(sorted(part.inputs, key=lambda one: one.name)),
+        GraphModule(padded, model, is_query=False).eval(),
+        tuple(sorted(padded.inputs, key=lambda padded_input: padded_input.name)),
         reference,
         model.item_tower.dim,
-    )
-
-
-def packed_queries(named: Named, forms: Forms) -> Queries:
-    """The inputs of a query graph as the towers read them."""
-    batch = len(next(iter(named.values())))
-    nobody = torch.full((batch,), PADDING)
-    values = {
-        side: {
-            name: packed(form, named[f"{side}.{name}"])
-            for name, form in forms.get(side, {}).items()
-            if f"{side}.{name}" in named
-        }
-        for side in ("user", "context")
-    }
-    return Queries(
-        user_ids=named.get("user_id", nobody),
-        history=_packed_history(named),
-        context=values["context"] or None,
-        user_features=values["user"] or None,
-    )
-
-
-def _packed_history(named: Named) -> History | None:
-    if "history" not in named:
-        return None
-    is_token = named["history"] != PADDING
-    lengths = is_token.sum(1)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return History(
-        item_ids=named["history"][is_token],
-        offsets=offsets,
-        query_positions=torch.where(lengths > 0, offsets[1:] - 1, PADDING),
-        event_types=named["event_types"][is_token] if "event_types" in named else None,
     )

@@ -4,53 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from candid.atomic import write_json
 from candid.errors import ConfigError
-from candid.export.documents import as_json, rows_of, write_requests
-
-if TYPE_CHECKING:
-    from candid.export.material import Material
+from candid.export.context import ExportContext
+from candid.export.documents import rows_per_file, to_json_types, write_requests
 
 COLLECTION = "candid_items"
-MEGABYTES = 16
-"""Of a request; Milvus takes 64 unless it is told otherwise."""
-WIDEST = 32_768
-LONGEST = 65_535
-"""Bytes of a VarChar."""
-OURS = ("source_id", "attributes")
+REQUEST_MEGABYTES = 16
+"""Size of a request; Milvus accepts 64 by default."""
+MAX_DIM = 32_768
+MAX_VARCHAR_BYTES = 65_535
+RESERVED_FIELDS = ("source_id", "attributes")
+"""Fields of the collection beside the vector."""
 
 
-def write_milvus(material: Material, folder: Path) -> dict[str, Any]:
+def write_milvus(context: ExportContext, folder: Path) -> dict[str, Any]:
     """Write ``collection.json`` and ``rows-00000.json`` onwards, bodies of POST requests.
 
-    Rows are JSON, not parquet: a server reads parquet from its own object store alone, and of
-    the types that Arrow has for text and lists not those that Polars writes. Title and
-    attributes are one field of JSON, which filters can read: Milvus has types for fewer columns
-    than tables of items have.
+    The rows are JSON, not parquet: a Milvus server reads parquet only from its own object store,
+    and not all the Arrow types for text and lists that Polars writes. Title and attributes are
+    one JSON field, which filters can read: Milvus has types for fewer columns than a table of
+    items can have.
 
     Raises:
-        ConfigError: vectors or source ids that Milvus does not hold, or a clash of names.
+        ConfigError: vectors or source ids that Milvus does not accept, or a clash of names.
     """
-    vector, ids = material.vector_column, material.parts.dataset.items["source_id"]
-    if material.dim > WIDEST:
+    vector, ids = context.vector_column, context.export_input.dataset.items["source_id"]
+    if context.dim > MAX_DIM:
         raise ConfigError(
-            f"Milvus holds vectors of up to {WIDEST:,} numbers, and these have {material.dim:,}: "
-            "leave out --format milvus"
+            f"Milvus accepts vectors of up to {MAX_DIM:,} numbers, and these have "
+            f"{context.dim:,}: leave out --format milvus"
         )
-    if vector in OURS:
-        raise ConfigError(f"--vector-column {vector} is another column of --format milvus")
+    if vector in RESERVED_FIELDS:
+        raise ConfigError(
+            f"--format milvus has another field {vector!r}: choose another --vector-column"
+        )
     if ids.dtype.is_integer():
         key: dict[str, Any] = {"dataType": "Int64"}
     else:
         longest = int(ids.cast(pl.String).str.len_bytes().max() or 1)  # type: ignore[arg-type]
-        if longest > LONGEST:
+        if longest > MAX_VARCHAR_BYTES:
             raise ConfigError(
-                f"Milvus holds source ids of up to {LONGEST:,} bytes, and one has {longest:,}: "
-                "leave out --format milvus"
+                f"Milvus accepts source ids of up to {MAX_VARCHAR_BYTES:,} bytes, and one has "
+                f"{longest:,}: leave out --format milvus"
             )
         key = {"dataType": "VarChar", "elementTypeParams": {"max_length": max(longest, 1)}}
     fields = [
@@ -59,7 +59,7 @@ def write_milvus(material: Material, folder: Path) -> dict[str, Any]:
         {
             "fieldName": vector,
             "dataType": "FloatVector",
-            "elementTypeParams": {"dim": material.dim},
+            "elementTypeParams": {"dim": context.dim},
         },
     ]
     index = {
@@ -77,12 +77,12 @@ def write_milvus(material: Material, folder: Path) -> dict[str, Any]:
             "indexParams": [index],
         },
     )
-    names = write_requests(_rows(material), folder, "rows", "data", collectionName=COLLECTION)
+    names = write_requests(_rows(context), folder, "rows", "data", collectionName=COLLECTION)
     return {"files": ["collection.json", *names], "collection": COLLECTION}
 
 
-def _rows(material: Material) -> Iterator[pl.DataFrame]:
-    vector = material.vector_column
-    for frame in material.frames(rows_of(MEGABYTES, material.dim), "writing milvus"):
-        attributes = as_json(frame.drop("source_id", vector)).to_struct("attributes")
+def _rows(context: ExportContext) -> Iterator[pl.DataFrame]:
+    vector = context.vector_column
+    for frame in context.frames(rows_per_file(REQUEST_MEGABYTES, context.dim), "writing milvus"):
+        attributes = to_json_types(frame.drop("source_id", vector)).to_struct("attributes")
         yield frame.select("source_id", attributes, vector)

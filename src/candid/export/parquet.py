@@ -1,28 +1,28 @@
-"""Tables written as parquet, some rows at a time."""
+"""Tables written as parquet, in chunks of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 from polars.io.plugins import register_io_source
 
-if TYPE_CHECKING:
-    from candid.export.material import Material
+from candid.export.context import ExportContext
 
 ROWS = 16_384
+"""Rows of a frame."""
 
 
-def write_items_parquet(material: Material, folder: Path) -> dict[str, Any]:
+def write_items_parquet(context: ExportContext, folder: Path) -> dict[str, Any]:
     """Write ``items.parquet``: source id, title, attributes, and the vector as a fixed-size list.
 
-    The metadata of the file name the model.
+    The metadata of the file identify the model.
     """
     path = folder / "items.parquet"
-    frames = material.frames(ROWS, "writing parquet")
-    write_parquet(path, material.schema, frames, material.metadata)
+    frames = context.frames(ROWS, "writing parquet")
+    write_parquet(path, context.schema, frames, context.text_metadata)
     return {"files": [path.name]}
 
 
@@ -32,7 +32,7 @@ def write_parquet(
     frames: Iterable[pl.DataFrame],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write frames one after the other into one file.
+    """Write frames into one file.
 
     Args:
         path: the file.

@@ -3,162 +3,138 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from candid.errors import ConfigError
-from candid.export.graphs import Graph, check_agrees
+from candid.export.context import ExportContext
+from candid.export.graphs import Graph, check_agreement
 from candid.export.input_files import write_inputs
-from candid.export.inputs import Named
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
-    from candid.export.material import Material
+from candid.export.tracing import quiet_torch
+from candid.towers import NamedTensors, PaddedInput
 
 OPSET = 20
-"""Of ONNX: the first with an operator for GELU; ONNX Runtime reads it from 1.17 on."""
+"""Of ONNX: the first with an operator for GELU; ONNX Runtime reads it from version 1.17 on."""
 OUTPUT = "vectors"
 CHECKS = ((1, 1), (2, 2), (33, 7))
-"""Batch and length of the inputs that a file is checked with: the least, and larger than the
-ones that were traced."""
+"""(Batch, length) of the inputs that check a file: the smallest sizes, and sizes larger than those
+that were traced."""
 
 
-def write_torch(material: Material, folder: Path) -> dict[str, Any]:
-    """Write a ``.pt2`` for each graph, and check what it gives when it is read again."""
+def write_torch(context: ExportContext, folder: Path) -> dict[str, Any]:
+    """Write a ``.pt2`` for each graph, load it again and check its vectors."""
     graphs = {}
-    for graph in material.graphs:
+    for graph in context.graphs:
         path = folder / f"{graph.name}.pt2"
-        with _without_remarks():
+        with quiet_torch():
             torch.export.save(
-                material.programs[graph.name], path, extra_files=dict(material.metadata)
+                context.programs[graph.name], path, extra_files=dict(context.text_metadata)
             )
             program = torch.export.load(path).module()
-        graphs[graph.name] = _checked(graph, path.name, lambda named, p=program: p(dict(named)))
-    write_inputs(material, folder.parent / "inputs")
+        graphs[graph.name] = _check_file(
+            graph, path.name, lambda tensors, module=program: module(dict(tensors))
+        )
+    write_inputs(context, folder.parent / "inputs")
     return {"graphs": graphs}
 
 
-def write_onnx(material: Material, folder: Path) -> dict[str, Any]:
-    """Write an ``.onnx`` for each graph, and check it in ONNX Runtime.
+def write_onnx(context: ExportContext, folder: Path) -> dict[str, Any]:
+    """Write an ``.onnx`` for each graph and check its vectors in ONNX Runtime.
 
     Raises:
-        ConfigError: a package of ``candid[export]`` is not installed.
+        ConfigError: a package of ``candid-retrieval[export]`` is not installed.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(
-                f"the format onnx needs the package {package}: install it with pip install "
-                "candid[export]"
+                f"the format onnx needs the package {package}, which is not installed: "
+                "pip install 'candid-retrieval[export]'"
             )
     graphs = {}
-    for graph in material.graphs:
+    for graph in context.graphs:
         path = folder / f"{graph.name}.onnx"
-        with _without_remarks():
-            found = torch.onnx.export(
-                material.programs[graph.name],
+        with quiet_torch():
+            program = torch.onnx.export(
+                context.programs[graph.name],
                 (),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[one.name for one in graph.inputs],
+                input_names=[padded_input.name for padded_input in graph.inputs],
                 output_names=[OUTPUT],
                 verbose=False,
             )
-            assert found is not None
-            _name_axes(found.model, graph)
-            found.model.metadata_props.update(material.metadata)
-            found.save(path)
-        graphs[graph.name] = _checked(graph, path.name, _runtime(path))
-    write_inputs(material, folder.parent / "inputs")
+            assert program is not None
+            _name_axes(program.model, graph)
+            program.model.metadata_props.update(context.text_metadata)
+            program.save(path)
+        graphs[graph.name] = _check_file(graph, path.name, _load_onnx(path))
+    write_inputs(context, folder.parent / "inputs")
     return {"opset": OPSET, "graphs": graphs}
 
 
-def traced(graph: Graph) -> ExportedProgram:
-    """Trace a graph, free in the sizes of the batch, of histories and of bags."""
-    axes: dict[str, Any] = {}
-
-    def axis(one: str | int, longest: int | None) -> Any:
-        if isinstance(one, int):
-            return torch.export.Dim.STATIC
-        if one not in axes:
-            most = {} if longest is None else {"max": longest}
-            axes[one] = torch.export.Dim(f"axis_{len(axes)}", min=1, **most)
-        return axes[one]
-
-    shapes = {
-        one.name: {
-            place: axis(name, one.longest if place else None) for place, name in enumerate(one.axes)
-        }
-        for one in graph.inputs
-    }
-    with _without_remarks():
-        return torch.export.export(
-            graph.module, (graph.example(3, 5),), dynamic_shapes={"inputs": shapes}
-        )
-
-
-def _checked(graph: Graph, file: str, run: Any) -> dict[str, Any]:
-    """What a file is, and how far its vectors are from the model's own.
+def _check_file(graph: Graph, file: str, run: Callable[[NamedTensors], Tensor]) -> dict[str, Any]:
+    """Return the description of a file, with the largest difference from the model's vectors.
 
     Raises:
-        ArtifactError: too far.
+        ArtifactError: the difference is too large.
     """
     largest = 0.0
     for seed, (batch, length) in enumerate(CHECKS):
-        named = graph.example(batch, length, seed + 1)
+        tensors = graph.example(batch, length, seed + 1)
         with torch.no_grad():
-            largest = max(largest, check_agrees(run(named), graph.reference(named), file))
+            expected = graph.reference(tensors)
+            largest = max(largest, check_agreement(run(tensors), expected, file))
     return {
         "file": file,
-        "inputs": [one.to_json() for one in graph.inputs],
+        "inputs": [_describe_input(padded_input) for padded_input in graph.inputs],
         "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", graph.width]},
         "largest_difference": largest,
     }
 
 
-def _runtime(path: Path) -> Any:
+def _describe_input(padded_input: PaddedInput) -> dict[str, Any]:
+    """Return name, type and shape as in ``export.json``."""
+    description = {
+        "name": padded_input.name,
+        "kind": padded_input.kind,
+        "dtype": str(padded_input.dtype).removeprefix("torch."),
+        "shape": list(padded_input.axes),
+    }
+    if padded_input.kind != "numbers":
+        description["below"] = padded_input.size
+    if padded_input.max_length is not None:
+        description["longest"] = padded_input.max_length
+    if padded_input.feature is not None:
+        description |= {"side": padded_input.side, "feature": padded_input.feature}
+    return description
+
+
+def _load_onnx(path: Path) -> Callable[[NamedTensors], Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(named: Named) -> Tensor:
-        arrays: Mapping[str, Any] = {name: value.numpy() for name, value in named.items()}
+    def run(tensors: NamedTensors) -> Tensor:
+        arrays: Mapping[str, Any] = {name: value.numpy() for name, value in tensors.items()}
         return torch.from_numpy(session.run([OUTPUT], arrays)[0])
 
     return run
 
 
 def _name_axes(model: Any, graph: Graph) -> None:
-    """Call free axes what ``inputs.json`` calls them, not s17."""
+    """Give free axes the names of ``PaddedInput.axes`` instead of s17."""
     names = {}
-    for value, one in zip(model.graph.inputs, graph.inputs, strict=True):
-        for dim, axis in zip(value.shape, one.axes, strict=True):
+    for value, padded_input in zip(model.graph.inputs, graph.inputs, strict=True):
+        for dim, axis in zip(value.shape, padded_input.axes, strict=True):
             if isinstance(axis, str):
                 names[str(dim)] = axis
     values = [*model.graph.inputs, *model.graph.outputs]
     values += [value for node in model.graph for value in node.outputs]
     for value in values:
-        for place, dim in enumerate(value.shape or ()):
+        for number, dim in enumerate(value.shape or ()):
             if str(dim) in names:
-                value.shape[place] = names[str(dim)]
-
-
-@contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Keep back what torch says of its own insides: nobody who exports can act on it."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+                value.shape[number] = names[str(dim)]

@@ -38,7 +38,7 @@ class PaddedInput:
         kind: "id" [B]; "ids" and "event_types" [B, L]; "codes" [B, K]; "bag" [B, M], M free;
             "numbers" [B, M], M fixed.
         size: values are below it (of ids, event types, codes and bags); 0 for numbers.
-        width: size of the second axis; None where it is free, or there is none.
+        width: size of the second axis; None where it is free or absent.
         side: "item", "user" or "context" for a feature, else None.
         feature: name of the feature, or None.
         max_length: largest size of a free second axis, or None.
