@@ -27,7 +27,7 @@ import polars as pl
 
 from candid.evaluation import EvaluationReport, PerUser, Slice, compare
 from candid.runs import Run, evaluate_run, load_run
-from candid.synthetic import SyntheticConfig, World
+from candid.synthetic import SyntheticConfig, SyntheticData
 from recipe_figures import candid
 
 ROOT = Path(__file__).parents[1]
@@ -221,7 +221,7 @@ def main() -> None:
     os.environ.setdefault("CANDID_DATA", "../shared/data")
     os.environ["CANDID_WORLD"] = str(arguments.work / "world")
     if not (arguments.work / "world" / "users.parquet").exists():
-        World(SyntheticConfig(**WORLD)).write(arguments.work / "world")
+        SyntheticData(SyntheticConfig(**WORLD)).write(arguments.work / "world")
     earlier = json.loads(RESULT.read_text())["results"] if RESULT.exists() else {}
     results = earlier | {
         name: measure(name, arguments.work / name, arguments.seeds) for name in arguments.datasets

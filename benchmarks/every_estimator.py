@@ -32,7 +32,7 @@ from candid import __version__
 from candid.audit import ALL, Effort, Plan, Variant, audit, standard_plans
 from candid.config import RunConfig, load_recipe, parse_config
 from candid.data import DataConfig, PreparedDataset, Role, open_dataset, prepare
-from candid.demo.truth import TrueModel
+from candid.demo.oracle import OracleModel
 from candid.errors import CandidError
 from candid.evaluation import EvaluationConfig, evaluate
 from candid.runs import (
@@ -44,7 +44,7 @@ from candid.runs import (
 )
 from candid.runs.audit import plan_of, run_subjects
 from candid.samplers import SAMPLERS
-from candid.synthetic import SyntheticConfig, World
+from candid.synthetic import SyntheticConfig, SyntheticData
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "every_estimator.json"
@@ -92,7 +92,7 @@ def datasets(work: Path) -> dict[str, PreparedDataset]:
     assert movies is not None
     prepare(movies, work / "ml1m")
     if not (work / "files" / "interactions.parquet").exists():
-        World(SyntheticConfig(**WORLD)).write(work / "files")
+        SyntheticData(SyntheticConfig(**WORLD)).write(work / "files")
     prepare(
         DataConfig(interactions=str(work / "files" / "interactions.parquet"), time="timestamp"),
         work / "world",
@@ -229,7 +229,7 @@ def by_popularity(data: PreparedDataset, evaluation: EvaluationConfig) -> dict[s
 
 def by_truth(data: PreparedDataset) -> dict[str, float]:
     """What the world itself would answer: the best there can be."""
-    truth = TrueModel(World(SyntheticConfig(**WORLD)), data)
+    truth = OracleModel(SyntheticData(SyntheticConfig(**WORLD)), data)
     report = evaluate(truth, data, MEASURED_ON["world"], role=Role.TEST, max_length=1000)
     return {name: report.metrics[name].value for name in ("nll", "ndcg@10")}
 

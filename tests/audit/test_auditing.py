@@ -16,7 +16,7 @@ from candid.audit import (
 )
 from candid.audit.world_subjects import world_subjects
 from candid.errors import ConfigError
-from candid.synthetic import SyntheticConfig, World
+from candid.synthetic import SyntheticConfig, SyntheticData
 
 from .conftest import tiny_subject
 
@@ -108,7 +108,7 @@ def test_the_world_is_a_subject_whose_softmax_is_the_truth():
     config = SyntheticConfig(num_items=50, num_users=30, interactions_mean=8.0)
     untrained, true = world_subjects(20, config)
     assert len(true.query) == 20
-    log = World(config).interactions(0, 30)
+    log = SyntheticData(config).interactions(0, 30)
     assert true.counts.tolist() == np.bincount(log["item_id"], minlength=50).tolist()
     probabilities = torch.softmax(true.query @ true.item_vectors.T, dim=1)
     # One user's row, found again by hand: some prefix of the history has this very softmax.
@@ -116,7 +116,7 @@ def test_the_world_is_a_subject_whose_softmax_is_the_truth():
     items = log.filter(log["user_id"] == user)["item_id"].to_numpy()
     matches = [
         np.allclose(
-            World(config).log_probs(
+            SyntheticData(config).log_probs(
                 np.array([user]), items[:stop], np.array([0, stop], dtype=np.int64)
             ),
             probabilities[4].log().numpy(),

@@ -8,52 +8,52 @@ import pytest
 
 from candid.data import Role, held_out, open_dataset
 from candid.demo import run_demo
-from candid.demo.truth import TrueModel
+from candid.demo.oracle import OracleModel
 from candid.errors import ArtifactError, ConfigError
-from candid.synthetic import SyntheticConfig, World
+from candid.synthetic import SyntheticConfig, SyntheticData
 
 SMALL = SyntheticConfig(num_items=120, num_users=400, num_topics=6, interactions_mean=12.0)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     notes: list[str] = []
-    return out, run_demo(out, world=SMALL, epochs=1, threads=1, note=notes.append), notes
+    return out, run_demo(out, synthetic=SMALL, epochs=1, threads=1, note=notes.append), notes
 
 
-def test_every_objective_stands_beside_the_truth(made):
-    _, result, notes = made
-    rows = result.demonstration.rows()
-    assert [row[0] for row in rows] == ["none", "logq", "refined", "full softmax", "truth"]
-    assert all(len(row) == len(result.demonstration.columns) for row in rows)
+def test_run_demo_compares_every_objective_with_the_oracle(demo):
+    _, result, notes = demo
+    rows = result.report.rows()
+    assert [row[0] for row in rows] == ["none", "logq", "refined", "full softmax", "oracle"]
+    assert all(len(row) == len(result.report.columns) for row in rows)
     assert any("refined" in line for line in notes)
-    contestants = result.demonstration.contestants
-    excess = {name: c.report.metrics["excess_nll"].value for name, c in contestants.items()}
-    # No model beats the truth, which is at zero but for items that never occurred.
-    assert abs(excess["truth"]) < 0.05
-    assert all(value > 0.1 for name, value in excess.items() if name != "truth")
-    ndcg = {name: c.report.metrics["ndcg@10"].value for name, c in contestants.items()}
-    assert max(ndcg, key=ndcg.get) == "truth"
-    assert sum(contestants["truth"].recommended) == 10 * 400
+    models = result.report.models
+    excess = {name: c.report.metrics["excess_nll"].value for name, c in models.items()}
+    # No model beats the oracle, which is at zero except for items that never occurred.
+    assert abs(excess["oracle"]) < 0.05
+    assert all(value > 0.1 for name, value in excess.items() if name != "oracle")
+    ndcg = {name: c.report.metrics["ndcg@10"].value for name, c in models.items()}
+    assert max(ndcg, key=ndcg.get) == "oracle"
+    assert sum(models["oracle"].recommended_counts) == 10 * 400
 
 
-def test_the_truth_is_the_world_s_own(made):
-    out, _, _ = made
-    world, data = World(SMALL), open_dataset(out / "data")
-    questions = held_out(data, Role.TEST)
-    found = TrueModel(world, data).log_prob(questions)
-    frame = world.interactions(0, SMALL.num_users)
+def test_oracle_log_prob_equals_that_of_the_synthetic_data(demo):
+    out, _, _ = demo
+    synthetic, dataset = SyntheticData(SMALL), open_dataset(out / "data")
+    test = held_out(dataset, Role.TEST)
+    log_prob = OracleModel(synthetic, dataset).log_prob(test)
+    frame = synthetic.interactions(0, SMALL.num_users)
     for query in (0, 7, 399):
         items = frame.filter(user_id=query)["item_id"].to_numpy()
-        expected = world.log_probs(np.array([query]), items[:-1], np.array([0, len(items) - 1]))
-        assert found[query] == pytest.approx(expected[0, items[-1]], rel=1e-12)
+        expected = synthetic.log_probs(np.array([query]), items[:-1], np.array([0, len(items) - 1]))
+        assert log_prob[query] == pytest.approx(expected[0, items[-1]], rel=1e-12)
 
 
-def test_the_page_and_the_json_hold_the_table(made):
-    out, result, _ = made
+def test_page_and_json_hold_the_table(demo):
+    out, result, _ = demo
     document = json.loads((out / "demo.json").read_text())
-    assert document["contestants"].keys() == result.demonstration.contestants.keys()
+    assert document["models"].keys() == result.report.models.keys()
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 5
 
@@ -65,28 +65,27 @@ def test_the_page_and_the_json_hold_the_table(made):
 
     reader = Cells()
     reader.feed(page)
-    for row in result.demonstration.rows():
+    for row in result.report.rows():
         assert set(row) - {""} <= set(reader.texts)
 
 
-def test_a_second_demo_replaces_the_first(made):
-    out, result, _ = made
-    again = run_demo(out, world=SMALL, epochs=1, threads=1)
+def test_run_demo_replaces_an_earlier_demo(demo):
+    out, result, _ = demo
+    again = run_demo(out, synthetic=SMALL, epochs=1, threads=1)
     one, two = (
-        {n: c.report.summary() for n, c in r.demonstration.contestants.items()}
-        for r in (result, again)
+        {n: c.report.summary() for n, c in r.report.models.items()} for r in (result, again)
     )
     assert one == two
 
 
-def test_a_world_without_true_vectors_is_refused(tmp_path):
+def test_run_demo_without_true_vectors_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="softmax"):
-        run_demo(tmp_path, world=SMALL.model_copy(update={"mode": "topics"}))
+        run_demo(tmp_path, synthetic=SMALL.model_copy(update={"mode": "topics"}))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_foreign_dataset_has_no_truth(made):
-    out, _, _ = made
-    other = World(SMALL.model_copy(update={"num_users": 300}))
-    with pytest.raises(ArtifactError, match="world"):
-        TrueModel(other, open_dataset(out / "data"))
+def test_oracle_of_a_foreign_dataset_is_refused(demo):
+    out, _, _ = demo
+    other = SyntheticData(SMALL.model_copy(update={"num_users": 300}))
+    with pytest.raises(ArtifactError, match="this synthetic data"):
+        OracleModel(other, open_dataset(out / "data"))

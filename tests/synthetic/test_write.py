@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from candid.errors import ArtifactError
-from candid.synthetic import SyntheticConfig, World
+from candid.synthetic import SyntheticConfig, SyntheticData
 
 CONFIG = SyntheticConfig(
     num_items=6_000, num_users=257, num_topics=30, interactions_mean=12, interactions_max=40
@@ -18,11 +18,11 @@ CONFIG = SyntheticConfig(
 
 
 @pytest.mark.parametrize("mode", ["softmax", "topics"])
-def test_files_do_not_depend_on_the_chunk_size(tmp_path, mode):
+def test_write_is_independent_of_the_chunk_size(tmp_path, mode):
     config = CONFIG.model_copy(update={"mode": mode})
     frames = []
     for chunk_size in (1_000, 19):
-        paths = World(config).write(tmp_path / str(chunk_size), chunk_size=chunk_size)
+        paths = SyntheticData(config).write(tmp_path / str(chunk_size), chunk_size=chunk_size)
         frames.append({name: pl.read_parquet(path) for name, path in paths.items()})
     for name in ("interactions", "items", "users"):
         assert frames[0][name].equals(frames[1][name])
@@ -34,17 +34,17 @@ def test_files_do_not_depend_on_the_chunk_size(tmp_path, mode):
     ]
 
 
-def test_a_user_can_be_generated_alone():
-    world = World(CONFIG)
-    together = world.interactions(0, 100).filter(pl.col("user_id") == 41)
-    assert world.interactions(41, 42).equals(together)
+def test_interactions_of_one_user_alone_are_the_same():
+    data = SyntheticData(CONFIG)
+    together = data.interactions(0, 100).filter(pl.col("user_id") == 41)
+    assert data.interactions(41, 42).equals(together)
 
 
-def test_interactions_table(tmp_path):
+def test_write_interactions_table(tmp_path):
     config = CONFIG.model_copy(
         update={"num_users": 3_000, "interactions_max": 60, "interactions_mean": 20.0}
     )
-    frame = pl.read_parquet(World(config).write(tmp_path)["interactions"])
+    frame = pl.read_parquet(SyntheticData(config).write(tmp_path)["interactions"])
     assert frame.schema == {
         "user_id": pl.Int64,
         "item_id": pl.Int64,
@@ -66,23 +66,23 @@ def test_interactions_table(tmp_path):
     assert frame["timestamp"].max() > start + datetime.timedelta(days=170)
 
 
-def test_items_table(tmp_path):
-    world = World(CONFIG)
-    frame = pl.read_parquet(world.write(tmp_path)["items"])
+def test_write_items_table(tmp_path):
+    data = SyntheticData(CONFIG)
+    frame = pl.read_parquet(data.write(tmp_path)["items"])
     assert frame["item_id"].to_list() == list(range(6_000))
     assert frame["title"].n_unique() == 6_000
     assert frame["title"].str.contains(r"^The [A-Z][a-z]+ [A-Z][a-z]+").all()
-    names = world.catalog.topic_names()
+    names = data.items.topic_names()
     assert len(set(names)) == 30
-    first, second = world.catalog.topics(np.arange(6_000))
+    first, second = data.items.topics(np.arange(6_000))
     split = frame["genres"].str.split("|")
     assert split.list.first().to_list() == [names[t] for t in first]
     assert split.list.last().to_list() == [names[t] for t in second]
     assert (first != second).all()
 
 
-# First digits of the SHA-256 of the little-endian columns, as worlds were before they had tables
-# of users and releases: results measured on them are only comparable while these hold.
+# First digits of the SHA-256 of the little-endian columns, from before the data had tables
+# of users and release times; results measured on them are comparable only while these hold.
 PINNED = {
     "softmax": "aeb0478df54fe729",
     "topics": "50cd58d1f0e4f89d",
@@ -90,8 +90,8 @@ PINNED = {
 
 
 @pytest.mark.parametrize("mode", PINNED)
-def test_the_interactions_of_a_seed_never_change(mode):
-    frame = World(CONFIG.model_copy(update={"mode": mode})).interactions(0, 257)
+def test_interactions_of_a_seed_are_pinned(mode):
+    frame = SyntheticData(CONFIG.model_copy(update={"mode": mode})).interactions(0, 257)
     digest = hashlib.sha256()
     for column in frame.with_columns(pl.col("timestamp").to_physical()):
         digest.update(column.to_numpy().astype("<i8").tobytes())
@@ -99,24 +99,24 @@ def test_the_interactions_of_a_seed_never_change(mode):
 
 
 @pytest.mark.parametrize("mode", ["softmax", "topics"])
-def test_users_table(mode):
+def test_user_table(mode):
     config = CONFIG.model_copy(update={"mode": mode, "num_users": 6_000, "num_topics": 8})
-    world = World(config)
-    users = world.users(0, 6_000)
+    data = SyntheticData(config)
+    users = data.user_table(0, 6_000)
     assert users.schema == {"user_id": pl.Int64, "favourite": pl.String, "age": pl.Int64}
     assert users["user_id"].to_list() == list(range(6_000))
     assert users["favourite"].null_count() == pytest.approx(300, abs=60)
-    assert set(users["favourite"].drop_nulls()) == set(world.catalog.topic_names())
+    assert set(users["favourite"].drop_nulls()) == set(data.items.topic_names())
     assert 16 == users["age"].min() < users["age"].max() == 80
-    assert world.users(41, 43).equals(users[41:43])
+    assert data.user_table(41, 43).equals(users[41:43])
 
 
-def test_the_favourite_says_what_a_user_chooses_and_the_age_does_not(tmp_path):
-    """Without drift choices follow taste: most users choose their favourite most."""
+def test_favourite_predicts_choices_and_age_does_not(tmp_path):
+    """With history_weight 0 choices follow taste: most users choose their favourite most."""
     config = CONFIG.model_copy(
-        update={"num_users": 2_000, "num_topics": 8, "drift": 0.0, "temperature": 0.1}
+        update={"num_users": 2_000, "num_topics": 8, "history_weight": 0.0, "temperature": 0.1}
     )
-    frames = {name: pl.read_parquet(p) for name, p in World(config).write(tmp_path).items()}
+    frames = {name: pl.read_parquet(p) for name, p in SyntheticData(config).write(tmp_path).items()}
     chosen = (
         frames["interactions"]
         .join(frames["items"], on="item_id")
@@ -124,75 +124,75 @@ def test_the_favourite_says_what_a_user_chooses_and_the_age_does_not(tmp_path):
     )
     is_favourite = pl.col("genres").str.split("|").list.first() == pl.col("favourite")
     share = chosen.group_by("user_id").agg(is_favourite.mean(), pl.col("age").first())
-    # One genre of eight would be 0.125; the taste lies between two favourites.
+    # A random genre of eight would give 0.125; the taste lies between two favourites.
     assert 0.4 < share["genres"].mean() < 0.8
     assert abs(share.drop_nulls().select(pl.corr("genres", "age")).item()) < 0.06
 
 
-def test_titles_stay_unique_in_a_large_catalog():
-    world = World(CONFIG.model_copy(update={"mode": "topics", "num_items": 500_000}))
-    titles = world.catalog.frame(0, 500_000)["title"]
+def test_titles_are_unique_in_a_large_catalog():
+    data = SyntheticData(CONFIG.model_copy(update={"mode": "topics", "num_items": 500_000}))
+    titles = data.items.frame(0, 500_000)["title"]
     assert titles.n_unique() == 500_000
     assert titles.null_count() == 0
 
 
-def test_an_unwritable_place_is_one_sentence(tmp_path):
+def test_write_to_an_unwritable_path_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"cannot write .*items\.parquet"):
-        World(CONFIG).write(tmp_path / "file" / "out")
+        SyntheticData(CONFIG).write(tmp_path / "file" / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
-    world = World(CONFIG)
+def test_write_that_fails_leaves_no_partial_file(tmp_path, monkeypatch):
+    data = SyntheticData(CONFIG)
 
     def fail(start, stop):
         if start:
             raise RuntimeError("boom")
-        return World(CONFIG).interactions(start, stop)
+        return SyntheticData(CONFIG).interactions(start, stop)
 
-    monkeypatch.setattr(world, "interactions", fail)
+    monkeypatch.setattr(data, "interactions", fail)
     with pytest.raises(RuntimeError, match="boom"):
-        world.write(tmp_path, chunk_size=100)
+        data.write(tmp_path, chunk_size=100)
     assert [p.name for p in tmp_path.iterdir()] == ["items.parquet"]
 
 
-FULL = """
+FULL_DISK_SCRIPT = """
 import resource, signal, sys
 from pathlib import Path
 from candid.errors import ArtifactError
-from candid.synthetic import World, SyntheticConfig
+from candid.synthetic import SyntheticData, SyntheticConfig
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    World(SyntheticConfig(mode="topics")).write(Path(sys.argv[1]))
+    SyntheticData(SyntheticConfig(mode="topics")).write(Path(sys.argv[1]))
 except ArtifactError as error:
     print(error)
 """
 
 
-def test_no_room_is_one_sentence_and_leaves_nothing(tmp_path):
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
-    said = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    assert said.startswith(f"cannot write {tmp_path / 'interactions.parquet'}: ")
+def test_write_on_a_full_disk_is_refused_in_one_sentence(tmp_path):
+    command = [sys.executable, "-c", FULL_DISK_SCRIPT, str(tmp_path)]
+    output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    assert output.startswith(f"cannot write {tmp_path / 'interactions.parquet'}: ")
     assert [p.name for p in tmp_path.iterdir()] == ["items.parquet"]
 
 
-MEMORY = """
+MEMORY_SCRIPT = """
 import resource, sys
 from pathlib import Path
-from candid.synthetic import World, SyntheticConfig
+from candid.synthetic import SyntheticData, SyntheticConfig
 users = int(sys.argv[2])
 config = SyntheticConfig(mode="topics", num_users=users, num_items=1000, dim=2, num_topics=2,
                      interactions_mean=20, interactions_max=30)
-World(config).write(Path(sys.argv[1]), chunk_size=1000)
+SyntheticData(config).write(Path(sys.argv[1]), chunk_size=1000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-def test_memory_does_not_grow_with_the_users(tmp_path):
+def test_write_memory_is_independent_of_the_number_of_users(tmp_path):
     def peak(users: int) -> int:
-        command = [sys.executable, "-c", MEMORY, str(tmp_path / str(users)), str(users)]
+        command = [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path / str(users)), str(users)]
         return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
     # 1.2e6 more interactions are 29 MB as columns; streaming keeps a few chunks of 0.5 MB.

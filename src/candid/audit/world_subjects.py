@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from candid.audit.subject import Subject
-from candid.synthetic import SyntheticConfig, World
+from candid.synthetic import SyntheticConfig, SyntheticData
 
 WORLD = SyntheticConfig(num_users=3_000, interactions_mean=20.0)
 """5,000 items of Zipf popularity."""
@@ -27,7 +27,7 @@ def world_subjects(num_rows: int, config: SyntheticConfig = WORLD, seed: int = 0
     Raises:
         ConfigError: a world whose truth is not a dot product.
     """
-    world = World(config)
+    world = SyntheticData(config)
     log = world.interactions(0, config.num_users)
     users, items = (log[name].to_numpy().copy() for name in ("user_id", "item_id"))
     rng = np.random.default_rng(seed)

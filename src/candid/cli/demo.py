@@ -13,20 +13,19 @@ from candid.cli.options import Json, Quiet
 
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder for the world, the runs and the report.")
+        Path, typer.Option(help="Folder for the synthetic data, the runs and the report")
     ] = Path("candid-demo"),
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train each correction on a world whose truth is known, and compare; takes minutes."""
+    """Train with each correction on synthetic data and compare with the true distribution."""
     from candid.cli.progress import train_progress
     from candid.demo import run_demo
 
     console = Console(json, quiet)
     result = run_demo(out, note=console.note, progress=lambda: train_progress(console))
-    shown = result.demonstration
     console.result(
-        {"report": str(result.report), **shown.to_json()},
-        shown.table(),
-        f"report: {result.report.resolve()}",
+        {"page": str(result.page), **result.report.to_json()},
+        result.report.table(),
+        f"report: {result.page.resolve()}",
     )

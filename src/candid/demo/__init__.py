@@ -1,6 +1,6 @@
-"""The main job on the embedded default: a comparison of corrections in a known world."""
+"""The demo: models trained with each correction on synthetic data, compared with the oracle."""
 
-from candid.demo.contest import DemoResult, run_demo
-from candid.demo.page import Contestant, Demonstration
+from candid.demo.page import DemoReport, ModelResult
+from candid.demo.run import DemoResult, run_demo
 
-__all__ = ["Contestant", "DemoResult", "Demonstration", "run_demo"]
+__all__ = ["DemoReport", "DemoResult", "ModelResult", "run_demo"]

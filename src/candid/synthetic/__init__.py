@@ -1,6 +1,6 @@
-"""A synthetic world with a known true conditional distribution, written as ordinary files."""
+"""Synthetic interaction data with a known P(item | user, history), written as ordinary files."""
 
 from candid.synthetic.config import SyntheticConfig
-from candid.synthetic.world import MODES, World
+from candid.synthetic.data import CHOICE_MODELS, SyntheticData
 
-__all__ = ["MODES", "SyntheticConfig", "World"]
+__all__ = ["CHOICE_MODELS", "SyntheticConfig", "SyntheticData"]

@@ -1,71 +1,72 @@
-"""The users of a world: what each likes, and what a table of users would say of it."""
+"""Synthetic users: taste vectors and a table of attributes."""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
 
-from candid.synthetic.catalog import Catalog, Ints
-from candid.synthetic.choice import unit
+from candid.synthetic.choice_model import unit
 from candid.synthetic.config import SyntheticConfig
-from candid.synthetic.counters import Floats, derive, normal, root_key, uniform
+from candid.synthetic.counter_rng import Floats, Ints, derive, normal, root_key, uniform
+from candid.synthetic.items import SyntheticItems
 
-_TASTE_SPREAD = 0.5
-"""Length of a taste's own part beside its favourite topics' part of length 1."""
-_UNTOLD = 0.05
-"""Share of users who name no favourite."""
-_MISTOLD = 0.15
-"""Share of users who name a genre drawn at random, their favourite or not."""
+_OWN_WEIGHT = 0.5
+"""Length of a taste's individual component, relative to its topic component of length 1."""
+_MISSING_SHARE = 0.05
+"""Share of users whose ``favourite`` is null."""
+_RANDOM_SHARE = 0.15
+"""Share of users whose ``favourite`` is a random genre."""
 _AGES = (16, 80)
 """Youngest and oldest user."""
 
 
-class Users:
-    """Tastes and attributes of any user.
+class SyntheticUsers:
+    """Tastes and attributes of users.
 
     Args:
-        config: the settings of the world.
-        catalog: the items, for the names of topics.
+        config: the settings.
+        items: the items, for the names of topics.
         centres: [T, D] float64, a unit vector for each topic.
     """
 
-    def __init__(self, config: SyntheticConfig, catalog: Catalog, centres: Floats) -> None:
+    def __init__(self, config: SyntheticConfig, items: SyntheticItems, centres: Floats) -> None:
         self._config = config
-        self._names = pl.Series(catalog.topic_names(), dtype=pl.String)
+        self._genres = pl.Series(items.topic_names(), dtype=pl.String)
         self._centres = centres
 
     def favourites(self, user_ids: Ints) -> tuple[Ints, Floats]:
-        """Two favourite topics of each user, [B, 2] int64, and the share of the first, [B]."""
+        """Return two favourite topics of each user [B, 2], and the weight of the first [B]."""
         keys = derive(root_key(self._config.seed, "tastes"), user_ids)
         topics = uniform(derive(keys[:, None], 0, np.arange(2))) * self._config.num_topics
         return topics.astype(np.int64), uniform(derive(keys, 1))
 
     def tastes(self, user_ids: Ints) -> Floats:
-        """A vector near the two favourites: [B, D] float64, unit length."""
+        """Return a vector near the two favourite topics: [B, D] float64, unit length."""
         topics, share = self.favourites(user_ids)
         favourites = self._centres[topics]
         first = share[:, None]
         blend = unit(first * favourites[:, 0] + (1.0 - first) * favourites[:, 1])
         keys = derive(root_key(self._config.seed, "tastes"), user_ids)
         own = unit(normal(derive(keys, 2), self._config.dim))
-        return unit(blend + _TASTE_SPREAD * own)
+        return unit(blend + _OWN_WEIGHT * own)
 
     def frame(self, start: int, stop: int) -> pl.DataFrame:
-        """Users start..stop-1 as a table: user_id (int64), favourite (string), age (int64).
+        """Return users start..stop-1: user_id (int64), favourite (string), age (int64).
 
-        ``favourite`` is the genre of the stronger favourite topic, of some users a genre drawn
-        at random, of a few null. ``age`` has nothing to do with anything.
+        ``favourite`` is the genre of the stronger favourite topic; for 15 % of the users it is
+        a random genre, for 5 % null. ``age`` is independent of everything else.
         """
         user_ids = np.arange(start, stop, dtype=np.int64)
         topics, share = self.favourites(user_ids)
         stronger = np.where(share >= 0.5, topics[:, 0], topics[:, 1])
         keys = derive(root_key(self._config.seed, "user attributes"), user_ids)
-        told = uniform(derive(keys, 0))
-        random = (uniform(derive(keys, 1)) * len(self._names)).astype(np.int64)
-        named = np.where(told < _UNTOLD + _MISTOLD, random, stronger)
+        position = uniform(derive(keys, 0))
+        random = (uniform(derive(keys, 1)) * len(self._genres)).astype(np.int64)
+        genre_ids = np.where(position < _MISSING_SHARE + _RANDOM_SHARE, random, stronger)
         youngest, oldest = _AGES
         ages = youngest + (uniform(derive(keys, 2)) * (oldest + 1 - youngest)).astype(np.int64)
-        favourite = pl.when(pl.Series(told >= _UNTOLD)).then(self._names.gather(named))
+        is_stated = pl.Series(position >= _MISSING_SHARE)
+        favourite = pl.when(is_stated).then(self._genres.gather(genre_ids))
         return pl.select(
             pl.lit(pl.Series(user_ids)).alias("user_id"),
             favourite.alias("favourite"),

@@ -1,10 +1,10 @@
-"""The items of a world as arithmetic: popularity rank, topics, title and genres of any id.
+"""Synthetic items by arithmetic: popularity rank, topics, title and genres of any item id.
 
-Ranks are laid on a grid of T columns: the item of popularity rank k belongs to topic k mod T
-and stands in row k // T, so that every topic has popular and rare items alike. Its second
-topic is its own shifted by an amount that depends on the row alone: within a full row every
-topic is once first and once second, which is what keeps probabilities and sampling exact
-without a table of the catalog.
+Ranks are laid out on a grid of T columns: the item of popularity rank k belongs to topic k mod T
+and is in row k // T, so every topic has popular and rare items. The second topic of an item is
+its first topic plus a shift that depends only on the row. Within a full row every topic is the
+first topic of one item and the second topic of one item. This keeps probabilities and sampling
+exact without a table of the catalog.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from candid.synthetic.config import SyntheticConfig
-from candid.synthetic.counters import Floats, derive, root_key
-from candid.synthetic.words import ADJECTIVES, GENRES, NOUNS, PLACES
-
-Ints = npt.NDArray[np.int64]
+from candid.synthetic.counter_rng import Floats, Ints, derive, root_key
+from candid.synthetic.title_words import ADJECTIVES, GENRES, NOUNS, PLACES
 
 _MAX_SHIFT = 7
-"""Distinct shifts between first and second topic; few, so that the entropy stays cheap."""
+"""Number of different shifts between first and second topic; the cost of the entropy grows with
+it."""
 
 
 class Permutation:
@@ -39,7 +37,7 @@ class Permutation:
         self._inverse = pow(self._multiplier, -1, size) if size > 1 else 0
 
     def forward(self, values: Ints) -> Ints:
-        """Shuffle: any shape, int64 in 0..n-1."""
+        """Shuffle values of any shape, int64 in 0..n-1."""
         return (values * self._multiplier + self._shift) % self._size
 
     def backward(self, values: Ints) -> Ints:
@@ -47,7 +45,7 @@ class Permutation:
         return (values - self._shift) % self._size * self._inverse % self._size
 
 
-class Catalog:
+class SyntheticItems:
     """V items on T topics.
 
     Attributes:
@@ -78,21 +76,21 @@ class Catalog:
         self.row_weight: Floats = np.power(rows + 1.0, -config.zipf_exponent)
 
     def rank(self, item_ids: Ints) -> Ints:
-        """Popularity rank, 0 for the item meant to be most popular: same shape, int64."""
+        """Return the popularity rank, 0 for the most popular item: same shape, int64."""
         return self._ranks.forward(item_ids)
 
     def items_at(self, ranks: Ints) -> Ints:
-        """The items of given ranks; undoes ``rank``."""
+        """Return the items of the given ranks; the inverse of ``rank``."""
         return self._ranks.backward(ranks)
 
     def topics(self, item_ids: Ints) -> tuple[Ints, Ints]:
-        """First and second topic of items, each of the shape of ``item_ids``, int64."""
+        """Return first and second topic of items, each of the shape of ``item_ids``, int64."""
         ranks = self.rank(item_ids)
         first = ranks % self.num_topics
         return first, (first + self.row_shift[ranks // self.num_topics]) % self.num_topics
 
     def topic_names(self) -> list[str]:
-        """The genre that each topic is called: T distinct names."""
+        """Return the genre name of each topic: T distinct names."""
         names = len(GENRES)
         return [
             GENRES[topic % names] + (f" {topic // names + 1}" if topic >= names else "")
@@ -100,11 +98,16 @@ class Catalog:
         ]
 
     def frame(self, start: int, stop: int) -> pl.DataFrame:
-        """Items start..stop-1 as a table: item_id (int64), title, genres ("Drama|Crime")."""
+        """Return items start..stop-1: item_id (int64), title, genres ("Drama|Crime")."""
         item_ids = np.arange(start, stop, dtype=np.int64)
         first, second = self.topics(item_ids)
         names = pl.Series(self.topic_names(), dtype=pl.String)
-        columns = {"item_id": item_ids, "first": first, "second": second, **self._words(item_ids)}
+        columns = {
+            "item_id": item_ids,
+            "first": first,
+            "second": second,
+            **self._title_digits(item_ids),
+        }
         is_mixed = (pl.col("first") != pl.col("second")) & self._has_second
         return pl.DataFrame(columns).select(
             "item_id",
@@ -126,18 +129,18 @@ class Catalog:
             ).alias("genres"),
         )
 
-    def _words(self, item_ids: Ints) -> dict[str, Ints]:
-        """The title of an item as digits of a mixed radix: distinct items, distinct titles."""
+    def _title_digits(self, item_ids: Ints) -> dict[str, Ints]:
+        """Return the title of an item as mixed-radix digits, so that titles are distinct."""
         digits: dict[str, Ints] = {}
-        rest = self._titles.forward(item_ids)
+        quotient = self._titles.forward(item_ids)
         for name, size in (
             ("adjective", len(ADJECTIVES)),
             ("noun", len(NOUNS)),
             ("place", len(PLACES) + 1),
         ):
-            digits[name] = rest % size
-            rest = rest // size
-        return {**digits, "part": rest}
+            digits[name] = quotient % size
+            quotient = quotient // size
+        return {**digits, "part": quotient}
 
 
 def _word(words: list[str], column: str) -> pl.Expr:

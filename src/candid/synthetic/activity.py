@@ -1,4 +1,4 @@
-"""How much each user does, and when."""
+"""Number and timestamps of each user's interactions, and release times of the items."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import datetime
 import numpy as np
 import numpy.typing as npt
 
-from candid.synthetic.catalog import Ints
 from candid.synthetic.config import SyntheticConfig
-from candid.synthetic.counters import Keys, derive, root_key, uniform
+from candid.synthetic.counter_rng import Ints, Keys, derive, root_key, uniform
 
 _SECOND = 1_000_000
 _HOUR = 3_600 * _SECOND
 _DAY = 24 * _HOUR
-_IN_SESSION = 0.75
-"""Share of interactions that follow the one before within minutes rather than days."""
+_SAME_SESSION_SHARE = 0.75
+"""Share of interactions that follow the previous one within minutes instead of days."""
 
 
-class Timeline:
-    """Interactions a user, and their timestamps."""
+class Activity:
+    """Interaction counts and timestamps of users."""
 
     def __init__(self, config: SyntheticConfig) -> None:
         self._config = config
-        self._lengths = _length_cdf(config)
+        self._length_cdf = _length_cdf(config)
         start = datetime.datetime.combine(
             config.start_date, datetime.time(), tzinfo=datetime.UTC
         ).timestamp()
@@ -31,32 +30,32 @@ class Timeline:
         self._span = config.num_days * _DAY
 
     def lengths(self, user_ids: Ints) -> Ints:
-        """Interactions of each user: [B] int64, between the configured least and most."""
+        """Return the number of interactions of each user: [B] int64."""
         keys = derive(root_key(self._config.seed, "length"), user_ids)
         return self._config.interactions_min + np.searchsorted(
-            self._lengths, uniform(keys), side="right"
+            self._length_cdf, uniform(keys), side="right"
         )
 
-    def releases(self) -> Ints:
-        """When each item can first be chosen: [V] int64, microseconds since 1970-01-01 UTC.
+    def release_times(self) -> Ints:
+        """Return the first time each item can be chosen: [V] int64, microseconds since 1970 UTC.
 
-        The released share, drawn without regard to popularity, is spread evenly over the span;
-        all other items are there from its start.
+        The released share is chosen independently of popularity and spread evenly over the
+        period; all other items can be chosen from its start.
         """
         num_items = self._config.num_items
         count = min(int(self._config.released_share * num_items), num_items - 1)
         keys = derive(root_key(self._config.seed, "release"), np.arange(num_items))
         late = np.argsort(keys, kind="stable")[:count]
-        moments = np.full(num_items, self._start)
-        moments[late] += np.linspace(0.0, self._span, count + 2)[1:-1].astype(np.int64)
-        return moments
+        times = np.full(num_items, self._start)
+        times[late] += np.linspace(0.0, self._span, count + 2)[1:-1].astype(np.int64)
+        return times
 
     def timestamps(self, user_ids: Ints, lengths: Ints) -> Ints:
-        """Microseconds since 1970-01-01 UTC, strictly increasing within a user.
+        """Return microseconds since 1970-01-01 UTC, strictly increasing within a user.
 
-        A user arrives at some moment of the first four fifths of the span and comes in
-        sessions: minutes between interactions within one, days between sessions. Users whose
-        history would outlast the span live proportionally faster.
+        A user's first interaction falls in the first four fifths of the period. Interactions
+        come in sessions: minutes apart within a session, days apart between sessions. Gaps are
+        scaled down for users whose history would exceed the period.
 
         Args:
             user_ids: [B] int64.
@@ -71,26 +70,26 @@ class Timeline:
         arrival = 0.8 * self._span * uniform(derive(user_keys, 0))
         gaps = self._gaps(derive(np.repeat(user_keys, lengths), 1, steps))
         gaps[steps == 0] = 0
-        # Integers: a float sum over users would round each by what came before it.
+        # Integers: a float sum over all users would round each user by the preceding ones.
         elapsed = np.cumsum(gaps)
         elapsed -= np.repeat(elapsed[stops - lengths], lengths)
-        # One second a step is kept apart, so that scaling can never make two steps coincide.
-        room = np.maximum(self._span - arrival - lengths * _SECOND, 0.0)
+        # One second per step is added after scaling, so that no two steps coincide.
+        available = np.maximum(self._span - arrival - lengths * _SECOND, 0.0)
         total = np.maximum(elapsed[stops - 1], 1)
-        scaled = elapsed * np.repeat(np.minimum(1.0, room / total), lengths)
-        moments = self._start + np.repeat(arrival.astype(np.int64), lengths)
-        return np.asarray(moments + scaled.astype(np.int64) + steps * _SECOND)
+        scaled = elapsed * np.repeat(np.minimum(1.0, available / total), lengths)
+        first_times = self._start + np.repeat(arrival.astype(np.int64), lengths)
+        return np.asarray(first_times + scaled.astype(np.int64) + steps * _SECOND)
 
     def _gaps(self, keys: Keys) -> Ints:
-        waiting = -np.log(uniform(derive(keys, 0)))
-        is_session = uniform(derive(keys, 1)) < _IN_SESSION
-        return (waiting * np.where(is_session, 0.1 * _HOUR, 4.0 * _DAY)).astype(np.int64)
+        exponential = -np.log(uniform(derive(keys, 0)))
+        is_same_session = uniform(derive(keys, 1)) < _SAME_SESSION_SHARE
+        return (exponential * np.where(is_same_session, 0.1 * _HOUR, 4.0 * _DAY)).astype(np.int64)
 
 
 def _length_cdf(config: SyntheticConfig) -> npt.NDArray[np.float64]:
-    """CDF of the geometric law on min..max whose mean is the configured one.
+    """Return the CDF of the geometric distribution on min..max with the configured mean.
 
-    Entry i is P(length ≤ min + i), without the last (it is 1).
+    Entry i is P(length ≤ min + i); the last entry, which is 1, is left out.
     """
     extra = np.arange(config.interactions_max - config.interactions_min + 1, dtype=np.float64)
     target = config.interactions_mean - config.interactions_min

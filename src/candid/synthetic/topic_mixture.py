@@ -1,45 +1,45 @@
-"""Mode ``topics``: P(d | q) = Σ_t P(t | q) · P(d | t), at any size of the catalog.
+"""Mode ``topics``: P(d | q) = Σ_t P(t | q) · P(d | t), for catalogs of any size.
 
-P(t | q) is a softmax over topics of <q, centre_t> - exponent · log(t + 1): topics, too, follow
-Zipf's law, without which the head of the catalog would be T items of one popularity. Within a
-topic a row of the grid is drawn by Zipf's law; the item is the topic's own of that row, or
-with probability λ (``second_topic``) the one that has the topic as its second. So
+P(t | q) is a softmax over topics of <q, centre_t> - exponent · log(t + 1). Topics follow Zipf's
+law too; otherwise the T most popular items would all have the same popularity. Within a topic, a
+row of the grid is sampled by Zipf's law. The item is the one of that row whose first topic it
+is, or, with probability λ (``second_topic``), the one whose second topic it is. So
 
     P(d | q) = z(row) · [ (1 - λ) · P(first | q) / H(first) + λ · P(second | q) / H(second) ]
 
-with z(row) = (row + 1)^-exponent and H(t) its sum over the rows of topic t.
+with z(row) = (row + 1)^-exponent and H(t) the sum of z over the rows of topic t.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from candid.synthetic.catalog import Catalog, Ints
-from candid.synthetic.choice import Choice, log_sum_exp
+from candid.synthetic.choice_model import ChoiceModel, log_sum_exp
 from candid.synthetic.config import SyntheticConfig
-from candid.synthetic.counters import Floats, Keys, derive, uniform
+from candid.synthetic.counter_rng import Floats, Ints, Keys, derive, uniform
+from candid.synthetic.items import SyntheticItems
 
 
-class TopicsChoice(Choice):
-    """A mixture of topics; nothing it does needs a [B, V] matrix except ``log_probs``.
+class TopicMixtureChoice(ChoiceModel):
+    """A mixture of topics; only ``log_probs`` needs a [B, V] matrix.
 
-    All items are there from the start: ``times`` says nothing.
+    All items can be chosen at any time: ``times`` is ignored.
     """
 
     def __init__(
-        self, config: SyntheticConfig, catalog: Catalog, releases: Ints | None = None
+        self, config: SyntheticConfig, items: SyntheticItems, release_times: Ints | None = None
     ) -> None:
-        super().__init__(config, catalog, releases)
-        # A topic has num_rows items, or one fewer where the last row of the grid is short.
-        self._num_last = catalog.num_items - (catalog.num_rows - 1) * catalog.num_topics
-        self._cumulative = np.concatenate([np.zeros(1), np.cumsum(catalog.row_weight)])
-        topics = np.arange(catalog.num_topics)
-        self._topic_rows = catalog.num_rows - (topics >= self._num_last)
+        super().__init__(config, items, release_times)
+        # A topic has num_rows items, or one fewer if the last row of the grid is short.
+        self._num_last = items.num_items - (items.num_rows - 1) * items.num_topics
+        self._cumulative = np.concatenate([np.zeros(1), np.cumsum(items.row_weight)])
+        topics = np.arange(items.num_topics)
+        self._topic_rows = items.num_rows - (topics >= self._num_last)
         self._topic_mass = self._cumulative[self._topic_rows]
         self._topic_bias = -config.zipf_exponent * np.log(topics + 1.0)
 
     def context(self, item_ids: Ints) -> Floats:
-        """A choice makes the topics after its own more likely: [..., D] float64."""
+        """Return vectors that make the topics after the item's own more likely."""
         return self.blend(item_ids, step=1)
 
     def _log_topics(self, query: Floats) -> Floats:
@@ -48,7 +48,7 @@ class TopicsChoice(Choice):
         return log_topics
 
     def _log_scaled(self, query: Floats) -> Floats:
-        """Log of P(t | q) / H(t): [B, T]."""
+        """Return log P(t | q) / H(t): [B, T]."""
         scaled: Floats = self._log_topics(query) - np.log(self._topic_mass)
         return scaled
 
@@ -63,35 +63,35 @@ class TopicsChoice(Choice):
     def log_prob(
         self, query: Floats, item_ids: Ints, rows: Ints, times: Ints | None = None
     ) -> Floats:
-        """See the module's equation."""
+        """Return the logarithm of the equation in the module docstring: [M] float64."""
         scaled = self._log_scaled(query)
-        first, second = self.catalog.topics(item_ids)
-        grid_rows = self.catalog.rank(item_ids) // self.catalog.num_topics
+        first, second = self.items.topics(item_ids)
+        grid_rows = self.items.rank(item_ids) // self.items.num_topics
         mixed = self._log_mix(scaled[rows, first], scaled[rows, second])
-        return np.asarray(mixed + np.log(self.catalog.row_weight[grid_rows]))
+        return np.asarray(mixed + np.log(self.items.row_weight[grid_rows]))
 
     def log_probs(self, query: Floats, times: Ints | None = None) -> Floats:
-        """For small catalogs: [B, V] float64."""
-        num_queries, num_items = len(query), self.catalog.num_items
+        """Return all log probabilities, for small catalogs: [B, V] float64."""
+        num_queries, num_items = len(query), self.items.num_items
         rows = np.repeat(np.arange(num_queries), num_items)
         item_ids = np.tile(np.arange(num_items), num_queries)
         return self.log_prob(query, item_ids, rows).reshape(num_queries, num_items)
 
     def entropy(self, query: Floats, times: Ints | None = None) -> Floats:
-        """In closed form: rows of one shift share the mixture, so it costs O(T) a shift.
+        """Return the entropy in closed form: rows of one shift share the mixture, O(T) per shift.
 
         With m(t, s) the bracket of the module's equation at shift s, the entropy is
-        -Σ_rows z Σ_t m log m - Σ_rows z log z Σ_t m, full rows grouped by their shift and a
-        short last row on its own.
+        -Σ_rows z Σ_t m log m - Σ_rows z log z Σ_t m. Full rows are grouped by their shift; a
+        short last row is a group of its own.
         """
-        catalog = self.catalog
+        items = self.items
         scaled = self._log_scaled(query)
-        weight = catalog.row_weight
-        is_full = np.ones(catalog.num_rows, dtype=bool)
-        is_full[-1] = self._num_last == catalog.num_topics
+        weight = items.row_weight
+        is_full = np.ones(items.num_rows, dtype=bool)
+        is_full[-1] = self._num_last == items.num_topics
         entropy = np.zeros(len(query))
-        for shift in np.unique(catalog.row_shift[is_full]):
-            group = is_full & (catalog.row_shift == shift)
+        for shift in np.unique(items.row_shift[is_full]):
+            group = is_full & (items.row_shift == shift)
             second: Floats = np.roll(scaled, -shift, axis=1)
             log_mix = self._log_mix(scaled, second)
             entropy = entropy - _entropy_terms(log_mix, weight[group])
@@ -101,17 +101,17 @@ class TopicsChoice(Choice):
         return entropy
 
     def sample(self, query: Floats, keys: Keys, times: Ints | None = None) -> Ints:
-        """Topic, then row, then which of the two items: three inverse CDFs."""
-        catalog = self.catalog
+        """Sample topic, row, then one of the row's two items, each by its inverse CDF."""
+        items = self.items
         cumulative = np.cumsum(np.exp(self._log_topics(query)), axis=1)
         pick = uniform(derive(keys, 0)) * cumulative[:, -1]
-        topics = np.minimum((cumulative <= pick[:, None]).sum(axis=1), catalog.num_topics - 1)
+        topics = np.minimum((cumulative <= pick[:, None]).sum(axis=1), items.num_topics - 1)
         mass = uniform(derive(keys, 1)) * self._topic_mass[topics]
         grid_rows = np.searchsorted(self._cumulative, mass, side="right") - 1
         grid_rows = np.minimum(grid_rows, self._topic_rows[topics] - 1)
         is_second = uniform(derive(keys, 2)) < self.second_topic
-        columns = np.where(is_second, topics - catalog.row_shift[grid_rows], topics)
-        return catalog.items_at(grid_rows * catalog.num_topics + columns % catalog.num_topics)
+        columns = np.where(is_second, topics - items.row_shift[grid_rows], topics)
+        return items.items_at(grid_rows * items.num_topics + columns % items.num_topics)
 
 
 def _entropy_terms(log_mix: Floats, weight: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""The words that titles and genres are made of."""
+"""Words for titles and genres of synthetic items."""
 
 from __future__ import annotations
 
