@@ -1,4 +1,4 @@
-"""A file of interactions, a recipe, and a run trained from them, made once."""
+"""A small file of interactions, a recipe, and a run trained from them, built once."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ bootstrap = 20
 
 @dataclasses.dataclass
 class Toy:
-    """Paths of the toy, all below ``root``."""
+    """Paths of the small example, all below ``root``."""
 
     root: Path
     log: Path
@@ -65,7 +65,7 @@ class Toy:
 
 @dataclasses.dataclass
 class Answer:
-    """What one call of the command line did."""
+    """Exit code and output of one call of the command line."""
 
     code: int
     out: str
@@ -73,7 +73,7 @@ class Answer:
 
     @property
     def document(self) -> dict:
-        """Stdout as the one JSON document that it must be."""
+        """Stdout, parsed as one JSON document."""
         return json.loads(self.out)
 
 
@@ -90,18 +90,18 @@ def candid(capsys) -> Callable[..., Answer]:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory) -> Toy:
     root = tmp_path_factory.mktemp("toy")
-    found = Toy(root, *(root / n for n in ("log.csv", "items.csv", "toy.toml", "data", "run")))
+    toy = Toy(root, *(root / n for n in ("log.csv", "items.csv", "toy.toml", "data", "run")))
     rng = np.random.default_rng(0)
     rows = [
         f"u{user},i{item:02},{1_600_000_000 + step}"
         for user in range(40)
         for step, item in enumerate(rng.permutation(30)[:8])
     ]
-    found.log.write_text("\n".join(["who,what,at", *rows]) + "\n")
+    toy.log.write_text("\n".join(["who,what,at", *rows]) + "\n")
     titles = [f"i{item:02},The {item}th Film" for item in range(30)]
-    found.items.write_text("\n".join(["what,title", *titles]) + "\n")
-    found.recipe.write_text(RECIPE.format(log=found.log, items=found.items))
-    assert run(["prepare", str(found.recipe), "--out", str(found.data), "--quiet"]) == 0
-    train = ["train", str(found.recipe), "--data", str(found.data), "--out", str(found.run)]
+    toy.items.write_text("\n".join(["what,title", *titles]) + "\n")
+    toy.recipe.write_text(RECIPE.format(log=toy.log, items=toy.items))
+    assert run(["prepare", str(toy.recipe), "--out", str(toy.data), "--quiet"]) == 0
+    train = ["train", str(toy.recipe), "--data", str(toy.data), "--out", str(toy.run)]
     assert run([*train, "--quiet"]) == 0
-    return found
+    return toy

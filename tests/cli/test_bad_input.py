@@ -1,4 +1,4 @@
-"""Each bad input: one sentence that names the place and the fix, its exit code, nothing left."""
+"""Bad input: one sentence that names place and fix, the exit code, and no half-written file."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ USAGE = [
     (["fly"], "No such command 'fly'"),
     (["train", "--fast"], "No such option: --fast"),
     (["prepare", "--interactions", "x.csv"], "Missing option '--out'"),
-    (["prepare", "--out", "d"], "name a recipe, or the file with --interactions"),
+    (["prepare", "--out", "d"], "name a recipe, or a file with --interactions"),
     (["train"], "name a recipe, or a prepared dataset with --data"),
     (["train", "missing.toml"], "recipe missing.toml not found"),
     (["recommend", "{run}"], "either --user ID, or --history ITEM"),
@@ -32,7 +32,7 @@ USAGE = [
     (["recommend", "{run}", "--user", "u1", "--at", "2026-01-31"], "does not read the moment"),
     (["recommend", "{run}", "--user", "u1", "--new-items", "x.csv"], "items by their ids alone"),
     (["evaluate", "{run}", "--split", "train"], "'--split': 'train' is not one of"),
-    (["evaluate", "{run}", "--set", "training.lr=1"], "only evaluation.* can change"),
+    (["evaluate", "{run}", "--set", "training.lr=1"], "only keys of [evaluation] can change"),
     (["evaluate", "{run}", "--set", "evaluation.ks=[1, 10, 99]"], "99 exceeds the 30 items"),
     (["evaluate", "{run}", "--set", "evaluation.k=1"], "did you mean 'evaluation.ks'?"),
     (["train", "{recipe}", "--set", "training.epoch=2"], "did you mean 'training.epochs'?"),
@@ -40,10 +40,15 @@ USAGE = [
     (["train", "{recipe}", "--set", "sampler.type=unifrom"], "did you mean 'uniform'?"),
     (["train", "{recipe}", "--set", "training.epochs"], "has no '='"),
     (["train", "{recipe}", "--set", "training.betas=[1"], "not a complete TOML value"),
-    (["train", "{recipe}", "--set", "training.epochs=0"], "training.epochs is 0, but should be"),
-    (["train", "{recipe}", "--set", "sampler=none"], "needs a section [sampler]"),
+    (
+        ["train", "{recipe}", "--set", "training.epochs=0"],
+        "training.epochs must be greater than or equal to 1, got 0",
+    ),
+    (["train", "{recipe}", "--set", "sampler=none"], "add a section [sampler]"),
     (["train", "{recipe}", "--set", "loss.type=full_softmax"], "remove the section [sampler]"),
     (["train", "{recipe}", "--set", "data=none"], "has no section [data]"),
+    (["train", "{recipe}", "--set", "proposal.type=uniform"], "[proposal] is now [sampler]"),
+    (["train", "{recipe}", "--set", "training.catalog=all"], "is now training.softmax_over"),
     (["train", "{recipe}", "--set", "evaluation.metric=auc"], "'auc' is not reported; known:"),
     (["train", "{recipe}", "--data", "{data}", "--out", "{run}"], "already holds a run"),
 ]
@@ -67,15 +72,13 @@ def test_wrong_usage_or_configuration(candid, toy, tmp_path, monkeypatch, argume
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_that_is_there_is_found_before_anything_is_prepared(
-    candid, toy, tmp_path, monkeypatch
-):
+def test_existing_run_is_refused_before_preparing(candid, toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check(candid("train", toy.recipe, "--out", toy.run), 2, "already holds a run")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_broken_recipe_names_the_line(candid, tmp_path):
+def test_broken_recipe_error_names_the_line(candid, tmp_path):
     recipe = tmp_path / "broken.toml"
     recipe.write_text('name = "x"\n[loss\n')
     check(candid("train", recipe), 2, str(recipe), "line 2")
@@ -99,7 +102,7 @@ def test_a_broken_recipe_names_the_line(candid, tmp_path):
     ],
     ids=["column", "empty", "header-only", "null-id", "date", "one-user", "one-item", "weight"],
 )
-def test_bad_data(candid, tmp_path, content, flags, words):
+def test_bad_data_is_refused(candid, tmp_path, content, flags, words):
     log = tmp_path / "log.csv"
     log.write_text(content)
     out = tmp_path / "out"
@@ -108,18 +111,18 @@ def test_bad_data(candid, tmp_path, content, flags, words):
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
-def test_an_unknown_user_or_title_is_data_that_is_not_there(candid, toy):
+def test_unknown_user_or_title_is_a_data_error(candid, toy):
     check(candid("recommend", toy.run, "--user", "u99"), 3, "no user 'u99'", "near it")
     check(candid("recommend", toy.run, "--history", "Jaws"), 3, "no item 'Jaws'")
     check(candid("recommend", toy.run, "--history", "film"), 3, "fits several items")
 
 
-def test_a_folder_that_is_no_run_or_no_dataset(candid, toy, tmp_path):
+def test_folder_without_run_or_dataset_is_refused(candid, toy, tmp_path):
     check(candid("evaluate", tmp_path), 4, str(tmp_path), "is not a run")
     check(candid("train", "--data", tmp_path, "--out", tmp_path / "r"), 4, "run candid prepare")
 
 
-def test_a_truncated_checkpoint(candid, toy, tmp_path):
+def test_truncated_checkpoint_is_refused(candid, toy, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(toy.run, run)
     for path in run.glob("*.safetensors"):
@@ -127,7 +130,7 @@ def test_a_truncated_checkpoint(candid, toy, tmp_path):
     check(candid("evaluate", run), 4, "best.safetensors")
 
 
-def test_a_dataset_of_another_schema_version(candid, toy, tmp_path):
+def test_dataset_of_another_format_version_is_refused(candid, toy, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(toy.data, data)
     manifest = json.loads((data / "manifest.json").read_text())
@@ -135,7 +138,7 @@ def test_a_dataset_of_another_schema_version(candid, toy, tmp_path):
     check(candid("evaluate", toy.run, "--data", data), 4, str(data), "prepare it again")
 
 
-def test_a_dataset_that_the_recipe_does_not_describe(candid, toy, tmp_path):
+def test_dataset_that_differs_from_the_recipe_is_refused(candid, toy, tmp_path):
     answer = candid(
         "train", toy.recipe, "--data", toy.data, "--out", tmp_path / "r", "--set", "data.k_core=9"
     )
@@ -143,7 +146,7 @@ def test_a_dataset_that_the_recipe_does_not_describe(candid, toy, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_another_dataset_than_the_one_trained_on(candid, toy, tmp_path):
+def test_dataset_that_differs_from_the_training_data_is_refused(candid, toy, tmp_path):
     other = tmp_path / "other"
     log = tmp_path / "log.csv"
     log.write_text(toy.log.read_text() + "u40,i01,1600000000\nu40,i02,1600000001\n")
@@ -152,8 +155,8 @@ def test_another_dataset_than_the_one_trained_on(candid, toy, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["prepare", "train"])
-def test_a_disk_that_is_full_leaves_nothing_half_written(toy, tmp_path, verb):
-    """A limit on the size of files stands in for the full disk: writes fail half-way."""
+def test_full_disk_leaves_no_half_written_file(toy, tmp_path, verb):
+    """A limit on the size of files simulates a full disk: writes fail half-way."""
     out = tmp_path / "out"
     arguments = {
         "prepare": ["prepare", toy.recipe, "--out", out],

@@ -1,4 +1,4 @@
-"""The outermost boundary: exit codes and sentences for what no verb handles itself."""
+"""The outermost boundary: exit codes and sentences of errors that no verb handles."""
 
 import errno
 import json
@@ -40,50 +40,55 @@ def failing(monkeypatch, capsys):
         (
             OSError(errno.ENOSPC, "No space left on device", "/x/y"),
             1,
-            "/x/y: no space left on device; free some space and try again",
+            "/x/y: no space left on device; free some space and retry",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "/x/y"),
             1,
-            "/x/y: permission denied; change its permissions or name another place",
+            "/x/y: permission denied; fix the permissions or choose another path",
         ),
         (
             RuntimeError("what\n a   mess"),
             1,
-            "unexpected RuntimeError: what a mess (set CANDID_DEBUG=1 for the traceback)",
+            "unexpected RuntimeError: what a mess; set CANDID_DEBUG=1 for the traceback",
+        ),
+        (
+            RuntimeError(),
+            1,
+            "unexpected RuntimeError (no message); set CANDID_DEBUG=1 for the traceback",
         ),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_error_is_one_sentence_and_its_exit_code(failing, error, code, sentence):
+def test_error_prints_one_sentence_and_sets_the_exit_code(failing, error, code, sentence):
     assert failing(error) == (code, f"error: {sentence}\n")
 
 
-def test_the_traceback_is_there_for_those_who_ask(failing, monkeypatch):
+def test_candid_debug_prints_the_traceback(failing, monkeypatch):
     monkeypatch.setenv("CANDID_DEBUG", "1")
     code, err = failing(RuntimeError("boom"))
     assert code == 1
     assert "Traceback" in err
-    assert err.endswith("(set CANDID_DEBUG=1 for the traceback)\n")
+    assert err.endswith("; set CANDID_DEBUG=1 for the traceback\n")
 
 
 @pytest.mark.parametrize(
-    ("error", "debug", "is_told"),
+    ("error", "debug", "is_printed"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "", False),
         (OSError(errno.ENOSPC, "No space left on device"), "1", True),
         (RuntimeError("boom"), "", True),
     ],
 )
-def test_a_write_refused_in_a_thread_is_left_to_the_main_thread(
-    capsys, monkeypatch, error, debug, is_told
+def test_write_error_in_a_thread_is_left_to_the_main_thread(
+    capsys, monkeypatch, error, debug, is_printed
 ):
     monkeypatch.setenv("CANDID_DEBUG", debug)
-    cli._thread_failed(threading.ExceptHookArgs((type(error), error, None, None)))
-    assert ("Exception in thread" in capsys.readouterr().err) == is_told
+    cli._on_thread_error(threading.ExceptHookArgs((type(error), error, None, None)))
+    assert ("Exception in thread" in capsys.readouterr().err) == is_printed
 
 
-def test_json_has_no_nan_and_stays_one_document(capsys):
+def test_json_result_is_one_document_without_nan(capsys):
     Console(json=True, quiet=False).result(
         {"a": float("nan"), "b": [1.5, float("-inf")], "c": {"d": None}}, "text"
     )
@@ -93,8 +98,8 @@ def test_json_has_no_nan_and_stays_one_document(capsys):
     assert err == ""
 
 
-@pytest.mark.parametrize(("json", "quiet", "said"), [(0, 0, "x\n"), (1, 0, ""), (0, 1, "")])
-def test_notes_go_to_stderr_and_only_where_wanted(capsys, json, quiet, said):
+@pytest.mark.parametrize(("json", "quiet", "expected"), [(0, 0, "x\n"), (1, 0, ""), (0, 1, "")])
+def test_notes_go_to_stderr_unless_json_or_quiet(capsys, json, quiet, expected):
     Console(json=bool(json), quiet=bool(quiet)).note("x")
     out, err = capsys.readouterr()
-    assert (out, err) == ("", said)
+    assert (out, err) == ("", expected)

@@ -1,4 +1,4 @@
-"""What a person sees of training, on terminals of several widths."""
+"""The progress bar of training on terminals of several widths."""
 
 import io
 
@@ -19,7 +19,7 @@ METRICS = {
 
 @pytest.fixture(autouse=True)
 def _terminal(monkeypatch):
-    """One on which bars move, and which is as wide as it says."""
+    """Use a terminal type on which bars can redraw."""
     monkeypatch.setenv("TERM", "xterm")
 
 
@@ -38,16 +38,16 @@ def shown(width, state=None):
 @pytest.mark.parametrize(
     ("width", "there", "absent"),
     [
-        (80, ["1,234/10,000 steps", "loss 8.1536"], ["sample_weight"]),
+        (80, ["1,234/10,000 steps", "loss 8.1536"], ["sample weight"]),
         (100, ["loss 8.1536  52,975 rows/s"], ["effective"]),
         (
             160,
-            ["8.1536  52,975 rows/s  sample_weight 0.988  effective candidates 1,234"],
+            ["8.1536  52,975 rows/s  sample weight 0.988  effective sample size 1,234"],
             [],
         ),
     ],
 )
-def test_the_bar_fits_the_terminal_and_is_never_cut(width, there, absent):
+def test_bar_fits_the_terminal_without_truncation(width, there, absent):
     text = shown(width, TrainState(step=1234, total_steps=10_000))
     assert "…" not in text
     assert "━" in text
@@ -58,13 +58,13 @@ def test_the_bar_fits_the_terminal_and_is_never_cut(width, there, absent):
         assert words not in text
 
 
-def test_before_the_first_step_the_bar_says_so():
+def test_bar_before_the_first_step():
     text = shown(80)
     assert "starting" in text
     assert "None" not in text
 
 
-def test_a_validation_is_a_line_of_the_watched_metric(capsys):
+def test_validation_prints_a_line_with_the_metric(capsys):
     progress = TrainProgress(Console(json=False, quiet=False), None)
     state = TrainState(epoch=3, seconds=12.0, metric="ndcg@10", best=0.25, best_epoch=3)
     progress.validated(state, {"popularity@1": 70.0, "ndcg@10": 0.25})
@@ -72,17 +72,17 @@ def test_a_validation_is_a_line_of_the_watched_metric(capsys):
     assert line == ["epoch", "3", "validation", "ndcg@10", "0.2500", "(best)", "12", "s"]
 
 
-def test_stages_are_told_to_whoever_watches(monkeypatch):
+def test_stage_progress_is_shown_on_a_terminal_only(monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", screen)
-    with stage_progress(Console(json=False, quiet=False)) as tell:
-        tell("encoding items", 5, 10)
-        tell("encoding items", 10, 10)
-        tell("asking users", 1, 3)
+    with stage_progress(Console(json=False, quiet=False)) as report:
+        report("encoding items", 5, 10)
+        report("encoding items", 10, 10)
+        report("scoring users", 1, 3)
     assert "encoding items" in screen.getvalue()
     assert "10/10" in screen.getvalue()
     assert "1/3" in screen.getvalue()
     for silent in (Console(json=True, quiet=False), Console(json=False, quiet=True)):
-        with stage_progress(silent) as tell:
-            assert tell is None
+        with stage_progress(silent) as report:
+            assert report is None

@@ -9,12 +9,12 @@ import pytest
 import candid as package
 
 
-def test_prepare_says_what_it_did_and_then_that_it_is_up_to_date(candid, toy, tmp_path):
+def test_prepare_reports_counts_and_skips_an_up_to_date_dataset(candid, toy, tmp_path):
     flags = ["--interactions", toy.log, "--user", "who", "--item", "what", "--time", "at"]
     first = candid("prepare", *flags, "--out", tmp_path / "d")
     assert first.code == 0
     assert "320 interactions of 40 users with 30 items" in first.out
-    assert "240 to train on, 40 to validate, 40 to test" in first.out
+    assert "split: 240 train, 40 validation, 40 test" in first.out
     assert "reading" in first.err
     again = candid("prepare", *flags, "--out", tmp_path / "d", "--json")
     assert (again.code, again.err) == (0, "")
@@ -22,7 +22,7 @@ def test_prepare_says_what_it_did_and_then_that_it_is_up_to_date(candid, toy, tm
     assert again.document["counts"]["users"] == 40
 
 
-def test_flags_override_the_recipe_and_set_overrides_both(candid, toy, tmp_path):
+def test_prepare_options_override_the_recipe_and_set_overrides_both(candid, toy, tmp_path):
     answer = candid(
         "prepare", toy.recipe, "--k-core", "3", "--set", "data.k_core=2", "--split", "temporal",
         "--validation", "0.5", "--test", "0.75", "--out", tmp_path / "d", "--json",
@@ -34,16 +34,16 @@ def test_flags_override_the_recipe_and_set_overrides_both(candid, toy, tmp_path)
     assert config["items"]["title"] == "title"
 
 
-def test_prepare_takes_tables_of_users_and_items(candid, tmp_path):
+def test_prepare_reads_tables_of_users_and_items(candid, tmp_path):
     log = tmp_path / "log.csv"
     rows = [f"u{user},i{(user + at) % 30:02},{at}" for user in range(40) for at in range(4)]
     log.write_text("\n".join(["who,what,at", *rows]) + "\n")
-    people = tmp_path / "people.csv"
-    people.write_text("who,age,job\n" + "".join(f"u{n},{n},baker\n" for n in range(1, 40)))
+    users = tmp_path / "users.csv"
+    users.write_text("who,age,job\n" + "".join(f"u{n},{n},baker\n" for n in range(1, 40)))
     films = tmp_path / "films.csv"
     films.write_text("what,year,country\n" + "".join(f"i{n:02},{n},IS\n" for n in range(30)))
     flags = ["--interactions", log, "--user", "who", "--item", "what", "--time", "at"]
-    flags += ["--users", people, "--users-user", "who", "--users-attribute", "age"]
+    flags += ["--users", users, "--users-user", "who", "--users-attribute", "age"]
     flags += ["--users-attribute", "job", "--items", films, "--items-item", "what"]
     flags += ["--items-attribute", "year", "--set", "data.items.title=none"]
     answer = candid("prepare", *flags, "--out", tmp_path / "d", "--json")
@@ -56,13 +56,13 @@ def test_prepare_takes_tables_of_users_and_items(candid, tmp_path):
     assert "users without a row in their table: 1" in again.out
     assert "items without" not in again.out
     assert "is up to date" in again.out
-    bare = candid("prepare", *flags[:8], "--users", people, "--out", tmp_path / "e")
+    bare = candid("prepare", *flags[:8], "--users", users, "--out", tmp_path / "e")
     assert bare.code == 2
     assert "users.attributes names no column" in bare.err
     assert not (tmp_path / "e").exists()
 
 
-def test_one_command_goes_from_the_file_to_a_measured_model(candid, toy, tmp_path, monkeypatch):
+def test_train_prepares_trains_and_measures_from_a_recipe(candid, toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = candid("train", toy.recipe, "--json")
     assert (answer.code, answer.err) == (0, "")
@@ -73,21 +73,23 @@ def test_one_command_goes_from_the_file_to_a_measured_model(candid, toy, tmp_pat
     assert stored == answer.document["test"]
     warm = candid("evaluate", "runs/toy", "--set", "evaluation.catalog=warm")
     assert "users, among warm items" in " ".join(warm.out.split())
-    # A part of the catalog is measured beside the whole, not in its place.
+    # The report of a part of the catalog has its own file.
     assert json.loads((tmp_path / "runs/toy/evaluation-test.json").read_text()) == stored
     part = json.loads((tmp_path / "runs/toy/evaluation-test-warm.json").read_text())
     assert part["settings"]["catalog"] == "warm"
 
 
 @pytest.mark.parametrize(("steps", "when"), [(1, "within the first epoch"), (9, "after epoch 1")])
-def test_train_says_when_the_best_validation_was(candid, toy, tmp_path, steps, when):
+def test_train_reports_the_epoch_of_the_best_validation(candid, toy, tmp_path, steps, when):
     flags = ["--set", f"training.max_steps={steps}", "--set", "batches.batch_size=8", "--quiet"]
     answer = candid("train", toy.recipe, "--data", toy.data, "--out", tmp_path / "r", *flags)
     assert answer.code == 0, answer.err
     assert answer.out.splitlines()[0].endswith(when)
 
 
-def test_a_stop_while_measuring_says_that_the_training_is_done(candid, toy, tmp_path, monkeypatch):
+def test_interrupt_while_measuring_reports_that_training_is_done(
+    candid, toy, tmp_path, monkeypatch
+):
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -96,11 +98,11 @@ def test_a_stop_while_measuring_says_that_the_training_is_done(candid, toy, tmp_
         patch.setattr("candid.runs.evaluate_run", stop)
         answer = candid("train", toy.recipe, "--data", toy.data, "--out", out, "--quiet")
     assert answer.code == 130
-    assert answer.err.endswith(f"{out} is trained: measure it with candid evaluate {out}\n")
+    assert answer.err.endswith(f"{out} is trained, measure it with: candid evaluate {out}\n")
     assert candid("evaluate", out).code == 0
 
 
-def test_the_default_recipe_fits_the_dataset(candid, toy, tmp_path):
+def test_default_recipe_fits_the_dataset(candid, toy, tmp_path):
     out = tmp_path / "r"
     answer = candid(
         "train", "--data", toy.data, "--out", out, "--set", "training.epochs=1", "--quiet"
@@ -112,7 +114,7 @@ def test_the_default_recipe_fits_the_dataset(candid, toy, tmp_path):
     assert config["evaluation"]["ks"] == [1, 5, 10, 20]
 
 
-def test_interactions_without_order_get_towers_that_need_none(candid, toy, tmp_path):
+def test_default_recipe_uses_embeddings_for_interactions_without_order(candid, toy, tmp_path):
     lines = toy.log.read_text().splitlines()
     roles = ["role", *(("train", "train", "validation", "test")[n % 4] for n in range(320))]
     log = tmp_path / "log.csv"
@@ -132,7 +134,7 @@ def test_interactions_without_order_get_towers_that_need_none(candid, toy, tmp_p
     assert config["batches"]["unit"] == "interaction"
 
 
-def test_evaluate_measures_what_it_is_asked_to(candid, toy):
+def test_evaluate_applies_split_and_overrides(candid, toy):
     answer = candid(
         "evaluate", toy.run, "--split", "validation", "--json",
         "--set", "evaluation.ks=[2]", "--set", "evaluation.metric=recall@2",
@@ -147,7 +149,7 @@ def test_evaluate_measures_what_it_is_asked_to(candid, toy):
     assert "history length" in text.out
 
 
-def test_recommend_shows_titles_and_leaves_out_what_was_seen(candid, toy):
+def test_recommend_shows_titles_and_excludes_seen_items(candid, toy):
     answer = candid("recommend", toy.run, "--user", "u1", "--user", "u2", "-k", "5", "--json")
     assert answer.code == 0, answer.err
     seen = {line.split(",")[1] for line in toy.log.read_text().splitlines() if "u1," in line[:3]}
@@ -159,7 +161,7 @@ def test_recommend_shows_titles_and_leaves_out_what_was_seen(candid, toy):
     assert first["items"][0]["title"] == f"The {number}th Film"
 
 
-def test_recommend_takes_a_history_of_ids_and_titles(candid, toy):
+def test_recommend_accepts_a_history_of_ids_and_titles(candid, toy):
     arguments = ["recommend", toy.run, "--history", "i03", "--history", "the 4th film", "-k", "28"]
     items = candid(*arguments, "--json").document["answers"][0]["items"]
     assert {item["item"] for item in items} == {f"i{n:02}" for n in range(30)} - {"i03", "i04"}
@@ -169,39 +171,8 @@ def test_recommend_takes_a_history_of_ids_and_titles(candid, toy):
     assert "The 5th Film" in candid(*arguments).out
 
 
-def test_help_and_version_answer(candid):
-    assert candid("--version").out == f"candid {package.__version__}\n"
-    overview = candid()
-    assert overview.code == 0
-    for verb in ("demo", "prepare", "train", "evaluate", "recommend"):
-        assert verb in overview.out
-        assert candid(verb, "--help").code == 0
-
-
-@pytest.mark.parametrize("verb", ["", "demo", "prepare", "train", "evaluate", "recommend"])
-def test_help_fits_a_terminal_of_80_columns(candid, monkeypatch, verb):
-    monkeypatch.setenv("COLUMNS", "80")
-    answer = candid(*([verb] if verb else []), "--help")
-    assert answer.code == 0
-    assert [line for line in answer.out.splitlines() if len(line) > 80] == []
-    assert "..." not in answer.out.replace("[ARGS]...", "")
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "training.lr (number; default 0.001) peak learning rate",
-        'loss.correction (none | logq | refined; default "refined") [only sampled_softmax]',
-        "data.interactions (text; required)",
-        'data.split.roles (table; default { train = "train", history',
-    ],
-)
-def test_train_help_lists_each_key_with_default_and_meaning(candid, words):
-    assert words in " ".join(candid("train", "--help").out.split())
-
-
-def test_sigterm_while_preparing_leaves_nothing_behind(tmp_path):
-    """A writer that waits stands in for a large dataset."""
+def test_sigterm_while_preparing_removes_the_temporary_folder(tmp_path):
+    """A writer that waits simulates a large dataset."""
     program = (
         "import sys, time, candid.data\n"
         "from candid.cli import main\n"
@@ -232,7 +203,7 @@ def test_sigterm_while_preparing_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
-def test_ctrl_c_saves_says_how_to_go_on_and_resume_goes_on(candid, toy, tmp_path):
+def test_ctrl_c_saves_a_checkpoint_that_resume_continues(candid, toy, tmp_path):
     out = tmp_path / "r"
     arguments = ["train", toy.recipe, "--data", toy.data, "--out", out, "--quiet"]
     endless = ["--set", "training.epochs=100000", "--set", "training.patience=none"]

@@ -1,7 +1,7 @@
-"""The command line: parse, call, print.
+"""The command line: a thin module for each verb, and the entry point that runs them.
 
-Every verb is a thin module of this package. Nothing here imports torch before a verb needs
-it, so that ``candid --help`` answers at once.
+Importing this package imports no torch: verbs import what they need inside their function, so
+that ``candid --help`` is fast.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(short_help="Compare the corrections in a world whose truth is known.")(demo)
-app.command(short_help="Read, filter, split and store interactions.")(prepare)
-app.command(cls=TrainCommand, short_help="Train a model and measure it.")(train)
-app.command(short_help="Measure a trained model over the full catalog.")(evaluate)
-app.command(short_help="Measure estimators of the loss against the full softmax.")(audit)
-app.command(short_help="Recommend items to users, or for a typed history.")(recommend)
-app.command(short_help="Build an index over a run's items and measure it.")(index)
-app.command(short_help="Write towers and item vectors for other programs.")(export)
-app.command(short_help="Answer applications and people over HTTP.")(serve)
+app.command(short_help="Compare the corrections on synthetic data with a known answer")(demo)
+app.command(short_help="Read, filter, split and store interactions")(prepare)
+app.command(cls=TrainCommand, short_help="Train a model and measure it")(train)
+app.command(short_help="Measure a trained model over the full catalog")(evaluate)
+app.command(short_help="Measure the error of sampled losses against the full softmax")(audit)
+app.command(short_help="Recommend items to users, or for a given history")(recommend)
+app.command(short_help="Build and measure an index over the items of a run")(index)
+app.command(short_help="Write towers and item vectors for other programs")(export)
+app.command(short_help="Serve recommendations over HTTP")(serve)
 
 
 @app.callback(invoke_without_command=True)
 def _candid(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit")] = False,
 ) -> None:
-    """Train, measure and use retrieval models with an honest sampled softmax.
+    """Train, measure and serve two-tower retrieval models with a corrected sampled softmax.
 
     Exit codes: 0 success, 1 any other failure, 2 bad usage or configuration, 3 bad data, 4 a
-    bad or foreign artifact, 130 interrupted. CANDID_DEBUG=1 shows the traceback of a failure.
+    bad or foreign artifact, 130 interrupted. CANDID_DEBUG=1 prints the traceback of a failure.
     """
     if version:
         typer.echo(f"candid {candid.__version__}")
@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         command = get_command(app)
         code = command.main(list(arguments), prog_name="candid", standalone_mode=False)
-        # Typer turns Ctrl-C into a code of its own accord; a verb itself returns nothing.
+        # Typer returns this code after Ctrl-C; a verb itself returns None.
         return _fail("interrupted", INTERRUPTED) if code == INTERRUPTED else 0
     except (CandidError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
@@ -79,30 +79,30 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
     except OSError as error:
-        return _fail(_os_sentence(error), 1)
+        return _fail(_os_message(error), 1)
     except Exception as error:
-        # The outermost boundary: whatever nobody foresaw is still told in one sentence.
-        summary = " ".join(str(error).split()) or "no further word"
+        # The outermost boundary: an unexpected error is one sentence too.
+        message = " ".join(str(error).split())
+        summary = f": {message}" if message else " (no message)"
         return _fail(
-            f"unexpected {type(error).__name__}: {summary} (set CANDID_DEBUG=1 for the traceback)",
-            1,
+            f"unexpected {type(error).__name__}{summary}; set CANDID_DEBUG=1 for the traceback", 1
         )
 
 
 def main() -> None:
     """Entry point of the ``candid`` command."""
-    signal.signal(signal.SIGTERM, _terminate)
-    threading.excepthook = _thread_failed
+    signal.signal(signal.SIGTERM, _on_terminate)
+    threading.excepthook = _on_thread_error
     sys.exit(run(sys.argv[1:]))
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """End as Ctrl-C does, so that nothing half-written stays behind."""
+def _on_terminate(number: int, frame: FrameType | None) -> None:
+    """Stop as after Ctrl-C, so that no half-written file stays."""
     raise KeyboardInterrupt
 
 
-def _thread_failed(arguments: threading.ExceptHookArgs) -> None:
-    """Be silent about a refused write: the main thread meets it too, and says what and where."""
+def _on_thread_error(arguments: threading.ExceptHookArgs) -> None:
+    """Print nothing about a refused write: the main thread fails too and reports it."""
     if not issubclass(arguments.exc_type, OSError) or os.environ.get("CANDID_DEBUG"):
         threading.__excepthook__(arguments)
 
@@ -114,18 +114,18 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _os_sentence(error: OSError) -> str:
+def _os_message(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     hints = {
-        errno.ENOSPC: "free some space and try again",
-        errno.EDQUOT: "free some space and try again",
-        errno.EACCES: "change its permissions or name another place",
-        errno.EPERM: "change its permissions or name another place",
-        errno.EROFS: "name a place that can be written",
+        errno.ENOSPC: "free some space and retry",
+        errno.EDQUOT: "free some space and retry",
+        errno.EACCES: "fix the permissions or choose another path",
+        errno.EPERM: "fix the permissions or choose another path",
+        errno.EROFS: "choose a path that is writable",
         errno.ENOENT: "check the path",
         errno.ENOTDIR: "check the path",
-        errno.EEXIST: "name another place",
+        errno.EEXIST: "choose another path",
     }
-    what = (error.strerror or str(error)).lower()
+    reason = (error.strerror or str(error)).lower()
     hint = hints.get(error.errno or 0)
-    return f"{where}{what}" + (f"; {hint}" if hint else "")
+    return f"{where}{reason}" + (f"; {hint}" if hint else "")

@@ -1,4 +1,4 @@
-"""What a verb prints: its result on stdout, everything else on stderr."""
+"""The output of a verb: its result on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 PIPE_WIDTH = 160
-"""Width of tables where there is no terminal to ask."""
+"""Width of tables without a terminal, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Console:
-    """Where the output of one verb goes.
+    """The output of one verb.
 
     Attributes:
-        json: the result is one JSON document instead of text.
-        quiet: no progress.
+        json: print the result as one JSON document instead of text.
+        quiet: print no progress.
     """
 
     json: bool
@@ -32,16 +32,16 @@ class Console:
 
     @property
     def is_live(self) -> bool:
-        """Whether progress may redraw itself: a person watches a terminal."""
+        """Whether progress may redraw itself: stderr is a terminal."""
         return not (self.json or self.quiet) and sys.stderr.isatty()
 
     def note(self, line: str) -> None:
-        """Say something about progress."""
+        """Print a line about progress."""
         if not (self.json or self.quiet):
             typer.echo(line, err=True)
 
     def result(self, document: Mapping[str, Any], *text: RenderableType) -> None:
-        """Print the result: ``document`` under ``--json``, otherwise ``text``."""
+        """Print the result: ``document`` with ``--json``, else ``text``."""
         if self.json:
             typer.echo(json.dumps(_finite(document), ensure_ascii=False, default=str))
             return
@@ -50,12 +50,12 @@ class Console:
         width = None if sys.stdout.isatty() else PIPE_WIDTH
         screen = RichConsole(file=sys.stdout, width=width, markup=False, highlight=False)
         for part in text:
-            # A path must stay on one line to be copied; a table knows its own width.
+            # A path must stay on one line to be copied; a table fits the width itself.
             screen.print(part, soft_wrap=isinstance(part, str))
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -6,15 +6,13 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, no text")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result without progress")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a key of the recipe, such as training.epochs=5; may be repeated.",
+        help="Override a key of the recipe, such as training.epochs=5; repeatable",
     ),
 ]

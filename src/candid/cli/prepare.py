@@ -17,78 +17,107 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    out: Annotated[Path, typer.Option(help="Folder of the prepared dataset.")],
+    out: Annotated[Path, typer.Option(help="Folder of the prepared dataset")],
     recipe: Annotated[
-        Path | None, typer.Argument(help="Recipe with a section [data]; flags override it.")
+        Path | None, typer.Argument(help="Recipe with a section [data]; options override it")
     ] = None,
     interactions: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="File or folder: parquet, csv, tsv (also .gz), MovieLens .dat, RecBole .inter.",
+            help="File or folder: parquet, csv, tsv (also .gz), MovieLens .dat, RecBole .inter",
         ),
     ] = None,
     user: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The user's id; none: user_id.")
+        str | None, typer.Option(metavar="COLUMN", help="User id [default: user_id]")
     ] = None,
     item: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The item's id; none: item_id.")
+        str | None, typer.Option(metavar="COLUMN", help="Item id [default: item_id]")
     ] = None,
-    time: Annotated[str | None, typer.Option(metavar="COLUMN", help="When it happened.")] = None,
+    time: Annotated[str | None, typer.Option(metavar="COLUMN", help="Time")] = None,
     order: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Orders interactions, in place of --time.")
+        str | None, typer.Option(metavar="COLUMN", help="Order of interactions, instead of --time")
     ] = None,
-    weight: Annotated[str | None, typer.Option(metavar="COLUMN", help="Importance.")] = None,
+    weight: Annotated[str | None, typer.Option(metavar="COLUMN", help="Weight")] = None,
     rating: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Rating, for --min-rating.")
+        str | None, typer.Option(metavar="COLUMN", help="Rating, for --min-rating")
     ] = None,
-    min_rating: Annotated[float | None, typer.Option(help="Keep ratings of at least this.")] = None,
+    min_rating: Annotated[
+        float | None, typer.Option(help="Keep interactions with at least this rating")
+    ] = None,
+    event_type: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Event type, such as view or purchase")
+    ] = None,
     items: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Table with one row an item.")
+        str | None, typer.Option(metavar="FILE", help="Table with one row per item")
     ] = None,
     items_item: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The item's id in the table of items.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Item id in the table of items [default: item_id]"),
     ] = None,
     title: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The title in the table of items.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Title in the table of items [default: title]"),
     ] = None,
     items_attribute: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="Further column of it to keep; repeatable."),
+        typer.Option(
+            metavar="COLUMN", help="Attribute to keep from the table of items; repeatable"
+        ),
     ] = None,
     users: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Table with one row a user.")
+        str | None, typer.Option(metavar="FILE", help="Table with one row per user")
     ] = None,
     users_user: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The user's id in the table of users.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="User id in the table of users [default: user_id]"),
     ] = None,
     users_attribute: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="Column of it to keep, at least one; repeatable."),
+        typer.Option(
+            metavar="COLUMN",
+            help="Attribute to keep from the table of users, at least one; repeatable",
+        ),
     ] = None,
     k_core: Annotated[
-        int | None, typer.Option(help="Least interactions of every user and item left.")
+        int | None, typer.Option(help="Minimum interactions of every user and item")
     ] = None,
-    min_history: Annotated[int | None, typer.Option(help="Least interactions of a user.")] = None,
+    min_history: Annotated[int | None, typer.Option(help="Minimum interactions of a user")] = None,
     deduplicate: Annotated[
-        str | None, typer.Option(metavar="none|first|last", help="Of a repeated pair, keep which.")
+        str | None,
+        typer.Option(
+            metavar="none|first|last",
+            help="Interaction to keep of a repeated user-item pair [default: none]",
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(metavar="leave-one-out|temporal|column")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="leave-one-out|temporal|column",
+            help="Split into train, validation and test [default: leave-one-out]",
+        ),
+    ] = None,
     validation: Annotated[
         str | None,
-        typer.Option(metavar="CUT", help="Temporal: a quantile such as 0.8, a date or a time."),
+        typer.Option(
+            metavar="CUT",
+            help="Begin of validation in a temporal split: quantile, date or time [default: 0.8]",
+        ),
     ] = None,
-    test: Annotated[str | None, typer.Option(metavar="CUT", help="As --validation.")] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(metavar="CUT", help="Begin of test in a temporal split [default: 0.9]"),
+    ] = None,
     split_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column split: names the role of a row.")
+        str | None, typer.Option(metavar="COLUMN", help="Role of each row, for a column split")
     ] = None,
     overrides: Set = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Read interactions, filter and split them, and store a dataset that training maps.
+    """Read, filter and split interactions, and store them as a prepared dataset.
 
-    Every further key of [data] is set with --set data.KEY=VALUE; see candid train --help.
+    Set any other key of [data] with --set data.KEY=VALUE; candid train --keys data lists them.
     """
     flags = {
         "interactions": interactions,
@@ -99,6 +128,7 @@ def prepare(
         "weight": weight,
         "rating": rating,
         "min_rating": min_rating,
+        "event_type": event_type,
         "items.path": items,
         "items.item": items_item,
         "items.title": title,
@@ -117,10 +147,10 @@ def prepare(
     given = {f"data.{key}": value for key, value in flags.items() if value is not None}
     if recipe is None and interactions is None:
         raise ConfigError(
-            "nothing to prepare: name a recipe, or the file with --interactions FILE "
+            "no interactions to prepare; name a recipe, or a file with --interactions FILE "
             "--user COLUMN --item COLUMN"
         )
-    from candid.config import load_data_config
+    from candid.config.data_section import load_data_config
 
     console = Console(json, quiet)
     config = load_data_config(recipe, given, overrides or [])
@@ -134,7 +164,7 @@ def prepare(
 
 
 def run_prepare(config: DataConfig, out: Path, console: Console) -> Prepared:
-    """Prepare what ``config`` says in ``out``, with a line for each step."""
+    """Prepare the interactions of ``config`` in ``out`` and print a line for each step."""
     from candid.data import prepare as prepare_data
 
     return prepare_data(config, out, progress=console.note)
@@ -143,13 +173,13 @@ def run_prepare(config: DataConfig, out: Path, console: Console) -> Prepared:
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     counts = report["counts"]
     yield "{interactions:,} interactions of {users:,} users with {items:,} items".format(**counts)
-    yield "{train:,} to train on, {validation:,} to validate, {test:,} to test".format(**counts)
+    yield "split: {train:,} train, {validation:,} validation, {test:,} test".format(**counts)
     for reason, rows in report["dropped"].items():
         if rows:
             yield f"dropped {rows:,} rows: {reason}"
     if report.get("negatives"):
-        kept, *left_out = report["negatives"].items()
-        yield f"{kept[1]:,} negatives that were shown" + "".join(
+        stored, *left_out = report["negatives"].items()
+        yield f"{stored[1]:,} negatives" + "".join(
             f", {number:,} left out: {reason}" for reason, number in left_out
         )
     for kind in ("items", "users"):
@@ -159,13 +189,13 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         items, users = unseen["targets_of_unseen_items"], unseen["targets_of_unseen_users"]
         if items or users:
             yield (
-                f"{role}: {items:,} of {unseen['targets']:,} targets are items never trained, "
-                f"{users:,} are of users never trained"
+                f"{role}: of {unseen['targets']:,} targets, {items:,} have an untrained item and "
+                f"{users:,} an untrained user"
             )
 
 
 def _cut(text: str | None) -> float | str | None:
-    """A quantile or a time is a number, a date is text."""
+    """Parse a quantile or a time as a number; a date stays text."""
     try:
         return None if text is None else float(text)
     except ValueError:

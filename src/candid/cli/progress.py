@@ -1,4 +1,4 @@
-"""What long work says while it runs: a bar for a person, lines for a log."""
+"""Progress of long work: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from rich.progress import (
 from candid.cli.console import Console
 
 if TYPE_CHECKING:
-    from candid.evaluation import StageProgress
+    from candid.inference import StageProgress
     from candid.training import TrainState
 
 
 BAR_WIDTH = 24
 REST_WIDTH = len("  0:00:00") + 2
-"""Of the time left, and of the gaps between columns."""
+"""Width of the remaining time and of the gaps between columns."""
 
 
 class TrainProgress:
-    """Told by the trainer; a bar with throughput and time left, and a line a validation.
+    """Callback of the trainer: a bar with throughput and remaining time, a line per validation.
 
     Args:
         console: of the verb.
-        bar: a started progress display, or None where nobody watches.
+        bar: started progress display; None without a terminal.
     """
 
     def __init__(self, console: Console, bar: Progress | None) -> None:
@@ -53,10 +53,10 @@ class TrainProgress:
         parts = [
             f"loss {metrics['loss']:.4f}",
             f"{metrics['rows_per_second']:,.0f} rows/s",
-            f"sample_weight {metrics['sample_weight']:.3f}",
+            f"sample weight {metrics['sample_weight']:.3f}",
         ]
         if "effective_sample_size" in metrics:
-            parts.append(f"effective candidates {metrics['effective_sample_size']:,.0f}")
+            parts.append(f"effective sample size {metrics['effective_sample_size']:,.0f}")
         room = self._bar.console.width - BAR_WIDTH - len(steps) - REST_WIDTH
         self._bar.update(
             self._task,
@@ -67,10 +67,10 @@ class TrainProgress:
         )
 
     def validated(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Print one line: the watched metric, and whether it is the best so far."""
+        """Print one line: the validation metric, and whether it is the best so far."""
         assert state.metric is not None
-        watched = f"{state.metric} {metrics[state.metric]:.4f}{'' if state.stale else ' (best)'}"
-        line = f"epoch {state.epoch}  validation {watched}  {state.seconds:,.0f} s"
+        score = f"{state.metric} {metrics[state.metric]:.4f}{'' if state.stale else ' (best)'}"
+        line = f"epoch {state.epoch}  validation {score}  {state.seconds:,.0f} s"
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
@@ -79,7 +79,7 @@ class TrainProgress:
 
 @contextmanager
 def train_progress(console: Console) -> Iterator[TrainProgress]:
-    """Show the progress of one training run while the block lasts."""
+    """Show the progress of one training run inside the block."""
     if not console.is_live:
         yield TrainProgress(console, None)
         return
@@ -89,7 +89,7 @@ def train_progress(console: Console) -> Iterator[TrainProgress]:
 
 @contextmanager
 def stage_progress(console: Console) -> Iterator[StageProgress | None]:
-    """Show the stages of a measurement while the block lasts; None where nobody watches."""
+    """Show the stages of a measurement inside the block; yields None without a terminal."""
     if not console.is_live:
         yield None
         return
@@ -103,16 +103,16 @@ def stage_progress(console: Console) -> Iterator[StageProgress | None]:
     ) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done)
 
-        yield tell
+        yield report
 
 
 def training_bar(screen: RichConsole) -> Progress:
-    """A bar with steps, numbers and time left, not yet started; it vanishes at its end."""
+    """Return a bar, not started, with steps, numbers and remaining time."""
     return Progress(
         BarColumn(bar_width=BAR_WIDTH),
         TextColumn("{task.fields[steps]}"),
@@ -124,7 +124,7 @@ def training_bar(screen: RichConsole) -> Progress:
 
 
 def _fitting(parts: Sequence[str], width: int) -> str:
-    """The first part, and of the others what there is room for."""
+    """Join the first part and each further part that fits into ``width``."""
     line = parts[0]
     for part in parts[1:]:
         if len(line) + 2 + len(part) <= width:

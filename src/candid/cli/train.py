@@ -12,9 +12,9 @@ from typer.core import TyperCommand
 
 from candid.cli.console import Console
 from candid.cli.evaluate import Split, measured
-from candid.cli.key_help import recipe_keys
 from candid.cli.options import Json, Quiet, Set
 from candid.cli.prepare import run_prepare
+from candid.cli.recipe_keys import ALL, key_lines, section_lines
 from candid.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -22,35 +22,62 @@ if TYPE_CHECKING:
 
 
 class TrainCommand(TyperCommand):
-    """Lists every key of a recipe below the usual help."""
+    """The command ``train``: ``--keys`` without a section, and the sections in the help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Complete a bare ``--keys``, then parse."""
+        if "--keys" in args:
+            following = args.index("--keys") + 1
+            if following == len(args) or args[following].startswith("-"):
+                args = [*args[:following], ALL, *args[following:]]
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the options, then the keys."""
+        """Write the options, then the sections of a recipe."""
         super().format_help(ctx, formatter)
-        formatter.write("\n")
-        for line in recipe_keys(max(40, shutil.get_terminal_size().columns - 2)):
+        formatter.write("\nSections of a recipe (TOML); list their keys with --keys SECTION:\n")
+        for line in section_lines(_width()):
             formatter.write(f"{line}\n")
+
+
+def _print_keys(section: str | None) -> None:
+    if section is None:
+        return
+    for line in key_lines(section, _width()):
+        typer.echo(line)
+    raise typer.Exit
+
+
+def _width() -> int:
+    return max(40, shutil.get_terminal_size().columns - 2)
 
 
 def train(
     recipe: Annotated[
-        Path | None, typer.Argument(help="Recipe (TOML); none: the default recipe, needs --data.")
+        Path | None,
+        typer.Argument(help="Recipe (TOML) [default: the default recipe, with --data]"),
     ] = None,
     data: Annotated[
         Path | None,
+        typer.Option(help="Prepared dataset [default: prepare the recipe's [data] in data/NAME]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run")] = False,
+    overrides: Set = None,
+    keys: Annotated[
+        str | None,
         typer.Option(
-            help="Prepared dataset; none: prepare what the recipe's [data] says in data/NAME."
+            "--keys",
+            metavar="[SECTION]",
+            help="Print the keys of a recipe, or of one of its sections, and exit",
+            callback=_print_keys,
+            is_eager=True,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; none: runs/NAME.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.")
-    ] = False,
-    overrides: Set = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model, and measure it on the test split if there is one."""
+    """Train a model and measure it on the test split, if there is one."""
     console = Console(json, quiet)
     config = _config(recipe, data, overrides or [])
     out = Path("runs") / config.name if out is None else out
@@ -60,7 +87,7 @@ def train(
     from candid.runs import check_is_free, load_run, train_run
 
     if not resume:
-        check_is_free(out)  # before an hour of preparing
+        check_is_free(out)  # before preparing, which may take an hour
     if data is None and config.data is not None:
         data = Path("data") / config.name
         run_prepare(config.data, data, console)
@@ -78,7 +105,7 @@ def train(
                 report, path = measured(run, Split.TEST, progress=shown)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"stopped while measuring; {out} is trained: measure it with candid evaluate {out}"
+                f"stopped while measuring; {out} is trained, measure it with: candid evaluate {out}"
             ) from None
         document["test"] = report.to_json()
         lines += [report.table(), f"measured in {path}"]
@@ -92,11 +119,11 @@ def _config(recipe: Path | None, data: Path | None, overrides: list[str]) -> Run
         config = load_recipe(recipe, overrides)
         if data is None and config.data is None:
             raise ConfigError(
-                f"{recipe} has no section [data]: add one, or name a prepared dataset with --data"
+                f"{recipe} has no section [data]; add one, or name a prepared dataset with --data"
             )
         return config
     if data is None:
-        raise ConfigError("nothing to train on: name a recipe, or a prepared dataset with --data")
+        raise ConfigError("no training data; name a recipe, or a prepared dataset with --data")
     return _default_config(data, overrides)
 
 
