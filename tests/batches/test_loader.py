@@ -9,14 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from candid.batches import (
-    BatchesConfig,
-    Loader,
-    Position,
-    held_out_queries,
-    offsets_of,
-)
-from candid.data import PreparedDataset, Role, held_out
+from candid.batches import BatchesConfig, Loader, Position, offsets_of
+from candid.data import PreparedDataset, Role
 from candid.errors import ConfigError, DataError
 from candid.features import Numbers
 
@@ -210,17 +204,6 @@ def test_drop_last_leaves_out_the_smaller_batch():
         Loader(dataset, BatchesConfig(batch_size=6, drop_last=True), 0)
 
 
-def test_held_out_queries_ask_after_the_latest_history():
-    dataset = dataset_of([[1, 2, 3, 4], [5, 6], [7, 8, 9]], [[T, T, V, X], [T, T], [T, H, X]])
-    questions = held_out(dataset, X)
-    assert questions.target_ids.tolist() == [4, 9]
-    asked = [
-        (rows, queries.user_ids.tolist(), queries.history.item_ids.tolist())
-        for rows, queries in held_out_queries(dataset, questions, max_length=2, batch_size=1)
-    ]
-    assert asked == [(slice(0, 1), [0], [2, 3]), (slice(1, 2), [2], [7, 8])]
-
-
 class Moments:
     """In the place of a context: tells which interactions were asked about."""
 
@@ -244,13 +227,6 @@ def test_each_row_is_asked_at_the_moment_of_its_positive(unit):
         assert torch.equal(moved.context["event"].values, batch.context["event"].values)
 
 
-def test_a_held_out_question_is_asked_at_the_moment_of_its_first_target():
-    dataset = dataset_of([[1, 2, 3, 4], [5, 6]], [[T, T, X, X], [T, X]])
-    questions = held_out(dataset, Role.TEST)
-    (_, queries), *_ = held_out_queries(dataset, questions, 3, 10, Moments())
-    assert queries.context["event"].values[:, 0].tolist() == [2, 5]
-
-
 @pytest.mark.parametrize("unit", ["sequence", "interaction"])
 def test_kinds_go_with_the_interactions_they_are_of(unit):
     dataset = long_dataset()
@@ -263,18 +239,6 @@ def test_kinds_go_with_the_interactions_they_are_of(unit):
             continue
         history = batch.to(torch.device("cpu")).history
         assert torch.equal(history.event_types, history.item_ids % 3 + 1)
-    questions = held_out(replace(dataset, roles=np.where(kinds == 2, X, T)), Role.TEST)
-    keep = questions.history_stop > dataset.user_offsets[questions.user_ids]
-    assert keep.any()
-    for _, queries in held_out_queries(dataset, subset(questions, keep), 5, 4):
-        assert torch.equal(queries.history.event_types, queries.history.item_ids % 3 + 1)
-
-
-def subset(questions, keep):
-    """Queries with a history; their targets do not matter here."""
-    return replace(
-        questions, user_ids=questions.user_ids[keep], history_stop=questions.history_stop[keep]
-    )
 
 
 @pytest.mark.parametrize("unit", ["sequence", "interaction"])

@@ -1,4 +1,4 @@
-"""A small dataset in memory, and a model that is nothing but its vectors."""
+"""A small dataset in memory, and a model of fixed vectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from candid.data import PreparedDataset, Role
 
 
 class FixedModel:
-    """One vector a user, one vector an item, whatever the history."""
+    """One vector per user and one per item; the history is not read."""
 
     def __init__(self, users, items, needs_history=True):
         self.users, self.items, self.needs_history = users, items, needs_history

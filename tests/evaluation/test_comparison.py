@@ -16,21 +16,21 @@ def values(numerators, user_ids=None, denominators=None):
     return PerUser(users, ("ndcg@10",), numerators[:, None], weights[:, None].astype(float))
 
 
-def test_difference_is_over_the_users_of_both():
+def test_difference_is_over_the_users_in_both_reports():
     first = values([1, 0, 1, 0.5], user_ids=[1, 2, 5, 9], denominators=[1, 1, 1, 0])
     second = values([0, 0.5, 0.5, 1], user_ids=[0, 1, 5, 9])
-    found = compare(first, second, "ndcg@10")
-    assert found.users == 2
-    assert found.difference == pytest.approx((0.5 + 0.5) / 2)
+    result = compare(first, second, "ndcg@10")
+    assert result.users == 2
+    assert result.difference == pytest.approx((0.5 + 0.5) / 2)
 
 
-def test_p_value_of_few_users_is_the_exact_one():
-    """Of the 2^6 sign patterns of equal gains only two are as extreme."""
-    found = compare(values(np.ones(6)), values(np.zeros(6)), "ndcg@10", resamples=20_000)
-    assert found.p_value == pytest.approx(2 / 64, abs=0.004)
+def test_p_value_of_few_users_is_exact():
+    """Only two of the 2^6 sign patterns of equal gains are as extreme."""
+    result = compare(values(np.ones(6)), values(np.zeros(6)), "ndcg@10", resamples=20_000)
+    assert result.p_value == pytest.approx(2 / 64, abs=0.004)
 
 
-def test_p_values_are_uniform_where_there_is_no_difference():
+def test_p_values_are_uniform_without_a_difference():
     rng = np.random.default_rng(0)
     p_values = [
         compare(values(a), values(b), "ndcg@10", resamples=199, seed=trial).p_value
@@ -40,25 +40,25 @@ def test_p_values_are_uniform_where_there_is_no_difference():
     assert np.mean(p_values) == pytest.approx(0.5, abs=0.06)
 
 
-def test_a_clear_gain_is_found_and_its_interval_excludes_zero():
+def test_interval_of_a_clear_gain_excludes_zero():
     rng = np.random.default_rng(1)
     base = rng.random(500)
-    found = compare(values(base + 0.1 + 0.2 * rng.standard_normal(500)), values(base), "ndcg@10")
-    assert 0 < found.low < found.difference < found.high
-    assert found.low < 0.1 < found.high
-    assert found.p_value == pytest.approx(1 / 1001)
+    result = compare(values(base + 0.1 + 0.2 * rng.standard_normal(500)), values(base), "ndcg@10")
+    assert 0 < result.low < result.difference < result.high
+    assert result.low < 0.1 < result.high
+    assert result.p_value == pytest.approx(1 / 1001)
 
 
-def test_a_model_equals_itself(make_random):
+def test_comparison_of_a_model_with_itself(make_random):
     dataset, model = make_random(max_targets=3)
     config = EvaluationConfig(ks=(10,), bootstrap=0)
     report = evaluate(model, dataset, config, max_length=5)
     for metric in ("ndcg@10", "nll"):
-        found = compare(report, report, metric)
-        assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+        result = compare(report, report, metric)
+        assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
 
 
-def test_difference_of_weighted_metrics_is_the_difference_of_the_totals(make_random):
+def test_difference_of_weighted_metrics_equals_that_of_the_totals(make_random):
     dataset, model = make_random(max_targets=4)
     config = EvaluationConfig(ks=(10,), bootstrap=0)
     first = evaluate(model, dataset, config, max_length=5)
@@ -69,7 +69,7 @@ def test_difference_of_weighted_metrics_is_the_difference_of_the_totals(make_ran
         assert compare(first, second, metric).difference == pytest.approx(expected, abs=1e-12)
 
 
-def test_errors_name_the_cause():
+def test_compare_without_common_users_or_metric():
     one = values([1.0])
     with pytest.raises(UnknownNameError, match="ndcg@10"):
         compare(one, one, "ndcg@1")

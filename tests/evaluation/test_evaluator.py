@@ -1,4 +1,4 @@
-"""The evaluation against a plain loop over users in float64."""
+"""The evaluation against a loop over users in float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG = EvaluationConfig(ks=(1, 3, 10), batch_size=16, bootstrap=50, popularity
 
 
 def by_loop(dataset, model, ks, filter_seen=True, catalog=None):
-    """Per user: ranking metrics by name, or None; and the NLL of each target."""
+    """Per user: ranking metrics by name, whether an item is relevant, target NLLs, ranked items."""
     scores = model.users.double().numpy() @ model.items.double().numpy().T
     found = {}
     catalog = set(range(dataset.num_items)) if catalog is None else catalog
@@ -50,7 +50,7 @@ def by_loop(dataset, model, ks, filter_seen=True, catalog=None):
 
 @pytest.mark.parametrize("filter_seen", [True, False])
 @pytest.mark.parametrize("repeats", [False, True])
-def test_agrees_with_a_loop_over_users(make_random, filter_seen, repeats):
+def test_evaluation_agrees_with_a_loop_over_users(make_random, filter_seen, repeats):
     dataset, model = make_random(max_targets=4, repeats=repeats)
     config = CONFIG.model_copy(update={"filter_seen": filter_seen})
     report = evaluate(model, dataset, config, max_length=5)
@@ -75,7 +75,7 @@ def test_agrees_with_a_loop_over_users(make_random, filter_seen, repeats):
 
 @pytest.mark.parametrize("filter_seen", [True, False])
 @pytest.mark.parametrize("which", ["warm", "cold"])
-def test_a_part_of_the_catalog_alone(make_random, which, filter_seen):
+def test_evaluation_of_a_part_of_the_catalog(make_random, which, filter_seen):
     dataset, model = make_random(max_targets=6, num_items=200, repeats=True)
     chosen = (dataset.train_counts > 0) == (which == "warm")
     catalog = set(np.flatnonzero(chosen).tolist())
@@ -97,7 +97,7 @@ def test_a_part_of_the_catalog_alone(make_random, which, filter_seen):
     assert report.settings["catalog"] == which
 
 
-def test_a_part_of_the_catalog_without_targets(make_dataset, make_model):
+def test_evaluation_of_a_part_without_targets(make_dataset, make_model):
     history = [(0, Role.TRAIN), (1, Role.TRAIN), (0, Role.TEST)]
     dataset = make_dataset([history], num_items=3)
     model = make_model(torch.zeros(1, 2), torch.zeros(3, 2))
@@ -113,7 +113,7 @@ def test_a_part_of_the_catalog_without_targets(make_dataset, make_model):
         )
 
 
-def test_batches_do_not_change_a_number(make_random):
+def test_batch_size_does_not_change_metrics(make_random):
     dataset, model = make_random(max_targets=3)
     reports = [
         evaluate(model, dataset, CONFIG.model_copy(update={"batch_size": size}), max_length=5)
@@ -149,14 +149,14 @@ def test_slices_add_up_to_the_total(make_random):
             assert weighted(slices, name, "queries") == pytest.approx(total, abs=1e-12)
 
 
-def test_slices_of_many_targets(make_random, make_dataset, make_model):
-    """A slice keeps the list and counts only its own targets as relevant."""
+def test_slices_of_users_with_several_targets(make_random, make_dataset, make_model):
+    """A slice keeps the list; only targets of the slice are relevant in it."""
     train = [[(0, 0), (0, 0), (0, 0), (1, 0)], [(2, 0)]]
     dataset = make_dataset([[*train[0], (2, 3), (3, 3)], [*train[1], (0, 3)]], 4)
     model = make_model(torch.eye(2), torch.tensor([[4.0, 1], [3, 0], [2, 9], [1, 0]]))
     config = EvaluationConfig(ks=(1, 2), metric="recall@1", popularity_slices=1, bootstrap=0)
     report = evaluate(model, dataset, config, max_length=9)
-    # User 0 sees [2, 3] and wants both; user 1 sees [0, 1 or 3] and wants 0.
+    # The list of user 0 is [2, 3], both targets; that of user 1 is [0, 1 or 3], target 0.
     assert report.metrics["recall@1"].value == pytest.approx((1 / 2 + 1) / 2)
     cold, warm = report.slices["target_popularity"]
     assert (cold.label, cold.queries, cold.targets) == ("untrained", 1, 1)
@@ -172,9 +172,7 @@ def test_slices_of_many_targets(make_random, make_dataset, make_model):
     assert weighted(popularity, "nll", "targets") == pytest.approx(report.metrics["nll"].value)
 
 
-def test_a_target_in_the_history_is_not_relevant_when_seen_items_are_hidden(
-    make_dataset, make_model
-):
+def test_target_in_the_history_is_relevant_only_without_filter_seen(make_dataset, make_model):
     histories = [[(0, 0), (1, 3)], [(2, 0), (2, 3)], [(1, 0), (1, 3), (0, 3)]]
     dataset = make_dataset(histories, 3)
     model = make_model(torch.eye(3)[[0, 2, 2]], torch.eye(3))
@@ -183,14 +181,14 @@ def test_a_target_in_the_history_is_not_relevant_when_seen_items_are_hidden(
     assert hidden.counts["targets_seen_before"] == 2
     assert hidden.counts["users_without_relevant"] == 1
     assert hidden.metrics["recall@3"].value == 1
-    shown = evaluate(model, dataset, config.model_copy(update={"filter_seen": False}), max_length=9)
-    assert shown.counts["targets_seen_before"] == 0
-    assert shown.metrics["recall@1"].value == pytest.approx((0 + 1 + 0) / 3)
+    unfiltered = evaluate(
+        model, dataset, config.model_copy(update={"filter_seen": False}), max_length=9
+    )
+    assert unfiltered.counts["targets_seen_before"] == 0
+    assert unfiltered.metrics["recall@1"].value == pytest.approx((0 + 1 + 0) / 3)
 
 
-def test_a_report_says_how_many_targets_were_hidden_and_never_sums_up_nothing(
-    make_dataset, make_model
-):
+def test_report_of_hidden_targets(make_dataset, make_model):
     histories = [[(0, 0), (1, 0), (0, 3)], [(2, 0), (2, 3)]]
     dataset, model = make_dataset(histories, 3), make_model(torch.eye(3)[:2], torch.eye(3))
     config = EvaluationConfig(ks=(1,), metric="recall@1", bootstrap=0, popularity_slices=0)
@@ -198,11 +196,33 @@ def test_a_report_says_how_many_targets_were_hidden_and_never_sums_up_nothing(
     assert hidden.table().caption == "targets_seen_before: 2, hidden by evaluation.filter_seen"
     assert hidden.metrics["recall@1"].value is None
     assert hidden.metrics["popularity@1"].value is not None
-    with pytest.raises(DataError, match=r"all 2 test targets .* set evaluation\.filter_seen = fal"):
+    with pytest.raises(
+        DataError,
+        match=r"recall@1 is undefined: all 2 test targets .* set evaluation\.filter_seen = fal",
+    ):
         hidden.summary()
-    shown = evaluate(model, dataset, config.model_copy(update={"filter_seen": False}), max_length=9)
-    assert shown.table().caption is None
-    assert next(iter(shown.summary())) == "recall@1"
+    unfiltered = evaluate(
+        model, dataset, config.model_copy(update={"filter_seen": False}), max_length=9
+    )
+    assert unfiltered.table().caption is None
+    assert next(iter(unfiltered.summary())) == "recall@1"
+
+
+def test_list_metrics_leave_out_users_with_empty_lists(make_dataset, make_model):
+    """User 0 has seen the whole catalog: the list is empty and must not count as popularity 0."""
+    everything = [(0, Role.TRAIN), (1, Role.TRAIN), (2, Role.TRAIN), (0, Role.TEST)]
+    dataset = make_dataset([everything, [(0, Role.TRAIN), (1, Role.TEST)]], 3)
+    model = make_model(torch.zeros(2, 2), torch.zeros(3, 2))
+    config = EvaluationConfig(ks=(1, 2), metric="recall@1", bootstrap=0, popularity_slices=0)
+    report = evaluate(model, dataset, config, max_length=9)
+    assert report.counts["users"] == 2
+    # Trained on: item 0 twice, items 1 and 2 once. User 1 gets items 1 and 2, of percentile
+    # (0 less popular + 2 equally popular / 2) / 3 = 1/3.
+    for k in (1, 2):
+        assert report.metrics[f"popularity@{k}"].value == 1
+        assert report.metrics[f"popularity_percentile@{k}"].value == pytest.approx(1 / 3)
+    frame = report.per_user.to_frame()
+    assert frame["popularity@1"].to_list() == [None, 1.0]
 
 
 def test_cold_users_and_items_are_counted(make_dataset, make_model):
@@ -225,7 +245,7 @@ def test_cold_users_and_items_are_counted(make_dataset, make_model):
     assert found == {"cold": [1, 2], "warm": [0]}
 
 
-def test_intervals_hold_the_value_and_follow_the_confidence(make_random):
+def test_intervals_contain_the_value_and_grow_with_confidence(make_random):
     dataset, model = make_random(num_users=300)
     config = CONFIG.model_copy(update={"bootstrap": 500})
     wide = evaluate(model, dataset, config, max_length=5)
@@ -239,23 +259,23 @@ def test_intervals_hold_the_value_and_follow_the_confidence(make_random):
     assert wide.slices["history_length"][0].metrics["nll"].low is not None
 
 
-def test_the_truth_gives_the_excess(make_random):
+def test_true_log_prob_adds_excess_nll(make_random):
     dataset, model = make_random(max_targets=3)
-    asked = []
+    lengths = []
 
-    def true_log_prob(questions):
-        asked.append(len(questions))
-        return -np.linspace(1, 2, len(questions.target_ids))
+    def true_log_prob(held_out):
+        lengths.append(len(held_out))
+        return -np.linspace(1, 2, len(held_out.target_ids))
 
     report = evaluate(model, dataset, CONFIG, max_length=5, true_log_prob=true_log_prob)
-    assert asked == [report.counts["users"]]
+    assert lengths == [report.counts["users"]]
     values = {name: found.value for name, found in report.metrics.items()}
     assert values["true_nll"] == pytest.approx(1.5)
     assert values["excess_nll"] == pytest.approx(values["nll"] - 1.5)
     assert report.metrics["excess_nll"].low is not None
 
 
-def test_a_sample_of_users_is_fixed_by_the_seed(make_random):
+def test_sample_of_users_depends_on_the_seed(make_random):
     dataset, model = make_random(num_users=100)
     config = CONFIG.model_copy(update={"max_users": 20})
     users = [evaluate(model, dataset, config, max_length=5).per_user.user_ids for _ in range(2)]
@@ -266,18 +286,18 @@ def test_a_sample_of_users_is_fixed_by_the_seed(make_random):
     assert not np.array_equal(users[0], other.per_user.user_ids)
 
 
-def test_validation_asks_before_test(make_dataset, make_model):
+def test_validation_targets_are_history_of_test(make_dataset, make_model):
     dataset = make_dataset([[(0, 0), (1, 2), (2, 3)]], 3)
     model = make_model(torch.tensor([[0.0, 2, 1]]), torch.eye(3))
     config = EvaluationConfig(ks=(1,), metric="recall@1", bootstrap=0)
     for role in (Role.VALIDATION, Role.TEST):
         report = evaluate(model, dataset, config, role=role, max_length=9)
-        # Item 1 is validation's answer and, seen by then, hidden from test.
+        # Item 1 is the target of validation; in the test it is seen and left out.
         assert report.metrics["recall@1"].value == 1
         assert report.settings["role"] == role.name.lower()
 
 
-def test_a_module_is_put_in_inference_mode_and_back(make_random):
+def test_module_mode_is_restored(make_random):
     dataset, fixed = make_random()
 
     class Model(nn.Module):
@@ -296,21 +316,23 @@ def test_a_module_is_put_in_inference_mode_and_back(make_random):
     assert model.training
 
 
-def test_progress_ends_at_all_queries(make_random):
+def test_progress_reaches_the_number_of_users(make_random):
     dataset, model = make_random()
-    seen = []
+    stages = []
     report = evaluate(
         model,
         dataset,
         CONFIG,
         max_length=5,
-        progress=lambda *told: seen.append(told),
+        progress=lambda *stage: stages.append(stage),
     )
     num = report.counts["users"]
-    assert seen == [("asking users", min(16 * (i + 1), num), num) for i in range(-(-num // 16))]
+    assert stages == [
+        ("evaluating users", min(16 * (i + 1), num), num) for i in range(-(-num // 16))
+    ]
 
 
-def test_report_is_plain_json_and_saved_whole(make_random, tmp_path):
+def test_report_is_saved_as_plain_json(make_random, tmp_path):
     dataset, model = make_random()
     report = evaluate(model, dataset, CONFIG, max_length=5)
     path = tmp_path / "new" / "report.json"
@@ -325,7 +347,7 @@ def test_report_is_plain_json_and_saved_whole(make_random, tmp_path):
     assert report.slice_table("history_length").row_count == len(report.slices["history_length"])
 
 
-def test_no_metric_loses_its_name_on_a_terminal_of_80_columns(make_random):
+def test_table_fits_a_terminal_of_80_columns(make_random):
     dataset, model = make_random()
     config = EvaluationConfig(ks=(1, 3, 5, 10, 20), bootstrap=50)
     report = evaluate(model, dataset, config, max_length=5)
@@ -359,13 +381,13 @@ def test_users_of_a_slice_average_to_its_metric(make_random):
             assert compare(held, held, "nll").difference == 0
 
 
-def test_errors_name_the_cause(make_random, make_dataset, make_model):
+def test_evaluate_refuses_impossible_requests(make_random, make_dataset, make_model):
     dataset, model = make_random()
     with pytest.raises(ConfigError, match=r"evaluation\.ks: 100 exceeds the 50 items"):
         evaluate(model, dataset, EvaluationConfig(), max_length=5)
     with pytest.raises(DataError, match="no validation targets"):
         evaluate(model, dataset, CONFIG, role=Role.VALIDATION, max_length=5)
-    with pytest.raises(ConfigError, match="knows 49 items and the dataset has 50"):
+    with pytest.raises(ConfigError, match="has 49 items and the dataset has 50"):
         evaluate(make_model(model.users, model.items[:49]), dataset, CONFIG, max_length=5)
     with pytest.raises(ConfigError, match=r"evaluation\.nll must be true"):
         evaluate(
@@ -373,7 +395,7 @@ def test_errors_name_the_cause(make_random, make_dataset, make_model):
             dataset,
             CONFIG.model_copy(update={"nll": False}),
             max_length=5,
-            true_log_prob=lambda asked: np.zeros(len(asked.target_ids)),
+            true_log_prob=lambda held_out: np.zeros(len(held_out.target_ids)),
         )
     broken = make_model(model.users, model.items * torch.nan)
     with pytest.raises(ArtifactError, match="diverged"):

@@ -1,4 +1,4 @@
-"""Ranking metrics against trec_eval (by ir-measures) and against hand-computed values."""
+"""Ranking metrics against trec_eval (through ir-measures) and hand-computed values."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ KS = (1, 3, 10, 20)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_trec_eval(seed):
+def test_metrics_agree_with_trec_eval(seed):
     rng = np.random.default_rng(seed)
     num_queries, num_items, length = 40, 60, 20
     lists = np.stack([rng.permutation(num_items)[:length] for _ in range(num_queries)])
     relevant = [
         rng.choice(num_items, rng.integers(1, 30), replace=False) for _ in range(num_queries)
     ]
-    hits = np.stack([np.isin(one, wanted) for one, wanted in zip(lists, relevant, strict=True)])
+    is_relevant = np.stack(
+        [np.isin(one, wanted) for one, wanted in zip(lists, relevant, strict=True)]
+    )
     num_relevant = np.array([len(wanted) for wanted in relevant])
 
     qrels = [
@@ -41,42 +43,42 @@ def test_agrees_with_trec_eval(seed):
             for q in range(num_queries)
             for rank, item in enumerate(lists[q][:k])
         ]
-        # trec_eval's reciprocal rank has no cut-off of its own; the run is cut instead.
+        # The reciprocal rank of trec_eval has no cut-off; the run is cut instead.
         wanted = {name: measure @ k for name, measure in measures.items()} | {"mrr": RR}
         evaluator = ir_measures.pytrec_eval.evaluator(wanted.values(), qrels)
         expected = {(one.query_id, one.measure): one.value for one in evaluator.iter_calc(run)}
         for name, metric in RANKING_METRICS.items():
-            values = metric(hits, num_relevant, KS)[:, column]
+            values = metric(is_relevant, num_relevant, KS)[:, column]
             oracle = [expected[str(q), wanted[name]] for q in range(num_queries)]
             np.testing.assert_allclose(values, oracle, atol=1e-6, err_msg=f"{name}@{k}")
             assert k != 3 or len(set(oracle)) > 1
 
 
-def test_by_hand():
-    hits = np.array([[False, True, True], [False, False, False]])
+def test_metrics_of_a_list_computed_by_hand():
+    is_relevant = np.array([[False, True, True], [False, False, False]])
     num_relevant = np.array([4, 1])
-    assert recall(hits, num_relevant, (1, 2, 3)).tolist() == [[0, 0.25, 0.5], [0, 0, 0]]
-    assert hit_rate(hits, num_relevant, (1, 2, 3)).tolist() == [[0, 1, 1], [0, 0, 0]]
-    assert mrr(hits, num_relevant, (1, 2, 3)).tolist() == [[0, 0.5, 0.5], [0, 0, 0]]
+    assert recall(is_relevant, num_relevant, (1, 2, 3)).tolist() == [[0, 0.25, 0.5], [0, 0, 0]]
+    assert hit_rate(is_relevant, num_relevant, (1, 2, 3)).tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert mrr(is_relevant, num_relevant, (1, 2, 3)).tolist() == [[0, 0.5, 0.5], [0, 0, 0]]
     third = 1 / np.log2(3)
     np.testing.assert_allclose(
-        ndcg(hits, num_relevant, (2, 3))[0],
+        ndcg(is_relevant, num_relevant, (2, 3))[0],
         [third / (1 + third), (third + 0.5) / (1 + third + 0.5)],
     )
 
 
-def test_a_perfect_list_scores_one():
-    hits = np.array([[True, True, True, False]])
-    assert ndcg(hits, np.array([3]), (1, 2, 3, 4)).tolist() == [[1, 1, 1, 1]]
+def test_ndcg_of_a_perfect_list_is_one():
+    is_relevant = np.array([[True, True, True, False]])
+    assert ndcg(is_relevant, np.array([3]), (1, 2, 3, 4)).tolist() == [[1, 1, 1, 1]]
 
 
-def test_list_mean_ignores_what_is_missing():
+def test_list_mean_ignores_missing_items():
     values = np.array([1.0, 2.0, 30.0])
     lists = np.array([[0, 1, -1], [2, -1, -1], [-1, -1, -1]])
     assert list_mean(values, lists, (1, 3)).tolist() == [[1, 1.5], [30, 30], [0, 0]]
 
 
-def test_popularity_percentile():
+def test_popularity_percentile_with_ties():
     counts = np.array([5, 0, 5, 100])
     assert popularity_percentile(counts).tolist() == [0.5, 0.125, 0.5, 0.875]
     ties = np.random.default_rng(0).integers(0, 4, 97)

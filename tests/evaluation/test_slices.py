@@ -1,4 +1,4 @@
-"""How targets and users are divided."""
+"""Slicings of targets and users."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from candid.evaluation.slices import by_history_length, by_popularity, by_warmth
 
 
-def test_slices_hold_about_the_same_interactions():
+def test_popularity_slices_hold_about_the_same_interactions():
     counts = np.random.default_rng(0).lognormal(3, 1, 5000).astype(np.int64) + 1
     slicing = by_popularity(counts, 5)
     mass = np.bincount(slicing.groups, weights=counts, minlength=6)
@@ -18,7 +18,7 @@ def test_slices_hold_about_the_same_interactions():
     assert mass[1:].min() > 0
 
 
-def test_more_popular_means_a_later_slice_and_ties_stay_together():
+def test_popularity_slices_are_ordered_and_keep_ties_together():
     counts = np.array([0, 7, 7, 1, 50, 7, 3, 0])
     groups = by_popularity(counts, 3).groups
     order = np.argsort(counts)
@@ -29,16 +29,16 @@ def test_more_popular_means_a_later_slice_and_ties_stay_together():
     assert groups.max() <= 3
 
 
-def test_labels_name_the_counts():
+def test_popularity_labels_name_the_counts():
     slicing = by_popularity(np.array([0, 1, 1, 2, 4]), 2)
     assert slicing.labels == ("untrained", "1/2 (count 1 to 2)", "2/2 (count 4 to 4)")
 
 
-def test_nothing_trained_is_one_slice():
+def test_popularity_slices_without_training_are_one_slice():
     assert by_popularity(np.zeros(4, dtype=np.int64), 3).groups.tolist() == [0, 0, 0, 0]
 
 
-def test_warmth():
+def test_warmth_labels():
     slicing = by_warmth(np.array([0, 3, 1]))
     assert [slicing.labels[group] for group in slicing.groups] == ["cold", "warm", "warm"]
 
@@ -47,6 +47,6 @@ def test_warmth():
     ("length", "label"),
     [(0, "0"), (1, "1-4"), (4, "1-4"), (5, "5-9"), (9, "5-9"), (10, "10+"), (999, "10+")],
 )
-def test_history_lengths(length, label):
+def test_history_length_labels(length, label):
     slicing = by_history_length(np.array([length]), (1, 5, 10))
     assert slicing.labels[slicing.groups[0]] == label

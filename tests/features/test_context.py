@@ -55,18 +55,6 @@ def test_the_moment_is_that_of_the_interaction_and_the_gap_that_to_the_one_befor
     assert found["time"] == [start + datetime.timedelta(hours=h) for h in (7, 1, 2, 2, 3)]
 
 
-def test_service_asks_now_and_knows_the_end_of_the_history():
-    starts, stops = np.array([0, 3, 3]), np.array([3, 3, 5])
-    found = seen(lambda context: context.asked(10 * HOUR, starts, stops, 3))
-    assert found["since"] == [3 * 3600.0, None, 8 * 3600.0]
-    assert len(set(found["time"])) == 1
-    assert found["last_event_type"] == ["view", None, "buy"]
-    assert found["event_type"] == [None] * 3
-    typed = seen(lambda context: context.asked(10 * HOUR, None, None, 2, "buy"))
-    assert typed["since"] == typed["last_event_type"] == [None, None]
-    assert typed["event_type"] == ["buy", "buy"]
-
-
 def test_time_that_runs_backwards_is_no_gap():
     # An order of its own (a column, roles) may put a later moment first.
     frame = context_frame(np.array([HOUR]), np.array([2 * HOUR]), np.array([True]))

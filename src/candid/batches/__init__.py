@@ -5,7 +5,6 @@ from candid.batches.loader import Loader, Position
 from candid.batches.packing import (
     Ints,
     event_type_of,
-    held_out_queries,
     offsets_of,
     pack_histories,
     ranges,
@@ -22,7 +21,6 @@ __all__ = [
     "Position",
     "Queries",
     "event_type_of",
-    "held_out_queries",
     "offsets_of",
     "pack_histories",
     "prefetch",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from candid.batches.records import History, Queries
-from candid.data import HeldOut, PreparedDataset
-from candid.features import Context, Values
+from candid.data import PreparedDataset
+from candid.features import Values
 
 Ints = npt.NDArray[np.int64]
 
@@ -27,43 +27,6 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
 def offsets_of(lengths: Ints) -> Ints:
     """[S] lengths to [S + 1] offsets."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def held_out_queries(
-    dataset: PreparedDataset,
-    questions: HeldOut,
-    max_length: int,
-    batch_size: int,
-    context: Context | None = None,
-) -> Iterator[tuple[slice, Queries]]:
-    """Batches of evaluation queries, in the order of ``questions``.
-
-    Args:
-        dataset: the prepared dataset.
-        questions: from ``data.held_out``.
-        max_length: longest history; the most recent interactions are kept.
-        batch_size: queries in a batch.
-        context: what encodes the moment of each question, that of its first target; or None.
-
-    Yields:
-        the slice of ``questions`` and its queries, one packed sequence a query.
-    """
-    starts = dataset.user_offsets[questions.user_ids]
-    starts = np.maximum(starts, questions.history_stop - max_length)
-    lengths = questions.history_stop - starts
-    for begin in range(0, len(questions), batch_size):
-        rows = slice(begin, min(begin + batch_size, len(questions)))
-        events = ranges(starts[rows], lengths[rows])
-        yield (
-            rows,
-            pack_histories(
-                questions.user_ids[rows],
-                dataset.item_ids[events].astype(np.int64),
-                lengths[rows],
-                event_types=event_type_of(dataset, events),
-                context=None if context is None else context.at(questions.history_stop[rows]),
-            ),
-        )
 
 
 def event_type_of(dataset: PreparedDataset, events: Ints) -> Tensor | None:

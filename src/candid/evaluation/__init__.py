@@ -5,14 +5,8 @@ from candid.evaluation.comparison import Comparison, compare
 from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.evaluator import TrueLogProb, evaluate
 from candid.evaluation.metrics import RANKING_METRICS
-from candid.evaluation.queries import check_relevant, seen_between
+from candid.evaluation.queries import check_has_relevant
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
-from candid.evaluation.two_tower_model import (
-    StageProgress,
-    TwoTowerModel,
-    encoded_catalog,
-    inference,
-)
 
 __all__ = [
     "RANKING_METRICS",
@@ -22,13 +16,8 @@ __all__ = [
     "EvaluationReport",
     "PerUser",
     "Slice",
-    "StageProgress",
     "TrueLogProb",
-    "TwoTowerModel",
-    "check_relevant",
+    "check_has_relevant",
     "compare",
-    "encoded_catalog",
     "evaluate",
-    "inference",
-    "seen_between",
 ]

@@ -11,7 +11,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 CHUNK = 4096
-"""Users resampled at once; fixed, because it is part of what a seed means."""
+"""Users resampled at once; fixed, because the random numbers of a seed depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class Estimate:
     """A value with its interval.
 
     Attributes:
-        value: the estimate, or None where nothing defines it.
-        low: lower end of the interval, or None where none was asked for.
+        value: the estimate, or None where it is undefined.
+        low: lower end of the interval, or None where no interval was computed.
         high: upper end.
     """
 
@@ -30,15 +30,15 @@ class Estimate:
 
 
 def poisson_weights(rng: np.random.Generator, num_resamples: int, num_users: int) -> Floats:
-    """How often each user is drawn in each resample: [R, n] float64.
+    """Sample how often each user occurs in each resample: [R, n] float64.
 
     Independent Poisson(1) counts: the multinomial bootstrap without its fixed total, which
-    a ratio does not need (Hanley & MacGibbon, 2006). Drawn by inversion from 16-bit uniforms.
+    a ratio does not need (Hanley & MacGibbon, 2006). Sampled by inversion from 16-bit uniforms.
     """
     tail = np.cumsum(np.exp(-1.0) / np.cumprod(np.maximum(np.arange(9), 1)))
     table = np.searchsorted(tail, (np.arange(2**16) + 0.5) / 2**16).astype(np.float64)
-    draws = rng.integers(0, 2**16, size=(num_resamples, num_users), dtype=np.uint16)
-    result: Floats = table[draws]
+    uniforms = rng.integers(0, 2**16, size=(num_resamples, num_users), dtype=np.uint16)
+    result: Floats = table[uniforms]
     return result
 
 
@@ -46,6 +46,7 @@ def resample(
     owners: Ints,
     groups: Ints,
     values: Floats,
+    *,
     num_owners: int,
     num_groups: int,
     num_resamples: int,
@@ -54,13 +55,13 @@ def resample(
     """Sum the rows of each group in resamples of the owners.
 
     Args:
-        owners: [P] ascending; all rows of an owner are drawn together.
-        groups: [P].
+        owners: [P] int64 ascending; all rows of an owner are resampled together.
+        groups: [P] int64.
         values: [P, C].
         num_owners: n.
         num_groups: G.
         num_resamples: R.
-        seed: same seed and n, same resamples, whatever the rows: sums are paired.
+        seed: same seed and n, same resamples for any rows, so that sums are paired.
 
     Returns:
         [R, G, C].
@@ -79,7 +80,7 @@ def resample(
 
 
 def intervals(numerators: Floats, denominators: Floats, confidence: float) -> tuple[Floats, Floats]:
-    """Percentile intervals of resampled ratios.
+    """Compute percentile intervals of resampled ratios.
 
     Args:
         numerators: [R, ...] resampled sums.

@@ -1,4 +1,4 @@
-"""Is one model better than another? Paired over the users that both were asked about."""
+"""Paired comparison of two evaluations over the users that both have in common."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Comparison:
         difference: over the users of both reports that define it in both.
         low: lower end of the interval.
         high: upper end.
-        p_value: of the two-sided sign-flip test that the two are exchangeable.
-        users: how many were compared.
+        p_value: of the two-sided sign-flip test that the two models are exchangeable.
+        users: number of users compared.
     """
 
     metric: str
@@ -43,15 +43,15 @@ def compare(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two evaluations of the same questions, user by user.
+    """Compare two evaluations of the same queries, user by user.
 
     The interval resamples users (both models' values together); the test flips the sign of
     each user's difference at random (Fisher's randomisation test, as recommended for
     retrieval by Smucker et al., CIKM 2007).
 
     Args:
-        first: one model.
-        second: the other, on the same dataset and role.
+        first: evaluation of one model.
+        second: evaluation of the other, on the same dataset and role.
         metric: such as "ndcg@10" or "nll".
         resamples: of the interval and of the test.
         confidence: coverage of the interval.
@@ -66,28 +66,36 @@ def compare(
     column = _column(one, metric), _column(other, metric)
     _, a, b = np.intersect1d(one.user_ids, other.user_ids, return_indices=True)
     weight = one.denominators[a, column[0]]
-    both = (weight > 0) & (other.denominators[b, column[1]] > 0)
-    a, b, weight = a[both], b[both], weight[both]
+    is_defined = (weight > 0) & (other.denominators[b, column[1]] > 0)
+    a, b, weight = a[is_defined], b[is_defined], weight[is_defined]
     if len(weight) == 0:
         raise DataError(f"the two evaluations share no user that defines {metric}")
-    # Where both weigh a user alike, as they do on the same questions, the scale is exactly 1.
+    # On the same queries both give a user the same weight, and the scale is exactly 1.
     scale = weight / other.denominators[b, column[1]]
     gain = one.numerators[a, column[0]] - other.numerators[b, column[1]] * scale
     owners = np.arange(len(gain))
     groups = np.zeros_like(owners)
     values = np.stack([gain, weight], axis=1)
-    drawn = resample(owners, groups, values, len(gain), 1, resamples, seed)
-    low, high = intervals(drawn[:, :, 0], drawn[:, :, 1], confidence)
-    flipped = _sign_flips(gain, resamples, seed)
-    # Sums in another order differ in the last bits: a flip as extreme must count as such.
+    resampled = resample(
+        owners,
+        groups,
+        values,
+        num_owners=len(gain),
+        num_groups=1,
+        num_resamples=resamples,
+        seed=seed,
+    )
+    low, high = intervals(resampled[:, :, 0], resampled[:, :, 1], confidence)
+    flipped_sums = _sign_flips(gain, resamples, seed)
+    # Sums in another order differ in the last bits; an equally extreme flip must still count.
     tolerance = 1e-12 * np.abs(gain).sum()
-    extreme = np.abs(flipped) >= abs(gain.sum()) - tolerance
+    is_extreme = np.abs(flipped_sums) >= abs(gain.sum()) - tolerance
     return Comparison(
         metric=metric,
         difference=float(gain.sum() / weight.sum()),
         low=float(low[0]),
         high=float(high[0]),
-        p_value=float((1 + extreme.sum()) / (1 + resamples)),
+        p_value=float((1 + is_extreme.sum()) / (1 + resamples)),
         users=len(gain),
     )
 
@@ -97,8 +105,8 @@ def _sign_flips(gain: Floats, num: int, seed: int) -> Floats:
     total = np.zeros(num)
     for begin in range(0, len(gain), CHUNK):
         part = gain[begin : begin + CHUNK]
-        kept = rng.integers(0, 2, size=(num, len(part)), dtype=np.int8)
-        total += kept @ (2 * part) - part.sum()
+        signs = rng.integers(0, 2, size=(num, len(part)), dtype=np.int8)
+        total += signs @ (2 * part) - part.sum()
     return total
 
 

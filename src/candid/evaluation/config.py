@@ -2,60 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from candid.component import ComponentConfig
 from candid.errors import ConfigError
-from candid.evaluation.item_subset import Ranked
 from candid.evaluation.metrics import RANKING_METRICS
+
+CatalogPart = Literal["all", "warm", "cold"]
+"""Items of an evaluation: all, only those trained on, or only those never trained on."""
 
 
 class EvaluationConfig(ComponentConfig):
-    """What is measured, and on what."""
+    """Settings of an evaluation: metrics, users and items."""
 
     ks: tuple[int, ...] = Field(
         (1, 5, 10, 20, 100), min_length=1, description="cut-offs k of recall@k, ndcg@k, …"
     )
-    metric: str = Field(
-        "ndcg@10", description="the metric that early stopping and summaries look at"
-    )
+    metric: str = Field("ndcg@10", description="metric of early stopping and of summaries")
     filter_seen: bool = Field(
         True,
-        description="never recommend what is in the user's history, however long ago; of several "
-        "kinds of interaction those that are targets count: what was only viewed may be bought",
+        description="leave out the items of the user's whole history; with event types only items "
+        "of target event types, because an item that was only viewed may still be bought",
     )
-    catalog: Ranked = Field(
+    catalog: CatalogPart = Field(
         "all",
-        description="items that are ranked and asked for: all, only those trained on (warm), or "
-        "only those never trained on (cold)",
+        description="items that are ranked and count as targets: all, only those trained on "
+        "(warm), or only those never trained on (cold)",
     )
     nll: bool = Field(
         True, description="also report the full-softmax negative log-likelihood of the targets"
     )
     max_users: int | None = Field(
-        None, ge=1, description="evaluate a fixed random sample of so many users; none: all"
+        None,
+        ge=1,
+        description="size of a fixed random sample of users to evaluate; none: all users",
     )
     validation_users: int | None = Field(
-        None, ge=1, description="the same for each validation while training; none: all"
+        None,
+        ge=1,
+        description="size of the sample of each validation during training; none: all users",
     )
     batch_size: int = Field(512, ge=1, description="queries encoded at once")
     bootstrap: int = Field(
-        1000, ge=0, description="resamples of users behind each interval; 0: no intervals"
+        1000, ge=0, description="bootstrap resamples of users per interval; 0: no intervals"
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
     popularity_slices: int = Field(
         10,
         ge=0,
         description="slices of target items by training count, each with about the same share "
-        "of the training interactions; 0: none",
+        "of the training interactions; 0: no slices",
     )
     history_slices: tuple[int, ...] = Field(
         (5, 10, 20, 50, 100, 200),
-        description="history lengths at which a new slice of users begins; empty: none",
+        description="history lengths at which a new slice of users begins; empty: no slices",
     )
-    seed: int = Field(0, ge=0, description="of the sample of users and of the resamples")
+    seed: int = Field(0, ge=0, description="seed of the sample of users and of the resamples")
 
     @field_validator("ks")
     @classmethod
@@ -79,24 +83,24 @@ class EvaluationConfig(ComponentConfig):
         return self
 
     def check_fits(self, num_items: int) -> None:
-        """Refuse cut-offs beyond the ``num_items`` that are ranked.
+        """Refuse cut-offs beyond the number of ranked items.
 
         Raises:
-            ConfigError: naming settings that would do.
+            ConfigError: a cut-off k exceeds ``num_items``; the message has settings that fit.
         """
         if self.ks[-1] <= num_items:
             return
-        fitting = [k for k in self.ks if k <= num_items] or [num_items]
-        cure = f"set evaluation.ks = {fitting}"
+        fitting_ks = [k for k in self.ks if k <= num_items] or [num_items]
+        advice = f"set evaluation.ks = {fitting_ks}"
         name, _, k = self.metric.partition("@")
-        if int(k) not in fitting:
-            cure = f'{cure} and evaluation.metric = "{name}@{fitting[-1]}"'
+        if int(k) not in fitting_ks:
+            advice = f'{advice} and evaluation.metric = "{name}@{fitting_ks[-1]}"'
         raise ConfigError(
-            f"evaluation.ks: {self.ks[-1]} exceeds the {num_items} items of the catalog; {cure}"
+            f"evaluation.ks: {self.ks[-1]} exceeds the {num_items} items of the catalog; {advice}"
         )
 
     def during_training(self) -> EvaluationConfig:
-        """Settings of a validation inside a training run: the numbers alone, quickly."""
+        """Return the settings of a validation during training: no intervals and no slices."""
         return self.model_copy(
             update={
                 "max_users": self.validation_users,

@@ -1,4 +1,4 @@
-"""The evaluation itself: full catalog, one query a user, all numbers from one pass."""
+"""The evaluation itself: full catalog, one query per user, all numbers from one pass."""
 
 from __future__ import annotations
 
@@ -10,28 +10,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from candid.batches import Ints, held_out_queries
+from candid.batches import Ints
 from candid.data import HeldOut, PreparedDataset, Role
 from candid.errors import ConfigError, DataError
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.config import EvaluationConfig
-from candid.evaluation.item_subset import ItemSubset, is_ranked
-from candid.evaluation.metric_sums import MetricSums, concatenate, tally
+from candid.evaluation.likelihood import target_nll
+from candid.evaluation.metric_sums import MetricSums, concatenate, sum_metrics
 from candid.evaluation.metrics import Floats, list_mean, popularity_percentile
-from candid.evaluation.queries import EvaluationQueries, Targets, seen, select, targets_of
+from candid.evaluation.queries import (
+    EvaluationQueries,
+    Targets,
+    catalog_mask,
+    seen_items_of,
+    select_queries,
+    targets_of,
+)
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
 from candid.evaluation.slices import Slicing, by_history_length, by_popularity, by_warmth
-from candid.evaluation.two_tower_model import (
-    StageProgress,
-    TwoTowerModel,
-    encoded_catalog,
-    inference,
-)
 from candid.features import Context
 from candid.index import Exclusions
+from candid.inference import (
+    ItemSubset,
+    StageProgress,
+    TwoTowerModel,
+    encode_catalog,
+    held_out_queries,
+    inference_mode,
+)
 
 TrueLogProb = Callable[[HeldOut], Floats]
-"""EvaluationQueries to the true log P(target | user, history) of each target, [M] float64."""
+"""Queries to the true log P(target | user, history) of each target, [M] float64."""
 
 
 def evaluate(
@@ -45,38 +54,39 @@ def evaluate(
     true_log_prob: TrueLogProb | None = None,
     progress: StageProgress | None = None,
 ) -> EvaluationReport:
-    """Ask every user with targets of ``role`` one question and score the answers.
+    """Evaluate a model on every user with targets of ``role``.
 
-    The query is the history before the user's first target, and the context, where the model
-    reads it, the kind and time of that target, also for the later ones of a user with several;
-    the list is the exact top-k of the whole catalog. With ``filter_seen`` the items of the whole
-    history are left out of the list (of several kinds of interaction only those of targets), and
-    a target among them counts as not relevant (how many is in ``counts``). Ranking metrics
-    are means over users who have a relevant item left. The NLL is over all targets and the
-    unfiltered catalog, as in training. With ``config.catalog`` "warm" or "cold" the catalog is
-    that part alone, in lists, coverage and NLL, and so are the targets.
+    A user has one query: the history before the first target and, if the model reads it, the
+    context with the time and event type of that target, also for the later targets of the user.
+    The list is the exact top-k of the whole catalog. With ``filter_seen`` the list leaves out
+    the items of the whole history (with event types: of target event types only), and a target
+    among them is not relevant (``counts`` has their number). Ranking metrics are means over users
+    who have a relevant item left. The NLL is over all targets and the unfiltered catalog, as in
+    training. With ``config.catalog`` "warm" or "cold" the lists, the coverage, the NLL and the
+    targets are restricted to that part of the catalog.
 
     Args:
-        model: encodes; put in inference mode meanwhile.
+        model: encodes queries and items; runs in inference mode.
         dataset: the prepared dataset.
         config: what is measured.
-        role: whose targets are asked for.
+        role: whose targets are predicted, ``Role.VALIDATION`` or ``Role.TEST``.
         max_length: longest history that the model reads.
-        context: what encodes the moment of each question for the model; None: it reads none.
-        true_log_prob: the truth, where it is known; adds ``true_nll`` and ``excess_nll``.
-        progress: called with (stage, done, in all) while items are encoded and after each batch
+        context: encodes the context of queries; None for a model that reads no context.
+        true_log_prob: true log-probabilities, where they are known (synthetic data); adds
+            ``true_nll`` and ``excess_nll``.
+        progress: called with (stage, done, total) while items are encoded and after each batch
             of users.
 
     Raises:
-        ConfigError: a cut-off k is larger than the catalog, or a truth is given without nll.
-        DataError: there are no targets, or no user that the model can answer.
-        ArtifactError: the model's vectors are not finite.
+        ConfigError: a cut-off k is larger than the catalog, true probabilities are given without
+            nll, or the model has another number of items than the dataset.
+        DataError: there are no targets, or no user whom the model can encode.
+        ArtifactError: the vectors of the model are not finite.
     """
-    ranked = is_ranked(dataset.train_counts, config.catalog)
-    config.check_fits(int(ranked.sum()))
+    config.check_fits(int(catalog_mask(dataset.train_counts, config.catalog).sum()))
     if true_log_prob is not None and not config.nll:
         raise ConfigError("evaluation.nll must be true to compare with the true probabilities")
-    questions = select(
+    queries = select_queries(
         dataset,
         role,
         needs_history=model.needs_history,
@@ -84,144 +94,146 @@ def evaluate(
         seed=config.seed,
         catalog=config.catalog,
     )
-    with inference(model):
-        items = encoded_catalog(model, progress).float()
-        asked = _Pass(items, dataset, config, questions, true_log_prob)
+    with inference_mode(model):
+        item_vectors = encode_catalog(model, progress).float()
+        evaluation = _Pass(item_vectors, dataset, config, queries, true_log_prob)
         batches = held_out_queries(
-            dataset, questions.held_out, max_length, config.batch_size, context
+            dataset,
+            queries.held_out,
+            max_length=max_length,
+            batch_size=config.batch_size,
+            context=context,
         )
-        for rows, queries in batches:
-            asked.answer(rows, model.encode_queries(queries.to(asked.device)).float())
+        for rows, batch in batches:
+            query = model.encode_queries(batch.to(item_vectors.device)).float()
+            evaluation.add_batch(rows, query)
             if progress is not None:
-                progress("asking users", rows.stop, len(questions))
-    return asked.report(role, max_length)
+                progress("evaluating users", rows.stop, len(queries))
+    return evaluation.report(role, max_length)
 
 
 @dataclass(frozen=True)
-class _Division:
-    """A slicing of target items and what was counted under it."""
+class _SlicedSums:
+    """A slicing of target items and the metric sums of each batch under it."""
 
     slicing: Slicing
-    parts: list[MetricSums]
+    batches: list[MetricSums]
 
-    def joined(self) -> MetricSums:
-        return concatenate(self.parts)
+    def concatenated(self) -> MetricSums:
+        return concatenate(self.batches)
 
 
 class _Pass:
-    """The state of one evaluation: what is fixed, and what the batches add up to."""
+    """The state of one evaluation: the fixed inputs, and the sums over batches."""
 
     def __init__(
         self,
-        items: Tensor,
+        item_vectors: Tensor,
         dataset: PreparedDataset,
         config: EvaluationConfig,
-        questions: EvaluationQueries,
+        queries: EvaluationQueries,
         true_log_prob: TrueLogProb | None,
     ) -> None:
-        self._dataset, self._config, self._questions = dataset, config, questions
-        self._items = items
-        if len(self._items) != dataset.num_items:
+        if len(item_vectors) != dataset.num_items:
             raise ConfigError(
-                f"the model knows {len(self._items)} items and the dataset has "
+                f"the model has {len(item_vectors)} items and the dataset has "
                 f"{dataset.num_items}: evaluate it on the dataset it was trained on"
             )
-        self.device = self._items.device
+        self._dataset, self._config, self._queries = dataset, config, queries
+        self._device = item_vectors.device
         counts = dataset.train_counts
-        self._is_ranked = is_ranked(counts, config.catalog)
-        self._ranked = ItemSubset(self._items, self._is_ranked)
+        self._is_ranked = catalog_mask(counts, config.catalog)
+        self._items = ItemSubset(item_vectors, self._is_ranked)
         self._item_values = {
             "popularity": counts.astype(np.float64),
             "popularity_percentile": popularity_percentile(counts),
         }
-        self._recommended = np.zeros((len(config.ks), dataset.num_items), dtype=np.bool_)
-        self._truth = None if true_log_prob is None else true_log_prob(questions.held_out)
-        targets = questions.held_out.target_ids
-        if self._truth is not None and self._truth.shape != targets.shape:
+        self._is_recommended = np.zeros((len(config.ks), dataset.num_items), dtype=np.bool_)
+        self._true_log_prob = None if true_log_prob is None else true_log_prob(queries.held_out)
+        targets = queries.held_out.target_ids
+        if self._true_log_prob is not None and self._true_log_prob.shape != targets.shape:
             raise DataError(
-                f"true log-probabilities have shape {list(self._truth.shape)}, one a target "
-                f"would be [{len(targets)}]"
+                f"true log-probabilities have shape {list(self._true_log_prob.shape)}; they must "
+                f"have one per target, shape [{len(targets)}]"
             )
-        self._everything = _Division(Slicing(("all",), np.zeros_like(counts)), [])
-        self._divisions: dict[str, _Division] = {}
+        self._total = _SlicedSums(Slicing(("all",), np.zeros_like(counts)), [])
+        self._by_item_slice: dict[str, _SlicedSums] = {}
         if config.popularity_slices:
             popularity = by_popularity(counts, config.popularity_slices)
-            self._divisions["target_popularity"] = _Division(popularity, [])
-        if 0 < questions.counts["cold_targets"] < questions.counts["targets"]:
-            self._divisions["target_warmth"] = _Division(by_warmth(counts), [])
-        self._num_relevant = self._without_relevant = self._num_distinct = 0
+            self._by_item_slice["target_popularity"] = _SlicedSums(popularity, [])
+        if 0 < queries.counts["cold_targets"] < queries.counts["targets"]:
+            self._by_item_slice["target_warmth"] = _SlicedSums(by_warmth(counts), [])
+        self._num_relevant = self._num_without_relevant = self._num_distinct = 0
 
-    def answer(self, rows: slice, query: Tensor) -> None:
-        """Count one batch: queries [b, D]."""
-        config, questions = self._config, self._questions.held_out
-        history = seen(self._dataset, questions, rows) if config.filter_seen else None
-        targets = targets_of(questions, rows, self._dataset.num_items, history)
+    def add_batch(self, rows: slice, query: Tensor) -> None:
+        """Add the metric sums of one batch of query vectors [b, D]."""
+        config, held_out = self._config, self._queries.held_out
+        seen = seen_items_of(self._dataset, held_out, rows) if config.filter_seen else None
+        targets = targets_of(held_out, rows, self._dataset.num_items, seen)
         exclude = None
-        if history is not None:
-            exclude = Exclusions(history.item_ids.to(self.device), history.offsets.to(self.device))
-        found = self._ranked.best(query, config.ks[-1], exclude)
-        lists: dict[str, Floats] = {}
+        if seen is not None:
+            exclude = Exclusions(seen.item_ids.to(self._device), seen.offsets.to(self._device))
+        recommended: Ints = self._items.search(query, config.ks[-1], exclude).item_ids.cpu().numpy()
+        list_values: dict[str, Floats] = {}
         for name, values in self._item_values.items():
-            means = list_mean(values, found, config.ks)
-            lists |= {f"{name}@{k}": means[:, c] for c, k in enumerate(config.ks)}
+            means = list_mean(values, recommended, config.ks)
+            list_values |= {f"{name}@{k}": means[:, c] for c, k in enumerate(config.ks)}
         for c, k in enumerate(config.ks):
-            shown = found[:, :k]
-            self._recommended[c, shown[shown >= 0]] = True
-        likelihoods = self._likelihoods(rows, query, targets) if config.nll else {}
-        for division in (self._everything, *self._divisions.values()):
-            division.parts.append(
-                tally(
-                    found,
+            top = recommended[:, :k]
+            self._is_recommended[c, top[top >= 0]] = True
+        target_values = self._likelihoods(rows, query, targets) if config.nll else {}
+        for sums in (self._total, *self._by_item_slice.values()):
+            sums.batches.append(
+                sum_metrics(
+                    recommended,
                     targets,
-                    division.slicing.groups,
-                    len(division.slicing.labels),
-                    config.ks,
-                    lists,
-                    likelihoods,
-                    rows.start,
+                    sums.slicing.groups,
+                    num_groups=len(sums.slicing.labels),
+                    ks=config.ks,
+                    list_values=list_values,
+                    target_values=target_values,
+                    first_query=rows.start,
                 )
             )
+        num_items = self._dataset.num_items
         self._num_relevant += len(targets.relevant)
-        answered = len(np.unique(targets.relevant // self._dataset.num_items))
-        self._without_relevant += len(query) - answered
-        pairs = targets.rows * self._dataset.num_items + targets.item_ids
-        self._num_distinct += len(np.unique(pairs))
+        self._num_without_relevant += len(query) - len(np.unique(targets.relevant // num_items))
+        self._num_distinct += len(np.unique(targets.rows * num_items + targets.item_ids))
 
     def _likelihoods(self, rows: slice, query: Tensor, targets: Targets) -> dict[str, Floats]:
-        target_rows = torch.from_numpy(targets.rows).to(self.device)
-        target_ids = torch.from_numpy(targets.item_ids).to(self.device)
-        nll = self._ranked.nll(query, target_rows, target_ids).cpu().numpy()
-        if self._truth is None:
+        target_rows = torch.from_numpy(targets.rows).to(self._device)
+        target_ids = torch.from_numpy(targets.item_ids).to(self._device)
+        positions = self._items.positions_of(target_ids)
+        nll = target_nll(query, self._items.item_vectors, target_rows, positions).cpu().numpy()
+        if self._true_log_prob is None:
             return {"nll": nll}
-        offsets = self._questions.held_out.target_offsets
-        true_nll = -self._truth[offsets[rows.start] : offsets[rows.stop]]
+        offsets = self._queries.held_out.target_offsets
+        true_nll = -self._true_log_prob[offsets[rows.start] : offsets[rows.stop]]
         return {"nll": nll, "true_nll": true_nll, "excess_nll": nll - true_nll}
 
     def report(self, role: Role, max_length: int) -> EvaluationReport:
-        """Reduce what was counted."""
-        config = self._config
-        everything = self._everything.joined()
-        metrics = dict(self._estimates(everything, 1)[0])
+        """Reduce the sums to a report."""
+        config, queries = self._config, self._queries
+        total = self._total.concatenated()
+        metrics = dict(self._estimates(total, 1)[0])
         for c, k in enumerate(config.ks):
-            metrics[f"coverage@{k}"] = Estimate(float(self._recommended[c, self._is_ranked].mean()))
-        slices = {}
-        for name, division in self._divisions.items():
-            slices[name] = self._slices(
-                division.joined(), division.slicing.labels, division.slicing.groups
+            coverage = float(self._is_recommended[c, self._is_ranked].mean())
+            metrics[f"coverage@{k}"] = Estimate(coverage)
+        slices = {
+            name: self._slices(
+                sums.concatenated(), sums.slicing.labels, group_of_item=sums.slicing.groups
             )
+            for name, sums in self._by_item_slice.items()
+        }
         if config.history_slices:
-            lengths = by_history_length(self._questions.history_lengths, config.history_slices)
-            slices["history_length"] = self._slices(
-                everything.regrouped(lengths.groups), lengths.labels, None
-            )
-        if 0 < self._questions.counts["cold_users"] < self._questions.counts["users"]:
-            users = by_warmth(self._questions.user_is_trained.astype(np.int64))
-            slices["user_warmth"] = self._slices(
-                everything.regrouped(users.groups), users.labels, None
-            )
-        counts = self._questions.counts | {
+            by_length = by_history_length(queries.history_lengths, config.history_slices)
+            slices["history_length"] = self._query_slices(total, by_length)
+        if 0 < queries.counts["cold_users"] < queries.counts["users"]:
+            by_user = by_warmth(queries.user_is_trained.astype(np.int64))
+            slices["user_warmth"] = self._query_slices(total, by_user)
+        counts = queries.counts | {
             "targets_seen_before": self._num_distinct - self._num_relevant,
-            "users_without_relevant": self._without_relevant,
+            "users_without_relevant": self._num_without_relevant,
         }
         settings: dict[str, Any] = {
             "role": role.name.lower(),
@@ -234,39 +246,44 @@ class _Pass:
             slices=slices,
             counts=counts,
             settings=settings,
-            per_user=PerUser.of(self._questions.held_out.user_ids, everything),
+            per_user=PerUser.of(queries.held_out.user_ids, total),
         )
 
-    def _estimates(self, rows: MetricSums, num_groups: int) -> list[dict[str, Estimate]]:
-        return rows.estimates(
+    def _estimates(self, sums: MetricSums, num_groups: int) -> list[dict[str, Estimate]]:
+        return sums.estimates(
             num_groups,
-            len(self._questions),
+            len(self._queries),
             bootstrap=self._config.bootstrap,
             confidence=self._config.confidence,
             seed=self._config.seed,
         )
 
+    def _query_slices(self, total: MetricSums, slicing: Slicing) -> tuple[Slice, ...]:
+        return self._slices(total.regrouped(slicing.groups), slicing.labels, group_of_item=None)
+
     def _slices(
-        self, rows: MetricSums, labels: tuple[str, ...], group_of_item: Ints | None
+        self, sums: MetricSums, labels: tuple[str, ...], *, group_of_item: Ints | None
     ) -> tuple[Slice, ...]:
-        """Reduce a slicing, of items (``group_of_item`` given) or of queries."""
-        asked = self._questions.held_out
-        queries = np.bincount(rows.groups, minlength=len(labels))
+        """Reduce a slicing of items (``group_of_item`` [V] given) or of queries."""
+        held_out = self._queries.held_out
+        num_queries = np.bincount(sums.groups, minlength=len(labels))
         if group_of_item is None:
-            group_of_target = np.repeat(rows.groups, np.diff(asked.target_offsets))
+            group_of_target = np.repeat(sums.groups, np.diff(held_out.target_offsets))
         else:
-            group_of_target = group_of_item[asked.target_ids]
-        targets = np.bincount(group_of_target, minlength=len(labels))
-        found: list[Mapping[str, Estimate]] = list(self._estimates(rows, len(labels)))
+            group_of_target = group_of_item[held_out.target_ids]
+        num_targets = np.bincount(group_of_target, minlength=len(labels))
+        estimates: list[Mapping[str, Estimate]] = list(self._estimates(sums, len(labels)))
         slices = []
         for g, label in enumerate(labels):
-            here = rows.groups == g
+            in_group = sums.groups == g
             per_user = PerUser(
-                asked.user_ids[rows.owners[here]],
-                rows.names,
-                rows.numerators[here],
-                rows.denominators[here],
+                held_out.user_ids[sums.queries[in_group]],
+                sums.names,
+                sums.numerators[in_group],
+                sums.denominators[in_group],
             )
-            if queries[g]:
-                slices.append(Slice(label, int(queries[g]), int(targets[g]), found[g], per_user))
+            if num_queries[g]:
+                slices.append(
+                    Slice(label, int(num_queries[g]), int(num_targets[g]), estimates[g], per_user)
+                )
         return tuple(slices)

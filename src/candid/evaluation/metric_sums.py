@@ -1,4 +1,4 @@
-"""What each user contributes to each metric: the sums that every reported number is made of.
+"""Metric sums: the contribution of each user to each metric, from which all numbers are reduced.
 
 A metric is a ratio of two sums over rows, Σ numerator / Σ denominator. A row belongs to one
 query and one group of a slicing; without slicing a query has one row.
@@ -19,17 +19,17 @@ from candid.evaluation.queries import Targets
 
 @dataclass(frozen=True)
 class MetricSums:
-    """Rows of one slicing.
+    """Numerators and denominators of the rows of one slicing.
 
     Attributes:
-        owners: [P] ascending, the query of each row, 0..Q-1.
-        groups: [P].
+        queries: [P] int64 ascending, the query of each row, 0..Q-1.
+        groups: [P] int64, the group of each row.
         names: C metrics.
         numerators: [P, C].
         denominators: [P, C]; 0 where a row does not define a metric (the numerator is then 0).
     """
 
-    owners: Ints
+    queries: Ints
     groups: Ints
     names: tuple[str, ...]
     numerators: Floats
@@ -38,18 +38,18 @@ class MetricSums:
     def estimates(
         self,
         num_groups: int,
-        num_owners: int,
+        num_queries: int,
         *,
         bootstrap: int = 0,
         confidence: float = 0.95,
         seed: int = 0,
     ) -> list[dict[str, Estimate]]:
-        """Reduce to one estimate a group and metric.
+        """Reduce to one estimate per group and metric.
 
         Args:
             num_groups: G.
-            num_owners: Q.
-            bootstrap: resamples of queries; 0 leaves the intervals out.
+            num_queries: Q.
+            bootstrap: resamples of queries; 0: no intervals.
             confidence: coverage of the intervals.
             seed: of the resamples.
         """
@@ -60,90 +60,103 @@ class MetricSums:
         values = _ratio(sums[:, :width], sums[:, width:])
         low = high = np.full_like(values, np.nan)
         if bootstrap:
-            drawn = resample(
-                self.owners, self.groups, both, num_owners, num_groups, bootstrap, seed
+            resampled = resample(
+                self.queries,
+                self.groups,
+                both,
+                num_owners=num_queries,
+                num_groups=num_groups,
+                num_resamples=bootstrap,
+                seed=seed,
             )
-            low, high = intervals(drawn[:, :, :width], drawn[:, :, width:], confidence)
+            low, high = intervals(resampled[:, :, :width], resampled[:, :, width:], confidence)
         return [
             {
-                name: Estimate(_known(values[g, c]), _known(low[g, c]), _known(high[g, c]))
+                name: Estimate(
+                    _none_if_nan(values[g, c]), _none_if_nan(low[g, c]), _none_if_nan(high[g, c])
+                )
                 for c, name in enumerate(self.names)
             }
             for g in range(num_groups)
         ]
 
-    def regrouped(self, group_of_owner: Ints) -> MetricSums:
-        """The same rows under a slicing of queries."""
+    def regrouped(self, group_of_query: Ints) -> MetricSums:
+        """Return the same rows under a slicing of queries: ``group_of_query`` [Q]."""
         return MetricSums(
-            self.owners,
-            group_of_owner[self.owners],
+            self.queries,
+            group_of_query[self.queries],
             self.names,
             self.numerators,
             self.denominators,
         )
 
 
-def concatenate(parts: Sequence[MetricSums]) -> MetricSums:
-    """Join the tallies of consecutive batches; ``owners`` already count through all."""
+def concatenate(batches: Sequence[MetricSums]) -> MetricSums:
+    """Join the sums of consecutive batches; their ``queries`` are already numbered throughout."""
     return MetricSums(
-        np.concatenate([part.owners for part in parts]),
-        np.concatenate([part.groups for part in parts]),
-        parts[0].names,
-        np.concatenate([part.numerators for part in parts]),
-        np.concatenate([part.denominators for part in parts]),
+        np.concatenate([batch.queries for batch in batches]),
+        np.concatenate([batch.groups for batch in batches]),
+        batches[0].names,
+        np.concatenate([batch.numerators for batch in batches]),
+        np.concatenate([batch.denominators for batch in batches]),
     )
 
 
-def tally(
+def sum_metrics(
     recommended: Ints,
     targets: Targets,
     group_of_item: Ints,
+    *,
     num_groups: int,
     ks: Sequence[int],
-    lists: Mapping[str, Floats],
-    likelihoods: Mapping[str, Floats],
-    first_owner: int,
+    list_values: Mapping[str, Floats],
+    target_values: Mapping[str, Floats],
+    first_query: int,
 ) -> MetricSums:
-    """Count one batch of b queries under a slicing of target items.
+    """Compute the metric sums of one batch of b queries under a slicing of target items.
 
-    A row is a query with the targets it has in one group; they alone are relevant in that
-    row, while the list stays as it is.
+    A row is a query with its targets of one group. Only these targets are relevant in the row;
+    the list stays the same.
 
     Args:
-        recommended: [b, K], -1 after the end of a list.
+        recommended: [b, K] int64, -1 after the end of a list.
         targets: of the batch.
-        group_of_item: [V].
+        group_of_item: [V] int64.
         num_groups: G.
         ks: cut-offs.
-        lists: values of each query's list, [b] each, whatever its targets.
-        likelihoods: values of each target, [M] each, averaged over targets.
-        first_owner: number of the batch's first query.
+        list_values: by metric name, one value per list [b], independent of the targets. An
+            empty list does not count.
+        target_values: by metric name, one value per target [M], averaged over targets.
+        first_query: number of the first query of the batch.
     """
     target_keys = targets.rows * num_groups + group_of_item[targets.item_ids]
-    rows, target_row = np.unique(target_keys, return_inverse=True)
-    owners, groups = rows // num_groups, rows % num_groups
+    keys, row_of_target = np.unique(target_keys, return_inverse=True)
+    queries, groups = keys // num_groups, keys % num_groups
     relevant_item = targets.relevant % targets.num_items
     relevant_keys = targets.relevant // targets.num_items * num_groups
-    relevant_row = np.searchsorted(rows, relevant_keys + group_of_item[relevant_item])
-    num_relevant = np.bincount(relevant_row, minlength=len(rows))
-    group_of_hit = group_of_item[recommended][owners]
-    hits = targets.hits(recommended)[owners] & (group_of_hit == groups[:, None])
+    row_of_relevant = np.searchsorted(keys, relevant_keys + group_of_item[relevant_item])
+    num_relevant = np.bincount(row_of_relevant, minlength=len(keys))
+    group_of_recommended = group_of_item[recommended][queries]
+    is_relevant = targets.is_relevant(recommended)[queries]
+    is_relevant &= group_of_recommended == groups[:, None]
 
     columns: list[tuple[str, Floats, Floats]] = []
-    defined = (num_relevant > 0).astype(np.float64)
+    has_relevant = (num_relevant > 0).astype(np.float64)
     for name, metric in RANKING_METRICS.items():
-        values = metric(hits, np.maximum(num_relevant, 1), ks) * defined[:, None]
-        columns += [(f"{name}@{k}", values[:, c], defined) for c, k in enumerate(ks)]
-    has_list = (recommended[owners, 0] >= 0).astype(np.float64)
-    columns += [(name, values[owners] * has_list, has_list) for name, values in lists.items()]
-    num_targets = np.bincount(target_row, minlength=len(rows)).astype(np.float64)
-    for name, values in likelihoods.items():
-        total: Floats = np.bincount(target_row, weights=values, minlength=len(rows)).astype(
+        values = metric(is_relevant, np.maximum(num_relevant, 1), ks) * has_relevant[:, None]
+        columns += [(f"{name}@{k}", values[:, c], has_relevant) for c, k in enumerate(ks)]
+    has_list = (recommended[queries, 0] >= 0).astype(np.float64)
+    columns += [
+        (name, values[queries] * has_list, has_list) for name, values in list_values.items()
+    ]
+    num_targets = np.bincount(row_of_target, minlength=len(keys)).astype(np.float64)
+    for name, values in target_values.items():
+        total: Floats = np.bincount(row_of_target, weights=values, minlength=len(keys)).astype(
             np.float64
         )
         columns.append((name, total, num_targets))
     return MetricSums(
-        owners + first_owner,
+        queries + first_query,
         groups,
         tuple(name for name, _, _ in columns),
         np.stack([values for _, values, _ in columns], axis=1),
@@ -156,5 +169,5 @@ def _ratio(numerators: Floats, denominators: Floats) -> Floats:
     return np.where(denominators > 0, numerators / safe, np.nan)
 
 
-def _known(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

@@ -1,8 +1,8 @@
-"""Ranking metrics as pure functions of where the hits are.
+"""Ranking metrics as pure functions of the ranks of relevant items.
 
-Each takes ``hits`` [Q, K] (True where the item at that rank is relevant, best rank first),
-``num_relevant`` [Q] (how many relevant items the query has in all, at least 1) and the
-cut-offs ``ks``, and returns float64 [Q, len(ks)]. Relevance is binary.
+Each takes ``is_relevant`` [Q, K] (True where the item at that rank is relevant, best rank first),
+``num_relevant`` [Q] (number of relevant items of the query, in the list or not, at least 1) and
+the cut-offs ``ks``, and returns float64 [Q, len(ks)]. Relevance is binary.
 
 Definitions follow Järvelin & Kekäläinen (2002) for NDCG, with gain 1 and discount
 1 / log2(rank + 1), and trec_eval for the rest.
@@ -21,28 +21,32 @@ Floats = npt.NDArray[np.float64]
 RankingMetric = Callable[[Bools, Ints, Sequence[int]], Floats]
 
 
-def recall(hits: Bools, num_relevant: Ints, ks: Sequence[int]) -> Floats:
-    """Share of a query's relevant items among its first k."""
-    return _found(hits, ks) / num_relevant[:, None]
+def recall(is_relevant: Bools, num_relevant: Ints, ks: Sequence[int]) -> Floats:
+    """Compute the share of the relevant items of a query that are in the first k ranks."""
+    return _num_in_top(is_relevant, ks) / num_relevant[:, None]
 
 
-def hit_rate(hits: Bools, num_relevant: Ints, ks: Sequence[int]) -> Floats:
-    """1 where any of the first k is relevant, else 0."""
-    return (_found(hits, ks) > 0).astype(np.float64)
+def hit_rate(is_relevant: Bools, num_relevant: Ints, ks: Sequence[int]) -> Floats:
+    """Return 1 where any of the first k items is relevant, else 0."""
+    return (_num_in_top(is_relevant, ks) > 0).astype(np.float64)
 
 
-def ndcg(hits: Bools, num_relevant: Ints, ks: Sequence[int]) -> Floats:
-    """Discounted gain of the first k over the largest possible, Σ over min(k, relevant) ranks."""
-    discount = 1 / np.log2(np.arange(hits.shape[1]) + 2)
-    gained = np.cumsum(hits * discount, axis=1)[:, _columns(ks)]
+def ndcg(is_relevant: Bools, num_relevant: Ints, ks: Sequence[int]) -> Floats:
+    """Divide the discounted gain of the first k ranks by the largest possible.
+
+    The largest possible gain is that of min(k, num_relevant) relevant items at the first ranks.
+    """
+    discount = 1 / np.log2(np.arange(is_relevant.shape[1]) + 2)
+    gained = np.cumsum(is_relevant * discount, axis=1)[:, _columns(ks)]
     ideal = np.cumsum(discount)[np.minimum(num_relevant[:, None], np.asarray(ks)) - 1]
     result: Floats = gained / ideal
     return result
 
 
-def mrr(hits: Bools, num_relevant: Ints, ks: Sequence[int]) -> Floats:
-    """1 / rank of the first relevant item, 0 where it is not among the first k."""
-    rank = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, np.iinfo(np.int64).max)[:, None]
+def mrr(is_relevant: Bools, num_relevant: Ints, ks: Sequence[int]) -> Floats:
+    """Return 1 / rank of the first relevant item, 0 where it is not in the first k ranks."""
+    first = is_relevant.argmax(axis=1) + 1
+    rank = np.where(is_relevant.any(axis=1), first, np.iinfo(np.int64).max)[:, None]
     return np.where(rank <= np.asarray(ks), 1 / rank, 0.0)
 
 
@@ -52,14 +56,14 @@ RANKING_METRICS: Mapping[str, RankingMetric] = {
     "ndcg": ndcg,
     "mrr": mrr,
 }
-"""Name before the ``@`` → function. Larger is better for each."""
+"""Metric functions by the name before the ``@``. Larger values are better."""
 
 
 def list_mean(values: Floats, item_ids: Ints, ks: Sequence[int]) -> Floats:
-    """Mean over the first k recommended items of a value that each item has.
+    """Average a value of items over the first k recommended items.
 
     Args:
-        values: [V], such as the training count of each item.
+        values: [V] float64, such as the training count of each item.
         item_ids: [Q, K] recommended items, -1 after the end of a list.
         ks: cut-offs.
 
@@ -74,14 +78,14 @@ def list_mean(values: Floats, item_ids: Ints, ks: Sequence[int]) -> Floats:
 
 
 def popularity_percentile(counts: Ints) -> Floats:
-    """Where each item stands in the catalog by training count, as a share in (0, 1).
+    """Compute the percentile of each item in the catalog by training count, a share in (0, 1).
 
     Args:
         counts: [V] training counts.
 
     Returns:
-        [V], the share of items that are less popular, equals counted half: the mean over the
-        catalog is exactly 1/2, whatever the ties.
+        [V] float64, the share of less popular items plus half the share of equally popular
+        ones. The mean over the catalog is exactly 1/2, with any ties.
     """
     ordered = np.sort(counts)
     below = np.searchsorted(ordered, counts, side="left")
@@ -89,9 +93,10 @@ def popularity_percentile(counts: Ints) -> Floats:
     return (below + up_to) / (2 * len(counts))
 
 
-def _found(hits: Bools, ks: Sequence[int]) -> Ints:
-    found: Ints = np.cumsum(hits, axis=1, dtype=np.int64)[:, _columns(ks)]
-    return found
+def _num_in_top(is_relevant: Bools, ks: Sequence[int]) -> Ints:
+    """Count the relevant items in the first k ranks: [Q, len(ks)]."""
+    counts: Ints = np.cumsum(is_relevant, axis=1, dtype=np.int64)[:, _columns(ks)]
+    return counts
 
 
 def _columns(ks: Sequence[int]) -> Ints:

@@ -1,30 +1,29 @@
-"""Which questions an evaluation asks, what counts as an answer, and what was left out."""
+"""The queries of an evaluation, their relevant items, and counts of what was left out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from candid.batches import Ints, offsets_of, ranges
 from candid.data import HeldOut, PreparedDataset, Role, held_out
 from candid.errors import DataError
-from candid.evaluation.config import EvaluationConfig
-from candid.evaluation.item_subset import Ranked, is_ranked
+from candid.evaluation.config import CatalogPart, EvaluationConfig
 from candid.evaluation.metrics import Bools
 from candid.index import Exclusions
+from candid.inference import seen_items
 
 
 @dataclass(frozen=True)
 class EvaluationQueries:
-    """The queries of an evaluation with their histories.
+    """The queries of an evaluation with their targets and histories.
 
     Attributes:
         held_out: Q queries, each with at least one target.
-        history_lengths: [Q] whole histories, not cut to what a model reads.
-        user_is_trained: [Q] whether the user has an interaction that is trained on.
-        counts: what was asked and what was left out, by name.
+        history_lengths: [Q] int64, lengths of the whole histories, not cut to what a model reads.
+        user_is_trained: [Q] bool, whether the user has an interaction that is trained on.
+        counts: numbers of users, targets and items by name, those left out included.
     """
 
     held_out: HeldOut
@@ -36,122 +35,114 @@ class EvaluationQueries:
         return len(self.held_out)
 
 
-def select(
+def select_queries(
     dataset: PreparedDataset,
     role: Role,
     *,
     needs_history: bool,
     max_users: int | None,
     seed: int,
-    catalog: Ranked = "all",
+    catalog: CatalogPart,
 ) -> EvaluationQueries:
-    """Collect the questions of ``role``.
+    """Select the queries of ``role``.
 
     Args:
         dataset: the prepared dataset.
-        role: whose targets are asked for.
+        role: whose targets are predicted, ``Role.VALIDATION`` or ``Role.TEST``.
         needs_history: skip (and count) users without a history.
-        max_users: a random sample of so many of the rest; None: all.
+        max_users: size of a random sample of the remaining users; None: all.
         seed: of the sample.
-        catalog: which part of the catalog is asked for; users without a target in it are left
-            out, and a history still ends before the user's first target of any part.
+        catalog: part of the catalog whose items are targets; users without a target in it are
+            left out, and a history still ends before the user's first target of any part.
 
     Raises:
-        DataError: nothing can be asked.
+        DataError: there is no query.
     """
-    everything = held_out(dataset, role)
-    if len(everything) == 0:
+    queries = held_out(dataset, role)
+    if len(queries) == 0:
         raise DataError(
             f"the dataset has no {role.name.lower()} targets: choose another role or a split "
             "that holds some out"
         )
     if catalog != "all":
-        everything = _within(everything, is_ranked(dataset.train_counts, catalog))
-        if len(everything) == 0:
+        queries = _with_targets_among(queries, catalog_mask(dataset.train_counts, catalog))
+        if len(queries) == 0:
             raise DataError(
                 f"the dataset has no {role.name.lower()} target among its {catalog} items: set "
                 'evaluation.catalog = "all"'
             )
-    lengths = everything.history_stop - dataset.user_offsets[everything.user_ids]
-    asked = np.flatnonzero(lengths > 0) if needs_history else np.arange(len(everything))
-    if len(asked) == 0:
+    lengths = queries.history_stop - dataset.user_offsets[queries.user_ids]
+    rows = np.flatnonzero(lengths > 0) if needs_history else np.arange(len(queries))
+    if len(rows) == 0:
         raise DataError(
             f"no user with a {role.name.lower()} target has a history before it, and the model "
-            "answers only from histories: choose another split"
+            "needs one: choose another split"
         )
-    skipped = len(everything) - len(asked)
-    if max_users is not None and max_users < len(asked):
-        chosen = np.random.default_rng(seed).choice(len(asked), max_users, replace=False)
-        asked = asked[np.sort(chosen)]
-    questions = _subset(everything, asked)
-    trained = dataset.user_is_trained[questions.user_ids]
-    warm_target = dataset.train_counts[questions.target_ids] > 0
+    num_with_targets, num_skipped = len(queries), len(queries) - len(rows)
+    if max_users is not None and max_users < len(rows):
+        sample = np.random.default_rng(seed).choice(len(rows), max_users, replace=False)
+        rows = rows[np.sort(sample)]
+    queries = _take(queries, rows)
+    user_is_trained = dataset.user_is_trained[queries.user_ids]
+    is_cold_target = dataset.train_counts[queries.target_ids] == 0
     counts = {
-        "users_with_targets": len(everything),
-        "users_without_history": skipped,
-        "users": len(asked),
-        "cold_users": int((~trained).sum()),
-        "targets": len(questions.target_ids),
-        "cold_targets": int((~warm_target).sum()),
-        "cold_target_items": len(np.unique(questions.target_ids[~warm_target])),
+        "users_with_targets": num_with_targets,
+        "users_without_history": num_skipped,
+        "users": len(rows),
+        "cold_users": int((~user_is_trained).sum()),
+        "targets": len(queries.target_ids),
+        "cold_targets": int(is_cold_target.sum()),
+        "cold_target_items": len(np.unique(queries.target_ids[is_cold_target])),
         "items": dataset.num_items,
         "cold_items": int((dataset.train_counts == 0).sum()),
     }
-    return EvaluationQueries(questions, lengths[asked].astype(np.int64), trained, counts)
+    return EvaluationQueries(queries, lengths[rows].astype(np.int64), user_is_trained, counts)
 
 
-def _subset(questions: HeldOut, rows: Ints) -> HeldOut:
-    lengths = np.diff(questions.target_offsets)[rows]
+def catalog_mask(train_counts: Ints, part: CatalogPart) -> Bools:
+    """Return which items belong to a part of the catalog: [V] bool.
+
+    Args:
+        train_counts: [V] int64, how often each item is a training target.
+        part: "all" items, "warm" ones (trained on) or "cold" ones (never trained on).
+    """
+    if part == "all":
+        return np.ones(len(train_counts), dtype=np.bool_)
+    is_warm: Bools = train_counts > 0
+    return is_warm if part == "warm" else ~is_warm
+
+
+def _take(queries: HeldOut, rows: Ints) -> HeldOut:
+    lengths = np.diff(queries.target_offsets)[rows]
     return HeldOut(
-        user_ids=questions.user_ids[rows],
-        history_stop=questions.history_stop[rows],
-        target_ids=questions.target_ids[ranges(questions.target_offsets[rows], lengths)],
+        user_ids=queries.user_ids[rows],
+        history_stop=queries.history_stop[rows],
+        target_ids=queries.target_ids[ranges(queries.target_offsets[rows], lengths)],
         target_offsets=offsets_of(lengths),
     )
 
 
-def _within(questions: HeldOut, chosen: Bools) -> HeldOut:
-    """The targets among ``chosen`` [V], and the questions that have any."""
-    kept = chosen[questions.target_ids]
-    owners = np.repeat(np.arange(len(questions)), np.diff(questions.target_offsets))
-    counts = np.bincount(owners[kept], minlength=len(questions))
-    asked = counts > 0
+def _with_targets_among(queries: HeldOut, is_member: Bools) -> HeldOut:
+    """Keep the targets among the member items [V], and the queries that have any."""
+    mask = is_member[queries.target_ids]
+    rows = np.repeat(np.arange(len(queries)), np.diff(queries.target_offsets))
+    counts = np.bincount(rows[mask], minlength=len(queries))
+    has_target = counts > 0
     return HeldOut(
-        user_ids=questions.user_ids[asked],
-        history_stop=questions.history_stop[asked],
-        target_ids=questions.target_ids[kept],
-        target_offsets=offsets_of(counts[asked]),
+        user_ids=queries.user_ids[has_target],
+        history_stop=queries.history_stop[has_target],
+        target_ids=queries.target_ids[mask],
+        target_offsets=offsets_of(counts[has_target]),
     )
 
 
-def seen(dataset: PreparedDataset, questions: HeldOut, rows: slice) -> Exclusions:
-    """What some queries have seen, of their whole histories; see ``seen_between``."""
-    starts = dataset.user_offsets[questions.user_ids[rows]]
-    return seen_between(dataset, starts, questions.history_stop[rows])
+def seen_items_of(dataset: PreparedDataset, queries: HeldOut, rows: slice) -> Exclusions:
+    """Collect the items of the whole histories of some queries that count as seen."""
+    starts = dataset.user_offsets[queries.user_ids[rows]]
+    return seen_items(dataset, starts, queries.history_stop[rows])
 
 
-def seen_between(dataset: PreparedDataset, starts: Ints, stops: Ints) -> Exclusions:
-    """Items that must not be recommended because they were chosen before (on the CPU).
-
-    Where interactions are of several kinds, those of a kind that is never a target do not
-    count: what was only viewed may still be bought.
-
-    Args:
-        dataset: the prepared dataset.
-        starts: [b], where in its interactions each history begins.
-        stops: [b], where it ends.
-    """
-    lengths = stops - starts
-    events, offsets = ranges(starts, lengths), offsets_of(lengths)
-    is_target = dataset.is_target_event_type
-    if is_target is not None and dataset.event_types is not None:
-        counts = is_target[dataset.event_types[events]]
-        events, offsets = events[counts], offsets_of(counts.astype(np.int64))[offsets]
-    item_ids = dataset.item_ids[events].astype(np.int64)
-    return Exclusions(torch.from_numpy(item_ids), torch.from_numpy(offsets))
-
-
-def check_relevant(
+def check_has_relevant(
     dataset: PreparedDataset, config: EvaluationConfig, role: Role, *, needs_history: bool
 ) -> None:
     """Refuse an evaluation in which no target can be recommended, before anything is encoded.
@@ -159,13 +150,13 @@ def check_relevant(
     Args:
         dataset: the prepared dataset.
         config: of the evaluation.
-        role: whose targets are asked for.
-        needs_history: as for ``select``.
+        role: whose targets are predicted.
+        needs_history: as for ``select_queries``.
 
     Raises:
-        DataError: there is no question, or ``config.filter_seen`` hides every target.
+        DataError: there is no query, or ``config.filter_seen`` hides every target.
     """
-    questions = select(
+    queries = select_queries(
         dataset,
         role,
         needs_history=needs_history,
@@ -175,20 +166,19 @@ def check_relevant(
     )
     if not config.filter_seen:
         return
-    for begin in range(0, len(questions), config.batch_size):
-        rows = slice(begin, min(begin + config.batch_size, len(questions)))
-        hidden = seen(dataset, questions.held_out, rows)
-        if len(targets_of(questions.held_out, rows, dataset.num_items, hidden).relevant):
+    for begin in range(0, len(queries), config.batch_size):
+        rows = slice(begin, min(begin + config.batch_size, len(queries)))
+        seen = seen_items_of(dataset, queries.held_out, rows)
+        if len(targets_of(queries.held_out, rows, dataset.num_items, seen).relevant):
             return
-    raise nothing_relevant(role.name.lower(), questions.counts["targets"], config.metric)
+    raise no_relevant_error(role.name.lower(), queries.counts["targets"], config.metric)
 
 
-def nothing_relevant(role: str, num_targets: int, metric: str) -> DataError:
-    """The sentence for questions whose answers are all hidden."""
+def no_relevant_error(role: str, num_targets: int, metric: str) -> DataError:
+    """Make the error for queries whose targets are all hidden."""
     return DataError(
-        f"all {num_targets:,} {role} targets are already in their users' histories, which "
-        f"evaluation.filter_seen hides, so that {metric} is of nothing: set "
-        "evaluation.filter_seen = false"
+        f"{metric} is undefined: all {num_targets:,} {role} targets are already in their users' "
+        "histories and evaluation.filter_seen hides them; set evaluation.filter_seen = false"
     )
 
 
@@ -197,9 +187,10 @@ class Targets:
     """The targets of one batch of b queries.
 
     Attributes:
-        rows: [M] ascending, the query of each target, 0..b-1.
-        item_ids: [M]; an item that is a target twice stands here twice.
-        relevant: [R] sorted distinct keys ``row · V + item`` of what a list should contain.
+        rows: [M] int64 ascending, the query of each target, 0..b-1.
+        item_ids: [M] int64; an item that is a target twice occurs twice.
+        relevant: [R] int64, sorted distinct keys ``row · V + item`` of the items that a list
+            should contain.
         num_items: V.
     """
 
@@ -208,45 +199,38 @@ class Targets:
     relevant: Ints
     num_items: int
 
-    def hits(self, recommended: Ints) -> Bools:
-        """Which of ``recommended`` [b, K] (-1: none) are relevant: [b, K] bool."""
-        if len(self.relevant) == 0:
-            return np.zeros(recommended.shape, dtype=np.bool_)
+    def is_relevant(self, recommended: Ints) -> Bools:
+        """Return which of ``recommended`` [b, K] (-1: no item) are relevant: [b, K] bool."""
         keys = np.arange(len(recommended))[:, None] * self.num_items + recommended
-        at = np.minimum(np.searchsorted(self.relevant, keys), len(self.relevant) - 1)
-        found: Bools = (self.relevant[at] == keys) & (recommended >= 0)
-        return found
+        return _is_among(keys, self.relevant) & (recommended >= 0)
 
 
-def targets_of(
-    questions: HeldOut, rows: slice, num_items: int, hidden: Exclusions | None
-) -> Targets:
+def targets_of(queries: HeldOut, rows: slice, num_items: int, seen: Exclusions | None) -> Targets:
     """Collect the targets of some queries.
 
     Args:
-        questions: all queries.
-        rows: which.
+        queries: all queries.
+        rows: which of them.
         num_items: V.
-        hidden: items that these queries have seen; a target among them can never be recommended, so
-            it is not relevant. None: nothing is hidden.
+        seen: items that these queries have seen and lists leave out; a target among them is not
+            relevant. None: lists leave out nothing.
     """
-    bounds = questions.target_offsets[rows.start : rows.stop + 1]
-    item_ids = questions.target_ids[bounds[0] : bounds[-1]]
-    owners = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
-    relevant = np.unique(owners * num_items + item_ids)
-    if hidden is not None:
-        offsets = hidden.offsets.numpy()
-        hidden_rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        taken = hidden_rows * num_items + hidden.item_ids.numpy()
-        relevant = relevant[~_among(relevant, taken)]
-    return Targets(owners, item_ids, relevant, num_items)
+    bounds = queries.target_offsets[rows.start : rows.stop + 1]
+    item_ids = queries.target_ids[bounds[0] : bounds[-1]]
+    target_rows = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+    relevant = np.unique(target_rows * num_items + item_ids)
+    if seen is not None:
+        offsets = seen.offsets.numpy()
+        seen_rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        seen_keys = np.sort(seen_rows * num_items + seen.item_ids.numpy())
+        relevant = relevant[~_is_among(relevant, seen_keys)]
+    return Targets(target_rows, item_ids, relevant, num_items)
 
 
-def _among(keys: Ints, others: Ints) -> Bools:
-    """Which of ``keys`` occur in ``others``, both unordered."""
-    if len(others) == 0:
-        return np.zeros(len(keys), dtype=np.bool_)
-    others = np.sort(others)
-    at = np.minimum(np.searchsorted(others, keys), len(others) - 1)
-    found: Bools = others[at] == keys
-    return found
+def _is_among(keys: Ints, sorted_keys: Ints) -> Bools:
+    """Return which of ``keys`` (any shape) occur in ``sorted_keys`` [n]."""
+    if len(sorted_keys) == 0:
+        return np.zeros(keys.shape, dtype=np.bool_)
+    positions = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    is_among: Bools = sorted_keys[positions] == keys
+    return is_among

@@ -1,4 +1,4 @@
-"""What an evaluation found: to read, to store, to compare."""
+"""Evaluation reports: the numbers of an evaluation as tables and JSON."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from candid.batches import Ints
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.metric_sums import MetricSums
 from candid.evaluation.metrics import Floats
-from candid.evaluation.queries import nothing_relevant
+from candid.evaluation.queries import no_relevant_error
 
 SCHEMA = 1
-"""Version of the JSON; it grows when a key changes its meaning."""
+"""Version of the JSON; it increases when the meaning of a key changes."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Slice:
     """One group of a slicing.
 
     Attributes:
-        label: what is in it.
+        label: name of the group.
         queries: queries with a target in it.
         targets: targets in it.
         metrics: by name, as in the report.
-        per_user: each user's values, for ``compare``; not part of the JSON.
+        per_user: values of each user, for ``compare``; not part of the JSON.
     """
 
     label: str
@@ -40,18 +40,18 @@ class Slice:
     per_user: PerUser
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values: ``label``, ``queries``, ``targets``, ``metrics``."""
+        """Return plain JSON values: ``label``, ``queries``, ``targets``, ``metrics``."""
         return {
             "label": self.label,
             "queries": self.queries,
             "targets": self.targets,
-            "metrics": {name: asdict(found) for name, found in self.metrics.items()},
+            "metrics": {name: asdict(estimate) for name, estimate in self.metrics.items()},
         }
 
 
 @dataclass(frozen=True)
 class PerUser:
-    """Each user's share of each metric; a metric is Σ numerator / Σ denominator.
+    """The contribution of each user to each metric; a metric is Σ numerator / Σ denominator.
 
     Attributes:
         user_ids: [Q] ascending.
@@ -66,12 +66,12 @@ class PerUser:
     denominators: Floats
 
     @classmethod
-    def of(cls, user_ids: Ints, everything: MetricSums) -> PerUser:
-        """Take the rows of a tally without slices."""
-        return cls(user_ids, everything.names, everything.numerators, everything.denominators)
+    def of(cls, user_ids: Ints, sums: MetricSums) -> PerUser:
+        """Take the rows of metric sums without slices: one row per user."""
+        return cls(user_ids, sums.names, sums.numerators, sums.denominators)
 
     def to_frame(self) -> pl.DataFrame:
-        """``user_id`` and a column a metric: the user's own value, null where undefined."""
+        """Return ``user_id`` and one column per metric: the user's value, null where undefined."""
         columns: dict[str, pl.Series] = {"user_id": pl.Series(self.user_ids)}
         for c, name in enumerate(self.names):
             ratio = pl.Series(self.numerators[:, c]) / pl.Series(self.denominators[:, c])
@@ -86,15 +86,15 @@ class EvaluationReport:
     Attributes:
         metrics: by name: ``recall@k``, ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``popularity@k``
             (mean training count of the recommended), ``popularity_percentile@k``,
-            ``coverage@k`` (share of the catalog recommended to anyone), and ``nll``,
-            ``true_nll``, ``excess_nll`` in nats where they were asked for.
-        metric: the one that summaries show first.
+            ``coverage@k`` (share of the catalog recommended to any user), and ``nll``,
+            ``true_nll``, ``excess_nll`` in nats where they were computed.
+        metric: the metric that summaries show first.
         slices: by slicing: ``target_popularity``, ``history_length``, ``target_warmth`` and
             ``user_warmth`` (where some targets, or users, were never trained on); only groups
             that hold targets.
-        counts: what was asked and what was left out.
-        settings: what the numbers depend on beside model and data.
-        per_user: each user's values; not part of the JSON.
+        counts: numbers of users, targets and items, those left out included.
+        settings: settings that the numbers depend on, beside model and data.
+        per_user: values of each user; not part of the JSON.
     """
 
     metrics: Mapping[str, Estimate]
@@ -105,27 +105,29 @@ class EvaluationReport:
     per_user: PerUser
 
     def summary(self) -> dict[str, float]:
-        """Plain values, ``metric`` first: what training logs and early stopping read.
+        """Return plain values for training logs and early stopping, ``metric`` first.
+
+        Undefined metrics are left out.
 
         Raises:
-            DataError: nothing defines ``metric``; others that nothing defines are left out.
+            DataError: ``metric`` is undefined.
         """
         if self.metrics[self.metric].value is None:
-            raise nothing_relevant(self.settings["role"], self.counts["targets"], self.metric)
+            raise no_relevant_error(self.settings["role"], self.counts["targets"], self.metric)
         first = {self.metric: self.metrics[self.metric]} | dict(self.metrics)
-        return {name: found.value for name, found in first.items() if found.value is not None}
+        return {name: one.value for name, one in first.items() if one.value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values.
+        """Return the report as plain JSON values.
 
         Keys: ``schema``, ``metric``, ``metrics`` {name: {value, low, high}}, ``slices``
-        {slicing: [{label, queries, targets, metrics}]}, ``counts``, ``settings``. A value that
-        nothing defines, or an interval that was not asked for, is null.
+        {slicing: [{label, queries, targets, metrics}]}, ``counts``, ``settings``. An undefined
+        value, or an interval that was not computed, is null.
         """
         return {
             "schema": SCHEMA,
             "metric": self.metric,
-            "metrics": {name: asdict(found) for name, found in self.metrics.items()},
+            "metrics": {name: asdict(estimate) for name, estimate in self.metrics.items()},
             "slices": {
                 name: [part.to_json() for part in parts] for name, parts in self.slices.items()
             },
@@ -133,34 +135,33 @@ class EvaluationReport:
             "settings": dict(self.settings),
         }
 
-    def save(self, path: Path) -> None:
-        """Write the JSON, whole or not at all.
+    def save(self, path: Path | str) -> None:
+        """Write the JSON atomically: the file is complete or unchanged.
 
         Raises:
             ArtifactError: the file cannot be written.
         """
-        write_json(path, self.to_json())
+        write_json(Path(path), self.to_json())
 
     def table(self) -> Table:
-        """Metrics by cut-off, with intervals where there are any, and how much was hidden."""
+        """Return metrics by cut-off, with their intervals, and the number of hidden targets."""
         ks = sorted({int(name.split("@")[1]) for name in self.metrics if "@" in name})
         part = self.settings["catalog"]
-        among = "" if part == "all" else f", among {part} items"
-        table = Table(title=f"{self.settings['role']}: {self.counts['users']:,} users{among}")
+        restriction = "" if part == "all" else f", among {part} items"
+        table = Table(title=f"{self.settings['role']}: {self.counts['users']:,} users{restriction}")
         if hidden := self.counts["targets_seen_before"]:
             table.caption = f"targets_seen_before: {hidden:,}, hidden by evaluation.filter_seen"
         table.add_column("metric", no_wrap=True)
         for k in ks:
             table.add_column(f"@{k}", justify="right")
         for name in dict.fromkeys(name.split("@")[0] for name in self.metrics if "@" in name):
-            found = (self.metrics.get(f"{name}@{k}") for k in ks)
-            table.add_row(name, *(_cell(one) for one in found))
+            table.add_row(name, *(_cell(self.metrics.get(f"{name}@{k}")) for k in ks))
         for name in (name for name in self.metrics if "@" not in name):
             table.add_row(name, _cell(self.metrics[name]), *[""] * (len(ks) - 1))
         return table
 
     def slice_table(self, slicing: str) -> Table:
-        """The chosen metric, recall at the same cut-off and NLL by slice."""
+        """Return ``metric``, recall at the same cut-off and NLL by slice."""
         names = [self.metric, f"recall@{self.metric.split('@')[1]}", "nll"]
         names = [name for name in dict.fromkeys(names) if name in self.metrics]
         table = Table(title=slicing.replace("_", " "))
@@ -174,12 +175,12 @@ class EvaluationReport:
         return table
 
 
-def _cell(found: Estimate | None) -> str:
-    if found is None or found.value is None:
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.value is None:
         return "–"
-    if found.low is None or found.high is None:
-        return _number(found.value)
-    return f"{_number(found.value)} ±{_number((found.high - found.low) / 2)}"
+    if estimate.low is None or estimate.high is None:
+        return _number(estimate.value)
+    return f"{_number(estimate.value)} ±{_number((estimate.high - estimate.low) / 2)}"
 
 
 def _number(value: float) -> str:

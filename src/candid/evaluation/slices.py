@@ -1,4 +1,4 @@
-"""How targets and users are divided for reports by slice."""
+"""Slicings: divisions of target items and of queries into named groups."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from candid.batches import Ints
 
 @dataclass(frozen=True)
 class Slicing:
-    """A division into named groups.
+    """A division of items or queries into named groups.
 
     Attributes:
         labels: G names, in order.
-        groups: [V] for a slicing of items, [Q] for one of queries: the group of each.
+        groups: [V] int64 for a slicing of items, [Q] for one of queries: the group of each.
     """
 
     labels: tuple[str, ...]
@@ -26,32 +26,33 @@ class Slicing:
 def by_popularity(counts: Ints, num_slices: int) -> Slicing:
     """Divide items so that each slice holds about the same share of training interactions.
 
-    Slice 1 is the long tail, the last one the few most popular items. Items of one training
-    count stay together (their place is the middle of their common share), so slices may be
-    uneven, or empty, where a single count carries much. Items never trained stand apart.
+    Slice 1 is the long tail, the last slice holds the few most popular items. Items with the same
+    training count stay together (their position is the middle of their common share), so slices
+    may be uneven, or empty, where a single count has a large share. Items that are never trained
+    on form a group of their own, "untrained".
 
     Args:
-        counts: [V] training counts.
+        counts: [V] int64 training counts.
         num_slices: at least 1.
     """
     distinct, inverse, sizes = np.unique(counts, return_inverse=True, return_counts=True)
     mass = distinct * sizes
     middle = np.cumsum(mass) - mass / 2
-    place = np.floor(middle / max(1, int(mass.sum())) * num_slices).astype(np.int64) + 1
-    place = np.where(distinct == 0, 0, np.minimum(place, num_slices))
+    position = np.floor(middle / max(1, int(mass.sum())) * num_slices).astype(np.int64) + 1
+    position = np.where(distinct == 0, 0, np.minimum(position, num_slices))
     labels = ["untrained"]
     for number in range(1, num_slices + 1):
-        members = distinct[place == number]
-        spread = f" (count {members[0]} to {members[-1]})" if len(members) else ""
-        labels.append(f"{number}/{num_slices}{spread}")
-    return Slicing(tuple(labels), place[inverse].astype(np.int64))
+        members = distinct[position == number]
+        bounds = f" (count {members[0]} to {members[-1]})" if len(members) else ""
+        labels.append(f"{number}/{num_slices}{bounds}")
+    return Slicing(tuple(labels), position[inverse].astype(np.int64))
 
 
 def by_warmth(counts: Ints) -> Slicing:
-    """Divide items, or queries by their user, into those never trained ("cold") and the rest.
+    """Divide items, or queries by their user, into never trained ("cold") and trained ("warm").
 
     Args:
-        counts: [V] or [Q], how often each is trained on.
+        counts: [V] or [Q] int64, how often each is trained on.
     """
     return Slicing(("cold", "warm"), (counts > 0).astype(np.int64))
 
@@ -60,7 +61,7 @@ def by_history_length(lengths: Ints, edges: Sequence[int]) -> Slicing:
     """Divide queries by the number of interactions in their whole history.
 
     Args:
-        lengths: [Q].
+        lengths: [Q] int64.
         edges: ascending lengths at which a new slice begins.
     """
     bounds = [0, *edges]

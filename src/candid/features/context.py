@@ -62,36 +62,6 @@ class Context:
             has_last &= knows_history
         return self.table.encode(_frame_at(self.dataset, events, has_last))
 
-    def asked(
-        self,
-        time: int,
-        starts: Ints | None,
-        stops: Ints | None,
-        num_queries: int,
-        event_type: str | None = None,
-    ) -> dict[str, Values]:
-        """The context of questions asked at one moment.
-
-        Args:
-            time: microseconds since 1970-01-01 UTC.
-            starts: [B], where in the dataset's interactions the history of each begins; None:
-                histories of unknown times.
-            stops: [B], where it ends.
-            num_queries: B.
-            event_type: the kind of interaction that is asked for; None: any.
-        """
-        times = np.full(num_queries, time)
-        asked_kinds = (
-            None if event_type is None else pl.Series([event_type]).new_from_index(0, num_queries)
-        )
-        if starts is None or stops is None:
-            nothing = np.zeros(num_queries, np.bool_)
-            return self.table.encode(context_frame(times, times, nothing, asked_kinds))
-        before, has_last = np.maximum(stops - 1, 0), stops > starts
-        last = _timestamps(self.dataset)[before]
-        kinds = asked_kinds, _kinds(self.dataset, before, has_last)
-        return self.table.encode(context_frame(times, last, has_last, *kinds))
-
 
 def context_frame(
     times: Ints,
@@ -154,15 +124,24 @@ def _frame_at(
         times[events],
         times[before],
         has_last,
-        _kinds(dataset, events, np.ones_like(has_last)),
-        _kinds(dataset, before, has_last),
+        event_type_column(dataset, events, np.ones_like(has_last)),
+        event_type_column(dataset, before, has_last),
     )
 
 
-def _kinds(
+def event_type_column(
     dataset: PreparedDataset, events: Ints, is_known: npt.NDArray[np.bool_]
 ) -> pl.Series | None:
-    """Names of the kinds of interactions [B], null where not known; None without kinds."""
+    """Return the event type names of interactions as a column of the context table.
+
+    Args:
+        dataset: the prepared dataset.
+        events: [B] int64, indices of interactions.
+        is_known: [B] bool; the name is null where False.
+
+    Returns:
+        [B] text; None for a dataset without event types.
+    """
     if dataset.event_types is None:
         return None
     codes = pl.Series(dataset.event_types[events].astype(np.uint32))

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from candid.evaluation import StageProgress, encoded_catalog, inference
 from candid.index import ExactIndex, Snapshot, open_snapshot, snapshot_in_memory
 from candid.index.snapshot_files import MANIFEST
+from candid.inference import StageProgress, encode_catalog, inference_mode
 from candid.runs.run import Run
 
 INDEX = "index"
@@ -46,8 +46,8 @@ def open_index(
     fingerprint = model_fingerprint(run)
     if folder is not None or (run.folder / INDEX / MANIFEST).exists():
         return open_snapshot(folder or run.folder / INDEX, fingerprint=fingerprint)
-    with inference(run.model):
-        vectors = encoded_catalog(run.model, progress).float().cpu().clone()
+    with inference_mode(run.model):
+        vectors = encode_catalog(run.model, progress).float().cpu().clone()
     config = ExactIndex.Config()
     return snapshot_in_memory(
         config.build(vectors),

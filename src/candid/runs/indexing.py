@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from candid.batches import held_out_queries
 from candid.component import ComponentConfig, type_name
 from candid.config import validated, with_overrides
 from candid.data import HeldOut
 from candid.errors import ArtifactError, ConfigError, DataError
-from candid.evaluation import StageProgress, encoded_catalog, inference
 from candid.index import (
     CONTENDERS,
     INDEXES,
@@ -27,6 +25,12 @@ from candid.index import (
     default_config,
     exact_truth,
     write_snapshot,
+)
+from candid.inference import (
+    StageProgress,
+    encode_catalog,
+    held_out_queries,
+    inference_mode,
 )
 from candid.runs.index import INDEX, model_fingerprint
 from candid.runs.run import Run
@@ -97,8 +101,8 @@ def survey(
     k = min(K, num_items) if k is None else k
     if not 1 <= k <= num_items:
         raise ConfigError(f"--k {k} must be between 1 and the {num_items} items of the catalog")
-    with inference(run.model):
-        vectors = encoded_catalog(run.model, progress).float().cpu().clone()
+    with inference_mode(run.model):
+        vectors = encode_catalog(run.model, progress).float().cpu().clone()
         query = _queries(run, num_queries, seed, progress)
     return Ground(vectors, exact_truth(vectors, query, k))
 
@@ -222,7 +226,13 @@ def _queries(run: Run, num_queries: int, seed: int, progress: StageProgress | No
     )
     vectors = []
     context = run.features.context_of(dataset) if run.model.reads_context else None
-    batches = held_out_queries(dataset, questions, run.config.batches.max_length, 256, context)
+    batches = held_out_queries(
+        dataset,
+        questions,
+        max_length=run.config.batches.max_length,
+        batch_size=256,
+        context=context,
+    )
     for rows, queries in batches:
         vectors.append(run.model.encode_queries(queries.to(run.model.device)).float().cpu())
         if progress is not None:

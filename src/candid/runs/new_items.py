@@ -10,7 +10,7 @@ import polars as pl
 from candid.data.catalog import look_up, open_table
 from candid.data.readers import collect
 from candid.errors import ConfigError, DataError
-from candid.serve import NewItems
+from candid.inference import NewItems, inference_mode
 
 if TYPE_CHECKING:
     from candid.runs.run import Run
@@ -51,4 +51,10 @@ def read_new_items(run: Run, path: Path) -> NewItems:
             f"{ids.dtype}: give each new item an id of that type"
         )
     table, _ = look_up(ids.unique().sort(), sources, config)
-    return NewItems(table, run.features.item.encode(table))
+    features = run.features.item.encode(table)
+    device = run.model.device
+    with inference_mode(run.model):
+        vectors = run.model.encode_item_values(
+            {name: values.to(device) for name, values in features.items()}
+        )
+    return NewItems(table, vectors)

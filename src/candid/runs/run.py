@@ -16,7 +16,7 @@ from candid.batches import Loader
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, Role, open_dataset
 from candid.errors import ArtifactError, ConfigError
-from candid.evaluation import EvaluationConfig, EvaluationReport, check_relevant, evaluate
+from candid.evaluation import EvaluationConfig, EvaluationReport, check_has_relevant, evaluate
 from candid.losses import Loss, SampledSoftmax
 from candid.runs.features import (
     RunFeatures,
@@ -309,7 +309,7 @@ def _validation(
         return None
     settings, context = config.evaluation.during_training(), features.context_of(dataset)
     # An epoch may take hours, and what can be asked is known before it.
-    check_relevant(dataset, settings, Role.VALIDATION, needs_history=needs_history)
+    check_has_relevant(dataset, settings, Role.VALIDATION, needs_history=needs_history)
 
     def validate(model: RetrievalModel) -> Mapping[str, float]:
         report = evaluate(

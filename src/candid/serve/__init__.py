@@ -1,11 +1,9 @@
-"""Answers for people: recommendations from the command line, and a server for applications.
+"""The HTTP server, in three layers.
 
-The server's parts: ``parts`` is what it needs of a run; ``served`` one generation of a model;
-``models`` which generation answers; ``batcher`` the queues; ``gate`` what every request passes;
-``app`` the routes; ``process`` the process. They need ``candid[serve]`` and load only for it.
+- ``http``: middleware, routes, bodies, errors and the server process.
+- ``batching``: a generic queue whose requests run in batches; it depends on neither of the others.
+- ``model_version``: one version of a model: checks a request, searches, writes the answer.
+
+``service`` connects the layers, ``models`` holds the version in use of each model, and ``bundle``
+opens a run for serving. The server needs the extra ``candid-retrieval[serve]``.
 """
-
-from candid.serve.parts import ServedParts
-from candid.serve.recommend import NewItems, Recommendations, recommend
-
-__all__ = ["NewItems", "Recommendations", "ServedParts", "recommend"]

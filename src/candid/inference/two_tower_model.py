@@ -1,4 +1,4 @@
-"""What evaluation and serving need of a model."""
+"""The model interface of inference: queries and items to vectors, without gradients."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from candid.batches import Queries
 from candid.towers import EncodeProgress
 
 StageProgress = Callable[[str, int, int], None]
-"""Told of work in stages: (stage, done, in all)."""
+"""Progress callback of work in stages: (stage, number done, total)."""
 
 
 class TwoTowerModel(Protocol):
-    """Users and items to vectors whose dot product is the logit."""
+    """A model that encodes queries and items into vectors whose dot product is the logit."""
 
     @property
     def reads_history(self) -> bool:
-        """Whether the answer depends on the history."""
+        """Whether the query vector depends on the history."""
         ...
 
     @property
     def needs_history(self) -> bool:
-        """Whether a query without history has no answer."""
+        """Whether the model cannot encode a query without a history."""
         ...
 
     @property
     def needs_user(self) -> bool:
-        """Whether someone who is no user of the dataset has no answer."""
+        """Whether the model cannot encode a query of an anonymous user."""
         ...
 
     def encode_queries(self, queries: Queries) -> Tensor:
@@ -40,24 +40,24 @@ class TwoTowerModel(Protocol):
         ...
 
     def encode_catalog(self, progress: EncodeProgress | None = None) -> Tensor:
-        """Encode every item, on the device of the model: [V, D].
+        """Encode all V items on the device of the model: [V, D].
 
         Args:
-            progress: called with (items encoded, items in all) where that takes a while.
+            progress: called with (items encoded, items in total) during slow encoding.
         """
         ...
 
 
-def encoded_catalog(model: TwoTowerModel, progress: StageProgress | None) -> Tensor:
-    """Encode every item, in a stage of its own: [V, D]."""
+def encode_catalog(model: TwoTowerModel, progress: StageProgress | None = None) -> Tensor:
+    """Encode all V items and report progress as the stage "encoding items": [V, D]."""
     if progress is None:
         return model.encode_catalog()
     return model.encode_catalog(partial(progress, "encoding items"))
 
 
 @contextmanager
-def inference(model: TwoTowerModel) -> Iterator[None]:
-    """Run without gradients and, for a module, without dropout; its mode is put back."""
+def inference_mode(model: TwoTowerModel) -> Iterator[None]:
+    """Disable gradients and, for an ``nn.Module``, dropout; restore the module's mode at exit."""
     was_training = isinstance(model, nn.Module) and model.training
     if was_training and isinstance(model, nn.Module):
         model.eval()

@@ -1,0 +1,51 @@
+"""From the known history and attributes of a user to a query, and from a query to items.
+
+``queries`` builds and encodes queries, ``recommend`` searches and labels the items,
+``two_tower_model`` states what a model must offer. Evaluation, ``Run``, the command line and
+the server all use this package.
+"""
+
+from candid.inference.item_subset import ItemSubset
+from candid.inference.log_partition import log_partition
+from candid.inference.queries import (
+    EncodeAttributes,
+    RecommendQuery,
+    encode_queries,
+    held_out_queries,
+    now_microseconds,
+    pack_queries,
+    queries_for_users,
+    query_for_history,
+    query_for_user,
+    seen_items,
+)
+from candid.inference.recommend import NewItems, recommend
+from candid.inference.recommendations import Recommendations
+from candid.inference.two_tower_model import (
+    StageProgress,
+    TwoTowerModel,
+    encode_catalog,
+    inference_mode,
+)
+
+__all__ = [
+    "EncodeAttributes",
+    "ItemSubset",
+    "NewItems",
+    "RecommendQuery",
+    "Recommendations",
+    "StageProgress",
+    "TwoTowerModel",
+    "encode_catalog",
+    "encode_queries",
+    "held_out_queries",
+    "inference_mode",
+    "log_partition",
+    "now_microseconds",
+    "pack_queries",
+    "queries_for_users",
+    "query_for_history",
+    "query_for_user",
+    "recommend",
+    "seen_items",
+]
