@@ -1,11 +1,10 @@
-"""C passes as machine code for this CPU, where there is a C compiler.
+"""Native kernels: C files of the package, compiled for this CPU where there is a C compiler.
 
-A source file of the package is compiled once for a machine, in less than a second, when it is first
-of use, and kept in ``~/.cache/candid/native`` (or below ``XDG_CACHE_HOME``). Whatever goes wrong,
-all works as it does without it, on torch's own operations, with one line of log.
-``CANDID_NATIVE=0`` in the environment asks for that; no compiler is looked for.
+A file is compiled once per machine, on first use and in less than a second, and cached in
+``~/.cache/candid/native`` (or below ``XDG_CACHE_HOME``). If anything fails, callers use torch
+operations instead and write one log line. ``CANDID_NATIVE=0`` in the environment turns kernels off.
 
-Linux only: elsewhere it is neither needed for a server nor tested.
+Linux only: other systems are neither needed for a server nor tested.
 """
 
 from __future__ import annotations
@@ -28,87 +27,87 @@ from candid.errors import ArtifactError
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
-Compiled = TypeVar("Compiled")
+Kernel = TypeVar("Kernel")
 
 
 class NativeError(Exception):
-    """Why there is no machine code; never seen outside ``compiled``."""
+    """The reason why there is no kernel; never raised outside ``load_kernel``."""
 
 
-def compiled(
+def load_kernel(
     source: Path,
-    wrap: Callable[[ctypes.CDLL], Compiled],
-    check: Callable[[Compiled], None],
+    wrap: Callable[[ctypes.CDLL], Kernel],
+    check: Callable[[Kernel], None],
     logger: logging.Logger,
-    without: str,
-) -> Compiled | None:
-    """Compile and load a source file, or None where that is not to be had.
+    fallback: str,
+) -> Kernel | None:
+    """Compile and load a source file; None where that fails.
 
     Args:
         source: the C file; headers lie beside it.
-        wrap: makes of the library what is returned.
-        check: raises ``NativeError`` where that does not compute what it should.
-        logger: gets one line where there is no machine code.
-        without: how that line starts: what happens instead.
+        wrap: turns the library into the returned object.
+        check: raises ``NativeError`` if the object computes wrong results.
+        logger: gets one line where there is no kernel.
+        fallback: start of that line: what happens instead.
     """
     if os.environ.get("CANDID_NATIVE") == "0":
         return None
     try:
-        found = wrap(ctypes.CDLL(str(_library(source))))
-        check(found)
+        kernel = wrap(ctypes.CDLL(str(_library(source))))
+        check(kernel)
     except (NativeError, ArtifactError, OSError) as error:
-        logger.info("%s: %s", without, error)
+        logger.info("%s: %s", fallback, error)
         return None
-    return found
+    return kernel
 
 
 def _library(source: Path) -> Path:
     if sys.platform != "linux":
-        raise NativeError("there is machine code for Linux only")
+        raise NativeError("native kernels are for Linux only")
     compiler = _compiler()
     openmp = _openmp()
     command = [*compiler, *FLAGS, "-fopenmp" if openmp else "-fopenmp-simd"]
     version = _run([*compiler, "--version"])
     headers = (header.read_text() for header in sorted(source.parent.glob("*.h")))
-    made_of = [source.read_text(), *headers, *command, str(openmp), version, _cpu()]
-    digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
+    inputs = [source.read_text(), *headers, *command, str(openmp), version, _cpu()]
+    digest = hashlib.sha256("\0".join(inputs).encode()).hexdigest()
     path = _cache() / f"{source.stem}-{digest[:32]}.so"
     if not path.exists():
         with replacing(path) as temporary:
-            linked = [] if openmp is None else [str(openmp)]
-            # An object first: told of OpenMP, the linker would bring a runtime of its own.
-            unlinked = temporary.with_suffix(".o")
+            libraries = [] if openmp is None else [str(openmp)]
+            # Object file first: with -fopenmp the linker would add a runtime of its own.
+            object_file = temporary.with_suffix(".o")
             try:
                 compile_flags = [flag for flag in command if flag != "-shared"]
-                _run([*compile_flags, "-c", str(source), "-o", str(unlinked)])
-                link = [*compiler, "-shared", str(unlinked), *linked, "-lm"]
+                _run([*compile_flags, "-c", str(source), "-o", str(object_file)])
+                link = [*compiler, "-shared", str(object_file), *libraries, "-lm"]
                 _run([*link, "-o", str(temporary)])
             finally:
-                unlinked.unlink(missing_ok=True)
+                object_file.unlink(missing_ok=True)
     return path
 
 
 def _compiler() -> list[str]:
-    named = os.environ.get("CC")
-    for command in [shlex.split(named)] if named else [["cc"], ["gcc"], ["clang"]]:
+    compiler = os.environ.get("CC")
+    for command in [shlex.split(compiler)] if compiler else [["cc"], ["gcc"], ["clang"]]:
         if command and shutil.which(command[0]):
             return command
-    raise NativeError("no C compiler was found")
+    raise NativeError("no C compiler found")
 
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except subprocess.TimeoutExpired:
-        raise NativeError(f"{command[0]} did not come to an end") from None
-    if done.returncode:
-        reason = (done.stderr.strip() or "no reason given").splitlines()[0]
+        raise NativeError(f"{command[0]} did not finish within 60 seconds") from None
+    if result.returncode:
+        reason = (result.stderr.strip() or "no reason given").splitlines()[0]
         raise NativeError(f"{shlex.join(command)} failed: {reason}")
-    return done.stdout
+    return result.stdout
 
 
 def _openmp() -> Path | None:
-    """The OpenMP runtime that torch has loaded: two in one process would fight over the cores."""
+    """The OpenMP runtime that torch has loaded: two in one process would compete for the cores."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and Path(fields[5]).name.startswith(("libgomp", "libiomp5", "libomp")):
@@ -117,10 +116,10 @@ def _openmp() -> Path | None:
 
 
 def _cpu() -> str:
-    """What code for this machine may depend on: home folders are shared between machines."""
+    """Features of the CPU that a kernel may use: machines may share a home folder."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    kinds = ("flags", "Features", "model name", "cpu family", "model\t", "CPU part")
-    return "\n".join([platform.machine(), *sorted({ln for ln in lines if ln.startswith(kinds)})])
+    fields = ("flags", "Features", "model name", "cpu family", "model\t", "CPU part")
+    return "\n".join([platform.machine(), *sorted({ln for ln in lines if ln.startswith(fields)})])
 
 
 def _cache() -> Path:

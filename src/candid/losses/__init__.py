@@ -1,33 +1,50 @@
 """Objectives over a query, its positive and the other items.
 
-Each is a pure function of tensors and a class that holds its settings. To add one: a file
-with the class and its nested ``Config``, and one line in ``LOSSES``. ``SampledSoftmaxLoss`` and
-``InBatchSoftmaxLoss`` are for training loops that are not ours: modules that draw as well.
+Each is a pure function of tensors and a class that holds its settings. To add one: a file with
+the class and its nested ``Config``, and one line in ``registry.py``. ``SampledSoftmaxLoss`` and
+``InBatchSoftmaxLoss`` are modules for any training loop: they sample their candidates themselves.
+
+Each name is imported on first use, so that one module of this package does not load the others.
 """
 
-import typing
 from importlib import import_module
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from candid.losses.config import LossComponent, LossConfig
-from candid.losses.corrected import Correction, corrected_log_softmax
-from candid.losses.full_softmax import FullSoftmax, full_softmax
-from candid.losses.in_batch_softmax import in_batch_softmax
-from candid.losses.output import ItemEmbeddings, Loss, LossOutput
-from candid.losses.pointwise import BCE, GBCE, binary_cross_entropy
-from candid.losses.sampled_softmax import SampledSoftmax, sampled_softmax
+from candid.losses.registry import LOSSES
 
-if typing.TYPE_CHECKING:
+if TYPE_CHECKING:
+    from candid.losses.config import LossComponent, LossConfig
+    from candid.losses.corrected_softmax import corrected_log_softmax
+    from candid.losses.correction import Correction
+    from candid.losses.full import FullSoftmax, full_softmax
+    from candid.losses.in_batch import in_batch_softmax
     from candid.losses.in_batch_softmax_loss import InBatchSoftmaxLoss
+    from candid.losses.output import ItemEmbeddings, Loss, LossOutput
+    from candid.losses.pointwise import BCE, GBCE, binary_cross_entropy
+    from candid.losses.sampled import SampledSoftmax, sampled_softmax
+    from candid.losses.sampled_loss import SampledLoss
     from candid.losses.sampled_softmax_loss import SampledSoftmaxLoss
 
-LOSSES: Final = {
-    "full_softmax": FullSoftmax,
-    "sampled_softmax": SampledSoftmax,
-    "bce": BCE,
-    "gbce": GBCE,
+_MODULES: Final = {
+    "BCE": "pointwise",
+    "GBCE": "pointwise",
+    "Correction": "correction",
+    "FullSoftmax": "full",
+    "InBatchSoftmaxLoss": "in_batch_softmax_loss",
+    "ItemEmbeddings": "output",
+    "Loss": "output",
+    "LossComponent": "config",
+    "LossConfig": "config",
+    "LossOutput": "output",
+    "SampledLoss": "sampled_loss",
+    "SampledSoftmax": "sampled",
+    "SampledSoftmaxLoss": "sampled_softmax_loss",
+    "binary_cross_entropy": "pointwise",
+    "corrected_log_softmax": "corrected_softmax",
+    "full_softmax": "full",
+    "in_batch_softmax": "in_batch",
+    "sampled_softmax": "sampled",
 }
-"""Losses by the name used in recipes."""
 
 __all__ = [
     "BCE",
@@ -41,6 +58,7 @@ __all__ = [
     "LossComponent",
     "LossConfig",
     "LossOutput",
+    "SampledLoss",
     "SampledSoftmax",
     "SampledSoftmaxLoss",
     "binary_cross_entropy",
@@ -50,14 +68,12 @@ __all__ = [
     "sampled_softmax",
 ]
 
-_ON_FIRST_USE = {
-    "InBatchSoftmaxLoss": "in_batch_softmax_loss",
-    "SampledSoftmaxLoss": "sampled_softmax_loss",
-}
-"""Modules for other training loops: they load torch's compiler, which takes a second."""
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _ON_FIRST_USE:
+    if name not in _MODULES:
         raise AttributeError(f"module 'candid.losses' has no attribute {name!r}")
-    return getattr(import_module(f"candid.losses.{_ON_FIRST_USE[name]}"), name)
+    return getattr(import_module(f"candid.losses.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from candid.candidates import Positives
 from candid.errors import ConfigError, UnknownNameError
-from candid.losses.blockwise import Precision
-from candid.losses.corrected import Correction
+from candid.losses.blockwise.tiles import Precision
+from candid.losses.correction import Correction
 from candid.samplers import AdaptiveSampler, Observer, Sampler, Stateful
 
 RowReduction = Literal["mean", "sum", "none"]

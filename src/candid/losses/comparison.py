@@ -1,157 +1,130 @@
-"""Scores of each row's positive and candidates, and which candidates are no negatives."""
+"""The record of what a sampled loss compares: vectors, and the scores and masks made of them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from candid.candidates import Candidates
-from candid.losses.blockwise import Precision
-from candid.losses.corrected import Correction, corrected_log_softmax, widened
-from candid.losses.exact_candidates import (
-    exact_accidental_hits,
-    exact_scores,
-    exact_share,
-    positive_in_exact,
-    sampled_in_exact,
-)
-from candid.losses.inputs import check_finite_rows, check_ids, check_shapes, check_width
-from candid.losses.output import ItemEmbeddings, LossOutput
+from candid.losses.blockwise.tiles import Precision
+from candid.losses.correction import Correction, Shifts, shifts_of
+from candid.losses.inputs import check_finite_rows, check_ids, check_shapes, check_width, widened
+from candid.losses.output import ItemEmbeddings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
-    """What a sampled loss compares.
+    """Rows, their positives and their candidates, as vectors.
 
-    Attributes:
-        positive: [B] float32 (float64 for float64 vectors), the scores of the positives.
-        candidates: [B, N] scores, in the wider dtype of query and item vectors.
-        hits: [B, N] bool, True where the candidate is not a negative of the row.
-        drawn: the candidates as the sampler drew them.
-        head: [B, H] scores of the exact head, or None.
-        head_hits: [B, H] bool, True where a head item is not a negative of the row; or None.
-        positive_in_head: [B] bool, or None without a head.
-    """
-
-    positive: Tensor
-    candidates: Tensor
-    accidental_hits: Tensor
-    sampled: Candidates
-    exact: Tensor | None = None
-    exact_accidental_hits: Tensor | None = None
-    positive_in_exact: Tensor | None = None
-
-    def softmax(
-        self,
-        correction: Correction,
-        *,
-        jackknife: bool = False,
-        effective_sample_size: bool = False,
-    ) -> LossOutput:
-        """The corrected softmax of these scores; see ``corrected_log_softmax``."""
-        constant = None
-        if correction == "refined":
-            constant = log_renormalization(
-                self.sampled, self.accidental_hits, self.exact_accidental_hits
-            )
-            constant = None if constant is None else constant.to(self.positive.dtype)
-        return corrected_log_softmax(
-            positive=self.positive,
-            candidates=self.candidates,
-            log_expected_count=self.sampled.by_row(self.sampled.log_expected_count),
-            log_expected_count_positive=self.log_expected_count_positive,
-            accidental_hits=self.accidental_hits,
-            correction=correction,
-            jackknife=jackknife,
-            log_renormalization=constant,
-            exact=self.exact,
-            exact_accidental_hits=self.exact_accidental_hits,
-            effective_sample_size=effective_sample_size,
-        )
-
-    @property
-    def log_expected_count_positive(self) -> Tensor:
-        """[B], the log expected count of each row's positive, in the head or among the draws."""
-        return expected_count_of_positive(self.sampled, self.positive_in_exact)
-
-    def everything(self) -> tuple[Tensor, Tensor]:
-        """Scores [B, H + N] of head and draws alike, and which are no negatives."""
-        if self.exact is None or self.exact_accidental_hits is None:
-            return self.candidates, self.accidental_hits
-        scores = torch.cat([self.exact, self.candidates], dim=1)
-        return scores, torch.cat([self.exact_accidental_hits, self.accidental_hits], dim=1)
-
-
-def expected_count_of_positive(sampled: Candidates, is_in_head: Tensor | None) -> Tensor:
-    """[B], the log expected count of each row's positive; 0 where it is in the head."""
-    if is_in_head is None:
-        return sampled.log_expected_count_positive
-    # What is in the head is expected once, whatever the draws expect of it.
-    return sampled.log_expected_count_positive.masked_fill(is_in_head, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Vectors:
-    """What a sampled loss compares, before it is scored.
+    Scores and masks are computed on first use and kept.
 
     Attributes:
         query: [B, D].
-        positive: [B, D].
-        candidates: [N, D] or [G, N, D], those of ``drawn.ids``.
-        head: [H, D] or [B, H, D] of each part of the head; none without a head.
+        positive_vectors: [B, D].
+        candidate_vectors: [N, D] or [G, N, D], those of ``candidates.ids``.
+        exact_vectors: [H, D] or [B, H, D] of each part of the exact candidates; empty without.
         positive_ids: [B] int64.
-        drawn: the candidates as the sampler drew them.
+        candidates: as the sampler returned them.
         precision: of the matrix products.
     """
 
     query: Tensor
-    positive: Tensor
-    candidates: Tensor
-    exact: Sequence[Tensor]
+    positive_vectors: Tensor
+    candidate_vectors: Tensor
+    exact_vectors: tuple[Tensor, ...]
     positive_ids: Tensor
-    sampled: Candidates
+    candidates: Candidates
     precision: Precision = "float32"
 
     @property
     def product_dtype(self) -> torch.dtype:
-        """Of the matrix products."""
+        """Dtype of the matrix products."""
         if self.precision == "bfloat16":
             return torch.bfloat16
         # Under autocast the towers may leave one side narrower than the other.
-        return torch.promote_types(self.query.dtype, self.candidates.dtype)
+        return torch.promote_types(self.query.dtype, self.candidate_vectors.dtype)
 
+    @cached_property
     def positive_scores(self) -> Tensor:
-        """[B], float32 at least."""
-        return (widened(self.query) * widened(self.positive)).sum(dim=1)
+        """[B] float32, float64 for float64 vectors."""
+        return (widened(self.query) * widened(self.positive_vectors)).sum(dim=1)
 
-    def scores_of_head(self) -> Tensor | None:
-        """[B, H] in the dtype of the products, or None without a head."""
-        if not self.exact:
+    @cached_property
+    def candidate_scores(self) -> Tensor:
+        """[B, N] in the dtype of the products, those of the sampled candidates."""
+        dtype = self.product_dtype
+        rows, others = self.query.to(dtype), self.candidate_vectors.to(dtype)
+        return rows @ others.T if others.ndim == 2 else _scores_by_group(rows, others)
+
+    @cached_property
+    def exact_scores(self) -> Tensor | None:
+        """[B, H] in the dtype of the products; None without exact candidates."""
+        if not self.exact_vectors:
             return None
         dtype = self.product_dtype
-        return exact_scores(self.query.to(dtype), [part.to(dtype) for part in self.exact])
+        rows = self.query.to(dtype)
+        scores = [
+            rows @ part.T if part.ndim == 2 else torch.einsum("bd,bhd->bh", rows, part)
+            for part in (vectors.to(dtype) for vectors in self.exact_vectors)
+        ]
+        return scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
 
-    def scored(self) -> Comparison:
-        """All scores at once."""
-        dtype, exact = self.product_dtype, self.sampled.exact
-        rows, others = self.query.to(dtype), self.candidates.to(dtype)
-        return Comparison(
-            positive=self.positive_scores(),
-            candidates=rows @ others.T if others.ndim == 2 else _scores_by_group(rows, others),
-            accidental_hits=accidental_hits(self.positive_ids, self.sampled),
-            sampled=self.sampled,
-            exact=self.scores_of_head(),
-            exact_accidental_hits=None
-            if exact is None
-            else exact_accidental_hits(self.positive_ids, exact),
-            positive_in_exact=None
-            if exact is None
-            else positive_in_exact(self.positive_ids, exact),
+    @cached_property
+    def accidental_hits(self) -> Tensor:
+        """[B, N] bool, True where a sampled candidate is not a negative of the row."""
+        return self.candidates.accidental_hits(self.positive_ids)
+
+    @cached_property
+    def exact_accidental_hits(self) -> Tensor | None:
+        """[B, H] bool, the same of the exact candidates; None without any."""
+        exact = self.candidates.exact
+        return None if exact is None else exact.accidental_hits(self.positive_ids)
+
+    @cached_property
+    def positive_in_exact(self) -> Tensor | None:
+        """[B] bool, whether the positive is an exact candidate; None without any."""
+        exact = self.candidates.exact
+        return None if exact is None else exact.has_positive(self.positive_ids)
+
+    def negatives(self) -> tuple[Tensor, Tensor]:
+        """Scores [B, H + N] of exact and sampled candidates, float32 at least, and their mask."""
+        scores, mask = self.candidate_scores, self.accidental_hits
+        if self.exact_scores is not None and self.exact_accidental_hits is not None:
+            scores = torch.cat([self.exact_scores, scores], dim=1)
+            mask = torch.cat([self.exact_accidental_hits, mask], dim=1)
+        return widened(scores), mask
+
+    def shifts(self, correction: Correction) -> Shifts:
+        """The shifts of a correction, those of the candidates [N] or [B, N].
+
+        Raises:
+            UnknownNameError: no such correction.
+        """
+        shifts = shifts_of(
+            correction,
+            self.candidates,
+            num_valid=lambda: (~self.accidental_hits).sum(dim=1),
+            exact_accidental_hits=self.exact_accidental_hits,
+            positive_in_exact=self.positive_in_exact,
         )
+        if shifts.candidates is None:
+            return shifts
+        return replace(shifts, candidates=self.candidates.by_row(shifts.candidates))
+
+    def with_candidates(self, candidates: Candidates, vectors: Tensor) -> Comparison:
+        """The same rows with other sampled candidates, keeping the scores of all else.
+
+        Args:
+            candidates: with the same exact candidates as before.
+            vectors: [N, D] or [G, N, D], those of ``candidates.ids``.
+        """
+        other = replace(self, candidates=candidates, candidate_vectors=vectors)
+        of_rows = ("positive_scores", "exact_scores", "exact_accidental_hits", "positive_in_exact")
+        vars(other).update({name: vars(self)[name] for name in of_rows if name in vars(self)})
+        return other
 
 
 def compare(
@@ -159,21 +132,11 @@ def compare(
     item_embeddings: ItemEmbeddings,
     positive_ids: Tensor,
     candidates: Candidates,
-) -> Comparison:
-    """Score positives and candidates; see ``gather_vectors`` and ``Vectors.scored``."""
-    return gather_vectors(query, item_embeddings, positive_ids, candidates).scored()
-
-
-def gather_vectors(
-    query: Tensor,
-    item_embeddings: ItemEmbeddings,
-    positive_ids: Tensor,
-    candidates: Candidates,
     *,
     precision: Precision = "float32",
     check_finite: bool = False,
-) -> Vectors:
-    """Look up what is to be compared by the inner product with the query.
+) -> Comparison:
+    """Look up the vectors of positives and candidates.
 
     Args:
         query: [B, D].
@@ -188,19 +151,19 @@ def gather_vectors(
     Raises:
         ConfigError: shapes that do not fit together.
         DataError: an id outside the table (checked on the CPU, where it needs no device
-            synchronisation), or a vector with NaN where that is looked for.
+            synchronisation), or a vector with NaN if ``check_finite``.
     """
     check_shapes(query, positive_ids, candidates)
     if check_finite:
         check_finite_rows(query, "query row")
     exact = candidates.exact
-    # -1 fills up a head: any vector will do, its score never counts.
-    of_head = [part.ids.clamp(min=0) for part in exact.parts] if exact is not None else []
+    # -1 fills a row of exact candidates: any vector will do, its score is masked.
+    exact_ids = [] if exact is None else [part.ids.clamp(min=0) for part in exact.parts]
     # The batch's own positives are gathered once.
     is_in_batch = candidates.ids is positive_ids
-    parts = [positive_ids, *([] if is_in_batch else [candidates.ids]), *of_head]
+    parts = [positive_ids, *([] if is_in_batch else [candidates.ids]), *exact_ids]
     ids = torch.cat([part.flatten() for part in parts]) if len(parts) > 1 else positive_ids
-    gathered = gather(item_embeddings, ids)
+    gathered = _gather(item_embeddings, ids)
     check_width(query, gathered, len(ids))
     if check_finite:
         check_finite_rows(gathered, "the vector of item", ids)
@@ -208,35 +171,15 @@ def gather_vectors(
         flat.view(*part.shape, query.shape[1])
         for part, flat in zip(parts, gathered.split([part.numel() for part in parts]), strict=True)
     ]
-    return Vectors(
+    return Comparison(
         query,
-        positive=vectors[0],
-        candidates=vectors[0 if is_in_batch else 1],
-        exact=vectors[len(vectors) - len(of_head) :],
+        positive_vectors=vectors[0],
+        candidate_vectors=vectors[0 if is_in_batch else 1],
+        exact_vectors=tuple(vectors[len(vectors) - len(exact_ids) :]),
         positive_ids=positive_ids,
-        sampled=candidates,
+        candidates=candidates,
         precision=precision,
     )
-
-
-def accidental_hits(positive_ids: Tensor, candidates: Candidates) -> Tensor:
-    """[B, N] bool, True where the candidate is not a negative of the row.
-
-    That is, where it is the row's positive, or comes from the row's own user, or is in the
-    head already, or only fills up a set.
-    """
-    accidental_hits = candidates.by_row(candidates.ids) == positive_ids[:, None]
-    if candidates.owner is not None and candidates.row_user_ids is not None:
-        accidental_hits = accidental_hits | (
-            candidates.by_row(candidates.owner) == candidates.row_user_ids[:, None]
-        )
-    if candidates.ids.ndim > 1:
-        accidental_hits = accidental_hits | candidates.by_row(
-            candidates.log_expected_count.isposinf()
-        )
-    if candidates.exact is not None:
-        accidental_hits = accidental_hits | sampled_in_exact(candidates, candidates.exact)
-    return accidental_hits
 
 
 def _scores_by_group(rows: Tensor, others: Tensor) -> Tensor:
@@ -248,43 +191,8 @@ def _scores_by_group(rows: Tensor, others: Tensor) -> Tensor:
     return scores.flatten(0, 1)[:num_rows]
 
 
-def log_renormalization(
-    candidates: Candidates, accidental_hits: Tensor, exact_accidental_hits: Tensor | None = None
-) -> Tensor | None:
-    """Log of (n_valid / n) / (1 - Q(p and head)) for draws with replacement: [B] float64.
-
-    None for sets, and where nothing was drawn at all.
-
-    Args:
-        candidates: what was drawn.
-        hits: [B, N] bool.
-        hits_of_head: [B, H] bool, where there is a head.
-    """
-    return log_renormalization_of(candidates, (~accidental_hits).sum(dim=1), exact_accidental_hits)
-
-
-def log_renormalization_of(
-    candidates: Candidates, num_valid: Tensor, exact_accidental_hits: Tensor | None = None
-) -> Tensor | None:
-    """As ``log_renormalization``, from how many candidates of each row are no hits: [B]."""
-    n = candidates.num_samples
-    if not n:
-        return None
-    dtype = torch.float64
-    share = torch.exp(candidates.log_expected_count_positive.to(dtype) - math.log(n))
-    if candidates.exact is not None and exact_accidental_hits is not None:
-        share = share + exact_share(candidates.exact, exact_accidental_hits, n, dtype)
-    # Shares may round to just above 1 in all, where log1p would be nan.
-    constant = torch.log(num_valid.to(dtype) / n) - torch.log1p(-share.clamp(max=1.0))
-    return constant.masked_fill(num_valid == 0, 0.0)
-
-
-def gather(item_embeddings: ItemEmbeddings, ids: Tensor) -> Tensor:
-    """Vectors [n, D] of items [n] int64.
-
-    Raises:
-        DataError: an id outside the table (checked on the CPU only).
-    """
+def _gather(item_embeddings: ItemEmbeddings, ids: Tensor) -> Tensor:
+    """Vectors [n, D] of items [n]; ids outside the table are refused (on the CPU only)."""
     if not isinstance(item_embeddings, Tensor):
         return item_embeddings(ids)
     check_ids(ids, len(item_embeddings))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 from candid.component import ComponentConfig, tagged
+from candid.losses.registry import LOSSES
 
 if TYPE_CHECKING:
     from candid.losses.correction import Correction
@@ -59,11 +59,5 @@ class LossConfig(ComponentConfig, ABC):
         """Build the loss for a catalog of V = ``num_items`` items."""
 
 
-def _registry() -> Mapping[str, Any]:
-    import candid.losses  # The registry lists the modules that import this one.
-
-    return candid.losses.LOSSES
-
-
-LossComponent = Annotated[LossConfig, tagged(_registry, "loss")]
+LossComponent = Annotated[LossConfig, tagged(LOSSES, "loss")]
 """A config field that holds the config of any registered loss."""

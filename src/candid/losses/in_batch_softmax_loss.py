@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from candid.losses.blockwise import Precision
+from candid.losses.blockwise.tiles import Precision
 from candid.losses.candidate_loss import CandidateLoss, RowReduction
-from candid.losses.corrected import Correction
-from candid.losses.in_batch_softmax import BatchRows, in_batch_softmax
+from candid.losses.correction import Correction
+from candid.losses.in_batch import BatchRows, in_batch_softmax
 from candid.losses.output import LossOutput
 from candid.samplers import InBatch
 from candid.samplers.frequency import Counts, Frequency

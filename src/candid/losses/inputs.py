@@ -1,4 +1,4 @@
-"""What a loss is handed, and one sentence where it does not fit."""
+"""Checks of what a loss is given, each with one sentence for what does not fit."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from candid.candidates import Candidates
 from candid.errors import ConfigError, DataError
 
 
+def widened(scores: Tensor) -> Tensor:
+    """Raise scores narrower than float32 to float32."""
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
 def check_shapes(query: Tensor, positive_ids: Tensor, candidates: Candidates) -> None:
-    """Refuse queries, positives and candidates that do not belong together.
+    """Refuse queries, positives and candidates of different batches.
 
     Raises:
         ConfigError: ``query`` is not [B, D], ``positive_ids`` not B integers, or the candidates
-            were drawn for another number of rows.
+            were sampled for another number of rows.
     """
     check_rows(query, positive_ids)
-    num_drawn = len(candidates.log_expected_count_positive)
-    if num_drawn != len(query):
+    num_sampled_rows = len(candidates.log_expected_count_positive)
+    if num_sampled_rows != len(query):
         raise ConfigError(
-            f"the candidates were drawn for {num_drawn} rows, but query has {len(query)}: draw "
-            "them for the batch that is scored"
+            f"the candidates were sampled for {num_sampled_rows} rows, but query has "
+            f"{len(query)}: sample them for the same batch"
         )
     if candidates.log_expected_count.shape != candidates.ids.shape or candidates.ids.ndim > 2:
         raise ConfigError(
-            "candidates must have ids [N] or [G, N] and a log_expected_count of the same shape, got "
-            f"{list(candidates.ids.shape)} and {list(candidates.log_expected_count.shape)}"
+            "candidates must have ids [N] or [G, N] and a log_expected_count of the same shape, "
+            f"got {list(candidates.ids.shape)} and {list(candidates.log_expected_count.shape)}"
         )
 
 
@@ -38,8 +43,8 @@ def check_rows(query: Tensor, positive_ids: Tensor) -> None:
     """
     if query.ndim != 2:
         raise ConfigError(
-            f"query must be [B, D], got {list(query.shape)}: make every position of a sequence "
-            "that has a positive a row"
+            f"query must be [B, D], got {list(query.shape)}: flatten a sequence so that every "
+            "position with a positive is a row"
         )
     if positive_ids.shape != query.shape[:1] or not is_integer(positive_ids):
         raise ConfigError(
@@ -64,9 +69,9 @@ def check_width(
 
 
 def check_ids(ids: Tensor, num_items: int) -> None:
-    """Refuse ids that are not 0 to V - 1, on the CPU, where looking is free.
+    """Refuse ids that are not 0 to V - 1, on the CPU, where the check needs no synchronisation.
 
-    Nothing is looked at while ``torch.compile`` traces.
+    Nothing is checked while ``torch.compile`` traces.
 
     Raises:
         DataError: an id below 0 or above V - 1.
@@ -81,9 +86,10 @@ def check_ids(ids: Tensor, num_items: int) -> None:
 
 
 def wants_finite_check(check_finite: bool | None, query: Tensor) -> bool:
-    """Whether to look for NaN: as told, and where nothing is told on the CPU only.
+    """Whether to check for NaN: as ``check_finite`` says; for None on the CPU only.
 
-    A look on an accelerator waits for it. Nothing is looked at while ``torch.compile`` traces.
+    On an accelerator the check forces a synchronisation. Nothing is checked while
+    ``torch.compile`` traces.
     """
     if torch.compiler.is_compiling():
         return False
@@ -95,13 +101,13 @@ def check_finite_rows(vectors: Tensor, what: str, names: Tensor | None = None) -
 
     Args:
         vectors: [n, D].
-        what: how a message calls one: "{what} 3 holds NaN".
-        names: [n], the number to call each by; None for its position.
+        what: name of one vector in the message: "{what} 3 holds NaN".
+        names: [n], the number of each in the message; None for its position.
 
     Raises:
         DataError: a vector is not finite.
     """
-    # A sum is finite only if all of it is, but for an overflow: look again then.
+    # A finite sum has finite terms only; an infinite one may be an overflow: check each row.
     if bool(torch.isfinite(vectors.detach().float().sum())):
         return
     bad = torch.nonzero(~torch.isfinite(vectors.detach()).all(dim=1))[:, 0]
@@ -109,10 +115,10 @@ def check_finite_rows(vectors: Tensor, what: str, names: Tensor | None = None) -
         first = int(bad[0]) if names is None else int(names[bad[0]])
         raise DataError(
             f"{what} {first} holds NaN or infinite values, as do {len(bad)} of {len(vectors)} in "
-            "all: lower the learning rate, clip gradients, or look at the input of that row"
+            "all: lower the learning rate, clip gradients, or check the input of that row"
         )
 
 
 def is_integer(ids: Tensor) -> bool:
-    """Whether a tensor may hold ids."""
+    """Whether a tensor has an integer dtype."""
     return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)

@@ -1,4 +1,4 @@
-"""The record every loss returns, and the protocol that it follows."""
+"""The record that every loss returns, and the protocol that every loss follows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ItemEmbeddings = Tensor | Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """What a loss says of each row, unreduced: the training step reduces once.
+    """Loss and figures of each row, not reduced: the training step reduces once.
 
     Attributes:
         loss: [B] float32, carries the gradient.
@@ -24,7 +24,7 @@ class LossOutput:
             function, log Z'; -inf where every candidate of the row is masked.
         sample_weight: [B] float32 in [0, 1], detached: 1 - P(positive | query), the
             sample weight of the refined loss.
-        effective_sample_size: [B] float32, detached, or None where it was not asked for:
+        effective_sample_size: [B] float32, detached, or None where it was not requested:
             (Σ w)² / Σ w² of the candidates' corrected weights, between 1 and N; 0 for a row
             whose candidates are all masked.
     """
@@ -50,15 +50,16 @@ class Loss(Protocol):
         *,
         effective_sample_size: bool = False,
     ) -> LossOutput:
-        """Score and compare.
+        """Compare positives with candidates, or with the whole catalog.
 
         Args:
             query: [B, D].
             item_embeddings: [V, D] or a callable ids -> [n, D]. The full softmax needs the
                 table.
             positive_ids: [B] int64.
-            candidates: what the sampler drew.
-            effective_sample_size: also report ``effective_sample_size`` (costs a pass over the scores).
+            candidates: as a sampler returned them.
+            effective_sample_size: also report ``effective_sample_size`` (costs a pass over the
+                scores).
 
         Raises:
             ConfigError: candidates are needed and missing, or the table is needed and a

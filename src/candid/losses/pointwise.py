@@ -1,9 +1,6 @@
-"""Binary cross-entropy on the positive and sampled negatives: the baselines.
+"""Binary cross-entropy on the positive and sampled negatives: BCE and gBCE, the baselines.
 
 These train scores as independent yes/no questions, not as a distribution over the catalog.
-``log_z`` and ``sample_weight`` are nevertheless the softmax's (the candidates corrected
-by their expected counts, equation (1) of ``corrected``, detached), so that the figures of a
-run can be laid beside those of a softmax loss; they are not weights of these losses.
 """
 
 from __future__ import annotations
@@ -15,15 +12,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from candid.candidates import Candidates
 from candid.errors import ConfigError
-from candid.losses.comparison import Comparison, compare
-from candid.losses.config import LossConfig
-from candid.losses.corrected import widened
-from candid.losses.output import ItemEmbeddings, LossOutput
+from candid.losses.comparison import Comparison
+from candid.losses.sampled_loss import SampledLoss
 
-Reduction = Literal["sum", "mean"]
+RowReduction = Literal["sum", "mean"]
 """How the terms of one row are joined; see ``binary_cross_entropy``."""
+
+ROW_REDUCTION = "join a row's terms by 'sum' (SASRec) or 'mean' (gSASRec)"
+"""Description of the field ``row_reduction``."""
 
 
 def binary_cross_entropy(
@@ -32,20 +29,21 @@ def binary_cross_entropy(
     candidates: Tensor,
     accidental_hits: Tensor | None = None,
     beta: float = 1.0,
-    reduction: Reduction = "sum",
+    row_reduction: RowReduction = "sum",
 ) -> Tensor:
-    """- beta·log σ(positive) - Σ log(1 - σ(candidate)) over the candidates that are no hits.
+    """- beta·log σ(positive) - Σ log(1 - σ(candidate)) over the candidates that are not masked.
 
     With beta 1 the loss of SASRec (Kang and McAuley, ICDM 2018); with beta < 1 generalised
     binary cross-entropy (Petrov and Macdonald, RecSys 2023, equation 8), σ(positive)^beta in
-    the place of σ(positive). A row whose candidates are all hits has loss and gradient 0.
+    the place of σ(positive). A row whose candidates are all masked has loss and gradient 0.
 
     Args:
         positive: [B] scores, float32 or float64.
         candidates: [B, N] scores.
-        hits: [B, N] bool, True where the candidate is not a negative of the row; or None.
+        accidental_hits: [B, N] bool, True where the candidate is not a negative of the row; or
+            None.
         beta: power of the positive's probability, in (0, 1].
-        reduction: "sum" as SASRec writes it for one negative, or "mean" over the positive
+        row_reduction: "sum" as SASRec writes it for one negative, or "mean" over the positive
             and the valid negatives, as gSASRec does.
 
     Returns:
@@ -58,73 +56,80 @@ def binary_cross_entropy(
     loss = -beta * logsigmoid(positive) + negative_terms.masked_fill(accidental_hits, 0.0).sum(
         dim=1
     )
-    if reduction == "mean":
+    if row_reduction == "mean":
         loss = loss / (num_valid + 1)
     return loss.masked_fill(num_valid == 0, 0.0)
 
 
 def calibrated_beta(t: float, num_negatives: int, num_items: int) -> float:
-    """The power beta of gBCE: alpha·(t·(1 - 1/alpha) + 1/alpha) = 1 - t·(1 - alpha).
+    """Compute the power beta of gBCE: alpha·(t·(1 - 1/alpha) + 1/alpha) = 1 - t·(1 - alpha).
 
     alpha = num_negatives / (V - 1) is the sampling rate (Petrov and Macdonald, RecSys 2023,
-    equation 10); at most 1.
+    equation 10), at most 1.
 
     Args:
         t: calibration, 0 for plain BCE to 1 for fully calibrated probabilities.
-        num_negatives: negatives a row.
-        num_items: V, at least 2 for a rate; with one item beta is 1.
+        num_negatives: negatives per row.
+        num_items: V; with one item beta is 1.
     """
     alpha = min(num_negatives / (num_items - 1), 1.0) if num_items > 1 else 1.0
     return 1.0 - t * (1.0 - alpha)
 
 
-class BCE:
-    """Binary cross-entropy with sampled negatives; see ``binary_cross_entropy``.
+class _PointwiseLoss(SampledLoss):
+    """A loss that trains each score as a yes/no question of its own.
 
     Args:
-        reduction: "sum" or "mean" of a row's terms.
+        row_reduction: "sum" or "mean" of a row's terms.
     """
 
-    needs_candidates = True
-
-    class Config(LossConfig):
-        """Settings of ``BCE``."""
-
-        needs_candidates = True
+    class Config(SampledLoss.Config):
+        """Settings of a pointwise loss."""
 
         @property
         def why_no_probability(self) -> str:
-            """A pointwise loss trains independent yes/no questions."""
+            """The scores of independent questions."""
             return "the model was trained with a pointwise loss, whose scores form no softmax"
 
-        reduction: Reduction = Field(
-            "sum", description="join a row's terms by 'sum' (SASRec) or 'mean' (gSASRec)"
+    def __init__(self, *, row_reduction: RowReduction) -> None:
+        super().__init__()
+        self.row_reduction: RowReduction = row_reduction
+
+    def row_losses(self, comparison: Comparison) -> Tensor:
+        """``binary_cross_entropy`` of each row."""
+        positive = comparison.positive_scores
+        candidates, accidental_hits = comparison.negatives()
+        return binary_cross_entropy(
+            positive=positive,
+            candidates=candidates,
+            accidental_hits=accidental_hits,
+            beta=self.beta(candidates.shape[1]),
+            row_reduction=self.row_reduction,
         )
+
+    def beta(self, num_negatives: int) -> float:
+        """The power of the positive's probability."""
+        return 1.0
+
+
+class BCE(_PointwiseLoss):
+    """Binary cross-entropy with sampled negatives; see ``binary_cross_entropy``.
+
+    Args:
+        row_reduction: "sum" or "mean" of a row's terms.
+    """
+
+    class Config(_PointwiseLoss.Config):
+        """Settings of ``BCE``."""
+
+        row_reduction: RowReduction = Field("sum", description=ROW_REDUCTION)
 
         def build(self, num_items: int) -> BCE:
             """Build for a catalog of any size."""
-            return BCE(self.reduction)
-
-    def __init__(self, reduction: Reduction = "sum") -> None:
-        self.reduction: Reduction = reduction
-
-    def __call__(
-        self,
-        query: Tensor,
-        item_embeddings: ItemEmbeddings,
-        positive_ids: Tensor,
-        candidates: Candidates | None = None,
-        *,
-        effective_sample_size: bool = False,
-    ) -> LossOutput:
-        """Score and compare; see ``Loss``."""
-        if candidates is None:
-            raise ConfigError("the loss 'bce' needs a sampler to draw candidates")
-        comparison = compare(query, item_embeddings, positive_ids, candidates)
-        return _output(comparison, 1.0, self.reduction, effective_sample_size)
+            return BCE(row_reduction=self.row_reduction)
 
 
-class GBCE:
+class GBCE(_PointwiseLoss):
     """Generalised binary cross-entropy; see ``binary_cross_entropy``, ``calibrated_beta``.
 
     The number of negatives is the number of candidates; of several sets, that of the longest.
@@ -132,75 +137,31 @@ class GBCE:
     Args:
         num_items: V, the size of the catalog.
         t: calibration.
-        reduction: "sum" or "mean" of a row's terms.
+        row_reduction: "sum" or "mean" of a row's terms.
 
     Raises:
         ConfigError: ``t`` is outside [0, 1].
     """
 
-    needs_candidates = True
-
-    class Config(LossConfig):
+    class Config(_PointwiseLoss.Config):
         """Settings of ``GBCE``."""
-
-        needs_candidates = True
-
-        @property
-        def why_no_probability(self) -> str:
-            """A pointwise loss trains independent yes/no questions."""
-            return "the model was trained with a pointwise loss, whose scores form no softmax"
 
         t: float = Field(
             0.75, ge=0, le=1, description="calibration: 0 is plain BCE, 1 fully calibrated"
         )
-        reduction: Reduction = Field(
-            "mean", description="join a row's terms by 'sum' (SASRec) or 'mean' (gSASRec)"
-        )
+        row_reduction: RowReduction = Field("mean", description=ROW_REDUCTION)
 
         def build(self, num_items: int) -> GBCE:
             """Build for a catalog of ``num_items``."""
-            return GBCE(num_items, self.t, self.reduction)
+            return GBCE(num_items, t=self.t, row_reduction=self.row_reduction)
 
-    def __init__(self, num_items: int, t: float = 0.75, reduction: Reduction = "mean") -> None:
+    def __init__(self, num_items: int, *, t: float, row_reduction: RowReduction) -> None:
         if not 0.0 <= t <= 1.0:
             raise ConfigError(f"the calibration t of gbce must be between 0 and 1, got {t}")
+        super().__init__(row_reduction=row_reduction)
         self.num_items = num_items
         self.t = t
-        self.reduction: Reduction = reduction
 
-    def __call__(
-        self,
-        query: Tensor,
-        item_embeddings: ItemEmbeddings,
-        positive_ids: Tensor,
-        candidates: Candidates | None = None,
-        *,
-        effective_sample_size: bool = False,
-    ) -> LossOutput:
-        """Score and compare; see ``Loss``."""
-        if candidates is None:
-            raise ConfigError("the loss 'gbce' needs a sampler to draw candidates")
-        comparison = compare(query, item_embeddings, positive_ids, candidates)
-        num_negatives = comparison.everything()[0].shape[1]
-        beta = calibrated_beta(self.t, num_negatives, self.num_items)
-        return _output(comparison, beta, self.reduction, effective_sample_size)
-
-
-def _output(
-    comparison: Comparison, beta: float, reduction: Reduction, effective_sample_size: bool
-) -> LossOutput:
-    with torch.no_grad():
-        softmax = comparison.softmax("refined", effective_sample_size=effective_sample_size)
-    scores, accidental_hits = comparison.everything()
-    return LossOutput(
-        loss=binary_cross_entropy(
-            positive=comparison.positive,
-            candidates=widened(scores),
-            accidental_hits=accidental_hits,
-            beta=beta,
-            reduction=reduction,
-        ),
-        log_z=softmax.log_z,
-        sample_weight=softmax.sample_weight,
-        effective_sample_size=softmax.effective_sample_size,
-    )
+    def beta(self, num_negatives: int) -> float:
+        """The calibrated power of the positive's probability."""
+        return calibrated_beta(self.t, num_negatives, self.num_items)

@@ -12,12 +12,12 @@ from torch import Tensor
 from candid.candidates import Candidates
 from candid.component import ComponentConfig
 from candid.errors import ConfigError, UnknownNameError
-from candid.losses.blockwise import Precision
+from candid.losses.blockwise.tiles import Precision
 from candid.losses.candidate_loss import CandidateLoss, RowReduction, refresh_interval
-from candid.losses.corrected import Correction
+from candid.losses.correction import Correction
 from candid.losses.inputs import check_ids, check_rows
 from candid.losses.output import ItemEmbeddings, LossOutput
-from candid.losses.sampled_softmax import sampled_softmax
+from candid.losses.sampled import sampled_softmax
 from candid.samplers import (
     AdaptiveSampler,
     EncodedBatch,

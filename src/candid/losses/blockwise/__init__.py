@@ -1,11 +1,6 @@
-"""Softmax losses in tiles: one kernel under the full softmax and the sampled ones.
+"""Softmax losses in tiles: one kernel for the full softmax and the sampled ones.
 
-The [B, N] scores are never held at once, or no more of them than fit into the caches. See
-``softmax`` for how, ``tile_pass`` for what is done to a tile, ``native`` for how that is made fast.
+The [B, N] scores are never held at once, or only as many of them as fit into the caches. See
+``softmax`` for the algorithm, ``tile_pass`` for the softmax of one tile and ``native`` for its
+native kernel.
 """
-
-from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
-from candid.losses.blockwise.softmax import Others, blockwise_softmax
-from candid.losses.blockwise.tiles import Precision
-
-__all__ = ["AccidentalHits", "IdMatch", "Others", "Precision", "blockwise_softmax"]

@@ -1,7 +1,7 @@
-"""The pass over a tile as machine code for this CPU, where there is a C compiler.
+"""The softmax of a tile as a native kernel, compiled on first use.
 
-``tile_pass.c`` is compiled by ``candid.native`` when a large loss is first computed; without it
-the losses work on torch's own operations, with one line of log (logger ``candid.losses``).
+``tile_pass.c`` is compiled by ``candid.native`` when a large loss is first computed. Without a C
+compiler the losses use torch's operations, with one log line (logger ``candid.losses``).
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from candid.native import NativeError, compiled
+from candid.native import NativeError, load_kernel
 
 LOGGER = logging.getLogger("candid.losses")
 SOURCE = Path(__file__).with_name("tile_pass.c")
 NAMES = {torch.bfloat16: "candid_bfloat16", torch.float32: "candid_float32"}
 MAX_COLUMNS = 8192
-"""Of a tile, as in the source."""
+"""Most columns of a tile, as in the C source."""
 
 NativePass = Callable[[Tensor, Tensor | None, Tensor, Tensor, bool], None]
-"""scores [rows, columns], shift [columns], reference [rows], log_sum [rows], keep."""
+"""Arguments: scores [rows, columns], shift [columns], reference [rows], log_sum [rows], keep."""
 
 
 @functools.cache
 def native_pass() -> NativePass | None:
-    """The compiled pass, or None where it is not to be had; looked for once in a process."""
-    without = "losses run on torch alone, somewhat slower"
-    return compiled(SOURCE, _callable, _check, LOGGER, without)
+    """Return the compiled pass, None where it is not available; tried once in a process."""
+    fallback = "losses use torch operations, somewhat slower"
+    return load_kernel(SOURCE, _callable, _check, LOGGER, fallback)
 
 
 def _callable(library: ctypes.CDLL) -> NativePass:
@@ -58,7 +58,7 @@ def _callable(library: ctypes.CDLL) -> NativePass:
 
 
 def _check(run: NativePass) -> None:
-    """Refuse code that does not compute what it should: compilers differ."""
+    """Refuse a kernel with wrong results: compilers differ."""
     ramp = torch.linspace(-30.0, 20.0, 3 * 41).view(3, 41)
     ramp[1, 7], ramp[2] = -torch.inf, -torch.inf
     shift = torch.linspace(-1.0, 1.0, 41)
@@ -68,6 +68,6 @@ def _check(run: NativePass) -> None:
         run(scores, shift, reference, log_sum, True)
         expected = torch.exp(x - torch.where(x[:, :1].isneginf(), 0.0, x.amax(1, keepdim=True)))
         if not torch.allclose(scores.double(), expected, rtol=error, atol=1e-30):
-            raise NativeError("the compiled code gives other shares than torch")
+            raise NativeError("the compiled kernel and torch disagree on the exponentials")
         if not torch.allclose(log_sum.double(), x.logsumexp(1), rtol=1e-6, atol=1e-6):
-            raise NativeError("the compiled code gives other sums than torch")
+            raise NativeError("the compiled kernel and torch disagree on the sums")

@@ -1,18 +1,18 @@
 /* The softmax of a tile of scores, row by row and in place, with the log of its sum.
  *
  * For each row: x[j] = score[j] - shift[j]; reference = the largest x; score[j] becomes
- * exp(x[j] - reference), and log_sum = reference + log of the sum of these. A row of nothing but
- * -inf becomes zeros, with reference and log_sum -inf. NaN stays NaN. With keep = 0 the scores are
- * left as they are.
+ * exp(x[j] - reference), and log_sum = reference + log of the sum of these. A row of -inf only
+ * becomes zeros, with reference and log_sum -inf. NaN stays NaN. With keep = 0 the scores are
+ * not changed.
  *
- * Plain C that compilers turn into vector instructions; at most MAX_COLUMNS columns.
+ * Plain C that compilers vectorise; at most MAX_COLUMNS columns.
  */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #define MAX_COLUMNS 8192
-/* Sums of so many terms are float32, sums of these sums float64. */
+/* Sums of this many terms are float32, sums of these sums float64. */
 #define CHUNK 512
 
 static inline float as_float(uint32_t bits) {
@@ -27,17 +27,17 @@ static inline uint32_t as_bits(float value) {
     return bits;
 }
 
-/* exp of x <= 0 to 1.5e-7 of its value, and 0 below -87, where float32 ends.
+/* exp of x <= 0 with a relative error of at most 1.5e-7, and 0 below -87, where float32 ends.
  *
- * 2^(x log2 e) = 2^n 2^f: adding 1.5 * 2^23 rounds to the integer n, which then stands in the lowest
+ * 2^(x log2 e) = 2^n 2^f: adding 1.5 * 2^23 rounds to the integer n, which is then in the lowest
  * bits; 2^f, |f| <= 1/2, is the polynomial of degree 5 with the smallest relative error (9e-8).
- * Comparisons are written so that NaN passes through.
+ * The comparisons let NaN pass through.
  */
 static inline float exponential(float x) {
     const float lowest = -87.0f, rounder = 12582912.0f, log2e = 1.44269504088896341f;
-    float kept = lowest > x ? lowest : x;
-    float rounded = kept * log2e + rounder;
-    float f = kept * log2e - (rounded - rounder);
+    float clamped = lowest > x ? lowest : x;
+    float rounded = clamped * log2e + rounder;
+    float f = clamped * log2e - (rounded - rounder);
     float power = 1.3264727065e-3f;
     power = power * f + 9.6715126489e-3f;
     power = power * f + 5.5507337437e-2f;
@@ -50,7 +50,7 @@ static inline float exponential(float x) {
 
 static inline float read_bfloat16(uint16_t score) { return as_float((uint32_t)score << 16); }
 
-/* Round to nearest, halves away from zero; what is written is 0 to 1, or NaN. */
+/* Round to nearest, halves away from zero; the value is 0 to 1, or NaN. */
 static inline uint16_t write_bfloat16(float share) {
     return (uint16_t)((as_bits(share) + 0x8000u) >> 16);
 }

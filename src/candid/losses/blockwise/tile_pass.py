@@ -1,8 +1,8 @@
-"""What is done to a tile of scores between the matrix products: its softmax, in place.
+"""The softmax of a tile of scores, in place, between the matrix products.
 
-A pass turns scores into exp(score - shift - reference), with a reference for each row, and tells
-the log of the sum of exp(score - shift). Whatever the reference is, a row's shares of a larger sum
-are what is left in the tile times exp(reference - log of that sum).
+A pass turns scores into exp(score - shift - reference), with a reference for each row, and returns
+the log of the sum of exp(score - shift). For any reference, the shares of a row in a larger sum are
+the tile's exponentials times exp(reference - log of that sum).
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from torch import Tensor
 from candid.losses.blockwise.native import MAX_COLUMNS, NativePass, native_pass
 
 NATIVE_SCORES = 2**17
-"""Losses of fewer scores are not worth looking for a compiler."""
+"""For losses of fewer scores the kernel is not worth compiling."""
 
 
 class TilePass(Protocol):
-    """The softmax of tiles of one size at most."""
+    """The softmax of tiles up to one size."""
 
     def __call__(self, scores: Tensor, shift: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
-        """Do it.
+        """Compute the exponentials in place, and the log of their sum.
 
         Args:
             scores: [rows, columns], contiguous, overwritten; float32, float64 or bfloat16.
             shift: [columns] float32 (float64 for float64 scores), or None for 0; inf leaves a
                 candidate out.
-            keep: whether what is left in ``scores`` will be used.
+            keep: whether the exponentials in ``scores`` will be used.
 
         Returns:
             reference [rows] and log_sum [rows], of the dtype of the shift; both -inf where every
-            score of the row is -inf, and what is left in the tile is then finite.
+            score of the row is -inf, and the tile then holds finite values.
         """
         ...
 
 
 def make_tile_pass(like: Tensor, wide: torch.dtype, largest: int, num_scores: int) -> TilePass:
-    """The fastest pass that there is for these scores.
+    """Return the fastest pass for these scores.
 
     Args:
-        like: on the device, of the dtype of the scores.
+        like: a tensor with the device and dtype of the scores.
         wide: dtype of sums and exponentials.
         largest: scores in the largest tile.
         num_scores: B·N, of all tiles together.
@@ -58,7 +58,7 @@ class _NativeTilePass:
         self._compiled = compiled
 
     def __call__(self, scores: Tensor, shift: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
-        """See ``TilePass``."""
+        """Compute the exponentials in place; see ``TilePass``."""
         assert scores.is_contiguous()
         assert scores.shape[1] <= MAX_COLUMNS
         reference, log_sum = scores.new_empty((2, len(scores)), dtype=torch.float32).unbind()
@@ -67,10 +67,10 @@ class _NativeTilePass:
 
 
 class TorchTilePass:
-    """The pass in torch's own operations, on any device.
+    """The pass in torch operations, on any device.
 
     Args:
-        like: on the device, of the dtype of the scores.
+        like: a tensor with the device and dtype of the scores.
         wide: dtype of sums and exponentials.
         largest: scores in the largest tile.
     """
@@ -79,18 +79,18 @@ class TorchTilePass:
         self._wide = None if like.dtype == wide else like.new_empty(largest, dtype=wide)
 
     def __call__(self, scores: Tensor, shift: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
-        """See ``TilePass``."""
+        """Compute the exponentials in place; see ``TilePass``."""
         tile = scores
         if self._wide is not None:
             tile = self._wide[: scores.numel()].view(scores.shape).copy_(scores)
         if shift is not None:
             tile.sub_(shift)
         highest = tile.amax(dim=1)
-        # The softmax of nothing is nan: such a row is given one score, and its -inf reference
-        # makes nothing of it.
+        # The softmax of an empty row is nan: such a row gets one score, and its reference -inf
+        # cancels it.
         tile[:, :1].masked_fill_(highest.isneginf()[:, None], 0.0)
-        # torch's softmax kernel is faster than its exp alone, and the largest share tells
-        # the sum: exp(highest) / sum.
+        # torch's softmax kernel is faster than its exp alone, and the largest share gives the
+        # sum: it is exp(highest) / sum.
         torch.softmax(tile, dim=1, out=tile)
         log_sum = highest - tile.amax(dim=1).log()
         if keep and tile is not scores:

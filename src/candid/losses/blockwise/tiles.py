@@ -1,4 +1,4 @@
-"""The scores of rows against candidates, a tile at a time, and the gradients of such tiles."""
+"""The scores of rows against candidates, one tile at a time, and the gradients of such tiles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from candid.losses.blockwise.accidental_hits import RowHits
+from candid.losses.blockwise.accidental_hits import AccidentalHits, RowHits
 from candid.losses.blockwise.tile_pass import make_tile_pass
 
 Precision = Literal["float32", "bfloat16"]
@@ -19,24 +19,24 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class TileSizes:
-    """How scores are cut.
+    """Sizes of tiles on a type of device.
 
     Attributes:
         rows: in a tile, at most.
         scores: in a tile, about: few enough to stay in the caches of a CPU, enough to fill a GPU.
         columns: in a tile, at most.
-        kept_bytes: for all the tiles of a block of rows, to keep them until the row's log-sum is
-            known; with fewer than ``kept_rows`` rows in a block they are made again instead.
-        kept_rows: see there.
-        kept_rows_narrow: the same for bfloat16 products, which are cheaper to make again.
+        cache_bytes: for all the tiles of a block of rows, to cache them until the row's log-sum is
+            known.
+        min_cached_rows: with fewer rows in a block than this, tiles are recomputed instead.
+        min_cached_rows_narrow: the same for bfloat16 products, which are cheaper to recompute.
     """
 
     rows: int
     scores: int
     columns: int
-    kept_bytes: int
-    kept_rows: int
-    kept_rows_narrow: int
+    cache_bytes: int
+    min_cached_rows: int
+    min_cached_rows_narrow: int
 
 
 SIZES = {
@@ -44,37 +44,37 @@ SIZES = {
         rows=768,
         scores=2**21,
         columns=4096,
-        kept_bytes=36 * 2**20,
-        kept_rows=48,
-        kept_rows_narrow=144,
+        cache_bytes=36 * 2**20,
+        min_cached_rows=48,
+        min_cached_rows_narrow=144,
     ),
     "cuda": TileSizes(
         rows=2**14,
         scores=2**26,
         columns=8192,
-        kept_bytes=2**29,
-        kept_rows=2**10,
-        kept_rows_narrow=2**10,
+        cache_bytes=2**29,
+        min_cached_rows=2**10,
+        min_cached_rows_narrow=2**10,
     ),
 }
-"""By type of device; others are taken for "cuda"."""
+"""By type of device; other types use those of "cuda"."""
 
 
 @dataclass(frozen=True)
-class PassedTile:
-    """A tile after its pass; see ``TilePass``.
+class SoftmaxTile:
+    """A tile of exponentials; see ``TilePass``.
 
     Attributes:
         rows: which rows.
         columns: which candidates.
-        left: [rows, columns] narrow, exp(score - shift - reference).
+        exp_scores: [rows, columns] narrow, exp(score - shift - reference).
         reference: [rows].
-        log_sum: [rows].
+        log_sum: [rows], log of the sum of exp(score - shift).
     """
 
     rows: slice
     columns: slice
-    left: Tensor
+    exp_scores: Tensor
     reference: Tensor
     log_sum: Tensor
 
@@ -85,7 +85,9 @@ class Tiles:
     Args:
         query: [B, D] float32 or float64.
         vectors: [N, D] of the candidates, of the same dtype.
-        shift: [N], subtracted from the scores, of the same dtype; or None.
+        accidental_hits: which candidates are not negatives of which rows.
+        shift: [N], subtracted from the scores, of the same dtype; None for 0.
+        row_shift: [B], subtracted from all scores of a row by the callers; None for 0.
         precision: of the matrix products.
 
     Attributes:
@@ -93,45 +95,54 @@ class Tiles:
         narrow: dtype of the matrix products.
         query_wide: [B, D].
         vectors_wide: [N, D].
+        row_shift: as given.
         row_blocks: slices that cut the rows.
         column_blocks: slices that cut the candidates.
-        keeps: whether there is room for all the tiles of a block of rows.
+        fits_cache: whether there is room for all the tiles of a block of rows.
     """
 
     def __init__(
-        self, query: Tensor, vectors: Tensor, shift: Tensor | None, precision: Precision
+        self,
+        query: Tensor,
+        vectors: Tensor,
+        accidental_hits: AccidentalHits,
+        shift: Tensor | None,
+        row_shift: Tensor | None,
+        precision: Precision,
     ) -> None:
         num_rows, num_candidates = len(query), len(vectors)
         sizes = SIZES.get(query.device.type, SIZES["cuda"])
         self.wide = query.dtype
         self.narrow = torch.bfloat16 if precision == "bfloat16" else self.wide
         self.query_wide, self.vectors_wide = query.detach(), vectors.detach()
+        self.row_shift = row_shift
+        self._accidental_hits = accidental_hits
         self._shift = shift
         row_bytes = max(1, num_candidates * self.narrow.itemsize)
-        kept_rows = sizes.kept_bytes // row_bytes
+        cached_rows = sizes.cache_bytes // row_bytes
         is_narrow = self.narrow != self.wide
-        fewest = sizes.kept_rows_narrow if is_narrow else sizes.kept_rows
-        self.keeps = kept_rows >= min(fewest, num_rows)
-        rows = max(1, min(sizes.rows, kept_rows if self.keeps else num_rows, num_rows))
+        min_rows = sizes.min_cached_rows_narrow if is_narrow else sizes.min_cached_rows
+        self.fits_cache = cached_rows >= min(min_rows, num_rows)
+        rows = max(1, min(sizes.rows, cached_rows if self.fits_cache else num_rows, num_rows))
         columns = max(1, min(sizes.columns, sizes.scores // rows))
         self.row_blocks = list(_blocks(num_rows, rows))
         self.column_blocks = list(_blocks(num_candidates, columns))
         self._largest = _longest(self.row_blocks) * _longest(self.column_blocks)
         self._scratch = query.new_empty(0, dtype=self.narrow)
         # Each block of rows reads all the vectors twice.
-        room = sizes.kept_bytes if len(self.row_blocks) > 1 else 0
+        room = sizes.cache_bytes if len(self.row_blocks) > 1 else 0
         self._copies = is_narrow and num_candidates * query.shape[1] * self.narrow.itemsize <= room
         size = num_rows * num_candidates
         self._pass = make_tile_pass(self._scratch, self.wide, self._largest, size)
 
-    # Made when it is first used: after the gradients, which outlive it.
+    # Made on first use: after the gradients, which live longer.
     @cached_property
     def query(self) -> Tensor:
         """[B, D] narrow."""
         return self.query_wide.to(self.narrow)
 
     def vectors(self, columns: slice) -> Tensor:
-        """[columns, D] narrow; of a large catalog made for each tile, to hold no copy of all."""
+        """[columns, D] narrow; of a large catalog converted for each tile, to hold no full copy."""
         if self._copies:
             return self._copy[columns]
         return self.vectors_wide[columns].to(self.narrow)
@@ -140,40 +151,45 @@ class Tiles:
     def _copy(self) -> Tensor:
         return self.vectors_wide.to(self.narrow)
 
-    def passed(
-        self, rows: slice, block: int, accidental_hits: RowHits, *, keep: int | None
-    ) -> PassedTile:
-        """Score one tile and take its softmax.
+    def row_hits(self, rows: slice) -> RowHits:
+        """The masked pairs of a block of rows."""
+        return self._accidental_hits.of_rows(rows, self.column_blocks)
+
+    def softmax(
+        self, rows: slice, block: int, row_hits: RowHits, *, buffer: int | None
+    ) -> SoftmaxTile:
+        """Score one tile and compute its softmax.
 
         Args:
             rows: which rows.
-            block: which of ``column_blocks``.
-            hits: of these rows.
-            keep: the buffer that holds what is left in the tile until it is used again; None
-                where only the sums are wanted.
+            block: index into ``column_blocks``.
+            row_hits: of these rows.
+            buffer: index of the buffer that holds the exponentials until it is used again; None
+                where only the sums are needed.
         """
         columns = self.column_blocks[block]
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        start = (keep or 0) * self._largest
+        start = (buffer or 0) * self._largest
         tile = self._scratch[start : start + shape[0] * shape[1]].view(shape)
         torch.mm(self.query[rows], self.vectors(columns).T, out=tile)
-        accidental_hits.mask(tile, block)
+        row_hits.mask(tile, block)
         shift = None if self._shift is None else self._shift[columns]
-        reference, log_sum = self._pass(tile, shift, keep is not None)
-        return PassedTile(rows, columns, tile, reference, log_sum)
+        reference, log_sum = self._pass(tile, shift, buffer is not None)
+        return SoftmaxTile(rows, columns, tile, reference, log_sum)
 
-    def reserve(self, *, keep: bool) -> None:
-        """Take the memory of the tiles, before that of the gradients and of the copies.
+    def reserve(self, *, cache: bool) -> None:
+        """Allocate the memory of the tiles, before that of the gradients and of the copies.
 
-        In the order of their sizes, what a step takes fits into what the step before left.
+        Allocations in the order of their sizes reuse the memory that the previous step freed.
         """
-        held = len(self.column_blocks) if keep and self.keeps else 1
-        self._scratch = self.query_wide.new_empty(held * self._largest, dtype=self.narrow)
+        num_buffers = len(self.column_blocks) if cache and self.fits_cache else 1
+        self._scratch = self.query_wide.new_empty(num_buffers * self._largest, dtype=self.narrow)
 
-    def passes(self, rows: slice, accidental_hits: RowHits, *, keep: bool) -> list[PassedTile]:
-        """All tiles of a block of rows; the sums alone unless they are to be kept."""
+    def softmax_of_rows(self, rows: slice, *, cache: bool) -> list[SoftmaxTile]:
+        """All tiles of a block of rows; their sums alone unless the tiles are cached."""
+        row_hits = self.row_hits(rows)
         return [
-            self.passed(rows, block, accidental_hits, keep=block if keep else None)
+            self.softmax(rows, block, row_hits, buffer=block if cache else None)
             for block in range(len(self.column_blocks))
         ]
 
@@ -182,54 +198,65 @@ class Gradients:
     """Sums of the gradients with respect to the query and candidate vectors of ``Tiles``.
 
     Args:
-        tiles: what was scored.
-        of_query: whether that of the query is wanted.
-        of_vectors: whether that of the candidate vectors is wanted.
+        tiles: the scores.
+        needs_query: whether to compute the gradient of the query.
+        needs_vectors: whether to compute that of the candidate vectors.
 
     Attributes:
         query: [B, D], or None.
         vectors: [N, D], or None.
     """
 
-    def __init__(self, tiles: Tiles, *, of_query: bool, of_vectors: bool) -> None:
+    def __init__(self, tiles: Tiles, *, needs_query: bool, needs_vectors: bool) -> None:
         self._tiles = tiles
-        self.query = torch.zeros_like(tiles.query_wide) if of_query else None
-        # The first block of rows sets what the others add to.
+        self.query = torch.zeros_like(tiles.query_wide) if needs_query else None
+        # The first block of rows sets the values that the others add to.
         new = torch.empty_like if tiles.row_blocks else torch.zeros_like
-        self.vectors = new(tiles.vectors_wide) if of_vectors else None
+        self.vectors = new(tiles.vectors_wide) if needs_vectors else None
 
-    def add(self, tiles: Sequence[PassedTile], push: Tensor) -> None:
-        """Add the parts of n tiles of some rows, ``push`` [n, rows] times what is left in each."""
-        rows, pushed = tiles[0].rows, None
+    def add(self, tiles: Sequence[SoftmaxTile], grad_scale: Tensor) -> None:
+        """Add the gradients of n tiles of the same rows.
+
+        Args:
+            tiles: of one block of rows.
+            grad_scale: [n, rows], factor of the exponentials of each tile and row.
+        """
+        rows, scaled_query = tiles[0].rows, None
         if self.vectors is not None:
-            # Of all tiles at once: many small operations would cost more than their numbers.
-            pushed = (self._tiles.query_wide[rows] * push[:, :, None]).to(self._tiles.narrow)
-        # The last one made is the one that is still in the caches.
+            # For all tiles at once: many small operations would cost more than their arithmetic.
+            scaled_query = self._tiles.query_wide[rows] * grad_scale[:, :, None]
+            scaled_query = scaled_query.to(self._tiles.narrow)
+        # The tile that was made last is still in the caches.
         for number in reversed(range(len(tiles))):
             tile = tiles[number]
             if self.query is not None:
-                moved = tile.left @ self._tiles.vectors(tile.columns)
-                self.query[rows].addcmul_(moved, push[number, :, None])
-            if pushed is not None:
-                self._add_to_vectors(tile, pushed[number])
+                product = tile.exp_scores @ self._tiles.vectors(tile.columns)
+                self.query[rows].addcmul_(product, grad_scale[number, :, None])
+            if scaled_query is not None:
+                self._add_to_vectors(tile, scaled_query[number])
 
-    def _add_to_vectors(self, tile: PassedTile, pushed: Tensor) -> None:
+    def _add_to_vectors(self, tile: SoftmaxTile, scaled_query: Tensor) -> None:
         assert self.vectors is not None
         if tile.rows.start == 0:
-            self.vectors[tile.columns] = tile.left.T @ pushed
+            self.vectors[tile.columns] = tile.exp_scores.T @ scaled_query
         elif self._tiles.narrow == self._tiles.wide:
-            self.vectors[tile.columns].addmm_(tile.left.T, pushed)
+            self.vectors[tile.columns].addmm_(tile.exp_scores.T, scaled_query)
         else:
-            self.vectors[tile.columns].add_(tile.left.T @ pushed)
+            self.vectors[tile.columns].add_(tile.exp_scores.T @ scaled_query)
 
-    def pull(self, positive_rows: Tensor, pull: Tensor) -> None:
-        """Subtract the part of positives that are candidates, ``pull`` [B] times their vectors."""
+    def subtract_positives(self, positive_rows: Tensor, grad_scale: Tensor) -> None:
+        """Subtract the gradients of positives that are among the candidates.
+
+        Args:
+            positive_rows: [B] int64, the candidate that each row's positive is.
+            grad_scale: [B], factor of the vectors.
+        """
         tiles = self._tiles
         if self.query is not None:
-            self.query.addcmul_(tiles.vectors_wide[positive_rows], pull[:, None], value=-1)
+            self.query.addcmul_(tiles.vectors_wide[positive_rows], grad_scale[:, None], value=-1)
         if self.vectors is not None:
-            pulled = tiles.query_wide * pull[:, None]
-            self.vectors.index_add_(0, positive_rows, pulled, alpha=-1)
+            scaled_query = tiles.query_wide * grad_scale[:, None]
+            self.vectors.index_add_(0, positive_rows, scaled_query, alpha=-1)
 
 
 def _blocks(length: int, size: int) -> Iterator[slice]:

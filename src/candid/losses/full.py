@@ -1,4 +1,4 @@
-"""Softmax over the whole catalog, exact, in memory that does not grow with B × V."""
+"""The exact softmax over the whole catalog, in memory that does not grow with B × V."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from torch import Tensor
 
 from candid.candidates import Candidates
 from candid.errors import ConfigError
-from candid.losses.blockwise import AccidentalHits, IdMatch, Others, Precision, blockwise_softmax
+from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
+from candid.losses.blockwise.softmax import blockwise_softmax
+from candid.losses.blockwise.tiles import Precision
 from candid.losses.config import PRECISION, LossConfig
-from candid.losses.corrected import widened
-from candid.losses.inputs import check_ids, check_rows, check_width
+from candid.losses.inputs import check_ids, check_rows, check_width, widened
 from candid.losses.output import ItemEmbeddings, LossOutput
 
 
@@ -24,7 +25,7 @@ def full_softmax(
     precision: Precision = "float32",
     effective_sample_size: bool = False,
 ) -> LossOutput:
-    """Negative log-likelihood of each row's positive under a softmax over all V items.
+    """Compute the negative log-likelihood of each row's positive under a softmax over all V items.
 
     ``log_z`` leaves the positive out (it is masked inside the sum, not subtracted from it,
     which would cancel for a confident row), so loss, ``log_z`` and ``sample_weight``
@@ -38,30 +39,40 @@ def full_softmax(
         temperature: scores are divided by it.
         precision: of the matrix products. "bfloat16" is faster and rounds every score to 8
             significant bits (a score of 10 to about 0.03); sums, exponentials and gradients
-            are kept in float32 either way. float64 input is worked in float64.
-        effective_sample_size: report ``effective_sample_size``: the effective number of other items.
+            are kept in float32 either way. float64 input is computed in float64.
+        effective_sample_size: report ``effective_sample_size``, here the effective number of
+            other items.
 
     Returns:
-        loss and ``log_z``, both carrying the gradient of query and table.
+        [B] losses and ``log_z``, both carrying the gradient of query and table, and sample
+        weights 1 - P.
 
     Raises:
         ConfigError: shapes that do not fit together.
         DataError: a positive outside the table (checked on the CPU, where it needs no device
             synchronisation).
+
+    Example:
+        >>> import torch
+        >>> from candid.losses import full_softmax
+        >>> items = torch.zeros(10, 4)
+        >>> full_softmax(torch.randn(2, 4), items, torch.tensor([1, 2])).loss.exp()
+        tensor([10., 10.])
     """
     check_rows(query, positive_ids)
     check_width(query, item_embeddings, len(item_embeddings))
     check_ids(positive_ids, len(item_embeddings))
     query, items = widened(query / temperature), widened(item_embeddings)
     positive_ids = positive_ids.long()
-    itself = AccidentalHits(IdMatch(positive_ids))
-    others = Others(itself, precision=precision)
-    loss, log_z = blockwise_softmax(query, items, positive_ids, others)
+    positives = AccidentalHits(IdMatch(positive_ids))
+    loss, log_z = blockwise_softmax(query, items, positive_ids, positives, precision=precision)
     ess = None
     if effective_sample_size:
         with torch.no_grad():
             # Σ w² is the sum over the doubled scores.
-            _, log_square = blockwise_softmax(2.0 * query, items, positive_ids, others)
+            _, log_square = blockwise_softmax(
+                2.0 * query, items, positive_ids, positives, precision=precision
+            )
             ess = torch.exp(2.0 * log_z - log_square)
             ess.masked_fill_(log_z.isneginf(), 0.0)
     return LossOutput(
@@ -84,18 +95,21 @@ class FullSoftmax:
     class Config(LossConfig):
         """Settings of ``FullSoftmax``."""
 
+        precision: Precision = Field("float32", description=PRECISION)
+
         @property
         def why_no_probability(self) -> None:
             """None: the scores are the logits of the softmax."""
 
-        precision: Precision = Field("float32", description=PRECISION)
-
         def build(self, num_items: int) -> FullSoftmax:
             """Build for a catalog of any size."""
-            return FullSoftmax(self.precision)
+            return FullSoftmax(precision=self.precision)
 
-    def __init__(self, precision: Precision = "float32") -> None:
+    def __init__(self, *, precision: Precision) -> None:
         self.precision: Precision = precision
+
+    def __repr__(self) -> str:
+        return f"FullSoftmax(precision={self.precision!r})"
 
     def __call__(
         self,
@@ -106,9 +120,21 @@ class FullSoftmax:
         *,
         effective_sample_size: bool = False,
     ) -> LossOutput:
-        """Score and compare; see ``Loss``. Candidates are not looked at."""
+        """Compare positives with the whole catalog; ``candidates`` are ignored.
+
+        Args:
+            query: [B, D].
+            item_embeddings: the table [V, D].
+            positive_ids: [B] int64.
+            candidates: ignored.
+            effective_sample_size: report ``effective_sample_size``.
+
+        Raises:
+            ConfigError: ``item_embeddings`` is not a table, or shapes do not fit together.
+            DataError: a positive outside the table (checked on the CPU only).
+        """
         if not isinstance(item_embeddings, Tensor):
-            raise ConfigError("the loss 'full_softmax' needs the table of all item vectors")
+            raise ConfigError("the loss 'full_softmax' needs the table of all item vectors [V, D]")
         return full_softmax(
             query,
             item_embeddings,

@@ -1,0 +1,286 @@
+"""The corrected softmax of scores: one positive and a sample of the other items.
+
+A sampled candidate d stands for 1 / e(d) items, e(d) its expected count, so that
+
+    log Z' = logsumexp over candidates d that are not masked, of [ s(d) - log e(d) ]      (1)
+    loss   = logaddexp(s(p), log Z') - s(p)                                              (2)
+
+with p the positive: a Horvitz-Thompson estimate of the other items' share of the partition
+function. The gradient of (2) is that of the refined loss of Khrylchenko et al. (RecSys
+2025), -sg(1 - P(p)) · [s(p) - log Σ exp(s(d) - log e(d))], with P(p) from the same sample.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from candid.losses.comparison import Comparison
+from candid.losses.correction import DEFAULT_CORRECTION, Correction, Shifts, shifts_of_counts
+from candid.losses.inputs import widened
+from candid.losses.output import LossOutput
+
+
+def corrected_log_softmax(
+    *,
+    positive: Tensor,
+    candidates: Tensor,
+    log_expected_count: Tensor,
+    log_expected_count_positive: Tensor | None = None,
+    accidental_hits: Tensor | None = None,
+    correction: Correction = DEFAULT_CORRECTION,
+    jackknife: bool = False,
+    log_renormalization: Tensor | None = None,
+    exact: Tensor | None = None,
+    exact_accidental_hits: Tensor | None = None,
+    effective_sample_size: bool = False,
+) -> LossOutput:
+    """Compare the positive of each row with its candidates, equations (1) and (2).
+
+    log Z' = logsumexp of [ candidate's score - log e(d) ] estimates the other items' share of the
+    partition function; the loss is logaddexp(s, log Z') - s with s the positive's score, both
+    shifted as the correction says (the table in ``candid.losses.correction``).
+
+    Scores narrower than float32 are raised to float32; float64 stays. A row whose candidates
+    are all masked has log_z -inf, loss 0 and gradient 0. So has, under a correction that shifts
+    the positive, a row with log e(p) = -inf: a positive that can never be sampled is not trained,
+    a fault of that correction.
+
+    Args:
+        positive: [B], the score of each row's positive.
+        candidates: [B, N], the candidates' scores.
+        log_expected_count: [N] or [B, N], log e(d).
+        log_expected_count_positive: [B], log e(p); needed where the correction shifts the
+            positive.
+        accidental_hits: [B, N] bool, True where the candidate is not a negative of the row; None
+            for no such candidates.
+        correction: the row of the table.
+        jackknife: replace the loss by its delete-one jackknife, n·L - (n - 1)/n · Σ L(-i)
+            with L(-i) the loss without candidate i (its expected counts those of n - 1
+            samples): the bias falls from O(1/n) to O(1/n²), the standard deviation grows by about
+            a tenth. n counts the candidates that are not masked; a row with fewer than two keeps
+            the plain loss. Derived for independent samples; for mixtures it removes most, not
+            all, of the leading bias, and for sets of distinct items it adds a bias that no n
+            removes (docs/audit.md): do not combine them. ``log_z`` and ``sample_weight`` stay
+            those of the plain loss.
+        log_renormalization: [B], added to every log e(d) of the row; None for 0.
+        exact: [B, H], scores of items with expected count 1, beside the candidates (equation
+            (1) then sums over both); None for none. The jackknife leaves them in.
+        exact_accidental_hits: [B, H] bool, as ``accidental_hits``; None for none.
+        effective_sample_size: report ``effective_sample_size``.
+
+    Returns:
+        the loss, carrying the gradient of ``positive`` and ``candidates``; ``log_z`` of (1),
+        with gradient; ``sample_weight`` Z' / (exp(positive) + Z') of the shifted scores:
+        the weight that the gradient of the row has.
+
+    Raises:
+        UnknownNameError: no such correction.
+        ConfigError: the correction needs ``log_expected_count_positive``.
+
+    Example:
+        >>> import math, torch
+        >>> from candid.losses import corrected_log_softmax
+        >>> # 4 of 1,000 items, sampled uniformly: each is expected 4 / 1,000 times.
+        >>> out = corrected_log_softmax(
+        ...     positive=torch.zeros(2),
+        ...     candidates=torch.zeros(2, 4),
+        ...     log_expected_count=torch.full((4,), math.log(4 / 1000)),
+        ... )
+        >>> [round(value) for value in out.loss.exp().tolist()]
+        [1001, 1001]
+    """
+    shifts = shifts_of_counts(
+        correction, log_expected_count, log_expected_count_positive, log_renormalization
+    )
+    return _shifted_log_softmax(
+        positive,
+        candidates,
+        accidental_hits,
+        shifts,
+        jackknife=jackknife,
+        exact=exact,
+        exact_accidental_hits=exact_accidental_hits,
+        effective_sample_size=effective_sample_size,
+    )
+
+
+def dense_softmax(
+    comparison: Comparison,
+    correction: Correction,
+    *,
+    jackknife: bool = False,
+    effective_sample_size: bool = False,
+) -> LossOutput:
+    """Compute the corrected softmax of a comparison from all its scores at once.
+
+    Args:
+        comparison: rows and candidates.
+        correction: see ``candid.losses.correction``.
+        jackknife: as in ``corrected_log_softmax``.
+        effective_sample_size: report ``effective_sample_size``.
+
+    Raises:
+        UnknownNameError: no such correction.
+    """
+    return _shifted_log_softmax(
+        comparison.positive_scores,
+        comparison.candidate_scores,
+        comparison.accidental_hits,
+        comparison.shifts(correction),
+        jackknife=jackknife,
+        exact=comparison.exact_scores,
+        exact_accidental_hits=comparison.exact_accidental_hits,
+        effective_sample_size=effective_sample_size,
+    )
+
+
+def _shifted_log_softmax(
+    positive: Tensor,
+    candidates: Tensor,
+    accidental_hits: Tensor | None,
+    shifts: Shifts,
+    *,
+    jackknife: bool,
+    exact: Tensor | None,
+    exact_accidental_hits: Tensor | None,
+    effective_sample_size: bool,
+) -> LossOutput:
+    positive, logits = widened(positive), widened(candidates)
+    if shifts.candidates is not None:
+        logits = logits - shifts.candidates
+    row_shift = None if shifts.row is None else shifts.row.to(positive.dtype)
+    if shifts.positive is not None:
+        positive = positive - shifts.positive
+    log_sum = masked_logsumexp(logits, accidental_hits)
+    log_z = log_sum if row_shift is None else log_sum - row_shift
+    log_exact = None
+    if exact is not None:
+        exact = widened(exact)
+        log_exact = masked_logsumexp(exact, exact_accidental_hits)
+        log_z = _logaddexp(log_exact, log_z)
+    loss = _negative_log_likelihood(positive, log_z)
+    if jackknife:
+        loss = _jackknife(loss, positive, logits, accidental_hits, log_sum, row_shift, log_exact)
+    sample_size = None
+    if effective_sample_size:
+        sample_size = _effective_sample_size(
+            *_all_logits(logits, accidental_hits, row_shift, exact, exact_accidental_hits)
+        )
+    return LossOutput(
+        loss=loss,
+        log_z=log_z,
+        sample_weight=torch.sigmoid(log_z - positive).detach(),
+        effective_sample_size=sample_size,
+    )
+
+
+def _negative_log_likelihood(positive: Tensor, log_z: Tensor) -> Tensor:
+    """Equation (2), to full relative precision also where the positive is far ahead."""
+    # logaddexp(p, z) - p = logaddexp(0, z - p); the difference itself would cancel.
+    gap = log_z - positive
+    return torch.logaddexp(torch.zeros_like(gap), gap)
+
+
+def masked_logsumexp(logits: Tensor, accidental_hits: Tensor | None) -> Tensor:
+    """Logsumexp of [B, N] over N without masked entries; -inf and gradient 0 if all are masked.
+
+    Args:
+        logits: [B, N].
+        accidental_hits: [B, N] bool, True where the entry is left out; or None.
+    """
+    if accidental_hits is None:
+        return torch.logsumexp(logits, dim=1)
+    # The gradient of an empty logsumexp is nan, even times 0: such a row sums zeros instead and
+    # is set to -inf afterwards.
+    is_empty = accidental_hits.all(dim=1)
+    fill = torch.where(is_empty, 0.0, -math.inf).to(logits.dtype)
+    log_sum = torch.logsumexp(torch.where(accidental_hits, fill[:, None], logits), dim=1)
+    return log_sum.masked_fill(is_empty, -math.inf)
+
+
+def _logaddexp(log_exact: Tensor, log_rest: Tensor) -> Tensor:
+    """Logaddexp, -inf with gradient 0 where both are -inf."""
+    is_empty = log_exact.isneginf() & log_rest.isneginf()
+    both = torch.logaddexp(log_exact.masked_fill(is_empty, 0.0), log_rest)
+    return both.masked_fill(is_empty, -math.inf)
+
+
+def _all_logits(
+    logits: Tensor,
+    accidental_hits: Tensor | None,
+    row_shift: Tensor | None,
+    exact: Tensor | None,
+    exact_accidental_hits: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits [B, H + N] of exact and sampled candidates, and their mask."""
+    if exact is None:
+        return logits, accidental_hits
+    rest = logits if row_shift is None else logits - row_shift[:, None]
+    masks = [
+        torch.zeros_like(part, dtype=torch.bool) if mask is None else mask
+        for part, mask in ((exact, exact_accidental_hits), (rest, accidental_hits))
+    ]
+    return torch.cat([exact, rest], dim=1), torch.cat(masks, dim=1)
+
+
+def _effective_sample_size(logits: Tensor, accidental_hits: Tensor | None) -> Tensor:
+    """(Σ w)² / Σ w² of the weights w = exp(logits): [B], detached, 0 where all are masked."""
+    logits = logits.detach()
+    log_sum = masked_logsumexp(logits, accidental_hits)
+    log_square = masked_logsumexp(2.0 * logits, accidental_hits)
+    return torch.exp(2.0 * log_sum - log_square).masked_fill(log_sum.isneginf(), 0.0)
+
+
+def _jackknife(
+    loss: Tensor,
+    positive: Tensor,
+    logits: Tensor,
+    accidental_hits: Tensor | None,
+    log_sum: Tensor,
+    row_shift: Tensor | None,
+    log_exact: Tensor | None,
+) -> Tensor:
+    """n·L - (n - 1)/n · Σ L(-i) over the n valid candidates; the plain loss where n < 2.
+
+    Args:
+        loss: [B], L.
+        positive: [B], shifted.
+        logits: [B, N], shifted but for ``row_shift``.
+        accidental_hits: [B, N] bool or None.
+        log_sum: [B], the logsumexp of the valid logits.
+        row_shift: [B] or None.
+        log_exact: [B], the logsumexp of the exact candidates, or None.
+    """
+    if logits.shape[1] < 2:
+        return loss
+    is_hit = (
+        torch.zeros_like(logits, dtype=torch.bool) if accidental_hits is None else accidental_hits
+    )
+    num_valid = (~is_hit).sum(dim=1, keepdim=True)
+    is_plain = num_valid < 2
+    # A row that keeps the plain loss is computed with n = 2 and finite numbers, so that the
+    # discarded values have gradient 0 and not nan.
+    n = torch.where(is_plain, 2, num_valid).to(logits.dtype)
+    log_sum = torch.where(is_plain[:, 0], 0.0, log_sum)[:, None]
+    logits = torch.where(is_hit | is_plain, -math.inf, logits)
+
+    # log Z' without one candidate is log Z' + log(1 - share). log1p is accurate for shares up to
+    # 1/2, so for all but the largest; there the other candidates are summed instead.
+    largest = logits.detach().argmax(dim=1, keepdim=True)
+    is_largest = torch.zeros_like(is_hit).scatter(1, largest, True)
+    log_rest = masked_logsumexp(logits, is_largest | is_hit | is_plain)[:, None]
+    share = torch.where(is_largest, 0.0, torch.exp(logits - log_sum))
+    log_remaining = torch.where(is_largest, log_rest - log_sum, torch.log1p(-share))
+
+    log_z = log_sum + log_remaining + torch.log(n / (n - 1.0))
+    if row_shift is not None:
+        log_z = log_z - row_shift[:, None]
+    if log_exact is not None:
+        log_z = _logaddexp(log_exact[:, None].expand_as(log_z), log_z)
+    without_one = _negative_log_likelihood(positive[:, None].expand_as(log_z), log_z)
+    mean = torch.where(is_hit, 0.0, without_one).sum(dim=1) / n[:, 0]
+    corrected = n[:, 0] * loss - (n[:, 0] - 1.0) * mean
+    return torch.where(is_plain[:, 0], loss, corrected)

@@ -1,0 +1,208 @@
+"""Corrections of a sampled softmax: what each one does to the scores.
+
+With e(d) the expected count of item d among the candidates, s(d) the score and p the positive:
+
+==========  ===============  =================  ===============  ==============  ===============
+correction  positive's       candidate's        accidental hits  renormalized    defined beside
+            shift            shift                                               exact candidates
+==========  ===============  =================  ===============  ==============  ===============
+none        0                0                  masked           no              no
+logq        - log e(p)       - log e(d)         masked           no              no
+refined     0                - log e(d)         masked           yes             yes
+==========  ===============  =================  ===============  ==============  ===============
+
+``none`` is the uncorrected sampled softmax, ``logq`` that of Yi et al. (RecSys 2019), which treats
+the positive as sampled too, and ``refined`` that of Khrylchenko et al. (RecSys 2025), where the
+positive is there with probability 1, so that its expected count is 1.
+
+Renormalized: of n samples with replacement only the n_valid that are not masked count, and their
+distribution is Q without the masked items, so that e(d) = n_valid · Q(d) / (1 - Q(masked)).
+
+The dense softmax, the softmax in tiles and the audit all take their shifts from here. A new
+correction is a name in ``Correction`` and a row of ``_RULES``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from candid.candidates import Candidates, ExactCandidates
+from candid.errors import ConfigError, UnknownNameError
+
+Correction = Literal["none", "logq", "refined"]
+"""How candidates are corrected for their expected counts; see ``candid.losses.correction``."""
+
+DEFAULT_CORRECTION: Final[Correction] = "refined"
+"""The correction of every loss and of the public functions."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One row of the table above.
+
+    Attributes:
+        shifts_candidates: log e(d) is subtracted from the candidates' scores.
+        shifts_positive: log e(p) is subtracted from the positive's score.
+        renormalizes: samples with replacement are renormalized over those that are not masked.
+        allows_exact: the estimate is defined beside exact candidates.
+        why_no_probability: the reason why trained scores are no log-probabilities; None where
+            they are.
+    """
+
+    shifts_candidates: bool
+    shifts_positive: bool
+    renormalizes: bool
+    allows_exact: bool
+    why_no_probability: str | None = None
+
+
+_RULES: Final[Mapping[Correction, _Rule]] = {
+    "none": _Rule(
+        shifts_candidates=False,
+        shifts_positive=False,
+        renormalizes=False,
+        allows_exact=False,
+        why_no_probability="the model was trained with an uncorrected sampled softmax, whose "
+        "scores are off by the log of how often candidates were sampled",
+    ),
+    "logq": _Rule(
+        shifts_candidates=True, shifts_positive=True, renormalizes=False, allows_exact=False
+    ),
+    "refined": _Rule(
+        shifts_candidates=True, shifts_positive=False, renormalizes=True, allows_exact=True
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shifts:
+    """Numbers to subtract from the scores of a comparison; None stands for 0.
+
+    Attributes:
+        positive: [B], from the score of each row's positive.
+        candidates: [N], [G, N] or [B, N] like the candidates' ids, from their scores.
+        row: [B], from the scores of all sampled candidates of a row, the log of the
+            renormalization. Exact candidates are not shifted.
+    """
+
+    positive: Tensor | None
+    candidates: Tensor | None
+    row: Tensor | None
+
+
+def corrections_for(has_exact: bool) -> tuple[Correction, ...]:
+    """List the corrections that are defined for a sampler.
+
+    Args:
+        has_exact: whether the sampler adds exact candidates.
+    """
+    return tuple(name for name, rule in _RULES.items() if rule.allows_exact or not has_exact)
+
+
+def why_no_probability(correction: Correction) -> str | None:
+    """Return the reason why trained scores are no log-probabilities; None where they are."""
+    return _rule(correction).why_no_probability
+
+
+def shifts_of(
+    correction: Correction,
+    candidates: Candidates,
+    *,
+    num_valid: Callable[[], Tensor],
+    exact_accidental_hits: Tensor | None = None,
+    positive_in_exact: Tensor | None = None,
+) -> Shifts:
+    """Compute the shifts of a correction for candidates of a sampler.
+
+    Args:
+        correction: the row of the table.
+        candidates: as sampled.
+        num_valid: returns [B], how many sampled candidates of each row are not masked; called
+            only where the correction renormalizes.
+        exact_accidental_hits: [B, H] bool, the masked exact candidates; None without any.
+        positive_in_exact: [B] bool, whether the positive is an exact candidate, whose expected
+            count is 1; None without any.
+
+    Returns:
+        the shifts; ``row`` is float64.
+
+    Raises:
+        UnknownNameError: no such correction.
+    """
+    log_renormalization = None
+    if _rule(correction).renormalizes and candidates.num_samples:
+        log_renormalization = _log_renormalization(
+            candidates, candidates.num_samples, num_valid(), exact_accidental_hits
+        )
+    of_positive = candidates.log_expected_count_positive
+    if positive_in_exact is not None:
+        of_positive = of_positive.masked_fill(positive_in_exact, 0.0)
+    return shifts_of_counts(
+        correction, candidates.log_expected_count, of_positive, log_renormalization
+    )
+
+
+def shifts_of_counts(
+    correction: Correction,
+    log_expected_count: Tensor,
+    log_expected_count_positive: Tensor | None = None,
+    log_renormalization: Tensor | None = None,
+) -> Shifts:
+    """Return the shifts of a correction for given expected counts.
+
+    Args:
+        correction: the row of the table.
+        log_expected_count: [N], [G, N] or [B, N].
+        log_expected_count_positive: [B], or None where the correction does not read it.
+        log_renormalization: [B], added to every log e(d) of the row; None for 0.
+
+    Raises:
+        UnknownNameError: no such correction.
+        ConfigError: the correction shifts the positive and its count is missing.
+    """
+    rule = _rule(correction)
+    if rule.shifts_positive and log_expected_count_positive is None:
+        raise ConfigError(f"correction {correction!r} needs log_expected_count_positive")
+    return Shifts(
+        positive=log_expected_count_positive if rule.shifts_positive else None,
+        candidates=log_expected_count if rule.shifts_candidates else None,
+        row=log_renormalization if rule.shifts_candidates else None,
+    )
+
+
+def _rule(correction: Correction) -> _Rule:
+    if correction not in _RULES:
+        raise UnknownNameError("correction", correction, get_args(Correction))
+    return _RULES[correction]
+
+
+def _log_renormalization(
+    candidates: Candidates,
+    num_samples: int,
+    num_valid: Tensor,
+    exact_accidental_hits: Tensor | None,
+) -> Tensor:
+    """[B] float64, log of (n_valid / n) / (1 - Q(positive and exact candidates))."""
+    share = torch.exp(candidates.log_expected_count_positive.double() - math.log(num_samples))
+    if candidates.exact is not None and exact_accidental_hits is not None:
+        share = share + _exact_share(candidates.exact, exact_accidental_hits, num_samples)
+    # Shares may round to just above 1 in all, where log1p would be nan.
+    renormalization = torch.log(num_valid.double() / num_samples)
+    renormalization = renormalization - torch.log1p(-share.clamp(max=1.0))
+    return renormalization.masked_fill(num_valid == 0, 0.0)
+
+
+def _exact_share(exact: ExactCandidates, accidental_hits: Tensor, num_samples: int) -> Tensor:
+    """[B] float64, Q of the exact candidates that are not masked: their share of the samples."""
+    sizes = [part.ids.shape[-1] for part in exact.parts]
+    shares = [
+        torch.where(is_hit, 0.0, part.log_expected_count.double().exp() / num_samples).sum(dim=1)
+        for part, is_hit in zip(exact.parts, accidental_hits.split(sizes, dim=1), strict=True)
+    ]
+    return torch.stack(shares).sum(dim=0)

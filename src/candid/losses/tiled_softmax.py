@@ -1,0 +1,135 @@
+"""The corrected softmax of a comparison in tiles, without the [B, N] scores."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
+from candid.losses.blockwise.softmax import blockwise_softmax
+from candid.losses.blockwise.tiles import Precision
+from candid.losses.comparison import Comparison
+from candid.losses.corrected_softmax import masked_logsumexp
+from candid.losses.correction import Correction, shifts_of
+from candid.losses.inputs import widened
+from candid.losses.output import LossOutput
+
+NO_ID = torch.iinfo(torch.int64).min
+"""An id that no row has."""
+
+
+def tiled_softmax(
+    comparison: Comparison,
+    correction: Correction,
+    precision: Precision,
+    *,
+    effective_sample_size: bool = False,
+) -> LossOutput:
+    """Compute the corrected softmax of shared candidates [N] in tiles.
+
+    Args:
+        comparison: rows and candidates.
+        correction: see ``candid.losses.correction``.
+        precision: of the matrix products, see ``tile_precision``.
+        effective_sample_size: report ``effective_sample_size``.
+
+    Returns:
+        the output of ``dense_softmax``, up to rounding.
+
+    Raises:
+        UnknownNameError: no such correction.
+    """
+    candidates = comparison.candidates
+    wide = torch.promote_types(comparison.query.dtype, comparison.candidate_vectors.dtype)
+    wide = torch.promote_types(wide, torch.float32)
+    in_shared_exact = _in_shared_exact(comparison)
+    accidental_hits = _accidental_hits(comparison, in_shared_exact)
+
+    def num_valid() -> Tensor:
+        num_hits = accidental_hits.num_hits()
+        if in_shared_exact is not None:
+            num_hits = num_hits + in_shared_exact.sum()
+        return len(candidates.ids) - num_hits
+
+    shifts = shifts_of(
+        correction,
+        candidates,
+        num_valid=num_valid,
+        exact_accidental_hits=comparison.exact_accidental_hits,
+        positive_in_exact=comparison.positive_in_exact,
+    )
+    positive = comparison.positive_scores.to(wide)
+    exact, exact_mask = comparison.exact_scores, comparison.exact_accidental_hits
+    exact = None if exact is None else widened(exact).to(wide)
+    if shifts.positive is not None:
+        positive = positive - shifts.positive
+    shift = None if shifts.candidates is None else shifts.candidates.to(wide)
+    if in_shared_exact is not None:
+        shift = positive.new_zeros(len(candidates.ids)) if shift is None else shift
+        shift = shift.masked_fill(in_shared_exact, math.inf)
+    row_shift = None if shifts.row is None else shifts.row.to(wide)
+    query, vectors = comparison.query.to(wide), comparison.candidate_vectors.to(wide)
+    loss, log_z = blockwise_softmax(
+        query,
+        vectors,
+        positive,
+        accidental_hits,
+        shift=shift,
+        row_shift=row_shift,
+        log_rest=None if exact is None else masked_logsumexp(exact, exact_mask),
+        precision=precision,
+    )
+    sample_size = None
+    if effective_sample_size:
+        with torch.no_grad():
+            # (Σ w)² / Σ w²: the second sum is that of the doubled logits.
+            _, log_square = blockwise_softmax(
+                2.0 * query,
+                vectors,
+                positive,
+                accidental_hits,
+                shift=None if shift is None else 2.0 * shift,
+                row_shift=None if row_shift is None else 2.0 * row_shift,
+                log_rest=None if exact is None else masked_logsumexp(2.0 * exact, exact_mask),
+                precision=precision,
+            )
+            sample_size = torch.exp(2.0 * log_z - log_square)
+            sample_size = sample_size.masked_fill(log_z.isneginf(), 0.0)
+    return LossOutput(
+        loss=loss,
+        log_z=log_z,
+        sample_weight=torch.sigmoid(log_z - positive).detach(),
+        effective_sample_size=sample_size,
+    )
+
+
+def _exact_ids(comparison: Comparison, ndim: int) -> list[Tensor]:
+    """Ids of the exact candidates that are shared, [H] for ndim 1, or rows' own, [B, H] for 2."""
+    exact = comparison.candidates.exact
+    parts = () if exact is None else exact.parts
+    return [part.ids for part in parts if part.ids.ndim == ndim]
+
+
+def _in_shared_exact(comparison: Comparison) -> Tensor | None:
+    """[N] bool, True where a sample is an exact candidate that all rows share; None without."""
+    shared = _exact_ids(comparison, ndim=1)
+    return torch.isin(comparison.candidates.ids, shared[0]) if shared else None
+
+
+def _accidental_hits(comparison: Comparison, in_shared_exact: Tensor | None) -> AccidentalHits:
+    """The mask of ``Candidates.accidental_hits`` for shared ids, but for ``in_shared_exact``."""
+    candidates, positive_ids = comparison.candidates, comparison.positive_ids
+
+    def without_shared(ids: Tensor) -> Tensor:
+        # Samples that no row is compared with match no row: they are counted once, separately.
+        ids = ids.long()
+        return ids if in_shared_exact is None else ids.masked_fill(in_shared_exact, NO_ID)
+
+    matches = [(positive_ids, candidates.ids)]
+    if candidates.owner is not None and candidates.row_user_ids is not None:
+        matches.append((candidates.row_user_ids, candidates.owner))
+    for row_ids in _exact_ids(comparison, ndim=2):
+        matches += [(column, candidates.ids) for column in row_ids.unbind(dim=1)]
+    return AccidentalHits(*(IdMatch(rows.long(), without_shared(ids)) for rows, ids in matches))
