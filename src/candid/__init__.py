@@ -27,10 +27,10 @@ if TYPE_CHECKING:
         LossOutput,
         SampledSoftmaxLoss,
         corrected_log_softmax,
+        full_softmax,
+        in_batch_softmax,
+        sampled_softmax,
     )
-    from candid.losses.full_softmax import full_softmax
-    from candid.losses.in_batch_softmax import in_batch_softmax
-    from candid.losses.sampled_softmax import sampled_softmax
     from candid.runs import evaluate_run, load_run, train_run
     from candid.samplers import SAMPLERS, with_negatives
     from candid.towers import TOWERS, RetrievalModel

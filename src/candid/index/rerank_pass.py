@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from candid.index.order import LARGEST_ID
-from candid.native import NativeError, compiled
+from candid.native import NativeError, load_kernel
 
 LOGGER = logging.getLogger("candid.index")
 SOURCE = Path(__file__).with_name("rerank_pass.c")
@@ -89,7 +89,7 @@ def best_of(
 def native_rerank() -> NativeRerank | None:
     """The compiled function, or None where it is not to be had; looked for once."""
     without = "approximate search runs without machine code, somewhat slower"
-    return compiled(SOURCE, _function, _check, LOGGER, without)
+    return load_kernel(SOURCE, _function, _check, LOGGER, without)
 
 
 def _function(library: ctypes.CDLL) -> NativeRerank:

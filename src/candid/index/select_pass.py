@@ -20,7 +20,7 @@ from torch import Tensor
 
 from candid.index.order import LARGEST_ID, encode
 from candid.index.protocol import Exclusions
-from candid.native import NativeError, compiled
+from candid.native import NativeError, load_kernel
 
 if TYPE_CHECKING:
     Argument = type[ctypes._SimpleCData[Any]]
@@ -147,7 +147,7 @@ def _is_sound(exclude: Exclusions, num_rows: int) -> bool:
 def native_selection() -> NativeSelection | None:
     """The compiled functions, or None where they are not to be had; looked for once."""
     without = "exact search runs on torch alone, somewhat slower"
-    return compiled(SOURCE, _functions, _check, LOGGER, without)
+    return load_kernel(SOURCE, _functions, _check, LOGGER, without)
 
 
 def _functions(library: ctypes.CDLL) -> NativeSelection:
