@@ -1,6 +1,6 @@
 """The file tree in docs/architecture.md: one line for each module, the first line of its docstring.
 
-    python docs/tree.py
+python docs/tree.py
 """
 
 from __future__ import annotations

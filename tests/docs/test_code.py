@@ -1,0 +1,84 @@
+"""The code of the pages: it runs from top to bottom, and recipes are valid."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from candid.config import parse_config
+
+DOCS = Path(__file__).parents[2] / "docs"
+GUIDES = ["train", "evaluate", "audit", "index_search", "serve", "export"]
+PAGES = ["concepts", "choosing", "extend", *(f"guides/{name}" for name in GUIDES)]
+FENCE = re.compile(
+    r"(?P<skip><!-- not run: [^\n]+ -->\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def run_page(page):
+    """Run the blocks of a page in order: Python in one namespace, shell through bash."""
+    names = {"__name__": "page"}
+    count = 0
+    for match in FENCE.finditer((DOCS / f"{page}.md").read_text()):
+        if match["skip"]:
+            continue
+        count += 1
+        if match["language"] == "python":
+            exec(compile(match["code"], f"docs/{page}.md", "exec"), names)
+            continue
+        folder = Path(sys.executable).parent
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", match["code"]],
+            env={**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, f"{match['code']}\n{result.stdout}\n{result.stderr}"
+    return count
+
+
+@pytest.fixture(scope="session", name="films")
+def _films(tmp_path_factory):
+    """A folder in which the quickstart was run."""
+    folder = tmp_path_factory.mktemp("films")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert run_page("quickstart") == 6
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def test_quickstart_trains_and_evaluates_a_model(films):
+    assert (films / "runs" / "films" / "best.safetensors").exists()
+    assert (films / "runs" / "films" / "evaluation-test.json").exists()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_of_a_page_run(page, films, monkeypatch):
+    monkeypatch.chdir(films)
+    torch.manual_seed(0)
+    run_page(page)
+
+
+def recipes():
+    """Yield (page, text) of each TOML block."""
+    for path in [*DOCS.glob("*.md"), *(DOCS / "guides").glob("*.md")]:
+        for text in re.findall(r"^ *```toml\n(.*?)^ *```", path.read_text(), re.M | re.S):
+            yield path.stem, text
+
+
+@pytest.mark.parametrize(("page", "text"), recipes())
+def test_recipe_of_a_page_is_valid(page, text):
+    table = tomllib.loads(text)
+    table.setdefault("name", "page")
+    if "data" in table:
+        table["data"] = {"interactions": "ratings.csv", "time": "timestamp"} | table["data"]
+    parse_config(table, f"docs/{page}.md")
