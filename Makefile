@@ -1,27 +1,40 @@
-# Two commands: `make demo` and `make test`. Both first make .venv from constraints.txt.
+# Each target first makes .venv from requirements/dev.lock.
 #   PYTHON     the interpreter to build the environment from (3.11 or later)
-#   PIP_FLAGS  extra flags for pip, such as an index that carries the CPU build of torch
+#   PIP_FLAGS  extra flags for pip, such as an index with the CPU build of torch
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= candid-demo
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
 
-.PHONY: demo test check format tree clean
+.PHONY: demo test test-fast check docs docs-check format tree lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/candid demo --out $(DEMO)
 
-# Two workers of one thread each: torch's own threads would fight over the cores.
+# Two workers of one thread each: torch's own threads would compete for the cores.
 test: check $(VENV)/examples
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
+	$(PYTEST)
 
-check: $(VENV)/installed
+# Without slow tests, the comparison of docs with results, and the packages of examples/.
+test-fast: $(VENV)/installed
+	$(PYTEST) -m "not slow and not docs" --ignore tests/examples
+
+check: docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+	$(BIN)/python docs/check_language.py
+
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict --quiet
+
+# Compare the figures in the docs with benchmarks/results, and run the code of the docs.
+docs-check: docs
+	$(PYTEST) -m docs
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
@@ -33,19 +46,33 @@ tree: $(VENV)/installed
 # Some distributions ship Python without ensurepip; there the outer pip installs the inner one.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "candid needs Python 3.11 or later; say which with: make PYTHON=/path/to/python3.11"; exit 2; }
+		{ echo "candid needs Python 3.11 or later; name one with: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV) 2>/dev/null || { \
 		$(PYTHON) -m venv --clear --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 
-$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[dev,report]'
+# The locked packages with hashes, torch by its version, then candid itself without dependencies.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+$(VENV)/installed: pyproject.toml requirements/dev.lock requirements/torch.txt | $(VENV)/bin/python
+	$(INSTALL) --require-hashes --no-deps --requirement requirements/dev.lock
+	$(INSTALL) $(PIP_FLAGS) --requirement requirements/torch.txt
+	$(INSTALL) --no-deps --editable .
 	@touch $@
 
-# What the examples are written for is half a gigabyte: only the tests need it.
-$(VENV)/examples: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[examples]'
+# The training loops that examples/ are written for take half a gigabyte: only `make test` needs them.
+$(VENV)/examples: $(VENV)/installed requirements/examples.lock
+	$(INSTALL) --require-hashes --no-deps --requirement requirements/examples.lock
 	@touch $@
+
+# pip-compile resolves all extras together, so that the three locks agree.
+COMPILE = $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-annotate \
+	--unsafe-package torch --no-header --no-emit-index-url --no-emit-find-links --no-emit-options \
+	--constraint requirements/torch.txt $(PIP_FLAGS)
+lock: $(VENV)/installed
+	$(INSTALL) pip-tools
+	$(COMPILE) --extra dev --extra docs --extra examples --output-file requirements/examples.lock pyproject.toml
+	$(COMPILE) --extra dev --extra docs --constraint requirements/examples.lock --output-file requirements/dev.lock pyproject.toml
+	$(COMPILE) --extra serve --extra index --constraint requirements/examples.lock --output-file requirements/serve.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
