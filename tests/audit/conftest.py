@@ -1,4 +1,4 @@
-"""A catalog so small that every draw can be listed."""
+"""A catalog small enough to enumerate every sample of candidates."""
 
 import itertools
 import math
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from candid.audit import Subject
+from candid.audit import AuditInput
 
 COUNTS = (8, 4, 3, 1)
 SCORES = ((0.3, -0.5, 1.1, 0.2), (-1.0, 0.8, 0.0, 1.5), (2.0, 0.1, -0.3, 0.4))
 POSITIVES = (1, 0, 3)
 
 
-def tiny_subject(**changes):
-    """Three rows over four items; the queries are unit vectors, so the items hold the scores."""
+def tiny_input(**changes):
+    """Three rows over four items; queries are unit vectors, so item vectors are the scores."""
     items = torch.arange(4).repeat_interleave(torch.tensor(COUNTS))
     settings = {
         "name": "tiny",
@@ -27,51 +27,51 @@ def tiny_subject(**changes):
         "training_positive_ids": items,
         "training_user_ids": 100 + torch.arange(len(items)),
     }
-    return Subject(**(settings | changes))
+    return AuditInput(**(settings | changes))
 
 
 def refined_gradient(scores, positive, ids, expected):
-    """Loss, gradient [4] and effective number of the refined loss, written out."""
+    """Loss, gradient [4] and effective sample size of the refined loss, by its formula."""
     weights = [math.exp(scores[d]) / expected[d] for d in ids if d != positive]
     others = [d for d in ids if d != positive]
     gradient = np.zeros(4)
     if not others:
         return 0.0, gradient, 0.0
-    z, row_candidates = sum(weights), math.exp(scores[positive])
+    z, exp_positive = sum(weights), math.exp(scores[positive])
     for d, weight in zip(others, weights, strict=True):
-        gradient[d] += weight / (z + row_candidates)
-    gradient[positive] = -z / (z + row_candidates)
-    return math.log(1 + z / row_candidates), gradient, z**2 / sum(w * w for w in weights)
+        gradient[d] += weight / (z + exp_positive)
+    gradient[positive] = -z / (z + exp_positive)
+    return math.log(1 + z / exp_positive), gradient, z**2 / sum(w * w for w in weights)
 
 
-def enumerated(n, distinct, q=None):
-    """Exact bias, RMSE, loss bias and effective number over all 4^n draws, pooled over rows."""
+def enumerate_statistics(n, distinct, q=None):
+    """Exact bias, RMSE, loss bias and ESS over all 4^n samples, pooled over rows."""
     q = np.array(COUNTS) / sum(COUNTS) if q is None else q
-    squared = spread = length = loss_bias = effective = 0.0
+    bias_square = mse = exact_square = loss_bias = sample_size = 0.0
     for scores, positive in zip(SCORES, POSITIVES, strict=True):
         probabilities = np.exp(scores) / np.exp(scores).sum()
         exact = probabilities - np.eye(4)[positive]
         mean = np.zeros(4)
-        for draw in itertools.product(range(4), repeat=n):
-            chance = math.prod(q[d] for d in draw)
-            valid = sum(d != positive for d in draw)
-            ids = sorted(set(draw)) if distinct else draw
+        for sample in itertools.product(range(4), repeat=n):
+            chance = math.prod(q[d] for d in sample)
+            valid = sum(d != positive for d in sample)
+            ids = sorted(set(sample)) if distinct else sample
             expected = 1 - (1 - q) ** n if distinct else max(valid, 1) * q / (1 - q[positive])
             loss, gradient, count = refined_gradient(scores, positive, ids, expected)
             mean += chance * gradient
-            spread += chance * ((gradient - exact) ** 2).sum()
+            mse += chance * ((gradient - exact) ** 2).sum()
             loss_bias += chance * (loss + math.log(probabilities[positive])) / 3
-            effective += chance * count / 3
-        squared += ((mean - exact) ** 2).sum()
-        length += (exact**2).sum()
+            sample_size += chance * count / 3
+        bias_square += ((mean - exact) ** 2).sum()
+        exact_square += (exact**2).sum()
     return {
-        "bias": math.sqrt(squared / length),
-        "rmse": math.sqrt(spread / length),
+        "bias": math.sqrt(bias_square / exact_square),
+        "rmse": math.sqrt(mse / exact_square),
         "loss_bias": loss_bias,
-        "effective": effective,
+        "effective_sample_size": sample_size,
     }
 
 
 @pytest.fixture
 def tiny():
-    return tiny_subject()
+    return tiny_input()

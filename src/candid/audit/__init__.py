@@ -1,45 +1,37 @@
-"""How far estimators of the softmax loss are from the full softmax, on a model of one's own.
+"""Audit of estimators of the softmax loss against the full softmax, on your own model.
 
-For every sampler, correction and number of candidates: bias and RMSE of the gradient, bias of
-the loss, effective sample size, and what a step costs. ``docs/audit.md`` says how to read it.
+For every sampler, correction and number of candidates it measures bias and RMSE of the gradient,
+bias of the loss, effective sample size, and the cost of a step. The guide "Audit" of the docs
+explains the numbers.
 """
 
-from candid.audit.auditing import AuditProgress, audit
+from candid.audit.audit_input import SLICES, AuditInput
+from candid.audit.cases import AuditCase, affordable_cases, sampler_config, standard_cases
 from candid.audit.cost import Cost
-from candid.audit.estimators import (
-    ALL,
-    REFINED,
-    Plan,
-    Variant,
-    affordable,
-    sampler_config,
-    standard_plans,
-    variants_of,
-)
-from candid.audit.measure import Effort
-from candid.audit.moments import Finding
-from candid.audit.recommendation import WHOLE, Budget, Entry
+from candid.audit.estimator import ALL_ESTIMATORS, Estimator, estimators_for
+from candid.audit.measurement import SamplingBudget
+from candid.audit.recommendation import ALL_ROWS, AuditEntry, CostBudget
 from candid.audit.report import AuditReport
-from candid.audit.subject import SLICES, Subject
+from candid.audit.run import AuditProgress, audit
+from candid.audit.statistics import EstimatorStatistics
 
 __all__ = [
-    "ALL",
-    "REFINED",
+    "ALL_ESTIMATORS",
+    "ALL_ROWS",
     "SLICES",
-    "WHOLE",
+    "AuditCase",
+    "AuditEntry",
+    "AuditInput",
     "AuditProgress",
     "AuditReport",
-    "Budget",
     "Cost",
-    "Effort",
-    "Entry",
-    "Finding",
-    "Plan",
-    "Subject",
-    "Variant",
-    "affordable",
+    "CostBudget",
+    "Estimator",
+    "EstimatorStatistics",
+    "SamplingBudget",
+    "affordable_cases",
     "audit",
+    "estimators_for",
     "sampler_config",
-    "standard_plans",
-    "variants_of",
+    "standard_cases",
 ]

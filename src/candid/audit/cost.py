@@ -1,4 +1,4 @@
-"""What one step of an objective costs: time and memory of draw, loss and gradients."""
+"""Time and memory of one training step: sampling, loss and gradients."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from candid.audit.estimators import Variant
-from candid.audit.sampler import AuditSampler, Rows
-from candid.audit.subject import Subject
+from candid.audit.audit_input import AuditInput
+from candid.audit.audit_sampler import AuditRows, AuditSampler
+from candid.audit.estimator import Estimator
 from candid.losses import full_softmax, sampled_softmax
 
 MEGABYTE = 10**6
@@ -24,12 +24,12 @@ MEGABYTE = 10**6
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one step, on the CPU.
+    """Cost of one step on the CPU.
 
     Attributes:
         ms: median wall time, milliseconds.
-        mb: most memory of tensors made in the step that live at one time, 10⁶ bytes. What was
-            there before (item table, sampler) is not counted.
+        mb: peak memory of the tensors created in the step, 10⁶ bytes. Tensors that exist before
+            the step (item table, sampler) are not counted.
     """
 
     ms: float
@@ -37,58 +37,63 @@ class Cost:
 
 
 def sampled_cost(
-    subject: Subject, sampler: AuditSampler, variant: Variant, num_rows: int, seconds: float = 0.05
+    data: AuditInput,
+    sampler: AuditSampler,
+    estimator: Estimator,
+    num_rows: int,
+    *,
+    seconds: float = 0.05,
 ) -> Cost:
-    """Draw candidates, score them, and form the gradients of queries and of the vectors used.
+    """Measure sampling, scores, loss, and the gradients of the queries and the used vectors.
 
-    The item vectors are taken out of the table, and their gradients are left as the rows that
-    they are: what a table's dense gradient or a sparse update of it costs is the training
-    loop's business, and the same for all sampled losses.
+    The item vectors are taken from the table, and their gradients stay one row per vector. The
+    cost of the table's dense gradient or sparse update belongs to the training loop and is the
+    same for all sampled losses.
 
     Args:
-        subject: what is audited; its rows are repeated to fill a batch.
-        sampler: where candidates come from.
-        variant: the correction.
+        data: the audited model; its rows are repeated to fill a batch.
+        sampler: source of the candidates.
+        estimator: the correction.
         num_rows: B.
-        seconds: how long to repeat the step for, three times at least.
+        seconds: duration of the measurement; the step runs at least three times.
     """
-    rows = _batch_of(subject, num_rows)
+    rows = _batch_of(data, num_rows)
 
     def step() -> None:
         query = rows.query.requires_grad_()
 
         def vectors(ids: Tensor) -> Tensor:
-            return subject.item_vectors[ids].requires_grad_()
+            return data.item_vectors[ids].requires_grad_()
 
         out = sampled_softmax(
             query,
             vectors,
             rows.positive_ids,
-            sampler.sample(Rows(query.detach(), rows.positive_ids, rows.user_ids)),
-            correction=variant.correction,
-            jackknife=variant.jackknife,
+            sampler.sample(AuditRows(query.detach(), rows.positive_ids, rows.user_ids)),
+            correction=estimator.correction,
+            jackknife=estimator.jackknife,
         )
         out.loss.mean().backward()
         query.grad = None
 
-    return _cost_of(step, seconds)
+    return _measure(step, seconds)
 
 
-def exact_cost(subject: Subject, num_rows: int, seconds: float = 0.05) -> Cost:
-    """The same for the blockwise full softmax; the gradient of the whole table is part of it."""
-    rows = _batch_of(subject, num_rows)
+def full_softmax_cost(data: AuditInput, num_rows: int, *, seconds: float = 0.05) -> Cost:
+    """Measure the blockwise full softmax, with the gradient of the whole item table."""
+    rows = _batch_of(data, num_rows)
 
     def step() -> None:
         query = rows.query.requires_grad_()
-        items = subject.item_vectors.detach().requires_grad_()
+        items = data.item_vectors.detach().requires_grad_()
         full_softmax(query, items, rows.positive_ids).loss.mean().backward()
         query.grad = None
 
-    return _cost_of(step, seconds)
+    return _measure(step, seconds)
 
 
 class PeakMemory(TorchDispatchMode):
-    """Follows the memory of every tensor that is made while it is entered.
+    """Records the memory of every tensor that is created while the context is active.
 
     Attributes:
         peak: most bytes alive at one time.
@@ -101,17 +106,17 @@ class PeakMemory(TorchDispatchMode):
         self._alive: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and take note of the storages that it made."""
+        """Run an operation and record the storages that it creates."""
         before = {
             part.untyped_storage()._cdata for part in tree_iter(args) if isinstance(part, Tensor)
         }
         out = func(*args, **(kwargs or {}))
         for part in tree_iter(out):
             if isinstance(part, Tensor) and part.untyped_storage()._cdata not in before:
-                self._watch(part.untyped_storage())
+                self._record(part.untyped_storage())
         return out
 
-    def _watch(self, storage: torch.UntypedStorage) -> None:
+    def _record(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key in self._alive:
             return
@@ -124,12 +129,11 @@ class PeakMemory(TorchDispatchMode):
         self._now -= self._alive.pop(key, 0)
 
 
-def _batch_of(subject: Subject, num_rows: int) -> Rows:
-    places = torch.arange(num_rows) % len(subject.query)
-    return Rows.of(subject, places)
+def _batch_of(data: AuditInput, num_rows: int) -> AuditRows:
+    return AuditRows.of(data, torch.arange(num_rows) % len(data.query))
 
 
-def _cost_of(step: Callable[[], None], seconds: float) -> Cost:
+def _measure(step: Callable[[], None], seconds: float) -> Cost:
     step()
     with PeakMemory() as memory:
         step()

@@ -1,4 +1,4 @@
-"""Which estimator to take: ranked by what is left of the error after averaging."""
+"""Ranking of the measured estimators, and the recommendation for a cost budget."""
 
 from __future__ import annotations
 
@@ -8,64 +8,68 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from candid.audit.cost import Cost
-from candid.audit.estimators import Variant
-from candid.audit.moments import Finding
+from candid.audit.estimator import Estimator
+from candid.audit.statistics import EstimatorStatistics
 from candid.errors import ConfigError
 
-WHOLE = "all"
-"""The name of the finding over all rows, beside those of the slices."""
+ALL_ROWS = "all"
+"""Key of the statistics over all rows, beside the names of the slices."""
 
 
-@dataclass(frozen=True)
-class Entry:
+@dataclass(frozen=True, kw_only=True)
+class AuditEntry:
     """One estimator as measured.
 
     Attributes:
-        name: of the sampler.
-        n: candidates it was meant to give.
-        variant: the correction.
-        sampler: the settings, as a recipe's table.
-        is_yours: whether the audited recipe trains with it.
-        scores: scores that a row really gets a step, head included.
-        findings: subject -> "all", "tail", "middle", "head" -> what was found.
+        name: name of the audit case.
+        num_candidates: requested number of candidates.
+        estimator: the correction.
+        sampler: the settings, as a recipe table.
+        is_recipe: whether the audited recipe trains with it.
+        num_scores: actual number of scores of a row in a step, exact candidates included.
+        statistics: by name of the input, then by slice: "all", "rare", "middle", "popular".
         cost: of a step.
     """
 
     name: str
-    n: int
-    variant: Variant
+    num_candidates: int
+    estimator: Estimator
     sampler: Mapping[str, Any]
-    is_yours: bool
-    scores: int
-    findings: Mapping[str, Mapping[str, Finding]]
+    is_recipe: bool
+    num_scores: int
+    statistics: Mapping[str, Mapping[str, EstimatorStatistics]]
     cost: Cost
 
     @property
     def label(self) -> str:
-        """The name in sentences."""
-        return f"{self.name}, {self.variant.label}, n = {self.n}"
+        """Name in sentences."""
+        return f"{self.name}, {self.estimator.label}, n = {self.num_candidates}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "name": self.name,
-            "n": self.n,
-            "correction": self.variant.correction,
-            "jackknife": self.variant.jackknife,
+            "num_candidates": self.num_candidates,
+            "correction": self.estimator.correction,
+            "jackknife": self.estimator.jackknife,
             "sampler": dict(self.sampler),
-            "is_yours": self.is_yours,
-            "scores": self.scores,
-            "findings": {
-                subject: {part: found.to_json() for part, found in parts.items()}
-                for subject, parts in self.findings.items()
+            "is_recipe": self.is_recipe,
+            "num_scores": self.num_scores,
+            "statistics": {
+                name: {part: one.to_json() for part, one in parts.items()}
+                for name, parts in self.statistics.items()
             },
             "cost": {key: round(value, 4) for key, value in asdict(self.cost).items()},
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What a step may cost; None: no limit.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostBudget:
+    """Largest cost of a step; None: no limit.
+
+    Attributes:
+        ms: milliseconds.
+        mb: memory, 10⁶ bytes.
 
     Raises:
         ConfigError: a limit that is not positive.
@@ -80,77 +84,90 @@ class Budget:
                 raise ConfigError(f"{name} {value:g} must be a positive number")
 
     def allows(self, cost: Cost) -> bool:
-        """Whether a step is cheap enough."""
+        """Return whether a step is within the budget."""
         return (self.ms is None or cost.ms <= self.ms) and (self.mb is None or cost.mb <= self.mb)
 
     @property
     def label(self) -> str:
-        """In words, such as "2 ms and 100 MB a step"."""
+        """Text such as "2 ms and 100 MB per step"; empty without a limit."""
         parts = [] if self.ms is None else [f"{self.ms:g} ms"]
         parts += [] if self.mb is None else [f"{self.mb:g} MB"]
-        return f"{' and '.join(parts)} a step" if parts else ""
+        return f"{' and '.join(parts)} per step" if parts else ""
 
 
-def ranked(entries: Sequence[Entry], subject: str, steps: int) -> list[Entry]:
-    """Order by what is left of the gradient's error after averaging ``steps`` steps.
+def ranked(entries: Sequence[AuditEntry], ranked_by: str, steps: int) -> list[AuditEntry]:
+    """Sort by the error of the gradient after averaging over ``steps`` steps.
 
-    Errors that agree in two significant digits are a tie: the smaller bias goes first, then
+    Errors that agree in two significant digits are a tie: the smaller bias comes first, then
     the cheaper step.
+
+    Args:
+        entries: the measured estimators.
+        ranked_by: name of the input whose statistics are used.
+        steps: T.
     """
 
-    def key(entry: Entry) -> tuple[float, float, float]:
-        found = entry.findings[subject][WHOLE]
-        rounded = float(f"{found.error_after(steps):.2g}")
-        return rounded, max(found.bias, 0.0), entry.cost.ms
+    def key(entry: AuditEntry) -> tuple[float, float, float]:
+        statistics = entry.statistics[ranked_by][ALL_ROWS]
+        rounded = float(f"{statistics.error_after(steps):.2g}")
+        return rounded, max(statistics.bias, 0.0), entry.cost.ms
 
     return sorted(entries, key=key)
 
 
 def recommend(
-    entries: Sequence[Entry], subject: str, steps: int, budget: Budget, exact: Cost
-) -> tuple[Entry | None, str]:
-    """The best entry within a budget, and the sentence that says so.
+    entries: Sequence[AuditEntry],
+    ranked_by: str,
+    steps: int,
+    budget: CostBudget,
+    full_softmax_cost: Cost,
+) -> tuple[AuditEntry | None, str]:
+    """Return the best entry within a budget, and a sentence about it.
 
     Args:
-        entries: what was measured, at least one.
-        subject: the model whose findings decide.
+        entries: the measured estimators, at least one.
+        ranked_by: name of the input whose statistics are used.
         steps: see ``ranked``.
-        budget: what a step may cost.
-        exact: cost of the full softmax, which has no error at all.
+        budget: largest cost of a step.
+        full_softmax_cost: cost of the full softmax, which has no error.
 
     Returns:
-        the entry; None where the full softmax fits into a budget, or nothing does.
+        the entry; None if the full softmax is within the budget, or nothing is.
     """
-    best = next((e for e in ranked(entries, subject, steps) if budget.allows(e.cost)), None)
-    if best is None and not budget.allows(exact):
+    best = next((e for e in ranked(entries, ranked_by, steps) if budget.allows(e.cost)), None)
+    if best is None and not budget.allows(full_softmax_cost):
         cheapest = min(entries, key=lambda entry: entry.cost.ms)
         return None, (
-            f"nothing that was measured fits into {budget.label}; the quickest is "
-            f"{cheapest.label}, with {_costs(cheapest.cost)}"
+            f"no measured estimator is within {budget.label}; the fastest is {cheapest.label}, at "
+            f"{_cost_text(cheapest.cost)}"
         )
     if not budget.label:
         assert best is not None
         return best, (
-            f"without a budget the full softmax is the choice, exact at {_costs(exact)}; of what "
-            f"samples, choose {_described(best, subject, steps)}"
+            "without a budget, choose the full softmax, which is exact, at "
+            f"{_cost_text(full_softmax_cost)}; the best sampled loss is "
+            f"{_summary(best, ranked_by, steps)}"
         )
-    if budget.allows(exact):
-        return None, f"for {budget.label} choose the full softmax: exact at {_costs(exact)}"
+    if budget.allows(full_softmax_cost):
+        return None, (
+            f"for {budget.label}, choose the full softmax, which is exact, at "
+            f"{_cost_text(full_softmax_cost)}"
+        )
     assert best is not None
-    return best, f"for {budget.label} choose {_described(best, subject, steps)}"
+    return best, f"for {budget.label}, choose {_summary(best, ranked_by, steps)}"
 
 
-def _described(entry: Entry, subject: str, steps: int) -> str:
-    found = entry.findings[subject][WHOLE]
+def _summary(entry: AuditEntry, ranked_by: str, steps: int) -> str:
+    statistics = entry.statistics[ranked_by][ALL_ROWS]
     return (
-        f"{entry.label}: bias {found.bias:.2g}, RMSE of one draw {found.rmse:.2g}, "
-        f"{found.error_after(steps):.2g} left after {steps} steps, at {_costs(entry.cost)}"
+        f"{entry.label}: bias {statistics.bias:.2g}, RMSE of one step {statistics.rmse:.2g}, error "
+        f"after {steps} steps {statistics.error_after(steps):.2g}, at {_cost_text(entry.cost)}"
     )
 
 
-def _costs(cost: Cost) -> str:
+def _cost_text(cost: Cost) -> str:
     return (
-        f"{cost.ms:.2g} ms and {cost.mb:.2g} MB a step"
+        f"{cost.ms:.2g} ms and {cost.mb:.2g} MB per step"
         if cost.ms < 100
-        else (f"{cost.ms:,.0f} ms and {cost.mb:,.0f} MB a step")
+        else (f"{cost.ms:,.0f} ms and {cost.mb:,.0f} MB per step")
     )

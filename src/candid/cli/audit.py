@@ -14,96 +14,109 @@ from candid.cli.options import Json, Quiet
 from candid.errors import ConfigError
 
 if TYPE_CHECKING:
-    from candid.audit import AuditProgress, Plan, Subject
+    from candid.audit import AuditCase, AuditInput, AuditProgress
 
 SIZES = (16, 64, 256, 1024)
-"""Numbers of candidates where nobody names any."""
+"""Default numbers of candidates."""
 
 
 def audit(
     run: Annotated[
         Path | None,
-        typer.Argument(help="Folder of a run: its model as trained and at initialisation."),
+        typer.Argument(help="Run to audit: its model as trained and at initialisation"),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Prepared dataset; with a run: in place of its own, without: for the default "
-            "recipe at initialisation."
+            help="Prepared dataset; with a run: instead of the run's own dataset; without a run: "
+            "audit the default recipe at initialisation"
         ),
     ] = None,
-    world: Annotated[
+    synthetic: Annotated[
         bool,
-        typer.Option("--world", help="The synthetic world and its truth; the default without both"),
+        typer.Option(
+            "--synthetic",
+            help="Audit synthetic data and its true model (default: without a run and --data)",
+        ),
     ] = False,
-    users: Annotated[int, typer.Option(min=1, help="Users audited, one training row each.")] = 128,
+    users: Annotated[
+        int, typer.Option(min=1, help="Users to audit, with one training row each")
+    ] = 128,
     n: Annotated[
         str | None,
         typer.Option(
-            metavar="N,N,…", help="Numbers of candidates; none: 16,64,256,1024 up to the catalog."
+            metavar="N,N,…",
+            help="Numbers of candidates (default: those of 16,64,256,1024 that do not exceed the "
+            "number of items)",
         ),
     ] = None,
     budget_ms: Annotated[
-        float | None, typer.Option(help="Most milliseconds a step may take, on this CPU.")
+        float | None,
+        typer.Option(help="Most milliseconds per step on this CPU (default: no limit)"),
     ] = None,
     budget_mb: Annotated[
-        float | None, typer.Option(help="Most memory a step may take, 10⁶ bytes.")
+        float | None, typer.Option(help="Most memory per step, 10⁶ bytes (default: no limit)")
     ] = None,
-    rows: Annotated[
-        int, typer.Option(min=1, help="Rows of the step whose cost is measured.")
-    ] = 256,
-    averaged: Annotated[
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the step whose cost is measured")] = 256,
+    averaged_steps: Annotated[
         int,
         typer.Option(
-            min=1, help="Steps that errors are averaged over for the ranking; 1: of one draw."
+            min=1, help="Steps over which the gradient's error is averaged for the ranking"
         ),
     ] = 100,
     accuracy: Annotated[
-        float, typer.Option(help="Largest standard error of a relative bias; decides the draws.")
+        float,
+        typer.Option(help="Repeat the sampling until every relative bias has this standard error"),
     ] = 0.005,
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Draws of each row instead, whatever the error.")
+        int | None,
+        typer.Option(
+            min=1, help="Fixed number of repeats per row (default: as many as --accuracy needs)"
+        ),
     ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="Longest time for the draws of one sampler on one model, whatever the error; "
-            "none: no limit."
+            help="Time limit for one sampler on one model; overrides --accuracy (default: no limit)"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the rows and the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the rows and the samples")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of audit.json and audit.html; none: the run's, or candid-audit."),
+        typer.Option(
+            help="Folder for audit.json and audit.html (default: the run, else candid-audit)"
+        ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure bias, spread and cost of every sampler and correction against the full softmax."""
-    if world and (run is not None or data is not None):
-        raise ConfigError("--world is the synthetic world: leave out the run and --data, or it")
+    """Measure bias, variance and cost of samplers and corrections against the full softmax."""
+    if synthetic and (run is not None or data is not None):
+        raise ConfigError("--synthetic cannot be combined with a run or --data: leave one out")
     if not accuracy > 0:
         raise ConfigError(f"--accuracy {accuracy:g} must be positive")
     if seconds is not None and not seconds > 0:
         raise ConfigError(f"--seconds {seconds:g} must be positive")
-    sizes = None if n is None else _sizes(n)
+    sizes = None if n is None else _parse_sizes(n)
 
-    from candid.audit import Budget, Effort, affordable
-    from candid.audit import audit as measure
+    from candid.audit import CostBudget, SamplingBudget, affordable_cases
+    from candid.audit import audit as run_audit
     from candid.report.audit_page import write_audit_page
 
     console = Console(json, quiet)
-    budget = Budget(budget_ms, budget_mb)
-    subjects, yours = _subjects(run, data, users, seed)
-    standard, left_out = affordable(_plans(sizes, subjects[-1]), subjects[-1].num_items)
-    notes = [note for note in (left_out, _note_of_untrained(subjects[-1])) if note is not None]
+    budget = CostBudget(ms=budget_ms, mb=budget_mb)
+    inputs, recipe_cases = _inputs(run, data, users, seed)
+    standard, not_measured = affordable_cases(
+        _standard_cases(sizes, inputs[-1]), inputs[-1].num_items
+    )
+    notes = [note for note in (not_measured, _note_on_untrained(inputs[-1])) if note is not None]
     with _progress(console) as progress:
-        report = measure(
-            subjects,
-            [*yours, *standard],
-            effort=Effort(accuracy=accuracy, draws=repeats, seconds=seconds),
+        report = run_audit(
+            inputs,
+            [*recipe_cases, *standard],
+            sampling=SamplingBudget(accuracy=accuracy, repeats=repeats, seconds=seconds),
             budget=budget,
-            averaged=averaged,
+            averaged_steps=averaged_steps,
             cost_rows=rows,
             seed=seed,
             notes=notes,
@@ -123,64 +136,67 @@ def audit(
     )
 
 
-def _sizes(text: str) -> list[int]:
+def _parse_sizes(text: str) -> list[int]:
     try:
         return sorted({int(part) for part in text.split(",")})
     except ValueError:
-        raise ConfigError(f"--n {text!r} is not a list of numbers such as 16,64,256") from None
+        raise ConfigError(
+            f"--n {text!r} must be numbers separated by commas, such as 16,64,256"
+        ) from None
 
 
-def _plans(sizes: list[int] | None, subject: Subject) -> list[Plan]:
-    from candid.audit import standard_plans
+def _standard_cases(sizes: list[int] | None, data: AuditInput) -> list[AuditCase]:
+    from candid.audit import standard_cases
 
     if sizes is None:
-        fitting = [size for size in SIZES if size <= subject.num_items]
-        sizes = fitting or [subject.num_items]
-    # Items without a count must be within reach: an estimator that misses them is refused by
-    # training, and should not be recommended.
-    min_count = 1.0 if bool((subject.counts == 0).any()) else 0.0
-    return standard_plans(sizes, subject.num_items, min_count=min_count)
+        fitting = [size for size in SIZES if size <= data.num_items]
+        sizes = fitting or [data.num_items]
+    # Training refuses a sampler that can never sample some items, so items without a count are
+    # given one here: the audit should not recommend such a sampler.
+    min_count = 1.0 if bool((data.counts == 0).any()) else 0.0
+    return standard_cases(sizes, data.num_items, min_count=min_count)
 
 
-def _note_of_untrained(subject: Subject) -> str | None:
-    num_untrained = int((subject.counts == 0).sum())
+def _note_on_untrained(data: AuditInput) -> str | None:
+    num_untrained = int((data.counts == 0).sum())
     if not num_untrained:
         return None
     return (
-        f"{num_untrained} of {subject.num_items:,} items are in no training row: popularity draws "
-        "are measured with floor = 1, which reaches them; candidates from batches do not, and "
-        "training takes such a sampler with training.softmax_over = 'trained' alone"
+        f"{num_untrained} of {data.num_items:,} items have no training row: popularity samplers "
+        "are measured with min_count = 1, which includes these items; candidates from batches "
+        "never include them, and training accepts such a sampler only with training.softmax_over "
+        "= 'trained'"
     )
 
 
-def _subjects(
+def _inputs(
     run: Path | None, data: Path | None, users: int, seed: int
-) -> tuple[list[Subject], list[Plan]]:
-    """Models to audit, the one that decides last, and what the recipe trains with."""
+) -> tuple[list[AuditInput], list[AuditCase]]:
+    """Return the models to audit, the one that decides the ranking last, and the recipe's case."""
     if run is not None:
+        from candid.audit.run_inputs import recipe_case, run_inputs
         from candid.runs import load_run
-        from candid.runs.audit import plan_of, run_subjects
 
         loaded = load_run(run, data)
-        yours = plan_of(loaded.config, loaded.dataset)
-        return run_subjects(loaded, users, seed), [] if yours is None else [yours]
+        case = recipe_case(loaded.config, loaded.dataset)
+        return run_inputs(loaded, users, seed=seed), [] if case is None else [case]
     if data is not None:
+        from candid.audit.run_inputs import untrained_input
         from candid.config import default_recipe
         from candid.data import open_dataset
-        from candid.runs.audit import fresh_subject
 
         dataset = open_dataset(data)
-        return [fresh_subject(default_recipe([], dataset), dataset, users, seed)], []
-    from candid.audit.world_subjects import world_subjects
+        return [untrained_input(default_recipe([], dataset), dataset, users, seed=seed)], []
+    from candid.audit.synthetic_inputs import synthetic_inputs
 
-    return world_subjects(users, seed=seed), []
+    return synthetic_inputs(users, seed=seed), []
 
 
 @contextmanager
 def _progress(console: Console) -> Iterator[AuditProgress]:
-    """A bar for a person, a line a measurement for a log."""
+    """Show a bar on a terminal; write one line per measurement otherwise."""
     if not console.is_live:
-        yield lambda done, total, what: console.note(f"{done + 1}/{total} {what}")
+        yield lambda done, total, name: console.note(f"{done + 1}/{total} {name}")
         return
     from rich.console import Console as RichConsole
 
@@ -188,6 +204,6 @@ def _progress(console: Console) -> Iterator[AuditProgress]:
 
     with training_bar(RichConsole(stderr=True)) as bar:
         task = bar.add_task("audit", total=None, steps="starting", status="")
-        yield lambda done, total, what: bar.update(
-            task, total=total, completed=done, steps=f"{done + 1}/{total}", status=what
+        yield lambda done, total, name: bar.update(
+            task, total=total, completed=done, steps=f"{done + 1}/{total}", status=name
         )

@@ -1,4 +1,4 @@
-"""What is audited: queries, positives and item vectors of one model, and the data behind them."""
+"""Input of an audit: queries, positives and item vectors of one model, and its training rows."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch import Tensor
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.samplers import checked_item_vectors
 
-SLICES = ("tail", "middle", "head")
-"""Slices of the positives by popularity, rarest first."""
+SLICES = ("rare", "middle", "popular")
+"""Slices of the rows by popularity of the positive."""
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """One model, seen through Q training rows.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AuditInput:
+    """One model and the Q training rows on which it is audited.
 
     Attributes:
-        name: what the report calls it.
+        name: name in the report.
         query: [Q, D] float32, scaled so that the dot product with an item vector is the logit.
         item_vectors: [V, D] float32.
-        positive_ids: [Q] int64, what the rows' users really chose.
+        positive_ids: [Q] int64, the chosen item of each row.
         user_ids: [Q] int64.
         counts: [V], how often each item is a training target.
-        training_positive_ids: [E] int64, the training rows that the batches of an in-batch
-            sampler are drawn from.
-        training_user_ids: [E] int64, the user of each.
+        training_positive_ids: [E] int64, the training rows from which the batches of in-batch
+            samplers are sampled.
+        training_user_ids: [E] int64, the user of each training row.
 
     Raises:
-        ConfigError: shapes that do not belong together.
-        DataError: an id outside the catalog; names the row.
-        ArtifactError: a vector that is not finite; names the row.
+        ConfigError: the shapes do not match.
+        DataError: an id outside the catalog (the message has the row), or no rows.
+        ArtifactError: a vector is not finite (the message has the row).
     """
 
     name: str
@@ -46,12 +46,12 @@ class Subject:
 
     def __post_init__(self) -> None:
         for name in ("query", "item_vectors"):
-            # Also where they are parameters of a model: an audit trains nothing.
+            # Detached, because they may be parameters of a model.
             object.__setattr__(self, name, getattr(self, name).detach().float())
         checked_item_vectors(self.item_vectors, len(self.counts))
         num_rows = len(self.query)
         if num_rows == 0 or not len(self.training_positive_ids):
-            raise DataError("nothing to audit: there are no training rows")
+            raise DataError("there are no training rows to audit")
         if self.query.ndim != 2 or self.query.shape[1] != self.item_vectors.shape[1]:
             raise ConfigError(
                 f"query must be [Q, {self.item_vectors.shape[1]}] like the item vectors, got "
@@ -59,15 +59,15 @@ class Subject:
             )
         if len(self.positive_ids) != num_rows or len(self.user_ids) != num_rows:
             raise ConfigError(
-                f"{num_rows} queries need as many positive_ids and user_ids, got "
+                f"{num_rows} queries need {num_rows} positive_ids and user_ids, got "
                 f"{len(self.positive_ids)} and {len(self.user_ids)}"
             )
         bad = torch.nonzero(~torch.isfinite(self.query).all(dim=1))
         if len(bad):
             row = int(bad[0])
             raise ArtifactError(
-                f"the query of row {row} (user {int(self.user_ids[row])}) holds NaN or infinite "
-                f"values, as do {len(bad)} of {num_rows} in all: the model has diverged; lower the "
+                f"the query of row {row} (user {int(self.user_ids[row])}) has NaN or infinite "
+                f"values, like {len(bad)} of {num_rows} queries: the model has diverged; lower the "
                 "learning rate or start from an earlier checkpoint"
             )
         for ids, name in (
@@ -88,26 +88,26 @@ class Subject:
         return len(self.counts)
 
     def slices(self) -> Tensor:
-        """[Q] int64, the place in ``SLICES`` of each row's positive."""
+        """Return the index in ``SLICES`` of each row's positive: [Q] int64."""
         return popularity_thirds(self.counts)[self.positive_ids]
 
 
 def popularity_thirds(counts: Tensor) -> Tensor:
-    """Divide items so that each third holds about the same share of the training rows.
+    """Divide items into thirds with about the same number of training rows each.
 
-    Items of one count stay together, in the third that the middle of their common share falls
-    into; a third may then be empty.
+    Items of one count stay together, in the third that contains the middle of their common
+    share; a third may therefore be empty.
 
     Args:
         counts: [V].
 
     Returns:
-        [V] int64: 0 for the rare, 2 for the popular.
+        [V] int64: 0 for rare items, 2 for popular ones.
     """
     distinct, inverse, sizes = torch.unique(counts, return_inverse=True, return_counts=True)
     mass = distinct.double() * sizes
     middle = mass.cumsum(0) - mass / 2
-    # Counts are whole numbers: a sum below 1 is that of nothing.
+    # Counts are integers: a sum below 1 is 0.
     third = (middle / mass.sum().clamp(min=1) * 3).floor().clamp(max=2)
-    of_item: Tensor = third.long()[inverse]
-    return of_item
+    third_of_item: Tensor = third.long()[inverse]
+    return third_of_item

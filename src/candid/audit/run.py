@@ -1,0 +1,168 @@
+"""The audit: every case measured on every input, with its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from candid.audit.audit_input import SLICES, AuditInput
+from candid.audit.audit_sampler import AuditRows, AuditSampler
+from candid.audit.cases import AuditCase
+from candid.audit.cost import full_softmax_cost, sampled_cost
+from candid.audit.full_softmax import FullSoftmaxReference, compute_full_softmax
+from candid.audit.measurement import SamplingBudget, measure
+from candid.audit.recommendation import ALL_ROWS, AuditEntry, CostBudget
+from candid.audit.report import AuditReport, describe
+from candid.audit.statistics import EstimatorStatistics, GroupMeans
+from candid.component import type_name
+from candid.errors import ConfigError
+from candid.samplers.registry import SAMPLERS
+
+AuditProgress = Callable[[int, int, str], None]
+"""Callback before each measurement: (number done, total, description of the next one)."""
+
+_StatisticsBySlice = dict[str, EstimatorStatistics]
+
+
+def audit(
+    inputs: Sequence[AuditInput],
+    cases: Sequence[AuditCase],
+    *,
+    sampling: SamplingBudget | None = None,
+    budget: CostBudget | None = None,
+    averaged_steps: int = 100,
+    cost_rows: int = 256,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+    progress: AuditProgress | None = None,
+) -> AuditReport:
+    """Compare estimators of the softmax loss with the full softmax, on your own model.
+
+    The gradient is that with respect to the logits. The gradient of the towers is this one times
+    the vectors, which are the same for all estimators.
+
+    Args:
+        inputs: models over one catalog; the last one decides the ranking.
+        cases: samplers and estimators.
+        sampling: number of repeats; None: the defaults of ``SamplingBudget``.
+        budget: largest cost of a step; None: no limit.
+        averaged_steps: T; the ranking is by the error of the gradient averaged over T steps,
+            bias² + variance / T.
+        cost_rows: B, rows of the step whose cost is measured.
+        seed: of the samples.
+        notes: sentences for the report, on what was not measured.
+        progress: called before each measurement.
+
+    Raises:
+        ConfigError: no inputs or cases, or settings with which a sampler cannot work.
+    """
+    if not inputs or not cases:
+        raise ConfigError("an audit needs at least one input and one case")
+    if averaged_steps < 1 or cost_rows < 1:
+        raise ConfigError(
+            f"averaged_steps and cost_rows must be at least 1, got {averaged_steps} and {cost_rows}"
+        )
+    sampling, budget = sampling or SamplingBudget(), budget or CostBudget()
+    references = [compute_full_softmax(data) for data in inputs]
+    total = len(inputs) * len(cases) + 1
+    entries: list[AuditEntry] = []
+    for case_index, case in enumerate(cases):
+        by_input: list[list[_StatisticsBySlice]] = []
+        for input_index, (data, reference) in enumerate(zip(inputs, references, strict=True)):
+            if progress is not None:
+                done = case_index * len(inputs) + input_index
+                progress(done, total, f"{case.name}, n = {case.num_candidates}, {data.name}")
+            by_input.append(_statistics(data, reference, case, sampling, seed))
+        entries += _entries(inputs, case, by_input, cost_rows, seed)
+    if progress is not None:
+        progress(total - 1, total, "full softmax")
+    return AuditReport(
+        entries=entries,
+        inputs={
+            data.name: describe(data, float(reference.nll.mean()))
+            for data, reference in zip(inputs, references, strict=True)
+        },
+        full_softmax_cost=full_softmax_cost(inputs[-1], cost_rows),
+        averaged_steps=averaged_steps,
+        budget=budget,
+        notes=notes,
+        settings={
+            "seed": seed,
+            "sampling": asdict(sampling),
+            "cost_rows": cost_rows,
+            "threads": torch.get_num_threads(),
+            "gradient": "with respect to the logits",
+            "random": "candidates, given the row; in-batch: the other rows of the batch",
+        },
+    )
+
+
+def _statistics(
+    data: AuditInput,
+    reference: FullSoftmaxReference,
+    case: AuditCase,
+    sampling: SamplingBudget,
+    seed: int,
+) -> list[_StatisticsBySlice]:
+    """Return the statistics of each estimator of a case, over all rows and by slice."""
+    sampler = _sampler(data, case, seed)
+    slices = data.slices()
+    return [
+        _by_slice(means, slices)
+        for means in measure(data, reference, sampler, case.estimators, sampling)
+    ]
+
+
+def _by_slice(means: GroupMeans, slices: Tensor) -> _StatisticsBySlice:
+    masks = {name: slices == index for index, name in enumerate(SLICES)}
+    parts = {name: means.statistics(mask) for name, mask in masks.items() if bool(mask.any())}
+    return {ALL_ROWS: means.statistics(), **parts}
+
+
+def _entries(
+    inputs: Sequence[AuditInput],
+    case: AuditCase,
+    by_input: Sequence[Sequence[_StatisticsBySlice]],
+    cost_rows: int,
+    seed: int,
+) -> list[AuditEntry]:
+    """Return an entry for each estimator of a case; its cost is measured on the last input."""
+    last = inputs[-1]
+    sampler = _sampler(last, case, seed)
+    num_scores = _scores_per_row(last, sampler, cost_rows)
+    table = {
+        "type": type_name(SAMPLERS, "sampler", case.sampler),
+        **case.sampler.model_dump(mode="json"),
+    }
+    return [
+        AuditEntry(
+            name=case.name,
+            num_candidates=case.num_candidates,
+            estimator=estimator,
+            sampler=table,
+            is_recipe=case.is_recipe,
+            num_scores=num_scores,
+            statistics={data.name: parts for data, parts in zip(inputs, of_estimator, strict=True)},
+            cost=sampled_cost(last, sampler, estimator, cost_rows),
+        )
+        for estimator, of_estimator in zip(
+            case.estimators, zip(*by_input, strict=True), strict=True
+        )
+    ]
+
+
+def _scores_per_row(data: AuditInput, sampler: AuditSampler, num_rows: int) -> int:
+    rows = torch.arange(num_rows) % len(data.query)
+    candidates = sampler.sample(AuditRows.of(data, rows))
+    exact = candidates.exact
+    num_exact = 0 if exact is None else sum(part.ids.shape[-1] for part in exact.parts)
+    return candidates.ids.shape[-1] + num_exact
+
+
+def _sampler(data: AuditInput, case: AuditCase, seed: int) -> AuditSampler:
+    batch_rows = case.num_candidates if case.batch_rows is None else case.batch_rows
+    generator = torch.Generator().manual_seed(seed)
+    return AuditSampler(case.sampler, data, batch_rows=batch_rows, generator=generator)

@@ -1,0 +1,33 @@
+from candid.audit import ALL_ESTIMATORS, Estimator, estimators_for, sampler_config
+
+
+def labels(table):
+    return [estimator.label for estimator in estimators_for(sampler_config(table))]
+
+
+def test_estimators_for_independent_samples_are_all():
+    assert labels({"type": "uniform", "num_candidates": 4}) == [
+        "none",
+        "logq",
+        "refined",
+        "refined + jackknife",
+    ]
+    assert len(ALL_ESTIMATORS) == 4
+
+
+def test_estimators_beside_exact_candidates_are_refined():
+    rest = {"type": "uniform", "num_candidates": 4}
+    table = {"type": "exact_popular", "num_exact": 2, "rest": rest}
+    assert labels(table) == ["refined", "refined + jackknife"]
+
+
+def test_estimators_for_a_set_have_no_jackknife():
+    table = {"type": "in_batch", "distinct": True}
+    assert labels(table) == ["none", "logq", "refined"]
+    mixture = {"type": "mixture", "components": [table, {"type": "uniform"}]}
+    assert labels(mixture) == ["none", "logq", "refined"]
+
+
+def test_estimator_label():
+    assert Estimator().label == "refined"
+    assert Estimator("logq", jackknife=True).label == "logq + jackknife"
