@@ -19,7 +19,7 @@ COPY src src
 RUN pip install --no-cache-dir --no-deps .
 
 FROM python:3.11-slim
-# The folder is for --changes: a volume that is mounted there gets its owner.
+# The folder is for --item-updates; a volume mounted there gets the owner of the folder.
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin candid \
     && install --directory --owner=10001 /var/lib/candid
 COPY --from=build /venv /venv
@@ -28,9 +28,9 @@ ENV PATH=/venv/bin:$PATH \
     OMP_NUM_THREADS=1
 USER 10001
 EXPOSE 8000
-# One process answers; it stops in order on SIGTERM and loads the models again on SIGHUP.
+# One process; SIGTERM finishes open requests and stops, SIGHUP reloads the models.
 STOPSIGNAL SIGTERM
-# By http.client: urllib would ask a proxy that the environment names.
+# http.client, because urllib would use a proxy from the environment.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-c", \
     "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', 8000, timeout=2); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["candid", "serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -1,13 +1,12 @@
-"""Malformed requests against a real server: no failure of the server, no growth of memory.
+"""Malformed requests against a server process: neither server errors nor growth of memory.
 
     python benchmarks/serve_fuzz.py --out build/serve_fuzz      # writes results/serve_fuzz.json
 
-Two sources. schemathesis makes requests, right and wrong ones, from the server's own OpenAPI
-document and holds every answer against it. The fuzzer here starts from good requests and breaks
-them: values of JSON, bytes, types of content, paths and parameters. A request without an answer, an
-answer of 5xx (but for 503, which says that there was no time), or an error of another form than
-{"error": {code, message, field}} is a finding; so is memory that goes on growing between the
-second and the last part of the requests.
+Two sources. schemathesis makes valid and invalid requests from the OpenAPI document of the server
+and checks every answer against it. The fuzzer here mutates valid requests: JSON values, bytes,
+content types, paths and parameters. A request without an answer, an answer of 5xx (except 503, for
+lack of time), or an error without the form {"error": {code, message, field}} is a finding; so is
+memory that keeps growing between the second and the last part of the requests.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from serve_load import ADMIN, Connection, resident_mib, served
+from serve_load import ADMIN, Connection, resident_mib, start_server
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "serve_fuzz.json"
@@ -35,14 +34,18 @@ CONNECTIONS = 8
 
 GOOD: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/v1/recommend", {"user": 3, "k": 5}),
-    ("POST", "/v1/recommend", {"user": "u3", "k": 5, "filter_seen": False, "attributes": False}),
+    (
+        "POST",
+        "/v1/recommend",
+        {"user": "u3", "k": 5, "filter_seen": False, "include_attributes": False},
+    ),
     ("POST", "/v1/recommend", {"history": [1, 2, 101, "104"], "k": 3, "ignore_unknown": True}),
     (
         "POST",
         "/v1/recommend",
         {
-            "history": [{"item": 101, "time": "2026-01-31T18:30:00Z", "kind": "buy"}, 102],
-            "features": {"age": 31},
+            "history": [{"item": 101, "time": "2026-01-31T18:30:00Z", "event_type": "buy"}, 102],
+            "attributes": {"age": 31},
             "filters": {"year": {"min": 1990, "max": 2010}, "genres": ["Drama"]},
             "allow": [101, 102, 103],
             "deny": [104],
@@ -148,47 +151,47 @@ MEDIA = (
 )  # fmt: skip
 
 
-def _replaced(value: Any, rng: random.Random) -> Any:
-    """A JSON value with one part somewhere in it replaced, removed or repeated."""
+def _mutate_json(value: Any, rng: random.Random) -> Any:
+    """Replace, remove or repeat one part of a JSON value."""
     if isinstance(value, dict) and value and rng.random() < 0.85:
         changed, key = dict(value), rng.choice(list(value))
-        what = rng.random()
-        if what < 0.1:
+        choice = rng.random()
+        if choice < 0.1:
             del changed[key]
-        elif what < 0.2:
+        elif choice < 0.2:
             changed[str(rng.choice(NASTY_VALUES))[:2000]] = changed[key]
         else:
-            changed[key] = _replaced(value[key], rng)
+            changed[key] = _mutate_json(value[key], rng)
         return changed
     if isinstance(value, list) and value and rng.random() < 0.85:
         place = rng.randrange(len(value))
-        what = rng.random()
-        if what < 0.1:
+        choice = rng.random()
+        if choice < 0.1:
             return value * rng.choice((0, 2, 50, 1000))
-        return [*value[:place], _replaced(value[place], rng), *value[place + 1 :]]
+        return [*value[:place], _mutate_json(value[place], rng), *value[place + 1 :]]
     return rng.choice(NASTY_VALUES)
 
 
-def _broken(content: bytes, rng: random.Random) -> bytes:
-    """Bytes with a few of them lost, doubled, changed or joined by others."""
+def _mutate_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Remove, repeat, change or insert a few bytes."""
     for _ in range(rng.choice((1, 1, 2, 5))):
         place = rng.randrange(len(content) + 1)
-        what = rng.randrange(5)
-        if what == 0:
+        choice = rng.randrange(5)
+        if choice == 0:
             content = content[:place]
-        elif what == 1:
+        elif choice == 1:
             content = content[:place] + content[place + 1 :]
-        elif what == 2:
+        elif choice == 2:
             content = content[:place] + rng.choice(NASTY_BYTES) + content[place:]
-        elif what == 3:
+        elif choice == 3:
             content = content[:place] + bytes([rng.randrange(256)]) + content[place + 1 :]
         else:
             content = content[:place] + content[place // 2 :]
     return content
 
 
-def _path(path: str, rng: random.Random) -> str:
-    """A path with a part or a parameter of it replaced."""
+def _mutate_path(path: str, rng: random.Random) -> str:
+    """Replace a part or a parameter of a path."""
     value = quote(str(rng.choice(NASTY_VALUES))[:300], safe="")
     if "?" in path and rng.random() < 0.7:
         base, _, query = path.partition("?")
@@ -204,24 +207,24 @@ def _path(path: str, rng: random.Random) -> str:
 
 
 def request(rng: random.Random, key: str, changes: bool) -> bytes:
-    """One request: good HTTP, whatever it says."""
+    """Return one request: valid HTTP with mutated content."""
     method, path, body = rng.choice(GOOD + CHANGES * 2 if changes else GOOD)
     media, content = "application/json", b""
-    what = rng.random()
+    choice = rng.random()
     if body is not None:
-        if what < 0.5:
+        if choice < 0.5:
             for _ in range(rng.choice((1, 1, 2, 4))):
-                body = _replaced(body, rng)
+                body = _mutate_json(body, rng)
         content = json.dumps(body).encode("utf-8", "surrogatepass")
-        if 0.5 <= what < 0.8:
-            content = _broken(content, rng)
-        elif 0.8 <= what < 0.85:
+        if 0.5 <= choice < 0.8:
+            content = _mutate_bytes(content, rng)
+        elif 0.8 <= choice < 0.85:
             media = rng.choice(MEDIA)
-    if what >= 0.85 or (body is None and what >= 0.2):
-        path = _path(path, rng)
+    if choice >= 0.85 or (body is None and choice >= 0.2):
+        path = _mutate_path(path, rng)
         if rng.random() < 0.2:
             method = rng.choice(("GET", "POST", "PATCH", "HEAD", "OPTIONS", "TRACE"))
-    method = "GET" if method == "HEAD" else method  # an answer without a body hides its form
+    method = "GET" if method == "HEAD" else method  # an answer without a body has no form to check
     lines = [
         f"{method} {path} HTTP/1.1", "host: localhost", f"x-api-key: {key}",
         f"content-length: {len(content)}",
@@ -231,8 +234,8 @@ def request(rng: random.Random, key: str, changes: bool) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
-async def _sent(
-    host: str, port: int, count: int, make: Callable[[], bytes], tell: Callable[[int], None]
+async def _send_all(
+    host: str, port: int, count: int, make: Callable[[], bytes], on_progress: Callable[[int], None]
 ) -> tuple[Counter[str], list[dict[str, Any]], int]:
     statuses, findings, other = Counter[str](), list[dict[str, Any]](), 0
     left = count
@@ -242,25 +245,25 @@ async def _sent(
         connection: Connection | None = None
         while left > 0:
             left -= 1
-            tell(count - left)
-            asked = make()
+            on_progress(count - left)
+            content = make()
             try:
                 if connection is None or not connection.is_open:
                     loop = asyncio.get_running_loop()
                     _, connection = await loop.create_connection(Connection, host, port)
                 async with asyncio.timeout(30):
-                    status, body = await connection.ask(asked)
+                    status, body = await connection.send(content)
             except (OSError, TimeoutError) as error:
                 statuses["error"] += 1
-                findings.append({"error": repr(error), "request": repr(asked[:2000])})
+                findings.append({"error": repr(error), "request": repr(content[:2000])})
                 connection = None
                 continue
             statuses[str(status)] += 1
             if status >= 500 and status != 503:
-                findings.append({"status": status, "request": repr(asked[:2000])})
+                findings.append({"status": status, "request": repr(content[:2000])})
             if status >= 400 and not _is_failure(body):
                 other += 1
-                findings.append({"body": repr(body[:500]), "request": repr(asked[:2000])})
+                findings.append({"body": repr(body[:500]), "request": repr(content[:2000])})
         if connection is not None:
             connection.close()
 
@@ -276,20 +279,20 @@ def _is_failure(body: bytes) -> bool:
     return list(error) == ["code", "message", "field"]
 
 
-def mutated(
+def send_mutated(
     address: str, pid: int, count: int, seed: int, key: str = ADMIN, changes: bool = False
 ) -> dict[str, Any]:
-    """Send ``count`` broken requests; what came back, and memory after each fifth of them."""
+    """Send ``count`` mutated requests; return the answers, and memory after each fifth of them."""
     host, port = address.removeprefix("http://").split(":")
     rng, memory = random.Random(seed), [resident_mib(pid)["RssAnon"]]
 
-    def tell(done: int) -> None:
+    def on_progress(done: int) -> None:
         if done % max(1, count // 5) == 0:
             memory.append(resident_mib(pid)["RssAnon"])
 
     began = time.perf_counter()
     make = lambda: request(rng, key, changes)  # noqa: E731
-    statuses, findings, other = asyncio.run(_sent(host, int(port), count, make, tell))
+    statuses, findings, other = asyncio.run(_send_all(host, int(port), count, make, on_progress))
     for finding in findings[:5]:
         print(json.dumps(finding), file=sys.stderr)
     return {
@@ -305,8 +308,8 @@ def mutated(
     }
 
 
-def by_schema(address: str, examples: int) -> dict[str, Any]:
-    """Let schemathesis make requests from the OpenAPI document and check the answers."""
+def run_schemathesis(address: str, examples: int) -> dict[str, Any]:
+    """Run schemathesis on the OpenAPI document."""
     command = [
         str(Path(sys.executable).with_name("schemathesis")), "run", f"{address}/openapi.json",
         "--max-examples", str(examples), "--phases", "examples,coverage,fuzzing", "--mode", "all",
@@ -316,7 +319,7 @@ def by_schema(address: str, examples: int) -> dict[str, Any]:
         "--header", f"X-API-Key: {ADMIN}", "--generation-deterministic", "--no-color",
     ]  # fmt: skip
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:  # it keeps notes where it runs
+    with tempfile.TemporaryDirectory() as folder:  # it writes files where it runs
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     lines = done.stdout.splitlines()
     summary = next((n for n, line in enumerate(lines) if "SUMMARY" in line), 0)
@@ -332,10 +335,10 @@ def by_schema(address: str, examples: int) -> dict[str, Any]:
 def main() -> None:
     """Fuzz a server of a small run, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", type=Path, help="run to serve; none: one made under OUT")
+    parser.add_argument("--run", type=Path, help="run to serve; default: one made under OUT")
     parser.add_argument("--out", type=Path, default=Path("build/serve_fuzz"))
     parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--examples", type=int, default=100, help="of schemathesis, a route")
+    parser.add_argument("--examples", type=int, default=100, help="of schemathesis, per route")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -344,15 +347,17 @@ def main() -> None:
         from serve_run import make_run
 
         run = make_run(given.out, num_items=5000, num_users=2000, steps=30, features=True)
-    with served(str(run), "--set", "log_requests=false") as (process, address):
-        found: dict[str, Any] = {"python": platform.python_version()}
-        found["schemathesis"] = by_schema(address, given.examples)
-        found["memory_mib_between"] = resident_mib(process.pid)
-        found["fuzzer"] = mutated(address, process.pid, given.requests, given.seed, changes=True)
-    found["exit_code"] = process.returncode
+    with start_server(str(run), "--set", "log_requests=false") as (process, address):
+        result: dict[str, Any] = {"python": platform.python_version()}
+        result["schemathesis"] = run_schemathesis(address, given.examples)
+        result["memory_mib_between"] = resident_mib(process.pid)
+        result["fuzzer"] = send_mutated(
+            address, process.pid, given.requests, given.seed, changes=True
+        )
+    result["exit_code"] = process.returncode
     given.results.parent.mkdir(parents=True, exist_ok=True)
-    given.results.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    given.results.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What a server answers under load: latency, recall, start-up, and swaps of the model meanwhile.
+"""Latency, recall, start-up time and model reloads of the server under load.
 
     python benchmarks/serve_load.py --out build/serve_load   # results/serve_load.json, the docs
 
 The server is ``candid serve`` in a process of its own; this process sends requests at fixed times,
-whether or not earlier ones are answered (an open loop), and counts latency from the moment that a
-request was due, so that a server that stalls cannot hide it. Both share the machine's cores.
-Recall is that of the served answers against every inner product, seen items left out of both. At
-last a second server answers all questions in a thread (``quick_ms = 0``), at the highest rate.
+whether or not earlier ones are answered (an open loop), and measures latency from the time at which
+a request was due, so that a stalled server shows. Both share the cores of the machine. Recall
+compares the answers with all inner products, without seen items in both. Finally a second server
+runs all batches in a thread (``quick_ms = 0``), at the highest rate.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ K = 100
 
 
 class Connection(asyncio.Protocol):
-    """One kept-alive connection, one request at a time."""
+    """One keep-alive connection, one request at a time."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -47,18 +47,18 @@ class Connection(asyncio.Protocol):
         self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Store the transport."""
         self._transport = transport
         self.is_open = True
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Fail what waits."""
+        """Fail the open request."""
         self.is_open = False
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error or ConnectionResetError("closed"))
 
     def data_received(self, data: bytes) -> None:
-        """Gather an answer of known length."""
+        """Collect an answer with a content-length."""
         self._buffer += data
         head = self._buffer.find(b"\r\n\r\n")
         if head < 0 or self._answer is None:
@@ -76,35 +76,35 @@ class Connection(asyncio.Protocol):
             self._answer.set_result((int(headers.split(b" ", 2)[1]), body))
 
     def close(self) -> None:
-        """End."""
+        """Close the connection."""
         self.is_open = False
         self._transport.close()
 
-    def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
-        """Send a request; its status and body."""
+    def send(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
+        """Send a request; return a future of its status and body."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return self._answer
 
 
 @dataclass
-class MetricSums:
-    """What came of one load.
+class LoadResult:
+    """Answers of one load.
 
     Attributes:
-        latencies: of answers with status 200, seconds from when each was due.
-        statuses: how often each status came; "error" where no answer did.
+        latencies: of answers with status 200, seconds since each was due.
+        statuses: number of answers by status; "error": no answer.
     """
 
     latencies: list[float] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
 
     def count(self, status: str) -> None:
-        """Add one."""
+        """Count one answer."""
         self.statuses[status] = self.statuses.get(status, 0) + 1
 
     def summary(self, seconds: float) -> dict[str, Any]:
-        """Rates and latencies in milliseconds."""
+        """Return rates, and latencies in milliseconds."""
         ms = np.array(self.latencies) * 1000
         quantiles = np.quantile(ms, [0.5, 0.9, 0.99, 0.999, 1]) if len(ms) else np.full(5, np.nan)
         names = ("p50", "p90", "p99", "p999", "max")
@@ -118,9 +118,9 @@ class MetricSums:
 
 async def fire(
     host: str, port: int, requests: Sequence[bytes], rate: float, seconds: float
-) -> MetricSums:
-    """Send requests at ``rate`` a second, spaced evenly, over as many connections as it takes."""
-    loop, tally, free = asyncio.get_running_loop(), MetricSums(), list[Connection]()
+) -> LoadResult:
+    """Send ``rate`` requests per second, evenly spaced, over as many connections as needed."""
+    loop, result, free = asyncio.get_running_loop(), LoadResult(), list[Connection]()
     opened: list[Connection] = []
     count, tasks = int(rate * seconds), set[asyncio.Task[None]]()
 
@@ -134,15 +134,15 @@ async def fire(
                 _, connection = await loop.create_connection(Connection, host, port)
                 opened.append(connection)
             async with asyncio.timeout(10):
-                status, _ = await connection.ask(request)
+                status, _ = await connection.send(request)
             if connection.is_open:
                 free.append(connection)
         except (OSError, TimeoutError):
-            tally.count("error")
+            result.count("error")
             return
-        tally.count(str(status))
+        result.count(str(status))
         if status == 200:
-            tally.latencies.append(time.perf_counter() - due)
+            result.latencies.append(time.perf_counter() - due)
 
     start = time.perf_counter() + 0.05
     for number in range(count):
@@ -157,11 +157,13 @@ async def fire(
     for connection in opened:
         connection.close()
     await asyncio.sleep(0)
-    return tally
+    return result
 
 
-def loaded(address: str, requests: Sequence[bytes], rate: float, seconds: float) -> dict[str, Any]:
-    """Load a server and sum up; uvloop where it is there, so that this side costs little."""
+def run_load(
+    address: str, requests: Sequence[bytes], rate: float, seconds: float
+) -> dict[str, Any]:
+    """Send requests to a server and summarise; the client uses uvloop if it is installed."""
     host, port = address.removeprefix("http://").split(":")
     try:
         import uvloop
@@ -170,12 +172,12 @@ def loaded(address: str, requests: Sequence[bytes], rate: float, seconds: float)
     except ImportError:
         runner = asyncio.Runner()
     with runner:
-        tally = runner.run(fire(host, int(port), requests, rate, seconds))
-    return {"rate": rate, "seconds": seconds, **tally.summary(seconds)}
+        result = runner.run(fire(host, int(port), requests, rate, seconds))
+    return {"rate": rate, "seconds": seconds, **result.summary(seconds)}
 
 
 def post(path: str, body: Any, key: str | None = None) -> bytes:
-    """An HTTP request as it goes over the wire."""
+    """Return the bytes of an HTTP request."""
     content = json.dumps(body).encode()
     lines = [
         f"POST {path} HTTP/1.1",
@@ -189,8 +191,10 @@ def post(path: str, body: Any, key: str | None = None) -> bytes:
 
 
 @contextlib.contextmanager
-def served(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """``candid serve`` in a process of its own: the process and its address, once it answers."""
+def start_server(
+    *arguments: str, **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run ``candid serve`` in a process; yield the process and its address once it answers."""
     program = "from candid.cli import main; main()"
     command = [sys.executable, "-c", program, "serve", *arguments, "--port", "0"]
     process = subprocess.Popen(
@@ -205,7 +209,7 @@ def served(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Pop
                 break
         else:
             raise RuntimeError("".join(lines))
-        # Nobody reads further: the pipe must not fill up.
+        # Read the rest of the log, so that the pipe does not fill up.
         with subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL) as drain:
             try:
                 yield process, json.loads(lines[-1])["address"]
@@ -218,17 +222,17 @@ def served(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Pop
 
 
 def resident_mib(pid: int) -> dict[str, float]:
-    """Memory of a process: all that is resident, and what is not mapped from files."""
-    found = {}
+    """Return the resident memory of a process, in total and by origin, in MiB."""
+    memory = {}
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name in ("VmRSS", "RssAnon", "RssFile"):
-            found[name] = round(int(value.split()[0]) / 1024, 1)
-    return found
+            memory[name] = round(int(value.split()[0]) / 1024, 1)
+    return memory
 
 
 def histories(data: Path, count: int, seed: int = 1) -> list[list[int]]:
-    """Beginnings of the histories of random users: source ids."""
+    """Return the first part of the histories of random users, in source ids."""
     from candid.data import open_dataset
 
     dataset = open_dataset(data)
@@ -243,40 +247,40 @@ def histories(data: Path, count: int, seed: int = 1) -> list[list[int]]:
     ]
 
 
-def recall(address: str, run: Path, asked: Sequence[Sequence[int]]) -> float:
-    """Share of the exact top K that is among the served."""
+def recall(address: str, run: Path, sampled: Sequence[Sequence[int]]) -> float:
+    """Return the share of the exact top K in the answers."""
     import torch
 
     from candid.batches import pack_histories
     from candid.index import ExactIndex, Exclusions
     from candid.runs import load_run
 
-    loaded_run = load_run(run)
-    lengths = np.array([len(history) for history in asked])
+    trained = load_run(run)
+    lengths = np.array([len(history) for history in sampled])
     # The source id of item i is i + 1.
-    flat = np.concatenate([np.array(history) for history in asked]) - 1
-    queries = pack_histories(np.full(len(asked), -1), flat, lengths)
+    flat = np.concatenate([np.array(history) for history in sampled]) - 1
+    queries = pack_histories(np.full(len(sampled), -1), flat, lengths)
     offsets = torch.from_numpy(np.append(0, lengths.cumsum()))
     with torch.inference_mode():
-        vectors = loaded_run.model.encode_catalog()
-        query = loaded_run.model.encode_queries(queries).float()
+        vectors = trained.model.encode_catalog()
+        query = trained.model.encode_queries(queries).float()
     exact = ExactIndex(vectors).search(query, K, Exclusions(torch.from_numpy(flat), offsets))
-    hits = 0
-    for history, best in zip(asked, exact.item_ids.tolist(), strict=True):
+    num_relevant = 0
+    for history, best in zip(sampled, exact.item_ids.tolist(), strict=True):
         body = json.dumps({"history": history, "k": K, "attributes": False}).encode()
         request = urllib.request.Request(
             f"{address}/v1/recommend", body, {"content-type": "application/json"}
         )
         with urllib.request.urlopen(request) as response:
             answer = json.load(response)
-        hits += len({entry["item"] - 1 for entry in answer["items"]} & set(best))
-    return hits / (len(asked) * K)
+        num_relevant += len({entry["item"] - 1 for entry in answer["items"]} & set(best))
+    return num_relevant / (len(sampled) * K)
 
 
-def swapped(
+def run_load_with_reloads(
     address: str, requests: Sequence[bytes], rate: float, seconds: float, every: float
 ) -> dict[str, Any]:
-    """Load while another process has the model loaded again, time after time."""
+    """Send requests while another process reloads the model repeatedly."""
     script = (
         "import sys, time, urllib.request\n"
         "address, key, every, seconds = sys.argv[1:]\n"
@@ -291,47 +295,47 @@ def swapped(
     )
     command = [sys.executable, "-c", script, address, ADMIN, str(every), str(seconds)]
     reloads = subprocess.Popen(command, stdout=subprocess.PIPE)
-    found = loaded(address, requests, rate, seconds)
+    result = run_load(address, requests, rate, seconds)
     output, _ = reloads.communicate(timeout=120)
-    return {**found, "reloads": int(output), "reloads_failed": reloads.returncode != 0}
+    return {**result, "reloads": int(output), "reloads_failed": reloads.returncode != 0}
 
 
-def measured(
+def measure(
     run: Path, index: Path | None, rates: Sequence[float], seconds: float, swap_seconds: float
 ) -> dict[str, Any]:
-    """Everything about one server."""
+    """Measure one server."""
     arguments = [str(run), *(() if index is None else ("--index", str(index)))]
-    asked = histories(run.parent / "data", 2000)
-    bodies = [{"history": history, "k": K} for history in asked]
+    sampled = histories(run.parent / "data", 2000)
+    bodies = [{"history": history, "k": K} for history in sampled]
     requests = [post("/v1/recommend", body) for body in bodies]
     begun = time.perf_counter()
-    with served(*arguments) as (process, address):
+    with start_server(*arguments) as (process, address):
         result: dict[str, Any] = {"start_seconds": round(time.perf_counter() - begun, 2)}
-        result["recall"] = round(recall(address, run, asked[:300]), 4)
-        loaded(address, requests, rates[0], 3)  # Pages of the vectors come from the disk once.
+        result["recall"] = round(recall(address, run, sampled[:300]), 4)
+        run_load(address, requests, rates[0], 3)  # The first load reads the vectors from disk.
         before = _cpu_seconds(process.pid)
         result["loads"] = []
         for rate in rates:
-            found = loaded(address, requests, rate, seconds)
+            load = run_load(address, requests, rate, seconds)
             after = _cpu_seconds(process.pid)
-            found["server_cores"] = round((after - before) / seconds, 2)
+            load["server_cores"] = round((after - before) / seconds, 2)
             before = after
-            result["loads"].append(found)
-            print(json.dumps(found), flush=True)
+            result["loads"].append(load)
+            print(json.dumps(load), flush=True)
         result["memory_mib"] = resident_mib(process.pid)
-        result["swap"] = swapped(address, requests, max(rates), swap_seconds, 5.0)
+        result["swap"] = run_load_with_reloads(address, requests, max(rates), swap_seconds, 5.0)
         print(json.dumps(result["swap"]), flush=True)
         result["memory_mib_after_swaps"] = resident_mib(process.pid)
     result["exit_code"] = process.returncode
-    with served(*arguments, "--set", "quick_ms=0") as (_, address):
-        loaded(address, requests, rates[0], 3)
-        result["in_a_thread"] = loaded(address, requests, max(rates), seconds)
+    with start_server(*arguments, "--set", "quick_ms=0") as (_, address):
+        run_load(address, requests, rates[0], 3)
+        result["in_a_thread"] = run_load(address, requests, max(rates), seconds)
         print(json.dumps(result["in_a_thread"]), flush=True)
     return result
 
 
 def table(result: dict[str, Any]) -> str:
-    """What docs/benchmarks/serve.md says of the results."""
+    """Return the table of the results for docs/benchmarks/serve.md."""
     swap, thread = result["swap"], result["in_a_thread"]
     cases = [(f"{load['rate']:g}", load) for load in result["loads"]]
     reloads = f"the model reloaded {swap['reloads']} times in {swap['seconds']:g} s"
@@ -348,20 +352,20 @@ def table(result: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, load in cases:
-        asked = sum(load["statuses"].values())
+        total = sum(load["statuses"].values())
         ms = load["ms"]
         lines.append(
-            f"| {name} | {load['failed']} of {asked:,} | {ms['p50']:.1f} | {ms['p99']:.1f} | "
+            f"| {name} | {load['failed']} of {total:,} | {ms['p50']:.1f} | {ms['p99']:.1f} | "
             f"{ms['p999']:.1f} | {ms['max']:.1f} |"
         )
     return "\n".join([*lines, ""])
 
 
 def with_table(content: str, result: dict[str, Any]) -> str:
-    """The docs with their generated block as the results have it."""
-    place = re.compile(r"(?<=<!-- serve load -->\n).*?(?=<!-- /serve load -->)", re.DOTALL)
-    assert place.search(content), f"{DOCS} has no <!-- serve load --> block"
-    return place.sub(lambda _: table(result), content)
+    """Replace the generated block of the docs by the table of the results."""
+    block = re.compile(r"(?<=<!-- serve load -->\n).*?(?=<!-- /serve load -->)", re.DOTALL)
+    assert block.search(content), f"{DOCS} has no <!-- serve load --> block"
+    return block.sub(lambda _: table(result), content)
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -370,16 +374,16 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def main() -> None:
-    """Make the run and the index if they are not there, measure, and write the results."""
+    """Make the run and the index if they do not exist, measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--users", type=int, default=200_000)
-    parser.add_argument("--steps", type=int, default=1200, help="of training")
+    parser.add_argument("--steps", type=int, default=1200, help="training steps")
     parser.add_argument("--rates", type=float, nargs="+", default=[100, 250, 500])
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--swap-seconds", type=float, default=60)
-    parser.add_argument("--out", type=Path, required=True, help="where run and index are kept")
-    parser.add_argument("--index", type=Path, help="none: OUT/index, built here if missing")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run and the index")
+    parser.add_argument("--index", type=Path, help="default: OUT/index, built if missing")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -393,7 +397,7 @@ def main() -> None:
         "k": K,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        **measured(run, index, given.rates, given.seconds, given.swap_seconds),
+        **measure(run, index, given.rates, given.seconds, given.swap_seconds),
         "client_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
     given.results.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""A trained run over a large catalog, for the benchmarks of serving.
+"""A trained run over a large catalog, for the benchmarks of the server.
 
     python benchmarks/serve_run.py --items 1000000 --out build/serve_load
 
 Items lie in clusters, clusters and the items within them have popularities of a power law, and a
-user moves among three clusters; so the vectors come from training, with the lengths and the
-crowding that training gives them, and not from a random generator. Items that nobody chose keep
-their random start, as in any catalog. What is there already is not made again.
+user moves among three clusters. So the vectors have the norms and the density of trained vectors,
+not those of a random generator. Items without interactions keep their random initial vectors, as in
+any catalog. An existing dataset, run or index is reused.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from candid.atomic import atomic_folder
 from candid.cli import run as candid
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role, open_dataset
-from candid.data.atomic import atomic_folder
 from candid.data.store import write_dataset
 from candid.runs import MANIFEST, train_run
 
@@ -29,18 +29,18 @@ LENGTH = 30
 
 
 def interactions(num_items: int, num_users: int, seed: int = 0) -> np.ndarray:
-    """Item ids of users in their order: [num_users × LENGTH] int32."""
+    """Return item ids of all users in order: [num_users × LENGTH] int32."""
     rng = np.random.default_rng(seed)
     num_clusters = max(4, num_items // 500)
     size = num_items // num_clusters
     weights = 1 / np.arange(1, num_clusters + 1) ** 0.6
     favourites = rng.choice(num_clusters, (num_users, 3), p=weights / weights.sum())
-    # A user stays in a cluster for a few interactions, then moves on to another of the three.
+    # A user stays in a cluster for a few interactions, then moves to another of the three.
     turns = (rng.random((num_users, LENGTH)) < 0.25).cumsum(1) % 3
     clusters = np.take_along_axis(favourites, turns, axis=1)
     # Popularity in a cluster ∝ rank^-0.7, by inversion of its distribution.
     ranks = np.minimum((rng.random(clusters.shape) ** (1 / 0.3) * size).astype(np.int64), size - 1)
-    # Which ids a cluster has is scattered, so that no order helps a search.
+    # Shuffle the ids, so that their order does not help a search.
     return rng.permutation(num_items)[clusters * size + ranks].astype(np.int32).ravel()
 
 
@@ -68,11 +68,11 @@ def make_dataset(folder: Path, num_items: int, num_users: int) -> PreparedDatase
 
 
 def recipe(dim: int, max_steps: int, features: bool) -> dict[str, Any]:
-    """What to train; with ``features`` items are what is known of them, and may come later."""
-    known = {"kind": {"type": "categorical"}, "price": {"type": "number"}}
+    """Return the recipe; with ``features`` items are encoded by attributes and can be added."""
+    attributes = {"kind": {"type": "categorical"}, "price": {"type": "number"}}
     return {
         "name": "serve",
-        "features": {"item": known} if features else {},
+        "features": {"item": attributes} if features else {},
         "batches": {"batch_size": 128, "max_length": LENGTH, "windows": "all"},
         "model": {
             "query_tower": {"type": "causal_transformer", "dim": dim, "num_blocks": 2},
@@ -104,7 +104,7 @@ def make_run(
     steps: int = 1500,
     features: bool = False,
 ) -> Path:
-    """The folder of a run under ``out``, trained here if it is not there."""
+    """Return the folder of a run under ``out``; train it if it does not exist."""
     data, run = out / "data", out / "run"
     dataset = open_dataset(data) if data.exists() else make_dataset(data, num_items, num_users)
     if not (run / MANIFEST).exists():
@@ -113,14 +113,14 @@ def make_run(
 
 
 def make_index(run: Path, folder: Path) -> Path:
-    """The index of the run in ``folder``, built by ``candid index`` if it is not there."""
+    """Return the folder of the index of a run; build it if it does not exist."""
     if not folder.exists():
         candid(["index", str(run), "--out", str(folder), "--quiet"])
     return folder
 
 
 def main() -> None:
-    """Make a run as the command line says."""
+    """Make a run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--users", type=int, default=200_000)

@@ -1,4 +1,4 @@
-"""Two small runs, and a server of them in a process of its own."""
+"""Two small runs, and a server process of them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 import polars as pl
 import pytest
 
+from candid.atomic import atomic_folder
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role, open_dataset
-from candid.data.atomic import atomic_folder
 from candid.data.store import write_dataset
 from candid.runs import train_run
-from candid.runs.serving import open_served
+from candid.serve.bundle import open_bundle
 from candid.serve.config import ServeConfig
-from candid.serve.served import Served
+from candid.serve.model_version import ModelVersion
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from serve_load import ADMIN, served
+from serve_load import ADMIN, start_server
 
 NUM_USERS, NUM_ITEMS, LENGTH = 40, 30, 8
 DAY = 86_400_000_000
@@ -30,7 +30,7 @@ KEY = "a key to read"
 
 
 def dataset() -> PreparedDataset:
-    """Films that users buy or view; user 40 has no history. Source ids of films are 100 on."""
+    """Films that users buy or view; user 40 has no history. Source ids of films begin at 100."""
     rng = np.random.default_rng(0)
     item_ids = np.concatenate([rng.permutation(NUM_ITEMS - 2)[:LENGTH] for _ in range(NUM_USERS)])
     offsets = np.append(np.arange(0, NUM_USERS * LENGTH + 1, LENGTH), NUM_USERS * LENGTH)
@@ -127,20 +127,20 @@ def runs(tmp_path_factory) -> Runs:
 
 
 @pytest.fixture(scope="session")
-def films(runs) -> Served:
-    """A generation that tests only ask."""
-    return Served("films", 1, open_served(runs.films), ServeConfig())
+def films(runs) -> ModelVersion:
+    """A model version that tests do not change."""
+    return ModelVersion("films", 1, open_bundle(runs.films), ServeConfig())
 
 
 @pytest.fixture(scope="session")
-def by_user(runs) -> Served:
-    return Served("by-user", 1, open_served(runs.by_user), ServeConfig())
+def by_user(runs) -> ModelVersion:
+    return ModelVersion("by-user", 1, open_bundle(runs.by_user), ServeConfig())
 
 
 @pytest.fixture
-def fresh(runs) -> Served:
-    """A generation that a test may change."""
-    return Served("films", 1, open_served(runs.films), ServeConfig())
+def fresh(runs) -> ModelVersion:
+    """A model version that a test may change."""
+    return ModelVersion("films", 1, open_bundle(runs.films), ServeConfig())
 
 
 @pytest.fixture(scope="session")
@@ -148,17 +148,17 @@ def server(runs):
     """A server of both runs that needs keys."""
     settings = ["--set", "max_body=20000", "--set", "max_history=50", "--set", "max_k=40"]
     both = (str(runs.films), str(runs.by_user))
-    with served(*both, *settings, CANDID_API_KEY=KEY) as (process, address):
+    with start_server(*both, *settings, CANDID_API_KEY=KEY) as (process, address):
         yield process, address
 
 
 @pytest.fixture(scope="session")
 def client(server):
-    with httpx.Client(base_url=server[1], headers={"x-api-key": KEY}) as found:
-        yield found
+    with httpx.Client(base_url=server[1], headers={"x-api-key": KEY}) as http:
+        yield http
 
 
 @pytest.fixture(scope="session")
 def admin(server):
-    with httpx.Client(base_url=server[1], headers={"authorization": f"Bearer {ADMIN}"}) as found:
-        yield found
+    with httpx.Client(base_url=server[1], headers={"authorization": f"Bearer {ADMIN}"}) as http:
+        yield http

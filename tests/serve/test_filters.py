@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from candid.serve.errors import RequestError
 from candid.serve.filters import AttributeFilters
 from candid.serve.items import ItemTable
-from candid.serve.problems import Problem
-from candid.serve.schemas import Bounds
+from candid.serve.requests import Bounds
 
 DAY = datetime.date(2020, 1, 1)
 ROWS = {
@@ -30,19 +30,19 @@ def _table():
     frame = pl.DataFrame({"source_id": range(5), **ROWS}, strict=False).with_columns(
         pl.col("small").cast(pl.UInt8)
     )
-    return ItemTable(frame, pl.Series([], dtype=pl.Int64), np.zeros(5, dtype=np.int64), "m")
+    return ItemTable(frame, pl.Series([], dtype=pl.Int64), np.zeros(5, dtype=np.int64), model="m")
 
 
 def passing(table, **filters):
-    found = AttributeFilters(table)
-    found.check(filters)
-    return np.flatnonzero(found.mask(filters)).tolist()
+    attribute_filters = AttributeFilters(table)
+    attribute_filters.check(filters)
+    return np.flatnonzero(attribute_filters.mask(filters)).tolist()
 
 
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
-        ({"kind": ["a"]}, [0, 3]),  # of a text that holds a list each member counts
+        ({"kind": ["a"]}, [0, 3]),  # each part of a text list can match
         ({"kind": ["a|c", "b"]}, [1, 3]),
         ({"genres": ["x", "q"]}, [0, 3]),
         ({"year": [1990, 2010, 1.5e3]}, [0, 3]),
@@ -60,7 +60,7 @@ def passing(table, **filters):
         ({"kind": ["a", "c"], "year": Bounds(min=2000)}, [3, 4]),
     ],
 )
-def test_what_passes(table, filters, expected):
+def test_mask_selects_matching_items(table, filters, expected):
     assert passing(table, **filters) == expected
 
 
@@ -68,39 +68,39 @@ def test_what_passes(table, filters, expected):
     ("filters", "message"),
     [
         ({"colour": ["red"]}, "items have no attribute 'colour'; they have: at, born, genres"),
-        ({"kind": [3]}, "attribute 'kind' is String, which 3 is not"),
-        ({"year": ["1990"]}, "attribute 'year' is Int64, which '1990' is not"),
-        ({"year": [True]}, "which True is not"),
-        ({"member": [1]}, "attribute 'member' is Boolean, which 1 is not"),
-        ({"born": ["today"]}, "attribute 'born' is Date, which 'today' is not"),
-        ({"kind": Bounds(min="a")}, "attribute 'kind' is String, which has no min and max"),
-        ({"year": [2**63]}, "which 9223372036854775808 is not"),
+        ({"kind": [3]}, "attribute 'kind' must be String, got 3"),
+        ({"year": ["1990"]}, "attribute 'year' must be Int64, got '1990'"),
+        ({"year": [True]}, "must be Int64, got True"),
+        ({"member": [1]}, "attribute 'member' must be Boolean, got 1"),
+        ({"born": ["today"]}, "attribute 'born' must be Date, got 'today'"),
+        ({"kind": Bounds(min="a")}, "attribute 'kind' is String and supports no min and max"),
+        ({"year": [2**63]}, "must be Int64, got 9223372036854775808"),
         ({"x" * 5000: ["red"]}, "items have no attribute 'xxx"),
     ],
 )
-def test_what_means_nothing_is_refused(table, filters, message):
-    with pytest.raises(Problem, match=message) as caught:
+def test_check_refuses_bad_filters(table, filters, message):
+    with pytest.raises(RequestError, match=message) as caught:
         AttributeFilters(table).check(filters)
     assert len(caught.value.message) < 400
     assert caught.value.field.startswith("filters.")
 
 
-def test_changed_items_pass_by_what_they_are_now(table):
+def test_mask_uses_updated_attributes(table):
     filters = AttributeFilters(table)
-    asked = {"kind": ["a"], "year": Bounds(min=1980)}
-    assert np.flatnonzero(filters.mask(asked)).tolist() == [0, 3]
-    table.change(0, "t", {"kind": "b", "year": 1990})
-    table.change(table.ids.add(77), None, {"kind": "a", "year": 1999})
-    table.change(table.ids.add(78), None, {"kind": "a"})
-    assert np.flatnonzero(filters.mask(asked)).tolist() == [3, 5]
+    condition = {"kind": ["a"], "year": Bounds(min=1980)}
+    assert np.flatnonzero(filters.mask(condition)).tolist() == [0, 3]
+    table.update(0, "t", {"kind": "b", "year": 1990})
+    table.update(table.ids.add(77), None, {"kind": "a", "year": 1999})
+    table.update(table.ids.add(78), None, {"kind": "a"})
+    assert np.flatnonzero(filters.mask(condition)).tolist() == [3, 5]
 
 
-def test_masks_are_kept_until_an_item_changes(table, monkeypatch):
+def test_masks_are_cached_until_an_item_changes(table, monkeypatch):
     filters = AttributeFilters(table)
     first = filters.mask({"kind": ["a"]})
     assert filters.mask({"kind": ["a"]}) is first
     assert filters.mask({"kind": ["b"]}) is not first
     for number in range(40):
         filters.mask({"year": [number]})
-    assert filters.mask({"kind": ["a"]}) is not first  # no memory grows with what is asked
-    assert len(filters._kept) == 32
+    assert filters.mask({"kind": ["a"]}) is not first  # the cache is bounded
+    assert len(filters._cache) == 32

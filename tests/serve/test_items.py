@@ -1,4 +1,4 @@
-"""Source ids, and what is said of items."""
+"""Ids of requests, and descriptions of items."""
 
 import datetime
 import json
@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from candid.serve import items as module
-from candid.serve.items import ItemTable, SourceIds
-from candid.serve.problems import Problem
+from candid.serve.errors import RequestError
+from candid.serve.items import ItemTable, RequestIds
 
 
 @pytest.mark.parametrize(
@@ -29,25 +29,25 @@ from candid.serve.problems import Problem
         (10**400, None),
     ],
 )
-def test_integer_ids_may_be_written_as_text(source_id, expected):
-    assert SourceIds(pl.Series([7, 12, -3]), "item", "m").find(source_id) == expected
+def test_integer_ids_accept_text(source_id, expected):
+    assert RequestIds(pl.Series([7, 12, -3]), kind="item", model="m").find(source_id) == expected
 
 
-def test_ids_beyond_those_with_a_sign():
-    ids = SourceIds(pl.Series([2**64 - 1, 3, 2**63], dtype=pl.UInt64), "item", "m")
-    asked = [2**63, str(2**64 - 1), "3", -1, "-1", 2**64, str(10**19), 4]
-    assert ids.find_all(asked) == [2, 0, 1, None, None, None, None, None]
-    assert ids.names([0, 2]) == [2**64 - 1, 2**63]
+def test_unsigned_ids():
+    ids = RequestIds(pl.Series([2**64 - 1, 3, 2**63], dtype=pl.UInt64), kind="item", model="m")
+    request_ids = [2**63, str(2**64 - 1), "3", -1, "-1", 2**64, str(10**19), 4]
+    assert ids.find_all(request_ids) == [2, 0, 1, None, None, None, None, None]
+    assert ids.source_ids([0, 2]) == [2**64 - 1, 2**63]
 
 
-def test_text_ids_may_be_written_as_integers():
-    ids = SourceIds(pl.Series(["7", "a b", "07"]), "user", "m")
+def test_text_ids_accept_integers():
+    ids = RequestIds(pl.Series(["7", "a b", "07"]), kind="user", model="m")
     assert [ids.find(i) for i in (7, "7", "a b", "07", "x", True)] == [0, 0, 1, 2, None, None]
-    with pytest.raises(Problem, match=r"no user 'xxx.*… in model 'm'") as caught:
+    with pytest.raises(RequestError, match=r"no user 'xxx.*… in model 'm'") as caught:
         ids.require("x" * 10_000, "user")
     assert caught.value.code == "unknown_user"
     assert ids.add("new") == 3
-    assert (len(ids), ids.find("new"), ids.names([3])) == (4, 3, ["new"])
+    assert (len(ids), ids.find("new"), ids.source_ids([3])) == (4, 3, ["new"])
 
 
 @pytest.fixture(name="table")
@@ -61,14 +61,14 @@ def _table():
         }
     )
     counts = np.array([5, 1, 9, 2])
-    return ItemTable(frame, pl.Series(["e"]), counts, "m")
+    return ItemTable(frame, pl.Series(["e"]), counts, model="m")
 
 
 ALL = np.ones(9, dtype=np.bool_)
 
 
-def test_description(table):
-    assert table.describe([2, 0], with_attributes=True) == [
+def test_describe(table):
+    assert table.describe([2, 0], include_attributes=True) == [
         {
             "item": "c",
             "title": "Red Sun",
@@ -86,34 +86,34 @@ def test_description(table):
     assert table.describe([], True) == []
 
 
-@pytest.mark.parametrize("room", [2, 100])
-def test_what_is_written_is_the_description(table, room, monkeypatch):
-    monkeypatch.setattr(module, "WRITTEN", room)
+@pytest.mark.parametrize("cached_items", [2, 100])
+def test_json_equals_the_description(table, cached_items, monkeypatch):
+    monkeypatch.setattr(module, "CACHED_ITEMS", cached_items)
     for ids in ([0, 1, 2], [2, 4, 3, 3], [0]):
-        for with_attributes in (True, False):
-            texts = table.written(ids, with_attributes)
-            found = [json.loads(text + "}") for text in texts]
-            assert found == table.describe(ids, with_attributes)
-    table.change(0, "Green Dawn", {"odd": 2.0})
-    found = json.loads(table.written([0], True)[0] + "}")
-    assert found["title"] == "Green Dawn"
-    assert found["attributes"] == {"born": None, "odd": 2.0}
+        for include_attributes in (True, False):
+            texts = table.describe_json(ids, include_attributes)
+            entries = [json.loads(text + "}") for text in texts]
+            assert entries == table.describe(ids, include_attributes)
+    table.update(0, "Green Dawn", {"odd": 2.0})
+    entry = json.loads(table.describe_json([0], True)[0] + "}")
+    assert entry["title"] == "Green Dawn"
+    assert entry["attributes"] == {"born": None, "odd": 2.0}
 
 
-def test_search(table):
-    assert table.search("red", 9, ALL) == [2, 0]  # by popularity
-    assert table.search("sun red", 9, ALL) == [2]
-    assert table.search("b", 9, ALL)[0] == 1  # the id first, then titles
-    assert table.search("", 3, ALL) == [4, 2, 0]
-    assert table.search("red", 1, ALL) == [2]
-    assert table.search("purple", 9, ALL) == []
+def test_find_by_title(table):
+    assert table.find_by_title("red", 9, ALL) == [2, 0]  # by popularity
+    assert table.find_by_title("sun red", 9, ALL) == [2]
+    assert table.find_by_title("b", 9, ALL)[0] == 1  # the id first, then titles
+    assert table.find_by_title("", 3, ALL) == [4, 2, 0]
+    assert table.find_by_title("red", 1, ALL) == [2]
+    assert table.find_by_title("purple", 9, ALL) == []
     live = ALL.copy()
     live[2] = False
-    assert table.search("red", 9, live) == [0]
-    table.change(0, "Purple Rain", {})
-    table.change(table.ids.add("f"), "Deep Purple", {})
-    assert set(table.search("purple", 9, ALL)) == {0, 5}
-    assert table.search("dawn", 9, ALL) == []
-    # One that comes while others search is not there yet.
-    assert table.search("purple", 9, ALL[:5]) == [0]
-    assert table.search("f", 9, ALL[:5]) == []
+    assert table.find_by_title("red", 9, live) == [0]
+    table.update(0, "Purple Rain", {})
+    table.update(table.ids.add("f"), "Deep Purple", {})
+    assert set(table.find_by_title("purple", 9, ALL)) == {0, 5}
+    assert table.find_by_title("dawn", 9, ALL) == []
+    # An item that was added during the search is left out.
+    assert table.find_by_title("purple", 9, ALL[:5]) == [0]
+    assert table.find_by_title("f", 9, ALL[:5]) == []

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from candid.serve.config import ServeConfig
     from candid.serve.models import Opener
 
-READ_KEY = "CANDID_API_KEY"
-ADMIN_KEY = "CANDID_ADMIN_KEY"
+READ_KEY: Final = "CANDID_API_KEY"
+ADMIN_KEY: Final = "CANDID_ADMIN_KEY"
+EXTRA_MODULES: Final = ("fastapi", "httptools", "prometheus_client", "uvicorn")
 
 
 def serve(
@@ -25,93 +26,97 @@ def serve(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Folders of runs; the first is asked where a request names no model.",
+            help="Folders of runs; the first answers requests that name no model",
         ),
     ],
     index: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="DIR",
-            help="Index of each run, in their order; none: DIR/index of the run, or where there is "
-            "none an exact one.",
+            help="Index of each run, in the same order [default: DIR/index of the run, or an exact "
+            "index in memory]",
         ),
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Prepared dataset of each run; none: those they were trained on."),
+        typer.Option(
+            help="Prepared dataset of each run, in the same order [default: the one it was trained "
+            "on]"
+        ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one")
     ] = 8000,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help=f"Keys of those who may ask, one a line; or one in {READ_KEY}; none: everybody.",
+            help=f"Keys of clients that may query, one per line, or one key in {READ_KEY} "
+            "[default: no key needed]",
         ),
     ] = None,
     admin_key_file: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help=f"Keys of those who may change items and reload; or one in {ADMIN_KEY}; none: "
-            "nobody.",
+            help="Keys of clients that may update items and reload, one per line, or one key in "
+            f"{ADMIN_KEY} [default: updates and reloads are refused]",
         ),
     ] = None,
-    changes: Annotated[
+    item_updates: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Keep changes of items here, so that they outlive the server."
+            metavar="FILE",
+            help="Store item updates in this file, so that they outlive the server",
         ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Change a limit, such as max_k=500; may be repeated.",
+            "--set", metavar="NAME=VALUE", help="Override a limit, such as max_k=500; repeatable"
         ),
     ] = None,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Write no line for each request.")
+        bool, typer.Option("--quiet", "-q", help="Log no line for each request")
     ] = False,
 ) -> None:
-    """Answer over HTTP: recommendations, items near an item, and a page at /.
+    """Serve recommendations and similar items over HTTP, with a web page at /.
 
-    GET /v1/model lists the limits. SIGHUP loads the models again, SIGTERM stops once what was asked
-    is answered. The log, JSON lines on stderr, says the address and never what people asked.
+    GET /v1/model lists the limits. SIGHUP reloads the models; SIGTERM finishes open requests and
+    stops. The log on stderr, JSON lines, contains the address and no personal data.
     """
-    # A reload that is asked for before there is anything to load again would be the end.
+    # A reload signal during start-up would end the process.
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    settings = _settings(overrides or [])
+    config = _config(overrides or [])
     if quiet:
-        settings = settings.model_copy(update={"log_requests": False})
-    read = _keys(api_key_file, READ_KEY)
-    admin = _keys(admin_key_file, ADMIN_KEY)
+        config = config.model_copy(update={"log_requests": False})
+    read_keys = _keys(api_key_file, READ_KEY)
+    admin_keys = _keys(admin_key_file, ADMIN_KEY)
     openers = _openers(runs, index or [], data or [])
     try:
-        from candid.serve.gate import Keys
-        from candid.serve.process import serve as serve_models
+        from candid.serve.http.middleware import ApiKeys
+        from candid.serve.http.process import run_server
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("fastapi", "uvicorn", "prometheus_client"):
+        if (error.name or "").split(".")[0] not in EXTRA_MODULES:
             raise
         raise ConfigError(
-            f"candid serve needs {error.name}, which is not installed: pip install 'candid[serve]'"
+            f"candid serve needs {error.name}, which is not installed: pip install "
+            "'candid-retrieval[serve]'"
         ) from None
 
-    serve_models(
+    run_server(
         openers,
-        config=settings,
-        keys=Keys(read, admin),
+        config=config,
+        keys=ApiKeys(read_keys, admin_keys),
         host=host,
         port=port,
-        changes=changes,
+        item_updates=item_updates,
     )
 
 
-def _settings(overrides: Sequence[str]) -> ServeConfig:
+def _config(overrides: Sequence[str]) -> ServeConfig:
     from candid.config import validated, with_overrides
     from candid.serve.config import ServeConfig
 
@@ -123,25 +128,25 @@ def _openers(
 ) -> Mapping[str, Opener]:
     from functools import partial
 
-    from candid.runs.serving import open_served
+    from candid.serve.bundle import open_bundle
 
-    for option, given in (("--index", indexes), ("--data", datasets)):
-        if given and len(given) != len(runs):
+    for option, values in (("--index", indexes), ("--data", datasets)):
+        if values and len(values) != len(runs):
             raise ConfigError(
-                f"{option} is given {len(given)} times for {len(runs)} runs: once for each, in "
-                "their order, or not at all"
+                f"{option} is given {len(values)} times for {len(runs)} runs: give it once per "
+                "run, in the same order, or leave it out"
             )
     openers: dict[str, Opener] = {}
-    for place, run in enumerate(runs):
+    for position, run in enumerate(runs):
         name = run.resolve().name
         number = 2
         while name in openers:
             name, number = f"{run.resolve().name}-{number}", number + 1
         openers[name] = partial(
-            open_served,
+            open_bundle,
             run,
-            indexes[place] if indexes else None,
-            datasets[place] if datasets else None,
+            indexes[position] if indexes else None,
+            datasets[position] if datasets else None,
         )
     return openers
 
@@ -153,8 +158,8 @@ def _keys(file: Path | None, variable: str) -> tuple[str, ...]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the keys in {file} cannot be read: {error}") from None
+        raise ConfigError(f"cannot read keys from {file}: {error}") from None
     keys = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not keys:
-        raise ConfigError(f"{file} holds no key: write one a line")
+        raise ConfigError(f"{file} contains no key: write one per line")
     return keys

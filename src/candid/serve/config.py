@@ -1,4 +1,4 @@
-"""Settings of the server: limits, waits, and where it listens."""
+"""Settings of the server: limits, timeouts and batching."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from candid.component import ComponentConfig
 
 
 class ServeConfig(ComponentConfig):
-    """What one server process allows and how long it waits."""
+    """Limits and timeouts of one server process."""
 
     max_k: int = Field(1000, ge=1, description="largest k of a request")
     max_history: int = Field(
-        1000, ge=1, description="longest history of a request; the model reads its last part"
+        1000, ge=1, description="longest history of a request; the model reads its latest part"
     )
     max_list: int = Field(
         10_000, ge=1, description="longest allow or deny list, and values of one attribute filter"
@@ -24,7 +24,7 @@ class ServeConfig(ComponentConfig):
         1024, ge=1, description="requests in flight; more are refused with 503"
     )
     max_waiting: int = Field(
-        1024, ge=1, description="queries that wait for the model; more are refused with 503"
+        1024, ge=1, description="queries in the queue of the model; more are refused with 503"
     )
     batch_size: int = Field(64, ge=1, description="queries encoded and searched at once")
     batch_wait_ms: float = Field(
@@ -33,8 +33,8 @@ class ServeConfig(ComponentConfig):
     quick_ms: float = Field(
         20.0,
         ge=0,
-        description="batches expected to take less are answered between reading requests, others "
-        "in a thread beside it; 0: all in the thread",
+        description="batches expected to take less run on the event loop, others in a thread; "
+        "0: all in the thread",
     )
     timeout_ms: float = Field(
         1000.0, gt=0, description="a query that waits longer for its answer gets 503"
@@ -45,26 +45,28 @@ class ServeConfig(ComponentConfig):
     drain_ms: float = Field(
         0.0,
         ge=0,
-        description="after SIGTERM go on answering this long, no longer ready, so that load "
-        "balancers look elsewhere",
+        description="after SIGTERM, keep answering this long while /readyz returns 503, so that "
+        "load balancers stop sending requests",
     )
     shutdown_ms: float = Field(
-        10_000.0, gt=0, description="requests in flight at shutdown are given up after this long"
+        10_000.0, gt=0, description="at shutdown, requests in flight are cancelled after this long"
     )
     rate: float | None = Field(
-        None, gt=0, description="requests a second that one client may make; none: any number"
+        None, gt=0, description="requests per second of one client; none: unlimited"
     )
-    burst: int = Field(100, ge=1, description="requests that one client may make at once")
+    burst: int = Field(100, ge=1, description="requests that one client may send at once")
     max_clients: int = Field(
-        10_000, ge=1, description="clients whose rate is remembered; the idlest is forgotten first"
+        10_000,
+        ge=1,
+        description="clients whose rate is remembered; the longest idle is dropped first",
     )
     probability_items: int = Field(
         200_000,
         ge=0,
-        description="up to this many items every answer carries probabilities; beyond, where a "
-        "request asks",
+        description="up to this many items every answer has probabilities; above, only where a "
+        "request wants them",
     )
     threads: int | None = Field(
         None, ge=1, description="CPU threads of one search; none: half of the cores"
     )
-    log_requests: bool = Field(True, description="write a line for each request")
+    log_requests: bool = Field(True, description="write a log line for each request")

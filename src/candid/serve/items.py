@@ -1,11 +1,11 @@
-"""What the server says of items: ids, titles, attributes, popularity; and changes of them."""
+"""Items as the server describes them: ids, titles, attributes, popularity, and their updates."""
 
 from __future__ import annotations
 
 import datetime
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,24 +13,25 @@ import polars as pl
 from pydantic_core import to_json
 
 from candid import index
-from candid.serve.problems import Problem, shown
+from candid.serve.errors import RequestError, short_repr
 
 Ints = npt.NDArray[np.int64]
-SHOWN_COLUMNS = ("source_id", "title")
-WRITTEN = 200_000
-"""Items whose JSON is kept: the popular ones are in one answer after the other."""
+OTHER_COLUMNS: Final = ("source_id", "title")
+"""Columns of the table of items that are not attributes."""
+CACHED_ITEMS: Final = 200_000
+"""Items whose JSON is cached: popular items are in one answer after the other."""
 
 
-class SourceIds:
-    """Source ids to dense ids and back, for users or items, as requests write them.
+class RequestIds:
+    """Converts source ids, as requests write them, to dense ids and back.
 
     Args:
-        source_ids: [n], integer or text; row i has the id i.
+        source_ids: [n], integer or text; row i has the dense id i.
         kind: "user" or "item".
-        model: its name, for messages.
+        model: name of the model, for messages.
     """
 
-    def __init__(self, source_ids: pl.Series, kind: str, model: str) -> None:
+    def __init__(self, source_ids: pl.Series, *, kind: str, model: str) -> None:
         self.is_text = not source_ids.dtype.is_integer()
         self._ids = index.SourceIds(source_ids)
         self._range = range(0)
@@ -39,213 +40,224 @@ class SourceIds:
             self._range = range(int(bounds.min), int(bounds.max) + 1)
         self._kind = kind
         self._model = model
-        self._ids.find([])  # Sorted now, by whoever loads, and not by the first who asks.
+        self._ids.find([])  # Sorts the ids now, so that the first request need not wait for it.
+
+    def __repr__(self) -> str:
+        return f"RequestIds({len(self)} {self._kind} ids of {self._model!r})"
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def key(self, source_id: int | str) -> int | str | None:
-        """The id as the data holds it; None where it cannot be one."""
+    def to_source_id(self, request_id: int | str) -> int | str | None:
+        """Return the id in the type of the data; None if it cannot have that type."""
         if self.is_text:
-            return str(source_id)
-        if isinstance(source_id, str):
-            digits = source_id.removeprefix("-")
+            return str(request_id)
+        if isinstance(request_id, str):
+            digits = request_id.removeprefix("-")
             if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
                 return None
-            source_id = int(source_id)
-        return source_id if source_id in self._range else None
+            request_id = int(request_id)
+        return request_id if request_id in self._range else None
 
-    def find(self, source_id: int | str) -> int | None:
-        """The dense id; None where there is none."""
-        [found] = self.find_all([source_id])
-        return found
+    def find(self, request_id: int | str) -> int | None:
+        """Return the dense id; None if the id is unknown."""
+        [dense_id] = self.find_all([request_id])
+        return dense_id
 
-    def find_all(self, source_ids: Sequence[int | str]) -> list[int | None]:
-        """The dense id of each; None where there is none."""
-        keys = list(map(self.key, source_ids))
-        nobody = "" if self.is_text else 0  # in place of what cannot be an id
-        found = self._ids.find([nobody if key is None else key for key in keys])
+    def find_all(self, request_ids: Sequence[int | str]) -> list[int | None]:
+        """Return the dense id of each; None for an unknown id."""
+        source_ids = list(map(self.to_source_id, request_ids))
+        placeholder = "" if self.is_text else 0
+        dense_ids = self._ids.find([placeholder if s is None else s for s in source_ids])
         return [
-            None if item_id < 0 or key is None else item_id
-            for key, item_id in zip(keys, found.tolist(), strict=True)
+            None if dense_id < 0 or source_id is None else dense_id
+            for source_id, dense_id in zip(source_ids, dense_ids.tolist(), strict=True)
         ]
 
-    def names(self, ids: Sequence[int] | Ints) -> list[int | str]:
-        """The source ids of dense ids."""
-        return self._ids.source_ids(ids)
+    def source_ids(self, dense_ids: Sequence[int] | Ints) -> list[int | str]:
+        """Return the source ids of dense ids."""
+        return self._ids.source_ids(dense_ids)
 
-    def require(self, source_id: int | str, field: str | None) -> int:
-        """The dense id.
+    def require(self, request_id: int | str, field: str | None) -> int:
+        """Return the dense id.
 
         Raises:
-            Problem: there is none.
+            RequestError: the id is unknown.
         """
-        found = self.find(source_id)
-        if found is None:
-            raise self.unknown(source_id, field)
-        return found
+        dense_id = self.find(request_id)
+        if dense_id is None:
+            raise self.unknown_error(request_id, field)
+        return dense_id
 
-    def unknown(self, source_id: int | str, field: str | None) -> Problem:
-        """What to say of an id that nobody has."""
-        message = f"no {self._kind} {shown(source_id)} in model {self._model!r}"
-        return Problem(f"unknown_{self._kind}", message, field)
+    def unknown_error(self, request_id: int | str, field: str | None) -> RequestError:
+        """Return the error for an unknown id."""
+        message = f"no {self._kind} {short_repr(request_id)} in model {self._model!r}"
+        return RequestError(f"unknown_{self._kind}", message, field)
 
-    def add(self, key: int | str) -> int:
-        """Give a new source id, as ``key`` returns it, the next dense id."""
-        self._ids.add([key])
+    def add(self, source_id: int | str) -> int:
+        """Give the next dense id to a new source id, which has the type of the data."""
+        self._ids.add([source_id])
         return len(self._ids) - 1
 
 
 class ItemTable:
-    """Titles, attributes and popularity of items, those that came later included.
+    """Titles, attributes and popularity of all items, added ones included.
 
     Args:
         items: V rows; ``source_id``, optional ``title``, attributes.
         added: source ids of items that an index on disk has beyond these.
-        counts: [V] int64, how often each was trained on.
-        model: its name, for messages.
+        counts: [V] int64, number of training interactions of each item.
+        model: name of the model, for messages.
 
     Attributes:
-        ids: source ids of all items, deleted ones too.
+        ids: ids of all items, deleted ones included.
         attributes: type of each attribute.
-        version: grows with every change.
+        revision: grows with every update.
     """
 
-    def __init__(self, items: pl.DataFrame, added: pl.Series, counts: Ints, model: str) -> None:
-        self.ids = SourceIds(
-            pl.concat([items["source_id"], added.cast(items["source_id"].dtype)]), "item", model
+    def __init__(self, items: pl.DataFrame, added: pl.Series, counts: Ints, *, model: str) -> None:
+        self.ids = RequestIds(
+            pl.concat([items["source_id"], added.cast(items["source_id"].dtype)]),
+            kind="item",
+            model=model,
         )
         self.has_titles = "title" in items.columns
-        names = [name for name in items.columns if name not in SHOWN_COLUMNS]
+        names = [name for name in items.columns if name not in OTHER_COLUMNS]
         self.attributes: dict[str, pl.DataType] = {name: items.schema[name] for name in names}
-        self.version = 0
+        self.revision = 0
         self._frame = items
         self._counts = counts
-        self._changed: dict[int, dict[str, Any]] = {}
-        self._written: dict[bool, dict[int, str]] = {False: {}, True: {}}
+        self._updates: dict[int, dict[str, Any]] = {}
+        self._json_cache: dict[bool, dict[int, str]] = {False: {}, True: {}}
         self._lock = threading.Lock()
         for item_id in range(items.height, len(self.ids)):
-            self.change(item_id, None, {})
-        self._lower: pl.Series | None = None
+            self.update(item_id, None, {})
+        self._search_text: pl.Series | None = None
         self._by_popularity: Ints | None = None
 
     @property
     def frame(self) -> pl.DataFrame:
-        """The items of the dataset, as they were."""
+        """The items of the dataset, without updates."""
         return self._frame
 
     @property
-    def changed(self) -> Mapping[int, Mapping[str, Any]]:
-        """``title`` and attributes of items that came later or were changed, by id."""
-        return self._changed
+    def updates(self) -> Mapping[int, Mapping[str, Any]]:
+        """``title`` and ``attributes`` of added and updated items, by id."""
+        return self._updates
 
-    def change(self, item_id: int, title: str | None, attributes: Mapping[str, Any]) -> None:
-        """Say something else of an item, or something of one that ``ids`` has just got."""
+    def update(self, item_id: int, title: str | None, attributes: Mapping[str, Any]) -> None:
+        """Set title and attributes of an existing item, or of one just added to ``ids``."""
         row = dict.fromkeys(self.attributes) | dict(attributes)
         with self._lock:
-            self._changed[item_id] = {"title": title, "attributes": _plain(row)}
-            self.version += 1
-            for written in self._written.values():
-                written.pop(item_id, None)
+            self._updates[item_id] = {"title": title, "attributes": _to_plain_row(row)}
+            self.revision += 1
+            for cache in self._json_cache.values():
+                cache.pop(item_id, None)
 
-    def touched(self) -> None:
-        """Note that an item came or went otherwise than by ``change``."""
-        self.version += 1
+    def count_revision(self) -> None:
+        """Count a change of the index, such as a deletion, as a new revision."""
+        self.revision += 1
 
-    def describe(self, item_ids: Sequence[int], with_attributes: bool) -> list[dict[str, Any]]:
-        """``item``, ``title``, ``popularity`` and, if wanted, ``attributes`` of items."""
-        base = len(self._counts)
+    def describe(self, item_ids: Sequence[int], include_attributes: bool) -> list[dict[str, Any]]:
+        """Return ``item``, ``title``, ``popularity`` and optionally ``attributes`` of items."""
+        num_built = len(self._counts)
         ids = np.asarray(item_ids, dtype=np.int64)
-        rows = np.where(ids < base, ids, 0)
-        found: list[dict[str, Any]] = [
-            {"item": name, "title": None, "popularity": count if item < base else 0}
+        rows = np.where(ids < num_built, ids, 0)
+        entries: list[dict[str, Any]] = [
+            {"item": name, "title": None, "popularity": count if item < num_built else 0}
             for item, name, count in zip(
-                item_ids, self.ids.names(ids), self._counts[rows].tolist(), strict=True
+                item_ids, self.ids.source_ids(ids), self._counts[rows].tolist(), strict=True
             )
         ]
-        if base == 0:
-            return found
+        if num_built == 0:
+            return entries
         if self.has_titles:
-            for entry, title in zip(found, self._frame["title"].gather(rows), strict=True):
+            for entry, title in zip(entries, self._frame["title"].gather(rows), strict=True):
                 entry["title"] = title
-        if with_attributes:
+        if include_attributes:
             columns = self._frame.select(list(self.attributes))[rows] if self.attributes else None
-            dicts = [{} for _ in found] if columns is None else columns.to_dicts()
-            for entry, row in zip(found, dicts, strict=True):
-                entry["attributes"] = _plain(row)
-        if self._changed:
-            for item, entry in zip(item_ids, found, strict=True):
-                if (change := self._changed.get(int(item))) is not None:
-                    entry["title"] = change["title"]
-                    if with_attributes:
-                        entry["attributes"] = change["attributes"]
-        return found
+            dicts = [{} for _ in entries] if columns is None else columns.to_dicts()
+            for entry, row in zip(entries, dicts, strict=True):
+                entry["attributes"] = _to_plain_row(row)
+        if self._updates:
+            for item, entry in zip(item_ids, entries, strict=True):
+                if (update := self._updates.get(int(item))) is not None:
+                    entry["title"] = update["title"]
+                    if include_attributes:
+                        entry["attributes"] = update["attributes"]
+        return entries
 
-    def written(self, item_ids: Sequence[int], with_attributes: bool) -> list[str]:
-        """What ``describe`` says of items as JSON, each without its closing brace."""
-        kept, version = self._written[with_attributes], self.version
-        found = list(map(kept.get, item_ids))
-        if None in found:
-            missing = list({item for item, text in zip(item_ids, found, strict=True) if not text})
-            entries = self.describe(missing, with_attributes)
-            fresh = {
+    def describe_json(self, item_ids: Sequence[int], include_attributes: bool) -> list[str]:
+        """Return the entries of ``describe`` as JSON objects, each without its closing brace."""
+        cache, revision = self._json_cache[include_attributes], self.revision
+        texts = list(map(cache.get, item_ids))
+        if None in texts:
+            missing = list({item for item, text in zip(item_ids, texts, strict=True) if not text})
+            entries = self.describe(missing, include_attributes)
+            new_texts = {
                 item: to_json(entry).decode()[:-1]
                 for item, entry in zip(missing, entries, strict=True)
             }
-            found = [text or fresh[item] for item, text in zip(item_ids, found, strict=True)]
+            texts = [text or new_texts[item] for item, text in zip(item_ids, texts, strict=True)]
             with self._lock:
-                # Of an item that was changed meanwhile the old words must not stay.
-                if self.version == version:
-                    if len(kept) + len(fresh) > WRITTEN:
-                        kept.clear()
-                    kept.update(fresh)
-        return cast("list[str]", found)
+                # An item may have been updated meanwhile: its old text must not stay.
+                if self.revision == revision:
+                    if len(cache) + len(new_texts) > CACHED_ITEMS:
+                        cache.clear()
+                    cache.update(new_texts)
+        return cast("list[str]", texts)
 
-    def search(self, query: str, limit: int, is_live: npt.NDArray[np.bool_]) -> list[int]:
-        """Ids of items whose title holds all words of a query, or whose source id it is.
+    def find_by_title(self, query: str, limit: int, live: npt.NDArray[np.bool_]) -> list[int]:
+        """Return ids of live items whose title contains all words of a query.
 
-        The item of that id comes first, then the most popular. A blank query finds all.
+        The item whose source id is the query comes first, then the most popular items. Data
+        without titles is searched by source id. A blank query matches every item.
+
+        Args:
+            query: words, in any case.
+            limit: number of ids.
+            live: [n] bool, items that can be recommended.
         """
         words = query.lower().split()
-        base = len(self._counts)
-        if self._lower is None:
+        num_built = len(self._counts)
+        if self._search_text is None:
             name = "title" if self.has_titles else "source_id"
             text = self._frame[name].cast(pl.String)
-            self._lower = text.str.to_lowercase().fill_null("")
+            self._search_text = text.str.to_lowercase().fill_null("")
             self._by_popularity = np.argsort(-self._counts, kind="stable")
         assert self._by_popularity is not None
-        matches = is_live[:base].copy()
+        matches = live[:num_built].copy()
         for word in words:
-            matches &= self._lower.str.contains(word, literal=True).to_numpy()
-        matches[[item for item in self._changed if item < base]] = False
+            matches &= self._search_text.str.contains(word, literal=True).to_numpy()
+        matches[[item for item in self._updates if item < num_built]] = False
+
+        def is_live(item: int) -> bool:
+            return item < len(live) and bool(live[item])
+
         exact = self.ids.find(query.strip()) if query.strip() else None
-
-        def is_there(item: int) -> bool:
-            return item < len(is_live) and bool(is_live[item])
-
-        found = [exact] if exact is not None and is_there(exact) else []
-        for item, change in list(self._changed.items()):
-            title = (change["title"] or str(self.ids.names([item])[0])).lower()
-            if is_there(item) and item not in found and all(word in title for word in words):
-                found.append(item)
-        ranked = self._by_popularity[matches[self._by_popularity]][: limit + 1].tolist()
-        return [*found, *(item for item in ranked if item not in found)][:limit]
+        ids = [exact] if exact is not None and is_live(exact) else []
+        for item, update in list(self._updates.items()):
+            title = (update["title"] or str(self.ids.source_ids([item])[0])).lower()
+            if is_live(item) and item not in ids and all(word in title for word in words):
+                ids.append(item)
+        popular = self._by_popularity[matches[self._by_popularity]][: limit + 1].tolist()
+        return [*ids, *(item for item in popular if item not in ids)][:limit]
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as JSON has them: moments as text, numbers that are not finite as null."""
-    return {name: _plain_value(value) for name, value in row.items()}
+def _to_plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as JSON values: times as text, numbers that are not finite as null."""
+    return {name: _to_plain(value) for name, value in row.items()}
 
 
-def _plain_value(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         return value if abs(value) < float("inf") else None
     if isinstance(value, list):
-        return [_plain_value(part) for part in value]
+        return [_to_plain(part) for part in value]
     if isinstance(value, dict):
-        return _plain(value)
+        return _to_plain_row(value)
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return str(value)

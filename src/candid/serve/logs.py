@@ -1,6 +1,6 @@
-"""The server's log: one JSON object a line on stderr, and nothing of what people asked.
+"""Log of the server: one JSON object per line on stderr, without personal data.
 
-No ids, histories, features or addresses of clients: a request is its route, status and time.
+A request is logged as route, status and time: no ids, histories, attributes or client addresses.
 """
 
 from __future__ import annotations
@@ -13,52 +13,56 @@ import logging
 import sys
 import threading
 import traceback
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
-LOGGER = logging.getLogger("candid.serve")
-FRAMES = 8
-"""Innermost lines of a traceback that are told."""
+LOGGER: Final = logging.getLogger("candid.serve")
+MAX_FRAMES: Final = 8
+"""Innermost lines of a traceback that are logged."""
+FLUSH_SECONDS: Final = 0.2
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a record: time, level, event, and the facts given as ``extra["facts"]``."""
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record: time, level, event, and the fields in ``extra["fields"]``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record down."""
-        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        """Format a record."""
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         line: dict[str, Any] = {
-            "time": moment.isoformat(timespec="milliseconds"),
+            "time": time.isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        line |= getattr(record, "facts", {})
+        line |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[1] is not None:
-            line |= fault(record.exc_info[1])
+            line |= error_fields(record.exc_info[1])
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-class HeldLines(logging.Handler):
-    """Writes lines to a stream a few times a second.
+class BufferedHandler(logging.Handler):
+    """Writes log lines to a stream a few times per second.
 
-    A write for each would cost its request more than the answer does, as the model's thread takes
-    over meanwhile.
+    One write per line would cost a request more than its answer: the thread of the model takes
+    over during the system call.
 
     Args:
-        stream: where to.
-        seconds: that a line waits at most; warnings and worse wait for nothing.
+        stream: to write to.
+        seconds: longest time that a line is buffered; warnings and errors are written at once.
     """
 
-    def __init__(self, stream: TextIO, seconds: float = 0.2) -> None:
+    def __init__(self, stream: TextIO, *, seconds: float = FLUSH_SECONDS) -> None:
         super().__init__()
         self._stream = stream
         self._seconds = seconds
-        self._held: list[str] = []
+        self._lines: list[str] = []
         self._timer: threading.Timer | None = None
         atexit.register(self.flush)
 
+    def __repr__(self) -> str:
+        return f"BufferedHandler(seconds={self._seconds})"
+
     def emit(self, record: logging.LogRecord) -> None:
-        """Hold a line, and write all that are held when it is time; called with the lock held."""
-        self._held.append(self.format(record))
+        """Buffer a line; ``logging`` holds the lock during the call."""
+        self._lines.append(self.format(record))
         if record.levelno >= logging.WARNING:
             self.flush()
         elif self._timer is None:
@@ -67,34 +71,34 @@ class HeldLines(logging.Handler):
             self._timer.start()
 
     def flush(self) -> None:
-        """Write what is held."""
+        """Write the buffered lines."""
         with self.lock or contextlib.nullcontext():
-            held, self._held, self._timer = self._held, [], None
-        if held:
-            # Nobody may read any more; that is no reason to fail whoever asks.
+            lines, self._lines, self._timer = self._lines, [], None
+        if lines:
+            # The reader of the log may have closed it: requests must not fail for that.
             with contextlib.suppress(OSError, ValueError):
-                self._stream.write("\n".join(held) + "\n")
+                self._stream.write("\n".join(lines) + "\n")
                 self._stream.flush()
 
 
-def tell(event: str, level: int = logging.INFO, **facts: Any) -> None:
-    """Write one line."""
-    LOGGER.log(level, event, extra={"facts": facts})
+def log_event(event: str, level: int = logging.INFO, **fields: Any) -> None:
+    """Write one log line."""
+    LOGGER.log(level, event, extra={"fields": fields})
 
 
-def fault(error: BaseException) -> dict[str, Any]:
-    """Where and as what an error came up; not its message, which may quote a request."""
-    frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+def error_fields(error: BaseException) -> dict[str, Any]:
+    """Return type and place of an error, without its message, which may quote a request."""
+    frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
     return {
         "error": type(error).__qualname__,
         "at": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
     }
 
 
-def set_up() -> None:
-    """Send the lines of this server, of its index and of uvicorn to stderr."""
-    handler = HeldLines(sys.stderr)
-    handler.setFormatter(JsonLines())
+def set_up_logging() -> None:
+    """Send the log lines of the server, of the index and of uvicorn to stderr."""
+    handler = BufferedHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
     for name in ("candid.serve", "candid.index", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

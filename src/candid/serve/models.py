@@ -1,4 +1,4 @@
-"""The models of a server: which generation answers, and the next one taking its place."""
+"""The models of a server: the version in use of each, and reloads."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 import torch
 
 from candid.errors import CandidError
-from candid.serve.changes import ItemChanges, Said, delete_item, put_item
+from candid.serve.bundle import ServingBundle
 from candid.serve.config import ServeConfig
-from candid.serve.logs import tell
+from candid.serve.errors import RequestError, short_repr
+from candid.serve.item_updates import ItemUpdate, ItemUpdates, delete_item, put_item
+from candid.serve.logs import log_event
 from candid.serve.metrics import Metrics
-from candid.serve.parts import ServedParts
-from candid.serve.problems import Problem, shown
-from candid.serve.schemas import Id, ItemRequest, RecommendRequest
-from candid.serve.served import Served
+from candid.serve.model_version import ModelVersion
+from candid.serve.requests import Id, ItemRequest, RecommendRequest
 
-Opener = Callable[[], ServedParts]
-"""Opens a run as it is now; raises CandidError."""
+Opener = Callable[[], ServingBundle]
+"""Opens a run in its present state; raises CandidError."""
 
 
 class Models:
-    """Named models, each with the generation that answers now.
+    """Models by name, each with the version in use.
 
-    A request keeps the generation it began with; the last one that does lets it go.
+    A request keeps the version that prepared it; an old version is freed after its last request.
 
     Args:
         openers: by name; the first is the default.
         config: limits.
-        changes: of items; applied to every generation.
-        metrics: told of reloads.
+        updates: item updates, applied to every version.
+        metrics: of the server.
 
     Raises:
         CandidError: a run cannot be opened.
@@ -42,127 +42,140 @@ class Models:
         self,
         openers: Mapping[str, Opener],
         config: ServeConfig,
-        changes: ItemChanges,
+        updates: ItemUpdates,
         metrics: Metrics,
     ) -> None:
         self._openers = dict(openers)
         self._config = config
-        self._changes = changes
+        self._updates = updates
         self._metrics = metrics
-        self._loading = threading.Lock()
-        self._current: dict[str, Served] = {}
+        self._reload_lock = threading.Lock()
+        self._versions: dict[str, ModelVersion] = {}
         for name in self._openers:
             self._load(name)
+
+    def __repr__(self) -> str:
+        return f"Models({list(self._versions.values())})"
 
     @property
     def names(self) -> list[str]:
         """Names, the default first."""
         return list(self._openers)
 
-    def get(self, name: str | None) -> Served:
-        """The generation of a model that answers now; None: of the default.
+    def get(self, name: str | None) -> ModelVersion:
+        """Return the version in use of a model; None: of the default model.
 
         Raises:
-            Problem: no such model.
+            RequestError: there is no such model.
         """
         if name is None:
             name = next(iter(self._openers))
-        served = self._current.get(name)
-        if served is None:
+        version = self._versions.get(name)
+        if version is None:
             known = ", ".join(self._openers)
-            raise Problem("invalid", f"no model {shown(name)}; there are: {known}", "model")
-        return served
+            raise RequestError("invalid", f"no model {short_repr(name)}; known: {known}", "model")
+        return version
 
     def reload(self, name: str | None) -> tuple[dict[str, int], float]:
-        """Load a model, or all, again and let it answer from then on.
+        """Load one model, or all, again; the new version then answers.
 
         Returns:
-            The generation of each, and seconds.
+            The version number of each model, and the seconds taken.
 
         Raises:
-            Problem: no such model, a reload is running, or a run cannot be opened: the
-                generation before goes on answering.
+            RequestError: there is no such model, another reload is running, or a run cannot be
+                opened; then the current version keeps serving.
         """
         names = self.names if name is None else [self.get(name).name]
-        if not self._loading.acquire(blocking=False):
-            raise Problem("reload_running", "a reload is running: wait for it", retry_after=5)
+        if not self._reload_lock.acquire(blocking=False):
+            raise RequestError(
+                "reload_running",
+                "another reload is running: wait until it has finished",
+                retry_after=5,
+            )
         started = monotonic()
         try:
             for each in names:
                 self._reload(each)
         finally:
-            self._loading.release()
+            self._reload_lock.release()
         seconds = monotonic() - started
-        return {each: self._current[each].number for each in names}, seconds
+        return {each: self._versions[each].number for each in names}, seconds
 
-    def put(self, name: str | None, source_id: Id, request: ItemRequest) -> tuple[Served, str]:
-        """Add or update an item; the generation, and "added" or "updated"."""
-        said = Said(request.title, request.attributes)
-        with self._changes.lock:
-            served = self.get(name)
-            outcome = put_item(served, source_id, said)
-            self._record(served, source_id, said)
-        return served, outcome
+    def put_item(
+        self, name: str | None, source_id: Id, request: ItemRequest
+    ) -> tuple[ModelVersion, str]:
+        """Add or update an item; return the model version and "added" or "updated"."""
+        update = ItemUpdate(request.title, request.attributes)
+        with self._updates.lock:
+            version = self.get(name)
+            outcome = put_item(version, source_id, update)
+            self._record(version, source_id, update)
+        return version, outcome
 
-    def delete(self, name: str | None, source_id: Id) -> Served:
-        """Delete an item."""
-        with self._changes.lock:
-            served = self.get(name)
-            delete_item(served, source_id)
-            self._record(served, source_id, None)
-        return served
+    def delete_item(self, name: str | None, source_id: Id) -> ModelVersion:
+        """Delete an item; return the model version."""
+        with self._updates.lock:
+            version = self.get(name)
+            delete_item(version, source_id)
+            self._record(version, source_id, None)
+        return version
 
-    def _record(self, served: Served, source_id: Id, said: Said | None) -> None:
-        key = served.items.ids.key(source_id)
+    def _record(self, version: ModelVersion, source_id: Id, update: ItemUpdate | None) -> None:
+        key = version.items.ids.to_source_id(source_id)
         assert key is not None
-        self._changes.record(served.name, key, said)
-        self._metrics.items.labels(served.name).set(served.parts.index.num_live)
+        self._updates.record(version.name, key, update)
+        self._metrics.items.labels(version.name).set(version.bundle.index.num_live)
 
     def _reload(self, name: str) -> None:
         try:
             self._load(name)
         except CandidError as error:
             self._metrics.reloads.labels(name, "failed").inc()
-            tell("reload failed", model=name, error=type(error).__qualname__, reason=str(error))
-            raise Problem("reload_failed", f"{error}; the model before goes on answering") from None
+            log_event(
+                "reload failed", model=name, error=type(error).__qualname__, reason=str(error)
+            )
+            raise RequestError(
+                "reload_failed", f"{error}; the current model keeps serving"
+            ) from None
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             # A run that is being replaced may be read half old and half new.
             self._metrics.reloads.labels(name, "failed").inc()
-            tell("reload failed", model=name, error=type(error).__qualname__)
-            raise Problem(
+            log_event("reload failed", model=name, error=type(error).__qualname__)
+            raise RequestError(
                 "reload_failed",
-                f"the run cannot be read ({type(error).__qualname__}); the model before goes on "
-                "answering",
+                f"the run cannot be read ({type(error).__qualname__}); the current model keeps "
+                "serving",
             ) from None
 
     def _load(self, name: str) -> None:
         started = monotonic()
-        parts = self._openers[name]()
-        before = self._current.get(name)
+        bundle = self._openers[name]()
+        before = self._versions.get(name)
         number = 1 if before is None else before.number + 1
-        served = Served(name, number, parts, self._config)
-        _warm_up(served)
-        # Nothing may be said of an item between the repetition and the change of generation.
-        with self._changes.lock:
-            for message in self._changes.apply(served):
-                tell("item change not applied", model=name, reason=message)
-            self._current[name] = served
-        self._metrics.generation.labels(name).set(number)
-        self._metrics.items.labels(name).set(parts.index.num_live)
+        version = ModelVersion(name, number, bundle, self._config)
+        _warm_up(version)
+        # No update may arrive between the application of all updates and the switch.
+        with self._updates.lock:
+            for message in self._updates.apply(version):
+                log_event("item update not applied", model=name, reason=message)
+            self._versions[name] = version
+        self._metrics.model_version.labels(name).set(number)
+        self._metrics.items.labels(name).set(bundle.index.num_live)
         self._metrics.reloads.labels(name, "done").inc()
-        tell("model loaded", model=name, generation=number, seconds=round(monotonic() - started, 3))
+        seconds = round(monotonic() - started, 3)
+        log_event("model loaded", model=name, version=number, seconds=seconds)
 
 
-def _warm_up(served: Served) -> None:
-    """Answer once, so that the first client does not pay for what is done once."""
-    parts = served.parts
-    starts, stops = parts.dataset.user_offsets[:-1], parts.dataset.user_offsets[1:]
-    with_history = np.flatnonzero(stops > starts)
+def _warm_up(version: ModelVersion) -> None:
+    """Answer once, so that the first request does not pay for one-time work."""
+    offsets = version.bundle.dataset.user_offsets
+    with_history = np.flatnonzero(np.diff(offsets) > 0)
     if not len(with_history):
         return
-    [user] = served.users.names([int(with_history[0])])
+    [user] = version.users.source_ids([int(with_history[0])])
     for k in (1, 10):
-        request = RecommendRequest(user=user, k=min(k, served.config.max_k))
-        served.answer([served.question(request)] * 4)
+        request = RecommendRequest(user=user, k=min(k, version.config.max_k))
+        version.answer([version.prepare(request)] * 4)
     with torch.inference_mode():
-        served.catalog.is_live()
+        version.search.live_mask()

@@ -1,0 +1,175 @@
+"""Errors over HTTP: status of each code, and the one body ``{"error": {code, message, field}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pydantic
+from pydantic_core import to_json
+
+from candid.serve.errors import RequestError, truncate
+
+STATUS: Final[Mapping[str, int]] = {
+    "bad_json": 400,
+    "bad_request": 400,
+    "no_key": 401,
+    "wrong_key": 403,
+    "needs_key": 403,
+    "not_found": 404,
+    "bad_method": 405,
+    "slow_body": 408,
+    "reload_failed": 409,
+    "reload_running": 409,
+    "too_large": 413,
+    "bad_type": 415,
+    "invalid": 422,
+    "unknown_item": 422,
+    "unknown_user": 422,
+    "unsupported": 422,
+    "too_many_requests": 429,
+    "internal": 500,
+    "overloaded": 503,
+    "timeout": 503,
+    "not_ready": 503,
+}
+"""HTTP status of each error code."""
+MAX_ERRORS: Final = 100
+"""A body with more validation errors gets their number only: formatting all would take too long."""
+UNION_BRANCHES: Final = frozenset(
+    {
+        "str",
+        "constrained-str",
+        "int",
+        "float",
+        "bool",
+        "list",
+        "constrained-list",
+        "Event",
+        "Bounds",
+    }
+)
+"""Parts of a pydantic error location that name a branch of a union, not a field."""
+
+
+def status_of(error: RequestError) -> int:
+    """Return the HTTP status of an error."""
+    return STATUS[error.code]
+
+
+def body_of(error: RequestError) -> bytes:
+    """Return the JSON body of an error."""
+    content = {"code": error.code, "message": error.message, "field": error.field}
+    return to_json({"error": content})
+
+
+def headers_of(error: RequestError) -> dict[str, str]:
+    """Return the HTTP headers of an error."""
+    headers = {"content-type": "application/json"}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if error.code == "no_key":
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def from_validation(error: pydantic.ValidationError) -> RequestError:
+    """Convert a pydantic error; only its first field is reported."""
+    if error.error_count() > MAX_ERRORS:
+        return RequestError("invalid", f"the body has {error.error_count()} errors")
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return RequestError("bad_json", truncate(first["msg"]))
+    field = _field(first["loc"])
+    # pydantic reports a value that fits no branch of a union once for each branch.
+    same_field = [e for e in errors if (_field(e["loc"]) or "").startswith(field or "")]
+    deepest = max(same_field, key=lambda e: len(_field_parts(e["loc"])))
+    if len(_field_parts(deepest["loc"])) > len(_field_parts(first["loc"])):
+        same_field = [deepest]
+    messages = dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in same_field)
+    return RequestError("invalid", truncate("; or: ".join(messages)), _field(same_field[0]["loc"]))
+
+
+def _field(location: Sequence[Any]) -> str | None:
+    return truncate(".".join(_field_parts(location)), 100) or None
+
+
+def _field_parts(location: Sequence[Any]) -> list[str]:
+    return [str(part) for part in location if not _is_union_branch(part)]
+
+
+def _is_union_branch(part: Any) -> bool:
+    return isinstance(part, str) and (part in UNION_BRANCHES or "[" in part)
+
+
+@dataclass(frozen=True)
+class ErrorExample:
+    """One error in the OpenAPI document.
+
+    Attributes:
+        code: a key of ``STATUS``.
+        message: an example.
+        field: an example.
+    """
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+EXAMPLES: Final[tuple[ErrorExample, ...]] = (
+    ErrorExample("bad_json", "Invalid JSON: expected value at line 1 column 1"),
+    ErrorExample("bad_request", "the body ended before its content-length"),
+    ErrorExample("no_key", "this server needs a key: send it as Authorization: Bearer KEY"),
+    ErrorExample("wrong_key", "the server does not accept this key for this request"),
+    ErrorExample(
+        "needs_key", "item updates and reloads need a server that was started with an admin key"
+    ),
+    ErrorExample("not_found", "no item '9999' in model 'ml1m'", "id"),
+    ErrorExample("bad_method", "this address does not support DELETE"),
+    ErrorExample("slow_body", "the body took longer than 5000 ms to arrive"),
+    ErrorExample("reload_failed", "runs/ml1m/best.safetensors is damaged; train again"),
+    ErrorExample("reload_running", "another reload is running: wait until it has finished"),
+    ErrorExample("too_large", "the body is larger than 1000000 bytes"),
+    ErrorExample("bad_type", "send application/json"),
+    ErrorExample("invalid", "Input should be less than or equal to 1000", "k"),
+    ErrorExample("unknown_item", "no item '9999' in model 'ml1m'", "history.2"),
+    ErrorExample("unknown_user", "no user '9999' in model 'ml1m'", "user"),
+    ErrorExample("unsupported", "the model of this run reads no attributes of users", "attributes"),
+    ErrorExample("too_many_requests", "more than 50 requests per second: try again later"),
+    ErrorExample("internal", "the server failed; the log of the server has the details"),
+    ErrorExample("overloaded", "1024 queries are waiting: try again later"),
+    ErrorExample("timeout", "no answer within 1000 ms: try again later"),
+    ErrorExample("not_ready", "the server is shutting down"),
+)
+
+
+def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI ``responses`` of a route that may fail with these codes."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for example in EXAMPLES:
+        if example.code not in codes:
+            continue
+        status = STATUS[example.code]
+        entry = by_status.setdefault(
+            status,
+            {
+                "description": "",
+                "content": {
+                    "application/json": {
+                        "schema": {"$ref": "#/components/schemas/Failure"},
+                        "examples": {},
+                    }
+                },
+            },
+        )
+        entry["description"] = ", ".join(filter(None, (entry["description"], example.code)))
+        if status in (429, 503):
+            entry["headers"] = {
+                "Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}
+            }
+        value = {"code": example.code, "message": example.message, "field": example.field}
+        entry["content"]["application/json"]["examples"][example.code] = {"value": {"error": value}}
+    return by_status

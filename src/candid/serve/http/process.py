@@ -1,0 +1,185 @@
+"""The server process: socket, signals, reload, drain and shutdown, on uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import torch
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from candid.errors import ConfigError
+from candid.serve.config import ServeConfig
+from candid.serve.errors import RequestError
+from candid.serve.http.app import make_app
+from candid.serve.http.errors import body_of
+from candid.serve.http.middleware import ApiKeys, RequestMiddleware
+from candid.serve.item_updates import ItemUpdates
+from candid.serve.logs import log_event, set_up_logging
+from candid.serve.metrics import Metrics
+from candid.serve.models import Models, Opener
+from candid.serve.service import Service
+
+SWITCH_SECONDS: Final = 0.001
+"""Longest time that one thread keeps the interpreter lock; with Python's 5 ms a request of a few
+milliseconds would mostly wait for it."""
+KEEP_ALIVE_SECONDS: Final = 75
+
+
+def run_server(
+    openers: Mapping[str, Opener],
+    *,
+    config: ServeConfig,
+    keys: ApiKeys,
+    host: str,
+    port: int,
+    item_updates: Path | str | None = None,
+) -> None:
+    """Serve until a signal stops the process; SIGHUP reloads all models.
+
+    Args:
+        openers: models by name, the first is the default.
+        config: limits.
+        keys: of clients.
+        host: address to listen on.
+        port: port to listen on; 0: any free one.
+        item_updates: file that stores item updates; None: updates end with the server.
+
+    Raises:
+        CandidError: a model cannot be opened, or the address is not available.
+    """
+    sock = _bind(host, port)
+    set_up_logging()
+    # Before uvicorn handles the signal there is nothing to reload.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    threads = config.threads or max(1, _num_cores() // 2)
+    torch.set_num_threads(threads)
+    config = config.model_copy(update={"threads": threads})
+    with contextlib.closing(sock):
+        metrics = Metrics()
+        models = Models(openers, config, ItemUpdates(item_updates), metrics)
+        service = Service(models, config, metrics)
+        app = RequestMiddleware(make_app(service), config=config, keys=keys, metrics=metrics)
+        server = _Server(
+            uvicorn.Config(
+                app,
+                http=_Protocol,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                ws="none",
+                lifespan="on",
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=round(config.shutdown_ms / 1000) or 1,
+            ),
+            service,
+        )
+        server.run(sockets=[sock])
+    log_event("stopped")
+
+
+def _num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, with the common error body for a malformed request."""
+
+    def send_400_response(self, msg: str) -> None:
+        body = body_of(RequestError("bad_request", "this is not an HTTP/1.1 request"))
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with reload on SIGHUP and a drain before the shutdown."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if sockets and self.started:
+            host, port = sockets[0].getsockname()[:2]
+            address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            log_event("listening", address=address)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals while serving; uvicorn would raise them again after the shutdown."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.getsignal(number) for number in signals}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+                signal.signal(number, before[number])
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self._service.is_draining:
+            self.handle_exit(number, None)  # The second signal ends the drain.
+            return
+        self._service.is_draining = True
+        log_event("stopping", signal=number.name)
+        drain = self._service.config.drain_ms / 1000
+        asyncio.get_running_loop().call_later(drain, self.handle_exit, signal.SIGTERM, None)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.should_exit = True
+
+    def _reload(self) -> None:
+        async def reload() -> None:
+            try:
+                await self._service.reload(None)
+            except RequestError as error:
+                log_event("reload failed", logging.WARNING, reason=error.message)
+
+        task = asyncio.get_running_loop().create_task(reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Bind a socket before models are loaded, so that an address in use fails at once."""
+    sock = None
+    try:
+        [family, kind, protocol, _, address] = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {reason}; choose another --host or --port"
+        ) from None
+    return sock

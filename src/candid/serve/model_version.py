@@ -1,0 +1,363 @@
+"""One version of a served model: checks requests and answers batches of queries."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from candid.errors import DataError
+from candid.inference import RecommendQuery, encode_queries, query_for_history, query_for_user
+from candid.serve.answers import Result, write_answers
+from candid.serve.bundle import ServingBundle
+from candid.serve.config import ServeConfig
+from candid.serve.errors import RequestError, short_repr
+from candid.serve.filters import AttributeFilters
+from candid.serve.items import ItemTable, RequestIds
+from candid.serve.requests import Event, Id, RecommendRequest, SimilarRequest
+from candid.serve.search import ItemSearch, TopItems
+from candid.serve.validation import check_attributes, check_limits, to_microseconds
+
+Ints = npt.NDArray[np.int64]
+NO_ITEMS: Final[Ints] = np.zeros(0, dtype=np.int64)
+
+MAX_FAST_K: Final = 200
+"""Queries with a larger k are slow: a batch is searched as deep as its largest k."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedQuery:
+    """One checked query for one model version.
+
+    Attributes:
+        model_version: answers the query.
+        query: to recommend for; None: the query is for items near ``item_id``.
+        item_id: see ``query``; -1 without.
+        k: number of items.
+        allowed: [n] int64, only these items; None: all.
+        excluded: [n] int64, none of these items.
+        filters: by attribute.
+        probability: whether the answer has probabilities.
+        include_attributes: whether the answer has the attributes of the items.
+        ignored: number of items of the history that are unknown.
+    """
+
+    model_version: ModelVersion
+    query: RecommendQuery | None
+    item_id: int
+    k: int
+    allowed: Ints | None
+    excluded: Ints
+    filters: Mapping[str, Any]
+    probability: bool
+    include_attributes: bool
+    ignored: int = 0
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the query costs many times as much as most queries."""
+        return (
+            self.query is None
+            or self.allowed is not None
+            or bool(self.filters)
+            or self.k > MAX_FAST_K
+            or (self.probability and not self.model_version.has_cheap_probability)
+        )
+
+
+class ModelVersion:
+    """One version of a served model.
+
+    Args:
+        name: of the model.
+        number: of the version, from 1; each reload adds one.
+        bundle: the opened run.
+        config: limits.
+
+    Attributes:
+        items: titles, attributes and source ids of items.
+        users: source ids of users.
+        search: over the item vectors.
+        filters: by attribute.
+        has_cheap_probability: whether every answer may have probabilities.
+    """
+
+    def __init__(self, name: str, number: int, bundle: ServingBundle, config: ServeConfig) -> None:
+        self.name = name
+        self.number = number
+        self.bundle = bundle
+        self.config = config
+        self.loaded = datetime.datetime.now(datetime.UTC)
+        self.items = ItemTable(
+            bundle.dataset.items,
+            bundle.snapshot.source_ids.added,
+            bundle.dataset.train_counts,
+            model=name,
+        )
+        self.users = RequestIds(bundle.dataset.users["source_id"], kind="user", model=name)
+        self.search = ItemSearch(bundle.index)
+        self.filters = AttributeFilters(self.items)
+        self.has_cheap_probability = bundle.index.num_items <= config.probability_items
+
+    def __repr__(self) -> str:
+        return f"ModelVersion({self.name!r}, {self.number})"
+
+    def prepare(self, request: RecommendRequest) -> PreparedQuery:
+        """Check a request for recommendations.
+
+        Raises:
+            RequestError: the request exceeds a limit, names something unknown, or needs something
+                that the model does not support.
+        """
+        check_limits(request, self.config)
+        self.filters.check(request.filters)
+        if request.event_type is not None:
+            self._check_event_type(request.event_type, "event_type")
+        bundle, ignored = self.bundle, 0
+        if request.user is not None:
+            query = query_for_user(
+                bundle.dataset,
+                self.users.require(request.user, "user"),
+                max_length=bundle.max_length,
+                time=None if request.time is None else to_microseconds(request.time),
+                event_type=request.event_type,
+            )
+        else:
+            query, ignored = self._query_for_history(request)
+        if bundle.model.needs_history and not len(query.item_ids):
+            raise RequestError(
+                "unsupported",
+                "the model needs a history: name at least one item",
+                "user" if request.user is not None else "history",
+            )
+        if request.probability and bundle.why_no_probability is not None:
+            raise RequestError("unsupported", bundle.why_no_probability, "probability")
+        probability = request.probability
+        if probability is None:
+            probability = self.has_cheap_probability
+        return PreparedQuery(
+            self,
+            query,
+            -1,
+            request.k,
+            self._known_items(request.allow),
+            self._excluded_items(request.deny, query.seen_ids if request.filter_seen else NO_ITEMS),
+            request.filters,
+            probability and bundle.why_no_probability is None,
+            request.include_attributes,
+            ignored,
+        )
+
+    def prepare_similar(self, request: SimilarRequest) -> PreparedQuery:
+        """Check a request for items near an item; raises like ``prepare``."""
+        check_limits(request, self.config)
+        self.filters.check(request.filters)
+        item_id = self.live_item(request.item, "item")
+        return PreparedQuery(
+            self,
+            None,
+            item_id,
+            request.k,
+            self._known_items(request.allow),
+            self._excluded_items(request.deny, NO_ITEMS),
+            request.filters,
+            False,
+            request.include_attributes,
+        )
+
+    def live_item(self, source_id: Id, field: str | None, code: str = "unknown_item") -> int:
+        """Return the dense id of an item that can be recommended.
+
+        Raises:
+            RequestError: with ``code``: the item is unknown or deleted.
+        """
+        item_id = self.items.ids.find(source_id)
+        if item_id is None or not bool(self.bundle.index.is_live(torch.tensor([item_id]))[0]):
+            error = self.items.ids.unknown_error(source_id, field)
+            raise RequestError(code, error.message, field)
+        return item_id
+
+    def answer(self, queries: Sequence[PreparedQuery]) -> list[Result]:
+        """Answer queries that this version prepared; results in the same order."""
+        recommend = [query.query for query in queries if query.query is not None]
+        vectors = torch.empty(0, self.bundle.dim)
+        if recommend:
+            vectors = self._encode(recommend)
+        # A vector beyond float32 orders no items.
+        is_finite = vectors.abs().sum(1).isfinite().tolist()
+        # Row of each query in ``vectors``, by position; similar items have none.
+        with_vector = (p for p, query in enumerate(queries) if query.query is not None)
+        row_of = {position: row for row, position in enumerate(with_vector)}
+        results: dict[int, TopItems | RequestError] = {}
+        unrestricted: list[int] = []
+        for position, query in enumerate(queries):
+            row = row_of.get(position)
+            if row is None:
+                results[position] = self._similar(query)
+            elif not is_finite[row]:
+                results[position] = RequestError(
+                    "invalid",
+                    "the attributes or the history give a query vector that is not finite: check "
+                    "the numbers",
+                )
+            elif query.allowed is not None or query.filters:
+                results[position] = self._search_allowed(vectors[row], query)
+            else:
+                unrestricted.append(position)
+        if unrestricted:
+            answers = self._search_all(
+                [queries[position] for position in unrestricted],
+                vectors[[row_of[position] for position in unrestricted]],
+            )
+            results |= zip(unrestricted, answers, strict=True)
+        return write_answers(
+            [results[position] for position in range(len(queries))],
+            items=self.items,
+            model=self.name,
+            version=self.number,
+            include_attributes=[query.include_attributes for query in queries],
+            ignored=[query.ignored for query in queries],
+            log_z=self._log_partitions(queries, row_of, vectors),
+        )
+
+    def _encode(self, queries: Sequence[RecommendQuery]) -> Tensor:
+        bundle = self.bundle
+        return encode_queries(
+            bundle.model,
+            queries,
+            context=bundle.context,
+            encode_attributes=bundle.encode_users,
+            device=bundle.model.device,
+        )
+
+    def _search_all(self, queries: Sequence[PreparedQuery], vectors: Tensor) -> list[TopItems]:
+        k = max(query.k for query in queries)
+        results = self.search.nearest(vectors, k, [query.excluded for query in queries])
+        return [
+            (ids[: query.k], scores[: query.k])
+            for (ids, scores), query in zip(results, queries, strict=True)
+        ]
+
+    def _search_allowed(self, vector: Tensor, query: PreparedQuery) -> TopItems:
+        mask = None if not query.filters else self.filters.mask(query.filters)
+        if query.allowed is None:
+            assert mask is not None
+            return self.search.nearest_allowed(vector, query.k, mask, query.excluded)
+        is_live = self.bundle.index.is_live(torch.from_numpy(query.allowed)).numpy()
+        ids = np.setdiff1d(query.allowed[is_live], query.excluded)
+        if mask is not None:
+            ids = ids[ids < len(mask)]
+            ids = ids[mask[ids]]
+        return self.search.best_of(vector, query.k, ids)
+
+    def _similar(self, query: PreparedQuery) -> TopItems:
+        allowed = self.filters.mask(query.filters) if query.filters else None
+        if query.allowed is not None:
+            in_list = np.zeros(len(self.items.ids), dtype=np.bool_)
+            in_list[query.allowed] = True
+            if allowed is not None:
+                common = min(len(in_list), len(allowed))
+                in_list[:common] &= allowed[:common]
+                in_list[common:] = False
+            allowed = in_list
+        return self.search.similar(query.item_id, query.k, allowed, query.excluded)
+
+    def _log_partitions(
+        self, queries: Sequence[PreparedQuery], row_of: Mapping[int, int], vectors: Tensor
+    ) -> dict[int, float]:
+        """Return log Z by position of the queries whose answers have probabilities."""
+        positions = [position for position in row_of if queries[position].probability]
+        if not positions:
+            return {}
+        log_z = self.search.log_partition(vectors[[row_of[position] for position in positions]])
+        return dict(zip(positions, log_z.tolist(), strict=True))
+
+    def _query_for_history(self, request: RecommendRequest) -> tuple[RecommendQuery, int]:
+        """Return the query of an anonymous user, and the number of ignored history items."""
+        bundle, model = self.bundle, self.bundle.model
+        if model.needs_user or not (model.reads_history or request.attributes is not None):
+            raise RequestError(
+                "unsupported",
+                "the model only supports users of its training data: name a user",
+                "history" if request.attributes is None else "attributes",
+            )
+        if request.attributes is not None:
+            self._check_user_attributes(request.attributes)
+        history = request.history or []
+        if len(history) > self.config.max_history:
+            raise RequestError(
+                "invalid", f"at most {self.config.max_history} items of history", "history"
+            )
+        item_ids: list[int] = []
+        event_types: list[str | None] = []
+        ignored, last_time = 0, None
+        source_ids = [entry.item if isinstance(entry, Event) else entry for entry in history]
+        dense_ids = self.items.ids.find_all(source_ids)
+        for position, (entry, item_id) in enumerate(zip(history, dense_ids, strict=True)):
+            event = entry if isinstance(entry, Event) else None
+            if event is not None and event.event_type is not None:
+                self._check_event_type(event.event_type, f"history.{position}.event_type")
+            if item_id is None:
+                if not request.ignore_unknown:
+                    raise self.items.ids.unknown_error(source_ids[position], f"history.{position}")
+                ignored += 1
+                continue
+            item_ids.append(item_id)
+            event_types.append(None if event is None else event.event_type)
+            if event is None or event.time is None:
+                last_time = None
+                continue
+            time = to_microseconds(event.time)
+            if last_time is not None and time < last_time:
+                raise RequestError(
+                    "invalid", "a history must be earliest first", f"history.{position}.time"
+                )
+            last_time = time
+        query = query_for_history(
+            bundle.dataset,
+            item_ids,
+            max_length=bundle.max_length,
+            event_types=event_types,
+            last_time=last_time,
+            attributes=request.attributes,
+            time=None if request.time is None else to_microseconds(request.time),
+            event_type=request.event_type,
+        )
+        return query, ignored
+
+    def _check_user_attributes(self, attributes: Mapping[str, Any]) -> None:
+        bundle = self.bundle
+        if bundle.encode_users is None:
+            raise RequestError(
+                "unsupported", "the model of this run reads no attributes of users", "attributes"
+            )
+        check_attributes(attributes, bundle.user_attributes, "users", "attributes")
+        try:
+            bundle.encode_users([attributes])
+        except DataError as error:
+            raise RequestError("invalid", str(error)[:500], "attributes") from None
+
+    def _check_event_type(self, event_type: str, field: str) -> None:
+        known = self.bundle.dataset.event_type_names
+        if event_type not in known:
+            names = ", ".join(known) or "none"
+            raise RequestError(
+                "invalid", f"unknown event type {short_repr(event_type)}; known: {names}", field
+            )
+
+    def _known_items(self, source_ids: Sequence[Id] | None) -> Ints | None:
+        """Return the distinct dense ids of a list; unknown ones are left out."""
+        if source_ids is None:
+            return None
+        item_ids = self.items.ids.find_all(source_ids)
+        return np.array(sorted({i for i in item_ids if i is not None}), dtype=np.int64)
+
+    def _excluded_items(self, deny: Sequence[Id], seen: Ints) -> Ints:
+        denied = self._known_items(deny)
+        return seen if denied is None or not len(denied) else np.concatenate([seen, denied])

@@ -1,0 +1,186 @@
+"""Search over the item vectors: nearest, among allowed items, near an item; log partition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from candid.errors import ConfigError
+from candid.index import Exclusions, LiveIndex
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+TopItems = tuple[Ints, Floats]
+"""Item ids and scores of one query, best first."""
+
+MAX_SCORED: Final = 50_000
+"""Up to this many allowed items are all scored; for more the index is searched beyond k."""
+BLOCK: Final = 16_384
+"""Items scored at once."""
+
+
+class ItemSearch:
+    """Searches of one index.
+
+    Args:
+        index: over the item vectors, with item updates.
+    """
+
+    def __init__(self, index: LiveIndex) -> None:
+        self.index = index
+        self._inverse_norms: Tensor | None = None
+
+    @property
+    def dim(self) -> int:
+        """Width D of the vectors."""
+        return self.index.item_vectors.shape[1]
+
+    def live_mask(self) -> Bools:
+        """Return which items can be recommended: [n] bool."""
+        changes = self.index.changes
+        mask = torch.zeros(changes.num_items, dtype=torch.bool)
+        mask[: len(changes.hidden)] = ~changes.hidden
+        mask[changes.item_ids[changes.is_alive]] = True
+        return mask.numpy()
+
+    def live_vectors(self, item_ids: Ints) -> tuple[Ints, Tensor]:
+        """Return the live ones of some items, in their order, and their vectors [m, D] float32.
+
+        Another request may delete an item between the check and the look-up; then both are
+        repeated.
+        """
+        ids = torch.from_numpy(item_ids)
+        while True:
+            ids = ids[self.index.is_live(ids)]
+            try:
+                return ids.numpy(), self.index.vectors_of(ids)
+            except ConfigError:
+                continue
+
+    def nearest(self, query: Tensor, k: int, excluded: list[Ints]) -> list[TopItems]:
+        """Return the best items of B queries [B, D], without the excluded items of each."""
+        k = min(k, self.index.num_items)
+        result = self.index.search(query, k, _to_exclusions(excluded))
+        ids, scores = result.item_ids.numpy(), result.scores.numpy()
+        counts = (ids >= 0).sum(1)
+        return [(i[:n], s[:n]) for i, s, n in zip(ids, scores, counts.tolist(), strict=True)]
+
+    def nearest_allowed(self, query: Tensor, k: int, allowed: Bools, excluded: Ints) -> TopItems:
+        """Return the best items of one query [D] among the allowed ones: [n] bool.
+
+        A few allowed items are all scored. For many, the index is searched for more than k items,
+        and all allowed items are scored only if that leaves fewer than k.
+        """
+        # Items may be added meanwhile: filter and index may each have one that the other lacks.
+        live = self.live_mask()
+        allowed = allowed[: len(live)] & live[: len(allowed)]
+        allowed[excluded[excluded < len(allowed)]] = False
+        count = int(allowed.sum())
+        if count > MAX_SCORED:
+            share = count / self.index.num_items
+            depth = min(self.index.num_items, int(2 * k / share) + 100)
+            [(ids, scores)] = self.nearest(query[None], depth, [np.zeros(0, np.int64)])
+            # An item may have been added after the filter was evaluated.
+            mask = ids < len(allowed)
+            mask[mask] = allowed[ids[mask]]
+            if int(mask.sum()) >= k:
+                return ids[mask][:k], scores[mask][:k]
+        return self.best_of(query, k, np.flatnonzero(allowed))
+
+    def best_of(self, query: Tensor, k: int, item_ids: Ints) -> TopItems:
+        """Return the best of some items for one query [D]; every live one is scored."""
+        ids, scores = [item_ids[:0]], [np.zeros(0, dtype=np.float32)]
+        for begin in range(0, len(item_ids), BLOCK):
+            live_ids, vectors = self.live_vectors(item_ids[begin : begin + BLOCK])
+            ids.append(live_ids)
+            scores.append((vectors @ query).numpy())
+        return _top(np.concatenate(ids), np.concatenate(scores), k)
+
+    def similar(self, item_id: int, k: int, allowed: Bools | None, excluded: Ints) -> TopItems:
+        """Return the live items of largest cosine with an item, without the item itself.
+
+        Every live item is scored. The result is empty if the item was deleted.
+        """
+        changes = self.index.changes
+        _, vectors = self.live_vectors(np.array([item_id]))
+        if not len(vectors):
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        vector = vectors[0]
+        vector = vector / vector.norm().clamp(min=torch.finfo(torch.float32).tiny)
+        if self._inverse_norms is None:
+            self._inverse_norms = _inverse_norms(self.index.item_vectors)
+        scores = torch.full((changes.num_items,), -torch.inf)
+        for begin, block in _blocks(self.index.item_vectors):
+            scores[begin : begin + len(block)] = block @ vector
+        scores[: len(self._inverse_norms)] *= self._inverse_norms
+        scores[: len(changes.hidden)][changes.hidden] = -torch.inf
+        rows = changes.is_alive
+        added = changes.vectors[rows]
+        scores[changes.item_ids[rows]] = (added @ vector) * _inverse_norms(added)
+        scores[item_id] = -torch.inf
+        scores[torch.from_numpy(excluded[excluded < len(scores)])] = -torch.inf
+        if allowed is not None:
+            allowed = allowed[: len(scores)]
+            scores[: len(allowed)][~torch.from_numpy(allowed)] = -torch.inf
+            scores[len(allowed) :] = -torch.inf
+        ids, top_scores = _top(np.arange(len(scores)), scores.numpy(), k)
+        mask = np.isfinite(top_scores)
+        return ids[mask], top_scores[mask]
+
+    def log_partition(self, query: Tensor) -> Tensor:
+        """Return log sum exp(score) over all live items for B queries [B, D]: [B] float64."""
+        changes = self.index.changes
+        total = torch.full((len(query),), -torch.inf, dtype=torch.float64)
+        for begin, block in _blocks(self.index.item_vectors):
+            scores = query @ block.T
+            if changes.num_hidden:
+                scores[:, changes.hidden[begin : begin + len(block)]] = -torch.inf
+            total = torch.logaddexp(total, _log_sum_exp(scores))
+        if changes.num_rows:
+            scores = query @ changes.vectors.T
+            scores[:, ~changes.is_alive] = -torch.inf
+            total = torch.logaddexp(total, _log_sum_exp(scores))
+        return total
+
+
+def _log_sum_exp(scores: Tensor) -> Tensor:
+    """Return log sum exp of the rows [B, n] in float64; -inf for a row of -inf."""
+    largest = scores.amax(1, keepdim=True)
+    shift = torch.where(largest.isneginf(), 0.0, largest)
+    return shift.squeeze(1).double() + (scores - shift).exp_().sum(1, dtype=torch.float64).log()
+
+
+def _top(item_ids: Ints, scores: Floats, k: int) -> TopItems:
+    """Return the k largest scores; of equal scores the lower id comes first."""
+    if len(scores) > k:
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        mask = scores >= threshold
+        item_ids, scores = item_ids[mask], scores[mask]
+    order = np.lexsort((item_ids, -scores))[:k]
+    return item_ids[order], scores[order]
+
+
+def _inverse_norms(vectors: Tensor) -> Tensor:
+    norms = torch.empty(len(vectors))
+    for begin, block in _blocks(vectors):
+        norms[begin : begin + len(block)] = block.norm(dim=1)
+    return torch.where(norms > 0, 1 / norms, 0.0)
+
+
+def _blocks(vectors: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for begin in range(0, len(vectors), BLOCK):
+        yield begin, vectors[begin : begin + BLOCK]
+
+
+def _to_exclusions(excluded: list[Ints]) -> Exclusions | None:
+    lengths = [len(ids) for ids in excluded]
+    if not any(lengths):
+        return None
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return Exclusions(torch.from_numpy(np.concatenate(excluded)), torch.from_numpy(offsets))

@@ -1,0 +1,124 @@
+"""A server process: load, reloads, signals, shutdown, log, malformed requests."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+
+import serve_fuzz
+import serve_load
+from serve_load import ADMIN, start_server
+
+
+def test_load_and_reloads_without_a_failed_request(runs):
+    with start_server(str(runs.films), str(runs.by_user)) as (process, address):
+        requests = [
+            serve_load.post("/v1/recommend", body)
+            for body in (
+                {"user": "u3"},
+                {"history": [101, 102]},
+                {"user": "u3", "model": "by-user"},
+            )
+        ]
+        stop = threading.Event()
+        versions = []
+
+        def reload():
+            with httpx.Client(base_url=address, headers={"x-api-key": ADMIN}, timeout=30) as admin:
+                while not stop.is_set():
+                    answer = admin.post("/v1/admin/reload", json={"model": "films"})
+                    assert answer.status_code == 200
+                    versions.append(answer.json()["models"]["films"])
+                    time.sleep(0.2)
+
+        thread = threading.Thread(target=reload)
+        thread.start()
+        load = serve_load.run_load(address, requests, rate=40, seconds=3)
+        stop.set()
+        thread.join()
+        assert load["failed"] == 0
+        assert load["statuses"] == {"200": 120}
+        assert versions == list(range(2, 2 + len(versions)))
+        assert len(versions) >= 2
+        # SIGHUP reloads both in the background.
+        before = versions[-1]
+        process.send_signal(signal.SIGHUP)
+        for _ in range(100):
+            models = httpx.get(f"{address}/v1/model").json()["models"]
+            if [model["version"] for model in models] == [before + 1, 2]:
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(models)
+        found = serve_fuzz.send_mutated(address, process.pid, count=500, seed=1, changes=True)
+        assert (found["server_errors"], found["other_forms"]) == (0, 0)
+        assert set(found["statuses"]) & {"200", "400", "404", "422"}
+    assert process.returncode == 0
+
+
+def start(*arguments):
+    """Start a server whose log the test reads; return the process and the address."""
+    program = "from candid.cli import main; main()"
+    command = [sys.executable, "-c", program, "serve", *map(str, arguments), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        entry = json.loads(line)
+        if entry["event"] == "listening":
+            return process, entry["address"]
+    raise AssertionError("the server did not start")
+
+
+def test_shutdown_answers_open_requests_and_the_log_has_no_personal_data(runs):
+    settings = ["--set", "batch_wait_ms=500", "--set", "drain_ms=1000"]
+    process, address = start(runs.films, *settings)
+    httpx.post(f"{address}/v1/recommend", json={"user": "someone else"})
+    httpx.get(f"{address}/v1/items/104?query=private")
+    results = []
+
+    def ask():
+        results.append(httpx.post(f"{address}/v1/recommend", json={"user": "u31"}).status_code)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    ready = httpx.get(f"{address}/readyz")
+    assert (ready.status_code, ready.json()["error"]["code"]) == (503, "not_ready")
+    assert httpx.get(f"{address}/healthz").status_code == 200  # it still answers
+    thread.join()
+    assert results == [200]
+    log = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(20) == 0
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert [line["event"] for line in lines][-1] == "stopped"
+    requests = [line for line in lines if line["event"] == "request"]
+    assert [(line["route"], line["status"]) for line in requests] == [
+        ("/v1/recommend", 422),
+        ("/v1/items/{id:path}", 200),
+        ("/v1/recommend", 200),
+    ]
+    for word in ("u31", "someone", "private", "/104", "127.0.0.1"):
+        assert word not in log
+
+
+def test_malformed_requests_get_the_common_error(server):
+    process, address = server
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(b"NO HTTP\r\n\r\n")
+        answer = raw.recv(9999)
+    assert b"400 Bad Request" in answer
+    assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]["code"] == "bad_request"
+    found = serve_fuzz.send_mutated(address, process.pid, count=1500, seed=0)
+    assert found["server_errors"] == 0
+    assert found["other_forms"] == 0
+    assert found["requests"] == 1500
+    assert set(found["statuses"]) <= {"200", "400", "404", "405", "413", "415", "422", "503"}
+    assert found["statuses"]["200"] > 0  # some mutations are valid and reach the model

@@ -1,0 +1,162 @@
+"""Items that are added, updated and deleted while the server runs, and after a restart."""
+
+import json
+
+import polars as pl
+import pytest
+import torch
+
+from candid.errors import ArtifactError
+from candid.runs import load_run
+from candid.serve.bundle import open_bundle
+from candid.serve.config import ServeConfig
+from candid.serve.errors import RequestError
+from candid.serve.item_updates import ItemUpdate, ItemUpdates, delete_item, put_item
+from candid.serve.metrics import Metrics
+from candid.serve.models import Models
+from candid.serve.requests import ItemRequest, RecommendRequest
+
+HORROR = ItemUpdate("Dark Wood", {"genres": ["Horror"], "year": 2001})
+
+
+def items(version, **body):
+    request = RecommendRequest(user="u3", k=40, filter_seen=False, **body)
+    [answer] = version.answer([version.prepare(request)])
+    return [entry["item"] for entry in json.loads(answer)["items"]]
+
+
+def test_new_item_is_recommended_by_its_attributes(fresh, runs):
+    assert put_item(fresh, "500", HORROR) == "added"
+    assert put_item(fresh, 500, HORROR) == "updated"
+    assert 500 in items(fresh)
+    assert 500 in items(fresh, filters={"genres": ["Horror"], "year": {"min": 2001}})
+    assert 500 in items(fresh, allow=[500])
+    # Its vector is that of the item tower.
+    loaded = load_run(runs.films)
+    schema = loaded.dataset.items.schema
+    table = pl.DataFrame(
+        {"genres": pl.Series([["Horror"]], dtype=schema["genres"]), "year": [2001]}
+    )
+    expected = loaded.model.encode_item_values(loaded.features.item.encode(table))
+    vector = fresh.bundle.index.vectors_of(ids(fresh.items.ids.find(500)))
+    torch.testing.assert_close(vector, expected.detach())
+
+
+def ids(*numbers):
+    return torch.tensor(numbers)
+
+
+def test_update_with_equal_attributes_keeps_the_vector(fresh):
+    row = fresh.bundle.dataset.items.row(6, named=True)
+    before = fresh.bundle.index.vectors_of(ids(6))
+    update = ItemUpdate(row["title"], {"genres": row["genres"], "year": row["year"]})
+    assert put_item(fresh, 106, update) == "updated"
+    assert fresh.bundle.index.vectors_of(ids(6)).numpy() == pytest.approx(before.numpy(), abs=1e-5)
+    put_item(fresh, 106, ItemUpdate(None, {"genres": ["Comedy"]}))
+    changed = fresh.bundle.index.vectors_of(ids(6)).numpy()
+    assert abs(changed - before.numpy()).max() > 1e-3
+
+
+def test_deleted_item_returns_after_put(fresh):
+    delete_item(fresh, 106)
+    assert 106 not in items(fresh)
+    assert 106 not in items(fresh, filters={"genres": ["Horror"]})
+    assert 106 not in items(fresh, allow=[106])
+    with pytest.raises(RequestError, match="no item 106"):
+        delete_item(fresh, 106)
+    # A history may still contain it.
+    assert fresh.prepare(RecommendRequest(history=[106]))
+    assert put_item(fresh, 106, HORROR) == "added"
+    assert 106 in items(fresh)
+
+
+@pytest.mark.parametrize(
+    ("source_id", "attributes", "field"),
+    [
+        ("new", {}, "id"),
+        (2**63, {}, "id"),
+        (500, {"colour": "red"}, "attributes.colour"),
+        (500, {"year": "long ago"}, "attributes"),
+        (500, {"year": 1e300}, "attributes.year"),
+        (500, {"genres": 3}, "attributes"),
+        (500, {"x" * 100_000: 3}, None),
+    ],
+)
+def test_bad_item_is_refused_and_changes_nothing(fresh, source_id, attributes, field):
+    with pytest.raises(RequestError) as caught:
+        put_item(fresh, source_id, ItemUpdate(None, attributes))
+    assert caught.value.code == "invalid"
+    assert len(caught.value.message) < 600
+    if field is not None:
+        assert caught.value.field == field
+    assert fresh.bundle.index.num_items == 30
+    assert len(fresh.items.ids) == 30
+
+
+def test_model_with_embeddings_per_item_refuses_updates(by_user):
+    with pytest.raises(RequestError, match="one embedding per item"):
+        put_item(by_user, 500, HORROR)
+
+
+@pytest.fixture(name="load")
+def _load(runs):
+    def load(updates):
+        return Models({"films": lambda: open_bundle(runs.films)}, ServeConfig(), updates, Metrics())
+
+    return load
+
+
+def test_updates_outlive_a_reload_and_the_server(load, tmp_path):
+    file = tmp_path / "updates.jsonl"
+    models = load(ItemUpdates(file))
+    models.put_item(None, "500", ItemRequest(title="Dark Wood", attributes={"genres": ["Horror"]}))
+    models.put_item(None, "501", ItemRequest())
+    models.put_item(None, "106", ItemRequest(title="Other"))
+    models.delete_item(None, "107")
+    models.delete_item(None, "501")
+    before = items(models.get(None))
+    assert 500 in before
+    assert not {107, 501} & set(before)
+    versions, _ = models.reload(None)
+    assert versions == {"films": 2}
+    assert items(models.get(None)) == before
+    with file.open("a") as stream:
+        stream.write('{"model": "films", "item": 50')  # a write that was cut off
+    again = load(ItemUpdates(file))
+    assert items(again.get(None)) == before
+    assert again.get(None).items.describe([6], False)[0]["title"] == "Other"
+    assert len(file.read_text().splitlines()) == 4  # one line for each item
+
+
+def test_damaged_file_is_refused(tmp_path):
+    file = tmp_path / "updates.jsonl"
+    file.write_text('{"model": "films"}\n')
+    with pytest.raises(
+        ArtifactError,
+        match=r"line 1 of .*updates.jsonl is not an item update",
+    ):
+        ItemUpdates(file)
+
+
+def test_failed_reload_keeps_the_current_version(runs):
+    fails = []
+
+    def opener():
+        if fails:
+            raise fails[0]
+        return open_bundle(runs.films)
+
+    models = Models({"films": opener}, ServeConfig(), ItemUpdates(), Metrics())
+    for error in (ArtifactError("best.safetensors is damaged; train again"), OSError("gone")):
+        fails[:] = [error]
+        with pytest.raises(RequestError) as caught:
+            models.reload("films")
+        assert caught.value.code == "reload_failed"
+        assert models.get("films").number == 1
+    with pytest.raises(RequestError, match="no model 'other'; known: films"):
+        models.reload("other")
+
+
+def test_file_that_cannot_be_written_is_refused_at_the_start(tmp_path):
+    with pytest.raises(ArtifactError, match=r"cannot write .*nowhere"):
+        ItemUpdates(tmp_path / "nowhere" / "updates.jsonl")
