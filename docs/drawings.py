@@ -8,13 +8,14 @@ The files go to ``docs/figures``. They have a white ground, so that both colour 
 from __future__ import annotations
 
 import math
+import textwrap
 from html import escape
 from pathlib import Path
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 INK, GREY, BLUE, PALE, RED, LINE = "#1b1f24", "#57606a", "#3949ab", "#e8eaf6", "#b3261e", "#9fa8da"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
-WIDTH = 640
+WIDTH = 480
 
 
 def text(
@@ -56,19 +57,21 @@ def drawing(height: float, title: str, parts: list[str]) -> str:
 
 def path(title: str, steps: list[tuple[str, str, str]]) -> str:
     """Return a flow from top to bottom: each step has a name, a place and a sentence."""
-    parts, y = [], 12
+    parts, y = [], 8
     for number, (name, place, meaning) in enumerate(steps):
         if number:
-            parts.append(arrow(60, y, y + 26))
-            y += 26
+            parts.append(arrow(48, y, y + 24))
+            y += 24
+        lines = textwrap.wrap(meaning, 54)
+        height = 62 + 21 * len(lines)
         parts += [
-            box(12, y, WIDTH - 24, 66),
-            text(28, y + 27, name, 18, weight="600"),
-            text(WIDTH - 28, y + 27, place, 15, BLUE, "end"),
-            text(28, y + 52, meaning, 16, GREY),
+            box(8, y, WIDTH - 16, height),
+            text(24, y + 27, name, 18, weight="600"),
+            text(24, y + 50, place, 15, BLUE),
         ]
-        y += 66
-    return drawing(y + 12, title, parts)
+        parts += [text(24, y + 73 + 21 * i, line, 15, GREY) for i, line in enumerate(lines)]
+        y += height
+    return drawing(y + 8, title, parts)
 
 
 def concepts() -> str:
@@ -79,9 +82,9 @@ def concepts() -> str:
     popularity = {"A": 0.4, "B": 0.3, "C": 0.2, "D": 0.08, "E": 0.02}
     positive, sample = "B", ["A", "B", "A", "D"]
     valid = [item for item in sample if item != positive]
-    parts = [text(16, 30, "1  A catalog of five items. The positive is B.", 18, weight="600")]
+    parts = [text(16, 30, "1  A catalog of five items, positive B", 18, weight="600")]
     for i, (item, q) in enumerate(popularity.items()):
-        x = 40 + i * 118
+        x = 24 + i * 90
         color = RED if item == positive else BLUE
         parts += [
             f'<rect x="{x}" y="{150 - 230 * q:g}" width="56" height="{230 * q:g}" fill="{color}"/>',
@@ -90,36 +93,34 @@ def concepts() -> str:
         ]
     parts.append(text(16, 234, "2  Four samples by popularity Q", 18, weight="600"))
     for i, item in enumerate(sample):
-        x = 16 + i * 154
+        x = 12 + i * 115
         is_hit = item == positive
         count = len(valid) * popularity[item] / (1 - popularity[positive])
         parts += [
-            box(x, 250, 146, 84, "#fdecea" if is_hit else PALE),
-            text(x + 73, 278, item, 18, RED if is_hit else BLUE, "middle", "600"),
+            box(x, 250, 109, 84, "#fdecea" if is_hit else PALE),
+            text(x + 54.5, 278, item, 18, RED if is_hit else BLUE, "middle", "600"),
         ]
         if is_hit:
             parts += [
-                text(x + 73, 302, "accidental hit", 15, RED, "middle"),
-                text(x + 73, 323, "masked", 15, RED, "middle"),
+                text(x + 54.5, 302, "accidental hit", 15, RED, "middle"),
+                text(x + 54.5, 323, "masked", 15, RED, "middle"),
             ]
         else:
             parts += [
-                text(x + 73, 302, "expected count", 15, GREY, "middle"),
-                text(x + 73, 323, f"e = {count:.2f}", 15, INK, "middle"),
+                text(x + 54.5, 302, "expected", 15, GREY, "middle"),
+                text(x + 54.5, 323, f"e = {count:.2f}", 15, INK, "middle"),
             ]
     parts += [
         text(16, 362, "e(d) = n_valid · Q(d) / (1 - Q(B)), with n_valid = 3", 16, GREY),
-        text(
-            16, 408, "3  The correction: a sample of d stands for 1 / e(d) items", 18, weight="600"
-        ),
-        text(16, 438, "log Z' = logsumexp of [ s(d) - log e(d) ] over A, A, D", 17),
+        text(16, 408, "3  A sample of d stands for 1 / e(d) items", 18, weight="600"),
+        text(16, 438, "log Z' = logsumexp of s(d) - log e(d) over A, A, D", 17),
         text(16, 466, "loss = logaddexp( s(B), log Z' ) - s(B)", 17),
     ]
     for i, item in enumerate(valid):
         shift = -math.log(len(valid) * popularity[item] / (1 - popularity[positive]))
         parts.append(
             text(
-                16 + i * 204,
+                16 + i * 150,
                 500,
                 f"{item}: s({item}) {'+' if shift > 0 else '-'} {abs(shift):.2f}",
                 16,
@@ -127,7 +128,7 @@ def concepts() -> str:
             )
         )
     parts.append(
-        text(16, 530, "Popular A counts for less than one item, rare D for nearly three.", 16, GREY)
+        text(16, 530, "Popular A counts for less than 1 item, rare D for nearly 3.", 16, GREY)
     )
     return drawing(546, "Expected count, accidental hit and correction", parts)
 
