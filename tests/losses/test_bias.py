@@ -1,9 +1,9 @@
-"""Gradient bias against the full softmax: N = 1,000 items, Zipf sampler, own Monte Carlo.
+"""Gradient bias against the full softmax by Monte Carlo: 1,000 items, Zipf popularity.
 
-Setup and expected ranges are those of the estimator study: "mid" scores are log Q + 1.5·N(0, 1),
-"late" raises the positive until P(p) is about .6; negatives are drawn from Q without the
-positive. Bias is ||E g - g_full|| / ||g_full||, pooled over pairs, from the cross product of
-two independent halves, so that Monte Carlo noise does not inflate it.
+Setup and expected ranges come from the study of the estimators: "mid" scores are
+log Q + 1.5·N(0, 1), "late" raises the positive until P(p) is about .6; negatives are sampled
+from Q without the positive. Bias is ||E g - g_full|| / ||g_full||, pooled over pairs, from the
+cross product of two independent halves, so that Monte Carlo noise does not inflate it.
 """
 
 import math
@@ -30,7 +30,7 @@ def pairs(regime, seed=11):
 
 
 def mean_gradient(q, scores, positive, n, draws, generator, estimator):
-    """Mean over draws of the gradient with respect to all scores, [ITEMS]."""
+    """Mean over samples of the gradient with respect to all scores, [ITEMS]."""
     rest = q.clone()
     rest[positive] = 0.0
     cumulative = rest.cumsum(0)
@@ -81,20 +81,20 @@ def refined():
 
 
 @pytest.mark.slow
-def test_refined_bias_is_that_of_the_table(refined):
+def test_refined_bias_is_in_the_range_of_the_study(refined):
     assert 0.012 < refined[64] < 0.05
     assert 0.001 < refined[512] < 0.01
 
 
 @pytest.mark.slow
-def test_refined_bias_falls_with_the_number_of_candidates(refined):
+def test_refined_bias_decreases_with_the_number_of_candidates(refined):
     assert 1.9 < refined[16] / refined[64] < 5.0
     assert 1.9 < refined[64] / refined[256] < 5.0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("estimator", "floor"), [("logq", 0.04), ("w=1", 0.05)])
-def test_other_estimators_keep_a_floor(estimator, floor, refined):
+def test_bias_of_other_estimators_has_a_floor(estimator, floor, refined):
     biases = [bias("mid", estimator, n, 2000) for n in (256, 512)]
     assert min(biases) > floor
     assert biases[1] > 0.75 * biases[0]
@@ -102,7 +102,7 @@ def test_other_estimators_keep_a_floor(estimator, floor, refined):
 
 
 @pytest.mark.slow
-def test_jackknife_halves_the_bias_at_least():
+def test_jackknife_at_least_halves_the_bias():
     plain = bias("late", "refined", 64, 10000)
     assert 0.008 < plain < 0.04
     assert bias("late", "jackknife", 64, 10000) < plain / 2

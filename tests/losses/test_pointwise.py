@@ -10,9 +10,9 @@ from candid.losses import GBCE, binary_cross_entropy
 from candid.losses.pointwise import calibrated_beta
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("row_reduction", ["sum", "mean"])
 @pytest.mark.parametrize("beta", [1.0, 0.3])
-def test_value_is_that_of_the_formula(beta, reduction):
+def test_value_equals_the_formula(beta, row_reduction):
     generator = torch.Generator().manual_seed(0)
     positive = torch.randn(4, generator=generator, dtype=torch.float64)
     candidates = torch.randn(4, 5, generator=generator, dtype=torch.float64)
@@ -22,13 +22,13 @@ def test_value_is_that_of_the_formula(beta, reduction):
         candidates=candidates,
         accidental_hits=accidental_hits,
         beta=beta,
-        reduction=reduction,
+        row_reduction=row_reduction,
     )
     for row in range(4):
         negatives = candidates[row, ~accidental_hits[row]]
         terms = -torch.log(torch.sigmoid(positive[row]) ** beta)
         terms = terms - torch.log(1 - torch.sigmoid(negatives)).sum()
-        expected = terms / (len(negatives) + 1) if reduction == "mean" else terms
+        expected = terms / (len(negatives) + 1) if row_reduction == "mean" else terms
         assert out[row].item() == pytest.approx(expected.item())
 
 
@@ -43,7 +43,7 @@ def test_extreme_scores_stay_finite():
 
 
 @given(st.floats(0, 1), st.integers(1, 500), st.integers(501, 10**7))
-def test_beta_is_that_of_the_paper(t, num_negatives, num_items):
+def test_beta_equals_that_of_the_paper(t, num_negatives, num_items):
     alpha = num_negatives / (num_items - 1)
     expected = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
     assert calibrated_beta(t, num_negatives, num_items) == pytest.approx(expected, abs=1e-9)
@@ -54,8 +54,8 @@ def test_beta_is_that_of_the_paper(t, num_negatives, num_items):
 def test_full_calibration_recovers_the_true_probability():
     """At t = 1 the score that minimises the expected loss has the true probability.
 
-    One positive in n + 1 draws, the n negatives uniform over the other V - 1 items: of an
-    item that is the positive with probability P, and a negative with n/(V - 1) otherwise.
+    One positive and n negatives, uniform over the other V - 1 items: an item is the positive
+    with probability P, and a negative with n/(V - 1) otherwise.
     """
     num_items, n, p = 1000, 20, 0.2
     beta = calibrated_beta(1.0, n, num_items)
@@ -68,4 +68,4 @@ def test_full_calibration_recovers_the_true_probability():
 
 def test_calibration_outside_its_range_is_refused():
     with pytest.raises(ConfigError, match=r"between 0 and 1, got 1\.5"):
-        GBCE(10, t=1.5)
+        GBCE(10, t=1.5, row_reduction="mean")

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from candid.losses.blockwise import AccidentalHits, IdMatch, accidental_hits
+from candid.losses.blockwise import accidental_hits
+from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 
 
-def looked_at(rows, candidates):
+def matching_pairs(rows, candidates):
     """All pairs, one at a time."""
     return [
         [any(r[row] == c[n] for r, c in zip(rows, candidates, strict=True)) for n in range(N)]
@@ -20,48 +21,48 @@ CANDIDATES = [
 ]
 
 
-@pytest.mark.parametrize("share", [0, 10**9], ids=["looked up", "compared"])
+@pytest.mark.parametrize("share", [0, 10**9], ids=["sparse", "dense"])
 @pytest.mark.parametrize("used", [1, 2])
 @pytest.mark.parametrize("width", [1, 5, 14])
-def test_the_pairs_are_those_of_equal_ids(monkeypatch, share, used, width):
+def test_masked_pairs_have_equal_ids(monkeypatch, share, used, width):
     monkeypatch.setattr(accidental_hits, "DENSE_SHARE", share)
-    found = AccidentalHits(*map(IdMatch, ROWS[:used], CANDIDATES[:used]))
+    hits = AccidentalHits(*map(IdMatch, ROWS[:used], CANDIDATES[:used]))
     blocks = [slice(start, min(start + width, N)) for start in range(0, N, width)]
-    expected = torch.tensor(looked_at(ROWS[:used], CANDIDATES[:used]))
+    expected = torch.tensor(matching_pairs(ROWS[:used], CANDIDATES[:used]))
     for rows in (slice(0, 4), slice(4, 9)):
-        row_hits = found.of_rows(rows, blocks)
+        row_hits = hits.of_rows(rows, blocks)
         tiles = [torch.zeros(rows.stop - rows.start, b.stop - b.start) for b in blocks]
         for block, tile in enumerate(tiles):
             row_hits.mask(tile, block)
         assert torch.equal(torch.cat(tiles, dim=1).isneginf(), expected[rows])
-    assert torch.equal(found.num_hits(), expected.sum(dim=1))
+    assert torch.equal(hits.num_hits(), expected.sum(dim=1))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_candidate_may_be_its_own_id(device):
+def test_candidates_without_ids_are_their_own_ids(device):
     ids = torch.tensor([3, 0, 13])
-    found = AccidentalHits(IdMatch(ids.to(device)))
+    hits = AccidentalHits(IdMatch(ids.to(device)))
     blocks = [slice(0, 5), slice(5, 14)]
-    row_hits = found.of_rows(slice(1, 3), blocks)
+    row_hits = hits.of_rows(slice(1, 3), blocks)
     tiles = [torch.zeros(2, 5, device=device), torch.zeros(2, 9, device=device)]
     for block, tile in enumerate(tiles):
         row_hits.mask(tile, block)
     if device == "cpu":
-        where = torch.cat(tiles, dim=1).isneginf().nonzero().tolist()
-        assert where == [[0, 0], [1, 13]]
+        masked = torch.cat(tiles, dim=1).isneginf().nonzero().tolist()
+        assert masked == [[0, 0], [1, 13]]
 
 
-def test_one_item_everywhere_does_not_list_its_pairs(monkeypatch):
+def test_pairs_of_one_item_everywhere_are_not_listed(monkeypatch):
     ids = torch.zeros(600, dtype=torch.int64)
-    monkeypatch.setattr(IdMatch, "pairs", None)  # would be a list of 360,000
-    found = AccidentalHits(IdMatch(ids, ids))
+    monkeypatch.setattr(IdMatch, "pairs", None)  # 360,000 pairs
+    hits = AccidentalHits(IdMatch(ids, ids))
     tile = torch.zeros(10, 600)
-    found.of_rows(slice(0, 10), [slice(0, 600)]).mask(tile, 0)
+    hits.of_rows(slice(0, 10), [slice(0, 600)]).mask(tile, 0)
     assert bool(tile.isneginf().all())
-    assert found.num_hits().tolist() == [600] * 600
+    assert hits.num_hits().tolist() == [600] * 600
 
 
-def test_the_accelerators_way_for_a_candidate_that_is_its_own_id():
+def test_mask_without_branches_on_the_data():
     tile = torch.arange(12.0).view(3, 4)
     accidental_hits._mask_one(tile, torch.tensor([-2, 3, 4]))
     assert tile.isneginf().nonzero().tolist() == [[1, 3]]

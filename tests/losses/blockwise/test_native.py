@@ -1,4 +1,4 @@
-"""The compiled pass against float64, and that losses work whatever stands in its way."""
+"""The compiled kernel against float64, and the fallback where it cannot be compiled."""
 
 import logging
 import math
@@ -12,12 +12,12 @@ from candid.losses.blockwise import native, tile_pass
 from candid.losses.blockwise.tile_pass import TorchTilePass
 
 HAS_COMPILER = native.native_pass() is not None
-needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
 
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    """A process that has not looked yet, with an empty cache."""
+    """A process that has not loaded the kernel yet, with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CANDID_NATIVE", raising=False)
     native.native_pass.cache_clear()
@@ -34,7 +34,7 @@ def passes(like, largest=40_000):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("columns", [1, 2, 15, 513, 1999, 8192])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_shares_and_sums(dtype, columns, shifted):
+def test_exponentials_and_sums_are_accurate(dtype, columns, shifted):
     generator = torch.Generator().manual_seed(columns)
     scores = 8.0 * torch.randn(4, columns, generator=generator)
     scores[1] += 80.0
@@ -55,7 +55,7 @@ def test_shares_and_sums(dtype, columns, shifted):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_and_nan(dtype):
+def test_empty_rows_and_nan(dtype):
     scores = torch.zeros(4, 30)
     scores[0] = -math.inf
     scores[1, 3] = math.nan
@@ -75,9 +75,9 @@ def test_nothing_and_nan(dtype):
 
 
 @needs_compiler
-def test_the_code_is_kept_for_the_next_process(fresh, monkeypatch):
+def test_kernel_is_cached_for_the_next_process(fresh, monkeypatch):
     assert native.native_pass() is not None
-    (kept,) = fresh.iterdir()
+    (library,) = fresh.iterdir()
     native.native_pass.cache_clear()
     compiled = []
     run = candid.native._run
@@ -86,14 +86,14 @@ def test_the_code_is_kept_for_the_next_process(fresh, monkeypatch):
     )
     assert native.native_pass() is not None
     assert [command[-1] for command in compiled] == ["--version"]
-    assert list(fresh.iterdir()) == [kept]
+    assert list(fresh.iterdir()) == [library]
 
 
-def told(caplog):
+def messages(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "candid.losses"]
 
 
-def broken(tmp_path, body):
+def fake_compiler(tmp_path, body):
     compiler = tmp_path / "cc"
     compiler.write_text(f"#!/bin/sh\n{body}\n")
     compiler.chmod(0o755)
@@ -103,34 +103,34 @@ def broken(tmp_path, body):
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [
-        ("/nowhere/cc", "no C compiler was found"),
-        (" ", "no C compiler was found"),
+        ("/nowhere/cc", "no C compiler found"),
+        (" ", "no C compiler found"),
         ("false", "false --version failed: no reason given"),
         ("[ $1 = --version ] || { echo no space >&2; exit 1; }", "no space"),
         ('[ $1 = --version ] || : > "$(eval echo \\${$#})"', "too short"),
     ],
 )
-def test_a_compiler_that_does_not_work_is_one_line(fresh, monkeypatch, caplog, compiler, reason):
-    command = compiler if " " not in compiler.strip() else broken(fresh.parents[1], compiler)
+def test_broken_compiler_gives_one_log_line(fresh, monkeypatch, caplog, compiler, reason):
+    command = compiler if " " not in compiler.strip() else fake_compiler(fresh.parents[1], compiler)
     monkeypatch.setenv("CC", command)
     with caplog.at_level(logging.INFO):
         assert native.native_pass() is None
         assert native.native_pass() is None
-    (line,) = told(caplog)
-    assert line.startswith("losses run on torch alone, somewhat slower: ")
+    (line,) = messages(caplog)
+    assert line.startswith("losses use torch operations, somewhat slower: ")
     assert reason in line
     assert not [path for path in fresh.glob("*") if path.suffix == ".o"]
 
 
-def test_no_folder_to_keep_it_in_is_one_line(fresh, monkeypatch, caplog):
+def test_missing_cache_folder_gives_one_log_line(fresh, monkeypatch, caplog):
     fresh.parent.write_text("a file where the folder should be")
     with caplog.at_level(logging.INFO):
         assert native.native_pass() is None
-    assert len(told(caplog)) == 1
+    assert len(messages(caplog)) == 1
 
 
 @needs_compiler
-def test_code_that_computes_something_else_is_refused(fresh, monkeypatch, caplog):
+def test_kernel_with_wrong_results_is_refused(fresh, monkeypatch, caplog):
     wrong = fresh.parents[1] / "wrong.c"
     source = native.SOURCE.read_text()
     wrong.write_text(source.replace("9.6715126489e-3f", "9.9715126489e-3f"))
@@ -138,29 +138,31 @@ def test_code_that_computes_something_else_is_refused(fresh, monkeypatch, caplog
     monkeypatch.setattr(native, "SOURCE", wrong)
     with caplog.at_level(logging.INFO):
         assert native.native_pass() is None
-    assert told(caplog)[0].endswith("the compiled code gives other shares than torch")
+    assert messages(caplog)[0].endswith(
+        "the compiled kernel and torch disagree on the exponentials"
+    )
 
 
-def test_it_can_be_switched_off(fresh, monkeypatch, caplog):
+def test_environment_variable_turns_the_kernel_off(fresh, monkeypatch, caplog):
     monkeypatch.setenv("CANDID_NATIVE", "0")
     with caplog.at_level(logging.INFO):
         assert native.native_pass() is None
-    assert told(caplog) == []
+    assert messages(caplog) == []
     assert not fresh.exists()
 
 
-def test_losses_agree_with_and_without(fresh, monkeypatch):
+def test_losses_agree_with_and_without_the_kernel(fresh, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(300, 8, generator=generator).requires_grad_()
     items = torch.randn(700, 8, generator=generator).requires_grad_()
     positive_ids = torch.randint(700, (300,), generator=generator)
     assert tile_pass.NATIVE_SCORES <= 300 * 700
-    found = []
+    results = []
     for switch in ("1", "0"):
         monkeypatch.setenv("CANDID_NATIVE", switch)
         native.native_pass.cache_clear()
         assert (native.native_pass() is not None) == (fresh.exists() and switch == "1")
         loss = full_softmax(query, items, positive_ids).loss
-        found.append([loss, *torch.autograd.grad(loss.mean(), (query, items))])
-    for one, other in zip(*found, strict=True):
+        results.append([loss, *torch.autograd.grad(loss.mean(), (query, items))])
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=3e-6, atol=3e-6)

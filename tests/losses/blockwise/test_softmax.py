@@ -1,4 +1,4 @@
-"""The kernel against the softmax written out in float64."""
+"""The blockwise softmax against plain operations in float64."""
 
 import math
 import weakref
@@ -9,14 +9,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from candid.errors import ConfigError
-from candid.losses.blockwise import AccidentalHits, IdMatch, Others, blockwise_softmax, tile_pass
+from candid.losses.blockwise import tile_pass
+from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 from candid.losses.blockwise.native import native_pass
+from candid.losses.blockwise.softmax import blockwise_softmax
 from candid.losses.blockwise.tiles import SIZES, Tiles, TileSizes
 
 TILINGS = {
     "one tile": TileSizes(512, 2**20, 4096, 2**24, 64, 64),
-    "kept": TileSizes(3, 2**4, 5, 2**24, 1, 1),
-    "made again": TileSizes(3, 2**4, 5, 0, 64, 64),
+    "cached": TileSizes(3, 2**4, 5, 2**24, 1, 1),
+    "recomputed": TileSizes(3, 2**4, 5, 0, 64, 64),
 }
 
 
@@ -31,7 +33,7 @@ def engine(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr(tile_pass, "native_pass", lambda: None)
     elif native_pass() is None:
-        pytest.skip("no C compiler here")
+        pytest.skip("no C compiler")
     return request.param
 
 
@@ -55,8 +57,8 @@ def made(num_rows, num_candidates, dtype=torch.float64, dim=4, scale=1.0):
     return {k: v.requires_grad_() for k, v in inputs.items()}, row_ids, ids, shift, normal(num_rows)
 
 
-def written_out(inputs, accidental_hits, shift, row_shift):
-    """Equations of ``blockwise_softmax`` in float64, on float64 copies; loss, log_z, leaves."""
+def plain_softmax(inputs, accidental_hits, shift, row_shift):
+    """The equations of ``blockwise_softmax`` on float64 copies: loss, log_z, leaves."""
     leaves = {k: v.detach().double().requires_grad_() for k, v in inputs.items()}
     logits = leaves["query"] @ leaves["vectors"].T - shift.double() - row_shift.double()[:, None]
     logits = torch.where(accidental_hits | shift.isposinf(), -math.inf, logits)
@@ -72,18 +74,23 @@ def written_out(inputs, accidental_hits, shift, row_shift):
 
 
 def both(sizes, dtype, precision="float32", *, rest=True, scale=1.0, mix=False):
-    """Ours and the oracle's: loss, log_z and gradients by name."""
+    """Results and expected results by name: loss, log_z and gradients."""
     inputs, row_ids, ids, shift, row_shift = made(*sizes, dtype, scale=scale)
     if not rest:
         del inputs["log_rest"]
     accidental_hits = (row_ids[:, :, None] == ids[:, None, :]).any(dim=0)
     accidental = AccidentalHits(IdMatch(row_ids[0], ids[0]), IdMatch(row_ids[1], ids[1]))
     assert torch.equal(accidental.num_hits(), accidental_hits.sum(dim=1))
-    others = Others(accidental, shift, row_shift, precision)
-    loss, log_z = blockwise_softmax(others=others, **inputs)
+    loss, log_z = blockwise_softmax(
+        accidental_hits=accidental,
+        shift=shift,
+        row_shift=row_shift,
+        precision=precision,
+        **inputs,
+    )
     weights = torch.linspace(0.5, 1.5, sizes[0]).to(dtype) if mix else torch.ones(sizes[0])
     total = (loss * weights.to(dtype)).sum()
-    expected, expected_log_z, leaves = written_out(inputs, accidental_hits, shift, row_shift)
+    expected, expected_log_z, leaves = plain_softmax(inputs, accidental_hits, shift, row_shift)
     expected_total = (expected * weights.double()).sum()
     if mix:
         total = total + log_z[~log_z.isneginf()].sum()
@@ -107,23 +114,23 @@ def near(ours, theirs, relative):
         )
 
 
-SIZES_TRIED = [(1, 1), (1, 6), (9, 1), (7, 23), (11, 40), (0, 5), (4, 0)]
+TESTED_SIZES = [(1, 1), (1, 6), (9, 1), (7, 23), (11, 40), (0, 5), (4, 0)]
 
 
 @pytest.mark.usefixtures("tiling")
-class TestAgainstTheSoftmaxWrittenOut:
-    @pytest.mark.parametrize("mix", [False, True], ids=["mean", "mixed"])
-    @pytest.mark.parametrize("rest", [False, True], ids=["alone", "with a rest"])
-    @pytest.mark.parametrize("sizes", SIZES_TRIED)
+class TestAgainstThePlainSoftmax:
+    @pytest.mark.parametrize("mix", [False, True], ids=["loss", "loss and log_z"])
+    @pytest.mark.parametrize("rest", [False, True], ids=["without rest", "with rest"])
+    @pytest.mark.parametrize("sizes", TESTED_SIZES)
     def test_float64(self, sizes, rest, mix):
         near(*both(sizes, torch.float64, rest=rest, mix=mix), 1e-12)
 
-    @pytest.mark.parametrize("mix", [False, True], ids=["mean", "mixed"])
-    @pytest.mark.parametrize("sizes", SIZES_TRIED)
+    @pytest.mark.parametrize("mix", [False, True], ids=["loss", "loss and log_z"])
+    @pytest.mark.parametrize("sizes", TESTED_SIZES)
     def test_float32(self, engine, sizes, mix):
         near(*both(sizes, torch.float32, mix=mix), 2e-6)
 
-    @pytest.mark.parametrize("mix", [False, True], ids=["mean", "mixed"])
+    @pytest.mark.parametrize("mix", [False, True], ids=["loss", "loss and log_z"])
     def test_bfloat16(self, engine, mix):
         # Query, vectors and scores are rounded to 2^-9 of themselves: of scores up to 10, 0.06
         # in all. That moves a log-sum as far, and a gradient by that share.
@@ -137,36 +144,40 @@ class TestAgainstTheSoftmaxWrittenOut:
 
     def test_gradcheck(self):
         inputs, row_ids, ids, shift, row_shift = made(4, 9)
-        others = Others(AccidentalHits(IdMatch(row_ids[0], ids[0])), shift, row_shift)
+        shifts = {"shift": shift, "row_shift": row_shift}
         for positive in (inputs["positive"], torch.tensor([1, 2, 3, 8])):
-            # The rows' ids decide: a positive that is a candidate must be excluded.
+            # A positive that is among the candidates must be masked.
             is_candidate = not positive.is_floating_point()
-            row_candidates = Others(AccidentalHits(IdMatch(positive))) if is_candidate else others
+            match = IdMatch(positive) if is_candidate else IdMatch(row_ids[0], ids[0])
+            settings = {} if is_candidate else shifts
             leaves = [v for v in inputs.values() if v is not inputs["positive"]]
-            leaves += [positive] if positive.is_floating_point() else []
+            leaves += [] if is_candidate else [positive]
 
-            def run(query, vectors, log_rest, positive=positive, row_candidates=row_candidates):
-                return blockwise_softmax(query, vectors, positive, row_candidates, log_rest)
+            def run(query, vectors, log_rest, positive=positive, match=match, settings=settings):
+                return blockwise_softmax(
+                    query, vectors, positive, AccidentalHits(match), log_rest=log_rest, **settings
+                )
 
             assert torch.autograd.gradcheck(run, leaves)
 
-    def test_only_what_is_asked_for(self):
+    def test_gradients_of_single_inputs(self):
         inputs, row_ids, ids, shift, _ = made(7, 23)
-        others = Others(AccidentalHits(IdMatch(row_ids[0], ids[0])), shift)
-        whole = torch.autograd.grad(
-            blockwise_softmax(others=others, **inputs)[0].sum(), list(inputs.values())
-        )
-        for kept, expected in zip(inputs, whole, strict=True):
-            one = {k: v if k == kept else v.detach() for k, v in inputs.items()}
-            loss = blockwise_softmax(others=others, **one)[0].sum()
-            torch.testing.assert_close(torch.autograd.grad(loss, inputs[kept])[0], expected)
+        hits = AccidentalHits(IdMatch(row_ids[0], ids[0]))
 
-    def test_nan_stays_in_the_sight_of_everyone(self, engine):
+        def total(leaves):
+            return blockwise_softmax(accidental_hits=hits, shift=shift, **leaves)[0].sum()
+
+        grads = torch.autograd.grad(total(inputs), list(inputs.values()))
+        for name, expected in zip(inputs, grads, strict=True):
+            leaves = {k: v if k == name else v.detach() for k, v in inputs.items()}
+            grad = torch.autograd.grad(total(leaves), inputs[name])[0]
+            torch.testing.assert_close(grad, expected)
+
+    def test_nan_reaches_the_loss_of_its_row(self, engine):
         inputs, row_ids, ids, _, _ = made(7, 23, torch.float32)
         inputs["query"].data[2, 1] = math.nan
-        loss, _ = blockwise_softmax(
-            others=Others(AccidentalHits(IdMatch(row_ids[0], ids[0]))), **inputs
-        )
+        hits = AccidentalHits(IdMatch(row_ids[0], ids[0]))
+        loss, _ = blockwise_softmax(accidental_hits=hits, **inputs)
         assert loss.isnan().tolist() == [row == 2 for row in range(7)]
 
 
@@ -176,87 +187,84 @@ class TestAgainstTheSoftmaxWrittenOut:
     num_candidates=st.integers(1, 60),
     rows=st.integers(1, 9),
     columns=st.integers(1, 17),
-    keeps=st.booleans(),
+    caches=st.booleans(),
 )
-def test_however_the_scores_are_cut(num_rows, num_candidates, rows, columns, keeps):
+def test_any_tile_sizes_give_the_same(num_rows, num_candidates, rows, columns, caches):
     with pytest.MonkeyPatch.context() as patch:
-        sizes = TileSizes(rows, rows * columns, columns, 2**24 if keeps else 0, 1, 1)
+        sizes = TileSizes(rows, rows * columns, columns, 2**24 if caches else 0, 1, 1)
         patch.setitem(SIZES, "cpu", sizes)
         patch.setattr(tile_pass, "NATIVE_SCORES", 0)
         near(*both((num_rows, num_candidates), torch.float64), 1e-12)
         near(*both((num_rows, num_candidates), torch.float32), 2e-6)
 
 
-def test_a_second_derivative_is_refused():
+def test_second_derivative_is_refused():
     inputs, row_ids, ids, _, _ = made(7, 23)
-    others = Others(AccidentalHits(IdMatch(row_ids[0], ids[0])))
-    loss = blockwise_softmax(others=others, **inputs)[0].sum()
+    hits = AccidentalHits(IdMatch(row_ids[0], ids[0]))
+    loss = blockwise_softmax(accidental_hits=hits, **inputs)[0].sum()
     (grad,) = torch.autograd.grad(loss, inputs["query"], create_graph=True)
     (plain,) = torch.autograd.grad(loss, inputs["query"])
     assert torch.equal(grad, plain)
-    with pytest.raises(ConfigError, match="no second derivative: score the candidates yourself"):
+    with pytest.raises(ConfigError, match="no second derivative: compute the scores"):
         torch.autograd.grad(grad.sum(), inputs["vectors"])
 
 
-def test_autocast_does_not_reach_inside():
+def test_autocast_does_not_change_the_products():
     inputs, row_ids, ids, _, _ = made(7, 23, torch.float32)
-    others = Others(AccidentalHits(IdMatch(row_ids[0], ids[0])))
-    plain, _ = blockwise_softmax(others=others, **inputs)
+    hits = AccidentalHits(IdMatch(row_ids[0], ids[0]))
+    plain, _ = blockwise_softmax(accidental_hits=hits, **inputs)
     grads = torch.autograd.grad(plain.sum(), list(inputs.values()))
     with torch.autocast("cpu", torch.bfloat16):
-        within, _ = blockwise_softmax(others=others, **inputs)
+        within, _ = blockwise_softmax(accidental_hits=hits, **inputs)
         again = torch.autograd.grad((within * torch.linspace(1, 1, 7)).sum(), list(inputs.values()))
     assert torch.equal(within, plain)
     for one, other in zip(grads, again, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("keeps", [False, True], ids=["made again", "kept"])
-def test_scratch_memory_does_not_hold_the_scores(monkeypatch, keeps):
-    taken = []
+@pytest.mark.parametrize("caches", [False, True], ids=["recomputed", "cached"])
+def test_scratch_memory_is_smaller_than_the_scores(monkeypatch, caches):
+    sizes = []
     new_empty = torch.Tensor.new_empty
 
     def counting(self, size, **kwargs):
-        taken.append(math.prod(size) if isinstance(size, tuple) else size)
+        sizes.append(math.prod(size) if isinstance(size, tuple) else size)
         return new_empty(self, size, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "new_empty", counting)
-    if not keeps:
+    if not caches:
         small = TileSizes(512, 2**20, 4096, 0, 64, 64)
         monkeypatch.setitem(SIZES, "cpu", small)
     num_rows, num_candidates = 4000, 12_000
     query = torch.zeros(num_rows, 2, requires_grad=True)
     vectors = torch.zeros(num_candidates, 2)
     positive = torch.arange(num_rows)
-    others = Others(AccidentalHits(IdMatch(positive)))
-    loss, _ = blockwise_softmax(query, vectors, positive, others)
+    loss, _ = blockwise_softmax(query, vectors, positive, AccidentalHits(IdMatch(positive)))
     torch.testing.assert_close(loss, torch.full_like(loss, math.log(num_candidates)))
-    assert sum(taken) * 4 < 37 * 2**20 < num_rows * num_candidates * 4
+    assert sum(sizes) * 4 < 37 * 2**20 < num_rows * num_candidates * 4
 
 
-def test_the_tiles_are_gone_before_the_backward_pass(monkeypatch):
+def test_tiles_are_freed_before_the_backward_pass(monkeypatch):
     made_tiles = []
     init = Tiles.__init__
 
-    def noting(self, *args, **kwargs):
+    def recording(self, *args, **kwargs):
         init(self, *args, **kwargs)
         made_tiles.append(weakref.ref(self))
 
-    monkeypatch.setattr(Tiles, "__init__", noting)
+    monkeypatch.setattr(Tiles, "__init__", recording)
     inputs, row_ids, ids, _, _ = made(7, 23, torch.float32)
-    loss, _ = blockwise_softmax(
-        others=Others(AccidentalHits(IdMatch(row_ids[0], ids[0]))), **inputs
-    )
+    hits = AccidentalHits(IdMatch(row_ids[0], ids[0]))
+    loss, _ = blockwise_softmax(accidental_hits=hits, **inputs)
     assert [tiles() for tiles in made_tiles] == [None]
     loss.mean().backward()
     assert inputs["vectors"].grad is not None
 
 
-def test_a_retained_graph_gives_the_same_twice():
+def test_retained_graph_gives_the_same_gradients_twice():
     inputs, row_ids, ids, _, _ = made(7, 23, torch.float32)
-    loss, _ = blockwise_softmax(
-        others=Others(AccidentalHits(IdMatch(row_ids[0], ids[0]))), **inputs
-    )
+    hits = AccidentalHits(IdMatch(row_ids[0], ids[0]))
+    loss, _ = blockwise_softmax(accidental_hits=hits, **inputs)
     first, second = (
         torch.autograd.grad(loss.mean(), list(inputs.values()), retain_graph=True) for _ in range(2)
     )

@@ -1,7 +1,6 @@
-"""In-batch vectors against the table they would come from, and against plain loops."""
+"""In-batch vectors against the item table that they come from, and against plain loops."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,19 +22,18 @@ def tensors():
     return query, table
 
 
-@pytest.mark.parametrize("user_ids", [None, USERS], ids=["strangers", "users"])
+@pytest.mark.parametrize("user_ids", [None, USERS], ids=["no users", "users"])
 @pytest.mark.parametrize("correction", ["none", "logq", "refined"])
-def test_vectors_and_the_table_they_come_from_agree(correction, user_ids):
+def test_vectors_give_the_loss_of_the_table_they_come_from(correction, user_ids):
     query, table = tensors()
     negative_ids = torch.tensor([[3, -1], [5, 6], [-1, -1], [0, 4], [2, 1], [6, 6]])
     for negatives in (None, negative_ids):
         sampler = InBatch(COUNTS, exclude_same_user=user_ids is not None)
-        batch = SimpleNamespace(positive_ids=IDS, user_ids=USERS)
-        sampled = sampler.sample(batch)
+        candidates = sampler.sample(IDS, USERS)
         if negatives is not None:
-            sampled = with_negatives(sampled, negatives, sampler, batch)
-        settings = {"correction": correction, "temperature": 0.5, "effective": True}
-        theirs = sampled_softmax(query, table, IDS, sampled, **settings)
+            candidates = with_negatives(candidates, negatives, sampler, IDS, USERS)
+        settings = {"correction": correction, "temperature": 0.5, "effective_sample_size": True}
+        theirs = sampled_softmax(query, table, IDS, candidates, **settings)
         mine = in_batch_softmax(
             query,
             table[IDS],
@@ -53,7 +51,7 @@ def test_vectors_and_the_table_they_come_from_agree(correction, user_ids):
             torch.testing.assert_close(one, other)
 
 
-def test_it_is_what_it_says_written_out():
+def test_refined_loss_equals_its_definition():
     """Row 2 (item 0): rows 1, 3, 4, 5 are negatives; row 0 has the same item."""
     query, table = tensors()
     out = in_batch_softmax(query, table[IDS], IDS, frequency=COUNTS, temperature=0.7)
@@ -67,7 +65,7 @@ def test_it_is_what_it_says_written_out():
     assert out.loss[2].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_one_item_encoded_twice_is_no_negative_of_itself():
+def test_second_vector_of_the_positive_is_not_a_negative():
     query, table = tensors()
     vectors = table[IDS].detach().clone()
     before = in_batch_softmax(query, vectors, IDS, frequency=COUNTS).loss
@@ -77,7 +75,7 @@ def test_one_item_encoded_twice_is_no_negative_of_itself():
     assert after[2] != before[2]
 
 
-def test_a_batch_of_one_is_silent():
+def test_batch_of_one_has_no_loss():
     query = torch.ones(1, D, requires_grad=True)
     out = in_batch_softmax(query, torch.ones(1, D), torch.tensor([2]), frequency=COUNTS)
     assert out.loss.tolist() == [0.0]
@@ -91,8 +89,8 @@ BAD = {
         r"positive_vectors must be \[6, 4\], one a row and as wide as query, got \[6, 2\]",
     ),
     "rows": ({"positive_vectors": torch.ones(3, D)}, r"positive_vectors must be \[6, 4\]"),
-    "ids alone": ({"negative_ids": torch.zeros(B, 1, dtype=torch.int64)}, "give both or none"),
-    "vectors alone": ({"negative_vectors": torch.ones(B, 1, D)}, "give both or none"),
+    "ids alone": ({"negative_ids": torch.zeros(B, 1, dtype=torch.int64)}, "pass both or neither"),
+    "vectors alone": ({"negative_vectors": torch.ones(B, 1, D)}, "pass both or neither"),
     "negatives": (
         {
             "negative_ids": torch.zeros(B, 2, dtype=torch.int64),
@@ -100,13 +98,13 @@ BAD = {
         },
         r"negative_vectors must be \[6, 2, 4\].* got \[6, 1, 4\]",
     ),
-    "set": ({"frequency": InBatch(COUNTS, distinct=True)}, "must have distinct=False"),
+    "set": ({"frequency": InBatch(COUNTS, distinct=True)}, "create InBatch with distinct=False"),
     "sample": ({"frequency": InBatch(COUNTS, num_candidates=2)}, "num_candidates=None"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_does_not_fit_is_refused(name):
+def test_arguments_that_do_not_fit_are_refused(name):
     changed, sentence = BAD[name]
     arguments = {"positive_vectors": VECTORS, "positive_ids": IDS, "frequency": COUNTS} | changed
     with pytest.raises(ConfigError, match=sentence):
@@ -126,7 +124,7 @@ def test_counts_that_do_not_fit_are_refused(counts, sentence):
         in_batch_softmax(torch.ones(B, D), VECTORS, IDS, frequency=counts)
 
 
-def test_a_negative_that_is_not_finite_is_named():
+def test_negative_that_is_not_finite_is_named():
     vectors = torch.ones(B, 2, D)
     vectors[1, 1] = float("nan")
     with pytest.raises(DataError, match=r"row of negative_vectors \(as \[B·S, D\]\) 3 holds NaN"):

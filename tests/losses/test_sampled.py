@@ -1,7 +1,6 @@
-"""``sampled_softmax`` on every sampler: the estimate of Z' is right on average."""
+"""``sampled_softmax`` with every sampler: the estimate of Z' is unbiased."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,29 +12,34 @@ import candid.samplers
 from candid.candidates import Candidates
 from candid.errors import DataError
 from candid.losses import sampled_softmax
-from candid.samplers import CrossBatchMemory, InBatch, Mixture, Observer, Popularity, Uniform
+from candid.samplers import CrossBatchMemory, InBatch, Mixture, Popularity, Uniform
 
 SAMPLERS = {
-    "uniform": lambda counts: Uniform(len(counts), 8),
-    "uniform-distinct": lambda counts: Uniform(len(counts), set_size(counts), distinct=True),
-    "popularity": lambda counts: Popularity(counts, 8, 0.7),
-    "popularity-distinct": lambda counts: Popularity(counts, set_size(counts), 0.7, distinct=True),
-    "memory": lambda counts: CrossBatchMemory(counts, 8),
+    "uniform": lambda counts: Uniform(len(counts), num_candidates=8),
+    "uniform-distinct": lambda counts: uniform_set(counts),
+    "popularity": lambda counts: Popularity(counts, num_candidates=8, exponent=0.7),
+    "popularity-distinct": lambda counts: Popularity(
+        counts, num_candidates=set_size(counts), exponent=0.7, distinct=True
+    ),
+    "cross_batch_memory": lambda counts: CrossBatchMemory(counts, size=8),
     "in_batch": lambda counts: InBatch(counts),
     "in_batch-all-users": lambda counts: InBatch(counts, exclude_same_user=False),
     "in_batch-sample": lambda counts: InBatch(counts, num_candidates=6),
     "in_batch-distinct": lambda counts: InBatch(counts, distinct=True),
-    "in_batch-distinct-all-users": lambda counts: InBatch(counts, False, distinct=True),
-    "mixture": lambda counts: Mixture([Uniform(len(counts), 16), Popularity(counts, 16)]),
+    "in_batch-distinct-all-users": lambda counts: InBatch(
+        counts, exclude_same_user=False, distinct=True
+    ),
+    "mixture": lambda counts: Mixture(
+        [Uniform(len(counts), num_candidates=16), Popularity(counts, num_candidates=16)]
+    ),
     "mixture-distinct": lambda counts: Mixture(
-        [Uniform(len(counts), set_size(counts), distinct=True), InBatch(counts, distinct=True)]
+        [uniform_set(counts), InBatch(counts, distinct=True)]
     ),
 }
-# Renormalising a mixture by the row's hits is exact only to a small error; see ``Mixture``.
+# Renormalizing a mixture by the row's accidental hits has a small error; see ``Mixture``.
 SYSTEMATIC = {"mixture": 0.01}
 
-
-# Held to it in test_head and test_kernel_samplers.
+# Tested in test_exact_candidates and test_kernel_samplers.
 ELSEWHERE = {"exact_popular", "exact_nearest", "random_fourier", "quadratic"}
 
 
@@ -43,25 +47,27 @@ def set_size(counts):
     return min(8, len(counts))
 
 
-def test_every_registered_sampler_is_held_to_the_exact_z():
-    held = {name.split("-")[0] for name in SAMPLERS} | ELSEWHERE
-    assert held == set(candid.samplers.SAMPLERS)
+def uniform_set(counts):
+    return Uniform(len(counts), num_candidates=set_size(counts), distinct=True)
+
+
+def test_every_registered_sampler_is_tested():
+    tested = {name.split("-")[0] for name in SAMPLERS} | ELSEWHERE
+    assert tested == set(candid.samplers.SAMPLERS)
 
 
 def estimates(sampler, counts, positive, scores, trials, generator):
-    """Z' of one row, estimated ``trials`` times: [trials], 0 where every candidate is a hit."""
+    """Z' of one row, estimated ``trials`` times: [trials], 0 where every candidate is masked."""
     user_ids = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
     sampled = []
     for others in torch.multinomial(
         counts.double(), 9 * (trials + 1), replacement=True, generator=generator
     ).view(trials + 1, 9):
         positives = torch.cat([torch.tensor([positive]), others])
-        rows = SimpleNamespace(positive_ids=positives, user_ids=user_ids)
-        sampled.append(sampler.sample(rows, generator))
-        if isinstance(sampler, Observer):
-            sampler.observe(rows)
-    sampled = sampled[1:]  # by then a memory is full
-    # One row a draw. A padded place holds the positive itself, which is masked.
+        sampled.append(sampler.sample(positives, user_ids, generator=generator))
+        sampler.observe(positives, user_ids)
+    sampled = sampled[1:]  # from the second batch on, a memory is full
+    # One row per sample. Padding holds the positive itself, which is masked.
     stacked = Candidates(
         ids=pad_sequence([c.ids for c in sampled], batch_first=True, padding_value=positive),
         log_expected_count=pad_sequence([c.log_expected_count for c in sampled], batch_first=True),
@@ -90,21 +96,21 @@ def estimates(sampler, counts, positive, scores, trials, generator):
     positive=st.integers(0, 2),
     seed=st.integers(0, 10**6),
 )
-def test_expected_z_is_exact(name, counts, positive, seed):
+def test_estimate_of_z_is_unbiased(name, counts, positive, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(len(counts), generator=generator, dtype=torch.float64)
     sampler = SAMPLERS[name](torch.tensor(counts))
     z = estimates(sampler, torch.tensor(counts), positive, scores, 800, generator)
     if not name.endswith(("distinct", "distinct-all-users")):
-        # Draws are renormalised over those that are left; none left says nothing.
+        # Samples are renormalized over those that are valid; a row without any has no estimate.
         z = z[z > 0]
     exact = float(scores.exp().sum() - scores[positive].exp())
     error = 5 * float(z.std()) / math.sqrt(len(z)) + SYSTEMATIC.get(name, 1e-6) * exact
     assert float(z.mean()) == pytest.approx(exact, abs=error)
 
 
-def test_renormalising_a_mixture_costs_less_than_a_hundredth():
-    """The figure that the docstring of ``Mixture`` states."""
+def test_bias_of_a_renormalized_mixture_is_below_a_hundredth():
+    """The bound in the docstring of ``Mixture``."""
     counts = torch.tensor([30.0] + [70.0 / 29] * 29)
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(30, generator=generator, dtype=torch.float64)
@@ -119,12 +125,13 @@ def shared(correction="refined"):
     table = torch.randn(6, 3, generator=generator, dtype=torch.float64)
     positive_ids = torch.tensor([0, 1, 2, 5])
     counts = torch.tensor([4.0, 3.0, 2.0, 1.0, 1.0, 1.0])
-    rows = SimpleNamespace(positive_ids=positive_ids, user_ids=torch.tensor([7, 7, 8, 9]))
-    sampled = Mixture([Popularity(counts, 5), InBatch(counts)]).sample(rows, generator)
+    user_ids = torch.tensor([7, 7, 8, 9])
+    sampler = Mixture([Popularity(counts, num_candidates=5), InBatch(counts)])
+    sampled = sampler.sample(positive_ids, user_ids, generator=generator)
     return query, table, positive_ids, sampled
 
 
-def test_refined_uses_the_papers_q_prime_row_by_row():
+def test_refined_renormalizes_as_in_the_paper():
     query, table, positive_ids, sampled = shared()
     out = sampled_softmax(query, table, positive_ids, sampled, temperature=0.5)
     for row in range(4):
@@ -137,8 +144,8 @@ def test_refined_uses_the_papers_q_prime_row_by_row():
         assert out.log_z[row].item() == pytest.approx(log_z.item(), abs=1e-5)
 
 
-def test_logq_is_the_habit_of_the_field():
-    """Yi et al.: softmax over s - log(n·Q), positive included, hits dropped, no more."""
+def test_logq_equals_the_loss_of_yi_et_al():
+    """Softmax over s - log(n·Q), positive included, accidental hits masked."""
     query, table, positive_ids, sampled = shared()
     out = sampled_softmax(query, table, positive_ids, sampled, correction="logq")
     for row in range(4):
@@ -151,19 +158,19 @@ def test_logq_is_the_habit_of_the_field():
 
 @pytest.mark.parametrize("correction", ["none", "logq", "refined"])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_gradient_is_that_of_the_printed_form(name, correction):
+def test_gradient_equals_that_of_the_printed_loss(name, correction):
     """-sg(1 - P)·[s_p - log Σ exp(s_d - log e(d))], P from the same sample, row by row.
 
-    The expected counts are written out from what the sampler states: n_valid·Q / (1 - Q(p))
-    for draws with replacement under ``refined``, as stated for sets, 1 for ``none``.
+    The expected counts come from those of the sampler: n_valid·Q / (1 - Q(p)) for samples with
+    replacement under ``refined``, unchanged for sets, 1 for ``none``.
     """
     generator = torch.Generator().manual_seed(6)
     counts = torch.tensor([9, 7, 5, 3, 2, 1, 1])
     table = torch.randn(7, 3, generator=generator, dtype=torch.float64).requires_grad_()
     query = torch.randn(6, 3, generator=generator, dtype=torch.float64).requires_grad_()
     positive_ids = torch.tensor([0, 1, 0, 4, 2, 6])
-    rows = SimpleNamespace(positive_ids=positive_ids, user_ids=torch.tensor([3, 3, 1, 2, 2, 9]))
-    sampled = SAMPLERS[name](counts).sample(rows, generator)
+    user_ids = torch.tensor([3, 3, 1, 2, 2, 9])
+    sampled = SAMPLERS[name](counts).sample(positive_ids, user_ids, generator=generator)
     out = sampled_softmax(query, table, positive_ids, sampled, correction=correction)
     ours = torch.autograd.grad(out.loss.sum(), (query, table))
 
@@ -171,7 +178,7 @@ def test_gradient_is_that_of_the_printed_form(name, correction):
     for row in range(6):
         keep = sampled.ids != positive_ids[row]
         if sampled.owner is not None:
-            keep &= sampled.owner != rows.user_ids[row]
+            keep &= sampled.owner != user_ids[row]
         log_e = sampled.log_expected_count[keep].double()
         log_e_positive = sampled.log_expected_count_positive[row].double()
         if correction == "refined" and n is not None:
@@ -188,12 +195,12 @@ def test_gradient_is_that_of_the_printed_form(name, correction):
         torch.testing.assert_close(mine, paper, rtol=1e-12, atol=1e-12)
 
 
-def test_every_item_once_is_the_full_softmax():
-    """The whole catalog as an exact head: expected count 1 each, nothing estimated."""
+def test_whole_catalog_as_candidates_equals_the_full_softmax():
+    """Every item with expected count 1: nothing is estimated."""
     query, table, positive_ids, _ = shared()
     query.requires_grad_()
-    exact = Candidates(torch.arange(6), torch.zeros(6), torch.zeros(4))
-    out = sampled_softmax(query, table, positive_ids, exact, temperature=0.5)
+    catalog = Candidates(torch.arange(6), torch.zeros(6), torch.zeros(4))
+    out = sampled_softmax(query, table, positive_ids, catalog, temperature=0.5)
     exact = torch.nn.functional.cross_entropy(query @ table.T / 0.5, positive_ids, reduction="none")
     torch.testing.assert_close(out.loss, exact, rtol=1e-12, atol=1e-12)
     ours, theirs = (torch.autograd.grad(v.sum(), query)[0] for v in (out.loss, exact))
@@ -223,17 +230,18 @@ def test_table_callable_and_per_row_candidates_agree():
     assert len(calls) == 2
 
 
-def test_a_catalog_of_one_item_is_silent():
+def test_catalog_of_one_item_has_no_loss():
     query = torch.ones(2, 3, requires_grad=True)
     positive_ids = torch.zeros(2, dtype=torch.int64)
-    rows = SimpleNamespace(positive_ids=positive_ids, user_ids=positive_ids)
-    for sampler in (Uniform(1, 4), InBatch(torch.ones(1)), InBatch(torch.ones(1), False, True)):
-        out = sampled_softmax(query, torch.ones(1, 3), positive_ids, sampler.sample(rows))
+    in_batch_set = InBatch(torch.ones(1), exclude_same_user=False, distinct=True)
+    for sampler in (Uniform(1, num_candidates=4), InBatch(torch.ones(1)), in_batch_set):
+        candidates = sampler.sample(positive_ids, positive_ids)
+        out = sampled_softmax(query, torch.ones(1, 3), positive_ids, candidates)
         assert out.loss.tolist() == [0.0, 0.0]
         assert not torch.autograd.grad(out.loss.sum(), query)[0].any()
 
 
-def test_an_id_outside_the_catalog_is_named():
+def test_id_outside_the_catalog_is_named():
     query, table, positive_ids, sampled = shared()
     with pytest.raises(DataError, match="item id 5 is outside the catalog: ids must be 0 to 4"):
         sampled_softmax(query, table[:5], positive_ids, sampled)

@@ -5,13 +5,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from candid.errors import ConfigError, DataError
-from candid.losses import FullSoftmax, full_softmax
+from candid.losses import LOSSES, full_softmax
 from candid.losses.blockwise.tiles import SIZES, TileSizes
 
 TILINGS = {
     "one tile": TileSizes(512, 2**20, 4096, 2**24, 64, 64),
-    "kept tiles": TileSizes(64, 2**8, 4, 2**24, 1, 1),
-    "tiles made again": TileSizes(64, 2**8, 4, 0, 64, 64),
+    "cached tiles": TileSizes(64, 2**8, 4, 2**24, 1, 1),
+    "recomputed tiles": TileSizes(64, 2**8, 4, 0, 64, 64),
 }
 
 
@@ -43,7 +43,7 @@ class TestAgainstTheDenseSoftmax:
         for mine, oracle in zip(ours, theirs, strict=True):
             torch.testing.assert_close(mine, oracle)
 
-    def test_log_z_leaves_the_positive_out_and_carries_its_gradient(self):
+    def test_log_z_excludes_the_positive_and_has_its_gradient(self):
         query, items, positive_ids = made(9, 13)
         scores = query @ items.T
         others = scores.scatter(1, positive_ids[:, None], -math.inf).logsumexp(dim=1)
@@ -71,7 +71,7 @@ class TestAgainstTheDenseSoftmax:
 
         assert torch.autograd.gradcheck(both, (query, items))
 
-    def test_a_catalog_of_one_item(self):
+    def test_catalog_of_one_item_has_no_loss(self):
         query, items, positive_ids = made(3, 1)
         out = full_softmax(query, items, positive_ids, effective_sample_size=True)
         assert out.loss.tolist() == [0.0] * 3
@@ -89,7 +89,7 @@ class TestAgainstTheDenseSoftmax:
         for grad in torch.autograd.grad(out.loss.mean(), (query, items)):
             assert bool(torch.isfinite(grad).all())
 
-    def test_bfloat16_products_stay_near(self):
+    def test_bfloat16_products_stay_within_rounding(self):
         query, items, positive_ids = made(200, 90, torch.float32)
         # Query, item and score are each rounded to 8 bits.
         longest = query.norm(dim=1).max() * items.norm(dim=1).max()
@@ -108,7 +108,7 @@ class TestAgainstTheDenseSoftmax:
                 assert ((near - grad).norm() / grad.norm()).item() < 0.01
 
 
-def test_backward_twice_gives_the_same_and_one_input_may_be_fixed():
+def test_backward_twice_gives_the_same_gradients_and_inputs_may_be_fixed():
     query, items, positive_ids = made(8, 12)
     loss = full_softmax(query, items, positive_ids).loss.mean()
     first = torch.autograd.grad(loss, (query, items), retain_graph=True)
@@ -118,9 +118,9 @@ def test_backward_twice_gives_the_same_and_one_input_may_be_fixed():
     torch.testing.assert_close(torch.autograd.grad(fixed, query)[0], first[0])
 
 
-def test_bad_input_is_named():
+def test_bad_input_is_refused_by_name():
     query, items, positive_ids = made(3, 4)
     with pytest.raises(DataError, match="item id 4 is outside the catalog"):
         full_softmax(query, items, torch.tensor([0, 4, 1]))
     with pytest.raises(ConfigError, match="table"):
-        FullSoftmax()(query, lambda ids: items[ids], positive_ids)
+        LOSSES["full_softmax"].Config().build(4)(query, lambda ids: items[ids], positive_ids)

@@ -22,20 +22,20 @@ def scores(rows, num, seed, scale=3.0):
         "candidates": (scale * normal(rows, num)).requires_grad_(),
         "log_expected_count": normal(num) - 1.0,
         "log_expected_count_positive": normal(rows) - 1.0,
-        "hits": torch.rand(rows, num, generator=generator) < 0.3,
+        "accidental_hits": torch.rand(rows, num, generator=generator) < 0.3,
     }
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 40), st.floats(0.1, 30.0))
-def test_gradient_is_that_of_the_papers_printed_loss(seed, rows, num, scale):
+def test_gradient_equals_that_of_the_loss_printed_in_the_paper(seed, rows, num, scale):
     """L = -sg(1 - P)·[s_p - log Σ exp(s_i - log Q'_i)], P from the same sample."""
     made = scores(rows, num, seed, scale)
-    made["hits"][:, 0] = False
+    made["accidental_hits"][:, 0] = False
     inputs = (made["positive"], made["candidates"])
     ours = torch.autograd.grad(corrected_log_softmax(**made).loss.sum(), inputs)
 
-    weights = torch.exp(made["candidates"] - made["log_expected_count"]) * ~made["hits"]
+    weights = torch.exp(made["candidates"] - made["log_expected_count"]) * ~made["accidental_hits"]
     z = weights.sum(dim=1)
     missed = (z / (made["positive"].exp() + z)).detach()
     paper = -missed * (made["positive"] - z.log())
@@ -45,11 +45,11 @@ def test_gradient_is_that_of_the_papers_printed_loss(seed, rows, num, scale):
 
 
 @pytest.mark.parametrize("correction", ["none", "logq", "refined"])
-def test_values_of_the_table(correction):
+def test_values_follow_the_table_of_corrections(correction):
     made = scores(5, 9, 0)
     out = corrected_log_softmax(**made, correction=correction, effective_sample_size=True)
     for row in range(5):
-        keep = ~made["hits"][row]
+        keep = ~made["accidental_hits"][row]
         shift = 0.0 if correction == "none" else made["log_expected_count"][keep]
         weights = (made["candidates"][row, keep] - shift).exp()
         positive = made["positive"][row]
@@ -68,10 +68,10 @@ def test_values_of_the_table(correction):
 
 @pytest.mark.parametrize("jackknife", [False, True])
 @pytest.mark.parametrize("correction", ["none", "logq", "refined"])
-def test_a_fully_masked_row_is_silent_and_disturbs_no_other(correction, jackknife):
+def test_fully_masked_row_has_no_loss_and_changes_no_other_row(correction, jackknife):
     made = scores(3, 6, 1)
-    made["hits"][1] = True
-    # A count of zero may stand where everything is masked.
+    made["accidental_hits"][1] = True
+    # A masked candidate may have the count zero.
     made["log_expected_count"] = made["log_expected_count"].expand(3, -1).clone()
     made["log_expected_count"][1] = -INF
     kind = {"correction": correction, "jackknife": jackknife}
@@ -96,7 +96,7 @@ def test_a_fully_masked_row_is_silent_and_disturbs_no_other(correction, jackknif
 
 
 @pytest.mark.parametrize("jackknife", [False, True])
-def test_no_candidates_at_all(jackknife):
+def test_no_candidates_give_no_loss(jackknife):
     positive = torch.zeros(2, requires_grad=True)
     for accidental_hits in (None, torch.zeros(2, 0, dtype=torch.bool)):
         out = corrected_log_softmax(
@@ -112,14 +112,14 @@ def test_no_candidates_at_all(jackknife):
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 12), st.floats(0.1, 10.0))
-def test_jackknife_is_the_delete_one_jackknife(seed, num, scale):
-    """Against the definition: the loss computed anew without each valid candidate."""
+def test_jackknife_equals_its_definition(seed, num, scale):
+    """The loss computed once more without each valid candidate."""
     made = scores(2, num, seed, scale)
     out = corrected_log_softmax(**made, jackknife=True)
     positive = made["positive"]
     rows = []
     for row in range(2):
-        valid = torch.nonzero(~made["hits"][row])[:, 0]
+        valid = torch.nonzero(~made["accidental_hits"][row])[:, 0]
         n = len(valid)
         logits = (made["candidates"][row] - made["log_expected_count"])[valid]
         if n < 2:
@@ -144,7 +144,7 @@ def test_jackknife_is_the_delete_one_jackknife(seed, num, scale):
         torch.testing.assert_close(mine, defined, rtol=1e-7, atol=1e-8)
 
 
-def test_jackknife_of_one_dominating_candidate_stays_finite():
+def test_jackknife_is_finite_with_one_dominating_candidate():
     candidates = torch.tensor([[80.0, -80.0, -81.0]], requires_grad=True)
     positive = torch.zeros(1, requires_grad=True)
     out = corrected_log_softmax(
@@ -156,7 +156,7 @@ def test_jackknife_of_one_dominating_candidate_stays_finite():
 
 
 @pytest.mark.parametrize("gap", [9.0, 10.0, 80.0])
-def test_a_positive_far_too_low_keeps_its_full_gradient(gap):
+def test_gradient_is_full_for_a_positive_far_too_low(gap):
     positive = torch.full((1,), -gap, requires_grad=True)
     out = corrected_log_softmax(
         positive=positive, candidates=torch.zeros(1, 256), log_expected_count=torch.zeros(256)
@@ -164,7 +164,7 @@ def test_a_positive_far_too_low_keeps_its_full_gradient(gap):
     assert torch.autograd.grad(out.loss.sum(), positive)[0].item() == pytest.approx(-1, abs=1e-6)
 
 
-def test_a_confident_row_keeps_its_small_loss():
+def test_loss_is_accurate_for_a_confident_row():
     out = corrected_log_softmax(
         positive=torch.tensor([60.0]),
         candidates=torch.zeros(1, 1),
@@ -174,7 +174,7 @@ def test_a_confident_row_keeps_its_small_loss():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_scores_are_summed_in_float32(dtype):
+def test_sums_are_float32_for_narrow_scores(dtype):
     candidates = torch.zeros(1, 4096, dtype=dtype)
     out = corrected_log_softmax(
         positive=torch.zeros(1, dtype=dtype),
@@ -185,7 +185,7 @@ def test_narrow_scores_are_summed_in_float32(dtype):
     assert out.log_z.item() == pytest.approx(math.log(4096), rel=1e-6)
 
 
-def test_a_positive_that_is_never_proposed_teaches_logq_nothing():
+def test_logq_gives_no_gradient_to_a_positive_that_is_never_sampled():
     made = scores(2, 5, 3)
     made["log_expected_count_positive"][0] = -INF
     out = corrected_log_softmax(**made, correction="logq")
@@ -195,7 +195,7 @@ def test_a_positive_that_is_never_proposed_teaches_logq_nothing():
     assert grad[1].item() < 0.0
 
 
-def test_bad_settings_are_named():
+def test_bad_settings_are_refused_by_name():
     made = scores(2, 3, 0)
     with pytest.raises(UnknownNameError, match="'refined'"):
         corrected_log_softmax(**made, correction="refine")
