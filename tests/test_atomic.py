@@ -10,7 +10,7 @@ from candid.atomic import replacing, umask, write_error, write_json
 from candid.errors import ArtifactError
 
 
-def test_replaces_only_at_the_end(tmp_path):
+def test_replacing_renames_at_the_end_of_the_block(tmp_path):
     path = tmp_path / "new" / "file.txt"
     with replacing(path) as temporary:
         temporary.write_text("one")
@@ -20,7 +20,7 @@ def test_replaces_only_at_the_end(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
-def test_an_error_leaves_the_old_file(tmp_path):
+def test_replacing_keeps_the_old_file_after_an_error(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
 
@@ -35,7 +35,7 @@ def test_an_error_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
-def test_what_the_system_refuses_is_one_sentence(tmp_path):
+def test_refused_write_is_an_artifact_error(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ArtifactError, match=r"cannot write .*inner\.txt: "),
@@ -61,15 +61,15 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path):
             OSError("Error while serializing: I/O error: No space left on device (os error 28)"),
             "no space left (No space left on device); free",
         ),
-        (OSError("cannot open (os error 30)"), "Read-only file system; mend that or write"),
-        (OSError("out of luck"), "out of luck; mend that or write"),
+        (OSError("cannot open (os error 30)"), "Read-only file system; fix that or choose"),
+        (OSError("out of luck"), "out of luck; fix that or choose another path"),
     ],
 )
-def test_a_refused_write_is_told_alike_whoever_wrote(error, sentence):
+def test_write_error_reads_the_reason_of_python_and_rust_errors(error, sentence):
     assert str(write_error(Path("x/y"), error)).startswith(f"cannot write x/y: {sentence}")
 
 
-def test_json_is_whole_and_holds_no_number_that_json_has_not(tmp_path):
+def test_write_json_is_atomic_and_refuses_nan(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"title": "Amélie", "ks": [1, 10]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"title": "Amélie", "ks": [1, 10]}
@@ -80,7 +80,7 @@ def test_json_is_whole_and_holds_no_number_that_json_has_not(tmp_path):
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
-def test_others_may_read_what_a_library_wrote_for_its_owner(tmp_path, mask, mode):
+def test_replacing_gives_private_files_the_default_mode(tmp_path, mask, mode):
     before = os.umask(mask)
     try:
         with replacing(tmp_path / "a") as temporary:

@@ -1,14 +1,14 @@
-"""The one tree of errors a user can meet, each with the exit code of the command line.
+"""The error classes of candid, each with the exit code of the command line.
 
-    CandidError                     1  anything we can explain
-    ├── ConfigError                 2  bad usage or configuration (also: a missing extra)
-    │   └── UnknownNameError        2  a name that no registry or schema knows
+    CandidError                     1  base class
+    ├── ConfigError                 2  bad usage or configuration, or a missing extra
+    │   └── UnknownNameError        2  a name that is not in a registry or schema
     ├── DataError                   3  bad input data
     ├── ArtifactError               4  a damaged or foreign prepared dataset, checkpoint or index
-    └── Interrupted               130  stopped by the user; the message says how to resume
+    └── Interrupted               130  stopped by the user; the message explains how to resume
 
-Every message is one sentence that names the file, column, row or config key at fault and
-says what would be right. The command line prints the message alone, never a traceback.
+Every message is one sentence: the file, column, row or config key at fault, and what to do. The
+command line prints the message without a traceback.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ class CandidError(Exception):
 
 
 class ConfigError(CandidError):
-    """A setting, flag or combination of them that cannot work."""
+    """A setting or option, or a combination of them, that cannot work."""
 
     exit_code = 2
 
 
 class UnknownNameError(ConfigError):
-    """A name that is not known where it was used; the message lists the known ones.
+    """An unknown name; the message lists the known ones.
 
     Args:
-        kind: what was looked up, in the words of the docs ("loss", "config key").
-        name: what the user wrote.
-        known: the names that would have been right.
+        kind: word of the docs for the named thing ("loss", "config key").
+        name: unknown name.
+        known: valid names.
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
@@ -46,18 +46,18 @@ class UnknownNameError(ConfigError):
 
 
 class DataError(CandidError):
-    """Input data that cannot be used as it is."""
+    """Input data that cannot be used."""
 
     exit_code = 3
 
 
 class ArtifactError(CandidError):
-    """A file that candid wrote (or should have written) that is damaged or does not belong."""
+    """A file or folder that candid should have written and that is damaged or foreign."""
 
     exit_code = 4
 
 
 class Interrupted(CandidError):
-    """The user asked to stop; the work so far is safe and the message says where."""
+    """The user stopped the work; the message names what was saved."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""What a prepared dataset says of itself."""
+"""Properties of a prepared dataset."""
 
 import numpy as np
 import polars as pl
@@ -9,7 +9,7 @@ TRAIN, HISTORY, TEST = Role.TRAIN, Role.HISTORY, Role.TEST
 
 
 def dataset_of(*users):
-    """One list of roles a user, of one item."""
+    """A dataset of one item with a list of roles per user."""
     roles = [role for user in users for role in user]
     return PreparedDataset(
         item_ids=np.zeros(len(roles), dtype=np.int32),
@@ -20,10 +20,10 @@ def dataset_of(*users):
     )
 
 
-def test_users_are_trained_on_by_rows_of_training_alone():
+def test_user_is_trained_if_it_has_a_training_row():
     dataset = dataset_of([HISTORY, TEST], [], [TRAIN], [], [HISTORY, TRAIN, TEST], [TEST], [])
     assert dataset.user_is_trained.tolist() == [False, False, True, False, True, False, False]
 
 
-def test_without_interactions_nobody_is_trained_on():
+def test_user_is_trained_is_empty_without_interactions():
     assert dataset_of([], []).user_is_trained.tolist() == [False, False]

@@ -8,7 +8,7 @@ pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, ma
 
 
 def brute_force_core(rows, user_core, item_core):
-    """Remove one offending row at a time until none is left."""
+    """Remove one row below the core at a time."""
     kept = list(range(len(rows)))
     while True:
         for position in kept:
@@ -24,14 +24,14 @@ def brute_force_core(rows, user_core, item_core):
 
 
 @given(pairs, st.integers(0, 4), st.integers(0, 4))
-def test_k_core_is_what_removing_one_row_at_a_time_leaves(rows, user_core, item_core):
+def test_k_core_equals_removing_one_row_at_a_time(rows, user_core, item_core):
     users, items = np.array(rows, dtype=np.int32).T
     mask = filters.k_core(users, items, user_core, item_core)
     assert set(np.flatnonzero(mask)) == brute_force_core(rows, user_core, item_core)
 
 
-def test_k_core_needs_more_than_one_round():
-    # Item 9 goes, then user 2 is short, then item 1 is short, and so on to the end.
+def test_k_core_takes_several_rounds():
+    # Without item 9, user 2 is below the core, then item 1, and so on until no row remains.
     rows = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 2), (2, 9)]
     users, items = np.array(rows, dtype=np.int32).T
     mask = filters.k_core(users, items, 2, 2)
@@ -46,7 +46,7 @@ def test_min_history_counts_each_user_once(rows, least):
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40))
-def test_compact_keeps_order_and_leaves_no_gap(values):
+def test_compact_keeps_order_without_gaps(values):
     ids, old = filters.compact(np.array(values, dtype=np.int32))
     assert old.tolist() == sorted(set(values))
     assert [sorted(set(values))[i] for i in ids] == values

@@ -1,3 +1,5 @@
+"""Items and users by text."""
+
 import dataclasses
 
 import numpy as np
@@ -32,52 +34,52 @@ def dataset():
         ("50", 4),
     ],
 )
-def test_an_item_is_found_by_id_title_or_a_part_of_it(dataset, text, item_id):
+def test_item_is_found_by_id_title_or_a_part_of_it(dataset, text, item_id):
     assert item_ids_of(dataset, [text]).tolist() == [item_id]
 
 
 def test_texts_keep_their_order(dataset):
-    found = item_ids_of(dataset, ["30", "10", "30"])
-    assert found.tolist() == [2, 0, 2]
-    assert found.dtype == np.int64
+    ids = item_ids_of(dataset, ["30", "10", "30"])
+    assert ids.tolist() == [2, 0, 2]
+    assert ids.dtype == np.int64
     assert item_ids_of(dataset, []).tolist() == []
 
 
-def test_an_ambiguous_part_lists_what_it_fits(dataset):
+def test_ambiguous_text_lists_the_matches(dataset):
     with pytest.raises(
-        DataError, match=r"'toy' fits several items: 'Toy Story \(1995\)' \(id 20\), 'Toy"
+        DataError, match=r"'toy' matches several items: 'Toy Story \(1995\)' \(id 20\), 'Toy"
     ):
         item_ids_of(dataset, ["toy"])
 
 
-def test_items_of_one_title_are_told_apart_by_their_ids(dataset):
+def test_items_with_one_title_are_listed_with_their_ids(dataset):
     twins = dataset.items.with_columns(title=pl.lit("Babe (1995)"))
     with pytest.raises(DataError, match=r"'Babe \(1995\)' \(id 10\).*\(id 20\).*or the id"):
         item_ids_of(dataclasses.replace(dataset, items=twins), ["Babe (1995)"])
 
 
 @pytest.mark.parametrize("text", ["", "  "])
-def test_a_blank_text_is_no_part_of_a_title(dataset, text):
+def test_blank_text_is_refused(dataset, text):
     with pytest.raises(DataError, match="is blank; write an id or a title"):
         item_ids_of(dataset, [text])
 
 
-def test_a_title_of_the_same_words_is_near(dataset):
-    with pytest.raises(DataError, match=r"near it: 'Toy Story 2 \(1999\)'"):
+def test_title_with_the_same_words_is_suggested(dataset):
+    with pytest.raises(DataError, match=r"did you mean 'Toy Story 2 \(1999\)'"):
         item_ids_of(dataset, ["1999: 2, Story (Toy)"])
 
 
-def test_an_unknown_title_suggests_near_ones(dataset):
+def test_unknown_title_suggests_similar_ones(dataset):
     with pytest.raises(DataError, match=r"no item 'Toy Stroy'.*'Toy Story \(1995\)'"):
         item_ids_of(dataset, ["Toy Stroy"])
 
 
-def test_a_part_is_no_pattern(dataset):
+def test_text_is_not_a_regular_expression(dataset):
     with pytest.raises(DataError, match="no item"):
         item_ids_of(dataset, ["H.at"])
 
 
-def test_users(dataset):
+def test_users_are_found_by_source_id(dataset):
     assert user_ids_of(dataset, ["bob", "ann"]).tolist() == [1, 0]
     with pytest.raises(DataError, match=r"no user 'bobb'.*'bob'"):
         user_ids_of(dataset, ["bobb"])

@@ -1,4 +1,4 @@
-"""Items shown and not chosen, against a plain reading of the log."""
+"""Negatives from impressions and lists, against values worked out by hand."""
 
 import numpy as np
 import polars as pl
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from candid.data import DataConfig, SplitConfig, open_dataset, prepare
 from candid.errors import ArtifactError, ConfigError, DataError
 
-ACTIONS = {"buy": {}, "view": {"use": "history"}, "shown": {"use": "negative"}}
-# user, item, time, what happened; the rows of one moment are written in the wrong order.
+EVENT_TYPES = {"buy": {}, "view": {"use": "history"}, "shown": {"use": "negative"}}
+# user, item, time, event type; rows of the same time are written in the wrong order.
 LOG = [
     (1, 10, 1, "buy"),
     (1, 20, 2, "shown"),
@@ -26,7 +26,7 @@ LOG = [
     (2, 10, 3, "buy"),
     (2, 20, 4, "buy"),
 ]
-# Somebody who has everything, so that every item is trained; looked at by no test.
+# A user with every item, so that every item is trained; the expected values leave it out.
 ALL, EVERYTHING = 9, list(enumerate((10, 20, 30, 40, 10, 10), start=20))
 LOG += [(ALL, item, t, "buy") for t, item in EVERYTHING]
 
@@ -40,24 +40,24 @@ def write(path, rows, columns):
     return path
 
 
-def shown_with(dataset):
-    """(user, item) -> what was shown with each of its interactions, as source ids, in order."""
-    source, found = dataset.items["source_id"].to_list(), {}
+def negatives_by_pair(dataset):
+    """(user, item) -> negatives of each of its interactions, as source ids, in order."""
+    source, negatives = dataset.items["source_id"].to_list(), {}
     for user in np.flatnonzero(dataset.users["source_id"] != ALL):
         for event in range(*dataset.user_offsets[user : user + 2]):
             ids = dataset.negative_ids[slice(*dataset.negative_offsets[event : event + 2])]
             key = dataset.users["source_id"][int(user)], source[dataset.item_ids[event]]
-            found.setdefault(key, []).append([source[i] for i in ids])
-    return found
+            negatives.setdefault(key, []).append([source[i] for i in ids])
+    return negatives
 
 
-def test_rows_that_only_say_what_was_shown_go_to_the_next_target(tmp_path):
+def test_impressions_become_negatives_of_the_next_target(tmp_path):
     log = write(tmp_path / "log.parquet", LOG, ["user_id", "item_id", "t", "what"])
-    config = config_of(log, event_type="what", event_types=ACTIONS)
+    config = config_of(log, event_type="what", event_types=EVENT_TYPES)
     prepared = prepare(config, tmp_path / "out")
-    assert shown_with(prepared.dataset) == {
+    assert negatives_by_pair(prepared.dataset) == {
         (1, 10): [[]],
-        # The second of two was shown before it was bought, and so was what the user then viewed.
+        # 30 was shown before it was bought, and 20 before it was bought.
         (1, 30): [[], []],
         (1, 20): [[40, 30]],
         (2, 40): [[]],
@@ -66,7 +66,7 @@ def test_rows_that_only_say_what_was_shown_go_to_the_next_target(tmp_path):
     }
     assert prepared.dataset.event_type_names == ("buy", "view")
     assert prepared.report["dropped"] == {"shown": 6}
-    # 99 was never chosen, and is thus no item; 40 at the end leads to no choice.
+    # 99 was never chosen, so it is not an item; the last impression of 40 has no later target.
     assert prepared.report["negatives"] == {
         "kept": 2,
         "without_target": 1,
@@ -74,11 +74,11 @@ def test_rows_that_only_say_what_was_shown_go_to_the_next_target(tmp_path):
         "of_filtered_items": 1,
     }
     again = open_dataset(tmp_path / "out", verify=True)
-    assert shown_with(again) == shown_with(prepared.dataset)
+    assert negatives_by_pair(again) == negatives_by_pair(prepared.dataset)
 
 
 @pytest.mark.parametrize("form", ["parquet", "text ids", "csv"])
-def test_a_column_may_list_what_was_shown(tmp_path, form):
+def test_column_of_lists_gives_negatives(tmp_path, form):
     rows = [
         (1, 10, 1, [20, 77]),
         (1, 20, 2, []),
@@ -102,7 +102,7 @@ def test_a_column_may_list_what_was_shown(tmp_path, form):
         frame.with_columns(lists).write_csv(tmp_path / "log.csv")
     path = tmp_path / ("log.csv" if form == "csv" else "log.parquet")
     prepared = prepare(config_of(path, negatives="shown"), tmp_path / "out")
-    assert shown_with(prepared.dataset) == {
+    assert negatives_by_pair(prepared.dataset) == {
         (1, 10): [[20]],
         (1, 20): [[]],
         (1, 30): [[]],
@@ -113,31 +113,31 @@ def test_a_column_may_list_what_was_shown(tmp_path, form):
     assert prepared.report["negatives"] == {"kept": 5, "of_no_interaction": 1}
 
 
-def test_lists_and_rows_go_together(tmp_path):
+def test_lists_and_impressions_combine(tmp_path):
     rows = [(1, 10, 1, "buy", [30]), (1, 20, 2, "shown", None), (1, 30, 3, "buy", [10])]
     rows += [(ALL, item, t, "buy", None) for t, item in EVERYTHING]
     log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "what", "shown"])
-    config = config_of(log, event_type="what", event_types=ACTIONS, negatives="shown")
-    found = shown_with(prepare(config, tmp_path / "out").dataset)
-    assert (found[1, 10], found[1, 30]) == ([[30]], [[10, 20]])
+    config = config_of(log, event_type="what", event_types=EVENT_TYPES, negatives="shown")
+    negatives = negatives_by_pair(prepare(config, tmp_path / "out").dataset)
+    assert (negatives[1, 10], negatives[1, 30]) == ([[30]], [[10, 20]])
 
 
-def test_what_was_taken_up_after_it_was_shown_is_no_negative(tmp_path):
+def test_item_chosen_before_the_target_does_not_become_a_negative(tmp_path):
     rows = [(1, item, 1, "shown") for item in (10, 20, 30, 40)]
     rows += [(1, 20, 2, "view"), (1, 30, 3, "buy"), (1, 10, 4, "view"), (1, 40, 5, "buy")]
     rows += [(ALL, item, t, "buy") for t, item in EVERYTHING]
     log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "what"])
-    prepared = prepare(config_of(log, event_type="what", event_types=ACTIONS), tmp_path / "out")
-    # 10 is viewed, and 40 bought, only after the choice that they were passed over for.
-    found = shown_with(prepared.dataset)
-    assert found[1, 30] == [[10, 40]]
-    assert found[1, 40] == [[]]
+    prepared = prepare(config_of(log, event_type="what", event_types=EVENT_TYPES), tmp_path / "out")
+    # 10 is viewed, and 40 bought, only after 30 was chosen instead of them.
+    negatives = negatives_by_pair(prepared.dataset)
+    assert negatives[1, 30] == [[10, 40]]
+    assert negatives[1, 40] == [[]]
     assert prepared.report["negatives"] == {"kept": 2, "chosen": 2}
 
 
 @pytest.mark.parametrize("role", [None, "history", "train"])
-def test_rows_of_what_was_shown_need_no_role(tmp_path, role):
-    """A column split puts roles before times; what was shown goes by time alone."""
+def test_impressions_need_no_role(tmp_path, role):
+    """A column split sorts by role before time; impressions are assigned by time alone."""
     rows = [
         (1, 10, 1, "buy", "train"),
         (1, 20, 2, "shown", role),
@@ -149,9 +149,9 @@ def test_rows_of_what_was_shown_need_no_role(tmp_path, role):
     ]
     log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "what", "split"])
     split = SplitConfig(kind="column", column="split")
-    config = config_of(log, event_type="what", event_types=ACTIONS, split=split)
+    config = config_of(log, event_type="what", event_types=EVENT_TYPES, split=split)
     prepared = prepare(config, tmp_path / "out")
-    assert shown_with(prepared.dataset) == {
+    assert negatives_by_pair(prepared.dataset) == {
         (1, 10): [[], [40]],
         (1, 30): [[20]],
         (1, 20): [[]],
@@ -160,7 +160,7 @@ def test_rows_of_what_was_shown_need_no_role(tmp_path, role):
 
 
 @pytest.mark.parametrize("empty", [None, [], [None], [""]])
-def test_empty_lists_are_no_negatives(tmp_path, empty):
+def test_empty_lists_give_no_negatives(tmp_path, empty):
     rows = [(user, item, t, empty) for user in (1, 2) for t, item in enumerate("abab")]
     log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "shown"])
     dataset = prepare(config_of(log, negatives="shown"), tmp_path / "out").dataset
@@ -183,11 +183,11 @@ def test_empty_lists_are_no_negatives(tmp_path, empty):
     core=st.integers(1, 3),
     deduplicate=st.sampled_from(["none", "first", "last"]),
 )
-def test_negatives_follow_their_interaction_through_every_filter(
+def test_negatives_stay_with_their_interaction_through_every_filter(
     tmp_path_factory, log, core, deduplicate
 ):
     folder = tmp_path_factory.mktemp("log")
-    # The weight numbers the rows, so that each can be found again after sorting and filtering.
+    # The weight is the row number, which identifies a row after sorting and filtering.
     rows = [(*row, float(number)) for number, row in enumerate(log)]
     path = write(folder / "log.parquet", rows, ["user_id", "item_id", "t", "shown", "w"])
     settings = {"k_core": core, "deduplicate": deduplicate, "weight": "w"}
@@ -197,7 +197,7 @@ def test_negatives_follow_their_interaction_through_every_filter(
             config_of(path, negatives="shown", split=split, **settings), folder / "out"
         ).dataset
     except (DataError, ConfigError):
-        assume(False)  # Too little is left for a dataset at all.
+        assume(False)  # too few interactions remain for a dataset
     items = dataset.items["source_id"].to_list()
     for event, number in enumerate(dataset.weights.astype(int)):
         ids = dataset.negative_ids[slice(*dataset.negative_offsets[event : event + 2])]
@@ -211,7 +211,7 @@ def test_bad_lists_are_refused(tmp_path):
         [(1, 10, 1, [1.5]), (1, 20, 2, [2.5])],
         ["user_id", "item_id", "t", "shown"],
     )
-    with pytest.raises(DataError, match=r"'shown'.*List\(Float64\), not lists of integers or text"):
+    with pytest.raises(DataError, match=r"'shown'.* must be lists of .*, got List\(Float64\)"):
         prepare(config_of(log, negatives="shown"), tmp_path / "out")
     with pytest.raises(DataError, match="'nothing'"):
         prepare(config_of(log, negatives="nothing"), tmp_path / "out")
@@ -220,16 +220,16 @@ def test_bad_lists_are_refused(tmp_path):
         [(1, "a", 1, ["x"]), (1, "b", 2, ["y"]), (1, "c", 3, [])],
         ["user_id", "item_id", "t", "shown"],
     )
-    with pytest.raises(DataError, match=r"none of the 2 negatives in column 'shown', such as 'x'"):
+    with pytest.raises(DataError, match=r"'shown' has 2 negatives, such as 'x', but none matches"):
         prepare(config_of(log, negatives="shown"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_damaged_arrays_are_refused(tmp_path):
     log = write(tmp_path / "log.parquet", LOG, ["user_id", "item_id", "t", "what"])
-    prepare(config_of(log, event_type="what", event_types=ACTIONS), tmp_path / "out")
+    prepare(config_of(log, event_type="what", event_types=EVENT_TYPES), tmp_path / "out")
     file = tmp_path / "out" / "negative_ids.npy"
-    whole = np.load(file)
-    np.save(file, np.where(whole == whole[0], 4, whole).astype(np.int32))
+    ids = np.load(file)
+    np.save(file, np.where(ids == ids[0], 4, ids).astype(np.int32))
     with pytest.raises(ArtifactError, match=r"negative_ids\.npy is damaged"):
         open_dataset(tmp_path / "out")

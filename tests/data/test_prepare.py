@@ -24,7 +24,7 @@ THREE = [
 ]
 
 
-def test_manifest_says_what_happened(tmp_path):
+def test_manifest_reports_the_preparation(tmp_path):
     rows = [*THREE, (9, 50, 1)]
     result = prepare(DataConfig(interactions=log(tmp_path, rows), order="t"), tmp_path / "out")
     assert not result.up_to_date
@@ -46,7 +46,7 @@ def test_manifest_says_what_happened(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["log.parquet", "out"]
 
 
-def test_a_second_run_is_up_to_date_until_something_changes(tmp_path):
+def test_second_run_is_up_to_date_until_something_changes(tmp_path):
     config = DataConfig(interactions=log(tmp_path, THREE), time="t", k_core=2, split=temporal())
     out = tmp_path / "out"
     first = prepare(config, out)
@@ -78,7 +78,7 @@ def test_two_runs_write_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("make", ["folder", "file", "foreign manifest"])
-def test_what_candid_did_not_write_is_refused_and_left(tmp_path, make):
+def test_foreign_folder_is_refused_and_unchanged(tmp_path, make):
     out = tmp_path / "out"
     if make == "file":
         out.write_text("mine")
@@ -93,7 +93,7 @@ def test_what_candid_did_not_write_is_refused_and_left(tmp_path, make):
     assert (out if make == "file" else out / "thesis.txt").read_text() == "mine"
 
 
-def test_a_file_of_the_users_inside_a_dataset_is_never_deleted(tmp_path):
+def test_foreign_file_inside_a_dataset_is_never_deleted(tmp_path):
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
     prepare(config, tmp_path / "out")
     (tmp_path / "out" / "notes.txt").write_text("mine")
@@ -102,7 +102,7 @@ def test_a_file_of_the_users_inside_a_dataset_is_never_deleted(tmp_path):
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
-def test_an_empty_folder_may_be_used(tmp_path):
+def test_empty_folder_can_be_used(tmp_path):
     (tmp_path / "out").mkdir()
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
     assert prepare(config, tmp_path / "out").dataset.num_users == 3
@@ -177,14 +177,14 @@ def test_unseen_targets_are_dropped_with_their_users_and_items(tmp_path):
     assert result.dataset.items["source_id"].to_list() == [10, 20, 30, 40]
 
 
-def test_unseen_targets_stop_when_told_so(tmp_path):
+def test_unseen_targets_stop_with_error(tmp_path):
     split = temporal().model_copy(update={"unseen": "error"})
     config = DataConfig(interactions=log(tmp_path, UNSEEN), time="t", split=split)
     with pytest.raises(DataError, match=r"held-out interactions.*split\.unseen"):
         prepare(config, tmp_path / "out")
 
 
-def test_column_split_puts_roles_in_order_and_counts_what_contradicts_time(tmp_path):
+def test_column_split_sorts_by_role_and_counts_rows_out_of_time_order(tmp_path):
     rows = [(1, 10, 5, "train"), (1, 20, 1, "test"), (1, 30, 3, "later"), (2, 20, 1, "train")]
     split = SplitConfig(
         kind="column", column="part", roles={"train": "train", "test": "test", "later": "history"}
@@ -213,12 +213,12 @@ def test_rows_without_role_are_dropped_on_request(tmp_path):
     assert result.dataset.timestamps is None
 
 
-def test_nulls_of_order_in_rows_that_are_filtered_away_do_not_matter(tmp_path):
+def test_nulls_of_order_in_filtered_rows_are_ignored(tmp_path):
     config = DataConfig(interactions=log(tmp_path, [*THREE, (1, 77, None)]), order="t", item_core=2)
     assert prepare(config, tmp_path / "out").report["dropped"] == {"k_core": 1}
 
 
-def test_item_table_gives_titles_where_it_has_them(tmp_path):
+def test_item_table_gives_titles(tmp_path):
     pl.DataFrame(
         {"id": ["10", "20", "x"], "name": ["Ten", "Twenty", "-"], "year": [1, 2, 3]}
     ).write_csv(tmp_path / "items.csv")
@@ -231,7 +231,7 @@ def test_item_table_gives_titles_where_it_has_them(tmp_path):
     assert result.report["items_without_row"] == 2
 
 
-def test_a_dataset_that_will_be_replaced_is_announced_with_the_reason(tmp_path):
+def test_replacing_a_dataset_reports_the_reason(tmp_path):
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
     said: list[str] = []
     prepare(config, tmp_path / "out", progress=said.append)
@@ -246,7 +246,7 @@ def test_a_dataset_that_will_be_replaced_is_announced_with_the_reason(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["items.csv", "items.parquet"])
-def test_an_empty_title_is_none(tmp_path, name):
+def test_empty_title_is_null(tmp_path, name):
     table = pl.DataFrame({"item_id": [10, 20, 30], "title": ["Ten", "", "  "]})
     write = table.write_csv if name.endswith("csv") else table.write_parquet
     write(tmp_path / name)
@@ -261,8 +261,8 @@ def test_an_empty_title_is_none(tmp_path, name):
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=8, max_size=40),
     st.integers(0, 3),
 )
-def test_prepared_rows_are_those_of_the_source(tmp_path_factory, pairs, k):
-    """Every row that the filters keep is there once, in order, under its own ids."""
+def test_prepared_rows_equal_those_of_the_source(tmp_path_factory, pairs, k):
+    """Every row that passes the filters occurs once, in order, with its own ids."""
     folder = tmp_path_factory.mktemp("case")
     rows = [(f"u{user}", item * 7, position) for position, (user, item) in enumerate(pairs)]
     config = DataConfig(interactions=log(folder, rows), order="t", k_core=k)

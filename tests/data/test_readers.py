@@ -149,7 +149,7 @@ def content(dataset):
 
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("kind", SPLITS)
-def test_every_format_and_split_gives_the_same_dataset(tmp_path, write, kind):
+def test_all_formats_and_splits_give_the_same_dataset(tmp_path, write, kind):
     config = DataConfig(
         interactions=str(write(tmp_path)), time="timestamp", split=SPLITS[kind], weight="rating"
     )
@@ -189,7 +189,7 @@ def test_movielens_files_without_header_in_latin_1(tmp_path):
     }
 
 
-def test_recbole_item_table_with_lone_quotes(tmp_path):
+def test_recbole_item_table_with_single_quotes(tmp_path):
     body = "".join(f'{item}\t"{title}\n' for item, title in TITLES.items())
     (tmp_path / "log.item").write_text("item_id:token\tmovie_title:token_seq\n" + body)
     write_recbole(tmp_path)
@@ -233,7 +233,7 @@ def test_categorical_roles(tmp_path, dtype):
     assert content(prepare(config, tmp_path / "out").dataset) == expected("column")
 
 
-def test_rows_that_tie_keep_the_order_of_the_file(tmp_path):
+def test_ties_keep_the_order_of_the_file(tmp_path):
     items = np.random.default_rng(0).permutation(50)
     tied = pl.DataFrame({"user_id": [1] * 50 + [2] * 50, "item_id": [*items, *items[::-1]], "t": 0})
     tied.write_csv(tmp_path / "log.csv")
@@ -242,7 +242,7 @@ def test_rows_that_tie_keep_the_order_of_the_file(tmp_path):
     assert dataset.item_ids.tolist() == [*items, *items[::-1]]
 
 
-def test_variables_in_the_path(tmp_path, monkeypatch):
+def test_variables_in_the_path_are_expanded(tmp_path, monkeypatch):
     write_csv(tmp_path)
     monkeypatch.setenv("LOGS", str(tmp_path))
     config = DataConfig(interactions="${LOGS}/log.csv", time="timestamp")

@@ -1,4 +1,4 @@
-"""Published counts of the evaluation data, where it is at hand."""
+"""Published counts of the evaluation data, if it is available."""
 
 import os
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_ml1m_public_roles(tmp_path):
     assert np.array_equal(test.history_stop, ends - 1)
 
 
-def test_ml1m_positives_by_time(tmp_path):
+def test_ml1m_positives_temporal_split(tmp_path):
     config = DataConfig(
         interactions=str(DATA / "ml-1m-positives" / "interactions.parquet"),
         time="timestamp",
@@ -69,7 +69,7 @@ def test_ml1m_positives_by_time(tmp_path):
     assert result.report["time"]["first"].startswith("2000-04-25")
 
 
-def test_gowalla_by_its_column(tmp_path):
+def test_gowalla_column_split(tmp_path):
     config = DataConfig(
         interactions=str(DATA / "gowalla"), split=SplitConfig(kind="column", column="split")
     )
@@ -78,7 +78,7 @@ def test_gowalla_by_its_column(tmp_path):
     assert (counts["train"], counts["test"]) == (810_128, 217_242)
 
 
-def test_amazon_beauty_has_items_that_are_never_trained(tmp_path):
+def test_amazon_beauty_has_untrained_items(tmp_path):
     config = DataConfig(interactions=str(DATA / "amazon-beauty"), order="position")
     report = prepare(config, tmp_path / "out").report
     assert (report["counts"]["users"], report["counts"]["items"]) == (40_226, 54_542)

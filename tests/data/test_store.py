@@ -1,3 +1,5 @@
+"""Prepared datasets on disk: round trip, fingerprint, damage."""
+
 import hashlib
 import json
 
@@ -32,35 +34,35 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_what_is_written_is_read_back_mapped(folder):
-    opened, written = open_dataset(folder, verify=True), example()
+def test_dataset_survives_a_round_trip_and_is_memory_mapped(folder):
+    opened, written = open_dataset(str(folder), verify=True), example()
     for name in ("item_ids", "user_offsets", "roles", "timestamps", "weights"):
-        found, expected = getattr(opened, name), getattr(written, name)
-        assert isinstance(found, np.memmap)
-        assert found.dtype == expected.dtype
-        assert np.array_equal(found, expected)
+        array, expected = getattr(opened, name), getattr(written, name)
+        assert isinstance(array, np.memmap)
+        assert array.dtype == expected.dtype
+        assert np.array_equal(array, expected)
     assert_frame_equal(opened.users, written.users)
     assert_frame_equal(opened.items, written.items)
     assert opened.path == folder
     assert opened.manifest["counts"] == {"users": 2}
 
 
-def test_kinds_are_read_back(tmp_path):
-    kinds = {"event_types": np.array([1, 0, 0, 1], np.uint8), "event_type_names": ("buy", "view")}
-    write_dataset(tmp_path, example(**kinds, target_event_types=("buy",)), {})
+def test_event_types_survive_a_round_trip(tmp_path):
+    codes = {"event_types": np.array([1, 0, 0, 1], np.uint8), "event_type_names": ("buy", "view")}
+    write_dataset(tmp_path, example(**codes, target_event_types=("buy",)), {})
     opened = open_dataset(tmp_path)
     assert (opened.event_type_names, opened.target_event_types) == (("buy", "view"), ("buy",))
 
 
 @pytest.mark.parametrize("wrong", [["read"], None, 3])
-def test_targets_that_are_no_kinds_are_damage(folder, wrong):
+def test_target_types_that_are_not_event_types_are_damage(folder, wrong):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"target_event_types": wrong}))
     with pytest.raises(ArtifactError, match=r"manifest\.json is damaged; prepare again"):
         open_dataset(folder)
 
 
-def test_optional_arrays_stay_away(tmp_path):
+def test_missing_optional_arrays_stay_none(tmp_path):
     write_dataset(tmp_path, example(timestamps=None, weights=None), {})
     opened = open_dataset(tmp_path)
     assert opened.timestamps is None
@@ -78,13 +80,13 @@ def test_optional_arrays_stay_away(tmp_path):
         {"users": pl.DataFrame({"source_id": ["ann", "bob"], "age": [1, 2]})},
     ],
 )
-def test_the_fingerprint_sees_every_change_of_content(replaced):
+def test_fingerprint_depends_on_all_content(replaced):
     assert fingerprint(example()) == fingerprint(example())
     assert fingerprint(example(**replaced)) != fingerprint(example())
 
 
-def test_the_fingerprint_of_a_long_table_is_that_of_its_lines():
-    """It is pinned: a model says which dataset it was trained on by it."""
+def test_fingerprint_of_a_long_table_is_that_of_its_lines():
+    """The value is fixed: a model stores the fingerprint of its training data."""
     ids = list(range(25_000))
     dataset = example(items=pl.DataFrame({"source_id": ids}))
     lines = b"".join(b'{"source_id":%d}\n' % i for i in ids)
@@ -98,7 +100,7 @@ def test_the_fingerprint_of_a_long_table_is_that_of_its_lines():
 
 
 @pytest.mark.parametrize("name", ["item_ids.npy", "roles.npy", "users.parquet"])
-def test_a_file_cut_short_is_named(folder, name):
+def test_truncated_file_is_named(folder, name):
     path = folder / name
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match=rf"{name} has .* bytes.*prepare again"):
@@ -109,7 +111,7 @@ def test_a_file_cut_short_is_named(folder, name):
 
 
 @pytest.mark.parametrize("name", ["item_ids.npy", "items.parquet"])
-def test_a_changed_byte_shows_when_verified(folder, name):
+def test_verify_finds_a_changed_byte(folder, name):
     path = folder / name
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -118,7 +120,7 @@ def test_a_changed_byte_shows_when_verified(folder, name):
         open_dataset(folder, verify=True)
 
 
-def test_a_damaged_header_is_an_artifact_error(folder):
+def test_damaged_header_is_an_artifact_error(folder):
     path = folder / "roles.npy"
     path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(ArtifactError, match=r"roles\.npy is damaged"):
@@ -142,7 +144,7 @@ def test_a_damaged_header_is_an_artifact_error(folder):
     ],
     ids=lambda replaced: "-".join(map(str, next(iter(replaced.values())))),
 )
-def test_arrays_that_do_not_belong_together_are_damage(tmp_path, replaced):
+def test_arrays_that_do_not_fit_together_are_damage(tmp_path, replaced):
     write_dataset(tmp_path, example(**replaced), {})
     with pytest.raises(ArtifactError, match=r"\.npy is damaged; prepare again"):
         open_dataset(tmp_path)
@@ -152,7 +154,7 @@ def test_arrays_that_do_not_belong_together_are_damage(tmp_path, replaced):
     ("key", "value"),
     [("files", None), ("files", []), ("files", {"roles.npy": 4}), ("fingerprint", None)],
 )
-def test_a_manifest_with_a_part_missing_or_wrong_is_damaged(folder, key, value):
+def test_incomplete_manifest_is_damage(folder, key, value):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
     with pytest.raises(ArtifactError, match=r"manifest\.json is damaged; prepare again"):
@@ -164,25 +166,41 @@ def test_a_manifest_with_a_part_missing_or_wrong_is_damaged(folder, key, value):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
-        ({"schema_version": SCHEMA_VERSION + 1}, "prepare it again"),
-        ({"kind": "candid-checkpoint"}, "holds a candid-checkpoint"),
+        ({"schema_version": SCHEMA_VERSION + 1}, "this candid reads version 2; prepare again"),
+        ({"kind": "candid-checkpoint"}, "is a candid-checkpoint"),
         ({"kind": None}, "not a prepared dataset"),
     ],
 )
-def test_another_manifest(folder, change, says):
+def test_foreign_manifest_is_refused(folder, change, message):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | change))
-    with pytest.raises(ArtifactError, match=says):
+    with pytest.raises(ArtifactError, match=message):
         open_dataset(folder)
 
 
-def test_no_dataset_at_all(tmp_path):
+def test_dataset_of_an_earlier_version_is_refused(folder):
+    """Version 1 called event types actions and stored them in actions.npy."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"schema_version": 1, "actions": [], "target_actions": []}
+    del manifest["event_types"], manifest["target_event_types"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="version 1, and this candid reads version 2; prepare"):
+        open_dataset(folder)
+
+
+def test_repr_is_one_short_line(folder):
+    assert repr(open_dataset(folder)) == (
+        f"PreparedDataset(2 users, 3 items, 4 interactions, path={str(folder)!r})"
+    )
+
+
+def test_folder_without_dataset_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="run candid prepare"):
         open_dataset(tmp_path)
     with pytest.raises(ArtifactError, match="not a folder"):
-        open_dataset(tmp_path / "nowhere")
+        open_dataset(tmp_path / "missing")
     (tmp_path / "manifest.json").write_text('{"kind"')
     with pytest.raises(ArtifactError, match="damaged"):
         open_dataset(tmp_path)

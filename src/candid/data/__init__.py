@@ -1,4 +1,4 @@
-"""Reading, filtering, splitting and storing interactions."""
+"""Prepared datasets: interactions read, filtered, split and stored."""
 
 from candid.data.config import (
     DataConfig,

@@ -1,4 +1,4 @@
-"""The ``[data]`` section of a recipe: which files, which columns, what to keep, how to split."""
+"""The ``[data]`` section of a recipe: files, columns, filters and split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEFAULT_ROLES: dict[str, RoleName] = {
 
 
 def _plain_cut(value: object) -> object:
-    """TOML has native dates, the command line only text; the manifest holds text or numbers."""
+    """Return a cut as text or a number: TOML also has dates, the command line only text."""
     if isinstance(value, datetime.date):
         return value.isoformat()
     if isinstance(value, str):
@@ -37,222 +37,232 @@ Cut = Annotated[float | str, pydantic.BeforeValidator(_plain_cut)]
 
 
 class SplitConfig(ComponentConfig):
-    """Who decides whether an interaction is trained on, validated on or tested on."""
+    """The split of interactions into train, validation and test."""
 
     kind: Literal["leave-one-out", "temporal", "column"] = Field(
         "leave-one-out",
         description="leave-one-out: each user's last interaction is test, the second last "
-        "validation (users with fewer than 3 only train); temporal: two global cuts in time; "
-        "column: a column of the file names the role of each row.",
+        "validation, and users with fewer than 3 are train only; temporal: two global cuts in "
+        "time; column: a column of the file names the role of each row",
     )
     validation: Cut = Field(
         0.8,
-        description="Temporal: where validation begins: a quantile of the interactions "
-        "(0.8), an ISO date ('2015-06-01', UTC) or a time in the units of the time column.",
+        description="temporal split: begin of validation, as a quantile of the interactions "
+        "(0.8), an ISO date ('2015-06-01', UTC) or a time in the unit of the time column",
     )
-    test: Cut = Field(0.9, description="Temporal: where test begins; written as for `validation`.")
-    column: str | None = Field(None, description="Column split: the column that names the role.")
+    test: Cut = Field(0.9, description="temporal split: begin of test, written as `validation`")
+    column: str | None = Field(None, description="column split: column with the role of each row")
     roles: dict[str, RoleName] = Field(
         default_factory=lambda: dict(DEFAULT_ROLES),
-        description="Column split: value in the column -> train, history (known at test time, "
-        "never a target), validation or test.",
+        description="column split: value in the column -> train, history (part of histories, "
+        "never a target), validation or test",
     )
     drop_unassigned: bool = Field(
         False,
-        description="Column split: drop (and count) rows whose role is null, instead of stopping.",
+        description="column split: drop and count rows without a role instead of stopping",
     )
     unseen: Literal["keep", "drop", "error"] = Field(
         "keep",
-        description="Validation and test targets whose item or user is never trained: keep, "
-        "drop or stop. They are counted and reported in every case.",
+        description="validation and test targets with an item or user that has no training "
+        "interaction: keep or drop them, or stop; they are counted in every case",
     )
     validation_users: int | None = Field(
         None,
         ge=1,
-        description="Validate on this many users drawn at random; the validation rows of the "
-        "others become history. Default: all users.",
+        description="validate on a random sample of this many users; the validation rows of the "
+        "others become history; none: all users",
     )
-    seed: int = Field(0, ge=0, description="Seed of the draw of `validation_users`.")
+    seed: int = Field(0, ge=0, description="seed of the sample of `validation_users`")
 
     @pydantic.model_validator(mode="after")
     def _column_named(self) -> SplitConfig:
         if (self.kind == "column") != (self.column is not None):
             raise ValueError(
-                'split.column is needed with split.kind = "column" and has no meaning otherwise'
+                'split.kind = "column" needs split.column, and other kinds do not use it'
             )
         return self
 
 
-def _check_attributes(kind: str, attributes: tuple[str, ...], taken: set[str]) -> None:
-    if taken.intersection(attributes) or len(set(attributes)) < len(attributes):
+def _check_attributes(kind: str, attributes: tuple[str, ...], reserved: set[str]) -> None:
+    if reserved.intersection(attributes) or len(set(attributes)) < len(attributes):
         raise ValueError(
-            f"{kind}s.attributes must be distinct and none of {', '.join(sorted(taken))}"
+            f"{kind}s.attributes must be distinct and must not contain "
+            f"{' or '.join(sorted(reserved))}"
         )
 
 
 class EventTypeConfig(ComponentConfig):
-    """What one kind of interaction (a view, a purchase) is used for."""
+    """The use of one event type, such as view or purchase."""
 
     use: Literal["target", "history", "negative", "drop"] = Field(
         "target",
-        description="target: trained on, held out and part of later histories; history: part of "
-        "later histories only; negative: shown, and a negative of the user's next target unless "
-        "it was taken up by then; drop: left out, as what was shown without a word on what was "
-        "chosen.",
+        description="target: training and evaluation target, and part of later histories; "
+        "history: part of later histories only; negative: shown to the user, becomes a negative "
+        "of the user's next target unless the user interacts with the item before it; drop: left "
+        "out, for example impressions without a known outcome",
     )
     weight: float = Field(
-        1.0, ge=0, description="Weight as a training target; times that of `weight`, if any."
+        1.0, ge=0, description="weight as a training target; multiplies that of `weight`"
     )
 
 
 class ItemTableConfig(ComponentConfig):
-    """A table with one row an item: titles to show, attributes for features and slices."""
+    """A table with one row per item: titles to show, attributes for features and slices."""
 
     kind: ClassVar[str] = "item"
 
-    path: str = Field(description="File (parquet, csv, tsv, movies.dat, .item), as `interactions`.")
-    item: str = Field("item_id", description="Column with the item's id, as in the interactions.")
-    title: str | None = Field("title", description="Column with the title; none to go without.")
-    attributes: tuple[str, ...] = Field((), description="Further columns to keep.")
+    path: str = Field(description="file (parquet, csv, tsv, movies.dat, .item), as `interactions`")
+    item: str = Field("item_id", description="column with the item id, as in the interactions")
+    title: str | None = Field("title", description="column with the title; none: no titles")
+    attributes: tuple[str, ...] = Field((), description="further columns to keep")
 
     @pydantic.model_validator(mode="after")
     def _distinct_names(self) -> ItemTableConfig:
-        taken = {"source_id"} if self.title is None else {"source_id", "title"}
-        _check_attributes(self.kind, self.attributes, taken)
+        reserved = {"source_id"} if self.title is None else {"source_id", "title"}
+        _check_attributes(self.kind, self.attributes, reserved)
         return self
 
     @property
     def id_column(self) -> str:
-        """The column that is looked up."""
+        """Column with the id."""
         return self.item
 
 
 class UserTableConfig(ComponentConfig):
-    """A table with one row a user: attributes for features."""
+    """A table with one row per user: attributes for features."""
 
     kind: ClassVar[str] = "user"
     title: ClassVar[str | None] = None
 
-    path: str = Field(description="File (parquet, csv, tsv, users.dat, .user), as `interactions`.")
-    user: str = Field("user_id", description="Column with the user's id, as in the interactions.")
-    attributes: tuple[str, ...] = Field((), description="Columns to keep, at least one.")
+    path: str = Field(description="file (parquet, csv, tsv, users.dat, .user), as `interactions`")
+    user: str = Field("user_id", description="column with the user id, as in the interactions")
+    attributes: tuple[str, ...] = Field((), description="columns to keep, at least one")
 
     @pydantic.model_validator(mode="after")
     def _some_distinct_names(self) -> UserTableConfig:
         if not self.attributes:
             raise ValueError(
-                "users.attributes names no column: without one a table of users has no use"
+                "users.attributes is empty; name at least one column, or remove the table of users"
             )
         _check_attributes(self.kind, self.attributes, {"source_id"})
         return self
 
     @property
     def id_column(self) -> str:
-        """The column that is looked up."""
+        """Column with the id."""
         return self.user
 
 
 class DataConfig(ComponentConfig):
-    """Which interactions to prepare, and how.
+    """The interactions to prepare: files, columns, filters and split.
 
-    Steps follow in this order: rows without a value and rows under ``min_rating`` go, then
-    repeated pairs, then the k-core, then users under ``min_history``, then the split.
+    Filters apply in this order: rows without a value, rows below ``min_rating``, repeated
+    user-item pairs, the k-core, users below ``min_history``. The split comes last.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong, or settings do not fit together.
+
+    Example:
+        >>> config = DataConfig(interactions="log.csv", time="timestamp", k_core=5)
+        >>> config.split.kind
+        'leave-one-out'
     """
 
     interactions: str = Field(
-        description="File or folder of interactions; ${VARIABLES} are expanded, a relative path "
-        "is relative to the current directory."
+        description="file or folder of interactions; ${VARIABLES} are expanded, relative paths "
+        "start at the current folder"
     )
     format: Literal["auto", "parquet", "csv", "tsv", "movielens", "recbole"] = Field(
-        "auto", description="Format of the files; auto goes by the file name."
+        "auto", description="format of the files; auto: by the file name"
     )
     separator: str | None = Field(
         None,
         min_length=1,
         max_length=1,
-        description="Column separator of csv files; default: the one the header line uses.",
+        description="column separator of csv files; none: the one in the header line",
     )
-    user: str = Field("user_id", description="Column with the user's id (integer or text).")
-    item: str = Field("item_id", description="Column with the item's id (integer or text).")
+    user: str = Field("user_id", description="column with the user id (integer or text)")
+    item: str = Field("item_id", description="column with the item id (integer or text)")
     time: str | None = Field(
         None,
-        description="Column with the time: a date, ISO text, or a number since 1970 in seconds, "
-        "milliseconds, microseconds or nanoseconds (told apart by the size of the largest).",
+        description="column with the time: a date, ISO text, or a number since 1970 in seconds, "
+        "milliseconds, microseconds or nanoseconds (the size of the largest decides)",
     )
     order: str | None = Field(
-        None, description="Column that orders a user's interactions, in place of `time`."
+        None, description="column that orders the interactions of a user, instead of `time`"
     )
-    weight: str | None = Field(None, description="Column with a non-negative weight.")
+    weight: str | None = Field(None, description="column with a weight, 0 or more")
     event_type: str | None = Field(
-        None, description="Column with the kind of interaction (view, like, purchase)."
+        None, description="column with the event type (view, like, purchase)"
     )
     event_types: dict[str, EventTypeConfig] | None = Field(
         None,
-        description="Value in the `event_type` column -> what it is used for, as in "
-        '{ purchase = { weight = 3.0 }, view = { use = "history" } }; absent: all are targets.',
+        description="value in the `event_type` column -> its use, as in "
+        '{ purchase = { weight = 3.0 }, view = { use = "history" } }; none: all are targets',
     )
     negatives: str | None = Field(
         None,
-        description="Column with the items that were shown and not chosen: a list of ids, or in "
-        "text files ids with spaces between. Those that no interaction has are left out.",
+        description="column with the items that were shown and not chosen: a list of ids, or in "
+        "text files ids separated by spaces; items without any interaction are left out",
     )
-    rating: str | None = Field(None, description="Column with a rating, for `min_rating`.")
-    min_rating: float | None = Field(None, description="Keep ratings of at least this.")
-    items: ItemTableConfig | None = Field(None, description="Optional table of items.")
-    users: UserTableConfig | None = Field(None, description="Optional table of users.")
+    rating: str | None = Field(None, description="column with a rating, for `min_rating`")
+    min_rating: float | None = Field(None, description="minimum rating to keep")
+    items: ItemTableConfig | None = Field(None, description="table of items")
+    users: UserTableConfig | None = Field(None, description="table of users")
     drop_nulls: bool = Field(
         False,
-        description="Drop (and count) rows without user, item, time, order, weight or rating, "
-        "instead of stopping.",
+        description="drop and count rows without user, item, time, order, weight or rating "
+        "instead of stopping",
     )
     deduplicate: Literal["none", "first", "last"] = Field(
-        "none", description="Of a repeated user-item pair, keep all, the first or the last."
+        "none",
+        description="interactions of a repeated user-item pair to keep: all, the first or the last",
     )
     k_core: int = Field(
-        0, ge=0, description="Keep users and items with at least this many interactions (iterated)."
+        0, ge=0, description="minimum interactions of every user and item, applied until it holds"
     )
     user_core: int | None = Field(
-        None, ge=0, description="As k_core, for users only; overrides it."
+        None, ge=0, description="as `k_core`, for users only; overrides it"
     )
     item_core: int | None = Field(
-        None, ge=0, description="As k_core, for items only; overrides it."
+        None, ge=0, description="as `k_core`, for items only; overrides it"
     )
     min_history: int = Field(
         0,
         ge=0,
-        description="Drop users with fewer interactions, once, after the k-core (items keep).",
+        description="minimum interactions of a user, applied once after the k-core",
     )
     split: SplitConfig = Field(
-        default_factory=SplitConfig, description="How to split into train, validation and test."
+        default_factory=SplitConfig, description="split into train, validation and test"
     )
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> DataConfig:
         if self.time is not None and self.order is not None:
-            raise ValueError("give `time` or `order`, not both")
+            raise ValueError("set `time` or `order`, not both")
         if self.split.kind == "leave-one-out" and self.time is None and self.order is None:
             raise ValueError(
-                "a leave-one-out split needs `time` or `order`; where interactions have neither, "
-                'add a column that says "train", "validation" or "test" to each, and name it: '
-                'split.kind = "column", split.column = "..."'
+                "a leave-one-out split needs `time` or `order`; without either, add a column with "
+                "the role of each interaction (train, validation or test) and set split.kind = "
+                '"column", split.column = "..."'
             )
         if self.split.kind == "temporal" and self.time is None:
-            raise ValueError("a temporal split needs `time`: name the column that says when")
+            raise ValueError("a temporal split needs `time`; name the column with the time")
         if self.event_type is None and self.event_types is not None:
             raise ValueError(
-                "`event_types` says what values of a column mean: name it with `event_type`"
+                "`event_types` needs `event_type`; name the column with the event types"
             )
         if self.event_types is not None and all(
-            a.use != "target" for a in self.event_types.values()
+            event_type.use != "target" for event_type in self.event_types.values()
         ):
-            raise ValueError("`event_types` must leave at least one event_type as a target")
+            raise ValueError('`event_types` has no target; set use = "target" for at least one')
         if (self.rating is None) != (self.min_rating is None):
-            raise ValueError("give `rating` and `min_rating` together")
+            raise ValueError("`rating` and `min_rating` need each other; set both or neither")
         return self
 
     @property
     def cores(self) -> tuple[int, int]:
-        """Least interactions of a user and of an item."""
+        """Minimum interactions of a user and of an item."""
         return (
             self.k_core if self.user_core is None else self.user_core,
             self.k_core if self.item_core is None else self.item_core,

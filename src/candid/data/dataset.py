@@ -1,7 +1,7 @@
-"""The prepared dataset: what every later part reads, and nothing else about the source.
+"""The prepared dataset in memory, and the held-out targets of an evaluation.
 
-Inside candid an *id* is a dense integer (items 0..V-1, users 0..U-1); the identifiers of
-the user's own files are *source ids* and live in the ``users`` and ``items`` tables, whose
+Inside candid an *id* is a dense integer (items 0..V-1, users 0..U-1). The identifiers of the
+user's own files are *source ids*: they are a column of the tables ``users`` and ``items``, whose
 row number is the id.
 """
 
@@ -19,43 +19,43 @@ import polars as pl
 
 
 class Role(enum.IntEnum):
-    """What an interaction is used for. The order is the order of use within a user."""
+    """Use of an interaction, in the order of use within a user."""
 
     TRAIN = 0
-    """Trained on, and part of every later history."""
+    """A training target, and part of every later history."""
     HISTORY = 1
-    """Part of later histories only: never a target."""
+    """Part of later histories, never a target."""
     VALIDATION = 2
-    """A target of validation, then part of the histories of test."""
+    """A validation target, then part of the histories of test."""
     TEST = 3
-    """A target of test."""
+    """A test target."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PreparedDataset:
     """Interactions of U users with V items, grouped by user and in order of use.
 
     Attributes:
-        item_ids: [E] int32, the item of each interaction; user u owns the slice
+        item_ids: [E] int32, item of each interaction; user u owns the slice
             ``user_offsets[u]:user_offsets[u + 1]``, earliest first.
         user_offsets: [U + 1] int64.
         roles: [E] uint8, values of ``Role``.
         users: U rows; column ``source_id`` (integer or text), then attributes.
         items: V rows; column ``source_id``, optional ``title`` (string), then attributes.
-        timestamps: [E] int64 microseconds since 1970-01-01 UTC, or None where the source has
-            no time (an order column, or none).
+        timestamps: [E] int64 microseconds since 1970-01-01 UTC; None for a source without time
+            (with an order column, or without any order).
         weights: [E] float32, or None.
-        event_types: [E] uint8, the kind of each interaction, or None where there is one kind.
-        event_type_names: names of the kinds; the place of each is its code.
-        target_event_types: the kinds that are trained on and held out; empty: all of them. Only an
-            item of an interaction of such a kind counts as seen.
+        event_types: [E] uint8, code of the event type of each interaction; None for one type.
+        event_type_names: name of each event type, by code.
+        target_event_types: event types that are training and evaluation targets; empty: all.
+            Only interactions of these types make an item a seen item.
         negative_ids: [M] int32, items that were shown with an interaction and not chosen, or
             None; interaction e owns the slice ``negative_offsets[e]:negative_offsets[e + 1]``,
-            the one shown last at its end.
+            the item shown last at its end.
         negative_offsets: [E + 1] int64, or None.
-        manifest: what ``manifest.json`` says (see ``data.prepare``); empty for a dataset that
-            was built in memory.
-        path: the folder it was opened from, or None.
+        manifest: content of ``manifest.json`` (described in ``candid.data.prepare``); empty for a
+            dataset that was built in memory.
+        path: folder of the dataset, or None.
     """
 
     item_ids: npt.NDArray[np.int32]
@@ -73,6 +73,12 @@ class PreparedDataset:
     manifest: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"PreparedDataset({self.num_users:,} users, {self.num_items:,} items, "
+            f"{len(self.item_ids):,} interactions, path={str(self.path) if self.path else None!r})"
+        )
+
     @property
     def num_users(self) -> int:
         """U."""
@@ -85,7 +91,7 @@ class PreparedDataset:
 
     @cached_property
     def is_target_event_type(self) -> npt.NDArray[np.bool_] | None:
-        """Whether each kind is a target, by code; None where all are, or there are no kinds."""
+        """Whether each event type is a target, by code; None if all are or there is only one."""
         if self.event_types is None or not self.target_event_types:
             return None
         return np.array([name in self.target_event_types for name in self.event_type_names])
@@ -98,19 +104,19 @@ class PreparedDataset:
 
     @cached_property
     def user_is_trained(self) -> npt.NDArray[np.bool_]:
-        """[U] bool, which users have an interaction that is trained on."""
-        # A sum over the slice of each user; an empty slice would take that of the next one.
+        """[U] bool, whether each user has a training target."""
+        # reduceat returns the value at the start of an empty slice: that belongs to the next user.
         starts, stops = self.user_offsets[:-1], self.user_offsets[1:]
         is_target = np.append(self.roles == Role.TRAIN, False)
-        found: npt.NDArray[np.bool_] = np.logical_or.reduceat(is_target, starts) & (stops > starts)
-        return found
+        has_target: npt.NDArray[np.bool_] = np.logical_or.reduceat(is_target, starts)
+        return has_target & (stops > starts)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The questions of one evaluation: one query a user, with all its held-out targets.
+    """The held-out targets of one evaluation: one query per user, with all its targets.
 
-    The history of a query is everything the user did before the first target; targets are
+    The history of a query is every interaction of the user before the first target. Targets are
     all interactions of the role, in order.
 
     Attributes:
@@ -129,12 +135,15 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.user_ids)
 
+    def __repr__(self) -> str:
+        return f"HeldOut({len(self):,} queries, {len(self.target_ids):,} targets)"
+
 
 def held_out(dataset: PreparedDataset, role: Role) -> HeldOut:
-    """Collect the queries of ``role`` (``Role.VALIDATION`` or ``Role.TEST``), vectorised.
+    """Collect the queries of ``role`` (``Role.VALIDATION`` or ``Role.TEST``).
 
-    A user without a target of that role has no query. A user with an empty history keeps
-    its query (``history_stop == user_offsets[u]``); the caller counts and skips it.
+    A user without a target of that role has no query. A user with an empty history has one
+    (``history_stop == user_offsets[u]``); the caller counts and skips it.
     """
     events = np.flatnonzero(dataset.roles == role)
     owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1

@@ -1,4 +1,4 @@
-"""The interactions in memory: dense ids, in order, filtered."""
+"""Interactions in memory: dense ids, in order, filtered."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.data import filters, ids, negatives, times
-from candid.data.columns import Parsed, RawTable, parse
+from candid.data.columns import ParsedRows, RawTable, parse_rows
 from candid.data.config import DataConfig, SplitConfig
 from candid.data.dataset import Role
 from candid.data.event_types import (
     encode_event_types,
     event_type_names,
-    interactions_among,
+    interaction_types,
     is_target,
 )
 from candid.data.readers import check_lines
 from candid.errors import DataError
 
 UNASSIGNED = 255
-"""Role code of a row whose role is null."""
+"""Role code of a row without a role."""
 
 
 @dataclass
@@ -33,17 +33,17 @@ class Events:
     Attributes:
         frame: E rows; user, item (Int32 ids), then as declared time (Int64 microseconds),
             weight (Float32), role (UInt8, column splits only), event_type (UInt8), negatives (lists
-            of first item ids, see ``first_items``).
+            of item ids before filtering, see ``new_item_ids``).
         users: source id of each user, ascending.
         items: source id of each item, ascending.
-        origin: where they came from, for messages.
+        origin: source of the interactions, for messages.
         rows_read: rows of the files.
         dropped: reason -> number of rows.
-        event_types: names of the kinds of interaction; the place of each is its code.
+        event_types: names of the event types, by code.
         out_of_order: column splits only: rows that come before their predecessor in time or
             order, because the order of roles goes first.
-        first_items: the id that an item had at first -> its id now, -1 where it is gone.
-        negatives_left_out: why -> negatives that came to nothing.
+        new_item_ids: item id before filtering -> item id now, -1 if the item was removed.
+        negatives_left_out: reason -> number of negatives that were left out.
     """
 
     frame: pl.DataFrame
@@ -54,53 +54,57 @@ class Events:
     dropped: dict[str, int] = field(default_factory=dict)
     event_types: tuple[str, ...] = ()
     out_of_order: int = 0
-    first_items: npt.NDArray[np.int32] = field(init=False)
+    new_item_ids: npt.NDArray[np.int32] = field(init=False)
     negatives_left_out: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.first_items = np.arange(len(self.items), dtype=np.int32)
+        self.new_item_ids = np.arange(len(self.items), dtype=np.int32)
 
     def ids(self, name: str) -> npt.NDArray[np.int32]:
         """[E] int32, column ``user`` or ``item``."""
         return self.frame[name].to_numpy()
 
-    def keep(self, reason: str, mask: npt.NDArray[np.bool_]) -> None:
-        """Drop the rows where ``mask`` is False, and renumber users and items without gaps.
+    def filter(self, reason: str, is_kept: npt.NDArray[np.bool_]) -> None:
+        """Drop rows, and renumber users and items without gaps.
+
+        Args:
+            reason: name of the filter; key of ``dropped``.
+            is_kept: [E], False for rows to drop.
 
         Raises:
-            DataError: nothing is left.
+            DataError: all rows are dropped.
         """
-        dropped = int(len(mask) - mask.sum())
+        dropped = int(len(is_kept) - is_kept.sum())
         if not dropped:
             return
         self.dropped[reason] = self.dropped.get(reason, 0) + dropped
-        if dropped == len(mask):
+        if dropped == len(is_kept):
             raise DataError(
-                f"nothing is left of {self.origin}: {reason} drops all of the last {dropped:,} "
-                "interactions; relax it"
+                f"no interaction of {self.origin} remains: {reason} drops the last {dropped:,}; "
+                "relax it"
             )
-        frame = self.frame.filter(pl.Series(mask))
+        frame = self.frame.filter(pl.Series(is_kept))
         user, present_users = filters.compact(frame["user"].to_numpy())
         item, present_items = filters.compact(frame["item"].to_numpy())
         self.frame = frame.with_columns(pl.Series("user", user), pl.Series("item", item))
         self.users = self.users.gather(present_users)
         self.items = self.items.gather(present_items)
-        place = np.full(int(present_items[-1]) + 2, -1, dtype=np.int32)
-        place[present_items] = np.arange(len(present_items), dtype=np.int32)
-        # An item above the last one left is gone as well: the last entry says -1.
-        self.first_items = place[np.minimum(self.first_items, len(place) - 1)]
+        # The last entry, -1, stands for every item above the last one that remains.
+        new_ids = np.full(int(present_items[-1]) + 2, -1, dtype=np.int32)
+        new_ids[present_items] = np.arange(len(present_items), dtype=np.int32)
+        self.new_item_ids = new_ids[np.minimum(self.new_item_ids, len(new_ids) - 1)]
 
 
-def load(table: RawTable, config: DataConfig) -> Events:
+def load_events(table: RawTable, config: DataConfig) -> Events:
     """Read, encode, order and filter the interactions.
 
     Memory holds the encoded rows (16 to 25 bytes each, a few copies while sorting) and the
-    distinct ids, never the files' own columns.
+    distinct ids, never the columns of the files.
 
     Raises:
-        DataError: bad values, or nothing left.
+        DataError: a value is invalid, or no interaction remains.
     """
-    parsed = parse(table, config)
+    parsed = parse_rows(table, config)
     _check_any_left(parsed, config)
     query = parsed.query
     if config.split.kind == "column":
@@ -108,23 +112,23 @@ def load(table: RawTable, config: DataConfig) -> Events:
     event_types: tuple[str, ...] = ()
     if config.event_type is not None:
         event_types = event_type_names(table, config)
-        query, is_kept = encode_event_types(query, event_types, config)
-        left_out = table.run(parsed.query.select((~is_kept).sum())).item()
+        query, is_used = encode_event_types(query, event_types, config)
+        left_out = table.run(parsed.query.select((~is_used).sum())).item()
         if left_out:
             parsed.dropped["event_type"] = left_out
             _check_any_left(parsed, config)
-    frame, source_ids = ids.encode(table, query)
+    frame, source_ids = ids.encode_ids(table, query)
     _check_dates(table, frame, parsed.time_is_text)
-    moments = [pl.col(key) for key in ("time", "order") if key in table.columns]
-    kinds = interactions_among(event_types, config)
-    has_shown = len(kinds) < len(event_types)
-    if moments and has_shown:
-        # What was shown at the very moment of a choice was shown before it.
-        frame = frame.sort(pl.col("event_type") < len(kinds), maintain_order=True)
-    frame = _in_order(frame, moments)
-    unknown = 0
+    order = [pl.col(key) for key in ("time", "order") if key in table.columns]
+    interactions = interaction_types(event_types, config)
+    has_impressions = len(interactions) < len(event_types)
+    if order and has_impressions:
+        # An impression at the time of a choice was shown before the choice.
+        frame = frame.sort(pl.col("event_type") < len(interactions), maintain_order=True)
+    frame = _sort(frame, order)
+    num_unknown = 0
     if config.negatives is not None:
-        frame, unknown = negatives.number(frame, source_ids["item"], config.negatives)
+        frame, num_unknown = negatives.encode_negatives(frame, source_ids["item"], config.negatives)
     events = Events(
         frame,
         source_ids["user"],
@@ -134,13 +138,13 @@ def load(table: RawTable, config: DataConfig) -> Events:
         parsed.dropped,
         event_types,
     )
-    if unknown:
-        events.negatives_left_out["of_no_interaction"] = unknown
-    if has_shown:
-        _attach_shown(events, kinds, config)
+    if num_unknown:
+        events.negatives_left_out["of_no_interaction"] = num_unknown
+    if has_impressions:
+        _attach_impressions(events, interactions, config)
     if "role" in table.columns:
-        # Only now: what a row says was shown has no use for a role.
-        events.frame = _in_order(events.frame, [pl.col("role"), *moments])
+        # After the impressions were removed: those have no role.
+        events.frame = _sort(events.frame, [pl.col("role"), *order])
     _filter(events, config)
     for name in ("time", "order", "role"):
         if name in table.columns:
@@ -153,32 +157,32 @@ def load(table: RawTable, config: DataConfig) -> Events:
     return events
 
 
-def _check_any_left(parsed: Parsed, config: DataConfig) -> None:
+def _check_any_left(parsed: ParsedRows, config: DataConfig) -> None:
     if parsed.rows_read == sum(parsed.dropped.values()):
         raise DataError(
-            f"nothing is left of {config.interactions}: "
+            f"no interaction of {config.interactions} remains: "
             f"{', '.join(f'{k} drops {v:,} rows' for k, v in parsed.dropped.items())}; "
             "lower min_rating, fill the empty values or keep more event_types"
         )
 
 
-def _attach_shown(events: Events, kinds: tuple[str, ...], config: DataConfig) -> None:
-    """Turn the rows that say what was shown into negatives; ``kinds`` are those that stay."""
+def _attach_impressions(events: Events, interactions: tuple[str, ...], config: DataConfig) -> None:
+    """Turn impressions into negatives; the event types ``interactions`` stay."""
     codes = events.frame["event_type"].to_numpy()
-    shown = codes >= len(kinds)
-    targets = ~shown & is_target(codes, events.event_types, config)
-    events.frame, left_out = negatives.attach(events.frame, shown, targets)
+    is_impression = codes >= len(interactions)
+    targets = ~is_impression & is_target(codes, events.event_types, config)
+    events.frame, left_out = negatives.attach_impressions(events.frame, is_impression, targets)
     events.negatives_left_out |= left_out
-    events.event_types = kinds
-    events.keep("shown", ~shown)
+    events.event_types = interactions
+    events.filter("shown", ~is_impression)
 
 
-def _in_order(frame: pl.DataFrame, keys: list[pl.Expr]) -> pl.DataFrame:
-    """Sort by user, then ``keys``; rows that tie keep the order of the file."""
+def _sort(frame: pl.DataFrame, keys: list[pl.Expr]) -> pl.DataFrame:
+    """Sort by user, then ``keys``; ties keep the order of the file."""
     if keys:
         frame = frame.sort(*keys, maintain_order=True)
-    # A number that holds the user above and the row below sorts users without disturbing
-    # rows, and the row numbers are the permutation: faster than a sort by columns.
+    # A number with the user in its high bits and the row in its low bits sorts by user and keeps
+    # the order of rows. It is faster than a sort by columns.
     packed = frame["user"].to_numpy().astype(np.int64) << 32
     packed |= np.arange(len(packed), dtype=np.int64)
     rows = pl.Series(packed).sort().to_numpy().astype(np.uint32)
@@ -189,15 +193,15 @@ def _role_codes(table: RawTable, split: SplitConfig) -> pl.Expr:
     """Map role names to ``Role`` codes.
 
     Raises:
-        DataError: a value without a role, or nulls that may not be dropped.
+        DataError: ``split.roles`` does not map a value.
     """
     values = table.run(table.frame.group_by("role").len())
     counts = dict(zip(values["role"], values["len"], strict=True))
     unknown = sorted(value for value in counts if value is not None and value not in split.roles)
     if unknown:
-        shown = ", ".join(f"{value!r} ({counts[value]:,} rows)" for value in unknown[:10])
+        examples = ", ".join(f"{value!r} ({counts[value]:,} rows)" for value in unknown[:10])
         raise DataError(
-            f"column {split.column!r} holds {shown}, which split.roles does not map; "
+            f"column {split.column!r} contains {examples}, which split.roles does not map; "
             f"known: {', '.join(split.roles)}"
         )
     codes = {value: int(Role[role.upper()]) for value, role in split.roles.items()}
@@ -207,22 +211,22 @@ def _role_codes(table: RawTable, split: SplitConfig) -> pl.Expr:
 def _filter(events: Events, config: DataConfig) -> None:
     frame = events.frame
     if config.split.drop_unassigned and "role" in frame.columns:
-        events.keep("unassigned", frame["role"].to_numpy() != UNASSIGNED)
+        events.filter("unassigned", frame["role"].to_numpy() != UNASSIGNED)
     if config.deduplicate != "none":
         pairs = events.ids("user").astype(np.int64) * len(events.items) + events.ids("item")
         if events.event_types:
-            # A view and a purchase of the same item are no repetition.
+            # A view and a purchase of the same item do not repeat each other.
             pairs = pairs * len(events.event_types) + frame["event_type"].to_numpy()
         pair = pl.Series(pairs)
         first = config.deduplicate == "first"
-        kept = pair.is_first_distinct() if first else pair.is_last_distinct()
-        events.keep("repeated", kept.to_numpy())
+        is_kept = pair.is_first_distinct() if first else pair.is_last_distinct()
+        events.filter("repeated", is_kept.to_numpy())
     user_core, item_core = config.cores
     if user_core > 1 or item_core > 1:
         mask = filters.k_core(events.ids("user"), events.ids("item"), user_core, item_core)
-        events.keep("k_core", mask)
+        events.filter("k_core", mask)
     if config.min_history > 1:
-        events.keep("min_history", filters.min_history(events.ids("user"), config.min_history))
+        events.filter("min_history", filters.min_history(events.ids("user"), config.min_history))
 
 
 def _out_of_order(frame: pl.DataFrame, name: str) -> int:
@@ -233,27 +237,27 @@ def _out_of_order(frame: pl.DataFrame, name: str) -> int:
 
 
 def _check_dates(table: RawTable, frame: pl.DataFrame, is_text: bool) -> None:
-    """Times that no form of ISO 8601 fits, that are no number among numbers, or too large."""
+    """Refuse times that cannot be parsed or are too large."""
     dtype = table.schema.get("time")
     if dtype is None or isinstance(dtype, pl.Datetime) or not frame["time"].null_count():
         return
     value = pl.col("time")
     number = value.cast(pl.Float64, strict=False).fill_nan(None)
     unreadable = (times.from_text(value, range(100)) if is_text else number).is_null()
-    for bad, fault in (
+    for is_wrong, fault in (
         (value.is_not_null() & unreadable, f"not {'an ISO date' if is_text else 'a number'}"),
         (number.abs() >= 2.0**63, "too large for a time"),
     ):
         with contextlib.suppress(LookupError):
-            place = table.first(bad, "time")
+            location = table.locate(is_wrong, "time")
             raise DataError(
-                f"column {table.columns['time']!r} holds a value that is {fault} in {place}; "
-                "repair it"
+                f"column {table.columns['time']!r} has a value that is {fault} in {location}; "
+                "fix it"
             )
 
 
 def _check_complete(table: RawTable, events: Events, name: str) -> None:
-    """Rows that survived the filters without time, order or role."""
+    """Refuse rows that remain after filtering without time, order or role."""
     empty = pl.col(name).is_null()
     missing = events.frame.filter(pl.col(name) == UNASSIGNED if name == "role" else empty)
     if not missing.height:
@@ -270,6 +274,6 @@ def _check_complete(table: RawTable, events: Events, name: str) -> None:
         empty |= ~pl.col(name).is_finite()
     raise DataError(
         f"column {table.columns[name]!r} has {missing.height:,} empty values, one in "
-        f"{table.first(empty & same, name)}; fill them or set "
+        f"{table.locate(empty & same, name)}; fill them or set "
         f"{'split.drop_unassigned' if name == 'role' else 'drop_nulls'}"
     )

@@ -1,4 +1,4 @@
-"""Which interactions stay: k-core and minimum history, on dense ids."""
+"""Filters on dense ids: the k-core and the minimum history."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ Ids = npt.NDArray[np.int32]
 
 
 def k_core(users: Ids, items: Ids, user_core: int, item_core: int) -> npt.NDArray[np.bool_]:
-    """Find the largest subset where each user and each item left has enough interactions.
+    """Find the largest subset in which each user and each item has enough interactions.
 
     Args:
         users: [E] int32, dense.
         items: [E] int32, dense.
-        user_core: least interactions of a user; 0 or 1 keeps all.
-        item_core: least interactions of an item.
+        user_core: minimum interactions of a user; 0 or 1 keeps all.
+        item_core: minimum interactions of an item.
 
     Returns:
-        [E] bool, True = kept. The subset is unique: the order of removal does not matter.
+        [E] bool, True = in the subset. It is unique: the order of removal does not matter.
     """
-    kept = np.arange(len(users))
+    rows = np.arange(len(users))
     while True:
-        enough_user = np.bincount(users[kept])[users[kept]] >= user_core
-        enough_item = np.bincount(items[kept])[items[kept]] >= item_core
+        enough_user = np.bincount(users[rows])[users[rows]] >= user_core
+        enough_item = np.bincount(items[rows])[items[rows]] >= item_core
         enough = enough_user & enough_item
         if enough.all():
             break
-        kept = kept[enough]
+        rows = rows[enough]
     mask = np.zeros(len(users), dtype=np.bool_)
-    mask[kept] = True
+    mask[rows] = True
     return mask
 
 
-def min_history(users: Ids, least: int) -> npt.NDArray[np.bool_]:
-    """[E] bool, True where the user has at least ``least`` interactions."""
-    return np.bincount(users)[users] >= least
+def min_history(users: Ids, minimum: int) -> npt.NDArray[np.bool_]:
+    """[E] bool, True for users with at least ``minimum`` interactions."""
+    return np.bincount(users)[users] >= minimum
 
 
 def compact(ids: npt.NDArray[np.integer]) -> tuple[Ids, npt.NDArray[np.int64]]:
-    """Renumber so that every id from 0 on occurs, keeping the order.
+    """Renumber ids from 0 without gaps, in the same order.
 
     Returns:
-        The new ids [E] int32, and for each new id the old one, int64 ascending.
+        the new ids [E] int32, and for each new id the old one, int64 ascending.
     """
-    present = np.zeros(int(ids.max()) + 1, dtype=np.bool_)
-    present[ids] = True
-    renumbered = np.cumsum(present, dtype=np.int32) - np.int32(1)
-    return renumbered[ids], np.flatnonzero(present)
+    is_present = np.zeros(int(ids.max()) + 1, dtype=np.bool_)
+    is_present[ids] = True
+    new_ids = np.cumsum(is_present, dtype=np.int32) - np.int32(1)
+    return new_ids[ids], np.flatnonzero(is_present)

@@ -9,53 +9,53 @@ import polars as pl
 from candid.data import filters
 from candid.data.columns import RawTable
 
-NAMES = ("user", "item")
+ID_COLUMNS = ("user", "item")
 
 
-def encode(table: RawTable, query: pl.LazyFrame) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
-    """Collect ``query`` with users and items replaced by their dense ids, in the same order.
+def encode_ids(table: RawTable, query: pl.LazyFrame) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
+    """Collect ``query`` with users and items replaced by dense ids, rows in the same order.
 
-    Text becomes a code while it streams by, so that memory holds each distinct id once.
+    Text becomes a code while it streams, so that memory holds each distinct id once.
 
     Args:
-        table: what ``query`` reads.
-        query: columns user and item (Int64, UInt64 or String), and others to carry along.
+        table: source of ``query``.
+        query: columns user and item (Int64, UInt64 or String), and any others.
 
     Returns:
-        The rows, with user and item as Int32; and for each of them its source ids, ascending.
+        the rows, with user and item as Int32; and the source ids of each, ascending.
     """
     schema = query.collect_schema()
     text = [
-        # Categories of its own: the codes of other tables would leave gaps.
+        # Own categories: codes shared with other tables would have gaps.
         pl.col(name).cast(pl.Categorical(pl.Categories.random()))
-        for name in NAMES
+        for name in ID_COLUMNS
         if schema[name] == pl.String
     ]
     frame = table.run(query.with_columns(text))
     source_ids = {}
-    for name in NAMES:
-        number = _number_text if isinstance(frame.schema[name], pl.Categorical) else _number
-        codes, source_ids[name] = number(frame[name])
-        frame = frame.with_columns(pl.Series(name, codes))
+    for name in ID_COLUMNS:
+        is_text = isinstance(frame.schema[name], pl.Categorical)
+        ids, source_ids[name] = (_encode_text if is_text else _encode_numbers)(frame[name])
+        frame = frame.with_columns(pl.Series(name, ids))
     return frame, source_ids
 
 
-def _number_text(values: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
-    present = values.unique()
-    names = present.cast(pl.String)
+def _encode_text(values: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
+    distinct = values.unique()
+    names = distinct.cast(pl.String)
     order = names.arg_sort()
-    category = present.to_physical().gather(order).to_numpy()
+    category = distinct.to_physical().gather(order).to_numpy()
     rank = np.zeros(int(category.max()) + 1, dtype=np.int32)
     rank[category] = np.arange(len(category), dtype=np.int32)
     return rank[values.to_physical().to_numpy()], names.gather(order)
 
 
-def _number(values: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
+def _encode_numbers(values: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
     source = values.to_numpy()
     low, high = int(source.min()), int(source.max())
     if high - low < 4 * len(source) + 2**20:
-        # Close together: a place for each value between the extremes, and no sort.
-        codes, present = filters.compact(source - source.dtype.type(low))
-        return codes, pl.Series(present.astype(source.dtype) + source.dtype.type(low))
+        # A narrow range: one slot for each value between the extremes avoids the sort.
+        ids, present = filters.compact(source - source.dtype.type(low))
+        return ids, pl.Series(present.astype(source.dtype) + source.dtype.type(low))
     distinct = values.unique().sort()
     return distinct.search_sorted(values).to_numpy().astype(np.int32), distinct

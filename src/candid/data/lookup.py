@@ -1,4 +1,4 @@
-"""From what a person types to dense ids: an item by source id or title, a user by source id."""
+"""Dense ids by text: items by source id or title, users by source id."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import polars as pl
 from candid.data.dataset import PreparedDataset
 from candid.errors import DataError
 
-SHOWN = 5
-"""How many suggestions an error lists."""
+MAX_SUGGESTIONS = 5
+"""Suggestions in an error message."""
 WORD = re.compile(r"\w+")
 
 
 def item_ids_of(dataset: PreparedDataset, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Find items: by source id, else title, else title in any case, else a part of one title.
+    """Find items by source id, else title, else title in any case, else a part of one title.
 
-    Several items may have one title; only their ids tell them apart.
+    Items with the same title can only be found by their ids.
 
     Args:
-        dataset: whose catalog.
-        texts: what to look up.
+        dataset: with the items.
+        texts: source ids or titles.
 
     Returns:
         int64, one item id for each text, in their order.
 
     Raises:
-        DataError: a text is blank, or fits no item (the message names near ones) or several.
+        DataError: a text is blank, or matches no item (the message suggests some) or several.
     """
     known = dataset.items.select(pl.col("source_id").cast(pl.String)).to_series()
     titles = dataset.items["title"] if "title" in dataset.items.columns else None
@@ -45,63 +45,63 @@ def user_ids_of(dataset: PreparedDataset, texts: Sequence[str]) -> npt.NDArray[n
         int64, one user id for each text, in their order.
 
     Raises:
-        DataError: no such user; the message names near ones.
+        DataError: a user does not exist; the message suggests some.
     """
     known = dataset.users.select(pl.col("source_id").cast(pl.String)).to_series()
-    found = [_only("user", text, known, known == text) for text in texts]
-    for text, user_id in zip(texts, found, strict=True):
+    user_ids = [_single_match("user", text, known, known == text) for text in texts]
+    for text, user_id in zip(texts, user_ids, strict=True):
         if user_id is None:
-            raise DataError(_unknown("user", text, known))
-    return np.array(found, dtype=np.int64)
+            raise DataError(_unknown_message("user", text, known))
+    return np.array(user_ids, dtype=np.int64)
 
 
 def _item_id(known: pl.Series, titles: pl.Series | None, text: str) -> int:
     if not text.strip():
-        # Every title contains it.
+        # Every title contains blank text.
         raise DataError(f"item {text!r} is blank; write an id or a title")
-    found = _only("item", text, known, known == text)
-    if found is None and titles is not None:
+    item_id = _single_match("item", text, known, known == text)
+    if item_id is None and titles is not None:
         lower = titles.str.to_lowercase()
         for mask in (
             titles == text,
             lower == text.lower(),
             lower.str.contains(text.lower(), literal=True),
         ):
-            found = _only("item", text, titles, mask, known)
-            if found is not None:
+            item_id = _single_match("item", text, titles, mask, known)
+            if item_id is not None:
                 break
-    if found is None:
-        raise DataError(_unknown("item", text, known if titles is None else titles))
-    return found
+    if item_id is None:
+        raise DataError(_unknown_message("item", text, known if titles is None else titles))
+    return item_id
 
 
-def _only(
+def _single_match(
     kind: str, text: str, names: pl.Series, mask: pl.Series, ids: pl.Series | None = None
 ) -> int | None:
-    """The one row where ``mask`` is true, None if there is none."""
+    """Return the only row where ``mask`` is true, or None without one."""
     rows = mask.fill_null(False).arg_true()
     if len(rows) < 2:
         return int(rows[0]) if len(rows) else None
-    first = rows.head(SHOWN)
-    shown = [repr(name) for name in names.gather(first)]
-    more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
-    way_out = "write more of it"
+    first = rows.head(MAX_SUGGESTIONS)
+    examples = [repr(name) for name in names.gather(first)]
+    more = f" and {len(rows) - MAX_SUGGESTIONS:,} more" if len(rows) > MAX_SUGGESTIONS else ""
+    fix = "write more of it"
     if ids is not None:
-        shown = [f"{name} (id {i})" for name, i in zip(shown, ids.gather(first), strict=True)]
-        way_out = "write more of it, or the id"
-    raise DataError(f"{text!r} fits several {kind}s: {', '.join(shown)}{more}; {way_out}")
+        examples = [f"{name} (id {i})" for name, i in zip(examples, ids.gather(first), strict=True)]
+        fix = "write more of it, or the id"
+    raise DataError(f"{text!r} matches several {kind}s: {', '.join(examples)}{more}; {fix}")
 
 
-def _unknown(kind: str, text: str, names: pl.Series) -> str:
-    # "The Matrix" is near no letter of "Matrix, The (1999)", but shares every word with it.
+def _unknown_message(kind: str, text: str, names: pl.Series) -> str:
+    # "The Matrix" and "Matrix, The (1999)" share all words but differ in almost every position.
     words = WORD.findall(text.lower())
     lower = names.str.to_lowercase()
     has_all = pl.Series([bool(words)] * len(names))
     for word in words:
         has_all &= lower.str.contains(word, literal=True).fill_null(False)
-    alike = names.filter(has_all).head(SHOWN).to_list()
+    similar = names.filter(has_all).head(MAX_SUGGESTIONS).to_list()
     by_lower = {name.lower(): name for name in names.drop_nulls()}
-    close = difflib.get_close_matches(text.lower(), by_lower, n=SHOWN, cutoff=0.5)
-    nearest = list(dict.fromkeys([*alike, *(by_lower[name] for name in close)]))[:SHOWN]
-    hint = f"; near it: {', '.join(map(repr, nearest))}" if nearest else ""
-    return f"no {kind} {text!r} in the dataset{hint}"
+    close = difflib.get_close_matches(text.lower(), by_lower, n=MAX_SUGGESTIONS, cutoff=0.5)
+    nearest = list(dict.fromkeys([*similar, *(by_lower[name] for name in close)]))[:MAX_SUGGESTIONS]
+    hint = f"did you mean {', '.join(map(repr, nearest))}?" if nearest else "check the spelling"
+    return f"no {kind} {text!r} in the dataset; {hint}"

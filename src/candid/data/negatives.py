@@ -1,7 +1,7 @@
 """Items that were shown and not chosen: from lists or rows of the source to item ids.
 
-While interactions are sorted and filtered, an interaction's negatives travel with it in the
-column ``negatives``, as the ids that items had at first.
+While interactions are sorted and filtered, the negatives of an interaction are its value in the
+column ``negatives``, as the item ids before filtering.
 """
 
 from __future__ import annotations
@@ -19,48 +19,50 @@ Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Listed:
-    """Negatives of E interactions, flat.
+class FlatNegatives:
+    """Negatives of E interactions in one array.
 
     Attributes:
-        rows: [M] ascending, the interaction of each.
+        rows: [M] ascending, interaction of each.
         item_ids: [M].
     """
 
     rows: Rows
     item_ids: Ids
 
-    def column(self, num_rows: int) -> pl.Series:
-        """As the column ``negatives``, a list for each of E rows, null where there is none."""
+    def to_column(self, num_rows: int) -> pl.Series:
+        """Return the column ``negatives``: a list for each of E rows, null without negatives."""
         flat = pl.DataFrame({"row": self.rows, "negatives": self.item_ids})
         lists = flat.group_by("row", maintain_order=True).agg("negatives")
         every = pl.DataFrame({"row": np.arange(num_rows)})
         return every.join(lists, on="row", how="left", maintain_order="left")["negatives"]
 
 
-def listed(frame: pl.DataFrame) -> Listed:
-    """The column ``negatives``, flat; none where there is no such column."""
+def flatten_negatives(frame: pl.DataFrame) -> FlatNegatives:
+    """Flatten the column ``negatives``; without the column the result is empty."""
     if "negatives" not in frame.columns:
-        return Listed(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32))
+        return FlatNegatives(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32))
     lists = frame["negatives"]
     lengths = lists.list.len().fill_null(0).to_numpy()
     values = lists.explode(empty_as_null=False, keep_nulls=False)
-    return Listed(np.repeat(np.arange(frame.height), lengths), values.to_numpy())
+    return FlatNegatives(np.repeat(np.arange(frame.height), lengths), values.to_numpy())
 
 
-def number(frame: pl.DataFrame, source_ids: pl.Series, column: str) -> tuple[pl.DataFrame, int]:
+def encode_negatives(
+    frame: pl.DataFrame, source_ids: pl.Series, column: str
+) -> tuple[pl.DataFrame, int]:
     """Replace the source ids in ``negatives`` by ids.
 
     Args:
         frame: with the column ``negatives``, lists of source ids.
-        source_ids: of all items, the id is the place.
-        column: the source's name of the column, for the message.
+        source_ids: of all items; the position is the id.
+        column: name of the column in the source, for the message.
 
     Returns:
-        the frame, without negatives that are no item of the interactions; and how many.
+        the frame, without negatives that are not an item of the interactions; and their number.
 
     Raises:
-        DataError: there are negatives and none of them is such an item.
+        DataError: there are negatives, but all of them are unknown items.
     """
     lists = frame["negatives"].list.drop_nulls()
     lengths = lists.list.len().fill_null(0).to_numpy()
@@ -74,81 +76,81 @@ def number(frame: pl.DataFrame, source_ids: pl.Series, column: str) -> tuple[pl.
             "negatives": values.cast(source_ids.dtype, strict=False),
         }
     )
-    found = flat.join(known, on="negatives", how="inner", maintain_order="left")
-    if flat.height and not found.height:
+    matched = flat.join(known, on="negatives", how="inner", maintain_order="left")
+    if flat.height and not matched.height:
         raise DataError(
-            f"none of the {flat.height:,} negatives in column {column!r}, such as "
-            f"{values[0]!r}, is an item of the interactions; are they written alike? In text, "
-            "spaces stand between ids"
+            f"column {column!r} has {flat.height:,} negatives, such as {values[0]!r}, but none "
+            "matches an item of the interactions; write item ids as there, in text separated by "
+            "spaces"
         )
-    numbered = Listed(found["row"].to_numpy(), found["id"].to_numpy())
-    column_of_ids = numbered.column(frame.height).alias("negatives")
-    return frame.with_columns(column_of_ids), flat.height - found.height
+    encoded = FlatNegatives(matched["row"].to_numpy(), matched["id"].to_numpy())
+    lists_of_ids = encoded.to_column(frame.height).alias("negatives")
+    return frame.with_columns(lists_of_ids), flat.height - matched.height
 
 
-def attach(
-    frame: pl.DataFrame, shown: npt.NDArray[np.bool_], targets: npt.NDArray[np.bool_]
+def attach_impressions(
+    frame: pl.DataFrame, is_impression: npt.NDArray[np.bool_], is_target: npt.NDArray[np.bool_]
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Make rows that only say what was shown negatives of their user's next target.
+    """Turn impressions into negatives of their user's next target.
 
-    An item that the user took up in between, by an interaction of any kind, or that is the
-    target itself, was chosen and is no negative.
+    An item that the user interacts with in between, or that is the target itself, was chosen and
+    becomes no negative.
 
     Args:
-        frame: grouped by user, in order; columns user, item and perhaps negatives.
-        shown: [E], which rows.
-        targets: [E], the rows that can be targets.
+        frame: grouped by user, in order; columns user, item and optionally negatives.
+        is_impression: [E], rows that only state that an item was shown.
+        is_target: [E], rows that can be targets.
 
     Returns:
-        the frame with the column ``negatives``, its rows as they were; and how many of the rows
-        shown came to nothing, by reason: no target of their user follows, or it was chosen.
+        the frame with the column ``negatives``, with the same rows; and the number of impressions
+        that were left out, by reason: without a later target of their user, or chosen.
     """
     users, items = frame["user"].to_numpy(), frame["item"].to_numpy()
-    target_rows, shown_rows = np.flatnonzero(targets), np.flatnonzero(shown)
-    place = np.searchsorted(target_rows, shown_rows)
-    owner = np.append(target_rows, len(users))[place]
-    followed = np.append(users, -1)[owner] == users[shown_rows]
-    chosen = followed & (_next_choice(users, items, shown)[shown_rows] <= owner)
-    kept = followed & ~chosen
-    before = listed(frame)
-    rows = np.concatenate([before.rows, owner[kept]])
-    item_ids = np.concatenate([before.item_ids, items[shown_rows[kept]]])
+    target_rows, impressions = np.flatnonzero(is_target), np.flatnonzero(is_impression)
+    position = np.searchsorted(target_rows, impressions)
+    owner = np.append(target_rows, len(users))[position]
+    has_target = np.append(users, -1)[owner] == users[impressions]
+    is_chosen = has_target & (_next_choice(users, items, is_impression)[impressions] <= owner)
+    is_negative = has_target & ~is_chosen
+    earlier = flatten_negatives(frame)
+    rows = np.concatenate([earlier.rows, owner[is_negative]])
+    item_ids = np.concatenate([earlier.item_ids, items[impressions[is_negative]]])
     order = np.argsort(rows, kind="stable")
-    column = Listed(rows[order], item_ids[order]).column(frame.height)
-    counts = {"without_target": int((~followed).sum()), "chosen": int(chosen.sum())}
+    column = FlatNegatives(rows[order], item_ids[order]).to_column(frame.height)
+    counts = {"without_target": int((~has_target).sum()), "chosen": int(is_chosen.sum())}
     left_out = {reason: count for reason, count in counts.items() if count}
     return frame.with_columns(column.alias("negatives")), left_out
 
 
-def _next_choice(users: Ids, items: Ids, shown: npt.NDArray[np.bool_]) -> Rows:
-    """[E], the row after each where its user next takes up its item; E where never."""
+def _next_choice(users: Ids, items: Ids, is_impression: npt.NDArray[np.bool_]) -> Rows:
+    """[E], for each row the later row where its user next chooses its item; E for never."""
     num_rows = len(users)
     pairs = users.astype(np.int64) * (int(items.max()) + 1) + items
     order = np.argsort(pairs, kind="stable")
-    is_choice = ~shown[order]
-    here = np.where(is_choice, np.arange(num_rows), num_rows)
-    # The next choice at or after each place, whoever's it is; a row is asked about as shown, so
-    # that it never finds itself.
-    following = np.minimum.accumulate(here[::-1])[::-1]
-    found = np.append(order, num_rows)[following]
-    is_same = np.append(pairs, -1)[found] == pairs[order]
+    is_choice = ~is_impression[order]
+    choices = np.where(is_choice, np.arange(num_rows), num_rows)
+    # The next choice at or after each position, of any pair. Only impressions are looked up, and
+    # an impression is not a choice, so that a row never matches itself.
+    following = np.minimum.accumulate(choices[::-1])[::-1]
+    next_row = np.append(order, num_rows)[following]
+    is_same = np.append(pairs, -1)[next_row] == pairs[order]
     result = np.empty(num_rows, dtype=np.int64)
-    result[order] = np.where(is_same, found, num_rows)
+    result[order] = np.where(is_same, next_row, num_rows)
     return result
 
 
-def packed(frame: pl.DataFrame, places: Ids) -> tuple[Ids, Rows]:
-    """All negatives in one array.
+def pack_negatives(frame: pl.DataFrame, new_ids: Ids) -> tuple[Ids, Rows]:
+    """Pack all negatives into one array.
 
     Args:
         frame: E rows with the column ``negatives``.
-        places: first id of an item -> its id now, -1 where it is gone.
+        new_ids: item id before filtering -> item id now, -1 if the item was removed.
 
     Returns:
-        item ids [M] int32 and offsets [E + 1] int64; what is gone is left out.
+        item ids [M] int32 and offsets [E + 1] int64, without removed items.
     """
-    flat = listed(frame)
-    item_ids = places[flat.item_ids]
-    kept = item_ids >= 0
-    counts = np.bincount(flat.rows[kept], minlength=frame.height)
-    return item_ids[kept], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    flat = flatten_negatives(frame)
+    item_ids = new_ids[flat.item_ids]
+    is_present = item_ids >= 0
+    counts = np.bincount(flat.rows[is_present], minlength=frame.height)
+    return item_ids[is_present], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

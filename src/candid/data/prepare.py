@@ -1,18 +1,18 @@
-"""``prepare``: from the user's files to a prepared dataset on disk.
+"""``prepare``: the user's files to a prepared dataset on disk.
 
-The manifest that results (``manifest.json``, also ``PreparedDataset.manifest``) holds: kind,
+The manifest (``manifest.json``, also ``PreparedDataset.manifest``) contains: kind,
 schema_version, fingerprint (of the content), candid_version, config, sources (path, size,
 mtime_ns), rows_read, dropped (reason -> rows), counts, split (kind, cuts, unseen targets),
 time, items_without_row, users_without_row (None without a table), event_types (names, by code),
-target_event_types (those that are trained on and held out), negatives (how many, and why others
-were left out; None where the source has none), files (bytes, sha256).
+target_event_types (training and evaluation targets), negatives (number, and numbers left out by
+reason; None for a source without negatives), files (bytes, sha256).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +20,44 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid import __version__
+from candid.atomic import atomic_folder
 from candid.data import negatives, splits, times
-from candid.data.atomic import atomic_folder
-from candid.data.catalog import TableConfig, look_up, open_table
-from candid.data.columns import declare
+from candid.data.columns import select_columns
 from candid.data.config import DataConfig, SplitConfig
 from candid.data.dataset import PreparedDataset, Role
-from candid.data.event_types import is_target, targets_among
-from candid.data.events import Events, load
+from candid.data.event_types import is_target, target_types
+from candid.data.events import Events, load_events
 from candid.data.readers import Source, open_sources
 from candid.data.store import MANIFEST, open_dataset, read_manifest, write_dataset
+from candid.data.tables import TableConfig, join_table, open_table
 from candid.errors import ArtifactError, ConfigError, DataError
+from candid.version import __version__
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What ``prepare`` hands back.
+    """The result of ``prepare``.
 
     Attributes:
         dataset: opened from disk.
-        up_to_date: nothing was done because the folder already held the result.
+        up_to_date: True if the folder already held the dataset and nothing was done.
         report: the manifest.
     """
 
     dataset: PreparedDataset
     up_to_date: bool
-    report: dict[str, Any]
+    report: dict[str, Any] = field(repr=False)
 
 
 def prepare(
     config: DataConfig, out: Path | str, *, progress: Progress | None = None, force: bool = False
 ) -> Prepared:
-    """Prepare the interactions that ``config`` names and write them to the folder ``out``.
+    """Prepare the interactions of ``config`` and write them to the folder ``out``.
 
-    Users and items are numbered by ascending source id. ``out`` appears complete or not at
-    all, and an earlier dataset there is replaced only then.
+    Users and items are numbered by ascending source id. ``out`` appears complete or not at all;
+    an earlier dataset there is replaced at the end.
 
     Args:
         config: the ``[data]`` section of a recipe.
@@ -67,12 +67,16 @@ def prepare(
 
     Raises:
         ConfigError: settings that do not fit the data.
-        DataError: input that cannot be used; names file, column and row.
-        ArtifactError: ``out`` is something else, or cannot be written.
+        DataError: invalid input; the message names file, column and row.
+        ArtifactError: ``out`` is not a prepared dataset, or cannot be written.
+
+    Example:
+        >>> prepared = prepare(DataConfig(interactions="log.csv", time="t"), "data/log")
+        >>> prepared.dataset.num_items
     """
     out = Path(out)
-    say = progress or (lambda line: None)
-    earlier = _earlier(out)
+    report = progress or (lambda line: None)
+    earlier = _read_earlier(out)
     sources = open_sources(config.interactions, config.format, config.separator)
     item_sources = [] if config.items is None else open_table(config.items)
     user_sources = [] if config.users is None else open_table(config.users)
@@ -84,16 +88,16 @@ def prepare(
         difference = _difference(earlier, inputs)
         if difference is None and not force:
             return Prepared(open_dataset(out), True, earlier)
-        # Runs that were trained on the earlier one will refuse the new one.
-        say(f"{out} will be replaced: {difference or 'as asked'}")
-    say(f"reading {config.interactions}")
-    table = declare(sources, config)
-    events = load(table, config)
-    say(f"splitting {events.frame.height:,} interactions ({config.split.kind})")
+        # Runs that were trained on the earlier dataset will refuse the new one.
+        report(f"{out} will be replaced: {difference or 'forced'}")
+    report(f"reading {config.interactions}")
+    table = select_columns(sources, config)
+    events = load_events(table, config)
+    report(f"splitting {events.frame.height:,} interactions ({config.split.kind})")
     split = _split(events, config)
-    items, items_without_row = _rows_of(events.items, item_sources, config.items)
-    users, users_without_row = _rows_of(events.users, user_sources, config.users)
-    dataset = _assemble(events, users, items, targets_among(events.event_types, config))
+    items, items_without_row = _join_table(events.items, item_sources, config.items)
+    users, users_without_row = _join_table(events.users, user_sources, config.users)
+    dataset = _assemble(events, users, items, target_types(events.event_types, config))
     facts = {
         "candid_version": __version__,
         **inputs,
@@ -104,19 +108,19 @@ def prepare(
         "time": _time_range(dataset),
         "items_without_row": items_without_row,
         "users_without_row": users_without_row,
-        "negatives": _negatives_kept(events, dataset),
+        "negatives": _count_negatives(events, dataset),
     }
-    say(f"writing {out}")
+    report(f"writing {out}")
     with atomic_folder(out) as folder:
         manifest = write_dataset(folder, dataset, facts)
     return Prepared(open_dataset(out), False, manifest)
 
 
-def _earlier(out: Path) -> dict[str, Any] | None:
-    """The manifest of a whole dataset at ``out``; None where a new one may be written.
+def _read_earlier(out: Path) -> dict[str, Any] | None:
+    """Return the manifest of a complete dataset at ``out``, or None without one.
 
     Raises:
-        ArtifactError: ``out`` holds anything that candid did not write.
+        ArtifactError: ``out`` contains anything that candid did not write.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -131,7 +135,7 @@ def _earlier(out: Path) -> dict[str, Any] | None:
         raise ArtifactError(refusal)
     if foreign:
         raise ArtifactError(
-            f"{out} also holds {foreign[0]!r}, which candid did not write; move it elsewhere first"
+            f"{out} contains {foreign[0]!r}, which candid did not write; move it elsewhere"
         )
     try:
         return read_manifest(out)
@@ -140,9 +144,9 @@ def _earlier(out: Path) -> dict[str, Any] | None:
 
 
 def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str | None:
-    """Why an earlier dataset is not what is asked for now; None where it is.
+    """Return why an earlier dataset differs from the inputs, or None if it does not.
 
-    A key that the earlier version did not know yet is as good as None.
+    A key that the earlier version did not have is None.
     """
     before, now = earlier.get("config") or {}, inputs["config"]
     for key in sorted(before.keys() | now.keys()):
@@ -150,8 +154,6 @@ def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str | None:
             return f"it was prepared with data.{key} = {before.get(key)!r}, not {now.get(key)!r}"
     if earlier.get("sources") != inputs["sources"]:
         return "its files have changed"
-    if earlier.get("event_types") and "target_event_types" not in earlier:
-        return "it does not say which kinds of interaction are targets"
     return None
 
 
@@ -165,7 +167,7 @@ def _stat(source: Source) -> dict[str, Any]:
 
 
 def _split(events: Events, config: DataConfig) -> dict[str, Any]:
-    """Give every row its role, drop what ``unseen`` says, and report."""
+    """Assign a role to every row, apply ``split.unseen``, and return facts for the manifest."""
     _check_size(events, config)
     facts: dict[str, Any] = {"kind": config.split.kind}
     targets: npt.NDArray[np.bool_] | None = None
@@ -179,7 +181,7 @@ def _split(events: Events, config: DataConfig) -> dict[str, Any]:
         time = events.frame["time"].to_numpy()
         validation, test = _cuts(config.split, time)
         roles = splits.temporal(time, validation, test)
-        facts |= {"validation_from": _moment(validation), "test_from": _moment(test)}
+        facts |= {"validation_from": _iso_time(validation), "test_from": _iso_time(test)}
     else:
         roles = splits.leave_one_out(events.ids("user"), targets)
     if targets is not None:
@@ -190,7 +192,7 @@ def _split(events: Events, config: DataConfig) -> dict[str, Any]:
         )
     events.frame = events.frame.with_columns(pl.Series("role", roles, dtype=pl.UInt8))
     _check_roles(events, config)
-    facts["unseen"] = _judge_unseen(events, roles, config)
+    facts["unseen"] = _apply_unseen(events, roles, config)
     _check_roles(events, config)
     _check_size(events, config)
     return facts
@@ -202,11 +204,11 @@ def _cuts(split: SplitConfig, time: npt.NDArray[np.int64]) -> tuple[int, int]:
         if isinstance(cut, float) and 0 < cut < 1:
             cuts.append(splits.quantile_time(time, cut))
         else:
-            cuts.append(times.cut_from(cut))
+            cuts.append(times.parse_cut(cut))
     if cuts[0] >= cuts[1]:
         raise ConfigError(
-            f"split.validation ({_moment(cuts[0])}) must come before split.test "
-            f"({_moment(cuts[1])})"
+            f"split.validation ({_iso_time(cuts[0])}) must be before split.test "
+            f"({_iso_time(cuts[1])})"
         )
     return cuts[0], cuts[1]
 
@@ -215,55 +217,55 @@ def _check_roles(events: Events, config: DataConfig) -> None:
     counts = np.bincount(events.frame["role"].to_numpy(), minlength=len(Role))
     if not counts[Role.TRAIN]:
         raise DataError(
-            f"the {config.split.kind} split of {config.interactions} leaves nothing to train on; "
+            f"the {config.split.kind} split of {config.interactions} has no training interaction; "
             "change the split"
         )
     if "weight" in events.frame.columns:
         trained = events.frame.filter(pl.col("role") == int(Role.TRAIN))
         if trained["weight"].max() == 0:
             raise DataError(
-                f"{f'column {config.weight!r}' if config.weight else 'the weight of event_types'} of "
-                f"{config.interactions} is 0 in every interaction to train on, so that nothing "
-                "would be learnt; weigh some above 0"
+                f"{f'column {config.weight!r}' if config.weight else 'the weight of event_types'} "
+                f"of {config.interactions} is 0 in every training interaction; set some above 0"
             )
     if not counts[Role.VALIDATION] and not counts[Role.TEST]:
         raise DataError(
-            f"the {config.split.kind} split of {config.interactions} leaves nothing to validate "
-            "or test on; change the split"
+            f"the {config.split.kind} split of {config.interactions} has no validation or test "
+            "interaction; change the split"
         )
 
 
-def _judge_unseen(
+def _apply_unseen(
     events: Events, roles: npt.NDArray[np.uint8], config: DataConfig
 ) -> dict[str, dict[str, int]]:
     users, items = events.ids("user"), events.ids("item")
-    found = splits.unseen(users, items, roles)
+    unseen = splits.find_unseen(users, items, roles)
     report = {}
     for role in (Role.VALIDATION, Role.TEST):
-        here = roles == role
-        by_item, by_user = found.item & here, found.user & here
+        is_role = roles == role
+        by_item, by_user = unseen.item & is_role, unseen.user & is_role
         report[role.name.lower()] = {
-            "targets": int(here.sum()),
+            "targets": int(is_role.sum()),
             "targets_of_unseen_items": int(by_item.sum()),
             "unseen_items": len(np.unique(items[by_item])),
             "targets_of_unseen_users": int(by_user.sum()),
             "unseen_users": len(np.unique(users[by_user])),
         }
-        if here.any() and by_item.sum() == here.sum():
+        if is_role.any() and by_item.sum() == is_role.sum():
             raise DataError(
-                f"all {int(here.sum()):,} {role.name.lower()} targets of {config.interactions} are "
-                "items that are never trained; change the split or the item ids"
+                f"all {int(is_role.sum()):,} {role.name.lower()} targets of {config.interactions} "
+                "are items without training interactions; change the split or the item ids"
             )
-    bad = found.item | found.user
-    if bad.any() and config.split.unseen == "error":
-        first = int(np.flatnonzero(bad)[0])
+    is_unseen = unseen.item | unseen.user
+    if is_unseen.any() and config.split.unseen == "error":
+        first = int(np.flatnonzero(is_unseen)[0])
         raise DataError(
-            f"{int(bad.sum()):,} held-out interactions of {config.interactions} have an item or "
-            f"user that is never trained, for one item {events.items[int(items[first])]!r} of "
-            f"user {events.users[int(users[first])]!r}; set split.unseen to keep or drop"
+            f"{int(is_unseen.sum()):,} held-out interactions of {config.interactions} have an item "
+            f"or user without training interactions, such as item "
+            f"{events.items[int(items[first])]!r} of user {events.users[int(users[first])]!r}; set "
+            "split.unseen to keep or drop"
         )
     if config.split.unseen == "drop":
-        events.keep("unseen", ~bad)
+        events.filter("unseen", ~is_unseen)
     return report
 
 
@@ -272,17 +274,17 @@ def _check_size(events: Events, config: DataConfig) -> None:
         if count < 2:
             raise DataError(
                 f"{config.interactions} has only one {name} after filtering "
-                f"({(events.users if name == 'user' else events.items)[0]!r}): nothing can be "
-                f"learnt from one; is {getattr(config, name)!r} the right column?"
+                f"({(events.users if name == 'user' else events.items)[0]!r}), training needs two; "
+                f"check that {getattr(config, name)!r} is the right column"
             )
 
 
-def _rows_of(
+def _join_table(
     source_ids: pl.Series, sources: list[Source], config: TableConfig | None
 ) -> tuple[pl.DataFrame, int | None]:
     if config is None:
         return pl.DataFrame({"source_id": source_ids}), None
-    return look_up(source_ids, sources, config)
+    return join_table(source_ids, sources, config)
 
 
 def _assemble(
@@ -290,9 +292,9 @@ def _assemble(
 ) -> PreparedDataset:
     counts = np.bincount(events.ids("user"), minlength=len(events.users))
     frame = events.frame
-    shown, shown_offsets = None, None
+    negative_ids, negative_offsets = None, None
     if "negatives" in frame.columns:
-        shown, shown_offsets = negatives.packed(frame, events.first_items)
+        negative_ids, negative_offsets = negatives.pack_negatives(frame, events.new_item_ids)
     return PreparedDataset(
         item_ids=events.ids("item"),
         user_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -304,15 +306,15 @@ def _assemble(
         event_types=frame["event_type"].to_numpy() if events.event_types else None,
         event_type_names=events.event_types,
         target_event_types=targets,
-        negative_ids=shown,
-        negative_offsets=shown_offsets,
+        negative_ids=negative_ids,
+        negative_offsets=negative_offsets,
     )
 
 
-def _negatives_kept(events: Events, dataset: PreparedDataset) -> dict[str, int] | None:
+def _count_negatives(events: Events, dataset: PreparedDataset) -> dict[str, int] | None:
     if dataset.negative_ids is None:
         return None
-    before = len(negatives.listed(events.frame).rows)
+    before = len(negatives.flatten_negatives(events.frame).rows)
     filtered = before - len(dataset.negative_ids)
     left_out = events.negatives_left_out | ({"of_filtered_items": filtered} if filtered else {})
     return {"kept": len(dataset.negative_ids), **left_out}
@@ -338,10 +340,10 @@ def _time_range(dataset: PreparedDataset) -> dict[str, str] | None:
     if dataset.timestamps is None:
         return None
     return {
-        "first": _moment(int(dataset.timestamps.min())),
-        "last": _moment(int(dataset.timestamps.max())),
+        "first": _iso_time(int(dataset.timestamps.min())),
+        "last": _iso_time(int(dataset.timestamps.max())),
     }
 
 
-def _moment(microseconds: int) -> str:
+def _iso_time(microseconds: int) -> str:
     return str(np.datetime64(microseconds, "us")) + "Z"

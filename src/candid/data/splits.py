@@ -17,11 +17,13 @@ Ids = npt.NDArray[np.int32]
 
 
 def leave_one_out(users: Ids, targets: npt.NDArray[np.bool_] | None = None) -> Roles:
-    """Each user's last is test, the second last validation; users with fewer than 3 train.
+    """Assign each user's last interaction to test and the second last to validation.
+
+    Users with fewer than 3 interactions are train only.
 
     Args:
         users: [E] int32, ascending.
-        targets: [E], which interactions count; the others are history. None: all.
+        targets: [E], interactions to assign; the others become history. None: all.
     """
     if targets is not None:
         roles = np.full(len(users), Role.HISTORY, dtype=np.uint8)
@@ -37,12 +39,12 @@ def leave_one_out(users: Ids, targets: npt.NDArray[np.bool_] | None = None) -> R
 
 
 def temporal(timestamps: npt.NDArray[np.int64], validation: int, test: int) -> Roles:
-    """Train before ``validation``, validation before ``test``, test from there on.
+    """Assign train before ``validation``, validation before ``test``, and test from then on.
 
     Args:
         timestamps: [E] int64.
-        validation: first moment of validation.
-        test: first moment of test.
+        validation: first time of validation.
+        test: first time of test.
     """
     cuts = np.array([validation, test])
     window = np.searchsorted(cuts, timestamps, side="right")
@@ -50,36 +52,41 @@ def temporal(timestamps: npt.NDArray[np.int64], validation: int, test: int) -> R
 
 
 def quantile_time(timestamps: npt.NDArray[np.int64], quantile: float) -> int:
-    """The moment before which at most this share of the interactions lies.
+    """Return the time before which at most this share of the interactions lies.
 
-    Interactions at the very moment fall behind the cut, all together.
+    Interactions at exactly that time lie behind the cut, all of them.
     """
     rank = min(int(quantile * len(timestamps)), len(timestamps) - 1)
     return int(np.partition(timestamps, rank)[rank])
 
 
 def sample_validation(users: Ids, roles: Roles, size: int, seed: int) -> Roles:
-    """Keep the validation of ``size`` users drawn at random; that of the others is history."""
-    validated = np.unique(users[roles == Role.VALIDATION])
-    if size >= len(validated):
+    """Keep the validation targets of ``size`` random users; those of the others become history."""
+    candidates = np.unique(users[roles == Role.VALIDATION])
+    if size >= len(candidates):
         return roles
-    drawn = np.random.default_rng(seed).choice(validated, size, replace=False)
-    other = (roles == Role.VALIDATION) & ~np.isin(users, drawn)
-    return np.where(other, np.uint8(Role.HISTORY), roles)
+    sampled = np.random.default_rng(seed).choice(candidates, size, replace=False)
+    is_other = (roles == Role.VALIDATION) & ~np.isin(users, sampled)
+    return np.where(is_other, np.uint8(Role.HISTORY), roles)
 
 
 @dataclass(frozen=True)
-class Unseen:
-    """Targets that training never met; both [E] bool, True only at validation and test rows."""
+class UnseenTargets:
+    """Validation and test targets without training interactions of their item or user.
+
+    Attributes:
+        item: [E] bool, True only at validation and test targets.
+        user: [E] bool, likewise.
+    """
 
     item: npt.NDArray[np.bool_]
     user: npt.NDArray[np.bool_]
 
 
-def unseen(users: Ids, items: Ids, roles: Roles) -> Unseen:
+def find_unseen(users: Ids, items: Ids, roles: Roles) -> UnseenTargets:
     """Find validation and test targets whose item, or whose user, has no training row."""
     trained = roles == Role.TRAIN
     target = roles >= Role.VALIDATION
     trained_items = np.bincount(items[trained], minlength=int(items.max()) + 1) > 0
     trained_users = np.bincount(users[trained], minlength=int(users.max()) + 1) > 0
-    return Unseen(item=target & ~trained_items[items], user=target & ~trained_users[users])
+    return UnseenTargets(item=target & ~trained_items[items], user=target & ~trained_users[users])

@@ -1,4 +1,4 @@
-"""The prepared dataset on disk: npy arrays to map, parquet tables, one manifest."""
+"""The prepared dataset on disk: memory-mapped npy arrays, parquet tables, one manifest."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.data.atomic import write_file
+from candid.atomic import write_file
 from candid.data.dataset import PreparedDataset, Role
 from candid.errors import ArtifactError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "candid-dataset"
 MANIFEST = "manifest.json"
 ARRAYS = {
@@ -30,14 +30,14 @@ ARRAYS = {
     "negative_offsets": np.int64,
 }
 ALIGNED = ("timestamps", "weights", "event_types")
-"""Arrays with one entry an interaction, where there are any."""
+"""Optional arrays with one entry per interaction."""
 OPTIONAL = (*ALIGNED, "negative_ids", "negative_offsets")
 TABLES = ("users", "items")
 _HASHED_ROWS = 10_000
 
 
 def fingerprint(dataset: PreparedDataset) -> str:
-    """Hash the content (ids, order, roles, tables), whatever file or setting it came from."""
+    """Hash the content (ids, order, roles, tables), independent of its source files."""
     digest = hashlib.sha256()
     for name, dtype in ARRAYS.items():
         array = getattr(dataset, name)
@@ -47,7 +47,7 @@ def fingerprint(dataset: PreparedDataset) -> str:
     for name in TABLES:
         table: pl.DataFrame = getattr(dataset, name)
         digest.update(f"{name} {table.schema}".encode())
-        # A wide table of embeddings is many times its size as text: never all of it at once.
+        # In slices: a wide table of embeddings takes many times its size as text.
         for rows in table.iter_slices(_HASHED_ROWS):
             digest.update(rows.write_ndjson().encode())
     return digest.hexdigest()
@@ -57,9 +57,9 @@ def write_dataset(folder: Path, dataset: PreparedDataset, facts: dict[str, Any])
     """Write all files into an empty ``folder`` and return the manifest.
 
     Args:
-        folder: where; see ``atomic.atomic_folder``.
-        dataset: what.
-        facts: what the manifest says besides the files and the fingerprint.
+        folder: to write, from ``candid.atomic.atomic_folder``.
+        dataset: to write.
+        facts: content of the manifest besides files, fingerprint and event types.
     """
     files: dict[str, dict[str, Any]] = {}
     for name, dtype in ARRAYS.items():
@@ -92,53 +92,53 @@ def write_dataset(folder: Path, dataset: PreparedDataset, facts: dict[str, Any])
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read ``manifest.json`` of a prepared dataset and check that its files are whole in size.
+    """Read ``manifest.json`` of a prepared dataset and check the sizes of its files.
 
     Raises:
-        ArtifactError: no dataset, one of another schema version, or a file cut short.
+        ArtifactError: not a dataset, one of another schema version, or a truncated file.
     """
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a folder with a prepared dataset; run candid prepare")
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         kind, version = manifest["kind"], manifest["schema_version"]
-        is_known = kind == KIND and version == SCHEMA_VERSION
-        files = {n: facts["bytes"] for n, facts in manifest["files"].items()} if is_known else {}
-        if is_known and not isinstance(manifest["fingerprint"], str):
-            raise ValueError("the fingerprint is no text")
-        if not set(manifest.get("target_event_types", ())) <= set(manifest.get("event_types", ())):
-            raise ValueError("a target is no kind of interaction")
+        is_readable = kind == KIND and version == SCHEMA_VERSION
+        files = {n: f["bytes"] for n, f in manifest["files"].items()} if is_readable else {}
+        if is_readable and not isinstance(manifest["fingerprint"], str):
+            raise TypeError("the fingerprint must be text")
+        if is_readable and not set(manifest["target_event_types"]) <= set(manifest["event_types"]):
+            raise ValueError("target_event_types must be among event_types")
     except FileNotFoundError:
         raise ArtifactError(
-            f"{path} holds no {MANIFEST}: it is not a prepared dataset; run candid prepare"
+            f"{path} has no {MANIFEST}, so it is not a prepared dataset; run candid prepare"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path / MANIFEST} is damaged; prepare again") from error
     if kind != KIND:
-        raise ArtifactError(f"{path} holds a {kind}, not a prepared dataset")
+        raise ArtifactError(f"{path} is a {kind}, not a prepared dataset; choose another folder")
     if version != SCHEMA_VERSION:
         raise ArtifactError(
-            f"{path} was written in dataset version {version}, this candid reads "
-            f"{SCHEMA_VERSION}; prepare it again"
+            f"{path} is a prepared dataset of version {version}, and this candid reads version "
+            f"{SCHEMA_VERSION}; prepare again"
         )
     for name, expected in files.items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
         if size != expected:
-            found = "is missing" if size is None else f"has {size:,} bytes, not {expected:,}"
-            raise ArtifactError(f"{file} {found}; prepare again")
+            fault = "is missing" if size is None else f"has {size:,} bytes, not {expected:,}"
+            raise ArtifactError(f"{file} {fault}; prepare again")
     return dict(manifest)
 
 
-def open_dataset(path: Path | str, verify: bool = False) -> PreparedDataset:
-    """Open a prepared dataset; its arrays are mapped, not read.
+def open_dataset(path: Path | str, *, verify: bool = False) -> PreparedDataset:
+    """Open a prepared dataset; its arrays are memory-mapped.
 
     Args:
-        path: the folder that ``prepare`` wrote.
-        verify: also compare the checksum of every file (reads all of it).
+        path: folder that ``prepare`` wrote.
+        verify: also compare the checksum of every file, which reads them completely.
 
     Raises:
-        ArtifactError: not a dataset, another version, or damaged; names the file.
+        ArtifactError: not a dataset, of another version, or damaged; the message names the file.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -151,14 +151,13 @@ def open_dataset(path: Path | str, verify: bool = False) -> PreparedDataset:
     for name in ARRAYS:
         if name in OPTIONAL and f"{name}.npy" not in manifest["files"]:
             continue
-        content[name] = _opened(path / f"{name}.npy")
+        content[name] = _load(path / f"{name}.npy")
     for name in TABLES:
-        content[name] = _opened(path / f"{name}.parquet")
+        content[name] = _load(path / f"{name}.parquet")
     dataset = PreparedDataset(
         **content,
-        event_type_names=tuple(manifest.get("event_types", ())),
-        # A dataset of before this was written says nothing: all kinds are targets.
-        target_event_types=tuple(manifest.get("target_event_types", ())),
+        event_type_names=tuple(manifest["event_types"]),
+        target_event_types=tuple(manifest["target_event_types"]),
         manifest=manifest,
         path=path,
     )
@@ -167,18 +166,18 @@ def open_dataset(path: Path | str, verify: bool = False) -> PreparedDataset:
 
 
 def _check_structure(dataset: PreparedDataset, path: Path) -> None:
-    """Refuse arrays that do not belong together, before they lead anybody out of bounds.
+    """Refuse arrays that do not fit together, which would cause reads out of bounds.
 
     One pass over the item ids and roles, which training and evaluation read anyway.
     """
     num_events, offsets = len(dataset.item_ids), dataset.user_offsets
     aligned = ("roles", *ALIGNED)
-    unlike = [
+    wrong_length = [
         name
         for name in aligned
         if (array := getattr(dataset, name)) is not None and len(array) != num_events
     ]
-    faults = {
+    is_damaged = {
         "user_offsets": not _is_ragged(dataset.item_ids, offsets, dataset.users.height),
         "item_ids": num_events > 0
         and not 0 <= dataset.item_ids.min() <= dataset.item_ids.max() < dataset.items.height,
@@ -195,15 +194,15 @@ def _check_structure(dataset: PreparedDataset, path: Path) -> None:
         and len(dataset.negative_ids) > 0
         and not 0 <= dataset.negative_ids.min() <= dataset.negative_ids.max() < dataset.num_items,
         "roles": num_events > 0 and dataset.roles.max() > max(Role),
-        **dict.fromkeys(unlike, True),
+        **dict.fromkeys(wrong_length, True),
     }
-    for name, is_wrong in faults.items():
-        if is_wrong:
+    for name, damaged in is_damaged.items():
+        if damaged:
             raise ArtifactError(f"{path / name}.npy is damaged; prepare again")
 
 
 def _is_ragged(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64], num_rows: int) -> bool:
-    """Whether offsets [R + 1] cut all of the values [M] into R rows."""
+    """Whether offsets [R + 1] divide all values [M] into R rows."""
     return bool(
         len(offsets) == num_rows + 1
         and offsets[0] == 0
@@ -212,7 +211,7 @@ def _is_ragged(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64], num_row
     )
 
 
-def _opened(file: Path) -> Any:
+def _load(file: Path) -> Any:
     try:
         if file.suffix == ".npy":
             return np.load(file, mmap_mode="r")

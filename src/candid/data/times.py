@@ -9,24 +9,25 @@ import polars as pl
 
 from candid.errors import ConfigError
 
-# The largest value says the unit: up to year 5138 in seconds, from 1973 on in the finer ones.
-UNITS = ((1e11, "seconds", 1_000_000), (1e14, "milliseconds", 1_000), (1e17, "microseconds", 1))
+# The largest value decides the unit: up to year 5138 in seconds, from 1973 on in finer units.
+UNITS = ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1))
+"""Limit of seconds, milliseconds and microseconds -> factor to microseconds; above: nanoseconds."""
 
-# Forms of ISO 8601 by length, after a "T" became a space and a final "Z" went.
+# Forms of ISO 8601 by length, after "T" was replaced by a space and a final "Z" removed.
 TEXT_FORMS = {10: "%Y-%m-%d", 16: "%Y-%m-%d %H:%M", 19: "%Y-%m-%d %H:%M:%S"}
 LONGER_FORMS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%z")
 
 
-def unit_of(largest: float) -> str:
-    """Name the unit of a numeric time column whose largest absolute value is ``largest``."""
-    return next((name for limit, name, _ in UNITS if largest < limit), "nanoseconds")
-
-
 def from_number(value: pl.Expr, largest: float) -> pl.Expr:
-    """Turn numbers of any unit (or text of numbers) into microseconds; fractions survive."""
+    """Convert numbers, or text of numbers, to microseconds; fractions are kept.
+
+    Args:
+        value: since 1970.
+        largest: largest absolute value of the column, which implies the unit.
+    """
     number = value.cast(pl.Float64, strict=False).fill_nan(None)
     whole = value.cast(pl.Int64, strict=False)
-    for limit, _, factor in UNITS:
+    for limit, factor in UNITS:
         if largest < limit:
             exact = whole * factor
             return pl.coalesce(
@@ -36,19 +37,19 @@ def from_number(value: pl.Expr, largest: float) -> pl.Expr:
     return pl.coalesce(whole, number.cast(pl.Int64, strict=False)) // 1_000
 
 
-def plain_text(value: pl.Expr) -> pl.Expr:
-    """Bring ISO 8601 text to the shape that the forms above describe."""
+def normalize_text(value: pl.Expr) -> pl.Expr:
+    """Bring ISO 8601 text into the shape of the forms above."""
     return value.str.replace("T", " ", literal=True).str.strip_suffix("Z")
 
 
 def from_text(value: pl.Expr, lengths: Iterable[int]) -> pl.Expr:
-    """Turn ISO 8601 text into microseconds; null where it is none. Without zone it is UTC.
+    """Convert ISO 8601 text to microseconds; other text becomes null. The default zone is UTC.
 
     Args:
         value: text.
-        lengths: which lengths ``plain_text(value)`` has; only these forms are tried.
+        lengths: the lengths of ``normalize_text(value)``; only forms of these are tried.
     """
-    text = plain_text(value)
+    text = normalize_text(value)
     forms = [form for length, form in TEXT_FORMS.items() if length in lengths]
     if any(length > max(TEXT_FORMS) for length in lengths):
         forms += LONGER_FORMS
@@ -60,30 +61,30 @@ def from_text(value: pl.Expr, lengths: Iterable[int]) -> pl.Expr:
 
 
 def as_utc(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """Turn dates and zoned or plain datetimes into UTC datetimes of microseconds."""
+    """Convert dates and datetimes, zoned or not, to UTC datetimes of microseconds."""
     value = value.cast(pl.Datetime("us", getattr(dtype, "time_zone", None)))
     return value.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
 
 
-def cut_from(value: float | str) -> int:
-    """Turn a cut of ``SplitConfig`` that is no quantile into microseconds.
+def parse_cut(value: float | str) -> int:
+    """Convert a cut of ``SplitConfig`` that is not a quantile to microseconds.
 
     Args:
-        value: ISO text (UTC unless it says otherwise), or a number since 1970 in the unit that
-            its size says.
+        value: ISO text, in UTC without a zone, or a number since 1970 in the unit that its size
+            implies.
 
     Raises:
         ConfigError: text that is not a date.
     """
     if isinstance(value, str):
         try:
-            moment = datetime.datetime.fromisoformat(value)
+            time = datetime.datetime.fromisoformat(value)
         except ValueError:
             raise ConfigError(
-                f"split cut {value!r} is neither a quantile, an ISO date nor a number"
+                f"split cut {value!r} must be a quantile between 0 and 1, an ISO date or a number"
             ) from None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=datetime.UTC)
+        if time.tzinfo is None:
+            time = time.replace(tzinfo=datetime.UTC)
         epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-        return (moment - epoch) // datetime.timedelta(microseconds=1)
+        return (time - epoch) // datetime.timedelta(microseconds=1)
     return int(pl.select(from_number(pl.lit(value), abs(value))).item())

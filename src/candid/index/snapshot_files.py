@@ -1,9 +1,9 @@
-"""The files of a snapshot: written under names of their own, published in one step, checked.
+"""The files of a snapshot: written under unique names, published atomically, checked when read.
 
-``index.json`` names the other files, which carry a token in their names and are never written
-again. It is written last and replaces the one before it in one step: until then a reader
-finds the old snapshot, from then on the new one. Files that nothing names are removed afterwards;
-whoever has them open keeps them.
+``index.json`` lists the other files, which have a token in their names and are never overwritten.
+It is written last and replaces its predecessor atomically: before that a reader opens the old
+snapshot, after that the new one. Files that it does not list are removed afterwards; a process
+that has them open can still read them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from candid.atomic import let_read, sync, write_error, write_json
+from candid.atomic import make_readable, sync, write_error, write_json
 from candid.errors import ArtifactError, ConfigError
-from candid.index.protocol import StoredIndex
+from candid.index.protocol import Index
 
 KIND = "candid-index"
 VERSION = 1
 MANIFEST = "index.json"
 LOCK = ".lock"
 SMALL = 1 << 20
-"""Files up to this size are checked in full when a snapshot is opened."""
-AGAIN = "build it again with candid index"
+"""The checksum of files up to this size is verified when a snapshot is opened."""
+REBUILD = "build it again with candid index"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -44,44 +44,44 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         kind, version = manifest["kind"], manifest["version"]
-        needed = ("token", "fingerprint", "index", "num_items", "dim", "measured")
+        required = ("token", "fingerprint", "index", "num_items", "dim", "measured")
         if kind == KIND and version == VERSION:
-            for name in needed:
+            for name in required:
                 manifest[name]
             for entry in manifest["files"].values():
                 str(entry["name"]), int(entry["bytes"]), str(entry["sha256"])
             manifest["files"]["vectors"], manifest["files"]["source_ids"]
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
-            f"{folder} holds no {MANIFEST}: it is not an index; build one with candid index"
+            f"{folder} is not an index: it has no {MANIFEST}; build one with candid index"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is damaged; {AGAIN}") from error
+        raise ArtifactError(f"{path} is damaged; {REBUILD}") from error
     if kind != KIND or version != VERSION:
         raise ArtifactError(
-            f"{path} is of kind {kind!r} and version {version!r}, this candid reads {KIND!r} of "
-            f"version {VERSION}; {AGAIN}"
+            f"{path} has kind {kind!r} and version {version!r}, this candid reads {KIND!r} of "
+            f"version {VERSION}; {REBUILD}"
         )
     return manifest
 
 
 def check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
-    """Compare a file with what ``index.json`` says of it: its size and, if small, its content.
+    """Compare the size of a file, and its content if it is small, with ``index.json``.
 
     Args:
         path: the file.
-        entry: of ``index.json``.
-        verify: the content whatever its size.
+        entry: its entry in ``index.json``.
+        verify: compare the content of large files too.
 
     Raises:
-        ArtifactError: it is missing or differs.
+        ArtifactError: the file is missing or differs.
     """
     size = path.stat().st_size if path.is_file() else None
     if size is None or size != entry["bytes"]:
-        found = "is missing" if size is None else f"has {size:,} bytes, not {entry['bytes']:,}"
-        raise ArtifactError(f"{path} {found}; {AGAIN}")
+        reason = "is missing" if size is None else f"has {size:,} bytes, not {entry['bytes']:,}"
+        raise ArtifactError(f"{path} {reason}; {REBUILD}")
     if (verify or size <= SMALL) and _checksum(path) != entry["sha256"]:
-        raise ArtifactError(f"{path} differs from its checksum; {AGAIN}")
+        raise ArtifactError(f"{path} differs from its checksum; {REBUILD}")
 
 
 def _checksum(path: Path) -> str:
@@ -90,10 +90,10 @@ def _checksum(path: Path) -> str:
 
 
 class SnapshotWriter:
-    """Writes the files of one new snapshot.
+    """Writer of the files of one new snapshot.
 
     Args:
-        folder: where.
+        folder: of the snapshot.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -103,12 +103,12 @@ class SnapshotWriter:
         self._written: list[Path] = []
 
     def array(self, name: str, array: np.ndarray[Any, Any]) -> None:
-        """Write an array that can be mapped."""
+        """Write an array that readers can map."""
         with self._adding(name, ".npy") as path, path.open("wb") as stream:
             np.save(stream, array, allow_pickle=False)
 
     def table(self, name: str, source_ids: pl.Series) -> None:
-        """Write source ids, in order."""
+        """Write source ids in order."""
         content = io.BytesIO()
         source_ids.alias("source_id").to_frame().write_parquet(content)
         self.bytes(name, ".parquet", content.getbuffer())
@@ -118,40 +118,44 @@ class SnapshotWriter:
         with self._adding(name, suffix) as path:
             path.write_bytes(content)
 
-    def own(self, name: str, index: StoredIndex) -> None:
-        """Let an index write its file.
+    def index(self, name: str, index: Index) -> None:
+        """Write the file of an index.
 
         Raises:
-            ArtifactError: its library could not.
+            ArtifactError: the library of the index failed to write it.
         """
         with self._adding(name, ".bin") as path:
             try:
                 index.save(path)
-                let_read(path)
+                make_readable(path)
             except RuntimeError as error:
-                # How the libraries of indexes report a full disk.
+                # The libraries of indexes report a full disk this way.
                 raise ArtifactError(
                     f"cannot write {path}: {' '.join(str(error).split())}"
                 ) from error
 
     def keep(self, name: str, entry: dict[str, Any]) -> None:
-        """Name a file that is there already."""
+        """List a file that an earlier snapshot wrote."""
         self._files[name] = entry
 
-    def publish(self, facts: dict[str, Any]) -> str:
-        """Make it the snapshot of the folder, and remove what no longer is."""
+    def publish(self, metadata: dict[str, Any]) -> str:
+        """Make this the snapshot of the folder, and remove files of earlier ones.
+
+        Returns:
+            The token of the snapshot.
+        """
         sync(self._folder)
-        content = {"kind": KIND, "version": VERSION, "token": self._token, **facts}
+        content = {"kind": KIND, "version": VERSION, "token": self._token, **metadata}
         write_json(self._folder / MANIFEST, content | {"files": self._files})
-        named = {entry["name"] for entry in self._files.values()}
-        for path in _own_files(self._folder):
-            if path.name not in named:
+        listed = {entry["name"] for entry in self._files.values()}
+        for path in _snapshot_files(self._folder):
+            if path.name not in listed:
                 path.unlink(missing_ok=True)
         return self._token
 
     def discard(self) -> None:
-        """Remove what was written and not published."""
-        # Asked of the disk: an interruption may fall right behind the moment of publication.
+        """Remove files that were written and not published."""
+        # Read from disk: an interruption may arrive just after the publication.
         with suppress(ArtifactError):
             if read_manifest(self._folder)["token"] == self._token:
                 return
@@ -170,13 +174,18 @@ class SnapshotWriter:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[SnapshotWriter]:
-    """Let one process at a time write into ``folder``."""
+    """Lock ``folder`` for one writing process, and discard its files if it fails.
+
+    Raises:
+        ConfigError: the folder holds other files.
+        ArtifactError: another process writes into it, or a write failed.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         is_ours = (folder / MANIFEST).exists()
         if not is_ours and any(path.name != LOCK for path in folder.iterdir()):
-            # Files of an interrupted first write may stand there, foreign ones may not.
-            foreign = set(folder.iterdir()) - set(_own_files(folder)) - {folder / LOCK}
+            # Files of an interrupted first write are allowed, other files are not.
+            foreign = set(folder.iterdir()) - set(_snapshot_files(folder)) - {folder / LOCK}
             if foreign:
                 raise ConfigError(
                     f"{folder} holds other files, such as {min(foreign).name}: name a new or "
@@ -187,7 +196,7 @@ def writing(folder: Path) -> Iterator[SnapshotWriter]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ArtifactError(
-                    f"{folder} is being written by another process: wait until it is done"
+                    f"another process is writing to {folder}: wait until it has finished"
                 ) from None
             writer = SnapshotWriter(folder)
             try:
@@ -198,8 +207,8 @@ def writing(folder: Path) -> Iterator[SnapshotWriter]:
         raise write_error(folder, error) from error
 
 
-def _own_files(folder: Path) -> list[Path]:
-    """Files that some snapshot wrote, by their names."""
+def _snapshot_files(folder: Path) -> list[Path]:
+    """Return the files with names that a snapshot writes."""
     patterns = (
         "vectors-*.npy",
         "source_ids-*.parquet",

@@ -1,6 +1,6 @@
-"""MovieLens ``.dat`` files: ``::`` between fields, latin-1 or UTF-8, with or without header.
+"""MovieLens ``.dat`` files: fields separated by ``::``, latin-1 or UTF-8, header optional.
 
-A file without a header gets the names of its kind: ``ratings.dat`` user_id, item_id, rating,
+The columns of a file without a header depend on its name: ``ratings.dat`` user_id, item_id, rating,
 timestamp; ``movies.dat`` item_id, title, genres; ``users.dat`` user_id, gender, age,
 occupation, zip_code.
 """
@@ -26,7 +26,7 @@ def scan(path: Path, separator: str | None = None) -> Source:
     """Scan a ``.dat`` file; every column is text.
 
     Raises:
-        DataError: neither a header nor a known file name says what the columns are.
+        DataError: the file has neither a header nor a known name.
     """
     with path.open("rb") as stream:
         first = stream.readline().decode("latin-1").rstrip("\r\n").split(separator or FIELD)
@@ -34,41 +34,44 @@ def scan(path: Path, separator: str | None = None) -> Source:
     names = tuple(first) if has_header else COLUMNS.get(path.name.split(".")[0].lower())
     if names is None:
         raise DataError(
-            f"{path} has no header and is none of {', '.join(f'{k}.dat' for k in COLUMNS)}; "
-            "rename it or add a header line"
+            f"{path} has no header and its name is not one of "
+            f"{', '.join(f'{name}.dat' for name in COLUMNS)}; rename it or add a header line"
         )
     lines = _lines(path)
     if has_header:
         lines = lines.slice(1)
     fields = pl.col("line").str.strip_suffix("\r").str.split_exact(separator or FIELD, len(names))
-    # Blank lines read as one empty field: they carry nothing, and files often end in one.
+    # Blank lines read as one empty field; files often end in one.
     frame = (
         lines.filter(pl.col("line").str.strip_chars() != "")
         .select(fields.struct.rename_fields([*names, "_rest"]).alias("fields"))
         .unnest("fields")
         .with_columns(
-            # A field too many is as wrong as one too few: both show as a null in the last column.
+            # A surplus field becomes a null in the last column, as a missing field does.
             pl.when(pl.col("_rest").is_null()).then(pl.col(names[-1])).alias(names[-1])
         )
         .drop("_rest")
     )
 
     def explain(error: Exception) -> str:
-        return f"cannot be read as '{FIELD}' separated text ({str(error).splitlines()[0]})"
+        return (
+            f"cannot be read as text separated by '{FIELD}' ({str(error).splitlines()[0]}); check "
+            "the file"
+        )
 
-    def misfit() -> str | None:
+    def find_misfit() -> str | None:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
-                found = len(line.split((separator or FIELD).encode()))
-                if line.strip() and found != len(names):
-                    return f"line {number} has {found} fields, not {len(names)}; repair the line"
+                width = len(line.split((separator or FIELD).encode()))
+                if line.strip() and width != len(names):
+                    return f"line {number} has {width} fields, not {len(names)}; fix the line"
         return None
 
-    return Source(path, frame, 2 if has_header else 1, explain, misfit)
+    return Source(path, frame, 2 if has_header else 1, explain, find_misfit)
 
 
 def _lines(path: Path) -> pl.LazyFrame:
-    """One row a line. Item titles are latin-1 in the older sets; ratings are plain ASCII."""
+    """Return one row per line. Titles are latin-1 in older sets; ratings are plain ASCII."""
     if path.name.split(".")[0].lower() == "ratings":
         return pl.scan_lines(path, glob=False)
     content = path.read_bytes()

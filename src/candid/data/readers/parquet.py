@@ -10,13 +10,9 @@ from candid.data.readers.source import Source
 
 
 def scan(path: Path, separator: str | None = None) -> Source:
-    """Scan one parquet file; ``separator`` has no meaning here."""
+    """Scan one parquet file; ``separator`` is ignored."""
 
     def explain(error: Exception) -> str:
-        return f"not a readable parquet file ({_first_line(error)}); write it again"
+        return f"not a readable parquet file ({str(error).splitlines()[0]}); write it again"
 
     return Source(path, pl.scan_parquet(path, glob=False), None, explain)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -1,4 +1,4 @@
-"""RecBole atomic files: tab separated, the header says ``name:type``."""
+"""RecBole atomic files: tab separated, with ``name:type`` in the header."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TYPES = ("token", "token_seq", "float", "float_seq")
 
 
 def scan(path: Path, separator: str | None = None) -> Source:
-    """Scan an ``.inter``, ``.item`` or ``.user`` file; columns lose their ``:type``.
+    """Scan an ``.inter``, ``.item`` or ``.user`` file; ``:type`` is removed from column names.
 
     Raises:
-        DataError: a column of the header has no known type.
+        DataError: a column of the header has an unknown type.
     """
     names = {}
     separator = separator or "\t"
@@ -24,8 +24,8 @@ def scan(path: Path, separator: str | None = None) -> Source:
         name, _, kind = field.rpartition(":")
         if not name or kind not in TYPES:
             raise DataError(
-                f"{path}: column {field!r} of the header is not 'name:type' "
-                f"with a type of {', '.join(TYPES)}; use format = 'tsv' for a plain table"
+                f"{path}: column {field!r} of the header must be 'name:type' with a type of "
+                f"{', '.join(TYPES)}; set format = 'tsv' for a plain table"
             )
         names[field] = name
     source = scan_delimited(path, separator, quote=None)  # titles may hold a lone quote

@@ -1,4 +1,4 @@
-"""One file of a table, as every reader hands it on."""
+"""One file of a table, as every reader returns it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import polars as pl
 
 from candid.errors import DataError
 
-SHOWN = 20
-"""How many columns an error lists."""
+MAX_COLUMNS = 20
+"""Columns that an error message lists."""
 NUMBER = re.compile(r"\s*[-+]?\d[\d.:eE+-]*\s*")
 
 
@@ -24,21 +24,21 @@ class Source:
     Attributes:
         path: the file.
         frame: all its columns; text formats leave every column as text.
-        first_line: number of the line that holds the first row, or None where a file has
-            no lines (parquet): rows are then counted from 1.
-        explain: turns an error met while reading the file into a sentence.
-        misfit: finds the first line whose fields do not match the header and says so, or
-            None; slow, for use once something is wrong.
+        first_line: number of the line with the first row; None for files without lines
+            (parquet), whose rows are counted from 1.
+        explain: turns an error of reading the file into a sentence.
+        find_misfit: describes the first line whose fields do not match the header, None without
+            one; slow, for use after an error.
     """
 
     path: Path
     frame: pl.LazyFrame
     first_line: int | None
     explain: Callable[[Exception], str]
-    misfit: Callable[[], str | None] = lambda: None
+    find_misfit: Callable[[], str | None] = lambda: None
 
-    def place(self, row: int) -> str:
-        """Name the ``row``-th row (from 0) as a user would look for it."""
+    def location(self, row: int) -> str:
+        """Describe the ``row``-th row (from 0) by its line, or by its number."""
         if self.first_line is None:
             return f"row {row + 1} of {self.path}"
         return f"line {self.first_line + row} of {self.path}"
@@ -60,40 +60,40 @@ def require_columns(source: Source, names: Iterable[str]) -> None:
     """Check that the file has every column in ``names``.
 
     Raises:
-        DataError: one is missing; the message suggests the nearest and lists all.
+        DataError: a column is missing; the message suggests the nearest and lists all.
     """
     known = columns_of(source).names()
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-            more = f" and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
+            more = f" and {len(known) - MAX_COLUMNS:,} more" if len(known) > MAX_COLUMNS else ""
             raise DataError(
                 f"{source.path} has no column {name!r}: {hint}columns: "
-                f"{', '.join(known[:SHOWN])}{more}{header_doubt(known)}"
+                f"{', '.join(known[:MAX_COLUMNS])}{more}{header_question(known)}"
             )
 
 
 def check_lines(sources: Iterable[Source]) -> None:
-    """Tell a line that is cut short from one with an empty field, once a value is missing.
+    """Refuse lines that are cut short; call it when a value is missing.
 
     Raises:
         DataError: a line does not have the fields of the header.
     """
     for source in sources:
-        misfit = source.misfit()
+        misfit = source.find_misfit()
         if misfit is not None:
             raise DataError(f"{source.path}: {misfit}")
 
 
-def header_doubt(names: Sequence[str]) -> str:
-    """Ask whether a header is one, where all its names are numbers; else nothing."""
+def header_question(names: Sequence[str]) -> str:
+    """Return a question about the header if all its names are numbers, else an empty text."""
     is_data = bool(names) and all(NUMBER.fullmatch(name) for name in names)
     return " (is line 1 a header?)" if is_data else ""
 
 
 def collect(query: pl.LazyFrame, sources: Iterable[Source]) -> pl.DataFrame:
-    """Run ``query`` streaming; an error of a file becomes a sentence about that file.
+    """Run ``query`` in streaming mode; an error of a file becomes a sentence about that file.
 
     Raises:
         DataError: one of ``sources`` cannot be read.
@@ -104,7 +104,7 @@ def collect(query: pl.LazyFrame, sources: Iterable[Source]) -> pl.DataFrame:
         for source in sources:
             try:
                 source.frame.select(pl.all().null_count()).collect(engine="streaming")
-            except (pl.exceptions.PolarsError, OSError) as own:
-                raise DataError(f"{source.path}: {source.explain(own)}") from own
+            except (pl.exceptions.PolarsError, OSError) as file_error:
+                raise DataError(f"{source.path}: {source.explain(file_error)}") from file_error
         summary = str(error).splitlines()[0]
-        raise DataError(f"cannot read the interactions: {summary}") from error
+        raise DataError(f"cannot read the interactions: {summary}; check the files") from error

@@ -1,3 +1,5 @@
+"""Prepared datasets and other folders appear complete or not at all."""
+
 import errno
 import io
 import os
@@ -9,14 +11,16 @@ import time
 import polars as pl
 import pytest
 
-from candid.data import DataConfig, atomic, open_dataset, prepare
+from candid import atomic
+from candid.data import DataConfig, open_dataset, prepare
 from candid.errors import ArtifactError
 
 SCRIPT = """
 import resource, signal, sys, time
 from pathlib import Path
-from candid.data import DataConfig, atomic, prepare, store
-# What a shell starts in the background inherits an ignored SIGINT.
+from candid import atomic
+from candid.data import DataConfig, prepare, store
+# Processes that a shell starts in the background inherit an ignored SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 source, out, mode = sys.argv[1:]
 write = atomic.write_file
@@ -58,7 +62,7 @@ def names(folder):
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_a_killed_run_leaves_no_dataset_and_the_next_one_cleans_up(source):
+def test_killed_process_leaves_no_dataset_and_the_next_one_cleans_up(source):
     with start(source, "slow") as process:
         assert process.stdout.readline().startswith("wrote")
         assert any(name.startswith(".out.part-") for name in names(source.parent))
@@ -68,7 +72,7 @@ def test_a_killed_run_leaves_no_dataset_and_the_next_one_cleans_up(source):
     assert names(source.parent) == ["log.parquet", "out"]
 
 
-def test_the_folder_of_a_live_run_is_left_alone(source):
+def test_temporary_folder_of_a_live_process_stays(source):
     with start(source, "slow") as process:
         assert process.stdout.readline().startswith("wrote")
         prepare(config(source), source.parent / "out")
@@ -76,7 +80,7 @@ def test_the_folder_of_a_live_run_is_left_alone(source):
         process.kill()
 
 
-def test_ctrl_c_removes_what_was_written(source):
+def test_ctrl_c_removes_the_temporary_folder(source):
     with start(source, "slow") as process:
         assert process.stdout.readline().startswith("wrote")
         process.send_signal(signal.SIGINT)
@@ -84,7 +88,7 @@ def test_ctrl_c_removes_what_was_written(source):
     assert names(source.parent) == ["log.parquet"]
 
 
-def test_a_file_size_limit_is_one_sentence(source):
+def test_file_size_limit_is_an_artifact_error(source):
     with start(source, "10000") as process:
         message = process.stdout.read()
     assert process.returncode == 4
@@ -98,7 +102,7 @@ class FullDisk(io.FileIO):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_keeps_the_earlier_dataset(source, monkeypatch):
+def test_full_disk_keeps_the_earlier_dataset(source, monkeypatch):
     out = source.parent / "out"
     before = prepare(config(source), out).report
     plain = atomic.Path.open
@@ -114,7 +118,7 @@ def test_a_full_disk_keeps_the_earlier_dataset(source, monkeypatch):
     assert names(source.parent) == ["log.parquet", "out"]
 
 
-def test_an_error_in_the_block_keeps_the_earlier_folder(tmp_path):
+def test_error_in_the_block_keeps_the_earlier_folder(tmp_path):
     out = tmp_path / "out"
     with atomic.atomic_folder(out) as folder:
         atomic.write_file(folder / "a", b"first")
@@ -130,7 +134,7 @@ def test_an_error_in_the_block_keeps_the_earlier_folder(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-def test_replacing_leaves_the_new_content_only(tmp_path):
+def test_atomic_folder_replaces_the_earlier_content(tmp_path):
     out = tmp_path / "out"
     for name in ("first", "second"):
         with atomic.atomic_folder(out) as folder:
@@ -139,7 +143,7 @@ def test_replacing_leaves_the_new_content_only(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-def test_a_lockless_leftover_goes_when_it_is_old(tmp_path):
+def test_old_temporary_folder_without_lock_is_removed(tmp_path):
     fresh, old = tmp_path / ".out.part-1", tmp_path / ".out.part-2"
     for folder in (fresh, old):
         folder.mkdir()
@@ -149,7 +153,7 @@ def test_a_lockless_leftover_goes_when_it_is_old(tmp_path):
     assert names(tmp_path) == [".out.part-1", "out"]
 
 
-def test_a_parent_that_cannot_be_made(tmp_path):
+def test_parent_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ArtifactError, match="cannot write"),
@@ -158,7 +162,7 @@ def test_a_parent_that_cannot_be_made(tmp_path):
         pass
 
 
-def test_size_and_checksum_of_a_written_file(tmp_path):
+def test_write_file_returns_size_and_checksum(tmp_path):
     size, checksum = atomic.write_file(tmp_path / "a", b"ab", memoryview(b"c"))
     assert (tmp_path / "a").read_bytes() == b"abc"
     assert size == 3

@@ -1,4 +1,4 @@
-"""The tables of users and items: what is joined, what keeps its type, what counts as missing."""
+"""Tables of users and items: joined rows, types, missing values."""
 
 import datetime
 import json
@@ -25,7 +25,7 @@ def users(path, *attributes, user="user_id"):
     return UserTableConfig(path=str(path), user=user, attributes=attributes)
 
 
-def test_users_get_their_attributes_where_the_table_has_them(tmp_path):
+def test_users_get_attributes_from_their_table(tmp_path):
     table = pl.DataFrame({"id": ["3", "1", "x"], "age": [33, 11, 99], "spare": [0, 0, 0]})
     table.write_parquet(tmp_path / "users.parquet")
     wanted = users(tmp_path / "users.parquet", "age", user="id")
@@ -37,7 +37,7 @@ def test_users_get_their_attributes_where_the_table_has_them(tmp_path):
     assert result.dataset.items.columns == ["source_id"]
 
 
-def test_both_tables_side_by_side(tmp_path):
+def test_tables_of_users_and_items_together(tmp_path):
     pl.DataFrame({"user_id": [1, 2, 3], "age": [1, 2, 3]}).write_parquet(tmp_path / "u.parquet")
     pl.DataFrame({"item_id": [40, 10], "title": ["D", "A"]}).write_parquet(tmp_path / "i.parquet")
     items = ItemTableConfig(path=str(tmp_path / "i.parquet"))
@@ -70,7 +70,7 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_every_type_of_attribute_survives_and_is_seen_by_the_fingerprint(tmp_path, name):
+def test_every_attribute_type_is_stored_and_changes_the_fingerprint(tmp_path, name):
     values = COLUMNS[name]
     path = tmp_path / "users.parquet"
     wanted = config(tmp_path, users=users(path, name))
@@ -88,7 +88,7 @@ def test_every_type_of_attribute_survives_and_is_seen_by_the_fingerprint(tmp_pat
     assert prepare(wanted, tmp_path / "out").report["fingerprint"] != result.report["fingerprint"]
 
 
-def test_an_embedding_of_a_user_without_a_row_is_null(tmp_path):
+def test_embedding_of_a_user_without_a_row_is_null(tmp_path):
     path = tmp_path / "users.parquet"
     vectors = pl.Series([[1.0, 2.0]], dtype=pl.Array(pl.Float32, 2))
     pl.DataFrame({"user_id": [2], "vector": vectors}).write_parquet(path)
@@ -97,7 +97,7 @@ def test_an_embedding_of_a_user_without_a_row_is_null(tmp_path):
     assert dataset.users["vector"].dtype == pl.Array(pl.Float32, 2)
 
 
-def test_a_number_that_is_none_is_missing(tmp_path):
+def test_nan_is_missing(tmp_path):
     path = tmp_path / "users.parquet"
     pl.DataFrame({"user_id": [1, 2, 3], "age": [1.5, np.nan, None]}).write_parquet(path)
     dataset = prepare(config(tmp_path, users=users(path, "age")), tmp_path / "out").dataset
@@ -113,7 +113,7 @@ TEXT = {
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_what_text_leaves_blank_is_missing(tmp_path, name):
+def test_blank_text_is_missing(tmp_path, name):
     (tmp_path / name).write_text(TEXT[name])
     wanted = config(tmp_path, users=users(tmp_path / name, "age", "gender"))
     assert prepare(wanted, tmp_path / "out").dataset.users.to_dict(as_series=False) == {
@@ -123,7 +123,7 @@ def test_what_text_leaves_blank_is_missing(tmp_path, name):
     }
 
 
-def test_several_files_whose_numbers_differ_in_width(tmp_path):
+def test_files_with_numbers_of_different_width(tmp_path):
     people = tmp_path / "people"
     people.mkdir()
     pl.DataFrame({"user_id": [1], "age": [20]}).write_parquet(people / "a.parquet")
@@ -132,7 +132,7 @@ def test_several_files_whose_numbers_differ_in_width(tmp_path):
     assert dataset.users["age"].to_list() == [20.0, None, 2.5]
 
 
-def test_a_changed_user_table_is_prepared_again(tmp_path):
+def test_changed_user_table_is_prepared_again(tmp_path):
     path = tmp_path / "users.parquet"
     pl.DataFrame({"user_id": [1, 2], "age": [1, 2], "zip": ["a", "b"]}).write_parquet(path)
     wanted = config(tmp_path, users=users(path, "age"))
@@ -148,7 +148,7 @@ def test_a_changed_user_table_is_prepared_again(tmp_path):
     assert "prepared with data.users = " in said[0]
 
 
-def test_a_dataset_from_before_there_were_user_tables_is_still_up_to_date(tmp_path):
+def test_config_key_that_the_manifest_lacks_counts_as_none(tmp_path):
     plain = config(tmp_path)
     prepare(plain, tmp_path / "out")
     path = tmp_path / "out" / "manifest.json"

@@ -1,4 +1,4 @@
-"""The tables of items and of users: titles and attributes for those that have interactions."""
+"""The tables of items and of users: titles and attributes of those with interactions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_table(config: TableConfig) -> list[Source]:
     """Scan the files of a table.
 
     Raises:
-        DataError: not there, or without the columns named.
+        DataError: a file or a column does not exist.
     """
     sources = open_sources(config.path, "auto", None)
     title = [] if config.title is None else [config.title]
@@ -34,42 +34,42 @@ def open_table(config: TableConfig) -> list[Source]:
     return sources
 
 
-def look_up(
+def join_table(
     source_ids: pl.Series, sources: Sequence[Source], config: TableConfig
 ) -> tuple[pl.DataFrame, int]:
-    """Look up title and attributes of every item, or attributes of every user.
+    """Join titles and attributes to items, or attributes to users.
 
-    Attributes keep their type (lists and arrays too); what a text format leaves blank, and a
-    number that is NaN, is null.
+    Attributes keep their type, lists and arrays too. An empty field of a text format, and a NaN,
+    become null.
 
     Args:
         source_ids: [n], ascending.
         sources: from ``open_table``.
-        config: which columns.
+        config: columns of the table.
 
     Returns:
-        n rows: source_id, title if the config names one, attributes (null where the table has
-        no row), and the number of ids without a row.
+        n rows: source_id, title if the config names one, attributes (null without a row in the
+        table); and the number of ids without a row.
 
     Raises:
-        DataError: an id is listed twice, ids do not match in type, a column is of a type that
-            cannot be kept, or a line does not have the fields of the header.
+        DataError: an id is listed twice, ids do not match in type, a column has a type that
+            cannot be stored, or a line does not have the fields of the header.
     """
     selected = []
     for source in sources:
         types = columns_of(source)
         _check_types(source, types, config)
         _check_agreement(source, sources[0], config)
-        picked = [_id(config.id_column, source_ids.dtype).alias("source_id")]
+        columns = [_id(config.id_column, source_ids.dtype).alias("source_id")]
         if config.title is not None:
-            # Nobody can ask for a blank title, whatever the format.
-            picked.append(_filled(pl.col(config.title).cast(pl.String)).alias("title"))
+            # A blank title cannot be searched for, in any format.
+            columns.append(_not_blank(pl.col(config.title).cast(pl.String)).alias("title"))
         is_text = source.first_line is not None
-        picked += [_attribute(name, types[name], is_text) for name in config.attributes]
-        selected.append(source.frame.select(picked))
+        columns += [_attribute(name, types[name], is_text) for name in config.attributes]
+        selected.append(source.frame.select(columns))
     table = collect(pl.concat(selected, how="vertical_relaxed"), sources)
     if any(table.null_count().row(0)):
-        # A line cut short reads as one with empty fields at its end.
+        # A line that is cut short reads like one with empty fields at its end.
         check_lines(sources)
     table = table.filter(pl.col("source_id").is_not_null())
     repeated = table.filter(pl.col("source_id").is_duplicated())
@@ -79,14 +79,14 @@ def look_up(
             "keep one row"
         )
     ids = pl.DataFrame({"source_id": source_ids})
-    known = ids["source_id"].is_in(table["source_id"].implode())
-    if not known.any():
+    has_row = ids["source_id"].is_in(table["source_id"].implode())
+    if not has_row.any():
         raise DataError(
-            f"{config.path} has a row for none of the {config.kind}s; "
-            f"is {config.id_column!r} the column with their ids?"
+            f"{config.path} has no row for any {config.kind} of the interactions; check that "
+            f"column {config.id_column!r} holds their ids"
         )
     joined = ids.join(table, on="source_id", how="left", maintain_order="left")
-    return joined, int((~known).sum())
+    return joined, int((~has_row).sum())
 
 
 def _check_types(source: Source, types: pl.Schema, config: TableConfig) -> None:
@@ -97,31 +97,32 @@ def _check_types(source: Source, types: pl.Schema, config: TableConfig) -> None:
         # An id of 1.0 is never the id 1.
         if dtype.is_nested() or dtype == pl.Binary or (is_id and dtype.is_float()):
             raise DataError(
-                f"column {column!r} of {source.path} has type {dtype}, not "
-                f"{'integer or text' if is_id else 'text'}; convert it or name another column"
+                f"column {column!r} of {source.path} must be "
+                f"{'integer or text' if is_id else 'text'}, got {dtype}; convert it or name "
+                "another column"
             )
     for column in config.attributes:
         if any(leaf in (pl.Binary, pl.Object) for leaf in _leaves(types[column])):
             raise DataError(
-                f"column {column!r} of {source.path} has type {types[column]}, which says nothing "
-                "of its values; convert it to numbers, text or dates, or leave it out"
+                f"column {column!r} of {source.path} must be numbers, text or dates, got "
+                f"{types[column]}; convert it or leave it out"
             )
 
 
 def _check_agreement(source: Source, first: Source, config: TableConfig) -> None:
-    here, there = columns_of(source), columns_of(first)
+    types, first_types = columns_of(source), columns_of(first)
     for column in config.attributes:
-        # Of numbers the wider type holds both; anything else would turn them into text.
-        both_numeric = here[column].is_numeric() and there[column].is_numeric()
-        if here[column] != there[column] and not both_numeric:
+        # The wider of two numeric types holds both; any other pair would become text.
+        both_numeric = types[column].is_numeric() and first_types[column].is_numeric()
+        if types[column] != first_types[column] and not both_numeric:
             raise DataError(
-                f"column {column!r} is {here[column]} in {source.path} and {there[column]} in "
-                f"{first.path}; give it one type in all files"
+                f"column {column!r} is {types[column]} in {source.path} and "
+                f"{first_types[column]} in {first.path}; give it one type in all files"
             )
 
 
 def _leaves(dtype: _Type) -> Iterator[_Type]:
-    """The types that a nested type is made of."""
+    """Yield the types that a nested type is made of."""
     if isinstance(dtype, pl.List | pl.Array):
         yield from _leaves(dtype.inner)
     elif isinstance(dtype, pl.Struct):
@@ -132,17 +133,17 @@ def _leaves(dtype: _Type) -> Iterator[_Type]:
 
 
 def _id(column: str, dtype: pl.DataType) -> pl.Expr:
-    """Ids of the table in the type of the interactions'; null where they cannot be."""
+    """Cast ids to the type of the interactions' ids; null where that fails."""
     return pl.col(column).cast(pl.String).cast(dtype, strict=False)
 
 
 def _attribute(column: str, dtype: pl.DataType, is_text: bool) -> pl.Expr:
     value = pl.col(column)
     if is_text:
-        # Text formats write a missing value as nothing between two separators.
-        return _filled(value).alias(column)
+        # Text formats write a missing value as an empty field.
+        return _not_blank(value).alias(column)
     return value.fill_nan(None) if dtype.is_float() else value
 
 
-def _filled(text: pl.Expr) -> pl.Expr:
+def _not_blank(text: pl.Expr) -> pl.Expr:
     return pl.when(text.str.strip_chars() != "").then(text)
