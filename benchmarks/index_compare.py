@@ -1,14 +1,14 @@
-"""Recall@100 against queries a second on one core, for every index, on vectors that are hard.
+"""Recall@100 and queries per second on one core, for every index, on synthetic vectors.
 
     python benchmarks/index_compare.py --items 1e5            a few minutes
     python benchmarks/index_compare.py --items 1e6            an hour; resumes where it stopped
-    python benchmarks/index_compare.py --docs                 the tables of docs/benchmarks/index_search.md anew
+    python benchmarks/index_compare.py --docs                 only write the tables of the docs
 
-Two sets of vectors, both of width 64. "hard": directions without any structure and lengths from
-a log-normal law, so that nothing near can be told from anything else and the long items are
-answers to many queries. "clustered": around 1,000 centres, queries too. Trained vectors lie
-between the two. Each index is built, its settings chosen on one half of the queries for the least
-work that reaches the target, and measured on the other half, on one thread by CPU time.
+Two sets of vectors, both of width 64. "hard": random directions and log-normal lengths, so that
+neighbours are barely closer than other items and long items are results of many queries.
+"clustered": items and queries around 1,000 centres. Trained vectors lie between the two. Each index
+is built, tuned on one half of the queries to the fastest settings that reach the target recall, and
+measured on the other half, on one thread by CPU time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from candid.atomic import write_json
-from candid.index import CONTENDERS, assess, exact_truth
+from candid.index import BENCHMARKED_INDEXES, benchmark_index, compute_ground_truth
 
 RESULTS = Path(__file__).parent / "results" / "index_compare.json"
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks" / "index_search.md"
@@ -35,11 +35,12 @@ TARGET = 0.95
 QUERIES = 512
 CENTRES = 1000
 KINDS = ("hard", "clustered")
+NAMES = list(BENCHMARKED_INDEXES)
 TABLE = re.compile(r"(?<=<!-- index_compare -->\n).*?(?=<!-- /index_compare -->)", re.DOTALL)
 
 
 def vectors(kind: str, num_items: int, num_queries: int) -> tuple[Tensor, Tensor]:
-    """Items [V, D] and queries [Q, D] of a kind, always the same."""
+    """Return items [V, D] and queries [Q, D] of a kind, from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -51,31 +52,33 @@ def vectors(kind: str, num_items: int, num_queries: int) -> tuple[Tensor, Tensor
     centres = normal(CENTRES, DIM)
 
     def around(count: int) -> Tensor:
-        chosen = torch.randint(CENTRES, (count,), generator=generator)
-        return centres[chosen] + 0.5 * normal(count, DIM)
+        rows = torch.randint(CENTRES, (count,), generator=generator)
+        return centres[rows] + 0.5 * normal(count, DIM)
 
     return around(num_items), around(num_queries)
 
 
 def run(num_items: int, kinds: Sequence[str], names: Sequence[str], results: Path) -> None:
-    """Measure what is not in the file yet, and write it after each index."""
-    found: list[dict[str, Any]] = []
+    """Measure the indexes that are not in the file yet; write the file after each index."""
+    lines: list[dict[str, Any]] = []
     if results.exists():
-        found = json.loads(results.read_text())["results"]
+        lines = json.loads(results.read_text())["results"]
     for kind in kinds:
-        there = {
-            line["name"] for line in found if (line["kind"], line["items"]) == (kind, num_items)
+        measured = {
+            line["name"] for line in lines if (line["kind"], line["items"]) == (kind, num_items)
         }
-        missing = [name for name in names if name not in there]
+        missing = [name for name in names if name not in measured]
         if not missing:
             continue
         items, query = vectors(kind, num_items, QUERIES)
-        truth = exact_truth(items, query, K)
+        truth = compute_ground_truth(items, query, K)
         for name in missing:
-            entry = assess(name, CONTENDERS[name], items, truth, TARGET)
-            line = {"kind": kind, "items": num_items, **entry.to_json()}
-            found.append(line)
-            write_json(results, {"machine": machine(), "results": found})
+            benchmark = benchmark_index(
+                BENCHMARKED_INDEXES[name], items, truth, target_recall=TARGET, name=name
+            )
+            line = {"kind": kind, "items": num_items, **benchmark.to_json()}
+            lines.append(line)
+            write_json(results, {"machine": machine(), "results": lines})
             print(
                 f"{kind} {num_items:,} {name}: recall {line['recall']:.4f}, "
                 f"{line['queries_per_second']:,.0f} queries/s, "
@@ -85,17 +88,17 @@ def run(num_items: int, kinds: Sequence[str], names: Sequence[str], results: Pat
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on beside the code."""
+    """Return the machine that the figures depend on."""
     processor = platform.processor() or platform.machine()
     cpus = Path("/proc/cpuinfo")
     if cpus.exists():
-        named = re.search(r"model name\s*:\s*(.*)", cpus.read_text())
-        processor = named[1] if named else processor
+        match = re.search(r"model name\s*:\s*(.*)", cpus.read_text())
+        processor = match[1] if match else processor
     return {"processor": processor, "torch": torch.__version__, "threads": 1}
 
 
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
-    """The tables of the docs: one for each size and kind of vectors."""
+    """Return the tables of the docs: one for each size and kind of vectors."""
     parts = []
     for size in sorted({line["items"] for line in results}, reverse=True):
         for kind in KINDS:
@@ -130,8 +133,10 @@ def _row(line: Mapping[str, Any]) -> str:
 
 
 def with_tables(docs: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """The page with its tables written anew."""
-    assert TABLE.search(docs), "docs/benchmarks/index_search.md has no <!-- index_compare --> block"
+    """Return the page with new tables."""
+    assert TABLE.search(docs), (
+        "docs/benchmarks/index_search.md lacks its <!-- index_compare --> block"
+    )
     return TABLE.sub(lambda _: tables(results), docs)
 
 
@@ -139,7 +144,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=float, default=1e5)
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
-    parser.add_argument("--names", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--names", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--docs", action="store_true", help="only write the tables of the docs")
     arguments = parser.parse_args()

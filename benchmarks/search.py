@@ -1,12 +1,12 @@
-"""Exact search beside FAISS' flat index: milliseconds a thousand queries.
+"""Exact search of candid and FAISS ``IndexFlatIP``: milliseconds per thousand queries.
 
-    python benchmarks/search.py            # writes benchmarks/results/search.json, docs/benchmarks/speed.md
+    python benchmarks/search.py            # writes results/search.json and docs/benchmarks/speed.md
     python benchmarks/search.py --tables   # writes the table of docs/benchmarks/speed.md alone
 
-Ours leaves out 150 seen items a query and puts ties in a fixed order; ``IndexFlatIP`` does
-neither, as it cannot, and so returns items that an evaluation must not count. Vectors are
-Gaussian at width 64, items of log-normal norms. All take turns within one process, on as many
-threads; times are CPU milliseconds, medians.
+The exact search of candid leaves out 150 seen items per query and orders ties; ``IndexFlatIP`` can
+do neither, so it returns items that an evaluation must not count. Vectors are Gaussian of width 64,
+items of log-normal norms. The searches take turns within one process, with equal numbers of
+threads; times are medians of CPU milliseconds.
 """
 
 from __future__ import annotations
@@ -37,50 +37,50 @@ SIZES = ((3416, 6040), (100_000, 2048))
 
 
 def on_torch_alone(search: Callable[[], Any]) -> Any:
-    """What a machine without a C compiler does."""
-    native_for = exact.native_for
-    exact.native_for = lambda *_: None
+    """Run a search as on a machine without a C compiler."""
+    native_selection_for = exact.native_selection_for
+    exact.native_selection_for = lambda *_: None
     try:
         return search()
     finally:
-        exact.native_for = native_for
+        exact.native_selection_for = native_selection_for
 
 
-def contenders(num_items: int, num_queries: int, k: int) -> dict[str, Callable[[], Any]]:
-    """By name: a search of all queries."""
+def searches_of(num_items: int, num_queries: int, k: int) -> dict[str, Callable[[], Any]]:
+    """Return searches of all queries, by name."""
     rng = np.random.default_rng(0)
     norms = rng.lognormal(0, 0.3, (num_items, 1)).astype(np.float32)
     items = rng.standard_normal((num_items, WIDTH), dtype=np.float32) * norms
     queries = rng.standard_normal((num_queries, WIDTH), dtype=np.float32)
     seen = torch.from_numpy(rng.integers(0, num_items, num_queries * SEEN))
     exclude = Exclusions(seen, torch.arange(0, num_queries * SEEN + 1, SEEN))
-    ours, flat = ExactIndex(torch.from_numpy(items)), faiss.IndexFlatIP(WIDTH)
+    index, flat = ExactIndex(torch.from_numpy(items)), faiss.IndexFlatIP(WIDTH)
     flat.add(items)
-    asked = torch.from_numpy(queries)
+    query = torch.from_numpy(queries)
     return {
-        "ours, seen left out": lambda: ours.search(asked, k, exclude),
-        "ours, nothing left out": lambda: ours.search(asked, k),
+        "ours, seen left out": lambda: index.search(query, k, exclude),
+        "ours, nothing left out": lambda: index.search(query, k),
         "ours without a C compiler, seen left out": lambda: on_torch_alone(
-            lambda: ours.search(asked, k, exclude)
+            lambda: index.search(query, k, exclude)
         ),
         "FAISS IndexFlatIP": lambda: flat.search(queries, k),
     }
 
 
 def measure(repeats: int) -> list[dict[str, Any]]:
-    """One line a size, k and contender."""
+    """Return one line per size, k and search."""
     lines = []
     for num_items, num_queries in SIZES:
         for k in (10, 100):
-            searches = contenders(num_items, num_queries, k)
-            found: dict[str, list[float]] = {name: [] for name in searches}
+            searches = searches_of(num_items, num_queries, k)
+            times: dict[str, list[float]] = {name: [] for name in searches}
             for turn in range(repeats + 1):
                 for name, search in searches.items():
                     started = time.process_time()
                     search()
                     if turn:
-                        found[name].append((time.process_time() - started) * 1e6 / num_queries)
-            for name, values in found.items():
+                        times[name].append((time.process_time() - started) * 1e6 / num_queries)
+            for name, values in times.items():
                 line = {"items": num_items, "k": k, "search": name}
                 line["ms"] = round(statistics.median(values), 2)
                 print(line, flush=True)
@@ -89,25 +89,25 @@ def measure(repeats: int) -> list[dict[str, Any]]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A Markdown table, a row a contender, and the ratio of ours to FAISS."""
+    """Return a Markdown table: a row per search, and the ratio of candid to FAISS."""
     cases = [(num_items, k) for num_items, _ in SIZES for k in (10, 100)]
-    found = {(line["search"], line["items"], line["k"]): line["ms"] for line in results}
+    times = {(line["search"], line["items"], line["k"]): line["ms"] for line in results}
     names = list(dict.fromkeys(line["search"] for line in results))
     head = " | ".join(f"{num_items:,} items, k = {k}" for num_items, k in cases)
     rows = [f"| | {head} |", f"|---|{'---:|' * len(cases)}"]
     for name in names:
-        values = " | ".join(f"{found[name, *case]:.0f}" for case in cases)
+        values = " | ".join(f"{times[name, *case]:.0f}" for case in cases)
         rows.append(f"| {name} | {values} |")
-    ratios = [found[names[0], *case] / found["FAISS IndexFlatIP", *case] for case in cases]
+    ratios = [times[names[0], *case] / times["FAISS IndexFlatIP", *case] for case in cases]
     rows.append(f"| ours to FAISS | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     return "\n".join(rows) + "\n"
 
 
 def with_table(content: str, results: list[dict[str, Any]]) -> str:
-    """The docs with their generated block as the results have it."""
-    place = re.compile(r"(?<=<!-- search -->\n).*?(?=<!-- /search -->)", re.DOTALL)
-    assert place.search(content), f"{DOCS} has no <!-- search --> block"
-    return place.sub(lambda _: table(results), content)
+    """Return the docs with the generated block updated."""
+    block = re.compile(r"(?<=<!-- search -->\n).*?(?=<!-- /search -->)", re.DOTALL)
+    assert block.search(content), f"{DOCS} lacks its <!-- search --> block"
+    return block.sub(lambda _: table(results), content)
 
 
 def main() -> None:

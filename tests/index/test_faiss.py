@@ -1,4 +1,4 @@
-"""FAISS against plain products, with exclusions that it does not know."""
+"""FAISS compared with plain products, with exclusions, which FAISS does not support."""
 
 import math
 import pickle
@@ -17,12 +17,12 @@ def vectors_of(num, dim=8, seed=0):
     return torch.randn(num, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def plain(query, items, k, excluded):
-    """The k best allowed items of each row by float64 products, one row at a time."""
+def best_allowed(query, items, k, excluded):
+    """Return the k best allowed items of each row by float64 products, one row at a time."""
     ids, scores = [], []
-    for row, hidden in zip(query.double(), excluded, strict=True):
+    for row, excluded_ids in zip(query.double(), excluded, strict=True):
         of_row = items.double() @ row
-        allowed = [d for d in of_row.argsort(descending=True).tolist() if d not in hidden][:k]
+        allowed = [d for d in of_row.argsort(descending=True).tolist() if d not in excluded_ids][:k]
         fill = k - len(allowed)
         ids.append(allowed + [-1] * fill)
         scores.append(of_row[allowed].tolist() + [-math.inf] * fill)
@@ -39,45 +39,47 @@ def packed(excluded):
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     num_items=st.integers(1, 300),
-    num_hidden=st.lists(st.integers(0, 299), min_size=4, max_size=4),
+    num_excluded=st.lists(st.integers(0, 299), min_size=4, max_size=4),
     k=st.integers(1, 20),
     seed=st.integers(0, 10**6),
 )
-def test_all_lists_give_what_plain_products_give(kind, num_items, num_hidden, k, seed):
+def test_search_of_all_clusters_equals_plain_products(kind, num_items, num_excluded, k, seed):
     items, query = vectors_of(num_items, seed=seed), vectors_of(4, seed=seed + 1)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(num_items, generator=generator).tolist()
-    excluded = [order[:number] + order[: number // 2] for number in num_hidden]
-    index = FaissIndex(items, kind, num_probes=num_items)
-    found = index.search(query, min(k, num_items), packed(excluded))
-    ids, scores = plain(query, items, min(k, num_items), excluded)
-    assert torch.equal(found.item_ids, ids)
-    torch.testing.assert_close(found.scores, scores, rtol=1e-5, atol=1e-5)
+    excluded = [order[:number] + order[: number // 2] for number in num_excluded]
+    index = FaissIndex.Config(kind=kind, num_probes=num_items).build(items)
+    result = index.search(query, min(k, num_items), packed(excluded))
+    ids, scores = best_allowed(query, items, min(k, num_items), excluded)
+    assert torch.equal(result.item_ids, ids)
+    torch.testing.assert_close(result.scores, scores, rtol=1e-5, atol=1e-5)
 
 
-def test_few_lists_find_most_and_never_what_is_excluded():
+def test_search_of_few_clusters_finds_most_items_and_no_excluded_ones():
     items, query = vectors_of(4000, seed=1), vectors_of(50, seed=2)
-    index = FaissIndex(items, num_lists=64, num_probes=16)
+    index = FaissIndex.Config(num_lists=64, num_probes=16).build(items)
     best = (query @ items.T).topk(20).indices
-    found = index.search(query, 20).item_ids
-    shares = [len(set(a) & set(b)) / 20 for a, b in zip(found.tolist(), best.tolist(), strict=True)]
+    result = index.search(query, 20).item_ids
+    shares = [
+        len(set(a) & set(b)) / 20 for a, b in zip(result.tolist(), best.tolist(), strict=True)
+    ]
     assert 0.5 < sum(shares) / 50 < 1
-    without = index.search(query, 20, packed(found.tolist())).item_ids
-    assert not any(set(a) & set(b) for a, b in zip(without.tolist(), found.tolist(), strict=True))
+    without = index.search(query, 20, packed(result.tolist())).item_ids
+    assert not any(set(a) & set(b) for a, b in zip(without.tolist(), result.tolist(), strict=True))
     assert bool((without >= 0).all())
 
 
-def test_a_list_with_too_few_items_leaves_the_rest_open():
+def test_small_cluster_leaves_the_rest_of_a_row_empty():
     items = torch.tensor([[1.0, 0], [2, 0], [0, 1], [0, 2]])
-    index = FaissIndex(items, num_lists=2, num_probes=1)
-    found = index.search(torch.tensor([[1.0, 0.1]]), 3, packed([[0]]))
-    assert found.item_ids.tolist() == [[1, -1, -1]]
-    assert found.scores.tolist() == [[2, -math.inf, -math.inf]]
+    index = FaissIndex.Config(num_lists=2, num_probes=1).build(items)
+    result = index.search(torch.tensor([[1.0, 0.1]]), 3, packed([[0]]))
+    assert result.item_ids.tolist() == [[1, -1, -1]]
+    assert result.scores.tolist() == [[2, -math.inf, -math.inf]]
 
 
-def test_the_vectors_are_its_own_and_building_says_nothing(capfd):
+def test_build_copies_the_vectors_and_prints_nothing(capfd):
     items = vectors_of(100)
-    index = FaissIndex(items.T.contiguous().T)  # not contiguous
+    index = FaissIndex.Config().build(items.T.contiguous().T)  # not contiguous
     before = index.search(items[:3], 1)
     items.zero_()
     after = index.search(vectors_of(100)[:3], 1)
@@ -86,39 +88,41 @@ def test_the_vectors_are_its_own_and_building_says_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_same_vectors_make_the_same_index():
+def test_index_of_the_same_vectors_is_the_same():
     items, query = vectors_of(2000), vectors_of(20, seed=3)
-    one, other = (FaissIndex(items, num_probes=2).search(query, 10) for _ in range(2))
+    one, other = (FaissIndex.Config(num_probes=2).build(items).search(query, 10) for _ in range(2))
     assert torch.equal(one.item_ids, other.item_ids)
-    again = pickle.loads(pickle.dumps(FaissIndex(items, num_probes=2))).search(query, 10)
+    again = pickle.loads(pickle.dumps(FaissIndex.Config(num_probes=2).build(items))).search(
+        query, 10
+    )
     assert torch.equal(one.item_ids, again.item_ids)
 
 
-def test_without_the_library_one_sentence_says_what_to_install(monkeypatch):
+def test_missing_library_is_one_sentence_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ConfigError, match=r"pip install 'candid\[index\]'"):
-        FaissIndex(vectors_of(5))
+    with pytest.raises(ConfigError, match=r"pip install 'candid-retrieval\[index\]'"):
+        FaissIndex.Config().build(vectors_of(5))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_no_number_is_refused(value):
+def test_vectors_that_are_not_finite_are_refused(value):
     items = vectors_of(5)
     query = vectors_of(2)
     query[1, 0] = value
     with pytest.raises(ArtifactError, match="query vectors hold NaN"):
-        FaissIndex(items).search(query, 1)
+        FaissIndex.Config().build(items).search(query, 1)
     items[3, 2] = value
     with pytest.raises(ArtifactError, match="item vectors hold NaN"):
-        FaissIndex(items)
+        FaissIndex.Config().build(items)
 
 
-def test_settings_that_cannot_work_are_refused():
-    items = vectors_of(5)
-    with pytest.raises(ConfigError, match="num_lists must be between 1 and the 5 items"):
-        FaissIndex(items, num_lists=6)
+def test_impossible_settings_are_refused():
+    items, defaults = vectors_of(5), FaissIndex.Config().model_dump()
+    with pytest.raises(ConfigError, match="num_lists must be between 1 and the number of items, 5"):
+        FaissIndex(items, **defaults | {"num_lists": 6})
     with pytest.raises(ConfigError, match="num_probes"):
-        FaissIndex(items, num_probes=0)
+        FaissIndex(items, **defaults | {"num_probes": 0})
     with pytest.raises(ConfigError, match="item_vectors"):
-        FaissIndex(torch.zeros(0, 3))
+        FaissIndex.Config().build(torch.zeros(0, 3))
     with pytest.raises(ConfigError, match=r"queries must be \[B, 8\]"):
-        FaissIndex(items).search(vectors_of(2, dim=7), 1)
+        FaissIndex.Config().build(items).search(vectors_of(2, dim=7), 1)

@@ -1,4 +1,4 @@
-"""Bits after kernel PCA, against the same written with explicit features."""
+"""Hash bits after kernel PCA, compared with explicit features."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ from candid.index.kernel_hash import KernelHash
 KINDS = ["linear", "rbf", "laplacian"]
 
 
-def learnt(vectors, kernel, num_bits=64, **settings):
+def fit(vectors, kernel, num_bits=64, **settings):
     options = {"num_landmarks": 200, "num_components": 20, "seed": 0} | settings
-    return KernelHash.learn(vectors, kernel, num_bits=num_bits, **options)
+    return KernelHash.fit(vectors, kernel, num_bits=num_bits, **options)
 
 
 def bits(codes):
@@ -22,7 +22,7 @@ def vectors_of(num=200, dim=6, seed=0):
 
 
 def kernel_of(kernel, gamma, x, y):
-    """Loops over pairs, in float64."""
+    """Return the kernel in float64 by loops over pairs."""
     values = np.empty((len(x), len(y)))
     for i, a in enumerate(x.astype(np.float64)):
         for j, b in enumerate(y.astype(np.float64)):
@@ -36,27 +36,27 @@ def kernel_of(kernel, gamma, x, y):
 
 
 def components_of(kernel, gamma, sample, x, num):
-    """Kernel PCA as the textbook has it: [n, r] coordinates in the leading components."""
+    """Return textbook kernel PCA: [n, r] coordinates in the leading components."""
     p = len(sample)
     values = kernel_of(kernel, gamma, sample, sample)
     centre = np.eye(p) - np.ones((p, p)) / p
     weights, directions = np.linalg.eigh(centre @ values @ centre)
     weights, directions = weights[::-1][:num], directions[:, ::-1][:, :num]
-    asked = kernel_of(kernel, gamma, x, sample)
-    asked = (asked - np.ones((len(x), p)) / p @ values) @ centre
-    return asked @ directions / np.sqrt(weights)
+    cross = kernel_of(kernel, gamma, x, sample)
+    cross = (cross - np.ones((len(x), p)) / p @ values) @ centre
+    return cross @ directions / np.sqrt(weights)
 
 
 @pytest.mark.parametrize("kernel", KINDS)
 def test_bits_are_signs_of_random_directions_in_the_leading_components(kernel):
-    """Items at angle θ there share a bit with probability 1 - θ/π, for any draw of directions."""
+    """Items at angle θ share a bit with probability 1 - θ/π, for any sample of directions."""
     sample, x = vectors_of(60), vectors_of(40, seed=1)
-    hashed = learnt(sample, kernel, num_bits=16384, num_landmarks=60, num_components=5)
-    places = components_of(kernel, hashed.gamma, sample, x, 5)
-    unit = places / np.linalg.norm(places, axis=1, keepdims=True)
+    hashed = fit(sample, kernel, num_bits=16384, num_landmarks=60, num_components=5)
+    coordinates = components_of(kernel, hashed.gamma, sample, x, 5)
+    unit = coordinates / np.linalg.norm(coordinates, axis=1, keepdims=True)
     angles = np.arccos(np.clip(unit @ unit.T, -1, 1))
-    found = bits(hashed.codes(x))
-    shared = (found[:, None] == found[None]).mean(axis=2)
+    codes = bits(hashed.codes(x))
+    shared = (codes[:, None] == codes[None]).mean(axis=2)
     # Binomial over 16,384 bits: standard error at most 0.0039.
     np.testing.assert_allclose(shared, 1 - angles / np.pi, atol=0.02)
 
@@ -64,26 +64,26 @@ def test_bits_are_signs_of_random_directions_in_the_leading_components(kernel):
 def test_gamma_is_one_over_the_median_squared_distance():
     x = vectors_of(30)
     squares = [((a - b) ** 2).sum() for i, a in enumerate(x) for b in x[:i]]
-    assert learnt(x, "rbf").gamma == pytest.approx(1 / np.median(squares), rel=1e-4)
+    assert fit(x, "rbf").gamma == pytest.approx(1 / np.median(squares), rel=1e-4)
 
 
 @pytest.mark.parametrize("kernel", KINDS)
 def test_near_vectors_share_more_bits(kernel):
     x = vectors_of()
-    hashed = learnt(x, kernel, num_bits=1024)
+    hashed = fit(x, kernel, num_bits=1024)
     here, near, far = (bits(hashed.codes(v)) for v in (x, x + 0.05, vectors_of(seed=7)))
     assert (here != near).mean() < 0.1 < 0.3 < (here != far).mean()
 
 
 @pytest.mark.parametrize("kernel", KINDS)
 @pytest.mark.parametrize("vectors", [np.ones((5, 3)), np.zeros((1, 2)), np.eye(2)])
-def test_vectors_without_a_direction_break_nothing(kernel, vectors):
-    codes = learnt(vectors.astype(np.float32), kernel).codes(vectors.astype(np.float32))
+def test_equal_vectors_can_be_hashed(kernel, vectors):
+    codes = fit(vectors.astype(np.float32), kernel).codes(vectors.astype(np.float32))
     assert codes.shape == (len(vectors), 8)
 
 
-def test_the_seed_decides():
+def test_seed_determines_the_codes():
     x = vectors_of()
-    one, same, other = (learnt(x, "rbf", seed=s).codes(x) for s in (1, 1, 2))
+    one, same, other = (fit(x, "rbf", seed=s).codes(x) for s in (1, 1, 2))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)

@@ -1,4 +1,4 @@
-"""Changes beside a built index, against a dict of what is there."""
+"""Changes beside a built index, compared with a dict of live items."""
 
 import threading
 
@@ -25,10 +25,10 @@ def packed(excluded):
     return Exclusions(torch.tensor(flat, dtype=torch.int64), lengths.cumsum(0))
 
 
-def expected_of(there, query, k, excluded):
+def expected_of(live_items, query, k, excluded):
     rows = []
-    for row, hidden in zip(query, excluded, strict=True):
-        scored = [(-float(v @ row), d) for d, v in there.items() if d not in hidden]
+    for row, excluded_ids in zip(query, excluded, strict=True):
+        scored = [(-float(v @ row), d) for d, v in live_items.items() if d not in excluded_ids]
         ids = [d for _, d in sorted(scored)[:k]]
         rows.append(ids + [-1] * (k - len(ids)))
     return rows
@@ -39,47 +39,51 @@ CHANGE = st.tuples(st.sampled_from(["add", "update", "delete"]), st.integers(0, 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(num_built=st.integers(1, 40), changes=st.lists(CHANGE, max_size=12), k=st.integers(1, 60))
-def test_a_search_finds_what_is_there_now(num_built, changes, k):
+def test_search_equals_a_dict_of_live_items(num_built, changes, k):
     items = vectors_of(num_built, 0)
-    live, there = LiveIndex(ExactIndex(items), items), dict(enumerate(items))
-    for what, seed in changes:
+    live, live_items = LiveIndex(ExactIndex(items), items), dict(enumerate(items))
+    for operation, seed in changes:
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(live.num_items, generator=generator)[: 1 + seed % 3]
-        if what == "add":
+        ids = torch.randperm(live.num_items, generator=generator)[: 1 + seed % 3]
+        if operation == "add":
             new = vectors_of(1 + seed % 3, seed)
-            there |= dict(zip(live.add(new).tolist(), new, strict=True))
-        elif what == "update":
-            new = vectors_of(len(chosen), seed)
-            live.update(chosen, new)
-            there |= dict(zip(chosen.tolist(), new, strict=True))
+            live_items |= dict(zip(live.add(new).tolist(), new, strict=True))
+        elif operation == "update":
+            new = vectors_of(len(ids), seed)
+            live.update(ids, new)
+            live_items |= dict(zip(ids.tolist(), new, strict=True))
         else:
-            live.delete(chosen)
-            there = {d: v for d, v in there.items() if d not in chosen.tolist()}
-    assert live.num_live == len(there)
-    assert live.is_live(torch.arange(live.num_items)).nonzero().squeeze(1).tolist() == sorted(there)
-    ids = torch.tensor(sorted(there), dtype=torch.int64)
+            live.delete(ids)
+            live_items = {d: v for d, v in live_items.items() if d not in ids.tolist()}
+    assert live.num_live == len(live_items)
+    assert live.is_live(torch.arange(live.num_items)).nonzero().squeeze(1).tolist() == sorted(
+        live_items
+    )
+    ids = torch.tensor(sorted(live_items), dtype=torch.int64)
     assert torch.equal(
         live.vectors_of(ids),
-        torch.stack([there[d] for d in ids.tolist()] or [items[0]])[: len(ids)],
+        torch.stack([live_items[d] for d in ids.tolist()] or [items[0]])[: len(ids)],
     )
     query, k = vectors_of(3, 99), min(k, live.num_items)
-    none = [[], [], []]
-    assert live.search(query, k).item_ids.tolist() == expected_of(there, query, k, none)
+    no_exclusions = [[], [], []]
+    assert live.search(query, k).item_ids.tolist() == expected_of(
+        live_items, query, k, no_exclusions
+    )
     some = [[0], list(range(0, live.num_items, 2)), list(range(live.num_items))]
-    found = live.search(query, k, packed(some))
-    assert found.item_ids.tolist() == expected_of(there, query, k, some)
-    assert torch.equal(found.scores.isneginf(), found.item_ids < 0)
+    result = live.search(query, k, packed(some))
+    assert result.item_ids.tolist() == expected_of(live_items, query, k, some)
+    assert torch.equal(result.scores.isneginf(), result.item_ids < 0)
 
 
-def test_a_hidden_neighbourhood_is_looked_past():
-    """Over-fetching must widen until it has k, however many of the best are gone."""
+def test_search_widens_past_deleted_neighbours():
+    """The search must widen until it has k items, for any number of deleted ones."""
     items = torch.arange(500, 0, -1).float().unsqueeze(1)
-    live = LiveIndex(FaissIndex(items, "flat"), items)
+    live = LiveIndex(FaissIndex.Config(kind="flat").build(items), items)
     live.delete(torch.arange(400))
     assert live.search(torch.ones(2, 1), 3).item_ids.tolist() == [[400, 401, 402]] * 2
 
 
-def test_rows_of_what_is_gone_are_given_up():
+def test_dead_rows_are_compacted():
     items = vectors_of(10, 0)
     live = LiveIndex(ExactIndex(items), items)
     for step in range(100):
@@ -88,20 +92,20 @@ def test_rows_of_what_is_gone_are_given_up():
     assert live.vectors_of(torch.tensor([3])).tolist() == [[99.0] * DIM]
 
 
-def test_a_search_sees_a_change_whole_or_not_at_all():
-    """Pairs of items always have one vector: a torn update would show two."""
+def test_search_sees_a_change_completely_or_not_at_all():
+    """Both items of a pair always have the same vector: a torn update would show two."""
     items = torch.ones(50, DIM)
     live = LiveIndex(ExactIndex(items), items)
     pair, stop, torn = torch.tensor([7, 8]), threading.Event(), []
 
-    def ask():
+    def search():
         while not stop.is_set():
-            found = live.search(torch.ones(1, DIM), 50)
-            scores = dict(zip(found.item_ids[0].tolist(), found.scores[0].tolist(), strict=True))
+            result = live.search(torch.ones(1, DIM), 50)
+            scores = dict(zip(result.item_ids[0].tolist(), result.scores[0].tolist(), strict=True))
             if scores.get(7) != scores.get(8):
                 torn.append((scores.get(7), scores.get(8)))
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
+    threads = [threading.Thread(target=search) for _ in range(3)]
     for thread in threads:
         thread.start()
     for step in range(400):
@@ -116,7 +120,7 @@ def test_a_search_sees_a_change_whole_or_not_at_all():
     assert not torn
 
 
-def test_changes_from_several_threads_are_all_kept():
+def test_changes_from_several_threads_are_all_applied():
     items = vectors_of(10, 0)
     live = LiveIndex(ExactIndex(items), items)
     given_ids = []
@@ -134,22 +138,22 @@ def test_changes_from_several_threads_are_all_kept():
     assert live.num_live == 410
 
 
-class TestRefuses:
+class TestRefusal:
     def live(self):
         items = vectors_of(5, 0)
         return LiveIndex(ExactIndex(items), items)
 
-    def test_ids_that_are_not_in_use(self):
-        with pytest.raises(ConfigError, match="item id 5 is not in use: ids are 0 to 4"):
+    def test_unknown_ids(self):
+        with pytest.raises(ConfigError, match="unknown item id 5: ids are 0 to 4"):
             self.live().delete(torch.tensor([1, 5]))
-        with pytest.raises(ConfigError, match="item id -1"):
+        with pytest.raises(ConfigError, match="unknown item id -1"):
             self.live().update(torch.tensor([-1]), torch.ones(1, DIM))
 
-    def test_an_item_twice_in_one_update(self):
-        with pytest.raises(ConfigError, match="each item once"):
+    def test_same_item_twice_in_one_update(self):
+        with pytest.raises(ConfigError, match="distinct items"):
             self.live().update(torch.tensor([1, 1]), torch.ones(2, DIM))
 
-    def test_vectors_of_another_width_and_no_numbers(self):
+    def test_vectors_of_another_width_or_not_finite(self):
         with pytest.raises(ConfigError, match=r"\[n, 4\]"):
             self.live().add(torch.ones(1, 3))
         live = self.live()
@@ -157,17 +161,17 @@ class TestRefuses:
             live.add(torch.full((1, DIM), torch.nan))
         assert live.num_items == 5
 
-    def test_the_vector_of_a_deleted_item(self):
+    def test_vector_of_a_deleted_item(self):
         live = self.live()
         live.delete(torch.tensor([2]))
         with pytest.raises(ConfigError, match="item id 2 is not in the index"):
             live.vectors_of(torch.tensor([1, 2]))
 
-    def test_an_index_of_other_items(self):
-        with pytest.raises(ConfigError, match="holds 5 items and there are 4 vectors"):
+    def test_index_of_another_size(self):
+        with pytest.raises(ConfigError, match="holds 5 items, got 4 vectors"):
             LiveIndex(ExactIndex(vectors_of(5, 0)), vectors_of(4, 0))
 
-    def test_a_k_beyond_the_ids_in_use(self):
+    def test_k_beyond_the_ids_in_use(self):
         live = self.live()
         live.add(torch.ones(1, DIM))
         assert live.search(torch.ones(1, DIM), 6).item_ids.shape == (1, 6)

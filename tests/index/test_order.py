@@ -1,4 +1,4 @@
-"""Keys sort as (score descending, id ascending) and come back unchanged."""
+"""Keys sort as (score descending, id ascending) and decode to the same values."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ pairs = st.lists(
 
 
 @given(pairs)
-def test_larger_keys_are_better_results(found):
-    scores = torch.tensor([score for score, _ in found])
-    ids = torch.tensor([item_id for _, item_id in found])
+def test_larger_keys_are_better_results(results):
+    scores = torch.tensor([score for score, _ in results])
+    ids = torch.tensor([item_id for _, item_id in results])
     keys = encode(scores, ids).numpy()
     by_key = np.argsort(-keys, kind="stable")
-    by_hand = sorted(range(len(found)), key=lambda i: (-found[i][0], found[i][1]))
-    assert [found[i] for i in by_key] == [found[i] for i in by_hand]
+    by_hand = sorted(range(len(results)), key=lambda i: (-results[i][0], results[i][1]))
+    assert [results[i] for i in by_key] == [results[i] for i in by_hand]
 
 
 @given(pairs)
-def test_keys_hold_ids_and_scores(found):
-    scores = torch.tensor([score for score, _ in found])
-    ids = torch.tensor([item_id for _, item_id in found])
-    got_ids, got_scores = decode(encode(scores, ids))
-    assert torch.equal(got_scores, scores)
-    assert torch.equal(got_ids, torch.where(scores.isneginf(), -1, ids))
+def test_decode_returns_ids_and_scores(results):
+    scores = torch.tensor([score for score, _ in results])
+    ids = torch.tensor([item_id for _, item_id in results])
+    decoded_ids, decoded_scores = decode(encode(scores, ids))
+    assert torch.equal(decoded_scores, scores)
+    assert torch.equal(decoded_ids, torch.where(scores.isneginf(), -1, ids))
 
 
-def test_a_missing_item_is_worst():
+def test_missing_item_sorts_last():
     keys = encode(torch.tensor([-torch.inf, -torch.inf, -3e38]), torch.tensor([-1, 4, 9]))
     assert keys[2] > keys[0]
     assert decode(keys)[0].tolist() == [-1, -1, 9]

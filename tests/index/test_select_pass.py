@@ -1,4 +1,4 @@
-"""Selection in machine code against NumPy and torch, and that search works without it."""
+"""The native kernel for selection, compared with NumPy and torch; search without the kernel."""
 
 import logging
 import shutil
@@ -15,12 +15,12 @@ from candid.index import ExactIndex, Exclusions, select_pass
 from candid.index.order import decode
 
 HAS_COMPILER = select_pass.native_selection() is not None
-needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
 
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    """A process that has not looked yet, with an empty cache."""
+    """Simulate a process that has not compiled yet, with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CANDID_NATIVE", raising=False)
     select_pass.native_selection.cache_clear()
@@ -28,13 +28,13 @@ def fresh(monkeypatch, tmp_path):
     select_pass.native_selection.cache_clear()
 
 
-def told(caplog):
+def messages_of(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "candid.index"]
 
 
 @st.composite
 def tables(draw):
-    """Scores [rows, items] in several tiles, with what is excluded and how many are wanted."""
+    """Scores [rows, items], excluded ids, width of a tile and k."""
     rows, items = draw(st.integers(1, 4)), draw(st.integers(1, 3000))
     generator = np.random.default_rng(draw(st.integers(0, 2**31)))
     scores = generator.standard_normal((rows, items)).astype(np.float32)
@@ -50,23 +50,23 @@ def tables(draw):
     if kind == "tiny":
         scores = np.float32(1e-42) * scores
     share = draw(st.sampled_from([0.0, 0.1, 0.97, 1.0]))
-    hidden = [np.flatnonzero(generator.random(items) < share) for _ in range(rows)]
-    hidden = [generator.permutation(np.concatenate([one, one[:3]])) for one in hidden]
+    excluded = [np.flatnonzero(generator.random(items) < share) for _ in range(rows)]
+    excluded = [generator.permutation(np.concatenate([one, one[:3]])) for one in excluded]
     width = draw(st.integers(1, items))
     k = draw(st.integers(1, min(items, 300)))
-    return np.ascontiguousarray(scores, dtype=np.float32), hidden, width, k
+    return np.ascontiguousarray(scores, dtype=np.float32), excluded, width, k
 
 
 @needs_compiler
 @given(tables())
 @settings(max_examples=150, deadline=None)
-def test_what_is_proven_is_a_stable_sort(table):
-    """One item vector a column of the scores, one unit query a row: scores are exact."""
-    scores, hidden, width, k = table
+def test_proven_rows_equal_a_stable_sort(table):
+    """One item vector per column of the scores, one unit query per row: scores are exact."""
+    scores, excluded, width, k = table
     rows, items = scores.shape
     exclude = Exclusions(
-        torch.from_numpy(np.concatenate(hidden)),
-        torch.tensor(np.cumsum([0, *map(len, hidden)])),
+        torch.from_numpy(np.concatenate(excluded)),
+        torch.tensor(np.cumsum([0, *map(len, excluded)])),
     )
     best = select_pass.NativeTopK(select_pass.native_selection(), rows, min(k + 16, items))
     for begin in range(0, items, width):
@@ -75,14 +75,14 @@ def test_what_is_proven_is_a_stable_sort(table):
     keys = torch.empty(rows, k, dtype=torch.int64)
     vectors = torch.tensor(scores.T.copy())
     proven = best.rank(torch.eye(rows), vectors, torch.zeros(rows, dtype=torch.float64), keys)
-    ids, found = decode(keys)
+    ids, best_scores = decode(keys)
     for row in range(rows):
-        allowed = np.setdiff1d(np.arange(items), hidden[row])
+        allowed = np.setdiff1d(np.arange(items), excluded[row])
         order = allowed[np.lexsort((allowed, -scores[row, allowed]))]
         expected = np.full(k, -np.inf, dtype=np.float32)
         expected[: len(order)] = scores[row, order[:k]]
-        # The best scores are there in any case; which of the items that tie with the k-th is not.
-        np.testing.assert_array_equal(found[row].numpy(), expected)
+        # The scores are always the best ones; the choice among ties with the k-th is open.
+        np.testing.assert_array_equal(best_scores[row].numpy(), expected)
         if proven[row]:
             assert ids[row, : len(order)].tolist() == order[:k].tolist()
             assert (ids[row, len(order) :] == -1).all()
@@ -94,23 +94,23 @@ def test_what_is_proven_is_a_stable_sort(table):
 
 @needs_compiler
 @pytest.mark.parametrize("exponent", [0, 40, -40])
-def test_several_threads_change_nothing(exponent):
+def test_several_threads_give_the_same_results(exponent):
     generator = torch.Generator().manual_seed(3)
     vectors = torch.randn(5000, 19, generator=generator) * 2.0**exponent
     query = torch.randn(301, 19, generator=generator)
     before = torch.get_num_threads()
-    found = []
+    results = []
     for threads in (1, 4):
         torch.set_num_threads(threads)
         try:
-            found.append(ExactIndex(vectors, 1000, 64).search(query, 1500))
+            results.append(ExactIndex(vectors, block_items=1000, block_rows=64).search(query, 1500))
         finally:
             torch.set_num_threads(before)
-    assert torch.equal(found[0].item_ids, found[1].item_ids)
-    assert torch.equal(found[0].scores, found[1].scores)
+    assert torch.equal(results[0].item_ids, results[1].item_ids)
+    assert torch.equal(results[0].scores, results[1].scores)
 
 
-def test_searches_agree_with_and_without(fresh, monkeypatch):
+def test_search_with_and_without_the_kernel_agrees(fresh, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(3000, 33, generator=generator)
     vectors[100:200] = vectors[7]
@@ -120,19 +120,19 @@ def test_searches_agree_with_and_without(fresh, monkeypatch):
     exclude = Exclusions(seen, torch.arange(0, 200 * 50 + 1, 50))
     assert select_pass.MIN_SCORES <= 200 * 3000
     for k in (1, 20, 2000):
-        found = []
+        results = []
         for switch in ("1", "0"):
             monkeypatch.setenv("CANDID_NATIVE", switch)
             select_pass.native_selection.cache_clear()
-            hits = ExactIndex(vectors, 700, 64).search(query, k, exclude)
+            result = ExactIndex(vectors, block_items=700, block_rows=64).search(query, k, exclude)
             assert select_pass.native_selection.cache_info().currsize == 1
             assert (select_pass.native_selection() is None) == (switch == "0" or not HAS_COMPILER)
-            found.append(hits)
-        assert torch.equal(found[0].item_ids, found[1].item_ids)
-        assert torch.equal(found[0].scores, found[1].scores)
+            results.append(result)
+        assert torch.equal(results[0].item_ids, results[1].item_ids)
+        assert torch.equal(results[0].scores, results[1].scores)
 
 
-def test_small_searches_start_no_compiler(fresh):
+def test_small_search_does_not_start_the_compiler(fresh):
     ExactIndex(torch.ones(50, 4)).search(torch.ones(3, 4), 5)
     assert select_pass.native_selection.cache_info().currsize == 0
 
@@ -145,12 +145,12 @@ def test_small_searches_start_no_compiler(fresh):
         lambda e: Exclusions(e.item_ids.repeat_interleave(2)[::2], e.offsets),
     ],
 )
-def test_other_layouts_of_exclusions_are_left_to_torch(change):
+def test_other_layouts_of_exclusions_use_torch(change):
     vectors, query = torch.randn(2000, 5), torch.randn(60, 5)
     exclude = Exclusions(torch.arange(600), torch.arange(0, 601, 10))
     index = ExactIndex(vectors)
-    assert select_pass.native_for(query, vectors, 26, exclude) is not None
-    assert select_pass.native_for(query, vectors, 26, change(exclude)) is None
+    assert select_pass.native_selection_for(query, vectors, 26, exclude) is not None
+    assert select_pass.native_selection_for(query, vectors, 26, change(exclude)) is None
     expected = index.search(query, 10, exclude)
     assert torch.equal(index.search(query, 10, change(exclude)).item_ids, expected.item_ids)
 
@@ -166,39 +166,40 @@ def test_other_layouts_of_exclusions_are_left_to_torch(change):
     ],
     ids=["too few", "too many", "too long", "falling", "negative"],
 )
-def test_machine_code_never_reads_past_malformed_exclusions(offsets):
+def test_kernel_does_not_read_malformed_exclusions(offsets):
     query, vectors = torch.randn(60, 5), torch.randn(2000, 5)
     exclude = Exclusions(torch.arange(600), offsets)
-    assert select_pass.native_for(query, vectors, 26, exclude) is None
+    assert select_pass.native_selection_for(query, vectors, 26, exclude) is None
 
 
 @needs_compiler
-def test_vectors_that_are_not_packed_are_left_to_torch():
+def test_vectors_that_are_not_contiguous_use_torch():
     vectors, query = torch.randn(5, 2000).T, torch.randn(60, 5)
-    assert select_pass.native_for(query, vectors, 26, None) is None
+    assert select_pass.native_selection_for(query, vectors, 26, None) is None
     expected = ExactIndex(vectors.contiguous()).search(query, 10)
     assert torch.equal(ExactIndex(vectors).search(query, 10).item_ids, expected.item_ids)
     strided = torch.randn(5, 60).T
     expected = ExactIndex(vectors.contiguous()).search(strided.contiguous(), 10)
-    found = ExactIndex(vectors.contiguous()).search(strided, 10)
-    assert torch.equal(found.item_ids, expected.item_ids)
+    result = ExactIndex(vectors.contiguous()).search(strided, 10)
+    assert torch.equal(result.item_ids, expected.item_ids)
 
 
-def test_refuses_a_large_batch_with_a_query_that_is_not_finite():
+def test_large_batch_with_a_query_that_is_not_finite_is_refused():
     query = torch.ones(60, 5)
     query[59, 4] = torch.nan
     with pytest.raises(ArtifactError, match="query vectors hold NaN"):
         ExactIndex(torch.ones(2000, 5)).search(query, 2)
 
 
-def test_without_a_compiler_there_is_one_line(fresh, monkeypatch, caplog):
+def test_missing_compiler_logs_one_line(fresh, monkeypatch, caplog):
     monkeypatch.setenv("CC", "/nowhere/cc")
     with caplog.at_level(logging.INFO):
-        found = ExactIndex(torch.eye(400)).search(torch.eye(400), 1)
+        result = ExactIndex(torch.eye(400)).search(torch.eye(400), 1)
         ExactIndex(torch.eye(400)).search(torch.eye(400), 1)
-    assert found.item_ids.flatten().tolist() == list(range(400))
-    expected = "exact search runs on torch alone, somewhat slower: no C compiler was found"
-    assert told(caplog) == [expected]
+    assert result.item_ids.flatten().tolist() == list(range(400))
+    assert messages_of(caplog) == [
+        "exact search runs without its native kernel, somewhat slower: no C compiler found"
+    ]
 
 
 @needs_compiler
@@ -206,12 +207,12 @@ def test_without_a_compiler_there_is_one_line(fresh, monkeypatch, caplog):
     ("right", "wrong"),
     [
         ("scores[column] = -INFINITY;", "continue;"),
-        ("ids[kept] = id;", "ids[kept] = ids[0];"),
-        ("places[i] += key > keys[i]", "places[i] += key < keys[i]"),
+        ("ids[stored] = id;", "ids[stored] = ids[0];"),
+        ("positions[i] += key > keys[i]", "positions[i] += key < keys[i]"),
         ("_CMP_GT_OQ" if "avx2" in candid.native._cpu() else "scores[j] > bound", "_CMP_LT_OQ"),
     ],
 )
-def test_code_that_computes_something_else_is_refused(fresh, monkeypatch, caplog, right, wrong):
+def test_wrong_kernel_is_refused(fresh, monkeypatch, caplog, right, wrong):
     changed, source = fresh.parents[1] / "wrong.c", select_pass.SOURCE.read_text()
     assert right in source
     changed.write_text(source.replace(right, wrong))
@@ -219,12 +220,12 @@ def test_code_that_computes_something_else_is_refused(fresh, monkeypatch, caplog
     monkeypatch.setattr(select_pass, "SOURCE", changed)
     with caplog.at_level(logging.INFO):
         assert select_pass.native_selection() is None
-    assert told(caplog)[0].endswith("the compiled code finds other items than torch")
+    assert messages_of(caplog)[0].endswith("the compiled code returns other items than torch")
 
 
 @needs_compiler
 @pytest.mark.parametrize("features", ["-mno-avx2 -mno-avx512f", "-mno-avx512f"])
-def test_other_processors_find_the_same(fresh, monkeypatch, features):
+def test_kernel_for_other_processors_gives_the_same_results(fresh, monkeypatch, features):
     monkeypatch.setattr(candid.native, "FLAGS", (*candid.native.FLAGS, *features.split()))
     if "x86_64" not in candid.native._cpu():
         pytest.skip("flags of another processor")
@@ -232,9 +233,11 @@ def test_other_processors_find_the_same(fresh, monkeypatch, features):
     assert portable is not None
     generator = torch.Generator().manual_seed(5)
     query = torch.randn(64, 7, generator=generator).round()
-    index = ExactIndex(torch.randn(4099, 7, generator=generator).round(), 1000, 50)
-    found = index.search(query, 100)
+    index = ExactIndex(
+        torch.randn(4099, 7, generator=generator).round(), block_items=1000, block_rows=50
+    )
+    result = index.search(query, 100)
     monkeypatch.setenv("CANDID_NATIVE", "0")
     select_pass.native_selection.cache_clear()
     expected = index.search(query, 100)
-    assert torch.equal(found.item_ids, expected.item_ids)
+    assert torch.equal(result.item_ids, expected.item_ids)

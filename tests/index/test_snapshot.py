@@ -1,4 +1,4 @@
-"""An index on disk: whole at every moment, of its model, and changed without writing it anew."""
+"""Snapshots: complete at every moment, bound to their model, and changed without a full write."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from candid.index import (
 
 V, DIM = 300, 8
 CONFIG = FaissIndex.Config(kind="flat")
-NAMES = pl.Series("source_id", [f"i{n:03}" for n in range(V)])
+SOURCE_IDS = pl.Series("source_id", [f"i{n:03}" for n in range(V)])
 
 
 def vectors_of(num=V, seed=0):
@@ -37,7 +37,13 @@ def vectors_of(num=V, seed=0):
 def write(folder, seed=0, fingerprint="ours", **options):
     items = vectors_of(seed=seed)
     write_snapshot(
-        folder, CONFIG.build(items), items, NAMES, config=CONFIG, fingerprint=fingerprint, **options
+        folder,
+        CONFIG.build(items),
+        items,
+        SOURCE_IDS,
+        config=CONFIG,
+        fingerprint=fingerprint,
+        **options,
     )
 
 
@@ -47,62 +53,63 @@ def folder(tmp_path):
     return tmp_path / "index"
 
 
-def names_in(folder):
+def files_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def answers(snapshot):
+def search_ids(snapshot):
     return snapshot.index.search(vectors_of(5, seed=9), 7).item_ids.tolist()
 
 
-def test_it_says_what_it_is(folder):
+def test_manifest_describes_the_index(folder):
     opened = open_snapshot(folder, fingerprint="ours")
     assert opened.folder == folder
     assert opened.measured == {"recall": 0.5}
-    assert opened.source_ids.built.equals(NAMES)
-    said = json.loads((folder / "index.json").read_text())
-    assert (said["num_items"], said["dim"], said["dtype"]) == (V, DIM, "float32")
-    assert said["index"]["type"] == "faiss"
-    assert said["index"]["kind"] == "flat"
+    assert opened.source_ids.built.equals(SOURCE_IDS)
+    manifest = json.loads((folder / "index.json").read_text())
+    assert (manifest["num_items"], manifest["dim"], manifest["dtype"]) == (V, DIM, "float32")
+    assert manifest["index"]["type"] == "faiss"
+    assert manifest["index"]["kind"] == "flat"
     assert (
-        said["versions"]["torch"] == torch.__version__.split("+")[0] or "torch" in said["versions"]
+        manifest["versions"]["torch"] == torch.__version__.split("+")[0]
+        or "torch" in manifest["versions"]
     )
-    for entry in said["files"].values():
+    for entry in manifest["files"].values():
         assert (folder / entry["name"]).stat().st_size == entry["bytes"]
 
 
-def test_vectors_are_mapped_and_what_is_changed_in_memory_stays_there(folder):
+def test_changes_of_mapped_vectors_stay_in_memory(folder):
     opened = open_snapshot(folder)
     assert torch.equal(opened.index.item_vectors, vectors_of())
     opened.index.item_vectors[0] = 0
     assert torch.equal(open_snapshot(folder, verify=True).index.item_vectors, vectors_of())
 
 
-def test_an_index_of_another_model_is_refused(folder):
+def test_index_of_another_model_is_refused(folder):
     with pytest.raises(ArtifactError, match="index of another model"):
         open_snapshot(folder, fingerprint="theirs")
     assert open_snapshot(folder).fingerprint == "ours"
 
 
-def test_a_new_snapshot_takes_the_place_of_the_old_and_leaves_no_files_of_it(folder):
-    before, files = open_snapshot(folder), names_in(folder)
-    expected = answers(before)
+def test_new_snapshot_replaces_the_old_one_and_its_files(folder):
+    before, files = open_snapshot(folder), files_in(folder)
+    expected = search_ids(before)
     write(folder, seed=1, fingerprint="newer")
-    assert len(names_in(folder)) == len(files)
-    assert not set(names_in(folder)) & set(files) - {"index.json", ".lock"}
+    assert len(files_in(folder)) == len(files)
+    assert not set(files_in(folder)) & set(files) - {"index.json", ".lock"}
     after = open_snapshot(folder, fingerprint="newer")
     assert after.token == snapshot_token(folder) != before.token
-    assert answers(after) != expected
-    # Whoever has the old one open keeps it.
-    assert answers(before) == expected
+    assert search_ids(after) != expected
+    # A process that has the old one open can still read it.
+    assert search_ids(before) == expected
 
 
 class TestDamage:
     def each_file(self, folder):
-        said = json.loads((folder / "index.json").read_text())
-        return [folder / entry["name"] for entry in said["files"].values()]
+        manifest = json.loads((folder / "index.json").read_text())
+        return [folder / entry["name"] for entry in manifest["files"].values()]
 
-    def test_every_file_cut_short_or_gone(self, folder):
+    def test_truncated_or_missing_file(self, folder):
         opened = open_snapshot(folder)
         opened.put(["new"], torch.ones(1, DIM))
         save_changes(opened)
@@ -119,7 +126,7 @@ class TestDamage:
             file.write_bytes(content)
         open_snapshot(folder)
 
-    def test_a_changed_byte(self, folder):
+    def test_changed_byte(self, folder):
         for file in self.each_file(folder):
             content = bytearray(file.read_bytes())
             content[len(content) // 2] ^= 1
@@ -129,7 +136,7 @@ class TestDamage:
             content[len(content) // 2] ^= 1
             file.write_bytes(content)
 
-    def test_a_changed_byte_of_a_large_file_is_found_on_demand(self, folder, monkeypatch):
+    def test_changed_byte_of_a_large_file_is_found_with_verify(self, folder, monkeypatch):
         monkeypatch.setattr("candid.index.snapshot_files.SMALL", 100)
         file = next(folder.glob("vectors-*"))
         content = bytearray(file.read_bytes())
@@ -149,16 +156,16 @@ class TestDamage:
             (b'{"kind": "candid-dataset", "version": 1}', "candid-dataset"),
         ],
     )
-    def test_index_json(self, folder, content, words):
+    def test_damaged_index_json(self, folder, content, words):
         (folder / "index.json").write_bytes(content)
         with pytest.raises(ArtifactError, match=words):
             open_snapshot(folder)
 
-    def test_what_index_json_says_and_no_longer_is(self, folder):
+    def test_index_json_that_does_not_fit_the_files(self, folder):
         path = folder / "index.json"
-        said = json.loads(path.read_text())
+        manifest = json.loads(path.read_text())
         for key, value, words in (
-            ("num_items", V + 1, "not of the shape"),
+            ("num_items", V + 1, "has not the shape"),
             ("index", {"type": "nearest"}, "damaged or of another version"),
             (
                 "index",
@@ -167,13 +174,16 @@ class TestDamage:
             ),
             ("index", {"type": "faiss", "kind": "hnsw"}, "damaged"),
         ):
-            path.write_text(json.dumps(said | {key: value}))
+            path.write_text(json.dumps(manifest | {key: value}))
             with pytest.raises(ArtifactError, match=words):
                 open_snapshot(folder)
 
-    def test_no_index_at_all(self, tmp_path):
+    def test_folder_without_an_index(self, tmp_path):
         for path in (tmp_path, tmp_path / "nowhere"):
-            with pytest.raises(ArtifactError, match="is not an index; build one with candid index"):
+            with pytest.raises(
+                ArtifactError,
+                match=r"is not an index: it has no index\.json; build one with candid index",
+            ):
                 open_snapshot(path)
 
 
@@ -211,77 +221,77 @@ class TestWriting:
     @pytest.mark.parametrize(
         ("stop_at", "number"), [("files", signal.SIGKILL), ("publishing", signal.SIGINT)]
     )
-    def test_an_interrupted_write_leaves_the_old_one_whole(self, folder, stop_at, number):
-        expected, before = answers(open_snapshot(folder)), names_in(folder)
+    def test_interrupted_write_leaves_the_old_snapshot(self, folder, stop_at, number):
+        expected, before = search_ids(open_snapshot(folder)), files_in(folder)
         with self.start(folder, stop_at) as writer:
-            with pytest.raises(ArtifactError, match="being written by another process"):
+            with pytest.raises(ArtifactError, match="another process is writing to"):
                 write(folder)
             writer.send_signal(number)
         opened = open_snapshot(folder, fingerprint="ours", verify=True)
-        assert answers(opened) == expected
+        assert search_ids(opened) == expected
         if number == signal.SIGINT:
-            assert names_in(folder) == before
+            assert files_in(folder) == before
         write(folder, seed=1)
-        assert len(names_in(folder)) == len(before)
+        assert len(files_in(folder)) == len(before)
 
-    def test_a_killed_first_write_does_not_stand_in_the_way(self, tmp_path):
+    def test_killed_first_write_can_be_repeated(self, tmp_path):
         with self.start(tmp_path / "index", "publishing") as writer:
             writer.kill()
         with pytest.raises(ArtifactError, match="is not an index"):
             open_snapshot(tmp_path / "index")
         write(tmp_path / "index")
-        assert len(names_in(tmp_path / "index")) == 5
+        assert len(files_in(tmp_path / "index")) == 5
 
-    def test_an_interruption_right_behind_publication_loses_nothing(self, folder, monkeypatch):
+    def test_interruption_after_publication_loses_nothing(self, folder, monkeypatch):
         from candid.index import snapshot_files
 
-        def interrupted(path, content):
+        def interrupt(path, content):
             write_json(path, content)
             raise KeyboardInterrupt
 
         write_json = snapshot_files.write_json
-        monkeypatch.setattr(snapshot_files, "write_json", interrupted)
+        monkeypatch.setattr(snapshot_files, "write_json", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write(folder, seed=1, fingerprint="newer")
         open_snapshot(folder, fingerprint="newer", verify=True)
 
-    def test_a_library_that_cannot_write_is_told_in_one_sentence(self, folder, monkeypatch):
+    def test_failed_write_of_a_library_is_one_sentence(self, folder, monkeypatch):
         def full(self, file):
             file.write_bytes(b"half")
             raise RuntimeError("write error:\n No space left on device")
 
-        before = names_in(folder)
+        before = files_in(folder)
         monkeypatch.setattr(FaissIndex, "save", full)
         with pytest.raises(ArtifactError, match=r"cannot write .*: write error: No space left"):
             write(folder, seed=1)
-        assert names_in(folder) == before
+        assert files_in(folder) == before
 
-    def test_a_folder_with_other_files_is_left_alone(self, tmp_path):
+    def test_folder_with_other_files_is_refused(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("mine")
         with pytest.raises(ConfigError, match=r"holds other files, such as thesis.txt"):
             write(tmp_path)
-        assert names_in(tmp_path) == ["thesis.txt"]
+        assert files_in(tmp_path) == ["thesis.txt"]
 
-    def test_names_of_another_number(self, tmp_path):
+    def test_wrong_number_of_source_ids(self, tmp_path):
         items = vectors_of()
-        with pytest.raises(ConfigError, match="299 source ids for 300 items"):
+        with pytest.raises(ConfigError, match="got 299 for 300 items"):
             write_snapshot(
                 tmp_path / "index",
                 CONFIG.build(items),
                 items,
-                NAMES[:-1],
+                SOURCE_IDS[:-1],
                 config=CONFIG,
                 fingerprint="",
             )
         assert not (tmp_path / "index").exists()
 
-    def test_readers_find_one_or_the_other_while_writers_take_turns(self, folder):
+    def test_readers_find_a_complete_snapshot_during_writes(self, folder):
         stop, seen = threading.Event(), set()
 
         def read():
             while not stop.is_set():
                 opened = open_snapshot(folder)
-                seen.add((opened.fingerprint, answers(opened)[0][0]))
+                seen.add((opened.fingerprint, search_ids(opened)[0][0]))
 
         reader = threading.Thread(target=read)
         reader.start()
@@ -293,17 +303,17 @@ class TestWriting:
 
 
 class TestChanges:
-    def test_are_kept_without_writing_the_rest_again(self, folder):
-        opened, before = open_snapshot(folder), set(names_in(folder))
+    def test_saved_changes_do_not_rewrite_the_rest(self, folder):
+        opened, before = open_snapshot(folder), set(files_in(folder))
         assert opened.put(["i003", "new", "newer"], 4 * vectors_of(3, 5)).tolist() == [3, V, V + 1]
         assert opened.delete(["i000", "unknown", "newer"]).tolist() == [True, False, True]
         assert opened.delete(["i000"]).tolist() == [False]
-        expected = answers(opened)
+        expected = search_ids(opened)
         token = save_changes(opened)
         assert token == snapshot_token(folder) != opened.token
-        assert before < set(names_in(folder))
+        assert before < set(files_in(folder))
         again = open_snapshot(folder, fingerprint="ours", verify=True)
-        assert answers(again) == expected
+        assert search_ids(again) == expected
         assert again.measured == {"recall": 0.5}
         assert again.index.num_live == V - 1 + 1
         assert again.source_ids.item_ids(["new", "newer", "i000"]).tolist() == [V, V + 1, 0]
@@ -313,25 +323,25 @@ class TestChanges:
             True,
             False,
         ]
-        # And on from there: the deleted one comes back, under the id it had.
+        # The deleted item becomes live again, with its old id.
         assert again.put(["newer"], torch.ones(1, DIM)).tolist() == [V + 1]
         save_changes(again)
-        assert len(names_in(folder)) == len(before) + 2
+        assert len(files_in(folder)) == len(before) + 2
         last = open_snapshot(folder)
         assert last.index.vectors_of(torch.tensor([V + 1])).tolist() == [[1.0] * DIM]
 
-    def test_of_an_index_that_was_replaced_are_refused(self, folder):
+    def test_changes_of_a_replaced_index_are_refused(self, folder):
         opened = open_snapshot(folder)
         opened.put(["new"], torch.ones(1, DIM))
         write(folder, seed=1)
-        with pytest.raises(ArtifactError, match="holds another index by now"):
+        with pytest.raises(ArtifactError, match="another index has replaced the one in"):
             save_changes(opened)
         assert open_snapshot(folder).index.num_items == V
 
-    def test_are_written_with_the_whole_too(self, tmp_path):
+    def test_changes_are_part_of_a_full_write(self, tmp_path):
         items = vectors_of()
         opened = snapshot_in_memory(
-            CONFIG.build(items), items, NAMES, config=CONFIG, fingerprint="ours"
+            CONFIG.build(items), items, SOURCE_IDS, config=CONFIG, fingerprint="ours"
         )
         with pytest.raises(ConfigError, match="built in memory"):
             save_changes(opened)
@@ -344,9 +354,9 @@ class TestChanges:
             config=CONFIG,
             fingerprint="ours",
         )
-        assert answers(open_snapshot(tmp_path / "index")) == answers(opened)
+        assert search_ids(open_snapshot(tmp_path / "index")) == search_ids(opened)
 
-    def test_that_cannot_be_change_nothing(self, folder):
+    def test_refused_changes_have_no_effect(self, folder):
         opened = open_snapshot(folder)
         for ids, vectors, error in (
             (["a", "a"], torch.ones(2, DIM), ConfigError),
@@ -361,27 +371,27 @@ class TestChanges:
             opened.delete([7])
         assert len(opened.source_ids) == opened.index.num_items == opened.index.num_live == V
 
-    def test_an_item_that_is_found_has_a_name(self, folder):
-        opened, stop, nameless = open_snapshot(folder), threading.Event(), []
+    def test_every_returned_item_has_a_source_id(self, folder):
+        opened, stop, unnamed = open_snapshot(folder), threading.Event(), []
 
-        def ask():
+        def search():
             while not stop.is_set():
-                found = opened.index.search(100 * torch.ones(1, DIM), 5).item_ids[0]
+                item_ids = opened.index.search(100 * torch.ones(1, DIM), 5).item_ids[0]
                 try:
-                    opened.source_ids.source_ids(found.numpy())
+                    opened.source_ids.source_ids(item_ids.numpy())
                 except IndexError:
-                    nameless.append(found)
+                    unnamed.append(item_ids)
 
-        reader = threading.Thread(target=ask)
+        reader = threading.Thread(target=search)
         reader.start()
         for n in range(200):
             opened.put([f"new{n}"], torch.full((1, DIM), 10.0 + n))
         stop.set()
         reader.join()
-        assert not nameless
+        assert not unnamed
 
 
-def test_a_million_items_open_at_once(tmp_path):
+def test_million_items_open_within_seconds(tmp_path):
     items = torch.zeros(1_000_000, 64)
     items[:, 0] = torch.arange(1_000_000)
     config = ExactIndex.Config()

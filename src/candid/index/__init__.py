@@ -1,29 +1,37 @@
-"""Search over item vectors: used by samplers (the exact head), evaluation and serving.
+"""Search over item vectors, for samplers (exact candidates), evaluation and serving.
 
-Adding an index: one file with a class that follows ``Index`` and owns a ``Config``, and one
-line in ``INDEXES``.
+name         search
+bfloat16     exhaustive in bfloat16, then exact ranking
+exact        exhaustive, exact
+faiss        FAISS: exhaustive, IVF, PQ, SQ or HNSW
+kernel_lsh   hash bits, then exact ranking
+usearch      graph of USearch
+
+To add an index: one file with a class that inherits from ``Index`` and has a nested ``Config``, one
+line in ``registry.py``, and one test that calls ``candid.testing.check_index``.
 """
 
-from typing import Final
-
-from candid.index.approximate import ApproximateIndex, TunableIndex
-from candid.index.assessment import Assessment, assess
+from candid.index.approximate import ApproximateIndex
+from candid.index.benchmark import BENCHMARKED_INDEXES, IndexBenchmark, benchmark_index
 from candid.index.bfloat16 import Bfloat16Index
-from candid.index.contenders import CONTENDERS, default_config
 from candid.index.exact import ExactIndex
 from candid.index.faiss import FaissIndex
 from candid.index.kernel_lsh import KernelLsh
 from candid.index.live import Changes, LiveIndex
-from candid.index.measurement import Measured, Truth, exact_truth, measure
+from candid.index.measurement import (
+    GroundTruth,
+    Measurement,
+    compute_ground_truth,
+    measure_index,
+)
 from candid.index.protocol import (
     Exclusions,
     Index,
     IndexComponent,
     IndexConfig,
-    MutableIndex,
     SearchResult,
-    StoredIndex,
 )
+from candid.index.registry import INDEXES, default_config
 from candid.index.snapshot import (
     Snapshot,
     open_snapshot,
@@ -33,51 +41,39 @@ from candid.index.snapshot import (
     write_snapshot,
 )
 from candid.index.source_ids import SourceIds
-from candid.index.tuning import Tuned, tune
+from candid.index.tuning import TuningResult, tune_index
 from candid.index.usearch import UsearchIndex
 
-INDEXES: Final = {
-    "bfloat16": Bfloat16Index,
-    "exact": ExactIndex,
-    "faiss": FaissIndex,
-    "kernel_lsh": KernelLsh,
-    "usearch": UsearchIndex,
-}
-"""Indexes by the name used in recipes."""
-
 __all__ = [
-    "CONTENDERS",
+    "BENCHMARKED_INDEXES",
     "INDEXES",
     "ApproximateIndex",
-    "Assessment",
     "Bfloat16Index",
     "Changes",
     "ExactIndex",
     "Exclusions",
     "FaissIndex",
+    "GroundTruth",
     "Index",
+    "IndexBenchmark",
     "IndexComponent",
     "IndexConfig",
     "KernelLsh",
     "LiveIndex",
-    "Measured",
-    "MutableIndex",
+    "Measurement",
     "SearchResult",
     "Snapshot",
     "SourceIds",
-    "StoredIndex",
-    "Truth",
-    "TunableIndex",
-    "Tuned",
+    "TuningResult",
     "UsearchIndex",
-    "assess",
+    "benchmark_index",
+    "compute_ground_truth",
     "default_config",
-    "exact_truth",
-    "measure",
+    "measure_index",
     "open_snapshot",
     "save_changes",
     "snapshot_in_memory",
     "snapshot_token",
-    "tune",
+    "tune_index",
     "write_snapshot",
 ]

@@ -1,4 +1,4 @@
-"""What every index refuses, in the same words."""
+"""Validation that all indexes share, with the same messages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from candid.errors import ArtifactError, ConfigError
 
 
 def check_item_vectors(item_vectors: Tensor) -> None:
-    """Refuse vectors that are no matrix.
+    """Refuse vectors that do not form a matrix.
 
     Raises:
-        ConfigError: not [V, D] with V, D ≥ 1.
+        ConfigError: the shape is not [V, D] with V, D ≥ 1.
     """
     if item_vectors.ndim != 2 or 0 in item_vectors.shape:
         raise ConfigError(
@@ -20,13 +20,13 @@ def check_item_vectors(item_vectors: Tensor) -> None:
 
 
 def check_search(query: Tensor, k: int, num_items: int, dim: int) -> None:
-    """Refuse a search that has no answer.
+    """Refuse a k or a query that does not fit the index.
 
     Raises:
-        ConfigError: k outside 1..V, or a query of another width than the items.
+        ConfigError: k is outside 1..V, or the queries are not as wide as the items.
     """
     if not 1 <= k <= num_items:
-        raise ConfigError(f"k {k} must be between 1 and the {num_items} items there are")
+        raise ConfigError(f"k {k} must be between 1 and the number of items, {num_items}")
     if query.ndim != 2 or query.shape[1] != dim:
         raise ConfigError(
             f"queries must be [B, {dim}] like the item vectors, not {list(query.shape)}"
@@ -34,7 +34,7 @@ def check_search(query: Tensor, k: int, num_items: int, dim: int) -> None:
 
 
 def diverged_items() -> ArtifactError:
-    """What to say of item vectors that are not finite."""
+    """Return the error for item vectors that are not finite."""
     return ArtifactError(
         "item vectors hold NaN or infinite values: the model has diverged; "
         "take an earlier checkpoint or train with a lower learning rate"
@@ -42,7 +42,7 @@ def diverged_items() -> ArtifactError:
 
 
 def diverged_queries() -> ArtifactError:
-    """What to say of queries or scores that are not finite."""
+    """Return the error for queries or scores that are not finite."""
     return ArtifactError(
         "query vectors hold NaN or infinite values, or scores beyond float32: the "
         "model has diverged; take an earlier checkpoint or train with a lower "

@@ -1,20 +1,22 @@
-"""Exact search: every inner product, block by block, and a result that blocking cannot change.
+"""Exact search: every inner product, block by block, with results independent of the blocks.
 
-Matrix products of different shapes add up in different orders, so plain float32 scores move
-by an ulp with the block size and ties fall anywhere. Here a score is *defined* as the float64
-inner product rounded to float32, and order as (score descending, id ascending). The scan in
-the working precision only proposes a few more items than asked for; these are scored again
-by the definition, and a row is accepted where the error bound of the scan proves that no
-other item can belong (Cauchy-Schwarz: |error| ≤ γ_D ‖q‖ max‖v‖). The few other rows, such as
-those with more ties than the surplus holds, are searched again in float64.
+Matrix products of different shapes add up in different orders, so float32 scores differ by an ulp
+between block sizes and the order of ties is arbitrary. Here a score is *defined* as the float64
+inner product rounded to float32, and the order as (score descending, id ascending). A scan in
+the working precision selects a few more items than requested; these are scored again by the
+definition, and a row is accepted if the error bound of the scan proves that no other item can
+belong to its result (Cauchy-Schwarz: |error| ≤ γ_D ‖q‖ max‖v‖). The few other rows, such as those
+with more ties than the surplus holds, are searched again in float64.
 
-Large searches on a CPU select in machine code (``select_pass``), all others in torch (``scan``).
+Large searches on a CPU select with a native kernel (``select_pass``), all others with torch
+(``scan``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from pydantic import Field
@@ -28,23 +30,26 @@ from candid.index.checks import (
     diverged_queries,
 )
 from candid.index.order import decode, encode
-from candid.index.protocol import Exclusions, IndexConfig, SearchResult
+from candid.index.protocol import Exclusions, Index, IndexConfig, SearchResult
 from candid.index.scan import GROUP, RunningTopK
-from candid.index.select_pass import NativeSelection, NativeTopK, native_for
+from candid.index.select_pass import NativeSelection, NativeTopK, native_selection_for
 
 SURPLUS = 16
-"""Items that the scan keeps beyond k, so that near ties at the cut rarely need a second look."""
+"""Items that the scan keeps beyond k, so that near ties at the cut rarely need a second search."""
+BLOCK_ITEMS: Final = 4096
+BLOCK_ROWS: Final = 256
+"""Default block sizes: a block of scores stays in the cache of a CPU."""
 
 
-class ExactIndex:
-    """All inner products, without ever holding B×V of them.
+class ExactIndex(Index):
+    """All inner products, without holding B×V of them in memory.
 
     Memory beside the vectors is ``block_rows × block_items`` scores and O(block_rows × k).
 
     Args:
-        item_vectors: [V, D] float32; kept as it is, on its device, not copied.
-        block_items: items scored at once.
-        block_rows: queries scored at once. The defaults let a block stay in a CPU's cache.
+        item_vectors: [V, D] float32; stays on its device, not copied.
+        block_items: items scored at a time.
+        block_rows: queries scored at a time.
 
     Attributes:
         num_items: V.
@@ -52,20 +57,29 @@ class ExactIndex:
     Raises:
         ConfigError: a block size below 1, or vectors that are not a matrix with V, D ≥ 1.
         ArtifactError: a vector is not finite.
+
+    Example:
+        >>> index = ExactIndex(torch.eye(3))
+        >>> index.search(torch.tensor([[1.0, 3.0, 2.0]]), k=2).item_ids
+        tensor([[1, 2]])
     """
 
     class Config(IndexConfig):
-        """Settings of the exact index; none of them changes a result."""
+        """Settings of the exact index; they do not change results."""
 
-        block_items: int = Field(4096, ge=1, description="items scored at once")
-        block_rows: int = Field(256, ge=1, description="queries scored at once")
+        block_items: int = Field(BLOCK_ITEMS, ge=1, description="items scored at a time")
+        block_rows: int = Field(BLOCK_ROWS, ge=1, description="queries scored at a time")
 
         def build(self, item_vectors: Tensor) -> ExactIndex:
-            """Make the index over ``item_vectors`` [V, D]."""
-            return ExactIndex(item_vectors, self.block_items, self.block_rows)
+            """Build the index over ``item_vectors`` [V, D]."""
+            return ExactIndex(item_vectors, **self.model_dump())
 
     def __init__(
-        self, item_vectors: Tensor, block_items: int = 4096, block_rows: int = 256
+        self,
+        item_vectors: Tensor,
+        *,
+        block_items: int = BLOCK_ITEMS,
+        block_rows: int = BLOCK_ROWS,
     ) -> None:
         check_item_vectors(item_vectors)
         if block_items < 1 or block_rows < 1:
@@ -88,15 +102,15 @@ class ExactIndex:
 
         Args:
             query: [B, D] float32.
-            k: results a query, 1 ≤ k ≤ V.
+            k: results per query, 1 ≤ k ≤ V.
             exclude: items to leave out, packed, in any order and with repeats, or None.
 
         Returns:
             [B, K] ids (-1 where fewer than k items are allowed) and scores, best first. They
-            do not depend on the block sizes or on what else is in the batch.
+            do not depend on the block sizes or on the other queries of the batch.
 
         Raises:
-            ConfigError: k outside 1..V, or a query of another width than the items.
+            ConfigError: k is outside 1..V, or the queries are not as wide as the items.
             ArtifactError: a query or a score is not finite.
         """
         check_search(query, k, self.num_items, self._vectors.shape[1])
@@ -107,7 +121,7 @@ class ExactIndex:
             if not bool((norms * self._max_norm <= torch.finfo(torch.float32).max).all()):
                 raise diverged_queries()
             keys = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
-            native = native_for(query, self._vectors, self._wanted(k), exclude)
+            native = native_selection_for(query, self._vectors, self._scan_k(k), exclude)
             if native is None:
                 for begin in range(0, len(query), self._block_rows):
                     rows = slice(begin, begin + self._block_rows)
@@ -117,7 +131,11 @@ class ExactIndex:
             ids, scores = decode(keys)
         return SearchResult(ids.clone(), scores.clone())
 
-    def _wanted(self, k: int) -> int:
+    def settings(self) -> Mapping[str, Any]:
+        """Return the block sizes."""
+        return {"block_items": self._block_items, "block_rows": self._block_rows}
+
+    def _scan_k(self, k: int) -> int:
         return min(k + SURPLUS, self.num_items)
 
     def _search_native(
@@ -128,49 +146,52 @@ class ExactIndex:
         exclude: Exclusions | None,
         keys: Tensor,
     ) -> None:
-        """Search in machine code; fills ``keys`` [B, K], best first."""
+        """Search with the native kernel; fills ``keys`` [B, K], best first."""
         errors = self._scan_error() * norms * self._max_norm
         num_rows = min(self._block_rows, len(query))
-        best = NativeTopK(native, num_rows, self._wanted(keys.shape[1]))
-        # One for all: fresh memory costs as much as selecting from it.
+        best = NativeTopK(native, num_rows, self._scan_k(keys.shape[1]))
+        # One buffer for all tiles: fresh memory costs as much as selecting from it.
         buffer = query.new_empty(num_rows * self._block_items)
         for begin in range(0, len(query), self._block_rows):
             rows = slice(begin, begin + self._block_rows)
-            asked = query[rows]
-            hidden = None
+            chunk = query[rows]
+            chunk_exclude = None
             if exclude is not None:
-                hidden = Exclusions(exclude.item_ids, exclude.offsets[begin : rows.stop + 1])
+                offsets = exclude.offsets[begin : rows.stop + 1]
+                chunk_exclude = Exclusions(exclude.item_ids, offsets)
             for first, stop in self._blocks():
-                tile = buffer[: len(asked) * (stop - first)].view(len(asked), stop - first)
-                torch.mm(asked, self._vectors[first:stop].T, out=tile)
-                best.add(tile, first, hidden)
-            proven = best.rank(asked, self._vectors, errors[rows], keys[rows])
+                tile = buffer[: len(chunk) * (stop - first)].view(len(chunk), stop - first)
+                torch.mm(chunk, self._vectors[first:stop].T, out=tile)
+                best.add(tile, first, chunk_exclude)
+            proven = best.rank(chunk, self._vectors, errors[rows], keys[rows])
             unproven = (~proven).nonzero().squeeze(-1)
             if len(unproven):
                 pairs = _rows_of(exclude, rows)
-                again = None if pairs is None else pairs.subset(unproven, len(asked))
-                found = self._search_wide(asked[unproven].double(), keys.shape[1], again)
-                keys[rows].index_copy_(0, unproven, found)
+                row_exclude = None if pairs is None else pairs.subset(unproven, len(chunk))
+                wide = chunk[unproven].double()
+                keys[rows].index_copy_(
+                    0, unproven, self._search_wide(wide, keys.shape[1], row_exclude)
+                )
 
     def _search_rows(self, query: Tensor, k: int, exclude: _Pairs | None) -> Tensor:
         """Search at most ``block_rows`` queries; [b, K] keys, best first."""
-        kept_ids, kept_scores = self._scan(query, self._wanted(k), exclude)
+        scan_ids, scan_scores = self._scan(query, self._scan_k(k), exclude)
         wide = query.double()
-        keys = torch.topk(encode(self._exact_scores(wide, kept_ids), kept_ids), k).values
-        # Whatever the scan left out scored at most its worst kept item.
-        worst = kept_scores.amin(-1).double()
+        keys = torch.topk(encode(self._exact_scores(wide, scan_ids), scan_ids), k).values
+        # The score of an item outside the scan's result is at most its lowest one.
+        worst = scan_scores.amin(-1).double()
         bound = worst + self._scan_error() * wide.norm(dim=-1) * self._max_norm
-        complete = kept_ids.shape[1] == self.num_items
+        complete = scan_ids.shape[1] == self.num_items
         unproven = (~((decode(keys[:, -1])[1] > bound) | worst.isneginf())).nonzero().squeeze(-1)
         if complete or len(unproven) == 0:
             return keys
-        again = None if exclude is None else exclude.subset(unproven, len(query))
-        return keys.index_copy(0, unproven, self._search_wide(wide[unproven], k, again))
+        row_exclude = None if exclude is None else exclude.subset(unproven, len(query))
+        return keys.index_copy(0, unproven, self._search_wide(wide[unproven], k, row_exclude))
 
     def _exact_scores(self, wide: Tensor, item_ids: Tensor) -> Tensor:
-        """Scores of given items by the definition: [b, K] float32, -inf where the id is -1."""
+        """Return the scores of items by the definition: [b, K] float32, -inf for id -1."""
         scores = torch.empty(item_ids.shape, device=wide.device)
-        # The gathered vectors take no more room than a tile of scores.
+        # The gathered vectors take at most the memory of a tile of scores.
         elements = item_ids.shape[1] * wide.shape[1]
         step = max(1, self._block_rows * self._block_items // elements)
         for begin in range(0, len(wide), step):
@@ -181,7 +202,7 @@ class ExactIndex:
         return torch.where(item_ids < 0, -torch.inf, scores)
 
     def _scan(self, query: Tensor, k: int, exclude: _Pairs | None) -> tuple[Tensor, Tensor]:
-        """The k best by working precision, unordered: ids (-1 where none) and scores [b, k]."""
+        """Return the k best by working precision, unordered: ids (-1: none) and scores [b, k]."""
         best = RunningTopK(len(query), k, query.device)
         buffer = query.new_empty(len(query) * _padded(self._block_items))
         for begin, stop in self._blocks():
@@ -195,7 +216,7 @@ class ExactIndex:
         return best.result()
 
     def _search_wide(self, wide: Tensor, k: int, exclude: _Pairs | None) -> Tensor:
-        """Search in float64 throughout: the definition itself, several times slower."""
+        """Search in float64: the definition itself, several times slower."""
         keys = encode(
             wide.new_full((len(wide), k), -torch.inf, dtype=torch.float32),
             torch.full((len(wide), k), -1, device=wide.device),
@@ -203,11 +224,11 @@ class ExactIndex:
         for begin, stop in self._blocks():
             scores = (wide @ self._vectors[begin:stop].double().T).float()
             if exclude is not None:
-                hidden = exclude.within(begin, stop, stop - begin)
-                scores.view(-1).index_fill_(0, hidden, -torch.inf)
-            found = encode(scores, torch.arange(begin, stop, device=wide.device))
-            found = torch.topk(found, min(k, stop - begin)).values
-            keys = torch.topk(torch.cat([keys, found], dim=1), k).values
+                excluded = exclude.within(begin, stop, stop - begin)
+                scores.view(-1).index_fill_(0, excluded, -torch.inf)
+            block_keys = encode(scores, torch.arange(begin, stop, device=wide.device))
+            block_keys = torch.topk(block_keys, min(k, stop - begin)).values
+            keys = torch.topk(torch.cat([keys, block_keys], dim=1), k).values
         return keys
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
@@ -215,12 +236,12 @@ class ExactIndex:
             yield begin, min(begin + self._block_items, self.num_items)
 
     def _scan_error(self) -> float:
-        """Bound of |scan - exact| / (‖q‖ ‖v‖), twice over for the rounding of the exact score."""
+        """Return a bound of |scan - exact| / (‖q‖ ‖v‖), doubled for the rounding of the score."""
         roundoff = {"highest": 2.0**-24, "high": 2.0**-10, "medium": 2.0**-7}
         try:
             inputs = roundoff[torch.get_float32_matmul_precision()]
         except RuntimeError:
-            # torch cannot tell where precision was set a backend at a time: expect the worst.
+            # The precision was set for each backend and torch cannot report it: assume the worst.
             inputs = roundoff["medium"]
         return 2 * (2 * inputs + (self._vectors.shape[1] + 2) * 2.0**-24)
 
@@ -233,7 +254,7 @@ class _Pairs:
     item_ids: Tensor
 
     def within(self, begin: int, stop: int, width: int) -> Tensor:
-        """Flat positions in a [b, width] block of the scores of items begin .. stop - 1."""
+        """Return flat positions in a [b, width] block of the scores of items begin .. stop - 1."""
         bounds = torch.tensor([begin, stop], device=self.item_ids.device)
         first, last = torch.searchsorted(self.item_ids, bounds).tolist()
         return self.rows[first:last] * width + self.item_ids[first:last] - begin
@@ -242,8 +263,8 @@ class _Pairs:
         """Keep ``rows`` (ascending), renumbered from 0."""
         number = torch.full((num_rows,), -1, device=rows.device)
         number[rows] = torch.arange(len(rows), device=rows.device)
-        kept = number[self.rows] >= 0
-        return _Pairs(number[self.rows[kept]], self.item_ids[kept])
+        mask = number[self.rows] >= 0
+        return _Pairs(number[self.rows[mask]], self.item_ids[mask])
 
 
 def _rows_of(exclude: Exclusions | None, rows: slice) -> _Pairs | None:

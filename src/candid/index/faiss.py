@@ -1,7 +1,7 @@
-"""Search by FAISS: every inner product, those of near lists, a graph, or short codes.
+"""Search with FAISS: exhaustive, IVF, PQ, SQ or HNSW.
 
-FAISS (Douze et al. 2024, "The Faiss library") works on the CPU; vectors of another device are
-copied there and the results back.
+FAISS (Douze et al. 2024, "The Faiss library") runs on the CPU; vectors on another device are
+copied to the CPU, and the results back.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from candid.index.approximate import (
     ApproximateIndex,
     Floats,
     Ints,
-    array,
-    augmented_items,
-    augmented_queries,
-    ladder,
-    norms_are_alike,
+    augment_items,
+    augment_queries,
+    geometric_steps,
+    has_similar_norms,
+    to_array,
 )
 from candid.index.checks import check_item_vectors
 from candid.index.protocol import IndexConfig
 
 Kind = Literal["flat", "ivf", "hnsw", "pq", "sq"]
-SMALL = 1000
-"""Below so many items there is nothing to learn codes from: they are compared one by one."""
+MIN_QUANTIZED = 1000
+"""Catalogs below this size are searched exhaustively: they are too small to train a quantizer."""
 OVERSAMPLES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
 
 
@@ -41,70 +41,80 @@ class FaissIndex(ApproximateIndex):
     """An index of FAISS, by inner product.
 
     - "flat" computes every product.
-    - "ivf" sorts the items into lists around centres of a k-means and looks at the
-      ``num_probes`` lists nearest to the query: a fraction of the work, and some items are missed,
-      which for a sampler's head costs nothing but closeness.
+    - "ivf" clusters the items by k-means and searches the ``num_probes`` clusters nearest to the
+      query: a fraction of the work, at the price of some items. For the exact candidates of a
+      sampler, missed items only make the candidates less close.
     - "pq" is "ivf" over codes of 4 bits for each of ``num_codes`` parts of a vector (product
-      quantisation, compared in registers), and "sq" over 8 bits a number; the candidates are
+      quantization, compared in registers), and "sq" over 8 bits per number; the candidates are
       ranked again by their float32 vectors.
-    - "hnsw" walks a graph of neighbours (Malkov and Yashunin 2016). Its walk is made for distances:
-      by inner product it may miss much, and with ``augment`` inner products become distances,
-      which is far better where lengths are alike and far worse where they are not.
+    - "hnsw" searches a graph of neighbours (Malkov and Yashunin 2016). Its search is made for
+      distances: by inner product it can miss many items. With ``augment`` inner products become
+      distances, which is far better for vectors of similar length and far worse for others.
 
-    Apart from "flat", each may find fewer than k items even where there are more. Threads are
-    those of torch at the time of each call.
+    Apart from "flat", each may find fewer than k items even if there are more. The number of
+    threads is that of torch at the time of each call.
 
     Args:
         item_vectors: [V, D] float32; "flat" and "ivf" copy them, the others keep them for ranking.
         kind: see above. Below 1,000 items "pq" and "sq" are "flat".
-        num_lists: lists of "ivf", "pq" and "sq"; None for about the square root of V, a quarter of
-            it for "pq".
-        num_probes: lists that a search looks at, all where there are fewer.
-        num_links: links of an item in the graph of "hnsw".
-        build_width: items that building the graph looks at for each new one.
-        search_width: items that a search of the graph keeps in view, at least k.
+        num_lists: clusters of "ivf", "pq" and "sq"; None for about the square root of V, a
+            quarter of it for "pq".
+        num_probes: clusters that a search reads; all if there are fewer.
+        num_links: links per item in the graph of "hnsw".
+        build_width: items considered for each new one when the graph is built.
+        search_width: items considered in a search of the graph, at least k.
         num_codes: parts of a vector for "pq", a divisor of D; None for D.
-        oversample: candidates of "pq" and "sq" ranked again, as a multiple of k.
-        augment: distances instead of inner products in "hnsw"; None: where lengths are alike.
+        oversample: candidates of "pq" and "sq" ranked exactly, as a multiple of k.
+        augment: distances instead of inner products in "hnsw"; None: if lengths are similar.
+        file: of ``save``, read instead of building; None: build.
 
     Attributes:
         num_items: V.
 
     Raises:
         ConfigError: FAISS is not installed, vectors that are not a matrix with V, D ≥ 1, more
-            lists than items, codes that do not divide D, or a number below 1.
-        ArtifactError: a vector is not finite.
+            clusters than items, ``num_codes`` that does not divide D, or a number below 1.
+        ArtifactError: a vector is not finite, or a damaged file.
     """
+
+    has_file = True
 
     class Config(IndexConfig):
         """Settings of a FAISS index."""
 
         kind: Kind = Field(
             "ivf",
-            description="flat: every inner product; ivf: those of near lists; hnsw: a graph; pq "
-            "and sq: near lists by short codes, then exact ranking of the best",
+            description="flat: exhaustive; ivf: inverted file; hnsw: graph; pq and sq: inverted "
+            "file with product or scalar quantization, then exact ranking",
         )
         num_lists: int | None = Field(
-            None, ge=1, description="lists of ivf, pq, sq; 'none': from the size of the catalog"
+            None, ge=1, description="clusters of ivf, pq, sq; 'none': from the catalog size"
         )
-        num_probes: int = Field(16, ge=1, description="lists of ivf that a search looks at")
-        num_links: int = Field(16, ge=2, description="links of an item in the graph of hnsw")
-        build_width: int = Field(100, ge=1, description="care in building the graph of hnsw")
-        search_width: int = Field(200, ge=1, description="care in searching the graph of hnsw")
+        num_probes: int = Field(16, ge=1, description="clusters that a search of ivf reads")
+        num_links: int = Field(16, ge=2, description="links per item in the graph of hnsw")
+        build_width: int = Field(
+            100, ge=1, description="items considered per item when hnsw is built"
+        )
+        search_width: int = Field(200, ge=1, description="items considered in a search of hnsw")
         num_codes: int | None = Field(
-            None, ge=1, description="codes of 4 bits a vector in pq; 'none': one for each dimension"
+            None, ge=1, description="codes of 4 bits per vector in pq; 'none': one per dimension"
         )
         oversample: float = Field(
             5.0, ge=1, description="candidates of pq and sq ranked exactly, as a multiple of k"
         )
         augment: bool | None = Field(
             None,
-            description="hnsw by distances of vectors brought to one length; 'none': where their "
-            "lengths are alike",
+            description="hnsw by distances of vectors augmented to one length; 'none': if their "
+            "lengths are similar",
         )
 
+        @property
+        def variant(self) -> str:
+            """The kind; see ``IndexConfig.variant``."""
+            return self.kind
+
         def build(self, item_vectors: Tensor) -> FaissIndex:
-            """Make the index over ``item_vectors`` [V, D]."""
+            """Build the index over ``item_vectors`` [V, D]."""
             return FaissIndex(item_vectors, **self.model_dump())
 
         def open(self, item_vectors: Tensor, file: Path) -> FaissIndex:
@@ -114,15 +124,16 @@ class FaissIndex(ApproximateIndex):
     def __init__(
         self,
         item_vectors: Tensor,
-        kind: Kind = "ivf",
-        num_lists: int | None = None,
-        num_probes: int = 16,
-        num_links: int = 16,
-        build_width: int = 100,
-        search_width: int = 200,
-        num_codes: int | None = None,
-        oversample: float = 5.0,
-        augment: bool | None = None,
+        *,
+        kind: Kind,
+        num_lists: int | None,
+        num_probes: int,
+        num_links: int,
+        build_width: int,
+        search_width: int,
+        num_codes: int | None,
+        oversample: float,
+        augment: bool | None,
         file: Path | None = None,
     ) -> None:
         check_item_vectors(item_vectors)
@@ -131,8 +142,7 @@ class FaissIndex(ApproximateIndex):
             num_lists = max(1, math.isqrt(num_items) // (4 if kind == "pq" else 1))
         if not 1 <= num_lists <= num_items:
             raise ConfigError(
-                f"num_lists must be between 1 and the {num_items} items of the catalog, got "
-                f"{num_lists}"
+                f"num_lists must be between 1 and the number of items, {num_items}, got {num_lists}"
             )
         if min(num_probes, num_links, build_width, search_width, oversample) < 1:
             raise ConfigError(
@@ -142,7 +152,7 @@ class FaissIndex(ApproximateIndex):
         if num_codes is not None and dim % num_codes:
             raise ConfigError(f"num_codes {num_codes} must divide the width {dim} of the vectors")
         super().__init__(item_vectors, is_checked=file is not None)
-        if kind in ("pq", "sq") and num_items < SMALL:
+        if kind in ("pq", "sq") and num_items < MIN_QUANTIZED:
             kind = "flat"
         self._kind = kind
         self.num_probes = num_probes
@@ -151,46 +161,54 @@ class FaissIndex(ApproximateIndex):
         if file is not None:
             self._index: Any = _read(file, kind, dim)
         elif kind == "hnsw":
-            is_augmented = norms_are_alike(self._vectors) if augment is None else augment
-            self._index = _graph(self._vectors, num_links, build_width, is_augmented)
+            is_augmented = has_similar_norms(self._vectors) if augment is None else augment
+            self._index = _build_graph(self._vectors, num_links, build_width, is_augmented)
         else:
-            self._index = _lists(self._vectors, kind, num_lists, num_codes or dim)
+            self._index = _build_lists(self._vectors, kind, num_lists, num_codes or dim)
         if self._index.ntotal != num_items:
-            raise ArtifactError(f"{file} is the index of {self._index.ntotal} items, not of these")
+            raise ArtifactError(
+                f"{file} is the index of {self._index.ntotal} items, not of these {num_items}"
+            )
         if kind in ("flat", "ivf"):
-            # These hold the vectors themselves, and what the caller does with his is no matter.
+            # FAISS has copied the vectors, so the caller may change them.
             self._vectors = torch.empty(0)
         self._num_lists = num_lists
 
     def save(self, file: Path) -> None:
-        """Write everything but the item vectors; see ``StoredIndex``."""
+        """Write everything but the item vectors; see ``Index.save``."""
         faiss_library().write_index(self._index, str(file))
 
-    def axes(self, k: int) -> Mapping[str, Sequence[float]]:
-        """Lists to look at, care in the graph, candidates to rank; see ``TunableIndex``."""
-        probes = ladder(1, self._num_lists, 1.2)
+    def settings(self) -> Mapping[str, Any]:
+        """Return the kind and the settings of the search."""
+        return {"kind": self._kind, **super().settings()}
+
+    def tuning_axes(self, k: int) -> Mapping[str, Sequence[float]]:
+        """Return values of the settings that the kind reads; see ``Index.tuning_axes``."""
+        probes = geometric_steps(1, self._num_lists, 1.2)
+        widths = geometric_steps(k, max(k, min(32 * k, self.num_items)), 1.25)
         axes: dict[Kind, dict[str, Sequence[float]]] = {
             "flat": {},
             "ivf": {"num_probes": probes},
-            "hnsw": {"search_width": ladder(k, max(k, min(32 * k, self.num_items)), 1.25)},
+            "hnsw": {"search_width": widths},
             "pq": {"num_probes": probes, "oversample": OVERSAMPLES},
             "sq": {"num_probes": probes, "oversample": OVERSAMPLES[:3]},
         }
         return axes[self._kind]
 
-    def _best(self, query: Floats, k: int, spare: int = 0) -> tuple[Ints, Floats]:
+    def _search_all(self, query: Floats, k: int, spare: int = 0) -> tuple[Ints, Floats]:
         if self._kind not in ("flat", "ivf"):
-            return super()._best(query, k, spare)
-        ids, scores = self._found(query, k + spare)
+            return super()._search_all(query, k, spare)
+        ids, scores = self._search_faiss(query, k + spare)
         return ids, np.where(ids < 0, np.float32(-np.inf), scores)
 
     def _candidates(self, query: Floats, k: int, spare: int) -> Ints:
         oversample = 1.0 if self._kind == "hnsw" else self.oversample
-        asked = augmented_queries(query) if self._index.d > self._dim else query
-        return self._found(asked, self._width(k, spare, oversample))[0]
+        if self._index.d > self._dim:
+            query = augment_queries(query)
+        return self._search_faiss(query, self._num_candidates(k, spare, oversample))[0]
 
-    def _found(self, query: Floats, k: int) -> tuple[Ints, Floats]:
-        """What FAISS finds: ids, -1 where none, and its own scores."""
+    def _search_faiss(self, query: Floats, k: int) -> tuple[Ints, Floats]:
+        """Return the ids of FAISS, -1 where missing, and its own scores."""
         faiss = faiss_library()
         if self._kind == "flat":
             parameters = None
@@ -203,34 +221,34 @@ class FaissIndex(ApproximateIndex):
         return ids, scores
 
 
-def _lists(vectors: Tensor, kind: Kind, num_lists: int, num_codes: int) -> Any:
-    """Build everything but a graph."""
-    faiss, items = faiss_library(), array(vectors)
+def _build_lists(vectors: Tensor, kind: Kind, num_lists: int, num_codes: int) -> Any:
+    """Build an index of any kind but "hnsw"."""
+    faiss, items = faiss_library(), to_array(vectors)
     dim = items.shape[1]
     if kind == "flat":
         index = faiss.IndexFlatIP(dim)
     else:
-        centres = faiss.IndexFlatIP(dim)
+        quantizer = faiss.IndexFlatIP(dim)
         inner = faiss.METRIC_INNER_PRODUCT
         if kind == "ivf":
-            index = faiss.IndexIVFFlat(centres, dim, num_lists, inner)
+            index = faiss.IndexIVFFlat(quantizer, dim, num_lists, inner)
         elif kind == "sq":
             bits = faiss.ScalarQuantizer.QT_8bit
-            index = faiss.IndexIVFScalarQuantizer(centres, dim, num_lists, bits, inner, False)
+            index = faiss.IndexIVFScalarQuantizer(quantizer, dim, num_lists, bits, inner, False)
         else:
-            index = faiss.IndexIVFPQFastScan(centres, dim, num_lists, num_codes, 4, inner)
+            index = faiss.IndexIVFPQFastScan(quantizer, dim, num_lists, num_codes, 4, inner)
             index.by_residual = False
-        # Lists of few items are fine here; FAISS would print a warning for each training.
+        # FAISS would print a warning for small clusters, which are fine here.
         index.cp.min_points_per_centroid = 1
         index.train(items)
     index.add(items)
     return index
 
 
-def _graph(vectors: Tensor, num_links: int, build_width: int, is_augmented: bool) -> Any:
-    faiss, items = faiss_library(), array(vectors)
+def _build_graph(vectors: Tensor, num_links: int, build_width: int, is_augmented: bool) -> Any:
+    faiss, items = faiss_library(), to_array(vectors)
     if is_augmented:
-        items = augmented_items(items)
+        items = augment_items(items)
     metric = faiss.METRIC_L2 if is_augmented else faiss.METRIC_INNER_PRODUCT
     index = faiss.IndexHNSWFlat(items.shape[1], num_links, metric)
     index.hnsw.efConstruction = build_width
@@ -259,19 +277,20 @@ def _read(file: Path, kind: Kind, dim: int) -> Any:
 
 
 def faiss_library(index: str = "faiss") -> ModuleType:
-    """The library, told to use as many threads as torch does.
+    """Import FAISS and set its number of threads to that of torch.
 
     Args:
-        index: that needs it.
+        index: the registered index that needs it, for the error message.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: FAISS is not installed.
     """
     try:
         import faiss
     except ImportError:
         raise ConfigError(
-            f"index {index!r} needs FAISS, which is not installed: pip install 'candid[index]'"
+            f"the index {index!r} needs FAISS, which is not installed: "
+            "pip install 'candid-retrieval[index]'"
         ) from None
     faiss.omp_set_num_threads(torch.get_num_threads())
     module: ModuleType = faiss

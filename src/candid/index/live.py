@@ -1,10 +1,10 @@
-"""Items added, updated and deleted beside a built index, while others search it.
+"""Additions, updates and deletions of items beside a built index, during searches.
 
-The built index is never touched. A deleted or updated item of it is hidden: searches ask for
-more than they want and drop what is hidden, again with twice as many where a row comes out
-short. New and updated vectors stand in rows of their own, which are searched exactly and merged.
-So every index can change, those too that cannot delete (HNSW), and what it costs grows with the
-changes alone: one inner product for each added row. Build anew when they are many.
+The built index never changes. Its deleted and updated items are hidden: a search requests more
+items than needed and drops the hidden ones; rows that end up too short are searched again with
+twice as many. New and updated vectors are stored in separate rows, which are searched exactly and
+merged. So every index supports changes, also those that cannot delete (HNSW), and the cost grows
+only with the changes: one inner product per added row. Rebuild the index when they are many.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from candid.index.order import decode, encode
 from candid.index.protocol import Exclusions, Index, SearchResult
 
 SURPLUS = 16
-"""Items asked for beyond k: of the built index where some are hidden, of the added rows always."""
+"""Items requested beyond k: of the built index if some are hidden, of the added rows always."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed since the index was built; never written into, so that a search may go on.
+    """The changes since an index was built; immutable, so that running searches are not disturbed.
 
     Attributes:
         num_items: ids in use, deleted ones included.
-        hidden: [V] bool, built items that are deleted or have another vector now.
-        num_hidden: how many.
+        hidden: [V] bool, built items that are deleted or have a new vector.
+        num_hidden: number of hidden items.
         item_ids: [n] int64, the item of each added row.
         vectors: [n, D] float32.
         is_alive: [n] bool, whether the row still holds the vector of its item.
@@ -48,55 +48,58 @@ class Changes:
 
     @property
     def num_rows(self) -> int:
-        """n, rows that every search multiplies with."""
+        """n, the rows that every search scans."""
         return len(self.item_ids)
 
     @cached_property
     def num_live(self) -> int:
-        """Items that a search may find."""
+        """Number of items that a search may find."""
         return len(self.hidden) - self.num_hidden + int(self.is_alive.sum())
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        """Ids of the rows that are alive, ascending, and their rows."""
+        """Return the item ids of live rows, ascending, and their rows."""
         rows = self.is_alive.nonzero().squeeze(1)
         ids, order = self.item_ids[rows].sort()
         return ids, rows[order]
 
     def rows_of(self, item_ids: Tensor) -> Tensor:
-        """The row that holds the vector of each item: [m] int64, -1 where none does."""
+        """Return the row that holds the vector of each item: [m] int64, -1 where no row does."""
         ids, rows = self._sorted
         if len(ids) == 0:
             return torch.full_like(item_ids, -1)
-        at = torch.searchsorted(ids, item_ids).clamp(max=len(ids) - 1)
-        return torch.where(ids[at] == item_ids, rows[at], -1)
+        positions = torch.searchsorted(ids, item_ids).clamp(max=len(ids) - 1)
+        return torch.where(ids[positions] == item_ids, rows[positions], -1)
 
     def is_live(self, item_ids: Tensor) -> Tensor:
-        """Whether a search may find each item: [m] bool."""
+        """Return whether a search may find each item: [m] bool."""
         is_built = (item_ids >= 0) & (item_ids < len(self.hidden))
         shown = ~self.hidden[item_ids.clamp(0, len(self.hidden) - 1)]
         return (is_built & shown) | (self.rows_of(item_ids) >= 0)
 
 
 class LiveIndex:
-    """A built index and what changed since.
+    """A built index together with later changes.
 
-    Safe to search from several threads while one or several others change it: a search sees all
-    of a change or nothing.
+    Threads may search while other threads change it: a search sees a change completely or not
+    at all. Ids are never reused: ``num_items`` counts deleted items too, and a search does not
+    return them.
 
     Args:
         built: the index over ``item_vectors``.
-        item_vectors: [V, D] float32; kept as they are, not copied.
-        changes: to begin with; None: none.
+        item_vectors: [V, D] float32; not copied.
+        changes: made before; None: no changes.
 
     Raises:
-        ConfigError: the index is over another number of items.
+        ConfigError: the index holds another number of items.
     """
 
-    def __init__(self, built: Index, item_vectors: Tensor, changes: Changes | None = None) -> None:
+    def __init__(
+        self, built: Index, item_vectors: Tensor, *, changes: Changes | None = None
+    ) -> None:
         if built.num_items != len(item_vectors):
             raise ConfigError(
-                f"the index holds {built.num_items} items and there are {len(item_vectors)} vectors"
+                f"the index holds {built.num_items} items, got {len(item_vectors)} vectors"
             )
         self.built = built
         self.item_vectors = item_vectors
@@ -109,9 +112,9 @@ class LiveIndex:
             vectors=item_vectors.new_empty(0, item_vectors.shape[1], dtype=torch.float32),
             is_alive=torch.empty(0, dtype=torch.bool, device=device),
         )
-        # Rows beyond those of a Changes: room that no search looks at.
-        self._ids_room = self._changes.item_ids
-        self._vectors_room = self._changes.vectors
+        # Buffers with spare rows at the end, which no search reads.
+        self._id_buffer = self._changes.item_ids
+        self._vector_buffer = self._changes.vectors
         self._lock = threading.Lock()
 
     @property
@@ -121,22 +124,28 @@ class LiveIndex:
 
     @property
     def num_live(self) -> int:
-        """Items that a search may find."""
+        """Number of items that a search may find."""
         return self._changes.num_live
 
     @property
     def changes(self) -> Changes:
-        """What changed so far."""
+        """The changes so far."""
         return self._changes
 
     def add(self, vectors: Tensor) -> Tensor:
-        """Add items; see ``MutableIndex.add``.
+        """Add items.
+
+        Args:
+            vectors: [n, D] float32.
+
+        Returns:
+            Their ids, [n] int64: the next ones after those in use.
 
         Raises:
             ConfigError: vectors of another width.
             ArtifactError: a vector is not finite.
         """
-        vectors = self._checked(vectors)
+        vectors = self._check_vectors(vectors)
         with self._lock:
             first = self._changes.num_items
             item_ids = torch.arange(first, first + len(vectors), device=vectors.device)
@@ -144,7 +153,11 @@ class LiveIndex:
         return item_ids
 
     def update(self, item_ids: Tensor, vectors: Tensor) -> None:
-        """Give items other vectors; see ``MutableIndex.update``.
+        """Replace the vectors of items; a deleted item becomes live again.
+
+        Args:
+            item_ids: [n] int64, distinct.
+            vectors: [n, D] float32.
 
         Raises:
             ConfigError: an id is not in use or given twice, or vectors of another number or width.
@@ -160,7 +173,7 @@ class LiveIndex:
         Args:
             item_ids: [n] int64, distinct.
             vectors: [n, D] float32.
-            before: called when nothing can fail any more and no search sees the change yet.
+            before: called after all checks and before searches see the change.
 
         Raises:
             ConfigError: an id is neither in use nor one of the next, or given twice, or vectors
@@ -176,11 +189,11 @@ class LiveIndex:
         may_add: bool,
         before: Callable[[], None] | None = None,
     ) -> None:
-        vectors = self._checked(vectors)
+        vectors = self._check_vectors(vectors)
         item_ids = item_ids.to(vectors.device, torch.int64)
         if item_ids.shape != vectors.shape[:1] or len(item_ids.unique()) != len(item_ids):
             raise ConfigError(
-                f"an update needs one vector for each of its items, and each item once: got "
+                f"an update needs distinct items and one vector for each, got "
                 f"{list(item_ids.shape)} ids and {list(vectors.shape)} vectors"
             )
         with self._lock:
@@ -192,7 +205,10 @@ class LiveIndex:
             self._append(item_ids, vectors, after)
 
     def delete(self, item_ids: Tensor) -> None:
-        """Find some items no more; see ``MutableIndex.delete``.
+        """Delete items; deleting a deleted item has no effect.
+
+        Args:
+            item_ids: [n] int64.
 
         Raises:
             ConfigError: an id is not in use.
@@ -203,14 +219,14 @@ class LiveIndex:
             self._changes = self._without(item_ids)
 
     def is_live(self, item_ids: Tensor) -> Tensor:
-        """Whether a search may find each item: [m] bool."""
+        """Return whether a search may find each item: [m] bool."""
         return self._changes.is_live(item_ids.to(self.item_vectors.device))
 
     def vectors_of(self, item_ids: Tensor) -> Tensor:
-        """The vectors of items that are live: [m, D] float32.
+        """Return the vectors of live items: [m, D] float32.
 
         Raises:
-            ConfigError: one is deleted, or no item.
+            ConfigError: an item is deleted or unknown.
         """
         changes = self._changes
         item_ids = item_ids.to(self.item_vectors.device)
@@ -219,24 +235,24 @@ class LiveIndex:
             raise ConfigError(f"item id {int(item_ids[~is_live][0])} is not in the index")
         rows = changes.rows_of(item_ids)
         is_added = rows >= 0
-        found = self.item_vectors.new_empty(len(item_ids), self.item_vectors.shape[1])
-        found[is_added] = changes.vectors[rows[is_added]]
-        found[~is_added] = self.item_vectors[item_ids[~is_added]]
-        return found
+        vectors = self.item_vectors.new_empty(len(item_ids), self.item_vectors.shape[1])
+        vectors[is_added] = changes.vectors[rows[is_added]]
+        vectors[~is_added] = self.item_vectors[item_ids[~is_added]]
+        return vectors
 
     def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> SearchResult:
         """Find the k live items of largest inner product.
 
         Args:
             query: [B, D] float32.
-            k: results a query, 1 ≤ k ≤ ``num_items``.
+            k: results per query, 1 ≤ k ≤ ``num_items``.
             exclude: items to leave out, packed, in any order and with repeats, or None.
 
         Returns:
             [B, K] ids (-1 where fewer than k items are live and allowed) and scores, best first.
 
         Raises:
-            ConfigError: k outside its bounds, or a query of another width than the items.
+            ConfigError: k is outside its bounds, or the queries are not as wide as the items.
             ArtifactError: a query is not finite.
         """
         changes = self._changes
@@ -246,69 +262,69 @@ class LiveIndex:
             if changes.num_rows == 0:
                 return built
             added = _search_added(changes, query.detach().float(), k, exclude)
-            keys = [encode(hits.scores, hits.item_ids) for hits in (built, added)]
+            keys = [encode(result.scores, result.item_ids) for result in (built, added)]
             best = torch.topk(torch.cat(keys, dim=1), k).values
             return SearchResult(*decode(best))
 
     def _search_built(
         self, changes: Changes, query: Tensor, k: int, exclude: Exclusions | None
     ) -> SearchResult:
-        """The k best of the built items that are not hidden."""
+        """Return the k best of the built items that are not hidden."""
         num_built = len(changes.hidden)
         if exclude is not None and changes.num_items > num_built:
-            exclude = _below(exclude, num_built)
+            exclude = _exclusions_below(exclude, num_built)
         if changes.num_hidden == 0 and k <= num_built:
             return self.built.search(query, k, exclude)
         ids = torch.full((len(query), k), -1, device=query.device)
         scores = torch.full((len(query), k), -torch.inf, device=query.device)
         rows, width = torch.arange(len(query), device=query.device), min(k + SURPLUS, num_built)
         while len(rows):
-            asked = exclude if len(rows) == len(query) else _of_rows(exclude, rows)
-            found = self.built.search(query[rows], width, asked)
-            is_shown = (found.item_ids >= 0) & ~changes.hidden[found.item_ids.clamp(min=0)]
+            row_exclude = exclude if len(rows) == len(query) else _exclusions_of(exclude, rows)
+            result = self.built.search(query[rows], width, row_exclude)
+            is_shown = (result.item_ids >= 0) & ~changes.hidden[result.item_ids.clamp(min=0)]
             order = is_shown.byte().argsort(dim=1, descending=True, stable=True)[:, :k]
-            kept = is_shown.gather(1, order)
+            mask = is_shown.gather(1, order)
             columns = order.shape[1]
-            ids[rows, :columns] = torch.where(kept, found.item_ids.gather(1, order), -1)
-            scores[rows, :columns] = torch.where(kept, found.scores.gather(1, order), -torch.inf)
+            ids[rows, :columns] = torch.where(mask, result.item_ids.gather(1, order), -1)
+            scores[rows, :columns] = torch.where(mask, result.scores.gather(1, order), -torch.inf)
             if width == num_built:
                 break
-            # A row is done with k items, or once it was given all that the index finds for it.
-            rows = rows[~kept.all(1) & (found.item_ids[:, -1] >= 0)]
+            # A row is complete with k items, or when the index has returned all that it finds.
+            rows = rows[~mask.all(1) & (result.item_ids[:, -1] >= 0)]
             width = min(2 * width, num_built)
         return SearchResult(ids, scores)
 
     def _append(self, item_ids: Tensor, vectors: Tensor, num_items: int) -> None:
-        """Put rows behind those there are, in place of what held the items before."""
+        """Append rows; the rows and built vectors that held the items before become invalid."""
         changes = self._without(item_ids[item_ids < self._changes.num_items])
         if not bool(changes.is_alive.all()) and 2 * int(changes.is_alive.sum()) < changes.num_rows:
-            kept = changes.is_alive
+            alive = changes.is_alive
             changes = replace(
                 changes,
-                item_ids=changes.item_ids[kept],
-                vectors=changes.vectors[kept],
-                is_alive=kept[kept],
+                item_ids=changes.item_ids[alive],
+                vectors=changes.vectors[alive],
+                is_alive=alive[alive],
             )
-            self._ids_room, self._vectors_room = changes.item_ids, changes.vectors
+            self._id_buffer, self._vector_buffer = changes.item_ids, changes.vectors
         begin, stop = changes.num_rows, changes.num_rows + len(item_ids)
-        if stop > len(self._ids_room):
-            room = max(stop, 2 * begin)
-            self._ids_room = changes.item_ids.new_empty(room)
-            self._vectors_room = changes.vectors.new_empty(room, vectors.shape[1])
-            self._ids_room[:begin] = changes.item_ids
-            self._vectors_room[:begin] = changes.vectors
-        self._ids_room[begin:stop] = item_ids
-        self._vectors_room[begin:stop] = vectors
+        if stop > len(self._id_buffer):
+            capacity = max(stop, 2 * begin)
+            self._id_buffer = changes.item_ids.new_empty(capacity)
+            self._vector_buffer = changes.vectors.new_empty(capacity, vectors.shape[1])
+            self._id_buffer[:begin] = changes.item_ids
+            self._vector_buffer[:begin] = changes.vectors
+        self._id_buffer[begin:stop] = item_ids
+        self._vector_buffer[begin:stop] = vectors
         self._changes = replace(
             changes,
             num_items=num_items,
-            item_ids=self._ids_room[:stop],
-            vectors=self._vectors_room[:stop],
+            item_ids=self._id_buffer[:stop],
+            vectors=self._vector_buffer[:stop],
             is_alive=torch.cat([changes.is_alive, torch.ones_like(item_ids, dtype=torch.bool)]),
         )
 
     def _without(self, item_ids: Tensor) -> Changes:
-        """The changes and these items deleted."""
+        """Return the changes with these items deleted."""
         changes = self._changes
         hidden, is_alive = changes.hidden, changes.is_alive
         built = item_ids[item_ids < len(hidden)]
@@ -319,7 +335,7 @@ class LiveIndex:
             is_alive = is_alive.index_fill(0, rows[rows >= 0], False)
         return replace(changes, hidden=hidden, num_hidden=int(hidden.sum()), is_alive=is_alive)
 
-    def _checked(self, vectors: Tensor) -> Tensor:
+    def _check_vectors(self, vectors: Tensor) -> Tensor:
         dim = self.item_vectors.shape[1]
         if vectors.ndim != 2 or vectors.shape[1] != dim:
             raise ConfigError(f"vectors must be [n, {dim}], not {list(vectors.shape)}")
@@ -331,13 +347,13 @@ class LiveIndex:
 def _check_ids(item_ids: Tensor, num_items: int) -> None:
     unknown = item_ids[(item_ids < 0) | (item_ids >= num_items)]
     if len(unknown):
-        raise ConfigError(f"item id {int(unknown[0])} is not in use: ids are 0 to {num_items - 1}")
+        raise ConfigError(f"unknown item id {int(unknown[0])}: ids are 0 to {num_items - 1}")
 
 
 def _search_added(
     changes: Changes, query: Tensor, k: int, exclude: Exclusions | None
 ) -> SearchResult:
-    """The k best, or all, of the added rows, unordered, by float64 products rounded to float32."""
+    """Return the k best, or all, added rows, unordered, by float64 products as float32."""
     scores = query @ changes.vectors.T
     if not bool(scores.isfinite().all()):
         raise diverged_queries()
@@ -348,29 +364,30 @@ def _search_added(
         first, last = int(exclude.offsets[0]), int(exclude.offsets[-1])
         rows = changes.rows_of(exclude.item_ids[first:last].to(query.device))
         scores[owners[rows >= 0], rows[rows >= 0]] = -torch.inf
-    kept = torch.topk(scores, min(k + SURPLUS, changes.num_rows), sorted=False)
-    vectors = changes.vectors[kept.indices].double()
+    best = torch.topk(scores, min(k + SURPLUS, changes.num_rows), sorted=False)
+    vectors = changes.vectors[best.indices].double()
     wide = torch.bmm(vectors, query.double().unsqueeze(-1)).squeeze(-1).float()
-    is_none = kept.values.isneginf()
+    is_missing = best.values.isneginf()
     return SearchResult(
-        torch.where(is_none, -1, changes.item_ids[kept.indices]),
-        torch.where(is_none, -torch.inf, wide),
+        torch.where(is_missing, -1, changes.item_ids[best.indices]),
+        torch.where(is_missing, -torch.inf, wide),
     )
 
 
-def _below(exclude: Exclusions, num_items: int) -> Exclusions:
-    """Only the exclusions of ids below ``num_items``."""
+def _exclusions_below(exclude: Exclusions, num_items: int) -> Exclusions:
+    """Return only the exclusions of ids below ``num_items``."""
     is_built = exclude.item_ids < num_items
     before = torch.nn.functional.pad(is_built.cumsum(0), (1, 0))
     return Exclusions(exclude.item_ids[is_built], before[exclude.offsets])
 
 
-def _of_rows(exclude: Exclusions | None, rows: Tensor) -> Exclusions | None:
-    """The exclusions of some rows, renumbered from 0."""
+def _exclusions_of(exclude: Exclusions | None, rows: Tensor) -> Exclusions | None:
+    """Return the exclusions of some rows, renumbered from 0."""
     if exclude is None:
         return None
     lengths = exclude.offsets.diff()[rows]
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     starts = exclude.offsets[rows] - offsets[:-1]
-    places = torch.arange(int(offsets[-1]), device=rows.device)
-    return Exclusions(exclude.item_ids[places + torch.repeat_interleave(starts, lengths)], offsets)
+    positions = torch.arange(int(offsets[-1]), device=rows.device)
+    positions = positions + torch.repeat_interleave(starts, lengths)
+    return Exclusions(exclude.item_ids[positions], offsets)

@@ -1,4 +1,4 @@
-"""What an index is worth: recall against exact search, queries a second, time of one query."""
+"""Quality and speed of an index: recall against exact search, throughput and latency."""
 
 from __future__ import annotations
 
@@ -15,52 +15,55 @@ from candid.index.exact import ExactIndex
 from candid.index.protocol import Index, SearchResult
 
 BATCH = 32
-"""Queries asked together when speed is measured, about what a busy server collects."""
-ALONE = 100
-"""Queries asked one by one at most, for the time of one."""
-TIE = 1e-5
-"""Scores this close, relative to the length of both vectors, are the same."""
+"""Queries per search when throughput is measured: about what a busy server collects."""
+MAX_SINGLE_QUERIES = 100
+"""Queries searched one by one, at most, when latency is measured."""
+SCORE_TOLERANCE = 1e-5
+"""Scores this close, relative to the length of both vectors, count as equal."""
 
 
 @dataclass(frozen=True)
-class Truth:
-    """Queries and what exact search finds for them.
+class GroundTruth:
+    """Queries and the results of exact search for them.
 
     Attributes:
         query: [Q, D] float32.
-        hits: [Q, K], of exact search.
+        result: [Q, K], of exact search.
     """
 
     query: Tensor
-    hits: SearchResult
+    result: SearchResult
 
     @property
     def k(self) -> int:
         """K."""
-        return self.hits.item_ids.shape[1]
+        return self.result.item_ids.shape[1]
 
-    def split(self) -> tuple[Truth, Truth]:
-        """Every second query to choose settings by, the others to report; a lone one to both."""
+    def split(self) -> tuple[GroundTruth, GroundTruth]:
+        """Return two halves: even queries for tuning, odd ones for measuring.
+
+        A single query is in both.
+        """
         if len(self.query) < 2:
             return self, self
         return self._every_second(0), self._every_second(1)
 
-    def _every_second(self, first: int) -> Truth:
+    def _every_second(self, first: int) -> GroundTruth:
         rows = slice(first, None, 2)
-        return Truth(
-            self.query[rows], SearchResult(self.hits.item_ids[rows], self.hits.scores[rows])
+        return GroundTruth(
+            self.query[rows], SearchResult(self.result.item_ids[rows], self.result.scores[rows])
         )
 
 
 @dataclass(frozen=True)
-class Measured:
-    """An index under one setting; speeds are of one core.
+class Measurement:
+    """Quality and speed of an index under one setting, on one core.
 
     Attributes:
-        recall: share of the exact top k that was found, mean over the queries.
+        recall: share of the exact top k that the index found, mean over the queries.
         recall_error: its standard error.
-        queries_per_second: of CPU time, asked 32 at a time.
-        milliseconds: CPU time of one query asked alone, median; None where only the rest was asked.
+        queries_per_second: of CPU time, in searches of 32 queries.
+        milliseconds: CPU time of a search of one query, median; None if not measured.
     """
 
     recall: float
@@ -69,7 +72,7 @@ class Measured:
     milliseconds: float | None = None
 
     def to_json(self) -> dict[str, float | None]:
-        """Plain values, rounded to what the clock can tell."""
+        """Return plain values, rounded to the precision of the clock."""
         return {
             "recall": round(self.recall, 5),
             "recall_error": round(self.recall_error, 5),
@@ -78,70 +81,84 @@ class Measured:
         }
 
 
-def exact_truth(item_vectors: Tensor, query: Tensor, k: int) -> Truth:
-    """Ask exact search; see ``ExactIndex.search``."""
-    query = query.detach().float().cpu()
-    return Truth(query, ExactIndex(item_vectors).search(query, k))
-
-
-def recalls(found: SearchResult, truth: Truth, item_vectors: Tensor) -> Tensor:
-    """Share of each query's exact top k that was found: [Q] float32.
-
-    An item outside the top k that scores no less than its last is as right an answer: where items
-    have one vector, which of them exact search names is arbitrary.
+def compute_ground_truth(item_vectors: Tensor, query: Tensor, k: int) -> GroundTruth:
+    """Search exactly.
 
     Args:
-        found: [Q, K].
+        item_vectors: [V, D] float32.
+        query: [Q, D] float32.
+        k: results per query.
+
+    Raises:
+        ConfigError: k is outside 1..V, or the shapes do not fit.
+        ArtifactError: vectors that are not finite.
+    """
+    query = query.detach().float().cpu()
+    return GroundTruth(query, ExactIndex(item_vectors).search(query, k))
+
+
+def recall_per_query(result: SearchResult, truth: GroundTruth, item_vectors: Tensor) -> Tensor:
+    """Return the share of each query's exact top k that was found: [Q] float32.
+
+    An item outside the exact top k counts as found if it scores no less than the last of them:
+    among items with equal vectors, exact search returns an arbitrary choice.
+
+    Args:
+        result: [Q, K].
         truth: of the same queries and k.
         item_vectors: [V, D] float32.
     """
     query = truth.query
-    shares = torch.empty(len(query))
+    recall = torch.empty(len(query))
     for begin in range(0, len(query), BATCH):
         rows = slice(begin, begin + BATCH)
-        ids = found.item_ids[rows]
+        ids = result.item_ids[rows]
         vectors = item_vectors[ids.clamp(min=0)]
         scores = torch.einsum("bkd,bd->bk", vectors, query[rows])
         lengths = vectors.norm(dim=2) * query[rows].norm(dim=1, keepdim=True)
-        last = truth.hits.scores[rows].amin(1, keepdim=True)
-        is_right = (ids >= 0) & (scores >= last - TIE * lengths)
-        shares[rows] = is_right.float().mean(1)
-    return shares
+        last = truth.result.scores[rows].amin(1, keepdim=True)
+        is_relevant = (ids >= 0) & (scores >= last - SCORE_TOLERANCE * lengths)
+        recall[rows] = is_relevant.float().mean(1)
+    return recall
 
 
-def measure(index: Index, truth: Truth, item_vectors: Tensor, *, alone: bool = True) -> Measured:
-    """Ask an index all queries of a truth, on one thread.
+def measure_index(
+    index: Index, truth: GroundTruth, item_vectors: Tensor, *, with_latency: bool = True
+) -> Measurement:
+    """Measure an index on all queries of a ground truth, on one thread.
 
     Args:
         index: over ``item_vectors``.
-        truth: what is right.
+        truth: queries and their exact results.
         item_vectors: [V, D] float32.
-        alone: also ask some queries one by one.
+        with_latency: also search some queries one by one.
     """
     with one_thread():
-        index.search(truth.query[:BATCH], truth.k)  # what is done once is no part of a query
+        index.search(truth.query[:BATCH], truth.k)  # one-time costs are not part of a query
         begin = time.process_time()
-        hits = [index.search(rows, truth.k) for rows in truth.query.split(BATCH)]
+        results = [index.search(rows, truth.k) for rows in truth.query.split(BATCH)]
         seconds = time.process_time() - begin
-        one_by_one = []
-        for row in truth.query[:ALONE].split(1) if alone else ():
+        latencies = []
+        for row in truth.query[:MAX_SINGLE_QUERIES].split(1) if with_latency else ():
             begin = time.process_time()
             index.search(row, truth.k)
-            one_by_one.append(1000 * (time.process_time() - begin))
-    found = SearchResult(torch.cat([h.item_ids for h in hits]), torch.cat([h.scores for h in hits]))
-    shares = recalls(found, truth, item_vectors).double()
-    error = shares.std() / len(shares) ** 0.5 if len(shares) > 1 else torch.zeros(())
-    return Measured(
-        recall=float(shares.mean()),
+            latencies.append(1000 * (time.process_time() - begin))
+    result = SearchResult(
+        torch.cat([part.item_ids for part in results]), torch.cat([part.scores for part in results])
+    )
+    recall = recall_per_query(result, truth, item_vectors).double()
+    error = recall.std() / len(recall) ** 0.5 if len(recall) > 1 else torch.zeros(())
+    return Measurement(
+        recall=float(recall.mean()),
         recall_error=float(error),
         queries_per_second=len(truth.query) / max(seconds, 1e-9),
-        milliseconds=float(np.median(one_by_one)) if one_by_one else None,
+        milliseconds=float(np.median(latencies)) if latencies else None,
     )
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch, and what follows it, use one thread meanwhile."""
+    """Let torch, and the libraries that read its setting, use one thread in the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,10 +1,10 @@
-/* The order of results, as order.py has it: score descending, then id ascending, in one integer. */
+/* The order of results as in order.py: score descending, then id ascending, in one integer key. */
 #ifndef CANDID_ORDER_H
 #define CANDID_ORDER_H
 #include <stdint.h>
 #include <string.h>
 
-/* Integers that compare like the floats; adding zero makes -0.0 and 0.0 one. */
+/* An integer with the order of the floats; adding zero turns -0.0 into 0.0. */
 static inline int32_t ordered(float value) {
     int32_t bits;
     value += 0.0f;

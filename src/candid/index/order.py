@@ -1,7 +1,7 @@
-"""The order of results as one integer: score descending, then id ascending.
+"""The order of results as one integer key: score descending, then id ascending.
 
-``torch.topk`` leaves the order of equal values open. Distinct integer keys leave nothing
-open: any way of selecting the largest gives the same items in the same order.
+``torch.topk`` does not define the order of equal values. The keys are distinct, so every way of
+selecting the largest returns the same items in the same order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LARGEST_ID = 2**31 - 1
 
 
 def encode(scores: Tensor, item_ids: Tensor) -> Tensor:
-    """Keys that compare like (score descending, id ascending) when larger is better.
+    """Return keys whose descending order is (score descending, id ascending).
 
     Args:
         scores: [..., n] float32 without NaN.
@@ -29,7 +29,7 @@ def encode(scores: Tensor, item_ids: Tensor) -> Tensor:
 
 
 def decode(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids and scores of keys; the id is -1 wherever the score is -inf."""
+    """Return the ids and scores of keys; the id is -1 where the score is -inf."""
     # LARGEST_ID - id is at most 2^31 (for id -1), so it never reaches into the score's half.
     ordered = (keys >> 32).int()
     scores = (ordered ^ ((ordered >> 31) & LARGEST_ID)).view(torch.float32)

@@ -1,16 +1,18 @@
-"""What an index is: search over item vectors by inner product."""
+"""The interface of an index: search over item vectors by inner product."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Self
 
 from torch import Tensor
 
 from candid.component import ComponentConfig, tagged
+from candid.errors import ConfigError
+from candid.index.registry import INDEXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,7 @@ class SearchResult:
     """The best items of each query, best first.
 
     Attributes:
-        item_ids: [B, K] int64; -1 where fewer than K items were allowed.
+        item_ids: [B, K] int64; -1 where fewer than K items were found.
         scores: [B, K] float32; -inf where ``item_ids`` is -1.
     """
 
@@ -28,7 +30,7 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Exclusions:
-    """Items that must not be returned, per query, packed.
+    """Items that must not be returned, for each query, packed.
 
     Attributes:
         item_ids: [M] int64.
@@ -39,102 +41,123 @@ class Exclusions:
     offsets: Tensor
 
 
-class Index(Protocol):
-    """Search over V item vectors."""
+class Index(ABC):
+    """Base of indexes: search over V item vectors.
+
+    Only ``search`` and ``num_items`` are required. The other methods are hooks with defaults for
+    an index whose searches have settings, or that stores data of its own beside the vectors.
+
+    Attributes:
+        num_items: V.
+        has_file: whether the index must be stored in a file beside the item vectors, because it
+            takes long to build or holds more than the vectors; then ``save`` and
+            ``Config.open`` are needed.
+
+    Example:
+        >>> class FirstItems(Index):
+        ...     class Config(IndexConfig):
+        ...         def build(self, item_vectors):
+        ...             return FirstItems(item_vectors)
+        ...
+        ...     def __init__(self, item_vectors):
+        ...         self.num_items = len(item_vectors)
+        ...
+        ...     def search(self, query, k, exclude=None):
+        ...         ids = torch.arange(k).expand(len(query), k)
+        ...         return SearchResult(ids, torch.zeros(ids.shape))
+    """
 
     num_items: int
+    has_file: ClassVar[bool] = False
 
+    @abstractmethod
     def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> SearchResult:
         """Find the k items of largest inner product.
 
         Args:
             query: [B, D] float32.
-            k: results a query, 1 ≤ k ≤ V.
+            k: results per query, 1 ≤ k ≤ V.
             exclude: items to leave out, or None.
 
         Raises:
-            ConfigError: k is larger than the catalog.
+            ConfigError: k is outside 1..V.
         """
-        ...
 
-
-class MutableIndex(Index, Protocol):
-    """An index whose items change while others search.
-
-    Ids are never used twice: ``num_items`` counts those of deleted items too, and a search finds
-    none of them.
-    """
-
-    def add(self, vectors: Tensor) -> Tensor:
-        """Add items.
+    def tuning_axes(self, k: int) -> Mapping[str, Sequence[float]]:
+        """Return the settings of a search that trade recall for speed.
 
         Args:
-            vectors: [n, D] float32.
+            k: results per query.
 
         Returns:
-            Their ids, [n] int64: the next ones after those in use.
+            Values to try by config key, ascending in cost; empty if there are no such settings.
         """
-        ...
+        return {}
 
-    def update(self, item_ids: Tensor, vectors: Tensor) -> None:
-        """Give items other vectors; a deleted item is there again.
+    def with_settings(self, **settings: float) -> Self:
+        """Return the same index with other settings of the search; the data are shared.
 
         Args:
-            item_ids: [n] int64, distinct.
-            vectors: [n, D] float32.
+            settings: by a key of ``tuning_axes``.
+
+        Raises:
+            ConfigError: the search has no such setting.
         """
-        ...
-
-    def delete(self, item_ids: Tensor) -> None:
-        """Find some items no more; one that is deleted already stays so.
-
-        Args:
-            item_ids: [n] int64.
-        """
-        ...
-
-
-@runtime_checkable
-class StoredIndex(Index, Protocol):
-    """An index that takes long to build, or holds more than vectors: it writes a file of its own.
-
-    ``Config.open`` of its class reads the file.
-    """
+        if settings:
+            raise ConfigError(
+                f"a search of {type(self).__name__} has no setting {min(settings)!r}: it has none"
+            )
+        return self
 
     def save(self, file: Path) -> None:
-        """Write everything but the item vectors."""
-        ...
+        """Write everything but the item vectors; for an index with ``has_file``.
+
+        ``Config.open`` reads the file.
+
+        Args:
+            file: to write.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no file")
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return the settings that ``repr`` shows."""
+        return {}
+
+    def __repr__(self) -> str:
+        """Return the class with its size and settings."""
+        shown = {"num_items": self.num_items, **self.settings()}
+        arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return f"{type(self).__name__}({arguments})"
 
 
 class IndexConfig(ComponentConfig, ABC):
     """Base of every index's nested ``Config``."""
 
+    @property
+    def variant(self) -> str | None:
+        """Name of the algorithm where one class has several, for tables."""
+        return None
+
     @abstractmethod
     def build(self, item_vectors: Tensor) -> Index:
-        """Make the index over ``item_vectors`` [V, D] float32."""
+        """Build the index over ``item_vectors`` [V, D] float32."""
 
     def open(self, item_vectors: Tensor, file: Path) -> Index:
-        """Open what ``StoredIndex.save`` wrote; for every index that is one.
+        """Open a file of ``Index.save``; for an index with ``has_file``.
 
         Args:
             item_vectors: [V, D] float32, those it was built over; may be mapped from disk.
             file: of ``save``.
 
         Raises:
-            ArtifactError: the file is damaged or of another index.
+            ArtifactError: the file is damaged or belongs to another index.
         """
-        raise NotImplementedError(f"{type(self).__qualname__} has no file of its own")
+        raise NotImplementedError(f"{type(self).__qualname__} has no file")
 
-    def bytes_beside(self, item_vectors: Tensor) -> int:
-        """Memory of an index without a file of its own, beside the item vectors [V, D]."""
+    def extra_bytes(self, item_vectors: Tensor) -> int:
+        """Return the memory of an index without a file, in addition to the vectors [V, D]."""
         return 0
 
 
-def _registry() -> Mapping[str, Any]:
-    import candid.index  # The registry lists the modules that import this one.
-
-    return candid.index.INDEXES
-
-
-IndexComponent = Annotated[IndexConfig, tagged(_registry, "index")]
+IndexComponent = Annotated[IndexConfig, tagged(INDEXES, "index")]
 """A config field that holds the config of any registered index."""

@@ -1,16 +1,16 @@
-/* The exact second look of approximate search: the k best of each row's candidates.
+/* Exact ranking in approximate search: the k best of each row's candidates.
  *
- * A candidate's score is the float64 product of its vector with the query, rounded to float32; order
- * is score descending, then id ascending, as everywhere (see order.py). Candidates that are no items,
- * as a damaged index may name them, and those that are excluded from the row are passed over. What is
- * left over of the k is id -1, score -inf.
+ * The score of a candidate is the float64 product of its vector with the query, rounded to float32.
+ * The order is score descending, then id ascending (see order.py). Ids outside 0..num_items - 1, which
+ * a damaged index may return, and items excluded from the row are skipped. If fewer than k remain, the
+ * rest of the row is id -1, score -inf.
  */
 #include "order.h"
 
 #include <math.h>
 #include <stdint.h>
 
-/* Candidates ahead of which vectors are fetched from memory: they lie anywhere in the table. */
+/* Vectors are prefetched this many candidates ahead: they are scattered over the table. */
 #define AHEAD 24
 #define LINE 64
 
@@ -27,7 +27,8 @@ static inline float product(const float *restrict a, const float *restrict b, in
 
 static inline void fetch(const float *vector, int64_t dim) {
     const char *begin = (const char *)vector;
-    for (int64_t at = 0; at < dim * (int64_t)sizeof(float); at += LINE) __builtin_prefetch(begin + at);
+    for (int64_t byte = 0; byte < dim * (int64_t)sizeof(float); byte += LINE)
+        __builtin_prefetch(begin + byte);
 }
 
 static int is_in(const int64_t *sorted, int64_t count, int64_t id) {
@@ -42,7 +43,7 @@ static int is_in(const int64_t *sorted, int64_t count, int64_t id) {
     return low < count && sorted[low] == id;
 }
 
-/* Restore the order of a heap, the smallest key first, below its place `at`. */
+/* Restore the heap order, smallest key first, below position `at`. */
 static void sink(int64_t *heap, int64_t count, int64_t at) {
     int64_t key = heap[at];
     for (;;) {
@@ -59,7 +60,7 @@ static void sink(int64_t *heap, int64_t count, int64_t at) {
 static void rerank_row(const float *vectors, int64_t num_items, const float *query, int64_t dim,
                        const int64_t *candidates, int64_t num_candidates, const int64_t *excluded,
                        int64_t num_excluded, int64_t k, int64_t *ids, float *scores) {
-    /* The keys of the best so far are kept where the ids will be written. */
+    /* The heap of the best keys so far uses the memory of the result ids. */
     int64_t *heap = ids, count = 0;
     for (int64_t j = 0; j < AHEAD && j < num_candidates; j++)
         if (candidates[j] >= 0 && candidates[j] < num_items) fetch(vectors + candidates[j] * dim, dim);

@@ -1,14 +1,15 @@
-/* The best items of each row, tile by tile, and their order by the definition of exact search.
+/* Selection of the best items of each row, tile by tile, and their order by the definition of exact
+ * search.
  *
- * candid_select takes a tile of scores: it leaves out excluded items and puts aside the items whose
- * score lies above the row's bound. A row keeps at least its `wanted` best so far; when its room is
- * used up, the rest is dropped and the bound rises to the best score that was dropped. At any time
- * every item seen is kept, excluded, or scored at most the bound.
+ * candid_select reads a tile of scores: it skips excluded items and stores the items whose score is
+ * above the bound of the row. A row stores at least its `wanted` best so far. When its buffer is full,
+ * the others are dropped and the bound rises to the best score that was dropped. At any time every
+ * item seen is stored, excluded, or has a score of at most the bound.
  *
- * candid_rank scores what was kept again, in float64 rounded to float32, and writes the k best keys
- * (see order.py); it says of which rows the bound proves that no other item belongs.
+ * candid_rank scores the stored items again, in float64 rounded to float32, and writes the k best keys
+ * (see order.py). It reports for each row whether the bound proves that no other item belongs there.
  *
- * Plain C that compilers turn into vector instructions. Scores are never NaN; -inf is never kept.
+ * Plain C that compilers turn into vector instructions. Scores are never NaN; -inf is never stored.
  */
 #include "order.h"
 
@@ -21,15 +22,15 @@
 #include <immintrin.h>
 #endif
 
-/* Columns that are compared at once. */
+/* Columns compared at a time. */
 #define BLOCK 32
-/* Groups of columns of which the best is taken, to guess a bound before anything is kept. */
+/* Groups of columns whose maxima give the first bound of a row. */
 #define MIN_GROUPS 128
 #define MAX_GROUPS 4096
 #define GROUPS_PER_RESULT 4
-/* Keys ordered by counting; longer lists are merged from runs of this length. */
+/* Runs of this length are sorted by counting; longer lists are merged from them. */
 #define RUN 128
-/* Products ahead of which vectors are fetched from memory: they lie anywhere in the table. */
+/* Vectors are prefetched this many products ahead: they are scattered over the table. */
 #define AHEAD 8
 
 #define NO_ITEM_KEY ((int64_t)((uint64_t)0x807fffffu << 32) + ((int64_t)1 << 31))
@@ -41,8 +42,8 @@ static inline int64_t count_from(const float *values, int64_t n, float least) {
     return count;
 }
 
-/* A value that `wanted` to `wanted + slack` of the n >= wanted values reach, by bisection. Where
- * equal values allow none, that of the `wanted`-th best. */
+/* Return a value that `wanted` to `wanted + slack` of the n >= wanted values reach, by bisection. If
+ * equal values rule that out, return the `wanted`-th best value. */
 static float cut(const float *values, int64_t n, int64_t wanted, int64_t slack) {
     float lowest = INFINITY, highest = -INFINITY;
 #pragma omp simd reduction(min : lowest) reduction(max : highest)
@@ -52,7 +53,7 @@ static float cut(const float *values, int64_t n, int64_t wanted, int64_t slack) 
     }
     int64_t low = ordered(lowest), high = (int64_t)ordered(highest) + 1;
     for (int turn = 0; high - low > 1; turn++) {
-        /* Halving the values is quick where they lie close, halving their bits ends always. */
+        /* Bisecting values is fast if they are close together; bisecting bits always terminates. */
         int64_t middle = low + (high - low) / 2;
         if (turn % 2 == 0) {
             float mean = 0.5f * unordered((int32_t)low) + 0.5f * unordered((int32_t)(high - 1));
@@ -70,7 +71,7 @@ static float cut(const float *values, int64_t n, int64_t wanted, int64_t slack) 
     return unordered((int32_t)low);
 }
 
-/* Keep the `wanted` best or a few more, and raise the bound to the best that is dropped. */
+/* Store only the `wanted` best or a few more, and raise the bound to the best dropped score. */
 static void shrink(float *values, int32_t *ids, int32_t *count, float *bound, int64_t wanted) {
     int64_t n = *count, slack = wanted / 4;
     if (n <= wanted + slack) return;
@@ -81,21 +82,21 @@ static void shrink(float *values, int32_t *ids, int32_t *count, float *bound, in
         for (int64_t j = 0; j < n; j++) better += values[j] > least;
         ties = wanted - better;
     }
-    int64_t kept = 0;
+    int64_t stored = 0;
     for (int64_t j = 0; j < n; j++) {
         float value = values[j];
         int32_t id = ids[j];
         int stays = value > least || (value == least && ties-- > 0);
-        values[kept] = value;
-        ids[kept] = id;
-        kept += stays;
+        values[stored] = value;
+        ids[stored] = id;
+        stored += stays;
         dropped = !stays && value > dropped ? value : dropped;
     }
-    *count = (int32_t)kept;
+    *count = (int32_t)stored;
     *bound = dropped;
 }
 
-/* Before anything is kept: a bound that at least `wanted` scores of this very tile exceed. */
+/* The first bound of a row: at least `wanted` scores of this tile exceed it. */
 static float first_bound(const float *scores, int64_t columns, int64_t wanted) {
     float maxima[MAX_GROUPS];
     int64_t groups = GROUPS_PER_RESULT * wanted;
@@ -111,11 +112,11 @@ static float first_bound(const float *scores, int64_t columns, int64_t wanted) {
     }
     float least = cut(maxima, groups, wanted, wanted / 8);
     if (least == -INFINITY) return least;
-    /* The next lower value, but not -0.0, which is no lower than 0.0. */
+    /* The next lower value, but not -0.0, which equals 0.0. */
     return unordered(least == 0.0f ? -2 : ordered(least) - 1);
 }
 
-/* Which of the scores of a block exceed the bound, a bit each, the first the lowest. */
+/* Return a bit mask of the scores of a block that exceed the bound; the lowest bit is the first. */
 static inline uint32_t above(const float *scores, float bound) {
 #if defined(__AVX512F__)
     __m512 least = _mm512_set1_ps(bound);
@@ -124,20 +125,20 @@ static inline uint32_t above(const float *scores, float bound) {
     return low | high << 16;
 #elif defined(__AVX2__)
     __m256 least = _mm256_set1_ps(bound);
-    uint32_t found = 0;
+    uint32_t mask = 0;
     for (int j = 0; j < BLOCK; j += 8) {
         __m256 greater = _mm256_cmp_ps(_mm256_loadu_ps(scores + j), least, _CMP_GT_OQ);
-        found |= (uint32_t)_mm256_movemask_ps(greater) << j;
+        mask |= (uint32_t)_mm256_movemask_ps(greater) << j;
     }
-    return found;
+    return mask;
 #else
     int32_t any = 0;
-    uint32_t found = 0;
+    uint32_t mask = 0;
 #pragma omp simd reduction(| : any)
     for (int j = 0; j < BLOCK; j++) any |= scores[j] > bound;
     if (any)
-        for (int j = 0; j < BLOCK; j++) found |= (uint32_t)(scores[j] > bound) << j;
-    return found;
+        for (int j = 0; j < BLOCK; j++) mask |= (uint32_t)(scores[j] > bound) << j;
+    return mask;
 #endif
 }
 
@@ -155,21 +156,21 @@ static void select_row(float *scores, int64_t columns, int64_t first_id, const i
     float worst = *bound;
     int64_t n = *count;
     for (int64_t start = 0; start < columns; start += BLOCK) {
-        uint32_t found = 0;
+        uint32_t mask = 0;
         if (start + BLOCK <= columns)
-            found = above(scores + start, worst);
+            mask = above(scores + start, worst);
         else
             for (int64_t j = start; j < columns; j++)
-                found |= (uint32_t)(scores[j] > worst) << (j - start);
-        if (!found) continue;
+                mask |= (uint32_t)(scores[j] > worst) << (j - start);
+        if (!mask) continue;
         if (n + BLOCK > capacity) {
             *count = (int32_t)n;
             shrink(values, ids, count, bound, wanted);
             worst = *bound;
             n = *count;
         }
-        for (; found; found &= found - 1) {
-            int64_t column = start + __builtin_ctz(found);
+        for (; mask; mask &= mask - 1) {
+            int64_t column = start + __builtin_ctz(mask);
             values[n] = scores[column];
             ids[n++] = (int32_t)(first_id + column);
         }
@@ -191,16 +192,16 @@ void candid_select(float *scores, int64_t rows, int64_t columns, int64_t first_i
 }
 
 static void order_run(const int64_t *keys, int64_t n, int64_t *sorted) {
-    int64_t places[RUN] = {0}; /* how many keys are larger */
+    int64_t positions[RUN] = {0}; /* number of larger keys */
     for (int64_t j = 0; j < n; j++) {
         int64_t key = keys[j];
 #pragma omp simd
-        for (int64_t i = 0; i < n; i++) places[i] += key > keys[i];
+        for (int64_t i = 0; i < n; i++) positions[i] += key > keys[i];
     }
-    for (int64_t i = 0; i < n; i++) sorted[places[i]] = keys[i];
+    for (int64_t i = 0; i < n; i++) sorted[positions[i]] = keys[i];
 }
 
-/* Distinct keys, largest first: into `keys` or `room`, whichever is returned. */
+/* Sort distinct keys, largest first. The result is in `keys` or in `room`; it is returned. */
 static int64_t *order(int64_t *keys, int64_t *room, int64_t n) {
     for (int64_t start = 0; start < n; start += RUN)
         order_run(keys + start, n - start < RUN ? n - start : RUN, room + start);
@@ -209,9 +210,9 @@ static int64_t *order(int64_t *keys, int64_t *room, int64_t n) {
         for (int64_t start = 0; start < n; start += 2 * width) {
             int64_t i = start, middle = start + width < n ? start + width : n;
             int64_t j = middle, end = middle + width < n ? middle + width : n;
-            for (int64_t place = start; place < end; place++) {
+            for (int64_t position = start; position < end; position++) {
                 int first = j >= end || (i < middle && from[i] > from[j]);
-                to[place] = first ? from[i++] : from[j++];
+                to[position] = first ? from[i++] : from[j++];
             }
         }
         int64_t *swapped = from;
@@ -221,7 +222,7 @@ static int64_t *order(int64_t *keys, int64_t *room, int64_t n) {
     return from;
 }
 
-/* Products of a query with four items in float64: none of the sums waits for itself. */
+/* Products of a query with four items in float64: four independent sums hide the latency. */
 static inline void products(const float *restrict query, const float *vectors, const int32_t *ids,
                             int64_t width, double *restrict scores) {
     const float *first = vectors + ids[0] * width, *second = vectors + ids[1] * width;
@@ -242,10 +243,10 @@ static int rank_row(const float *query, const float *vectors, int64_t width, dou
                     int64_t k, int64_t wanted, float *values, int32_t *ids, int32_t *count,
                     float *bound, int64_t *keys) {
     shrink(values, ids, count, bound, wanted);
-    int64_t n = *count, found = n < k ? n : k;
+    int64_t n = *count, num_results = n < k ? n : k;
     int64_t *work = malloc((2 * n + 6) * sizeof *work);
     if (!work) return 0;
-    /* There is room behind the last of them, for up to three more products. */
+    /* The buffers have room for up to three more products after the last one. */
     for (int64_t j = n; j % 4; j++) ids[j] = 0;
     for (int64_t j = 0; j < n; j += 4) {
         double scores[4];
@@ -259,11 +260,11 @@ static int rank_row(const float *query, const float *vectors, int64_t width, dou
             work[i] = (int64_t)((uint64_t)high << 32) + (INT32_MAX - ids[i]);
         }
     }
-    memcpy(keys, order(work, work + n + 3, n), found * sizeof *keys);
+    memcpy(keys, order(work, work + n + 3, n), num_results * sizeof *keys);
     free(work);
-    for (int64_t j = found; j < k; j++) keys[j] = NO_ITEM_KEY;
+    for (int64_t j = num_results; j < k; j++) keys[j] = NO_ITEM_KEY;
     if (*bound == -INFINITY) return 1;
-    return found == k && (double)unordered((int32_t)(keys[k - 1] >> 32)) > *bound + error;
+    return num_results == k && (double)unordered((int32_t)(keys[k - 1] >> 32)) > *bound + error;
 }
 
 void candid_rank(const float *query, const float *vectors, int64_t rows, int64_t width,

@@ -1,7 +1,7 @@
-"""Selection of exact search as machine code for this CPU, where there is a C compiler.
+"""The native kernel for selection in exact search.
 
-``select_pass.c`` is compiled by ``candid.native`` at the first large search; without it exact
-search works on torch's own operations, with one line of log (logger ``candid.index``) and with the
+``select_pass.c`` is compiled by ``candid.native`` at the first large search. Without a C compiler
+exact search uses the operations of torch, with one line of log (logger ``candid.index``) and the
 same results.
 """
 
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("candid.index")
 SOURCE = Path(__file__).with_name("select_pass.c")
 MAX_WANTED = 4096
-"""Items that are kept for a row at most: more are left to torch, which needs less memory then."""
+"""Largest number of items per row; torch, which then needs less memory, selects more."""
 
 MIN_SCORES = 100_000
-"""Scores of a search at least: fewer are not worth a compiler's start."""
+"""Searches with fewer scores do not use the kernel: compiling it would cost more than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
 class NativeSelection:
-    """The functions of the library; see the source."""
+    """The functions of ``select_pass.c``."""
 
     select: Callable[..., None]
     rank: Callable[..., None]
 
 
 class NativeTopK:
-    """The best items of some rows over all tiles added, as of ``RunningTopK``.
+    """The best items of each row over all tiles added, like ``RunningTopK``.
 
     Args:
         functions: of ``native_selection``.
-        num_rows: rows at most.
-        wanted: items kept for a row at least, 1 ≤ wanted ≤ ``MAX_WANTED``.
+        num_rows: largest number of rows.
+        wanted: smallest number of items stored for a row, 1 ≤ wanted ≤ ``MAX_WANTED``.
     """
 
     def __init__(self, functions: NativeSelection, num_rows: int, wanted: int) -> None:
@@ -57,10 +57,13 @@ class NativeTopK:
         self._ids = torch.empty(self._scores.shape, dtype=torch.int32)
         self._counts = torch.empty(num_rows, dtype=torch.int32)
         self._bounds = torch.empty(num_rows)
-        self._kept = (
+        self._buffers = (
             wanted,
             self._scores.shape[1],
-            *(one.data_ptr() for one in (self._scores, self._ids, self._counts, self._bounds)),
+            *(
+                buffer.data_ptr()
+                for buffer in (self._scores, self._ids, self._counts, self._bounds)
+            ),
         )
 
     def add(self, tile: Tensor, first_id: int, exclude: Exclusions | None) -> None:
@@ -69,7 +72,7 @@ class NativeTopK:
         Args:
             tile: [b, n] float32, contiguous: scores of items ``first_id .. first_id + n - 1``;
                 those of excluded items become -inf.
-            first_id: id of the first column; 0 begins a search, whatever was added before.
+            first_id: id of the first column; 0 begins a new search.
             exclude: items to leave out; well-formed.
         """
         self._functions.select(
@@ -78,21 +81,22 @@ class NativeTopK:
             first_id,
             None if exclude is None else exclude.item_ids.data_ptr(),
             None if exclude is None else exclude.offsets.data_ptr(),
-            *self._kept,
+            *self._buffers,
             torch.get_num_threads(),
         )
 
     def rank(self, query: Tensor, vectors: Tensor, errors: Tensor, keys: Tensor) -> Tensor:
-        """Order what was kept by the definition.
+        """Order the stored items by the definition of exact search.
 
         Args:
             query: [b, D] float32, contiguous.
             vectors: [V, D] float32, contiguous.
-            errors: [b] float64: how far a score of the tiles may lie below the definition's.
-            keys: [b, K] int64, contiguous, to be filled: best first, as of ``order.encode``.
+            errors: [b] float64, bounds of the difference between a score of the tiles and the
+                score of the definition.
+            keys: [b, K] int64, contiguous; filled with keys of ``order.encode``, best first.
 
         Returns:
-            [b] bool: whether no other item can belong there.
+            [b] bool, whether the row is proven: no other item can belong to it.
         """
         proven = torch.empty(len(query), dtype=torch.bool)
         self._functions.rank(
@@ -101,7 +105,7 @@ class NativeTopK:
             *query.shape,
             errors.data_ptr(),
             keys.shape[1],
-            *self._kept,
+            *self._buffers,
             keys.data_ptr(),
             proven.data_ptr(),
             torch.get_num_threads(),
@@ -109,30 +113,30 @@ class NativeTopK:
         return proven
 
 
-def native_for(
+def native_selection_for(
     query: Tensor, vectors: Tensor, wanted: int, exclude: Exclusions | None
 ) -> NativeSelection | None:
-    """The functions where they can take such a search and it is large enough for them."""
+    """Return the functions if they can read the arguments and the search is large enough."""
     fits = (
         query.device.type == vectors.device.type == "cpu"
         and vectors.is_contiguous()
         and len(vectors) <= LARGEST_ID
         and wanted <= MAX_WANTED
         and len(query) * len(vectors) >= MIN_SCORES
-        and (exclude is None or _is_sound(exclude, len(query)))
+        and (exclude is None or _is_well_formed(exclude, len(query)))
     )
     return native_selection() if fits else None
 
 
-def _is_sound(exclude: Exclusions, num_rows: int) -> bool:
-    """Whether machine code can read this safely; torch's operations refuse what is malformed."""
+def _is_well_formed(exclude: Exclusions, num_rows: int) -> bool:
+    """Return whether C can read the exclusions safely; torch refuses malformed ones itself."""
     ids, offsets = exclude.item_ids, exclude.offsets
     packed = all(
-        one.device.type == "cpu"
-        and one.dtype == torch.int64
-        and one.ndim == 1
-        and one.is_contiguous()
-        for one in (ids, offsets)
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.int64
+        and tensor.ndim == 1
+        and tensor.is_contiguous()
+        for tensor in (ids, offsets)
     )
     return (
         packed
@@ -145,36 +149,36 @@ def _is_sound(exclude: Exclusions, num_rows: int) -> bool:
 
 @functools.cache
 def native_selection() -> NativeSelection | None:
-    """The compiled functions, or None where they are not to be had; looked for once."""
-    without = "exact search runs on torch alone, somewhat slower"
-    return load_kernel(SOURCE, _functions, _check, LOGGER, without)
+    """Return the compiled functions, or None where they are not available; compiled once."""
+    fallback = "exact search runs without its native kernel, somewhat slower"
+    return load_kernel(SOURCE, _functions, _check, LOGGER, fallback)
 
 
 def _functions(library: ctypes.CDLL) -> NativeSelection:
     pointer, length, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    kept: list[Argument] = [length, length, pointer, pointer, pointer, pointer]
+    buffers: list[Argument] = [length, length, pointer, pointer, pointer, pointer]
     select, rank = library.candid_select, library.candid_rank
     tile: list[Argument] = [pointer, length, length, length]
     queries: list[Argument] = [pointer, pointer, length, length]
-    select.argtypes = [*tile, pointer, pointer, *kept, flag]
-    rank.argtypes = [*queries, pointer, length, *kept, pointer, pointer, flag]
+    select.argtypes = [*tile, pointer, pointer, *buffers, flag]
+    rank.argtypes = [*queries, pointer, length, *buffers, pointer, pointer, flag]
     select.restype = rank.restype = None
     return NativeSelection(select, rank)
 
 
 def _check(functions: NativeSelection) -> None:
-    """Refuse code that does not compute what it should: compilers differ."""
+    """Refuse functions that compute wrong results: compilers differ."""
     scores = (torch.arange(3 * 700) * 389 % 509 - 300.0).view(3, 700)
     scores[2] = torch.arange(700) - 500.0
-    hidden = torch.arange(0, 600, 2)
-    exclude = Exclusions(hidden, torch.tensor([0, 0, 300, 300]))
+    excluded = torch.arange(0, 600, 2)
+    exclude = Exclusions(excluded, torch.tensor([0, 0, 300, 300]))
     best = NativeTopK(functions, 3, 5)
     for begin, stop in ((0, 400), (400, 700)):
         best.add(scores[:, begin:stop].contiguous(), begin, exclude)
     allowed = scores.clone()
-    allowed[1, hidden] = -torch.inf
+    allowed[1, excluded] = -torch.inf
     expected = torch.topk(encode(allowed, torch.arange(700)), 4).values
     keys = torch.empty_like(expected)
     best.rank(torch.eye(3), scores.T.contiguous(), torch.zeros(3, dtype=torch.float64), keys)
     if not torch.equal(keys >> 32, expected >> 32):
-        raise NativeError("the compiled code finds other items than torch")
+        raise NativeError("the compiled code returns other items than torch")

@@ -1,11 +1,11 @@
-"""An index on disk: one folder, whole at every moment, opened by mapping it into memory.
+"""Snapshots: an index in a folder that is complete at every moment and is opened by mapping it.
 
-index.json                 config, fingerprint of the model, sizes, what was measured, files
+index.json                 config, fingerprint of the model, sizes, measurements, list of files
 vectors-TOKEN.npy          [V, D] float32
 source_ids-TOKEN.parquet   source id of each of the V items
-index-TOKEN.bin            what the index itself wrote, for a ``StoredIndex``
-changes-TOKEN.npz          items added, updated and deleted since
-added-TOKEN.parquet        source ids of the added ones
+index-TOKEN.bin            file of an index with ``has_file``
+changes-TOKEN.npz          items added, updated and deleted later
+added-TOKEN.parquet        source ids of the added items
 """
 
 from __future__ import annotations
@@ -28,38 +28,40 @@ from torch import Tensor
 from candid.component import type_name
 from candid.errors import ArtifactError, ConfigError
 from candid.index.live import Changes, LiveIndex
-from candid.index.protocol import Index, IndexComponent, IndexConfig, StoredIndex
+from candid.index.protocol import Index, IndexComponent, IndexConfig
+from candid.index.registry import INDEXES
 from candid.index.snapshot_files import (
-    AGAIN,
     MANIFEST,
+    REBUILD,
     SnapshotWriter,
     check_file,
     read_manifest,
     writing,
 )
 from candid.index.source_ids import SourceId, SourceIds
+from candid.version import __version__
 
 ATTEMPTS = 20
-"""To open a snapshot that others replace again and again."""
+"""Attempts to open a snapshot that other processes keep replacing."""
 LIBRARIES = ("torch", "numpy", "faiss-cpu", "usearch")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An index with the source ids of its items, ready to search and to change.
+    """An index with the source ids of its items, open for searches and changes.
 
-    Searching ``index`` and looking up ``source_ids`` is safe from any thread while others call
-    ``put``, ``delete`` and ``save_changes``.
+    Any thread may search ``index`` and look up ``source_ids`` while others call ``put``,
+    ``delete`` and ``save_changes``.
 
     Attributes:
-        folder: it was opened from, or None for one that was built in memory.
-        token: changes with every write; two snapshots with one token are the same.
+        folder: it was opened from; None for an index built in memory.
+        token: changes with every write; snapshots with the same token are equal.
         config: of the index.
         fingerprint: of the model whose vectors it holds.
         index: searches.
         source_ids: of its items, deleted ones included.
-        measured: recall, queries a second, memory and the like; empty where nobody measured.
-        manifest: all that ``index.json`` says.
+        measured: recall, queries per second, memory and similar; empty if not measured.
+        manifest: the content of ``index.json``.
     """
 
     folder: Path | None
@@ -73,7 +75,7 @@ class Snapshot:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def put(self, source_ids: Sequence[SourceId], vectors: Tensor) -> npt.NDArray[np.int64]:
-        """Add items, or give those that are there already other vectors.
+        """Add items, or replace the vectors of existing ones.
 
         Args:
             source_ids: of n items, distinct.
@@ -83,21 +85,21 @@ class Snapshot:
             Their item ids, [n] int64.
 
         Raises:
-            DataError: a source id is not of the type that the others have.
+            DataError: a source id has another type than those of the index.
             ConfigError: an item is given twice, or vectors of another number or width.
             ArtifactError: a vector is not finite.
         """
         if len(set(source_ids)) != len(source_ids) or len(source_ids) != len(vectors):
             raise ConfigError(
-                f"give each of the {len(source_ids)} items once and one vector for each, not "
-                f"{len(vectors)}"
+                f"items must be distinct, with one vector each: got {len(source_ids)} items and "
+                f"{len(vectors)} vectors"
             )
         with self._lock:
             item_ids = self.source_ids.item_ids(source_ids)
             is_new = item_ids < 0
             first = len(self.source_ids)
             item_ids[is_new] = np.arange(first, first + int(is_new.sum()))
-            # A search that finds a new item must be able to name it.
+            # A search that returns a new item must find its source id.
             self.index.put(
                 torch.from_numpy(item_ids),
                 vectors,
@@ -108,25 +110,28 @@ class Snapshot:
         return item_ids
 
     def delete(self, source_ids: Sequence[SourceId]) -> npt.NDArray[np.bool_]:
-        """Find items no more.
+        """Delete items.
+
+        Args:
+            source_ids: of n items.
 
         Returns:
-            Whether each of them was there, [n] bool.
+            Whether each of them was live, [n] bool.
 
         Raises:
-            DataError: a source id is not of the type that the others have.
+            DataError: a source id has another type than those of the index.
         """
         with self._lock:
             item_ids = self.source_ids.item_ids(source_ids)
-            was_there = item_ids >= 0
-            known = torch.from_numpy(item_ids[was_there])
-            was_there[was_there] = self.index.is_live(known).cpu().numpy()
+            was_live = item_ids >= 0
+            known = torch.from_numpy(item_ids[was_live])
+            was_live[was_live] = self.index.is_live(known).cpu().numpy()
             self.index.delete(known)
-        return was_there
+        return was_live
 
 
 class _Header(pydantic.BaseModel):
-    """The part of ``index.json`` that needs parsing."""
+    """The part of ``index.json`` that pydantic parses."""
 
     index: IndexComponent
 
@@ -139,26 +144,26 @@ def snapshot_in_memory(
     config: IndexConfig,
     fingerprint: str,
 ) -> Snapshot:
-    """An index that nobody wrote, to search and to change like one from disk.
+    """Return a snapshot without files, to search and to change like one from disk.
 
     Args:
-        index: as ``config.build(item_vectors)`` made it.
+        index: the result of ``config.build(item_vectors)``.
         item_vectors: [V, D] float32.
         source_ids: of the V items.
         config: of the index.
         fingerprint: of the model whose vectors these are.
 
     Raises:
-        ConfigError: not one source id for each item.
+        ConfigError: the number of source ids differs from the number of items.
     """
-    live, names = LiveIndex(index, item_vectors), SourceIds(source_ids)
-    _check_names(live, names)
-    return Snapshot(None, "", config, fingerprint, live, names)
+    live, ids = LiveIndex(index, item_vectors), SourceIds(source_ids)
+    _check_source_ids(live, ids)
+    return Snapshot(None, "", config, fingerprint, live, ids)
 
 
 def write_snapshot(
-    folder: Path,
-    index: Index,
+    folder: Path | str,
+    index: Index | LiveIndex,
     item_vectors: Tensor,
     source_ids: pl.Series | SourceIds,
     *,
@@ -166,99 +171,103 @@ def write_snapshot(
     fingerprint: str,
     measured: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an index; an older snapshot in ``folder`` is replaced in one step.
+    """Write an index; it replaces an older snapshot in ``folder`` atomically.
 
     Args:
         folder: new, empty, or of an older snapshot.
-        index: as ``config.build(item_vectors)`` made it, or a ``LiveIndex`` over it.
+        index: the result of ``config.build(item_vectors)``, or a ``LiveIndex`` over it.
         item_vectors: [V, D] float32.
-        source_ids: of the V items; of a ``LiveIndex`` those of its added items too.
+        source_ids: of the V items, and of the items added to a ``LiveIndex``.
         config: of the index.
         fingerprint: of the model whose vectors these are.
-        measured: plain JSON values to keep beside it.
+        measured: plain JSON values to store with it.
 
     Raises:
-        ArtifactError: the operating system refused, or another process is writing there.
-        ConfigError: the folder holds other files, or not one source id for each item.
+        ArtifactError: a write failed, or another process is writing to the folder.
+        ConfigError: the folder holds other files, or the number of source ids differs from the
+            number of items.
     """
+    folder = Path(folder)
     live = index if isinstance(index, LiveIndex) else LiveIndex(index, item_vectors)
-    names = source_ids if isinstance(source_ids, SourceIds) else SourceIds(source_ids)
-    _check_names(live, names)
+    ids = source_ids if isinstance(source_ids, SourceIds) else SourceIds(source_ids)
+    _check_source_ids(live, ids)
     with writing(folder) as writer:
         vectors = np.ascontiguousarray(item_vectors.detach().float().cpu().numpy())
         writer.array("vectors", vectors)
-        writer.table("source_ids", names.built)
-        if isinstance(live.built, StoredIndex):
-            writer.own("index", live.built)
-        _write_changes(writer, live.changes, names)
-        writer.publish(_facts(live, config, fingerprint, dict(measured or {})))
+        writer.table("source_ids", ids.built)
+        if live.built.has_file:
+            writer.index("index", live.built)
+        _write_changes(writer, live.changes, ids)
+        writer.publish(_metadata(live, config, fingerprint, dict(measured or {})))
 
 
 def save_changes(snapshot: Snapshot) -> str:
-    """Bring items added, updated and deleted since to the disk; the rest is not written again.
+    """Write the changes of a snapshot to its folder; other files are not written again.
 
     Returns:
-        The token of what is there now.
+        The new token.
 
     Raises:
-        ArtifactError: another snapshot took its place meanwhile, or the write was refused.
+        ArtifactError: another index has replaced it in the folder, or a write failed.
         ConfigError: it was built in memory and has no folder.
     """
     folder = snapshot.folder
     if folder is None:
         raise ConfigError("this index was built in memory: write it with write_snapshot first")
     with snapshot._lock, writing(folder) as writer:
-        there = read_manifest(folder)
+        manifest = read_manifest(folder)
         for name in ("vectors", "source_ids", "index"):
-            if there["files"].get(name) != snapshot.manifest["files"].get(name):
+            if manifest["files"].get(name) != snapshot.manifest["files"].get(name):
                 raise ArtifactError(
-                    f"{folder} holds another index by now, to which these changes do "
-                    "not belong: open it and make them again"
+                    f"another index has replaced the one in {folder}: open it and repeat the "
+                    "changes"
                 )
-            if name in there["files"]:
-                writer.keep(name, there["files"][name])
+            if name in manifest["files"]:
+                writer.keep(name, manifest["files"][name])
         _write_changes(writer, snapshot.index.changes, snapshot.source_ids)
-        facts = _facts(snapshot.index, snapshot.config, snapshot.fingerprint, snapshot.measured)
-        return writer.publish(facts)
+        return writer.publish(
+            _metadata(snapshot.index, snapshot.config, snapshot.fingerprint, snapshot.measured)
+        )
 
 
 def open_snapshot(
-    folder: Path, *, fingerprint: str | None = None, verify: bool = False
+    folder: Path | str, *, fingerprint: str | None = None, verify: bool = False
 ) -> Snapshot:
-    """Open a snapshot; vectors are mapped, not read.
+    """Open a snapshot; its vectors are mapped into memory.
 
     Args:
         folder: of ``write_snapshot``.
-        fingerprint: of the model that will ask; None: whatever it is.
-        verify: compare the checksums of all files, not of the small ones only.
+        fingerprint: of the model that encodes queries; None: do not compare.
+        verify: compare the checksums of all files, not only of the small ones.
 
     Raises:
-        ArtifactError: no snapshot, a damaged one, or of another model.
+        ArtifactError: not a snapshot, a damaged one, or one of another model.
         ConfigError: the library of this index is not installed.
     """
+    folder = Path(folder)
     for attempt in range(ATTEMPTS):
         manifest = read_manifest(folder)
         if fingerprint is not None and manifest["fingerprint"] != fingerprint:
             raise ArtifactError(
-                f"{folder} is the index of another model (or of this one before it was trained "
-                f"further): {AGAIN}"
+                f"{folder} is the index of another model, or of an earlier state of this one: "
+                f"{REBUILD}"
             )
         try:
             return _open(folder, manifest, verify)
         except ArtifactError:
-            # A writer may have replaced it between the two reads: then it is another one now.
+            # Try again if a writer replaced the snapshot between the two reads.
             if attempt == ATTEMPTS - 1 or read_manifest(folder)["token"] == manifest["token"]:
                 raise
     raise AssertionError("unreachable")
 
 
-def snapshot_token(folder: Path) -> str:
-    """The token of the snapshot that is in ``folder`` now, to see whether it changed.
+def snapshot_token(folder: Path | str) -> str:
+    """Return the current token of the snapshot in ``folder``, to detect a change.
 
     Raises:
-        ArtifactError: no snapshot, or a damaged one.
+        ArtifactError: not a snapshot, or a damaged one.
     """
-    return str(read_manifest(folder)["token"])
+    return str(read_manifest(Path(folder))["token"])
 
 
 def _open(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
@@ -269,7 +278,7 @@ def _open(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
         config = _Header.model_validate({"index": manifest["index"]}).index
     except (ConfigError, pydantic.ValidationError) as error:
         raise ArtifactError(
-            f"{folder / MANIFEST} is damaged or of another version of candid; {AGAIN}"
+            f"{folder / MANIFEST} is damaged or of another version of candid; {REBUILD}"
         ) from error
     path = {name: folder / entry["name"] for name, entry in files.items()}
     try:
@@ -279,82 +288,79 @@ def _open(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
         if "added" in path:
             added_ids = pl.read_parquet(path["added"], glob=False)["source_id"]
     except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
-        raise ArtifactError(f"a file of {folder} is damaged; {AGAIN}") from error
+        raise ArtifactError(f"a file of {folder} is damaged; {REBUILD}") from error
     vectors = torch.from_numpy(mapped)
     if vectors.dtype != torch.float32 or list(vectors.shape) != [
         manifest["num_items"],
         manifest["dim"],
     ]:
-        raise ArtifactError(f"{path['vectors']} is not of the shape it should be; {AGAIN}")
+        raise ArtifactError(
+            f"{path['vectors']} has not the shape that {MANIFEST} states; {REBUILD}"
+        )
     source_ids = SourceIds(built_ids, added_ids)
     changes = _read_changes(path["changes"], vectors) if "changes" in path else None
     if len(built_ids) != len(vectors) or (
         len(source_ids) != (len(vectors) if changes is None else changes.num_items)
     ):
-        raise ArtifactError(f"{path['source_ids']} is not of these items; {AGAIN}")
+        raise ArtifactError(f"{path['source_ids']} belongs to other items; {REBUILD}")
     built = config.open(vectors, path["index"]) if "index" in path else config.build(vectors)
     if built.num_items != len(vectors):
-        raise ArtifactError(f"{path['index']} is not of these items; {AGAIN}")
+        raise ArtifactError(f"{path['index']} belongs to other items; {REBUILD}")
     return Snapshot(
         folder=folder,
         token=manifest["token"],
         config=config,
         fingerprint=manifest["fingerprint"],
-        index=LiveIndex(built, vectors, changes),
+        index=LiveIndex(built, vectors, changes=changes),
         source_ids=source_ids,
         measured=manifest["measured"],
         manifest=manifest,
     )
 
 
-def _check_names(index: LiveIndex, names: SourceIds) -> None:
-    if len(names) != index.num_items or len(names.built) != len(index.item_vectors):
+def _check_source_ids(index: LiveIndex, ids: SourceIds) -> None:
+    if len(ids) != index.num_items or len(ids.built) != len(index.item_vectors):
         raise ConfigError(
-            f"there are {len(names)} source ids for {index.num_items} items: give each item one"
+            f"each item needs one source id: got {len(ids)} for {index.num_items} items"
         )
 
 
-def _facts(
+def _metadata(
     index: LiveIndex, config: IndexConfig, fingerprint: str, measured: dict[str, Any]
 ) -> dict[str, Any]:
-    import candid.index
-
     return {
-        "index": {
-            "type": type_name(candid.index.INDEXES, "index", config),
-            **config.model_dump(mode="json"),
-        },
+        "index": {"type": type_name(INDEXES, "index", config), **config.model_dump(mode="json")},
         "fingerprint": fingerprint,
         "num_items": len(index.item_vectors),
         "dim": index.item_vectors.shape[1],
         "dtype": "float32",
         "num_live": index.num_live,
         "measured": measured,
-        "versions": {"candid": candid.__version__} | _versions(),
+        "versions": {"candid": __version__} | _versions(),
     }
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _write_changes(writer: SnapshotWriter, changes: Changes, source_ids: SourceIds) -> None:
     if changes.num_rows == 0 and changes.num_hidden == 0:
         return
-    kept = changes.is_alive
+    alive = changes.is_alive
     content = io.BytesIO()
     np.savez(
         content,
         num_items=np.int64(changes.num_items),
         hidden=changes.hidden.nonzero().squeeze(1).cpu().numpy(),
-        item_ids=changes.item_ids[kept].cpu().numpy(),
-        vectors=changes.vectors[kept].cpu().numpy(),
+        item_ids=changes.item_ids[alive].cpu().numpy(),
+        vectors=changes.vectors[alive].cpu().numpy(),
     )
     writer.bytes("changes", ".npz", content.getbuffer())
     if changes.num_items > len(changes.hidden):
@@ -374,9 +380,9 @@ def _read_changes(file: Path, item_vectors: Tensor) -> Changes:
         if not fits or (len(item_ids) and not 0 <= int(item_ids.min()) <= int(item_ids.max())):
             raise ValueError("rows and ids do not fit")
         if len(item_ids) and int(item_ids.max()) >= num_items:
-            raise ValueError("an id is not in use")
+            raise ValueError("unknown id")
     except (OSError, ValueError, KeyError, IndexError, EOFError, TypeError) as error:
-        raise ArtifactError(f"{file} is damaged; {AGAIN}") from error
+        raise ArtifactError(f"{file} is damaged; {REBUILD}") from error
     return Changes(
         num_items=num_items,
         hidden=hidden,

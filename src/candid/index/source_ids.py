@@ -1,4 +1,4 @@
-"""The source ids that the user's own files give to items, for items that come and go."""
+"""Source ids of items: a two-way mapping to item ids that grows as items are added."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ SourceId = int | str
 Ints = npt.NDArray[np.int64]
 NO_NUMBERS: Ints = np.empty(0, dtype=np.int64)
 CHUNK = 8192
-"""Texts that are Python objects at once: other threads go on in between."""
+"""Texts converted to Python objects at a time; other threads can run between chunks."""
 
 
 class SourceIds:
-    """The source id of every item id; ids are added at the end and never taken away.
+    """The source id of every item id; ids are appended and never removed.
 
-    Looked up in sorted numbers, texts by a hash of 64 bits: a dict of millions of Python objects
-    would take ten times the memory, and would hold up every other thread while it is made.
+    Look-ups use binary search in sorted numbers, for texts in their 64-bit hashes: a dict of
+    millions of Python objects would take ten times the memory and block other threads while it
+    is built.
 
     Args:
-        built: [V], the source ids of items 0..V-1, distinct.
-        added: those of items V, V+1, …, of the type of ``built``.
+        built: [V], the distinct source ids of items 0..V-1.
+        added: source ids of items V, V+1, …, of the type of ``built``.
     """
 
     def __init__(self, built: pl.Series, added: pl.Series | None = None) -> None:
         self.built = built
         self._added: list[SourceId] = [] if added is None else added.to_list()
         self._id_of = {source: len(built) + i for i, source in enumerate(self._added)}
+
+    def __repr__(self) -> str:
+        """Return the numbers of built and added ids."""
+        return f"SourceIds(built={len(self.built)}, added={len(self._added)})"
 
     def __len__(self) -> int:
         return len(self.built) + len(self._added)
@@ -43,90 +48,91 @@ class SourceIds:
         return pl.Series("source_id", self._added, dtype=self.built.dtype)
 
     def add(self, source_ids: Sequence[SourceId]) -> None:
-        """Give the next item ids to these, which are new and distinct (see ``item_ids``)."""
+        """Assign the next item ids to new, distinct source ids (see ``item_ids``)."""
         for source in source_ids:
             self._id_of[source] = len(self)
             self._added.append(source)
 
     def item_ids(self, source_ids: Sequence[SourceId]) -> Ints:
-        """Item ids [n] int64; -1 for what is no item.
+        """Return item ids [n] int64; -1 for an unknown source id.
 
         Raises:
-            DataError: one is not of the type that source ids have.
+            DataError: an id has another type than the built ones.
         """
-        self.checked(source_ids)
+        self.to_series(source_ids)
         return self.find(source_ids)
 
     def find(self, source_ids: Sequence[SourceId]) -> Ints:
-        """As ``item_ids``, of ids that are known to be of the right type."""
-        found = self._built_ids(source_ids)
+        """Return the same as ``item_ids``, without checking the type."""
+        item_ids = self._find_built(source_ids)
         if self._added:
-            # Of the added ones there are few, and most questions are about the others.
-            for i in np.flatnonzero(found < 0):
-                found[i] = self._id_of.get(source_ids[int(i)], -1)
-        return found
+            # Few items are added later, and most look-ups are of built ones.
+            for i in np.flatnonzero(item_ids < 0):
+                item_ids[i] = self._id_of.get(source_ids[int(i)], -1)
+        return item_ids
 
     def source_ids(self, item_ids: Sequence[int] | Ints) -> list[SourceId]:
-        """Source ids of items, all of which are in use."""
+        """Return the source ids of known items."""
         ids = np.asarray(item_ids, dtype=np.int64)
         num_built = len(self.built)
-        found: list[SourceId] = self.built.gather(np.minimum(ids, num_built - 1)).to_list()
+        sources: list[SourceId] = self.built.gather(np.minimum(ids, num_built - 1)).to_list()
         for i in np.flatnonzero(ids >= num_built):
-            found[i] = self._added[ids[i] - num_built]
-        return found
+            sources[i] = self._added[ids[i] - num_built]
+        return sources
 
-    def checked(self, source_ids: Sequence[SourceId]) -> pl.Series:
-        """The ids as a column of the type of the built ones.
+    def to_series(self, source_ids: Sequence[SourceId]) -> pl.Series:
+        """Return the ids as a column of the type of the built ones.
 
         Raises:
-            DataError: one is not of that type.
+            DataError: an id has another type.
         """
         dtype = self.built.dtype
-        kind: type = str if dtype == pl.String else int
+        expected: type = str if dtype == pl.String else int
         for source in source_ids:
-            if not isinstance(source, kind) or isinstance(source, bool):
-                what = "text" if kind is str else "integers"
-                raise DataError(f"item {source!r} cannot be: source ids here are {what}")
+            if not isinstance(source, expected) or isinstance(source, bool):
+                name = "text" if expected is str else "an integer"
+                raise DataError(f"item id {source!r} must be {name}, as in the data")
         try:
             return pl.Series("source_id", source_ids, dtype=dtype, strict=True)
         except (pl.exceptions.PolarsError, OverflowError, TypeError):
-            raise DataError(f"an item of {list(source_ids)!r} is no {dtype}") from None
+            raise DataError(f"item ids {list(source_ids)!r} must be {dtype}") from None
 
-    def _built_ids(self, wanted: Sequence[SourceId]) -> Ints:
-        """Item ids [n] among the built ones; -1 for what is none of them."""
-        keys, places = self._sorted
-        if not len(keys) or not len(wanted):
-            return np.full(len(wanted), -1, dtype=np.int64)
+    def _find_built(self, source_ids: Sequence[SourceId]) -> Ints:
+        """Return item ids [n] among the built ones; -1 for an unknown source id."""
+        keys, item_ids = self._sorted
+        if not len(keys) or not len(source_ids):
+            return np.full(len(source_ids), -1, dtype=np.int64)
         if self.built.dtype != pl.String:
-            asked = np.array(wanted, dtype=keys.dtype)
-            at = np.minimum(keys.searchsorted(asked), len(keys) - 1)
-            return np.where(keys[at] == asked, places[at], -1)
-        asked = _hashes(wanted)
-        first, last = keys.searchsorted(asked), keys.searchsorted(asked, side="right")
-        # Two texts may have one hash.
+            numbers = np.array(source_ids, dtype=keys.dtype)
+            positions = np.minimum(keys.searchsorted(numbers), len(keys) - 1)
+            return np.where(keys[positions] == numbers, item_ids[positions], -1)
+        hashes = _hash_texts(source_ids)
+        first, last = keys.searchsorted(hashes), keys.searchsorted(hashes, side="right")
+        # Two texts may have the same hash.
         return np.array(
             [
-                next((p for p in places[begin:end].tolist() if self.built[p] == text), -1)
-                for text, begin, end in zip(wanted, first.tolist(), last.tolist(), strict=True)
+                next((i for i in item_ids[begin:end].tolist() if self.built[i] == text), -1)
+                for text, begin, end in zip(source_ids, first.tolist(), last.tolist(), strict=True)
             ],
             dtype=np.int64,
         )
 
     @cached_property
     def _sorted(self) -> tuple[Ints, Ints]:
-        """Numbers of the built source ids, ascending, and the item ids they belong to."""
-        numbers = self.built.to_numpy() if self.built.dtype != pl.String else _hashed(self.built)
+        """Return the built source ids as numbers, ascending, and their item ids."""
+        is_text = self.built.dtype == pl.String
+        numbers = _hash_column(self.built) if is_text else self.built.to_numpy()
         if bool((numbers[1:] >= numbers[:-1]).all()):
             return numbers, np.arange(len(numbers))
         order = np.argsort(numbers, kind="stable")
         return numbers[order], order
 
 
-def _hashed(texts: pl.Series) -> Ints:
-    parts = (texts.slice(at, CHUNK).to_list() for at in range(0, len(texts), CHUNK))
-    return np.concatenate([NO_NUMBERS, *map(_hashes, parts)])
+def _hash_column(texts: pl.Series) -> Ints:
+    chunks = (texts.slice(begin, CHUNK).to_list() for begin in range(0, len(texts), CHUNK))
+    return np.concatenate([NO_NUMBERS, *map(_hash_texts, chunks)])
 
 
-def _hashes(texts: Sequence[SourceId]) -> Ints:
-    """Python's own hash: the same throughout a process, which is how long it is kept."""
+def _hash_texts(texts: Sequence[SourceId]) -> Ints:
+    """Return Python's own hashes: they are constant within a process and are not stored."""
     return np.fromiter(map(hash, texts), np.int64, len(texts))

@@ -1,4 +1,4 @@
-"""Settings of a search chosen by measuring: the least work that reaches a wanted recall."""
+"""Tuning of a search by measurement: the fastest settings that reach a target recall."""
 
 from __future__ import annotations
 
@@ -8,87 +8,88 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from candid.index.approximate import TunableIndex
-from candid.index.measurement import Measured, Truth, measure
+from candid.index.measurement import GroundTruth, Measurement, measure_index
 from candid.index.protocol import Index
 
 Settings = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What tuning found.
+class TuningResult:
+    """The result of tuning.
 
     Attributes:
         index: searches with the chosen settings.
-        settings: of the search, by config key; empty where there is nothing to choose.
-        tried: every setting that was measured, on the queries that decided.
-        reaches: whether the choice reached the target on these queries.
+        settings: of the search, by config key; empty if the index has none to choose.
+        trials: every setting that was measured.
+        reaches_target: whether the chosen settings reach the target recall.
     """
 
     index: Index
     settings: Settings
-    tried: Sequence[tuple[Settings, Measured]]
-    reaches: bool
+    trials: Sequence[tuple[Settings, Measurement]]
+    reaches_target: bool
 
 
-def tune(
+def tune_index(
     index: Index,
-    truth: Truth,
+    truth: GroundTruth,
     item_vectors: Tensor,
+    *,
     target_recall: float,
     progress: Callable[[int], None] | None = None,
-) -> Tuned:
-    """Choose the fastest settings whose recall reaches a target, or else those of most recall.
+) -> TuningResult:
+    """Choose the fastest settings that reach a target recall, or else those of highest recall.
 
-    A recall is a mean over some queries, and others will be asked: it reaches the target where
-    it lies above by twice its standard error.
-    Recall grows along each axis, so the first axis is halved for each choice of the others.
+    Recall is a mean over a sample of queries. Settings reach the target if their recall minus
+    twice its standard error is at least the target. Recall grows along each axis, so the first
+    axis is searched by bisection for each choice of the others.
 
     Args:
-        index: any; one that is not a ``TunableIndex`` is only measured.
-        truth: of queries that are not those of the report.
+        index: without ``tuning_axes`` it is only measured.
+        truth: its queries must not be used again to report the result.
         item_vectors: [V, D] float32.
         target_recall: 0..1.
-        progress: told how many settings were measured.
+        progress: called with the number of settings measured so far.
     """
-    tried: list[tuple[Settings, Measured]] = []
+    trials: list[tuple[Settings, Measurement]] = []
 
-    def try_out(settings: Settings) -> Measured:
-        asked = index.with_settings(**settings) if isinstance(index, TunableIndex) else index
-        found = measure(asked, truth, item_vectors, alone=False)
-        tried.append((settings, found))
+    def try_settings(settings: Settings) -> Measurement:
+        candidate = index.with_settings(**settings)
+        measurement = measure_index(candidate, truth, item_vectors, with_latency=False)
+        trials.append((settings, measurement))
         if progress is not None:
-            progress(len(tried))
-        return found
+            progress(len(trials))
+        return measurement
 
-    axes = index.axes(truth.k) if isinstance(index, TunableIndex) else {}
-    if not axes or not isinstance(index, TunableIndex):
-        return Tuned(index, {}, tried, _reaches(try_out({}), target_recall))
-    _walk(axes, try_out, target_recall)
-    reaching = [entry for entry in tried if _reaches(entry[1], target_recall)]
+    axes = index.tuning_axes(truth.k)
+    if not axes:
+        reaches = _reaches(try_settings({}), target_recall)
+        return TuningResult(index, {}, trials, reaches)
+    _search_axes(axes, try_settings, target_recall)
+    reaching = [trial for trial in trials if _reaches(trial[1], target_recall)]
     if reaching:
-        chosen = max(reaching, key=lambda entry: entry[1].queries_per_second)
+        settings, _ = max(reaching, key=lambda trial: trial[1].queries_per_second)
     else:
-        chosen = max(tried, key=lambda entry: entry[1].recall)
-    return Tuned(index.with_settings(**chosen[0]), chosen[0], tried, bool(reaching))
+        settings, _ = max(trials, key=lambda trial: trial[1].recall)
+    return TuningResult(index.with_settings(**settings), settings, trials, bool(reaching))
 
 
-def _walk(
+def _search_axes(
     axes: Mapping[str, Sequence[float]],
-    try_out: Callable[[Settings], Measured],
+    try_settings: Callable[[Settings], Measurement],
     target_recall: float,
 ) -> None:
-    """Measure, for each choice of the other axes, around the first value that reaches."""
+    """Bisect the first axis for each choice of the other axes."""
     (name, values), *others = axes.items()
     names = [other for other, _ in others]
-    # From the most exact down: where that misses the target at every value, less exact ones do.
-    for chosen in itertools.product(*(reversed(choices) for _, choices in others)):
-        rest = dict(zip(names, chosen, strict=True))
+    # From the most exact choice down: if it misses the target everywhere, less exact ones do too.
+    for choice in itertools.product(*(reversed(choices) for _, choices in others)):
+        rest = dict(zip(names, choice, strict=True))
         low, high = 0, len(values)
         while low < high:
             middle = (low + high) // 2
-            if _reaches(try_out({name: values[middle], **rest}), target_recall):
+            if _reaches(try_settings({name: values[middle], **rest}), target_recall):
                 high = middle
             else:
                 low = middle + 1
@@ -96,5 +97,5 @@ def _walk(
             return
 
 
-def _reaches(found: Measured, target_recall: float) -> bool:
-    return found.recall - 2 * found.recall_error >= target_recall
+def _reaches(measurement: Measurement, target_recall: float) -> bool:
+    return measurement.recall - 2 * measurement.recall_error >= target_recall

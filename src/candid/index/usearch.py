@@ -1,4 +1,4 @@
-"""Search by USearch: a graph of neighbours over vectors of few bits."""
+"""Search with USearch: a graph of neighbours over vectors of reduced precision."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from candid.index.approximate import (
     ApproximateIndex,
     Floats,
     Ints,
-    array,
-    augmented_items,
-    augmented_queries,
-    ladder,
-    norms_are_alike,
+    augment_items,
+    augment_queries,
+    geometric_steps,
+    has_similar_norms,
+    to_array,
 )
 from candid.index.protocol import IndexConfig
 
@@ -31,20 +31,21 @@ DTYPES: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "i
 
 
 class UsearchIndex(ApproximateIndex):
-    """A hierarchical graph of USearch; what it finds is ranked by the float32 vectors.
+    """A hierarchical graph of USearch; its candidates are ranked by the float32 vectors.
 
-    The walk of such a graph (Malkov and Yashunin 2016) is made for distances: see ``augment``. It
-    may find fewer than k items even where there are more. Calls from several threads wait for each
-    other; one call uses as many threads as torch does.
+    The search of such a graph (Malkov and Yashunin 2016) is made for distances: see ``augment``.
+    It may find fewer than k items even if there are more. Calls from several threads run one
+    after the other; one call uses as many threads as torch does.
 
     Args:
         item_vectors: [V, D] float32; kept for ranking, not copied.
-        num_links: links of an item in the graph.
-        build_width: items that building the graph looks at for each new one.
-        search_width: items that a search keeps in view, at least k.
+        num_links: links per item in the graph.
+        build_width: items considered for each new one when the graph is built.
+        search_width: items considered in a search, at least k.
         precision: of the vectors in the graph.
-        augment: distances instead of inner products (``augmented_items``); None: where lengths
-            are alike.
+        augment: distances instead of inner products (``augment_items``); None: if lengths are
+            similar.
+        file: of ``save``, read instead of building; None: build.
 
     Attributes:
         num_items: V.
@@ -52,24 +53,28 @@ class UsearchIndex(ApproximateIndex):
     Raises:
         ConfigError: USearch is not installed, vectors that are not a matrix with V, D ≥ 1, or a
             number below 1.
-        ArtifactError: a vector is not finite.
+        ArtifactError: a vector is not finite, or a damaged file.
     """
+
+    has_file = True
 
     class Config(IndexConfig):
         """Settings of a USearch index."""
 
-        num_links: int = Field(16, ge=2, description="links of an item in the graph")
-        build_width: int = Field(128, ge=1, description="care in building the graph")
-        search_width: int = Field(200, ge=1, description="care in searching the graph")
+        num_links: int = Field(16, ge=2, description="links per item in the graph")
+        build_width: int = Field(
+            128, ge=1, description="items considered per item when the graph is built"
+        )
+        search_width: int = Field(200, ge=1, description="items considered in a search")
         precision: Precision = Field("bfloat16", description="of the vectors in the graph")
         augment: bool | None = Field(
             None,
-            description="distances of vectors brought to one length, not inner products; 'none': "
-            "where their lengths are alike",
+            description="distances of vectors augmented to one length, not inner products; "
+            "'none': if their lengths are similar",
         )
 
         def build(self, item_vectors: Tensor) -> UsearchIndex:
-            """Make the index over ``item_vectors`` [V, D]."""
+            """Build the index over ``item_vectors`` [V, D]."""
             return UsearchIndex(item_vectors, **self.model_dump())
 
         def open(self, item_vectors: Tensor, file: Path) -> UsearchIndex:
@@ -79,11 +84,12 @@ class UsearchIndex(ApproximateIndex):
     def __init__(
         self,
         item_vectors: Tensor,
-        num_links: int = 16,
-        build_width: int = 128,
-        search_width: int = 200,
-        precision: Precision = "bfloat16",
-        augment: bool | None = None,
+        *,
+        num_links: int,
+        build_width: int,
+        search_width: int,
+        precision: Precision,
+        augment: bool | None,
         file: Path | None = None,
     ) -> None:
         if min(num_links, build_width, search_width) < 1:
@@ -94,18 +100,19 @@ class UsearchIndex(ApproximateIndex):
         super().__init__(item_vectors, is_checked=file is not None)
         self.search_width = search_width
         self._lock = threading.Lock()
-        library = _usearch()
+        library = _usearch_library()
         if file is not None:
             self._index: Any = _read(library, file)
             if len(self._index) != self.num_items:
                 raise ArtifactError(
-                    f"{file} is the index of {len(self._index)} items, not of these"
+                    f"{file} is the index of {len(self._index)} items, not of these "
+                    f"{self.num_items}"
                 )
             return
-        is_augmented = norms_are_alike(self._vectors) if augment is None else augment
-        items = array(self._vectors)
+        is_augmented = has_similar_norms(self._vectors) if augment is None else augment
+        items = to_array(self._vectors)
         if is_augmented:
-            items = augmented_items(items)
+            items = augment_items(items)
         self._index = library.Index(
             ndim=items.shape[1],
             metric="l2sq" if is_augmented else "ip",
@@ -117,25 +124,26 @@ class UsearchIndex(ApproximateIndex):
         self._index.add(np.arange(self.num_items), items, threads=torch.get_num_threads())
 
     def save(self, file: Path) -> None:
-        """Write everything but the item vectors; see ``StoredIndex``."""
+        """Write everything but the item vectors; see ``Index.save``."""
         self._index.save(str(file))
 
-    def axes(self, k: int) -> Mapping[str, Sequence[float]]:
-        """Care in the search; see ``TunableIndex``."""
-        return {"search_width": ladder(k, max(k, min(32 * k, self.num_items)), 1.25)}
+    def tuning_axes(self, k: int) -> Mapping[str, Sequence[float]]:
+        """Return values of ``search_width``; see ``Index.tuning_axes``."""
+        return {"search_width": geometric_steps(k, max(k, min(32 * k, self.num_items)), 1.25)}
 
     def _candidates(self, query: Floats, k: int, spare: int) -> Ints:
         k += spare
         if len(query) == 0:
             return np.empty((0, k), dtype=np.int64)
-        asked = augmented_queries(query) if self._index.ndim > self._dim else query
-        # USearch gives the threads of one call working memory by number, and two calls at once
-        # would share it.
+        if self._index.ndim > self._dim:
+            query = augment_queries(query)
+        # USearch numbers the working memory of the threads of one call, so two calls at the same
+        # time would share it.
         with self._lock:
             self._index.expansion_search = max(int(self.search_width), k)
-            found = self._index.search(asked, k, threads=torch.get_num_threads())
-        ids = np.asarray(found.keys).astype(np.int64).reshape(len(query), -1)
-        counts = np.atleast_1d(getattr(found, "counts", np.full(len(query), ids.shape[1])))
+            matches = self._index.search(query, k, threads=torch.get_num_threads())
+        ids = np.asarray(matches.keys).astype(np.int64).reshape(len(query), -1)
+        counts = np.atleast_1d(getattr(matches, "counts", np.full(len(query), ids.shape[1])))
         ids[np.arange(ids.shape[1]) >= counts[:, None]] = -1
         return ids
 
@@ -152,8 +160,8 @@ def _read(library: ModuleType, file: Path) -> Any:
     return index
 
 
-def _usearch() -> ModuleType:
-    """The library.
+def _usearch_library() -> ModuleType:
+    """Import USearch.
 
     Raises:
         ConfigError: it is not installed.
@@ -162,7 +170,8 @@ def _usearch() -> ModuleType:
         import usearch.index
     except ImportError:
         raise ConfigError(
-            "index 'usearch' needs USearch, which is not installed: pip install 'candid[index]'"
+            "the index 'usearch' needs USearch, which is not installed: "
+            "pip install 'candid-retrieval[index]'"
         ) from None
     module: ModuleType = usearch.index
     return module

@@ -15,15 +15,15 @@ from candid.config import validated, with_overrides
 from candid.data import HeldOut
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.index import (
-    CONTENDERS,
+    BENCHMARKED_INDEXES,
     INDEXES,
-    Assessment,
+    GroundTruth,
+    IndexBenchmark,
     IndexComponent,
     IndexConfig,
-    Truth,
-    assess,
+    benchmark_index,
+    compute_ground_truth,
     default_config,
-    exact_truth,
     write_snapshot,
 )
 from candid.inference import (
@@ -49,7 +49,7 @@ class Ground:
     """
 
     item_vectors: Tensor
-    truth: Truth
+    truth: GroundTruth
 
 
 class _Section(ComponentConfig):
@@ -104,7 +104,7 @@ def survey(
     with inference_mode(run.model):
         vectors = encode_catalog(run.model, progress).float().cpu().clone()
         query = _queries(run, num_queries, seed, progress)
-    return Ground(vectors, exact_truth(vectors, query, k))
+    return Ground(vectors, compute_ground_truth(vectors, query, k))
 
 
 def build_index(
@@ -116,7 +116,7 @@ def build_index(
     target_recall: float = 0.95,
     min_recall: float = 0.0,
     progress: StageProgress | None = None,
-) -> Assessment:
+) -> IndexBenchmark:
     """Build, tune and measure an index, and write it where it is good enough.
 
     Args:
@@ -134,11 +134,11 @@ def build_index(
             with other files.
     """
     found = _assessed(_name(config), config, ground, target_recall, progress, 1, 1)
-    if found.measured.recall < min_recall:
+    if found.measurement.recall < min_recall:
         raise ArtifactError(
-            f"recall@{found.k} is {found.measured.recall:.3f}, below the {min_recall:g} asked for, "
-            "and no index was written: choose another with --set index.type=…, see which with "
-            "--compare, or lower --min-recall"
+            f"no index was written: recall@{found.k} is {found.measurement.recall:.3f}, below "
+            f"--min-recall {min_recall:g}; choose another index with --set index.type=… (--compare "
+            "shows which), or lower --min-recall"
         )
     facts = found.to_json()
     write_snapshot(
@@ -159,19 +159,19 @@ def compare_indexes(
     *,
     target_recall: float = 0.95,
     progress: StageProgress | None = None,
-) -> tuple[list[Assessment], list[str]]:
+) -> tuple[list[IndexBenchmark], list[str]]:
     """Build, tune and measure indexes one after the other.
 
     Args:
         ground: from ``survey``.
-        contenders: by the name of their row; None: ``CONTENDERS``.
+        contenders: by the name of their row; None: ``BENCHMARKED_INDEXES``.
         target_recall: what settings are chosen for.
         progress: called with (stage, done, in all).
 
     Returns:
         What was found, and a sentence for each that could not be built here.
     """
-    contenders = CONTENDERS if contenders is None else contenders
+    contenders = BENCHMARKED_INDEXES if contenders is None else contenders
     found, left_out = [], []
     for number, (name, config) in enumerate(contenders.items(), start=1):
         try:
@@ -191,18 +191,20 @@ def _assessed(
     progress: StageProgress | None,
     number: int,
     total: int,
-) -> Assessment:
+) -> IndexBenchmark:
     if progress is not None:
         progress("building and measuring", number - 1, total)
-    found = assess(name, config, ground.item_vectors, ground.truth, target_recall)
+    found = benchmark_index(
+        config, ground.item_vectors, ground.truth, target_recall=target_recall, name=name
+    )
     if progress is not None:
         progress("building and measuring", number, total)
     return found
 
 
 def _name(config: IndexConfig) -> str:
-    kind = getattr(config, "kind", None)
-    return type_name(INDEXES, "index", config) + ("" if kind is None else f" {kind}")
+    variant = config.variant
+    return type_name(INDEXES, "index", config) + ("" if variant is None else f" {variant}")
 
 
 def _queries(run: Run, num_queries: int, seed: int, progress: StageProgress | None) -> Tensor:

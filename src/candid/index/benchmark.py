@@ -1,0 +1,170 @@
+"""The benchmark of indexes: build one, tune it to a target recall and measure it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from candid.component import type_name
+from candid.index.bfloat16 import Bfloat16Index
+from candid.index.exact import ExactIndex
+from candid.index.faiss import FaissIndex
+from candid.index.kernel_lsh import KernelLsh
+from candid.index.measurement import GroundTruth, Measurement, measure_index
+from candid.index.protocol import Index, IndexConfig
+from candid.index.registry import INDEXES
+from candid.index.tuning import Settings, tune_index
+from candid.index.usearch import UsearchIndex
+
+BENCHMARKED_INDEXES: Final[dict[str, IndexConfig]] = {
+    "exact": ExactIndex.Config(),
+    "bfloat16": Bfloat16Index.Config(),
+    "faiss flat": FaissIndex.Config(kind="flat"),
+    "faiss ivf": FaissIndex.Config(kind="ivf"),
+    "faiss pq": FaissIndex.Config(kind="pq"),
+    "faiss sq": FaissIndex.Config(kind="sq"),
+    "faiss hnsw, products": FaissIndex.Config(kind="hnsw", augment=False),
+    "faiss hnsw, distances": FaissIndex.Config(kind="hnsw", augment=True),
+    "usearch, products": UsearchIndex.Config(augment=False),
+    "usearch, distances": UsearchIndex.Config(augment=True),
+    "kernel_lsh": KernelLsh.Config(),
+}
+"""The indexes of ``candid index --compare`` by the name of their row.
+
+Graphs appear twice: which of their two metrics is better depends on the vectors. An index without
+a row here still works everywhere else.
+"""
+
+
+@dataclass(frozen=True)
+class IndexBenchmark:
+    """The result of one index: one row of a comparison.
+
+    Attributes:
+        name: in tables.
+        config: with the settings that tuning chose.
+        index: built, with these settings.
+        measurement: on queries that tuning did not use.
+        trials: settings that tuning measured, on its own queries.
+        k: results per query.
+        target_recall: the recall that tuning aimed at.
+        num_queries: behind ``measurement``.
+        build_seconds: CPU time of all threads.
+        index_bytes: of the index, in addition to the item vectors.
+        vector_bytes: of the item vectors, V · D · 4.
+    """
+
+    name: str
+    config: IndexConfig
+    index: Index
+    measurement: Measurement
+    trials: Sequence[tuple[Settings, Measurement]]
+    k: int
+    target_recall: float
+    num_queries: int
+    build_seconds: float
+    index_bytes: int
+    vector_bytes: int
+
+    @property
+    def reaches_target(self) -> bool:
+        """Whether the recall is at least the target."""
+        return self.measurement.recall >= self.target_recall
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that tuning chose."""
+        names = self.trials[0][0] if self.trials else {}
+        return {name: getattr(self.config, name) for name in names}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "name": self.name,
+            "index": index_table(self.config),
+            "k": self.k,
+            "target_recall": self.target_recall,
+            **self.measurement.to_json(),
+            "queries": self.num_queries,
+            "build_cpu_seconds": round(self.build_seconds, 2),
+            "index_bytes": self.index_bytes,
+            "vector_bytes": self.vector_bytes,
+            "tried": [
+                {**settings, **measurement.to_json()} for settings, measurement in self.trials
+            ],
+        }
+
+
+def index_table(config: IndexConfig) -> Mapping[str, Any]:
+    """Return the config as in a recipe: its type, then its settings."""
+    return {"type": type_name(INDEXES, "index", config), **config.model_dump(mode="json")}
+
+
+def benchmark_index(
+    config: IndexConfig,
+    item_vectors: Tensor,
+    truth: GroundTruth,
+    *,
+    target_recall: float,
+    name: str = "",
+    progress: Callable[[str], None] | None = None,
+) -> IndexBenchmark:
+    """Build an index, choose its settings on one half of the queries, measure on the other half.
+
+    Args:
+        config: of the index; tuning replaces its settings of the search.
+        item_vectors: [V, D] float32 on the CPU.
+        truth: queries and their exact results.
+        target_recall: 0..1.
+        name: for tables.
+        progress: called with the name of each stage.
+
+    Raises:
+        ConfigError: settings that cannot work, or a library that is not installed.
+    """
+
+    def report(stage: str) -> None:
+        if progress is not None:
+            progress(stage)
+
+    report("building")
+    begin = time.process_time()
+    index = config.build(item_vectors)
+    seconds = time.process_time() - begin
+    tuning_half, measuring_half = truth.split()
+    tuned = tune_index(
+        index,
+        tuning_half,
+        item_vectors,
+        target_recall=target_recall,
+        progress=lambda count: report(f"{count} settings tried"),
+    )
+    report("measuring")
+    return IndexBenchmark(
+        name=name,
+        config=config.model_copy(update=tuned.settings),
+        index=tuned.index,
+        measurement=measure_index(tuned.index, measuring_half, item_vectors),
+        trials=tuned.trials,
+        k=truth.k,
+        target_recall=target_recall,
+        num_queries=len(measuring_half.query),
+        build_seconds=seconds,
+        index_bytes=_index_bytes(index, config, item_vectors),
+        vector_bytes=item_vectors.numel() * 4,
+    )
+
+
+def _index_bytes(index: Index, config: IndexConfig, item_vectors: Tensor) -> int:
+    if not index.has_file:
+        return config.extra_bytes(item_vectors)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "index.bin"
+        index.save(file)
+        return file.stat().st_size
