@@ -1,17 +1,17 @@
-"""Bias and spread of every estimator of the softmax: the tables of docs/benchmarks/audit.md.
+"""Bias and variance of every estimator of the softmax: the tables of docs/benchmarks/audit.md.
 
-    python benchmarks/audit.py                      measure what is missing, write the tables
+    python benchmarks/audit.py                      measure missing results, write the tables
     python benchmarks/audit.py --again --only "quadratic"    measure one sampler again
-    python benchmarks/audit.py --tables             write the tables again from the results
+    python benchmarks/audit.py --tables             write the tables from the stored results
 
-Catalogs of N items with Zipf popularity Q and 64 pairs of a user and the item that user chose:
-``init`` has logits N(0, 1) that know nothing, ``mid`` log Q + 1.5·N(0, 1), ``late`` is mid with
-the positive raised until P(p) = 0.6. Logits are dot products of vectors, as those of a model:
+Catalogs of N items with Zipf popularity Q and 64 pairs of a user and the user's chosen item:
+``init`` has independent logits N(0, 1), ``mid`` log Q + 1.5·N(0, 1), and ``late`` is ``mid`` with
+the positive's logit raised until P(p) = 0.6. Logits are dot products of vectors, as in a model:
 items are N(0, I) of width 32, a user is a direction of length 1 or 1.5, and further dimensions
-carry log Q and what raises each pair's positive.
+hold log Q and the increase of each pair's positive.
 
-Results are written after each sampler and n, so a run that was cut goes on where it was; two
-runs may share the work by ``--items`` and ``--only``. About an hour on one core in all.
+Results are written after each sampler and n, so an interrupted run continues; two runs may share
+the work by ``--items`` and ``--only``. The whole benchmark takes about an hour on one core.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ import torch
 import candid
 from candid.atomic import write_json
 from candid.audit import (
-    ALL,
-    REFINED,
-    WHOLE,
-    Effort,
-    Plan,
-    Subject,
+    ALL_ESTIMATORS,
+    ALL_ROWS,
+    AuditCase,
+    AuditInput,
+    SamplingBudget,
     audit,
+    estimators_for,
     sampler_config,
-    standard_plans,
+    standard_cases,
 )
 
 RESULTS = Path(__file__).parent / "results" / "audit.json"
@@ -49,58 +49,59 @@ DOCS = Path(__file__).parents[1] / "docs" / "benchmarks" / "audit.md"
 SIZES = {1_000: (16, 64, 256, 1024, 4096), 100_000: (16, 64, 256, 1024, 4096)}
 KERNELS = ("random Fourier", "quadratic")
 KERNELS_UP_TO = {1_000: 4096, 100_000: 256}
-"""Candidates; more would take hours, each row having draws of its own."""
+"""Most candidates of the kernel samplers by catalog size; more would take hours."""
 SHARES = (64, 256)
-"""Numbers of candidates for which heads of another share than half are tried."""
+"""Numbers of candidates for which exact shares other than a half are measured."""
 REGIMES = {
-    "init": "init: a model that knows nothing, P(p) about 1/N",
-    "mid": "mid: popularity learnt and some taste",
+    "init": "init: a model before training, P(p) about 1/N",
+    "mid": "mid: a model with popularity and some taste",
     "late": "late: a confident model, P(p) = 0.6",
 }
 PAIRS, WIDTH = 64, 32
-DRAWS = {
+REPEATS = {
     1_000: {16: 1024, 64: 2048, 256: 2048, 1024: 512, 4096: 128},
     100_000: {16: 2048, 64: 4096, 256: 4096, 1024: 512, 4096: 128},
 }
-"""By n: enough for the differences that docs/benchmarks/audit.md claims."""
+"""Repeats by n: enough for the differences stated in docs/benchmarks/audit.md."""
 FEWER = {
     1_000: {16: 1024, 64: 1024, 256: 1024, 1024: 256, 4096: 64},
     100_000: {16: 256, 64: 256, 256: 256, 1024: 48, 4096: 16},
 }
-"""Of samplers that no claim speaks of."""
-KERNEL_DRAWS = {
+"""Repeats of the samplers in ``NO_CLAIM``."""
+KERNEL_REPEATS = {
     1_000: {16: 256, 64: 256, 256: 128, 1024: 48, 4096: 16},
     100_000: {16: 96, 64: 32, 256: 24},
 }
 NO_CLAIM = ("uniform", "in-batch", "in-batch, distinct", "popularity + uniform")
 MEMORY = 3 << 30
 CLAIMS = [
-    ("popular head + tail", "refined", 256),
-    ("popular head + tail", "refined", 4096),
-    ("nearest head, shared", "refined", 64),
-    ("nearest head, shared", "refined", 256),
-    ("nearest head, shared", "refined", 1024),
-    ("nearest head, shared", "refined", 4096),
-    ("nearest head of each row", "refined", 64),
-    ("nearest head of each row", "refined", 256),
-    ("nearest head of each row", "refined", 1024),
-    ("nearest head of each row", "refined", 4096),
-    ("nearest head of 7/8, shared", "refined", 256),
-    ("nearest head of 7/8 of each row", "refined", 256),
+    ("exact popular", "refined", 256),
+    ("exact popular", "refined", 4096),
+    ("exact nearest, shared", "refined", 64),
+    ("exact nearest, shared", "refined", 256),
+    ("exact nearest, shared", "refined", 1024),
+    ("exact nearest, shared", "refined", 4096),
+    ("exact nearest, per row", "refined", 64),
+    ("exact nearest, per row", "refined", 256),
+    ("exact nearest, per row", "refined", 1024),
+    ("exact nearest, per row", "refined", 4096),
+    ("exact nearest 7/8, shared", "refined", 256),
+    ("exact nearest 7/8, per row", "refined", 256),
     ("popularity", "refined + jackknife", 16),
     ("popularity", "refined + jackknife", 64),
     ("popularity", "refined + jackknife", 256),
-    ("nearest head of each row", "refined + jackknife", 256),
+    ("exact nearest, per row", "refined + jackknife", 256),
     ("popularity, distinct", "refined", 64),
     ("popularity, distinct", "refined", 256),
     ("popularity, distinct", "refined", 1024),
 ]
-"""What is held against popularity draws corrected by ``refined`` at the same n."""
-HEADS = (32, 128, 512, 2048)
+"""Estimators that are compared with refined popularity sampling at the same n."""
+EXACT_SIZES = (32, 128, 512, 2048)
+"""Numbers of exact candidates whose share of softmax and noise is measured."""
 
 
-def subject(num_items: int, regime: str, seed: int = 11) -> Subject:
-    """The pairs of one regime over one catalog."""
+def make_input(num_items: int, regime: str, seed: int = 11) -> AuditInput:
+    """Make the pairs of one regime over one catalog."""
     generator = torch.Generator().manual_seed(seed)
     q = 1.0 / torch.arange(1, num_items + 1, dtype=torch.float64)
     q /= q.sum()
@@ -117,10 +118,10 @@ def subject(num_items: int, regime: str, seed: int = 11) -> Subject:
         others = scores.scatter(1, positives, -math.inf).logsumexp(dim=1)
         gap = others + math.log(0.6 / 0.4) - scores.gather(1, positives)[:, 0]
         vectors[positives[:, 0], WIDTH + 1 + torch.arange(PAIRS)] = gap
-    # Counts in proportion to Q, and a training row for each: the frequency is exact.
+    # One training row per count, in proportion to Q: the item frequency is exact.
     counts = (q / q[-1]).round().long()
     training = torch.arange(num_items).repeat_interleave(counts)
-    return Subject(
+    return AuditInput(
         name=regime,
         query=query.float(),
         item_vectors=vectors.float(),
@@ -132,83 +133,83 @@ def subject(num_items: int, regime: str, seed: int = 11) -> Subject:
     )
 
 
-def plans_of(num_items: int) -> list[Plan]:
-    """The standard set where it can be afforded, and heads of seven eighths of n."""
-    plans = standard_plans(SIZES[num_items], num_items, only_fitting=True)
+def audit_cases(num_items: int) -> list[AuditCase]:
+    """List the affordable standard cases, and exact shares of seven eighths of n."""
+    cases = standard_cases(SIZES[num_items], num_items, only_fitting=True)
     return [
-        # With the jackknife of sets, which nothing but this table offers: it shows why.
-        replace(plan, variants=ALL) if plan.config.is_set else plan
-        for plan in plans
-        if plan.name not in KERNELS or plan.n <= KERNELS_UP_TO[num_items]
-    ] + [plan for n in SHARES for plan in _large_heads(n)]
+        # The jackknife of sets is biased; only this table measures it, to show the bias.
+        replace(case, estimators=ALL_ESTIMATORS) if case.sampler.is_set else case
+        for case in cases
+        if case.name not in KERNELS or case.num_candidates <= KERNELS_UP_TO[num_items]
+    ] + [case for n in SHARES for case in _large_exact_cases(n)]
 
 
-def _large_heads(n: int) -> list[Plan]:
-    head = n - n // 8
+def _large_exact_cases(n: int) -> list[AuditCase]:
+    num_exact = n - n // 8
     table = {
         "type": "exact_nearest",
-        "num_exact": head,
-        "k": head,
-        "rest": {"type": "popularity", "num_candidates": n - head},
+        "num_exact": num_exact,
+        "k": num_exact,
+        "rest": {"type": "popularity", "num_candidates": n - num_exact},
+    }
+    configs = {
+        "exact nearest 7/8, shared": sampler_config(table),
+        "exact nearest 7/8, per row": sampler_config(table | {"shared": False}),
     }
     return [
-        Plan("nearest head of 7/8, shared", sampler_config(table), n, REFINED),
-        Plan(
-            "nearest head of 7/8 of each row",
-            sampler_config(table | {"shared": False}),
-            n,
-            REFINED,
-        ),
+        AuditCase(name, config, num_candidates=n, estimators=estimators_for(config))
+        for name, config in configs.items()
     ]
 
 
-def draws_of(num_items: int, plan: Plan) -> int:
-    """Draws of a plan: those that claims are made of get the most."""
-    if plan.name in KERNELS:
-        return KERNEL_DRAWS[num_items][plan.n]
-    return (FEWER if plan.name in NO_CLAIM else DRAWS)[num_items][plan.n]
+def repeats_of(num_items: int, case: AuditCase) -> int:
+    """Return the number of repeats of a case; the compared samplers have the most."""
+    n = case.num_candidates
+    if case.name in KERNELS:
+        return KERNEL_REPEATS[num_items][n]
+    return (FEWER if case.name in NO_CLAIM else REPEATS)[num_items][n]
 
 
-def measured(num_items: int, subjects: Sequence[Subject], plan: Plan) -> list[dict[str, Any]]:
-    """One sampler on one catalog, under each correction."""
-    effort = Effort(draws=draws_of(num_items, plan), memory=MEMORY)
-    report = audit(subjects, [plan], effort=effort)
+def measure(num_items: int, inputs: Sequence[AuditInput], case: AuditCase) -> list[dict[str, Any]]:
+    """Measure one sampler on one catalog, under each correction."""
+    sampling = SamplingBudget(repeats=repeats_of(num_items, case), memory=MEMORY)
+    report = audit(inputs, [case], sampling=sampling)
     return [
         {
             "items": num_items,
             "name": entry.name,
-            "correction": entry.variant.label,
-            "n": entry.n,
-            "scores": entry.scores,
+            "correction": entry.estimator.label,
+            "n": entry.num_candidates,
+            "num_scores": entry.num_scores,
             "ms": round(entry.cost.ms, 3),
             "mb": round(entry.cost.mb, 3),
         }
-        | {regime: entry.findings[regime][WHOLE].to_json() for regime in REGIMES}
+        | {regime: entry.statistics[regime][ALL_ROWS].to_json() for regime in REGIMES}
         for entry in report.entries
     ]
 
 
 def stored() -> dict[str, Any]:
-    """What was measured so far."""
+    """Read the stored results."""
     document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return {"heads": [], "results": []} | document
+    return {"exact_shares": [], "results": []} | document
 
 
-def store(new: list[dict[str, Any]], of_heads: list[dict[str, Any]] | None = None) -> None:
-    """Add to the results, in place of what they have of the same sampler, catalog and n."""
-    redone = {_key(one) for one in new}
+def store(new: list[dict[str, Any]], exact_shares: list[dict[str, Any]] | None = None) -> None:
+    """Add to the stored results, replacing those of the same sampler, catalog and n."""
+    new_keys = {_key(one) for one in new}
     order = {
-        (num_items, plan.name, plan.n): place
+        (num_items, case.name, case.num_candidates): position
         for num_items in SIZES
-        for place, plan in enumerate(plans_of(num_items))
+        for position, case in enumerate(audit_cases(num_items))
     }
-    kept = [one for one in stored()["results"] if _key(one) not in redone and _key(one) in order]
-    results = sorted(kept + new, key=lambda one: (one["items"], order[_key(one)]))
+    old = [one for one in stored()["results"] if _key(one) not in new_keys and _key(one) in order]
+    results = sorted(old + new, key=lambda one: (one["items"], order[_key(one)]))
     settings = {
         "pairs": PAIRS,
         "width": WIDTH,
         "seed": 11,
-        "max_draws": {"claims": DRAWS, "others": FEWER, "kernels": KERNEL_DRAWS},
+        "repeats": {"claims": REPEATS, "others": FEWER, "kernels": KERNEL_REPEATS},
         "candid": candid.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -216,7 +217,7 @@ def store(new: list[dict[str, Any]], of_heads: list[dict[str, Any]] | None = Non
     document = {
         "command": "python benchmarks/audit.py",
         "settings": settings,
-        "heads": stored()["heads"] if of_heads is None else of_heads,
+        "exact_shares": stored()["exact_shares"] if exact_shares is None else exact_shares,
         "results": results,
     }
     write_json(RESULTS, document)
@@ -226,20 +227,20 @@ def _key(one: dict[str, Any]) -> tuple[int, str, int]:
     return one["items"], one["name"], one["n"]
 
 
-def heads(num_items: int, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-    """How much of the other items' softmax, and of its noise under Q, a head of k items holds.
+def measure_exact_shares(num_items: int, inputs: Sequence[AuditInput]) -> list[dict[str, Any]]:
+    """Measure the share of k exact candidates in the other items' softmax and its variance.
 
     An item adds P² / (n·Q) to the relative variance of the estimated Z'. ``nearest`` are each
-    row's own k items of largest P, ``best`` those of largest P² / Q, ``popular`` those of largest
-    Q; all are means over rows.
+    row's k items of largest P, ``best`` those of largest P² / Q, ``popular`` those of largest Q;
+    all shares are means over rows.
     """
     lines = []
-    for one in subjects:
+    for one in inputs:
         scores = one.query.double() @ one.item_vectors.double().T
         p = scores.scatter_(1, one.positive_ids[:, None], -math.inf).softmax(dim=1)
         noise = p.square() / (one.counts / one.counts.sum())
         noise /= noise.sum(dim=1, keepdim=True)
-        for size in (size for size in HEADS if size < num_items):
+        for size in (size for size in EXACT_SIZES if size < num_items):
             nearest = p.topk(size, dim=1).indices
             shares = {
                 "softmax_nearest": p.gather(1, nearest),
@@ -248,13 +249,13 @@ def heads(num_items: int, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
                 "softmax_popular": p[:, :size],
                 "noise_popular": noise[:, :size],
             }
-            found = {key: round(float(part.sum(dim=1).mean()), 4) for key, part in shares.items()}
-            lines.append({"items": num_items, "regime": one.name, "size": size} | found)
+            means = {key: round(float(part.sum(dim=1).mean()), 4) for key, part in shares.items()}
+            lines.append({"items": num_items, "regime": one.name, "size": size} | means)
     return lines
 
 
 def tables(results: list[dict[str, Any]]) -> str:
-    """The tables as Markdown: bias of the mean gradient, then RMSE of a draw."""
+    """Return the tables as Markdown: bias of the mean gradient, then RMSE of one repeat."""
     lines: list[str] = []
     for num_items, sizes in SIZES.items():
         of_catalog = [one for one in results if one["items"] == num_items]
@@ -265,14 +266,14 @@ def tables(results: list[dict[str, Any]]) -> str:
             lines.append("| sampler | correction | " + " | ".join(f"n = {n}" for n in sizes) + " |")
             lines.append("|---|---|" + "---|" * len(sizes))
             for name, correction in names:
-                found = [cells.get((name, correction, n)) for n in sizes]
-                shown = " | ".join("–" if one is None else cell(one[regime]) for one in found)
-                lines.append(f"| {name} | {correction} | {shown} |")
+                by_size = [cells.get((name, correction, n)) for n in sizes]
+                texts = ["–" if one is None else cell(one[regime]) for one in by_size]
+                lines.append(f"| {name} | {correction} | {' | '.join(texts)} |")
     return "\n".join(lines[1:]) + "\n"
 
 
 def claims(results: list[dict[str, Any]]) -> str:
-    """How many times smaller bias and RMSE are than those of refined popularity draws."""
+    """Return the quotients of bias and RMSE, refined popularity over each claimed estimator."""
     cells = {(one["items"], one["name"], one["correction"], one["n"]): one for one in results}
     columns = [(num_items, regime) for num_items in SIZES for regime in REGIMES]
     lines = [
@@ -282,55 +283,55 @@ def claims(results: list[dict[str, Any]]) -> str:
         "|---|---|" + "---|" * len(columns),
     ]
     for name, correction, n in CLAIMS:
-        shown = [
+        quotients = [
             _times(
                 cells.get((num_items, "popularity", "refined", n), {}).get(regime),
                 cells.get((num_items, name, correction, n), {}).get(regime),
             )
             for num_items, regime in columns
         ]
-        lines.append(f"| {name}, {correction} | {n} | " + " | ".join(shown) + " |")
+        lines.append(f"| {name}, {correction} | {n} | " + " | ".join(quotients) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _times(base: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
-    """The two quotients; ">" bounds one by a bias not different from 0, "?": the base's is not."""
+    """Return both quotients; ">" is a lower bound, "?" means that the base's bias may be 0."""
     if base is None or other is None:
         return "–"
-    spread = f"{base['rmse'] / other['rmse']:.2f}"
+    rmse_quotient = f"{base['rmse'] / other['rmse']:.2f}"
     if not is_known(base):
-        return f"?; {spread}"
-    if not is_known(other, 4.0):  # a quotient by less says little, whatever its error
-        return f"> {base['bias'] / bound(other):.1f}; {spread}"
+        return f"?; {rmse_quotient}"
+    if not is_known(other, 4.0):  # a quotient by a smaller bias is too uncertain
+        return f"> {base['bias'] / bound(other):.1f}; {rmse_quotient}"
     ratio, error = quotient(base, other)
-    return f"{ratio:.1f} ± {error:.1f}; {spread}"
+    return f"{ratio:.1f} ± {error:.1f}; {rmse_quotient}"
 
 
 def quotient(base: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
-    """Of two biases, with its standard error as if they were independent."""
+    """Return the quotient of two biases and its standard error, assuming independence."""
     ratio = base["bias"] / other["bias"]
     return ratio, ratio * math.hypot(*(one["bias_error"] / one["bias"] for one in (base, other)))
 
 
-def is_known(found: dict[str, Any], errors: float = 2.0) -> bool:
-    """Whether a bias differs from 0 by more than so many standard errors."""
-    return bool(found["bias"] > errors * found["bias_error"])
+def is_known(one: dict[str, Any], errors: float = 2.0) -> bool:
+    """Return whether a bias exceeds the given number of standard errors."""
+    return bool(one["bias"] > errors * one["bias_error"])
 
 
-def bound(found: dict[str, Any]) -> float:
-    """Two standard errors above what was found."""
-    return float(max(found["bias"], 0.0) + 2.0 * found["bias_error"])
+def bound(one: dict[str, Any]) -> float:
+    """Return the bias plus two standard errors."""
+    return float(max(one["bias"], 0.0) + 2.0 * one["bias_error"])
 
 
-def cell(found: dict[str, Any]) -> str:
-    """Bias and RMSE, or a bound where the bias is not different from 0."""
-    shown = f"{found['bias']:.4f}" if is_known(found) else f"< {bound(found):.4f}"
-    return f"{shown} ({found['rmse']:.3f})"
+def cell(one: dict[str, Any]) -> str:
+    """Return bias and RMSE; an upper bound if the bias may be 0."""
+    bias = f"{one['bias']:.4f}" if is_known(one) else f"< {bound(one):.4f}"
+    return f"{bias} ({one['rmse']:.3f})"
 
 
-def heads_table(lines: list[dict[str, Any]]) -> str:
-    """What heads hold, as Markdown; late is as mid but for the positive, which no head counts."""
-    shown = [
+def exact_shares_table(lines: list[dict[str, Any]]) -> str:
+    """Return the exact shares as Markdown; ``late`` has those of ``mid``."""
+    rows = [
         f"| {one['items']:,} | {one['regime']} | {one['size']} | "
         + " | ".join(
             f"{100 * one[key]:.0f} %"
@@ -340,55 +341,56 @@ def heads_table(lines: list[dict[str, Any]]) -> str:
         for one in lines
         if one["regime"] != "late"
     ]
-    head = "| N | model | head | softmax, nearest | noise, nearest | noise, best | noise, popular |"
-    return "\n".join([head, "|---|---|---|---|---|---|---|", *shown]) + "\n"
+    head = (
+        "| N | model | exact | softmax, nearest | noise, nearest | noise, best | noise, popular |"
+    )
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows]) + "\n"
 
 
 def with_tables(content: str, document: dict[str, Any]) -> str:
-    """The docs with their generated blocks as the results have them."""
+    """Return the page with its generated blocks replaced."""
     blocks = {
         "claims": claims(document["results"]),
-        "heads": heads_table(document["heads"]),
+        "exact_shares": exact_shares_table(document["exact_shares"]),
         "tables": tables(document["results"]),
     }
     for name, block in blocks.items():
-        place = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        assert place.search(content), f"{DOCS} has no <!-- {name} --> block"
-        content = place.sub(lambda _, block=block: block, content)
+        pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+        assert pattern.search(content), f"{DOCS} has no <!-- {name} --> block"
+        content = pattern.sub(lambda _, block=block: block, content)
     return content
 
 
 def main() -> None:
-    """Measure and write; see the module's docstring."""
+    """Measure and write the results and tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", metavar="SAMPLER", action="append", help="these alone")
-    parser.add_argument("--leave", metavar="SAMPLER", action="append", help="all but these")
-    parser.add_argument("--items", type=int, choices=SIZES, help="this catalog alone")
-    parser.add_argument("--again", action="store_true", help="also what there is already")
-    parser.add_argument("--tables", action="store_true", help="write the tables alone")
+    parser.add_argument("--only", metavar="SAMPLER", action="append", help="measure only these")
+    parser.add_argument("--skip", metavar="SAMPLER", action="append", help="measure all others")
+    parser.add_argument("--items", type=int, choices=SIZES, help="measure only this catalog")
+    parser.add_argument("--again", action="store_true", help="measure stored results again")
+    parser.add_argument("--tables", action="store_true", help="only write the tables")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
     for num_items in () if arguments.tables else SIZES:
         if arguments.items not in (None, num_items):
             continue
-        subjects = [subject(num_items, regime) for regime in REGIMES]
-        others = [one for one in stored()["heads"] if one["items"] != num_items]
-        of_heads = sorted(others + heads(num_items, subjects), key=lambda one: one["items"])
-        store([], of_heads)
-        for plan in plans_of(num_items):
-            if plan.name in (arguments.leave or ()):
+        inputs = [make_input(num_items, regime) for regime in REGIMES]
+        others = [one for one in stored()["exact_shares"] if one["items"] != num_items]
+        exact_shares = others + measure_exact_shares(num_items, inputs)
+        store([], sorted(exact_shares, key=lambda one: one["items"]))
+        for case in audit_cases(num_items):
+            if case.name in (arguments.skip or ()):
                 continue
-            if arguments.only is not None and plan.name not in arguments.only:
+            if arguments.only is not None and case.name not in arguments.only:
                 continue
-            key = (num_items, plan.name, plan.n)
+            key = (num_items, case.name, case.num_candidates)
             if not arguments.again and any(_key(one) == key for one in stored()["results"]):
                 continue
-            store(measured(num_items, subjects, plan))
-            line = (
-                f"{time.monotonic() - began:5.0f} s  N = {num_items:,}, n = {plan.n}, {plan.name}"
-            )
-            print(line, file=sys.stderr)
+            store(measure(num_items, inputs, case))
+            elapsed = f"{time.monotonic() - began:5.0f} s"
+            name = f"n = {case.num_candidates}, {case.name}"
+            print(f"{elapsed}  N = {num_items:,}, {name}", file=sys.stderr)
     DOCS.write_text(with_tables(DOCS.read_text(), stored()))
 
 

@@ -1,4 +1,4 @@
-"""Time and memory of an audit of a million items, of which docs/benchmarks/audit.md tells.
+"""Time and memory of an audit of a million items, for docs/benchmarks/audit.md.
 
     python benchmarks/audit_million.py
 
@@ -8,6 +8,7 @@ through a sample of users with the standard set on one thread.
 
 from __future__ import annotations
 
+import argparse
 import platform
 import resource
 import sys
@@ -18,14 +19,14 @@ import torch
 
 import candid
 from candid.atomic import write_json
-from candid.audit import Subject, affordable, audit, standard_plans
+from candid.audit import AuditInput, affordable_cases, audit, standard_cases
 
 RESULTS = Path(__file__).parent / "results" / "audit_million.json"
 ITEMS, USERS, WIDTH, SIZES = 1_000_000, 128, 64, (64, 256)
 
 
-def subject(seed: int = 0) -> Subject:
-    """The model and its training rows, as many of an item as its popularity says."""
+def make_input(seed: int = 0) -> AuditInput:
+    """Make the model and its training rows, in proportion to the popularity of each item."""
     generator = torch.Generator().manual_seed(seed)
     q = 1.0 / torch.arange(1, ITEMS + 1, dtype=torch.float64)
     q /= q.sum()
@@ -37,7 +38,7 @@ def subject(seed: int = 0) -> Subject:
     positives = torch.multinomial((query @ items.T).softmax(dim=1), 1, generator=generator)
     counts = (q / q[-1]).round().long()
     training = torch.arange(ITEMS).repeat_interleave(counts)
-    return Subject(
+    return AuditInput(
         name="mid",
         query=query,
         item_vectors=items,
@@ -50,26 +51,27 @@ def subject(seed: int = 0) -> Subject:
 
 
 def gigabytes() -> float:
-    """Most memory that this process ever held."""
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the result."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
-    audited = subject()
+    audited = make_input()
     before = gigabytes()
-    plans, left_out = affordable(standard_plans(SIZES, ITEMS), ITEMS)
+    cases, not_measured = affordable_cases(standard_cases(SIZES, ITEMS), ITEMS)
     began = time.monotonic()
     report = audit(
         [audited],
-        plans,
-        progress=lambda done, total, what: print(
-            f"{time.monotonic() - began:5.0f} s  {done + 1}/{total}  {what}", file=sys.stderr
+        cases,
+        progress=lambda done, total, name: print(
+            f"{time.monotonic() - began:5.0f} s  {done + 1}/{total}  {name}", file=sys.stderr
         ),
     )
     seconds = time.monotonic() - began
-    findings = [entry.findings["mid"]["all"] for entry in report.entries]
+    statistics = [entry.statistics["mid"]["all"] for entry in report.entries]
     document = {
         "command": "python benchmarks/audit_million.py",
         "candid": candid.__version__,
@@ -78,12 +80,12 @@ def main() -> None:
         "items": ITEMS,
         "users": USERS,
         "sizes": SIZES,
-        "samplers": len(plans) // len(SIZES),
+        "samplers": len(cases) // len(SIZES),
         "minutes": round(seconds / 60, 1),
         "gigabytes_before": round(before, 1),
         "gigabytes": round(gigabytes(), 1),
-        "largest_bias_error": round(max(found.bias_error for found in findings), 4),
-        "left_out": left_out,
+        "largest_bias_error": round(max(one.bias_error for one in statistics), 4),
+        "not_measured": not_measured,
     }
     write_json(RESULTS, document)
 

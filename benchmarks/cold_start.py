@@ -1,15 +1,15 @@
-"""Ids, features, or both: who knows items that training never saw?
+"""Item ids, features, or both: metrics on items that training never saw.
 
     python benchmarks/cold_start.py --seeds 0 1 2
 
-Models alike but for the item tower and the query's user features: a table of ids, with all items
-as negatives, as is usual, or only those that are ever trained; features without an id; features
-with the id added ("both"); ids, with features in their place for items without one ("id, else
-features"). Each is one ``candid train`` in a process of its own, resumable. The result under
-``benchmarks/results`` holds, by seed, the test metrics on warm and on cold targets, among all items
-and among those of their kind, and how models differ from the usual one: user by user, each user's
-value the mean over the seeds, with an interval and the p-value of a sign-flip test. The tables in
-``docs/benchmarks/cold_start.md`` are written from it.
+The models differ only in the item tower and in the user features of the query: a table of ids,
+with all items as negatives (the usual model) or only the trained ones; features without an id;
+features with the id added ("both"); ids, with features for items without one ("id, else
+features"). Each is trained by ``candid train`` in a separate process and can be resumed. The result
+under ``benchmarks/results`` has, by seed, the test metrics on warm and on cold targets, among all
+items and among the items of the same part, and the differences from the usual model: by user,
+each user's value the mean over the seeds, with an interval and the p-value of a sign-flip test.
+The tables in ``docs/benchmarks/cold_start.md`` are written from it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 
 from candid.evaluation import EvaluationReport, PerUser, Slice, compare
-from candid.runs import Run, evaluate_run, load_run
+from candid.runs import Run, load_run
 from candid.synthetic import SyntheticConfig, SyntheticData
 from recipe_figures import candid
 
@@ -35,14 +35,19 @@ RESULT = Path(__file__).parent / "results" / "cold_start.json"
 PAGE = ROOT / "docs" / "benchmarks" / "cold_start.md"
 MARKS = ("<!-- tables -->", "<!-- end of tables -->")
 DATASETS = {
-    "world": ROOT / "benchmarks" / "cold_start.toml",
+    "synthetic": ROOT / "benchmarks" / "cold_start.toml",
     "ml1m-positives": ROOT / "recipes" / "ml1m-features.toml",
     "ml1m-withheld": ROOT / "recipes" / "ml1m-features.toml",
 }
 WITHHELD, CUTS, SEED = 0.1, (0.8, 0.9), 0
-"""Of ``ml1m-withheld``: the share of items that nobody meets before validation, where validation
-and test begin, and the seed that chooses the items."""
-WORLD = {"num_users": 20_000, "num_items": 5_000, "interactions_mean": 20.0, "released_share": 0.5}
+"""Settings of ``ml1m-withheld``: share of items without interactions before validation, quantiles
+of time at which validation and test begin, and seed of the choice of items."""
+SYNTHETIC = {
+    "num_users": 20_000,
+    "num_items": 5_000,
+    "interactions_mean": 20.0,
+    "released_share": 0.5,
+}
 IDS = [
     "features.item=",
     "features.user=",
@@ -58,13 +63,13 @@ MODELS = {
 }
 METRICS = ("ndcg@10", "recall@20", "recall@100", "nll")
 PARTS = ("all", "warm", "warm, among warm items", "cold", "cold, among cold items")
-"""Which targets, ranked among which items: all where nothing is said."""
+"""Targets, and the items among which they are ranked (all items by default)."""
 USUAL = "ids"
 COMPARED = ("features", "both", "id, else features")
 
 
 def overrides(recipe: Path, model: str) -> list[str]:
-    """Settings that turn the recipe's model into another: the ids keep the same transformer."""
+    """Return the settings of a model; models with ids keep the recipe's transformer."""
     text = recipe.read_text()
     start = text.index('{ type = "causal_transformer"')
     transformer = text[start : text.index("}", start) + 1]
@@ -72,7 +77,7 @@ def overrides(recipe: Path, model: str) -> list[str]:
 
 
 def withhold(work: Path) -> list[str]:
-    """Write MovieLens without what happened to some items before validation; its settings."""
+    """Write MovieLens without the early interactions of some items; return the split settings."""
     source, folder = Path(os.environ["CANDID_DATA"]) / "ml-1m-positives", work / "ml-1m-positives"
     events = pl.read_parquet(source / "interactions.parquet")
     times, items = events["timestamp"].sort(), events["item_id"].unique().sort()
@@ -92,7 +97,7 @@ def withhold(work: Path) -> list[str]:
 
 
 def run(recipe: Path, work: Path, model: str, seed: int, more: list[str]) -> dict[str, Any]:
-    """Train and test one model, unless that is done already."""
+    """Train and test one model, unless that is done."""
     folder = folder_of(work, model, seed)
     done = folder / "evaluation-test.json"
     if not done.exists():
@@ -109,22 +114,22 @@ def run(recipe: Path, work: Path, model: str, seed: int, more: list[str]) -> dic
 
 
 def folder_of(work: Path, model: str, seed: int) -> Path:
-    """Where a run is kept."""
+    """Return the folder of a run."""
     return work / f"{model.replace(', ', '-').replace(' ', '_')}-{seed}"
 
 
 def measure(name: str, work: Path, seeds: list[int]) -> dict[str, Any]:
-    """All models of one dataset, and how they differ from the usual one."""
+    """Measure all models of one dataset and their differences from the usual model."""
     recipe = DATASETS[name]
     more = withhold(work) if name == "ml1m-withheld" else []
     flags = (flag for setting in more for flag in ("--set", setting))
     candid("prepare", str(recipe), "--out", str(work / "data"), "--json", *flags)
     runs = {model: [run(recipe, work, model, seed, more) for seed in seeds] for model in MODELS}
     values = {}
-    for model, found in runs.items():
+    for model, of_seeds in runs.items():
         parts = [parts_of(load_run(folder_of(work, model, seed), work / "data")) for seed in seeds]
         values[model] = over_seeds([{name: one.per_user for name, one in p.items()} for p in parts])
-        for one, part in zip(found, parts, strict=True):
+        for one, part in zip(of_seeds, parts, strict=True):
             one["parts"] = {name: summary(metrics) for name, metrics in part.items()}
     differences = {
         model: {
@@ -137,10 +142,10 @@ def measure(name: str, work: Path, seeds: list[int]) -> dict[str, Any]:
 
 
 def parts_of(loaded: Run) -> dict[str, EvaluationReport | Slice]:
-    """The test metrics of each of ``PARTS``."""
+    """Return the test metrics of each of ``PARTS``."""
     settings = loaded.config.evaluation.model_copy(update={"bootstrap": 0})
     whole, warm, cold = (
-        evaluate_run(loaded, config=settings.model_copy(update={"catalog": catalog}))
+        loaded.evaluate(config=settings.model_copy(update={"catalog": catalog}))
         for catalog in ("all", "warm", "cold")
     )
     slices = {part.label: part for part in whole.slices["target_warmth"]}
@@ -148,37 +153,38 @@ def parts_of(loaded: Run) -> dict[str, EvaluationReport | Slice]:
 
 
 def summary(part: EvaluationReport | Slice) -> dict[str, float | int | None]:
-    """The means over users, and how many targets they are of."""
+    """Return the means over users and the number of targets."""
     targets = part.targets if isinstance(part, Slice) else part.counts["targets"]
     return {"targets": targets} | {metric: part.metrics[metric].value for metric in METRICS}
 
 
-def over_seeds(found: list[dict[str, PerUser]]) -> dict[str, PerUser]:
-    """Each user's values, their means over the seeds."""
+def over_seeds(by_seed: list[dict[str, PerUser]]) -> dict[str, PerUser]:
+    """Return each user's values, averaged over the seeds."""
     return {
-        part: replace(first, numerators=np.mean([one[part].numerators for one in found], axis=0))
-        for part, first in found[0].items()
+        part: replace(first, numerators=np.mean([one[part].numerators for one in by_seed], axis=0))
+        for part, first in by_seed[0].items()
     }
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: means over seeds with their standard deviation, and the differences."""
+    """Return Markdown tables: means and standard deviations over seeds, and differences."""
     lines = []
-    for name, found in results.items():
-        seeds = len(found["runs"][USUAL])
+    for name, result in results.items():
+        seeds = len(result["runs"][USUAL])
         lines += [f"### {name}, {seeds} seeds", ""]
         lines += _rows("targets", "model", *METRICS)
         for part in PARTS:
-            for model, runs in found["runs"].items():
+            for model, runs in result["runs"].items():
                 cells = (
-                    _spread([one["parts"][part][metric] for one in runs]) for metric in METRICS
+                    _mean_and_deviation([one["parts"][part][metric] for one in runs])
+                    for metric in METRICS
                 )
                 targets = runs[0]["parts"][part]["targets"]
                 lines.append(_row(f"{part} ({targets:,})", model, *cells))
         lines += ["", f"Minus `{USUAL}`, with the 95 % interval over users and the p-value:", ""]
         lines += _rows("targets", "model", *METRICS)
         for part in PARTS:
-            for model, parts in found["against"].items():
+            for model, parts in result["against"].items():
                 lines.append(_row(part, model, *(_difference(parts[part][m]) for m in METRICS)))
         lines.append("")
     return "\n".join(lines)
@@ -192,44 +198,45 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _spread(values: list[float]) -> str:
+def _mean_and_deviation(values: list[float]) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.4f} ±{deviation:.4f}"
 
 
-def _difference(found: dict[str, Any]) -> str:
+def _difference(one: dict[str, Any]) -> str:
     return (
-        f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}; "
-        f"p {found['p_value']:.3f})"
+        f"{one['difference']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}; "
+        f"p {one['p_value']:.3f})"
     )
 
 
-def restate(document: dict[str, Any]) -> None:
-    """Put the tables between the marks of the page."""
+def write_tables(document: dict[str, Any]) -> None:
+    """Write the tables between the marks of the page."""
     page = PAGE.read_text()
     begin, end = page.index(MARKS[0]) + len(MARKS[0]), page.index(MARKS[1])
     PAGE.write_text(f"{page[:begin]}\n{table(document['results'])}{page[end:]}")
 
 
 def main() -> None:
-    """Measure, write, print."""
+    """Measure, write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--work", type=Path, default=Path("build/cold_start"))
     arguments = parser.parse_args()
     os.environ.setdefault("CANDID_DATA", "../shared/data")
-    os.environ["CANDID_WORLD"] = str(arguments.work / "world")
-    if not (arguments.work / "world" / "users.parquet").exists():
-        SyntheticData(SyntheticConfig(**WORLD)).write(arguments.work / "world")
+    files = arguments.work / "synthetic-files"
+    os.environ["CANDID_SYNTHETIC"] = str(files)
+    if not (files / "users.parquet").exists():
+        SyntheticData(SyntheticConfig(**SYNTHETIC)).write(files)
     earlier = json.loads(RESULT.read_text())["results"] if RESULT.exists() else {}
     results = earlier | {
         name: measure(name, arguments.work / name, arguments.seeds) for name in arguments.datasets
     }
     command = "python benchmarks/cold_start.py --seeds " + " ".join(map(str, arguments.seeds))
-    document = {"command": command, "world": WORLD, "results": results}
+    document = {"command": command, "synthetic": SYNTHETIC, "results": results}
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
-    restate(document)
+    write_tables(document)
     print(table(results))
 
 

@@ -1,13 +1,13 @@
-"""Every estimator trains: each sampler, at bfloat16, on two datasets.
+"""Short trainings with every sampler and correction, in bfloat16, on two datasets.
 
     python benchmarks/every_estimator.py
 
-Short runs of a small transformer on MovieLens-1M (``CANDID_DATA``) and on a
-synthetic world, with plain dot products and with cosines at a learnt temperature, under
-``refined``; draws by popularity under every correction. It asks whether any combination diverges
-and whether each learns, beside the popularity of items alone; which is best after many hours it
-does not ask. A run that is complete in the work folder is not run again. The tables of
-docs/benchmarks/estimators.md are written anew.
+Short runs of a small transformer on MovieLens-1M (``CANDID_DATA``) and on synthetic data, with
+dot products and with cosines at a learnable temperature, under ``refined``; popularity sampling
+runs under every correction. The runs show whether a combination diverges and whether it is better
+than item popularity. They are too short to show which one is best after hours of training. A run
+that is complete in the work folder is not repeated. The tables of docs/benchmarks/estimators.md
+are rewritten.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ from rich.console import Console
 from rich.progress import track
 
 from candid import __version__
-from candid.audit import ALL, Effort, Plan, Variant, audit, standard_plans
+from candid.audit import (
+    ALL_ESTIMATORS,
+    AuditCase,
+    Estimator,
+    SamplingBudget,
+    audit,
+    standard_cases,
+)
+from candid.audit.run_inputs import recipe_case, run_inputs
+from candid.component import type_name
 from candid.config import RunConfig, load_recipe, parse_config
 from candid.data import DataConfig, PreparedDataset, Role, open_dataset, prepare
 from candid.demo.oracle import OracleModel
@@ -38,11 +47,9 @@ from candid.evaluation import EvaluationConfig, evaluate
 from candid.runs import (
     Run,
     build_model,
-    evaluate_run,
     load_run,
     train_run,
 )
-from candid.runs.audit import plan_of, run_subjects
 from candid.samplers import SAMPLERS
 from candid.synthetic import SyntheticConfig, SyntheticData
 
@@ -56,14 +63,14 @@ TRAINING: dict[str, Any] = {
     "lr": 5e-3,
     "schedule": "linear",
     "betas": [0.9, 0.98],
-    "num_groups": 32,  # up to 15 rows share a draw
-    "softmax_over": "trained",  # a few items of the world are in nobody's training
+    "num_groups": 32,  # up to 15 rows share a sample
+    "softmax_over": "trained",  # a few synthetic items have no training interaction
     "patience": None,
     "epochs": 100,
     "trackers": ["jsonl"],
 }
-STEPS = {"ml1m": 1600, "world": 400}
-WORLD = {"num_users": 4_000, "num_items": 3_000, "interactions_mean": 20.0}
+STEPS = {"ml1m": 1600, "synthetic": 400}
+SYNTHETIC = {"num_users": 4_000, "num_items": 3_000, "interactions_mean": 20.0}
 SIMILARITIES: dict[str, dict[str, Any]] = {
     "dot": {"similarity": "dot"},
     "cosine": {"similarity": "cosine", "temperature": 0.1, "learn_temperature": True},
@@ -76,51 +83,51 @@ MEASURED = EvaluationConfig(
 )
 MEASURED_ON = {
     "ml1m": MEASURED,
-    # Users of the world choose items again.
-    "world": MEASURED.model_copy(update={"filter_seen": False}),
+    # Synthetic users choose items again.
+    "synthetic": MEASURED.model_copy(update={"filter_seen": False}),
 }
-HEADS = ("popular head + tail", "nearest head, shared", "nearest head of each row")
-LOSS_BIAS = [(sampler, "refined", "dot") for sampler in ("uniform", "popularity", *HEADS)]
-"""Of these the bias of the estimated loss is measured too."""
-NOISY = "nearest head, shared"
-NAMES = {"ml1m": "MovieLens-1M", "world": "world"}
+EXACT = ("exact popular", "exact nearest, shared", "exact nearest, per row")
+LOSS_BIAS = [(sampler, "refined", "dot") for sampler in ("uniform", "popularity", *EXACT)]
+"""Combinations whose loss bias is measured too."""
+NOISY = "exact nearest, shared"
+NAMES = {"ml1m": "MovieLens-1M", "synthetic": "synthetic"}
 
 
 def datasets(work: Path) -> dict[str, PreparedDataset]:
-    """The two datasets, prepared now or earlier."""
+    """Prepare the two datasets, unless that is done."""
     movies = load_recipe(ROOT / "recipes" / "ml1m-loo.toml").data
     assert movies is not None
     prepare(movies, work / "ml1m")
     if not (work / "files" / "interactions.parquet").exists():
-        SyntheticData(SyntheticConfig(**WORLD)).write(work / "files")
+        SyntheticData(SyntheticConfig(**SYNTHETIC)).write(work / "files")
     prepare(
         DataConfig(interactions=str(work / "files" / "interactions.parquet"), time="timestamp"),
-        work / "world",
+        work / "synthetic",
     )
-    return {name: open_dataset(work / name) for name in ("ml1m", "world")}
+    return {name: open_dataset(work / name) for name in ("ml1m", "synthetic")}
 
 
-def samplers(num_items: int) -> dict[str, tuple[dict[str, Any], list[Variant]]]:
-    """By name: a sampler as a recipe's table, and the corrections to train with."""
-    refined = [Variant("refined")]
-    found = {plan.name: (table_of(plan), refined) for plan in standard_plans([N], num_items)}
-    found["popularity"] = (found["popularity"][0], list(ALL))
-    found["memory"] = (MEMORY, refined)
-    found["in-batch, streaming frequency"] = (STREAM, refined)
-    found["in-batch, count-min frequency"] = (SKETCH, refined)
-    return found
+def samplers(num_items: int) -> dict[str, tuple[dict[str, Any], list[Estimator]]]:
+    """Return, by name, a sampler as a recipe table and the estimators to train with."""
+    refined = [Estimator("refined")]
+    tables = {case.name: (table_of(case), refined) for case in standard_cases([N], num_items)}
+    tables["popularity"] = (tables["popularity"][0], list(ALL_ESTIMATORS))
+    tables["cross-batch memory"] = (MEMORY, refined)
+    tables["in-batch, streaming frequency"] = (STREAM, refined)
+    tables["in-batch, count-min frequency"] = (SKETCH, refined)
+    return tables
 
 
-def table_of(plan: Plan) -> dict[str, Any]:
-    """The sampler section of a plan."""
-    kind = next(k for k, one in SAMPLERS.items() if isinstance(plan.config, one.Config))
-    return {"type": kind, **plan.config.model_dump(mode="json", exclude_none=True)}
+def table_of(case: AuditCase) -> dict[str, Any]:
+    """Return the sampler table of a case."""
+    settings = case.sampler.model_dump(mode="json", exclude_none=True)
+    return {"type": type_name(SAMPLERS, "sampler", case.sampler), **settings}
 
 
 def config_of(
-    name: str, steps: int, similarity: str, sampler: dict[str, Any], variant: Variant
+    name: str, steps: int, similarity: str, sampler: dict[str, Any], estimator: Estimator
 ) -> RunConfig:
-    """The config of one combination."""
+    """Return the config of one combination."""
     return parse_config(
         {
             "name": name,
@@ -135,8 +142,8 @@ def config_of(
             "sampler": sampler,
             "loss": {
                 "type": "sampled_softmax",
-                "correction": variant.correction,
-                "jackknife": variant.jackknife,
+                "correction": estimator.correction,
+                "jackknife": estimator.jackknife,
             },
             "training": TRAINING | {"max_steps": steps},
             "evaluation": MEASURED.model_dump(mode="json"),
@@ -148,13 +155,13 @@ def config_of(
 def run(
     folder: Path, data: PreparedDataset, config: RunConfig, evaluation: EvaluationConfig
 ) -> dict[str, Any]:
-    """Train one combination, unless that is done, and measure it; a run that fails says why."""
+    """Train one combination, unless that is done, and evaluate it; or return the failure."""
     try:
         if not is_complete(folder, config):
             shutil.rmtree(folder, ignore_errors=True)
             train_run(config, data, folder)
         trained = load_run(folder, data)
-        report = evaluate_run(trained, Role.TEST, evaluation)
+        report = trained.evaluate("test", evaluation)
     except CandidError as error:
         return {"failed": str(error)}
     lines = logged(folder)
@@ -162,7 +169,7 @@ def run(
     nll = [line["validation/nll"] for line in lines if "validation/nll" in line]
     losses, norms = ([line[key] for line in steps] for key in ("loss", "gradient_norm"))
     return {
-        "steps_looked_at": len(steps),
+        "logged_steps": len(steps),
         "all_finite": all(math.isfinite(value) for value in losses + norms + nll),
         "largest_gradient_norm": max(norms),
         "first_losses": fmean(losses[:10]),
@@ -175,35 +182,35 @@ def run(
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics log."""
+    """Read a run's metrics log."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def is_complete(folder: Path, config: RunConfig) -> bool:
-    """Whether the folder holds this very run, trained to its end."""
+    """Return whether the folder holds a complete run of this config."""
     manifest = folder / "run.json"
     if not manifest.exists():
         return False
-    found = json.loads(manifest.read_text())
-    return "result" in found and found["config"] == config.model_dump(mode="json")
+    stored = json.loads(manifest.read_text())
+    return "result" in stored and stored["config"] == config.model_dump(mode="json")
 
 
-def loss_bias(trained: Run, variant: Variant) -> dict[str, float]:
-    """Mean of the estimated loss less the exact one at initialisation and as trained, in nats."""
-    plan = plan_of(trained.config, trained.dataset)
-    assert plan is not None
+def loss_bias(trained: Run, estimator: Estimator) -> dict[str, float]:
+    """Return the mean estimated loss minus the exact one, before and after training, in nats."""
+    case = recipe_case(trained.config, trained.dataset)
+    assert case is not None
     report = audit(
-        run_subjects(trained, 64),
-        [replace(plan, variants=(variant,))],
-        effort=Effort(draws=256),
+        run_inputs(trained, 64),
+        [replace(case, estimators=(estimator,))],
+        sampling=SamplingBudget(repeats=256),
         cost_rows=16,
     )
     (entry,) = report.entries
-    return {name: parts["all"].loss_bias for name, parts in entry.findings.items()}
+    return {name: parts["all"].loss_bias for name, parts in entry.statistics.items()}
 
 
 def by_popularity(data: PreparedDataset, evaluation: EvaluationConfig) -> dict[str, float]:
-    """What lists and likelihoods are worth that know how popular each item is, and no more."""
+    """Evaluate a model that ranks by item popularity."""
     one = {"dim": 1}
     model = build_model(
         parse_config(
@@ -227,20 +234,20 @@ def by_popularity(data: PreparedDataset, evaluation: EvaluationConfig) -> dict[s
     return {name: report.metrics[name].value for name in ("nll", "ndcg@10")}
 
 
-def by_truth(data: PreparedDataset) -> dict[str, float]:
-    """What the world itself would answer: the best there can be."""
-    truth = OracleModel(SyntheticData(SyntheticConfig(**WORLD)), data)
-    report = evaluate(truth, data, MEASURED_ON["world"], role=Role.TEST, max_length=1000)
+def by_oracle(data: PreparedDataset) -> dict[str, float]:
+    """Evaluate the true distribution of the synthetic data."""
+    oracle = OracleModel(SyntheticData(SyntheticConfig(**SYNTHETIC)), data)
+    report = evaluate(oracle, data, MEASURED_ON["synthetic"], role=Role.TEST, max_length=1000)
     return {name: report.metrics[name].value for name in ("nll", "ndcg@10")}
 
 
-def noise_of_one_draw(folder: Path, data: PreparedDataset) -> dict[str, Any]:
-    """The losses of a run in which all 1,600 rows of a step share one draw of 32 beside a head."""
+def noise_of_one_sample(folder: Path, data: PreparedDataset) -> dict[str, Any]:
+    """Return the losses of a run where all 1,600 rows of a step share one sample of 32 items."""
     table = samplers(data.num_items)[NOISY][0]
-    config = config_of(folder.name, 400, "dot", table, Variant("refined"))
+    config = config_of(folder.name, 400, "dot", table, Estimator("refined"))
     batches = config.batches.model_copy(update={"batch_size": 32, "max_length": 50})
-    one_draw = {"lr": 3e-3, "schedule": "constant", "num_groups": 1, "log_every": 2}
-    training = config.training.model_copy(update=one_draw)
+    one_sample = {"lr": 3e-3, "schedule": "constant", "num_groups": 1, "log_every": 2}
+    training = config.training.model_copy(update=one_sample)
     config = config.model_copy(update={"batches": batches, "training": training})
     run(folder, data, config, MEASURED)
     lines = logged(folder)
@@ -250,48 +257,48 @@ def noise_of_one_draw(folder: Path, data: PreparedDataset) -> dict[str, Any]:
         "first": losses[4],  # of step 10
         "last": losses[-1],
         "mean_by_100_steps": [fmean(losses[i : i + 50]) for i in range(0, len(losses), 50)],
-        "spread_by_100_steps": [pstdev(losses[i : i + 50]) for i in range(0, len(losses), 50)],
+        "deviation_by_100_steps": [pstdev(losses[i : i + 50]) for i in range(0, len(losses), 50)],
         "validation_nll": [line["validation/nll"] for line in lines if "validation/nll" in line],
-        "loss_bias": loss_bias(load_run(folder, data), Variant("refined")),
+        "loss_bias": loss_bias(load_run(folder, data), Estimator("refined")),
     }
 
 
 def measured(work: Path, data: Mapping[str, PreparedDataset]) -> list[dict[str, Any]]:
-    """Every combination, trained and measured."""
+    """Train and measure every combination."""
     todo = [
-        (name, similarity, sampler, table, variant)
+        (name, similarity, sampler, table, estimator)
         for name, dataset in data.items()
         for similarity in SIMILARITIES
-        for sampler, (table, variants) in samplers(dataset.num_items).items()
-        for variant in variants
+        for sampler, (table, estimators) in samplers(dataset.num_items).items()
+        for estimator in estimators
     ]
     results = []
-    for name, similarity, sampler, table, variant in track(todo, console=Console(stderr=True)):
-        label = f"{name}-{similarity}-{sampler}-{variant.label}"
+    for name, similarity, sampler, table, estimator in track(todo, console=Console(stderr=True)):
+        label = f"{name}-{similarity}-{sampler}-{estimator.label}"
         folder = work / "runs" / label.replace(", ", "-").replace(" + ", "-").replace(" ", "_")
-        config = config_of(folder.name, STEPS[name], similarity, table, variant)
-        found = run(folder, data[name], config, MEASURED_ON[name])
-        if (sampler, variant.label, similarity) in LOSS_BIAS and "failed" not in found:
-            found["loss_bias"] = loss_bias(load_run(folder, data[name]), variant)
+        config = config_of(folder.name, STEPS[name], similarity, table, estimator)
+        outcome = run(folder, data[name], config, MEASURED_ON[name])
+        if (sampler, estimator.label, similarity) in LOSS_BIAS and "failed" not in outcome:
+            outcome["loss_bias"] = loss_bias(load_run(folder, data[name]), estimator)
         labels = {"data": name, "similarity": similarity, "sampler": sampler}
-        results.append(labels | {"correction": variant.label} | found)
+        results.append(labels | {"correction": estimator.label} | outcome)
     return results
 
 
 def trained_table(document: dict[str, Any]) -> str:
-    """Test NLL and NDCG@10 of every combination, and of popularity alone."""
+    """Return a table of test NLL and NDCG@10 of every combination and of item popularity."""
     pairs = [(name, similarity) for name in STEPS for similarity in SIMILARITIES]
     heads = [f"{NAMES[name]}, {similarity}" for name, similarity in pairs]
     lines = [
         f"| sampler | correction | {' | '.join(heads)} |",
         "|---|---|" + "---|" * len(pairs),
         _row(
-            "knows nothing: log V",
+            "uniform distribution: log V",
             "",
             [f"{document['data'][name]['log_num_items']:.2f}" for name, _ in pairs],
         ),
         _row(
-            "popularity of items alone",
+            "item popularity",
             "",
             [
                 f"{base['nll']:.2f}; {base['ndcg@10']:.3f}"
@@ -303,12 +310,16 @@ def trained_table(document: dict[str, Any]) -> str:
         (one["sampler"], one["correction"], one["data"], one["similarity"]): one
         for one in document["results"]
     }
-    best = f"{document['truth']['nll']:.2f}; {document['truth']['ndcg@10']:.3f}"
+    best = f"{document['oracle']['nll']:.2f}; {document['oracle']['ndcg@10']:.3f}"
     lines.append(
-        _row("the truth", "", [best if name == "world" else "unknown" for name, _ in pairs])
+        _row(
+            "true distribution",
+            "",
+            [best if name == "synthetic" else "unknown" for name, _ in pairs],
+        )
     )
     for sampler, correction in dict.fromkeys(key[:2] for key in cells):
-        found = [cells[sampler, correction, *pair] for pair in pairs]
+        outcomes = [cells[sampler, correction, *pair] for pair in pairs]
         lines.append(
             _row(
                 sampler,
@@ -317,7 +328,7 @@ def trained_table(document: dict[str, Any]) -> str:
                     "failed"
                     if "failed" in one
                     else f"{one['test_nll']:.2f}; {one['test_ndcg@10']:.3f}"
-                    for one in found
+                    for one in outcomes
                 ],
             )
         )
@@ -325,7 +336,7 @@ def trained_table(document: dict[str, Any]) -> str:
 
 
 def bias_table(document: dict[str, Any]) -> str:
-    """Estimated losses early and late, beside their bias."""
+    """Return a table of estimated losses at the start and the end, with their bias."""
     lines = [
         "| data | sampler | loss, first 100 steps | last 200 | bias at first | as trained |",
         "|---|---|---|---|---|---|",
@@ -344,16 +355,16 @@ def _row(first: str, second: str, cells: Sequence[str]) -> str:
 
 
 def with_tables(content: str, document: dict[str, Any]) -> str:
-    """The docs with their generated blocks as the results have them."""
+    """Return the page with its generated blocks replaced."""
     for name, block in (("trained", trained_table(document)), ("bias", bias_table(document))):
-        place = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        assert place.search(content), f"{DOCS} has no <!-- {name} --> block"
-        content = place.sub(lambda _, block=block: block, content)
+        pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+        assert pattern.search(content), f"{DOCS} has no <!-- {name} --> block"
+        content = pattern.sub(lambda _, block=block: block, content)
     return content
 
 
 def main() -> None:
-    """Run everything, write, and say what diverged."""
+    """Run everything, write the results and report failures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/every_estimator"))
     work = parser.parse_args().work
@@ -370,7 +381,7 @@ def main() -> None:
             "steps": STEPS,
             "batches": BATCHES,
             "training": TRAINING,
-            "world": WORLD,
+            "synthetic": SYNTHETIC,
         },
         "data": {
             name: {
@@ -379,8 +390,8 @@ def main() -> None:
             }
             for name, dataset in data.items()
         },
-        "truth": by_truth(data["world"]),
-        "one_draw": noise_of_one_draw(work / "runs" / "one_draw", data["ml1m"]),
+        "oracle": by_oracle(data["synthetic"]),
+        "one_sample": noise_of_one_sample(work / "runs" / "one_sample", data["ml1m"]),
         "results": results,
     }
     RESULT.write_text(json.dumps(document, indent=1) + "\n")

@@ -12,9 +12,9 @@ DOCUMENT = json.loads((RESULTS / "audit.json").read_text())
 RESULTS_BY_KEY = {
     (one["items"], one["name"], one["correction"], one["n"]): one for one in DOCUMENT["results"]
 }
-HEADS = {(one["items"], one["regime"], one["size"]): one for one in DOCUMENT["heads"]}
+EXACT_SHARES = {(one["items"], one["regime"], one["size"]): one for one in DOCUMENT["exact_shares"]}
 SMALL, LARGE = 1_000, 100_000
-SHARED, OWN = "nearest head, shared", "nearest head of each row"
+SHARED, PER_ROW = "exact nearest, shared", "exact nearest, per row"
 
 
 def times_smaller(num_items, regime, name, correction, n):
@@ -33,16 +33,16 @@ def test_tables_match_results(benchmark_script):
 def test_results_contain_every_estimator_of_the_standard_set(benchmark_script):
     script = benchmark_script("audit")
     assert set(RESULTS_BY_KEY) == {
-        (num_items, plan.name, variant.label, plan.n)
+        (num_items, case.name, estimator.label, case.num_candidates)
         for num_items in script.SIZES
-        for plan in script.plans_of(num_items)
-        for variant in plan.variants
+        for case in script.audit_cases(num_items)
+        for estimator in case.estimators
     }
 
 
 @pytest.mark.parametrize("regime", ["mid", "late"])
 def test_exact_nearest_reduces_bias_and_rmse_in_a_small_catalog(regime):
-    bias, rmse = times_smaller(SMALL, regime, OWN, "refined", 256)
+    bias, rmse = times_smaller(SMALL, regime, PER_ROW, "refined", 256)
     assert bias > 10
     assert rmse > 3
     bias, rmse = times_smaller(SMALL, regime, SHARED, "refined", 256)
@@ -52,13 +52,13 @@ def test_exact_nearest_reduces_bias_and_rmse_in_a_small_catalog(regime):
 
 @pytest.mark.parametrize("regime", ["mid", "late"])
 def test_exact_nearest_needs_a_large_exact_part_in_a_large_catalog(regime):
-    for name in (SHARED, OWN):
+    for name in (SHARED, PER_ROW):
         base = RESULTS_BY_KEY[LARGE, "popularity", "refined", 256][regime]
         other = RESULTS_BY_KEY[LARGE, name, "refined", 256][regime]
         assert base["bias"] / other["bias"] < 3.2
         assert times_smaller(LARGE, regime, name, "refined", 256)[1] < 1.25
         assert times_smaller(LARGE, regime, name, "refined", 4096)[1] > 2
-    bias, rmse = times_smaller(LARGE, regime, OWN, "refined + jackknife", 256)
+    bias, rmse = times_smaller(LARGE, regime, PER_ROW, "refined + jackknife", 256)
     assert bias > {"mid": 10, "late": 4}[regime]
     assert 1 < rmse < 1.1
 
@@ -66,18 +66,18 @@ def test_exact_nearest_needs_a_large_exact_part_in_a_large_catalog(regime):
 def test_variance_in_the_exact_part_predicts_the_rmse():
     # Half of the samples remain for the variance outside the exact part.
     for n, size in ((256, 128), (1024, 512), (4096, 2048)):
-        remaining = 1 - HEADS[LARGE, "mid", size]["noise_nearest"]
-        rmse = times_smaller(LARGE, "mid", OWN, "refined", n)[1]
+        remaining = 1 - EXACT_SHARES[LARGE, "mid", size]["noise_nearest"]
+        rmse = times_smaller(LARGE, "mid", PER_ROW, "refined", n)[1]
         assert rmse == pytest.approx((2 * remaining) ** -0.5, rel=0.1)
-    assert HEADS[LARGE, "mid", 128]["noise_best"] < 1 - 0.5 / 1.5**2
+    assert EXACT_SHARES[LARGE, "mid", 128]["noise_best"] < 1 - 0.5 / 1.5**2
 
 
 @pytest.mark.parametrize("num_items", [SMALL, LARGE])
 def test_exact_share_above_half_increases_the_rmse(num_items):
     for regime in ("mid", "late"):
         for half, larger in (
-            (SHARED, "nearest head of 7/8, shared"),
-            (OWN, "nearest head of 7/8 of each row"),
+            (SHARED, "exact nearest 7/8, shared"),
+            (PER_ROW, "exact nearest 7/8, per row"),
         ):
             at_half = RESULTS_BY_KEY[num_items, half, "refined", 256][regime]["rmse"]
             assert RESULTS_BY_KEY[num_items, larger, "refined", 256][regime]["rmse"] > 1.1 * at_half
