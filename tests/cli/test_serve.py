@@ -1,4 +1,4 @@
-"""``candid serve`` refuses in one sentence what cannot work, before it listens."""
+"""``candid serve`` refuses bad arguments in one sentence, before it listens."""
 
 import builtins
 import socket
@@ -14,12 +14,12 @@ import pytest
         (["nowhere", "--set", "max_k=0"], 2, "max_k"),
         (["nowhere", "--set", "max_q=5"], 2, "max_q"),
         (["nowhere", "--port", "70000"], 2, "65535"),
-        (["nowhere", "--api-key-file", "missing"], 2, "the keys in missing cannot be read"),
+        (["nowhere", "--api-key-file", "missing"], 2, "cannot read keys from missing"),
         (["nowhere", "--index", "a", "--index", "b"], 2, "--index is given 2 times for 1 runs"),
         (["nowhere", "--host", "no.such.host.invalid"], 2, "cannot listen on no.such.host.invalid"),
     ],
 )
-def test_refusals(candid, tmp_path, monkeypatch, arguments, code, message):
+def test_bad_arguments_are_refused(candid, tmp_path, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
     answer = candid("serve", *arguments)
     assert answer.code == code
@@ -27,7 +27,7 @@ def test_refusals(candid, tmp_path, monkeypatch, arguments, code, message):
     assert answer.err.count("\n") <= 2
 
 
-def test_an_address_in_use_is_told_in_one_sentence(candid):
+def test_address_in_use_is_refused(candid):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -37,14 +37,14 @@ def test_an_address_in_use_is_told_in_one_sentence(candid):
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in answer.err
 
 
-def test_an_empty_file_of_keys_is_refused(candid, tmp_path):
+def test_empty_key_file_is_refused(candid, tmp_path):
     (tmp_path / "keys").write_text("\n \n")
     answer = candid("serve", "nowhere", "--admin-key-file", tmp_path / "keys")
     assert answer.code == 2
-    assert "holds no key" in answer.err
+    assert "contains no key" in answer.err
 
 
-def test_a_missing_extra_is_named(candid, monkeypatch):
+def test_missing_extra_names_the_command(candid, monkeypatch):
     real = builtins.__import__
 
     def without(name, *arguments, **keywords):
@@ -52,8 +52,8 @@ def test_a_missing_extra_is_named(candid, monkeypatch):
             raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
         return real(name, *arguments, **keywords)
 
-    monkeypatch.delitem(__import__("sys").modules, "candid.serve.process", raising=False)
+    monkeypatch.delitem(__import__("sys").modules, "candid.serve.http.process", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     answer = candid("serve", "nowhere")
     assert answer.code == 2
-    assert "pip install 'candid[serve]'" in answer.err
+    assert "pip install 'candid-retrieval[serve]'" in answer.err

@@ -129,18 +129,18 @@ def runs(tmp_path_factory) -> Runs:
 @pytest.fixture(scope="session")
 def films(runs) -> ModelVersion:
     """A model version that tests do not change."""
-    return ModelVersion("films", 1, open_bundle(runs.films), ServeConfig())
+    return ModelVersion(open_bundle(runs.films), name="films", number=1, config=ServeConfig())
 
 
 @pytest.fixture(scope="session")
 def by_user(runs) -> ModelVersion:
-    return ModelVersion("by-user", 1, open_bundle(runs.by_user), ServeConfig())
+    return ModelVersion(open_bundle(runs.by_user), name="by-user", number=1, config=ServeConfig())
 
 
 @pytest.fixture
 def fresh(runs) -> ModelVersion:
     """A model version that a test may change."""
-    return ModelVersion("films", 1, open_bundle(runs.films), ServeConfig())
+    return ModelVersion(open_bundle(runs.films), name="films", number=1, config=ServeConfig())
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,12 @@ def test_model_with_embeddings_per_item_refuses_updates(by_user):
 @pytest.fixture(name="load")
 def _load(runs):
     def load(updates):
-        return Models({"films": lambda: open_bundle(runs.films)}, ServeConfig(), updates, Metrics())
+        return Models(
+            {"films": lambda: open_bundle(runs.films)},
+            config=ServeConfig(),
+            updates=updates,
+            metrics=Metrics(),
+        )
 
     return load
 
@@ -128,14 +133,23 @@ def test_updates_outlive_a_reload_and_the_server(load, tmp_path):
     assert len(file.read_text().splitlines()) == 4  # one line for each item
 
 
-def test_damaged_file_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"model": "films"}',
+        '{"model": "films", "item": 3, "said": null}',  # the key before "update"
+        '{"model": "films", "item": 3, "update": {"title": "A"}}',
+        "not JSON",
+    ],
+)
+def test_damaged_file_is_refused(tmp_path, line):
     file = tmp_path / "updates.jsonl"
-    file.write_text('{"model": "films"}\n')
+    file.write_text(line + "\n")
     with pytest.raises(
-        ArtifactError,
-        match=r"line 1 of .*updates.jsonl is not an item update",
+        ArtifactError, match=r"line 1 of .*updates.jsonl is not an item update.* and update:"
     ):
         ItemUpdates(file)
+    assert file.read_text() == line + "\n"
 
 
 def test_failed_reload_keeps_the_current_version(runs):
@@ -146,7 +160,9 @@ def test_failed_reload_keeps_the_current_version(runs):
             raise fails[0]
         return open_bundle(runs.films)
 
-    models = Models({"films": opener}, ServeConfig(), ItemUpdates(), Metrics())
+    models = Models(
+        {"films": opener}, config=ServeConfig(), updates=ItemUpdates(), metrics=Metrics()
+    )
     for error in (ArtifactError("best.safetensors is damaged; train again"), OSError("gone")):
         fails[:] = [error]
         with pytest.raises(RequestError) as caught:

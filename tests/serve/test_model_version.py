@@ -262,7 +262,7 @@ def test_query_that_is_not_finite_fails_alone(films, monkeypatch):
     import candid.serve.model_version as module
 
     def broken(model, queries, **arguments):
-        vectors = encode_queries(model, queries, **arguments)
+        vectors = encode_queries(model, queries, **arguments).clone()
         vectors[1] = torch.inf
         return vectors
 

@@ -75,9 +75,9 @@ class ModelVersion:
     """One version of a served model.
 
     Args:
+        bundle: the opened run.
         name: of the model.
         number: of the version, from 1; each reload adds one.
-        bundle: the opened run.
         config: limits.
 
     Attributes:
@@ -88,7 +88,9 @@ class ModelVersion:
         has_cheap_probability: whether every answer may have probabilities.
     """
 
-    def __init__(self, name: str, number: int, bundle: ServingBundle, config: ServeConfig) -> None:
+    def __init__(
+        self, bundle: ServingBundle, *, name: str, number: int, config: ServeConfig
+    ) -> None:
         self.name = name
         self.number = number
         self.bundle = bundle
@@ -106,7 +108,7 @@ class ModelVersion:
         self.has_cheap_probability = bundle.index.num_items <= config.probability_items
 
     def __repr__(self) -> str:
-        return f"ModelVersion({self.name!r}, {self.number})"
+        return f"ModelVersion(name={self.name!r}, number={self.number})"
 
     def prepare(self, request: RecommendRequest) -> PreparedQuery:
         """Check a request for recommendations.

@@ -41,6 +41,7 @@ class Models:
     def __init__(
         self,
         openers: Mapping[str, Opener],
+        *,
         config: ServeConfig,
         updates: ItemUpdates,
         metrics: Metrics,
@@ -153,7 +154,7 @@ class Models:
         bundle = self._openers[name]()
         before = self._versions.get(name)
         number = 1 if before is None else before.number + 1
-        version = ModelVersion(name, number, bundle, self._config)
+        version = ModelVersion(bundle, name=name, number=number, config=self._config)
         _warm_up(version)
         # No update may arrive between the application of all updates and the switch.
         with self._updates.lock:

@@ -41,7 +41,7 @@ class Service:
         is_draining: whether the server is about to stop.
     """
 
-    def __init__(self, models: Models, config: ServeConfig, metrics: Metrics) -> None:
+    def __init__(self, models: Models, *, config: ServeConfig, metrics: Metrics) -> None:
         self.models = models
         self.config = config
         self.metrics = metrics

@@ -68,8 +68,9 @@ def run_server(
     config = config.model_copy(update={"threads": threads})
     with contextlib.closing(sock):
         metrics = Metrics()
-        models = Models(openers, config, ItemUpdates(item_updates), metrics)
-        service = Service(models, config, metrics)
+        updates = ItemUpdates(item_updates)
+        models = Models(openers, config=config, updates=updates, metrics=metrics)
+        service = Service(models, config=config, metrics=metrics)
         app = RequestMiddleware(make_app(service), config=config, keys=keys, metrics=metrics)
         server = _Server(
             uvicorn.Config(
