@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from candid.config import parse_config
+from candid.config import DEFAULT_RECIPE, parse_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = ["train", "evaluate", "audit", "index_search", "serve", "export"]
@@ -75,10 +75,14 @@ def recipes():
             yield path.stem, text
 
 
-@pytest.mark.parametrize(("page", "text"), recipes())
+@pytest.mark.parametrize(("page", "text"), list(recipes()))
 def test_recipe_of_a_page_is_valid(page, text):
-    table = tomllib.loads(text)
-    table.setdefault("name", "page")
+    table = {**DEFAULT_RECIPE, **tomllib.loads(text)}
     if "data" in table:
         table["data"] = {"interactions": "ratings.csv", "time": "timestamp"} | table["data"]
-    parse_config(table, f"docs/{page}.md")
+    if table["loss"]["type"] == "full_softmax":
+        del table["sampler"]
+    table["model"] = {**DEFAULT_RECIPE["model"], **table["model"]}
+    config = parse_config(table, f"docs/{page}.md")
+    if "features" in table:
+        assert list(config.features.context) == ["clock", "gap"]
