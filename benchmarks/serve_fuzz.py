@@ -164,29 +164,29 @@ def _mutate_json(value: Any, rng: random.Random) -> Any:
             changed[key] = _mutate_json(value[key], rng)
         return changed
     if isinstance(value, list) and value and rng.random() < 0.85:
-        place = rng.randrange(len(value))
+        position = rng.randrange(len(value))
         choice = rng.random()
         if choice < 0.1:
             return value * rng.choice((0, 2, 50, 1000))
-        return [*value[:place], _mutate_json(value[place], rng), *value[place + 1 :]]
+        return [*value[:position], _mutate_json(value[position], rng), *value[position + 1 :]]
     return rng.choice(NASTY_VALUES)
 
 
 def _mutate_bytes(content: bytes, rng: random.Random) -> bytes:
     """Remove, repeat, change or insert a few bytes."""
     for _ in range(rng.choice((1, 1, 2, 5))):
-        place = rng.randrange(len(content) + 1)
+        position = rng.randrange(len(content) + 1)
         choice = rng.randrange(5)
         if choice == 0:
-            content = content[:place]
+            content = content[:position]
         elif choice == 1:
-            content = content[:place] + content[place + 1 :]
+            content = content[:position] + content[position + 1 :]
         elif choice == 2:
-            content = content[:place] + rng.choice(NASTY_BYTES) + content[place:]
+            content = content[:position] + rng.choice(NASTY_BYTES) + content[position:]
         elif choice == 3:
-            content = content[:place] + bytes([rng.randrange(256)]) + content[place + 1 :]
+            content = content[:position] + bytes([rng.randrange(256)]) + content[position + 1 :]
         else:
-            content = content[:place] + content[place // 2 :]
+            content = content[:position] + content[position // 2 :]
     return content
 
 
@@ -196,8 +196,8 @@ def _mutate_path(path: str, rng: random.Random) -> str:
     if "?" in path and rng.random() < 0.7:
         base, _, query = path.partition("?")
         pairs = query.split("&")
-        place = rng.randrange(len(pairs))
-        pairs[place] = pairs[place].split("=")[0] + "=" + value
+        position = rng.randrange(len(pairs))
+        pairs[position] = pairs[position].split("=")[0] + "=" + value
         return base + "?" + "&".join(pairs)
     if rng.random() < 0.5:
         return path + rng.choice(("?model=", "?limit=", "?query=", "?model=films&x=")) + value
