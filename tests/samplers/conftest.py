@@ -1,17 +1,11 @@
-from dataclasses import dataclass
+from collections import namedtuple
 
 import pytest
 import torch
 from torch import Tensor
 
 COUNTS = torch.tensor([40, 25, 15, 8, 5, 3, 2, 1, 1, 0])
-
-
-@dataclass
-class Rows:
-    positive_ids: Tensor
-    user_ids: Tensor
-    query: Tensor
+Rows = namedtuple("Rows", "positive_ids user_ids query")
 
 
 @pytest.fixture

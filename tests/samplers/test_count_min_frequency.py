@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from candid.errors import ArtifactError, ConfigError
-from candid.samplers import CountMinFrequency, StreamFrequency
+from candid.samplers import CountMinFrequency
 
 
 def test_counts_are_never_too_low_and_within_the_bound():
@@ -25,7 +25,7 @@ def test_counts_are_never_too_low_and_within_the_bound():
     assert within >= 1 - math.exp(-4)
 
 
-def test_enough_buckets_count_exactly():
+def test_counts_are_exact_with_enough_buckets():
     frequency = CountMinFrequency(20, num_buckets=4096)
     frequency.observe(torch.tensor([[3, 3, 3], [7, 3, 1]]))
     assert frequency.log_q(torch.tensor([[3], [1]])).exp().flatten().tolist() == pytest.approx(
@@ -33,40 +33,39 @@ def test_enough_buckets_count_exactly():
     )
 
 
-def test_what_was_never_seen_has_the_stated_floor():
+def test_unseen_items_have_the_stated_lower_bound():
     frequency = CountMinFrequency(100)
     assert frequency.log_q(torch.tensor([4])).exp().item() == pytest.approx(0.01)
     frequency.observe(torch.zeros(999, dtype=torch.int64))
     assert frequency.log_q(torch.tensor([4])).exp().item() == pytest.approx(1 / 1000)
 
 
-def test_state_and_pickle_come_back_exactly():
+def test_state_and_pickle_restore_the_sketch_exactly():
     frequency, other = (CountMinFrequency(60, num_buckets=16, num_hashes=2) for _ in range(2))
     frequency.observe(torch.arange(60).repeat(3))
     expected = frequency.log_q(torch.arange(60))
-    state = frequency.state()
+    state = frequency.state_dict()
     frequency.observe(torch.zeros(500, dtype=torch.int64))
-    other.restore(state)
+    other.load_state_dict(state)
     assert torch.equal(other.log_q(torch.arange(60)), expected)
-    assert torch.equal(other.state()["sketch"], state["sketch"])
+    assert torch.equal(other.state_dict()["sketch"], state["sketch"])
     copied = pickle.loads(pickle.dumps(frequency))
     assert torch.equal(copied.log_q(torch.arange(60)), frequency.log_q(torch.arange(60)))
-    assert isinstance(frequency, StreamFrequency)
 
 
-def test_a_foreign_or_damaged_state_is_refused():
+def test_state_of_other_settings_or_damaged_is_refused():
     frequency = CountMinFrequency(60, num_buckets=16)
     with pytest.raises(ArtifactError, match="4 arrays of 32 buckets"):
-        frequency.restore(CountMinFrequency(60, num_buckets=32).state())
+        frequency.load_state_dict(CountMinFrequency(60, num_buckets=32).state_dict())
     with pytest.raises(ArtifactError, match="cannot be read"):
-        frequency.restore({"sketch": torch.zeros(7, dtype=torch.uint8)})
-    with pytest.raises(ArtifactError, match="no stored"):
-        frequency.restore({})
+        frequency.load_state_dict({"sketch": torch.zeros(7, dtype=torch.uint8)})
+    with pytest.raises(RuntimeError, match=r"Missing key.*sketch"):
+        frequency.load_state_dict({})
 
 
-def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch):
+def test_missing_extra_is_named_with_the_command_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketches", None)
-    with pytest.raises(ConfigError, match=r"pip install 'candid\[sketch\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'candid-retrieval\[sketch\]'"):
         CountMinFrequency(5)
 
 

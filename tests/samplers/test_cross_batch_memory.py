@@ -1,14 +1,16 @@
-from types import SimpleNamespace
+from collections import namedtuple
 
 import pytest
 import torch
 
-from candid.errors import ArtifactError, ConfigError, DataError
-from candid.samplers import CrossBatchMemory, ExactPopular, Mixture, Observer, Stateful, Uniform
+from candid.errors import ConfigError, DataError
+from candid.samplers import CrossBatchMemory, ExactPopular, Mixture, Uniform
+
+Rows = namedtuple("Rows", "positive_ids user_ids query", defaults=(None,))
 
 
 def rows_of(ids, users):
-    return SimpleNamespace(positive_ids=torch.tensor(ids), user_ids=torch.tensor(users))
+    return Rows(torch.tensor(ids), torch.tensor(users))
 
 
 FIRST = rows_of([0, 1, 2], [10, 11, 12])
@@ -20,14 +22,14 @@ def pairs(sampled):
     return sorted(zip(sampled.ids.tolist(), sampled.owner.tolist(), strict=True))
 
 
-def test_the_latest_rows_are_candidates_beside_the_batch(counts):
-    memory = CrossBatchMemory(counts, 5)
-    assert pairs(memory.sample(FIRST)) == [(0, 10), (1, 11), (2, 12)]
-    memory.observe(FIRST)
-    assert pairs(memory.sample(SECOND))[:3] == [(0, 10), (1, 11), (2, 12)]
-    assert memory.sample(SECOND).num_samples == 7
-    memory.observe(SECOND)
-    sampled = memory.sample(THIRD)
+def test_latest_rows_are_candidates_beside_the_batch(counts):
+    memory = CrossBatchMemory(counts, size=5)
+    assert pairs(memory.sample(*FIRST)) == [(0, 10), (1, 11), (2, 12)]
+    memory.observe(*FIRST[:2])
+    assert pairs(memory.sample(*SECOND))[:3] == [(0, 10), (1, 11), (2, 12)]
+    assert memory.sample(*SECOND).num_samples == 7
+    memory.observe(*SECOND[:2])
+    sampled = memory.sample(*THIRD)
     # Seven rows were seen: the five latest are remembered.
     expected = [(2, 12), (3, 10), (4, 13), (5, 14), (6, 15), (7, 10), (7, 16)]
     assert pairs(sampled) == expected
@@ -36,11 +38,11 @@ def test_the_latest_rows_are_candidates_beside_the_batch(counts):
     assert torch.equal(sampled.row_user_ids, THIRD.user_ids)
 
 
-def test_a_batch_larger_than_the_memory_leaves_its_last_rows(counts):
-    memory = CrossBatchMemory(counts, 3)
-    memory.observe(FIRST)
-    memory.observe(SECOND)
-    assert {pair for pair in pairs(memory.sample(THIRD)) if pair[0] != 7} == {
+def test_batch_larger_than_the_memory_leaves_its_last_rows(counts):
+    memory = CrossBatchMemory(counts, size=3)
+    memory.observe(*FIRST[:2])
+    memory.observe(*SECOND[:2])
+    assert {pair for pair in pairs(memory.sample(*THIRD)) if pair[0] != 7} == {
         (4, 13),
         (5, 14),
         (6, 15),
@@ -48,70 +50,88 @@ def test_a_batch_larger_than_the_memory_leaves_its_last_rows(counts):
     assert memory.num_remembered == 3
 
 
-def test_warm_up_takes_the_batch_alone_and_remembers(counts):
-    memory = CrossBatchMemory(counts, 10, warm_up=2)
-    memory.observe(FIRST)
-    assert memory.sample(SECOND).num_samples == 4
-    memory.observe(SECOND)
-    assert memory.sample(THIRD).num_samples == 9
+def test_batch_after_one_larger_than_the_memory_evicts_the_oldest_rows(counts):
+    memory = CrossBatchMemory(counts, size=3)
+    memory.observe(*SECOND[:2])  # rows 3, 4, 5 and 6; the memory holds the last three
+    memory.observe(*rows_of([0], [10])[:2])
+    remembered = {pair for pair in pairs(memory.sample(*THIRD)) if pair[0] != 7}
+    assert remembered == {(5, 14), (6, 15), (0, 10)}
+    memory.observe(*rows_of([1], [11])[:2])
+    remembered = {pair for pair in pairs(memory.sample(*THIRD)) if pair[0] != 7}
+    assert remembered == {(6, 15), (0, 10), (1, 11)}
+
+
+def test_rows_without_users_belong_to_no_user(counts):
+    memory = CrossBatchMemory(counts, size=5)
+    memory.observe(FIRST.positive_ids)
+    assert memory.sample(SECOND.positive_ids).owner is None
+    assert memory.sample(*SECOND).owner.tolist() == [10, 13, 14, 15, -1, -1, -1]
+
+
+def test_warm_up_uses_the_batch_alone_and_fills_the_memory(counts):
+    memory = CrossBatchMemory(counts, size=10, warm_up=2)
+    memory.observe(*FIRST[:2])
+    assert memory.sample(*SECOND).num_samples == 4
+    memory.observe(*SECOND[:2])
+    assert memory.sample(*THIRD).num_samples == 9
 
 
 def test_mean_age_counts_steps(counts):
-    memory = CrossBatchMemory(counts, 5)
+    memory = CrossBatchMemory(counts, size=5)
     assert memory.mean_age == 0
-    memory.observe(FIRST)
+    memory.observe(*FIRST[:2])
     assert memory.mean_age == 1
-    memory.observe(SECOND)
+    memory.observe(*SECOND[:2])
     assert memory.mean_age == pytest.approx((2 + 4 * 1) / 5)
-    assert memory.report() == {"memory_rows": 5.0, "memory_age": pytest.approx(1.2)}
-    inside = ExactPopular(counts, Mixture([Uniform(10, 2), memory]), 2)
-    assert inside.report() == {f"tail/1/{name}": value for name, value in memory.report().items()}
+    assert memory.metrics() == {"memory_rows": 5.0, "memory_age": pytest.approx(1.2)}
+    inside = ExactPopular(
+        counts, num_exact=2, rest=Mixture([Uniform(10, num_candidates=2), memory])
+    )
+    assert inside.metrics() == {f"rest/1/{name}": value for name, value in memory.metrics().items()}
 
 
-def test_without_exclusion_nobody_owns(counts):
-    memory = CrossBatchMemory(counts, 5, exclude_same_user=False)
-    memory.observe(FIRST)
-    assert memory.sample(SECOND).owner is None
+def test_candidates_have_no_owner_without_exclusion(counts):
+    memory = CrossBatchMemory(counts, size=5, exclude_same_user=False)
+    memory.observe(*FIRST[:2])
+    assert memory.sample(*SECOND).owner is None
 
 
-def test_a_resumed_memory_goes_on_as_it_was(counts):
-    whole, cut = (CrossBatchMemory(counts, 5, warm_up=1) for _ in range(2))
-    whole.observe(FIRST)
-    cut.restore(whole.state())
+def test_state_dict_continues_the_memory(counts):
+    whole, cut = (CrossBatchMemory(counts, size=5, warm_up=1) for _ in range(2))
+    whole.observe(*FIRST[:2])
+    cut.load_state_dict(whole.state_dict())
     for memory in (whole, cut):
-        memory.observe(SECOND)
-    mine, theirs = (memory.sample(THIRD) for memory in (whole, cut))
+        memory.observe(*SECOND[:2])
+    mine, theirs = (memory.sample(*THIRD) for memory in (whole, cut))
     assert torch.equal(mine.ids, theirs.ids)
     assert torch.equal(mine.log_expected_count, theirs.log_expected_count)
     assert whole.mean_age == cut.mean_age
-    assert isinstance(whole, Observer)
-    assert isinstance(whole, Stateful)
-    with pytest.raises(ArtifactError, match="memory of 6 rows"):
-        CrossBatchMemory(counts, 6).restore(whole.state())
+    with pytest.raises(RuntimeError, match="size mismatch for rows"):
+        CrossBatchMemory(counts, size=6).load_state_dict(whole.state_dict())
 
 
-def test_a_state_that_was_taken_does_not_move(counts):
-    memory = CrossBatchMemory(counts, 5)
-    memory.observe(FIRST)
-    state = memory.state()
+def test_state_dict_does_not_change_with_later_batches(counts):
+    memory = CrossBatchMemory(counts, size=5)
+    memory.observe(*FIRST[:2])
+    state = memory.state_dict()
     before = state["rows"].clone()
-    memory.observe(SECOND)
+    memory.observe(*SECOND[:2])
     assert torch.equal(state["rows"], before)
 
 
-def test_a_learnt_frequency_is_resumed_with_it(counts):
+def test_state_dict_has_the_estimated_frequency(counts):
     config = CrossBatchMemory.Config.model_validate({"size": 4, "frequency": "streaming"})
     memory, resumed = config.build(counts), config.build(counts)
-    memory.observe(THIRD)
-    resumed.restore(memory.state())
-    stated = memory.sample(FIRST).log_expected_count
+    memory.observe(*THIRD[:2])
+    resumed.load_state_dict(memory.state_dict())
+    stated = memory.sample(*FIRST).log_expected_count
     assert stated[-1].exp().item() == pytest.approx(5 * 1.0)
-    assert torch.equal(resumed.sample(FIRST).log_expected_count, stated)
+    assert torch.equal(resumed.sample(*FIRST).log_expected_count, stated)
 
 
-def test_a_positive_of_frequency_zero_is_named(counts):
+def test_positive_of_frequency_zero_is_named(counts):
     with pytest.raises(DataError, match="item 9"):
-        CrossBatchMemory(counts, 4).sample(rows_of([1, 9], [0, 1]))
+        CrossBatchMemory(counts, size=4).sample(*rows_of([1, 9], [0, 1]))
 
 
 @pytest.mark.parametrize("settings", [{"size": 0}, {"size": 3, "warm_up": -1}])

@@ -1,7 +1,8 @@
-"""A head of what is near the queries: which items it holds, and that it never biases Z'."""
+"""Exact candidates near the queries: the choice of items, and that it never biases Z'."""
 
 import itertools
 import math
+from collections import namedtuple
 
 import pytest
 import torch
@@ -13,22 +14,25 @@ from candid.errors import ArtifactError, ConfigError
 from candid.index import INDEXES, SearchResult
 from candid.losses import full_softmax, sampled_softmax
 from candid.samplers import (
-    EncodedBatch,
     ExactNearest,
     InBatch,
     Mixture,
     Popularity,
+    Quadratic,
+    Sampler,
     Uniform,
     sample_groups,
 )
-from candid.samplers.exact_nearest import noisiest
+from candid.samplers.exact_nearest import highest_variance
+
+Rows = namedtuple("Rows", "positive_ids user_ids query", defaults=(None,))
 
 V, D = 9, 3
 
 
 def batch_of(query, positive_ids=None):
     ids = torch.arange(len(query)) if positive_ids is None else positive_ids
-    return EncodedBatch(ids, torch.arange(len(query)), query)
+    return Rows(ids, torch.arange(len(query)), query)
 
 
 def axes(*of_rows):
@@ -36,81 +40,94 @@ def axes(*of_rows):
     return torch.tensor(of_rows, dtype=torch.float32)
 
 
-class TestTheHead:
-    def test_is_the_union_of_the_rows_nearest(self):
-        sampler = ExactNearest(5, Uniform(5, 4), num_exact=5, k=2)
+class TestExactCandidates:
+    def test_are_the_union_of_the_nearest_items_of_all_rows(self):
+        sampler = ExactNearest(5, num_exact=5, rest=Uniform(5, num_candidates=4), k=2)
         sampler.refresh(torch.eye(5))
-        sampled = sampler.sample(batch_of(axes([5, 4, 0, 0, 0], [0, 4, 5, 0, 0])))
+        sampled = sampler.sample(*batch_of(axes([5, 4, 0, 0, 0], [0, 4, 5, 0, 0])))
         assert sampled.exact.ids.tolist() == [0, 1, 2]
         assert set(sampled.ids.tolist()) <= {3, 4}
         assert sampled.log_expected_count.exp().tolist() == pytest.approx([2.0] * 4)
         assert sampled.num_samples == 4
 
-    def test_keeps_those_that_would_be_noisiest(self):
+    def test_have_the_highest_variance_of_the_items_found(self):
         # Shares of the first row 1/2, 1/4, 1/4; of the second 3/4, 1/4; the rest is not there.
-        accidental_hits = SearchResult(
+        found = SearchResult(
             torch.tensor([[7, 2, 4], [4, 5, -1], [-1, -1, -1]]),
             torch.tensor([[0.5, 0.25, 0.25], [0.75, 0.25, 0], [0, 0, 0]]).log(),
         )
         # 4: 1/16 + 9/16, 7: 1/4, 2 and 5: 1/16, where the lower id is kept.
         for num_items, kept in enumerate([[4], [4, 7], [2, 4, 7], [2, 4, 5, 7]], start=1):
-            assert noisiest(accidental_hits, num_items).tolist() == kept
-        assert noisiest(accidental_hits, 9).tolist() == [2, 4, 5, 7]
+            assert highest_variance(found, num_items).tolist() == kept
+        assert highest_variance(found, 9).tolist() == [2, 4, 5, 7]
 
-    def test_may_be_each_row_s_own(self):
-        rest = Popularity(torch.arange(5, 0, -1), 6)
-        sampler = ExactNearest(5, rest, num_exact=1, k=2, shared=False, num_queries=1)
+    def test_ranks_items_by_the_sum_of_squared_probabilities(self):
+        # Item 1: P = 1/2 in one row, Σ P² = 1/4. Item 2: P = 3/10 in two rows, Σ P = 6/10 but
+        # Σ P² = 18/100 only.
+        found = SearchResult(
+            torch.tensor([[1, 2, 3], [2, 4, 5]]),
+            torch.tensor([[0.5, 0.3, 0.2], [0.3, 0.35, 0.35]]).log(),
+        )
+        assert highest_variance(found, 1).tolist() == [1]
+        assert highest_variance(found, 2).tolist() == [1, 2]
+
+    def test_belong_to_each_row_when_not_shared(self):
+        rest = Popularity(torch.arange(5, 0, -1), num_candidates=6)
+        sampler = ExactNearest(5, num_exact=1, rest=rest, k=2, shared=False, num_queries=1)
         sampler.refresh(torch.eye(5))
         batch = batch_of(axes([5, 4, 0, 0, 0], [0, 0, 3, 0, 4]))
-        sampled = sampler.sample(batch, torch.Generator().manual_seed(1))
+        sampled = sampler.sample(*batch, torch.Generator().manual_seed(1))
         assert sampled.exact.ids.tolist() == [[0, 1], [4, 2]]
         assert torch.equal(
-            sampled.exact.log_expected_count, rest.log_expected_count_of(sampled.exact.ids, batch)
+            sampled.exact.log_expected_count, rest.log_expected_count_of(sampled.exact.ids, *batch)
         )
-        assert torch.equal(sampled.ids, rest.sample(batch, torch.Generator().manual_seed(1)).ids)
+        assert torch.equal(sampled.ids, rest.sample(*batch, torch.Generator().manual_seed(1)).ids)
 
-    def test_is_chosen_by_rows_spread_over_the_batch(self):
-        sampler = ExactNearest(8, Uniform(8, 4), num_exact=8, k=1, num_queries=4)
+    def test_are_chosen_by_evenly_spaced_rows(self):
+        sampler = ExactNearest(
+            8, num_exact=8, rest=Uniform(8, num_candidates=4), k=1, num_queries=4
+        )
         sampler.refresh(torch.eye(8))
-        assert sampler.sample(batch_of(torch.eye(8))).exact.ids.tolist() == [0, 2, 4, 6]
-        assert sampler.sample(batch_of(torch.eye(8)[:3])).exact.ids.tolist() == [0, 1, 2]
+        assert sampler.sample(*batch_of(torch.eye(8))).exact.ids.tolist() == [0, 2, 4, 6]
+        assert sampler.sample(*batch_of(torch.eye(8)[:3])).exact.ids.tolist() == [0, 1, 2]
 
-    def test_is_found_once_for_all_draws_of_a_batch(self, monkeypatch):
-        sampler, searches = ExactNearest(5, Uniform(5, 4), num_exact=2, k=1), []
+    def test_are_searched_once_for_all_samples_of_a_batch(self, monkeypatch):
+        sampler, searches = ExactNearest(5, num_exact=2, rest=Uniform(5, num_candidates=4), k=1), []
         sampler.refresh(torch.eye(5))
-        index, search = sampler._index, sampler._index.search
+        index = sampler.item_vectors.structure
+        search = index.search
         monkeypatch.setattr(index, "search", lambda *a: searches.append(0) or search(*a))
         batch = batch_of(torch.eye(5)[1:3])
-        sampled = sample_groups(sampler, batch, 2, torch.Generator())
+        sampled = sample_groups(sampler, 2, *batch, torch.Generator())
         assert sampled.ids.shape == (2, 4)
         assert sampled.exact.ids.tolist() == [1, 2]
-        sampler.log_expected_count_of(torch.arange(5), batch)
+        sampler.log_expected_count_of(torch.arange(5), *batch)
         assert len(searches) == 1
-        sampler.sample(batch_of(torch.eye(5)[:1]))
+        sampler.sample(*batch_of(torch.eye(5)[:1]))
         assert len(searches) == 2
         sampler.refresh(torch.eye(5).flip(0))
-        assert sampler.sample(batch).exact.ids.tolist() == [2, 3]
+        assert sampler.sample(*batch).exact.ids.tolist() == [2, 3]
 
-    def test_covers_a_tail_that_draws_for_each_row(self):
-        class EachRow:
-            """Row r draws item r alone."""
+    def test_have_counts_of_each_row_if_the_rest_samples_per_row(self):
+        class EachRow(Sampler):
+            """Row r samples item r alone."""
 
-            def sample(self, batch, generator=None):
-                ids = torch.arange(len(batch.query))[:, None].expand(-1, 2)
+            def sample(self, positive_ids, user_ids=None, query=None, generator=None):
+                ids = torch.arange(len(query))[:, None].expand(-1, 2)
                 return Candidates(
                     ids,
-                    self.log_expected_count_of(ids, batch),
-                    self.log_expected_count_of(batch.positive_ids, batch),
+                    self.log_expected_count_of(ids, positive_ids, query=query),
+                    self.log_expected_count_of(positive_ids, positive_ids, query=query),
                     2,
                 )
 
-            def log_expected_count_of(self, ids, batch):
-                of_row = torch.arange(len(batch.query)).view(-1, *[1] * (ids.ndim - 1))
+            def log_expected_count_of(self, ids, positive_ids, user_ids=None, query=None):
+                of_row = torch.arange(len(query)).view(-1, *[1] * (ids.ndim - 1))
                 return torch.where(ids == of_row, math.log(2), -math.inf)
 
-        sampler = ExactNearest(4, EachRow(), num_exact=2, k=1)
+        sampler = ExactNearest(4, num_exact=2, rest=EachRow(4), k=1)
         sampler.refresh(torch.eye(4))
-        sampled = sampler.sample(batch_of(torch.eye(4)[[1, 3]], torch.tensor([3, 2])))
+        sampled = sampler.sample(*batch_of(torch.eye(4)[[1, 3]], torch.tensor([3, 2])))
         assert sampled.exact.ids.tolist() == [1, 3]
         assert sampled.exact.log_expected_count.exp().tolist() == [[0, 0], [2, 0]]
         out = sampled_softmax(torch.eye(4)[[1, 3]], torch.eye(4), torch.tensor([3, 2]), sampled)
@@ -124,7 +141,7 @@ def mean_z(sampler, batch, row, scores, q):
     Args:
         q: [V], probability of a draw where it is not restricted to what is outside the head.
     """
-    sampled = sampler.sample(batch)
+    sampled = sampler.sample(*batch)
     n, positive = sampled.num_samples, batch.positive_ids[row]
     exact_ids, log_expected_count = sampled.exact.ids, sampled.exact.log_expected_count
     if sampler.shared:
@@ -139,7 +156,7 @@ def mean_z(sampler, batch, row, scores, q):
     draws, chance = draws[tells], chance[tells]
     candidates = Candidates(
         ids=draws,
-        log_expected_count=sampler.log_expected_count_of(torch.arange(V), batch)[draws],
+        log_expected_count=sampler.log_expected_count_of(torch.arange(V), *batch)[draws],
         log_expected_count_positive=sampled.log_expected_count_positive[row].expand(len(draws)),
         num_samples=n,
         exact=ExactCandidates(exact_ids, log_expected_count),
@@ -165,10 +182,10 @@ def mean_z(sampler, batch, row, scores, q):
     loves_positive=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_expected_z_is_exact_however_stale_the_head_is(
+def test_expected_z_is_exact_with_stale_exact_candidates(
     shared, counts, positives, num_exact, k, uniform, staleness, loves_positive, seed
 ):
-    """Also where the head holds the positive, since the query points right at it."""
+    """Also where an exact candidate is the positive, when the query points right at it."""
     generator = torch.Generator().manual_seed(seed)
     items = torch.randn(V, D, generator=generator)
     query = torch.randn(3, D, generator=generator)
@@ -178,8 +195,8 @@ def test_expected_z_is_exact_however_stale_the_head_is(
     scores = (query @ items.T).double()
     counts = torch.tensor(counts)
     q = torch.full((V,), 1 / V).double() if uniform else counts.double() / counts.sum()
-    rest = Uniform(V, 3) if uniform else Popularity(counts, 3)
-    sampler = ExactNearest(V, rest, num_exact, k, shared)
+    rest = Uniform(V, num_candidates=3) if uniform else Popularity(counts, num_candidates=3)
+    sampler = ExactNearest(V, num_exact=num_exact, rest=rest, k=k, shared=shared)
     sampler.refresh(items + staleness * torch.randn(V, D, generator=generator))
     batch = batch_of(query, positive_ids)
     for row in range(3):
@@ -188,15 +205,17 @@ def test_expected_z_is_exact_however_stale_the_head_is(
         assert not tells or z == pytest.approx(exact, rel=1e-5)
 
 
-def test_the_positive_in_the_head_counts_once():
+def test_positive_among_exact_candidates_counts_once():
     """The head is the catalog and the loss that of the full softmax, gradient and all."""
     query = torch.randn(3, D, dtype=torch.float64, requires_grad=True)
     items = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
     for shared in (True, False):
-        sampler = ExactNearest(V, Uniform(V, 4), num_exact=V, k=V, shared=shared)
+        sampler = ExactNearest(
+            V, num_exact=V, rest=Uniform(V, num_candidates=4), k=V, shared=shared
+        )
         sampler.refresh(items)
         batch = batch_of(query.detach().float(), torch.tensor([0, 5, 5]))
-        sampled = sampler.sample(batch)
+        sampled = sampler.sample(*batch)
         sampled = sampled_softmax(query, items, batch.positive_ids, sampled)
         exact = full_softmax(query, items, batch.positive_ids)
         torch.testing.assert_close(sampled.loss, exact.loss)
@@ -208,82 +227,83 @@ def test_the_positive_in_the_head_counts_once():
             torch.testing.assert_close(one, other)
 
 
-class TestItsState:
-    def test_is_the_vectors_of_the_last_refresh(self):
-        sampler = ExactNearest(5, Uniform(5, 4), num_exact=2, k=1)
-        assert sampler.state() == {}
+class TestStateDict:
+    def test_has_the_vectors_of_the_last_refresh(self):
+        sampler = ExactNearest(5, num_exact=2, rest=Uniform(5, num_candidates=4), k=1)
+        assert sampler.state_dict() == {}
         sampler.refresh(torch.eye(5))
-        other = ExactNearest(5, Uniform(5, 4), num_exact=2, k=1)
-        other.restore(sampler.state())
+        other = ExactNearest(5, num_exact=2, rest=Uniform(5, num_candidates=4), k=1)
+        other.load_state_dict(sampler.state_dict())
         batch = batch_of(torch.eye(5)[1:3])
-        assert other.sample(batch).exact.ids.tolist() == [1, 2]
-        other.restore({})  # of a run that was cut before its first step
-        assert other.sample(batch).exact.ids.tolist() == [1, 2]
+        assert other.sample(*batch).exact.ids.tolist() == [1, 2]
 
-    def test_holds_what_its_tail_needs(self):
-        inner = ExactNearest(5, Uniform(5, 4), num_exact=2, k=1, refresh_every=7)
-        sampler = ExactNearest(5, Mixture([Uniform(5, 4)]), num_exact=2, k=1, refresh_every=9)
-        assert sampler.refresh_every == 9
-        sampler.parts = {"rest": inner}
+    def test_has_that_of_the_rest(self):
+        def built(rest):
+            return ExactNearest(5, num_exact=2, rest=Mixture([rest]), k=1, refresh_every=9)
+
+        assert built(Uniform(5, num_candidates=4)).refresh_every == 9
+        sampler = built(Quadratic(5, num_candidates=4, refresh_every=7))
         assert sampler.refresh_every == 7
         sampler.refresh(torch.eye(5))
-        assert sampler.state().keys() == {"item_vectors", "tail/item_vectors"}
+        assert sampler.state_dict().keys() == {
+            "item_vectors.vectors",
+            "rest.components.0.item_vectors.vectors",
+        }
 
 
-class TestItRefuses:
+class TestRefuses:
     @pytest.mark.parametrize("key", ["k", "num_exact"])
     @pytest.mark.parametrize("value", [0, 11])
-    def test_more_than_the_catalog(self, counts, key, value):
+    def test_sizes_larger_than_the_catalog(self, counts, key, value):
         settings = {"num_exact": 4, "k": 2, key: value}
         with pytest.raises(ConfigError, match=f"{key} must be between 1 and the 10 .*got {value}"):
-            ExactNearest(10, Popularity(counts, 4), **settings)
+            ExactNearest(10, rest=Popularity(counts, num_candidates=4), **settings)
 
     def test_intervals_and_rows_below_one(self):
         for wrong in ({"refresh_every": 0}, {"num_queries": 0}):
             with pytest.raises(ConfigError, match="must be at least 1"):
-                ExactNearest(5, Uniform(5, 4), 2, 2, **wrong)
+                ExactNearest(5, num_exact=2, rest=Uniform(5, num_candidates=4), k=2, **wrong)
 
-    def test_a_draw_before_the_first_refresh(self, rows):
-        sampler = ExactNearest(10, Uniform(10, 4), 2, 2)
+    def test_sample_before_the_first_refresh(self, rows):
+        sampler = ExactNearest(10, num_exact=2, rest=Uniform(10, num_candidates=4), k=2)
         with pytest.raises(ConfigError, match=r"call refresh\(item_vectors\) before"):
-            sampler.sample(rows)
+            sampler.sample(*rows)
 
-    def test_a_batch_without_queries(self, rows):
-        sampler = ExactNearest(10, Uniform(10, 4), 2, 2)
+    def test_batch_without_queries(self, rows):
+        sampler = ExactNearest(10, num_exact=2, rest=Uniform(10, num_candidates=4), k=2)
         sampler.refresh(torch.eye(10))
-        rows.query = None
-        with pytest.raises(ConfigError, match="EncodedBatch"):
-            sampler.sample(rows)
+        with pytest.raises(ConfigError, match=r"pass query \[B, D\]"):
+            sampler.sample(rows.positive_ids, rows.user_ids)
 
-    def test_vectors_that_are_no_numbers_or_of_another_catalog(self):
-        sampler = ExactNearest(5, Uniform(5, 4), 2, 2)
+    def test_vectors_that_are_not_finite_or_of_another_catalog(self):
+        sampler = ExactNearest(5, num_exact=2, rest=Uniform(5, num_candidates=4), k=2)
         with pytest.raises(ArtifactError, match="vector of item 3"):
             sampler.refresh(torch.eye(5).index_fill(0, torch.tensor([3]), math.nan))
         with pytest.raises(ConfigError, match=r"\[5, D\]"):
             sampler.refresh(torch.eye(4))
 
-    def test_heads_that_nest(self):
-        inner = ExactNearest(5, Uniform(5, 4), 2, 2)
-        with pytest.raises(ConfigError, match="cannot have a head of its own"):
-            ExactNearest(5, inner, 2, 2)
+    def test_exact_candidates_that_nest(self):
+        inner = ExactNearest(5, num_exact=2, rest=Uniform(5, num_candidates=4), k=2)
+        with pytest.raises(ConfigError, match="cannot have exact candidates itself"):
+            ExactNearest(5, num_exact=2, rest=inner, k=2)
 
 
 @pytest.mark.parametrize("index", sorted(INDEXES))
-def test_a_recipe_s_table_becomes_a_nearest_head(counts, rows, index):
+def test_recipe_table_builds_both_parts_with_any_index(counts, rows, index):
     table = {"num_exact": 4, "k": 3, "index": index, "rest": {"type": "uniform"}}
     config = ExactNearest.Config.model_validate(table)
     assert config.model_dump()["index"]["type"] == index
     sampler = config.build(counts)
     sampler.refresh(torch.eye(10)[:, :4])
-    sampled = sampler.sample(rows)
+    sampled = sampler.sample(*rows)
     assert 3 <= len(sampled.exact.ids) <= 4
     assert sampled.num_samples == 256
 
 
-def test_where_all_draws_fall_into_the_head_the_tail_is_missed_and_nothing_breaks():
-    """A tail that cannot avoid the head: here the batch's own positives, all of them near."""
-    sampler = ExactNearest(5, InBatch(torch.ones(5)), num_exact=3, k=1)
+def test_samples_that_are_all_exact_candidates_leave_the_exact_sum():
+    """A rest that cannot exclude items: the batch's own positives, all of them near."""
+    sampler = ExactNearest(5, num_exact=3, rest=InBatch(torch.ones(5)), k=1)
     sampler.refresh(torch.eye(5))
     batch = batch_of(torch.eye(5)[:3])
-    out = sampled_softmax(batch.query, torch.eye(5), batch.positive_ids, sampler.sample(batch))
+    out = sampled_softmax(batch.query, torch.eye(5), batch.positive_ids, sampler.sample(*batch))
     assert out.log_z.exp().tolist() == pytest.approx([2.0] * 3)

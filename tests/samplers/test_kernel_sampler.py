@@ -1,24 +1,24 @@
 """What samplers by a kernel share; each of ``RandomFourier`` and ``Quadratic``."""
 
 import pickle
+from collections import namedtuple
 
 import pytest
 import torch
 
 from candid.errors import ArtifactError, ConfigError
 from candid.samplers import (
-    AdaptiveSampler,
-    EncodedBatch,
     Quadratic,
     RandomFourier,
-    Stateful,
     check_support,
 )
 
 MAKERS = {
-    "random_fourier": lambda **kw: RandomFourier(20, 6, block_size=4, **kw),
-    "quadratic": lambda **kw: Quadratic(20, 6, block_size=4, **kw),
+    "random_fourier": lambda **kw: RandomFourier(20, num_candidates=6, block_size=4, **kw),
+    "quadratic": lambda **kw: Quadratic(20, num_candidates=6, block_size=4, **kw),
 }
+
+Rows = namedtuple("Rows", "positive_ids user_ids query", defaults=(None,))
 
 
 def vectors(seed=0, num_items=20, width=5):
@@ -34,33 +34,32 @@ def sampler(request):
 
 @pytest.fixture
 def batch():
-    return EncodedBatch(torch.tensor([3, 19, 0]), torch.arange(3), vectors(1, 3))
+    return Rows(torch.tensor([3, 19, 0]), torch.arange(3), vectors(1, 3))
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_drawing_needs_item_vectors(make, batch):
+def test_sampling_needs_item_vectors(make, batch):
     for act in (
-        lambda p: p.sample(batch),
-        lambda p: p.log_expected_count_of(batch.positive_ids, batch),
+        lambda p: p.sample(*batch),
+        lambda p: p.log_expected_count_of(batch.positive_ids, *batch),
         lambda p: p.update(torch.tensor([1]), torch.ones(1, 5)),
     ):
-        with pytest.raises(ConfigError, match=r"refresh\(item_vectors\) before the first draw"):
+        with pytest.raises(ConfigError, match=r"refresh\(item_vectors\) before the first sample"):
             act(make())
 
 
-def test_drawing_needs_queries(sampler, rows):
-    del rows.query
-    with pytest.raises(ConfigError, match="EncodedBatch"):
-        sampler.sample(rows)
+def test_sampling_needs_queries(sampler, rows):
+    with pytest.raises(ConfigError, match=r"pass query \[B, D\]"):
+        sampler.sample(rows.positive_ids, rows.user_ids)
 
 
-def test_a_query_that_is_not_finite_is_named(sampler, batch):
+def test_query_that_is_not_finite_is_named(sampler, batch):
     batch.query[2, 1] = float("nan")
     with pytest.raises(ArtifactError, match="query of row 2 "):
-        sampler.sample(batch)
+        sampler.sample(*batch)
     batch.query[1] = float("inf")
     with pytest.raises(ArtifactError, match="query of row 1 "):
-        sampler.log_expected_count_of(batch.positive_ids, batch)
+        sampler.log_expected_count_of(batch.positive_ids, *batch)
 
 
 def test_item_vectors_that_are_not_finite_are_named(sampler):
@@ -76,71 +75,77 @@ def test_item_vectors_that_are_not_finite_are_named(sampler):
         sampler.update(torch.tensor([4, 9]), torch.zeros(2, 4))
 
 
-def test_ids_are_those_of_rows_or_shared_by_all(sampler, batch):
-    of_all = sampler.log_expected_count_of(torch.tensor([[7, 8]]), batch)
+def test_ids_belong_to_rows_or_are_shared(sampler, batch):
+    of_all = sampler.log_expected_count_of(torch.tensor([[7, 8]]), *batch)
     assert of_all.shape == (3, 2)
-    of_each = sampler.log_expected_count_of(torch.tensor([[7, 8]] * 3), batch)
+    of_each = sampler.log_expected_count_of(torch.tensor([[7, 8]] * 3), *batch)
     assert torch.equal(of_all, of_each)
-    one = sampler.log_expected_count_of(torch.tensor([8, 8, 8]), batch)
+    one = sampler.log_expected_count_of(torch.tensor([8, 8, 8]), *batch)
     torch.testing.assert_close(one, of_all[:, 1], rtol=0, atol=1e-6)
     for wrong in (torch.tensor([1, 2]), torch.zeros(2, 3).long(), torch.zeros(3, 1, 1).long()):
         with pytest.raises(ConfigError, match=r"\[3\], \[3, n\] or \[1, n\]"):
-            sampler.log_expected_count_of(wrong, batch)
+            sampler.log_expected_count_of(wrong, *batch)
 
 
-def test_every_item_can_be_drawn(sampler, batch):
-    extreme = EncodedBatch(batch.positive_ids, batch.user_ids, -20 * batch.query)
-    check_support(sampler.log_expected_count_of(torch.arange(20)[None], extreme))
+def test_every_item_can_be_sampled(sampler, batch):
+    extreme = Rows(batch.positive_ids, batch.user_ids, -20 * batch.query)
+    check_support(sampler.log_expected_count_of(torch.arange(20)[None], *extreme))
 
 
-def test_a_query_of_zero_is_served(sampler, batch):
-    zero = EncodedBatch(batch.positive_ids, batch.user_ids, torch.zeros(3, 5))
-    log_q = sampler.log_expected_count_of(torch.arange(20)[None], zero) - torch.tensor(6.0).log()
+def test_query_of_zeros_is_accepted(sampler, batch):
+    zero = Rows(batch.positive_ids, batch.user_ids, torch.zeros(3, 5))
+    log_q = sampler.log_expected_count_of(torch.arange(20)[None], *zero) - torch.tensor(6.0).log()
     assert log_q.exp().sum(dim=1).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
 
 
-def test_a_resumed_sampler_draws_the_same(sampler, batch):
-    assert isinstance(sampler, AdaptiveSampler)
-    assert isinstance(sampler, Stateful)
-    other = type(sampler)(20, 6, block_size=4)
-    assert other.state() == {}
-    other.restore({})
-    other.restore(sampler.state())
-    sampled, again = (p.sample(batch, torch.Generator().manual_seed(3)) for p in (sampler, other))
+def test_state_dict_restores_the_samples(sampler, batch):
+    other = type(sampler)(20, num_candidates=6, block_size=4)
+    assert other.state_dict() == {}
+    other.load_state_dict(sampler.state_dict())
+    sampled, again = (p.sample(*batch, torch.Generator().manual_seed(3)) for p in (sampler, other))
     assert torch.equal(sampled.ids, again.ids)
     assert torch.equal(sampled.log_expected_count, again.log_expected_count)
-    with pytest.raises(ArtifactError, match="of 20 items, this one of 21"):
-        type(sampler)(21, 6).restore(sampler.state())
+    with pytest.raises(ArtifactError, match="has 20 item vectors, but the catalog has 21"):
+        type(sampler)(21, num_candidates=6).load_state_dict(sampler.state_dict())
 
 
-def test_a_state_is_not_changed_by_later_updates(sampler):
-    state = sampler.state()["item_vectors"]
+def test_update_changes_the_vectors_in_state_dict(sampler):
+    given = vectors()
+    sampler.refresh(given)
     sampler.update(torch.tensor([2]), torch.zeros(1, 5))
-    assert torch.equal(state, vectors())
+    assert torch.equal(given, vectors()), "the vectors of the caller must not change"
+    expected = vectors()
+    expected[2] = 0
+    assert torch.equal(sampler.state_dict()["item_vectors.vectors"], expected)
+    other = type(sampler)(20, num_candidates=6, block_size=4)
+    other.load_state_dict(sampler.state_dict())
+    other.update(torch.tensor([3]), torch.zeros(1, 5))
+    expected[3] = 0
+    assert torch.equal(other.state_dict()["item_vectors.vectors"], expected)
 
 
-def test_a_drawn_head_takes_no_gradient(sampler, batch):
+def test_expected_counts_carry_no_gradient(sampler, batch):
     items = vectors().requires_grad_()
     sampler.refresh(items)
-    assert not sampler.sample(batch).log_expected_count.requires_grad
+    assert not sampler.sample(*batch).log_expected_count.requires_grad
 
 
-def test_pickling_keeps_the_tree(sampler, batch):
+def test_pickle_keeps_the_item_vectors(sampler, batch):
     copied = pickle.loads(pickle.dumps(sampler))
-    stated = sampler.log_expected_count_of(batch.positive_ids, batch)
-    assert torch.equal(copied.log_expected_count_of(batch.positive_ids, batch), stated)
+    stated = sampler.log_expected_count_of(batch.positive_ids, *batch)
+    assert torch.equal(copied.log_expected_count_of(batch.positive_ids, *batch), stated)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RandomFourier(0, 4), "num_items"),
-        (lambda: Quadratic(5, 0), "num_candidates"),
-        (lambda: Quadratic(5, 3, block_size=0), "block_size"),
-        (lambda: Quadratic(5, 3, refresh_every=0), "refresh_every"),
-        (lambda: RandomFourier(5, 3, nu=0.0), "nu must be"),
-        (lambda: RandomFourier(5, 3, kernel_floor=0.0), "floor"),
-        (lambda: Quadratic(5, 3, scale=float("inf")), "scale must be"),
+        (lambda: RandomFourier(0, num_candidates=4), "num_items"),
+        (lambda: Quadratic(5, num_candidates=0), "num_candidates"),
+        (lambda: Quadratic(5, num_candidates=3, block_size=0), "block_size"),
+        (lambda: Quadratic(5, num_candidates=3, refresh_every=0), "refresh_every"),
+        (lambda: RandomFourier(5, num_candidates=3, nu=0.0), "nu must be"),
+        (lambda: RandomFourier(5, num_candidates=3, kernel_floor=0.0), "floor"),
+        (lambda: Quadratic(5, num_candidates=3, scale=float("inf")), "scale must be"),
     ],
 )
 def test_bad_settings_are_refused(make, message):
@@ -149,18 +154,18 @@ def test_bad_settings_are_refused(make, message):
 
 
 def test_quadratic_is_the_kernel_of_the_paper(batch):
-    sampler = Quadratic(20, 6, scale=3.0, block_size=4)
+    sampler = Quadratic(20, num_candidates=6, scale=3.0, block_size=4)
     items = vectors()
     sampler.refresh(items)
     kernel = 3.0 * (batch.query.double() @ items.double().T) ** 2 + 1.0
-    stated = sampler.log_expected_count_of(torch.arange(20)[None], batch).double().exp()
+    stated = sampler.log_expected_count_of(torch.arange(20)[None], *batch).double().exp()
     torch.testing.assert_close(
         stated, 6 * kernel / kernel.sum(dim=1, keepdim=True), rtol=1e-4, atol=0
     )
 
 
 def test_fourier_features_estimate_the_kernel():
-    sampler = RandomFourier(20, 6, nu=1.7, num_features=20_000)
+    sampler = RandomFourier(20, num_candidates=6, nu=1.7, num_features=20_000)
     kernel = sampler.kernel(5, torch.device("cpu"))
     query, items = vectors(1, 6), vectors(2, 8)
     found = kernel.query_features(query) @ kernel.query_features(3 * items).T
@@ -170,17 +175,20 @@ def test_fourier_features_estimate_the_kernel():
     assert (found - expected).abs().max() < 5 / 20_000**0.5
 
 
-def test_fourier_draws_are_far_nearer_the_softmax_than_uniform_ones():
-    """Relative variance of one draw's estimate of Z, on items in clusters as models learn them."""
+def test_fourier_samples_have_less_variance_than_uniform_ones():
+    """Relative variance of an estimate of Z from one sample, on items in clusters."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(10, 16, generator=generator)
     items = centres[torch.arange(1000) % 10] + 0.4 * torch.randn(1000, 16, generator=generator)
     items = items / items.norm(dim=1, keepdim=True)
     query = 8.0 * centres / centres.norm(dim=1, keepdim=True)
-    batch = EncodedBatch(torch.zeros(10).long(), torch.arange(10), query)
+    batch = Rows(torch.zeros(10).long(), torch.arange(10), query)
     p = (query @ items.T).double().softmax(dim=1)
     uniform = (p.square() * 1000).sum(dim=1) - 1
-    for sampler, factor in ((RandomFourier(1000, 1), 10), (Quadratic(1000, 1), 3)):
+    for sampler, factor in (
+        (RandomFourier(1000, num_candidates=1), 10),
+        (Quadratic(1000, num_candidates=1), 3),
+    ):
         sampler.refresh(items)
-        q = sampler.log_expected_count_of(torch.arange(1000)[None], batch).double().exp()
+        q = sampler.log_expected_count_of(torch.arange(1000)[None], *batch).double().exp()
         assert bool(((p.square() / q).sum(dim=1) - 1 < uniform / factor).all())

@@ -1,4 +1,4 @@
-"""The tree of kernel sums: what it states is what it draws, whatever the features are worth."""
+"""The tree of kernel sums: samples follow the stated probabilities, for any features."""
 
 import math
 import time
@@ -83,7 +83,7 @@ def branch_by_branch(kernel, items, query, block_size):
 
 @pytest.mark.parametrize("name", kernels())
 @pytest.mark.parametrize(("num_items", "block_size"), [(1, 4), (5, 8), (13, 2), (33, 4), (64, 1)])
-def test_stated_probabilities_are_those_of_the_branches(name, num_items, block_size):
+def test_stated_probabilities_match_a_plain_recursion(name, num_items, block_size):
     kernel = kernels()[name]
     items, query = inputs(num_items)
     tree = KernelTree(items, kernel, block_size)
@@ -96,7 +96,7 @@ def test_stated_probabilities_are_those_of_the_branches(name, num_items, block_s
 
 @pytest.mark.parametrize("dense", [0, 10**6], ids=["gathered", "dense"])
 @pytest.mark.parametrize("name", kernels())
-def test_draws_follow_the_stated_probabilities(name, dense, monkeypatch):
+def test_samples_follow_the_stated_probabilities(name, dense, monkeypatch):
     monkeypatch.setattr(kernel_tree, "_DENSE", dense)
     monkeypatch.setattr(kernel_tree, "_DENSE_SLOTS", dense)
     monkeypatch.setattr(kernel_tree, "_FLOATS_AT_ONCE", 1 << 12)
@@ -116,13 +116,13 @@ def test_draws_follow_the_stated_probabilities(name, dense, monkeypatch):
         assert chisquare(found[kept], expected).pvalue > 1e-4
 
 
-def test_a_wrong_statement_would_be_seen():
-    """The test of fit above can fail: it tells a tenth of one branch."""
+def test_test_of_fit_detects_a_wrong_probability():
+    """The test of fit above can fail: it detects a tenth of one branch."""
     expected = torch.tensor([0.5, 0.25, 0.25]) * 20_000
     assert chisquare(torch.tensor([11_000.0, 4500.0, 4500.0]), expected).pvalue < 1e-6
 
 
-def test_rows_have_draws_of_their_own():
+def test_rows_have_independent_samples():
     items, query = inputs(50, num_rows=3)
     tree = KernelTree(items, kernels()["fourier"], 4)
     ids, _ = tree.sample(query[:1].expand(3, -1), 30, torch.Generator().manual_seed(0))
@@ -132,7 +132,7 @@ def test_rows_have_draws_of_their_own():
 
 
 @pytest.mark.parametrize("name", kernels())
-def test_an_update_is_as_a_tree_built_anew(name):
+def test_update_equals_a_rebuilt_tree(name):
     kernel = kernels()[name]
     items, query = inputs(37)
     tree = KernelTree(items, kernel, 4)
@@ -146,7 +146,7 @@ def test_an_update_is_as_a_tree_built_anew(name):
     assert torch.equal(tree.item_vectors, items)
 
 
-def test_the_vectors_given_are_not_written_to():
+def test_given_vectors_are_not_written_to():
     items, query = inputs(10)
     before = items.clone()
     tree = KernelTree(items, kernels()["quadratic"], 4)
@@ -155,15 +155,15 @@ def test_the_vectors_given_are_not_written_to():
     assert torch.equal(items, before)
 
 
-def test_no_rows_and_no_draws():
+def test_no_rows_and_no_samples():
     items, query = inputs(10)
     tree = KernelTree(items, kernels()["fourier"], 2)
     assert tree.sample(query[:0], 5)[0].shape == (0, 5)
     assert tree.log_q(query, torch.empty(4, 0, dtype=torch.int64)).shape == (4, 0)
 
 
-def test_a_large_catalog_draws_at_once():
-    """256 rows of 64 draws from 100,000 items: a loop over rows would take many seconds."""
+def test_sampling_from_a_large_catalog_is_fast():
+    """256 rows of 64 samples from 100,000 items: a loop over rows would take many seconds."""
     generator = torch.Generator().manual_seed(0)
     items = torch.randn(100_000, 16, generator=generator)
     query = torch.randn(256, 16, generator=generator)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
 from candid.errors import ConfigError
@@ -23,14 +20,6 @@ from candid.losses.sampled import corrected_softmax
 from candid.samplers.frequency import Counts, Frequency
 from candid.samplers.in_batch import InBatch
 from candid.samplers.negatives import check_negatives, with_negatives
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRows:
-    """The part of a batch that a sampler reads; see ``Positives``."""
-
-    positive_ids: Tensor
-    user_ids: Tensor
 
 
 def in_batch_softmax(
@@ -105,14 +94,11 @@ def in_batch_softmax(
             "and num_candidates=None"
         )
     check_ids(positive_ids, sampler.frequency.num_items)
-    if user_ids is None:
-        user_ids = torch.arange(len(query), device=query.device)
-    batch = BatchRows(positive_ids, user_ids)
-    candidates = sampler.sample(batch)
+    candidates = sampler.sample(positive_ids, user_ids)
     negatives = _checked_negatives(query, negative_vectors, negative_ids)
     if negatives is not None:
         check_ids(negatives[1].clamp(min=0), sampler.frequency.num_items)
-        candidates = with_negatives(candidates, negatives[1], sampler, batch)
+        candidates = with_negatives(candidates, negatives[1], sampler, positive_ids, user_ids)
     if wants_finite_check(check_finite, query):
         check_finite_rows(query, "query row")
         check_finite_rows(positive_vectors, "row of positive_vectors")

@@ -1,63 +1,83 @@
-"""A module that compares each row's positive with those of the other rows of the batch."""
+"""The in-batch softmax as a module, for models that encode both sides of a batch."""
 
 from __future__ import annotations
+
+from typing import ClassVar, get_args
 
 from torch import Tensor
 
 from candid.losses.blockwise.tiles import Precision
-from candid.losses.candidate_loss import CandidateLoss, RowReduction
-from candid.losses.correction import Correction
-from candid.losses.in_batch import BatchRows, in_batch_softmax
+from candid.losses.candidate_loss import (
+    REDUCTION,
+    Reduction,
+    check_device,
+    check_known,
+    check_temperature,
+    reduce_rows,
+)
+from candid.losses.correction import DEFAULT_CORRECTION, Correction
+from candid.losses.in_batch import in_batch_softmax
 from candid.losses.output import LossOutput
-from candid.samplers import InBatch
 from candid.samplers.frequency import Counts, Frequency
+from candid.samplers.in_batch import InBatch
+from candid.samplers.table_module import TableModule
 
 
-class InBatchSoftmaxLoss(CandidateLoss):
+class InBatchSoftmaxLoss(TableModule):
     """Compare each row's positive with those of the other rows: ``in_batch_softmax``.
 
-    For models that encode both sides of a batch. In training mode a frequency that is learnt
-    from the stream sees each batch once, after it was used; what it learnt is part of
-    ``state_dict``.
+    In training mode a frequency that is estimated from the stream observes each batch once,
+    after it was used; its estimate is part of ``state_dict``.
 
     Under ``DistributedDataParallel`` each process compares within its own rows.
 
     Args:
         frequency: counts [V], how often each item is a positive; or a ``Frequency``.
-        correction: see ``corrected_log_softmax``.
-        jackknife: see ``corrected_log_softmax``.
-        temperature: scores are divided by it; an ``nn.Parameter`` is learnt with the model.
+        correction: correction of the scores for the expected counts; see
+            ``corrected_log_softmax``.
+        jackknife: replace the loss by its delete-one jackknife; see ``corrected_log_softmax``.
+        temperature: scores are divided by it; an ``nn.Parameter`` is trained with the model.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
-        precision: see ``sampled_softmax``.
-        check_finite: see ``sampled_softmax``.
+        precision: of the matrix products; see ``sampled_softmax``.
+        check_finite: refuse NaN in the vectors; None checks on the CPU only.
 
     Raises:
-        ConfigError: a setting that cannot work.
+        ConfigError: ``temperature`` is not above 0.
+        UnknownNameError: a setting has an unknown name.
         DataError: counts that are not finite non-negative numbers with a positive sum.
+
+    Example:
+        >>> loss = InBatchSoftmaxLoss(torch.ones(10), temperature=0.05)
+        >>> query, positive_vectors = torch.randn(3, 4), torch.randn(3, 4)
+        >>> loss(query, positive_vectors, torch.tensor([2, 0, 7])).shape
+        torch.Size([])
     """
 
-    sampler: InBatch
+    repr_settings: ClassVar[tuple[str, ...]] = ("correction", "jackknife", "reduction", "precision")
 
     def __init__(
         self,
         frequency: Frequency | Counts,
         *,
-        correction: Correction = "refined",
+        correction: Correction = DEFAULT_CORRECTION,
         jackknife: bool = False,
         temperature: float | Tensor = 1.0,
-        reduction: RowReduction = "mean",
+        reduction: Reduction = REDUCTION,
         precision: Precision = "float32",
         check_finite: bool | None = None,
     ) -> None:
-        super().__init__(
-            InBatch(frequency),
-            correction,
-            jackknife,
-            temperature,
-            precision,
-            reduction,
-            check_finite,
-        )
+        super().__init__()
+        check_known("correction", correction, get_args(Correction))
+        check_known("reduction", reduction, get_args(Reduction))
+        check_known("precision", precision, get_args(Precision))
+        check_temperature(temperature)
+        self.sampler = InBatch(frequency)
+        self.correction: Correction = correction
+        self.jackknife = jackknife
+        self.temperature = temperature
+        self.reduction: Reduction = reduction
+        self.precision: Precision = precision
+        self.check_finite = check_finite
 
     def forward(
         self,
@@ -69,24 +89,27 @@ class InBatchSoftmaxLoss(CandidateLoss):
         negative_vectors: Tensor | None = None,
         negative_ids: Tensor | None = None,
     ) -> Tensor:
-        """Compare and reduce.
+        """Compute the loss of each row and reduce.
 
         Args:
-            query: see ``in_batch_softmax``, as all others.
-            positive_vectors: see there.
-            positive_ids: see there.
-            user_ids: see there.
-            negative_vectors: see there.
-            negative_ids: see there.
+            query: [B, D].
+            positive_vectors: [B, D], the vector of each row's positive.
+            positive_ids: [B] int64.
+            user_ids: [B] int64, the user of each row; None if every row belongs to another user.
+            negative_vectors: [B, S, D], further negatives of each row, or None.
+            negative_ids: [B, S], their ids, -1 where a row has fewer; needed with
+                ``negative_vectors``.
 
         Returns:
-            a scalar, or [B] with reduction "none"; float32 at least.
+            a scalar, or [B] with reduction "none"; float32 or wider.
 
         Raises:
-            ConfigError: see there.
-            DataError: see there.
+            ConfigError: shapes or devices that do not fit together, or negatives with vectors
+                and no ids.
+            DataError: an id outside the catalog or a positive with frequency 0 (both checked on
+                the CPU only), or NaN if it is checked.
         """
-        out = self.compare(
+        output = self.compare(
             query,
             positive_vectors,
             positive_ids,
@@ -94,7 +117,7 @@ class InBatchSoftmaxLoss(CandidateLoss):
             negative_vectors=negative_vectors,
             negative_ids=negative_ids,
         )
-        return self._reduced(out.loss)
+        return reduce_rows(output.loss, self.reduction)
 
     def compare(
         self,
@@ -107,18 +130,19 @@ class InBatchSoftmaxLoss(CandidateLoss):
         negative_ids: Tensor | None = None,
         effective_sample_size: bool = False,
     ) -> LossOutput:
-        """As ``forward``, with everything that is known of each row.
+        """Return the loss and the figures of each row, not reduced.
 
         Args:
-            query: see ``in_batch_softmax``, as all others.
-            positive_vectors: see there.
-            positive_ids: see there.
-            user_ids: see there.
-            negative_vectors: see there.
-            negative_ids: see there.
+            query: as for ``forward``.
+            positive_vectors: as for ``forward``.
+            positive_ids: as for ``forward``.
+            user_ids: as for ``forward``.
+            negative_vectors: as for ``forward``.
+            negative_ids: as for ``forward``.
             effective_sample_size: report ``effective_sample_size``.
         """
-        out = in_batch_softmax(
+        check_device(self.sampler, positive_ids)
+        output = in_batch_softmax(
             query,
             positive_vectors,
             positive_ids,
@@ -133,5 +157,6 @@ class InBatchSoftmaxLoss(CandidateLoss):
             effective_sample_size=effective_sample_size,
             check_finite=self.check_finite,
         )
-        self._observe(BatchRows(positive_ids, positive_ids if user_ids is None else user_ids))
-        return out
+        if self.training:
+            self.sampler.observe(positive_ids, user_ids)
+        return output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 from candid.component import ComponentConfig, tagged
 from candid.samplers.registry import SAMPLERS
@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from candid.samplers.sampler import Sampler
+
+DISTINCT: Final = False
+"""Default of ``distinct`` in every sampler that has it."""
+
+EXCLUDE_SAME_USER: Final = True
+"""Default of ``exclude_same_user`` in every sampler that has it."""
 
 
 class SamplerConfig(ComponentConfig, ABC):
@@ -61,6 +67,16 @@ class SamplerConfig(ComponentConfig, ABC):
     def reads_batch(self) -> bool:
         """Whether candidates come from the batch or from earlier batches."""
         return any(part.reads_batch for part in self.parts)
+
+    @property
+    def memory_rows(self) -> int:
+        """Number of rows of earlier batches that candidates come from."""
+        return max((part.memory_rows for part in self.parts), default=0)
+
+    @property
+    def warm_up_steps(self) -> int:
+        """Number of first steps that use no rows of earlier batches."""
+        return max((part.warm_up_steps for part in self.parts), default=0)
 
 
 SamplerComponent = Annotated[SamplerConfig, tagged(SAMPLERS, "sampler")]

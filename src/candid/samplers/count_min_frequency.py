@@ -4,69 +4,83 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from candid.errors import ArtifactError, ConfigError
-from candid.samplers.frequency import FrequencyConfig, log_q_of_stream
+from candid.samplers.frequency import Frequency, FrequencyConfig, log_q_of_stream
+
+NUM_BUCKETS: Final = 131_072
+"""Default of ``num_buckets``."""
+
+NUM_HASHES: Final = 4
+"""Default of ``num_hashes``."""
 
 
-class CountMinFrequency:
+class CountMinFrequency(Frequency):
     """Q(d) as the estimated count of d over T, the rows of the stream so far.
 
     Cormode and Muthukrishnan, "An improved data stream summary: the count-min sketch and its
-    applications" (2005), as Apache DataSketches has it. CrossBatchMemory does not grow with the catalog.
-    Counts are never too low, and too high by more than e / num_buckets of T with probability
-    at most exp(-num_hashes) only: a constant, so that it weighs on rare items. All the stream
-    counts alike; where popularity changes, ``StreamingFrequency`` follows.
+    applications" (2005), implemented by Apache DataSketches. Memory does not grow with the
+    catalog. Counts are never too low. They are too high by more than e / num_buckets of T with
+    probability at most exp(-num_hashes). The bound is the same for all items, so the relative
+    error is largest for rare ones. All rows of the stream count alike; where popularity
+    changes, ``StreamingFrequency`` follows.
 
     The sketch lives on the CPU and takes one item at a time, in compiled code: about 0.3 µs
     for each distinct item of a call.
 
     Args:
         num_items: V.
-        num_buckets: of each array, 8 bytes a bucket.
-        num_hashes: arrays.
+        num_buckets: of each array, 8 bytes per bucket.
+        num_hashes: number of arrays.
 
     Attributes:
         num_items: V.
         num_rows: T, rows observed.
 
     Raises:
-        ConfigError: a setting out of its range, or the extra is not installed.
+        ConfigError: a setting is out of its range, or the extra is not installed.
     """
 
     class Config(FrequencyConfig):
         """Settings of ``CountMinFrequency``."""
 
         num_buckets: int = Field(
-            131_072,
+            NUM_BUCKETS,
             ge=3,
             le=2**31,
             description="buckets of each array, 8 bytes each: a count is too high by at most "
             "2.72 / num_buckets of all rows",
         )
         num_hashes: int = Field(
-            4,
+            NUM_HASHES,
             ge=1,
             le=16,
-            description="arrays: that bound holds with a probability of 1 - exp(-num_hashes)",
+            description="number of arrays: the bound holds with probability 1 - exp(-num_hashes)",
         )
 
         def build(self, counts: Tensor) -> CountMinFrequency:
-            """Build for a catalog of ``len(counts)`` items; nothing is known at first."""
-            return CountMinFrequency(len(counts), self.num_buckets, self.num_hashes)
+            """Build for a catalog of ``len(counts)`` items; the counts are not used."""
+            return CountMinFrequency(
+                len(counts), num_buckets=self.num_buckets, num_hashes=self.num_hashes
+            )
 
-    def __init__(self, num_items: int, num_buckets: int = 131_072, num_hashes: int = 4) -> None:
+    repr_settings: ClassVar[tuple[str, ...]] = ("num_items", "num_buckets", "num_hashes")
+    extra_tensor_names: ClassVar[tuple[str, ...]] = ("sketch",)
+
+    def __init__(
+        self, num_items: int, *, num_buckets: int = NUM_BUCKETS, num_hashes: int = NUM_HASHES
+    ) -> None:
         if num_items < 1 or num_buckets < 3 or not 1 <= num_hashes <= 16:
             raise ConfigError(
                 "num_items must be at least 1, num_buckets at least 3 and num_hashes 1 to 16, "
                 f"got {num_items}, {num_buckets} and {num_hashes}"
             )
-        self.num_items = num_items
+        super().__init__(num_items)
         self.num_buckets = num_buckets
         self.num_hashes = num_hashes
         self._sketch = _sketch_class()(num_hashes, num_buckets)
@@ -77,26 +91,24 @@ class CountMinFrequency:
         return int(self._sketch.total_weight)
 
     def log_q(self, ids: Tensor) -> Tensor:
-        """Log probability of items; see ``Frequency.log_q``."""
-        distinct, place = torch.unique(ids, return_inverse=True)
+        """Return the log probability of items; see ``Frequency.log_q``."""
+        distinct, group = torch.unique(ids, return_inverse=True)
         counts = list(map(self._sketch.get_estimate, distinct.tolist()))
         share = torch.tensor(counts, dtype=torch.float64) / max(1, self.num_rows)
-        return log_q_of_stream(share.to(ids.device)[place], self.num_rows, self.num_items)
+        return log_q_of_stream(share.to(ids.device)[group], self.num_rows, self.num_items)
 
     def observe(self, ids: Tensor) -> None:
-        """Learn from the positives of a batch; see ``StreamFrequency.observe``."""
+        """Add the positives of a batch; see ``Frequency.observe``."""
         distinct, sizes = torch.unique(ids, return_counts=True)
         updates = map(self._sketch.update, distinct.tolist(), sizes.tolist())
         deque(updates, maxlen=0)  # runs the map without a Python loop
 
-    def state(self) -> dict[str, Tensor]:
-        """Return all that was learnt; see ``StreamFrequency.state``."""
+    def get_extra_tensors(self) -> dict[str, Tensor]:
+        """Return the serialized sketch, uint8."""
         return {"sketch": torch.frombuffer(bytearray(self._sketch.serialize()), dtype=torch.uint8)}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a ``state()``; see ``StreamFrequency.restore``."""
-        if "sketch" not in state:
-            raise ArtifactError("there is no stored count-min sketch to continue from")
+    def set_extra_tensors(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a sketch of the same size."""
         try:
             sketch = _sketch_class().deserialize(bytes(state["sketch"].cpu().numpy()))
         except (ValueError, IndexError) as error:
@@ -105,15 +117,15 @@ class CountMinFrequency:
             raise ArtifactError(
                 f"the stored count-min sketch has {sketch.num_hashes} arrays of "
                 f"{sketch.num_buckets} buckets, this one {self.num_hashes} of {self.num_buckets}: "
-                "continue with the settings it was made with"
+                "load it with the settings that it was created with"
             )
         self._sketch = sketch
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_sketch": self._sketch.serialize()}
+        return self.__dict__ | {"_sketch": self._sketch.serialize()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        super().__setstate__(state)
         self._sketch = _sketch_class().deserialize(state["_sketch"])
 
 
@@ -122,6 +134,7 @@ def _sketch_class() -> Any:
         from datasketches import count_min_sketch
     except ImportError:
         raise ConfigError(
-            "the frequency 'count_min' needs Apache DataSketches: pip install 'candid[sketch]'"
+            "the frequency 'count_min' needs Apache DataSketches: "
+            "pip install 'candid-retrieval[sketch]'"
         ) from None
     return count_min_sketch

@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar, Final
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.candidates import Candidates, Positives
-from candid.errors import ArtifactError, ConfigError
-from candid.samplers.config import SamplerConfig
-from candid.samplers.expected_count import log_expected_count
+from candid.candidates import Candidates
+from candid.errors import ConfigError
+from candid.samplers.config import EXCLUDE_SAME_USER, SamplerConfig
 from candid.samplers.frequency import (
+    FREQUENCY_DESCRIPTION,
     Counts,
     ExactFrequency,
     Frequency,
     FrequencyComponent,
-    StreamFrequency,
-    check_positives,
+    as_frequency,
 )
+from candid.samplers.sampler import Sampler, log_expected_count
+from candid.samplers.table_module import scalar_tensor
+
+WARM_UP: Final = 0
+"""Default of ``warm_up``."""
+
+_NO_USER = -1
 
 
-class CrossBatchMemory:
-    """The batch's positives and those of the batches before, as draws from the frequency Q.
+class CrossBatchMemory(Sampler):
+    """The positives of this batch and of earlier ones, treated as samples from the frequency Q.
 
     Cross-batch negatives, after Wang et al., "Cross-batch memory for embedding learning" (CVPR
-    2020), with one difference: the memory holds ids, and the loss encodes them anew, so that no
-    vector is stale; a step then encodes and differentiates as many items as are remembered.
+    2020), with one difference: the memory holds ids, and the loss encodes them again, so no
+    vector is stale. A step then encodes and differentiates as many items as are in memory.
     Expected count n·Q(d), n the rows in memory and in the batch together. As in ``InBatch`` a
-    row's own positive and its own user's rows are masked, and the rest renormalised.
+    row's own positive and the rows of its own user are masked, and the rest renormalised.
 
-    The rows are independent draws from Q only nearly: an epoch deals each interaction once, so
-    that what is remembered is not dealt again soon, and rows of one user come together. Where
-    popularity changes with time the memory holds that of ``mean_age`` steps ago.
+    The rows are only approximately independent samples from Q: an epoch contains each
+    interaction once, so rows in memory do not return soon, and rows of one user come together.
+    Where popularity changes with time the memory has that of ``mean_age`` steps ago.
 
     Args:
         frequency: item counts [V], or any ``Frequency``.
-        size: rows of earlier batches to remember, the latest.
-        warm_up: steps, from the first, with candidates from the batch alone; the memory fills
+        size: number of rows of earlier batches in memory, the latest ones.
+        warm_up: number of first steps with candidates from the batch alone; the memory fills
             meanwhile.
         exclude_same_user: mask the other positives of a row's own user.
 
@@ -51,21 +58,19 @@ class CrossBatchMemory:
     class Config(SamplerConfig):
         """Settings of ``CrossBatchMemory``."""
 
-        size: int = Field(4096, ge=1, description="rows of earlier batches to remember")
+        size: int = Field(4096, ge=1, description="rows of earlier batches in memory")
         warm_up: int = Field(
-            0, ge=0, description="steps, from the first, that take candidates from the batch alone"
+            WARM_UP, ge=0, description="number of first steps with candidates from the batch alone"
         )
         exclude_same_user: bool = Field(
-            True, description="never take a user's other positives as that user's negatives"
+            EXCLUDE_SAME_USER, description="never use a user's other positives as negatives"
         )
         frequency: FrequencyComponent = Field(
-            default_factory=ExactFrequency.Config,
-            description="how often each item is a positive: 'exact', from the training counts, "
-            "or learnt from the stream of batches",
+            default_factory=ExactFrequency.Config, description=FREQUENCY_DESCRIPTION
         )
 
         def candidates_per_row(self, batch_rows: int) -> int:
-            """Rows of the full memory and of the batch; see ``SamplerConfig``."""
+            """Return the rows of the full memory and of the batch; see ``SamplerConfig``."""
             return self.size + batch_rows
 
         @property
@@ -73,126 +78,139 @@ class CrossBatchMemory:
             """True; see ``SamplerConfig``."""
             return True
 
+        @property
+        def memory_rows(self) -> int:
+            """``size``; see ``SamplerConfig``."""
+            return self.size
+
+        @property
+        def warm_up_steps(self) -> int:
+            """``warm_up``; see ``SamplerConfig``."""
+            return self.warm_up
+
         def build(self, counts: Tensor) -> CrossBatchMemory:
             """Build with the frequency for a catalog with these training counts."""
-            frequency = self.frequency.build(counts)
-            return CrossBatchMemory(frequency, self.size, self.warm_up, self.exclude_same_user)
+            return CrossBatchMemory(
+                self.frequency.build(counts),
+                size=self.size,
+                warm_up=self.warm_up,
+                exclude_same_user=self.exclude_same_user,
+            )
+
+    repr_settings: ClassVar[tuple[str, ...]] = ("size", "warm_up", "exclude_same_user")
+    extra_tensor_names: ClassVar[tuple[str, ...]] = ("num_rows", "num_steps")
+
+    rows: Tensor
 
     def __init__(
         self,
         frequency: Frequency | Counts,
+        *,
         size: int,
-        warm_up: int = 0,
-        exclude_same_user: bool = True,
+        warm_up: int = WARM_UP,
+        exclude_same_user: bool = EXCLUDE_SAME_USER,
     ) -> None:
         if size < 1 or warm_up < 0:
             raise ConfigError(
                 f"size must be at least 1 and warm_up at least 0, got {size} and {warm_up}"
             )
-        self.frequency: Frequency = (
-            frequency if isinstance(frequency, Frequency) else ExactFrequency(frequency)
-        )
+        checked = as_frequency(frequency)
+        super().__init__(checked.num_items)
+        self.frequency: Frequency = checked
         self.size = size
         self.warm_up = warm_up
         self.exclude_same_user = exclude_same_user
         # Item, user and step of each row; row r of the stream is in column r % size.
-        self._rows = torch.zeros(3, size, dtype=torch.int64)
+        self.register_buffer("rows", torch.zeros(3, size, dtype=torch.int64))
         self._num_rows = 0
         self._num_steps = 0
 
     @property
     def num_remembered(self) -> int:
-        """Rows in memory."""
+        """Number of rows in memory."""
         return min(self._num_rows, self.size)
 
     @property
     def mean_age(self) -> float:
-        """Steps since the rows in memory were seen, on average; 1 is the step before."""
+        """Mean age of the rows in memory, in steps; 1 is the step before."""
         if not self.num_remembered:
             return 0.0
-        steps = self._rows[2, : self.num_remembered]
+        steps = self.rows[2, : self.num_remembered]
         return self._num_steps - float(steps.double().mean())
 
-    def sample(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
-        """Take the candidates of one step; see ``Sampler.draw``.
+    def sample(
+        self,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Candidates:
+        """Take the candidates of one step; see ``Sampler.sample``.
 
         Raises:
-            DataError: a positive that the frequency says never occurs (checked on the CPU,
-                where it needs no device synchronisation).
+            DataError: a positive has frequency 0 (checked on the CPU, where it needs no
+                device synchronisation).
         """
-        remembered = self._rows[:2, : self._num_used].to(batch.positive_ids.device)
-        ids = torch.cat([batch.positive_ids, remembered[0]])
-        check_positives(self.frequency, ids)
-        owner = torch.cat([batch.user_ids, remembered[1]])
+        row_user_ids = user_ids if self.exclude_same_user else None
+        remembered = self.rows[:2, : self._num_used]
+        ids = torch.cat([positive_ids, remembered[0]])
+        self.frequency.check_positives(ids)
         return Candidates(
             ids=ids,
-            log_expected_count=self.log_expected_count_of(ids, batch),
-            log_expected_count_positive=self.log_expected_count_of(batch.positive_ids, batch),
+            log_expected_count=self.log_expected_count_of(ids, positive_ids),
+            log_expected_count_positive=self.log_expected_count_of(positive_ids, positive_ids),
             num_samples=len(ids),
-            owner=owner if self.exclude_same_user else None,
-            row_user_ids=batch.user_ids if self.exclude_same_user else None,
+            owner=None if row_user_ids is None else torch.cat([row_user_ids, remembered[1]]),
+            row_user_ids=row_user_ids,
         )
 
-    def log_expected_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
-        """Log expected count of any items; see ``Sampler.log_expected_count_of``."""
-        num_samples = len(batch.positive_ids) + self._num_used
+    def log_expected_count_of(
+        self,
+        ids: Tensor,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+    ) -> Tensor:
+        """Return the log expected count of items; see ``Sampler.log_expected_count_of``."""
+        num_samples = len(positive_ids) + self._num_used
         return log_expected_count(self.frequency.log_q(ids), num_samples, distinct=False)
 
     def support(self, is_positive: Tensor) -> Tensor:
-        """Items that are ever a positive, and no others; see ``HasSupport.support``."""
-        return is_positive.clone()
+        """Items that are ever a positive; see ``Sampler.support``."""
+        return self.frequency.support(is_positive)
 
-    def observe(self, batch: Positives) -> None:
-        """Remember a batch in place of the oldest rows; see ``Observer.observe``."""
-        rows = torch.stack(
-            [
-                batch.positive_ids,
-                batch.user_ids,
-                torch.full_like(batch.positive_ids, self._num_steps),
-            ]
-        )
+    def observe(self, positive_ids: Tensor, user_ids: Tensor | None = None) -> None:
+        """Store a batch in place of the oldest rows; see ``Sampler.observe``."""
+        if user_ids is None:
+            user_ids = torch.full_like(positive_ids, _NO_USER)
+        steps = torch.full_like(positive_ids, self._num_steps)
+        rows = torch.stack([positive_ids, user_ids, steps])
         num_rows = rows.shape[1]
         rows = rows[:, max(0, num_rows - self.size) :]
         first = self._num_rows + num_rows - rows.shape[1]
         columns = torch.arange(rows.shape[1], device=rows.device) + first
-        self._rows = self._rows.to(rows.device).index_copy(1, columns % self.size, rows)
+        self.rows = self.rows.index_copy(1, columns % self.size, rows)
         self._num_rows += num_rows
         self._num_steps += 1
-        if isinstance(self.frequency, StreamFrequency):
-            self.frequency.observe(batch.positive_ids)
+        self.frequency.observe(positive_ids)
 
-    def report(self) -> dict[str, float]:
-        """Rows in memory and their ``mean_age``; see ``Reporter.report``."""
+    def metrics(self) -> dict[str, float]:
+        """Return the rows in memory and their ``mean_age``; see ``Sampler.metrics``."""
         return {"memory_rows": float(self.num_remembered), "memory_age": self.mean_age}
 
-    def state(self) -> dict[str, Tensor]:
-        """What is remembered, and what the frequency has learnt; see ``Stateful.state``."""
-        state = {
-            "rows": self._rows.clone(),
-            "num_rows": torch.tensor(self._num_rows),
-            "num_steps": torch.tensor(self._num_steps),
+    def get_extra_tensors(self) -> dict[str, Tensor]:
+        """Return the number of rows and steps observed."""
+        return {
+            "num_rows": scalar_tensor(self._num_rows),
+            "num_steps": scalar_tensor(self._num_steps),
         }
-        if isinstance(self.frequency, StreamFrequency):
-            state |= {f"frequency/{key}": value for key, value in self.frequency.state().items()}
-        return state
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Remember what a state holds; see ``Stateful.restore``."""
-        if "rows" not in state or state["rows"].shape != self._rows.shape:
-            raise ArtifactError(
-                f"there is no stored memory of {self.size} rows to continue from: keep the size "
-                "that the run was started with"
-            )
-        self._rows = state["rows"].to(self._rows.device, copy=True)
+    def set_extra_tensors(self, state: Mapping[str, Tensor]) -> None:
+        """Continue with the rows and steps of a state."""
         self._num_rows = int(state["num_rows"])
         self._num_steps = int(state["num_steps"])
-        if isinstance(self.frequency, StreamFrequency):
-            start = "frequency/"
-            self.frequency.restore(
-                {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-            )
 
     @property
     def _num_used(self) -> int:
-        """Rows of earlier batches that are candidates now."""
+        """Number of rows of earlier batches that are candidates now."""
         return self.num_remembered if self._num_steps >= self.warm_up else 0

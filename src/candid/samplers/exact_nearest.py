@@ -1,80 +1,92 @@
-"""The items nearest to the batch's queries exactly, the rest by draws."""
+"""The items nearest to the batch's queries as exact candidates, the rest sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import ClassVar, Final
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.candidates import Positives
 from candid.errors import ConfigError
-from candid.index import ExactIndex, Index, IndexComponent, IndexConfig, SearchResult
-from candid.samplers.adaptive import checked_item_vectors, query_of
+from candid.index.exact import ExactIndex
+from candid.index.protocol import Index, IndexComponent, IndexConfig, SearchResult
 from candid.samplers.config import SamplerComponent, SamplerConfig
-from candid.samplers.exact_popular import ExactAndSampled
-from candid.samplers.excluding import excluding
+from candid.samplers.exact_and_sampled import ExactAndSampled
+from candid.samplers.item_vectors import ItemVectors
+from candid.samplers.kernel_sampler import REFRESH_EVERY, check_query
 from candid.samplers.popularity import Popularity
 from candid.samplers.sampler import Sampler
 
+NUM_NEAREST: Final = 32
+"""Default of ``k``."""
+
+SHARED: Final = True
+"""Default of ``shared``."""
+
+NUM_QUERIES: Final = 256
+"""Default of ``num_queries``."""
+
 
 class ExactNearest(ExactAndSampled):
-    """A head that follows the model: what an index finds near the queries of the batch.
+    """Exact candidates that follow the model: items that an index finds near the queries.
 
-    Each query's k nearest items are looked up among the item vectors of the last refresh. The
-    head is their union over the batch, at most ``num_exact`` items: those that would add most to
-    the noise of the rows' Z'. One head for all rows keeps scoring one matrix product. Where
-    rows differ much, each row's own k nearest (``shared`` false) leave far less to chance than
-    as many items chosen for all; that gathers B·k vectors, and needs every row looked up.
+    Each query's k nearest items are searched among the item vectors of the last refresh. The
+    exact candidates are their union over the batch, at most ``num_exact`` items: those that
+    would add most to the variance of the rows' Z'. Exact candidates that all rows share need
+    one matrix product. If rows differ much, each row's own k nearest (``shared=False``) leave
+    much less variance than as many items chosen for all; that gathers B·k vectors, and needs a
+    search for every row.
 
-    That the vectors are stale, the index approximate, or only some rows looked up, makes the
-    head a worse one and never the estimate a biased one; see ``ExactAndSampled``.
+    Stale vectors, an approximate index, or a search for some rows only make the choice of exact
+    candidates worse and never bias the estimate; see ``ExactAndSampled``.
 
     Args:
         num_items: V.
-        tail: draws the rest.
-        num_exact: H, items of the head at most.
-        k: items found for each query.
-        shared: one head for all rows; or each row's own k nearest, where ``num_exact`` and
-            ``num_queries`` have no say.
-        num_queries: rows of a batch that are looked up, spread evenly over it, to choose for
-            all; None for all.
+        num_exact: H, the largest number of exact candidates that all rows share.
+        rest: sampler of the other candidates.
+        k: number of items found for each query.
+        shared: the same exact candidates for all rows; False: each row's own k nearest, where
+            ``num_exact`` and ``num_queries`` have no effect.
+        num_queries: number of rows of a batch to search for, evenly spaced, when all rows share
+            the result; None for all.
         refresh_every: R, steps between refreshes.
-        index: settings of the index, built anew at each refresh.
+        index: settings of the index, built again at each refresh; None for exact search.
 
     Raises:
-        ConfigError: ``num_exact`` or ``k`` is less than 1 or more than V, ``num_queries`` or
-            ``refresh_every`` less than 1, or the tail has a head itself.
+        ConfigError: ``k``, or a shared ``num_exact``, is less than 1 or more than V,
+            ``num_queries`` or ``refresh_every`` is less than 1, or ``rest`` has exact
+            candidates itself.
     """
 
     class Config(SamplerConfig):
         """Settings of ``ExactNearest``."""
 
-        num_exact: int = Field(128, ge=1, description="items compared exactly, at most")
-        k: int = Field(32, ge=1, description="nearest items found for each query")
+        num_exact: int = Field(128, ge=1, description="exact candidates, at most")
+        k: int = Field(NUM_NEAREST, ge=1, description="nearest items found for each query")
         shared: bool = Field(
-            True,
-            description="one head for all rows of a batch; false: each row's own k nearest, "
-            "closer to its softmax for k item vectors a row to gather",
+            SHARED,
+            description="the same exact candidates for all rows of a batch; false: each row's own "
+            "k nearest, closer to its softmax, with k item vectors per row to gather",
         )
         num_queries: int | None = Field(
-            256,
+            NUM_QUERIES,
             ge=1,
-            description="rows of a batch that are looked up, to choose for all; 'none': all",
+            description="rows of a batch to search for, when all rows share the result; "
+            "'none': all",
         )
         refresh_every: int = Field(
-            100, ge=1, description="steps between refreshes of the item vectors"
+            REFRESH_EVERY, ge=1, description="steps between refreshes of the item vectors"
         )
         index: IndexComponent = Field(
-            default_factory=ExactIndex.Config, description="what finds the nearest items"
+            default_factory=ExactIndex.Config, description="index that finds the nearest items"
         )
         rest: SamplerComponent = Field(
-            default_factory=Popularity.Config, description="where the other candidates come from"
+            default_factory=Popularity.Config, description="sampler of the other candidates"
         )
 
         def candidates_per_row(self, batch_rows: int) -> int:
-            """Exact candidates and those of the rest; see ``SamplerConfig``."""
+            """Return exact candidates and those of the rest; see ``SamplerConfig``."""
             num_exact = self.num_exact if self.shared else self.k
             return num_exact + self.rest.candidates_per_row(batch_rows)
 
@@ -89,31 +101,39 @@ class ExactNearest(ExactAndSampled):
             return True
 
         def build(self, counts: Tensor) -> ExactNearest:
-            """Build head and tail for the same catalog."""
+            """Build both parts for the same catalog."""
             return ExactNearest(
                 len(counts),
-                self.rest.build(counts),
-                self.num_exact,
-                self.k,
-                self.shared,
-                self.num_queries,
-                self.refresh_every,
-                self.index,
+                num_exact=self.num_exact,
+                rest=self.rest.build(counts),
+                k=self.k,
+                shared=self.shared,
+                num_queries=self.num_queries,
+                refresh_every=self.refresh_every,
+                index=self.index,
             )
+
+    repr_settings: ClassVar[tuple[str, ...]] = (
+        "num_exact",
+        "k",
+        "shared",
+        "num_queries",
+        "refresh_every",
+    )
 
     def __init__(
         self,
         num_items: int,
+        *,
+        num_exact: int,
         rest: Sampler,
-        num_exact: int = 128,
-        k: int = 32,
-        shared: bool = True,
-        num_queries: int | None = 256,
-        refresh_every: int = 100,
+        k: int = NUM_NEAREST,
+        shared: bool = SHARED,
+        num_queries: int | None = NUM_QUERIES,
+        refresh_every: int = REFRESH_EVERY,
         index: IndexConfig | None = None,
     ) -> None:
-        super().__init__(rest)
-        for name, value in (("num_exact", num_exact), ("k", k)):
+        for name, value in (({"num_exact": num_exact} if shared else {}) | {"k": k}).items():
             if not 1 <= value <= num_items:
                 raise ConfigError(
                     f"{name} must be between 1 and the {num_items} items of the catalog, got "
@@ -124,85 +144,71 @@ class ExactNearest(ExactAndSampled):
                 "refresh_every and num_queries must be at least 1, got "
                 f"{refresh_every} and {num_queries}"
             )
-        self.num_items = num_items
+        super().__init__(num_items, rest)
         self.num_exact = num_exact
         self.k = k
         self.shared = shared
         self.num_queries = num_queries
         self._refresh_every = refresh_every
         self._index_config = ExactIndex.Config() if index is None else index
-        self._item_vectors: Tensor | None = None
-        self._index: Index | None = None
-        self._last: tuple[Positives, tuple[Tensor, Sampler]] | None = None
+        self.item_vectors: ItemVectors[Index] = ItemVectors(num_items, self._index_config.build)
+        # One search serves all samples of a batch, and the expected counts of its given
+        # negatives: the query, and what was found.
+        self._last_split: tuple[Tensor, tuple[Tensor, Sampler]] | None = None
 
     @property
     def refresh_every(self) -> int:
-        """R, or the tail's interval where that is shorter."""
+        """R, or the interval of the rest if that is shorter."""
         return min(self._refresh_every, super().refresh_every or self._refresh_every)
 
     def refresh(self, item_vectors: Tensor) -> None:
-        """Build the index over the item vectors; see ``AdaptiveSampler.refresh``."""
-        self._build_index(item_vectors)
+        """Build the index over the item vectors; see ``Sampler.refresh``."""
+        self.item_vectors.set(item_vectors)
+        self._last_split = None
         super().refresh(item_vectors)
 
-    def state(self) -> dict[str, Tensor]:
-        """The vectors of the last refresh, and the tail's state; see ``Stateful.state``."""
-        vectors = self._item_vectors
-        return super().state() | ({} if vectors is None else {"item_vectors": vectors})
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Build the index over the vectors of the last refresh; see ``Stateful.restore``."""
-        if "item_vectors" in state:
-            self._build_index(state["item_vectors"])
-        super().restore(state)
-
-    def split(self, batch: Positives) -> tuple[Tensor, Sampler]:
-        """What is near the queries, and the tail beside it; see ``ExactAndSampled.split``.
+    def split(self, positive_ids: Tensor, query: Tensor | None) -> tuple[Tensor, Sampler]:
+        """Return items near the queries, and the rest; see ``ExactAndSampled.split``.
 
         Raises:
-            ConfigError: the batch has no queries, or there was no refresh yet.
+            ConfigError: there is no query, or there was no refresh yet.
         """
-        if self._last is None or self._last[0] is not batch:
-            self._last = batch, self._split(query_of(batch))
-        return self._last[1]
+        checked = check_query(query)
+        if self._last_split is None or self._last_split[0] is not query:
+            self._last_split = checked, self._split(checked)
+        return self._last_split[1]
 
     def _split(self, query: Tensor) -> tuple[Tensor, Sampler]:
-        if self._index is None:
-            raise ConfigError(
-                "exact_nearest knows no item vectors yet: call refresh(item_vectors) before the "
-                "first draw"
-            )
+        index = self.item_vectors.structure
         if not self.shared:
-            return self._index.search(query, self.k).item_ids, self.rest
+            return index.search(query, self.k).item_ids, self.rest
         num_rows = len(query)
         num_queries = min(self.num_queries or num_rows, num_rows)
         rows = torch.arange(num_queries, device=query.device) * num_rows // max(1, num_queries)
-        exact_ids = noisiest(self._index.search(query[rows], self.k), self.num_exact)
-        return exact_ids, excluding(self.rest, exact_ids)
-
-    def _build_index(self, item_vectors: Tensor) -> None:
-        vectors = checked_item_vectors(item_vectors, self.num_items)
-        self._index = self._index_config.build(vectors)
-        self._item_vectors = vectors
-        self._last = None
+        exact_ids = highest_variance(index.search(query[rows], self.k), self.num_exact)
+        return exact_ids, self.rest.excluding(exact_ids)
 
 
-def noisiest(accidental_hits: SearchResult, num_items: int) -> Tensor:
-    """The items whose draws would add most to the noise of the rows' Z': [H] int64 ascending.
+def highest_variance(found: SearchResult, num_items: int) -> Tensor:
+    """Return the items whose samples would add most to the variance of the rows' Z'.
 
-    An item that is estimated from draws adds P(d|u)² / (n·Q(d)) to the relative variance of a
-    row's Z'. Items are ranked by the sum of P² over the rows, P taken over what was found for
-    the row. Q is left out: with it, the few rows that want the rarest items decide for all.
+    An item that is estimated from samples adds P(d|u)² / (n·Q(d)) to the relative variance of a
+    row's Z'. Items are ranked by the sum of P² over the rows, where P is a softmax over the
+    items found for the row. Q is left out: with it, the few rows that prefer the rarest items
+    would decide for all.
 
     Args:
-        hits: items and logits found for each row, -1 where there is none.
-        num_items: how many at most; all that were found where they are fewer.
+        found: items and logits found for each row, -1 where there is none.
+        num_items: the largest number of items to return.
+
+    Returns:
+        [H] int64 ascending; all items found if they are fewer.
     """
-    is_found = accidental_hits.item_ids >= 0
-    # A row for which nothing was found is nan throughout, and nothing of it is taken.
-    share = torch.softmax(accidental_hits.scores, dim=1)[is_found]
-    ids, place = torch.unique(accidental_hits.item_ids[is_found], return_inverse=True)
-    noise = share.new_zeros(len(ids)).scatter_add(0, place, share.square())
-    order = torch.sort(noise, descending=True, stable=True).indices
-    kept: Tensor = ids[order[:num_items]].sort().values
-    return kept
+    is_found = found.item_ids >= 0
+    # A row without any item is NaN throughout; nothing of it is taken.
+    probability = torch.softmax(found.scores, dim=1)[is_found]
+    ids, position = torch.unique(found.item_ids[is_found], return_inverse=True)
+    variance = probability.new_zeros(len(ids)).scatter_add(0, position, probability.square())
+    order = torch.sort(variance, descending=True, stable=True).indices
+    highest: Tensor = ids[order[:num_items]].sort().values
+    return highest

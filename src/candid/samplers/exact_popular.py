@@ -1,106 +1,56 @@
-"""Some items exactly, the rest by draws: the most popular, or a head of another kind."""
+"""The most popular items as exact candidates, the rest sampled."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.candidates import Candidates, ExactCandidates, Positives
 from candid.errors import ConfigError
-from candid.samplers.adaptive import Compound
 from candid.samplers.config import SamplerComponent, SamplerConfig
-from candid.samplers.excluding import excluding
+from candid.samplers.exact_and_sampled import ExactAndSampled
 from candid.samplers.frequency import Counts, checked_counts
-from candid.samplers.on_device import OnDevice
 from candid.samplers.popularity import Popularity
 from candid.samplers.sampler import Sampler
-from candid.samplers.support import support
-
-
-class ExactAndSampled(Compound, ABC):
-    """A head with expected count 1, shared by all rows or each row's own, and draws for the rest.
-
-    The estimate of Z' is unbiased for *any* head that is settled before the tail is drawn: what
-    is in it is summed, what is not is estimated, and only the draws are random. So the head may
-    be stale, silly or made from the very rows that it serves. It may even hold a row's positive:
-    the loss masks it there as it does among the draws, Z' being a sum over the *other* items.
-
-    The tail draws outside a shared head where it can (``Avoiding``): then every draw counts. Of
-    another tail, and beside heads of the rows' own, the draws that fall into the head are
-    dropped; where all of a row's draws do, the tail's share is missed. That happens with
-    probability Q(head)^n. ``log_expected_count_of`` states what the *draws* expect.
-
-    Args:
-        tail: draws the rest.
-
-    Raises:
-        ConfigError: the tail has a head itself.
-    """
-
-    def __init__(self, rest: Sampler) -> None:
-        if isinstance(rest, ExactAndSampled):
-            raise ConfigError(
-                "the tail of a sampler with an exact head cannot have a head of its own"
-            )
-        self.rest = rest
-        self.parts = {"rest": rest}
-
-    @abstractmethod
-    def split(self, batch: Positives) -> tuple[Tensor, Sampler]:
-        """The head of a batch, as in ``Head.ids``, and the tail as it draws beside it."""
-
-    def sample(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
-        """Draw the tail of one step; see ``Sampler.draw``."""
-        exact_ids, rest = self.split(batch)
-        sampled = rest.sample(batch, generator)
-        ids = exact_ids.clamp(min=0)
-        if sampled.ids.ndim > 1 and ids.ndim == 1:
-            # A tail that draws for each row apart expects of the head what that row expects.
-            ids = ids.expand(len(batch.positive_ids), -1)
-        return replace(
-            sampled, exact=ExactCandidates(exact_ids, rest.log_expected_count_of(ids, batch))
-        )
-
-    def log_expected_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
-        """Log expected count of any items among the draws; see ``Sampler.log_expected_count_of``."""
-        return self.split(batch)[1].log_expected_count_of(ids, batch)
-
-    def support(self, is_positive: Tensor) -> Tensor:
-        """What the tail can draw: no head is sure to hold an item; see ``HasSupport.support``."""
-        return support(self.rest, is_positive)
 
 
 class ExactPopular(ExactAndSampled):
-    """A fixed head: the most popular items.
+    """The most popular items exactly, the rest by samples.
 
-    A softmax over a catalog is mostly decided by few items; scoring those exactly takes them
-    out of the noise.
+    A few items have most of the mass of a softmax. Scoring these exactly removes their variance
+    from the estimate.
 
     Args:
         counts: [V], how often each item is a training target.
-        tail: draws the rest.
-        num_exact: H, items of the head: those with the highest counts.
+        num_exact: H, the number of exact candidates: the items with the highest counts.
+        rest: sampler of the other candidates.
 
     Raises:
-        ConfigError: ``num_exact`` is less than 1 or more than V, or the tail has a head itself.
+        ConfigError: ``num_exact`` is less than 1 or more than V, or ``rest`` has exact
+            candidates itself.
         DataError: the counts are not a vector of finite non-negative numbers with a positive
             sum.
+
+    Example:
+        >>> from candid.samplers import Uniform
+        >>> counts = torch.tensor([1, 9, 2, 8])
+        >>> sampler = ExactPopular(counts, num_exact=2, rest=Uniform(4, num_candidates=4))
+        >>> sampler.sample(torch.tensor([0, 1])).exact.ids
+        tensor([1, 3])
     """
 
     class Config(SamplerConfig):
         """Settings of ``ExactPopular``."""
 
-        num_exact: int = Field(64, ge=1, description="items compared exactly: the most popular")
+        num_exact: int = Field(64, ge=1, description="exact candidates: the most popular items")
         rest: SamplerComponent = Field(
-            default_factory=Popularity.Config, description="where the other candidates come from"
+            default_factory=Popularity.Config, description="sampler of the other candidates"
         )
 
         def candidates_per_row(self, batch_rows: int) -> int:
-            """Exact candidates and those of the rest; see ``SamplerConfig``."""
+            """Return exact candidates and those of the rest; see ``SamplerConfig``."""
             return self.num_exact + self.rest.candidates_per_row(batch_rows)
 
         @property
@@ -114,34 +64,39 @@ class ExactPopular(ExactAndSampled):
             return True
 
         def build(self, counts: Tensor) -> ExactPopular:
-            """Build head and tail for the same catalog."""
-            return ExactPopular(counts, self.rest.build(counts), self.num_exact)
+            """Build both parts for the same catalog."""
+            return ExactPopular(counts, num_exact=self.num_exact, rest=self.rest.build(counts))
 
-    def __init__(self, counts: Counts, rest: Sampler, num_exact: int) -> None:
-        super().__init__(rest)
+    repr_settings: ClassVar[tuple[str, ...]] = ("num_exact",)
+
+    _exact_ids: Tensor
+
+    def __init__(self, counts: Counts, *, num_exact: int, rest: Sampler) -> None:
         checked = checked_counts(counts)
         if not 1 <= num_exact <= len(checked):
             raise ConfigError(
                 f"num_exact must be between 1 and the {len(checked)} items of the catalog, got "
                 f"{num_exact}"
             )
-        self.num_exact = num_exact
         exact_ids = most_popular(checked, num_exact)
-        self._head_ids = OnDevice(exact_ids)
-        self._tail_outside = excluding(rest, exact_ids)
+        super().__init__(len(checked), rest)
+        # The same items are excluded at every step, so the sampler is made once.
+        self.rest = rest.excluding(exact_ids)
+        self.num_exact = num_exact
+        self.register_buffer("_exact_ids", exact_ids, persistent=False)
 
-    def split(self, batch: Positives) -> tuple[Tensor, Sampler]:
-        """The most popular items, and the tail beside them; see ``ExactAndSampled.split``."""
-        return self._head_ids(batch.positive_ids.device), self._tail_outside
+    def split(self, positive_ids: Tensor, query: Tensor | None) -> tuple[Tensor, Sampler]:
+        """Return the most popular items, and the rest; see ``ExactAndSampled.split``."""
+        return self._exact_ids, self.rest
 
     def support(self, is_positive: Tensor) -> Tensor:
-        """The head, and what the tail can draw; see ``HasSupport.support``."""
-        can = super().support(is_positive).clone()
-        can[self._head_ids(can.device)] = True
-        return can
+        """Exact candidates, and items of the rest; see ``Sampler.support``."""
+        support = super().support(is_positive).clone()
+        support[self._exact_ids.cpu()] = True
+        return support
 
 
 def most_popular(counts: Tensor, num_items: int) -> Tensor:
-    """[H] int64 ascending, the items with the highest counts; ties fall to the lower id."""
+    """Return [H] int64 ascending, the items with the highest counts; the lower id wins a tie."""
     order = torch.sort(counts, descending=True, stable=True).indices
     return order[:num_items].sort().values

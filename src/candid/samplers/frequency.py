@@ -1,10 +1,11 @@
-"""How often each item is a positive: what in-batch candidates are corrected by."""
+"""Item frequency: how often each item is a positive, which corrects in-batch candidates."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,61 +14,76 @@ from torch import Tensor
 
 from candid.component import ComponentConfig, tagged
 from candid.errors import DataError
-from candid.samplers.on_device import OnDevice
 from candid.samplers.registry import FREQUENCIES
+from candid.samplers.table_module import TableModule
 
 Counts = Tensor | npt.NDArray[np.int64] | npt.NDArray[np.float64]
-"""[V] non-negative numbers, one an item: a tensor or a numpy array."""
+"""[V] non-negative numbers, one for each item: a tensor or a numpy array."""
 
 
-@runtime_checkable
-class Frequency(Protocol):
-    """Item frequency, exact or estimated from the stream of batches."""
+class Frequency(TableModule, ABC):
+    """Item frequency Q, exact or estimated from the stream of batches.
 
-    @property
-    def num_items(self) -> int:
-        """V, the size of the catalog."""
-        ...
+    An estimate from the stream never gives probability 0: an item that T rows have not shown
+    gets Q = 1 / max(T + 1, V).
 
+    Args:
+        num_items: V, the size of the catalog.
+
+    Attributes:
+        num_items: V.
+    """
+
+    repr_settings: ClassVar[tuple[str, ...]] = ("num_items",)
+
+    def __init__(self, num_items: int) -> None:
+        super().__init__()
+        self.num_items = num_items
+
+    @abstractmethod
     def log_q(self, ids: Tensor) -> Tensor:
-        """Log probability that a training positive is the item.
+        """Return the log probability that a training positive is the item.
 
         Args:
-            ids: int64, any shape.
+            ids: int64, any shape, on the device of the frequency.
 
         Returns:
             float32, shape and device of ``ids``; -inf for an item that is never a positive.
         """
-        ...
-
-
-@runtime_checkable
-class StreamFrequency(Frequency, Protocol):
-    """Item frequency that is learnt from the positives as they pass, and survives a resume.
-
-    An item that the stream has not shown is never impossible: after T rows it is taken to be
-    as rare as a stream that long can tell, Q = 1 / max(T + 1, V).
-    """
 
     def observe(self, ids: Tensor) -> None:
-        """Learn from the positives of a batch.
+        """Update the estimate with the positives of a batch; an exact frequency ignores them.
 
         Args:
             ids: int64, any shape, in the order of the stream.
         """
-        ...
 
-    def state(self) -> dict[str, Tensor]:
-        """Return all that was learnt, as tensors of the caller's own."""
-        ...
+    def support(self, is_positive: Tensor) -> Tensor:
+        """Return which items can be candidates where candidates are positives.
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a ``state()`` of the same settings.
+        Args:
+            is_positive: [V] bool on the CPU, whether an item is ever a positive.
+
+        Returns:
+            [V] bool on the CPU.
+        """
+        return is_positive.clone()
+
+    def check_positives(self, ids: Tensor) -> None:
+        """Refuse positives of frequency 0, on the CPU, where the check needs no synchronisation.
+
+        Args:
+            ids: int64, any shape.
 
         Raises:
-            ArtifactError: of other settings.
+            DataError: an item has frequency 0; names it.
         """
-        ...
+        if ids.device.type == "cpu" and bool((never := self.log_q(ids).isneginf()).any()):
+            item = int(ids[never][0])
+            raise DataError(
+                f"item {item} is a positive of the batch but has frequency 0: "
+                "count the items over all the interactions that are trained on"
+            )
 
 
 class FrequencyConfig(ComponentConfig, ABC):
@@ -83,18 +99,29 @@ class FrequencyConfig(ComponentConfig, ABC):
         """
 
 
-class ExactFrequency:
+FrequencyComponent = Annotated[FrequencyConfig, tagged(FREQUENCIES, "frequency")]
+"""A config field that holds the config of any registered frequency."""
+
+FREQUENCY_DESCRIPTION = (
+    "how often each item is a positive: 'exact', from the training counts, or estimated from the "
+    "stream of batches"
+)
+"""Description of a field that holds a frequency."""
+
+
+class ExactFrequency(Frequency):
     """Item frequency from counts.
 
     Args:
         counts: [V], how often each item is a training target.
 
-    Attributes:
-        num_items: V.
-
     Raises:
         DataError: the counts are not a vector of finite non-negative numbers with a
             positive sum.
+
+    Example:
+        >>> ExactFrequency(torch.tensor([3, 1])).log_q(torch.tensor([1])).exp()
+        tensor([0.2500])
     """
 
     class Config(FrequencyConfig):
@@ -104,21 +131,38 @@ class ExactFrequency:
             """Build from the training counts."""
             return ExactFrequency(counts)
 
+    _log_q: Tensor
+
     def __init__(self, counts: Counts) -> None:
         weights = checked_counts(counts)
-        self.num_items = len(weights)
-        self._log_q = OnDevice((weights.log() - weights.sum().log()).float())
+        super().__init__(len(weights))
+        log_q = (weights.log() - weights.sum().log()).float()
+        self.register_buffer("_log_q", log_q, persistent=False)
 
     def log_q(self, ids: Tensor) -> Tensor:
-        """Log probability of items; see ``Frequency.log_q``."""
-        return self._log_q(ids.device)[ids]
+        """Return the log probability of items; see ``Frequency.log_q``."""
+        return self._log_q[ids]
+
+    def support(self, is_positive: Tensor) -> Tensor:
+        """Positives with a count; see ``Frequency.support``."""
+        return is_positive & ~self._log_q.cpu().isneginf()
+
+
+def as_frequency(frequency: Frequency | Counts) -> Frequency:
+    """Return a frequency as it is, counts [V] as an ``ExactFrequency``.
+
+    Raises:
+        DataError: the counts are not a vector of finite non-negative numbers with a positive
+            sum.
+    """
+    return frequency if isinstance(frequency, Frequency) else ExactFrequency(frequency)
 
 
 def checked_counts(counts: Counts) -> Tensor:
     """Return counts as a float64 tensor [V].
 
     Raises:
-        DataError: not a vector, negative or not finite, or all zero; names the item.
+        DataError: not a vector, negative or not finite (names the item), or all zero.
     """
     weights = torch.as_tensor(counts).to(torch.float64)
     if weights.ndim != 1:
@@ -131,42 +175,67 @@ def checked_counts(counts: Counts) -> Tensor:
             "item counts must be finite and not negative"
         )
     if not bool((weights > 0).any()):
-        raise DataError("no item has a positive count: there is nothing to draw from")
+        raise DataError("no item has a positive count: there is nothing to sample from")
     return weights
 
 
-def check_positives(frequency: Frequency, ids: Tensor) -> None:
-    """Refuse positives that never occur, on the CPU, where looking is free.
-
-    Args:
-        frequency: what was counted or learnt.
-        ids: int64, any shape.
-
-    Raises:
-        DataError: a frequency of 0; names the item.
-    """
-    if ids.device.type == "cpu" and bool((never := frequency.log_q(ids).isneginf()).any()):
-        item = int(ids[never][0])
-        raise DataError(
-            f"item {item} is a positive of the batch but has frequency 0: "
-            "count the items over all the interactions that are trained on"
-        )
-
-
 def log_q_of_stream(probability: Tensor, num_rows: int, num_items: int) -> Tensor:
-    """Log of an estimate, with the floor of ``StreamFrequency`` where it says 0.
+    """Return the log of an estimate from the stream, with the lower bound of ``Frequency``.
 
     Args:
-        probability: float64, any shape.
+        probability: float64, any shape; 0 where the stream has not shown the item.
         num_rows: T, rows of the stream so far.
         num_items: V.
 
     Returns:
         float32, shape of ``probability``.
     """
-    floor = 1.0 / max(num_rows + 1, num_items)
-    return torch.where(probability > 0, probability, floor).log().float()
+    lower_bound = 1.0 / max(num_rows + 1, num_items)
+    return torch.where(probability > 0, probability, lower_bound).log().float()
 
 
-FrequencyComponent = Annotated[FrequencyConfig, tagged(FREQUENCIES, "frequency")]
-"""A config field that holds the config of any registered frequency."""
+@dataclass(frozen=True, slots=True)
+class FrequencyError:
+    """Relative errors |estimate - q| / q of a frequency, over items that occur.
+
+    Attributes:
+        weighted: mean over occurrences: an item counts as often as it occurs.
+        by_band: the same for the items of each band of popularity. "head" has the most
+            popular items with the first third of the occurrences, then come "middle" and
+            "tail". Items with the same count stay together; a band without items is left out.
+    """
+
+    weighted: float
+    by_band: Mapping[str, float]
+
+
+def frequency_error(frequency: Frequency, counts: Counts) -> FrequencyError:
+    """Compare a frequency with exact counts of the same stream.
+
+    Args:
+        frequency: exact or estimated.
+        counts: [V], how often each item occurred.
+
+    Raises:
+        DataError: the counts are not a vector of finite non-negative numbers with a positive
+            sum.
+    """
+    weights = checked_counts(counts).cpu()
+    exact = weights / weights.sum()
+    estimate = frequency.log_q(torch.arange(len(exact))).double().exp().cpu()
+    distance = torch.where(exact > 0, (estimate - exact).abs(), 0.0)
+    band = _popularity_bands(exact)
+    by_band = {
+        name: float(distance[band == position].sum() / exact[band == position].sum())
+        for position, name in enumerate(("head", "middle", "tail"))
+        if bool((exact[band == position] > 0).any())
+    }
+    return FrequencyError(float(distance.sum()), by_band)
+
+
+def _popularity_bands(exact: Tensor) -> Tensor:
+    """Return [V] 0, 1 or 2: the third of the occurrences, most popular first, with the item."""
+    distinct, group = torch.unique(exact, return_inverse=True)
+    mass = torch.zeros_like(distinct).index_add(0, group, exact)
+    middle = mass.flip(0).cumsum(0).flip(0) - mass / 2
+    return (middle * 3).long().clamp(max=2)[group]

@@ -2,78 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.candidates import Candidates, Positives
+from candid.candidates import Candidates
 from candid.errors import ConfigError
-from candid.samplers.config import SamplerConfig
-from candid.samplers.expected_count import log_expected_count
+from candid.samplers.config import DISTINCT, EXCLUDE_SAME_USER, SamplerConfig
 from candid.samplers.frequency import (
+    FREQUENCY_DESCRIPTION,
     Counts,
     ExactFrequency,
     Frequency,
     FrequencyComponent,
-    StreamFrequency,
-    check_positives,
+    as_frequency,
 )
+from candid.samplers.sampler import Sampler, log_expected_count
 
 
-class InBatch:
-    """The batch's own positives, taken as draws from the item frequency Q.
+class InBatch(Sampler):
+    """The batch's own positives, treated as samples from the item frequency Q.
 
     With repetitions the expected count is n·Q(d) for n candidates. A row's own positive (and
     with ``exclude_same_user`` every positive of the row's user) is masked by the loss, which
-    then counts the candidates that are left: exact for each row, whatever its user's share
-    of the batch.
+    then counts the remaining candidates: exact for each row, for any share of its user in the
+    batch.
 
     As a set, an item is a candidate of a row where some row of *another* user has it, with
-    inclusion probability 1 - (1 - Q(d))^m for m rows of other users (m = rows - 1 where users
-    do not matter): the row's own positive is given, not drawn. An item of several users
-    has owner -1 and is masked for no row, since another user's row always vouches for it; an
-    item of one user is masked for that user's rows. The counts are shared by all rows, so m
-    is the average over the rows: exact where all users have equally many rows, or without
-    ``exclude_same_user``; otherwise the count of a rare item is off by the factor
-    (a row's own m) / (average m), and that of a frequent item by less.
+    inclusion probability 1 - (1 - Q(d))^m for m rows of other users (m = rows - 1 if users are
+    not excluded): the row's own positive is given, not sampled. An item of several users has
+    owner -1 and is masked for no row, since another user's row always has it; an item of one
+    user is masked for that user's rows. The counts are shared by all rows, so m is the average
+    over the rows: exact if all users have equally many rows, or without ``exclude_same_user``;
+    otherwise the count of a rare item is off by the factor (a row's own m) / (average m), and
+    that of a frequent item by less.
 
-    The positives count as independent draws from Q. Rows of one user are not quite that: the
-    frequency of an item among *other* users is taken to be Q as well.
+    The positives count as independent samples from Q. Rows of one user are only approximately
+    independent: the frequency of an item among *other* users is assumed to be Q as well.
 
     Args:
         frequency: item counts [V], or any ``Frequency``.
         exclude_same_user: mask the other positives of a row's own user.
-        distinct: keep one of each item.
-        num_candidates: take this many of the batch's positives, drawn without replacement
-            (all where the batch has no more); None for all.
+        distinct: keep each item once.
+        num_candidates: number of the batch's positives to take, sampled without replacement
+            (all if the batch has no more); None for all.
 
     Raises:
         ConfigError: ``num_candidates`` is less than 1.
         DataError: counts that are not a vector of finite non-negative numbers with a
             positive sum.
+
+    Example:
+        >>> sampler = InBatch(torch.tensor([5, 3, 1]))
+        >>> sampler.sample(torch.tensor([0, 2])).ids
+        tensor([0, 2])
     """
 
     class Config(SamplerConfig):
         """Settings of ``InBatch``."""
 
         exclude_same_user: bool = Field(
-            True, description="never take a user's other positives as that user's negatives"
+            EXCLUDE_SAME_USER, description="never use a user's other positives as negatives"
         )
-        distinct: bool = Field(False, description="keep one of each item")
+        distinct: bool = Field(DISTINCT, description="keep each item once")
         num_candidates: int | None = Field(
-            None, ge=1, description="positives to take of the batch; all where not set"
+            None, ge=1, description="positives of the batch to take; absent: all"
         )
         frequency: FrequencyComponent = Field(
-            default_factory=ExactFrequency.Config,
-            description="how often each item is a positive: 'exact', from the training counts, "
-            "or learnt from the stream of batches",
+            default_factory=ExactFrequency.Config, description=FREQUENCY_DESCRIPTION
         )
 
         def candidates_per_row(self, batch_rows: int) -> int:
-            """``num_candidates``, or the rows of the batch; see ``SamplerConfig``."""
-            return self.num_candidates or batch_rows
+            """Return ``num_candidates``, at most the rows of the batch; see ``SamplerConfig``."""
+            return min(self.num_candidates or batch_rows, batch_rows)
 
         @property
         def is_set(self) -> bool:
@@ -87,97 +90,111 @@ class InBatch:
 
         def build(self, counts: Tensor) -> InBatch:
             """Build with the frequency for a catalog with these training counts."""
-            frequency = self.frequency.build(counts)
-            return InBatch(frequency, self.exclude_same_user, self.distinct, self.num_candidates)
+            return InBatch(
+                self.frequency.build(counts),
+                exclude_same_user=self.exclude_same_user,
+                distinct=self.distinct,
+                num_candidates=self.num_candidates,
+            )
+
+    repr_settings: ClassVar[tuple[str, ...]] = ("exclude_same_user", "distinct", "num_candidates")
 
     def __init__(
         self,
         frequency: Frequency | Counts,
-        exclude_same_user: bool = True,
-        distinct: bool = False,
+        *,
+        exclude_same_user: bool = EXCLUDE_SAME_USER,
+        distinct: bool = DISTINCT,
         num_candidates: int | None = None,
     ) -> None:
         if num_candidates is not None and num_candidates < 1:
             raise ConfigError(f"num_candidates must be at least 1, got {num_candidates}")
-        self.frequency: Frequency = (
-            frequency if isinstance(frequency, Frequency) else ExactFrequency(frequency)
-        )
+        checked = as_frequency(frequency)
+        super().__init__(checked.num_items)
+        self.frequency: Frequency = checked
         self.exclude_same_user = exclude_same_user
         self.distinct = distinct
         self.num_candidates = num_candidates
 
-    def sample(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
-        """Take the candidates of one step; see ``Sampler.draw``.
+    def sample(
+        self,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Candidates:
+        """Take the candidates of one step; see ``Sampler.sample``.
 
         Raises:
-            DataError: a positive that the frequency says never occurs (checked on the CPU,
-                where it needs no device synchronisation).
+            DataError: a positive has frequency 0 (checked on the CPU, where it needs no
+                device synchronisation).
         """
-        ids, user_ids = batch.positive_ids, batch.user_ids
-        num_samples = self._num_samples(batch)
+        row_user_ids = self._row_user_ids(user_ids)
+        ids, owner = positive_ids, row_user_ids
+        num_samples = self._num_samples(positive_ids)
         if num_samples < len(ids):
             rows = torch.randperm(len(ids), generator=generator, device=ids.device)[:num_samples]
-            ids, user_ids = ids[rows], user_ids[rows]
+            ids, owner = ids[rows], None if owner is None else owner[rows]
         if self.distinct:
-            ids, user_ids = _distinct(ids, user_ids)
-        check_positives(self.frequency, ids)
+            ids, owner = _distinct(ids, owner)
+        self.frequency.check_positives(ids)
         return Candidates(
             ids=ids,
-            log_expected_count=self.log_expected_count_of(ids, batch),
-            log_expected_count_positive=self.log_expected_count_of(batch.positive_ids, batch),
+            log_expected_count=self.log_expected_count_of(ids, positive_ids, user_ids),
+            log_expected_count_positive=self.log_expected_count_of(
+                positive_ids, positive_ids, user_ids
+            ),
             num_samples=None if self.distinct else num_samples,
-            owner=user_ids if self.exclude_same_user else None,
-            row_user_ids=batch.user_ids if self.exclude_same_user else None,
+            owner=owner,
+            row_user_ids=row_user_ids,
         )
 
-    def log_expected_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
-        """Log expected count of any items; see ``Sampler.log_expected_count_of``."""
-        num_samples: int | Tensor = self._num_samples(batch)
+    def log_expected_count_of(
+        self,
+        ids: Tensor,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+    ) -> Tensor:
+        """Return the log expected count of items; see ``Sampler.log_expected_count_of``."""
+        num_samples: int | Tensor = self._num_samples(positive_ids)
         if self.distinct:
-            num_samples = num_samples * self._share_of_others(batch)
+            num_samples = num_samples * self._share_of_others(positive_ids, user_ids)
         return log_expected_count(self.frequency.log_q(ids), num_samples, self.distinct)
 
     def support(self, is_positive: Tensor) -> Tensor:
-        """Items that are ever a positive, and no others; see ``HasSupport.support``."""
-        return is_positive.clone()
+        """Items that are ever a positive; see ``Sampler.support``."""
+        return self.frequency.support(is_positive)
 
-    def observe(self, batch: Positives) -> None:
-        """Let the frequency learn from a batch, where it learns; see ``Observer.observe``."""
-        if isinstance(self.frequency, StreamFrequency):
-            self.frequency.observe(batch.positive_ids)
+    def observe(self, positive_ids: Tensor, user_ids: Tensor | None = None) -> None:
+        """Update a frequency that is estimated from the stream; see ``Sampler.observe``."""
+        self.frequency.observe(positive_ids)
 
-    def state(self) -> dict[str, Tensor]:
-        """What the frequency has learnt, nothing where it is exact; see ``Stateful.state``."""
-        return self.frequency.state() if isinstance(self.frequency, StreamFrequency) else {}
+    def _row_user_ids(self, user_ids: Tensor | None) -> Tensor | None:
+        return user_ids if self.exclude_same_user else None
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Give the frequency back what it had learnt; see ``Stateful.restore``."""
-        if isinstance(self.frequency, StreamFrequency):
-            self.frequency.restore(state)
-
-    def _num_samples(self, batch: Positives) -> int:
-        num_rows = len(batch.positive_ids)
+    def _num_samples(self, positive_ids: Tensor) -> int:
+        num_rows = len(positive_ids)
         return num_rows if self.num_candidates is None else min(self.num_candidates, num_rows)
 
-    def _share_of_others(self, batch: Positives) -> Tensor:
-        """Average over the rows of the share of rows that count as another's."""
-        num_rows = max(1, len(batch.positive_ids))
-        if not self.exclude_same_user:
-            row_candidates = torch.tensor(1.0 / num_rows, dtype=torch.float64)
+    def _share_of_others(self, positive_ids: Tensor, user_ids: Tensor | None) -> Tensor:
+        """Return the share of rows that count as another user's, averaged over the rows."""
+        num_rows = max(1, len(positive_ids))
+        row_user_ids = self._row_user_ids(user_ids)
+        if row_user_ids is None:
+            own_share = torch.tensor(1.0 / num_rows, dtype=torch.float64)
         else:
-            rows_of_user = torch.unique(batch.user_ids, return_counts=True)[1].double()
-            row_candidates = rows_of_user.square().sum() / num_rows**2
-        return 1.0 - row_candidates
+            rows_of_user = torch.unique(row_user_ids, return_counts=True)[1].double()
+            own_share = rows_of_user.square().sum() / num_rows**2
+        return 1.0 - own_share
 
 
-def _distinct(ids: Tensor, user_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct items, each with its user, or -1 where several users have it."""
+def _distinct(ids: Tensor, owner: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the distinct items, each with its user, or -1 where several users have it."""
     distinct, group = torch.unique(ids, return_inverse=True)
+    if owner is None:
+        return distinct, None
     shape = (len(distinct),)
-    lowest = user_ids.new_zeros(shape).scatter_reduce(
-        0, group, user_ids, "amin", include_self=False
-    )
-    highest = user_ids.new_zeros(shape).scatter_reduce(
-        0, group, user_ids, "amax", include_self=False
-    )
+    lowest = owner.new_zeros(shape).scatter_reduce(0, group, owner, "amin", include_self=False)
+    highest = owner.new_zeros(shape).scatter_reduce(0, group, owner, "amax", include_self=False)
     return distinct, torch.where(lowest == highest, lowest, -1)

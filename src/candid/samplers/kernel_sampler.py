@@ -1,29 +1,36 @@
-"""What the samplers that draw by a kernel have in common."""
+"""Base of samplers that draw from a kernel of query and item."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
-from candid.candidates import Candidates, Positives
+from candid.candidates import Candidates
 from candid.errors import ArtifactError, ConfigError
-from candid.samplers.adaptive import checked_item_vectors, query_of
+from candid.samplers.item_vectors import ItemVectors, checked_item_vectors
 from candid.samplers.kernel_tree import Kernel, KernelTree
+from candid.samplers.sampler import Sampler
+
+BLOCK_SIZE: Final = 32
+"""Default of ``block_size``."""
+
+REFRESH_EVERY: Final = 100
+"""Default of ``refresh_every``."""
 
 
-class KernelSampler(ABC):
-    """n draws for each row from Q(d|u), by a kernel of the row's query and the items' vectors.
+class KernelSampler(Sampler):
+    """n samples for each row from Q(d|u), a kernel of the row's query and the item vectors.
 
-    Expected count n·Q(d|u). It follows the model: ``refresh`` builds a tree over the item
-    vectors, ``update`` exchanges some of them. Every item can be drawn, whatever the vectors.
+    Expected count n·Q(d|u). The sampler follows the model: ``refresh`` builds a tree over the
+    item vectors, ``update`` replaces some of them. Every item can be sampled, for any vectors.
 
     Args:
         num_items: V.
-        num_candidates: n, draws for each row.
+        num_candidates: n, samples for each row.
         block_size: S, items that a leaf of the tree weighs exactly.
         refresh_every: R, steps between refreshes.
 
@@ -31,32 +38,44 @@ class KernelSampler(ABC):
         ConfigError: one of them is less than 1.
     """
 
+    repr_settings: ClassVar[tuple[str, ...]] = (
+        "num_items",
+        "num_candidates",
+        "block_size",
+        "refresh_every",
+    )
+
     def __init__(
-        self, num_items: int, num_candidates: int, block_size: int, refresh_every: int
+        self, num_items: int, *, num_candidates: int, block_size: int, refresh_every: int
     ) -> None:
         if min(num_items, num_candidates, block_size, refresh_every) < 1:
             raise ConfigError(
                 "num_items, num_candidates, block_size and refresh_every must be at least 1, got "
                 f"{num_items}, {num_candidates}, {block_size} and {refresh_every}"
             )
-        self.num_items = num_items
+        super().__init__(num_items)
         self.num_candidates = num_candidates
         self.block_size = block_size
-        self.refresh_every = refresh_every
-        self._tree: KernelTree | None = None
+        self._refresh_every = refresh_every
+        self.item_vectors: ItemVectors[KernelTree] = ItemVectors(num_items, self._build_tree)
 
     @abstractmethod
     def kernel(self, width: int, device: torch.device) -> Kernel:
-        """The kernel for vectors [.., D] of ``width`` D."""
+        """Return the kernel for vectors [.., D] of ``width`` D."""
+
+    @property
+    def refresh_every(self) -> int:
+        """R, steps between refreshes."""
+        return self._refresh_every
 
     def refresh(self, item_vectors: Tensor) -> None:
-        """Take the item vectors [V, D] as they are now; see ``AdaptiveSampler.refresh``."""
-        vectors = checked_item_vectors(item_vectors, self.num_items)
-        kernel = self.kernel(vectors.shape[1], vectors.device)
-        self._tree = KernelTree(vectors, kernel, self.block_size)
+        """Build the tree over item vectors [V, D]; see ``Sampler.refresh``."""
+        self.item_vectors.set(item_vectors)
+        # The tree has a copy of its own; holding the given one too would double the memory.
+        self.item_vectors.vectors = self.item_vectors.structure.item_vectors
 
     def update(self, item_ids: Tensor, item_vectors: Tensor) -> None:
-        """Exchange the vectors of some items, each in a time that grows with log V.
+        """Replace the vectors of some items; the time for each grows with log V.
 
         Args:
             item_ids: [m] int64, distinct.
@@ -66,85 +85,99 @@ class KernelSampler(ABC):
             ConfigError: before the first refresh, or not a vector for each item.
             ArtifactError: a vector is not finite; names the row.
         """
-        tree = self._drawn_from()
-        if item_vectors.shape != (len(item_ids), tree.item_vectors.shape[1]):
+        tree = self.item_vectors.structure
+        width = self.item_vectors.vectors.shape[1]
+        if item_vectors.shape != (len(item_ids), width):
             raise ConfigError(
-                f"{len(item_ids)} items need vectors [{len(item_ids)}, "
-                f"{tree.item_vectors.shape[1]}], got {list(item_vectors.shape)}"
+                f"{len(item_ids)} items need vectors [{len(item_ids)}, {width}], got "
+                f"{list(item_vectors.shape)}"
             )
-        tree.update(item_ids, checked_item_vectors(item_vectors, len(item_ids)))
+        vectors = checked_item_vectors(item_vectors, len(item_ids))
+        self.item_vectors.vectors[item_ids] = vectors
+        tree.update(item_ids, vectors)
 
-    def sample(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
-        """Draw for each row of an ``EncodedBatch``; see ``Sampler.draw``.
+    def sample(
+        self,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Candidates:
+        """Sample for each row; see ``Sampler.sample``.
 
         Raises:
-            ConfigError: before the first refresh, or the batch has no queries.
+            ConfigError: there is no query, or there was no refresh yet.
             ArtifactError: a query is not finite; names the row (checked on the CPU, where it
                 needs no device synchronisation).
         """
-        query = self._query_of(batch)
-        ids, log_q = self._drawn_from().sample(query, self.num_candidates, generator)
+        checked = _finite_query(query)
+        ids, log_q = self.item_vectors.structure.sample(checked, self.num_candidates, generator)
         return Candidates(
             ids=ids,
             log_expected_count=log_q + math.log(self.num_candidates),
-            log_expected_count_positive=self.log_expected_count_of(batch.positive_ids, batch),
+            log_expected_count_positive=self.log_expected_count_of(
+                positive_ids, positive_ids, query=query
+            ),
             num_samples=self.num_candidates,
         )
 
-    def log_expected_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
-        """Log expected count of items among the draws of a row; see ``Sampler.log_expected_count_of``.
+    def log_expected_count_of(
+        self,
+        ids: Tensor,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+    ) -> Tensor:
+        """Return log expected counts among the samples of a row; see ``Sampler``.
 
         Args:
             ids: int64: [B], one item for each row; [B, n], several; or [1, n], the same for
                 all rows.
-            batch: an ``EncodedBatch``.
+            positive_ids: not used.
+            user_ids: not used.
+            query: [B, D].
 
         Returns:
             float32: [B] for [B], [B, n] otherwise.
 
         Raises:
-            ConfigError: ids of another shape, and as ``draw``.
+            ConfigError: ids of another shape, and as ``sample``.
         """
-        query = self._query_of(batch)
-        if ids.ndim not in (1, 2) or len(ids) not in (len(query), 1 if ids.ndim == 2 else -1):
+        checked = _finite_query(query)
+        num_rows = len(checked)
+        if ids.ndim not in (1, 2) or len(ids) not in (num_rows, 1 if ids.ndim == 2 else -1):
             raise ConfigError(
-                f"a sampler that draws by the queries states counts of ids [{len(query)}], "
-                f"[{len(query)}, n] or [1, n], a row each, got {list(ids.shape)}"
+                f"a sampler with a sample for each row needs ids [{num_rows}], [{num_rows}, n] "
+                f"or [1, n], got {list(ids.shape)}"
             )
-        of_rows = ids.reshape(len(ids), -1).expand(len(query), -1)
-        log_q = self._drawn_from().log_q(query, of_rows)
-        log_expected_count = log_q + math.log(self.num_candidates)
-        return log_expected_count if ids.ndim == 2 else log_expected_count[:, 0]
+        ids_by_row = ids.reshape(len(ids), -1).expand(num_rows, -1)
+        log_q = self.item_vectors.structure.log_q(checked, ids_by_row)
+        log_counts = log_q + math.log(self.num_candidates)
+        return log_counts if ids.ndim == 2 else log_counts[:, 0]
 
-    def state(self) -> dict[str, Tensor]:
-        """The item vectors that it draws by; see ``Stateful.state``."""
-        return {} if self._tree is None else {"item_vectors": self._tree.item_vectors.clone()}
+    def _build_tree(self, item_vectors: Tensor) -> KernelTree:
+        kernel = self.kernel(item_vectors.shape[1], item_vectors.device)
+        return KernelTree(item_vectors, kernel, self.block_size)
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Draw by the vectors of a state; see ``Stateful.restore``."""
-        if "item_vectors" in state:
-            if len(state["item_vectors"]) != self.num_items:
-                raise ArtifactError(
-                    f"the stored sampler is of {len(state['item_vectors'])} items, this one of "
-                    f"{self.num_items}"
-                )
-            self.refresh(state["item_vectors"])
 
-    def _drawn_from(self) -> KernelTree:
-        if self._tree is None:
-            raise ConfigError(
-                "this sampler draws by the item vectors: give it those of the model with "
-                "refresh(item_vectors) before the first draw"
+def check_query(query: Tensor | None) -> Tensor:
+    """Return the query of a sampler that follows the model.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if query is None:
+        raise ConfigError("this sampler follows the model: pass query [B, D] with the batch")
+    return query
+
+
+def _finite_query(query: Tensor | None) -> Tensor:
+    checked = check_query(query).float()
+    if checked.device.type == "cpu" and not bool(torch.isfinite(checked.sum())):
+        bad = torch.nonzero(~torch.isfinite(checked).all(dim=1))
+        if len(bad):
+            raise ArtifactError(
+                f"the query of row {int(bad[0])} holds NaN or infinite values: the model has "
+                "diverged; lower the learning rate or start from an earlier checkpoint"
             )
-        return self._tree
-
-    def _query_of(self, batch: Positives) -> Tensor:
-        query = query_of(batch).float()
-        if query.device.type == "cpu" and not bool(torch.isfinite(query.sum())):
-            bad = torch.nonzero(~torch.isfinite(query).all(dim=1))
-            if len(bad):
-                raise ArtifactError(
-                    f"the query of row {int(bad[0])} holds NaN or infinite values: the model has "
-                    "diverged; lower the learning rate or start from an earlier checkpoint"
-                )
-        return query
+    return checked

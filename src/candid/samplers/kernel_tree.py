@@ -1,12 +1,11 @@
-"""Draws of items by a kernel of query and item, each query its own, in time log V.
+"""Tree that samples items from a kernel of query and item, for each query, in time log V.
 
 A kernel that is a dot product of features, k(h, c) = φ(h)·φ(c), can be summed over items
 before the query is known. A binary tree holds these sums: the root's is over the catalog, a
-leaf's over a block of items. A draw goes down from the root, to one of two children in
-proportion to their kernel mass, and inside the block weighs its items exactly. What a draw's
-probability was is the product of the branches it took, whatever the features are worth: a poor
-kernel costs spread, never truth (Blanc and Rendle, "Adaptive sampled softmax with kernel based
-sampling", ICML 2018).
+leaf's over a block of items. A sample goes down from the root, to one of two children in
+proportion to their kernel mass, and weighs the items of the block exactly. Its probability is
+the product of the branches taken, for any features: a poor kernel increases variance but never
+adds bias (Blanc and Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018).
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ _DENSE_SLOTS = 8  # the same for the items of a catalog and those of the blocks 
 
 
 class Kernel(Protocol):
-    """What a tree needs of a kernel of query h and item c."""
+    """A kernel of query h and item c, as a tree uses it."""
 
     def query_features(self, query: Tensor) -> Tensor:
-        """Features φ(h) of queries [B, D]: [B, F]."""
+        """Return features φ(h) [B, F] of queries [B, D]."""
         ...
 
     def block_sums(self, vectors: Tensor, is_item: Tensor) -> Tensor:
-        """Sums of φ(c) over blocks of items.
+        """Return the sums of φ(c) over blocks of items.
 
         Args:
             vectors: [L, S, D].
-            is_item: [L, S] bool, False where a vector only fills up a block.
+            is_item: [L, S] bool, False where a vector is padding of a block.
 
         Returns:
             [L, F].
@@ -41,7 +40,7 @@ class Kernel(Protocol):
         ...
 
     def mass(self, products: Tensor, num_items: Tensor) -> Tensor:
-        """Kernel mass of nodes: at least a positive floor for each item, 0 without items.
+        """Return the kernel mass of nodes: a positive floor for each item at least, 0 if empty.
 
         Args:
             products: φ(h) · Σ φ(c), any shape.
@@ -50,7 +49,7 @@ class Kernel(Protocol):
         ...
 
     def log_weight(self, logits: Tensor) -> Tensor:
-        """Log of what an item of logit h·c weighs inside its block."""
+        """Return the log weight of an item of logit h·c inside its block."""
         ...
 
 
@@ -84,7 +83,7 @@ class KernelTree:
 
     @property
     def item_vectors(self) -> Tensor:
-        """[V, D], the vectors as they are now."""
+        """The current vectors [V, D]; a view of the tree's own copy."""
         return self._vectors.flatten(0, 1)[: self.num_items]
 
     def update(self, item_ids: Tensor, item_vectors: Tensor) -> None:
@@ -100,13 +99,13 @@ class KernelTree:
         self._sums[nodes] = self._block_sums(blocks)
         while len(nodes) and int(nodes[0]) > 1:
             nodes = torch.unique_consecutive(nodes // 2)
-            # Summed anew rather than by differences, which would drift.
+            # Sums are recomputed: updating them by differences would accumulate rounding errors.
             self._sums[nodes] = self._sums[2 * nodes] + self._sums[2 * nodes + 1]
 
     def sample(
         self, query: Tensor, num_samples: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw items for each query, with replacement; a loop over levels, not over rows.
+        """Sample items for each query, with replacement; a loop over levels, not over rows.
 
         Args:
             query: [B, D] float32.
@@ -126,18 +125,18 @@ class KernelTree:
             point = torch.rand(shape, generator=generator, device=query.device) * total
             # A point that rounds up to the total must not enter a child without items.
             goes_right = ((point >= pair[..., 0]) & (pair[..., 1] > 0)).long()
-            log_q += (_chosen(pair, goes_right) / total).log()
+            log_q += (_take(pair, goes_right) / total).log()
             nodes = 2 * nodes + goes_right
         log_weight = self._log_weights(nodes, query)
         cumulative = log_weight.softmax(dim=2).cumsum(dim=2)
         point = torch.rand(shape, generator=generator, device=query.device) * cumulative[..., -1]
-        place = (cumulative <= point[..., None]).sum(dim=2)
-        place = torch.minimum(place, self._num_items[nodes].long() - 1)
-        log_q += _chosen(log_weight, place) - log_weight.logsumexp(dim=2)
-        return (nodes - self.num_leaves) * self.block_size + place, log_q
+        position = (cumulative <= point[..., None]).sum(dim=2)
+        position = torch.minimum(position, self._num_items[nodes].long() - 1)
+        log_q += _take(log_weight, position) - log_weight.logsumexp(dim=2)
+        return (nodes - self.num_leaves) * self.block_size + position, log_q
 
     def log_q(self, query: Tensor, ids: Tensor) -> Tensor:
-        """Log probability that ``draw`` gives each item.
+        """Return the log probability that ``sample`` gives each item.
 
         Args:
             query: [B, D] float32.
@@ -152,30 +151,30 @@ class KernelTree:
         for level in range(self._depth):
             child = leaves >> (self._depth - 1 - level)
             pair = self._mass_of_children(child >> 1, features, level)
-            log_q += (_chosen(pair, child & 1) / pair.sum(dim=2)).log()
+            log_q += (_take(pair, child & 1) / pair.sum(dim=2)).log()
         log_weight = self._log_weights(leaves, query)
-        return log_q + _chosen(log_weight, ids % self.block_size) - log_weight.logsumexp(dim=2)
+        return log_q + _take(log_weight, ids % self.block_size) - log_weight.logsumexp(dim=2)
 
     @property
     def _depth(self) -> int:
-        """Branches between the root and a leaf."""
+        """Number of branches between the root and a leaf."""
         return self.num_leaves.bit_length() - 1
 
     def _mass_of_children(self, nodes: Tensor, features: Tensor, level: int) -> Tensor:
-        """Mass [B, n, 2] of the children of nodes [B, n] that are ``level`` below the root."""
+        """Return the mass [B, n, 2] of the children of nodes [B, n], ``level`` below the root."""
         num_rows, num_samples = nodes.shape
         width = 1 << level
         if 2 * width <= _DENSE * num_samples:
             products = features @ self._sums[2 * width : 4 * width].T
-            place = (nodes - width)[..., None].expand(-1, -1, 2)
-            products = products.view(num_rows, width, 2).gather(1, place)
+            position = (nodes - width)[..., None].expand(-1, -1, 2)
+            products = products.view(num_rows, width, 2).gather(1, position)
         else:
             children = self._sums.view(self.num_leaves, -1)
-            products = _in_pieces(children, nodes, features)
+            products = _products_in_pieces(children, nodes, features)
         return self.kernel.mass(products, self._num_items.view(-1, 2)[nodes])
 
     def _log_weights(self, leaves: Tensor, query: Tensor) -> Tensor:
-        """Log weight [B, n, S] of the items of leaves [B, n]; -inf for what fills a block."""
+        """Return the log weight [B, n, S] of the items of leaves [B, n]; -inf for padding."""
         blocks = leaves - self.num_leaves
         num_slots = self._vectors.shape[0] * self.block_size
         dense = _DENSE_SLOTS * leaves.shape[1] * self.block_size
@@ -184,21 +183,21 @@ class KernelTree:
             every = every.view(len(query), len(self._vectors), self.block_size)
             logits = every.gather(1, blocks[..., None].expand(-1, -1, self.block_size))
         else:
-            logits = _in_pieces(self._vectors.flatten(1), blocks, query)
+            logits = _products_in_pieces(self._vectors.flatten(1), blocks, query)
         log_weight = self.kernel.log_weight(logits)
-        place = torch.arange(self.block_size, device=query.device)
-        return log_weight.masked_fill(place >= self._num_items[leaves][..., None], float("-inf"))
+        position = torch.arange(self.block_size, device=query.device)
+        return log_weight.masked_fill(position >= self._num_items[leaves][..., None], float("-inf"))
 
     def _blocks_at_once(self, num_blocks: int) -> tuple[Tensor, ...]:
-        """All blocks in parts whose features fit into bounded memory."""
+        """Split all blocks into parts whose features fit into bounded memory."""
         width = self.kernel.query_features(self._vectors[:1, 0]).shape[1]
         size = max(1, _FLOATS_AT_ONCE // (width * self.block_size))
         return tuple(torch.arange(num_blocks, device=self._vectors.device).split(size))
 
     def _block_sums(self, blocks: Tensor) -> Tensor:
-        """Sums [n, F] of the features of the items of blocks [n]."""
-        place = torch.arange(self.block_size, device=blocks.device)
-        is_item = place < self._num_items[blocks + self.num_leaves][:, None]
+        """Return the sums [n, F] of the features of the items of blocks [n]."""
+        position = torch.arange(self.block_size, device=blocks.device)
+        is_item = position < self._num_items[blocks + self.num_leaves][:, None]
         return self.kernel.block_sums(self._vectors[blocks], is_item)
 
     def _fill_upwards(self, heap: Tensor) -> None:
@@ -210,23 +209,23 @@ class KernelTree:
             width //= 2
 
 
-def _chosen(values: Tensor, place: Tensor) -> Tensor:
-    """``values`` [B, n, S] at ``place`` [B, n]."""
-    return values.gather(2, place[..., None])[..., 0]
+def _take(values: Tensor, position: Tensor) -> Tensor:
+    """Return ``values`` [B, n, S] at ``position`` [B, n]."""
+    return values.gather(2, position[..., None])[..., 0]
 
 
-def _in_pieces(table: Tensor, places: Tensor, row_vectors: Tensor) -> Tensor:
-    """Products [B, n, S] of the row's vector and the S vectors at each of its places.
+def _products_in_pieces(table: Tensor, positions: Tensor, row_vectors: Tensor) -> Tensor:
+    """Return the products [B, n, S] of a row's vector and the S vectors at each position.
 
     Args:
-        table: [P, S·W], S vectors of width W at each place.
-        places: [B, n].
+        table: [P, S·W], S vectors of width W at each position.
+        positions: [B, n].
         row_vectors: [B, W].
     """
     num_rows, width = row_vectors.shape
     size = max(1, _FLOATS_AT_ONCE // max(1, num_rows * table.shape[1]))
     products = []
-    for piece in places.split(size, dim=1):
+    for piece in positions.split(size, dim=1):
         vectors = table[piece].view(num_rows, piece.shape[1] * (table.shape[1] // width), width)
         products.append((vectors @ row_vectors[:, :, None])[..., 0])
-    return torch.cat(products, dim=1).view(*places.shape, table.shape[1] // width)
+    return torch.cat(products, dim=1).view(*positions.shape, table.shape[1] // width)

@@ -1,4 +1,4 @@
-"""Negatives that the user names: hard ones, or what was shown and not chosen."""
+"""Negatives that the user names: hard ones, or items that were shown and not chosen."""
 
 from __future__ import annotations
 
@@ -7,61 +7,69 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from candid.candidates import Candidates, ExactCandidates, Positives
+from candid.candidates import Candidates, ExactCandidates
 from candid.errors import ConfigError, DataError
 from candid.samplers.sampler import Sampler
 
 
 def with_negatives(
-    candidates: Candidates, negative_ids: Tensor, sampler: Sampler, batch: Positives
+    candidates: Candidates,
+    negative_ids: Tensor,
+    sampler: Sampler,
+    positive_ids: Tensor,
+    user_ids: Tensor | None = None,
+    query: Tensor | None = None,
 ) -> Candidates:
-    """Compare each row with its own negatives too, exactly: they were given, not drawn.
+    """Compare each row with given negatives too, exactly.
 
-    A given negative has the expected count 1, whatever the sampler would have expected of it,
-    and draws of it are dropped from that row, so the estimate of Z' stays that of the catalog.
-    Correcting it as a draw would be a bias: it is there because somebody chose it.
+    A given negative was chosen and not sampled, so its expected count is 1, whatever the
+    sampler expects of it, and samples of it are dropped from that row: the estimate of Z' stays
+    that of the catalog. Correcting a given negative as a sample would add a bias.
 
-    A row's positive among its negatives, an item named twice and an item of a shared head count
-    for nothing more. That a negative comes from the row's own user (it was shown to them) is no
-    reason to mask it; only draws are masked by their owner.
+    A row's positive among its negatives, an item named twice and an item of shared exact
+    candidates add nothing. A negative may come from the row's own user (it was shown to them):
+    only samples are masked by their owner.
 
-    The negatives [B, S] become the row's own part of the head; a head shared by all rows stays
-    shared, and so does its matrix product. Their vectors are gathered for every row: S·B·D
-    numbers, so S is a few dozen at most.
+    The negatives [B, S] become each row's own exact candidates. Shared exact candidates stay
+    shared, and so does their matrix product. The vectors of the negatives are gathered for
+    every row: S·B·D numbers, so S should be a few dozen at most.
 
     Args:
-        candidates: what ``sampler`` drew for ``batch``; left as they are.
+        candidates: sampled by ``sampler`` for the same batch; not changed.
         negative_ids: [B, S] integers, -1 where a row has fewer than S.
-        sampler: states how often the negatives were expected among the draws.
-        batch: as for ``Sampler.draw``.
+        sampler: states the expected counts of the negatives among the samples.
+        positive_ids: as for ``Sampler.sample``.
+        user_ids: as for ``Sampler.sample``.
+        query: as for ``Sampler.sample``.
 
     Returns:
-        the candidates with the negatives in their head.
+        the candidates with the negatives as exact candidates.
 
     Raises:
         ConfigError: ``negative_ids`` is not a matrix of integers with one row for each row of
-            the batch, or the candidates have a head of other rows, which cannot be merged.
+            the batch, or the candidates have exact candidates of another number of rows.
         DataError: an id below -1 (checked on the CPU, where it needs no device
             synchronisation).
     """
-    num_rows = len(batch.positive_ids)
+    num_rows = len(positive_ids)
     check_negatives(negative_ids, num_rows)
     ids = negative_ids.to(torch.int64)
-    row_candidates = ExactCandidates(ids, sampler.log_expected_count_of(ids.clamp(min=0), batch))
+    log_counts = sampler.log_expected_count_of(ids.clamp(min=0), positive_ids, user_ids, query)
+    negatives = ExactCandidates(ids, log_counts)
     exact = candidates.exact
     if exact is None:
-        return replace(candidates, exact=row_candidates)
+        return replace(candidates, exact=negatives)
     last = exact.parts[-1]
     if last.ids.ndim == 1:
-        return replace(candidates, exact=replace(exact, row_candidates=row_candidates))
+        return replace(candidates, exact=replace(exact, row_candidates=negatives))
     if len(last.ids) != num_rows:
         raise ConfigError(
-            f"negatives of {num_rows} rows cannot join a head of {len(last.ids)} rows: give the "
-            "batch that the candidates were drawn for"
+            f"negatives of {num_rows} rows cannot join exact candidates of {len(last.ids)} rows: "
+            "pass the batch that the candidates were sampled for"
         )
     joined = ExactCandidates(
-        torch.cat([last.ids, row_candidates.ids], dim=1),
-        torch.cat([last.log_expected_count, row_candidates.log_expected_count], dim=1),
+        torch.cat([last.ids, negatives.ids], dim=1),
+        torch.cat([last.log_expected_count, negatives.log_expected_count], dim=1),
     )
     return replace(
         candidates,
@@ -70,16 +78,16 @@ def with_negatives(
 
 
 def check_negatives(negative_ids: Tensor, num_rows: int) -> None:
-    """Refuse negatives that are no [B, S] of ids and -1.
+    """Refuse negatives that are not [B, S] ids or -1.
 
     Raises:
-        ConfigError: the wrong shape or no integers.
+        ConfigError: another shape, or not integers.
         DataError: an id below -1, on the CPU.
     """
     if negative_ids.ndim != 2 or len(negative_ids) != num_rows:
         raise ConfigError(
             f"negative_ids must be [B, S] with one row for each of the {num_rows} rows of the "
-            f"batch, got shape {tuple(negative_ids.shape)}: fill up shorter rows with -1"
+            f"batch, got shape {tuple(negative_ids.shape)}: pad shorter rows with -1"
         )
     if negative_ids.is_floating_point() or negative_ids.dtype == torch.bool:
         raise ConfigError(f"negative_ids must be integers, got {negative_ids.dtype}")
@@ -88,5 +96,5 @@ def check_negatives(negative_ids: Tensor, num_rows: int) -> None:
         if lowest < -1:
             row = int((negative_ids == lowest).any(dim=1).nonzero()[0])
             raise DataError(
-                f"negative_ids holds {lowest} in row {row}: ids begin at 0, and -1 fills up a row"
+                f"negative_ids holds {lowest} in row {row}: ids start at 0, and -1 pads a row"
             )

@@ -1,8 +1,9 @@
-"""Candidates drawn by random Fourier features of query and items."""
+"""Candidates sampled by random Fourier features of query and items."""
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar, Final
 
 import torch
 from pydantic import Field
@@ -10,7 +11,19 @@ from torch import Tensor, nn
 
 from candid.errors import ConfigError
 from candid.samplers.config import SamplerConfig
-from candid.samplers.kernel_sampler import KernelSampler
+from candid.samplers.kernel_sampler import BLOCK_SIZE, REFRESH_EVERY, KernelSampler
+
+NU: Final = 2.0
+"""Default of ``nu``."""
+
+NUM_FEATURES: Final = 128
+"""Default of ``num_features``."""
+
+KERNEL_FLOOR: Final = 0.5
+"""Default of ``kernel_floor``."""
+
+SEED: Final = 0
+"""Default of ``seed``."""
 
 
 class RandomFourier(KernelSampler):
@@ -18,56 +31,62 @@ class RandomFourier(KernelSampler):
 
     Rawat et al., "Sampled softmax with random Fourier features" (NeurIPS 2019): with D
     frequencies w ~ N(0, nu·I) the features φ(x) = D^{-1/2} [cos(w·x), sin(w·x)] of the unit
-    vectors of query and item have E φ(h)·φ(c) = exp(-nu·|h - c|² / 2). A sum of features may
-    turn out too low, or negative, by their noise: a node's mass is then ``kernel_floor`` times what
-    items orthogonal to the query would have, and the stated probability is that of the branch
-    as it was weighed. Inside a leaf items are weighed by the exponential of their true logit.
+    vectors of query and item have E φ(h)·φ(c) = exp(-nu·|h - c|² / 2). By their noise a sum of
+    features may be too low, or negative: a node's mass is then ``kernel_floor`` times that of
+    items orthogonal to the query, and the stated probability is the one that was used. Inside a
+    leaf items are weighed by the exponential of their true logit.
 
     Let tau be the length of the queries times that of the items, the inverse temperature of
     cosine towers. nu should be at most tau; a lower one is safer, since the features are noisy
     where the kernel is sharp and the exact leaves bring the rest (4,000 clustered items, tau 10,
-    128 frequencies: one draw's relative variance of Z is .64 for nu 2 and .56 for nu 4, against
-    26 for uniform draws; at nu 8 noise wins). Only directions steer the tree: items whose
-    vectors differ much in length are better served by ``Quadratic``.
+    128 frequencies: the relative variance of Z from one sample is .64 for nu 2 and .56 for nu 4,
+    against 26 for uniform samples; at nu 8 noise dominates). Only directions steer the
+    tree: for items whose vectors differ much in length ``Quadratic`` is better.
 
     Args:
         num_items: V.
-        num_candidates: n, draws for each row.
+        num_candidates: n, samples for each row.
         nu: sharpness of the kernel.
-        num_features: D, frequencies; a node holds 2·D numbers.
+        num_features: D, the number of frequencies; a node holds 2·D numbers.
         kernel_floor: least mass of an item, relative to that of an orthogonal one.
         block_size: S, items that a leaf of the tree weighs exactly.
         refresh_every: R, steps between refreshes.
         seed: of the frequencies.
 
     Raises:
-        ConfigError: a setting out of its range.
+        ConfigError: a setting is out of its range.
     """
 
     class Config(SamplerConfig):
         """Settings of ``RandomFourier``."""
 
-        num_candidates: int = Field(64, ge=1, description="draws for each row")
+        num_candidates: int = Field(64, ge=1, description="samples for each row")
         nu: float = Field(
-            2.0,
+            NU,
             gt=0,
             description="sharpness of the kernel exp(nu · cosine): at most the inverse "
             "temperature of the scores",
         )
-        num_features: int = Field(128, ge=1, description="frequencies, two numbers each a node")
+        num_features: int = Field(
+            NUM_FEATURES,
+            ge=1,
+            description="number of frequencies; a node holds two numbers for each",
+        )
         kernel_floor: float = Field(
-            0.5,
+            KERNEL_FLOOR,
             gt=0,
             le=1,
             description="least mass of an item, relative to that of one orthogonal to the query: "
             "higher trusts the features less",
         )
-        block_size: int = Field(32, ge=1, description="items that a leaf weighs exactly")
-        refresh_every: int = Field(100, ge=1, description="steps between refreshes of the items")
-        seed: int = Field(0, ge=0, description="seed of the frequencies")
+        block_size: int = Field(BLOCK_SIZE, ge=1, description="items that a leaf weighs exactly")
+        refresh_every: int = Field(
+            REFRESH_EVERY, ge=1, description="steps between refreshes of the item vectors"
+        )
+        seed: int = Field(SEED, ge=0, description="seed of the frequencies")
 
         def candidates_per_row(self, batch_rows: int) -> int:
-            """``num_candidates``; see ``SamplerConfig``."""
+            """Return ``num_candidates``; see ``SamplerConfig``."""
             return self.num_candidates
 
         @property
@@ -79,31 +98,44 @@ class RandomFourier(KernelSampler):
             """Build for a catalog of ``len(counts)`` items."""
             return RandomFourier(
                 len(counts),
-                self.num_candidates,
-                self.nu,
-                self.num_features,
-                self.kernel_floor,
-                self.block_size,
-                self.refresh_every,
-                self.seed,
+                num_candidates=self.num_candidates,
+                nu=self.nu,
+                num_features=self.num_features,
+                kernel_floor=self.kernel_floor,
+                block_size=self.block_size,
+                refresh_every=self.refresh_every,
+                seed=self.seed,
             )
+
+    repr_settings: ClassVar[tuple[str, ...]] = (
+        *KernelSampler.repr_settings,
+        "nu",
+        "num_features",
+        "kernel_floor",
+    )
 
     def __init__(
         self,
         num_items: int,
+        *,
         num_candidates: int,
-        nu: float = 2.0,
-        num_features: int = 128,
-        kernel_floor: float = 0.5,
-        block_size: int = 32,
-        refresh_every: int = 100,
-        seed: int = 0,
+        nu: float = NU,
+        num_features: int = NUM_FEATURES,
+        kernel_floor: float = KERNEL_FLOOR,
+        block_size: int = BLOCK_SIZE,
+        refresh_every: int = REFRESH_EVERY,
+        seed: int = SEED,
     ) -> None:
-        super().__init__(num_items, num_candidates, block_size, refresh_every)
+        super().__init__(
+            num_items,
+            num_candidates=num_candidates,
+            block_size=block_size,
+            refresh_every=refresh_every,
+        )
         if not (math.isfinite(nu) and nu > 0) or not 0 < kernel_floor <= 1 or num_features < 1:
             raise ConfigError(
-                "nu must be finite and above 0, kernel_floor above 0 and at most 1, and num_features at "
-                f"least 1, got {nu}, {kernel_floor} and {num_features}"
+                "nu must be finite and above 0, kernel_floor above 0 and at most 1, and "
+                f"num_features at least 1, got {nu}, {kernel_floor} and {num_features}"
             )
         self.nu = nu
         self.num_features = num_features
@@ -111,7 +143,7 @@ class RandomFourier(KernelSampler):
         self.seed = seed
 
     def kernel(self, width: int, device: torch.device) -> FourierKernel:
-        """The kernel for vectors of ``width`` D; the same for the same seed."""
+        """Return the kernel for vectors of ``width`` D; the same for the same seed."""
         generator = torch.Generator().manual_seed(self.seed)
         frequencies = torch.randn(width, self.num_features, generator=generator)
         return FourierKernel(
@@ -120,7 +152,7 @@ class RandomFourier(KernelSampler):
 
 
 class FourierKernel:
-    """exp(-nu·|h - c|² / 2) of unit vectors by random features; see ``Kernel``.
+    """The kernel exp(-nu·|h - c|² / 2) of unit vectors by random features; see ``Kernel``.
 
     Args:
         frequencies: [D, F / 2].
@@ -133,19 +165,19 @@ class FourierKernel:
         self._least = kernel_floor * math.exp(-nu)
 
     def query_features(self, query: Tensor) -> Tensor:
-        """See ``Kernel.query_features``."""
+        """Return cosines and sines; see ``Kernel.query_features``."""
         angles = nn.functional.normalize(query, dim=-1) @ self._frequencies
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return features / math.sqrt(self._frequencies.shape[1])
 
     def block_sums(self, vectors: Tensor, is_item: Tensor) -> Tensor:
-        """See ``Kernel.block_sums``."""
+        """Return sums of features; see ``Kernel.block_sums``."""
         return torch.einsum("lsf,ls->lf", self.query_features(vectors), is_item.float())
 
     def mass(self, products: Tensor, num_items: Tensor) -> Tensor:
-        """See ``Kernel.mass``."""
+        """Return the products, at least the floor; see ``Kernel.mass``."""
         return torch.maximum(products, self._least * num_items)
 
     def log_weight(self, logits: Tensor) -> Tensor:
-        """See ``Kernel.log_weight``."""
+        """Return the logits; see ``Kernel.log_weight``."""
         return logits

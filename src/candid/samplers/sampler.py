@@ -1,48 +1,202 @@
-"""The protocol of a sampler, and independent samples for groups of rows."""
+"""The base class of samplers, and samples for groups of rows."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from candid.candidates import Candidates, Positives
+from candid.candidates import Candidates
+from candid.samplers.table_module import TableModule
+
+
+class Sampler(TableModule, ABC):
+    """A source of candidates that states the expected count of each.
+
+    To write one, implement ``sample`` and ``log_expected_count_of``. Everything else is a hook
+    with a default: a sampler that follows the model overrides ``refresh_every`` and ``refresh``,
+    one that reads the stream of batches overrides ``observe``, one that contains other samplers
+    overrides ``parts``.
+
+    A sampler is a module without parameters. Its tables are buffers, so that
+    ``sampler.to(device)`` moves them, and what a resumed run needs is in ``state_dict``. Tables
+    that are rebuilt from item counts are not part of ``state_dict``. Candidates live on the
+    device of ``positive_ids``, which must be that of the sampler.
+
+    Args:
+        num_items: V, the size of the catalog.
+
+    Attributes:
+        num_items: V.
+        has_exact: whether ``sample`` returns exact candidates (``Candidates.exact``).
+    """
+
+    has_exact: bool = False
+
+    def __init__(self, num_items: int) -> None:
+        super().__init__()
+        self.num_items = num_items
+
+    @abstractmethod
+    def sample(
+        self,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Candidates:
+        """Sample the candidates of one step.
+
+        Args:
+            positive_ids: [B] int64.
+            user_ids: [B] int64, the user of each row, for samplers that take candidates from
+                the batch. None: every row belongs to another user.
+            query: [B, D] float32, detached, scaled so that its dot product with an item vector
+                given to ``refresh`` is the logit; for samplers that follow the model.
+            generator: source of randomness, on the device of ``positive_ids``; the same state
+                gives the same candidates. None: the global generator of the device.
+        """
+
+    @abstractmethod
+    def log_expected_count_of(
+        self,
+        ids: Tensor,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+    ) -> Tensor:
+        """Return the log expected count of any items, as a sample for the same batch states it.
+
+        Args:
+            ids: int64, any shape; [B] or [B, n] for samplers with a sample for each row.
+            positive_ids: as for ``sample``.
+            user_ids: as for ``sample``.
+            query: as for ``sample``.
+
+        Returns:
+            float32, shape of ``ids``; -inf for an item that can never be a candidate.
+        """
+
+    @property
+    def parts(self) -> Mapping[str, Sampler]:
+        """The samplers inside this one, by name; the hooks below reach them all."""
+        return {}
+
+    @property
+    def refresh_every(self) -> int | None:
+        """R, the number of steps between refreshes; None: the sampler reads no item vectors."""
+        intervals = [part.refresh_every for part in self.parts.values()]
+        return min((every for every in intervals if every is not None), default=None)
+
+    def refresh(self, item_vectors: Tensor) -> None:
+        """Replace the item vectors that the sampler follows.
+
+        Between refreshes the vectors grow stale. That increases the variance of the estimate
+        but adds no bias: expected counts are those of the sample that was drawn.
+
+        Args:
+            item_vectors: [V, D] float32, detached; the dot product with a query is the logit.
+                The sampler keeps the tensor: do not write to it afterwards.
+
+        Raises:
+            ConfigError: not [V, D].
+            ArtifactError: a vector is not finite; names the item.
+        """
+        for part in self.parts.values():
+            part.refresh(item_vectors)
+
+    def observe(self, positive_ids: Tensor, user_ids: Tensor | None = None) -> None:
+        """Record a training batch; called once a step, after ``sample``.
+
+        Args:
+            positive_ids: [B] int64.
+            user_ids: [B] int64, or None.
+        """
+        for part in self.parts.values():
+            part.observe(positive_ids, user_ids)
+
+    def metrics(self) -> dict[str, float]:
+        """Return numbers to log beside the loss, as of the last step."""
+        return {
+            f"{name}/{key}": value
+            for name, part in self.parts.items()
+            for key, value in part.metrics().items()
+        }
+
+    def support(self, is_positive: Tensor) -> Tensor:
+        """Return which items every row is compared with sooner or later.
+
+        Args:
+            is_positive: [V] bool on the CPU, whether an item is ever the positive of a row.
+
+        Returns:
+            [V] bool on the CPU; by default every item.
+        """
+        return torch.ones_like(is_positive)
+
+    def excluding(self, ids: Tensor) -> Sampler:
+        """Return a sampler of the same size without some items, Q renormalised.
+
+        A sampler that cannot leave out items returns itself, as does one that has no other
+        items. A loss then drops the samples of these items; where a row has no other samples,
+        the estimate misses the items outside.
+
+        Args:
+            ids: [H] int64.
+        """
+        return self
+
+    def __copy__(self) -> Self:
+        """Return a sampler that shares the tables, but whose attributes can be set apart."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        for name in ("_buffers", "_modules"):
+            twin.__dict__[name] = dict(self.__dict__[name])
+        return twin
 
 
 def sample_groups(
     sampler: Sampler,
-    batch: Positives,
     num_groups: int,
+    positive_ids: Tensor,
+    user_ids: Tensor | None = None,
+    query: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Candidates:
-    """Independent draws of a sampler, each shared by an equal part of the batch's rows.
+    """Sample independently for equal parts of the batch's rows.
 
     Args:
-        sampler: where they come from.
-        batch: see ``Sampler.draw``.
-        num_groups: how many, at least 1; no more than one for each row are made.
-        generator: see ``Sampler.draw``.
+        sampler: source of the candidates.
+        num_groups: number of samples, at least 1; never more than one for each row.
+        positive_ids: as for ``Sampler.sample``.
+        user_ids: as for ``Sampler.sample``.
+        query: as for ``Sampler.sample``.
+        generator: as for ``Sampler.sample``.
 
     Returns:
-        one draw as the sampler made it, several as ids [G, N]. A sampler that draws for each
-        row apart has no more independent draws to give: its first is returned.
+        one sample as the sampler returned it, several with ids [G, N]. A sampler with a sample
+        for each row is called once: its rows are independent already.
     """
-    num_rows = len(batch.positive_ids)
-    size = max(1, -(-num_rows // num_groups))
-    first = sampler.sample(batch, generator)
-    num_sampled_groups = max(1, -(-num_rows // size))
-    if num_sampled_groups == 1 or first.ids.ndim > 1:
+    num_rows = len(positive_ids)
+    rows_per_group = max(1, -(-num_rows // num_groups))
+    num_samples = max(1, -(-num_rows // rows_per_group))
+    first = sampler.sample(positive_ids, user_ids, query, generator)
+    if num_samples == 1 or first.ids.ndim > 1:
         return first
-    draws = [first, *(sampler.sample(batch, generator) for _ in range(num_sampled_groups - 1))]
-    owners = [sample.owner for sample in draws if sample.owner is not None]
+    samples = [first]
+    for _ in range(num_samples - 1):
+        samples.append(sampler.sample(positive_ids, user_ids, query, generator))
+    owners = [sample.owner for sample in samples if sample.owner is not None]
     return replace(
         first,
-        ids=pad_sequence([sample.ids for sample in draws], batch_first=True),
+        ids=pad_sequence([sample.ids for sample in samples], batch_first=True),
         log_expected_count=pad_sequence(
-            [sample.log_expected_count for sample in draws],
+            [sample.log_expected_count for sample in samples],
             batch_first=True,
             padding_value=float("inf"),
         ),
@@ -50,27 +204,25 @@ def sample_groups(
     )
 
 
-class Sampler(Protocol):
-    """Where candidates come from."""
+def log_expected_count(log_q: Tensor, num_samples: int | Tensor, distinct: bool) -> Tensor:
+    """Return the log expected count of items of probability Q among n independent samples.
 
-    def sample(self, batch: Positives, generator: torch.Generator | None = None) -> Candidates:
-        """Draw the candidates of one step.
+    log(n·Q) with replacement; log(1 - (1 - Q)^n), the inclusion probability, for the set of
+    distinct items among them. Computed in float64, where both are accurate to rounding for any
+    Q from 1e-300 to 1 and any n.
 
-        Args:
-            batch: ``positive_ids`` [B] and ``user_ids`` [B]; the candidates live on the
-                device of ``positive_ids``.
-            generator: source of randomness, on that device; same state, same candidates.
-        """
-        ...
+    Args:
+        log_q: log Q, any shape; -inf where Q = 0.
+        num_samples: n, an integer or a scalar tensor (an average may be fractional).
+        distinct: whether repeated items were removed.
 
-    def log_expected_count_of(self, ids: Tensor, batch: Positives) -> Tensor:
-        """Log expected count of any items, as a draw for ``batch`` would state it.
-
-        Args:
-            ids: int64, any shape.
-            batch: as for ``draw``.
-
-        Returns:
-            float32, shape of ``ids``; -inf for an item that can never be proposed.
-        """
-        ...
+    Returns:
+        float32, shape of ``log_q``.
+    """
+    log_q = log_q.double()
+    n = torch.as_tensor(num_samples, dtype=torch.float64, device=log_q.device)
+    if not distinct:
+        return (n.log() + log_q).float()
+    # 0 · log(1 - 1) would be NaN: zero samples include no item, for any Q.
+    log_miss = torch.where(n > 0, n * torch.log1p(-log_q.exp()), 0.0)
+    return torch.log(-torch.expm1(log_miss)).float()

@@ -4,7 +4,7 @@
     average/<name>           running mean of the parameters, where one is kept
     optimizer/<name>/<key>   the optimizer's state of a parameter
     random/<name>            states of the random generators
-    drawing/<name>           what a sampler learnt of the model and the stream
+    loss/<name>              state of the loss and its sampler
     metadata["candid"]       JSON: the rest (loader position, best value so far, fingerprints)
 
 Never pickle: opening a checkpoint runs nobody's code.
@@ -29,7 +29,7 @@ from candid.atomic import replacing
 from candid.errors import ArtifactError
 from candid.training.optimizer import ModelOptimizer
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout above; another one is refused."""
 
 
@@ -168,6 +168,27 @@ def load_model(
                 f"need {tuple(expected[name].shape)}: it belongs to another model or dataset"
             )
     model.load_state_dict(found, strict=False)
+
+
+def load_loss(loss: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """Load the state of a loss and its sampler from a checkpoint.
+
+    Args:
+        loss: with the settings of the run.
+        checkpoint: its content.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        ArtifactError: it is the state of another loss or sampler.
+    """
+    try:
+        loss.load_state_dict(checkpoint.part("loss"))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        raise ArtifactError(
+            f"{path} has the state of another sampler ({reason}): resume with the [sampler] of "
+            "the run"
+        ) from None
 
 
 def optimizer_tensors(model: nn.Module, optimizer: ModelOptimizer) -> dict[str, Tensor]:

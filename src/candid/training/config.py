@@ -78,7 +78,9 @@ class TrainingConfig(ComponentConfig):
     log_every: int = Field(10, ge=1, description="steps between lines of the metrics log")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
     trackers: tuple[str, ...] = Field(
-        ("jsonl", "tensorboard"), description="where metrics go, besides the terminal"
+        ("jsonl",),
+        description="where metrics go: 'jsonl' (metrics.jsonl), 'tensorboard', 'mlflow', 'wandb'; "
+        "all but the first need an extra"
     )
 
     @field_validator("trackers")

@@ -1,9 +1,9 @@
 """Where metrics go: one small protocol, and what is built in.
 
 jsonl         metrics.jsonl, one JSON object a line; always the record of a run
-tensorboard   a tensorboard/ folder
-mlflow        the active MLflow server (candid[mlflow])
-wandb         Weights & Biases (candid[wandb])
+tensorboard   a tensorboard/ folder (extra tensorboard)
+mlflow        the active MLflow server (extra mlflow)
+wandb         Weights & Biases (extra wandb)
 """
 
 from __future__ import annotations
@@ -91,7 +91,10 @@ class TensorBoardTracker:
     """Scalars in ``tensorboard/``; arguments as ``JsonlTracker``."""
 
     def __init__(self, folder: Path, name: str, from_step: int | None = None) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            raise _missing("tensorboard") from None
 
         purge = None if from_step is None else from_step + 1
         self._folder = folder / "tensorboard"
@@ -153,7 +156,8 @@ class WandbTracker:
 
 def _missing(extra: str) -> ConfigError:
     return ConfigError(
-        f"training.trackers names {extra!r}: install it with pip install candid[{extra}]"
+        f"training.trackers names {extra!r}, which is not installed: "
+        f"pip install 'candid-retrieval[{extra}]'"
     )
 
 

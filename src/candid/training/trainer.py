@@ -22,13 +22,14 @@ from torch import Tensor
 
 from candid.batches import Batch, Loader
 from candid.errors import CandidError, ConfigError, Interrupted
-from candid.losses import Loss, LossOutput
-from candid.samplers import Sampler
+from candid.losses.candidate_loss import ObjectiveWithSampler
+from candid.losses.output import Loss, LossOutput
+from candid.samplers.sampler import Sampler
 from candid.towers import RetrievalModel
 from candid.training.average import WeightAverage
-from candid.training.candidate_source import CandidateSource
 from candid.training.checkpoint import (
     Checkpoint,
+    load_loss,
     load_model,
     load_optimizer,
     model_tensors,
@@ -122,11 +123,11 @@ class Trainer:
             is_trained = item_is_trained.to(model.device)
             self._trained = is_trained.nonzero()[:, 0], is_trained.cumsum(0) - 1
         self._generator = torch.Generator(device=model.device)
-        self.source: CandidateSource | None = None
+        self.candidate_loss: ObjectiveWithSampler | None = None
         if sampler is not None and loss.needs_candidates:
-            self.source = CandidateSource(
-                sampler, config.num_groups, self._generator, self._item_vectors
-            )
+            self.candidate_loss = ObjectiveWithSampler(
+                loss, sampler, num_groups=config.num_groups
+            ).to(model.device)
 
     def run(self, resume: bool = False) -> TrainState:
         """Train until the settings say stop, from the start or from ``last.safetensors``.
@@ -184,9 +185,10 @@ class Trainer:
         if self.average is not None:
             tensors |= self.average.tensors()
         tensors["random/cpu"] = torch.get_rng_state()
-        tensors["random/draws"] = self._generator.get_state()
-        if self.source is not None:
-            tensors |= {f"drawing/{name}": t for name, t in self.source.state().items()}
+        tensors["random/samples"] = self._generator.get_state()
+        if self.candidate_loss is not None:
+            state = self.candidate_loss.state_dict()
+            tensors |= {f"loss/{name}": tensor for name, tensor in state.items()}
         if self.model.device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state(self.model.device)
         position = self.loader.position
@@ -209,9 +211,9 @@ class Trainer:
             self.average.load(checkpoint)
         random = checkpoint.part("random")
         torch.set_rng_state(random["cpu"])
-        self._generator.set_state(random["draws"])
-        if self.source is not None:
-            self.source.restore(checkpoint.part("drawing"))
+        self._generator.set_state(random["samples"])
+        if self.candidate_loss is not None:
+            load_loss(self.candidate_loss, checkpoint, path)
         if "cuda" in random and self.model.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], self.model.device)
         stored = checkpoint.meta["state"]
@@ -224,7 +226,7 @@ class Trainer:
         bf16 = self.config.precision == "bfloat16"
         with torch.autocast(self.model.device.type, torch.bfloat16) if bf16 else nullcontext():
             query = self.model.encode_queries(batch)
-        if self.source is None:
+        if self.candidate_loss is None:
             positive_ids = batch.positive_ids
             if self._trained is None:
                 catalog = self.model.encode_catalog()
@@ -234,12 +236,14 @@ class Trainer:
             return self.loss(
                 query, catalog, positive_ids, effective_sample_size=effective_sample_size
             )
-        candidates = self.source.candidates(batch, query, batch.negative_ids)
-        return self.loss(
+        return self.candidate_loss.compare(
             query,
             self.model.encode_items,
             batch.positive_ids,
-            candidates,
+            batch.user_ids,
+            batch.negative_ids,
+            generator=self._generator,
+            item_vectors=self._item_vectors,
             effective_sample_size=effective_sample_size,
         )
 
@@ -331,8 +335,8 @@ class Trainer:
         }
         if output.effective_sample_size is not None:
             metrics["effective_sample_size"] = float(output.effective_sample_size.mean())
-        if self.source is not None:
-            metrics |= self.source.report()
+        if self.candidate_loss is not None:
+            metrics |= self.candidate_loss.metrics()
         self._check_finite(value)
         for tracker in self._trackers:
             tracker.log(self.state.step, metrics)
