@@ -29,7 +29,7 @@ import candid
 from candid.batches import Batch, BatchesConfig, Loader
 from candid.config import parse_config
 from candid.data import PreparedDataset
-from candid.runs.run import build_model, build_objective
+from candid.runs import build_model, build_objective
 from candid.training import Trainer
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,7 @@ from candid import __version__
 from candid.config import RunConfig, load_recipe, parse_config
 from candid.data import prepare
 from candid.evaluation import PerUser, compare
-from candid.runs import evaluate_run, load_run, train_run
+from candid.runs import load_run, train_run
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "tables_quality.json"
@@ -84,7 +84,7 @@ def run(work: Path, tables: str, factor: float, seed: int) -> tuple[dict[str, An
         shutil.rmtree(folder, ignore_errors=True)
         train_run(config, work / "data", folder)
     trained = load_run(folder, work / "data")
-    report = evaluate_run(trained)
+    report = trained.evaluate()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     numbers = {
         "seed": seed,

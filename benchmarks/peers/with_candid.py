@@ -14,7 +14,7 @@ from candid.batches import Loader, pack_histories
 from candid.config import parse_config
 from candid.data import open_dataset
 from candid.index import ExactIndex, Exclusions
-from candid.runs.run import build_model, build_objective, set_threads
+from candid.runs import build_model, build_objective, set_threads
 from candid.towers import RetrievalModel
 from candid.training import Trainer
 

@@ -1,25 +1,30 @@
-"""candid: honest sampled softmax for retrieval models.
+"""Retrieval models trained with an unbiased sampled softmax.
 
-The names below are the front door; each is loaded from its part on first use, so that
-``import candid`` costs nothing. So are the parts themselves: ``candid.samplers.Uniform``
-works after ``import candid`` alone.
+The names below are the public interface. Each is imported on first use, so that ``import candid``
+is fast and does not import torch. Packages are imported on first use as well:
+``candid.samplers.Uniform`` works after ``import candid`` alone.
+
+Example:
+    >>> import candid
+    >>> run = candid.train("data/films", out="runs/films")
+    >>> run.recommend(users=[12], k=5)
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from candid.version import __version__
 
 if TYPE_CHECKING:
     from candid.candidates import Candidates
     from candid.config import RunConfig, default_recipe, load_recipe
-    from candid.data import DataConfig, PreparedDataset, open_dataset
-    from candid.data.prepare import prepare
+    from candid.data import DataConfig, PreparedDataset, open_dataset, prepare
     from candid.errors import CandidError
-    from candid.evaluation import evaluate
+    from candid.evaluation import EvaluationConfig, EvaluationReport, compare, evaluate
+    from candid.features import FEATURES
     from candid.index import INDEXES
     from candid.losses import (
         LOSSES,
@@ -31,11 +36,12 @@ if TYPE_CHECKING:
         in_batch_softmax,
         sampled_softmax,
     )
-    from candid.runs import evaluate_run, load_run, train_run
+    from candid.runs import Run, load_run, train, train_run
     from candid.samplers import SAMPLERS, with_negatives
     from candid.towers import TOWERS, RetrievalModel
 
 __all__ = [
+    "FEATURES",
     "INDEXES",
     "LOSSES",
     "SAMPLERS",
@@ -43,17 +49,20 @@ __all__ = [
     "CandidError",
     "Candidates",
     "DataConfig",
+    "EvaluationConfig",
+    "EvaluationReport",
     "InBatchSoftmaxLoss",
     "LossOutput",
     "PreparedDataset",
     "RetrievalModel",
+    "Run",
     "RunConfig",
     "SampledSoftmaxLoss",
     "__version__",
+    "compare",
     "corrected_log_softmax",
     "default_recipe",
     "evaluate",
-    "evaluate_run",
     "full_softmax",
     "in_batch_softmax",
     "load_recipe",
@@ -61,37 +70,42 @@ __all__ = [
     "open_dataset",
     "prepare",
     "sampled_softmax",
+    "train",
     "train_run",
     "with_negatives",
 ]
 
-_HOMES = {
-    "config": ("RunConfig", "default_recipe", "load_recipe"),
-    "data": ("DataConfig", "PreparedDataset", "open_dataset", "prepare"),
-    "errors": ("CandidError",),
-    "evaluation": ("evaluate",),
-    "index": ("INDEXES",),
-    "losses": (
-        "LOSSES",
-        "InBatchSoftmaxLoss",
-        "LossOutput",
-        "SampledSoftmaxLoss",
-        "corrected_log_softmax",
-        "full_softmax",
-        "in_batch_softmax",
-        "sampled_softmax",
-    ),
-    "candidates": ("Candidates",),
-    "samplers": ("SAMPLERS", "with_negatives"),
-    "runs": ("evaluate_run", "load_run", "train_run"),
-    "towers": ("TOWERS", "RetrievalModel"),
+_PACKAGE_OF: Final = {
+    name: package
+    for package, names in {
+        "candidates": ("Candidates",),
+        "config": ("RunConfig", "default_recipe", "load_recipe"),
+        "data": ("DataConfig", "PreparedDataset", "open_dataset", "prepare"),
+        "errors": ("CandidError",),
+        "evaluation": ("EvaluationConfig", "EvaluationReport", "compare", "evaluate"),
+        "features": ("FEATURES",),
+        "index": ("INDEXES",),
+        "losses": (
+            "LOSSES",
+            "InBatchSoftmaxLoss",
+            "LossOutput",
+            "SampledSoftmaxLoss",
+            "corrected_log_softmax",
+            "full_softmax",
+            "in_batch_softmax",
+            "sampled_softmax",
+        ),
+        "runs": ("Run", "load_run", "train", "train_run"),
+        "samplers": ("SAMPLERS", "with_negatives"),
+        "towers": ("TOWERS", "RetrievalModel"),
+    }.items()
+    for name in names
 }
 
 
 def __getattr__(name: str) -> Any:
-    home = next((part for part, names in _HOMES.items() if name in names), None)
-    if home is not None:
-        return getattr(import_module(f"candid.{home}"), name)
+    if name in _PACKAGE_OF:
+        return getattr(import_module(f"candid.{_PACKAGE_OF[name]}"), name)
     if name.startswith("_") or find_spec(f"candid.{name}") is None:
         raise AttributeError(f"module 'candid' has no attribute {name!r}")
     return import_module(f"candid.{name}")

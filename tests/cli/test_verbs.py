@@ -95,7 +95,7 @@ def test_interrupt_while_measuring_reports_that_training_is_done(
 
     out = tmp_path / "r"
     with monkeypatch.context() as patch:
-        patch.setattr("candid.runs.evaluate_run", stop)
+        patch.setattr("candid.runs.Run.evaluate", stop)
         answer = candid("train", toy.recipe, "--data", toy.data, "--out", out, "--quiet")
     assert answer.code == 130
     assert answer.err.endswith(f"{out} is trained, measure it with: candid evaluate {out}\n")

@@ -23,7 +23,7 @@ from candid.export import ExportInput
 from candid.features import Bags, Codes
 from candid.features.context import context_frame
 from candid.runs.features import fit_features
-from candid.runs.run import Run, build_model
+from candid.runs import Run, build_model
 
 NUM_ITEMS, NUM_USERS, LENGTH = 17, 12, 5
 NOON = datetime.datetime(2026, 1, 31, 12)

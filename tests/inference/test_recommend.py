@@ -150,7 +150,7 @@ def test_table_has_users_and_titles(dataset):
 
 
 def test_recommend_in_several_batches(dataset, monkeypatch):
-    module = importlib.import_module("candid.inference.recommend")
+    module = importlib.import_module("candid.inference.query_set")
     monkeypatch.setattr(module, "BATCH_SIZE", 2)
     many = recommend(LastItem(6), dataset, user_ids=[0, 1, 0, 1, 1], k=2, max_length=9)
     assert many.item_ids.tolist() == [[2, 3], [1, 0], [2, 3], [1, 0], [1, 0]]

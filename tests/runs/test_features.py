@@ -1,4 +1,4 @@
-"""What training learns of features is what evaluation and serving use."""
+"""Features of a run: the same in training, evaluation and recommendation."""
 
 import dataclasses
 import json
@@ -12,15 +12,15 @@ from candid.batches import offsets_of
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError, DataError
-from candid.runs import MANIFEST, evaluate_run, load_run, train_run
+from candid.inference import NewItems, recommend
+from candid.runs import MANIFEST, load_run, train_run
 from candid.runs.features import FEATURES
-from candid.serve import NewItems, recommend
 
 NUM_ITEMS, NUM_USERS, LENGTH = 24, 60, 7
 
 
 def dataset():
-    """Users of kind 0 or 1 walk over the items of their kind; the last items are never trained."""
+    """Users of team 0 or 1 with items of their team; the last two items are never trained on."""
     rng = np.random.default_rng(0)
     kinds = np.arange(NUM_USERS) % 2
     items = rng.integers(0, NUM_ITEMS // 2 - 2, (NUM_USERS, LENGTH)) * 2 + kinds[:, None]
@@ -57,15 +57,15 @@ ITEM = {
 }
 
 
-def test_what_is_never_trained_is_no_negative_where_the_catalog_is_what_is_trained(tmp_path):
+def test_untrained_items_are_negatives_only_of_a_softmax_over_all(tmp_path):
     moved = {}
-    for catalog in ("all", "trained"):
-        config = recipe({"colour": "categorical"}, "field", 0.0, catalog=catalog, epochs=2)
-        train_run(config, dataset(), tmp_path / catalog)
-        ids = load_run(tmp_path / catalog, dataset()).model.item_tower.encoder.ids
+    for items in ("all", "trained"):
+        config = recipe({"colour": "categorical"}, "field", 0.0, softmax_over=items, epochs=2)
+        train_run(config, dataset(), tmp_path / items)
+        ids = load_run(tmp_path / items, dataset()).model.item_tower.encoder.ids
         # Without id dropout only items that are never trained read the unknown id, which
         # begins at zero: it moves if and only if they are negatives.
-        moved[catalog] = bool(ids.weight[0].detach().any())
+        moved[items] = bool(ids.weight[0].detach().any())
     assert moved == {"all": True, "trained": False}
 
 
@@ -96,7 +96,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_a_loaded_model_gives_the_vectors_it_had_in_training(run, tmp_path):
+def test_loaded_model_has_the_vectors_of_training(run, tmp_path):
     loaded = load_run(run, dataset())
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -120,15 +120,15 @@ def test_a_loaded_model_gives_the_vectors_it_had_in_training(run, tmp_path):
     assert not torch.allclose(unknown[~cold], known[~cold], atol=1e-3)
 
 
-def test_items_that_training_never_saw_are_found_by_their_features(tmp_path):
+def test_untrained_items_are_predicted_by_their_features(tmp_path):
     train_run(recipe({"colour": "categorical"}, "none"), dataset(), tmp_path / "run")
-    report = evaluate_run(load_run(tmp_path / "run", dataset()))
+    report = load_run(tmp_path / "run", dataset()).evaluate()
     assert report.counts["cold_targets"] == NUM_USERS
     # One of the 12 items of the user's colour, nearly; without features it is one of 24.
     assert np.log(12) - 0.01 < report.metrics["nll"].value < np.log(15)
 
 
-def test_resuming_goes_on_with_the_same_features(tmp_path):
+def test_resume_with_features(tmp_path):
     train_run(recipe(max_steps=3), dataset(), tmp_path / "cut")
     train_run(recipe(max_steps=9), dataset(), tmp_path / "cut", resume=True)
     train_run(recipe(max_steps=9), dataset(), tmp_path / "whole")
@@ -137,18 +137,18 @@ def test_resuming_goes_on_with_the_same_features(tmp_path):
         assert torch.equal(parameter, two.state_dict()[name]), name
 
 
-def test_resuming_with_features_in_another_order_is_refused(tmp_path):
+def test_resume_with_features_in_another_order_is_refused(tmp_path):
     item = {"price": {"type": "number"}, "log": {"type": "number", "column": "price"}}
     train_run(recipe(item, max_steps=3), dataset(), tmp_path)
     before = (tmp_path / MANIFEST).read_text()
     swapped = recipe(dict(reversed(item.items())), max_steps=6)
     # The weights of one would be read as those of the other: both have the same shape.
-    with pytest.raises(ConfigError, match="another 'features' section"):
+    with pytest.raises(ConfigError, match=r"another section \[features\]"):
         train_run(swapped, dataset(), tmp_path, resume=True)
     assert (tmp_path / MANIFEST).read_text() == before
 
 
-def test_a_vocabulary_that_changed_since_training_is_refused(run, tmp_path):
+def test_vocabulary_changed_since_training_is_refused(run, tmp_path):
     for file in (MANIFEST, "last.safetensors", "best.safetensors"):
         (tmp_path / file).write_bytes((run / file).read_bytes())
     with pytest.raises(ArtifactError, match=r"has no features\.json"):
@@ -156,7 +156,7 @@ def test_a_vocabulary_that_changed_since_training_is_refused(run, tmp_path):
     states = json.loads((run / FEATURES).read_text())
     states["item"]["price"]["mean"] = 17.0
     (tmp_path / FEATURES).write_text(json.dumps(states))
-    with pytest.raises(ArtifactError, match="not what this model was trained with"):
+    with pytest.raises(ArtifactError, match="has changed since training"):
         load_run(tmp_path, dataset())
     (tmp_path / FEATURES).write_text("{")
     with pytest.raises(ArtifactError, match=r"features\.json is damaged"):
@@ -175,16 +175,14 @@ def test_a_vocabulary_that_changed_since_training_is_refused(run, tmp_path):
         ({}, ConfigError, r"\[features\.item"),
     ],
 )
-def test_features_that_cannot_be_are_refused_before_a_folder_is_made(
-    tmp_path, item, error, sentence
-):
+def test_impossible_features_are_refused_before_a_folder_is_made(tmp_path, item, error, sentence):
     with pytest.raises(error, match=sentence):
         train_run(recipe(item=item), dataset(), tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
 def timed():
-    """Everybody takes item 0 in the morning and item 1 at night, and nothing else is known."""
+    """Every user takes item 0 in the morning and item 1 at night."""
     rng = np.random.default_rng(2)
     hours = np.sort(rng.integers(0, 24 * 60, (NUM_USERS, LENGTH)), axis=1)
     roles = np.zeros((NUM_USERS, LENGTH), dtype=np.uint8)
@@ -200,7 +198,7 @@ def timed():
     )
 
 
-def test_the_moment_of_a_question_decides_in_training_evaluation_and_service(tmp_path):
+def test_time_of_a_query_in_training_evaluation_and_recommendation(tmp_path):
     tower = {"dim": 8, "field_dim": 8, "hidden": [16], "dropout": 0.0}
     parts = [
         {"type": "causal_transformer", "dim": 8, "num_blocks": 1},
@@ -236,7 +234,7 @@ def test_the_moment_of_a_question_decides_in_training_evaluation_and_service(tmp
     data = timed()
     train_run(config, data, tmp_path / "run")
     loaded = load_run(tmp_path / "run", data)
-    assert evaluate_run(loaded).metrics["ndcg@1"].value > 0.9
+    assert loaded.evaluate().metrics["ndcg@1"].value > 0.9
     day = 24 * 3_600_000_000
     for hour, expected in ((5, 0), (20, 1)):
         found = recommend(
@@ -246,7 +244,7 @@ def test_the_moment_of_a_question_decides_in_training_evaluation_and_service(tmp
             k=1,
             max_length=8,
             filter_seen=False,
-            context=loaded.features.context_of(data),
+            context=loaded.features.context_for(data),
             time=100 * day + hour * 3_600_000_000,
         )
         assert found.item_ids[:, 0].tolist() == [expected] * 3
@@ -257,14 +255,14 @@ def test_the_moment_of_a_question_decides_in_training_evaluation_and_service(tmp
         k=1,
         max_length=8,
         filter_seen=False,
-        context=loaded.features.context_of(data),
+        context=loaded.features.context_for(data),
         time=100 * day + 5 * 3_600_000_000,
     )
     assert typed.item_ids[0, 0] == 0
 
 
-def newcomers(tmp_path):
-    """A run that reads histories and teams, and answers whoever has neither."""
+def run_for_anonymous_users(tmp_path):
+    """A run that reads histories and teams and needs neither."""
     tower = {"dim": 8, "field_dim": 8, "hidden": [16], "dropout": 0.0}
     parts = [
         {"type": "causal_transformer", "dim": 8, "num_blocks": 1, "dropout": 0.0},
@@ -287,32 +285,32 @@ def newcomers(tmp_path):
         "test",
     )
     data = dataset()
-    # The last users have nothing but a test target.
+    # The last users have test targets only.
     roles = data.roles.reshape(NUM_USERS, LENGTH)
     roles[-6:, :] = Role.TEST
     train_run(config, data, tmp_path / "run")
     return load_run(tmp_path / "run", data)
 
 
-def test_people_who_are_no_users_are_served_by_what_is_known_of_them(tmp_path):
-    loaded = newcomers(tmp_path)
+def test_anonymous_users_are_encoded_by_their_attributes(tmp_path):
+    loaded = run_for_anonymous_users(tmp_path)
     data = loaded.dataset
-    report = evaluate_run(loaded)
+    report = loaded.evaluate()
     assert report.counts["users"] == NUM_USERS
     assert report.counts["users_without_history"] == 0
     assert report.counts["cold_users"] == 6
 
-    def ask(attributes, histories):
+    def recommend_to(attributes, histories):
         return recommend(
             loaded.model,
             data,
             histories=histories,
-            user_features=loaded.features.people(attributes),
+            user_features=loaded.features.encode_users(attributes),
             k=5,
             max_length=8,
         )
 
-    by_team = ask([{"team": "red"}, {"team": "blue"}, {}], [[], [], []])
+    by_team = recommend_to([{"team": "red"}, {"team": "blue"}, {}], [[], [], []])
     assert (by_team.item_ids[0] % 2 == 0).all()
     assert (by_team.item_ids[1] % 2 == 1).all()
     # Of the same team and with the same history as a user that was never trained: one vector.
@@ -320,27 +318,27 @@ def test_people_who_are_no_users_are_served_by_what_is_known_of_them(tmp_path):
         loaded.model, data, user_ids=[NUM_USERS - 1], k=5, max_length=8, filter_seen=False
     )
     history = data.item_ids[-LENGTH:].tolist()
-    stranger = recommend(
+    anonymous = recommend(
         loaded.model,
         data,
         histories=[history],
-        user_features=loaded.features.people([{"team": "blue"}]),
+        user_features=loaded.features.encode_users([{"team": "blue"}]),
         k=5,
         max_length=8,
         filter_seen=False,
     )
-    assert stranger.item_ids.tolist() == known.item_ids.tolist()
-    np.testing.assert_allclose(stranger.scores, known.scores, atol=1e-5)
+    assert anonymous.item_ids.tolist() == known.item_ids.tolist()
+    np.testing.assert_allclose(anonymous.scores, known.scores, atol=1e-5)
     with pytest.raises(DataError, match="unknown attribute of users 'age': known: team"):
-        loaded.features.people([{"age": 3}])
-    with pytest.raises(ConfigError, match=r"feature 'team' is of 2 people and there are 1 hist"):
-        ask([{}, {}], [[1]])
-    with pytest.raises(ConfigError, match="people who are no users"):
+        loaded.features.encode_users([{"age": 3}])
+    with pytest.raises(ConfigError, match=r"feature 'team' has 2 values for 1 hist"):
+        recommend_to([{}, {}], [[1]])
+    with pytest.raises(ConfigError, match="describe anonymous users"):
         recommend(
             loaded.model,
             data,
             user_ids=[1],
-            user_features=loaded.features.people([{}]),
+            user_features=loaded.features.encode_users([{}]),
             k=5,
             max_length=8,
         )
@@ -391,11 +389,13 @@ def test_features_that_no_tower_reads_are_refused(tmp_path, side, section):
 def test_new_items_are_recommended_by_their_features(run):
     loaded = load_run(run, dataset())
     known = loaded.dataset.items
-    # Twins of items that training never saw, which are known by their features alone.
+    # Twins of untrained items, whose vectors depend on their features alone.
     twins = known[-2:].with_columns(source_id=pl.Series([100, 101]))
-    new = NewItems(twins, loaded.features.item.encode(twins))
+    with torch.inference_mode():
+        vectors = loaded.model.encode_item_values(loaded.features.item.encode(twins))
+    new = NewItems(twins, vectors)
 
-    def ask(new_items=None, **options):
+    def recommend_with(new_items=None, **options):
         return recommend(
             loaded.model,
             loaded.dataset,
@@ -406,7 +406,7 @@ def test_new_items_are_recommended_by_their_features(run):
             **options,
         )
 
-    found = ask(new, k=NUM_ITEMS + 2)
+    found = recommend_with(new, k=NUM_ITEMS + 2)
     assert (np.sort(found.item_ids) == np.arange(NUM_ITEMS + 2)).all()
     for scores, ids in zip(found.scores, found.item_ids, strict=True):
         by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
@@ -414,6 +414,6 @@ def test_new_items_are_recommended_by_their_features(run):
             assert by_id[twin] == pytest.approx(by_id[twin - 2], abs=1e-5)
     assert {100, 101} <= set(found.to_frame()["item"])
     with pytest.raises(ConfigError, match="new item 22 is in the catalog or listed twice"):
-        ask(dataclasses.replace(new, items=known[-2:]), k=1)
+        recommend_with(dataclasses.replace(new, items=known[-2:]), k=1)
     with pytest.raises(ConfigError, match="k 27 must be between 1 and the 26 items"):
-        ask(new, k=NUM_ITEMS + 3)
+        recommend_with(new, k=NUM_ITEMS + 3)

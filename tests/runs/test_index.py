@@ -1,4 +1,4 @@
-"""A run's index: of its model alone, tuned and measured on its users, opened again."""
+"""The index of a run: built, tuned, measured, written and opened again."""
 
 import dataclasses
 import sys
@@ -14,7 +14,12 @@ from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.index import ExactIndex, FaissIndex, UsearchIndex
 from candid.runs import INDEX, load_run, model_fingerprint, open_index, train_run
-from candid.runs.indexing import build_index, compare_indexes, index_config, survey
+from candid.runs.indexing import (
+    build_index,
+    compare_indexes,
+    encode_benchmark_data,
+    index_config,
+)
 
 CONFIG = {
     "name": "tiny",
@@ -51,7 +56,7 @@ def run(tmp_path_factory):
     return load_run(folder, dataset)
 
 
-def test_without_an_index_an_exact_one_is_built_in_memory(run):
+def test_open_index_of_a_run_without_one(run):
     opened = open_index(run)
     assert opened.folder is None
     assert opened.source_ids.source_ids([3]) == ["i03"]
@@ -60,12 +65,12 @@ def test_without_an_index_an_exact_one_is_built_in_memory(run):
     assert torch.equal(found.item_ids, ExactIndex(vectors).search(vectors[:5], 3).item_ids)
 
 
-def test_an_index_that_was_asked_for_must_be_there(run, tmp_path):
+def test_open_index_in_a_folder_without_one(run, tmp_path):
     with pytest.raises(ArtifactError, match="is not an index"):
         open_index(run, tmp_path)
 
 
-def test_the_fingerprint_is_of_weights_and_dataset(run):
+def test_fingerprint_depends_on_weights_and_dataset(run):
     same = load_run(run.folder, run.dataset)
     assert model_fingerprint(same) == model_fingerprint(run)
     with torch.no_grad():
@@ -76,15 +81,15 @@ def test_the_fingerprint_is_of_weights_and_dataset(run):
     assert model_fingerprint(other) != model_fingerprint(run)
 
 
-def test_what_is_built_is_written_measured_and_opened_by_its_model_alone(run, tmp_path):
-    ground = survey(run, k=10)
-    assert ground.truth.query.shape == (60, 8)
+def test_built_index_is_opened_only_for_its_model(run, tmp_path):
+    data = encode_benchmark_data(run, k=10)
+    assert data.truth.query.shape == (60, 8)
     config = FaissIndex.Config(num_lists=5)
-    found = build_index(run, ground, config, tmp_path / "index", target_recall=0.9)
+    result = build_index(run, data, config, tmp_path / "index", target_recall=0.9)
     opened = open_index(run, tmp_path / "index")
-    assert opened.config == found.config
-    assert opened.config.num_probes == found.settings["num_probes"]
-    assert opened.measured["recall"] == pytest.approx(found.measured.recall, abs=1e-4)
+    assert opened.config == result.config
+    assert opened.config.num_probes == result.settings["num_probes"]
+    assert opened.measured["recall"] == pytest.approx(result.measurement.recall, abs=1e-4)
     assert (opened.measured["k"], opened.measured["queries"]) == (10, 30)
     assert opened.source_ids.built.equals(run.dataset.items["source_id"])
     other = load_run(run.folder, run.dataset)
@@ -94,19 +99,19 @@ def test_what_is_built_is_written_measured_and_opened_by_its_model_alone(run, tm
         open_index(other, tmp_path / "index")
 
 
-def test_an_index_in_the_folder_of_the_run_is_found(tmp_path):
+def test_open_index_in_the_folder_of_the_run(tmp_path):
     dataset = dataset_of(seed=1)
     train_run(parse_config(CONFIG, "test"), dataset, tmp_path / "run")
     mine = load_run(tmp_path / "run", dataset)
-    build_index(mine, survey(mine), ExactIndex.Config())
+    build_index(mine, encode_benchmark_data(mine), ExactIndex.Config())
     opened = open_index(mine)
     assert opened.folder == tmp_path / "run" / INDEX
     assert opened.measured["recall"] == 1
 
 
-def test_users_are_asked_with_what_came_before_their_last_interaction(run):
+def test_queries_are_histories_before_the_last_interaction(run):
     dataset = run.dataset
-    queries = survey(run, k=1, num_queries=1000).truth.query
+    queries = encode_benchmark_data(run, k=1, num_queries=1000).truth.query
     expected = []
     with torch.no_grad():
         for user in range(dataset.num_users):
@@ -118,38 +123,38 @@ def test_users_are_asked_with_what_came_before_their_last_interaction(run):
     nearest = torch.cdist(queries.double(), expected.double()).min(dim=1)
     assert float(nearest.values.max()) < 1e-4
     assert sorted(nearest.indices.tolist()) == list(range(dataset.num_users))
-    assert len(survey(run, k=1, num_queries=7).truth.query) == 7
+    assert len(encode_benchmark_data(run, k=1, num_queries=7).truth.query) == 7
 
 
-def test_an_index_below_the_least_recall_is_not_written(run, tmp_path):
-    ground = survey(run, k=10)
+def test_index_below_min_recall_is_not_written(run, tmp_path):
+    data = encode_benchmark_data(run, k=10)
     config = FaissIndex.Config(num_lists=25)
-    with pytest.raises(ArtifactError, match=r"recall@10 is .*, below the 0.999 asked for"):
-        build_index(run, ground, config, tmp_path / "i", target_recall=0.3, min_recall=0.999)
+    with pytest.raises(ArtifactError, match=r"recall@10 is .*, below --min-recall 0.999"):
+        build_index(run, data, config, tmp_path / "i", target_recall=0.3, min_recall=0.999)
     assert not (tmp_path / "i").exists()
 
 
-def test_a_comparison_measures_each_and_says_what_it_left_out(run, monkeypatch):
+def test_compare_indexes_with_a_missing_library(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch.index", None)
-    contenders = {"one": ExactIndex.Config(), "two": FaissIndex.Config(kind="flat")}
-    contenders["three"] = UsearchIndex.Config()
-    told = []
-    found, notes = compare_indexes(
-        survey(run, k=10), contenders, progress=lambda *said: told.append(said)
+    configs = {"one": ExactIndex.Config(), "two": FaissIndex.Config(kind="flat")}
+    configs["three"] = UsearchIndex.Config()
+    stages = []
+    results, notes = compare_indexes(
+        encode_benchmark_data(run, k=10), configs, progress=lambda *stage: stages.append(stage)
     )
-    assert [entry.name for entry in found] == ["one", "two"]
-    assert all(entry.measured.recall == 1 for entry in found)
+    assert [entry.name for entry in results] == ["one", "two"]
+    assert all(entry.measurement.recall == 1 for entry in results)
     assert len(notes) == 1
-    assert notes[0].startswith("three: index 'usearch' needs USearch")
-    assert told[-1] == ("building and measuring", 2, 3)
+    assert notes[0].startswith("three: the index 'usearch' needs USearch")
+    assert stages[-1] == ("building and measuring", 2, 3)
 
 
 class TestRefuses:
-    def test_a_k_beyond_the_catalog(self, run):
+    def test_k_beyond_the_catalog(self, run):
         with pytest.raises(ConfigError, match="--k 51 must be between 1 and the 50 items"):
-            survey(run, k=51)
+            encode_benchmark_data(run, k=51)
 
-    def test_a_dataset_of_users_without_a_history(self, run):
+    def test_dataset_without_histories(self, run):
         alone = dataset_of(length=6)
         alone = dataclasses.replace(
             alone,
@@ -158,7 +163,7 @@ class TestRefuses:
             user_offsets=np.arange(61),
         )
         with pytest.raises(DataError, match="no user has 2 interactions"):
-            survey(dataclasses.replace(run, dataset=alone))
+            encode_benchmark_data(dataclasses.replace(run, dataset=alone))
 
     @pytest.mark.parametrize(
         ("overrides", "words"),
@@ -170,12 +175,12 @@ class TestRefuses:
             (["index.type=faiss", "index.num_prob=3"], "num_prob"),
         ],
     )
-    def test_settings_that_are_none(self, run, overrides, words):
+    def test_wrong_settings(self, run, overrides, words):
         with pytest.raises(ConfigError, match=words):
             index_config(run, overrides)
 
 
-def test_the_index_is_exact_where_the_catalog_is_small_and_nobody_says_otherwise(run):
+def test_default_index_of_a_small_catalog_is_exact(run):
     assert index_config(run, []) == ExactIndex.Config()
     config = index_config(run, ["index.type=faiss", "index.kind=hnsw", "index.num_links=8"])
     assert config == FaissIndex.Config(kind="hnsw", num_links=8)

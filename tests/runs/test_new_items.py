@@ -1,4 +1,4 @@
-"""New items come from a file like that of the items, and are recommended by name."""
+"""New items from a file, recommended beside the catalog."""
 
 import json
 

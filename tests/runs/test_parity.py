@@ -1,18 +1,20 @@
-"""What is served is what was trained: from the trainer, from the folder, from raw values."""
+"""Vectors of the trainer, of the loaded run and from raw values are equal."""
 
 import datetime
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-import candid.runs.run
+import candid.runs.training
 from candid.batches import Queries, offsets_of
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role
 from candid.features import FEATURES
+from candid.inference import queries_for_users
 from candid.runs import load_run, train_run
 
 NUM_ITEMS, NUM_USERS, LENGTH = 14, 12, 5
@@ -20,8 +22,8 @@ COLD_ITEMS, COLD_USERS = [12, 13], [10, 11]
 NOON = datetime.datetime(2026, 1, 31, 12)
 DAY = datetime.timedelta(days=1)
 
-# Of each type: settings, what rows hold in turn, and the same as somebody would write it.
-# A new type of feature adds its line here.
+# Of each feature type: settings, values of the rows in turn, and the same values as text.
+# A new feature type adds its line here.
 COLUMNS = {
     "bag": [
         ({}, [["a", "b"], ["b"], [], ["a"], None], ["a|b", "b", [], "a", ""]),
@@ -51,7 +53,7 @@ COLUMNS = {
         )
     ],
 }
-# The column of the moment that each type can read; a vector is none of them.
+# The column of the context table that each type can read; a vector cannot read any.
 CONTEXT = {
     "bag": "event_type",
     "categorical": "event_type",
@@ -77,7 +79,7 @@ def turns(values, num_rows):
 
 
 def dataset(column):
-    """The last two items and users have no row that is trained on."""
+    """The last two items and users have no training targets."""
     rng = np.random.default_rng(0)
     items = rng.integers(0, NUM_ITEMS - 2, (NUM_USERS, LENGTH))
     roles = np.full((NUM_USERS, LENGTH), Role.TRAIN, dtype=np.uint8)
@@ -126,24 +128,24 @@ def recipe(name, settings):
 
 
 @pytest.mark.parametrize(("name", "settings", "column", "written"), list(cases()))
-def test_served_vectors_are_those_of_training(
+def test_vectors_of_a_loaded_run_equal_those_of_training(
     name, settings, column, written, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     models, contexts = [], []
-    build, loader = candid.runs.run.build_model, candid.runs.run.Loader
+    build, loader = candid.runs.training.build_model, candid.runs.training.Loader
 
-    def kept(*arguments):
+    def build_and_keep(*arguments):
         models.append(build(*arguments))
         return models[-1]
 
-    def watched(dataset, config, seed, context):
+    def load_and_keep(dataset, config, seed, context):
         contexts.append(context)
         return loader(dataset, config, seed, context)
 
     with monkeypatch.context() as patch:
-        patch.setattr(candid.runs.run, "build_model", kept)
-        patch.setattr(candid.runs.run, "Loader", watched)
+        patch.setattr(candid.runs.training, "build_model", build_and_keep)
+        patch.setattr(candid.runs.training, "Loader", load_and_keep)
         train_run(recipe(name, settings), dataset(column), tmp_path / "run")
     (trained,), (context,) = models, contexts
     loaded = load_run(tmp_path / "run", dataset(column))
@@ -157,35 +159,30 @@ def test_served_vectors_are_those_of_training(
             loaded.model.encode_item_values(loaded.features.item.encode(raw)), catalog[COLD_ITEMS]
         )
         check_queries(loaded, trained, context, turns(written or column, NUM_USERS))
-    # A feature that did nothing would be served alike by anything.
+    # The feature has an effect: items with other values have other vectors.
     assert len(catalog[COLD_ITEMS].unique(dim=0)) == 2
 
 
 def check_queries(loaded, trained, context, written):
     data = loaded.dataset
     users, events = np.arange(NUM_USERS), data.user_offsets[1:] - 1
-    moments = None if context is None else context.at(events)
-    expected = trained.encode_queries(Queries(user_ids=torch.from_numpy(users), context=moments))
-    again = loaded.features.context_of(data)
-    if again is not None:
-        rows = [
-            again.asked(
-                int(data.timestamps[event]),
-                data.user_offsets[user : user + 1],
-                events[user : user + 1],
-                1,
-                data.event_type_names[data.event_types[event]],
-            )
-            for user, event in enumerate(events)
-        ]
-    for user in users:
-        moment = None if again is None else rows[user]
-        asked = Queries(user_ids=torch.tensor([user]), context=moment)
-        close(loaded.model.encode_queries(asked), expected[user : user + 1])
+    values = None if context is None else context.at(events)
+    expected = trained.encode_queries(Queries(user_ids=torch.from_numpy(users), context=values))
+    for user, event in enumerate(events):
+        queries = queries_for_users(
+            data,
+            users[user : user + 1],
+            events[user : user + 1],
+            max_length=LENGTH,
+            context=loaded.context,
+            times=data.timestamps[event : event + 1],
+            event_types=pl.Series([data.event_type_names[data.event_types[event]]]),
+        )
+        close(loaded.model.encode_queries(queries), expected[user : user + 1])
         if user in COLD_USERS:
-            person = loaded.features.people([{"x": written[user]}])
-            asked = Queries(user_ids=torch.tensor([-1]), context=moment, user_features=person)
-            close(loaded.model.encode_queries(asked), expected[user : user + 1])
+            features = loaded.features.encode_users([{"x": written[user]}])
+            anonymous = replace(queries, user_ids=torch.tensor([-1]), user_features=features)
+            close(loaded.model.encode_queries(anonymous), expected[user : user + 1])
 
 
 def close(served, trained):

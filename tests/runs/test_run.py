@@ -1,4 +1,4 @@
-"""One folder a run: the same seed gives the same run, however often it was stopped."""
+"""Training runs: reproducible from a seed, exact to resume, refused when they cannot work."""
 
 import json
 from dataclasses import replace
@@ -12,14 +12,14 @@ from candid.batches import BatchesConfig, offsets_of
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError, DataError
-from candid.runs import MANIFEST, evaluate_run, load_run, pick_device, train_run
+from candid.runs import MANIFEST, load_run, pick_device, train_run
 from candid.training import LAST, read_checkpoint
 
 NUM_ITEMS = 15
 
 
 def dataset(num_users=40, length=8, seed=0):
-    """Every user walks round the catalog; the last two steps are held out."""
+    """Every user walks through the catalog in order; the last two steps are held out."""
     starts = np.random.default_rng(seed).integers(0, NUM_ITEMS, num_users)
     roles = np.zeros((num_users, length), dtype=np.uint8)
     roles[:, -2], roles[:, -1] = Role.VALIDATION, Role.TEST
@@ -56,7 +56,7 @@ def losses(folder):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_a_seed_is_a_run(tmp_path):
+def test_run_is_reproducible_from_its_seed(tmp_path):
     data = dataset()
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
         train_run(recipe(seed), data, tmp_path / name)
@@ -68,11 +68,11 @@ def test_a_seed_is_a_run(tmp_path):
         torch.equal(one[name], other[name]) for name in one if name.endswith("qkv.weight")
     )
     assert losses(tmp_path / "one") == losses(tmp_path / "again") != losses(tmp_path / "other")
-    reports = [evaluate_run(load_run(tmp_path / n, data)).to_json() for n in ("one", "again")]
+    reports = [load_run(tmp_path / n, data).evaluate().to_json() for n in ("one", "again")]
     assert reports[0] == reports[1]
 
 
-def test_a_run_stopped_twice_is_the_run(tmp_path):
+def test_run_resumed_twice_equals_the_whole_run(tmp_path):
     data = dataset()
     whole = train_run(recipe(), data, tmp_path / "whole")
     for steps in (4, 11):
@@ -83,7 +83,7 @@ def test_a_run_stopped_twice_is_the_run(tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 
 
-def test_a_run_without_a_checkpoint_yet_goes_on_from_its_beginning(tmp_path):
+def test_resume_without_a_checkpoint_starts_again(tmp_path):
     data = dataset()
     whole = train_run(recipe(), data, tmp_path / "whole")
     (tmp_path / "killed").mkdir()
@@ -95,14 +95,14 @@ def test_a_run_without_a_checkpoint_yet_goes_on_from_its_beginning(tmp_path):
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
-def test_the_best_model_is_the_one_that_is_loaded(tmp_path):
+def test_load_run_returns_the_best_model(tmp_path):
     data = dataset()
     result = train_run(recipe(), data, tmp_path / "run")
-    found = evaluate_run(load_run(tmp_path / "run", data), Role.VALIDATION)
-    assert found.metrics["ndcg@5"].value == pytest.approx(result.state.best, abs=1e-9)
+    report = load_run(tmp_path / "run", data).evaluate("validation")
+    assert report.metrics["ndcg@5"].value == pytest.approx(result.state.best, abs=1e-9)
 
 
-def test_what_cannot_work_leaves_no_folder(tmp_path):
+def test_impossible_config_leaves_no_folder(tmp_path):
     config = recipe()
     evaluation = config.evaluation.model_copy(update={"ks": (1, 99)})
     with pytest.raises(ConfigError, match="99 exceeds the 15 items"):
@@ -111,11 +111,11 @@ def test_what_cannot_work_leaves_no_folder(tmp_path):
 
 
 @pytest.mark.parametrize("validation_users", [None, 7])
-def test_a_validation_without_a_visible_target_is_refused_before_it_is_trained_for(
+def test_validation_without_a_relevant_target_is_refused_before_training(
     tmp_path, validation_users
 ):
     data = dataset()
-    # Every user comes back to where the walk began, which evaluation hides.
+    # The validation target of every user is the first item of the walk, which is seen.
     items = data.item_ids.reshape(data.num_users, -1).copy()
     items[:, -2] = items[:, 0]
     data = replace(data, item_ids=items.ravel())
@@ -127,17 +127,18 @@ def test_a_validation_without_a_visible_target_is_refused_before_it_is_trained_f
         )
         return config.model_copy(update={"evaluation": evaluation})
 
-    sentence = rf"all {validation_users or 40} validation targets .* hides, so that ndcg@5 .* false"
+    num_targets = validation_users or 40
+    sentence = rf"ndcg@5 is undefined: all {num_targets} validation targets .* hides them.* false"
     with pytest.raises(DataError, match=sentence):
         train_run(settings(), data, tmp_path / "run")
     assert not list(tmp_path.iterdir())
     result = train_run(settings(filter_seen=False), data, tmp_path / "run")
-    told = [line["validation/ndcg@5"] for line in result.state.history]
+    values = [line["validation/ndcg@5"] for line in result.state.history]
     assert result.manifest["result"]["metric"] == "ndcg@5"
-    assert result.manifest["result"]["best"] == max(told)
+    assert result.manifest["result"]["best"] == max(values)
 
 
-def test_a_run_that_cannot_take_a_step_leaves_the_folder_as_it_was(tmp_path):
+def test_run_that_fails_before_its_first_step_leaves_the_folder_unchanged(tmp_path):
     config = recipe(trackers=["jsonl", "tensorboard"])
     config = config.model_copy(update={"batches": BatchesConfig(unit="interaction")})
     (tmp_path / "made").mkdir()
@@ -147,24 +148,24 @@ def test_a_run_that_cannot_take_a_step_leaves_the_folder_as_it_was(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["made"]
 
 
-def test_a_folder_with_something_else_is_not_offered_for_resuming(tmp_path):
+def test_train_into_a_folder_with_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    for out, what in ((tmp_path, "is not empty"), (tmp_path / "notes.txt", "is a file")):
-        with pytest.raises(ConfigError, match=f"{what}: name a new or empty folder with --out"):
+    for out, reason in ((tmp_path, "is not empty"), (tmp_path / "notes.txt", "is a file")):
+        with pytest.raises(ConfigError, match=f"{reason}: name a new or empty folder with --out"):
             train_run(recipe(), dataset(), out)
     with pytest.raises(ArtifactError, match="cannot write"):
         train_run(recipe(), dataset(), tmp_path / "notes.txt" / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_run_whose_parts_are_gone_says_which(tmp_path):
+def test_load_run_names_the_missing_part(tmp_path):
     train_run(recipe(max_steps=1), dataset(), tmp_path / "run")
     path = tmp_path / "run" / MANIFEST
     manifest = json.loads(path.read_text())
     with pytest.raises(ArtifactError, match="is not a run"):
         load_run(path)
     path.write_text(json.dumps(manifest | {"dataset": {"path": "/gone", "fingerprint": "x"}}))
-    with pytest.raises(ArtifactError, match=r"trained on /gone, which is no longer there.*--data"):
+    with pytest.raises(ArtifactError, match=r"trained on /gone, which does not exist.*--data"):
         load_run(tmp_path / "run")
     manifest["config"]["loss"]["type"] = "hinge"
     path.write_text(json.dumps(manifest))
@@ -172,11 +173,24 @@ def test_a_run_whose_parts_are_gone_says_which(tmp_path):
         load_run(tmp_path / "run", dataset())
 
 
-def test_a_run_belongs_to_its_recipe_and_its_dataset(tmp_path):
+def test_run_of_an_older_format_is_refused(tmp_path):
+    train_run(recipe(max_steps=1), dataset(), tmp_path / "run")
+    path = tmp_path / "run" / MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["format"]
+    path.write_text(json.dumps(manifest))
+    sentence = "holds a run of format 1 and this version of candid reads format 2: train again"
+    with pytest.raises(ArtifactError, match=sentence):
+        load_run(tmp_path / "run", dataset())
+    with pytest.raises(ArtifactError, match=sentence):
+        train_run(recipe(), dataset(), tmp_path / "run", resume=True)
+
+
+def test_resume_and_load_refuse_another_recipe_or_dataset(tmp_path):
     train_run(recipe(max_steps=2), dataset(), tmp_path / "run")
-    with pytest.raises(ConfigError, match="already holds a run: add --resume"):
+    with pytest.raises(ConfigError, match="already holds a run: continue it with --resume"):
         train_run(recipe(), dataset(), tmp_path / "run")
-    with pytest.raises(ConfigError, match="another 'seed' section"):
+    with pytest.raises(ConfigError, match=r"another section \[seed\]"):
         train_run(recipe(seed=1), dataset(), tmp_path / "run", resume=True)
     for key, other in (("metric", "recall@5"), ("filter_seen", False)):
         evaluation = recipe().evaluation.model_copy(update={key: other})
@@ -187,17 +201,17 @@ def test_a_run_belongs_to_its_recipe_and_its_dataset(tmp_path):
         train_run(recipe(), dataset(seed=5), tmp_path / "run", resume=True)
     with pytest.raises(ArtifactError, match="another version of the dataset"):
         load_run(tmp_path / "run", dataset(seed=5))
-    with pytest.raises(ArtifactError, match="in memory: name one with --data"):
+    with pytest.raises(ArtifactError, match="in memory: name a dataset with --data"):
         load_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "abacus"])
-def test_a_device_that_is_not_there_is_named(name):
+def test_missing_device_is_refused(name):
     with pytest.raises(ConfigError, match=rf"device '{name}' cannot be used here"):
         pick_device(name)
 
 
-def test_a_device_without_float64_is_refused(monkeypatch):
+def test_device_without_float64_is_refused(monkeypatch):
     def empty(size, device, dtype=torch.float32):
         if dtype == torch.float64:
             raise TypeError("the framework doesn't support float64")
@@ -209,15 +223,15 @@ def test_a_device_without_float64_is_refused(monkeypatch):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_run_on_cuda_is_measured_alike_on_the_cpu(tmp_path):
+def test_run_on_cuda_has_equal_metrics_on_the_cpu(tmp_path):
     data = dataset()
     config = recipe(precision="bfloat16").model_copy(update={"device": "cuda"})
     train_run(config.model_copy(update={"training": recipe(max_steps=4).training}), data, tmp_path)
     train_run(config, data, tmp_path, resume=True)
     run = load_run(tmp_path, data)
     assert run.model.device.type == "cuda"
-    far = evaluate_run(run, Role.VALIDATION).metrics
+    on_cuda = run.evaluate("validation").metrics
     run.model.cpu()
-    near = evaluate_run(run, Role.VALIDATION).metrics
-    assert far["nll"].value == pytest.approx(near["nll"].value, rel=1e-3)
-    assert far["ndcg@5"].value == pytest.approx(near["ndcg@5"].value, abs=0.05)
+    on_cpu = run.evaluate("validation").metrics
+    assert on_cuda["nll"].value == pytest.approx(on_cpu["nll"].value, rel=1e-3)
+    assert on_cuda["ndcg@5"].value == pytest.approx(on_cpu["ndcg@5"].value, abs=0.05)

@@ -13,7 +13,7 @@ from candid.batches import Batch, Loader
 from candid.config import RunConfig
 from candid.data import PreparedDataset, Role
 from candid.runs.features import RunFeatures, fit_features
-from candid.runs.run import Run, build_model
+from candid.runs import Run, build_model
 from candid.towers import RetrievalModel
 
 
@@ -91,7 +91,7 @@ def _audit_input(
     num_rows: int,
     seed: int,
 ) -> AuditInput:
-    loader = Loader(dataset, config.batches, seed, features.context_of(dataset))
+    loader = Loader(dataset, config.batches, seed, features.context_for(dataset))
     rng = np.random.default_rng(seed)
     queries: list[Tensor] = []
     positive_ids: list[Tensor] = []

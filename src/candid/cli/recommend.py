@@ -14,105 +14,86 @@ from candid.errors import ConfigError
 
 
 def recommend(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run")],
     user: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="A user of the data; may be repeated.")
+        list[str] | None, typer.Option(metavar="ID", help="User of the dataset; repeatable")
     ] = None,
     history: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ITEM",
-            help="An item (id or title) of one history, earliest first; may be repeated.",
+            help="Item (id or title) of the history of a new user, earliest first; repeatable",
         ),
     ] = None,
     user_attribute: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="What is known of somebody who is no user of the data, as age=25, with a "
-            "--history or without; may be repeated.",
+            help="Attribute of a new user, such as age=25, with or without --history; repeatable",
         ),
     ] = None,
-    k: Annotated[int, typer.Option("--k", "-k", help="Recommendations for each.")] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", help="Recommendations per user")] = 10,
     at: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Moment of the question (2026-01-31T18:30, UTC), for models that read it; none: "
-            "now.",
+            help="Time of the recommendation (2026-01-31T18:30, UTC), for models that read it; "
+            "default: now",
         ),
     ] = None,
     event_type: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND",
-            help="Kind of interaction asked for, for models that read it; none: any.",
+            metavar="NAME",
+            help="Event type to predict, for models that read it; default: any",
         ),
     ] = None,
     include_seen: Annotated[
-        bool, typer.Option("--include-seen", help="Also recommend what is in the history.")
+        bool, typer.Option("--include-seen", help="Also recommend items of the history")
     ] = False,
     new_items: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A table, like that of the items, of new ones that may be recommended too, by "
-            "their features.",
+            help="Table of new items, in the format of the item table, to recommend by their "
+            "features beside the catalog",
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Prepared dataset; none: the one the run was trained on.")
+        Path | None, typer.Option(help="Prepared dataset; default: the dataset of the run")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Recommend items to users of the data, or to whoever has the history you type."""
+    """Recommend items to users of the dataset, or to a new user by history and attributes."""
     if bool(user) == bool(history or user_attribute):
         raise ConfigError(
-            "say for whom: either --user ID, or --history ITEM and --user-attribute NAME=VALUE, "
-            "each repeatable"
+            "name the users to recommend to: either --user ID, or --history ITEM and "
+            "--user-attribute NAME=VALUE, each repeatable"
         )
-
     time = None if at is None else _microseconds(at)
     attributes = _attributes(user_attribute or [])
     from candid.cli.progress import stage_progress
     from candid.data.lookup import item_ids_of, user_ids_of
     from candid.runs import load_run, read_new_items
-    from candid.serve import recommend as recommend_to
 
     loaded = load_run(run, data)
-    context = loaded.features.context_of(loaded.dataset)
-    read = loaded.context_columns
-    if time is not None and not read & {"time", "since"}:
-        raise ConfigError("--at: the model of this run does not read the moment; leave it out")
-    if event_type is not None and "event_type" not in read:
-        raise ConfigError("--event_type: the model of this run does not read it; leave it out")
-    if attributes and not loaded.model.reads_user_features:
-        raise ConfigError(
-            "--user-attribute: the model of this run reads no features of users; leave it out, or "
-            "train one with [features.user.NAME] sections and a tower 'user_features'"
-        )
-    console, people = Console(json, quiet), None
-    if attributes:
-        people = loaded.features.people([attributes])
-    histories = [item_ids_of(loaded.dataset, history or []).tolist()]
+    console = Console(json, quiet)
+    histories = [item_ids_of(loaded.dataset, history or [])]
     with stage_progress(console) as progress:
-        found = recommend_to(
-            loaded.model,
-            loaded.dataset,
+        recommendations = loaded.recommend_ids(
             user_ids=user_ids_of(loaded.dataset, user) if user else None,
             histories=None if user else histories,
+            attributes=[attributes] if attributes else None,
             k=k,
-            max_length=loaded.config.batches.max_length,
             filter_seen=not include_seen,
-            context=context,
             time=time,
             event_type=event_type,
-            user_features=people,
             new_items=None if new_items is None else read_new_items(loaded, new_items),
             progress=progress,
         )
-    console.result({"run": str(run), "answers": found.to_json()}, found.table())
+    document = {"run": str(run), "answers": recommendations.to_json()}
+    console.result(document, recommendations.table())
 
 
 def _attributes(texts: list[str]) -> dict[str, str]:
@@ -124,7 +105,7 @@ def _attributes(texts: list[str]) -> dict[str, str]:
         if name in attributes:
             raise ConfigError(
                 f"--user-attribute {name!r} is given twice, as {attributes[name]!r} and {value!r}: "
-                "keep one; several values of one attribute stand as NAME=a|b"
+                "keep one; write several values of one attribute as NAME=a|b"
             )
         attributes[name] = value
     return attributes
@@ -132,9 +113,9 @@ def _attributes(texts: list[str]) -> dict[str, str]:
 
 def _microseconds(text: str) -> int:
     try:
-        moment = datetime.datetime.fromisoformat(text)
+        time = datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"--at {text!r} is not a moment such as 2026-01-31T18:30") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return round(moment.timestamp() * 1_000_000)
+        raise ConfigError(f"--at {text!r} is not a time such as 2026-01-31T18:30") from None
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=datetime.UTC)
+    return round(time.timestamp() * 1_000_000)

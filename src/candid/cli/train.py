@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from candid.cli.console import Console
-from candid.cli.evaluate import Split, measured
+from candid.cli.evaluate import Split, evaluate_and_save
 from candid.cli.options import Json, Quiet, Set
 from candid.cli.prepare import run_prepare
 from candid.cli.recipe_keys import ALL, key_lines, section_lines
@@ -102,7 +102,7 @@ def train(
         console.note("measuring on the test split")
         try:
             with stage_progress(console) as shown:
-                report, path = measured(run, Split.TEST, progress=shown)
+                report, path = evaluate_and_save(run, Split.TEST, progress=shown)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped while measuring; {out} is trained, measure it with: candid evaluate {out}"

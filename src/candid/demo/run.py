@@ -34,7 +34,7 @@ from candid.demo.page import ORACLE, DemoReport, ModelResult, write_page
 from candid.errors import ConfigError
 from candid.evaluation import EvaluationReport, evaluate
 from candid.losses.correction import corrections_for
-from candid.runs import MANIFEST, evaluate_run, load_run, train_run
+from candid.runs import MANIFEST, load_run, train_run
 from candid.synthetic import SyntheticConfig, SyntheticData
 from candid.training import Progress
 
@@ -200,7 +200,7 @@ def _trained_result(
     with progress() as display:
         result = train_run(config, dataset, folder, progress=display)
     run = load_run(folder, dataset)
-    report = evaluate_run(run, Role.TEST, true_log_prob=oracle.log_prob)
+    report = run.evaluate(true_log_prob=oracle.log_prob)
     test = held_out(dataset, Role.TEST)
     first_users = _first_users(test, _CALIBRATION_USERS)
     return ModelResult(

@@ -1,8 +1,11 @@
 """From the known history and attributes of a user to a query, and from a query to items.
 
-``queries`` builds and encodes queries, ``recommend`` searches and labels the items,
-``two_tower_model`` states what a model must offer. Evaluation, ``Run``, the command line and
-the server all use this package.
+queries          single queries, packing, what counts as seen
+query_set        many queries of one dataset, encoded in batches
+recommend        search over the item vectors; recommendations with source ids and titles
+two_tower_model  what a model must offer
+
+Evaluation, ``Run``, the command line and the server all use this package.
 """
 
 from candid.inference.item_subset import ItemSubset
@@ -19,6 +22,7 @@ from candid.inference.queries import (
     query_for_user,
     seen_items,
 )
+from candid.inference.query_set import QuerySet, query_set
 from candid.inference.recommend import NewItems, recommend
 from candid.inference.recommendations import Recommendations
 from candid.inference.two_tower_model import (
@@ -32,6 +36,7 @@ __all__ = [
     "EncodeAttributes",
     "ItemSubset",
     "NewItems",
+    "QuerySet",
     "RecommendQuery",
     "Recommendations",
     "StageProgress",
@@ -46,6 +51,7 @@ __all__ = [
     "queries_for_users",
     "query_for_history",
     "query_for_user",
+    "query_set",
     "recommend",
     "seen_items",
 ]

@@ -1,4 +1,4 @@
-"""The features of a run: fitted once, written beside the checkpoint, read ever after."""
+"""The features of a run: fitted before training, written beside the checkpoint, then only read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from candid.features import (
     no_context,
     restore_table,
 )
-from candid.runs.people import frame_of
+from candid.runs.anonymous_users import parse_attributes
 from candid.towers import RetrievalModel, TowerContext
 
 FEATURES = "features.json"
@@ -34,13 +34,13 @@ FEATURES = "features.json"
 
 @dataclass(frozen=True)
 class RunFeatures:
-    """What a run knows of its users and items.
+    """Features of the items, users and query contexts of a run.
 
     Attributes:
         item: features of the V items, or None.
         user: features of the U users, or None.
-        context: features of the moment of a question, or None.
-        user_columns: type of each column of the table of users.
+        context: features of the context of a query, or None.
+        user_columns: type of each column of the user table.
     """
 
     item: FeatureTable | None = None
@@ -49,72 +49,72 @@ class RunFeatures:
     user_columns: Mapping[str, pl.DataType] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
-        """What was learnt, as plain JSON values; empty without features."""
+        """Return what was fitted, as plain JSON values; empty without features."""
         tables = {"item": self.item, "user": self.user, "context": self.context}
         return {side: table.state() for side, table in tables.items() if table is not None}
 
-    def context_of(self, dataset: PreparedDataset) -> Context | None:
-        """What encodes the moments of questions about ``dataset``; None without features."""
+    def context_for(self, dataset: PreparedDataset) -> Context | None:
+        """Return the encoder of query contexts of ``dataset``; None without context features."""
         return None if self.context is None else Context(dataset, self.context)
 
-    def people(self, attributes: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
-        """Encode people who are no users of the dataset.
+    def encode_users(self, attributes: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
+        """Encode the attributes of anonymous users, who are not users of the dataset.
 
         Args:
-            attributes: of each person, by column of the table of users; what is left out is not
-                known. Text is read as the column's type: "25" is a number where ages are, and
-                "a|b" two values where the column holds lists.
+            attributes: of each user, by column of the user table; an attribute that is left out
+                is unknown. Text is parsed as the type of the column: "25" is a number in a column
+                of numbers, "a|b" two values in a column of lists.
 
         Raises:
-            ConfigError: the run reads no features of users.
-            DataError: no such column, or a value that is not of its type.
+            ConfigError: the run reads no user features.
+            DataError: there is no such column, or a value is of another type.
         """
         if self.user is None:
             raise ConfigError(
-                "the model of this run reads no features of users: leave their attributes out, or "
-                "train one with [features.user.NAME] sections"
+                "the model of this run reads no user features: leave the attributes out, or train "
+                "a model with [features.user.NAME] sections and a tower 'user_features'"
             )
         schema = {column: self.user_columns[column] for column in self.user.columns.values()}
-        return self.user.encode(frame_of(attributes, schema))
+        return self.user.encode(parse_attributes(attributes, schema))
 
     @property
     def fingerprint(self) -> str | None:
-        """Hash of ``state``; None without features."""
+        """Return a hash of ``state``; None without features."""
         return _fingerprint(self.state())
 
     def write(self, folder: Path) -> None:
-        """Write ``features.json`` where there are any."""
+        """Write ``features.json`` if there are features."""
         if state := self.state():
             write_json(folder / FEATURES, state)
 
 
 def fit_features(config: FeaturesConfig, dataset: PreparedDataset) -> RunFeatures:
-    """Learn from the users and items that training sees.
+    """Fit features on the users and items that are trained on.
 
     Raises:
         ConfigError: a table has no such column.
-        DataError: a column's values cannot be of the feature's type.
+        DataError: the values of a column do not fit the type of the feature.
     """
-    items = users = context = None
+    item = user = context = None
     if config.item:
-        items = fit_table(config.item, dataset.items, dataset.train_counts > 0, "features.item")
+        item = fit_table(config.item, dataset.items, dataset.train_counts > 0, "features.item")
     if config.user:
-        users = fit_table(config.user, dataset.users, dataset.user_is_trained, "features.user")
+        user = fit_table(config.user, dataset.users, dataset.user_is_trained, "features.user")
     if config.context:
         context = fit_context(config.context, dataset)
-    return RunFeatures(items, users, context, dataset.users.schema)
+    return RunFeatures(item, user, context, dataset.users.schema)
 
 
 def read_features(
     config: FeaturesConfig, dataset: PreparedDataset, folder: Path, fingerprint: str | None
 ) -> RunFeatures:
-    """The features of a trained run, as training left them.
+    """Read the features of a trained run.
 
     Args:
         config: of the run.
-        dataset: whose users and items to encode.
+        dataset: whose users and items are encoded.
         folder: of the run.
-        fingerprint: what the run's manifest says of them.
+        fingerprint: of the features, from the manifest of the run.
 
     Raises:
         ArtifactError: the file is missing, damaged or not the one that training wrote.
@@ -127,31 +127,31 @@ def read_features(
         is_same = _fingerprint(states) == fingerprint
     except FileNotFoundError:
         raise ArtifactError(
-            f"{folder} has no {FEATURES}, what training learnt of the features: train again"
+            f"{folder} has no {FEATURES}, which holds the fitted features: train again"
         ) from None
     except (ValueError, AttributeError):
         raise ArtifactError(f"{path} is damaged; train again") from None
     if not is_same:
         raise ArtifactError(
-            f"{path} is not what this model was trained with (a vocabulary or a scale has "
-            "changed): restore the file, or train again"
+            f"{path} has changed since training (a vocabulary or a scale differs): restore the "
+            "file, or train again"
         )
-    items = users = context = None
+    item = user = context = None
     if config.item:
-        items = restore_table(config.item, states.get("item", {}), dataset.items, str(path))
+        item = restore_table(config.item, states.get("item", {}), dataset.items, str(path))
     if config.user:
-        users = restore_table(config.user, states.get("user", {}), dataset.users, str(path))
+        user = restore_table(config.user, states.get("user", {}), dataset.users, str(path))
     if config.context:
         state = states.get("context", {})
         context = restore_table(config.context, state, no_context(), str(path))
-    return RunFeatures(items, users, context, dataset.users.schema)
+    return RunFeatures(item, user, context, dataset.users.schema)
 
 
-def check_are_read(features: RunFeatures, model: RetrievalModel) -> None:
-    """Refuse features that no tower reads: they would change nothing, in silence.
+def check_features_are_read(features: RunFeatures, model: RetrievalModel) -> None:
+    """Refuse features that no tower reads, because they would have no effect.
 
     Raises:
-        ConfigError: there are such.
+        ConfigError: there are such features.
     """
     query = "a query tower, alone or in one of type 'joined',"
     for side, table, is_read, tower in (
@@ -169,7 +169,7 @@ def check_are_read(features: RunFeatures, model: RetrievalModel) -> None:
 def tower_context(
     dataset: PreparedDataset, batches: BatchesConfig, features: RunFeatures
 ) -> TowerContext:
-    """All that towers are built from."""
+    """Collect the facts about a dataset that towers are built from."""
     return TowerContext(
         num_users=dataset.num_users,
         num_items=dataset.num_items,

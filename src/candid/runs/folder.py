@@ -1,4 +1,4 @@
-"""The folder of a run: what it says of itself, and who may write into it."""
+"""The folder of a run: its manifest, and checks before writing into it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -25,13 +25,16 @@ from candid.errors import ArtifactError, ConfigError
 from candid.training import Trainer, TrainState
 
 MANIFEST = "run.json"
+FORMAT: Final = 2
+"""Version of ``run.json`` and the checkpoints beside it; 1 had no "format" key."""
 
 
 def new_manifest(
     config: RunConfig, dataset: PreparedDataset, device: torch.device
 ) -> dict[str, Any]:
-    """What ``run.json`` says before the first step: plain JSON values."""
+    """Make the content of ``run.json`` before the first step: plain JSON values."""
     return {
+        "format": FORMAT,
         "candid": candid.__version__,
         "config": config.model_dump(mode="json"),
         "dataset": {
@@ -53,7 +56,7 @@ def new_manifest(
 
 
 def result_of(state: TrainState, device: torch.device) -> dict[str, Any]:
-    """What training came to, for ``run.json``: seconds of wall and CPU time, memory in MiB."""
+    """Summarize the training for ``run.json``: seconds of wall and CPU time, memory in MiB."""
     result = {
         "metric": state.metric,
         "best": state.best,
@@ -72,29 +75,30 @@ def result_of(state: TrainState, device: torch.device) -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float:
-    """Largest resident set of this process so far, MiB."""
+    """Return the largest resident set of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def check_is_free(out: Path) -> None:
-    """Refuse a folder that a new run would mix with something else.
+    """Refuse a folder that already has content.
 
     Raises:
-        ConfigError: it holds a run or other files.
+        ConfigError: the folder holds a run or other files.
     """
     if (out / MANIFEST).exists():
         raise ConfigError(
-            f"{out} already holds a run: add --resume to go on with it, or name another --out"
+            f"{out} already holds a run: continue it with --resume, or name another folder with "
+            "--out"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "is not empty" if out.is_dir() else "is a file"
-        raise ConfigError(f"{out} {what}: name a new or empty folder with --out")
+        reason = "is not empty" if out.is_dir() else "is a file"
+        raise ConfigError(f"{out} {reason}: name a new or empty folder with --out")
 
 
 @contextmanager
-def claimed(out: Path, trainer: Trainer) -> Iterator[None]:
-    """Make ``out`` a new run's folder, and clear it if the run ends before its first step."""
+def run_folder(out: Path, trainer: Trainer) -> Iterator[None]:
+    """Create the folder of a new run, and clear it if the run fails before its first step."""
     check_is_free(out)
     is_new = not out.exists()
     try:
@@ -113,32 +117,32 @@ def claimed(out: Path, trainer: Trainer) -> Iterator[None]:
 
 
 def check_resumable(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Refuse to resume what would not be the same run; the run's manifest so far.
+    """Refuse to resume a different run; return the manifest of the run so far.
 
     Raises:
-        ArtifactError: not a run, or of another dataset.
-        ConfigError: another model, objective or batches, or another measure of the best.
+        ArtifactError: not a run, or a run of another dataset or of an older version.
+        ConfigError: the model, the objective, the batches or the early stopping metric differ.
     """
     before = read_manifest(out)
     if before["dataset"]["fingerprint"] != manifest["dataset"]["fingerprint"]:
-        raise ArtifactError(f"{out} was trained on another dataset; resume with that one")
-    # How long to train may change on resume; what is trained may not.
+        raise ArtifactError(f"{out} was trained on another dataset; resume with that dataset")
+    # Only the length of the training may change on resume.
     try:
         earlier = parse_config(before["config"], str(out / MANIFEST)).model_dump(mode="json")
     except ConfigError as error:
         raise ArtifactError(f"{error}; train again in another folder") from None
     for section in sorted(earlier.keys() - {"training", "evaluation", "threads"}):
-        # As text: the order of features is that of their weights, and equal dicts forget it.
+        # Compared as text: the weights depend on the order of features, which == of dicts ignores.
         if json.dumps(earlier[section]) != json.dumps(manifest["config"].get(section)):
             raise ConfigError(
-                f"{out} was started with another {section!r} section: resume with the same recipe"
+                f"{out} was started with another section [{section}]: resume with the same recipe"
             )
     for key in ("metric", "filter_seen"):
-        kept, asked = (c["evaluation"][key] for c in (earlier, manifest["config"]))
-        if kept != asked:
+        old, new = (config["evaluation"][key] for config in (earlier, manifest["config"]))
+        if old != new:
             raise ConfigError(
-                f"{out} kept its best model by evaluation.{key} = {kept!r}, which {asked!r} is no "
-                "match for: resume with the same"
+                f"{out} selected its best model by evaluation.{key} = {old!r}, not {new!r}: resume "
+                "with the same value"
             )
     return before
 
@@ -147,16 +151,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read ``run.json``.
 
     Raises:
-        ArtifactError: missing or damaged.
+        ArtifactError: missing, damaged or of another format.
     """
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         manifest["config"], manifest["dataset"]["fingerprint"]
+        run_format = manifest.get("format", 1)
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} is not a run: it has no {MANIFEST}") from None
     except (ValueError, KeyError, TypeError):
         raise ArtifactError(f"{path} is damaged; train again") from None
+    if run_format != FORMAT:
+        raise ArtifactError(
+            f"{folder} holds a run of format {run_format} and this version of candid reads format "
+            f"{FORMAT}: train again"
+        )
     return manifest
 
 
@@ -164,10 +174,10 @@ def check_fingerprint(folder: Path, manifest: dict[str, Any], dataset: PreparedD
     """Refuse a dataset that the run was not trained on.
 
     Raises:
-        ArtifactError: the fingerprints differ.
+        ArtifactError: the fingerprints of the datasets differ.
     """
     if manifest["dataset"]["fingerprint"] != dataset.manifest.get("fingerprint"):
         raise ArtifactError(
             f"{folder} was trained on another version of the dataset than {dataset.path}: "
-            "name the right one with --data, or train again"
+            "name that version with --data, or train again"
         )

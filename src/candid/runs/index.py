@@ -1,4 +1,4 @@
-"""The index of a run: built over its item vectors, measured, and opened again for serving."""
+"""The index of a run: opened from its folder, or built in memory."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from candid.inference import StageProgress, encode_catalog, inference_mode
 from candid.runs.run import Run
 
 INDEX = "index"
-"""Folder of the index in that of the run, where nobody names another."""
+"""Default folder of the index, inside the folder of the run."""
 
 
 def model_fingerprint(run: Run) -> str:
-    """Hash everything that the vectors of items depend on: the weights and the dataset."""
+    """Hash everything that the item vectors depend on: weights, features and dataset."""
     digest = hashlib.sha256(str(run.manifest["dataset"]["fingerprint"]).encode())
     digest.update(str(run.manifest.get("features")).encode())
     for name, value in sorted(run.model.state_dict().items()):
         weights = value.detach().cpu().contiguous()
         digest.update(f"{name} {weights.dtype} {list(weights.shape)}".encode())
-        # As bytes: NumPy knows no bfloat16.
+        # As bytes: NumPy has no bfloat16.
         digest.update(np.ascontiguousarray(weights.reshape(-1).view(torch.uint8).numpy()).data)
     return digest.hexdigest()
 
 
 def open_index(
-    run: Run, folder: Path | None = None, progress: StageProgress | None = None
+    run: Run, folder: Path | str | None = None, progress: StageProgress | None = None
 ) -> Snapshot:
-    """Open the index of a run, or build an exact one in memory where there is none.
+    """Open the index of a run, or build an exact one in memory if there is none.
 
     Args:
         run: the trained run.
-        folder: of the index; None: that in the run's folder, if there is one.
-        progress: called with (stage, done, in all) while items are encoded.
+        folder: of the index; None: the index in the folder of the run, if there is one.
+        progress: called with (stage, done, total) while items are encoded.
 
     Raises:
-        ArtifactError: ``folder`` holds no index, a damaged one, or that of another model.
+        ArtifactError: ``folder`` holds no index, a damaged one, or the index of another model.
         ConfigError: the library of this index is not installed.
     """
     fingerprint = model_fingerprint(run)
     if folder is not None or (run.folder / INDEX / MANIFEST).exists():
-        return open_snapshot(folder or run.folder / INDEX, fingerprint=fingerprint)
+        return open_snapshot(Path(folder or run.folder / INDEX), fingerprint=fingerprint)
     with inference_mode(run.model):
         vectors = encode_catalog(run.model, progress).float().cpu().clone()
     config = ExactIndex.Config()

@@ -1,4 +1,4 @@
-"""``candid index``: the item vectors of a run, an index over them, and what it is worth."""
+"""Indexes over the item vectors of a run: built, tuned, measured and written."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from candid.inference import (
 from candid.runs.index import INDEX, model_fingerprint
 from candid.runs.run import Run
 
-K = 100
-"""Results a query where nobody says how many, or all items where they are fewer."""
+DEFAULT_K = 100
+"""Results per query that an index is measured with, or all items of a smaller catalog."""
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What indexes of one run are held against.
+class BenchmarkData:
+    """The data that indexes of one run are measured on.
 
     Attributes:
         item_vectors: [V, D] float32, on the CPU.
-        truth: queries of users of the dataset, and what exact search finds for them.
+        truth: queries of users of the dataset, and the results of exact search.
     """
 
     item_vectors: Tensor
@@ -57,10 +57,10 @@ class _Section(ComponentConfig):
 
 
 def index_config(run: Run, overrides: Sequence[str]) -> IndexConfig:
-    """The index that ``--set index.KEY=VALUE`` describes; without any, the default of its size.
+    """Return the config of ``--set index.KEY=VALUE``; without any, the default for the catalog.
 
     Raises:
-        ConfigError: an override is wrong or is not of the index.
+        ConfigError: an override is wrong, or its key is not of the index.
     """
     if not overrides:
         return default_config(run.dataset.num_items)
@@ -73,89 +73,89 @@ def index_config(run: Run, overrides: Sequence[str]) -> IndexConfig:
     return validated(_Section, table, "command line").index
 
 
-def survey(
+def encode_benchmark_data(
     run: Run,
     *,
     k: int | None = None,
     num_queries: int = 2000,
     seed: int = 0,
     progress: StageProgress | None = None,
-) -> Ground:
-    """Encode the catalog and some users, and find exactly what an index should find.
+) -> BenchmarkData:
+    """Encode the catalog and a sample of users, and search exactly for each user.
 
-    A user is asked with the history before the last interaction.
+    The query of a user is the history before the last interaction.
 
     Args:
         run: the trained run.
-        k: results a query; None: 100, or all items where they are fewer.
-        num_queries: users at most, a random sample.
+        k: results per query; None: 100, or all items of a smaller catalog.
+        num_queries: size of the random sample of users.
         seed: of the sample.
-        progress: called with (stage, done, in all).
+        progress: called with (stage, done, total).
 
     Raises:
         ConfigError: k is larger than the catalog.
-        DataError: there is no user the model can answer.
-        ArtifactError: the model's vectors are not finite.
+        DataError: the model can encode no user.
+        ArtifactError: the vectors of the model are not finite.
     """
     num_items = run.dataset.num_items
-    k = min(K, num_items) if k is None else k
+    k = min(DEFAULT_K, num_items) if k is None else k
     if not 1 <= k <= num_items:
         raise ConfigError(f"--k {k} must be between 1 and the {num_items} items of the catalog")
     with inference_mode(run.model):
         vectors = encode_catalog(run.model, progress).float().cpu().clone()
-        query = _queries(run, num_queries, seed, progress)
-    return Ground(vectors, compute_ground_truth(vectors, query, k))
+        query = _encode_users(run, num_queries, seed, progress)
+    return BenchmarkData(vectors, compute_ground_truth(vectors, query, k))
 
 
 def build_index(
     run: Run,
-    ground: Ground,
+    data: BenchmarkData,
     config: IndexConfig,
-    out: Path | None = None,
+    out: Path | str | None = None,
     *,
     target_recall: float = 0.95,
     min_recall: float = 0.0,
     progress: StageProgress | None = None,
 ) -> IndexBenchmark:
-    """Build, tune and measure an index, and write it where it is good enough.
+    """Build, tune and measure an index, and write it if its recall is high enough.
 
     Args:
         run: the trained run.
-        ground: from ``survey``.
-        config: of the index; settings of the search in it are only where to begin.
-        out: folder; None: ``index`` in that of the run.
-        target_recall: what settings are chosen for.
-        min_recall: below it nothing is written.
-        progress: called with (stage, done, in all).
+        data: from ``encode_benchmark_data``.
+        config: of the index; tuning replaces its search settings.
+        out: folder of the index; None: ``index`` in the folder of the run.
+        target_recall: recall that the search settings are tuned to.
+        min_recall: an index of lower recall is not written.
+        progress: called with (stage, done, total).
 
     Raises:
-        ArtifactError: the recall is below ``min_recall``, or the write was refused.
+        ArtifactError: the recall is below ``min_recall``, or the folder cannot be written.
         ConfigError: settings that cannot work, a library that is not installed, or a folder
             with other files.
     """
-    found = _assessed(_name(config), config, ground, target_recall, progress, 1, 1)
-    if found.measurement.recall < min_recall:
+    result = _benchmark(_name(config), config, data, target_recall, progress, 1, 1)
+    if result.measurement.recall < min_recall:
         raise ArtifactError(
-            f"no index was written: recall@{found.k} is {found.measurement.recall:.3f}, below "
+            f"no index was written: recall@{result.k} is {result.measurement.recall:.3f}, below "
             f"--min-recall {min_recall:g}; choose another index with --set index.type=… (--compare "
             "shows which), or lower --min-recall"
         )
-    facts = found.to_json()
+    facts = result.to_json()
     write_snapshot(
-        out or run.folder / INDEX,
-        found.index,
-        ground.item_vectors,
+        Path(out or run.folder / INDEX),
+        result.index,
+        data.item_vectors,
         run.dataset.items["source_id"],
-        config=found.config,
+        config=result.config,
         fingerprint=model_fingerprint(run),
         measured={key: facts[key] for key in facts if key not in ("name", "index", "tried")},
     )
-    return found
+    return result
 
 
 def compare_indexes(
-    ground: Ground,
-    contenders: Mapping[str, IndexConfig] | None = None,
+    data: BenchmarkData,
+    configs: Mapping[str, IndexConfig] | None = None,
     *,
     target_recall: float = 0.95,
     progress: StageProgress | None = None,
@@ -163,30 +163,30 @@ def compare_indexes(
     """Build, tune and measure indexes one after the other.
 
     Args:
-        ground: from ``survey``.
-        contenders: by the name of their row; None: ``BENCHMARKED_INDEXES``.
-        target_recall: what settings are chosen for.
-        progress: called with (stage, done, in all).
+        data: from ``encode_benchmark_data``.
+        configs: by row name; None: ``BENCHMARKED_INDEXES``.
+        target_recall: recall that the search settings are tuned to.
+        progress: called with (stage, done, total).
 
     Returns:
-        What was found, and a sentence for each that could not be built here.
+        the results, and a sentence for each index that could not be built.
     """
-    contenders = BENCHMARKED_INDEXES if contenders is None else contenders
-    found, left_out = [], []
-    for number, (name, config) in enumerate(contenders.items(), start=1):
+    configs = BENCHMARKED_INDEXES if configs is None else configs
+    results, left_out = [], []
+    for number, (name, config) in enumerate(configs.items(), start=1):
         try:
-            found.append(
-                _assessed(name, config, ground, target_recall, progress, number, len(contenders))
+            results.append(
+                _benchmark(name, config, data, target_recall, progress, number, len(configs))
             )
         except ConfigError as error:
             left_out.append(f"{name}: {error}")
-    return found, left_out
+    return results, left_out
 
 
-def _assessed(
+def _benchmark(
     name: str,
     config: IndexConfig,
-    ground: Ground,
+    data: BenchmarkData,
     target_recall: float,
     progress: StageProgress | None,
     number: int,
@@ -194,12 +194,12 @@ def _assessed(
 ) -> IndexBenchmark:
     if progress is not None:
         progress("building and measuring", number - 1, total)
-    found = benchmark_index(
-        config, ground.item_vectors, ground.truth, target_recall=target_recall, name=name
+    result = benchmark_index(
+        config, data.item_vectors, data.truth, target_recall=target_recall, name=name
     )
     if progress is not None:
         progress("building and measuring", number, total)
-    return found
+    return result
 
 
 def _name(config: IndexConfig) -> str:
@@ -207,36 +207,37 @@ def _name(config: IndexConfig) -> str:
     return type_name(INDEXES, "index", config) + ("" if variant is None else f" {variant}")
 
 
-def _queries(run: Run, num_queries: int, seed: int, progress: StageProgress | None) -> Tensor:
-    """Vectors [Q, D] of a sample of users."""
+def _encode_users(run: Run, num_queries: int, seed: int, progress: StageProgress | None) -> Tensor:
+    """Encode a sample of users in random order: [Q, D]."""
     dataset = run.dataset
-    fewest = 2 if run.model.needs_history else 1
-    users = np.flatnonzero(np.diff(dataset.user_offsets) >= fewest)
+    min_length = 2 if run.model.needs_history else 1
+    users = np.flatnonzero(np.diff(dataset.user_offsets) >= min_length)
     if len(users) == 0:
         raise DataError(
-            f"no user has {fewest} interactions, so that there is nobody to measure an index with"
+            f"no user has {min_length} interactions: an index is measured with the history before "
+            "the last interaction of a user"
         )
     if len(users) > num_queries:
         rng = np.random.default_rng(seed)
         users = np.sort(rng.choice(users, num_queries, replace=False))
     last = dataset.user_offsets[users + 1] - 1
-    questions = HeldOut(
+    held_out = HeldOut(
         user_ids=users,
         history_stop=last,
         target_ids=dataset.item_ids[last].astype(np.int64),
         target_offsets=np.arange(len(users) + 1),
     )
     vectors = []
-    context = run.features.context_of(dataset) if run.model.reads_context else None
     batches = held_out_queries(
         dataset,
-        questions,
+        held_out,
         max_length=run.config.batches.max_length,
         batch_size=256,
-        context=context,
+        context=run.context,
     )
     for rows, queries in batches:
         vectors.append(run.model.encode_queries(queries.to(run.model.device)).float().cpu())
         if progress is not None:
-            progress("asking users", rows.stop, len(users))
-    return torch.cat(vectors)[torch.from_numpy(np.random.default_rng(seed).permutation(len(users)))]
+            progress("encoding users", rows.stop, len(users))
+    order = np.random.default_rng(seed).permutation(len(users))
+    return torch.cat(vectors)[torch.from_numpy(order)]

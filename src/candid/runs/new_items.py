@@ -1,42 +1,39 @@
-"""Items that came after training, read from a table like that of the items."""
+"""New items, added after training, read from a table like the item table of the dataset."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import polars as pl
 
-from candid.data.catalog import look_up, open_table
 from candid.data.readers import collect
+from candid.data.tables import join_table, open_table
 from candid.errors import ConfigError, DataError
 from candid.inference import NewItems, inference_mode
-
-if TYPE_CHECKING:
-    from candid.runs.run import Run
+from candid.runs.run import Run
 
 
-def read_new_items(run: Run, path: Path) -> NewItems:
-    """Read new items for ``serve.recommend``.
+def read_new_items(run: Run, path: Path | str) -> NewItems:
+    """Read new items and encode them by their features, to recommend them beside the catalog.
 
     Args:
-        run: whose recipe says which columns hold the id, the title and the attributes.
+        run: its recipe names the columns of the id, the title and the attributes.
         path: a file of any format that ``data.items`` may name.
 
     Raises:
-        ConfigError: the model knows items by their ids alone, or the recipe has no table of items.
-        DataError: the file cannot serve: a column is missing or of another type, or an id is
-            empty, of another type or listed twice.
+        ConfigError: the model reads no item features, or the recipe has no item table.
+        DataError: a column of the file is missing or of another type, or an id is empty, of
+            another type or listed twice.
     """
     if run.features.item is None or not run.model.reads_item_features:
         raise ConfigError(
-            "this model knows items by their ids alone: for new ones train it with "
+            "this model reads no item features, so it cannot encode new items: train it with "
             "model.item_tower = 'item_features'"
         )
     if run.config.data is None or run.config.data.items is None:
         raise ConfigError(
-            "the recipe of this run has no section [data.items], which says what the columns of a "
-            "table of items are: train with one"
+            "the recipe of this run has no section [data.items], which names the columns of an "
+            "item table: train with one"
         )
     config = run.config.data.items.model_copy(update={"path": str(path)})
     sources = open_table(config)
@@ -47,10 +44,10 @@ def read_new_items(run: Run, path: Path) -> NewItems:
         bad = written.filter(ids.is_null())
         shown = repr(bad[0]) if len(bad) else "nothing"
         raise DataError(
-            f"column {config.id_column!r} of {path} holds {shown}, and ids of items are "
-            f"{ids.dtype}: give each new item an id of that type"
+            f"column {config.id_column!r} of {path} holds {shown}, but item ids are {ids.dtype}: "
+            "give each new item an id of that type"
         )
-    table, _ = look_up(ids.unique().sort(), sources, config)
+    table, _ = join_table(ids.unique().sort(), sources, config)
     features = run.features.item.encode(table)
     device = run.model.device
     with inference_mode(run.model):

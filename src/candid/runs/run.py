@@ -1,81 +1,71 @@
-"""From a config and a prepared dataset to a trained, measured model."""
+"""A trained run: its model, dataset and features, ready to recommend and to be evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import polars as pl
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from candid.atomic import write_json
-from candid.batches import Loader
-from candid.config import RunConfig, parse_config
+from candid.batches import Ints
+from candid.config import RunConfig, parse_config, validated
 from candid.data import PreparedDataset, Role, open_dataset
 from candid.errors import ArtifactError, ConfigError
-from candid.evaluation import EvaluationConfig, EvaluationReport, check_has_relevant, evaluate
-from candid.losses import Loss, SampledSoftmax
-from candid.runs.features import (
-    RunFeatures,
-    check_are_read,
-    fit_features,
-    read_features,
-    tower_context,
+from candid.evaluation import EvaluationConfig, EvaluationReport, TrueLogProb, evaluate
+from candid.features import Context, Values
+from candid.index import ExactIndex, Exclusions
+from candid.inference import (
+    NewItems,
+    Recommendations,
+    StageProgress,
+    encode_catalog,
+    inference_mode,
+    query_set,
+    recommend,
 )
-from candid.runs.folder import (
-    MANIFEST,
-    check_fingerprint,
-    check_resumable,
-    claimed,
-    new_manifest,
-    read_manifest,
-    result_of,
-)
-from candid.samplers import Sampler, check_support_covers
+from candid.runs.build import build_model, pick_device, set_threads
+from candid.runs.features import RunFeatures, read_features
+from candid.runs.folder import MANIFEST, check_fingerprint, read_manifest
+from candid.runs.source_ids import SourceId, dense_ids
 from candid.towers import RetrievalModel
-from candid.training import (
-    BEST,
-    LAST,
-    Progress,
-    Trainer,
-    TrainState,
-    UnsetWeights,
-    bound_kernel_cache,
-    load_model,
-    read_checkpoint,
-)
+from candid.training import BEST, LAST, UnsetWeights, load_model, read_checkpoint
+
+SPLITS: Mapping[str, Role] = {"validation": Role.VALIDATION, "test": Role.TEST}
+
+Attributes = Mapping[str, Any]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training run came to.
-
-    Attributes:
-        folder: the run.
-        state: where training stopped.
-        manifest: what ``run.json`` says.
-    """
-
-    folder: Path
-    state: TrainState
-    manifest: dict[str, Any]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
-    """A trained model with what it belongs to.
+    """A trained model with its dataset, config and features.
+
+    Methods take and return source ids: ids as the user's files have them. Item vectors are
+    encoded once, on first use.
 
     Attributes:
-        folder: the run.
+        folder: the folder of the run.
         config: the resolved config.
-        model: with the weights of the best validation (the last ones where there was none),
-            in evaluation mode.
-        dataset: the prepared dataset it was trained on.
-        manifest: what ``run.json`` says.
-        features: what it knows of users and items beside their ids.
+        model: with the weights of the best validation (the last ones without a validation), in
+            evaluation mode.
+        dataset: the prepared dataset that the model was trained on.
+        manifest: content of ``run.json``.
+        features: features of users, items and context.
+
+    Example:
+        >>> run = candid.load_run("runs/films")
+        >>> run.recommend(users=[12, 40], k=5)
+        >>> run.recommend(histories=[[260, 1196]], deny=[1210])
+        >>> run.similar([260])
     """
 
     folder: Path
@@ -85,98 +75,330 @@ class Run:
     manifest: dict[str, Any]
     features: RunFeatures
 
+    def __repr__(self) -> str:
+        return (
+            f"Run({str(self.folder)!r}, name={self.config.name!r}, "
+            f"users={self.dataset.num_users}, items={self.dataset.num_items})"
+        )
+
+    @property
+    def context(self) -> Context | None:
+        """Encodes the context of queries; None for a model that reads no context."""
+        return self.features.context_for(self.dataset) if self.model.reads_context else None
+
     @property
     def context_columns(self) -> frozenset[str]:
-        """What the model reads of the moment of a question, as columns of ``context_frame``."""
-        table = self.features.context
-        if table is None or not self.model.reads_context:
-            return frozenset()
-        return frozenset(table.columns.values())
+        """Columns of the context table that the model reads, such as "time"; see ``Context``."""
+        context = self.context
+        return frozenset() if context is None else frozenset(context.table.columns.values())
+
+    def recommend(
+        self,
+        users: SourceId | Sequence[SourceId] | None = None,
+        *,
+        histories: Sequence[Sequence[SourceId]] | None = None,
+        features: Sequence[Attributes] | None = None,
+        k: int = 10,
+        filter_seen: bool = True,
+        allow: Sequence[SourceId] | None = None,
+        deny: Sequence[SourceId] | None = None,
+        time: int | None = None,
+        event_type: str | None = None,
+    ) -> pl.DataFrame:
+        """Recommend items to users of the dataset, or to anonymous users.
+
+        Args:
+            users: source ids of users; the whole history of each user in the dataset is used.
+            histories: for anonymous users, instead of ``users``: source ids of the items of
+                each history, earliest first.
+            features: attributes of the anonymous users, by column of the user table, one table
+                for each history; without ``histories`` the histories are empty.
+            k: recommendations per query.
+            filter_seen: leave out the items of the whole history (with event types: of target
+                event types only).
+            allow: the only items that may be recommended; None: all.
+            deny: items that are never recommended; None: none.
+            time: time of the queries, microseconds since 1970-01-01 UTC; None: now.
+            event_type: event type to predict; None: any.
+
+        Returns:
+            one row per recommendation, best first: ``query`` (source id of the user, or row
+            number of ``histories``), ``rank`` (from 1), ``item``, ``score``, ``title`` (for
+            datasets with titles) and ``probability`` (if the loss of the run estimates one: the
+            softmax probability over the whole catalog). A query has fewer than k rows if fewer
+            items are allowed and not seen.
+
+        Raises:
+            DataError: an id or an attribute is unknown or of another type.
+            ConfigError: k is larger than the catalog; a history is empty and the model needs
+                one; the model can encode only users it was trained on; no item is allowed; the
+                model does not read ``features``, ``time`` or ``event_type``.
+        """
+        user_ids, histories, attributes = self._parse_queries(users, histories, features)
+        is_allowed = None
+        if allow is not None or deny is not None:
+            is_allowed = np.full(self.dataset.num_items, allow is None)
+            is_allowed[self._item_ids(allow or [])] = True
+            is_allowed[self._item_ids(deny or [])] = False
+        return self.recommend_ids(
+            user_ids=user_ids,
+            histories=histories,
+            attributes=attributes,
+            k=k,
+            filter_seen=filter_seen,
+            is_allowed=is_allowed,
+            time=time,
+            event_type=event_type,
+            with_probabilities=self.config.loss.estimates_probability,
+        ).to_frame()
+
+    def recommend_ids(
+        self,
+        *,
+        user_ids: Sequence[int] | Ints | None = None,
+        histories: Sequence[Sequence[int] | Ints] | None = None,
+        attributes: Sequence[Attributes] | None = None,
+        k: int = 10,
+        filter_seen: bool = True,
+        is_allowed: Bools | None = None,
+        time: int | None = None,
+        event_type: str | None = None,
+        new_items: NewItems | None = None,
+        with_probabilities: bool = False,
+        progress: StageProgress | None = None,
+    ) -> Recommendations:
+        """Recommend in dense ids, with new items and progress; see ``recommend``.
+
+        Args:
+            user_ids: [B] dense ids of users.
+            histories: dense ids of the items of B histories, instead of ``user_ids``.
+            attributes: attributes of the B anonymous users.
+            k: recommendations per query.
+            filter_seen: leave out the items of the whole history.
+            is_allowed: [V] bool, items that may be recommended; None: all.
+            time: time of the queries, microseconds since 1970-01-01 UTC; None: now.
+            event_type: event type to predict; None: any.
+            new_items: items to recommend beside the catalog, with ids from V on.
+            with_probabilities: also compute the softmax probability of each item.
+            progress: called with (stage, done, total).
+
+        Raises:
+            ConfigError: as for ``recommend``.
+            DataError: an attribute is unknown or of another type.
+        """
+        self._check_is_read(time, event_type)
+        return recommend(
+            self.model,
+            self.dataset,
+            user_ids=user_ids,
+            histories=histories,
+            k=k,
+            max_length=self.config.batches.max_length,
+            filter_seen=filter_seen,
+            is_allowed=is_allowed,
+            item_vectors=self._encoded_items(progress),
+            context=self.context,
+            time=time,
+            event_type=event_type,
+            user_features=self._user_features(attributes),
+            new_items=new_items,
+            with_probabilities=with_probabilities,
+            progress=progress,
+        )
+
+    def similar(self, items: SourceId | Sequence[SourceId], k: int = 10) -> pl.DataFrame:
+        """Find the items whose vectors have the largest cosine with those of given items.
+
+        Args:
+            items: source ids.
+            k: results per item; the item itself is left out.
+
+        Returns:
+            one row per result, best first: ``query`` (source id of the item), ``rank`` (from 1),
+            ``item``, ``score`` (cosine) and ``title`` (for datasets with titles).
+
+        Raises:
+            DataError: an item is unknown.
+            ConfigError: k is not between 1 and the number of other items.
+        """
+        item_ids = self._item_ids(_as_list(items))
+        num_items = self.dataset.num_items
+        if not 1 <= k < num_items:
+            raise ConfigError(f"k {k} must be between 1 and the {num_items - 1} other items")
+        with torch.inference_mode():
+            vectors = F.normalize(self._encoded_items().float(), dim=1)
+            ids = torch.from_numpy(item_ids).to(vectors.device)
+            itself = Exclusions(ids, torch.arange(len(ids) + 1, device=vectors.device))
+            found = ExactIndex(vectors).search(vectors[ids], k, itself)
+        result = Recommendations(
+            found.item_ids.cpu().numpy(),
+            found.scores.cpu().numpy(),
+            item_ids,
+            self.dataset.items,
+            self.dataset.items,
+        )
+        return result.to_frame()
+
+    def item_vectors(self) -> tuple[pl.Series, Floats]:
+        """Encode the catalog.
+
+        Returns:
+            source ids [V] and vectors [V, D] float32; the dot product with a query vector is
+            the score.
+        """
+        vectors: Floats = self._encoded_items().float().cpu().numpy().copy()
+        return self.dataset.items["source_id"], vectors
+
+    def query_vectors(
+        self,
+        users: SourceId | Sequence[SourceId] | None = None,
+        *,
+        histories: Sequence[Sequence[SourceId]] | None = None,
+        features: Sequence[Attributes] | None = None,
+        time: int | None = None,
+        event_type: str | None = None,
+    ) -> Floats:
+        """Encode users of the dataset, or anonymous users: [n, D] float32.
+
+        Args:
+            users: as for ``recommend``.
+            histories: as for ``recommend``.
+            features: as for ``recommend``.
+            time: as for ``recommend``.
+            event_type: as for ``recommend``.
+
+        Raises:
+            DataError: an id or an attribute is unknown or of another type.
+            ConfigError: a history is empty and the model needs one, or the model can encode only
+                users it was trained on.
+        """
+        user_ids, histories, attributes = self._parse_queries(users, histories, features)
+        self._check_is_read(time, event_type)
+        queries = query_set(
+            self.dataset,
+            user_ids=user_ids,
+            histories=histories,
+            max_length=self.config.batches.max_length,
+            context=self.context,
+            time=time,
+            event_type=event_type,
+            user_features=self._user_features(attributes),
+        )
+        queries.check(self.model)
+        with inference_mode(self.model):
+            batches = queries.encode(self.model, self.model.device)
+            vectors = [query.cpu().numpy() for _, query in batches]
+        empty = np.zeros((0, self._encoded_items().shape[1]), dtype=np.float32)
+        return np.concatenate(vectors) if vectors else empty
+
+    def evaluate(
+        self,
+        split: str = "test",
+        config: EvaluationConfig | None = None,
+        *,
+        true_log_prob: TrueLogProb | None = None,
+        progress: StageProgress | None = None,
+        **overrides: Any,
+    ) -> EvaluationReport:
+        """Measure the run on a split, over the full catalog.
+
+        Args:
+            split: "test" or "validation".
+            config: settings; None: those of the run.
+            true_log_prob: as for ``candid.evaluate``.
+            progress: called with (stage, done, total).
+            **overrides: keys of ``EvaluationConfig`` that replace those of ``config``, such as
+                ``ks=(10, 50)``.
+
+        Raises:
+            ConfigError: an unknown split or setting, or a cut-off k larger than the catalog.
+            DataError: the split has no target that the model can be evaluated on.
+        """
+        if split not in SPLITS:
+            raise ConfigError(f"unknown split {split!r}: use one of {', '.join(sorted(SPLITS))}")
+        config = self.config.evaluation if config is None else config
+        if overrides:
+            table = {**config.model_dump(mode="json"), **overrides}
+            config = validated(EvaluationConfig, table, "evaluate")
+        return evaluate(
+            self.model,
+            self.dataset,
+            config,
+            role=SPLITS[split],
+            max_length=self.config.batches.max_length,
+            context=self.context,
+            true_log_prob=true_log_prob,
+            progress=progress,
+        )
+
+    def _encoded_items(self, progress: StageProgress | None = None) -> Tensor:
+        """Item vectors [V, D] on the device of the model, encoded on first use."""
+        if "vectors" not in self._cache:
+            with inference_mode(self.model):
+                self._cache["vectors"] = encode_catalog(self.model, progress).detach()
+        return self._cache["vectors"].to(self.model.device)
+
+    @cached_property
+    def _cache(self) -> dict[str, Tensor]:
+        return {}
+
+    def _user_features(
+        self, attributes: Sequence[Attributes] | None
+    ) -> Mapping[str, Values] | None:
+        return None if attributes is None else self.features.encode_users(attributes)
+
+    def _item_ids(self, items: Sequence[SourceId]) -> Ints:
+        return dense_ids(self.dataset.items["source_id"], items, "item")
+
+    def _parse_queries(
+        self,
+        users: SourceId | Sequence[SourceId] | None,
+        histories: Sequence[Sequence[SourceId]] | None,
+        features: Sequence[Attributes] | None,
+    ) -> tuple[Ints | None, list[Ints] | None, Sequence[Attributes] | None]:
+        """Convert to dense ids; histories are empty where only features are given."""
+        if users is not None:
+            users = _as_list(users)
+        if features is not None and histories is None and users is None:
+            histories = [[] for _ in features]
+        if features is not None and histories is not None and len(features) != len(histories):
+            raise ConfigError(
+                f"there are features of {len(features)} users and {len(histories)} histories: give "
+                "one for each"
+            )
+        user_ids = item_ids = None
+        if users is not None:
+            user_ids = dense_ids(self.dataset.users["source_id"], users, "user")
+        if histories is not None:
+            flat = self._item_ids([item for history in histories for item in history])
+            stops = np.cumsum([len(history) for history in histories])
+            item_ids = np.split(flat, stops[:-1])[: len(histories)]
+        return user_ids, item_ids, features
+
+    def _check_is_read(self, time: int | None, event_type: str | None) -> None:
+        if time is not None and not self.context_columns & {"time", "since"}:
+            raise ConfigError(
+                "the model of this run does not read the time of a query: leave out time (--at)"
+            )
+        if event_type is not None and "event_type" not in self.context_columns:
+            raise ConfigError(
+                "the model of this run does not read the event type of a query: leave out "
+                "event_type (--event-type)"
+            )
 
 
-def train_run(
-    config: RunConfig,
-    data: Path | PreparedDataset,
-    out: Path,
-    *,
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> TrainResult:
-    """Train as ``config`` says and leave everything in ``out``.
-
-    Args:
-        config: the run.
-        data: a prepared dataset, or its folder.
-        out: the run's folder: new or empty, or with ``resume`` that of an earlier run.
-        resume: continue an interrupted run of the same config and dataset.
-        progress: told of steps and validations.
-
-    Raises:
-        ConfigError: ``out`` already holds a run, or the config cannot work, as where a sampled
-            softmax is over items that its sampler can never draw; a run that fails before its
-            first step leaves nothing behind.
-        DataError: no validation target can be recommended.
-        ArtifactError: the dataset is not the one the config or the run to resume was made
-            for, or a checkpoint is damaged.
-        Interrupted: stopped by a signal, after a checkpoint.
-    """
-    dataset = data if isinstance(data, PreparedDataset) else open_dataset(data)
-    check_dataset_matches(config, dataset)
-    bound_kernel_cache()
-    set_threads(config.threads)
-    device = pick_device(config.device)
-    manifest = new_manifest(config, dataset, device)
-    if resume:
-        # What was learnt is read, not learnt again: another machine might round otherwise.
-        before = check_resumable(out, manifest)
-        features = read_features(config.features, dataset, out, before.get("features"))
-    else:
-        features = fit_features(config.features, dataset)
-    manifest["features"] = features.fingerprint
-    torch.manual_seed(config.seed)
-    model = build_model(config, dataset, features).to(device)
-    check_are_read(features, model)
-    loss, sampler = build_objective(config, dataset)
-    if not resume:
-        check_catalog_fits(config, dataset, sampler)
-    trainer = Trainer(
-        model=model,
-        loader=Loader(dataset, config.batches, config.seed, features.context_of(dataset)),
-        loss=loss,
-        sampler=sampler,
-        config=config.training,
-        folder=out,
-        name=config.name,
-        seed=config.seed,
-        item_is_trained=torch.from_numpy(dataset.train_counts > 0),
-        validate=_validation(config, dataset, features, needs_history=model.needs_history),
-        metric=config.evaluation.metric,
-        meta={"dataset": manifest["dataset"]["fingerprint"]},
-        progress=progress,
-    )
-    manifest["parameters"] = sum(p.numel() for p in model.parameters())
-    with nullcontext() if resume else claimed(out, trainer):
-        if not resume:
-            features.write(out)
-        write_json(out / MANIFEST, manifest)
-        # A run that was stopped before its first checkpoint goes on from its beginning.
-        state = trainer.run(resume=resume and (out / LAST).exists())
-    manifest["result"] = result_of(state, device)
-    write_json(out / MANIFEST, manifest)
-    return TrainResult(out, state, manifest)
-
-
-def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Run:
+def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = None) -> Run:
     """Open a trained run.
 
     Args:
-        folder: of ``train_run``.
-        data: the prepared dataset, or its folder; None for the one that the run names.
+        folder: of ``train_run`` or ``candid train``.
+        data: the prepared dataset, or its folder; None: the one that the run names.
 
     Raises:
-        ArtifactError: not a run, no checkpoint, a damaged one, another dataset, or features
-            that are not those of training.
+        ArtifactError: not a run, a run of an older version, no checkpoint, a damaged one, another
+            dataset, or features that are not those of training.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     try:
         config = parse_config(manifest["config"], str(folder / MANIFEST))
@@ -187,15 +409,15 @@ def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Run:
     if data is None:
         if manifest["dataset"]["path"] is None:
             raise ArtifactError(
-                f"{folder} was trained on a dataset in memory: name one with --data"
+                f"{folder} was trained on a dataset in memory: name a dataset with --data"
             )
         data = Path(manifest["dataset"]["path"])
         if not data.exists():
             raise ArtifactError(
-                f"{folder} was trained on {data}, which is no longer there: name the dataset "
-                "with --data"
+                f"{folder} was trained on {data}, which does not exist: name the dataset with "
+                "--data"
             )
-    dataset = data if isinstance(data, PreparedDataset) else open_dataset(data)
+    dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
     check_fingerprint(folder, manifest, dataset)
     set_threads(config.threads)
     features = read_features(config.features, dataset, folder, manifest.get("features"))
@@ -207,119 +429,6 @@ def load_run(folder: Path, data: Path | PreparedDataset | None = None) -> Run:
     return Run(folder, config, model, dataset, manifest, features)
 
 
-def evaluate_run(
-    run: Run,
-    role: Role = Role.TEST,
-    config: EvaluationConfig | None = None,
-    **options: Any,
-) -> EvaluationReport:
-    """Measure a run on a split; ``options`` go to ``evaluation.evaluate``."""
-    return evaluate(
-        run.model,
-        run.dataset,
-        config or run.config.evaluation,
-        role=role,
-        max_length=run.config.batches.max_length,
-        context=run.features.context_of(run.dataset),
-        **options,
-    )
-
-
-def build_model(
-    config: RunConfig, dataset: PreparedDataset, features: RunFeatures | None = None
-) -> RetrievalModel:
-    """A fresh model for a dataset, on the CPU; ``features`` None: fitted here."""
-    features = fit_features(config.features, dataset) if features is None else features
-    return config.model.build(tower_context(dataset, config.batches, features))
-
-
-def build_objective(config: RunConfig, dataset: PreparedDataset) -> tuple[Loss, Sampler | None]:
-    """The loss and, where it needs one, the sampler."""
-    counts = torch.from_numpy(dataset.train_counts)
-    sampler = None if config.sampler is None else config.sampler.build(counts)
-    return config.loss.build(dataset.num_items), sampler
-
-
-def check_catalog_fits(
-    config: RunConfig, dataset: PreparedDataset, sampler: Sampler | None
-) -> None:
-    """Refuse a sampled softmax over items that its sampler can never draw.
-
-    Raises:
-        ConfigError: naming the first by its source id, and the ways out.
-    """
-    if sampler is not None and isinstance(config.loss, SampledSoftmax.Config):
-        check_support_covers(
-            sampler,
-            torch.from_numpy(dataset.train_counts > 0),
-            config.training.softmax_over,
-            dataset.items["source_id"].to_list(),
-        )
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a config.
-
-    Raises:
-        ConfigError: unknown, not on this machine, or without float64.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        # Expected counts and exact search are worked in float64, which not every device has.
-        torch.empty(0, device=device, dtype=torch.float64)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
-    return device
-
-
-def set_threads(threads: int | None) -> None:
-    """Use this many CPU threads; None leaves torch's choice."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def check_dataset_matches(config: RunConfig, dataset: PreparedDataset) -> None:
-    """Refuse a dataset that was prepared otherwise than the recipe's ``[data]`` says.
-
-    Raises:
-        ArtifactError: naming the first key that differs.
-    """
-    prepared = dataset.manifest.get("config")
-    if config.data is None or prepared is None:
-        return
-    wanted = config.data.model_dump(mode="json")
-    for key in sorted(wanted.keys() | prepared.keys()):
-        if wanted.get(key) != prepared.get(key):
-            raise ArtifactError(
-                f"{dataset.path} was prepared with data.{key} = {prepared.get(key)!r}, the recipe "
-                f"says {wanted.get(key)!r}: run candid prepare with this recipe, or name another "
-                "dataset with --data"
-            )
-
-
-def _validation(
-    config: RunConfig, dataset: PreparedDataset, features: RunFeatures, *, needs_history: bool
-) -> Callable[[RetrievalModel], Mapping[str, float]] | None:
-    """What training asks after an epoch; None where nothing is held out for it."""
-    config.evaluation.check_fits(dataset.num_items)
-    if not np.any(dataset.roles == Role.VALIDATION):
-        return None
-    settings, context = config.evaluation.during_training(), features.context_of(dataset)
-    # An epoch may take hours, and what can be asked is known before it.
-    check_has_relevant(dataset, settings, Role.VALIDATION, needs_history=needs_history)
-
-    def validate(model: RetrievalModel) -> Mapping[str, float]:
-        report = evaluate(
-            model,
-            dataset,
-            settings,
-            role=Role.VALIDATION,
-            max_length=config.batches.max_length,
-            context=context,
-        )
-        return report.summary()
-
-    return validate
+def _as_list(ids: SourceId | Sequence[SourceId]) -> Sequence[SourceId]:
+    """One id as a list of one; text is an id, not a sequence."""
+    return [ids] if isinstance(ids, str | int) else ids

@@ -59,7 +59,7 @@ class ContextFeatures(QueryTower):
         if queries.context is None:
             raise ConfigError(
                 "the tower 'context_features' was asked without a moment: pass context=, such as "
-                "run.features.context_of(dataset), to evaluate or recommend"
+                "run.features.context_for(dataset), to evaluate or recommend"
             )
         return self.mixing.mixed(self.mixing.fields(queries.context))
 

@@ -1,4 +1,4 @@
-"""What is said of people who are no users of the dataset, as a table like that of the users."""
+"""Attributes of anonymous users, or of new items, parsed into a table of the right types."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime
 import decimal
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -15,73 +15,73 @@ from candid.component import lookup
 from candid.errors import DataError, UnknownNameError
 
 SEPARATOR = "|"
-"""Between the values of a list that is written as text."""
-TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
-"""Booleans as text, in any case."""
+"""Separator of the values of a list that is written as text."""
+BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+"""Booleans as text, in any letter case."""
 
 
-def frame_of(
+def parse_attributes(
     attributes: Sequence[Mapping[str, Any]],
     schema: Mapping[str, pl.DataType],
-    kind: str = "users",
+    table: Literal["users", "items"] = "users",
 ) -> pl.DataFrame:
-    """A row for each person, null where an attribute is not known.
+    """Parse attributes into one row per user (or item), null where an attribute is unknown.
 
     Args:
-        attributes: of each person, by column. Text is read as the column's type; None, NaN and
-            blank text are not known.
+        attributes: of each user, by column. Text is parsed as the type of the column; None, NaN
+            and blank text are unknown values.
         schema: the columns and their types.
-        kind: "users", or "items", whose attributes are read alike.
+        table: "users" or "items", for messages.
 
     Raises:
-        DataError: no such column, or a value that is not of its type. What the type could hold
-            only in part, as an integer 25.5, is none.
+        DataError: there is no such column, or a value is of another type. A value that the type
+            could hold only in part, such as 25.5 for an integer, is of another type.
     """
     for row in attributes:
         for name in row:
             try:
-                lookup(schema, f"attribute of {kind}", name)
+                lookup(schema, f"attribute of {table}", name)
             except UnknownNameError as error:
                 raise DataError(str(error)) from None
     return pl.DataFrame(
         [
-            _column(name, [row.get(name) for row in attributes], dtype, kind)
+            _column(name, [row.get(name) for row in attributes], dtype, table)
             for name, dtype in schema.items()
         ]
     )
 
 
-def _column(name: str, values: Sequence[Any], dtype: pl.DataType, kind: str) -> pl.Series:
+def _column(name: str, values: Sequence[Any], dtype: pl.DataType, table: str) -> pl.Series:
     if isinstance(dtype, pl.Categorical | pl.Enum):
-        # A value that the column never held is an unknown one, not an error.
+        # A category that the column does not have is an unknown value, not an error.
         dtype = pl.String()
-    read = []
+    parsed: list[Any] = []
     for value in values:
         try:
-            read.append(_value(value, dtype))
-            _series(name, read[-1:], dtype)
+            parsed.append(_value(value, dtype))
+            _series(name, parsed[-1:], dtype)
         except (pl.exceptions.PolarsError, ArithmeticError, TypeError, ValueError):
             raise DataError(
-                f"attribute {name!r} of {kind} is of type {dtype}, which {value!r} is not; write "
+                f"attribute {name!r} of {table} must be {dtype}, got {value!r}: write "
                 f"{_advice(dtype)}"
             ) from None
-    return _series(name, read, dtype)
+    return _series(name, parsed, dtype)
 
 
 def _series(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
     if isinstance(dtype, pl.Datetime):
-        moments = pl.Series(name, values, dtype=pl.Datetime("us"))
+        times = pl.Series(name, values, dtype=pl.Datetime("us"))
         if dtype.time_zone is not None:
-            moments = moments.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
-        return moments.cast(dtype)
+            times = times.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
+        return times.cast(dtype)
     return pl.Series(name, values, dtype=dtype, strict=True)
 
 
 def _value(value: Any, dtype: pl.DataType) -> Any:
-    """A value as Python holds the type; None where it is not known.
+    """Convert a value to the Python type of ``dtype``; None where it is unknown.
 
     Raises:
-        ArithmeticError, TypeError, ValueError: it is not of the type.
+        ArithmeticError, TypeError, ValueError: the value is of another type.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -98,17 +98,17 @@ def _value(value: Any, dtype: pl.DataType) -> Any:
     if isinstance(dtype, pl.Boolean):
         return _boolean(value)
     if isinstance(dtype, pl.Date | pl.Datetime):
-        moment = _moment(value)
-        return _day(moment) if isinstance(dtype, pl.Date) else moment
+        timestamp = _datetime(value)
+        return _day(timestamp) if isinstance(dtype, pl.Date) else timestamp
     if isinstance(value, bool):
-        raise TypeError("a boolean is no number")
+        raise TypeError("a boolean is not a number")
     if isinstance(dtype, pl.Decimal):
         return _decimal(value, dtype.scale)
     if dtype.is_integer():
         return _whole(value)
     if dtype.is_float():
         return float(value)
-    raise TypeError("no feature reads this type")
+    raise TypeError("features cannot read this type")
 
 
 def _is_missing(value: Any) -> bool:
@@ -138,7 +138,7 @@ def _text(value: Any) -> str:
 def _boolean(value: Any) -> bool:
     if isinstance(value, str):
         try:
-            return TRUTH[value.lower()]
+            return BOOLEANS[value.lower()]
         except KeyError:
             raise ValueError("neither true nor false") from None
     if value not in (0, 1):
@@ -160,32 +160,32 @@ def _decimal(value: Any, scale: int) -> decimal.Decimal:
     return number
 
 
-def _moment(value: Any) -> datetime.datetime:
-    """A moment of UTC, without saying so."""
+def _datetime(value: Any) -> datetime.datetime:
+    """Convert to a time in UTC, without a time zone."""
     if isinstance(value, str):
         value = datetime.datetime.fromisoformat(value)
     if not isinstance(value, datetime.date):
-        raise TypeError("not a moment")
+        raise TypeError("not a time")
     if not isinstance(value, datetime.datetime):
         return datetime.datetime(value.year, value.month, value.day)
     return value if value.tzinfo is None else value.astimezone(datetime.UTC).replace(tzinfo=None)
 
 
-def _day(moment: datetime.datetime) -> datetime.date:
-    if moment.time() != datetime.time():
+def _day(timestamp: datetime.datetime) -> datetime.date:
+    if timestamp.time() != datetime.time():
         raise ValueError("a date has no time of day")
-    return moment.date()
+    return timestamp.date()
 
 
 def _advice(dtype: pl.DataType) -> str:
     if isinstance(dtype, pl.List | pl.Array):
-        return f"a list, or in text its members with {SEPARATOR!r} between"
+        return f"a list, or text with {SEPARATOR!r} between the members"
     if isinstance(dtype, pl.Boolean):
         return "true or false"
     if isinstance(dtype, pl.Date):
         return "a date such as 2026-01-31"
     if isinstance(dtype, pl.Datetime):
-        return "a moment such as 2026-01-31T18:30"
+        return "a time such as 2026-01-31T18:30"
     if dtype.is_integer():
         return "a whole number that fits"
     return "a number" if dtype.is_numeric() else "text"

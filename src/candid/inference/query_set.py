@@ -1,0 +1,242 @@
+"""Query sets: many users of a dataset, or many anonymous users, encoded in batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from candid.batches import Ints, Queries, offsets_of
+from candid.data import PreparedDataset
+from candid.errors import ConfigError, UnknownNameError
+from candid.features import Context, Values
+from candid.index import Exclusions
+from candid.inference.queries import (
+    now_microseconds,
+    pack_queries,
+    queries_for_users,
+    query_for_history,
+    seen_items,
+)
+from candid.inference.two_tower_model import StageProgress, TwoTowerModel
+
+BATCH_SIZE = 512
+"""Queries encoded at once."""
+
+
+class QuerySet(ABC):
+    """B queries of one dataset at one time.
+
+    Attributes:
+        user_ids: [B] int64, dense ids of the users; None for anonymous users.
+    """
+
+    user_ids: Ints | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """B."""
+
+    @abstractmethod
+    def check(self, model: TwoTowerModel) -> None:
+        """Refuse queries that the model cannot encode.
+
+        Raises:
+            ConfigError: a history is empty and the model needs one, or the model can encode only
+                users it was trained on.
+        """
+
+    @abstractmethod
+    def pack(self, rows: slice) -> Queries:
+        """Pack some queries into the tensors that a query tower reads, on the CPU."""
+
+    @abstractmethod
+    def seen(self, rows: slice) -> Exclusions:
+        """Collect the items that some queries have seen, on the CPU."""
+
+    def encode(
+        self,
+        model: TwoTowerModel,
+        device: torch.device,
+        progress: StageProgress | None = None,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Encode all queries in batches.
+
+        Args:
+            model: in inference mode.
+            device: of the model.
+            progress: called with ("encoding queries", done, total).
+
+        Yields:
+            rows and their query vectors [b, D] float32.
+        """
+        for begin in range(0, len(self), BATCH_SIZE):
+            rows = slice(begin, min(begin + BATCH_SIZE, len(self)))
+            yield rows, model.encode_queries(self.pack(rows).to(device)).float()
+            if progress is not None:
+                progress("encoding queries", rows.stop, len(self))
+
+
+def query_set(
+    dataset: PreparedDataset,
+    *,
+    user_ids: Sequence[int] | Ints | None = None,
+    histories: Sequence[Sequence[int] | Ints] | None = None,
+    max_length: int,
+    context: Context | None = None,
+    time: int | None = None,
+    event_type: str | None = None,
+    user_features: Mapping[str, Values] | None = None,
+) -> QuerySet:
+    """Make the queries of users of the dataset, or of anonymous users.
+
+    Args:
+        dataset: the dataset that the model was trained on.
+        user_ids: [B] dense ids; the whole history of each user in the dataset is used.
+        histories: item ids of each of B histories, earliest first; instead of ``user_ids``.
+        max_length: longest history that the model reads; the most recent part is kept.
+        context: encodes the context of queries; None for a model that reads no context.
+        time: time of the queries, microseconds since 1970-01-01 UTC; None: now.
+        event_type: event type to predict; None: any.
+        user_features: features of the B anonymous users, by name; None: none are known.
+
+    Raises:
+        ConfigError: an id is not in the dataset; neither or both of ``user_ids`` and
+            ``histories`` are given; features beside users, or of another number than B.
+        UnknownNameError: the dataset has no such event type.
+    """
+    if event_type is not None and event_type not in dataset.event_type_names:
+        raise UnknownNameError("event_type", event_type, dataset.event_type_names)
+    if (user_ids is None) == (histories is None):
+        raise ConfigError("give either users or histories to recommend to")
+    time = now_microseconds() if time is None else time
+    if user_ids is not None:
+        if user_features is not None:
+            raise ConfigError(
+                "user features describe anonymous users: give histories (possibly empty), not users"
+            )
+        ids = np.asarray(user_ids, dtype=np.int64)
+        _check_ids("user", ids, dataset.num_users)
+        return _UserQueries(dataset, ids, max_length, context, time, event_type)
+    assert histories is not None
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    item_ids = np.array([item for history in histories for item in history], dtype=np.int64)
+    _check_ids("item", item_ids, dataset.num_items)
+    for name, values in (user_features or {}).items():
+        if len(values) != len(lengths):
+            raise ConfigError(
+                f"user feature {name!r} has {len(values)} values for {len(lengths)} histories: "
+                "give one for each"
+            )
+    parts = np.split(item_ids, np.cumsum(lengths)[:-1])[: len(lengths)]
+    return _HistoryQueries(dataset, parts, max_length, context, time, event_type, user_features)
+
+
+class _UserQueries(QuerySet):
+    """Users of the dataset with their whole histories."""
+
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        user_ids: Ints,
+        max_length: int,
+        context: Context | None,
+        time: int,
+        event_type: str | None,
+    ) -> None:
+        self.user_ids = self._ids = user_ids
+        self._dataset, self._max_length, self._context = dataset, max_length, context
+        self._time, self._event_type = time, event_type
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def check(self, model: TwoTowerModel) -> None:
+        if not model.needs_history:
+            return
+        offsets = self._dataset.user_offsets
+        without = self._ids[offsets[self._ids + 1] == offsets[self._ids]]
+        if len(without):
+            user = self._dataset.users["source_id"][int(without[0])]
+            raise ConfigError(
+                f"user {user!r} has no history and the model needs one: give a history of items "
+                "instead"
+            )
+
+    def pack(self, rows: slice) -> Queries:
+        user_ids, event_types = self._ids[rows], None
+        if self._event_type is not None:
+            event_types = pl.Series([self._event_type]).new_from_index(0, len(user_ids))
+        return queries_for_users(
+            self._dataset,
+            user_ids,
+            max_length=self._max_length,
+            context=self._context,
+            times=np.full(len(user_ids), self._time),
+            event_types=event_types,
+        )
+
+    def seen(self, rows: slice) -> Exclusions:
+        user_ids, offsets = self._ids[rows], self._dataset.user_offsets
+        return seen_items(self._dataset, offsets[user_ids], offsets[user_ids + 1])
+
+
+class _HistoryQueries(QuerySet):
+    """Anonymous users with given histories and, perhaps, features."""
+
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        histories: Sequence[Ints],
+        max_length: int,
+        context: Context | None,
+        time: int,
+        event_type: str | None,
+        user_features: Mapping[str, Values] | None,
+    ) -> None:
+        self._context, self._features = context, user_features
+        self._queries = [
+            query_for_history(
+                dataset, history, max_length=max_length, time=time, event_type=event_type
+            )
+            for history in histories
+        ]
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    def check(self, model: TwoTowerModel) -> None:
+        if model.needs_user or not (model.reads_history or self._features is not None):
+            raise ConfigError(
+                "the model can encode only users it was trained on, not histories: name users, or "
+                "train a model with a history tower and without user embeddings"
+            )
+        if not model.needs_history:
+            return
+        for number, query in enumerate(self._queries):
+            if not len(query.item_ids):
+                raise ConfigError(
+                    f"history {number} is empty and the model needs one: name at least one item"
+                )
+
+    def pack(self, rows: slice) -> Queries:
+        features = None
+        if self._features is not None:
+            numbers = torch.arange(rows.start, rows.stop)
+            features = {name: values.take(numbers) for name, values in self._features.items()}
+        return pack_queries(self._queries[rows], context=self._context, user_features=features)
+
+    def seen(self, rows: slice) -> Exclusions:
+        seen = [query.seen_ids for query in self._queries[rows]]
+        offsets = offsets_of(np.array([len(ids) for ids in seen], dtype=np.int64))
+        return Exclusions(torch.from_numpy(np.concatenate(seen)), torch.from_numpy(offsets))
+
+
+def _check_ids(kind: str, ids: Ints, num: int) -> None:
+    unknown = ids[(ids < 0) | (ids >= num)]
+    if len(unknown):
+        raise ConfigError(f"{kind} id {unknown[0]} is not in the dataset: ids are 0 to {num - 1}")

@@ -1,0 +1,88 @@
+"""From a config and a dataset to the model, the loss and the sampler of a run, and its device."""
+
+from __future__ import annotations
+
+import torch
+
+from candid.config import RunConfig
+from candid.data import PreparedDataset
+from candid.errors import ArtifactError, ConfigError
+from candid.losses import Loss
+from candid.runs.features import RunFeatures, fit_features, tower_context
+from candid.samplers import Sampler, check_support_covers
+from candid.towers import RetrievalModel
+
+
+def build_model(
+    config: RunConfig, dataset: PreparedDataset, features: RunFeatures | None = None
+) -> RetrievalModel:
+    """Build a fresh model for a dataset, on the CPU; ``features`` None: fitted here."""
+    features = fit_features(config.features, dataset) if features is None else features
+    return config.model.build(tower_context(dataset, config.batches, features))
+
+
+def build_objective(config: RunConfig, dataset: PreparedDataset) -> tuple[Loss, Sampler | None]:
+    """Build the loss and, if the loss needs one, the sampler."""
+    counts = torch.from_numpy(dataset.train_counts)
+    sampler = None if config.sampler is None else config.sampler.build(counts)
+    return config.loss.build(dataset.num_items), sampler
+
+
+def check_sampler_covers_catalog(
+    config: RunConfig, dataset: PreparedDataset, sampler: Sampler | None
+) -> None:
+    """Refuse a loss whose estimate would miss items that the sampler can never draw.
+
+    Raises:
+        ConfigError: there is such an item; the message has its source id and the remedies.
+    """
+    if sampler is not None and config.loss.needs_full_support:
+        check_support_covers(
+            sampler,
+            torch.from_numpy(dataset.train_counts > 0),
+            config.training.softmax_over,
+            dataset.items["source_id"].to_list(),
+        )
+
+
+def check_dataset_matches(config: RunConfig, dataset: PreparedDataset) -> None:
+    """Refuse a dataset that was prepared with other settings than ``[data]`` of the recipe.
+
+    Raises:
+        ArtifactError: a setting differs; the message has the first such key.
+    """
+    prepared = dataset.manifest.get("config")
+    if config.data is None or prepared is None:
+        return
+    expected = config.data.model_dump(mode="json")
+    for key in sorted(expected.keys() | prepared.keys()):
+        if expected.get(key) != prepared.get(key):
+            raise ArtifactError(
+                f"{dataset.path} was prepared with data.{key} = {prepared.get(key)!r}, but the "
+                f"recipe has {expected.get(key)!r}: run candid prepare with this recipe, or name "
+                "another dataset with --data"
+            )
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a config.
+
+    Raises:
+        ConfigError: the device is unknown, not on this machine, or has no float64.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        # Expected counts and exact search compute in float64, which not every device has.
+        torch.empty(0, device=device, dtype=torch.float64)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
+    return device
+
+
+def set_threads(threads: int | None) -> None:
+    """Set the number of CPU threads of torch; None keeps torch's choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)

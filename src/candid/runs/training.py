@@ -1,0 +1,220 @@
+"""Training: from a config and a prepared dataset to a trained, measured model in a folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from candid.atomic import write_json
+from candid.batches import Loader
+from candid.config import (
+    RunConfig,
+    default_recipe,
+    parse_config,
+    read_toml,
+    with_values,
+)
+from candid.data import PreparedDataset, Role, open_dataset
+from candid.evaluation import check_has_relevant, evaluate
+from candid.runs.build import (
+    build_model,
+    build_objective,
+    check_dataset_matches,
+    check_sampler_covers_catalog,
+    pick_device,
+    set_threads,
+)
+from candid.runs.features import (
+    RunFeatures,
+    check_features_are_read,
+    fit_features,
+    read_features,
+)
+from candid.runs.folder import (
+    MANIFEST,
+    check_resumable,
+    new_manifest,
+    result_of,
+    run_folder,
+)
+from candid.runs.run import Run, load_run
+from candid.towers import RetrievalModel
+from candid.training import (
+    LAST,
+    Progress,
+    Trainer,
+    TrainState,
+    bound_kernel_cache,
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The outcome of a training run.
+
+    Attributes:
+        folder: the folder of the run.
+        state: progress of the training when it stopped.
+        manifest: content of ``run.json``.
+    """
+
+    folder: Path
+    state: TrainState
+    manifest: dict[str, Any]
+
+
+def train(
+    data: PreparedDataset | Path | str,
+    recipe: Mapping[str, Any] | Path | str | None = None,
+    *,
+    out: Path | str,
+    resume: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Train a model and return its run.
+
+    Args:
+        data: a prepared dataset, or its folder.
+        recipe: a recipe file, a table of the same keys, or None for the default recipe. A table
+            may leave out ``name``: it is the name of ``out``.
+        out: folder of the run: new or empty, or with ``resume`` that of an earlier run.
+        resume: continue an interrupted run of the same recipe and dataset.
+        **overrides: keys of the recipe, as nested tables or with dots; applied last.
+
+    Example:
+        >>> run = candid.train("data/films", out="runs/films", training={"epochs": 3}, seed=1)
+        >>> run.recommend(users=[12], k=5)
+
+    Raises:
+        ConfigError: ``out`` already holds a run, or the recipe cannot work.
+        DataError: no validation target can be recommended.
+        ArtifactError: the dataset is not the one of the recipe or of the run to resume, or a
+            checkpoint is damaged.
+        Interrupted: stopped by a signal, after a checkpoint.
+    """
+    dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(out).resolve().name).lstrip("._-") or "default"
+    if recipe is None:
+        source = "default recipe"
+        table = default_recipe(dataset=dataset).model_dump(mode="json") | {"name": name}
+    elif isinstance(recipe, Mapping):
+        source, table = "recipe", {"name": name, **recipe}
+    else:
+        source, table = str(recipe), read_toml(Path(recipe))
+    config = parse_config(with_values(table, dict(_dotted(overrides))), source)
+    train_run(config, dataset, out, resume=resume)
+    return load_run(out, dataset)
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested tables with dotted keys; the type of a component comes first."""
+    for key in sorted(table, key=lambda key: key != "type"):
+        if isinstance(table[key], Mapping):
+            yield from _dotted(table[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", table[key]
+
+
+def train_run(
+    config: RunConfig,
+    data: PreparedDataset | Path | str,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train the run of a config and write everything to ``out``.
+
+    Args:
+        config: of the run.
+        data: a prepared dataset, or its folder.
+        out: folder of the run: new or empty, or with ``resume`` that of an earlier run.
+        resume: continue an interrupted run of the same config and dataset.
+        progress: called with steps and validations.
+
+    Raises:
+        ConfigError: ``out`` already holds a run, or the config cannot work (such as a sampled
+            softmax over items that its sampler can never draw). A run that fails before its
+            first step leaves no file behind.
+        DataError: no validation target can be recommended.
+        ArtifactError: the dataset is not the one of the config or of the run to resume, or a
+            checkpoint is damaged.
+        Interrupted: stopped by a signal, after a checkpoint.
+    """
+    out = Path(out)
+    dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
+    check_dataset_matches(config, dataset)
+    bound_kernel_cache()
+    set_threads(config.threads)
+    device = pick_device(config.device)
+    manifest = new_manifest(config, dataset, device)
+    if resume:
+        # Fitted features are read, not fitted again: another machine might round differently.
+        before = check_resumable(out, manifest)
+        features = read_features(config.features, dataset, out, before.get("features"))
+    else:
+        features = fit_features(config.features, dataset)
+    manifest["features"] = features.fingerprint
+    torch.manual_seed(config.seed)
+    model = build_model(config, dataset, features).to(device)
+    check_features_are_read(features, model)
+    loss, sampler = build_objective(config, dataset)
+    if not resume:
+        check_sampler_covers_catalog(config, dataset, sampler)
+    trainer = Trainer(
+        model=model,
+        loader=Loader(dataset, config.batches, config.seed, features.context_for(dataset)),
+        loss=loss,
+        sampler=sampler,
+        config=config.training,
+        folder=out,
+        name=config.name,
+        seed=config.seed,
+        item_is_trained=torch.from_numpy(dataset.train_counts > 0),
+        validate=_validation(config, dataset, features, needs_history=model.needs_history),
+        metric=config.evaluation.metric,
+        meta={"dataset": manifest["dataset"]["fingerprint"]},
+        progress=progress,
+    )
+    manifest["parameters"] = sum(p.numel() for p in model.parameters())
+    with nullcontext() if resume else run_folder(out, trainer):
+        if not resume:
+            features.write(out)
+        write_json(out / MANIFEST, manifest)
+        # A run that stopped before its first checkpoint starts again from the beginning.
+        state = trainer.run(resume=resume and (out / LAST).exists())
+    manifest["result"] = result_of(state, device)
+    write_json(out / MANIFEST, manifest)
+    return TrainResult(out, state, manifest)
+
+
+def _validation(
+    config: RunConfig, dataset: PreparedDataset, features: RunFeatures, *, needs_history: bool
+) -> Callable[[RetrievalModel], Mapping[str, float]] | None:
+    """Make the validation of an epoch; None for a dataset without validation targets."""
+    config.evaluation.check_fits(dataset.num_items)
+    if not np.any(dataset.roles == Role.VALIDATION):
+        return None
+    settings, context = config.evaluation.during_training(), features.context_for(dataset)
+    # An epoch may take hours; the targets are known before it.
+    check_has_relevant(dataset, settings, Role.VALIDATION, needs_history=needs_history)
+
+    def validate(model: RetrievalModel) -> Mapping[str, float]:
+        report = evaluate(
+            model,
+            dataset,
+            settings,
+            role=Role.VALIDATION,
+            max_length=config.batches.max_length,
+            context=context,
+        )
+        return report.summary()
+
+    return validate
