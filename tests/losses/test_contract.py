@@ -1,22 +1,13 @@
-"""What every loss promises, whatever it is: parametrised over the registry."""
-
-import copy
-import dataclasses
-from types import SimpleNamespace
+"""The contract of ``candid.testing.losses`` for every registered loss and setting."""
 
 import pytest
 import torch
 
-from candid.candidates import Candidates
 from candid.component import ComponentConfig
-from candid.errors import ConfigError, UnknownNameError
-from candid.losses import LOSSES, LossComponent, LossConfig, LossOutput
-from candid.samplers import ExactPopular, InBatch, Mixture, Uniform, sample_groups
-
-V, D = 12, 4
-ROWS = SimpleNamespace(
-    positive_ids=torch.tensor([0, 1, 1, 5, 7, 2, 0]), user_ids=torch.tensor([0, 0, 1, 2, 2, 3, 4])
-)
+from candid.errors import UnknownNameError
+from candid.losses import LOSSES, LossComponent, LossConfig, LossOutput, SampledLoss
+from candid.samplers import Uniform
+from candid.testing.losses import CHECKS, V, check_groups, check_loss, ignores_constant, loss_inputs
 
 
 def configs():
@@ -29,214 +20,164 @@ def configs():
     yield pytest.param(LOSSES["full_softmax"].Config(precision="bfloat16"), id="full-bfloat16")
 
 
-@pytest.fixture
-def inputs():
-    generator = torch.Generator().manual_seed(4)
-    query = torch.randn(7, D, generator=generator).requires_grad_()
-    items = torch.randn(V, D, generator=generator).requires_grad_()
-    sampler = Mixture([Uniform(V, 20), InBatch(torch.arange(V, 0, -1))])
-    return query, items, ROWS.positive_ids, sampler.sample(ROWS, generator)
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("config", list(configs()))
+def test_contract(config, check):
+    CHECKS[check](config)
 
 
 @pytest.mark.parametrize("config", list(configs()))
-class TestEveryLoss:
-    def test_record(self, config, inputs):
-        out = config.build(V)(*inputs, effective_sample_size=True)
-        assert isinstance(out, LossOutput)
-        for values in (out.loss, out.log_z, out.sample_weight, out.effective_sample_size):
-            assert values.shape == (7,)
-            assert values.dtype == torch.float32
-            assert bool(torch.isfinite(values).all())
-        assert bool(((out.sample_weight >= 0) & (out.sample_weight <= 1)).all())
-        assert bool((out.effective_sample_size >= 0.999).all())
-        assert not out.sample_weight.requires_grad
-        assert not out.effective_sample_size.requires_grad
-        assert config.build(V)(*inputs).effective_sample_size is None
-        query_grad, item_grad = torch.autograd.grad(out.loss.sum(), inputs[:2])
-        assert bool(torch.isfinite(query_grad).all())
-        assert bool(torch.isfinite(item_grad).all())
-        assert bool((query_grad.abs().sum(dim=1) > 0).all())
-
-    def test_arguments_are_not_written_to(self, config, inputs):
-        before = copy.deepcopy([tensor.detach() for tensor in inputs[:3]])
-        ids, log_expected_count = inputs[3].ids.clone(), inputs[3].log_expected_count.clone()
-        config.build(V)(*inputs, effective_sample_size=True).loss.sum().backward()
-        for tensor, kept in zip(inputs[:3], before, strict=True):
-            assert torch.equal(tensor, kept)
-        assert torch.equal(inputs[3].ids, ids)
-        assert torch.equal(inputs[3].log_expected_count, log_expected_count)
-
-    def test_rows_may_come_in_any_order(self, config, inputs):
-        query, items, positive_ids, sampled = inputs
-        order = torch.tensor([3, 0, 6, 5, 1, 4, 2])
-        moved = Candidates(
-            sampled.ids,
-            sampled.log_expected_count,
-            sampled.log_expected_count_positive[order],
-            sampled.num_samples,
-            sampled.owner,
-            sampled.row_user_ids[order],
-        )
-        loss = config.build(V)
-        out = loss(query, items, positive_ids, sampled).loss
-        torch.testing.assert_close(
-            loss(query[order], items, positive_ids[order], moved).loss, out[order]
-        )
-
-    def test_softmax_losses_ignore_a_constant_added_to_all_scores(self, config, inputs):
-        query, items, positive_ids, sampled = inputs
-        # One more coordinate, 1 in every item vector: it adds its query value to every score.
-        more = torch.cat([query, torch.full((7, 1), 2.0)], dim=1)
-        raised = torch.cat([items, torch.ones(V, 1)], dim=1)
-        loss = config.build(V)
-        same = torch.allclose(
-            loss(more, raised, positive_ids, sampled).loss,
-            loss(query, items, positive_ids, sampled).loss,
-            atol=0.05 if getattr(config, "precision", None) == "bfloat16" else 1e-5,
-        )
-        assert same == (type(config).__qualname__.split(".")[0] not in ("BCE", "GBCE"))
-
-    def test_a_row_without_negatives_is_silent(self, config, inputs):
-        query, items, _, _ = inputs
-        alone = Candidates(torch.zeros(3, dtype=torch.int64), torch.zeros(3), torch.zeros(7), 3)
-        positive_ids = torch.zeros(7, dtype=torch.int64)
-        out = config.build(1)(query, items[:1], positive_ids, alone, effective_sample_size=True)
-        assert not out.loss.any()
-        assert bool(out.log_z.isneginf().all())
-        assert not out.sample_weight.any()
-        assert not out.effective_sample_size.any()
-        for grad in torch.autograd.grad(out.loss.sum(), (query, items)):
-            assert not grad.any()
-
-    def test_no_rows_have_no_loss(self, config, inputs):
-        query, items, positive_ids, _ = inputs
-        nobody = SimpleNamespace(positive_ids=positive_ids[:0], user_ids=positive_ids[:0])
-        in_batch = InBatch(torch.ones(V), distinct=True)
-        for sampler in (Uniform(V, 4), InBatch(torch.ones(V)), in_batch):
-            out = config.build(V)(query[:0], items, positive_ids[:0], sampler.sample(nobody))
-            assert out.loss.shape == out.log_z.shape == out.sample_weight.shape == (0,)
-            query_grad, item_grad = torch.autograd.grad(out.loss.sum(), (query, items))
-            assert not query_grad.any()
-            assert not item_grad.any()
-
-    def test_needs_candidates_says_so(self, config, inputs):
-        loss = config.build(V)
-        if loss.needs_candidates:
-            with pytest.raises(ConfigError, match="needs a sampler"):
-                loss(*inputs[:3])
-        else:
-            assert torch.equal(loss(*inputs[:3]).loss, loss(*inputs).loss)
-
-    def test_result_follows_the_device(self, config, inputs):
-        # "meta" stands in for an accelerator: mixing devices is an error there too, and so is
-        # any look at a value, which would stop the host until the device has caught up.
-        query, items = (tensor.detach().to("meta").requires_grad_() for tensor in inputs[:2])
-        positive_ids, sampled = inputs[2].to("meta"), inputs[3]
-        fields = {field.name: getattr(sampled, field.name) for field in dataclasses.fields(sampled)}
-        far = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in fields.items()}
-        out = config.build(V)(
-            query, items, positive_ids, Candidates(**far), effective_sample_size=True
-        )
-        for values in (out.loss, out.log_z, out.sample_weight, out.effective_sample_size):
-            assert values.device.type == "meta"
-        out.loss.mean().backward()
-
-    def test_a_query_narrower_than_the_items_is_widened(self, config, inputs):
-        query, items, positive_ids, sampled = inputs
-        narrow = query.detach().bfloat16()
-        loss = config.build(V)
-        out = loss(narrow, items, positive_ids, sampled)
-        assert out.loss.dtype == torch.float32
-        torch.testing.assert_close(
-            out.loss, loss(narrow.float(), items, positive_ids, sampled).loss
-        )
+def test_softmax_losses_alone_ignore_a_constant_added_to_all_scores(config):
+    is_pointwise = type(config) in (LOSSES["bce"].Config, LOSSES["gbce"].Config)
+    assert ignores_constant(config) != is_pointwise
 
 
-class Run(ComponentConfig):
+def with_sets():
+    # The beta of gbce is one number per batch, that of the longest set: it has no such groups.
+    return [
+        param
+        for param in configs()
+        if param.values[0].needs_candidates and param.id not in ("gbce", "full_softmax")
+    ]
+
+
+@pytest.mark.parametrize("num_groups", [2, 3, 5, 7, 20])
+@pytest.mark.parametrize("config", with_sets())
+def test_groups_of_sets_give_each_row_its_group(config, num_groups):
+    check_groups(config, Uniform(V, num_candidates=V, distinct=True), num_groups)
+
+
+CAPABILITIES = {
+    "full_softmax": {"needs_candidates": False, "needs_full_support": False, "estimator": None},
+    "sampled_softmax": {
+        "needs_candidates": True,
+        "needs_full_support": True,
+        "estimator": ("refined", False),
+    },
+    "bce": {"needs_candidates": True, "needs_full_support": False, "estimator": None},
+    "gbce": {"needs_candidates": True, "needs_full_support": False, "estimator": None},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_capabilities_of_each_loss(name):
+    config = LOSSES[name].Config()
+    assert {key: getattr(config, key) for key in CAPABILITIES[name]} == CAPABILITIES[name]
+    assert config.estimates_probability == name.endswith("softmax")
+    assert config.works_with_sets
+
+
+def test_capabilities_of_a_sampled_softmax_follow_its_settings():
+    make = LOSSES["sampled_softmax"].Config
+    assert "uncorrected" in make(correction="none").why_no_probability
+    assert make(correction="logq").why_no_probability is None
+    assert not make(jackknife=True).works_with_sets
+    assert make(correction="logq", jackknife=True).estimator == ("logq", True)
+
+
+def test_repr_shows_the_settings():
+    built = {name: repr(LOSSES[name].Config().build(9)) for name in LOSSES}
+    assert built == {
+        "full_softmax": "FullSoftmax(precision='float32')",
+        "sampled_softmax": "SampledSoftmax(precision='float32', correction='refined', "
+        "jackknife=False)",
+        "bce": "BCE(precision='float32', row_reduction='sum')",
+        "gbce": "GBCE(precision='float32', row_reduction='mean', num_items=9, t=0.75)",
+    }
+
+
+class Recipe(ComponentConfig):
     loss: LossComponent
 
 
 def test_unknown_loss_lists_the_known_ones():
     with pytest.raises(UnknownNameError, match=r"known: bce, full_softmax, .*sampled_softmax"):
-        Run.model_validate({"loss": "softmax2"})
+        Recipe.model_validate({"loss": "softmax2"})
 
 
-def test_every_loss_goes_there_and_back():
-    for name in LOSSES:
-        run = Run.model_validate({"loss": name})
-        assert run.model_dump()["loss"]["type"] == name
-        assert Run.model_validate_json(run.model_dump_json()) == run
+@pytest.mark.parametrize("name", LOSSES)
+def test_config_survives_a_recipe(name):
+    recipe = Recipe.model_validate({"loss": name})
+    assert recipe.model_dump()["loss"]["type"] == name
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
-class Margin:
-    """Hinge on the mean candidate: the one file of a new loss."""
+class BPR(SampledLoss):
+    """Bayesian personalised ranking: the file of a new loss."""
+
+    class Config(SampledLoss.Config):
+        margin: float = 0.0
+
+        def build(self, num_items):
+            return BPR(self.margin)
+
+    def __init__(self, margin):
+        super().__init__()
+        self.margin = margin
+
+    def row_losses(self, comparison):
+        scores, mask = comparison.negatives()
+        gap = scores - comparison.positive_scores[:, None] + self.margin
+        return torch.nn.functional.softplus(gap).masked_fill(mask, 0.0).sum(dim=1)
+
+
+def test_new_loss_is_one_class_and_one_registry_line(monkeypatch):
+    monkeypatch.setitem(LOSSES, "bpr", BPR)
+    recipe = Recipe.model_validate({"loss": {"type": "bpr", "margin": 2.0}})
+    assert recipe.model_dump() == {"loss": {"type": "bpr", "margin": 2.0}}
+    check_loss(recipe.loss)
+    check_loss(BPR)
+
+
+def test_new_loss_estimates_no_probability_by_default():
+    config = BPR.Config()
+    assert not config.estimates_probability
+    assert "BPR" in config.why_no_probability
+    assert config.estimator is None
+    assert not config.needs_full_support
+
+
+class UnbasedLoss:
+    """A loss without the base class, which returns what it likes."""
 
     needs_candidates = True
 
     class Config(LossConfig):
-        margin: float = 1.0
+        needs_candidates = True
+        fault: str = "none"
 
         def build(self, num_items):
-            return Margin(self.margin)
+            return UnbasedLoss(self.fault)
 
-    def __init__(self, margin):
-        self.margin = margin
+    def __init__(self, fault):
+        self.fault = fault
 
     def __call__(
         self, query, item_embeddings, positive_ids, candidates=None, *, effective_sample_size=False
     ):
         scores = query @ item_embeddings.T
         positive = scores.gather(1, positive_ids[:, None])[:, 0]
-        loss = torch.relu(self.margin - positive + scores[:, candidates.ids].mean(dim=1))
-        return LossOutput(loss, torch.zeros_like(loss), torch.zeros_like(loss.detach()))
+        gap = scores[:, candidates.ids].mean(dim=1) - positive
+        loss = torch.relu(1.0 + (-gap if self.fault == "sign" else gap))
+        zero = torch.zeros_like(loss.detach())
+        return LossOutput(loss.double() if self.fault == "dtype" else loss, zero, zero, zero + 1)
 
 
-def test_a_new_loss_is_one_class_and_one_line(monkeypatch, inputs):
-    monkeypatch.setitem(LOSSES, "margin", Margin)
-    run = Run.model_validate({"loss": {"type": "margin", "margin": 2.0}})
-    assert run.loss.build(V)(*inputs).loss.shape == (7,)
-    assert run.model_dump() == {"loss": {"type": "margin", "margin": 2.0}}
+@pytest.mark.parametrize(
+    ("fault", "check", "message"),
+    [
+        ("dtype", "record", "loss must be a float32 tensor"),
+        ("sign", "direction", "a higher score of the positive must lower the loss"),
+        ("none", "row without negatives", "the loss must be 0 where every candidate"),
+    ],
+)
+def test_broken_promise_is_named(fault, check, message):
+    with pytest.raises(AssertionError, match=message):
+        CHECKS[check](UnbasedLoss.Config(fault=fault))
+    with pytest.raises(AssertionError):
+        check_loss(UnbasedLoss.Config(fault=fault), is_registered=False)
 
 
-def sampled_with_samplers():
-    mixture = Mixture([Uniform(V, 20), InBatch(torch.arange(V, 0, -1))])
-    sets = Uniform(V, V, distinct=True)
-    exact = ExactPopular(torch.arange(V, 0, -1), Uniform(V, 20), 3)
-    for param in configs():
-        if param.values[0].build(V).needs_candidates:
-            yield pytest.param(*param.values, mixture, id=f"{param.id}-mixture")
-            yield pytest.param(*param.values, exact, id=f"{param.id}-head")
-            # The beta of gbce is one number a batch: that of the longest set.
-            if param.id != "gbce":
-                yield pytest.param(*param.values, sets, id=f"{param.id}-sets")
-
-
-@pytest.mark.parametrize(("num_groups", "size"), [(2, 4), (3, 3), (5, 2), (7, 1), (20, 1)])
-@pytest.mark.parametrize(("config", "sampler"), list(sampled_with_samplers()))
-def test_each_of_several_draws_meets_its_own_rows(config, inputs, sampler, num_samples, size):
-    query, items, positive_ids, _ = inputs
-    loss = config.build(V)
-    generator = torch.Generator().manual_seed(5)
-    sampled = sample_groups(sampler, ROWS, num_samples, generator)
-    found = loss(query, items, positive_ids, sampled, effective_sample_size=True)
-    generator.manual_seed(5)
-    outputs = []
-    for start in range(0, len(positive_ids), size):
-        rows, alone = slice(start, start + size), sampler.sample(ROWS, generator)
-        alone = dataclasses.replace(
-            alone,
-            log_expected_count_positive=alone.log_expected_count_positive[rows],
-            row_user_ids=None if alone.owner is None else alone.row_user_ids[rows],
-        )
-        outputs.append(
-            loss(query[rows], items, positive_ids[rows], alone, effective_sample_size=True)
-        )
-    for field in dataclasses.fields(LossOutput):
-        expected = torch.cat([getattr(output, field.name) for output in outputs])
-        torch.testing.assert_close(getattr(found, field.name), expected, rtol=1e-5, atol=1e-5)
-    for one, other in zip(
-        torch.autograd.grad(found.loss.sum(), (query, items)),
-        torch.autograd.grad(sum(output.loss.sum() for output in outputs), (query, items)),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+def test_inputs_are_the_same_each_time():
+    for first, second in zip(loss_inputs()[:3], loss_inputs()[:3], strict=True):
+        assert torch.equal(first, second)
