@@ -5,16 +5,22 @@ import re
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
 from candid.config import DEFAULT_RECIPE, parse_config
+from candid.index import INDEXES
+from candid.losses import LOSSES
+from candid.samplers import SAMPLERS
+from candid.towers import TOWERS
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = ["train", "evaluate", "audit", "index_search", "serve", "export"]
 PAGES = ["concepts", "choosing", "extend", *(f"guides/{name}" for name in GUIDES)]
+REGISTRIES = [INDEXES, LOSSES, SAMPLERS, TOWERS]
 FENCE = re.compile(
     r"(?P<skip><!-- not run: [^\n]+ -->\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```",
     re.MULTILINE | re.DOTALL,
@@ -23,14 +29,15 @@ FENCE = re.compile(
 
 def run_page(page):
     """Run the blocks of a page in order: Python in one namespace, shell through bash."""
-    names = {"__name__": "page"}
+    module = types.ModuleType("page")  # classes of a page can be pickled, as those of a file
+    sys.modules["page"] = module
     count = 0
     for match in FENCE.finditer((DOCS / f"{page}.md").read_text()):
         if match["skip"]:
             continue
         count += 1
         if match["language"] == "python":
-            exec(compile(match["code"], f"docs/{page}.md", "exec"), names)
+            exec(compile(match["code"], f"docs/{page}.md", "exec"), vars(module))
             continue
         folder = Path(sys.executable).parent
         result = subprocess.run(
@@ -41,6 +48,16 @@ def run_page(page):
         )
         assert result.returncode == 0, f"{match['code']}\n{result.stdout}\n{result.stderr}"
     return count
+
+
+@pytest.fixture(autouse=True)
+def _registries():
+    """Registries without the components that a page added."""
+    before = {id(registry): set(registry) for registry in REGISTRIES}
+    yield
+    for registry in REGISTRIES:
+        for name in set(registry) - before[id(registry)]:
+            del registry[name]
 
 
 @pytest.fixture(scope="session", name="films")
