@@ -86,7 +86,7 @@ class Recipe(ComponentConfig):
 
 
 def test_unknown_loss_lists_the_known_ones():
-    with pytest.raises(UnknownNameError, match=r"known: bce, full_softmax, .*sampled_softmax"):
+    with pytest.raises(UnknownNameError, match=r"known: .*full_softmax, .*sampled_softmax"):
         Recipe.model_validate({"loss": "softmax2"})
 
 
