@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
@@ -222,23 +222,12 @@ class Tagged:
         }
 
 
-class _LateRegistry(Registry):
-    """A registry in the ``__init__`` of a package that is not imported completely yet."""
-
-    def __init__(self, registry: Callable[[], Mapping[str, Any]]) -> None:
-        self._registry = registry
-
-    @property
-    def _components(self) -> dict[str, Any]:  # type: ignore[override]
-        return self._registry()  # type: ignore[return-value]
-
-
-def tagged(registry: Registry | Callable[[], Mapping[str, Any]], kind: str) -> Tagged:
-    """Annotate a config field with the registry that its type is looked up in.
+def tagged(registry: Registry, kind: str) -> Tagged:
+    """Annotate a config field with the registry of its component.
 
     ``loss: Annotated[LossConfig, tagged(LOSSES, "loss")]``
     """
-    return Tagged(registry if isinstance(registry, Registry) else _LateRegistry(registry), kind)
+    return Tagged(registry, kind)
 
 
 def component_tag(field: FieldInfo) -> Tagged | None:

@@ -1,4 +1,4 @@
-"""No test reads or fills the cache of the person who runs it."""
+"""A cache folder for each test, so that tests do not use that of the user."""
 
 import pytest
 

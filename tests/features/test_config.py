@@ -1,3 +1,5 @@
+"""The features section of a recipe."""
+
 import pydantic
 import pytest
 
@@ -7,7 +9,7 @@ from candid.features import Bag, FeaturesConfig, Number
 TABLE = {"item": {"genres": {"type": "bag", "min_count": 3}, "year": "number"}}
 
 
-def test_features_are_read_by_name_and_written_back():
+def test_features_survive_a_round_trip():
     config = FeaturesConfig.model_validate(TABLE)
     assert list(config.item) == ["genres", "year"]
     assert config.item["genres"] == Bag.Config(min_count=3)
@@ -19,14 +21,14 @@ def test_features_are_read_by_name_and_written_back():
     assert FeaturesConfig.model_validate(config.model_dump(mode="json")) == config
 
 
-def test_empty_means_neither_side_has_any():
+def test_is_empty_without_any_feature():
     assert FeaturesConfig().is_empty
     assert not FeaturesConfig.model_validate(TABLE).is_empty
     assert not FeaturesConfig.model_validate({"user": {"age": "categorical"}}).is_empty
 
 
 @pytest.mark.parametrize("name", ["a.b", "", "a b", "é", "a-b", 3])
-def test_names_are_plain(name):
+def test_feature_name_with_other_characters_is_refused(name):
     with pytest.raises(pydantic.ValidationError, match="letters, digits and underscores"):
         FeaturesConfig.model_validate({"user": {name: "number"}})
 

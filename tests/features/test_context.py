@@ -17,7 +17,7 @@ CONFIGS = FeaturesConfig(
 
 
 def dataset(timestamps=True):
-    """Three users: asked at hours 1, 3, 7; nobody; at hours 2, 2."""
+    """Three users: interactions at hours 1, 3, 7; without any; at hours 2, 2."""
     times = np.array([1, 3, 7, 2, 2]) * HOUR
     return PreparedDataset(
         item_ids=np.array([0, 1, 2, 0, 1], dtype=np.int32),
@@ -32,7 +32,7 @@ def dataset(timestamps=True):
 
 
 class Spy:
-    """A feature that hands back the column it was given."""
+    """A feature that returns its column."""
 
     def encode(self, column):
         return column.to_list()
@@ -46,35 +46,41 @@ def seen(call):
     return call(Context(dataset(), table))
 
 
-def test_the_moment_is_that_of_the_interaction_and_the_gap_that_to_the_one_before():
-    found = seen(lambda context: context.at(np.array([2, 0, 3, 4, 1])))
-    assert found["since"] == [4 * 3600.0, None, None, 0.0, 2 * 3600.0]
+def test_context_has_the_time_of_the_interaction_and_the_gap_before_it():
+    columns = seen(lambda context: context.at(np.array([2, 0, 3, 4, 1])))
+    assert columns["since"] == [4 * 3600.0, None, None, 0.0, 2 * 3600.0]
     start = datetime.datetime(1970, 1, 1)
-    assert found["event_type"] == ["view", "buy", "buy", "buy", "view"]
-    assert found["last_event_type"] == ["view", None, None, "buy", "buy"]
-    assert found["time"] == [start + datetime.timedelta(hours=h) for h in (7, 1, 2, 2, 3)]
+    assert columns["event_type"] == ["view", "buy", "buy", "buy", "view"]
+    assert columns["last_event_type"] == ["view", None, None, "buy", "buy"]
+    assert columns["time"] == [start + datetime.timedelta(hours=h) for h in (7, 1, 2, 2, 3)]
 
 
-def test_time_that_runs_backwards_is_no_gap():
-    # An order of its own (a column, roles) may put a later moment first.
+def test_negative_gap_is_null():
+    # With an order column or roles, a later time may come first.
     frame = context_frame(np.array([HOUR]), np.array([2 * HOUR]), np.array([True]))
     assert frame["since"].to_list() == [None]
 
 
-def test_scales_are_learnt_from_what_is_trained_on():
+def test_context_features_are_fitted_on_training_targets():
     state = fit_context(CONFIGS, dataset()).state()
-    assert state["gap"]["mean"] == pytest.approx(3600.0)  # of 2 hours and 0; the test's 4 not
+    assert state["gap"]["mean"] == pytest.approx(
+        3600.0
+    )  # of 2 hours and 0; the 4 hours of the test target do not count
 
 
-def test_without_times_there_is_no_context():
-    with pytest.raises(ConfigError, match=r"name their time with data\.time"):
+def test_dataset_without_times_is_refused():
+    with pytest.raises(ConfigError, match=r"name its column with data\.time"):
         fit_context(CONFIGS, dataset(timestamps=False))
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "sentence"),
     [
-        ({"hour": "clock"}, ConfigError, r"features\.context\.hour: .* no column 'hour'; it has"),
+        (
+            {"hour": "clock"},
+            ConfigError,
+            r"features\.context\.hour: .* no column 'hour'; its columns",
+        ),
         (
             {"time": "number"},
             DataError,
@@ -82,6 +88,6 @@ def test_without_times_there_is_no_context():
         ),
     ],
 )
-def test_a_feature_that_cannot_be_is_named(settings, error, sentence):
+def test_feature_that_cannot_be_fitted_is_named(settings, error, sentence):
     with pytest.raises(error, match=sentence):
         fit_context(FeaturesConfig(context=settings).context, dataset())

@@ -1,32 +1,27 @@
-"""What every feature promises, whatever it is: parametrised over the registry."""
+"""The contract suite over all registered features, and a new feature."""
 
-import dataclasses
 import datetime
 import importlib.util
-import json
 import math
 
 import polars as pl
 import pytest
 import torch
-from torch import Tensor
+from pydantic import Field
 
-from candid.errors import DataError
 from candid.features import (
     FEATURES,
-    Bags,
-    Codes,
     Feature,
     FeatureConfig,
     FeaturesConfig,
     Numbers,
     fit_table,
 )
+from candid.testing import check_feature
 
 NOON, DAY = datetime.datetime(2026, 1, 31, 12), datetime.timedelta(days=1)
 LISTS = [["a", "b"], ["b"], ["a", "a"], [], None, ["c"]]
-# Settings, a column to learn from, one with new values and nulls, and one of a wrong type.
-# A new type of feature adds its line here.
+# Settings, a column to fit, one with new values and nulls, and one of a wrong type.
 EXAMPLES = {
     "categorical": [
         ({}, ["a", "b", "a", "b", "c", None], ["b", "new", None, "c", ""], [1.5]),
@@ -68,107 +63,28 @@ NEEDS = {"text": "wordllama"}
 def cases():
     for name, component in FEATURES.items():
         package = NEEDS.get(name)
-        is_there = package is None or importlib.util.find_spec(package) is not None
-        marks = [] if is_there else [pytest.mark.skip(f"{package} is not installed")]
+        is_installed = package is None or importlib.util.find_spec(package) is not None
+        marks = [] if is_installed else [pytest.mark.skip(f"{package} is not installed")]
         for number, (settings, *columns) in enumerate(EXAMPLES[name]):
-            trained, asked, wrong = (pl.Series("x", column) for column in columns)
+            train, other, wrong = (pl.Series("x", column) for column in columns)
             config = component.Config(**settings)
-            yield pytest.param(config, trained, asked, wrong, id=f"{name}-{number}", marks=marks)
+            yield pytest.param(config, train, other, wrong, id=f"{name}-{number}", marks=marks)
 
 
-def parts(values):
-    """All that an encoding says."""
-    return {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+@pytest.mark.parametrize(("config", "train", "other", "wrong"), list(cases()))
+def test_registered_feature_keeps_the_contract(config, train, other, wrong):
+    check_feature(config, train=train, other=other, wrong=wrong)
 
 
-def assert_same(first, second):
-    assert type(first) is type(second)
-    for (name, one), other in zip(parts(first).items(), parts(second).values(), strict=True):
-        if isinstance(one, Tensor):
-            assert one.dtype == other.dtype
-            assert one.shape == other.shape
-            assert torch.equal(one, other), name
-        else:
-            assert one == other, name
-
-
-@pytest.mark.parametrize(("config", "trained", "asked", "wrong"), list(cases()))
-class TestEveryFeature:
-    def test_values_have_the_promised_shapes_types_and_ranges(self, config, trained, asked, wrong):
-        feature = config.fit(trained)
-        assert isinstance(feature, Feature)
-        for column in (trained, asked):
-            values = feature.encode(column)
-            assert len(values) == len(column)
-            if isinstance(values, Numbers):
-                assert values.values.dtype == torch.float32
-                assert values.values.ndim == 2
-                assert bool(values.values.isfinite().all())
-                continue
-            assert values.ids.dtype == torch.int64
-            assert bool(((values.ids >= 0) & (values.ids < values.num_codes)).all())
-            if isinstance(values, Codes):
-                assert values.ids.ndim == 2
-            else:
-                assert isinstance(values, Bags)
-                assert values.offsets.dtype == torch.int64
-                assert bool((values.offsets.diff() >= 0).all())
-                assert values.offsets[[0, -1]].tolist() == [0, len(values.ids)]
-
-    def test_what_was_learnt_survives_json(self, config, trained, asked, wrong):
-        feature = config.fit(trained)
-        stored = json.dumps(feature.state(), allow_nan=False)
-        restored = config.restore(json.loads(stored))
-        assert json.dumps(restored.state()) == stored
-        for column in (trained, asked):
-            assert_same(feature.encode(column), restored.encode(column))
-
-    def test_a_row_alone_is_the_row_among_others(self, config, trained, asked, wrong):
-        feature = config.fit(trained)
-        together = feature.encode(asked)
-        for row in range(len(asked)):
-            alone = feature.encode(asked.slice(row, 1))
-            assert_same(alone, together.take(torch.tensor([row])))
-
-    def test_encoding_learns_nothing(self, config, trained, asked, wrong):
-        feature = config.fit(trained)
-        before, state = feature.encode(trained), json.dumps(feature.state())
-        kept = asked.clone()
-        feature.encode(asked)
-        assert asked.equals(kept)
-        assert json.dumps(feature.state()) == state
-        assert_same(before, feature.encode(trained))
-
-    def test_no_rows_and_nulls_alone(self, config, trained, asked, wrong):
-        feature = config.fit(trained)
-        assert len(feature.encode(trained.clear())) == 0
-        assert len(feature.encode(pl.Series("x", [], dtype=pl.Null))) == 0
-        nulls = pl.Series("x", [None, None])
-        assert_same(feature.encode(nulls), feature.encode(nulls.cast(trained.dtype)))
-        assert len(feature.encode(nulls)) == 2
-
-    def test_a_wrong_type_is_one_sentence(self, config, trained, asked, wrong):
-        with pytest.raises(DataError) as error:
-            config.fit(trained).encode(wrong)
-        assert "\n" not in str(error.value)
-
-    @pytest.mark.parametrize("state", [{}, {"vocabulary": {}, "width": 0, "kind": "none"}])
-    def test_another_state_is_refused(self, config, trained, asked, wrong, state):
-        with pytest.raises((KeyError, TypeError, ValueError)):
-            config.restore(state)
-
-
-def test_every_registered_type_has_examples_and_described_settings():
+def test_every_registered_feature_has_examples():
     assert set(EXAMPLES) == set(FEATURES)
-    for feature in FEATURES.values():
-        assert all(field.description for field in feature.Config.model_fields.values())
 
 
 class Length(Feature):
-    """Characters of a text: the one file of a new type of feature."""
+    """The number of characters of a text: a new type of feature."""
 
     class Config(FeatureConfig):
-        at_most: int = 10
+        at_most: int = Field(10, description="largest length")
 
         def fit(self, column):
             return Length(self.at_most)
@@ -180,14 +96,35 @@ class Length(Feature):
         self.at_most = at_most
 
     def encode(self, column):
-        lengths = column.str.len_chars().clip(0, self.at_most).fill_null(0)
+        lengths = column.cast(pl.String).str.len_chars().clip(0, self.at_most).fill_null(0)
         return Numbers(torch.from_numpy(lengths.cast(pl.Float32).to_numpy().copy())[:, None])
 
     def state(self):
         return {"at_most": self.at_most}
 
 
-def test_a_new_type_is_one_class_and_one_line(monkeypatch):
+def test_new_feature_keeps_the_contract():
+    check_feature(
+        Length.Config(at_most=4),
+        train=pl.Series(["Babe", None]),
+        other=pl.Series(["Heat 2", "", None]),
+    )
+
+
+def test_contract_reports_a_broken_promise():
+    class Forgetful(Length):
+        def state(self):
+            return {"at_most": self.at_most - 1}
+
+    class Config(Length.Config):
+        def fit(self, column):
+            return Forgetful(self.at_most)
+
+    with pytest.raises(AssertionError, match="restore must undo state"):
+        check_feature(Config(), train=pl.Series(["a" * 20]), other=pl.Series(["b"]))
+
+
+def test_new_feature_is_one_class_and_one_registry_line(monkeypatch):
     monkeypatch.setitem(FEATURES, "length", Length)
     config = FeaturesConfig.model_validate({"item": {"title": {"type": "length", "at_most": 4}}})
     frame = pl.DataFrame({"title": ["Babe", "Heat 2", None]})

@@ -17,39 +17,41 @@ def fit(column, **settings):
 
 
 @given(st.lists(st.none() | FINITE, min_size=1, max_size=20), FINITE)
-def test_standard_is_the_z_score_of_trained_rows(column, asked):
+def test_standard_is_the_z_score_of_training_rows(column, value):
     given_ = [x for x in column if x is not None]
     mean = statistics.fmean(given_) if given_ else 0.0
     deviation = statistics.pstdev(given_) if given_ else 0.0
     if 0 < deviation < 1e-3:
         return  # rounding of the mean rules there
     feature = Number.Config().fit(pl.Series(column, dtype=pl.Float64))
-    found = feature.encode(pl.Series([asked, None])).values.tolist()
-    known = min(max(asked, min(given_, default=0.0)), max(given_, default=0.0))
-    assert found[0][0] == pytest.approx((known - mean) / (deviation or 1.0), rel=1e-4, abs=1e-5)
-    assert [found[0][1], found[1]] == [0.0, [0.0, 1.0]]
+    numbers = feature.encode(pl.Series([value, None])).values.tolist()
+    known = min(max(value, min(given_, default=0.0)), max(given_, default=0.0))
+    assert numbers[0][0] == pytest.approx((known - mean) / (deviation or 1.0), rel=1e-4, abs=1e-5)
+    assert [numbers[0][1], numbers[1]] == [0.0, [0.0, 1.0]]
 
 
-def test_log_is_symmetric_and_then_standardised():
+def test_log_scale_is_symmetric_and_standardised():
     feature = fit([-(math.e - 1), 0.0, math.e - 1], scale="log")
-    found = feature.encode(pl.Series([math.e - 1, 1 - math.sqrt(math.e), None])).values
+    numbers = feature.encode(pl.Series([math.e - 1, 1 - math.sqrt(math.e), None])).values
     unit = math.sqrt(3 / 2)  # deviation of -1, 0, 1 is sqrt(2/3)
-    assert found[:, 0].tolist() == pytest.approx([unit, -unit / 2, 0.0])
-    assert found[:, 1].tolist() == [0.0, 0.0, 1.0]
+    assert numbers[:, 0].tolist() == pytest.approx([unit, -unit / 2, 0.0])
+    assert numbers[:, 1].tolist() == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize("scale", ["standard", "log"])
-def test_a_constant_is_zero_and_so_is_what_it_never_was(scale):
+def test_constant_is_zero_and_so_are_other_values(scale):
     feature = fit([0.1] * 3, scale=scale)  # their computed deviation is 1e-17
     assert feature.encode(pl.Series([0.1, 1.1])).values[:, 0].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("scale", ["standard", "log"])
-def test_what_lies_beyond_the_trained_values_counts_as_the_last_of_them(scale):
+def test_values_beyond_the_training_range_are_clipped(scale):
     feature = fit([-3.0, 0.0, 9.0], scale=scale)
-    found = feature.encode(pl.Series([-3.0, -4.0, -1e300, 9.0, 10.0, 1e300])).values[:, 0].tolist()
-    assert found == [found[0]] * 3 + [found[3]] * 3
-    assert found[0] < 0 < found[3]
+    numbers = (
+        feature.encode(pl.Series([-3.0, -4.0, -1e300, 9.0, 10.0, 1e300])).values[:, 0].tolist()
+    )
+    assert numbers == [numbers[0]] * 3 + [numbers[3]] * 3
+    assert numbers[0] < 0 < numbers[3]
 
 
 def test_text_booleans_and_decimals_are_numbers():
@@ -73,7 +75,7 @@ def test_text_booleans_and_decimals_are_numbers():
         ([["1"]], "List"),
     ],
 )
-def test_the_first_bad_value_is_named(column, message):
+def test_first_bad_value_is_named(column, message):
     with pytest.raises(DataError, match=message):
         fit(column)
     with pytest.raises(DataError, match=message):
@@ -95,20 +97,20 @@ def test_numbers_beyond_float32_are_refused_and_named():
     st.lists(st.none() | st.integers(-5, 5).map(float), min_size=1, max_size=40),
     st.integers(2, 12),
 )
-def test_buckets_ascend_and_none_is_without_a_trained_value(column, num_buckets):
+def test_buckets_ascend_and_every_bucket_has_a_training_value(column, num_buckets):
     series = pl.Series(column, dtype=pl.Float64)
     feature = Number.Config(scale="quantile", num_buckets=num_buckets).fit(series)
-    found = feature.encode(series)
-    codes = found.ids[:, 0].tolist()
+    encoded = feature.encode(series)
+    codes = encoded.ids[:, 0].tolist()
     pairs = [(x, code) for x, code in zip(column, codes, strict=True) if x is not None]
     assert all(code == 0 for x, code in zip(column, codes, strict=True) if x is None)
     assert [code for _, code in sorted(pairs)] == sorted(code for _, code in pairs)
-    assert found.num_codes <= num_buckets + 1
+    assert encoded.num_codes <= num_buckets + 1
     if pairs:
-        assert {code for _, code in pairs} == set(range(1, found.num_codes))
+        assert {code for _, code in pairs} == set(range(1, encoded.num_codes))
 
 
-def test_buckets_of_distinct_values_are_of_equal_size():
+def test_buckets_of_distinct_values_have_equal_size():
     values = [float(x) for x in range(100)]
     codes = fit(values, scale="quantile", num_buckets=4).encode(pl.Series(values)).ids[:, 0]
     assert codes.bincount().tolist() == [0, 25, 25, 25, 25]
@@ -130,6 +132,6 @@ def test_buckets_of_distinct_values_are_of_equal_size():
         ("quantile", {"boundaries": 3}),
     ],
 )
-def test_a_damaged_state_is_refused(scale, state):
+def test_damaged_state_is_refused(scale, state):
     with pytest.raises((KeyError, TypeError, ValueError)):
         Number.Config(scale=scale).restore(state)

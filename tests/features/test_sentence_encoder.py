@@ -16,17 +16,17 @@ TEXTS = ["Toy Story (1995)", "Babe", "日本語 ☂", "a " * 300, "Léon: The Pr
 
 @pytest.fixture
 def cached(monkeypatch):
-    """Cache however few, and count how often the model is asked."""
+    """Cache any number of texts, and count the calls of the model."""
     calls = []
-    encoded = sentence_encoder._encoded
-    monkeypatch.setattr(sentence_encoder, "FEWEST_TO_CACHE", 1)
+    encoded = sentence_encoder._encode
+    monkeypatch.setattr(sentence_encoder, "MIN_TEXTS_TO_CACHE", 1)
     monkeypatch.setattr(
-        sentence_encoder, "_encoded", lambda texts: calls.append(texts) or encoded(texts)
+        sentence_encoder, "_encode", lambda texts: calls.append(texts) or encoded(texts)
     )
     return calls
 
 
-def test_vectors_are_those_of_the_package_itself(monkeypatch):
+def test_vectors_equal_those_of_the_package(monkeypatch):
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     wordllama = pytest.importorskip("wordllama")
     folder = Path(wordllama.__file__).parent
@@ -34,15 +34,15 @@ def test_vectors_are_those_of_the_package_itself(monkeypatch):
     np.testing.assert_allclose(sentence_vectors(TEXTS), model.embed(TEXTS), atol=1e-6)
 
 
-def test_a_text_does_not_depend_on_the_others_nor_on_the_pieces(monkeypatch):
+def test_vector_does_not_depend_on_other_texts_or_chunks(monkeypatch):
     together = sentence_vectors(TEXTS)
     alone = [sentence_vectors([text])[0] for text in TEXTS]
     assert np.array_equal(together, np.stack(alone))
-    monkeypatch.setattr(sentence_encoder, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(sentence_encoder, "CHUNK", 2)
     assert np.array_equal(together, sentence_vectors(TEXTS))
 
 
-def test_it_neither_asks_the_network_nor_sets_up_logging():
+def test_encoder_uses_no_network_and_configures_no_logging():
     check = (
         "import logging, socket, sys\n"
         "def refuse(*_): raise AssertionError('network')\n"
@@ -55,14 +55,14 @@ def test_it_neither_asks_the_network_nor_sets_up_logging():
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_the_second_time_is_read_from_the_cache(cached, cache_folder):
+def test_second_call_reads_the_cache(cached, cache_folder):
     first = sentence_vectors(TEXTS)
     assert np.array_equal(sentence_vectors(TEXTS), first)
     assert len(cached) == 1
     assert len(list(cache_folder.iterdir())) == 1
 
 
-def test_other_texts_and_another_version_are_other_files(cached, cache_folder, monkeypatch):
+def test_other_texts_and_versions_have_other_files(cached, cache_folder, monkeypatch):
     sentence_vectors(["ab", "c"])
     sentence_vectors(["a", "bc"])
     monkeypatch.setattr(sentence_encoder, "encoder_name", lambda: f"{encoder_name()}.1")
@@ -72,7 +72,7 @@ def test_other_texts_and_another_version_are_other_files(cached, cache_folder, m
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_damaged_file_is_computed_again_and_mended(cached, cache_folder, damage):
+def test_damaged_cache_file_is_replaced(cached, cache_folder, damage):
     first = sentence_vectors(TEXTS)
     (file,) = cache_folder.iterdir()
     content = file.read_bytes()
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_computed_again_and_mended(cached, cache_folder, damag
     assert file.read_bytes() == content
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(cached, tmp_path, monkeypatch):
+def test_unwritable_cache_is_ignored(cached, tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
@@ -93,12 +93,12 @@ def test_a_cache_that_cannot_be_written_is_done_without(cached, tmp_path, monkey
     assert blocked.read_text() == "no folder"
 
 
-def test_few_texts_leave_no_file(cache_folder):
+def test_few_texts_are_not_cached(cache_folder):
     sentence_vectors(TEXTS)
     assert not cache_folder.exists()
 
 
-def test_a_relative_cache_home_counts_as_none(cached, tmp_path, monkeypatch):
+def test_relative_cache_home_is_ignored(cached, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -107,5 +107,5 @@ def test_a_relative_cache_home_counts_as_none(cached, tmp_path, monkeypatch):
     assert len(list((tmp_path / "home" / ".cache" / "candid" / "text").iterdir())) == 1
 
 
-def test_no_texts():
+def test_no_texts_give_no_vectors():
     assert sentence_vectors([]).shape == (0, 256)

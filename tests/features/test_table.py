@@ -23,7 +23,7 @@ def codes(values):
     return values.ids.tolist()
 
 
-def test_only_trained_rows_are_learnt_and_all_rows_encoded():
+def test_fit_table_fits_training_rows_and_encodes_all():
     table = fit_table(CONFIGS, FRAME, TRAINED, "features.item")
     assert len(table) == 4
     assert table.columns == {"genres": "genres", "year": "released"}
@@ -31,16 +31,16 @@ def test_only_trained_rows_are_learnt_and_all_rows_encoded():
     assert table.values["year"].values.tolist() == [[-1, 0], [1, 0], [1, 0], [0, 1]]
 
 
-def test_other_rows_are_encoded_with_what_was_learnt():
+def test_encode_uses_the_fitted_state_for_other_rows():
     table = fit_table(CONFIGS, FRAME, TRAINED, "features.item")
     new = pl.DataFrame({"released": [1995], "genres": ["b|z"]})
-    found = table.encode(new)
-    assert list(found) == ["genres", "year"]
-    assert codes(found["genres"]) == [2, 0]
-    assert found["year"].values.tolist() == [[0, 0]]
+    values = table.encode(new)
+    assert list(values) == ["genres", "year"]
+    assert codes(values["genres"]) == [2, 0]
+    assert values["year"].values.tolist() == [[0, 0]]
 
 
-def test_a_stored_table_encodes_the_same():
+def test_restored_table_encodes_the_same():
     table = fit_table(CONFIGS, FRAME, TRAINED, "features.item")
     state = json.loads(json.dumps(table.state()))
     restored = restore_table(CONFIGS, state, FRAME, "features.json")
@@ -48,22 +48,22 @@ def test_a_stored_table_encodes_the_same():
     assert codes(restored.values["genres"]) == codes(table.values["genres"])
 
 
-def test_a_missing_column_is_named_with_those_there_are():
+def test_missing_column_is_named_with_the_existing_ones():
     with pytest.raises(ConfigError, match=r"features.item.age: .*'age'.*genres, released"):
         fit_table({"age": Number.Config()}, FRAME, TRAINED, "features.item")
     table = fit_table(CONFIGS, FRAME, TRAINED, "features.item")
-    with pytest.raises(DataError, match=r"'year' needs column 'released'.*has genres"):
+    with pytest.raises(DataError, match=r"'year' needs column 'released'.*only genres"):
         table.encode(FRAME.select("genres"))
 
 
-def test_a_wrong_value_is_named_with_feature_and_column():
+def test_wrong_value_is_named_with_feature_and_column():
     with pytest.raises(DataError, match=r"features.item.x, column 'genres': 'a\|b' is not"):
         fit_table({"x": Number.Config(column="genres")}, FRAME, TRAINED, "features.item")
-    # In a row that was not trained on.
+    # In a row that is not a training row.
     frame = FRAME.with_columns(pl.Series("released", ["1", "2", "soon", None]))
     with pytest.raises(DataError, match="'year', column 'released': 'soon' is not"):
         fit_table(CONFIGS, frame, TRAINED, "features.item")
-    # In service, where training saw integers.
+    # New text values for a feature that was fitted on integers.
     table = fit_table({"released": Categorical.Config()}, FRAME, TRAINED, "features.item")
     assert table.features["released"].vocabulary.kind == "integer"
     with pytest.raises(DataError, match=r"'released'.*text.*integer"):
@@ -75,23 +75,23 @@ def test_a_wrong_value_is_named_with_feature_and_column():
     [{}, {"genres": {}, "year": {}}, {"genres": None, "year": 3}, {"genres": {"vocabulary": 1}}],
 )
 def test_states_of_other_features_are_an_artifact_error(states):
-    with pytest.raises(ArtifactError, match=r"features.json does not hold .*'genres'"):
+    with pytest.raises(ArtifactError, match=r"features.json has no valid state of .*'genres'"):
         restore_table(CONFIGS, states, FRAME, "features.json")
 
 
-def test_a_missing_package_is_no_damage(monkeypatch):
+def test_missing_package_is_a_config_error(monkeypatch):
     def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     configs = {"genres": FEATURES["text"].Config()}
-    with pytest.raises(ConfigError, match=r"features.item.genres: .*candid\[text\]"):
+    with pytest.raises(ConfigError, match=r"features.item.genres: .*candid-retrieval\[text\]"):
         fit_table(configs, FRAME, TRAINED, "features.item")
-    with pytest.raises(ConfigError, match=r"features.json, feature 'genres': .*candid\[text\]"):
+    with pytest.raises(ConfigError, match=r"features.json, .*'genres': .*candid-retrieval\[text\]"):
         restore_table(configs, {"genres": {"encoder": "wordllama 1"}}, FRAME, "features.json")
 
 
-def test_a_pattern_finds_the_value_in_a_text():
+def test_pattern_extracts_the_value_from_a_text():
     frame = pl.DataFrame({"title": ["Heat (1995)", "Babe (1997)", "Untitled", None, "X (1896)"]})
     configs = {
         "year": Number.Config(column="title", pattern=r"\((\d{4})\)$"),
@@ -99,7 +99,7 @@ def test_a_pattern_finds_the_value_in_a_text():
     }
     trained = np.array([True, True, False, False, False])
     table = fit_table(configs, frame, trained, "features.item")
-    # Mean 1996, deviation 1; no year is missing, and an older one is as old as any met.
+    # Mean 1996, deviation 1; a text without a year is missing, and an older year is clipped.
     assert table.values["year"].values.tolist() == [[-1, 0], [1, 0], [0, 1], [0, 1], [-1, 0]]
     decades = codes(table.values["decade"])
     assert decades[0] == decades[1] != decades[4]
@@ -110,10 +110,10 @@ def test_a_pattern_finds_the_value_in_a_text():
     assert codes(restored.encode(pl.DataFrame({"title": ["New (1999)"]}))["decade"]) == decades[:1]
 
 
-def test_a_pattern_must_be_one_and_reads_text():
+def test_wrong_pattern_or_column_of_numbers_is_refused():
     for pattern, sentence in (("(", "not a regular expression"), ("year", "has no group")):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ConfigError, match=sentence):
             Number.Config(pattern=pattern)
     configs = {"year": Number.Config(column="released", pattern=r"(\d+)")}
-    with pytest.raises(DataError, match=r"features.item.year, column 'released': a pattern reads"):
+    with pytest.raises(DataError, match=r"features.item.year, column 'released': a pattern needs"):
         fit_table(configs, FRAME, TRAINED, "features.item")

@@ -21,7 +21,7 @@ def lists(values):
 
 
 @given(ROWS, st.data())
-def test_taking_rows_of_bags_is_taking_elements_of_a_list(rows, data):
+def test_take_of_bags_equals_taking_elements_of_a_list(rows, data):
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
     values = bags(rows)
     taken = values.take(torch.tensor(chosen, dtype=torch.int64))
@@ -32,7 +32,7 @@ def test_taking_rows_of_bags_is_taking_elements_of_a_list(rows, data):
 
 
 @given(st.lists(st.integers(0, 3), max_size=8))
-def test_taking_rows_of_codes_and_numbers(chosen):
+def test_take_of_codes_and_numbers(chosen):
     table = [[1, 2], [3, 4], [5, 6], [0, 7]]
     rows = torch.tensor(chosen, dtype=torch.int64)
     codes = Codes(torch.tensor(table), 8).take(rows)
@@ -42,7 +42,7 @@ def test_taking_rows_of_codes_and_numbers(chosen):
     assert codes.num_codes == 8
 
 
-def test_moving_keeps_everything():
+def test_to_keeps_values():
     for values in (bags([[1], []]), Codes(torch.ones(2, 1, dtype=torch.int64), 2)):
         moved = values.to(torch.device("cpu"))
         assert len(moved) == 2

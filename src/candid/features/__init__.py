@@ -1,16 +1,16 @@
-"""Features of users, items and questions: from columns of a table to values that a tower reads.
+"""Features of users, items and context: columns of a table as values that a tower reads.
 
-A feature is fitted on the rows that training sees and stored with the model. To add a type:
-a file with the class and its nested ``Config``, and one line in ``FEATURES``.
+A feature is fitted on training rows and stored with the model. To add a type, write a file with
+the class and its nested ``Config``, and one line in ``registry.py``.
 
-name         a value becomes
-bag          codes of any number of members out of a vocabulary
-categorical  the code of a value out of a vocabulary
-clock        the place of a moment in the day and in the week
+name         encoding of a value
+bag          codes of any number of members from a vocabulary
+categorical  code of a value from a vocabulary
+clock        position of a time in the day and in the week
 hashed       several codes, without a vocabulary
-number       a number on a common scale, or the code of its bucket
-text         the vector of a sentence encoder
-vector       itself, the numbers of a column of lists
+number       number on a common scale, or code of its bucket
+text         vector of a sentence encoder
+vector       the numbers of a list
 """
 
 from candid.features.bag import Bag

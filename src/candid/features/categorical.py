@@ -1,4 +1,4 @@
-"""A value out of a vocabulary: a genre, a country, an age group."""
+"""One value from a vocabulary: a genre, a country, an age group."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from pydantic import Field
 
 from candid.features.protocol import Feature, FeatureConfig
 from candid.features.values import Codes
-from candid.features.vocabulary import Vocabulary, stripped, typed
+from candid.features.vocabulary import Vocabulary, strip_text, to_kind
 
 
 class Categorical(Feature):
-    """One code a value: 0 unknown, 1.. the vocabulary in ascending order, the last for null.
+    """One code per value: 0 unknown, 1.. the vocabulary in ascending order, the last for null.
 
-    Null has its code where it was frequent enough in training, else it is unknown; empty text
-    is null.
+    Null has a code if it was frequent enough in training, else it is unknown. Empty text is null.
 
     Args:
-        vocabulary: the learnt values.
-        has_missing: null has a code of its own.
+        vocabulary: fitted values.
+        has_missing: whether null has a code.
     """
 
     class Config(FeatureConfig):
@@ -31,31 +30,36 @@ class Categorical(Feature):
         min_count: int = Field(
             2,
             ge=1,
-            description="rarer values share the unknown bucket, which trains it for new ones",
+            description="minimum count of a value; rarer ones train the unknown bucket",
         )
         max_values: int | None = Field(
-            None, ge=1, description="keep this many values at most, the most frequent"
+            None, ge=1, description="maximum vocabulary size; the most frequent values stay"
         )
 
         def fit(self, column: pl.Series) -> Categorical:
-            """Learn the vocabulary; see ``FeatureConfig.fit``."""
-            kind, values = typed(stripped(column))
-            vocabulary = Vocabulary.learn(kind, values, self.min_count, self.max_values)
-            return Categorical(vocabulary, values.null_count() >= self.min_count)
+            """Fit the vocabulary on the values of training rows."""
+            kind, values = to_kind(strip_text(column))
+            vocabulary = Vocabulary.fit(kind, values, self.min_count, self.max_values)
+            has_missing = values.null_count() >= self.min_count
+            return Categorical(vocabulary, has_missing=has_missing)
 
         def restore(self, state: dict[str, Any]) -> Categorical:
-            """See ``FeatureConfig.restore``."""
+            """Rebuild the feature from its ``state``."""
             if type(state["has_missing"]) is not bool:
-                raise TypeError("has_missing is not a boolean")
-            return Categorical(Vocabulary.restore(state["vocabulary"]), state["has_missing"])
+                raise TypeError("has_missing must be a boolean")
+            vocabulary = Vocabulary.restore(state["vocabulary"])
+            return Categorical(vocabulary, has_missing=state["has_missing"])
 
-    def __init__(self, vocabulary: Vocabulary, has_missing: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, has_missing: bool) -> None:
         self.vocabulary = vocabulary
         self.has_missing = has_missing
 
+    def __repr__(self) -> str:
+        return f"Categorical({self.vocabulary!r}, has_missing={self.has_missing})"
+
     def encode(self, column: pl.Series) -> Codes:
-        """Codes [n, 1]; see ``Feature.encode``."""
-        kind, values = typed(stripped(column))
+        """Encode n values as codes [n, 1]."""
+        kind, values = to_kind(strip_text(column))
         codes = self.vocabulary.codes(kind, values)
         if self.has_missing:
             codes = np.where(values.is_null().to_numpy(), len(self.vocabulary) + 1, codes)
@@ -63,5 +67,5 @@ class Categorical(Feature):
         return Codes(torch.from_numpy(codes)[:, None], num_codes)
 
     def state(self) -> dict[str, Any]:
-        """See ``Feature.state``."""
+        """Return the fitted state as plain JSON values."""
         return {"vocabulary": self.vocabulary.state(), "has_missing": self.has_missing}

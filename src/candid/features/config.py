@@ -1,4 +1,4 @@
-"""The features of a recipe: any number for items, users and context, by name."""
+"""The ``[features]`` section of a recipe: features of items, users and context, by name."""
 
 from __future__ import annotations
 
@@ -17,35 +17,34 @@ FeatureComponent = Annotated[FeatureConfig, tagged(FEATURES, "feature")]
 
 
 class FeaturesConfig(ComponentConfig):
-    """Which columns the towers read, and as what: ``[features.item.genres] type = "bag"``."""
+    """The columns that towers read, each with its type: ``[features.item.genres] type = "bag"``."""
 
     item: dict[str, FeatureComponent] = Field(
-        {}, description="features of items by name, from the item table of data.items"
+        {}, description="features of items by name, from the table data.items"
     )
     user: dict[str, FeatureComponent] = Field(
-        {}, description="features of users by name, from the user table of data.users"
+        {}, description="features of users by name, from the table data.users"
     )
-
     context: dict[str, FeatureComponent] = Field(
         {},
-        description="features of the moment of a question by name: column 'time' says when it is "
-        "asked, 'since' the seconds since the user's last interaction, 'event_type' and 'last_event_type' "
-        "the kinds of what is asked for and of that interaction",
+        description="features of the context of a query by name, from the columns 'time', 'since' "
+        "(seconds since the last interaction of the user), 'event_type' (of the target) and "
+        "'last_event_type' (of the last interaction)",
     )
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no feature at all."""
+        """Whether there are no features."""
         return not self.item and not self.user and not self.context
 
     @field_validator("item", "user", "context", mode="before")
     @classmethod
     def _plain_names(cls, features: Any) -> Any:
-        """Names become parts of dotted keys and of the names of weights."""
+        """Check names: they become parts of dotted keys and of parameter names."""
         for name in features if isinstance(features, Mapping) else ():
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]+", name):
                 raise ValueError(
-                    f"a feature's name is letters, digits and underscores, not {name!r}; its "
-                    "column may have another name (key 'column')"
+                    f"feature name {name!r} must consist of letters, digits and underscores; "
+                    "rename it and set 'column' to the name of the column"
                 )
         return features

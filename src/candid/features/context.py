@@ -1,10 +1,10 @@
-"""The context of a question: when it is asked, and how long after what came before.
+"""The context of a query: its time, and the time and event type of the last interaction.
 
-Training asks at the moment of the interaction that answers; evaluation at that of the first
-held-out one; service now. The context is a table like that of items, with the
-columns ``time`` (a moment, UTC), ``since`` (seconds since the user's last interaction, null
-where there is none), and where interactions have kinds ``event_type`` (what the answer will be, a
-view or a purchase) and ``last_event_type``, which features of any type may read.
+The time of a query is that of the target in training, that of the first held-out target in
+evaluation, and the present in serving. The context is a table like that of items, which features
+of any type can read. Its columns are ``time`` (UTC), ``since`` (seconds since the last
+interaction of the user, null without one), ``event_type`` (of the target: a view or a purchase)
+and ``last_event_type`` (of the last interaction).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from candid.features.values import Values
 Ints = npt.NDArray[np.int64]
 
 SAMPLE = 1_000_000
-"""Interactions that scales and vocabularies are learnt from, at most; drawn at random."""
+"""Maximum number of interactions, sampled at random, that features are fitted on."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """Encodes the context of questions about one dataset.
+    """Encoder of the context of queries about one dataset.
 
     Attributes:
         dataset: with timestamps.
-        table: fitted features; its values are those of no rows, only their form matters.
+        table: fitted features; its values have no rows, only their form is used.
     """
 
     dataset: PreparedDataset
@@ -48,18 +48,17 @@ class Context:
         return is_first
 
     def at(
-        self, events: Ints, knows_history: npt.NDArray[np.bool_] | None = None
+        self, events: Ints, has_history: npt.NDArray[np.bool_] | None = None
     ) -> dict[str, Values]:
-        """The context of asking for interactions [B] of the dataset at their moment.
+        """Encode the context of queries whose targets are interactions of the dataset.
 
         Args:
-            events: the interactions.
-            knows_history: [B], False where it is asked as of somebody without a history; None:
-                nowhere.
+            events: [B], indices of the interactions.
+            has_history: [B], False for queries of users without a history; None: all True.
         """
         has_last = ~self._is_first[events]
-        if knows_history is not None:
-            has_last &= knows_history
+        if has_history is not None:
+            has_last &= has_history
         return self.table.encode(_frame_at(self.dataset, events, has_last))
 
 
@@ -70,14 +69,14 @@ def context_frame(
     event_types: pl.Series | None = None,
     last_event_types: pl.Series | None = None,
 ) -> pl.DataFrame:
-    """The table that context features read.
+    """Build the table that context features read.
 
     Args:
-        times: [B] microseconds since 1970-01-01 UTC, when each question is asked.
-        last: [B], when the user's last interaction was; anything where there is none.
-        has_last: [B].
-        event_types: [B] text, the kind that is asked for; None: not known.
-        last_event_types: [B] text, the kind of the last interaction; None: not known.
+        times: [B] microseconds since 1970-01-01 UTC, time of each query.
+        last: [B], time of the user's last interaction; ignored without one.
+        has_last: [B], whether there is a last interaction.
+        event_types: [B] text, event type of the target; None: unknown.
+        last_event_types: [B] text, event type of the last interaction; None: unknown.
     """
     since = (times - last) / 1e6
     unknown = pl.Series([None] * 0, dtype=pl.String).extend_constant(None, len(times))
@@ -92,24 +91,24 @@ def context_frame(
 
 
 def fit_context(configs: Mapping[str, FeatureConfig], dataset: PreparedDataset) -> FeatureTable:
-    """Learn context features from the moments of the interactions that are trained on.
+    """Fit context features on the context of the training targets.
 
     Raises:
-        ConfigError: the dataset has no times, or a feature names another column.
-        DataError: a column's values cannot be of the feature's type.
+        ConfigError: the dataset has no times, or a feature names an unknown column.
+        DataError: a feature does not support the values of its column.
     """
-    frame = _trained(dataset)
+    frame = _frame_of_targets(dataset)
     fitted = fit_table(configs, frame, np.ones(frame.height, dtype=np.bool_), "features.context")
     return replace(fitted, values=fitted.encode(no_context()))
 
 
 def no_context() -> pl.DataFrame:
-    """The context table of no question: what a fitted feature makes of it has its form."""
-    nothing = np.zeros(0, dtype=np.int64)
-    return context_frame(nothing, nothing, np.zeros(0, dtype=np.bool_))
+    """Build a context table without rows: its encoding has the form of the features."""
+    empty = np.zeros(0, dtype=np.int64)
+    return context_frame(empty, empty, np.zeros(0, dtype=np.bool_))
 
 
-def _trained(dataset: PreparedDataset) -> pl.DataFrame:
+def _frame_of_targets(dataset: PreparedDataset) -> pl.DataFrame:
     events = np.flatnonzero(dataset.roles == Role.TRAIN)
     if len(events) > SAMPLE:
         events = np.sort(np.random.default_rng(0).choice(events, SAMPLE, replace=False))
@@ -152,6 +151,6 @@ def event_type_column(
 def _timestamps(dataset: PreparedDataset) -> Ints:
     if dataset.timestamps is None:
         raise ConfigError(
-            "features.context needs to know when interactions were: name their time with data.time"
+            "features.context needs the time of interactions; name its column with data.time"
         )
     return dataset.timestamps

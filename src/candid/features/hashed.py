@@ -1,4 +1,4 @@
-"""Unbounded ids and text, hashed several times so that collisions do not stay."""
+"""Ids and text without a vocabulary, hashed several times to resolve collisions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from pydantic import Field
 from candid.errors import DataError
 from candid.features.protocol import Feature, FeatureConfig
 from candid.features.values import Codes
-from candid.features.vocabulary import Kind, require_kind, restored_kind, typed
+from candid.features.vocabulary import ValueKind, check_kind, parse_kind, to_kind
 
 UInt64Array = npt.NDArray[np.uint64]
 
 
 class Hashed(Feature):
-    """K codes a value, all in one table of buckets; 0 for null.
+    """K codes per value, all in one table of buckets; 0 for null.
 
-    Two values that meet in one bucket part in another: with m buckets they share all K with
-    probability m^-K. A tower takes the mean of the K vectors, much as in Serrà & Karatzoglou,
-    "Getting deep recommenders fit: Bloom embeddings for sparse binary input/output networks"
-    (RecSys 2017).
-    The hash is defined here and nowhere else, so that codes never change under a model.
+    With m buckets, two values share all K codes with probability m^-K. A tower takes the mean of
+    the K vectors, as in Serrà & Karatzoglou, "Getting deep recommenders fit: Bloom embeddings for
+    sparse binary input/output networks" (RecSys 2017).
+    The hash function is implemented here, so that codes never change for a trained model.
 
     Args:
-        kind: of the values seen in training; those of another kind would silently get other
-            codes. None takes all.
+        kind: of the values in training; values of another kind would get other codes and are
+            refused. None accepts all kinds.
         num_buckets: m.
         num_hashes: K.
     """
@@ -37,78 +36,85 @@ class Hashed(Feature):
     class Config(FeatureConfig):
         """Settings of ``Hashed``."""
 
-        num_buckets: int = Field(
-            10_000, ge=2, le=2**31, description="rows of the table that all values share"
-        )
+        num_buckets: int = Field(10_000, ge=2, le=2**31, description="rows of the shared table")
         num_hashes: int = Field(
-            2, ge=1, le=16, description="buckets a value; two values seldom share all of them"
+            2, ge=1, le=16, description="codes per value; two values rarely share all of them"
         )
 
         def fit(self, column: pl.Series) -> Hashed:
-            """Learn the kind of the values; see ``FeatureConfig.fit``."""
-            return Hashed(typed(column)[0], self.num_buckets, self.num_hashes)
+            """Fit the kind of the values."""
+            return self._build(to_kind(column)[0])
 
         def restore(self, state: dict[str, Any]) -> Hashed:
-            """See ``FeatureConfig.restore``."""
-            return Hashed(restored_kind(state["kind"]), self.num_buckets, self.num_hashes)
+            """Rebuild the feature from its ``state``."""
+            return self._build(parse_kind(state["kind"]))
 
-    def __init__(self, kind: Kind | None, num_buckets: int, num_hashes: int = 2) -> None:
+        def _build(self, kind: ValueKind | None) -> Hashed:
+            return Hashed(kind, num_buckets=self.num_buckets, num_hashes=self.num_hashes)
+
+    def __init__(self, kind: ValueKind | None, *, num_buckets: int, num_hashes: int) -> None:
         self.kind = kind
         self.num_buckets = num_buckets
         self.num_hashes = num_hashes
 
+    def __repr__(self) -> str:
+        settings = f"num_buckets={self.num_buckets}, num_hashes={self.num_hashes}"
+        return f"Hashed({self.kind!r}, {settings})"
+
     def encode(self, column: pl.Series) -> Codes:
-        """Codes [n, K]; see ``Feature.encode``."""
-        kind, values = typed(column)
-        require_kind(kind, self.kind)
+        """Encode n values as codes [n, K]."""
+        kind, values = to_kind(column)
+        check_kind(kind, self.kind)
         codes = np.zeros((len(values), self.num_hashes), dtype=np.int64)
         if kind is not None:
-            is_given = values.is_not_null()
+            is_present = values.is_not_null()
             stream = np.arange(self.num_hashes, dtype=np.uint64) * GOLDEN
-            hashes = mixed(_hashes(kind, values.filter(is_given))[:, None] + stream)
-            codes[is_given.to_numpy()] = 1 + (hashes % np.uint64(self.num_buckets)).astype(np.int64)
+            hashes = splitmix64(_hashes(kind, values.filter(is_present))[:, None] + stream)
+            codes[is_present.to_numpy()] = 1 + (hashes % np.uint64(self.num_buckets)).astype(
+                np.int64
+            )
         return Codes(torch.from_numpy(codes), 1 + self.num_buckets)
 
     def state(self) -> dict[str, Any]:
-        """See ``Feature.state``."""
+        """Return the fitted state as plain JSON values."""
         return {"kind": self.kind}
 
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-ROWS_AT_ONCE = 1 << 16  # bounds the eight bytes that each byte of text becomes
+CHUNK = 1 << 16  # texts at a time: each byte of text needs eight bytes
 
 
-def mixed(x: UInt64Array) -> UInt64Array:
-    """SplitMix64 of each x: Steele, Lea & Flood, "Fast splittable PRNGs" (OOPSLA 2014)."""
+def splitmix64(x: UInt64Array) -> UInt64Array:
+    """Hash each x with SplitMix64: Steele, Lea & Flood, "Fast splittable PRNGs" (OOPSLA 2014)."""
     z = x + GOLDEN
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def _hashes(kind: Kind, values: pl.Series) -> UInt64Array:
-    """64 bits for each of n values without null."""
+def _hashes(kind: ValueKind, values: pl.Series) -> UInt64Array:
+    """Hash n values without null to 64 bits each."""
     if kind == "text":
-        starts = range(0, len(values), ROWS_AT_ONCE)
-        return np.concatenate([_text_hashes(values.slice(s, ROWS_AT_ONCE)) for s in starts])
+        starts = range(0, len(values), CHUNK)
+        return np.concatenate([_text_hashes(values.slice(s, CHUNK)) for s in starts])
     signed = values.cast(pl.Int64, strict=False)
     if not signed.null_count():
         return signed.to_numpy().view(np.uint64)
     unsigned = values.cast(pl.UInt64, strict=False)
     if unsigned.null_count():
-        bad = values.filter(unsigned.is_null())
-        raise DataError(f"{bad.to_list()[0]} does not fit 64 bits; convert the column to text")
+        wrong = values.filter(unsigned.is_null())
+        raise DataError(f"{wrong.to_list()[0]} does not fit 64 bits; convert the column to text")
     return unsigned.to_numpy()
 
 
 def _text_hashes(texts: pl.Series) -> UInt64Array:
-    """Sum over bytes of a random word for place and byte: simple tabulation hashing.
+    """Hash texts by simple tabulation: the sum of a random word for each position and byte.
 
-    The table is SplitMix64 itself. Texts are not empty.
+    SplitMix64 replaces the table. Texts must not be empty.
     """
     lengths = texts.str.len_bytes().to_numpy().astype(np.int64)
     data = np.frombuffer(str(texts.str.join("").item()).encode(), dtype=np.uint8)
     starts = np.cumsum(lengths) - lengths
-    place = np.arange(len(data)) - np.repeat(starts, lengths)
-    words = mixed((place * 256 + data).astype(np.uint64))
-    return mixed(np.add.reduceat(words, starts) ^ lengths.astype(np.uint64))
+    position = np.arange(len(data)) - np.repeat(starts, lengths)
+    words = splitmix64((position * 256 + data).astype(np.uint64))
+    return splitmix64(np.add.reduceat(words, starts) ^ lengths.astype(np.uint64))

@@ -1,4 +1,4 @@
-"""A number: standardised, on a log scale, or in buckets of equal size; missing values shown."""
+"""A number: standardised, on a log scale, or in buckets of equal size, with a missing flag."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Number(Feature):
     """A number on a scale; null, NaN and empty text are missing.
 
     Args:
-        scale: what was learnt.
+        scale: fitted scale.
     """
 
     class Config(FeatureConfig):
@@ -28,97 +28,106 @@ class Number(Feature):
 
         scale: Literal["standard", "log", "quantile"] = Field(
             "standard",
-            description="standard: less the mean, by the deviation; log: the same of "
-            "sign(x) log(1 + |x|), for counts and prices; quantile: buckets of equal size",
+            description="standard: (x - mean) / deviation; log: the same for sign(x) log(1 + |x|), "
+            "for counts and prices; quantile: buckets of equal size",
         )
-        num_buckets: int = Field(10, ge=2, description="buckets of scale quantile")
+        num_buckets: int = Field(10, ge=2, description='buckets of scale = "quantile"')
 
         def fit(self, column: pl.Series) -> Number:
-            """Learn mean and deviation, or the quantiles; see ``FeatureConfig.fit``."""
+            """Fit mean and deviation, or the quantiles, on the values of training rows."""
             numbers = _numbers(column)
-            given = numbers[~np.isnan(numbers)]
+            present = numbers[~np.isnan(numbers)]
             if self.scale == "quantile":
-                return Number(Quantile.learn(given, self.num_buckets))
-            return Number(Standard.learn(given, self.scale == "log"))
+                return Number(Quantile.fit(present, self.num_buckets))
+            return Number(Standard.fit(present, is_log=self.scale == "log"))
 
         def restore(self, state: dict[str, Any]) -> Number:
-            """See ``FeatureConfig.restore``."""
+            """Rebuild the feature from its ``state``."""
             if self.scale == "quantile":
                 return Number(Quantile(_finite(state["boundaries"])))
             names = ("mean", "deviation", "lowest", "highest")
-            mean, deviation, *bounds = _finite([state[name] for name in names])
-            return Number(Standard(mean, deviation, self.scale == "log", *bounds))
+            mean, deviation, lowest, highest = _finite([state[name] for name in names])
+            is_log = self.scale == "log"
+            return Number(Standard(mean, deviation, is_log=is_log, lowest=lowest, highest=highest))
 
     def __init__(self, scale: Standard | Quantile) -> None:
         self.scale = scale
 
+    def __repr__(self) -> str:
+        return f"Number({self.scale!r})"
+
     def encode(self, column: pl.Series) -> Numbers | Codes:
-        """Numbers [n, 2] or Codes [n, 1]; see ``Feature.encode``."""
+        """Encode n numbers as numbers [n, 2] or codes [n, 1]."""
         return self.scale.encode(_numbers(column))
 
     def state(self) -> dict[str, Any]:
-        """See ``Feature.state``."""
+        """Return the fitted state as plain JSON values."""
         return self.scale.state()
 
 
 class Standard:
-    """(x - mean) / deviation and whether x is missing, which then counts as the mean.
+    """(x - mean) / deviation, and whether x is missing; a missing x counts as the mean.
 
     Args:
-        mean: of the trained rows.
-        deviation: square root of their mean square distance from it; 1 for a constant.
-        is_log: of sign(x) log(1 + |x|) in place of x.
-        lowest: result of the least trained value; what is lower is taken for it, since a tower
-            knows nothing of sizes that it never met.
-        highest: likewise.
+        mean: of the training rows.
+        deviation: standard deviation of the training rows; 1 for a constant.
+        is_log: whether to scale sign(x) log(1 + |x|) instead of x.
+        lowest: scaled minimum of the training rows; lower values are clipped to it, because no
+            weight was trained beyond it.
+        highest: scaled maximum, likewise.
 
     Raises:
-        ValueError: the deviation is not positive, or the bounds are the wrong way round.
+        ValueError: the deviation is not positive, or ``lowest`` is above ``highest``.
     """
 
     def __init__(
         self,
         mean: float,
         deviation: float,
-        is_log: bool = False,
-        lowest: float = 0.0,
-        highest: float = 0.0,
+        *,
+        is_log: bool,
+        lowest: float,
+        highest: float,
     ) -> None:
         if deviation <= 0:
-            raise ValueError("the deviation is not positive")
+            raise ValueError("the deviation must be positive")
         if lowest > highest:
-            raise ValueError("the lowest value is above the highest")
+            raise ValueError("lowest must not be above highest")
         self.mean = mean
         self.deviation = deviation
         self.is_log = is_log
         self.lowest = lowest
         self.highest = highest
 
+    def __repr__(self) -> str:
+        name = "log" if self.is_log else "standard"
+        return f"Standard({name}, mean={self.mean:g}, deviation={self.deviation:g})"
+
     @classmethod
-    def learn(cls, given: npt.NDArray[np.float64], is_log: bool) -> Standard:
-        """Learn from the values that are not missing; without any, mean 0 and deviation 1.
+    def fit(cls, values: npt.NDArray[np.float64], *, is_log: bool) -> Standard:
+        """Fit to the values that are not missing; without any, mean 0 and deviation 1.
 
         Raises:
-            DataError: they are too large to be squared.
+            DataError: the values are too large to be squared.
         """
         if is_log:
-            given = _signed_log(given)
-        if not len(given):
-            return cls(0.0, 1.0, is_log, 0.0, 0.0)
-        if given.min() == given.max():  # rounding would leave a tiny deviation
-            return cls(float(given[0]), 1.0, is_log, 0.0, 0.0)
+            values = _signed_log(values)
+        if not len(values):
+            return cls(0.0, 1.0, is_log=is_log, lowest=0.0, highest=0.0)
+        if values.min() == values.max():  # rounding would leave a tiny deviation
+            return cls(float(values[0]), 1.0, is_log=is_log, lowest=0.0, highest=0.0)
         with np.errstate(over="ignore", invalid="ignore"):
-            mean, deviation = float(given.mean()), float(given.std())
+            mean, deviation = float(values.mean()), float(values.std())
         if not (math.isfinite(mean) and math.isfinite(deviation)):
             raise DataError(
-                f"{np.abs(given).max():g} is too large to standardise; set scale to log"
+                f"{np.abs(values).max():g} is too large to standardise; set scale to log"
             )
         deviation = deviation if deviation > 0 else 1.0
-        lowest, highest = ((float(x) - mean) / deviation for x in (given.min(), given.max()))
-        return cls(mean, deviation, is_log, lowest, highest)
+        lowest, highest = ((float(x) - mean) / deviation for x in (values.min(), values.max()))
+        return cls(mean, deviation, is_log=is_log, lowest=lowest, highest=highest)
 
     def encode(self, numbers: npt.NDArray[np.float64]) -> Numbers:
-        """Numbers [n, 2] of numbers [n], NaN where missing."""
+        """Encode numbers [n], NaN for missing, as numbers [n, 2]."""
         is_missing = np.isnan(numbers)
         scaled = _signed_log(numbers) if self.is_log else numbers
         with np.errstate(over="ignore"):
@@ -128,7 +137,7 @@ class Standard:
         return Numbers(torch.from_numpy(values), (0.0, 1.0))
 
     def state(self) -> dict[str, Any]:
-        """What was learnt, as plain JSON values."""
+        """Return the fitted state as plain JSON values."""
         return {
             "mean": self.mean,
             "deviation": self.deviation,
@@ -138,41 +147,44 @@ class Standard:
 
 
 class Quantile:
-    """The bucket of x: code 0 missing, 1 below the first boundary, and so on upwards.
+    """The bucket of x: code 0 for missing, 1 below the first boundary, and so on upwards.
 
     Args:
-        boundaries: ascending; a bucket begins with its lower boundary.
+        boundaries: ascending; a bucket includes its lower boundary.
 
     Raises:
-        ValueError: they do not ascend.
+        ValueError: the boundaries do not ascend.
     """
 
     def __init__(self, boundaries: list[float]) -> None:
         self.boundaries = np.array(boundaries, dtype=np.float64)
         if (np.diff(self.boundaries) <= 0).any():
-            raise ValueError("the boundaries do not ascend")
+            raise ValueError("the boundaries must ascend")
+
+    def __repr__(self) -> str:
+        return f"Quantile({len(self.boundaries) + 1} buckets)"
 
     @classmethod
-    def learn(cls, given: npt.NDArray[np.float64], num_buckets: int) -> Quantile:
-        """Learn boundaries that leave no bucket without a value.
+    def fit(cls, values: npt.NDArray[np.float64], num_buckets: int) -> Quantile:
+        """Fit boundaries so that every bucket has a value.
 
-        They are values of the data, and none is the least: with many equal values there are
-        fewer buckets than asked for.
+        Boundaries are values of the data above the minimum: with many equal values there are
+        fewer than ``num_buckets`` buckets.
         """
-        if not len(given):
+        if not len(values):
             return cls([])
         parts = np.arange(1, num_buckets) / num_buckets
-        boundaries = np.unique(np.quantile(given, parts, method="higher"))
-        return cls(boundaries[boundaries > given.min()].tolist())
+        boundaries = np.unique(np.quantile(values, parts, method="higher"))
+        return cls(boundaries[boundaries > values.min()].tolist())
 
     def encode(self, numbers: npt.NDArray[np.float64]) -> Codes:
-        """Codes [n, 1] of numbers [n], NaN where missing."""
+        """Encode numbers [n], NaN for missing, as codes [n, 1]."""
         buckets = 1 + np.searchsorted(self.boundaries, numbers, side="right")
         codes = np.where(np.isnan(numbers), 0, buckets).astype(np.int64)
         return Codes(torch.from_numpy(codes)[:, None], len(self.boundaries) + 2)
 
     def state(self) -> dict[str, Any]:
-        """What was learnt, as plain JSON values."""
+        """Return the fitted state as plain JSON values."""
         return {"boundaries": self.boundaries.tolist()}
 
 
@@ -184,33 +196,33 @@ def _finite(values: Any) -> list[float]:
     """Read finite numbers from a stored state."""
     numbers = [float(value) for value in values]
     if not all(math.isfinite(number) for number in numbers):
-        raise ValueError("a number is not finite")
+        raise ValueError("every number must be finite")
     return numbers
 
 
 def _numbers(column: pl.Series) -> npt.NDArray[np.float64]:
-    """Read a column as float64 [n]; NaN where missing.
+    """Read a column as float64 [n], NaN for missing.
 
     Raises:
-        DataError: not numbers, or infinite.
+        DataError: the values are not numbers, or infinite.
     """
     dtype = column.dtype
     if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum):
         text = column.cast(pl.String).str.strip_chars()
-        given = text.set(text == "", None)
-        numbers = given.cast(pl.Float64, strict=False)
-        bad = column.filter(numbers.is_null() & given.is_not_null())
-        if len(bad):
+        not_blank = text.set(text == "", None)
+        numbers = not_blank.cast(pl.Float64, strict=False)
+        wrong = column.filter(numbers.is_null() & not_blank.is_not_null())
+        if len(wrong):
             raise DataError(
-                f"{bad.first()!r} is not a number; repair it or give the feature another type"
+                f"{wrong.first()!r} is not a number; fix it or give the feature another type"
             )
     elif dtype.is_numeric() or dtype == pl.Boolean or column.null_count() == len(column):
         numbers = column.cast(pl.Float64)
     else:
         raise DataError(
-            f"values of type {dtype} are not numbers; convert them or give the feature another type"
+            f"values must be numbers, got {dtype}; convert them or give the feature another type"
         )
     if numbers.is_infinite().any():
-        bad = column.filter(numbers.is_infinite().fill_null(False))
-        raise DataError(f"{bad.first()!r} is not finite; repair it or leave it empty")
+        wrong = column.filter(numbers.is_infinite().fill_null(False))
+        raise DataError(f"{wrong.first()!r} is not finite; fix it or leave it empty")
     return numbers.fill_null(math.nan).to_numpy()

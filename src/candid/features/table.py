@@ -1,4 +1,4 @@
-"""The features of one side (users or items): fitted together, and the values of every row."""
+"""The features of one side, users or items: fitted together, with the values of every row."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from candid.errors import ArtifactError, ConfigError, DataError, UnknownNameErro
 from candid.features.protocol import Feature, FeatureConfig
 from candid.features.values import Values
 
-_CURES = {
+_FIXES = {
     "features.item": "; name it in data.items.attributes",
     "features.user": "; name it in data.users.attributes",
 }
-"""Where the columns of a section's table come from."""
+"""Section -> the setting that adds a column to its table."""
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Fitted features and what they make of the n users or items of a dataset.
+    """Fitted features and their values for the n users or items of a dataset.
 
     Attributes:
         features: by name, in the order of the recipe; at least one.
-        columns: the column that each reads.
+        columns: by name, column that the feature reads.
         values: by name, n entries each.
-        patterns: the regular expression of each feature that has one; see ``FeatureConfig``.
+        patterns: by name, regular expression of ``FeatureConfig.pattern``, if there is one.
     """
 
     features: Mapping[str, Feature]
@@ -41,17 +41,20 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
 
+    def __repr__(self) -> str:
+        return f"FeatureTable({len(self)} rows, {dict(self.values)})"
+
     def encode(self, frame: pl.DataFrame) -> dict[str, Values]:
-        """Encode other rows: new items, users that training never saw.
+        """Encode other rows: new items or new users.
 
         Raises:
-            DataError: a column is missing or of a type that cannot serve; names feature and
-                column.
+            DataError: a column is missing or has an unsupported type; the message names feature
+                and column.
         """
-        return _encoded(self.features, self.columns, self.patterns, frame)
+        return _encode(self.features, self.columns, self.patterns, frame)
 
     def state(self) -> dict[str, Any]:
-        """What was learnt of every feature, as plain JSON values."""
+        """Return the fitted state of every feature as plain JSON values."""
         return {name: feature.state() for name, feature in self.features.items()}
 
 
@@ -61,38 +64,38 @@ def fit_table(
     is_trained: npt.NDArray[np.bool_],
     where: str,
 ) -> FeatureTable:
-    """Fit features on the rows that training sees and encode all rows.
+    """Fit features on training rows and encode all rows.
 
     Args:
         configs: by name; at least one.
-        frame: n users or items and their attributes.
-        is_trained: [n]; what the other rows hold is not learnt: it meets the model as it would
-            in service.
-        where: the config section, such as "features.item"; begins every message.
+        frame: n users or items with their attributes.
+        is_trained: [n] bool, the training rows. Values of other rows are not fitted, as those of
+            new users and items in serving.
+        where: config section, such as "features.item"; begins every message.
 
     Raises:
-        ConfigError: the table has no such column, or a feature needs a package that is missing.
-        DataError: a column's values cannot be of the feature's type.
+        ConfigError: a column does not exist, or a feature needs a package that is missing.
+        DataError: a feature does not support the values of its column.
     """
     columns = {name: config.column or name for name, config in configs.items()}
     for name, column in columns.items():
         if column not in frame.columns:
             known = sorted(set(frame.columns) - {"source_id"})
             raise ConfigError(
-                f"{where}.{name}: the table has no column {column!r}; it has "
-                f"{', '.join(known) or 'none'}{_CURES.get(where, '')}"
+                f"{where}.{name}: the table has no column {column!r}; its columns: "
+                f"{', '.join(known) or 'none'}{_FIXES.get(where, '')}"
             )
     trained = frame.filter(pl.Series(is_trained))
     features = {}
     for name, config in configs.items():
         try:
-            features[name] = config.fit(_read(trained[columns[name]], config.pattern))
+            features[name] = config.fit(_extract(trained[columns[name]], config.pattern))
         except DataError as error:
             raise DataError(f"{where}.{name}, column {columns[name]!r}: {error}") from None
         except ConfigError as error:
             raise ConfigError(f"{where}.{name}: {error}") from None
     patterns = _patterns(configs)
-    values = _encoded(features, columns, patterns, frame, where)
+    values = _encode(features, columns, patterns, frame, where)
     return FeatureTable(features, columns, values, patterns)
 
 
@@ -102,18 +105,18 @@ def restore_table(
     frame: pl.DataFrame,
     where: str,
 ) -> FeatureTable:
-    """Make the features of a trained model again and encode all rows with them.
+    """Rebuild the features of a trained model and encode all rows with them.
 
     Args:
-        configs: as for ``fit_table``.
-        states: what ``FeatureTable.state`` gave.
-        frame: n users or items and their attributes.
-        where: the file that the states come from; begins every message.
+        configs: by name, as for ``fit_table``.
+        states: result of ``FeatureTable.state``.
+        frame: n users or items with their attributes.
+        where: file of the states; begins every message.
 
     Raises:
-        ArtifactError: the states are not those of these features.
+        ArtifactError: the states do not belong to these features.
         ConfigError: a feature needs a package that is missing.
-        DataError: a column is missing or of a type that cannot serve.
+        DataError: a column is missing or has an unsupported type.
     """
     features = {}
     for name, config in configs.items():
@@ -121,14 +124,14 @@ def restore_table(
             features[name] = config.restore(lookup(states, "feature state", name))
         except (UnknownNameError, KeyError, TypeError, ValueError):
             raise ArtifactError(
-                f"{where} does not hold what was learnt of feature {name!r}: it is damaged or of "
-                "another model; train again"
+                f"{where} has no valid state of feature {name!r}: it is damaged or of another "
+                "model; train again"
             ) from None
         except ConfigError as error:
             raise ConfigError(f"{where}, feature {name!r}: {error}") from None
     columns = {name: config.column or name for name, config in configs.items()}
     patterns = _patterns(configs)
-    values = _encoded(features, columns, patterns, frame, where)
+    values = _encode(features, columns, patterns, frame, where)
     return FeatureTable(features, columns, values, patterns)
 
 
@@ -136,8 +139,8 @@ def _patterns(configs: Mapping[str, FeatureConfig]) -> dict[str, str]:
     return {name: c.pattern for name, c in configs.items() if c.pattern is not None}
 
 
-def _read(values: pl.Series, pattern: str | None) -> pl.Series:
-    """A column, or what the first group of a pattern matches in it.
+def _extract(values: pl.Series, pattern: str | None) -> pl.Series:
+    """Return a column, or the matches of the first group of a pattern.
 
     Raises:
         DataError: there is a pattern and the column is not text.
@@ -145,11 +148,11 @@ def _read(values: pl.Series, pattern: str | None) -> pl.Series:
     if pattern is None:
         return values
     if not isinstance(values.dtype, pl.String | pl.Categorical | pl.Enum | pl.Null):
-        raise DataError(f"a pattern reads text, and the column is {values.dtype}; leave it out")
+        raise DataError(f"a pattern needs a column of text, got {values.dtype}; remove the pattern")
     return values.cast(pl.String).str.extract(pattern, 1)
 
 
-def _encoded(
+def _encode(
     features: Mapping[str, Feature],
     columns: Mapping[str, str],
     patterns: Mapping[str, str],
@@ -161,11 +164,11 @@ def _encoded(
         column = columns[name]
         if column not in frame.columns:
             raise DataError(
-                f"{where}: feature {name!r} needs column {column!r}, which the table lacks (it "
-                f"has {', '.join(frame.columns)}); add it, with nulls where it is not known"
+                f"{where}: feature {name!r} needs column {column!r}, but the table has only "
+                f"{', '.join(frame.columns)}; add it, with nulls for unknown values"
             )
         try:
-            values[name] = feature.encode(_read(frame[column], patterns.get(name)))
+            values[name] = feature.encode(_extract(frame[column], patterns.get(name)))
         except DataError as error:
             raise DataError(f"{where}: feature {name!r}, column {column!r}: {error}") from None
     return values

@@ -1,7 +1,7 @@
-"""What a feature's column becomes: tensors with one entry a row, ready for a tower.
+"""Encoded features: tensors with one entry per row, ready for a tower.
 
-Three forms are enough for every type of feature, so that a tower needs no more than three
-ways to read one. Code 0 of every vocabulary is the unknown bucket.
+There are three forms for all types of features, so that a tower needs three ways to read them.
+Code 0 of every vocabulary is the unknown bucket.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """One code a row, or several that stand for one value (hashes).
+    """One code per row, or several that stand for one value (hashes).
 
     Attributes:
         ids: [n, K] int64, 0..num_codes-1.
@@ -27,8 +27,11 @@ class Codes:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return f"Codes(ids={list(self.ids.shape)}, num_codes={self.num_codes})"
+
     def take(self, rows: Tensor) -> Codes:
-        """The entries of some rows [m] int64, in that order."""
+        """Return the entries of rows [m] int64, in that order."""
         return replace(self, ids=self.ids[rows])
 
     def to(self, device: torch.device) -> Codes:
@@ -38,10 +41,10 @@ class Codes:
 
 @dataclass(frozen=True, slots=True)
 class Bags:
-    """Any number of codes a row, none included.
+    """Any number of codes per row, zero included.
 
     Attributes:
-        ids: [T] int64, 0..num_codes-1, the rows' codes one after the other.
+        ids: [T] int64, 0..num_codes-1, codes of all rows, concatenated.
         offsets: [n + 1] int64, row i has ``ids[offsets[i]:offsets[i + 1]]``.
         num_codes: size of the vocabulary, unknown bucket included.
     """
@@ -53,13 +56,16 @@ class Bags:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def __repr__(self) -> str:
+        return f"Bags({len(self)} rows, ids={list(self.ids.shape)}, num_codes={self.num_codes})"
+
     def take(self, rows: Tensor) -> Bags:
-        """The entries of some rows [m] int64, in that order."""
+        """Return the entries of rows [m] int64, in that order."""
         lengths = self.offsets.diff()[rows]
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         shift = (self.offsets[:-1][rows] - offsets[:-1]).repeat_interleave(lengths)
-        places = torch.arange(len(shift), device=shift.device) + shift
-        return replace(self, ids=self.ids[places], offsets=offsets)
+        positions = torch.arange(len(shift), device=shift.device) + shift
+        return replace(self, ids=self.ids[positions], offsets=offsets)
 
     def to(self, device: torch.device) -> Bags:
         """Move to ``device``."""
@@ -72,7 +78,7 @@ class Numbers:
 
     Attributes:
         values: [n, M] float32, finite.
-        unknown: the M values of a row of which nothing is known; empty for zeros.
+        unknown: the M values of an unknown row; empty for zeros.
     """
 
     values: Tensor
@@ -81,8 +87,11 @@ class Numbers:
     def __len__(self) -> int:
         return len(self.values)
 
+    def __repr__(self) -> str:
+        return f"Numbers(values={list(self.values.shape)})"
+
     def take(self, rows: Tensor) -> Numbers:
-        """The entries of some rows [m] int64, in that order."""
+        """Return the entries of rows [m] int64, in that order."""
         return replace(self, values=self.values[rows])
 
     def to(self, device: torch.device) -> Numbers:
@@ -90,7 +99,7 @@ class Numbers:
         return replace(self, values=self.values.to(device))
 
     def unknown_row(self) -> Tensor:
-        """[1, M], a row of which nothing is known."""
+        """[1, M], the values of an unknown row."""
         if not self.unknown:
             return self.values.new_zeros(1, self.values.shape[1])
         return self.values.new_tensor([self.unknown])

@@ -1,4 +1,4 @@
-"""Values of a column in one of three kinds, and the codes of those that were learnt."""
+"""Values of a column in one of three kinds, and vocabularies of values with codes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import polars as pl
 
 from candid.errors import DataError
 
-Kind = Literal["integer", "text", "boolean"]
+ValueKind = Literal["integer", "text", "boolean"]
 
-PYTHON_TYPES: Final[dict[Kind | None, type]] = {
+PYTHON_TYPES: Final[dict[ValueKind | None, type]] = {
     "integer": int,
     "text": str,
     "boolean": bool,
     None: type(None),
 }
-DTYPES: Final[dict[Kind | None, Any]] = {
+DTYPES: Final[dict[ValueKind | None, Any]] = {
     "integer": pl.Int128(),  # holds signed and unsigned 64 bits alike
     "text": pl.String(),
     "boolean": pl.Boolean(),
@@ -26,82 +26,79 @@ DTYPES: Final[dict[Kind | None, Any]] = {
 }
 
 
-def typed(column: pl.Series) -> tuple[Kind | None, pl.Series]:
-    """Bring a column to the one type of its kind.
+def to_kind(column: pl.Series) -> tuple[ValueKind | None, pl.Series]:
+    """Convert a column to the one dtype of its kind.
 
-    Integers of any width are one kind. Empty text is null: that is how text formats write a
-    missing value.
+    Integers of any width are one kind. Empty text is null: text formats write a missing value
+    that way.
 
     Returns:
-        the kind, None where every value is null, and the values: Int128, String, Boolean or,
-        for None, Null.
+        the kind, None if every value is null; and the values as Int128, String, Boolean or, for
+        None, Null.
 
     Raises:
         DataError: neither integers, text nor booleans.
     """
     dtype = column.dtype
-    kind: Kind
+    kind: ValueKind
     if column.null_count() == len(column):
         return None, pl.Series(column.name, [None] * len(column), dtype=pl.Null)
     if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum):
         text = column.cast(pl.String)
-        given = text.set(text == "", None)
-        if given.null_count() == len(given):
-            return None, pl.Series(column.name, [None] * len(given), dtype=pl.Null)
-        return "text", given
+        values = text.set(text == "", None)
+        if values.null_count() == len(values):
+            return None, pl.Series(column.name, [None] * len(values), dtype=pl.Null)
+        return "text", values
     if dtype.is_integer():
         kind = "integer"
     elif dtype == pl.Boolean:
         kind = "boolean"
     else:
         raise DataError(
-            f"values of type {dtype} are not integers, text or booleans; convert them or give "
-            "the feature another type"
+            f"values must be integers, text or booleans, got {dtype}; convert them or give the "
+            "feature another type"
         )
     return kind, column.cast(DTYPES[kind])
 
 
-def stripped(column: pl.Series) -> pl.Series:
-    """Text without the blanks around it, which are no part of a value; other types as they are."""
+def strip_text(column: pl.Series) -> pl.Series:
+    """Remove blanks around text values; other types are returned unchanged."""
     if column.dtype == pl.String or isinstance(column.dtype, pl.Categorical | pl.Enum):
         return column.cast(pl.String).str.strip_chars()
     return column
 
 
-def require_kind(given: Kind | None, learnt: Kind | None) -> None:
-    """Refuse values of another kind than the learnt ones: the text "1" is never the integer 1.
+def check_kind(kind: ValueKind | None, fitted: ValueKind | None) -> None:
+    """Refuse values of another kind than in training: the text "1" is never the integer 1.
 
     Raises:
         DataError: both kinds are known and differ.
     """
-    if given is not None and learnt is not None and given != learnt:
-        raise DataError(
-            f"values are of kind {given} and those learnt in training of kind {learnt}; convert "
-            "the column"
-        )
+    if kind is not None and fitted is not None and kind != fitted:
+        raise DataError(f"values are {kind} but were {fitted} in training; convert the column")
 
 
-def restored_kind(kind: Any) -> Kind | None:
+def parse_kind(kind: Any) -> ValueKind | None:
     """Read a kind from a stored state.
 
     Raises:
-        ValueError: it is none.
+        ValueError: ``kind`` is unknown.
     """
     for known in PYTHON_TYPES:
         if kind == known:
             return known
-    raise ValueError(f"no kind of values: {kind!r}")
+    raise ValueError(f"unknown kind of values {kind!r}")
 
 
 class Vocabulary:
-    """Learnt values of one kind, with the codes 1..size; code 0 is every other value.
+    """Fitted values of one kind, with the codes 1..size; code 0 is every other value.
 
     Args:
-        kind: None where nothing but nulls was seen; every value is then unknown.
+        kind: None if training had only nulls; every value is then unknown.
         values: distinct, in the order of their codes.
     """
 
-    def __init__(self, kind: Kind | None, values: list[Any]) -> None:
+    def __init__(self, kind: ValueKind | None, values: list[Any]) -> None:
         self.kind = kind
         self.values = values
         self._codes = pl.DataFrame(
@@ -112,16 +109,16 @@ class Vocabulary:
         )
 
     @classmethod
-    def learn(
-        cls, kind: Kind | None, values: pl.Series, min_count: int, max_values: int | None
+    def fit(
+        cls, kind: ValueKind | None, values: pl.Series, min_count: int, max_values: int | None
     ) -> Vocabulary:
-        """Keep the values that are frequent enough, in ascending order.
+        """Build the vocabulary of frequent values, in ascending order.
 
         Args:
-            kind: from ``typed``.
-            values: as given by ``typed``; nulls are passed over.
-            min_count: rarer values are left out.
-            max_values: keep the most frequent; of equally frequent ones the smaller.
+            kind: from ``to_kind``.
+            values: from ``to_kind``; nulls are skipped.
+            min_count: minimum count of a value.
+            max_values: size limit: the most frequent values, of equally frequent ones the smaller.
         """
         counts = values.drop_nulls().alias("value").value_counts(name="count")
         counts = counts.filter(pl.col("count") >= min_count)
@@ -132,39 +129,42 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.values)
 
-    def codes(self, kind: Kind | None, values: pl.Series) -> npt.NDArray[np.int64]:
-        """Look up n values, null included, which is unknown.
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self)} values of kind {self.kind})"
+
+    def codes(self, kind: ValueKind | None, values: pl.Series) -> npt.NDArray[np.int64]:
+        """Look up n values; null is unknown.
 
         Returns:
             [n], 0..size.
 
         Raises:
-            DataError: they are of another kind.
+            DataError: the values are of another kind.
         """
-        require_kind(kind, self.kind)
+        check_kind(kind, self.kind)
         if kind is None or self.kind is None:
             return np.zeros(len(values), dtype=np.int64)
-        asked = pl.DataFrame({"value": values})
-        found = asked.join(self._codes, on="value", how="left", maintain_order="left")
-        return found["code"].fill_null(0).to_numpy().astype(np.int64)
+        rows = pl.DataFrame({"value": values})
+        coded = rows.join(self._codes, on="value", how="left", maintain_order="left")
+        return coded["code"].fill_null(0).to_numpy().astype(np.int64)
 
     def state(self) -> dict[str, Any]:
-        """Kind and values, as plain JSON values."""
+        """Return kind and values as plain JSON values."""
         return {"kind": self.kind, "values": self.values}
 
     @classmethod
     def restore(cls, state: dict[str, Any]) -> Vocabulary:
-        """Undo ``state``.
+        """Rebuild a vocabulary from its ``state``.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not such a state.
+            KeyError, TypeError, ValueError: ``state`` is not that of a vocabulary.
         """
-        kind, values = restored_kind(state["kind"]), state["values"]
-        # A boolean is an int to isinstance, yet never an integer value here.
+        kind, values = parse_kind(state["kind"]), state["values"]
+        # isinstance(True, int) is True, but a boolean is not an integer value here.
         if any(type(value) is not PYTHON_TYPES[kind] for value in values):
-            raise TypeError(f"the vocabulary is not all of kind {kind}")
+            raise TypeError(f"every value of the vocabulary must be of kind {kind}")
         if len(set(values)) != len(values):
-            raise ValueError("the vocabulary has a value twice")
+            raise ValueError("a value of the vocabulary occurs twice")
         try:
             return cls(kind, list(values))
         except OverflowError as error:
