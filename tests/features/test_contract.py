@@ -120,7 +120,7 @@ def test_contract_reports_a_broken_promise():
         def fit(self, column):
             return Forgetful(self.at_most)
 
-    with pytest.raises(AssertionError, match="restore must undo state"):
+    with pytest.raises(AssertionError, match="must encode as the fitted one"):
         check_feature(Config(), train=pl.Series(["a" * 20]), other=pl.Series(["b"]))
 
 
