@@ -1,4 +1,4 @@
-"""The module of ``in_batch_softmax``."""
+"""The in-batch softmax as a module."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def vectors(*shape):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_it_is_the_function_with_its_settings(reduction):
+def test_module_equals_the_function(reduction):
     query, positives, negatives = vectors(B, D), vectors(B, D) + 1, vectors(B, 2, D)
     negative_ids = torch.tensor([[3, -1], [5, 6], [-1, -1], [0, 4], [2, 1], [6, 6]])
     settings = {"correction": "logq", "jackknife": True, "temperature": 0.3}
@@ -34,7 +34,7 @@ def test_it_is_the_function_with_its_settings(reduction):
     torch.testing.assert_close(record.log_z, out.log_z)
 
 
-def test_a_streaming_frequency_learns_in_training_and_survives_a_checkpoint():
+def test_streaming_frequency_is_updated_in_training_and_stored():
     query, positives = vectors(B, D), vectors(B, D)
     module = InBatchSoftmaxLoss(StreamingFrequency(V))
     module.eval()
@@ -53,12 +53,12 @@ def test_a_streaming_frequency_learns_in_training_and_survives_a_checkpoint():
     assert other(query, positives, IDS) == learnt
 
 
-def test_a_learnt_temperature_has_a_gradient():
+def test_temperature_parameter_has_a_gradient():
     scale = nn.Parameter(torch.tensor(0.5))
     InBatchSoftmaxLoss(COUNTS, temperature=scale)(vectors(B, D), vectors(B, D) + 1, IDS).backward()
     assert scale.grad != 0
 
 
-def test_a_temperature_of_nothing_is_refused():
+def test_negative_temperature_is_refused():
     with pytest.raises(ConfigError, match="temperature must be above 0, got -1"):
         InBatchSoftmaxLoss(COUNTS, temperature=-1)
