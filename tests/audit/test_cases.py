@@ -1,6 +1,7 @@
 import pytest
 
 from candid.audit import ALL_ESTIMATORS, Estimator, affordable_cases, standard_cases
+from candid.component import type_name
 from candid.errors import ConfigError
 from candid.samplers import SAMPLERS
 
@@ -11,12 +12,7 @@ def cases_by_name(size=16, num_items=1000):
 
 def test_standard_cases_have_every_sampler_without_state():
     cases = standard_cases([16], 1000)
-    types = {
-        name
-        for name, component in SAMPLERS.items()
-        for case in cases
-        if isinstance(case.sampler, component.Config)
-    }
+    types = {type_name(SAMPLERS, "sampler", case.sampler) for case in cases}
     assert types == set(SAMPLERS) - {"cross_batch_memory"}
     assert {case.num_candidates for case in cases} == {16}
 

@@ -159,7 +159,7 @@ def write_page(path: Path, report: DemoReport, interactions: Path) -> None:
             f"Zipf popularity (exponent {synthetic.zipf_exponent:g}). The next choice follows a "
             "softmax of a dot product plus a popularity bias, and depends on the last "
             f"{synthetic.history_length} items. All runs have the same towers, batches, "
-            f"optimizer and {report.epochs} passes over the training data. The sampled runs have "
+            f"optimizer and number of epochs ({report.epochs}). The sampled runs have "
             f"{report.num_candidates} candidates per step, sampled by popularity, and differ only "
             "in the correction."
         ),
