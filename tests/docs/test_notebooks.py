@@ -40,6 +40,6 @@ def test_notebook_runs_and_its_stored_outputs_are_complete(path):
 def test_page_of_a_notebook_has_code_outputs_and_figures():
     page, figures = script("hooks").notebook_page(DOCS / "notebooks" / "films.ipynb")
     assert page.startswith("# Films end to end")
-    assert "```text\nndcg@10" in page
+    assert "```text\n  ndcg@10  0." in page
     assert figures
     assert all(content.startswith(b"\x89PNG") for content in figures.values())
