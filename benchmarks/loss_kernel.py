@@ -1,25 +1,25 @@
-"""What a softmax loss costs, forward and backward: dense scores as people write them, and tiles.
+"""Time and memory of softmax losses, forward and backward: dense scores in plain torch, and tiles.
 
-    python benchmarks/loss_kernel.py           # what results/loss_kernel.json lacks; docs/benchmarks/speed.md
-    python benchmarks/loss_kernel.py --again   # everything anew
-    python benchmarks/loss_kernel.py --tables  # writes the tables of docs/benchmarks/speed.md alone
+    python benchmarks/loss_kernel.py           # measures what results/loss_kernel.json lacks
+    python benchmarks/loss_kernel.py --again   # measures everything again
+    python benchmarks/loss_kernel.py --tables  # only writes the tables of docs/benchmarks/speed.md
 
 Two losses at width 64: the positives of a batch against each other, B from 256 to 65,536, and 1,024
-rows against a whole catalog, from 10⁴ to 10⁶ items. Contenders, by turns within one process:
+rows against a whole catalog, from 10⁴ to 10⁶ items. Contenders, in turn within one process:
 
 - plain: ``logits = q @ k.T - log_q``, ``F.cross_entropy``; dense float32 scores.
-- plain, masked: the same, where the row's own item at other rows is masked first.
+- plain, masked: the same, with the row's own item at other rows masked first.
 - plain, bfloat16: plain under autocast to bfloat16.
 - float32, bfloat16: ``candid.in_batch_softmax``, ``candid.full_softmax`` in that precision.
-- bfloat16, torch alone: the same without machine code (``CANDID_NATIVE=0``).
+- bfloat16, torch alone: the same without the native kernel (``CANDID_NATIVE=0``).
 
-``ms`` is CPU milliseconds on one thread, the median. Up to ``LIMIT`` scores a turn is two steps, of
-which the second is timed: it finds memory as a step like itself has left it, as in training.
-``peak_mib`` is how the resident set grows in two steps (one in the largest case) beyond the inputs,
-gradients included, in a process of its own. ``fraction`` is of the time that three products of
-these shapes would take at the speed of a product of 2048 × 2048 matrices of the same dtype, taken
-by turns with the contenders. Dense scores stop at ``LIMIT``; a contender makes ``MOST_SCORES`` in
-all its repeats, which leaves the largest case two.
+``ms`` is the median of CPU milliseconds on one thread. Up to ``LIMIT`` scores a turn is two steps,
+of which the second is timed: it reuses the memory of the first, as in training. ``peak_mib`` is the
+growth of the resident set in two steps (one in the largest case) beyond the inputs, gradients
+included, in a separate process. ``fraction`` is the share of the time that three products of these
+shapes would take at the speed of a product of 2048 × 2048 matrices of the same dtype, measured in
+turn with the contenders. Dense scores stop at ``LIMIT``; a contender computes ``MOST_SCORES`` in
+all its repeats, which leaves two for the largest case.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ TILED = ("float32", "bfloat16", "bfloat16, torch alone")
 TORCH_ALONE = "torch alone"
 
 
-def no_code() -> NativePass | None:
-    """What a machine without a compiler has."""
+def no_kernel() -> NativePass | None:
+    """Stand for a machine without a compiler."""
     return None
 
 
 def contenders(kind: str, num_rows: int, num_candidates: int) -> list[str]:
-    """Those that are measured in a case."""
+    """List the contenders of a case."""
     dense = DENSE if num_rows * num_candidates <= LIMIT else ()
     return [name for name in (*dense, *TILED) if kind == "in-batch" or name != "plain, masked"]
 
 
 def stepper(kind: str, num_rows: int, num_candidates: int) -> Callable[[str], None]:
-    """A function that goes forward and back once by the contender of a name."""
+    """Return a function that runs one forward and backward pass of a contender."""
     generator = torch.Generator().manual_seed(0)
     query, vectors = (
         (0.3 * torch.randn(size, WIDTH, generator=generator)).requires_grad_()
@@ -79,7 +79,7 @@ def stepper(kind: str, num_rows: int, num_candidates: int) -> Callable[[str], No
         positives = torch.randint(num_candidates, (num_rows,), generator=generator)
         log_q, ids = torch.zeros(1), positives
     else:
-        # As popular as the n-th of many items: a few per mille of the pairs are one item.
+        # Zipf-like popularity: a few per mille of the pairs are of one item.
         counts = 1.0 / (30.0 + torch.arange(CATALOG, dtype=torch.float64))
         ids = torch.multinomial(counts, num_rows, replacement=True, generator=generator)
         positives = torch.arange(num_rows)
@@ -103,7 +103,7 @@ def stepper(kind: str, num_rows: int, num_candidates: int) -> Callable[[str], No
 
     def step(name: str) -> None:
         # As CANDID_NATIVE=0 does for a process.
-        tile_pass.native_pass = no_code if name.endswith(TORCH_ALONE) else native_pass
+        tile_pass.native_pass = no_kernel if name.endswith(TORCH_ALONE) else native_pass
         if name in TILED:
             ours(name.split(",")[0]).backward()
         elif name.endswith("bfloat16"):
@@ -118,46 +118,46 @@ def stepper(kind: str, num_rows: int, num_candidates: int) -> Callable[[str], No
 
 
 def product(dtype: torch.dtype) -> Callable[[], None]:
-    """A product of 2048 × 2048 matrices: the limit."""
+    """Return a product of 2048 × 2048 matrices, the upper limit of speed."""
     a, b = torch.randn(2, 2048, 2048).to(dtype)
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out)
 
 
 def seconds_of(work: Callable[[], None]) -> float:
-    """CPU seconds."""
+    """Measure CPU seconds."""
     started = time.process_time()
     work()
     return time.process_time() - started
 
 
 def dtype_of(name: str) -> str:
-    """Of the products of a contender."""
+    """Return the dtype of the products of a contender."""
     return "bfloat16" if "bfloat16" in name else "float32"
 
 
 def measure(kind: str, num_rows: int, num_candidates: int, repeats: int) -> list[dict[str, Any]]:
-    """One line a contender."""
+    """Measure a case: one line per contender."""
     names = contenders(kind, num_rows, num_candidates)
     repeats = min(repeats, max(1, MOST_SCORES // (num_rows * num_candidates)))
     peaks = {name: peak_mib(kind, num_rows, num_candidates, name) for name in names}
     step = stepper(kind, num_rows, num_candidates)
     work = {name: partial(step, name) for name in names}
     products = {name: product(getattr(torch, name)) for name in ("float32", "bfloat16")}
-    found: dict[str, list[float]] = {name: [] for name in work}
+    times: dict[str, list[float]] = {name: [] for name in work}
     limits: dict[str, list[float]] = {name: [] for name in products}
     for turn in range(repeats + 1):
-        for times, each in ((found, work), (limits, products)):
+        for seconds_by_name, each in ((times, work), (limits, products)):
             for name, once in each.items():
                 if num_rows * num_candidates <= LIMIT:
                     once()
                 seconds = seconds_of(once)
-                if turn:  # the first is to warm up
-                    times[name].append(seconds)
+                if turn:  # the first is a warm-up
+                    seconds_by_name[name].append(seconds)
     rates = {name: 2 * 2048**3 / statistics.median(values) for name, values in limits.items()}
     lines = []
     for name in names:
-        seconds = statistics.median(found[name])
+        seconds = statistics.median(times[name])
         ideal = 3 * 2 * WIDTH * num_rows * num_candidates / rates[dtype_of(name)]
         line = {
             "loss": kind,
@@ -176,22 +176,22 @@ def measure(kind: str, num_rows: int, num_candidates: int, repeats: int) -> list
 
 
 def peak_mib(kind: str, num_rows: int, num_candidates: int, name: str) -> float:
-    """Growth of the resident set over two steps beyond the inputs, in MiB (Linux only)."""
-    # Not a fork: that would begin with the holes of the memory that this process has used.
+    """Measure the growth of the resident set over two steps, in MiB (Linux only)."""
+    # Not a fork: it would reuse memory that this process has freed.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=_peak, args=(theirs, kind, num_rows, num_candidates, name))
     child.start()
-    found = float(ours.recv())
+    peak = float(ours.recv())
     child.join()
-    return round(found, 1)
+    return round(peak, 1)
 
 
 def _peak(pipe: Any, kind: str, num_rows: int, num_candidates: int, name: str) -> None:
     torch.set_num_threads(1)
     step = stepper(kind, num_rows, num_candidates)
-    stepper(kind, 400, 400)(name)  # what the first step of any process loads
-    ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would be used again unseen
+    stepper(kind, 400, 400)(name)  # loads what the first step of any process needs
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise memory freed before would be reused
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     for _ in range(2 if num_rows * num_candidates <= 2**30 else 1):
@@ -200,13 +200,13 @@ def _peak(pipe: Any, kind: str, num_rows: int, num_candidates: int, name: str) -
 
 
 def _status(key: str) -> int:
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1])
+    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1])
 
 
 def tables(results: list[dict[str, Any]]) -> str:
-    """A Markdown table a loss: a row a case, a column a contender."""
+    """Write a Markdown table per loss: a row per case, a column per contender."""
     by_case = {
         (line["loss"], line["rows"], line["candidates"], line["contender"]): line
         for line in results
@@ -234,18 +234,18 @@ def tables(results: list[dict[str, Any]]) -> str:
 
 
 def with_tables(content: str, results: list[dict[str, Any]]) -> str:
-    """The docs with their generated block as the results have it."""
-    place = re.compile(r"(?<=<!-- loss kernel -->\n).*?(?=<!-- /loss kernel -->)", re.DOTALL)
-    assert place.search(content), f"{DOCS} has no <!-- loss kernel --> block"
-    return place.sub(lambda _: tables(results), content)
+    """Replace the generated block of the docs."""
+    block = re.compile(r"(?<=<!-- loss kernel -->\n).*?(?=<!-- /loss kernel -->)", re.DOTALL)
+    assert block.search(content), f"{DOCS} has no <!-- loss kernel --> block"
+    return block.sub(lambda _: tables(results), content)
 
 
 def main() -> None:
-    """Measure and write; see the module's docstring."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--again", action="store_true", help="measure what is there already")
-    parser.add_argument("--tables", action="store_true", help="write the tables alone")
+    parser.add_argument("--again", action="store_true", help="measure existing cases again")
+    parser.add_argument("--tables", action="store_true", help="only write the tables")
     options = parser.parse_args()
     torch.set_num_threads(1)
     old = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []
@@ -259,7 +259,7 @@ def main() -> None:
                 "candid": candid.__version__,
                 "python": platform.python_version(),
                 "torch": torch.__version__,
-                "machine_code": native_pass() is not None,
+                "native_kernel": native_pass() is not None,
                 "command": f"python benchmarks/loss_kernel.py --repeats {options.repeats}",
                 "width": WIDTH,
                 "results": results,

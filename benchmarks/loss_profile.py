@@ -1,10 +1,10 @@
-"""Where the time of the full softmax over 10⁵ items goes, in bfloat16, forward and backward.
+"""Profile of the full softmax over 10⁵ items in bfloat16, forward and backward, by part.
 
-    python benchmarks/loss_profile.py     # writes results/loss_profile.json and docs/benchmarks/speed.md
+    python benchmarks/loss_profile.py     # results/loss_profile.json, docs/benchmarks/speed.md
 
-1,024 rows, width 64, one thread, CPU milliseconds a step by Python's profiler, the median of
-``REPEATS`` profiles. ``in caches``: the three products of the same tiles, each made of one tile
-again and again, which then never leaves the caches.
+1,024 rows, width 64, one thread, CPU milliseconds per step by Python's profiler, the median of
+``REPEATS`` profiles. ``in caches``: the three products of the same tiles, each repeated with one
+tile that never leaves the caches.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 from candid.losses.blockwise.tiles import Tiles
 from loss_kernel import WIDTH, stepper
 
@@ -33,13 +34,13 @@ PARTS = {
     "exponentials": ("run",),
     "adding to the gradients": ("'add_'", "'addcmul_'", "'addmm_'"),
     "copies in bfloat16": ("'to'",),
-    "hiding the positives": ("mask",),
+    "masking the positives": ("mask",),
 }
-"""By the names of functions; their own time. A product by ``@`` counts for who makes it."""
+"""Functions of each part; their own time. A product by ``@`` counts for its caller."""
 
 
-def profiled(step: Callable[[str], None]) -> dict[str, float]:
-    """CPU milliseconds of a step, by part."""
+def profile_step(step: Callable[[str], None]) -> dict[str, float]:
+    """Measure CPU milliseconds of a step, by part."""
     profile = cProfile.Profile(time.process_time)
     profile.runcall(step, "bfloat16")
     own: dict[str, float] = {}
@@ -57,8 +58,10 @@ def _is(name: str, known: str) -> bool:
 
 
 def in_caches() -> float:
-    """CPU milliseconds of all the products, were every tile in the caches."""
-    tiles = Tiles(torch.zeros(ROWS, WIDTH), torch.zeros(ITEMS, WIDTH), None, "bfloat16")
+    """Measure CPU milliseconds of all products with every tile in the caches."""
+    hits = AccidentalHits(IdMatch(torch.arange(ROWS)))
+    query, vectors = torch.zeros(ROWS, WIDTH), torch.zeros(ITEMS, WIDTH)
+    tiles = Tiles(query, vectors, hits, None, None, "bfloat16")
     rows, columns = (
         blocks[0].stop - blocks[0].start for blocks in (tiles.row_blocks, tiles.column_blocks)
     )
@@ -71,17 +74,17 @@ def in_caches() -> float:
         lambda: tile.T @ query,
     ):
         product()
-        found = []
+        times = []
         for _ in range(50):
             started = time.process_time()
             product()
-            found.append(time.process_time() - started)
-        total += statistics.median(found) * 1e3
+            times.append(time.process_time() - started)
+        total += statistics.median(times) * 1e3
     return total * len(tiles.row_blocks) * len(tiles.column_blocks)
 
 
 def table(parts: dict[str, float]) -> str:
-    """A Markdown table."""
+    """Write a Markdown table."""
     whole = sum(value for name, value in parts.items() if name != "in caches")
     lines = ["| | ms | share |", "|---|---:|---:|"]
     for name, value in parts.items():
@@ -92,10 +95,10 @@ def table(parts: dict[str, float]) -> str:
 
 
 def with_table(content: str, parts: dict[str, float]) -> str:
-    """The docs with their generated block as the results have it."""
-    place = re.compile(r"(?<=<!-- loss profile -->\n).*?(?=<!-- /loss profile -->)", re.DOTALL)
-    assert place.search(content), f"{DOCS} has no <!-- loss profile --> block"
-    return place.sub(lambda _: table(parts), content)
+    """Replace the generated block of the docs."""
+    block = re.compile(r"(?<=<!-- loss profile -->\n).*?(?=<!-- /loss profile -->)", re.DOTALL)
+    assert block.search(content), f"{DOCS} has no <!-- loss profile --> block"
+    return block.sub(lambda _: table(parts), content)
 
 
 def main() -> None:
@@ -104,9 +107,9 @@ def main() -> None:
     step = stepper("full", ROWS, ITEMS)
     for _ in range(3):
         step("bfloat16")
-    found = [profiled(step) for _ in range(REPEATS)]
+    profiles = [profile_step(step) for _ in range(REPEATS)]
     names = [*PARTS, "all else"]
-    parts = {n: round(statistics.median(one.get(n, 0.0) for one in found), 1) for n in names}
+    parts = {n: round(statistics.median(one.get(n, 0.0) for one in profiles), 1) for n in names}
     parts["in caches"] = round(in_caches(), 1)
     report = {"python": platform.python_version(), "torch": torch.__version__, "results": parts}
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")

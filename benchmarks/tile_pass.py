@@ -1,18 +1,18 @@
-"""Designs for what is done to a tile of scores between the matrix products of a loss.
+"""Designs of the softmax of a tile of scores, between the matrix products of a loss.
 
     python benchmarks/tile_pass.py    # writes benchmarks/results/tile_pass.json
 
 A tile of 512 × 2,048 bfloat16 scores becomes exponentials, in place, with the log-sum of each row;
-or the log-sums alone are wanted. Contenders, by turns within one process on one thread:
+or only the log-sums are computed. Contenders, in turn within one process on one thread:
 
-- machine code: ``losses/blockwise/tile_pass.c``, compiled for this CPU.
-- torch alone: what is used where there is no compiler.
-- torch, written out: the same sums without scratch memory of its own, a new tile each time.
-- torch.compile: what is written out, through Inductor (C++): the fastest of the forms tried, which
+- native kernel: ``losses/blockwise/tile_pass.c``, compiled for this CPU.
+- torch alone: the fallback without a compiler.
+- torch, written out: the same sums without scratch memory, a new tile each time.
+- torch.compile: the written-out form through Inductor (C++): the fastest of the forms tried, which
   were exp and sum or softmax, into the same tile or a new one.
 
-``ns`` is CPU nanoseconds a score, the median; ``first_s`` the wall seconds of the first call,
-compilation included (nothing cached); ``product_ns`` what the product that makes a score costs.
+``ns`` is the median of CPU nanoseconds per score; ``first_s`` the wall seconds of the first call,
+compilation included (nothing cached); ``product_ns`` the time of the product that makes a score.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ Pass = Callable[[Tensor, Tensor], object]
 
 
 def log_sums(scores: Tensor, shift: Tensor) -> Tensor:
-    """The log-sums alone, written out."""
+    """Compute the log-sums only, written out."""
     x = scores.float() - shift
     highest = x.amax(dim=1, keepdim=True)
     return highest[:, 0] + torch.exp(x - highest).sum(dim=1).log()
 
 
 def exponentials(scores: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """A softmax as the scores' dtype, and the log-sums."""
+    """Compute a softmax in the scores' dtype, and the log-sums."""
     x = scores.float() - shift
     shares = torch.softmax(x, dim=1)
     return shares.to(scores.dtype), x.amax(dim=1) - shares.amax(dim=1).log()
 
 
 def designs(like: Tensor, *, compiled: bool = True) -> dict[str, dict[str, Pass]]:
-    """By name: in place, and the log-sums alone; ``compiled``: with that of torch.compile."""
+    """List designs by name and purpose; ``compiled``: with those of torch.compile."""
     size = like.numel()
     native = make_tile_pass(like, torch.float32, size, 2**30)
     alone = TorchTilePass(like, torch.float32, size)
-    found: dict[str, dict[str, Pass]] = {
-        "machine code": {
+    by_name: dict[str, dict[str, Pass]] = {
+        "native kernel": {
             "in place": partial(native, keep=True),
             "sums": partial(native, keep=False),
         },
@@ -69,16 +69,16 @@ def designs(like: Tensor, *, compiled: bool = True) -> dict[str, dict[str, Pass]
         "torch, written out": {"in place": exponentials, "sums": log_sums},
     }
     if compiled:
-        found["torch.compile"] = {
-            purpose: torch.compile(once) for purpose, once in found["torch, written out"].items()
+        by_name["torch.compile"] = {
+            purpose: torch.compile(once) for purpose, once in by_name["torch, written out"].items()
         }
-    return found
+    return by_name
 
 
 def measure(repeats: int) -> list[dict[str, object]]:
-    """One line a design and purpose."""
-    # Once a large block was freed, malloc uses blocks again instead of asking the system, as in
-    # any process that has run for a while.
+    """Measure one line per design and purpose."""
+    # After a large block is freed, malloc reuses blocks instead of requesting new ones, as in any
+    # process that has run for a while.
     large = torch.ones(7 * 2**20)
     del large
     scores = (4.0 * torch.randn(ROWS, COLUMNS)).bfloat16()
@@ -93,12 +93,12 @@ def measure(repeats: int) -> list[dict[str, object]]:
     for name, purposes in designs(scores).items():
         for purpose, once in purposes.items():
             started = time.perf_counter()
-            found = once(tile.copy_(scores), shift)
+            result = once(tile.copy_(scores), shift)
             first[name, purpose] = time.perf_counter() - started
-            log_sum = found[1] if isinstance(found, tuple) else found
+            log_sum = result[1] if isinstance(result, tuple) else result
             torch.testing.assert_close(log_sum.double(), expected, rtol=1e-5, atol=1e-5)
             work[name, purpose] = partial(once, tile, shift)
-    first["machine code", "in place"] += compiled_in
+    first["native kernel", "in place"] += compiled_in
     query, vectors = torch.randn(ROWS, WIDTH).bfloat16(), torch.randn(COLUMNS, WIDTH).bfloat16()
     work["product", ""] = partial(torch.mm, query, vectors.T, out=torch.empty_like(tile))
     times: dict[tuple[str, str], list[float]] = {key: [] for key in work}
@@ -122,7 +122,7 @@ def measure(repeats: int) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Measure and write; see the module's docstring."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=31)
     options = parser.parse_args()
@@ -130,14 +130,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as empty:
         os.environ |= {"XDG_CACHE_HOME": empty, "TORCHINDUCTOR_CACHE_DIR": empty}
         results = measure(options.repeats)
-        has_code = native_pass() is not None
+        has_kernel = native_pass() is not None
     for line in results:
         print(line)
     report = {
         "candid": candid.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "machine_code": has_code,
+        "native_kernel": has_kernel,
         "command": f"python benchmarks/tile_pass.py --repeats {options.repeats}",
         "rows": ROWS,
         "columns": COLUMNS,

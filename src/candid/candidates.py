@@ -25,7 +25,7 @@ class Positives(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExactCandidates:
-    """Items that every row is compared with, whatever was sampled: their expected count is 1.
+    """Items that every row is compared with at each step: their expected count is 1.
 
     The sampled candidates then stand for all other items: a sampled item that is also an exact
     candidate is masked. Any set of exact candidates gives a correct estimate; the more of a row's

@@ -31,7 +31,7 @@ class LossConfig(ComponentConfig, ABC):
 
     @property
     def why_no_probability(self) -> str | None:
-        """The reason why scores are no log-probabilities, as one clause; None where they are.
+        """The reason why scores are not log-probabilities, as one clause; None where they are.
 
         None promises that exp(score - log Z) estimates P(item | user). A loss must override
         this to promise it.

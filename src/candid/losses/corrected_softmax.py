@@ -41,7 +41,7 @@ def corrected_log_softmax(
 
     log Z' = logsumexp of [ candidate's score - log e(d) ] estimates the other items' share of the
     partition function; the loss is logaddexp(s, log Z') - s with s the positive's score, both
-    shifted as the correction says (the table in ``candid.losses.correction``).
+    shifted by the correction (the table in ``candid.losses.correction``).
 
     Scores narrower than float32 are raised to float32; float64 stays. A row whose candidates
     are all masked has log_z -inf, loss 0 and gradient 0. So has, under a correction that shifts

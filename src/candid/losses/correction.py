@@ -51,7 +51,7 @@ class _Rule:
         shifts_positive: log e(p) is subtracted from the positive's score.
         renormalizes: samples with replacement are renormalized over those that are not masked.
         allows_exact: the estimate is defined beside exact candidates.
-        why_no_probability: the reason why trained scores are no log-probabilities; None where
+        why_no_probability: the reason why trained scores are not log-probabilities; None where
             they are.
     """
 
@@ -106,7 +106,7 @@ def corrections_for(has_exact: bool) -> tuple[Correction, ...]:
 
 
 def why_no_probability(correction: Correction) -> str | None:
-    """Return the reason why trained scores are no log-probabilities; None where they are."""
+    """Return the reason why trained scores are not log-probabilities; None where they are."""
     return _rule(correction).why_no_probability
 
 

@@ -86,7 +86,7 @@ def check_ids(ids: Tensor, num_items: int) -> None:
 
 
 def wants_finite_check(check_finite: bool | None, query: Tensor) -> bool:
-    """Whether to check for NaN: as ``check_finite`` says; for None on the CPU only.
+    """Whether to check for NaN: ``check_finite``, and for None on the CPU only.
 
     On an accelerator the check forces a synchronisation. Nothing is checked while
     ``torch.compile`` traces.

@@ -100,7 +100,7 @@ class SampledLoss:
         """Return ``row_losses`` beside the figures of a softmax over the same scores.
 
         ``log_z`` and ``sample_weight`` are those of the corrected softmax, detached, so that the
-        figures of different losses can be compared; they are no weights of this loss.
+        figures of different losses can be compared; they are not weights of this loss.
         """
         # The loss first: scores that are first computed without gradient would stay so.
         loss = self.row_losses(comparison)

@@ -178,7 +178,7 @@ def _check_arguments_are_not_changed(config: LossConfig) -> None:
     inputs = loss_inputs()
     copies = copy.deepcopy([tensor.detach() for tensor in inputs[:3]])
     ids, log_expected_count = inputs[3].ids.clone(), inputs[3].log_expected_count.clone()
-    config.build(V)(*inputs, effective_sample_size=True).loss.sum().backward()  # type: ignore[no-untyped-call]
+    config.build(V)(*inputs, effective_sample_size=True).loss.sum().backward()
     for name, tensor, before in zip(
         ("query", "item_embeddings", "positive_ids"), inputs[:3], copies, strict=True
     ):
@@ -279,17 +279,17 @@ def _check_device(config: LossConfig) -> None:
     # value, which would force a synchronisation.
     query, items, positive_ids, candidates = loss_inputs()
     query, items = (tensor.detach().to("meta").requires_grad_() for tensor in (query, items))
-    fields = {
+    fields: dict[str, Any] = {
         field.name: getattr(candidates, field.name) for field in dataclasses.fields(candidates)
     }
-    moved = Candidates(
-        **{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in fields.items()}
-    )
+    for name, value in fields.items():
+        fields[name] = value.to("meta") if isinstance(value, Tensor) else value
+    moved = Candidates(**fields)
     out = config.build(V)(query, items, positive_ids.to("meta"), moved, effective_sample_size=True)
     for field in dataclasses.fields(LossOutput):
         device = getattr(out, field.name).device.type
         _check(device == "meta", f"{field.name} must be on the device of the query, not {device}")
-    out.loss.mean().backward()  # type: ignore[no-untyped-call]
+    out.loss.mean().backward()
 
 
 def _check_narrow_query(config: LossConfig) -> None:
