@@ -1,4 +1,4 @@
-"""``candid index``."""
+"""The verb ``candid index``."""
 
 import json
 
@@ -7,20 +7,20 @@ import pytest
 from candid.index import open_snapshot
 
 
-def test_builds_measures_and_writes(candid, toy, tmp_path):
+def test_index_is_built_measured_and_written(candid, toy, tmp_path):
     answer = candid("index", toy.run, "--out", tmp_path / "i", "--k", "5", "--json")
     assert (answer.code, answer.err) == (0, "")
-    said = answer.document
-    assert (said["recall"], said["k"], said["warning"]) == (1, 5, None)
-    assert said["index"] == {"type": "exact", "block_items": 4096, "block_rows": 256}
-    assert said["folder"] == str(tmp_path / "i")
+    document = answer.document
+    assert (document["recall"], document["k"], document["warning"]) == (1, 5, None)
+    assert document["index"] == {"type": "exact", "block_items": 4096, "block_rows": 256}
+    assert document["folder"] == str(tmp_path / "i")
     opened = open_snapshot(tmp_path / "i")
     assert opened.index.num_items == 30
     assert opened.source_ids.source_ids([4]) == ["i04"]
     assert opened.measured["recall"] == 1
 
 
-def test_for_people_it_prints_a_table_and_where_the_index_is(candid, toy, tmp_path):
+def test_index_prints_a_table_and_its_folder(candid, toy, tmp_path):
     answer = candid("index", toy.run, "--out", tmp_path / "i")
     assert answer.code == 0
     assert "exact" in answer.out
@@ -28,7 +28,7 @@ def test_for_people_it_prints_a_table_and_where_the_index_is(candid, toy, tmp_pa
     assert f"written to {tmp_path / 'i'}" in answer.out
 
 
-def test_takes_the_settings_of_an_index(candid, toy, tmp_path):
+def test_index_uses_the_given_settings(candid, toy, tmp_path):
     settings = [
         "--set",
         "index.type=faiss",
@@ -49,17 +49,17 @@ def test_takes_the_settings_of_an_index(candid, toy, tmp_path):
         "3",
         "--json",
     )
-    said = answer.document
-    assert (said["index"]["kind"], said["index"]["num_lists"]) == ("ivf", 6)
-    assert 1 <= said["index"]["num_probes"] <= 6
-    assert open_snapshot(tmp_path / "i").config.num_probes == said["index"]["num_probes"]
+    document = answer.document
+    assert (document["index"]["kind"], document["index"]["num_lists"]) == ("ivf", 6)
+    assert 1 <= document["index"]["num_probes"] <= 6
+    assert open_snapshot(tmp_path / "i").config.num_probes == document["index"]["num_probes"]
 
 
-def test_warns_below_the_target_and_refuses_below_the_least(candid, toy, tmp_path, monkeypatch):
+def test_low_recall_is_a_warning_or_an_error(candid, toy, tmp_path, monkeypatch):
     from candid.index import FaissIndex
 
-    # Nothing to choose from: one list of ten, whatever that finds.
-    monkeypatch.setattr(FaissIndex, "axes", lambda self, k: {"num_probes": [1]})
+    # Nothing to tune: every search reads one cluster of ten.
+    monkeypatch.setattr(FaissIndex, "tuning_axes", lambda self, k: {"num_probes": [1]})
     lists = [
         "--set",
         "index.type=faiss",
@@ -80,17 +80,17 @@ def test_warns_below_the_target_and_refuses_below_the_least(candid, toy, tmp_pat
         "index", toy.run, "--out", tmp_path / "j", "-k", "20", *lists, "--min-recall", "0.9"
     )
     assert answer.code == 4
-    assert answer.err.startswith("error: recall@20 is")
+    assert answer.err.startswith("error: no index was written: recall@20 is")
     assert answer.err.count("\n") == 1
     assert not (tmp_path / "j").exists()
 
 
-def test_compares_in_a_table_and_a_page(candid, toy, tmp_path, monkeypatch):
+def test_compare_writes_a_table_and_a_page(candid, toy, tmp_path, monkeypatch):
     from candid.index import Bfloat16Index, ExactIndex
     from candid.runs import indexing
 
     few = {"exact": ExactIndex.Config(), "bfloat16": Bfloat16Index.Config()}
-    monkeypatch.setattr(indexing, "CONTENDERS", few)
+    monkeypatch.setattr(indexing, "BENCHMARKED_INDEXES", few)
     answer = candid("index", toy.run, "--compare", "--out", tmp_path, "-k", "5", "--json")
     assert answer.code == 0
     assert {entry["name"] for entry in answer.document["indexes"]} == set(few)
@@ -118,7 +118,7 @@ def test_compares_in_a_table_and_a_page(candid, toy, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_bad_input_is_one_sentence(candid, toy, tmp_path, arguments, code, words):
+def test_bad_index_input_is_one_sentence(candid, toy, tmp_path, arguments, code, words):
     answer = candid("index", toy.run, "--out", tmp_path / "i", *arguments)
     assert answer.code == code
     assert answer.out == ""
@@ -128,7 +128,7 @@ def test_bad_input_is_one_sentence(candid, toy, tmp_path, arguments, code, words
     assert not (tmp_path / "i").exists()
 
 
-def test_a_folder_that_is_no_run_or_holds_other_things(candid, toy, tmp_path):
+def test_folder_that_is_not_a_run_or_not_empty_is_refused(candid, toy, tmp_path):
     assert candid("index", tmp_path).code == 4
     (tmp_path / "thesis.txt").write_text("mine")
     answer = candid("index", toy.run, "--out", tmp_path)

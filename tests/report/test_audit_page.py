@@ -1,4 +1,5 @@
-import pytest
+"""The page of an audit."""
+
 import torch
 
 from candid.audit import (
@@ -10,8 +11,6 @@ from candid.audit import (
     sampler_config,
 )
 from candid.report.audit_page import write_audit_page
-
-pytest.importorskip("matplotlib")
 
 
 def test_audit_page_has_recommendation_table_and_three_figures(tmp_path):

@@ -1,13 +1,15 @@
+"""Figures as SVG: the drawn points are the data."""
+
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from candid.errors import ConfigError
 from candid.evaluation import Estimate
 from candid.report import (
     Curve,
@@ -23,13 +25,13 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def lines(svg: str, color: str) -> list[np.ndarray]:
-    """Polylines of a colour of at least three points, [points, 2] in drawing units."""
-    found = []
+    """Return polylines of a colour with at least three points, [points, 2] in drawing units."""
+    polylines = []
     for path in ElementTree.fromstring(svg).iter(f"{SVG}path"):
         if f"stroke: {color}" in path.get("style", "") and path.get("clip-path"):
             numbers = [float(x) for x in re.findall(r"-?[\d.]+", path.get("d", ""))]
-            found.append(np.array(numbers).reshape(-1, 2))
-    return [points for points in found if len(points) > 2]
+            polylines.append(np.array(numbers).reshape(-1, 2))
+    return [points for points in polylines if len(points) > 2]
 
 
 def texts(svg: str) -> list[str]:
@@ -37,7 +39,7 @@ def texts(svg: str) -> list[str]:
 
 
 def assert_affine(drawn: np.ndarray, data: np.ndarray) -> None:
-    """What is drawn is the data, moved and stretched along each axis (y points down)."""
+    """Check that the drawn points are the data, shifted and scaled per axis (y points down)."""
     for axis, sign in ((0, 1), (1, -1)):
         slope, shift = np.polyfit(data[:, axis], drawn[:, axis], 1)
         assert sign * slope > 0
@@ -75,7 +77,7 @@ def test_bars_have_the_heights_of_their_values():
     assert {"ndcg@10", "recall@10", "none", "refined", "value"} <= set(texts(svg))
 
 
-def test_deciles_leave_a_gap_where_nothing_is_known():
+def test_deciles_leave_a_gap_for_undefined_values():
     svg = by_decile({"none": [0.1, 0.2, 0.15, float("nan")]}, y_label="recall", x_label="slice")
     (drawn,) = lines(svg, COLORS[0])
     assert_affine(drawn, np.array([[1, 2, 3], [0.1, 0.2, 0.15]]).T)
@@ -92,7 +94,7 @@ def test_rank_frequency_thins_long_lists():
     svg = rank_frequency({"none": counts}, y_label="share")
     (drawn,) = lines(svg, COLORS[0])
     assert 20 < len(drawn) <= 300
-    # From the most frequent item to the least: the ends are kept, in place on both axes.
+    # Both ends remain: the most frequent and the least frequent item.
     whole = np.ptp(drawn, axis=0)
     assert whole[0] == pytest.approx(np.abs(drawn[-1, 0] - drawn[0, 0]))
     assert whole[1] == pytest.approx(np.abs(drawn[-1, 1] - drawn[0, 1]))
@@ -106,7 +108,7 @@ def test_calibration_leaves_out_zeros_and_draws_the_diagonal():
     assert "exact" in texts(svg)
 
 
-def test_a_figure_takes_the_colour_of_the_page_and_is_reproducible():
+def test_figure_has_the_colour_of_the_page_and_is_reproducible():
     curves = {"none": Curve([1, 2], [3, 4])}
     svg = learning_curves(curves, x_label="x", y_label="y")
     assert "currentColor" in svg
@@ -115,7 +117,7 @@ def test_a_figure_takes_the_colour_of_the_page_and_is_reproducible():
     assert "metadata" not in svg
 
 
-def test_two_figures_of_a_page_share_no_names():
+def test_figures_with_different_data_have_different_ids():
     one = learning_curves({"none": Curve([1, 2], [3, 4])}, x_label="x", y_label="y")
     two = learning_curves({"none": Curve([1, 2], [3, 5])}, x_label="x", y_label="y")
     clips = [set(re.findall(r'clipPath id="([^"]+)"', svg)) for svg in (one, two)]
@@ -123,7 +125,6 @@ def test_two_figures_of_a_page_share_no_names():
     assert not clips[0] & clips[1]
 
 
-def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"pip install 'candid\[report\]'"):
-        calibration({"none": Curve([1], [1])})
+def test_matplotlib_is_imported_at_the_first_figure():
+    code = "import sys, candid.report.figures; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

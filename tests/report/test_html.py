@@ -1,3 +1,5 @@
+"""Report pages as HTML: escaped, self-contained, and written atomically."""
+
 from __future__ import annotations
 
 from html.parser import HTMLParser
@@ -52,16 +54,17 @@ def everything() -> list:
     ]
 
 
-def test_every_text_is_escaped_and_comes_back_whole():
+def test_every_text_is_escaped():
     reader = read(render_page(HOSTILE, HOSTILE, everything()))
     assert "script" not in reader.tags
-    places = [tag for tag, text in reader.texts if text == HOSTILE]
-    expected = "title h1 p h2 p code caption th th td figcaption".split()  # noqa: SIM905
-    assert places == expected
+    tags = [tag for tag, text in reader.texts if text == HOSTILE]
+    expected = "title h1 p h2 p code p th th td figcaption".split()  # noqa: SIM905
+    assert tags == expected
+    assert ("data-label", HOSTILE) in reader.attributes
     assert ("aria-label", HOSTILE) in reader.attributes
 
 
-def test_the_page_stands_alone():
+def test_page_has_no_external_resources():
     page = render_page("A", "B", everything())
     reader = read(page)
     assert not {"link", "img", "iframe", "script"} & set(reader.tags)
@@ -74,15 +77,20 @@ def test_the_page_stands_alone():
     assert ("lang", "en") in reader.attributes
 
 
-def test_a_table_keeps_its_shape():
-    table = Table(["run", "x", "y"], [["a", "1", "2"], ["b", "3", "4"]], emphasis=[1])
+def test_table_has_its_rows_cells_and_classes():
+    table = Table(
+        ["run", "x", "y"], [["a", "1", "2"], ["b", "3", "4"]], emphasis=[1], text_columns=[2]
+    )
     reader = read(table.render())
     assert reader.tags.count("tr") == 3
     assert [text for tag, text in reader.texts if tag == "td"] == ["1", "2", "3", "4"]
-    assert [value for name, value in reader.attributes if name == "class"] == ["scroll", "emphasis"]
+    classes = [value for name, value in reader.attributes if name == "class"]
+    assert classes == ["scroll", "text", "text", "emphasis", "text"]
+    labels = [value for name, value in reader.attributes if name == "data-label"]
+    assert labels == ["x", "y", "x", "y"]
 
 
-def test_writing_is_atomic(tmp_path):
+def test_write_report_is_atomic(tmp_path):
     path = tmp_path / "new" / "report.html"
     write_report(path, "A", "B", everything())
     assert path.read_text(encoding="utf-8") == render_page("A", "B", everything())

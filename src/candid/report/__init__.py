@@ -1,4 +1,4 @@
-"""Figures and the HTML report."""
+"""Report pages: figures, HTML blocks, and the pages of audits and index comparisons."""
 
 from candid.report.figures import (
     Curve,

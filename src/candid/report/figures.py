@@ -1,8 +1,7 @@
-"""Figures: plain data in, a string of SVG out.
+"""Figures as strings of SVG, drawn with matplotlib.
 
-Drawn with matplotlib (``pip install 'candid[report]'``). Lines and letters that belong to the
-page rather than to the data take the page's own text colour, so that a figure reads on light
-and on dark; series differ by colour and by dash or hatch.
+Axes and labels have the text colour of the page, so that a figure is readable in light and in dark
+mode; series differ by colour and by dash. matplotlib is imported at the first figure.
 """
 
 from __future__ import annotations
@@ -12,12 +11,11 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from candid.errors import ConfigError
 from candid.evaluation import Estimate
 
 if TYPE_CHECKING:
@@ -27,8 +25,10 @@ if TYPE_CHECKING:
 COLORS = ("#8a8f98", "#d9822b", "#3b82c4", "#2f9e77", "#a668c9", "#d1495b")
 MARKERS = ("o", "^", "s")
 DASHES = ("-", "--", "-", "-.", ":", "--")
+SHORT_DECADES = 2.5
+"""A logarithmic axis of fewer decades has labels at 2 and 5 too."""
 _PAGE_INK = "#010203"
-"""Stands for the page's text colour while matplotlib draws; replaced by ``currentColor``."""
+"""Placeholder of the text colour of the page in matplotlib; replaced by ``currentColor``."""
 
 
 @dataclass(frozen=True)
@@ -46,54 +46,49 @@ def learning_curves(
     y_label: str,
     reference: tuple[str, float] | None = None,
 ) -> str:
-    """A validation metric against epochs or seconds, one line a run.
+    """Draw a validation metric against epochs or seconds, one line per run.
 
     Args:
         curves: by the name of the run.
         x_label: with its unit.
         y_label: the metric.
-        reference: name and value of a level to compare with, or None.
+        reference: name and value of a horizontal line, or None.
 
     Returns:
         SVG.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
     """
-    figure, axes = _figure()
+    figure, axes = _new_figure()
     for index, (name, curve) in enumerate(curves.items()):
         axes.plot(curve.x, curve.y, label=name, marker="o", markersize=3, **_style(index))
     if reference is not None:
-        _level(axes, *reference)
+        name, value = reference
+        axes.axhline(value, color=_PAGE_INK, linewidth=0.8, linestyle=":", label=name)
     return _finish(figure, axes, x_label, y_label)
 
 
 def interval_bars(
     estimates: Mapping[str, Mapping[str, Estimate]], *, x_label: str = "", y_label: str
 ) -> str:
-    """Bars with confidence intervals, grouped by metric, one bar a run.
+    """Draw bars with confidence intervals, grouped by metric, one bar per run.
 
     Args:
         estimates: metric -> run -> value; every metric has the same runs.
-        x_label: what the groups are.
-        y_label: what the bars measure.
+        x_label: name of the groups.
+        y_label: name of the values.
 
     Returns:
         SVG.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
     """
-    figure, axes = _figure()
+    figure, axes = _new_figure()
     runs = list(next(iter(estimates.values())))
     width = 0.8 / len(runs)
     for index, run in enumerate(runs):
-        found = [by_run[run] for by_run in estimates.values()]
+        of_run = [by_run[run] for by_run in estimates.values()]
         # None becomes NaN: an undefined value has no bar, a missing interval no whisker.
-        value, low, high = np.array([(e.value, e.low, e.high) for e in found], dtype=float).T
-        place = np.arange(len(found)) + (index - (len(runs) - 1) / 2) * width
+        value, low, high = np.array([(e.value, e.low, e.high) for e in of_run], dtype=float).T
+        position = np.arange(len(of_run)) + (index - (len(runs) - 1) / 2) * width
         axes.bar(
-            place,
+            position,
             value,
             width * 0.92,
             label=run,
@@ -106,65 +101,55 @@ def interval_bars(
 
 
 def by_decile(series: Mapping[str, Sequence[float]], *, y_label: str, x_label: str) -> str:
-    """A metric for each slice of the catalog, rarest first, one line a run.
+    """Draw a metric for each slice of the catalog, rarest first, one line per run.
 
     Args:
-        series: run -> one value a slice; NaN where a slice has no targets.
+        series: run -> one value per slice; NaN where a slice has no targets.
         y_label: the metric.
-        x_label: what the slices are.
+        x_label: name of the slices.
 
     Returns:
         SVG.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
     """
-    figure, axes = _figure()
+    figure, axes = _new_figure()
     for index, (name, values) in enumerate(series.items()):
-        places = np.arange(1, len(values) + 1)
-        axes.plot(places, values, label=name, marker="o", markersize=3, **_style(index))
+        numbers = np.arange(1, len(values) + 1)
+        axes.plot(numbers, values, label=name, marker="o", markersize=3, **_style(index))
     axes.set_xticks(np.arange(1, max(map(len, series.values())) + 1))
     return _finish(figure, axes, x_label, y_label)
 
 
 def rank_frequency(counts: Mapping[str, npt.ArrayLike], *, y_label: str) -> str:
-    """How concentrated lists of items are: share of the r-th most frequent item, log-log.
+    """Draw the share of the r-th most frequent item against r, log-log.
 
     Args:
-        counts: name -> how often each item occurs, in any order; zeros are left out.
-        y_label: share of what.
+        counts: name -> number of occurrences of each item, in any order; zeros are left out.
+        y_label: name of the share.
 
     Returns:
         SVG.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
     """
-    figure, axes = _figure()
+    figure, axes = _new_figure()
     for index, (name, values) in enumerate(counts.items()):
-        found = np.sort(np.asarray(values, dtype=np.float64))[::-1]
-        found = found[found > 0] / max(found.sum(), 1.0)
-        ranks = _spread(len(found))
-        axes.plot(ranks + 1, found[ranks], label=name, **_style(index))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+        shares = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+        shares = shares[shares > 0] / max(shares.sum(), 1.0)
+        ranks = _thin_ranks(len(shares))
+        axes.plot(ranks + 1, shares[ranks], label=name, **_style(index))
+    _set_log(axes, "x", "y")
     return _finish(figure, axes, "rank of the item", y_label)
 
 
 def calibration(curves: Mapping[str, Curve], *, y_label: str = "observed frequency") -> str:
-    """Observed frequency (y) against predicted probability (x), log-log, with the diagonal.
+    """Draw observed frequency (y) against predicted probability (x), log-log, with the diagonal.
 
     Args:
         curves: by the name of the run; points at zero are left out.
-        y_label: what the prediction is held against.
+        y_label: name of the observed values.
 
     Returns:
         SVG.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
     """
-    figure, axes = _figure()
+    figure, axes = _new_figure()
     ends: list[float] = []
     for index, (name, curve) in enumerate(curves.items()):
         points = np.array([curve.x, curve.y], dtype=np.float64)
@@ -174,35 +159,30 @@ def calibration(curves: Mapping[str, Curve], *, y_label: str = "observed frequen
     if ends:
         span = [min(ends), max(ends)]
         axes.plot(span, span, color=_PAGE_INK, linewidth=0.8, linestyle=":", label="exact")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _set_log(axes, "x", "y")
     return _finish(figure, axes, "predicted probability", y_label)
 
 
 def log_log(
     curves: Mapping[str, Curve], *, x_label: str, y_label: str, is_scatter: bool = False
 ) -> str:
-    """Two positive numbers against each other on logarithmic axes, one line a series.
+    """Draw two positive numbers against each other on logarithmic axes, one line per series.
 
     Args:
         curves: by name; points that are not positive are left out.
         x_label: with its unit.
         y_label: with its unit.
-        is_scatter: points alone, not joined.
+        is_scatter: draw points without lines.
 
     Returns:
         SVG.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
     """
-    figure, axes = _figure()
+    figure, axes = _new_figure()
     for index, (name, curve) in enumerate(curves.items()):
         points = np.array([curve.x, curve.y], dtype=np.float64)
         x, y = points[:, (points > 0).all(axis=0)]
         axes.plot(x, y, label=name, **_marked(index) | ({"linestyle": ""} if is_scatter else {}))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _set_log(axes, "x", "y")
     return _finish(figure, axes, x_label, y_label)
 
 
@@ -213,43 +193,50 @@ def log_y(
     y_label: str,
     reference: tuple[str, float] | None = None,
 ) -> str:
-    """A positive number on a logarithmic axis against another, one line with its points a series.
+    """Draw a positive number on a logarithmic axis against another, one line per series.
 
     Args:
         curves: by name.
         x_label: with its unit.
         y_label: with its unit.
-        reference: name and place on the x axis of a level to compare with, or None.
+        reference: name and x position of a vertical line, or None.
 
     Returns:
         SVG.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
     """
-    figure, axes = _figure()
+    figure, axes = _new_figure()
     for index, (name, curve) in enumerate(curves.items()):
         axes.plot(curve.x, curve.y, label=name, **_marked(index))
     if reference is not None:
         name, value = reference
         axes.axvline(value, color=_PAGE_INK, linewidth=0.8, linestyle=":", label=name)
-    axes.set_yscale("log")
+    _set_log(axes, "y")
     return _finish(figure, axes, x_label, y_label)
 
 
-def _figure() -> tuple[Figure, Axes]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "figures need matplotlib, which is not installed: pip install 'candid[report]'"
-        ) from None
+def _new_figure() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     return figure, figure.add_subplot()
 
 
+def _set_log(axes: Axes, *names: Literal["x", "y"]) -> None:
+    """Make axes logarithmic, with labels at 1, 2 and 5 over short ranges."""
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+
+    axes.set(**{f"{name}scale": "log" for name in names})
+    for name in names:
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        low, high = axis.get_data_interval()
+        is_short = low > 0 and np.log10(high / low) < SHORT_DECADES
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,)))
+        axis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def _marked(index: int) -> dict[str, Any]:
-    """As ``_style``, with a marker that tells series of one colour apart."""
+    """Return ``_style`` with a marker, which distinguishes series of the same colour."""
     marker = MARKERS[index // len(COLORS) % len(MARKERS)]
     return _style(index) | {"marker": marker, "markersize": 4}
 
@@ -262,12 +249,8 @@ def _style(index: int) -> dict[str, Any]:
     }
 
 
-def _level(axes: Axes, name: str, value: float) -> None:
-    axes.axhline(value, color=_PAGE_INK, linewidth=0.8, linestyle=":", label=name)
-
-
-def _spread(count: int) -> npt.NDArray[np.int64]:
-    """At most about 300 of ``count`` places, evenly on a logarithmic axis."""
+def _thin_ranks(count: int) -> npt.NDArray[np.int64]:
+    """Return at most about 300 of ``count`` ranks, evenly spaced on a logarithmic axis."""
     if count <= 300:
         return np.arange(count)
     return np.unique(np.geomspace(1, count, 300).round().astype(np.int64)) - 1
@@ -284,7 +267,7 @@ def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str) -> str:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_PAGE_INK)
     axes.legend(frameon=False, labelcolor=_PAGE_INK, fontsize="small")
-    # Names inside the drawing come from its data: two figures on a page never share one.
+    # Element ids derive from the data, so that two figures on a page do not share one.
     salt = hashlib.sha256(
         repr([x_label, y_label, *(line.get_xydata() for line in axes.lines)]).encode()
         + repr([patch.get_extents().bounds for patch in axes.patches]).encode()
@@ -292,6 +275,6 @@ def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str) -> str:
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    drawn = stream.getvalue()
-    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
-    return drawn.replace(_PAGE_INK, "currentColor").rstrip()
+    svg = stream.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return svg.replace(_PAGE_INK, "currentColor").rstrip()

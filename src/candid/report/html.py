@@ -1,7 +1,8 @@
-"""A report page: one self-contained HTML file, no script, nothing fetched.
+"""Report pages: one self-contained HTML file without scripts and external resources.
 
-A page is a list of blocks, each of which knows how to write itself. Every text is escaped;
-the only markup that goes in as it is are the SVG figures that candid drew.
+A page is a list of blocks that render themselves. All text is escaped; only the SVG figures of
+``candid.report.figures`` are inserted unchanged. Pages fit wide and narrow screens: on narrow ones
+each row of a table becomes a card, and figures scroll in their own box (``page.css``).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Running text; ``code`` sets it as a command to copy."""
+    """A paragraph of text, or with ``code`` a block of commands."""
 
     text: str
     code: bool = False
@@ -55,33 +56,45 @@ class Table:
     Attributes:
         columns: the head of each column.
         rows: cells as text, each row as long as ``columns``.
-        caption: what the table shows, and in which units.
-        emphasis: indices of rows to stress.
+        caption: content and units of the table.
+        emphasis: indices of highlighted rows.
+        text_columns: indices of columns with words, which are aligned to the left.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     emphasis: Sequence[int] = field(default=())
+    text_columns: Sequence[int] = field(default=())
 
     def render(self) -> str:
-        """Return a table in a box that scrolls sideways on narrow screens."""
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
-        body = "".join(
-            _row(row, is_stressed=index in self.emphasis) for index, row in enumerate(self.rows)
+        """Return a table in a box that scrolls sideways, with its caption above the box."""
+        head = "".join(
+            f'<th scope="col"{self._class_of(index)}>{escape(name)}</th>'
+            for index, name in enumerate(self.columns)
         )
-        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
+        body = "".join(
+            self._render_row(row, is_emphasized=index in self.emphasis)
+            for index, row in enumerate(self.rows)
+        )
+        caption = f'<p class="caption">{escape(self.caption)}</p>' if self.caption else ""
         return (
-            f'<div class="scroll" tabindex="0"><table>{caption}<thead><tr>{head}</tr></thead>\n'
+            f'{caption}<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
             f"<tbody>{body}</tbody></table></div>"
         )
 
+    def _render_row(self, row: Sequence[str], *, is_emphasized: bool) -> str:
+        name, *values = row
+        opening = '<tr class="emphasis">' if is_emphasized else "<tr>"
+        cells = "".join(
+            f'<td{self._class_of(index)} data-label="{escape(self.columns[index])}">'
+            f"{escape(value)}</td>"
+            for index, value in enumerate(values, start=1)
+        )
+        return f'{opening}<th scope="row">{escape(name)}</th>{cells}</tr>\n'
 
-def _row(row: Sequence[str], *, is_stressed: bool) -> str:
-    name, *values = row
-    opening = '<tr class="emphasis">' if is_stressed else "<tr>"
-    cells = "".join(f"<td>{escape(value)}</td>" for value in values)
-    return f'{opening}<th scope="row">{escape(name)}</th>{cells}</tr>\n'
+    def _class_of(self, column: int) -> str:
+        return ' class="text"' if column in self.text_columns else ""
 
 
 @dataclass(frozen=True)
@@ -89,9 +102,9 @@ class Figure:
     """A drawing.
 
     Attributes:
-        svg: from ``candid.report.figures``; goes in as it is.
-        caption: what it shows and how to read it.
-        alt: the finding in words, for those who do not see the drawing.
+        svg: from ``candid.report.figures``; inserted unchanged.
+        caption: content of the drawing and how to read it.
+        alt: the result in words, for screen readers.
     """
 
     svg: str
@@ -101,8 +114,8 @@ class Figure:
     def render(self) -> str:
         """Return a ``figure``."""
         return (
-            f'<figure><div class="scroll" role="img" aria-label="{escape(self.alt)}">{self.svg}'
-            f"</div><figcaption>{escape(self.caption)}</figcaption></figure>"
+            f'<figure><div class="scroll" role="img" tabindex="0" aria-label="{escape(self.alt)}">'
+            f"{self.svg}</div><figcaption>{escape(self.caption)}</figcaption></figure>"
         )
 
 
@@ -110,9 +123,9 @@ def render_page(title: str, summary: str, blocks: Sequence[Block]) -> str:
     """Return the whole page.
 
     Args:
-        title: heading of the page and of the browser's tab.
-        summary: the finding, in a sentence or two.
-        blocks: what follows, in order.
+        title: heading of the page and of the browser tab.
+        summary: the result, in a sentence or two.
+        blocks: the content, in order.
     """
     style = files("candid.report").joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(block.render() for block in blocks)
@@ -126,12 +139,18 @@ def render_page(title: str, summary: str, blocks: Sequence[Block]) -> str:
     )
 
 
-def write_report(path: Path, title: str, summary: str, blocks: Sequence[Block]) -> None:
-    """Write a page, atomically; see ``render_page``.
+def write_report(path: Path | str, title: str, summary: str, blocks: Sequence[Block]) -> None:
+    """Write a page, atomically.
+
+    Args:
+        path: of the HTML file.
+        title: heading of the page and of the browser tab.
+        summary: the result, in a sentence or two.
+        blocks: the content, in order.
 
     Raises:
         ArtifactError: the file cannot be written.
     """
     page = render_page(title, summary, blocks)
-    with replacing(path) as temporary:
+    with replacing(Path(path)) as temporary:
         temporary.write_text(page, encoding="utf-8")
