@@ -175,7 +175,7 @@ def test_two_models_side_by_side(page, address):
         f"(Jaccard {len(shared) / (20 - len(shared)):.2f})"
     )
     middle = (steps[(len(steps) - 1) // 2] + steps[len(steps) // 2]) / 2
-    assert f"median rank difference of the shared items {middle:g}" in overlap
+    assert f"median rank difference of the shared items: {middle:g}" in overlap
     for panel, rival, own in (("A", "by-user", "films"), ("B", "films", "by-user")):
         letter = "B" if panel == "A" else "A"
         texts = page.locator(f".panel.{panel} .versus").all_text_contents()

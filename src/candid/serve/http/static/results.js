@@ -233,7 +233,7 @@ function overlapOf(views, k) {
     h("strong", {}, `${shared} in both lists`),
     `, ${lengths[0] - shared} only in A, ${lengths[1] - shared} only in B`,
     ` (Jaccard ${(shared / union).toFixed(2)})`,
-    shared ? `; median rank difference of the shared items ${step}` : "",
+    shared ? `; median rank difference of the shared items: ${step}` : "",
     ".",
   ];
   return [
