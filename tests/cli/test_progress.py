@@ -29,7 +29,7 @@ def shown(width, state=None):
     bar = training_bar(screen)
     progress = TrainProgress(Console(json=False, quiet=False), bar)
     if state is not None:
-        progress.stepped(state, METRICS)
+        progress.on_step(state, METRICS)
     with screen.capture() as captured:
         screen.print(bar.get_renderable())
     return captured.get()
@@ -67,7 +67,7 @@ def test_bar_before_the_first_step():
 def test_validation_prints_a_line_with_the_metric(capsys):
     progress = TrainProgress(Console(json=False, quiet=False), None)
     state = TrainState(epoch=3, seconds=12.0, metric="ndcg@10", best=0.25, best_epoch=3)
-    progress.validated(state, {"popularity@1": 70.0, "ndcg@10": 0.25})
+    progress.on_validation(state, {"popularity@1": 70.0, "ndcg@10": 0.25})
     line = capsys.readouterr().err.split()
     assert line == ["epoch", "3", "validation", "ndcg@10", "0.2500", "(best)", "12", "s"]
 

@@ -1,4 +1,4 @@
-"""The running mean against its recursion written out."""
+"""The running mean against its written-out recursion."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from candid.training.average import WeightAverage
 
 
 def walk(model, average, steps, start=1):
-    """Take random steps; the mean that the definition gives."""
+    """Take random steps and return the mean by its definition."""
     generator = torch.Generator().manual_seed(start)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     for step in range(start, start + steps):
@@ -23,10 +23,10 @@ def walk(model, average, steps, start=1):
     return expected
 
 
-def test_the_mean_follows_its_recursion_and_is_lent_to_the_model():
+def test_mean_follows_its_recursion_and_is_swapped_into_the_model():
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    average = WeightAverage(model, 0.9)
+    average = WeightAverage(model, decay=0.9)
     expected = walk(model, average, 100)
     own = {name: p.detach().clone() for name, p in model.named_parameters()}
     with average.in_place():
@@ -37,9 +37,9 @@ def test_the_mean_follows_its_recursion_and_is_lent_to_the_model():
         assert not torch.allclose(own[name], expected[name])
 
 
-def test_the_model_gets_its_weights_back_after_an_error():
+def test_weights_are_restored_after_an_error():
     model = nn.Linear(3, 2)
-    average = WeightAverage(model, 0.9)
+    average = WeightAverage(model, decay=0.9)
     walk(model, average, 3)
     own = model.weight.detach().clone()
     with pytest.raises(RuntimeError, match="inside"), average.in_place():
@@ -47,20 +47,20 @@ def test_the_model_gets_its_weights_back_after_an_error():
     assert torch.equal(model.weight, own)
 
 
-def test_a_checkpoint_carries_the_mean():
+def test_checkpoint_has_the_mean():
     model = nn.Linear(3, 2)
-    average = WeightAverage(model, 0.9)
+    average = WeightAverage(model, decay=0.9)
     walk(model, average, 5)
     tensors = {name: mean.clone() for name, mean in average.tensors().items()}
-    other = WeightAverage(nn.Linear(3, 2), 0.9)
+    other = WeightAverage(nn.Linear(3, 2), decay=0.9)
     other.load(Checkpoint(tensors, {}))
     for name, mean in other.tensors().items():
         assert torch.equal(mean, tensors[name])
 
 
-def test_a_checkpoint_without_a_mean_starts_from_the_weights():
+def test_checkpoint_without_a_mean_starts_from_the_weights():
     model = nn.Linear(3, 2)
-    average = WeightAverage(model, 0.9)
+    average = WeightAverage(model, decay=0.9)
     walk(model, average, 5)
     average.load(Checkpoint({}, {}))
     assert torch.equal(average.tensors()["average/weight"], model.weight)

@@ -1,6 +1,7 @@
-"""Checkpoints are whole, belong to one model, and hold what was put in."""
+"""Checkpoints are written completely, belong to one model and restore its state."""
 
 import errno
+import json
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from torch import nn
 
 from candid.atomic import umask
 from candid.errors import ArtifactError, CandidError
+from candid.losses import LOSSES
+from candid.losses.candidate_loss import ObjectiveWithSampler
+from candid.samplers import CrossBatchMemory, Uniform
 from candid.training import (
     Checkpoint,
     TrainingConfig,
@@ -17,7 +21,7 @@ from candid.training import (
     read_checkpoint,
     write_checkpoint,
 )
-from candid.training.checkpoint import load_optimizer, model_tensors, optimizer_tensors
+from candid.training.checkpoint import load_loss, load_optimizer, model_tensors, optimizer_tensors
 from candid.training.optimizer import make_optimizer
 
 
@@ -48,7 +52,7 @@ def test_round_trip_keeps_a_shared_table_once(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_weights_that_will_be_set_are_not_drawn(tmp_path):
+def test_unset_weights_skip_the_random_initialisation(tmp_path):
     path = tmp_path / "a.safetensors"
     model = written(path)
     state = torch.get_rng_state()
@@ -60,19 +64,19 @@ def test_weights_that_will_be_set_are_not_drawn(tmp_path):
     load_model(other, read_checkpoint(path), path)
     for name, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
-    assert len(torch.randn(100).unique()) > 90  # afterwards all is as before
+    assert len(torch.randn(100).unique()) > 90  # afterwards random numbers are as before
 
 
-def test_a_checkpoint_that_may_not_be_read_is_not_missing(tmp_path, monkeypatch):
+def test_checkpoint_without_read_permission_is_not_called_missing(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     written(path)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(ArtifactError, match="cannot be read: give this user the permission"):
+    with pytest.raises(ArtifactError, match="cannot be read: give this user read permission"):
         read_checkpoint(path)
 
 
-def test_moments_go_back_to_their_parameter():
+def test_moments_are_restored_by_parameter():
     torch.manual_seed(0)
     first, second = Tied(), Tied()
     second.load_state_dict(first.state_dict())
@@ -89,7 +93,7 @@ def test_moments_go_back_to_their_parameter():
         assert torch.equal(a, b)
 
 
-def test_moments_of_another_rule_are_refused():
+def test_moments_of_another_optimizer_are_refused():
     model = Tied()
     optimizer = make_optimizer(model, TrainingConfig())
     checkpoint = Checkpoint({"optimizer/table.weight/visits": torch.zeros(4)}, {})
@@ -104,7 +108,7 @@ def step(model, optimizer):
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
-def test_a_truncated_checkpoint_is_named(tmp_path, keep):
+def test_truncated_checkpoint_is_named(tmp_path, keep):
     path = tmp_path / "cut.safetensors"
     written(path)
     path.write_bytes(path.read_bytes()[:keep])
@@ -112,19 +116,42 @@ def test_a_truncated_checkpoint_is_named(tmp_path, keep):
         read_checkpoint(path)
 
 
-def test_what_is_not_a_checkpoint_is_refused(tmp_path):
+def test_file_that_is_not_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="does not exist"):
         read_checkpoint(tmp_path / "missing.safetensors")
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(1)}, foreign)
     with pytest.raises(ArtifactError, match="not written by candid"):
         read_checkpoint(foreign)
-    save_file({"x": torch.zeros(1)}, foreign, metadata={"candid": '{"format": 999}'})
-    with pytest.raises(ArtifactError, match="another checkpoint format"):
-        read_checkpoint(foreign)
+    for version in (1, 999):
+        metadata = {"candid": json.dumps({"format": version})}
+        save_file({"x": torch.zeros(1)}, foreign, metadata=metadata)
+        with pytest.raises(ArtifactError, match="checkpoint format of another version of candid"):
+            read_checkpoint(foreign)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+def test_paths_may_be_strings(tmp_path):
+    path = str(tmp_path / "a.safetensors")
+    model = written(path)
+    other = Tied()
+    load_model(other, read_checkpoint(path), path)
+    assert torch.equal(other.out.weight, model.out.weight)
+
+
+def test_state_of_another_sampler_is_refused(tmp_path):
+    def loss(sampler):
+        return ObjectiveWithSampler(LOSSES["bce"].Config().build(9), sampler)
+
+    memory = loss(CrossBatchMemory(torch.ones(9), size=4))
+    tensors = {f"loss/{name}": tensor for name, tensor in memory.state_dict().items()}
+    checkpoint = Checkpoint(tensors, {})
+    load_loss(loss(CrossBatchMemory(torch.ones(9), size=4)), checkpoint, tmp_path)
+    for other in (CrossBatchMemory(torch.ones(9), size=5), Uniform(9, num_candidates=2)):
+        with pytest.raises(ArtifactError, match=r"state of another sampler .*: resume with the"):
+            load_loss(loss(other), checkpoint, tmp_path)
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     written(path)
     checkpoint = read_checkpoint(path)
@@ -138,7 +165,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         load_model(bigger, checkpoint, path)
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     written(path)
     before = path.read_bytes()

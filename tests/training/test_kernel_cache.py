@@ -1,4 +1,4 @@
-"""Memory of a process that meets ever new shapes."""
+"""Memory of a process that multiplies matrices of many shapes."""
 
 import os
 import subprocess
@@ -40,12 +40,12 @@ def growth_mib(first):
     not (torch.backends.mkldnn.is_available() and Path("/proc/self/status").exists()),
     reason="needs oneDNN and the memory account of Linux",
 )
-def test_new_shapes_do_not_pile_up_kernels():
+def test_new_shapes_do_not_accumulate_kernels():
     # Not far from what 64 of 499 kernels would be; the rest is what both have.
     assert growth_mib(BOUND) < 0.5 * growth_mib("")
 
 
-def test_what_the_user_sets_stands(monkeypatch):
+def test_value_of_the_user_is_kept(monkeypatch):
     monkeypatch.setenv(VARIABLE, "7")
     bound_kernel_cache()
     assert os.environ[VARIABLE] == "7"

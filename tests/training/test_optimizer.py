@@ -1,4 +1,4 @@
-"""The learning rate by its definition, and what is decayed."""
+"""The learning rate against its definition, and weight decay."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_adamw_shrinks_by_the_rate_alone():
 
 
 class Two(nn.Module):
-    """A table and a map."""
+    """A table and a linear layer."""
 
     def __init__(self, rows=5):
         super().__init__()
@@ -64,7 +64,7 @@ class Two(nn.Module):
         return self.out(self.table(torch.tensor(ids))).square().sum() * 100
 
 
-def test_clipping_sees_sparse_gradients_as_if_they_were_dense():
+def test_clipping_treats_sparse_gradients_as_dense_ones():
     ids = [4, 1, 1, 4, 4]
     dense, by_row = Two(), Two()
     dense.loss(ids).backward()
@@ -75,20 +75,20 @@ def test_clipping_sees_sparse_gradients_as_if_they_were_dense():
     optimizer.rows.step = lambda: seen.extend(optimizer.rows.gradients())
     torch.testing.assert_close(optimizer.step(0.1, 0.5), norm)
     assert norm > 0.5
-    ((touched, rows),) = seen
-    assert touched.tolist() == [1, 4]
+    ((row_ids, rows),) = seen
+    assert row_ids.tolist() == [1, 4]
     torch.testing.assert_close(rows, dense.table.weight.grad[[1, 4]] * 0.5 / norm)
     torch.testing.assert_close(by_row.out.weight.grad, dense.out.weight.grad * 0.5 / norm)
 
 
-def test_tables_have_a_rate_of_their_own():
+def test_tables_have_their_own_learning_rate():
     optimizer = make_optimizer(Two(), TrainingConfig(lr=0.1, tables="row_adam", table_lr=0.4))
     optimizer.step(0.05)
     assert optimizer.lr == optimizer.dense.param_groups[0]["lr"] == 0.05
     assert optimizer.rows.param_groups[0]["lr"] == pytest.approx(0.2)
 
 
-def test_everything_else_trains_as_without():
+def test_other_parameters_train_as_without_row_tables():
     ids = [0, 3, 3]
     one, other = Two(), Two()
     for model, tables in ((one, "dense"), (other, "row_adam")):
@@ -100,7 +100,7 @@ def test_everything_else_trains_as_without():
     assert not torch.equal(one.table.weight, other.table.weight)
 
 
-def test_a_model_of_tables_alone_needs_no_other_optimizer():
+def test_model_with_tables_only_needs_no_dense_optimizer():
     model = nn.ModuleList([RowTable(4, 2)])
     optimizer = make_optimizer(model, TrainingConfig(tables="row_adam", table_lr=0.5))
     assert optimizer.dense is None
@@ -109,7 +109,7 @@ def test_a_model_of_tables_alone_needs_no_other_optimizer():
     assert optimizer.lr == 0.25
 
 
-def test_a_model_without_tables_is_refused():
+def test_model_without_tables_is_refused():
     with pytest.raises(ConfigError, match="no table of users or items"):
         make_optimizer(nn.Linear(2, 2), TrainingConfig(tables="row_adam"))
 
@@ -123,5 +123,5 @@ def test_a_model_without_tables_is_refused():
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         TrainingConfig(**settings)

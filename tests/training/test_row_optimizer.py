@@ -1,4 +1,4 @@
-"""Row-wise rules against their definitions, written with loops over dense gradients."""
+"""Row-wise optimizers against their definitions, written as loops over dense gradients."""
 
 import math
 
@@ -9,14 +9,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from candid.errors import ConfigError
 from candid.training import RowAdagrad, RowAdam
-from candid.training.row_optimizer import stochastically_rounded
+from candid.training.optimizer import ModelOptimizer
+from candid.training.row_optimizer import round_stochastically
 
 V, D = 12, 4
 STEPS = [[3, 3, 7], [0, 7, 7, 7], [3], [], [11, 3, 0], [3, 3, 3, 3], [5]]
 
 
 def adagrad(values, state, gradient, lr):
-    """One row, in Python numbers."""
+    """Update one row, in Python numbers."""
     state["sum"] = state.get("sum", 0.0) + sum(g * g for g in gradient) / len(gradient)
     return [
         v - lr * g / (math.sqrt(state["sum"]) + 1e-10)
@@ -25,7 +26,7 @@ def adagrad(values, state, gradient, lr):
 
 
 def adam(beta):
-    """As ``adagrad``, for both ways of the first moment."""
+    """As ``adagrad``, with and without a first moment."""
 
     def rule(values, state, gradient, lr):
         k = state["k"] = state.get("k", 0) + 1
@@ -50,7 +51,7 @@ RULES = {
 
 
 def read(table, target, ids):
-    """A loss whose gradient of a row is a multiple of its occurrences."""
+    """Return a loss whose gradient of a row is a multiple of its occurrences."""
     ids = torch.tensor(ids, dtype=torch.int64)
     return ((table(ids) - target[ids]) ** 2).sum()
 
@@ -64,7 +65,7 @@ def sparse_table(rows=V, dim=D, dtype=torch.float32):
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("name", RULES)
-def test_the_rule_by_its_definition(name, decay):
+def test_rule_matches_its_definition(name, decay):
     rule, make = RULES[name]
     table, target = sparse_table(), torch.linspace(-1, 1, V * D).view(V, D)
     expected, states = table.weight.tolist(), [{} for _ in range(V)]
@@ -84,7 +85,7 @@ def test_the_rule_by_its_definition(name, decay):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_rows_that_no_step_reads_keep_every_bit(name):
+def test_rows_that_are_not_read_do_not_change(name):
     table, target = sparse_table(), torch.zeros(V, D)
     before = table.weight.detach().clone()
     optimizer = RULES[name][1]([table.weight], lr=0.1, weight_decay=0.3)
@@ -97,7 +98,7 @@ def test_rows_that_no_step_reads_keep_every_bit(name):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.9])
-def test_a_row_first_met_late_is_moved_as_one_first_met_early(beta):
+def test_first_step_of_a_row_does_not_depend_on_the_step_of_the_run(beta):
     table, target = sparse_table(), torch.zeros(V, D)
     table.weight.data[:] = 1.0
     optimizer = RowAdam([table.weight], lr=0.1, betas=(beta, 0.999))
@@ -109,7 +110,7 @@ def test_a_row_first_met_late_is_moved_as_one_first_met_early(beta):
     torch.testing.assert_close(table.weight[9], torch.full((D,), 0.9))
 
 
-def test_two_reads_of_a_table_in_a_step_are_one_gradient():
+def test_two_reads_of_a_table_in_a_step_sum_their_gradients():
     table, target = sparse_table(), torch.zeros(V, D)
     other = sparse_table()
     for one, parts in ((table, [[1, 2], [2, 4]]), (other, [[1, 2, 2, 4]])):
@@ -119,19 +120,19 @@ def test_two_reads_of_a_table_in_a_step_are_one_gradient():
     assert torch.equal(table.weight, other.weight)
 
 
-def test_rounding_at_random_is_right_on_average_and_exact_where_it_can_be():
+def test_stochastic_rounding_is_unbiased_and_keeps_exact_values():
     torch.manual_seed(0)
     low, high = torch.tensor([1.0, 1.0 + 2**-7])
     value = low + 0.3 * (high - low)
-    rounded = stochastically_rounded(value.expand(20_000)).float()
+    rounded = round_stochastically(value.expand(20_000)).float()
     assert set(rounded.unique().tolist()) == {low.item(), high.item()}
     share = (rounded == high).float().mean().item()
     assert share == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 20_000))
     exact = torch.tensor([0.0, -1.5, 3.0, 2.0**-100])
-    assert torch.equal(stochastically_rounded(exact).float(), exact)
+    assert torch.equal(round_stochastically(exact).float(), exact)
 
 
-def test_a_bfloat16_table_follows_updates_far_below_its_spacing():
+def test_bfloat16_table_follows_updates_far_below_its_spacing():
     torch.manual_seed(0)
     table = sparse_table(1, 512, torch.bfloat16)
     table.weight.data[:] = 1.0
@@ -144,8 +145,8 @@ def test_a_bfloat16_table_follows_updates_far_below_its_spacing():
     assert table.weight.float().mean().item() == pytest.approx(1 - 0.02, abs=1e-3)
 
 
-class Made(TorchDispatchMode):
-    """Bytes of what operations return, as often as they return it, tables left out."""
+class Allocations(TorchDispatchMode):
+    """Counts the bytes that operations return, without those of known tensors."""
 
     def __init__(self, known):
         super().__init__()
@@ -172,13 +173,13 @@ def bytes_of_a_step(num_rows, make, is_sparse=True):
         optimizer.step()
 
     step()
-    with Made([table.weight, *optimizer.state[table.weight].values()]) as made:
+    with Allocations([table.weight, *optimizer.state[table.weight].values()]) as allocations:
         step()
-    return made.bytes
+    return allocations.bytes
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_what_a_step_makes_does_not_grow_with_the_table(name):
+def test_memory_of_a_step_does_not_grow_with_the_table(name):
     make = RULES[name][1]
     small, large = (
         bytes_of_a_step(n, lambda p: make(p, lr=0.1, weight_decay=0.1)) for n in (1_000, 100_000)
@@ -186,7 +187,7 @@ def test_what_a_step_makes_does_not_grow_with_the_table(name):
     assert 0 < small == large < 200_000  # the table: 3.2 MB
 
 
-def test_the_measure_sees_a_gradient_as_large_as_the_table():
+def test_memory_measure_detects_a_dense_gradient():
     small, large = (
         bytes_of_a_step(n, lambda p: torch.optim.AdamW(p, fused=True), is_sparse=False)
         for n in (1_000, 100_000)
@@ -195,7 +196,7 @@ def test_the_measure_sees_a_gradient_as_large_as_the_table():
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_state_is_a_few_numbers_a_row(name):
+def test_state_is_a_few_numbers_per_row(name):
     table = sparse_table(1_000, 64)
     optimizer = RULES[name][1]([table.weight], lr=0.1)
     table(torch.tensor([5])).sum().backward()
@@ -207,13 +208,27 @@ def test_the_state_is_a_few_numbers_a_row(name):
     assert len(state) - len(scalars) == (name == "adam with a first moment")
 
 
-def test_a_gradient_of_every_row_is_refused():
+def test_dense_gradient_is_refused():
     table = nn.Embedding(V, D)
     table.weight.sum().backward()
-    with pytest.raises(ConfigError, match=r"every one of them.*training\.tables"):
+    with pytest.raises(ConfigError, match=r"has a gradient for every row.*training\.tables"):
         RowAdam([table.weight]).step()
 
 
-def test_a_closure_is_refused():
+def test_closure_is_refused():
     with pytest.raises(ConfigError, match="no closure"):
         RowAdam([sparse_table().weight]).step(lambda: 0.0)
+
+
+@pytest.mark.parametrize(("clip_norm", "factor"), [(None, 1.0), (100.0, 1.0), (0.25, None)])
+def test_clipping_scales_large_row_gradients_down_and_never_small_ones_up(clip_norm, factor):
+    table = sparse_table()
+    optimizer = ModelOptimizer(None, RowAdagrad([table.weight], lr=0.1))
+    gradient = torch.tensor([0.3, -0.4, 0.0, 0.0])
+    (table(torch.tensor([5])) * gradient).sum().backward()
+    norm = optimizer.step(0.1, clip_norm)
+    assert norm.item() == pytest.approx(0.5)
+    factor = 0.25 / 0.5 if factor is None else factor
+    # The state of row-wise Adagrad after one step: the mean square of the gradient that was used.
+    square_sum = optimizer.rows.state[table.weight]["square_sum"][5].item()
+    assert square_sum == pytest.approx(factor**2 * 0.25 / 4, rel=1e-4)

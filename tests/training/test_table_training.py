@@ -1,4 +1,4 @@
-"""Runs whose tables train by row: as good, cut anywhere, and refused where it cannot work."""
+"""Runs with row-wise trained tables: quality, resume, and refused settings."""
 
 import math
 
@@ -23,12 +23,12 @@ from candid.training import LAST, Trainer, TrainingConfig, read_checkpoint
 
 NUM_ITEMS, NUM_USERS, LENGTH = 20, 60, 15
 TABLE = "query_tower.items.weight"
-"""Of histories and candidates alike, under its first name."""
+"""The table of histories and candidates, under its first name."""
 
 
 @pytest.fixture
 def cycles():
-    """After item i always comes item i + 1, round and round."""
+    """Item i is always followed by item i + 1, in a cycle."""
     starts = np.random.default_rng(0).integers(0, NUM_ITEMS, NUM_USERS)
     items = (starts[:, None] + np.arange(LENGTH)) % NUM_ITEMS
     return PreparedDataset(
@@ -69,7 +69,7 @@ def make_trainer(cycles, tmp_path):
 
 
 def mean_nll(trainer):
-    """Of every training row, by dense log-softmax."""
+    """Return the mean NLL of every training row, by dense log-softmax."""
     trainer.model.eval()
     with torch.no_grad():
         batch = trainer.loader.batch(0, 0)
@@ -90,7 +90,7 @@ BY_ROW = [
 
 
 @pytest.mark.parametrize("settings", [{}, *BY_ROW])
-def test_all_learn_the_cycle_alike(make_trainer, settings):
+def test_every_setting_of_tables_learns_a_cycle(make_trainer, settings):
     trainer = make_trainer("run", epochs=25, **settings)
     assert mean_nll(trainer) > 0.9 * math.log(NUM_ITEMS)
     trainer.run()
@@ -107,7 +107,7 @@ def test_id_towers_learn_from_interactions(make_trainer):
 
 @pytest.mark.parametrize("settings", BY_ROW)
 @pytest.mark.parametrize("cut", [5, 8, 16])
-def test_a_cut_run_ends_where_an_uncut_one_does(make_trainer, settings, cut):
+def test_interrupted_run_ends_as_an_uninterrupted_one(make_trainer, settings, cut):
     whole = make_trainer("whole", **settings)
     whole.run()
     make_trainer("cut", max_steps=cut, **settings).run()
@@ -128,8 +128,9 @@ def test_only_rows_of_the_step_change_in_a_catalog_of_a_million(make_trainer):
     table = dict(trainer.model.named_parameters())[TABLE]
     before = table.detach().clone()
     candidates = []
-    sample = trainer.source.candidates
-    trainer.source.candidates = lambda *args: candidates.append(sample(*args)) or candidates[-1]
+    sampler = trainer.candidate_loss.sampler
+    sample = sampler.sample
+    sampler.sample = lambda *args: candidates.append(sample(*args)) or candidates[-1]
     batch = trainer.loader.batch(0, 0)
     trainer.step(batch)
     read = torch.cat([batch.history.item_ids, batch.positive_ids, candidates[0].ids]).unique()
@@ -139,6 +140,6 @@ def test_only_rows_of_the_step_change_in_a_catalog_of_a_million(make_trainer):
     assert table.grad.is_sparse
 
 
-def test_a_loss_over_the_whole_catalog_is_refused(make_trainer):
+def test_loss_over_the_whole_catalog_is_refused(make_trainer):
     with pytest.raises(ConfigError, match=r"whole catalog.*training\.tables = 'dense'"):
         make_trainer("rows", loss="full_softmax", tables="row_adam")

@@ -29,14 +29,14 @@ def steps_of(folder):
     return [json.loads(line)["step"] for line in lines]
 
 
-def test_jsonl_tells_no_step_twice_after_a_resume(tmp_path):
+def test_jsonl_has_no_step_twice_after_a_resume(tmp_path):
     log_steps(tmp_path, ("jsonl",), [1, 2, 3, 4])
     log_steps(tmp_path, ("jsonl",), [3, 4, 5], from_step=2)
     assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+def test_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     monkeypatch.setattr(
         "candid.training.trackers.replacing", lambda path: nullcontext(Path("/dev/null"))
@@ -47,14 +47,14 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
             act()
 
 
-def test_a_tensorboard_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+def test_tensorboard_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
     (tracker,) = open_trackers(("tensorboard",), tmp_path, "run", None)
     shutil.rmtree(tmp_path / "tensorboard")
     (tmp_path / "tensorboard").write_text("in the way")
 
     def log_on() -> None:
-        for step in range(3000):  # its writer is a thread, which fails in its own time
+        for step in range(3000):  # the writer is a thread, which fails later
             tracker.log(step, {"loss": 1.0})
             time.sleep(0.001)
 
@@ -63,7 +63,7 @@ def test_a_tensorboard_folder_that_cannot_be_written_is_named(tmp_path, monkeypa
             act()
 
 
-def test_jsonl_drops_a_line_cut_by_a_crash(tmp_path):
+def test_jsonl_drops_a_truncated_line(tmp_path):
     log_steps(tmp_path, ("jsonl",), [1, 2])
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
@@ -71,7 +71,7 @@ def test_jsonl_drops_a_line_cut_by_a_crash(tmp_path):
     assert steps_of(tmp_path) == [1, 2, 3]
 
 
-def test_a_fresh_run_starts_a_fresh_log(tmp_path):
+def test_new_run_starts_a_new_log(tmp_path):
     log_steps(tmp_path, ("jsonl",), [1, 2])
     log_steps(tmp_path, ("jsonl",), [1])
     assert steps_of(tmp_path) == [1]
@@ -85,17 +85,17 @@ def test_tensorboard_can_read_the_scalars(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
-def test_numbers_reach_trackers_that_speak_to_a_server(tmp_path, monkeypatch, name):
-    """The calls that their documentation describes; the packages are not needed here."""
-    told = []
+def test_server_trackers_send_metrics(tmp_path, monkeypatch, name):
+    """The calls of their documented interface; the packages are not needed."""
+    calls = []
     run = SimpleNamespace(
-        log=lambda metrics, step: told.append((step, metrics)), finish=lambda: told.append("end")
+        log=lambda metrics, step: calls.append((step, metrics)), finish=lambda: calls.append("end")
     )
     package = SimpleNamespace(
-        start_run=lambda run_name: told.append(run_name),
-        log_metrics=lambda metrics, step: told.append((step, metrics)),
-        end_run=lambda: told.append("end"),
-        init=lambda project, name, dir, resume: told.append(name) or run,
+        start_run=lambda run_name: calls.append(run_name),
+        log_metrics=lambda metrics, step: calls.append((step, metrics)),
+        end_run=lambda: calls.append("end"),
+        init=lambda project, name, dir, resume: calls.append(name) or run,
     )
     monkeypatch.setitem(sys.modules, name, package)
     (tracker,) = open_trackers((name,), tmp_path, "walk", None)
@@ -106,10 +106,10 @@ def test_numbers_reach_trackers_that_speak_to_a_server(tmp_path, monkeypatch, na
         "mlflow": {"validation/ndcg_at_10": 0.5},
         "wandb": {"validation/ndcg@10": 0.5, "note": "text"},
     }
-    assert told == ["walk", (3, expected[name]), "end"]
+    assert calls == ["walk", (3, expected[name]), "end"]
 
 
-def test_a_tracker_that_cannot_open_closes_those_before_it(tmp_path, monkeypatch):
+def test_tracker_that_cannot_open_closes_the_earlier_ones(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     closed = []
     monkeypatch.setattr(
@@ -120,10 +120,10 @@ def test_a_tracker_that_cannot_open_closes_those_before_it(tmp_path, monkeypatch
     closed[0]._file.close()
 
 
-def test_unknown_and_missing_trackers(tmp_path, monkeypatch):
+def test_unknown_and_missing_trackers_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UnknownNameError, match="known: jsonl, mlflow, tensorboard, wandb"):
         open_trackers(("comet",), tmp_path, "run", None)
     for name in ("mlflow", "wandb"):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(ConfigError, match=rf"pip install candid\[{name}\]"):
+        with pytest.raises(ConfigError, match=rf"pip install .candid-retrieval\[{name}\]"):
             open_trackers((name,), tmp_path, "run", None)

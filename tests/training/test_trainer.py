@@ -1,4 +1,4 @@
-"""The loop on data with a known answer, and runs that are cut and resumed."""
+"""The loop on data with a known answer, and runs that are interrupted and resumed."""
 
 import json
 import math
@@ -37,7 +37,7 @@ NUM_ITEMS = 20
 
 
 def cycles(num_users=60, length=15, seed=0):
-    """After item i always comes item i + 1, round and round."""
+    """Item i is always followed by item i + 1, in a cycle."""
     rng = np.random.default_rng(seed)
     starts = rng.integers(0, NUM_ITEMS, num_users)
     items = (starts[:, None] + np.arange(length)) % NUM_ITEMS
@@ -82,7 +82,7 @@ def make_trainer(
 
 
 def mean_nll(trainer):
-    """Of every training row, by dense log-softmax."""
+    """Return the mean NLL of every training row, by dense log-softmax."""
     trainer.model.eval()
     with torch.no_grad():
         batch = trainer.loader.batch(0, 0)
@@ -95,7 +95,7 @@ def metrics_lines(folder):
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_every_loss_learns_the_cycle(tmp_path, loss):
+def test_every_loss_learns_a_cycle(tmp_path, loss):
     is_softmax = "softmax" in loss
     trainer = make_trainer(tmp_path, loss=loss, settings={"epochs": 12 if is_softmax else 60})
     assert mean_nll(trainer) > 0.9 * math.log(NUM_ITEMS)
@@ -103,7 +103,7 @@ def test_every_loss_learns_the_cycle(tmp_path, loss):
     trainer.model.eval()
     batch = trainer.loader.batch(0, 0)
     scores = trainer.model.encode_queries(batch) @ trainer.model.encode_catalog().T
-    # Nothing in a binary loss pushes scores apart as a softmax does: five times chance will do.
+    # A binary loss does not separate scores as a softmax does: five times chance is enough.
     accuracy = float((scores.argmax(dim=1) == batch.positive_ids).float().mean())
     assert accuracy > (0.95 if is_softmax else 0.25)
 
@@ -123,7 +123,7 @@ def test_id_towers_learn_from_interactions(tmp_path):
 
 @pytest.mark.parametrize("loss", ["full_softmax", "sampled_softmax"])
 @pytest.mark.parametrize("cut", [5, 8, 16])
-def test_a_cut_run_ends_where_an_uncut_one_does(tmp_path, loss, cut):
+def test_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, loss, cut):
     average = {"average": 0.9}
     whole = make_trainer(tmp_path / make(tmp_path, "whole"), loss=loss, settings=average)
     whole.run()
@@ -150,7 +150,7 @@ def make(tmp_path, name):
 
 
 @pytest.mark.parametrize("cut", [5, 10])  # refreshed at steps 0, 4, 8, …
-def test_a_cut_between_refreshes_changes_nothing(tmp_path, follower, cut):
+def test_interruption_between_refreshes_changes_nothing(tmp_path, follower, cut):
     def trainer(name, **settings):
         return make_trainer(
             tmp_path / name, loss="sampled_softmax", sampler=follower(4), settings=settings
@@ -163,30 +163,32 @@ def test_a_cut_between_refreshes_changes_nothing(tmp_path, follower, cut):
     trainer("cut", max_steps=cut).run()
     resumed = trainer("cut")
     resumed.run(resume=True)
-    assert "refresh" not in resumed.source.sampler.calls[:2]
+    assert "refresh" not in resumed.candidate_loss.sampler.calls[:2]
     for (name, a), b in zip(
         whole.model.named_parameters(), resumed.model.parameters(), strict=True
     ):
         assert torch.equal(a, b), name
-    one, other = whole.source.state(), resumed.source.state()
+    one, other = (trainer.candidate_loss.state_dict() for trainer in (whole, resumed))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_item_vectors_are_those_of_evaluation_and_leave_no_trace(tmp_path, follower):
+def test_item_vectors_are_those_of_evaluation_mode(tmp_path, follower):
     trainer = make_trainer(tmp_path, loss="sampled_softmax", sampler=follower(1))
     trainer.model.train()
     before = torch.get_rng_state()
-    trainer.source.candidates(trainer.loader.batch(0, 0), torch.zeros(8 * 14, 16))
-    vectors = trainer.source.sampler.vectors
+    vectors = trainer._item_vectors().detach().clone()
     assert trainer.model.training
     assert torch.equal(before, torch.get_rng_state())
-    assert not vectors.requires_grad
     with torch.no_grad():
         assert torch.equal(vectors, trainer.model.eval().encode_catalog())
+    trainer.step(trainer.loader.batch(0, 0))
+    stored = trainer.candidate_loss.sampler.vectors
+    assert torch.equal(stored, vectors)
+    assert not stored.requires_grad
 
 
-def test_the_log_reports_what_a_step_is_about(tmp_path):
+def test_log_has_the_figures_of_a_step(tmp_path):
     trainer = make_trainer(tmp_path, loss="sampled_softmax", settings={"epochs": 1})
     trainer.run()
     line = metrics_lines(tmp_path)[0]
@@ -197,30 +199,29 @@ def test_the_log_reports_what_a_step_is_about(tmp_path):
     assert {"loss", "lr", "gradient_norm"} <= line.keys()
 
 
-def test_several_draws_a_step_share_the_rows_between_them(tmp_path):
+def test_sample_groups_share_the_rows(tmp_path):
     trainer = make_trainer(
         tmp_path, loss="sampled_softmax", settings={"num_groups": 3, "epochs": 12}
     )
     batch = trainer.loader.batch(0, 0)
-    seen, loss = [], trainer.loss
+    seen, loss = [], trainer.candidate_loss.objective
 
     def recorded(query, items, positive_ids, candidates, **options):
         seen.append(candidates)
         return loss(query, items, positive_ids, candidates, **options)
 
-    recorded.needs_candidates = True
-    trainer.loss = recorded
+    trainer.candidate_loss.objective = recorded
     _, output, _ = trainer.step(batch)
     assert len(output.loss) == len(batch)
     assert seen[0].ids.shape[0] == 3
     assert not torch.equal(seen[0].ids[0], seen[0].ids[1])
-    trainer.loss = loss
+    trainer.candidate_loss.objective = loss
     trainer.run()
     assert mean_nll(trainer) < 0.5
 
 
 def scripted(values):
-    """A validation that returns the values one after the other."""
+    """Return a validation that returns the values one after the other."""
     remaining = iter(values)
     return lambda model: {"ndcg@10": next(remaining)}
 
@@ -238,7 +239,7 @@ def test_early_stopping_keeps_the_best(tmp_path):
     assert not any(name.startswith("optimizer/") for name in best.tensors)
 
 
-def test_the_metric_that_is_watched_is_looked_up_by_name(tmp_path):
+def test_metric_of_early_stopping_is_found_by_name(tmp_path):
     ndcg, popularity = iter([0.3, 0.1, 0.2]), iter([50.0, 70.0, 90.0])
     trainer = make_trainer(
         tmp_path,
@@ -250,14 +251,14 @@ def test_the_metric_that_is_watched_is_looked_up_by_name(tmp_path):
     assert read_checkpoint(tmp_path / BEST).meta["state"]["metric"] == "ndcg@10"
 
 
-def test_a_metric_that_validation_does_not_give_is_never_replaced_by_another(tmp_path):
+def test_missing_metric_of_early_stopping_is_refused(tmp_path):
     trainer = make_trainer(tmp_path, validate=lambda model: {"popularity@1": 70.0})
-    with pytest.raises(ConfigError, match=r"no 'ndcg@10' .* but popularity@1: name one"):
+    with pytest.raises(ConfigError, match=r"metric 'ndcg@10', but .* popularity@1: choose one"):
         trainer.run()
     assert not (tmp_path / BEST).exists()
 
 
-def test_a_checkpoint_that_names_no_metric_is_gone_on_from(tmp_path):
+def test_checkpoint_without_a_metric_is_resumed(tmp_path):
     make_trainer(tmp_path, settings={"epochs": 1}, validate=scripted([0.3])).run()
     checkpoint = read_checkpoint(tmp_path / LAST)
     del checkpoint.meta["state"]["metric"]
@@ -266,7 +267,7 @@ def test_a_checkpoint_that_names_no_metric_is_gone_on_from(tmp_path):
     assert (resumed.run(resume=True).metric, resumed.state.best) == ("ndcg@10", 0.4)
 
 
-def test_validations_and_checkpoints_come_as_often_as_asked_and_at_the_end(tmp_path):
+def test_validation_and_checkpoint_intervals_include_the_end(tmp_path):
     settings = {"epochs": 5, "validate_every": 2, "checkpoint_every": 3}
     trainer = make_trainer(tmp_path, settings=settings, validate=scripted([0.1, 0.2, 0.3]))
     saved = []
@@ -276,7 +277,7 @@ def test_validations_and_checkpoints_come_as_often_as_asked_and_at_the_end(tmp_p
     assert saved == [(LAST, 3), (LAST, 5)]
 
 
-def test_time_is_up_after_the_step_at_hand(tmp_path):
+def test_time_limit_stops_after_the_current_step(tmp_path):
     trainer = make_trainer(tmp_path, settings={"max_seconds": 1e-9}, validate=scripted([0.5]))
     state = trainer.run()
     assert (state.step, state.epoch, state.best) == (1, 0, 0.5)
@@ -284,15 +285,15 @@ def test_time_is_up_after_the_step_at_hand(tmp_path):
 
 
 @pytest.mark.parametrize("clip_norm", [1e-3, None])
-def test_the_gradient_is_clipped_to_its_norm(tmp_path, clip_norm):
+def test_gradient_is_clipped_to_clip_norm(tmp_path, clip_norm):
     trainer = make_trainer(tmp_path, settings={"clip_norm": clip_norm})
     _, _, norm = trainer.step(trainer.loader.batch(0, 0))
-    left = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm()
+    clipped = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm()
     assert norm > 0.01
-    assert left.item() == pytest.approx(norm.item() if clip_norm is None else 1e-3, rel=1e-3)
+    assert clipped.item() == pytest.approx(norm.item() if clip_norm is None else 1e-3, rel=1e-3)
 
 
-def test_the_mean_of_the_weights_is_what_is_validated_and_kept(tmp_path):
+def test_mean_of_the_weights_is_validated_and_stored(tmp_path):
     seen = []
 
     def validate(model):
@@ -323,8 +324,8 @@ def test_early_stopping_survives_a_resume(tmp_path):
 
 
 @pytest.mark.parametrize("log_every", [1, 1000])
-def test_a_loss_that_is_no_number_stops_with_advice(tmp_path, log_every):
-    validate = scripted([])  # never asked: the loss is looked at first
+def test_loss_that_is_nan_stops_with_a_remedy(tmp_path, log_every):
+    validate = scripted([])  # not called: the loss is checked first
     trainer = make_trainer(tmp_path, settings={"log_every": log_every}, validate=validate)
     with torch.no_grad():
         trainer.model.item_tower.embedding.weight[3] = float("nan")
@@ -332,7 +333,7 @@ def test_a_loss_that_is_no_number_stops_with_advice(tmp_path, log_every):
         trainer.run()
 
 
-def test_weights_count(tmp_path):
+def test_row_weights_weigh_the_mean(tmp_path):
     loss = torch.tensor([1.0, 3.0])
     from candid.training.trainer import _weighted_mean
 
@@ -341,7 +342,7 @@ def test_weights_count(tmp_path):
     assert _weighted_mean(loss, torch.zeros(2)) == 0.0
 
 
-def test_a_sampled_loss_needs_a_sampler(tmp_path):
+def test_loss_with_candidates_needs_a_sampler(tmp_path):
     trainer = make_trainer(tmp_path)
     with pytest.raises(ConfigError, match=r"\[sampler\]"):
         Trainer(
@@ -354,9 +355,9 @@ def test_a_sampled_loss_needs_a_sampler(tmp_path):
         )
 
 
-def test_validation_needs_a_metric(tmp_path):
+def test_validation_needs_a_metric_for_early_stopping(tmp_path):
     trainer = make_trainer(tmp_path)
-    with pytest.raises(ConfigError, match="which metric early stopping watches"):
+    with pytest.raises(ConfigError, match="the name of the metric for early stopping"):
         Trainer(
             model=trainer.model,
             loader=trainer.loader,
@@ -368,13 +369,13 @@ def test_validation_needs_a_metric(tmp_path):
         )
 
 
-def test_resume_without_a_checkpoint_is_one_sentence(tmp_path):
+def test_resume_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match=rf"{LAST} does not exist"):
         make_trainer(tmp_path).run(resume=True)
 
 
-def shown_everything(dataset):
-    """Every interaction was shown with the whole catalog, in another order each."""
+def with_every_item_as_negative(dataset):
+    """Every interaction has the whole catalog as negatives, in random order."""
     rng = np.random.default_rng(3)
     num = len(dataset.item_ids)
     shown = np.concatenate([rng.permutation(NUM_ITEMS) for _ in range(num)]).astype(np.int32)
@@ -384,11 +385,11 @@ def shown_everything(dataset):
 
 
 @pytest.mark.parametrize("unit", ["sequence", "interaction"])
-def test_who_was_shown_everything_learns_from_the_exact_softmax(tmp_path, unit):
+def test_every_item_as_negative_gives_the_exact_softmax(tmp_path, unit):
     trainer = make_trainer(
-        tmp_path, loss="sampled_softmax", dataset=shown_everything(cycles()), unit=unit
+        tmp_path, loss="sampled_softmax", dataset=with_every_item_as_negative(cycles()), unit=unit
     )
-    with torch.no_grad():  # Vectors as small as at the start leave any estimate nearly exact.
+    with torch.no_grad():  # With the small initial vectors every estimate is nearly exact.
         for parameter in trainer.model.parameters():
             parameter.add_(torch.randn_like(parameter))
     batch = trainer.loader.batch(0, 0)
@@ -399,7 +400,7 @@ def test_who_was_shown_everything_learns_from_the_exact_softmax(tmp_path, unit):
         batch.positive_ids,
         reduction="none",
     )
-    # Not an estimate: all is in the head, whatever was drawn.
+    # Not an estimate: every item is an exact candidate.
     _, output, _ = trainer.step(batch)
     torch.testing.assert_close(output.loss, expected, rtol=1e-4, atol=1e-5)
     cut = replace(batch, negative_ids=batch.negative_ids[:, :3])
@@ -407,7 +408,7 @@ def test_who_was_shown_everything_learns_from_the_exact_softmax(tmp_path, unit):
     assert not torch.allclose(output.loss, expected, rtol=1e-2)
 
 
-def test_a_trainer_bounds_the_kernels_that_are_kept(tmp_path, monkeypatch):
+def test_trainer_limits_the_kernel_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     make_trainer(tmp_path)
     assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" in os.environ

@@ -45,7 +45,7 @@ class TrainProgress:
             else bar.add_task("training", total=None, steps="starting", status="")
         )
 
-    def stepped(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+    def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Move the bar."""
         if self._bar is None or self._task is None:
             return
@@ -66,7 +66,7 @@ class TrainProgress:
             status=_fitting(parts, room),
         )
 
-    def validated(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+    def on_validation(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Print one line: the validation metric, and whether it is the best so far."""
         assert state.metric is not None
         score = f"{state.metric} {metrics[state.metric]:.4f}{'' if state.stale else ' (best)'}"

@@ -1,4 +1,4 @@
-"""Training: the step, the loop, checkpoints and trackers."""
+"""Training: the step, the loop, optimizers, checkpoints and trackers."""
 
 from candid.training.checkpoint import (
     Checkpoint,

@@ -1,8 +1,8 @@
-"""A running mean of the weights: what a noisy path of weights has in common.
+"""Exponential mean of the weights over training steps.
 
-Averaging the iterates of stochastic gradient descent (Polyak & Juditsky, 1992) takes out most
-of the noise that a small sample of candidates puts into each step. The mean is exponential,
-and its decay grows over the first steps, so that it forgets the random start.
+Averaging the iterates of stochastic gradient descent (Polyak & Juditsky, 1992) removes most of
+the noise that a small sample of candidates adds to each step. The decay grows over the first
+steps, so that the random start has little weight.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ class WeightAverage:
     """The exponential mean of a model's parameters.
 
     Args:
-        model: whose parameters are averaged; a shared table once.
-        decay: in [0, 1): the mean remembers about 1 / (1 - decay) steps. Step t (from 1)
-            uses at most t / (t + 9).
+        model: its parameters are averaged; a shared table once.
+        decay: in [0, 1): the mean covers about 1 / (1 - decay) steps. Step t (from 1) uses at
+            most t / (t + 9).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
         self._parameters = dict(model.named_parameters())
         self._means = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._decay = decay
 
     def update(self, step: int) -> None:
-        """Take in the weights after optimizer step ``step``, the first being 1."""
+        """Add the weights after optimizer step ``step``; the first is 1."""
         decay = min(self._decay, step / (step + 9))
         average = get_ema_multi_avg_fn(decay)
         weights = [parameter.detach() for parameter in self._parameters.values()]
@@ -40,7 +40,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model hold the mean meanwhile, and its own weights again afterwards."""
+        """Put the mean into the model for the duration of the context, then restore its weights."""
         self._swap()
         try:
             yield
@@ -48,11 +48,11 @@ class WeightAverage:
             self._swap()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The means, under ``average/``."""
+        """Return the means under ``average/``."""
         return {f"average/{name}": mean for name, mean in self._means.items()}
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Go on from the means of a checkpoint; without any, from the model's weights."""
+        """Continue from the means of a checkpoint, or from the model's weights if it has none."""
         for name, mean in (checkpoint.part("average") or self._parameters).items():
             self._means[name].copy_(mean.detach())
 

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, whole or absent, with all that an exact resume needs.
+"""Checkpoints: one safetensors file with everything that an exact resume needs.
 
     model/<name>             parameters and buffers
     average/<name>           running mean of the parameters, where one is kept
@@ -7,7 +7,7 @@
     loss/<name>              state of the loss and its sampler
     metadata["candid"]       JSON: the rest (loader position, best value so far, fingerprints)
 
-Never pickle: opening a checkpoint runs nobody's code.
+The file is written completely or not at all. It is not a pickle: opening it runs no code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,7 @@ from candid.atomic import replacing
 from candid.errors import ArtifactError
 from candid.training.optimizer import ModelOptimizer
 
-FORMAT = 2
+FORMAT: Final = 2
 """Version of the layout above; another one is refused."""
 
 
@@ -38,7 +38,7 @@ class Checkpoint:
     """A checkpoint in memory.
 
     Attributes:
-        tensors: by the names above.
+        tensors: tensors by the names above.
         meta: plain JSON values.
     """
 
@@ -46,7 +46,7 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors below ``prefix/``, without it."""
+        """Return the tensors below ``prefix/``, by their names without it."""
         start = prefix + "/"
         return {
             name.removeprefix(start): tensor
@@ -55,27 +55,32 @@ class Checkpoint:
         }
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write to a temporary name, fsync, rename: ``path`` is the old file or the new one."""
+def write_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint to a temporary file, sync it, and rename it to ``path``."""
     meta = json.dumps({"format": FORMAT, **checkpoint.meta})
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
-    with replacing(path) as temporary:
+    with replacing(Path(path)) as temporary:
         try:
             save_file(tensors, temporary, metadata={"candid": meta})
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
 
-def read_checkpoint(path: Path, device: torch.device | None = None) -> Checkpoint:
+def read_checkpoint(path: Path | str, device: torch.device | None = None) -> Checkpoint:
     """Read a checkpoint.
 
+    Args:
+        path: the file.
+        device: device of the tensors; None for the CPU.
+
     Raises:
-        ArtifactError: missing, truncated, not a checkpoint, or of another format.
+        ArtifactError: the file is missing, truncated, not a checkpoint, or of another format.
     """
+    path = Path(path)
     if not path.is_file():
-        raise ArtifactError(f"{path} does not exist: train first, or name another run")
+        raise ArtifactError(f"{path} does not exist: train first, or choose another run")
     if not os.access(path, os.R_OK):
-        raise ArtifactError(f"{path} cannot be read: give this user the permission")
+        raise ArtifactError(f"{path} cannot be read: give this user read permission")
     try:
         with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
             metadata = file.metadata() or {}
@@ -85,15 +90,17 @@ def read_checkpoint(path: Path, device: torch.device | None = None) -> Checkpoin
             f"{path} is damaged or not a checkpoint ({error}); delete it and train again"
         ) from None
     if "candid" not in metadata:
-        raise ArtifactError(f"{path} was not written by candid: name a checkpoint of a run")
+        raise ArtifactError(f"{path} was not written by candid: choose a checkpoint of a run")
     meta = json.loads(metadata["candid"])
     if meta.pop("format") != FORMAT:
-        raise ArtifactError(f"{path} has another checkpoint format; train again with this version")
+        raise ArtifactError(
+            f"{path} has the checkpoint format of another version of candid: train again"
+        )
     return Checkpoint(tensors, meta)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """State of a model under ``model/``; a shared table is kept once, under its first name."""
+    """Return the state of a model under ``model/``; a shared table once, by its first name."""
     seen: set[int] = set()
     tensors = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -104,10 +111,10 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 class UnsetWeights(TorchFunctionMode):
-    """While it is entered, random fills leave weights as memory has them.
+    """A context in which random initialisation leaves weights uninitialised.
 
-    For a model that ``load_model`` sets: to draw hundreds of megabytes of random numbers, only to
-    write over them, is most of the time that it takes to open a run.
+    For a model whose weights ``load_model`` sets: initialising hundreds of megabytes with random
+    numbers that are overwritten is most of the time of opening a run.
     """
 
     def __torch_function__(
@@ -117,7 +124,7 @@ class UnsetWeights(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Leave out what fills a tensor with random numbers; pass all else on."""
+        """Skip functions that fill a tensor with random numbers; call every other function."""
         kwargs = kwargs or {}
         if func in _RANDOM_FILLS:
             return args[0] if args else kwargs["tensor"]
@@ -137,40 +144,40 @@ _RANDOM_FILLS = frozenset(
         nn.init.kaiming_uniform_,
     }
 )
-"""Where a function of ``nn.init`` is left out, what it would call is never seen here."""
+"""A skipped function of ``nn.init`` does not call the tensor methods above."""
 
 
 def load_model(
-    model: nn.Module, checkpoint: Checkpoint, path: Path, *, averaged: bool = False
+    model: nn.Module, checkpoint: Checkpoint, path: Path | str, *, averaged: bool = False
 ) -> None:
-    """Put a checkpoint's parameters into ``model``.
+    """Load the parameters of a checkpoint into ``model``.
 
     Args:
         model: of the same architecture.
-        checkpoint: what was read.
-        path: where from, for messages.
-        averaged: take the running mean of the weights where there is one.
+        checkpoint: its content.
+        path: of the checkpoint, for messages.
+        averaged: use the running mean of the weights, if there is one.
 
     Raises:
         ArtifactError: names or shapes differ: another architecture or another catalog.
     """
     expected = {name.removeprefix("model/"): t for name, t in model_tensors(model).items()}
-    found = checkpoint.part("model")
+    stored = checkpoint.part("model")
     if averaged:
-        found |= checkpoint.part("average")
-    for name in sorted(expected.keys() ^ found.keys()):
+        stored |= checkpoint.part("average")
+    for name in sorted(expected.keys() ^ stored.keys()):
         state = "lacks" if name in expected else "has an unknown"
         raise ArtifactError(f"{path} {state} parameter {name!r}: it belongs to another model")
-    for name, tensor in found.items():
+    for name, tensor in stored.items():
         if tensor.shape != expected[name].shape:
             raise ArtifactError(
                 f"{path} has {name!r} of shape {tuple(tensor.shape)}, this model and dataset "
                 f"need {tuple(expected[name].shape)}: it belongs to another model or dataset"
             )
-    model.load_state_dict(found, strict=False)
+    model.load_state_dict(stored, strict=False)
 
 
-def load_loss(loss: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+def load_loss(loss: nn.Module, checkpoint: Checkpoint, path: Path | str) -> None:
     """Load the state of a loss and its sampler from a checkpoint.
 
     Args:
@@ -192,7 +199,7 @@ def load_loss(loss: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: ModelOptimizer) -> dict[str, Tensor]:
-    """State of an optimizer under ``optimizer/``, by parameter name."""
+    """Return the state of an optimizer under ``optimizer/``, by parameter name."""
     return {
         f"optimizer/{name}/{key}": value
         for name, parameter in model.named_parameters()
@@ -202,10 +209,10 @@ def optimizer_tensors(model: nn.Module, optimizer: ModelOptimizer) -> dict[str, 
 
 
 def load_optimizer(model: nn.Module, optimizer: ModelOptimizer, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's moments into ``optimizer``.
+    """Load the moments of a checkpoint into ``optimizer``.
 
     Raises:
-        ArtifactError: they are those of another rule.
+        ArtifactError: they belong to another optimizer.
     """
     parameters = dict(model.named_parameters())
     for name, value in checkpoint.part("optimizer").items():
@@ -213,8 +220,8 @@ def load_optimizer(model: nn.Module, optimizer: ModelOptimizer, checkpoint: Chec
         parameter = parameters[parameter_name]
         if key not in optimizer.state_names(parameter):
             raise ArtifactError(
-                f"the checkpoint has {key!r} of {parameter_name!r}, which training.optimizer and "
-                "training.tables as they are now do not use: resume with those of the run"
+                f"the checkpoint has {key!r} of {parameter_name!r}, which the present settings of "
+                "training.optimizer and training.tables do not use: resume with those of the run"
             )
         target = value if key == "step" and not parameter.is_cuda else value.to(parameter.device)
         optimizer.state_of(parameter)[key] = target.clone()

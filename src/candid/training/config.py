@@ -11,30 +11,32 @@ from candid.training.trackers import TRACKERS
 
 
 class TrainingConfig(ComponentConfig):
-    """How long, how fast, and when to stop."""
+    """Settings of the optimizer, the length of training and its outputs."""
 
     optimizer: Literal["adam", "adamw"] = Field(
-        "adamw", description="adamw decays weights apart from the gradient; adam inside it"
+        "adamw", description="'adamw' decays weights apart from the gradient, 'adam' through it"
     )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay; never on norms and biases")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay; not on norms and biases")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="decay of Adam's two moments"
     )
     tables: Literal["dense", "row_adagrad", "row_adam"] = Field(
         "dense",
-        description="how tables of users and items train: with the rest, every row at every step; "
-        "or the rows that a step reads, at a cost that does not grow with the catalog",
+        description="optimizer of the tables of users and items: 'dense' updates every row at "
+        "every step; the others only the rows of a step, at a cost that does not grow with the "
+        "catalog",
     )
     table_lr: float | None = Field(
         None,
         gt=0,
-        description="peak learning rate of tables that train by row, best a few times lr; "
+        description="peak learning rate of row-wise trained tables, best a few times lr; "
         "absent: lr",
     )
     table_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of tables that train by row; 'bfloat16' halves them, rounded at random",
+        description="dtype of row-wise trained embedding tables; 'bfloat16' halves memory "
+        "(stochastic rounding)",
     )
     warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -43,9 +45,9 @@ class TrainingConfig(ComponentConfig):
     final_lr: float = Field(
         0.0, ge=0, le=1, description="learning rate at the last epoch, as a share of lr"
     )
-    epochs: int = Field(50, ge=1, description="passes over the training data, at most")
-    max_steps: int | None = Field(None, ge=1, description="steps, at most")
-    max_seconds: float | None = Field(None, gt=0, description="seconds of training, at most")
+    epochs: int = Field(50, ge=1, description="largest number of passes over the training data")
+    max_steps: int | None = Field(None, ge=1, description="largest number of steps")
+    max_seconds: float | None = Field(None, gt=0, description="longest training, in seconds")
     clip_norm: float | None = Field(
         1.0, gt=0, description="largest norm of the gradient; absent: no clipping"
     )
@@ -53,23 +55,24 @@ class TrainingConfig(ComponentConfig):
         None,
         ge=0,
         lt=1,
-        description="decay of a running mean of the weights, such as 0.999: the mean is what is "
-        "validated, kept and served; absent: the weights themselves",
+        description="decay of a running mean of the weights, for example 0.999: the mean is then "
+        "validated, stored and served; absent: the weights themselves",
     )
     num_groups: int = Field(
         1,
         ge=1,
-        description="independent draws of candidates a step, each shared by an equal part of the "
-        "rows: less noise that all rows share, for as many more item vectors to gather",
+        description="independent samples of candidates per step, each shared by an equal part of "
+        "the rows: less noise shared by all rows, but that many times more item vectors",
     )
     softmax_over: Literal["all", "trained"] = Field(
         "all",
-        description="what a loss over the whole catalog compares with: all items, or those that "
-        "are ever a training target, so that towers with features do not learn to shun new ones; "
-        "and what a sampled softmax must be able to draw, lest its estimate miss them",
+        description="items of the softmax: 'all', or 'trained', those that are ever a training "
+        "target, so that towers with features do not learn to avoid new items; a sampled softmax "
+        "must be able to sample all of them",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the towers' products; losses accumulate in float32 regardless"
+        "float32",
+        description="precision of the towers' matrix products; losses always sum in float32",
     )
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     patience: int | None = Field(
@@ -80,7 +83,7 @@ class TrainingConfig(ComponentConfig):
     trackers: tuple[str, ...] = Field(
         ("jsonl",),
         description="where metrics go: 'jsonl' (metrics.jsonl), 'tensorboard', 'mlflow', 'wandb'; "
-        "all but the first need an extra"
+        "all but the first need an extra",
     )
 
     @field_validator("trackers")

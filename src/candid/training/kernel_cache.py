@@ -1,20 +1,21 @@
-"""The memory that a CPU's matrix kernels take in a long run."""
+"""Limit on the memory of compiled matrix kernels on the CPU."""
 
 from __future__ import annotations
 
 import os
+from typing import Final
 
-VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-KERNELS = 64
-"""Kept at most: several times what a step of one shape uses."""
+VARIABLE: Final = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+KERNELS: Final = 64
+"""Number of cached kernels: several times the number that a step of one shape uses."""
 
 
 def bound_kernel_cache() -> None:
-    """Let oneDNN keep few of the kernels that it compiles.
+    """Limit the number of compiled kernels that oneDNN caches.
 
-    It compiles one for every shape that it meets and keeps 1,024, up to a megabyte each with
-    their scratch memory. Packed batches are of another size at every step, so that kernels
-    pile up by the gigabyte and are hardly ever used again. It asks once, before the first
-    kernel; call this before any work. A value that the user has set stands.
+    oneDNN compiles a kernel for every shape and caches 1,024 of them, up to a megabyte each with
+    their scratch memory. Packed batches have another size at every step, so the cache grows to
+    gigabytes of kernels that are rarely used again. The setting is read once, before the first
+    kernel: call this function before any computation. A value set by the user is kept.
     """
     os.environ.setdefault(VARIABLE, str(KERNELS))

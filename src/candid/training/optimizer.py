@@ -15,11 +15,11 @@ from candid.training.row_optimizer import RowAdagrad, RowAdam, RowOptimizer
 
 
 class ModelOptimizer:
-    """The optimizer of the tables that train by row, and that of everything else, as one.
+    """One optimizer made of two: for tables that train by row, and for everything else.
 
     Args:
-        dense: of all other parameters, or None where there are none.
-        rows: of the tables, or None where they train with the rest.
+        dense: for all other parameters, or None if there are none.
+        rows: for the tables, or None if they train with the rest.
         row_rate: learning rate of the tables, as a multiple of that of the rest.
     """
 
@@ -27,6 +27,7 @@ class ModelOptimizer:
         self,
         dense: torch.optim.Optimizer | None,
         rows: RowOptimizer | None = None,
+        *,
         row_rate: float = 1.0,
     ) -> None:
         self.dense = dense
@@ -36,21 +37,21 @@ class ModelOptimizer:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the last step, that of everything but the tables."""
+        """Learning rate of the last step, for everything but the tables."""
         part, scale = (self.dense, 1.0) if self.dense else (self.rows, self._row_rate)
         assert part is not None
         return float(part.param_groups[0]["lr"]) / scale
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for part in self._parts:
             part.zero_grad(set_to_none=True)
 
     def step(self, lr: float, clip_norm: float | None = None) -> Tensor:
         """Clip the gradients and take a step.
 
-        The norm is over all gradients as if they were dense: a row that was read several times
-        in the step counts with the sum, once.
+        The norm is that of the dense gradients: a row that was read several times in the step
+        counts once, with the sum of its gradients.
 
         Args:
             lr: learning rate of the step.
@@ -60,7 +61,7 @@ class ModelOptimizer:
             the norm [] before clipping.
 
         Raises:
-            ConfigError: a table that trains by row got a gradient for every row.
+            ConfigError: a table that trains by row has a gradient for every row.
         """
         norm = self._clip(float("inf") if clip_norm is None else clip_norm)
         for part in self._parts:
@@ -70,14 +71,14 @@ class ModelOptimizer:
         return norm
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """The state of one parameter; to be written to, where a checkpoint is restored."""
+        """Return the state of one parameter, as the dict that ``load_optimizer`` writes to."""
         part = self.rows if self._is_table(parameter) else self.dense
         assert part is not None
         state: dict[str, Tensor] = part.state[parameter]
         return state
 
     def state_names(self, parameter: Tensor) -> frozenset[str]:
-        """What the state of one parameter is made of, once it was stepped."""
+        """Return the names in the state of one parameter after a step."""
         if self.rows is not None and self._is_table(parameter):
             return self.rows.state_names
         return frozenset({"step", "exp_avg", "exp_avg_sq"})
@@ -87,23 +88,23 @@ class ModelOptimizer:
             table is parameter for group in self.rows.param_groups for table in group["params"]
         )
 
-    def _clip(self, largest: float) -> Tensor:
+    def _clip(self, max_norm: float) -> Tensor:
         groups = [] if self.dense is None else self.dense.param_groups
         dense = [p for group in groups for p in group["params"]]
         rows = [] if self.rows is None else [g.rows for g in self.rows.gradients()]
         gradients = [p.grad for p in dense if p.grad is not None]
         norm: Tensor = nn.utils.get_total_norm([*gradients, *rows])
-        nn.utils.clip_grads_with_norm_(dense, largest, norm)
+        nn.utils.clip_grads_with_norm_(dense, max_norm, norm)
         for gradient in rows:
-            gradient.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
+            gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
-    """Adam or AdamW over the trainable parameters, and a row-wise one of the tables if asked.
+    """Make Adam or AdamW for the trainable parameters, and a row-wise optimizer for tables.
 
-    Only matrices are decayed. Asking makes the tables of the model hand over gradients by row
-    and hold their vectors in ``config.table_dtype``.
+    Weight decay applies to matrices only. With ``config.tables`` other than "dense", the tables
+    of the model return sparse gradients and store their vectors in ``config.table_dtype``.
 
     Raises:
         ConfigError: there is no table to train by row.
@@ -125,21 +126,21 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
     return ModelOptimizer(
         _dense_optimizer(list(named.values()), config) if named else None,
         rows,
-        (config.table_lr or config.lr) / config.lr,
+        row_rate=(config.table_lr or config.lr) / config.lr,
     )
 
 
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
-    """The rate of step ``step`` (0-based) of ``total_steps``.
+    """Return the learning rate of step ``step`` (0-based) of ``total_steps``.
 
-    A pure function, so that a resumed run has nothing to restore.
+    A pure function, so a resumed run has no state to restore.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    left = max(total_steps - config.warmup_steps, 1)
-    progress = min((step - config.warmup_steps) / left, 1.0)
+    decay_steps = max(total_steps - config.warmup_steps, 1)
+    progress = min((step - config.warmup_steps) / decay_steps, 1.0)
     shape = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return config.lr * (config.final_lr + (1 - config.final_lr) * shape)
 
@@ -151,8 +152,8 @@ def _dense_optimizer(
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(
+    optimizer_class = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return optimizer_class(
         [group for group in groups if group["params"]],
         lr=config.lr,
         betas=config.betas,

@@ -1,15 +1,15 @@
-"""Optimizers that touch the rows of a step alone, with one scalar of state a row.
+"""Optimizers that update only the rows of a step, with one scalar of state per row.
 
-Dense Adam reads and writes three numbers a weight at every step, whoever was in the batch; its
-cost is the catalog's. Here a step costs what its distinct ids cost, and the second moment is
+Dense Adam reads and writes three numbers for each weight at every step, for any batch: its cost
+grows with the catalog. Here the cost of a step grows with its distinct ids. The second moment is
 the mean square of a row's gradient (row-wise Adagrad: Gupta et al., "Training recommender
-systems at scale", KDD 2014; Naumov et al., DLRM, arXiv:1906.00091), so that the state is
-V numbers beside a table of V × D.
+systems at scale", KDD 2014; Naumov et al., DLRM, arXiv:1906.00091), so the state is V numbers
+beside a table of V × D.
 
 Both rules are lazy: a row that a step does not read is not moved, not decayed and keeps its
-moments as they are. Moments are therefore means over a row's own visits, and Adam's correction
-of their start counts these, not the steps of the run: by those, a row first met at step 10,000
-would be moved three times too far.
+moments. Moments are therefore means over the visits of a row, and Adam's bias correction counts
+these visits, not the steps of the run: with steps, a row first read at step 10,000 would be
+moved three times too far.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from candid.errors import ConfigError
 
 
 class RowGradient(NamedTuple):
-    """The gradient of the rows that a step read.
+    """The gradient of the rows of a step.
 
     Attributes:
-        ids: [n] int64, each once, ascending.
+        ids: [n] int64, distinct, ascending.
         rows: [n, D] float32, summed over the occurrences of each id.
     """
 
@@ -36,34 +36,34 @@ class RowGradient(NamedTuple):
     rows: Tensor
 
 
-def summed_by_row(gradient: Tensor) -> RowGradient:
-    """Add up what a sparse gradient [V, D] has on each row, in float32 at least.
+def sum_by_row(gradient: Tensor) -> RowGradient:
+    """Sum a sparse gradient [V, D] over the occurrences of each row, in float32 at least.
 
-    On the CPU this is a little faster than ``coalesce``, which sums bfloat16 in bfloat16.
+    On the CPU this is slightly faster than ``coalesce``, which sums bfloat16 in bfloat16.
     """
-    ids, place = torch.unique(gradient._indices()[0], return_inverse=True)
+    ids, position = torch.unique(gradient._indices()[0], return_inverse=True)
     values = gradient._values()
     wide = torch.promote_types(values.dtype, torch.float32)
     rows = values.new_zeros(len(ids), values.shape[1], dtype=wide)
-    return RowGradient(ids, rows.index_add_(0, place, values.to(wide)))
+    return RowGradient(ids, rows.index_add_(0, position, values.to(wide)))
 
 
 class RowOptimizer(torch.optim.Optimizer, ABC):
-    """What the row-wise rules share.
+    """Base of the row-wise optimizers.
 
-    Takes the sparse gradients that ``nn.Embedding(sparse=True)`` gives. A bfloat16 table is
-    written with stochastic rounding: an update far below the spacing of its numbers, as most
-    are, still moves it by the right amount on average, and no float32 copy is kept. The random
-    bits are those of the device's global generator.
+    It needs the sparse gradients of ``nn.Embedding(sparse=True)``. A bfloat16 table is written
+    with stochastic rounding: an update far below the spacing of its numbers, as most are, still
+    moves it by the right amount on average, without a float32 copy. The random bits come from
+    the global generator of the device.
 
-    Weight decay is apart from the gradient, as AdamW's, and of the rows of the step alone: a
-    row is decayed as often as it is visited.
+    Weight decay is decoupled from the gradient, as in AdamW, and applies to the rows of the step
+    only: a row is decayed as often as it is visited.
 
     Args:
         params: tables [V, D], float32 or bfloat16.
         lr: learning rate.
-        weight_decay: of visited rows.
-        eps: added to the root of the second moment.
+        weight_decay: weight decay of visited rows.
+        eps: term added to the root of the second moment.
     """
 
     def __init__(
@@ -73,31 +73,31 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         self._gradients: dict[Tensor, RowGradient] = {}
 
     def gradients(self) -> list[RowGradient]:
-        """The gradient of each table that has one, duplicates summed once for this step.
+        """Return the gradient of each table that has one, duplicates summed once for this step.
 
         Scaling ``rows`` in place, as clipping does, scales what ``step`` applies.
 
         Raises:
-            ConfigError: a gradient is as large as its table.
+            ConfigError: a gradient is dense.
         """
         if not self._gradients:
             for group in self.param_groups:
                 for table in group["params"]:
                     if table.grad is not None:
-                        self._gradients[table] = summed_by_row(_checked(table.grad))
+                        self._gradients[table] = sum_by_row(_check_sparse(table.grad))
         return list(self._gradients.values())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients; a sparse one is never kept as zeros."""
+        """Drop the gradients; a sparse one is never kept as zeros."""
         super().zero_grad(set_to_none=True)
         self._gradients.clear()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move the rows that have a gradient.
+        """Update the rows that have a gradient.
 
         Raises:
-            ConfigError: a gradient is as large as its table, or a closure is given.
+            ConfigError: a gradient is dense, or a closure is given.
         """
         if closure is not None:
             raise ConfigError("row-wise optimizers take no closure: call backward, then step")
@@ -118,29 +118,29 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
             moved.mul_(1 - group["lr"] * group["weight_decay"])
         moved.addcmul_(direction, scale[:, None], value=-group["lr"])
         if table.dtype == torch.bfloat16:
-            moved = stochastically_rounded(moved)
+            moved = round_stochastically(moved)
         table.index_copy_(0, ids, moved)
 
     @property
     @abstractmethod
     def state_names(self) -> frozenset[str]:
-        """What the state of a table is made of."""
+        """Names in the state of a table."""
 
     @abstractmethod
     def new_state(self, table: Tensor) -> dict[str, Tensor]:
-        """The state of a table that was never stepped."""
+        """Return the initial state of a table."""
 
     @abstractmethod
     def direction(
         self, state: dict[str, Tensor], ids: Tensor, rows: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Take a gradient in: the direction [n, D] and its length [n], before the rate.
+        """Update the state; return direction [n, D] and scale [n] of the step, without the rate.
 
         Args:
-            state: of the table; its rows ``ids`` are written.
+            state: state of the table; its rows ``ids`` are written.
             ids: [n] int64, distinct.
-            rows: [n, D], their gradients.
-            eps: added to the root of the second moment.
+            rows: [n, D], the gradients of the rows.
+            eps: term added to the root of the second moment.
         """
 
 
@@ -148,15 +148,16 @@ class RowAdagrad(RowOptimizer):
     """Row-wise Adagrad: w -= lr · g / (sqrt(Σ mean(g²)) + eps), the sum over a row's visits.
 
     Args:
-        params: see ``RowOptimizer``, as for the others.
+        params: tables [V, D], float32 or bfloat16.
         lr: learning rate.
-        weight_decay: of visited rows.
-        eps: added to the root of the sum.
+        weight_decay: weight decay of visited rows.
+        eps: term added to the root of the sum.
     """
 
     def __init__(
         self,
         params: Iterable[nn.Parameter],
+        *,
         lr: float = 1e-2,
         weight_decay: float = 0.0,
         eps: float = 1e-10,
@@ -165,17 +166,17 @@ class RowAdagrad(RowOptimizer):
 
     @property
     def state_names(self) -> frozenset[str]:
-        """See ``new_state``."""
+        """Names of ``new_state``."""
         return frozenset({"square_sum"})
 
     def new_state(self, table: Tensor) -> dict[str, Tensor]:
-        """``square_sum`` [V] float32."""
-        return {"square_sum": _a_row(table)}
+        """Return ``square_sum`` [V] float32."""
+        return {"square_sum": _zeros_per_row(table)}
 
     def direction(
         self, state: dict[str, Tensor], ids: Tensor, rows: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """See ``RowOptimizer``."""
+        """Return the gradient and its scale; see ``RowOptimizer``."""
         square_sum = state["square_sum"].index_select(0, ids).add_(_mean_square(rows))
         state["square_sum"].index_copy_(0, ids, square_sum)
         return rows, square_sum.sqrt_().add_(eps).reciprocal_()
@@ -185,17 +186,18 @@ class RowAdam(RowOptimizer):
     """Row-wise Adam: the second moment of a row is a mean of mean(g²) over its visits.
 
     Args:
-        params: see ``RowOptimizer``, as for the others.
+        params: tables [V, D], float32 or bfloat16.
         lr: learning rate.
-        betas: decay of the two moments, by visit of a row. Where the first is 0 no first
-            moment is kept, and the state is 8 bytes a row.
-        weight_decay: of visited rows.
-        eps: added to the root of the second moment.
+        betas: decay of the two moments per visit of a row. If the first is 0 no first moment is
+            stored, and the state is 8 bytes per row.
+        weight_decay: weight decay of visited rows.
+        eps: term added to the root of the second moment.
     """
 
     def __init__(
         self,
         params: Iterable[nn.Parameter],
+        *,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.0, 0.999),
         weight_decay: float = 0.0,
@@ -206,12 +208,12 @@ class RowAdam(RowOptimizer):
 
     @property
     def state_names(self) -> frozenset[str]:
-        """See ``new_state``."""
+        """Names of ``new_state``."""
         return frozenset({"mean_square", "visits", *(["mean"] if self.betas[0] else [])})
 
     def new_state(self, table: Tensor) -> dict[str, Tensor]:
-        """``mean_square`` [V] float32, ``visits`` [V] int32, and ``mean`` [V, D] where kept."""
-        state = {"mean_square": _a_row(table), "visits": _a_row(table, torch.int32)}
+        """Return ``mean_square`` [V] float32, ``visits`` [V] int32, ``mean`` [V, D] if used."""
+        state = {"mean_square": _zeros_per_row(table), "visits": _zeros_per_row(table, torch.int32)}
         if self.betas[0]:
             state["mean"] = torch.zeros_like(table, dtype=torch.float32)
         return state
@@ -219,7 +221,7 @@ class RowAdam(RowOptimizer):
     def direction(
         self, state: dict[str, Tensor], ids: Tensor, rows: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """See ``RowOptimizer``."""
+        """Return the gradient and its scale; see ``RowOptimizer``."""
         first, second = self.betas
         visits = state["visits"].index_select(0, ids).add_(1)
         state["visits"].index_copy_(0, ids, visits)
@@ -235,8 +237,8 @@ class RowAdam(RowOptimizer):
         return mean, scale / (1 - first**count)
 
 
-def stochastically_rounded(values: Tensor) -> Tensor:
-    """Round float32 to bfloat16, up or down at random so that the mean is the value."""
+def round_stochastically(values: Tensor) -> Tensor:
+    """Round float32 to bfloat16, up or down at random, so that the mean is the value."""
     noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device)
     # A bfloat16 is the upper half of a float32; the carry out of the lower half rounds up.
     bits = (values.view(torch.int32) + noise) & -(1 << 16)
@@ -248,15 +250,15 @@ def _mean_square(rows: Tensor) -> Tensor:
     return norm.square_().div_(rows.shape[1])
 
 
-def _a_row(table: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def _zeros_per_row(table: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(len(table), dtype=dtype, device=table.device)
 
 
-def _checked(gradient: Tensor) -> Tensor:
+def _check_sparse(gradient: Tensor) -> Tensor:
     if not gradient.is_sparse:
         raise ConfigError(
-            f"a table of {len(gradient)} rows got a gradient for every one of them, which a "
-            "row-wise optimizer is no help with: look its rows up by id, or set "
+            f"a row-wise optimizer needs sparse gradients, but a table of {len(gradient)} rows "
+            "has a gradient for every row: look up its rows by id, or set "
             "training.tables = 'dense'"
         )
     return gradient

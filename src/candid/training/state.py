@@ -1,4 +1,4 @@
-"""Where a run stands, and who is told."""
+"""The state of a training run, and the protocol of progress displays."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from candid.errors import ConfigError
 
 @dataclass
 class TrainState:
-    """Where a run stands; everything here is plain JSON and part of a checkpoint.
+    """The state of a run; everything here is plain JSON and part of a checkpoint.
 
     Attributes:
         step: optimizer steps taken.
-        total_steps: steps that the settings allow at most.
+        total_steps: largest number of steps that the settings allow.
         epoch: passes completed.
-        seconds: spent training, validation and earlier parts of a resumed run included.
+        seconds: duration of training, with validation and earlier parts of a resumed run.
         train_seconds: the same without validation and checkpoints.
-        cpu_seconds: of the process, over all its threads, in the same spans as ``seconds``.
+        cpu_seconds: CPU time of the process over all threads, in the same spans as ``seconds``.
         rows: rows (query, positive) seen.
-        metric: name of the validation metric that is watched, larger being better; or None.
-        best: best value of it so far, or None.
-        best_epoch: epoch it was reached after.
-        stale: validations since.
-        history: every validation: epoch, seconds, and the metrics by name.
+        metric: name of the validation metric for early stopping, larger is better; or None.
+        best: best value of the metric so far, or None.
+        best_epoch: number of epochs when it was reached.
+        stale: number of validations since then.
+        history: for every validation the epoch, seconds, and the metrics by name.
     """
 
     step: int = 0
@@ -41,16 +41,16 @@ class TrainState:
     stale: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def judge(self, metrics: Mapping[str, float]) -> bool:
-        """Take in a validation: whether its watched metric is the best so far.
+    def update_best(self, metrics: Mapping[str, float]) -> bool:
+        """Record a validation and return whether its metric is the best so far.
 
         Raises:
-            ConfigError: the watched metric is not among ``metrics``.
+            ConfigError: the metric for early stopping is not among ``metrics``.
         """
         if self.metric is None or self.metric not in metrics:
             raise ConfigError(
-                f"validation gave no {self.metric!r} for early stopping to watch, but "
-                f"{', '.join(metrics) or 'nothing'}: name one of these"
+                f"early stopping needs the metric {self.metric!r}, but validation returned "
+                f"{', '.join(metrics) or 'none'}: choose one of these"
             )
         value = metrics[self.metric]
         if self.best is None or value > self.best:
@@ -61,12 +61,12 @@ class TrainState:
 
 
 class Progress(Protocol):
-    """What the terminal wants to know; every method is called from the training thread."""
+    """A display of training progress; every method is called from the training thread."""
 
-    def stepped(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+    def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """A line of the metrics log was written."""
         ...
 
-    def validated(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+    def on_validation(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """A validation ended."""
         ...

@@ -1,6 +1,6 @@
-"""Where metrics go: one small protocol, and what is built in.
+"""Trackers: destinations of training metrics.
 
-jsonl         metrics.jsonl, one JSON object a line; always the record of a run
+jsonl         metrics.jsonl, one JSON object per line; the record of a run
 tensorboard   a tensorboard/ folder (extra tensorboard)
 mlflow        the active MLflow server (extra mlflow)
 wandb         Weights & Biases (extra wandb)
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from candid.atomic import replacing, write_error
 from candid.component import lookup
@@ -23,20 +23,20 @@ Metrics = Mapping[str, float | int | str]
 
 
 class Tracker(Protocol):
-    """Something that remembers metrics."""
+    """A destination of metrics."""
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Remember ``metrics`` of ``step`` (optimizer steps so far)."""
+        """Record ``metrics`` of ``step`` (optimizer steps so far)."""
         ...
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Flush and close."""
         ...
 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Say what could not be written where the system refuses (a full disk)."""
+    """Turn an error of the system, such as a full disk, into one that names the file."""
     try:
         yield
     except OSError as error:
@@ -46,23 +46,23 @@ def _writing(path: Path) -> Iterator[None]:
 class JsonlTracker:
     """Lines of JSON in ``metrics.jsonl``.
 
-    Resuming at a step drops the lines after it, so that the log never tells a step twice.
+    Resuming at a step drops the lines after it, so that no step is in the log twice.
 
     Args:
-        folder: the run.
-        name: shown by trackers that list runs; unused here.
-        from_step: keep earlier lines up to this step; None starts a new log.
+        folder: folder of the run.
+        name: name of the run; not used here.
+        from_step: last step whose lines are kept; None starts a new log.
     """
 
     def __init__(self, folder: Path, name: str, from_step: int | None = None) -> None:
         self.path = folder / "metrics.jsonl"
-        kept = ""
+        earlier = ""
         if from_step is not None and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = "".join(line for line in lines if _step_of(line) <= from_step)
-        # The log of hours of training must survive whatever happens while it is cut.
+            earlier = "".join(line for line in lines if _step_of(line) <= from_step)
+        # The log of hours of training must survive an interruption while it is cut.
         with replacing(self.path) as temporary:
-            temporary.write_text(kept, encoding="utf-8")
+            temporary.write_text(earlier, encoding="utf-8")
         self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Metrics) -> None:
@@ -88,7 +88,7 @@ def _step_of(line: str) -> float:
 
 
 class TensorBoardTracker:
-    """Scalars in ``tensorboard/``; arguments as ``JsonlTracker``."""
+    """Scalars in ``tensorboard/``; arguments as for ``JsonlTracker``."""
 
     def __init__(self, folder: Path, name: str, from_step: int | None = None) -> None:
         try:
@@ -115,7 +115,7 @@ class TensorBoardTracker:
 
 
 class MLflowTracker:
-    """Metrics of an MLflow run; arguments as ``JsonlTracker``."""
+    """Metrics of an MLflow run; arguments as for ``JsonlTracker``."""
 
     def __init__(self, folder: Path, name: str, from_step: int | None = None) -> None:
         try:
@@ -126,7 +126,7 @@ class MLflowTracker:
         self._mlflow.start_run(run_name=name)
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Send the numbers; MLflow refuses ``@`` in names."""
+        """Send the numbers; MLflow does not allow ``@`` in names."""
         numbers = {k.replace("@", "_at_"): v for k, v in metrics.items() if not isinstance(v, str)}
         self._mlflow.log_metrics(numbers, step=step)
 
@@ -136,7 +136,7 @@ class MLflowTracker:
 
 
 class WandbTracker:
-    """Metrics of a Weights & Biases run; arguments as ``JsonlTracker``."""
+    """Metrics of a Weights & Biases run; arguments as for ``JsonlTracker``."""
 
     def __init__(self, folder: Path, name: str, from_step: int | None = None) -> None:
         try:
@@ -161,7 +161,7 @@ def _missing(extra: str) -> ConfigError:
     )
 
 
-TRACKERS: dict[str, Callable[[Path, str, int | None], Tracker]] = {
+TRACKERS: Final[dict[str, Callable[[Path, str, int | None], Tracker]]] = {
     "jsonl": JsonlTracker,
     "mlflow": MLflowTracker,
     "tensorboard": TensorBoardTracker,
@@ -172,17 +172,23 @@ TRACKERS: dict[str, Callable[[Path, str, int | None], Tracker]] = {
 def open_trackers(
     names: tuple[str, ...], folder: Path, name: str, from_step: int | None
 ) -> list[Tracker]:
-    """Open every named tracker.
+    """Open trackers.
+
+    Args:
+        names: names from ``TRACKERS``.
+        folder: folder of the run.
+        name: name of the run.
+        from_step: last step whose metrics are kept; None for a new run.
 
     Raises:
         UnknownNameError: no such tracker.
         ConfigError: its package is not installed.
     """
-    kinds = [lookup(TRACKERS, "tracker", each) for each in names]
+    classes = [lookup(TRACKERS, "tracker", each) for each in names]
     with ExitStack() as opened:
         trackers = []
-        for kind in kinds:
-            trackers.append(kind(folder, name, from_step))
+        for tracker_class in classes:
+            trackers.append(tracker_class(folder, name, from_step))
             opened.callback(trackers[-1].close)
         opened.pop_all()
     return trackers

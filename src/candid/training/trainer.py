@@ -1,8 +1,8 @@
-"""The training loop: batch, encode, draw, lose, step; validate, keep the best, stop in time.
+"""The training loop: batch, encode, sample, compute loss, step; validation and early stopping.
 
-A run can be cut anywhere. What it resumes from is one checkpoint with the loader's position,
-every random state and the optimizer's moments, so that a resumed run takes the same steps as
-one that was never cut.
+A run can be interrupted at any step. It resumes from one checkpoint with the loader's position,
+every random state and the optimizer's moments, so that a resumed run takes the same steps as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -43,12 +43,15 @@ from candid.training.optimizer import learning_rate, make_optimizer
 from candid.training.state import Progress, TrainState
 from candid.training.trackers import open_trackers
 
-LAST = "last.safetensors"
-BEST = "best.safetensors"
+LAST: Final = "last.safetensors"
+"""Checkpoint of the last step."""
+
+BEST: Final = "best.safetensors"
+"""Checkpoint of the best validation."""
 
 
 class DivergedError(CandidError):
-    """The loss is no longer a number."""
+    """The loss is NaN or infinite."""
 
 
 class Trainer:
@@ -56,23 +59,25 @@ class Trainer:
 
     Args:
         model: on its device.
-        loader: batches; its position is the run's.
-        loss: objective; where it needs candidates, ``sampler`` must be given.
-        sampler: draws candidates, or None.
+        loader: batches; its position is that of the run.
+        loss: objective; if it needs candidates, ``sampler`` must be given.
+        sampler: source of the candidates, or None.
         config: settings.
-        folder: the run; must exist.
-        name: of the run, for trackers.
-        seed: of dropout and of the draws.
-        item_is_trained: [V] bool, needed where ``config.softmax_over`` is "trained".
-        validate: returns validation metrics of the model as it stands, by name. None: no
-            validation.
-        metric: the one that early stopping watches (larger is better), needed to validate.
+        folder: folder of the run; must exist.
+        name: name of the run, for trackers.
+        seed: seed of dropout and of the sampler.
+        item_is_trained: [V] bool, needed if ``config.softmax_over`` is "trained".
+        validate: returns validation metrics of the current model, by name. None: no validation.
+        metric: name of the metric for early stopping (larger is better), needed to validate.
         meta: plain JSON values stored in every checkpoint (fingerprints, resolved config).
-        progress: told of steps and validations, or None.
+        progress: display of steps and validations, or None.
+
+    Attributes:
+        candidate_loss: the loss with its sampler; None for a loss over the whole catalog.
 
     Raises:
-        ConfigError: loss and sampler do not go together, or loss and ``config.tables``; or it
-            is not known which items are trained, or which metric is watched.
+        ConfigError: loss and sampler do not fit together, or loss and ``config.tables``; or
+            ``item_is_trained`` or ``metric`` is missing.
     """
 
     def __init__(
@@ -83,7 +88,7 @@ class Trainer:
         loss: Loss,
         sampler: Sampler | None,
         config: TrainingConfig,
-        folder: Path,
+        folder: Path | str,
         name: str = "run",
         seed: int = 0,
         item_is_trained: Tensor | None = None,
@@ -93,33 +98,37 @@ class Trainer:
         progress: Progress | None = None,
     ) -> None:
         if loss.needs_candidates and sampler is None:
-            raise ConfigError("this loss compares with candidates: add a [sampler] section")
+            raise ConfigError("this loss needs candidates: add a section [sampler]")
         if validate is not None and metric is None:
-            raise ConfigError("validation needs to know which metric early stopping watches")
+            raise ConfigError(
+                "validation needs the name of the metric for early stopping: pass metric"
+            )
         if not loss.needs_candidates and config.tables != "dense":
             raise ConfigError(
-                "this loss compares with the whole catalog, so that every row of the item table "
-                "has a gradient: set training.tables = 'dense', or a loss that draws candidates"
+                "this loss reads the whole catalog, so every row of the item table has a gradient: "
+                "set training.tables = 'dense', or choose a loss with candidates"
             )
         bound_kernel_cache()
         self.model = model
         self.loader = loader
         self.loss = loss
         self.config = config
-        self.folder = folder
+        self.folder = Path(folder)
         self.name = name
         self.validate = validate
         self.meta = dict(meta or {})
         self.progress = progress
         self.optimizer = make_optimizer(model, config)
-        self.average = None if config.average is None else WeightAverage(model, config.average)
+        self.average = (
+            None if config.average is None else WeightAverage(model, decay=config.average)
+        )
         total = config.epochs * loader.num_batches
         self.state = TrainState(total_steps=min(total, config.max_steps or total), metric=metric)
         self._seed = seed
         self._trained: tuple[Tensor, Tensor] | None = None
         if config.softmax_over == "trained":
             if item_is_trained is None:
-                raise ConfigError("training.softmax_over 'trained' needs to know which items are")
+                raise ConfigError("training.softmax_over = 'trained' needs item_is_trained")
             is_trained = item_is_trained.to(model.device)
             self._trained = is_trained.nonzero()[:, 0], is_trained.cumsum(0) - 1
         self._generator = torch.Generator(device=model.device)
@@ -130,7 +139,10 @@ class Trainer:
             ).to(model.device)
 
     def run(self, resume: bool = False) -> TrainState:
-        """Train until the settings say stop, from the start or from ``last.safetensors``.
+        """Train until a stopping rule of the settings holds, from the start or a checkpoint.
+
+        Args:
+            resume: continue from ``last.safetensors``.
 
         Raises:
             Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written.
@@ -138,7 +150,7 @@ class Trainer:
             ArtifactError: the checkpoint to resume from is damaged or of another model.
         """
         torch.manual_seed(self._seed)
-        # Dropout and draws must not read the same stream of random numbers.
+        # Dropout and the sampler must not share a stream of random numbers.
         self._generator.manual_seed(_derived_seed(self._seed))
         if resume:
             self.load(self.folder / LAST)
@@ -157,14 +169,14 @@ class Trainer:
     def step(
         self, batch: Batch, effective_sample_size: bool = False
     ) -> tuple[Tensor, LossOutput, Tensor]:
-        """One optimizer step.
+        """Take one optimizer step.
 
         Args:
             batch: on the model's device.
-            effective_sample_size: also ask for the effective number of candidates (costs a pass).
+            effective_sample_size: report ``effective_sample_size`` (costs a pass over the scores).
 
         Returns:
-            the mean loss [] (detached), the rows' output, and the gradient norm [] before
+            the mean loss [] (detached), the output of the rows, and the gradient norm [] before
             clipping.
         """
         self.optimizer.zero_grad()
@@ -179,8 +191,8 @@ class Trainer:
             self.average.update(self.state.step)
         return mean.detach(), output, norm
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint that ``load`` continues from exactly."""
+    def save(self, path: Path | str) -> None:
+        """Write a checkpoint from which ``load`` continues exactly."""
         tensors = model_tensors(self.model) | optimizer_tensors(self.model, self.optimizer)
         if self.average is not None:
             tensors |= self.average.tensors()
@@ -198,11 +210,11 @@ class Trainer:
         }
         write_checkpoint(path, Checkpoint(tensors, meta))
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path | str) -> None:
         """Continue from a checkpoint of the same model, loader and seed.
 
         Raises:
-            ArtifactError: damaged, or of another model or dataset.
+            ArtifactError: the checkpoint is damaged, or of another model or dataset.
         """
         checkpoint = read_checkpoint(path)
         load_model(self.model, checkpoint, path)
@@ -217,8 +229,8 @@ class Trainer:
         if "cuda" in random and self.model.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], self.model.device)
         stored = checkpoint.meta["state"]
-        kept = {"total_steps": self.state.total_steps, "metric": self.state.metric}
-        self.state = TrainState(**(stored | kept))
+        present = {"total_steps": self.state.total_steps, "metric": self.state.metric}
+        self.state = TrainState(**(stored | present))
         self.loader.position.epoch = checkpoint.meta["position"]["epoch"]
         self.loader.position.step = checkpoint.meta["position"]["step"]
 
@@ -231,8 +243,8 @@ class Trainer:
             if self._trained is None:
                 catalog = self.model.encode_catalog()
             else:
-                item_ids, place = self._trained
-                catalog, positive_ids = self.model.encode_items(item_ids), place[positive_ids]
+                item_ids, position = self._trained
+                catalog, positive_ids = self.model.encode_items(item_ids), position[positive_ids]
             return self.loss(
                 query, catalog, positive_ids, effective_sample_size=effective_sample_size
             )
@@ -248,7 +260,7 @@ class Trainer:
         )
 
     def _item_vectors(self) -> Tensor:
-        """Vectors of all items, without dropout: [V, D]."""
+        """Return the vectors of all items, without dropout: [V, D]."""
         was_training = self.model.training
         self.model.eval()
         vectors = self.model.encode_catalog()
@@ -310,7 +322,7 @@ class Trainer:
         assert self.validate is not None
         metrics = dict(self.validate(self.model))
         state = self.state
-        if state.judge(metrics):
+        if state.update_best(metrics):
             meta = self.meta | {"state": vars(state)}
             write_checkpoint(self.folder / BEST, Checkpoint(model_tensors(self.model), meta))
         line = {"epoch": state.epoch, "seconds": round(state.seconds, 3)} | {
@@ -320,7 +332,7 @@ class Trainer:
         for tracker in self._trackers:
             tracker.log(state.step, line)
         if self.progress is not None:
-            self.progress.validated(state, metrics)
+            self.progress.on_validation(state, metrics)
 
     def _log_step(
         self, epoch: int, value: Tensor, output: LossOutput, norm: Tensor, window: _Window
@@ -341,7 +353,7 @@ class Trainer:
         for tracker in self._trackers:
             tracker.log(self.state.step, metrics)
         if self.progress is not None:
-            self.progress.stepped(self.state, metrics)
+            self.progress.on_step(self.state, metrics)
 
     def _check_finite(self, value: Tensor) -> None:
         if not torch.isfinite(value):
@@ -353,13 +365,13 @@ class Trainer:
     def _interrupt(self) -> None:
         self.save(self.folder / LAST)
         raise Interrupted(
-            f"stopped at step {self.state.step}; everything is in {self.folder / LAST}: "
-            "run the same command with --resume to go on"
+            f"stopped at step {self.state.step} and wrote {self.folder / LAST}: run the same "
+            "command with --resume to continue"
         )
 
 
 class _Window:
-    """Rows a second since the last line of the log."""
+    """Rows per second since the last line of the log."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -385,21 +397,23 @@ def _weighted_mean(loss: Tensor, weights: Tensor | None) -> Tensor:
 
 @contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
-    """Set an event on SIGINT or SIGTERM; a second SIGINT interrupts at once.
+    """Set an event on SIGINT or SIGTERM; a second SIGINT interrupts immediately.
 
-    Signals can only be caught in the main thread; elsewhere the event is never set.
+    Signals can only be caught in the main thread; in another thread the event is never set.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield stop
     finally:
