@@ -1,4 +1,4 @@
-"""Features by hand: what a table of users or items comes to, without columns or fitting."""
+"""Feature values built by hand, without columns or fitting."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from candid.features import Bags, Codes, FeatureTable, Numbers
 
 
 def make_values(num_rows, seed=0):
-    """One feature of each form, hashes and empty bags included; "type" is a legal name."""
+    """One feature of each form, with hashes and empty bags; "type" is a valid name."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, 4, (num_rows,), generator=generator)
     lengths[0] = 0

@@ -1,3 +1,5 @@
+"""The tower over context features."""
+
 import pytest
 import torch
 
@@ -12,10 +14,10 @@ FORMS = {
 }
 
 
-def asked(hours, gaps=None):
+def queries_at(hours, gaps=None):
     gaps = torch.zeros(len(hours), 2) if gaps is None else gaps
-    moment = {"hour": Codes(torch.tensor(hours)[:, None], 24), "gap": Numbers(gaps)}
-    return Queries(user_ids=torch.zeros(len(hours), dtype=torch.int64), context=moment)
+    context = {"hour": Codes(torch.tensor(hours)[:, None], 24), "gap": Numbers(gaps)}
+    return Queries(user_ids=torch.zeros(len(hours), dtype=torch.int64), context=context)
 
 
 def make(**settings):
@@ -24,37 +26,39 @@ def make(**settings):
     return ContextFeatures.Config(dim=6, field_dim=8, hidden=(16,), **settings).build(context)
 
 
-def test_equal_moments_have_equal_vectors_and_others_do_not():
+def test_vector_depends_on_the_context_alone():
     tower = make().eval()
-    vectors = tower(asked([3, 5, 3]))
+    vectors = tower(queries_at([3, 5, 3]))
     assert vectors.shape == (3, 6)
     assert torch.equal(vectors[0], vectors[2])
     assert not torch.allclose(vectors[0], vectors[1])
-    late = tower(asked([3], torch.tensor([[2.0, 0.0]])))
+    late = tower(queries_at([3], torch.tensor([[2.0, 0.0]])))
     assert not torch.allclose(vectors[:1], late)
 
 
-def test_what_the_hour_decides_is_learnt():
+def test_preference_by_hour_is_learnt():
     tower = make(dropout=0.0, unknown_rate=0.0)
     items = torch.nn.Parameter(torch.randn(2, 6) * 0.1)
     hours = torch.arange(24)
-    wanted = (hours >= 12).long()
+    targets = (hours >= 12).long()
     optimizer = torch.optim.Adam([*tower.parameters(), items], lr=0.02)
     for _ in range(150):
-        loss = torch.nn.functional.cross_entropy(tower(asked(hours.tolist())) @ items.T, wanted)
+        loss = torch.nn.functional.cross_entropy(
+            tower(queries_at(hours.tolist())) @ items.T, targets
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1
 
 
-def test_what_is_not_there_is_named():
+def test_missing_context_or_feature_is_named():
     with pytest.raises(ConfigError, match=r"\[features\.context\.NAME\]"):
         ContextFeatures.Config().build(TowerContext(3, 4, 5))
     with pytest.raises(ConfigError, match=r"pass context="):
         make()(Queries(user_ids=torch.zeros(1, dtype=torch.int64)))
-    lacking = Queries(
+    without_hour = Queries(
         user_ids=torch.zeros(1, dtype=torch.int64), context={"gap": Numbers(torch.zeros(1, 2))}
     )
     with pytest.raises(DataError, match="reads feature 'hour'"):
-        make()(lacking)
+        make()(without_hour)

@@ -1,7 +1,4 @@
-"""What every registered tower, and the model of any two, must do."""
-
-from dataclasses import replace
-from typing import Any
+"""The contract suite over all registered towers, the model of two, and a new tower."""
 
 import numpy as np
 import pytest
@@ -9,91 +6,57 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-import candid.towers
 from candid.batches import Queries, pack_histories
 from candid.errors import ConfigError, UnknownNameError
-from candid.features import FeatureTable, Numbers
-from candid.towers import TOWERS, ItemTower, ModelConfig, QueryTower, TowerConfig, TowerContext
+from candid.testing import check_tower
+from candid.towers import TOWERS, ModelConfig, QueryTower, TowerConfig, TowerContext
 
 NUM_USERS, NUM_ITEMS, MAX_LENGTH = 7, 11, 5
 PLAIN = TowerContext(NUM_USERS, NUM_ITEMS, MAX_LENGTH)
 
 
-def queries_of(*histories, rows=slice(None)):
-    """Queries of users 0, 1, …, each with a moment of its own; ``rows`` of them."""
-    chosen = list(enumerate(histories))[rows]
-    lengths = np.array([len(history) for _, history in chosen])
-    items = np.concatenate([np.array(history, dtype=np.int64) for _, history in chosen])
-    users = np.array([user for user, _ in chosen], dtype=np.int64)
-    moments = {"gap": Numbers(torch.from_numpy(np.stack([users % 3, users], axis=1)).float())}
-    return pack_histories(users, items, lengths, context=moments)
-
-
-@pytest.fixture
-def context(table_of):
-    return TowerContext(
-        NUM_USERS,
-        NUM_ITEMS,
-        MAX_LENGTH,
-        item_features=table_of(NUM_ITEMS),
-        user_features=table_of(NUM_USERS),
-        context_features=FeatureTable({}, {}, {"gap": Numbers(torch.zeros(0, 2))}),
-        item_is_trained=torch.arange(NUM_ITEMS) != 3,
-    )
+def queries_of(*histories):
+    """Queries of users 0, 1, … with these histories."""
+    lengths = np.array([len(history) for history in histories])
+    items = np.concatenate([np.array(history, dtype=np.int64) for history in histories])
+    return pack_histories(np.arange(len(histories)), items, lengths)
 
 
 SETTINGS = {"joined": {"towers": ["user_features", {"type": "user_embedding", "dim": 3}]}}
-"""What has no default."""
-
-
-def build(name, context, item_tower="item_embedding") -> Any:
-    items: Any = TOWERS[item_tower].Config(dim=8).build(context)
-    torch.manual_seed(0)
-    settings = SETTINGS.get(name, {}) | {"dim": 8}
-    return TOWERS[name].Config(**settings).build(replace(context, item_tower=items)).eval()
-
-
-@pytest.mark.parametrize("item_tower", ["item_embedding", "item_features"])
-@pytest.mark.parametrize("name", sorted(TOWERS))
-def test_every_tower(name, item_tower, context):
-    tower = build(name, context, item_tower)
-    if isinstance(tower, ItemTower):
-        ids = torch.tensor([3, 0, 3, 10])
-        vectors = tower(ids)
-        assert vectors.shape == (4, 8)
-        assert tower.catalog().shape == (NUM_ITEMS, 8)
-        torch.testing.assert_close(vectors, tower.catalog()[ids])
-    else:
-        vectors = tower(queries_of([1, 2, 3], [4], [5, 6]))
-        assert vectors.shape == (3, 8)
-        alone = torch.cat([tower(one) for one in one_by_one([1, 2, 3], [4], [5, 6])])
-        torch.testing.assert_close(vectors, alone)
-    assert vectors.dtype == torch.float32
-    vectors.sum().backward()
-    touched = [p for p in tower.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
-    assert touched
+"""Settings without a default."""
 
 
 @pytest.mark.parametrize("name", sorted(TOWERS))
-def test_every_tower_comes_back_from_its_weights(name, context):
-    tower, other = build(name, context), build(name, context)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.normal_()
-    other.load_state_dict(tower.state_dict())
-    if isinstance(tower, ItemTower):
-        assert torch.equal(other.catalog(), tower.catalog())
-    else:
-        queries = queries_of([1, 2, 3], [4], [5, 6])
-        assert torch.equal(other(queries), tower(queries))
+def test_registered_tower_keeps_the_contract(name):
+    check_tower(TOWERS[name], **SETTINGS.get(name, {}))
 
 
-def one_by_one(*histories):
-    for user in range(len(histories)):
-        yield queries_of(*histories, rows=slice(user, user + 1))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"type": "causal_transformer", "positions": "rotary", "read_event_types": True},
+        {"type": "causal_transformer", "input_items": "separate", "num_heads": 2},
+        {"type": "item_features", "id_mode": "override", "interaction": "cross"},
+        {"type": "user_features", "id_mode": "field", "interaction": "attention"},
+        {
+            "type": "joined",
+            "towers": ["context_features", {"type": "causal_transformer", "dim": 8}],
+            "hidden": [8],
+        },
+    ],
+    ids=lambda settings: settings["type"],
+)
+def test_other_settings_keep_the_contract(settings):
+    settings = dict(settings)
+    if settings["type"] == "joined":
+        settings["towers"] = [
+            {"type": "context_features"},
+            {"type": "causal_transformer", "dim": 8},
+        ]
+    check_tower(TOWERS[settings.pop("type")], **settings)
 
 
-def test_cosine_and_temperature_are_folded_into_the_vectors():
+def test_vectors_include_cosine_and_temperature():
     model = ModelConfig(similarity="cosine", temperature=0.1).build(PLAIN)
     model.eval()
     items = model.encode_catalog()
@@ -104,11 +67,11 @@ def test_cosine_and_temperature_are_folded_into_the_vectors():
 
 
 @pytest.mark.parametrize("learn", [True, False])
-def test_the_temperature_learns_only_when_asked(learn):
+def test_temperature_is_trained_only_if_configured(learn):
     model = ModelConfig(temperature=0.5, learn_temperature=learn).build(PLAIN)
     (model.encode_queries(queries_of([1])) ** 2).sum().backward()
-    learned = dict(model.named_parameters()).get("log_temperature")
-    assert (learned is not None and learned.grad is not None) == learn
+    parameter = dict(model.named_parameters()).get("log_temperature")
+    assert (parameter is not None and parameter.grad is not None) == learn
     assert "log_temperature" in model.state_dict()
 
 
@@ -117,10 +80,10 @@ def test_the_temperature_learns_only_when_asked(learn):
     [
         (
             {"query_tower": {"type": "user_embedding", "dim": 4}},
-            "model.query_tower has dim 4 and model.item_tower 64",
+            "model.query_tower.dim 4 must equal model.item_tower.dim 64",
         ),
-        ({"query_tower": "item_embedding"}, "model.query_tower must be a tower over users"),
-        ({"item_tower": "user_embedding"}, "model.item_tower must be a tower over items"),
+        ({"query_tower": "item_embedding"}, "model.query_tower must be a query tower"),
+        ({"item_tower": "user_embedding"}, "model.item_tower must be an item tower"),
     ],
 )
 def test_towers_that_do_not_fit_are_refused(settings, message):
@@ -129,18 +92,19 @@ def test_towers_that_do_not_fit_are_refused(settings, message):
         config.build(PLAIN)
 
 
-def test_an_unknown_tower_lists_the_known_ones():
+def test_unknown_tower_error_suggests_a_known_one():
     with pytest.raises(UnknownNameError, match="did you mean 'user_embedding'"):
         ModelConfig.model_validate({"query_tower": "user_embeding"})
 
 
 class MeanOfHistory(QueryTower):
-    """The mean of the items' vectors: a whole new tower in a few lines."""
+    """The mean of the vectors of the items of the history."""
 
+    reads_history = True
     needs_history = True
 
     class Config(TowerConfig):
-        dim: int = Field(8, description="width")
+        dim: int = Field(8, description="width of the vectors")
 
         def build(self, context: TowerContext) -> "MeanOfHistory":
             return MeanOfHistory(context.num_items, self.dim)
@@ -151,11 +115,34 @@ class MeanOfHistory(QueryTower):
         self.table = nn.EmbeddingBag(num_items, dim, mode="mean")
 
     def forward(self, queries: Queries) -> Tensor:
-        return self.table(queries.history.item_ids, queries.history.offsets[:-1])
+        history = queries.history
+        means = self.table(history.item_ids, history.offsets[:-1])
+        return means.masked_fill((history.offsets.diff() == 0)[:, None], torch.nan)
 
 
-def test_a_new_tower_is_one_class_and_one_line(monkeypatch):
-    monkeypatch.setitem(candid.towers.TOWERS, "mean_of_history", MeanOfHistory)
+def test_new_tower_keeps_the_contract():
+    check_tower(MeanOfHistory, is_registered=False)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"reads_history": False}, "reads_history is False, but the vectors depend"),
+        ({"reads_context": True}, "reads_context is True, but the vectors do not depend"),
+        ({"reads_user_features": True}, "reads_user_features is True, but"),
+        ({"needs_history": False}, "needs_history is False: accept an empty history"),
+    ],
+)
+def test_contract_reports_a_wrong_flag(monkeypatch, attributes, message):
+    for name, value in attributes.items():
+        monkeypatch.setattr(MeanOfHistory, name, value)
+    with pytest.raises(AssertionError, match=message):
+        check_tower(MeanOfHistory, is_registered=False)
+
+
+def test_new_tower_is_one_class_and_one_registry_line(monkeypatch):
+    monkeypatch.setitem(TOWERS, "mean_of_history", MeanOfHistory)
+    check_tower(MeanOfHistory)
     config = ModelConfig.model_validate(
         {
             "query_tower": {"type": "mean_of_history", "dim": 6},

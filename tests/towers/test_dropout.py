@@ -1,4 +1,4 @@
-"""The law of dropout, by counting."""
+"""The distribution of dropout, by counting."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from candid.towers.dropout import Dropout
 
 
 @pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.9])
-def test_values_are_dropped_with_probability_p_and_the_rest_keep_the_mean(p):
+def test_values_are_dropped_with_probability_p_and_the_mean_stays(p):
     torch.manual_seed(0)
     values = torch.ones(999, 1001)
     out = Dropout(p)(values)
@@ -18,14 +18,14 @@ def test_values_are_dropped_with_probability_p_and_the_rest_keep_the_mean(p):
     torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=1e-3, atol=0)
 
 
-def test_neighbours_that_share_a_draw_are_independent():
+def test_values_from_one_random_number_are_independent():
     torch.manual_seed(0)
     dropped = (Dropout(0.3)(torch.ones(400_000)) == 0).float().view(-1, 4)
     pairs = torch.corrcoef(dropped.T) - torch.eye(4)
     assert float(pairs.abs().max()) < 5 / 100_000**0.5
 
 
-def test_gradient_passes_where_the_value_did():
+def test_gradient_is_zero_where_the_value_is():
     torch.manual_seed(0)
     values = torch.ones(100, requires_grad=True)
     out = Dropout(0.5)(values)
@@ -33,14 +33,14 @@ def test_gradient_passes_where_the_value_did():
     torch.testing.assert_close(values.grad, out.detach())
 
 
-def test_identity_when_off():
+def test_dropout_is_the_identity_when_off():
     values = torch.ones(7, dtype=torch.bfloat16)
     assert Dropout(0.5).eval()(values) is values
     assert Dropout(0.0)(values) is values
     assert Dropout(0.5)(values).dtype == torch.bfloat16
 
 
-def test_the_seed_decides():
+def test_seed_determines_the_mask():
     outs = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -49,6 +49,6 @@ def test_the_seed_decides():
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 1.5])
-def test_other_probabilities_are_refused(p):
+def test_invalid_probability_is_refused(p):
     with pytest.raises(ConfigError, match="dropout"):
         Dropout(p)

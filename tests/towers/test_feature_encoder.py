@@ -1,4 +1,4 @@
-"""Rows to vectors: who is known by id, who by features alone, and how often each is encoded."""
+"""The encoder of rows: ids, features, unknown rows, and how often each row is encoded."""
 
 import pytest
 import torch
@@ -7,6 +7,21 @@ from candid.errors import DataError
 from candid.features import Codes
 from candid.towers import feature_encoder
 from candid.towers.feature_encoder import FeatureEncoder
+
+NEUTRAL = {
+    "field_dim": 32,
+    "unknown_rate": 0.0,
+    "interaction": "none",
+    "cross_layers": 2,
+    "attention_layers": 1,
+    "attention_heads": 2,
+    "hidden": (128,),
+    "activation": "gelu",
+    "dropout": 0.0,
+    "id_mode": "residual",
+    "id_dropout": 0.0,
+}
+"""Settings without randomness in training."""
 
 SETTINGS = [
     {"id_mode": "none"},
@@ -19,8 +34,8 @@ SETTINGS = [
 ]
 
 
-def test_an_id_that_is_in_no_table_is_named(values_of):
-    encoder = FeatureEncoder(values_of(5), dim=4).eval()
+def test_id_outside_the_table_is_refused(values_of):
+    encoder = FeatureEncoder(values_of(5), dim=4, **NEUTRAL).eval()
     for wrong in (5, -2):
         with pytest.raises(DataError, match=f"id {wrong} is outside the table"):
             encoder(torch.tensor([0, wrong]))
@@ -32,21 +47,21 @@ def name_of(settings):
 
 def make(values, is_trained=None, **settings):
     torch.manual_seed(0)
-    settings = {"dim": 6, "field_dim": 4, "hidden": (8,)} | settings
+    settings = NEUTRAL | {"dim": 6, "field_dim": 4, "hidden": (8,)} | settings
     encoder = FeatureEncoder(values, is_trained, **settings)
-    with torch.no_grad():  # what begins at zero, away from it, so that a lost one is seen
+    with torch.no_grad():  # move zeros away from zero, so that a missing term changes the result
         for parameter in encoder.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return encoder.eval()
 
 
-def alike(num_rows=6):
-    """Rows that no feature tells apart."""
+def equal_values(num_rows=6):
+    """Rows with the same features."""
     return {"type": Codes(torch.ones(num_rows, 1).long(), 3)}
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
-def test_every_row_is_what_each_row_is(values_of, settings, monkeypatch):
+def test_every_row_equals_single_rows(values_of, settings, monkeypatch):
     encoder = make(values_of(10), torch.arange(10) % 3 > 0, **settings)
     whole = encoder.every_row()
     assert whole.requires_grad
@@ -59,16 +74,16 @@ def test_every_row_is_what_each_row_is(values_of, settings, monkeypatch):
         torch.testing.assert_close(encoder.every_row(), whole)
 
 
-def test_without_gradient_rows_are_encoded_in_chunks(values_of, monkeypatch):
+def test_rows_without_gradient_are_encoded_in_chunks(values_of, monkeypatch):
     encoder = make(values_of(10))
     monkeypatch.setattr(feature_encoder, "CHUNK", 4)
     sizes = []
     encoder.perceptron.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
-    told = []
+    reports = []
     with torch.no_grad():
-        encoder.every_row(lambda *done: told.append(done))
+        encoder.every_row(lambda *done: reports.append(done))
     assert sizes == [4, 4, 2]
-    assert told == [(4, 10), (8, 10), (10, 10)]
+    assert reports == [(4, 10), (8, 10), (10, 10)]
     encoder.every_row()
     assert sizes[3:] == [10]
 
@@ -85,10 +100,10 @@ def test_each_distinct_id_is_encoded_once_and_its_gradients_add_up(values_of):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
-def test_every_parameter_is_trained(values_of, settings):
+def test_every_parameter_gets_a_gradient(values_of, settings):
     encoder = make(values_of(10), torch.arange(10) > 1, id_dropout=0.3, **settings).train()
     weights = torch.randn(10, 6)
-    for _ in range(20):  # enough draws for the unknown id
+    for _ in range(20):  # enough samples for the unknown id
         (encoder.every_row() * weights).sum().backward()
     for name, parameter in encoder.named_parameters():
         assert parameter.grad is not None, name
@@ -97,34 +112,36 @@ def test_every_parameter_is_trained(values_of, settings):
 
 
 @pytest.mark.parametrize("mode", ["field", "residual", "override"])
-def test_rows_never_trained_share_the_unknown_id(mode):
-    encoder = make(alike(), torch.tensor([True, True, False, True, False, True]), id_mode=mode)
+def test_untrained_rows_share_the_unknown_id(mode):
+    encoder = make(
+        equal_values(), torch.tensor([True, True, False, True, False, True]), id_mode=mode
+    )
     vectors = encoder.every_row()
     assert torch.equal(vectors[2], vectors[4])
     assert len(vectors.unique(dim=0)) == 5
-    torch.testing.assert_close(encoder.encode_values(alike(1)), vectors[[2]])
+    torch.testing.assert_close(encoder.encode_values(equal_values(1)), vectors[[2]])
 
 
-def test_without_ids_only_features_count():
-    vectors = make(alike(), id_mode="none").every_row()
+def test_id_mode_none_ignores_the_id():
+    vectors = make(equal_values(), id_mode="none").every_row()
     assert torch.equal(vectors, vectors[:1].expand(6, 6))
 
 
 @pytest.mark.parametrize("mode", ["field", "residual", "override"])
-def test_id_dropout_acts_in_training_only_and_gives_the_unknown_id(mode):
-    encoder = make(alike(2000), id_mode=mode, id_dropout=0.25)
-    unknown = encoder.encode_values(alike(1))
+def test_id_dropout_gives_the_unknown_id_in_training_only(mode):
+    encoder = make(equal_values(2000), id_mode=mode, id_dropout=0.25)
+    unknown = encoder.encode_values(equal_values(1))
     assert not (encoder.every_row() == unknown).all(1).any()
     encoder.train()
     is_dropped = torch.isclose(encoder.every_row(), unknown).all(1)
     assert 0.2 < float(is_dropped.float().mean()) < 0.3
     once = torch.isclose(encoder(torch.arange(2000).repeat(2)), unknown).all(1)
     assert torch.equal(once[:2000], once[2000:])
-    everything = make(alike(), id_mode=mode, id_dropout=1.0).train().every_row()
-    assert torch.equal(everything, everything[:1].expand(6, 6))
+    all_dropped = make(equal_values(), id_mode=mode, id_dropout=1.0).train().every_row()
+    assert torch.equal(all_dropped, all_dropped[:1].expand(6, 6))
 
 
-def test_an_id_that_overrides_leaves_the_features_to_rows_never_trained(values_of):
+def test_override_uses_features_for_untrained_rows_only(values_of):
     is_trained = torch.arange(10) % 3 > 0
     encoder = make(values_of(10), is_trained, id_mode="override")
     alone = make(values_of(10), id_mode="none")
@@ -136,26 +153,26 @@ def test_an_id_that_overrides_leaves_the_features_to_rows_never_trained(values_o
     assert not encoder.perceptron.linear.weight.grad.any()
 
 
-def test_the_unknown_id_begins_as_nothing():
-    encoder = FeatureEncoder(alike(), dim=6)
+def test_unknown_id_is_initialised_to_zero():
+    encoder = FeatureEncoder(equal_values(), dim=6, **NEUTRAL)
     assert not encoder.ids.weight[0].any()
     assert encoder.ids.weight[1:].any(1).all()
 
 
-def test_of_an_id_below_zero_nothing_is_known(values_of):
+def test_negative_id_is_an_unknown_row(values_of):
     values = values_of(10)
     encoder = make(values)
-    nothing = {
+    unknown = {
         "type": Codes(torch.zeros(1, 1).long(), 6),
         "a.b": Codes(torch.zeros(1, 3).long(), 9),
         "genres": values["genres"].take(torch.tensor([0])),  # the first bag is empty
         "age": type(values["age"])(torch.zeros(1, 2)),
     }
-    expected = encoder.encode_values(nothing)
+    expected = encoder.encode_values(unknown)
     torch.testing.assert_close(encoder(torch.tensor([3, -1, -1]))[1:], expected.expand(2, 6))
 
 
-def test_rows_outside_the_dataset_are_encoded_as_those_inside(values_of):
+def test_new_rows_are_encoded_as_rows_of_the_dataset(values_of):
     values = values_of(10)
     encoder = make(values, torch.zeros(10, dtype=torch.bool))
     order = torch.randperm(10)
@@ -167,11 +184,10 @@ def test_rows_outside_the_dataset_are_encoded_as_those_inside(values_of):
         encoder.encode_values({})
 
 
-def test_weights_are_apart_from_the_values(values_of):
-    first, second = (
-        make(values_of(10)),
-        FeatureEncoder(values_of(10, seed=1), dim=6, field_dim=4, hidden=(8,)).eval(),
-    )
+def test_checkpoint_does_not_contain_the_values(values_of):
+    settings = NEUTRAL | {"dim": 6, "field_dim": 4, "hidden": (8,)}
+    first = make(values_of(10))
+    second = FeatureEncoder(values_of(10, seed=1), **settings).eval()
     state = first.state_dict()
     assert state.keys() == dict(first.named_parameters()).keys()
     second.load_state_dict(state)
@@ -182,7 +198,7 @@ def test_weights_are_apart_from_the_values(values_of):
 
 
 @pytest.mark.parametrize("interaction", ["none", "cross", "attention"])
-def test_bfloat16_products_stay_near_float32(values_of, interaction):
+def test_bfloat16_products_are_close_to_float32(values_of, interaction):
     encoder = make(values_of(10), interaction=interaction)
     exact = encoder.every_row()
     with torch.autocast("cpu", torch.bfloat16):
@@ -197,7 +213,7 @@ def test_bfloat16_products_stay_near_float32(values_of, interaction):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
-def test_a_gpu_gives_the_same_vectors(values_of, settings):
+def test_gpu_gives_the_same_vectors(values_of, settings):
     encoder = make(values_of(10), torch.arange(10) > 1, **settings)
     ids = torch.tensor([3, -1, 3, 0])
     expected, outside = encoder(ids), encoder.encode_values(values_of(4, seed=1))

@@ -1,17 +1,17 @@
-"""Values to field vectors, against sums written out by hand."""
+"""Field vectors against sums written out by hand."""
 
 import pytest
 import torch
 
 from candid.errors import DataError
 from candid.features import Bags, Codes, Numbers
-from candid.towers.fields import FieldEncoder, with_unknown
+from candid.towers.fields import FieldEncoder, replace_by_unknown
 
 
 def make(values, dim=3, **settings):
     torch.manual_seed(0)
-    encoder = FieldEncoder(values, dim, **settings)
-    with torch.no_grad():  # what begins at zero, away from it, so that a lost one is seen
+    encoder = FieldEncoder(values, dim=dim, **{"unknown_rate": 0.0} | settings)
+    with torch.no_grad():  # move zeros away from zero, so that a missing term changes the result
         for parameter in encoder.parameters():
             parameter.add_(torch.randn_like(parameter))
     return encoder.eval()
@@ -25,7 +25,7 @@ def test_codes_are_the_mean_over_their_hashes():
     torch.testing.assert_close(encoder(values)[:, 0], expected)
 
 
-def test_bags_are_the_mean_over_their_codes_and_an_empty_one_has_its_own_vector():
+def test_bags_are_the_mean_over_their_codes_and_an_empty_bag_has_a_vector():
     values = {"genres": Bags(torch.tensor([1, 2, 2, 3]), torch.tensor([0, 3, 3, 4]), 4)}
     encoder = make(values)
     field = encoder.fields[0]
@@ -52,7 +52,7 @@ def test_numbers_are_mapped_affinely():
     torch.testing.assert_close(encoder(values)[:, 0], expected)
 
 
-def test_fields_stand_in_the_order_of_the_recipe_whatever_the_order_of_the_values(values_of):
+def test_order_of_fields_does_not_depend_on_the_order_of_values(values_of):
     values = values_of(7)
     encoder = make(values)
     fields = encoder(values)
@@ -61,7 +61,7 @@ def test_fields_stand_in_the_order_of_the_recipe_whatever_the_order_of_the_value
     assert torch.equal(encoder(dict(reversed(values.items()))), fields)
 
 
-def test_rows_do_not_depend_on_their_neighbours(values_of):
+def test_rows_do_not_depend_on_other_rows(values_of):
     values = values_of(9)
     encoder = make(values)
     rows = torch.tensor([8, 0, 3, 3, 5])
@@ -69,24 +69,26 @@ def test_rows_do_not_depend_on_their_neighbours(values_of):
     torch.testing.assert_close(taken, encoder(values)[rows])
 
 
-def test_no_rows_are_no_vectors(values_of):
+def test_no_rows_give_no_vectors(values_of):
     values = values_of(4)
-    nobody = {name: value.take(torch.zeros(0).long()) for name, value in values.items()}
-    assert make(values)(nobody).shape == (0, 4, 3)
+    empty = {name: value.take(torch.zeros(0).long()) for name, value in values.items()}
+    assert make(values)(empty).shape == (0, 4, 3)
 
 
-def test_what_training_never_meets_is_neutral(values_of):
+def test_unknown_values_are_initialised_to_zero(values_of):
     values = values_of(5)
-    encoder = FieldEncoder(values, 3)
+    encoder = FieldEncoder(values, dim=3, unknown_rate=0.0)
     unknown = {
         "type": Codes(torch.zeros(1, 1).long(), 6),
         "a.b": Codes(torch.zeros(1, 3).long(), 9),
         "genres": Bags(torch.zeros(0).long(), torch.zeros(2).long(), 5),
     }
-    without_numbers = FieldEncoder({name: values[name] for name in unknown}, 3)
+    without_numbers = FieldEncoder(
+        {name: values[name] for name in unknown}, dim=3, unknown_rate=0.0
+    )
     assert not without_numbers(unknown).any()
-    spread = torch.cat([field.table.weight[1:].flatten() for field in encoder.fields[:3]]).std()
-    assert 0.01 < float(spread.detach()) < 0.04
+    deviation = torch.cat([field.table.weight[1:].flatten() for field in encoder.fields[:3]]).std()
+    assert 0.01 < float(deviation.detach()) < 0.04
 
 
 def test_unknown_rate_acts_in_training_only():
@@ -108,7 +110,7 @@ def test_unknown_rate_acts_in_training_only():
     assert encoder.fields[0].table.weight.grad[0].any()
 
 
-def test_unknown_rate_takes_the_codes_of_a_bag_one_by_one():
+def test_unknown_rate_replaces_single_codes_of_a_bag():
     values = {"genres": Bags(torch.ones(4000).long(), torch.tensor([0, 4000]), 2)}
     encoder = make(values, unknown_rate=0.25).train()
     table = encoder.fields[0].table.weight
@@ -117,18 +119,18 @@ def test_unknown_rate_takes_the_codes_of_a_bag_one_by_one():
     assert 0.2 < float(share[0].detach()) < 0.3
 
 
-def test_the_hashes_of_a_value_are_replaced_together_and_arguments_stay_as_they_were():
+def test_hashes_of_a_value_are_replaced_together():
     ids = torch.ones(1000, 3).long()
-    replaced = with_unknown(ids, 0.5, is_training=True)
+    replaced = replace_by_unknown(ids, 0.5, is_training=True)
     assert set(replaced.sum(1).tolist()) == {0, 3}
     assert ids.all()
-    assert with_unknown(ids, 0.5, is_training=False) is ids
-    assert not with_unknown(ids, 1.0, is_training=True).any()
+    assert replace_by_unknown(ids, 0.5, is_training=False) is ids
+    assert not replace_by_unknown(ids, 1.0, is_training=True).any()
 
 
-def test_a_missing_feature_is_one_sentence(values_of):
+def test_missing_feature_is_named(values_of):
     values = values_of(3)
     encoder = make(values)
     del values["genres"]
-    with pytest.raises(DataError, match=r"'genres', which is not among those given: type, a\.b"):
+    with pytest.raises(DataError, match=r"'genres', but the rows have only type, a\.b"):
         encoder(values)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from candid.errors import ConfigError
 from candid.towers.interaction import CrossLayers, FieldAttention, FieldMixer
 
+LAYERS = {"cross_layers": 2, "attention_layers": 1, "attention_heads": 2}
+
 
 def test_one_cross_layer_by_hand():
     cross = CrossLayers(2, 1)
@@ -49,11 +51,11 @@ def test_attention_equals_one_row_and_head_at_a_time():
                 heads.append(weights / weights.sum(1, keepdim=True) @ v[:, part])
             x = torch.cat(heads, dim=1).add(itself).clamp(min=0)
         rows.append(x)
-    # Scores pass through float32.
+    # Scores are computed in float32.
     torch.testing.assert_close(attention(fields), torch.stack(rows), rtol=1e-5, atol=1e-6)
 
 
-def test_attention_knows_fields_by_what_they_hold():
+def test_attention_is_equivariant_to_the_order_of_fields():
     torch.manual_seed(0)
     attention = FieldAttention(4, 1, 2)
     fields = torch.randn(2, 3, 4)
@@ -62,9 +64,9 @@ def test_attention_knows_fields_by_what_they_hold():
 
 
 @pytest.mark.parametrize("interaction", ["none", "cross", "attention"])
-def test_the_mixer_normalises_the_row_and_then_lets_fields_meet(interaction):
+def test_mixer_normalises_the_row_before_the_interaction(interaction):
     torch.manual_seed(0)
-    mixer = FieldMixer(3, 4, interaction)
+    mixer = FieldMixer(3, 4, interaction=interaction, **LAYERS)
     fields = 0.02 * torch.randn(5, 3, 4)
     row = F.layer_norm(fields.flatten(1), (12,))
     expected = {
@@ -76,6 +78,6 @@ def test_the_mixer_normalises_the_row_and_then_lets_fields_meet(interaction):
     assert mixer.width == 12
 
 
-def test_heads_must_divide_the_width():
-    with pytest.raises(ConfigError, match="attention_heads 3 must divide field_dim 4"):
-        FieldMixer(2, 4, "attention", attention_heads=3)
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ConfigError, match="attention_heads must divide field_dim 4, got 3"):
+        FieldMixer(2, 4, interaction="attention", **LAYERS | {"attention_heads": 3})

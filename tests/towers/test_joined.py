@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from candid.batches import Queries, pack_histories
 from candid.errors import ConfigError
@@ -38,7 +37,7 @@ ITEM_TOWERS = [{"type": "item_embedding", "dim": 8}, {"type": "item_features", "
 
 
 @pytest.mark.parametrize("item_tower", ITEM_TOWERS, ids=lambda tower: tower["type"])
-def test_history_and_user_features_meet(table_of, item_tower):
+def test_joined_combines_history_and_user_features(table_of, item_tower):
     model = model_of(table_of, item_tower, towers=BOTH)
     query = queries()
     vectors = model.encode_queries(query)
@@ -53,10 +52,10 @@ def test_history_and_user_features_meet(table_of, item_tower):
     assert tower.towers[0].positions.weight.grad.any()
 
 
-def test_parts_as_wide_as_the_query_begin_as_their_sum():
+def test_towers_of_the_output_width_are_initialised_to_their_sum():
     torch.manual_seed(0)
-    parts = [UserEmbedding(NUM_USERS, dim) for dim in (8, 8)]
-    joined = Joined(parts, dim=8)
+    parts = [UserEmbedding(NUM_USERS, dim=dim) for dim in (8, 8)]
+    joined = Joined(parts, dim=8, hidden=(), activation="gelu", dropout=0.0)
     query = Queries(user_ids=torch.tensor([3, 3, 0]))
     total = parts[0](query) + parts[1](query)
     torch.testing.assert_close(joined(query), total + joined.perceptron.linear.bias)
@@ -64,25 +63,25 @@ def test_parts_as_wide_as_the_query_begin_as_their_sum():
     assert joined.needs_user == any(tower.needs_user for tower in joined.towers)
 
 
-def test_hidden_layers_let_parts_meet(table_of):
+def test_hidden_layers_combine_towers(table_of):
     model = model_of(table_of, ITEM_TOWERS[0], towers=BOTH, hidden=[16], dropout=0.1)
     assert model.encode_queries(queries()).shape == (2, 8)
     assert model.query_tower.perceptron.deep[0].weight.shape == (16, 12)
 
 
-def test_the_config_comes_back_as_it_was_written():
+def test_config_survives_a_round_trip():
     table = {"query_tower": {"type": "joined", "towers": BOTH}}
     written = ModelConfig.model_validate(table).model_dump(exclude_unset=True)
     assert [dict(tower) for tower in written["query_tower"]["towers"]] == BOTH
 
 
-def test_bad_parts_are_one_sentence(table_of):
-    with pytest.raises(ConfigError, match=r"query_tower\.towers must hold towers over users"):
+def test_wrong_towers_are_refused(table_of):
+    with pytest.raises(ConfigError, match=r"query_tower\.towers must be query towers"):
         model_of(table_of, ITEM_TOWERS[0], towers=["item_embedding"])
-    with pytest.raises(ConfigError, match="at least one tower in 'towers'"):
-        Joined([], dim=4)
+    with pytest.raises(ConfigError, match="name at least one query tower"):
+        Joined([], dim=4, hidden=(), activation="gelu", dropout=0.0)
 
 
-def test_a_hidden_layer_of_no_width_is_refused():
-    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+def test_hidden_layer_of_width_zero_is_refused():
+    with pytest.raises(ConfigError, match="greater than or equal to 1"):
         Joined.Config(towers=["user_embedding"], hidden=[16, 0])

@@ -1,4 +1,4 @@
-"""The perceptron and the linear map beside it."""
+"""The sum of a linear map and a perceptron."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ import torch
 from candid.towers.perceptron import Perceptron
 
 
-def test_without_hidden_layers_it_is_linear():
+def test_perceptron_without_hidden_layers_is_linear():
     torch.manual_seed(0)
-    perceptron = Perceptron(3, (), 2)
+    perceptron = Perceptron(3, dim=2, hidden=(), activation="gelu", dropout=0.0)
     x, y = torch.randn(2, 4, 3)
     torch.testing.assert_close(
         perceptron(x + y) + perceptron(torch.zeros(4, 3)), perceptron(x) + perceptron(y)
@@ -16,9 +16,9 @@ def test_without_hidden_layers_it_is_linear():
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_it_is_the_sum_of_both_paths(activation):
+def test_output_is_the_sum_of_both_paths(activation):
     torch.manual_seed(0)
-    perceptron = Perceptron(3, (5, 4), 2, activation)
+    perceptron = Perceptron(3, dim=2, hidden=(5, 4), activation=activation, dropout=0.0)
     x = torch.randn(6, 3)
     act = {"gelu": lambda z: z * torch.special.ndtr(z), "relu": lambda z: z * (z > 0)}[activation]
     first, _, _, second, _, _, last = perceptron.deep
@@ -28,7 +28,7 @@ def test_it_is_the_sum_of_both_paths(activation):
 
 
 def test_dropout_acts_in_training_only():
-    perceptron = Perceptron(3, (50,), 2, dropout=0.5).eval()
+    perceptron = Perceptron(3, dim=2, hidden=(50,), activation="gelu", dropout=0.5).eval()
     x = torch.randn(6, 3)
     assert torch.equal(perceptron(x), perceptron(x))
     perceptron.train()

@@ -1,3 +1,5 @@
+"""Rotary positions."""
+
 import math
 
 import pytest
@@ -6,30 +8,30 @@ import torch
 from candid.batches import History, Queries
 from candid.errors import ConfigError
 from candid.towers import CausalTransformer
-from candid.towers.rotary import rotate, rotations
+from candid.towers.rotary import rotate, rotation_factors
 
 
-def test_each_pair_is_turned_by_its_place_times_its_angle():
+def test_each_pair_is_rotated_by_position_times_angle():
     qkv = torch.randn(4, 3 * 12, dtype=torch.float64)
-    places = torch.tensor([0, 1, 7, 199])
-    turned = rotate(qkv, rotations(places, 6), 2).view(4, 3, 2, 3, 2)
-    for t, place in enumerate(places.tolist()):
+    positions = torch.tensor([0, 1, 7, 199])
+    rotated = rotate(qkv, rotation_factors(positions, 6), 2).view(4, 3, 2, 3, 2)
+    for t, position in enumerate(positions.tolist()):
         for part, head, pair in [(0, 0, 0), (0, 1, 2), (1, 0, 1), (1, 1, 2), (2, 1, 1)]:
             x, y = qkv.view(4, 3, 2, 3, 2)[t, part, head, pair].tolist()
-            angle = 0.0 if part == 2 else place * 10_000 ** (-2 * pair / 6)
+            angle = 0.0 if part == 2 else position * 10_000 ** (-2 * pair / 6)
             expected = [
                 x * math.cos(angle) - y * math.sin(angle),
                 x * math.sin(angle) + y * math.cos(angle),
             ]
-            assert turned[t, part, head, pair].tolist() == pytest.approx(expected, abs=1e-4)
+            assert rotated[t, part, head, pair].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_products_see_only_the_difference_of_places():
+def test_products_depend_on_the_difference_of_positions():
     qkv = torch.randn(2, 3 * 8)
 
     def product(first, second):
-        turned = rotate(qkv, rotations(torch.tensor([first, second]), 8), 1).view(2, 3, 8)
-        return float(turned[0, 0] @ turned[1, 1])
+        rotated = rotate(qkv, rotation_factors(torch.tensor([first, second]), 8), 1).view(2, 3, 8)
+        return float(rotated[0, 0] @ rotated[1, 1])
 
     assert product(9, 4) == pytest.approx(product(105, 100), abs=1e-4)
     assert product(9, 4) != pytest.approx(product(4, 9), abs=1e-2)
@@ -37,8 +39,18 @@ def test_products_see_only_the_difference_of_places():
 
 def make(**settings):
     torch.manual_seed(0)
-    defaults = dict(num_items=20, dim=8, num_blocks=2, num_heads=2, max_length=12)
-    return CausalTransformer(**defaults | {"positions": "rotary"} | settings).eval()
+    defaults = {
+        "num_items": 20,
+        "dim": 8,
+        "num_blocks": 2,
+        "num_heads": 2,
+        "max_length": 12,
+        "hidden": None,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "positions": "rotary",
+    }
+    return CausalTransformer(**defaults | settings).eval()
 
 
 def pack(sequences):
@@ -50,29 +62,29 @@ def pack(sequences):
 
 def test_packed_equals_one_sequence_at_a_time():
     tower = make()
-    with torch.no_grad():  # as they start out, weights this small hardly attend
+    with torch.no_grad():  # attention is nearly uniform with the small initial weights
         for block in tower.blocks:
             block.qkv.weight.mul_(8)
     sequences = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7], [1], [3, 1, 4]]
     alone = torch.cat([tower(pack([sequence])) for sequence in sequences])
     torch.testing.assert_close(tower(pack(sequences)), alone)
-    # The order of what came before matters to the last state, though no place has a vector.
+    # The order of earlier items changes the last state, although no position has a vector.
     swapped = tower(pack([[1, 3, 4, 1, 5]]))
     assert not torch.allclose(swapped[-1], alone[4], atol=1e-3)
 
 
-def test_no_place_has_a_parameter():
+def test_rotary_positions_have_no_parameters():
     assert not any("positions" in name for name, _ in make().named_parameters())
 
 
-def test_bfloat16_keeps_its_type():
+def test_rotate_keeps_bfloat16():
     qkv = torch.randn(3, 12, dtype=torch.bfloat16)
-    turned = rotate(qkv, rotations(torch.arange(3), 4), 1)
-    assert turned.dtype == torch.bfloat16
-    exact = rotate(qkv.double(), rotations(torch.arange(3), 4), 1)
-    torch.testing.assert_close(turned.double(), exact, rtol=0.02, atol=0.02)
+    rotated = rotate(qkv, rotation_factors(torch.arange(3), 4), 1)
+    assert rotated.dtype == torch.bfloat16
+    exact = rotate(qkv.double(), rotation_factors(torch.arange(3), 4), 1)
+    torch.testing.assert_close(rotated.double(), exact, rtol=0.02, atol=0.02)
 
 
-def test_pairs_need_an_even_width():
-    with pytest.raises(ConfigError, match="dim 9 by num_heads 3 must be even"):
+def test_odd_width_of_heads_is_refused():
+    with pytest.raises(ConfigError, match="even width of heads, got dim 9 / num_heads 3"):
         make(dim=9, num_heads=3)

@@ -1,15 +1,16 @@
-"""Tables that grow with users and items: which they are, and what training by row changes."""
+"""Row tables of the towers, and their gradients when training by row."""
 
 import pytest
 import torch
 from torch import nn
 
-from candid.features import Bags
+from candid.features import Bags, FeatureTable
 from candid.towers import (
     CausalTransformer,
     ItemEmbedding,
     ItemFeatures,
     RowTable,
+    TowerContext,
     UserEmbedding,
     row_tables,
 )
@@ -28,30 +29,35 @@ def transformer(items=None):
         num_blocks=1,
         num_heads=1,
         max_length=5,
+        hidden=None,
+        dropout=0.0,
+        attention_dropout=0.0,
+        positions="learned",
         num_event_types=2,
         input_items=items,
     )
 
 
-def test_the_tables_of_the_towers(values_of):
-    assert names(ItemEmbedding(9, 4)) == names(UserEmbedding(9, 4)) == ["embedding"]
+def test_row_tables_of_the_towers(values_of):
+    assert names(ItemEmbedding(9, dim=4)) == names(UserEmbedding(9, dim=4)) == ["embedding"]
     assert names(transformer()) == ["items"]
-    encoder = ItemFeatures(values_of(9), dim=4, id_mode="residual")
-    assert names(encoder) == ["encoder.ids"]
+    context = TowerContext(1, 9, 5, item_features=FeatureTable({}, {}, values_of(9)))
+    features = ItemFeatures.Config(dim=4, id_mode="residual").build(context)
+    assert names(features) == ["encoder.ids"]
 
 
-def test_a_shared_table_comes_once():
-    items = ItemEmbedding(9, 4)
+def test_shared_table_occurs_once():
+    items = ItemEmbedding(9, dim=4)
     both = nn.ModuleList([transformer(items.embedding), items])
     assert names(both) == ["0.items"]
 
 
-def test_tables_of_codes_train_by_row_where_codes_are_many():
+def test_large_code_tables_are_row_tables():
     assert not isinstance(code_table(MANY_CODES - 1, 2), RowTable)
     assert isinstance(code_table(MANY_CODES, 2), RowTable)
 
 
-def test_it_begins_as_any_other_table():
+def test_initial_values_equal_those_of_an_embedding_table():
     torch.manual_seed(3)
     table = RowTable(7, 5)
     torch.manual_seed(3)
@@ -59,7 +65,7 @@ def test_it_begins_as_any_other_table():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_are_those_of_the_dense_table(dtype):
+def test_sparse_gradient_equals_the_dense_one(dtype):
     table = RowTable(7, 5)
     ids = torch.tensor([[1, 6], [6, 6]])
     table.weight.data = table.weight.data.bfloat16().float()
@@ -69,9 +75,9 @@ def test_gradients_are_those_of_the_dense_table(dtype):
     assert table.every_row() is table.weight
     table.weight.grad = None
     table.train_by_row(dtype)
-    found = table(ids)
-    assert found.dtype == table.every_row().dtype == torch.float32
-    found.pow(2).sum().backward()
+    vectors = table(ids)
+    assert vectors.dtype == table.every_row().dtype == torch.float32
+    vectors.pow(2).sum().backward()
     gradient = table.weight.grad
     assert gradient.is_sparse
     assert gradient._nnz() == 4
@@ -80,7 +86,7 @@ def test_gradients_are_those_of_the_dense_table(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bags_hand_over_rows_too(dtype):
+def test_bag_field_has_a_sparse_gradient(dtype):
     field = BagField(MANY_CODES, 4, unknown_rate=0.0)
     bags = Bags(torch.tensor([5, 8, 8]), torch.tensor([0, 2, 2, 3]), MANY_CODES)
     before = field(bags)

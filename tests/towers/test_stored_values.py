@@ -1,4 +1,4 @@
-"""Values that live in the tower."""
+"""Feature values stored in a tower."""
 
 import torch
 
@@ -6,7 +6,7 @@ from candid.features import Bags, Codes, Numbers
 from candid.towers.stored_values import StoredValues
 
 
-def test_rows_come_back_as_they_were_and_below_zero_is_nothing():
+def test_take_returns_rows_and_the_unknown_row():
     stored = StoredValues(
         {
             "type": Codes(torch.tensor([[1], [2]]), 3),
@@ -25,7 +25,7 @@ def test_rows_come_back_as_they_were_and_below_zero_is_nothing():
     assert taken["picture"].values.tolist() == [[2.0, 3.0], [0.0, 0.0], [0.5, 1.0]]
 
 
-def test_they_move_with_the_model_and_stay_out_of_checkpoints(values_of):
+def test_values_move_with_the_model_and_are_not_in_checkpoints(values_of):
     stored = StoredValues(values_of(5))
     assert stored.state_dict() == {}
     assert len(list(stored.buffers())) == 5

@@ -1,4 +1,4 @@
-"""The packed transformer against a plain one that takes one sequence at a time."""
+"""The packed transformer against a reference that encodes one sequence at a time."""
 
 from dataclasses import replace
 
@@ -9,16 +9,26 @@ import torch.nn.functional as F
 
 from candid.batches import History, Queries, offsets_of
 from candid.errors import ConfigError
+from candid.features import FeatureTable
 from candid.towers import CausalTransformer, ItemEmbedding, ItemFeatures, TowerContext
 
 NUM_ITEMS, MAX_LENGTH = 30, 12
+SETTINGS = {
+    "num_items": NUM_ITEMS,
+    "max_length": MAX_LENGTH,
+    "num_blocks": 2,
+    "hidden": None,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "positions": "learned",
+}
 
 
 def make(dim=8, num_heads=2, **settings):
     torch.manual_seed(0)
-    settings = {"num_blocks": 2, "max_length": MAX_LENGTH, "num_items": NUM_ITEMS} | settings
+    settings = SETTINGS | settings
     tower = CausalTransformer(dim=dim, num_heads=num_heads, **settings).double()
-    with torch.no_grad():  # norms and biases away from their start, so that a lost one is seen
+    with torch.no_grad():  # move norms and biases away from their initial values
         for parameter in tower.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return tower.eval()
@@ -47,8 +57,8 @@ def norm(x, layer):
     )
 
 
-def plain(tower, sequence, num_heads=2):
-    """One sequence, dense attention with an explicit mask, textbook formulas."""
+def reference(tower, sequence, num_heads=2):
+    """Encode one sequence with dense attention, an explicit mask and textbook formulas."""
     x = tower.items.weight[torch.tensor(sequence)] + tower.positions.weight[: len(sequence)]
     future = torch.ones(len(sequence), len(sequence)).triu(1).bool()
     for block in tower.blocks:
@@ -77,19 +87,19 @@ def random_sequences(count, seed=0):
 def test_packed_equals_one_sequence_at_a_time(count):
     tower = make()
     sequences = random_sequences(count)
-    expected = torch.cat([plain(tower, s) for s in sequences])
+    expected = torch.cat([reference(tower, s) for s in sequences])
     torch.testing.assert_close(tower(pack(sequences)), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_query_positions_choose_the_states():
+def test_query_positions_select_the_states():
     tower = make()
     sequences = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
     every = tower(pack(sequences))
-    chosen = tower(pack(sequences, positions=[8, 0, 4, 4]))
-    torch.testing.assert_close(chosen, every[[8, 0, 4, 4]])
+    states = tower(pack(sequences, positions=[8, 0, 4, 4]))
+    torch.testing.assert_close(states, every[[8, 0, 4, 4]])
 
 
-def test_no_query_sees_later_interactions():
+def test_later_interactions_do_not_change_a_query():
     tower = make()
     first = tower(pack([[1, 2, 3, 4]]))
     changed = tower(pack([[1, 2, 9, 4]]))
@@ -97,19 +107,19 @@ def test_no_query_sees_later_interactions():
     assert not torch.allclose(first[2:], changed[2:])
 
 
-def test_gradients_equal_those_of_the_plain_one():
+def test_gradients_equal_those_of_the_reference():
     tower = make()
     sequences = random_sequences(20, seed=1)
     direction = torch.randn(sum(map(len, sequences)), 8, dtype=torch.float64)
     (tower(pack(sequences)) * direction).sum().backward()
     packed = {n: p.grad.clone() for n, p in tower.named_parameters()}
     tower.zero_grad()
-    (torch.cat([plain(tower, s) for s in sequences]) * direction).sum().backward()
+    (torch.cat([reference(tower, s) for s in sequences]) * direction).sum().backward()
     for name, parameter in tower.named_parameters():
         torch.testing.assert_close(packed[name], parameter.grad, rtol=1e-8, atol=1e-8, msg=name)
 
 
-def test_bfloat16_products_stay_near_float32():
+def test_bfloat16_products_are_close_to_float32():
     tower = make(dim=16).float()
     queries = pack(random_sequences(9))
     exact = tower(queries)
@@ -128,14 +138,14 @@ def test_dropout_acts_in_training_only():
 
 
 def test_tied_tower_reads_the_item_table():
-    items = ItemEmbedding(NUM_ITEMS, 8)
+    items = ItemEmbedding(NUM_ITEMS, dim=8)
     tied = make(input_items=items.embedding, num_heads=1)
     assert tied.items.weight is items.embedding.weight
     assert make(num_heads=1).items.weight is not items.embedding.weight
 
 
-def test_a_tied_table_is_held_under_the_name_that_checkpoints_know():
-    tower = make(input_items=ItemEmbedding(NUM_ITEMS, 8).embedding, num_blocks=1)
+def test_tied_tower_has_the_parameter_names_of_checkpoints():
+    tower = make(input_items=ItemEmbedding(NUM_ITEMS, dim=8).embedding, num_blocks=1)
     assert list(tower.state_dict()) == [
         "items.weight",
         "positions.weight",
@@ -161,14 +171,16 @@ def test_a_tied_table_is_held_under_the_name_that_checkpoints_know():
     ]
 
 
-def test_tied_tower_reads_the_features_of_items_at_each_position(values_of):
-    items = ItemFeatures(values_of(NUM_ITEMS), dim=8)
+def test_tied_tower_reads_item_features(values_of):
+    table = FeatureTable({}, {}, values_of(NUM_ITEMS))
+    context = TowerContext(1, NUM_ITEMS, MAX_LENGTH, item_features=table)
+    items = ItemFeatures.Config(dim=8, dropout=0.0, unknown_rate=0.0, id_dropout=0.0).build(context)
     tower = make(input_items=items)
     sequences = [[1, 2, 3, 2], [2], [7, 1]]
     encoded = []
     items.encoder.perceptron.register_forward_hook(lambda _, x, __: encoded.append(len(x[0])))
     vectors = tower(pack(sequences))
-    assert encoded == [4]  # the distinct ones
+    assert encoded == [4]  # the distinct items
     by_table = make(input_items=None)
     by_table.load_state_dict(
         {name: value for name, value in tower.state_dict().items() if "items." not in name}
@@ -179,33 +191,33 @@ def test_tied_tower_reads_the_features_of_items_at_each_position(values_of):
     assert all(field.table.weight.grad.any() for field in items.encoder.fields.fields[:3])
 
 
-def test_bad_settings_are_one_sentence():
-    with pytest.raises(ConfigError, match="num_heads 3 must divide dim 8"):
+def test_wrong_settings_are_refused():
+    with pytest.raises(ConfigError, match="num_heads must divide dim 8, got 3"):
         make(num_heads=3)
-    with pytest.raises(ConfigError, match="dim 8 must equal the item tower's 4"):
-        make(input_items=ItemEmbedding(NUM_ITEMS, 4).embedding)
+    with pytest.raises(ConfigError, match=r"dim must equal item_tower\.dim 4"):
+        make(input_items=ItemEmbedding(NUM_ITEMS, dim=4).embedding)
     with pytest.raises(ConfigError, match="'tied' needs an item tower"):
         CausalTransformer.Config().build(TowerContext(3, NUM_ITEMS, MAX_LENGTH))
     with pytest.raises(ConfigError, match=r"batches\.unit = 'sequence'"):
         make()(Queries(user_ids=torch.tensor([0])))
 
 
-def test_kinds_of_interactions_are_read_where_asked_for():
+def test_event_types_are_read_if_configured():
     plain_tower = make()
     tower = make(num_event_types=2)
     with torch.no_grad():
-        tower.event_types.weight[0] = 0  # as it starts out, before make() shook everything
+        tower.event_types.weight[0] = 0  # its initial value, which make() changed
     tower.load_state_dict(plain_tower.state_dict(), strict=False)
     queries = pack([[1, 2, 3], [4, 5]])
     unknown = tower(queries)
-    torch.testing.assert_close(unknown, plain_tower(queries))  # the unknown kind adds nothing
-    kinds = replace(queries.history, event_types=torch.tensor([1, 1, 1, 1, 2]))
-    read = tower(replace(queries, history=kinds))
-    assert not torch.allclose(read[0], unknown[0])
+    torch.testing.assert_close(unknown, plain_tower(queries))  # an unknown event type adds zero
+    history = replace(queries.history, event_types=torch.tensor([1, 1, 1, 1, 2]))
+    typed = tower(replace(queries, history=history))
+    assert not torch.allclose(typed[0], unknown[0])
     other = replace(queries.history, event_types=torch.tensor([1, 1, 2, 1, 2]))
     changed = tower(replace(queries, history=other))
-    torch.testing.assert_close(changed[[0, 1, 3, 4]], read[[0, 1, 3, 4]])
-    assert not torch.allclose(changed[2], read[2])
+    torch.testing.assert_close(changed[[0, 1, 3, 4]], typed[[0, 1, 3, 4]])
+    assert not torch.allclose(changed[2], typed[2])
     with pytest.raises(ConfigError, match=r"data\.event_type"):
         CausalTransformer.Config(read_event_types=True, input_items="separate").build(
             TowerContext(2, NUM_ITEMS, MAX_LENGTH)
@@ -213,18 +225,18 @@ def test_kinds_of_interactions_are_read_where_asked_for():
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_somebody_without_a_history_has_a_vector_and_changes_no_other(positions):
+def test_empty_history_has_a_vector_and_changes_no_other(positions):
     tower = make(empty_histories=True, positions=positions)
     assert not tower.needs_history
     sequences = [[1, 2, 3], [], [4], [], [], [], [5, 6], [], []]
     stops = offsets_of(np.array([len(s) for s in sequences]))[1:]
-    asked = [stop - 1 if s else -1 for s, stop in zip(sequences, stops, strict=True)]
-    found = tower(pack(sequences, asked))
+    positions = [stop - 1 if s else -1 for s, stop in zip(sequences, stops, strict=True)]
+    vectors = tower(pack(sequences, positions))
     full = [s for s in sequences if s]
     alone = tower(pack(full, np.cumsum([len(s) for s in full]) - 1))
     is_empty = torch.tensor([not s for s in sequences])
-    torch.testing.assert_close(found[~is_empty], alone)
-    assert torch.equal(found[is_empty], tower.nothing.expand(6, -1))
-    assert torch.equal(tower(pack([[], []], [-1, -1])), tower.nothing.expand(2, -1))
-    found.sum().backward()
-    torch.testing.assert_close(tower.nothing.grad, torch.full_like(tower.nothing, 6.0))
+    torch.testing.assert_close(vectors[~is_empty], alone)
+    assert torch.equal(vectors[is_empty], tower.empty_history.expand(6, -1))
+    assert torch.equal(tower(pack([[], []], [-1, -1])), tower.empty_history.expand(2, -1))
+    vectors.sum().backward()
+    torch.testing.assert_close(tower.empty_history.grad, torch.full_like(tower.empty_history, 6.0))

@@ -1,16 +1,16 @@
-"""Towers turn users and items into vectors; the retrieval model joins two of them.
+"""Towers, which encode users and items as vectors, and the retrieval model of two towers.
 
-name                 side    a vector is
-causal_transformer   query   the state of a transformer after the most recent interaction
-user_embedding       query   a free vector of the user
-user_features        query   the user's features through a perceptron, and what the id adds
-context_features     query   features of the question's moment through a perceptron
-joined               query   several of these side by side, through a perceptron
-item_embedding       item    a free vector of the item
-item_features        item    the item's features through a perceptron, and what the id adds
+name                 side    vector
+causal_transformer   query   state of a transformer after the most recent interaction
+user_embedding       query   free vector of the user
+user_features        query   features of the user through a perceptron, combined with the id
+context_features     query   features of the context through a perceptron
+joined               query   vectors of several query towers, concatenated, through a perceptron
+item_embedding       item    free vector of the item
+item_features        item    features of the item through a perceptron, combined with the id
 
-The feature towers read ``TowerContext.item_features`` and ``user_features``; they know items
-and users that training never saw. ``context_features`` reads ``Queries.context``.
+The feature towers read ``TowerContext.item_features`` and ``user_features``, so that they can
+encode new items and users. ``context_features`` reads ``Queries.context``.
 """
 
 from candid.towers.context_tower import ContextFeatures

@@ -1,4 +1,4 @@
-"""A query tower over the moment of the question: hour, weekday, time since the last interaction."""
+"""A query tower over the context: hour, weekday, time since the last interaction."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from candid.towers.protocol import QueryTower, TowerContext
 
 
 class ContextFeatures(QueryTower):
-    """A query is what the moment says of it; beside a history in a ``joined`` tower.
+    """The query vector is computed from context features; used with others in a ``joined`` tower.
 
     Args:
         values: by feature name; only their form is read.
         dim: D.
-        settings: further ones of ``FeatureMixing``.
+        settings: the other arguments of ``FeatureMixing``.
     """
 
     needs_history = False
@@ -32,14 +32,14 @@ class ContextFeatures(QueryTower):
         """Settings of ``ContextFeatures``."""
 
         def build(self, context: TowerContext) -> ContextFeatures:
-            """Make the tower.
+            """Build the tower.
 
             Raises:
                 ConfigError: the recipe has no context features.
             """
             if context.context_features is None:
                 raise ConfigError(
-                    "the tower 'context_features' has no features to read: add a section "
+                    "the tower 'context_features' has no features; add a section "
                     "[features.context.NAME] for each to the recipe"
                 )
             return ContextFeatures(context.context_features.values, **self.model_dump())
@@ -50,7 +50,7 @@ class ContextFeatures(QueryTower):
         self.mixing = FeatureMixing(values, dim=dim, **settings)
 
     def forward(self, queries: Queries) -> Tensor:
-        """Encode the moments: [B, D].
+        """Encode the context of B queries: [B, D].
 
         Raises:
             ConfigError: the queries have no context.
@@ -58,11 +58,11 @@ class ContextFeatures(QueryTower):
         """
         if queries.context is None:
             raise ConfigError(
-                "the tower 'context_features' was asked without a moment: pass context=, such as "
-                "run.features.context_for(dataset), to evaluate or recommend"
+                "the tower 'context_features' needs a context; pass context=, such as "
+                "run.features.context_for(dataset)"
             )
-        return self.mixing.mixed(self.mixing.fields(queries.context))
+        return self.mixing.mix(self.mixing.fields(queries.context))
 
     def to_padded(self, context: PaddedContext) -> PaddedContextFeatures:
-        """Read the context features from padded tensors; see ``QueryTower.to_padded``."""
+        """Return the encoder of padded context features."""
         return PaddedContextFeatures(self.mixing, context.features["context"])

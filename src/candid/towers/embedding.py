@@ -1,4 +1,4 @@
-"""Towers that look an id up in a table: one free vector a user, one free vector an item."""
+"""Towers that look up a free vector for each user or item."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from candid.towers.row_table import RowTable
 
 
 def embedding_table(num_rows: int, dim: int) -> nn.Embedding:
-    """A [num_rows, dim] float32 table, N(0, 0.02²) as in the transformer literature."""
+    """Return a [num_rows, dim] float32 table, N(0, 0.02²) as is usual for transformers."""
     table = nn.Embedding(num_rows, dim)
     nn.init.normal_(table.weight, std=0.02)
     return table
 
 
 class UserEmbedding(QueryTower):
-    """A query is the vector of its user: matrix factorisation's user side.
+    """The query vector is a free vector of the user, as in matrix factorisation.
 
     Args:
-        num_users: U; ids are 0..U-1. A user never trained on keeps its random start.
+        num_users: U; ids are 0..U-1. An untrained user keeps its random initial vector.
         dim: D.
     """
 
@@ -36,27 +36,27 @@ class UserEmbedding(QueryTower):
         dim: int = Field(64, ge=1, description="width of the vectors")
 
         def build(self, context: TowerContext) -> UserEmbedding:
-            """Make the tower for a dataset."""
-            return UserEmbedding(context.num_users, self.dim)
+            """Build the tower for a dataset."""
+            return UserEmbedding(context.num_users, dim=self.dim)
 
-    def __init__(self, num_users: int, dim: int) -> None:
+    def __init__(self, num_users: int, *, dim: int) -> None:
         super().__init__()
         self.dim = dim
         self.embedding = RowTable(num_users, dim)
 
     def forward(self, queries: Queries) -> Tensor:
-        """Look the users up: [B, D]."""
+        """Look up the users: [B, D]."""
         vectors: Tensor = self.embedding(queries.user_ids)
         return vectors
 
     def to_padded(self, context: PaddedContext) -> PaddedLookup:
-        """Look users up in the table; see ``QueryTower.to_padded``."""
+        """Return the table as a padded module."""
         table = self.embedding.every_row().detach()
         return PaddedLookup("user_id", table, table.new_full((self.dim,), torch.nan))
 
 
 class ItemEmbedding(ItemTower):
-    """An item is a free vector.
+    """The item vector is a free vector.
 
     Args:
         num_items: V; ids are 0..V-1.
@@ -69,20 +69,25 @@ class ItemEmbedding(ItemTower):
         dim: int = Field(64, ge=1, description="width of the vectors")
 
         def build(self, context: TowerContext) -> ItemEmbedding:
-            """Make the tower for a dataset."""
-            return ItemEmbedding(context.num_items, self.dim)
+            """Build the tower for a dataset."""
+            return ItemEmbedding(context.num_items, dim=self.dim)
 
-    def __init__(self, num_items: int, dim: int) -> None:
+    def __init__(self, num_items: int, *, dim: int) -> None:
         super().__init__()
         self.num_items = num_items
         self.dim = dim
         self.embedding = RowTable(num_items, dim)
 
+    @property
+    def table(self) -> RowTable:
+        """The table of item vectors."""
+        return self.embedding
+
     def forward(self, item_ids: Tensor) -> Tensor:
-        """Look the items up: [n, D]."""
+        """Look up the items: [n, D]."""
         vectors: Tensor = self.embedding(item_ids)
         return vectors
 
     def catalog(self, progress: EncodeProgress | None = None) -> Tensor:
-        """The table itself: [V, D]."""
+        """Return the table: [V, D]."""
         return self.embedding.every_row()

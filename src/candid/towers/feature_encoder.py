@@ -1,4 +1,4 @@
-"""The encoder of one side: the features, and where wanted the id, of users or items to vectors."""
+"""The encoder of one side: features, and optionally the id, of users or items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from candid.errors import ConfigError, DataError
 from candid.features import FeatureTable, Values
-from candid.towers.fields import FieldEncoder, code_table, with_unknown
+from candid.towers.fields import FieldEncoder, code_table, replace_by_unknown
 from candid.towers.interaction import FieldMixer, Interaction
 from candid.towers.perceptron import Activation, Hidden, Perceptron
 from candid.towers.protocol import EncodeProgress, TowerConfig
@@ -20,23 +20,23 @@ from candid.towers.stored_values import StoredValues
 
 IdMode = Literal["none", "field", "residual", "override"]
 
-START_SCALE = 0.1
-"""Vectors begin short, as those of a table do: at full length the NLL begins far above log V,
-and the scores of a random catalog have to be unlearnt first."""
+INITIAL_SCALE = 0.1
+"""Initial scale of the output, so that vectors are short as those of a table. At full length the
+initial NLL is far above log V, and training must first shrink random scores."""
 CHUNK = 16_384
-"""Rows encoded at a time where no gradient is wanted, so that memory stays bounded."""
+"""Rows encoded at a time without gradient, which bounds memory."""
 
 
 class MixingTowerConfig(TowerConfig):
-    """What every tower that reads features has in common."""
+    """Settings of every tower that reads features."""
 
     dim: int = Field(64, ge=1, description="width of the vectors")
-    field_dim: int = Field(32, ge=1, description="width of one feature's vector")
+    field_dim: int = Field(32, ge=1, description="width of the vector of a feature")
     unknown_rate: float = Field(
-        0.01, ge=0, lt=1, description="in training, the share of codes replaced by the unknown one"
+        0.01, ge=0, lt=1, description="share of codes replaced by the unknown one in training"
     )
     interaction: Interaction = Field(
-        "none", description="how features meet before the perceptron: not, DCN-v2, AutoInt"
+        "none", description="interaction before the perceptron: none, DCN-v2 or AutoInt"
     )
     cross_layers: int = Field(2, ge=1, description="layers of interaction = 'cross'")
     attention_layers: int = Field(1, ge=1, description="layers of interaction = 'attention'")
@@ -44,43 +44,43 @@ class MixingTowerConfig(TowerConfig):
         2, ge=1, description="heads of interaction = 'attention'; must divide field_dim"
     )
     hidden: Hidden = Field(
-        (128,), description="widths of the perceptron's hidden layers; [] for a linear map"
+        (128,), description="widths of the hidden layers of the perceptron; []: a linear map"
     )
     activation: Activation = Field("gelu", description="of the hidden layers")
     dropout: float = Field(0.1, ge=0, lt=1, description="after each hidden layer")
 
 
 class FeatureTowerConfig(MixingTowerConfig):
-    """What the feature towers of both sides have in common."""
+    """Settings of the feature towers of both sides."""
 
     id_mode: IdMode = Field(
         "residual",
-        description="leave the id out, read it as one more feature, add a vector of the id to "
-        "that of the features, or put it in their place wherever the id is known",
+        description="none: ignore the id; field: read it as a feature; residual: add its vector to "
+        "that of the features; override: use its vector instead, if the id is trained",
     )
     id_dropout: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="in training, the share of ids replaced by the unknown one, so that the "
-        "features carry those that training never saw",
+        description="share of ids replaced by the unknown one in training, so that features can "
+        "represent new ids",
     )
 
 
 class FeatureMixing(nn.Module):
-    """Values of several features to one vector a row: fields → interaction → perceptron.
+    """The values of several features as one vector per row: fields → interaction → perceptron.
 
     Args:
         values: by feature name; only their form is read.
         dim: D.
         field_dim: d, width of one field.
-        num_more: fields that the caller adds to those of the features.
-        unknown_rate: see ``FieldEncoder``.
-        interaction: see ``FieldMixer``, as for the three that follow.
-        cross_layers: of "cross".
-        attention_layers: of "attention".
-        attention_heads: of "attention".
-        hidden: see ``Perceptron``, as for the two that follow.
+        num_extra: fields that the caller adds to those of the features.
+        unknown_rate: share of values replaced by unknown ones in training.
+        interaction: "none", "cross" or "attention".
+        cross_layers: layers of "cross".
+        attention_layers: layers of "attention".
+        attention_heads: heads of "attention".
+        hidden: widths of the hidden layers of the perceptron.
         activation: of the hidden layers.
         dropout: after each activation.
     """
@@ -90,59 +90,63 @@ class FeatureMixing(nn.Module):
         values: Mapping[str, Values],
         *,
         dim: int,
-        field_dim: int = 32,
-        num_more: int = 0,
-        unknown_rate: float = 0.0,
-        interaction: Interaction = "none",
-        cross_layers: int = 2,
-        attention_layers: int = 1,
-        attention_heads: int = 2,
-        hidden: tuple[int, ...] = (128,),
-        activation: Activation = "gelu",
-        dropout: float = 0.0,
+        field_dim: int,
+        num_extra: int = 0,
+        unknown_rate: float,
+        interaction: Interaction,
+        cross_layers: int,
+        attention_layers: int,
+        attention_heads: int,
+        hidden: tuple[int, ...],
+        activation: Activation,
+        dropout: float,
     ) -> None:
         super().__init__()
-        self.fields = FieldEncoder(values, field_dim, unknown_rate)
+        self.fields = FieldEncoder(values, dim=field_dim, unknown_rate=unknown_rate)
         self.mixer = FieldMixer(
-            len(values) + num_more,
+            len(values) + num_extra,
             field_dim,
-            interaction,
+            interaction=interaction,
             cross_layers=cross_layers,
             attention_layers=attention_layers,
             attention_heads=attention_heads,
         )
         self.perceptron = Perceptron(
-            self.mixer.width, hidden, dim, activation, dropout, scale=START_SCALE
+            self.mixer.width,
+            dim=dim,
+            hidden=hidden,
+            activation=activation,
+            dropout=dropout,
+            scale=INITIAL_SCALE,
         )
 
-    def mixed(self, fields: Tensor) -> Tensor:
-        """Fields [n, F, d] to vectors [n, D]."""
+    def mix(self, fields: Tensor) -> Tensor:
+        """Combine fields [n, F, d] into vectors [n, D]."""
         vectors: Tensor = self.perceptron(self.mixer(fields))
         return vectors
 
 
 class FeatureEncoder(FeatureMixing):
-    """n rows (the users or the items of a dataset), each to one vector.
+    """The encoder of n rows, the users or the items of a dataset.
 
-    The id comes in as one more field ("field"), is added to the result ("residual": a row that
-    is trained on has all the freedom of a table, and its features carry what the rows share), or
-    replaces it ("override": a row that is trained on is its vector in a table and nothing else,
-    and features, which training meets through ``id_dropout`` alone, stand in for the ids that it
-    never saw. What features foretell wrongly cannot harm the rows that are known).
+    The id can be one more field ("field"). It can be added to the result ("residual"): a trained
+    row then has the freedom of a table, and features model what rows share. Or it can replace the
+    result ("override"): a trained row is its vector in a table, and features, which are trained
+    through ``id_dropout`` alone, represent new ids. Wrong predictions from features then cannot
+    harm trained rows.
 
-    Ids that no training target has always read the unknown id, code 0, whose vector is shared;
-    ``id_dropout`` lets training meet it, so that the features must do alone (DropoutNet,
-    Volkovs et al., NeurIPS 2017). It is drawn once a distinct id and call, not once an
-    occurrence, and so is all dropout here.
+    Ids without a training target always read the unknown id, code 0, whose vector is shared.
+    ``id_dropout`` trains it, so that features must suffice (DropoutNet, Volkovs et al., NeurIPS
+    2017). It is sampled once per distinct id and call, not per occurrence, as is all dropout here.
 
     Args:
         values: by feature name, n rows each.
-        is_trained: [n] bool, whether a row is ever trained on; None: all are.
+        is_trained: [n] bool, whether a row is ever a training target; None: all are.
         dim: D.
         field_dim: d, width of one field.
         id_mode: "none", "field", "residual" or "override".
         id_dropout: in [0, 1].
-        settings: further ones of ``FeatureMixing``.
+        settings: the other arguments of ``FeatureMixing``.
     """
 
     id_codes: Tensor
@@ -153,13 +157,13 @@ class FeatureEncoder(FeatureMixing):
         is_trained: Tensor | None = None,
         *,
         dim: int,
-        field_dim: int = 32,
-        id_mode: IdMode = "residual",
-        id_dropout: float = 0.0,
+        field_dim: int,
+        id_mode: IdMode,
+        id_dropout: float,
         **settings: Any,
     ) -> None:
-        more = int(id_mode == "field")
-        super().__init__(values, dim=dim, field_dim=field_dim, num_more=more, **settings)
+        extra = int(id_mode == "field")
+        super().__init__(values, dim=dim, field_dim=field_dim, num_extra=extra, **settings)
         self.id_mode = id_mode
         self.id_dropout = id_dropout
         self.stored = StoredValues(values)
@@ -168,63 +172,66 @@ class FeatureEncoder(FeatureMixing):
         id_dim = {"none": None, "field": field_dim}.get(id_mode, dim)
         self.ids = None if id_dim is None else code_table(self.num_rows + 1, id_dim, by_row=True)
 
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        return f"id_mode={self.id_mode!r}, id_dropout={self.id_dropout}"
+
     def forward(self, ids: Tensor) -> Tensor:
-        """Encode rows [n] int64, each distinct one once; -1 is a row of which nothing is known.
+        """Encode rows [n] int64, each distinct one once; -1 is an unknown row.
 
         Raises:
-            DataError: another id outside the table (checked on the CPU).
+            DataError: any other id outside the table (checked on CPU).
         """
         distinct, inverse = torch.unique(ids, return_inverse=True)
-        # As a look-up: its backward sums the rows that share a vector much faster than indexing's.
+        # A look-up, not indexing: its backward sums rows with the same id much faster.
         return F.embedding(inverse, self._rows(distinct))
 
     def every_row(self, progress: EncodeProgress | None = None) -> Tensor:
-        """Encode all n rows: [n, D]; in chunks where no gradient is wanted."""
+        """Encode all n rows: [n, D]; in chunks without gradient."""
         rows = torch.arange(self.num_rows, device=self.id_codes.device)
         if torch.is_grad_enabled():
             return self._rows(rows)
-        parts, done = [], 0
+        vectors, done = [], 0
         for chunk in rows.split(CHUNK):
-            parts.append(self._rows(chunk))
+            vectors.append(self._rows(chunk))
             done += len(chunk)
             if progress is not None:
                 progress(done, self.num_rows)
-        return torch.cat(parts)
+        return torch.cat(vectors)
 
     def encode_values(self, values: Mapping[str, Values], ids: Tensor | None = None) -> Tensor:
-        """Encode rows by values that the dataset does not have: [m, D].
+        """Encode new rows, or rows with new values: [m, D].
 
         Args:
             values: by feature name.
-            ids: [m] int64, the rows whose values these are now; None: new rows, all of the
-                unknown id.
+            ids: [m] int64, rows that have these values now; None: new rows with the unknown id.
 
         Raises:
             DataError: a feature is missing.
         """
         device = self.id_codes.device
-        here = {name: value.to(device) for name, value in values.items()}
-        num_rows = len(next(iter(here.values()), ()))
+        moved = {name: value.to(device) for name, value in values.items()}
+        num_rows = len(next(iter(moved.values()), ()))
         if ids is None:
-            return self._encode(here, self.id_codes.new_zeros(num_rows))
-        return self._encode(here, self.id_codes[ids.to(device)])
+            return self._encode(moved, self.id_codes.new_zeros(num_rows))
+        return self._encode(moved, self.id_codes[ids.to(device)])
 
     def _rows(self, rows: Tensor) -> Tensor:
-        if rows.device.type == "cpu" and len(rows):  # where looking is free
+        if rows.device.type == "cpu" and len(rows):  # on GPU the check would synchronise
             lowest, highest = (int(extreme) for extreme in torch.aminmax(rows))
             if lowest < -1 or highest >= self.num_rows:
                 raise DataError(
-                    f"id {lowest if lowest < -1 else highest} is outside the table: ids must be "
-                    f"0 to {self.num_rows - 1}, or -1 for somebody or something unknown"
+                    f"id {lowest if lowest < -1 else highest} is outside the table; ids must be "
+                    f"0 to {self.num_rows - 1}, or -1 for an unknown row"
                 )
-        id_codes = with_unknown(self.id_codes[rows], self.id_dropout, self.training)
+        id_codes = replace_by_unknown(self.id_codes[rows], self.id_dropout, self.training)
         return self._encode(self.stored.take(rows), id_codes)
 
     def _encode(self, values: Mapping[str, Values], id_codes: Tensor) -> Tensor:
         return self.encode_fields(self.fields(values), id_codes)
 
     def encode_fields(self, fields: Tensor, id_codes: Tensor) -> Tensor:
-        """Encode rows by the fields of their features and the codes of their ids: [m, D].
+        """Encode rows from the fields of their features and the codes of their ids: [m, D].
 
         Args:
             fields: [m, F, d].
@@ -232,36 +239,44 @@ class FeatureEncoder(FeatureMixing):
         """
         if self.ids is not None and self.id_mode == "field":
             fields = torch.cat([fields, self.ids(id_codes)[:, None]], dim=1)
-        vectors = self.mixed(fields)
+        vectors = self.mix(fields)
         if self.ids is not None and self.id_mode == "residual":
             vectors = vectors + self.ids(id_codes)
         if self.ids is not None and self.id_mode == "override":
             vectors = torch.where((id_codes == 0)[:, None], vectors, self.ids(id_codes))
-        # Autocast narrows products; what many occurrences share must add up its gradient in full.
+        # Autocast narrows products, but shared vectors must sum their gradients in full precision.
         return vectors.to(self.perceptron.linear.weight.dtype)
 
 
-def features_of(table: FeatureTable | None, num_rows: int, side: str, tower: str) -> FeatureTable:
-    """The features of a side, "user" or "item", that the tower of this type needs.
+def require_features(
+    table: FeatureTable | None, num_rows: int, *, side: str, tower: str
+) -> FeatureTable:
+    """Check the features that a tower reads, and return them.
+
+    Args:
+        table: features, or None.
+        num_rows: users or items of the dataset.
+        side: "user" or "item".
+        tower: registered name of the tower.
 
     Raises:
-        ConfigError: there are none, or they are of another dataset.
+        ConfigError: there are no features, or they belong to another dataset.
     """
     if table is None:
         raise ConfigError(
-            f"the tower {tower!r} has no features to read: add a section [features.{side}.NAME] "
-            "for each to the recipe"
+            f"the tower {tower!r} has no features; add a section [features.{side}.NAME] for each "
+            "to the recipe"
         )
     if len(table) != num_rows:
         raise ConfigError(
-            f"features.{side} describes {len(table)} {side}s and the dataset has {num_rows}: "
-            "encode the features of this dataset"
+            f"features.{side} has {len(table)} rows, but the dataset has {num_rows} {side}s; use "
+            "the features of this dataset"
         )
     return table
 
 
 def _id_codes(num_rows: int, is_trained: Tensor | None) -> Tensor:
-    """[n + 1] int64: the code of each row, 0 where it is never trained and for the last, -1."""
+    """[n + 1] int64: code of each row, 0 for untrained rows and for the last one, id -1."""
     codes = torch.arange(1, num_rows + 2)
     codes[-1] = 0
     if is_trained is not None:

@@ -1,4 +1,4 @@
-"""Towers that read features, so that they know items and users training never saw."""
+"""Towers that read features, and so can encode new items and users."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from candid.batches import Queries
 from candid.features import Values
-from candid.towers.feature_encoder import FeatureEncoder, FeatureTowerConfig, features_of
+from candid.towers.feature_encoder import FeatureEncoder, FeatureTowerConfig, require_features
 from candid.towers.padded import PADDING, PaddedContext, PaddedLookup, PaddedModule
 from candid.towers.padded_features import PaddedFeatureEncoder
 from candid.towers.protocol import EncodeProgress, ItemTower, QueryTower, TowerContext
 
 
 class ItemFeatures(ItemTower):
-    """An item is what its features say, and what its id adds.
+    """The item vector is computed from features and id.
 
     Args:
         values: by feature name, V items each.
         is_trained: [V] bool, whether an item is ever a training target; None: all are.
         dim: D.
-        settings: further ones of ``FeatureEncoder``.
+        settings: the other arguments of ``FeatureEncoder``.
     """
 
     reads_features = True
@@ -32,12 +32,14 @@ class ItemFeatures(ItemTower):
         """Settings of ``ItemFeatures``."""
 
         def build(self, context: TowerContext) -> ItemFeatures:
-            """Make the tower for a dataset.
+            """Build the tower for a dataset.
 
             Raises:
                 ConfigError: the recipe has no item features.
             """
-            table = features_of(context.item_features, context.num_items, "item", "item_features")
+            table = require_features(
+                context.item_features, context.num_items, side="item", tower="item_features"
+            )
             return ItemFeatures(table.values, context.item_is_trained, **self.model_dump())
 
     def __init__(
@@ -54,20 +56,20 @@ class ItemFeatures(ItemTower):
         self.num_items = self.encoder.num_rows
 
     def forward(self, item_ids: Tensor) -> Tensor:
-        """Encode items [n] int64, each distinct one once: [n, D]."""
+        """Encode items [n] int64, each distinct item once: [n, D]."""
         vectors: Tensor = self.encoder(item_ids)
         return vectors
 
     def catalog(self, progress: EncodeProgress | None = None) -> Tensor:
-        """Encode every item: [V, D]; in chunks where no gradient is wanted."""
+        """Encode every item: [V, D]; in chunks without gradient."""
         return self.encoder.every_row(progress)
 
     def encode_values(self, values: Mapping[str, Values], item_ids: Tensor | None = None) -> Tensor:
-        """Encode items by values that the catalog does not have: [n, D].
+        """Encode new items, or items with new feature values: [n, D].
 
         Args:
-            values: by feature name, as ``FeatureTable.encode`` gives them.
-            item_ids: [n] int64, the items whose values these are now; None: new items.
+            values: by feature name, from ``FeatureTable.encode``.
+            item_ids: [n] int64, items that have these values now; None: new items.
 
         Raises:
             DataError: a feature is missing.
@@ -75,21 +77,21 @@ class ItemFeatures(ItemTower):
         return self.encoder.encode_values(values, item_ids)
 
     def to_padded(self, context: PaddedContext) -> PaddedFeatureEncoder:
-        """Read the item features from padded tensors; see ``ItemTower.to_padded``."""
+        """Return the encoder of padded item features."""
         return PaddedFeatureEncoder(self.encoder, "item", context.features["item"])
 
 
 class UserFeatures(QueryTower):
-    """A query is what the features of its user say, and what the id adds.
+    """The query vector is computed from features and id of the user.
 
-    A user of whom nothing is known (id -1) has the unknown code, an empty bag or zeros in
-    every feature, and the unknown id.
+    An unknown user (id -1) has the unknown code, an empty bag or zeros in every feature, and the
+    unknown id.
 
     Args:
         values: by feature name, U users each.
         is_trained: [U] bool, whether a user has a training target; None: all have.
         dim: D.
-        settings: further ones of ``FeatureEncoder``.
+        settings: the other arguments of ``FeatureEncoder``.
     """
 
     needs_history = False
@@ -99,12 +101,14 @@ class UserFeatures(QueryTower):
         """Settings of ``UserFeatures``."""
 
         def build(self, context: TowerContext) -> UserFeatures:
-            """Make the tower for a dataset.
+            """Build the tower for a dataset.
 
             Raises:
                 ConfigError: the recipe has no user features.
             """
-            table = features_of(context.user_features, context.num_users, "user", "user_features")
+            table = require_features(
+                context.user_features, context.num_users, side="user", tower="user_features"
+            )
             return UserFeatures(table.values, context.user_is_trained, **self.model_dump())
 
     def __init__(
@@ -120,10 +124,10 @@ class UserFeatures(QueryTower):
         self.encoder = FeatureEncoder(values, is_trained, dim=dim, **settings)
 
     def forward(self, queries: Queries) -> Tensor:
-        """Encode the users, each distinct one once, or people by what is known of them: [B, D].
+        """Encode users, each distinct user once, or given user features: [B, D].
 
         Raises:
-            DataError: a feature of such people is missing.
+            DataError: a user feature is missing.
         """
         if queries.user_features is not None:
             return self.encode_values(queries.user_features)
@@ -131,10 +135,10 @@ class UserFeatures(QueryTower):
         return vectors
 
     def encode_values(self, values: Mapping[str, Values]) -> Tensor:
-        """Encode users that the dataset does not have: [n, D].
+        """Encode users outside the dataset: [n, D].
 
         Args:
-            values: by feature name, as ``FeatureTable.encode`` gives them.
+            values: by feature name, from ``FeatureTable.encode``.
 
         Raises:
             DataError: a feature is missing.
@@ -142,7 +146,7 @@ class UserFeatures(QueryTower):
         return self.encoder.encode_values(values)
 
     def to_padded(self, context: PaddedContext) -> PaddedModule:
-        """Look users up by id, or read their features; see ``QueryTower.to_padded``."""
+        """Return a look-up by user id, or the encoder of padded user features."""
         if context.users_by == "features":
             return PaddedFeatureEncoder(self.encoder, "user", context.features["user"])
         with torch.no_grad():

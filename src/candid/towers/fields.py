@@ -1,4 +1,4 @@
-"""Fields: the values of each feature as one vector, all of the same width."""
+"""Fields: one vector per feature, all of the same width."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from candid.towers.embedding import embedding_table
 from candid.towers.row_table import RowTable
 
 MANY_CODES = 10_000
-"""Codes from which a table of a feature is worth training by row: of fewer, a step of a few
-thousand rows reads most."""
+"""Size from which the table of a feature trains by row: a step reads most rows of a smaller one."""
 
 
 def code_table(num_codes: int, dim: int, *, by_row: bool | None = None) -> nn.Embedding:
-    """A table whose row 0, the unknown bucket, begins at zero.
+    """Return a table whose row 0, the unknown bucket, is initialised to zero.
 
-    Zero is the mean of what the other rows are drawn from: a bucket that training never meets
-    stays neutral where a random vector would be noise.
+    Zero is the mean of the initial values of other rows: an untrained bucket stays neutral, while
+    a random vector would add noise.
 
     Args:
         num_codes: rows.
         dim: width.
-        by_row: whether training may update it row by row; None: where codes are many.
+        by_row: whether training can update single rows; None: if there are many.
     """
     is_row_table = num_codes >= MANY_CODES if by_row is None else by_row
     table = RowTable(num_codes, dim) if is_row_table else embedding_table(num_codes, dim)
@@ -36,13 +35,13 @@ def code_table(num_codes: int, dim: int, *, by_row: bool | None = None) -> nn.Em
     return table
 
 
-def with_unknown(ids: Tensor, rate: float, is_training: bool) -> Tensor:
+def replace_by_unknown(ids: Tensor, rate: float, is_training: bool) -> Tensor:
     """Replace rows of codes by the unknown code 0, in training only.
 
     Args:
-        ids: [n] or [n, K] int64; the K codes of a row stand for one value and go together.
-        rate: probability of each row.
-        is_training: False returns ``ids``.
+        ids: [n] or [n, K] int64; the K codes of a row stand for one value and change together.
+        rate: probability for each row.
+        is_training: False returns ``ids`` unchanged.
     """
     if not is_training or rate == 0:
         return ids
@@ -51,7 +50,7 @@ def with_unknown(ids: Tensor, rate: float, is_training: bool) -> Tensor:
 
 
 class CodeField(nn.Module):
-    """The mean of the vectors of a row's codes: several are hashes of one value."""
+    """The mean of the vectors of the codes of a row; several codes are hashes of one value."""
 
     def __init__(self, num_codes: int, dim: int, unknown_rate: float) -> None:
         super().__init__()
@@ -60,16 +59,16 @@ class CodeField(nn.Module):
 
     def forward(self, codes: Codes) -> Tensor:
         """Encode n rows: [n, d]."""
-        ids = with_unknown(codes.ids, self.unknown_rate, self.training)
+        ids = replace_by_unknown(codes.ids, self.unknown_rate, self.training)
         vectors: Tensor = self.table(ids)
         return vectors.mean(dim=1)
 
 
 class BagField(nn.Module):
-    """The mean of the vectors of a bag's codes.
+    """The mean of the vectors of the codes of a bag.
 
-    An empty bag has a vector of its own, which is learnt ("no genre" tells something) and
-    begins at zero, so that it stays neutral where training has no empty bag.
+    The vector of an empty bag is a parameter, because "no genre" is information. It is initialised
+    to zero, and stays neutral if training has no empty bag.
     """
 
     def __init__(self, num_codes: int, dim: int, unknown_rate: float) -> None:
@@ -80,7 +79,7 @@ class BagField(nn.Module):
 
     def forward(self, bags: Bags) -> Tensor:
         """Encode n rows: [n, d]."""
-        ids = with_unknown(bags.ids, self.unknown_rate, self.training)
+        ids = replace_by_unknown(bags.ids, self.unknown_rate, self.training)
         means = F.embedding_bag(
             ids,
             self.table.weight,
@@ -94,10 +93,10 @@ class BagField(nn.Module):
 
 
 class NumberField(nn.Module):
-    """An affine map of a row's M numbers; begins on the scale of the tables, offset included.
+    """An affine map of the M numbers of a row, initialised on the scale of the tables.
 
-    The offset is what lets size survive the norm that follows: a vector along one direction
-    would come out of it with the sign alone.
+    The offset preserves magnitude through the norm that follows: of a vector in one direction the
+    norm keeps the sign alone.
     """
 
     unknown: Tensor
@@ -117,29 +116,34 @@ class NumberField(nn.Module):
             is_replaced = torch.rand(len(values), 1, device=values.device) < self.unknown_rate
             values = torch.where(is_replaced, self.unknown, values)
         vectors: Tensor = self.linear(values.to(dtype))
-        return vectors.to(dtype)  # Autocast narrows products but not look-ups.
+        return vectors.to(dtype)  # autocast narrows products but not look-ups
 
 
 class FieldEncoder(nn.Module):
-    """Values of several features to one vector each.
+    """The values of several features as one vector each.
 
-    The order of ``values`` is the order of the fields and of the parameters' names.
+    The order of ``values`` is the order of the fields and of the names of parameters.
 
     Args:
-        values: by feature name; only their form is read (kind, vocabulary, numbers a row).
-        dim: d, width of a field's vector.
-        unknown_rate: in training only, each value (of a bag: each code) is replaced by the
-            unknown code 0, and a row of numbers by that of an unknown one, with this
-            probability: what training data lacks (an item of no genre, a user without an
-            earlier interaction) is met in service nevertheless.
+        values: by feature name; only their form is read (type, vocabulary size, numbers per row).
+        dim: d, width of the vector of a field.
+        unknown_rate: probability, in training only, that a value (a code of a bag) is replaced by
+            the unknown code 0, and a row of numbers by those of an unknown row. It prepares for
+            values that training lacks but serving has: an item without genre, a user without
+            interactions.
     """
 
-    def __init__(self, values: Mapping[str, Values], dim: int, unknown_rate: float = 0.0) -> None:
+    def __init__(self, values: Mapping[str, Values], *, dim: int, unknown_rate: float) -> None:
         super().__init__()
         self.names = tuple(values)
         self.dim = dim
-        # A list: a feature may be called "type" or "a.b", which no submodule may.
+        self.unknown_rate = unknown_rate
+        # A list, not a ModuleDict: "type" and "a.b" are valid names of features but not of modules.
         self.fields = nn.ModuleList(_field(form, dim, unknown_rate) for form in values.values())
+
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        return f"names={list(self.names)}, dim={self.dim}, unknown_rate={self.unknown_rate}"
 
     def forward(self, values: Mapping[str, Values]) -> Tensor:
         """Encode n rows: [n, F, d] in the dtype of the parameters.
@@ -150,8 +154,8 @@ class FieldEncoder(nn.Module):
         for name in self.names:
             if name not in values:
                 raise DataError(
-                    f"the tower reads feature {name!r}, which is not among those given: "
-                    f"{', '.join(values) or 'none'}; encode rows by the FeatureTable of the run"
+                    f"the tower reads feature {name!r}, but the rows have only "
+                    f"{', '.join(values) or 'none'}; encode them with the FeatureTable of the run"
                 )
         vectors = [field(values[name]) for name, field in zip(self.names, self.fields, strict=True)]
         return torch.stack(vectors, dim=1)

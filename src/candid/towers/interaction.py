@@ -1,4 +1,4 @@
-"""Interactions between fields: what several features say together and none says alone."""
+"""Interactions between fields: effects of several features together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Interaction = Literal["none", "cross", "attention"]
 class CrossLayers(nn.Module):
     """The crosses of DCN-v2 (Wang et al., WWW 2021, eq. 1): x_{l+1} = x_0 ⊙ (W_l x_l + b_l) + x_l.
 
-    l layers hold all products of up to l + 1 inputs.
+    l layers model all products of up to l + 1 inputs.
 
     Args:
         width: of x_0.
@@ -46,40 +46,40 @@ class FieldAttention(nn.Module):
         num_heads: H; must divide ``dim``.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: ``num_heads`` does not divide ``dim``.
     """
 
     def __init__(self, dim: int, num_layers: int, num_heads: int) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ConfigError(f"attention_heads {num_heads} must divide field_dim {dim}")
+            raise ConfigError(f"attention_heads must divide field_dim {dim}, got {num_heads}")
         self.num_heads = num_heads
         self.layers = nn.ModuleList(nn.Linear(dim, 4 * dim, bias=False) for _ in range(num_layers))
 
     def forward(self, fields: Tensor) -> Tensor:
-        """Let the fields [n, F, d] read each other: [n, F, d]."""
+        """Apply attention between the fields [n, F, d]: [n, F, d]."""
         for layer in self.layers:
-            query, key, value, itself = layer(fields).chunk(4, dim=-1)
-            fields = torch.relu(self._attend(query, key, value) + itself)
+            query, key, value, residual = layer(fields).chunk(4, dim=-1)
+            fields = torch.relu(self._attend(query, key, value) + residual)
         return fields
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        # Written out: fused attention gains nothing on a handful of fields, and its kernels
-        # limit how many rows a call may have.
+        # Not the fused attention: few fields gain nothing from it, and its kernels limit the
+        # number of rows.
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)
         )
         scores = (query @ key.transpose(-1, -2)).float() / query.shape[-1] ** 0.5
         weights = scores.softmax(dim=-1).to(value.dtype)
-        attended: Tensor = (weights @ value).transpose(1, 2).flatten(2)
-        return attended
+        outputs: Tensor = (weights @ value).transpose(1, 2).flatten(2)
+        return outputs
 
 
 class FieldMixer(nn.Module):
-    """Fields to one row: side by side and normalised, then interaction.
+    """The concatenation of all fields, normalised, then their interaction.
 
-    Layer norm over the whole row, not each field, so that fields keep their sizes relative to
-    one another. Field vectors begin small, so that products of two would be lost without it.
+    Layer norm covers the whole row, not each field, so that fields keep their relative sizes.
+    Without it, products of the small initial field vectors would vanish.
 
     Args:
         num_fields: F.
@@ -94,11 +94,11 @@ class FieldMixer(nn.Module):
         self,
         num_fields: int,
         dim: int,
-        interaction: Interaction = "none",
         *,
-        cross_layers: int = 2,
-        attention_layers: int = 1,
-        attention_heads: int = 2,
+        interaction: Interaction,
+        cross_layers: int,
+        attention_layers: int,
+        attention_heads: int,
     ) -> None:
         super().__init__()
         self.width = num_fields * dim

@@ -1,4 +1,4 @@
-"""Several query towers as one: history, features and id of a user in the same query."""
+"""A query tower of several: history, features and id of a user in one query vector."""
 
 from __future__ import annotations
 
@@ -16,59 +16,59 @@ from candid.towers.protocol import QueryTower, TowerComponent, TowerConfig, Towe
 
 
 class Joined(QueryTower):
-    """The vectors of several query towers, side by side, through a perceptron.
+    """The vectors of several query towers, concatenated, through a perceptron.
 
-    Its linear path begins as the sum of those parts whose width is D: a history tower that is
-    tied to the item tower keeps the items' own axes from the first step on.
+    Its linear path is initialised to the sum of the towers of width D: a history tower that is
+    tied to the item tower keeps the axes of the item vectors from the first step.
 
     Args:
-        towers: the parts, of any widths.
+        towers: query towers of any widths.
         dim: D.
         hidden: widths of the hidden layers; empty for a linear map.
         activation: of the hidden layers.
         dropout: after each hidden layer.
 
     Raises:
-        ConfigError: no part, or one that is not a tower over users.
+        ConfigError: there is no tower.
     """
 
     class Config(TowerConfig):
         """Settings of ``Joined``."""
 
         towers: tuple[TowerComponent, ...] = Field(
-            min_length=1, description="the query towers to join, each a table with its type"
+            min_length=1, description="query towers to join, each a table with its type"
         )
-        dim: int = Field(64, ge=1, description="width of the query")
+        dim: int = Field(64, ge=1, description="width of the query vector")
         hidden: Hidden = Field(
-            (), description="widths of the perceptron's hidden layers; [] for a linear map"
+            (), description="widths of the hidden layers of the perceptron; []: a linear map"
         )
         activation: Activation = Field("gelu", description="of the hidden layers")
         dropout: float = Field(0.0, ge=0, lt=1, description="after each hidden layer")
 
         def build(self, context: TowerContext) -> Joined:
-            """Make every part, and the tower, for a dataset."""
-            parts = []
+            """Build the towers, and the joined tower, for a dataset."""
+            towers = []
             for config in self.towers:
-                part = config.build(context)
-                if not isinstance(part, QueryTower):
+                tower = config.build(context)
+                if not isinstance(tower, QueryTower):
                     raise ConfigError(
-                        "query_tower.towers must hold towers over users, such as user_features"
+                        "query_tower.towers must be query towers, such as user_features"
                     )
-                parts.append(part)
-            return Joined(parts, **self.model_dump(exclude={"towers"}))
+                towers.append(tower)
+            return Joined(towers, **self.model_dump(exclude={"towers"}))
 
     def __init__(
         self,
         towers: Sequence[QueryTower],
         *,
         dim: int,
-        hidden: tuple[int, ...] = (),
-        activation: Activation = "gelu",
-        dropout: float = 0.0,
+        hidden: tuple[int, ...],
+        activation: Activation,
+        dropout: float,
     ) -> None:
         super().__init__()
         if not towers:
-            raise ConfigError("a joined query tower needs at least one tower in 'towers'")
+            raise ConfigError("query_tower.towers is empty; name at least one query tower")
         self.dim = dim
         self.reads_history = any(tower.reads_history for tower in towers)
         self.needs_history = any(tower.needs_history for tower in towers)
@@ -77,7 +77,9 @@ class Joined(QueryTower):
         self.reads_context = any(tower.reads_context for tower in towers)
         self.towers = nn.ModuleList(towers)
         widths = [tower.dim for tower in towers]
-        self.perceptron = Perceptron(sum(widths), hidden, dim, activation, dropout)
+        self.perceptron = Perceptron(
+            sum(widths), dim=dim, hidden=hidden, activation=activation, dropout=dropout
+        )
         with torch.no_grad():
             for block in self.perceptron.linear.weight.split(widths, dim=1):
                 if block.shape[1] == dim:
@@ -85,11 +87,10 @@ class Joined(QueryTower):
 
     def forward(self, queries: Queries) -> Tensor:
         """Encode B queries: [B, D]."""
-        parts = torch.cat([tower(queries) for tower in self.towers], dim=1)
-        vectors: Tensor = self.perceptron(parts)
+        vectors: Tensor = self.perceptron(torch.cat([t(queries) for t in self.towers], dim=1))
         return vectors
 
     def to_padded(self, context: PaddedContext) -> PaddedJoined:
-        """Join the padded modules of the parts; see ``QueryTower.to_padded``."""
-        parts = [tower.to_padded(context) for tower in self.towers if isinstance(tower, QueryTower)]
-        return PaddedJoined(parts, self.perceptron)
+        """Return the padded modules of the towers, joined."""
+        modules = [t.to_padded(context) for t in self.towers if isinstance(t, QueryTower)]
+        return PaddedJoined(modules, self.perceptron)

@@ -1,4 +1,4 @@
-"""The retrieval model: a query tower and an item tower that meet in one dot product."""
+"""The retrieval model: a query tower, an item tower and their dot product."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from candid.component import ComponentConfig
 from candid.errors import ConfigError
 from candid.features import Values
 from candid.towers.embedding import ItemEmbedding
-from candid.towers.feature_tower import ItemFeatures
 from candid.towers.protocol import (
     EncodeProgress,
     ItemTower,
@@ -29,38 +28,39 @@ from candid.towers.transformer import CausalTransformer
 
 
 class RetrievalModel(nn.Module):
-    """Scores by the dot product of what the two ``encode`` methods return.
+    """Two towers; the score of an item is the dot product of query and item vector.
 
-    Normalisation and temperature are folded into the vectors, so that losses, indexes,
-    evaluation and serving all see plain inner products: the dot product *is* the logit.
+    The vectors include normalisation and temperature, so that losses, indexes, evaluation and
+    serving all use plain inner products: the dot product is the logit.
 
     Args:
-        query_tower: users to [B, D].
-        item_tower: items to [n, D].
+        query_tower: encodes queries as [B, D].
+        item_tower: encodes items as [n, D].
         similarity: "dot", or "cosine" (both sides scaled to unit length first).
-        temperature: the similarity is divided by it.
-        learn_temperature: train log(temperature) with the rest.
+        temperature: divisor of the similarity.
+        learn_temperature: whether to train log(temperature).
 
     Raises:
-        ConfigError: the towers' widths differ, or the temperature is not positive.
+        ConfigError: the widths of the towers differ, or the temperature is not positive.
     """
 
     def __init__(
         self,
         query_tower: QueryTower,
         item_tower: ItemTower,
-        similarity: Literal["dot", "cosine"] = "dot",
-        temperature: float = 1.0,
-        learn_temperature: bool = False,
+        *,
+        similarity: Literal["dot", "cosine"],
+        temperature: float,
+        learn_temperature: bool,
     ) -> None:
         super().__init__()
         if query_tower.dim != item_tower.dim:
             raise ConfigError(
-                f"model.query_tower has dim {query_tower.dim} and model.item_tower "
-                f"{item_tower.dim}: a dot product needs them equal"
+                f"model.query_tower.dim {query_tower.dim} must equal model.item_tower.dim "
+                f"{item_tower.dim}; set both to one value"
             )
         if temperature <= 0:
-            raise ConfigError(f"model.temperature {temperature} must be positive")
+            raise ConfigError(f"model.temperature must be positive, got {temperature}")
         self.query_tower = query_tower
         self.item_tower = item_tower
         self.similarity = similarity
@@ -70,43 +70,48 @@ class RetrievalModel(nn.Module):
         else:
             self.register_buffer("log_temperature", log_temperature)
 
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        temperature = float(self.log_temperature.detach().exp())
+        return f"similarity={self.similarity!r}, temperature={temperature:g}"
+
     @property
     def reads_history(self) -> bool:
-        """Whether the answer depends on the history."""
+        """Whether the query vector depends on the history."""
         return self.query_tower.reads_history
 
     @property
     def needs_history(self) -> bool:
-        """Whether a query without history has no answer."""
+        """Whether a query without history cannot be encoded."""
         return self.query_tower.needs_history
 
     @property
     def needs_user(self) -> bool:
-        """Whether someone who is no user of the dataset has no answer."""
+        """Whether a user outside the dataset cannot be encoded."""
         return self.query_tower.needs_user
 
     @property
     def reads_user_features(self) -> bool:
-        """Whether the answer depends on the features of the user."""
+        """Whether the query vector depends on the features of the user."""
         return self.query_tower.reads_user_features
 
     @property
     def reads_context(self) -> bool:
-        """Whether the answer depends on the moment of the question."""
+        """Whether the query vector depends on the context."""
         return self.query_tower.reads_context
 
     @property
     def reads_item_features(self) -> bool:
-        """Whether the vectors of items depend on their features."""
+        """Whether item vectors depend on the features of the items."""
         return self.item_tower.reads_features
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return self.log_temperature.device
 
     def encode_queries(self, queries: Queries) -> Tensor:
-        """Encode queries, scaled so that a dot product with an item vector is a logit: [B, D]."""
+        """Encode queries so that their dot product with an item vector is a logit: [B, D]."""
         vectors: Tensor = self.query_tower(queries)
         if self.similarity == "cosine":
             vectors = F.normalize(vectors.float(), dim=-1)
@@ -114,73 +119,70 @@ class RetrievalModel(nn.Module):
 
     def encode_items(self, item_ids: Tensor) -> Tensor:
         """Encode items [n] int64: [n, D]."""
-        return self._scaled(self.item_tower(item_ids))
+        return self._normalize(self.item_tower(item_ids))
 
     def encode_catalog(self, progress: EncodeProgress | None = None) -> Tensor:
         """Encode every item, with gradient: [V, D].
 
         Args:
-            progress: called with (items encoded, items in all) where the tower works in chunks,
-                as one with features does without gradient; None: nobody is told.
+            progress: called with (items encoded, total items) by towers that work in chunks, as
+                those with features do without gradient.
         """
-        return self._scaled(self.item_tower.catalog(progress))
+        return self._normalize(self.item_tower.catalog(progress))
 
     def encode_item_values(
         self, values: Mapping[str, Values], item_ids: Tensor | None = None
     ) -> Tensor:
-        """Encode items by what is known of them, where the catalog has nothing or other: [n, D].
+        """Encode new items, or items with new feature values: [n, D].
 
         Args:
-            values: by feature name, as ``FeatureTable.encode`` gives them.
-            item_ids: [n] int64, the items whose values these are now; None: new items.
+            values: by feature name, from ``FeatureTable.encode``.
+            item_ids: [n] int64, items that have these values now; None: new items.
 
         Raises:
             ConfigError: the item tower reads no features.
             DataError: a feature is missing.
         """
-        if not isinstance(self.item_tower, ItemFeatures):
-            raise ConfigError(
-                "this model knows items by their ids alone: for new ones train it with "
-                "model.item_tower = 'item_features'"
-            )
-        return self._scaled(self.item_tower.encode_values(values, item_ids))
+        return self._normalize(self.item_tower.encode_values(values, item_ids))
 
-    def _scaled(self, vectors: Tensor) -> Tensor:
+    def _normalize(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors.float(), dim=-1) if self.similarity == "cosine" else vectors
 
 
 class ModelConfig(ComponentConfig):
-    """The two towers and how they meet."""
+    """The two towers and their similarity."""
 
     query_tower: TowerComponent = Field(
-        default_factory=CausalTransformer.Config, description="users to vectors"
+        default_factory=CausalTransformer.Config, description="encoder of queries"
     )
     item_tower: TowerComponent = Field(
-        default_factory=ItemEmbedding.Config, description="items to vectors"
+        default_factory=ItemEmbedding.Config, description="encoder of items"
     )
     similarity: Literal["dot", "cosine"] = Field(
         "dot", description="inner product, or inner product of unit vectors"
     )
-    temperature: float = Field(1.0, gt=0, description="the similarity is divided by it")
-    learn_temperature: bool = Field(False, description="train the temperature with the rest")
+    temperature: float = Field(1.0, gt=0, description="divisor of the similarity")
+    learn_temperature: bool = Field(False, description="train the temperature")
 
     def build(self, context: TowerContext) -> RetrievalModel:
-        """Make the model for a dataset.
+        """Build the model for a dataset.
 
         Args:
-            context: the dataset; its ``item_tower`` is not read.
+            context: facts about the dataset; ``item_tower`` is ignored.
 
         Raises:
-            ConfigError: a tower in the wrong place, or towers that do not fit together.
+            ConfigError: a tower of the wrong side, or towers that do not fit together.
         """
         item_tower = self.item_tower.build(replace(context, item_tower=None))
         if not isinstance(item_tower, ItemTower):
-            raise ConfigError("model.item_tower must be a tower over items, such as item_embedding")
+            raise ConfigError("model.item_tower must be an item tower, such as item_embedding")
         query_tower = self.query_tower.build(replace(context, item_tower=item_tower))
         if not isinstance(query_tower, QueryTower):
-            raise ConfigError(
-                "model.query_tower must be a tower over users, such as causal_transformer"
-            )
+            raise ConfigError("model.query_tower must be a query tower, such as causal_transformer")
         return RetrievalModel(
-            query_tower, item_tower, self.similarity, self.temperature, self.learn_temperature
+            query_tower,
+            item_tower,
+            similarity=self.similarity,
+            temperature=self.temperature,
+            learn_temperature=self.learn_temperature,
         )

@@ -86,7 +86,7 @@ class PaddedContextFeatures(PaddedModule):
 
     def forward(self, tensors: NamedTensors) -> Tensor:
         """Encode B request contexts: [B, D]."""
-        return self.mixing.mixed(self.fields(tensors))
+        return self.mixing.mix(self.fields(tensors))
 
 
 def _encode_field(field: nn.Module, values: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A linear map with a multilayer perceptron beside it: how every mixing tower ends."""
+"""The output layers of towers that combine vectors: a linear map plus a perceptron."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class Perceptron(nn.Module):
-    """The sum of a linear map and of a perceptron with hidden layers.
+    """The sum of a linear map and a perceptron with hidden layers.
 
-    The linear path carries what is additive, as the sum of feature vectors does in LightFM
-    (Kula, 2015), from the first step on; the hidden layers learn what it leaves. Wide and
-    deep, in the words of Cheng et al. (2016).
+    The linear path models additive effects from the first step, as the sum of feature vectors
+    does in LightFM (Kula, 2015); the hidden layers model the rest. This is the wide and deep model
+    of Cheng et al. (2016).
 
     Args:
         width: of the input.
-        hidden: widths of the hidden layers; empty for the linear map alone.
         dim: D, width of the output.
+        hidden: widths of the hidden layers; empty for the linear map alone.
         activation: after each hidden layer.
         dropout: after each activation.
-        scale: of the output at the start, relative to PyTorch's own initialisation.
+        scale: of the initial output, relative to the initialisation of PyTorch.
     """
 
     def __init__(
         self,
         width: int,
-        hidden: Sequence[int],
+        *,
         dim: int,
-        activation: Activation = "gelu",
-        dropout: float = 0.0,
+        hidden: Sequence[int],
+        activation: Activation,
+        dropout: float,
         scale: float = 1.0,
     ) -> None:
         super().__init__()

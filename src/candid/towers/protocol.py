@@ -1,9 +1,9 @@
-"""What a tower is."""
+"""The base classes of towers and of their configs."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,24 +11,25 @@ from torch import Tensor, nn
 
 from candid.batches import Queries
 from candid.component import ComponentConfig, tagged
-from candid.features import FeatureTable
+from candid.errors import ConfigError
+from candid.features import FeatureTable, Values
 from candid.towers.padded import PaddedContext, PaddedModule, no_padded_form
 from candid.towers.registry import TOWERS
 
 EncodeProgress = Callable[[int, int], None]
-"""Told of work that takes a while: (items encoded, items in all)."""
+"""Callback of long encodings: (items encoded, total items)."""
 
 
 class QueryTower(nn.Module, ABC):
-    """Users to vectors.
+    """An encoder of queries: users with their histories, features and context.
 
     Attributes:
-        dim: D, the width of the output.
-        reads_history: whether the tower's answer depends on the history.
-        needs_history: whether it has no answer for a user without one.
-        needs_user: whether it has no answer for someone who is no user of the dataset.
-        reads_user_features: whether it depends on the features of the user.
-        reads_context: whether it depends on the moment of the question.
+        dim: D, width of the output.
+        reads_history: whether the vector depends on the history.
+        needs_history: whether a query without history cannot be encoded.
+        needs_user: whether a user outside the dataset cannot be encoded.
+        reads_user_features: whether the vector depends on the features of the user.
+        reads_context: whether the vector depends on the context.
     """
 
     dim: int
@@ -55,10 +56,10 @@ class QueryTower(nn.Module, ABC):
 
 
 class ItemTower(nn.Module, ABC):
-    """Items to vectors.
+    """An encoder of items.
 
     Attributes:
-        dim: D, the width of the output.
+        dim: D, width of the output.
         num_items: V; ids are 0..V-1.
         reads_features: whether vectors depend on the features of the items.
     """
@@ -66,6 +67,11 @@ class ItemTower(nn.Module, ABC):
     dim: int
     num_items: int
     reads_features: bool = False
+
+    @property
+    def table(self) -> nn.Embedding | None:
+        """Table whose rows are the item vectors, which a query tower can share; None without."""
+        return None
 
     @abstractmethod
     def forward(self, item_ids: Tensor) -> Tensor:
@@ -76,8 +82,24 @@ class ItemTower(nn.Module, ABC):
         """Encode every item, with gradient: [V, D] float.
 
         Args:
-            progress: told how far it is, where that takes more than a look-up.
+            progress: called after each chunk by towers that compute more than a look-up.
         """
+
+    def encode_values(self, values: Mapping[str, Values], item_ids: Tensor | None = None) -> Tensor:
+        """Encode new items, or items with new feature values: [n, D].
+
+        Args:
+            values: by feature name, from ``FeatureTable.encode``.
+            item_ids: [n] int64, items that have these values now; None: new items.
+
+        Raises:
+            ConfigError: the tower reads no features.
+            DataError: a feature is missing.
+        """
+        raise ConfigError(
+            "this model has no features of items; train one with model.item_tower = "
+            "'item_features' to encode new items"
+        )
 
     def to_padded(self, context: PaddedContext) -> PaddedModule:
         """Return the computation from item features to vectors on padded tensors.
@@ -96,22 +118,21 @@ class ItemTower(nn.Module, ABC):
 
 @dataclass(frozen=True, slots=True)
 class TowerContext:
-    """What a tower's config needs to know to build it.
+    """The facts about a dataset that a config needs to build a tower.
 
     Attributes:
         num_users: U.
         num_items: V.
-        max_length: L, the longest history a batch can hold.
-        item_tower: the item tower, present when a query tower is built (so that it may share
-            its vectors), None when the item tower itself is.
-        item_features: features of the V items, or None where the recipe has none.
+        max_length: L, the longest history in a batch.
+        item_tower: item tower whose vectors a query tower may share; None while the item tower
+            itself is built.
+        item_features: features of the V items; None without any in the recipe.
         user_features: features of the U users, or None.
-        context_features: features of a question's moment (values of no rows: their form), or
-            None.
-        num_event_types: kinds of interaction that histories hold, 0 where there are none.
+        context_features: features of the context (without rows, only their form), or None.
+        num_event_types: event types in histories; 0 without event types.
         item_is_trained: [V] bool, whether an item is ever a training target; None: all are.
         user_is_trained: [U] bool, whether a user has a training target; None: all have.
-        empty_histories: whether training asks about people without a history too.
+        empty_histories: whether training includes queries without history.
     """
 
     num_users: int
@@ -128,11 +149,15 @@ class TowerContext:
 
 
 class TowerConfig(ComponentConfig, ABC):
-    """Base of every tower's nested ``Config``."""
+    """Base of the nested ``Config`` of every tower."""
 
     @abstractmethod
     def build(self, context: TowerContext) -> QueryTower | ItemTower:
-        """Make the tower for a dataset."""
+        """Build the tower for a dataset.
+
+        Raises:
+            ConfigError: the settings do not fit the dataset.
+        """
 
 
 TowerComponent = Annotated[TowerConfig, tagged(TOWERS, "tower")]

@@ -1,4 +1,4 @@
-"""The values of all items or users, where the tower is."""
+"""The feature values of all items or users, on the device of the tower."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from candid.features import Bags, Codes, Numbers, Values
 
 
 class StoredValues(nn.Module):
-    """The values of n rows and of one more, of which nothing is known.
+    """The values of n rows and of one unknown row.
 
-    Buffers, so that they move with the model; not persistent, so that checkpoints do not hold
-    what the dataset and the fitted features give.
+    They are buffers, which move with the model, and not persistent: checkpoints do not repeat
+    what dataset and fitted features contain.
 
     Args:
         values: by feature name, n rows each.
@@ -26,30 +26,32 @@ class StoredValues(nn.Module):
         super().__init__()
         self.num_rows = len(next(iter(values.values())))
         self._forms: dict[str, tuple[type[Values], dict[str, Any]]] = {}
-        for place, (name, value) in enumerate(values.items()):
-            parts = {f.name: getattr(_with_blank(value), f.name) for f in fields(value)}
-            rest = {key: part for key, part in parts.items() if not isinstance(part, Tensor)}
-            self._forms[name] = (type(value), rest)
-            for key in parts.keys() - rest.keys():
-                self.register_buffer(f"{key}_{place}", parts[key], persistent=False)
+        for position, (name, value) in enumerate(values.items()):
+            members = {f.name: getattr(_with_unknown_row(value), f.name) for f in fields(value)}
+            settings = {key: m for key, m in members.items() if not isinstance(m, Tensor)}
+            self._forms[name] = (type(value), settings)
+            for key in members.keys() - settings.keys():
+                self.register_buffer(f"{key}_{position}", members[key], persistent=False)
+
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        return f"num_rows={self.num_rows}, features={list(self._forms)}"
 
     def take(self, rows: Tensor) -> dict[str, Values]:
-        """The values of rows [m] int64; below 0 is the one of which nothing is known."""
+        """Return the values of rows [m] int64; a negative row is the unknown one."""
         rows = torch.where(rows < 0, self.num_rows, rows)
         return {
-            name: self._stored(place, *form).take(rows)
-            for place, (name, form) in enumerate(self._forms.items())
+            name: self._values(position, *form).take(rows)
+            for position, (name, form) in enumerate(self._forms.items())
         }
 
-    def _stored(self, place: int, kind: type[Values], rest: dict[str, Any]) -> Values:
-        buffers = {
-            f.name: getattr(self, f"{f.name}_{place}") for f in fields(kind) if f.name not in rest
-        }
-        return kind(**buffers, **rest)
+    def _values(self, position: int, form: type[Values], settings: dict[str, Any]) -> Values:
+        names = [f.name for f in fields(form) if f.name not in settings]
+        return form(**{n: getattr(self, f"{n}_{position}") for n in names}, **settings)
 
 
-def _with_blank(values: Values) -> Values:
-    """Add a last row: the unknown code, an empty bag, the numbers of an unknown row."""
+def _with_unknown_row(values: Values) -> Values:
+    """Append a row: the unknown code, an empty bag, or the numbers of an unknown row."""
     match values:
         case Codes(ids=ids):
             return replace(values, ids=torch.cat([ids, ids.new_zeros(1, ids.shape[1])]))

@@ -1,14 +1,14 @@
-"""A causal transformer over the history, in the lineage of SASRec (Kang & McAuley, 2018).
+"""A causal transformer over the history, based on SASRec (Kang & McAuley, 2018).
 
-Where it departs from the original, on purpose:
-- pre-norm blocks and a final norm: trains stably without tuning the warm-up;
-- every token-wise product runs on the packed tokens; only attention sees padding, and that
-  inside groups of sequences of similar length, so short histories do not pay for long ones;
-- attention is ``scaled_dot_product_attention`` without dropout on its weights by default:
-  dropout there forces the slow path, which materialises L × L, and dropout on the residual
-  branches serves the same end;
-- positions count from the first interaction in the window, so that the position of a query
-  was seen in training by every longer history; rotary ones only ever show differences.
+Differences from the original:
+- pre-norm blocks and a final norm, which train stably without tuning the warm-up;
+- token-wise products run on packed tokens; only attention uses padding, inside groups of sequences
+  of similar length, so that short histories do not cost as much as long ones;
+- attention is ``scaled_dot_product_attention`` without dropout on its weights by default: dropout
+  there needs the slow path, which materialises L × L, and dropout on the residual branches has the
+  same effect;
+- positions count from the first interaction in the window, so that every longer history trains
+  the position of a query; rotary positions depend on differences alone.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from candid.towers.fields import code_table
 from candid.towers.padded import PaddedContext
 from candid.towers.padded_transformer import PaddedBlock, PaddedTransformer
 from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
-from candid.towers.rotary import rotate, rotations
+from candid.towers.rotary import rotate, rotation_factors
 from candid.towers.row_table import RowTable
 
 SEQUENCES_PER_GROUP = {"cpu": 4, "cuda": 32}
-"""Sequences padded together: few enough that lengths agree, enough to keep the device busy."""
+"""Sequences padded together: few have similar lengths, many use the device better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Group:
     """Sequences of similar length, as a padded view of the packed tokens.
 
     Attributes:
-        gather: [S, L] int64, packed position of each cell; padding points at any real token.
+        gather: [S, L] int64, packed position of each cell; padding refers to an arbitrary token.
         cells: [n] int64, flat positions of the cells that are tokens.
     """
 
@@ -57,53 +57,53 @@ class Group:
 
 
 def length_groups(offsets: Tensor) -> list[Group]:
-    """Sort S sequences by length and cut them into groups."""
+    """Sort S sequences by length and divide them into groups."""
     size = SEQUENCES_PER_GROUP.get(offsets.device.type, 32)
     if offsets.device.type == "cpu":
         return _groups_on_cpu(offsets.numpy(), size)
     lengths = offsets.diff()
     order = lengths.argsort(descending=True)
-    # One look at the device for all groups, not one each.
+    # One synchronisation with the device for all groups.
     longest = lengths[order[::size]].tolist()
     groups = []
     for members, length in zip(torch.split(order, size), longest, strict=True):
-        if length == 0:  # and so are all that follow
+        if length == 0:  # as are all that follow
             break
-        places = torch.arange(length, device=offsets.device)
-        is_token = places < lengths[members, None]
-        positions = offsets[:-1][members, None] + places
+        steps = torch.arange(length, device=offsets.device)
+        is_token = steps < lengths[members, None]
+        positions = offsets[:-1][members, None] + steps
         gather = torch.where(is_token, positions, offsets[members[0]])
         groups.append(Group(gather, is_token.flatten().nonzero()[:, 0]))
     return groups
 
 
 def _groups_on_cpu(offsets: npt.NDArray[np.int64], size: int) -> list[Group]:
-    """The same by NumPy, whose operations on a few numbers cost a fifth of torch's."""
+    """Build the groups with NumPy, whose operations on few numbers take a fifth of the time."""
     lengths = np.diff(offsets)
     order = np.argsort(-lengths, kind="stable")
     groups = []
     for begin in range(0, len(order), size):
         members = order[begin : begin + size]
-        of_members = lengths[members]
-        if of_members[0] == 0:
+        member_lengths = lengths[members]
+        if member_lengths[0] == 0:
             break
-        places = np.arange(of_members[0])
-        is_token = places < of_members[:, None]
+        steps = np.arange(member_lengths[0])
+        is_token = steps < member_lengths[:, None]
         starts = offsets[members]
-        gather = np.where(is_token, starts[:, None] + places, starts[0])
+        gather = np.where(is_token, starts[:, None] + steps, starts[0])
         cells = np.flatnonzero(is_token)
         groups.append(Group(torch.from_numpy(gather), torch.from_numpy(cells)))
     return groups
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """Attend to oneself and to what is earlier; all [S, H, L, D/H].
+    """Attend to the same and to earlier tokens; all arguments [S, H, L, D/H].
 
-    Padding stands last, so no token ever sees it.
+    Padding is at the end, so that no token attends to it.
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
-    # The CPU's fused kernel is slower in bfloat16 than in float32, unlike the products around it.
+    # The fused kernel on CPU is slower in bfloat16 than in float32, unlike matrix products.
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(
             query.float(), key.float(), value.float(), is_causal=True, dropout_p=dropout
@@ -114,7 +114,7 @@ class Block(nn.Module):
     """Attention, then a feed-forward network, each a pre-norm residual branch."""
 
     def __init__(
-        self, dim: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float
+        self, dim: int, *, num_heads: int, hidden: int, dropout: float, attention_dropout: float
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -131,40 +131,44 @@ class Block(nn.Module):
         )
         self.dropout = Dropout(dropout)
 
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        return f"num_heads={self.num_heads}, attention_dropout={self.attention_dropout}"
+
     def forward(
-        self, tokens: Tensor, groups: list[Group], unpad: Tensor, turns: Tensor | None
+        self, tokens: Tensor, groups: list[Group], unpad: Tensor, factors: Tensor | None
     ) -> Tensor:
         """Transform packed tokens [T, D].
 
         Args:
             tokens: [T, D].
             groups: of the sequences.
-            unpad: [T] int64, undoes the concatenation of groups.
-            turns: rotary positions (see ``rotary.rotations``), or None.
+            unpad: [T] int64, positions that undo the concatenation of groups.
+            factors: of rotary positions, from ``rotary.rotation_factors``, or None.
         """
-        tokens = tokens + self.dropout(self._attend(tokens, groups, unpad, turns))
-        transformed: Tensor = tokens + self.dropout(self.feed_forward(tokens))
-        return transformed
+        tokens = tokens + self.dropout(self._attend(tokens, groups, unpad, factors))
+        outputs: Tensor = tokens + self.dropout(self.feed_forward(tokens))
+        return outputs
 
     def _attend(
-        self, tokens: Tensor, groups: list[Group], unpad: Tensor, turns: Tensor | None
+        self, tokens: Tensor, groups: list[Group], unpad: Tensor, factors: Tensor | None
     ) -> Tensor:
         qkv = self.qkv(self.attention_norm(tokens))
-        if turns is not None:
-            qkv = rotate(qkv, turns, self.num_heads)
-        mixed = []
+        if factors is not None:
+            qkv = rotate(qkv, factors, self.num_heads)
+        outputs = []
         for group in groups:
             size, length = group.gather.shape
             padded = qkv.index_select(0, group.gather.flatten())
             padded = padded.view(size, length, 3, self.num_heads, -1)
             query, key, value = padded.permute(2, 0, 3, 1, 4).unbind(0)  # each [S, H, L, D/H]
-            attended = causal_attention(
+            heads = causal_attention(
                 query, key, value, self.attention_dropout if self.training else 0.0
             )
-            mixed.append(
-                attended.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, group.cells)
+            outputs.append(
+                heads.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, group.cells)
             )
-        out: Tensor = self.out(torch.cat(mixed).index_select(0, unpad))
+        out: Tensor = self.out(torch.cat(outputs).index_select(0, unpad))
         return out
 
     def to_padded(self) -> PaddedBlock:
@@ -179,28 +183,26 @@ class Block(nn.Module):
 
 
 class CausalTransformer(QueryTower):
-    """The query is the state after the most recent interaction.
+    """The query vector is the state after the most recent interaction.
 
     Args:
         num_items: V.
-        dim: D, width of the tokens and of the query.
+        dim: D, width of the tokens and of the query vector.
         num_blocks: transformer blocks.
         num_heads: attention heads; must divide ``dim``.
         hidden: width inside the feed-forward network; None for ``dim``, as in SASRec.
         dropout: on the input and on both residual branches.
         attention_dropout: on the attention weights; anything above 0 is slow on CPU.
-        positions: "learned" vectors added to the tokens, as in SASRec, or "rotary" (see
-            ``rotary``).
+        positions: "learned" vectors added to the tokens, as in SASRec, or "rotary" (RoFormer).
         max_length: L, longest history.
-        input_items: what turns the items of histories into tokens: the table of the item
-            tower or, where it is more than a table, the tower ("tied"); None for a table of
-            its own.
-        num_event_types: kinds of interaction to tell apart in the history; 0 for none.
-        empty_histories: have a vector for somebody without a history; without it there is no
-            answer.
+        input_items: encoder of the items of histories: the table of the item tower or, if it has
+            more than a table, the tower ("tied"); None for a separate table.
+        num_event_types: event types in histories that have a vector; 0 for none.
+        empty_histories: whether there is a vector for an empty history; without it, such a query
+            cannot be encoded.
 
     Raises:
-        ConfigError: ``num_heads`` does not divide ``dim``, or tied items of other width.
+        ConfigError: ``num_heads`` does not divide ``dim``, or tied items have another width.
     """
 
     reads_history = True
@@ -208,11 +210,11 @@ class CausalTransformer(QueryTower):
     class Config(TowerConfig):
         """Settings of ``CausalTransformer``."""
 
-        dim: int = Field(64, ge=1, description="width of the tokens and of the query")
+        dim: int = Field(64, ge=1, description="width of the tokens and of the query vector")
         num_blocks: int = Field(2, ge=1, description="transformer blocks")
         num_heads: int = Field(1, ge=1, description="attention heads; must divide dim")
         hidden: int | None = Field(
-            None, ge=1, description="width inside the feed-forward network; absent: dim"
+            None, ge=1, description="width inside the feed-forward network; none: dim"
         )
         dropout: float = Field(0.2, ge=0, lt=1, description="on the input and residual branches")
         attention_dropout: float = Field(
@@ -220,26 +222,26 @@ class CausalTransformer(QueryTower):
         )
         positions: Literal["learned", "rotary"] = Field(
             "learned",
-            description="a vector for each place in the window, or attention that sees how far "
-            "back an item is",
+            description="learned: a vector for each position in the window; rotary: attention "
+            "depends on distances",
         )
         read_event_types: bool = Field(
-            False, description="add to each token a vector of the kind of interaction"
+            False, description="add a vector of the event type to each token"
         )
         input_items: Literal["tied", "separate"] = Field(
             "tied",
-            description="read histories with the item tower's own vectors, or with a table apart",
+            description="vectors of the items of histories: those of the item tower, or their own",
         )
 
         def build(self, context: TowerContext) -> CausalTransformer:
-            """Make the tower for a dataset."""
+            """Build the tower for a dataset."""
             items = None
             if self.input_items == "tied":
                 items = _table_or_tower(context.item_tower)
             if self.read_event_types and not context.num_event_types:
                 raise ConfigError(
-                    "query_tower.read_event_types needs interactions of several kinds: name the column "
-                    "that holds them with data.event_type"
+                    "query_tower.read_event_types needs event types; name their column with "
+                    "data.event_type"
                 )
             return CausalTransformer(
                 num_items=context.num_items,
@@ -258,26 +260,26 @@ class CausalTransformer(QueryTower):
         num_blocks: int,
         num_heads: int,
         max_length: int,
-        hidden: int | None = None,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        positions: Literal["learned", "rotary"] = "learned",
+        hidden: int | None,
+        dropout: float,
+        attention_dropout: float,
+        positions: Literal["learned", "rotary"],
         input_items: nn.Embedding | ItemTower | None = None,
         num_event_types: int = 0,
         empty_histories: bool = False,
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ConfigError(f"query_tower.num_heads {num_heads} must divide dim {dim}")
+            raise ConfigError(f"query_tower.num_heads must divide dim {dim}, got {num_heads}")
         if positions == "rotary" and dim // num_heads % 2:
             raise ConfigError(
-                f"query_tower.positions 'rotary' turns pairs: dim {dim} by num_heads {num_heads} "
-                "must be even"
+                f"query_tower.positions = 'rotary' needs an even width of heads, got dim {dim} / "
+                f"num_heads {num_heads}"
             )
         if input_items is not None and _width(input_items) != dim:
             raise ConfigError(
-                f"query_tower.dim {dim} must equal the item tower's {_width(input_items)} "
-                "when input_items is 'tied'"
+                f"query_tower.dim must equal item_tower.dim {_width(input_items)} when input_items "
+                f"is 'tied', got {dim}"
             )
         self.dim = dim
         self.max_length = max_length
@@ -286,32 +288,43 @@ class CausalTransformer(QueryTower):
         self.positions = embedding_table(max_length, dim) if positions == "learned" else None
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, hidden or dim, dropout, attention_dropout)
+            Block(
+                dim,
+                num_heads=num_heads,
+                hidden=hidden or dim,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+            )
             for _ in range(num_blocks)
         )
         self.norm = nn.LayerNorm(dim)
         self.event_types = code_table(num_event_types + 1, dim) if num_event_types else None
         self.needs_history = not empty_histories
-        self.nothing = nn.Parameter(torch.zeros(dim)) if empty_histories else None
+        self.empty_history = nn.Parameter(torch.zeros(dim)) if empty_histories else None
+
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        positions = "learned" if self.positions is not None else "rotary"
+        return f"dim={self.dim}, max_length={self.max_length}, positions={positions!r}"
 
     def forward(self, queries: Queries) -> Tensor:
         """Encode the histories: [B, D]."""
         history = queries.history
         if history is None:
             raise ConfigError(
-                "a causal_transformer query tower reads histories: set batches.unit = 'sequence'"
+                "a causal_transformer query tower needs histories; set batches.unit = 'sequence'"
             )
-        if self.nothing is None:
-            encoded: Tensor = self.norm(self._tokens(history)[history.query_positions])
-            return encoded
+        if self.empty_history is None:
+            vectors: Tensor = self.norm(self._tokens(history)[history.query_positions])
+            return vectors
         is_empty = history.query_positions < 0
         if len(history.item_ids) == 0:
-            return self.nothing.expand(len(is_empty), -1)
-        asked = self._tokens(history)[history.query_positions.clamp(min=0)]
-        return torch.where(is_empty[:, None], self.nothing, self.norm(asked))
+            return self.empty_history.expand(len(is_empty), -1)
+        states = self._tokens(history)[history.query_positions.clamp(min=0)]
+        return torch.where(is_empty[:, None], self.empty_history, self.norm(states))
 
     def to_padded(self, context: PaddedContext) -> PaddedTransformer:
-        """Read padded histories; see ``QueryTower.to_padded``."""
+        """Return the transformer on padded histories."""
         return PaddedTransformer(
             _item_vectors(self.items),
             max_length=context.max_length,
@@ -319,42 +332,43 @@ class CausalTransformer(QueryTower):
             norm=self.norm,
             positions=self.positions,
             event_types=self.event_types,
-            empty_history=self.nothing,
+            empty_history=self.empty_history,
         )
 
     def _tokens(self, history: History) -> Tensor:
-        """Every token with what it knows of the earlier ones: [T, D]."""
+        """Return the state of every token: [T, D]."""
         groups = length_groups(history.offsets)
         order = torch.cat([group.tokens for group in groups])
         unpad = torch.empty_like(order)
         unpad[order] = torch.arange(len(order), device=order.device)
         tokens: Tensor = self.items(history.item_ids)
-        turns = None
+        factors = None
         if self.positions is not None:
-            tokens = tokens + self.positions(_places(history))
+            tokens = tokens + self.positions(_positions(history))
         else:
-            turns = rotations(_places(history), self._head_width)
+            factors = rotation_factors(_positions(history), self._head_width)
         if self.event_types is not None:
-            # Where kinds are not known (a typed history) the unknown one adds nothing.
-            kinds = history.event_types
+            # The vector of an unknown event type, as in a typed history, is zero at the start.
+            codes = history.event_types
             tokens = tokens + self.event_types(
-                torch.zeros_like(history.item_ids) if kinds is None else kinds
+                torch.zeros_like(history.item_ids) if codes is None else codes
             )
         tokens = self.dropout(tokens)
         for block in self.blocks:
-            tokens = block(tokens, groups, unpad, turns)
+            tokens = block(tokens, groups, unpad, factors)
         return tokens
 
 
 def _table_or_tower(item_tower: ItemTower | None) -> nn.Embedding | ItemTower:
     if item_tower is None:
-        raise ConfigError("query_tower.input_items = 'tied' needs an item tower; use 'separate'")
-    table = getattr(item_tower, "embedding", None)
-    return table if isinstance(table, nn.Embedding) else item_tower
+        raise ConfigError(
+            "query_tower.input_items = 'tied' needs an item tower; set it to 'separate'"
+        )
+    return item_tower if item_tower.table is None else item_tower.table
 
 
 def _item_vectors(items: nn.Embedding | ItemTower) -> Tensor:
-    """Return the vectors that the tokens of histories begin as: [V, D] float32."""
+    """Return the vectors of the items of histories: [V, D] float32."""
     if isinstance(items, RowTable):
         return items.every_row().detach()
     if isinstance(items, nn.Embedding):
@@ -367,8 +381,8 @@ def _width(items: nn.Embedding | ItemTower) -> int:
     return items.embedding_dim if isinstance(items, nn.Embedding) else items.dim
 
 
-def _places(history: History) -> Tensor:
-    """[T] int64, place of each token in its own sequence."""
+def _positions(history: History) -> Tensor:
+    """[T] int64, position of each token in its sequence."""
     starts = history.offsets[:-1].repeat_interleave(
         history.offsets.diff(), output_size=len(history.item_ids)
     )
