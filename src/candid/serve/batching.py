@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 from candid.serve.errors import RequestError
 from candid.serve.metrics import Metrics
 
+GroupT = TypeVar("GroupT")
 RequestT = TypeVar("RequestT")
 ResultT = TypeVar("ResultT")
 
@@ -59,7 +60,7 @@ class _CostEstimates:
         self._seconds[group] = max(seconds_each, decayed)
 
 
-class _Job(Generic[RequestT, ResultT]):
+class _Job(Generic[GroupT, RequestT, ResultT]):
     """One request in the queue, and the future of its result."""
 
     __slots__ = ("deadline", "future", "group", "loop", "request", "since")
@@ -67,7 +68,7 @@ class _Job(Generic[RequestT, ResultT]):
     def __init__(
         self,
         request: RequestT,
-        group: object,
+        group: GroupT,
         loop: asyncio.AbstractEventLoop,
         since: float,
         deadline: float,
@@ -80,7 +81,7 @@ class _Job(Generic[RequestT, ResultT]):
         self.deadline = deadline
 
 
-class BatchQueue(Generic[RequestT, ResultT]):
+class BatchQueue(Generic[GroupT, RequestT, ResultT]):
     """A bounded queue whose requests run in batches, on the event loop or in a thread.
 
     Args:
@@ -114,9 +115,9 @@ class BatchQueue(Generic[RequestT, ResultT]):
     def __init__(
         self,
         name: str,
-        run: Callable[[object, list[RequestT]], Sequence[ResultT]],
+        run: Callable[[GroupT, list[RequestT]], Sequence[ResultT]],
         *,
-        group_of: Callable[[RequestT], object],
+        group_of: Callable[[RequestT], GroupT],
         on_error: Callable[[BaseException], ResultT],
         batch_size: int,
         wait: float,
@@ -137,7 +138,7 @@ class BatchQueue(Generic[RequestT, ResultT]):
         self._quick = quick
         self._metrics = metrics
         self._on_thread_start = on_thread_start
-        self._jobs: deque[_Job[RequestT, ResultT]] = deque()
+        self._jobs: deque[_Job[GroupT, RequestT, ResultT]] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
         self._is_thread_busy = False
@@ -162,7 +163,7 @@ class BatchQueue(Generic[RequestT, ResultT]):
         loop = asyncio.get_running_loop()
         now = monotonic()
         jobs = [
-            _Job[RequestT, ResultT](
+            _Job[GroupT, RequestT, ResultT](
                 request, self._group_of(request), loop, now, now + self._timeout
             )
             for request in requests
@@ -244,7 +245,7 @@ class BatchQueue(Generic[RequestT, ResultT]):
         jobs = islice(self._jobs, self._batch_size)
         return self._costs.total(job.group for job in jobs) < self._quick
 
-    def _take_batch(self) -> list[_Job[RequestT, ResultT]]:
+    def _take_batch(self) -> list[_Job[GroupT, RequestT, ResultT]]:
         count = min(self._batch_size, len(self._jobs))
         return [self._jobs.popleft() for _ in range(count)]
 
@@ -255,7 +256,7 @@ class BatchQueue(Generic[RequestT, ResultT]):
         while batch := self._wait_for_batch():
             _deliver(*self._run_batch(batch))
 
-    def _wait_for_batch(self) -> list[_Job[RequestT, ResultT]]:
+    def _wait_for_batch(self) -> list[_Job[GroupT, RequestT, ResultT]]:
         """Wait for a batch for the thread; empty once the queue is closed and empty."""
         with self._changed:
             self._is_thread_busy = False
@@ -280,8 +281,8 @@ class BatchQueue(Generic[RequestT, ResultT]):
         return True
 
     def _run_batch(
-        self, batch: Sequence[_Job[RequestT, ResultT]]
-    ) -> tuple[list[_Job[RequestT, ResultT]], list[ResultT]]:
+        self, batch: Sequence[_Job[GroupT, RequestT, ResultT]]
+    ) -> tuple[list[_Job[GroupT, RequestT, ResultT]], list[ResultT]]:
         """Run the jobs whose deadline has not passed; return them and their results."""
         started = monotonic()
         # The others have been refused already.
@@ -296,7 +297,7 @@ class BatchQueue(Generic[RequestT, ResultT]):
         self._metrics.batch_seconds.labels(self._name).observe(seconds)
         return live, results
 
-    def _run_groups(self, jobs: Sequence[_Job[RequestT, ResultT]]) -> list[ResultT]:
+    def _run_groups(self, jobs: Sequence[_Job[GroupT, RequestT, ResultT]]) -> list[ResultT]:
         """Run the jobs of each group together; return the results in the order of the jobs."""
         results: dict[int, ResultT] = {}
         positions_of: dict[int, list[int]] = {}
@@ -310,7 +311,7 @@ class BatchQueue(Generic[RequestT, ResultT]):
             results |= zip(positions, answers, strict=True)
         return [results[position] for position in range(len(jobs))]
 
-    def _run_group(self, group: object, requests: list[RequestT]) -> Sequence[ResultT]:
+    def _run_group(self, group: GroupT, requests: list[RequestT]) -> Sequence[ResultT]:
         try:
             return self._run(group, requests)
         except (KeyboardInterrupt, SystemExit):
@@ -324,7 +325,7 @@ class BatchQueue(Generic[RequestT, ResultT]):
 
 
 def _deliver(
-    jobs: Sequence[_Job[RequestT, ResultT]],
+    jobs: Sequence[_Job[GroupT, RequestT, ResultT]],
     results: Sequence[ResultT],
     current_loop: asyncio.AbstractEventLoop | None = None,
 ) -> None:
@@ -339,7 +340,7 @@ def _deliver(
             loop.call_soon_threadsafe(_set_results, pairs)
 
 
-def _set_results(pairs: Iterable[tuple[_Job[RequestT, ResultT], ResultT]]) -> None:
+def _set_results(pairs: Iterable[tuple[_Job[GroupT, RequestT, ResultT], ResultT]]) -> None:
     for job, result in pairs:
         if not job.future.done():
             job.future.set_result(result)

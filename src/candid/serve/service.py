@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
 import torch
 
@@ -46,7 +46,7 @@ class Service:
         self.config = config
         self.metrics = metrics
         self.is_draining = False
-        self._queues: dict[bool, BatchQueue[PreparedQuery, Result]] = {}
+        self._queues: dict[bool, BatchQueue[ModelVersion, PreparedQuery, Result]] = {}
         self._lookup_pool = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="candid-lookup")
         self._reload_pool = ThreadPoolExecutor(1, thread_name_prefix="candid-reload")
 
@@ -59,7 +59,7 @@ class Service:
         for is_slow, name in ((False, "fast"), (True, "slow")):
             self._queues[is_slow] = BatchQueue(
                 name,
-                _answer_batch,
+                ModelVersion.answer,
                 group_of=_model_version_of,
                 on_error=_on_error,
                 batch_size=self.config.batch_size,
@@ -158,10 +158,6 @@ class Service:
     def _set_num_threads(self) -> None:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-
-
-def _answer_batch(version: object, queries: Sequence[PreparedQuery]) -> list[Result]:
-    return cast(ModelVersion, version).answer(queries)
 
 
 def _model_version_of(query: PreparedQuery) -> ModelVersion:
