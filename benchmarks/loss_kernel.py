@@ -93,7 +93,7 @@ def stepper(kind: str, num_rows: int, num_candidates: int) -> Callable[[str], No
             logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
         return functional.cross_entropy(logits, positives)
 
-    def ours(precision: Any) -> torch.Tensor:
+    def candid_loss(precision: Any) -> torch.Tensor:
         if kind == "full":
             return candid.full_softmax(query, vectors, ids, precision=precision).loss.mean()
         out = candid.in_batch_softmax(
@@ -105,7 +105,7 @@ def stepper(kind: str, num_rows: int, num_candidates: int) -> Callable[[str], No
         # As CANDID_NATIVE=0 does for a process.
         tile_pass.native_pass = no_kernel if name.endswith(TORCH_ALONE) else native_pass
         if name in TILED:
-            ours(name.split(",")[0]).backward()
+            candid_loss(name.split(",")[0]).backward()
         elif name.endswith("bfloat16"):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = plain()
@@ -179,10 +179,10 @@ def peak_mib(kind: str, num_rows: int, num_candidates: int, name: str) -> float:
     """Measure the growth of the resident set over two steps, in MiB (Linux only)."""
     # Not a fork: it would reuse memory that this process has freed.
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_peak, args=(theirs, kind, num_rows, num_candidates, name))
+    receiver, sender = context.Pipe()
+    child = context.Process(target=_peak, args=(sender, kind, num_rows, num_candidates, name))
     child.start()
-    peak = float(ours.recv())
+    peak = float(receiver.recv())
     child.join()
     return round(peak, 1)
 
@@ -215,8 +215,8 @@ def tables(results: list[dict[str, Any]]) -> str:
     for kind, title in (("in-batch", "In-batch"), ("full", "Full, B = 1,024")):
         names = [name for name in (*DENSE, *TILED) if kind == "in-batch" or "masked" not in name]
         parts.append(f"{title}; ms / MiB / fraction of the products' limit\n")
-        head = "B" if kind == "in-batch" else "items"
-        parts.append(f"| {head} | {' | '.join(names)} | plain to bfloat16 |")
+        first_column = "B" if kind == "in-batch" else "items"
+        parts.append(f"| {first_column} | {' | '.join(names)} | plain to bfloat16 |")
         parts.append(f"|---:|{'---:|' * (len(names) + 1)}")
         for case in (case for case in CASES if case[0] == kind):
             lines = [by_case.get((*case, name)) for name in names]

@@ -29,42 +29,42 @@ def pairs(regime, seed=11):
     return q, scores, positives[:, 0], generator
 
 
-def mean_gradient(q, scores, positive, n, draws, generator, estimator):
+def mean_gradient(q, scores, positive, n, num_trials, generator, estimator):
     """Mean over samples of the gradient with respect to all scores, [ITEMS]."""
     rest = q.clone()
     rest[positive] = 0.0
     cumulative = rest.cumsum(0)
-    points = torch.rand(draws, n, generator=generator, dtype=torch.float64) * cumulative[-1]
+    points = torch.rand(num_trials, n, generator=generator, dtype=torch.float64) * cumulative[-1]
     ids = torch.searchsorted(cumulative, points, right=True).clamp_(max=ITEMS - 1)
     raw = (n * q).log().float()
     log_expected_count = raw if estimator == "logq" else (n * rest / cumulative[-1]).log().float()
     candidates = scores.float()[ids].requires_grad_()
-    first = scores[positive].float().expand(draws).clone().requires_grad_()
+    first = scores[positive].float().expand(num_trials).clone().requires_grad_()
     out = corrected_log_softmax(
         positive=first,
         candidates=candidates,
         log_expected_count=log_expected_count[ids],
-        log_expected_count_positive=raw[positive].expand(draws),
+        log_expected_count_positive=raw[positive].expand(num_trials),
         correction="logq" if estimator == "logq" else "refined",
         jackknife=estimator == "jackknife",
     )
     # Without the paper's weight 1 - P(p), every row counts 1.
-    row = 1 / out.sample_weight if estimator == "w=1" else torch.ones(draws)
+    row = 1 / out.sample_weight if estimator == "w=1" else torch.ones(num_trials)
     at_positive, at_candidates = torch.autograd.grad((out.loss * row).sum(), (first, candidates))
     total = torch.zeros(ITEMS, dtype=torch.float64)
     total.index_add_(0, ids.flatten(), at_candidates.double().flatten())
     total[positive] += at_positive.double().sum()
-    return total / draws
+    return total / num_trials
 
 
-def bias(regime, estimator, n, draws):
+def bias(regime, estimator, n, num_trials):
     q, scores, positives, generator = pairs(regime)
     squared = length = 0.0
     for row, positive in zip(scores, positives.tolist(), strict=True):
         exact = row.softmax(dim=0)
         exact[positive] -= 1.0
         first, second = (
-            mean_gradient(q, row, positive, n, draws, generator, estimator) - exact
+            mean_gradient(q, row, positive, n, num_trials, generator, estimator) - exact
             for _ in range(2)
         )
         squared += float(first @ second)
@@ -75,8 +75,8 @@ def bias(regime, estimator, n, draws):
 @pytest.fixture(scope="module")
 def refined():
     return {
-        n: bias("mid", "refined", n, draws)
-        for n, draws in [(16, 20000), (64, 10000), (256, 4000), (512, 3000)]
+        n: bias("mid", "refined", n, num_trials)
+        for n, num_trials in [(16, 20000), (64, 10000), (256, 4000), (512, 3000)]
     }
 
 

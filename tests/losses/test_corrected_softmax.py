@@ -33,15 +33,15 @@ def test_gradient_equals_that_of_the_loss_printed_in_the_paper(seed, rows, num, 
     made = scores(rows, num, seed, scale)
     made["accidental_hits"][:, 0] = False
     inputs = (made["positive"], made["candidates"])
-    ours = torch.autograd.grad(corrected_log_softmax(**made).loss.sum(), inputs)
+    grads = torch.autograd.grad(corrected_log_softmax(**made).loss.sum(), inputs)
 
     weights = torch.exp(made["candidates"] - made["log_expected_count"]) * ~made["accidental_hits"]
     z = weights.sum(dim=1)
     missed = (z / (made["positive"].exp() + z)).detach()
     paper = -missed * (made["positive"] - z.log())
-    theirs = torch.autograd.grad(paper.sum(), inputs)
-    for mine, printed in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, printed, rtol=1e-12, atol=1e-12)
+    expected_grads = torch.autograd.grad(paper.sum(), inputs)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("correction", ["none", "logq", "refined"])
@@ -138,10 +138,10 @@ def test_jackknife_equals_its_definition(seed, num, scale):
     expected = torch.stack(rows)
     torch.testing.assert_close(out.loss, expected, rtol=1e-8, atol=1e-9)
     inputs = (made["positive"], made["candidates"])
-    ours = torch.autograd.grad(out.loss.sum(), inputs)
-    theirs = torch.autograd.grad(expected.sum(), inputs)
-    for mine, defined in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, defined, rtol=1e-7, atol=1e-8)
+    grads = torch.autograd.grad(out.loss.sum(), inputs)
+    expected_grads = torch.autograd.grad(expected.sum(), inputs)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-7, atol=1e-8)
 
 
 def test_jackknife_is_finite_with_one_dominating_candidate():

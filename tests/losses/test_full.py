@@ -38,10 +38,10 @@ class TestAgainstTheDenseSoftmax:
         out = full_softmax(query, items, positive_ids, temperature=0.7)
         dense = cross_entropy(query @ items.T / 0.7, positive_ids, reduction="none")
         torch.testing.assert_close(out.loss, dense)
-        ours = torch.autograd.grad((out.loss * row).sum(), (query, items))
-        theirs = torch.autograd.grad((dense * row).sum(), (query, items))
-        for mine, oracle in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(mine, oracle)
+        grads = torch.autograd.grad((out.loss * row).sum(), (query, items))
+        expected_grads = torch.autograd.grad((dense * row).sum(), (query, items))
+        for grad, expected in zip(grads, expected_grads, strict=True):
+            torch.testing.assert_close(grad, expected)
 
     def test_log_z_excludes_the_positive_and_has_its_gradient(self):
         query, items, positive_ids = made(9, 13)
@@ -55,12 +55,12 @@ class TestAgainstTheDenseSoftmax:
         effective_sample_size = weights.sum(dim=1).square() / weights.square().sum(dim=1)
         torch.testing.assert_close(out.effective_sample_size, effective_sample_size.detach())
         mix = torch.linspace(-1, 1, 9).double()
-        ours = torch.autograd.grad((out.loss + mix * out.log_z).sum(), (query, items))
+        grads = torch.autograd.grad((out.loss + mix * out.log_z).sum(), (query, items))
         dense = cross_entropy(scores, positive_ids, reduction="none") + mix * others
-        for mine, oracle in zip(
-            ours, torch.autograd.grad(dense.sum(), (query, items)), strict=True
+        for grad, expected in zip(
+            grads, torch.autograd.grad(dense.sum(), (query, items)), strict=True
         ):
-            torch.testing.assert_close(mine, oracle)
+            torch.testing.assert_close(grad, expected)
 
     def test_gradcheck(self):
         query, items, positive_ids = made(5, 7)

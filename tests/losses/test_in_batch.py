@@ -33,8 +33,8 @@ def test_vectors_give_the_loss_of_the_table_they_come_from(correction, user_ids)
         if negatives is not None:
             candidates = with_negatives(candidates, negatives, sampler, IDS, USERS)
         settings = {"correction": correction, "temperature": 0.5, "effective_sample_size": True}
-        theirs = sampled_softmax(query, table, IDS, candidates, **settings)
-        mine = in_batch_softmax(
+        expected = sampled_softmax(query, table, IDS, candidates, **settings)
+        out = in_batch_softmax(
             query,
             table[IDS],
             IDS,
@@ -44,11 +44,11 @@ def test_vectors_give_the_loss_of_the_table_they_come_from(correction, user_ids)
             negative_ids=negatives,
             **settings,
         )
-        torch.testing.assert_close(mine.loss, theirs.loss)
-        torch.testing.assert_close(mine.effective_sample_size, theirs.effective_sample_size)
-        grads = [torch.autograd.grad(o.loss.sum(), (query, table)) for o in (mine, theirs)]
-        for one, other in zip(*grads, strict=True):
-            torch.testing.assert_close(one, other)
+        torch.testing.assert_close(out.loss, expected.loss)
+        torch.testing.assert_close(out.effective_sample_size, expected.effective_sample_size)
+        grads = [torch.autograd.grad(o.loss.sum(), (query, table)) for o in (out, expected)]
+        for grad, expected_grad in zip(*grads, strict=True):
+            torch.testing.assert_close(grad, expected_grad)
 
 
 def test_refined_loss_equals_its_definition():

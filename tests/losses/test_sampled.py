@@ -172,7 +172,7 @@ def test_gradient_equals_that_of_the_printed_loss(name, correction):
     user_ids = torch.tensor([3, 3, 1, 2, 2, 9])
     sampled = SAMPLERS[name](counts).sample(positive_ids, user_ids, generator=generator)
     out = sampled_softmax(query, table, positive_ids, sampled, correction=correction)
-    ours = torch.autograd.grad(out.loss.sum(), (query, table))
+    grads = torch.autograd.grad(out.loss.sum(), (query, table))
 
     printed, n = [], sampled.num_samples
     for row in range(6):
@@ -190,9 +190,9 @@ def test_gradient_equals_that_of_the_printed_loss(name, correction):
         log_z = torch.logsumexp(table[sampled.ids[keep]] @ query[row] - log_e, dim=0)
         missed = (log_z.exp() / (positive.exp() + log_z.exp())).detach()
         printed.append(-missed * (positive - log_z))
-    theirs = torch.autograd.grad(torch.stack(printed).sum(), (query, table))
-    for mine, paper in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, paper, rtol=1e-12, atol=1e-12)
+    expected_grads = torch.autograd.grad(torch.stack(printed).sum(), (query, table))
+    for grad, expected in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_whole_catalog_as_candidates_equals_the_full_softmax():
@@ -203,8 +203,8 @@ def test_whole_catalog_as_candidates_equals_the_full_softmax():
     out = sampled_softmax(query, table, positive_ids, catalog, temperature=0.5)
     exact = torch.nn.functional.cross_entropy(query @ table.T / 0.5, positive_ids, reduction="none")
     torch.testing.assert_close(out.loss, exact, rtol=1e-12, atol=1e-12)
-    ours, theirs = (torch.autograd.grad(v.sum(), query)[0] for v in (out.loss, exact))
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    grads, expected_grads = (torch.autograd.grad(v.sum(), query)[0] for v in (out.loss, exact))
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-12, atol=1e-12)
 
 
 def test_table_callable_and_per_row_candidates_agree():

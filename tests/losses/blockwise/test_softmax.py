@@ -97,16 +97,16 @@ def both(sizes, dtype, precision="float32", *, rest=True, scale=1.0, mix=False):
         expected_total = expected_total + expected_log_z[~expected_log_z.isneginf()].sum()
     grads = torch.autograd.grad(total, list(inputs.values()))
     expected_grads = torch.autograd.grad(expected_total, list(leaves.values()))
-    ours = {"loss": loss, "log_z": log_z, **dict(zip(inputs, grads, strict=True))}
-    theirs = {"loss": expected, "log_z": expected_log_z}
-    return ours, theirs | dict(zip(leaves, expected_grads, strict=True))
+    results = {"loss": loss, "log_z": log_z, **dict(zip(inputs, grads, strict=True))}
+    expected_results = {"loss": expected, "log_z": expected_log_z}
+    return results, expected_results | dict(zip(leaves, expected_grads, strict=True))
 
 
-def near(ours, theirs, relative):
-    for name, values in theirs.items():
+def near(results, expected_results, relative):
+    for name, values in expected_results.items():
         scale = max(values[values.isfinite()].abs().flatten().tolist(), default=0.0)
         torch.testing.assert_close(
-            ours[name].double(),
+            results[name].double(),
             values,
             rtol=relative,
             atol=relative * max(1.0, scale),

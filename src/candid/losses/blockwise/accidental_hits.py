@@ -140,10 +140,10 @@ class _SparseHits:
 
     def mask(self, tile: Tensor, block: int) -> None:
         """Set the masked scores of a tile [rows, columns] to -inf."""
-        mine = slice(self._stops[block - 1] if block else 0, self._stops[block])
-        if mine.start < mine.stop:
-            columns = self._candidate[mine] - self._blocks[block].start
-            tile.view(-1)[self._row[mine] * tile.shape[1] + columns] = -math.inf
+        span = slice(self._stops[block - 1] if block else 0, self._stops[block])
+        if span.start < span.stop:
+            columns = self._candidate[span] - self._blocks[block].start
+            tile.view(-1)[self._row[span] * tile.shape[1] + columns] = -math.inf
 
 
 @dataclass(frozen=True)
