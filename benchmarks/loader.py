@@ -90,7 +90,7 @@ def share(data: PreparedDataset, case: str, steps: int) -> dict[str, float]:
     torch.manual_seed(0)
     model = build_model(config, data)
     loss, sampler = build_objective(config, data)
-    loader = Loader(data, config.batches, 0)
+    loader = Loader(data, config.batches, seed=0)
     loader.batch(0, 0)  # draws the permutation, which is in the rates
     with TemporaryDirectory() as folder:
         trainer = Trainer(

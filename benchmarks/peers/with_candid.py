@@ -58,7 +58,7 @@ def main() -> None:
     with TemporaryDirectory() as run:
         trainer = Trainer(
             model=model,
-            loader=Loader(dataset, config.batches, config.seed),
+            loader=Loader(dataset, config.batches, seed=config.seed),
             loss=loss,
             sampler=sampler,
             config=config.training,

@@ -1,4 +1,4 @@
-"""Loaders against a plain reading of the sequences."""
+"""Loaders against loops over the sequences."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ T, H, V, X = Role.TRAIN, Role.HISTORY, Role.VALIDATION, Role.TEST
 
 
 def dataset_of(sequences, roles=None, weights=None):
-    """A dataset in memory; without roles everything is trained on."""
+    """Return a dataset in memory; without roles every interaction is a training target."""
     roles = roles or [[T] * len(s) for s in sequences]
     num_items = max((max(s) for s in sequences if s), default=0) + 1
     return PreparedDataset(
@@ -32,7 +32,7 @@ def dataset_of(sequences, roles=None, weights=None):
 
 
 def rows_of(batch):
-    """(user, history, positive) of each row, by plain indexing."""
+    """Return (user, history, positive) of each row, by plain indexing."""
     found = []
     history = batch.history
     for row in range(len(batch)):
@@ -57,7 +57,7 @@ def epoch_rows(loader):
 
 
 def expected_rows(sequences, roles, max_length, windows, empty_histories=False):
-    """Rows of an epoch, told by the definition rather than by index arithmetic."""
+    """Return the rows of an epoch by their definition."""
     expected = []
     for user, (sequence, role) in enumerate(zip(sequences, roles, strict=True)):
         targets = [t for t, r in enumerate(role) if r == T]
@@ -95,7 +95,7 @@ sequences_with_roles = st.lists(
     num_workers=st.sampled_from([0, 2]),
     empty_histories=st.booleans(),
 )
-def test_an_epoch_holds_every_target_once_with_its_history(
+def test_epoch_has_every_target_once_with_its_history(
     users, max_length, windows, batch_size, num_workers, empty_histories
 ):
     sequences = [[item for item, _ in user] for user in users]
@@ -127,7 +127,7 @@ def test_batches_do_not_depend_on_workers_but_on_seed_and_epoch(unit):
         loader = Loader(
             long_dataset(),
             BatchesConfig(unit=unit, batch_size=4, max_length=8, num_workers=num_workers),
-            seed,
+            seed=seed,
         )
         loader.position = Position(epoch=epoch)
         return torch.cat([b.positive_ids for b in loader.epoch()]).tolist()
@@ -139,7 +139,7 @@ def test_batches_do_not_depend_on_workers_but_on_seed_and_epoch(unit):
 
 
 @pytest.mark.parametrize("unit", ["sequence", "interaction"])
-def test_a_position_is_all_that_a_resume_needs(unit):
+def test_position_determines_the_rest_of_the_epoch(unit):
     config = BatchesConfig(unit=unit, batch_size=3, max_length=8, num_workers=2)
     whole = Loader(long_dataset(), config, seed=1)
     batches = [*whole.epoch(), *whole.epoch()]
@@ -158,7 +158,7 @@ def test_a_position_is_all_that_a_resume_needs(unit):
         assert torch.equal(expected.user_ids, found.user_ids)
 
 
-def test_the_last_batch_of_an_epoch_puts_the_position_at_the_next():
+def test_position_after_the_last_batch_is_the_next_epoch():
     loader = Loader(long_dataset(), BatchesConfig(batch_size=3, max_length=8), seed=1)
     stream = loader.epoch()
     for _ in range(loader.num_batches):
@@ -166,7 +166,7 @@ def test_the_last_batch_of_an_epoch_puts_the_position_at_the_next():
     assert loader.position == Position(epoch=1, step=0)
 
 
-def test_interactions_are_the_training_targets_alone():
+def test_interaction_units_are_the_training_targets():
     dataset = dataset_of([[1, 2, 3], [4, 5]], [[T, H, T], [V, T]])
     loader = Loader(dataset, BatchesConfig(unit="interaction", batch_size=2), seed=0)
     pairs = [
@@ -197,25 +197,25 @@ def test_weights_follow_their_interaction(unit):
 
 def test_drop_last_leaves_out_the_smaller_batch():
     dataset = dataset_of([[1, 2]] * 5)
-    assert Loader(dataset, BatchesConfig(batch_size=2), 0).num_batches == 3
-    short = Loader(dataset, BatchesConfig(batch_size=2, drop_last=True), 0)
+    assert Loader(dataset, BatchesConfig(batch_size=2), seed=0).num_batches == 3
+    short = Loader(dataset, BatchesConfig(batch_size=2, drop_last=True), seed=0)
     assert [len(b) for b in short.epoch()] == [2, 2]
     with pytest.raises(ConfigError, match=r"batches\.batch_size 6"):
-        Loader(dataset, BatchesConfig(batch_size=6, drop_last=True), 0)
+        Loader(dataset, BatchesConfig(batch_size=6, drop_last=True), seed=0)
 
 
 class Moments:
-    """In the place of a context: tells which interactions were asked about."""
+    """A context whose feature is the interaction of each row."""
 
-    def at(self, events, knows_history=None):
-        if knows_history is None:
-            knows_history = np.ones(len(events), dtype=np.int64)
-        told = np.stack([events, knows_history.astype(np.int64)], axis=1)
-        return {"event": Numbers(torch.from_numpy(told))}
+    def at(self, events, has_history=None):
+        if has_history is None:
+            has_history = np.ones(len(events), dtype=np.int64)
+        values = np.stack([events, has_history.astype(np.int64)], axis=1)
+        return {"event": Numbers(torch.from_numpy(values))}
 
 
 @pytest.mark.parametrize("unit", ["sequence", "interaction"])
-def test_each_row_is_asked_at_the_moment_of_its_positive(unit):
+def test_context_of_a_row_is_that_of_its_positive(unit):
     dataset = long_dataset()
     config = BatchesConfig(unit=unit, batch_size=3, max_length=8, windows="all")
     for batch in Loader(dataset, config, seed=1, context=Moments()).epoch():
@@ -228,10 +228,10 @@ def test_each_row_is_asked_at_the_moment_of_its_positive(unit):
 
 
 @pytest.mark.parametrize("unit", ["sequence", "interaction"])
-def test_kinds_go_with_the_interactions_they_are_of(unit):
+def test_event_types_follow_their_interactions(unit):
     dataset = long_dataset()
-    kinds = (dataset.item_ids % 3).astype(np.uint8)
-    dataset = replace(dataset, event_types=kinds, event_type_names=("a", "b", "c"))
+    event_types = (dataset.item_ids % 3).astype(np.uint8)
+    dataset = replace(dataset, event_types=event_types, event_type_names=("a", "b", "c"))
     config = BatchesConfig(unit=unit, batch_size=3, max_length=8)
     for batch in Loader(dataset, config, seed=1).epoch():
         if unit == "interaction":
@@ -242,22 +242,22 @@ def test_kinds_go_with_the_interactions_they_are_of(unit):
 
 
 @pytest.mark.parametrize("unit", ["sequence", "interaction"])
-@pytest.mark.parametrize("most", [0, 2, 20])
-def test_what_was_shown_goes_with_the_positive_it_was_shown_with(unit, most):
+@pytest.mark.parametrize("max_negatives", [0, 2, 20])
+def test_negatives_follow_their_positive(unit, max_negatives):
     dataset = long_dataset()
     num = np.arange(len(dataset.item_ids)) % 4
-    # Interaction e was shown with e % 4 items: e, e + 1, ... of the catalog, round and round.
+    # Interaction e was shown with e % 4 items: e, e + 1, ... of the catalog, in a cycle.
     shown = [(e + np.arange(n)) % dataset.num_items for e, n in enumerate(num)]
     dataset = replace(
         dataset,
         negative_ids=np.concatenate(shown).astype(np.int32),
         negative_offsets=offsets_of(num),
     )
-    config = BatchesConfig(unit=unit, batch_size=3, max_length=8, max_negatives=most)
+    config = BatchesConfig(unit=unit, batch_size=3, max_length=8, max_negatives=max_negatives)
     loader = Loader(dataset, config, seed=1, context=Moments())
     for batch in loader.epoch():
         events = batch.context["event"].values[:, 0].numpy()
-        expected = [shown[e][max(0, len(shown[e]) - most) :].tolist() for e in events]
+        expected = [shown[e][max(0, len(shown[e]) - max_negatives) :].tolist() for e in events]
         if not any(expected):
             assert batch.negative_ids is None
             continue
@@ -266,12 +266,12 @@ def test_what_was_shown_goes_with_the_positive_it_was_shown_with(unit, most):
         assert found.shape[1] == max(map(len, expected))
 
 
-def test_empty_histories_belong_to_sequences():
-    with pytest.raises(ValueError, match=r"empty_histories has no meaning"):
+def test_empty_histories_need_sequence_units():
+    with pytest.raises(ConfigError, match=r"empty_histories has no effect"):
         BatchesConfig(unit="interaction", empty_histories=True)
 
 
-def test_a_first_target_without_a_history_is_asked_as_of_somebody_new():
+def test_empty_histories_add_the_first_target_of_each_user():
     roles = [[H, T, T], [H, H], [T]]
     dataset = dataset_of([[1, 2, 3], [4, 5], [6]], roles)
     config = BatchesConfig(batch_size=9, empty_histories=True)

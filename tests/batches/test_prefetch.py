@@ -1,4 +1,4 @@
-"""Work ahead: in order, errors in place, no thread left behind."""
+"""Prefetching: order, errors at their step, no thread left running."""
 
 import threading
 

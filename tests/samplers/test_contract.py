@@ -181,7 +181,7 @@ class Broken(FirstItems):
     ("promise", "message"),
     [
         ("candidates_per_row", "candidates_per_row is 2, but a row has 3"),
-        ("has_exact", "has_exact is True, but the sample says False"),
+        ("has_exact", "has_exact is True, but the sample gives False"),
         ("generator", "the same generator must give the same sample"),
         ("expected count", "but its stated expected count is 1.0000"),
         ("float32", "log_expected_count must be float32"),

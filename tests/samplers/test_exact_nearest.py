@@ -131,15 +131,15 @@ class TestExactCandidates:
         assert sampled.exact.ids.tolist() == [1, 3]
         assert sampled.exact.log_expected_count.exp().tolist() == [[0, 0], [2, 0]]
         out = sampled_softmax(torch.eye(4)[[1, 3]], torch.eye(4), torch.tensor([3, 2]), sampled)
-        # Row 0: item 1 of the head and item 0 drawn for sure; row 1: the head alone.
+        # Row 0: exact item 1, and item 0, which is certain; row 1: exact items only.
         assert out.log_z.exp().tolist() == pytest.approx([math.e + 1, 1 + math.e])
 
 
 def mean_z(sampler, batch, row, scores, q):
-    """E[Z'] of a row over all draws that can be made beside its head, by enumeration.
+    """Return E[Z'] of a row over all samples beside its exact candidates, by enumeration.
 
     Args:
-        q: [V], probability of a draw where it is not restricted to what is outside the head.
+        q: [V], probability of a sample without exact candidates.
     """
     sampled = sampler.sample(*batch)
     n, positive = sampled.num_samples, batch.positive_ids[row]
@@ -149,25 +149,26 @@ def mean_z(sampler, batch, row, scores, q):
         q = excluding / excluding.sum() if bool(excluding.any()) else q
     else:
         exact_ids, log_expected_count = exact_ids[row], log_expected_count[row]
-    draws = torch.tensor(list(itertools.product(range(V), repeat=n)))
-    chance = q[draws].prod(dim=1)
-    # Where no draw is outside the head and none but the positive, nothing is said of the rest.
-    tells = ~(torch.isin(draws, exact_ids) | (draws == positive)).all(dim=1) & (chance > 0)
-    draws, chance = draws[tells], chance[tells]
+    samples = torch.tensor(list(itertools.product(range(V), repeat=n)))
+    chance = q[samples].prod(dim=1)
+    # A sample with exact candidates and the positive only has no estimate of the rest.
+    is_known = (torch.isin(samples, exact_ids) | (samples == positive)).all(dim=1)
+    has_estimate = ~is_known & (chance > 0)
+    samples, chance = samples[has_estimate], chance[has_estimate]
     candidates = Candidates(
-        ids=draws,
-        log_expected_count=sampler.log_expected_count_of(torch.arange(V), *batch)[draws],
-        log_expected_count_positive=sampled.log_expected_count_positive[row].expand(len(draws)),
+        ids=samples,
+        log_expected_count=sampler.log_expected_count_of(torch.arange(V), *batch)[samples],
+        log_expected_count_positive=sampled.log_expected_count_positive[row].expand(len(samples)),
         num_samples=n,
         exact=ExactCandidates(exact_ids, log_expected_count),
     )
     out = sampled_softmax(
-        scores[row].expand(len(draws), -1),
+        scores[row].expand(len(samples), -1),
         torch.eye(V, dtype=torch.float64),
-        positive.expand(len(draws)),
+        positive.expand(len(samples)),
         candidates,
     )
-    return float(out.log_z.exp() @ chance / chance.sum()), len(draws) > 0
+    return float(out.log_z.exp() @ chance / chance.sum()), len(samples) > 0
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -200,9 +201,9 @@ def test_expected_z_is_exact_with_stale_exact_candidates(
     sampler.refresh(items + staleness * torch.randn(V, D, generator=generator))
     batch = batch_of(query, positive_ids)
     for row in range(3):
-        z, tells = mean_z(sampler, batch, row, scores, q)
+        z, has_estimate = mean_z(sampler, batch, row, scores, q)
         exact = float(scores[row].exp().sum() - scores[row, positives[row]].exp())
-        assert not tells or z == pytest.approx(exact, rel=1e-5)
+        assert not has_estimate or z == pytest.approx(exact, rel=1e-5)
 
 
 def test_positive_among_exact_candidates_counts_once():

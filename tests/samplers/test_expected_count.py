@@ -50,7 +50,7 @@ def test_stated_counts_match_a_simulation(name, distinct, counts, rows, generato
     for _ in range(trials):
         seen += torch.bincount(sampler.sample(*rows, generator).ids, minlength=len(counts))
     stated = sampler.log_expected_count_of(torch.arange(len(counts)), *rows).double().exp()
-    # A count of 7 draws has a variance of at most its mean.
+    # A count of 7 samples has a variance of at most its mean.
     error = (seen / trials - stated).abs()
     assert bool((error <= 5 * (stated / trials).sqrt()).all())
 
@@ -71,14 +71,14 @@ def test_in_batch_sets_state_the_inclusion_by_other_rows(
         positives = torch.multinomial(q, 6, replacement=True, generator=generator)
         rows = Rows(positives, user_ids)
         sampled = sampler.sample(*rows, generator)
-        # The negatives of row 0, which must not depend on what row 0 itself holds.
+        # The negatives of row 0, which must not depend on the item of row 0.
         assert len(set(sampled.ids.tolist())) == len(sampled.ids)
         negative = sampled.ids != positives[0]
         if exclude_same_user:
             negative &= sampled.owner != 0
         seen[sampled.ids[negative]] += 1
-    draws = num_candidates or 6
-    others = draws * (4 / 6 if exclude_same_user else 5 / 6)
+    num_samples = num_candidates or 6
+    others = num_samples * (4 / 6 if exclude_same_user else 5 / 6)
     # Given that row 0 does not hold the item itself.
     expected = (1 - (1 - q) ** others) * (1 - q)
     stated = sampler.log_expected_count_of(torch.arange(len(counts)), *rows).double().exp()

@@ -1,4 +1,4 @@
-"""What samplers by a kernel share; each of ``RandomFourier`` and ``Quadratic``."""
+"""Common behaviour of kernel samplers, and the kernels of both."""
 
 import pickle
 from collections import namedtuple

@@ -23,11 +23,11 @@ def rows_of(positive_ids):
 
 
 def every_outcome(sampler, log_q, positive, exact_ids):
-    """All V^N draws as the candidates of a row each, and the probability of each."""
+    """Return all V^N samples, one for each row, and the probability of each."""
     ids = torch.tensor(list(itertools.product(range(V), repeat=N)))
     batch = rows_of(torch.full((len(ids),), positive))
     if sampler.distinct:
-        # A repeated draw is no candidate; inf says so.
+        # A repeated item is not a candidate; inf marks padding.
         is_new = torch.ones_like(ids, dtype=torch.bool)
         for one, other in itertools.combinations(range(N), 2):
             is_new[:, other] &= ids[:, one] != ids[:, other]
@@ -79,9 +79,9 @@ def test_expected_z_is_exact(counts, positive, negatives, exact_ids, distinct, a
     z = out.log_z.exp()
     known = {i for i in negatives if i >= 0} | set(exact_ids or []) | {positive}
     if not distinct and len(known) < V:
-        # Draws are renormalised over the items that are left; none left says nothing of them.
-        says = ~torch.isin(sampled.ids, torch.tensor(sorted(known))).all(dim=1)
-        z, chance = z[says], chance[says] / chance[says].sum()
+        # Samples are renormalised over the other items; a row without any has no estimate.
+        has_estimate = ~torch.isin(sampled.ids, torch.tensor(sorted(known))).all(dim=1)
+        z, chance = z[has_estimate], chance[has_estimate] / chance[has_estimate].sum()
     exact = float(scores.exp().sum() - scores[positive].exp())
     assert float((z * chance).sum()) == pytest.approx(exact, rel=1e-5, abs=1e-9)
 
@@ -133,9 +133,9 @@ def test_expected_z_is_exact_beside_exact_popular_items(positive, negatives):
         batch.positive_ids,
         with_negatives(sampled, given_ids, sampler, *batch),
     )
-    says = ~torch.isin(ids, torch.tensor([positive, *negatives])).all(dim=1)
-    says = says if bool(says.any()) else torch.ones_like(says)
-    chance = (counts / counts[2:].sum()).double()[ids].prod(dim=1) * says
+    has_estimate = ~torch.isin(ids, torch.tensor([positive, *negatives])).all(dim=1)
+    has_estimate = has_estimate if bool(has_estimate.any()) else torch.ones_like(has_estimate)
+    chance = (counts / counts[2:].sum()).double()[ids].prod(dim=1) * has_estimate
     exact = float(scores.exp().sum() - scores[positive].exp())
     estimate = float((out.log_z.exp() * chance).sum() / chance.sum())
     assert estimate == pytest.approx(exact, rel=1e-5)

@@ -165,5 +165,5 @@ def test_trained_item_out_of_support_is_refused_either_way(counts):
 def test_sampler_of_another_catalog_is_refused(counts):
     with pytest.raises(ConfigError, match="belong to catalogs of 5 and 10 items"):
         Mixture([Popularity(counts[:5], num_candidates=4), Uniform(10, num_candidates=4)])
-    with pytest.raises(ConfigError, match="draws from 5 items, but the catalog has 10"):
+    with pytest.raises(ConfigError, match="the sampler has 5 items, but the catalog has 10"):
         check_support_covers(Popularity(counts[:5], num_candidates=4), SEEN, "all")

@@ -1,4 +1,4 @@
-"""What trackers write can be read back."""
+"""Trackers: written metrics can be read back."""
 
 import json
 import shutil

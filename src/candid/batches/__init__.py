@@ -1,4 +1,4 @@
-"""Batches: index arithmetic over a prepared dataset, never a Python loop over rows."""
+"""Batches of training rows, made by array operations over a prepared dataset."""
 
 from candid.batches.config import BatchesConfig
 from candid.batches.loader import Loader, Position

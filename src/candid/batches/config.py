@@ -1,4 +1,4 @@
-"""How interactions become batches."""
+"""Settings of batches."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from candid.component import ComponentConfig
 
 
 class BatchesConfig(ComponentConfig):
-    """How interactions become batches."""
+    """Settings of batches."""
 
     unit: Literal["sequence", "interaction"] = Field(
         "sequence",
-        description="what a batch is made of: windows of user histories, every position a "
-        "row (history towers), or single interactions (id towers)",
+        description="unit of a batch: 'sequence', a window of a user's history in which every "
+        "position is a row (history towers), or 'interaction' (id towers)",
     )
-    batch_size: int = Field(128, ge=1, description="units in a batch")
+    batch_size: int = Field(128, ge=1, description="units per batch")
     max_length: int = Field(200, ge=1, description="longest history, in interactions")
     windows: Literal["last", "all"] = Field(
         "last",
-        description="sequence units: only each user's most recent window, or windows over "
-        "the whole history",
+        description="sequence units: 'last', each user's most recent window, or 'all', windows "
+        "over the whole history",
     )
     max_negatives: int = Field(
         20,
         ge=0,
-        description="items shown and not chosen (data.negatives) that a row is compared with "
-        "beside its drawn candidates, at most: those shown last; 0: none. A loss over the whole "
-        "catalog compares with them anyway",
+        description="largest number of items shown and not chosen (data.negatives) that are "
+        "candidates of a row beside the sampled ones: those shown last; 0: none. A loss over the "
+        "whole catalog includes them anyway",
     )
     empty_histories: bool = Field(
         False,
-        description="sequence units: also teach each user's first target as if there were no "
-        "history, so that someone of whom only features are known (or nothing) can be asked about",
+        description="sequence units: also train on each user's first target with an empty history, "
+        "so that the model can serve users without a history",
     )
-    num_workers: int = Field(1, ge=0, description="threads that prepare batches ahead of use")
+    num_workers: int = Field(1, ge=0, description="threads that prepare batches in advance")
     drop_last: bool = Field(
-        False, description="leave out the last batch of an epoch where it is smaller"
+        False, description="leave out the last batch of an epoch if it is smaller"
     )
 
     @model_validator(mode="after")
     def _empty_histories_are_histories(self) -> BatchesConfig:
         if self.empty_histories and self.unit == "interaction":
             raise ValueError(
-                "batches.empty_histories has no meaning with batches.unit = 'interaction', which "
-                "reads no histories; leave it out"
+                "batches.empty_histories has no effect with batches.unit = 'interaction', which "
+                "reads no histories: remove it"
             )
         return self

@@ -1,10 +1,9 @@
-"""Loaders: index arithmetic over a prepared dataset, never a Python loop over rows.
+"""Loaders of training batches: array operations over a prepared dataset.
 
-A loader is an array program: an epoch is a permutation of *units* (interactions, or windows
-of one user's sequence), a batch is a slice of that permutation turned into packed tensors.
-Batch ``i`` of epoch ``e`` is a pure function of (dataset, settings, seed, e, i), which is why
-the position (e, i) is all that an exact resume needs and why the number of prefetch workers
-cannot change what is seen.
+An epoch is a permutation of *units* (interactions, or windows of one user's sequence); a batch
+is a slice of that permutation as packed tensors. Batch ``i`` of epoch ``e`` is a pure function
+of (dataset, settings, seed, e, i). The position (e, i) is therefore all that an exact resume
+needs, and the number of prefetch workers does not change the batches.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from candid.features import Context, Values
 
 @dataclass(slots=True)
 class Position:
-    """Where a loader stands: ``step`` batches of ``epoch`` have been used."""
+    """Position of a loader: ``step`` batches of ``epoch`` have been used."""
 
     epoch: int = 0
     step: int = 0
@@ -42,12 +41,12 @@ class Loader:
     Args:
         dataset: the prepared dataset.
         config: batch settings.
-        seed: with ``position`` it determines every batch to come.
-        context: what encodes the moment of each row, or None.
+        seed: with ``position`` it determines all following batches.
+        context: encoder of the moment of each row, or None.
 
     Attributes:
-        position: where the next batch comes from. Assign to resume; it advances when a batch
-            is handed out, whatever the workers have prepared ahead.
+        position: position of the next batch. Assign to resume; it advances when a batch is
+            yielded, independently of the batches that workers have prepared.
 
     Raises:
         DataError: there is nothing to train on.
@@ -57,6 +56,7 @@ class Loader:
         self,
         dataset: PreparedDataset,
         config: BatchesConfig,
+        *,
         seed: int,
         context: Context | None = None,
     ) -> None:
@@ -93,21 +93,21 @@ class Loader:
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         if self.config.drop_last:
             return self.num_units // self.config.batch_size
         return -(-self.num_units // self.config.batch_size)
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """Batch ``step`` of ``epoch``: the same whoever asks, and whenever."""
+        """Return batch ``step`` of ``epoch``; the same at every call."""
         size = self.config.batch_size
-        chosen = self._permutation(epoch)[step * size : (step + 1) * size]
+        units = self._permutation(epoch)[step * size : (step + 1) * size]
         if self.config.unit == "interaction":
-            return self._interactions(chosen)
-        return self._sequences(chosen)
+            return self._interactions(units)
+        return self._sequences(units)
 
     def epoch(self) -> Generator[Batch, None, None]:
-        """The rest of the current epoch; its last batch puts ``position`` at the next one."""
+        """Yield the rest of the current epoch; afterwards ``position`` is the next epoch."""
         epoch = self.position.epoch
         steps = range(self.position.step, self.num_batches)
         for batch in prefetch(lambda step: self.batch(epoch, step), steps, self.config.num_workers):
@@ -123,20 +123,20 @@ class Loader:
                 self._order = (epoch, rng.permutation(self.num_units))
             return self._order[1]
 
-    def _interactions(self, chosen: Ints) -> Batch:
-        events = self._targets[chosen]
+    def _interactions(self, units: Ints) -> Batch:
+        events = self._targets[units]
         return Batch(
-            user_ids=torch.from_numpy(self._owners[chosen]),
+            user_ids=torch.from_numpy(self._owners[units]),
             positive_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),
             weights=self._weights(events),
             negative_ids=negatives_of(self._dataset, events, self.config.max_negatives),
             context=None if self._context is None else self._context.at(events),
         )
 
-    def _sequences(self, chosen: Ints) -> Batch:
-        windows = self._windows[chosen]
-        # The last interaction of a window is only ever a target, the first only ever history,
-        # unless it is asked for from no history.
+    def _sequences(self, units: Ints) -> Batch:
+        windows = self._windows[units]
+        # The last interaction of a window is only a target, and the first is only history, unless
+        # it is the target of an empty history.
         lengths = windows.stops - windows.starts - 1
         events = ranges(windows.starts, lengths)
         rows = np.flatnonzero(self._is_target[events + 1])
@@ -160,9 +160,9 @@ class Loader:
         )
 
     def _context_at(
-        self, events: Ints, knows_history: npt.NDArray[np.bool_]
+        self, events: Ints, has_history: npt.NDArray[np.bool_]
     ) -> Mapping[str, Values] | None:
-        return None if self._context is None else self._context.at(events, knows_history)
+        return None if self._context is None else self._context.at(events, has_history)
 
     def _weights(self, events: Ints) -> Tensor | None:
         weights = self._dataset.weights

@@ -1,4 +1,4 @@
-"""Ragged arrays without a loop, and histories packed one after the other."""
+"""Ragged arrays without a loop, and packed histories."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
 
 
 def offsets_of(lengths: Ints) -> Ints:
-    """[S] lengths to [S + 1] offsets."""
+    """Return the offsets [S + 1] of lengths [S]."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
 def event_type_of(dataset: PreparedDataset, events: Ints) -> Tensor | None:
-    """Kinds of interactions [T] as ``History.event_types`` holds them; None where there are none."""
+    """Return the event types of interactions [T] as in ``History``; None without event types."""
     if dataset.event_types is None:
         return None
     return torch.from_numpy(dataset.event_types[events].astype(np.int64) + 1)
 
 
-def negatives_of(dataset: PreparedDataset, events: Ints, most: int) -> Tensor | None:
-    """What was shown with interactions [B] as ``Batch.negative_ids`` holds it.
+def negatives_of(dataset: PreparedDataset, events: Ints, max_negatives: int) -> Tensor | None:
+    """Return the items shown with interactions [B] as in ``Batch.negative_ids``.
 
     Args:
         dataset: the prepared dataset.
         events: the interactions.
-        most: negatives of one, at most: the last ones.
+        max_negatives: largest number for one interaction: the last ones.
     """
     if dataset.negative_ids is None or dataset.negative_offsets is None:
         return None
     stops = dataset.negative_offsets[events + 1]
-    starts = np.maximum(dataset.negative_offsets[events], stops - most)
+    starts = np.maximum(dataset.negative_offsets[events], stops - max_negatives)
     lengths = stops - starts
     width = int(lengths.max(initial=0))
     if width == 0:
@@ -68,15 +68,15 @@ def pack_histories(
     context: Mapping[str, Values] | None = None,
     user_features: Mapping[str, Values] | None = None,
 ) -> Queries:
-    """One query a sequence, asked after its last interaction.
+    """Return one query for each sequence, after its last interaction.
 
     Args:
         user_ids: [B].
         item_ids: [sum of lengths], the histories one after the other.
         lengths: [B], 0 for a query without a history.
-        event_types: see ``History``; None where they are not known.
-        context: of the B questions, or None.
-        user_features: see ``Queries``.
+        event_types: as in ``History``; None if they are not known.
+        context: context of the B queries, or None.
+        user_features: as in ``Queries``.
     """
     offsets = offsets_of(lengths)
     return Queries(

@@ -1,4 +1,4 @@
-"""Work ahead in threads, in order."""
+"""Results computed in advance by threads, in order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ T = TypeVar("T")
 
 
 def prefetch(make: Callable[[int], T], steps: range, num_workers: int) -> Iterator[T]:
-    """Yield ``make(step)`` in order, with up to two a worker prepared ahead in threads.
+    """Yield ``make(step)`` in order, computed in advance by threads, up to two per worker.
 
-    An error in a worker is raised at the step it belongs to; leaving the loop early stops
-    the workers.
+    An error in a worker is raised at its step. Leaving the loop early stops the workers.
     """
     if num_workers == 0:
         yield from map(make, steps)

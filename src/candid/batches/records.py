@@ -1,4 +1,4 @@
-"""The records of a step: histories, queries, and rows to train on."""
+"""Records of a step: histories, queries and training rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ class History:
     Attributes:
         item_ids: [T] int64, the items, earliest first within a sequence.
         offsets: [S + 1] int64, sequence s is ``item_ids[offsets[s]:offsets[s + 1]]``.
-        query_positions: [B] int64, for each row the token after which the question is asked:
-            the row's history is that token and everything before it in its sequence. -1 is a
-            row without a history.
-        event_types: [T] int64, 1 + the code of each interaction's kind, 0 where it is not known; or
-            None where there are no kinds.
+        query_positions: [B] int64, the last token of each row's history: the history is that
+            token and everything before it in its sequence. -1 is a row without a history.
+        event_types: [T] int64, 1 + the code of each interaction's event type, 0 if it is not
+            known; None if the data have no event types.
     """
 
     item_ids: Tensor
@@ -32,7 +31,7 @@ class History:
     event_types: Tensor | None = None
 
     def to(self, device: torch.device) -> History:
-        """Move every tensor to ``device``."""
+        """Return a copy with every tensor on ``device``."""
         moved = {
             f.name: value.to(device)
             for f in fields(self)
@@ -43,15 +42,14 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Queries:
-    """The user side of a batch: what a query tower reads.
+    """The user side of a batch, the input of a query tower.
 
     Attributes:
         user_ids: [B] int64.
         history: the packed histories, or None for loaders of single interactions.
-        context: features of the moment each question is asked, by name, B entries each; or
-            None.
-        user_features: features of B people who are no users of the dataset, by name; None
-            where ``user_ids`` say who asks.
+        context: features of the moment of each query, by name, B entries each; or None.
+        user_features: features of B users who are not in the dataset, by name; None if
+            ``user_ids`` are users of the dataset.
     """
 
     user_ids: Tensor
@@ -63,7 +61,7 @@ class Queries:
         return len(self.user_ids)
 
     def to(self, device: torch.device) -> Self:
-        """Move every tensor to ``device``."""
+        """Return a copy with every tensor on ``device``."""
         moved: dict[str, Any] = {
             f.name: value.to(device)
             for f in fields(self)
@@ -77,13 +75,13 @@ class Queries:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(Queries):
-    """B training rows: queries with the item that was really chosen.
+    """B training rows: queries with the item that was chosen.
 
     Attributes:
         positive_ids: [B] int64.
-        weights: [B] float32 importance of each row, or None for all alike.
-        negative_ids: [B, S] int64, items that were shown with the positive and not chosen; -1
-            fills up a shorter list. None where no row has any.
+        weights: [B] float32, weight of each row, or None for equal weights.
+        negative_ids: [B, S] int64, items that were shown with the positive and not chosen,
+            padded with -1. None if no row has any.
     """
 
     positive_ids: Tensor

@@ -17,10 +17,10 @@ class Windows:
     """W windows of interactions, each of one user.
 
     Attributes:
-        starts: [W].
-        stops: [W], after the last interaction of each.
+        starts: [W], the first interaction of each.
+        stops: [W], the position after the last interaction of each.
         owners: [W], user ids.
-        openings: [W], the interaction that is asked for from no history as well, or -1.
+        openings: [W], the interaction that is also the target of an empty history, or -1.
     """
 
     starts: Ints
@@ -31,19 +31,17 @@ class Windows:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, chosen: Ints | npt.NDArray[np.bool_]) -> Windows:
-        return Windows(
-            self.starts[chosen], self.stops[chosen], self.owners[chosen], self.openings[chosen]
-        )
+    def __getitem__(self, rows: Ints | npt.NDArray[np.bool_]) -> Windows:
+        return Windows(self.starts[rows], self.stops[rows], self.owners[rows], self.openings[rows])
 
 
 def windows_of(dataset: PreparedDataset, config: BatchesConfig) -> Windows:
     """Cut every user's sequence into windows of at most ``max_length + 1`` interactions.
 
-    A window ends at a user's last training target (nothing after it can teach) and the
-    earlier ones are laid end to end before it, each sharing one interaction with the next:
-    the target of one is the first history of the other, so no target is lost or repeated. With
-    ``empty_histories`` a user's earliest window opens with the user's first target.
+    The last window ends at the user's last training target. Earlier windows come before it end
+    to end, and each shares one interaction with the next: the target of one is the first history
+    of the other, so no target is lost or repeated. With ``empty_histories`` a user's earliest
+    window also has the user's first target with an empty history.
     """
     is_target = np.asarray(dataset.roles) == Role.TRAIN
     events = np.flatnonzero(is_target)
@@ -66,9 +64,9 @@ def windows_of(dataset: PreparedDataset, config: BatchesConfig) -> Windows:
     has_target = np.add.reduceat(
         np.append(is_target, False), np.stack([window_starts + 1, window_stops], 1).ravel()
     )[::2]
-    # Over nothing, a reduceat takes what stands at its beginning.
-    taught = np.asarray(has_target, dtype=bool) & (window_stops - window_starts > 1)
+    # For an empty range, reduceat returns the element at its start.
+    is_trained = np.asarray(has_target, dtype=bool) & (window_stops - window_starts > 1)
     is_earliest = np.append(owners[1:] != owners[:-1], True)[: len(owners)]
     first_targets = events[np.searchsorted(events, first)]
     openings = np.where(config.empty_histories & is_earliest, first_targets, -1)
-    return Windows(window_starts, window_stops, owners, openings)[taught | (openings >= 0)]
+    return Windows(window_starts, window_stops, owners, openings)[is_trained | (openings >= 0)]

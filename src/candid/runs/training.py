@@ -170,7 +170,9 @@ def train_run(
         check_sampler_covers_catalog(config, dataset, sampler)
     trainer = Trainer(
         model=model,
-        loader=Loader(dataset, config.batches, config.seed, features.context_for(dataset)),
+        loader=Loader(
+            dataset, config.batches, seed=config.seed, context=features.context_for(dataset)
+        ),
         loss=loss,
         sampler=sampler,
         config=config.training,

@@ -47,7 +47,7 @@ class ExactAndSampled(Sampler):
             )
         if rest.num_items != num_items:
             raise ConfigError(
-                f"the 'rest' draws from {rest.num_items} items, but the catalog has {num_items}"
+                f"the 'rest' has {rest.num_items} items, but the catalog has {num_items}"
             )
         super().__init__(num_items)
         self.rest = rest

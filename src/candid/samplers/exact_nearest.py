@@ -198,7 +198,7 @@ def highest_variance(found: SearchResult, num_items: int) -> Tensor:
     would decide for all.
 
     Args:
-        found: items and logits found for each row, -1 where there is none.
+        found: items and logits found for each row, padded with -1.
         num_items: the largest number of items to return.
 
     Returns:

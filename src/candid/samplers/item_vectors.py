@@ -40,7 +40,7 @@ class ItemVectors(TableModule, Generic[T]):
         self.register_buffer("vectors", torch.empty(0, 0), persistent=False)
 
     def set(self, item_vectors: Tensor) -> None:
-        """Store vectors [V, D], which nobody else writes to, and build the structure over them.
+        """Store vectors [V, D], which must not change later, and build the structure.
 
         Raises:
             ConfigError: not [V, D].

@@ -164,7 +164,7 @@ def check_query(query: Tensor | None) -> Tensor:
     """Return the query of a sampler that follows the model.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: ``query`` is None.
     """
     if query is None:
         raise ConfigError("this sampler follows the model: pass query [B, D] with the batch")

@@ -22,8 +22,8 @@ def with_negatives(
 ) -> Candidates:
     """Compare each row with given negatives too, exactly.
 
-    A given negative was chosen and not sampled, so its expected count is 1, whatever the
-    sampler expects of it, and samples of it are dropped from that row: the estimate of Z' stays
+    A given negative was chosen and not sampled, so its expected count is 1 for any
+    sampler, and samples of it are dropped from that row: the estimate of Z' stays
     that of the catalog. Correcting a given negative as a sample would add a bias.
 
     A row's positive among its negatives, an item named twice and an item of shared exact

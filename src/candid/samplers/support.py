@@ -22,7 +22,7 @@ def check_support_covers(
     """Refuse a sampler that can never draw an item of the catalog that a softmax is over.
 
     Args:
-        sampler: the whole sampler; a mixture draws an item if one of its components does.
+        sampler: the whole sampler; a mixture samples an item if one of its components does.
         is_positive: [V] bool on the CPU, whether an item is ever the positive of a row.
         softmax_over: "trained" if only items that are ever a positive must be drawn.
         source_ids: [V], names of the items in messages; None: their ids.
@@ -35,7 +35,7 @@ def check_support_covers(
     support = sampler.support(is_positive)
     if support.shape != is_positive.shape:
         raise ConfigError(
-            f"the sampler draws from {len(support)} items, but the catalog has {len(is_positive)}"
+            f"the sampler has {len(support)} items, but the catalog has {len(is_positive)}"
         )
     unreachable = ~support
     if softmax_over == "trained":

@@ -154,7 +154,7 @@ def _check_config(
         ("samples_per_row", config.samples_per_row, sampled.ids.ndim == 2),
         ("reads_batch", config.reads_batch, _reads_batch(sampler)),
     ):
-        _check(stated == actual, f"{name} is {stated}, but the sample says {actual}")
+        _check(stated == actual, f"{name} is {stated}, but the sample gives {actual}")
     exact = 0 if sampled.exact is None else sampled.exact.ids.shape[-1]
     largest = config.candidates_per_row(num_rows)
     _check(
