@@ -1,4 +1,4 @@
-"""The public surface is what ``__all__`` says: sorted, importable, and nothing by accident."""
+"""Public names: ``__all__`` is sorted, complete and importable, and signatures are stable."""
 
 import importlib
 import inspect
@@ -18,18 +18,18 @@ PACKAGES = ["candid"] + [
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_all_is_sorted_complete_and_real(name):
+def test_all_is_sorted_and_importable(name):
     package = importlib.import_module(name)
     exported = getattr(package, "__all__", [])
-    by_habit = sorted(exported, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
-    assert list(exported) == by_habit
+    expected = sorted(exported, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert list(exported) == expected
     assert len(set(exported)) == len(exported)
     for member in exported:
         assert getattr(package, member) is not None
 
 
 @pytest.mark.parametrize("name", PACKAGES[1:])
-def test_a_package_defines_no_public_name_that_it_does_not_export(name):
+def test_public_names_of_a_package_are_exported(name):
     package = importlib.import_module(name)
     if not hasattr(package, "__all__"):
         return
@@ -37,6 +37,7 @@ def test_a_package_defines_no_public_name_that_it_does_not_export(name):
         member
         for member, value in vars(package).items()
         if not member.startswith("_")
+        and member != "TYPE_CHECKING"
         and not isinstance(value, types.ModuleType)
         and getattr(value, "__module__", name).startswith("candid")
         and not isinstance(value, type(importlib.import_module("__future__").annotations))
@@ -44,7 +45,7 @@ def test_a_package_defines_no_public_name_that_it_does_not_export(name):
     assert public <= set(package.__all__), f"{name}.__all__ lacks {public - set(package.__all__)}"
 
 
-def test_names_of_the_root_are_those_of_their_homes():
+def test_names_of_the_root_are_those_of_the_packages():
     from candid.data import PreparedDataset
     from candid.losses import full_softmax, sampled_softmax
 
@@ -54,47 +55,57 @@ def test_names_of_the_root_are_those_of_their_homes():
     assert set(candid.__all__) <= set(dir(candid))
 
 
-def test_the_parts_need_nothing_but_import_candid():
-    # In the order of the flow, so that no part has been loaded by a later one.
+def test_packages_work_after_import_candid():
+    # In the order of imports, so that a later package has not imported an earlier one.
     names = ["towers.TOWERS", "index.INDEXES", "samplers.SAMPLERS", "samplers.Candidates"]
     names += ["losses.LOSSES", "losses.LossOutput", "sampled_softmax"]
     check = f"import candid; {'; '.join(f'candid.{name}' for name in names)}"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_signatures_begin_as_promised():
-    """What scripts and docs rest on: positional order, keywords and defaults."""
-    promised = {
+def test_signatures_begin_as_documented():
+    """Positional order, keywords and defaults of the functions that users call."""
+    documented = {
         "sampled_softmax": "query, item_embeddings, positive_ids, candidates, *, "
         "correction='refined', jackknife=False, temperature=1.0",
         "full_softmax": "query, item_embeddings, positive_ids, *, temperature=1.0",
         "in_batch_softmax": "query, positive_vectors, positive_ids, *, frequency, user_ids=None, "
         "negative_vectors=None, negative_ids=None, correction='refined', jackknife=False, "
         "temperature=1.0",
-        "with_negatives": "candidates, negative_ids, sampler, batch",
-        "SampledSoftmaxLoss": "catalog, sampler=None, *, correction='refined', jackknife=False, "
+        "with_negatives": "candidates, negative_ids, sampler, positive_ids, user_ids=None, "
+        "query=None",
+        "SampledSoftmaxLoss": "sampler, *, correction='refined', jackknife=False, "
         "temperature=1.0, reduction='mean'",
         "InBatchSoftmaxLoss": "frequency, *, correction='refined', jackknife=False, "
         "temperature=1.0, reduction='mean'",
         "losses.corrected_log_softmax": "*, positive, candidates, log_expected_count, "
-        "log_expected_count_positive=None, accidental_hits=None, correction='refined', jackknife=False",
-        "samplers.Uniform": "num_items, num_candidates, distinct=False",
-        "samplers.Popularity": "counts, num_candidates, exponent=1.0, distinct=False",
-        "samplers.InBatch": "frequency, exclude_same_user=True, distinct=False",
+        "log_expected_count_positive=None, accidental_hits=None, correction='refined', "
+        "jackknife=False",
+        "samplers.Uniform": "num_items, *, num_candidates, distinct=False",
+        "samplers.Popularity": "counts, *, num_candidates, exponent=1.0, distinct=False",
+        "samplers.InBatch": "frequency, *, exclude_same_user=True, distinct=False",
         "samplers.Mixture": "components",
+        "train": "data, recipe=None, *, out, resume=False, **overrides",
+        "load_run": "folder, data=None",
+        "Run.recommend": "self, users=None, *, histories=None, features=None, k=10, "
+        "filter_seen=True, allow=None, deny=None",
+        "Run.similar": "self, items, k=10",
+        "Run.item_vectors": "self",
+        "Run.query_vectors": "self, users=None, *, histories=None",
+        "Run.evaluate": "self, split='test', config=None, *",
     }
-    for name, expected in promised.items():
+    for name, expected in documented.items():
         signature = inspect.signature(operator.attrgetter(name)(candid))
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-        found = str(inspect.Signature(bare)).strip("()")
-        assert found == expected or found.startswith(f"{expected}, "), name
+        text = str(inspect.Signature(bare)).strip("()")
+        assert text == expected or text.startswith(f"{expected}, "), name
 
 
-def test_an_unknown_name_of_the_root_is_an_attribute_error():
+def test_unknown_name_of_the_root_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = candid.no_such_name
 
 
-def test_importing_candid_and_its_command_line_does_not_import_torch():
+def test_import_of_candid_and_its_command_line_does_not_import_torch():
     check = "import sys, candid.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

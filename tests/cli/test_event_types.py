@@ -96,8 +96,8 @@ def test_a_validation_that_hides_all_its_targets_stops_before_training(candid, b
     answer = candid(*arguments)
     assert (answer.code, answer.out) == (3, "")
     assert answer.err == (
-        f"error: all {NUM_USERS} validation targets are already in their users' histories, which "
-        "evaluation.filter_seen hides, so that ndcg@4 is of nothing: set evaluation.filter_seen = "
+        f"error: ndcg@4 is undefined: all {NUM_USERS} validation targets are already in their "
+        "users' histories and evaluation.filter_seen hides them; set evaluation.filter_seen = "
         "false\n"
     )
     assert not (tmp_path / "r").exists()

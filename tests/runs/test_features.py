@@ -22,17 +22,17 @@ NUM_ITEMS, NUM_USERS, LENGTH = 24, 60, 7
 def dataset():
     """Users of team 0 or 1 with items of their team; the last two items are never trained on."""
     rng = np.random.default_rng(0)
-    kinds = np.arange(NUM_USERS) % 2
-    items = rng.integers(0, NUM_ITEMS // 2 - 2, (NUM_USERS, LENGTH)) * 2 + kinds[:, None]
+    teams = np.arange(NUM_USERS) % 2
+    items = rng.integers(0, NUM_ITEMS // 2 - 2, (NUM_USERS, LENGTH)) * 2 + teams[:, None]
     roles = np.zeros((NUM_USERS, LENGTH), dtype=np.uint8)
     roles[:, -2], roles[:, -1] = Role.VALIDATION, Role.TEST
-    items[:, -1] = NUM_ITEMS - 2 + kinds  # a test target that nobody was trained on
+    items[:, -1] = NUM_ITEMS - 2 + teams  # test targets that are never trained on
     return PreparedDataset(
         item_ids=items.ravel().astype(np.int32),
         user_offsets=offsets_of(np.full(NUM_USERS, LENGTH)),
         roles=roles.ravel(),
         users=pl.DataFrame(
-            {"source_id": np.arange(NUM_USERS), "team": [["red", "blue"][k] for k in kinds]}
+            {"source_id": np.arange(NUM_USERS), "team": [["red", "blue"][team] for team in teams]}
         ),
         items=pl.DataFrame(
             {

@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
     return root
 
 
-def ask(folder, content, capsys, k=8):
+def recommend_with(folder, content, capsys, k=8):
     path = folder / "added.csv"
     path.write_text(content)
     arguments = ["recommend", str(folder / "run"), "--user", "1", "--include-seen", "-k", str(k)]
@@ -64,8 +64,10 @@ def ask(folder, content, capsys, k=8):
     return code, *capsys.readouterr()
 
 
-def test_new_items_are_shown_with_id_and_title(folder, capsys):
-    code, out, err = ask(folder, "what,title,colour\n71,New,red\n70,Newer,green\n", capsys)
+def test_new_items_are_recommended_with_id_and_title(folder, capsys):
+    code, out, err = recommend_with(
+        folder, "what,title,colour\n71,New,red\n70,Newer,green\n", capsys
+    )
     assert code == 0, err
     found = {row["item"]: row["title"] for row in json.loads(out)["answers"][0]["items"]}
     assert found == {i: f"Film {i}" for i in range(6)} | {71: "New", 70: "Newer"}
@@ -80,8 +82,8 @@ def test_new_items_are_shown_with_id_and_title(folder, capsys):
         ("what,title\n70,A\n", 3, "colour"),
     ],
 )
-def test_what_is_no_new_item_is_refused(folder, capsys, content, code, sentence):
-    answer, out, err = ask(folder, content, capsys, k=1)
+def test_wrong_new_items_are_refused(folder, capsys, content, code, sentence):
+    answer, out, err = recommend_with(folder, content, capsys, k=1)
     assert answer == code
     assert out == ""
     assert sentence in err.splitlines()[-1]

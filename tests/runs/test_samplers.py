@@ -1,4 +1,4 @@
-"""Samplers that follow the model or the stream, through a whole run."""
+"""Whole runs with samplers whose state changes during training."""
 
 import json
 
@@ -19,7 +19,7 @@ SAMPLERS = {
     "random_fourier": {"type": "random_fourier", "block_size": 2, "refresh_every": 3},
     "quadratic": {"type": "quadratic", "block_size": 2, "refresh_every": 4},
     "count_min": {"type": "in_batch", "frequency": {"type": "count_min", "num_buckets": 64}},
-    "head": {"type": "exact_popular", "num_exact": 3, "rest": {"type": "random_fourier"}},
+    "exact_popular": {"type": "exact_popular", "num_exact": 3, "rest": {"type": "random_fourier"}},
     "exact_nearest": {
         "type": "exact_nearest",
         "num_exact": 4,
@@ -27,7 +27,7 @@ SAMPLERS = {
         "refresh_every": 3,
         "rest": {"type": "cross_batch_memory", "size": 32},
     },
-    "own_heads": {
+    "exact_per_row": {
         "type": "exact_nearest",
         "k": 3,
         "num_exact": 4,
@@ -49,7 +49,7 @@ SAMPLERS = {
 
 @pytest.fixture(scope="module")
 def data():
-    """Every user walks round the catalog; the last two steps are held out."""
+    """Every user walks through the catalog in order; the last two steps are held out."""
     num_users, length = 40, 8
     starts = np.random.default_rng(0).integers(0, NUM_ITEMS, num_users)
     roles = np.zeros((num_users, length), dtype=np.uint8)
@@ -90,8 +90,8 @@ def logged(folder, name):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_run_stopped_is_the_run_and_it_learns(sampler, data, tmp_path):
-    """At bfloat16, with cosine scores: draws, memory and estimates come back exactly."""
+def test_resumed_run_equals_the_whole_run(sampler, data, tmp_path):
+    """With bfloat16 and cosine scores: samples, memory and estimated frequencies are restored."""
     whole = train_run(recipe(sampler), data, tmp_path / "whole")
     train_run(recipe(sampler, max_steps=7), data, tmp_path / "cut")
     train_run(recipe(sampler), data, tmp_path / "cut", resume=True)
@@ -99,10 +99,10 @@ def test_a_run_stopped_is_the_run_and_it_learns(sampler, data, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     losses = logged(whole.folder, "loss")
     assert losses == logged(tmp_path / "cut", "loss")
-    assert whole.state.best > 0.5, "the next step of a walk is easily learnt"
+    assert whole.state.best > 0.5, "the next item of a walk is easy to predict"
 
 
-def test_the_age_of_a_memory_is_logged(data, tmp_path):
+def test_age_of_a_memory_is_logged(data, tmp_path):
     train_run(recipe("memory", epochs=1), data, tmp_path / "run")
     ages = logged(tmp_path / "run", "sampler/memory_age")
     assert ages[0] == 1.0

@@ -91,7 +91,7 @@ def recommend(
 
     Raises:
         ConfigError: k is larger than the catalog; an id is not in the dataset; a history is
-            empty and the model needs one; histories for a model that only knows users; neither
+            empty and the model needs one; histories for a model that encodes only users; neither
             or both of ``user_ids`` and ``histories``; user features beside users, or of another
             number than B; no item is allowed; new items that repeat the catalog; an index over
             another number of items.
@@ -138,7 +138,7 @@ def recommend(
 
 def _searcher(
     item_vectors: Tensor, num_items: int, is_allowed: Bools | None, index: Index | None
-) -> Index:
+) -> Index | ItemSubset:
     """The index to search: the given one, or an exact one over the allowed items."""
     if is_allowed is not None:
         if not is_allowed.any():

@@ -32,7 +32,7 @@ def model_fingerprint(run: Run) -> str:
 def open_index(
     run: Run, folder: Path | str | None = None, progress: StageProgress | None = None
 ) -> Snapshot:
-    """Open the index of a run, or build an exact one in memory if there is none.
+    """Open the index of a run, or build an exact index in memory if the run has no index.
 
     Args:
         run: the trained run.

@@ -70,7 +70,8 @@ def index_config(run: Run, overrides: Sequence[str]) -> IndexConfig:
         raise ConfigError(f"--set {others[0]}: only index.* can be set, such as index.type=faiss")
     if isinstance(table.get("index"), Mapping) and "type" not in table["index"]:
         raise ConfigError("--set index.type is missing: name the index, such as index.type=faiss")
-    return validated(_Section, table, "command line").index
+    config: IndexConfig = validated(_Section, table, "command line").index
+    return config
 
 
 def encode_benchmark_data(

@@ -134,7 +134,7 @@ class Run:
                 one; the model can encode only users it was trained on; no item is allowed; the
                 model does not read ``features``, ``time`` or ``event_type``.
         """
-        user_ids, histories, attributes = self._parse_queries(users, histories, features)
+        user_ids, item_ids, attributes = self._parse_queries(users, histories, features)
         is_allowed = None
         if allow is not None or deny is not None:
             is_allowed = np.full(self.dataset.num_items, allow is None)
@@ -142,7 +142,7 @@ class Run:
             is_allowed[self._item_ids(deny or [])] = False
         return self.recommend_ids(
             user_ids=user_ids,
-            histories=histories,
+            histories=item_ids,
             attributes=attributes,
             k=k,
             filter_seen=filter_seen,
@@ -272,12 +272,12 @@ class Run:
             ConfigError: a history is empty and the model needs one, or the model can encode only
                 users it was trained on.
         """
-        user_ids, histories, attributes = self._parse_queries(users, histories, features)
+        user_ids, item_ids, attributes = self._parse_queries(users, histories, features)
         self._check_is_read(time, event_type)
         queries = query_set(
             self.dataset,
             user_ids=user_ids,
-            histories=histories,
+            histories=item_ids,
             max_length=self.config.batches.max_length,
             context=self.context,
             time=time,
