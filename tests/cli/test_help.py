@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 
 import candid as package
 from candid.cli import app
@@ -42,22 +43,20 @@ def test_help_fits_a_terminal_of_80_columns(candid, monkeypatch, verb):
     answer = candid(*([verb] if verb else []), "--help")
     assert answer.code == 0
     assert [line for line in answer.out.splitlines() if len(line) > 80] == []
-    assert "..." not in answer.out.replace("[ARGS]...", "").replace("...]", "")
+    assert not re.search(r"[a-z ]\.\.\.", answer.out)  # a truncated text
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_texts_are_fragments_with_the_default_in_one_form(candid, monkeypatch, verb):
-    monkeypatch.setenv("COLUMNS", "1000")
-    text = candid(verb, "--help").out
-    for line in text[text.index("Options:") :].splitlines():
-        if not re.match(r"  -", line) or "Show this message and exit." in line:
+def test_help_texts_are_fragments_with_the_default_in_one_form(verb):
+    for parameter in get_command(app).commands[verb].params:
+        if parameter.name == "help":
             continue
-        description = re.split(r"  +", line.strip(), maxsplit=1)[1]
-        description = re.sub(r"  \[required\]$", "", description)
-        assert description[0].isupper() or description[0].isdigit(), line
-        assert not re.search(r"\.(?: *\[default: [^]]*\])?$", description), line
-        if "default" in description.lower():
-            assert re.search(r"\[default: .+\]$", description), line
+        text = parameter.help
+        assert text, parameter.name
+        assert text[0].isupper() or text[0].isdigit(), text
+        assert not re.search(r"\.( \[default: [^]]*\])?$", text), text
+        if "default" in text.lower():
+            assert re.search(r" \[default: .+\]$", text), text
 
 
 def test_commands_import_no_torch_before_they_need_it(tmp_path):

@@ -111,7 +111,7 @@ def test_old_key_is_refused_with_the_new_one(old):
 
 
 def test_new_keys_exist():
-    keys = {(key.component, key.key.split(".")[-1]) for key in describe(RunConfig)}
+    keys = {(key.component, part) for key in describe(RunConfig) for part in key.key.split(".")}
     keys |= {(None, name) for name in RunConfig.model_fields}
     for old, new in RENAMED_KEYS.items():
         owner = old.rpartition(".")[0] or None

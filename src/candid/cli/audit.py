@@ -28,15 +28,15 @@ def audit(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Prepared dataset; with a run: instead of the run's own dataset; without a run: "
-            "audit the default recipe at initialisation"
+            help="Prepared dataset; without a run: audit the initial model of the built-in recipe "
+            "[default: the one of the run]"
         ),
     ] = None,
     synthetic: Annotated[
         bool,
         typer.Option(
             "--synthetic",
-            help="Audit synthetic data and its true model (default: without a run and --data)",
+            help="Audit synthetic data and its true model [default: without a run and --data]",
         ),
     ] = False,
     users: Annotated[
@@ -46,16 +46,16 @@ def audit(
         str | None,
         typer.Option(
             metavar="N,N,…",
-            help="Numbers of candidates (default: those of 16,64,256,1024 that do not exceed the "
-            "number of items)",
+            help="Numbers of candidates [default: those of 16,64,256,1024 that do not exceed the "
+            "number of items]",
         ),
     ] = None,
     budget_ms: Annotated[
         float | None,
-        typer.Option(help="Most milliseconds per step on this CPU (default: no limit)"),
+        typer.Option(help="Most milliseconds per step on this CPU [default: no limit]"),
     ] = None,
     budget_mb: Annotated[
-        float | None, typer.Option(help="Most memory per step, 10⁶ bytes (default: no limit)")
+        float | None, typer.Option(help="Most memory per step, 10⁶ bytes [default: no limit]")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the step whose cost is measured")] = 256,
     averaged_steps: Annotated[
@@ -71,20 +71,20 @@ def audit(
     repeats: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Fixed number of repeats per row (default: as many as --accuracy needs)"
+            min=1, help="Fixed number of repeats per row [default: as many as --accuracy needs]"
         ),
     ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="Time limit for one sampler on one model; overrides --accuracy (default: no limit)"
+            help="Time limit for one sampler on one model; overrides --accuracy [default: no limit]"
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the rows and the samples")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for audit.json and audit.html (default: the run, else candid-audit)"
+            help="Folder for audit.json and audit.html [default: the run, else candid-audit]"
         ),
     ] = None,
     json: Json = False,

@@ -27,7 +27,7 @@ class Split(StrEnum):
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run")],
     data: Annotated[
-        Path | None, typer.Option(help="Prepared dataset; default: the dataset of the run")
+        Path | None, typer.Option(help="Prepared dataset [default: the dataset of the run]")
     ] = None,
     split: Annotated[Split, typer.Option(help="Split to measure on")] = Split.TEST,
     overrides: Set = None,

@@ -15,7 +15,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run")],
     out: Annotated[Path, typer.Option(help="Folder to write, new or empty")],
     data: Annotated[
-        Path | None, typer.Option(help="Prepared dataset (default: the one of the run)")
+        Path | None, typer.Option(help="Prepared dataset [default: the one of the run]")
     ] = None,
     formats: Annotated[
         list[str] | None,
@@ -24,7 +24,7 @@ def export(
             "-f",
             metavar="FORMAT",
             help="Towers: onnx, torch; item vectors: parquet, npy, pgvector, qdrant, milvus, "
-            "elasticsearch; may be repeated (default: parquet)",
+            "elasticsearch; may be repeated [default: parquet]",
         ),
     ] = None,
     vector_column: Annotated[

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 def index(
     run: Annotated[Path, typer.Argument(help="Folder of a run")],
     data: Annotated[
-        Path | None, typer.Option(help="Prepared dataset (default: the one of the run)")
+        Path | None, typer.Option(help="Prepared dataset [default: the one of the run]")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the index (default: RUN/index)")
+        Path | None, typer.Option(help="Folder of the index [default: RUN/index]")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -31,8 +31,8 @@ def index(
             "--set",
             metavar="KEY=VALUE",
             help="Setting of the index, such as index.type=faiss or index.kind=hnsw; may be "
-            "repeated (default: exact search below 50,000 items, else FAISS PQ with exact "
-            "ranking)",
+            "repeated [default: exact search below 50,000 items, else FAISS PQ with exact "
+            "ranking]",
         ),
     ] = None,
     target_recall: Annotated[
@@ -40,7 +40,7 @@ def index(
     ] = 0.95,
     min_recall: Annotated[float, typer.Option(help="Recall below which no index is written")] = 0.0,
     k: Annotated[
-        int | None, typer.Option("--k", "-k", help="Results per query (default: 100)")
+        int | None, typer.Option("--k", "-k", help="Results per query [default: 100]")
     ] = None,
     queries: Annotated[
         int,
@@ -79,7 +79,8 @@ def index(
     config = index_config(loaded, overrides or [])
     with stage_progress(console) as progress:
         ground = encode_benchmark_data(
-            loaded, k=k, num_queries=queries, seed=seed, progress=progress)
+            loaded, k=k, num_queries=queries, seed=seed, progress=progress
+        )
         if compare:
             benchmarks, notes = compare_indexes(
                 ground, target_recall=target_recall, progress=progress

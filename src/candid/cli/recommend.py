@@ -37,15 +37,15 @@ def recommend(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Time of the recommendation (2026-01-31T18:30, UTC), for models that read it; "
-            "default: now",
+            help="Time of the recommendation (2026-01-31T18:30, UTC), for models that read it "
+            "[default: now]",
         ),
     ] = None,
     event_type: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Event type to predict, for models that read it; default: any",
+            help="Event type to predict, for models that read it [default: any]",
         ),
     ] = None,
     include_seen: Annotated[
@@ -60,7 +60,7 @@ def recommend(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Prepared dataset; default: the dataset of the run")
+        Path | None, typer.Option(help="Prepared dataset [default: the dataset of the run]")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
