@@ -62,7 +62,7 @@ def path(title: str, steps: list[tuple[str, str, str]]) -> str:
         if number:
             parts.append(arrow(48, y, y + 24))
             y += 24
-        lines = textwrap.wrap(meaning, 54)
+        lines = textwrap.wrap(meaning, 58)
         height = 62 + 21 * len(lines)
         parts += [
             box(8, y, WIDTH - 16, height),
@@ -136,7 +136,7 @@ def concepts() -> str:
 POSITIVE = [
     ("Prepared dataset", "data/store.py", "The item of each interaction is a dense id, 0 to V - 1"),
     ("Batch", "batches/loader.py", "positive_ids [B] beside users and packed histories"),
-    ("Query", "towers/", "The query tower reads the history: query vectors [B, D]"),
+    ("Query", "towers/", "The query tower reads the history: vectors [B, D]"),
     ("Candidates", "samplers/", "sample(positive_ids): ids, log e(d), log e(p)"),
     ("Scores", "losses/", "Products of query and item vectors; accidental hits masked"),
     ("Loss", "losses/correction.py", "The shifts of one correction; loss [B], sample_weight [B]"),
