@@ -34,10 +34,7 @@ def write_torch(context: ExportContext, folder: Path) -> dict[str, Any]:
             torch.export.save(
                 context.programs[graph.name], path, extra_files=dict(context.text_metadata)
             )
-            program = torch.export.load(path).module()
-        graphs[graph.name] = _check_file(
-            graph, path.name, lambda tensors, module=program: module(dict(tensors))
-        )
+        graphs[graph.name] = _check_file(graph, path.name, _load_torch(path))
     write_inputs(context, folder.parent / "inputs")
     return {"graphs": graphs}
 
@@ -98,7 +95,7 @@ def _check_file(graph: Graph, file: str, run: Callable[[NamedTensors], Tensor]) 
 
 def _describe_input(padded_input: PaddedInput) -> dict[str, Any]:
     """Return name, type and shape as in ``export.json``."""
-    description = {
+    description: dict[str, Any] = {
         "name": padded_input.name,
         "kind": padded_input.kind,
         "dtype": str(padded_input.dtype).removeprefix("torch."),
@@ -111,6 +108,17 @@ def _describe_input(padded_input: PaddedInput) -> dict[str, Any]:
     if padded_input.feature is not None:
         description |= {"side": padded_input.side, "feature": padded_input.feature}
     return description
+
+
+def _load_torch(path: Path) -> Callable[[NamedTensors], Tensor]:
+    with quiet_torch():
+        module = torch.export.load(path).module()
+
+    def run(tensors: NamedTensors) -> Tensor:
+        vectors: Tensor = module(dict(tensors))
+        return vectors
+
+    return run
 
 
 def _load_onnx(path: Path) -> Callable[[NamedTensors], Tensor]:

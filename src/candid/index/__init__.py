@@ -30,8 +30,9 @@ from candid.index.protocol import (
     IndexComponent,
     IndexConfig,
     SearchResult,
+    default_config,
 )
-from candid.index.registry import INDEXES, default_config
+from candid.index.registry import INDEXES
 from candid.index.snapshot import (
     Snapshot,
     open_snapshot,

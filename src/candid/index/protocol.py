@@ -14,6 +14,9 @@ from candid.component import ComponentConfig, tagged
 from candid.errors import ConfigError
 from candid.index.registry import INDEXES
 
+EXHAUSTIVE = 50_000
+"""Catalogs below this size are searched exactly by default: a query takes less than 1 ms."""
+
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
@@ -161,3 +164,16 @@ class IndexConfig(ComponentConfig, ABC):
 
 IndexComponent = Annotated[IndexConfig, tagged(INDEXES, "index")]
 """A config field that holds the config of any registered index."""
+
+
+def default_config(num_items: int) -> IndexConfig:
+    """Return the config of the index that is built if the user names none.
+
+    Args:
+        num_items: V.
+    """
+    is_small = num_items < EXHAUSTIVE
+    config: IndexConfig = (
+        INDEXES["exact"].Config() if is_small else INDEXES["faiss"].Config(kind="pq")
+    )
+    return config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from candid.component import Registry
 
@@ -16,17 +16,3 @@ INDEXES: Final = Registry(
     }
 )
 """Indexes by the name used in recipes and with ``--set index.type=``."""
-
-EXHAUSTIVE = 50_000
-"""Catalogs below this size are searched exactly by default: a query takes less than 1 ms."""
-
-
-def default_config(num_items: int) -> Any:
-    """Return the config of the index that is built if the user names none.
-
-    Args:
-        num_items: V.
-    """
-    if num_items < EXHAUSTIVE:
-        return INDEXES["exact"].Config()
-    return INDEXES["faiss"].Config(kind="pq")
