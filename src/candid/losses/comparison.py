@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import Any, Generic, Self, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,32 @@ from candid.losses.correction import Correction, Shifts, shifts_of
 from candid.losses.inputs import check_finite_rows, check_ids, check_shapes, check_width, widened
 from candid.losses.output import ItemEmbeddings
 
+T = TypeVar("T")
+
+
+class _cached(Generic[T]):
+    """``functools.cached_property`` without a lock, which ``torch.compile`` cannot trace."""
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: object | None, owner: type) -> T | Self:
+        if instance is None:
+            return self
+        value = vars(instance)[self._compute.__name__] = self._compute(instance)
+        return value
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Rows, their positives and their candidates, as vectors.
 
-    Scores and masks are computed on first use and kept.
+    Scores and masks are computed on first use and stored.
 
     Attributes:
         query: [B, D].
@@ -47,19 +68,19 @@ class Comparison:
         # Under autocast the towers may leave one side narrower than the other.
         return torch.promote_types(self.query.dtype, self.candidate_vectors.dtype)
 
-    @cached_property
+    @_cached
     def positive_scores(self) -> Tensor:
         """[B] float32, float64 for float64 vectors."""
         return (widened(self.query) * widened(self.positive_vectors)).sum(dim=1)
 
-    @cached_property
+    @_cached
     def candidate_scores(self) -> Tensor:
         """[B, N] in the dtype of the products, those of the sampled candidates."""
         dtype = self.product_dtype
         rows, others = self.query.to(dtype), self.candidate_vectors.to(dtype)
         return rows @ others.T if others.ndim == 2 else _scores_by_group(rows, others)
 
-    @cached_property
+    @_cached
     def exact_scores(self) -> Tensor | None:
         """[B, H] in the dtype of the products; None without exact candidates."""
         if not self.exact_vectors:
@@ -72,18 +93,18 @@ class Comparison:
         ]
         return scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
 
-    @cached_property
+    @_cached
     def accidental_hits(self) -> Tensor:
         """[B, N] bool, True where a sampled candidate is not a negative of the row."""
         return self.candidates.accidental_hits(self.positive_ids)
 
-    @cached_property
+    @_cached
     def exact_accidental_hits(self) -> Tensor | None:
         """[B, H] bool, the same of the exact candidates; None without any."""
         exact = self.candidates.exact
         return None if exact is None else exact.accidental_hits(self.positive_ids)
 
-    @cached_property
+    @_cached
     def positive_in_exact(self) -> Tensor | None:
         """[B] bool, whether the positive is an exact candidate; None without any."""
         exact = self.candidates.exact
