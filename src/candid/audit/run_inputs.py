@@ -70,7 +70,7 @@ def recipe_case(config: RunConfig, dataset: PreparedDataset) -> AuditCase | None
     if config.sampler is None or config.loss.estimator is None:
         return None
     own = Estimator(*config.loss.estimator)
-    batch_rows = len(Loader(dataset, config.batches, config.seed).batch(0, 0))
+    batch_rows = len(Loader(dataset, config.batches, seed=config.seed).batch(0, 0))
     others = (one for one in estimators_for(config.sampler) if one != own)
     return AuditCase(
         "recipe",
@@ -91,7 +91,7 @@ def _audit_input(
     num_rows: int,
     seed: int,
 ) -> AuditInput:
-    loader = Loader(dataset, config.batches, seed, features.context_for(dataset))
+    loader = Loader(dataset, config.batches, seed=seed, context=features.context_for(dataset))
     rng = np.random.default_rng(seed)
     queries: list[Tensor] = []
     positive_ids: list[Tensor] = []
