@@ -21,7 +21,7 @@ CONFIG = EvaluationConfig(ks=(1, 3, 10), batch_size=16, bootstrap=50, popularity
 def by_loop(dataset, model, ks, filter_seen=True, catalog=None):
     """Per user: ranking metrics by name, whether an item is relevant, target NLLs, ranked items."""
     scores = model.users.double().numpy() @ model.items.double().numpy().T
-    found = {}
+    by_user = {}
     catalog = set(range(dataset.num_items)) if catalog is None else catalog
     for user in range(dataset.num_users):
         events = slice(*dataset.user_offsets[user : user + 2])
@@ -44,8 +44,8 @@ def by_loop(dataset, model, ks, filter_seen=True, catalog=None):
             row[f"ndcg@{k}"] = sum(1 / math.log2(r + 1) for r in ranks) / max(best, 1e-9)
             row[f"popularity@{k}"] = np.mean(dataset.train_counts[ranked[:k]])
         log_z = np.log(np.exp(scores[user, sorted(catalog)]).sum())
-        found[user] = (row, bool(relevant), log_z - scores[user, targets], ranked)
-    return found
+        by_user[user] = (row, bool(relevant), log_z - scores[user, targets], ranked)
+    return by_user
 
 
 @pytest.mark.parametrize("filter_seen", [True, False])
@@ -54,21 +54,21 @@ def test_evaluation_agrees_with_a_loop_over_users(make_random, filter_seen, repe
     dataset, model = make_random(max_targets=4, repeats=repeats)
     config = CONFIG.model_copy(update={"filter_seen": filter_seen})
     report = evaluate(model, dataset, config, max_length=5)
-    found = by_loop(dataset, model, config.ks, filter_seen)
-    ranked = [row for row, has_relevant, _, _ in found.values() if has_relevant]
+    by_user = by_loop(dataset, model, config.ks, filter_seen)
+    ranked = [row for row, has_relevant, _, _ in by_user.values() if has_relevant]
     assert len(ranked) > 20
     for name in ranked[0]:
-        rows = [one[0] for one in found.values()] if name.startswith("popularity") else ranked
+        rows = [one[0] for one in by_user.values()] if name.startswith("popularity") else ranked
         expected = np.mean([row[name] for row in rows])
         assert report.metrics[name].value == pytest.approx(expected, abs=1e-12), name
-    nll = np.concatenate([nll for _, _, nll, _ in found.values()])
+    nll = np.concatenate([nll for _, _, nll, _ in by_user.values()])
     assert report.metrics["nll"].value == pytest.approx(nll.mean(), abs=1e-5)
     for k in config.ks:
-        shown = set().union(*(ranked[:k] for _, _, _, ranked in found.values()))
-        assert report.metrics[f"coverage@{k}"].value == len(shown) / dataset.num_items
-    assert report.counts["users"] == len(found)
+        recommended = set().union(*(ranked[:k] for _, _, _, ranked in by_user.values()))
+        assert report.metrics[f"coverage@{k}"].value == len(recommended) / dataset.num_items
+    assert report.counts["users"] == len(by_user)
     assert report.counts["targets"] == len(nll)
-    assert report.counts["users_without_relevant"] == len(found) - len(ranked)
+    assert report.counts["users_without_relevant"] == len(by_user) - len(ranked)
     assert (report.counts["users_without_relevant"] > 0) == (repeats and filter_seen)
     assert model.longest == 5
 
@@ -82,17 +82,17 @@ def test_evaluation_of_a_part_of_the_catalog(make_random, which, filter_seen):
     assert 20 < len(catalog) < 180
     config = CONFIG.model_copy(update={"filter_seen": filter_seen, "catalog": which})
     report = evaluate(model, dataset, config, max_length=5)
-    found = by_loop(dataset, model, config.ks, filter_seen, catalog)
-    ranked = [row for row, has_relevant, _, _ in found.values() if has_relevant]
+    by_user = by_loop(dataset, model, config.ks, filter_seen, catalog)
+    ranked = [row for row, has_relevant, _, _ in by_user.values() if has_relevant]
     assert len(ranked) > 15
     for name in ranked[0]:
-        rows = [one[0] for one in found.values()] if name.startswith("popularity") else ranked
+        rows = [one[0] for one in by_user.values()] if name.startswith("popularity") else ranked
         expected = np.mean([row[name] for row in rows])
         assert report.metrics[name].value == pytest.approx(expected, abs=1e-12), name
-    nll = np.concatenate([nll for _, _, nll, _ in found.values()])
+    nll = np.concatenate([nll for _, _, nll, _ in by_user.values()])
     assert report.metrics["nll"].value == pytest.approx(nll.mean(), abs=1e-5)
-    shown = set().union(*(ranked[:10] for _, _, _, ranked in found.values()))
-    assert report.metrics["coverage@10"].value == len(shown) / len(catalog)
+    recommended = set().union(*(ranked[:10] for _, _, _, ranked in by_user.values()))
+    assert report.metrics["coverage@10"].value == len(recommended) / len(catalog)
     assert report.counts["targets"] == len(nll)
     assert report.settings["catalog"] == which
 
@@ -123,10 +123,10 @@ def test_batch_size_does_not_change_metrics(make_random):
     for report in reports[1:]:
         other = report.to_json()
         assert other["counts"] == first["counts"]
-        for name, found in first["metrics"].items():
+        for name, estimate in first["metrics"].items():
             # Matrix products of another shape round scores, and so the NLL, differently.
             tolerance = 1e-6 if name == "nll" else 1e-12
-            assert other["metrics"][name] == pytest.approx(found, abs=tolerance), name
+            assert other["metrics"][name] == pytest.approx(estimate, abs=tolerance), name
         assert len(other["slices"]) == len(first["slices"])
 
 
@@ -241,8 +241,8 @@ def test_cold_users_and_items_are_counted(make_dataset, make_model):
     model.needs_history = False
     report = evaluate(model, dataset, config, max_length=9)
     assert (report.counts["users"], report.counts["users_without_history"]) == (3, 0)
-    found = {part.label: part.per_user.user_ids.tolist() for part in report.slices["user_warmth"]}
-    assert found == {"cold": [1, 2], "warm": [0]}
+    users = {part.label: part.per_user.user_ids.tolist() for part in report.slices["user_warmth"]}
+    assert users == {"cold": [1, 2], "warm": [0]}
 
 
 def test_intervals_contain_the_value_and_grow_with_confidence(make_random):
@@ -250,12 +250,12 @@ def test_intervals_contain_the_value_and_grow_with_confidence(make_random):
     config = CONFIG.model_copy(update={"bootstrap": 500})
     wide = evaluate(model, dataset, config, max_length=5)
     narrow = evaluate(model, dataset, config.model_copy(update={"confidence": 0.5}), max_length=5)
-    for name, found in wide.metrics.items():
+    for name, estimate in wide.metrics.items():
         if name.startswith("coverage"):
-            assert found.low is None
+            assert estimate.low is None
             continue
-        assert found.low <= found.value <= found.high
-        assert narrow.metrics[name].high - narrow.metrics[name].low < found.high - found.low
+        assert estimate.low <= estimate.value <= estimate.high
+        assert narrow.metrics[name].high - narrow.metrics[name].low < estimate.high - estimate.low
     assert wide.slices["history_length"][0].metrics["nll"].low is not None
 
 
@@ -269,7 +269,7 @@ def test_true_log_prob_adds_excess_nll(make_random):
 
     report = evaluate(model, dataset, CONFIG, max_length=5, true_log_prob=true_log_prob)
     assert lengths == [report.counts["users"]]
-    values = {name: found.value for name, found in report.metrics.items()}
+    values = {name: estimate.value for name, estimate in report.metrics.items()}
     assert values["true_nll"] == pytest.approx(1.5)
     assert values["excess_nll"] == pytest.approx(values["nll"] - 1.5)
     assert report.metrics["excess_nll"].low is not None

@@ -166,7 +166,7 @@ def test_vocabulary_changed_since_training_is_refused(run, tmp_path):
 @pytest.mark.parametrize(
     ("item", "error", "sentence"),
     [
-        ({"genre": "bag"}, ConfigError, r"features\.item\.genre: .* no column 'genre'; it has"),
+        ({"genre": "bag"}, ConfigError, r"features\.item\.genre: .* no column 'genre'; its columns"),
         (
             {"colour": "number"},
             DataError,
@@ -237,7 +237,7 @@ def test_time_of_a_query_in_training_evaluation_and_recommendation(tmp_path):
     assert loaded.evaluate().metrics["ndcg@1"].value > 0.9
     day = 24 * 3_600_000_000
     for hour, expected in ((5, 0), (20, 1)):
-        found = recommend(
+        result = recommend(
             loaded.model,
             data,
             user_ids=[0, 1, 2],
@@ -247,7 +247,7 @@ def test_time_of_a_query_in_training_evaluation_and_recommendation(tmp_path):
             context=loaded.features.context_for(data),
             time=100 * day + hour * 3_600_000_000,
         )
-        assert found.item_ids[:, 0].tolist() == [expected] * 3
+        assert result.item_ids[:, 0].tolist() == [expected] * 3
     typed = recommend(
         loaded.model,
         data,
@@ -406,13 +406,13 @@ def test_new_items_are_recommended_by_their_features(run):
             **options,
         )
 
-    found = recommend_with(new, k=NUM_ITEMS + 2)
-    assert (np.sort(found.item_ids) == np.arange(NUM_ITEMS + 2)).all()
-    for scores, ids in zip(found.scores, found.item_ids, strict=True):
+    result = recommend_with(new, k=NUM_ITEMS + 2)
+    assert (np.sort(result.item_ids) == np.arange(NUM_ITEMS + 2)).all()
+    for scores, ids in zip(result.scores, result.item_ids, strict=True):
         by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
         for twin in (NUM_ITEMS, NUM_ITEMS + 1):
             assert by_id[twin] == pytest.approx(by_id[twin - 2], abs=1e-5)
-    assert {100, 101} <= set(found.to_frame()["item"])
+    assert {100, 101} <= set(result.to_frame()["item"])
     with pytest.raises(ConfigError, match="new item 22 is in the catalog or listed twice"):
         recommend_with(dataclasses.replace(new, items=known[-2:]), k=1)
     with pytest.raises(ConfigError, match="k 27 must be between 1 and the 26 items"):

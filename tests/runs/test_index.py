@@ -61,8 +61,8 @@ def test_open_index_of_a_run_without_one(run):
     assert opened.folder is None
     assert opened.source_ids.source_ids([3]) == ["i03"]
     vectors = run.model.encode_catalog().detach()
-    found = opened.index.search(vectors[:5], 3)
-    assert torch.equal(found.item_ids, ExactIndex(vectors).search(vectors[:5], 3).item_ids)
+    result = opened.index.search(vectors[:5], 3)
+    assert torch.equal(result.item_ids, ExactIndex(vectors).search(vectors[:5], 3).item_ids)
 
 
 def test_open_index_in_a_folder_without_one(run, tmp_path):

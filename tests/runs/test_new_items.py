@@ -69,8 +69,8 @@ def test_new_items_are_recommended_with_id_and_title(folder, capsys):
         folder, "what,title,colour\n71,New,red\n70,Newer,green\n", capsys
     )
     assert code == 0, err
-    found = {row["item"]: row["title"] for row in json.loads(out)["answers"][0]["items"]}
-    assert found == {i: f"Film {i}" for i in range(6)} | {71: "New", 70: "Newer"}
+    result = {row["item"]: row["title"] for row in json.loads(out)["answers"][0]["items"]}
+    assert result == {i: f"Film {i}" for i in range(6)} | {71: "New", 70: "Newer"}
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,9 @@ def test_vectors_of_a_loaded_run_equal_those_of_training(
         models.append(build(*arguments))
         return models[-1]
 
-    def load_and_keep(dataset, config, seed, context):
+    def load_and_keep(*arguments, context, **settings):
         contexts.append(context)
-        return loader(dataset, config, seed, context)
+        return loader(*arguments, context=context, **settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(candid.runs.training, "build_model", build_and_keep)

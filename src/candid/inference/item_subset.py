@@ -48,9 +48,9 @@ class ItemSubset:
         """
         if self._ids is None:
             return self._index.search(query, k, exclude)
-        found = self._index.search(query, k, None if exclude is None else self._within(exclude))
-        item_ids = torch.where(found.item_ids < 0, -1, self._ids[found.item_ids])
-        return SearchResult(item_ids, found.scores)
+        result = self._index.search(query, k, None if exclude is None else self._within(exclude))
+        item_ids = torch.where(result.item_ids < 0, -1, self._ids[result.item_ids])
+        return SearchResult(item_ids, result.scores)
 
     def positions_of(self, item_ids: Tensor) -> Tensor:
         """Return the row of ``item_vectors`` of each item [m], -1 for items not included."""

@@ -9,7 +9,7 @@ BLOCK_ITEMS = 16384
 """Items scored at once; [B, BLOCK_ITEMS] scores are the largest temporary."""
 
 
-def log_partition(query: Tensor, item_vectors: Tensor, block_items: int = BLOCK_ITEMS) -> Tensor:
+def log_partition(query: Tensor, item_vectors: Tensor, *, block_items: int = BLOCK_ITEMS) -> Tensor:
     """Compute log Σ_d exp(q · v_d) over all items.
 
     The running maximum of a row is subtracted before ``exp``; sums are float64.

@@ -119,15 +119,15 @@ def recommend(
         if new_items is not None:
             vectors = torch.cat([vectors, new_items.item_vectors.to(vectors)])
         search = _searcher(vectors, items.height, is_allowed, index)
-        num_found = min(k, search.num_items)
+        num_results = min(k, search.num_items)
         for rows, query in queries.encode(model, vectors.device, progress):
             seen = None
             if filter_seen:
                 seen = queries.seen(rows)
                 seen = Exclusions(seen.item_ids.to(vectors.device), seen.offsets.to(vectors.device))
-            found = search.search(query, num_found, seen)
-            item_ids[rows, :num_found] = found.item_ids.cpu().numpy()
-            scores[rows, :num_found] = found.scores.cpu().numpy()
+            result = search.search(query, num_results, seen)
+            item_ids[rows, :num_results] = result.item_ids.cpu().numpy()
+            scores[rows, :num_results] = result.scores.cpu().numpy()
             if probabilities is not None:
                 log_z = log_partition(query, vectors.float())[:, None].cpu().numpy()
                 probabilities[rows] = np.exp(np.minimum(scores[rows].astype(float) - log_z, 0.0))

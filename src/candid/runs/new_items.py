@@ -42,9 +42,9 @@ def read_new_items(run: Run, path: Path | str) -> NewItems:
     ids = written.cast(run.dataset.items["source_id"].dtype, strict=False)
     if ids.null_count() or not len(ids):
         bad = written.filter(ids.is_null())
-        shown = repr(bad[0]) if len(bad) else "nothing"
+        value = repr(bad[0]) if len(bad) else "no row"
         raise DataError(
-            f"column {config.id_column!r} of {path} holds {shown}, but item ids are {ids.dtype}: "
+            f"column {config.id_column!r} of {path} holds {value}, but item ids are {ids.dtype}: "
             "give each new item an id of that type"
         )
     table, _ = join_table(ids.unique().sort(), sources, config)

@@ -34,13 +34,12 @@ from candid.inference import (
 from candid.runs.build import build_model, pick_device, set_threads
 from candid.runs.features import RunFeatures, read_features
 from candid.runs.folder import MANIFEST, check_fingerprint, read_manifest
-from candid.runs.source_ids import SourceId, dense_ids
+from candid.runs.source_ids import Attributes, SourceId, as_list, dense_ids, query_ids
 from candid.towers import RetrievalModel
 from candid.training import BEST, LAST, UnsetWeights, load_model, read_checkpoint
 
 SPLITS: Mapping[str, Role] = {"validation": Role.VALIDATION, "test": Role.TEST}
 
-Attributes = Mapping[str, Any]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
@@ -134,7 +133,7 @@ class Run:
                 one; the model can encode only users it was trained on; no item is allowed; the
                 model does not read ``features``, ``time`` or ``event_type``.
         """
-        user_ids, item_ids, attributes = self._parse_queries(users, histories, features)
+        user_ids, item_ids, attributes = query_ids(self.dataset, users, histories, features)
         is_allowed = None
         if allow is not None or deny is not None:
             is_allowed = np.full(self.dataset.num_items, allow is None)
@@ -221,7 +220,7 @@ class Run:
             DataError: an item is unknown.
             ConfigError: k is not between 1 and the number of other items.
         """
-        item_ids = self._item_ids(_as_list(items))
+        item_ids = self._item_ids(as_list(items))
         num_items = self.dataset.num_items
         if not 1 <= k < num_items:
             raise ConfigError(f"k {k} must be between 1 and the {num_items - 1} other items")
@@ -229,10 +228,10 @@ class Run:
             vectors = F.normalize(self._encoded_items().float(), dim=1)
             ids = torch.from_numpy(item_ids).to(vectors.device)
             itself = Exclusions(ids, torch.arange(len(ids) + 1, device=vectors.device))
-            found = ExactIndex(vectors).search(vectors[ids], k, itself)
+            neighbours = ExactIndex(vectors).search(vectors[ids], k, itself)
         result = Recommendations(
-            found.item_ids.cpu().numpy(),
-            found.scores.cpu().numpy(),
+            neighbours.item_ids.cpu().numpy(),
+            neighbours.scores.cpu().numpy(),
             item_ids,
             self.dataset.items,
             self.dataset.items,
@@ -272,7 +271,7 @@ class Run:
             ConfigError: a history is empty and the model needs one, or the model can encode only
                 users it was trained on.
         """
-        user_ids, item_ids, attributes = self._parse_queries(users, histories, features)
+        user_ids, item_ids, attributes = query_ids(self.dataset, users, histories, features)
         self._check_is_read(time, event_type)
         queries = query_set(
             self.dataset,
@@ -350,31 +349,6 @@ class Run:
     def _item_ids(self, items: Sequence[SourceId]) -> Ints:
         return dense_ids(self.dataset.items["source_id"], items, "item")
 
-    def _parse_queries(
-        self,
-        users: SourceId | Sequence[SourceId] | None,
-        histories: Sequence[Sequence[SourceId]] | None,
-        features: Sequence[Attributes] | None,
-    ) -> tuple[Ints | None, list[Ints] | None, Sequence[Attributes] | None]:
-        """Convert to dense ids; histories are empty where only features are given."""
-        if users is not None:
-            users = _as_list(users)
-        if features is not None and histories is None and users is None:
-            histories = [[] for _ in features]
-        if features is not None and histories is not None and len(features) != len(histories):
-            raise ConfigError(
-                f"there are features of {len(features)} users and {len(histories)} histories: give "
-                "one for each"
-            )
-        user_ids = item_ids = None
-        if users is not None:
-            user_ids = dense_ids(self.dataset.users["source_id"], users, "user")
-        if histories is not None:
-            flat = self._item_ids([item for history in histories for item in history])
-            stops = np.cumsum([len(history) for history in histories])
-            item_ids = np.split(flat, stops[:-1])[: len(histories)]
-        return user_ids, item_ids, features
-
     def _check_is_read(self, time: int | None, event_type: str | None) -> None:
         if time is not None and not self.context_columns & {"time", "since"}:
             raise ConfigError(
@@ -427,8 +401,3 @@ def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = Non
     load_model(model, read_checkpoint(path), path, averaged=True)
     model.to(pick_device(config.device)).eval()
     return Run(folder, config, model, dataset, manifest, features)
-
-
-def _as_list(ids: SourceId | Sequence[SourceId]) -> Sequence[SourceId]:
-    """One id as a list of one; text is an id, not a sequence."""
-    return [ids] if isinstance(ids, str | int) else ids

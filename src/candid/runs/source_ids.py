@@ -1,19 +1,22 @@
-"""Source ids of users and items to dense ids, vectorised."""
+"""Conversion of source ids of users and items to dense ids, vectorised."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from candid.batches import Ints
-from candid.errors import DataError
+from candid.data import PreparedDataset
+from candid.errors import ConfigError, DataError
 
 SourceId = int | str
 """An id as the user's files have it."""
+Attributes = Mapping[str, Any]
+"""Attributes of an anonymous user, by column of the user table."""
 NUM_SUGGESTIONS = 3
 
 
@@ -30,7 +33,7 @@ def dense_ids(source_ids: pl.Series, ids: Sequence[Any] | pl.Series, kind: str) 
     """
     dtype = source_ids.dtype
     try:
-        wanted = pl.Series("source_id", ids, dtype=dtype, strict=True)
+        given = pl.Series("source_id", ids, dtype=dtype, strict=True)
     except (TypeError, OverflowError, pl.exceptions.PolarsError):
         is_right = int if dtype.is_integer() else str
         wrong = next((one for one in ids if not isinstance(one, is_right)), ids[0])
@@ -39,11 +42,50 @@ def dense_ids(source_ids: pl.Series, ids: Sequence[Any] | pl.Series, kind: str) 
             "give them as they are in the data"
         ) from None
     known = pl.DataFrame({"source_id": source_ids, "id": np.arange(len(source_ids))})
-    found = pl.DataFrame([wanted]).join(known, on="source_id", how="left", maintain_order="left")
-    if found["id"].null_count():
-        first = found.filter(pl.col("id").is_null())["source_id"][0]
+    joined = pl.DataFrame([given]).join(known, on="source_id", how="left", maintain_order="left")
+    if joined["id"].null_count():
+        first = joined.filter(pl.col("id").is_null())["source_id"][0]
         raise DataError(f"unknown {kind} {first!r}{_suggestion(first, source_ids)}")
-    return found["id"].to_numpy().astype(np.int64)
+    return joined["id"].to_numpy().astype(np.int64)
+
+
+def query_ids(
+    dataset: PreparedDataset,
+    users: SourceId | Sequence[SourceId] | None,
+    histories: Sequence[Sequence[SourceId]] | None,
+    features: Sequence[Attributes] | None,
+) -> tuple[Ints | None, list[Ints] | None, Sequence[Attributes] | None]:
+    """Convert users, or histories, of queries to dense ids.
+
+    Returns:
+        dense ids of the users [B], or None; dense ids of the items of B histories, or None (empty
+        histories where only features are given); and the features.
+
+    Raises:
+        DataError: an id is unknown or of another type.
+        ConfigError: there are not as many features as histories.
+    """
+    user_ids = item_ids = None
+    if users is not None:
+        user_ids = dense_ids(dataset.users["source_id"], as_list(users), "user")
+    elif features is not None and histories is None:
+        histories = [[] for _ in features]
+    if histories is not None:
+        if features is not None and len(features) != len(histories):
+            raise ConfigError(
+                f"there are features of {len(features)} users and {len(histories)} histories: give "
+                "one for each"
+            )
+        items = [item for history in histories for item in history]
+        stops = np.cumsum([len(history) for history in histories])
+        flat = dense_ids(dataset.items["source_id"], items, "item")
+        item_ids = np.split(flat, stops[:-1])[: len(histories)]
+    return user_ids, item_ids, features
+
+
+def as_list(ids: SourceId | Sequence[SourceId]) -> Sequence[SourceId]:
+    """Return a single id as a list; a text is one id, not a sequence."""
+    return [ids] if isinstance(ids, str | int) else ids
 
 
 def _suggestion(source_id: object, source_ids: pl.Series) -> str:
