@@ -36,9 +36,10 @@ def test_results_contain_both_kinds_of_vectors(script, results):
         assert size > smallest or by_kind[0] == set(BENCHMARKED_INDEXES)
 
 
-def test_guide_lists_every_index():
+def test_guide_describes_only_existing_indexes():
     docs = (ROOT / "docs" / "guides" / "index_search.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)`", docs, re.MULTILINE)) == set(INDEXES)
+    rows = set(re.findall(r"^\| `(\w+)`", docs, re.MULTILINE))
+    assert {"exact", "faiss"} < rows <= set(INDEXES)
 
 
 def test_script_resumes_and_writes_its_tables(script, tmp_path, capsys):
