@@ -166,7 +166,7 @@ def test_vocabulary_changed_since_training_is_refused(run, tmp_path):
 @pytest.mark.parametrize(
     ("item", "error", "sentence"),
     [
-        ({"genre": "bag"}, ConfigError, r"features\.item\.genre: .* no column 'genre'; its columns"),
+        ({"genre": "bag"}, ConfigError, r"features\.item\.genre: .* no column 'genre'; its"),
         (
             {"colour": "number"},
             DataError,
