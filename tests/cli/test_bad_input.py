@@ -112,9 +112,9 @@ def test_bad_data_is_refused(candid, tmp_path, content, flags, words):
 
 
 def test_unknown_user_or_title_is_a_data_error(candid, toy):
-    check(candid("recommend", toy.run, "--user", "u99"), 3, "no user 'u99'", "near it")
+    check(candid("recommend", toy.run, "--user", "u99"), 3, "no user 'u99'", "did you mean")
     check(candid("recommend", toy.run, "--history", "Jaws"), 3, "no item 'Jaws'")
-    check(candid("recommend", toy.run, "--history", "film"), 3, "fits several items")
+    check(candid("recommend", toy.run, "--history", "film"), 3, "matches several items")
 
 
 def test_folder_without_run_or_dataset_is_refused(candid, toy, tmp_path):
@@ -135,7 +135,7 @@ def test_dataset_of_another_format_version_is_refused(candid, toy, tmp_path):
     shutil.copytree(toy.data, data)
     manifest = json.loads((data / "manifest.json").read_text())
     (data / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 0}))
-    check(candid("evaluate", toy.run, "--data", data), 4, str(data), "prepare it again")
+    check(candid("evaluate", toy.run, "--data", data), 4, str(data), "prepare again")
 
 
 def test_dataset_that_differs_from_the_recipe_is_refused(candid, toy, tmp_path):

@@ -51,11 +51,11 @@ def bought(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
     rows, bought = ["user_id,item_id,t,what"], {}
     for user in (f"u{n}" for n in range(NUM_USERS)):
-        *chosen, viewed = rng.permutation(ITEMS)[:5].tolist()
-        log = [(item, what) for item in chosen for what in ("view", "buy")]
-        log += [(chosen[0], "buy")] * (user == "u0") + [(viewed, "view")]
+        *purchases, viewed = rng.permutation(ITEMS)[:5].tolist()
+        log = [(item, what) for item in purchases for what in ("view", "buy")]
+        log += [(purchases[0], "buy")] * (user == "u0") + [(viewed, "view")]
         rows += [f"{user},{item},{t},{what}" for t, (item, what) in enumerate(log, start=1)]
-        bought[user] = set(chosen)
+        bought[user] = set(purchases)
     (folder / "log.csv").write_text("\n".join(rows) + "\n")
     for view in ("history", "target"):
         recipe = RECIPE.format(log=folder / "log.csv", view=view)
@@ -63,7 +63,7 @@ def bought(tmp_path_factory):
     return folder, bought
 
 
-def test_what_was_viewed_is_asked_for_and_offered_what_was_bought_is_not(candid, bought):
+def test_viewed_items_are_recommended_and_bought_items_are_not(candid, bought):
     folder, bought_by = bought
     assert candid("prepare", folder / "history.toml", "--out", folder / "d").code == 0
     train = ["train", folder / "history.toml", "--data", folder / "d", "--out", folder / "r"]
@@ -72,7 +72,7 @@ def test_what_was_viewed_is_asked_for_and_offered_what_was_bought_is_not(candid,
     assert trained.document["result"]["metric"] == "ndcg@4"
     assert 0 <= trained.document["result"]["best"] <= 1
     counts = trained.document["test"]["counts"]
-    # Every purchase was viewed before; only the one that was bought before is hidden.
+    # Every target was viewed before, but only an earlier purchase hides it.
     assert (counts["users"], counts["targets"]) == (NUM_USERS, NUM_USERS)
     assert (counts["targets_seen_before"], counts["users_without_relevant"]) == (1, 1)
     test = candid("evaluate", folder / "r")
@@ -84,11 +84,11 @@ def test_what_was_viewed_is_asked_for_and_offered_what_was_bought_is_not(candid,
     answers = candid("recommend", folder / "r", *users, "-k", len(ITEMS), "--json").document
     assert len(answers["answers"]) == NUM_USERS
     for answer in answers["answers"]:
-        offered = {item["item"] for item in answer["items"]}
-        assert offered == set(ITEMS) - bought_by[answer["user"]]
+        items = {item["item"] for item in answer["items"]}
+        assert items == set(ITEMS) - bought_by[answer["user"]]
 
 
-def test_a_validation_that_hides_all_its_targets_stops_before_training(candid, bought, tmp_path):
+def test_validation_without_visible_targets_is_refused_before_training(candid, bought, tmp_path):
     folder, _ = bought
     recipe = folder / "target.toml"
     assert candid("prepare", recipe, "--out", tmp_path / "d").code == 0

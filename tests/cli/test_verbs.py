@@ -58,7 +58,7 @@ def test_prepare_reads_tables_of_users_and_items(candid, tmp_path):
     assert "is up to date" in again.out
     bare = candid("prepare", *flags[:8], "--users", users, "--out", tmp_path / "e")
     assert bare.code == 2
-    assert "users.attributes names no column" in bare.err
+    assert "users.attributes is empty" in bare.err
     assert not (tmp_path / "e").exists()
 
 
