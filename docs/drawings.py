@@ -62,7 +62,7 @@ def path(title: str, steps: list[tuple[str, str, str]]) -> str:
         if number:
             parts.append(arrow(48, y, y + 24))
             y += 24
-        lines = textwrap.wrap(meaning, 58)
+        lines = textwrap.wrap(meaning, 54)
         height = 62 + 21 * len(lines)
         parts += [
             box(8, y, WIDTH - 16, height),
@@ -136,9 +136,9 @@ def concepts() -> str:
 POSITIVE = [
     ("Prepared dataset", "data/store.py", "The item of each interaction is a dense id, 0 to V - 1"),
     ("Batch", "batches/loader.py", "positive_ids [B] beside users and packed histories"),
-    ("Query", "towers/", "The query tower reads the history: vectors [B, D]"),
-    ("Candidates", "samplers/", "sample(positive_ids): ids, log e(d), log e(p)"),
-    ("Scores", "losses/", "Products of query and item vectors; accidental hits masked"),
+    ("Query", "towers/model.py", "The query tower reads the history: vectors [B, D]"),
+    ("Candidates", "samplers/sampler.py", "sample(positive_ids): ids, log e(d), log e(p)"),
+    ("Scores", "losses/comparison.py", "Query times item vectors; accidental hits are masked"),
     ("Loss", "losses/correction.py", "The shifts of one correction; loss [B], sample_weight [B]"),
     ("Step", "training/trainer.py", "Mean of the losses, backward, clip, update"),
 ]
@@ -146,14 +146,18 @@ REQUEST = [
     (
         "POST /v1/recommend",
         "serve/http/middleware.py",
-        "Key, rate limit, size of the body, request id",
+        "Key, rate limit, capacity, log, unexpected errors",
     ),
-    ("Body", "serve/http/schemas.py", "Validated once; an error names the field"),
-    ("Route", "serve/http/", "Chooses the model; turns the body into a RecommendQuery"),
-    ("Queue", "serve/batching.py", "Requests that wait together become one batch"),
-    ("Query vectors", "inference/", "History, attributes and time become vectors [B, D]"),
-    ("Search", "serve/model_version.py", "Index, filters, seen items; probabilities where defined"),
-    ("Answer", "serve/http/", "Items with source id, title, score and rank as JSON"),
+    ("Body", "serve/http/routes.py", "RecommendRequest, validated once; an error names the field"),
+    (
+        "Preparation",
+        "serve/model_version.py",
+        "Ids, filters and history are checked: a RecommendQuery",
+    ),
+    ("Queue", "serve/batching.py", "Queries that wait together become one batch"),
+    ("Query vectors", "inference/", "Histories and attributes become vectors [B, D]"),
+    ("Search", "serve/search.py", "Index, filters, seen items; probabilities where defined"),
+    ("Answer", "serve/answers.py", "Source id, title, score and rank of each item as JSON"),
 ]
 RECIPE_KEY = [
     (
