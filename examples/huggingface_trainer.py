@@ -1,6 +1,6 @@
 """A causal transformer from a config, over sequences of item ids, in a Hugging Face Trainer.
 
-pip install 'candid[examples]' && python examples/huggingface_trainer.py
+pip install 'candid-retrieval[examples]' && python examples/huggingface_trainer.py
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model, Trainer, TrainingArguments
 
 import candid
+from candid.samplers import InBatch, Mixture, Uniform
 from synthetic import NUM_ITEMS, recall_at_10, sequences
 
 
 class NextItem(nn.Module):
-    """Every position asks for the next item; the loss is computed where Trainer expects it."""
+    """A transformer in which every position predicts the next item; it returns its loss."""
 
     def __init__(self, counts: Tensor, width: int = 32) -> None:
         super().__init__()
@@ -31,18 +32,18 @@ class NextItem(nn.Module):
             eos_token_id=None,
         )
         self.backbone = GPT2Model(config)
-        # The other users' targets, and items that are nobody's in this batch.
-        sampler = {"type": "mixture", "components": ["in_batch", "uniform"]}
-        self.loss_of = candid.SampledSoftmaxLoss(counts, sampler)
+        # The targets of other users, and uniform samples for items that are not in this batch.
+        sampler = Mixture([InBatch(counts), Uniform(NUM_ITEMS, num_candidates=256)])
+        self.loss_of = candid.SampledSoftmaxLoss(sampler)
 
     @property
     def items(self) -> Tensor:
-        """[V, D], the item vectors: those that the transformer reads."""
+        """The item vectors [V, D], which the transformer reads too."""
         weight: Tensor = self.backbone.wte.weight
         return weight
 
     def forward(self, input_ids: Tensor, labels: Tensor, user_ids: Tensor) -> dict[str, Tensor]:
-        """input_ids and labels [B, L], -100 where there is nothing to learn; user_ids [B]."""
+        """Return the loss of input_ids and labels [B, L] (-100: no target) and user_ids [B]."""
         hidden = self.backbone(input_ids).last_hidden_state
         is_target = labels != -100
         query = hidden[is_target]  # a row for every position with a target
@@ -51,7 +52,7 @@ class NextItem(nn.Module):
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Shift by one: the input is all but the last item, the label all but the first."""
+    """Return inputs (all items but the last) and labels (all but the first)."""
     items = torch.stack([example["items"] for example in examples])
     return {
         "input_ids": items[:, :-1],
@@ -61,7 +62,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    """Train for a few epochs and ask for each user's last item."""
+    """Train for a few epochs and predict each user's last item."""
     torch.manual_seed(0)
     data = sequences(num_users=2000, length=9)
     train, answers = data[:, :-1], data[:, -1]
@@ -77,7 +78,7 @@ def main() -> None:
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            remove_unused_columns=False,  # user_ids is no argument that Trainer knows
+            remove_unused_columns=False,  # Trainer does not know user_ids
             use_cpu=True,
             seed=0,
         )

@@ -1,6 +1,6 @@
 """The same two towers as a Lightning module.
 
-pip install 'candid[examples]' && python examples/lightning_module.py
+pip install 'candid-retrieval[examples]' && python examples/lightning_module.py
 """
 
 from __future__ import annotations
@@ -14,34 +14,35 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import candid
+from candid.samplers import Popularity
 from plain_pytorch import TwoTowers
 from synthetic import NUM_ITEMS, recall_at_10, sequences
 
 
 class Retrieval(lightning.LightningModule):
-    """The loss is a submodule: what its sampler learns is saved with the checkpoint."""
+    """Two towers with their loss as a submodule, so that checkpoints have its state."""
 
     def __init__(self, counts: Tensor) -> None:
         super().__init__()
         self.towers = TwoTowers()
-        self.loss_of = candid.SampledSoftmaxLoss(counts, "popularity")
+        self.loss_of = candid.SampledSoftmaxLoss(Popularity(counts, num_candidates=256))
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        """One draw a step; in distributed training every process draws its own."""
+        """Sample and compare; in distributed training every process has its own sample."""
         history, target = batch
         loss: Tensor = self.loss_of(self.towers(history), self.towers.items.weight, target)
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        """Likelihood over the whole catalog: no draw, no noise."""
+        """Log the likelihood over the whole catalog, without sampling noise."""
         history, answer = batch
         query, items = self.towers(history), self.towers.items.weight
         self.log("nll", candid.full_softmax(query, items, answer).loss.mean())
         self.log("recall@10", recall_at_10(query, items, answer))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimizer for both towers."""
+        """Return one optimizer for both towers."""
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 

@@ -1,4 +1,4 @@
-"""A training loop of one's own: a query tower over the last items, a table of item vectors.
+"""A plain training loop: a query tower over the last items, and a table of item vectors.
 
 python examples/plain_pytorch.py
 """
@@ -14,7 +14,7 @@ from synthetic import NUM_ITEMS, recall_at_10, sequences
 
 
 class TwoTowers(nn.Module):
-    """The mean of the last items' vectors, mapped; and the items' own vectors."""
+    """A linear map of the mean of the last items' vectors, and a table of item vectors."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -22,13 +22,13 @@ class TwoTowers(nn.Module):
         self.query = nn.Sequential(nn.EmbeddingBag(NUM_ITEMS, width), nn.Linear(width, width))
 
     def forward(self, history: Tensor) -> Tensor:
-        """History [B, L] to query vectors [B, D]."""
+        """Return the query vectors [B, D] of histories [B, L]."""
         query: Tensor = self.query(history)
         return query
 
 
 def main() -> None:
-    """Train for a few epochs and ask for each user's last item."""
+    """Train for a few epochs and predict each user's last item."""
     torch.manual_seed(0)
     data = sequences(num_users=5000, length=6)
     history, target, answer = data[:, 1:4], data[:, 4], data[:, 5]
@@ -36,15 +36,17 @@ def main() -> None:
 
     model = TwoTowers()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    # Popular items are drawn often, and a uniform part reaches those that are no target at all.
-    sampler = Mixture([Popularity(counts, 128), Uniform(NUM_ITEMS, 128)])
-    loss_of = candid.SampledSoftmaxLoss(counts, sampler)
+    # Popular items are sampled often; the uniform part reaches items that are never a target.
+    popularity = Popularity(counts, num_candidates=128)
+    loss_of = candid.SampledSoftmaxLoss(
+        Mixture([popularity, Uniform(NUM_ITEMS, num_candidates=128)])
+    )
 
     losses = []
     for _ in range(8):
         for rows in torch.randperm(len(target)).split(250):
             query = model(history[rows])
-            # What was shown and not chosen, -1 where there is nothing: here, one random item.
+            # Items that were shown and not chosen, padded with -1: here, one random item.
             shown = torch.randint(NUM_ITEMS, (len(rows), 1))
             loss = loss_of(query, model.items.weight, target[rows], negative_ids=shown)
             optimizer.zero_grad()

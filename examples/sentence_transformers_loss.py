@@ -1,11 +1,11 @@
 """A loss for sentence-transformers: in-batch text retrieval, corrected by document frequency.
 
-The usual in-batch loss (MultipleNegativesRankingLoss) punishes a document for being asked for
-often, and a batch that holds a document twice takes the second for a wrong answer to the first.
-Here the label of a pair is the number of its document: repetitions are masked, and a document's
-score is corrected by how often it is a positive.
+The usual in-batch loss (MultipleNegativesRankingLoss) penalises documents that are often a
+positive, and treats a repeated document in a batch as a wrong answer to its own query. Here the
+label of a pair is the number of its document: repetitions are masked, and a document's score is
+corrected for its frequency among the positives.
 
-pip install 'candid[examples]' && python examples/sentence_transformers_loss.py
+pip install 'candid-retrieval[examples]' && python examples/sentence_transformers_loss.py
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class DocumentRetrievalLoss(nn.Module):
     """In-batch softmax over documents; the dataset's column ``label`` numbers the documents.
 
     Args:
-        model: encodes both sides.
-        counts: [documents], how often each is the answer over all that is trained on.
-        temperature: of the cosine similarity.
+        model: encoder of both sides.
+        counts: [documents], how often each is the positive in the training data.
+        temperature: divisor of the cosine similarity.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DocumentRetrievalLoss(nn.Module):
         self.loss_of = candid.InBatchSoftmaxLoss(counts, temperature=temperature)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """Queries and documents [B] as tokens, and the number of each document [B]."""
+        """Return the loss of tokenised queries and documents [B] and the document numbers [B]."""
         query, document = (
             normalize(self.model(features)["sentence_embedding"]) for features in sentence_features
         )
@@ -60,24 +60,24 @@ class DocumentRetrievalLoss(nn.Module):
 
 
 def corpus() -> tuple[list[str], list[str], Tensor]:
-    """Documents of eight words, and questions of three words of a document asked for by Zipf."""
+    """Return documents of eight words, and queries of three words of a Zipf-sampled document."""
     generator = torch.Generator().manual_seed(0)
     words = torch.stack(
         [torch.randperm(NUM_WORDS, generator=generator)[:8] for _ in range(NUM_DOCUMENTS)]
     )
     popularity = 1.0 / torch.arange(1, NUM_DOCUMENTS + 1)
-    asked = torch.multinomial(popularity, 4000, replacement=True, generator=generator)
-    picks = torch.rand(len(asked), 8, generator=generator).argsort(dim=1)[:, :3]
-    questions = words[asked].gather(1, picks)
+    document_ids = torch.multinomial(popularity, 4000, replacement=True, generator=generator)
+    picks = torch.rand(len(document_ids), 8, generator=generator).argsort(dim=1)[:, :3]
+    queries = words[document_ids].gather(1, picks)
 
     def text(rows: Tensor) -> list[str]:
         return [" ".join(f"word{word}" for word in row) for row in rows.tolist()]
 
-    return text(words), text(questions), asked
+    return text(words), text(queries), document_ids
 
 
 def tiny_model(folder: Path) -> SentenceTransformer:
-    """A transformer of one layer with random weights and a vocabulary of whole words."""
+    """Return a transformer of one layer with random weights and a vocabulary of words."""
     vocabulary = {"[PAD]": 0, "[UNK]": 1} | {f"word{i}": i + 2 for i in range(NUM_WORDS)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -99,10 +99,10 @@ def tiny_model(folder: Path) -> SentenceTransformer:
 
 
 def main() -> None:
-    """Train for a few epochs and look every document up by a question."""
+    """Train for a few epochs and search for every document with a query."""
     torch.manual_seed(0)
-    documents, questions, asked = corpus()
-    counts = torch.bincount(asked, minlength=NUM_DOCUMENTS)
+    documents, queries, document_ids = corpus()
+    counts = torch.bincount(document_ids, minlength=NUM_DOCUMENTS)
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_model(Path(folder))
         trainer = SentenceTransformerTrainer(
@@ -121,16 +121,16 @@ def main() -> None:
             ),
             train_dataset=Dataset.from_dict(
                 {
-                    "question": questions,
-                    "document": [documents[i] for i in asked],
-                    "label": asked.tolist(),
+                    "query": queries,
+                    "document": [documents[i] for i in document_ids],
+                    "label": document_ids.tolist(),
                 }
             ),
             loss=DocumentRetrievalLoss(model, counts),
         )
         trainer.train()
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    # A question for every document, the rarely asked ones too.
+    # A query for every document, also for rare ones.
     new = [" ".join(text.split()[:3]) for text in documents]
     best = model.similarity(model.encode(new), model.encode(documents)).argmax(dim=1)
     recall = (best == torch.arange(NUM_DOCUMENTS)).float().mean().item()

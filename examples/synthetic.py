@@ -1,4 +1,4 @@
-"""What the examples learn from: users who stay with a topic for a while, and popular items."""
+"""Synthetic sequences: users who stay with a topic for a while, and popular items."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ NUM_TOPICS = 20
 
 
 def sequences(num_users: int, length: int, seed: int = 0) -> Tensor:
-    """What each user took, in order: [num_users, length] int64, ids from 0 to NUM_ITEMS - 1.
+    """Return the items of each user in order: [num_users, length] int64, 0 to NUM_ITEMS - 1.
 
-    Item i is of topic i % NUM_TOPICS. The next item is of the same topic as the last with
-    probability 0.9, of a random one otherwise; within a topic items are popular by Zipf's law.
+    Item i has topic i % NUM_TOPICS. The next item has the topic of the last with probability 0.9,
+    otherwise a random one; within a topic, popularity follows Zipf's law.
     """
     generator = torch.Generator().manual_seed(seed)
     per_topic = NUM_ITEMS // NUM_TOPICS
@@ -31,12 +31,12 @@ def sequences(num_users: int, length: int, seed: int = 0) -> Tensor:
 
 
 def recall_at_10(query: Tensor, items: Tensor, answers: Tensor) -> float:
-    """Share of the rows whose answer is among the ten items with the highest scores.
+    """Return the share of rows whose answer is among the ten items with the highest scores.
 
     Args:
         query: [B, D].
         items: [V, D].
         answers: [B] int64.
     """
-    found = (query @ items.T).topk(10).indices == answers[:, None]
-    return found.any(dim=1).float().mean().item()
+    is_answer = (query @ items.T).topk(10).indices == answers[:, None]
+    return is_answer.any(dim=1).float().mean().item()

@@ -1,4 +1,4 @@
-"""The page on drop-in use: its code runs, its excerpts are those of the examples."""
+"""The page on losses in other loops: its code runs, its excerpts are those of the examples."""
 
 import re
 from pathlib import Path
@@ -15,13 +15,13 @@ EXCERPTS = {
 }
 
 
-def test_excerpts_are_those_of_the_examples():
+def test_excerpts_are_in_the_examples():
     assert len(EXCERPTS) == 4
     for path, excerpt in EXCERPTS.items():
-        assert excerpt in (ROOT / path).read_text(), f"docs/losses.md no longer shows {path}"
+        assert excerpt in (ROOT / path).read_text(), f"docs/losses.md differs from {path}"
 
 
-def test_the_rest_runs_from_top_to_bottom(capsys):
+def test_code_of_the_page_runs(capsys):
     torch.manual_seed(0)
     names = {"__name__": "drop_in"}
     for block in BLOCKS:

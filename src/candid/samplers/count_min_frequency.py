@@ -125,7 +125,7 @@ class CountMinFrequency(Frequency):
         return self.__dict__ | {"_sketch": self._sketch.serialize()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        self.__dict__.update(state)
         self._sketch = _sketch_class().deserialize(state["_sketch"])
 
 

@@ -47,7 +47,8 @@ class TableModule(nn.Module):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(apply_to_device, recurse)
+        super()._apply(apply_to_device, recurse)  # type: ignore[no-untyped-call]  # torch's
+        return self
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
