@@ -17,12 +17,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-import candid
 from candid.atomic import write_error
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.training import Trainer, TrainState
+from candid.version import __version__
 
 MANIFEST = "run.json"
 FORMAT: Final = 2
@@ -35,7 +35,7 @@ def new_manifest(
     """Make the content of ``run.json`` before the first step: plain JSON values."""
     return {
         "format": FORMAT,
-        "candid": candid.__version__,
+        "candid": __version__,
         "config": config.model_dump(mode="json"),
         "dataset": {
             "path": None if dataset.path is None else str(dataset.path.resolve()),
