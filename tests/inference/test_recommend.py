@@ -209,6 +209,8 @@ def test_only_allowed_items_are_recommended(dataset):
     score_of = dict(zip(whole.item_ids[1].tolist(), whole.scores[1].tolist(), strict=True))
     assert result.scores[1].tolist()[:2] == [score_of[3], score_of[4]]
     assert np.isneginf(result.scores[0, 1:]).all()
+    with pytest.raises(ConfigError, match="is_allowed has 2 entries for 6 items"):
+        recommend(LastItem(6), dataset, user_ids=[0], k=1, max_length=9, is_allowed=allowed[:2])
     with pytest.raises(ConfigError, match="no item is left to recommend"):
         recommend(LastItem(6), dataset, user_ids=[0], k=1, max_length=9, is_allowed=allowed & False)
 

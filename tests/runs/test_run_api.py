@@ -195,6 +195,7 @@ def test_recommend_to_anonymous_users(run):
     assert not np.allclose(by_team[0], by_team[1])
     assert run.query_vectors(users=[]).shape == (0, 8)
     assert run.recommend(users=[]).is_empty()
+    assert run.similar(np.int64(105), k=1).height == 1
 
 
 def test_similar_items_have_the_largest_cosine(run):

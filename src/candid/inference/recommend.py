@@ -78,7 +78,8 @@ def recommend(
         filter_seen: leave out the items of the whole history; where interactions have event
             types, only items of target event types. All items of a given history are left out,
             because its event types are unknown.
-        is_allowed: [V] bool, items that may be recommended, searched exactly; None: all items.
+        is_allowed: [V] bool (with n new items [V + n]), items that may be recommended, searched
+            exactly; None: all items.
         index: over the item vectors; None: exact search.
         item_vectors: [V, D] float32, from ``encode_catalog``; None: encoded here.
         context: encodes the context of queries; None for a model that reads no context.
@@ -141,6 +142,10 @@ def _searcher(
 ) -> Index | ItemSubset:
     """The index to search: the given one, or an exact one over the allowed items."""
     if is_allowed is not None:
+        if len(is_allowed) != num_items:
+            raise ConfigError(
+                f"is_allowed has {len(is_allowed)} entries for {num_items} items: give one for each"
+            )
         if not is_allowed.any():
             raise ConfigError("no item is left to recommend: allow more items, or deny fewer")
         return ItemSubset(item_vectors, is_allowed)

@@ -39,6 +39,7 @@ from candid.towers import RetrievalModel
 from candid.training import BEST, LAST, UnsetWeights, load_model, read_checkpoint
 
 SPLITS: Mapping[str, Role] = {"validation": Role.VALIDATION, "test": Role.TEST}
+"""Splits of ``Run.evaluate`` by name."""
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
@@ -107,7 +108,7 @@ class Run:
         """Recommend items to users of the dataset, or to anonymous users.
 
         Args:
-            users: source ids of users; the whole history of each user in the dataset is used.
+            users: one source id or several; the whole history of each user in the dataset is used.
             histories: for anonymous users, instead of ``users``: source ids of the items of
                 each history, earliest first.
             features: attributes of the anonymous users, by column of the user table, one table
@@ -287,8 +288,9 @@ class Run:
         with inference_mode(self.model):
             batches = queries.encode(self.model, self.model.device)
             vectors = [query.cpu().numpy() for _, query in batches]
-        empty = np.zeros((0, self._encoded_items().shape[1]), dtype=np.float32)
-        return np.concatenate(vectors) if vectors else empty
+        if not vectors:
+            return np.zeros((0, self.model.query_tower.dim), dtype=np.float32)
+        return np.concatenate(vectors)
 
     def evaluate(
         self,

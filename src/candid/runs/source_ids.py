@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -17,7 +17,9 @@ SourceId = int | str
 """An id as the user's files have it."""
 Attributes = Mapping[str, Any]
 """Attributes of an anonymous user, by column of the user table."""
-NUM_SUGGESTIONS = 3
+NUM_SUGGESTIONS: Final = 3
+MAX_SUGGESTED_FROM: Final = 100_000
+"""Ids among which similar ones are searched; the search is linear and slow."""
 
 
 def dense_ids(source_ids: pl.Series, ids: Sequence[Any] | pl.Series, kind: str) -> Ints:
@@ -85,12 +87,12 @@ def query_ids(
 
 def as_list(ids: SourceId | Sequence[SourceId]) -> Sequence[SourceId]:
     """Return a single id as a list; a text is one id, not a sequence."""
-    return [ids] if isinstance(ids, str | int) else ids
+    return [ids] if isinstance(ids, str | int | np.integer) else ids
 
 
 def _suggestion(source_id: object, source_ids: pl.Series) -> str:
     """The clause that names similar ids of text."""
-    if not isinstance(source_id, str):
+    if not isinstance(source_id, str) or len(source_ids) > MAX_SUGGESTED_FROM:
         return ": it is not in the dataset"
     similar = difflib.get_close_matches(source_id, source_ids.to_list(), n=NUM_SUGGESTIONS)
     return (
