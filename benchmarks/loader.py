@@ -1,12 +1,12 @@
-"""What batches cost: interactions a second, and the loader's share of a training step.
+"""Cost of batches: interactions per second, and the loader's share of a training step.
 
-    python benchmarks/loader.py            # writes benchmarks/results/loader.json, docs/benchmarks/speed.md
-    python benchmarks/loader.py --tables   # writes the table of docs/benchmarks/speed.md alone
+    python benchmarks/loader.py            # measure; write the results and the page
+    python benchmarks/loader.py --tables   # write the table of docs/benchmarks/speed.md only
 
-Interactions are made up: 10⁷, of 10⁵ users and 10⁵ items. Batches are made in the thread that
-trains (``num_workers = 0``), so that nothing is hidden; times are CPU seconds of whole epochs on
-one thread, shuffling included, medians. The share is of the seconds of real steps at width 64,
-with the cheapest loss that is in use.
+The data are random: 10⁷ interactions of 10⁵ users and 10⁵ items. Batches are made in the training
+thread (``num_workers = 0``), so that their full cost is visible; times are CPU seconds of whole
+epochs on one thread with shuffling, medians. The share is that of real steps at width 64, with
+the cheapest loss in use.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ QUERY_TOWERS = {
 
 
 def dataset() -> PreparedDataset:
-    """Users of 1 to 199 interactions, all of them to train on."""
+    """Return users with 1 to 199 interactions, all of them training targets."""
     rng = np.random.default_rng(0)
     inner = np.sort(rng.choice(INTERACTIONS - 1, USERS - 1, replace=False)) + 1
     return PreparedDataset(
@@ -60,19 +60,19 @@ def dataset() -> PreparedDataset:
 
 
 def rates(data: PreparedDataset, case: str, repeats: int) -> list[float]:
-    """Training targets a second, an epoch each."""
+    """Return training targets per second, for each of several epochs."""
     loader = Loader(data, BatchesConfig(**CASES[case], num_workers=0), seed=0)
-    found = []
+    rates_of_epochs = []
     for _ in range(repeats):
         started, rows = time.process_time(), 0
         for batch in loader.epoch():
             rows += len(batch)
-        found.append(rows / (time.process_time() - started))
-    return found
+        rates_of_epochs.append(rows / (time.process_time() - started))
+    return rates_of_epochs
 
 
 def share(data: PreparedDataset, case: str, steps: int) -> dict[str, float]:
-    """CPU milliseconds of a batch and of the step that uses it, medians, and their ratio."""
+    """Return median CPU milliseconds of a batch and of its step, and their ratio."""
     config = parse_config(
         {
             "name": "loader",
@@ -91,7 +91,7 @@ def share(data: PreparedDataset, case: str, steps: int) -> dict[str, float]:
     model = build_model(config, data)
     loss, sampler = build_objective(config, data)
     loader = Loader(data, config.batches, seed=0)
-    loader.batch(0, 0)  # draws the permutation, which is in the rates
+    loader.batch(0, 0)  # makes the permutation, which the rates include
     with TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
@@ -114,14 +114,14 @@ def share(data: PreparedDataset, case: str, steps: int) -> dict[str, float]:
 
 
 def timed_batch(loader: Loader, number: int) -> tuple[Batch, float]:
-    """A batch, and the CPU milliseconds that it took."""
+    """Return a batch and its CPU milliseconds."""
     started = time.process_time()
     batch = loader.batch(0, number)
     return batch, (time.process_time() - started) * 1e3
 
 
 def table(results: dict[str, Any]) -> str:
-    """A Markdown table, a row a case."""
+    """Return a Markdown table, a row per case."""
     lines = [
         "| | interactions/s | ms a batch | ms a step | share |",
         "|---|---:|---:|---:|---:|",
@@ -137,28 +137,28 @@ def table(results: dict[str, Any]) -> str:
 
 
 def with_table(content: str, results: dict[str, Any]) -> str:
-    """The docs with their generated block as the results have it."""
-    place = re.compile(r"(?<=<!-- loader -->\n).*?(?=<!-- /loader -->)", re.DOTALL)
-    assert place.search(content), f"{DOCS} has no <!-- loader --> block"
-    return place.sub(lambda _: table(results), content)
+    """Return the page with its generated block filled from the results."""
+    block = re.compile(r"(?<=<!-- loader -->\n).*?(?=<!-- /loader -->)", re.DOTALL)
+    assert block.search(content), f"{DOCS} has no <!-- loader --> block"
+    return block.sub(lambda _: table(results), content)
 
 
 def main() -> None:
-    """Measure and write; see the module's docstring."""
+    """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--tables", action="store_true", help="write the table alone")
+    parser.add_argument("--tables", action="store_true", help="write the table only")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.tables:
         data = dataset()
         results = {}
         for case in CASES:
-            found = rates(data, case, options.repeats)
+            measured = rates(data, case, options.repeats)
             results[case] = {
-                "rate": round(statistics.median(found)),
-                "rates": [round(rate) for rate in found],
+                "rate": round(statistics.median(measured)),
+                "rates": [round(rate) for rate in measured],
                 **share(data, case, options.steps),
             }
             print(case, results[case], flush=True)

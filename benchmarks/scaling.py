@@ -1,11 +1,11 @@
-"""Draw how a step and a loss grow, from what was measured: docs/figures/scaling.svg.
+"""Figure of the cost of a step and of a loss by size: docs/figures/scaling.svg.
 
     python benchmarks/tables.py && python benchmarks/loss_kernel.py   # measure
     python benchmarks/scaling.py                                      # draw
 
 Left: a training step over catalogs of 10⁴ to 10⁷ items (results/tables.json). Right: the loss of a
 batch against itself, forward and back, B = 256 to 65,536 (results/loss_kernel.json). Both axes of
-both are logarithmic; where a line ends, the next point would not fit what the script allows.
+both panels are logarithmic; a line ends where the next point exceeds the limit of its script.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURE = ROOT / "docs" / "figures" / "scaling.svg"
 INK, GRID = "#7a8290", "#9aa3b255"
-"""Read on white and on near-black alike."""
+"""Colours that are readable on white and on near-black."""
 STEP_ROWS = 1024
 STEPS = {
     "dense AdamW": "#9aa3b2",
@@ -36,7 +36,7 @@ Lines = dict[str, list[tuple[float, float]]]
 
 
 def step_lines(results: list[dict[str, Any]]) -> Lines:
-    """Milliseconds of a step by items in the catalog, a line a rule."""
+    """Return milliseconds of a step by items in the catalog, a line per rule."""
     return {
         rule: sorted(
             (line["items"], line["ms"])
@@ -48,7 +48,7 @@ def step_lines(results: list[dict[str, Any]]) -> Lines:
 
 
 def loss_lines(results: list[dict[str, Any]]) -> Lines:
-    """Milliseconds of an in-batch loss by rows, a line a contender."""
+    """Return milliseconds of an in-batch loss by rows, a line per contender."""
     return {
         name: sorted(
             (line["rows"], line["ms"])
@@ -92,7 +92,7 @@ def draw(steps: Lines, losses: Lines) -> None:
 
 
 def main() -> None:
-    """Draw what was measured."""
+    """Draw the figure from the results."""
     steps, losses = (
         json.loads((RESULTS / f"{name}.json").read_text())["results"]
         for name in ("tables", "loss_kernel")

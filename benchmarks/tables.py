@@ -1,18 +1,18 @@
-"""What a training step costs as the catalog grows: tables trained densely and by row.
+"""Cost of a training step as the catalog grows: tables trained densely and by row.
 
-    python benchmarks/tables.py            # writes benchmarks/results/tables.json, docs/benchmarks/speed.md
-    python benchmarks/tables.py --tables   # writes the tables of docs/benchmarks/speed.md alone
+    python benchmarks/tables.py            # measure; write the results and the page
+    python benchmarks/tables.py --tables   # write the tables of docs/benchmarks/speed.md only
 
-A step is what training does: draw candidates uniformly, look ids up, take the sampled softmax,
-go back, clip, move. The ids of the positives are uniform too, which makes most of them distinct
-and their rows far apart: the dearest case for training by row. Queries come from a small map,
-so that little else is in the time.
+A step is a training step: sample candidates uniformly, look up vectors, compute the sampled
+softmax, backward, clip, update. The ids of the positives are uniform too, so most of them are
+distinct and their rows far apart: the most expensive case for row-wise training. Queries come
+from a small linear layer, so that the table dominates the time.
 
-``ms`` is the whole step, ``table_ms`` a step of as many ids that only looks up, goes back, clips
-and moves. All rules take turns within one process, a fresh batch each; times are CPU milliseconds
-on one thread, medians. ``peak_mib`` is how the resident set grows in four steps beyond the table
-itself, in a process of its own: gradients, state and all that a step makes. Rules whose table,
-gradient and state pass ``LIMIT`` are left out.
+``ms`` is the whole step, ``table_ms`` a step with as many ids that only looks up, goes backward,
+clips and updates. All rules take turns within one process, with a new batch each; times are CPU
+milliseconds on one thread, medians. ``peak_mib`` is the growth of the resident set in four steps
+beyond the table itself, in a separate process: gradients, state and temporary tensors. Rules
+whose table, gradient and state exceed ``LIMIT`` are left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 import candid
-from candid.samplers import EncodedBatch, Uniform
+from candid.samplers import Uniform
 from candid.towers import RowTable
 from candid.training import TrainingConfig
 from candid.training.optimizer import make_optimizer
@@ -50,17 +50,17 @@ RULES: dict[str, tuple[str, int]] = {
     "row_adagrad": ("row_adagrad", 4),
     "row_adam, bfloat16": ("row_adam", 2),
 }
-"""By name: what trains the table, and bytes a weight of table, gradient and state."""
+"""By name: optimizer of the table, and bytes per weight of table, gradient and state."""
 
 
 class Model(nn.Module):
-    """A table of items, and a map that makes queries."""
+    """A table of items, and a linear layer that makes queries."""
 
     def __init__(self, num_items: int) -> None:
         super().__init__()
         with torch.device("meta"):
             self.table = RowTable(num_items, WIDTH)
-        # A block of random numbers over and over: 10⁷ rows of fresh ones take long to draw.
+        # One block of random numbers, repeated: 10⁷ rows of random numbers take long.
         self.table.to_empty(device="cpu")
         blocks = self.table.weight.data.view(-1, min(num_items, SIZES[0]), WIDTH)
         blocks.copy_(0.02 * torch.randn(blocks.shape[1:]))
@@ -68,11 +68,11 @@ class Model(nn.Module):
 
 
 def stepper(model: Model, rule: str, num_rows: int, *, alone: bool = False) -> Callable[[], None]:
-    """A function that takes one step; ``alone``: without draws and loss, for as many ids."""
+    """Return a function that takes one step; ``alone``: without sample and loss."""
     num_items = model.table.num_embeddings
     generator = torch.Generator().manual_seed(0)
-    sampler = Uniform(num_items, CANDIDATES)
-    inputs, users = torch.randn(num_rows, WIDTH), torch.arange(num_rows)
+    sampler = Uniform(num_items, num_candidates=CANDIDATES)
+    inputs = torch.randn(num_rows, WIDTH)
     weights = torch.randn(num_rows + CANDIDATES, WIDTH)
     advance = _advance(model, rule)
 
@@ -83,7 +83,7 @@ def stepper(model: Model, rule: str, num_rows: int, *, alone: bool = False) -> C
     def step() -> None:
         positives = torch.randint(num_items, (num_rows,), generator=generator)
         query = model.query(inputs)
-        candidates = sampler.draw(EncodedBatch(positives, users, query.detach()), generator)
+        candidates = sampler.sample(positives, generator=generator)
         loss = candid.sampled_softmax(query, model.table, positives, candidates).loss.mean()
         advance(loss)
 
@@ -119,16 +119,16 @@ def _advance(model: Model, rule: str) -> Callable[[Tensor], None]:
 
 
 def rules_at(num_items: int) -> list[str]:
-    """Those that fit into memory, one at a time."""
+    """Return the rules that fit into memory, one at a time."""
     return [rule for rule, (_, size) in RULES.items() if num_items * WIDTH * size <= LIMIT]
 
 
 def times(num_items: int, num_rows: int, repeats: int, *, alone: bool) -> dict[str, float]:
-    """Median CPU milliseconds of a step by rule, the rules taking turns."""
+    """Return median CPU milliseconds of a step by rule; the rules take turns."""
     # As many models as fit at once: the largest catalog takes one rule after the other.
     rules = rules_at(num_items)
     at_once = sum(num_items * WIDTH * RULES[rule][1] for rule in rules) <= LIMIT
-    found: dict[str, list[float]] = {rule: [] for rule in rules}
+    measured: dict[str, list[float]] = {rule: [] for rule in rules}
     for group in [rules] if at_once else [[rule] for rule in rules]:
         steps = {rule: stepper(Model(num_items), rule, num_rows, alone=alone) for rule in group}
         for turn in range(repeats + 3):
@@ -136,26 +136,26 @@ def times(num_items: int, num_rows: int, repeats: int, *, alone: bool) -> dict[s
                 started = time.process_time()
                 step()
                 if turn >= 3:
-                    found[rule].append((time.process_time() - started) * 1e3)
-    return {rule: round(statistics.median(each), 2) for rule, each in found.items()}
+                    measured[rule].append((time.process_time() - started) * 1e3)
+    return {rule: round(statistics.median(each), 2) for rule, each in measured.items()}
 
 
 def peak_mib(num_items: int, rule: str, num_rows: int) -> float:
-    """Growth of the resident set over four steps beyond the table, in MiB (Linux only)."""
+    """Return the growth of the resident set over four steps, in MiB (Linux only)."""
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.Process(target=_peak, args=(theirs, num_items, rule, num_rows))
     child.start()
-    found = float(ours.recv())
+    mib = float(ours.recv())
     child.join()
-    return round(found, 1)
+    return round(mib, 1)
 
 
 def _peak(pipe: Any, num_items: int, rule: str, num_rows: int) -> None:
     torch.set_num_threads(1)
-    stepper(Model(1000), rule, 8)()  # what the first step of any process loads
+    stepper(Model(1000), rule, 8)()  # loads the libraries of the first step
     model = Model(num_items)
     step = stepper(model, rule, num_rows)
-    ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would be used again unseen
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory would be reused without being counted
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     for _ in range(4):
@@ -164,13 +164,13 @@ def _peak(pipe: Any, num_items: int, rule: str, num_rows: int) -> None:
 
 
 def _status(key: str) -> int:
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1])
+    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1])
 
 
 def measure(repeats: int) -> list[dict[str, Any]]:
-    """One line a size of catalog, batch and rule."""
+    """Return one line for each size of catalog, batch and rule."""
     lines = []
     for num_items in SIZES:
         for num_rows in ROWS:
@@ -191,7 +191,7 @@ def measure(repeats: int) -> list[dict[str, Any]]:
 
 
 def tables(results: list[dict[str, Any]]) -> str:
-    """A Markdown table a batch size: a row a rule, a column a size of catalog."""
+    """Return a Markdown table for each batch size: a row per rule, a column per catalog."""
     parts = []
     for num_rows in ROWS:
         by_size = {
@@ -216,17 +216,17 @@ def tables(results: list[dict[str, Any]]) -> str:
 
 
 def with_tables(content: str, results: list[dict[str, Any]]) -> str:
-    """The docs with their generated block as the results have it."""
-    place = re.compile(r"(?<=<!-- row tables -->\n).*?(?=<!-- /row tables -->)", re.DOTALL)
-    assert place.search(content), f"{DOCS} has no <!-- row tables --> block"
-    return place.sub(lambda _: tables(results), content)
+    """Return the page with its generated block filled from the results."""
+    block = re.compile(r"(?<=<!-- row tables -->\n).*?(?=<!-- /row tables -->)", re.DOTALL)
+    assert block.search(content), f"{DOCS} has no <!-- row tables --> block"
+    return block.sub(lambda _: tables(results), content)
 
 
 def main() -> None:
-    """Measure and write; see the module's docstring."""
+    """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--tables", action="store_true", help="write the tables alone")
+    parser.add_argument("--tables", action="store_true", help="write the tables only")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.tables:

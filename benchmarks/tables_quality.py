@@ -1,13 +1,14 @@
-"""Do tables that train by row learn as well as dense Adam?
+"""Quality of row-wise trained tables against dense Adam.
 
     CANDID_DATA=... python benchmarks/tables_quality.py
 
 A transformer over histories on MovieLens-1M (leave-one-out, the split of
 ``recipes/ml1m-loo.toml``), refined sampled softmax, the same steps for every rule. The rate of the
-tables is chosen by the validation NLL of seed 0, for every rule alike; then every rule has three
-seeds. Test metrics with their spread over seeds, and the difference to dense AdamW user by user
-(each user's value the mean over the seeds) with its 95 % interval and sign-flip p-value, go to
-``benchmarks/results`` and into ``docs/benchmarks/speed.md``. Finished runs are kept under ``--work``.
+tables is chosen by the validation NLL of seed 0 for every rule; then every rule has three seeds.
+Test metrics with their standard deviation over seeds, and the difference to dense AdamW by user
+(each user's value is the mean over the seeds) with its 95 % interval and sign-flip p-value, are
+written to ``benchmarks/results`` and ``docs/benchmarks/speed.md``. Finished runs stay in
+``--work``.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ PAGE = ROOT / "docs" / "benchmarks" / "speed.md"
 MARKS = ("<!-- table quality -->", "<!-- /table quality -->")
 SEEDS, DIM, LR, STEPS = (0, 1, 2), 64, 5e-3, 1600
 FACTORS = {"dense": (0.5, 1.0, 2.0), "row_adam": (1.0, 2.0, 4.0), "row_adagrad": (4.0, 8.0, 16.0)}
-"""Rates tried, as multiples of ``LR``: of the tables alone where they train by row."""
+"""Rates tried, as multiples of ``LR``: only of the tables if they train by row."""
 METRICS = ("ndcg@10", "recall@100", "nll")
 
 
 def config_of(tables: str, factor: float, seed: int) -> RunConfig:
-    """One run."""
+    """Return the config of a run."""
     rates = {"lr": LR, "table_lr": LR * factor} if tables != "dense" else {"lr": LR * factor}
     return parse_config(
         {
@@ -76,11 +77,11 @@ def config_of(tables: str, factor: float, seed: int) -> RunConfig:
 
 
 def run(work: Path, tables: str, factor: float, seed: int) -> tuple[dict[str, Any], PerUser]:
-    """Train and test, unless that was done; the run's numbers, and those of its users."""
+    """Train and test, unless that was done; return the numbers of the run and of its users."""
     config = config_of(tables, factor, seed)
     folder = work / config.name
-    found = folder / "run.json"
-    if not (found.exists() and "result" in json.loads(found.read_text())):
+    manifest = folder / "run.json"
+    if not (manifest.exists() and "result" in json.loads(manifest.read_text())):
         shutil.rmtree(folder, ignore_errors=True)
         train_run(config, work / "data", folder)
     trained = load_run(folder, work / "data")
@@ -97,8 +98,8 @@ def run(work: Path, tables: str, factor: float, seed: int) -> tuple[dict[str, An
 
 
 def measure(work: Path) -> dict[str, Any]:
-    """Every rule: rates tried, seeds, and the difference to dense."""
-    found: dict[str, Any] = {}
+    """Return for every rule the rates tried, the seeds, and the difference to dense."""
+    results: dict[str, Any] = {}
     users: dict[str, PerUser] = {}
     for tables, factors in FACTORS.items():
         tried = [run(work, tables, factor, SEEDS[0])[0] for factor in factors]
@@ -106,22 +107,22 @@ def measure(work: Path) -> dict[str, Any]:
         runs = [run(work, tables, best, seed) for seed in SEEDS]
         mean = np.mean([per_user.numerators for _, per_user in runs], axis=0)
         users[tables] = replace(runs[0][1], numerators=mean)
-        found[tables] = {"tried": tried, "factor": best, "runs": [numbers for numbers, _ in runs]}
+        results[tables] = {"tried": tried, "factor": best, "runs": [numbers for numbers, _ in runs]}
     for tables in FACTORS:
         if tables != "dense":
-            found[tables]["against"] = {
+            results[tables]["against"] = {
                 metric: asdict(compare(users[tables], users["dense"], metric)) for metric in METRICS
             }
-    return found
+    return results
 
 
-def table(found: dict[str, Any]) -> str:
-    """Markdown."""
+def table(results: dict[str, Any]) -> str:
+    """Return the Markdown table."""
     lines = [
         "| tables | rate | NDCG@10 | recall@100 | NLL | NDCG@10 minus dense | NLL minus dense |",
         "|---|---:|---:|---:|---:|---|---|",
     ]
-    for tables, one in found.items():
+    for tables, one in results.items():
         cells = [tables, f"{LR * one['factor']:g}"]
         for metric in METRICS:
             values = [numbers[metric] for numbers in one["runs"]]
@@ -133,17 +134,17 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _difference(found: dict[str, Any]) -> str:
+def _difference(test: dict[str, Any]) -> str:
     return (
-        f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}; "
-        f"p {found['p_value']:.3f})"
+        f"{test['difference']:+.4f} ({test['low']:+.4f} to {test['high']:+.4f}; "
+        f"p {test['p_value']:.3f})"
     )
 
 
-def with_table(content: str, found: dict[str, Any]) -> str:
-    """The docs with their generated block as the results have it."""
+def with_table(content: str, results: dict[str, Any]) -> str:
+    """Return the page with its generated block filled from the results."""
     begin, end = content.index(MARKS[0]) + len(MARKS[0]), content.index(MARKS[1])
-    return f"{content[:begin]}\n{table(found)}\n{content[end:]}"
+    return f"{content[:begin]}\n{table(results)}\n{content[end:]}"
 
 
 def main() -> None:
@@ -155,17 +156,17 @@ def main() -> None:
     movies = load_recipe(ROOT / "recipes" / "ml1m-loo.toml").data
     assert movies is not None
     prepare(movies, work / "data")
-    found = measure(work)
+    results = measure(work)
     document = {
         "command": "python benchmarks/tables_quality.py",
         "versions": {"candid": __version__, "torch": torch.__version__},
         "python": platform.python_version(),
         "settings": {"dim": DIM, "lr": LR, "steps": STEPS, "seeds": SEEDS},
-        "results": found,
+        "results": results,
     }
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
-    PAGE.write_text(with_table(PAGE.read_text(), found))
-    print(table(found))
+    PAGE.write_text(with_table(PAGE.read_text(), results))
+    print(table(results))
 
 
 if __name__ == "__main__":
