@@ -22,8 +22,8 @@ from candid.data import PreparedDataset, Role
 from candid.export import ExportInput
 from candid.features import Bags, Codes
 from candid.features.context import context_frame
-from candid.runs.features import fit_features
 from candid.runs import Run, build_model
+from candid.runs.features import fit_features
 
 NUM_ITEMS, NUM_USERS, LENGTH = 17, 12, 5
 NOON = datetime.datetime(2026, 1, 31, 12)
@@ -112,12 +112,12 @@ def make(
             items=dataset.items.select("source_id", "title"),
             users=dataset.users.select("source_id"),
         )
-    wanted = dict(FEATURES)
+    item_features = dict(FEATURES)
     if importlib.util.find_spec("wordllama") is None:
-        del wanted["name"]
+        del item_features["name"]
     # One feature of each form for users: tracing time grows with the number of operations.
-    user_features = {name: wanted[name] for name in ("tags", "kind", "price")}
-    sides = {"item": wanted, "user": user_features, "context": CONTEXT} if features else {}
+    user_features = {name: item_features[name] for name in ("tags", "kind", "price")}
+    sides = {"item": item_features, "user": user_features, "context": CONTEXT} if features else {}
     config = parse_config(
         {
             "name": "exported",

@@ -48,10 +48,10 @@ def test_parquet_has_every_column_and_metadata(
 ):
     monkeypatch.setattr(parquet, "ROWS", rows)
     parquet.write_items_parquet(context, tmp_path)
-    found = pl.read_parquet(tmp_path / "items.parquet")
-    assert found.schema["vector"] == pl.Array(pl.Float32, 8)
-    np.testing.assert_array_equal(found["vector"].to_numpy(), vectors)
-    assert found.drop("vector").equals(items)
+    stored = pl.read_parquet(tmp_path / "items.parquet")
+    assert stored.schema["vector"] == pl.Array(pl.Float32, 8)
+    np.testing.assert_array_equal(stored["vector"].to_numpy(), vectors)
+    assert stored.drop("vector").equals(items)
     metadata = pl.read_parquet_metadata(tmp_path / "items.parquet")
     assert metadata["candid.fingerprint"] == context.export_input.fingerprint
     assert metadata["candid.similarity"] == "inner product"
@@ -62,8 +62,8 @@ def test_npy_keeps_the_order_of_items(context, vectors, rows, tmp_path, monkeypa
     monkeypatch.setattr(npy, "ROWS", rows)
     npy.write_npy(context, tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy", mmap_mode="r"), vectors)
-    found = np.load(tmp_path / "source_ids.npy")
-    assert found.tolist() == [f"s{row}" for row in range(17)]
+    stored = np.load(tmp_path / "source_ids.npy")
+    assert stored.tolist() == [f"s{row}" for row in range(17)]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_npy_stores_ids_of_every_type(make_model, ids, dtype, tmp_path):
     repeated = pl.Series("source_id", ids * 9)[:17]
     object.__setattr__(made.export_input.dataset, "items", pl.DataFrame({"source_id": repeated}))
     npy.write_npy(ExportContext(made.export_input), tmp_path)
-    found = np.load(tmp_path / "source_ids.npy")
-    assert (found.dtype, found.tolist()) == (dtype, repeated.to_list())
+    stored = np.load(tmp_path / "source_ids.npy")
+    assert (stored.dtype, stored.tolist()) == (dtype, repeated.to_list())
 
 
 def test_qdrant_points_hold_every_item(context, vectors, items, tmp_path, monkeypatch):
@@ -92,8 +92,8 @@ def test_qdrant_points_hold_every_item(context, vectors, items, tmp_path, monkey
         for point in json.loads((tmp_path / name).read_text(encoding="utf-8"))["points"]
     ]
     assert [point["id"] for point in points] == list(range(17))
-    found = np.array([point["vector"] for point in points], dtype=np.float32)
-    np.testing.assert_array_equal(found, vectors)
+    stored = np.array([point["vector"] for point in points], dtype=np.float32)
+    np.testing.assert_array_equal(stored, vectors)
     expected = [as_document(row) for row in items.iter_rows(named=True)]
     assert [point["payload"] for point in points] == expected
 
@@ -125,18 +125,18 @@ def test_elasticsearch_files_hold_every_item(context, vectors, items, tmp_path, 
         assert text.endswith("\n")
         lines += [json.loads(line) for line in text.splitlines()]
     assert lines[::2] == [{"index": {"_id": f"s{row}"}} for row in range(17)]
-    found = np.array([line.pop("vector") for line in lines[1::2]], dtype=np.float32)
-    np.testing.assert_array_equal(found, vectors)
+    stored = np.array([line.pop("vector") for line in lines[1::2]], dtype=np.float32)
+    np.testing.assert_array_equal(stored, vectors)
     assert lines[1::2] == [as_document(row) for row in items.iter_rows(named=True)]
 
 
 def rows_of(folder, names):
-    found = []
+    stored = []
     for name in names:
         body = json.loads((folder / name).read_text(encoding="utf-8"))
         assert body["collectionName"] == "candid_items"
-        found += body["data"]
-    return found
+        stored += body["data"]
+    return stored
 
 
 def test_milvus_files_hold_every_item(context, vectors, items, tmp_path, monkeypatch):
@@ -150,8 +150,8 @@ def test_milvus_files_hold_every_item(context, vectors, items, tmp_path, monkeyp
     assert [index["metricType"] for index in body["indexParams"]] == ["IP"]
     rows = rows_of(tmp_path, written["files"][1:])
     assert all(set(row) == set(fields) for row in rows)
-    found = np.array([row["vector"] for row in rows], dtype=np.float32)
-    np.testing.assert_array_equal(found, vectors)
+    stored = np.array([row["vector"] for row in rows], dtype=np.float32)
+    np.testing.assert_array_equal(stored, vectors)
     expected = [as_document(row) for row in items.iter_rows(named=True)]
     assert [{"source_id": row["source_id"], **row["attributes"]} for row in rows] == expected
 

@@ -33,13 +33,13 @@ def test_every_value_survives_loading(loaded, everything):
     assert len(rows) == items.height
     vectors = everything.run.model.encode_catalog().detach().numpy()
     for vector, item in zip(vectors, items.iter_rows(named=True), strict=True):
-        found = rows[item["source_id"]]
-        back = np.array(json.loads(found.pop("vector")), dtype=np.float32)
+        stored = rows[item["source_id"]]
+        back = np.array(json.loads(stored.pop("vector")), dtype=np.float32)
         np.testing.assert_array_equal(back, vector)
-        moment = found.pop("since")
+        moment = stored.pop("since")
         expected = item.pop("since")
         assert (None if moment is None else datetime.datetime.fromisoformat(moment)) == expected
-        assert found == item
+        assert stored == item
 
 
 def test_inner_products_of_postgres_equal_the_model(loaded, everything):
@@ -52,9 +52,9 @@ def test_inner_products_of_postgres_equal_the_model(loaded, everything):
         f"SET enable_seqscan = off; SELECT source_id, (vector <#> '{literal}') * -1 "
         f"FROM candid_items ORDER BY vector <#> '{literal}' LIMIT 17"
     )
-    found = [line.split("|") for line in loaded.psql("-c", select).split("\n")]
-    assert len(found) == 17
-    for expected, (source_id, score) in zip(sorted(scores, reverse=True), found, strict=True):
+    stored = [line.split("|") for line in loaded.psql("-c", select).split("\n")]
+    assert len(stored) == 17
+    for expected, (source_id, score) in zip(sorted(scores, reverse=True), stored, strict=True):
         assert float(score) == pytest.approx(expected, abs=1e-5)
         assert float(score) == pytest.approx(scores[int(source_id[1:])], abs=1e-5)
     plan = loaded.psql("-c", select.replace("; SELECT", "; EXPLAIN SELECT"))

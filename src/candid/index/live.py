@@ -117,6 +117,10 @@ class LiveIndex:
         self._vector_buffer = self._changes.vectors
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        """Return the built index and the numbers of items."""
+        return f"LiveIndex({self.built!r}, num_items={self.num_items}, num_live={self.num_live})"
+
     @property
     def num_items(self) -> int:
         """Ids in use, deleted ones included."""
