@@ -108,7 +108,7 @@ class Registry(MutableMapping[str, Any]):
         return f"Registry({sorted(self)})"
 
     def name_of(self, config: type[ComponentConfig]) -> str | None:
-        """Return the name of the component whose ``Config`` is ``config``, None if there is none.
+        """Return the name of the component whose ``Config`` is ``config``, or None without one.
 
         Components in modules that are not imported yet are compared last: a config rarely
         exists before the module of its component is imported.
@@ -307,7 +307,10 @@ def _known_keys(config: type[ComponentConfig], table: Any, loc: tuple[int | str,
     tag: Tagged | None = None
     is_named = False
     for part in loc:
-        table = table[part] if isinstance(table, Mapping | Sequence) else getattr(table, str(part))
+        if isinstance(part, int) or isinstance(table, Mapping):
+            table = table[part]
+        else:
+            table = getattr(table, part)
         if is_named:
             is_named = False
         elif isinstance(part, str):

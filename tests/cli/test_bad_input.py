@@ -47,7 +47,6 @@ USAGE = [
     (["train", "{recipe}", "--set", "sampler=none"], "add a section [sampler]"),
     (["train", "{recipe}", "--set", "loss.type=full_softmax"], "remove the section [sampler]"),
     (["train", "{recipe}", "--set", "data=none"], "has no section [data]"),
-    (["train", "{recipe}", "--set", "proposal.type=uniform"], "[proposal] is now [sampler]"),
     (["train", "{recipe}", "--set", "training.catalog=all"], "is now training.softmax_over"),
     (["train", "{recipe}", "--set", "evaluation.metric=auc"], "'auc' is not reported; known:"),
     (["train", "{recipe}", "--data", "{data}", "--out", "{run}"], "already holds a run"),

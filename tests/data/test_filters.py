@@ -9,18 +9,18 @@ pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, ma
 
 def brute_force_core(rows, user_core, item_core):
     """Remove one row below the core at a time."""
-    kept = list(range(len(rows)))
+    remaining = list(range(len(rows)))
     while True:
-        for position in kept:
+        for position in remaining:
             user, item = rows[position]
             if (
-                sum(rows[other][0] == user for other in kept) < user_core
-                or sum(rows[other][1] == item for other in kept) < item_core
+                sum(rows[other][0] == user for other in remaining) < user_core
+                or sum(rows[other][1] == item for other in remaining) < item_core
             ):
-                kept.remove(position)
+                remaining.remove(position)
                 break
         else:
-            return set(kept)
+            return set(remaining)
 
 
 @given(pairs, st.integers(0, 4), st.integers(0, 4))

@@ -68,7 +68,7 @@ def test_impressions_become_negatives_of_the_next_target(tmp_path):
     assert prepared.report["dropped"] == {"shown": 6}
     # 99 was never chosen, so it is not an item; the last impression of 40 has no later target.
     assert prepared.report["negatives"] == {
-        "kept": 2,
+        "stored": 2,
         "without_target": 1,
         "chosen": 2,
         "of_filtered_items": 1,
@@ -110,7 +110,7 @@ def test_column_of_lists_gives_negatives(tmp_path, form):
         (2, 30): [[10, 10]],
         (2, 20): [[10]],
     }
-    assert prepared.report["negatives"] == {"kept": 5, "of_no_interaction": 1}
+    assert prepared.report["negatives"] == {"stored": 5, "of_no_interaction": 1}
 
 
 def test_lists_and_impressions_combine(tmp_path):
@@ -132,7 +132,7 @@ def test_item_chosen_before_the_target_does_not_become_a_negative(tmp_path):
     negatives = negatives_by_pair(prepared.dataset)
     assert negatives[1, 30] == [[10, 40]]
     assert negatives[1, 40] == [[]]
-    assert prepared.report["negatives"] == {"kept": 2, "chosen": 2}
+    assert prepared.report["negatives"] == {"stored": 2, "chosen": 2}
 
 
 @pytest.mark.parametrize("role", [None, "history", "train"])
@@ -156,7 +156,7 @@ def test_impressions_need_no_role(tmp_path, role):
         (1, 30): [[20]],
         (1, 20): [[]],
     }
-    assert prepared.report["negatives"] == {"kept": 2}
+    assert prepared.report["negatives"] == {"stored": 2}
 
 
 @pytest.mark.parametrize("empty", [None, [], [None], [""]])

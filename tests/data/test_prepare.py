@@ -233,16 +233,16 @@ def test_item_table_gives_titles(tmp_path):
 
 def test_replacing_a_dataset_reports_the_reason(tmp_path):
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
-    said: list[str] = []
-    prepare(config, tmp_path / "out", progress=said.append)
-    assert not [line for line in said if "replaced" in line]
-    said.clear()
-    prepare(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=said.append)
-    assert said[0].endswith("out will be replaced: it was prepared with data.k_core = 0, not 2")
+    lines: list[str] = []
+    prepare(config, tmp_path / "out", progress=lines.append)
+    assert not [line for line in lines if "replaced" in line]
+    lines.clear()
+    prepare(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=lines.append)
+    assert lines[0].endswith("out will be replaced: it was prepared with data.k_core = 0, not 2")
     log(tmp_path, [*THREE, (1, 10, 50)])
-    said.clear()
-    prepare(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=said.append)
-    assert said[0].endswith("out will be replaced: its files have changed")
+    lines.clear()
+    prepare(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=lines.append)
+    assert lines[0].endswith("out will be replaced: its files have changed")
 
 
 @pytest.mark.parametrize("name", ["items.csv", "items.parquet"])
@@ -266,28 +266,31 @@ def test_prepared_rows_equal_those_of_the_source(tmp_path_factory, pairs, k):
     folder = tmp_path_factory.mktemp("case")
     rows = [(f"u{user}", item * 7, position) for position, (user, item) in enumerate(pairs)]
     config = DataConfig(interactions=log(folder, rows), order="t", k_core=k)
-    kept = list(rows)
+    remaining = list(rows)
     while True:
         left = [
             row
-            for row in kept
-            if sum(o[0] == row[0] for o in kept) >= k and sum(o[1] == row[1] for o in kept) >= k
+            for row in remaining
+            if sum(o[0] == row[0] for o in remaining) >= k
+            and sum(o[1] == row[1] for o in remaining) >= k
         ]
-        if left == kept:
+        if left == remaining:
             break
-        kept = left
+        remaining = left
     try:
         dataset = prepare(config, folder / "out").dataset
     except DataError:
-        users = {row[0] for row in kept}
-        lengths = [sum(row[0] == user for row in kept) for user in users]
+        users = {row[0] for row in remaining}
+        lengths = [sum(row[0] == user for row in remaining) for user in users]
         trained = {
             row[1]
             for user, length in zip(users, lengths, strict=True)
-            for row in [r for r in kept if r[0] == user][: length - 2 if length >= 3 else length]
+            for row in [r for r in remaining if r[0] == user][
+                : length - 2 if length >= 3 else length
+            ]
         }
         last = [
-            [r[1] for r in kept if r[0] == user][at]
+            [r[1] for r in remaining if r[0] == user][at]
             for at in (-1, -2)
             for user, length in zip(users, lengths, strict=True)
             if length >= 3
@@ -296,13 +299,13 @@ def test_prepared_rows_equal_those_of_the_source(tmp_path_factory, pairs, k):
         all_unseen = any(
             part and not trained.intersection(part) for part in (last[:half], last[half:])
         )
-        assert len(users) < 2 or len({r[1] for r in kept}) < 2 or not last or all_unseen
+        assert len(users) < 2 or len({r[1] for r in remaining}) < 2 or not last or all_unseen
         return
     users = dataset.users["source_id"].to_list()
     items = dataset.items["source_id"].to_list()
-    found = [
+    pairs = [
         (users[u], items[i])
         for u in range(dataset.num_users)
         for i in dataset.item_ids[dataset.user_offsets[u] : dataset.user_offsets[u + 1]]
     ]
-    assert found == [row[:2] for row in sorted(kept, key=lambda row: (row[0], row[2]))]
+    assert pairs == [row[:2] for row in sorted(remaining, key=lambda row: (row[0], row[2]))]

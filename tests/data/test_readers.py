@@ -50,14 +50,14 @@ def write_csv(folder):
 
 
 def write_csv_iso(folder):
-    moment = pl.from_epoch("timestamp", "s").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
-    frame().with_columns(moment).write_csv(folder / "log.csv")
+    time = pl.from_epoch("timestamp", "s").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    frame().with_columns(time).write_csv(folder / "log.csv")
     return folder / "log.csv"
 
 
 def write_parquet_datetime(folder):
-    moment = pl.from_epoch("timestamp", "s").dt.replace_time_zone("UTC")
-    local = moment.dt.convert_time_zone("Asia/Tokyo")
+    time = pl.from_epoch("timestamp", "s").dt.replace_time_zone("UTC")
+    local = time.dt.convert_time_zone("Asia/Tokyo")
     frame().with_columns(local).write_parquet(folder / "log.parquet")
     return folder / "log.parquet"
 
@@ -162,13 +162,13 @@ def test_all_formats_and_splits_give_the_same_dataset(tmp_path, write, kind):
 
 
 def test_all_formats_agree_on_the_fingerprint(tmp_path):
-    found = set()
+    fingerprints = set()
     for write in WRITERS:
         folder = tmp_path / write.__name__
         folder.mkdir()
         config = DataConfig(interactions=str(write(folder)), time="timestamp")
-        found.add(prepare(config, folder / "out").report["fingerprint"])
-    assert len(found) == 1
+        fingerprints.add(prepare(config, folder / "out").report["fingerprint"])
+    assert len(fingerprints) == 1
 
 
 def test_movielens_files_without_header_in_latin_1(tmp_path):

@@ -15,7 +15,9 @@ ORDERS = {1: (10, 20, 30, 40), 2: (20, 30, 40, 10), 3: (40, 10, 20, 30)}
 
 
 def config(folder, **settings):
-    rows = [(user, item, place) for user, own in ORDERS.items() for place, item in enumerate(own)]
+    rows = [
+        (user, item, position) for user, own in ORDERS.items() for position, item in enumerate(own)
+    ]
     log = folder / "log.parquet"
     pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row").write_parquet(log)
     return DataConfig(interactions=str(log), order="t", **settings)
@@ -28,8 +30,8 @@ def users(path, *attributes, user="user_id"):
 def test_users_get_attributes_from_their_table(tmp_path):
     table = pl.DataFrame({"id": ["3", "1", "x"], "age": [33, 11, 99], "spare": [0, 0, 0]})
     table.write_parquet(tmp_path / "users.parquet")
-    wanted = users(tmp_path / "users.parquet", "age", user="id")
-    result = prepare(config(tmp_path, users=wanted), tmp_path / "out")
+    settings = users(tmp_path / "users.parquet", "age", user="id")
+    result = prepare(config(tmp_path, users=settings), tmp_path / "out")
     expected = pl.DataFrame({"source_id": [1, 2, 3], "age": [11, None, 33]})
     assert_frame_equal(result.dataset.users, expected)
     assert result.report["users_without_row"] == 1
@@ -65,7 +67,7 @@ COLUMNS = {
     "kind": pl.Series(["x", "y", None], dtype=pl.Categorical),
     "flag": pl.Series([True, None, False]),
     "day": pl.Series([DAY, None, DAY]),
-    "moment": pl.Series([datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC), None, None]),
+    "time": pl.Series([datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC), None, None]),
 }
 
 
@@ -73,19 +75,19 @@ COLUMNS = {
 def test_every_attribute_type_is_stored_and_changes_the_fingerprint(tmp_path, name):
     values = COLUMNS[name]
     path = tmp_path / "users.parquet"
-    wanted = config(tmp_path, users=users(path, name))
+    settings = config(tmp_path, users=users(path, name))
     pl.DataFrame({"user_id": [1, 2, 3], name: values}).write_parquet(path)
-    result = prepare(wanted, tmp_path / "out")
+    result = prepare(settings, tmp_path / "out")
     assert result.report["users_without_row"] == 0
     opened = open_dataset(tmp_path / "out", verify=True)
     assert_frame_equal(opened.users, pl.DataFrame({"source_id": [1, 2, 3], name: values}))
     pl.DataFrame({"user_id": [3, 2, 1], name: values.reverse()}).write_parquet(path)
-    shuffled = prepare(wanted, tmp_path / "out")
+    shuffled = prepare(settings, tmp_path / "out")
     assert not shuffled.up_to_date
     assert shuffled.report["fingerprint"] == result.report["fingerprint"]
     other = values.gather([1, 0, 2])
     pl.DataFrame({"user_id": [1, 2, 3], name: other}).write_parquet(path)
-    assert prepare(wanted, tmp_path / "out").report["fingerprint"] != result.report["fingerprint"]
+    assert prepare(settings, tmp_path / "out").report["fingerprint"] != result.report["fingerprint"]
 
 
 def test_embedding_of_a_user_without_a_row_is_null(tmp_path):
@@ -115,8 +117,8 @@ TEXT = {
 @pytest.mark.parametrize("name", TEXT)
 def test_blank_text_is_missing(tmp_path, name):
     (tmp_path / name).write_text(TEXT[name])
-    wanted = config(tmp_path, users=users(tmp_path / name, "age", "gender"))
-    assert prepare(wanted, tmp_path / "out").dataset.users.to_dict(as_series=False) == {
+    settings = config(tmp_path, users=users(tmp_path / name, "age", "gender"))
+    assert prepare(settings, tmp_path / "out").dataset.users.to_dict(as_series=False) == {
         "source_id": [1, 2, 3],
         "age": ["20", "30", None],
         "gender": [None, "M", "F"],
@@ -124,28 +126,28 @@ def test_blank_text_is_missing(tmp_path, name):
 
 
 def test_files_with_numbers_of_different_width(tmp_path):
-    people = tmp_path / "people"
-    people.mkdir()
-    pl.DataFrame({"user_id": [1], "age": [20]}).write_parquet(people / "a.parquet")
-    pl.DataFrame({"user_id": [3], "age": [2.5]}).write_parquet(people / "b.parquet")
-    dataset = prepare(config(tmp_path, users=users(people, "age")), tmp_path / "out").dataset
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    pl.DataFrame({"user_id": [1], "age": [20]}).write_parquet(folder / "a.parquet")
+    pl.DataFrame({"user_id": [3], "age": [2.5]}).write_parquet(folder / "b.parquet")
+    dataset = prepare(config(tmp_path, users=users(folder, "age")), tmp_path / "out").dataset
     assert dataset.users["age"].to_list() == [20.0, None, 2.5]
 
 
 def test_changed_user_table_is_prepared_again(tmp_path):
     path = tmp_path / "users.parquet"
     pl.DataFrame({"user_id": [1, 2], "age": [1, 2], "zip": ["a", "b"]}).write_parquet(path)
-    wanted = config(tmp_path, users=users(path, "age"))
-    prepare(wanted, tmp_path / "out")
-    assert prepare(wanted, tmp_path / "out").up_to_date
+    settings = config(tmp_path, users=users(path, "age"))
+    prepare(settings, tmp_path / "out")
+    assert prepare(settings, tmp_path / "out").up_to_date
     os.utime(path, ns=(1, 1))
-    said: list[str] = []
-    assert not prepare(wanted, tmp_path / "out", progress=said.append).up_to_date
-    assert said[0].endswith("its files have changed")
+    lines: list[str] = []
+    assert not prepare(settings, tmp_path / "out", progress=lines.append).up_to_date
+    assert lines[0].endswith("its files have changed")
     more = config(tmp_path, users=users(path, "age", "zip"))
-    said.clear()
-    assert not prepare(more, tmp_path / "out", progress=said.append).up_to_date
-    assert "prepared with data.users = " in said[0]
+    lines.clear()
+    assert not prepare(more, tmp_path / "out", progress=lines.append).up_to_date
+    assert "prepared with data.users = " in lines[0]
 
 
 def test_config_key_that_the_manifest_lacks_counts_as_none(tmp_path):

@@ -24,7 +24,7 @@ def expected(value, num_buckets, num_hashes):
         return [0] * num_hashes
     if isinstance(value, str):
         data = value.encode()
-        total = sum(mix(place * 256 + byte) for place, byte in enumerate(data)) % WORD
+        total = sum(mix(position * 256 + byte) for position, byte in enumerate(data)) % WORD
         word = mix(total ^ len(data))
     else:
         word = value % WORD

@@ -22,23 +22,23 @@ def lists(values):
 
 @given(ROWS, st.data())
 def test_take_of_bags_equals_taking_elements_of_a_list(rows, data):
-    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
+    positions = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
     values = bags(rows)
-    taken = values.take(torch.tensor(chosen, dtype=torch.int64))
-    assert lists(taken) == [rows[row] for row in chosen]
-    assert len(taken) == len(chosen)
+    taken = values.take(torch.tensor(positions, dtype=torch.int64))
+    assert lists(taken) == [rows[row] for row in positions]
+    assert len(taken) == len(positions)
     assert taken.num_codes == 6
     assert lists(values) == rows  # the argument stays
 
 
 @given(st.lists(st.integers(0, 3), max_size=8))
-def test_take_of_codes_and_numbers(chosen):
+def test_take_of_codes_and_numbers(positions):
     table = [[1, 2], [3, 4], [5, 6], [0, 7]]
-    rows = torch.tensor(chosen, dtype=torch.int64)
+    rows = torch.tensor(positions, dtype=torch.int64)
     codes = Codes(torch.tensor(table), 8).take(rows)
     numbers = Numbers(torch.tensor(table, dtype=torch.float32)).take(rows)
-    assert codes.ids.tolist() == [table[row] for row in chosen]
-    assert numbers.values.tolist() == [table[row] for row in chosen]
+    assert codes.ids.tolist() == [table[row] for row in positions]
+    assert numbers.values.tolist() == [table[row] for row in positions]
     assert codes.num_codes == 8
 
 

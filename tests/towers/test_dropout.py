@@ -14,8 +14,8 @@ def test_values_are_dropped_with_probability_p_and_the_mean_stays(p):
     out = Dropout(p)(values)
     rate = float((out == 0).float().mean())
     assert rate == pytest.approx(p, abs=5 * (p * (1 - p) / values.numel()) ** 0.5 + 2**-16)
-    kept = out[out != 0]
-    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=1e-3, atol=0)
+    rest = out[out != 0]
+    torch.testing.assert_close(rest, torch.full_like(rest, 1 / (1 - p)), rtol=1e-3, atol=0)
 
 
 def test_values_from_one_random_number_are_independent():

@@ -317,7 +317,7 @@ def _count_negatives(events: Events, dataset: PreparedDataset) -> dict[str, int]
     before = len(negatives.flatten_negatives(events.frame).rows)
     filtered = before - len(dataset.negative_ids)
     left_out = events.negatives_left_out | ({"of_filtered_items": filtered} if filtered else {})
-    return {"kept": len(dataset.negative_ids), **left_out}
+    return {"stored": len(dataset.negative_ids), **left_out}
 
 
 def _counts(dataset: PreparedDataset) -> dict[str, int]:
