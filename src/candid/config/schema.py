@@ -33,7 +33,7 @@ class ConfigKey:
     Attributes:
         key: dotted, such as ``training.epochs``.
         type: of its values, in words.
-        default: in TOML syntax; "required" where there is none.
+        default: in TOML syntax; "required" without one.
         meaning: one sentence.
         component: type of the component that the key belongs to, or None.
     """
