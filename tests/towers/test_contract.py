@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -112,16 +113,30 @@ class MeanOfHistory(QueryTower):
     def __init__(self, num_items: int, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.table = nn.EmbeddingBag(num_items, dim, mode="mean")
+        self.table = nn.Embedding(num_items, dim)
 
     def forward(self, queries: Queries) -> Tensor:
         history = queries.history
-        means = self.table(history.item_ids, history.offsets[:-1])
-        return means.masked_fill((history.offsets.diff() == 0)[:, None], torch.nan)
+        stops = history.query_positions + 1
+        starts = history.offsets[(torch.searchsorted(history.offsets, stops) - 1).clamp(min=0)]
+        sums = F.pad(self.table(history.item_ids).cumsum(0), (0, 0, 1, 0))
+        return (sums[stops] - sums[starts]) / (stops - starts)[:, None]
 
 
 def test_new_tower_keeps_the_contract():
     check_tower(MeanOfHistory, is_registered=False)
+
+
+def test_contract_reports_a_look_into_the_future(monkeypatch):
+    def forward(self, queries):
+        history = queries.history
+        sequences = torch.searchsorted(history.offsets, history.query_positions, right=True) - 1
+        means = F.embedding_bag(history.item_ids, self.table.weight, history.offsets[:-1])
+        return means[sequences]
+
+    monkeypatch.setattr(MeanOfHistory, "forward", forward)
+    with pytest.raises(AssertionError, match="and no later interaction"):
+        check_tower(MeanOfHistory, is_registered=False)
 
 
 @pytest.mark.parametrize(

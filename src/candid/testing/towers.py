@@ -186,6 +186,36 @@ def _check_query_flags(config: TowerConfig) -> None:
         _check(bool(unknown.isfinite().all()), "needs_user is False: accept user id -1")
 
 
+def _check_query_positions(config: TowerConfig) -> None:
+    tower = build_tower(config)
+    if not tower.reads_history:
+        return
+    whole = make_queries()
+    history = whole.history
+    assert history is not None
+    cuts = [(row, stop) for row, items in enumerate(HISTORIES) for stop in range(1, len(items) + 1)]
+    rows = torch.tensor([row for row, _ in cuts])
+    positions = history.offsets[rows] + torch.tensor([stop - 1 for _, stop in cuts])
+    assert whole.context is not None
+    queries = dataclasses.replace(
+        whole,
+        user_ids=whole.user_ids[rows],
+        context={name: values.take(rows) for name, values in whole.context.items()},
+        history=dataclasses.replace(history, query_positions=positions),
+    )
+    vectors = tower(queries)
+    _check_shape(vectors, (len(cuts), tower.dim), "forward with several queries per history")
+    prefixes = make_queries(
+        tuple(HISTORIES[row][:stop] for row, stop in cuts),
+        user_ids=tuple(row for row, _ in cuts),
+    )
+    _check_close(
+        vectors,
+        tower(prefixes),
+        "a query must read its history up to query_positions, and no later interaction",
+    )
+
+
 def _check_empty_histories(config: TowerConfig) -> None:
     context = dataclasses.replace(tower_context(), empty_histories=True)
     tower = build_tower(config, context)
@@ -232,6 +262,7 @@ ITEM_CHECKS: Final = {
 QUERY_CHECKS: Final = {
     "shapes": _check_query_shapes,
     "flags": _check_query_flags,
+    "query positions": _check_query_positions,
     "empty histories": _check_empty_histories,
     "gradients": _check_gradients,
     "state": _check_state,
