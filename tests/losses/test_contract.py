@@ -173,6 +173,12 @@ def test_broken_promise_is_named(fault, check, message):
         check_loss(UnbasedLoss.Config(fault=fault), is_registered=False)
 
 
+def test_loss_outside_the_registry_is_named():
+    with pytest.raises(AssertionError, match="pass is_registered=False"):
+        check_loss(BPR)
+    check_loss(BPR, is_registered=False)
+
+
 def test_inputs_are_the_same_each_time():
     for first, second in zip(loss_inputs()[:3], loss_inputs()[:3], strict=True):
         assert torch.equal(first, second)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from candid.candidates import Candidates
-from candid.component import type_name
 from candid.errors import ConfigError
 from candid.losses.config import LossConfig
 from candid.losses.output import LossOutput
@@ -127,7 +126,12 @@ def _check_capabilities(config: LossConfig) -> None:
 
 
 def _check_registry(config: LossConfig) -> None:
-    name = type_name(LOSSES, "loss", config)
+    name = LOSSES.name_of(type(config))
+    if name is None:
+        raise AssertionError(
+            f"{type(config).__qualname__} belongs to no registered loss: add the class to "
+            "candid.losses.LOSSES, or pass is_registered=False"
+        )
     loaded = LOSSES[name].Config.model_validate_json(config.model_dump_json())
     _check(loaded == config, f"the config of {name!r} must survive JSON, got {loaded!r}")
 
