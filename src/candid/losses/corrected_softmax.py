@@ -63,8 +63,8 @@ def corrected_log_softmax(
             a tenth. n counts the candidates that are not masked; a row with fewer than two keeps
             the plain loss. Derived for independent samples; for mixtures it removes most, not
             all, of the leading bias, and for sets of distinct items it adds a bias that no n
-            removes (docs/benchmarks/audit.md): do not combine them. ``log_z`` and ``sample_weight`` stay
-            those of the plain loss.
+            removes (docs/benchmarks/audit.md): do not combine them. ``log_z`` and
+            ``sample_weight`` stay those of the plain loss.
         log_renormalization: [B], added to every log e(d) of the row; None for 0.
         exact: [B, H], scores of items with expected count 1, beside the candidates (equation
             (1) then sums over both); None for none. The jackknife leaves them in.
