@@ -19,7 +19,6 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-import candid
 from candid.cli.audit import audit
 from candid.cli.demo import demo
 from candid.cli.evaluate import evaluate
@@ -30,6 +29,7 @@ from candid.cli.recommend import recommend
 from candid.cli.serve import serve
 from candid.cli.train import TrainCommand, train
 from candid.errors import CandidError
+from candid.version import __version__
 
 INTERRUPTED = 130
 
@@ -61,7 +61,7 @@ def _candid(
     bad or foreign artifact, 130 interrupted. CANDID_DEBUG=1 prints the traceback of a failure.
     """
     if version:
-        typer.echo(f"candid {candid.__version__}")
+        typer.echo(f"candid {__version__}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
