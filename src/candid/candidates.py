@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
-
-
-class Positives(Protocol):
-    """The part of a batch that a sampler reads."""
-
-    @property
-    def positive_ids(self) -> Tensor:
-        """[B] int64."""
-        ...
-
-    @property
-    def user_ids(self) -> Tensor:
-        """[B] int64."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
