@@ -40,7 +40,7 @@ def recipe(tmp_path):
 
 
 def test_load_recipe_fills_in_defaults(recipe):
-    config = load_recipe(recipe)
+    config = load_recipe(str(recipe))
     assert (config.name, config.seed, config.training.epochs) == ("small", 0, 2)
     assert config.data is not None
     assert config.data.interactions == "log.csv"

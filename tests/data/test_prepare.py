@@ -102,6 +102,13 @@ def test_foreign_file_inside_a_dataset_is_never_deleted(tmp_path):
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
+def test_prepare_accepts_the_folder_as_str_and_its_repr_is_short(tmp_path):
+    config = DataConfig(interactions=log(tmp_path, THREE), order="t")
+    result = prepare(config, str(tmp_path / "out"))
+    assert (tmp_path / "out" / "manifest.json").exists()
+    assert len(repr(result)) < 300
+
+
 def test_empty_folder_can_be_used(tmp_path):
     (tmp_path / "out").mkdir()
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")

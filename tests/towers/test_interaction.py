@@ -13,7 +13,7 @@ LAYERS = {"cross_layers": 2, "attention_layers": 1, "attention_heads": 2}
 
 
 def test_one_cross_layer_by_hand():
-    cross = CrossLayers(2, 1)
+    cross = CrossLayers(2, num_layers=1)
     with torch.no_grad():
         cross.layers[0].weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         cross.layers[0].bias.copy_(torch.tensor([0.5, -0.5]))
@@ -23,7 +23,7 @@ def test_one_cross_layer_by_hand():
 
 def test_later_cross_layers_multiply_by_the_first_input():
     torch.manual_seed(0)
-    cross = CrossLayers(4, 3).double()
+    cross = CrossLayers(4, num_layers=3).double()
     x0 = torch.randn(5, 4, dtype=torch.float64)
     rows = []
     for row in x0:
@@ -38,7 +38,7 @@ def test_later_cross_layers_multiply_by_the_first_input():
 
 def test_attention_equals_one_row_and_head_at_a_time():
     torch.manual_seed(0)
-    attention = FieldAttention(6, 2, 2).double()
+    attention = FieldAttention(6, num_layers=2, num_heads=2).double()
     fields = torch.randn(4, 3, 6, dtype=torch.float64)
     rows = []
     for row in fields:
@@ -57,7 +57,7 @@ def test_attention_equals_one_row_and_head_at_a_time():
 
 def test_attention_is_equivariant_to_the_order_of_fields():
     torch.manual_seed(0)
-    attention = FieldAttention(4, 1, 2)
+    attention = FieldAttention(4, num_layers=1, num_heads=2)
     fields = torch.randn(2, 3, 4)
     order = torch.tensor([2, 0, 1])
     torch.testing.assert_close(attention(fields[:, order]), attention(fields)[:, order])

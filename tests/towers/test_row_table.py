@@ -87,7 +87,7 @@ def test_sparse_gradient_equals_the_dense_one(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bag_field_has_a_sparse_gradient(dtype):
-    field = BagField(MANY_CODES, 4, unknown_rate=0.0)
+    field = BagField(MANY_CODES, dim=4, unknown_rate=0.0)
     bags = Bags(torch.tensor([5, 8, 8]), torch.tensor([0, 2, 2, 3]), MANY_CODES)
     before = field(bags)
     field.table.train_by_row(dtype)

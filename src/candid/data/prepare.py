@@ -71,8 +71,7 @@ def prepare(
         ArtifactError: ``out`` is not a prepared dataset, or cannot be written.
 
     Example:
-        >>> prepared = prepare(DataConfig(interactions="log.csv", time="t"), "data/log")
-        >>> prepared.dataset.num_items
+        >>> dataset = prepare(DataConfig(interactions="log.csv", time="t"), "data/log").dataset
     """
     out = Path(out)
     report = progress or (lambda line: None)

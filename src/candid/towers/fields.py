@@ -52,7 +52,7 @@ def replace_by_unknown(ids: Tensor, rate: float, is_training: bool) -> Tensor:
 class CodeField(nn.Module):
     """The mean of the vectors of the codes of a row; several codes are hashes of one value."""
 
-    def __init__(self, num_codes: int, dim: int, unknown_rate: float) -> None:
+    def __init__(self, num_codes: int, *, dim: int, unknown_rate: float) -> None:
         super().__init__()
         self.table = code_table(num_codes, dim)
         self.unknown_rate = unknown_rate
@@ -71,7 +71,7 @@ class BagField(nn.Module):
     to zero, and stays neutral if training has no empty bag.
     """
 
-    def __init__(self, num_codes: int, dim: int, unknown_rate: float) -> None:
+    def __init__(self, num_codes: int, *, dim: int, unknown_rate: float) -> None:
         super().__init__()
         self.table = code_table(num_codes, dim)
         self.empty = nn.Parameter(torch.zeros(dim))
@@ -101,7 +101,7 @@ class NumberField(nn.Module):
 
     unknown: Tensor
 
-    def __init__(self, form: Numbers, dim: int, unknown_rate: float) -> None:
+    def __init__(self, form: Numbers, *, dim: int, unknown_rate: float) -> None:
         super().__init__()
         self.linear = nn.Linear(form.values.shape[1], dim)
         self.unknown_rate = unknown_rate
@@ -139,7 +139,9 @@ class FieldEncoder(nn.Module):
         self.dim = dim
         self.unknown_rate = unknown_rate
         # A list, not a ModuleDict: "type" and "a.b" are valid names of features but not of modules.
-        self.fields = nn.ModuleList(_field(form, dim, unknown_rate) for form in values.values())
+        self.fields = nn.ModuleList(
+            _field(form, dim=dim, unknown_rate=unknown_rate) for form in values.values()
+        )
 
     def extra_repr(self) -> str:
         """Return the settings."""
@@ -161,11 +163,11 @@ class FieldEncoder(nn.Module):
         return torch.stack(vectors, dim=1)
 
 
-def _field(form: Values, dim: int, unknown_rate: float) -> nn.Module:
+def _field(form: Values, *, dim: int, unknown_rate: float) -> nn.Module:
     match form:
         case Codes():
-            return CodeField(form.num_codes, dim, unknown_rate)
+            return CodeField(form.num_codes, dim=dim, unknown_rate=unknown_rate)
         case Bags():
-            return BagField(form.num_codes, dim, unknown_rate)
+            return BagField(form.num_codes, dim=dim, unknown_rate=unknown_rate)
         case Numbers():
-            return NumberField(form, dim, unknown_rate)
+            return NumberField(form, dim=dim, unknown_rate=unknown_rate)

@@ -22,7 +22,7 @@ class CrossLayers(nn.Module):
         num_layers: at least 1.
     """
 
-    def __init__(self, width: int, num_layers: int) -> None:
+    def __init__(self, width: int, *, num_layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers))
 
@@ -49,7 +49,7 @@ class FieldAttention(nn.Module):
         ConfigError: ``num_heads`` does not divide ``dim``.
     """
 
-    def __init__(self, dim: int, num_layers: int, num_heads: int) -> None:
+    def __init__(self, dim: int, *, num_layers: int, num_heads: int) -> None:
         super().__init__()
         if dim % num_heads:
             raise ConfigError(f"attention_heads must divide field_dim {dim}, got {num_heads}")
@@ -105,9 +105,11 @@ class FieldMixer(nn.Module):
         self.norm = nn.LayerNorm(self.width)
         self.attention = self.cross = None
         if interaction == "attention":
-            self.attention = FieldAttention(dim, attention_layers, attention_heads)
+            self.attention = FieldAttention(
+                dim, num_layers=attention_layers, num_heads=attention_heads
+            )
         if interaction == "cross":
-            self.cross = CrossLayers(self.width, cross_layers)
+            self.cross = CrossLayers(self.width, num_layers=cross_layers)
 
     def forward(self, fields: Tensor) -> Tensor:
         """Mix [n, F, d] to [n, F·d]."""
