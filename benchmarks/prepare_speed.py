@@ -2,7 +2,7 @@
 
     python benchmarks/prepare_speed.py --out benchmarks/results/prepare_speed.json
 
-Each measurement runs in a process of its own on a generated log: users uniform, items Zipf,
+Each measurement runs in a separate process on a generated log: users uniform, items Zipf,
 times ascending, ids integers (``parquet``, ``csv``) or text of 15 characters with ISO dates
 (``text-csv``). Peak memory is the maximum resident set of that process. ``cpu_s`` counts all
 threads and does not depend on what else the machine does; ``wall_s`` does, so ``load`` (runnable

@@ -1,4 +1,4 @@
-"""Run recipes over several seeds and write the figures that they state.
+"""Measurement of recipes over several seeds; writes the figures into their headers.
 
     python benchmarks/recipe_figures.py recipes/ml1m-loo.toml --seeds 0 1 2
 
@@ -70,7 +70,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def stated(document: dict[str, Any]) -> list[str]:
-    """What a recipe says of itself: the lines that begin with ``#:``."""
+    """Return the measured figures in the header of a recipe: the lines that begin with ``#:``."""
     figures, machine = document["figures"], document["machine"]
     lines = [f"#: Measured by {document['command']}"]
     for name, values in figures.items():

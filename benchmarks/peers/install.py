@@ -3,10 +3,10 @@
     python benchmarks/peers/install.py            # all of them
     python benchmarks/peers/install.py rectools   # some
 
-Versions are pinned in ``requirements/<name>.txt``. torch comes first and alone, from wherever
-pip is told to find its CPU build (``--find-links`` or an index of CPU builds in pip's own
-settings); an environment that ended up with a CUDA build is refused. An environment whose
-requirements have not changed is left as it is.
+Versions are pinned in ``requirements/<name>.txt``. torch is installed first
+and alone, from where pip is configured to find its CPU build (``--find-links`` or an index of CPU
+builds in pip's own settings). An environment that received a CUDA build is refused. An environment
+whose requirements have not changed is kept.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""candid beside its peers: time of an epoch, time to the same quality, peak memory.
+"""Comparison of candid with its peers: time of an epoch, time to equal quality, peak memory.
 
     python benchmarks/peers/install.py      # once: an environment for each peer
     python benchmarks/peers/run.py          # hours on one thread; writes results/peers.json
     python benchmarks/peers/report.py       # writes the tables of docs/benchmarks/speed.md and the figure
 
-Data are MovieLens-1M (under ``CANDID_DATA``), leave-one-out: everything but each user's last two
-interactions trains, the last but one is asked for, from the whole catalog without what the user
-has seen. Lists of ten come from each library; one function of ours scores them all, on the same
-users. Training clocks stand still meanwhile.
+The data are MovieLens-1M (under ``CANDID_DATA``), leave-one-out: all but the last two interactions
+of each user are training data, and the last but one is the target. The candidates are the whole
+catalog without the items that the user has seen. Each library writes lists of ten; one function
+scores all lists, on the same users. The training clocks are stopped meanwhile.
 
-Contenders of a group are processes in one process group, on the same cores with as many threads,
-and take turns of an epoch (RecBole: of some steps), so that whatever else the machine does falls
-on all of them. Each goes on until it has reached the level of its group and made five turns, or
-has used up its time. Every turn is on record, with wall and CPU seconds of the process. An
-interrupted run goes on with the contenders that were not done, from their start.
+The libraries of a group run as processes in one process group, on the same cores and with the same
+number of threads. They take turns of an epoch (RecBole: of some steps), so that other load on the
+machine affects all of them. Each continues until it has reached the level of its group and made
+five turns, or has used up its time. Every turn is recorded, with wall and CPU seconds of the
+process. An interrupted run continues with the libraries that were not finished, from their start.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
 WORK = ROOT / "build" / "peers" / "work"
 ASKED = 2048
 LEVELS = {"sasrec": 0.12, "ids": 0.035}
-"""Validation NDCG@10 at which a contender is done, by group."""
+"""Validation NDCG@10 at which a library is finished, by group."""
 SASREC = {"dim": 64, "heads": 2, "max_length": 200, "batch_size": 32, "lr": 1e-3}
 
 
 def transformer(**changes: Any) -> dict[str, Any]:
-    """A config of ours: SASRec as the peers have it, but for ``changes``."""
+    """A config of candid: SASRec with the settings of the peers, except for ``changes``."""
     query = {"type": "causal_transformer", "dim": 64, "num_blocks": 2, "num_heads": 2}
     config: dict[str, Any] = {
         "name": "peers",

@@ -1,8 +1,8 @@
-"""What every contender shares, in whatever environment it runs: the data, and taking turns.
+"""Data and turns of a benchmark, shared by all libraries.
 
-A contender trains in turns of about an epoch. It waits for its turn, trains with its clock
-running, stops the clock, writes the ten best items of every user who is asked for, and reports.
-Nothing here imports candid: peers live in environments without it.
+A library trains in turns of about an epoch. It waits for its turn, trains with its clock running,
+stops the clock, writes the ten best items of every evaluated user, and reports. This module does
+not import candid, because the peers run in environments without it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Turns:
         self._recommend = recommend
         self._lists = lists
         self._answers = os.fdopen(os.dup(1), "w")
-        # Whatever a library prints goes where it does not disturb the conversation.
+        # Output of a library must not mix with the answers on stdout.
         os.dup2(2, 1)
 
     def begin(self, **facts: Any) -> None:
@@ -86,7 +86,7 @@ class Turns:
         self._wait()
 
     def end(self, epochs: float = 1.0) -> None:
-        """End a turn, and wait for the next one; where there is none, the process ends.
+        """End a turn and wait for the next one; exit after the last one.
 
         Args:
             epochs: how much of a pass over the data the turn was.

@@ -25,7 +25,7 @@ class TakeTurns(Callback):
     """Ends a turn with each epoch."""
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Hand over; the trainer goes on where it was."""
+        """End the turn; the trainer continues afterwards."""
         turns.end()
         module.train()
 
