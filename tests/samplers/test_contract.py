@@ -131,7 +131,7 @@ class FirstItems(Sampler):
 
 def test_new_sampler_is_one_class_and_one_line(monkeypatch, counts, rows):
     monkeypatch.setitem(SAMPLERS, "first_items", FirstItems)
-    check_sampler(FirstItems.Config())
+    check_sampler(FirstItems)
     table = {"type": "mixture", "components": [{"type": "first_items", "size": 2}]}
     config = Run.model_validate({"sampler": table}).sampler
     assert config.is_set
@@ -191,4 +191,4 @@ class Broken(FirstItems):
 def test_contract_names_a_broken_promise(promise, message):
     torch.manual_seed(1)
     with pytest.raises(AssertionError, match=message):
-        check_sampler(Broken.Config(promise=promise))
+        check_sampler(Broken.Config(promise=promise), is_registered=False)

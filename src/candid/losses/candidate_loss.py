@@ -53,7 +53,6 @@ class CandidateLoss(TableModule, ABC):
         UnknownNameError: no such reduction.
     """
 
-    repr_settings: ClassVar[tuple[str, ...]] = ("reduction", "num_groups")
     extra_tensor_names: ClassVar[tuple[str, ...]] = ("num_steps",)
 
     def __init__(

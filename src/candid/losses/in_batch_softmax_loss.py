@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, get_args
+from typing import get_args
 
 from torch import Tensor
 
@@ -52,8 +52,6 @@ class InBatchSoftmaxLoss(TableModule):
         >>> loss(query, positive_vectors, torch.tensor([2, 0, 7])).shape
         torch.Size([])
     """
-
-    repr_settings: ClassVar[tuple[str, ...]] = ("correction", "jackknife", "reduction", "precision")
 
     def __init__(
         self,

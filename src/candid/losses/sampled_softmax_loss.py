@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -72,13 +72,6 @@ class SampledSoftmaxLoss(CandidateLoss):
         >>> item_embeddings = torch.randn(8, 16, requires_grad=True)
         >>> loss(torch.randn(2, 16), item_embeddings, torch.tensor([0, 3])).backward()
     """
-
-    repr_settings: ClassVar[tuple[str, ...]] = (
-        "correction",
-        "jackknife",
-        "precision",
-        *CandidateLoss.repr_settings,
-    )
 
     def __init__(
         self,

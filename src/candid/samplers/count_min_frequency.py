@@ -69,7 +69,6 @@ class CountMinFrequency(Frequency):
                 len(counts), num_buckets=self.num_buckets, num_hashes=self.num_hashes
             )
 
-    repr_settings: ClassVar[tuple[str, ...]] = ("num_items", "num_buckets", "num_hashes")
     extra_tensor_names: ClassVar[tuple[str, ...]] = ("sketch",)
 
     def __init__(

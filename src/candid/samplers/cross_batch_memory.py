@@ -97,7 +97,6 @@ class CrossBatchMemory(Sampler):
                 exclude_same_user=self.exclude_same_user,
             )
 
-    repr_settings: ClassVar[tuple[str, ...]] = ("size", "warm_up", "exclude_same_user")
     extra_tensor_names: ClassVar[tuple[str, ...]] = ("num_rows", "num_steps")
 
     rows: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 from pydantic import Field
@@ -112,14 +112,6 @@ class ExactNearest(ExactAndSampled):
                 refresh_every=self.refresh_every,
                 index=self.index,
             )
-
-    repr_settings: ClassVar[tuple[str, ...]] = (
-        "num_exact",
-        "k",
-        "shared",
-        "num_queries",
-        "refresh_every",
-    )
 
     def __init__(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -66,8 +64,6 @@ class ExactPopular(ExactAndSampled):
         def build(self, counts: Tensor) -> ExactPopular:
             """Build both parts for the same catalog."""
             return ExactPopular(counts, num_exact=self.num_exact, rest=self.rest.build(counts))
-
-    repr_settings: ClassVar[tuple[str, ...]] = ("num_exact",)
 
     _exact_ids: Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +33,6 @@ class Frequency(TableModule, ABC):
     Attributes:
         num_items: V.
     """
-
-    repr_settings: ClassVar[tuple[str, ...]] = ("num_items",)
 
     def __init__(self, num_items: int) -> None:
         super().__init__()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -96,8 +94,6 @@ class InBatch(Sampler):
                 distinct=self.distinct,
                 num_candidates=self.num_candidates,
             )
-
-    repr_settings: ClassVar[tuple[str, ...]] = ("exclude_same_user", "distinct", "num_candidates")
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -37,13 +37,6 @@ class KernelSampler(Sampler):
     Raises:
         ConfigError: one of them is less than 1.
     """
-
-    repr_settings: ClassVar[tuple[str, ...]] = (
-        "num_items",
-        "num_candidates",
-        "block_size",
-        "refresh_every",
-    )
 
     def __init__(
         self, num_items: int, *, num_candidates: int, block_size: int, refresh_every: int

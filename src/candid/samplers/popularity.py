@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 from pydantic import Field
@@ -103,14 +103,6 @@ class Popularity(Sampler):
                 min_count=self.min_count,
                 every_item=self.every_item,
             )
-
-    repr_settings: ClassVar[tuple[str, ...]] = (
-        "num_items",
-        "num_candidates",
-        "exponent",
-        "distinct",
-        "min_count",
-    )
 
     _cumulative: Tensor
     _log_q: Tensor

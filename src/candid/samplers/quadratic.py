@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 from pydantic import Field
@@ -66,8 +66,6 @@ class Quadratic(KernelSampler):
                 block_size=self.block_size,
                 refresh_every=self.refresh_every,
             )
-
-    repr_settings: ClassVar[tuple[str, ...]] = (*KernelSampler.repr_settings, "scale")
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 from pydantic import Field
@@ -106,13 +106,6 @@ class RandomFourier(KernelSampler):
                 refresh_every=self.refresh_every,
                 seed=self.seed,
             )
-
-    repr_settings: ClassVar[tuple[str, ...]] = (
-        *KernelSampler.repr_settings,
-        "nu",
-        "num_features",
-        "kernel_floor",
-    )
 
     def __init__(
         self,

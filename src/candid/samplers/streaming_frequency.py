@@ -93,7 +93,6 @@ class StreamingFrequency(Frequency):
                 seed=self.seed,
             )
 
-    repr_settings: ClassVar[tuple[str, ...]] = ("num_items", "num_buckets", "num_hashes", "rate")
     extra_tensor_names: ClassVar[tuple[str, ...]] = ("num_rows", "hashes")
 
     gap: Tensor

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from inspect import signature
+from typing import Any, ClassVar, Final, Self
 
 import torch
 from torch import Tensor, nn
+
+_MISSING: Final = object()
 
 
 class TableModule(nn.Module):
@@ -20,9 +23,6 @@ class TableModule(nn.Module):
     They are torch's ``get_extra_state`` and ``set_extra_state`` as plain tensors, which
     safetensors can store.
     """
-
-    repr_settings: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes that ``repr`` shows."""
 
     extra_tensor_names: ClassVar[tuple[str, ...]] = ()
     """Every name that ``get_extra_tensors`` may return."""
@@ -39,8 +39,15 @@ class TableModule(nn.Module):
         """
 
     def extra_repr(self) -> str:
-        """Return the settings, for ``repr``."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.repr_settings)
+        """Return the numbers and names among the constructor's arguments, for ``repr``."""
+        settings = {
+            name: getattr(self, name, _MISSING) for name in signature(type(self)).parameters
+        }
+        return ", ".join(
+            f"{name}={value!r}"
+            for name, value in settings.items()
+            if value is None or isinstance(value, bool | int | float | str)
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def apply_to_device(tensor: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -57,8 +56,6 @@ class Uniform(Sampler):
         def build(self, counts: Tensor) -> Uniform:
             """Build for a catalog of ``len(counts)`` items."""
             return Uniform(len(counts), num_candidates=self.num_candidates, distinct=self.distinct)
-
-    repr_settings: ClassVar[tuple[str, ...]] = ("num_items", "num_candidates", "distinct")
 
     _excluded_ids: Tensor
 

@@ -1,15 +1,17 @@
-"""Contract suite of samplers: the promises that a loss relies on."""
+"""The contract of a sampler as checks that any sampler can run."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from candid.candidates import Candidates
-from candid.samplers.config import SamplerConfig
+from candid.component import ComponentConfig
+from candid.samplers.config import SamplerComponent, SamplerConfig
 from candid.samplers.sampler import Sampler
 
 _NUM_USERS = 4
@@ -17,22 +19,26 @@ _WIDTH = 6
 
 
 def check_sampler(
-    config: SamplerConfig,
+    sampler: Any,
     *,
+    is_registered: bool = True,
     counts: Tensor | None = None,
     num_rows: int = 8,
     num_trials: int = 400,
 ) -> None:
     """Check the promises of a sampler.
 
-    The sampler is built from ``config`` for a small catalog, refreshed with random item vectors
-    if it follows the model, and sampled. Checked are shapes and dtypes of the record, that
+    The sampler is built for a small catalog, refreshed with random item vectors if it follows the
+    model, and sampled. Checked are shapes and dtypes of the record, that
     ``log_expected_count_of`` agrees with it, that the stated counts are those of ``num_trials``
     samples (unless candidates come from the batch), that the sample depends on the generator
-    alone, that ``state_dict`` restores it, and what ``config`` states about it.
+    alone, that ``state_dict`` restores it, and what its config states about it.
 
     Args:
-        config: settings of the sampler; they must fit a catalog of ``len(counts)`` items.
+        sampler: the class, whose ``Config`` must have a default for each setting, or a config;
+            it must fit a catalog of ``len(counts)`` items.
+        is_registered: also write the config as a table and read it back, which needs the
+            registered name.
         counts: [V] training counts of the catalog; None for 30 items of decreasing popularity.
         num_rows: B, rows of the batch.
         num_trials: number of samples that the stated counts are compared with.
@@ -44,20 +50,23 @@ def check_sampler(
         >>> from candid.samplers import Uniform
         >>> check_sampler(Uniform.Config(num_candidates=8))
     """
+    config: SamplerConfig = sampler if isinstance(sampler, SamplerConfig) else sampler.Config()
     counts = torch.arange(30, 0, -1) if counts is None else counts
     batch = _batch(counts, num_rows)
     before = copy.deepcopy((counts, batch))
-    sampler = _built(config, counts)
-    sampled = sampler.sample(*batch, _generator())
-    _check(sampler.num_items == len(counts), "num_items must be the number of counts")
+    built = _built(config, counts)
+    sampled = built.sample(*batch, _generator())
+    _check(built.num_items == len(counts), "num_items must be the number of counts")
     _check_record(sampled, batch, len(counts))
-    _check_counts(sampler, sampled, batch)
-    _check_randomness(sampler, sampled, batch)
-    _check_config(config, sampler, sampled, num_rows)
-    _check_state(config, counts, sampler, batch)
-    _check_support(sampler, sampled, counts)
+    _check_counts(built, sampled, batch)
+    _check_randomness(built, sampled, batch)
+    _check_config(config, built, sampled, num_rows)
+    _check_state(config, counts, built, batch)
+    _check_support(built, sampled, counts)
     if not config.reads_batch:
-        _check_trials(sampler, batch, num_trials)
+        _check_trials(built, batch, num_trials)
+    if is_registered:
+        _check_registry(config)
     for one, other in zip((before[0], *before[1]), (counts, *batch), strict=True):
         _check(torch.equal(one, other), "the sampler must not write to its arguments")
 
@@ -241,6 +250,18 @@ def _check_trials(sampler: Sampler, batch: tuple[Tensor, Tensor, Tensor], num_tr
             f"item {item} occurs {seen[row, item] / num_trials:.4f} times per sample of row "
             f"{row}, but its stated expected count is {stated[row, item]:.4f}"
         )
+
+
+def _check_registry(config: SamplerConfig) -> None:
+    recipe = _Recipe(sampler=config)
+    table = recipe.model_dump(mode="json")
+    _check(_Recipe.model_validate(table) == recipe, f"the config must be readable from {table}")
+
+
+class _Recipe(ComponentConfig):
+    """A recipe with a sampler alone."""
+
+    sampler: SamplerComponent
 
 
 def _equal_counts(one: Tensor, other: Tensor) -> bool:
