@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks/speed.md and the figure of the README, from benchmarks/results/peers.json.
+"""Tables of docs/benchmarks/speed.md and the figure of the README, from results/peers.json.
 
 python benchmarks/peers/report.py
 """

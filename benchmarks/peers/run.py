@@ -2,7 +2,7 @@
 
     python benchmarks/peers/install.py      # once: an environment for each peer
     python benchmarks/peers/run.py          # hours on one thread; writes results/peers.json
-    python benchmarks/peers/report.py       # writes the tables of docs/benchmarks/speed.md and the figure
+    python benchmarks/peers/report.py       # writes tables (docs/benchmarks/speed.md) and figure
 
 The data are MovieLens-1M (under ``CANDID_DATA``), leave-one-out: all but the last two interactions
 of each user are training data, and the last but one is the target. The candidates are the whole
