@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from candid.config.renamed import RENAMED_KEYS, RENAMED_VALUES
 from candid.features import FEATURES
 from candid.index import INDEXES
 from candid.losses import LOSSES
@@ -46,6 +47,16 @@ def test_page_of_recipes_has_every_recipe_with_its_figures(pages):
 
 def test_changelog_page_is_the_changelog(pages):
     assert pages["changelog.md"] == (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_changelog_names_every_renamed_key():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    for old, new in RENAMED_KEYS.items():
+        assert old.split(".")[-1] in text, old
+        assert new in text, new
+    for values in RENAMED_VALUES.values():
+        for names in values.items():
+            assert all(f"`{name}`" in text for name in names), names
 
 
 def test_drawings_are_those_of_the_script(tmp_path, monkeypatch):
