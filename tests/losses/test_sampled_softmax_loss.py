@@ -229,7 +229,7 @@ def test_anything_but_a_sampler_is_refused(sampler):
 
 def test_repr_shows_settings_and_sampler():
     text = repr(SampledSoftmaxLoss(default_sampler(), correction="logq"))
-    for part in ("correction='logq'", "reduction='mean'", "Popularity(num_items=12"):
+    for part in ("correction='logq'", "reduction='mean'", "Popularity(num_candidates=128"):
         assert part in text
 
 
