@@ -33,23 +33,23 @@ def dataset_of(sequences, roles=None, weights=None):
 
 def rows_of(batch):
     """Return (user, history, positive) of each row, by plain indexing."""
-    found = []
+    rows = []
     history = batch.history
     for row in range(len(batch)):
         at = int(history.query_positions[row])
         if at < 0:
-            found.append((int(batch.user_ids[row]), (), int(batch.positive_ids[row])))
+            rows.append((int(batch.user_ids[row]), (), int(batch.positive_ids[row])))
             continue
         sequence = int((history.offsets <= at).sum()) - 1
         begin = int(history.offsets[sequence])
-        found.append(
+        rows.append(
             (
                 int(batch.user_ids[row]),
                 tuple(history.item_ids[begin : at + 1].tolist()),
                 int(batch.positive_ids[row]),
             )
         )
-    return found
+    return rows
 
 
 def epoch_rows(loader):
@@ -153,9 +153,9 @@ def test_position_determines_the_rest_of_the_epoch(unit):
     resumed.position = Position(epoch=0, step=4)
     rest = [*resumed.epoch(), *resumed.epoch()]
     assert len(rest) == len(batches) - 4
-    for expected, found in zip(batches[4:], rest, strict=True):
-        assert torch.equal(expected.positive_ids, found.positive_ids)
-        assert torch.equal(expected.user_ids, found.user_ids)
+    for expected, actual in zip(batches[4:], rest, strict=True):
+        assert torch.equal(expected.positive_ids, actual.positive_ids)
+        assert torch.equal(expected.user_ids, actual.user_ids)
 
 
 def test_position_after_the_last_batch_is_the_next_epoch():
@@ -261,9 +261,9 @@ def test_negatives_follow_their_positive(unit, max_negatives):
         if not any(expected):
             assert batch.negative_ids is None
             continue
-        found = batch.to(torch.device("cpu")).negative_ids
-        assert [[i for i in row if i >= 0] for row in found.tolist()] == expected
-        assert found.shape[1] == max(map(len, expected))
+        negatives = batch.to(torch.device("cpu")).negative_ids
+        assert [[i for i in row if i >= 0] for row in negatives.tolist()] == expected
+        assert negatives.shape[1] == max(map(len, expected))
 
 
 def test_empty_histories_need_sequence_units():

@@ -210,14 +210,14 @@ def test_index_of_nearest_candidates_is_not_stale_after_updates_in_place():
         table.mul_(-7.0).add_(3.0)  # as an optimizer writes: in place
     index = sampler.item_vectors.structure
     expected = ExactIndex.Config().build(before)
-    found, right = index.search(query, 3), expected.search(query, 3)
-    assert torch.equal(found.item_ids, right.item_ids)
-    assert torch.equal(found.scores, right.scores)
+    nearest, expected_nearest = index.search(query, 3), expected.search(query, 3)
+    assert torch.equal(nearest.item_ids, expected_nearest.item_ids)
+    assert torch.equal(nearest.scores, expected_nearest.scores)
     assert torch.equal(sampler.item_vectors.vectors, before)
     assert torch.equal(loss.state_dict()["sampler.item_vectors.vectors"], before)
     # Its scores are exact products with the vectors of the refresh.
-    exact = (query @ before.T).gather(1, found.item_ids)
-    torch.testing.assert_close(found.scores, exact)
+    exact = (query @ before.T).gather(1, nearest.item_ids)
+    torch.testing.assert_close(nearest.scores, exact)
 
 
 @pytest.mark.parametrize("name", ["bce", "gbce", "sampled_softmax"])

@@ -52,24 +52,24 @@ class TestExactCandidates:
 
     def test_have_the_highest_variance_of_the_items_found(self):
         # Shares of the first row 1/2, 1/4, 1/4; of the second 3/4, 1/4; the rest is not there.
-        found = SearchResult(
+        nearest = SearchResult(
             torch.tensor([[7, 2, 4], [4, 5, -1], [-1, -1, -1]]),
             torch.tensor([[0.5, 0.25, 0.25], [0.75, 0.25, 0], [0, 0, 0]]).log(),
         )
-        # 4: 1/16 + 9/16, 7: 1/4, 2 and 5: 1/16, where the lower id is kept.
-        for num_items, kept in enumerate([[4], [4, 7], [2, 4, 7], [2, 4, 5, 7]], start=1):
-            assert highest_variance(found, num_items).tolist() == kept
-        assert highest_variance(found, 9).tolist() == [2, 4, 5, 7]
+        # 4: 1/16 + 9/16, 7: 1/4, 2 and 5: 1/16, where the lower id wins.
+        for num_items, highest in enumerate([[4], [4, 7], [2, 4, 7], [2, 4, 5, 7]], start=1):
+            assert highest_variance(nearest, num_items).tolist() == highest
+        assert highest_variance(nearest, 9).tolist() == [2, 4, 5, 7]
 
     def test_ranks_items_by_the_sum_of_squared_probabilities(self):
         # Item 1: P = 1/2 in one row, Σ P² = 1/4. Item 2: P = 3/10 in two rows, Σ P = 6/10 but
         # Σ P² = 18/100 only.
-        found = SearchResult(
+        nearest = SearchResult(
             torch.tensor([[1, 2, 3], [2, 4, 5]]),
             torch.tensor([[0.5, 0.3, 0.2], [0.3, 0.35, 0.35]]).log(),
         )
-        assert highest_variance(found, 1).tolist() == [1]
-        assert highest_variance(found, 2).tolist() == [1, 2]
+        assert highest_variance(nearest, 1).tolist() == [1]
+        assert highest_variance(nearest, 2).tolist() == [1, 2]
 
     def test_belong_to_each_row_when_not_shared(self):
         rest = Popularity(torch.arange(5, 0, -1), num_candidates=6)
@@ -207,7 +207,7 @@ def test_expected_z_is_exact_with_stale_exact_candidates(
 
 
 def test_positive_among_exact_candidates_counts_once():
-    """The head is the catalog and the loss that of the full softmax, gradient and all."""
+    """With every item exact, loss and gradient are those of the full softmax."""
     query = torch.randn(3, D, dtype=torch.float64, requires_grad=True)
     items = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
     for shared in (True, False):

@@ -16,7 +16,7 @@ def test_exact_candidates_are_the_most_popular_and_never_sampled(counts, rows, g
     assert sampled.log_expected_count.exp().tolist() == pytest.approx(
         [50 * int(counts[i]) / 20 for i in sampled.ids]
     )
-    # Items of the head are never drawn, 4 and 7 of 20 counts are 5 and 1.
+    # Exact items are never sampled, 4 and 7 of 20 counts are 5 and 1.
     assert sampled.log_expected_count_positive.exp().tolist() == pytest.approx(
         [0, 0, 0, 12.5, 0, 2.5]
     )

@@ -12,7 +12,7 @@ def test_exact_counts_have_no_error():
 
 
 def test_errors_are_weighted_by_occurrence_within_bands():
-    # Shares .4, .3, .1, .1, .1: one item is the head, one the middle, the rest the tail.
+    # Shares .4, .3, .1, .1, .1: bands of one, one and three items.
     counts = torch.tensor([1, 3, 1, 4, 1, 0])
 
     class Off(Frequency):

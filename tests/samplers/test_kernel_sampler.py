@@ -144,7 +144,7 @@ def test_pickle_keeps_the_item_vectors(sampler, batch):
         (lambda: Quadratic(5, num_candidates=3, block_size=0), "block_size"),
         (lambda: Quadratic(5, num_candidates=3, refresh_every=0), "refresh_every"),
         (lambda: RandomFourier(5, num_candidates=3, nu=0.0), "nu must be"),
-        (lambda: RandomFourier(5, num_candidates=3, kernel_floor=0.0), "floor"),
+        (lambda: RandomFourier(5, num_candidates=3, kernel_floor=0.0), "kernel_floor"),
         (lambda: Quadratic(5, num_candidates=3, scale=float("inf")), "scale must be"),
     ],
 )
@@ -168,11 +168,11 @@ def test_fourier_features_estimate_the_kernel():
     sampler = RandomFourier(20, num_candidates=6, nu=1.7, num_features=20_000)
     kernel = sampler.kernel(5, torch.device("cpu"))
     query, items = vectors(1, 6), vectors(2, 8)
-    found = kernel.query_features(query) @ kernel.query_features(3 * items).T
+    estimate = kernel.query_features(query) @ kernel.query_features(3 * items).T
     unit = [v / v.norm(dim=1, keepdim=True) for v in (query, items)]
     distance = torch.cdist(*unit)
     expected = torch.exp(-1.7 * distance.square() / 2)
-    assert (found - expected).abs().max() < 5 / 20_000**0.5
+    assert (estimate - expected).abs().max() < 5 / 20_000**0.5
 
 
 def test_fourier_samples_have_less_variance_than_uniform_ones():

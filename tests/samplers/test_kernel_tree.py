@@ -110,10 +110,10 @@ def test_samples_follow_the_stated_probabilities(name, dense, monkeypatch):
         seen = torch.bincount(ids[row], minlength=num_items).double()
         rare = stated[row] * num_samples < 8
         expected = torch.cat([stated[row][~rare], stated[row][rare].sum()[None]])
-        found = torch.cat([seen[~rare], seen[rare].sum()[None]])
-        kept = expected > 0
-        expected = expected[kept] / expected.sum() * num_samples
-        assert chisquare(found[kept], expected).pvalue > 1e-4
+        observed = torch.cat([seen[~rare], seen[rare].sum()[None]])
+        possible = expected > 0
+        expected = expected[possible] / expected.sum() * num_samples
+        assert chisquare(observed[possible], expected).pvalue > 1e-4
 
 
 def test_test_of_fit_detects_a_wrong_probability():

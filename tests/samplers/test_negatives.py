@@ -57,15 +57,17 @@ def every_outcome(sampler, log_q, positive, exact_ids):
     negatives=st.lists(st.integers(-1, V - 1), max_size=4),
     exact_ids=st.none() | st.sets(st.integers(0, V - 1), min_size=1, max_size=2).map(sorted),
     distinct=st.booleans(),
-    alpha=st.sampled_from([0.0, 0.5, 1.0]),
+    exponent=st.sampled_from([0.0, 0.5, 1.0]),
     seed=st.integers(0, 10**6),
 )
-def test_expected_z_is_exact(counts, positive, negatives, exact_ids, distinct, alpha, seed):
+def test_expected_z_is_exact(counts, positive, negatives, exact_ids, distinct, exponent, seed):
     """Summed over all V^N outcomes, not sampled: the error is that of float32 counts alone."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(V, generator=generator, dtype=torch.float64)
-    weights = torch.tensor(counts).double() ** alpha
-    sampler = Popularity(torch.tensor(counts), num_candidates=N, exponent=alpha, distinct=distinct)
+    weights = torch.tensor(counts).double() ** exponent
+    sampler = Popularity(
+        torch.tensor(counts), num_candidates=N, exponent=exponent, distinct=distinct
+    )
     sampled, batch, chance = every_outcome(
         sampler, (weights / weights.sum()).log(), positive, exact_ids
     )

@@ -54,8 +54,8 @@ def test_batches_give_the_estimate_of_single_rows(stream, cuts, rate):
     stated = frequency.log_q(torch.arange(8)).exp().tolist()
     for item, estimate in enumerate(stated):
         expected = row_by_row(stream, item, rate)
-        floor = 1 / max(len(stream) + 1, 8)
-        assert estimate == pytest.approx(floor if expected is None else expected, rel=1e-5)
+        lower_bound = 1 / max(len(stream) + 1, 8)
+        assert estimate == pytest.approx(lower_bound if expected is None else expected, rel=1e-5)
 
 
 def test_error_on_a_zipf_stream_follows_the_rate():

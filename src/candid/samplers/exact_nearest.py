@@ -145,7 +145,7 @@ class ExactNearest(ExactAndSampled):
         self._index_config = ExactIndex.Config() if index is None else index
         self.item_vectors: ItemVectors[Index] = ItemVectors(num_items, self._index_config.build)
         # One search serves all samples of a batch, and the expected counts of its given
-        # negatives: the query, and what was found.
+        # negatives: the query and its split.
         self._last_split: tuple[Tensor, tuple[Tensor, Sampler]] | None = None
 
     @property
@@ -181,7 +181,7 @@ class ExactNearest(ExactAndSampled):
         return exact_ids, self.rest.excluding(exact_ids)
 
 
-def highest_variance(found: SearchResult, num_items: int) -> Tensor:
+def highest_variance(nearest: SearchResult, num_items: int) -> Tensor:
     """Return the items whose samples would add most to the variance of the rows' Z'.
 
     An item that is estimated from samples adds P(d|u)² / (n·Q(d)) to the relative variance of a
@@ -190,16 +190,16 @@ def highest_variance(found: SearchResult, num_items: int) -> Tensor:
     would decide for all.
 
     Args:
-        found: items and logits found for each row, padded with -1.
+        nearest: items and logits found for each row, padded with -1.
         num_items: the largest number of items to return.
 
     Returns:
         [H] int64 ascending; all items found if they are fewer.
     """
-    is_found = found.item_ids >= 0
+    is_item = nearest.item_ids >= 0
     # A row without any item is NaN throughout; nothing of it is taken.
-    probability = torch.softmax(found.scores, dim=1)[is_found]
-    ids, position = torch.unique(found.item_ids[is_found], return_inverse=True)
+    probability = torch.softmax(nearest.scores, dim=1)[is_item]
+    ids, position = torch.unique(nearest.item_ids[is_item], return_inverse=True)
     variance = probability.new_zeros(len(ids)).scatter_add(0, position, probability.square())
     order = torch.sort(variance, descending=True, stable=True).indices
     highest: Tensor = ids[order[:num_items]].sort().values

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 _FLOATS_AT_ONCE = 1 << 23  # bounds what is gathered for one step of a descent: 32 MB
-_DENSE = 32  # nodes of a level for each draw, up to which one matrix product beats a gather
+_DENSE = 32  # nodes of a level per sample, up to which one matrix product beats a gather
 _DENSE_SLOTS = 8  # the same for the items of a catalog and those of the blocks gathered
 
 

@@ -210,10 +210,10 @@ def _check_state(
     restored = config.build(counts)
     restored.load_state_dict(copy.deepcopy(state))
     for name, other in (("load_state_dict", restored), ("bfloat16()", sampler.bfloat16())):
-        found = other.sample(*batch, _generator())
+        sampled = other.sample(*batch, _generator())
         _check(
-            torch.equal(found.ids, expected.ids)
-            and torch.equal(found.log_expected_count, expected.log_expected_count),
+            torch.equal(sampled.ids, expected.ids)
+            and torch.equal(sampled.log_expected_count, expected.log_expected_count),
             f"a sampler must give the same sample after {name}: keep what it needs in buffers",
         )
     _check(

@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file with everything that an exact resume needs.
 
     model/<name>             parameters and buffers
-    average/<name>           running mean of the parameters, where one is kept
+    average/<name>           running mean of the parameters, if there is one
     optimizer/<name>/<key>   the optimizer's state of a parameter
     random/<name>            states of the random generators
     loss/<name>              state of the loss and its sampler

@@ -18,7 +18,7 @@ class ModelOptimizer:
     """One optimizer made of two: for tables that train by row, and for everything else.
 
     Args:
-        dense: for all other parameters, or None if there are none.
+        dense: for all other parameters, or None.
         rows: for the tables, or None if they train with the rest.
         row_rate: learning rate of the tables, as a multiple of that of the rest.
     """
