@@ -12,8 +12,8 @@ from candid.audit.estimator import Estimator, estimators_for
 from candid.batches import Batch, Loader
 from candid.config import RunConfig
 from candid.data import PreparedDataset, Role
-from candid.runs.features import RunFeatures, fit_features
 from candid.runs import Run, build_model
+from candid.runs.features import RunFeatures, fit_features
 from candid.towers import RetrievalModel
 
 

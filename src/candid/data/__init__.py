@@ -7,7 +7,7 @@ from candid.data.config import (
     SplitConfig,
     UserTableConfig,
 )
-from candid.data.dataset import HeldOut, PreparedDataset, Role, held_out
+from candid.data.dataset import HeldOutTargets, PreparedDataset, Role, held_out
 from candid.data.lookup import item_ids_of, user_ids_of
 from candid.data.prepare import Prepared, prepare
 from candid.data.store import SCHEMA_VERSION, open_dataset
@@ -16,7 +16,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "DataConfig",
     "EventTypeConfig",
-    "HeldOut",
+    "HeldOutTargets",
     "ItemTableConfig",
     "Prepared",
     "PreparedDataset",

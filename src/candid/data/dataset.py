@@ -113,7 +113,7 @@ class PreparedDataset:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutTargets:
     """The held-out targets of one evaluation: one query per user, with all its targets.
 
     The history of a query is every interaction of the user before the first target. Targets are
@@ -136,10 +136,10 @@ class HeldOut:
         return len(self.user_ids)
 
     def __repr__(self) -> str:
-        return f"HeldOut({len(self):,} queries, {len(self.target_ids):,} targets)"
+        return f"HeldOutTargets({len(self):,} queries, {len(self.target_ids):,} targets)"
 
 
-def held_out(dataset: PreparedDataset, role: Role) -> HeldOut:
+def held_out(dataset: PreparedDataset, role: Role) -> HeldOutTargets:
     """Collect the queries of ``role`` (``Role.VALIDATION`` or ``Role.TEST``).
 
     A user without a target of that role has no query. A user with an empty history has one
@@ -148,7 +148,7 @@ def held_out(dataset: PreparedDataset, role: Role) -> HeldOut:
     events = np.flatnonzero(dataset.roles == role)
     owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1
     user_ids, first = np.unique(owners, return_index=True)
-    return HeldOut(
+    return HeldOutTargets(
         user_ids=user_ids.astype(np.int64),
         history_stop=events[first].astype(np.int64),
         target_ids=dataset.item_ids[events].astype(np.int64),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from candid.batches import Ints
-from candid.data import HeldOut, PreparedDataset
+from candid.data import HeldOutTargets, PreparedDataset
 from candid.index import ExactIndex
 from candid.inference import TwoTowerModel, held_out_queries, inference_mode
 from candid.report import Curve
@@ -21,7 +21,11 @@ _MIN_PAIRS = 20
 
 
 def recommended_counts(
-    model: TwoTowerModel, dataset: PreparedDataset, held_out: HeldOut, max_length: int, k: int
+    model: TwoTowerModel,
+    dataset: PreparedDataset,
+    held_out: HeldOutTargets,
+    max_length: int,
+    k: int,
 ) -> Ints:
     """Count in how many users' top k each item is: [V] int64."""
     counts = np.zeros(dataset.num_items, dtype=np.int64)
@@ -37,7 +41,7 @@ def calibration_curve(
     model: TwoTowerModel,
     oracle: TwoTowerModel,
     dataset: PreparedDataset,
-    held_out: HeldOut,
+    held_out: HeldOutTargets,
     max_length: int,
 ) -> Curve:
     """Return mean true probability against mean predicted probability.
@@ -66,7 +70,7 @@ def calibration_curve(
 
 
 def _encoded_queries(
-    model: TwoTowerModel, dataset: PreparedDataset, held_out: HeldOut, max_length: int
+    model: TwoTowerModel, dataset: PreparedDataset, held_out: HeldOutTargets, max_length: int
 ) -> Iterator[Tensor]:
     for _, queries in held_out_queries(dataset, held_out, max_length=max_length, batch_size=512):
         yield model.encode_queries(queries)

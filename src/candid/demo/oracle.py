@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from candid.batches import Ints, Queries, offsets_of, ranges
-from candid.data import HeldOut, PreparedDataset
+from candid.data import HeldOutTargets, PreparedDataset
 from candid.errors import ArtifactError
 from candid.synthetic import SyntheticData
 from candid.synthetic.counter_rng import Floats
@@ -53,7 +53,7 @@ class OracleModel:
         """Return the true item vectors with their popularity bias: [V, D + 1] float64."""
         return self._item_vectors
 
-    def log_prob(self, held_out: HeldOut) -> Floats:
+    def log_prob(self, held_out: HeldOutTargets) -> Floats:
         """Return the true log P(target | user, history) of each target: [M] float64."""
         dataset, history_length = self._dataset, self._synthetic.config.history_length
         starts = dataset.user_offsets[held_out.user_ids]

@@ -21,7 +21,7 @@ from candid.batches import offsets_of
 from candid.config import RunConfig, parse_config
 from candid.data import (
     DataConfig,
-    HeldOut,
+    HeldOutTargets,
     ItemTableConfig,
     PreparedDataset,
     Role,
@@ -228,9 +228,9 @@ def _oracle_result(oracle: OracleModel, dataset: PreparedDataset, config: RunCon
     )
 
 
-def _first_users(test: HeldOut, count: int) -> HeldOut:
+def _first_users(test: HeldOutTargets, count: int) -> HeldOutTargets:
     offsets = test.target_offsets[: count + 1]
-    return HeldOut(
+    return HeldOutTargets(
         user_ids=test.user_ids[:count],
         history_stop=test.history_stop[:count],
         target_ids=test.target_ids[: offsets[-1]],

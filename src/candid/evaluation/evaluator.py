@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from candid.batches import Ints
-from candid.data import HeldOut, PreparedDataset, Role
+from candid.data import HeldOutTargets, PreparedDataset, Role
 from candid.errors import ConfigError, DataError
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.config import EvaluationConfig
@@ -39,7 +39,7 @@ from candid.inference import (
     inference_mode,
 )
 
-TrueLogProb = Callable[[HeldOut], Floats]
+TrueLogProb = Callable[[HeldOutTargets], Floats]
 """Queries to the true log P(target | user, history) of each target, [M] float64."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from candid.batches import Ints, offsets_of, ranges
-from candid.data import HeldOut, PreparedDataset, Role, held_out
+from candid.data import HeldOutTargets, PreparedDataset, Role, held_out
 from candid.errors import DataError
 from candid.evaluation.config import CatalogPart, EvaluationConfig
 from candid.evaluation.metrics import Bools
@@ -26,7 +26,7 @@ class EvaluationQueries:
         counts: numbers of users, targets and items by name, those left out included.
     """
 
-    held_out: HeldOut
+    held_out: HeldOutTargets
     history_lengths: Ints
     user_is_trained: Bools
     counts: dict[str, int]
@@ -112,9 +112,9 @@ def catalog_mask(train_counts: Ints, part: CatalogPart) -> Bools:
     return is_warm if part == "warm" else ~is_warm
 
 
-def _take(queries: HeldOut, rows: Ints) -> HeldOut:
+def _take(queries: HeldOutTargets, rows: Ints) -> HeldOutTargets:
     lengths = np.diff(queries.target_offsets)[rows]
-    return HeldOut(
+    return HeldOutTargets(
         user_ids=queries.user_ids[rows],
         history_stop=queries.history_stop[rows],
         target_ids=queries.target_ids[ranges(queries.target_offsets[rows], lengths)],
@@ -122,13 +122,13 @@ def _take(queries: HeldOut, rows: Ints) -> HeldOut:
     )
 
 
-def _with_targets_among(queries: HeldOut, is_member: Bools) -> HeldOut:
+def _with_targets_among(queries: HeldOutTargets, is_member: Bools) -> HeldOutTargets:
     """Keep the targets among the member items [V], and the queries that have any."""
     mask = is_member[queries.target_ids]
     rows = np.repeat(np.arange(len(queries)), np.diff(queries.target_offsets))
     counts = np.bincount(rows[mask], minlength=len(queries))
     has_target = counts > 0
-    return HeldOut(
+    return HeldOutTargets(
         user_ids=queries.user_ids[has_target],
         history_stop=queries.history_stop[has_target],
         target_ids=queries.target_ids[mask],
@@ -136,7 +136,7 @@ def _with_targets_among(queries: HeldOut, is_member: Bools) -> HeldOut:
     )
 
 
-def seen_items_of(dataset: PreparedDataset, queries: HeldOut, rows: slice) -> Exclusions:
+def seen_items_of(dataset: PreparedDataset, queries: HeldOutTargets, rows: slice) -> Exclusions:
     """Collect the items of the whole histories of some queries that count as seen."""
     starts = dataset.user_offsets[queries.user_ids[rows]]
     return seen_items(dataset, starts, queries.history_stop[rows])
@@ -205,7 +205,9 @@ class Targets:
         return _is_among(keys, self.relevant) & (recommended >= 0)
 
 
-def targets_of(queries: HeldOut, rows: slice, num_items: int, seen: Exclusions | None) -> Targets:
+def targets_of(
+    queries: HeldOutTargets, rows: slice, num_items: int, seen: Exclusions | None
+) -> Targets:
     """Collect the targets of some queries.
 
     Args:

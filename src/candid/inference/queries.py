@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from candid.batches import Ints, Queries, event_type_of, offsets_of, pack_histories, ranges
-from candid.data import HeldOut, PreparedDataset
+from candid.data import HeldOutTargets, PreparedDataset
 from candid.errors import ConfigError
 from candid.features import Context, Values
 from candid.features.context import context_frame, event_type_column
@@ -290,7 +290,7 @@ def queries_for_users(
 
 def held_out_queries(
     dataset: PreparedDataset,
-    held_out: HeldOut,
+    held_out: HeldOutTargets,
     *,
     max_length: int,
     batch_size: int,

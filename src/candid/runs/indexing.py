@@ -12,7 +12,7 @@ from torch import Tensor
 
 from candid.component import ComponentConfig, type_name
 from candid.config import validated, with_overrides
-from candid.data import HeldOut
+from candid.data import HeldOutTargets
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.index import (
     BENCHMARKED_INDEXES,
@@ -222,7 +222,7 @@ def _encode_users(run: Run, num_queries: int, seed: int, progress: StageProgress
         rng = np.random.default_rng(seed)
         users = np.sort(rng.choice(users, num_queries, replace=False))
     last = dataset.user_offsets[users + 1] - 1
-    held_out = HeldOut(
+    held_out = HeldOutTargets(
         user_ids=users,
         history_stop=last,
         target_ids=dataset.item_ids[last].astype(np.int64),
