@@ -248,7 +248,9 @@ class ObjectiveWithSampler(CandidateLoss):
         num_groups: independent samples per step, each shared by an equal part of the rows.
 
     Example:
+        >>> import torch
         >>> from candid.losses import LOSSES
+        >>> from candid.losses.candidate_loss import ObjectiveWithSampler
         >>> from candid.samplers import Uniform
         >>> objective = LOSSES["bce"].Config().build(10)
         >>> loss = ObjectiveWithSampler(objective, Uniform(10, num_candidates=4))

@@ -47,6 +47,8 @@ class InBatchSoftmaxLoss(TableModule):
         DataError: counts that are not finite non-negative numbers with a positive sum.
 
     Example:
+        >>> import torch
+        >>> from candid import InBatchSoftmaxLoss
         >>> loss = InBatchSoftmaxLoss(torch.ones(10), temperature=0.05)
         >>> query, positive_vectors = torch.randn(3, 4), torch.randn(3, 4)
         >>> loss(query, positive_vectors, torch.tensor([2, 0, 7])).shape

@@ -65,6 +65,8 @@ class SampledSoftmaxLoss(CandidateLoss):
         UnknownNameError: a setting has an unknown name.
 
     Example:
+        >>> import torch
+        >>> from candid import SampledSoftmaxLoss
         >>> from candid.samplers import Mixture, Popularity, Uniform
         >>> counts = torch.tensor([9, 7, 5, 3, 2, 1, 1, 0])
         >>> sampler = Mixture([Popularity(counts, num_candidates=4), Uniform(8, num_candidates=4)])

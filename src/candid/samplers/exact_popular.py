@@ -32,7 +32,8 @@ class ExactPopular(ExactAndSampled):
             sum.
 
     Example:
-        >>> from candid.samplers import Uniform
+        >>> import torch
+        >>> from candid.samplers import ExactPopular, Uniform
         >>> counts = torch.tensor([1, 9, 2, 8])
         >>> sampler = ExactPopular(counts, num_exact=2, rest=Uniform(4, num_candidates=4))
         >>> sampler.sample(torch.tensor([0, 1])).exact.ids

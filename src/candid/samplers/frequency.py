@@ -118,6 +118,8 @@ class ExactFrequency(Frequency):
             positive sum.
 
     Example:
+        >>> import torch
+        >>> from candid.samplers import ExactFrequency
         >>> ExactFrequency(torch.tensor([3, 1])).log_q(torch.tensor([1])).exp()
         tensor([0.2500])
     """

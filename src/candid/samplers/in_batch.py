@@ -53,6 +53,8 @@ class InBatch(Sampler):
             positive sum.
 
     Example:
+        >>> import torch
+        >>> from candid.samplers import InBatch
         >>> sampler = InBatch(torch.tensor([5, 3, 1]))
         >>> sampler.sample(torch.tensor([0, 2])).ids
         tensor([0, 2])

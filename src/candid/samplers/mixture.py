@@ -43,7 +43,8 @@ class Mixture(Sampler):
             different catalogs.
 
     Example:
-        >>> from candid.samplers import Popularity, Uniform
+        >>> import torch
+        >>> from candid.samplers import Mixture, Popularity, Uniform
         >>> counts = torch.tensor([5, 3, 1, 0])
         >>> sampler = Mixture([Popularity(counts, num_candidates=4), Uniform(4, num_candidates=4)])
         >>> sampler.sample(torch.tensor([0, 1])).ids.shape

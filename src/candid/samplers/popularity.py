@@ -58,6 +58,8 @@ class Popularity(Sampler):
             positive sum.
 
     Example:
+        >>> import torch
+        >>> from candid.samplers import Popularity
         >>> sampler = Popularity(torch.tensor([5, 3, 1, 1]), num_candidates=8, exponent=0.75)
         >>> sampler.sample(torch.tensor([0, 1])).ids.shape
         torch.Size([8])

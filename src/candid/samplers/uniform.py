@@ -33,6 +33,8 @@ class Uniform(Sampler):
             is more than V for a distinct set.
 
     Example:
+        >>> import torch
+        >>> from candid.samplers import Uniform
         >>> sampler = Uniform(100, num_candidates=8)
         >>> sampler.sample(torch.tensor([3, 5])).ids.shape
         torch.Size([8])

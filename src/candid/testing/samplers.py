@@ -48,6 +48,7 @@ def check_sampler(
 
     Example:
         >>> from candid.samplers import Uniform
+        >>> from candid.testing import check_sampler
         >>> check_sampler(Uniform.Config(num_candidates=8))
     """
     config: SamplerConfig = sampler if isinstance(sampler, SamplerConfig) else sampler.Config()
