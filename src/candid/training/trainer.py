@@ -7,13 +7,11 @@ uninterrupted one.
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import numpy as np
@@ -41,6 +39,7 @@ from candid.training.config import TrainingConfig
 from candid.training.kernel_cache import bound_kernel_cache
 from candid.training.optimizer import learning_rate, make_optimizer
 from candid.training.state import Progress, TrainState
+from candid.training.stop_signal import stop_signal
 from candid.training.trackers import open_trackers
 
 LAST: Final = "last.safetensors"
@@ -161,7 +160,7 @@ class Trainer:
         with ExitStack() as closers:
             for tracker in trackers:
                 closers.callback(tracker.close)
-            stop = closers.enter_context(_stop_signal())
+            stop = closers.enter_context(stop_signal())
             while not self._finished():
                 self._epoch(stop)
         return self.state
@@ -393,29 +392,3 @@ def _weighted_mean(loss: Tensor, weights: Tensor | None) -> Tensor:
         return loss.mean()
     total = weights.sum()
     return (loss * weights).sum() / torch.where(total > 0, total, 1.0)
-
-
-@contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Set an event on SIGINT or SIGTERM; a second SIGINT interrupts immediately.
-
-    Signals can only be caught in the main thread; in another thread the event is never set.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = {
-        number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
