@@ -86,7 +86,7 @@ VECTORS = torch.ones(B, D)
 BAD = {
     "width": (
         {"positive_vectors": torch.ones(B, 2)},
-        r"positive_vectors must be \[6, 4\], one a row and as wide as query, got \[6, 2\]",
+        r"positive_vectors must be \[6, 4\], one per row and as wide as query, got \[6, 2\]",
     ),
     "rows": ({"positive_vectors": torch.ones(3, D)}, r"positive_vectors must be \[6, 4\]"),
     "ids alone": ({"negative_ids": torch.zeros(B, 1, dtype=torch.int64)}, "pass both or neither"),

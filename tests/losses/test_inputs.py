@@ -45,7 +45,7 @@ BAD_SHAPES = {
     ),
     "another width": (
         (torch.ones(B, D), torch.ones(V, D + 1), IDS, some_candidates()),
-        r"item vectors must be \[9, 3\], one a row and as wide as query, got \[9, 4\]",
+        r"item vectors must be \[9, 3\], one per row and as wide as query, got \[9, 4\]",
     ),
     "callable that returns too few vectors": (
         (torch.ones(B, D), embed_two, IDS, some_candidates()),

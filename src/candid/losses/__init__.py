@@ -1,8 +1,10 @@
-"""Objectives over a query, its positive and the other items.
+"""Losses of a query against its positive and the other items.
 
-Each is a pure function of tensors and a class that holds its settings. To add one: a file with
-the class and its nested ``Config``, and one line in ``registry.py``. ``SampledSoftmaxLoss`` and
-``InBatchSoftmaxLoss`` are modules for any training loop: they sample their candidates themselves.
+Each is a pure function of tensors and a class that holds its settings. To add one, write a file
+with the class and its nested ``Config``, and add a line to ``registry.py``.
+
+``SampledSoftmaxLoss`` and ``InBatchSoftmaxLoss`` are modules for any training loop: they sample
+their candidates themselves.
 
 Each name is imported on first use, so that one module of this package does not load the others.
 """

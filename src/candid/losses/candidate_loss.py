@@ -1,4 +1,4 @@
-"""Losses that sample their own candidates: the step that training and any other loop share."""
+"""Losses that sample their own candidates, for the trainer and for any other training loop."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class CandidateLoss(TableModule, ABC):
     """A module that samples candidates for a batch and computes a loss with them.
 
     One call refreshes the sampler if a refresh is due, samples, adds given negatives, computes
-    the loss and shows the batch to the sampler. In evaluation mode the sampler does not observe
-    the batch, and steps are not counted. A refresh hands the sampler a copy of the item
+    the loss and passes the batch to the sampler. In evaluation mode the sampler does not observe
+    the batch, and steps are not counted. A refresh passes the sampler a copy of the item
     vectors, so that an optimizer that writes to the table in place cannot change it.
 
-    The sampler is a submodule: ``loss.to(device)`` moves its tables, and what a resumed run
-    needs is in ``state_dict``, as plain tensors.
+    The sampler is a submodule: ``loss.to(device)`` moves its tables, and ``state_dict`` holds
+    all that a resumed run needs, as plain tensors.
 
     Args:
         sampler: source of the candidates.
@@ -50,7 +50,7 @@ class CandidateLoss(TableModule, ABC):
     Raises:
         ConfigError: ``sampler`` is not a sampler, ``temperature`` is not above 0, or
             ``num_groups`` is less than 1.
-        UnknownNameError: no such reduction.
+        UnknownNameError: ``reduction`` is unknown.
     """
 
     extra_tensor_names: ClassVar[tuple[str, ...]] = ("num_steps",)
@@ -147,6 +147,12 @@ class CandidateLoss(TableModule, ABC):
             generator: as for ``forward``.
             item_vectors: as for ``forward``.
             effective_sample_size: report ``effective_sample_size``.
+
+        Returns:
+            the figures of each row, [B]; see ``LossOutput``.
+
+        Raises:
+            CandidError: as for ``forward``.
         """
         candidates = self._sample(
             query, item_embeddings, positive_ids, user_ids, negative_ids, generator, item_vectors
@@ -300,7 +306,7 @@ def check_temperature(temperature: float | Tensor) -> None:
     """Refuse a temperature that is not above 0; a tensor may change and is not checked.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not above 0.
     """
     if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ConfigError(f"the temperature must be above 0, got {temperature}")
@@ -310,7 +316,7 @@ def check_device(sampler: Sampler, positive_ids: Tensor) -> None:
     """Refuse positives on another device than the sampler's tables.
 
     Raises:
-        ConfigError: they are.
+        ConfigError: the devices differ.
     """
     table = next(sampler.buffers(), positive_ids)
     if table.device != positive_ids.device:
@@ -326,7 +332,7 @@ def _check_possible(candidates: Candidates) -> None:
     if candidates.ids.device.type != "cpu" or not bool(is_impossible.any()):
         return
     ids = candidates.ids[is_impossible]
-    # A sample that rounds onto an exact candidate is dropped; it does not need a count.
+    # A sample that rounds onto an exact candidate is masked; it needs no count.
     if candidates.exact is not None:
         ids = ids[~torch.isin(ids, candidates.exact.ids)]
     if len(ids):

@@ -1,4 +1,4 @@
-"""The record of what a sampled loss compares: vectors, and the scores and masks made of them."""
+"""The vectors that a sampled loss compares, with their scores and masks."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Comparison:
         query: [B, D].
         positive_vectors: [B, D].
         candidate_vectors: [N, D] or [G, N, D], those of ``candidates.ids``.
-        exact_vectors: [H, D] or [B, H, D] of each part of the exact candidates; empty without.
+        exact_vectors: [H, D] or [B, H, D] of each part of the exact candidates; may be empty.
         positive_ids: [B] int64.
         candidates: as the sampler returned them.
-        precision: of the matrix products.
+        precision: dtype of the matrix products.
     """
 
     query: Tensor
@@ -119,7 +119,7 @@ class Comparison:
         return widened(scores), mask
 
     def shifts(self, correction: Correction) -> Shifts:
-        """The shifts of a correction, those of the candidates [N] or [B, N].
+        """Return the shifts of a correction, those of the candidates [N] or [B, N].
 
         Raises:
             UnknownNameError: no such correction.
@@ -136,7 +136,7 @@ class Comparison:
         return replace(shifts, candidates=self.candidates.by_row(shifts.candidates))
 
     def with_candidates(self, candidates: Candidates, vectors: Tensor) -> Comparison:
-        """The same rows with other sampled candidates, keeping the scores of all else.
+        """Return the same rows with other sampled candidates, reusing the scores of all others.
 
         Args:
             candidates: with the same exact candidates as before.
@@ -166,7 +166,7 @@ def compare(
         positive_ids: [B] int64.
         candidates: ids [N] shared by all rows (one matrix product) or [G, N] shared by runs of
             rows (one batched product).
-        precision: of the matrix products.
+        precision: dtype of the matrix products.
         check_finite: refuse NaN, by row and by item.
 
     Raises:
@@ -178,7 +178,7 @@ def compare(
     if check_finite:
         check_finite_rows(query, "query row")
     exact = candidates.exact
-    # -1 fills a row of exact candidates: any vector will do, its score is masked.
+    # -1 fills a row of exact candidates: its score is masked, so that any vector serves.
     exact_ids = [] if exact is None else [part.ids.clamp(min=0) for part in exact.parts]
     # The batch's own positives are gathered once.
     is_in_batch = candidates.ids is positive_ids

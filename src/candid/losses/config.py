@@ -19,7 +19,7 @@ PRECISION: Final = (
 
 
 class LossConfig(ComponentConfig, ABC):
-    """Settings of a loss, and what the rest of the project must know about it."""
+    """Settings of a loss, and the properties that other packages depend on."""
 
     needs_candidates: ClassVar[bool] = False
     """Whether the loss compares with sampled candidates, so that a recipe needs a sampler."""
@@ -33,8 +33,8 @@ class LossConfig(ComponentConfig, ABC):
     def why_no_probability(self) -> str | None:
         """The reason why scores are not log-probabilities, as one clause; None where they are.
 
-        None promises that exp(score - log Z) estimates P(item | user). A loss must override
-        this to promise it.
+        None promises that exp(score - log Z) estimates P(item | user): only a loss that
+        overrides this property can promise it.
         """
         loss = type(self).__qualname__.split(".")[-2:][0]
         return f"the model was trained with the loss {loss}, which does not estimate a softmax"

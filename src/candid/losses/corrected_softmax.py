@@ -44,9 +44,9 @@ def corrected_log_softmax(
     shifted by the correction (the table in ``candid.losses.correction``).
 
     Scores narrower than float32 are raised to float32; float64 stays. A row whose candidates
-    are all masked has log_z -inf, loss 0 and gradient 0. So has, under a correction that shifts
-    the positive, a row with log e(p) = -inf: a positive that can never be sampled is not trained,
-    a fault of that correction.
+    are all masked has log_z -inf, loss 0 and gradient 0. A correction that shifts the positive
+    cannot train a positive that can never be sampled: a row with log e(p) = -inf has loss 0 and
+    gradient 0 as well.
 
     Args:
         positive: [B], the score of each row's positive.
@@ -54,8 +54,8 @@ def corrected_log_softmax(
         log_expected_count: [N] or [B, N], log e(d).
         log_expected_count_positive: [B], log e(p); needed where the correction shifts the
             positive.
-        accidental_hits: [B, N] bool, True where the candidate is not a negative of the row; None
-            for no such candidates.
+        accidental_hits: [B, N] bool, True where the candidate is not a negative of the row, or
+            None.
         correction: the row of the table.
         jackknife: replace the loss by its delete-one jackknife, n·L - (n - 1)/n · Σ L(-i)
             with L(-i) the loss without candidate i (its expected counts those of n - 1
@@ -67,8 +67,8 @@ def corrected_log_softmax(
             ``sample_weight`` stay those of the plain loss.
         log_renormalization: [B], added to every log e(d) of the row; None for 0.
         exact: [B, H], scores of items with expected count 1, beside the candidates (equation
-            (1) then sums over both); None for none. The jackknife leaves them in.
-        exact_accidental_hits: [B, H] bool, as ``accidental_hits``; None for none.
+            (1) then sums over both), or None. The jackknife never omits them.
+        exact_accidental_hits: [B, H] bool, as ``accidental_hits``, or None.
         effective_sample_size: report ``effective_sample_size``.
 
     Returns:
@@ -78,7 +78,7 @@ def corrected_log_softmax(
 
     Raises:
         UnknownNameError: no such correction.
-        ConfigError: the correction needs ``log_expected_count_positive``.
+        ConfigError: the correction needs ``log_expected_count_positive``, which is None.
 
     Example:
         >>> import math, torch
@@ -178,7 +178,7 @@ def _shifted_log_softmax(
 
 
 def _negative_log_likelihood(positive: Tensor, log_z: Tensor) -> Tensor:
-    """Equation (2), to full relative precision also where the positive is far ahead."""
+    """Equation (2), accurate also for a positive whose score is far above the others."""
     # logaddexp(p, z) - p = logaddexp(0, z - p); the difference itself would cancel.
     gap = log_z - positive
     return torch.logaddexp(torch.zeros_like(gap), gap)
@@ -248,7 +248,7 @@ def _jackknife(
     Args:
         loss: [B], L.
         positive: [B], shifted.
-        logits: [B, N], shifted but for ``row_shift``.
+        logits: [B, N], shifted, but not by ``row_shift``.
         accidental_hits: [B, N] bool or None.
         log_sum: [B], the logsumexp of the valid logits.
         row_shift: [B] or None.
@@ -268,7 +268,7 @@ def _jackknife(
     logits = torch.where(is_hit | is_plain, -math.inf, logits)
 
     # log Z' without one candidate is log Z' + log(1 - share). log1p is accurate for shares up to
-    # 1/2, so for all but the largest; there the other candidates are summed instead.
+    # 1/2, so for all but the largest, for which the other candidates are summed instead.
     largest = logits.detach().argmax(dim=1, keepdim=True)
     is_largest = torch.zeros_like(is_hit).scatter(1, largest, True)
     log_rest = masked_logsumexp(logits, is_largest | is_hit | is_plain)[:, None]

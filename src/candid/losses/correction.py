@@ -1,4 +1,4 @@
-"""Corrections of a sampled softmax: what each one does to the scores.
+"""Corrections of a sampled softmax: the shifts that each applies to the scores.
 
 With e(d) the expected count of item d among the candidates, s(d) the score and p the positive:
 
@@ -13,7 +13,7 @@ refined     0                - log e(d)         masked           yes            
 
 ``none`` is the uncorrected sampled softmax, ``logq`` that of Yi et al. (RecSys 2019), which treats
 the positive as sampled too, and ``refined`` that of Khrylchenko et al. (RecSys 2025), where the
-positive is there with probability 1, so that its expected count is 1.
+positive is a candidate with probability 1, so that its expected count is 1.
 
 Renormalized: of n samples with replacement only the n_valid that are not masked count, and their
 distribution is Q without the masked items, so that e(d) = n_valid · Q(d) / (1 - Q(masked)).
@@ -36,7 +36,7 @@ from candid.candidates import Candidates, ExactCandidates
 from candid.errors import ConfigError, UnknownNameError
 
 Correction = Literal["none", "logq", "refined"]
-"""How candidates are corrected for their expected counts; see ``candid.losses.correction``."""
+"""Correction of the scores for expected counts; see ``candid.losses.correction``."""
 
 DEFAULT_CORRECTION: Final[Correction] = "refined"
 """The correction of every loss and of the public functions."""
@@ -140,11 +140,11 @@ def shifts_of(
         log_renormalization = _log_renormalization(
             candidates, candidates.num_samples, num_valid(), exact_accidental_hits
         )
-    of_positive = candidates.log_expected_count_positive
+    log_count_positive = candidates.log_expected_count_positive
     if positive_in_exact is not None:
-        of_positive = of_positive.masked_fill(positive_in_exact, 0.0)
+        log_count_positive = log_count_positive.masked_fill(positive_in_exact, 0.0)
     return shifts_of_counts(
-        correction, candidates.log_expected_count, of_positive, log_renormalization
+        correction, candidates.log_expected_count, log_count_positive, log_renormalization
     )
 
 

@@ -37,7 +37,7 @@ def full_softmax(
         item_embeddings: [V, D], the table.
         positive_ids: [B] int64.
         temperature: scores are divided by it.
-        precision: of the matrix products. "bfloat16" is faster and rounds every score to 8
+        precision: dtype of the matrix products. "bfloat16" is faster and rounds every score to 8
             significant bits (a score of 10 to about 0.03); sums, exponentials and gradients
             are kept in float32 either way. float64 input is computed in float64.
         effective_sample_size: report ``effective_sample_size``, here the effective number of
@@ -87,7 +87,7 @@ class FullSoftmax:
     """``full_softmax`` with its settings.
 
     Args:
-        precision: of the matrix products.
+        precision: dtype of the matrix products.
     """
 
     needs_candidates = False

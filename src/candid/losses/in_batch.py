@@ -38,33 +38,33 @@ def in_batch_softmax(
     effective_sample_size: bool = False,
     check_finite: bool | None = None,
 ) -> LossOutput:
-    """Compare each row's positive with the positives of the other rows, corrected.
+    """Compute the softmax of each row's positive against the other rows' positives, corrected.
 
-    For a model that encodes both sides of the batch (text retrieval, any two towers without a
-    table of items). In-batch negatives follow item popularity: a document that is often a
+    It suits a model that encodes both sides of the batch (text retrieval, any two towers without
+    a table of items). In-batch negatives follow item popularity: a document that is often a
     positive is often a negative too. The correction -log(n·Q) removes this bias. An item that is
     the positive of this row and of another one is not a negative of this row, however often it
-    was encoded: that is why ``positive_ids`` are needed.
+    was encoded; ``positive_ids`` identify it.
 
     Args:
         query: [B, D].
         positive_vectors: [B, D], the positive of each row, as wide as ``query``; normalise both
             for cosine similarity, with a small temperature.
-        positive_ids: [B] int64, which item each positive is.
+        positive_ids: [B] int64, the item of each positive.
         frequency: how often each item is a positive over all training data: counts [V] or a
             ``Frequency`` (counts are checked and normalised at every call; pass
             ``ExactFrequency(counts)`` in a loop), or an ``InBatch`` with its own settings.
             ``torch.ones(V)`` where all items are equally frequent.
         user_ids: [B] int64, the user of each row: the other positives of the same user are not
-            negatives. None where every row is another user's.
+            negatives. None if every row belongs to another user.
         negative_vectors: [B, S, D], further negatives of each row (hard ones, mined ones), each
             compared exactly; see ``with_negatives``. They are not candidates of other rows.
-        negative_ids: [B, S], which items these are, -1 where a row has fewer than S.
-        correction: how candidates are corrected for their expected counts; "none" is the usual
+        negative_ids: [B, S], the items of these negatives, -1 where a row has fewer than S.
+        correction: correction of the scores for the expected counts; "none" is the usual
             contrastive loss with repetitions masked.
         jackknife: replace the loss by its delete-one jackknife; see ``corrected_log_softmax``.
         temperature: scores are divided by it.
-        precision: of the matrix products, as in ``sampled_softmax``.
+        precision: dtype of the matrix products, as in ``sampled_softmax``.
         effective_sample_size: report ``effective_sample_size``.
         check_finite: refuse vectors that hold NaN; None checks on the CPU only.
 
@@ -74,7 +74,7 @@ def in_batch_softmax(
         has loss 0.
 
     Raises:
-        ConfigError: shapes that do not fit together, or negatives with vectors and no ids.
+        ConfigError: shapes that do not fit together, or negatives without vectors or without ids.
         DataError: an id outside the frequency's catalog, or a positive with frequency 0 (both
             checked on the CPU only); NaN if it is checked.
 
@@ -121,7 +121,7 @@ def in_batch_softmax(
 def _checked_negatives(
     query: Tensor, vectors: Tensor | None, ids: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Vectors [B, S, D] and ids [B, S], or None without further negatives."""
+    """Return vectors [B, S, D] and ids [B, S], or None if there are no further negatives."""
     if vectors is None and ids is None:
         return None
     if vectors is None or ids is None:

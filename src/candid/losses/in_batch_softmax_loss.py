@@ -24,7 +24,7 @@ from candid.samplers.table_module import TableModule
 
 
 class InBatchSoftmaxLoss(TableModule):
-    """Compare each row's positive with those of the other rows: ``in_batch_softmax``.
+    """The softmax of each row's positive against those of the other rows: ``in_batch_softmax``.
 
     In training mode a frequency that is estimated from the stream observes each batch once,
     after it was used; its estimate is part of ``state_dict``.
@@ -38,7 +38,7 @@ class InBatchSoftmaxLoss(TableModule):
         jackknife: replace the loss by its delete-one jackknife; see ``corrected_log_softmax``.
         temperature: scores are divided by it; an ``nn.Parameter`` is trained with the model.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
-        precision: of the matrix products; see ``sampled_softmax``.
+        precision: dtype of the matrix products; see ``sampled_softmax``.
         check_finite: refuse NaN in the vectors; None checks on the CPU only.
 
     Raises:
@@ -104,8 +104,8 @@ class InBatchSoftmaxLoss(TableModule):
             a scalar, or [B] with reduction "none"; float32 or wider.
 
         Raises:
-            ConfigError: shapes or devices that do not fit together, or negatives with vectors
-                and no ids.
+            ConfigError: shapes or devices that do not fit together, or negatives
+                without vectors or without ids.
             DataError: an id outside the catalog or a positive with frequency 0 (both checked on
                 the CPU only), or NaN if it is checked.
         """
@@ -140,6 +140,12 @@ class InBatchSoftmaxLoss(TableModule):
             negative_vectors: as for ``forward``.
             negative_ids: as for ``forward``.
             effective_sample_size: report ``effective_sample_size``.
+
+        Returns:
+            the figures of each row, [B]; see ``LossOutput``.
+
+        Raises:
+            CandidError: as for ``forward``.
         """
         check_device(self.sampler, positive_ids)
         output = in_batch_softmax(

@@ -1,4 +1,4 @@
-"""Checks of what a loss is given, each with one sentence for what does not fit."""
+"""Checks of the inputs of a loss: shapes, dtypes, ids and finite values."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_rows(query: Tensor, positive_ids: Tensor) -> None:
     """Refuse a query that is not [B, D], or positives that are not B integers.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: a shape or dtype is wrong.
     """
     if query.ndim != 2:
         raise ConfigError(
@@ -59,12 +59,12 @@ def check_width(
     """Refuse vectors that are not [n, D] for the D of the query.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: the shape is wrong.
     """
     if vectors.shape != (num_vectors, query.shape[1]):
         raise ConfigError(
-            f"{name} must be {[num_vectors, query.shape[1]]}, one a row and as wide as query, got "
-            f"{list(vectors.shape)}"
+            f"{name} must be {[num_vectors, query.shape[1]]}, one per row and as wide as query, "
+            f"got {list(vectors.shape)}"
         )
 
 
@@ -86,7 +86,7 @@ def check_ids(ids: Tensor, num_items: int) -> None:
 
 
 def wants_finite_check(check_finite: bool | None, query: Tensor) -> bool:
-    """Whether to check for NaN: ``check_finite``, and for None on the CPU only.
+    """Return whether to check for NaN: ``check_finite``; for None, on the CPU only.
 
     On an accelerator the check forces a synchronisation. Nothing is checked while
     ``torch.compile`` traces.
@@ -120,5 +120,5 @@ def check_finite_rows(vectors: Tensor, what: str, names: Tensor | None = None) -
 
 
 def is_integer(ids: Tensor) -> bool:
-    """Whether a tensor has an integer dtype."""
+    """Return whether a tensor has an integer dtype."""
     return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)

@@ -36,7 +36,7 @@ class LossOutput:
 
 
 class Loss(Protocol):
-    """An objective over a query, its positive and candidates."""
+    """A loss of a query against its positive and candidates."""
 
     needs_candidates: bool
     """Whether ``candidates`` must be given (sampled losses) or not (the full softmax)."""
@@ -60,6 +60,9 @@ class Loss(Protocol):
             candidates: as a sampler returned them.
             effective_sample_size: also report ``effective_sample_size`` (costs a pass over the
                 scores).
+
+        Returns:
+            loss and figures of each row, [B].
 
         Raises:
             ConfigError: candidates are needed and missing, or the table is needed and a

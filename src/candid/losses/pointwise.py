@@ -1,6 +1,6 @@
 """Binary cross-entropy on the positive and sampled negatives: BCE and gBCE, the baselines.
 
-These train scores as independent yes/no questions, not as a distribution over the catalog.
+They train scores as independent binary classifications, not as a distribution over the catalog.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from candid.losses.comparison import Comparison
 from candid.losses.sampled_loss import SampledLoss
 
 RowReduction = Literal["sum", "mean"]
-"""How the terms of one row are joined; see ``binary_cross_entropy``."""
+"""Reduction of the terms of one row; see ``binary_cross_entropy``."""
 
-ROW_REDUCTION = "join a row's terms by 'sum' (SASRec) or 'mean' (gSASRec)"
+ROW_REDUCTION = "reduction of a row's terms: 'sum' (SASRec) or 'mean' (gSASRec)"
 """Description of the field ``row_reduction``."""
 
 
@@ -31,11 +31,11 @@ def binary_cross_entropy(
     beta: float = 1.0,
     row_reduction: RowReduction = "sum",
 ) -> Tensor:
-    """- beta·log σ(positive) - Σ log(1 - σ(candidate)) over the candidates that are not masked.
+    """Compute - beta·log σ(positive) - Σ log(1 - σ(candidate)) over unmasked candidates.
 
-    With beta 1 the loss of SASRec (Kang and McAuley, ICDM 2018); with beta < 1 generalised
-    binary cross-entropy (Petrov and Macdonald, RecSys 2023, equation 8), σ(positive)^beta in
-    the place of σ(positive). A row whose candidates are all masked has loss and gradient 0.
+    beta = 1 gives the loss of SASRec (Kang and McAuley, ICDM 2018); beta < 1 gives generalised
+    binary cross-entropy (Petrov and Macdonald, RecSys 2023, equation 8), with σ(positive)^beta
+    in the place of σ(positive). A row whose candidates are all masked has loss and gradient 0.
 
     Args:
         positive: [B] scores, float32 or float64.
@@ -48,6 +48,12 @@ def binary_cross_entropy(
 
     Returns:
         [B], in the dtype of the scores.
+
+    Example:
+        >>> import torch
+        >>> from candid.losses import binary_cross_entropy
+        >>> binary_cross_entropy(positive=torch.zeros(1), candidates=torch.zeros(1, 3))
+        tensor([2.7726])
     """
     negative_terms = -logsigmoid(-candidates)
     if accidental_hits is None:
@@ -77,7 +83,7 @@ def calibrated_beta(t: float, num_negatives: int, num_items: int) -> float:
 
 
 class _PointwiseLoss(SampledLoss):
-    """A loss that trains each score as a yes/no question of its own.
+    """A loss that trains each score as a separate binary classification.
 
     Args:
         row_reduction: "sum" or "mean" of a row's terms.
@@ -88,7 +94,7 @@ class _PointwiseLoss(SampledLoss):
 
         @property
         def why_no_probability(self) -> str:
-            """The scores of independent questions."""
+            """The reason: scores of independent classifications form no softmax."""
             return "the model was trained with a pointwise loss, whose scores form no softmax"
 
     def __init__(self, *, row_reduction: RowReduction) -> None:
@@ -132,7 +138,7 @@ class BCE(_PointwiseLoss):
 class GBCE(_PointwiseLoss):
     """Generalised binary cross-entropy; see ``binary_cross_entropy``, ``calibrated_beta``.
 
-    The number of negatives is the number of candidates; of several sets, that of the longest.
+    The number of negatives is the number of candidates; of several sets, that of the largest.
 
     Args:
         num_items: V, the size of the catalog.

@@ -18,7 +18,7 @@ from candid.losses.sampled_loss import SampledLoss
 from candid.losses.tiled_softmax import tiled_softmax
 
 DENSE_SCORES = 2**17
-"""Up to this many scores B·N are computed at once: tiles would only add to the calls."""
+"""Most scores B·N that are computed at once; tiles would only add calls."""
 MAX_ROW_EXACT = 8
 """Most exact candidates of each row that are looked up among the samples without [B, N]."""
 
@@ -36,12 +36,12 @@ def sampled_softmax(
     effective_sample_size: bool = False,
     check_finite: bool | None = None,
 ) -> LossOutput:
-    """Compare each row's positive with candidates of a sampler, corrected.
+    """Compute the softmax of each row's positive against candidates of a sampler, corrected.
 
     A candidate that is the row's positive, or comes from the row's own user, is not a negative
     of the row. For samples with replacement and the correction "refined" the rest are
     renormalized: with n samples of which n_valid are left, e(d) = n_valid · Q(d) / (1 - Q(p)),
-    the Q' of Khrylchenko et al. (RecSys 2025). The other corrections renormalize nothing, see
+    the Q' of Khrylchenko et al. (RecSys 2025). The other corrections do not renormalize; see
     ``candid.losses.correction``.
 
     Args:
@@ -51,12 +51,12 @@ def sampled_softmax(
         positive_ids: [B] int64.
         candidates: ids [N] shared by all rows (one matrix product) or [G, N] shared by runs of
             rows.
-        correction: how candidates are corrected for their expected counts.
+        correction: correction of the scores for the expected counts of the candidates.
         jackknife: replace the loss by its delete-one jackknife, which removes the leading bias;
             see ``corrected_log_softmax``.
         temperature: scores are divided by it.
-        precision: of the matrix products, as in ``full_softmax``. Vectors that are bfloat16
-            already are multiplied as such in either case. Shared candidates [N] beyond 131,072
+        precision: dtype of the matrix products, as in ``full_softmax``. Vectors that are already
+            bfloat16 are multiplied as such in either case. Shared candidates [N] beyond 131,072
             scores are compared in tiles, without the [B, N] scores, unless there is a jackknife.
         effective_sample_size: report ``effective_sample_size``.
         check_finite: refuse queries and item vectors that hold NaN, named by row and by item.
@@ -105,8 +105,8 @@ def corrected_softmax(
     Args:
         comparison: rows and candidates.
         correction: see ``candid.losses.correction``.
-        jackknife: as in ``corrected_log_softmax``; always dense, for it needs a loss for each
-            candidate left out.
+        jackknife: as in ``corrected_log_softmax``; always dense, because it needs a loss without
+            each candidate.
         effective_sample_size: report ``effective_sample_size``.
 
     Raises:
@@ -129,9 +129,9 @@ class SampledSoftmax(SampledLoss):
     """``sampled_softmax`` with its settings.
 
     Args:
-        correction: how candidates are corrected for their expected counts.
+        correction: correction of the scores for the expected counts of the candidates.
         jackknife: replace the loss by its delete-one jackknife.
-        precision: of the matrix products.
+        precision: dtype of the matrix products.
     """
 
     class Config(SampledLoss.Config):
@@ -193,8 +193,8 @@ class SampledSoftmax(SampledLoss):
 def _tile_precision(comparison: Comparison) -> Precision | None:
     """Return the precision of the products in tiles; None where dense scores are better.
 
-    Dense are: up to ``DENSE_SCORES`` scores, candidates of groups of rows, many exact candidates
-    of each row, float16, and code that ``torch.compile`` traces.
+    Dense scores serve up to ``DENSE_SCORES`` scores, candidates of groups of rows, more than
+    ``MAX_ROW_EXACT`` exact candidates of each row, float16, and code that ``torch.compile`` traces.
     """
     num_scores = len(comparison.query) * comparison.candidate_vectors.shape[0]
     if comparison.candidate_vectors.ndim != 2 or num_scores <= DENSE_SCORES:

@@ -21,11 +21,11 @@ from candid.losses.output import ItemEmbeddings, LossOutput
 class SampledLoss:
     """Base of losses that compare a positive with sampled candidates.
 
-    A loss of its own defines ``row_losses`` and a nested ``Config(SampledLoss.Config)`` with a
+    A subclass defines ``row_losses`` and a nested ``Config(SampledLoss.Config)`` with a
     ``build``; candidates, vectors, masks and the reported figures come from here.
 
     Args:
-        precision: of the matrix products.
+        precision: dtype of the matrix products.
 
     Example:
         >>> from torch.nn.functional import softplus

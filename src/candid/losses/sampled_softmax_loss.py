@@ -28,7 +28,7 @@ _not_compiled = cast(Callable[[F], F], torch.compiler.disable)
 
 
 class SampledSoftmaxLoss(CandidateLoss):
-    """Sample candidates for a batch and compute a corrected sampled softmax in one call.
+    """A corrected sampled softmax that samples the candidates of each batch itself.
 
     In training mode a sampler that follows the model gets the item vectors before the first
     step and then every ``refresh_every`` steps, and a sampler that reads the stream of batches
@@ -39,11 +39,11 @@ class SampledSoftmaxLoss(CandidateLoss):
     bfloat16 and the sums are float32.
 
     Under ``DistributedDataParallel`` each process samples for its own rows, and averaging the
-    gradients remains correct, because each row's estimate is. Seed the processes differently,
-    or all sample the same. A sampler that observes batches should stay outside the wrapped
-    module, or the wrapper needs ``broadcast_buffers=False``. With ``torch.compile`` the sample
-    runs uncompiled (a graph break) and the rest is traced; ``fullgraph=True`` needs candidates
-    from outside and ``sampled_softmax``.
+    gradients remains correct, because each row's estimate is. Seed the processes differently;
+    otherwise all draw the same samples. A sampler that observes batches should stay outside the
+    wrapped module, or the wrapper needs ``broadcast_buffers=False``. With ``torch.compile``
+    sampling runs uncompiled (a graph break) and the rest is traced; with ``fullgraph=True`` use
+    ``sampled_softmax`` with candidates that are sampled outside.
 
     Args:
         sampler: source of the candidates.
@@ -52,7 +52,7 @@ class SampledSoftmaxLoss(CandidateLoss):
         jackknife: replace the loss by its delete-one jackknife; see ``corrected_log_softmax``.
         temperature: scores are divided by it; an ``nn.Parameter`` is trained with the model.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
-        precision: of the matrix products; see ``sampled_softmax``.
+        precision: dtype of the matrix products; see ``sampled_softmax``.
         num_groups: independent samples per step, each shared by an equal part of the rows.
         check_finite: refuse NaN in queries and item vectors; None checks on the CPU only.
         softmax_over: "all" items, all of which the sampler must be able to draw; or the

@@ -32,7 +32,7 @@ def tiled_softmax(
     Args:
         comparison: rows and candidates.
         correction: see ``candid.losses.correction``.
-        precision: of the matrix products, see ``tile_precision``.
+        precision: dtype of the matrix products.
         effective_sample_size: report ``effective_sample_size``.
 
     Returns:
@@ -106,20 +106,20 @@ def tiled_softmax(
 
 
 def _exact_ids(comparison: Comparison, ndim: int) -> list[Tensor]:
-    """Ids of the exact candidates that are shared, [H] for ndim 1, or rows' own, [B, H] for 2."""
+    """Return ids of exact candidates: the shared ones [H] for ndim 1, the rows' [B, H] for 2."""
     exact = comparison.candidates.exact
     parts = () if exact is None else exact.parts
     return [part.ids for part in parts if part.ids.ndim == ndim]
 
 
 def _in_shared_exact(comparison: Comparison) -> Tensor | None:
-    """[N] bool, True where a sample is an exact candidate that all rows share; None without."""
+    """[N] bool, True where a sample is an exact candidate that all rows share, or None."""
     shared = _exact_ids(comparison, ndim=1)
     return torch.isin(comparison.candidates.ids, shared[0]) if shared else None
 
 
 def _accidental_hits(comparison: Comparison, in_shared_exact: Tensor | None) -> AccidentalHits:
-    """The mask of ``Candidates.accidental_hits`` for shared ids, but for ``in_shared_exact``."""
+    """The mask of ``Candidates.accidental_hits`` for shared ids, without ``in_shared_exact``."""
     candidates, positive_ids = comparison.candidates, comparison.positive_ids
 
     def without_shared(ids: Tensor) -> Tensor:

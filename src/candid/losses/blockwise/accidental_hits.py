@@ -42,14 +42,14 @@ class IdMatch:
         self._count = torch.searchsorted(ordered, self.of_rows, right=True) - self._first
 
     def is_sparse(self, rows: slice) -> bool:
-        """Whether ``pairs`` is available and short."""
+        """Return whether ``pairs`` is available (CPU only) and its result is short."""
         if self.of_rows.device.type != "cpu" or self.of_candidates is None:
             return self.of_rows.device.type == "cpu"
         count = self._count[rows]
         return int(count.sum()) * DENSE_SHARE <= len(count) * len(self.of_candidates)
 
     def pairs(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Rows of the block, counted from its start, and their candidates (CPU only)."""
+        """Return the matching pairs: rows, counted from the start of the block, and candidates."""
         first, count = self._first[rows], self._count[rows]
         row = torch.repeat_interleave(count)
         before = count.cumsum(0) - count
@@ -57,12 +57,12 @@ class IdMatch:
         return row, position if self._order is None else self._order[position]
 
     def of_pairs(self, rows: slice, row: Tensor, candidate: Tensor) -> Tensor:
-        """Whether these pairs match: bool."""
+        """Return [pairs] bool, whether each pair matches."""
         ids = candidate if self.of_candidates is None else self.of_candidates[candidate]
         return self.of_rows[rows][row] == ids
 
     def of_tile(self, rows: slice, columns: slice) -> Tensor:
-        """[rows, columns] bool."""
+        """Return [rows, columns] bool, whether each pair matches."""
         assert self.of_candidates is not None
         return self.of_rows[rows, None] == self.of_candidates[columns]
 
@@ -76,7 +76,7 @@ class RowHits(Protocol):
 
 
 class AccidentalHits:
-    """Pairs of a row and a candidate that is not a negative of it: they match in one of some ids.
+    """Pairs of a row and a candidate that is not a negative of it, found by equal ids.
 
     Args:
         matches: at least one, over the same rows and candidates.
@@ -86,7 +86,7 @@ class AccidentalHits:
         self.matches = matches
 
     def of_rows(self, rows: slice, blocks: list[slice]) -> RowHits:
-        """The masked pairs of a block of rows.
+        """Return the masked pairs of a block of rows.
 
         Args:
             rows: the block.
@@ -112,7 +112,7 @@ class AccidentalHits:
         return all(match.is_sparse(rows) for match in self.matches)
 
     def _pairs(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Each pair once."""
+        """Return each masked pair once."""
         pairs = []
         for index, match in enumerate(self.matches):
             row, candidate = match.pairs(rows)

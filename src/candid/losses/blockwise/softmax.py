@@ -5,9 +5,10 @@ and each tile is turned into exponentials in place. The log-sums of a row's tile
 factor for each row and tile, so that no tile is read again to be renormalized.
 
 The gradient needs the exponentials once more. Where all tiles of a block of rows fit into a few
-megabytes, they are cached until the row's sum is known and used at once, for a gradient of 1 on
-every row's loss; the backward pass of a mean or a sum over the rows only scales the result: three
-matrix products in all. Otherwise the tiles are recomputed in the backward pass: four.
+megabytes, they are cached until the row's sum is known. The forward pass then computes the
+gradients for a gradient of 1 on every row's loss, and the backward pass of a mean or a sum over the
+rows only scales them: three matrix products in all. Otherwise the backward pass recomputes the
+tiles: four matrix products.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def blockwise_softmax(
     log_rest: Tensor | None = None,
     precision: Precision = "float32",
 ) -> tuple[Tensor, Tensor]:
-    """Compute the negative log-likelihood of the positives, and log Z' of all else.
+    """Compute the negative log-likelihood of the positives, and log Z' of the candidates.
 
     log Z' = logaddexp(log_rest, logsumexp over candidates of [ score - shift ] - row_shift)
     loss   = logaddexp(positive, log Z') - positive
@@ -50,8 +51,8 @@ def blockwise_softmax(
         shift: [N], subtracted from the candidates' scores (log expected counts), of the dtype of
             the query; inf leaves a candidate out. None for 0.
         row_shift: [B], subtracted from the scores of all candidates of a row; None for 0.
-        log_rest: [B], the log of further terms of Z' of each row; None for none.
-        precision: of the matrix products, also inside of autocast.
+        log_rest: [B], the log of further terms of Z' of each row, or None.
+        precision: dtype of the matrix products, also inside autocast.
 
     Returns:
         loss and log_z, [B] each, of the same dtype, both differentiable once in query, vectors,
@@ -63,7 +64,7 @@ def blockwise_softmax(
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:
-    """Matrix products in the dtype of their operands, also inside of autocast."""
+    """Compute matrix products in the dtype of their operands, also inside autocast."""
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
@@ -92,7 +93,7 @@ class _BlockwiseSoftmax(torch.autograd.Function):
         if unit_grad is not None and is_index:
             unit_grad.subtract_positives(positive, weight)
         ctx.save_for_backward(query, vectors, positive, log_rest, log_z, weight)
-        # The gradients and not the tiles, whose memory the next loss can use.
+        # The gradients and not the tiles, so that the next loss can reuse the memory of the tiles.
         ctx.unit_grad = None if unit_grad is None else (unit_grad.query, unit_grad.vectors)
         ctx.tile_settings = settings
         ctx.set_materialize_grads(False)
@@ -111,7 +112,7 @@ class _BlockwiseSoftmax(torch.autograd.Function):
 
 
 class _DifferentiableOnce(torch.autograd.Function):
-    """A gradient that has no gradient itself: without this it would pass for a constant."""
+    """A gradient without a derivative, which autograd would otherwise treat as a constant."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, *leaves: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class _DifferentiableOnce(torch.autograd.Function):
 def _forward(
     tiles: Tiles, scores: Tensor, log_rest: Tensor | None, needs_grad: Sequence[bool]
 ) -> tuple[Tensor, Gradients | None]:
-    """Log Z' [B], and where tiles can be cached the gradients for 1 on every loss."""
+    """Return log Z' [B] and, if tiles can be cached, the gradients for 1 on every loss."""
     needs_query, needs_vectors = needs_grad[:2]
     unit_grad = None
     caches_tiles = tiles.fits_cache and (needs_query or needs_vectors)
@@ -159,8 +160,8 @@ def _backward(ctx: Any, grad_loss: Tensor | None, grad_log_z: Tensor | None) -> 
     grad_positive = -positive_scale if needs_positive else None
     grad_rest = grad_scale * _share(log_rest, slice(None), None, log_z) if needs_rest else None
     grad_query = grad_vectors = None
-    # Scaled in place and handed out, for a copy would be as large as the catalog; a second
-    # backward through a retained graph finds None and recomputes the tiles.
+    # Scaled in place and returned, because a copy would be as large as the catalog; a second
+    # backward pass through a retained graph gets None and recomputes the tiles.
     unit_grad, ctx.unit_grad = ctx.unit_grad, None
     if unit_grad is not None and grad_log_z is None and grad_loss is not None:
         # The gradient of a row is scaled by the incoming gradient of the row; that of a candidate
@@ -223,7 +224,7 @@ def _share(log_part: Tensor, rows: slice, row_shift: Tensor | None, log_z: Tenso
 
 
 def _is_uniform(grad: Tensor) -> bool:
-    """Whether all rows have one gradient, as far as can be known without synchronising."""
+    """Return whether all rows certainly have the same gradient, without synchronising."""
     if len(grad) == 0:
         return False
     if grad.stride(0) == 0 or len(grad) == 1:

@@ -15,11 +15,11 @@ from torch import Tensor
 from candid.losses.blockwise.native import MAX_COLUMNS, NativePass, native_pass
 
 NATIVE_SCORES = 2**17
-"""For losses of fewer scores the kernel is not worth compiling."""
+"""Fewest scores for which the kernel is compiled; for fewer, it saves less than it costs."""
 
 
 class TilePass(Protocol):
-    """The softmax of tiles up to one size."""
+    """A function that computes the softmax of one tile."""
 
     def __call__(self, scores: Tensor, shift: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
         """Compute the exponentials in place, and the log of their sum.

@@ -14,7 +14,7 @@ from candid.losses.blockwise.accidental_hits import AccidentalHits, RowHits
 from candid.losses.blockwise.tile_pass import make_tile_pass
 
 Precision = Literal["float32", "bfloat16"]
-"""Of the matrix products; sums and exponentials are float32 at least in either case."""
+"""Dtype of the matrix products; sums and exponentials are at least float32 in either case."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,14 @@ class TileSizes:
     """Sizes of tiles on a type of device.
 
     Attributes:
-        rows: in a tile, at most.
-        scores: in a tile, about: few enough to stay in the caches of a CPU, enough to fill a GPU.
-        columns: in a tile, at most.
-        cache_bytes: for all the tiles of a block of rows, to cache them until the row's log-sum is
-            known.
-        min_cached_rows: with fewer rows in a block than this, tiles are recomputed instead.
+        rows: most rows of a tile.
+        scores: approximate number of scores of a tile: few enough to stay in the caches of a CPU,
+            enough to fill a GPU.
+        columns: most columns of a tile.
+        cache_bytes: memory that caches all tiles of a block of rows until the log-sums of the
+            rows are known.
+        min_cached_rows: fewest rows of a block whose tiles are cached; tiles of smaller blocks are
+            recomputed.
         min_cached_rows_narrow: the same for bfloat16 products, which are cheaper to recompute.
     """
 
@@ -88,7 +90,7 @@ class Tiles:
         accidental_hits: which candidates are not negatives of which rows.
         shift: [N], subtracted from the scores, of the same dtype; None for 0.
         row_shift: [B], subtracted from all scores of a row by the callers; None for 0.
-        precision: of the matrix products.
+        precision: dtype of the matrix products.
 
     Attributes:
         wide: dtype of sums and exponentials.
@@ -135,14 +137,14 @@ class Tiles:
         size = num_rows * num_candidates
         self._pass = make_tile_pass(self._scratch, self.wide, self._largest, size)
 
-    # Made on first use: after the gradients, which live longer.
+    # Converted on first use: allocated after the gradients, which live longer.
     @cached_property
     def query(self) -> Tensor:
         """[B, D] narrow."""
         return self.query_wide.to(self.narrow)
 
     def vectors(self, columns: slice) -> Tensor:
-        """[columns, D] narrow; of a large catalog converted for each tile, to hold no full copy."""
+        """Return [columns, D] narrow, converted for each tile if a full copy would be too large."""
         if self._copies:
             return self._copy[columns]
         return self.vectors_wide[columns].to(self.narrow)
@@ -152,7 +154,7 @@ class Tiles:
         return self.vectors_wide.to(self.narrow)
 
     def row_hits(self, rows: slice) -> RowHits:
-        """The masked pairs of a block of rows."""
+        """Return the masked pairs of a block of rows."""
         return self._accidental_hits.of_rows(rows, self.column_blocks)
 
     def softmax(
@@ -186,7 +188,7 @@ class Tiles:
         self._scratch = self.query_wide.new_empty(num_buffers * self._largest, dtype=self.narrow)
 
     def softmax_of_rows(self, rows: slice, *, cache: bool) -> list[SoftmaxTile]:
-        """All tiles of a block of rows; their sums alone unless the tiles are cached."""
+        """Return all tiles of a block of rows; only their sums are valid without ``cache``."""
         row_hits = self.row_hits(rows)
         return [
             self.softmax(rows, block, row_hits, buffer=block if cache else None)
@@ -226,7 +228,7 @@ class Gradients:
             # For all tiles at once: many small operations would cost more than their arithmetic.
             scaled_query = self._tiles.query_wide[rows] * grad_scale[:, :, None]
             scaled_query = scaled_query.to(self._tiles.narrow)
-        # The tile that was made last is still in the caches.
+        # The tile that was computed last is still in the caches.
         for number in reversed(range(len(tiles))):
             tile = tiles[number]
             if self.query is not None:
@@ -248,7 +250,7 @@ class Gradients:
         """Subtract the gradients of positives that are among the candidates.
 
         Args:
-            positive_rows: [B] int64, the candidate that each row's positive is.
+            positive_rows: [B] int64, the index of each row's positive among the candidates.
             grad_scale: [B], factor of the vectors.
         """
         tiles = self._tiles
