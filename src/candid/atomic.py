@@ -133,7 +133,7 @@ def write_error(path: Path, error: OSError) -> ArtifactError:
 
 
 def make_readable(path: Path) -> None:
-    """Give a file that a library wrote for its owner alone the default mode of new files.
+    """Give the default mode of new files to a file that a library made private to its owner.
 
     The user that serves a run is often not the user that trained it.
     """

@@ -69,9 +69,9 @@ class ComponentConfig(pydantic.BaseModel):
 class Registry(MutableMapping[str, Any]):
     """Component classes by the name used in recipes.
 
-    A class of candid stands as "module:Class" and is imported on first use. The module with
-    the registry therefore imports none of the components, and any of their configs may import
-    it. Other packages may register a class itself: ``SAMPLERS["mine"] = MySampler``.
+    A class of candid is listed as "module:Class" and is imported on first use. The module of
+    the registry therefore does not import the components, and any of their configs may import
+    it. Other packages may register the class itself: ``SAMPLERS["mine"] = MySampler``.
 
     Args:
         components: name -> "module:Class", or the class.
@@ -127,7 +127,7 @@ def lookup(registry: Mapping[str, T], kind: str, name: str) -> T:
     """Return ``registry[name]``.
 
     Raises:
-        UnknownNameError: no such name; the message lists the known ones.
+        UnknownNameError: the name is not registered; the message lists the known ones.
     """
     try:
         return registry[name]
@@ -155,11 +155,11 @@ class Tagged:
     bare name of a component whose settings all have defaults, or from a config instance. It
     is written back as the table, ``type`` first. The registry is read at validation time, so
     a component may refer to its own registry (a mixture of samplers), and a component that is
-    added later is known at once.
+    added later is available immediately.
 
     Attributes:
-        registry: of the components.
-        kind: word of the docs for a component of the registry; used in error messages.
+        registry: registry of the components.
+        kind: noun for a component of the registry in error messages, such as "sampler".
     """
 
     registry: Registry
@@ -276,7 +276,7 @@ def explain(
     """Turn a validation error into one sentence: the dotted key, its value, and what is valid.
 
     Args:
-        error: of the validation of ``table``.
+        error: error of the validation of ``table``.
         config: class that the table was validated against.
         table: values, nested as in a recipe.
     """

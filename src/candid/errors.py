@@ -33,7 +33,7 @@ class UnknownNameError(ConfigError):
     """An unknown name; the message lists the known ones.
 
     Args:
-        kind: word of the docs for the named thing ("loss", "config key").
+        kind: noun for the named thing in the message ("loss", "config key").
         name: unknown name.
         known: valid names.
     """
@@ -58,6 +58,6 @@ class ArtifactError(CandidError):
 
 
 class Interrupted(CandidError):
-    """The user stopped the work; the message names what was saved."""
+    """The user interrupted the command; the message explains how to continue."""
 
     exit_code = 130

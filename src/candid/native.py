@@ -4,7 +4,7 @@ A file is compiled once per machine, on first use and in less than a second, and
 ``~/.cache/candid/native`` (or below ``XDG_CACHE_HOME``). If anything fails, callers use torch
 operations instead and write one log line. ``CANDID_NATIVE=0`` in the environment turns kernels off.
 
-Linux only: other systems are neither needed for a server nor tested.
+Linux only: other systems are not tested.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Kernel = TypeVar("Kernel")
 
 
 class NativeError(Exception):
-    """The reason why there is no kernel; never raised outside ``load_kernel``."""
+    """The reason why a kernel is not available; never leaves ``load_kernel``."""
 
 
 def load_kernel(
@@ -41,14 +41,14 @@ def load_kernel(
     logger: logging.Logger,
     fallback: str,
 ) -> Kernel | None:
-    """Compile and load a source file; None where that fails.
+    """Compile and load a source file; return None if that fails.
 
     Args:
         source: the C file; headers lie beside it.
         wrap: turns the library into the returned object.
         check: raises ``NativeError`` if the object computes wrong results.
-        logger: gets one line where there is no kernel.
-        fallback: start of that line: what happens instead.
+        logger: gets one line if that fails.
+        fallback: start of that line, which names the alternative that is used.
     """
     if os.environ.get("CANDID_NATIVE") == "0":
         return None
@@ -124,6 +124,6 @@ def _cpu() -> str:
 
 def _cache() -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not root.is_absolute():  # as the XDG base directory specification has it
+    if not root.is_absolute():  # required by the XDG base directory specification
         root = Path(os.path.expanduser("~")) / ".cache"
     return root / "candid" / "native"

@@ -70,8 +70,8 @@ def parse_override(text: str) -> tuple[str, Any]:
 def with_overrides(table: Table, overrides: Sequence[str]) -> Table:
     """Return a copy of ``table`` with each ``key=value`` applied in turn.
 
-    Another ``type`` for a component empties its section first: the settings of one type rarely
-    apply to another.
+    Setting another ``type`` for a component removes its other settings, which rarely apply to the
+    new type.
 
     Raises:
         ConfigError: an override is malformed, or a part of its key is a plain value.

@@ -141,7 +141,7 @@ UNORDERED: Mapping[str, Any] = {
         "item_tower": {"type": "item_embedding"},
     },
 }
-"""Sections of the default recipe for interactions without order, which make no history."""
+"""Sections of the default recipe for interactions without order, which have no histories."""
 
 
 def default_recipe(
@@ -151,8 +151,8 @@ def default_recipe(
 
     Args:
         overrides: ``key=value`` each.
-        dataset: to train on: without order the towers are plain embeddings, and the cutoffs of
-            metrics do not exceed the size of the catalog. None: a large dataset with order.
+        dataset: dataset to train on. Without order the towers are plain embeddings; the cutoffs
+            of metrics do not exceed the size of the catalog. None: a large dataset with order.
 
     Raises:
         ConfigError: an override is wrong.

@@ -85,7 +85,7 @@ def _describe(
     component: str | None,
     registries: tuple[int, ...],
 ) -> Iterator[ConfigKey]:
-    named: dict[int, str] = {}
+    first_keys: dict[int, str] = {}
     for name, field in config.model_fields.items():
         key = f"{prefix}{name}"
         meaning = field.description or ""
@@ -95,7 +95,7 @@ def _describe(
             if holds_named_components(field):
                 key = f"{key}.NAME"
                 # Sections with the same registry are listed once.
-                if (first := named.setdefault(id(registry), key)) != key:
+                if (first := first_keys.setdefault(id(registry), key)) != key:
                     meaning = f"{meaning}; settings as for {first}"
                     listed = (*registries, id(registry))
             choices = " | ".join(sorted(registry))
@@ -103,7 +103,7 @@ def _describe(
                 "required" if holds_named_components(field) else _default_type(field, registry)
             )
             yield ConfigKey(f"{key}.type", choices, default, meaning, component)
-            # A mixture holds samplers: list the keys of each sampler once, without end otherwise.
+            # A mixture contains samplers: listing the keys of a registry once ends the recursion.
             if id(registry) not in listed:
                 for type_name in sorted(registry):
                     yield from _describe(
@@ -133,9 +133,9 @@ def type_words(annotation: Any) -> str:
         return type_words(get_args(annotation)[0])
     if origin in (dict, Mapping):
         return "table"
-    named = {bool: "true | false", int: "integer", float: "number", str: "text"}
-    if annotation in named:
-        return named[annotation]
+    words_by_type = {bool: "true | false", int: "integer", float: "number", str: "text"}
+    if annotation in words_by_type:
+        return words_by_type[annotation]
     name = getattr(annotation, "__name__", str(annotation))
     return "path" if name.endswith("Path") else name.lower()
 

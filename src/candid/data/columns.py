@@ -1,4 +1,4 @@
-"""The columns of the user's files under candid's names, checked and typed."""
+"""The columns of the source files, renamed to candid's names, checked and typed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUMBERS = ("order", "weight", "rating")
 NAMES = ("role", "event_type")
 """Columns of names, which may be written as numbers."""
 LATE = ("time", "order", "role", "negatives")
-"""Columns that may have empty values: checked after filtering, or not at all."""
+"""Columns that may have empty values; they are checked after filtering, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _list_of_ids(value: pl.Expr, dtype: pl.DataType, origin: str) -> tuple[pl.Ex
 
 @dataclass(frozen=True)
 class ParsedRows:
-    """The rows to keep, typed, and facts about the files.
+    """The rows to keep, typed, with counts and properties of the files.
 
     Attributes:
         query: columns user, item (Int64, UInt64 or String), time (Int64 microseconds), order
@@ -155,7 +155,8 @@ class ParsedRows:
             (lists of item ids as in the source); those that the config names.
         rows_read: rows of the files.
         dropped: ``nulls`` and ``low_rating`` -> number of rows that the query leaves out.
-        time_is_text: the time column is dates as text; a few texts among numbers are errors.
+        time_is_text: whether the time column contains dates as text; a few texts among numbers
+            are errors.
     """
 
     query: pl.LazyFrame
@@ -172,7 +173,7 @@ def parse_rows(table: RawTable, config: DataConfig) -> ParsedRows:
     """
     survey = _survey(table)
     if not survey["rows"]:
-        raise DataError(f"{table.sources[0].path} has no rows")
+        raise DataError(f"{table.sources[0].path} has no rows; check the file")
     for name, column in table.columns.items():
         if survey[f"{name}_nulls"] and name not in LATE and not config.drop_nulls:
             check_lines(table.sources)
@@ -206,28 +207,29 @@ def parse_rows(table: RawTable, config: DataConfig) -> ParsedRows:
 
 
 def _survey(table: RawTable) -> dict[str, Any]:
-    """Collect, in one pass over the files, the facts that decide how columns are read."""
-    facts = [pl.len().alias("rows")]
+    """Collect, in one pass over the files, the statistics that select how columns are parsed."""
+    statistics = [pl.len().alias("rows")]
     for name, dtype in table.schema.items():
         value = pl.col(name)
-        facts.append(value.null_count().alias(f"{name}_nulls"))
+        statistics.append(value.null_count().alias(f"{name}_nulls"))
         if dtype == pl.String and name not in NAMES:
             integer = value.cast(pl.Int64, strict=False)
-            facts.append(
+            statistics.append(
                 (integer.cast(pl.String) == value)
                 .fill_null(value.is_null())
                 .all()
                 .alias(f"{name}_is_integer")
             )
             number = value.cast(pl.Float64, strict=False)
-            facts.append((number.is_null() & value.is_not_null()).sum().alias(f"{name}_not_number"))
+            is_wrong = number.is_null() & value.is_not_null()
+            statistics.append(is_wrong.sum().alias(f"{name}_not_number"))
             if name == "time":
-                facts.append(number.abs().max().alias("time_largest"))
+                statistics.append(number.abs().max().alias("time_largest"))
                 lengths = times.normalize_text(value).str.len_bytes().unique()
-                facts.append(lengths.drop_nulls().implode().alias("time_lengths"))
+                statistics.append(lengths.drop_nulls().implode().alias("time_lengths"))
         elif name == "time" and dtype.is_numeric():
-            facts.append(value.cast(pl.Float64).abs().max().alias("time_largest"))
-    return table.run(table.frame.select(facts)).row(0, named=True)
+            statistics.append(value.cast(pl.Float64).abs().max().alias("time_largest"))
+    return table.run(table.frame.select(statistics)).row(0, named=True)
 
 
 def _time_is_text(survey: dict[str, Any]) -> bool:

@@ -47,10 +47,10 @@ class SplitConfig(ComponentConfig):
     )
     validation: Cut = Field(
         0.8,
-        description="temporal split: begin of validation, as a quantile of the interactions "
+        description="temporal split: start of validation, as a quantile of the interactions "
         "(0.8), an ISO date ('2015-06-01', UTC) or a time in the unit of the time column",
     )
-    test: Cut = Field(0.9, description="temporal split: begin of test, written as `validation`")
+    test: Cut = Field(0.9, description="temporal split: start of test, in the form of `validation`")
     column: str | None = Field(None, description="column split: column with the role of each row")
     roles: dict[str, RoleName] = Field(
         default_factory=lambda: dict(DEFAULT_ROLES),
@@ -219,7 +219,7 @@ class DataConfig(ComponentConfig):
         description="interactions of a repeated user-item pair to keep: all, the first or the last",
     )
     k_core: int = Field(
-        0, ge=0, description="minimum interactions of every user and item, applied until it holds"
+        0, ge=0, description="minimum interactions of every user and item, applied repeatedly"
     )
     user_core: int | None = Field(
         None, ge=0, description="as `k_core`, for users only; overrides it"

@@ -51,7 +51,7 @@ class PreparedDataset:
             Only interactions of these types make an item a seen item.
         negative_ids: [M] int32, items that were shown with an interaction and not chosen, or
             None; interaction e owns the slice ``negative_offsets[e]:negative_offsets[e + 1]``,
-            the item shown last at its end.
+            with the item shown last at the end.
         negative_offsets: [E + 1] int64, or None.
         manifest: content of ``manifest.json`` (described in ``candid.data.prepare``); empty for a
             dataset that was built in memory.
@@ -81,7 +81,7 @@ class PreparedDataset:
 
     @property
     def num_users(self) -> int:
-        """U."""
+        """U, the number of users."""
         return len(self.user_offsets) - 1
 
     @property

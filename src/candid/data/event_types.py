@@ -19,8 +19,8 @@ MAX_EVENT_TYPES: Final = 255
 def event_type_names(table: RawTable, config: DataConfig) -> tuple[str, ...]:
     """Return the names of the event types to read; the position of each is its code.
 
-    Types of interactions come before those that are only shown (``use = "negative"``); each
-    part is ascending.
+    Event types of interactions come before those of impressions (``use = "negative"``); each
+    group is in ascending order.
 
     Raises:
         DataError: a value that ``data.event_types`` does not list, or too many values.

@@ -40,8 +40,8 @@ class Events:
         rows_read: rows of the files.
         dropped: reason -> number of rows.
         event_types: names of the event types, by code.
-        out_of_order: column splits only: rows that come before their predecessor in time or
-            order, because the order of roles goes first.
+        out_of_order: column splits only: rows that are earlier in time or order than the row
+            before them, because rows are sorted by role first.
         new_item_ids: item id before filtering -> item id now, -1 if the item was removed.
         negatives_left_out: reason -> number of negatives that were left out.
     """

@@ -1,4 +1,4 @@
-"""Items that were shown and not chosen: from lists or rows of the source to item ids.
+"""Negatives, items that were shown and not chosen: read from lists or rows of the source.
 
 While interactions are sorted and filtered, the negatives of an interaction are its value in the
 column ``negatives``, as the item ids before filtering.
@@ -80,8 +80,8 @@ def encode_negatives(
     if flat.height and not matched.height:
         raise DataError(
             f"column {column!r} has {flat.height:,} negatives, such as {values[0]!r}, but none "
-            "matches an item of the interactions; write item ids as there, in text separated by "
-            "spaces"
+            "matches an item of the interactions; use the same item ids (separated by spaces in "
+            "text files)"
         )
     encoded = FlatNegatives(matched["row"].to_numpy(), matched["id"].to_numpy())
     lists_of_ids = encoded.to_column(frame.height).alias("negatives")
@@ -94,7 +94,7 @@ def attach_impressions(
     """Turn impressions into negatives of their user's next target.
 
     An item that the user interacts with in between, or that is the target itself, was chosen and
-    becomes no negative.
+    does not become a negative.
 
     Args:
         frame: grouped by user, in order; columns user, item and optionally negatives.

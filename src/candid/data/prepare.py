@@ -1,4 +1,4 @@
-"""``prepare``: the user's files to a prepared dataset on disk.
+"""Preparation: source files in, a folder with the prepared dataset out.
 
 The manifest (``manifest.json``, also ``PreparedDataset.manifest``) contains: kind,
 schema_version, fingerprint (of the content), candid_version, config, sources (path, size,
@@ -145,7 +145,7 @@ def _read_earlier(out: Path) -> dict[str, Any] | None:
 def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str | None:
     """Return why an earlier dataset differs from the inputs, or None if it does not.
 
-    A key that the earlier version did not have is None.
+    A key that is missing on one side counts as None: the earlier version may not have had it.
     """
     before, now = earlier.get("config") or {}, inputs["config"]
     for key in sorted(before.keys() | now.keys()):
@@ -273,8 +273,8 @@ def _check_size(events: Events, config: DataConfig) -> None:
         if count < 2:
             raise DataError(
                 f"{config.interactions} has only one {name} after filtering "
-                f"({(events.users if name == 'user' else events.items)[0]!r}), training needs two; "
-                f"check that {getattr(config, name)!r} is the right column"
+                f"({(events.users if name == 'user' else events.items)[0]!r}), but training needs "
+                f"two; check that {getattr(config, name)!r} is the right column"
             )
 
 

@@ -54,7 +54,7 @@ def temporal(timestamps: npt.NDArray[np.int64], validation: int, test: int) -> R
 def quantile_time(timestamps: npt.NDArray[np.int64], quantile: float) -> int:
     """Return the time before which at most this share of the interactions lies.
 
-    Interactions at exactly that time lie behind the cut, all of them.
+    All interactions at exactly that time are after the cut.
     """
     rank = min(int(quantile * len(timestamps)), len(timestamps) - 1)
     return int(np.partition(timestamps, rank)[rank])

@@ -1,4 +1,4 @@
-"""Times of every form as int64 microseconds since 1970-01-01 UTC."""
+"""Conversion of times in any form to int64 microseconds since 1970-01-01 UTC."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def from_number(value: pl.Expr, largest: float) -> pl.Expr:
 
 
 def normalize_text(value: pl.Expr) -> pl.Expr:
-    """Bring ISO 8601 text into the shape of the forms above."""
+    """Bring ISO 8601 text into the format of ``TEXT_FORMS``."""
     return value.str.replace("T", " ", literal=True).str.strip_suffix("Z")
 
 
@@ -47,7 +47,7 @@ def from_text(value: pl.Expr, lengths: Iterable[int]) -> pl.Expr:
 
     Args:
         value: text.
-        lengths: the lengths of ``normalize_text(value)``; only forms of these are tried.
+        lengths: lengths of ``normalize_text(value)``; only forms of these lengths are tried.
     """
     text = normalize_text(value)
     forms = [form for length, form in TEXT_FORMS.items() if length in lengths]

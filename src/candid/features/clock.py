@@ -23,8 +23,8 @@ DAY = 24 * HOUR
 class Clock(Feature):
     """Sine and cosine of the time of day and of the time of the week, with a flag for missing.
 
-    The column contains dates, datetimes, or ISO 8601 text (UTC unless it has a zone). On a circle
-    23:59 is next to 00:00. Values change continuously, not in steps of days.
+    The column contains dates, datetimes, or ISO 8601 text (UTC unless it has a zone). 23:59 is
+    encoded next to 00:00. Values change continuously, not in steps of days.
 
     Args:
         utc_offset: hours to add to UTC for local time.

@@ -1,8 +1,8 @@
 """The context of a query: its time, and the time and event type of the last interaction.
 
 The time of a query is that of the target in training, that of the first held-out target in
-evaluation, and the present in serving. The context is a table like that of items, which features
-of any type can read. Its columns are ``time`` (UTC), ``since`` (seconds since the last
+evaluation, and the current time in serving. The context is a table like that of items, which
+features of any type can read. Its columns are ``time`` (UTC), ``since`` (seconds since the last
 interaction of the user, null without one), ``event_type`` (of the target: a view or a purchase)
 and ``last_event_type`` (of the last interaction).
 """

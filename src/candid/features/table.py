@@ -69,8 +69,8 @@ def fit_table(
     Args:
         configs: by name; at least one.
         frame: n users or items with their attributes.
-        is_trained: [n] bool, the training rows. Values of other rows are not fitted, as those of
-            new users and items in serving.
+        is_trained: [n] bool, the training rows. Features are not fitted on other rows, whose
+            values are treated like those of new users and items in serving.
         where: config section, such as "features.item"; begins every message.
 
     Raises:

@@ -94,7 +94,7 @@ class Vector(Feature):
         if len(wrong):
             raise DataError(
                 f"the vector of row {rows[wrong[0]] + 1:,} has a number that is missing, not "
-                "finite or beyond float32; fix it or leave the whole vector empty"
+                "finite or too large for float32; fix it or leave the whole vector empty"
             )
         return narrow
 

@@ -118,7 +118,7 @@ class Vocabulary:
             kind: from ``to_kind``.
             values: from ``to_kind``; nulls are skipped.
             min_count: minimum count of a value.
-            max_values: size limit: the most frequent values, of equally frequent ones the smaller.
+            max_values: size limit: the most frequent values stay; ties go to the smaller value.
         """
         counts = values.drop_nulls().alias("value").value_counts(name="count")
         counts = counts.filter(pl.col("count") >= min_count)

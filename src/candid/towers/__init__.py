@@ -2,11 +2,11 @@
 
 name                 side    vector
 causal_transformer   query   state of a transformer after the most recent interaction
-user_embedding       query   free vector of the user
+user_embedding       query   embedding of the user id
 user_features        query   features of the user through a perceptron, combined with the id
 context_features     query   features of the context through a perceptron
 joined               query   vectors of several query towers, concatenated, through a perceptron
-item_embedding       item    free vector of the item
+item_embedding       item    embedding of the item id
 item_features        item    features of the item through a perceptron, combined with the id
 
 The feature towers read ``TowerContext.item_features`` and ``user_features``, so that they can

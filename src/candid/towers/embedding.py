@@ -1,4 +1,4 @@
-"""Towers that look up a free vector for each user or item."""
+"""Towers that look up an embedding for each user or item id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def embedding_table(num_rows: int, dim: int) -> nn.Embedding:
 
 
 class UserEmbedding(QueryTower):
-    """The query vector is a free vector of the user, as in matrix factorisation.
+    """The query vector is the embedding of the user id, as in matrix factorisation.
 
     Args:
         num_users: U; ids are 0..U-1. An untrained user keeps its random initial vector.
@@ -56,7 +56,7 @@ class UserEmbedding(QueryTower):
 
 
 class ItemEmbedding(ItemTower):
-    """The item vector is a free vector.
+    """The item vector is the embedding of the item id.
 
     Args:
         num_items: V; ids are 0..V-1.

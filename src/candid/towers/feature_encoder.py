@@ -21,8 +21,8 @@ from candid.towers.stored_values import StoredValues
 IdMode = Literal["none", "field", "residual", "override"]
 
 INITIAL_SCALE = 0.1
-"""Initial scale of the output, so that vectors are short as those of a table. At full length the
-initial NLL is far above log V, and training must first shrink random scores."""
+"""Initial scale of the output, so that vectors are as short as those of an embedding table. At full
+length the initial NLL is far above log V, and training must first shrink random scores."""
 CHUNK = 16_384
 """Rows encoded at a time without gradient, which bounds memory."""
 

@@ -14,7 +14,7 @@ from candid.towers.embedding import embedding_table
 from candid.towers.row_table import RowTable
 
 MANY_CODES = 10_000
-"""Size from which the table of a feature trains by row: a step reads most rows of a smaller one."""
+"""Minimum size of a table that trains by row: a step reads most rows of a smaller table."""
 
 
 def code_table(num_codes: int, dim: int, *, by_row: bool | None = None) -> nn.Embedding:
@@ -95,8 +95,8 @@ class BagField(nn.Module):
 class NumberField(nn.Module):
     """An affine map of the M numbers of a row, initialised on the scale of the tables.
 
-    The offset preserves magnitude through the norm that follows: of a vector in one direction the
-    norm keeps the sign alone.
+    The bias preserves magnitude through the layer norm that follows: without it, the norm would
+    reduce a multiple of one vector to its sign.
     """
 
     unknown: Tensor
@@ -128,8 +128,8 @@ class FieldEncoder(nn.Module):
         values: by feature name; only their form is read (type, vocabulary size, numbers per row).
         dim: d, width of the vector of a field.
         unknown_rate: probability, in training only, that a value (a code of a bag) is replaced by
-            the unknown code 0, and a row of numbers by those of an unknown row. It prepares for
-            values that training lacks but serving has: an item without genre, a user without
+            the unknown code 0, and a row of numbers by those of an unknown row. It trains for
+            values that occur only in serving: an item without genre, a user without
             interactions.
     """
 

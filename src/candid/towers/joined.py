@@ -1,4 +1,4 @@
-"""A query tower of several: history, features and id of a user in one query vector."""
+"""A query tower that joins several: history, features and id of a user in one query vector."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ class ModelConfig(ComponentConfig):
         """Build the model for a dataset.
 
         Args:
-            context: facts about the dataset; ``item_tower`` is ignored.
+            context: properties of the dataset; ``item_tower`` is ignored.
 
         Raises:
             ConfigError: a tower of the wrong side, or towers that do not fit together.

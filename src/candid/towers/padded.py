@@ -104,12 +104,12 @@ def merge_inputs(groups: Iterable[tuple[PaddedInput, ...]]) -> tuple[PaddedInput
 
 @dataclass(frozen=True, slots=True)
 class PaddedContext:
-    """The facts that a tower needs to build its padded module.
+    """The properties of the inputs that a tower needs to build its padded module.
 
     Attributes:
         max_length: L, the longest history.
-        users_by: how a query names its user: by the id of a user of the dataset ("user_id") or
-            by user features ("features").
+        users_by: input that identifies the user of a query: the id of a user of the dataset
+            ("user_id") or user features ("features").
         features: side -> feature -> values; only the form of the values is read.
     """
 
@@ -134,7 +134,7 @@ class PaddedLookup(PaddedModule):
     Args:
         name: of the input.
         vectors: [n, D].
-        unknown: [D], the vector of id -1; NaN where such an id has no answer.
+        unknown: [D], the vector of id -1; NaN if an unknown id cannot be encoded.
     """
 
     table: Tensor

@@ -40,8 +40,8 @@ class PaddedFields(nn.Module):
 class PaddedFeatureEncoder(PaddedModule):
     """``FeatureEncoder`` over the values of a request.
 
-    An encoder of items that has a table of ids reads ``item_id`` as well. A user is known by its
-    features alone here.
+    An encoder of items that has a table of ids reads ``item_id`` as well. An encoder of users
+    reads features only.
 
     Args:
         encoder: its weights are shared.

@@ -67,16 +67,16 @@ class PaddedBlock(nn.Module):
 class PaddedTransformer(PaddedModule):
     """``CausalTransformer`` over padded histories.
 
-    Padding stands after every token, so causal attention never reads it.
+    Padding follows the tokens, so causal attention never reads it.
 
     Args:
-        items: [V, D] float32, the vectors that the items of a history begin as.
+        items: [V, D] float32, input vectors of the items of a history.
         max_length: L.
         blocks: the transformer blocks.
         norm: after the blocks.
         positions: table of learned positions, or None for rotary ones.
         event_types: table of event types, or None.
-        empty_history: [D], the query of an empty history; None where it has no answer.
+        empty_history: [D], the query of an empty history; None if it cannot be encoded.
     """
 
     items: Tensor
@@ -109,7 +109,7 @@ class PaddedTransformer(PaddedModule):
             )
 
     def forward(self, tensors: NamedTensors) -> Tensor:
-        """Encode B histories: [B, D]; NaN for an empty one that has no answer."""
+        """Encode B histories: [B, D]; NaN for an empty one that cannot be encoded."""
         history = tensors["history"]
         tokens = F.embedding(history.clamp(min=0), self.items)
         rotations = None

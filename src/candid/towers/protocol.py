@@ -70,7 +70,7 @@ class ItemTower(nn.Module, ABC):
 
     @property
     def table(self) -> nn.Embedding | None:
-        """Table whose rows are the item vectors, which a query tower can share; None without."""
+        """Table whose rows are the item vectors and which a query tower can share, or None."""
         return None
 
     @abstractmethod
@@ -104,8 +104,8 @@ class ItemTower(nn.Module, ABC):
     def to_padded(self, context: PaddedContext) -> PaddedModule:
         """Return the computation from item features to vectors on padded tensors.
 
-        ``candid export`` needs it only of a tower that reads features: every tower's catalog is
-        exported as a table.
+        ``candid export`` calls it only for a tower that reads features: the item vectors of every
+        tower are exported as a table.
 
         Args:
             context: the form of the features.
@@ -118,7 +118,7 @@ class ItemTower(nn.Module, ABC):
 
 @dataclass(frozen=True, slots=True)
 class TowerContext:
-    """The facts about a dataset that a config needs to build a tower.
+    """The properties of a dataset that a config needs to build a tower.
 
     Attributes:
         num_users: U.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class RowTable(nn.Embedding):
-    """A [num_rows, dim] table of which a step reads few rows; N(0, 0.02²), float32.
+    """A [num_rows, dim] table from which a step reads few rows; N(0, 0.02²), float32.
 
     Its gradient is as large as the table. After ``train_by_row`` it is a sparse tensor of the rows
     that were read, which needs a row-wise optimizer.

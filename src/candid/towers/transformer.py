@@ -35,7 +35,7 @@ from candid.towers.rotary import rotate, rotation_factors
 from candid.towers.row_table import RowTable
 
 SEQUENCES_PER_GROUP = {"cpu": 4, "cuda": 32}
-"""Sequences padded together: few have similar lengths, many use the device better."""
+"""Sequences padded together: small groups waste less padding, large ones use the device better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def length_groups(offsets: Tensor) -> list[Group]:
     longest = lengths[order[::size]].tolist()
     groups = []
     for members, length in zip(torch.split(order, size), longest, strict=True):
-        if length == 0:  # as are all that follow
+        if length == 0:  # all later sequences are empty too
             break
         steps = torch.arange(length, device=offsets.device)
         is_token = steps < lengths[members, None]
@@ -195,8 +195,8 @@ class CausalTransformer(QueryTower):
         attention_dropout: on the attention weights; anything above 0 is slow on CPU.
         positions: "learned" vectors added to the tokens, as in SASRec, or "rotary" (RoFormer).
         max_length: L, longest history.
-        input_items: encoder of the items of histories: the table of the item tower or, if it has
-            more than a table, the tower ("tied"); None for a separate table.
+        input_items: encoder of the items of histories: the table of the item tower or, if the
+            tower computes more than a look-up, the tower ("tied"); None for a separate table.
         num_event_types: event types in histories that have a vector; 0 for none.
         empty_histories: whether there is a vector for an empty history; without it, such a query
             cannot be encoded.
