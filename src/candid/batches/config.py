@@ -27,8 +27,8 @@ class BatchesConfig(ComponentConfig):
     max_negatives: int = Field(
         20,
         ge=0,
-        description="largest number of items shown and not chosen (data.negatives) that are "
-        "candidates of a row beside the sampled ones: those shown last; 0: none. A loss over the "
+        description="most items shown and not chosen (data.negatives) that are candidates of a "
+        "row beside the sampled ones; the items shown last are used; 0: none. A loss over the "
         "whole catalog includes them anyway",
     )
     empty_histories: bool = Field(

@@ -36,20 +36,21 @@ class Position:
 
 
 class Loader:
-    """Endless batches from a position; iterate with ``for batch in loader.epoch()``.
+    """Training batches from a position on; iterate with ``for batch in loader.epoch()``.
 
     Args:
         dataset: the prepared dataset.
         config: batch settings.
         seed: with ``position`` it determines all following batches.
-        context: encoder of the moment of each row, or None.
+        context: encoder of the query context of each row, or None.
 
     Attributes:
         position: position of the next batch. Assign to resume; it advances when a batch is
             yielded, independently of the batches that workers have prepared.
 
     Raises:
-        DataError: there is nothing to train on.
+        DataError: there are no training interactions.
+        ConfigError: ``drop_last`` is set and an epoch is smaller than one batch.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class Loader:
         if self.num_units == 0:
             raise DataError(
                 "nothing to train on: no user has "
-                + ("a" if config.unit == "interaction" else "two or more")
-                + " training interactions; check the split"
+                + ("one" if config.unit == "interaction" else "two")
+                + " or more training interactions; check the split"
             )
         if config.drop_last and self.num_units < config.batch_size:
             raise ConfigError(
@@ -140,13 +141,15 @@ class Loader:
         lengths = windows.stops - windows.starts - 1
         events = ranges(windows.starts, lengths)
         rows = np.flatnonzero(self._is_target[events + 1])
-        opens = windows.openings >= 0
-        opening = windows.openings[opens]
-        targets = np.concatenate([opening, events[rows] + 1])
-        owners = np.concatenate([windows.owners[opens], np.repeat(windows.owners, lengths)[rows]])
-        positions = np.concatenate([np.full_like(opening, -1), rows])
+        has_opening = windows.openings >= 0
+        openings = windows.openings[has_opening]
+        targets = np.concatenate([openings, events[rows] + 1])
+        user_ids = np.concatenate(
+            [windows.owners[has_opening], np.repeat(windows.owners, lengths)[rows]]
+        )
+        positions = np.concatenate([np.full_like(openings, -1), rows])
         return Batch(
-            user_ids=torch.from_numpy(owners),
+            user_ids=torch.from_numpy(user_ids),
             positive_ids=torch.from_numpy(self._item_ids[targets].astype(np.int64)),
             weights=self._weights(targets),
             negative_ids=negatives_of(self._dataset, targets, self.config.max_negatives),

@@ -1,4 +1,4 @@
-"""The queries of an evaluation, their relevant items, and counts of what was left out."""
+"""The queries of an evaluation, their relevant items, and counts of those that are left out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EvaluationQueries:
         held_out: Q queries, each with at least one target.
         history_lengths: [Q] int64, lengths of the whole histories, not cut to what a model reads.
         user_is_trained: [Q] bool, whether the user has an interaction that is trained on.
-        counts: numbers of users, targets and items by name, those left out included.
+        counts: numbers of users, targets and items by name, including those left out.
     """
 
     held_out: HeldOutTargets

@@ -85,14 +85,14 @@ class EvaluationReport:
 
     Attributes:
         metrics: by name: ``recall@k``, ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``popularity@k``
-            (mean training count of the recommended), ``popularity_percentile@k``,
+            (mean training count of the recommended items), ``popularity_percentile@k``,
             ``coverage@k`` (share of the catalog recommended to any user), and ``nll``,
             ``true_nll``, ``excess_nll`` in nats where they were computed.
         metric: the metric that summaries show first.
         slices: by slicing: ``target_popularity``, ``history_length``, ``target_warmth`` and
             ``user_warmth`` (where some targets, or users, were never trained on); only groups
             that hold targets.
-        counts: numbers of users, targets and items, those left out included.
+        counts: numbers of users, targets and items, including those left out.
         settings: settings that the numbers depend on, beside model and data.
         per_user: values of each user; not part of the JSON.
     """

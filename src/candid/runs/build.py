@@ -1,4 +1,4 @@
-"""From a config and a dataset to the model, the loss and the sampler of a run, and its device."""
+"""Construction of the model, the loss and the sampler of a run, and choice of its device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from candid.towers import RetrievalModel
 def build_model(
     config: RunConfig, dataset: PreparedDataset, features: RunFeatures | None = None
 ) -> RetrievalModel:
-    """Build a fresh model for a dataset, on the CPU; ``features`` None: fitted here."""
+    """Build an untrained model for a dataset, on the CPU; None fits ``features`` first."""
     features = fit_features(config.features, dataset) if features is None else features
     return config.model.build(tower_context(dataset, config.batches, features))
 

@@ -1,4 +1,4 @@
-"""A trained run: its model, dataset and features, ready to recommend and to be evaluated."""
+"""A trained run: its model, dataset and features, with methods to recommend and evaluate."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def context(self) -> Context | None:
-        """Encodes the context of queries; None for a model that reads no context."""
+        """The encoder of the context of queries; None for a model that reads no context."""
         return self.features.context_for(self.dataset) if self.model.reads_context else None
 
     @property
@@ -111,8 +111,8 @@ class Run:
             users: one source id or several; the whole history of each user in the dataset is used.
             histories: for anonymous users, instead of ``users``: source ids of the items of
                 each history, earliest first.
-            features: attributes of the anonymous users, by column of the user table, one table
-                for each history; without ``histories`` the histories are empty.
+            features: attributes of the anonymous users, by column of the user table, one
+                mapping for each history; without ``histories`` the histories are empty.
             k: recommendations per query.
             filter_seen: leave out the items of the whole history (with event types: of target
                 event types only).
@@ -301,7 +301,7 @@ class Run:
         progress: StageProgress | None = None,
         **overrides: Any,
     ) -> EvaluationReport:
-        """Measure the run on a split, over the full catalog.
+        """Evaluate the run on a split, over the full catalog.
 
         Args:
             split: "test" or "validation".
@@ -333,7 +333,7 @@ class Run:
         )
 
     def _encoded_items(self, progress: StageProgress | None = None) -> Tensor:
-        """Item vectors [V, D] on the device of the model, encoded on first use."""
+        """Return item vectors [V, D] on the device of the model, encoded on first use."""
         if "vectors" not in self._cache:
             with inference_mode(self.model):
                 self._cache["vectors"] = encode_catalog(self.model, progress).detach()
@@ -368,7 +368,7 @@ def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = Non
 
     Args:
         folder: of ``train_run`` or ``candid train``.
-        data: the prepared dataset, or its folder; None: the one that the run names.
+        data: the prepared dataset, or its folder; None: the one that ``run.json`` names.
 
     Raises:
         ArtifactError: not a run, a run of an older version, no checkpoint, a damaged one, another

@@ -1,4 +1,4 @@
-"""Training: from a config and a prepared dataset to a trained, measured model in a folder."""
+"""Training of a run: the model of a config, fitted to a prepared dataset, in a folder."""
 
 from __future__ import annotations
 
@@ -200,12 +200,12 @@ def train_run(
 def _validation(
     config: RunConfig, dataset: PreparedDataset, features: RunFeatures, *, needs_history: bool
 ) -> Callable[[RetrievalModel], Mapping[str, float]] | None:
-    """Make the validation of an epoch; None for a dataset without validation targets."""
+    """Return the validation function; None for a dataset without validation targets."""
     config.evaluation.check_fits(dataset.num_items)
     if not np.any(dataset.roles == Role.VALIDATION):
         return None
     settings, context = config.evaluation.during_training(), features.context_for(dataset)
-    # An epoch may take hours; the targets are known before it.
+    # Checked before the first epoch, which may take hours.
     check_has_relevant(dataset, settings, Role.VALIDATION, needs_history=needs_history)
 
     def validate(model: RetrievalModel) -> Mapping[str, float]:
