@@ -95,7 +95,7 @@ def test_missing_count_and_unknown_correction_are_refused():
 
 
 def test_corrections_are_named_in_one_module():
-    """All other code asks ``correction.py``; a config field describes the names to users."""
+    """All other code calls ``correction.py``; a config field describes the names to users."""
     root = Path(candid.__file__).parent
     modules = {
         str(path.relative_to(root)) for path in root.rglob("*.py") if "logq" in path.read_text()

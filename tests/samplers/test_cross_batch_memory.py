@@ -30,7 +30,7 @@ def test_latest_rows_are_candidates_beside_the_batch(counts):
     assert memory.sample(*SECOND).num_samples == 7
     memory.observe(*SECOND[:2])
     sampled = memory.sample(*THIRD)
-    # Seven rows were seen: the five latest are remembered.
+    # Seven rows were observed; the memory holds the five latest.
     expected = [(2, 12), (3, 10), (4, 13), (5, 14), (6, 15), (7, 10), (7, 16)]
     assert pairs(sampled) == expected
     q = counts.double() / counts.sum()

@@ -55,7 +55,7 @@ def test_samples_follow_the_renormalised_q(kind, counts, excluded, seed):
     stated = rest.log_expected_count_of(torch.arange(len(counts)), *rows_of([0])).tolist()
     for log_expected_count, p in zip(stated, q, strict=True):
         assert log_expected_count == (pytest.approx(math.log(n * p), abs=1e-5) if p else -math.inf)
-    # The sampler itself is as it was.
+    # The sampler itself is unchanged.
     again = whole.log_expected_count_of(torch.arange(len(counts)), *rows_of([0])).exp()
     assert float(again.sum()) == pytest.approx(n, rel=1e-5)
 

@@ -15,8 +15,8 @@ from candid.samplers.random_fourier import FourierKernel
 CPU = torch.device("cpu")
 
 
-class Wild:
-    """Features that are as often negative as positive: their products must be floored."""
+class SignedFeatures:
+    """Features that are as often negative as positive: the tree must bound their products."""
 
     def query_features(self, query):
         return torch.cat([query, query.sin() * 3.0], dim=1)
@@ -37,7 +37,7 @@ def kernels(width=3):
     return {
         "fourier": FourierKernel(1.5 * frequencies, 2.25, 0.3),
         "quadratic": QuadraticKernel(width, 2.0, CPU),
-        "wild": Wild(),
+        "signed": SignedFeatures(),
     }
 
 

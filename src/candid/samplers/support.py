@@ -1,4 +1,4 @@
-"""Checks of which items of a catalog a sampler can draw."""
+"""Checks that a sampler can draw every item that its softmax is over."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def check_support_covers(
         key: setting that holds ``softmax_over``, for messages.
 
     Raises:
-        ConfigError: an item cannot be drawn, and names the first; or the sampler belongs to
-            another catalog.
+        ConfigError: an item cannot be drawn (the message has the first); or the sampler belongs
+            to another catalog.
     """
     support = sampler.support(is_positive)
     if support.shape != is_positive.shape:
@@ -40,10 +40,10 @@ def check_support_covers(
     unreachable = ~support
     if softmax_over == "trained":
         unreachable &= is_positive
-    way_out = ""
+    alternative = ""
     if not bool((unreachable & is_positive).any()):
-        way_out = f", or leave out items that are never a training target: {key} = 'trained'"
-    _refuse(unreachable, source_ids, way_out)
+        alternative = f", or leave out items that are never a training target: {key} = 'trained'"
+    _refuse(unreachable, source_ids, alternative)
 
 
 def check_support(log_expected_count: Tensor) -> None:
@@ -61,7 +61,7 @@ def check_support(log_expected_count: Tensor) -> None:
 
 
 def _refuse(
-    unreachable: Tensor, source_ids: Sequence[object] | None = None, way_out: str = ""
+    unreachable: Tensor, source_ids: Sequence[object] | None = None, alternative: str = ""
 ) -> None:
     items = torch.nonzero(unreachable)[:, 0]
     if len(items):
@@ -70,7 +70,7 @@ def _refuse(
             f"item {first if source_ids is None else repr(source_ids[first])} can never be drawn: "
             f"its probability is 0, as that of {len(items)} of {len(unreachable)} items in total, "
             "and the estimate of the softmax misses them; set min_count of a popularity sampler "
-            f"above 0, mix the sampler with uniform samples{way_out}"
+            f"above 0, or mix the sampler with uniform samples{alternative}"
         )
 
 

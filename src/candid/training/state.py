@@ -20,7 +20,7 @@ class TrainState:
         seconds: duration of training, with validation and earlier parts of a resumed run.
         train_seconds: the same without validation and checkpoints.
         cpu_seconds: CPU time of the process over all threads, in the same spans as ``seconds``.
-        rows: rows (query, positive) seen.
+        rows: rows (query, positive) processed.
         metric: name of the validation metric for early stopping, larger is better; or None.
         best: best value of the metric so far, or None.
         best_epoch: number of epochs when it was reached.
