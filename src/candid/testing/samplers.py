@@ -1,4 +1,4 @@
-"""The contract of a sampler as checks that any sampler can run."""
+"""Checks of the contract that every sampler must keep."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def check_sampler(
     num_rows: int = 8,
     num_trials: int = 400,
 ) -> None:
-    """Check the promises of a sampler.
+    """Check that a sampler keeps the promises of ``Sampler`` and ``SamplerConfig``.
 
     The sampler is built for a small catalog, refreshed with random item vectors if it follows the
-    model, and sampled. Checked are shapes and dtypes of the record, that
-    ``log_expected_count_of`` agrees with it, that the stated counts are those of ``num_trials``
-    samples (unless candidates come from the batch), that the sample depends on the generator
-    alone, that ``state_dict`` restores it, and what its config states about it.
+    model, and sampled. The checks cover shapes and dtypes of the record; that
+    ``log_expected_count_of`` agrees with it; that the stated counts are those of ``num_trials``
+    samples (unless candidates come from the batch); that the sample depends only on the
+    generator; that ``state_dict`` restores the sampler; and that the properties of its config are
+    true.
 
     Args:
         sampler: the class, whose ``Config`` must have a default for each setting, or a config;
@@ -44,7 +45,7 @@ def check_sampler(
         num_trials: number of samples that the stated counts are compared with.
 
     Raises:
-        AssertionError: a promise is broken; the message names it.
+        AssertionError: a promise is broken; the message states which one.
 
     Example:
         >>> from candid.samplers import Uniform
@@ -55,7 +56,7 @@ def check_sampler(
     counts = torch.arange(30, 0, -1) if counts is None else counts
     batch = _batch(counts, num_rows)
     before = copy.deepcopy((counts, batch))
-    built = _built(config, counts)
+    built = _build(config, counts)
     sampled = built.sample(*batch, _generator())
     _check(built.num_items == len(counts), "num_items must be the number of counts")
     _check_record(sampled, batch, len(counts))
@@ -79,7 +80,7 @@ def _batch(counts: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     return positive_ids, user_ids, torch.randn(num_rows, _WIDTH, generator=generator)
 
 
-def _built(config: SamplerConfig, counts: Tensor) -> Sampler:
+def _build(config: SamplerConfig, counts: Tensor) -> Sampler:
     sampler = config.build(counts)
     _check(isinstance(sampler, Sampler), "build() must return a candid.samplers.Sampler")
     if sampler.refresh_every is not None:
