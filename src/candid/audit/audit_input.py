@@ -31,8 +31,8 @@ class AuditInput:
 
     Raises:
         ConfigError: the shapes do not match.
-        DataError: an id outside the catalog (the message has the row), or no rows.
-        ArtifactError: a vector is not finite (the message has the row).
+        DataError: an id outside the catalog (the message names the row), or no rows.
+        ArtifactError: a vector is not finite (the message names the row).
     """
 
     name: str
@@ -84,7 +84,7 @@ class AuditInput:
 
     @property
     def num_items(self) -> int:
-        """V."""
+        """V, the number of items."""
         return len(self.counts)
 
     def slices(self) -> Tensor:

@@ -22,7 +22,7 @@ def run_inputs(run: Run, num_rows: int, *, seed: int = 0) -> list[AuditInput]:
 
     Args:
         run: the trained run.
-        num_rows: Q, most users; each contributes one random training row.
+        num_rows: Q, maximum number of users; each contributes one random training row.
         seed: of the choice of rows.
 
     Raises:
@@ -49,7 +49,7 @@ def untrained_input(
     Args:
         config: the recipe.
         dataset: the data.
-        num_rows: Q, most users; each contributes one random training row.
+        num_rows: Q, maximum number of users; each contributes one random training row.
         seed: of the choice of rows; the model has the recipe's seed.
         features: features fitted on the dataset; None: they are fitted here.
 

@@ -39,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(short_help="Compare the corrections on synthetic data with a known answer")(demo)
+app.command(short_help="Compare the corrections on synthetic data with a known distribution")(demo)
 app.command(short_help="Read, filter, split and store interactions")(prepare)
 app.command(cls=TrainCommand, short_help="Train a model and measure it")(train)
 app.command(short_help="Measure a trained model over the full catalog")(evaluate)

@@ -32,7 +32,7 @@ class TrainProgress:
     """Callback of the trainer: a bar with throughput and remaining time, a line per validation.
 
     Args:
-        console: of the verb.
+        console: output of the verb.
         bar: started progress display; None without a terminal.
     """
 

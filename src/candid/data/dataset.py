@@ -144,6 +144,10 @@ def held_out(dataset: PreparedDataset, role: Role) -> HeldOutTargets:
 
     A user without a target of that role has no query. A user with an empty history has one
     (``history_stop == user_offsets[u]``); the caller counts and skips it.
+
+    Example:
+        >>> held_out(dataset, Role.TEST)  # doctest: +SKIP
+        HeldOutTargets(6,040 queries, 6,040 targets)
     """
     events = np.flatnonzero(dataset.roles == role)
     owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1

@@ -45,7 +45,7 @@ class ApproximateIndex(Index):
 
     Args:
         item_vectors: [V, D] float32; not copied if they are on the CPU.
-        is_checked: the vectors are already known to be finite.
+        is_checked: whether the caller has checked that the vectors are finite.
 
     Attributes:
         num_items: V.
@@ -226,7 +226,7 @@ class _ExcludedPairs:
         )
 
     def contains(self, rows: Ints, item_ids: Ints) -> Bools:
-        """Return which of the items [b, n] of rows [b] are excluded; undefined for id -1."""
+        """Return a mask of the excluded items [b, n] of rows [b]; undefined for id -1."""
         if len(self._pairs) == 0:
             return np.zeros(item_ids.shape, dtype=np.bool_)
         keys = rows[:, None] * self._num_items + item_ids

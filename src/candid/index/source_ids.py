@@ -28,6 +28,11 @@ class SourceIds:
     Args:
         built: [V], the distinct source ids of items 0..V-1.
         added: source ids of items V, V+1, …, of the type of ``built``.
+
+    Example:
+        >>> ids = SourceIds(pl.Series([20, 10]))
+        >>> ids.item_ids([10, 30])
+        array([ 1, -1])
     """
 
     def __init__(self, built: pl.Series, added: pl.Series | None = None) -> None:

@@ -82,7 +82,7 @@ class ChoiceModel(ABC):
         Raises:
             ConfigError: this distribution is not the softmax of a dot product.
         """
-        raise ConfigError("mode 'topics' has no item vectors: set mode to 'softmax'")
+        raise ConfigError("mode 'topics' has no item vectors; set mode to 'softmax'")
 
 
 def unit(vectors: Floats) -> Floats:

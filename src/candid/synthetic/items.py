@@ -1,4 +1,4 @@
-"""Synthetic items by arithmetic: popularity rank, topics, title and genres of any item id.
+"""Synthetic items: popularity rank, topics, title and genres computed from any item id.
 
 Ranks are laid out on a grid of T columns: the item of popularity rank k belongs to topic k mod T
 and is in row k // T, so every topic has popular and rare items. The second topic of an item is

@@ -185,6 +185,6 @@ def _sample_from_scores(scores: Floats, keys: Keys) -> Ints:
     cumulative = np.cumsum(np.exp(scores - scores.max(axis=1, keepdims=True)), axis=1)
     pick = uniform(keys) * cumulative[:, -1]
     item_ids: Ints = (cumulative <= pick[:, None]).sum(axis=1)
-    # Rounding may lift the pick to the total itself; the last possible item then takes it.
+    # Rounding may make the pick equal to the total: it then belongs to the last possible item.
     last: Ints = scores.shape[1] - 1 - np.argmax(scores[:, ::-1] > -np.inf, axis=1)
     return np.minimum(item_ids, last)

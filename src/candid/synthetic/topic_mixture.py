@@ -2,8 +2,8 @@
 
 P(t | q) is a softmax over topics of <q, centre_t> - exponent · log(t + 1). Topics follow Zipf's
 law too; otherwise the T most popular items would all have the same popularity. Within a topic, a
-row of the grid is sampled by Zipf's law. The item is the one of that row whose first topic it
-is, or, with probability λ (``second_topic``), the one whose second topic it is. So
+row of the grid is sampled by Zipf's law. The choice is the item of that row with this first
+topic or, with probability λ (``second_topic``), the item with this second topic. So
 
     P(d | q) = z(row) · [ (1 - λ) · P(first | q) / H(first) + λ · P(second | q) / H(second) ]
 
