@@ -127,13 +127,13 @@ def test_sampler_with_a_sample_per_row_is_called_once_for_several_groups():
 
 
 def test_given_negatives_are_counted_before_the_batch_is_observed():
-    seen = []
+    negative_counts = []
 
     class Recorder:
         needs_candidates = True
 
         def __call__(self, query, items, positive_ids, candidates, *, effective_sample_size):
-            seen.append(candidates.exact.log_expected_count.exp())
+            negative_counts.append(candidates.exact.log_expected_count.exp())
             return (
                 LOSSES["sampled_softmax"].Config().build(V)(query, items, positive_ids, candidates)
             )
@@ -146,7 +146,7 @@ def test_given_negatives_are_counted_before_the_batch_is_observed():
             torch.zeros(2, D), torch.zeros(V, D), ids_of(7, 7), negative_ids=torch.tensor([[7]] * 2)
         )
         expected = 16 * float(before[7] / before.sum())
-        assert seen[-1].tolist() == [[pytest.approx(expected)]] * 2
+        assert negative_counts[-1].tolist() == [[pytest.approx(expected)]] * 2
 
 
 def test_hooks_reach_nested_samplers():

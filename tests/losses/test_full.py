@@ -49,8 +49,8 @@ class TestAgainstTheDenseSoftmax:
         others = scores.scatter(1, positive_ids[:, None], -math.inf).logsumexp(dim=1)
         out = full_softmax(query, items, positive_ids, effective_sample_size=True)
         torch.testing.assert_close(out.log_z, others)
-        chosen = scores.softmax(dim=1).gather(1, positive_ids[:, None])[:, 0]
-        torch.testing.assert_close(out.sample_weight, (1 - chosen).detach())
+        probability = scores.softmax(dim=1).gather(1, positive_ids[:, None])[:, 0]
+        torch.testing.assert_close(out.sample_weight, (1 - probability).detach())
         weights = (scores - others[:, None]).exp().scatter(1, positive_ids[:, None], 0.0)
         effective_sample_size = weights.sum(dim=1).square() / weights.square().sum(dim=1)
         torch.testing.assert_close(out.effective_sample_size, effective_sample_size.detach())

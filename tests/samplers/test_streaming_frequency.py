@@ -51,8 +51,8 @@ def test_batches_give_the_estimate_of_single_rows(stream, cuts, rate):
         frequency.observe(rest[:cut])
         rest = rest[cut:]
     frequency.observe(rest)
-    stated = frequency.log_q(torch.arange(8)).exp().tolist()
-    for item, estimate in enumerate(stated):
+    estimates = frequency.log_q(torch.arange(8)).exp().tolist()
+    for item, estimate in enumerate(estimates):
         expected = row_by_row(stream, item, rate)
         lower_bound = 1 / max(len(stream) + 1, 8)
         assert estimate == pytest.approx(lower_bound if expected is None else expected, rel=1e-5)

@@ -39,8 +39,8 @@ def test_min_count_reaches_every_item(counts, rows, exponent):
         counts, num_candidates=4, exponent=exponent, min_count=2.0, every_item=True
     )
     weights = torch.tensor([40, 25, 15, 8, 5, 3, 2, 2, 2, 2]).double() ** exponent
-    stated = sampler.log_expected_count_of(CATALOG, *rows).double().exp()
-    torch.testing.assert_close(stated, 4 * weights / weights.sum(), rtol=1e-5, atol=0)
+    expected_counts = sampler.log_expected_count_of(CATALOG, *rows).double().exp()
+    torch.testing.assert_close(expected_counts, 4 * weights / weights.sum(), rtol=1e-5, atol=0)
 
 
 def test_mixture_with_uniform_samples_reaches_every_item(counts, rows):

@@ -38,10 +38,10 @@ def read_new_items(run: Run, path: Path | str) -> NewItems:
     config = run.config.data.items.model_copy(update={"path": str(path)})
     sources = open_table(config)
     text = pl.concat([s.frame.select(pl.col(config.id_column).cast(pl.String)) for s in sources])
-    written = collect(text, sources).to_series()
-    ids = written.cast(run.dataset.items["source_id"].dtype, strict=False)
+    text_ids = collect(text, sources).to_series()
+    ids = text_ids.cast(run.dataset.items["source_id"].dtype, strict=False)
     if ids.null_count() or not len(ids):
-        bad = written.filter(ids.is_null())
+        bad = text_ids.filter(ids.is_null())
         value = repr(bad[0]) if len(bad) else "no row"
         raise DataError(
             f"column {config.id_column!r} of {path} holds {value}, but item ids are {ids.dtype}: "

@@ -158,30 +158,30 @@ class StreamingFrequency(Frequency):
         rows = torch.arange(len(ids), device=ids.device) + (self.num_rows + 1)
         self.num_rows += len(ids)
         keys, order = torch.sort(self._buckets(ids).flatten(), stable=True)
-        seen = _occurrences(keys, rows.repeat(self.num_hashes)[order])
-        counted = self.times_seen[seen.buckets].long()
+        runs = _occurrences(keys, rows.repeat(self.num_hashes)[order])
+        earlier_counts = self.times_seen[runs.buckets].long()
 
         previous = torch.where(
-            seen.ordinal > 1, seen.rows.roll(1), self.last_row[seen.buckets][seen.group]
+            runs.ordinal > 1, runs.rows.roll(1), self.last_row[runs.buckets][runs.group]
         )
-        is_averaged = counted[seen.group] + seen.ordinal > self._num_counted
+        is_averaged = earlier_counts[runs.group] + runs.ordinal > self._num_counted
         log_decay = math.log1p(-self.rate)
-        weight = self.rate * torch.exp(log_decay * (seen.sizes[seen.group] - seen.ordinal).double())
-        newest = torch.where(is_averaged, weight * (seen.rows - previous), 0.0)
+        weight = self.rate * torch.exp(log_decay * (runs.sizes[runs.group] - runs.ordinal).double())
+        newest = torch.where(is_averaged, weight * (runs.rows - previous), 0.0)
 
-        num_counted = (self._num_counted - counted).clamp(min=0).minimum(seen.sizes)
-        last_counted = seen.rows[seen.starts + (num_counted - 1).clamp(min=0)].double()
+        num_counted = (self._num_counted - earlier_counts).clamp(min=0).minimum(runs.sizes)
+        last_counted = runs.rows[runs.starts + (num_counted - 1).clamp(min=0)].double()
         start = torch.where(
             num_counted > 0,
-            last_counted / (counted + num_counted).clamp(min=1),
-            self.gap[seen.buckets].double(),
+            last_counted / (earlier_counts + num_counted).clamp(min=1),
+            self.gap[runs.buckets].double(),
         )
-        gap = start * torch.exp(log_decay * (seen.sizes - num_counted).double())
-        gap = gap.index_add(0, seen.group, newest)
+        gap = start * torch.exp(log_decay * (runs.sizes - num_counted).double())
+        gap = gap.index_add(0, runs.group, newest)
 
-        self.gap[seen.buckets] = gap.float()
-        self.last_row[seen.buckets] = seen.rows[seen.starts + seen.sizes - 1]
-        self.times_seen[seen.buckets] = (counted + seen.sizes).clamp(max=2**31 - 1).int()
+        self.gap[runs.buckets] = gap.float()
+        self.last_row[runs.buckets] = runs.rows[runs.starts + runs.sizes - 1]
+        self.times_seen[runs.buckets] = (earlier_counts + runs.sizes).clamp(max=2**31 - 1).int()
 
     def get_extra_tensors(self) -> dict[str, Tensor]:
         """Return the number of rows, and the hashes, which a state must share."""

@@ -201,14 +201,14 @@ def _check_row_order(config: LossConfig) -> None:
     query, items, positive_ids, candidates = loss_inputs()
     assert candidates.row_user_ids is not None
     order = torch.tensor([3, 0, 6, 5, 1, 4, 2])
-    moved = dataclasses.replace(
+    permuted_candidates = dataclasses.replace(
         candidates,
         log_expected_count_positive=candidates.log_expected_count_positive[order],
         row_user_ids=candidates.row_user_ids[order],
     )
     loss = config.build(V)
     out = loss(query, items, positive_ids, candidates).loss[order]
-    moved_out = loss(query[order], items, positive_ids[order], moved).loss
+    moved_out = loss(query[order], items, positive_ids[order], permuted_candidates).loss
     _check_close(moved_out, out, "the loss of a row must not depend on the order of the rows")
 
 
@@ -291,8 +291,10 @@ def _check_device(config: LossConfig) -> None:
     }
     for name, value in fields.items():
         fields[name] = value.to("meta") if isinstance(value, Tensor) else value
-    moved = Candidates(**fields)
-    out = config.build(V)(query, items, positive_ids.to("meta"), moved, effective_sample_size=True)
+    meta_candidates = Candidates(**fields)
+    out = config.build(V)(
+        query, items, positive_ids.to("meta"), meta_candidates, effective_sample_size=True
+    )
     for field in dataclasses.fields(LossOutput):
         device = getattr(out, field.name).device.type
         _check(device == "meta", f"{field.name} must be on the device of the query, not {device}")

@@ -127,9 +127,9 @@ def _check_record(
 def _check_counts(
     sampler: Sampler, sampled: Candidates, batch: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    stated = sampler.log_expected_count_of(sampled.ids, *batch)
+    log_counts = sampler.log_expected_count_of(sampled.ids, *batch)
     _check(
-        torch.allclose(stated, sampled.log_expected_count, rtol=0, atol=1e-4),
+        torch.allclose(log_counts, sampled.log_expected_count, rtol=0, atol=1e-4),
         "log_expected_count_of(ids) must be log_expected_count of the sample",
     )
     positive = sampler.log_expected_count_of(batch[0], *batch)
@@ -236,21 +236,21 @@ def _check_support(sampler: Sampler, sampled: Candidates, counts: Tensor) -> Non
 def _check_trials(sampler: Sampler, batch: tuple[Tensor, Tensor, Tensor], num_trials: int) -> None:
     generator = _generator()
     num_rows, num_items = len(batch[0]), sampler.num_items
-    seen = torch.zeros(num_rows, num_items, dtype=torch.float64)
+    occurrences = torch.zeros(num_rows, num_items, dtype=torch.float64)
     for _ in range(num_trials):
         ids = sampler.sample(*batch, generator).ids.expand(num_rows, -1)
-        seen.scatter_add_(1, ids, torch.ones_like(ids, dtype=torch.float64))
+        occurrences.scatter_add_(1, ids, torch.ones_like(ids, dtype=torch.float64))
     catalog = torch.arange(num_items).expand(num_rows, -1)
-    stated = sampler.log_expected_count_of(catalog, *batch).double().exp()
+    expected_counts = sampler.log_expected_count_of(catalog, *batch).double().exp()
     # The variance of a count is at most its mean; an item that is expected less than once in
     # all trials may still occur.
-    tolerance = 6 * (stated / num_trials).sqrt() + 6 / num_trials
-    error = (seen / num_trials - stated).abs()
+    tolerance = 6 * (expected_counts / num_trials).sqrt() + 6 / num_trials
+    error = (occurrences / num_trials - expected_counts).abs()
     if not bool((error <= tolerance).all()):
         row, item = divmod(int((error - tolerance).argmax()), num_items)
         raise AssertionError(
-            f"item {item} occurs {seen[row, item] / num_trials:.4f} times per sample of row "
-            f"{row}, but its stated expected count is {stated[row, item]:.4f}"
+            f"item {item} occurs {occurrences[row, item] / num_trials:.4f} times per sample of row "
+            f"{row}, but its stated expected count is {expected_counts[row, item]:.4f}"
         )
 
 
