@@ -1,4 +1,4 @@
-"""Two small runs, and a server process of them."""
+"""Two small runs, and a server process that serves them."""
 
 from __future__ import annotations
 
