@@ -17,7 +17,12 @@ Ints = npt.NDArray[np.int64]
 
 
 def ranges(starts: Ints, lengths: Ints) -> Ints:
-    """Concatenate ``arange(starts[i], starts[i] + lengths[i])`` over i: [sum of lengths] int64."""
+    """Concatenate ``arange(starts[i], starts[i] + lengths[i])`` over i: [sum of lengths] int64.
+
+    Args:
+        starts: [S] int64.
+        lengths: [S] int64, at least 0.
+    """
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     shift: Ints = np.repeat(starts - (ends - lengths), lengths)

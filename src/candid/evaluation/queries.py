@@ -175,7 +175,7 @@ def check_has_relevant(
 
 
 def no_relevant_error(role: str, num_targets: int, metric: str) -> DataError:
-    """Make the error for queries whose targets are all hidden."""
+    """Return the error for queries whose targets are all hidden."""
     return DataError(
         f"{metric} is undefined: all {num_targets:,} {role} targets are already in their users' "
         "histories and evaluation.filter_seen hides them; set evaluation.filter_seen = false"

@@ -16,13 +16,23 @@ from candid.towers import RetrievalModel
 def build_model(
     config: RunConfig, dataset: PreparedDataset, features: RunFeatures | None = None
 ) -> RetrievalModel:
-    """Build an untrained model for a dataset, on the CPU; None fits ``features`` first."""
+    """Build an untrained model for a dataset, on the CPU.
+
+    Args:
+        config: of the run.
+        dataset: the prepared dataset.
+        features: fitted features; None: they are fitted first.
+
+    Raises:
+        ConfigError: a table lacks a column of a feature, or the towers do not fit together.
+        DataError: the values of a column do not fit the type of the feature.
+    """
     features = fit_features(config.features, dataset) if features is None else features
     return config.model.build(tower_context(dataset, config.batches, features))
 
 
 def build_objective(config: RunConfig, dataset: PreparedDataset) -> tuple[Loss, Sampler | None]:
-    """Build the loss and, if the loss needs one, the sampler."""
+    """Build the loss and the sampler; None for a config without a sampler."""
     counts = torch.from_numpy(dataset.train_counts)
     sampler = None if config.sampler is None else config.sampler.build(counts)
     return config.loss.build(dataset.num_items), sampler

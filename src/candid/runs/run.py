@@ -364,7 +364,7 @@ class Run:
 
 
 def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = None) -> Run:
-    """Open a trained run.
+    """Open a trained run, its model in evaluation mode on the device of its config.
 
     Args:
         folder: of ``train_run`` or ``candid train``.
@@ -373,6 +373,7 @@ def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = Non
     Raises:
         ArtifactError: not a run, a run of an older version, no checkpoint, a damaged one, another
             dataset, or features that are not those of training.
+        ConfigError: the device of the run cannot be used on this machine.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -385,13 +386,13 @@ def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = Non
     if data is None:
         if manifest["dataset"]["path"] is None:
             raise ArtifactError(
-                f"{folder} was trained on a dataset in memory: name a dataset with --data"
+                f"{folder} was trained on a dataset in memory: pass it as data (--data)"
             )
         data = Path(manifest["dataset"]["path"])
         if not data.exists():
             raise ArtifactError(
-                f"{folder} was trained on {data}, which does not exist: name the dataset with "
-                "--data"
+                f"{folder} was trained on {data}, which does not exist: pass the dataset as "
+                "data (--data)"
             )
     dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
     check_fingerprint(folder, manifest, dataset)

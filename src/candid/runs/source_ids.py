@@ -59,6 +59,12 @@ def query_ids(
 ) -> tuple[Ints | None, list[Ints] | None, Sequence[Attributes] | None]:
     """Convert users, or histories, of queries to dense ids.
 
+    Args:
+        dataset: the dataset of the run.
+        users: one source id or several; None for anonymous users.
+        histories: source ids of the items of B histories, or None.
+        features: attributes of B anonymous users, or None.
+
     Returns:
         dense ids of the users [B], or None; dense ids of the items of B histories, or None (empty
         histories where only features are given); and the features.

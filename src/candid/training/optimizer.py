@@ -101,7 +101,7 @@ class ModelOptimizer:
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
-    """Make Adam or AdamW for the trainable parameters, and a row-wise optimizer for tables.
+    """Build Adam or AdamW for the trainable parameters, and a row-wise optimizer for tables.
 
     Weight decay applies to matrices only. With ``config.tables`` other than "dense", the tables
     of the model return sparse gradients and store their vectors in ``config.table_dtype``.
