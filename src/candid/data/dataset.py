@@ -91,7 +91,7 @@ class PreparedDataset:
 
     @cached_property
     def is_target_event_type(self) -> npt.NDArray[np.bool_] | None:
-        """Whether each event type is a target, by code; None if all are or there is only one."""
+        """[number of event types] bool, whether each is a target; None if all are."""
         if self.event_types is None or not self.target_event_types:
             return None
         return np.array([name in self.target_event_types for name in self.event_type_names])

@@ -28,7 +28,7 @@ def item_ids_of(dataset: PreparedDataset, texts: Sequence[str]) -> npt.NDArray[n
         texts: source ids or titles.
 
     Returns:
-        int64, one item id for each text, in their order.
+        [n] int64, one item id for each text, in their order.
 
     Raises:
         DataError: a text is blank, or matches no item (the message suggests some) or several.
@@ -50,7 +50,7 @@ def user_ids_of(dataset: PreparedDataset, texts: Sequence[str]) -> npt.NDArray[n
         texts: source ids.
 
     Returns:
-        int64, one user id for each text, in their order.
+        [n] int64, one user id for each text, in their order.
 
     Raises:
         DataError: a user does not exist; the message suggests some.

@@ -77,7 +77,7 @@ class Graph:
     answers_empty: bool = True
 
     def example(self, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-        """Return random inputs; see ``random_inputs``."""
+        """Return random inputs of ``batch`` rows by name; see ``random_inputs``."""
         return random_inputs(self.inputs, batch, length, seed, with_empty=self.answers_empty)
 
 

@@ -214,7 +214,7 @@ class _ExcludedPairs:
         self._pairs = np.unique(rows * num_items + exclude.item_ids[first:last].cpu().numpy())
 
     def of_rows(self, rows: Ints) -> tuple[Ints, Ints]:
-        """Return the items excluded from some rows, ascending in each, and the rows' offsets."""
+        """Return the items [n] excluded from rows [b], ascending in each, and offsets [b + 1]."""
         ends = np.searchsorted(self._pairs, np.append(rows, rows[-1] + 1) * self._num_items)
         if len(rows) == rows[-1] + 1 - rows[0]:
             return self._pairs[ends[0] : ends[-1]] % self._num_items, ends - ends[0]
@@ -242,7 +242,7 @@ def geometric_steps(first: int, last: int, ratio: float) -> list[int]:
 
 
 def to_array(vectors: Tensor) -> Floats:
-    """Return a contiguous float32 array on the CPU."""
+    """Return a contiguous float32 array of the same shape on the CPU."""
     return np.ascontiguousarray(vectors.detach().float().cpu().numpy())
 
 

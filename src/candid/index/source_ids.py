@@ -68,7 +68,7 @@ class SourceIds:
         return self.find(source_ids)
 
     def find(self, source_ids: Sequence[SourceId]) -> Ints:
-        """Return the same as ``item_ids``, without checking the type."""
+        """Return item ids [n] int64, -1 for an unknown source id, without checking the type."""
         item_ids = self._find_built(source_ids)
         if self._added:
             # Few items are added later, and most look-ups are of built ones.
