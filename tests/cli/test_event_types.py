@@ -76,7 +76,7 @@ def test_viewed_items_are_recommended_and_bought_items_are_not(candid, purchase_
     assert (counts["users"], counts["targets"]) == (NUM_USERS, NUM_USERS)
     assert (counts["targets_seen_before"], counts["users_without_relevant"]) == (1, 1)
     test = candid("evaluate", folder / "r")
-    assert "targets_seen_before: 1, hidden by evaluation.filter_seen" in " ".join(test.out.split())
+    assert "targets_seen_before: 1, in the history and so not ranked" in " ".join(test.out.split())
     validation = candid("evaluate", folder / "r", "--split", "validation")
     assert validation.code == 0
     assert "targets_seen_before" not in validation.out

@@ -192,7 +192,7 @@ def test_sampler_that_draws_every_item_of_the_softmax_is_accepted(sampler, setti
     "sampler", [Popularity(ONE_MISSING, num_candidates=9), InBatch(ONE_MISSING)]
 )
 def test_item_that_can_never_be_sampled_is_named(sampler):
-    ways = "min_count .* above 0, or mix the sampler with uniform samples"
+    ways = "min_count .* above 0, .*mix .* with uniform samples, or .*softmax_over = 'trained'"
     with pytest.raises(ConfigError, match=f"item 5 can never be drawn.*1 of 12 items.*{ways}"):
         SampledSoftmaxLoss(sampler)
 

@@ -150,7 +150,10 @@ class EvaluationReport:
         restriction = "" if part == "all" else f", among {part} items"
         table = Table(title=f"{self.settings['role']}: {self.counts['users']:,} users{restriction}")
         if hidden := self.counts["targets_seen_before"]:
-            table.caption = f"targets_seen_before: {hidden:,}, hidden by evaluation.filter_seen"
+            table.caption = (
+                f"targets_seen_before: {hidden:,}, in the history and so not ranked "
+                "(evaluation.filter_seen)"
+            )
         table.add_column("metric", no_wrap=True)
         for k in ks:
             table.add_column(f"@{k}", justify="right")
