@@ -95,7 +95,7 @@ def test_recipe_case_counts_all_candidates(dataset, sampler, num_candidates, num
     assert len(case.estimators) == num_estimators
 
 
-def test_recipe_case_without_a_sampled_softmax_is_none(dataset):
+def test_recipe_case_needs_a_sampled_softmax(dataset):
     table = {key: value for key, value in TABLE.items() if key != "sampler"}
     config = parse_config(table | {"loss": {"type": "full_softmax"}}, "test")
     assert recipe_case(config, dataset) is None
