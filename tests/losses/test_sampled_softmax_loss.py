@@ -193,7 +193,7 @@ def test_sampler_that_draws_every_item_of_the_softmax_is_accepted(sampler, setti
 )
 def test_item_that_can_never_be_sampled_is_named(sampler):
     ways = "min_count .* above 0, .*mix .* with uniform samples, or .*softmax_over = 'trained'"
-    with pytest.raises(ConfigError, match=f"item 5 can never be drawn.*1 of 12 items.*{ways}"):
+    with pytest.raises(ConfigError, match=f"item 5 can never be sampled.*1 of 12 items.*{ways}"):
         SampledSoftmaxLoss(sampler)
 
 

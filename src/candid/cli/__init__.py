@@ -58,7 +58,8 @@ def _candid(
     """Train, measure and serve two-tower retrieval models with a corrected sampled softmax.
 
     Exit codes: 0 success, 1 any other failure, 2 bad usage or configuration, 3 bad data, 4 a
-    bad or foreign artifact, 130 interrupted. CANDID_DEBUG=1 prints the traceback of a failure.
+    damaged or mismatched artifact, 130 interrupted. CANDID_DEBUG=1 prints the traceback of a
+    failure.
     """
     if version:
         typer.echo(f"candid {__version__}")

@@ -24,12 +24,12 @@ def check_support_covers(
     Args:
         sampler: the whole sampler; a mixture samples an item if one of its components does.
         is_positive: [V] bool on the CPU, whether an item is ever the positive of a row.
-        softmax_over: "trained" if only items that are ever a positive must be drawn.
+        softmax_over: "trained" if only items that are ever a positive must be sampled.
         source_ids: [V], names of the items in messages; None: their ids.
         key: setting that holds ``softmax_over``, for messages.
 
     Raises:
-        ConfigError: an item cannot be drawn (the message has the first); or the sampler belongs
+        ConfigError: an item cannot be sampled (the message has the first); or the sampler belongs
             to another catalog.
     """
     support = sampler.support(is_positive)
@@ -66,8 +66,9 @@ def _refuse(
     items = torch.nonzero(unreachable)[:, 0]
     if len(items):
         first = int(items[0])
+        name = first if source_ids is None else repr(source_ids[first])
         raise ConfigError(
-            f"item {first if source_ids is None else repr(source_ids[first])} can never be drawn: "
+            f"item {name} can never be sampled: "
             f"its probability is 0, as that of {len(items)} of {len(unreachable)} items in total, "
             "and the estimate of the softmax misses them; set min_count of a popularity sampler "
             f"above 0, or mix the sampler with uniform samples{alternative}"
