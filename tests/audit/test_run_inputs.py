@@ -4,6 +4,7 @@ import torch
 
 from candid.audit import Estimator, SamplingBudget, audit
 from candid.audit.run_inputs import recipe_case, run_inputs, untrained_input
+from candid.batches import Loader
 from candid.config import parse_config
 from candid.data import DataConfig, prepare
 from candid.runs import load_run, train_run
