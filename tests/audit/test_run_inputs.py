@@ -61,7 +61,7 @@ def test_run_inputs_are_the_model_before_and_after_training(dataset, tmp_path):
     pairs = set(
         zip(trained.training_user_ids.tolist(), trained.training_positive_ids.tolist(), strict=True)
     )
-    # 6 training interactions each, of which the first has no history and is no target.
+    # 6 training interactions each, of which the first has no history: 5 targets.
     assert len(trained.training_positive_ids) == int(trained.counts.sum()) == 40 * 5
     loader = Loader(dataset, run.config.batches, seed=0)
     dealt = torch.cat([batch.positive_ids for batch in loader.epoch()])

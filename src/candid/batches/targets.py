@@ -80,8 +80,8 @@ class EpochTargets:
     Attributes:
         counts: [V] float64, how often each item is the positive of a row in an epoch. With
             ``drop_last`` an epoch leaves out random units, and this is the expected number;
-            otherwise it is whole and the same in every epoch. A row counts once whatever its
-            weight, because as an in-batch candidate it also occurs once.
+            otherwise it is whole and the same in every epoch. Rows count once, without their
+            weights, because as in-batch candidates they also occur once.
         summary: the same in numbers of interactions.
     """
 
