@@ -75,7 +75,7 @@ FILMS = {
             "last_event_type": {"type": "categorical"},
         },
     },
-    "batches": {"max_length": 5, "batch_size": 32},
+    "batches": {"max_length": 5, "batch_size": 32, "windows": "last"},
     "model": {
         "query_tower": {
             "type": "joined",

@@ -20,9 +20,9 @@ class BatchesConfig(ComponentConfig):
     batch_size: int = Field(128, ge=1, description="units per batch")
     max_length: int = Field(200, ge=1, description="longest history, in interactions")
     windows: Literal["last", "all"] = Field(
-        "last",
-        description="sequence units: 'last', each user's most recent window, or 'all', windows "
-        "over the whole history",
+        "all",
+        description="sequence units: 'all', windows over the whole history, so that every "
+        "interaction with a history is trained on, or 'last', each user's most recent window",
     )
     max_negatives: int = Field(
         20,

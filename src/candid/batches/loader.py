@@ -21,9 +21,9 @@ from candid.batches.config import BatchesConfig
 from candid.batches.packing import Ints, event_type_of, negatives_of, offsets_of, ranges
 from candid.batches.prefetch import prefetch
 from candid.batches.records import Batch, History
+from candid.batches.targets import num_batches_of
 from candid.batches.windows import windows_of
 from candid.data import PreparedDataset, Role
-from candid.errors import ConfigError, DataError
 from candid.features import Context, Values
 
 
@@ -47,6 +47,8 @@ class Loader:
     Attributes:
         position: position of the next batch. Assign to resume; it advances when a batch is
             yielded, independently of the batches that workers have prepared.
+        num_units: number of units in the data.
+        num_batches: number of batches in an epoch.
 
     Raises:
         DataError: there are no training interactions.
@@ -80,24 +82,7 @@ class Loader:
             self._is_target = is_target
             self._windows = windows_of(dataset, config)
             self.num_units = len(self._windows)
-        if self.num_units == 0:
-            raise DataError(
-                "nothing to train on: no user has "
-                + ("one" if config.unit == "interaction" else "two")
-                + " or more training interactions; check the split"
-            )
-        if config.drop_last and self.num_units < config.batch_size:
-            raise ConfigError(
-                f"batches.batch_size {config.batch_size} exceeds the {self.num_units} units of "
-                "an epoch and batches.drop_last leaves nothing; lower batch_size"
-            )
-
-    @property
-    def num_batches(self) -> int:
-        """Number of batches in an epoch."""
-        if self.config.drop_last:
-            return self.num_units // self.config.batch_size
-        return -(-self.num_units // self.config.batch_size)
+        self.num_batches = num_batches_of(self.num_units, config)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Return batch ``step`` of ``epoch``; the same at every call."""

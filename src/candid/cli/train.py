@@ -95,7 +95,12 @@ def train(
 
     with train_progress(console) as progress:
         result = train_run(config, data, out, resume=resume, progress=progress)
-    document = {"run": str(out), "result": result.manifest["result"], "test": None}
+    document = {
+        "run": str(out),
+        "targets": result.manifest["targets"],
+        "result": result.manifest["result"],
+        "test": None,
+    }
     lines: list[Any] = [_summary(result.manifest["result"])]
     run = load_run(out, data)
     if (run.dataset.roles == Role.TEST).any():

@@ -98,7 +98,11 @@ class PreparedDataset:
 
     @cached_property
     def train_counts(self) -> npt.NDArray[np.int64]:
-        """[V] int64, how often each item is a training target: the exact item frequency."""
+        """[V] int64, the number of training interactions of each item.
+
+        A property of the data: an epoch of a loader may leave some out, such as the first
+        interaction of each user (``candid.batches.target_counts``).
+        """
         trained = self.item_ids[self.roles == Role.TRAIN]
         return np.bincount(trained, minlength=self.num_items).astype(np.int64)
 

@@ -103,8 +103,10 @@ def catalog_mask(train_counts: Ints, part: CatalogPart) -> Bools:
     """Return which items belong to a part of the catalog: [V] bool.
 
     Args:
-        train_counts: [V] int64, how often each item is a training target.
-        part: "all" items, "warm" ones (trained on) or "cold" ones (never trained on).
+        train_counts: [V] int64, the number of training interactions of each item. Warm and cold
+            are properties of the data, not of a loader, so that all models of a dataset have the
+            same slices: an item whose training interactions are all in histories is warm.
+        part: "all" items, "warm" ones (with training interactions) or "cold" ones (without).
     """
     if part == "all":
         return np.ones(len(train_counts), dtype=np.bool_)

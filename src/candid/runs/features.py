@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from candid.atomic import write_json
-from candid.batches import BatchesConfig
+from candid.batches import BatchesConfig, target_counts
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.features import (
@@ -178,7 +178,9 @@ def tower_context(
         user_features=features.user,
         context_features=features.context,
         num_event_types=len(dataset.event_type_names),
-        item_is_trained=torch.from_numpy(dataset.train_counts > 0),
+        item_is_trained=None
+        if features.item is None
+        else torch.from_numpy(target_counts(dataset, batches) > 0),
         user_is_trained=None
         if features.user is None
         else torch.from_numpy(dataset.user_is_trained),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from candid.atomic import write_json
-from candid.batches import Loader
+from candid.batches import Loader, epoch_targets
 from candid.config import (
     RunConfig,
     default_recipe,
@@ -165,9 +165,10 @@ def train_run(
     torch.manual_seed(config.seed)
     model = build_model(config, dataset, features).to(device)
     check_features_are_read(features, model)
-    loss, sampler = build_objective(config, dataset)
+    targets = epoch_targets(dataset, config.batches)
+    loss, sampler = build_objective(config, dataset, targets.counts)
     if not resume:
-        check_sampler_covers_catalog(config, dataset, sampler)
+        check_sampler_covers_catalog(config, dataset, sampler, targets.counts)
     trainer = Trainer(
         model=model,
         loader=Loader(
@@ -179,17 +180,20 @@ def train_run(
         folder=out,
         name=config.name,
         seed=config.seed,
-        item_is_trained=torch.from_numpy(dataset.train_counts > 0),
+        item_is_trained=torch.from_numpy(targets.counts > 0),
         validate=_validation(config, dataset, features, needs_history=model.needs_history),
         metric=config.evaluation.metric,
         meta={"dataset": manifest["dataset"]["fingerprint"]},
         progress=progress,
     )
+    manifest["targets"] = targets.summary.to_json()
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
     with nullcontext() if resume else run_folder(out, trainer):
         if not resume:
             features.write(out)
         write_json(out / MANIFEST, manifest)
+        if progress is not None:
+            progress.on_start(targets.summary.sentence())
         # A run that stopped before its first checkpoint starts again from the beginning.
         state = trainer.run(resume=resume and (out / LAST).exists())
     manifest["result"] = result_of(state, device)

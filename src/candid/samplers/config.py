@@ -32,7 +32,7 @@ class SamplerConfig(ComponentConfig, ABC):
         """Build the sampler for a catalog.
 
         Args:
-            counts: [V], how often each item is a training target.
+            counts: [V], how often each item is a target in an epoch of the loader.
         """
 
     @abstractmethod

@@ -21,7 +21,7 @@ class ExactPopular(ExactAndSampled):
     from the estimate.
 
     Args:
-        counts: [V], how often each item is a training target.
+        counts: [V], how often each item is a target in an epoch.
         num_exact: H, the number of exact candidates: the items with the highest counts.
         rest: sampler of the other candidates.
 

@@ -80,7 +80,7 @@ class Frequency(TableModule, ABC):
             item = int(ids[is_impossible][0])
             raise DataError(
                 f"item {item} is a positive of the batch but has frequency 0: "
-                "count the items over all the interactions that are trained on"
+                "count the items over the targets that the loader deals"
             )
 
 
@@ -92,7 +92,7 @@ class FrequencyConfig(ComponentConfig, ABC):
         """Build the frequency for a catalog.
 
         Args:
-            counts: [V], how often each item is a training target; estimators from the stream
+            counts: [V], how often each item is a target in an epoch; estimators from the stream
                 use its length alone.
         """
 
@@ -101,8 +101,8 @@ FrequencyComponent = Annotated[FrequencyConfig, tagged(FREQUENCIES, "frequency")
 """A config field that holds the config of any registered frequency."""
 
 FREQUENCY_DESCRIPTION = (
-    "how often each item is a positive: 'exact', from the training counts, or estimated from the "
-    "stream of batches"
+    "how often each item is a positive: 'exact', from the targets of an epoch, or estimated from "
+    "the stream of batches"
 )
 """Description of a field that holds a frequency."""
 
@@ -111,7 +111,7 @@ class ExactFrequency(Frequency):
     """Item frequency from counts.
 
     Args:
-        counts: [V], how often each item is a training target.
+        counts: [V], how often each item is a target in an epoch.
 
     Raises:
         DataError: the counts are not a vector of finite non-negative numbers with a

@@ -41,7 +41,7 @@ class Popularity(Sampler):
     refuse a whole sampler that cannot draw an item.
 
     Args:
-        counts: [V], how often each item is a training target.
+        counts: [V], how often each item is a target in an epoch.
         num_candidates: n, the number of samples; with ``distinct`` there may be fewer
             candidates.
         exponent: power of the counts: 1 is popularity itself, 0 is uniform over the items with

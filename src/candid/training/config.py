@@ -67,8 +67,8 @@ class TrainingConfig(ComponentConfig):
     )
     softmax_over: Literal["all", "trained"] = Field(
         "all",
-        description="items of the softmax: 'all', or 'trained', those that are ever a training "
-        "target, so that towers with features do not learn to avoid new items; a sampled softmax "
+        description="items of the softmax: 'all', or 'trained', those that are a target in an "
+        "epoch, so that towers with features do not learn to avoid new items; a sampled softmax "
         "must be able to sample all of them",
     )
     precision: Literal["float32", "bfloat16"] = Field(

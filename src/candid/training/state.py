@@ -63,6 +63,10 @@ class TrainState:
 class Progress(Protocol):
     """A display of training progress; every method is called from the training thread."""
 
+    def on_start(self, targets: str) -> None:
+        """The first step follows; ``targets`` states which interactions an epoch trains on."""
+        ...
+
     def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """A line of the metrics log was written."""
         ...
