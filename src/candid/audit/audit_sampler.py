@@ -93,6 +93,8 @@ class AuditSampler:
                 rows.positive_ids, positive_ids, user_ids, query
             ),
             row_user_ids=None if candidates.owner is None else rows.user_ids,
+            # The audited rows are not in the batch that was sampled.
+            source_rows=None,
         )
 
     def _training_rows(self, num_rows: int) -> tuple[Tensor, Tensor]:
