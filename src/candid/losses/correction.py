@@ -63,6 +63,8 @@ DEFAULT_CORRECTION: Final[Correction] = "refined"
 HitRule = Literal["keep", "mask"]
 """What happens to accidental hits, the samples of a row's positive: they are kept or masked."""
 
+_HIT_RULES: Final[tuple[HitRule, ...]] = get_args(HitRule)
+
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
@@ -147,8 +149,8 @@ def hit_rule(correction: Correction, accidental_hits: HitRule | None = None) -> 
     rules = _rule(correction).hit_rules
     if accidental_hits is None:
         return rules[0]
-    if accidental_hits not in get_args(HitRule):
-        raise UnknownNameError("accidental_hits", accidental_hits, get_args(HitRule))
+    if accidental_hits not in _HIT_RULES:
+        raise UnknownNameError("accidental_hits", accidental_hits, _HIT_RULES)
     if accidental_hits not in rules:
         able = [repr(name) for name, rule in _RULES.items() if accidental_hits in rule.hit_rules]
         raise ConfigError(
