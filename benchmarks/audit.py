@@ -37,6 +37,7 @@ from candid.audit import (
     ALL_ROWS,
     AuditCase,
     AuditInput,
+    Estimator,
     SamplingBudget,
     audit,
     estimators_for,
@@ -138,10 +139,19 @@ def audit_cases(num_items: int) -> list[AuditCase]:
     cases = standard_cases(SIZES[num_items], num_items, only_fitting=True)
     return [
         # The jackknife of sets is biased; only this table measures it, to show the bias.
-        replace(case, estimators=ALL_ESTIMATORS) if case.sampler.is_set else case
+        replace(case, estimators=ALL_ESTIMATORS) if case.sampler.is_set else _measured(case)
         for case in cases
         if case.name not in KERNELS or case.num_candidates <= KERNELS_UP_TO[num_items]
-    ] + [case for n in SHARES for case in _large_exact_cases(n)]
+    ] + [_measured(case) for n in SHARES for case in _large_exact_cases(n)]
+
+
+def _measured(case: AuditCase) -> AuditCase:
+    """Beside exact candidates the table has the default correction alone."""
+    if not case.sampler.has_exact:
+        return case
+    default = Estimator().correction
+    estimators = [one for one in case.estimators if one.correction == default]
+    return replace(case, estimators=estimators)
 
 
 def _large_exact_cases(n: int) -> list[AuditCase]:

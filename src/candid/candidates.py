@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+ROWS_AT_ONCE = 512
+"""Rows that are compared with all samples together."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExactCandidates:
@@ -80,6 +83,10 @@ class Candidates:
             single user.
         row_user_ids: [B] int64, the user of each row; present exactly when ``owner`` is.
         exact: items compared exactly beside the sampled ones, or None.
+        source_rows: int64, same shape as ``ids``, the row of this batch whose positive a
+            candidate is, -1 for none; None where no candidate is a row's own positive, or where
+            ``owner`` masks each row's own. A row is never compared with itself, whether or not
+            accidental hits are kept.
     """
 
     ids: Tensor
@@ -89,6 +96,7 @@ class Candidates:
     owner: Tensor | None = None
     row_user_ids: Tensor | None = None
     exact: ExactCandidates | None = None
+    source_rows: Tensor | None = None
 
     def by_row(self, values: Tensor) -> Tensor:
         """Expand ``values``, of the shape of ``ids``, to the rows: [N] shared, or [B, N]."""
@@ -99,21 +107,34 @@ class Candidates:
             return values
         return values.repeat_interleave(-(-num_rows // len(values)), dim=0)[:num_rows]
 
-    def accidental_hits(self, positive_ids: Tensor) -> Tensor:
-        """Mask the sampled candidates that are not negatives of a row.
+    @property
+    def keeps_hits(self) -> bool:
+        """Whether samples of a row's positive can stay: samples with replacement, not sets.
+
+        In a set with the positive each item occurs once, so that a sampled positive is the
+        positive itself.
+        """
+        return self.num_samples is not None
+
+    def accidental_hits(self, positive_ids: Tensor, *, keep: bool = False) -> Tensor:
+        """Mask the sampled candidates that a row is not compared with.
 
         These are the row's positive, candidates from the row's own user, items that are exact
         candidates as well, and the padding of shorter sets.
 
         Args:
             positive_ids: [B] int64.
+            keep: samples with replacement of the row's positive stay, except the row itself.
 
         Returns:
             [B, N] bool.
         """
-        mask = self.by_row(self.ids) == positive_ids[:, None]
-        if self.owner is not None and self.row_user_ids is not None:
-            mask = mask | (self.by_row(self.owner) == self.row_user_ids[:, None])
+        if keep and self.keeps_hits:
+            mask = ~self._is_of_others(slice(0, len(positive_ids)))
+        else:
+            mask = self.by_row(self.ids) == positive_ids[:, None]
+            if self.owner is not None and self.row_user_ids is not None:
+                mask = mask | (self.by_row(self.owner) == self.row_user_ids[:, None])
         if self.ids.ndim > 1:
             mask = mask | self.by_row(self.log_expected_count.isposinf())
         for part in () if self.exact is None else self.exact.parts:
@@ -122,6 +143,47 @@ class Candidates:
             else:
                 mask = mask | self._in_row_candidates(part.ids)
         return mask
+
+    def replaced_samples(self, positive_in_exact: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sample that each row's positive replaces beside exact candidates.
+
+        Each row is then compared with the exact candidates and the same number of other terms,
+        whether its positive is an exact candidate (all samples) or not (the positive and all
+        samples but one). The first sample of another row and user is replaced, which does not
+        depend on its item.
+
+        Args:
+            positive_in_exact: [B] bool, whether the positive is an exact candidate.
+
+        Returns:
+            the position of the replaced sample, [B] int64, -1 for none; and the number of
+            samples of other rows and users, [B] int64.
+        """
+        num_rows = len(positive_in_exact)
+        size = ROWS_AT_ONCE if self.ids.ndim == 1 else max(1, num_rows)
+        parts = []
+        for begin in range(0, num_rows, size):
+            is_of_others = self._is_of_others(slice(begin, min(begin + size, num_rows)))
+            count = is_of_others.sum(dim=1)
+            first = is_of_others.byte().argmax(dim=1) if is_of_others.shape[1] else count - 1
+            parts.append(torch.stack([first, count]))
+        first, count = torch.cat(parts, dim=1) if parts else self.ids.new_zeros(2, 0)
+        return first.masked_fill(positive_in_exact | (count == 0), -1), count
+
+    def _is_of_others(self, rows: slice) -> Tensor:
+        """[rows, N] bool, True where a candidate comes from another row and another user."""
+        shape = (rows.stop - rows.start, self.ids.shape[-1])
+        is_of_others = torch.ones(shape, dtype=torch.bool, device=self.ids.device)
+        if self.owner is not None and self.row_user_ids is not None:
+            owner = self.by_row(self.owner)
+            owner = owner if owner.ndim == 1 else owner[rows]
+            is_of_others &= owner != self.row_user_ids[rows, None]
+        if self.source_rows is not None:
+            source = self.by_row(self.source_rows)
+            source = source if source.ndim == 1 else source[rows]
+            own = torch.arange(rows.start, rows.stop, device=source.device)
+            is_of_others &= source != own[:, None]
+        return is_of_others
 
     def _in_row_candidates(self, row_ids: Tensor) -> Tensor:
         """[B, N] bool, True where a sampled item is among the row's own exact ids [B, H]."""

@@ -29,7 +29,11 @@ def test_standard_cases_have_every_sampler_without_state():
 def test_standard_cases_have_the_estimators_of_their_sampler():
     by_name = cases_by_name()
     assert by_name["popularity"].estimators == ALL_ESTIMATORS
-    assert by_name["exact popular"].estimators == (Estimator(), Estimator(jackknife=True))
+    assert by_name["exact popular"].estimators == (
+        Estimator("logq"),
+        Estimator(),
+        Estimator(jackknife=True),
+    )
     assert Estimator("logq") in by_name["in-batch"].estimators
     for name in ("popularity, distinct", "in-batch, distinct"):
         labels = [estimator.label for estimator in by_name[name].estimators]

@@ -15,10 +15,10 @@ def test_estimators_for_independent_samples_are_all():
     assert len(ALL_ESTIMATORS) == 4
 
 
-def test_estimators_beside_exact_candidates_are_refined():
+def test_estimators_beside_exact_candidates_are_corrected():
     rest = {"type": "uniform", "num_candidates": 4}
     table = {"type": "exact_popular", "num_exact": 2, "rest": rest}
-    assert labels(table) == ["refined", "refined + jackknife"]
+    assert labels(table) == ["logq", "refined", "refined + jackknife"]
 
 
 def test_estimators_for_a_set_have_no_jackknife():
@@ -31,3 +31,10 @@ def test_estimators_for_a_set_have_no_jackknife():
 def test_estimator_label():
     assert Estimator().label == "refined"
     assert Estimator("logq", jackknife=True).label == "logq + jackknife"
+    assert Estimator("logq", accidental_hits="mask").label == "logq, hits masked"
+
+
+def test_rule_of_accidental_hits_is_the_default_of_the_correction():
+    assert Estimator("logq") == Estimator("logq", accidental_hits="keep")
+    assert Estimator("logq") != Estimator("logq", accidental_hits="mask")
+    assert Estimator().accidental_hits == "mask"

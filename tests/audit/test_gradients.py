@@ -15,7 +15,7 @@ ESTIMATORS = [
     Estimator(correction, jackknife)
     for correction in ("none", "logq", "refined")
     for jackknife in (False, True)
-]
+] + [Estimator("logq", jackknife, "mask") for jackknife in (False, True)]
 POSITIVES = torch.tensor([3, 0, 5, 7])
 NUM_ITEMS, NUM_ROWS = 12, 4
 
@@ -84,14 +84,19 @@ def test_gradients_equal_autograd(case, scale):
         out = dense_softmax(
             leaf_comparison,
             estimator.correction,
+            estimator.accidental_hits,
             jackknife=estimator.jackknife,
             effective_sample_size=True,
         )
         grads = torch.autograd.grad(out.loss.sum(), scores)
         close = {"rtol": 1e-9, "atol": 1e-11}
         torch.testing.assert_close(result.loss[index], out.loss.detach(), **close)
-        torch.testing.assert_close(result.positive[index], grads[0], **close)
-        torch.testing.assert_close(result.candidates[index], grads[1], **close)
+        # Samples of the positive have its score.
+        is_hit = comparison.candidates.by_row(comparison.candidates.ids) == POSITIVES[:, None]
+        positive = grads[0] + grads[1].where(is_hit, 0.0).sum(dim=1)
+        torch.testing.assert_close(result.positive[index], positive, **close)
+        candidates = grads[1].masked_fill(is_hit, 0.0)
+        torch.testing.assert_close(result.candidates[index], candidates, **close)
         if len(grads) > 2:
             torch.testing.assert_close(result.exact[index], grads[2], **close)
         sample_size = result.effective_sample_size[index]

@@ -51,7 +51,7 @@ def report():
 
 
 def test_audit_measures_every_estimator_on_every_input(report):
-    assert len(report.entries) == 4 + 2
+    assert len(report.entries) == 4 + 3
     for entry in report.entries:
         assert list(entry.statistics) == ["before", "after"]
         # The same model twice, with the same samples.
@@ -59,7 +59,7 @@ def test_audit_measures_every_estimator_on_every_input(report):
         assert list(entry.statistics["after"]) == ["all", "rare", "middle", "popular"]
         assert entry.statistics["after"]["all"].num_rows == 3
         assert entry.cost.ms > 0
-    assert [entry.num_scores for entry in report.entries] == [3] * 4 + [2 + 256] * 2
+    assert [entry.num_scores for entry in report.entries] == [3] * 4 + [2 + 256] * 3
     assert report.ranked_by == "after"
 
 

@@ -87,8 +87,8 @@ def test_recipe_case_has_the_recipe_estimator_first(dataset):
 @pytest.mark.parametrize(
     ("sampler", "num_candidates", "num_estimators"),
     [
-        ({"type": "exact_popular", "num_exact": 4, "rest": REST}, 9, 2),
-        ({"type": "exact_nearest", "shared": False, "k": 3, "rest": REST}, 8, 2),
+        ({"type": "exact_popular", "num_exact": 4, "rest": REST}, 9, 3),
+        ({"type": "exact_nearest", "shared": False, "k": 3, "rest": REST}, 8, 3),
         # Batches have 16 users with five training targets after the first interaction each.
         ({"type": "mixture", "components": [REST, {"type": "in_batch"}]}, 5 + 80, 4),
         ({"type": "cross_batch_memory", "size": 100}, 100 + 80, 4),

@@ -17,6 +17,8 @@ def configs():
         for jackknife in (False, True):
             config = LOSSES["sampled_softmax"].Config(correction=correction, jackknife=jackknife)
             yield pytest.param(config, id=f"sampled_softmax-{correction}-{jackknife}")
+    config = LOSSES["sampled_softmax"].Config(correction="logq", accidental_hits="mask")
+    yield pytest.param(config, id="sampled_softmax-logq-mask")
     yield pytest.param(LOSSES["full_softmax"].Config(precision="bfloat16"), id="full-bfloat16")
 
 
@@ -47,7 +49,7 @@ CAPABILITIES = {
     "sampled_softmax": {
         "needs_candidates": True,
         "needs_full_support": True,
-        "estimator": ("refined", False),
+        "estimator": ("refined", False, "mask"),
     },
     "bce": {"needs_candidates": True, "needs_full_support": False, "estimator": None},
     "gbce": {"needs_candidates": True, "needs_full_support": False, "estimator": None},
@@ -67,14 +69,15 @@ def test_capabilities_of_a_sampled_softmax_follow_its_settings():
     assert "uncorrected" in make(correction="none").why_no_probability
     assert make(correction="logq").why_no_probability is None
     assert not make(jackknife=True).works_with_sets
-    assert make(correction="logq", jackknife=True).estimator == ("logq", True)
+    assert make(correction="logq", jackknife=True).estimator == ("logq", True, "keep")
+    assert make(correction="logq", accidental_hits="mask").estimator == ("logq", False, "mask")
 
 
 def test_repr_shows_the_settings():
     expected = {
         "full_softmax": "FullSoftmax(precision='float32')",
         "sampled_softmax": "SampledSoftmax(precision='float32', correction='refined', "
-        "jackknife=False)",
+        "jackknife=False, accidental_hits='mask')",
         "bce": "BCE(precision='float32', row_reduction='sum')",
         "gbce": "GBCE(precision='float32', row_reduction='mean', num_items=9, t=0.75)",
     }

@@ -9,6 +9,7 @@ from candid.candidates import Candidates, ExactCandidates
 from candid.errors import ConfigError, UnknownNameError
 from candid.losses.correction import (
     corrections_for,
+    hit_rule,
     shifts_of,
     shifts_of_counts,
     why_no_probability,
@@ -34,7 +35,7 @@ def test_shifts_follow_the_table(correction, shifts_positive, shifts_candidates)
         assert shifts.candidates is shifts.row is None
 
 
-def test_refined_alone_renormalizes_and_is_defined_beside_exact_candidates():
+def test_refined_alone_renormalizes_and_none_alone_is_undefined_beside_exact_candidates():
     candidates = Candidates(torch.tensor([3, 1, 3]), COUNTS, COUNTS_POSITIVE, num_samples=4)
 
     def refuse():
@@ -47,7 +48,7 @@ def test_refined_alone_renormalizes_and_is_defined_beside_exact_candidates():
     expected = math.log(3 / 4) - math.log1p(-math.exp(-0.7) / 4)
     assert row.tolist() == [pytest.approx(expected, rel=1e-6), 0.0]
     assert set(corrections_for(has_exact=False)) == {"none", "logq", "refined"}
-    assert corrections_for(has_exact=True) == ("refined",)
+    assert corrections_for(has_exact=True) == ("logq", "refined")
 
 
 def test_sets_are_not_renormalized():
@@ -85,6 +86,32 @@ def test_only_an_uncorrected_softmax_gives_no_probability():
     assert "uncorrected" in why_no_probability("none")
     assert why_no_probability("logq") is None
     assert why_no_probability("refined") is None
+
+
+def test_hit_rule_is_the_default_of_the_correction_or_the_requested_one():
+    assert [hit_rule(name) for name in ("none", "logq", "refined")] == ["mask", "keep", "mask"]
+    assert hit_rule("logq", "mask") == "mask"
+    for correction in ("none", "refined"):
+        with pytest.raises(
+            ConfigError, match=f"'keep' is not defined for correction '{correction}"
+        ):
+            hit_rule(correction, "keep")
+    with pytest.raises(UnknownNameError, match="did you mean 'keep'"):
+        hit_rule("logq", "keeps")
+
+
+def test_positive_that_replaces_a_sample_renormalizes_the_counts():
+    exact = ExactCandidates(torch.tensor([5]), torch.tensor([-1.0]))
+    candidates = Candidates(torch.tensor([3, 1, 3]), COUNTS, COUNTS_POSITIVE, 4, exact=exact)
+    shifts = shifts_of(
+        "logq",
+        candidates,
+        num_valid=lambda: torch.zeros(2),
+        positive_in_exact=torch.tensor([False, True]),
+        num_of_others=torch.tensor([3, 0]),
+    )
+    assert shifts.row.tolist() == [pytest.approx(math.log(3 / 4)), 0.0]
+    assert shifts.positive.tolist() == [pytest.approx(-0.7 + math.log(3 / 4)), 0.0]
 
 
 def test_missing_count_and_unknown_correction_are_refused():

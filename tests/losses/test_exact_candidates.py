@@ -235,7 +235,8 @@ def test_logq_expects_an_exact_positive_once(per_row):
         num_samples=3,
         exact=ExactCandidates(exact_ids, torch.full(exact_ids.shape, -math.inf)),
     )
-    loss = sampled_softmax(query, items, positive_ids, candidates, correction="logq").loss
+    settings = {"correction": "logq", "accidental_hits": "mask"}
+    loss = sampled_softmax(query, items, positive_ids, candidates, **settings).loss
     scores = query @ items.T
     for row, (positive, shift, others) in enumerate(((0, 0.0, [1]), (5, 0.7, [0, 1]))):
         terms = [scores[row, item] for item in others]

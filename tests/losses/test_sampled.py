@@ -154,21 +154,29 @@ def test_refined_renormalizes_as_in_the_paper():
         assert out.log_z[row].item() == pytest.approx(log_z.item(), abs=1e-5)
 
 
-def test_logq_equals_the_loss_of_yi_et_al():
-    """Softmax over s - log(n·Q), positive included, accidental hits masked."""
+@pytest.mark.parametrize("accidental_hits", [None, "keep", "mask"])
+def test_logq_equals_the_loss_of_yi_et_al(accidental_hits):
+    """Softmax over s - log(n·Q), positive included, accidental hits kept or masked."""
     query, table, positive_ids, sampled = shared()
-    out = sampled_softmax(query, table, positive_ids, sampled, correction="logq")
+    assert bool((sampled.ids[:5, None] == positive_ids).any())
+    settings = {"correction": "logq", "accidental_hits": accidental_hits}
+    out = sampled_softmax(query, table, positive_ids, sampled, **settings)
     for row in range(4):
-        keep = (sampled.ids != positive_ids[row]) & (sampled.owner != sampled.row_user_ids[row])
+        keep = sampled.owner != sampled.row_user_ids[row]
+        if accidental_hits == "mask":
+            keep &= sampled.ids != positive_ids[row]
         logits = (query[row] @ table.T)[sampled.ids[keep]] - sampled.log_expected_count[keep]
         positive = query[row] @ table[positive_ids[row]] - sampled.log_expected_count_positive[row]
         all_logits = torch.cat([positive[None], logits])
         assert out.loss[row].item() == pytest.approx(-all_logits.log_softmax(0)[0].item())
 
 
-@pytest.mark.parametrize("correction", ["none", "logq", "refined"])
+@pytest.mark.parametrize(
+    ("correction", "rule"),
+    [("none", "mask"), ("logq", "keep"), ("logq", "mask"), ("refined", "mask")],
+)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_gradient_equals_that_of_the_printed_loss(name, correction):
+def test_gradient_equals_that_of_the_printed_loss(name, correction, rule):
     """-sg(1 - P)·[s_p - log Σ exp(s_d - log e(d))], P from the same sample, row by row.
 
     The expected counts come from those of the sampler: n_valid·Q / (1 - Q(p)) for samples with
@@ -181,12 +189,17 @@ def test_gradient_equals_that_of_the_printed_loss(name, correction):
     positive_ids = torch.tensor([0, 1, 0, 4, 2, 6])
     user_ids = torch.tensor([3, 3, 1, 2, 2, 9])
     sampled = SAMPLERS[name](counts).sample(positive_ids, user_ids, generator=generator)
-    out = sampled_softmax(query, table, positive_ids, sampled, correction=correction)
+    settings = {"correction": correction, "accidental_hits": rule}
+    out = sampled_softmax(query, table, positive_ids, sampled, **settings)
     grads = torch.autograd.grad(out.loss.sum(), (query, table))
 
     paper_losses, n = [], sampled.num_samples
     for row in range(6):
         keep = sampled.ids != positive_ids[row]
+        if rule == "keep" and sampled.num_samples is not None:
+            keep = torch.ones_like(sampled.ids, dtype=torch.bool)
+            if sampled.source_rows is not None:
+                keep = sampled.source_rows != row
         if sampled.owner is not None:
             keep &= sampled.owner != user_ids[row]
         log_e = sampled.log_expected_count[keep].double()

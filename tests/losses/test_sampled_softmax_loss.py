@@ -214,6 +214,8 @@ def test_copies_and_pickles():
         ({"softmax_over": "al"}, UnknownNameError, "did you mean 'all'"),
         ({"correction": "logQ"}, UnknownNameError, "did you mean 'logq'"),
         ({"precision": "float16"}, UnknownNameError, "unknown precision 'float16'"),
+        ({"accidental_hits": "keep"}, ConfigError, "not defined for correction 'refined'"),
+        ({"accidental_hits": "drop"}, UnknownNameError, "unknown accidental_hits 'drop'"),
     ],
 )
 def test_bad_settings_are_refused(settings, error, sentence):

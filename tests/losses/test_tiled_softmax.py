@@ -96,12 +96,14 @@ CANDIDATES = {
 }
 
 
-@pytest.mark.parametrize("correction", ["none", "logq", "refined"])
+@pytest.mark.parametrize("correction", ["none", "logq", "logq, masked", "refined"])
 @pytest.mark.parametrize("name", CANDIDATES)
 @pytest.mark.usefixtures("in_tiles")
 class TestAgainstDenseScores:
     def agree(self, name, correction, relative, dtype, in_tiles):
+        correction, *masked = correction.split(", ")
         settings = {"dtype": dtype, "correction": correction, "temperature": 0.5}
+        settings["accidental_hits"] = "mask" if masked else None
         tiled, grads = loss_of(CANDIDATES[name](), **settings)
         in_tiles()
         with pytest.MonkeyPatch.context() as patch:

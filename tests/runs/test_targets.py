@@ -90,7 +90,9 @@ def test_sampler_of_targets_is_refused_over_all_items(data, tmp_path, sampler):
     with pytest.raises(ConfigError) as refused:
         train_run(recipe(sampler), data, tmp_path / "run")
     text = str(refused.value)
-    assert text.startswith("item 'welcome' can never be sampled: its probability is 0, as that of 1")
+    assert text.startswith(
+        "item 'welcome' can never be sampled: its probability is 0, as that of 1"
+    )
     assert "mix the sampler with uniform samples" in text
     assert "training.softmax_over = 'trained'" in text
     assert not (tmp_path / "run").exists()

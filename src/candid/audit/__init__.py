@@ -2,12 +2,20 @@
 
 For every sampler, correction and number of candidates it measures bias and RMSE of the gradient,
 bias of the loss, effective sample size, and the cost of a step. The guide "Audit" of the docs
-explains the numbers.
+explains the numbers. ``measure_drift`` measures where training with an estimator ends.
 """
 
 from candid.audit.audit_input import SLICES, AuditInput
+from candid.audit.audit_sampler import AuditSampler
 from candid.audit.cases import AuditCase, affordable_cases, sampler_config, standard_cases
 from candid.audit.cost import Cost
+from candid.audit.drift import (
+    Drift,
+    DriftBudget,
+    ProposalDistance,
+    measure_drift,
+    proposal_distance,
+)
 from candid.audit.estimator import ALL_ESTIMATORS, Estimator, estimators_for
 from candid.audit.measurement import SamplingBudget
 from candid.audit.recommendation import ALL_ROWS, AuditEntry, CostBudget
@@ -24,14 +32,20 @@ __all__ = [
     "AuditInput",
     "AuditProgress",
     "AuditReport",
+    "AuditSampler",
     "Cost",
     "CostBudget",
+    "Drift",
+    "DriftBudget",
     "Estimator",
     "EstimatorStatistics",
+    "ProposalDistance",
     "SamplingBudget",
     "affordable_cases",
     "audit",
     "estimators_for",
+    "measure_drift",
+    "proposal_distance",
     "sampler_config",
     "standard_cases",
 ]

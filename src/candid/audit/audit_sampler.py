@@ -66,6 +66,7 @@ class AuditSampler:
         self._batch_rows = batch_rows
         self._generator = generator
         self._reads_batch = config.reads_batch
+        self._samples_per_row = config.samples_per_row
         self._memory_rows = config.memory_rows
         self._needs_placeholder = any(
             part.reads_batch and part.is_set for part in _innermost(config)
@@ -75,6 +76,24 @@ class AuditSampler:
         if self._reads_batch:
             for _ in range(OBSERVED_BATCHES + config.warm_up_steps):
                 self._sampler.observe(*self._training_rows(batch_rows))
+
+    @property
+    def has_exact(self) -> bool:
+        """Whether samples come beside exact candidates."""
+        return self._sampler.has_exact
+
+    def log_expected_counts(self, rows: AuditRows) -> Tensor:
+        """Return the log expected count of every item: [V], or [B, V] where rows differ."""
+        ids = torch.arange(self._data.num_items)
+        if self._reads_batch:
+            positive_ids, user_ids = self._other_rows()
+            query = self._data.query[:0]
+            return self._sampler.log_expected_count_of(ids, positive_ids, user_ids, query)
+        if self._samples_per_row:
+            ids = ids.expand(len(rows.query), -1)
+        return self._sampler.log_expected_count_of(
+            ids, rows.positive_ids, rows.user_ids, rows.query
+        )
 
     def sample(self, rows: AuditRows) -> Candidates:
         """Sample the candidates of one step for these rows."""
@@ -93,6 +112,8 @@ class AuditSampler:
                 rows.positive_ids, positive_ids, user_ids, query
             ),
             row_user_ids=None if candidates.owner is None else rows.user_ids,
+            # The audited rows are not in the batch that was sampled.
+            source_rows=None,
         )
 
     def _training_rows(self, num_rows: int) -> tuple[Tensor, Tensor]:

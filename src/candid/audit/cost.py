@@ -72,6 +72,7 @@ def sampled_cost(
             sampler.sample(AuditRows(query.detach(), rows.positive_ids, rows.user_ids)),
             correction=estimator.correction,
             jackknife=estimator.jackknife,
+            accidental_hits=estimator.accidental_hits,
         )
         out.loss.mean().backward()
         query.grad = None

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from candid.losses.correction import DEFAULT_CORRECTION, Correction, corrections_for
+from candid.losses.correction import (
+    DEFAULT_CORRECTION,
+    Correction,
+    HitRule,
+    corrections_for,
+    hit_rule,
+)
 from candid.samplers.config import SamplerConfig
 
 
@@ -16,15 +22,33 @@ class Estimator:
     Attributes:
         correction: see ``candid.losses.correction``.
         jackknife: see ``candid.losses.corrected_log_softmax``.
+        accidental_hits: "keep" or "mask", what happens to samples of a row's positive; None
+            stands for the default of the correction and is replaced by it.
+
+    Raises:
+        UnknownNameError: no such correction or rule.
+        ConfigError: the correction is not defined with this rule.
     """
 
     correction: Correction = DEFAULT_CORRECTION
     jackknife: bool = False
+    accidental_hits: HitRule | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "accidental_hits", self.hit_rule)
+
+    @property
+    def hit_rule(self) -> HitRule:
+        """``accidental_hits``, or the default of the correction."""
+        return hit_rule(self.correction, self.accidental_hits)
 
     @property
     def label(self) -> str:
         """Name in tables."""
-        return f"{self.correction} + jackknife" if self.jackknife else self.correction
+        name: str = self.correction
+        if self.accidental_hits != hit_rule(self.correction):
+            name += ", hits masked" if self.accidental_hits == "mask" else ", hits kept"
+        return f"{name} + jackknife" if self.jackknife else name
 
 
 ALL_ESTIMATORS: Final = (

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from candid.audit.estimator import Estimator
 from candid.losses.comparison import Comparison
-from candid.losses.correction import Correction
+from candid.losses.correction import Correction, HitRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Gradients:
 
     Attributes:
         loss: [A, B].
-        positive: [A, B], gradient with respect to the score of the positive.
+        positive: [A, B], gradient with respect to the score of the positive, with those of its
+            samples where accidental hits are kept: they are the same score.
         candidates: [A, B, N], with respect to the scores of the sampled candidates; 0 for
             accidental hits.
         exact: [A, B, H], with respect to the scores of the exact candidates; None without them.
@@ -71,30 +72,39 @@ def gradients(comparison: Comparison, estimators: Sequence[Estimator]) -> Gradie
         comparison: float64 scores.
         estimators: A estimators.
     """
-    by_correction = {
-        correction: _softmax(comparison, correction)
-        for correction in dict.fromkeys(estimator.correction for estimator in estimators)
-    }
-    parts = [
-        _jackknife_gradients(by_correction[estimator.correction], comparison.accidental_hits)
-        if estimator.jackknife
-        else _plain_gradients(by_correction[estimator.correction])
-        for estimator in estimators
-    ]
+    keys = [(estimator.correction, estimator.hit_rule) for estimator in estimators]
+    softmax_of = {key: _softmax(comparison, *key) for key in dict.fromkeys(keys)}
+    parts = []
+    for estimator, key in zip(estimators, keys, strict=True):
+        softmax = softmax_of[key]
+        part = (
+            _jackknife_gradients(softmax, comparison.masked(estimator.hit_rule))
+            if estimator.jackknife
+            else _plain_gradients(softmax)
+        )
+        is_kept = estimator.hit_rule == "keep"
+        parts.append(_with_hits_in_positive(part, comparison) if is_kept else part)
     losses, positives, candidates, exacts = zip(*parts, strict=True)
     return Gradients(
         loss=torch.stack(losses),
         positive=torch.stack(positives),
         candidates=torch.stack(candidates),
         exact=None if comparison.exact_scores is None else torch.stack(exacts),
-        effective_sample_size=torch.stack(
-            [by_correction[e.correction].effective_sample_size for e in estimators]
-        ),
+        effective_sample_size=torch.stack([softmax_of[key].effective_sample_size for key in keys]),
     )
 
 
-def _softmax(comparison: Comparison, correction: Correction) -> _Softmax:
-    shifts = comparison.shifts(correction)
+def _with_hits_in_positive(part: _RowGradients, comparison: Comparison) -> _RowGradients:
+    """Add the gradients of samples of the positive to that of the positive."""
+    loss, positive, candidates, exact = part
+    sampled = comparison.candidates
+    is_hit = sampled.by_row(sampled.ids) == comparison.positive_ids[:, None]
+    of_hits = candidates.where(is_hit, 0.0)
+    return loss, positive + of_hits.sum(dim=1), candidates - of_hits, exact
+
+
+def _softmax(comparison: Comparison, correction: Correction, rule: HitRule) -> _Softmax:
+    shifts = comparison.shifts(correction, rule)
     positive, logits = comparison.positive_scores, comparison.candidate_scores
     if shifts.candidates is not None:
         logits = logits - shifts.candidates
@@ -102,7 +112,7 @@ def _softmax(comparison: Comparison, correction: Correction) -> _Softmax:
         positive = positive - shifts.positive
     if shifts.row is not None:
         logits = logits - shifts.row[:, None]
-    logits = torch.where(comparison.accidental_hits, -torch.inf, logits)
+    logits = torch.where(comparison.masked(rule), -torch.inf, logits)
     exact = None
     if comparison.exact_scores is not None and comparison.exact_accidental_hits is not None:
         exact = torch.where(comparison.exact_accidental_hits, -torch.inf, comparison.exact_scores)

@@ -52,6 +52,7 @@ class AuditEntry:
             "num_candidates": self.num_candidates,
             "correction": self.estimator.correction,
             "jackknife": self.estimator.jackknife,
+            "accidental_hits": self.estimator.accidental_hits,
             "sampler": dict(self.sampler),
             "is_recipe": self.is_recipe,
             "num_scores": self.num_scores,

@@ -91,7 +91,7 @@ class GroupMeans:
             - part.projection[:, None, :]
             + part.exact_squared_norm[:, None, None]
         ).sum(dim=0)
-        squared, error = _off_diagonal_mean(cross)
+        squared, error = (float(value) for value in off_diagonal_mean(cross))
         squared_error = (
             part.squared_norm - 2.0 * part.projection + part.exact_squared_norm[:, None]
         ).sum(dim=0)
@@ -131,13 +131,21 @@ def error_of_root(squared: float, error: float) -> float:
     return math.sqrt(floor + error) - math.sqrt(floor)
 
 
-def _off_diagonal_mean(cross: Tensor) -> tuple[float, float]:
-    """Return the mean over pairs of different groups and its delete-one-group jackknife error."""
-    num_groups = len(cross)
-    row_sums = cross.sum(dim=1) - cross.diagonal()
-    total = row_sums.sum()
+def off_diagonal_mean(cross: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean over pairs of different groups and its delete-one-group jackknife error.
+
+    Args:
+        cross: [..., K, K] float64, symmetric products of the K groups.
+
+    Returns:
+        mean and standard error, each of the shape [...].
+    """
+    num_groups = cross.shape[-1]
+    row_sums = cross.sum(dim=-1) - cross.diagonal(dim1=-2, dim2=-1)
+    total = row_sums.sum(dim=-1)
     # Without group i, the off-diagonal sum loses 2·row_sums[i].
-    without_one = (total - 2.0 * row_sums) / ((num_groups - 1) * (num_groups - 2))
-    deviation = (without_one - without_one.mean()).square().sum()
+    without_one = total[..., None] - 2.0 * row_sums
+    without_one = without_one / ((num_groups - 1) * (num_groups - 2))
+    deviation = (without_one - without_one.mean(dim=-1, keepdim=True)).square().sum(dim=-1)
     error = torch.sqrt((num_groups - 1) / num_groups * deviation)
-    return float(total / (num_groups * (num_groups - 1))), float(error)
+    return total / (num_groups * (num_groups - 1)), error

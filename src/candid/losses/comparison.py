@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from candid.candidates import Candidates
 from candid.losses.blockwise.tiles import Precision
-from candid.losses.correction import Correction, Shifts, shifts_of
+from candid.losses.correction import Correction, HitRule, Shifts, shifts_of
 from candid.losses.inputs import check_finite_rows, check_ids, check_shapes, check_width, widened
 from candid.losses.output import ItemEmbeddings
 
@@ -98,6 +98,20 @@ class Comparison:
         """[B, N] bool, True where a sampled candidate is not a negative of the row."""
         return self.candidates.accidental_hits(self.positive_ids)
 
+    def masked(self, hit_rule: HitRule) -> Tensor:
+        """[B, N] bool, True where a row is not compared with a sampled candidate.
+
+        Args:
+            hit_rule: see ``candid.losses.correction``; "mask" gives ``accidental_hits``.
+        """
+        if hit_rule == "mask" or not self.candidates.keeps_hits:
+            return self.accidental_hits
+        mask = self.candidates.accidental_hits(self.positive_ids, keep=True)
+        if self.replaced_samples is None or not mask.shape[1]:
+            return mask
+        position = self.replaced_samples[0][:, None]
+        return mask.scatter(1, position.clamp(min=0), mask[:, :1] | (position >= 0))
+
     @_cached
     def exact_accidental_hits(self) -> Tensor | None:
         """[B, H] bool, the same of the exact candidates; None without any."""
@@ -110,6 +124,13 @@ class Comparison:
         exact = self.candidates.exact
         return None if exact is None else exact.has_positive(self.positive_ids)
 
+    @_cached
+    def replaced_samples(self) -> tuple[Tensor, Tensor] | None:
+        """``Candidates.replaced_samples`` beside exact candidates, None without any or for sets."""
+        if self.positive_in_exact is None or not self.candidates.keeps_hits:
+            return None
+        return self.candidates.replaced_samples(self.positive_in_exact)
+
     def negatives(self) -> tuple[Tensor, Tensor]:
         """Scores [B, H + N] of exact and sampled candidates, float32 at least, and their mask."""
         scores, mask = self.candidate_scores, self.accidental_hits
@@ -118,8 +139,12 @@ class Comparison:
             mask = torch.cat([self.exact_accidental_hits, mask], dim=1)
         return widened(scores), mask
 
-    def shifts(self, correction: Correction) -> Shifts:
+    def shifts(self, correction: Correction, hit_rule: HitRule = "mask") -> Shifts:
         """Return the shifts of a correction, those of the candidates [N] or [B, N].
+
+        Args:
+            correction: see ``candid.losses.correction``.
+            hit_rule: one that the correction allows.
 
         Raises:
             UnknownNameError: no such correction.
@@ -130,10 +155,17 @@ class Comparison:
             num_valid=lambda: (~self.accidental_hits).sum(dim=1),
             exact_accidental_hits=self.exact_accidental_hits,
             positive_in_exact=self.positive_in_exact,
+            num_of_others=self.num_of_others(hit_rule),
         )
         if shifts.candidates is None:
             return shifts
         return replace(shifts, candidates=self.candidates.by_row(shifts.candidates))
+
+    def num_of_others(self, hit_rule: HitRule) -> Tensor | None:
+        """[B], as for ``shifts_of``; None where the positive replaces no sample."""
+        if hit_rule == "mask" or self.replaced_samples is None:
+            return None
+        return self.replaced_samples[1]
 
     def with_candidates(self, candidates: Candidates, vectors: Tensor) -> Comparison:
         """Return the same rows with other sampled candidates, reusing the scores of all others.

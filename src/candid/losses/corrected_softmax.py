@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from candid.losses.comparison import Comparison
-from candid.losses.correction import DEFAULT_CORRECTION, Correction, Shifts, shifts_of_counts
+from candid.losses.correction import (
+    DEFAULT_CORRECTION,
+    Correction,
+    HitRule,
+    Shifts,
+    hit_rule,
+    shifts_of_counts,
+)
 from candid.losses.inputs import widened
 from candid.losses.output import LossOutput
 
@@ -54,8 +61,8 @@ def corrected_log_softmax(
         log_expected_count: [N] or [B, N], log e(d).
         log_expected_count_positive: [B], log e(p); needed where the correction shifts the
             positive.
-        accidental_hits: [B, N] bool, True where the candidate is not a negative of the row, or
-            None.
+        accidental_hits: [B, N] bool, True where the candidate is left out of the row, or None.
+            To keep samples of the row's positive, leave them False.
         correction: the row of the table.
         jackknife: replace the loss by its delete-one jackknife, n·L - (n - 1)/n · Σ L(-i)
             with L(-i) the loss without candidate i (its expected counts those of n - 1
@@ -110,6 +117,7 @@ def corrected_log_softmax(
 def dense_softmax(
     comparison: Comparison,
     correction: Correction,
+    accidental_hits: HitRule | None = None,
     *,
     jackknife: bool = False,
     effective_sample_size: bool = False,
@@ -119,17 +127,21 @@ def dense_softmax(
     Args:
         comparison: rows and candidates.
         correction: see ``candid.losses.correction``.
+        accidental_hits: "keep" or "mask", what happens to samples of a row's positive; None for
+            the default of the correction.
         jackknife: as in ``corrected_log_softmax``.
         effective_sample_size: report ``effective_sample_size``.
 
     Raises:
-        UnknownNameError: no such correction.
+        UnknownNameError: no such correction or rule.
+        ConfigError: the correction is not defined with this rule.
     """
+    rule = hit_rule(correction, accidental_hits)
     return _shifted_log_softmax(
         comparison.positive_scores,
         comparison.candidate_scores,
-        comparison.accidental_hits,
-        comparison.shifts(correction),
+        comparison.masked(rule),
+        comparison.shifts(correction, rule),
         jackknife=jackknife,
         exact=comparison.exact_scores,
         exact_accidental_hits=comparison.exact_accidental_hits,

@@ -7,7 +7,7 @@ from torch import Tensor
 from candid.errors import ConfigError
 from candid.losses.blockwise.tiles import Precision
 from candid.losses.comparison import Comparison
-from candid.losses.correction import DEFAULT_CORRECTION, Correction
+from candid.losses.correction import DEFAULT_CORRECTION, Correction, HitRule
 from candid.losses.inputs import (
     check_finite_rows,
     check_ids,
@@ -34,6 +34,7 @@ def in_batch_softmax(
     correction: Correction = DEFAULT_CORRECTION,
     jackknife: bool = False,
     temperature: float | Tensor = 1.0,
+    accidental_hits: HitRule | None = None,
     precision: Precision = "float32",
     effective_sample_size: bool = False,
     check_finite: bool | None = None,
@@ -43,8 +44,8 @@ def in_batch_softmax(
     It suits a model that encodes both sides of the batch (text retrieval, any two towers without
     a table of items). In-batch negatives follow item popularity: a document that is often a
     positive is often a negative too. The correction -log(n·Q) removes this bias. An item that is
-    the positive of this row and of another one is not a negative of this row, however often it
-    was encoded; ``positive_ids`` identify it.
+    the positive of this row and of another one is an accidental hit, however often it was
+    encoded; ``positive_ids`` identify it. It is masked or kept (``accidental_hits``).
 
     Args:
         query: [B, D].
@@ -64,6 +65,8 @@ def in_batch_softmax(
             contrastive loss with repetitions masked.
         jackknife: replace the loss by its delete-one jackknife; see ``corrected_log_softmax``.
         temperature: scores are divided by it.
+        accidental_hits: "keep" or "mask", what happens to other rows with the row's positive;
+            None for the default of the correction, see ``candid.losses.correction``.
         precision: dtype of the matrix products, as in ``sampled_softmax``.
         effective_sample_size: report ``effective_sample_size``.
         check_finite: refuse vectors that hold NaN; None checks on the CPU only.
@@ -74,7 +77,8 @@ def in_batch_softmax(
         has loss 0.
 
     Raises:
-        ConfigError: shapes that do not fit together, or negatives without vectors or without ids.
+        ConfigError: shapes that do not fit together, negatives without vectors or without ids,
+            or ``accidental_hits`` that the correction does not allow.
         DataError: an id outside the frequency's catalog, or a positive with frequency 0 (both
             checked on the CPU only); NaN if it is checked.
 
@@ -114,7 +118,11 @@ def in_batch_softmax(
         precision=precision,
     )
     return corrected_softmax(
-        comparison, correction, jackknife=jackknife, effective_sample_size=effective_sample_size
+        comparison,
+        correction,
+        accidental_hits,
+        jackknife=jackknife,
+        effective_sample_size=effective_sample_size,
     )
 
 

@@ -15,7 +15,7 @@ from candid.losses.candidate_loss import (
     check_temperature,
     reduce_rows,
 )
-from candid.losses.correction import DEFAULT_CORRECTION, Correction
+from candid.losses.correction import DEFAULT_CORRECTION, Correction, HitRule, hit_rule
 from candid.losses.in_batch import in_batch_softmax
 from candid.losses.output import LossOutput
 from candid.samplers.frequency import Counts, Frequency
@@ -38,6 +38,8 @@ class InBatchSoftmaxLoss(TableModule):
         jackknife: replace the loss by its delete-one jackknife; see ``corrected_log_softmax``.
         temperature: scores are divided by it; an ``nn.Parameter`` is trained with the model.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
+        accidental_hits: "keep" or "mask", what happens to samples of a row's positive; None for
+            the default of the correction; see ``sampled_softmax``.
         precision: dtype of the matrix products; see ``sampled_softmax``.
         check_finite: refuse NaN in the vectors; None checks on the CPU only.
 
@@ -63,11 +65,13 @@ class InBatchSoftmaxLoss(TableModule):
         jackknife: bool = False,
         temperature: float | Tensor = 1.0,
         reduction: Reduction = REDUCTION,
+        accidental_hits: HitRule | None = None,
         precision: Precision = "float32",
         check_finite: bool | None = None,
     ) -> None:
         super().__init__()
         check_known("correction", correction, get_args(Correction))
+        self.accidental_hits: HitRule = hit_rule(correction, accidental_hits)
         check_known("reduction", reduction, get_args(Reduction))
         check_known("precision", precision, get_args(Precision))
         check_temperature(temperature)
@@ -159,6 +163,7 @@ class InBatchSoftmaxLoss(TableModule):
             correction=self.correction,
             jackknife=self.jackknife,
             temperature=self.temperature,
+            accidental_hits=self.accidental_hits,
             precision=self.precision,
             effective_sample_size=effective_sample_size,
             check_finite=self.check_finite,

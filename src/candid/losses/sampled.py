@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from candid.candidates import Candidates
+from candid.errors import ConfigError
 from candid.losses.blockwise.tiles import Precision
 from candid.losses.comparison import Comparison, compare
 from candid.losses.config import PRECISION
 from candid.losses.corrected_softmax import dense_softmax
-from candid.losses.correction import DEFAULT_CORRECTION, Correction, why_no_probability
+from candid.losses.correction import (
+    DEFAULT_CORRECTION,
+    Correction,
+    HitRule,
+    hit_rule,
+    why_no_probability,
+)
 from candid.losses.inputs import wants_finite_check
 from candid.losses.output import ItemEmbeddings, LossOutput
 from candid.losses.sampled_loss import SampledLoss
@@ -32,6 +41,7 @@ def sampled_softmax(
     correction: Correction = DEFAULT_CORRECTION,
     jackknife: bool = False,
     temperature: float | Tensor = 1.0,
+    accidental_hits: HitRule | None = None,
     precision: Precision = "float32",
     effective_sample_size: bool = False,
     check_finite: bool | None = None,
@@ -39,7 +49,8 @@ def sampled_softmax(
     """Compute the softmax of each row's positive against candidates of a sampler, corrected.
 
     A candidate that is the row's positive, or comes from the row's own user, is not a negative
-    of the row. For samples with replacement and the correction "refined" the rest are
+    of the row. A correction that shifts the positive keeps samples of the positive by default
+    (``accidental_hits``). For samples with replacement and the correction "refined" the rest are
     renormalized: with n samples of which n_valid are left, e(d) = n_valid · Q(d) / (1 - Q(p)),
     the Q' of Khrylchenko et al. (RecSys 2025). The other corrections do not renormalize; see
     ``candid.losses.correction``.
@@ -55,6 +66,8 @@ def sampled_softmax(
         jackknife: replace the loss by its delete-one jackknife, which removes the leading bias;
             see ``corrected_log_softmax``.
         temperature: scores are divided by it.
+        accidental_hits: "keep" or "mask", what happens to samples of a row's positive; None for
+            the default of the correction, see ``candid.losses.correction``.
         precision: dtype of the matrix products, as in ``full_softmax``. Vectors that are already
             bfloat16 are multiplied as such in either case. Shared candidates [N] beyond 131,072
             scores are compared in tiles, without the [B, N] scores, unless there is a jackknife.
@@ -67,7 +80,8 @@ def sampled_softmax(
         requested, effective sample sizes.
 
     Raises:
-        ConfigError: shapes that do not fit together.
+        ConfigError: shapes that do not fit together, or ``accidental_hits`` that the correction
+            does not allow.
         DataError: an id outside the table (checked on the CPU, where it needs no device
             synchronisation), or NaN if it is checked.
 
@@ -89,13 +103,18 @@ def sampled_softmax(
         check_finite=wants_finite_check(check_finite, query),
     )
     return corrected_softmax(
-        comparison, correction, jackknife=jackknife, effective_sample_size=effective_sample_size
+        comparison,
+        correction,
+        accidental_hits,
+        jackknife=jackknife,
+        effective_sample_size=effective_sample_size,
     )
 
 
 def corrected_softmax(
     comparison: Comparison,
     correction: Correction,
+    accidental_hits: HitRule | None = None,
     *,
     jackknife: bool = False,
     effective_sample_size: bool = False,
@@ -105,23 +124,31 @@ def corrected_softmax(
     Args:
         comparison: rows and candidates.
         correction: see ``candid.losses.correction``.
+        accidental_hits: "keep" or "mask", what happens to samples of a row's positive; None for
+            the default of the correction.
         jackknife: as in ``corrected_log_softmax``; always dense, because it needs a loss without
             each candidate.
         effective_sample_size: report ``effective_sample_size``.
 
     Raises:
-        UnknownNameError: no such correction.
+        UnknownNameError: no such correction or rule.
+        ConfigError: the correction is not defined with this rule.
     """
     precision = None if jackknife else _tile_precision(comparison)
     if precision is None:
         return dense_softmax(
             comparison,
             correction,
+            accidental_hits,
             jackknife=jackknife,
             effective_sample_size=effective_sample_size,
         )
     return tiled_softmax(
-        comparison, correction, precision, effective_sample_size=effective_sample_size
+        comparison,
+        correction,
+        precision,
+        accidental_hits,
+        effective_sample_size=effective_sample_size,
     )
 
 
@@ -132,6 +159,11 @@ class SampledSoftmax(SampledLoss):
         correction: correction of the scores for the expected counts of the candidates.
         jackknife: replace the loss by its delete-one jackknife.
         precision: dtype of the matrix products.
+        accidental_hits: what happens to samples of a row's positive; None for the default of the
+            correction.
+
+    Raises:
+        ConfigError: ``accidental_hits`` that the correction does not allow.
     """
 
     class Config(SampledLoss.Config):
@@ -148,6 +180,19 @@ class SampledSoftmax(SampledLoss):
             "(distinct = true), where it adds a bias",
         )
         precision: Precision = Field("float32", description=PRECISION)
+        accidental_hits: HitRule | None = Field(
+            None,
+            description="samples of the row's positive: 'keep' ('logq' alone) or 'mask'; absent: "
+            "'keep' for 'logq', 'mask' for the others",
+        )
+
+        @model_validator(mode="after")
+        def _rule_is_defined(self) -> Self:
+            try:
+                hit_rule(self.correction, self.accidental_hits)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+            return self
 
         @property
         def needs_full_support(self) -> bool:
@@ -160,9 +205,9 @@ class SampledSoftmax(SampledLoss):
             return why_no_probability(self.correction)
 
         @property
-        def estimator(self) -> tuple[Correction, bool]:
-            """Correction and jackknife."""
-            return self.correction, self.jackknife
+        def estimator(self) -> tuple[Correction, bool, HitRule]:
+            """Correction, jackknife and rule of accidental hits."""
+            return self.correction, self.jackknife, hit_rule(self.correction, self.accidental_hits)
 
         @property
         def works_with_sets(self) -> bool:
@@ -172,19 +217,31 @@ class SampledSoftmax(SampledLoss):
         def build(self, num_items: int) -> SampledSoftmax:
             """Build for a catalog of any size."""
             return SampledSoftmax(
-                correction=self.correction, jackknife=self.jackknife, precision=self.precision
+                correction=self.correction,
+                jackknife=self.jackknife,
+                precision=self.precision,
+                accidental_hits=self.accidental_hits,
             )
 
-    def __init__(self, *, correction: Correction, jackknife: bool, precision: Precision) -> None:
+    def __init__(
+        self,
+        *,
+        correction: Correction,
+        jackknife: bool,
+        precision: Precision,
+        accidental_hits: HitRule | None = None,
+    ) -> None:
         super().__init__(precision=precision)
         self.correction: Correction = correction
         self.jackknife = jackknife
+        self.accidental_hits: HitRule = hit_rule(correction, accidental_hits)
 
     def output(self, comparison: Comparison, *, effective_sample_size: bool) -> LossOutput:
         """The corrected softmax, dense or in tiles."""
         return corrected_softmax(
             comparison,
             self.correction,
+            self.accidental_hits,
             jackknife=self.jackknife,
             effective_sample_size=effective_sample_size,
         )

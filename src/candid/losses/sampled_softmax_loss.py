@@ -17,7 +17,7 @@ from candid.losses.candidate_loss import (
     Reduction,
     check_known,
 )
-from candid.losses.correction import DEFAULT_CORRECTION, Correction
+from candid.losses.correction import DEFAULT_CORRECTION, Correction, HitRule, hit_rule
 from candid.losses.output import ItemEmbeddings, LossOutput
 from candid.losses.sampled import sampled_softmax
 from candid.samplers.sampler import Sampler
@@ -52,6 +52,8 @@ class SampledSoftmaxLoss(CandidateLoss):
         jackknife: replace the loss by its delete-one jackknife; see ``corrected_log_softmax``.
         temperature: scores are divided by it; an ``nn.Parameter`` is trained with the model.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
+        accidental_hits: "keep" or "mask", what happens to samples of a row's positive; None for
+            the default of the correction; see ``sampled_softmax``.
         precision: dtype of the matrix products; see ``sampled_softmax``.
         num_groups: independent samples per step, each shared by an equal part of the rows.
         check_finite: refuse NaN in queries and item vectors; None checks on the CPU only.
@@ -83,6 +85,7 @@ class SampledSoftmaxLoss(CandidateLoss):
         jackknife: bool = False,
         temperature: float | Tensor = 1.0,
         reduction: Reduction = REDUCTION,
+        accidental_hits: HitRule | None = None,
         precision: Precision = "float32",
         num_groups: int = NUM_GROUPS,
         check_finite: bool | None = None,
@@ -92,6 +95,7 @@ class SampledSoftmaxLoss(CandidateLoss):
             sampler, temperature=temperature, reduction=reduction, num_groups=num_groups
         )
         check_known("correction", correction, get_args(Correction))
+        self.accidental_hits: HitRule = hit_rule(correction, accidental_hits)
         check_known("precision", precision, get_args(Precision))
         check_known("softmax_over", softmax_over, ("all", "trained"))
         if softmax_over == "all":
@@ -122,6 +126,7 @@ class SampledSoftmaxLoss(CandidateLoss):
             correction=self.correction,
             jackknife=self.jackknife,
             temperature=self.temperature,
+            accidental_hits=self.accidental_hits,
             precision=self.precision,
             effective_sample_size=effective_sample_size,
             check_finite=self.check_finite,

@@ -12,7 +12,7 @@ from candid.losses.blockwise.softmax import blockwise_softmax
 from candid.losses.blockwise.tiles import Precision
 from candid.losses.comparison import Comparison
 from candid.losses.corrected_softmax import masked_logsumexp
-from candid.losses.correction import Correction, shifts_of
+from candid.losses.correction import Correction, HitRule, hit_rule, shifts_of
 from candid.losses.inputs import widened
 from candid.losses.output import LossOutput
 
@@ -24,6 +24,7 @@ def tiled_softmax(
     comparison: Comparison,
     correction: Correction,
     precision: Precision,
+    accidental_hits: HitRule | None = None,
     *,
     effective_sample_size: bool = False,
 ) -> LossOutput:
@@ -33,22 +34,26 @@ def tiled_softmax(
         comparison: rows and candidates.
         correction: see ``candid.losses.correction``.
         precision: dtype of the matrix products.
+        accidental_hits: "keep" or "mask", what happens to samples of a row's positive; None for
+            the default of the correction.
         effective_sample_size: report ``effective_sample_size``.
 
     Returns:
         the output of ``dense_softmax``, up to rounding.
 
     Raises:
-        UnknownNameError: no such correction.
+        UnknownNameError: no such correction or rule.
+        ConfigError: the correction is not defined with this rule.
     """
+    rule = hit_rule(correction, accidental_hits)
     candidates = comparison.candidates
     wide = torch.promote_types(comparison.query.dtype, comparison.candidate_vectors.dtype)
     wide = torch.promote_types(wide, torch.float32)
     in_shared_exact = _in_shared_exact(comparison)
-    accidental_hits = _accidental_hits(comparison, in_shared_exact)
+    masked = _masked(comparison, in_shared_exact, rule)
 
     def num_valid() -> Tensor:
-        num_hits = accidental_hits.num_hits()
+        num_hits = masked.num_hits()
         if in_shared_exact is not None:
             num_hits = num_hits + in_shared_exact.sum()
         return len(candidates.ids) - num_hits
@@ -59,6 +64,7 @@ def tiled_softmax(
         num_valid=num_valid,
         exact_accidental_hits=comparison.exact_accidental_hits,
         positive_in_exact=comparison.positive_in_exact,
+        num_of_others=comparison.num_of_others(rule),
     )
     positive = comparison.positive_scores.to(wide)
     exact, exact_mask = comparison.exact_scores, comparison.exact_accidental_hits
@@ -75,7 +81,7 @@ def tiled_softmax(
         query,
         vectors,
         positive,
-        accidental_hits,
+        masked,
         shift=shift,
         row_shift=row_shift,
         log_rest=None if exact is None else masked_logsumexp(exact, exact_mask),
@@ -89,7 +95,7 @@ def tiled_softmax(
                 2.0 * query,
                 vectors,
                 positive,
-                accidental_hits,
+                masked,
                 shift=None if shift is None else 2.0 * shift,
                 row_shift=None if row_shift is None else 2.0 * row_shift,
                 log_rest=None if exact is None else masked_logsumexp(2.0 * exact, exact_mask),
@@ -118,8 +124,10 @@ def _in_shared_exact(comparison: Comparison) -> Tensor | None:
     return torch.isin(comparison.candidates.ids, shared[0]) if shared else None
 
 
-def _accidental_hits(comparison: Comparison, in_shared_exact: Tensor | None) -> AccidentalHits:
-    """The mask of ``Candidates.accidental_hits`` for shared ids, without ``in_shared_exact``."""
+def _masked(
+    comparison: Comparison, in_shared_exact: Tensor | None, rule: HitRule
+) -> AccidentalHits:
+    """The mask of ``Comparison.masked`` for shared ids, without ``in_shared_exact``."""
     candidates, positive_ids = comparison.candidates, comparison.positive_ids
 
     def without_shared(ids: Tensor) -> Tensor:
@@ -127,9 +135,18 @@ def _accidental_hits(comparison: Comparison, in_shared_exact: Tensor | None) -> 
         ids = ids.long()
         return ids if in_shared_exact is None else ids.masked_fill(in_shared_exact, NO_ID)
 
-    matches = [(positive_ids, candidates.ids)]
+    is_kept = rule == "keep" and candidates.keeps_hits
+    matches = [] if is_kept else [(positive_ids, candidates.ids)]
+    if is_kept and candidates.source_rows is not None:
+        own = torch.arange(len(positive_ids), device=positive_ids.device)
+        matches.append((own, candidates.source_rows))
+    if is_kept and comparison.replaced_samples is not None:
+        position = torch.arange(len(candidates.ids), device=positive_ids.device)
+        matches.append((comparison.replaced_samples[0], position))
     if candidates.owner is not None and candidates.row_user_ids is not None:
         matches.append((candidates.row_user_ids, candidates.owner))
     for row_ids in _exact_ids(comparison, ndim=2):
         matches += [(column, candidates.ids) for column in row_ids.unbind(dim=1)]
+    if not matches:
+        matches.append((positive_ids, torch.full_like(candidates.ids, NO_ID)))
     return AccidentalHits(*(IdMatch(rows.long(), without_shared(ids)) for rows, ids in matches))

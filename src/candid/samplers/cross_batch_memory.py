@@ -165,6 +165,8 @@ class CrossBatchMemory(Sampler):
         memory = self.rows[:2, : self._num_used]
         ids = torch.cat([positive_ids, memory[0]])
         self.frequency.check_positives(ids)
+        source_rows = torch.full_like(ids, -1)
+        source_rows[: len(positive_ids)] = torch.arange(len(positive_ids), device=ids.device)
         return Candidates(
             ids=ids,
             log_expected_count=self.log_expected_count_of(ids, positive_ids),
@@ -172,6 +174,7 @@ class CrossBatchMemory(Sampler):
             num_samples=len(ids),
             owner=None if row_user_ids is None else torch.cat([row_user_ids, memory[1]]),
             row_user_ids=row_user_ids,
+            source_rows=source_rows if row_user_ids is None else None,
         )
 
     def log_expected_count_of(

@@ -26,7 +26,8 @@ class InBatch(Sampler):
     With repetitions the expected count is n·Q(d) for n candidates. A row's own positive (and
     with ``exclude_same_user`` every positive of the row's user) is masked by the loss, which
     then counts the remaining candidates: exact for each row, for any share of its user in the
-    batch.
+    batch. A loss that keeps accidental hits masks the row itself and the other rows of its user,
+    and keeps other users' rows with the same item.
 
     As a set, an item is a candidate of a row where some row of *another* user has it, with
     inclusion probability 1 - (1 - Q(d))^m for m rows of other users (m = rows - 1 if users are
@@ -130,9 +131,11 @@ class InBatch(Sampler):
         row_user_ids = self._row_user_ids(user_ids)
         ids, owner = positive_ids, row_user_ids
         num_samples = self._num_samples(positive_ids)
+        source_rows = torch.arange(len(ids), device=ids.device) if owner is None else None
         if num_samples < len(ids):
             rows = torch.randperm(len(ids), generator=generator, device=ids.device)[:num_samples]
             ids, owner = ids[rows], None if owner is None else owner[rows]
+            source_rows = None if source_rows is None else rows
         if self.distinct:
             ids, owner = _distinct(ids, owner)
         self.frequency.check_positives(ids)
@@ -145,6 +148,7 @@ class InBatch(Sampler):
             num_samples=None if self.distinct else num_samples,
             owner=owner,
             row_user_ids=row_user_ids,
+            source_rows=None if self.distinct else source_rows,
         )
 
     def log_expected_count_of(

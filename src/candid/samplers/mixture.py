@@ -113,7 +113,9 @@ class Mixture(Sampler):
         num_rows = len(positive_ids)
         ids = _side_by_side([sample.ids for sample in samples], num_rows)
         sizes = [sample.num_samples for sample in samples]
-        owners = [_owner(sample) for sample in samples]
+        owners = [_or_minus_one(sample.owner, sample) for sample in samples]
+        sources = [_or_minus_one(sample.source_rows, sample) for sample in samples]
+        has_source = any(sample.source_rows is not None for sample in samples)
         has_owner = any(sample.owner is not None for sample in samples)
         return Candidates(
             ids=ids,
@@ -124,6 +126,7 @@ class Mixture(Sampler):
             num_samples=None if None in sizes else sum(n for n in sizes if n is not None),
             owner=_side_by_side(owners, num_rows) if has_owner else None,
             row_user_ids=user_ids if has_owner else None,
+            source_rows=_side_by_side(sources, num_rows) if has_source else None,
         )
 
     def log_expected_count_of(
@@ -146,8 +149,8 @@ class Mixture(Sampler):
         return torch.stack(supports).any(dim=0)
 
 
-def _owner(sample: Candidates) -> Tensor:
-    return torch.full_like(sample.ids, -1) if sample.owner is None else sample.owner
+def _or_minus_one(values: Tensor | None, sample: Candidates) -> Tensor:
+    return torch.full_like(sample.ids, -1) if values is None else values
 
 
 def _side_by_side(samples: Sequence[Tensor], num_rows: int) -> Tensor:

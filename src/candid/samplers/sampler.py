@@ -194,6 +194,7 @@ def sample_groups(
     samples = [first]
     for _ in range(num_samples - 1):
         samples.append(sampler.sample(positive_ids, user_ids, query, generator))
+    sources = [sample.source_rows for sample in samples if sample.source_rows is not None]
     owners = [sample.owner for sample in samples if sample.owner is not None]
     return replace(
         first,
@@ -204,6 +205,9 @@ def sample_groups(
             padding_value=float("inf"),
         ),
         owner=pad_sequence(owners, batch_first=True, padding_value=-1) if owners else None,
+        source_rows=(
+            pad_sequence(sources, batch_first=True, padding_value=-1) if sources else None
+        ),
     )
 
 

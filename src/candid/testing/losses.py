@@ -235,10 +235,18 @@ def _check_constant(config: LossConfig) -> None:
 
 def _check_row_without_negatives(config: LossConfig) -> None:
     query, items, _, _ = loss_inputs()
-    masked = Candidates(torch.zeros(3, dtype=torch.int64), torch.zeros(3), torch.zeros(B), 3)
     positive_ids = torch.zeros(B, dtype=torch.int64)
+    # Samples of the row's own user are masked by every loss.
+    masked = Candidates(
+        torch.zeros(3, dtype=torch.int64),
+        torch.zeros(3),
+        torch.zeros(B),
+        3,
+        owner=torch.zeros(3, dtype=torch.int64),
+        row_user_ids=torch.zeros(B, dtype=torch.int64),
+    )
     out = config.build(1)(query, items[:1], positive_ids, masked, effective_sample_size=True)
-    what = "where every candidate is the positive"
+    what = "where every candidate comes from the user of the row"
     assert out.effective_sample_size is not None
     _check(not bool(out.loss.any()), f"the loss must be 0 {what}")
     _check(bool(out.log_z.isneginf().all()), f"log_z must be -inf {what}")
