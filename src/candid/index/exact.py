@@ -131,6 +131,32 @@ class ExactIndex(Index):
             ids, scores = decode(keys)
         return SearchResult(ids.clone(), scores.clone())
 
+    def equal_scores(
+        self, query: Tensor, scores: Tensor, exclude: Exclusions | None = None
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Find all items with a given score, in float64: the definition itself.
+
+        Args:
+            query: [B, D] float32.
+            scores: [B] float32, such as a score that ``search`` returned for each query.
+            exclude: items that never count, or None.
+
+        Yields:
+            Block by block: a slice of n of the B queries, the ids [m] int64 of m items, and
+            [n, m] bool, whether the item has the score of the query and is not excluded.
+        """
+        with torch.inference_mode(), torch.autocast(query.device.type, enabled=False):
+            for start in range(0, len(query), self._block_rows):
+                rows = slice(start, min(start + self._block_rows, len(query)))
+                wide, pairs = query[rows].double(), _rows_of(exclude, rows)
+                for begin, stop in self._blocks():
+                    block = (wide @ self._vectors[begin:stop].double().T).float()
+                    is_equal = block == scores[rows, None]
+                    if pairs is not None:
+                        excluded = pairs.within(begin, stop, stop - begin)
+                        is_equal.view(-1).index_fill_(0, excluded, False)
+                    yield rows, torch.arange(begin, stop, device=query.device), is_equal
+
     def settings(self) -> Mapping[str, Any]:
         """Return the block sizes."""
         return {"block_items": self._block_items, "block_rows": self._block_rows}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -51,6 +53,24 @@ class ItemSubset:
         result = self._index.search(query, k, None if exclude is None else self._within(exclude))
         item_ids = torch.where(result.item_ids < 0, -1, self._ids[result.item_ids])
         return SearchResult(item_ids, result.scores)
+
+    def equal_scores(
+        self, query: Tensor, scores: Tensor, exclude: Exclusions | None = None
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Find all included items with a given score.
+
+        Args:
+            query: [B, D] float32.
+            scores: [B] float32, such as a score that ``search`` returned for each query.
+            exclude: items that never count, included or not; None: none.
+
+        Yields:
+            Block by block: a slice of n of the B queries, the ids [m] int64 of m items, and
+            [n, m] bool, whether the item has the score of the query and is not excluded.
+        """
+        within = None if exclude is None or self._ids is None else self._within(exclude)
+        for rows, positions, is_equal in self._index.equal_scores(query, scores, within or exclude):
+            yield rows, positions if self._ids is None else self._ids[positions], is_equal
 
     def positions_of(self, item_ids: Tensor) -> Tensor:
         """Return the row of ``item_vectors`` of each item [m], -1 for items not included."""

@@ -19,7 +19,13 @@ from candid.batches import Ints
 from candid.config import RunConfig, parse_config, validated
 from candid.data import PreparedDataset, Role, open_dataset
 from candid.errors import ArtifactError, ConfigError
-from candid.evaluation import EvaluationConfig, EvaluationReport, TrueLogProb, evaluate
+from candid.evaluation import (
+    EvaluationConfig,
+    EvaluationReport,
+    TrueLogProb,
+    check_has_relevant,
+    evaluate,
+)
 from candid.features import Context, Values
 from candid.index import ExactIndex, Exclusions
 from candid.inference import (
@@ -313,7 +319,8 @@ class Run:
 
         Raises:
             ConfigError: an unknown split or setting, or a cut-off k larger than the catalog.
-            DataError: the split has no target that the model can be evaluated on.
+            DataError: the split has no target that the model can be evaluated on, or only
+                targets without training interactions and ``catalog`` is not "cold".
         """
         if split not in SPLITS:
             raise ConfigError(f"unknown split {split!r}: use one of {', '.join(sorted(SPLITS))}")
@@ -321,6 +328,9 @@ class Run:
         if overrides:
             table = {**config.model_dump(mode="json"), **overrides}
             config = validated(EvaluationConfig, table, "evaluate")
+        check_has_relevant(
+            self.dataset, config, SPLITS[split], needs_history=self.model.needs_history
+        )
         return evaluate(
             self.model,
             self.dataset,
