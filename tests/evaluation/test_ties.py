@@ -102,7 +102,7 @@ def test_metrics_are_means_over_all_orders_of_ties(
     dataset, model = tied_case(make_dataset, make_model, seed)
     catalog = set(range(7)) if which == "all" else set(np.flatnonzero(dataset.train_counts))
     # Groups of two rows are counted at a time, so that the rows of a batch are put together.
-    monkeypatch.setattr(cut_groups_module, "MAX_MEMBERS", 2 * len(catalog))
+    monkeypatch.setattr(cut_groups_module, "MAX_ROWS", 2)
     ks = (1, 2, 4)
     config = EvaluationConfig(
         ks=ks, metric="mrr@4", catalog=which, filter_seen=filter_seen, batch_size=4, bootstrap=0

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from candid.batches import Ints, offsets_of, ranges
-from candid.evaluation.metrics import Bools, Floats
+from candid.evaluation.metrics import Floats
 from candid.evaluation.queries import Targets
 from candid.evaluation.ties import Coverage, RankedLists
 from candid.index import Exclusions
 from candid.inference import ItemSubset
 
-MAX_MEMBERS = 2**27
+MAX_ROWS = 256
+"""Largest number of queries counted at once."""
+MAX_PAIRS = 2**27
 """Largest number of (query, item) pairs held at once, one byte each."""
 
 
@@ -73,49 +75,39 @@ def count_cut_groups(
     is_missing = lists.is_cut[relevant_rows] & ~targets.is_listed(lists.item_ids)
     relevant_rows, relevant_ids = relevant_rows[is_missing], relevant_ids[is_missing]
     is_tied = np.zeros(len(relevant_rows), dtype=np.bool_)
-    positions = items.positions_of(torch.from_numpy(relevant_ids).to(query.device)).cpu().numpy()
 
     sizes = np.zeros(len(cut), dtype=np.int64)
     means = {name: np.zeros(len(query)) for name in item_values}
     starts = lists.starts[cut, -1]
-    step = max(1, MAX_MEMBERS // items.num_items)
+    step = max(1, min(MAX_ROWS, MAX_PAIRS // items.num_items))
     for begin in range(0, len(cut), step):
         rows = cut[begin : begin + step]
         chosen = slice(begin, begin + len(rows))
         scores = torch.from_numpy(lists.scores[rows, -1]).to(query.device)
         vectors = query[torch.from_numpy(rows).to(query.device)]
-        blocks = _members(items, vectors, scores, _of_rows(exclude, rows))
+        blocks = [
+            (ids.cpu().numpy(), is_equal.cpu().numpy())
+            for ids, is_equal in items.equal_scores(vectors, scores, _of_rows(exclude, rows))
+        ]
         # A group holds at least the items that the search found; another rounding of the float64
         # products must not contradict that.
         found = lists.item_ids.shape[1] + 1 - starts[chosen]
-        sizes[chosen] = np.maximum(sum(mask.sum(axis=1) for _, mask in blocks), found)
-        first = 0
+        counts = sum(is_member.sum(axis=1) for _, is_member in blocks)
+        sizes[chosen] = np.maximum(counts, found)
         inside = np.flatnonzero((relevant_rows >= rows[0]) & (relevant_rows <= rows[-1]))
         local = np.searchsorted(rows, relevant_rows[inside])
-        for item_ids, mask in blocks:
-            coverage.add_groups(item_ids, mask, starts[chosen], sizes[chosen])
+        for item_ids, is_member in blocks:
+            members = is_member.astype(np.float64)
+            coverage.add_groups(item_ids, members, starts[chosen], sizes[chosen])
             for name, values in item_values.items():
-                means[name][rows] += mask @ values[item_ids]
-            column = positions[inside] - first
-            here = (column >= 0) & (column < len(item_ids))
-            is_tied[inside[here]] = mask[local[here], column[here]]
-            first += len(item_ids)
+                means[name][rows] += members @ values[item_ids]
+            column = np.searchsorted(item_ids, relevant_ids[inside])
+            column = np.minimum(column, len(item_ids) - 1)
+            is_here = item_ids[column] == relevant_ids[inside]
+            is_tied[inside] |= is_here & is_member[local, column]
     for values in means.values():
         values[cut] /= sizes
     return CutGroups(sizes, means, relevant_rows[is_tied], relevant_ids[is_tied])
-
-
-def _members(
-    items: ItemSubset, query: Tensor, scores: Tensor, exclude: Exclusions | None
-) -> list[tuple[Ints, Bools]]:
-    """Return which items have the score of each of n queries: ids [m] and [n, m], by block."""
-    blocks: dict[int, tuple[Ints, list[Bools]]] = {}
-    for rows, item_ids, is_equal in items.equal_scores(query, scores, exclude):
-        ids = item_ids.cpu().numpy()
-        _, parts = blocks.setdefault(int(ids[0]), (ids, []))
-        assert sum(map(len, parts)) == rows.start
-        parts.append(is_equal.cpu().numpy())
-    return [(ids, np.concatenate(parts)) for ids, parts in blocks.values()]
 
 
 def _of_rows(exclude: Exclusions | None, rows: Ints) -> Exclusions | None:

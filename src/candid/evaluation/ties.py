@@ -222,17 +222,17 @@ class Coverage:
                 share = (k - lists.starts[unsure]) / lists.sizes[unsure]
                 np.multiply.at(self._missing[c], lists.item_ids[unsure], 1.0 - share)
 
-    def add_groups(self, item_ids: Ints, is_member: Bools, starts: Ints, sizes: Ints) -> None:
+    def add_groups(self, item_ids: Ints, members: Floats, starts: Ints, sizes: Ints) -> None:
         """Add groups that continue beyond the last rank, or a part of their items.
 
         Args:
             item_ids: [m] int64, distinct.
-            is_member: [n, m] bool, whether an item belongs to the group of each of n queries.
+            members: [n, m] float64, 1 where an item belongs to the group of the query, else 0.
             starts: [n] int64, the first rank of each group, from 0.
             sizes: [n] int64.
         """
         share = np.clip(np.asarray(self._ks)[:, None] - starts, 0, None) / sizes
-        self._missing[:, item_ids] *= np.exp(np.log1p(-share) @ is_member.astype(np.float64))
+        self._missing[:, item_ids] *= np.exp(np.log1p(-share) @ members)
 
     def values(self, is_ranked: Bools) -> Floats:
         """Return the expected share of the ranked items [V] at each cut-off: [C]."""

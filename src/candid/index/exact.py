@@ -133,29 +133,38 @@ class ExactIndex(Index):
 
     def equal_scores(
         self, query: Tensor, scores: Tensor, exclude: Exclusions | None = None
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Find all items with a given score, in float64: the definition itself.
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Find all items that have a given score.
+
+        A product in the working precision finds the items that can have it; these are scored by
+        the definition.
 
         Args:
-            query: [B, D] float32.
+            query: [B, D] float32; memory is B × ``block_items`` scores.
             scores: [B] float32, such as a score that ``search`` returned for each query.
             exclude: items that never count, or None.
 
         Yields:
-            Block by block: a slice of n of the B queries, the ids [m] int64 of m items, and
-            [n, m] bool, whether the item has the score of the query and is not excluded.
+            Block by block: ids [m] int64, ascending, and [B, m] bool, whether the item has the
+            score of the query and is not excluded. Items that have none of the scores are left
+            out.
         """
         with torch.inference_mode(), torch.autocast(query.device.type, enabled=False):
-            for start in range(0, len(query), self._block_rows):
-                rows = slice(start, min(start + self._block_rows, len(query)))
-                wide, pairs = query[rows].double(), _rows_of(exclude, rows)
-                for begin, stop in self._blocks():
-                    block = (wide @ self._vectors[begin:stop].double().T).float()
-                    is_equal = block == scores[rows, None]
-                    if pairs is not None:
-                        excluded = pairs.within(begin, stop, stop - begin)
-                        is_equal.view(-1).index_fill_(0, excluded, False)
-                    yield rows, torch.arange(begin, stop, device=query.device), is_equal
+            query, scores = query.detach().float(), scores[:, None]
+            wide, pairs = query.double(), _rows_of(exclude, slice(0, len(query)))
+            errors = self._scan_error() * wide.norm(dim=1, keepdim=True) * self._max_norm
+            # Rounding the bound to float32 must not lower it.
+            errors = errors.float() * (1 + 2.0**-20)
+            for begin, stop in self._blocks():
+                is_near = (query @ self._vectors[begin:stop].T).sub_(scores).abs_() <= errors
+                if pairs is not None:
+                    excluded = pairs.within(begin, stop, stop - begin)
+                    is_near.view(-1).index_fill_(0, excluded, False)
+                columns = is_near.any(0).nonzero().squeeze(-1)
+                if len(columns):
+                    vectors = self._vectors[columns + begin].double()
+                    is_equal = (wide @ vectors.T).float() == scores
+                    yield columns + begin, is_equal & is_near[:, columns]
 
     def settings(self) -> Mapping[str, Any]:
         """Return the block sizes."""

@@ -56,8 +56,8 @@ class ItemSubset:
 
     def equal_scores(
         self, query: Tensor, scores: Tensor, exclude: Exclusions | None = None
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Find all included items with a given score.
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Find all included items that have a given score.
 
         Args:
             query: [B, D] float32.
@@ -65,12 +65,12 @@ class ItemSubset:
             exclude: items that never count, included or not; None: none.
 
         Yields:
-            Block by block: a slice of n of the B queries, the ids [m] int64 of m items, and
-            [n, m] bool, whether the item has the score of the query and is not excluded.
+            Block by block: ids [m] int64, ascending, and [B, m] bool, whether the item has the
+            score of the query and is not excluded.
         """
         within = None if exclude is None or self._ids is None else self._within(exclude)
-        for rows, positions, is_equal in self._index.equal_scores(query, scores, within or exclude):
-            yield rows, positions if self._ids is None else self._ids[positions], is_equal
+        for positions, is_equal in self._index.equal_scores(query, scores, within or exclude):
+            yield positions if self._ids is None else self._ids[positions], is_equal
 
     def positions_of(self, item_ids: Tensor) -> Tensor:
         """Return the row of ``item_vectors`` of each item [m], -1 for items not included."""

@@ -36,6 +36,8 @@ from candid.inference import (
     inference_mode,
     query_set,
     recommend,
+    search_with_tie_order,
+    tie_ranks,
 )
 from candid.runs.build import build_model, pick_device, set_threads
 from candid.runs.features import RunFeatures, read_features
@@ -235,7 +237,13 @@ class Run:
             vectors = F.normalize(self._encoded_items().float(), dim=1)
             ids = torch.from_numpy(item_ids).to(vectors.device)
             itself = Exclusions(ids, torch.arange(len(ids) + 1, device=vectors.device))
-            neighbours = ExactIndex(vectors).search(vectors[ids], k, itself)
+            neighbours = search_with_tie_order(
+                ExactIndex(vectors),
+                vectors[ids],
+                k,
+                itself,
+                lambda: tie_ranks(self.dataset.train_counts, self.dataset.items["source_id"]),
+            )
         result = Recommendations(
             neighbours.item_ids.cpu().numpy(),
             neighbours.scores.cpu().numpy(),
