@@ -145,7 +145,7 @@ def test_repeated_targets_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(DataError, match=r"all 60 test targets .*filter_seen = false.*deduplicate"):
         run.evaluate()
     assert run.evaluate(filter_seen=False).counts["users_ranked"] == NUM_USERS
-    # One new target is enough, and the title says how many users the means are over.
+    # One new target is enough, and the title counts the users of the means.
     items[0, -1] = 2 * (1 + items[0, :-1].max() // 2) % (NUM_ITEMS - 2)
     assert items[0, -1] not in items[0, :-1]
     assert load_run(tmp_path / "run", data).evaluate().table().title == "test: 1 of 60 users"

@@ -65,7 +65,7 @@ def evaluate(
     ``filter_seen`` the list leaves out the items of the whole history (with event types: of
     target event types only), and a target among them is not relevant (``counts`` has their
     number). Ranking metrics are means over users who have a relevant item left, and undefined
-    if there is none. The NLL is over all targets and the unfiltered catalog, as in training. With
+    without such a user. The NLL is over all targets and the unfiltered catalog, as in training. With
     ``config.catalog`` "warm" or "cold" the lists, the coverage, the NLL and the
     targets are restricted to that part of the catalog.
 
