@@ -260,3 +260,24 @@ def test_cold_targets_are_ranked_among_cold_items_only(make_dataset, make_model)
     # User 0 gets its target first; user 1 gets it second.
     assert report.metrics["recall@1"].value == 1 / 2
     assert report.metrics["mrr@2"].value == 3 / 4
+
+
+def test_group_of_the_whole_catalog(make_dataset, make_model):
+    """A catalog of several blocks in which all items are tied."""
+    num_items, num_users = 9000, 5
+    rng = np.random.default_rng(0)
+    histories = [
+        [(int(item), Role.TRAIN if i < 40 else Role.TEST) for i, item in enumerate(row)]
+        for row in rng.integers(0, num_items, (num_users, 41))
+    ]
+    dataset = make_dataset(histories, num_items)
+    model = make_model(torch.ones(num_users, 2), torch.ones(num_items, 2))
+    config = EvaluationConfig(ks=(1, 10), metric="mrr@10", filter_seen=False, bootstrap=0)
+    metrics = evaluate(model, dataset, config, max_length=5).metrics
+    for k in (1, 10):
+        assert metrics[f"recall@{k}"].value == pytest.approx(k / num_items, abs=1e-15)
+        assert metrics[f"hit_rate@{k}"].value == pytest.approx(k / num_items, abs=1e-15)
+        assert metrics[f"popularity_percentile@{k}"].value == pytest.approx(1 / 2, abs=1e-12)
+        assert metrics[f"popularity@{k}"].value == pytest.approx(200 / num_items, abs=1e-12)
+        coverage = 1 - (1 - k / num_items) ** num_users
+        assert metrics[f"coverage@{k}"].value == pytest.approx(coverage, abs=1e-12)
