@@ -142,7 +142,9 @@ def test_repeated_targets_are_refused_with_the_way_out(tmp_path):
     items[:, -1] = items[:, 0]
     train_run(recipe(max_steps=3), data, tmp_path / "run")
     run = load_run(tmp_path / "run", data)
-    with pytest.raises(DataError, match=r"all 60 test targets .*filter_seen = false.*deduplicate"):
+    with pytest.raises(
+        DataError, match=r"all 60 test targets .*set evaluation.filter_seen = false"
+    ):
         run.evaluate()
     assert run.evaluate(filter_seen=False).counts["users_ranked"] == NUM_USERS
     # One new target is enough, and the title counts the users of the means.

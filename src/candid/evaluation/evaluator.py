@@ -65,9 +65,9 @@ def evaluate(
     ``filter_seen`` the list leaves out the items of the whole history (with event types: of
     target event types only), and a target among them is not relevant (``counts`` has their
     number). Ranking metrics are means over users who have a relevant item left, and undefined
-    without such a user. The NLL is over all targets and the unfiltered catalog, as in training. With
-    ``config.catalog`` "warm" or "cold" the lists, the coverage, the NLL and the
-    targets are restricted to that part of the catalog.
+    without such a user. The NLL is over all targets and the unfiltered catalog, as in training.
+    With ``config.catalog`` "warm" or "cold" the lists, the coverage, the NLL and the targets are
+    restricted to that part of the catalog.
 
     Args:
         model: encodes queries and items; runs in inference mode.
@@ -301,8 +301,6 @@ class _Pass:
         """Reduce a slicing of items (``group_of_item`` [V] given) or of queries."""
         held_out = self._queries.held_out
         num_queries = np.bincount(sums.groups, minlength=len(labels))
-        is_ranked = sums.denominators[:, sums.names.index(self._config.metric)] > 0
-        num_ranked = np.bincount(sums.groups[is_ranked], minlength=len(labels))
         if group_of_item is None:
             group_of_target = np.repeat(sums.groups, np.diff(held_out.target_offsets))
         else:
@@ -323,7 +321,6 @@ class _Pass:
                     Slice(
                         label=label,
                         queries=int(num_queries[g]),
-                        queries_ranked=int(num_ranked[g]),
                         targets=int(num_targets[g]),
                         metrics=estimates[g],
                         per_user=per_user,

@@ -187,8 +187,7 @@ def no_relevant_error(role: str, num_targets: int, metric: str) -> DataError:
     """Make the error for queries whose targets are all hidden."""
     return DataError(
         f"{metric} is undefined: all {num_targets:,} {role} targets are already in their users' "
-        "histories and evaluation.filter_seen hides them; set evaluation.filter_seen = false, or "
-        'remove repeated interactions with data.deduplicate = "first"'
+        "histories and evaluation.filter_seen hides them; set evaluation.filter_seen = false"
     )
 
 

@@ -14,7 +14,7 @@ from candid.atomic import write_json
 from candid.batches import Ints
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.metric_sums import MetricSums
-from candid.evaluation.metrics import Floats
+from candid.evaluation.metrics import RANKING_METRICS, Floats
 from candid.evaluation.queries import no_relevant_error
 
 SCHEMA = 1
@@ -28,8 +28,6 @@ class Slice:
     Attributes:
         label: name of the group.
         queries: queries with a target in it.
-        queries_ranked: those of them with a target that ``filter_seen`` leaves: ranking metrics
-            are means over them.
         targets: targets in it.
         metrics: by name, as in the report.
         per_user: values of each user, for ``compare``; not part of the JSON.
@@ -37,10 +35,16 @@ class Slice:
 
     label: str
     queries: int
-    queries_ranked: int
     targets: int
     metrics: Mapping[str, Estimate]
     per_user: PerUser
+
+    @property
+    def queries_ranked(self) -> int:
+        """Queries with a target that ``filter_seen`` leaves; ranking metrics average them."""
+        names = self.per_user.names
+        column = next(c for c, name in enumerate(names) if name.split("@")[0] in RANKING_METRICS)
+        return int((self.per_user.denominators[:, column] > 0).sum())
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values: of the attributes but ``per_user``."""
