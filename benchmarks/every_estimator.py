@@ -57,7 +57,7 @@ ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "every_estimator.json"
 DOCS = ROOT / "docs" / "benchmarks" / "estimators.md"
 N, DIM = 64, 32
-BATCHES = {"batch_size": 16, "max_length": 30}
+BATCHES = {"batch_size": 16, "max_length": 30, "windows": "last"}
 TRAINING: dict[str, Any] = {
     "precision": "bfloat16",
     "lr": 5e-3,

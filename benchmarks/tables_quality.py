@@ -51,7 +51,7 @@ def config_of(tables: str, factor: float, seed: int) -> RunConfig:
             "seed": seed,
             "device": "cpu",
             "threads": 1,
-            "batches": {"batch_size": 16, "max_length": 50},
+            "batches": {"batch_size": 16, "max_length": 50, "windows": "last"},
             "model": {
                 "query_tower": {"type": "causal_transformer", "dim": DIM, "positions": "rotary"},
                 "item_tower": {"type": "item_embedding", "dim": DIM},

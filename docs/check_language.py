@@ -118,7 +118,7 @@ def findings(path: Path) -> Iterator[str]:
     if OPENING.pattern.search(ast.get_docstring(tree) or ""):
         yield f"{name}:1: module docstring: {OPENING.advice}"
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and TEST_NAME.match(node.name):
+        if isinstance(node, ast.FunctionDef) and TEST_NAME.search(node.name):
             yield f"{name}:{node.lineno}: {node.name}: name it test_<what>_<condition>"
 
 

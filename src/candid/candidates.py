@@ -17,12 +17,12 @@ class ExactCandidates:
     partition function it covers, the smaller the variance.
 
     Attributes:
-        ids: [H] int64, distinct, shared by all rows; or [B, H], each row's own, where -1 fills
+        ids: [H] int64, distinct, shared by all rows; or [B, H], each row's own, where -1 pads
             a shorter row and a repeated item counts once.
         log_expected_count: float32, same shape: the unconditional log expected count of each item
             *among the sampled candidates* (any value where the id is -1).
         row_candidates: beside shared ``ids`` [H], further items of each row, a record with ids
-            [B, S]; items of the shared part count once. None for none, and for ids [B, H].
+            [B, S]; items of the shared part count once. None without any, and for ids [B, H].
     """
 
     ids: Tensor
@@ -31,13 +31,13 @@ class ExactCandidates:
 
     @property
     def parts(self) -> tuple[ExactCandidates, ...]:
-        """The shared part and the rows' own, where there are both; otherwise this record alone."""
+        """The shared part and the part of each row if there are both, otherwise this record."""
         if self.row_candidates is None:
             return (self,)
         return replace(self, row_candidates=None), self.row_candidates
 
     def accidental_hits(self, positive_ids: Tensor) -> Tensor:
-        """Mask the exact candidates that are not negatives: positives, repetitions, fillers.
+        """Mask the exact candidates that are not negatives: positives, repetitions, padding.
 
         Args:
             positive_ids: [B] int64.
@@ -45,22 +45,23 @@ class ExactCandidates:
         Returns:
             [B, H] bool, the shared items before the rows' own.
         """
-        first, *others = self.parts
+        first, *row_parts = self.parts
         mask = _part_mask(positive_ids, first.ids)
-        if not others:
+        if not row_parts:
             return mask
-        row_mask = _part_mask(positive_ids, others[0].ids) | torch.isin(others[0].ids, first.ids)
+        row_ids = row_parts[0].ids
+        row_mask = _part_mask(positive_ids, row_ids) | torch.isin(row_ids, first.ids)
         return torch.cat([mask, row_mask], dim=1)
 
     def has_positive(self, positive_ids: Tensor) -> Tensor:
-        """[B] bool, whether the positive of each row [B] is an exact candidate."""
+        """Return [B] bool, whether the positive of each row [B] is an exact candidate."""
         matches = [part.ids == positive_ids[:, None] for part in self.parts]
         return torch.cat(matches, dim=1).any(dim=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Candidates of one step with the expected count of each: a loss never guesses the counts.
+    """Candidates of one step with the expected count of each, so that a loss never guesses it.
 
     Attributes:
         ids: [N] int64, shared by all rows, or [G, N], each group for a run of ceil(B / G)
@@ -68,7 +69,7 @@ class Candidates:
         log_expected_count: float32, same shape as ``ids``: the *unconditional* log expected count
             of each candidate (log of n·Q(d) for samples with replacement, of the inclusion
             probability for a set of distinct items, 0 for an exact candidate). inf in [G, N]
-            fills a shorter set: no candidate.
+            pads a shorter set: such an entry is not a candidate.
         log_expected_count_positive: [B] float32, the same for each row's positive (-inf where it
             can never be sampled).
         num_samples: n for samples with replacement, so that those that hit the row's positive can
@@ -102,7 +103,7 @@ class Candidates:
         """Mask the sampled candidates that are not negatives of a row.
 
         These are the row's positive, candidates from the row's own user, items that are exact
-        candidates as well, and entries that only fill a shorter set.
+        candidates as well, and the padding of shorter sets.
 
         Args:
             positive_ids: [B] int64.
@@ -133,7 +134,7 @@ class Candidates:
 
 
 def _part_mask(positive_ids: Tensor, ids: Tensor) -> Tensor:
-    """[B, H] bool, True for the positive and, in ids [B, H], for repetitions and fillers."""
+    """[B, H] bool, True for the positive and, in ids [B, H], for repetitions and padding."""
     mask = ids == positive_ids[:, None]
     if ids.ndim == 1:
         return mask

@@ -108,7 +108,7 @@ class Registry(MutableMapping[str, Any]):
         return f"Registry({sorted(self)})"
 
     def name_of(self, config: type[ComponentConfig]) -> str | None:
-        """Return the name of the component whose ``Config`` is ``config``, or None without one.
+        """Return the name of the component whose ``Config`` is ``config``, or None.
 
         Components in modules that are not imported yet are compared last: a config rarely
         exists before the module of its component is imported.

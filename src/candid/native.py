@@ -44,7 +44,7 @@ def load_kernel(
     """Compile and load a source file; return None if that fails.
 
     Args:
-        source: the C file; headers lie beside it.
+        source: the C file; its headers are in the same folder.
         wrap: turns the library into the returned object.
         check: raises ``NativeError`` if the object computes wrong results.
         logger: gets one line if that fails.
@@ -75,7 +75,7 @@ def _library(source: Path) -> Path:
     if not path.exists():
         with replacing(path) as temporary:
             libraries = [] if openmp is None else [str(openmp)]
-            # Object file first: with -fopenmp the linker would add a runtime of its own.
+            # Object file first: with -fopenmp the linker would add a second OpenMP runtime.
             object_file = temporary.with_suffix(".o")
             try:
                 compile_flags = [flag for flag in command if flag != "-shared"]

@@ -4,6 +4,7 @@ import torch
 
 from candid.audit import Estimator, SamplingBudget, audit
 from candid.audit.run_inputs import recipe_case, run_inputs, untrained_input
+from candid.batches import Loader
 from candid.config import parse_config
 from candid.data import DataConfig, prepare
 from candid.runs import load_run, train_run
@@ -60,7 +61,12 @@ def test_run_inputs_are_the_model_before_and_after_training(dataset, tmp_path):
     pairs = set(
         zip(trained.training_user_ids.tolist(), trained.training_positive_ids.tolist(), strict=True)
     )
-    assert len(trained.training_positive_ids) == int(trained.counts.sum()) == 240
+    # 6 training interactions each, of which the first has no history: 5 targets.
+    assert len(trained.training_positive_ids) == int(trained.counts.sum()) == 40 * 5
+    loader = Loader(dataset, run.config.batches, seed=0)
+    dealt = torch.cat([batch.positive_ids for batch in loader.epoch()])
+    assert torch.equal(trained.counts, dealt.bincount(minlength=dataset.num_items).double())
+    assert torch.equal(trained.training_positive_ids.sort().values, dealt.sort().values)
     audited = zip(trained.user_ids.tolist(), trained.positive_ids.tolist(), strict=True)
     assert all(pair in pairs for pair in audited)
 
@@ -95,7 +101,7 @@ def test_recipe_case_counts_all_candidates(dataset, sampler, num_candidates, num
     assert len(case.estimators) == num_estimators
 
 
-def test_recipe_case_without_a_sampled_softmax_is_none(dataset):
+def test_recipe_case_needs_a_sampled_softmax(dataset):
     table = {key: value for key, value in TABLE.items() if key != "sampler"}
     config = parse_config(table | {"loss": {"type": "full_softmax"}}, "test")
     assert recipe_case(config, dataset) is None

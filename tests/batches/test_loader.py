@@ -204,7 +204,7 @@ def test_drop_last_leaves_out_the_smaller_batch():
         Loader(dataset, BatchesConfig(batch_size=6, drop_last=True), seed=0)
 
 
-class Moments:
+class EventContext:
     """A context whose feature is the interaction of each row."""
 
     def at(self, events, has_history=None):
@@ -218,7 +218,7 @@ class Moments:
 def test_context_of_a_row_is_that_of_its_positive(unit):
     dataset = long_dataset()
     config = BatchesConfig(unit=unit, batch_size=3, max_length=8, windows="all")
-    for batch in Loader(dataset, config, seed=1, context=Moments()).epoch():
+    for batch in Loader(dataset, config, seed=1, context=EventContext()).epoch():
         events = batch.context["event"].values[:, 0].numpy()
         assert dataset.item_ids[events].tolist() == batch.positive_ids.tolist()
         owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1
@@ -254,7 +254,7 @@ def test_negatives_follow_their_positive(unit, max_negatives):
         negative_offsets=offsets_of(num),
     )
     config = BatchesConfig(unit=unit, batch_size=3, max_length=8, max_negatives=max_negatives)
-    loader = Loader(dataset, config, seed=1, context=Moments())
+    loader = Loader(dataset, config, seed=1, context=EventContext())
     for batch in loader.epoch():
         events = batch.context["event"].values[:, 0].numpy()
         expected = [shown[e][max(0, len(shown[e]) - max_negatives) :].tolist() for e in events]
@@ -275,7 +275,7 @@ def test_empty_histories_add_the_first_target_of_each_user():
     roles = [[H, T, T], [H, H], [T]]
     dataset = dataset_of([[1, 2, 3], [4, 5], [6]], roles)
     config = BatchesConfig(batch_size=9, empty_histories=True)
-    (batch,) = Loader(dataset, config, seed=0, context=Moments()).epoch()
+    (batch,) = Loader(dataset, config, seed=0, context=EventContext()).epoch()
     rows = sorted(zip(rows_of(batch), batch.context["event"].values.tolist(), strict=True))
     assert rows == [
         ((0, (), 2), [1, 0]),

@@ -64,6 +64,11 @@ def test_bar_before_the_first_step():
     assert "None" not in text
 
 
+def test_start_prints_what_an_epoch_trains_on(capsys):
+    TrainProgress(Console(json=False, quiet=False), None).on_start("an epoch trains on 8 of 12")
+    assert capsys.readouterr().err == "an epoch trains on 8 of 12\n"
+
+
 def test_validation_prints_a_line_with_the_metric(capsys):
     progress = TrainProgress(Console(json=False, quiet=False), None)
     state = TrainState(epoch=3, seconds=12.0, metric="ndcg@10", best=0.25, best_epoch=3)

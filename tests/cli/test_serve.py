@@ -1,4 +1,4 @@
-"""``candid serve`` refuses bad arguments in one sentence, before it listens."""
+"""Bad arguments of ``candid serve``: refused in one sentence, before it listens."""
 
 import builtins
 import socket

@@ -40,7 +40,7 @@ def test_sampler_without_a_new_item_in_its_support_is_refused(candid, newcomers,
     answer, out = train(candid, newcomers, tmp_path, sampler)
     assert answer.code == 2, answer.err
     last = answer.err.splitlines()[-1]
-    assert last.startswith("error: item 'premiere' can never be drawn: its probability is 0")
+    assert last.startswith("error: item 'premiere' can never be sampled: its probability is 0")
     assert "2 of 32 items" in last
     assert "uniform samples" in last
     assert "training.softmax_over = 'trained'" in last

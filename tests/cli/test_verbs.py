@@ -67,6 +67,14 @@ def test_train_prepares_trains_and_measures_from_a_recipe(candid, toy, tmp_path,
     answer = candid("train", toy.recipe, "--json")
     assert (answer.code, answer.err) == (0, "")
     assert answer.document["run"] == "runs/toy"
+    targets = answer.document["targets"]  # 40 users with 6 training interactions each
+    assert (targets["interactions"], targets["trained"], targets["without_history"]) == (
+        240,
+        200,
+        40,
+    )
+    manifest = json.loads((tmp_path / "runs/toy/run.json").read_text())
+    assert manifest["targets"] == targets
     assert set(answer.document["test"]["metrics"]) >= {"ndcg@10", "recall@1", "nll"}
     assert (tmp_path / "data/toy/manifest.json").exists()
     stored = json.loads((tmp_path / "runs/toy/evaluation-test.json").read_text())

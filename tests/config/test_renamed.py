@@ -1,4 +1,4 @@
-"""Every key and name of earlier recipes is refused with its replacement."""
+"""Keys and names of earlier recipes: each is refused with its replacement."""
 
 import pytest
 

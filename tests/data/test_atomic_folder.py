@@ -1,4 +1,4 @@
-"""Prepared datasets and other folders appear complete or not at all."""
+"""Atomic folders, such as prepared datasets: complete or absent."""
 
 import errno
 import io

@@ -28,7 +28,7 @@ class FixedModel:
 
 
 def dataset_of(histories, num_items):
-    """Build a dataset from [(item, role), …] a user."""
+    """Build a dataset from one list [(item, role), …] per user."""
     flat = [event for history in histories for event in history]
     return PreparedDataset(
         item_ids=np.array([item for item, _ in flat], dtype=np.int32),
@@ -40,7 +40,7 @@ def dataset_of(histories, num_items):
 
 
 def random_dataset(num_users=60, num_items=50, seed=0, max_targets=1, repeats=False):
-    """Zipf items; 0 to 11 of train per user, then 1 to ``max_targets`` of test."""
+    """Zipf items; per user 0 to 11 training interactions, then 1 to ``max_targets`` of test."""
     rng = np.random.default_rng(seed)
     popularity = 1 / np.arange(1, num_items + 1)
     popularity /= popularity.sum()

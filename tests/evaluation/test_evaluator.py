@@ -193,7 +193,8 @@ def test_report_of_hidden_targets(make_dataset, make_model):
     dataset, model = make_dataset(histories, 3), make_model(torch.eye(3)[:2], torch.eye(3))
     config = EvaluationConfig(ks=(1,), metric="recall@1", bootstrap=0, popularity_slices=0)
     hidden = evaluate(model, dataset, config, max_length=9)
-    assert hidden.table().caption == "targets_seen_before: 2, hidden by evaluation.filter_seen"
+    caption = "targets_seen_before: 2, in the history and so not ranked (evaluation.filter_seen)"
+    assert hidden.table().caption == caption
     assert hidden.metrics["recall@1"].value is None
     assert hidden.metrics["popularity@1"].value is not None
     with pytest.raises(

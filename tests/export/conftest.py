@@ -86,7 +86,7 @@ def make_dataset() -> PreparedDataset:
 
 
 @dataclasses.dataclass
-class Made:
+class RandomModel:
     """A model with random weights: differences show where zeros would hide them."""
 
     run: Run
@@ -104,7 +104,7 @@ class Made:
 
 def make(
     model: dict, *, features: bool = True, empty_histories: bool = False, max_length: int = 6
-) -> Made:
+) -> RandomModel:
     dataset = make_dataset()
     if not features:
         dataset = dataclasses.replace(
@@ -138,7 +138,7 @@ def make(
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     manifest = {"dataset": {"fingerprint": "export"}, "features": fitted.fingerprint}
     run = Run(Path("run"), config, built, dataset, manifest, fitted)
-    return Made(run, ExportInput.from_run(run))
+    return RandomModel(run, ExportInput.from_run(run))
 
 
 EVERYTHING = {
@@ -180,19 +180,19 @@ def make_model():
 
 
 @pytest.fixture(scope="session")
-def everything(tmp_path_factory) -> Made:
+def everything(tmp_path_factory) -> RandomModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         return make(EVERYTHING, empty_histories=True)
 
 
 @pytest.fixture(scope="session")
-def plain() -> Made:
+def plain() -> RandomModel:
     return make(PLAIN, features=False)
 
 
 @pytest.fixture(scope="session")
-def factors() -> Made:
+def factors() -> RandomModel:
     return make(FACTORS, features=False)
 
 
@@ -300,7 +300,11 @@ def as_input(values) -> torch.Tensor:
 
 
 def make_queries(
-    made: Made, *, histories: list[list[int]], by_features: bool = False, width: int | None = None
+    made: RandomModel,
+    *,
+    histories: list[list[int]],
+    by_features: bool = False,
+    width: int | None = None,
 ) -> SameQueries:
     """Return queries of as many users as there are histories."""
     run, model, count = made.run, made.run.model, len(histories)
@@ -351,7 +355,7 @@ def queries_of():
 def item_rows():
     """``item_rows(made, n)``: values of n items, packed and as inputs of a graph."""
 
-    def encode_rows(made: Made, count: int):
+    def encode_rows(made: RandomModel, count: int):
         values = made.run.features.item.encode(rows(count))
         return values, {f"item.{name}": as_input(value) for name, value in values.items()}
 

@@ -28,7 +28,7 @@ def test_export_describes_its_files(factors, tmp_path):
 def test_folder_with_content_is_refused(factors, tmp_path):
     (tmp_path / "empty").mkdir()
     export(factors.export_input, tmp_path / "empty", ["npy"])
-    with pytest.raises(ConfigError, match="is not empty: name a new or empty folder"):
+    with pytest.raises(ConfigError, match="is not empty; name a new or empty folder"):
         export(factors.export_input, tmp_path / "empty", ["npy"])
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):

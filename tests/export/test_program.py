@@ -167,6 +167,6 @@ def test_file_with_other_vectors_is_refused(factors, tmp_path, monkeypatch):
 def test_missing_package_is_one_sentence(factors, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(
-        ConfigError, match=r"onnxruntime, .*: pip install 'candid-retrieval\[export\]'"
+        ConfigError, match=r"onnxruntime, .*; run pip install 'candid-retrieval\[export\]'"
     ):
         program.write_onnx(ExportContext(factors.export_input), tmp_path)

@@ -70,21 +70,21 @@ def test_unregistered_index_keeps_the_contract_without_snapshots():
 
 
 class Backwards(Reference):
-    """Returns the items of smallest product."""
+    """An index that returns the items of smallest product."""
 
     def search(self, query, k, exclude=None):
         return super().search(-query, k, exclude)
 
 
 class Forgetful(Reference):
-    """Ignores exclusions."""
+    """An index that ignores exclusions."""
 
     def search(self, query, k, exclude=None):
         return super().search(query, k)
 
 
 class Unbounded(Reference):
-    """Accepts every k."""
+    """An index that accepts every k."""
 
     def search(self, query, k, exclude=None):
         return super().search(query, max(1, min(k, self.num_items)), exclude)
@@ -99,7 +99,7 @@ class Undescribed(Reference):
 
 
 class Inexact(Reference):
-    """Misses every second item, without settings to tune."""
+    """An index that misses every second item and has no settings to tune."""
 
     def search(self, query, k, exclude=None):
         result = super().search(query, k, exclude)
@@ -128,5 +128,5 @@ def test_broken_index_fails_its_check(broken, words):
 
 
 def test_setting_of_an_index_without_settings_is_refused():
-    with pytest.raises(ConfigError, match="has no setting 'width'"):
+    with pytest.raises(ConfigError, match="has no settings, got 'width'"):
         ExactIndex(torch.eye(3)).with_settings(width=2)

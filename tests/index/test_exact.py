@@ -160,7 +160,7 @@ def test_inexact_scan_is_detected_and_repeated(monkeypatch):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the largest number of elements that any operation returned."""
+    """Recorder of the largest number of elements that any operation returned."""
 
     largest = 0
 
@@ -212,9 +212,9 @@ def test_results_carry_no_gradient_and_can_be_used_by_autograd():
 def test_vectors_that_are_not_finite_are_refused(bad):
     vectors = torch.ones(5, 2)
     vectors[3, 1] = bad
-    with pytest.raises(ArtifactError, match="item vectors hold NaN or infinite"):
+    with pytest.raises(ArtifactError, match="item vectors contain NaN or infinite"):
         ExactIndex(vectors)
-    with pytest.raises(ArtifactError, match="query vectors hold NaN or infinite"):
+    with pytest.raises(ArtifactError, match="query vectors contain NaN or infinite"):
         ExactIndex(torch.ones(5, 2)).search(vectors, 2)
 
 

@@ -109,10 +109,10 @@ def test_vectors_that_are_not_finite_are_refused(value):
     items = vectors_of(5)
     query = vectors_of(2)
     query[1, 0] = value
-    with pytest.raises(ArtifactError, match="query vectors hold NaN"):
+    with pytest.raises(ArtifactError, match="query vectors contain NaN"):
         FaissIndex.Config().build(items).search(query, 1)
     items[3, 2] = value
-    with pytest.raises(ArtifactError, match="item vectors hold NaN"):
+    with pytest.raises(ArtifactError, match="item vectors contain NaN"):
         FaissIndex.Config().build(items)
 
 

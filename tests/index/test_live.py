@@ -168,7 +168,7 @@ class TestRefusal:
             live.vectors_of(torch.tensor([1, 2]))
 
     def test_index_of_another_size(self):
-        with pytest.raises(ConfigError, match="holds 5 items, got 4 vectors"):
+        with pytest.raises(ConfigError, match="contains 5 items, got 4 vectors"):
             LiveIndex(ExactIndex(vectors_of(5, 0)), vectors_of(4, 0))
 
     def test_k_beyond_the_ids_in_use(self):

@@ -38,7 +38,7 @@ def clock(monkeypatch):
 
 
 class Ladder(Index):
-    """Returns the first ``width`` of the exact results and takes a millisecond for each."""
+    """An index that returns the first ``width`` exact results, a millisecond for each."""
 
     def __init__(self, items, clock, width=1):
         self.num_items, self.width, self.clock = len(items), width, clock

@@ -1,4 +1,4 @@
-"""Keys sort as (score descending, id ascending) and decode to the same values."""
+"""Keys of results: sorted by (score descending, id ascending), decoded to the same values."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def test_vectors_that_are_not_contiguous_use_torch():
 def test_large_batch_with_a_query_that_is_not_finite_is_refused():
     query = torch.ones(60, 5)
     query[59, 4] = torch.nan
-    with pytest.raises(ArtifactError, match="query vectors hold NaN"):
+    with pytest.raises(ArtifactError, match="query vectors contain NaN"):
         ExactIndex(torch.ones(2000, 5)).search(query, 2)
 
 

@@ -165,7 +165,7 @@ class TestDamage:
         path = folder / "index.json"
         manifest = json.loads(path.read_text())
         for key, value, words in (
-            ("num_items", V + 1, "has not the shape"),
+            ("num_items", V + 1, "does not have the shape"),
             ("index", {"type": "nearest"}, "damaged or of another version"),
             (
                 "index",
@@ -268,7 +268,7 @@ class TestWriting:
 
     def test_folder_with_other_files_is_refused(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("mine")
-        with pytest.raises(ConfigError, match=r"holds other files, such as thesis.txt"):
+        with pytest.raises(ConfigError, match=r"contains other files, such as thesis.txt"):
             write(tmp_path)
         assert files_in(tmp_path) == ["thesis.txt"]
 

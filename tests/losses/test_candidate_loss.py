@@ -1,4 +1,4 @@
-"""The step of a loss that samples: refresh, sample, negatives, observe, and what is stored."""
+"""The step of a loss that samples its candidates: refresh, sample, observe, state."""
 
 import pytest
 import torch
@@ -110,7 +110,7 @@ def test_evaluation_neither_observes_nor_counts_steps():
     torch.testing.assert_close(sampler.vectors, table)
 
 
-def test_sampler_that_follows_nothing_needs_no_vectors():
+def test_sampler_without_refresh_needs_no_vectors():
     def never():
         raise AssertionError
 
@@ -127,13 +127,13 @@ def test_sampler_with_a_sample_per_row_is_called_once_for_several_groups():
 
 
 def test_given_negatives_are_counted_before_the_batch_is_observed():
-    seen = []
+    negative_counts = []
 
     class Recorder:
         needs_candidates = True
 
         def __call__(self, query, items, positive_ids, candidates, *, effective_sample_size):
-            seen.append(candidates.exact.log_expected_count.exp())
+            negative_counts.append(candidates.exact.log_expected_count.exp())
             return (
                 LOSSES["sampled_softmax"].Config().build(V)(query, items, positive_ids, candidates)
             )
@@ -146,7 +146,7 @@ def test_given_negatives_are_counted_before_the_batch_is_observed():
             torch.zeros(2, D), torch.zeros(V, D), ids_of(7, 7), negative_ids=torch.tensor([[7]] * 2)
         )
         expected = 16 * float(before[7] / before.sum())
-        assert seen[-1].tolist() == [[pytest.approx(expected)]] * 2
+        assert negative_counts[-1].tolist() == [[pytest.approx(expected)]] * 2
 
 
 def test_hooks_reach_nested_samplers():
@@ -193,11 +193,7 @@ def test_state_dict_continues_the_steps(tmp_path):
 
 
 def test_index_of_nearest_candidates_is_not_stale_after_updates_in_place():
-    """An exact index skips items by a bound on their scores, which the live table must not break.
-
-    The vectors in the index must stay those of the refresh: with the live table in it, items
-    would have other scores than the index assumes.
-    """
+    """The index keeps the vectors of the refresh: its bounds on scores hold only for them."""
     generator = torch.Generator().manual_seed(0)
     table = nn.Parameter(torch.randn(V, D, generator=generator))
     before = table.detach().clone()
@@ -207,7 +203,7 @@ def test_index_of_nearest_candidates_is_not_stale_after_updates_in_place():
     query = torch.randn(5, D, generator=generator)
     loss(query, table, torch.arange(5), generator=generator).backward()
     with torch.no_grad():
-        table.mul_(-7.0).add_(3.0)  # as an optimizer writes: in place
+        table.mul_(-7.0).add_(3.0)  # in place, like an optimizer step
     index = sampler.item_vectors.structure
     expected = ExactIndex.Config().build(before)
     nearest, expected_nearest = index.search(query, 3), expected.search(query, 3)
@@ -215,7 +211,7 @@ def test_index_of_nearest_candidates_is_not_stale_after_updates_in_place():
     assert torch.equal(nearest.scores, expected_nearest.scores)
     assert torch.equal(sampler.item_vectors.vectors, before)
     assert torch.equal(loss.state_dict()["sampler.item_vectors.vectors"], before)
-    # Its scores are exact products with the vectors of the refresh.
+    # The scores are exact products with the vectors of the refresh.
     exact = (query @ before.T).gather(1, nearest.item_ids)
     torch.testing.assert_close(nearest.scores, exact)
 
@@ -253,7 +249,7 @@ def test_candidate_with_expected_count_zero_is_named():
     table = torch.randn(V, D, requires_grad=True)
     with pytest.raises(DataError, match="returned item 5 and states that its expected count is 0"):
         loss_of(Stated())(torch.randn(1, D), table, ids_of(1))
-    # Beside an exact candidate it is dropped, and no gradient is NaN.
+    # If it is also an exact candidate, it is masked, and no gradient is NaN.
     loss_of(Stated(exact=[5]))(torch.randn(1, D), table, ids_of(1)).backward()
     assert bool(torch.isfinite(table.grad).all())
 
@@ -293,6 +289,6 @@ def test_positives_on_another_device_are_refused_with_the_remedy():
         loss(query, torch.zeros(V, D, device="meta"), ids_of(1, 2).to("meta"))
 
 
-def test_sampler_that_is_none_is_refused():
+def test_tensor_as_sampler_is_refused():
     with pytest.raises(ConfigError, match="must be a candid sampler, got Tensor: write for"):
         loss_of(torch.ones(V))

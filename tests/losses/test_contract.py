@@ -98,7 +98,7 @@ def test_config_survives_a_recipe(name):
 
 
 class BPR(SampledLoss):
-    """Bayesian personalised ranking: the file of a new loss."""
+    """Bayesian personalised ranking, as the file of a new loss would define it."""
 
     class Config(SampledLoss.Config):
         margin: float = 0.0
@@ -132,8 +132,8 @@ def test_new_loss_estimates_no_probability_by_default():
     assert not config.needs_full_support
 
 
-class UnbasedLoss:
-    """A loss without the base class, which returns what it likes."""
+class LossWithoutBase:
+    """A loss without the base class that breaks one promise of the contract."""
 
     needs_candidates = True
 
@@ -142,7 +142,7 @@ class UnbasedLoss:
         fault: str = "none"
 
         def build(self, num_items):
-            return UnbasedLoss(self.fault)
+            return LossWithoutBase(self.fault)
 
     def __init__(self, fault):
         self.fault = fault
@@ -168,9 +168,9 @@ class UnbasedLoss:
 )
 def test_broken_promise_is_named(fault, check, message):
     with pytest.raises(AssertionError, match=message):
-        CHECKS[check](UnbasedLoss.Config(fault=fault))
+        CHECKS[check](LossWithoutBase.Config(fault=fault))
     with pytest.raises(AssertionError):
-        check_loss(UnbasedLoss.Config(fault=fault), is_registered=False)
+        check_loss(LossWithoutBase.Config(fault=fault), is_registered=False)
 
 
 def test_loss_outside_the_registry_is_named():

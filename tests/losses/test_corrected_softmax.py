@@ -30,15 +30,18 @@ def scores(rows, num, seed, scale=3.0):
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 40), st.floats(0.1, 30.0))
 def test_gradient_equals_that_of_the_loss_printed_in_the_paper(seed, rows, num, scale):
     """L = -sg(1 - P)·[s_p - log Σ exp(s_i - log Q'_i)], P from the same sample."""
-    made = scores(rows, num, seed, scale)
-    made["accidental_hits"][:, 0] = False
-    inputs = (made["positive"], made["candidates"])
-    grads = torch.autograd.grad(corrected_log_softmax(**made).loss.sum(), inputs)
+    arguments = scores(rows, num, seed, scale)
+    arguments["accidental_hits"][:, 0] = False
+    inputs = (arguments["positive"], arguments["candidates"])
+    grads = torch.autograd.grad(corrected_log_softmax(**arguments).loss.sum(), inputs)
 
-    weights = torch.exp(made["candidates"] - made["log_expected_count"]) * ~made["accidental_hits"]
+    weights = (
+        torch.exp(arguments["candidates"] - arguments["log_expected_count"])
+        * ~arguments["accidental_hits"]
+    )
     z = weights.sum(dim=1)
-    missed = (z / (made["positive"].exp() + z)).detach()
-    paper = -missed * (made["positive"] - z.log())
+    missed = (z / (arguments["positive"].exp() + z)).detach()
+    paper = -missed * (arguments["positive"] - z.log())
     expected_grads = torch.autograd.grad(paper.sum(), inputs)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-12)
@@ -46,15 +49,15 @@ def test_gradient_equals_that_of_the_loss_printed_in_the_paper(seed, rows, num, 
 
 @pytest.mark.parametrize("correction", ["none", "logq", "refined"])
 def test_values_follow_the_table_of_corrections(correction):
-    made = scores(5, 9, 0)
-    out = corrected_log_softmax(**made, correction=correction, effective_sample_size=True)
+    arguments = scores(5, 9, 0)
+    out = corrected_log_softmax(**arguments, correction=correction, effective_sample_size=True)
     for row in range(5):
-        keep = ~made["accidental_hits"][row]
-        shift = 0.0 if correction == "none" else made["log_expected_count"][keep]
-        weights = (made["candidates"][row, keep] - shift).exp()
-        positive = made["positive"][row]
+        keep = ~arguments["accidental_hits"][row]
+        shift = 0.0 if correction == "none" else arguments["log_expected_count"][keep]
+        weights = (arguments["candidates"][row, keep] - shift).exp()
+        positive = arguments["positive"][row]
         if correction == "logq":
-            positive = positive - made["log_expected_count_positive"][row]
+            positive = positive - arguments["log_expected_count_positive"][row]
         z = weights.sum()
         likelihood = positive.exp() / (positive.exp() + z)
         torch.testing.assert_close(out.log_z[row], z.log())
@@ -69,25 +72,25 @@ def test_values_follow_the_table_of_corrections(correction):
 @pytest.mark.parametrize("jackknife", [False, True])
 @pytest.mark.parametrize("correction", ["none", "logq", "refined"])
 def test_fully_masked_row_has_no_loss_and_changes_no_other_row(correction, jackknife):
-    made = scores(3, 6, 1)
-    made["accidental_hits"][1] = True
+    arguments = scores(3, 6, 1)
+    arguments["accidental_hits"][1] = True
     # A masked candidate may have the count zero.
-    made["log_expected_count"] = made["log_expected_count"].expand(3, -1).clone()
-    made["log_expected_count"][1] = -INF
+    arguments["log_expected_count"] = arguments["log_expected_count"].expand(3, -1).clone()
+    arguments["log_expected_count"][1] = -INF
     kind = {"correction": correction, "jackknife": jackknife}
-    out = corrected_log_softmax(**made, **kind, effective_sample_size=True)
+    out = corrected_log_softmax(**arguments, **kind, effective_sample_size=True)
     assert out.loss[1].item() == 0.0
     assert out.log_z[1].item() == -INF
     assert out.sample_weight[1].item() == 0.0
     assert out.effective_sample_size[1].item() == 0.0
-    inputs = (made["positive"], made["candidates"])
+    inputs = (arguments["positive"], arguments["candidates"])
     positive, candidates = torch.autograd.grad(out.loss.sum(), inputs)
     assert positive[1].item() == 0.0
     assert not candidates[1].any()
 
     others = torch.tensor([0, 2])
     alone = corrected_log_softmax(
-        **{key: made[key][others] for key in made}, **kind, effective_sample_size=True
+        **{key: arguments[key][others] for key in arguments}, **kind, effective_sample_size=True
     )
     torch.testing.assert_close(out.loss[others], alone.loss)
     expected = torch.autograd.grad(alone.loss.sum(), inputs)
@@ -114,14 +117,14 @@ def test_no_candidates_give_no_loss(jackknife):
 @given(st.integers(0, 10**6), st.integers(2, 12), st.floats(0.1, 10.0))
 def test_jackknife_equals_its_definition(seed, num, scale):
     """The loss computed once more without each valid candidate."""
-    made = scores(2, num, seed, scale)
-    out = corrected_log_softmax(**made, jackknife=True)
-    positive = made["positive"]
+    arguments = scores(2, num, seed, scale)
+    out = corrected_log_softmax(**arguments, jackknife=True)
+    positive = arguments["positive"]
     rows = []
     for row in range(2):
-        valid = torch.nonzero(~made["accidental_hits"][row])[:, 0]
+        valid = torch.nonzero(~arguments["accidental_hits"][row])[:, 0]
         n = len(valid)
-        logits = (made["candidates"][row] - made["log_expected_count"])[valid]
+        logits = (arguments["candidates"][row] - arguments["log_expected_count"])[valid]
         if n < 2:
             z = logits.exp().sum()
             rows.append(torch.log1p(z / positive[row].exp()))
@@ -137,7 +140,7 @@ def test_jackknife_equals_its_definition(seed, num, scale):
         rows.append(n * loss(logits.exp().sum()) - (n - 1) / n * sum(without))
     expected = torch.stack(rows)
     torch.testing.assert_close(out.loss, expected, rtol=1e-8, atol=1e-9)
-    inputs = (made["positive"], made["candidates"])
+    inputs = (arguments["positive"], arguments["candidates"])
     grads = torch.autograd.grad(out.loss.sum(), inputs)
     expected_grads = torch.autograd.grad(expected.sum(), inputs)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
@@ -186,19 +189,19 @@ def test_sums_are_float32_for_narrow_scores(dtype):
 
 
 def test_logq_gives_no_gradient_to_a_positive_that_is_never_sampled():
-    made = scores(2, 5, 3)
-    made["log_expected_count_positive"][0] = -INF
-    out = corrected_log_softmax(**made, correction="logq")
-    grad = torch.autograd.grad(out.loss.sum(), made["positive"])[0]
+    arguments = scores(2, 5, 3)
+    arguments["log_expected_count_positive"][0] = -INF
+    out = corrected_log_softmax(**arguments, correction="logq")
+    grad = torch.autograd.grad(out.loss.sum(), arguments["positive"])[0]
     assert out.loss[0].item() == 0.0
     assert grad[0].item() == 0.0
     assert grad[1].item() < 0.0
 
 
 def test_bad_settings_are_refused_by_name():
-    made = scores(2, 3, 0)
+    arguments = scores(2, 3, 0)
     with pytest.raises(UnknownNameError, match="'refined'"):
-        corrected_log_softmax(**made, correction="refine")
-    del made["log_expected_count_positive"]
+        corrected_log_softmax(**arguments, correction="refine")
+    del arguments["log_expected_count_positive"]
     with pytest.raises(ConfigError, match="log_expected_count_positive"):
-        corrected_log_softmax(**made, correction="logq")
+        corrected_log_softmax(**arguments, correction="logq")

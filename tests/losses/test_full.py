@@ -20,7 +20,7 @@ def tiling(request, monkeypatch):
     monkeypatch.setitem(SIZES, "cpu", TILINGS[request.param])
 
 
-def made(num_rows, num_items, dtype=torch.float64, scale=1.0, dim=6):
+def make_inputs(num_rows, num_items, dtype=torch.float64, scale=1.0, dim=6):
     generator = torch.Generator().manual_seed(num_rows + num_items)
     query = scale * torch.randn(num_rows, dim, generator=generator, dtype=torch.float64)
     items = torch.randn(num_items, dim, generator=generator, dtype=torch.float64)
@@ -33,7 +33,7 @@ class TestAgainstTheDenseSoftmax:
     @pytest.mark.parametrize("weighted", [False, True])
     @pytest.mark.parametrize(("num_rows", "num_items"), [(1, 2), (7, 11), (130, 9), (70, 64)])
     def test_loss_and_gradient(self, num_rows, num_items, weighted):
-        query, items, positive_ids = made(num_rows, num_items)
+        query, items, positive_ids = make_inputs(num_rows, num_items)
         row = torch.linspace(-1.0, 2.0, num_rows).double() if weighted else 1.0 / num_rows
         out = full_softmax(query, items, positive_ids, temperature=0.7)
         dense = cross_entropy(query @ items.T / 0.7, positive_ids, reduction="none")
@@ -44,13 +44,13 @@ class TestAgainstTheDenseSoftmax:
             torch.testing.assert_close(grad, expected)
 
     def test_log_z_excludes_the_positive_and_has_its_gradient(self):
-        query, items, positive_ids = made(9, 13)
+        query, items, positive_ids = make_inputs(9, 13)
         scores = query @ items.T
         others = scores.scatter(1, positive_ids[:, None], -math.inf).logsumexp(dim=1)
         out = full_softmax(query, items, positive_ids, effective_sample_size=True)
         torch.testing.assert_close(out.log_z, others)
-        chosen = scores.softmax(dim=1).gather(1, positive_ids[:, None])[:, 0]
-        torch.testing.assert_close(out.sample_weight, (1 - chosen).detach())
+        probability = scores.softmax(dim=1).gather(1, positive_ids[:, None])[:, 0]
+        torch.testing.assert_close(out.sample_weight, (1 - probability).detach())
         weights = (scores - others[:, None]).exp().scatter(1, positive_ids[:, None], 0.0)
         effective_sample_size = weights.sum(dim=1).square() / weights.square().sum(dim=1)
         torch.testing.assert_close(out.effective_sample_size, effective_sample_size.detach())
@@ -63,7 +63,7 @@ class TestAgainstTheDenseSoftmax:
             torch.testing.assert_close(grad, expected)
 
     def test_gradcheck(self):
-        query, items, positive_ids = made(5, 7)
+        query, items, positive_ids = make_inputs(5, 7)
 
         def both(query, items):
             out = full_softmax(query, items, positive_ids)
@@ -72,7 +72,7 @@ class TestAgainstTheDenseSoftmax:
         assert torch.autograd.gradcheck(both, (query, items))
 
     def test_catalog_of_one_item_has_no_loss(self):
-        query, items, positive_ids = made(3, 1)
+        query, items, positive_ids = make_inputs(3, 1)
         out = full_softmax(query, items, positive_ids, effective_sample_size=True)
         assert out.loss.tolist() == [0.0] * 3
         assert out.log_z.tolist() == [-math.inf] * 3
@@ -82,7 +82,7 @@ class TestAgainstTheDenseSoftmax:
             assert not grad.any()
 
     def test_huge_scores_do_not_overflow(self):
-        query, items, positive_ids = made(6, 11, torch.float32, scale=300.0)
+        query, items, positive_ids = make_inputs(6, 11, torch.float32, scale=300.0)
         out = full_softmax(query, items, positive_ids)
         dense = cross_entropy((query @ items.T).double(), positive_ids, reduction="none")
         torch.testing.assert_close(out.loss.double(), dense, rtol=1e-4, atol=1e-3)
@@ -90,7 +90,7 @@ class TestAgainstTheDenseSoftmax:
             assert bool(torch.isfinite(grad).all())
 
     def test_bfloat16_products_stay_within_rounding(self):
-        query, items, positive_ids = made(200, 90, torch.float32)
+        query, items, positive_ids = make_inputs(200, 90, torch.float32)
         # Query, item and score are each rounded to 8 bits.
         longest = query.norm(dim=1).max() * items.norm(dim=1).max()
         error = 3 * 2**-9 * longest.item()
@@ -109,7 +109,7 @@ class TestAgainstTheDenseSoftmax:
 
 
 def test_backward_twice_gives_the_same_gradients_and_inputs_may_be_fixed():
-    query, items, positive_ids = made(8, 12)
+    query, items, positive_ids = make_inputs(8, 12)
     loss = full_softmax(query, items, positive_ids).loss.mean()
     first = torch.autograd.grad(loss, (query, items), retain_graph=True)
     for again, grad in zip(torch.autograd.grad(loss, (query, items)), first, strict=True):
@@ -119,7 +119,7 @@ def test_backward_twice_gives_the_same_gradients_and_inputs_may_be_fixed():
 
 
 def test_bad_input_is_refused_by_name():
-    query, items, positive_ids = made(3, 4)
+    query, items, positive_ids = make_inputs(3, 4)
     with pytest.raises(DataError, match="item id 4 is outside the catalog"):
         full_softmax(query, items, torch.tensor([0, 4, 1]))
     with pytest.raises(ConfigError, match="table"):

@@ -23,14 +23,14 @@ def test_module_equals_the_function(reduction):
     query, positives, negatives = vectors(B, D), vectors(B, D) + 1, vectors(B, 2, D)
     negative_ids = torch.tensor([[3, -1], [5, 6], [-1, -1], [0, 4], [2, 1], [6, 6]])
     settings = {"correction": "logq", "jackknife": True, "temperature": 0.3}
-    given = {"negative_vectors": negatives, "negative_ids": negative_ids}
+    negative_arguments = {"negative_vectors": negatives, "negative_ids": negative_ids}
     module = InBatchSoftmaxLoss(COUNTS, reduction=reduction, **settings)
     out = in_batch_softmax(
-        query, positives, IDS, frequency=COUNTS, user_ids=USERS, **given, **settings
+        query, positives, IDS, frequency=COUNTS, user_ids=USERS, **negative_arguments, **settings
     )
     expected = {"mean": out.loss.mean(), "sum": out.loss.sum(), "none": out.loss}[reduction]
-    torch.testing.assert_close(module(query, positives, IDS, USERS, **given), expected)
-    record = module.compare(query, positives, IDS, USERS, **given)
+    torch.testing.assert_close(module(query, positives, IDS, USERS, **negative_arguments), expected)
+    record = module.compare(query, positives, IDS, USERS, **negative_arguments)
     torch.testing.assert_close(record.log_z, out.log_z)
 
 

@@ -112,7 +112,7 @@ def test_large_finite_vectors_are_accepted():
     assert bool(torch.isfinite(out.loss).all())
 
 
-def test_vectors_are_not_checked_on_request():
+def test_vectors_are_not_checked_with_check_finite_false():
     bad = with_bad((B, D), 2)
     out = sampled_softmax(bad, torch.randn(V, D), IDS, some_candidates(), check_finite=False)
     assert out.loss.isnan().tolist() == [False, False, True, False]

@@ -184,7 +184,7 @@ def test_gradient_equals_that_of_the_printed_loss(name, correction):
     out = sampled_softmax(query, table, positive_ids, sampled, correction=correction)
     grads = torch.autograd.grad(out.loss.sum(), (query, table))
 
-    printed, n = [], sampled.num_samples
+    paper_losses, n = [], sampled.num_samples
     for row in range(6):
         keep = sampled.ids != positive_ids[row]
         if sampled.owner is not None:
@@ -198,9 +198,9 @@ def test_gradient_equals_that_of_the_printed_loss(name, correction):
         positive = table[positive_ids[row]] @ query[row]
         positive = positive - log_e_positive if correction == "logq" else positive
         log_z = torch.logsumexp(table[sampled.ids[keep]] @ query[row] - log_e, dim=0)
-        missed = (log_z.exp() / (positive.exp() + log_z.exp())).detach()
-        printed.append(-missed * (positive - log_z))
-    expected_grads = torch.autograd.grad(torch.stack(printed).sum(), (query, table))
+        weight = (log_z.exp() / (positive.exp() + log_z.exp())).detach()
+        paper_losses.append(-weight * (positive - log_z))
+    expected_grads = torch.autograd.grad(torch.stack(paper_losses).sum(), (query, table))
     for grad, expected in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)
 

@@ -80,7 +80,7 @@ NEEDED = {
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_trains_and_continues_from_its_state_dict(name, tmp_path):
     query, table = tensors()
-    shown = torch.tensor([[3, -1], [5, 6], [-1, -1], [0, 4], [2, 1], [6, 6]])
+    negative_ids = torch.tensor([[3, -1], [5, 6], [-1, -1], [0, 4], [2, 1], [6, 6]])
 
     def module():
         config = SAMPLERS[name].Config(**NEEDED.get(name, {}))
@@ -88,14 +88,14 @@ def test_every_sampler_trains_and_continues_from_its_state_dict(name, tmp_path):
 
     loss, generator = module(), seeded()
     for _ in range(3):
-        value = loss(query, table, IDS, USERS, shown, generator=generator)
+        value = loss(query, table, IDS, USERS, negative_ids, generator=generator)
         grads = torch.autograd.grad(value, (query, table))
         assert all(bool(torch.isfinite(grad).all()) for grad in (value, *grads))
     save_file(loss.state_dict(), tmp_path / "loss.safetensors")
     other = module()
     other.load_state_dict(load_file(tmp_path / "loss.safetensors"))
-    expected = loss(query, table, IDS, USERS, shown, generator=seeded())
-    assert other(query, table, IDS, USERS, shown, generator=seeded()) == expected
+    expected = loss(query, table, IDS, USERS, negative_ids, generator=seeded())
+    assert other(query, table, IDS, USERS, negative_ids, generator=seeded()) == expected
 
 
 def test_estimate_converges_to_the_full_softmax():
@@ -192,8 +192,8 @@ def test_sampler_that_draws_every_item_of_the_softmax_is_accepted(sampler, setti
     "sampler", [Popularity(ONE_MISSING, num_candidates=9), InBatch(ONE_MISSING)]
 )
 def test_item_that_can_never_be_sampled_is_named(sampler):
-    ways = "min_count .* above 0, mix the sampler with uniform samples"
-    with pytest.raises(ConfigError, match=f"item 5 can never be drawn.*1 of 12 items.*{ways}"):
+    ways = "min_count .* above 0, .*mix .* with uniform samples, or .*softmax_over = 'trained'"
+    with pytest.raises(ConfigError, match=f"item 5 can never be sampled.*1 of 12 items.*{ways}"):
         SampledSoftmaxLoss(sampler)
 
 

@@ -13,7 +13,7 @@ VOID = {"meta", "br", "link", "img"}
 
 
 class Reader(HTMLParser):
-    """Collects tags, attributes and text; fails on tags that do not match."""
+    """A parser that collects tags, attributes and text and fails on unmatched tags."""
 
     def __init__(self) -> None:
         super().__init__()

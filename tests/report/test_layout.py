@@ -88,7 +88,7 @@ def write_index(path):
         )
         for number, (name, config) in enumerate(BENCHMARKED_INDEXES.items())
     ]
-    note = "the index 'usearch' needs USearch, which is not installed: pip install 'candid-re…'"
+    note = "the index 'usearch' needs USearch, which is not installed; run pip install 'candid-re…'"
     write_index_page(path, benchmarks, [note])
 
 

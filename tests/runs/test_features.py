@@ -104,7 +104,7 @@ def test_loaded_model_has_the_vectors_of_training(run, tmp_path):
     for file in run.iterdir():
         if file.is_file():
             (copy / file.name).write_bytes(file.read_bytes())
-    # Other rows around them, and in another order: each is encoded as it was.
+    # The vector of an item must not depend on the other rows or on their order.
     order = np.random.default_rng(1).permutation(NUM_ITEMS)
     with torch.inference_mode():
         catalog = loaded.model.encode_catalog()
@@ -115,7 +115,7 @@ def test_loaded_model_has_the_vectors_of_training(run, tmp_path):
     with torch.inference_mode():
         unknown = loaded.model.encode_item_values(values)
         known = encoder.every_row()[torch.from_numpy(order)]
-    # The items never trained have no id to tell them from new ones with the same features.
+    # Untrained items have no trained id, so they equal new items with the same features.
     cold = torch.from_numpy(order >= NUM_ITEMS - 2)
     torch.testing.assert_close(unknown[cold], known[cold], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(unknown[~cold], known[~cold], atol=1e-3)
@@ -131,7 +131,7 @@ def test_untrained_items_are_predicted_by_their_features(tmp_path):
     # The model itself can also be measured over the whole catalog.
     report = evaluate(run.model, run.dataset, run.config.evaluation, max_length=9)
     assert report.counts["cold_targets"] == NUM_USERS
-    # One of the 12 items of the user's colour, nearly; without features it is one of 24.
+    # The model nearly narrows 24 items down to the 12 of the user's colour.
     assert np.log(12) - 0.01 < report.metrics["nll"].value < np.log(15)
 
 
@@ -218,7 +218,7 @@ def test_impossible_features_are_refused_before_a_folder_is_made(tmp_path, item,
     assert not list(tmp_path.iterdir())
 
 
-def timed():
+def timed_dataset():
     """Every user takes item 0 in the morning and item 1 at night."""
     rng = np.random.default_rng(2)
     hours = np.sort(rng.integers(0, 24 * 60, (NUM_USERS, LENGTH)), axis=1)
@@ -268,7 +268,7 @@ def test_time_of_a_query_in_training_evaluation_and_recommendation(tmp_path):
         },
         "test",
     )
-    data = timed()
+    data = timed_dataset()
     train_run(config, data, tmp_path / "run")
     loaded = load_run(tmp_path / "run", data)
     assert loaded.evaluate().metrics["ndcg@1"].value > 0.9
@@ -350,7 +350,7 @@ def test_anonymous_users_are_encoded_by_their_attributes(tmp_path):
     by_team = recommend_to([{"team": "red"}, {"team": "blue"}, {}], [[], [], []])
     assert (by_team.item_ids[0] % 2 == 0).all()
     assert (by_team.item_ids[1] % 2 == 1).all()
-    # Of the same team and with the same history as a user that was never trained: one vector.
+    # An anonymous user equals an untrained user of the same team with the same history.
     known = recommend(
         loaded.model, data, user_ids=[NUM_USERS - 1], k=5, max_length=8, filter_seen=False
     )

@@ -80,6 +80,7 @@ def test_new_items_are_recommended_with_id_and_title(folder, capsys):
         ("what,title,colour\n70,A,red\n70,B,red\n", 3, "lists item 70 more than once"),
         ("what,title,colour\nx,A,red\n", 3, "column 'what' of"),
         ("what,title\n70,A\n", 3, "colour"),
+        ("what,title,colour\n", 3, "has no rows: write one row per new item"),
     ],
 )
 def test_wrong_new_items_are_refused(folder, capsys, content, code, sentence):

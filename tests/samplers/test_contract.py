@@ -1,4 +1,4 @@
-"""The contract of samplers, over the registry, and the walk of adding one."""
+"""The contract of every registered sampler, and the steps of adding one."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_unknown_sampler_lists_the_known_ones():
         Run.model_validate({"sampler": {"type": "unifrom"}})
 
 
-def test_mixture_table_is_written_back_as_it_was():
+def test_mixture_table_is_written_back_unchanged():
     table = {"type": "mixture", "components": [{"type": "popularity", "exponent": 0.5}, "uniform"]}
     run = Run.model_validate({"sampler": table})
     assert run.model_dump(mode="json", exclude_defaults=True) == {
@@ -95,7 +95,7 @@ def test_mixture_table_is_written_back_as_it_was():
 
 
 class FirstItems(Sampler):
-    """The first items, every time: the one file of a new sampler."""
+    """The first items at every step, as the file of a new sampler would define it."""
 
     class Config(SamplerConfig):
         size: int = 3

@@ -17,9 +17,9 @@ def test_counts_are_never_too_low_and_within_the_bound():
         frequency.observe(batch)
     assert frequency.num_rows == 30_000
     exact = torch.bincount(stream, minlength=2000)
-    seen = exact > 0
-    stated = frequency.log_q(torch.arange(2000)).double().exp() * 30_000
-    excess = (stated - exact)[seen]
+    occurs = exact > 0
+    estimated_counts = frequency.log_q(torch.arange(2000)).double().exp() * 30_000
+    excess = (estimated_counts - exact)[occurs]
     assert bool((excess > -0.1).all())
     within = (excess <= math.e / 500 * 30_000 + 0.1).double().mean()
     assert within >= 1 - math.exp(-4)

@@ -30,7 +30,7 @@ def test_latest_rows_are_candidates_beside_the_batch(counts):
     assert memory.sample(*SECOND).num_samples == 7
     memory.observe(*SECOND[:2])
     sampled = memory.sample(*THIRD)
-    # Seven rows were seen: the five latest are remembered.
+    # Seven rows were observed; the memory holds the five latest.
     expected = [(2, 12), (3, 10), (4, 13), (5, 14), (6, 15), (7, 10), (7, 16)]
     assert pairs(sampled) == expected
     q = counts.double() / counts.sum()
@@ -54,11 +54,11 @@ def test_batch_after_one_larger_than_the_memory_evicts_the_oldest_rows(counts):
     memory = CrossBatchMemory(counts, size=3)
     memory.observe(*SECOND[:2])  # rows 3, 4, 5 and 6; the memory holds the last three
     memory.observe(*rows_of([0], [10])[:2])
-    remembered = {pair for pair in pairs(memory.sample(*THIRD)) if pair[0] != 7}
-    assert remembered == {(5, 14), (6, 15), (0, 10)}
+    memory_pairs = {pair for pair in pairs(memory.sample(*THIRD)) if pair[0] != 7}
+    assert memory_pairs == {(5, 14), (6, 15), (0, 10)}
     memory.observe(*rows_of([1], [11])[:2])
-    remembered = {pair for pair in pairs(memory.sample(*THIRD)) if pair[0] != 7}
-    assert remembered == {(6, 15), (0, 10), (1, 11)}
+    memory_pairs = {pair for pair in pairs(memory.sample(*THIRD)) if pair[0] != 7}
+    assert memory_pairs == {(6, 15), (0, 10), (1, 11)}
 
 
 def test_rows_without_users_belong_to_no_user(counts):
@@ -124,9 +124,9 @@ def test_state_dict_has_the_estimated_frequency(counts):
     memory, resumed = config.build(counts), config.build(counts)
     memory.observe(*THIRD[:2])
     resumed.load_state_dict(memory.state_dict())
-    stated = memory.sample(*FIRST).log_expected_count
-    assert stated[-1].exp().item() == pytest.approx(5 * 1.0)
-    assert torch.equal(resumed.sample(*FIRST).log_expected_count, stated)
+    expected_counts = memory.sample(*FIRST).log_expected_count
+    assert expected_counts[-1].exp().item() == pytest.approx(5 * 1.0)
+    assert torch.equal(resumed.sample(*FIRST).log_expected_count, expected_counts)
 
 
 def test_positive_of_frequency_zero_is_named(counts):

@@ -1,4 +1,4 @@
-"""Exact candidates near the queries: the choice of items, and that it never biases Z'."""
+"""Exact candidates near the queries: the choice of items, and an unbiased Z'."""
 
 import itertools
 import math
@@ -51,7 +51,7 @@ class TestExactCandidates:
         assert sampled.num_samples == 4
 
     def test_have_the_highest_variance_of_the_items_found(self):
-        # Shares of the first row 1/2, 1/4, 1/4; of the second 3/4, 1/4; the rest is not there.
+        # Shares 1/2, 1/4, 1/4 in the first row and 3/4, 1/4 in the second; -1 is padding.
         nearest = SearchResult(
             torch.tensor([[7, 2, 4], [4, 5, -1], [-1, -1, -1]]),
             torch.tensor([[0.5, 0.25, 0.25], [0.75, 0.25, 0], [0, 0, 0]]).log(),
@@ -186,7 +186,7 @@ def mean_z(sampler, batch, row, scores, q):
 def test_expected_z_is_exact_with_stale_exact_candidates(
     shared, counts, positives, num_exact, k, uniform, staleness, loves_positive, seed
 ):
-    """Also where an exact candidate is the positive, when the query points right at it."""
+    """Also if an exact candidate is the positive, which the query may point at."""
     generator = torch.Generator().manual_seed(seed)
     items = torch.randn(V, D, generator=generator)
     query = torch.randn(3, D, generator=generator)
@@ -302,7 +302,7 @@ def test_recipe_table_builds_both_parts_with_any_index(counts, rows, index):
 
 
 def test_samples_that_are_all_exact_candidates_leave_the_exact_sum():
-    """A rest that cannot exclude items: the batch's own positives, all of them near."""
+    """The rest cannot exclude items: it samples the positives of the batch, all of them near."""
     sampler = ExactNearest(5, num_exact=3, rest=InBatch(torch.ones(5)), k=1)
     sampler.refresh(torch.eye(5))
     batch = batch_of(torch.eye(5)[:3])

@@ -46,16 +46,16 @@ def test_samples_follow_the_renormalised_q(kind, counts, excluded, seed):
     rest = whole.excluding(excluded_ids)
     q = expected(kind, counts, excluded)
     sampled = rest.sample(*rows_of([0]), torch.Generator().manual_seed(seed))
-    seen = torch.bincount(sampled.ids, minlength=len(counts)).tolist()
+    occurrences = torch.bincount(sampled.ids, minlength=len(counts)).tolist()
     reachable = [d for d, p in enumerate(q) if p > 0]
-    assert all(seen[d] == 0 for d in range(len(counts)) if q[d] == 0)
+    assert all(occurrences[d] == 0 for d in range(len(counts)) if q[d] == 0)
     if len(reachable) > 1:
-        chance = stats.chisquare([seen[d] for d in reachable], [n * q[d] for d in reachable])
+        chance = stats.chisquare([occurrences[d] for d in reachable], [n * q[d] for d in reachable])
         assert chance.pvalue > 1e-6
-    stated = rest.log_expected_count_of(torch.arange(len(counts)), *rows_of([0])).tolist()
-    for log_expected_count, p in zip(stated, q, strict=True):
+    expected_counts = rest.log_expected_count_of(torch.arange(len(counts)), *rows_of([0])).tolist()
+    for log_expected_count, p in zip(expected_counts, q, strict=True):
         assert log_expected_count == (pytest.approx(math.log(n * p), abs=1e-5) if p else -math.inf)
-    # The sampler itself is as it was.
+    # The sampler itself is unchanged.
     again = whole.log_expected_count_of(torch.arange(len(counts)), *rows_of([0])).exp()
     assert float(again.sum()) == pytest.approx(n, rel=1e-5)
 
@@ -65,8 +65,8 @@ def test_sets_state_inclusion_probabilities_of_the_other_items(kind):
     counts, excluded = [9, 4, 2, 1, 1], {0, 3}
     rest = sampler_of(kind, counts, 5, distinct=True).excluding(torch.tensor([0, 3]))
     q = expected(kind, counts, excluded)
-    stated = rest.log_expected_count_of(torch.arange(5), *rows_of([0])).exp().tolist()
-    assert stated == pytest.approx([1 - (1 - p) ** 5 for p in q], rel=1e-5)
+    expected_counts = rest.log_expected_count_of(torch.arange(5), *rows_of([0])).exp().tolist()
+    assert expected_counts == pytest.approx([1 - (1 - p) ** 5 for p in q], rel=1e-5)
     sampled = rest.sample(*rows_of([0]), torch.Generator().manual_seed(1))
     assert sampled.num_samples is None
     assert len(set(sampled.ids.tolist())) == len(sampled.ids) <= 3
@@ -95,13 +95,13 @@ def test_excluding_every_item_returns_the_sampler_itself(excluded):
 def test_excluding_twice_excludes_both():
     once = Uniform(6, num_candidates=4).excluding(torch.tensor([1, 5]))
     rest = once.excluding(torch.tensor([2, 1]))
-    stated = rest.log_expected_count_of(torch.arange(6), *rows_of([0])).exp().tolist()
-    assert stated == pytest.approx([4 / 3, 0, 0, 4 / 3, 4 / 3, 0])
+    expected_counts = rest.log_expected_count_of(torch.arange(6), *rows_of([0])).exp().tolist()
+    assert expected_counts == pytest.approx([4 / 3, 0, 0, 4 / 3, 4 / 3, 0])
 
 
 def test_mixture_excludes_items_in_the_components_that_can():
     counts = torch.tensor([4, 3, 2, 1])
     mixture = Mixture([Uniform(4, num_candidates=6), InBatch(counts)])
     rest = mixture.excluding(torch.tensor([0, 1]))
-    stated = rest.log_expected_count_of(torch.arange(4), *rows_of([0, 3])).exp().tolist()
-    assert stated == pytest.approx([0.8, 0.6, 3.4, 3.2])
+    expected_counts = rest.log_expected_count_of(torch.arange(4), *rows_of([0, 3])).exp().tolist()
+    assert expected_counts == pytest.approx([0.8, 0.6, 3.4, 3.2])

@@ -18,22 +18,22 @@ def test_inclusion_probability_is_exact(denominator, n, data):
     q = Fraction(data.draw(st.integers(1, denominator)), denominator)
     exact = 1 - (1 - q) ** n
     log_q = torch.tensor(float(q), dtype=torch.float64).log()
-    stated = log_expected_count(log_q, n, distinct=True).exp().item()
-    assert stated == pytest.approx(float(exact), rel=1e-5)
+    expected_counts = log_expected_count(log_q, n, distinct=True).exp().item()
+    assert expected_counts == pytest.approx(float(exact), rel=1e-5)
 
 
 def test_tiny_probability_and_many_samples_do_not_underflow():
     log_q = torch.tensor([-600.0], dtype=torch.float64)
-    stated = log_expected_count(log_q, 10**6, distinct=True)
-    assert stated.item() == pytest.approx(-600.0 + math.log(10**6), abs=1e-4)
+    expected_counts = log_expected_count(log_q, 10**6, distinct=True)
+    assert expected_counts.item() == pytest.approx(-600.0 + math.log(10**6), abs=1e-4)
 
 
 @pytest.mark.parametrize("distinct", [False, True])
 def test_expected_count_of_impossible_and_certain_items(distinct):
     log_q = torch.tensor([-math.inf, 0.0], dtype=torch.float64)
-    stated = log_expected_count(log_q, 3, distinct)
-    assert stated[0].item() == -math.inf
-    assert stated[1].item() == pytest.approx(0.0 if distinct else math.log(3))
+    expected_counts = log_expected_count(log_q, 3, distinct)
+    assert expected_counts[0].item() == -math.inf
+    assert expected_counts[1].item() == pytest.approx(0.0 if distinct else math.log(3))
     assert log_expected_count(log_q, 0, distinct).tolist() == [-math.inf, -math.inf]
 
 
@@ -49,10 +49,10 @@ def test_stated_counts_match_a_simulation(name, distinct, counts, rows, generato
     seen = torch.zeros(len(counts), dtype=torch.float64)
     for _ in range(trials):
         seen += torch.bincount(sampler.sample(*rows, generator).ids, minlength=len(counts))
-    stated = sampler.log_expected_count_of(torch.arange(len(counts)), *rows).double().exp()
+    expected_counts = sampler.log_expected_count_of(torch.arange(len(counts)), *rows).double().exp()
     # A count of 7 samples has a variance of at most its mean.
-    error = (seen / trials - stated).abs()
-    assert bool((error <= 5 * (stated / trials).sqrt()).all())
+    error = (seen / trials - expected_counts).abs()
+    assert bool((error <= 5 * (expected_counts / trials).sqrt()).all())
 
 
 @pytest.mark.parametrize("num_candidates", [None, 4])
@@ -81,8 +81,8 @@ def test_in_batch_sets_state_the_inclusion_by_other_rows(
     others = num_samples * (4 / 6 if exclude_same_user else 5 / 6)
     # Given that row 0 does not hold the item itself.
     expected = (1 - (1 - q) ** others) * (1 - q)
-    stated = sampler.log_expected_count_of(torch.arange(len(counts)), *rows).double().exp()
-    torch.testing.assert_close(stated, 1 - (1 - q) ** others, rtol=1e-5, atol=1e-7)
+    expected_counts = sampler.log_expected_count_of(torch.arange(len(counts)), *rows).double().exp()
+    torch.testing.assert_close(expected_counts, 1 - (1 - q) ** others, rtol=1e-5, atol=1e-7)
     if num_candidates is None:
         # With a sample, the number of other rows in it varies about its average.
         error = (seen / trials - expected).abs()

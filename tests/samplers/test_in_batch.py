@@ -72,12 +72,12 @@ def test_frequency_is_estimated_from_the_stream(kind, counts, rows):
     assert config.model_dump()["frequency"]["type"] == kind
     sampler, resumed = config.build(counts), config.build(counts)
     assert sampler.frequency.num_hashes == 2
-    # Nothing is known: all items are alike, those of training count 0 too.
+    # Without observations all items are equal, also those of training count 0.
     assert sampler.sample(*rows).log_expected_count.exp().tolist() == pytest.approx([6 / 10] * 6)
     for _ in range(3):
         sampler.observe(*rows[:2])
-    stated = sampler.sample(*rows).log_expected_count.exp().tolist()
-    assert stated == pytest.approx([6 * 2 / 6, 1, 2, 1, 1, 1])
+    expected_counts = sampler.sample(*rows).log_expected_count.exp().tolist()
+    assert expected_counts == pytest.approx([6 * 2 / 6, 1, 2, 1, 1, 1])
     resumed.load_state_dict(sampler.state_dict())
     assert torch.equal(
         resumed.sample(*rows).log_expected_count, sampler.sample(*rows).log_expected_count

@@ -27,9 +27,9 @@ def vectors(seed=0, num_items=20, width=5):
 
 @pytest.fixture(params=MAKERS)
 def sampler(request):
-    made = MAKERS[request.param]()
-    made.refresh(vectors())
-    return made
+    new_sampler = MAKERS[request.param]()
+    new_sampler.refresh(vectors())
+    return new_sampler
 
 
 @pytest.fixture
@@ -110,10 +110,10 @@ def test_state_dict_restores_the_samples(sampler, batch):
 
 
 def test_update_changes_the_vectors_in_state_dict(sampler):
-    given = vectors()
-    sampler.refresh(given)
+    item_vectors = vectors()
+    sampler.refresh(item_vectors)
     sampler.update(torch.tensor([2]), torch.zeros(1, 5))
-    assert torch.equal(given, vectors()), "the vectors of the caller must not change"
+    assert torch.equal(item_vectors, vectors()), "the vectors of the caller must not change"
     expected = vectors()
     expected[2] = 0
     assert torch.equal(sampler.state_dict()["item_vectors.vectors"], expected)
@@ -132,8 +132,8 @@ def test_expected_counts_carry_no_gradient(sampler, batch):
 
 def test_pickle_keeps_the_item_vectors(sampler, batch):
     copied = pickle.loads(pickle.dumps(sampler))
-    stated = sampler.log_expected_count_of(batch.positive_ids, *batch)
-    assert torch.equal(copied.log_expected_count_of(batch.positive_ids, *batch), stated)
+    expected_counts = sampler.log_expected_count_of(batch.positive_ids, *batch)
+    assert torch.equal(copied.log_expected_count_of(batch.positive_ids, *batch), expected_counts)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def test_quadratic_is_the_kernel_of_the_paper(batch):
     items = vectors()
     sampler.refresh(items)
     kernel = 3.0 * (batch.query.double() @ items.double().T) ** 2 + 1.0
-    stated = sampler.log_expected_count_of(torch.arange(20)[None], *batch).double().exp()
+    expected_counts = sampler.log_expected_count_of(torch.arange(20)[None], *batch).double().exp()
     torch.testing.assert_close(
-        stated, 6 * kernel / kernel.sum(dim=1, keepdim=True), rtol=1e-4, atol=0
+        expected_counts, 6 * kernel / kernel.sum(dim=1, keepdim=True), rtol=1e-4, atol=0
     )
 
 

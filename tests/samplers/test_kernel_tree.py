@@ -15,8 +15,8 @@ from candid.samplers.random_fourier import FourierKernel
 CPU = torch.device("cpu")
 
 
-class Wild:
-    """Features that are as often negative as positive: their products must be floored."""
+class SignedFeatures:
+    """Features that are as often negative as positive: the tree must bound their products."""
 
     def query_features(self, query):
         return torch.cat([query, query.sin() * 3.0], dim=1)
@@ -37,7 +37,7 @@ def kernels(width=3):
     return {
         "fourier": FourierKernel(1.5 * frequencies, 2.25, 0.3),
         "quadratic": QuadraticKernel(width, 2.0, CPU),
-        "wild": Wild(),
+        "signed": SignedFeatures(),
     }
 
 
@@ -87,11 +87,11 @@ def test_stated_probabilities_match_a_plain_recursion(name, num_items, block_siz
     kernel = kernels()[name]
     items, query = inputs(num_items)
     tree = KernelTree(items, kernel, block_size)
-    stated = tree.log_q(query, torch.arange(num_items).expand(4, -1))
-    assert stated.exp().sum(dim=1).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
+    log_q = tree.log_q(query, torch.arange(num_items).expand(4, -1))
+    assert log_q.exp().sum(dim=1).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
     for row in range(4):
         expected = branch_by_branch(kernel, items, query[row], block_size)
-        torch.testing.assert_close(stated[row].double(), expected.double(), rtol=0, atol=2e-4)
+        torch.testing.assert_close(log_q[row].double(), expected.double(), rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("dense", [0, 10**6], ids=["gathered", "dense"])
@@ -105,12 +105,12 @@ def test_samples_follow_the_stated_probabilities(name, dense, monkeypatch):
     tree = KernelTree(items, kernels()[name], 3)
     ids, log_q = tree.sample(query, num_samples, torch.Generator().manual_seed(2))
     torch.testing.assert_close(log_q, tree.log_q(query, ids), rtol=0, atol=1e-5)
-    stated = tree.log_q(query, torch.arange(num_items).expand(4, -1)).double().exp()
+    q = tree.log_q(query, torch.arange(num_items).expand(4, -1)).double().exp()
     for row in range(4):
-        seen = torch.bincount(ids[row], minlength=num_items).double()
-        rare = stated[row] * num_samples < 8
-        expected = torch.cat([stated[row][~rare], stated[row][rare].sum()[None]])
-        observed = torch.cat([seen[~rare], seen[rare].sum()[None]])
+        counts = torch.bincount(ids[row], minlength=num_items).double()
+        rare = q[row] * num_samples < 8
+        expected = torch.cat([q[row][~rare], q[row][rare].sum()[None]])
+        observed = torch.cat([counts[~rare], counts[rare].sum()[None]])
         possible = expected > 0
         expected = expected[possible] / expected.sum() * num_samples
         assert chisquare(observed[possible], expected).pvalue > 1e-4

@@ -89,7 +89,7 @@ def test_expected_z_is_exact(counts, positive, negatives, exact_ids, distinct, e
 
 
 def test_expected_z_is_exact_for_in_batch_samples():
-    """Two other rows, every pair of their positives by its chance; one user's rows in between."""
+    """Every pair of positives of two other rows, weighted by its probability, beside user rows."""
     generator = torch.Generator().manual_seed(2)
     counts = torch.tensor([5, 4, 3, 2, 1])
     scores = torch.randn(V, generator=generator, dtype=torch.float64)
@@ -143,7 +143,7 @@ def test_expected_z_is_exact_beside_exact_popular_items(positive, negatives):
     assert estimate == pytest.approx(exact, rel=1e-5)
 
 
-def drawn_with(exact_ids=None, num_rows=3):
+def sample_with(exact_ids=None, num_rows=3):
     sampler = Uniform(10, num_candidates=4)
     if exact_ids is not None:
         sampler = ExactPopular(torch.arange(10, 0, -1), num_exact=4, rest=sampler)
@@ -152,7 +152,7 @@ def drawn_with(exact_ids=None, num_rows=3):
 
 
 def test_every_item_as_negative_gives_the_full_softmax_and_its_gradient():
-    sampler, batch, sampled = drawn_with()
+    sampler, batch, sampled = sample_with()
     query = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     items = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
     everything = torch.arange(10).expand(3, -1)
@@ -166,7 +166,7 @@ def test_every_item_as_negative_gives_the_full_softmax_and_its_gradient():
 
 
 def test_shared_exact_candidates_stay_shared_and_a_second_list_joins_the_first():
-    sampler, batch, sampled = drawn_with(exact_ids=True)
+    sampler, batch, sampled = sample_with(exact_ids=True)
     first = with_negatives(sampled, torch.tensor([[9], [8], [-1]]), sampler, *batch)
     assert first.exact.ids is sampled.exact.ids
     assert first.exact.row_candidates.ids.tolist() == [[9], [8], [-1]]
@@ -200,7 +200,7 @@ def test_shared_exact_candidates_stay_shared_and_a_second_list_joins_the_first()
 
 
 def test_rows_without_negatives_are_unchanged():
-    sampler, batch, sampled = drawn_with()
+    sampler, batch, sampled = sample_with()
     query, items = torch.randn(3, 4), torch.randn(10, 4)
     plain = sampled_softmax(query, items, batch.positive_ids, sampled)
     for nothing in (torch.full((3, 2), -1), torch.empty(3, 0, dtype=torch.int64)):
@@ -230,13 +230,13 @@ def test_negatives_of_the_same_user_count():
     ],
 )
 def test_bad_negatives_are_refused(negative_ids, error, sentence):
-    sampler, batch, sampled = drawn_with()
+    sampler, batch, sampled = sample_with()
     with pytest.raises(error, match=sentence):
         with_negatives(sampled, negative_ids, sampler, *batch)
 
 
 def test_exact_candidates_of_other_rows_cannot_be_joined():
-    sampler, batch, sampled = drawn_with()
+    sampler, batch, sampled = sample_with()
     first = with_negatives(sampled, torch.tensor([[9], [8], [-1]]), sampler, *batch)
     with pytest.raises(
         ConfigError, match="negatives of 2 rows cannot join exact candidates of 3 rows"
@@ -245,7 +245,7 @@ def test_exact_candidates_of_other_rows_cannot_be_joined():
 
 
 def test_negative_outside_the_catalog_is_named():
-    sampler, batch, sampled = drawn_with()
+    sampler, batch, sampled = sample_with()
     sampled = with_negatives(sampled, torch.tensor([[1], [2], [10]]), sampler, *batch)
     with pytest.raises(DataError, match="item id 10 is outside the catalog: ids must be 0 to 9"):
         sampled_softmax(torch.ones(3, 2), torch.ones(10, 2), batch.positive_ids, sampled)

@@ -55,7 +55,7 @@ def test_bad_settings_are_refused(settings):
 
 
 def test_sampling_from_twenty_million_items_is_fast():
-    # torch.multinomial stops at 2^24; a linear scan would take tens of milliseconds a draw.
+    # torch.multinomial stops at 2^24; a linear scan would take tens of milliseconds per sample.
     num_items = 20_000_000
     sampler = Popularity(torch.ones(num_items, dtype=torch.int32), num_candidates=4096)
     start = time.process_time()

@@ -22,7 +22,7 @@ def zipf_stream(num_items, num_rows, seed=0):
 
 
 def row_by_row(stream, item, rate):
-    """The estimate of one item that shares no bucket, by the words of the definition."""
+    """The estimate of one item that shares no bucket, row by row as defined."""
     counted = math.ceil(1 / rate)
     last = times = 0
     gap = 0.0
@@ -51,8 +51,8 @@ def test_batches_give_the_estimate_of_single_rows(stream, cuts, rate):
         frequency.observe(rest[:cut])
         rest = rest[cut:]
     frequency.observe(rest)
-    stated = frequency.log_q(torch.arange(8)).exp().tolist()
-    for item, estimate in enumerate(stated):
+    estimates = frequency.log_q(torch.arange(8)).exp().tolist()
+    for item, estimate in enumerate(estimates):
         expected = row_by_row(stream, item, rate)
         lower_bound = 1 / max(len(stream) + 1, 8)
         assert estimate == pytest.approx(lower_bound if expected is None else expected, rel=1e-5)
@@ -67,7 +67,7 @@ def test_error_on_a_zipf_stream_follows_the_rate():
         for batch in stream.split(512):
             frequency.observe(batch)
         errors[rate] = frequency_error(frequency, counts).by_band["head"]
-        # A normal error of spread sqrt(rate / 2) has a mean size of 0.8 of that.
+        # A normal error of standard deviation sqrt(rate / 2) has a mean size of 0.8 of that.
         assert errors[rate] < 1.6 * math.sqrt(rate / 2)
     assert errors[0.005] < errors[0.05]
 
@@ -96,7 +96,7 @@ def test_estimate_follows_a_change():
     assert frequency.log_q(torch.tensor(0)).exp().item() == pytest.approx(0.2, rel=0.3)
 
 
-def test_item_that_stays_away_becomes_rare():
+def test_item_without_new_occurrences_becomes_rare():
     frequency = StreamingFrequency(3, rate=0.1)
     frequency.observe(torch.tensor([0, 1] * 50))
     often = frequency.log_q(torch.tensor(0)).item()

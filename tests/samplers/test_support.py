@@ -20,9 +20,9 @@ EVERY, NOT_9 = [True] * 10, SEEN.tolist()
 
 
 def test_item_that_cannot_be_sampled_is_named(counts, rows):
-    with pytest.raises(ConfigError, match=r"item 9 can never be drawn.*1 of 10 items"):
+    with pytest.raises(ConfigError, match=r"item 9 can never be sampled.*1 of 10 items"):
         check_support(Popularity(counts, num_candidates=4).log_expected_count_of(CATALOG, *rows))
-    with pytest.raises(ConfigError, match="item 9 can never be drawn"):
+    with pytest.raises(ConfigError, match="item 9 can never be sampled"):
         Popularity.Config(every_item=True).build(counts)
 
 
@@ -39,8 +39,8 @@ def test_min_count_reaches_every_item(counts, rows, exponent):
         counts, num_candidates=4, exponent=exponent, min_count=2.0, every_item=True
     )
     weights = torch.tensor([40, 25, 15, 8, 5, 3, 2, 2, 2, 2]).double() ** exponent
-    stated = sampler.log_expected_count_of(CATALOG, *rows).double().exp()
-    torch.testing.assert_close(stated, 4 * weights / weights.sum(), rtol=1e-5, atol=0)
+    expected_counts = sampler.log_expected_count_of(CATALOG, *rows).double().exp()
+    torch.testing.assert_close(expected_counts, 4 * weights / weights.sum(), rtol=1e-5, atol=0)
 
 
 def test_mixture_with_uniform_samples_reaches_every_item(counts, rows):
@@ -119,7 +119,7 @@ def test_support_of_every_kind_of_sampler(counts, make, expected):
     if expected == EVERY:
         check_support_covers(sampler, SEEN, "all")
     else:
-        with pytest.raises(ConfigError, match=r"item 9 can never be drawn.*1 of 10 items"):
+        with pytest.raises(ConfigError, match=r"item 9 can never be sampled.*1 of 10 items"):
             check_support_covers(sampler, SEEN, "all")
         check_support_covers(sampler, SEEN, "trained")
 
@@ -144,7 +144,7 @@ def test_first_item_out_of_support_is_named_by_source_id(counts):
     with pytest.raises(ConfigError) as refused:
         check_support_covers(Popularity(counts, num_candidates=4), counts > 0, "all", names)
     text = str(refused.value)
-    assert text.startswith("item 'film 4' can never be drawn")
+    assert text.startswith("item 'film 4' can never be sampled")
     assert "2 of 10 items" in text
     for way_out in (
         "min_count of a popularity sampler above 0",
@@ -157,7 +157,7 @@ def test_first_item_out_of_support_is_named_by_source_id(counts):
 def test_trained_item_out_of_support_is_refused_either_way(counts):
     trained = torch.ones(10, dtype=torch.bool)
     for catalog in ("all", "trained"):
-        with pytest.raises(ConfigError, match="item 9 can never be drawn") as refused:
+        with pytest.raises(ConfigError, match="item 9 can never be sampled") as refused:
             check_support_covers(Popularity(counts, num_candidates=4), trained, catalog)
         assert "'trained'" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""Two small runs, and a server process of them."""
+"""Two small runs, and a server process that serves them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ FILMS = {
             "last_event_type": {"type": "categorical"},
         },
     },
-    "batches": {"max_length": 5, "batch_size": 32},
+    "batches": {"max_length": 5, "batch_size": 32, "windows": "last"},
     "model": {
         "query_tower": {
             "type": "joined",

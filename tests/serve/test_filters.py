@@ -73,7 +73,7 @@ def test_mask_selects_matching_items(table, filters, expected):
         ({"year": [True]}, "must be Int64, got True"),
         ({"member": [1]}, "attribute 'member' must be Boolean, got 1"),
         ({"born": ["today"]}, "attribute 'born' must be Date, got 'today'"),
-        ({"kind": Bounds(min="a")}, "attribute 'kind' is String and supports no min and max"),
+        ({"kind": Bounds(min="a")}, "attribute 'kind' is String and does not support min and max"),
         ({"year": [2**63]}, "must be Int64, got 9223372036854775808"),
         ({"x" * 5000: ["red"]}, "items have no attribute 'xxx"),
     ],

@@ -137,7 +137,7 @@ def test_updates_outlive_a_reload_and_the_server(load, tmp_path):
     "line",
     [
         '{"model": "films"}',
-        '{"model": "films", "item": 3, "said": null}',  # the key before "update"
+        '{"model": "films", "item": 3, "content": null}',  # another key than "update"
         '{"model": "films", "item": 3, "update": {"title": "A"}}',
         "not JSON",
     ],
@@ -146,7 +146,7 @@ def test_damaged_file_is_refused(tmp_path, line):
     file = tmp_path / "updates.jsonl"
     file.write_text(line + "\n")
     with pytest.raises(
-        ArtifactError, match=r"line 1 of .*updates.jsonl is not an item update.* and update:"
+        ArtifactError, match=r"line 1 of .*updates.jsonl is not an item update.* and update;"
     ):
         ItemUpdates(file)
     assert file.read_text() == line + "\n"

@@ -1,4 +1,4 @@
-"""Answers of a model version equal those of ``candid.inference.recommend``."""
+"""Answers of a model version, compared with those of ``candid.inference.recommend``."""
 
 import datetime
 import json
@@ -16,7 +16,7 @@ NOW = datetime.datetime(2026, 1, 31, 18, 30, tzinfo=datetime.UTC)
 MICROSECONDS = round(NOW.timestamp() * 1e6)
 
 
-def ask(version, **body):
+def answer_of(version, **body):
     """Answer one request, which goes through JSON as in the server."""
     request = RecommendRequest.model_validate_json(json.dumps(body, default=str))
     [answer] = version.answer([version.prepare(request)])
@@ -64,21 +64,23 @@ def test_answer_for_a_user_equals_recommend(runs, films, event_type, filter_seen
         filter_seen=filter_seen,
     )
     body = {"user": "u3", "k": 12, "time": NOW.isoformat(), "filter_seen": filter_seen}
-    assert_same(ask(films, **body, **({"event_type": event_type} if event_type else {})), expected)
+    assert_same(
+        answer_of(films, **body, **({"event_type": event_type} if event_type else {})), expected
+    )
 
 
 def test_answer_for_a_history_equals_recommend(runs, films):
     expected = offline(runs.films, histories=[[4, 9, 1, 2, 3, 7]], k=20, time=MICROSECONDS)
     history = [104, 109, "101", 102, 103, 107]
-    assert_same(ask(films, history=history, k=20, time=NOW.isoformat()), expected)
+    assert_same(answer_of(films, history=history, k=20, time=NOW.isoformat()), expected)
 
 
 def test_answer_for_attributes_equals_recommend(runs, films):
     features = load_run(runs.films).features.encode_users([{"age": 31}])
     expected = offline(runs.films, histories=[[4]], k=5, time=MICROSECONDS, user_features=features)
-    answer = ask(films, history=[104], attributes={"age": 31}, k=5, time=NOW.isoformat())
+    answer = answer_of(films, history=[104], attributes={"age": 31}, k=5, time=NOW.isoformat())
     assert_same(answer, expected)
-    other = ask(films, history=[104], attributes={"age": 59}, k=5, time=NOW.isoformat())
+    other = answer_of(films, history=[104], attributes={"age": 59}, k=5, time=NOW.isoformat())
     assert pairs(other) != pairs(answer)
 
 
@@ -96,16 +98,16 @@ def test_history_with_times_and_event_types_equals_the_user(films):
         )
     ]
     time = NOW.isoformat()
-    of_user = ask(films, user="u3", k=30, time=time)
-    of_history = ask(films, history=history, attributes={"age": 23}, k=30, time=time)
+    of_user = answer_of(films, user="u3", k=30, time=time)
+    of_history = answer_of(films, history=history, attributes={"age": 23}, k=30, time=time)
     assert_same(of_history, pairs(of_user))
     untimed = [event | {"time": None} for event in history]
-    without_times = ask(films, history=untimed, attributes={"age": 23}, k=30, time=time)
+    without_times = answer_of(films, history=untimed, attributes={"age": 23}, k=30, time=time)
     assert pairs(without_times) != pairs(of_user)
 
 
 def test_probabilities_equal_the_softmax_over_all_items(films):
-    answer = ask(films, user="u3", k=30, filter_seen=False, time=NOW.isoformat())
+    answer = answer_of(films, user="u3", k=30, filter_seen=False, time=NOW.isoformat())
     scores = np.array([entry["score"] for entry in answer["items"]])
     assert 0.1 < scores[0] - scores[9] < 20  # several items have a notable share
     assert len(scores) == 30  # all items
@@ -114,7 +116,7 @@ def test_probabilities_equal_the_softmax_over_all_items(films):
     assert probabilities == pytest.approx(expected.tolist(), rel=1e-4)
     assert sum(probabilities) == pytest.approx(1, abs=1e-4)
     # Items that are left out keep their share.
-    shorter = ask(
+    shorter = answer_of(
         films,
         user="u3",
         k=3,
@@ -128,18 +130,18 @@ def test_probabilities_equal_the_softmax_over_all_items(films):
 
 
 def test_probabilities_are_refused_without_a_softmax_loss(films, by_user):
-    assert ask(by_user, user="u3")["items"][0]["probability"] is None
+    assert answer_of(by_user, user="u3")["items"][0]["probability"] is None
     with pytest.raises(RequestError, match="pointwise loss") as caught:
-        ask(by_user, user="u3", probability=True)
+        answer_of(by_user, user="u3", probability=True)
     assert (caught.value.code, caught.value.field) == ("unsupported", "probability")
-    assert ask(films, user="u3", probability=False)["items"][0]["probability"] is None
+    assert answer_of(films, user="u3", probability=False)["items"][0]["probability"] is None
 
 
 def test_probabilities_of_many_items_only_on_request(films):
     films.has_cheap_probability, before = False, films.has_cheap_probability
     try:
-        assert ask(films, user="u3")["items"][0]["probability"] is None
-        assert ask(films, user="u3", probability=True)["items"][0]["probability"] > 0
+        assert answer_of(films, user="u3")["items"][0]["probability"] is None
+        assert answer_of(films, user="u3", probability=True)["items"][0]["probability"] > 0
         request = RecommendRequest(user="u3", probability=True)
         assert films.prepare(request).is_slow
     finally:
@@ -167,7 +169,7 @@ def test_batch_equals_single_queries(films, by_user):
 
 def test_lists_and_filters_restrict_the_items(films):
     def items(**body):
-        return {entry["item"] for entry in ask(films, user="u3", k=40, **body)["items"]}
+        return {entry["item"] for entry in answer_of(films, user="u3", k=40, **body)["items"]}
 
     everything = items(filter_seen=False)
     assert everything == set(range(100, 130))
@@ -199,7 +201,7 @@ def test_similar_items_equal_all_cosines(films):
 
 def test_items_are_described(films):
     allow = [103, 105, 107]
-    answer = ask(films, user="u9", allow=allow, filter_seen=False)
+    answer = answer_of(films, user="u9", allow=allow, filter_seen=False)
     by_id = {entry["item"]: entry for entry in answer["items"]}
     assert by_id[103]["title"] is None
     assert by_id[105]["title"] == "The 5th Film"
@@ -213,15 +215,15 @@ def test_items_are_described(films):
     counts = films.bundle.dataset.train_counts
     assert [by_id[item]["popularity"] for item in allow] == [int(counts[i - 100]) for i in allow]
     assert [entry["rank"] for entry in answer["items"]] == [1, 2, 3]
-    plain = ask(films, user="u9", allow=allow, filter_seen=False, include_attributes=False)
+    plain = answer_of(films, user="u9", allow=allow, filter_seen=False, include_attributes=False)
     assert "attributes" not in plain["items"][0]
 
 
 def test_unknown_items_of_a_history(films):
     with pytest.raises(RequestError, match="no item 999 in model 'films'") as caught:
-        ask(films, history=[101, 999])
+        answer_of(films, history=[101, 999])
     assert caught.value.field == "history.1"
-    assert ask(films, history=[101, 999, "x"], ignore_unknown=True)["ignored"] == 2
+    assert answer_of(films, history=[101, 999, "x"], ignore_unknown=True)["ignored"] == 2
 
 
 @pytest.mark.parametrize(
@@ -247,15 +249,15 @@ def test_unknown_items_of_a_history(films):
 )
 def test_bad_requests_name_the_field(films, body, code, field):
     with pytest.raises(RequestError) as caught:
-        ask(films, **body)
+        answer_of(films, **body)
     assert (caught.value.code, caught.value.field) == (code, field)
 
 
 def test_model_of_users_refuses_histories(by_user):
-    assert len(ask(by_user, user="u40")["items"]) == 10
+    assert len(answer_of(by_user, user="u40")["items"]) == 10
     for body in ({"history": [101]}, {"attributes": {"age": 3}}):
         with pytest.raises(RequestError, match="only supports users of its training data"):
-            ask(by_user, **body)
+            answer_of(by_user, **body)
 
 
 def test_query_that_is_not_finite_fails_alone(films, monkeypatch):

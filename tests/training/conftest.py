@@ -1,4 +1,4 @@
-"""A sampler that follows the model and observes the stream, as simple as possible."""
+"""A minimal sampler that follows the model and observes the stream."""
 
 import pytest
 import torch

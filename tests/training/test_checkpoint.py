@@ -33,7 +33,7 @@ class Tied(nn.Module):
         self.out = nn.Linear(3, 1)
 
 
-def written(path, model=None):
+def write_example(path, model=None):
     model = model or Tied()
     write_checkpoint(path, Checkpoint(model_tensors(model), {"epoch": 3}))
     return model
@@ -41,7 +41,7 @@ def written(path, model=None):
 
 def test_round_trip_keeps_a_shared_table_once(tmp_path):
     path = tmp_path / "a.safetensors"
-    model = written(path)
+    model = write_example(path)
     checkpoint = read_checkpoint(path)
     assert sorted(checkpoint.part("model")) == ["out.bias", "out.weight", "table.weight"]
     assert checkpoint.meta == {"epoch": 3}
@@ -54,7 +54,7 @@ def test_round_trip_keeps_a_shared_table_once(tmp_path):
 
 def test_unset_weights_skip_the_random_initialisation(tmp_path):
     path = tmp_path / "a.safetensors"
-    model = written(path)
+    model = write_example(path)
     state = torch.get_rng_state()
     with UnsetWeights():
         other = Tied()
@@ -69,7 +69,7 @@ def test_unset_weights_skip_the_random_initialisation(tmp_path):
 
 def test_checkpoint_without_read_permission_is_not_called_missing(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
-    written(path)
+    write_example(path)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(ArtifactError, match="cannot be read: give this user read permission"):
@@ -110,7 +110,7 @@ def step(model, optimizer):
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_truncated_checkpoint_is_named(tmp_path, keep):
     path = tmp_path / "cut.safetensors"
-    written(path)
+    write_example(path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ArtifactError, match=r"cut\.safetensors is damaged"):
         read_checkpoint(path)
@@ -132,7 +132,7 @@ def test_file_that_is_not_a_checkpoint_is_refused(tmp_path):
 
 def test_paths_may_be_strings(tmp_path):
     path = str(tmp_path / "a.safetensors")
-    model = written(path)
+    model = write_example(path)
     other = Tied()
     load_model(other, read_checkpoint(path), path)
     assert torch.equal(other.out.weight, model.out.weight)
@@ -153,7 +153,7 @@ def test_state_of_another_sampler_is_refused(tmp_path):
 
 def test_checkpoint_of_another_model_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
-    written(path)
+    write_example(path)
     checkpoint = read_checkpoint(path)
     with pytest.raises(ArtifactError, match=r"'table\.weight' of shape \(4, 3\).*\(5, 3\)"):
         load_model(Tied(rows=5), checkpoint, path)
@@ -167,7 +167,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
 
 def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
-    written(path)
+    write_example(path)
     before = path.read_bytes()
 
     def full(*args, **kwargs):
@@ -175,6 +175,6 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr("candid.training.checkpoint.save_file", full)
     with pytest.raises(CandidError, match=r"cannot write .*No space left"):
-        written(path)
+        write_example(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]

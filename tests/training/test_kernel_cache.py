@@ -41,7 +41,7 @@ def growth_mib(first):
     reason="needs oneDNN and the memory account of Linux",
 )
 def test_new_shapes_do_not_accumulate_kernels():
-    # Not far from what 64 of 499 kernels would be; the rest is what both have.
+    # The cache holds 64 of 499 kernels; the remaining growth is common to both processes.
     assert growth_mib(BOUND) < 0.5 * growth_mib("")
 
 

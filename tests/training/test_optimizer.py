@@ -51,7 +51,7 @@ def test_adamw_shrinks_by_the_rate_alone():
     torch.testing.assert_close(weight.detach(), torch.full((2, 2), 1 - 0.1 * 0.5))
 
 
-class Two(nn.Module):
+class TableAndLinear(nn.Module):
     """A table and a linear layer."""
 
     def __init__(self, rows=5):
@@ -66,7 +66,7 @@ class Two(nn.Module):
 
 def test_clipping_treats_sparse_gradients_as_dense_ones():
     ids = [4, 1, 1, 4, 4]
-    dense, by_row = Two(), Two()
+    dense, by_row = TableAndLinear(), TableAndLinear()
     dense.loss(ids).backward()
     norm = torch.cat([p.grad.flatten() for p in dense.parameters()]).norm()
     optimizer = make_optimizer(by_row, TrainingConfig(tables="row_adagrad"))
@@ -82,7 +82,9 @@ def test_clipping_treats_sparse_gradients_as_dense_ones():
 
 
 def test_tables_have_their_own_learning_rate():
-    optimizer = make_optimizer(Two(), TrainingConfig(lr=0.1, tables="row_adam", table_lr=0.4))
+    optimizer = make_optimizer(
+        TableAndLinear(), TrainingConfig(lr=0.1, tables="row_adam", table_lr=0.4)
+    )
     optimizer.step(0.05)
     assert optimizer.lr == optimizer.dense.param_groups[0]["lr"] == 0.05
     assert optimizer.rows.param_groups[0]["lr"] == pytest.approx(0.2)
@@ -90,7 +92,7 @@ def test_tables_have_their_own_learning_rate():
 
 def test_other_parameters_train_as_without_row_tables():
     ids = [0, 3, 3]
-    one, other = Two(), Two()
+    one, other = TableAndLinear(), TableAndLinear()
     for model, tables in ((one, "dense"), (other, "row_adam")):
         optimizer = make_optimizer(model, TrainingConfig(tables=tables))
         model.loss(ids).backward()
@@ -119,7 +121,7 @@ def test_model_without_tables_is_refused():
     [
         ({"table_lr": 0.1}, "table_lr needs tables"),
         ({"table_dtype": "bfloat16"}, "table_dtype needs tables"),
-        ({"tables": "row_adam", "average": 0.9}, "do not go together"),
+        ({"tables": "row_adam", "average": 0.9}, "cannot be combined"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, sentence):

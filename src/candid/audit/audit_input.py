@@ -24,15 +24,15 @@ class AuditInput:
         item_vectors: [V, D] float32.
         positive_ids: [Q] int64, the chosen item of each row.
         user_ids: [Q] int64.
-        counts: [V], how often each item is a training target.
+        counts: [V], how often each item is a target in an epoch.
         training_positive_ids: [E] int64, the training rows from which the batches of in-batch
             samplers are sampled.
         training_user_ids: [E] int64, the user of each training row.
 
     Raises:
         ConfigError: the shapes do not match.
-        DataError: an id outside the catalog (the message has the row), or no rows.
-        ArtifactError: a vector is not finite (the message has the row).
+        DataError: an id outside the catalog (the message names the row), or no rows.
+        ArtifactError: a vector is not finite (the message names the row).
     """
 
     name: str
@@ -84,7 +84,7 @@ class AuditInput:
 
     @property
     def num_items(self) -> int:
-        """V."""
+        """V, the number of items."""
         return len(self.counts)
 
     def slices(self) -> Tensor:
@@ -107,7 +107,7 @@ def popularity_thirds(counts: Tensor) -> Tensor:
     distinct, inverse, sizes = torch.unique(counts, return_inverse=True, return_counts=True)
     mass = distinct.double() * sizes
     middle = mass.cumsum(0) - mass / 2
-    # Counts are integers: a sum below 1 is 0.
-    third = (middle / mass.sum().clamp(min=1) * 3).floor().clamp(max=2)
+    total = mass.sum()
+    third = (middle / torch.where(total > 0, total, 1.0) * 3).floor().clamp(max=2)
     third_of_item: Tensor = third.long()[inverse]
     return third_of_item

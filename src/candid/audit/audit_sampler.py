@@ -37,14 +37,14 @@ class AuditRows:
 
 
 class AuditSampler:
-    """Samples the candidates of audited rows again and again.
+    """Sampler of the candidates of audited rows, for many independent repeats.
 
     For most samplers only the samples are random, given the row. An in-batch sampler has no
     randomness of its own: there the *other rows of the batch* are random. ``batch_rows`` rows are
     sampled for each repeat from the training rows, independently and with replacement, which is
     the assumption behind the item frequency of the correction. The audited rows share them;
-    rows of the same user are masked. A memory of earlier batches is filled again for each repeat,
-    from the training rows in the same way.
+    rows of the same user are masked. A cross-batch memory is refilled for each repeat, from the
+    training rows in the same way.
 
     Args:
         config: settings of the sampler.

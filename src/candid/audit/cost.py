@@ -93,10 +93,10 @@ def full_softmax_cost(data: AuditInput, num_rows: int, *, seconds: float = 0.05)
 
 
 class PeakMemory(TorchDispatchMode):
-    """Records the memory of every tensor that is created while the context is active.
+    """Recorder of the memory of every tensor that is created while the context is active.
 
     Attributes:
-        peak: most bytes alive at one time.
+        peak: largest number of bytes in use at one time.
     """
 
     def __init__(self) -> None:

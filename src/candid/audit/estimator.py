@@ -37,7 +37,7 @@ ALL_ESTIMATORS: Final = (
 def estimators_for(sampler: SamplerConfig) -> tuple[Estimator, ...]:
     """Return the estimators that are defined for a sampler.
 
-    Some corrections are not defined beside exact candidates, and the jackknife is biased for a
+    Some corrections are not defined with exact candidates, and the jackknife is biased for a
     set of distinct items.
     """
     corrections = corrections_for(sampler.has_exact)

@@ -1,4 +1,4 @@
-"""Repeated sampling for every audited row, until each bias is known with the wanted accuracy."""
+"""Repeated sampling for every audited row, until each bias has the requested accuracy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SamplingBudget:
     Attributes:
         accuracy: largest standard error of a relative bias; repeats are added until every
             estimator's error is below it.
-        max_repeats: most repeats of a block of rows.
+        max_repeats: maximum number of repeats of a block of rows.
         repeats: fixed number of repeats; None: as many as ``accuracy`` needs.
         seconds: time limit; repeats that would exceed it are not made (16 repeats are always
             made). The number of repeats then depends on the machine. None: no limit.
@@ -98,8 +98,8 @@ def _rows_per_block(
     candidates = sampler.sample(AuditRows.of(data, batch))
     exact = candidates.exact
     num_exact = 0 if exact is None else sum(part.ids.numel() for part in exact.parts)
-    most = budget.max_repeats if budget.repeats is None else budget.repeats
-    num_sampled = candidates.ids.numel() * max(most, 2 * NUM_GROUPS)
+    repeats = budget.max_repeats if budget.repeats is None else budget.repeats
+    num_sampled = candidates.ids.numel() * max(repeats, 2 * NUM_GROUPS)
     touched = min(data.num_items, num_exact + num_sampled)
     return min(BATCH_ROWS, max(1, budget.memory // (8 * NUM_GROUPS * num_estimators * touched)))
 
@@ -144,7 +144,7 @@ def _measure_block(
 
 
 class _BlockScorer:
-    """Scores the candidates of a block of rows; exact candidates that stay are scored once."""
+    """Scorer of the candidates of a block of rows; unchanged exact candidates are scored once."""
 
     def __init__(self, data: AuditInput, block: slice) -> None:
         self._query = data.query[block].double()

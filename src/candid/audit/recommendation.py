@@ -13,12 +13,12 @@ from candid.audit.statistics import EstimatorStatistics
 from candid.errors import ConfigError
 
 ALL_ROWS = "all"
-"""Key of the statistics over all rows, beside the names of the slices."""
+"""Key of the statistics over all rows; the other keys are the names of the slices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditEntry:
-    """One estimator as measured.
+    """The measurement of one estimator.
 
     Attributes:
         name: name of the audit case.
@@ -132,7 +132,8 @@ def recommend(
         full_softmax_cost: cost of the full softmax, which has no error.
 
     Returns:
-        the entry; None if the full softmax is within the budget, or nothing is.
+        the entry; None if the full softmax is within the budget, or no estimator is; and the
+        sentence.
     """
     best = next((e for e in ranked(entries, ranked_by, steps) if budget.allows(e.cost)), None)
     if best is None and not budget.allows(full_softmax_cost):

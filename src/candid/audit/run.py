@@ -58,6 +58,13 @@ def audit(
 
     Raises:
         ConfigError: no inputs or cases, or settings with which a sampler cannot work.
+
+    Example:
+        >>> from candid.audit import standard_cases
+        >>> from candid.audit.synthetic_inputs import synthetic_inputs
+        >>> inputs = synthetic_inputs(num_rows=64)  # doctest: +SKIP
+        >>> cases = standard_cases([16, 64], inputs[-1].num_items)  # doctest: +SKIP
+        >>> entry, sentence = audit(inputs, cases).recommendation()  # doctest: +SKIP
     """
     if not inputs or not cases:
         raise ConfigError("an audit needs at least one input and one case")

@@ -9,9 +9,9 @@ from torch import Tensor
 from candid.audit.audit_input import AuditInput
 from candid.audit.cases import AuditCase
 from candid.audit.estimator import Estimator, estimators_for
-from candid.batches import Batch, Loader
+from candid.batches import Batch, Loader, target_counts, target_events
 from candid.config import RunConfig
-from candid.data import PreparedDataset, Role
+from candid.data import PreparedDataset
 from candid.runs import Run, build_model
 from candid.runs.features import RunFeatures, fit_features
 from candid.towers import RetrievalModel
@@ -22,7 +22,7 @@ def run_inputs(run: Run, num_rows: int, *, seed: int = 0) -> list[AuditInput]:
 
     Args:
         run: the trained run.
-        num_rows: Q, most users; each contributes one random training row.
+        num_rows: Q, maximum number of users; each contributes one random training row.
         seed: of the choice of rows.
 
     Raises:
@@ -49,7 +49,7 @@ def untrained_input(
     Args:
         config: the recipe.
         dataset: the data.
-        num_rows: Q, most users; each contributes one random training row.
+        num_rows: Q, maximum number of users; each contributes one random training row.
         seed: of the choice of rows; the model has the recipe's seed.
         features: features fitted on the dataset; None: they are fitted here.
 
@@ -107,17 +107,17 @@ def _audit_input(
             user_ids = torch.cat([user_ids, batch.user_ids[rows]])
             if len(user_ids) >= num_rows:
                 break
-    is_target = np.asarray(dataset.roles) == Role.TRAIN
-    users = np.repeat(np.arange(dataset.num_users), np.diff(dataset.user_offsets))
+    events = target_events(dataset, config.batches)
+    users = np.searchsorted(dataset.user_offsets, events, side="right") - 1
     return AuditInput(
         name=name,
         query=torch.cat(queries),
         item_vectors=item_vectors,
         positive_ids=torch.cat(positive_ids),
         user_ids=user_ids,
-        counts=torch.from_numpy(dataset.train_counts),
-        training_positive_ids=torch.from_numpy(dataset.item_ids[is_target].astype(np.int64)),
-        training_user_ids=torch.from_numpy(users[is_target]),
+        counts=torch.from_numpy(target_counts(dataset, config.batches)),
+        training_positive_ids=torch.from_numpy(dataset.item_ids[events].astype(np.int64)),
+        training_user_ids=torch.from_numpy(users),
     )
 
 

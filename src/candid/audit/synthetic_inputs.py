@@ -18,11 +18,11 @@ def synthetic_inputs(
     """Return a model at initialisation and the true model, over the same rows.
 
     Each row is one interaction of a user, with the earlier interactions as history. The softmax
-    of the true vectors is the distribution from which the users choose, so this model has
-    nothing left to learn. The other model has random logits of mean 0 and variance 1.
+    of the true vectors is the distribution from which the users choose, so training cannot
+    improve this model. The other model has random logits of mean 0 and variance 1.
 
     Args:
-        num_rows: Q, most users.
+        num_rows: Q, maximum number of users.
         config: settings of the data; mode ``softmax`` without release times.
         seed: of the choice of rows and of the untrained model.
 

@@ -11,18 +11,30 @@ from candid.batches.packing import (
 )
 from candid.batches.prefetch import prefetch
 from candid.batches.records import Batch, History, Queries
+from candid.batches.targets import (
+    EpochTargets,
+    TargetSummary,
+    epoch_targets,
+    target_counts,
+    target_events,
+)
 
 __all__ = [
     "Batch",
     "BatchesConfig",
+    "EpochTargets",
     "History",
     "Ints",
     "Loader",
     "Position",
     "Queries",
+    "TargetSummary",
+    "epoch_targets",
     "event_type_of",
     "offsets_of",
     "pack_histories",
     "prefetch",
     "ranges",
+    "target_counts",
+    "target_events",
 ]

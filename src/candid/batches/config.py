@@ -20,15 +20,15 @@ class BatchesConfig(ComponentConfig):
     batch_size: int = Field(128, ge=1, description="units per batch")
     max_length: int = Field(200, ge=1, description="longest history, in interactions")
     windows: Literal["last", "all"] = Field(
-        "last",
-        description="sequence units: 'last', each user's most recent window, or 'all', windows "
-        "over the whole history",
+        "all",
+        description="sequence units: 'all', windows over the whole history, so that every "
+        "interaction with a history is trained on, or 'last', each user's most recent window",
     )
     max_negatives: int = Field(
         20,
         ge=0,
-        description="largest number of items shown and not chosen (data.negatives) that are "
-        "candidates of a row beside the sampled ones: those shown last; 0: none. A loss over the "
+        description="most items shown and not chosen (data.negatives) that are candidates of a "
+        "row beside the sampled ones; the items shown last are used; 0: none. A loss over the "
         "whole catalog includes them anyway",
     )
     empty_histories: bool = Field(

@@ -21,9 +21,9 @@ from candid.batches.config import BatchesConfig
 from candid.batches.packing import Ints, event_type_of, negatives_of, offsets_of, ranges
 from candid.batches.prefetch import prefetch
 from candid.batches.records import Batch, History
+from candid.batches.targets import num_batches_of
 from candid.batches.windows import windows_of
 from candid.data import PreparedDataset, Role
-from candid.errors import ConfigError, DataError
 from candid.features import Context, Values
 
 
@@ -36,20 +36,23 @@ class Position:
 
 
 class Loader:
-    """Endless batches from a position; iterate with ``for batch in loader.epoch()``.
+    """Training batches from a position on; iterate with ``for batch in loader.epoch()``.
 
     Args:
         dataset: the prepared dataset.
         config: batch settings.
         seed: with ``position`` it determines all following batches.
-        context: encoder of the moment of each row, or None.
+        context: encoder of the query context of each row, or None.
 
     Attributes:
         position: position of the next batch. Assign to resume; it advances when a batch is
             yielded, independently of the batches that workers have prepared.
+        num_units: number of units in the data.
+        num_batches: number of batches in an epoch.
 
     Raises:
-        DataError: there is nothing to train on.
+        DataError: there are no training interactions.
+        ConfigError: ``drop_last`` is set and an epoch is smaller than one batch.
     """
 
     def __init__(
@@ -79,24 +82,7 @@ class Loader:
             self._is_target = is_target
             self._windows = windows_of(dataset, config)
             self.num_units = len(self._windows)
-        if self.num_units == 0:
-            raise DataError(
-                "nothing to train on: no user has "
-                + ("a" if config.unit == "interaction" else "two or more")
-                + " training interactions; check the split"
-            )
-        if config.drop_last and self.num_units < config.batch_size:
-            raise ConfigError(
-                f"batches.batch_size {config.batch_size} exceeds the {self.num_units} units of "
-                "an epoch and batches.drop_last leaves nothing; lower batch_size"
-            )
-
-    @property
-    def num_batches(self) -> int:
-        """Number of batches in an epoch."""
-        if self.config.drop_last:
-            return self.num_units // self.config.batch_size
-        return -(-self.num_units // self.config.batch_size)
+        self.num_batches = num_batches_of(self.num_units, config)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Return batch ``step`` of ``epoch``; the same at every call."""
@@ -140,13 +126,15 @@ class Loader:
         lengths = windows.stops - windows.starts - 1
         events = ranges(windows.starts, lengths)
         rows = np.flatnonzero(self._is_target[events + 1])
-        opens = windows.openings >= 0
-        opening = windows.openings[opens]
-        targets = np.concatenate([opening, events[rows] + 1])
-        owners = np.concatenate([windows.owners[opens], np.repeat(windows.owners, lengths)[rows]])
-        positions = np.concatenate([np.full_like(opening, -1), rows])
+        has_opening = windows.openings >= 0
+        openings = windows.openings[has_opening]
+        targets = np.concatenate([openings, events[rows] + 1])
+        user_ids = np.concatenate(
+            [windows.owners[has_opening], np.repeat(windows.owners, lengths)[rows]]
+        )
+        positions = np.concatenate([np.full_like(openings, -1), rows])
         return Batch(
-            user_ids=torch.from_numpy(owners),
+            user_ids=torch.from_numpy(user_ids),
             positive_ids=torch.from_numpy(self._item_ids[targets].astype(np.int64)),
             weights=self._weights(targets),
             negative_ids=negatives_of(self._dataset, targets, self.config.max_negatives),

@@ -1,4 +1,4 @@
-"""Ragged arrays without a loop, and packed histories."""
+"""Vectorised operations on ragged arrays, and packed histories."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ Ints = npt.NDArray[np.int64]
 
 
 def ranges(starts: Ints, lengths: Ints) -> Ints:
-    """Concatenate ``arange(starts[i], starts[i] + lengths[i])`` over i, vectorised."""
+    """Concatenate ``arange(starts[i], starts[i] + lengths[i])`` over i: [sum of lengths] int64.
+
+    Args:
+        starts: [S] int64.
+        lengths: [S] int64, at least 0.
+    """
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     shift: Ints = np.repeat(starts - (ends - lengths), lengths)
@@ -25,7 +30,7 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
 
 
 def offsets_of(lengths: Ints) -> Ints:
-    """Return the offsets [S + 1] of lengths [S]."""
+    """Return the offsets [S + 1] int64 of lengths [S]: 0, then the running sums."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
@@ -41,8 +46,8 @@ def negatives_of(dataset: PreparedDataset, events: Ints, max_negatives: int) -> 
 
     Args:
         dataset: the prepared dataset.
-        events: the interactions.
-        max_negatives: largest number for one interaction: the last ones.
+        events: [B] int64, the interactions, as indices into ``dataset.item_ids``.
+        max_negatives: most items of one interaction; the last ones are returned.
     """
     if dataset.negative_ids is None or dataset.negative_offsets is None:
         return None

@@ -1,4 +1,4 @@
-"""Results computed in advance by threads, in order."""
+"""Prefetching: results computed in advance by threads, in order."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def prefetch(make: Callable[[int], T], steps: range, num_workers: int) -> Iterat
     """Yield ``make(step)`` in order, computed in advance by threads, up to two per worker.
 
     An error in a worker is raised at its step. Leaving the loop early stops the workers.
+
+    Args:
+        make: function of a step, called in any thread.
+        steps: the steps, in order.
+        num_workers: number of threads; 0 computes each result when it is requested.
     """
     if num_workers == 0:
         yield from map(make, steps)

@@ -32,12 +32,12 @@ class History:
 
     def to(self, device: torch.device) -> History:
         """Return a copy with every tensor on ``device``."""
-        moved = {
+        tensors = {
             f.name: value.to(device)
             for f in fields(self)
             if (value := getattr(self, f.name)) is not None
         }
-        return History(**moved)
+        return History(**tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Queries:
     Attributes:
         user_ids: [B] int64.
         history: the packed histories, or None for loaders of single interactions.
-        context: features of the moment of each query, by name, B entries each; or None.
+        context: features of the context of each query, by name, B entries each; or None.
         user_features: features of B users who are not in the dataset, by name; None if
             ``user_ids`` are users of the dataset.
     """
@@ -62,15 +62,15 @@ class Queries:
 
     def to(self, device: torch.device) -> Self:
         """Return a copy with every tensor on ``device``."""
-        moved: dict[str, Any] = {
+        changes: dict[str, Any] = {
             f.name: value.to(device)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor | History)
         }
         for name in ("context", "user_features"):
             if (values := getattr(self, name)) is not None:
-                moved[name] = {feature: value.to(device) for feature, value in values.items()}
-        return replace(self, **moved)
+                changes[name] = {feature: value.to(device) for feature, value in values.items()}
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,8 +38,8 @@ class Windows:
 def windows_of(dataset: PreparedDataset, config: BatchesConfig) -> Windows:
     """Cut every user's sequence into windows of at most ``max_length + 1`` interactions.
 
-    The last window ends at the user's last training target. Earlier windows come before it end
-    to end, and each shares one interaction with the next: the target of one is the first history
+    The last window ends at the user's last training target. Earlier windows precede it without
+    a gap, and each shares one interaction with the next: the target of one is the first history
     of the other, so no target is lost or repeated. With ``empty_histories`` a user's earliest
     window also has the user's first target with an empty history.
     """
@@ -53,13 +53,13 @@ def windows_of(dataset: PreparedDataset, config: BatchesConfig) -> Windows:
     if not config.empty_histories:
         keep = steps > 0
         user_ids, starts, stops, steps = user_ids[keep], starts[keep], stops[keep], steps[keep]
-    num = np.ones_like(steps)
+    num_windows = np.ones_like(steps)
     if config.windows == "all":
-        num = np.maximum(num, -(-steps // config.max_length))
-    owners = np.repeat(user_ids, num).astype(np.int64)
-    index = ranges(np.zeros_like(num), num)
-    window_stops = np.repeat(stops, num) - index * config.max_length
-    first = np.repeat(starts, num)
+        num_windows = np.maximum(num_windows, -(-steps // config.max_length))
+    owners = np.repeat(user_ids, num_windows).astype(np.int64)
+    index = ranges(np.zeros_like(num_windows), num_windows)
+    window_stops = np.repeat(stops, num_windows) - index * config.max_length
+    first = np.repeat(starts, num_windows)
     window_starts = np.maximum(window_stops - config.max_length - 1, first)
     has_target = np.add.reduceat(
         np.append(is_target, False), np.stack([window_starts + 1, window_stops], 1).ravel()

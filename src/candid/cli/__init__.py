@@ -39,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(short_help="Compare the corrections on synthetic data with a known answer")(demo)
+app.command(short_help="Compare the corrections on synthetic data with a known distribution")(demo)
 app.command(short_help="Read, filter, split and store interactions")(prepare)
 app.command(cls=TrainCommand, short_help="Train a model and measure it")(train)
 app.command(short_help="Measure a trained model over the full catalog")(evaluate)
@@ -58,7 +58,8 @@ def _candid(
     """Train, measure and serve two-tower retrieval models with a corrected sampled softmax.
 
     Exit codes: 0 success, 1 any other failure, 2 bad usage or configuration, 3 bad data, 4 a
-    bad or foreign artifact, 130 interrupted. CANDID_DEBUG=1 prints the traceback of a failure.
+    damaged or mismatched artifact, 130 interrupted. CANDID_DEBUG=1 prints the traceback of a
+    failure.
     """
     if version:
         typer.echo(f"candid {__version__}")

@@ -1,4 +1,4 @@
-"""``candid audit``."""
+"""The verb ``candid audit``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def audit(
         bool,
         typer.Option(
             "--synthetic",
-            help="Audit synthetic data and its true model [default: without a run and --data]",
+            help="Audit synthetic data and its true model [default: without RUN and --data]",
         ),
     ] = False,
     users: Annotated[
@@ -52,10 +52,10 @@ def audit(
     ] = None,
     budget_ms: Annotated[
         float | None,
-        typer.Option(help="Most milliseconds per step on this CPU [default: no limit]"),
+        typer.Option(help="Maximum milliseconds per step on this CPU [default: no limit]"),
     ] = None,
     budget_mb: Annotated[
-        float | None, typer.Option(help="Most memory per step, 10⁶ bytes [default: no limit]")
+        float | None, typer.Option(help="Maximum memory per step, 10⁶ bytes [default: no limit]")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the step whose cost is measured")] = 256,
     averaged_steps: Annotated[
@@ -92,7 +92,7 @@ def audit(
 ) -> None:
     """Measure bias, variance and cost of samplers and corrections against the full softmax."""
     if synthetic and (run is not None or data is not None):
-        raise ConfigError("--synthetic cannot be combined with a run or --data: leave one out")
+        raise ConfigError("--synthetic cannot be combined with a run or --data; leave one out")
     if not accuracy > 0:
         raise ConfigError(f"--accuracy {accuracy:g} must be positive")
     if seconds is not None and not seconds > 0:

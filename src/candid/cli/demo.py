@@ -1,4 +1,4 @@
-"""``candid demo``."""
+"""The verb ``candid demo``."""
 
 from __future__ import annotations
 

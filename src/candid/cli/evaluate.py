@@ -1,4 +1,4 @@
-"""``candid evaluate``."""
+"""The verb ``candid evaluate``."""
 
 from __future__ import annotations
 

@@ -44,7 +44,9 @@ def index(
     ] = None,
     queries: Annotated[
         int,
-        typer.Option(min=1, help="Largest number of users: one half tunes, the other measures"),
+        typer.Option(
+            min=1, help="Maximum number of users: one half for tuning, the other for measuring"
+        ),
     ] = 2000,
     compare: Annotated[
         bool,
@@ -61,9 +63,9 @@ def index(
         if not 0 <= value <= 1:
             raise ConfigError(f"{name} {value:g} must be between 0 and 1")
     if compare and overrides:
-        raise ConfigError("--compare builds every index: leave out --set or --compare")
+        raise ConfigError("--compare builds every index; leave out --set or --compare")
     if compare and min_recall:
-        raise ConfigError("--compare writes no index: leave out --min-recall or --compare")
+        raise ConfigError("--compare writes no index; leave out --min-recall or --compare")
 
     from candid.cli.progress import stage_progress
     from candid.runs import load_run
@@ -78,17 +80,17 @@ def index(
     loaded = load_run(run, data)
     config = index_config(loaded, overrides or [])
     with stage_progress(console) as progress:
-        ground = encode_benchmark_data(
+        benchmark_data = encode_benchmark_data(
             loaded, k=k, num_queries=queries, seed=seed, progress=progress
         )
         if compare:
             benchmarks, notes = compare_indexes(
-                ground, target_recall=target_recall, progress=progress
+                benchmark_data, target_recall=target_recall, progress=progress
             )
         else:
-            built = build_index(
+            benchmark = build_index(
                 loaded,
-                ground,
+                benchmark_data,
                 config,
                 out,
                 target_recall=target_recall,
@@ -99,16 +101,16 @@ def index(
         _write_comparison(console, run, out or run, benchmarks, notes)
         return
     folder = out or run / "index"
-    text: list[Any] = [_table([built])]
+    text: list[Any] = [_table([benchmark])]
     warning = None
-    if not built.reaches_target:
+    if not benchmark.reaches_target:
         warning = (
-            f"recall@{built.k} is {built.measurement.recall:.3f}, below the target of "
+            f"recall@{benchmark.k} is {benchmark.measurement.recall:.3f}, below the target of "
             f"{target_recall:g}: --compare shows which index reaches it; or lower --target-recall"
         )
         text.append(f"warning: {warning}")
     console.result(
-        {"run": str(run), "folder": str(folder), "warning": warning, **built.to_json()},
+        {"run": str(run), "folder": str(folder), "warning": warning, **benchmark.to_json()},
         *text,
         f"written to {folder}",
     )

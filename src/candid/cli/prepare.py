@@ -1,4 +1,4 @@
-"""``candid prepare``."""
+"""The verb ``candid prepare``."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ def prepare(
         str | None,
         typer.Option(
             metavar="CUT",
-            help="Begin of validation in a temporal split: quantile, date or time [default: 0.8]",
+            help="Start of validation in a temporal split: quantile, date or time [default: 0.8]",
         ),
     ] = None,
     test: Annotated[
         str | None,
-        typer.Option(metavar="CUT", help="Begin of test in a temporal split [default: 0.9]"),
+        typer.Option(metavar="CUT", help="Start of test in a temporal split [default: 0.9]"),
     ] = None,
     split_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Role of each row, for a column split")
@@ -144,7 +144,7 @@ def prepare(
         "split.test": _cut(test),
         "split.column": split_column,
     }
-    given = {f"data.{key}": value for key, value in flags.items() if value is not None}
+    values = {f"data.{key}": value for key, value in flags.items() if value is not None}
     if recipe is None and interactions is None:
         raise ConfigError(
             "no interactions to prepare; name a recipe, or a file with --interactions FILE "
@@ -153,7 +153,7 @@ def prepare(
     from candid.config.data_section import load_data_config
 
     console = Console(json, quiet)
-    config = load_data_config(recipe, given, overrides or [])
+    config = load_data_config(recipe, values, overrides or [])
     result = run_prepare(config, out, console)
     report = result.report
     console.result(

@@ -32,7 +32,7 @@ class TrainProgress:
     """Callback of the trainer: a bar with throughput and remaining time, a line per validation.
 
     Args:
-        console: of the verb.
+        console: output of the verb.
         bar: started progress display; None without a terminal.
     """
 
@@ -44,6 +44,10 @@ class TrainProgress:
             if bar is None
             else bar.add_task("training", total=None, steps="starting", status="")
         )
+
+    def on_start(self, targets: str) -> None:
+        """Print one line: which interactions an epoch trains on."""
+        self._print(targets)
 
     def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Move the bar."""
@@ -71,6 +75,9 @@ class TrainProgress:
         assert state.metric is not None
         score = f"{state.metric} {metrics[state.metric]:.4f}{'' if state.stale else ' (best)'}"
         line = f"epoch {state.epoch}  validation {score}  {state.seconds:,.0f} s"
+        self._print(line)
+
+    def _print(self, line: str) -> None:
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:

@@ -1,4 +1,4 @@
-"""``candid recommend``."""
+"""The verb ``candid recommend``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def recommend(
         typer.Option(
             metavar="FILE",
             help="Table of new items, in the format of the item table, to recommend by their "
-            "features beside the catalog",
+            "features in addition to the catalog",
         ),
     ] = None,
     data: Annotated[

@@ -1,4 +1,4 @@
-"""``candid serve``."""
+"""The verb ``candid serve``."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def serve(
             "--set", metavar="NAME=VALUE", help="Override a limit, such as max_k=500; repeatable"
         ),
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Log no line for each request")
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not log each request")] = False,
 ) -> None:
     """Serve recommendations and similar items over HTTP, with a web page at /.
 
@@ -102,7 +100,7 @@ def serve(
         if (error.name or "").split(".")[0] not in EXTRA_MODULES:
             raise
         raise ConfigError(
-            f"candid serve needs {error.name}, which is not installed: pip install "
+            f"candid serve needs {error.name}, which is not installed; run pip install "
             "'candid-retrieval[serve]'"
         ) from None
 
@@ -133,7 +131,7 @@ def _openers(
     for option, values in (("--index", indexes), ("--data", datasets)):
         if values and len(values) != len(runs):
             raise ConfigError(
-                f"{option} is given {len(values)} times for {len(runs)} runs: give it once per "
+                f"{option} is given {len(values)} times for {len(runs)} runs; give it once per "
                 "run, in the same order, or leave it out"
             )
     openers: dict[str, Opener] = {}
@@ -158,8 +156,10 @@ def _keys(file: Path | None, variable: str) -> tuple[str, ...]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read keys from {file}: {error}") from None
+        raise ConfigError(
+            f"cannot read keys from {file}: {error}; choose a readable UTF-8 file"
+        ) from None
     keys = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not keys:
-        raise ConfigError(f"{file} contains no key: write one per line")
+        raise ConfigError(f"{file} contains no key; write one per line")
     return keys

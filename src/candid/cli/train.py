@@ -1,4 +1,4 @@
-"""``candid train``."""
+"""The verb ``candid train``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class TrainCommand(TyperCommand):
-    """The command ``train``: ``--keys`` without a section, and the sections in the help."""
+    """The command ``train``, with a bare ``--keys`` and the sections of a recipe in its help."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Complete a bare ``--keys``, then parse."""
@@ -95,7 +95,12 @@ def train(
 
     with train_progress(console) as progress:
         result = train_run(config, data, out, resume=resume, progress=progress)
-    document = {"run": str(out), "result": result.manifest["result"], "test": None}
+    document = {
+        "run": str(out),
+        "targets": result.manifest["targets"],
+        "result": result.manifest["result"],
+        "test": None,
+    }
     lines: list[Any] = [_summary(result.manifest["result"])]
     run = load_run(out, data)
     if (run.dataset.roles == Role.TEST).any():

@@ -46,6 +46,10 @@ def parse_override(text: str) -> tuple[str, Any]:
 
     Raises:
         ConfigError: no ``=``, a malformed key, or an unfinished list, table or string.
+
+    Example:
+        >>> parse_override("evaluation.ks=[10, 100]")
+        ('evaluation.ks', [10, 100])
     """
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
@@ -75,6 +79,10 @@ def with_overrides(table: Table, overrides: Sequence[str]) -> Table:
 
     Raises:
         ConfigError: an override is malformed, or a part of its key is a plain value.
+
+    Example:
+        >>> with_overrides({"training": {"epochs": 10}}, ["training.lr=0.01"])
+        {'training': {'epochs': 10, 'lr': 0.01}}
     """
     for text in overrides:
         key, value = parse_override(text)

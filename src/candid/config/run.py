@@ -51,10 +51,10 @@ class RunConfig(ComponentConfig):
     )
 
     @model_validator(mode="after")
-    def _loss_and_sampler_agree(self) -> Self:
+    def _check_loss_and_sampler(self) -> Self:
         if self.loss.needs_candidates and self.sampler is None:
             raise ValueError(
-                f"loss {self._loss_name!r} needs candidates: add a section [sampler] with a type, "
+                f"loss {self._loss_name!r} needs candidates; add a section [sampler] with a type, "
                 f"one of: {', '.join(sorted(SAMPLERS))}"
             )
         if not self.loss.needs_candidates and self.sampler is not None:
@@ -96,6 +96,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         ConfigError: the file or an override is wrong; the message names file and key.
+
+    Example:
+        >>> load_recipe("films.toml", ["training.epochs=5"]).training.epochs  # doctest: +SKIP
+        5
     """
     source = f"{path} with --set" if overrides else str(path)
     return parse_config(with_overrides(read_toml(path), overrides), source)
@@ -156,6 +160,10 @@ def default_recipe(
 
     Raises:
         ConfigError: an override is wrong.
+
+    Example:
+        >>> default_recipe(["training.epochs=5"]).training.epochs
+        5
     """
     table = dict(DEFAULT_RECIPE)
     if dataset is not None:

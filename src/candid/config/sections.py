@@ -6,7 +6,7 @@ from typing import Final
 
 SECTIONS: Final = {
     "data": "files and columns of the interactions, filters and split; not needed with --data",
-    "features": "columns that the towers read beside ids: of items, users and the context",
+    "features": "columns that the towers read in addition to ids: of items, users and the context",
     "batches": "unit and size of batches, length of histories",
     "model": "the query tower, the item tower and their similarity",
     "sampler": "source of the candidates of a sampled loss",

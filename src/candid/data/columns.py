@@ -13,7 +13,6 @@ from candid.data.config import DataConfig
 from candid.data.readers import Source, check_lines, collect, columns_of, require_columns
 from candid.errors import DataError
 
-NUMBERS = ("order", "weight", "rating")
 NAMES = ("role", "event_type")
 """Columns of names, which may be written as numbers."""
 LATE = ("time", "order", "role", "negatives")

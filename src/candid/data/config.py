@@ -75,7 +75,7 @@ class SplitConfig(ComponentConfig):
     seed: int = Field(0, ge=0, description="seed of the sample of `validation_users`")
 
     @pydantic.model_validator(mode="after")
-    def _column_named(self) -> SplitConfig:
+    def _check_column(self) -> SplitConfig:
         if (self.kind == "column") != (self.column is not None):
             raise ValueError(
                 'split.kind = "column" needs split.column, and other kinds do not use it'
@@ -117,7 +117,7 @@ class ItemTableConfig(ComponentConfig):
     attributes: tuple[str, ...] = Field((), description="further columns to keep")
 
     @pydantic.model_validator(mode="after")
-    def _distinct_names(self) -> ItemTableConfig:
+    def _check_attribute_names(self) -> ItemTableConfig:
         reserved = {"source_id"} if self.title is None else {"source_id", "title"}
         _check_attributes(self.kind, self.attributes, reserved)
         return self
@@ -139,7 +139,7 @@ class UserTableConfig(ComponentConfig):
     attributes: tuple[str, ...] = Field((), description="columns to keep, at least one")
 
     @pydantic.model_validator(mode="after")
-    def _some_distinct_names(self) -> UserTableConfig:
+    def _check_attribute_names(self) -> UserTableConfig:
         if not self.attributes:
             raise ValueError(
                 "users.attributes is empty; name at least one column, or remove the table of users"
@@ -237,7 +237,7 @@ class DataConfig(ComponentConfig):
     )
 
     @pydantic.model_validator(mode="after")
-    def _consistent(self) -> DataConfig:
+    def _check_consistency(self) -> DataConfig:
         if self.time is not None and self.order is not None:
             raise ValueError("set `time` or `order`, not both")
         if self.split.kind == "leave-one-out" and self.time is None and self.order is None:

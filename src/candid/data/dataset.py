@@ -91,14 +91,18 @@ class PreparedDataset:
 
     @cached_property
     def is_target_event_type(self) -> npt.NDArray[np.bool_] | None:
-        """Whether each event type is a target, by code; None if all are or there is only one."""
+        """[number of event types] bool, whether each is a target; None if all are."""
         if self.event_types is None or not self.target_event_types:
             return None
         return np.array([name in self.target_event_types for name in self.event_type_names])
 
     @cached_property
     def train_counts(self) -> npt.NDArray[np.int64]:
-        """[V] int64, how often each item is a training target: the exact item frequency."""
+        """[V] int64, the number of training interactions of each item.
+
+        A property of the data: an epoch of a loader may leave some out, such as the first
+        interaction of each user (``candid.batches.target_counts``).
+        """
         trained = self.item_ids[self.roles == Role.TRAIN]
         return np.bincount(trained, minlength=self.num_items).astype(np.int64)
 
@@ -144,6 +148,10 @@ def held_out(dataset: PreparedDataset, role: Role) -> HeldOutTargets:
 
     A user without a target of that role has no query. A user with an empty history has one
     (``history_stop == user_offsets[u]``); the caller counts and skips it.
+
+    Example:
+        >>> held_out(dataset, Role.TEST)  # doctest: +SKIP
+        HeldOutTargets(6,040 queries, 6,040 targets)
     """
     events = np.flatnonzero(dataset.roles == role)
     owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1

@@ -24,14 +24,18 @@ def item_ids_of(dataset: PreparedDataset, texts: Sequence[str]) -> npt.NDArray[n
     Items with the same title can only be found by their ids.
 
     Args:
-        dataset: with the items.
+        dataset: dataset with the items.
         texts: source ids or titles.
 
     Returns:
-        int64, one item id for each text, in their order.
+        [n] int64, one item id for each text, in their order.
 
     Raises:
         DataError: a text is blank, or matches no item (the message suggests some) or several.
+
+    Example:
+        >>> item_ids_of(dataset, ["Alien (1979)", "1214"])  # doctest: +SKIP
+        array([1120, 1120])
     """
     known = dataset.items.select(pl.col("source_id").cast(pl.String)).to_series()
     titles = dataset.items["title"] if "title" in dataset.items.columns else None
@@ -41,8 +45,12 @@ def item_ids_of(dataset: PreparedDataset, texts: Sequence[str]) -> npt.NDArray[n
 def user_ids_of(dataset: PreparedDataset, texts: Sequence[str]) -> npt.NDArray[np.int64]:
     """Find users by source id.
 
+    Args:
+        dataset: dataset with the users.
+        texts: source ids.
+
     Returns:
-        int64, one user id for each text, in their order.
+        [n] int64, one user id for each text, in their order.
 
     Raises:
         DataError: a user does not exist; the message suggests some.
@@ -78,7 +86,7 @@ def _item_id(known: pl.Series, titles: pl.Series | None, text: str) -> int:
 def _single_match(
     kind: str, text: str, names: pl.Series, mask: pl.Series, ids: pl.Series | None = None
 ) -> int | None:
-    """Return the only row where ``mask`` is true, or None without one."""
+    """Return the only row where ``mask`` is true, or None."""
     rows = mask.fill_null(False).arg_true()
     if len(rows) < 2:
         return int(rows[0]) if len(rows) else None

@@ -97,7 +97,7 @@ def prepare(
     items, items_without_row = _join_table(events.items, item_sources, config.items)
     users, users_without_row = _join_table(events.users, user_sources, config.users)
     dataset = _assemble(events, users, items, target_types(events.event_types, config))
-    facts = {
+    metadata = {
         "candid_version": __version__,
         **inputs,
         "rows_read": events.rows_read,
@@ -111,12 +111,12 @@ def prepare(
     }
     report(f"writing {out}")
     with atomic_folder(out) as folder:
-        manifest = write_dataset(folder, dataset, facts)
+        manifest = write_dataset(folder, dataset, metadata)
     return Prepared(open_dataset(out), False, manifest)
 
 
 def _read_earlier(out: Path) -> dict[str, Any] | None:
-    """Return the manifest of a complete dataset at ``out``, or None without one.
+    """Return the manifest of a complete dataset at ``out``, or None.
 
     Raises:
         ArtifactError: ``out`` contains anything that candid did not write.
@@ -166,21 +166,21 @@ def _stat(source: Source) -> dict[str, Any]:
 
 
 def _split(events: Events, config: DataConfig) -> dict[str, Any]:
-    """Assign a role to every row, apply ``split.unseen``, and return facts for the manifest."""
+    """Assign a role to every row, apply ``split.unseen``, and return the entry of the manifest."""
     _check_size(events, config)
-    facts: dict[str, Any] = {"kind": config.split.kind}
+    entry: dict[str, Any] = {"kind": config.split.kind}
     targets: npt.NDArray[np.bool_] | None = None
     if events.event_types:
         codes = events.frame["event_type"].to_numpy()
         targets = is_target(codes, events.event_types, config)
     if config.split.kind == "column":
         roles = events.frame["role"].to_numpy()
-        facts["out_of_order"] = events.out_of_order
+        entry["out_of_order"] = events.out_of_order
     elif config.split.kind == "temporal":
         time = events.frame["time"].to_numpy()
         validation, test = _cuts(config.split, time)
         roles = splits.temporal(time, validation, test)
-        facts |= {"validation_from": _iso_time(validation), "test_from": _iso_time(test)}
+        entry |= {"validation_from": _iso_time(validation), "test_from": _iso_time(test)}
     else:
         roles = splits.leave_one_out(events.ids("user"), targets)
     if targets is not None:
@@ -191,10 +191,10 @@ def _split(events: Events, config: DataConfig) -> dict[str, Any]:
         )
     events.frame = events.frame.with_columns(pl.Series("role", roles, dtype=pl.UInt8))
     _check_roles(events, config)
-    facts["unseen"] = _apply_unseen(events, roles, config)
+    entry["unseen"] = _apply_unseen(events, roles, config)
     _check_roles(events, config)
     _check_size(events, config)
-    return facts
+    return entry
 
 
 def _cuts(split: SplitConfig, time: npt.NDArray[np.int64]) -> tuple[int, int]:

@@ -139,6 +139,11 @@ def open_dataset(path: Path | str, *, verify: bool = False) -> PreparedDataset:
 
     Raises:
         ArtifactError: not a dataset, of another version, or damaged; the message names the file.
+
+    Example:
+        >>> dataset = open_dataset("data/films")  # doctest: +SKIP
+        >>> dataset.num_users, dataset.num_items  # doctest: +SKIP
+        (6040, 3706)
     """
     path = Path(path)
     manifest = read_manifest(path)

@@ -133,7 +133,7 @@ def _leaves(dtype: _Type) -> Iterator[_Type]:
 
 
 def _id(column: str, dtype: pl.DataType) -> pl.Expr:
-    """Cast ids to the type of the interactions' ids; null where that fails."""
+    """Cast ids to the type of the interactions' ids; null if the cast fails."""
     return pl.col(column).cast(pl.String).cast(dtype, strict=False)
 
 

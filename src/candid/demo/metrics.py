@@ -1,4 +1,4 @@
-"""Metrics of the demo beside those of the evaluation: recommendation counts and calibration."""
+"""Metrics that only the demo has: recommendation counts and calibration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from candid.report import Curve
 _BINS = np.linspace(-14.0, 0.0, 29)
 """Edges of the bins of log predicted probability."""
 _MIN_PAIRS = 20
-"""Fewest user-item pairs of a bin on the calibration curve."""
+"""Minimum number of user-item pairs of a bin on the calibration curve."""
 
 
 def recommended_counts(

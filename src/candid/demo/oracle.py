@@ -22,7 +22,7 @@ class OracleModel:
         dataset: prepared from the generator's files, with all interactions.
 
     Raises:
-        ArtifactError: the dataset holds users or items that the generator does not have.
+        ArtifactError: the dataset contains users or items that the generator does not have.
         ConfigError: the true logits are not dot products (mode ``topics``, release times).
     """
 
@@ -72,7 +72,7 @@ def _source_ids(values: Ints, count: int) -> Ints:
     ids = values.astype(np.int64)
     if len(ids) and (ids.min() < 0 or ids.max() >= count):
         raise ArtifactError(
-            f"the dataset has source ids outside 0 to {count - 1}: prepare it from the files of "
+            f"the dataset has source ids outside 0 to {count - 1}; prepare it from the files of "
             "this synthetic data"
         )
     return ids

@@ -88,18 +88,23 @@ def run_demo(
         seed: of the runs; the data has its own seed.
         threads: CPU threads; None: torch's default.
         note: called with one line of text at each step.
-        progress: makes the progress display of each training run.
+        progress: creates the progress display of each training run.
 
     Raises:
         ConfigError: the mode is not ``softmax``, or the data has release times.
         ArtifactError: ``out`` cannot be written.
         Interrupted: stopped by a signal.
+
+    Example:
+        >>> result = run_demo("candid-demo")  # doctest: +SKIP
+        >>> result.report.to_json()["models"].keys()  # doctest: +SKIP
+        dict_keys(['none', 'logq', 'refined', 'full softmax', 'oracle'])
     """
     began = time.monotonic()
     out = Path(out)
     if synthetic.mode != "softmax" or synthetic.released_share:
         raise ConfigError(
-            "the demo compares with the true vectors: set mode to 'softmax' and released_share to 0"
+            "the demo compares with the true vectors; set mode to 'softmax' and released_share to 0"
         )
     generator = SyntheticData(synthetic)
     note(f"writing data of {synthetic.num_users:,} users and {synthetic.num_items:,} items")

@@ -61,7 +61,7 @@ def resample(
         num_owners: n.
         num_groups: G.
         num_resamples: R.
-        seed: same seed and n, same resamples for any rows, so that sums are paired.
+        seed: the same seed and n give the same resamples for any rows, so that sums are paired.
 
     Returns:
         [R, G, C].
@@ -90,10 +90,10 @@ def intervals(numerators: Floats, denominators: Floats, confidence: float) -> tu
     Returns:
         low and high [...], NaN where no resample defines the ratio.
     """
-    defined = denominators > 0
-    ratio = np.where(defined, numerators / np.where(defined, denominators, 1), np.nan)
+    is_defined = denominators > 0
+    ratio = np.where(is_defined, numerators / np.where(is_defined, denominators, 1), np.nan)
     tail = (1 - confidence) / 2
-    empty = ~defined.any(axis=0)
-    ratio[:, empty] = 0.0
+    is_empty = ~is_defined.any(axis=0)
+    ratio[:, is_empty] = 0.0
     low, high = np.nanquantile(ratio, [tail, 1 - tail], axis=0)
-    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+    return np.where(is_empty, np.nan, low), np.where(is_empty, np.nan, high)

@@ -19,7 +19,7 @@ class Comparison:
 
     Attributes:
         metric: its name.
-        difference: over the users of both reports that define it in both.
+        difference: of the metric over the users for whom both reports define it.
         low: lower end of the interval.
         high: upper end.
         p_value: of the two-sided sign-flip test that the two models are exchangeable.
@@ -56,6 +56,9 @@ def compare(
         resamples: of the interval and of the test.
         confidence: coverage of the interval.
         seed: of both.
+
+    Returns:
+        the difference, first minus second, with its interval and p-value.
 
     Raises:
         UnknownNameError: a report lacks the metric.

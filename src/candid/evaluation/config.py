@@ -11,7 +11,7 @@ from candid.errors import ConfigError
 from candid.evaluation.metrics import RANKING_METRICS
 
 CatalogPart = Literal["all", "warm", "cold"]
-"""Items of an evaluation: all, only those trained on, or only those never trained on."""
+"""Items of an evaluation: all, only those with training interactions, or only those without."""
 
 
 class EvaluationConfig(ComponentConfig):
@@ -28,8 +28,8 @@ class EvaluationConfig(ComponentConfig):
     )
     catalog: CatalogPart = Field(
         "all",
-        description="items that are ranked and count as targets: all, only those trained on "
-        "(warm), or only those never trained on (cold)",
+        description="items that are ranked and count as targets: all, only those with training "
+        "interactions (warm), or only those without (cold)",
     )
     nll: bool = Field(
         True, description="also report the full-softmax negative log-likelihood of the targets"

@@ -1,4 +1,4 @@
-"""The evaluation itself: full catalog, one query per user, all numbers from one pass."""
+"""Evaluation of a model over the full catalog, in one pass, with one query per user."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from candid.inference import (
 )
 
 TrueLogProb = Callable[[HeldOutTargets], Floats]
-"""Queries to the true log P(target | user, history) of each target, [M] float64."""
+"""Returns the true log P(target | user, history) of each of the M targets, [M] float64."""
 
 
 def evaluate(
@@ -58,8 +58,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Evaluate a model on every user with targets of ``role``.
 
-    A user has one query: the history before the first target and, if the model reads it, the
-    context with the time and event type of that target, also for the later targets of the user.
+    Each user has one query for all targets: the history before the first target and, if the
+    model reads it, the context with the time and event type of that target.
     The list is the exact top-k of the whole catalog, and every metric is the expectation over the
     orders of items with equal scores, so the ids of items have no influence. With
     ``filter_seen`` the list leaves out the items of the whole history (with event types: of
@@ -72,7 +72,7 @@ def evaluate(
     Args:
         model: encodes queries and items; runs in inference mode.
         dataset: the prepared dataset.
-        config: what is measured.
+        config: metrics, users and items of the evaluation.
         role: whose targets are predicted, ``Role.VALIDATION`` or ``Role.TEST``.
         max_length: longest history that the model reads.
         context: encodes the context of queries; None for a model that reads no context.
@@ -80,6 +80,9 @@ def evaluate(
             ``true_nll`` and ``excess_nll``.
         progress: called with (stage, done, total) while items are encoded and after each batch
             of users.
+
+    Returns:
+        metrics, slices, counts and the values of each user.
 
     Raises:
         ConfigError: a cut-off k is larger than the catalog, true probabilities are given without
@@ -309,12 +312,12 @@ class _Pass:
         estimates: list[Mapping[str, Estimate]] = list(self._estimates(sums, len(labels)))
         slices = []
         for g, label in enumerate(labels):
-            in_group = sums.groups == g
+            is_in_group = sums.groups == g
             per_user = PerUser(
-                held_out.user_ids[sums.queries[in_group]],
+                held_out.user_ids[sums.queries[is_in_group]],
                 sums.names,
-                sums.numerators[in_group],
-                sums.denominators[in_group],
+                sums.numerators[is_in_group],
+                sums.denominators[is_in_group],
             )
             if num_queries[g]:
                 slices.append(

@@ -1,4 +1,4 @@
-"""Metric sums: the contribution of each user to each metric, from which all numbers are reduced.
+"""Metric sums: the contribution of each user to each metric, the source of all reported numbers.
 
 A metric is a ratio of two sums over rows, Σ numerator / Σ denominator. A row belongs to one
 query and one group of a slicing; without slicing a query has one row.

@@ -1,4 +1,4 @@
-"""The queries of an evaluation, their relevant items, and counts of what was left out."""
+"""The queries of an evaluation, their relevant items, and counts of those that are left out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EvaluationQueries:
         held_out: Q queries, each with at least one target.
         history_lengths: [Q] int64, lengths of the whole histories, not cut to what a model reads.
         user_is_trained: [Q] bool, whether the user has an interaction that is trained on.
-        counts: numbers of users, targets and items by name, those left out included.
+        counts: numbers of users, targets and items by name, including those left out.
     """
 
     held_out: HeldOutTargets
@@ -104,8 +104,10 @@ def catalog_mask(train_counts: Ints, part: CatalogPart) -> Bools:
     """Return which items belong to a part of the catalog: [V] bool.
 
     Args:
-        train_counts: [V] int64, how often each item is a training target.
-        part: "all" items, "warm" ones (trained on) or "cold" ones (never trained on).
+        train_counts: [V] int64, the number of training interactions of each item. Warm and cold
+            are properties of the data, not of a loader, so that all models of a dataset have the
+            same slices: an item whose training interactions are all in histories is warm.
+        part: "all" items, "warm" ones (with training interactions) or "cold" ones (without).
     """
     if part == "all":
         return np.ones(len(train_counts), dtype=np.bool_)
@@ -184,7 +186,7 @@ def check_has_relevant(
 
 
 def no_relevant_error(role: str, num_targets: int, metric: str) -> DataError:
-    """Make the error for queries whose targets are all hidden."""
+    """Return the error for queries whose targets are all hidden."""
     return DataError(
         f"{metric} is undefined: all {num_targets:,} {role} targets are already in their users' "
         "histories and evaluation.filter_seen hides them; set evaluation.filter_seen = false"

@@ -93,7 +93,7 @@ class EvaluationReport:
 
     Attributes:
         metrics: by name: ``recall@k``, ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``popularity@k``
-            (mean training count of the recommended), ``popularity_percentile@k``,
+            (mean training count of the recommended items), ``popularity_percentile@k``,
             ``coverage@k`` (share of the catalog recommended to any user), and ``nll``,
             ``true_nll``, ``excess_nll`` in nats where they were computed. Those of ranks are
             expectations over the orders of items with equal scores.
@@ -101,7 +101,7 @@ class EvaluationReport:
         slices: by slicing: ``target_popularity``, ``history_length``, ``target_warmth`` and
             ``user_warmth`` (where some targets, or users, were never trained on); only groups
             that hold targets.
-        counts: numbers of users, targets and items, those left out included. Ranking metrics are
+        counts: numbers of users, targets and items, including those left out. Ranking metrics are
             means over ``users_ranked``: ``users`` without the ``users_without_relevant``, whose
             targets ``filter_seen`` hides. ``tied_targets`` are targets that share their score
             with another item and can be in the first k ranks of the largest k.
@@ -169,7 +169,10 @@ class EvaluationReport:
         title = f"{self.settings['role']}: {users} users{restriction}"
         notes = []
         if hidden := counts["targets_seen_before"]:
-            notes.append(f"targets_seen_before: {hidden:,}, hidden by evaluation.filter_seen")
+            notes.append(
+                f"targets_seen_before: {hidden:,}, in the history and so not ranked "
+                "(evaluation.filter_seen)"
+            )
         if tied := counts["tied_targets"]:
             notes.append(f"tied_targets: {tied:,}, metrics are means over the orders of ties")
         table = Table(title=title, caption="\n".join(notes) or None)

@@ -26,7 +26,7 @@ class ExportContext:
     Args:
         export_input: the trained model.
         vector_column: name of the column that holds vectors.
-        progress: called with (stage, items done, items in all).
+        progress: called with (stage, items done, total items).
 
     Raises:
         ConfigError: the items have a column of that name.
@@ -41,7 +41,7 @@ class ExportContext:
     ) -> None:
         if vector_column in export_input.dataset.items.columns:
             raise ConfigError(
-                f"the items already have a column {vector_column!r}: choose another name for "
+                f"the items already have a column {vector_column!r}; choose another name for "
                 "the column of vectors with --vector-column"
             )
         self.export_input = export_input
@@ -70,12 +70,12 @@ class ExportContext:
 
     @property
     def text_metadata(self) -> dict[str, str]:
-        """``metadata`` for formats whose metadata are texts."""
+        """``metadata`` as text, for formats that store only text."""
         return {f"candid.{name}": str(value) for name, value in self.metadata.items()}
 
     @property
     def dim(self) -> int:
-        """D."""
+        """D, width of the vectors."""
         return self.export_input.model.item_tower.dim
 
     @cached_property
@@ -91,7 +91,7 @@ class ExportContext:
         for rows in vectors.split(65_536):
             if not torch.isfinite(rows).all():
                 raise ArtifactError(
-                    "the vectors of some items are not finite: train again, with a lower "
+                    "the vectors of some items are not finite; train again, with a lower "
                     "training.lr"
                 )
         return vectors

@@ -49,7 +49,7 @@ def write_requests(
         folder: of the files.
         stem: of their names: "stem-00000.json" onwards.
         key: of the array of rows.
-        others: keys that stand before it, with their values.
+        others: further keys, written before ``key``, with their values.
 
     Yields:
         The name of each file.

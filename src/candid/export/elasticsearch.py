@@ -29,7 +29,7 @@ def write_elasticsearch(context: ExportContext, folder: Path) -> dict[str, Any]:
     if context.dim > MAX_DIM:
         raise ConfigError(
             f"Elasticsearch accepts vectors of up to {MAX_DIM:,} numbers, and these have "
-            f"{context.dim:,}: leave out --format elasticsearch"
+            f"{context.dim:,}; leave out --format elasticsearch"
         )
     properties = {
         name: _mapping(dtype)

@@ -18,7 +18,7 @@ class FeatureSet:
 
     Attributes:
         table: fitted, with the values of the rows of the dataset (no rows for "context").
-        configs: by feature name; raw values are read by these settings.
+        configs: by feature name; settings for encoding raw values.
     """
 
     table: FeatureTable
@@ -27,12 +27,12 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class ExportInput:
-    """A trained model with all that its export reads.
+    """The parts of a trained run that an export reads.
 
     Attributes:
         name: of the run.
         model: in evaluation mode.
-        dataset: the model was trained on it.
+        dataset: training data of the model.
         fingerprint: of the model; an index of its vectors has the same.
         max_length: L, the longest history of a query.
         features: the features that the model reads, by "item", "user" and "context".

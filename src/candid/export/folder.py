@@ -37,7 +37,7 @@ def export(
         out: the folder, new or empty.
         formats: names of ``FORMATS``.
         vector_column: name of the column or field that holds the vectors of items.
-        progress: called with (stage, items done, items in all).
+        progress: called with (stage, items done, total items).
 
     Returns:
         The content of ``export.json``.
@@ -85,4 +85,4 @@ def _check_empty(out: Path) -> None:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         reason = "is not empty" if out.is_dir() else "is a file"
-        raise ConfigError(f"{out} {reason}: name a new or empty folder with --out")
+        raise ConfigError(f"{out} {reason}; name a new or empty folder with --out")

@@ -36,7 +36,7 @@ class GraphModule(nn.Module):
     Args:
         padded: computes the vectors before scaling.
         model: its similarity and temperature are applied.
-        is_query: fold the temperature in, as the model does into queries.
+        is_query: apply the temperature, as the model does for queries.
     """
 
     scale: Tensor
@@ -66,7 +66,7 @@ class Graph:
         inputs: sorted by name.
         reference: the model's own computation on the same inputs.
         width: D.
-        answers_empty: whether an empty history has an answer (True also without histories).
+        answers_empty: whether an empty history can be encoded (True also without histories).
     """
 
     name: str
@@ -77,7 +77,7 @@ class Graph:
     answers_empty: bool = True
 
     def example(self, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-        """Return random inputs; see ``random_inputs``."""
+        """Return random inputs of ``batch`` rows by name; see ``random_inputs``."""
         return random_inputs(self.inputs, batch, length, seed, with_empty=self.answers_empty)
 
 
@@ -94,7 +94,7 @@ def build_graphs(export_input: ExportInput) -> list[Graph]:
     model = export_input.model
     if model.device.type != "cpu":
         model = copy.deepcopy(model).to("cpu")
-    features = {side: known.table.values for side, known in export_input.features.items()}
+    features = {side: each.table.values for side, each in export_input.features.items()}
     length = export_input.max_length
     graphs = [_query_graph("query", model, PaddedContext(length, "user_id", features))]
     if model.reads_user_features and not model.needs_user:

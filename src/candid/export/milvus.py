@@ -19,16 +19,16 @@ REQUEST_MEGABYTES = 16
 MAX_DIM = 32_768
 MAX_VARCHAR_BYTES = 65_535
 RESERVED_FIELDS = ("source_id", "attributes")
-"""Fields of the collection beside the vector."""
+"""Fields of the collection other than the vector."""
 
 
 def write_milvus(context: ExportContext, folder: Path) -> dict[str, Any]:
     """Write ``collection.json`` and ``rows-00000.json`` onwards, bodies of POST requests.
 
     The rows are JSON, not parquet: a Milvus server reads parquet only from its own object store,
-    and not all the Arrow types for text and lists that Polars writes. Title and attributes are
-    one JSON field, which filters can read: Milvus has types for fewer columns than a table of
-    items can have.
+    and does not support all Arrow types for text and lists that Polars writes. Title and
+    attributes are one JSON field, which filters can read, because a table of items can have
+    columns of types that Milvus does not have.
 
     Raises:
         ConfigError: vectors or source ids that Milvus does not accept, or a clash of names.
@@ -37,11 +37,11 @@ def write_milvus(context: ExportContext, folder: Path) -> dict[str, Any]:
     if context.dim > MAX_DIM:
         raise ConfigError(
             f"Milvus accepts vectors of up to {MAX_DIM:,} numbers, and these have "
-            f"{context.dim:,}: leave out --format milvus"
+            f"{context.dim:,}; leave out --format milvus"
         )
     if vector in RESERVED_FIELDS:
         raise ConfigError(
-            f"--format milvus has another field {vector!r}: choose another --vector-column"
+            f"--format milvus already has a field {vector!r}; choose another --vector-column"
         )
     if ids.dtype.is_integer():
         key: dict[str, Any] = {"dataType": "Int64"}
@@ -50,7 +50,7 @@ def write_milvus(context: ExportContext, folder: Path) -> dict[str, Any]:
         if longest > MAX_VARCHAR_BYTES:
             raise ConfigError(
                 f"Milvus accepts source ids of up to {MAX_VARCHAR_BYTES:,} bytes, and one has "
-                f"{longest:,}: leave out --format milvus"
+                f"{longest:,}; leave out --format milvus"
             )
         key = {"dataType": "VarChar", "elementTypeParams": {"max_length": max(longest, 1)}}
     fields = [

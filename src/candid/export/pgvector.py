@@ -56,7 +56,7 @@ def write_pgvector(context: ExportContext, folder: Path) -> dict[str, Any]:
     if context.dim > MAX_DIM:
         raise ConfigError(
             f"pgvector accepts vectors of up to {MAX_DIM:,} numbers, and these have "
-            f"{context.dim:,}: leave out --format pgvector"
+            f"{context.dim:,}; leave out --format pgvector"
         )
     with (folder / "items.csv").open("wb") as file:
         for number, frame in enumerate(context.frames(ROWS, "writing pgvector")):
@@ -127,7 +127,7 @@ def _to_copy_text(frame: pl.DataFrame, vector: str) -> pl.DataFrame:
         if series.dtype == pl.String and series.str.contains("\0", literal=True).any():
             raise DataError(
                 f"column {series.name!r} of the items has a text with a zero byte, which "
-                "PostgreSQL does not accept: remove it, or leave out --format pgvector"
+                "PostgreSQL does not accept; remove it, or leave out --format pgvector"
             )
     return text_frame
 

@@ -18,11 +18,11 @@ from candid.export.tracing import quiet_torch
 from candid.towers import NamedTensors, PaddedInput
 
 OPSET = 20
-"""Of ONNX: the first with an operator for GELU; ONNX Runtime reads it from version 1.17 on."""
+"""ONNX opset: the first with an operator for GELU; ONNX Runtime supports it since version 1.17."""
 OUTPUT = "vectors"
 CHECKS = ((1, 1), (2, 2), (33, 7))
-"""(Batch, length) of the inputs that check a file: the smallest sizes, and sizes larger than those
-that were traced."""
+"""(Batch, length) of the inputs that check a file: the smallest sizes, and sizes larger than the
+traced ones."""
 
 
 def write_torch(context: ExportContext, folder: Path) -> dict[str, Any]:
@@ -48,8 +48,8 @@ def write_onnx(context: ExportContext, folder: Path) -> dict[str, Any]:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(
-                f"the format onnx needs the package {package}, which is not installed: "
-                "pip install 'candid-retrieval[export]'"
+                f"the format onnx needs the package {package}, which is not installed; "
+                "run pip install 'candid-retrieval[export]'"
             )
     graphs = {}
     for graph in context.graphs:

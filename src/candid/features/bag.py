@@ -25,6 +25,11 @@ class Bag(Feature):
     Args:
         vocabulary: fitted members.
         separator: between the members of a text.
+
+    Example:
+        >>> genres = Bag.Config(min_count=1).fit(pl.Series(["crime|drama", "drama"]))
+        >>> genres.encode(pl.Series(["drama|western", None]))
+        Bags(2 rows, ids=[2], num_codes=3)
     """
 
     class Config(FeatureConfig):

@@ -22,6 +22,11 @@ class Categorical(Feature):
     Args:
         vocabulary: fitted values.
         has_missing: whether null has a code.
+
+    Example:
+        >>> genre = Categorical.Config(min_count=1).fit(pl.Series(["drama", "comedy", "drama"]))
+        >>> genre.encode(pl.Series(["comedy", "western"])).ids.tolist()
+        [[1], [0]]
     """
 
     class Config(FeatureConfig):

@@ -39,7 +39,7 @@ class FeaturesConfig(ComponentConfig):
 
     @field_validator("item", "user", "context", mode="before")
     @classmethod
-    def _plain_names(cls, features: Any) -> Any:
+    def _check_names(cls, features: Any) -> Any:
         """Check names: they become parts of dotted keys and of parameter names."""
         for name in features if isinstance(features, Mapping) else ():
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]+", name):

@@ -73,7 +73,7 @@ def context_frame(
 
     Args:
         times: [B] microseconds since 1970-01-01 UTC, time of each query.
-        last: [B], time of the user's last interaction; ignored without one.
+        last: [B], time of the user's last interaction; ignored where ``has_last`` is False.
         has_last: [B], whether there is a last interaction.
         event_types: [B] text, event type of the target; None: unknown.
         last_event_types: [B] text, event type of the last interaction; None: unknown.

@@ -85,7 +85,10 @@ CHUNK = 1 << 16  # texts at a time: each byte of text needs eight bytes
 
 
 def splitmix64(x: UInt64Array) -> UInt64Array:
-    """Hash each x with SplitMix64: Steele, Lea & Flood, "Fast splittable PRNGs" (OOPSLA 2014)."""
+    """Hash numbers of any shape with SplitMix64.
+
+    Steele, Lea & Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
+    """
     z = x + GOLDEN
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

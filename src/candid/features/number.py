@@ -21,6 +21,11 @@ class Number(Feature):
 
     Args:
         scale: fitted scale.
+
+    Example:
+        >>> year = Number.Config().fit(pl.Series([1980, 2000]))
+        >>> year.encode(pl.Series([2000, None])).values.tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
 
     class Config(FeatureConfig):
@@ -74,7 +79,7 @@ class Standard:
         is_log: whether to scale sign(x) log(1 + |x|) instead of x.
         lowest: scaled minimum of the training rows; lower values are clipped to it, because no
             weight was trained beyond it.
-        highest: scaled maximum, likewise.
+        highest: scaled maximum; higher values are clipped to it.
 
     Raises:
         ValueError: the deviation is not positive, or ``lowest`` is above ``highest``.

@@ -21,7 +21,7 @@ class Feature(ABC):
 
     @abstractmethod
     def encode(self, column: pl.Series) -> Values:
-        """Encode n values, known or unknown; null is a value of its own or unknown.
+        """Encode n values, known or unknown; null is a separate value or unknown.
 
         Raises:
             DataError: the feature does not support the type of the column, or a value.
@@ -47,7 +47,7 @@ class FeatureConfig(ComponentConfig, ABC):
 
     @field_validator("pattern")
     @classmethod
-    def _pattern_has_a_group(cls, pattern: str | None) -> str | None:
+    def _check_pattern(cls, pattern: str | None) -> str | None:
         if pattern is None:
             return None
         try:

@@ -76,6 +76,13 @@ def fit_table(
     Raises:
         ConfigError: a column does not exist, or a feature needs a package that is missing.
         DataError: a feature does not support the values of its column.
+
+    Example:
+        >>> from candid.features import Number
+        >>> items = pl.DataFrame({"year": [1980, 2000, 1990]})
+        >>> is_trained = np.array([True, True, False])
+        >>> fit_table({"year": Number.Config()}, items, is_trained, "features.item")
+        FeatureTable(3 rows, {'year': Numbers(values=[3, 2])})
     """
     columns = {name: config.column or name for name, config in configs.items()}
     for name, column in columns.items():

@@ -20,6 +20,11 @@ class Vector(Feature):
     Args:
         width: M.
         normalize: scale every vector to length 1; zeros stay.
+
+    Example:
+        >>> image = Vector.Config(normalize=True).fit(pl.Series([[3.0, 4.0]]))
+        >>> image.encode(pl.Series([[0.0, 2.0], None])).values.tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
     """
 
     class Config(FeatureConfig):

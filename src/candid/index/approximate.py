@@ -45,7 +45,7 @@ class ApproximateIndex(Index):
 
     Args:
         item_vectors: [V, D] float32; not copied if they are on the CPU.
-        is_checked: the vectors are already known to be finite.
+        is_checked: whether the caller has checked that the vectors are finite.
 
     Attributes:
         num_items: V.
@@ -214,7 +214,7 @@ class _ExcludedPairs:
         self._pairs = np.unique(rows * num_items + exclude.item_ids[first:last].cpu().numpy())
 
     def of_rows(self, rows: Ints) -> tuple[Ints, Ints]:
-        """Return the items excluded from some rows, ascending in each, and the rows' offsets."""
+        """Return the items [n] excluded from rows [b], ascending in each, and offsets [b + 1]."""
         ends = np.searchsorted(self._pairs, np.append(rows, rows[-1] + 1) * self._num_items)
         if len(rows) == rows[-1] + 1 - rows[0]:
             return self._pairs[ends[0] : ends[-1]] % self._num_items, ends - ends[0]
@@ -226,7 +226,7 @@ class _ExcludedPairs:
         )
 
     def contains(self, rows: Ints, item_ids: Ints) -> Bools:
-        """Return which of the items [b, n] of rows [b] are excluded; undefined for id -1."""
+        """Return a mask of the excluded items [b, n] of rows [b]; undefined for id -1."""
         if len(self._pairs) == 0:
             return np.zeros(item_ids.shape, dtype=np.bool_)
         keys = rows[:, None] * self._num_items + item_ids
@@ -242,7 +242,7 @@ def geometric_steps(first: int, last: int, ratio: float) -> list[int]:
 
 
 def to_array(vectors: Tensor) -> Floats:
-    """Return a contiguous float32 array on the CPU."""
+    """Return a contiguous float32 array of the same shape on the CPU."""
     return np.ascontiguousarray(vectors.detach().float().cpu().numpy())
 
 

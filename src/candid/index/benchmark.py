@@ -37,8 +37,8 @@ BENCHMARKED_INDEXES: Final[dict[str, IndexConfig]] = {
 }
 """The indexes of ``candid index --compare`` by the name of their row.
 
-Graphs appear twice: which of their two metrics is better depends on the vectors. An index without
-a row here still works everywhere else.
+Graphs appear twice, because the better of their two metrics depends on the vectors. An index
+without a row here still works everywhere else.
 """
 
 
@@ -54,7 +54,7 @@ class IndexBenchmark:
         trials: settings that tuning measured, on its own queries.
         k: results per query.
         target_recall: the recall that tuning aimed at.
-        num_queries: behind ``measurement``.
+        num_queries: number of queries of ``measurement``.
         build_seconds: CPU time of all threads.
         index_bytes: of the index, in addition to the item vectors.
         vector_bytes: of the item vectors, V · D · 4.
@@ -127,6 +127,15 @@ def benchmark_index(
 
     Raises:
         ConfigError: settings that cannot work, or a library that is not installed.
+
+    Example:
+        >>> import torch
+        >>> from candid.index import compute_ground_truth
+        >>> items, queries = torch.randn(100, 8), torch.randn(20, 8)
+        >>> truth = compute_ground_truth(items, queries, k=5)
+        >>> result = benchmark_index(ExactIndex.Config(), items, truth, target_recall=0.95)
+        >>> result.measurement.recall
+        1.0
     """
 
     def report(stage: str) -> None:

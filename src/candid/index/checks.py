@@ -36,7 +36,7 @@ def check_search(query: Tensor, k: int, num_items: int, dim: int) -> None:
 def diverged_items() -> ArtifactError:
     """Return the error for item vectors that are not finite."""
     return ArtifactError(
-        "item vectors hold NaN or infinite values: the model has diverged; "
+        "item vectors contain NaN or infinite values: the model has diverged; "
         "take an earlier checkpoint or train with a lower learning rate"
     )
 
@@ -44,7 +44,7 @@ def diverged_items() -> ArtifactError:
 def diverged_queries() -> ArtifactError:
     """Return the error for queries or scores that are not finite."""
     return ArtifactError(
-        "query vectors hold NaN or infinite values, or scores beyond float32: the "
+        "query vectors contain NaN or infinite values, or scores are beyond float32: the "
         "model has diverged; take an earlier checkpoint or train with a lower "
         "learning rate"
     )

@@ -44,7 +44,7 @@ BLOCK_ROWS: Final = 256
 class ExactIndex(Index):
     """All inner products, without holding B×V of them in memory.
 
-    Memory beside the vectors is ``block_rows × block_items`` scores and O(block_rows × k).
+    Memory in addition to the vectors is ``block_rows × block_items`` scores and O(block_rows × k).
 
     Args:
         item_vectors: [V, D] float32; stays on its device, not copied.
@@ -117,7 +117,7 @@ class ExactIndex(Index):
         with torch.inference_mode(), torch.autocast(query.device.type, enabled=False):
             query = query.detach().float()
             norms = query.double().norm(dim=1)
-            # Also False for NaN. A product of norms within float32 rules out that scores overflow.
+            # False for NaN too. If the product of norms fits float32, no score overflows.
             if not bool((norms * self._max_norm <= torch.finfo(torch.float32).max).all()):
                 raise diverged_queries()
             keys = torch.empty(len(query), k, dtype=torch.int64, device=query.device)

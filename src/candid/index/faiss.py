@@ -42,12 +42,12 @@ class FaissIndex(ApproximateIndex):
 
     - "flat" computes every product.
     - "ivf" clusters the items by k-means and searches the ``num_probes`` clusters nearest to the
-      query: a fraction of the work, at the price of some items. For the exact candidates of a
-      sampler, missed items only make the candidates less close.
+      query: a fraction of the work, but some items are missed. For the exact candidates of a
+      sampler, missed items only make the candidates less similar to the query.
     - "pq" is "ivf" over codes of 4 bits for each of ``num_codes`` parts of a vector (product
       quantization, compared in registers), and "sq" over 8 bits per number; the candidates are
       ranked again by their float32 vectors.
-    - "hnsw" searches a graph of neighbours (Malkov and Yashunin 2016). Its search is made for
+    - "hnsw" searches a graph of neighbours (Malkov and Yashunin 2016). Its search is designed for
       distances: by inner product it can miss many items. With ``augment`` inner products become
       distances, which is far better for vectors of similar length and far worse for others.
 
@@ -88,7 +88,7 @@ class FaissIndex(ApproximateIndex):
             "file with product or scalar quantization, then exact ranking",
         )
         num_lists: int | None = Field(
-            None, ge=1, description="clusters of ivf, pq, sq; 'none': from the catalog size"
+            None, ge=1, description="clusters of ivf, pq, sq; none: from the catalog size"
         )
         num_probes: int = Field(16, ge=1, description="clusters that a search of ivf reads")
         num_links: int = Field(16, ge=2, description="links per item in the graph of hnsw")
@@ -97,14 +97,14 @@ class FaissIndex(ApproximateIndex):
         )
         search_width: int = Field(200, ge=1, description="items considered in a search of hnsw")
         num_codes: int | None = Field(
-            None, ge=1, description="codes of 4 bits per vector in pq; 'none': one per dimension"
+            None, ge=1, description="codes of 4 bits per vector in pq; none: one per dimension"
         )
         oversample: float = Field(
             5.0, ge=1, description="candidates of pq and sq ranked exactly, as a multiple of k"
         )
         augment: bool | None = Field(
             None,
-            description="hnsw by distances of vectors augmented to one length; 'none': if their "
+            description="hnsw by distances of vectors augmented to one length; none: if their "
             "lengths are similar",
         )
 
@@ -289,8 +289,8 @@ def faiss_library(index: str = "faiss") -> ModuleType:
         import faiss
     except ImportError:
         raise ConfigError(
-            f"the index {index!r} needs FAISS, which is not installed: "
-            "pip install 'candid-retrieval[index]'"
+            f"the index {index!r} needs FAISS, which is not installed; "
+            "run pip install 'candid-retrieval[index]'"
         ) from None
     faiss.omp_set_num_threads(torch.get_num_threads())
     module: ModuleType = faiss

@@ -114,7 +114,7 @@ def kernel_values(kernel: Kernel, gamma: float, x: Floats, y: Floats) -> Floats:
 
 
 def kernel_of_distances(kernel: Kernel, gamma: float, squares: Floats) -> Floats:
-    """Return the kernel at squared distances."""
+    """Return the kernel at squared distances of any shape, float32."""
     scaled = np.float32(gamma) * squares
     values: Floats = np.exp(-scaled if kernel == "rbf" else -np.sqrt(scaled))
     return values

@@ -35,9 +35,9 @@ class KernelLsh(ApproximateIndex):
     For inner products the linear kernel is best: under "rbf" and "laplacian" a query outside the
     items is equally far from all of them; these kernels are for similarities of their own form.
 
-    An item takes ``num_bits`` bits, and a comparison two instructions per word. With ``rank_by``
-    "kernel" items are ranked by the kernel itself, for similarities other than the inner product;
-    the scores are then values of the kernel.
+    An item takes ``num_bits`` bits, and a comparison takes two instructions per word. With
+    ``rank_by`` "kernel" items are ranked by the kernel itself, for similarities other than the
+    inner product; the scores are then values of the kernel.
 
     Args:
         item_vectors: [V, D] float32; kept for ranking, not copied.
@@ -79,7 +79,7 @@ class KernelLsh(ApproximateIndex):
         augment: bool | None = Field(
             None,
             description="hash vectors augmented to one length, so that a small angle means a large "
-            "inner product; 'none': for the linear kernel ranked by inner products",
+            "inner product; none: for the linear kernel ranked by inner products",
         )
         seed: int = Field(0, ge=0, description="seed of the sampled items and the projections")
 

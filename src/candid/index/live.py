@@ -91,7 +91,15 @@ class LiveIndex:
         changes: made before; None: no changes.
 
     Raises:
-        ConfigError: the index holds another number of items.
+        ConfigError: the index contains another number of items.
+
+    Example:
+        >>> from candid.index import ExactIndex
+        >>> index = LiveIndex(ExactIndex(torch.eye(3)), torch.eye(3))
+        >>> index.add(torch.ones(1, 3))
+        tensor([3])
+        >>> index.search(torch.tensor([[1.0, 2.0, 0.0]]), k=2).item_ids
+        tensor([[3, 1]])
     """
 
     def __init__(
@@ -99,7 +107,7 @@ class LiveIndex:
     ) -> None:
         if built.num_items != len(item_vectors):
             raise ConfigError(
-                f"the index holds {built.num_items} items, got {len(item_vectors)} vectors"
+                f"the index contains {built.num_items} items, got {len(item_vectors)} vectors"
             )
         self.built = built
         self.item_vectors = item_vectors

@@ -15,9 +15,9 @@ from candid.index.exact import ExactIndex
 from candid.index.protocol import Index, SearchResult
 
 BATCH = 32
-"""Queries per search when throughput is measured: about what a busy server collects."""
+"""Queries per search when throughput is measured: a typical batch of a busy server."""
 MAX_SINGLE_QUERIES = 100
-"""Queries searched one by one, at most, when latency is measured."""
+"""Maximum number of queries searched one by one when latency is measured."""
 SCORE_TOLERANCE = 1e-5
 """Scores this close, relative to the length of both vectors, count as equal."""
 
@@ -36,7 +36,7 @@ class GroundTruth:
 
     @property
     def k(self) -> int:
-        """K."""
+        """K, results per query."""
         return self.result.item_ids.shape[1]
 
     def split(self) -> tuple[GroundTruth, GroundTruth]:

@@ -29,7 +29,7 @@ def encode(scores: Tensor, item_ids: Tensor) -> Tensor:
 
 
 def decode(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ids and scores of keys; the id is -1 where the score is -inf."""
+    """Return ids int64 and scores float32 of keys of any shape; the id is -1 for score -inf."""
     # LARGEST_ID - id is at most 2^31 (for id -1), so it never reaches into the score's half.
     ordered = (keys >> 32).int()
     scores = (ordered ^ ((ordered >> 31) & LARGEST_ID)).view(torch.float32)

@@ -48,11 +48,11 @@ class Index(ABC):
     """Base of indexes: search over V item vectors.
 
     Only ``search`` and ``num_items`` are required. The other methods are hooks with defaults for
-    an index whose searches have settings, or that stores data of its own beside the vectors.
+    an index whose searches have settings, or that stores data in addition to the vectors.
 
     Attributes:
         num_items: V.
-        has_file: whether the index must be stored in a file beside the item vectors, because it
+        has_file: whether the index must be stored in a file next to the item vectors, because it
             takes long to build or holds more than the vectors; then ``save`` and
             ``Config.open`` are needed.
 
@@ -108,7 +108,7 @@ class Index(ABC):
         """
         if settings:
             raise ConfigError(
-                f"a search of {type(self).__name__} has no setting {min(settings)!r}: it has none"
+                f"a search of {type(self).__name__} has no settings, got {min(settings)!r}"
             )
         return self
 
@@ -138,7 +138,7 @@ class IndexConfig(ComponentConfig, ABC):
 
     @property
     def variant(self) -> str | None:
-        """Name of the algorithm where one class has several, for tables."""
+        """Name of the algorithm for tables, if the class has several; else None."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Snapshots: an index in a folder that is complete at every moment and is opened by mapping it.
+"""Snapshots: an index in a folder that is always complete and is mapped into memory.
 
 index.json                 config, fingerprint of the model, sizes, measurements, list of files
 vectors-TOKEN.npy          [V, D] float32
@@ -184,8 +184,15 @@ def write_snapshot(
 
     Raises:
         ArtifactError: a write failed, or another process is writing to the folder.
-        ConfigError: the folder holds other files, or the number of source ids differs from the
-            number of items.
+        ConfigError: the folder contains other files, or the number of source ids differs from
+            the number of items.
+
+    Example:
+        >>> config = ExactIndex.Config()  # doctest: +SKIP
+        >>> write_snapshot(  # doctest: +SKIP
+        ...     "films-index", config.build(vectors), vectors, source_ids,
+        ...     config=config, fingerprint="",
+        ... )
     """
     folder = Path(folder)
     live = index if isinstance(index, LiveIndex) else LiveIndex(index, item_vectors)
@@ -213,13 +220,13 @@ def save_changes(snapshot: Snapshot) -> str:
     """
     folder = snapshot.folder
     if folder is None:
-        raise ConfigError("this index was built in memory: write it with write_snapshot first")
+        raise ConfigError("this index was built in memory; write it with write_snapshot first")
     with snapshot._lock, writing(folder) as writer:
         manifest = read_manifest(folder)
         for name in ("vectors", "source_ids", "index"):
             if manifest["files"].get(name) != snapshot.manifest["files"].get(name):
                 raise ArtifactError(
-                    f"another index has replaced the one in {folder}: open it and repeat the "
+                    f"another index has replaced the one in {folder}; open it and repeat the "
                     "changes"
                 )
             if name in manifest["files"]:
@@ -243,13 +250,17 @@ def open_snapshot(
     Raises:
         ArtifactError: not a snapshot, a damaged one, or one of another model.
         ConfigError: the library of this index is not installed.
+
+    Example:
+        >>> snapshot = open_snapshot("films-index")  # doctest: +SKIP
+        >>> snapshot.index.search(query, k=10).item_ids  # doctest: +SKIP
     """
     folder = Path(folder)
     for attempt in range(ATTEMPTS):
         manifest = read_manifest(folder)
         if fingerprint is not None and manifest["fingerprint"] != fingerprint:
             raise ArtifactError(
-                f"{folder} is the index of another model, or of an earlier state of this one: "
+                f"{folder} is the index of another model, or of an earlier state of this one; "
                 f"{REBUILD}"
             )
         try:
@@ -294,9 +305,7 @@ def _open(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
         manifest["num_items"],
         manifest["dim"],
     ]:
-        raise ArtifactError(
-            f"{path['vectors']} has not the shape that {MANIFEST} states; {REBUILD}"
-        )
+        raise ArtifactError(f"{path['vectors']} does not have the shape in {MANIFEST}; {REBUILD}")
     source_ids = SourceIds(built_ids, added_ids)
     changes = _read_changes(path["changes"], vectors) if "changes" in path else None
     if len(built_ids) != len(vectors) or (

@@ -188,7 +188,7 @@ def writing(folder: Path) -> Iterator[SnapshotWriter]:
             foreign = set(folder.iterdir()) - set(_snapshot_files(folder)) - {folder / LOCK}
             if foreign:
                 raise ConfigError(
-                    f"{folder} holds other files, such as {min(foreign).name}: name a new or "
+                    f"{folder} contains other files, such as {min(foreign).name}; name a new or "
                     "empty folder with --out"
                 )
         with (folder / LOCK).open("w") as lock:
@@ -196,7 +196,7 @@ def writing(folder: Path) -> Iterator[SnapshotWriter]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ArtifactError(
-                    f"another process is writing to {folder}: wait until it has finished"
+                    f"another process is writing to {folder}; wait until it has finished"
                 ) from None
             writer = SnapshotWriter(folder)
             try:

@@ -28,6 +28,11 @@ class SourceIds:
     Args:
         built: [V], the distinct source ids of items 0..V-1.
         added: source ids of items V, V+1, …, of the type of ``built``.
+
+    Example:
+        >>> ids = SourceIds(pl.Series([20, 10]))
+        >>> ids.item_ids([10, 30])
+        array([ 1, -1])
     """
 
     def __init__(self, built: pl.Series, added: pl.Series | None = None) -> None:
@@ -63,7 +68,7 @@ class SourceIds:
         return self.find(source_ids)
 
     def find(self, source_ids: Sequence[SourceId]) -> Ints:
-        """Return the same as ``item_ids``, without checking the type."""
+        """Return item ids [n] int64, -1 for an unknown source id, without checking the type."""
         item_ids = self._find_built(source_ids)
         if self._added:
             # Few items are added later, and most look-ups are of built ones.

@@ -83,7 +83,7 @@ def _search_axes(
     """Bisect the first axis for each choice of the other axes."""
     (name, values), *others = axes.items()
     names = [other for other, _ in others]
-    # From the most exact choice down: if it misses the target everywhere, less exact ones do too.
+    # From the most exact choice down: if it never reaches the target, no less exact one does.
     for choice in itertools.product(*(reversed(choices) for _, choices in others)):
         rest = dict(zip(names, choice, strict=True))
         low, high = 0, len(values)

@@ -33,9 +33,9 @@ DTYPES: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "i
 class UsearchIndex(ApproximateIndex):
     """A hierarchical graph of USearch; its candidates are ranked by the float32 vectors.
 
-    The search of such a graph (Malkov and Yashunin 2016) is made for distances: see ``augment``.
-    It may find fewer than k items even if there are more. Calls from several threads run one
-    after the other; one call uses as many threads as torch does.
+    The search of such a graph (Malkov and Yashunin 2016) is designed for distances: see
+    ``augment``. It may find fewer than k items even if there are more. Calls from several threads
+    run one after the other; one call uses as many threads as torch does.
 
     Args:
         item_vectors: [V, D] float32; kept for ranking, not copied.
@@ -70,7 +70,7 @@ class UsearchIndex(ApproximateIndex):
         augment: bool | None = Field(
             None,
             description="distances of vectors augmented to one length, not inner products; "
-            "'none': if their lengths are similar",
+            "none: if their lengths are similar",
         )
 
         def build(self, item_vectors: Tensor) -> UsearchIndex:
@@ -170,8 +170,8 @@ def _usearch_library() -> ModuleType:
         import usearch.index
     except ImportError:
         raise ConfigError(
-            "the index 'usearch' needs USearch, which is not installed: "
-            "pip install 'candid-retrieval[index]'"
+            "the index 'usearch' needs USearch, which is not installed; "
+            "run pip install 'candid-retrieval[index]'"
         ) from None
     module: ModuleType = usearch.index
     return module

@@ -1,10 +1,12 @@
-"""From the known history and attributes of a user to a query, and from a query to items.
+"""Inference: queries from histories and attributes of users, and items recommended for them.
 
-queries          single queries, packing, what counts as seen
+queries          single queries, their packing, and the items that count as seen
 query_set        many queries of one dataset, encoded in batches
 tie_order        the order of equal scores: popularity, then a hash of the id
 recommend        search over the item vectors; recommendations with source ids and titles
-two_tower_model  what a model must offer
+item_subset      exact search over a part of the catalog
+log_partition    the log partition function of the softmax over all items
+two_tower_model  the interface of the model
 
 Evaluation, ``Run``, the command line and the server all use this package.
 """

@@ -47,6 +47,10 @@ class ItemSubset:
             query: [B, D] float32.
             k: results per query, at most the number of included items.
             exclude: items to leave out, included or not; None: none.
+
+        Returns:
+            ids in the whole catalog and scores, [B, k], best first; -1 and -inf after the end of
+            a shorter row.
         """
         if self._ids is None:
             return self._index.search(query, k, exclude)
@@ -77,7 +81,7 @@ class ItemSubset:
         return item_ids if self._ids is None else self._positions[item_ids]
 
     def _within(self, exclude: Exclusions) -> Exclusions:
-        """Exclusions of the included items alone, by position."""
+        """Return the exclusions that are included items, by position."""
         positions = self.positions_of(exclude.item_ids)
         mask = (positions >= 0).cpu().numpy()
         lengths = exclude.offsets.diff().cpu().numpy()

@@ -173,8 +173,8 @@ def encode_queries(
     Raises:
         ConfigError: ``queries`` is empty.
     """
-    # A user of the dataset has features by id, an anonymous user brings them: a batch of the
-    # model holds either the ones or the others.
+    # The model looks up the features of users of the dataset by id and reads those of anonymous
+    # users from the batch, so that a batch must not mix the two.
     with_attributes = [row for row, query in enumerate(queries) if query.attributes is not None]
     without = [row for row, query in enumerate(queries) if query.attributes is None]
     parts: list[tuple[list[int], Tensor]] = []
@@ -191,7 +191,7 @@ def encode_queries(
                 packed = packed.to(device)
             parts.append((rows, model.encode_queries(packed).float().cpu()))
         if not parts:
-            raise ConfigError("there is no query to encode: give at least one")
+            raise ConfigError("there is no query to encode: pass at least one")
         if len(parts) == 1:
             return parts[0][1]
         vectors = torch.empty(len(queries), parts[0][1].shape[1])
@@ -256,9 +256,9 @@ def queries_for_users(
             whole history.
         max_length: longest history that the model reads; the most recent part is kept.
         context: encodes the context of queries; None for a model that reads no context.
-        times: [B] int64, time of each query, microseconds since 1970-01-01 UTC; read with
-            ``context`` only, where None is now.
-        event_types: [B] text, event type to predict; read with ``context`` only, where None is
+        times: [B] int64, time of each query, microseconds since 1970-01-01 UTC; only
+            used with ``context``; None: now.
+        event_types: [B] text, event type to predict; only used with ``context``; None:
             any.
     """
     begins = dataset.user_offsets[user_ids]
@@ -353,7 +353,7 @@ def now_microseconds() -> int:
 
 
 def _is_seen(dataset: PreparedDataset, codes: Ints | None) -> Bools | None:
-    """Whether interactions with codes [n] (1 + event type, 0: unknown) count as seen.
+    """Return whether interactions with codes [n] (1 + event type, 0: unknown) count as seen.
 
     None: all of them do.
     """

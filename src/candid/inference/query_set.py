@@ -39,7 +39,7 @@ class QuerySet(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """B."""
+        """Return B, the number of queries."""
 
     @abstractmethod
     def check(self, model: TwoTowerModel) -> None:
@@ -92,7 +92,7 @@ def query_set(
     event_type: str | None = None,
     user_features: Mapping[str, Values] | None = None,
 ) -> QuerySet:
-    """Make the queries of users of the dataset, or of anonymous users.
+    """Build the queries of users of the dataset, or of anonymous users.
 
     Args:
         dataset: the dataset that the model was trained on.
@@ -106,7 +106,8 @@ def query_set(
 
     Raises:
         ConfigError: an id is not in the dataset; neither or both of ``user_ids`` and
-            ``histories`` are given; features beside users, or of another number than B.
+            ``histories`` are given; features are given for users of the dataset, or their number is
+            not B.
         UnknownNameError: the dataset has no such event type.
     """
     if event_type is not None and event_type not in dataset.event_type_names:
@@ -186,7 +187,7 @@ class _UserQueries(QuerySet):
 
 
 class _HistoryQueries(QuerySet):
-    """Anonymous users with given histories and, perhaps, features."""
+    """Anonymous users with given histories and optional features."""
 
     def __init__(
         self,

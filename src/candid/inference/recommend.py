@@ -73,8 +73,8 @@ def recommend(
     Args:
         model: encodes queries and items; runs in inference mode.
         dataset: the dataset that the model was trained on.
-        user_ids: [B]; the whole history of each user in the dataset is used, held-out part
-            included.
+        user_ids: [B]; the whole history of each user in the dataset is used, including the
+            held-out part.
         histories: item ids of each of B histories, earliest first; instead of ``user_ids``. A
             history may be empty if the model can encode a query without one.
         k: recommendations per query.
@@ -94,12 +94,15 @@ def recommend(
         with_probabilities: also compute the softmax probability of each recommended item.
         progress: called with (stage, done, total) while items and queries are encoded.
 
+    Returns:
+        at most k items of each query, best first, with scores.
+
     Raises:
         ConfigError: k is larger than the catalog; an id is not in the dataset; a history is
-            empty and the model needs one; histories for a model that encodes only users; neither
-            or both of ``user_ids`` and ``histories``; user features beside users, or of another
-            number than B; no item is allowed; new items that repeat the catalog; an index over
-            another number of items.
+            empty and the model needs one; the model encodes only users and histories are given;
+            neither or both of ``user_ids`` and ``histories`` are given; user features are given
+            for users of the dataset, or their number is not B; no item is allowed; a new item is
+            already in the catalog; the index holds another number of items.
         ArtifactError: the vectors of the model are not finite.
     """
     queries = query_set(
@@ -130,14 +133,14 @@ def recommend(
         vectors = encode_catalog(model, progress) if item_vectors is None else item_vectors
         if new_items is not None:
             vectors = torch.cat([vectors, new_items.item_vectors.to(vectors)])
-        search = _searcher(vectors, items.height, is_allowed, index)
-        num_results = min(k, search.num_items)
+        searcher = _searcher(vectors, items.height, is_allowed, index)
+        num_results = min(k, searcher.num_items)
         for rows, query in queries.encode(model, vectors.device, progress):
             seen = None
             if filter_seen:
                 seen = queries.seen(rows)
                 seen = Exclusions(seen.item_ids.to(vectors.device), seen.offsets.to(vectors.device))
-            result = search_with_tie_order(search, query, num_results, seen, order_of_ties)
+            result = search_with_tie_order(searcher, query, num_results, seen, order_of_ties)
             item_ids[rows, :num_results] = result.item_ids.cpu().numpy()
             scores[rows, :num_results] = result.scores.cpu().numpy()
             if probabilities is not None:
@@ -151,7 +154,7 @@ def recommend(
 def _searcher(
     item_vectors: Tensor, num_items: int, is_allowed: Bools | None, index: Index | None
 ) -> Index | ItemSubset:
-    """The index to search: the given one, or an exact one over the allowed items."""
+    """Return the index to search: the given one, or an exact one over the allowed items."""
     if is_allowed is not None:
         if len(is_allowed) != num_items:
             raise ConfigError(

@@ -65,17 +65,17 @@ class Recommendations:
         An item has ``rank``, ``item``, ``title`` (only for datasets with titles), ``score`` and
         ``probability`` (only where it was requested). Items are ordered from best to worst.
         """
-        answers: list[dict[str, Any]] = [{} for _ in range(len(self))]
+        entries: list[dict[str, Any]] = [{} for _ in range(len(self))]
         if self.user_ids is not None:
             sources = self._source_ids(np.arange(len(self))).to_list()
-            answers = [{"user": source} for source in sources]
-        for answer in answers:
-            answer["items"] = []
+            entries = [{"user": source} for source in sources]
+        for entry in entries:
+            entry["items"] = []
         query, _ = np.nonzero(self.item_ids >= 0)
         rows = _for_reading(self.to_frame()).drop("query").to_dicts()
         for number, row in zip(query.tolist(), rows, strict=True):
-            answers[number]["items"].append(row)
-        return answers
+            entries[number]["items"].append(row)
+        return entries
 
     def table(self) -> Table:
         """Return all recommendations as a table for the terminal."""
@@ -108,5 +108,5 @@ def _cell(value: object) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.3f}"
-    # A title is data from outside: it must not break lines or send control codes to the terminal.
-    return "".join(mark if mark.isprintable() else " " for mark in str(value))
+    # A title is external data: it must not break lines or send control codes to the terminal.
+    return "".join(char if char.isprintable() else " " for char in str(value))

@@ -208,7 +208,7 @@ class CandidateLoss(TableModule, ABC):
             check_negatives(negative_ids, len(query))
             check_ids(negative_ids.clamp(min=0), sampler.num_items)
         self._refresh_if_due(item_embeddings, positive_ids.device, item_vectors)
-        # One tensor for all calls: samplers that search by the query do so once for it.
+        # The same tensor object for all calls: ``ExactNearest`` searches once for each object.
         scaled_query = (query.detach() / self.temperature).float()
         candidates = sample_groups(
             sampler, self.num_groups, positive_ids, user_ids, scaled_query, generator

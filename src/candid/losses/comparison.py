@@ -178,7 +178,7 @@ def compare(
     if check_finite:
         check_finite_rows(query, "query row")
     exact = candidates.exact
-    # -1 fills a row of exact candidates: its score is masked, so that any vector serves.
+    # -1 pads a row of exact candidates: its score is masked, so that any vector serves.
     exact_ids = [] if exact is None else [part.ids.clamp(min=0) for part in exact.parts]
     # The batch's own positives are gathered once.
     is_in_batch = candidates.ids is positive_ids

@@ -95,7 +95,8 @@ class SampledSoftmaxLoss(CandidateLoss):
         check_known("precision", precision, get_args(Precision))
         check_known("softmax_over", softmax_over, ("all", "trained"))
         if softmax_over == "all":
-            is_positive = torch.ones(sampler.num_items, dtype=torch.bool)
+            # There is no training data: the items in the sampler's support count as trained.
+            is_positive = sampler.support(torch.ones(sampler.num_items, dtype=torch.bool))
             check_support_covers(sampler, is_positive, "all", key="softmax_over")
         self.correction: Correction = correction
         self.jackknife = jackknife

@@ -32,7 +32,7 @@ def write_audit_page(path: Path | str, report: AuditReport) -> None:
             "gradient (negative: not different from 0), the RMSE of one sample, and the error "
             f"after averaging the gradients of {report.averaged_steps} steps, sqrt(bias² + "
             f"variance / {report.averaged_steps}), which ranks the table. The candidates are "
-            "random, given the row; of an in-batch sampler the other rows of the batch. ± is the "
+            "random, given the row; for an in-batch sampler, the other rows of the batch. ± is the "
             f"standard error of a bias.{notes}"
         ),
         *_figures(report),

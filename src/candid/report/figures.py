@@ -267,7 +267,7 @@ def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str) -> str:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_PAGE_INK)
     axes.legend(frameon=False, labelcolor=_PAGE_INK, fontsize="small")
-    # Element ids derive from the data, so that two figures on a page do not share one.
+    # Element ids are derived from the data, so that two figures on a page do not share one.
     salt = hashlib.sha256(
         repr([x_label, y_label, *(line.get_xydata() for line in axes.lines)]).encode()
         + repr([patch.get_extents().bounds for patch in axes.patches]).encode()

@@ -99,11 +99,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing.
+    """A figure with its caption.
 
     Attributes:
         svg: from ``candid.report.figures``; inserted unchanged.
-        caption: content of the drawing and how to read it.
+        caption: content of the figure and how to read it.
         alt: the result in words, for screen readers.
     """
 
@@ -150,6 +150,10 @@ def write_report(path: Path | str, title: str, summary: str, blocks: Sequence[Bl
 
     Raises:
         ArtifactError: the file cannot be written.
+
+    Example:
+        >>> blocks = [Heading("Quality"), Table(["run", "ndcg@10"], [["default", "0.18"]])]
+        >>> write_report("report.html", "Films", "One run.", blocks)  # doctest: +SKIP
     """
     page = render_page(title, summary, blocks)
     with replacing(Path(path)) as temporary:

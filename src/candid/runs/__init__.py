@@ -1,4 +1,4 @@
-"""Runs: from a config and a prepared dataset to a trained, measured model in one folder.
+"""Runs: training from a config and a prepared dataset, and the folder with its results.
 
 run.json             the manifest: resolved config, dataset, versions, results so far
 features.json        the fitted features, if there are any

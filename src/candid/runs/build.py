@@ -1,9 +1,12 @@
-"""From a config and a dataset to the model, the loss and the sampler of a run, and its device."""
+"""Construction of the model, the loss and the sampler of a run, and choice of its device."""
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from candid.batches import target_counts
 from candid.config import RunConfig
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
@@ -16,22 +19,59 @@ from candid.towers import RetrievalModel
 def build_model(
     config: RunConfig, dataset: PreparedDataset, features: RunFeatures | None = None
 ) -> RetrievalModel:
-    """Build a fresh model for a dataset, on the CPU; ``features`` None: fitted here."""
+    """Build an untrained model for a dataset, on the CPU.
+
+    Args:
+        config: of the run.
+        dataset: the prepared dataset.
+        features: fitted features; None: they are fitted first.
+
+    Raises:
+        ConfigError: a table lacks a column of a feature, or the towers do not fit together.
+        DataError: the values of a column do not fit the type of the feature.
+    """
     features = fit_features(config.features, dataset) if features is None else features
     return config.model.build(tower_context(dataset, config.batches, features))
 
 
-def build_objective(config: RunConfig, dataset: PreparedDataset) -> tuple[Loss, Sampler | None]:
-    """Build the loss and, if the loss needs one, the sampler."""
-    counts = torch.from_numpy(dataset.train_counts)
-    sampler = None if config.sampler is None else config.sampler.build(counts)
+def build_objective(
+    config: RunConfig, dataset: PreparedDataset, counts: npt.NDArray[np.float64] | None = None
+) -> tuple[Loss, Sampler | None]:
+    """Build the loss and the sampler; None for a config without a sampler.
+
+    The counts of the sampler are those of the targets that the loader deals. Candidates from
+    batches follow them, and not the stored interactions: a loader of histories leaves out the
+    first interaction of each user.
+
+    Args:
+        config: of the run.
+        dataset: the data.
+        counts: [V] float64, ``target_counts`` of the dataset and the batch settings; None: they
+            are computed here.
+
+    Raises:
+        DataError: there is nothing to train on.
+    """
+    sampler = None
+    if config.sampler is not None:
+        counts = target_counts(dataset, config.batches) if counts is None else counts
+        sampler = config.sampler.build(torch.from_numpy(counts))
     return config.loss.build(dataset.num_items), sampler
 
 
 def check_sampler_covers_catalog(
-    config: RunConfig, dataset: PreparedDataset, sampler: Sampler | None
+    config: RunConfig,
+    dataset: PreparedDataset,
+    sampler: Sampler | None,
+    counts: npt.NDArray[np.float64],
 ) -> None:
     """Refuse a loss whose estimate would miss items that the sampler can never draw.
+
+    Args:
+        config: of the run.
+        dataset: the data; its source ids are in the message.
+        sampler: of the run, or None.
+        counts: [V] float64, ``target_counts`` of the dataset and the batch settings.
 
     Raises:
         ConfigError: there is such an item; the message has its source id and the remedies.
@@ -39,7 +79,7 @@ def check_sampler_covers_catalog(
     if sampler is not None and config.loss.needs_full_support:
         check_support_covers(
             sampler,
-            torch.from_numpy(dataset.train_counts > 0),
+            torch.from_numpy(counts > 0),
             config.training.softmax_over,
             dataset.items["source_id"].to_list(),
         )

@@ -1,4 +1,4 @@
-"""The features of a run: fitted before training, written beside the checkpoint, then only read."""
+"""The features of a run: fitted before training, stored beside the checkpoint and read back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from candid.atomic import write_json
-from candid.batches import BatchesConfig
+from candid.batches import BatchesConfig, target_counts
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.features import (
@@ -49,7 +49,7 @@ class RunFeatures:
     user_columns: Mapping[str, pl.DataType] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
-        """Return what was fitted, as plain JSON values; empty without features."""
+        """Return the fitted state as plain JSON values; empty without features."""
         tables = {"item": self.item, "user": self.user, "context": self.context}
         return {side: table.state() for side, table in tables.items() if table is not None}
 
@@ -153,11 +153,11 @@ def check_features_are_read(features: RunFeatures, model: RetrievalModel) -> Non
     Raises:
         ConfigError: there are such features.
     """
-    query = "a query tower, alone or in one of type 'joined',"
+    query_tower = "a query tower, alone or in one of type 'joined',"
     for side, table, is_read, tower in (
         ("item", features.item, model.reads_item_features, "an item tower"),
-        ("user", features.user, model.reads_user_features, query),
-        ("context", features.context, model.reads_context, query),
+        ("user", features.user, model.reads_user_features, query_tower),
+        ("context", features.context, model.reads_context, query_tower),
     ):
         if table is not None and not is_read:
             raise ConfigError(
@@ -169,7 +169,7 @@ def check_features_are_read(features: RunFeatures, model: RetrievalModel) -> Non
 def tower_context(
     dataset: PreparedDataset, batches: BatchesConfig, features: RunFeatures
 ) -> TowerContext:
-    """Collect the facts about a dataset that towers are built from."""
+    """Collect the properties of a dataset that towers are built from."""
     return TowerContext(
         num_users=dataset.num_users,
         num_items=dataset.num_items,
@@ -178,7 +178,9 @@ def tower_context(
         user_features=features.user,
         context_features=features.context,
         num_event_types=len(dataset.event_type_names),
-        item_is_trained=torch.from_numpy(dataset.train_counts > 0),
+        item_is_trained=None
+        if features.item is None
+        else torch.from_numpy(target_counts(dataset, batches) > 0),
         user_is_trained=None
         if features.user is None
         else torch.from_numpy(dataset.user_is_trained),

@@ -32,7 +32,7 @@ FORMAT: Final = 2
 def new_manifest(
     config: RunConfig, dataset: PreparedDataset, device: torch.device
 ) -> dict[str, Any]:
-    """Make the content of ``run.json`` before the first step: plain JSON values."""
+    """Return the content of ``run.json`` before the first step, as plain JSON values."""
     return {
         "format": FORMAT,
         "candid": __version__,
@@ -56,7 +56,7 @@ def new_manifest(
 
 
 def result_of(state: TrainState, device: torch.device) -> dict[str, Any]:
-    """Summarize the training for ``run.json``: seconds of wall and CPU time, memory in MiB."""
+    """Return the result of training for ``run.json``: wall and CPU seconds, memory in MiB, best."""
     result = {
         "metric": state.metric,
         "best": state.best,
@@ -98,7 +98,12 @@ def check_is_free(out: Path) -> None:
 
 @contextmanager
 def run_folder(out: Path, trainer: Trainer) -> Iterator[None]:
-    """Create the folder of a new run, and clear it if the run fails before its first step."""
+    """Create the folder of a new run, and clear it if the run fails before its first step.
+
+    Raises:
+        ConfigError: the folder already has content.
+        ArtifactError: the folder cannot be created.
+    """
     check_is_free(out)
     is_new = not out.exists()
     try:
@@ -179,5 +184,5 @@ def check_fingerprint(folder: Path, manifest: dict[str, Any], dataset: PreparedD
     if manifest["dataset"]["fingerprint"] != dataset.manifest.get("fingerprint"):
         raise ArtifactError(
             f"{folder} was trained on another version of the dataset than {dataset.path}: "
-            "name that version with --data, or train again"
+            "pass that version as data (--data), or train again"
         )

@@ -1,4 +1,4 @@
-"""Indexes over the item vectors of a run: built, tuned, measured and written."""
+"""Building, tuning, measuring and writing of indexes over the item vectors of a run."""
 
 from __future__ import annotations
 
@@ -93,6 +93,9 @@ def encode_benchmark_data(
         seed: of the sample.
         progress: called with (stage, done, total).
 
+    Returns:
+        the item vectors, and the queries with their exact results.
+
     Raises:
         ConfigError: k is larger than the catalog.
         DataError: the model can encode no user.
@@ -129,6 +132,9 @@ def build_index(
         min_recall: an index of lower recall is not written.
         progress: called with (stage, done, total).
 
+    Returns:
+        the tuned index with its recall, speed and size.
+
     Raises:
         ArtifactError: the recall is below ``min_recall``, or the folder cannot be written.
         ConfigError: settings that cannot work, a library that is not installed, or a folder
@@ -141,7 +147,7 @@ def build_index(
             f"--min-recall {min_recall:g}; choose another index with --set index.type=… (--compare "
             "shows which), or lower --min-recall"
         )
-    facts = result.to_json()
+    measured = result.to_json()
     write_snapshot(
         Path(out or run.folder / INDEX),
         result.index,
@@ -149,7 +155,7 @@ def build_index(
         run.dataset.items["source_id"],
         config=result.config,
         fingerprint=model_fingerprint(run),
-        measured={key: facts[key] for key in facts if key not in ("name", "index", "tried")},
+        measured={key: measured[key] for key in measured if key not in ("name", "index", "tried")},
     )
     return result
 
@@ -173,15 +179,15 @@ def compare_indexes(
         the results, and a sentence for each index that could not be built.
     """
     configs = BENCHMARKED_INDEXES if configs is None else configs
-    results, left_out = [], []
+    results, failures = [], []
     for number, (name, config) in enumerate(configs.items(), start=1):
         try:
             results.append(
                 _benchmark(name, config, data, target_recall, progress, number, len(configs))
             )
         except ConfigError as error:
-            left_out.append(f"{name}: {error}")
-    return results, left_out
+            failures.append(f"{name}: {error}")
+    return results, failures
 
 
 def _benchmark(

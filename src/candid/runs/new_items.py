@@ -22,8 +22,8 @@ def read_new_items(run: Run, path: Path | str) -> NewItems:
 
     Raises:
         ConfigError: the model reads no item features, or the recipe has no item table.
-        DataError: a column of the file is missing or of another type, or an id is empty, of
-            another type or listed twice.
+        DataError: the file has no rows, a column is missing or of another type, or an id is
+            empty, of another type or listed twice.
     """
     if run.features.item is None or not run.model.reads_item_features:
         raise ConfigError(
@@ -38,14 +38,15 @@ def read_new_items(run: Run, path: Path | str) -> NewItems:
     config = run.config.data.items.model_copy(update={"path": str(path)})
     sources = open_table(config)
     text = pl.concat([s.frame.select(pl.col(config.id_column).cast(pl.String)) for s in sources])
-    written = collect(text, sources).to_series()
-    ids = written.cast(run.dataset.items["source_id"].dtype, strict=False)
-    if ids.null_count() or not len(ids):
-        bad = written.filter(ids.is_null())
-        value = repr(bad[0]) if len(bad) else "no row"
+    text_ids = collect(text, sources).to_series()
+    ids = text_ids.cast(run.dataset.items["source_id"].dtype, strict=False)
+    if not len(ids):
+        raise DataError(f"{path} has no rows: write one row per new item")
+    if ids.null_count():
+        bad = text_ids.filter(ids.is_null())
         raise DataError(
-            f"column {config.id_column!r} of {path} holds {value}, but item ids are {ids.dtype}: "
-            "give each new item an id of that type"
+            f"column {config.id_column!r} of {path} holds {bad[0]!r}, but item ids are "
+            f"{ids.dtype}: give each new item an id of that type"
         )
     table, _ = join_table(ids.unique().sort(), sources, config)
     features = run.features.item.encode(table)

@@ -1,4 +1,4 @@
-"""A trained run: its model, dataset and features, ready to recommend and to be evaluated."""
+"""A trained run: its model, dataset and features, with methods to recommend and evaluate."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Run:
 
     @property
     def context(self) -> Context | None:
-        """Encodes the context of queries; None for a model that reads no context."""
+        """The encoder of the context of queries; None for a model that reads no context."""
         return self.features.context_for(self.dataset) if self.model.reads_context else None
 
     @property
@@ -119,8 +119,8 @@ class Run:
             users: one source id or several; the whole history of each user in the dataset is used.
             histories: for anonymous users, instead of ``users``: source ids of the items of
                 each history, earliest first.
-            features: attributes of the anonymous users, by column of the user table, one table
-                for each history; without ``histories`` the histories are empty.
+            features: attributes of the anonymous users, by column of the user table, one
+                mapping for each history; without ``histories`` the histories are empty.
             k: recommendations per query.
             filter_seen: leave out the items of the whole history (with event types: of target
                 event types only).
@@ -315,7 +315,7 @@ class Run:
         progress: StageProgress | None = None,
         **overrides: Any,
     ) -> EvaluationReport:
-        """Measure the run on a split, over the full catalog.
+        """Evaluate the run on a split, over the full catalog.
 
         Args:
             split: "test" or "validation".
@@ -351,7 +351,7 @@ class Run:
         )
 
     def _encoded_items(self, progress: StageProgress | None = None) -> Tensor:
-        """Item vectors [V, D] on the device of the model, encoded on first use."""
+        """Return item vectors [V, D] on the device of the model, encoded on first use."""
         if "vectors" not in self._cache:
             with inference_mode(self.model):
                 self._cache["vectors"] = encode_catalog(self.model, progress).detach()
@@ -382,15 +382,16 @@ class Run:
 
 
 def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = None) -> Run:
-    """Open a trained run.
+    """Open a trained run, its model in evaluation mode on the device of its config.
 
     Args:
         folder: of ``train_run`` or ``candid train``.
-        data: the prepared dataset, or its folder; None: the one that the run names.
+        data: the prepared dataset, or its folder; None: the one that ``run.json`` names.
 
     Raises:
         ArtifactError: not a run, a run of an older version, no checkpoint, a damaged one, another
             dataset, or features that are not those of training.
+        ConfigError: the device of the run cannot be used on this machine.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -403,13 +404,13 @@ def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = Non
     if data is None:
         if manifest["dataset"]["path"] is None:
             raise ArtifactError(
-                f"{folder} was trained on a dataset in memory: name a dataset with --data"
+                f"{folder} was trained on a dataset in memory: pass it as data (--data)"
             )
         data = Path(manifest["dataset"]["path"])
         if not data.exists():
             raise ArtifactError(
-                f"{folder} was trained on {data}, which does not exist: name the dataset with "
-                "--data"
+                f"{folder} was trained on {data}, which does not exist: pass the dataset as "
+                "data (--data)"
             )
     dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
     check_fingerprint(folder, manifest, dataset)

@@ -19,7 +19,7 @@ Attributes = Mapping[str, Any]
 """Attributes of an anonymous user, by column of the user table."""
 NUM_SUGGESTIONS: Final = 3
 MAX_SUGGESTED_FROM: Final = 100_000
-"""Ids among which similar ones are searched; the search is linear and slow."""
+"""Most ids among which similar ones are searched: the search is linear and slow."""
 
 
 def dense_ids(source_ids: pl.Series, ids: Sequence[Any] | pl.Series, kind: str) -> Ints:
@@ -35,7 +35,7 @@ def dense_ids(source_ids: pl.Series, ids: Sequence[Any] | pl.Series, kind: str) 
     """
     dtype = source_ids.dtype
     try:
-        given = pl.Series("source_id", ids, dtype=dtype, strict=True)
+        series = pl.Series("source_id", ids, dtype=dtype, strict=True)
     except (TypeError, OverflowError, pl.exceptions.PolarsError):
         is_right = int if dtype.is_integer() else str
         wrong = next((one for one in ids if not isinstance(one, is_right)), ids[0])
@@ -44,7 +44,7 @@ def dense_ids(source_ids: pl.Series, ids: Sequence[Any] | pl.Series, kind: str) 
             "give them as they are in the data"
         ) from None
     known = pl.DataFrame({"source_id": source_ids, "id": np.arange(len(source_ids))})
-    joined = pl.DataFrame([given]).join(known, on="source_id", how="left", maintain_order="left")
+    joined = pl.DataFrame([series]).join(known, on="source_id", how="left", maintain_order="left")
     if joined["id"].null_count():
         first = joined.filter(pl.col("id").is_null())["source_id"][0]
         raise DataError(f"unknown {kind} {first!r}{_suggestion(first, source_ids)}")
@@ -58,6 +58,12 @@ def query_ids(
     features: Sequence[Attributes] | None,
 ) -> tuple[Ints | None, list[Ints] | None, Sequence[Attributes] | None]:
     """Convert users, or histories, of queries to dense ids.
+
+    Args:
+        dataset: the dataset of the run.
+        users: one source id or several; None for anonymous users.
+        histories: source ids of the items of B histories, or None.
+        features: attributes of B anonymous users, or None.
 
     Returns:
         dense ids of the users [B], or None; dense ids of the items of B histories, or None (empty
@@ -91,7 +97,7 @@ def as_list(ids: SourceId | Sequence[SourceId]) -> Sequence[SourceId]:
 
 
 def _suggestion(source_id: object, source_ids: pl.Series) -> str:
-    """The clause that names similar ids of text."""
+    """Return the clause of the message that names similar text ids."""
     if not isinstance(source_id, str) or len(source_ids) > MAX_SUGGESTED_FROM:
         return ": it is not in the dataset"
     similar = difflib.get_close_matches(source_id, source_ids.to_list(), n=NUM_SUGGESTIONS)

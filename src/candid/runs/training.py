@@ -1,4 +1,4 @@
-"""Training: from a config and a prepared dataset to a trained, measured model in a folder."""
+"""Training of a run: the model of a config, fitted to a prepared dataset, in a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from candid.atomic import write_json
-from candid.batches import Loader
+from candid.batches import Loader, epoch_targets
 from candid.config import (
     RunConfig,
     default_recipe,
@@ -165,9 +165,10 @@ def train_run(
     torch.manual_seed(config.seed)
     model = build_model(config, dataset, features).to(device)
     check_features_are_read(features, model)
-    loss, sampler = build_objective(config, dataset)
+    targets = epoch_targets(dataset, config.batches)
+    loss, sampler = build_objective(config, dataset, targets.counts)
     if not resume:
-        check_sampler_covers_catalog(config, dataset, sampler)
+        check_sampler_covers_catalog(config, dataset, sampler, targets.counts)
     trainer = Trainer(
         model=model,
         loader=Loader(
@@ -179,17 +180,20 @@ def train_run(
         folder=out,
         name=config.name,
         seed=config.seed,
-        item_is_trained=torch.from_numpy(dataset.train_counts > 0),
+        item_is_trained=torch.from_numpy(targets.counts > 0),
         validate=_validation(config, dataset, features, needs_history=model.needs_history),
         metric=config.evaluation.metric,
         meta={"dataset": manifest["dataset"]["fingerprint"]},
         progress=progress,
     )
+    manifest["targets"] = targets.summary.to_json()
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
     with nullcontext() if resume else run_folder(out, trainer):
         if not resume:
             features.write(out)
         write_json(out / MANIFEST, manifest)
+        if progress is not None:
+            progress.on_start(targets.summary.sentence())
         # A run that stopped before its first checkpoint starts again from the beginning.
         state = trainer.run(resume=resume and (out / LAST).exists())
     manifest["result"] = result_of(state, device)
@@ -200,13 +204,13 @@ def train_run(
 def _validation(
     config: RunConfig, dataset: PreparedDataset, features: RunFeatures, *, needs_history: bool
 ) -> Callable[[RetrievalModel], Mapping[str, float]] | None:
-    """Make the validation of an epoch; None for a dataset without validation targets."""
+    """Return the validation function; None for a dataset without validation targets."""
     ranked = catalog_mask(dataset.train_counts, config.evaluation.catalog)
     config.evaluation.check_fits(int(ranked.sum()))
     if not np.any(dataset.roles == Role.VALIDATION):
         return None
     settings, context = config.evaluation.during_training(), features.context_for(dataset)
-    # An epoch may take hours; the targets are known before it.
+    # Checked before the first epoch, which may take hours.
     check_has_relevant(dataset, settings, Role.VALIDATION, needs_history=needs_history)
 
     def validate(model: RetrievalModel) -> Mapping[str, float]:

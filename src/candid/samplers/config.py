@@ -21,10 +21,10 @@ EXCLUDE_SAME_USER: Final = True
 
 
 class SamplerConfig(ComponentConfig, ABC):
-    """Settings of a sampler, and what can be said of the sampler before it is built.
+    """Settings of a sampler, and its properties that are fixed before it is built.
 
-    A sampler that contains other samplers overrides ``parts``; the properties below then hold
-    where they hold for a part.
+    A sampler that contains other samplers overrides ``parts``; each property below is then true
+    if it is true for a part.
     """
 
     @abstractmethod
@@ -32,12 +32,12 @@ class SamplerConfig(ComponentConfig, ABC):
         """Build the sampler for a catalog.
 
         Args:
-            counts: [V], how often each item is a training target.
+            counts: [V], how often each item is a target in an epoch of the loader.
         """
 
     @abstractmethod
     def candidates_per_row(self, batch_rows: int) -> int:
-        """Number of candidates that a row is compared with, exact ones included.
+        """Return the number of candidates that a row is compared with, including exact ones.
 
         Args:
             batch_rows: rows of a batch, for samplers that take candidates from it.
@@ -55,12 +55,12 @@ class SamplerConfig(ComponentConfig, ABC):
 
     @property
     def has_exact(self) -> bool:
-        """Whether some candidates are exact: there for certain, with expected count 1."""
+        """Whether some candidates are exact: always present, with expected count 1."""
         return any(part.has_exact for part in self.parts)
 
     @property
     def samples_per_row(self) -> bool:
-        """Whether each row of a batch has a sample of its own."""
+        """Whether each row of a batch has its own sample."""
         return any(part.samples_per_row for part in self.parts)
 
     @property
@@ -75,7 +75,7 @@ class SamplerConfig(ComponentConfig, ABC):
 
     @property
     def warm_up_steps(self) -> int:
-        """Number of first steps that use no rows of earlier batches."""
+        """Number of initial steps that use no rows of earlier batches."""
         return max((part.warm_up_steps for part in self.parts), default=0)
 
 

@@ -27,15 +27,15 @@ class CountMinFrequency(Frequency):
     applications" (2005), implemented by Apache DataSketches. Memory does not grow with the
     catalog. Counts are never too low. They are too high by more than e / num_buckets of T with
     probability at most exp(-num_hashes). The bound is the same for all items, so the relative
-    error is largest for rare ones. All rows of the stream count alike; where popularity
-    changes, ``StreamingFrequency`` follows.
+    error is largest for rare ones. All rows of the stream have equal weight; if
+    popularity changes, use ``StreamingFrequency``.
 
-    The sketch lives on the CPU and takes one item at a time, in compiled code: about 0.3 µs
+    The sketch lives on the CPU and is updated one item at a time, in compiled code: about 0.3 µs
     for each distinct item of a call.
 
     Args:
         num_items: V.
-        num_buckets: of each array, 8 bytes per bucket.
+        num_buckets: number of buckets of each array, 8 bytes each.
         num_hashes: number of arrays.
 
     Attributes:

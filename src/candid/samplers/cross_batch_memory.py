@@ -35,24 +35,33 @@ class CrossBatchMemory(Sampler):
     Cross-batch negatives, after Wang et al., "Cross-batch memory for embedding learning" (CVPR
     2020), with one difference: the memory holds ids, and the loss encodes them again, so no
     vector is stale. A step then encodes and differentiates as many items as are in memory.
-    Expected count n·Q(d), n the rows in memory and in the batch together. As in ``InBatch`` a
-    row's own positive and the rows of its own user are masked, and the rest renormalised.
+    The expected count is n·Q(d), with n the number of rows in memory and in the batch. As in
+    ``InBatch`` a row's own positive and the rows of its own user are masked, and the rest is
+    renormalised.
 
     The rows are only approximately independent samples from Q: an epoch contains each
-    interaction once, so rows in memory do not return soon, and rows of one user come together.
-    Where popularity changes with time the memory has that of ``mean_age`` steps ago.
+    interaction once, so rows in memory do not recur soon, and rows of one user come together.
+    If popularity changes, the memory has the popularity of ``mean_age`` steps ago.
 
     Args:
         frequency: item counts [V], or any ``Frequency``.
         size: number of rows of earlier batches in memory, the latest ones.
-        warm_up: number of first steps with candidates from the batch alone; the memory fills
-            meanwhile.
+        warm_up: number of initial steps with candidates from the batch alone; the memory is
+            filled during them.
         exclude_same_user: mask the other positives of a row's own user.
 
     Raises:
         ConfigError: ``size`` is less than 1 or ``warm_up`` less than 0.
         DataError: counts that are not a vector of finite non-negative numbers with a
             positive sum.
+
+    Example:
+        >>> import torch
+        >>> from candid.samplers import CrossBatchMemory
+        >>> sampler = CrossBatchMemory(torch.tensor([5, 3, 1]), size=4)
+        >>> sampler.observe(torch.tensor([0, 1]))
+        >>> sampler.sample(torch.tensor([0, 2])).ids
+        tensor([0, 2, 0, 1])
     """
 
     class Config(SamplerConfig):
@@ -60,7 +69,9 @@ class CrossBatchMemory(Sampler):
 
         size: int = Field(4096, ge=1, description="rows of earlier batches in memory")
         warm_up: int = Field(
-            WARM_UP, ge=0, description="number of first steps with candidates from the batch alone"
+            WARM_UP,
+            ge=0,
+            description="number of initial steps with candidates from the batch alone",
         )
         exclude_same_user: bool = Field(
             EXCLUDE_SAME_USER, description="never use a user's other positives as negatives"
@@ -151,15 +162,15 @@ class CrossBatchMemory(Sampler):
                 device synchronisation).
         """
         row_user_ids = user_ids if self.exclude_same_user else None
-        remembered = self.rows[:2, : self._num_used]
-        ids = torch.cat([positive_ids, remembered[0]])
+        memory = self.rows[:2, : self._num_used]
+        ids = torch.cat([positive_ids, memory[0]])
         self.frequency.check_positives(ids)
         return Candidates(
             ids=ids,
             log_expected_count=self.log_expected_count_of(ids, positive_ids),
             log_expected_count_positive=self.log_expected_count_of(positive_ids, positive_ids),
             num_samples=len(ids),
-            owner=None if row_user_ids is None else torch.cat([row_user_ids, remembered[1]]),
+            owner=None if row_user_ids is None else torch.cat([row_user_ids, memory[1]]),
             row_user_ids=row_user_ids,
         )
 

@@ -1,4 +1,4 @@
-"""Base of samplers that have some items exactly and sample the rest."""
+"""Base of samplers with exact candidates that sample the other items."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class ExactAndSampled(Sampler):
     """Exact candidates with expected count 1, and samples for the rest of the catalog.
 
     The estimate of Z' is unbiased for *any* exact candidates that are fixed before the rest is
-    sampled: they are summed, everything else is estimated. They may therefore be stale, badly
-    chosen or made from the very rows that they serve. They may even include a row's positive:
-    the loss masks it there as it does among the samples, because Z' is a sum over the *other*
-    items.
+    sampled: they are summed, all others are estimated. They may therefore be stale, badly
+    chosen, or chosen from the same rows that they are compared with. They may even include a
+    row's positive: the loss masks it there as it does among the samples, because Z' is a sum
+    over the *other* items.
 
-    The rest is sampled outside shared exact candidates if it can be (``Sampler.excluding``);
-    every sample then counts. Samplers that cannot exclude items, and exact candidates of each
-    row, lose the samples that are exact candidates; a row that loses all of them misses the
-    rest's share. That happens with probability Q(exact)^n. ``log_expected_count_of`` states the
-    expected counts of the *samples*.
+    If the rest can exclude items (``Sampler.excluding``), it is sampled without the shared
+    exact candidates, and every sample counts. Samplers that cannot exclude items, and exact
+    candidates of each row, lose the samples that are exact candidates. The estimate of a row
+    that loses all its samples misses the share of the rest. That happens with probability
+    Q(exact)^n. ``log_expected_count_of`` returns the expected counts of the *samples*.
 
     Args:
         num_items: V.

@@ -1,4 +1,4 @@
-"""The items nearest to the batch's queries as exact candidates, the rest sampled."""
+"""The items nearest to the batch's queries as exact candidates, and samples of the others."""
 
 from __future__ import annotations
 
@@ -57,12 +57,20 @@ class ExactNearest(ExactAndSampled):
         ConfigError: ``k``, or a shared ``num_exact``, is less than 1 or more than V,
             ``num_queries`` or ``refresh_every`` is less than 1, or ``rest`` has exact
             candidates itself.
+
+    Example:
+        >>> import torch
+        >>> from candid.samplers import ExactNearest, Uniform
+        >>> sampler = ExactNearest(4, num_exact=2, rest=Uniform(4, num_candidates=4), k=1)
+        >>> sampler.refresh(torch.eye(4))
+        >>> sampler.sample(torch.tensor([0, 2]), query=torch.eye(4)[[1, 3]]).exact.ids
+        tensor([1, 3])
     """
 
     class Config(SamplerConfig):
         """Settings of ``ExactNearest``."""
 
-        num_exact: int = Field(128, ge=1, description="exact candidates, at most")
+        num_exact: int = Field(128, ge=1, description="largest number of exact candidates")
         k: int = Field(NUM_NEAREST, ge=1, description="nearest items found for each query")
         shared: bool = Field(
             SHARED,
@@ -144,8 +152,8 @@ class ExactNearest(ExactAndSampled):
         self._refresh_every = refresh_every
         self._index_config = ExactIndex.Config() if index is None else index
         self.item_vectors: ItemVectors[Index] = ItemVectors(num_items, self._index_config.build)
-        # One search serves all samples of a batch, and the expected counts of its given
-        # negatives: the query and its split.
+        # The last query and its split: one search serves all samples of a batch and the
+        # expected counts of its given negatives.
         self._last_split: tuple[Tensor, tuple[Tensor, Sampler]] | None = None
 
     @property
@@ -187,7 +195,7 @@ def highest_variance(nearest: SearchResult, num_items: int) -> Tensor:
     An item that is estimated from samples adds P(d|u)² / (n·Q(d)) to the relative variance of a
     row's Z'. Items are ranked by the sum of P² over the rows, where P is a softmax over the
     items found for the row. Q is left out: with it, the few rows that prefer the rarest items
-    would decide for all.
+    would dominate the choice.
 
     Args:
         nearest: items and logits found for each row, padded with -1.
@@ -197,7 +205,7 @@ def highest_variance(nearest: SearchResult, num_items: int) -> Tensor:
         [H] int64 ascending; all items found if they are fewer.
     """
     is_item = nearest.item_ids >= 0
-    # A row without any item is NaN throughout; nothing of it is taken.
+    # The softmax of a row without items is NaN; the mask selects none of it.
     probability = torch.softmax(nearest.scores, dim=1)[is_item]
     ids, position = torch.unique(nearest.item_ids[is_item], return_inverse=True)
     variance = probability.new_zeros(len(ids)).scatter_add(0, position, probability.square())

@@ -1,4 +1,4 @@
-"""The most popular items as exact candidates, the rest sampled."""
+"""The most popular items as exact candidates, and samples of the others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from candid.samplers.sampler import Sampler
 
 
 class ExactPopular(ExactAndSampled):
-    """The most popular items exactly, the rest by samples.
+    """The most popular items as exact candidates, and samples of the others.
 
     A few items have most of the mass of a softmax. Scoring these exactly removes their variance
     from the estimate.
 
     Args:
-        counts: [V], how often each item is a training target.
+        counts: [V], how often each item is a target in an epoch.
         num_exact: H, the number of exact candidates: the items with the highest counts.
         rest: sampler of the other candidates.
 
@@ -77,7 +77,7 @@ class ExactPopular(ExactAndSampled):
             )
         exact_ids = most_popular(checked, num_exact)
         super().__init__(len(checked), rest)
-        # The same items are excluded at every step, so the sampler is made once.
+        # The same items are excluded at every step, so this sampler is made once.
         self.rest = rest.excluding(exact_ids)
         self.num_exact = num_exact
         self.register_buffer("_exact_ids", exact_ids, persistent=False)

@@ -24,8 +24,8 @@ Counts = Tensor | npt.NDArray[np.int64] | npt.NDArray[np.float64]
 class Frequency(TableModule, ABC):
     """Item frequency Q, exact or estimated from the stream of batches.
 
-    An estimate from the stream never gives probability 0: an item that T rows have not shown
-    gets Q = 1 / max(T + 1, V).
+    An estimate from the stream never gives probability 0: an item that did not occur in T rows
+    has Q = 1 / max(T + 1, V).
 
     Args:
         num_items: V, the size of the catalog.
@@ -76,11 +76,11 @@ class Frequency(TableModule, ABC):
         Raises:
             DataError: an item has frequency 0; names it.
         """
-        if ids.device.type == "cpu" and bool((never := self.log_q(ids).isneginf()).any()):
-            item = int(ids[never][0])
+        if ids.device.type == "cpu" and bool((is_impossible := self.log_q(ids).isneginf()).any()):
+            item = int(ids[is_impossible][0])
             raise DataError(
                 f"item {item} is a positive of the batch but has frequency 0: "
-                "count the items over all the interactions that are trained on"
+                "count the items over the targets that the loader deals"
             )
 
 
@@ -92,7 +92,7 @@ class FrequencyConfig(ComponentConfig, ABC):
         """Build the frequency for a catalog.
 
         Args:
-            counts: [V], how often each item is a training target; estimators from the stream
+            counts: [V], how often each item is a target in an epoch; estimators from the stream
                 use its length alone.
         """
 
@@ -101,8 +101,8 @@ FrequencyComponent = Annotated[FrequencyConfig, tagged(FREQUENCIES, "frequency")
 """A config field that holds the config of any registered frequency."""
 
 FREQUENCY_DESCRIPTION = (
-    "how often each item is a positive: 'exact', from the training counts, or estimated from the "
-    "stream of batches"
+    "how often each item is a positive: 'exact', from the targets of an epoch, or estimated from "
+    "the stream of batches"
 )
 """Description of a field that holds a frequency."""
 
@@ -111,7 +111,7 @@ class ExactFrequency(Frequency):
     """Item frequency from counts.
 
     Args:
-        counts: [V], how often each item is a training target.
+        counts: [V], how often each item is a target in an epoch.
 
     Raises:
         DataError: the counts are not a vector of finite non-negative numbers with a
@@ -149,7 +149,7 @@ class ExactFrequency(Frequency):
 
 
 def as_frequency(frequency: Frequency | Counts) -> Frequency:
-    """Return a frequency as it is, counts [V] as an ``ExactFrequency``.
+    """Return a frequency unchanged, and counts [V] as an ``ExactFrequency``.
 
     Raises:
         DataError: the counts are not a vector of finite non-negative numbers with a positive
@@ -183,7 +183,7 @@ def log_q_of_stream(probability: Tensor, num_rows: int, num_items: int) -> Tenso
     """Return the log of an estimate from the stream, with the lower bound of ``Frequency``.
 
     Args:
-        probability: float64, any shape; 0 where the stream has not shown the item.
+        probability: float64, any shape; 0 where the item has not occurred.
         num_rows: T, rows of the stream so far.
         num_items: V.
 
@@ -219,6 +219,13 @@ def frequency_error(frequency: Frequency, counts: Counts) -> FrequencyError:
     Raises:
         DataError: the counts are not a vector of finite non-negative numbers with a positive
             sum.
+
+    Example:
+        >>> import torch
+        >>> from candid.samplers import ExactFrequency, frequency_error
+        >>> counts = torch.tensor([3, 1])
+        >>> round(frequency_error(ExactFrequency(torch.tensor([1, 1])), counts).weighted, 2)
+        0.5
     """
     weights = checked_counts(counts).cpu()
     exact = weights / weights.sum()
@@ -234,7 +241,7 @@ def frequency_error(frequency: Frequency, counts: Counts) -> FrequencyError:
 
 
 def _popularity_bands(exact: Tensor) -> Tensor:
-    """Return [V] 0, 1 or 2: the third of the occurrences, most popular first, with the item."""
+    """Return [V], the third of the occurrences that an item is in: 0 is the most popular one."""
     distinct, group = torch.unique(exact, return_inverse=True)
     mass = torch.zeros_like(distinct).index_add(0, group, exact)
     middle = mass.flip(0).cumsum(0).flip(0) - mass / 2

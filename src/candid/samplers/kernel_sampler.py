@@ -35,7 +35,7 @@ class KernelSampler(Sampler):
         refresh_every: R, steps between refreshes.
 
     Raises:
-        ConfigError: one of them is less than 1.
+        ConfigError: one of these numbers is less than 1.
     """
 
     def __init__(

@@ -179,9 +179,9 @@ class KernelTree:
         num_slots = self._vectors.shape[0] * self.block_size
         dense = _DENSE_SLOTS * leaves.shape[1] * self.block_size
         if num_slots <= min(dense, _FLOATS_AT_ONCE // max(1, len(query))):
-            every = query @ self._vectors.flatten(0, 1).T
-            every = every.view(len(query), len(self._vectors), self.block_size)
-            logits = every.gather(1, blocks[..., None].expand(-1, -1, self.block_size))
+            all_logits = query @ self._vectors.flatten(0, 1).T
+            all_logits = all_logits.view(len(query), len(self._vectors), self.block_size)
+            logits = all_logits.gather(1, blocks[..., None].expand(-1, -1, self.block_size))
         else:
             logits = _products_in_pieces(self._vectors.flatten(1), blocks, query)
         log_weight = self.kernel.log_weight(logits)

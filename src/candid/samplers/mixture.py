@@ -18,8 +18,8 @@ from candid.samplers.sampler import Sampler
 class Mixture(Sampler):
     """The candidates of every component, one after the other.
 
-    The expected count of an item is the sum over the components, for each candidate the same,
-    no matter which component sampled it: e(d) = Σ_k n_k·Q_k(d), the balance heuristic of
+    The expected count of an item is the sum over the components, e(d) = Σ_k n_k·Q_k(d), no
+    matter which component sampled the candidate. This is the balance heuristic of
     multiple importance sampling (Veach and Guibas 1995). Correcting a component's samples by
     that component alone, or uniform samples by popularity, adds a bias that does not shrink
     with n.
@@ -29,11 +29,11 @@ class Mixture(Sampler):
     has a fixed number of samples of each component, so the renormalised estimate of Z' carries
     a relative error of at most about max_k Q_k(p) / n: nothing for rare positives; with 16
     uniform and 16 popularity samples from 30 items, for a positive with 30 % of the popularity,
-    less than a hundredth (held by a test). With an in-batch component, the rows of a row's own
+    less than a hundredth (checked by a test). With an in-batch component, the rows of a row's own
     user are masked too: its part of the sum is then too high by that user's share of the batch.
 
-    If a component has a sample for each row, so has the mixture: shared candidates are repeated
-    for every row.
+    If a component has a sample for each row, the mixture has one too: shared candidates are
+    repeated for every row.
 
     Args:
         components: the samplers.

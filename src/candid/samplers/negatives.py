@@ -1,4 +1,4 @@
-"""Negatives that the user names: hard ones, or items that were shown and not chosen."""
+"""Given negatives: hard ones, or items that were shown and not chosen."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def with_negatives(
     user_ids: Tensor | None = None,
     query: Tensor | None = None,
 ) -> Candidates:
-    """Compare each row with given negatives too, exactly.
+    """Add given negatives to the candidates, as exact candidates of each row.
 
     A given negative was chosen and not sampled, so its expected count is 1 for any
-    sampler, and samples of it are dropped from that row: the estimate of Z' stays
+    sampler, and samples of it are masked in that row: the estimate of Z' stays
     that of the catalog. Correcting a given negative as a sample would add a bias.
 
     A row's positive among its negatives, an item named twice and an item of shared exact
@@ -50,6 +50,14 @@ def with_negatives(
             the batch, or the candidates have exact candidates of another number of rows.
         DataError: an id below -1 (checked on the CPU, where it needs no device
             synchronisation).
+
+    Example:
+        >>> import torch
+        >>> from candid.samplers import Uniform, with_negatives
+        >>> sampler, positive_ids = Uniform(10, num_candidates=4), torch.tensor([3, 5])
+        >>> candidates, negative_ids = sampler.sample(positive_ids), torch.tensor([[7], [-1]])
+        >>> with_negatives(candidates, negative_ids, sampler, positive_ids).exact.ids.tolist()
+        [[7], [-1]]
     """
     num_rows = len(positive_ids)
     check_negatives(negative_ids, num_rows)

@@ -41,7 +41,7 @@ class Popularity(Sampler):
     refuse a whole sampler that cannot draw an item.
 
     Args:
-        counts: [V], how often each item is a training target.
+        counts: [V], how often each item is a target in an epoch.
         num_candidates: n, the number of samples; with ``distinct`` there may be fewer
             candidates.
         exponent: power of the counts: 1 is popularity itself, 0 is uniform over the items with
@@ -152,8 +152,8 @@ class Popularity(Sampler):
         others._excluded_ids = union_of_ids(self._excluded_ids, ids)
         total = self._cumulative[-1]
         # A smaller remainder is only the rounding error of differences of sums.
-        nothing_left = others._excluded().remaining_length(total) < 1e-12 * total
-        return self if bool(nothing_left) else others
+        is_empty = others._excluded().remaining_length(total) < 1e-12 * total
+        return self if bool(is_empty) else others
 
     def sample(
         self,

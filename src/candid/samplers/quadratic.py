@@ -34,6 +34,14 @@ class Quadratic(KernelSampler):
 
     Raises:
         ConfigError: a setting is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from candid.samplers import Quadratic
+        >>> sampler = Quadratic(10, num_candidates=4)
+        >>> sampler.refresh(torch.randn(10, 8))
+        >>> sampler.sample(torch.tensor([0, 1]), query=torch.randn(2, 8)).ids.shape
+        torch.Size([2, 4])
     """
 
     class Config(SamplerConfig):
@@ -103,7 +111,7 @@ class QuadraticKernel:
     def __init__(self, width: int, scale: float, device: torch.device) -> None:
         self._scale = scale
         self._rows, self._columns = torch.triu_indices(width, width, device=device)
-        # The upper triangle stands for both.
+        # The upper triangle stands for both triangles.
         self._multiplicity = torch.where(self._rows == self._columns, 1.0, 2.0)
 
     def query_features(self, query: Tensor) -> Tensor:

@@ -29,25 +29,25 @@ SEED: Final = 0
 class RandomFourier(KernelSampler):
     """RF-softmax: Q(d|u) nearly ∝ exp(nu · cos(h, c)), for towers of unit vectors.
 
-    Rawat et al., "Sampled softmax with random Fourier features" (NeurIPS 2019): with D
-    frequencies w ~ N(0, nu·I) the features φ(x) = D^{-1/2} [cos(w·x), sin(w·x)] of the unit
-    vectors of query and item have E φ(h)·φ(c) = exp(-nu·|h - c|² / 2). By their noise a sum of
+    Rawat et al., "Sampled softmax with random Fourier features" (NeurIPS 2019): with M
+    frequencies w ~ N(0, nu·I) the features φ(x) = M^{-1/2} [cos(w·x), sin(w·x)] of the unit
+    vectors of query and item have E φ(h)·φ(c) = exp(-nu·|h - c|² / 2). Because of noise a sum of
     features may be too low, or negative: a node's mass is then ``kernel_floor`` times that of
     items orthogonal to the query, and the stated probability is the one that was used. Inside a
     leaf items are weighed by the exponential of their true logit.
 
     Let tau be the length of the queries times that of the items, the inverse temperature of
-    cosine towers. nu should be at most tau; a lower one is safer, since the features are noisy
-    where the kernel is sharp and the exact leaves bring the rest (4,000 clustered items, tau 10,
+    cosine towers. nu should be at most tau; a lower one is safer, because the features are noisy
+    for a sharp kernel, while the leaves are exact for any nu (4,000 clustered items, tau 10,
     128 frequencies: the relative variance of Z from one sample is .64 for nu 2 and .56 for nu 4,
-    against 26 for uniform samples; at nu 8 noise dominates). Only directions steer the
-    tree: for items whose vectors differ much in length ``Quadratic`` is better.
+    against 26 for uniform samples; at nu 8 noise dominates). The tree depends
+    only on directions: for items whose vectors differ much in length use ``Quadratic``.
 
     Args:
         num_items: V.
         num_candidates: n, samples for each row.
         nu: sharpness of the kernel.
-        num_features: D, the number of frequencies; a node holds 2·D numbers.
+        num_features: M, the number of frequencies; a node holds 2·M numbers.
         kernel_floor: least mass of an item, relative to that of an orthogonal one.
         block_size: S, items that a leaf of the tree weighs exactly.
         refresh_every: R, steps between refreshes.
@@ -55,6 +55,14 @@ class RandomFourier(KernelSampler):
 
     Raises:
         ConfigError: a setting is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from candid.samplers import RandomFourier
+        >>> sampler = RandomFourier(10, num_candidates=4)
+        >>> sampler.refresh(torch.randn(10, 8))
+        >>> sampler.sample(torch.tensor([0, 1]), query=torch.randn(2, 8)).ids.shape
+        torch.Size([2, 4])
     """
 
     class Config(SamplerConfig):

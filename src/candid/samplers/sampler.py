@@ -18,13 +18,13 @@ from candid.samplers.table_module import TableModule
 class Sampler(TableModule, ABC):
     """A source of candidates that states the expected count of each.
 
-    To write one, implement ``sample`` and ``log_expected_count_of``. Everything else is a hook
+    To write one, implement ``sample`` and ``log_expected_count_of``. All other methods are hooks
     with a default: a sampler that follows the model overrides ``refresh_every`` and ``refresh``,
     one that reads the stream of batches overrides ``observe``, one that contains other samplers
     overrides ``parts``.
 
     A sampler is a module without parameters. Its tables are buffers, so that
-    ``sampler.to(device)`` moves them, and what a resumed run needs is in ``state_dict``. Tables
+    ``sampler.to(device)`` moves them, and ``state_dict`` holds what a resumed run needs. Tables
     that are rebuilt from item counts are not part of ``state_dict``. Candidates live on the
     device of ``positive_ids``, which must be that of the sampler.
 
@@ -60,6 +60,9 @@ class Sampler(TableModule, ABC):
                 given to ``refresh`` is the logit; for samplers that follow the model.
             generator: source of randomness, on the device of ``positive_ids``; the same state
                 gives the same candidates. None: the global generator of the device.
+
+        Returns:
+            the candidates, shared by all rows or for each row, with their expected counts.
         """
 
     @abstractmethod
@@ -129,7 +132,7 @@ class Sampler(TableModule, ABC):
         }
 
     def support(self, is_positive: Tensor) -> Tensor:
-        """Return which items every row is compared with sooner or later.
+        """Return which items can be candidates.
 
         Args:
             is_positive: [V] bool on the CPU, whether an item is ever the positive of a row.
@@ -144,7 +147,7 @@ class Sampler(TableModule, ABC):
 
         A sampler that cannot leave out items returns itself, as does one that has no other
         items. A loss then drops the samples of these items; where a row has no other samples,
-        the estimate misses the items outside.
+        the estimate misses all other items.
 
         Args:
             ids: [H] int64.
@@ -153,11 +156,11 @@ class Sampler(TableModule, ABC):
 
     def __copy__(self) -> Self:
         """Return a sampler that shares the tables, but whose attributes can be set apart."""
-        twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__)
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
         for name in ("_buffers", "_modules"):
-            twin.__dict__[name] = dict(self.__dict__[name])
-        return twin
+            other.__dict__[name] = dict(self.__dict__[name])
+        return other
 
 
 def sample_groups(

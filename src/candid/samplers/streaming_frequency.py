@@ -31,12 +31,12 @@ SEED: Final = 0
 
 
 class StreamingFrequency(Frequency):
-    """Q(d) as 1 / (the average gap between occurrences of d), in rows of the stream.
+    """Q(d) as 1 / (average gap between occurrences of d), with gaps counted in rows of the stream.
 
     Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations"
     (RecSys 2019), algorithm 2: an item's bucket holds the row of its last occurrence and a
     moving average of the gaps, gap ← (1 - rate)·gap + rate·(now - last). Items that share a
-    bucket shorten each other's gaps. Several arrays with independent hashes are kept, and the
+    bucket shorten each other's gaps. There are several arrays with independent hashes, and the
     largest gap is used. The paper counts gaps in steps, where the frequency of an item of every
     batch saturates. Here gaps are counted in rows, so that the average depends on the order of
     the rows and not on how they are cut into batches.
@@ -49,7 +49,7 @@ class StreamingFrequency(Frequency):
 
     Args:
         num_items: V.
-        num_buckets: of each array, 16 bytes per bucket.
+        num_buckets: number of buckets of each array, 16 bytes each.
         num_hashes: number of arrays.
         rate: weight of the newest gap, above 0 and below 1.
         seed: of the hashes.
@@ -60,6 +60,14 @@ class StreamingFrequency(Frequency):
 
     Raises:
         ConfigError: a setting is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from candid.samplers import StreamingFrequency
+        >>> frequency = StreamingFrequency(10, num_buckets=1000)
+        >>> frequency.observe(torch.tensor([3, 3, 3, 1]))
+        >>> frequency.log_q(torch.tensor([3, 1])).exp()
+        tensor([0.7500, 0.2500])
     """
 
     class Config(FrequencyConfig):
@@ -150,30 +158,30 @@ class StreamingFrequency(Frequency):
         rows = torch.arange(len(ids), device=ids.device) + (self.num_rows + 1)
         self.num_rows += len(ids)
         keys, order = torch.sort(self._buckets(ids).flatten(), stable=True)
-        seen = _occurrences(keys, rows.repeat(self.num_hashes)[order])
-        counted = self.times_seen[seen.buckets].long()
+        runs = _occurrences(keys, rows.repeat(self.num_hashes)[order])
+        earlier_counts = self.times_seen[runs.buckets].long()
 
         previous = torch.where(
-            seen.ordinal > 1, seen.rows.roll(1), self.last_row[seen.buckets][seen.group]
+            runs.ordinal > 1, runs.rows.roll(1), self.last_row[runs.buckets][runs.group]
         )
-        is_averaged = counted[seen.group] + seen.ordinal > self._num_counted
+        is_averaged = earlier_counts[runs.group] + runs.ordinal > self._num_counted
         log_decay = math.log1p(-self.rate)
-        weight = self.rate * torch.exp(log_decay * (seen.sizes[seen.group] - seen.ordinal).double())
-        newest = torch.where(is_averaged, weight * (seen.rows - previous), 0.0)
+        weight = self.rate * torch.exp(log_decay * (runs.sizes[runs.group] - runs.ordinal).double())
+        newest = torch.where(is_averaged, weight * (runs.rows - previous), 0.0)
 
-        num_counted = (self._num_counted - counted).clamp(min=0).minimum(seen.sizes)
-        last_counted = seen.rows[seen.starts + (num_counted - 1).clamp(min=0)].double()
+        num_counted = (self._num_counted - earlier_counts).clamp(min=0).minimum(runs.sizes)
+        last_counted = runs.rows[runs.starts + (num_counted - 1).clamp(min=0)].double()
         start = torch.where(
             num_counted > 0,
-            last_counted / (counted + num_counted).clamp(min=1),
-            self.gap[seen.buckets].double(),
+            last_counted / (earlier_counts + num_counted).clamp(min=1),
+            self.gap[runs.buckets].double(),
         )
-        gap = start * torch.exp(log_decay * (seen.sizes - num_counted).double())
-        gap = gap.index_add(0, seen.group, newest)
+        gap = start * torch.exp(log_decay * (runs.sizes - num_counted).double())
+        gap = gap.index_add(0, runs.group, newest)
 
-        self.gap[seen.buckets] = gap.float()
-        self.last_row[seen.buckets] = seen.rows[seen.starts + seen.sizes - 1]
-        self.times_seen[seen.buckets] = (counted + seen.sizes).clamp(max=2**31 - 1).int()
+        self.gap[runs.buckets] = gap.float()
+        self.last_row[runs.buckets] = runs.rows[runs.starts + runs.sizes - 1]
+        self.times_seen[runs.buckets] = (earlier_counts + runs.sizes).clamp(max=2**31 - 1).int()
 
     def get_extra_tensors(self) -> dict[str, Tensor]:
         """Return the number of rows, and the hashes, which a state must share."""
@@ -236,12 +244,12 @@ def _hashes(num_hashes: int, seed: int) -> list[tuple[int, int]]:
     """Return multiply-shift hashes (Dietzfelbinger et al. 1997): odd factors, shifts, int64."""
     pairs = []
     for array in range(num_hashes):
-        factor, shift = (_mixed(seed * 2 * num_hashes + 2 * array + k) for k in range(2))
-        pairs.append((_signed(factor | 1), _signed(shift)))
+        factor, shift = (_splitmix64(seed * 2 * num_hashes + 2 * array + k) for k in range(2))
+        pairs.append((_to_signed(factor | 1), _to_signed(shift)))
     return pairs
 
 
-def _mixed(value: int) -> int:
+def _splitmix64(value: int) -> int:
     """Return SplitMix64 of an integer."""
     z = (value + 1) * 0x9E3779B97F4A7C15 & _MASK
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
@@ -249,5 +257,5 @@ def _mixed(value: int) -> int:
     return z ^ (z >> 31)
 
 
-def _signed(value: int) -> int:
+def _to_signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value

@@ -1,4 +1,4 @@
-"""Checks of which items of a catalog a sampler can draw."""
+"""Checks that a sampler can draw every item that its softmax is over."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def check_support_covers(
     Args:
         sampler: the whole sampler; a mixture samples an item if one of its components does.
         is_positive: [V] bool on the CPU, whether an item is ever the positive of a row.
-        softmax_over: "trained" if only items that are ever a positive must be drawn.
+        softmax_over: "trained" if only items that are ever a positive must be sampled.
         source_ids: [V], names of the items in messages; None: their ids.
         key: setting that holds ``softmax_over``, for messages.
 
     Raises:
-        ConfigError: an item cannot be drawn, and names the first; or the sampler belongs to
-            another catalog.
+        ConfigError: an item cannot be sampled (the message has the first); or the sampler belongs
+            to another catalog.
     """
     support = sampler.support(is_positive)
     if support.shape != is_positive.shape:
@@ -40,10 +40,10 @@ def check_support_covers(
     unreachable = ~support
     if softmax_over == "trained":
         unreachable &= is_positive
-    way_out = ""
+    alternative = ""
     if not bool((unreachable & is_positive).any()):
-        way_out = f", or leave out items that are never a training target: {key} = 'trained'"
-    _refuse(unreachable, source_ids, way_out)
+        alternative = f", or leave out items that are never a training target: {key} = 'trained'"
+    _refuse(unreachable, source_ids, alternative)
 
 
 def check_support(log_expected_count: Tensor) -> None:
@@ -61,16 +61,17 @@ def check_support(log_expected_count: Tensor) -> None:
 
 
 def _refuse(
-    unreachable: Tensor, source_ids: Sequence[object] | None = None, way_out: str = ""
+    unreachable: Tensor, source_ids: Sequence[object] | None = None, alternative: str = ""
 ) -> None:
     items = torch.nonzero(unreachable)[:, 0]
     if len(items):
         first = int(items[0])
+        name = first if source_ids is None else repr(source_ids[first])
         raise ConfigError(
-            f"item {first if source_ids is None else repr(source_ids[first])} can never be drawn: "
+            f"item {name} can never be sampled: "
             f"its probability is 0, as that of {len(items)} of {len(unreachable)} items in total, "
             "and the estimate of the softmax misses them; set min_count of a popularity sampler "
-            f"above 0, mix the sampler with uniform samples{way_out}"
+            f"above 0, or mix the sampler with uniform samples{alternative}"
         )
 
 

@@ -2,9 +2,10 @@
 
 A batch that is expected to take a few milliseconds runs on the event loop, after all requests that
 have arrived are read. A model of hundreds of small operations releases the interpreter lock at each
-of them, and the fight for the lock with the thread that reads requests costs more than both do
-alone. Longer batches run in one thread per queue, and the event loop stays free; there a single
-request waits at most ``wait`` seconds for others, and not at all if the thread was busy meanwhile.
+of them, and contention for the lock with the thread that reads requests would cost more than the
+work itself. Longer batches run in one thread per queue, and the event loop stays free. In the
+thread a single request waits for others until ``wait`` seconds after its arrival; the time of the
+previous batch counts.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ many rounds, so that it gets all requests that have arrived."""
 class _CostEstimates:
     """Upper estimates of the seconds per request of each group.
 
-    One slow batch now and then must not block the event loop: an estimate rises at once and decays
-    slowly. A group without any batch so far counts as infinitely slow.
+    An estimate rises at once and decays slowly, so that a group with occasional slow batches does
+    not block the event loop. A group without a measured batch counts as infinitely slow.
     """
 
     def __init__(self) -> None:
@@ -93,7 +94,7 @@ class BatchQueue(Generic[GroupT, RequestT, ResultT]):
         batch_size: requests of a batch.
         wait: seconds that the first request of a batch waits for others.
         max_waiting: requests in the queue; more are refused.
-        timeout: seconds until a request is given up.
+        timeout: seconds after which a request fails.
         quick: seconds; batches expected to take less run on the event loop.
         metrics: of the server.
         on_thread_start: called once in the thread of the queue.
@@ -177,7 +178,7 @@ class BatchQueue(Generic[GroupT, RequestT, ResultT]):
                 self._metrics.refused.labels("queue_full").inc()
                 raise RequestError(
                     "overloaded",
-                    f"{len(self._jobs)} queries are waiting: try again later",
+                    f"{len(self._jobs)} queries are waiting; try again later",
                     retry_after=RETRY_AFTER,
                 )
             self._jobs.extend(jobs)
@@ -191,7 +192,7 @@ class BatchQueue(Generic[GroupT, RequestT, ResultT]):
             self._metrics.refused.labels("timeout").inc()
             raise RequestError(
                 "timeout",
-                f"no answer within {self._timeout * 1000:.0f} ms: try again later",
+                f"no answer within {self._timeout * 1000:.0f} ms; try again later",
                 retry_after=RETRY_AFTER,
             ) from None
 
@@ -267,8 +268,8 @@ class BatchQueue(Generic[GroupT, RequestT, ResultT]):
             self._is_thread_busy = True
             end = self._jobs[0].since + self._wait
             while len(self._jobs) < self._batch_size and not self._is_closed:
-                left = end - monotonic()
-                if left <= 0 or not self._changed.wait(left):
+                remaining = end - monotonic()
+                if remaining <= 0 or not self._changed.wait(remaining):
                     break
             return self._take_batch()
 

@@ -1,4 +1,4 @@
-"""Look-ups beside recommendations: facts about a model, items and users by text, one user."""
+"""Look-ups other than recommendations: model information, items and users by text, one user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from candid.serve.requests import Id
 
 
 def model_info(version: ModelVersion) -> dict[str, Any]:
-    """Return facts about a model version and the requests it supports, as in ``ModelInfo``."""
+    """Return properties of a model version and the requests it supports, as in ``ModelInfo``."""
     bundle, model = version.bundle, version.bundle.model
     why_no_updates = None
     if bundle.encode_items is None:

@@ -26,14 +26,14 @@ ItemEncoder = Callable[[Sequence[Mapping[str, Any]]], tuple[pl.DataFrame, dict[s
 
 @dataclass(frozen=True)
 class ServingBundle:
-    """Everything that the server needs of a run.
+    """The parts of a run that the server needs.
 
     Attributes:
         model: in inference mode.
         dataset: the training data.
         snapshot: the index over the item vectors; its first V items are those of the dataset.
         max_length: number of latest history items that the model reads.
-        context: encodes the context of a query; None: the model reads none.
+        context: encodes the context of a query; None: the model does not read it.
         context_columns: columns of the context that the model reads.
         encode_users: encodes attributes of users who are not in the data; None: the model reads
             no features of users.
@@ -81,13 +81,17 @@ def open_bundle(
     Raises:
         ArtifactError: ``run`` is not a run, is damaged, or the index belongs to another model.
         ConfigError: the library of the index is not installed.
+
+    Example:
+        >>> bundle = open_bundle("runs/films")  # doctest: +SKIP
+        >>> bundle.index.num_live  # doctest: +SKIP
     """
     loaded = load_run(Path(run), None if data is None else Path(data))
     snapshot = open_index(loaded, None if index is None else Path(index))
     items = loaded.dataset.items
     if not snapshot.source_ids.built.equals(items["source_id"]):
         raise ArtifactError(
-            f"the index of {run} holds other items than its dataset: build it again with candid "
+            f"the index of {run} and its dataset have different items; build it again with candid "
             "index"
         )
     features, model = loaded.features, loaded.model
@@ -112,7 +116,7 @@ def open_bundle(
 
 
 class _NewItemEncoder:
-    """Encodes the attributes of new items as the training data of a run is encoded."""
+    """Encoder of the attributes of new items, the same as for the training data of a run."""
 
     def __init__(self, run: Run) -> None:
         assert run.features.item is not None
@@ -134,7 +138,7 @@ class _NewItemEncoder:
         return table, self._features.encode(table)
 
     def _join(self, name: str, value: Any) -> Any:
-        """Join a list of texts where the column of the data holds lists as text."""
+        """Join a list of texts if the column of the data contains lists as text."""
         is_list = isinstance(value, list) and all(isinstance(part, str) for part in value)
         if is_list and isinstance(self._schema.get(name), pl.String):
             return SEPARATOR.join(value)

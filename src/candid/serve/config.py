@@ -28,7 +28,7 @@ class ServeConfig(ComponentConfig):
     )
     batch_size: int = Field(64, ge=1, description="queries encoded and searched at once")
     batch_wait_ms: float = Field(
-        1.0, ge=0, le=1000, description="how long the first query of a batch waits for others"
+        1.0, ge=0, le=1000, description="time that the first query of a batch waits for others"
     )
     quick_ms: float = Field(
         20.0,
@@ -37,19 +37,21 @@ class ServeConfig(ComponentConfig):
         "0: all in the thread",
     )
     timeout_ms: float = Field(
-        1000.0, gt=0, description="a query that waits longer for its answer gets 503"
+        1000.0, gt=0, description="longest wait for an answer; then the query gets 503"
     )
     body_timeout_ms: float = Field(
-        5000.0, gt=0, description="a body that takes longer to arrive gets 408"
+        5000.0, gt=0, description="longest time for a body to arrive; then the request gets 408"
     )
     drain_ms: float = Field(
         0.0,
         ge=0,
-        description="after SIGTERM, keep answering this long while /readyz returns 503, so that "
-        "load balancers stop sending requests",
+        description="time after SIGTERM in which requests are still answered while /readyz returns "
+        "503, so that load balancers stop sending requests",
     )
     shutdown_ms: float = Field(
-        10_000.0, gt=0, description="at shutdown, requests in flight are cancelled after this long"
+        10_000.0,
+        gt=0,
+        description="time for requests in flight at shutdown; then they are cancelled",
     )
     rate: float | None = Field(
         None, gt=0, description="requests per second of one client; none: unlimited"
@@ -58,13 +60,13 @@ class ServeConfig(ComponentConfig):
     max_clients: int = Field(
         10_000,
         ge=1,
-        description="clients whose rate is remembered; the longest idle is dropped first",
+        description="clients whose rate is stored; the longest idle is dropped first",
     )
     probability_items: int = Field(
         200_000,
         ge=0,
-        description="up to this many items every answer has probabilities; above, only where a "
-        "request wants them",
+        description="largest catalog for which every answer has probabilities; above it only "
+        "answers to requests with probability = true",
     )
     threads: int | None = Field(
         None, ge=1, description="CPU threads of one search; none: half of the cores"

@@ -24,7 +24,7 @@ CACHED_MASKS: Final = 32
 
 
 class AttributeFilters:
-    """Evaluates filters over an item table; caches recent masks until an item changes.
+    """Evaluator of filters over an item table; recent masks are cached until an item changes.
 
     Args:
         table: the items.
@@ -58,12 +58,12 @@ class AttributeFilters:
             if is_range and not _is_ordered(inner):
                 raise RequestError(
                     "invalid",
-                    f"attribute {name!r} is {inner} and supports no min and max: list values",
+                    f"attribute {name!r} is {inner} and does not support min and max; list values",
                     f"filters.{name}",
                 )
 
     def mask(self, filters: Mapping[str, Any]) -> Bools:
-        """Return which items pass every filter: [n] bool, new items included.
+        """Return a mask of the items that pass every filter: [n] bool, new items included.
 
         Args:
             filters: as accepted by ``check``.
@@ -110,7 +110,7 @@ def _one_value(value: Any, name: str, table: ItemTable) -> pl.Series:
 
 
 def _matches(column: pl.Series, condition: Any, name: str) -> Bools:
-    """Return which rows of a column meet a condition: [n] bool."""
+    """Return a mask of the rows of a column that meet a condition: [n] bool."""
     inner = _inner_type(column.dtype)
     if isinstance(column.dtype, pl.String) and column.str.contains(SEPARATOR, literal=True).any():
         whole_text = _is_in(column, condition)
@@ -137,7 +137,7 @@ def _matches(column: pl.Series, condition: Any, name: str) -> Bools:
         values = [_parse_value(value, inner, name) for value in condition]
         if not inner.is_integer():
             return _is_in(column, values)
-        # A value beyond the type of the column matches nothing and must not overflow.
+        # A value outside the range of the type matches no row and must not overflow.
         matches = column.cast(pl.Float64).is_in(pl.Series(values, dtype=pl.Float64).implode())
         if max(map(abs, values)) >= 2**53:
             matches = column.cast(pl.Int128).is_in(pl.Series(values, dtype=pl.Int128).implode())
@@ -154,7 +154,7 @@ def _parse_value(value: Any, dtype: pl.DataType, name: str) -> Any:
     """Convert a value of a filter to the type of a column.
 
     Raises:
-        RequestError: it is not of the type.
+        RequestError: the value does not have the type of the column.
     """
     if isinstance(dtype, pl.Boolean) and isinstance(value, bool):
         return value

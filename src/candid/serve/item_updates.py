@@ -46,7 +46,8 @@ def put_item(version: ModelVersion, source_id: Id, update: ItemUpdate) -> str:
         "added" or "updated".
 
     Raises:
-        RequestError: the model cannot encode items from attributes, or not from these.
+        RequestError: the model cannot encode items from attributes, or the attributes are not
+            valid.
     """
     bundle, items = version.bundle, version.items
     if bundle.encode_items is None:
@@ -75,7 +76,7 @@ def put_item(version: ModelVersion, source_id: Id, update: ItemUpdate) -> str:
     # A vector beyond float32 cannot be ranked.
     if not bool(vectors.square().sum().isfinite()):
         raise RequestError(
-            "invalid", "the attributes give a vector that is not finite: check the numbers"
+            "invalid", "the attributes give a vector that is not finite; check the numbers"
         )
     attributes = table.select(list(items.attributes)).row(0, named=True)
     was_live = item_id is not None and bool(bundle.index.is_live(torch.tensor([item_id]))[0])
@@ -160,7 +161,7 @@ class ItemUpdates:
 
     def _read(self, file: Path) -> None:
         lines = file.read_text(encoding="utf-8").split("\n")
-        # The text after the last line end is a write that was cut off.
+        # Text after the last line break is left from an interrupted write: skip it.
         for number, line in enumerate(lines[:-1], 1):
             try:
                 entry = json.loads(line)
@@ -172,7 +173,7 @@ class ItemUpdates:
             except (ValueError, KeyError, TypeError):
                 raise ArtifactError(
                     f"line {number} of {file} is not an item update with the keys model, item and "
-                    "update: correct or remove the line"
+                    "update; correct or remove the line"
                 ) from None
         with replacing(file) as temporary:
             text = (

@@ -19,11 +19,11 @@ Ints = npt.NDArray[np.int64]
 OTHER_COLUMNS: Final = ("source_id", "title")
 """Columns of the table of items that are not attributes."""
 CACHED_ITEMS: Final = 200_000
-"""Items whose JSON is cached: popular items are in one answer after the other."""
+"""Items whose JSON is cached: popular items occur in many answers."""
 
 
 class RequestIds:
-    """Converts source ids, as requests write them, to dense ids and back.
+    """Converter between source ids, as requests write them, and dense ids.
 
     Args:
         source_ids: [n], integer or text; row i has the dense id i.
@@ -40,7 +40,7 @@ class RequestIds:
             self._range = range(int(bounds.min), int(bounds.max) + 1)
         self._kind = kind
         self._model = model
-        self._ids.find([])  # Sorts the ids now, so that the first request need not wait for it.
+        self._ids.find([])  # Sorts the ids now, so that the first request does not wait for it.
 
     def __repr__(self) -> str:
         return f"RequestIds({len(self)} {self._kind} ids of {self._model!r})"

@@ -39,7 +39,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class BufferedHandler(logging.Handler):
-    """Writes log lines to a stream a few times per second.
+    """Log handler that writes to a stream a few times per second.
 
     One write per line would cost a request more than its answer: the thread of the model takes
     over during the system call.

@@ -18,7 +18,7 @@ from candid.serve.model_version import ModelVersion
 from candid.serve.requests import Id
 
 MAX_SAMPLE: Final = 5000
-"""The components are those of this many of the most popular items."""
+"""Maximum number of items, the most popular ones, that the components are computed from."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class ItemMaps:
         item_ids = np.array(list(dict.fromkeys([*popular, *further])), dtype=np.int64)
         item_ids, vectors = _unit_vectors(version, item_ids)
         entries = version.items.describe(item_ids.tolist(), include_attributes=False)
-        places = ((vectors - layout.mean) @ layout.basis).tolist()
+        points = ((vectors - layout.mean) @ layout.basis).tolist()
         return {
             "model": version.name,
             "explained": layout.explained,
             "items": [
-                entry | {"x": x, "y": y} for entry, (x, y) in zip(entries, places, strict=True)
+                entry | {"x": x, "y": y} for entry, (x, y) in zip(entries, points, strict=True)
             ],
         }
 

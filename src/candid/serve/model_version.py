@@ -34,7 +34,7 @@ Ints = npt.NDArray[np.int64]
 NO_ITEMS: Final[Ints] = np.zeros(0, dtype=np.int64)
 
 MAX_FAST_K: Final = 200
-"""Queries with a larger k are slow: a batch is searched as deep as its largest k."""
+"""Queries with a larger k are slow: the largest k of a batch is searched for all its queries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class ModelVersion:
         if bundle.model.needs_history and not len(query.item_ids):
             raise RequestError(
                 "unsupported",
-                "the model needs a history: name at least one item",
+                "the model needs a history; name at least one item",
                 "user" if request.user is not None else "history",
             )
         if request.probability and bundle.why_no_probability is not None:
@@ -198,7 +198,7 @@ class ModelVersion:
         vectors = torch.empty(0, self.bundle.dim)
         if recommend:
             vectors = self._encode(recommend)
-        # A vector beyond float32 orders no items.
+        # A vector that is not finite cannot rank items.
         is_finite = vectors.abs().sum(1).isfinite().tolist()
         # Row of each query in ``vectors``, by position; similar items have none.
         with_vector = (p for p, query in enumerate(queries) if query.query is not None)
@@ -212,7 +212,7 @@ class ModelVersion:
             elif not is_finite[row]:
                 results[position] = RequestError(
                     "invalid",
-                    "the attributes or the history give a query vector that is not finite: check "
+                    "the attributes or the history give a query vector that is not finite; check "
                     "the numbers",
                 )
             elif query.allowed is not None or query.filters:
@@ -293,7 +293,7 @@ class ModelVersion:
         if model.needs_user or not (model.reads_history or request.attributes is not None):
             raise RequestError(
                 "unsupported",
-                "the model only supports users of its training data: name a user",
+                "the model only supports users of its training data; name a user",
                 "history" if request.attributes is None else "attributes",
             )
         if request.attributes is not None:

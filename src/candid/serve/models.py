@@ -20,7 +20,7 @@ from candid.serve.model_version import ModelVersion
 from candid.serve.requests import Id, ItemRequest, RecommendRequest
 
 Opener = Callable[[], ServingBundle]
-"""Opens a run in its present state; raises CandidError."""
+"""Function that opens a run in its current state; raises CandidError."""
 
 
 class Models:
@@ -91,7 +91,7 @@ class Models:
         if not self._reload_lock.acquire(blocking=False):
             raise RequestError(
                 "reload_running",
-                "another reload is running: wait until it has finished",
+                "another reload is running; wait until it has finished",
                 retry_after=5,
             )
         started = monotonic()
@@ -140,7 +140,7 @@ class Models:
                 "reload_failed", f"{error}; the current model keeps serving"
             ) from None
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            # A run that is being replaced may be read half old and half new.
+            # While a run is replaced, a reader may find old and new files together.
             self._metrics.reloads.labels(name, "failed").inc()
             log_event("reload failed", model=name, error=type(error).__qualname__)
             raise RequestError(
@@ -169,7 +169,7 @@ class Models:
 
 
 def _warm_up(version: ModelVersion) -> None:
-    """Answer once, so that the first request does not pay for one-time work."""
+    """Answer some queries, so that one-time work does not delay the first request."""
     offsets = version.bundle.dataset.user_offsets
     with_history = np.flatnonzero(np.diff(offsets) > 0)
     if not len(with_history):

@@ -68,7 +68,7 @@ class Bounds(Body):
     max: StrictInt | StrictFloat | Text | None = None
 
     @pydantic.model_validator(mode="after")
-    def _require_an_end(self) -> Bounds:
+    def _check_ends(self) -> Bounds:
         if self.min is None and self.max is None:
             raise ValueError("give min, max or both")
         return self
@@ -116,7 +116,7 @@ class RecommendRequest(_ItemSelection):
     )
 
     @pydantic.model_validator(mode="after")
-    def _require_a_query(self) -> RecommendRequest:
+    def _check_query(self) -> RecommendRequest:
         if self.user is None and self.history is None and self.attributes is None:
             raise ValueError("give user, history or attributes")
         if self.user is not None and (self.history is not None or self.attributes is not None):

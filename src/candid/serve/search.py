@@ -21,7 +21,7 @@ TopItems = tuple[Ints, Floats]
 """Item ids and scores of one query, best first."""
 
 MAX_SCORED: Final = 50_000
-"""Up to this many allowed items are all scored; for more the index is searched beyond k."""
+"""Maximum number of allowed items that are all scored; for more, the index is searched."""
 MAX_TIE_DEPTH: Final = 16_384
 """Items searched for the order of ties; of a larger group the index chooses so many."""
 BLOCK: Final = 16_384
@@ -48,7 +48,7 @@ class ItemSearch:
         return self.index.item_vectors.shape[1]
 
     def live_mask(self) -> Bools:
-        """Return which items can be recommended: [n] bool."""
+        """Return a mask of the items that can be recommended: [n] bool."""
         changes = self.index.changes
         mask = torch.zeros(changes.num_items, dtype=torch.bool)
         mask[: len(changes.hidden)] = ~changes.hidden
@@ -90,7 +90,7 @@ class ItemSearch:
         A few allowed items are all scored. For many, the index is searched for more than k items,
         and all allowed items are scored only if that leaves fewer than k.
         """
-        # Items may be added meanwhile: filter and index may each have one that the other lacks.
+        # An item may be added at any time: filter and index may differ by the newest items.
         live = self.live_mask()
         allowed = allowed[: len(live)] & live[: len(allowed)]
         allowed[excluded[excluded < len(allowed)]] = False

@@ -1,4 +1,4 @@
-"""The way of a request from its checked body to its answer: models, batch queues and threads.
+"""The path of a request from its checked body to its answer: models, batch queues and threads.
 
 ``http`` calls one method of ``Service`` per route. A recommendation is prepared by a
 ``ModelVersion``, waits in a ``BatchQueue``, and is answered together with others by the same
@@ -30,7 +30,7 @@ LOOKUP_THREADS: Final = 2
 
 
 class Service:
-    """Answers checked requests.
+    """Entry point for checked requests: prepares, queues and answers them.
 
     Args:
         models: the models and their versions in use.
@@ -38,7 +38,7 @@ class Service:
         metrics: of the server.
 
     Attributes:
-        is_draining: whether the server is about to stop.
+        is_draining: whether the server is shutting down.
     """
 
     def __init__(self, models: Models, *, config: ServeConfig, metrics: Metrics) -> None:
@@ -63,7 +63,7 @@ class Service:
                 group_of=_model_version_of,
                 on_error=_on_error,
                 batch_size=self.config.batch_size,
-                # Slow queries are searched one by one: a larger batch gains nothing.
+                # Slow queries are searched one by one, so a larger batch is not faster.
                 wait=0.0 if is_slow else self.config.batch_wait_ms / 1000,
                 max_waiting=self.config.max_waiting,
                 timeout=self.config.timeout_ms / 1000,
@@ -127,7 +127,7 @@ class Service:
             self.metrics.refused.labels("timeout").inc()
             raise RequestError(
                 "timeout",
-                f"no answer within {self.config.timeout_ms:.0f} ms: try again later",
+                f"no answer within {self.config.timeout_ms:.0f} ms; try again later",
                 retry_after=1,
             ) from None
 

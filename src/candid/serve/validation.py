@@ -45,7 +45,7 @@ def check_attributes(
         field: of the request, for the message.
 
     Raises:
-        RequestError: an unknown name, or a number beyond float32.
+        RequestError: an unknown name, or a number that is too large for float32.
     """
     for name, value in attributes.items():
         if name not in known:
@@ -56,7 +56,7 @@ def check_attributes(
                 f"{field}.{name}"[:100],
             )
         if not is_finite(value):
-            raise RequestError("invalid", "number beyond float32", f"{field}.{name}")
+            raise RequestError("invalid", "the number is too large for float32", f"{field}.{name}")
 
 
 def to_microseconds(time: datetime.datetime) -> int:

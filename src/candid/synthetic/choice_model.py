@@ -82,17 +82,17 @@ class ChoiceModel(ABC):
         Raises:
             ConfigError: this distribution is not the softmax of a dot product.
         """
-        raise ConfigError("mode 'topics' has no item vectors: set mode to 'softmax'")
+        raise ConfigError("mode 'topics' has no item vectors; set mode to 'softmax'")
 
 
 def unit(vectors: Floats) -> Floats:
-    """Scale the last axis to length 1; a zero vector stays zero."""
+    """Scale vectors [..., D] to length 1; a zero vector stays zero."""
     norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(norm > 0, norm, 1.0)
 
 
 def log_sum_exp(values: Floats) -> Floats:
-    """Return a stable log Σ exp over the last axis."""
+    """Return a stable log Σ exp over the last axis: [..., n] to [...]."""
     top = values.max(axis=-1)
     summed: Floats = top + np.log(np.exp(values - top[..., None]).sum(axis=-1))
     return summed

@@ -35,8 +35,8 @@ class SyntheticConfig(ComponentConfig):
     num_items: int = Field(5_000, ge=2, description="items in the catalog")
     num_users: int = Field(20_000, ge=1, description="users")
     interactions_mean: float = Field(30.0, gt=0, description="mean interactions per user")
-    interactions_min: int = Field(5, ge=1, description="fewest interactions of a user")
-    interactions_max: int = Field(200, ge=1, description="most interactions of a user")
+    interactions_min: int = Field(5, ge=1, description="minimum interactions of a user")
+    interactions_max: int = Field(200, ge=1, description="maximum interactions of a user")
     zipf_exponent: float = Field(
         1.0, ge=0, le=4, description="popularity of the item of rank r is about r^-exponent"
     )
@@ -78,7 +78,7 @@ class SyntheticConfig(ComponentConfig):
         if self.mode == "softmax" and self.num_items > MAX_SOFTMAX_ITEMS:
             raise ConfigError(
                 f"num_items {self.num_items} is too large for mode 'softmax' (at most "
-                f"{MAX_SOFTMAX_ITEMS}): set mode to 'topics'"
+                f"{MAX_SOFTMAX_ITEMS}); set mode to 'topics'"
             )
         if self.released_share and self.mode != "softmax":
             raise ConfigError(

@@ -42,7 +42,7 @@ def derive(keys: Keys, *counters: npt.NDArray[np.integer] | np.integer | int) ->
 
 
 def uniform(keys: Keys) -> Floats:
-    """Return one number in the open interval (0, 1) for each key, float64."""
+    """Return one number in the open interval (0, 1) for each key [...]: [...] float64."""
     return ((keys >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 

@@ -112,7 +112,7 @@ class SyntheticData:
         if self.release_times is not None:
             raise ConfigError(
                 "with released_share above 0 the true logits change with time and have no item "
-                "vectors: set released_share to 0, or use log_probs"
+                "vectors; set released_share to 0, or use log_probs"
             )
         return self._choice.item_vectors(item_ids)
 
@@ -149,7 +149,7 @@ class SyntheticData:
         if item_offsets is not None:
             rows = np.repeat(rows, np.diff(item_offsets))
         items = np.asarray(item_ids, dtype=np.int64)
-        return self._choice.log_prob(query, items, rows, self._checked(times))
+        return self._choice.log_prob(query, items, rows, self._require_times(times))
 
     def log_probs(
         self,
@@ -164,7 +164,7 @@ class SyntheticData:
         Arguments and errors are those of ``log_prob``.
         """
         query = self.query(user_ids, history_ids, history_offsets)
-        return self._choice.log_probs(query, self._checked(times))
+        return self._choice.log_probs(query, self._require_times(times))
 
     def entropy(
         self,
@@ -180,7 +180,7 @@ class SyntheticData:
         errors are those of ``log_prob``.
         """
         query = self.query(user_ids, history_ids, history_offsets)
-        return self._choice.entropy(query, self._checked(times))
+        return self._choice.entropy(query, self._require_times(times))
 
     def sample(
         self,
@@ -205,7 +205,7 @@ class SyntheticData:
         """
         keys = generator.integers(0, 2**64, size=len(user_ids), dtype=np.uint64)
         query = self.query(user_ids, history_ids, history_offsets)
-        return self._choice.sample(query, keys, self._checked(times))
+        return self._choice.sample(query, keys, self._require_times(times))
 
     def interactions(self, start: int, stop: int) -> pl.DataFrame:
         """Return all interactions of users start..stop-1, independent of all other users.
@@ -272,10 +272,10 @@ class SyntheticData:
         """Combine tastes [B, D] and recent items [B, history_length], latest first: [B, D]."""
         weights = np.where(is_present, _DECAY ** np.arange(recent.shape[1]), 0.0)
         weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
-        pull = np.einsum("bk,bkd->bd", weights, self._choice.context(recent))
-        return np.asarray((tastes + self.config.history_weight * pull) / self.config.temperature)
+        context = np.einsum("bk,bkd->bd", weights, self._choice.context(recent))
+        return np.asarray((tastes + self.config.history_weight * context) / self.config.temperature)
 
-    def _checked(self, times: Ints | None) -> Ints | None:
+    def _require_times(self, times: Ints | None) -> Ints | None:
         if self.release_times is None:
             return None
         if times is None:

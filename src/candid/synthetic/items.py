@@ -1,4 +1,4 @@
-"""Synthetic items by arithmetic: popularity rank, topics, title and genres of any item id.
+"""Synthetic items: popularity rank, topics, title and genres computed from any item id.
 
 Ranks are laid out on a grid of T columns: the item of popularity rank k belongs to topic k mod T
 and is in row k // T, so every topic has popular and rare items. The second topic of an item is
@@ -41,7 +41,7 @@ class Permutation:
         return (values * self._multiplier + self._shift) % self._size
 
     def backward(self, values: Ints) -> Ints:
-        """Undo ``forward``."""
+        """Invert ``forward``: same shape, int64."""
         return (values - self._shift) % self._size * self._inverse % self._size
 
 
@@ -80,7 +80,7 @@ class SyntheticItems:
         return self._ranks.forward(item_ids)
 
     def items_at(self, ranks: Ints) -> Ints:
-        """Return the items of the given ranks; the inverse of ``rank``."""
+        """Return the items of ranks [...] int64, the inverse of ``rank``: same shape, int64."""
         return self._ranks.backward(ranks)
 
     def topics(self, item_ids: Ints) -> tuple[Ints, Ints]:

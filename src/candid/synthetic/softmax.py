@@ -78,7 +78,7 @@ class SoftmaxChoice(ChoiceModel):
         self._guide = np.searchsorted(self._upper, edges, side="right")
 
     def context(self, item_ids: Ints) -> Floats:
-        """Return vectors that pull the query to the item's traits in the next topic."""
+        """Return the item's own component with the topics after its own: [..., D] float64."""
         return self._contexts[item_ids]
 
     def item_vectors(self, item_ids: Ints) -> Floats:
@@ -98,7 +98,7 @@ class SoftmaxChoice(ChoiceModel):
     def log_prob(
         self, query: Floats, item_ids: Ints, rows: Ints, times: Ints | None = None
     ) -> Floats:
-        """Return score minus log partition function, the latter computed once per query."""
+        """Return score minus log partition function, computed once per query: [M] float64."""
         log_z = np.empty(len(query))
         for block in self._blocks(len(query)):
             log_z[block] = log_sum_exp(self._scores(query[block], _times_of(times, block)))
@@ -114,7 +114,7 @@ class SoftmaxChoice(ChoiceModel):
         return scores - log_sum_exp(scores)[:, None]
 
     def entropy(self, query: Floats, times: Ints | None = None) -> Floats:
-        """Return -Σ P log P over the catalog, computed in blocks."""
+        """Return -Σ P log P over the catalog, computed in blocks: [B] float64."""
         entropy = np.empty(len(query))
         for block in self._blocks(len(query)):
             log_probs = self.log_probs(query[block], _times_of(times, block))
@@ -185,6 +185,6 @@ def _sample_from_scores(scores: Floats, keys: Keys) -> Ints:
     cumulative = np.cumsum(np.exp(scores - scores.max(axis=1, keepdims=True)), axis=1)
     pick = uniform(keys) * cumulative[:, -1]
     item_ids: Ints = (cumulative <= pick[:, None]).sum(axis=1)
-    # Rounding may lift the pick to the total itself; the last possible item then takes it.
+    # Rounding may make the pick equal to the total: it then belongs to the last possible item.
     last: Ints = scores.shape[1] - 1 - np.argmax(scores[:, ::-1] > -np.inf, axis=1)
     return np.minimum(item_ids, last)

@@ -2,8 +2,8 @@
 
 P(t | q) is a softmax over topics of <q, centre_t> - exponent · log(t + 1). Topics follow Zipf's
 law too; otherwise the T most popular items would all have the same popularity. Within a topic, a
-row of the grid is sampled by Zipf's law. The item is the one of that row whose first topic it
-is, or, with probability λ (``second_topic``), the one whose second topic it is. So
+row of the grid is sampled by Zipf's law. The choice is the item of that row with this first
+topic or, with probability λ (``second_topic``), the item with this second topic. So
 
     P(d | q) = z(row) · [ (1 - λ) · P(first | q) / H(first) + λ · P(second | q) / H(second) ]
 
@@ -39,7 +39,7 @@ class TopicMixtureChoice(ChoiceModel):
         self._topic_bias = -config.zipf_exponent * np.log(topics + 1.0)
 
     def context(self, item_ids: Ints) -> Floats:
-        """Return vectors that make the topics after the item's own more likely."""
+        """Return vectors [..., D] that make the topics after the item's own more likely."""
         return self.blend(item_ids, step=1)
 
     def _log_topics(self, query: Floats) -> Floats:
@@ -78,7 +78,7 @@ class TopicMixtureChoice(ChoiceModel):
         return self.log_prob(query, item_ids, rows).reshape(num_queries, num_items)
 
     def entropy(self, query: Floats, times: Ints | None = None) -> Floats:
-        """Return the entropy in closed form: rows of one shift share the mixture, O(T) per shift.
+        """Return the entropy [B] in closed form: rows of a shift share the mixture, O(T) per shift.
 
         With m(t, s) the bracket of the module's equation at shift s, the entropy is
         -Σ_rows z Σ_t m log m - Σ_rows z log z Σ_t m. Full rows are grouped by their shift; a
@@ -101,7 +101,7 @@ class TopicMixtureChoice(ChoiceModel):
         return entropy
 
     def sample(self, query: Floats, keys: Keys, times: Ints | None = None) -> Ints:
-        """Sample topic, row, then one of the row's two items, each by its inverse CDF."""
+        """Sample topic, row, then one of the row's two items, each by inverse CDF: [B] int64."""
         items = self.items
         cumulative = np.cumsum(np.exp(self._log_topics(query)), axis=1)
         pick = uniform(derive(keys, 0)) * cumulative[:, -1]

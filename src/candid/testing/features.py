@@ -1,4 +1,4 @@
-"""The contract of a feature as checks that any feature can run."""
+"""Checks of the contract that every feature must keep."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _check_refuses(feature: Feature, wrong: pl.Series) -> None:
 
 
 def is_equal(first: Values, second: Values) -> bool:
-    """Whether two encodings have the same form, dtypes and values."""
+    """Return whether two encodings have the same form, dtypes and values."""
     if type(first) is not type(second):
         return False
     for field in dataclasses.fields(first):

@@ -1,4 +1,4 @@
-"""The contract of an index as checks that any index can run, on vectors with a known answer."""
+"""Checks of the contract that every index must keep, on vectors with known results."""
 
 from __future__ import annotations
 
@@ -307,8 +307,8 @@ def _recall(result: SearchResult, expected: Tensor) -> float:
     return sum(len(set(row) & set(exact)) for row, exact in rows) / expected.numel()
 
 
-def _check(is_kept: bool, message: str) -> None:
-    if not is_kept:
+def _check(condition: bool, message: str) -> None:
+    if not condition:
         raise AssertionError(message)
 
 

@@ -1,4 +1,4 @@
-"""The contract of a loss as checks that any loss can run."""
+"""Checks of the contract that every loss must keep."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_loss(loss: Any, *, is_registered: bool = True) -> None:
 
 
 def loss_inputs() -> tuple[Tensor, Tensor, Tensor, Candidates]:
-    """Query [B, D], item table [V, D], positive ids [B] and shared candidates; the same each time.
+    """Return query [B, D], item table [V, D], positive ids [B] and candidates, always the same.
 
     The candidates are uniform samples and the other rows' positives.
     """
@@ -63,7 +63,7 @@ def loss_inputs() -> tuple[Tensor, Tensor, Tensor, Candidates]:
 
 
 def check_groups(config: LossConfig, sampler: Sampler, num_groups: int) -> None:
-    """Check that groups of candidates give each row the loss that its group gives it alone.
+    """Check that the loss of each row depends only on the candidates of its own group.
 
     Args:
         config: of a loss with candidates.
@@ -90,7 +90,7 @@ def check_groups(config: LossConfig, sampler: Sampler, num_groups: int) -> None:
         outputs.append(
             loss(query[rows], items, positive_ids[rows], alone, effective_sample_size=True)
         )
-    what = f"with {num_groups} groups of candidates, each row must meet those of its group"
+    what = f"with {num_groups} groups of candidates, each row must use those of its group"
     for field in dataclasses.fields(LossOutput):
         expected = torch.cat([getattr(output, field.name) for output in outputs])
         _check_close(getattr(out, field.name), expected, f"{what}: {field.name}", 1e-5)
@@ -133,7 +133,10 @@ def _check_registry(config: LossConfig) -> None:
             "candid.losses.LOSSES, or pass is_registered=False"
         )
     loaded = LOSSES[name].Config.model_validate_json(config.model_dump_json())
-    _check(loaded == config, f"the config of {name!r} must survive JSON, got {loaded!r}")
+    _check(
+        loaded == config,
+        f"the config of {name!r} must be the same after a round trip through JSON, got {loaded!r}",
+    )
 
 
 def _check_record(config: LossConfig) -> None:
@@ -174,7 +177,7 @@ def _check_direction(config: LossConfig) -> None:
     (grad,) = torch.autograd.grad(out.loss.sum(), items)
     slopes = (grad @ query[0]).tolist()
     _check(slopes[3] < 0, "a higher score of the positive must lower the loss")
-    # Of all together: a jackknife may lower the loss for a single one.
+    # Checked for the sum, because a jackknife may lower the loss for a single item.
     _check(sum(slopes) - slopes[3] > 0, "higher scores of the other items must raise the loss")
 
 
@@ -198,19 +201,19 @@ def _check_row_order(config: LossConfig) -> None:
     query, items, positive_ids, candidates = loss_inputs()
     assert candidates.row_user_ids is not None
     order = torch.tensor([3, 0, 6, 5, 1, 4, 2])
-    moved = dataclasses.replace(
+    permuted_candidates = dataclasses.replace(
         candidates,
         log_expected_count_positive=candidates.log_expected_count_positive[order],
         row_user_ids=candidates.row_user_ids[order],
     )
     loss = config.build(V)
     out = loss(query, items, positive_ids, candidates).loss[order]
-    moved_out = loss(query[order], items, positive_ids[order], moved).loss
+    moved_out = loss(query[order], items, positive_ids[order], permuted_candidates).loss
     _check_close(moved_out, out, "the loss of a row must not depend on the order of the rows")
 
 
 def ignores_constant(config: LossConfig) -> bool:
-    """Whether a constant added to all scores leaves the loss as it is, as for any softmax."""
+    """Return whether a constant added to all scores leaves the loss unchanged, as in a softmax."""
     query, items, positive_ids, candidates = loss_inputs()
     # One more coordinate, 1 in every item vector: it adds its query value to every score.
     raised_query = torch.cat([query, torch.full((B, 1), 2.0)], dim=1)
@@ -288,8 +291,10 @@ def _check_device(config: LossConfig) -> None:
     }
     for name, value in fields.items():
         fields[name] = value.to("meta") if isinstance(value, Tensor) else value
-    moved = Candidates(**fields)
-    out = config.build(V)(query, items, positive_ids.to("meta"), moved, effective_sample_size=True)
+    meta_candidates = Candidates(**fields)
+    out = config.build(V)(
+        query, items, positive_ids.to("meta"), meta_candidates, effective_sample_size=True
+    )
     for field in dataclasses.fields(LossOutput):
         device = getattr(out, field.name).device.type
         _check(device == "meta", f"{field.name} must be on the device of the query, not {device}")

@@ -1,4 +1,4 @@
-"""The contract of a sampler as checks that any sampler can run."""
+"""Checks of the contract that every sampler must keep."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def check_sampler(
     num_rows: int = 8,
     num_trials: int = 400,
 ) -> None:
-    """Check the promises of a sampler.
+    """Check that a sampler keeps the promises of ``Sampler`` and ``SamplerConfig``.
 
     The sampler is built for a small catalog, refreshed with random item vectors if it follows the
-    model, and sampled. Checked are shapes and dtypes of the record, that
-    ``log_expected_count_of`` agrees with it, that the stated counts are those of ``num_trials``
-    samples (unless candidates come from the batch), that the sample depends on the generator
-    alone, that ``state_dict`` restores it, and what its config states about it.
+    model, and sampled. The checks cover shapes and dtypes of the record; that
+    ``log_expected_count_of`` agrees with it; that the stated counts are those of ``num_trials``
+    samples (unless candidates come from the batch); that the sample depends only on the
+    generator; that ``state_dict`` restores the sampler; and that the properties of its config are
+    true.
 
     Args:
         sampler: the class, whose ``Config`` must have a default for each setting, or a config;
@@ -44,7 +45,7 @@ def check_sampler(
         num_trials: number of samples that the stated counts are compared with.
 
     Raises:
-        AssertionError: a promise is broken; the message names it.
+        AssertionError: a promise is broken; the message states which one.
 
     Example:
         >>> from candid.samplers import Uniform
@@ -55,7 +56,7 @@ def check_sampler(
     counts = torch.arange(30, 0, -1) if counts is None else counts
     batch = _batch(counts, num_rows)
     before = copy.deepcopy((counts, batch))
-    built = _built(config, counts)
+    built = _build(config, counts)
     sampled = built.sample(*batch, _generator())
     _check(built.num_items == len(counts), "num_items must be the number of counts")
     _check_record(sampled, batch, len(counts))
@@ -79,7 +80,7 @@ def _batch(counts: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     return positive_ids, user_ids, torch.randn(num_rows, _WIDTH, generator=generator)
 
 
-def _built(config: SamplerConfig, counts: Tensor) -> Sampler:
+def _build(config: SamplerConfig, counts: Tensor) -> Sampler:
     sampler = config.build(counts)
     _check(isinstance(sampler, Sampler), "build() must return a candid.samplers.Sampler")
     if sampler.refresh_every is not None:
@@ -126,9 +127,9 @@ def _check_record(
 def _check_counts(
     sampler: Sampler, sampled: Candidates, batch: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    stated = sampler.log_expected_count_of(sampled.ids, *batch)
+    log_counts = sampler.log_expected_count_of(sampled.ids, *batch)
     _check(
-        torch.allclose(stated, sampled.log_expected_count, rtol=0, atol=1e-4),
+        torch.allclose(log_counts, sampled.log_expected_count, rtol=0, atol=1e-4),
         "log_expected_count_of(ids) must be log_expected_count of the sample",
     )
     positive = sampler.log_expected_count_of(batch[0], *batch)
@@ -235,21 +236,21 @@ def _check_support(sampler: Sampler, sampled: Candidates, counts: Tensor) -> Non
 def _check_trials(sampler: Sampler, batch: tuple[Tensor, Tensor, Tensor], num_trials: int) -> None:
     generator = _generator()
     num_rows, num_items = len(batch[0]), sampler.num_items
-    seen = torch.zeros(num_rows, num_items, dtype=torch.float64)
+    occurrences = torch.zeros(num_rows, num_items, dtype=torch.float64)
     for _ in range(num_trials):
         ids = sampler.sample(*batch, generator).ids.expand(num_rows, -1)
-        seen.scatter_add_(1, ids, torch.ones_like(ids, dtype=torch.float64))
+        occurrences.scatter_add_(1, ids, torch.ones_like(ids, dtype=torch.float64))
     catalog = torch.arange(num_items).expand(num_rows, -1)
-    stated = sampler.log_expected_count_of(catalog, *batch).double().exp()
+    expected_counts = sampler.log_expected_count_of(catalog, *batch).double().exp()
     # The variance of a count is at most its mean; an item that is expected less than once in
     # all trials may still occur.
-    tolerance = 6 * (stated / num_trials).sqrt() + 6 / num_trials
-    error = (seen / num_trials - stated).abs()
+    tolerance = 6 * (expected_counts / num_trials).sqrt() + 6 / num_trials
+    error = (occurrences / num_trials - expected_counts).abs()
     if not bool((error <= tolerance).all()):
         row, item = divmod(int((error - tolerance).argmax()), num_items)
         raise AssertionError(
-            f"item {item} occurs {seen[row, item] / num_trials:.4f} times per sample of row "
-            f"{row}, but its stated expected count is {stated[row, item]:.4f}"
+            f"item {item} occurs {occurrences[row, item] / num_trials:.4f} times per sample of row "
+            f"{row}, but its stated expected count is {expected_counts[row, item]:.4f}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The contract of a tower as checks that any query or item tower can run."""
+"""Checks of the contract that every query or item tower must keep."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _check_config(config: TowerConfig, is_registered: bool) -> None:
     if is_registered:
         table = config.model_dump(mode="json")
         again = TOWERS[type_name(TOWERS, "tower", config)].Config.model_validate(table)
-        _check(again == config, "a config must survive a round trip through a table")
+        _check(again == config, "a config must be the same after a round trip through a table")
 
 
 def _check_item_shapes(config: TowerConfig) -> None:

@@ -36,7 +36,7 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
     def forward(self, values: Tensor) -> Tensor:
-        """Apply to values of any shape and float dtype; the identity in evaluation mode."""
+        """Apply to values [...] of a float dtype; return the same shape and dtype."""
         threshold = round(self.p * LEVELS)
         if not self.training or threshold == 0:
             return values

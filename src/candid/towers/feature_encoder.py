@@ -129,15 +129,16 @@ class FeatureMixing(nn.Module):
 class FeatureEncoder(FeatureMixing):
     """The encoder of n rows, the users or the items of a dataset.
 
-    The id can be one more field ("field"). It can be added to the result ("residual"): a trained
-    row then has the freedom of a table, and features model what rows share. Or it can replace the
-    result ("override"): a trained row is its vector in a table, and features, which are trained
-    through ``id_dropout`` alone, represent new ids. Wrong predictions from features then cannot
-    harm trained rows.
+    The id can be one more field ("field"). Its embedding can be added to the result ("residual"):
+    features then model the properties that rows share, and the embedding models the rest. Or its
+    embedding can replace the result ("override"): a trained row uses its embedding only, and
+    features, which are trained only through ``id_dropout``, represent new ids. Wrong predictions
+    from features then cannot affect trained rows.
 
     Ids without a training target always read the unknown id, code 0, whose vector is shared.
-    ``id_dropout`` trains it, so that features must suffice (DropoutNet, Volkovs et al., NeurIPS
-    2017). It is sampled once per distinct id and call, not per occurrence, as is all dropout here.
+    ``id_dropout`` trains it, so that features alone can represent a row (DropoutNet, Volkovs et
+    al., NeurIPS 2017). All dropout here is sampled once per distinct id and call, not per
+    occurrence.
 
     Args:
         values: by feature name, n rows each.
@@ -183,7 +184,7 @@ class FeatureEncoder(FeatureMixing):
             DataError: any other id outside the table (checked on CPU).
         """
         distinct, inverse = torch.unique(ids, return_inverse=True)
-        # A look-up, not indexing: its backward sums rows with the same id much faster.
+        # F.embedding, not indexing: its backward sums rows with the same id much faster.
         return F.embedding(inverse, self._rows(distinct))
 
     def every_row(self, progress: EncodeProgress | None = None) -> Tensor:

@@ -96,7 +96,7 @@ def merge_inputs(groups: Iterable[tuple[PaddedInput, ...]]) -> tuple[PaddedInput
         for padded_input in group:
             if by_name.setdefault(padded_input.name, padded_input) != padded_input:
                 raise ConfigError(
-                    f"two inputs of the model have the name {padded_input.name!r}: rename that "
+                    f"two inputs of the model have the name {padded_input.name!r}; rename that "
                     "feature in the recipe and train again"
                 )
     return tuple(by_name[name] for name in sorted(by_name))
@@ -173,7 +173,7 @@ class PaddedJoined(PaddedModule):
 def no_padded_form(tower: nn.Module) -> ConfigError:
     """Return the error for a tower without ``to_padded``."""
     return ConfigError(
-        f"the tower {type(tower).__name__} cannot be exported as a graph: add a method "
+        f"the tower {type(tower).__name__} cannot be exported as a graph; add a method "
         "to_padded(context) to it that returns a candid.towers.PaddedModule, or leave out the "
         "formats onnx and torch"
     )

@@ -56,7 +56,15 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint to a temporary file, sync it, and rename it to ``path``."""
+    """Write a checkpoint to a temporary file, sync it, and rename it to ``path``.
+
+    Args:
+        path: the file; a missing folder is created.
+        checkpoint: its content; tensors may be on any device.
+
+    Raises:
+        ArtifactError: the file cannot be written.
+    """
     meta = json.dumps({"format": FORMAT, **checkpoint.meta})
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
     with replacing(Path(path)) as temporary:
@@ -209,7 +217,7 @@ def optimizer_tensors(model: nn.Module, optimizer: ModelOptimizer) -> dict[str, 
 
 
 def load_optimizer(model: nn.Module, optimizer: ModelOptimizer, checkpoint: Checkpoint) -> None:
-    """Load the moments of a checkpoint into ``optimizer``.
+    """Load the optimizer state of a checkpoint into ``optimizer``, by parameter name.
 
     Raises:
         ArtifactError: they belong to another optimizer.

@@ -14,7 +14,8 @@ class TrainingConfig(ComponentConfig):
     """Settings of the optimizer, the length of training and its outputs."""
 
     optimizer: Literal["adam", "adamw"] = Field(
-        "adamw", description="'adamw' decays weights apart from the gradient, 'adam' through it"
+        "adamw",
+        description="'adamw': weight decay apart from the gradient; 'adam': part of the gradient",
     )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0, description="weight decay; not on norms and biases")
@@ -66,8 +67,8 @@ class TrainingConfig(ComponentConfig):
     )
     softmax_over: Literal["all", "trained"] = Field(
         "all",
-        description="items of the softmax: 'all', or 'trained', those that are ever a training "
-        "target, so that towers with features do not learn to avoid new items; a sampled softmax "
+        description="items of the softmax: 'all', or 'trained', those that are a target in an "
+        "epoch, so that towers with features do not learn to avoid new items; a sampled softmax "
         "must be able to sample all of them",
     )
     precision: Literal["float32", "bfloat16"] = Field(
@@ -101,7 +102,7 @@ class TrainingConfig(ComponentConfig):
                     raise ValueError(f"{key} needs tables = 'row_adagrad' or 'row_adam'")
         elif self.average is not None:
             raise ValueError(
-                f"tables = {self.tables!r} and average do not go together: a running mean moves "
+                f"tables = {self.tables!r} and average cannot be combined: a running mean moves "
                 "every row at every step; leave average out, or set tables = 'dense'"
             )
         return self

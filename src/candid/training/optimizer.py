@@ -15,7 +15,7 @@ from candid.training.row_optimizer import RowAdagrad, RowAdam, RowOptimizer
 
 
 class ModelOptimizer:
-    """One optimizer made of two: for tables that train by row, and for everything else.
+    """Two optimizers as one: for tables that train by row, and for all other parameters.
 
     Args:
         dense: for all other parameters, or None.
@@ -37,7 +37,7 @@ class ModelOptimizer:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the last step, for everything but the tables."""
+        """Learning rate of the last step, of all parameters except row-wise trained tables."""
         part, scale = (self.dense, 1.0) if self.dense else (self.rows, self._row_rate)
         assert part is not None
         return float(part.param_groups[0]["lr"]) / scale
@@ -101,7 +101,7 @@ class ModelOptimizer:
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
-    """Make Adam or AdamW for the trainable parameters, and a row-wise optimizer for tables.
+    """Build Adam or AdamW for the trainable parameters, and a row-wise optimizer for tables.
 
     Weight decay applies to matrices only. With ``config.tables`` other than "dense", the tables
     of the model return sparse gradients and store their vectors in ``config.table_dtype``.

@@ -113,13 +113,13 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         if not self.state[table]:
             self.state[table].update(self.new_state(table))
         direction, scale = self.direction(self.state[table], ids, rows, group["eps"])
-        moved = table.index_select(0, ids).to(rows.dtype)
+        weights = table.index_select(0, ids).to(rows.dtype)
         if group["weight_decay"]:
-            moved.mul_(1 - group["lr"] * group["weight_decay"])
-        moved.addcmul_(direction, scale[:, None], value=-group["lr"])
+            weights.mul_(1 - group["lr"] * group["weight_decay"])
+        weights.addcmul_(direction, scale[:, None], value=-group["lr"])
         if table.dtype == torch.bfloat16:
-            moved = round_stochastically(moved)
-        table.index_copy_(0, ids, moved)
+            weights = round_stochastically(weights)
+        table.index_copy_(0, ids, weights)
 
     @property
     @abstractmethod
@@ -238,7 +238,7 @@ class RowAdam(RowOptimizer):
 
 
 def round_stochastically(values: Tensor) -> Tensor:
-    """Round float32 to bfloat16, up or down at random, so that the mean is the value."""
+    """Round float32 to bfloat16 stochastically: the expected result is the value itself."""
     noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device)
     # A bfloat16 is the upper half of a float32; the carry out of the lower half rounds up.
     bits = (values.view(torch.int32) + noise) & -(1 << 16)

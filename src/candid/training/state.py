@@ -20,7 +20,7 @@ class TrainState:
         seconds: duration of training, with validation and earlier parts of a resumed run.
         train_seconds: the same without validation and checkpoints.
         cpu_seconds: CPU time of the process over all threads, in the same spans as ``seconds``.
-        rows: rows (query, positive) seen.
+        rows: rows (query, positive) processed.
         metric: name of the validation metric for early stopping, larger is better; or None.
         best: best value of the metric so far, or None.
         best_epoch: number of epochs when it was reached.
@@ -62,6 +62,10 @@ class TrainState:
 
 class Progress(Protocol):
     """A display of training progress; every method is called from the training thread."""
+
+    def on_start(self, targets: str) -> None:
+        """The first step follows; ``targets`` states which interactions an epoch trains on."""
+        ...
 
     def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """A line of the metrics log was written."""

@@ -60,7 +60,7 @@ class JsonlTracker:
         if from_step is not None and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             earlier = "".join(line for line in lines if _step_of(line) <= from_step)
-        # The log of hours of training must survive an interruption while it is cut.
+        # Written atomically: an interruption must not lose the log of hours of training.
         with replacing(self.path) as temporary:
             temporary.write_text(earlier, encoding="utf-8")
         self._file = self.path.open("a", encoding="utf-8")

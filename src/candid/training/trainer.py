@@ -54,11 +54,11 @@ class DivergedError(CandidError):
 
 
 class Trainer:
-    """Trains one model in one folder.
+    """The training loop of one model, with checkpoints and logs in one folder.
 
     Args:
         model: on its device.
-        loader: batches; its position is that of the run.
+        loader: batches; checkpoints store its position.
         loss: objective; if it needs candidates, ``sampler`` must be given.
         sampler: source of the candidates, or None.
         config: settings.
@@ -142,6 +142,9 @@ class Trainer:
 
         Args:
             resume: continue from ``last.safetensors``.
+
+        Returns:
+            the state at the end of training.
 
         Raises:
             Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written.

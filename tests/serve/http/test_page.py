@@ -17,9 +17,9 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="needs Chromium: apt-get install --no-install-recommends chromium"
 )
 FLAGS = [
-    "--no-sandbox",  # As root, and in containers, Chromium has none.
+    "--no-sandbox",  # The sandbox is not available to root or in containers.
     "--disable-gpu",
-    "--disable-dev-shm-usage",  # Containers have little of it.
+    "--disable-dev-shm-usage",  # Shared memory is small in containers.
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
@@ -189,7 +189,7 @@ def test_two_models_side_by_side(page, address):
     page.get_by_role("button", name="Use as a history").click()
     expect(page.locator("ol.history li")).to_have_count(8)
     alert = page.locator(".panel.B").get_by_role("alert")
-    expect(alert).to_contain_text("only supports users of its training data: name a user")
+    expect(alert).to_contain_text("only supports users of its training data; name a user")
     expect(page.locator(".panel.A .rows li").first).to_be_visible()
 
 

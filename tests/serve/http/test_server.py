@@ -80,10 +80,10 @@ def test_shutdown_answers_open_requests_and_the_log_has_no_personal_data(runs):
     httpx.get(f"{address}/v1/items/104?query=private")
     results = []
 
-    def ask():
+    def send_request():
         results.append(httpx.post(f"{address}/v1/recommend", json={"user": "u31"}).status_code)
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=send_request)
     thread.start()
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)

@@ -74,7 +74,7 @@ class Dialect:
         return csv.reader(lines, delimiter=self.separator, quotechar=self.quote)
 
     def find_misfit(self, path: Path, width: int) -> str | None:
-        """Describe the first line without ``width`` fields or not UTF-8; None without one."""
+        """Describe the first line without ``width`` fields or not UTF-8, or return None."""
         with open_text(path) as stream:
             rows = self.rows(stream)
             first = 1

@@ -27,8 +27,8 @@ class Source:
         first_line: number of the line with the first row; None for files without lines
             (parquet), whose rows are counted from 1.
         explain: turns an error of reading the file into a sentence.
-        find_misfit: describes the first line whose fields do not match the header, None without
-            one; slow, for use after an error.
+        find_misfit: describes the first line whose fields do not match the header, or returns
+            None; slow, for use after an error.
     """
 
     path: Path

@@ -122,7 +122,7 @@ class ErrorExample:
 EXAMPLES: Final[tuple[ErrorExample, ...]] = (
     ErrorExample("bad_json", "Invalid JSON: expected value at line 1 column 1"),
     ErrorExample("bad_request", "the body ended before its content-length"),
-    ErrorExample("no_key", "this server needs a key: send it as Authorization: Bearer KEY"),
+    ErrorExample("no_key", "this server needs a key; send it as Authorization: Bearer KEY"),
     ErrorExample("wrong_key", "the server does not accept this key for this request"),
     ErrorExample(
         "needs_key", "item updates and reloads need a server that was started with an admin key"
@@ -131,17 +131,17 @@ EXAMPLES: Final[tuple[ErrorExample, ...]] = (
     ErrorExample("bad_method", "this address does not support DELETE"),
     ErrorExample("slow_body", "the body took longer than 5000 ms to arrive"),
     ErrorExample("reload_failed", "runs/ml1m/best.safetensors is damaged; train again"),
-    ErrorExample("reload_running", "another reload is running: wait until it has finished"),
+    ErrorExample("reload_running", "another reload is running; wait until it has finished"),
     ErrorExample("too_large", "the body is larger than 1000000 bytes"),
     ErrorExample("bad_type", "send application/json"),
     ErrorExample("invalid", "Input should be less than or equal to 1000", "k"),
     ErrorExample("unknown_item", "no item '9999' in model 'ml1m'", "history.2"),
     ErrorExample("unknown_user", "no user '9999' in model 'ml1m'", "user"),
     ErrorExample("unsupported", "the model of this run reads no attributes of users", "attributes"),
-    ErrorExample("too_many_requests", "more than 50 requests per second: try again later"),
+    ErrorExample("too_many_requests", "more than 50 requests per second; try again later"),
     ErrorExample("internal", "the server failed; the log of the server has the details"),
-    ErrorExample("overloaded", "1024 queries are waiting: try again later"),
-    ErrorExample("timeout", "no answer within 1000 ms: try again later"),
+    ErrorExample("overloaded", "1024 queries are waiting; try again later"),
+    ErrorExample("timeout", "no answer within 1000 ms; try again later"),
     ErrorExample("not_ready", "the server is shutting down"),
 )
 

@@ -71,7 +71,7 @@ class ApiKeys:
         if key is None:
             raise RequestError(
                 "no_key",
-                "this server needs a key: send it as Authorization: Bearer KEY or X-API-Key: KEY",
+                "this server needs a key; send it as Authorization: Bearer KEY or X-API-Key: KEY",
             )
         accepted = self.admin if needs_admin else (*self.read, *self.admin)
         digest = sha256(key.encode("utf-8", "surrogateescape")).digest()
@@ -82,7 +82,7 @@ class ApiKeys:
 
 
 class RequestMiddleware:
-    """Checks, counts and logs every request before and after the routes.
+    """Middleware that checks, counts and logs every request.
 
     Args:
         routes: the application with the routes.
@@ -130,7 +130,7 @@ class RequestMiddleware:
         except RequestError as error:
             await response.send_error(error)
         except Exception as error:
-            # The outermost boundary: unexpected errors get the common form as well.
+            # The outermost boundary: unexpected errors get the common error body as well.
             log_event("failed", logging.ERROR, route=_route(scope), **error_fields(error))
             await response.send_error(internal_error())
         finally:
@@ -147,7 +147,7 @@ class RequestMiddleware:
             self._metrics.refused.labels("requests").inc()
             raise RequestError(
                 "overloaded",
-                f"{self._in_flight} requests are in flight: try again later",
+                f"{self._in_flight} requests are in flight; try again later",
                 retry_after=1,
             )
         if self._buckets is not None:
@@ -158,7 +158,7 @@ class RequestMiddleware:
                 self._metrics.refused.labels("rate").inc()
                 raise RequestError(
                     "too_many_requests",
-                    f"more than {self._config.rate:g} requests per second: try again later",
+                    f"more than {self._config.rate:g} requests per second; try again later",
                     retry_after=wait,
                 )
         if path in PUBLIC_PATHS or path.startswith("/static/"):
@@ -180,7 +180,7 @@ class RequestMiddleware:
 
 
 class _Response:
-    """Forwards a response, keeps its status, and adds the common headers."""
+    """A ``send`` that records the status of the response and adds the common headers."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

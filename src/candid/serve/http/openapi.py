@@ -40,7 +40,7 @@ def document_route(request: str | None, response: str, *codes: str) -> dict[str,
     Args:
         request: name of the schema of the body; None: the route has no body.
         response: name of the schema of the answer.
-        codes: further error codes, beside those of all such routes.
+        codes: error codes in addition to those of all such routes.
     """
     is_probe = response == "Health"
     common: tuple[str, ...] = ()

@@ -60,7 +60,7 @@ def run_server(
     """
     sock = _bind(host, port)
     set_up_logging()
-    # Before uvicorn handles the signal there is nothing to reload.
+    # Until uvicorn handles the signal, models are still being loaded.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_SECONDS)
     threads = config.threads or max(1, _num_cores() // 2)

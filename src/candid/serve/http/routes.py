@@ -143,7 +143,7 @@ def add_status_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/model", **document_route(None, "ModelList"))
     async def get_models() -> Response:
-        """Return facts about the models, the requests they support, and the limits."""
+        """Return the models with the requests they support, and the limits."""
         infos = [schemas.ModelInfo(**model_info(models.get(name))) for name in models.names]
         limits = service.config.model_dump(mode="json")
         return _model_response(schemas.ModelList(models=infos, limits=limits))

@@ -68,7 +68,7 @@ class ScoredItem(Item):
 
 
 class Answer(pydantic.BaseModel):
-    """Items, best first; fewer than k where fewer are allowed or exist."""
+    """Items, best first; fewer than k if fewer are allowed or exist."""
 
     model: str
     version: int = Field(description="version of the model; each reload adds one")
@@ -141,7 +141,7 @@ class Capability(pydantic.BaseModel):
 
 
 class ModelInfo(pydantic.BaseModel):
-    """Facts about a model, and the requests it supports."""
+    """Properties of a model, and the requests it supports."""
 
     name: str
     version: int

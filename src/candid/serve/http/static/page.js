@@ -15,7 +15,7 @@ const PARALLEL_REQUESTS = 8;
 const START_ITEMS = 12;
 const MARKED_ITEMS = 50;
 const PLACED_ITEMS = 100;
-const placed = new Set();
+const requestedIds = new Set();
 
 let state = DEFAULT_STATE;
 let models = [];
@@ -78,9 +78,9 @@ function update() {
   latest = new AbortController();
   const { signal } = latest;
   if (itemsOf !== first().name) [items, itemsOf] = [new Map(), first().name];
-  const wanted = [first(), second()].filter(Boolean);
+  const shownModels = [first(), second()].filter(Boolean);
   const before = views;
-  views = wanted.map((model, position) => ({
+  views = shownModels.map((model, position) => ({
     ...(views[position]?.model === model ? views[position] : { items: [], ignored: 0, ms: 0 }),
     letter: "AB"[position],
     model,
@@ -216,7 +216,7 @@ async function loadMap() {
   try {
     const answer = await request("/v1/map", { query: { model: model.name, limit: MAP_ITEMS } });
     if (!stillWanted()) return;
-    placed.clear();
+    requestedIds.clear();
     map.setItems(answer.items);
     replace(byId("map-state"), null);
     byId("map-facts").textContent =
@@ -242,13 +242,13 @@ async function showMarks() {
   }));
   map.setMarks({ history, lists });
   const model = first();
-  const known = (id) => map.items.has(id) || items.get(id)?.isMissing || placed.has(`${model.name} ${id}`);
+  const known = (id) => map.items.has(id) || items.get(id)?.isMissing || requestedIds.has(`${model.name} ${id}`);
   // The map is that of the first model: items of the second list may not exist there.
-  const wanted = [...history, ...lists[0].ids].filter((id) => !known(id)).slice(0, PLACED_ITEMS);
-  if (!wanted.length || mapOf !== model || !map.items.size) return;
-  for (const id of wanted) placed.add(`${model.name} ${id}`);
+  const ids = [...history, ...lists[0].ids].filter((id) => !known(id)).slice(0, PLACED_ITEMS);
+  if (!ids.length || mapOf !== model || !map.items.size) return;
+  for (const id of ids) requestedIds.add(`${model.name} ${id}`);
   try {
-    const answer = await request("/v1/map", { query: { model: model.name, limit: 0, item: wanted } });
+    const answer = await request("/v1/map", { query: { model: model.name, limit: 0, item: ids } });
     if (mapOf === model) map.addItems(answer.items);
   } catch {
     // Without a place they are not marked on the map; the list still shows them.

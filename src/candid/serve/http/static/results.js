@@ -41,9 +41,9 @@ export function showResults(root, overlap, views, k, handlers) {
   );
 }
 
-function panel(view, rival, k, handlers) {
+function panel(view, other, k, handlers) {
   const { model, letter } = view;
-  const title = rival ? `${letter}: ${model.name}` : model.name;
+  const title = other ? `${letter}: ${model.name}` : model.name;
   return h(
     "article",
     { class: `panel ${letter}`, "aria-busy": String(view.status === "loading"), "aria-label": model.name },
@@ -57,11 +57,11 @@ function panel(view, rival, k, handlers) {
         `${count(model.items)} items × ${model.dim}, ${model.index} index, version ${view.version ?? model.version}`,
       ),
     ),
-    content(view, rival, k, handlers),
+    content(view, other, k, handlers),
   );
 }
 
-function content(view, rival, k, handlers) {
+function content(view, other, k, handlers) {
   if (view.status === "error") return alertOf(view.error, () => handlers.retry(view));
   if (view.status === "empty") return startPanel(view, handlers);
   if (view.status === "loading" && !view.items.length) {
@@ -77,7 +77,7 @@ function content(view, rival, k, handlers) {
   ];
   return [
     h("p", { class: "facts" }, facts.filter(Boolean).join(" · ")),
-    rows(shown, { model: view.model, letter: view.letter, rival, k, handlers }),
+    rows(shown, { model: view.model, letter: view.letter, other, k, handlers }),
   ];
 }
 
@@ -107,11 +107,11 @@ function startPanel({ model, popular }, handlers) {
  *
  * @param {object[]} items - best first.
  * @param {object} options - `model`: of the items; `letter`: of the view, empty in a dialog;
- *   `rival`: the other view, to compare ranks with, or null; `k`; `scoreName`; `handlers`.
+ *   `other`: the other view, to compare ranks with, or null; `k`; `scoreName`; `handlers`.
  */
 export function rows(items, options) {
-  const { model, letter = "", rival = null, k = 0, scoreName = "score", handlers } = options;
-  const theirs = new Map((rival?.items ?? []).map((item, position) => [String(item.item), position + 1]));
+  const { model, letter = "", other = null, k = 0, scoreName = "score", handlers } = options;
+  const otherRanks = new Map((other?.items ?? []).map((item, position) => [String(item.item), position + 1]));
   const best = items[0]?.probability;
   return h(
     "ol",
@@ -136,7 +136,7 @@ export function rows(items, options) {
           "div",
           { class: "line" },
           numbers(item, best, scoreName),
-          rival ? versus(item.rank, theirs.get(String(item.item)), rival, k) : null,
+          other ? versus(item.rank, otherRanks.get(String(item.item)), other, k) : null,
         ),
         buttons(item, model, letter, handlers),
       ),
@@ -189,25 +189,25 @@ function buttons(item, model, letter, handlers) {
   );
 }
 
-function versus(rank, theirRank, rival, k) {
-  const { letter, items, model } = rival;
+function versus(rank, otherRank, other, k) {
+  const { letter, items, model } = other;
   const badge = [
     h("span", { class: `mark ${letter}`, "aria-hidden": "true" }),
     h("span", { class: "hidden-text" }, `rank of ${letter}: `),
   ];
-  if (theirRank === undefined) {
+  if (otherRank === undefined) {
     const text = `> ${count(items.length)}`;
     const title = `Not among the first ${count(items.length)} of ${model.name}`;
     return h("p", { class: "versus alone", title }, badge, text);
   }
-  const step = rank - theirRank;
+  const step = rank - otherRank;
   const [sign, words] =
     step === 0 ? ["=", "the same"] : step > 0 ? ["▲", `${step} higher`] : ["▼", `${-step} lower`];
   return h(
     "p",
-    { class: theirRank <= k ? "versus" : "versus alone", title: `Rank of ${model.name}` },
+    { class: otherRank <= k ? "versus" : "versus alone", title: `Rank of ${model.name}` },
     badge,
-    `${count(theirRank)} `,
+    `${count(otherRank)} `,
     h("span", { "aria-hidden": "true" }, step === 0 ? sign : `${sign} ${count(Math.abs(step))}`),
     h("span", { class: "hidden-text" }, `, ${words}`),
   );
@@ -215,11 +215,11 @@ function versus(rank, theirRank, rival, k) {
 
 /** Compare two lists: number of shared items, and the median difference of their ranks. */
 export function compareViews(views, k) {
-  const [ours, theirs] = views.map((view) => view.items.slice(0, k).map((item) => String(item.item)));
-  const ranks = new Map(theirs.map((id, position) => [id, position]));
+  const [ours, otherRanks] = views.map((view) => view.items.slice(0, k).map((item) => String(item.item)));
+  const ranks = new Map(otherRanks.map((id, position) => [id, position]));
   const steps = ours.flatMap((id, position) => (ranks.has(id) ? [Math.abs(ranks.get(id) - position)] : []));
-  const union = ours.length + theirs.length - steps.length;
-  return { shared: steps.length, union, step: median(steps), lengths: [ours.length, theirs.length] };
+  const union = ours.length + otherRanks.length - steps.length;
+  return { shared: steps.length, union, step: median(steps), lengths: [ours.length, otherRanks.length] };
 }
 
 function overlapOf(views, k) {
