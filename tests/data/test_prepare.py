@@ -184,6 +184,18 @@ def test_unseen_targets_are_dropped_with_their_users_and_items(tmp_path):
     assert result.dataset.items["source_id"].to_list() == [10, 20, 30, 40]
 
 
+def test_test_split_of_new_items_only_is_kept(tmp_path):
+    rows = [row for row in THREE if row[2] < 40] + [(1, 98, 45), (2, 99, 46)]
+    config = DataConfig(interactions=log(tmp_path, rows), time="t", split=temporal())
+    report = prepare(config, tmp_path / "out").report
+    assert report["split"]["unseen"]["test"]["targets_of_unseen_items"] == 2
+    assert report["counts"]["test"] == 2
+    split = temporal().model_copy(update={"unseen": "drop"})
+    dropped = config.model_copy(update={"split": split})
+    with pytest.raises(DataError, match=r'set split\.unseen = "keep".*catalog = "cold"'):
+        prepare(dropped, tmp_path / "other")
+
+
 def test_unseen_targets_stop_with_error(tmp_path):
     split = temporal().model_copy(update={"unseen": "error"})
     config = DataConfig(interactions=log(tmp_path, UNSEEN), time="t", split=split)

@@ -9,6 +9,7 @@ from ir_measures import RR, R, Success, nDCG
 
 from candid.evaluation.metrics import (
     RANKING_METRICS,
+    RankProbabilities,
     hit_rate,
     list_mean,
     mrr,
@@ -18,6 +19,13 @@ from candid.evaluation.metrics import (
 )
 
 KS = (1, 3, 10, 20)
+
+
+def without_ties(is_relevant):
+    """Ranks of which it is certain whether they are relevant: [Q, K] bool."""
+    relevant = np.asarray(is_relevant, dtype=float)
+    first = relevant * (np.cumsum(relevant, axis=1) == 1)
+    return RankProbabilities(relevant, first)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -48,34 +56,34 @@ def test_metrics_agree_with_trec_eval(seed):
         evaluator = ir_measures.pytrec_eval.evaluator(wanted.values(), qrels)
         expected = {(one.query_id, one.measure): one.value for one in evaluator.iter_calc(run)}
         for name, metric in RANKING_METRICS.items():
-            values = metric(is_relevant, num_relevant, KS)[:, column]
+            values = metric(without_ties(is_relevant), num_relevant, KS)[:, column]
             oracle = [expected[str(q), wanted[name]] for q in range(num_queries)]
             np.testing.assert_allclose(values, oracle, atol=1e-6, err_msg=f"{name}@{k}")
             assert k != 3 or len(set(oracle)) > 1
 
 
 def test_metrics_of_a_list_computed_by_hand():
-    is_relevant = np.array([[False, True, True], [False, False, False]])
+    ranks = without_ties([[False, True, True], [False, False, False]])
     num_relevant = np.array([4, 1])
-    assert recall(is_relevant, num_relevant, (1, 2, 3)).tolist() == [[0, 0.25, 0.5], [0, 0, 0]]
-    assert hit_rate(is_relevant, num_relevant, (1, 2, 3)).tolist() == [[0, 1, 1], [0, 0, 0]]
-    assert mrr(is_relevant, num_relevant, (1, 2, 3)).tolist() == [[0, 0.5, 0.5], [0, 0, 0]]
+    assert recall(ranks, num_relevant, (1, 2, 3)).tolist() == [[0, 0.25, 0.5], [0, 0, 0]]
+    assert hit_rate(ranks, num_relevant, (1, 2, 3)).tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert mrr(ranks, num_relevant, (1, 2, 3)).tolist() == [[0, 0.5, 0.5], [0, 0, 0]]
     third = 1 / np.log2(3)
     np.testing.assert_allclose(
-        ndcg(is_relevant, num_relevant, (2, 3))[0],
+        ndcg(ranks, num_relevant, (2, 3))[0],
         [third / (1 + third), (third + 0.5) / (1 + third + 0.5)],
     )
 
 
 def test_ndcg_of_a_perfect_list_is_one():
-    is_relevant = np.array([[True, True, True, False]])
-    assert ndcg(is_relevant, np.array([3]), (1, 2, 3, 4)).tolist() == [[1, 1, 1, 1]]
+    ranks = without_ties([[True, True, True, False]])
+    assert ndcg(ranks, np.array([3]), (1, 2, 3, 4)).tolist() == [[1, 1, 1, 1]]
 
 
 def test_list_mean_ignores_missing_items():
-    values = np.array([1.0, 2.0, 30.0])
-    lists = np.array([[0, 1, -1], [2, -1, -1], [-1, -1, -1]])
-    assert list_mean(values, lists, (1, 3)).tolist() == [[1, 1.5], [30, 30], [0, 0]]
+    values = np.array([[1.0, 2.0, 5.0], [30.0, 5.0, 5.0], [5.0, 5.0, 5.0]])
+    is_present = np.array([[True, True, False], [True, False, False], [False, False, False]])
+    assert list_mean(values, is_present, (1, 3)).tolist() == [[1, 1.5], [30, 30], [0, 0]]
 
 
 def test_popularity_percentile_with_ties():

@@ -12,6 +12,7 @@ from candid.batches import offsets_of
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError, DataError
+from candid.evaluation import evaluate
 from candid.inference import NewItems, recommend
 from candid.runs import MANIFEST, load_run, train_run
 from candid.runs.features import FEATURES
@@ -122,10 +123,46 @@ def test_loaded_model_has_the_vectors_of_training(run, tmp_path):
 
 def test_untrained_items_are_predicted_by_their_features(tmp_path):
     train_run(recipe({"colour": "categorical"}, "none"), dataset(), tmp_path / "run")
-    report = load_run(tmp_path / "run", dataset()).evaluate()
+    run = load_run(tmp_path / "run", dataset())
+    with pytest.raises(DataError, match=r'items without training .* evaluation\.catalog = "cold"'):
+        run.evaluate()
+    cold = run.evaluate(catalog="cold", ks=(1,), metric="recall@1")
+    assert cold.counts["cold_targets"] == NUM_USERS
+    # The model itself can also be measured over the whole catalog.
+    report = evaluate(run.model, run.dataset, run.config.evaluation, max_length=9)
     assert report.counts["cold_targets"] == NUM_USERS
     # The model nearly narrows 24 items down to the 12 of the user's colour.
     assert np.log(12) - 0.01 < report.metrics["nll"].value < np.log(15)
+
+
+def test_repeated_targets_are_refused_with_the_way_out(tmp_path):
+    """Every test target is the first item of the user's history again."""
+    data = dataset()
+    items = data.item_ids.reshape(NUM_USERS, LENGTH)
+    items[:, -1] = items[:, 0]
+    train_run(recipe(max_steps=3), data, tmp_path / "run")
+    run = load_run(tmp_path / "run", data)
+    with pytest.raises(
+        DataError, match=r"all 60 test targets .*set evaluation.filter_seen = false"
+    ):
+        run.evaluate()
+    assert run.evaluate(filter_seen=False).counts["users_ranked"] == NUM_USERS
+    # One new target is enough, and the title counts the users of the means.
+    items[0, -1] = 2 * (1 + items[0, :-1].max() // 2) % (NUM_ITEMS - 2)
+    assert items[0, -1] not in items[0, :-1]
+    assert load_run(tmp_path / "run", data).evaluate().table().title == "test: 1 of 60 users"
+
+
+def test_validation_of_new_items_only_needs_the_cold_catalog(tmp_path):
+    data = dataset()
+    items = data.item_ids.reshape(NUM_USERS, LENGTH)
+    items[:, -2] = items[:, -1]
+    with pytest.raises(DataError, match=r'60 validation targets .*catalog = "cold"'):
+        train_run(recipe(max_steps=3), data, tmp_path / "run")
+    settings = {"evaluation": {"ks": [1, 2], "metric": "ndcg@2", "catalog": "cold"}}
+    config = parse_config(recipe(max_steps=3).model_dump(mode="json") | settings, "test")
+    train_run(config, data, tmp_path / "cold")
+    assert load_run(tmp_path / "cold", data).evaluate("validation").counts["cold_targets"] == 60
 
 
 def test_resume_with_features(tmp_path):

@@ -9,7 +9,8 @@ true distribution, and to second order the excess negative log-likelihood at whi
 
 Logits that were fitted to a known distribution of four items with the refined loss end at 1.05 to
 1.1 times this value for n = 64, at 1.2 to 1.6 times for n = 16 and at 2 to 4 times for n = 4: the
-prediction is too low where n is small. Above about half a nat a value only shows that the estimator is far off.
+prediction is too low where n is small. Above about half a nat a value only shows that the estimator
+is far from the softmax.
 
 The bias of the gradient given the positive is another measure. Training averages over positives,
 so that biases of opposite sign cancel; only b remains.

@@ -188,9 +188,10 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     for role, unseen in report["split"].get("unseen", {}).items():
         items, users = unseen["targets_of_unseen_items"], unseen["targets_of_unseen_users"]
         if items or users:
+            advice = '; evaluate with evaluation.catalog = "cold"'
             yield (
                 f"{role}: of {unseen['targets']:,} targets, {items:,} have an untrained item and "
-                f"{users:,} an untrained user"
+                f"{users:,} an untrained user{advice if items == unseen['targets'] else ''}"
             )
 
 

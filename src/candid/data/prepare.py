@@ -249,10 +249,12 @@ def _apply_unseen(
             "targets_of_unseen_users": int(by_user.sum()),
             "unseen_users": len(np.unique(users[by_user])),
         }
-        if is_role.any() and by_item.sum() == is_role.sum():
+        all_unseen = is_role.any() and by_item.sum() == is_role.sum()
+        if all_unseen and config.split.unseen == "drop":
             raise DataError(
                 f"all {int(is_role.sum()):,} {role.name.lower()} targets of {config.interactions} "
-                "are items without training interactions; change the split or the item ids"
+                "are items without training interactions; change the split or the item ids, or "
+                'set split.unseen = "keep" and evaluate them with evaluation.catalog = "cold"'
             )
     is_unseen = unseen.item | unseen.user
     if is_unseen.any() and config.split.unseen == "error":

@@ -5,7 +5,7 @@ from candid.evaluation.comparison import Comparison, compare
 from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.evaluator import TrueLogProb, evaluate
 from candid.evaluation.metrics import RANKING_METRICS
-from candid.evaluation.queries import check_has_relevant
+from candid.evaluation.queries import catalog_mask, check_has_relevant
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "PerUser",
     "Slice",
     "TrueLogProb",
+    "catalog_mask",
     "check_has_relevant",
     "compare",
     "evaluate",

@@ -15,6 +15,7 @@ from candid.data import HeldOutTargets, PreparedDataset, Role
 from candid.errors import ConfigError, DataError
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.config import EvaluationConfig
+from candid.evaluation.cut_groups import CutGroups, count_cut_groups
 from candid.evaluation.likelihood import target_nll
 from candid.evaluation.metric_sums import MetricSums, concatenate, sum_metrics
 from candid.evaluation.metrics import Floats, list_mean, popularity_percentile
@@ -28,6 +29,7 @@ from candid.evaluation.queries import (
 )
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
 from candid.evaluation.slices import Slicing, by_history_length, by_popularity, by_warmth
+from candid.evaluation.ties import Coverage, RankedLists, RankedTargets
 from candid.features import Context
 from candid.index import Exclusions
 from candid.inference import (
@@ -58,12 +60,14 @@ def evaluate(
 
     Each user has one query for all targets: the history before the first target and, if the
     model reads it, the context with the time and event type of that target.
-    The list is the exact top-k of the whole catalog. With ``filter_seen`` the list leaves out
-    the items of the whole history (with event types: of target event types only), and a target
-    among them is not relevant (``counts`` has their number). Ranking metrics are means over users
-    who have a relevant item left. The NLL is over all targets and the unfiltered catalog, as in
-    training. With ``config.catalog`` "warm" or "cold" the lists, the coverage, the NLL and the
-    targets are restricted to that part of the catalog.
+    The list is the exact top-k of the whole catalog, and every metric is the expectation over the
+    orders of items with equal scores, so the ids of items have no influence. With
+    ``filter_seen`` the list leaves out the items of the whole history (with event types: of
+    target event types only), and a target among them is not relevant (``counts`` has their
+    number). Ranking metrics are means over users who have a relevant item left, and undefined
+    without such a user. The NLL is over all targets and the unfiltered catalog, as in training.
+    With ``config.catalog`` "warm" or "cold" the lists, the coverage, the NLL and the targets are
+    restricted to that part of the catalog.
 
     Args:
         model: encodes queries and items; runs in inference mode.
@@ -151,7 +155,7 @@ class _Pass:
             "popularity": counts.astype(np.float64),
             "popularity_percentile": popularity_percentile(counts),
         }
-        self._is_recommended = np.zeros((len(config.ks), dataset.num_items), dtype=np.bool_)
+        self._coverage = Coverage(config.ks, dataset.num_items)
         self._true_log_prob = None if true_log_prob is None else true_log_prob(queries.held_out)
         targets = queries.held_out.target_ids
         if self._true_log_prob is not None and self._true_log_prob.shape != targets.shape:
@@ -166,7 +170,7 @@ class _Pass:
             self._by_item_slice["target_popularity"] = _SlicedSums(popularity, [])
         if 0 < queries.counts["cold_targets"] < queries.counts["targets"]:
             self._by_item_slice["target_warmth"] = _SlicedSums(by_warmth(counts), [])
-        self._num_relevant = self._num_without_relevant = self._num_distinct = 0
+        self._num_relevant = self._num_without_relevant = self._num_distinct = self._num_tied = 0
 
     def add_batch(self, rows: slice, query: Tensor) -> None:
         """Add the metric sums of one batch of query vectors [b, D]."""
@@ -176,32 +180,60 @@ class _Pass:
         exclude = None
         if seen is not None:
             exclude = Exclusions(seen.item_ids.to(self._device), seen.offsets.to(self._device))
-        recommended: Ints = self._items.search(query, config.ks[-1], exclude).item_ids.cpu().numpy()
+        lists, ranked, expected_values = self._rank(query, exclude, targets)
         list_values: dict[str, Floats] = {}
-        for name, values in self._item_values.items():
-            means = list_mean(values, recommended, config.ks)
+        for name, values in expected_values.items():
+            means = list_mean(values, lists.item_ids >= 0, config.ks)
             list_values |= {f"{name}@{k}": means[:, c] for c, k in enumerate(config.ks)}
-        for c, k in enumerate(config.ks):
-            top = recommended[:, :k]
-            self._is_recommended[c, top[top >= 0]] = True
         target_values = self._likelihoods(rows, query, targets) if config.nll else {}
         for sums in (self._total, *self._by_item_slice.values()):
             sums.batches.append(
                 sum_metrics(
-                    recommended,
+                    ranked,
                     targets,
                     sums.slicing.groups,
                     num_groups=len(sums.slicing.labels),
                     ks=config.ks,
+                    has_list=lists.has_items,
                     list_values=list_values,
                     target_values=target_values,
                     first_query=rows.start,
                 )
             )
         num_items = self._dataset.num_items
+        self._num_tied += int((ranked.sizes > 1).sum())
         self._num_relevant += len(targets.relevant)
         self._num_without_relevant += len(query) - len(np.unique(targets.relevant // num_items))
         self._num_distinct += len(np.unique(targets.rows * num_items + targets.item_ids))
+
+    def _rank(
+        self, query: Tensor, exclude: Exclusions | None, targets: Targets
+    ) -> tuple[RankedLists, RankedTargets, dict[str, Floats]]:
+        """Rank the items for one batch of query vectors [b, D], and add them to the coverage.
+
+        Returns:
+            the lists; the relevant items in their reach; and by name of an item value its
+            expectation at each rank, [b, K].
+        """
+        depth = self._config.ks[-1]
+        result = self._items.search(query, min(depth + 1, self._items.num_items), exclude)
+        item_ids, scores = result.item_ids.cpu().numpy(), result.scores.cpu().numpy()
+        lists = RankedLists.of(item_ids, scores, depth)
+        self._coverage.add_lists(lists)
+        groups = CutGroups.none(len(query), self._item_values)
+        if lists.is_cut.any():
+            groups = count_cut_groups(
+                self._items, lists, query, exclude, targets, self._item_values, self._coverage
+            )
+            lists = lists.with_sizes(np.flatnonzero(lists.is_cut), groups.sizes)
+        ranked = RankedTargets.of(
+            lists, targets.is_relevant(lists.item_ids), groups.rows, groups.item_ids
+        )
+        expected_values = {
+            name: lists.expected_values(values, groups.means[name])
+            for name, values in self._item_values.items()
+        }
+        return lists, ranked, expected_values
 
     def _likelihoods(self, rows: slice, query: Tensor, targets: Targets) -> dict[str, Floats]:
         target_rows = torch.from_numpy(targets.rows).to(self._device)
@@ -219,9 +251,9 @@ class _Pass:
         config, queries = self._config, self._queries
         total = self._total.concatenated()
         metrics = dict(self._estimates(total, 1)[0])
+        coverage = self._coverage.values(self._is_ranked)
         for c, k in enumerate(config.ks):
-            coverage = float(self._is_recommended[c, self._is_ranked].mean())
-            metrics[f"coverage@{k}"] = Estimate(coverage)
+            metrics[f"coverage@{k}"] = Estimate(float(coverage[c]))
         slices = {
             name: self._slices(
                 sums.concatenated(), sums.slicing.labels, group_of_item=sums.slicing.groups
@@ -237,6 +269,8 @@ class _Pass:
         counts = queries.counts | {
             "targets_seen_before": self._num_distinct - self._num_relevant,
             "users_without_relevant": self._num_without_relevant,
+            "users_ranked": len(queries) - self._num_without_relevant,
+            "tied_targets": self._num_tied,
         }
         settings: dict[str, Any] = {
             "role": role.name.lower(),
@@ -287,6 +321,12 @@ class _Pass:
             )
             if num_queries[g]:
                 slices.append(
-                    Slice(label, int(num_queries[g]), int(num_targets[g]), estimates[g], per_user)
+                    Slice(
+                        label=label,
+                        queries=int(num_queries[g]),
+                        targets=int(num_targets[g]),
+                        metrics=estimates[g],
+                        per_user=per_user,
+                    )
                 )
         return tuple(slices)

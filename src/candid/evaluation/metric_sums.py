@@ -13,8 +13,9 @@ import numpy as np
 
 from candid.batches import Ints
 from candid.evaluation.bootstrap import Estimate, intervals, resample
-from candid.evaluation.metrics import RANKING_METRICS, Floats
+from candid.evaluation.metrics import RANKING_METRICS, Bools, Floats
 from candid.evaluation.queries import Targets
+from candid.evaluation.ties import RankedTargets, rank_probabilities
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,13 @@ def concatenate(batches: Sequence[MetricSums]) -> MetricSums:
 
 
 def sum_metrics(
-    recommended: Ints,
+    ranked: RankedTargets,
     targets: Targets,
     group_of_item: Ints,
     *,
     num_groups: int,
     ks: Sequence[int],
+    has_list: Bools,
     list_values: Mapping[str, Floats],
     target_values: Mapping[str, Floats],
     first_query: int,
@@ -116,14 +118,15 @@ def sum_metrics(
     """Compute the metric sums of one batch of b queries under a slicing of target items.
 
     A row is a query with its targets of one group. Only these targets are relevant in the row;
-    the list stays the same.
+    the list stays the same. Values are expectations over the orders of tied items.
 
     Args:
-        recommended: [b, K] int64, -1 after the end of a list.
+        ranked: the relevant items that can be in the first K ranks, K the last cut-off.
         targets: of the batch.
         group_of_item: [V] int64.
         num_groups: G.
         ks: cut-offs.
+        has_list: [b] bool, whether the list of a query has any item.
         list_values: by metric name, one value per list [b], independent of the targets. An
             empty list does not count.
         target_values: by metric name, one value per target [M], averaged over targets.
@@ -136,18 +139,23 @@ def sum_metrics(
     relevant_keys = targets.relevant // targets.num_items * num_groups
     row_of_relevant = np.searchsorted(keys, relevant_keys + group_of_item[relevant_item])
     num_relevant = np.bincount(row_of_relevant, minlength=len(keys))
-    group_of_recommended = group_of_item[recommended][queries]
-    is_relevant = targets.is_relevant(recommended)[queries]
-    is_relevant &= group_of_recommended == groups[:, None]
+    ranked_keys = ranked.rows * num_groups + group_of_item[ranked.item_ids]
+    ranks = rank_probabilities(
+        np.searchsorted(keys, ranked_keys),
+        ranked.starts,
+        ranked.sizes,
+        num_rows=len(keys),
+        depth=ks[-1],
+    )
 
     columns: list[tuple[str, Floats, Floats]] = []
     has_relevant = (num_relevant > 0).astype(np.float64)
     for name, metric in RANKING_METRICS.items():
-        values = metric(is_relevant, np.maximum(num_relevant, 1), ks) * has_relevant[:, None]
+        values = metric(ranks, np.maximum(num_relevant, 1), ks) * has_relevant[:, None]
         columns += [(f"{name}@{k}", values[:, c], has_relevant) for c, k in enumerate(ks)]
-    has_list = (recommended[queries, 0] >= 0).astype(np.float64)
+    list_weight = has_list[queries].astype(np.float64)
     columns += [
-        (name, values[queries] * has_list, has_list) for name, values in list_values.items()
+        (name, values[queries] * list_weight, list_weight) for name, values in list_values.items()
     ]
     num_targets = np.bincount(row_of_target, minlength=len(keys)).astype(np.float64)
     for name, values in target_values.items():

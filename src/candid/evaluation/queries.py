@@ -67,9 +67,10 @@ def select_queries(
     if catalog != "all":
         queries = _with_targets_among(queries, catalog_mask(dataset.train_counts, catalog))
         if len(queries) == 0:
+            other = "cold" if catalog == "warm" else "all"
             raise DataError(
                 f"the dataset has no {role.name.lower()} target among its {catalog} items: set "
-                'evaluation.catalog = "all"'
+                f'evaluation.catalog = "{other}"'
             )
     lengths = queries.history_stop - dataset.user_offsets[queries.user_ids]
     rows = np.flatnonzero(lengths > 0) if needs_history else np.arange(len(queries))
@@ -147,7 +148,7 @@ def seen_items_of(dataset: PreparedDataset, queries: HeldOutTargets, rows: slice
 def check_has_relevant(
     dataset: PreparedDataset, config: EvaluationConfig, role: Role, *, needs_history: bool
 ) -> None:
-    """Refuse an evaluation in which no target can be recommended, before anything is encoded.
+    """Refuse the evaluation of a run that would say nothing, before anything is encoded.
 
     Args:
         dataset: the prepared dataset.
@@ -156,7 +157,8 @@ def check_has_relevant(
         needs_history: as for ``select_queries``.
 
     Raises:
-        DataError: there is no query, or ``config.filter_seen`` hides every target.
+        DataError: there is no query; ``config.filter_seen`` hides every target; or all targets
+            are cold and ``config.catalog`` is not "cold".
     """
     queries = select_queries(
         dataset,
@@ -166,6 +168,13 @@ def check_has_relevant(
         seed=config.seed,
         catalog=config.catalog,
     )
+    num_targets = queries.counts["targets"]
+    if config.catalog != "cold" and queries.counts["cold_targets"] == num_targets:
+        raise DataError(
+            f"all {num_targets:,} {role.name.lower()} targets are items without training "
+            'interactions: set evaluation.catalog = "cold" to rank them among such items, or '
+            "change the split or the item ids"
+        )
     if not config.filter_seen:
         return
     for begin in range(0, len(queries), config.batch_size):
@@ -173,7 +182,7 @@ def check_has_relevant(
         seen = seen_items_of(dataset, queries.held_out, rows)
         if len(targets_of(queries.held_out, rows, dataset.num_items, seen).relevant):
             return
-    raise no_relevant_error(role.name.lower(), queries.counts["targets"], config.metric)
+    raise no_relevant_error(role.name.lower(), num_targets, config.metric)
 
 
 def no_relevant_error(role: str, num_targets: int, metric: str) -> DataError:
@@ -205,6 +214,12 @@ class Targets:
         """Return which of ``recommended`` [b, K] (-1: no item) are relevant: [b, K] bool."""
         keys = np.arange(len(recommended))[:, None] * self.num_items + recommended
         return _is_among(keys, self.relevant) & (recommended >= 0)
+
+    def is_listed(self, recommended: Ints) -> Bools:
+        """Return which of ``relevant`` are in ``recommended`` [b, K] (-1: no item): [R] bool."""
+        rows, columns = np.nonzero(recommended >= 0)
+        keys = np.sort(rows * self.num_items + recommended[rows, columns])
+        return _is_among(self.relevant, keys)
 
 
 def targets_of(

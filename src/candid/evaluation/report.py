@@ -14,7 +14,7 @@ from candid.atomic import write_json
 from candid.batches import Ints
 from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.metric_sums import MetricSums
-from candid.evaluation.metrics import Floats
+from candid.evaluation.metrics import RANKING_METRICS, Floats
 from candid.evaluation.queries import no_relevant_error
 
 SCHEMA = 1
@@ -39,11 +39,19 @@ class Slice:
     metrics: Mapping[str, Estimate]
     per_user: PerUser
 
+    @property
+    def queries_ranked(self) -> int:
+        """Queries with a target that ``filter_seen`` leaves; ranking metrics average them."""
+        names = self.per_user.names
+        column = next(c for c, name in enumerate(names) if name.split("@")[0] in RANKING_METRICS)
+        return int((self.per_user.denominators[:, column] > 0).sum())
+
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values: ``label``, ``queries``, ``targets``, ``metrics``."""
+        """Return plain JSON values: of the attributes but ``per_user``."""
         return {
             "label": self.label,
             "queries": self.queries,
+            "queries_ranked": self.queries_ranked,
             "targets": self.targets,
             "metrics": {name: asdict(estimate) for name, estimate in self.metrics.items()},
         }
@@ -87,12 +95,16 @@ class EvaluationReport:
         metrics: by name: ``recall@k``, ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``popularity@k``
             (mean training count of the recommended items), ``popularity_percentile@k``,
             ``coverage@k`` (share of the catalog recommended to any user), and ``nll``,
-            ``true_nll``, ``excess_nll`` in nats where they were computed.
+            ``true_nll``, ``excess_nll`` in nats where they were computed. Those of ranks are
+            expectations over the orders of items with equal scores.
         metric: the metric that summaries show first.
         slices: by slicing: ``target_popularity``, ``history_length``, ``target_warmth`` and
             ``user_warmth`` (where some targets, or users, were never trained on); only groups
             that hold targets.
-        counts: numbers of users, targets and items, including those left out.
+        counts: numbers of users, targets and items, including those left out. Ranking metrics are
+            means over ``users_ranked``: ``users`` without the ``users_without_relevant``, whose
+            targets ``filter_seen`` hides. ``tied_targets`` are targets that share their score
+            with another item and can be in the first k ranks of the largest k.
         settings: settings that the numbers depend on, beside model and data.
         per_user: values of each user; not part of the JSON.
     """
@@ -121,8 +133,8 @@ class EvaluationReport:
         """Return the report as plain JSON values.
 
         Keys: ``schema``, ``metric``, ``metrics`` {name: {value, low, high}}, ``slices``
-        {slicing: [{label, queries, targets, metrics}]}, ``counts``, ``settings``. An undefined
-        value, or an interval that was not computed, is null.
+        {slicing: [{label, queries, queries_ranked, targets, metrics}]}, ``counts``,
+        ``settings``. An undefined value, or an interval that was not computed, is null.
         """
         return {
             "schema": SCHEMA,
@@ -144,16 +156,26 @@ class EvaluationReport:
         write_json(Path(path), self.to_json())
 
     def table(self) -> Table:
-        """Return metrics by cut-off, with their intervals, and the number of hidden targets."""
+        """Return metrics by cut-off, with their intervals; hidden and tied targets below them.
+
+        The title has the number of users over whom ranking metrics are means.
+        """
         ks = sorted({int(name.split("@")[1]) for name in self.metrics if "@" in name})
-        part = self.settings["catalog"]
+        part, counts = self.settings["catalog"], self.counts
         restriction = "" if part == "all" else f", among {part} items"
-        table = Table(title=f"{self.settings['role']}: {self.counts['users']:,} users{restriction}")
-        if hidden := self.counts["targets_seen_before"]:
-            table.caption = (
+        users = f"{counts['users_ranked']:,}"
+        if counts["users_without_relevant"]:
+            users += f" of {counts['users']:,}"
+        title = f"{self.settings['role']}: {users} users{restriction}"
+        notes = []
+        if hidden := counts["targets_seen_before"]:
+            notes.append(
                 f"targets_seen_before: {hidden:,}, in the history and so not ranked "
                 "(evaluation.filter_seen)"
             )
+        if tied := counts["tied_targets"]:
+            notes.append(f"tied_targets: {tied:,}, metrics are means over the orders of ties")
+        table = Table(title=title, caption="\n".join(notes) or None)
         table.add_column("metric", no_wrap=True)
         for k in ks:
             table.add_column(f"@{k}", justify="right")
@@ -164,17 +186,21 @@ class EvaluationReport:
         return table
 
     def slice_table(self, slicing: str) -> Table:
-        """Return ``metric``, recall at the same cut-off and NLL by slice."""
+        """Return ``metric``, recall at the same cut-off and NLL by slice.
+
+        ``users`` is the number over whom ranking metrics are means.
+        """
         names = [self.metric, f"recall@{self.metric.split('@')[1]}", "nll"]
         names = [name for name in dict.fromkeys(names) if name in self.metrics]
         table = Table(title=slicing.replace("_", " "))
         table.add_column("slice")
+        table.add_column("users", justify="right")
         table.add_column("targets", justify="right")
         for name in names:
             table.add_column(name, justify="right")
         for part in self.slices[slicing]:
             cells = (_cell(part.metrics.get(name)) for name in names)
-            table.add_row(part.label, f"{part.targets:,}", *cells)
+            table.add_row(part.label, f"{part.queries_ranked:,}", f"{part.targets:,}", *cells)
         return table
 
 

@@ -95,6 +95,21 @@ def splitmix64(x: UInt64Array) -> UInt64Array:
     return z ^ (z >> np.uint64(31))
 
 
+def hash_ids(source_ids: pl.Series, seed: int) -> UInt64Array:
+    """Hash source ids, integers or text: [n] uint64.
+
+    Args:
+        source_ids: [n], without null.
+        seed: another seed gives another order.
+    """
+    if source_ids.dtype == pl.String:
+        # A text of the hash function must not be empty.
+        values = _hashes("text", "#" + source_ids)
+    else:
+        values = _hashes("integer", source_ids)
+    return splitmix64(values ^ splitmix64(np.array([seed], dtype=np.uint64)))
+
+
 def _hashes(kind: ValueKind, values: pl.Series) -> UInt64Array:
     """Hash n values without null to 64 bits each."""
     if kind == "text":

@@ -131,6 +131,41 @@ class ExactIndex(Index):
             ids, scores = decode(keys)
         return SearchResult(ids.clone(), scores.clone())
 
+    def equal_scores(
+        self, query: Tensor, scores: Tensor, exclude: Exclusions | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Find all items that have a given score.
+
+        A product in the working precision finds the items that can have it; these are scored by
+        the definition.
+
+        Args:
+            query: [B, D] float32; memory is B × ``block_items`` scores.
+            scores: [B] float32, such as a score that ``search`` returned for each query.
+            exclude: items that never count, or None.
+
+        Yields:
+            Block by block: ids [m] int64, ascending, and [B, m] bool, whether the item has the
+            score of the query and is not excluded. Items that have none of the scores are left
+            out.
+        """
+        with torch.inference_mode(), torch.autocast(query.device.type, enabled=False):
+            query, scores = query.detach().float(), scores[:, None]
+            wide, pairs = query.double(), _rows_of(exclude, slice(0, len(query)))
+            errors = self._scan_error() * wide.norm(dim=1, keepdim=True) * self._max_norm
+            # Rounding the bound to float32 must not lower it.
+            errors = errors.float() * (1 + 2.0**-20)
+            for begin, stop in self._blocks():
+                is_near = (query @ self._vectors[begin:stop].T).sub_(scores).abs_() <= errors
+                if pairs is not None:
+                    excluded = pairs.within(begin, stop, stop - begin)
+                    is_near.view(-1).index_fill_(0, excluded, False)
+                columns = is_near.any(0).nonzero().squeeze(-1)
+                if len(columns):
+                    vectors = self._vectors[columns + begin].double()
+                    is_equal = (wide @ vectors.T).float() == scores
+                    yield columns + begin, is_equal & is_near[:, columns]
+
     def settings(self) -> Mapping[str, Any]:
         """Return the block sizes."""
         return {"block_items": self._block_items, "block_rows": self._block_rows}

@@ -2,6 +2,7 @@
 
 queries          single queries, their packing, and the items that count as seen
 query_set        many queries of one dataset, encoded in batches
+tie_order        the order of equal scores: popularity, then a hash of the id
 recommend        search over the item vectors; recommendations with source ids and titles
 item_subset      exact search over a part of the catalog
 log_partition    the log partition function of the softmax over all items
@@ -27,6 +28,7 @@ from candid.inference.queries import (
 from candid.inference.query_set import QuerySet, query_set
 from candid.inference.recommend import NewItems, recommend
 from candid.inference.recommendations import Recommendations
+from candid.inference.tie_order import search_with_tie_order, tie_ranks
 from candid.inference.two_tower_model import (
     StageProgress,
     TwoTowerModel,
@@ -55,5 +57,7 @@ __all__ = [
     "query_for_user",
     "query_set",
     "recommend",
+    "search_with_tie_order",
     "seen_items",
+    "tie_ranks",
 ]

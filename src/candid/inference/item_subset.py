@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -55,6 +57,24 @@ class ItemSubset:
         result = self._index.search(query, k, None if exclude is None else self._within(exclude))
         item_ids = torch.where(result.item_ids < 0, -1, self._ids[result.item_ids])
         return SearchResult(item_ids, result.scores)
+
+    def equal_scores(
+        self, query: Tensor, scores: Tensor, exclude: Exclusions | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Find all included items that have a given score.
+
+        Args:
+            query: [B, D] float32.
+            scores: [B] float32, such as a score that ``search`` returned for each query.
+            exclude: items that never count, included or not; None: none.
+
+        Yields:
+            Block by block: ids [m] int64, ascending, and [B, m] bool, whether the item has the
+            score of the query and is not excluded.
+        """
+        within = None if exclude is None or self._ids is None else self._within(exclude)
+        for positions, is_equal in self._index.equal_scores(query, scores, within or exclude):
+            yield positions if self._ids is None else self._ids[positions], is_equal
 
     def positions_of(self, item_ids: Tensor) -> Tensor:
         """Return the row of ``item_vectors`` of each item [m], -1 for items not included."""

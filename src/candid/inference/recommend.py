@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from candid.inference.item_subset import ItemSubset
 from candid.inference.log_partition import log_partition
 from candid.inference.query_set import query_set
 from candid.inference.recommendations import Recommendations
+from candid.inference.tie_order import search_with_tie_order, tie_ranks
 from candid.inference.two_tower_model import (
     StageProgress,
     TwoTowerModel,
@@ -65,6 +67,8 @@ def recommend(
     progress: StageProgress | None = None,
 ) -> Recommendations:
     """Recommend to users of the dataset, or to anonymous users with given histories.
+
+    Items with equal scores are listed by training count, then by a hash of the source id.
 
     Args:
         model: encodes queries and items; runs in inference mode.
@@ -115,6 +119,13 @@ def recommend(
     if not 1 <= k <= items.height:
         raise ConfigError(f"k {k} must be between 1 and the {items.height} items of the catalog")
     queries.check(model)
+
+    @functools.cache
+    def order_of_ties() -> Ints:
+        counts = np.zeros(items.height, dtype=np.int64)
+        counts[: dataset.num_items] = dataset.train_counts
+        return tie_ranks(counts, items["source_id"])
+
     item_ids = np.full((len(queries), k), -1, dtype=np.int64)
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     probabilities = np.zeros((len(queries), k)) if with_probabilities else None
@@ -129,7 +140,7 @@ def recommend(
             if filter_seen:
                 seen = queries.seen(rows)
                 seen = Exclusions(seen.item_ids.to(vectors.device), seen.offsets.to(vectors.device))
-            result = searcher.search(query, num_results, seen)
+            result = search_with_tie_order(searcher, query, num_results, seen, order_of_ties)
             item_ids[rows, :num_results] = result.item_ids.cpu().numpy()
             scores[rows, :num_results] = result.scores.cpu().numpy()
             if probabilities is not None:

@@ -19,7 +19,13 @@ from candid.batches import Ints
 from candid.config import RunConfig, parse_config, validated
 from candid.data import PreparedDataset, Role, open_dataset
 from candid.errors import ArtifactError, ConfigError
-from candid.evaluation import EvaluationConfig, EvaluationReport, TrueLogProb, evaluate
+from candid.evaluation import (
+    EvaluationConfig,
+    EvaluationReport,
+    TrueLogProb,
+    check_has_relevant,
+    evaluate,
+)
 from candid.features import Context, Values
 from candid.index import ExactIndex, Exclusions
 from candid.inference import (
@@ -30,6 +36,8 @@ from candid.inference import (
     inference_mode,
     query_set,
     recommend,
+    search_with_tie_order,
+    tie_ranks,
 )
 from candid.runs.build import build_model, pick_device, set_threads
 from candid.runs.features import RunFeatures, read_features
@@ -229,7 +237,13 @@ class Run:
             vectors = F.normalize(self._encoded_items().float(), dim=1)
             ids = torch.from_numpy(item_ids).to(vectors.device)
             itself = Exclusions(ids, torch.arange(len(ids) + 1, device=vectors.device))
-            neighbours = ExactIndex(vectors).search(vectors[ids], k, itself)
+            neighbours = search_with_tie_order(
+                ExactIndex(vectors),
+                vectors[ids],
+                k,
+                itself,
+                lambda: tie_ranks(self.dataset.train_counts, self.dataset.items["source_id"]),
+            )
         result = Recommendations(
             neighbours.item_ids.cpu().numpy(),
             neighbours.scores.cpu().numpy(),
@@ -313,7 +327,8 @@ class Run:
 
         Raises:
             ConfigError: an unknown split or setting, or a cut-off k larger than the catalog.
-            DataError: the split has no target that the model can be evaluated on.
+            DataError: the split has no target that the model can be evaluated on, or only
+                targets without training interactions and ``catalog`` is not "cold".
         """
         if split not in SPLITS:
             raise ConfigError(f"unknown split {split!r}: use one of {', '.join(sorted(SPLITS))}")
@@ -321,6 +336,9 @@ class Run:
         if overrides:
             table = {**config.model_dump(mode="json"), **overrides}
             config = validated(EvaluationConfig, table, "evaluate")
+        check_has_relevant(
+            self.dataset, config, SPLITS[split], needs_history=self.model.needs_history
+        )
         return evaluate(
             self.model,
             self.dataset,

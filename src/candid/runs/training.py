@@ -22,7 +22,7 @@ from candid.config import (
     with_values,
 )
 from candid.data import PreparedDataset, Role, open_dataset
-from candid.evaluation import check_has_relevant, evaluate
+from candid.evaluation import catalog_mask, check_has_relevant, evaluate
 from candid.runs.build import (
     build_model,
     build_objective,
@@ -205,7 +205,8 @@ def _validation(
     config: RunConfig, dataset: PreparedDataset, features: RunFeatures, *, needs_history: bool
 ) -> Callable[[RetrievalModel], Mapping[str, float]] | None:
     """Return the validation function; None for a dataset without validation targets."""
-    config.evaluation.check_fits(dataset.num_items)
+    ranked = catalog_mask(dataset.train_counts, config.evaluation.catalog)
+    config.evaluation.check_fits(int(ranked.sum()))
     if not np.any(dataset.roles == Role.VALIDATION):
         return None
     settings, context = config.evaluation.during_training(), features.context_for(dataset)

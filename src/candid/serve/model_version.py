@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from candid.errors import DataError
-from candid.inference import RecommendQuery, encode_queries, query_for_history, query_for_user
+from candid.inference import (
+    RecommendQuery,
+    encode_queries,
+    query_for_history,
+    query_for_user,
+    tie_ranks,
+)
 from candid.serve.answers import Result, write_answers
 from candid.serve.bundle import ServingBundle
 from candid.serve.config import ServeConfig
@@ -103,7 +109,8 @@ class ModelVersion:
             model=name,
         )
         self.users = RequestIds(bundle.dataset.users["source_id"], kind="user", model=name)
-        self.search = ItemSearch(bundle.index)
+        source_ids = bundle.dataset.items["source_id"]
+        self.search = ItemSearch(bundle.index, tie_ranks(bundle.dataset.train_counts, source_ids))
         self.filters = AttributeFilters(self.items)
         self.has_cheap_probability = bundle.index.num_items <= config.probability_items
 

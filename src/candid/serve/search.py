@@ -12,6 +12,7 @@ from torch import Tensor
 
 from candid.errors import ConfigError
 from candid.index import Exclusions, LiveIndex
+from candid.inference import search_with_tie_order
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -21,6 +22,8 @@ TopItems = tuple[Ints, Floats]
 
 MAX_SCORED: Final = 50_000
 """Maximum number of allowed items that are all scored; for more, the index is searched."""
+MAX_TIE_DEPTH: Final = 16_384
+"""Items searched for the order of ties; of a larger group the index chooses so many."""
 BLOCK: Final = 16_384
 """Items scored at once."""
 
@@ -30,10 +33,13 @@ class ItemSearch:
 
     Args:
         index: over the item vectors, with item updates.
+        tie_ranks: [V] int64, the order of items with equal scores, lowest first; items added
+            later come after them, the earliest first. None: by id.
     """
 
-    def __init__(self, index: LiveIndex) -> None:
+    def __init__(self, index: LiveIndex, tie_ranks: Ints | None = None) -> None:
         self.index = index
+        self._tie_ranks = np.zeros(0, dtype=np.int64) if tie_ranks is None else tie_ranks
         self._inverse_norms: Tensor | None = None
 
     @property
@@ -66,7 +72,14 @@ class ItemSearch:
     def nearest(self, query: Tensor, k: int, excluded: list[Ints]) -> list[TopItems]:
         """Return the best items of B queries [B, D], without the excluded items of each."""
         k = min(k, self.index.num_items)
-        result = self.index.search(query, k, _to_exclusions(excluded))
+        result = search_with_tie_order(
+            self.index,
+            query,
+            k,
+            _to_exclusions(excluded),
+            lambda: self._tie_ranks,
+            max_depth=MAX_TIE_DEPTH,
+        )
         ids, scores = result.item_ids.numpy(), result.scores.numpy()
         counts = (ids >= 0).sum(1)
         return [(i[:n], s[:n]) for i, s, n in zip(ids, scores, counts.tolist(), strict=True)]
@@ -89,7 +102,8 @@ class ItemSearch:
             # An item may have been added after the filter was evaluated.
             mask = ids < len(allowed)
             mask[mask] = allowed[ids[mask]]
-            if int(mask.sum()) >= k:
+            cuts_ties = int(mask.sum()) >= k and scores[mask][k - 1] == scores[-1]
+            if int(mask.sum()) >= k and (depth == self.index.num_items or not cuts_ties):
                 return ids[mask][:k], scores[mask][:k]
         return self.best_of(query, k, np.flatnonzero(allowed))
 
@@ -100,7 +114,7 @@ class ItemSearch:
             live_ids, vectors = self.live_vectors(item_ids[begin : begin + BLOCK])
             ids.append(live_ids)
             scores.append((vectors @ query).numpy())
-        return _top(np.concatenate(ids), np.concatenate(scores), k)
+        return self._top(np.concatenate(ids), np.concatenate(scores), k)
 
     def similar(self, item_id: int, k: int, allowed: Bools | None, excluded: Ints) -> TopItems:
         """Return the live items of largest cosine with an item, without the item itself.
@@ -129,9 +143,20 @@ class ItemSearch:
             allowed = allowed[: len(scores)]
             scores[: len(allowed)][~torch.from_numpy(allowed)] = -torch.inf
             scores[len(allowed) :] = -torch.inf
-        ids, top_scores = _top(np.arange(len(scores)), scores.numpy(), k)
+        ids, top_scores = self._top(np.arange(len(scores)), scores.numpy(), k)
         mask = np.isfinite(top_scores)
         return ids[mask], top_scores[mask]
+
+    def _top(self, item_ids: Ints, scores: Floats, k: int) -> TopItems:
+        """Return the k largest scores; of equal scores the lower tie rank comes first."""
+        if len(scores) > k:
+            threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+            mask = scores >= threshold
+            item_ids, scores = item_ids[mask], scores[mask]
+        ranks, is_built = item_ids.copy(), item_ids < len(self._tie_ranks)
+        ranks[is_built] = self._tie_ranks[item_ids[is_built]]
+        order = np.lexsort((ranks, -scores))[:k]
+        return item_ids[order], scores[order]
 
     def log_partition(self, query: Tensor) -> Tensor:
         """Return log sum exp(score) over all live items for B queries [B, D]: [B] float64."""
@@ -154,16 +179,6 @@ def _log_sum_exp(scores: Tensor) -> Tensor:
     largest = scores.amax(1, keepdim=True)
     shift = torch.where(largest.isneginf(), 0.0, largest)
     return shift.squeeze(1).double() + (scores - shift).exp_().sum(1, dtype=torch.float64).log()
-
-
-def _top(item_ids: Ints, scores: Floats, k: int) -> TopItems:
-    """Return the k largest scores; of equal scores the lower id comes first."""
-    if len(scores) > k:
-        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-        mask = scores >= threshold
-        item_ids, scores = item_ids[mask], scores[mask]
-    order = np.lexsort((item_ids, -scores))[:k]
-    return item_ids[order], scores[order]
 
 
 def _inverse_norms(vectors: Tensor) -> Tensor:
