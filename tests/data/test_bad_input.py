@@ -170,10 +170,10 @@ CASES = [
         file="log.parquet",
     ),
     Case(
-        "test items never trained",
+        "test items never trained, dropped",
         table_of(t=["train", "train", "test", "train"]),
         ("log.parquet", "all 1 test targets", "without training interactions"),
-        COLUMN,
+        {"order": None, "split": {"kind": "column", "column": "t", "unseen": "drop"}},
         file="log.parquet",
     ),
     Case(
