@@ -30,6 +30,7 @@ def test_audit_of_a_dataset_is_at_initialisation(candid, toy, tmp_path):
     assert "full softmax" in answer.err
 
 
+@pytest.mark.slow
 def test_audit_of_a_large_catalog_names_samplers_not_measured(candid, toy, tmp_path, monkeypatch):
     monkeypatch.setattr("candid.audit.cases.SAMPLES_PER_ROW_UP_TO", 29)
     arguments = ["audit", "--data", toy.data, "--n", "4", "--seconds", "1", *QUICK]

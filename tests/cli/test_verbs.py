@@ -211,6 +211,7 @@ def test_sigterm_while_preparing_removes_the_temporary_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_that_resume_continues(candid, toy, tmp_path):
     out = tmp_path / "r"
     arguments = ["train", toy.recipe, "--data", toy.data, "--out", out, "--quiet"]

@@ -99,6 +99,7 @@ def small(plain, tmp_path_factory):
     return Written(plain, tmp_path_factory.mktemp("plain"))
 
 
+@pytest.mark.slow
 def test_transformer_with_learned_positions_equals_the_model(small, queries_of):
     for histories in (HISTORIES, [[7]]):
         check_queries(small, queries_of, histories, by_features=False)

@@ -23,6 +23,7 @@ INF = math.inf
     uniform=st.booleans(),
     seed=st.integers(0, 10**6),
 )
+@pytest.mark.slow
 def test_estimate_of_z_is_unbiased(counts, num_exact, positive, uniform, seed):
     generator = torch.Generator().manual_seed(seed)
     counts = torch.tensor(counts)
@@ -178,6 +179,7 @@ def test_rows_with_exact_candidates_alone_and_with_no_candidates(jackknife):
     assert not query_grad[1].any()
 
 
+@pytest.mark.slow
 def test_exact_popular_reduces_the_variance_at_equal_cost():
     """Standard deviation of log Z', 1,000 items by Zipf, scores near log popularity.
 

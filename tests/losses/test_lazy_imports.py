@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import candid.losses
 
 PROGRAM = """
@@ -14,6 +16,7 @@ assert "torch._dynamo" in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_torch_compiler_is_loaded_on_first_use():
     subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=120)
 

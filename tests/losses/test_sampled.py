@@ -106,6 +106,7 @@ def estimates(sampler, counts, positive, scores, trials, generator):
     positive=st.integers(0, 2),
     seed=st.integers(0, 10**6),
 )
+@pytest.mark.slow
 def test_estimate_of_z_is_unbiased(name, counts, positive, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(len(counts), generator=generator, dtype=torch.float64)
@@ -119,6 +120,7 @@ def test_estimate_of_z_is_unbiased(name, counts, positive, seed):
     assert float(z.mean()) == pytest.approx(exact, abs=error)
 
 
+@pytest.mark.slow
 def test_bias_of_a_renormalized_mixture_is_below_a_hundredth():
     """The bound in the docstring of ``Mixture``."""
     counts = torch.tensor([30.0] + [70.0 / 29] * 29)

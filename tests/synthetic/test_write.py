@@ -111,6 +111,7 @@ def test_user_table(mode):
     assert data.user_table(41, 43).equals(users[41:43])
 
 
+@pytest.mark.slow
 def test_favourite_predicts_choices_and_age_does_not(tmp_path):
     """With history_weight 0 choices follow taste: most users choose their favourite most."""
     config = CONFIG.model_copy(
@@ -190,6 +191,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
+@pytest.mark.slow
 def test_write_memory_is_independent_of_the_number_of_users(tmp_path):
     def peak(users: int) -> int:
         command = [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path / str(users)), str(users)]

@@ -40,6 +40,7 @@ def growth_mib(first):
     not (torch.backends.mkldnn.is_available() and Path("/proc/self/status").exists()),
     reason="needs oneDNN and the memory account of Linux",
 )
+@pytest.mark.slow
 def test_new_shapes_do_not_accumulate_kernels():
     # The cache holds 64 of 499 kernels; the remaining growth is common to both processes.
     assert growth_mib(BOUND) < 0.5 * growth_mib("")

@@ -9,12 +9,14 @@ import threading
 import time
 
 import httpx
+import pytest
 
 import serve_fuzz
 import serve_load
 from serve_load import ADMIN, start_server
 
 
+@pytest.mark.slow
 def test_load_and_reloads_without_a_failed_request(runs):
     with start_server(str(runs.films), str(runs.by_user)) as (process, address):
         requests = [
@@ -73,6 +75,7 @@ def start(*arguments):
     raise AssertionError("the server did not start")
 
 
+@pytest.mark.slow
 def test_shutdown_answers_open_requests_and_the_log_has_no_personal_data(runs):
     settings = ["--set", "batch_wait_ms=500", "--set", "drain_ms=1000"]
     process, address = start(runs.films, *settings)
