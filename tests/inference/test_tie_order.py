@@ -117,8 +117,12 @@ def test_recommended_items_of_equal_score_do_not_depend_on_names():
 
 
 @pytest.mark.parametrize("max_scored", [5, 1000])
-def test_served_lists_follow_the_order_of_ties(monkeypatch, max_scored):
+@pytest.mark.parametrize("max_depth", [20, 10_000])
+@pytest.mark.parametrize("block", [7, 10_000])
+def test_served_lists_follow_the_order_of_ties(monkeypatch, max_scored, max_depth, block):
     monkeypatch.setattr("candid.serve.search.MAX_SCORED", max_scored)
+    monkeypatch.setattr("candid.serve.search.MAX_TIE_DEPTH", max_depth)
+    monkeypatch.setattr("candid.serve.search.BLOCK", block)
     vectors = tied_vectors(seed=3)
     ranks = np.random.default_rng(2).permutation(NUM)
     search = ItemSearch(LiveIndex(ExactIndex(vectors), vectors), ranks)
@@ -136,6 +140,14 @@ def test_served_lists_follow_the_order_of_ties(monkeypatch, max_scored):
     same = np.flatnonzero((vectors == vectors[0]).all(1))
     by_rank = sorted(same.tolist(), key=lambda item: ranks[item])
     assert ids.tolist() == [item for item in by_rank if item != 0][:12]
+    # Several queries at once; all items have the same score for a query of zeros.
+    queries = torch.stack([torch.zeros(3), query[0], torch.zeros(3)])
+    lists = search.nearest(queries, 12, [none, np.arange(5), np.arange(NUM - 7)])
+    zeros = np.zeros(NUM, dtype=np.float32)
+    assert lists[0][0].tolist() == by_sorting(zeros, ranks, 12)
+    assert lists[1][0].tolist() == by_sorting(scores, ranks, 12, range(5))
+    assert lists[2][0].tolist() == by_sorting(zeros, ranks, 12, range(NUM - 7))
+    assert lists[2][1].tolist() == [0.0] * 7
     # Items added later come after all others of the same score, the earliest first.
     search.index.add(torch.cat([vectors[:1], vectors[:1]]))
     [(ids, _)] = search.nearest(vectors[:1] * 9, NUM + 2, [none])

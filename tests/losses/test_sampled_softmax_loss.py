@@ -10,7 +10,15 @@ from torch import nn
 
 from candid import SampledSoftmaxLoss, full_softmax, sampled_softmax, with_negatives
 from candid.errors import ConfigError, DataError, UnknownNameError
-from candid.samplers import SAMPLERS, InBatch, Mixture, Popularity, Uniform, sample_groups
+from candid.samplers import (
+    SAMPLERS,
+    ExactPopular,
+    InBatch,
+    Mixture,
+    Popularity,
+    Uniform,
+    sample_groups,
+)
 
 V, B, D = 12, 6, 4
 COUNTS = torch.arange(V, 0, -1)
@@ -221,6 +229,22 @@ def test_copies_and_pickles():
 def test_bad_settings_are_refused(settings, error, sentence):
     with pytest.raises(error, match=sentence):
         SampledSoftmaxLoss(default_sampler(), **settings)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Uniform(V, num_candidates=4, distinct=True),
+        Popularity(COUNTS, num_candidates=4, distinct=True),
+        InBatch(COUNTS, distinct=True),
+        Mixture([Uniform(V, num_candidates=4), Uniform(V, num_candidates=4, distinct=True)]),
+        ExactPopular(COUNTS, num_exact=2, rest=Uniform(V, num_candidates=4, distinct=True)),
+    ],
+)
+def test_jackknife_over_a_set_is_refused(sampler):
+    with pytest.raises(ConfigError, match=r"jackknife does not work with .* distinct=True"):
+        SampledSoftmaxLoss(sampler, jackknife=True)
+    SampledSoftmaxLoss(sampler)
 
 
 @pytest.mark.parametrize("sampler", [COUNTS, V, "popularity", {"type": "uniform"}])

@@ -114,6 +114,10 @@ class FirstItems(Sampler):
         super().__init__(num_items)
         self.size = size
 
+    @property
+    def is_set(self):
+        return True
+
     def sample(self, positive_ids, user_ids=None, query=None, generator=None):
         ids = torch.arange(self.size, device=positive_ids.device)
         return Candidates(

@@ -32,11 +32,22 @@ def test_rest_that_cannot_exclude_items_is_unchanged(counts, rows):
     )
 
 
-def test_ties_go_to_the_lower_id():
-    sampler = ExactPopular(
-        torch.tensor([1, 5, 5, 5, 2]), num_exact=2, rest=Uniform(5, num_candidates=4)
-    )
-    assert sampler.sample(torch.tensor([0])).exact.ids.tolist() == [1, 2]
+def splitmix64(x):
+    """Hash one number with Python integers, as Steele, Lea & Flood (2014) define it."""
+    mask = 2**64 - 1
+    z = (x + 0x9E3779B97F4A7C15) & mask
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+    return z ^ (z >> 31)
+
+
+@pytest.mark.parametrize("num_exact", [1, 40, 90, 100])
+def test_ties_at_the_last_place_are_broken_by_a_hash(num_exact):
+    """Counts 9, 5 and 1: 20, 60 and 20 items."""
+    counts = torch.tensor([1, 5, 9, 5, 5] * 20)
+    sampler = ExactPopular(counts, num_exact=num_exact, rest=Uniform(100, num_candidates=4))
+    order = sorted(range(100), key=lambda item: (-int(counts[item]), splitmix64(item)))
+    assert sampler.sample(torch.tensor([0])).exact.ids.tolist() == sorted(order[:num_exact])
 
 
 @pytest.mark.parametrize("num_exact", [0, 11])

@@ -11,7 +11,13 @@ from torch import Tensor
 from candid.batches import Ints
 from candid.data import HeldOutTargets, PreparedDataset
 from candid.index import ExactIndex
-from candid.inference import TwoTowerModel, held_out_queries, inference_mode
+from candid.inference import (
+    TwoTowerModel,
+    held_out_queries,
+    inference_mode,
+    search_with_tie_order,
+    tie_ranks,
+)
 from candid.report import Curve
 
 _BINS = np.linspace(-14.0, 0.0, 29)
@@ -27,12 +33,17 @@ def recommended_counts(
     max_length: int,
     k: int,
 ) -> Ints:
-    """Count in how many users' top k each item is: [V] int64."""
+    """Count in how many users' top k each item is: [V] int64.
+
+    Items of equal score are in the order of recommended lists (``tie_ranks``).
+    """
+    ranks = tie_ranks(dataset.train_counts, dataset.items["source_id"])
     counts = np.zeros(dataset.num_items, dtype=np.int64)
     with inference_mode(model):
         index = ExactIndex(model.encode_catalog().float())
         for query in _encoded_queries(model, dataset, held_out, max_length):
-            item_ids = index.search(query.float(), k).item_ids.numpy()
+            result = search_with_tie_order(index, query.float(), k, None, lambda: ranks)
+            item_ids = result.item_ids.numpy()
             counts += np.bincount(item_ids.ravel(), minlength=dataset.num_items)
     return counts
 

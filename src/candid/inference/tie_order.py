@@ -60,6 +60,7 @@ def search_with_tie_order(
     ranks: Callable[[], Ints],
     *,
     max_depth: int | None = None,
+    rank_all: Callable[[int], tuple[Tensor, Tensor]] | None = None,
 ) -> SearchResult:
     """Search the k best items, equal scores in the order of ``ranks``.
 
@@ -73,8 +74,11 @@ def search_with_tie_order(
         exclude: items to leave out, or None.
         ranks: returns the order of ties by item id, [n] int64; called only if there are ties.
             Items with ids from n on come after all others, the lower id first.
-        max_depth: largest number of items searched; of a larger tied group the index chooses
-            these. None: no limit.
+        max_depth: largest number of items searched. None: no limit.
+        rank_all: for ``max_depth``; called for the row of a query whose tied group continues
+            beyond that depth, returns ids [n] and scores [n] of its n ≤ k best items in the
+            order of ties, without a search. None: the index chooses ``max_depth`` items of the
+            group.
 
     Returns:
         as of a search.
@@ -96,6 +100,11 @@ def search_with_tie_order(
             ids[rows], scores[rows] = _sorted(deeper, k, order)
             still_open.append(rows[deeper.scores[:, -1] == deeper.scores[:, k - 1]])
         open_rows = torch.cat(still_open)
+    if rank_all is not None and depth < index.num_items:
+        for row in open_rows.tolist():
+            best_ids, best_scores = rank_all(row)
+            ids[row], scores[row] = -1, -torch.inf
+            ids[row, : len(best_ids)], scores[row, : len(best_ids)] = best_ids, best_scores
     return SearchResult(ids, scores)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from candid.candidates import Candidates
+from candid.errors import ConfigError
 from candid.losses.blockwise.tiles import Precision
 from candid.losses.candidate_loss import (
     NUM_GROUPS,
@@ -50,6 +51,7 @@ class SampledSoftmaxLoss(CandidateLoss):
         correction: correction of the scores for the expected counts; see
             ``corrected_log_softmax``.
         jackknife: replace the loss by its delete-one jackknife; see ``corrected_log_softmax``.
+            Not for a sampler of a set of distinct items.
         temperature: scores are divided by it; an ``nn.Parameter`` is trained with the model.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
         accidental_hits: "keep" or "mask", what happens to samples of a row's positive; None for
@@ -62,8 +64,8 @@ class SampledSoftmaxLoss(CandidateLoss):
             softmax.
 
     Raises:
-        ConfigError: a setting is out of its range, or the sampler can never draw an item that
-            the softmax is over (named).
+        ConfigError: a setting is out of its range, the sampler can never draw an item that the
+            softmax is over (named), or a jackknife over candidates that are a set.
         UnknownNameError: a setting has an unknown name.
 
     Example:
@@ -98,6 +100,11 @@ class SampledSoftmaxLoss(CandidateLoss):
         self.accidental_hits: HitRule = hit_rule(correction, accidental_hits)
         check_known("precision", precision, get_args(Precision))
         check_known("softmax_over", softmax_over, ("all", "trained"))
+        if jackknife and sampler.is_set:
+            raise ConfigError(
+                "jackknife does not work with a sampler of distinct=True: it adds a bias that does "
+                "not shrink with the number of candidates; set one of the two to False"
+            )
         if softmax_over == "all":
             # There is no training data: the items in the sampler's support count as trained.
             is_positive = sampler.support(torch.ones(sampler.num_items, dtype=torch.bool))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from candid.errors import ConfigError
+from candid.features.hashed import splitmix64
 from candid.samplers.config import SamplerComponent, SamplerConfig
 from candid.samplers.exact_and_sampled import ExactAndSampled
 from candid.samplers.frequency import Counts, checked_counts
@@ -22,7 +24,8 @@ class ExactPopular(ExactAndSampled):
 
     Args:
         counts: [V], how often each item is a target in an epoch.
-        num_exact: H, the number of exact candidates: the items with the highest counts.
+        num_exact: H, the number of exact candidates: the items with the highest counts; among
+            items of equal count at the last place a hash of the id decides.
         rest: sampler of the other candidates.
 
     Raises:
@@ -94,6 +97,13 @@ class ExactPopular(ExactAndSampled):
 
 
 def most_popular(counts: Tensor, num_items: int) -> Tensor:
-    """Return [H] int64 ascending, the items with the highest counts; the lower id wins a tie."""
-    order = torch.sort(counts, descending=True, stable=True).indices
-    return order[:num_items].sort().values
+    """Return [H] int64 ascending, the items with the highest counts.
+
+    Among items whose count is that of the last place, a hash of the id decides: ids ascend with
+    the source ids, and names must not decide which items are exact.
+    """
+    least = torch.topk(counts, num_items).values[-1]
+    above, tied = (counts > least).nonzero()[:, 0], (counts == least).nonzero()[:, 0]
+    order = splitmix64(tied.cpu().numpy().astype(np.uint64)).argsort(kind="stable")
+    chosen = tied[torch.from_numpy(order[: num_items - len(above)]).to(tied.device)]
+    return torch.cat([above, chosen]).sort().values

@@ -115,6 +115,11 @@ class InBatch(Sampler):
         self.distinct = distinct
         self.num_candidates = num_candidates
 
+    @property
+    def is_set(self) -> bool:
+        """``distinct``; see ``Sampler.is_set``."""
+        return self.distinct
+
     def sample(
         self,
         positive_ids: Tensor,

@@ -155,6 +155,11 @@ class Popularity(Sampler):
         is_empty = others._excluded().remaining_length(total) < 1e-12 * total
         return self if bool(is_empty) else others
 
+    @property
+    def is_set(self) -> bool:
+        """``distinct``; see ``Sampler.is_set``."""
+        return self.distinct
+
     def sample(
         self,
         positive_ids: Tensor,

@@ -91,6 +91,11 @@ class Sampler(TableModule, ABC):
         return {}
 
     @property
+    def is_set(self) -> bool:
+        """Whether the candidates, or those of a part, are a set of distinct items."""
+        return any(part.is_set for part in self.parts.values())
+
+    @property
     def refresh_every(self) -> int | None:
         """R, the number of steps between refreshes; None: the sampler reads no item vectors."""
         intervals = [part.refresh_every for part in self.parts.values()]

@@ -84,6 +84,11 @@ class Uniform(Sampler):
         others._excluded_ids = excluded_ids
         return others
 
+    @property
+    def is_set(self) -> bool:
+        """``distinct``; see ``Sampler.is_set``."""
+        return self.distinct
+
     def sample(
         self,
         positive_ids: Tensor,

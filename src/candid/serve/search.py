@@ -23,7 +23,7 @@ TopItems = tuple[Ints, Floats]
 MAX_SCORED: Final = 50_000
 """Maximum number of allowed items that are all scored; for more, the index is searched."""
 MAX_TIE_DEPTH: Final = 16_384
-"""Items searched for the order of ties; of a larger group the index chooses so many."""
+"""Items that the index searches for the order of ties; for a larger tied group all are scored."""
 BLOCK: Final = 16_384
 """Items scored at once."""
 
@@ -70,8 +70,19 @@ class ItemSearch:
                 continue
 
     def nearest(self, query: Tensor, k: int, excluded: list[Ints]) -> list[TopItems]:
-        """Return the best items of B queries [B, D], without the excluded items of each."""
+        """Return the best items of B queries [B, D], without the excluded items of each.
+
+        Equal scores are in the order of ties. For a query whose tied group is larger than
+        ``MAX_TIE_DEPTH``, such as a query of zeros, every live item is scored.
+        """
         k = min(k, self.index.num_items)
+
+        def rank_all(row: int) -> tuple[Tensor, Tensor]:
+            live = self.live_mask()
+            live[excluded[row][excluded[row] < len(live)]] = False
+            ids, scores = self.best_of(query[row], k, np.flatnonzero(live))
+            return torch.from_numpy(ids), torch.from_numpy(scores)
+
         result = search_with_tie_order(
             self.index,
             query,
@@ -79,6 +90,7 @@ class ItemSearch:
             _to_exclusions(excluded),
             lambda: self._tie_ranks,
             max_depth=MAX_TIE_DEPTH,
+            rank_all=rank_all,
         )
         ids, scores = result.item_ids.numpy(), result.scores.numpy()
         counts = (ids >= 0).sum(1)
@@ -102,18 +114,22 @@ class ItemSearch:
             # An item may have been added after the filter was evaluated.
             mask = ids < len(allowed)
             mask[mask] = allowed[ids[mask]]
-            cuts_ties = int(mask.sum()) >= k and scores[mask][k - 1] == scores[-1]
-            if int(mask.sum()) >= k and (depth == self.index.num_items or not cuts_ties):
+            if int(mask.sum()) >= k:
                 return ids[mask][:k], scores[mask][:k]
         return self.best_of(query, k, np.flatnonzero(allowed))
 
     def best_of(self, query: Tensor, k: int, item_ids: Ints) -> TopItems:
-        """Return the best of some items for one query [D]; every live one is scored."""
+        """Return the best of some items for one query [D]; every live one is scored.
+
+        Scores are float64 products as float32, as in an exact index, so that equal vectors have
+        equal scores at every place in a block.
+        """
         ids, scores = [item_ids[:0]], [np.zeros(0, dtype=np.float32)]
+        wide = query.double()
         for begin in range(0, len(item_ids), BLOCK):
             live_ids, vectors = self.live_vectors(item_ids[begin : begin + BLOCK])
             ids.append(live_ids)
-            scores.append((vectors @ query).numpy())
+            scores.append((vectors.double() @ wide).float().numpy())
         return self._top(np.concatenate(ids), np.concatenate(scores), k)
 
     def similar(self, item_id: int, k: int, allowed: Bools | None, excluded: Ints) -> TopItems:

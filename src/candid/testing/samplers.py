@@ -160,6 +160,7 @@ def _check_config(
 ) -> None:
     for name, stated, actual in (
         ("is_set", config.is_set, sampled.num_samples is None),
+        ("is_set of the sampler", sampler.is_set, sampled.num_samples is None),
         ("has_exact", config.has_exact, sampled.exact is not None),
         ("has_exact of the sampler", sampler.has_exact, sampled.exact is not None),
         ("samples_per_row", config.samples_per_row, sampled.ids.ndim == 2),
