@@ -10,9 +10,10 @@ def test_estimators_for_independent_samples_are_all():
         "none",
         "logq",
         "refined",
+        "published_code",
         "refined + jackknife",
     ]
-    assert len(ALL_ESTIMATORS) == 4
+    assert len(ALL_ESTIMATORS) == 5
 
 
 def test_estimators_beside_exact_candidates_are_corrected():

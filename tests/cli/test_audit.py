@@ -14,7 +14,12 @@ def test_audit_of_a_run_is_before_and_after_training(candid, toy, tmp_path):
     # 16 is the only default size below the 30 items.
     assert {entry["num_candidates"] for entry in answer.document["entries"]} == {16}
     recipe = [entry for entry in answer.document["entries"] if entry["is_recipe"]]
-    assert {entry["correction"] for entry in recipe} == {"none", "logq", "refined"}
+    assert {entry["correction"] for entry in recipe} == {
+        "none",
+        "logq",
+        "refined",
+        "published_code",
+    }
     stored = json.loads((out / "audit.json").read_text())
     assert stored["entries"] == answer.document["entries"]
     assert "<svg" in (out / "audit.html").read_text()

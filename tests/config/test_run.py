@@ -70,6 +70,17 @@ def test_run_config_survives_a_round_trip(recipe):
     assert parse_config(config.model_dump(mode="json"), "run.json") == config
 
 
+def test_published_code_is_accepted_for_samples_with_replacement_alone():
+    loss = {"type": "sampled_softmax", "correction": "published_code"}
+    uniform = {"type": "uniform"}
+    config = parse_config({"name": "x", "loss": loss, "sampler": uniform}, "x")
+    assert not config.loss.estimates_probability
+    popular = {"type": "exact_popular", "num_exact": 2, "rest": uniform}
+    for sampler in (uniform | {"distinct": True}, popular):
+        with pytest.raises(ConfigError, match=r"loss\.correction.*samples with replacement alone"):
+            parse_config({"name": "x", "loss": loss, "sampler": sampler}, "x")
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_loss_and_sampler_are_checked_against_each_other(loss):
     table = {"name": "x", "loss": {"type": loss}}

@@ -7,6 +7,7 @@ import torch
 import candid
 from candid.candidates import Candidates, ExactCandidates
 from candid.errors import ConfigError, UnknownNameError
+from candid.losses import corrected_log_softmax, sampled_softmax
 from candid.losses.correction import (
     corrections_for,
     hit_rule,
@@ -47,7 +48,8 @@ def test_refined_alone_renormalizes_and_none_alone_is_undefined_beside_exact_can
     # (n_valid / n) / (1 - Q(p)), and no shift for a row without valid candidates.
     expected = math.log(3 / 4) - math.log1p(-math.exp(-0.7) / 4)
     assert row.tolist() == [pytest.approx(expected, rel=1e-6), 0.0]
-    assert set(corrections_for(has_exact=False)) == {"none", "logq", "refined"}
+    assert corrections_for(has_exact=False) == ("none", "logq", "refined", "published_code")
+    assert corrections_for(has_exact=False, is_set=True) == ("none", "logq", "refined")
     assert corrections_for(has_exact=True) == ("logq", "refined")
 
 
@@ -82,8 +84,48 @@ def test_exact_positive_is_expected_once():
     assert shifts.positive.tolist() == [pytest.approx(-0.7), 0.0]
 
 
-def test_only_an_uncorrected_softmax_gives_no_probability():
+def test_published_code_shifts_candidates_by_the_log_of_q_alone():
+    """The positive's score is raw, and log n is missing: negatives - log Q."""
+    q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    ids, n = torch.tensor([0, 2, 1, 0]), 4
+    scores = torch.tensor([[0.3, -1.0, 0.8]], dtype=torch.float64)
+    candidates = Candidates(ids, (n * q[ids]).log(), (n * q[1:2]).log(), num_samples=n)
+    out = sampled_softmax(
+        scores,
+        torch.eye(3, dtype=torch.float64),
+        torch.tensor([1]),
+        candidates,
+        correction="published_code",
+    )
+    # The third sample is the positive, which is masked.
+    others = 2 * math.exp(0.3) / 0.5 + math.exp(0.8) / 0.2
+    positive = math.exp(-1.0)
+    assert out.loss.item() == pytest.approx(-math.log(positive / (positive + others)), abs=1e-12)
+    assert out.sample_weight.item() == pytest.approx(others / (positive + others), abs=1e-12)
+
+
+def test_published_code_is_refused_for_sets_and_beside_exact_candidates():
+    exact = ExactCandidates(torch.tensor([5]), torch.tensor([-1.0]))
+    ids = torch.tensor([3, 1, 3])
+    for candidates, reason in (
+        (Candidates(ids, COUNTS, COUNTS_POSITIVE, 3, exact=exact), "exact candidates"),
+        (Candidates(ids, COUNTS, COUNTS_POSITIVE, None), "a set of distinct items"),
+    ):
+        with pytest.raises(ConfigError, match=f"'published_code'.* not for {reason}"):
+            shifts_of("published_code", candidates, num_valid=lambda: torch.tensor([3, 3]))
+    with pytest.raises(ConfigError, match="exact candidates"):
+        corrected_log_softmax(
+            positive=torch.zeros(1),
+            candidates=torch.zeros(1, 3),
+            log_expected_count=COUNTS,
+            exact=torch.zeros(1, 1),
+            correction="published_code",
+        )
+
+
+def test_corrections_with_a_wrong_sum_give_no_probability():
     assert "uncorrected" in why_no_probability("none")
+    assert "published code" in why_no_probability("published_code")
     assert why_no_probability("logq") is None
     assert why_no_probability("refined") is None
 
@@ -91,7 +133,7 @@ def test_only_an_uncorrected_softmax_gives_no_probability():
 def test_hit_rule_is_the_default_of_the_correction_or_the_requested_one():
     assert [hit_rule(name) for name in ("none", "logq", "refined")] == ["mask", "keep", "mask"]
     assert hit_rule("logq", "mask") == "mask"
-    for correction in ("none", "refined"):
+    for correction in ("none", "refined", "published_code"):
         with pytest.raises(
             ConfigError, match=f"'keep' is not defined for correction '{correction}"
         ):

@@ -64,7 +64,7 @@ def estimators_for(sampler: SamplerConfig) -> tuple[Estimator, ...]:
     Some corrections are not defined with exact candidates, and the jackknife is biased for a
     set of distinct items.
     """
-    corrections = corrections_for(sampler.has_exact)
+    corrections = corrections_for(sampler.has_exact, sampler.is_set)
     return tuple(
         estimator
         for estimator in ALL_ESTIMATORS

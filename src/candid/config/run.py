@@ -67,6 +67,13 @@ class RunConfig(ComponentConfig):
                 "loss.jackknife does not work with a sampler of distinct = true: it adds a bias "
                 "that does not shrink with the number of candidates; set one of the two to false"
             )
+        if self.sampler is not None:
+            try:
+                self.loss.check_candidates(
+                    has_exact=self.sampler.has_exact, is_set=self.sampler.is_set
+                )
+            except ConfigError as error:
+                raise ValueError(f"loss.correction: {error}") from None
         return self
 
     @property

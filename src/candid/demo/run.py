@@ -33,7 +33,7 @@ from candid.demo.oracle import OracleModel
 from candid.demo.page import ORACLE, DemoReport, ModelResult, write_page
 from candid.errors import ConfigError
 from candid.evaluation import EvaluationReport, evaluate
-from candid.losses.correction import corrections_for
+from candid.losses.correction import COMPARISON_ONLY, corrections_for
 from candid.runs import MANIFEST, load_run, train_run
 from candid.synthetic import SyntheticConfig, SyntheticData
 from candid.training import Progress
@@ -42,6 +42,7 @@ OBJECTIVES: Final[Mapping[str, Mapping[str, Any]]] = {
     **{
         correction: {"type": "sampled_softmax", "correction": correction}
         for correction in corrections_for(has_exact=False)
+        if correction not in COMPARISON_ONLY
     },
     "full softmax": {"type": "full_softmax"},
 }

@@ -54,6 +54,17 @@ class LossConfig(ComponentConfig, ABC):
         """Whether candidates may be a set of distinct items (a sampler with distinct = true)."""
         return True
 
+    def check_candidates(self, *, has_exact: bool, is_set: bool) -> None:
+        """Refuse a sampler whose candidates the loss is not defined for; accepts all by default.
+
+        Args:
+            has_exact: whether the sampler adds exact candidates.
+            is_set: whether its candidates, or a part of them, are a set of distinct items.
+
+        Raises:
+            ConfigError: the loss is not defined for such candidates.
+        """
+
     @abstractmethod
     def build(self, num_items: int) -> Loss:
         """Build the loss for a catalog of V = ``num_items`` items."""

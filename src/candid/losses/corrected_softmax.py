@@ -23,6 +23,7 @@ from candid.losses.correction import (
     Correction,
     HitRule,
     Shifts,
+    check_defined,
     hit_rule,
     shifts_of_counts,
 )
@@ -85,7 +86,8 @@ def corrected_log_softmax(
 
     Raises:
         UnknownNameError: no such correction.
-        ConfigError: the correction needs ``log_expected_count_positive``, which is None.
+        ConfigError: the correction needs ``log_expected_count_positive``, which is None, or is
+            not defined beside exact candidates.
 
     Example:
         >>> import math, torch
@@ -99,6 +101,7 @@ def corrected_log_softmax(
         >>> [round(value) for value in out.loss.exp().tolist()]
         [1001, 1001]
     """
+    check_defined(correction, has_exact=exact is not None, is_set=False)
     shifts = shifts_of_counts(
         correction, log_expected_count, log_expected_count_positive, log_renormalization
     )

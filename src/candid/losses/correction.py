@@ -2,18 +2,22 @@
 
 With e(d) the expected count of item d among the candidates, s(d) the score and p the positive:
 
-==========  ===============  =================  ===============  ==============  ===============
-correction  positive's       candidate's        accidental hits  renormalized    defined beside
-            shift            shift                                               exact candidates
-==========  ===============  =================  ===============  ==============  ===============
-none        0                0                  masked           no              no
-logq        - log e(p)       - log e(d)         kept or masked   no              yes
-refined     0                - log e(d)         masked           yes             yes
-==========  ===============  =================  ===============  ==============  ===============
+==============  ===============  =================  ===============  ============  ================
+correction      positive's       candidate's        accidental hits  renormalized  defined beside
+                shift            shift                                             exact candidates
+==============  ===============  =================  ===============  ============  ================
+none            0                0                  masked           no            no
+logq            - log e(p)       - log e(d)         kept or masked   no            yes
+refined         0                - log e(d)         masked           yes           yes
+published_code  0                - log (e(d) / n)   masked           no            no
+==============  ===============  =================  ===============  ============  ================
 
 ``none`` is the uncorrected sampled softmax, ``logq`` that of Yi et al. (RecSys 2019), which treats
 the positive as sampled too, and ``refined`` that of Khrylchenko et al. (RecSys 2025), where the
-positive is a candidate with probability 1, so that its expected count is 1.
+positive is a candidate with probability 1, so that its expected count is 1. ``published_code``
+is the baseline in the code that was published with the latter paper: candidates are shifted by
+log Q(d) = log (e(d) / n) without log n, so that Z' is n times too large. It serves comparisons
+only, and needs n samples with replacement.
 
 Accidental hits of ``logq`` are kept by default: samples with replacement of the row's positive
 stay beside the positive, each with its shift. With samples from Q this is ranking noise
@@ -54,11 +58,14 @@ from torch import Tensor
 from candid.candidates import Candidates, ExactCandidates
 from candid.errors import ConfigError, UnknownNameError
 
-Correction = Literal["none", "logq", "refined"]
+Correction = Literal["none", "logq", "refined", "published_code"]
 """Correction of the scores for expected counts; see ``candid.losses.correction``."""
 
 DEFAULT_CORRECTION: Final[Correction] = "refined"
 """The correction of every loss and of the public functions."""
+
+COMPARISON_ONLY: Final[frozenset[Correction]] = frozenset({"published_code"})
+"""Corrections of other code, to compare with; no recipe should train with them."""
 
 HitRule = Literal["keep", "mask"]
 """What happens to accidental hits, the samples of a row's positive: they are kept or masked."""
@@ -75,6 +82,8 @@ class _Rule:
         shifts_positive: log e(p) is subtracted from the positive's score.
         renormalizes: samples with replacement are renormalized over those that are not masked.
         allows_exact: the estimate is defined beside exact candidates.
+        omits_num_samples: candidates are shifted by log Q, without the log of their number: not
+            defined for sets of distinct items.
         hit_rules: the possible rules of accidental hits, the default first.
         why_no_probability: the reason why trained scores are not log-probabilities; None where
             they are.
@@ -84,6 +93,7 @@ class _Rule:
     shifts_positive: bool
     renormalizes: bool
     allows_exact: bool
+    omits_num_samples: bool = False
     hit_rules: tuple[HitRule, ...] = ("mask",)
     why_no_probability: str | None = None
 
@@ -107,6 +117,15 @@ _RULES: Final[Mapping[Correction, _Rule]] = {
     "refined": _Rule(
         shifts_candidates=True, shifts_positive=False, renormalizes=True, allows_exact=True
     ),
+    "published_code": _Rule(
+        shifts_candidates=True,
+        shifts_positive=False,
+        renormalizes=False,
+        allows_exact=False,
+        omits_num_samples=True,
+        why_no_probability="the model was trained with the correction of the published code, "
+        "which multiplies the other items' part of the softmax by the number of candidates",
+    ),
 }
 
 
@@ -126,13 +145,40 @@ class Shifts:
     row: Tensor | None
 
 
-def corrections_for(has_exact: bool) -> tuple[Correction, ...]:
+def corrections_for(has_exact: bool, is_set: bool = False) -> tuple[Correction, ...]:
     """List the corrections that are defined for a sampler.
 
     Args:
         has_exact: whether the sampler adds exact candidates.
+        is_set: whether its candidates, or a part of them, are a set of distinct items.
     """
-    return tuple(name for name, rule in _RULES.items() if rule.allows_exact or not has_exact)
+    return tuple(
+        name
+        for name, rule in _RULES.items()
+        if (rule.allows_exact or not has_exact) and not (rule.omits_num_samples and is_set)
+    )
+
+
+def check_defined(correction: Correction, *, has_exact: bool, is_set: bool) -> None:
+    """Refuse candidates for which the shifts of a correction have no meaning.
+
+    ``none`` is accepted beside exact candidates, as in a contrastive loss with hard negatives.
+
+    Args:
+        correction: the row of the table.
+        has_exact: whether there are exact candidates or given negatives.
+        is_set: whether the candidates, or a part of them, are a set of distinct items.
+
+    Raises:
+        UnknownNameError: no such correction.
+        ConfigError: the correction needs n samples with replacement and nothing beside them.
+    """
+    if _rule(correction).omits_num_samples and (has_exact or is_set):
+        what = "exact candidates or given negatives" if has_exact else "a set of distinct items"
+        raise ConfigError(
+            f"correction {correction!r} is defined for samples with replacement alone, not for "
+            f"{what}: choose another correction or sampler"
+        )
 
 
 def hit_rule(correction: Correction, accidental_hits: HitRule | None = None) -> HitRule:
@@ -193,7 +239,13 @@ def shifts_of(
 
     Raises:
         UnknownNameError: no such correction.
+        ConfigError: the correction is not defined for these candidates.
     """
+    check_defined(
+        correction,
+        has_exact=candidates.exact is not None,
+        is_set=candidates.num_samples is None,
+    )
     log_renormalization = None
     if _rule(correction).renormalizes and candidates.num_samples:
         log_renormalization = _log_renormalization(
@@ -221,7 +273,7 @@ def shifts_of_counts(
 
     Args:
         correction: the row of the table.
-        log_expected_count: [N], [G, N] or [B, N].
+        log_expected_count: [N], [G, N] or [B, N], of N samples.
         log_expected_count_positive: [B], or None where the correction does not read it.
         log_renormalization: [B], added to every log e(d) of the row; None for 0.
 
@@ -232,6 +284,8 @@ def shifts_of_counts(
     rule = _rule(correction)
     if rule.shifts_positive and log_expected_count_positive is None:
         raise ConfigError(f"correction {correction!r} needs log_expected_count_positive")
+    if rule.omits_num_samples:
+        log_expected_count = log_expected_count - math.log(max(1, log_expected_count.shape[-1]))
     return Shifts(
         positive=log_expected_count_positive if rule.shifts_positive else None,
         candidates=log_expected_count if rule.shifts_candidates else None,

@@ -18,6 +18,7 @@ from candid.losses.correction import (
     DEFAULT_CORRECTION,
     Correction,
     HitRule,
+    check_defined,
     hit_rule,
     why_no_probability,
 )
@@ -172,7 +173,8 @@ class SampledSoftmax(SampledLoss):
         correction: Correction = Field(
             DEFAULT_CORRECTION,
             description="correction of the scores for the expected counts: 'none', 'logq' "
-            "(candidates and positive) or 'refined' (candidates only)",
+            "(candidates and positive), 'refined' (candidates only) or 'published_code' (the "
+            "baseline of the paper's code, for comparison only)",
         )
         jackknife: bool = Field(
             False,
@@ -213,6 +215,10 @@ class SampledSoftmax(SampledLoss):
         def works_with_sets(self) -> bool:
             """False with the jackknife, which adds a bias to sets."""
             return not self.jackknife
+
+        def check_candidates(self, *, has_exact: bool, is_set: bool) -> None:
+            """Refuse candidates for which the correction is not defined."""
+            check_defined(self.correction, has_exact=has_exact, is_set=is_set)
 
         def build(self, num_items: int) -> SampledSoftmax:
             """Build for a catalog of any size."""
