@@ -97,6 +97,42 @@ def test_evaluation_of_a_part_of_the_catalog(make_random, which, filter_seen):
     assert report.settings["catalog"] == which
 
 
+@pytest.mark.parametrize("which", ["all", "warm", "cold"])
+def test_counts_that_are_given_replace_the_stored_ones(make_random, which):
+    """Popularity, slices and the parts of the catalog follow the given counts only."""
+    dataset, model = make_random(max_targets=6, num_items=200, repeats=True)
+    # Unrelated to the stored counts, and not whole.
+    item_counts = np.random.default_rng(5).integers(0, 4, 200) * 0.75
+    is_member = {"all": item_counts >= 0, "warm": item_counts > 0, "cold": item_counts == 0}[which]
+    catalog = set(np.flatnonzero(is_member).tolist())
+    config = CONFIG.model_copy(update={"catalog": which})
+    report = evaluate(model, dataset, config, max_length=5, item_counts=item_counts)
+    by_user = by_loop(dataset, model, config.ks, True, catalog)
+    popularity = [item_counts[ranked[:10]].mean() for _, _, _, ranked in by_user.values()]
+    assert report.metrics["popularity@10"].value == pytest.approx(np.mean(popularity))
+    ndcg = [row["ndcg@10"] for row, has_relevant, _, _ in by_user.values() if has_relevant]
+    assert report.metrics["ndcg@10"].value == pytest.approx(np.mean(ndcg), abs=1e-12)
+    targets = [
+        int(item)
+        for user in by_user
+        for item in np.asarray(dataset.item_ids[slice(*dataset.user_offsets[user : user + 2])])[
+            np.asarray(dataset.roles[slice(*dataset.user_offsets[user : user + 2])]) == Role.TEST
+        ]
+        if item in catalog
+    ]
+    assert report.counts["cold_targets"] == sum(item_counts[item] == 0 for item in targets)
+    assert report.counts["cold_items"] == (item_counts == 0).sum()
+    sizes = {part.label: part.targets for part in report.slices["target_popularity"]}
+    labels = {0.0: "untrained", 0.75: "1/4 (count 0.8 to 0.8)", 1.5: "2/4 (count 1.5 to 1.5)"}
+    for count, label in labels.items():
+        expected = sum(item_counts[item] == count for item in targets)
+        assert sizes.get(label, 0) == expected
+    assert report.settings["item_counts"] == "targets"
+    assert evaluate(model, dataset, CONFIG, max_length=5).settings["item_counts"] == "interactions"
+    with pytest.raises(DataError, match=r"item_counts has shape \[3\]; it must .*\[200\]"):
+        evaluate(model, dataset, CONFIG, max_length=5, item_counts=np.ones(3))
+
+
 def test_evaluation_of_a_part_without_targets(make_dataset, make_model):
     history = [(0, Role.TRAIN), (1, Role.TRAIN), (0, Role.TEST)]
     dataset = make_dataset([history], num_items=3)
@@ -194,7 +230,8 @@ def test_report_of_hidden_targets(make_dataset, make_model):
     config = EvaluationConfig(ks=(1,), metric="recall@1", bootstrap=0, popularity_slices=0)
     hidden = evaluate(model, dataset, config, max_length=9)
     caption = "targets_seen_before: 2, in the history and so not ranked (evaluation.filter_seen)"
-    assert hidden.table().caption == caption
+    stored = "item_counts: interactions, not the targets of a loader"
+    assert hidden.table().caption == f"{caption}\n{stored}"
     assert hidden.metrics["recall@1"].value is None
     assert hidden.metrics["popularity@1"].value is not None
     with pytest.raises(
@@ -205,7 +242,10 @@ def test_report_of_hidden_targets(make_dataset, make_model):
     unfiltered = evaluate(
         model, dataset, config.model_copy(update={"filter_seen": False}), max_length=9
     )
-    assert unfiltered.table().caption is None
+    assert unfiltered.table().caption == stored
+    counts = dataset.train_counts.astype(float)
+    counted = evaluate(model, dataset, config, max_length=9, item_counts=counts)
+    assert counted.table().caption == caption
     assert next(iter(unfiltered.summary())) == "recall@1"
 
 

@@ -34,6 +34,20 @@ def test_popularity_labels_name_the_counts():
     assert slicing.labels == ("untrained", "1/2 (count 1 to 2)", "2/2 (count 4 to 4)")
 
 
+def test_popularity_labels_of_expected_counts():
+    """With ``drop_last`` counts are expected numbers of targets."""
+    slicing = by_popularity(np.array([0, 0.8, 1.6, 1.6, 123456.04]), 2)
+    assert slicing.labels == ("untrained", "1/2 (count 0.8 to 1.6)", "2/2 (count 123456 to 123456)")
+
+
+def test_popularity_slices_of_shares_of_one_target():
+    """Counts below 1 in all are divided like others."""
+    counts = np.array([0.01, 0.02, 0.03, 0.04])
+    assert (
+        by_popularity(counts, 2).groups.tolist() == by_popularity(100 * counts, 2).groups.tolist()
+    )
+
+
 def test_popularity_slices_without_training_are_one_slice():
     assert by_popularity(np.zeros(4, dtype=np.int64), 3).groups.tolist() == [0, 0, 0, 0]
 

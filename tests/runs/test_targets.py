@@ -1,13 +1,15 @@
 """A run whose loader leaves out interactions: its counts, its checks and its report."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from candid.batches import target_counts
 from candid.config import parse_config
-from candid.data import DataConfig, prepare
-from candid.errors import ConfigError
+from candid.data import DataConfig, Role, prepare
+from candid.errors import ConfigError, DataError
 from candid.features import FeatureTable
 from candid.runs import build_objective, load_run, train_run
 from candid.runs.features import RunFeatures, tower_context
@@ -167,3 +169,51 @@ def test_run_states_the_interactions_of_an_epoch(data, tmp_path):
         "items": 4,
         "items_never_target": 1,
     }
+
+
+def test_item_that_is_never_a_target_is_cold_in_reports(data, tmp_path):
+    """'welcome' has 4 training interactions, all of them first; the test repeats it."""
+    items = np.array(data.item_ids)
+    welcome = by_name(data, range(4))["welcome"]
+    last = data.user_offsets[1:] - 1
+    assert (np.asarray(data.roles)[last] == Role.TEST).all()
+    items[last[:2]] = welcome
+    changed = replace(data, item_ids=items)
+    settings = {"filter_seen": False, "nll": False}
+    config = recipe(loss="full_softmax", batches={"num_workers": 0})
+    train_run(config, changed, tmp_path / "run")
+    run = load_run(tmp_path / "run", changed)
+    report = run.evaluate(**settings)
+    assert report.settings["item_counts"] == "targets"
+    assert report.counts["cold_items"] == 1
+    assert report.counts["cold_targets"] == 2
+    assert {part.label: part.targets for part in report.slices["target_warmth"]} == {
+        "cold": 2,
+        "warm": 2,
+    }
+    assert report.slices["target_popularity"][0].label == "untrained"
+    warm = run.evaluate(catalog="warm", **settings)
+    assert warm.counts["targets"] == 2
+    cold = run.evaluate(catalog="cold", **settings)
+    assert cold.metrics["recall@1"].value == 1
+    # 3 + 3 + 2 targets of an epoch; with empty histories 'welcome' is one, and warm.
+    config = recipe(loss="full_softmax", batches={"empty_histories": True})
+    train_run(config, changed, tmp_path / "all")
+    assert load_run(tmp_path / "all", changed).evaluate(**settings).counts["cold_items"] == 0
+
+
+def test_validation_counts_the_targets_of_the_loader(data, tmp_path):
+    """Validation among cold items: 'welcome' is the only one, so every such target is found."""
+    items = np.array(data.item_ids)
+    items[np.asarray(data.roles) == Role.VALIDATION] = by_name(data, range(4))["welcome"]
+    changed = replace(data, item_ids=items)
+    table = recipe(loss="full_softmax").model_dump(mode="json")
+    table["evaluation"] |= {"catalog": "cold", "filter_seen": False}
+    result = train_run(parse_config(table, "test"), changed, tmp_path / "run")
+    assert result.state.best == 1
+    table["evaluation"] |= {"catalog": "warm"}
+    with pytest.raises(DataError, match="no validation target among its warm items"):
+        train_run(parse_config(table, "test"), changed, tmp_path / "warm")
+    table["evaluation"] |= {"catalog": "all"}
+    with pytest.raises(DataError, match="all 4 validation targets are cold items, which training"):
+        train_run(parse_config(table, "test"), changed, tmp_path / "every")

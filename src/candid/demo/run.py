@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from candid.atomic import write_json
-from candid.batches import offsets_of
+from candid.batches import offsets_of, target_counts
 from candid.config import RunConfig, parse_config
 from candid.data import (
     DataConfig,
@@ -225,6 +225,8 @@ def _oracle_result(oracle: OracleModel, dataset: PreparedDataset, config: RunCon
         config.evaluation,
         role=Role.TEST,
         max_length=_MAX_LENGTH,
+        # Slices of the oracle are those of the runs.
+        item_counts=target_counts(dataset, config.batches),
         true_log_prob=oracle.log_prob,
     )
     test = held_out(dataset, Role.TEST)

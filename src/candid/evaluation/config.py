@@ -11,7 +11,7 @@ from candid.errors import ConfigError
 from candid.evaluation.metrics import RANKING_METRICS
 
 CatalogPart = Literal["all", "warm", "cold"]
-"""Items of an evaluation: all, only those with training interactions, or only those without."""
+"""Items of an evaluation: all, only targets of training, or only the others."""
 
 
 class EvaluationConfig(ComponentConfig):
@@ -28,8 +28,8 @@ class EvaluationConfig(ComponentConfig):
     )
     catalog: CatalogPart = Field(
         "all",
-        description="items that are ranked and count as targets: all, only those with training "
-        "interactions (warm), or only those without (cold)",
+        description="items that are ranked and count as targets: all, only those that training has "
+        "as a target (warm), or only the others (cold)",
     )
     nll: bool = Field(
         True, description="also report the full-softmax negative log-likelihood of the targets"
@@ -53,7 +53,7 @@ class EvaluationConfig(ComponentConfig):
         10,
         ge=0,
         description="slices of target items by training count, each with about the same share "
-        "of the training interactions; 0: no slices",
+        "of the training targets; 0: no slices",
     )
     history_slices: tuple[int, ...] = Field(
         (5, 10, 20, 50, 100, 200),

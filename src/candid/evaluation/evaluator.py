@@ -23,6 +23,7 @@ from candid.evaluation.queries import (
     EvaluationQueries,
     Targets,
     catalog_mask,
+    counts_or_stored,
     seen_items_of,
     select_queries,
     targets_of,
@@ -53,6 +54,7 @@ def evaluate(
     role: Role = Role.TEST,
     max_length: int,
     context: Context | None = None,
+    item_counts: Floats | None = None,
     true_log_prob: TrueLogProb | None = None,
     progress: StageProgress | None = None,
 ) -> EvaluationReport:
@@ -76,6 +78,10 @@ def evaluate(
         role: whose targets are predicted, ``Role.VALIDATION`` or ``Role.TEST``.
         max_length: longest history that the model reads.
         context: encodes the context of queries; None for a model that reads no context.
+        item_counts: [V], how often training has each item as a target: the counts of popularity
+            metrics and slices; items of count 0 are cold. ``candid.batches.target_counts`` gives
+            those of a loader. None: the stored training interactions of the dataset. The setting
+            ``item_counts`` of the report is "targets" or "interactions".
         true_log_prob: true log-probabilities, where they are known (synthetic data); adds
             ``true_nll`` and ``excess_nll``.
         progress: called with (stage, done, total) while items are encoded and after each batch
@@ -87,10 +93,12 @@ def evaluate(
     Raises:
         ConfigError: a cut-off k is larger than the catalog, true probabilities are given without
             nll, or the model has another number of items than the dataset.
-        DataError: there are no targets, or no user whom the model can encode.
+        DataError: there are no targets, no user whom the model can encode, or not one count per
+            item.
         ArtifactError: the vectors of the model are not finite.
     """
-    config.check_fits(int(catalog_mask(dataset.train_counts, config.catalog).sum()))
+    counts = counts_or_stored(dataset, item_counts)
+    config.check_fits(int(catalog_mask(counts, config.catalog).sum()))
     if true_log_prob is not None and not config.nll:
         raise ConfigError("evaluation.nll must be true to compare with the true probabilities")
     queries = select_queries(
@@ -100,10 +108,11 @@ def evaluate(
         max_users=config.max_users,
         seed=config.seed,
         catalog=config.catalog,
+        item_counts=counts,
     )
     with inference_mode(model):
         item_vectors = encode_catalog(model, progress).float()
-        evaluation = _Pass(item_vectors, dataset, config, queries, true_log_prob)
+        evaluation = _Pass(item_vectors, dataset, config, queries, counts, true_log_prob)
         batches = held_out_queries(
             dataset,
             queries.held_out,
@@ -116,7 +125,8 @@ def evaluate(
             evaluation.add_batch(rows, query)
             if progress is not None:
                 progress("evaluating users", rows.stop, len(queries))
-    return evaluation.report(role, max_length)
+    is_stored = item_counts is None
+    return evaluation.report(role, max_length, "interactions" if is_stored else "targets")
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,7 @@ class _Pass:
         dataset: PreparedDataset,
         config: EvaluationConfig,
         queries: EvaluationQueries,
+        counts: Floats,
         true_log_prob: TrueLogProb | None,
     ) -> None:
         if len(item_vectors) != dataset.num_items:
@@ -148,11 +159,10 @@ class _Pass:
             )
         self._dataset, self._config, self._queries = dataset, config, queries
         self._device = item_vectors.device
-        counts = dataset.train_counts
         self._is_ranked = catalog_mask(counts, config.catalog)
         self._items = ItemSubset(item_vectors, self._is_ranked)
         self._item_values = {
-            "popularity": counts.astype(np.float64),
+            "popularity": counts,
             "popularity_percentile": popularity_percentile(counts),
         }
         self._coverage = Coverage(config.ks, dataset.num_items)
@@ -163,7 +173,7 @@ class _Pass:
                 f"true log-probabilities have shape {list(self._true_log_prob.shape)}; they must "
                 f"have one per target, shape [{len(targets)}]"
             )
-        self._total = _SlicedSums(Slicing(("all",), np.zeros_like(counts)), [])
+        self._total = _SlicedSums(Slicing(("all",), np.zeros(len(counts), dtype=np.int64)), [])
         self._by_item_slice: dict[str, _SlicedSums] = {}
         if config.popularity_slices:
             popularity = by_popularity(counts, config.popularity_slices)
@@ -246,8 +256,8 @@ class _Pass:
         true_nll = -self._true_log_prob[offsets[rows.start] : offsets[rows.stop]]
         return {"nll": nll, "true_nll": true_nll, "excess_nll": nll - true_nll}
 
-    def report(self, role: Role, max_length: int) -> EvaluationReport:
-        """Reduce the sums to a report."""
+    def report(self, role: Role, max_length: int, item_counts: str) -> EvaluationReport:
+        """Reduce the sums to a report; ``item_counts`` names what was counted."""
         config, queries = self._config, self._queries
         total = self._total.concatenated()
         metrics = dict(self._estimates(total, 1)[0])
@@ -275,6 +285,7 @@ class _Pass:
         settings: dict[str, Any] = {
             "role": role.name.lower(),
             "max_length": max_length,
+            "item_counts": item_counts,
             **config.model_dump(mode="json"),
         }
         return EvaluationReport(

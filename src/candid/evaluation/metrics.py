@@ -95,7 +95,7 @@ def list_mean(values: Floats, is_present: Bools, ks: Sequence[int]) -> Floats:
     return result
 
 
-def popularity_percentile(counts: Ints) -> Floats:
+def popularity_percentile(counts: Ints | Floats) -> Floats:
     """Compute the percentile of each item in the catalog by training count, a share in (0, 1).
 
     Args:

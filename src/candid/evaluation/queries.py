@@ -10,7 +10,7 @@ from candid.batches import Ints, offsets_of, ranges
 from candid.data import HeldOutTargets, PreparedDataset, Role, held_out
 from candid.errors import DataError
 from candid.evaluation.config import CatalogPart, EvaluationConfig
-from candid.evaluation.metrics import Bools
+from candid.evaluation.metrics import Bools, Floats
 from candid.index import Exclusions
 from candid.inference import seen_items
 
@@ -43,6 +43,7 @@ def select_queries(
     max_users: int | None,
     seed: int,
     catalog: CatalogPart,
+    item_counts: Floats,
 ) -> EvaluationQueries:
     """Select the queries of ``role``.
 
@@ -54,6 +55,7 @@ def select_queries(
         seed: of the sample.
         catalog: part of the catalog whose items are targets; users without a target in it are
             left out, and a history still ends before the user's first target of any part.
+        item_counts: [V], how often training has each item as a target; cold items have 0.
 
     Raises:
         DataError: there is no query.
@@ -65,7 +67,7 @@ def select_queries(
             "that holds some out"
         )
     if catalog != "all":
-        queries = _with_targets_among(queries, catalog_mask(dataset.train_counts, catalog))
+        queries = _with_targets_among(queries, catalog_mask(item_counts, catalog))
         if len(queries) == 0:
             other = "cold" if catalog == "warm" else "all"
             raise DataError(
@@ -85,7 +87,7 @@ def select_queries(
         rows = rows[np.sort(sample)]
     queries = _take(queries, rows)
     user_is_trained = dataset.user_is_trained[queries.user_ids]
-    is_cold_target = dataset.train_counts[queries.target_ids] == 0
+    is_cold_target = item_counts[queries.target_ids] == 0
     counts = {
         "users_with_targets": num_with_targets,
         "users_without_history": num_skipped,
@@ -95,23 +97,41 @@ def select_queries(
         "cold_targets": int(is_cold_target.sum()),
         "cold_target_items": len(np.unique(queries.target_ids[is_cold_target])),
         "items": dataset.num_items,
-        "cold_items": int((dataset.train_counts == 0).sum()),
+        "cold_items": int((item_counts == 0).sum()),
     }
     return EvaluationQueries(queries, lengths[rows].astype(np.int64), user_is_trained, counts)
 
 
-def catalog_mask(train_counts: Ints, part: CatalogPart) -> Bools:
+def counts_or_stored(dataset: PreparedDataset, item_counts: Floats | None) -> Floats:
+    """Return the counts that an evaluation uses: [V] float64.
+
+    Args:
+        dataset: the prepared dataset.
+        item_counts: [V], how often training has each item as a target, as
+            ``candid.batches.target_counts`` states it; None: the stored training interactions.
+
+    Raises:
+        DataError: the counts are not one for each item.
+    """
+    counts = dataset.train_counts if item_counts is None else item_counts
+    if counts.shape != (dataset.num_items,):
+        raise DataError(
+            f"item_counts has shape {list(counts.shape)}; it must have one count per item, shape "
+            f"[{dataset.num_items}]"
+        )
+    return counts.astype(np.float64)
+
+
+def catalog_mask(item_counts: Floats, part: CatalogPart) -> Bools:
     """Return which items belong to a part of the catalog: [V] bool.
 
     Args:
-        train_counts: [V] int64, the number of training interactions of each item. Warm and cold
-            are properties of the data, not of a loader, so that all models of a dataset have the
-            same slices: an item whose training interactions are all in histories is warm.
-        part: "all" items, "warm" ones (with training interactions) or "cold" ones (without).
+        item_counts: [V], how often training has each item as a target.
+        part: "all" items, "warm" ones (with a count) or "cold" ones (with count 0).
     """
     if part == "all":
-        return np.ones(len(train_counts), dtype=np.bool_)
-    is_warm: Bools = train_counts > 0
+        return np.ones(len(item_counts), dtype=np.bool_)
+    is_warm: Bools = item_counts > 0
     return is_warm if part == "warm" else ~is_warm
 
 
@@ -146,7 +166,12 @@ def seen_items_of(dataset: PreparedDataset, queries: HeldOutTargets, rows: slice
 
 
 def check_has_relevant(
-    dataset: PreparedDataset, config: EvaluationConfig, role: Role, *, needs_history: bool
+    dataset: PreparedDataset,
+    config: EvaluationConfig,
+    role: Role,
+    *,
+    needs_history: bool,
+    item_counts: Floats | None = None,
 ) -> None:
     """Refuse the evaluation of a run that would say nothing, before anything is encoded.
 
@@ -155,6 +180,7 @@ def check_has_relevant(
         config: of the evaluation.
         role: whose targets are predicted.
         needs_history: as for ``select_queries``.
+        item_counts: as for ``evaluate``.
 
     Raises:
         DataError: there is no query; ``config.filter_seen`` hides every target; or all targets
@@ -167,12 +193,13 @@ def check_has_relevant(
         max_users=config.max_users,
         seed=config.seed,
         catalog=config.catalog,
+        item_counts=counts_or_stored(dataset, item_counts),
     )
     num_targets = queries.counts["targets"]
     if config.catalog != "cold" and queries.counts["cold_targets"] == num_targets:
         raise DataError(
-            f"all {num_targets:,} {role.name.lower()} targets are items without training "
-            'interactions: set evaluation.catalog = "cold" to rank them among such items, or '
+            f"all {num_targets:,} {role.name.lower()} targets are cold items, which training never "
+            'has as a target: set evaluation.catalog = "cold" to rank them among such items, or '
             "change the split or the item ids"
         )
     if not config.filter_seen:

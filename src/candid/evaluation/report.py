@@ -93,7 +93,8 @@ class EvaluationReport:
 
     Attributes:
         metrics: by name: ``recall@k``, ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``popularity@k``
-            (mean training count of the recommended items), ``popularity_percentile@k``,
+            (mean training count of the recommended items: how often training has them as a
+            target), ``popularity_percentile@k``,
             ``coverage@k`` (share of the catalog recommended to any user), and ``nll``,
             ``true_nll``, ``excess_nll`` in nats where they were computed. Those of ranks are
             expectations over the orders of items with equal scores.
@@ -105,7 +106,9 @@ class EvaluationReport:
             means over ``users_ranked``: ``users`` without the ``users_without_relevant``, whose
             targets ``filter_seen`` hides. ``tied_targets`` are targets that share their score
             with another item and can be in the first k ranks of the largest k.
-        settings: settings that the numbers depend on, beside model and data.
+        settings: settings that the numbers depend on, beside model and data. ``item_counts`` is
+            "targets" where training counts are those of the targets of an epoch, as in the
+            report of a run, and "interactions" where they are the stored interactions.
         per_user: values of each user; not part of the JSON.
     """
 
@@ -175,6 +178,8 @@ class EvaluationReport:
             )
         if tied := counts["tied_targets"]:
             notes.append(f"tied_targets: {tied:,}, metrics are means over the orders of ties")
+        if self.settings.get("item_counts") == "interactions":
+            notes.append("item_counts: interactions, not the targets of a loader")
         table = Table(title=title, caption="\n".join(notes) or None)
         table.add_column("metric", no_wrap=True)
         for k in ks:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from candid.batches import Ints
+from candid.evaluation.metrics import Floats
 
 
 @dataclass(frozen=True)
@@ -23,36 +24,37 @@ class Slicing:
     groups: Ints
 
 
-def by_popularity(counts: Ints, num_slices: int) -> Slicing:
-    """Divide items so that each slice holds about the same share of training interactions.
+def by_popularity(counts: Ints | Floats, num_slices: int) -> Slicing:
+    """Divide items so that each slice holds about the same share of the training targets.
 
     Slice 1 is the long tail, the last slice holds the few most popular items. Items with the same
     training count stay together (their position is the middle of their common share), so slices
-    may be uneven, or empty, where a single count has a large share. Items that are never trained
-    on form a group of their own, "untrained".
+    may be uneven, or empty, where a single count has a large share. Items that are never a target
+    of training form a group of their own, "untrained".
 
     Args:
-        counts: [V] int64 training counts.
+        counts: [V], how often training has each item as a target; expected numbers need not be
+            whole.
         num_slices: at least 1.
     """
     distinct, inverse, sizes = np.unique(counts, return_inverse=True, return_counts=True)
     mass = distinct * sizes
     middle = np.cumsum(mass) - mass / 2
-    position = np.floor(middle / max(1, int(mass.sum())) * num_slices).astype(np.int64) + 1
+    position = np.floor(middle / (mass.sum() or 1) * num_slices).astype(np.int64) + 1
     position = np.where(distinct == 0, 0, np.minimum(position, num_slices))
     labels = ["untrained"]
     for number in range(1, num_slices + 1):
         members = distinct[position == number]
-        bounds = f" (count {members[0]} to {members[-1]})" if len(members) else ""
+        bounds = f" (count {_number(members[0])} to {_number(members[-1])})" if len(members) else ""
         labels.append(f"{number}/{num_slices}{bounds}")
     return Slicing(tuple(labels), position[inverse].astype(np.int64))
 
 
-def by_warmth(counts: Ints) -> Slicing:
+def by_warmth(counts: Ints | Floats) -> Slicing:
     """Divide items, or queries by their user, into never trained ("cold") and trained ("warm").
 
     Args:
-        counts: [V] or [Q] int64, how often each is trained on.
+        counts: [V] or [Q], how often each is trained on.
     """
     return Slicing(("cold", "warm"), (counts > 0).astype(np.int64))
 
@@ -70,3 +72,8 @@ def by_history_length(lengths: Ints, edges: Sequence[int]) -> Slicing:
         for low, high in zip(bounds, edges, strict=False)
     ]
     return Slicing((*labels, f"{bounds[-1]}+"), np.searchsorted(edges, lengths, side="right"))
+
+
+def _number(count: float) -> str:
+    """Return a count for a label; expected numbers of targets with one decimal."""
+    return f"{count:.1f}".removesuffix(".0")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from candid.batches import Ints
+from candid.batches import Ints, target_counts
 from candid.config import RunConfig, parse_config, validated
 from candid.data import PreparedDataset, Role, open_dataset
 from candid.errors import ArtifactError, ConfigError
@@ -317,6 +317,9 @@ class Run:
     ) -> EvaluationReport:
         """Evaluate the run on a split, over the full catalog.
 
+        Warm and cold items, popularity metrics and slices follow the targets of an epoch of the
+        run's loader (``candid.batches.target_counts``).
+
         Args:
             split: "test" or "validation".
             config: settings; None: those of the run.
@@ -328,7 +331,7 @@ class Run:
         Raises:
             ConfigError: an unknown split or setting, or a cut-off k larger than the catalog.
             DataError: the split has no target that the model can be evaluated on, or only
-                targets without training interactions and ``catalog`` is not "cold".
+                targets that training never has as a target and ``catalog`` is not "cold".
         """
         if split not in SPLITS:
             raise ConfigError(f"unknown split {split!r}: use one of {', '.join(sorted(SPLITS))}")
@@ -336,8 +339,13 @@ class Run:
         if overrides:
             table = {**config.model_dump(mode="json"), **overrides}
             config = validated(EvaluationConfig, table, "evaluate")
+        counts = target_counts(self.dataset, self.config.batches)
         check_has_relevant(
-            self.dataset, config, SPLITS[split], needs_history=self.model.needs_history
+            self.dataset,
+            config,
+            SPLITS[split],
+            needs_history=self.model.needs_history,
+            item_counts=counts,
         )
         return evaluate(
             self.model,
@@ -346,6 +354,7 @@ class Run:
             role=SPLITS[split],
             max_length=self.config.batches.max_length,
             context=self.context,
+            item_counts=counts,
             true_log_prob=true_log_prob,
             progress=progress,
         )

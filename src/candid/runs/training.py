@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from candid.atomic import write_json
@@ -181,7 +182,13 @@ def train_run(
         name=config.name,
         seed=config.seed,
         item_is_trained=torch.from_numpy(targets.counts > 0),
-        validate=_validation(config, dataset, features, needs_history=model.needs_history),
+        validate=_validation(
+            config,
+            dataset,
+            features,
+            item_counts=targets.counts,
+            needs_history=model.needs_history,
+        ),
         metric=config.evaluation.metric,
         meta={"dataset": manifest["dataset"]["fingerprint"]},
         progress=progress,
@@ -202,16 +209,27 @@ def train_run(
 
 
 def _validation(
-    config: RunConfig, dataset: PreparedDataset, features: RunFeatures, *, needs_history: bool
+    config: RunConfig,
+    dataset: PreparedDataset,
+    features: RunFeatures,
+    *,
+    item_counts: npt.NDArray[np.float64],
+    needs_history: bool,
 ) -> Callable[[RetrievalModel], Mapping[str, float]] | None:
     """Return the validation function; None for a dataset without validation targets."""
-    ranked = catalog_mask(dataset.train_counts, config.evaluation.catalog)
+    ranked = catalog_mask(item_counts, config.evaluation.catalog)
     config.evaluation.check_fits(int(ranked.sum()))
     if not np.any(dataset.roles == Role.VALIDATION):
         return None
     settings, context = config.evaluation.during_training(), features.context_for(dataset)
     # Checked before the first epoch, which may take hours.
-    check_has_relevant(dataset, settings, Role.VALIDATION, needs_history=needs_history)
+    check_has_relevant(
+        dataset,
+        settings,
+        Role.VALIDATION,
+        needs_history=needs_history,
+        item_counts=item_counts,
+    )
 
     def validate(model: RetrievalModel) -> Mapping[str, float]:
         report = evaluate(
@@ -221,6 +239,7 @@ def _validation(
             role=Role.VALIDATION,
             max_length=config.batches.max_length,
             context=context,
+            item_counts=item_counts,
         )
         return report.summary()
 
