@@ -1,6 +1,7 @@
 """Measured statistics against the enumeration of every sample of a tiny catalog."""
 
 import dataclasses
+import math
 import statistics
 
 import numpy as np
@@ -42,6 +43,9 @@ def assert_agrees(result, expected):
     assert abs(result.loss_bias - expected["loss_bias"]) < 4 * result.loss_bias_error
     expected_size = expected["effective_sample_size"]
     assert result.effective_sample_size == pytest.approx(expected_size, rel=0.06)
+    error = expected["z_sd"] / math.sqrt(result.repeats)
+    assert abs(result.z_mean - expected["z_mean"]) < 4 * error
+    assert result.z_sd == pytest.approx(expected["z_sd"], rel=0.1)
 
 
 @pytest.mark.parametrize("distinct", [False, True])

@@ -1,5 +1,6 @@
 """The stated targets of an epoch against the targets of its batches."""
 
+import dataclasses
 import itertools
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ from candid.batches import (
     epoch_targets,
     offsets_of,
     target_counts,
-    target_events,
+    unit_targets,
 )
 from candid.data import DataConfig, PreparedDataset, Role, SplitConfig, prepare
 from candid.errors import ConfigError, DataError
@@ -132,17 +133,28 @@ def test_stored_interactions_are_not_the_targets():
     [s for s in SETTINGS if not s.get("drop_last")],
     ids=lambda s: "-".join(map(str, s.values())),
 )
-def test_target_events_are_the_interactions_of_the_rows(settings):
+def test_unit_targets_are_the_rows_of_the_loader_unit_by_unit(settings):
     dataset = dataset_with_everything()
-    config = BatchesConfig(batch_size=16, **settings)
-    events = target_events(dataset, config)
-    owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1
-    stated = sorted(zip(owners.tolist(), dataset.item_ids[events].tolist(), strict=True))
-    dealt = []
-    for batch in Loader(dataset, config, seed=4).epoch():
-        dealt += zip(batch.user_ids.tolist(), batch.positive_ids.tolist(), strict=True)
-    assert stated == sorted(dealt)
-    assert (dataset.roles[events] == Role.TRAIN).all()
+    targets = unit_targets(dataset, BatchesConfig(batch_size=16, **settings))
+    rows = list(
+        zip(targets.user_ids.tolist(), dataset.item_ids[targets.events].tolist(), strict=True)
+    )
+    stated = [sorted(rows[begin:end]) for begin, end in itertools.pairwise(targets.offsets)]
+    loader = Loader(dataset, BatchesConfig(batch_size=1, **settings), seed=4)
+    dealt = [
+        sorted(zip(batch.user_ids.tolist(), batch.positive_ids.tolist(), strict=True))
+        for batch in loader.epoch()
+    ]
+    assert sorted(stated) == sorted(dealt)
+    assert (dataset.roles[targets.events] == Role.TRAIN).all()
+
+
+def test_unit_targets_without_anything_to_train_on_are_refused():
+    dataset = dataclasses.replace(
+        dataset_with_everything(), roles=np.full(len(dataset_with_everything().roles), Role.TEST)
+    )
+    with pytest.raises(DataError, match="nothing to train on"):
+        unit_targets(dataset, BatchesConfig())
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
@@ -157,7 +169,7 @@ def test_summary_counts_every_training_interaction_once(settings):
     assert sum(parts) == summary.interactions
     assert min(parts) >= 0
     starts = set(dataset.user_offsets[:-1].tolist())
-    distinct = set(target_events(dataset, config).tolist())
+    distinct = set(unit_targets(dataset, config).events.tolist())
     left_out = set(np.flatnonzero(dataset.roles == Role.TRAIN).tolist()) - distinct
     assert summary.without_history == len(left_out & starts)
     assert summary.before_window == len(left_out - starts)

@@ -56,8 +56,10 @@ class GradientAccumulator:
         self._row_of_item = torch.full((data.num_items,), -1, dtype=torch.int64)
         self._num_touched = 0
         self._sums = torch.zeros(0, NUM_GROUPS, self._width, dtype=torch.float64)
-        # In this order: gradient of the positive, squared norm, loss gap, effective sample size.
-        self._scalars = torch.zeros(4, NUM_GROUPS, self._width, dtype=torch.float64)
+        self._log_others = self._log_partition + exact.sample_weight[block].log()
+        # In this order: gradient of the positive, squared norm, loss gap, effective sample size,
+        # Z' / Z and its square, where Z is without the positive.
+        self._scalars = torch.zeros(6, NUM_GROUPS, self._width, dtype=torch.float64)
 
     def add(self, group: int, comparison: Comparison) -> None:
         """Add the gradients of one repeat to a group."""
@@ -74,6 +76,11 @@ class GradientAccumulator:
         self._scalars[1, group] += squared_norm
         self._scalars[2, group] += (result.loss - self._nll).flatten()
         self._scalars[3, group] += result.effective_sample_size.flatten()
+        z_ratio = torch.exp(result.log_z - self._log_others)
+        # Without other items there is nothing to estimate.
+        z_ratio = z_ratio.masked_fill(self._log_others.isneginf(), 1.0).flatten()
+        self._scalars[4, group] += z_ratio
+        self._scalars[5, group] += z_ratio.square()
 
     def means(self, repeats: int) -> list[GroupMeans]:
         """Return the means of each estimator over ``repeats`` repeats.
@@ -100,7 +107,9 @@ class GradientAccumulator:
             projection += (part @ exact.repeat(len(self._estimators), 1)[:, :, None])[:, :, 0]
         gram /= counts[:, None] * counts
         projection /= counts
-        _, squared_norm, loss_gap, sample_size = (self._scalars / counts[:, None]).transpose(1, 2)
+        _, squared_norm, loss_gap, sample_size, z_ratio, z_square = (
+            self._scalars / counts[:, None]
+        ).transpose(1, 2)
         num_rows = len(self._positive_ids)
         return [
             GroupMeans(
@@ -109,6 +118,8 @@ class GradientAccumulator:
                 squared_norm=squared_norm[columns],
                 loss_gap=loss_gap[columns],
                 effective_sample_size=sample_size[columns],
+                z_ratio=z_ratio[columns],
+                z_square=z_square[columns],
                 exact_squared_norm=self._exact_squared_norm,
                 repeats=torch.full_like(self._positive_ids, repeats),
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from candid.audit.batch_source import BatchSource, IndependentRows, TrainingRows
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.samplers import checked_item_vectors
 
@@ -25,9 +26,10 @@ class AuditInput:
         positive_ids: [Q] int64, the chosen item of each row.
         user_ids: [Q] int64.
         counts: [V], how often each item is a target in an epoch.
-        training_positive_ids: [E] int64, the training rows from which the batches of in-batch
-            samplers are sampled.
+        training_positive_ids: [E] int64, the item of each training row.
         training_user_ids: [E] int64, the user of each training row.
+        batches: source of real batches for in-batch samplers, such as whole windows of users.
+            None: a batch is a number of independent training rows.
 
     Raises:
         ConfigError: the shapes do not match.
@@ -43,6 +45,7 @@ class AuditInput:
     counts: Tensor
     training_positive_ids: Tensor
     training_user_ids: Tensor
+    batches: BatchSource | None = None
 
     def __post_init__(self) -> None:
         for name in ("query", "item_vectors"):
@@ -86,6 +89,15 @@ class AuditInput:
     def num_items(self) -> int:
         """V, the number of items."""
         return len(self.counts)
+
+    def independent_rows(self, num_rows: int) -> IndependentRows:
+        """Return a source of batches of independent training rows.
+
+        Args:
+            num_rows: other rows of each batch.
+        """
+        rows = TrainingRows(self.training_positive_ids, self.training_user_ids)
+        return IndependentRows(rows, num_rows)
 
     def slices(self) -> Tensor:
         """Return the index in ``SLICES`` of each row's positive: [Q] int64."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from candid.audit.audit_input import AuditInput
+from candid.audit.batch_source import TrainingRows
 from candid.candidates import Candidates, ExactCandidates
 from candid.samplers.config import SamplerConfig
 
@@ -40,16 +41,19 @@ class AuditSampler:
     """Sampler of the candidates of audited rows, for many independent repeats.
 
     For most samplers only the samples are random, given the row. An in-batch sampler has no
-    randomness of its own: there the *other rows of the batch* are random. ``batch_rows`` rows are
-    sampled for each repeat from the training rows, independently and with replacement, which is
-    the assumption behind the item frequency of the correction. The audited rows share them;
-    rows of the same user are masked. A cross-batch memory is refilled for each repeat, from the
-    training rows in the same way.
+    randomness of its own: there the *other rows of the batch* are random. They are sampled for each
+    repeat from the batches of the input: whole units of the loader of a run, so that the rows of
+    one user come together as in training, or independent training rows where the input has no
+    batches. The audited rows share them; rows of the same user are masked. The unit of an audited
+    row itself is left out, since the loss masks all of its rows; a sampler with
+    ``exclude_same_user = false`` would use them as candidates, which the audit leaves out. A
+    cross-batch memory is refilled for each repeat with the batches before this one.
 
     Args:
         config: settings of the sampler.
         data: the audited model; a sampler that follows the model gets its item vectors.
-        batch_rows: number of other rows of the batch, for samplers that read the batch.
+        batch_rows: number of other rows of the batch, for samplers that read the batch, where
+            the input has no ``batches`` of its own.
         generator: source of randomness.
     """
 
@@ -63,7 +67,7 @@ class AuditSampler:
     ) -> None:
         self._sampler = config.build(data.counts)
         self._data = data
-        self._batch_rows = batch_rows
+        self._batches = data.batches or data.independent_rows(batch_rows)
         self._generator = generator
         self._reads_batch = config.reads_batch
         self._samples_per_row = config.samples_per_row
@@ -75,7 +79,7 @@ class AuditSampler:
             self._sampler.refresh(data.item_vectors)
         if self._reads_batch:
             for _ in range(OBSERVED_BATCHES + config.warm_up_steps):
-                self._sampler.observe(*self._training_rows(batch_rows))
+                self._sampler.observe(*self._batches.batch(generator))
 
     @property
     def has_exact(self) -> bool:
@@ -86,7 +90,7 @@ class AuditSampler:
         """Return the log expected count of every item: [V], or [B, V] where rows differ."""
         ids = torch.arange(self._data.num_items)
         if self._reads_batch:
-            positive_ids, user_ids = self._other_rows()
+            positive_ids, user_ids = self._batches.batch(self._generator)
             query = self._data.query[:0]
             return self._sampler.log_expected_count_of(ids, positive_ids, user_ids, query)
         if self._samples_per_row:
@@ -101,8 +105,6 @@ class AuditSampler:
             return self._sampler.sample(
                 rows.positive_ids, rows.user_ids, rows.query, self._generator
             )
-        if self._memory_rows:
-            self._sampler.observe(*self._training_rows(self._memory_rows))
         positive_ids, user_ids = self._other_rows()
         query = self._data.query[:0]
         candidates = self._sampler.sample(positive_ids, user_ids, query, self._generator)
@@ -116,24 +118,22 @@ class AuditSampler:
             source_rows=None,
         )
 
-    def _training_rows(self, num_rows: int) -> tuple[Tensor, Tensor]:
-        """Sample positive ids and user ids of training rows, each [num_rows]."""
-        data = self._data
-        rows = torch.randint(
-            len(data.training_positive_ids), (num_rows,), generator=self._generator
-        )
-        return data.training_positive_ids[rows], data.training_user_ids[rows]
-
-    def _other_rows(self) -> tuple[Tensor, Tensor]:
-        positive_ids, user_ids = self._training_rows(self._batch_rows)
-        if not self._needs_placeholder:
-            return positive_ids, user_ids
+    def _other_rows(self) -> TrainingRows:
+        """Sample the other rows of a batch; a memory is filled with the rows before it."""
+        batch = self._batches.beside_a_row(self._generator, self._memory_rows)
+        if self._memory_rows:
+            self._sampler.observe(*batch.memory)
+        needs_placeholder = self._needs_placeholder and batch.num_own_rows > 0
+        if not needs_placeholder or not len(batch.others.positive_ids):
+            return batch.others
         # A set of the batch's items counts the rows of other users, from a batch that contains the
-        # audited row. A placeholder stands for that row: its item is in the batch already and
-        # its user does not exist, so the set does not change.
-        return (
-            torch.cat([positive_ids, positive_ids[:1]]),
-            torch.cat([user_ids, torch.full_like(user_ids[:1], -2)]),
+        # audited row's unit. Placeholders stand for that unit: their item is in the batch already
+        # and their user does not exist, so the set does not change.
+        positive_ids, user_ids = batch.others
+        size = (batch.num_own_rows,)
+        return TrainingRows(
+            torch.cat([positive_ids, positive_ids[:1].expand(size)]),
+            torch.cat([user_ids, torch.full(size, -2)]),
         )
 
 

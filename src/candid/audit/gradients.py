@@ -31,6 +31,8 @@ class Gradients:
             accidental hits.
         exact: [A, B, H], with respect to the scores of the exact candidates; None without them.
         effective_sample_size: [A, B], (Σ w)² / Σ w²; 0 if all candidates are accidental hits.
+        log_z: [A, B], log Z', the estimate of the partition function without the positive; -inf
+            if all candidates are accidental hits.
     """
 
     loss: Tensor
@@ -38,6 +40,7 @@ class Gradients:
     candidates: Tensor
     exact: Tensor | None
     effective_sample_size: Tensor
+    log_z: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class _Softmax:
         candidates: [B, N], shares of the sampled candidates.
         exact: [B, H], shares of the exact candidates, or None.
         effective_sample_size: [B].
+        log_z: [B], log Z'.
     """
 
     loss: Tensor
@@ -59,6 +63,7 @@ class _Softmax:
     candidates: Tensor
     exact: Tensor | None
     effective_sample_size: Tensor
+    log_z: Tensor
 
 
 _RowGradients = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -91,6 +96,7 @@ def gradients(comparison: Comparison, estimators: Sequence[Estimator]) -> Gradie
         candidates=torch.stack(candidates),
         exact=None if comparison.exact_scores is None else torch.stack(exacts),
         effective_sample_size=torch.stack([softmax_of[key].effective_sample_size for key in keys]),
+        log_z=torch.stack([softmax_of[key].log_z for key in keys]),
     )
 
 
@@ -125,7 +131,8 @@ def _softmax(comparison: Comparison, correction: Correction, rule: HitRule) -> _
     total = weights.sum(dim=1) + (0.0 if exact_weights is None else exact_weights.sum(dim=1))
     squares = weights.square().sum(dim=1)
     squares = squares + (0.0 if exact_weights is None else exact_weights.square().sum(dim=1))
-    gap = total.log() + top - positive
+    log_z = total.log() + top
+    gap = log_z - positive
     sample_weight = torch.sigmoid(gap)
     is_empty = total == 0
     scale = (sample_weight / total).masked_fill(is_empty, 0.0)
@@ -136,6 +143,7 @@ def _softmax(comparison: Comparison, correction: Correction, rule: HitRule) -> _
         candidates=weights.mul_(scale[:, None]),
         exact=None if exact_weights is None else exact_weights.mul_(scale[:, None]),
         effective_sample_size=(total.square() / squares).masked_fill(is_empty, 0.0),
+        log_z=log_z,
     )
 
 

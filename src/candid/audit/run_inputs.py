@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from candid.audit.audit_input import AuditInput
+from candid.audit.batch_source import TrainingRows, UnitBatches
 from candid.audit.cases import AuditCase
 from candid.audit.estimator import Estimator, estimators_for
-from candid.batches import Batch, Loader, target_counts, target_events
+from candid.batches import Batch, Loader, target_counts, unit_targets
 from candid.config import RunConfig
 from candid.data import PreparedDataset
 from candid.runs import Run, build_model
@@ -107,8 +108,13 @@ def _audit_input(
             user_ids = torch.cat([user_ids, batch.user_ids[rows]])
             if len(user_ids) >= num_rows:
                 break
-    events = target_events(dataset, config.batches)
-    users = np.searchsorted(dataset.user_offsets, events, side="right") - 1
+    units = unit_targets(dataset, config.batches)
+    training = TrainingRows(
+        torch.from_numpy(dataset.item_ids[units.events].astype(np.int64)),
+        torch.from_numpy(units.user_ids),
+    )
+    size, drop_last = config.batches.batch_size, config.batches.drop_last
+    batches = UnitBatches(training, units.offsets, size, drop_last=drop_last)
     return AuditInput(
         name=name,
         query=torch.cat(queries),
@@ -116,8 +122,10 @@ def _audit_input(
         positive_ids=torch.cat(positive_ids),
         user_ids=user_ids,
         counts=torch.from_numpy(target_counts(dataset, config.batches)),
-        training_positive_ids=torch.from_numpy(dataset.item_ids[events].astype(np.int64)),
-        training_user_ids=torch.from_numpy(users),
+        training_positive_ids=training.positive_ids,
+        training_user_ids=training.user_ids,
+        # Units of one row are as good as independent.
+        batches=batches if bool((batches.lengths != 1).any()) else None,
     )
 
 

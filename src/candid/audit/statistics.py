@@ -31,6 +31,9 @@ class EstimatorStatistics:
         effective_sample_size: mean effective number of candidates, (Σ w)² / Σ w².
         num_rows: audited rows.
         repeats: mean number of repeats per row.
+        z_mean: mean of Z' / Z, where Z is the partition function without the positive; 1 if the
+            estimate of Z is unbiased. For logq with kept hits, Z' includes samples of the positive.
+        z_sd: standard deviation of Z' / Z of one repeat, the root of the mean variance of a row.
     """
 
     bias: float
@@ -41,6 +44,8 @@ class EstimatorStatistics:
     effective_sample_size: float
     num_rows: int
     repeats: float
+    z_mean: float = math.nan
+    z_sd: float = math.nan
 
     def error_after(self, steps: int) -> float:
         """Return the relative error of a gradient that is averaged over ``steps`` steps.
@@ -68,6 +73,8 @@ class GroupMeans:
         squared_norm: [Q, K], mean squared length of a repeat's gradient.
         loss_gap: [Q, K], mean of the loss minus the exact one.
         effective_sample_size: [Q, K], mean effective number of candidates.
+        z_ratio: [Q, K], mean of Z' / Z.
+        z_square: [Q, K], mean of (Z' / Z)².
         exact_squared_norm: [Q], squared length of the exact gradient.
         repeats: [Q], repeats of all groups together.
     """
@@ -77,6 +84,8 @@ class GroupMeans:
     squared_norm: Tensor
     loss_gap: Tensor
     effective_sample_size: Tensor
+    z_ratio: Tensor
+    z_square: Tensor
     exact_squared_norm: Tensor
     repeats: Tensor
 
@@ -96,6 +105,10 @@ class GroupMeans:
             part.squared_norm - 2.0 * part.projection + part.exact_squared_norm[:, None]
         ).sum(dim=0)
         gaps = part.loss_gap.mean(dim=0)
+        z_mean = part.z_ratio.mean(dim=1)
+        z_variance = (part.z_square.mean(dim=1) - z_mean.square()) * (
+            part.repeats / (part.repeats - 1)
+        )
         # If every exact gradient is 0, no estimate can be biased.
         scale = exact_square if exact_square > 0 else math.inf
         squared, error = squared / scale, error / scale
@@ -108,6 +121,8 @@ class GroupMeans:
             effective_sample_size=float(part.effective_sample_size.mean()),
             num_rows=len(part.exact_squared_norm),
             repeats=float(part.repeats.double().mean()),
+            z_mean=float(z_mean.mean()),
+            z_sd=math.sqrt(max(float(z_variance.mean()), 0.0)),
         )
 
     def _rows(self, mask: Tensor) -> GroupMeans:

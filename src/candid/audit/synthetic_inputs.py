@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -39,7 +41,7 @@ def synthetic_inputs(
     targets = starts[chosen] + rng.integers(1, np.diff(starts)[chosen])
     query = data.query(chosen, *_histories(items, starts[chosen], targets))
     vectors = data.item_vectors(np.arange(config.num_items))
-    shared = {
+    shared: dict[str, Any] = {
         "positive_ids": torch.from_numpy(items[targets]),
         "user_ids": torch.from_numpy(chosen),
         "counts": torch.from_numpy(np.bincount(items, minlength=config.num_items)),

@@ -14,9 +14,10 @@ from candid.batches.records import Batch, History, Queries
 from candid.batches.targets import (
     EpochTargets,
     TargetSummary,
+    UnitTargets,
     epoch_targets,
     target_counts,
-    target_events,
+    unit_targets,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Position",
     "Queries",
     "TargetSummary",
+    "UnitTargets",
     "epoch_targets",
     "event_type_of",
     "offsets_of",
@@ -36,5 +38,5 @@ __all__ = [
     "prefetch",
     "ranges",
     "target_counts",
-    "target_events",
+    "unit_targets",
 ]

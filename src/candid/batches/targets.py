@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from candid.batches.config import BatchesConfig
-from candid.batches.packing import Ints, ranges
+from candid.batches.packing import Ints, offsets_of, ranges
 from candid.batches.windows import windows_of
 from candid.data import PreparedDataset, Role
 from candid.errors import ConfigError, DataError
@@ -141,12 +141,44 @@ def epoch_targets(dataset: PreparedDataset, config: BatchesConfig) -> EpochTarge
     return EpochTargets(counts * share, summary)
 
 
-def target_events(dataset: PreparedDataset, config: BatchesConfig) -> Ints:
-    """Return the interaction of each row of an epoch in which no unit is dropped: [R] int64.
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitTargets:
+    """Targets of the units of a loader: what its batches are made of.
 
-    With ``empty_histories`` an interaction may have two rows: with and without its history.
+    Attributes:
+        events: [R] int64, the interaction of each row of an epoch in which no unit is dropped,
+            one unit after the other. With ``empty_histories`` an interaction may have two rows:
+            with and without its history.
+        user_ids: [R] int64, the user of each row.
+        offsets: [W + 1] int64, unit w has the rows ``offsets[w]:offsets[w + 1]``.
     """
-    return _events_and_units(dataset, config)[0]
+
+    events: Ints
+    user_ids: Ints
+    offsets: Ints
+
+
+def unit_targets(dataset: PreparedDataset, config: BatchesConfig) -> UnitTargets:
+    """Return the rows of every unit of a loader, without making a batch.
+
+    Args:
+        dataset: the prepared dataset.
+        config: batch settings of the loader.
+
+    Raises:
+        DataError: there is nothing to train on.
+        ConfigError: ``drop_last`` leaves no batch.
+    """
+    events, num_units = _events_and_units(dataset, config)
+    num_batches_of(num_units, config)
+    units = _unit_of_rows(dataset, config)
+    order = np.argsort(units, kind="stable")
+    events = events[order]
+    return UnitTargets(
+        events=events,
+        user_ids=np.searchsorted(dataset.user_offsets, events, side="right").astype(np.int64) - 1,
+        offsets=offsets_of(np.bincount(units, minlength=num_units)),
+    )
 
 
 def num_batches_of(num_units: int, config: BatchesConfig) -> int:
@@ -183,6 +215,19 @@ def _events_and_units(dataset: PreparedDataset, config: BatchesConfig) -> tuple[
     events = ranges(windows.starts + 1, windows.stops - windows.starts - 1)
     openings = windows.openings[windows.openings >= 0]
     return np.concatenate([openings, events[is_target[events]]]), len(windows)
+
+
+def _unit_of_rows(dataset: PreparedDataset, config: BatchesConfig) -> Ints:
+    """Return the unit of each row, in the order of ``_events_and_units``."""
+    is_target = np.asarray(dataset.roles) == Role.TRAIN
+    if config.unit == "interaction":
+        return np.arange(int(is_target.sum()))
+    windows = windows_of(dataset, config)
+    num_targets = offsets_of(is_target.astype(np.int64))
+    num_rows = num_targets[windows.stops] - num_targets[windows.starts + 1]
+    return np.concatenate(
+        [np.flatnonzero(windows.openings >= 0), np.repeat(np.arange(len(windows)), num_rows)]
+    )
 
 
 def _share_of_units(num_units: int, config: BatchesConfig) -> float:
