@@ -17,6 +17,7 @@ from torch import Tensor
 from candid.audit.estimator import Estimator
 from candid.losses.comparison import Comparison
 from candid.losses.correction import Correction, HitRule
+from candid.losses.jackknife import Groups, LeaveOneOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def gradients(comparison: Comparison, estimators: Sequence[Estimator]) -> Gradie
     for estimator, key in zip(estimators, keys, strict=True):
         softmax = softmax_of[key]
         part = (
-            _jackknife_gradients(softmax, comparison.masked(estimator.hit_rule))
+            _jackknife_gradients(softmax, comparison.groups, ~comparison.masked(estimator.hit_rule))
             if estimator.jackknife
             else _plain_gradients(softmax)
         )
@@ -151,34 +152,41 @@ def _plain_gradients(softmax: _Softmax) -> _RowGradients:
     return softmax.loss, -softmax.sample_weight, softmax.candidates, softmax.exact
 
 
-def _jackknife_gradients(softmax: _Softmax, accidental_hits: Tensor) -> _RowGradients:
-    """Return loss and gradients of n·L - (n - 1)/n · Σ L(-i) over the n valid candidates.
+def _jackknife_gradients(softmax: _Softmax, groups: Groups, is_valid: Tensor) -> _RowGradients:
+    """Return loss and gradients of the jackknife, equations (1) and (2) of ``losses.jackknife``.
 
-    Without candidate i the partition function is d(i) times the full one, d(i) = a + (T - t(i))
-    · n/(n - 1): T is the share of all sampled candidates, t(i) that of one, and a that of the
-    positive and the exact candidates. So L(-i) = L + log d(i), and the gradient needs only sums
-    of 1 / d(i).
+    Without group j the partition function is d(j) times the full one, with shares that do not
+    depend on j of the positive, the exact candidates and the other kind of candidates, and the
+    shares of the other groups of its kind 1 + excess(j) times. L(-j) = L + log d(j), so that the
+    gradient needs only sums of w(j) / d(j).
     """
-    share = softmax.candidates
-    num_valid = (~accidental_hits).sum(dim=1)
-    is_plain = num_valid < 2
-    n = torch.where(is_plain, 2, num_valid).double()
+    left_out = LeaveOneOut.of(groups, is_valid, torch.float64)
+    share = groups.sums(softmax.candidates)
     fixed = softmax.positive + (0.0 if softmax.exact is None else softmax.exact.sum(dim=1))
-    ratio = _sum_without_each(share).mul_((n / (n - 1.0))[:, None]).add_(fixed[:, None])
-    ratio = ratio.masked_fill_(accidental_hits | is_plain[:, None], 1.0)
-    log_sum = ratio.log().sum(dim=1)
-    inverse = ratio.reciprocal_().masked_fill_(accidental_hits, 0.0)
-    fixed_factor = n - (n - 1.0) / n * inverse.sum(dim=1)
-    loss = softmax.loss - (n - 1.0) / n * log_sum
-    # n·P - (n - 1)/n · Σ P / d(i) - 1, where -1 is the sum of the ones of the n + 1 losses.
-    positive = softmax.positive * fixed_factor - 1.0
-    candidates = share * (n[:, None] - _sum_without_each(inverse))
-    exact = softmax.exact
+    ratio = fixed[:, None].expand_as(share)
+    for is_kind in groups.kinds:
+        of_kind = torch.where(is_kind, share, 0.0)
+        rest = _sum_without_each(of_kind) * (1.0 + left_out.excess)
+        ratio = ratio + torch.where(is_kind, rest, of_kind.sum(dim=1, keepdim=True))
+    ratio = torch.where(left_out.weight > 0, ratio, 1.0)
+    inverse = left_out.weight / ratio
+    total = 1.0 + left_out.weight.sum(dim=1, keepdim=True)
+    fixed_factor = (total - inverse.sum(dim=1, keepdim=True))[:, 0]
+    factor = total.expand_as(share)
+    for is_kind in groups.kinds:
+        of_kind = torch.where(is_kind, inverse, 0.0)
+        rest = _sum_without_each(of_kind * (1.0 + left_out.excess))
+        factor = factor - torch.where(is_kind, rest, of_kind.sum(dim=1, keepdim=True))
+    # -1 is the sum of the ones of the loss and of the losses that leave out a group.
     return (
-        torch.where(is_plain, softmax.loss, loss),
-        torch.where(is_plain, -softmax.sample_weight, positive),
-        torch.where(is_plain[:, None], share, candidates),
-        None if exact is None else exact * torch.where(is_plain, 1.0, fixed_factor)[:, None],
+        softmax.loss - (left_out.weight * ratio.log()).sum(dim=1),
+        torch.where(
+            left_out.weight.any(dim=1),
+            softmax.positive * fixed_factor - 1.0,
+            -softmax.sample_weight,
+        ),
+        softmax.candidates * groups.of_candidates(factor),
+        None if softmax.exact is None else softmax.exact * fixed_factor[:, None],
     )
 
 

@@ -13,6 +13,7 @@ from candid.candidates import Candidates
 from candid.losses.blockwise.tiles import Precision
 from candid.losses.correction import Correction, HitRule, Shifts, shifts_of
 from candid.losses.inputs import check_finite_rows, check_ids, check_shapes, check_width, widened
+from candid.losses.jackknife import Groups
 from candid.losses.output import ItemEmbeddings
 
 T = TypeVar("T")
@@ -130,6 +131,19 @@ class Comparison:
         if self.positive_in_exact is None or not self.candidates.keeps_hits:
             return None
         return self.candidates.replaced_samples(self.positive_in_exact)
+
+    @_cached
+    def groups(self) -> Groups:
+        """Candidates that the jackknife leaves out together: those of one owner."""
+        owner = self.candidates.owner
+        if owner is None:
+            return Groups()
+        groups = Groups.of_owners(owner)
+        by_row = self.candidates.by_row
+        return Groups(
+            None if groups.column is None else by_row(groups.column),
+            None if groups.is_single is None else by_row(groups.is_single),
+        )
 
     def negatives(self) -> tuple[Tensor, Tensor]:
         """Scores [B, H + N] of exact and sampled candidates, float32 at least, and their mask."""

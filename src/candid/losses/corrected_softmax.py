@@ -28,6 +28,8 @@ from candid.losses.correction import (
     shifts_of_counts,
 )
 from candid.losses.inputs import widened
+from candid.losses.jackknife import Groups
+from candid.losses.jackknife import jackknife as jackknife_loss
 from candid.losses.output import LossOutput
 
 
@@ -40,6 +42,7 @@ def corrected_log_softmax(
     accidental_hits: Tensor | None = None,
     correction: Correction = DEFAULT_CORRECTION,
     jackknife: bool = False,
+    owner: Tensor | None = None,
     log_renormalization: Tensor | None = None,
     exact: Tensor | None = None,
     exact_accidental_hits: Tensor | None = None,
@@ -65,14 +68,19 @@ def corrected_log_softmax(
         accidental_hits: [B, N] bool, True where the candidate is left out of the row, or None.
             To keep samples of the row's positive, leave them False.
         correction: the row of the table.
-        jackknife: replace the loss by its delete-one jackknife, n·L - (n - 1)/n · Σ L(-i)
-            with L(-i) the loss without candidate i (its expected counts those of n - 1
-            samples): the bias falls from O(1/n) to O(1/n²), the standard deviation grows by about
-            a tenth. n counts the candidates that are not masked; a row with fewer than two keeps
-            the plain loss. Derived for independent samples; for mixtures it removes most, not
-            all, of the leading bias, and for sets of distinct items it adds a bias that no n
-            removes (docs/benchmarks/audit.md): do not combine them. ``log_z`` and
-            ``sample_weight`` stay those of the plain loss.
+        jackknife: replace the loss by its delete-one-group jackknife, G·L - (G - 1)/G · Σ L(-j)
+            with L(-j) the loss without group j, its expected counts those of the remaining
+            candidates: the bias falls from O(1/G) to O(1/G²), the standard deviation grows by
+            about a tenth. G counts the groups with a candidate that is not masked; a row with
+            fewer than two keeps the plain loss. ``candid.losses.jackknife`` has the derivation,
+            also for groups of unequal size. For mixtures it removes most, not all, of the
+            leading bias, and for sets of distinct items it adds a bias that no n removes
+            (docs/benchmarks/audit.md): do not combine them. ``log_z`` and ``sample_weight`` stay
+            those of the plain loss.
+        owner: [N] or [B, N] int64, the user that a candidate came from, -1 for none. The
+            candidates of one user are a group of the jackknife, because they depend on each
+            other; a candidate without an owner is a group of its own. None where no candidate
+            has an owner. Read by the jackknife only: it masks nothing.
         log_renormalization: [B], added to every log e(d) of the row; None for 0.
         exact: [B, H], scores of items with expected count 1, beside the candidates (equation
             (1) then sums over both), or None. The jackknife never omits them.
@@ -110,7 +118,7 @@ def corrected_log_softmax(
         candidates,
         accidental_hits,
         shifts,
-        jackknife=jackknife,
+        groups=Groups.of_owners(owner) if jackknife else None,
         exact=exact,
         exact_accidental_hits=exact_accidental_hits,
         effective_sample_size=effective_sample_size,
@@ -145,7 +153,7 @@ def dense_softmax(
         comparison.candidate_scores,
         comparison.masked(rule),
         comparison.shifts(correction, rule),
-        jackknife=jackknife,
+        groups=comparison.groups if jackknife else None,
         exact=comparison.exact_scores,
         exact_accidental_hits=comparison.exact_accidental_hits,
         effective_sample_size=effective_sample_size,
@@ -158,7 +166,7 @@ def _shifted_log_softmax(
     accidental_hits: Tensor | None,
     shifts: Shifts,
     *,
-    jackknife: bool,
+    groups: Groups | None,
     exact: Tensor | None,
     exact_accidental_hits: Tensor | None,
     effective_sample_size: bool,
@@ -177,8 +185,14 @@ def _shifted_log_softmax(
         log_exact = masked_logsumexp(exact, exact_accidental_hits)
         log_z = _logaddexp(log_exact, log_z)
     loss = _negative_log_likelihood(positive, log_z)
-    if jackknife:
-        loss = _jackknife(loss, positive, logits, accidental_hits, log_sum, row_shift, log_exact)
+    if groups is not None:
+        is_valid = (
+            torch.ones_like(logits, dtype=torch.bool)
+            if accidental_hits is None
+            else ~accidental_hits
+        )
+        rest = logits if row_shift is None else logits - row_shift[:, None]
+        loss = jackknife_loss(loss, positive, rest, is_valid, groups, log_exact)
     sample_size = None
     if effective_sample_size:
         sample_size = _effective_sample_size(
@@ -247,55 +261,3 @@ def _effective_sample_size(logits: Tensor, accidental_hits: Tensor | None) -> Te
     log_sum = masked_logsumexp(logits, accidental_hits)
     log_square = masked_logsumexp(2.0 * logits, accidental_hits)
     return torch.exp(2.0 * log_sum - log_square).masked_fill(log_sum.isneginf(), 0.0)
-
-
-def _jackknife(
-    loss: Tensor,
-    positive: Tensor,
-    logits: Tensor,
-    accidental_hits: Tensor | None,
-    log_sum: Tensor,
-    row_shift: Tensor | None,
-    log_exact: Tensor | None,
-) -> Tensor:
-    """n·L - (n - 1)/n · Σ L(-i) over the n valid candidates; the plain loss where n < 2.
-
-    Args:
-        loss: [B], L.
-        positive: [B], shifted.
-        logits: [B, N], shifted, but not by ``row_shift``.
-        accidental_hits: [B, N] bool or None.
-        log_sum: [B], the logsumexp of the valid logits.
-        row_shift: [B] or None.
-        log_exact: [B], the logsumexp of the exact candidates, or None.
-    """
-    if logits.shape[1] < 2:
-        return loss
-    is_hit = (
-        torch.zeros_like(logits, dtype=torch.bool) if accidental_hits is None else accidental_hits
-    )
-    num_valid = (~is_hit).sum(dim=1, keepdim=True)
-    is_plain = num_valid < 2
-    # A row that keeps the plain loss is computed with n = 2 and finite numbers, so that the
-    # discarded values have gradient 0 and not nan.
-    n = torch.where(is_plain, 2, num_valid).to(logits.dtype)
-    log_sum = torch.where(is_plain[:, 0], 0.0, log_sum)[:, None]
-    logits = torch.where(is_hit | is_plain, -math.inf, logits)
-
-    # log Z' without one candidate is log Z' + log(1 - share). log1p is accurate for shares up to
-    # 1/2, so for all but the largest, for which the other candidates are summed instead.
-    largest = logits.detach().argmax(dim=1, keepdim=True)
-    is_largest = torch.zeros_like(is_hit).scatter(1, largest, True)
-    log_rest = masked_logsumexp(logits, is_largest | is_hit | is_plain)[:, None]
-    share = torch.where(is_largest, 0.0, torch.exp(logits - log_sum))
-    log_remaining = torch.where(is_largest, log_rest - log_sum, torch.log1p(-share))
-
-    log_z = log_sum + log_remaining + torch.log(n / (n - 1.0))
-    if row_shift is not None:
-        log_z = log_z - row_shift[:, None]
-    if log_exact is not None:
-        log_z = _logaddexp(log_exact[:, None].expand_as(log_z), log_z)
-    without_one = _negative_log_likelihood(positive[:, None].expand_as(log_z), log_z)
-    mean = torch.where(is_hit, 0.0, without_one).sum(dim=1) / n[:, 0]
-    corrected = n[:, 0] * loss - (n[:, 0] - 1.0) * mean
-    return torch.where(is_plain[:, 0], loss, corrected)

@@ -63,7 +63,7 @@ def in_batch_softmax(
         negative_ids: [B, S], the items of these negatives, -1 where a row has fewer than S.
         correction: correction of the scores for the expected counts; "none" is the usual
             contrastive loss with repetitions masked.
-        jackknife: replace the loss by its delete-one jackknife; see ``corrected_log_softmax``.
+        jackknife: replace the loss by its jackknife over users; see ``corrected_log_softmax``.
         temperature: scores are divided by it.
         accidental_hits: "keep" or "mask", what happens to other rows with the row's positive;
             None for the default of the correction, see ``candid.losses.correction``.

@@ -35,7 +35,7 @@ class InBatchSoftmaxLoss(TableModule):
         frequency: counts [V], how often each item is a positive; or a ``Frequency``.
         correction: correction of the scores for the expected counts; see
             ``corrected_log_softmax``.
-        jackknife: replace the loss by its delete-one jackknife; see ``corrected_log_softmax``.
+        jackknife: replace the loss by its jackknife over users; see ``corrected_log_softmax``.
         temperature: scores are divided by it; an ``nn.Parameter`` is trained with the model.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
         accidental_hits: "keep" or "mask", what happens to samples of a row's positive; None for

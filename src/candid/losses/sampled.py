@@ -64,8 +64,9 @@ def sampled_softmax(
         candidates: ids [N] shared by all rows (one matrix product) or [G, N] shared by runs of
             rows.
         correction: correction of the scores for the expected counts of the candidates.
-        jackknife: replace the loss by its delete-one jackknife, which removes the leading bias;
-            see ``corrected_log_softmax``.
+        jackknife: replace the loss by its jackknife, which removes the leading bias; see
+            ``corrected_log_softmax``. It leaves out users where candidates have owners, otherwise
+            single candidates, for ids [N], [G, N] and [B, N] alike.
         temperature: scores are divided by it.
         accidental_hits: "keep" or "mask", what happens to samples of a row's positive; None for
             the default of the correction, see ``candid.losses.correction``.
@@ -127,8 +128,8 @@ def corrected_softmax(
         correction: see ``candid.losses.correction``.
         accidental_hits: "keep" or "mask", what happens to samples of a row's positive; None for
             the default of the correction.
-        jackknife: as in ``corrected_log_softmax``; always dense, because it needs a loss without
-            each candidate.
+        jackknife: as in ``corrected_log_softmax``; always from dense scores [B, N], because it
+            needs the loss without each group of candidates.
         effective_sample_size: report ``effective_sample_size``.
 
     Raises:
@@ -158,7 +159,7 @@ class SampledSoftmax(SampledLoss):
 
     Args:
         correction: correction of the scores for the expected counts of the candidates.
-        jackknife: replace the loss by its delete-one jackknife.
+        jackknife: replace the loss by its jackknife over users or samples.
         precision: dtype of the matrix products.
         accidental_hits: what happens to samples of a row's positive; None for the default of the
             correction.
@@ -178,8 +179,8 @@ class SampledSoftmax(SampledLoss):
         )
         jackknife: bool = Field(
             False,
-            description="delete-one jackknife: less bias, slightly more variance; not for sets "
-            "(distinct = true), where it adds a bias",
+            description="jackknife over users, or over samples that come from no user: less "
+            "bias, slightly more variance; not for sets (distinct = true), where it adds a bias",
         )
         precision: Precision = Field("float32", description=PRECISION)
         accidental_hits: HitRule | None = Field(

@@ -50,7 +50,7 @@ class SampledSoftmaxLoss(CandidateLoss):
         sampler: source of the candidates.
         correction: correction of the scores for the expected counts; see
             ``corrected_log_softmax``.
-        jackknife: replace the loss by its delete-one jackknife; see ``corrected_log_softmax``.
+        jackknife: replace the loss by its jackknife over users; see ``corrected_log_softmax``.
             Not for a sampler of a set of distinct items.
         temperature: scores are divided by it; an ``nn.Parameter`` is trained with the model.
         reduction: "mean" or "sum" over the rows, or "none" for [B].
