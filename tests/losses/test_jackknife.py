@@ -2,16 +2,21 @@
 
 import itertools
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from candid import sampled_softmax
-from candid.candidates import ExactCandidates
+from candid import full_softmax, sampled_softmax
+from candid.batches import BatchesConfig, Loader, target_counts
+from candid.candidates import Candidates, ExactCandidates
+from candid.data import DataConfig, prepare
 from candid.losses import corrected_log_softmax
 from candid.losses.jackknife import Groups
-from candid.samplers import CrossBatchMemory, InBatch, Mixture, Popularity, Uniform
+from candid.samplers import CrossBatchMemory, InBatch, Popularity
 from candid.samplers.sampler import sample_groups
 
 V, B, D = 15, 11, 4
@@ -121,8 +126,17 @@ def test_exact_candidates_stay_in_when_a_user_is_left_out():
 def test_users_and_single_samples_are_two_strata():
     """Leaving out a group rescales its own kind; the other kind and its share stay."""
     query, table = vectors()
-    sampler = Mixture([InBatch(COUNTS), Uniform(V, num_candidates=6)])
-    candidates = sampler.sample(POSITIVES, USERS, generator=torch.Generator().manual_seed(2))
+    uniform = torch.tensor([3, 14, 9, 0, 3, 7])
+    log_count = torch.logaddexp(LOG_Q + math.log(B), torch.tensor(6 / V).log()).float()
+    ids = torch.cat([POSITIVES, uniform])
+    candidates = Candidates(
+        ids,
+        log_count[ids],
+        log_count[POSITIVES],
+        num_samples=len(ids),
+        owner=torch.cat([USERS, torch.full_like(uniform, -1)]),
+        row_user_ids=USERS,
+    )
     out = sampled_softmax(query, table, POSITIVES, candidates, jackknife=True)
     plain = sampled_softmax(query, table, POSITIVES, candidates)
     is_valid = ~candidates.accidental_hits(POSITIVES)
@@ -323,3 +337,53 @@ def test_column_of_a_group_is_that_of_its_first_candidate():
     values = torch.arange(12.0).view(2, 6)
     assert groups.sums(values).tolist() == [[3, 1, 7, 0, 4, 0], [21, 0, 0, 19, 0, 11]]
     assert Groups.of_owners(torch.zeros(0, dtype=torch.int64)).column.shape == (0,)
+
+
+DATA = Path(os.environ.get("CANDID_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.skipif(not DATA.is_dir(), reason="set CANDID_DATA to the evaluation data")
+def test_jackknife_removes_most_of_the_loss_bias_of_real_batches(tmp_path):
+    """MovieLens-1M, 16 windows; the logits follow popularity and each user's tastes."""
+    interactions = str(DATA / "ml-1m" / "interactions.parquet")
+    config = DataConfig(interactions=interactions, order="position", item_core=5)
+    dataset = prepare(config, tmp_path / "data").dataset
+    batches = BatchesConfig(batch_size=16, max_length=50)
+    counts = torch.from_numpy(target_counts(dataset, batches))
+    users = torch.repeat_interleave(torch.from_numpy(np.diff(dataset.user_offsets)))
+    items = torch.from_numpy(dataset.item_ids.astype(np.int64))
+    chosen = torch.zeros(dataset.num_users, dataset.num_items)
+    chosen[users, items] = 1.0
+    torch.manual_seed(0)
+    user_vectors, sizes, item_vectors = torch.svd_lowrank(chosen - chosen.mean(dim=0), q=16)
+    log_q = (counts / counts.sum()).clamp(min=1e-9).log().float()
+    table = torch.cat([item_vectors, log_q[:, None]], dim=1)
+    queries = torch.cat([6.0 * user_vectors * sizes, torch.ones(len(user_vectors), 1)], dim=1)
+
+    loader = Loader(dataset, batches, seed=0)
+    errors = {"plain": [], "rows": [], "users": []}
+    for step in range(150):
+        batch = loader.batch(0, step)
+        sample = InBatch(counts).sample(batch.positive_ids, batch.user_ids)
+        rows = torch.randperm(len(batch))[:64]
+        query, positive_ids = queries[batch.user_ids[rows]], batch.positive_ids[rows]
+        exact = full_softmax(query, table, positive_ids)
+        of_rows = replace(
+            sample,
+            log_expected_count_positive=sample.log_expected_count_positive[rows],
+            row_user_ids=batch.user_ids[rows],
+        )
+        # Without owners the rows of the row's own user stay in: a fifteenth of the batch.
+        without_owners = replace(of_rows, owner=None, row_user_ids=None)
+        for name in errors:
+            record = without_owners if name == "rows" else of_rows
+            out = sampled_softmax(query, table, positive_ids, record, jackknife=name != "plain")
+            # Z' is unbiased, so that its noise can be subtracted.
+            noise = exact.sample_weight * torch.expm1(out.log_z - exact.log_z)
+            errors[name].append((out.loss - exact.loss - noise).mean().item())
+    plain, of_rows, of_users = (float(np.mean(values)) for values in errors.values())
+    assert plain < -0.015
+    assert abs(of_users) < 0.2 * abs(plain)
+    assert abs(of_rows) > 0.5 * abs(plain)
