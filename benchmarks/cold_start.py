@@ -143,7 +143,7 @@ def measure(name: str, work: Path, seeds: list[int]) -> dict[str, Any]:
 
 def parts_of(loaded: Run) -> dict[str, EvaluationReport | Slice]:
     """Return the test metrics of each of ``PARTS``."""
-    settings = loaded.config.evaluation.model_copy(update={"bootstrap": 0})
+    settings = loaded.config.evaluation.model_copy(update={"intervals": False})
     whole, warm, cold = (
         loaded.evaluate(config=settings.model_copy(update={"catalog": catalog}))
         for catalog in ("all", "warm", "cold")

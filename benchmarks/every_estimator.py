@@ -79,7 +79,7 @@ MEMORY: dict[str, Any] = {"type": "cross_batch_memory", "size": 1024}
 STREAM: dict[str, Any] = {"type": "in_batch", "frequency": {"type": "streaming"}}
 SKETCH: dict[str, Any] = {"type": "in_batch", "frequency": {"type": "count_min"}}
 MEASURED = EvaluationConfig(
-    ks=(10,), metric="ndcg@10", bootstrap=0, popularity_slices=0, history_slices=()
+    ks=(10,), metric="ndcg@10", intervals=False, popularity_slices=0, history_slices=()
 )
 MEASURED_ON = {
     "ml1m": MEASURED,

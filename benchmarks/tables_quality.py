@@ -70,7 +70,7 @@ def config_of(tables: str, factor: float, seed: int) -> RunConfig:
                 "patience": None,
                 "trackers": ["jsonl"],
             },
-            "evaluation": {"bootstrap": 0, "popularity_slices": 0, "history_slices": []},
+            "evaluation": {"intervals": False, "popularity_slices": 0, "history_slices": []},
         },
         "tables_quality",
     )

@@ -22,7 +22,7 @@ TABLE = {
     "sampler": {"type": "uniform", "num_candidates": 12},
     "loss": {"type": "sampled_softmax"},
     "training": {"epochs": 1, "trackers": ["jsonl"]},
-    "evaluation": {"ks": [1, 10], "bootstrap": 0},
+    "evaluation": {"ks": [1, 10], "intervals": False},
 }
 REST = {"type": "popularity", "num_candidates": 5}
 

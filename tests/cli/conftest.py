@@ -47,7 +47,7 @@ trackers = ["jsonl"]
 
 [evaluation]
 ks = [1, 10]
-bootstrap = 20
+intervals = true
 """
 
 

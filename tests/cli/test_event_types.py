@@ -39,7 +39,7 @@ trackers = []
 [evaluation]
 ks = [1, 4]
 metric = "ndcg@4"
-bootstrap = 0
+intervals = false
 """
 NUM_USERS, ITEMS = 20, [f"i{n}" for n in range(9)]
 

@@ -67,7 +67,7 @@ def test_sampler_or_loss_that_allows_new_items_trains(candid, newcomers, tmp_pat
 
 def test_default_recipe_samples_new_items(candid, newcomers, tmp_path):
     short = ["training.max_steps=2", "model.query_tower.dim=8", "model.item_tower.dim=8"]
-    short += ["evaluation.ks=[1, 10]", "evaluation.metric=ndcg@10", "evaluation.bootstrap=0"]
+    short += ["evaluation.ks=[1, 10]", "evaluation.metric=ndcg@10", "evaluation.intervals=False"]
     settings = [word for text in short for word in ("--set", text)]
     out = tmp_path / "default"
     answer = candid("train", "--data", newcomers.data, "--out", out, "--quiet", *settings)

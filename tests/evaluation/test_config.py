@@ -36,7 +36,7 @@ def test_ks_beyond_the_catalog(num_items, advice):
 def test_during_training_has_no_intervals_and_no_slices():
     config = EvaluationConfig(validation_users=7, max_users=99).during_training()
     assert config.max_users == 7
-    assert (config.bootstrap, config.popularity_slices, config.history_slices) == (0, 0, ())
+    assert (config.intervals, config.popularity_slices, config.history_slices) == (False, 0, ())
 
 
 def test_every_field_has_a_description():

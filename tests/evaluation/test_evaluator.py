@@ -15,7 +15,7 @@ from candid.data import Role
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.evaluation import EvaluationConfig, compare, evaluate
 
-CONFIG = EvaluationConfig(ks=(1, 3, 10), batch_size=16, bootstrap=50, popularity_slices=4)
+CONFIG = EvaluationConfig(ks=(1, 3, 10), batch_size=16, intervals=True, popularity_slices=4)
 
 
 def by_loop(dataset, model, ks, filter_seen=True, catalog=None):
@@ -190,7 +190,7 @@ def test_slices_of_users_with_several_targets(make_random, make_dataset, make_mo
     train = [[(0, 0), (0, 0), (0, 0), (1, 0)], [(2, 0)]]
     dataset = make_dataset([[*train[0], (2, 3), (3, 3)], [*train[1], (0, 3)]], 4)
     model = make_model(torch.eye(2), torch.tensor([[4.0, 1], [3, 0], [2, 9], [1, 0]]))
-    config = EvaluationConfig(ks=(1, 2), metric="recall@1", popularity_slices=1, bootstrap=0)
+    config = EvaluationConfig(ks=(1, 2), metric="recall@1", popularity_slices=1, intervals=False)
     report = evaluate(model, dataset, config, max_length=9)
     # The list of user 0 is [2, 3], both targets; that of user 1 is [0, 1 or 3], target 0.
     assert report.metrics["recall@1"].value == pytest.approx((1 / 2 + 1) / 2)
@@ -212,7 +212,7 @@ def test_target_in_the_history_is_relevant_only_without_filter_seen(make_dataset
     histories = [[(0, 0), (1, 3)], [(2, 0), (2, 3)], [(1, 0), (1, 3), (0, 3)]]
     dataset = make_dataset(histories, 3)
     model = make_model(torch.eye(3)[[0, 2, 2]], torch.eye(3))
-    config = EvaluationConfig(ks=(1, 3), metric="recall@3", bootstrap=0)
+    config = EvaluationConfig(ks=(1, 3), metric="recall@3", intervals=False)
     hidden = evaluate(model, dataset, config, max_length=9)
     assert hidden.counts["targets_seen_before"] == 2
     assert hidden.counts["users_without_relevant"] == 1
@@ -227,7 +227,7 @@ def test_target_in_the_history_is_relevant_only_without_filter_seen(make_dataset
 def test_report_of_hidden_targets(make_dataset, make_model):
     histories = [[(0, 0), (1, 0), (0, 3)], [(2, 0), (2, 3)]]
     dataset, model = make_dataset(histories, 3), make_model(torch.eye(3)[:2], torch.eye(3))
-    config = EvaluationConfig(ks=(1,), metric="recall@1", bootstrap=0, popularity_slices=0)
+    config = EvaluationConfig(ks=(1,), metric="recall@1", intervals=False, popularity_slices=0)
     hidden = evaluate(model, dataset, config, max_length=9)
     caption = "targets_seen_before: 2, in the history and so not ranked (evaluation.filter_seen)"
     stored = "item_counts: interactions, not the targets of a loader"
@@ -254,7 +254,7 @@ def test_list_metrics_leave_out_users_with_empty_lists(make_dataset, make_model)
     everything = [(0, Role.TRAIN), (1, Role.TRAIN), (2, Role.TRAIN), (0, Role.TEST)]
     dataset = make_dataset([everything, [(0, Role.TRAIN), (1, Role.TEST)]], 3)
     model = make_model(torch.zeros(2, 2), torch.zeros(3, 2))
-    config = EvaluationConfig(ks=(1, 2), metric="recall@1", bootstrap=0, popularity_slices=0)
+    config = EvaluationConfig(ks=(1, 2), metric="recall@1", intervals=False, popularity_slices=0)
     report = evaluate(model, dataset, config, max_length=9)
     assert report.counts["users"] == 2
     # Trained on: item 0 twice, items 1 and 2 once. User 1 gets items 1 and 2, of percentile
@@ -271,7 +271,7 @@ def test_cold_users_and_items_are_counted(make_dataset, make_model):
     histories = [[(0, 0), (1, 0), (2, 3)], [(0, role), (1, 3)], [(1, 3)], [(0, 0)]]
     dataset = make_dataset(histories, 4)
     model = make_model(torch.eye(4), torch.eye(4))
-    config = EvaluationConfig(ks=(1,), metric="recall@1", bootstrap=0)
+    config = EvaluationConfig(ks=(1,), metric="recall@1", intervals=False)
     counts = evaluate(model, dataset, config, max_length=9).counts
     assert counts["users_with_targets"] == 3
     assert counts["users_without_history"] == 1
@@ -288,7 +288,7 @@ def test_cold_users_and_items_are_counted(make_dataset, make_model):
 
 def test_intervals_contain_the_value_and_grow_with_confidence(make_random):
     dataset, model = make_random(num_users=300)
-    config = CONFIG.model_copy(update={"bootstrap": 500})
+    config = CONFIG.model_copy(update={"intervals": True})
     wide = evaluate(model, dataset, config, max_length=5)
     narrow = evaluate(model, dataset, config.model_copy(update={"confidence": 0.5}), max_length=5)
     for name, estimate in wide.metrics.items():
@@ -330,7 +330,7 @@ def test_sample_of_users_depends_on_the_seed(make_random):
 def test_validation_targets_are_history_of_test(make_dataset, make_model):
     dataset = make_dataset([[(0, 0), (1, 2), (2, 3)]], 3)
     model = make_model(torch.tensor([[0.0, 2, 1]]), torch.eye(3))
-    config = EvaluationConfig(ks=(1,), metric="recall@1", bootstrap=0)
+    config = EvaluationConfig(ks=(1,), metric="recall@1", intervals=False)
     for role in (Role.VALIDATION, Role.TEST):
         report = evaluate(model, dataset, config, role=role, max_length=9)
         # Item 1 is the target of validation; in the test it is seen and left out.
@@ -390,7 +390,7 @@ def test_report_is_saved_as_plain_json(make_random, tmp_path):
 
 def test_table_fits_a_terminal_of_80_columns(make_random):
     dataset, model = make_random()
-    config = EvaluationConfig(ks=(1, 3, 5, 10, 20), bootstrap=50)
+    config = EvaluationConfig(ks=(1, 3, 5, 10, 20), intervals=True)
     report = evaluate(model, dataset, config, max_length=5)
     screen = Console(width=80)
     with screen.capture() as captured:

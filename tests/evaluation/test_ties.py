@@ -105,7 +105,7 @@ def test_metrics_are_means_over_all_orders_of_ties(
     monkeypatch.setattr(cut_groups_module, "MAX_ROWS", 2)
     ks = (1, 2, 4)
     config = EvaluationConfig(
-        ks=ks, metric="mrr@4", catalog=which, filter_seen=filter_seen, batch_size=4, bootstrap=0
+        ks=ks, metric="mrr@4", catalog=which, filter_seen=filter_seen, batch_size=4, intervals=False
     )
     report = evaluate(model, dataset, config, max_length=9)
     expected, num_tied = by_enumeration(
@@ -168,7 +168,7 @@ def test_metrics_of_five_vectors_over_100_items(make_dataset, make_model, names)
     items = torch.zeros(100, 5)
     items[torch.from_numpy(new_ids.copy())] = torch.eye(5)[np.arange(100) % 5]
     model = make_model(torch.eye(5)[tastes], items)
-    report = evaluate(model, dataset, EvaluationConfig(bootstrap=0), max_length=9)
+    report = evaluate(model, dataset, EvaluationConfig(intervals=False), max_length=9)
     assert report.metrics["recall@1"].value == pytest.approx(1 / 20, abs=1e-12)
     gains = [1 / math.log2(rank + 1) for rank in range(1, 11)]
     assert report.metrics["ndcg@10"].value == pytest.approx(sum(gains) / 20, abs=1e-12)
@@ -184,7 +184,7 @@ def test_renamed_items_change_no_metric(make_dataset, make_model, ks, seed):
     vectors = torch.randn(5, 4, generator=generator)[np.arange(100) % 5]
     users = torch.randn(120, 4, generator=generator) + vectors[tastes]
     other_users = torch.randn(120, 4, generator=generator)
-    config = EvaluationConfig(ks=ks, metric=f"ndcg@{ks[1]}", bootstrap=20)
+    config = EvaluationConfig(ks=ks, metric=f"ndcg@{ks[1]}", intervals=True)
     documents, comparisons = [], []
     for new_ids in (np.arange(100), np.random.default_rng(seed).permutation(100)):
         dataset = make_dataset(renamed(histories, new_ids), 100)
@@ -218,14 +218,14 @@ def assert_close(one, other):
 def test_untied_lists_need_no_second_pass(make_random, monkeypatch):
     dataset, model = make_random(max_targets=3)
     monkeypatch.setattr("candid.evaluation.evaluator.count_cut_groups", None)
-    report = evaluate(model, dataset, EvaluationConfig(ks=(1, 10), bootstrap=0), max_length=5)
+    report = evaluate(model, dataset, EvaluationConfig(ks=(1, 10), intervals=False), max_length=5)
     assert report.counts["tied_targets"] == 0
     assert "tied" not in report.table().caption
 
 
 def test_table_names_the_users_of_the_means(make_random):
     dataset, model = make_random(max_targets=2, repeats=True)
-    config = EvaluationConfig(ks=(1, 10), bootstrap=0)
+    config = EvaluationConfig(ks=(1, 10), intervals=False)
     report = evaluate(model, dataset, config, max_length=5)
     values = report.per_user.to_frame()["ndcg@10"].drop_nulls()
     num, total = report.counts["users_ranked"], report.counts["users"]
@@ -244,7 +244,7 @@ def test_cold_targets_are_ranked_among_cold_items_only(make_dataset, make_model)
     """All targets are new: refused with the way out, accepted among the cold items."""
     histories = [[(0, 0), (2, 3)], [(1, 0), (3, 3)]]
     dataset = make_dataset(histories, 4)
-    config = EvaluationConfig(ks=(1, 2), metric="recall@1", bootstrap=0)
+    config = EvaluationConfig(ks=(1, 2), metric="recall@1", intervals=False)
     for part in ("all", "warm"):
         with pytest.raises(DataError, match=r'set evaluation\.catalog = "cold"'):
             check_has_relevant(
@@ -272,7 +272,7 @@ def test_group_of_the_whole_catalog(make_dataset, make_model):
     ]
     dataset = make_dataset(histories, num_items)
     model = make_model(torch.ones(num_users, 2), torch.ones(num_items, 2))
-    config = EvaluationConfig(ks=(1, 10), metric="mrr@10", filter_seen=False, bootstrap=0)
+    config = EvaluationConfig(ks=(1, 10), metric="mrr@10", filter_seen=False, intervals=False)
     metrics = evaluate(model, dataset, config, max_length=5).metrics
     for k in (1, 10):
         assert metrics[f"recall@{k}"].value == pytest.approx(k / num_items, abs=1e-15)

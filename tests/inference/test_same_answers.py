@@ -102,7 +102,7 @@ RECIPE = {
     },
     "loss": {"type": "full_softmax"},
     "training": {"max_steps": 9, "trackers": [], "lr": 0.05, "warmup_steps": 0},
-    "evaluation": {"ks": [K], "metric": f"ndcg@{K}", "bootstrap": 0, "batch_size": 3},
+    "evaluation": {"ks": [K], "metric": f"ndcg@{K}", "intervals": False, "batch_size": 3},
 }
 
 

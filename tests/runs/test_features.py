@@ -84,7 +84,7 @@ def recipe(item=None, id_mode="residual", id_dropout=0.3, **training):
             },
             "loss": {"type": "full_softmax"},
             "training": {"epochs": 30, "lr": 0.02, "trackers": ["jsonl"]} | training,
-            "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "bootstrap": 0},
+            "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "intervals": False},
         },
         "test",
     )
@@ -261,7 +261,7 @@ def test_time_of_a_query_in_training_evaluation_and_recommendation(tmp_path):
             "evaluation": {
                 "ks": [1],
                 "metric": "ndcg@1",
-                "bootstrap": 0,
+                "intervals": False,
                 "filter_seen": False,
                 "nll": True,
             },
@@ -317,7 +317,7 @@ def run_for_anonymous_users(tmp_path):
             },
             "loss": {"type": "full_softmax"},
             "training": {"epochs": 20, "lr": 0.02, "trackers": ["jsonl"]},
-            "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "bootstrap": 0},
+            "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "intervals": False},
         },
         "test",
     )
@@ -401,7 +401,7 @@ def test_features_that_no_tower_reads_are_refused(tmp_path, side, section):
         "batches": {"batch_size": 10},
         "loss": {"type": "full_softmax"},
         "training": {"max_steps": 1, "trackers": ["jsonl"]},
-        "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "bootstrap": 0},
+        "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "intervals": False},
     }
     ids = {"type": "item_embedding", "dim": 8}
     history = {"type": "causal_transformer", "dim": 8, "num_blocks": 1}

@@ -31,7 +31,7 @@ CONFIG = {
     "sampler": {"type": "uniform", "num_candidates": 8},
     "loss": {"type": "sampled_softmax"},
     "training": {"epochs": 1, "trackers": ["jsonl"]},
-    "evaluation": {"ks": [1], "bootstrap": 2, "metric": "recall@1"},
+    "evaluation": {"ks": [1], "intervals": True, "metric": "recall@1"},
 }
 
 

@@ -36,7 +36,7 @@ trackers = ["jsonl"]
 [evaluation]
 ks = [1]
 metric = "ndcg@1"
-bootstrap = 0
+intervals = false
 """
 
 

@@ -121,7 +121,7 @@ def recipe(name, settings):
             },
             "loss": {"type": "full_softmax"},
             "training": {"epochs": 4, "lr": 0.02, "trackers": ["jsonl"]},
-            "evaluation": {"ks": [1], "metric": "ndcg@1", "bootstrap": 0},
+            "evaluation": {"ks": [1], "metric": "ndcg@1", "intervals": False},
         },
         "test",
     )

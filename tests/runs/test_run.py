@@ -45,7 +45,7 @@ def recipe(seed=0, **training):
             "sampler": {"type": "mixture", "components": ["popularity", "in_batch"]},
             "loss": {"type": "sampled_softmax"},
             "training": {"epochs": 3, "lr": 0.01, "trackers": ["jsonl"], "log_every": 1} | training,
-            "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "bootstrap": 20},
+            "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "intervals": True},
         },
         "test",
     )

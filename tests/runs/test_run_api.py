@@ -59,7 +59,7 @@ RECIPE = {
     },
     "loss": "full_softmax",
     "training": {"max_steps": 3, "trackers": []},
-    "evaluation": {"ks": [1, 3], "metric": "ndcg@3", "bootstrap": 0},
+    "evaluation": {"ks": [1, 3], "metric": "ndcg@3", "intervals": False},
 }
 HISTORY_ONLY = {
     "features": {},
@@ -125,7 +125,7 @@ def test_train_returns_the_run_of_a_table_and_overrides(run, tmp_path):
 def test_train_of_a_recipe_file_and_of_the_default_recipe(tmp_path):
     (tmp_path / "bce.toml").write_text('name = "bce"\nloss = "full_softmax"\n')
     settings = {"training": {"max_steps": 1, "trackers": []}, "device": "cpu", "threads": 1}
-    settings["evaluation"] = {"ks": [1], "metric": "ndcg@1", "bootstrap": 0}
+    settings["evaluation"] = {"ks": [1], "metric": "ndcg@1", "intervals": False}
     run = candid.train(dataset(), str(tmp_path / "bce.toml"), out=tmp_path / "r", **settings)
     assert run.config.name == "bce"
     assert run.model.query_tower.dim == 64

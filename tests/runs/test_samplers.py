@@ -78,7 +78,7 @@ def recipe(sampler, **training):
             "sampler": SAMPLERS[sampler],
             "loss": {"type": "sampled_softmax"},
             "training": settings | {"precision": "bfloat16", "warmup_steps": 0} | training,
-            "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "bootstrap": 20},
+            "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "intervals": True},
         },
         "test",
     )

@@ -58,7 +58,7 @@ def recipe(sampler, correction):
             "sampler": sampler,
             "loss": {"type": "sampled_softmax", "correction": correction},
             "training": {"epochs": 12, "lr": 0.01, "schedule": "linear"},
-            "evaluation": {"ks": [1], "metric": "ndcg@1", "bootstrap": 0},
+            "evaluation": {"ks": [1], "metric": "ndcg@1", "intervals": False},
         },
         "test",
     )

@@ -66,7 +66,7 @@ def recipe(sampler=None, loss="sampled_softmax", batches=None, **training):
             "model": {"query_tower": tower, "item_tower": {"type": "item_embedding", "dim": 8}},
             "loss": {"type": loss},
             "training": {"epochs": 1} | training,
-            "evaluation": {"ks": [1], "metric": "ndcg@1", "bootstrap": 0},
+            "evaluation": {"ks": [1], "metric": "ndcg@1", "intervals": False},
         }
         | ({} if sampler is None else {"sampler": sampler}),
         "test",

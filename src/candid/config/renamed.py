@@ -22,6 +22,7 @@ RENAMED_KEYS: Final = {
     "exact_nearest.tail": "rest",
     "bce.reduction": "row_reduction",
     "gbce.reduction": "row_reduction",
+    "evaluation.bootstrap": "intervals",
     "training.catalog": "softmax_over",
     "training.candidate_draws": "num_groups",
 }

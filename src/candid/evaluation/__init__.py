@@ -1,9 +1,9 @@
 """Evaluation over the full catalog: metrics, slices, intervals, likelihood."""
 
-from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.comparison import Comparison, compare
 from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.evaluator import TrueLogProb, evaluate
+from candid.evaluation.intervals import Estimate
 from candid.evaluation.metrics import RANKING_METRICS
 from candid.evaluation.queries import catalog_mask, check_has_relevant
 from candid.evaluation.report import EvaluationReport, PerUser, Slice

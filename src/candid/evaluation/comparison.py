@@ -8,9 +8,12 @@ import numpy as np
 
 from candid.component import lookup
 from candid.errors import DataError
-from candid.evaluation.bootstrap import CHUNK, intervals, resample
-from candid.evaluation.metrics import Floats
+from candid.evaluation.intervals import difference_interval
+from candid.evaluation.metrics import Floats, is_share
 from candid.evaluation.report import EvaluationReport, PerUser
+
+CHUNK = 4096
+"""Users whose signs are flipped at once; fixed, because the random numbers of a seed follow it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +23,16 @@ class Comparison:
     Attributes:
         metric: its name.
         difference: of the metric over the users for whom both reports define it.
-        low: lower end of the interval.
-        high: upper end.
+        low: lower end of the interval; None for a single user.
+        high: upper end; None for a single user.
         p_value: of the two-sided sign-flip test that the two models are exchangeable.
         users: number of users compared.
     """
 
     metric: str
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p_value: float
     users: int
 
@@ -45,17 +48,18 @@ def compare(
 ) -> Comparison:
     """Compare two evaluations of the same queries, user by user.
 
-    The interval resamples users (both models' values together); the test flips the sign of
-    each user's difference at random (Fisher's randomisation test, as recommended for
-    retrieval by Smucker et al., CIKM 2007).
+    The interval is that of Student's t over the users' differences; for metrics in [0, 1] it
+    includes one more user with difference 0 and its square 1/2, so that it has a width where no
+    user differs (after Agresti & Min, 2005). The test flips the sign of each user's difference at
+    random (Fisher's randomisation test, as recommended for retrieval by Smucker et al., CIKM 2007).
 
     Args:
         first: evaluation of one model.
         second: evaluation of the other, on the same dataset and role.
         metric: such as "ndcg@10" or "nll".
-        resamples: of the interval and of the test.
+        resamples: sign flips of the test.
         confidence: coverage of the interval.
-        seed: of both.
+        seed: of the sign flips.
 
     Returns:
         the difference, first minus second, with its interval and p-value.
@@ -76,19 +80,7 @@ def compare(
     # On the same queries both give a user the same weight, and the scale is exactly 1.
     scale = weight / other.denominators[b, column[1]]
     gain = one.numerators[a, column[0]] - other.numerators[b, column[1]] * scale
-    owners = np.arange(len(gain))
-    groups = np.zeros_like(owners)
-    values = np.stack([gain, weight], axis=1)
-    resampled = resample(
-        owners,
-        groups,
-        values,
-        num_owners=len(gain),
-        num_groups=1,
-        num_resamples=resamples,
-        seed=seed,
-    )
-    low, high = intervals(resampled[:, :, 0], resampled[:, :, 1], confidence)
+    low, high = difference_interval(gain, weight, is_share=is_share(metric), confidence=confidence)
     flipped_sums = _sign_flips(gain, resamples, seed)
     # Sums in another order differ in the last bits; an equally extreme flip must still count.
     tolerance = 1e-12 * np.abs(gain).sum()
@@ -96,8 +88,8 @@ def compare(
     return Comparison(
         metric=metric,
         difference=float(gain.sum() / weight.sum()),
-        low=float(low[0]),
-        high=float(high[0]),
+        low=None if np.isnan(low) else low,
+        high=None if np.isnan(high) else high,
         p_value=float((1 + is_extreme.sum()) / (1 + resamples)),
         users=len(gain),
     )

@@ -45,9 +45,7 @@ class EvaluationConfig(ComponentConfig):
         description="size of the sample of each validation during training; none: all users",
     )
     batch_size: int = Field(512, ge=1, description="queries encoded at once")
-    bootstrap: int = Field(
-        1000, ge=0, description="bootstrap resamples of users per interval; 0: no intervals"
-    )
+    intervals: bool = Field(True, description="also report confidence intervals over users")
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
     popularity_slices: int = Field(
         10,
@@ -59,7 +57,7 @@ class EvaluationConfig(ComponentConfig):
         (5, 10, 20, 50, 100, 200),
         description="history lengths at which a new slice of users begins; empty: no slices",
     )
-    seed: int = Field(0, ge=0, description="seed of the sample of users and of the resamples")
+    seed: int = Field(0, ge=0, description="seed of the sample of users")
 
     @field_validator("ks")
     @classmethod
@@ -104,7 +102,7 @@ class EvaluationConfig(ComponentConfig):
         return self.model_copy(
             update={
                 "max_users": self.validation_users,
-                "bootstrap": 0,
+                "intervals": False,
                 "popularity_slices": 0,
                 "history_slices": (),
             }

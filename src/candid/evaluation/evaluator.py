@@ -13,9 +13,9 @@ from torch import Tensor
 from candid.batches import Ints
 from candid.data import HeldOutTargets, PreparedDataset, Role
 from candid.errors import ConfigError, DataError
-from candid.evaluation.bootstrap import Estimate
 from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.cut_groups import CutGroups, count_cut_groups
+from candid.evaluation.intervals import Estimate
 from candid.evaluation.likelihood import target_nll
 from candid.evaluation.metric_sums import MetricSums, concatenate, sum_metrics
 from candid.evaluation.metrics import Floats, list_mean, popularity_percentile
@@ -298,13 +298,8 @@ class _Pass:
         )
 
     def _estimates(self, sums: MetricSums, num_groups: int) -> list[dict[str, Estimate]]:
-        return sums.estimates(
-            num_groups,
-            len(self._queries),
-            bootstrap=self._config.bootstrap,
-            confidence=self._config.confidence,
-            seed=self._config.seed,
-        )
+        confidence = self._config.confidence if self._config.intervals else None
+        return sums.estimates(num_groups, confidence=confidence)
 
     def _query_slices(self, total: MetricSums, slicing: Slicing) -> tuple[Slice, ...]:
         return self._slices(total.regrouped(slicing.groups), slicing.labels, group_of_item=None)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from candid.batches import Ints
-from candid.evaluation.bootstrap import Estimate, intervals, resample
-from candid.evaluation.metrics import RANKING_METRICS, Bools, Floats
+from candid.evaluation.intervals import Estimate, ratio_intervals
+from candid.evaluation.metrics import RANKING_METRICS, Bools, Floats, is_share
 from candid.evaluation.queries import Targets
 from candid.evaluation.ties import RankedTargets, rank_probabilities
 
@@ -37,22 +37,13 @@ class MetricSums:
     denominators: Floats
 
     def estimates(
-        self,
-        num_groups: int,
-        num_queries: int,
-        *,
-        bootstrap: int = 0,
-        confidence: float = 0.95,
-        seed: int = 0,
+        self, num_groups: int, *, confidence: float | None = None
     ) -> list[dict[str, Estimate]]:
         """Reduce to one estimate per group and metric.
 
         Args:
             num_groups: G.
-            num_queries: Q.
-            bootstrap: resamples of queries; 0: no intervals.
-            confidence: coverage of the intervals.
-            seed: of the resamples.
+            confidence: coverage of the intervals over users; None: no intervals.
         """
         both = np.concatenate([self.numerators, self.denominators], axis=1)
         sums = np.zeros((num_groups, both.shape[1]))
@@ -60,17 +51,15 @@ class MetricSums:
         width = len(self.names)
         values = _ratio(sums[:, :width], sums[:, width:])
         low = high = np.full_like(values, np.nan)
-        if bootstrap:
-            resampled = resample(
-                self.queries,
+        if confidence is not None:
+            low, high = ratio_intervals(
+                self.numerators,
+                self.denominators,
                 self.groups,
-                both,
-                num_owners=num_queries,
                 num_groups=num_groups,
-                num_resamples=bootstrap,
-                seed=seed,
+                is_share=np.array([is_share(name) for name in self.names]),
+                confidence=confidence,
             )
-            low, high = intervals(resampled[:, :, :width], resampled[:, :, width:], confidence)
         return [
             {
                 name: Estimate(

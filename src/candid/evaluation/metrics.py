@@ -78,6 +78,12 @@ RANKING_METRICS: Mapping[str, RankingMetric] = {
 """Metric functions by the name before the ``@``. Larger values are better."""
 
 
+def is_share(metric: str) -> bool:
+    """Return whether each user's value of a metric, such as "ndcg@10", is in [0, 1]."""
+    name = metric.split("@")[0]
+    return name in RANKING_METRICS or name == "popularity_percentile"
+
+
 def list_mean(values: Floats, is_present: Bools, ks: Sequence[int]) -> Floats:
     """Average a value of items over the first k recommended items.
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from candid.atomic import write_json
 from candid.batches import Ints
-from candid.evaluation.bootstrap import Estimate
+from candid.evaluation.intervals import Estimate
 from candid.evaluation.metric_sums import MetricSums
 from candid.evaluation.metrics import RANKING_METRICS, Floats
 from candid.evaluation.queries import no_relevant_error
