@@ -74,6 +74,10 @@ CASES = {
         RECIPE | {"training": {"candidate_draws": 2}},
         "training.candidate_draws is now training.num_groups",
     ),
+    "evaluation.bootstrap": (
+        RECIPE | {"evaluation": {"bootstrap": 0}},
+        "evaluation.bootstrap is now evaluation.intervals",
+    ),
     "memory": (
         SAMPLED | {"sampler": {"type": "memory"}},
         'sampler.type = "memory" is now "cross_batch_memory"',

@@ -55,7 +55,7 @@ def test_comparison_of_a_model_with_itself(make_random):
     report = evaluate(model, dataset, config, max_length=5)
     result = compare(report, report, "nll")
     assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
-    # Users without a difference do not show that there is none: the interval has a width.
+    # Equal values of all users do not prove equality: the interval has a width.
     result = compare(report, report, "ndcg@10")
     assert (result.difference, result.p_value) == (0, 1)
     assert result.low == -result.high

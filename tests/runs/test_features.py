@@ -124,7 +124,7 @@ def test_loaded_model_has_the_vectors_of_training(run, tmp_path):
 def test_untrained_items_are_predicted_by_their_features(tmp_path):
     train_run(recipe({"colour": "categorical"}, "none"), dataset(), tmp_path / "run")
     run = load_run(tmp_path / "run", dataset())
-    with pytest.raises(DataError, match=r'items without training .* evaluation\.catalog = "cold"'):
+    with pytest.raises(DataError, match=r'are cold items, .* evaluation\.catalog = "cold"'):
         run.evaluate()
     cold = run.evaluate(catalog="cold", ks=(1,), metric="recall@1")
     assert cold.counts["cold_targets"] == NUM_USERS
