@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from candid.audit import AuditInput
-from candid.batches import offsets_of
+from candid.audit.batch_source import TrainingRows, UnitBatches
+from candid.batches import offsets_of, target_counts, unit_targets
 from candid.data import PreparedDataset, Role
 
 COUNTS = (8, 4, 3, 1)
@@ -91,22 +92,46 @@ def tiny():
 def clustered_dataset(num_users=60, num_items=40, seed=0):
     """Users of 2 to 12 interactions, most of them from one of four groups of items.
 
-    Item i belongs to group i % 4. The first item of each user is one of four that are never a
-    target of a loader of histories.
+    Item i belongs to group i % 4. The first item of each user, which is never a target of a loader
+    of histories, is one of the four items 20 to 23.
     """
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, 13, num_users)
     popularity = 1.0 / np.arange(1, num_items + 1)
     items = []
     for length in lengths:
-        weights = popularity * np.where(np.arange(num_items) % 4 == rng.integers(4), 10.0, 1.0)
-        weights[:4] = 0.0
+        weights = popularity * np.where(np.arange(num_items) % 4 == rng.integers(4), 30.0, 1.0)
         chosen = rng.choice(num_items, length, replace=False, p=weights / weights.sum())
-        items += [rng.integers(0, 4), *chosen[1:]]
+        items += [rng.integers(20, 24), *chosen[1:]]
     return PreparedDataset(
         item_ids=np.array(items, dtype=np.int32),
         user_offsets=offsets_of(lengths),
         roles=np.full(len(items), Role.TRAIN, dtype=np.uint8),
         users=pl.DataFrame({"source_id": np.arange(num_users)}),
         items=pl.DataFrame({"source_id": np.arange(num_items)}),
+    )
+
+
+def clustered_input(dataset, config, *, dim=6, seed=0):
+    """The first row of each unit of a loader, with item vectors that are alike in a group."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = unit_targets(dataset, config)
+    item_ids = torch.from_numpy(dataset.item_ids[targets.events].astype(np.int64))
+    rows = TrainingRows(item_ids, torch.from_numpy(targets.user_ids))
+    first = torch.from_numpy(targets.offsets[:-1])
+    counts = torch.from_numpy(target_counts(dataset, config))
+    query = torch.randn(len(first), dim, generator=generator)
+    of_group = torch.randn(4, dim, generator=generator)
+    item_vectors = torch.randn(dataset.num_items, dim, generator=generator) * 0.3
+    item_vectors += 0.8 * of_group[torch.arange(dataset.num_items) % 4]
+    return AuditInput(
+        name="clustered",
+        query=query,
+        item_vectors=item_vectors,
+        positive_ids=rows.positive_ids[first],
+        user_ids=rows.user_ids[first],
+        counts=counts,
+        training_positive_ids=rows.positive_ids,
+        training_user_ids=rows.user_ids,
+        batches=UnitBatches(rows, targets.offsets, config.batch_size, drop_last=config.drop_last),
     )

@@ -7,45 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from candid.audit import AuditInput, Estimator, SamplingBudget, sampler_config
+from candid.audit import Estimator, SamplingBudget, sampler_config
 from candid.audit.audit_sampler import AuditSampler
-from candid.audit.batch_source import TrainingRows, UnitBatches
 from candid.audit.full_softmax import compute_full_softmax
 from candid.audit.measurement import measure
-from candid.batches import BatchesConfig, Loader, target_counts, unit_targets
+from candid.batches import BatchesConfig, Loader, target_counts
 
-from .conftest import clustered_dataset
+from .conftest import clustered_dataset, clustered_input
 
 IN_BATCH = sampler_config({"type": "in_batch"})
-
-
-def clustered_input(dataset, config, *, dim=6, seed=0):
-    """The first row of each unit of a loader, with item vectors that are alike in a group.
-
-    The items that are never a target, and so never a candidate, have almost no probability.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    targets = unit_targets(dataset, config)
-    item_ids = torch.from_numpy(dataset.item_ids[targets.events].astype(np.int64))
-    rows = TrainingRows(item_ids, torch.from_numpy(targets.user_ids))
-    first = torch.from_numpy(targets.offsets[:-1])
-    counts = torch.from_numpy(target_counts(dataset, config))
-    query = torch.randn(len(first), dim, generator=generator)
-    of_group = torch.randn(4, dim, generator=generator)
-    item_vectors = torch.randn(dataset.num_items, dim, generator=generator) * 0.3
-    item_vectors += 0.6 * of_group[torch.arange(dataset.num_items) % 4]
-    bias = torch.where(counts > 0, 0.0, -12.0)
-    return AuditInput(
-        name="clustered",
-        query=torch.cat([query, torch.ones(len(first), 1)], dim=1),
-        item_vectors=torch.cat([item_vectors, bias[:, None]], dim=1),
-        positive_ids=rows.positive_ids[first],
-        user_ids=rows.user_ids[first],
-        counts=counts,
-        training_positive_ids=rows.positive_ids,
-        training_user_ids=rows.user_ids,
-        batches=UnitBatches(rows, targets.offsets, config.batch_size, drop_last=config.drop_last),
-    )
 
 
 @dataclass
@@ -97,7 +67,7 @@ def iterate(data, dataset, config, q, *, epochs):
     )
 
 
-def audited(data, config=IN_BATCH, *, repeats=1000, batch_rows=1):
+def audited(data, config=IN_BATCH, *, repeats=600, batch_rows=1):
     generator = torch.Generator().manual_seed(3)
     sampler = AuditSampler(config, data, batch_rows=batch_rows, generator=generator)
     budget = SamplingBudget(repeats=repeats)
@@ -106,23 +76,23 @@ def audited(data, config=IN_BATCH, *, repeats=1000, batch_rows=1):
     return means.statistics(), float(reference.squared_norm.mean())
 
 
-@pytest.mark.parametrize("batch_size", [6, 20])
+@pytest.mark.parametrize("batch_size", [6, 14])
 def test_audit_of_real_batches_agrees_with_iterated_batches(batch_size):
-    dataset = clustered_dataset(num_users=60)
+    dataset = clustered_dataset(num_users=70)
     config = BatchesConfig(batch_size=batch_size)
     data = clustered_input(dataset, config)
     q = target_counts(dataset, config)
-    real = iterate(data, dataset, config, q / q.sum(), epochs=200)
+    real = iterate(data, dataset, config, q / q.sum(), epochs=120)
     result, exact_square = audited(data)
     error = math.hypot(real.loss_bias_error, result.loss_bias_error)
     assert abs(result.loss_bias - real.loss_bias) < 3 * error
-    assert abs(result.loss_bias) > 5 * error  # the agreement is not that of two zeros
-    assert result.z_sd == pytest.approx(real.z_sd, rel=0.06)
+    assert abs(result.loss_bias) > 4 * error  # the agreement is not that of two zeros
+    assert result.z_sd == pytest.approx(real.z_sd, rel=0.08)
     assert result.z_mean == pytest.approx(real.z_mean, abs=0.03)
-    assert result.rmse**2 * exact_square == pytest.approx(real.mse, rel=0.06)
+    assert result.rmse**2 * exact_square == pytest.approx(real.mse, rel=0.08)
     if batch_size > 6:
-        return  # a third of all units: without replacement they vary as little as independent rows
+        return  # a fifth of all units: without replacement they vary as little as independent rows
     # Independent rows of the same number do not agree: units of one user vary more.
     rows = round(data.batches.mean_other_rows)
     independent, _ = audited(replace(data, batches=None), batch_rows=rows)
-    assert independent.z_sd < 0.9 * real.z_sd
+    assert independent.z_sd < 0.95 * real.z_sd
