@@ -33,14 +33,13 @@ import torch
 import candid
 from candid.atomic import write_json
 from candid.audit import (
-    ALL_ESTIMATORS,
     ALL_ROWS,
     AuditCase,
     AuditInput,
+    DriftSampling,
     Estimator,
     SamplingBudget,
     audit,
-    estimators_for,
     sampler_config,
     standard_cases,
 )
@@ -51,6 +50,13 @@ SIZES = {1_000: (16, 64, 256, 1024, 4096), 100_000: (16, 64, 256, 1024, 4096)}
 KERNELS = ("random Fourier", "quadratic")
 KERNELS_UP_TO = {1_000: 4096, 100_000: 256}
 """Most candidates of the kernel samplers by catalog size; more would take hours."""
+ESTIMATORS = (
+    Estimator("none"),
+    Estimator("logq"),
+    Estimator("refined"),
+    Estimator("refined", jackknife=True),
+)
+"""Estimators of the tables; beside exact candidates refined and its jackknife."""
 SHARES = (64, 256)
 """Numbers of candidates for which exact shares other than a half are measured."""
 REGIMES = {
@@ -139,18 +145,14 @@ def audit_cases(num_items: int) -> list[AuditCase]:
     cases = standard_cases(SIZES[num_items], num_items, only_fitting=True)
     return [
         # The jackknife of sets is biased; only this table measures it, to show the bias.
-        replace(case, estimators=ALL_ESTIMATORS) if case.sampler.is_set else _measured(case)
+        replace(case, estimators=ESTIMATORS) if case.sampler.is_set else _measured(case)
         for case in cases
         if case.name not in KERNELS or case.num_candidates <= KERNELS_UP_TO[num_items]
     ] + [_measured(case) for n in SHARES for case in _large_exact_cases(n)]
 
 
 def _measured(case: AuditCase) -> AuditCase:
-    """Beside exact candidates the table has the default correction alone."""
-    if not case.sampler.has_exact:
-        return case
-    default = Estimator().correction
-    estimators = [one for one in case.estimators if one.correction == default]
+    estimators = ESTIMATORS[2:] if case.sampler.has_exact else ESTIMATORS
     return replace(case, estimators=estimators)
 
 
@@ -167,7 +169,7 @@ def _large_exact_cases(n: int) -> list[AuditCase]:
         "exact nearest 7/8, per row": sampler_config(table | {"shared": False}),
     }
     return [
-        AuditCase(name, config, num_candidates=n, estimators=estimators_for(config))
+        AuditCase(name, config, num_candidates=n, estimators=ESTIMATORS)
         for name, config in configs.items()
     ]
 
@@ -183,7 +185,8 @@ def repeats_of(num_items: int, case: AuditCase) -> int:
 def measure(num_items: int, inputs: Sequence[AuditInput], case: AuditCase) -> list[dict[str, Any]]:
     """Measure one sampler on one catalog, under each correction."""
     sampling = SamplingBudget(repeats=repeats_of(num_items, case), memory=MEMORY)
-    report = audit(inputs, [case], sampling=sampling)
+    # The tables have no drift: it is measured as briefly as possible.
+    report = audit(inputs, [case], sampling=sampling, drift=DriftSampling(users=1, repeats=16))
     return [
         {
             "items": num_items,
@@ -194,7 +197,7 @@ def measure(num_items: int, inputs: Sequence[AuditInput], case: AuditCase) -> li
             "ms": round(entry.cost.ms, 3),
             "mb": round(entry.cost.mb, 3),
         }
-        | {regime: entry.statistics[regime][ALL_ROWS].to_json() for regime in REGIMES}
+        | {regime: entry.inputs[regime].slices[ALL_ROWS].to_json() for regime in REGIMES}
         for entry in report.entries
     ]
 

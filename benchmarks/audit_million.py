@@ -19,7 +19,7 @@ import torch
 
 import candid
 from candid.atomic import write_json
-from candid.audit import AuditInput, affordable_cases, audit, standard_cases
+from candid.audit import AuditInput, Estimator, affordable_cases, audit, standard_cases
 
 RESULTS = Path(__file__).parent / "results" / "audit_million.json"
 ITEMS, USERS, WIDTH, SIZES = 1_000_000, 128, 64, (64, 256)
@@ -71,7 +71,7 @@ def main() -> None:
         ),
     )
     seconds = time.monotonic() - began
-    statistics = [entry.statistics["mid"]["all"] for entry in report.entries]
+    measurements = [entry.inputs["mid"] for entry in report.entries]
     document = {
         "command": "python benchmarks/audit_million.py",
         "candid": candid.__version__,
@@ -84,7 +84,16 @@ def main() -> None:
         "minutes": round(seconds / 60, 1),
         "gigabytes_before": round(before, 1),
         "gigabytes": round(gigabytes(), 1),
-        "largest_bias_error": round(max(one.bias_error for one in statistics), 4),
+        "drift_users": len(measurements[0].drift.by_user),
+        "largest_bias_error": round(max(one.statistics.bias_error for one in measurements), 4),
+        "largest_drift_error_of_logq": round(
+            max(
+                one.drift.error
+                for one, entry in zip(measurements, report.entries, strict=True)
+                if entry.estimator == Estimator("logq")
+            ),
+            4,
+        ),
         "not_measured": not_measured,
     }
     write_json(RESULTS, document)

@@ -32,6 +32,7 @@ from candid import __version__
 from candid.audit import (
     ALL_ESTIMATORS,
     AuditCase,
+    DriftSampling,
     Estimator,
     SamplingBudget,
     audit,
@@ -203,10 +204,11 @@ def loss_bias(trained: Run, estimator: Estimator) -> dict[str, float]:
         run_inputs(trained, 64),
         [replace(case, estimators=(estimator,))],
         sampling=SamplingBudget(repeats=256),
+        drift=DriftSampling(users=1, repeats=16),
         cost_rows=16,
     )
     (entry,) = report.entries
-    return {name: parts["all"].loss_bias for name, parts in entry.statistics.items()}
+    return {name: one.statistics.loss_bias for name, one in entry.inputs.items()}
 
 
 def by_popularity(data: PreparedDataset, evaluation: EvaluationConfig) -> dict[str, float]:

@@ -31,8 +31,9 @@ def test_standard_cases_have_the_estimators_of_their_sampler():
     assert by_name["popularity"].estimators == ALL_ESTIMATORS
     assert by_name["exact popular"].estimators == (
         Estimator("logq"),
-        Estimator(),
-        Estimator(jackknife=True),
+        Estimator("logq", accidental_hits="mask"),
+        Estimator("refined"),
+        Estimator("refined", jackknife=True),
     )
     assert Estimator("logq") in by_name["in-batch"].estimators
     for name in ("popularity, distinct", "in-batch, distinct"):
@@ -64,6 +65,14 @@ def test_standard_cases_divide_an_odd_number_completely():
     case = cases_by_name(size=17)["exact popular"]
     assert case.sampler.num_exact + case.sampler.rest.num_candidates == 17
     assert case.sampler.candidates_per_row(64) == 17
+
+
+def test_standard_cases_have_one_in_batch_size_where_batches_are_given():
+    cases = standard_cases([16, 64], 1000, rows_per_batch=500)
+    sizes = {(case.name, case.num_candidates) for case in cases}
+    assert {size for name, size in sizes if name.startswith("in-batch")} == {500}
+    assert {size for name, size in sizes if not name.startswith("in-batch")} == {16, 64}
+    assert len(cases) == len(sizes)
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,22 @@ def test_estimators_for_independent_samples_are_all():
     assert labels({"type": "uniform", "num_candidates": 4}) == [
         "none",
         "logq",
+        "logq, hits masked",
         "refined",
         "published_code",
         "refined + jackknife",
     ]
-    assert len(ALL_ESTIMATORS) == 5
+    assert len(ALL_ESTIMATORS) == 6
 
 
 def test_estimators_beside_exact_candidates_are_corrected():
     rest = {"type": "uniform", "num_candidates": 4}
     table = {"type": "exact_popular", "num_exact": 2, "rest": rest}
-    assert labels(table) == ["logq", "refined", "refined + jackknife"]
+    expected = ["logq", "logq, hits masked", "refined", "refined + jackknife"]
+    assert labels(table) == expected
 
 
-def test_estimators_for_a_set_have_no_jackknife():
+def test_estimators_for_a_set_have_no_jackknife_and_one_rule_of_hits():
     table = {"type": "in_batch", "distinct": True}
     assert labels(table) == ["none", "logq", "refined"]
     mixture = {"type": "mixture", "components": [table, {"type": "uniform"}]}

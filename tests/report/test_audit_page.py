@@ -6,6 +6,7 @@ from candid.audit import (
     ALL_ESTIMATORS,
     AuditCase,
     AuditInput,
+    DriftSampling,
     SamplingBudget,
     audit,
     sampler_config,
@@ -13,7 +14,7 @@ from candid.audit import (
 from candid.report.audit_page import write_audit_page
 
 
-def test_audit_page_has_recommendation_table_and_three_figures(tmp_path):
+def test_audit_page_has_recommendation_table_and_four_figures(tmp_path):
     generator = torch.Generator().manual_seed(0)
     items = torch.arange(6)
     data = AuditInput(
@@ -35,12 +36,22 @@ def test_audit_page_has_recommendation_table_and_three_figures(tmp_path):
         )
         for n in (2, 4)
     ]
-    report = audit([data], cases, sampling=SamplingBudget(repeats=16), cost_rows=4)
+    report = audit(
+        [data],
+        cases,
+        sampling=SamplingBudget(repeats=16),
+        drift=DriftSampling(repeats=16),
+        cost_rows=4,
+    )
     write_audit_page(tmp_path / "audit.html", report)
     page = (tmp_path / "audit.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert "&lt;model&gt;" in page
     assert "<model>" not in page
     assert "Without a budget, choose the full softmax" in page
     assert page.count("refined + jackknife") >= 2
+    assert "logq, hits masked" in page
+    assert "drift, nats" in page
+    assert "chi2" in page
+    assert "biases of opposite sign cancel" in page
     assert "<script" not in page

@@ -11,6 +11,7 @@ import torch
 from candid.audit import (
     AuditCase,
     AuditInput,
+    DriftSampling,
     SamplingBudget,
     audit,
     estimators_for,
@@ -67,7 +68,13 @@ def write_audit(path):
                 is_recipe=name == "in_batch",
             )
         )
-    report = audit(inputs, cases, sampling=SamplingBudget(repeats=8), cost_rows=8)
+    report = audit(
+        inputs,
+        cases,
+        sampling=SamplingBudget(repeats=8),
+        drift=DriftSampling(repeats=16),
+        cost_rows=8,
+    )
     write_audit_page(path, report)
 
 

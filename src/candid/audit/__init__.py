@@ -1,8 +1,8 @@
 """Audit of estimators of the softmax loss against the full softmax, on your own model.
 
-For every sampler, correction and number of candidates it measures bias and RMSE of the gradient,
-bias of the loss, effective sample size, and the cost of a step. The guide "Audit" of the docs
-explains the numbers. ``measure_drift`` measures where training with an estimator ends.
+For every sampler, correction and number of candidates it measures the drift (where training with
+the estimator converges), the RMSE of the gradient, biases given the positive, effective sample
+size, and the cost of a step. The guide "Audit" of the docs explains the numbers.
 """
 
 from candid.audit.audit_input import SLICES, AuditInput
@@ -16,9 +16,11 @@ from candid.audit.drift import (
     measure_drift,
     proposal_distance,
 )
+from candid.audit.drift_sampling import DriftSampling
+from candid.audit.entry import ALL_ROWS, AuditEntry, InputMeasurement, expected_excess
 from candid.audit.estimator import ALL_ESTIMATORS, Estimator, estimators_for
 from candid.audit.measurement import SamplingBudget
-from candid.audit.recommendation import ALL_ROWS, AuditEntry, CostBudget
+from candid.audit.recommendation import CostBudget
 from candid.audit.report import AuditReport
 from candid.audit.run import AuditProgress, audit
 from candid.audit.statistics import EstimatorStatistics
@@ -37,13 +39,16 @@ __all__ = [
     "CostBudget",
     "Drift",
     "DriftBudget",
+    "DriftSampling",
     "Estimator",
     "EstimatorStatistics",
+    "InputMeasurement",
     "ProposalDistance",
     "SamplingBudget",
     "affordable_cases",
     "audit",
     "estimators_for",
+    "expected_excess",
     "measure_drift",
     "proposal_distance",
     "sampler_config",

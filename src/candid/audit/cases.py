@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from candid.audit.estimator import Estimator, estimators_for
@@ -77,7 +77,12 @@ def affordable_cases(
 
 
 def standard_cases(
-    sizes: Sequence[int], num_items: int, *, only_fitting: bool = False, min_count: float = 0.0
+    sizes: Sequence[int],
+    num_items: int,
+    *,
+    only_fitting: bool = False,
+    min_count: float = 0.0,
+    rows_per_batch: int | None = None,
 ) -> list[AuditCase]:
     """Return the standard cases: every family of samplers with each number of candidates.
 
@@ -88,6 +93,8 @@ def standard_cases(
             candidates that exceed the catalog, instead of raising an error.
         min_count: least count of an item for popularity samplers; above 0 it lets them sample
             items without a training interaction.
+        rows_per_batch: number of other rows in a batch of the audited data; in-batch candidates
+            are then measured once, with that number. None: with each of ``sizes``.
 
     Raises:
         ConfigError: a number below 2, or above V without ``only_fitting``.
@@ -100,11 +107,17 @@ def standard_cases(
                 f"--n {size}: a set of distinct items cannot be larger than the catalog of "
                 f"{num_items:,}; use at most {num_items}"
             )
-    return [
+    cases = [
         case
         for size in sizes
         for case in _cases(size, min_count)
         if size <= num_items or _fits(case, num_items)
+    ]
+    if rows_per_batch is None:
+        return cases
+    in_batch = {case.name: case for case in cases if case.sampler.reads_batch}
+    return [case for case in cases if not case.sampler.reads_batch] + [
+        replace(case, num_candidates=rows_per_batch) for case in in_batch.values()
     ]
 
 

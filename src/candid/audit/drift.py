@@ -36,7 +36,9 @@ from candid.audit.audit_input import AuditInput
 from candid.audit.audit_sampler import AuditRows, AuditSampler, exact_ids
 from candid.audit.estimator import Estimator
 from candid.audit.gradients import gradients
+from candid.audit.stacked_candidates import can_be_stacked, stacked
 from candid.audit.statistics import NUM_GROUPS, off_diagonal_mean
+from candid.candidates import Candidates
 from candid.errors import ConfigError
 from candid.losses.comparison import Comparison, compare
 
@@ -46,7 +48,8 @@ class DriftBudget:
     """Number of samples of a drift measurement.
 
     Attributes:
-        repeats: samples of candidates for each user, at least 2 for each of the K = 8 blocks.
+        repeats: samples of candidates for each user, at least 2 for each of the K = 8 blocks;
+            rounded up to a multiple of K.
         num_positives: positives of each user that are compared with a sample.
         memory: bytes for the sums of gradients; users that do not fit together are measured one
             after the other.
@@ -215,16 +218,19 @@ def add_estimated_softmax(
     """Add the estimated softmax of rows to the sums of their users.
 
     Args:
-        sums: [A, U, V] float64, written to; A estimators.
+        sums: [A, U, V], or [A, K, U, V] for users that occur in K blocks, float64, written to; A
+            estimators.
         comparison: float64 scores of B rows, the same number for each user, one user after the
-            other.
+            other, block by block.
         estimators: A estimators.
         weights: [B], of the rows.
     """
-    num_users, num_items = sums.shape[1:]
+    num_items = sums.shape[-1]
+    # Always a view: only dimensions that lie together are joined.
+    flat = sums.flatten(1)
+    num_users = flat.shape[1] // num_items
     result = gradients(comparison, estimators)
     first = torch.arange(num_users)[:, None] * num_items
-    flat = sums.flatten(1)
 
     def add(ids: Tensor, values: Tensor) -> None:
         """Add values [A, B, M] at ids [M], or [B, M]."""
@@ -272,21 +278,44 @@ def _measure_users(
     cumulative = log_p.exp().cumsum(dim=1)
     rows = torch.arange(users.start, users.stop).repeat_interleave(budget.num_positives)
     query, user_ids = data.query[rows], data.user_ids[rows]
-    wide_query, weights = query.double(), torch.full((len(rows),), 1.0 / budget.num_positives)
-    sums = torch.zeros(NUM_GROUPS, len(estimators), num_users, num_items, dtype=torch.float64)
+    shape = (len(estimators), NUM_GROUPS, num_users, num_items)
+    sums = torch.zeros(shape, dtype=torch.float64)
+    repeats = -(-budget.repeats // NUM_GROUPS)
+    for _ in range(repeats):
+        # One sample for each block. All are scored together, as samples of further users.
+        positive_ids = [
+            _sample_positives(cumulative, budget.num_positives, generator).flatten()
+            for _ in range(NUM_GROUPS)
+        ]
+        samples = [sampler.sample(AuditRows(query, ids, user_ids)) for ids in positive_ids]
+        if can_be_stacked(samples):
+            _add_samples(sums, data, query, torch.cat(positive_ids), stacked(samples), estimators)
+            continue
+        for group, (ids, sample) in enumerate(zip(positive_ids, samples, strict=True)):
+            _add_samples(sums[:, group : group + 1], data, query, ids, sample, estimators)
+    sums /= repeats
+    sums -= log_p.exp()
+    return [drift_products(part, log_p) for part in sums.transpose(1, 2)]
+
+
+def _add_samples(
+    sums: Tensor,
+    data: AuditInput,
+    query: Tensor,
+    positive_ids: Tensor,
+    candidates: Candidates,
+    estimators: Sequence[Estimator],
+) -> None:
+    """Add a sample for each of K blocks, with the same queries [R, D], to the sums [A, K, U, V]."""
+    num_rows = len(query) // sums.shape[2]
 
     def vectors(ids: Tensor) -> Tensor:
         return data.item_vectors[ids].double()
 
-    for repeat in range(budget.repeats):
-        positive_ids = _sample_positives(cumulative, budget.num_positives, generator).flatten()
-        candidates = sampler.sample(AuditRows(query, positive_ids, user_ids))
-        comparison = compare(wide_query, vectors, positive_ids, candidates)
-        add_estimated_softmax(sums[repeat % NUM_GROUPS], comparison, estimators, weights)
-    counts = [len(range(group, budget.repeats, NUM_GROUPS)) for group in range(NUM_GROUPS)]
-    sums /= torch.tensor(counts, dtype=torch.float64)[:, None, None, None]
-    sums -= log_p.exp()
-    return [drift_products(part, log_p) for part in sums.permute(1, 2, 0, 3)]
+    wide_query = query.double().repeat(sums.shape[1], 1)
+    comparison = compare(wide_query, vectors, positive_ids, candidates)
+    weights = torch.full((len(wide_query),), 1.0 / num_rows)
+    add_estimated_softmax(sums, comparison, estimators, weights)
 
 
 def _sample_positives(cumulative: Tensor, num_positives: int, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ from candid.losses.correction import (
     HitRule,
     corrections_for,
     hit_rule,
+    hit_rules,
 )
 from candid.samplers.config import SamplerConfig
 
@@ -43,30 +44,41 @@ class Estimator:
         return hit_rule(self.correction, self.accidental_hits)
 
     @property
+    def has_default_hit_rule(self) -> bool:
+        """Whether ``accidental_hits`` is the default of the correction."""
+        return self.hit_rule == hit_rule(self.correction)
+
+    @property
     def label(self) -> str:
         """Name in tables."""
         name: str = self.correction
-        if self.accidental_hits != hit_rule(self.correction):
+        if not self.has_default_hit_rule:
             name += ", hits masked" if self.accidental_hits == "mask" else ", hits kept"
         return f"{name} + jackknife" if self.jackknife else name
 
 
 ALL_ESTIMATORS: Final = (
-    *(Estimator(correction) for correction in corrections_for(has_exact=False)),
-    Estimator(jackknife=True),
+    *(
+        Estimator(correction, accidental_hits=rule)
+        for correction in corrections_for(has_exact=False)
+        for rule in hit_rules(correction)
+    ),
+    Estimator("refined", jackknife=True),
 )
-"""Every correction, and the jackknife of the default correction."""
+"""Every correction with each of its rules of accidental hits, and the jackknife of refined."""
 
 
 def estimators_for(sampler: SamplerConfig) -> tuple[Estimator, ...]:
     """Return the estimators that are defined for a sampler.
 
     Some corrections are not defined with exact candidates, and the jackknife is biased for a
-    set of distinct items.
+    set of distinct items. On sets the rules of accidental hits are one and the same: only the
+    default is listed.
     """
     corrections = corrections_for(sampler.has_exact, sampler.is_set)
     return tuple(
         estimator
         for estimator in ALL_ESTIMATORS
-        if estimator.correction in corrections and not (estimator.jackknife and sampler.is_set)
+        if estimator.correction in corrections
+        and not (sampler.is_set and (estimator.jackknife or not estimator.has_default_hit_rule))
     )

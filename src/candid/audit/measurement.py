@@ -46,7 +46,7 @@ class SamplingBudget:
             blocks that are measured one after the other.
     """
 
-    accuracy: float = 0.005
+    accuracy: float = 0.02
     max_repeats: int = 2048
     repeats: int | None = None
     seconds: float | None = None

@@ -1,67 +1,29 @@
-"""Ranking of the measured estimators, and the recommendation for a cost budget."""
+"""Ranking of the measured estimators, and the recommendation for a cost budget.
+
+The order is by the expected excess NLL that sampling causes: the drift plus the price of the
+variance, see ``entry.expected_excess``. Drift alone would prefer one candidate to a thousand where
+both have none; the variance alone would prefer an estimator that converges to a wrong model.
+Differences inside the standard errors of the drifts are ties, which the smaller price of the
+variance decides, then the cheaper step.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from candid.audit.cost import Cost
-from candid.audit.estimator import Estimator
-from candid.audit.statistics import EstimatorStatistics
+from candid.audit.entry import AuditEntry, InputMeasurement, expected_excess
 from candid.errors import ConfigError
+from candid.losses.correction import COMPARISON_ONLY
 
-ALL_ROWS = "all"
-"""Key of the statistics over all rows; the other keys are the names of the slices."""
+NEGLIGIBLE = 0.01
+"""Drift in nats below which an estimator is as good as unbiased: trainings with different seeds
+differ by as much."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class AuditEntry:
-    """The measurement of one estimator.
-
-    Attributes:
-        name: name of the audit case.
-        num_candidates: requested number of candidates.
-        estimator: the correction.
-        sampler: the settings, as a recipe table.
-        is_recipe: whether the audited recipe trains with it.
-        num_scores: actual number of scores of a row in a step, exact candidates included.
-        statistics: by name of the input, then by slice: "all", "rare", "middle", "popular".
-        cost: of a step.
-    """
-
-    name: str
-    num_candidates: int
-    estimator: Estimator
-    sampler: Mapping[str, Any]
-    is_recipe: bool
-    num_scores: int
-    statistics: Mapping[str, Mapping[str, EstimatorStatistics]]
-    cost: Cost
-
-    @property
-    def label(self) -> str:
-        """Name in sentences."""
-        return f"{self.name}, {self.estimator.label}, n = {self.num_candidates}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "name": self.name,
-            "num_candidates": self.num_candidates,
-            "correction": self.estimator.correction,
-            "jackknife": self.estimator.jackknife,
-            "accidental_hits": self.estimator.accidental_hits,
-            "sampler": dict(self.sampler),
-            "is_recipe": self.is_recipe,
-            "num_scores": self.num_scores,
-            "statistics": {
-                name: {part: one.to_json() for part, one in parts.items()}
-                for name, parts in self.statistics.items()
-            },
-            "cost": {key: round(value, 4) for key, value in asdict(self.cost).items()},
-        }
+LEAST_ERROR = 0.001
+"""Differences of the expected excess up to this number of nats are always ties."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,30 +58,49 @@ class CostBudget:
         return f"{' and '.join(parts)} per step" if parts else ""
 
 
-def ranked(entries: Sequence[AuditEntry], ranked_by: str, steps: int) -> list[AuditEntry]:
-    """Sort by the error of the gradient after averaging over ``steps`` steps.
+def ranked(entries: Sequence[AuditEntry], ranked_by: str, noise: float) -> list[AuditEntry]:
+    """Sort by the expected excess NLL, best first.
 
-    Errors that agree in two significant digits are a tie: the smaller bias comes first, then
-    the cheaper step.
+    Entries that do not differ from the best of the remaining ones are a tie: their excess is at
+    most one standard error of the difference of the two drifts above it (at least 0.001 nats). In
+    a tie the smaller price of the variance comes first, rounded to 0.001 nats, then the cheaper
+    step. The standard errors are those of the samples: all estimators are measured on the same
+    users.
 
     Args:
         entries: the measured estimators.
-        ranked_by: name of the input whose statistics are used.
-        steps: T.
+        ranked_by: name of the input whose measurements are used.
+        noise: see ``expected_excess``.
     """
 
-    def key(entry: AuditEntry) -> tuple[float, float, float]:
-        statistics = entry.statistics[ranked_by][ALL_ROWS]
-        rounded = float(f"{statistics.error_after(steps):.2g}")
-        return rounded, max(statistics.bias, 0.0), entry.cost.ms
+    def excess(entry: AuditEntry) -> float:
+        return expected_excess(entry.inputs[ranked_by], noise)
 
-    return sorted(entries, key=key)
+    def within_tie(entry: AuditEntry) -> tuple[int, float]:
+        price = noise * entry.inputs[ranked_by].statistics.rmse ** 2
+        return round(price / LEAST_ERROR), entry.cost.ms
+
+    remaining = sorted(entries, key=excess)
+    result: list[AuditEntry] = []
+    while remaining:
+        best = remaining[0]
+        error = best.inputs[ranked_by].drift.block_error
+        tied = [
+            entry
+            for entry in remaining
+            if excess(entry) - excess(best)
+            <= max(LEAST_ERROR, math.hypot(error, entry.inputs[ranked_by].drift.block_error))
+        ]
+        first = min(tied, key=within_tie)
+        result.append(first)
+        remaining.remove(first)
+    return result
 
 
 def recommend(
     entries: Sequence[AuditEntry],
     ranked_by: str,
-    steps: int,
+    noise: float,
     budget: CostBudget,
     full_softmax_cost: Cost,
 ) -> tuple[AuditEntry | None, str]:
@@ -127,8 +108,8 @@ def recommend(
 
     Args:
         entries: the measured estimators, at least one.
-        ranked_by: name of the input whose statistics are used.
-        steps: see ``ranked``.
+        ranked_by: name of the input whose measurements are used.
+        noise: see ``ranked``.
         budget: largest cost of a step.
         full_softmax_cost: cost of the full softmax, which has no error.
 
@@ -136,35 +117,109 @@ def recommend(
         the entry; None if the full softmax is within the budget, or no estimator is; and the
         sentence.
     """
-    best = next((e for e in ranked(entries, ranked_by, steps) if budget.allows(e.cost)), None)
+    best = next(
+        (
+            entry
+            for entry in ranked(entries, ranked_by, noise)
+            if budget.allows(entry.cost) and entry.estimator.correction not in COMPARISON_ONLY
+        ),
+        None,
+    )
+    of_recipe = _about_recipe(entries, ranked_by)
     if best is None and not budget.allows(full_softmax_cost):
         cheapest = min(entries, key=lambda entry: entry.cost.ms)
         return None, (
             f"no measured estimator is within {budget.label}; the fastest is {cheapest.label}, at "
-            f"{_cost_text(cheapest.cost)}"
+            f"{_cost_text(cheapest.cost)}{of_recipe}"
         )
-    if not budget.label:
-        assert best is not None
-        return best, (
-            "without a budget, choose the full softmax, which is exact, at "
-            f"{_cost_text(full_softmax_cost)}; the best sampled loss is "
-            f"{_summary(best, ranked_by, steps)}"
-        )
-    if budget.allows(full_softmax_cost):
+    if budget.allows(full_softmax_cost) and (budget.label or best is None):
+        within = f"for {budget.label}" if budget.label else "without a budget"
         return None, (
-            f"for {budget.label}, choose the full softmax, which is exact, at "
-            f"{_cost_text(full_softmax_cost)}"
+            f"{within}, choose the full softmax, which has no drift, at "
+            f"{_cost_text(full_softmax_cost)}{of_recipe}"
         )
     assert best is not None
-    return best, f"for {budget.label}, choose {_summary(best, ranked_by, steps)}"
+    summary = _summary(best, entries, ranked_by, noise)
+    if not budget.label:
+        return best, (
+            "without a budget, choose the full softmax, which has no drift, at "
+            f"{_cost_text(full_softmax_cost)}; the best sampled loss is {summary}{of_recipe}"
+        )
+    return best, f"for {budget.label}, choose {summary}{of_recipe}"
 
 
-def _summary(entry: AuditEntry, ranked_by: str, steps: int) -> str:
-    statistics = entry.statistics[ranked_by][ALL_ROWS]
+def candidates_needed(
+    entry: AuditEntry, entries: Sequence[AuditEntry], ranked_by: str
+) -> int | None:
+    """Estimate the number of candidates from which the drift of an estimator is below 0.01 nats.
+
+    Args:
+        entry: estimator whose drift is not negligible.
+        entries: all measured estimators; those of the same sampler and correction are used.
+        ranked_by: name of the input whose measurements are used.
+
+    Returns:
+        the smallest measured number with a negligible drift, or an extrapolation of the two
+        largest measured numbers by a power law; None where there is one number only, or the
+        drift does not fall with n.
+    """
+    drifts = {
+        one.num_candidates: one.inputs[ranked_by].drift.mean
+        for one in sorted(entries, key=lambda other: other.num_candidates)
+        if (one.name, one.estimator, one.distinct) == (entry.name, entry.estimator, entry.distinct)
+    }
+    for n, drift in drifts.items():
+        if n > entry.num_candidates and drift < NEGLIGIBLE:
+            return n
+    if len(drifts) < 2:
+        return None
+    (before, larger), (last, smaller) = list(drifts.items())[-2:]
+    if not larger > smaller > 0:
+        return None
+    slope = math.log(larger / smaller) / math.log(last / before)
+    needed = last * (smaller / NEGLIGIBLE) ** (1.0 / slope)
+    # A slope this small is a floor: the drift stays, however many candidates there are.
+    return round(float(f"{needed:.1g}")) if slope > 0.3 else None
+
+
+def _about_recipe(entries: Sequence[AuditEntry], ranked_by: str) -> str:
+    """Return the drift of the recipe's own estimator if it matters; it is the first of its case."""
+    own = next((entry for entry in entries if entry.is_recipe), None)
+    if own is None:
+        return ""
+    return f"; the estimator of the recipe, {own.label}, has {_drift_text(own, entries, ranked_by)}"
+
+
+def _drift_text(entry: AuditEntry, entries: Sequence[AuditEntry], ranked_by: str) -> str:
+    """Return the drift, and what would make it negligible."""
+    measurement = entry.inputs[ranked_by]
+    drift = measurement.drift
+    text = f"a drift of {drift_text(measurement)} nats"
+    if drift.mean - drift.error > NEGLIGIBLE:
+        needed = candidates_needed(entry, entries, ranked_by)
+        if needed is not None:
+            text += f" (below {NEGLIGIBLE} nats from about n = {needed:,})"
+        elif measurement.chi2 is not None:
+            text += (
+                f" (chi2 of the sampler is {measurement.chi2:,.2g}; refined has a negligible drift "
+                "where n is well above it)"
+            )
+    return text
+
+
+def _summary(entry: AuditEntry, entries: Sequence[AuditEntry], ranked_by: str, noise: float) -> str:
+    measurement = entry.inputs[ranked_by]
     return (
-        f"{entry.label}: bias {statistics.bias:.2g}, RMSE of one step {statistics.rmse:.2g}, error "
-        f"after {steps} steps {statistics.error_after(steps):.2g}, at {_cost_text(entry.cost)}"
+        f"{entry.label}: {_drift_text(entry, entries, ranked_by)}, RMSE of one step "
+        f"{measurement.statistics.rmse:.2g}, expected excess "
+        f"{expected_excess(measurement, noise):.2g} nats, at {_cost_text(entry.cost)}"
     )
+
+
+def drift_text(measurement: InputMeasurement) -> str:
+    """Return a drift with its standard error, such as "0.012 ± 0.003"."""
+    drift = measurement.drift
+    return f"{drift.mean:.3f} ± {drift.error:.3f}"
 
 
 def _cost_text(cost: Cost) -> str:

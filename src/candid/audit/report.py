@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import rich.box
 import rich.table
 
 from candid.atomic import write_json
 from candid.audit.audit_input import SLICES, AuditInput
 from candid.audit.cost import Cost
-from candid.audit.recommendation import ALL_ROWS, AuditEntry, CostBudget, ranked, recommend
+from candid.audit.entry import AuditEntry, expected_excess
+from candid.audit.recommendation import CostBudget, drift_text, ranked, recommend
 
-SCHEMA = 2
+SCHEMA = 3
 MAX_TABLE_ROWS = 20
 """Number of rows of the table in the terminal."""
 
@@ -27,7 +29,8 @@ class AuditReport:
         entries: all estimators, in the order of measurement.
         inputs: description of each input by name; the last one decides the ranking.
         full_softmax_cost: cost of a step of the full softmax.
-        averaged_steps: T, number of steps over which errors are averaged for the ranking.
+        noise: excess NLL of the full softmax, nats, which weighs the variance in the ranking; see
+            ``expected_excess``.
         budget: largest cost of a step.
         settings: other settings that the numbers depend on.
         notes: sentences on what was not measured.
@@ -36,7 +39,7 @@ class AuditReport:
     entries: Sequence[AuditEntry]
     inputs: Mapping[str, Mapping[str, Any]]
     full_softmax_cost: Cost
-    averaged_steps: int
+    noise: float
     budget: CostBudget
     settings: Mapping[str, Any]
     notes: Sequence[str] = ()
@@ -48,36 +51,45 @@ class AuditReport:
 
     def ranked(self) -> list[AuditEntry]:
         """Return the entries, best first; see ``recommendation.ranked``."""
-        return ranked(self.entries, self.ranked_by, self.averaged_steps)
+        return ranked(self.entries, self.ranked_by, self.noise)
 
     def recommendation(self) -> tuple[AuditEntry | None, str]:
         """Return the recommended entry and a sentence; see ``recommendation.recommend``."""
         return recommend(
-            self.entries, self.ranked_by, self.averaged_steps, self.budget, self.full_softmax_cost
+            self.entries, self.ranked_by, self.noise, self.budget, self.full_softmax_cost
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values: ``recommendation``, ``entries`` (best first), ``inputs`` and more.
+        """Return plain values: ``recommendation``, ``estimators`` (best first) and the settings.
 
-        ``statistics`` of an entry has values for each input and slice of the positives; see
-        ``EstimatorStatistics`` for their meaning.
+        A row of ``estimators`` has ``sampler`` (the name of its type), ``settings`` (its table in a
+        recipe), ``correction``, ``accidental_hits``, ``jackknife``, ``distinct``, ``n``, and of
+        the input ``ranked_by``: ``drift`` and its standard error ``drift_se`` (nats), ``chi2`` and
+        ``kl`` (medians over the users; null where an item is never sampled, and beside exact
+        candidates, where samples stand for a part of the catalog only), ``rmse`` and
+        ``expected_excess``. ``inputs`` of a row has the details for every input: drift, chi2 and
+        KL by user as mean and quantiles, and the statistics given the positive by slice of the
+        positives (see ``EstimatorStatistics``).
         """
         entry, sentence = self.recommendation()
         return {
             "schema": SCHEMA,
             "recommendation": {
                 "sentence": sentence,
-                "entry": None if entry is None else entry.to_json(),
+                "estimator": None if entry is None else self._row(entry),
             },
             "budget": asdict(self.budget),
-            "averaged_steps": self.averaged_steps,
+            "noise": self.noise,
             "ranked_by": self.ranked_by,
             "inputs": {name: dict(description) for name, description in self.inputs.items()},
-            "full_softmax": {"cost": asdict(self.full_softmax_cost)},
-            "entries": [entry.to_json() for entry in self.ranked()],
+            "full_softmax": {"drift": 0.0, "cost": asdict(self.full_softmax_cost)},
+            "estimators": [self._row(entry) for entry in self.ranked()],
             "settings": dict(self.settings),
             "notes": list(self.notes),
         }
+
+    def _row(self, entry: AuditEntry) -> dict[str, Any]:
+        return entry.to_json(self.ranked_by, self.noise)
 
     def save(self, path: Path | str) -> None:
         """Write the JSON, atomically.
@@ -90,10 +102,10 @@ class AuditReport:
     @property
     def columns(self) -> list[str]:
         """Heads of ``rows``."""
-        other_biases = [f"bias {name}" for name in list(self.inputs)[:-1]]
+        others = [f"drift {name}" for name in list(self.inputs)[:-1]]
         return [
-            "sampler", "correction", "n", "scores", "bias", *other_biases, "RMSE",
-            f"after {self.averaged_steps}", "loss bias", "ESS", "ms", "MB",
+            "sampler", "correction", "n", "scores", "drift, nats", *others, "chi2", "KL", "RMSE",
+            "excess", "bias given the positive", "loss bias", "ESS", "ms", "MB",
         ]  # fmt: skip
 
     def rows(self, entries: Sequence[AuditEntry]) -> list[list[str]]:
@@ -101,20 +113,28 @@ class AuditReport:
         return [self._cells(entry) for entry in entries]
 
     def table(self) -> rich.table.Table:
-        """Return the best entries, the recipe's own entries and the full softmax."""
+        """Return the best entries, the recipe's own entries and the full softmax.
+
+        The table has the most important columns and fits 100 characters; ``rows`` has all.
+        """
         entries = self.ranked()
         shown = [e for index, e in enumerate(entries) if index < MAX_TABLE_ROWS or e.is_recipe]
         table = rich.table.Table(
-            title=f"{self.ranked_by}: relative error of the gradient, {len(shown)} of "
-            f"{len(entries)} estimators, best first"
+            title=f"{self.ranked_by}: {len(shown)} of {len(entries)} estimators, least expected "
+            "excess first",
+            box=rich.box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
         )
-        for index, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
-        blank = [""] * (len(self.columns) - 6)
+        columns = ("sampler", "correction", "n", "drift, nats", "RMSE", "excess", "ms", "MB")
+        for index, column in enumerate(columns):
+            justify: Literal["left", "right"] = "left" if index < 2 else "right"
+            table.add_column(column, justify=justify, no_wrap=index > 1)
         cost = [f"{self.full_softmax_cost.ms:,.2f}", f"{self.full_softmax_cost.mb:,.1f}"]
-        table.add_row("full softmax", "exact", "", "", *blank, *cost)
+        table.add_row("full softmax", "exact", "", "0", "0", "0", *cost)
+        positions = [self.columns.index(column) for column in columns]
         for row, entry in zip(self.rows(shown), shown, strict=True):
-            table.add_row(*row, style="bold" if entry.is_recipe else None)
+            cells = [row[position] for position in positions]
+            table.add_row(*cells, style="bold" if entry.is_recipe else None)
         return table
 
     def slice_rows(self, entry: AuditEntry) -> list[list[str]]:
@@ -122,27 +142,36 @@ class AuditReport:
         return [
             [f"{name}, {part}", f"{one.bias:.4f}", f"{one.bias_error:.4f}",
              f"{one.rmse:.3f}", f"{one.num_rows:,}"]
-            for name, parts in entry.statistics.items()
-            for part, one in parts.items()
+            for name, measurement in entry.inputs.items()
+            for part, one in measurement.slices.items()
         ]  # fmt: skip
 
     def _cells(self, entry: AuditEntry) -> list[str]:
-        statistics = entry.statistics[self.ranked_by][ALL_ROWS]
-        others = [entry.statistics[name][ALL_ROWS] for name in list(self.inputs)[:-1]]
+        measurement = entry.inputs[self.ranked_by]
+        statistics = measurement.statistics
+        others = [entry.inputs[name] for name in list(self.inputs)[:-1]]
+        is_named = entry.is_recipe and entry.name != "recipe"
         return [
-            f"{entry.name} (recipe)" if entry.is_recipe else entry.name,
+            f"{entry.name} (recipe)" if is_named else entry.name,
             entry.estimator.label,
             f"{entry.num_candidates}",
             f"{entry.num_scores}",
-            f"{statistics.bias:.4f} ±{statistics.bias_error:.4f}",
-            *(f"{other.bias:.4f}" for other in others),
+            drift_text(measurement),
+            *(drift_text(other) for other in others),
+            _number(measurement.chi2),
+            _number(measurement.kl),
             f"{statistics.rmse:.3f}",
-            f"{statistics.error_after(self.averaged_steps):.4f}",
+            f"{expected_excess(measurement, self.noise):.3f}",
+            f"{statistics.bias:.4f} ± {statistics.bias_error:.4f}",
             f"{statistics.loss_bias:+.3f}",
             f"{statistics.effective_sample_size:,.1f}",
             f"{entry.cost.ms:,.2f}",
             f"{entry.cost.mb:,.1f}",
         ]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.3g}"
 
 
 def describe(data: AuditInput, nll: float) -> dict[str, Any]:

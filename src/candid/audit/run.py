@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -12,9 +13,12 @@ from candid.audit.audit_input import SLICES, AuditInput
 from candid.audit.audit_sampler import AuditRows, AuditSampler
 from candid.audit.cases import AuditCase
 from candid.audit.cost import full_softmax_cost, sampled_cost
+from candid.audit.drift import measure_drift, proposal_distance
+from candid.audit.drift_sampling import DriftSampling
+from candid.audit.entry import ALL_ROWS, AuditEntry, InputMeasurement
 from candid.audit.full_softmax import FullSoftmaxReference, compute_full_softmax
 from candid.audit.measurement import SamplingBudget, measure
-from candid.audit.recommendation import ALL_ROWS, AuditEntry, CostBudget
+from candid.audit.recommendation import CostBudget
 from candid.audit.report import AuditReport, describe
 from candid.audit.statistics import EstimatorStatistics, GroupMeans
 from candid.component import type_name
@@ -24,16 +28,15 @@ from candid.samplers.registry import SAMPLERS
 AuditProgress = Callable[[int, int, str], None]
 """Callback before each measurement: (number done, total, description of the next one)."""
 
-_StatisticsBySlice = dict[str, EstimatorStatistics]
-
 
 def audit(
     inputs: Sequence[AuditInput],
     cases: Sequence[AuditCase],
     *,
     sampling: SamplingBudget | None = None,
+    drift: DriftSampling | None = None,
     budget: CostBudget | None = None,
-    averaged_steps: int = 100,
+    noise: float = 0.1,
     cost_rows: int = 256,
     seed: int = 0,
     notes: Sequence[str] = (),
@@ -41,16 +44,19 @@ def audit(
 ) -> AuditReport:
     """Compare estimators of the softmax loss with the full softmax, on your own model.
 
-    The gradient is that with respect to the logits. The gradient of the towers is this one times
-    the vectors, which are the same for all estimators.
+    The first measure is the drift: the excess negative log-likelihood in nats to which training
+    with the estimator converges; see ``candid.audit.drift``. The gradient is that with respect to
+    the logits. The gradient of the towers is this one times the vectors, which are the same for
+    all estimators.
 
     Args:
         inputs: models over one catalog; the last one decides the ranking.
         cases: samplers and estimators.
-        sampling: number of repeats; None: the defaults of ``SamplingBudget``.
+        sampling: number of repeats for bias and RMSE; None: the defaults of ``SamplingBudget``.
+        drift: users and samples for the drift; None: the defaults of ``DriftSampling``.
         budget: largest cost of a step; None: no limit.
-        averaged_steps: T; the ranking is by the error of the gradient averaged over T steps,
-            bias² + variance / T.
+        noise: excess NLL in nats that the full softmax keeps after training, because a training
+            is finite; the ranking is by drift + noise · RMSE². Larger for little data.
         cost_rows: B, rows of the step whose cost is measured.
         seed: of the samples.
         notes: sentences for the report, on what was not measured.
@@ -68,21 +74,23 @@ def audit(
     """
     if not inputs or not cases:
         raise ConfigError("an audit needs at least one input and one case")
-    if averaged_steps < 1 or cost_rows < 1:
+    if cost_rows < 1 or not (noise >= 0 and math.isfinite(noise)):
         raise ConfigError(
-            f"averaged_steps and cost_rows must be at least 1, got {averaged_steps} and {cost_rows}"
+            f"cost_rows must be at least 1 and noise a number of nats from 0, got {cost_rows} and "
+            f"{noise:g}"
         )
-    sampling, budget = sampling or SamplingBudget(), budget or CostBudget()
+    sampling, drift = sampling or SamplingBudget(), drift or DriftSampling()
+    budget = budget or CostBudget()
     references = [compute_full_softmax(data) for data in inputs]
     total = len(inputs) * len(cases) + 1
     entries: list[AuditEntry] = []
     for case_index, case in enumerate(cases):
-        by_input: list[list[_StatisticsBySlice]] = []
+        by_input: list[list[InputMeasurement]] = []
         for input_index, (data, reference) in enumerate(zip(inputs, references, strict=True)):
             if progress is not None:
                 done = case_index * len(inputs) + input_index
                 progress(done, total, f"{case.name}, n = {case.num_candidates}, {data.name}")
-            by_input.append(_statistics(data, reference, case, sampling, seed))
+            by_input.append(_measurements(data, reference, case, sampling, drift, cost_rows, seed))
         entries += _entries(inputs, case, by_input, cost_rows, seed)
     if progress is not None:
         progress(total - 1, total, "full softmax")
@@ -93,12 +101,13 @@ def audit(
             for data, reference in zip(inputs, references, strict=True)
         },
         full_softmax_cost=full_softmax_cost(inputs[-1], cost_rows),
-        averaged_steps=averaged_steps,
+        noise=noise,
         budget=budget,
         notes=notes,
         settings={
             "seed": seed,
             "sampling": asdict(sampling),
+            "drift": asdict(drift),
             "cost_rows": cost_rows,
             "threads": torch.get_num_threads(),
             "gradient": "with respect to the logits",
@@ -107,23 +116,35 @@ def audit(
     )
 
 
-def _statistics(
+def _measurements(
     data: AuditInput,
     reference: FullSoftmaxReference,
     case: AuditCase,
     sampling: SamplingBudget,
+    drift: DriftSampling,
+    cost_rows: int,
     seed: int,
-) -> list[_StatisticsBySlice]:
-    """Return the statistics of each estimator of a case, over all rows and by slice."""
-    sampler = _sampler(data, case, seed)
+) -> list[InputMeasurement]:
+    """Return the measurement of each estimator of a case."""
     slices = data.slices()
+    means = measure(data, reference, _sampler(data, case, seed), case.estimators, sampling)
+    users = drift.users_of(data)
+    sampler = _sampler(users, case, seed)
+    num_scores = _scores_per_row(users, sampler, cost_rows)
+    budget = drift.budget(
+        len(users.query), num_scores, seed, samples_per_row=case.sampler.samples_per_row
+    )
+    distance = proposal_distance(users, sampler)
+    drifts = measure_drift(users, sampler, case.estimators, budget)
     return [
-        _by_slice(means, slices)
-        for means in measure(data, reference, sampler, case.estimators, sampling)
+        InputMeasurement(
+            drift=drift_of_one, distance=distance, slices=_by_slice(means_of_one, slices)
+        )
+        for drift_of_one, means_of_one in zip(drifts, means, strict=True)
     ]
 
 
-def _by_slice(means: GroupMeans, slices: Tensor) -> _StatisticsBySlice:
+def _by_slice(means: GroupMeans, slices: Tensor) -> dict[str, EstimatorStatistics]:
     masks = {name: slices == index for index, name in enumerate(SLICES)}
     parts = {name: means.statistics(mask) for name, mask in masks.items() if bool(mask.any())}
     return {ALL_ROWS: means.statistics(), **parts}
@@ -132,7 +153,7 @@ def _by_slice(means: GroupMeans, slices: Tensor) -> _StatisticsBySlice:
 def _entries(
     inputs: Sequence[AuditInput],
     case: AuditCase,
-    by_input: Sequence[Sequence[_StatisticsBySlice]],
+    by_input: Sequence[Sequence[InputMeasurement]],
     cost_rows: int,
     seed: int,
 ) -> list[AuditEntry]:
@@ -150,9 +171,10 @@ def _entries(
             num_candidates=case.num_candidates,
             estimator=estimator,
             sampler=table,
+            distinct=case.sampler.is_set,
             is_recipe=case.is_recipe,
             num_scores=num_scores,
-            statistics={data.name: parts for data, parts in zip(inputs, of_estimator, strict=True)},
+            inputs={data.name: one for data, one in zip(inputs, of_estimator, strict=True)},
             cost=sampled_cost(last, sampler, estimator, cost_rows),
         )
         for estimator, of_estimator in zip(

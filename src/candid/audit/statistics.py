@@ -47,14 +47,6 @@ class EstimatorStatistics:
     z_mean: float = math.nan
     z_sd: float = math.nan
 
-    def error_after(self, steps: int) -> float:
-        """Return the relative error of a gradient that is averaged over ``steps`` steps.
-
-        sqrt(bias² + (RMSE² - bias²) / steps): averaging reduces the variance, not the bias.
-        """
-        bias_square = max(self.bias, 0.0) ** 2
-        return math.sqrt(bias_square + max(self.rmse**2 - bias_square, 0.0) / steps)
-
     def to_json(self) -> dict[str, Any]:
         """Return plain values, rounded to six significant digits."""
         return {

@@ -43,7 +43,7 @@ app.command(short_help="Compare the corrections on synthetic data with a known d
 app.command(short_help="Read, filter, split and store interactions")(prepare)
 app.command(cls=TrainCommand, short_help="Train a model and measure it")(train)
 app.command(short_help="Measure a trained model over the full catalog")(evaluate)
-app.command(short_help="Measure the error of sampled losses against the full softmax")(audit)
+app.command(short_help="Measure where sampled losses converge, their variance and cost")(audit)
 app.command(short_help="Recommend items to users, or for a given history")(recommend)
 app.command(short_help="Build and measure an index over the items of a run")(index)
 app.command(short_help="Write towers and item vectors for other programs")(export)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,11 @@ from candid.errors import ConfigError
 if TYPE_CHECKING:
     from candid.audit import AuditCase, AuditInput, AuditProgress
 
-SIZES = (16, 64, 256, 1024)
+SIZES = (16, 64, 256)
 """Default numbers of candidates."""
+
+SECONDS_BETWEEN_LINES = 2.0
+"""Least time between two lines of progress without a terminal."""
 
 
 def audit(
@@ -46,7 +50,7 @@ def audit(
         str | None,
         typer.Option(
             metavar="N,N,…",
-            help="Numbers of candidates [default: those of 16,64,256,1024 that do not exceed the "
+            help="Numbers of candidates [default: those of 16,64,256 that do not exceed the "
             "number of items]",
         ),
     ] = None,
@@ -58,16 +62,32 @@ def audit(
         float | None, typer.Option(help="Maximum memory per step, 10⁶ bytes [default: no limit]")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the step whose cost is measured")] = 256,
-    averaged_steps: Annotated[
-        int,
+    noise: Annotated[
+        float,
         typer.Option(
-            min=1, help="Steps over which the gradient's error is averaged for the ranking"
+            help="Excess NLL in nats that a finite training leaves with the full softmax; the "
+            "ranking is by drift + noise · RMSE²"
         ),
-    ] = 100,
+    ] = 0.1,
+    drift_users: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Users whose drift is measured [default: 32, fewer above 8,192 items, at least 8]",
+        ),
+    ] = None,
+    drift_repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            help="Samples of candidates for the drift of a user [default: 16 to 2,048, fewer "
+            "where there are many candidates]",
+        ),
+    ] = None,
     accuracy: Annotated[
         float,
         typer.Option(help="Repeat the sampling until every relative bias has this standard error"),
-    ] = 0.005,
+    ] = 0.02,
     repeats: Annotated[
         int | None,
         typer.Option(
@@ -90,7 +110,7 @@ def audit(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure bias, variance and cost of samplers and corrections against the full softmax."""
+    """Measure drift, variance and cost of samplers and corrections against the full softmax."""
     if synthetic and (run is not None or data is not None):
         raise ConfigError("--synthetic cannot be combined with a run or --data; leave one out")
     if not accuracy > 0:
@@ -99,7 +119,7 @@ def audit(
         raise ConfigError(f"--seconds {seconds:g} must be positive")
     sizes = None if n is None else _parse_sizes(n)
 
-    from candid.audit import CostBudget, SamplingBudget, affordable_cases
+    from candid.audit import CostBudget, DriftSampling, SamplingBudget, affordable_cases
     from candid.audit import audit as run_audit
     from candid.report.audit_page import write_audit_page
 
@@ -116,7 +136,8 @@ def audit(
             [*recipe_cases, *standard],
             sampling=SamplingBudget(accuracy=accuracy, repeats=repeats, seconds=seconds),
             budget=budget,
-            averaged_steps=averaged_steps,
+            drift=DriftSampling(users=drift_users, repeats=drift_repeats),
+            noise=noise,
             cost_rows=rows,
             seed=seed,
             notes=notes,
@@ -154,7 +175,8 @@ def _standard_cases(sizes: list[int] | None, data: AuditInput) -> list[AuditCase
     # Training refuses a sampler that can never sample some items, so items without a count are
     # given one here: the audit should not recommend such a sampler.
     min_count = 1.0 if bool((data.counts == 0).any()) else 0.0
-    return standard_cases(sizes, data.num_items, min_count=min_count)
+    rows_per_batch = None if data.batches is None else round(data.batches.mean_other_rows)
+    return standard_cases(sizes, data.num_items, min_count=min_count, rows_per_batch=rows_per_batch)
 
 
 def _note_on_untrained(data: AuditInput) -> str | None:
@@ -194,9 +216,18 @@ def _inputs(
 
 @contextmanager
 def _progress(console: Console) -> Iterator[AuditProgress]:
-    """Show a bar on a terminal; write one line per measurement otherwise."""
+    """Show a bar on a terminal; write a line at most every two seconds otherwise."""
     if not console.is_live:
-        yield lambda done, total, name: console.note(f"{done + 1}/{total} {name}")
+        last = time.monotonic()
+
+        def write(done: int, total: int, name: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= SECONDS_BETWEEN_LINES:
+                last = now
+                console.note(f"{done}/{total} measurements done, {total - done} remaining: {name}")
+
+        yield write
         return
     from rich.console import Console as RichConsole
 
@@ -205,5 +236,5 @@ def _progress(console: Console) -> Iterator[AuditProgress]:
     with training_bar(RichConsole(stderr=True)) as bar:
         task = bar.add_task("audit", total=None, steps="starting", status="")
         yield lambda done, total, name: bar.update(
-            task, total=total, completed=done, steps=f"{done + 1}/{total}", status=name
+            task, total=total, completed=done, steps=f"{total - done} remaining", status=name
         )

@@ -181,6 +181,15 @@ def check_defined(correction: Correction, *, has_exact: bool, is_set: bool) -> N
         )
 
 
+def hit_rules(correction: Correction) -> tuple[HitRule, ...]:
+    """List the possible rules of accidental hits of a correction, the default first.
+
+    Raises:
+        UnknownNameError: no such correction.
+    """
+    return _rule(correction).hit_rules
+
+
 def hit_rule(correction: Correction, accidental_hits: HitRule | None = None) -> HitRule:
     """Return the rule of accidental hits of a correction.
 

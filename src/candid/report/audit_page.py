@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from candid.audit import ALL_ROWS, AuditEntry, AuditReport, Estimator, EstimatorStatistics
-from candid.report.figures import Curve, log_log
+from candid.audit import AuditEntry, AuditReport, Estimator, InputMeasurement, expected_excess
+from candid.audit.recommendation import NEGLIGIBLE
+from candid.report.figures import Curve, log_log, with_errors
 from candid.report.html import Block, Figure, Heading, Paragraph, Table, write_report
 
 
@@ -27,20 +28,28 @@ def write_audit_page(path: Path | str, report: AuditReport) -> None:
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in report.notes)
     blocks: list[Block] = [
         Paragraph(
-            "Errors are those of the gradient with respect to the logits, relative to the length "
-            "of the exact gradient of the full softmax and pooled over rows: the bias of the mean "
-            "gradient (negative: not different from 0), the RMSE of one sample, and the error "
-            f"after averaging the gradients of {report.averaged_steps} steps, sqrt(bias² + "
-            f"variance / {report.averaged_steps}), which ranks the table. The candidates are "
-            "random, given the row; for an in-batch sampler, the other rows of the batch. ± is the "
-            f"standard error of a bias.{notes}"
+            "Drift is the excess negative log-likelihood, in nats, to which training with an "
+            "estimator converges, predicted at the audited model: 0 for the full softmax. ± is its "
+            "standard error. chi2 and KL are the distances of the sampler from the model, medians "
+            "over users: refined needs n well above chi2. RMSE is the error of the gradient of one "
+            "step, relative to the gradient of the full softmax. The table is sorted by the "
+            f"expected excess, drift + {report.noise:g} · RMSE² nats: where training converges, "
+            "plus the price of the random candidates. Differences within the standard errors are "
+            f"ties: there the smaller price of the variance comes first, then the cheaper step.{notes}"
+        ),
+        Paragraph(
+            "The bias given the positive is the distance of the mean gradient of a row from that "
+            "of the full softmax, relative to its length. Training averages over positives, and "
+            "biases of opposite sign cancel: this bias does not predict the trained model. It "
+            "shows how well the gradient of a single row is estimated."
         ),
         *_figures(report),
         Heading("All estimators, best first"),
         Table(
             report.columns,
             report.rows(entries),
-            f"{report.ranked_by}; loss bias in nats; cost of a step of {_rows(report)} rows: "
+            f"{report.ranked_by}; excess and loss bias in nats; ESS: effective number of "
+            "candidates; cost of a step of {_rows(report)} rows: "
             f"sampling, loss and gradients. The full softmax costs {cost.ms:,.2f} ms and "
             f"{cost.mb:,.1f} MB.",
             emphasis=[index for index, entry in enumerate(entries) if entry.is_recipe],
@@ -52,6 +61,12 @@ def write_audit_page(path: Path | str, report: AuditReport) -> None:
             report.slice_rows(best),
             f"{best.label}, by the popularity of the positive: each third of the items has about "
             "the same share of the training rows.",
+        ),
+        Heading("Drift by user"),
+        Table(
+            ["estimator", "10 %", "median", "90 %", "chi2 10 %", "median", "90 %"],
+            [_user_row(entry, report.ranked_by) for entry in entries[:10]],
+            "Quantiles over the users of the ten best estimators: drift in nats, and chi2.",
         ),
         Heading("Audited models"),
         Table(
@@ -69,46 +84,75 @@ def _rows(report: AuditReport) -> int:
     return int(report.settings["cost_rows"])
 
 
+def _user_row(entry: AuditEntry, ranked_by: str) -> list[str]:
+    document = entry.inputs[ranked_by].to_json()
+    names = ("quantile_10", "quantile_50", "quantile_90")
+    chi2 = document["chi2"] or {}
+    return [
+        entry.label,
+        *(f"{document['drift'][name]:.3f}" for name in names),
+        *("–" if chi2.get(name) is None else f"{chi2[name]:,.3g}" for name in names),
+    ]
+
+
 def _figures(report: AuditReport) -> list[Block]:
     default = Estimator()
     corrected = [entry for entry in report.entries if entry.estimator == default]
     by_popularity = [entry for entry in report.entries if entry.name == "popularity"]
     best = report.ranked()[0]
 
-    def statistics(entry: AuditEntry) -> EstimatorStatistics:
-        return entry.statistics[report.ranked_by][ALL_ROWS]
+    def measured(entry: AuditEntry) -> InputMeasurement:
+        return entry.inputs[report.ranked_by]
+
+    def excess(entry: AuditEntry) -> float:
+        return expected_excess(measured(entry), report.noise)
+
+    def drift_figure(entries: list[AuditEntry], by: Callable[[AuditEntry], str], what: str) -> str:
+        return with_errors(
+            _curves(
+                entries,
+                series=by,
+                x=lambda entry: entry.num_candidates,
+                y=lambda entry: measured(entry).drift.mean,
+                error=lambda entry: measured(entry).drift.error,
+            ),
+            x_label=f"candidates n{what}",
+            y_label="drift, nats",
+            linear_below=NEGLIGIBLE,
+        )
 
     return [
         Heading("Corrections"),
         Figure(
-            log_log(
-                _curves(
-                    by_popularity,
-                    series=lambda entry: entry.estimator.label,
-                    x=lambda entry: entry.num_candidates,
-                    y=lambda entry: statistics(entry).bias,
-                ),
-                x_label="candidates n, sampled by popularity",
-                y_label="relative bias of the gradient",
+            drift_figure(
+                by_popularity, lambda entry: entry.estimator.label, ", sampled by popularity"
             ),
-            "Bias against the number of candidates. A level line is a floor: more candidates do "
-            "not reduce the bias.",
-            "Lines of bias by number of candidates for each correction.",
+            "Drift against the number of candidates, with standard errors. A line at 0 is right "
+            "for every n, a falling line needs many candidates, and a level line is a floor: more "
+            f"candidates do not help. The axis is linear below {NEGLIGIBLE} nats, where a drift is "
+            "negligible.",
+            "Lines of drift by number of candidates for each correction.",
         ),
         Heading("Samplers"),
+        Figure(
+            drift_figure(corrected, lambda entry: entry.name, ""),
+            f"Drift against the number of candidates, all with the correction {default.label}.",
+            "Lines of drift by number of candidates for each sampler.",
+        ),
+        Heading("Variance"),
         Figure(
             log_log(
                 _curves(
                     corrected,
                     series=lambda entry: entry.name,
                     x=lambda entry: entry.num_candidates,
-                    y=lambda entry: statistics(entry).rmse,
+                    y=lambda entry: measured(entry).statistics.rmse,
                 ),
                 x_label="candidates n",
-                y_label="relative RMSE of one sample",
+                y_label="relative RMSE of one step",
             ),
-            "Variance and bias together against the number of candidates, all with the correction "
-            f"{default.label}.",
+            "Error of the gradient of one step, all with the correction "
+            f"{default.label}: more candidates reduce it for every sampler.",
             f"Lines of RMSE by number of candidates; the best estimator is {best.label}.",
         ),
         Heading("Cost"),
@@ -118,15 +162,14 @@ def _figures(report: AuditReport) -> list[Block]:
                     report.entries,
                     series=lambda entry: entry.name,
                     x=lambda entry: entry.cost.ms,
-                    y=lambda entry: statistics(entry).error_after(report.averaged_steps),
+                    y=excess,
                 ),
                 x_label="ms per step",
-                y_label=f"error after {report.averaged_steps} steps",
+                y_label="expected excess, nats",
                 is_scatter=True,
             ),
-            "Every estimator: time of a step against the error after averaging. Left and low is "
-            "better.",
-            "Points of error by milliseconds per step.",
+            "Every estimator: time of a step against the expected excess. Left and low is better.",
+            "Points of expected excess by milliseconds per step.",
         ),
     ]
 
@@ -137,12 +180,12 @@ def _curves(
     series: Callable[[AuditEntry], str],
     x: Callable[[AuditEntry], float],
     y: Callable[[AuditEntry], float],
+    error: Callable[[AuditEntry], float] = lambda entry: 0.0,
 ) -> dict[str, Curve]:
-    points: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[tuple[float, float, float]]] = {}
     for entry in entries:
-        points.setdefault(series(entry), []).append((x(entry), y(entry)))
-    curves = {name: sorted(of_name) for name, of_name in points.items()}
+        points.setdefault(series(entry), []).append((x(entry), y(entry), error(entry)))
     return {
-        name: Curve([first for first, _ in of_name], [second for _, second in of_name])
-        for name, of_name in curves.items()
+        name: Curve(*(list(values) for values in zip(*sorted(of_name), strict=True)))
+        for name, of_name in points.items()
     }

@@ -33,10 +33,11 @@ _PAGE_INK = "#010203"
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one series, in order of x."""
+    """Points of one series, in order of x, with the standard error of y where there is one."""
 
     x: Sequence[float]
     y: Sequence[float]
+    error: Sequence[float] | None = None
 
 
 def learning_curves(
@@ -183,6 +184,31 @@ def log_log(
         x, y = points[:, (points > 0).all(axis=0)]
         axes.plot(x, y, label=name, **_marked(index) | ({"linestyle": ""} if is_scatter else {}))
     _set_log(axes, "x", "y")
+    return _finish(figure, axes, x_label, y_label)
+
+
+def with_errors(
+    curves: Mapping[str, Curve], *, x_label: str, y_label: str, linear_below: float
+) -> str:
+    """Draw numbers around and above 0 with their standard errors, one line per series.
+
+    Args:
+        curves: by name, with errors.
+        x_label: of a logarithmic axis.
+        y_label: of an axis that is logarithmic above ``linear_below`` and linear around 0.
+        linear_below: the end of the linear part.
+
+    Returns:
+        SVG.
+    """
+    figure, axes = _new_figure()
+    for index, (name, curve) in enumerate(curves.items()):
+        error = curve.error if curve.error is not None else np.zeros(len(curve.y))
+        # Series are moved apart, so that the bars of equal values do not cover each other.
+        x = np.asarray(curve.x, dtype=np.float64) * 1.03 ** (index - (len(curves) - 1) / 2)
+        axes.errorbar(x, curve.y, yerr=error, label=name, capsize=2, **_marked(index))
+    _set_log(axes, "x")
+    axes.set_yscale("symlog", linthresh=linear_below)
     return _finish(figure, axes, x_label, y_label)
 
 
