@@ -138,7 +138,8 @@ def test_report_json_of_a_set_is_distinct_and_of_unsampled_items_has_no_distance
 def test_report_table_fits_a_hundred_columns(report):
     rows = report.rows(report.entries)
     assert {len(row) for row in rows} == {len(report.columns)}
-    assert "drift before" in report.columns
+    assert {len(row) for row in report.detail_rows(report.entries)} == {len(report.detail_columns)}
+    assert "drift before" in report.detail_columns
     assert rows[-1][0] == "exact popular (recipe)"
     stream = io.StringIO()
     Console(file=stream, width=100).print(report.table())

@@ -101,16 +101,24 @@ class AuditReport:
 
     @property
     def columns(self) -> list[str]:
-        """Heads of ``rows``."""
-        others = [f"drift {name}" for name in list(self.inputs)[:-1]]
+        """Heads of ``rows``: what the ranking is by."""
         return [
-            "sampler", "correction", "n", "scores", "drift, nats", *others, "chi2", "KL", "RMSE",
-            "excess", "bias given the positive", "loss bias", "ESS", "ms", "MB",
+            "sampler", "correction", "n", "drift, nats", "chi2", "KL", "RMSE", "excess", "ms", "MB",
         ]  # fmt: skip
 
     def rows(self, entries: Sequence[AuditEntry]) -> list[list[str]]:
         """Return the cells of ``columns`` for each entry."""
         return [self._cells(entry) for entry in entries]
+
+    @property
+    def detail_columns(self) -> list[str]:
+        """Heads of ``detail_rows``: drift on the other inputs, and values given the positive."""
+        others = [f"drift {name}" for name in list(self.inputs)[:-1]]
+        return ["sampler", "correction", "n", "scores", *others, "bias", "loss bias", "ESS"]
+
+    def detail_rows(self, entries: Sequence[AuditEntry]) -> list[list[str]]:
+        """Return the cells of ``detail_columns`` for each entry."""
+        return [self._detail_cells(entry) for entry in entries]
 
     def table(self) -> rich.table.Table:
         """Return the best entries, the recipe's own entries and the full softmax.
@@ -148,26 +156,33 @@ class AuditReport:
 
     def _cells(self, entry: AuditEntry) -> list[str]:
         measurement = entry.inputs[self.ranked_by]
-        statistics = measurement.statistics
-        others = [entry.inputs[name] for name in list(self.inputs)[:-1]]
-        is_named = entry.is_recipe and entry.name != "recipe"
         return [
-            f"{entry.name} (recipe)" if is_named else entry.name,
-            entry.estimator.label,
-            f"{entry.num_candidates}",
-            f"{entry.num_scores}",
+            *_names(entry),
             drift_text(measurement),
-            *(drift_text(other) for other in others),
             _number(measurement.chi2),
             _number(measurement.kl),
-            f"{statistics.rmse:.3f}",
+            f"{measurement.statistics.rmse:.3f}",
             f"{expected_excess(measurement, self.noise):.3f}",
-            f"{statistics.bias:.4f} ± {statistics.bias_error:.4f}",
-            f"{statistics.loss_bias:+.3f}",
-            f"{statistics.effective_sample_size:,.1f}",
             f"{entry.cost.ms:,.2f}",
             f"{entry.cost.mb:,.1f}",
         ]
+
+    def _detail_cells(self, entry: AuditEntry) -> list[str]:
+        statistics = entry.inputs[self.ranked_by].statistics
+        return [
+            *_names(entry),
+            f"{entry.num_scores}",
+            *(drift_text(entry.inputs[name]) for name in list(self.inputs)[:-1]),
+            f"{statistics.bias:.4f} ± {statistics.bias_error:.4f}",
+            f"{statistics.loss_bias:+.3f}",
+            f"{statistics.effective_sample_size:,.1f}",
+        ]
+
+
+def _names(entry: AuditEntry) -> list[str]:
+    is_named = entry.is_recipe and entry.name != "recipe"
+    name = f"{entry.name} (recipe)" if is_named else entry.name
+    return [name, entry.estimator.label, f"{entry.num_candidates}"]
 
 
 def _number(value: float | None) -> str:

@@ -35,7 +35,8 @@ def write_audit_page(path: Path | str, report: AuditReport) -> None:
             "step, relative to the gradient of the full softmax. The table is sorted by the "
             f"expected excess, drift + {report.noise:g} · RMSE² nats: where training converges, "
             "plus the price of the random candidates. Differences within the standard errors are "
-            f"ties: there the smaller price of the variance comes first, then the cheaper step.{notes}"
+            "ties: there the smaller price of the variance comes first, then the cheaper "
+            f"step.{notes}"
         ),
         Paragraph(
             "The bias given the positive is the distance of the mean gradient of a row from that "
@@ -48,10 +49,18 @@ def write_audit_page(path: Path | str, report: AuditReport) -> None:
         Table(
             report.columns,
             report.rows(entries),
-            f"{report.ranked_by}; excess and loss bias in nats; ESS: effective number of "
-            "candidates; cost of a step of {_rows(report)} rows: "
-            f"sampling, loss and gradients. The full softmax costs {cost.ms:,.2f} ms and "
-            f"{cost.mb:,.1f} MB.",
+            f"{report.ranked_by}; excess in nats; cost of a step of {_rows(report)} rows: "
+            f"sampling, loss and gradients. The full softmax costs {cost.ms:,.2f} ms and {cost.mb:,.1f} MB.",
+            emphasis=[index for index, entry in enumerate(entries) if entry.is_recipe],
+            text_columns=[1],
+        ),
+        Heading("Given the positive"),
+        Table(
+            report.detail_columns,
+            report.detail_rows(entries),
+            f"{report.ranked_by}: bias of the gradient relative to its length, bias of the loss in "
+            "nats, effective number of candidates, all for the given positive of each row. "
+            "Scores: those of a row in a step.",
             emphasis=[index for index, entry in enumerate(entries) if entry.is_recipe],
             text_columns=[1],
         ),
