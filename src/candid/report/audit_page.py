@@ -50,7 +50,8 @@ def write_audit_page(path: Path | str, report: AuditReport) -> None:
             report.columns,
             report.rows(entries),
             f"{report.ranked_by}; excess in nats; cost of a step of {_rows(report)} rows: "
-            f"sampling, loss and gradients. The full softmax costs {cost.ms:,.2f} ms and {cost.mb:,.1f} MB.",
+            f"sampling, loss and gradients. The full softmax costs {cost.ms:,.2f} ms and "
+            f"{cost.mb:,.1f} MB.",
             emphasis=[index for index, entry in enumerate(entries) if entry.is_recipe],
             text_columns=[1],
         ),
