@@ -330,6 +330,22 @@ def test_float32_keeps_a_small_correction_among_many_candidates():
     assert changes[1] == pytest.approx(changes[0], abs=2e-6)
 
 
+@pytest.mark.parametrize("has_owner", [False, True])
+def test_jackknife_makes_no_tensor_on_another_device(has_owner):
+    """ "meta" stands in for a GPU: mixing devices is an error there too."""
+    owner = torch.zeros(6, dtype=torch.int64, device="meta") if has_owner else None
+    positive = torch.zeros(3, device="meta", requires_grad=True)
+    out = corrected_log_softmax(
+        positive=positive,
+        candidates=torch.zeros(3, 6, device="meta", requires_grad=True),
+        log_expected_count=torch.zeros(6, device="meta"),
+        accidental_hits=torch.zeros(3, 6, dtype=torch.bool, device="meta"),
+        jackknife=True,
+        owner=owner,
+    )
+    assert torch.autograd.grad(out.loss.sum(), positive)[0].device.type == "meta"
+
+
 def test_column_of_a_group_is_that_of_its_first_candidate():
     groups = Groups.of_owners(torch.tensor([[4, -1, 2, 4, -1, 2], [0, 0, 0, 1, 1, -1]]))
     assert groups.column.tolist() == [[0, 1, 2, 0, 4, 2], [0, 0, 0, 3, 3, 5]]

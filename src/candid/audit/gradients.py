@@ -164,8 +164,7 @@ def _jackknife_gradients(softmax: _Softmax, groups: Groups, is_valid: Tensor) ->
     share = groups.sums(softmax.candidates)
     fixed = softmax.positive + (0.0 if softmax.exact is None else softmax.exact.sum(dim=1))
     ratio = fixed[:, None].expand_as(share)
-    for is_kind in groups.kinds:
-        of_kind = torch.where(is_kind, share, 0.0)
+    for is_kind, of_kind in groups.of_kinds(share):
         rest = _sum_without_each(of_kind) * (1.0 + left_out.excess)
         ratio = ratio + torch.where(is_kind, rest, of_kind.sum(dim=1, keepdim=True))
     ratio = torch.where(left_out.weight > 0, ratio, 1.0)
@@ -173,8 +172,7 @@ def _jackknife_gradients(softmax: _Softmax, groups: Groups, is_valid: Tensor) ->
     total = 1.0 + left_out.weight.sum(dim=1, keepdim=True)
     fixed_factor = (total - inverse.sum(dim=1, keepdim=True))[:, 0]
     factor = total.expand_as(share)
-    for is_kind in groups.kinds:
-        of_kind = torch.where(is_kind, inverse, 0.0)
+    for is_kind, of_kind in groups.of_kinds(inverse):
         rest = _sum_without_each(of_kind * (1.0 + left_out.excess))
         factor = factor - torch.where(is_kind, rest, of_kind.sum(dim=1, keepdim=True))
     # -1 is the sum of the ones of the loss and of the losses that leave out a group.

@@ -87,12 +87,16 @@ class Groups:
         """Return for each candidate the value of its group, from values [B, N] by column."""
         return values if self.column is None else values.gather(1, self.column.expand(values.shape))
 
-    @property
-    def kinds(self) -> tuple[Tensor, ...]:
-        """Masks [N] or [B, N] of the columns of each kind; one that is all True for one kind."""
+    def of_kinds(self, values: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Split values [B, N] by kind.
+
+        Returns:
+            for each kind the mask, [N] or [B, N], of its columns, and the values, 0 in the others.
+        """
         if self.is_single is None:
-            return (torch.ones(1, dtype=torch.bool),)
-        return ~self.is_single, self.is_single
+            return ((torch.ones_like(values, dtype=torch.bool), values),)
+        masks = (~self.is_single, self.is_single)
+        return tuple((is_kind, torch.where(is_kind, values, 0.0)) for is_kind in masks)
 
     def kind_sums(self, values: Tensor) -> Tensor:
         """Sum values [B, N] over all columns of the same kind, for each column."""
