@@ -36,6 +36,14 @@ def test_results_contain_both_kinds_of_vectors(script, results):
         assert size > smallest or by_kind[0] == set(BENCHMARKED_INDEXES)
 
 
+def test_table_of_kernelized_hashing_matches_results(benchmark_script):
+    pytest.importorskip("sklearn")
+    script = benchmark_script("kernel_lsh")
+    docs = (ROOT / "docs" / "benchmarks" / "index_search.md").read_text()
+    results = json.loads((ROOT / "benchmarks" / "results" / "kernel_lsh.json").read_text())
+    assert script.TABLE.search(docs).group() == script.table(results["results"])
+
+
 def test_guide_describes_only_existing_indexes():
     docs = (ROOT / "docs" / "guides" / "index_search.md").read_text()
     rows = set(re.findall(r"^\| `(\w+)`", docs, re.MULTILINE))

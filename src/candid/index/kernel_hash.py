@@ -13,18 +13,17 @@ with g normal and k̃ the centred kernel.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from candid.index.approximate import Floats
+from candid.index.kernels import Kernel
 
-Kernel = Literal["linear", "rbf", "laplacian"]
 Codes = npt.NDArray[np.uint8]
 
-BLOCK = 8192
-"""Items hashed at a time."""
+BLOCK = 1024
+"""Items hashed at a time: with 512 landmarks the kernel values stay in the cache of a CPU."""
 MIN_EIGENVALUE = 1e-6
 """Eigenvalues below this share of the largest are rounding noise and are dropped."""
 
@@ -34,8 +33,7 @@ class KernelHash:
     """A fitted hash function.
 
     Attributes:
-        kernel: the similarity.
-        gamma: γ of the kernel; without meaning for "linear".
+        kernel: the similarity, a function of X [n, D] and Y [m, D] that returns [n, m].
         length: mean length of the sample.
         landmarks: [p, D] float32, the sample.
         projection: [p, b] float32, from centred kernel values to bits before the sign.
@@ -43,7 +41,6 @@ class KernelHash:
     """
 
     kernel: Kernel
-    gamma: float
     length: float
     landmarks: Floats
     projection: Floats
@@ -71,10 +68,8 @@ class KernelHash:
             seed: of the sample and the directions.
         """
         rng = np.random.default_rng(seed)
-        sample = rng.choice(len(vectors), min(num_landmarks, len(vectors)), replace=False)
-        landmarks = vectors[np.sort(sample)]
-        gamma = _gamma(landmarks)
-        values = kernel_values(kernel, gamma, landmarks, landmarks).astype(np.float64)
+        landmarks = sample_landmarks(vectors, num_landmarks, rng)
+        values = np.asarray(kernel(landmarks, landmarks), dtype=np.float64)
         means = values.mean(axis=0)
         centred = values - means - means[:, None] + means.mean()
         weights, components = np.linalg.eigh(centred)
@@ -87,7 +82,6 @@ class KernelHash:
         projection -= projection.mean(axis=0)
         return cls(
             kernel,
-            gamma,
             float(np.linalg.norm(landmarks, axis=1).mean()),
             landmarks,
             projection.astype(np.float32),
@@ -99,36 +93,15 @@ class KernelHash:
         codes = np.empty((len(vectors), self.projection.shape[1] // 8), dtype=np.uint8)
         for begin in range(0, len(vectors), BLOCK):
             rows = vectors[begin : begin + BLOCK]
-            values = kernel_values(self.kernel, self.gamma, rows, self.landmarks)
+            values = np.asarray(self.kernel(rows, self.landmarks), dtype=np.float32)
             codes[begin : begin + BLOCK] = np.packbits(
                 values @ self.projection + self.offset > 0, axis=1
             )
         return codes
 
 
-def kernel_values(kernel: Kernel, gamma: float, x: Floats, y: Floats) -> Floats:
-    """Return the kernel between every row of x [n, D] and of y [m, D]: [n, m] float32."""
-    if kernel == "linear":
-        return x @ y.T
-    return kernel_of_distances(kernel, gamma, _squared_distances(x, y))
-
-
-def kernel_of_distances(kernel: Kernel, gamma: float, squares: Floats) -> Floats:
-    """Return the kernel at squared distances of any shape, float32."""
-    scaled = np.float32(gamma) * squares
-    values: Floats = np.exp(-scaled if kernel == "rbf" else -np.sqrt(scaled))
-    return values
-
-
-def _squared_distances(x: Floats, y: Floats) -> Floats:
-    """Return squared distances [n, m]."""
-    lengths = np.einsum("vd,vd->v", x, x)[:, None] + np.einsum("md,md->m", y, y)
-    squares: Floats = np.maximum(lengths - 2 * (x @ y.T), 0.0)
-    return squares
-
-
-def _gamma(landmarks: Floats) -> float:
-    """Return one over the median squared distance; 1 if all distances are 0."""
-    others = _squared_distances(landmarks, landmarks)[~np.eye(len(landmarks), dtype=np.bool_)]
-    median = float(np.median(others)) if len(others) else 0.0
-    return 1.0 / median if median > 0 else 1.0
+def sample_landmarks(vectors: Floats, num: int, rng: np.random.Generator) -> Floats:
+    """Sample p rows of vectors [V, D] without replacement, in their order: [p, D]."""
+    rows = rng.choice(len(vectors), min(num, len(vectors)), replace=False)
+    landmarks: Floats = vectors[np.sort(rows)]
+    return landmarks

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
@@ -22,18 +22,34 @@ from candid.index.approximate import (
     to_array,
 )
 from candid.index.faiss import faiss_library
-from candid.index.kernel_hash import Codes, Kernel, KernelHash, kernel_of_distances
+from candid.index.kernel_hash import Codes, KernelHash, sample_landmarks
+from candid.index.kernels import (
+    Kernel,
+    KernelName,
+    build_kernel,
+    check_values,
+    checked_kernel,
+    scale_of,
+)
 from candid.index.protocol import IndexConfig
 from candid.index.rerank_pass import NativeRerank
 
 RankBy = Literal["inner_product", "kernel"]
 
 
+KERNEL: KernelName = "linear"
+NUM_BITS = 512
+NUM_LANDMARKS = 512
+NUM_COMPONENTS = 128
+OVERSAMPLE = 10.0
+RANK_BY: RankBy = "inner_product"
+
+
 class KernelLsh(ApproximateIndex):
     """Exhaustive search over hash bits, then exact ranking of the nearest items.
 
-    For inner products the linear kernel is best: under "rbf" and "laplacian" a query outside the
-    items is equally far from all of them; these kernels are for similarities of their own form.
+    For inner products the linear kernel is best: under the others a query outside the items is
+    equally far from all of them; these kernels are for similarities of their own form.
 
     An item takes ``num_bits`` bits, and a comparison takes two instructions per word. With
     ``rank_by`` "kernel" items are ranked by the kernel itself, for similarities other than the
@@ -41,8 +57,13 @@ class KernelLsh(ApproximateIndex):
 
     Args:
         item_vectors: [V, D] float32; kept for ranking, not copied.
-        kernel: "linear" q·v, "rbf" exp(-γ‖q - v‖²) or "laplacian" exp(-√γ‖q - v‖), with γ one over
-            the median squared distance between sampled items.
+        kernel: "linear" Σ q·v, "rbf" exp(-γ Σ (q - v)²), "laplacian" exp(-γ Σ |q - v|), or for
+            histograms, with values of at least 0, "intersection" Σ min(q, v) and "chi2"
+            exp(-γ Σ (q - v)² / (q + v)); γ is one over the median distance between sampled items,
+            with the kernel's own distance. Or a function of float32 arrays X [n, D] and Y [m, D]
+            that returns [n, m], symmetric and positive semi-definite; it is called with blocks of
+            items, and with ``rank_by`` "kernel" once for each query. An index with a function
+            cannot be saved, and a recipe cannot name one.
         num_bits: bits per item, a multiple of 8.
         num_landmarks: p, items that the components are fitted to.
         num_components: r, number of leading components.
@@ -58,8 +79,10 @@ class KernelLsh(ApproximateIndex):
         num_items: V.
 
     Raises:
-        ConfigError: FAISS is not installed, a number out of range, or vectors that are not a
-            matrix with V, D ≥ 1.
+        ConfigError: FAISS is not installed, a number out of range, vectors that are not a matrix
+            with V, D ≥ 1, a function that returns another shape, or a function with ``file``.
+        UnknownNameError: there is no such kernel.
+        DataError: a negative value, with a kernel of histograms.
         ArtifactError: a vector is not finite, or a damaged file.
     """
 
@@ -68,20 +91,34 @@ class KernelLsh(ApproximateIndex):
     class Config(IndexConfig):
         """Settings of kernelized hashing."""
 
-        kernel: Kernel = Field("linear", description="similarity that the bits preserve")
-        num_bits: int = Field(512, ge=8, multiple_of=8, description="bits per item")
-        num_landmarks: int = Field(512, ge=1, description="items that the components are fitted to")
-        num_components: int = Field(128, ge=1, description="leading components of kernel PCA")
-        oversample: float = Field(
-            10.0, ge=1, description="candidates ranked exactly, as a multiple of k"
+        kernel: KernelName = Field(KERNEL, description="similarity that the bits preserve")
+        num_bits: int = Field(NUM_BITS, ge=8, multiple_of=8, description="bits per item")
+        num_landmarks: int = Field(
+            NUM_LANDMARKS, ge=1, description="items that the components are fitted to"
         )
-        rank_by: RankBy = Field("inner_product", description="the scores of results")
+        num_components: int = Field(
+            NUM_COMPONENTS, ge=1, description="leading components of kernel PCA"
+        )
+        oversample: float = Field(
+            OVERSAMPLE, ge=1, description="candidates ranked exactly, as a multiple of k"
+        )
+        rank_by: RankBy = Field(RANK_BY, description="the scores of results")
         augment: bool | None = Field(
             None,
             description="hash vectors augmented to one length, so that a small angle means a large "
             "inner product; none: for the linear kernel ranked by inner products",
         )
         seed: int = Field(0, ge=0, description="seed of the sampled items and the projections")
+
+        @field_validator("kernel", mode="before")
+        @classmethod
+        def _kernel_has_a_name(cls, kernel: Any) -> Any:
+            if callable(kernel):
+                raise ValueError(
+                    "a function cannot be stored in a recipe or a folder; name a kernel, or pass "
+                    "the function to KernelLsh(item_vectors, kernel=...)"
+                )
+            return kernel
 
         def build(self, item_vectors: Tensor) -> KernelLsh:
             """Build the index over ``item_vectors`` [V, D]."""
@@ -95,14 +132,14 @@ class KernelLsh(ApproximateIndex):
         self,
         item_vectors: Tensor,
         *,
-        kernel: Kernel,
-        num_bits: int,
-        num_landmarks: int,
-        num_components: int,
-        oversample: float,
-        rank_by: RankBy,
-        augment: bool | None,
-        seed: int,
+        kernel: KernelName | Kernel = KERNEL,
+        num_bits: int = NUM_BITS,
+        num_landmarks: int = NUM_LANDMARKS,
+        num_components: int = NUM_COMPONENTS,
+        oversample: float = OVERSAMPLE,
+        rank_by: RankBy = RANK_BY,
+        augment: bool | None = None,
+        seed: int = 0,
         file: Path | None = None,
     ) -> None:
         if min(num_landmarks, num_components, oversample, num_bits) < 1 or num_bits % 8:
@@ -112,13 +149,15 @@ class KernelLsh(ApproximateIndex):
             )
         super().__init__(item_vectors, is_checked=file is not None)
         self.oversample = oversample
-        self._kernel: Kernel = kernel
+        self._name = kernel if isinstance(kernel, str) else None
         self._rank_by = rank_by
         self._is_augmented = augment
         if augment is None:
-            self._is_augmented = rank_by == "inner_product" and kernel == "linear"
+            self._is_augmented = rank_by == "inner_product" and self._name == "linear"
         if file is not None:
-            self._hash, codes = _read(file, kernel)
+            if self._name is None:
+                raise ConfigError("a file cannot hold the function of a kernel; name the kernel")
+            self._gamma, self._hash, codes = _read(file, self._name)
             if len(codes) != self.num_items:
                 raise ArtifactError(
                     f"{file} is the index of {len(codes)} items, not of these {self.num_items}"
@@ -126,9 +165,18 @@ class KernelLsh(ApproximateIndex):
         else:
             items = to_array(self._vectors)
             items = augment_items(items) if self._is_augmented else items
+            self._gamma = 1.0
+            if isinstance(kernel, str):
+                # The same seed gives the landmarks that the hash function is fitted to.
+                landmarks = sample_landmarks(items, num_landmarks, np.random.default_rng(seed))
+                check_values(kernel, items, "item")
+                self._gamma = scale_of(kernel, landmarks)
+                function = build_kernel(kernel, self._gamma)
+            else:
+                function = checked_kernel(kernel)
             self._hash = KernelHash.fit(
                 items,
-                kernel,
+                function,
                 num_bits=num_bits,
                 num_landmarks=num_landmarks,
                 num_components=num_components,
@@ -140,10 +188,19 @@ class KernelLsh(ApproximateIndex):
         self._index.add(codes)
 
     def save(self, file: Path) -> None:
-        """Write everything but the item vectors; see ``Index.save``."""
+        """Write everything but the item vectors; see ``Index.save``.
+
+        Raises:
+            ConfigError: the kernel is a function.
+        """
+        if self._name is None:
+            raise ConfigError(
+                "an index with a function as kernel cannot be saved, because code cannot be stored "
+                "safely; name a kernel, or build the index again in each process"
+            )
         hash_function = self._hash
         content = {
-            "gamma": np.array([hash_function.gamma]),
+            "gamma": np.array([self._gamma]),
             "length": np.array([hash_function.length]),
             "landmarks": hash_function.landmarks,
             "projection": hash_function.projection,
@@ -154,7 +211,11 @@ class KernelLsh(ApproximateIndex):
 
     def settings(self) -> Mapping[str, Any]:
         """Return the kernel, the ranking and the settings of the search."""
-        return {"kernel": self._kernel, "rank_by": self._rank_by, **super().settings()}
+        return {
+            "kernel": self._name or "a function",
+            "rank_by": self._rank_by,
+            **super().settings(),
+        }
 
     def tuning_axes(self, k: int) -> Mapping[str, Sequence[float]]:
         """Return numbers of candidates; see ``Index.tuning_axes``."""
@@ -162,6 +223,8 @@ class KernelLsh(ApproximateIndex):
 
     def _candidates(self, query: Floats, k: int, spare: int) -> Ints:
         faiss_library("kernel_lsh")
+        if self._name is not None:
+            check_values(self._name, query, "query")
         if self._rank_by == "inner_product":
             # The order by inner product does not depend on the length of the query, but the
             # kernel does: a query far outside the items is equally far from all of them.
@@ -178,27 +241,26 @@ class KernelLsh(ApproximateIndex):
 
     @property
     def _ranks_by_product(self) -> bool:
-        return self._rank_by == "inner_product" or self._hash.kernel == "linear"
+        return self._rank_by == "inner_product" or self._name == "linear"
 
     def _scores(self, query: Floats, item_ids: Ints) -> Floats:
         if self._ranks_by_product:
             return super()._scores(query, item_ids)
         vectors = self._vectors.numpy().take(item_ids, axis=0)
-        squares = np.square(vectors - query[:, None, :]).sum(axis=2)
-        return kernel_of_distances(self._hash.kernel, self._hash.gamma, squares)
+        return self._hash.kernel(query[:, None, :], vectors)[:, 0]
 
 
-def _read(file: Path, kernel: Kernel) -> tuple[KernelHash, Codes]:
+def _read(file: Path, kernel: str) -> tuple[float, KernelHash, Codes]:
     try:
         content = load_file(file)
+        gamma = float(content["gamma"][0])
         hash_function = KernelHash(
-            kernel,
-            float(content["gamma"][0]),
+            build_kernel(kernel, gamma),
             float(content["length"][0]),
             content["landmarks"],
             content["projection"],
             content["offset"],
         )
-        return hash_function, content["codes"]
+        return gamma, hash_function, content["codes"]
     except (OSError, KeyError, IndexError, SafetensorError) as error:
         raise ArtifactError(f"{file} is damaged; build it again with candid index") from error
