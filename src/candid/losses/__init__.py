@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from candid.losses.full import FullSoftmax, full_softmax
     from candid.losses.in_batch import in_batch_softmax
     from candid.losses.in_batch_softmax_loss import InBatchSoftmaxLoss
+    from candid.losses.learnt_partition import LearntPartition
     from candid.losses.output import ItemEmbeddings, Loss, LossOutput
     from candid.losses.pointwise import BCE, GBCE, binary_cross_entropy
     from candid.losses.sampled import SampledSoftmax, sampled_softmax
@@ -34,6 +35,7 @@ _MODULES: Final = {
     "FullSoftmax": "full",
     "InBatchSoftmaxLoss": "in_batch_softmax_loss",
     "ItemEmbeddings": "output",
+    "LearntPartition": "learnt_partition",
     "Loss": "output",
     "LossComponent": "config",
     "LossConfig": "config",
@@ -56,6 +58,7 @@ __all__ = [
     "FullSoftmax",
     "InBatchSoftmaxLoss",
     "ItemEmbeddings",
+    "LearntPartition",
     "Loss",
     "LossComponent",
     "LossConfig",

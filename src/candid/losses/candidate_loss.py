@@ -267,6 +267,8 @@ class ObjectiveWithSampler(CandidateLoss):
     def __init__(self, objective: Loss, sampler: Sampler, *, num_groups: int = NUM_GROUPS) -> None:
         super().__init__(sampler, num_groups=num_groups)
         self.objective = objective
+        # Registered here, so that it moves to the device and is part of state_dict.
+        self.objective_state = getattr(objective, "state", None)
 
     def _compare(
         self,
@@ -276,13 +278,16 @@ class ObjectiveWithSampler(CandidateLoss):
         candidates: Candidates,
         effective_sample_size: bool,
     ) -> LossOutput:
-        return self.objective(
+        output = self.objective(
             query,
             item_embeddings,
             positive_ids,
             candidates,
             effective_sample_size=effective_sample_size,
         )
+        if self.training and self.objective_state is not None:
+            self.objective_state.step()
+        return output
 
 
 def reduce_rows(loss: Tensor, reduction: Reduction) -> Tensor:

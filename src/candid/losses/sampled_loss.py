@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from candid.candidates import Candidates
 from candid.errors import ConfigError
@@ -16,6 +16,14 @@ from candid.losses.config import LossConfig
 from candid.losses.corrected_softmax import dense_softmax
 from candid.losses.correction import DEFAULT_CORRECTION
 from candid.losses.output import ItemEmbeddings, LossOutput
+
+
+class StatefulPart(nn.Module, ABC):
+    """A part of a loss that changes with every training step."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Take the step of the batch that the loss was computed for last."""
 
 
 class SampledLoss:
@@ -58,6 +66,15 @@ class SampledLoss:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
+
+    @property
+    def state(self) -> StatefulPart | None:
+        """A part of the loss that changes with every training step, or None.
+
+        ``ObjectiveWithSampler`` calls its ``step`` after each training step, and checkpoints
+        contain its ``state_dict``.
+        """
+        return None
 
     def __call__(
         self,

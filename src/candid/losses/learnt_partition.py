@@ -1,0 +1,243 @@
+"""The learnt partition function: a loss whose partition function is predicted from the query.
+
+With log zeta = w · query + b, the prediction of log Z, and x(d) = exp(s(d)) / (zeta · e(d)) the
+ratio of the model to the expected count of a candidate, the loss of a row with positive p is
+
+    softplus(log c - log x(p)) + c · Σ softplus(log x(d) - log c) over the candidates d      (1)
+
+with respect to the scores and to w and b. Its gradient is g(x(d)) at a candidate and
+-g(x(p)) / x(p) at the positive, g(x) = x / (1 + x/c). Samples of the positive are candidates of the
+row too. Averaged over positives from P and candidates with expected counts e(d), the gradient at d
+is e(d) · g(x(d)) - P(d) · g(x(d)) / x(d): 0 where zeta = Z, x = P/e, for every number of
+candidates and every c > 0.
+
+c = 1 is noise contrastive estimation (Gutmann and Hyvärinen, AISTATS 2010) with a partition
+function for each query. As c grows, (1) approaches the bound of Fagan and Iyengar (2018),
+Z'/zeta + log zeta - 1 - s(p). A positive with P(p) far above e(p) has the gradient
+-c · e(p) / P(p), c times that of ``logq``: fewer steps are wasted where a user's items are rarely
+sampled. A candidate has a gradient of at most c: a large c is noisy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from candid.errors import ArtifactError
+from candid.losses.blockwise.tiles import Precision
+from candid.losses.comparison import Comparison
+from candid.losses.config import PRECISION
+from candid.losses.corrected_softmax import masked_logsumexp
+from candid.losses.inputs import widened
+from candid.losses.sampled_loss import SampledLoss, StatefulPart
+from candid.samplers.table_module import TableModule, scalar_tensor
+
+
+class PartitionHead(TableModule, StatefulPart):
+    """The prediction log zeta = w · query + b, with its own steps of Adam.
+
+    A loss records the gradient of a batch, and the training module takes the step after it.
+    Before the first step there is no prediction.
+
+    Args:
+        lr: learning rate of w and b.
+    """
+
+    extra_tensor_names: ClassVar[tuple[str, ...]] = ("weights", "mean", "square", "num_steps")
+
+    def __init__(self, lr: float) -> None:
+        super().__init__()
+        self.lr = lr
+        self.num_steps = 0
+        self._tensors: dict[str, Tensor] = {}
+        self._recorded: tuple[Tensor, Tensor] | None = None
+
+    def predict(self, query: Tensor) -> Tensor | None:
+        """Return log zeta [B] of queries [B, D], without gradient; None before the first step."""
+        if not self.num_steps:
+            return None
+        if self._tensors["weights"].device != query.device:  # after a checkpoint was loaded
+            self._tensors = {name: part.to(query.device) for name, part in self._tensors.items()}
+        weights = self._tensors["weights"]
+        return widened(query.detach()) @ weights[:-1] + weights[-1]
+
+    def record(self, query: Tensor, slope: Tensor, log_z: Tensor) -> None:
+        """Store the gradient of a batch for the next step.
+
+        Args:
+            query: [B, D].
+            slope: [B], derivative of each row's loss with respect to log zeta.
+            log_z: [B], estimates of log Z, for the first step.
+        """
+        rows = torch.cat([widened(query.detach()), torch.ones_like(slope)[:, None]], dim=1)
+        self._recorded = (slope @ rows / max(1, len(rows)), log_z.mean())
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take the step of the recorded gradient; the first one sets b to the mean of log Z."""
+        if self._recorded is None:
+            return
+        gradient, log_z = self._recorded
+        self._recorded = None
+        if not self.num_steps:
+            zeros = torch.zeros_like(gradient)
+            weights = torch.cat([zeros[:-1], log_z[None].to(zeros.dtype)])
+            self._tensors = {"weights": weights, "mean": zeros, "square": zeros.clone()}
+            self.num_steps = 1
+            return
+        mean, square = self._tensors["mean"], self._tensors["square"]
+        mean.lerp_(gradient, 0.1)
+        square.lerp_(gradient.square(), 0.001)
+        step = self.lr * math.sqrt(1 - 0.999**self.num_steps) / (1 - 0.9**self.num_steps)
+        self._tensors["weights"].addcdiv_(mean, square.sqrt().add_(1e-8), value=-step)
+        self.num_steps += 1
+
+    def get_extra_tensors(self) -> dict[str, Tensor]:
+        """Return the weights and the state of Adam; only the number of steps before the first."""
+        return self._tensors | {"num_steps": scalar_tensor(self.num_steps)}
+
+    def set_extra_tensors(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a state that ``get_extra_tensors`` returned.
+
+        Raises:
+            ArtifactError: weights are missing.
+        """
+        num_steps = int(state["num_steps"])
+        tensors = {name: state[name] for name in ("weights", "mean", "square") if name in state}
+        if num_steps and len(tensors) < 3:
+            raise ArtifactError(
+                "the state of the learnt partition function is incomplete: resume from another "
+                "checkpoint"
+            )
+        self.num_steps = num_steps
+        self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+class LearntPartition(SampledLoss):
+    """The loss (1) of ``candid.losses.learnt_partition``.
+
+    It is consistent for every number of candidates, as ``logq``, and needs fewer steps where the
+    items of a user are rarely sampled. In training, ``ObjectiveWithSampler`` trains the
+    prediction of log zeta. Without it each row takes log zeta from its own candidates, which
+    is biased. Scores are always computed at once, [B, N].
+
+    Candidates from the batch as a set of distinct items (``in_batch`` with ``distinct``) leave out
+    the positive, which adds a small bias.
+
+    Args:
+        cap: c in (1).
+        head_lr: learning rate of the prediction, by Adam.
+        precision: dtype of the matrix products.
+
+    Example:
+        >>> import torch
+        >>> from candid.losses import LOSSES
+        >>> from candid.losses.candidate_loss import ObjectiveWithSampler
+        >>> from candid.samplers import Uniform
+        >>> objective = LOSSES["learnt_partition"].Config(cap=10.0).build(10)
+        >>> loss = ObjectiveWithSampler(objective, Uniform(10, num_candidates=4))
+        >>> loss(torch.randn(2, 3), torch.randn(10, 3), torch.tensor([1, 2])).shape
+        torch.Size([])
+    """
+
+    class Config(SampledLoss.Config):
+        """Settings of ``LearntPartition``."""
+
+        cap: float = Field(
+            3.0,
+            gt=0,
+            description="largest gradient of a candidate: 1 is noise contrastive estimation; "
+            "larger values learn rarely sampled items in fewer steps, with more noise",
+        )
+        head_lr: float = Field(
+            0.01, gt=0, description="learning rate of the prediction of the partition function"
+        )
+        precision: Precision = Field("float32", description=PRECISION)
+
+        @property
+        def needs_full_support(self) -> bool:
+            """True: an item that is never sampled is missing from the partition function."""
+            return True
+
+        @property
+        def why_no_probability(self) -> None:
+            """None: the scores are log-probabilities up to a constant of the row."""
+            return None
+
+        def build(self, num_items: int) -> LearntPartition:
+            """Build for a catalog of any size."""
+            return LearntPartition(cap=self.cap, head_lr=self.head_lr, precision=self.precision)
+
+    def __init__(self, *, cap: float, head_lr: float, precision: Precision = "float32") -> None:
+        super().__init__(precision=precision)
+        self.cap = cap
+        self.head = PartitionHead(head_lr)
+
+    @property
+    def state(self) -> PartitionHead:
+        """The prediction of log zeta."""
+        return self.head
+
+    def row_losses(self, comparison: Comparison) -> Tensor:
+        """The loss (1) of each row; 0 for a row without candidates."""
+        shifts = comparison.shifts("logq")
+        positive, scores = comparison.positive_scores, widened(comparison.candidate_scores)
+        if shifts.positive is not None:
+            positive = positive - shifts.positive
+        if shifts.candidates is not None:
+            scores = scores - shifts.candidates
+        mask = comparison.accidental_hits
+        if comparison.exact_scores is not None and comparison.exact_accidental_hits is not None:
+            scores = torch.cat([widened(comparison.exact_scores), scores], dim=1)
+            mask = torch.cat([comparison.exact_accidental_hits, mask], dim=1)
+        num_hits = num_hits_of(comparison).to(positive.dtype)
+        is_empty = mask.all(dim=1) & (num_hits == 0)
+        log_z = _log_z(positive.detach(), scores.detach(), mask, num_hits)
+        log_z = log_z.masked_fill(is_empty, 0.0)
+        log_zeta = self.head.predict(comparison.query)
+        shift = (log_z if log_zeta is None else log_zeta) + math.log(self.cap)
+        of_positive, of_candidates = positive - shift, scores - shift[:, None]
+        # A positive that is never sampled has log x = inf, which 0 hits do not make 0.
+        of_hits = torch.where(num_hits > 0, of_positive, 0.0)
+        loss = (
+            softplus(-of_positive)
+            + self.cap * num_hits * softplus(of_hits)
+            + self.cap * softplus(of_candidates).masked_fill(mask, 0.0).sum(dim=1)
+        )
+        with torch.no_grad():
+            slope = torch.sigmoid(-of_positive) - self.cap * (
+                num_hits * torch.sigmoid(of_hits)
+                + torch.sigmoid(of_candidates).masked_fill(mask, 0.0).sum(dim=1)
+            )
+            self.head.record(comparison.query, slope.masked_fill(is_empty, 0.0), log_z)
+        return loss.masked_fill(is_empty, 0.0)
+
+
+def num_hits_of(comparison: Comparison) -> Tensor:
+    """[B], how often the positive of each row is among its candidates, the row itself left out."""
+    candidates, positive_ids = comparison.candidates, comparison.positive_ids
+    if candidates.keeps_hits:
+        kept = candidates.accidental_hits(positive_ids, keep=True)
+        num_hits = (comparison.accidental_hits & ~kept).sum(dim=1)
+    elif candidates.owner is None and candidates.source_rows is None:
+        is_hit = candidates.by_row(candidates.ids) == positive_ids[:, None]
+        is_hit = is_hit & ~candidates.by_row(candidates.log_expected_count).isposinf()
+        num_hits = is_hit.sum(dim=1)
+    else:
+        # The row's own positive is in the set too and cannot be separated from that of another row.
+        num_hits = torch.zeros_like(positive_ids)
+    if comparison.positive_in_exact is None:
+        return num_hits
+    return torch.where(comparison.positive_in_exact, 1, num_hits)
+
+
+def _log_z(positive: Tensor, scores: Tensor, mask: Tensor, num_hits: Tensor) -> Tensor:
+    """[B], log of the sum of the shifted scores' exponentials over all candidates of a row."""
+    of_hits = torch.where(num_hits > 0, positive + num_hits.log(), -math.inf)
+    return torch.logaddexp(masked_logsumexp(scores, mask), of_hits)
