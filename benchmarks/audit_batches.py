@@ -71,7 +71,7 @@ def trained_run(source: Path, folder: Path, options: argparse.Namespace) -> Run:
     table = RECIPE | {
         "batches": {"batch_size": 64, "max_length": options.max_length},
         "training": {"epochs": options.epochs, "trackers": ["jsonl"]},
-        "evaluation": {"ks": [10], "bootstrap": 0},
+        "evaluation": {"ks": [10], "intervals": False},
     }
     config = parse_config(table, "benchmark")
     train_run(config, dataset, folder / "run")

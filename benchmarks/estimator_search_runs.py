@@ -22,7 +22,7 @@ SIZES, SEEDS = (16, 64), 3
 NUM_GROUPS = 32  # 25 rows of a full batch share a sample
 BATCHES = {"batch_size": 16, "max_length": 50, "windows": "all"}
 MEASURED = EvaluationConfig(
-    ks=(10,), metric="ndcg@10", bootstrap=0, popularity_slices=0, history_slices=()
+    ks=(10,), metric="ndcg@10", intervals=False, popularity_slices=0, history_slices=()
 )
 
 
