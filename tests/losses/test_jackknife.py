@@ -14,6 +14,7 @@ from candid import full_softmax, sampled_softmax
 from candid.batches import BatchesConfig, Loader, target_counts
 from candid.candidates import Candidates, ExactCandidates
 from candid.data import DataConfig, prepare
+from candid.errors import ConfigError
 from candid.losses import corrected_log_softmax
 from candid.losses.jackknife import Groups
 from candid.samplers import CrossBatchMemory, InBatch, Popularity
@@ -344,6 +345,17 @@ def test_jackknife_makes_no_tensor_on_another_device(has_owner):
         owner=owner,
     )
     assert torch.autograd.grad(out.loss.sum(), positive)[0].device.type == "meta"
+
+
+def test_owner_of_another_shape_is_refused():
+    with pytest.raises(ConfigError, match=r"owner must be .* like candidates .*3, 6"):
+        corrected_log_softmax(
+            positive=torch.zeros(3),
+            candidates=torch.zeros(3, 6),
+            log_expected_count=torch.zeros(6),
+            jackknife=True,
+            owner=torch.zeros(2, 6, dtype=torch.int64),
+        )
 
 
 def test_column_of_a_group_is_that_of_its_first_candidate():

@@ -17,6 +17,7 @@ import math
 import torch
 from torch import Tensor
 
+from candid.errors import ConfigError
 from candid.losses.comparison import Comparison
 from candid.losses.correction import (
     DEFAULT_CORRECTION,
@@ -95,7 +96,7 @@ def corrected_log_softmax(
     Raises:
         UnknownNameError: no such correction.
         ConfigError: the correction needs ``log_expected_count_positive``, which is None, or is
-            not defined beside exact candidates.
+            not defined beside exact candidates; or ``owner`` has another shape.
 
     Example:
         >>> import math, torch
@@ -110,6 +111,11 @@ def corrected_log_softmax(
         [1001, 1001]
     """
     check_defined(correction, has_exact=exact is not None, is_set=False)
+    if owner is not None and owner.shape not in (candidates.shape, candidates.shape[1:]):
+        raise ConfigError(
+            f"owner must be [N] or [B, N] like candidates {list(candidates.shape)}, got "
+            f"{list(owner.shape)}: pass the user of each candidate, -1 for none"
+        )
     shifts = shifts_of_counts(
         correction, log_expected_count, log_expected_count_positive, log_renormalization
     )
