@@ -1,4 +1,4 @@
-"""Retrieval models for recommender systems, trained with a sampled softmax of known bias.
+"""Retrieval models for recommender systems, trained with a corrected sampled softmax.
 
 The names below are the public interface. Each is imported on first use, so that ``import candid``
 is fast and does not import torch. Packages are imported on first use as well:

@@ -11,20 +11,22 @@ import torch
 from candid.audit import (
     AuditCase,
     AuditInput,
+    Drift,
     DriftSampling,
     SamplingBudget,
     audit,
     estimators_for,
     sampler_config,
 )
-from candid.demo.page import DemoReport, ModelResult, write_page
+from candid.demo import DemoReport, ModelResult, RegimeReport
+from candid.demo.page import write_page
+from candid.demo.prediction import Prediction
+from candid.demo.regimes import ESTIMATORS, REGIMES, objectives
 from candid.evaluation import Estimate, EvaluationReport
-from candid.evaluation.report import Slice
 from candid.index import BENCHMARKED_INDEXES, ExactIndex, IndexBenchmark, Measurement
 from candid.report import Curve
 from candid.report.audit_page import write_audit_page
 from candid.report.index_page import write_index_page
-from candid.synthetic import SyntheticConfig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(
@@ -101,19 +103,28 @@ def write_index(path):
 
 def write_demo(path):
     estimate = Estimate(0.1234, 0.1200, 0.1268)
-    names = ("ndcg@10", "recall@10", "ndcg@20", "recall@20", "nll", "excess_nll")
-    metrics = {name: estimate for name in (*names, "popularity@10", "coverage@10")}
-    slices = tuple(Slice(f"{n} to {n + 9} clicks", 9, 9, metrics, None) for n in range(0, 100, 10))
-    evaluation = EvaluationReport(
-        metrics, "ndcg@10", {"target_popularity": slices}, {}, {}, per_user=None
-    )
+    names = ("ndcg@10", "recall@10", "nll", "excess_nll", "popularity@10", "coverage@10")
+    metrics = dict.fromkeys(names, estimate)
+    evaluation = EvaluationReport(metrics, "ndcg@10", {}, {}, {}, per_user=None)
     curve = Curve([1e-6, 1e-3], [1e-5, 1e-3])
-    history = [{"epoch": 1, "validation/ndcg@10": 0.1}, {"epoch": 2, "validation/ndcg@10": 0.2}]
-    models = {
-        name: ModelResult(evaluation, np.arange(100), curve, history, train_seconds=123.0)
-        for name in ("none", "logq", "refined", "full softmax")
-    } | {"oracle": ModelResult(evaluation, np.arange(100))}
-    report = DemoReport(models, SyntheticConfig(), {}, num_candidates=256, epochs=12, seconds=90.0)
+    over_full = Estimate(0.25, 0.2, 0.3)
+    models = [
+        ModelResult(
+            objective,
+            evaluation,
+            np.arange(100),
+            over_full,
+            curve,
+            train_seconds=123.0,
+        )
+        for objective in objectives((16, 256))
+    ]
+    models.append(ModelResult(None, evaluation, np.arange(100)))
+    drift = Drift(by_user=torch.tensor([0.1, 0.3]), by_user_error=torch.ones(2), block_error=0.01)
+    drifts = {(n, one): drift for n in (16, 256) for one in ESTIMATORS}
+    prediction = Prediction(0.3, (8.0, 18.0, 50.0), (1.0, 2.0, 3.0), drifts)
+    regimes = [RegimeReport(regime, {}, prediction, models) for regime in REGIMES]
+    report = DemoReport(regimes, (16, 256), epochs=12, seconds=90.0)
     write_page(path, report, path.parent / "a-folder-with-a-long-name" / "interactions.parquet")
 
 

@@ -19,11 +19,10 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Train with each correction on synthetic data and compare with the true distribution."""
-    from candid.cli.progress import train_progress
     from candid.demo import run_demo
 
     console = Console(json, quiet)
-    result = run_demo(out, note=console.note, progress=lambda: train_progress(console))
+    result = run_demo(out, note=console.note)
     console.result(
         {"page": str(result.page), **result.report.to_json()},
         result.report.table(),

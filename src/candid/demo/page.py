@@ -1,136 +1,49 @@
-"""Results of the demo as a table, as JSON and as an HTML page."""
+"""The HTML page of the demo."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import rich.table
-
-from candid.batches import Ints
-from candid.evaluation import Estimate, EvaluationReport
-from candid.losses.correction import DEFAULT_CORRECTION
+from candid.demo.report import COLUMNS, ORACLE, DemoReport, ModelResult, RegimeReport, number
 from candid.report import (
     Curve,
     Figure,
     Heading,
     Paragraph,
     Table,
-    by_decile,
     calibration,
     interval_bars,
-    learning_curves,
+    log_log,
     rank_frequency,
     write_report,
 )
 from candid.report.html import Block
-from candid.synthetic import SyntheticConfig
 
-ORACLE = "oracle"
-"""Name of the row of the true distribution."""
-
-_METRICS = {
-    "ndcg@10": "ndcg@10",
-    "recall@10": "recall@10",
-    "nll": "NLL",
-    "excess_nll": "excess NLL",
-    "popularity@10": "popularity@10",
-    "coverage@10": "coverage@10",
-}
-"""Column heads by metric of the evaluation."""
-
-
-@dataclass(frozen=True)
-class ModelResult:
-    """One row of the comparison.
-
-    Attributes:
-        report: evaluation on the test split, with the excess NLL.
-        recommended_counts: [V], number of users whose top 10 holds each item.
-        calibration: true against predicted probability; None for the oracle.
-        history: validation metrics by epoch.
-        train_seconds: seconds of training without evaluation; None for the oracle.
-    """
-
-    report: EvaluationReport
-    recommended_counts: Ints
-    calibration: Curve | None = None
-    history: Sequence[Mapping[str, float]] = field(default=())
-    train_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class DemoReport:
-    """All results of a demo.
-
-    Attributes:
-        models: result by name, the oracle last.
-        synthetic: settings of the data.
-        counts: of the prepared dataset.
-        num_candidates: candidates per step of the sampled objectives.
-        epochs: passes over the training data in each run.
-        seconds: duration of the whole demo.
-    """
-
-    models: Mapping[str, ModelResult]
-    synthetic: SyntheticConfig
-    counts: Mapping[str, int]
-    num_candidates: int
-    epochs: int
-    seconds: float
-
-    def rows(self) -> list[list[str]]:
-        """Return cells: name, metrics with half-widths of 95 % intervals, training seconds."""
-        return [
-            [
-                name,
-                *(_cell(result.report.metrics[metric]) for metric in _METRICS),
-                "" if result.train_seconds is None else f"{result.train_seconds:.0f}",
-            ]
-            for name, result in self.models.items()
-        ]
-
-    @property
-    def columns(self) -> list[str]:
-        """Heads of ``rows``."""
-        return ["", *_METRICS.values(), "training, s"]
-
-    def table(self) -> rich.table.Table:
-        """Return the comparison for the terminal."""
-        table = rich.table.Table(
-            title="test split, full catalog (± 95 % interval)",
-            caption="excess NLL: NLL minus that of the true distribution (the oracle)",
-        )
-        for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if index else "left")
-        for row in self.rows():
-            table.add_row(*row)
-        return table
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values.
-
-        ``models`` {name: {evaluation, train_seconds, history}}, ``synthetic`` (settings of the
-        data), ``counts``, ``num_candidates``, ``epochs`` and ``seconds``.
-        """
-        return {
-            "models": {
-                name: {
-                    "evaluation": result.report.to_json(),
-                    "train_seconds": result.train_seconds,
-                    "history": [dict(line) for line in result.history],
-                }
-                for name, result in self.models.items()
-            },
-            "synthetic": self.synthetic.model_dump(mode="json"),
-            "counts": dict(self.counts),
-            "num_candidates": self.num_candidates,
-            "epochs": self.epochs,
-            "seconds": round(self.seconds, 1),
-        }
+_WHAT_IT_SHOWS = (
+    "Each model is trained with the same towers, batches, optimizer and number of epochs. They "
+    "differ in the loss: the full softmax over the catalog, or a sampled softmax with n candidates "
+    "by popularity and one correction. The data comes from known probabilities, so two numbers "
+    "are known that no real data set gives: how far a model is from the best possible one (excess "
+    "NLL), and how far a correction moves a model that is already right (predicted drift)."
+)
+_CORRECTIONS = (
+    "'none' compares raw scores. 'logq' shifts candidates and positive by the log of their "
+    "expected counts and keeps samples that equal the positive; its drift is 0 at every n. "
+    "'logq, hits masked' leaves these samples out; its drift grows with n where probabilities are "
+    "large. 'refined' shifts the candidates only; its drift falls like chi2 / n, with chi2 = "
+    "Σ P²/Q - 1, so it needs n well above chi2. The drift is a second-order prediction for a model "
+    "that can represent anything: where n is small the measured distance is larger. Sampled "
+    "losses are also noisy, and a short training does not average all of the noise out; this "
+    "costs something at small n even where the drift is 0."
+)
+_WHAT_FOLLOWS = (
+    "Never train on sampled candidates without a correction. Where the model is unsure, the "
+    "corrections give nearly the same model. Where it is confident, take 'logq' with kept hits for "
+    "few candidates, and 'refined' or 'logq' for n well above chi2; 'candid audit' measures chi2 "
+    "and drift on your model. Only the value of the 'refined' loss estimates the negative "
+    "log-likelihood."
+)
 
 
 def write_page(path: Path, report: DemoReport, interactions: Path) -> None:
@@ -144,31 +57,28 @@ def write_page(path: Path, report: DemoReport, interactions: Path) -> None:
     Raises:
         ArtifactError: the page cannot be written.
     """
-    synthetic = report.synthetic
     blocks: list[Block] = [
-        Table(
-            report.columns,
-            report.rows(),
-            "Test split, full catalog, seen items not filtered; ± half of the 95 % interval over "
-            "users. NLL in nats; excess NLL is the NLL minus that of the true distribution (the "
-            "oracle); popularity@10 is the mean training count of the recommended items.",
-            emphasis=[list(report.models).index(DEFAULT_CORRECTION)],
+        Paragraph(_WHAT_IT_SHOWS),
+        Heading("Predicted and measured"),
+        Figure(
+            _predicted_and_measured(report.regimes),
+            "One point for each regime, correction and n. On the line from corner to corner the "
+            "prediction is exact. Both axes are logarithmic; values of 0 and below are left out, "
+            "which are those that are not different from the full softmax.",
+            "Points of measured NLL over the full softmax against predicted drift: "
+            + "; ".join(_as_text(one) for one in report.regimes),
         ),
-        Paragraph(
-            f"The data has {synthetic.num_users:,} users and {synthetic.num_items:,} items with "
-            f"Zipf popularity (exponent {synthetic.zipf_exponent:g}). The next choice follows a "
-            "softmax of a dot product plus a popularity bias, and depends on the last "
-            f"{synthetic.history_length} items. All runs have the same towers, batches, "
-            f"optimizer and number of epochs ({report.epochs}). The sampled runs have "
-            f"{report.num_candidates} candidates per step, sampled by popularity, and differ only "
-            "in the correction."
-        ),
-        *_figures(report),
+        Paragraph(_CORRECTIONS),
+        Paragraph("What follows: " + _WHAT_FOLLOWS),
+    ]
+    for regime in report.regimes:
+        blocks += _regime_blocks(report, regime)
+    blocks += [
         Heading("Run the same steps on your own data"),
         Paragraph(
             f"candid prepare --interactions {interactions} --user user_id --item item_id "
             "--time timestamp --out prepared\ncandid train --data prepared --out run\n"
-            "candid evaluate run",
+            "candid evaluate run\ncandid audit run",
             code=True,
         ),
     ]
@@ -176,114 +86,137 @@ def write_page(path: Path, report: DemoReport, interactions: Path) -> None:
 
 
 def _summary(report: DemoReport) -> str:
-    excess = ", ".join(
-        f"{name} {_number(result.report.metrics['excess_nll'].value)}"
-        for name, result in _trained(report.models).items()
-    )
+    lines = [
+        f"{one.regime.name} users: "
+        + ", ".join(
+            f"{_label(model)} {number(model.over_full.value)}"
+            for model in one.sampled
+            if model.over_full is not None
+        )
+        for one in report.regimes
+    ]
     return (
-        "Distance from the best possible model (negative log-likelihood minus that of the true "
-        f"distribution, nats): {excess}."
+        "Negative log-likelihood above that of a model trained with the full softmax, in nats; "
+        + "; ".join(lines)
+        + "."
     )
 
 
-def _figures(report: DemoReport) -> list[Block]:
-    models = report.models
-    trained = _trained(models)
-    oracle_ndcg = models[ORACLE].report.metrics["ndcg@10"].value
-    curves = {name: _curve(one.history, "validation/ndcg@10") for name, one in trained.items()}
-    bars = {
-        metric: {name: one.report.metrics[metric] for name, one in models.items()}
-        for metric in ("ndcg@10", "recall@10", "ndcg@20", "recall@20")
-    }
-    deciles, labels = _deciles(models)
+def _regime_blocks(report: DemoReport, regime: RegimeReport) -> list[Block]:
+    synthetic, prediction, name = regime.regime.synthetic, regime.prediction, regime.regime.name
+    low, median, high = prediction.chi2
+    smallest = min(report.num_candidates)
+    few = [one for one in regime.models if one.num_candidates in (None, smallest)]
     return [
-        Heading("Ranking quality"),
-        Figure(
-            interval_bars(bars, y_label="value"),
-            "Ranking metrics on the test split with 95 % intervals over users.",
-            "Bars: " + _as_text(models, "ndcg@10"),
+        Heading(f"Regime: {name}"),
+        Paragraph(
+            f"{synthetic.num_users:,} users and {synthetic.num_items:,} items with Zipf popularity "
+            f"(exponent {synthetic.zipf_exponent:g}); the next choice follows a softmax of a dot "
+            f"product plus a popularity bias, at temperature {synthetic.temperature:g}. A choice "
+            f"has a true probability of {prediction.mean_p:.2f} on average. chi2 of the users: "
+            f"{median:.1f} (10 to 90 %: {low:.1f} to {high:.1f}); KL(P‖Q): "
+            f"{prediction.kl[1]:.2f} nats. {report.epochs} epochs."
         ),
-        Heading("Training"),
+        Table(
+            COLUMNS[1:],
+            [row[1:] for row in report.rows(regime)],
+            "Test split, full catalog, seen items not filtered. Predicted drift ± standard error; "
+            "all others ± half of the 95 % interval over users. NLL in nats; NLL over full softmax "
+            "compares the same users; excess NLL is the NLL minus that of the true distribution "
+            "(the oracle); popularity@10 is the mean training count of the recommended items.",
+        ),
         Figure(
-            learning_curves(
-                curves,
-                x_label="epoch",
-                y_label="validation ndcg@10",
-                reference=None if oracle_ndcg is None else ("oracle (test)", oracle_ndcg),
+            interval_bars(
+                {
+                    f"n = {n}": {
+                        one.name: one.over_full
+                        for one in regime.sampled
+                        if one.num_candidates == n and one.over_full is not None
+                    }
+                    for n in report.num_candidates
+                },
+                y_label="NLL over full softmax, nats",
             ),
-            "Validation metric after each pass over the training data.",
-            "Lines of validation ndcg@10 by epoch; final test values: "
-            + _as_text(models, "ndcg@10"),
+            f"{name}: negative log-likelihood above that of the full softmax, same users, with "
+            "95 % intervals.",
+            "Bars: " + _as_text(regime),
         ),
-        Heading("Calibration"),
+        Figure(
+            interval_bars(
+                {
+                    f"n = {n}": {
+                        one.name: one.report.metrics["ndcg@10"]
+                        for one in regime.models
+                        if one.num_candidates in (None, n)
+                    }
+                    for n in report.num_candidates
+                },
+                y_label="ndcg@10",
+            ),
+            f"{name}: ranking quality on the test split with 95 % intervals over users.",
+            "Bars of ndcg@10: "
+            + ", ".join(f"{_label(one)} {number(one.value('ndcg@10'))}" for one in regime.models),
+        ),
         Figure(
             calibration(
-                {name: one.calibration for name, one in trained.items() if one.calibration},
+                {one.name: one.calibration for one in few if one.calibration},
                 y_label="mean true probability",
             ),
-            "All pairs of 1,000 test users and the catalog, grouped by predicted probability. On "
-            "the diagonal the predictions are correct; above it they are too low.",
+            f"{name}, n = {smallest}: pairs of 1,000 test users and the catalog, grouped by "
+            "predicted probability. On the diagonal the predictions are right; above it they are "
+            "too low.",
             "Lines of true against predicted probability; excess NLL: "
-            + _as_text(models, "excess_nll"),
-        ),
-        Heading("Popular and rare items"),
-        Figure(
-            by_decile(
-                deciles, x_label="slice of the target items, rarest first", y_label="ndcg@10"
-            ),
-            "ndcg@10 by popularity of the target; each slice has about the same share of the "
-            "training interactions. " + labels,
-            "Lines of ndcg@10 by popularity of the target item.",
+            + ", ".join(f"{_label(one)} {number(one.value('excess_nll'))}" for one in few),
         ),
         Figure(
             rank_frequency(
-                {name: one.recommended_counts for name, one in models.items()},
+                {one.name: one.recommended_counts for one in few},
                 y_label="share of the top-10 places",
             ),
-            "Share of the r-th most recommended item. A line above the oracle's on the left means "
-            "that popular items are recommended too often.",
+            f"{name}, n = {smallest}: share of the r-th most recommended item. On the left, a "
+            "line above that of the oracle means that popular items are recommended too often, a "
+            "line below it too rarely.",
             "Lines of share by rank; mean popularity of the recommended items: "
-            + _as_text(models, "popularity@10"),
+            + ", ".join(f"{_label(one)} {number(one.value('popularity@10'))}" for one in few),
         ),
     ]
 
 
-def _trained(models: Mapping[str, ModelResult]) -> dict[str, ModelResult]:
-    return {name: result for name, result in models.items() if name != ORACLE}
-
-
-def _curve(history: Sequence[Mapping[str, float]], metric: str) -> Curve:
-    lines = [line for line in history if metric in line]
-    return Curve([line["epoch"] for line in lines], [line[metric] for line in lines])
-
-
-def _deciles(models: Mapping[str, ModelResult]) -> tuple[dict[str, list[float]], str]:
-    slices = {name: one.report.slices["target_popularity"] for name, one in models.items()}
-    values = {
-        name: [_nan_if_none(part.metrics["ndcg@10"].value) for part in parts]
-        for name, parts in slices.items()
-    }
-    labels = [part.label for part in next(iter(slices.values()))]
-    return values, f"Slices: {labels[0]} to {labels[-1]}."
-
-
-def _as_text(models: Mapping[str, ModelResult], metric: str) -> str:
-    return ", ".join(
-        f"{name} {_number(one.report.metrics[metric].value)}" for name, one in models.items()
+def _predicted_and_measured(regimes: Sequence[RegimeReport]) -> str:
+    points: dict[str, tuple[list[float], list[float]]] = {}
+    for regime in regimes:
+        for model in regime.sampled:
+            drift = regime.drift(model)
+            measured = None if model.over_full is None else model.over_full.value
+            if drift is None or measured is None:
+                continue
+            x, y = points.setdefault(f"{regime.regime.name}: {model.name}", ([], []))
+            x.append(drift[0])
+            y.append(measured)
+    curves = {name: Curve(x, y) for name, (x, y) in points.items() if _has_positive(x, y)}
+    return log_log(
+        curves,
+        x_label="predicted drift, nats",
+        y_label="NLL over full softmax, nats",
+        is_scatter=True,
     )
 
 
-def _nan_if_none(value: float | None) -> float:
-    return math.nan if value is None else value
+def _has_positive(x: Sequence[float], y: Sequence[float]) -> bool:
+    return any(a > 0 and b > 0 for a, b in zip(x, y, strict=True))
 
 
-def _cell(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return _number(estimate.value)
-    return f"{_number(estimate.value)} ±{_number((estimate.high - estimate.low) / 2)}"
+def _as_text(regime: RegimeReport) -> str:
+    parts = []
+    for model in regime.sampled:
+        drift = regime.drift(model)
+        if drift is not None and model.over_full is not None:
+            measured = number(model.over_full.value)
+            parts.append(f"{_label(model)} predicted {number(drift[0])}, measured {measured}")
+    return f"{regime.regime.name}: " + "; ".join(parts)
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.0f}"
+def _label(model: ModelResult) -> str:
+    if model.name == ORACLE or model.num_candidates is None:
+        return model.name
+    return f"{model.name} (n = {model.num_candidates})"

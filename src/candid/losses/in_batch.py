@@ -43,7 +43,7 @@ def in_batch_softmax(
 
     It suits a model that encodes both sides of the batch (text retrieval, any two towers without
     a table of items). In-batch negatives follow item popularity: a document that is often a
-    positive is often a negative too. The correction -log(n·Q) removes this bias. An item that is
+    positive is often a negative too. The correction -log(n·Q) accounts for that. An item that is
     the positive of this row and of another one is an accidental hit, however often it was
     encoded; ``positive_ids`` identify it. It is masked or kept (``accidental_hits``).
 
