@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from candid.audit import Estimator, SamplingBudget, audit, estimators_for
+from candid.audit import DriftSampling, Estimator, SamplingBudget, audit, estimators_for
 from candid.audit.run_inputs import recipe_case, run_inputs, untrained_input
 from candid.batches import Loader
 from candid.config import parse_config
@@ -136,4 +136,26 @@ def test_audit_of_a_recipe_with_a_registered_sampler(dataset, monkeypatch):
         cost_rows=8,
     )
     assert {entry.num_scores for entry in report.entries} == {7}
-    assert report.entries[0].to_json()["sampler"] == {"type": "uniform_pool", "pool": 7}
+    assert report.entries[0].sampler == {"type": "uniform_pool", "pool": 7}
+
+
+def test_audit_of_a_run_separates_the_parts_of_the_error_of_in_batch_candidates(dataset):
+    config = config_of(sampler={"type": "in_batch"})
+    report = audit(
+        [untrained_input(config, dataset, 10)],
+        [recipe_case(config, dataset)],
+        sampling=SamplingBudget(repeats=16),
+        drift=DriftSampling(users=4, repeats=16),
+        cost_rows=8,
+    )
+    row = report.to_json()["estimators"][0]
+    parts = row["inputs"]["at initialisation"]["in_batch"]
+    assert parts["real"]["z_sd"] > 0
+    assert parts["independent"]["z_sd"] > 0
+    assert parts["frequency"]["total_variation"] < 1e-6
+    # 16 of 40 windows with five rows each; the last batch of an epoch has eight windows.
+    assert parts["mean_rows"] == pytest.approx(5 * (0.8 * 15 + 0.2 * 7))
+    (note,) = report.notes
+    assert note.startswith(
+        "candidates from batches (recipe, refined, n = 80): real batches have 67 "
+    )

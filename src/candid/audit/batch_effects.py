@@ -84,10 +84,10 @@ class BatchEffects:
     def sentence(self) -> str:
         """Return one sentence for a report."""
         text = (
-            f"real batches have {self.mean_rows:,.0f} rows of other units beside a row, gradient "
-            f"bias {self.real.bias:.4f} and a standard deviation of Z' of {self.real.z_sd:.3f}; as "
-            f"many independent rows would have {self.independent.bias:.4f} and "
-            f"{self.independent.z_sd:.3f}"
+            f"real batches have {self.mean_rows:,.0f} rows of other units beside a row, a gradient "
+            f"bias of {self.real.bias:.4f} and a standard deviation of the estimated partition "
+            f"function of {self.real.z_sd:.3f}; as many independent rows would have "
+            f"{self.independent.bias:.4f} and {self.independent.z_sd:.3f}"
         )
         if self.frequency is None:
             return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -128,7 +129,7 @@ class UnitBatches:
                 f"units_per_batch must be 1 to {self.num_units}, got {self.units_per_batch}"
             )
 
-    @property
+    @cached_property
     def lengths(self) -> Ints:
         """[W], rows of each unit."""
         return np.diff(self.offsets)

@@ -20,6 +20,11 @@ that the noise of the samples adds nothing on average. A gradient is the estimat
 positive and the candidates minus 1 at the positive, and the mean of the ones is P: b is therefore
 the mean of the estimated softmax minus P, which has no noise from the choice of the positive.
 
+Candidates from batches are items of the data, not of the model: the other rows of a batch are
+whole units of the loader, as in training (``AuditSampler``). Q is then the frequency of the dealt
+targets, the rows of one user come together, and the drift includes the effect of these clusters.
+Only the positive of the audited user is sampled from P(d | u).
+
 Beside it stand the distances of the sampler's Q from P: chi2 = Σ P²/Q - 1, on which the number of
 candidates that an estimator needs depends, and KL(P || Q).
 """

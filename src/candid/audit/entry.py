@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from candid.audit.batch_effects import BatchEffects
 from candid.audit.cost import Cost
 from candid.audit.drift import Drift, ProposalDistance
 from candid.audit.estimator import Estimator
@@ -28,11 +29,13 @@ class InputMeasurement:
         distance: of the sampler's Q from the model's P, for the same users; None beside exact
             candidates.
         slices: statistics given the positive: "all", "rare", "middle", "popular".
+        in_batch: what the error comes from, where candidates are those of real batches.
     """
 
     drift: Drift
     distance: ProposalDistance | None
     slices: Mapping[str, EstimatorStatistics]
+    in_batch: BatchEffects | None = None
 
     @property
     def statistics(self) -> EstimatorStatistics:
@@ -63,6 +66,7 @@ class InputMeasurement:
             "chi2": None if distance is None else _by_user(distance.chi2),
             "kl": None if distance is None else _by_user(distance.kl),
             "slices": {name: one.to_json() for name, one in self.slices.items()},
+            "in_batch": None if self.in_batch is None else self.in_batch.to_json(),
         }
 
 

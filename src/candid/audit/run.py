@@ -11,6 +11,7 @@ from torch import Tensor
 
 from candid.audit.audit_input import SLICES, AuditInput
 from candid.audit.audit_sampler import AuditRows, AuditSampler
+from candid.audit.batch_effects import BatchEffects, measure_batch_effects
 from candid.audit.cases import AuditCase
 from candid.audit.cost import full_softmax_cost, sampled_cost
 from candid.audit.drift import measure_drift, proposal_distance
@@ -103,7 +104,7 @@ def audit(
         full_softmax_cost=full_softmax_cost(inputs[-1], cost_rows),
         noise=noise,
         budget=budget,
-        notes=notes,
+        notes=[*notes, *_batch_notes(entries, inputs[-1].name)],
         settings={
             "seed": seed,
             "sampling": asdict(sampling),
@@ -136,12 +137,31 @@ def _measurements(
     )
     distance = proposal_distance(users, sampler)
     drifts = measure_drift(users, sampler, case.estimators, budget)
+    parts = [_by_slice(means_of_one, slices) for means_of_one in means]
+    statistics = [part[ALL_ROWS] for part in parts]
+    effects = measure_batch_effects(
+        data, reference, case.sampler, case.estimators, statistics, sampling, seed=seed
+    )
+    in_batch: Sequence[BatchEffects | None] = effects or [None] * len(parts)
     return [
         InputMeasurement(
-            drift=drift_of_one, distance=distance, slices=_by_slice(means_of_one, slices)
+            drift=drift_of_one, distance=distance, slices=part, in_batch=effects_of_one
         )
-        for drift_of_one, means_of_one in zip(drifts, means, strict=True)
+        for drift_of_one, part, effects_of_one in zip(drifts, parts, in_batch, strict=True)
     ]
+
+
+def _batch_notes(entries: Sequence[AuditEntry], name: str) -> list[str]:
+    """Return a sentence on the first in-batch estimator on an input, the recipe's if there is one.
+
+    The estimators of the recipe are measured first.
+    """
+    effects = [(entry, entry.inputs[name].in_batch) for entry in entries]
+    return [
+        f"candidates from batches ({entry.label}): {one.sentence()}"
+        for entry, one in effects
+        if one is not None
+    ][:1]
 
 
 def _by_slice(means: GroupMeans, slices: Tensor) -> dict[str, EstimatorStatistics]:

@@ -152,7 +152,7 @@ def audit(
         {"file": str(folder / "audit.json"), "page": str(folder / "audit.html")} | report.to_json(),
         report.table(),
         sentence,
-        *notes,
+        *report.notes,
         f"written to {folder / 'audit.json'} and {folder / 'audit.html'}",
     )
 
