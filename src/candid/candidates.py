@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 ROWS_AT_ONCE = 512
 """Rows that are compared with all samples together."""
@@ -56,10 +60,98 @@ class ExactCandidates:
         row_mask = _part_mask(positive_ids, row_ids) | torch.isin(row_ids, first.ids)
         return torch.cat([mask, row_mask], dim=1)
 
+    def of_rows(self, rows: slice | Tensor) -> ExactCandidates:
+        """Return the candidates of some rows; shared ones stay as they are."""
+        row_candidates = None if self.row_candidates is None else self.row_candidates.of_rows(rows)
+        if self.ids.ndim == 1:
+            return replace(self, row_candidates=row_candidates)
+        return ExactCandidates(self.ids[rows], self.log_expected_count[rows], row_candidates)
+
     def has_positive(self, positive_ids: Tensor) -> Tensor:
         """Return [B] bool, whether the positive of each row [B] is an exact candidate."""
         matches = [part.ids == positive_ids[:, None] for part in self.parts]
         return torch.cat(matches, dim=1).any(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCounts:
+    """The part of expected counts that comes from rows of the batch or of earlier batches.
+
+    A row of user u is not compared with the c rows of its own user (at least itself, in its own
+    batch). Of n rows with positives from Q the other n - c contribute (n - c) · Q(d) to the
+    expected count of item d, or 1 - (1 - Q(d))^(n - c) where each item is kept once.
+
+    Attributes:
+        share: shape of the candidates' ids: Q(d) / e(d), or 1 / e(d) where each item is kept
+            once; e(d) is ``Candidates.log_expected_count``.
+        log_miss: shape of ``share``: log(1 - Q(d)) where each item is kept once, otherwise None.
+        num_of_others: [B] floats, n - c.
+    """
+
+    share: Tensor
+    log_miss: Tensor | None
+    num_of_others: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Expected counts by row, for candidates of which a row loses those of its own user.
+
+    The expected count of item d for a row is e(d) times (``fixed_share`` plus the shares of
+    ``parts``): a few vectors over the candidates and one number for each row and part, so that
+    no [B, N] matrix is stored.
+
+    Attributes:
+        fixed_share: shape of the candidates' ids: the share of e(d) that is the same for all
+            rows, from sources that do not read the batch.
+        parts: the sources that do.
+        log_expected_count_positive: [B], log of the expected count of each row's positive for
+            that row.
+    """
+
+    fixed_share: Tensor
+    parts: tuple[BatchCounts, ...]
+    log_expected_count_positive: Tensor
+
+    def log_ratio(
+        self, rows: slice, of_items: Callable[[Tensor], Tensor], dtype: torch.dtype
+    ) -> Tensor:
+        """Return log(e_row(d) / e(d)) for some rows and candidates: [rows, n].
+
+        Args:
+            rows: which rows.
+            of_items: selects the candidates from a tensor of the shape of the ids: [n], or
+                [rows, n].
+            dtype: of the arithmetic and of the result, at least float32.
+        """
+        total = of_items(self.fixed_share).to(dtype)
+        for part in self.parts:
+            others = part.num_of_others[rows, None].to(dtype)
+            share = of_items(part.share).to(dtype)
+            if part.log_miss is not None:
+                log_miss = of_items(part.log_miss).to(dtype)
+                # 0 · log(1 - 1) would be NaN: zero rows include no item.
+                included = -torch.expm1(torch.where(others > 0, others * log_miss, 0.0))
+                total = total + included * share
+            else:
+                total = total + others * share
+        # 0 where only rows of the row's own user have the item: it is masked in that row.
+        return torch.where(total > 0, total, 1.0).log()
+
+    def of_rows(self, rows: slice | Tensor, by_row: Callable[[Tensor], Tensor]) -> RowCounts:
+        """Return the counts of some rows; ``by_row`` selects them from vectors of candidates."""
+        return RowCounts(
+            fixed_share=by_row(self.fixed_share),
+            parts=tuple(
+                BatchCounts(
+                    by_row(part.share),
+                    None if part.log_miss is None else by_row(part.log_miss),
+                    part.num_of_others[rows],
+                )
+                for part in self.parts
+            ),
+            log_expected_count_positive=self.log_expected_count_positive[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +179,11 @@ class Candidates:
             candidate is, -1 for none; None where no candidate is a row's own positive, or where
             ``owner`` masks each row's own. A row is never compared with itself, whether or not
             accidental hits are kept.
+        is_mixture: whether there is a fixed number of samples from each of several sources. The
+            expected counts of all items but the positive are then those among the candidates
+            that are not masked, and are not renormalized.
+        row_counts: the expected counts of each row where they differ; None where
+            ``log_expected_count`` holds for every row.
     """
 
     ids: Tensor
@@ -97,6 +194,8 @@ class Candidates:
     row_user_ids: Tensor | None = None
     exact: ExactCandidates | None = None
     source_rows: Tensor | None = None
+    is_mixture: bool = False
+    row_counts: RowCounts | None = None
 
     def by_row(self, values: Tensor) -> Tensor:
         """Expand ``values``, of the shape of ``ids``, to the rows: [N] shared, or [B, N]."""
@@ -115,6 +214,58 @@ class Candidates:
         positive itself.
         """
         return self.num_samples is not None
+
+    def of_rows(self, rows: slice | Tensor) -> Candidates:
+        """Return the candidates as sampled, for some rows of the batch.
+
+        Args:
+            rows: a slice, or distinct row numbers, [n] int64.
+        """
+        num_rows = len(self.log_expected_count_positive)
+
+        def of_items(values: Tensor) -> Tensor:
+            values = self.by_row(values)
+            return values if values.ndim == 1 else values[rows]
+
+        def or_none(values: Tensor | None) -> Tensor | None:
+            return None if values is None else of_items(values)
+
+        sources = or_none(self.source_rows)
+        if sources is not None:
+            # The new number of each row; -1 for rows that are left out, and for candidates from
+            # no row.
+            order = torch.arange(num_rows, device=sources.device)[rows]
+            position = sources.new_full((num_rows + 1,), -1)
+            position[order] = torch.arange(len(order), device=sources.device)
+            sources = position[sources]
+        return Candidates(
+            ids=of_items(self.ids),
+            log_expected_count=of_items(self.log_expected_count),
+            log_expected_count_positive=self.log_expected_count_positive[rows],
+            num_samples=self.num_samples,
+            owner=or_none(self.owner),
+            row_user_ids=None if self.row_user_ids is None else self.row_user_ids[rows],
+            exact=None if self.exact is None else self.exact.of_rows(rows),
+            source_rows=sources,
+            is_mixture=self.is_mixture,
+            row_counts=(
+                None if self.row_counts is None else self.row_counts.of_rows(rows, of_items)
+            ),
+        )
+
+    def to(self, device: torch.device | str) -> Candidates:
+        """Return the candidates on another device."""
+        return _to_device(self, device)
+
+    def num_of_others(self) -> Tensor:
+        """Count the shared candidates that come from other rows and users: [B] int64."""
+        if self.owner is not None and self.row_user_ids is not None:
+            return num_of_others(self.owner, self.row_user_ids)
+        num_rows = len(self.log_expected_count_positive)
+        rows = torch.arange(num_rows, device=self.ids.device)
+        if self.source_rows is not None:
+            return num_of_others(self.source_rows, rows)
+        return torch.full_like(rows, self.ids.shape[-1])
 
     def accidental_hits(self, positive_ids: Tensor, *, keep: bool = False) -> Tensor:
         """Mask the sampled candidates that a row is not compared with.
@@ -193,6 +344,33 @@ class Candidates:
         ordered = row_ids.sort(dim=1).values
         position = torch.searchsorted(ordered, sampled.contiguous())
         return ordered.gather(1, position.clamp(max=row_ids.shape[1] - 1)) == sampled
+
+
+def _to_device(value: T, device: torch.device | str) -> T:
+    """Move all tensors of a record, and of the records in it."""
+    if isinstance(value, Tensor):
+        return cast(T, value.to(device))
+    if isinstance(value, tuple):
+        return cast(T, tuple(_to_device(part, device) for part in value))
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    moved = {field.name: _to_device(getattr(value, field.name), device) for field in fields(value)}
+    return cast(T, replace(value, **moved))
+
+
+def num_of_others(keys: Tensor, row_keys: Tensor) -> Tensor:
+    """Count, for each row, the candidates with another key than the row.
+
+    Args:
+        keys: [N] int64, such as the users of the candidates.
+        row_keys: [B] int64, the same of the rows.
+
+    Returns:
+        [B] int64.
+    """
+    ordered, row_keys = keys.sort().values, row_keys.contiguous()
+    num_own = torch.searchsorted(ordered, row_keys, right=True)
+    return len(keys) - (num_own - torch.searchsorted(ordered, row_keys))
 
 
 def _part_mask(positive_ids: Tensor, ids: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def test_positive_that_replaces_a_sample_renormalizes_the_counts():
         candidates,
         num_valid=lambda: torch.zeros(2),
         positive_in_exact=torch.tensor([False, True]),
-        num_of_others=torch.tensor([3, 0]),
+        num_of_others=lambda: torch.tensor([3, 0]),
     )
     assert shifts.row.tolist() == [pytest.approx(math.log(3 / 4)), 0.0]
     assert shifts.positive.tolist() == [pytest.approx(-0.7 + math.log(3 / 4)), 0.0]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candid.samplers import InBatch, Popularity, Uniform
-from candid.samplers.sampler import log_expected_count
+from candid.samplers.expected_count import log_expected_count
 
 Rows = namedtuple("Rows", "positive_ids user_ids query", defaults=(None,))
 

@@ -116,6 +116,7 @@ class AuditSampler:
             row_user_ids=None if candidates.owner is None else rows.user_ids,
             # The audited rows are not in the batch that was sampled.
             source_rows=None,
+            row_counts=None,
         )
 
     def _other_rows(self) -> TrainingRows:
@@ -139,36 +140,13 @@ class AuditSampler:
 
 def candidates_of_rows(candidates: Candidates, rows: slice) -> Candidates:
     """Return the part of a sample that concerns some of its rows."""
-    owner, exact = candidates.owner, candidates.exact
-    row_user_ids = candidates.row_user_ids
-    return replace(
-        candidates,
-        ids=_take_rows(candidates.ids, rows),
-        log_expected_count=_take_rows(candidates.log_expected_count, rows),
-        log_expected_count_positive=candidates.log_expected_count_positive[rows],
-        owner=None if owner is None else _take_rows(owner, rows),
-        row_user_ids=None if row_user_ids is None else row_user_ids[rows],
-        exact=None if exact is None else _exact_of_rows(exact, rows),
-    )
+    return candidates.of_rows(rows)
 
 
 def exact_ids(exact: ExactCandidates, num_rows: int) -> Tensor:
     """Return the ids of exact candidates in the order of their scores: [B, H]; 0 for padding."""
     ids = [part.ids.clamp(min=0) for part in exact.parts]
     return torch.cat([part.expand(num_rows, part.shape[-1]) for part in ids], dim=1)
-
-
-def _exact_of_rows(exact: ExactCandidates, rows: slice) -> ExactCandidates:
-    row_candidates = (
-        None if exact.row_candidates is None else _exact_of_rows(exact.row_candidates, rows)
-    )
-    return ExactCandidates(
-        _take_rows(exact.ids, rows), _take_rows(exact.log_expected_count, rows), row_candidates
-    )
-
-
-def _take_rows(values: Tensor, rows: slice) -> Tensor:
-    return values if values.ndim == 1 else values[rows]
 
 
 def _innermost(config: SamplerConfig) -> Iterator[SamplerConfig]:

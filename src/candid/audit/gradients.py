@@ -111,7 +111,7 @@ def _with_hits_in_positive(part: _RowGradients, comparison: Comparison) -> _RowG
 
 
 def _softmax(comparison: Comparison, correction: Correction, rule: HitRule) -> _Softmax:
-    shifts = comparison.shifts(correction, rule)
+    shifts = comparison.shifts(correction)
     positive, logits = comparison.positive_scores, comparison.candidate_scores
     if shifts.candidates is not None:
         logits = logits - shifts.candidates

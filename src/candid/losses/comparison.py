@@ -153,12 +153,11 @@ class Comparison:
             mask = torch.cat([self.exact_accidental_hits, mask], dim=1)
         return widened(scores), mask
 
-    def shifts(self, correction: Correction, hit_rule: HitRule = "mask") -> Shifts:
+    def shifts(self, correction: Correction) -> Shifts:
         """Return the shifts of a correction, those of the candidates [N] or [B, N].
 
         Args:
             correction: see ``candid.losses.correction``.
-            hit_rule: one that the correction allows.
 
         Raises:
             UnknownNameError: no such correction.
@@ -169,16 +168,27 @@ class Comparison:
             num_valid=lambda: (~self.accidental_hits).sum(dim=1),
             exact_accidental_hits=self.exact_accidental_hits,
             positive_in_exact=self.positive_in_exact,
-            num_of_others=self.num_of_others(hit_rule),
+            num_of_others=self.num_of_others,
         )
         if shifts.candidates is None:
             return shifts
-        return replace(shifts, candidates=self.candidates.by_row(shifts.candidates))
+        by_row = self.candidates.by_row
+        of_candidates = by_row(shifts.candidates)
+        if shifts.row_counts is not None:
+            dtype = widened(self.candidate_scores).dtype
+            ratio = shifts.row_counts.log_ratio(slice(None), by_row, dtype)
+            of_candidates = of_candidates + ratio
+        return replace(shifts, candidates=of_candidates, row_counts=None)
 
-    def num_of_others(self, hit_rule: HitRule) -> Tensor | None:
-        """[B], as for ``shifts_of``; None where the positive replaces no sample."""
-        if hit_rule == "mask" or self.replaced_samples is None:
+    @property
+    def num_of_others(self) -> Callable[[], Tensor] | None:
+        """As for ``shifts_of``: None without exact candidates and for sets."""
+        if self.candidates.exact is None or not self.candidates.keeps_hits:
             return None
+        return self._num_of_others
+
+    def _num_of_others(self) -> Tensor:
+        assert self.replaced_samples is not None
         return self.replaced_samples[1]
 
     def with_candidates(self, candidates: Candidates, vectors: Tensor) -> Comparison:

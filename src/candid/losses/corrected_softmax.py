@@ -158,7 +158,7 @@ def dense_softmax(
         comparison.positive_scores,
         comparison.candidate_scores,
         comparison.masked(rule),
-        comparison.shifts(correction, rule),
+        comparison.shifts(correction),
         groups=comparison.groups if jackknife else None,
         exact=comparison.exact_scores,
         exact_accidental_hits=comparison.exact_accidental_hits,

@@ -40,6 +40,9 @@ its gradient is 0 where the model is the true distribution, for every number of 
 
 Renormalized: of n samples with replacement only the n_valid that are not masked count, and their
 distribution is Q without the masked items, so that e(d) = n_valid · Q(d) / (1 - Q(masked)).
+Mixtures are not renormalized: with a fixed number of samples from each source, e(d) is the sum
+over the sources as it stands, where a source of batch rows loses those of the row's own user
+(``Candidates.row_counts``).
 
 The dense softmax, the softmax in tiles and the audit all take their shifts and the rule of
 accidental hits from here. A new correction is a name in ``Correction`` and a row of ``_RULES``.
@@ -49,13 +52,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from candid.candidates import Candidates, ExactCandidates
+from candid.candidates import Candidates, ExactCandidates, RowCounts
 from candid.errors import ConfigError, UnknownNameError
 
 Correction = Literal["none", "logq", "refined", "published_code"]
@@ -138,11 +141,14 @@ class Shifts:
         candidates: [N], [G, N] or [B, N] like the candidates' ids, from their scores.
         row: [B], from the scores of all sampled candidates of a row, the log of the
             renormalization. Exact candidates are not shifted.
+        row_counts: whose ``log_ratio`` is subtracted from the scores of the sampled candidates as
+            well, the part of log e(d) that differs between rows.
     """
 
     positive: Tensor | None
     candidates: Tensor | None
     row: Tensor | None
+    row_counts: RowCounts | None = None
 
 
 def corrections_for(has_exact: bool, is_set: bool = False) -> tuple[Correction, ...]:
@@ -227,7 +233,7 @@ def shifts_of(
     num_valid: Callable[[], Tensor],
     exact_accidental_hits: Tensor | None = None,
     positive_in_exact: Tensor | None = None,
-    num_of_others: Tensor | None = None,
+    num_of_others: Callable[[], Tensor] | None = None,
 ) -> Shifts:
     """Compute the shifts of a correction for candidates of a sampler.
 
@@ -239,9 +245,10 @@ def shifts_of(
         exact_accidental_hits: [B, H] bool, the masked exact candidates; None without any.
         positive_in_exact: [B] bool, whether the positive is an exact candidate, whose expected
             count is 1; None without any.
-        num_of_others: [B], how many samples come from other rows and users, of which the
-            positive replaces one (``Candidates.replaced_samples``): e(d) then counts these
-            alone. None where the positive replaces no sample.
+        num_of_others: returns [B], how many samples come from other rows and users
+            (``Candidates.replaced_samples``): beside exact candidates e(d) counts these alone
+            where the positive is shifted too. None without exact candidates, where the number
+            cancels, and for sets.
 
     Returns:
         the shifts; ``row`` is float64.
@@ -255,21 +262,30 @@ def shifts_of(
         has_exact=candidates.exact is not None,
         is_set=candidates.num_samples is None,
     )
+    rule = _rule(correction)
     log_renormalization = None
-    if _rule(correction).renormalizes and candidates.num_samples:
+    if rule.renormalizes and candidates.num_samples and not candidates.is_mixture:
         log_renormalization = _log_renormalization(
             candidates, candidates.num_samples, num_valid(), exact_accidental_hits
         )
     log_count_positive = candidates.log_expected_count_positive
-    if num_of_others is not None and candidates.num_samples:
-        log_renormalization = torch.log(num_of_others.double() / candidates.num_samples)
-        log_renormalization = log_renormalization.masked_fill(num_of_others == 0, 0.0)
+    row_counts = None
+    if rule.shifts_candidates and not rule.omits_num_samples:
+        row_counts = candidates.row_counts
+    if row_counts is not None:
+        # These count the samples of other rows and users already.
+        log_count_positive = row_counts.log_expected_count_positive
+    elif rule.shifts_positive and num_of_others is not None and candidates.num_samples:
+        others = num_of_others()
+        log_renormalization = torch.log(others.double() / candidates.num_samples)
+        log_renormalization = log_renormalization.masked_fill(others == 0, 0.0)
         log_count_positive = log_count_positive + log_renormalization.to(log_count_positive.dtype)
     if positive_in_exact is not None:
         log_count_positive = log_count_positive.masked_fill(positive_in_exact, 0.0)
-    return shifts_of_counts(
+    shifts = shifts_of_counts(
         correction, candidates.log_expected_count, log_count_positive, log_renormalization
     )
+    return replace(shifts, row_counts=row_counts)
 
 
 def shifts_of_counts(

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from candid.candidates import RowCounts
 from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 from candid.losses.blockwise.softmax import blockwise_softmax
-from candid.losses.blockwise.tiles import Precision
+from candid.losses.blockwise.tiles import Precision, TileShift
 from candid.losses.comparison import Comparison
 from candid.losses.corrected_softmax import masked_logsumexp
 from candid.losses.correction import Correction, HitRule, hit_rule, shifts_of
@@ -64,7 +65,7 @@ def tiled_softmax(
         num_valid=num_valid,
         exact_accidental_hits=comparison.exact_accidental_hits,
         positive_in_exact=comparison.positive_in_exact,
-        num_of_others=comparison.num_of_others(rule),
+        num_of_others=comparison.num_of_others,
     )
     positive = comparison.positive_scores.to(wide)
     exact, exact_mask = comparison.exact_scores, comparison.exact_accidental_hits
@@ -76,6 +77,7 @@ def tiled_softmax(
         shift = positive.new_zeros(len(candidates.ids)) if shift is None else shift
         shift = shift.masked_fill(in_shared_exact, math.inf)
     row_shift = None if shifts.row is None else shifts.row.to(wide)
+    tile_shift = None if shifts.row_counts is None else _tile_shift(shifts.row_counts, wide)
     query, vectors = comparison.query.to(wide), comparison.candidate_vectors.to(wide)
     loss, log_z = blockwise_softmax(
         query,
@@ -84,6 +86,7 @@ def tiled_softmax(
         masked,
         shift=shift,
         row_shift=row_shift,
+        tile_shift=tile_shift,
         log_rest=None if exact is None else masked_logsumexp(exact, exact_mask),
         precision=precision,
     )
@@ -98,6 +101,11 @@ def tiled_softmax(
                 masked,
                 shift=None if shift is None else 2.0 * shift,
                 row_shift=None if row_shift is None else 2.0 * row_shift,
+                tile_shift=(
+                    None
+                    if shifts.row_counts is None
+                    else _tile_shift(shifts.row_counts, wide, factor=2.0)
+                ),
                 log_rest=None if exact is None else masked_logsumexp(2.0 * exact, exact_mask),
                 precision=precision,
             )
@@ -109,6 +117,15 @@ def tiled_softmax(
         sample_weight=torch.sigmoid(log_z - positive).detach(),
         effective_sample_size=sample_size,
     )
+
+
+def _tile_shift(row_counts: RowCounts, dtype: torch.dtype, factor: float = 1.0) -> TileShift:
+    """Return ``factor`` times the part of log e(d) that differs between rows, by tile."""
+
+    def of_tile(rows: slice, columns: slice) -> Tensor:
+        return factor * row_counts.log_ratio(rows, lambda values: values[columns], dtype)
+
+    return of_tile
 
 
 def _exact_ids(comparison: Comparison, ndim: int) -> list[Tensor]:

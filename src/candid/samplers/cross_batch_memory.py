@@ -12,6 +12,7 @@ from torch import Tensor
 from candid.candidates import Candidates
 from candid.errors import ConfigError
 from candid.samplers.config import EXCLUDE_SAME_USER, SamplerConfig
+from candid.samplers.expected_count import CountParts, log_expected_count
 from candid.samplers.frequency import (
     FREQUENCY_DESCRIPTION,
     Counts,
@@ -20,7 +21,7 @@ from candid.samplers.frequency import (
     FrequencyComponent,
     as_frequency,
 )
-from candid.samplers.sampler import Sampler, log_expected_count
+from candid.samplers.sampler import Sampler
 from candid.samplers.table_module import scalar_tensor
 
 WARM_UP: Final = 0
@@ -112,6 +113,8 @@ class CrossBatchMemory(Sampler):
 
     rows: Tensor
 
+    takes_batch_rows = True
+
     def __init__(
         self,
         frequency: Frequency | Counts,
@@ -187,6 +190,16 @@ class CrossBatchMemory(Sampler):
         """Return the log expected count of items; see ``Sampler.log_expected_count_of``."""
         num_samples = len(positive_ids) + self._num_used
         return log_expected_count(self.frequency.log_q(ids), num_samples, distinct=False)
+
+    def count_parts(
+        self,
+        ids: Tensor,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+    ) -> CountParts:
+        """Return log Q: all candidates are rows of batches; see ``Sampler.count_parts``."""
+        return CountParts(None, (self.frequency.log_q(ids),))
 
     def support(self, is_positive: Tensor) -> Tensor:
         """Items that are ever a positive; see ``Sampler.support``."""

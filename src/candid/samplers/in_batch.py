@@ -6,9 +6,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.candidates import Candidates
+from candid.candidates import Candidates, RowCounts, num_of_others
 from candid.errors import ConfigError
 from candid.samplers.config import DISTINCT, EXCLUDE_SAME_USER, SamplerConfig
+from candid.samplers.expected_count import (
+    BatchSource,
+    CountParts,
+    log_expected_count,
+    make_row_counts,
+)
 from candid.samplers.frequency import (
     FREQUENCY_DESCRIPTION,
     Counts,
@@ -17,7 +23,7 @@ from candid.samplers.frequency import (
     FrequencyComponent,
     as_frequency,
 )
-from candid.samplers.sampler import Sampler, log_expected_count
+from candid.samplers.sampler import Sampler
 
 
 class InBatch(Sampler):
@@ -33,10 +39,8 @@ class InBatch(Sampler):
     inclusion probability 1 - (1 - Q(d))^m for m rows of other users (m = rows - 1 if users are
     not excluded): the row's own positive is given, not sampled. An item of several users has
     owner -1 and is masked for no row, since another user's row always has it; an item of one
-    user is masked for that user's rows. The counts are shared by all rows, so m is the average
-    over the rows: exact if all users have equally many rows, or without ``exclude_same_user``;
-    otherwise the count of a rare item is off by the factor (a row's own m) / (average m), and
-    that of a frequent item by less.
+    user is masked for that user's rows. A softmax uses the m of each row
+    (``Candidates.row_counts``); ``log_expected_count`` has the average m over the rows.
 
     The positives count as independent samples from Q. Rows of one user are only approximately
     independent: the frequency of an item among *other* users is assumed to be Q as well.
@@ -98,6 +102,8 @@ class InBatch(Sampler):
                 num_candidates=self.num_candidates,
             )
 
+    takes_batch_rows = True
+
     def __init__(
         self,
         frequency: Frequency | Counts,
@@ -136,13 +142,15 @@ class InBatch(Sampler):
         row_user_ids = self._row_user_ids(user_ids)
         ids, owner = positive_ids, row_user_ids
         num_samples = self._num_samples(positive_ids)
-        source_rows = torch.arange(len(ids), device=ids.device) if owner is None else None
+        rows = torch.arange(len(ids), device=ids.device)
         if num_samples < len(ids):
             rows = torch.randperm(len(ids), generator=generator, device=ids.device)[:num_samples]
             ids, owner = ids[rows], None if owner is None else owner[rows]
-            source_rows = None if source_rows is None else rows
+        row_counts = None
         if self.distinct:
+            others = _others_of_rows(rows, row_user_ids, len(positive_ids))
             ids, owner = _distinct(ids, owner)
+            row_counts = self._row_counts(ids, positive_ids, user_ids, others)
         self.frequency.check_positives(ids)
         return Candidates(
             ids=ids,
@@ -153,7 +161,8 @@ class InBatch(Sampler):
             num_samples=None if self.distinct else num_samples,
             owner=owner,
             row_user_ids=row_user_ids,
-            source_rows=None if self.distinct else source_rows,
+            source_rows=rows if owner is None and not self.distinct else None,
+            row_counts=row_counts,
         )
 
     def log_expected_count_of(
@@ -169,6 +178,16 @@ class InBatch(Sampler):
             num_samples = num_samples * self._share_of_others(positive_ids, user_ids)
         return log_expected_count(self.frequency.log_q(ids), num_samples, self.distinct)
 
+    def count_parts(
+        self,
+        ids: Tensor,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+    ) -> CountParts:
+        """Return log Q: all candidates are rows of the batch; see ``Sampler.count_parts``."""
+        return CountParts(None, (self.frequency.log_q(ids),))
+
     def support(self, is_positive: Tensor) -> Tensor:
         """Items that are ever a positive; see ``Sampler.support``."""
         return self.frequency.support(is_positive)
@@ -176,6 +195,16 @@ class InBatch(Sampler):
     def observe(self, positive_ids: Tensor, user_ids: Tensor | None = None) -> None:
         """Update a frequency that is estimated from the stream; see ``Sampler.observe``."""
         self.frequency.observe(positive_ids)
+
+    def _row_counts(
+        self, ids: Tensor, positive_ids: Tensor, user_ids: Tensor | None, others: Tensor
+    ) -> RowCounts:
+        return make_row_counts(
+            self.log_expected_count_of(ids, positive_ids, user_ids),
+            self.count_parts(ids, positive_ids),
+            self.count_parts(positive_ids, positive_ids),
+            [BatchSource(others, is_set=True)],
+        )
 
     def _row_user_ids(self, user_ids: Tensor | None) -> Tensor | None:
         return user_ids if self.exclude_same_user else None
@@ -194,6 +223,13 @@ class InBatch(Sampler):
             rows_of_user = torch.unique(row_user_ids, return_counts=True)[1].double()
             own_share = rows_of_user.square().sum() / num_rows**2
         return 1.0 - own_share
+
+
+def _others_of_rows(rows: Tensor, row_user_ids: Tensor | None, num_rows: int) -> Tensor:
+    """Count the rows [n] of other users than each row's own, or other than the row: [B] int64."""
+    if row_user_ids is not None:
+        return num_of_others(row_user_ids[rows], row_user_ids)
+    return num_of_others(rows, torch.arange(num_rows, device=rows.device))
 
 
 def _distinct(ids: Tensor, owner: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from candid.candidates import Candidates
 from candid.errors import ConfigError
 from candid.samplers.config import SamplerComponent, SamplerConfig
+from candid.samplers.expected_count import BatchSource, CountParts, make_row_counts
 from candid.samplers.sampler import Sampler
 
 
@@ -24,13 +25,15 @@ class Mixture(Sampler):
     that component alone, or uniform samples by popularity, adds a bias that does not shrink
     with n.
 
-    If all components sample with replacement, ``num_samples`` is Σ n_k and the loss drops a
-    row's accidental hits and renormalises the rest. For one component that is exact. A mixture
-    has a fixed number of samples of each component, so the renormalised estimate of Z' carries
-    a relative error of at most about max_k Q_k(p) / n: nothing for rare positives; with 16
-    uniform and 16 popularity samples from 30 items, for a positive with 30 % of the popularity,
-    less than a hundredth (checked by a test). With an in-batch component, the rows of a row's own
-    user are masked too: its part of the sum is then too high by that user's share of the batch.
+    A component that takes rows of the batch, or of earlier batches, loses the rows of a row's own
+    user: of n such rows, m of the own user, the row is compared with n - m, and the component's
+    part of e(d) is (n - m)·Q(d). Other components lose nothing. So e(d) differs between rows by one
+    number for each such component (``Candidates.row_counts``).
+
+    These counts are those of the items other than the positive among the candidates that are
+    not masked, so Z' is unbiased as it stands: the loss drops a row's accidental hits and does
+    not renormalize, because the number of samples of each component is fixed. A mixture of
+    one component is that component.
 
     If a component has a sample for each row, the mixture has one too: shared candidates are
     repeated for every row.
@@ -87,6 +90,7 @@ class Mixture(Sampler):
             )
         super().__init__(sizes[0])
         self.components = nn.ModuleList(components)
+        self.takes_batch_rows = any(component.takes_batch_rows for component in components)
 
     @property
     def parts(self) -> Mapping[str, Sampler]:
@@ -110,6 +114,8 @@ class Mixture(Sampler):
             component.sample(positive_ids, user_ids, query, generator)
             for component in self.parts.values()
         ]
+        if len(samples) == 1:
+            return samples[0]
         num_rows = len(positive_ids)
         ids = _side_by_side([sample.ids for sample in samples], num_rows)
         sizes = [sample.num_samples for sample in samples]
@@ -117,9 +123,18 @@ class Mixture(Sampler):
         sources = [_or_minus_one(sample.source_rows, sample) for sample in samples]
         has_source = any(sample.source_rows is not None for sample in samples)
         has_owner = any(sample.owner is not None for sample in samples)
+        log_counts = self.log_expected_count_of(ids, positive_ids, user_ids, query)
+        row_counts = None
+        if self.takes_batch_rows:
+            row_counts = make_row_counts(
+                log_counts,
+                self.count_parts(ids, positive_ids, user_ids, query),
+                self.count_parts(positive_ids, positive_ids, user_ids, query),
+                self._batch_sources(samples),
+            )
         return Candidates(
             ids=ids,
-            log_expected_count=self.log_expected_count_of(ids, positive_ids, user_ids, query),
+            log_expected_count=log_counts,
             log_expected_count_positive=self.log_expected_count_of(
                 positive_ids, positive_ids, user_ids, query
             ),
@@ -127,6 +142,8 @@ class Mixture(Sampler):
             owner=_side_by_side(owners, num_rows) if has_owner else None,
             row_user_ids=user_ids if has_owner else None,
             source_rows=_side_by_side(sources, num_rows) if has_source else None,
+            is_mixture=True,
+            row_counts=row_counts,
         )
 
     def log_expected_count_of(
@@ -141,12 +158,47 @@ class Mixture(Sampler):
             component.log_expected_count_of(ids, positive_ids, user_ids, query)
             for component in self.parts.values()
         ]
-        return torch.logsumexp(torch.stack(torch.broadcast_tensors(*counts)), dim=0)
+        return _log_sum(counts)
+
+    def count_parts(
+        self,
+        ids: Tensor,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+    ) -> CountParts:
+        """Return the parts of all components, in order; see ``Sampler.count_parts``."""
+        parts = [
+            component.count_parts(ids, positive_ids, user_ids, query)
+            for component in self.parts.values()
+        ]
+        fixed = [part.log_fixed for part in parts if part.log_fixed is not None]
+        return CountParts(
+            _log_sum(fixed) if fixed else None,
+            tuple(log_q for part in parts for log_q in part.log_q),
+        )
 
     def support(self, is_positive: Tensor) -> Tensor:
         """Items of any component; see ``Sampler.support``."""
         supports = [component.support(is_positive) for component in self.parts.values()]
         return torch.stack(supports).any(dim=0)
+
+    def _batch_sources(self, samples: Sequence[Candidates]) -> list[BatchSource]:
+        """Return the sources of ``count_parts`` that take rows of the batch, as sampled."""
+        sources = []
+        for component, sample in zip(self.parts.values(), samples, strict=True):
+            if sample.row_counts is not None:
+                sources += [
+                    BatchSource(part.num_of_others, part.log_miss is not None)
+                    for part in sample.row_counts.parts
+                ]
+            elif component.takes_batch_rows:
+                sources.append(BatchSource(sample.num_of_others(), is_set=False))
+        return sources
+
+
+def _log_sum(log_counts: Sequence[Tensor]) -> Tensor:
+    return torch.logsumexp(torch.stack(torch.broadcast_tensors(*log_counts)), dim=0)
 
 
 def _or_minus_one(values: Tensor | None, sample: Candidates) -> Tensor:

@@ -14,8 +14,9 @@ from candid.candidates import Candidates
 from candid.errors import ConfigError
 from candid.samplers.config import DISTINCT, SamplerConfig
 from candid.samplers.excluded import ExcludedIntervals, union_of_ids
+from candid.samplers.expected_count import log_expected_count
 from candid.samplers.frequency import Counts, checked_counts
-from candid.samplers.sampler import Sampler, log_expected_count
+from candid.samplers.sampler import Sampler
 from candid.samplers.support import check_set_size, check_support
 
 EXPONENT: Final = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from candid.candidates import Candidates
+from candid.candidates import BatchCounts, Candidates, RowCounts
+from candid.samplers.expected_count import CountParts
 from candid.samplers.table_module import TableModule
 
 
@@ -34,9 +35,13 @@ class Sampler(TableModule, ABC):
     Attributes:
         num_items: V.
         has_exact: whether ``sample`` returns exact candidates (``Candidates.exact``).
+        takes_batch_rows: whether some candidates are the positives of rows of this or of earlier
+            batches, of which a row loses those of its own user; ``count_parts`` must then name
+            them.
     """
 
     has_exact: bool = False
+    takes_batch_rows: bool = False
 
     def __init__(self, num_items: int) -> None:
         super().__init__()
@@ -84,6 +89,26 @@ class Sampler(TableModule, ABC):
         Returns:
             float32, shape of ``ids``; -inf for an item that can never be a candidate.
         """
+
+    def count_parts(
+        self,
+        ids: Tensor,
+        positive_ids: Tensor,
+        user_ids: Tensor | None = None,
+        query: Tensor | None = None,
+    ) -> CountParts:
+        """Return the expected counts of items by source, for a mixture that contains the sampler.
+
+        By default all candidates are independent of the batch. A sampler that takes rows of the
+        batch overrides it.
+
+        Args:
+            ids: as for ``log_expected_count_of``.
+            positive_ids: as for ``sample``.
+            user_ids: as for ``sample``.
+            query: as for ``sample``.
+        """
+        return CountParts(self.log_expected_count_of(ids, positive_ids, user_ids, query))
 
     @property
     def parts(self) -> Mapping[str, Sampler]:
@@ -201,6 +226,7 @@ def sample_groups(
         samples.append(sampler.sample(positive_ids, user_ids, query, generator))
     sources = [sample.source_rows for sample in samples if sample.source_rows is not None]
     owners = [sample.owner for sample in samples if sample.owner is not None]
+    row_counts = [sample.row_counts for sample in samples if sample.row_counts is not None]
     return replace(
         first,
         ids=pad_sequence([sample.ids for sample in samples], batch_first=True),
@@ -213,28 +239,35 @@ def sample_groups(
         source_rows=(
             pad_sequence(sources, batch_first=True, padding_value=-1) if sources else None
         ),
+        row_counts=_row_counts_of_groups(row_counts, rows_per_group) if row_counts else None,
     )
 
 
-def log_expected_count(log_q: Tensor, num_samples: int | Tensor, distinct: bool) -> Tensor:
-    """Return the log expected count of items of probability Q among n independent samples.
+def _row_counts_of_groups(groups: Sequence[RowCounts], rows_per_group: int) -> RowCounts:
+    """Combine the counts of independent samples: vectors [G, N], numbers of each row's group."""
+    device = groups[0].log_expected_count_positive.device
+    row = torch.arange(len(groups[0].log_expected_count_positive), device=device)
 
-    log(n·Q) with replacement; log(1 - (1 - Q)^n), the inclusion probability, for the set of
-    distinct items among them. Computed in float64, where both are accurate to rounding for any
-    Q from 1e-300 to 1 and any n.
+    def of_items(values: Sequence[Tensor | None]) -> Tensor:
+        present = [value for value in values if value is not None]
+        return pad_sequence(present, batch_first=True, padding_value=1.0)
 
-    Args:
-        log_q: log Q, any shape; -inf where Q = 0.
-        num_samples: n, an integer or a scalar tensor (an average may be fractional).
-        distinct: whether repeated items were removed.
+    def of_rows(values: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(values))[row // rows_per_group, row]
 
-    Returns:
-        float32, shape of ``log_q``.
-    """
-    log_q = log_q.double()
-    n = torch.as_tensor(num_samples, dtype=torch.float64, device=log_q.device)
-    if not distinct:
-        return (n.log() + log_q).float()
-    # 0 · log(1 - 1) would be NaN: zero samples include no item, for any Q.
-    log_miss = torch.where(n > 0, n * torch.log1p(-log_q.exp()), 0.0)
-    return torch.log(-torch.expm1(log_miss)).float()
+    return RowCounts(
+        fixed_share=of_items([group.fixed_share for group in groups]),
+        parts=tuple(
+            BatchCounts(
+                share=of_items([part.share for part in parts]),
+                log_miss=None
+                if parts[0].log_miss is None
+                else of_items([p.log_miss for p in parts]),
+                num_of_others=of_rows([part.num_of_others for part in parts]),
+            )
+            for parts in zip(*(group.parts for group in groups), strict=True)
+        ),
+        log_expected_count_positive=of_rows(
+            [group.log_expected_count_positive for group in groups]
+        ),
+    )

@@ -82,11 +82,7 @@ def check_groups(config: LossConfig, sampler: Sampler, num_groups: int) -> None:
     for start in range(0, B, size):
         rows = slice(start, start + size)
         alone = sampler.sample(positive_ids, user_ids, generator=generator)
-        alone = dataclasses.replace(
-            alone,
-            log_expected_count_positive=alone.log_expected_count_positive[rows],
-            row_user_ids=None if alone.row_user_ids is None else alone.row_user_ids[rows],
-        )
+        alone = alone.of_rows(rows)
         outputs.append(
             loss(query[rows], items, positive_ids[rows], alone, effective_sample_size=True)
         )
@@ -199,16 +195,10 @@ def _check_arguments_are_not_changed(config: LossConfig) -> None:
 
 def _check_row_order(config: LossConfig) -> None:
     query, items, positive_ids, candidates = loss_inputs()
-    assert candidates.row_user_ids is not None
     order = torch.tensor([3, 0, 6, 5, 1, 4, 2])
-    permuted_candidates = dataclasses.replace(
-        candidates,
-        log_expected_count_positive=candidates.log_expected_count_positive[order],
-        row_user_ids=candidates.row_user_ids[order],
-    )
     loss = config.build(V)
     out = loss(query, items, positive_ids, candidates).loss[order]
-    moved_out = loss(query[order], items, positive_ids[order], permuted_candidates).loss
+    moved_out = loss(query[order], items, positive_ids[order], candidates.of_rows(order)).loss
     _check_close(moved_out, out, "the loss of a row must not depend on the order of the rows")
 
 
@@ -294,14 +284,8 @@ def _check_device(config: LossConfig) -> None:
     # value, which would force a synchronisation.
     query, items, positive_ids, candidates = loss_inputs()
     query, items = (tensor.detach().to("meta").requires_grad_() for tensor in (query, items))
-    fields: dict[str, Any] = {
-        field.name: getattr(candidates, field.name) for field in dataclasses.fields(candidates)
-    }
-    for name, value in fields.items():
-        fields[name] = value.to("meta") if isinstance(value, Tensor) else value
-    meta_candidates = Candidates(**fields)
     out = config.build(V)(
-        query, items, positive_ids.to("meta"), meta_candidates, effective_sample_size=True
+        query, items, positive_ids.to("meta"), candidates.to("meta"), effective_sample_size=True
     )
     for field in dataclasses.fields(LossOutput):
         device = getattr(out, field.name).device.type

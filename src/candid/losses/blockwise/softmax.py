@@ -23,7 +23,7 @@ from torch import Tensor
 
 from candid.errors import ConfigError
 from candid.losses.blockwise.accidental_hits import AccidentalHits
-from candid.losses.blockwise.tiles import Gradients, Precision, Tiles
+from candid.losses.blockwise.tiles import Gradients, Precision, Tiles, TileShift
 
 
 def blockwise_softmax(
@@ -34,6 +34,7 @@ def blockwise_softmax(
     *,
     shift: Tensor | None = None,
     row_shift: Tensor | None = None,
+    tile_shift: TileShift | None = None,
     log_rest: Tensor | None = None,
     precision: Precision = "float32",
 ) -> tuple[Tensor, Tensor]:
@@ -51,6 +52,8 @@ def blockwise_softmax(
         shift: [N], subtracted from the candidates' scores (log expected counts), of the dtype of
             the query; inf leaves a candidate out. None for 0.
         row_shift: [B], subtracted from the scores of all candidates of a row; None for 0.
+        tile_shift: returns [rows, columns] to subtract from the scores of a tile, finite and of the
+            dtype of the query; None for 0.
         log_rest: [B], the log of further terms of Z' of each row, or None.
         precision: dtype of the matrix products, also inside autocast.
 
@@ -60,7 +63,8 @@ def blockwise_softmax(
         0 and gradient 0.
     """
     apply = cast(Callable[..., tuple[Tensor, Tensor]], _BlockwiseSoftmax.apply)
-    return apply(query, vectors, positive, log_rest, accidental_hits, shift, row_shift, precision)
+    settings = accidental_hits, shift, row_shift, tile_shift, precision
+    return apply(query, vectors, positive, log_rest, *settings)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:
@@ -81,11 +85,12 @@ class _BlockwiseSoftmax(torch.autograd.Function):
         accidental_hits: AccidentalHits,
         shift: Tensor | None,
         row_shift: Tensor | None,
+        tile_shift: TileShift | None,
         precision: Precision,
     ) -> tuple[Tensor, Tensor]:
         is_index = not positive.is_floating_point()
         scores = (query * vectors[positive]).sum(dim=1) if is_index else positive
-        settings = accidental_hits, shift, row_shift, precision
+        settings = accidental_hits, shift, row_shift, tile_shift, precision
         tiles = Tiles(query, vectors, *settings)
         log_z, unit_grad = _forward(tiles, scores, log_rest, ctx.needs_input_grad)
         gap = log_z - scores
@@ -108,7 +113,7 @@ class _BlockwiseSoftmax(torch.autograd.Function):
             leaves = [leaf for leaf in ctx.saved_tensors[:4] if leaf is not None]
             once = cast(Callable[..., Tensor], _DifferentiableOnce.apply)
             grads = [None if grad is None else once(grad, *leaves) for grad in grads]
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
 
 class _DifferentiableOnce(torch.autograd.Function):

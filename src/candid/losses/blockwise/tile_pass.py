@@ -27,7 +27,7 @@ class TilePass(Protocol):
         Args:
             scores: [rows, columns], contiguous, overwritten; float32, float64 or bfloat16.
             shift: [columns] float32 (float64 for float64 scores), or None for 0; inf leaves a
-                candidate out.
+                candidate out. ``TorchTilePass`` also takes [rows, columns].
             keep: whether the exponentials in ``scores`` will be used.
 
         Returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -15,6 +15,10 @@ from candid.losses.blockwise.tile_pass import make_tile_pass
 
 Precision = Literal["float32", "bfloat16"]
 """Dtype of the matrix products; sums and exponentials are at least float32 in either case."""
+
+
+TileShift = Callable[[slice, slice], Tensor]
+"""Returns what to subtract from the scores of a tile [rows, columns]."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Tiles:
         accidental_hits: which candidates are not negatives of which rows.
         shift: [N], subtracted from the scores, of the same dtype; None for 0.
         row_shift: [B], subtracted from all scores of a row by the callers; None for 0.
+        tile_shift: subtracted from the scores of each tile, finite; None for 0.
         precision: dtype of the matrix products.
 
     Attributes:
@@ -110,6 +115,7 @@ class Tiles:
         accidental_hits: AccidentalHits,
         shift: Tensor | None,
         row_shift: Tensor | None,
+        tile_shift: TileShift | None,
         precision: Precision,
     ) -> None:
         num_rows, num_candidates = len(query), len(vectors)
@@ -120,6 +126,7 @@ class Tiles:
         self.row_shift = row_shift
         self._accidental_hits = accidental_hits
         self._shift = shift
+        self._tile_shift = tile_shift
         row_bytes = max(1, num_candidates * self.narrow.itemsize)
         cached_rows = sizes.cache_bytes // row_bytes
         is_narrow = self.narrow != self.wide
@@ -134,7 +141,8 @@ class Tiles:
         # Each block of rows reads all the vectors twice.
         room = sizes.cache_bytes if len(self.row_blocks) > 1 else 0
         self._copies = is_narrow and num_candidates * query.shape[1] * self.narrow.itemsize <= room
-        size = num_rows * num_candidates
+        # The compiled pass takes one shift for all rows of a narrow tile.
+        size = 0 if is_narrow and tile_shift is not None else num_rows * num_candidates
         self._pass = make_tile_pass(self._scratch, self.wide, self._largest, size)
 
     # Converted on first use: allocated after the gradients, which live longer.
@@ -176,6 +184,13 @@ class Tiles:
         torch.mm(self.query[rows], self.vectors(columns).T, out=tile)
         row_hits.mask(tile, block)
         shift = None if self._shift is None else self._shift[columns]
+        if self._tile_shift is not None:
+            of_tile = self._tile_shift(rows, columns)
+            if self.narrow == self.wide:
+                tile.sub_(of_tile)
+            else:
+                # In the wide dtype: narrow scores would be rounded once more.
+                shift = of_tile if shift is None else shift + of_tile
         reference, log_sum = self._pass(tile, shift, buffer is not None)
         return SoftmaxTile(rows, columns, tile, reference, log_sum)
 
