@@ -86,11 +86,16 @@ class BatchCounts:
             once; e(d) is ``Candidates.log_expected_count``.
         log_miss: shape of ``share``: log(1 - Q(d)) where each item is kept once, otherwise None.
         num_of_others: [B] floats, n - c.
+        num_rows: n.
+        user_ids: [n] int64, the user of each of these rows, to count c for rows outside the batch;
+            None where only a row itself is left out, and in groups.
     """
 
     share: Tensor
     log_miss: Tensor | None
     num_of_others: Tensor
+    num_rows: int
+    user_ids: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +148,11 @@ class RowCounts:
         return RowCounts(
             fixed_share=by_row(self.fixed_share),
             parts=tuple(
-                BatchCounts(
-                    by_row(part.share),
-                    None if part.log_miss is None else by_row(part.log_miss),
-                    part.num_of_others[rows],
+                replace(
+                    part,
+                    share=by_row(part.share),
+                    log_miss=None if part.log_miss is None else by_row(part.log_miss),
+                    num_of_others=part.num_of_others[rows],
                 )
                 for part in self.parts
             ),

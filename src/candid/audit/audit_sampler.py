@@ -12,9 +12,13 @@ from candid.audit.audit_input import AuditInput
 from candid.audit.batch_source import TrainingRows
 from candid.candidates import Candidates, ExactCandidates
 from candid.samplers.config import SamplerConfig
+from candid.samplers.expected_count import beside_the_batch
 
 OBSERVED_BATCHES = 100
 """Number of batches that a sampler observes before the first sample."""
+
+_NO_USER = -2
+"""User of a placeholder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,11 @@ class AuditSampler:
         positive_ids, user_ids = self._other_rows()
         query = self._data.query[:0]
         candidates = self._sampler.sample(positive_ids, user_ids, query, self._generator)
+        row_counts = candidates.row_counts
+        if row_counts is not None:
+            parts = self._sampler.count_parts(rows.positive_ids, positive_ids, user_ids, query)
+            num_placeholders = int((user_ids == _NO_USER).sum())
+            row_counts = beside_the_batch(row_counts, parts, rows.user_ids, num_placeholders)
         return replace(
             candidates,
             log_expected_count_positive=self._sampler.log_expected_count_of(
@@ -116,7 +125,7 @@ class AuditSampler:
             row_user_ids=None if candidates.owner is None else rows.user_ids,
             # The audited rows are not in the batch that was sampled.
             source_rows=None,
-            row_counts=None,
+            row_counts=row_counts,
         )
 
     def _other_rows(self) -> TrainingRows:
@@ -134,7 +143,7 @@ class AuditSampler:
         size = (batch.num_own_rows,)
         return TrainingRows(
             torch.cat([positive_ids, positive_ids[:1].expand(size)]),
-            torch.cat([user_ids, torch.full(size, -2)]),
+            torch.cat([user_ids, torch.full(size, _NO_USER)]),
         )
 
 

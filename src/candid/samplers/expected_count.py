@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from candid.candidates import BatchCounts, RowCounts
+from candid.candidates import BatchCounts, RowCounts, num_of_others
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,29 @@ class BatchSource:
     Attributes:
         num_of_others: [B], how many of them are compared with each row: those of other users.
         is_set: whether each item is kept once.
+        num_rows: how many rows it takes.
+        user_ids: [num_rows], their users; None where only a row itself is left out.
     """
 
     num_of_others: Tensor
     is_set: bool
+    num_rows: int
+    user_ids: Tensor | None
+
+    @classmethod
+    def of_part(cls, part: BatchCounts) -> BatchSource:
+        """Return the source of a part of the counts."""
+        return cls(part.num_of_others, part.log_miss is not None, part.num_rows, part.user_ids)
+
+    def beside(self, user_ids: Tensor, num_placeholders: int) -> BatchSource:
+        """Return the source for rows [B] that are not in the batch; see ``beside_the_batch``."""
+        if self.user_ids is None:
+            others = torch.full_like(user_ids, self.num_rows)
+        else:
+            others = num_of_others(self.user_ids, user_ids)
+        if self.is_set:
+            others = others - num_placeholders
+        return replace(self, num_of_others=others)
 
 
 def make_row_counts(
@@ -55,29 +74,62 @@ def make_row_counts(
     """
     like, log_count = log_count, log_count.double()
     inverse = (-log_count).exp().float()
-    counts, positive = [], []
-    if parts_of_positive.log_fixed is not None:
-        positive.append(parts_of_positive.log_fixed)
-    for log_q, of_positive, source in zip(
-        parts.log_q, parts_of_positive.log_q, sources, strict=True
-    ):
+    counts = []
+    for log_q, source in zip(parts.log_q, sources, strict=True):
         log_q, others = log_q.double(), source.num_of_others
         counts.append(
             BatchCounts(
                 share=inverse if source.is_set else (log_q - log_count).exp().float(),
                 log_miss=torch.log1p(-log_q.exp()).float() if source.is_set else None,
                 num_of_others=others.float(),
+                num_rows=source.num_rows,
+                user_ids=source.user_ids,
             )
         )
-        positive.append(log_expected_count(of_positive, others, source.is_set))
     fixed = parts.log_fixed
     return RowCounts(
         fixed_share=(
             torch.zeros_like(like) if fixed is None else (fixed.double() - log_count).exp().float()
         ),
         parts=tuple(counts),
-        log_expected_count_positive=torch.logsumexp(torch.stack(positive), dim=0),
+        log_expected_count_positive=_log_count_of_rows(parts_of_positive, sources),
     )
+
+
+def beside_the_batch(
+    row_counts: RowCounts,
+    parts_of_positive: CountParts,
+    user_ids: Tensor,
+    num_placeholders: int = 0,
+) -> RowCounts:
+    """Return the counts for other rows than those of the batch that was sampled.
+
+    Args:
+        row_counts: as sampled.
+        parts_of_positive: of the positives of the other rows, each [B].
+        user_ids: [B] int64, their users, whose rows in the batch do not count for them.
+        num_placeholders: rows of the batch that repeat the items of others, so that they add
+            nothing to a set.
+    """
+    sources = [
+        BatchSource.of_part(part).beside(user_ids, num_placeholders) for part in row_counts.parts
+    ]
+    return RowCounts(
+        fixed_share=row_counts.fixed_share,
+        parts=tuple(
+            replace(part, num_of_others=source.num_of_others.float())
+            for part, source in zip(row_counts.parts, sources, strict=True)
+        ),
+        log_expected_count_positive=_log_count_of_rows(parts_of_positive, sources),
+    )
+
+
+def _log_count_of_rows(parts: CountParts, sources: Sequence[BatchSource]) -> Tensor:
+    """[B] float32, log of the expected count of one item of each row, for that row."""
+    log_counts = [] if parts.log_fixed is None else [parts.log_fixed]
+    for log_q, source in zip(parts.log_q, sources, strict=True):
+        log_counts.append(log_expected_count(log_q, source.num_of_others, source.is_set))
+    return torch.logsumexp(torch.stack(log_counts), dim=0)
 
 
 def log_expected_count(log_q: Tensor, num_samples: int | Tensor, distinct: bool) -> Tensor:

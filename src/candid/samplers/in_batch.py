@@ -148,9 +148,9 @@ class InBatch(Sampler):
             ids, owner = ids[rows], None if owner is None else owner[rows]
         row_counts = None
         if self.distinct:
-            others = _others_of_rows(rows, row_user_ids, len(positive_ids))
+            source = _set_source(rows, row_user_ids, len(positive_ids))
             ids, owner = _distinct(ids, owner)
-            row_counts = self._row_counts(ids, positive_ids, user_ids, others)
+            row_counts = self._row_counts(ids, positive_ids, user_ids, source)
         self.frequency.check_positives(ids)
         return Candidates(
             ids=ids,
@@ -197,13 +197,13 @@ class InBatch(Sampler):
         self.frequency.observe(positive_ids)
 
     def _row_counts(
-        self, ids: Tensor, positive_ids: Tensor, user_ids: Tensor | None, others: Tensor
+        self, ids: Tensor, positive_ids: Tensor, user_ids: Tensor | None, source: BatchSource
     ) -> RowCounts:
         return make_row_counts(
             self.log_expected_count_of(ids, positive_ids, user_ids),
             self.count_parts(ids, positive_ids),
             self.count_parts(positive_ids, positive_ids),
-            [BatchSource(others, is_set=True)],
+            [source],
         )
 
     def _row_user_ids(self, user_ids: Tensor | None) -> Tensor | None:
@@ -225,11 +225,13 @@ class InBatch(Sampler):
         return 1.0 - own_share
 
 
-def _others_of_rows(rows: Tensor, row_user_ids: Tensor | None, num_rows: int) -> Tensor:
-    """Count the rows [n] of other users than each row's own, or other than the row: [B] int64."""
-    if row_user_ids is not None:
-        return num_of_others(row_user_ids[rows], row_user_ids)
-    return num_of_others(rows, torch.arange(num_rows, device=rows.device))
+def _set_source(rows: Tensor, row_user_ids: Tensor | None, num_rows: int) -> BatchSource:
+    """Return the rows [n] taken from a batch of ``num_rows``, each of whose items is kept once."""
+    if row_user_ids is None:
+        others = num_of_others(rows, torch.arange(num_rows, device=rows.device))
+        return BatchSource(others, True, len(rows), None)
+    owner = row_user_ids[rows]
+    return BatchSource(num_of_others(owner, row_user_ids), True, len(rows), owner)
 
 
 def _distinct(ids: Tensor, owner: Tensor | None) -> tuple[Tensor, Tensor | None]:

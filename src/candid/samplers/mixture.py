@@ -188,12 +188,10 @@ class Mixture(Sampler):
         sources = []
         for component, sample in zip(self.parts.values(), samples, strict=True):
             if sample.row_counts is not None:
-                sources += [
-                    BatchSource(part.num_of_others, part.log_miss is not None)
-                    for part in sample.row_counts.parts
-                ]
+                sources += [BatchSource.of_part(part) for part in sample.row_counts.parts]
             elif component.takes_batch_rows:
-                sources.append(BatchSource(sample.num_of_others(), is_set=False))
+                others, num_rows = sample.num_of_others(), sample.ids.shape[-1]
+                sources.append(BatchSource(others, False, num_rows, sample.owner))
         return sources
 
 

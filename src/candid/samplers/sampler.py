@@ -264,6 +264,7 @@ def _row_counts_of_groups(groups: Sequence[RowCounts], rows_per_group: int) -> R
                 if parts[0].log_miss is None
                 else of_items([p.log_miss for p in parts]),
                 num_of_others=of_rows([part.num_of_others for part in parts]),
+                num_rows=parts[0].num_rows,
             )
             for parts in zip(*(group.parts for group in groups), strict=True)
         ),
