@@ -58,7 +58,7 @@ def test_stacked_rows_have_the_candidates_of_their_sample(table):
         size = sample.ids.shape[-1]
         rows = slice(3 * index, 3 * index + 3)
         assert torch.equal(ids[rows, :size], sample.by_row(sample.ids).expand(3, size))
-        # A shorter set is padded by entries that are no candidates.
+        # A shorter set is padded by entries with an infinite count.
         assert bool(counts[rows, size:].isposinf().all())
 
 
