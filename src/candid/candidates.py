@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TypeVar, cast
 
@@ -142,6 +142,39 @@ class RowCounts:
                 total = total + others * share
         # 0 where only rows of the row's own user have the item: it is masked in that row.
         return torch.where(total > 0, total, 1.0).log()
+
+    @classmethod
+    def joined(
+        cls,
+        samples: Sequence[RowCounts],
+        of_items: Callable[[list[Tensor]], Tensor],
+        of_rows: Callable[[list[Tensor]], Tensor],
+    ) -> RowCounts:
+        """Join the counts of several samples of one sampler into one record.
+
+        Args:
+            samples: at least one.
+            of_items: joins tensors of the shape of the samples' ids; padding may be any finite
+                number.
+            of_rows: joins tensors [B].
+        """
+
+        def part(parts: tuple[BatchCounts, ...]) -> BatchCounts:
+            log_miss = [one.log_miss for one in parts if one.log_miss is not None]
+            return BatchCounts(
+                share=of_items([one.share for one in parts]),
+                log_miss=of_items(log_miss) if log_miss else None,
+                num_of_others=of_rows([one.num_of_others for one in parts]),
+                num_rows=parts[0].num_rows,
+            )
+
+        return cls(
+            fixed_share=of_items([one.fixed_share for one in samples]),
+            parts=tuple(map(part, zip(*(one.parts for one in samples), strict=True))),
+            log_expected_count_positive=of_rows(
+                [one.log_expected_count_positive for one in samples]
+            ),
+        )
 
     def of_rows(self, rows: slice | Tensor, by_row: Callable[[Tensor], Tensor]) -> RowCounts:
         """Return the counts of some rows; ``by_row`` selects them from vectors of candidates."""

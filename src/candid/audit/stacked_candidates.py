@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from candid.candidates import Candidates, ExactCandidates
+from candid.candidates import Candidates, ExactCandidates, RowCounts
 
 
 def can_be_stacked(samples: Sequence[Candidates]) -> bool:
@@ -36,6 +36,7 @@ def stacked(samples: Sequence[Candidates]) -> Candidates:
     first = samples[0]
     owners = [sample.owner for sample in samples if sample.owner is not None]
     row_user_ids = [one.row_user_ids for one in samples if one.row_user_ids is not None]
+    row_counts = [one.row_counts for one in samples if one.row_counts is not None]
     return replace(
         first,
         ids=_joined([sample.ids for sample in samples], 0.0),
@@ -44,10 +45,11 @@ def stacked(samples: Sequence[Candidates]) -> Candidates:
         owner=_joined(owners, -1.0) if owners else None,
         row_user_ids=torch.cat(row_user_ids) if row_user_ids else None,
         exact=_stacked_exact([one.exact for one in samples if one.exact is not None]),
+        row_counts=RowCounts.joined(row_counts, _joined, torch.cat) if row_counts else None,
     )
 
 
-def _joined(parts: Sequence[Tensor], padding: float) -> Tensor:
+def _joined(parts: Sequence[Tensor], padding: float = 0.0) -> Tensor:
     if parts[0].ndim > 1:
         return torch.cat(list(parts))
     return pad_sequence(list(parts), batch_first=True, padding_value=padding)

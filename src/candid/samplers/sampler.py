@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from candid.candidates import BatchCounts, Candidates, RowCounts
+from candid.candidates import Candidates, RowCounts
 from candid.samplers.expected_count import CountParts
 from candid.samplers.table_module import TableModule
 
@@ -245,30 +245,10 @@ def sample_groups(
 
 def _row_counts_of_groups(groups: Sequence[RowCounts], rows_per_group: int) -> RowCounts:
     """Combine the counts of independent samples: vectors [G, N], numbers of each row's group."""
-    device = groups[0].log_expected_count_positive.device
-    row = torch.arange(len(groups[0].log_expected_count_positive), device=device)
-
-    def of_items(values: Sequence[Tensor | None]) -> Tensor:
-        present = [value for value in values if value is not None]
-        return pad_sequence(present, batch_first=True, padding_value=1.0)
-
-    def of_rows(values: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(values))[row // rows_per_group, row]
-
-    return RowCounts(
-        fixed_share=of_items([group.fixed_share for group in groups]),
-        parts=tuple(
-            BatchCounts(
-                share=of_items([part.share for part in parts]),
-                log_miss=None
-                if parts[0].log_miss is None
-                else of_items([p.log_miss for p in parts]),
-                num_of_others=of_rows([part.num_of_others for part in parts]),
-                num_rows=parts[0].num_rows,
-            )
-            for parts in zip(*(group.parts for group in groups), strict=True)
-        ),
-        log_expected_count_positive=of_rows(
-            [group.log_expected_count_positive for group in groups]
-        ),
+    positive = groups[0].log_expected_count_positive
+    row = torch.arange(len(positive), device=positive.device)
+    return RowCounts.joined(
+        groups,
+        of_items=lambda values: pad_sequence(values, batch_first=True),
+        of_rows=lambda values: torch.stack(values)[row // rows_per_group, row],
     )
