@@ -1,8 +1,8 @@
 """Every correction with every sampler, against the enumeration of all positives and samples.
 
-A catalog of four items, float64. Row 0 has the positive p; the samplers draw every possible sample,
-and the other rows of the batch and of the memory have every possible positive. Expected values come
-from the draws themselves and from counts written out here, never from a sampler's record.
+A catalog of four items, float64. Row 0 has the positive p. The samplers return every possible
+sample, and the other rows of the batch and of the memory have every possible positive. Expected
+values come from the sampled items and from counts written out here, never from a sampler's record.
 """
 
 import functools
@@ -76,7 +76,7 @@ class Case:
         users: of the rows of the batch; row 0 is the first.
         hides_users: the sampler gets no users.
         memory_users: of the rows in memory.
-        draws: distribution of each sample of the samplers inside, in their order.
+        given_q: distribution of each sample of the samplers inside, in their order.
         own_is_sampled: rows of the own user are candidates, so that they are samples from Q.
         is_set: a part is a set of distinct items.
         is_pure: samples with replacement from one source, which ``refined`` renormalizes.
@@ -91,7 +91,7 @@ class Case:
     users: tuple = (7,)
     hides_users: bool = False
     memory_users: tuple = ()
-    draws: tuple = ()
+    given_q: tuple = ()
     own_is_sampled: bool = False
     is_set: bool = False
     is_pure: bool = True
@@ -121,18 +121,18 @@ def mean_of(*counts):
 
 
 CASES = {
-    "uniform": Case(lambda: uniform(3), times(UNIFORM, 3), draws=(UNIFORM,) * 3),
-    "popularity": Case(lambda: popular(3), times(Q, 3), draws=(Q,) * 3),
+    "uniform": Case(lambda: uniform(3), times(UNIFORM, 3), given_q=(UNIFORM,) * 3),
+    "popularity": Case(lambda: popular(3), times(Q, 3), given_q=(Q,) * 3),
     "uniform set": Case(
         lambda: uniform(3, distinct=True),
         included(UNIFORM, 3),
-        draws=(UNIFORM,) * 3,
+        given_q=(UNIFORM,) * 3,
         is_set=True,
     ),
     "popularity set": Case(
         lambda: popular(3, distinct=True),
         included(Q, 3),
-        draws=(Q,) * 3,
+        given_q=(Q,) * 3,
         is_set=True,
         drift=5e-5,
     ),
@@ -166,7 +166,7 @@ CASES = {
     "mixture": Case(
         lambda: Mixture([uniform(1), popular(2)]),
         plus(times(UNIFORM, 1), times(Q, 2)),
-        draws=(UNIFORM, Q, Q),
+        given_q=(UNIFORM, Q, Q),
         is_pure=False,
         drift=5e-5,
     ),
@@ -174,7 +174,7 @@ CASES = {
         lambda: Mixture([uniform(2), InBatch(COUNTS)]),
         plus(times(UNIFORM, 2), times(Q, 2)),
         users=USERS,
-        draws=(UNIFORM,) * 2,
+        given_q=(UNIFORM,) * 2,
         is_pure=False,
         q=mean_of(times(UNIFORM, 2), times(Q, 4)),
         drift=5e-5,
@@ -183,7 +183,7 @@ CASES = {
         lambda: Mixture([uniform(2), InBatch(COUNTS)]),
         times(UNIFORM, 2),
         users=(7, 7, 7),
-        draws=(UNIFORM,) * 2,
+        given_q=(UNIFORM,) * 2,
         is_pure=False,
         q=mean_of(times(UNIFORM, 2), times(Q, 3)),
     ),
@@ -192,7 +192,7 @@ CASES = {
         plus(times(UNIFORM, 1), times(Q, 2)),
         users=(1, 2, 3),
         hides_users=True,
-        draws=(UNIFORM,),
+        given_q=(UNIFORM,),
         is_pure=False,
         q=mean_of(times(UNIFORM, 1), times(Q, 3)),
         drift=5e-5,
@@ -202,7 +202,7 @@ CASES = {
         plus(times(UNIFORM, 2), times(Q, 2)),
         users=(7, 8),
         memory_users=(7, 5),
-        draws=(UNIFORM,) * 2,
+        given_q=(UNIFORM,) * 2,
         is_pure=False,
         q=mean_of(times(UNIFORM, 2), times(Q, 4)),
         drift=5e-5,
@@ -212,7 +212,7 @@ CASES = {
         plus(times(UNIFORM, 1), times(Q, 2), times(Q, 1)),
         users=(7, 7, 8),
         own_is_sampled=True,
-        draws=(UNIFORM,),
+        given_q=(UNIFORM,),
         is_pure=False,
         q=mean_of(times(UNIFORM, 1), times(Q, 6)),
         drift=1e-3,
@@ -221,7 +221,7 @@ CASES = {
         lambda: Mixture([Mixture([popular(1), InBatch(COUNTS)]), uniform(1)]),
         plus(times(UNIFORM, 1), times(Q, 1), times(Q, 2)),
         users=USERS,
-        draws=(Q, UNIFORM),
+        given_q=(Q, UNIFORM),
         is_pure=False,
         q=mean_of(times(UNIFORM, 1), times(Q, 5)),
         drift=5e-5,
@@ -230,7 +230,7 @@ CASES = {
         lambda: Mixture([uniform(2, distinct=True), InBatch(COUNTS)]),
         plus(included(UNIFORM, 2), times(Q, 2)),
         users=USERS,
-        draws=(UNIFORM,) * 2,
+        given_q=(UNIFORM,) * 2,
         is_set=True,
         is_pure=False,
         drift=1e-3,
@@ -239,7 +239,7 @@ CASES = {
         lambda: Mixture([uniform(1), InBatch(COUNTS, distinct=True)]),
         plus(times(UNIFORM, 1), included(Q, 2)),
         users=USERS,
-        draws=(UNIFORM,),
+        given_q=(UNIFORM,),
         is_set=True,
         is_pure=False,
         drift=5e-4,
@@ -247,7 +247,7 @@ CASES = {
     "exact popular": Case(
         lambda: ExactPopular(COUNTS, num_exact=1, rest=uniform(3)),
         times(without(UNIFORM, [0]), 3),
-        draws=(without(UNIFORM, [0]),) * 3,
+        given_q=(without(UNIFORM, [0]),) * 3,
         exact=(0,),
     ),
     "exact popular with in-batch": Case(
@@ -268,7 +268,7 @@ CASES = {
         lambda: ExactPopular(COUNTS, num_exact=1, rest=Mixture([uniform(2), InBatch(COUNTS)])),
         plus(times(without(UNIFORM, [0]), 2), times(Q, 2)),
         users=USERS,
-        draws=(without(UNIFORM, [0]),) * 2,
+        given_q=(without(UNIFORM, [0]),) * 2,
         is_pure=False,
         exact=(0,),
         drift=5e-4,
@@ -277,7 +277,7 @@ CASES = {
         lambda: Mixture([uniform(1), InBatch(COUNTS)]),
         plus(times(UNIFORM, 1), times(Q, 2)),
         users=USERS,
-        draws=(UNIFORM,),
+        given_q=(UNIFORM,),
         is_pure=False,
         exact=(2,),
         negatives=(2,),
@@ -305,7 +305,7 @@ def enumerate_outcomes(case):
     is_own = [user == case.users[0] for user in case.users]
     free = [r for r in range(1, len(is_own)) if not is_own[r] or case.own_is_sampled]
     memory_free = [r for r, user in enumerate(case.memory_users) if user != case.users[0]]
-    sources = [Q] * (len(free) + len(memory_free)) + list(case.draws)
+    sources = [Q] * (len(free) + len(memory_free)) + list(case.given_q)
     supports = [[d for d in range(V) if q[d] > 0] for q in sources]
     users = None if case.hides_users else torch.tensor(case.users)
     for items in itertools.product(*supports):
@@ -422,7 +422,7 @@ def test_mean_gradient_of_logq_is_zero_at_the_distribution_of_the_model(name):
 @pytest.mark.parametrize("in_tiles", [False, True], ids=["dense", "tiles"])
 @pytest.mark.parametrize("name", CASES)
 def test_value_equals_the_formula(name, in_tiles, monkeypatch):
-    """Every correction with masked hits, from the items of the draws and plain Python."""
+    """Every correction with masked hits, from the sampled items and plain Python."""
     if in_tiles:
         monkeypatch.setattr(sampled, "DENSE_SCORES", -1)
     case = CASES[name]
