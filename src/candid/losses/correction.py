@@ -68,6 +68,9 @@ Correction = Literal["none", "logq", "refined", "published_code"]
 DEFAULT_CORRECTION: Final[Correction] = "refined"
 """The correction of every loss and of the public functions."""
 
+SHIFTS_BOTH: Final[Correction] = "logq"
+"""The correction that shifts the positive and the candidates by their expected counts."""
+
 COMPARISON_ONLY: Final[frozenset[Correction]] = frozenset({"published_code"})
 """Corrections of other code, to compare with; no recipe should train with them."""
 

@@ -34,6 +34,7 @@ from candid.losses.blockwise.tiles import Precision
 from candid.losses.comparison import Comparison
 from candid.losses.config import PRECISION
 from candid.losses.corrected_softmax import masked_logsumexp
+from candid.losses.correction import SHIFTS_BOTH
 from candid.losses.inputs import widened
 from candid.losses.sampled_loss import SampledLoss, StatefulPart
 from candid.samplers.table_module import TableModule, scalar_tensor
@@ -186,12 +187,14 @@ class LearntPartition(SampledLoss):
 
     def row_losses(self, comparison: Comparison) -> Tensor:
         """The loss (1) of each row; 0 for a row without candidates."""
-        shifts = comparison.shifts("logq")
+        shifts = comparison.shifts(SHIFTS_BOTH)
         positive, scores = comparison.positive_scores, widened(comparison.candidate_scores)
         if shifts.positive is not None:
             positive = positive - shifts.positive
         if shifts.candidates is not None:
             scores = scores - shifts.candidates
+        if shifts.row is not None:
+            scores = scores - shifts.row[:, None]
         mask = comparison.accidental_hits
         if comparison.exact_scores is not None and comparison.exact_accidental_hits is not None:
             scores = torch.cat([widened(comparison.exact_scores), scores], dim=1)
