@@ -1,12 +1,13 @@
 """The audit's figures for in-batch candidates against those of iterated training batches.
 
-    python benchmarks/audit_batches.py shared/data/ml-1m --out benchmarks/results/audit_batches.json
+    python benchmarks/jackknife.py --work WORK
+    python benchmarks/audit_batches.py WORK/run --out benchmarks/results/audit_batches.json
 
-Trains a small causal transformer, then measures estimators with in-batch candidates twice: with the
-audit, which samples the units beside each audited row, and by iterating epochs of the loader and
-scoring the audited rows where they stand in its batches. The second way uses none of the audit's
-code and none of the losses: it evaluates their formulas in float64 on dense vectors. Both give the
-bias of gradient and loss, the standard deviation of Z' and the drift, with standard errors.
+Measures estimators with in-batch candidates of a trained run twice: with the audit, which samples
+the units beside each audited row, and by iterating epochs of the loader and scoring the audited
+rows where they stand in its batches. The second way uses none of the audit's code and none of the
+losses: it evaluates their formulas in float64 on dense vectors. Both give the bias of gradient and
+loss, the standard deviation of Z' and the drift, with standard errors.
 """
 
 from __future__ import annotations
@@ -15,14 +16,12 @@ import argparse
 import json
 import math
 import platform
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 
 import candid
@@ -39,43 +38,16 @@ from candid.audit.full_softmax import compute_full_softmax
 from candid.audit.measurement import measure
 from candid.audit.run_inputs import run_inputs
 from candid.batches import Loader
-from candid.config import parse_config
-from candid.data import DataConfig, prepare
-from candid.runs import Run, load_run, train_run
+from candid.runs import Run, load_run
 
 GROUPS = 8
 ESTIMATORS = {"refined": Estimator("refined"), "logq": Estimator("logq")}
 """``logq`` keeps accidental hits, its default."""
+DRIFT_ROWS = 48
+"""Audited rows whose users the drift is measured for."""
 JACKKNIFE = "refined + jackknife"
 LEFT_OUT = ("users", "rows")
 """What the jackknife leaves out; the loss leaves out users."""
-RECIPE = {
-    "name": "audit-batches",
-    "threads": 1,
-    "model": {
-        "query_tower": {"type": "causal_transformer", "dim": 32, "num_blocks": 1},
-        "item_tower": {"type": "item_embedding", "dim": 32},
-    },
-    "sampler": {"type": "popularity", "num_candidates": 256},
-    "loss": {"type": "sampled_softmax", "correction": "logq"},
-}
-
-
-def trained_run(source: Path, folder: Path, options: argparse.Namespace) -> Run:
-    """Train on the interactions of some users."""
-    frame = pl.read_parquet(source / "interactions.parquet")
-    users = frame["user_id"].unique().sort().sample(options.users, seed=0)
-    frame.filter(pl.col("user_id").is_in(users.implode())).write_parquet(folder / "log.parquet")
-    settings = DataConfig(interactions=str(folder / "log.parquet"), order="position", item_core=5)
-    dataset = prepare(settings, folder / "data").dataset
-    table = RECIPE | {
-        "batches": {"batch_size": 64, "max_length": options.max_length},
-        "training": {"epochs": options.epochs, "trackers": ["jsonl"]},
-        "evaluation": {"ks": [10], "intervals": False},
-    }
-    config = parse_config(table, "benchmark")
-    train_run(config, dataset, folder / "run")
-    return load_run(folder / "run", dataset)
 
 
 class Sums:
@@ -124,7 +96,7 @@ def iterate(run: Run, data: AuditInput, batch_size: int, epochs: int, seed: int)
     # A user may have several windows: the audited row stands in the one that holds its item.
     sums = {name: Sums(num_rows, num_items) for name in ESTIMATORS}
     jackknives = {name: np.zeros((GROUPS, num_rows)) for name in LEFT_OUT}
-    drift = {name: np.zeros((GROUPS, num_rows, num_items)) for name in ESTIMATORS}
+    drift = {name: np.zeros((GROUPS, DRIFT_ROWS, num_items)) for name in ESTIMATORS}
     for epoch in range(1, epochs + 1):
         for step in range(loader.num_batches):
             batch = loader.batch(epoch, step)
@@ -219,7 +191,7 @@ def add(
         one.squared[row] += ((gradient - exact) ** 2).sum()
         ratio = z / (1.0 - np.exp(scores[positive]))
         one.z_ratio[:, row] += ratio, ratio**2
-        for p in sampled:
+        for p in sampled if row < DRIFT_ROWS else ():
             z, own = parts(name, int(p))
             share = terms / everything if name == "logq" else masked(terms, int(p))
             own_share = 1.0 / (1.0 + z / own)  # 1 for an item that is never dealt
@@ -250,10 +222,11 @@ def summary(
         return float(cross_products(bias, groups, ones).sum()) / square
 
     squared, squared_error = jackknifed(bias_of)
-    deviation = drift / per_group[:, None, None] - probabilities
+    own = probabilities[:DRIFT_ROWS]
+    deviation = drift / per_group[:, None, None] - own
 
     def drift_of(groups: list[int]) -> float:
-        return float(cross_products(deviation, groups, 1.0 / probabilities).mean()) / 2
+        return float(cross_products(deviation, groups, 1.0 / own).mean()) / 2
 
     drift_value, drift_error = jackknifed(drift_of)
     z_mean = sums.z_ratio[0] / epochs
@@ -292,20 +265,17 @@ def epochs_per_group(epochs: int) -> np.ndarray:
 
 
 def audited(data: AuditInput, repeats: int, seed: int, batch_rows: int = 1) -> dict[str, Any]:
-    """Measure the same with the audit."""
-    config = sampler_config({"type": "in_batch"})
+    """Measure the same with the audit; the drift with real batches only."""
     estimators = [*ESTIMATORS.values(), Estimator("refined", jackknife=True)]
-    generator = torch.Generator().manual_seed(seed)
-    sampler = AuditSampler(config, data, batch_rows=batch_rows, generator=generator)
-    reference = compute_full_softmax(data)
-    budget = SamplingBudget(repeats=repeats)
-    means = measure(data, reference, sampler, estimators, budget)
-    drifts = measure_drift(
-        data, sampler, estimators, DriftBudget(repeats=repeats, num_positives=8, seed=seed)
+    means = measure(
+        data,
+        compute_full_softmax(data),
+        sampler_of(data, seed, batch_rows),
+        estimators,
+        SamplingBudget(repeats=repeats),
     )
-    results = {}
-    names = [*ESTIMATORS, f"{JACKKNIFE} over users"]
-    for name, one, drift in zip(names, means, drifts, strict=True):
+    results: dict[str, Any] = {}
+    for name, one in zip([*ESTIMATORS, f"{JACKKNIFE} over users"], means, strict=True):
         statistics = one.statistics()
         floor = max(statistics.bias, 0.0)
         results[name] = {
@@ -318,10 +288,22 @@ def audited(data: AuditInput, repeats: int, seed: int, batch_rows: int = 1) -> d
             "loss_bias_error": statistics.loss_bias_error,
             "z_mean": statistics.z_mean,
             "z_sd": statistics.z_sd,
-            "drift": drift.mean,
-            "drift_error": drift.block_error,
         }
+    if data.batches is not None:
+        names = ("query", "positive_ids", "user_ids")
+        some = replace(data, **{name: getattr(data, name)[:DRIFT_ROWS] for name in names})
+        budget = DriftBudget(repeats=repeats, num_positives=2, seed=seed)
+        drifts = measure_drift(some, sampler_of(some, seed + 1, 1), estimators, budget)
+        for figures, drift in zip(results.values(), drifts, strict=True):
+            figures |= {"drift": drift.mean, "drift_error": drift.block_error}
     return results
+
+
+def sampler_of(data: AuditInput, seed: int, batch_rows: int) -> AuditSampler:
+    """Return the audit's sampler of in-batch candidates."""
+    generator = torch.Generator().manual_seed(seed)
+    config = sampler_config({"type": "in_batch"})
+    return AuditSampler(config, data, batch_rows=batch_rows, generator=generator)
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:
@@ -330,58 +312,84 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Train, measure, print and write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, help="folder with interactions.parquet of ML-1M")
-    parser.add_argument("--users", type=int, default=2000, help="users of the data, at random")
-    parser.add_argument("--epochs", type=int, default=4, help="of training")
-    parser.add_argument("--max-length", type=int, default=50)
-    parser.add_argument("--rows", type=int, default=256, help="audited rows, one of each user")
+    parser.add_argument("run", type=Path, help="a trained run over windows of histories")
+    parser.add_argument("--rows", type=int, default=192, help="audited rows, one of each user")
     parser.add_argument("--windows", type=int, nargs="+", default=[16, 64, 256])
-    parser.add_argument("--iterated-epochs", type=int, default=96)
+    parser.add_argument("--iterated-epochs", type=int, default=24)
     parser.add_argument(
-        "--repeats", type=int, default=512, help="of the audit, fewer for more rows"
+        "--repeats", type=int, default=320, help="of the audit, fewer for more rows"
     )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     began = time.process_time()
     results = []
-    with tempfile.TemporaryDirectory() as name:
-        run = trained_run(options.source, Path(name), options)
-        print(f"trained, {time.process_time() - began:.0f} CPU seconds", flush=True)
-        data = run_inputs(run, options.rows)[-1]
-        num_windows = data.batches.num_units
-        for windows in options.windows:
-            part = replace(data, batches=replace(data.batches, units_per_batch=windows))
-            rows = round(part.batches.mean_other_rows)
-            repeats = max(96, options.repeats * 16 // windows)
-            ways = {
-                "iterated": iterate(run, data, windows, options.iterated_epochs, seed=7),
-                "audit": audited(part, repeats, seed=8),
-                "independent rows": audited(replace(data, batches=None), repeats, 9, rows),
-            }
-            for way, by_estimator in ways.items():
-                for estimator, values in by_estimator.items():
-                    line = {"windows": windows, "rows": rows, "estimator": estimator, "way": way}
-                    results.append(line | rounded(values))
-                    print(results[-1], flush=True)
-            print(f"{time.process_time() - began:.0f} CPU seconds", flush=True)
-    if options.out:
-        report = {
-            "command": "python benchmarks/audit_batches.py shared/data/ml-1m",
-            "candid": candid.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "settings": {
-                key: value for key, value in vars(options).items() if key not in ("source", "out")
-            },
-            "recipe": RECIPE,
-            "windows_in_data": num_windows,
-            "cpu_seconds": round(time.process_time() - began),
-            "results": results,
+    run = load_run(options.run)
+    data = run_inputs(run, options.rows)[-1]
+    for windows in options.windows:
+        part = replace(data, batches=replace(data.batches, units_per_batch=windows))
+        rows = round(part.batches.mean_other_rows)
+        repeats = max(48, options.repeats * 16 // windows)
+        ways = {
+            "iterated": iterate(run, data, windows, options.iterated_epochs, seed=7),
+            "audit": audited(part, repeats, seed=8),
+            "independent rows": audited(replace(data, batches=None), repeats, 9, rows),
         }
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        for way, by_estimator in ways.items():
+            for estimator, values in by_estimator.items():
+                line = {"windows": windows, "rows": rows, "estimator": estimator, "way": way}
+                results.append(line | rounded(values))
+                print(results[-1], flush=True)
+        print(f"{time.process_time() - began:.0f} CPU seconds", flush=True)
+        if options.out:
+            write(options, results, part.batches.num_units, time.process_time() - began)
+
+
+def table(document: dict[str, Any]) -> str:
+    """Return the results as a Markdown table."""
+    lines = [
+        "| windows | correction | batches | gradient bias | RMSE | loss bias | sd of Z' | drift |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in document["results"]:
+        cells = [f"{one['windows']} ({one['rows']:,} rows)", one["estimator"], one["way"]]
+        cells.append(_with_error(one, "bias"))
+        cells.append(f"{one['rmse']:.3f}" if "rmse" in one else "–")
+        cells.append(_with_error(one, "loss_bias"))
+        cells.append(f"{one['z_sd']:.3f}" if "z_sd" in one else "–")
+        cells.append(_with_error(one, "drift"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _with_error(values: dict[str, Any], name: str) -> str:
+    return f"{values[name]:.4f} ± {values[name + '_error']:.4f}" if name in values else "–"
+
+
+def with_table(docs: str, document: dict[str, Any]) -> str:
+    """Return a page of the docs with the table of the results."""
+    begin, end = "<!-- batches -->\n", "\n<!-- /batches -->"
+    before, rest = docs.split(begin)
+    return before + begin + table(document) + end + rest.split(end)[1]
+
+
+def write(options: argparse.Namespace, results: list[Any], num_windows: int, cpu: float) -> None:
+    """Write the results so far."""
+    settings = {key: value for key, value in vars(options).items() if key not in ("run", "out")}
+    report = {
+        "command": "python benchmarks/audit_batches.py WORK/run",
+        "run": "of python benchmarks/jackknife.py --work WORK",
+        "candid": candid.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "settings": settings,
+        "windows_in_data": num_windows,
+        "cpu_seconds": round(cpu),
+        "results": results,
+    }
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
