@@ -136,12 +136,10 @@ class RowCounts:
             if part.log_miss is not None:
                 log_miss = of_items(part.log_miss).to(dtype)
                 # 0 · log(1 - 1) would be NaN: zero rows include no item.
-                included = -torch.expm1(torch.where(others > 0, others * log_miss, 0.0))
-                total = total + included * share
-            else:
-                total = total + others * share
+                others = -torch.expm1(torch.where(others > 0, others * log_miss, 0.0))
+            total = torch.addcmul(total, others, share)
         # 0 where only rows of the row's own user have the item: it is masked in that row.
-        return torch.where(total > 0, total, 1.0).log()
+        return total.masked_fill(total == 0, 1.0).log_()
 
     @classmethod
     def joined(
