@@ -36,20 +36,18 @@ def tables_experiment(document: dict[str, Any]) -> None:
     """Fit and measure every estimator that the document lacks."""
     results = document.setdefault("tables", [])
     done = {(one["chi2"], one["n"], one["estimator"]) for one in results}
-    for chi2, sizes in tables.SIZES.items():
-        world = tables.make_world(chi2)
-        cells = [(tables.FULL, 0), *((name, n) for n in sizes for name in tables.ESTIMATORS)]
-        for name, n in cells:
-            if (chi2, n, name) in done:
-                continue
-            start = time.process_time()
-            excess = tables.fit(name, world, n)
-            result = {"chi2": chi2, "n": n, "estimator": name, "excess_nll": excess}
-            if name != tables.FULL:
-                result |= tables.measure(name, world, n)
-            results.append(result | {"cpu_seconds": round(time.process_time() - start, 1)})
-            write(document)
-            print(chi2, n, name, flush=True)
+    worlds = {chi2: tables.make_world(chi2) for chi2 in tables.CHI2}
+    for chi2, name, n in tables.cells():
+        if (chi2, n, name) in done:
+            continue
+        start = time.process_time()
+        excess = tables.fit(name, worlds[chi2], n)
+        result = {"chi2": chi2, "n": n, "estimator": name, "excess_nll": excess}
+        if name != tables.FULL:
+            result |= tables.measure(name, worlds[chi2], n)
+        results.append(result | {"cpu_seconds": round(time.process_time() - start, 1)})
+        write(document)
+        print(chi2, n, name, flush=True)
 
 
 def write(document: dict[str, Any]) -> None:
@@ -88,7 +86,7 @@ def best_of(result: dict[str, Any]) -> list[float]:
 def tables_table(document: dict[str, Any]) -> str:
     """Return a table of the excess NLL, with drifts, by estimator, chi2 and n."""
     cells = {(one["estimator"], one["chi2"], one["n"]): one for one in document["tables"]}
-    columns = [(chi2, n) for chi2, sizes in tables.SIZES.items() for n in sizes]
+    columns = sorted({(chi2, n) for chi2, _, n in tables.cells() if n}, reverse=True)
     lines = [
         row("estimator", [f"chi2 = {chi2}, n = {n}" for chi2, n in columns]),
         "|---|" + "---|" * len(columns),
@@ -96,9 +94,9 @@ def tables_table(document: dict[str, Any]) -> str:
     for name in (tables.FULL, *tables.ESTIMATORS):
         shown = []
         for chi2, n in columns:
-            one = cells[name, chi2, 0 if name == tables.FULL else n]
-            drift = f"; {max(0.0, one['drift']):.3f}" if "drift" in one else ""
-            shown.append(with_spread(best_of(one)) + drift)
+            one = cells.get((name, chi2, 0 if name == tables.FULL else n))
+            drift = f"; {max(0.0, one['drift']):.3f}" if one and "drift" in one else ""
+            shown.append(with_spread(best_of(one)) + drift if one else "")
         lines.append(row(name, shown))
     return "\n".join(lines) + "\n"
 

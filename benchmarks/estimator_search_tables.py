@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 from candid.losses import corrected_log_softmax
 
 NUM_ITEMS, NUM_USERS = 1000, 4
-SIZES = {100: (4, 16, 64), 4: (4, 16)}  # numbers of candidates by chi2
+CHI2 = (100, 4)
 LEARNING_RATES, SEEDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16), 3
 STEPS, ROWS = 1500, 8  # rows of each table in a step
 ZETA_RATE = 0.02  # of the running mean of the partition function
@@ -184,7 +184,7 @@ def fixed_set(context: Context, n: int) -> Draw:
 
 
 def plain_set(context: Context, n: int) -> Draw:
-    """Return a set of n items, whatever the positive."""
+    """Return a set of n items that does not depend on the positive."""
     ids, counts = systematic(context, n)
     empty = torch.zeros_like(ids, dtype=torch.bool)
     return Draw(ids, counts[ids], counts[context.positive_ids], empty, is_set=True)
@@ -346,6 +346,27 @@ ESTIMATORS: dict[str, tuple[Sample, Loss]] = {
     "logq, samples shared by 8 rows": (shared_samples, logq),
 }
 FULL = "full softmax"
+AT_64 = (
+    "refined",
+    "logq",
+    "refined + jackknife",
+    "refined, control variates",
+    "mix by chi2/n",
+    "learnt partition function, cap 3",
+    "logq, set of fixed size",
+    "logq, half nearest, distinct rest",
+)
+"""Estimators that are measured with 64 candidates too; these cells take the longest."""
+
+
+def cells() -> list[tuple[int, str, int]]:
+    """Return chi2, estimator and number of candidates of everything that is measured."""
+    return [
+        *((chi2, FULL, 0) for chi2 in CHI2),
+        *((100, name, 4) for name in ESTIMATORS),
+        *((chi2, name, 16) for chi2 in CHI2 for name in ESTIMATORS),
+        *((100, name, 64) for name in AT_64),
+    ]
 
 
 def gradients(name: str, context: Context, n: int) -> tuple[Tensor, Tensor]:
