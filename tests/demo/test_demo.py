@@ -83,6 +83,8 @@ def test_drift_and_trained_models_agree_in_the_confident_regime(demo):
     # Trained models agree where the predictions are far apart.
     assert rows[few, "refined", "mask"]["nll"] > rows[few, "logq", "keep"]["nll"]
     assert rows[many, "none", "mask"]["nll"] > rows[many, "logq", "keep"]["nll"]
+    # The two rules of accidental hits are two losses.
+    assert rows[many, "logq", "mask"]["nll"] != rows[many, "logq", "keep"]["nll"]
 
 
 def test_oracle_log_prob_equals_that_of_the_synthetic_data(demo):

@@ -62,9 +62,9 @@ def write_page(path: Path, report: DemoReport, interactions: Path) -> None:
         Heading("Predicted and measured"),
         Figure(
             _predicted_and_measured(report.regimes),
-            "One point for each regime, correction and n. On the line from corner to corner the "
-            "prediction is exact. Both axes are logarithmic; values of 0 and below are left out, "
-            "which are those that are not different from the full softmax.",
+            "One point for each regime, correction and n, on logarithmic axes. Predictions within "
+            "two standard errors of 0 are left out: there the loss converges to the full softmax. "
+            "A prediction is exact where both axes have the same value.",
             "Points of measured NLL over the full softmax against predicted drift: "
             + "; ".join(_as_text(one) for one in report.regimes),
         ),
@@ -86,18 +86,18 @@ def write_page(path: Path, report: DemoReport, interactions: Path) -> None:
 
 
 def _summary(report: DemoReport) -> str:
-    lines = [
-        f"{one.regime.name} users: "
-        + ", ".join(
-            f"{_label(model)} {number(model.over_full.value)}"
-            for model in one.sampled
-            if model.over_full is not None
-        )
-        for one in report.regimes
-    ]
+    parts = []
+    for regime in report.regimes:
+        for n in report.num_candidates:
+            values = ", ".join(
+                f"{model.name} {number(model.over_full.value)}"
+                for model in regime.sampled
+                if model.num_candidates == n and model.over_full is not None
+            )
+            parts.append(f"{regime.regime.name} users, n = {n}: {values}")
     return (
-        "Negative log-likelihood above that of a model trained with the full softmax, in nats; "
-        + "; ".join(lines)
+        "Negative log-likelihood above that of a model trained with the full softmax, in nats. "
+        + "; ".join(parts)
         + "."
     )
 
@@ -130,8 +130,8 @@ def _regime_blocks(report: DemoReport, regime: RegimeReport) -> list[Block]:
                 {
                     f"n = {n}": {
                         one.name: one.over_full
-                        for one in regime.sampled
-                        if one.num_candidates == n and one.over_full is not None
+                        for one in regime.models
+                        if one.num_candidates in (None, n) and one.over_full is not None
                     }
                     for n in report.num_candidates
                 },
@@ -188,7 +188,7 @@ def _predicted_and_measured(regimes: Sequence[RegimeReport]) -> str:
         for model in regime.sampled:
             drift = regime.drift(model)
             measured = None if model.over_full is None else model.over_full.value
-            if drift is None or measured is None:
+            if drift is None or measured is None or drift[0] < 2 * drift[1]:
                 continue
             x, y = points.setdefault(f"{regime.regime.name}: {model.name}", ([], []))
             x.append(drift[0])

@@ -16,7 +16,7 @@ MAX_SOFTMAX_ITEMS = 100_000
 
 
 class SyntheticConfig(ComponentConfig):
-    """Settings of the synthetic data; ``candid demo`` uses the defaults with shorter histories.
+    """Settings of the synthetic data.
 
     Example:
         >>> SyntheticConfig(num_users=1_000, num_items=500).zipf_exponent
