@@ -190,3 +190,16 @@ def test_prediction_is_not_shared_by_losses_that_compare_alone():
     first = loss(*inputs).loss
     assert torch.equal(loss(*inputs).loss, first)
     assert loss.head.num_steps == 0
+
+
+def test_expected_counts_are_those_of_other_users():
+    """Two of five rows belong to the user of the row: three samples are compared."""
+    log_q, users = Q.log(), torch.tensor([0, 0, 1, 2, 3])
+    ids = torch.tensor([2, 0, 3, 2, 1])
+    counts = math.log(5) + log_q[ids]
+    candidates = Candidates(ids, counts, counts, 5, owner=users, row_user_ids=users)
+    query = torch.ones(5, 1, dtype=torch.float64)
+    row = build(10.0, 0.7)(query, SCORES[:, None], ids, candidates).loss[0]
+    others = Candidates(ids[2:], math.log(3) + log_q[ids[2:]], math.log(3) + log_q[ids[:1]], 3)
+    expected = build(10.0, 0.7)(query[:1], SCORES[:, None], ids[:1], others).loss[0]
+    assert float(row) == pytest.approx(float(expected))

@@ -194,7 +194,11 @@ class LearntPartition(SampledLoss):
         if shifts.candidates is not None:
             scores = scores - shifts.candidates
         if shifts.row is not None:
-            scores = scores - shifts.row[:, None]
+            scores = scores - shifts.row.to(scores.dtype)[:, None]
+        log_share = log_share_of_others(comparison)
+        if log_share is not None:
+            positive = positive - log_share.to(positive.dtype)
+            scores = scores - log_share.to(scores.dtype)[:, None]
         mask = comparison.accidental_hits
         if comparison.exact_scores is not None and comparison.exact_accidental_hits is not None:
             scores = torch.cat([widened(comparison.exact_scores), scores], dim=1)
@@ -220,6 +224,22 @@ class LearntPartition(SampledLoss):
             )
             self.head.record(comparison.query, slope.masked_fill(is_empty, 0.0), log_z)
         return loss.masked_fill(is_empty, 0.0)
+
+
+def log_share_of_others(comparison: Comparison) -> Tensor | None:
+    """[B], log of the share of the samples that come from other rows and users.
+
+    Expected counts are those of all samples. ``logq`` does not need the share, because there it
+    cancels. None where the shifts contain it, and where no sample is the row's own.
+    """
+    candidates = comparison.candidates
+    is_from_batch = candidates.owner is not None or candidates.source_rows is not None
+    if not is_from_batch or not candidates.num_samples or candidates.exact is not None:
+        return None
+    if candidates.row_counts is not None:
+        return None
+    others = (~candidates.accidental_hits(comparison.positive_ids, keep=True)).sum(dim=1)
+    return torch.log(others / candidates.num_samples).masked_fill(others == 0, 0.0)
 
 
 def num_hits_of(comparison: Comparison) -> Tensor:
