@@ -120,7 +120,7 @@ def write_demo(path):
         for objective in objectives((16, 256))
     ]
     models.append(ModelResult(None, evaluation, np.arange(100)))
-    drift = Drift(by_user=torch.tensor([0.1, 0.3]), by_user_error=torch.ones(2), block_error=0.01)
+    drift = Drift(by_user=torch.tensor([0.1, 0.12]), by_user_error=torch.ones(2), block_error=0.01)
     drifts = {(n, one): drift for n in (16, 256) for one in ESTIMATORS}
     prediction = Prediction(0.3, (8.0, 18.0, 50.0), (1.0, 2.0, 3.0), drifts)
     regimes = [RegimeReport(regime, {}, prediction, models) for regime in REGIMES]

@@ -60,14 +60,7 @@ def write_page(path: Path, report: DemoReport, interactions: Path) -> None:
     blocks: list[Block] = [
         Paragraph(_WHAT_IT_SHOWS),
         Heading("Predicted and measured"),
-        Figure(
-            _predicted_and_measured(report.regimes),
-            "One point for each regime, correction and n, on logarithmic axes. Predictions within "
-            "two standard errors of 0 are left out: there the loss converges to the full softmax. "
-            "A prediction is exact where both axes have the same value.",
-            "Points of measured NLL over the full softmax against predicted drift: "
-            + "; ".join(_as_text(one) for one in report.regimes),
-        ),
+        *_predicted_and_measured(report.regimes),
         Paragraph(_CORRECTIONS),
         Paragraph("What follows: " + _WHAT_FOLLOWS),
     ]
@@ -182,28 +175,36 @@ def _regime_blocks(report: DemoReport, regime: RegimeReport) -> list[Block]:
     ]
 
 
-def _predicted_and_measured(regimes: Sequence[RegimeReport]) -> str:
+def _predicted_and_measured(regimes: Sequence[RegimeReport]) -> list[Block]:
+    """Return the figure; none where no prediction is different from 0."""
     points: dict[str, tuple[list[float], list[float]]] = {}
     for regime in regimes:
         for model in regime.sampled:
             drift = regime.drift(model)
             measured = None if model.over_full is None else model.over_full.value
-            if drift is None or measured is None or drift[0] < 2 * drift[1]:
+            if drift is None or measured is None or measured <= 0 or drift[0] < 2 * drift[1]:
                 continue
             x, y = points.setdefault(f"{regime.regime.name}: {model.name}", ([], []))
             x.append(drift[0])
             y.append(measured)
-    curves = {name: Curve(x, y) for name, (x, y) in points.items() if _has_positive(x, y)}
-    return log_log(
-        curves,
+    if not points:
+        return []
+    figure = log_log(
+        {name: Curve(x, y) for name, (x, y) in points.items()},
         x_label="predicted drift, nats",
         y_label="NLL over full softmax, nats",
         is_scatter=True,
     )
-
-
-def _has_positive(x: Sequence[float], y: Sequence[float]) -> bool:
-    return any(a > 0 and b > 0 for a, b in zip(x, y, strict=True))
+    return [
+        Figure(
+            figure,
+            "One point for each regime, correction and n, on logarithmic axes. Predictions within "
+            "two standard errors of 0 are left out: there the loss converges to the full softmax. "
+            "A prediction is exact where both axes have the same value.",
+            "Points of measured NLL over the full softmax against predicted drift: "
+            + "; ".join(_as_text(one) for one in regimes),
+        )
+    ]
 
 
 def _as_text(regime: RegimeReport) -> str:
