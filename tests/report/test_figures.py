@@ -13,10 +13,9 @@ import pytest
 from candid.evaluation import Estimate
 from candid.report import (
     Curve,
-    by_decile,
     calibration,
     interval_bars,
-    learning_curves,
+    log_y,
     rank_frequency,
 )
 from candid.report.figures import COLORS
@@ -46,18 +45,6 @@ def assert_affine(drawn: np.ndarray, data: np.ndarray) -> None:
         np.testing.assert_allclose(slope * data[:, axis] + shift, drawn[:, axis], atol=0.01)
 
 
-def test_learning_curves_draw_each_run():
-    curves = {
-        "none": Curve([1, 2, 4, 5], [0.1, 0.13, 0.12, 0.14]),
-        "a<b & c": Curve([1, 2, 3], [0.2, 0.25, 0.22]),
-    }
-    svg = learning_curves(curves, x_label="epoch", y_label="ndcg@10", reference=("truth", 0.3))
-    for color, curve in zip(COLORS, curves.values(), strict=False):
-        (drawn,) = lines(svg, color)
-        assert_affine(drawn, np.array([curve.x, curve.y]).T)
-    assert {"none", "a<b & c", "epoch", "ndcg@10", "truth"} <= set(texts(svg))
-
-
 def test_bars_have_the_heights_of_their_values():
     estimates = {
         "ndcg@10": {"none": Estimate(0.1, 0.08, 0.12), "refined": Estimate(0.3, 0.25, 0.35)},
@@ -75,12 +62,6 @@ def test_bars_have_the_heights_of_their_values():
     assert none[1] / none[0] == pytest.approx(2.0, rel=1e-3)
     assert refined[0] / none[0] == pytest.approx(3.0, rel=1e-3)
     assert {"ndcg@10", "recall@10", "none", "refined", "value"} <= set(texts(svg))
-
-
-def test_deciles_leave_a_gap_for_undefined_values():
-    svg = by_decile({"none": [0.1, 0.2, 0.15, float("nan")]}, y_label="recall", x_label="slice")
-    (drawn,) = lines(svg, COLORS[0])
-    assert_affine(drawn, np.array([[1, 2, 3], [0.1, 0.2, 0.15]]).T)
 
 
 def test_rank_frequency_is_sorted_normalised_and_log_log():
@@ -110,16 +91,16 @@ def test_calibration_leaves_out_zeros_and_draws_the_diagonal():
 
 def test_figure_has_the_colour_of_the_page_and_is_reproducible():
     curves = {"none": Curve([1, 2], [3, 4])}
-    svg = learning_curves(curves, x_label="x", y_label="y")
+    svg = log_y(curves, x_label="x", y_label="y")
     assert "currentColor" in svg
     assert "#000000" not in svg
-    assert svg == learning_curves(curves, x_label="x", y_label="y")
+    assert svg == log_y(curves, x_label="x", y_label="y")
     assert "metadata" not in svg
 
 
 def test_figures_with_different_data_have_different_ids():
-    one = learning_curves({"none": Curve([1, 2], [3, 4])}, x_label="x", y_label="y")
-    two = learning_curves({"none": Curve([1, 2], [3, 5])}, x_label="x", y_label="y")
+    one = log_y({"none": Curve([1, 2], [3, 4])}, x_label="x", y_label="y")
+    two = log_y({"none": Curve([1, 2], [3, 5])}, x_label="x", y_label="y")
     clips = [set(re.findall(r'clipPath id="([^"]+)"', svg)) for svg in (one, two)]
     assert clips[0]
     assert not clips[0] & clips[1]

@@ -2,10 +2,8 @@
 
 from candid.report.figures import (
     Curve,
-    by_decile,
     calibration,
     interval_bars,
-    learning_curves,
     log_log,
     log_y,
     rank_frequency,
@@ -25,10 +23,8 @@ __all__ = [
     "Heading",
     "Paragraph",
     "Table",
-    "by_decile",
     "calibration",
     "interval_bars",
-    "learning_curves",
     "log_log",
     "log_y",
     "rank_frequency",

@@ -40,33 +40,6 @@ class Curve:
     error: Sequence[float] | None = None
 
 
-def learning_curves(
-    curves: Mapping[str, Curve],
-    *,
-    x_label: str,
-    y_label: str,
-    reference: tuple[str, float] | None = None,
-) -> str:
-    """Draw a validation metric against epochs or seconds, one line per run.
-
-    Args:
-        curves: by the name of the run.
-        x_label: with its unit.
-        y_label: the metric.
-        reference: name and value of a horizontal line, or None.
-
-    Returns:
-        SVG.
-    """
-    figure, axes = _new_figure()
-    for index, (name, curve) in enumerate(curves.items()):
-        axes.plot(curve.x, curve.y, label=name, marker="o", markersize=3, **_style(index))
-    if reference is not None:
-        name, value = reference
-        axes.axhline(value, color=_PAGE_INK, linewidth=0.8, linestyle=":", label=name)
-    return _finish(figure, axes, x_label, y_label)
-
-
 def interval_bars(
     estimates: Mapping[str, Mapping[str, Estimate]], *, x_label: str = "", y_label: str
 ) -> str:
@@ -98,25 +71,6 @@ def interval_bars(
             error_kw={"ecolor": _PAGE_INK, "capsize": 2, "elinewidth": 1},
         )
     axes.set_xticks(np.arange(len(estimates)), list(estimates))
-    return _finish(figure, axes, x_label, y_label)
-
-
-def by_decile(series: Mapping[str, Sequence[float]], *, y_label: str, x_label: str) -> str:
-    """Draw a metric for each slice of the catalog, rarest first, one line per run.
-
-    Args:
-        series: run -> one value per slice; NaN where a slice has no targets.
-        y_label: the metric.
-        x_label: name of the slices.
-
-    Returns:
-        SVG.
-    """
-    figure, axes = _new_figure()
-    for index, (name, values) in enumerate(series.items()):
-        numbers = np.arange(1, len(values) + 1)
-        axes.plot(numbers, values, label=name, marker="o", markersize=3, **_style(index))
-    axes.set_xticks(np.arange(1, max(map(len, series.values())) + 1))
     return _finish(figure, axes, x_label, y_label)
 
 
