@@ -106,3 +106,10 @@ def test_page_counts_best_rates_at_an_end_of_the_grid():
     assert f"for {len(at_an_end)} of the 33 cells" in DOCS
     best = {one["data"]: one["full_softmax_lr"] for one in CELLS}
     assert best == {"synthetic": 0.1, "diginetica": 0.1, "ml1m": 0.05}
+
+
+def test_rank_correlation_without_the_rule_for_small_drifts(figure):
+    for rows, expected in ((CELLS, 0.66), (figure.over_logq_kept(CELLS), 0.93)):
+        drifts = [max(one["drift"], 0.0) for one in rows]
+        correlation = figure.rank_correlation(drifts, [one["excess"] for one in rows])
+        assert round(correlation, 2) == expected
