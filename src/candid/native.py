@@ -26,6 +26,8 @@ from candid.atomic import replacing
 from candid.errors import ArtifactError
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+SHARED_HEADERS = Path(__file__).parent
+"""Folder of the headers that kernels of several packages include."""
 
 Kernel = TypeVar("Kernel")
 
@@ -44,7 +46,7 @@ def load_kernel(
     """Compile and load a source file; return None if that fails.
 
     Args:
-        source: the C file; its headers are in the same folder.
+        source: the C file; its headers are in the same folder or in ``SHARED_HEADERS``.
         wrap: turns the library into the returned object.
         check: raises ``NativeError`` if the object computes wrong results.
         logger: gets one line if that fails.
@@ -68,7 +70,8 @@ def _library(source: Path) -> Path:
     openmp = _openmp()
     command = [*compiler, *FLAGS, "-fopenmp" if openmp else "-fopenmp-simd"]
     version = _run([*compiler, "--version"])
-    headers = (header.read_text() for header in sorted(source.parent.glob("*.h")))
+    folders = (source.parent, SHARED_HEADERS)
+    headers = [file.read_text() for folder in folders for file in sorted(folder.glob("*.h"))]
     inputs = [source.read_text(), *headers, *command, str(openmp), version, _cpu()]
     digest = hashlib.sha256("\0".join(inputs).encode()).hexdigest()
     path = _cache() / f"{source.stem}-{digest[:32]}.so"
@@ -79,6 +82,7 @@ def _library(source: Path) -> Path:
             object_file = temporary.with_suffix(".o")
             try:
                 compile_flags = [flag for flag in command if flag != "-shared"]
+                compile_flags.append(f"-I{SHARED_HEADERS}")
                 _run([*compile_flags, "-c", str(source), "-o", str(object_file)])
                 link = [*compiler, "-shared", str(object_file), *libraries, "-lm"]
                 _run([*link, "-o", str(temporary)])

@@ -10,6 +10,7 @@ import torch
 from candid.inference import recommend
 from candid.runs import load_run
 from candid.serve.errors import RequestError
+from candid.serve.model_version import ModelVersion
 from candid.serve.requests import RecommendRequest, SimilarRequest
 
 NOW = datetime.datetime(2026, 1, 31, 18, 30, tzinfo=datetime.UTC)
@@ -146,6 +147,39 @@ def test_probabilities_of_many_items_only_on_request(films):
         assert films.prepare(request).is_slow
     finally:
         films.has_cheap_probability = before
+
+
+def test_probabilities_of_a_batch_are_those_of_its_single_queries(films):
+    bodies = [
+        {"user": "u3", "probability": True},
+        {"user": "u4", "probability": False},
+        {"user": "u5", "filters": {"genres": ["Horror"]}, "probability": True},
+        {"user": "u6", "k": 5, "probability": True},
+    ]
+    queries = [films.prepare(RecommendRequest(**body, time=NOW)) for body in bodies]
+    for body, answer in zip(bodies, films.answer(queries), strict=True):
+        alone = answer_of(films, **body, time=NOW.isoformat())
+        together = [entry["probability"] for entry in json.loads(answer)["items"]]
+        expected = [entry["probability"] for entry in alone["items"]]
+        if body["probability"]:
+            # The query vectors of a batch are rounded differently.
+            assert together == pytest.approx(expected, rel=1e-4)
+        else:
+            assert set(together) == set(expected) == {None}
+
+
+@pytest.mark.parametrize(
+    ("scores_all", "limit", "cheap"), [(True, 0, True), (False, 5000, True), (False, 3, False)]
+)
+def test_probabilities_by_default_need_an_exhaustive_index_or_few_items(
+    films, monkeypatch, scores_all, limit, cheap
+):
+    monkeypatch.setattr(type(films.bundle.index.built), "scores_all_items", scores_all)
+    config = films.config.model_copy(update={"probability_items": limit})
+    version = ModelVersion(films.bundle, name="films", number=1, config=config)
+    assert version.has_cheap_probability == cheap
+    request = RecommendRequest(user="u3", time=NOW)
+    assert version.prepare(request).probability == cheap
 
 
 def test_batch_equals_single_queries(films, by_user):

@@ -92,7 +92,7 @@ def test_similar_orders_by_cosine_without_the_item_itself(search):
 
 
 def test_log_partition(search, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 8)
+    monkeypatch.setattr(module, "LOG_PARTITION_BLOCK", 8)
     items, now = search
     scores = 40 * QUERY.astype(np.float64) @ now[~np.isnan(now[:, 0])].T.astype(np.float64)
     largest = scores.max(1, keepdims=True)
@@ -100,6 +100,30 @@ def test_log_partition(search, monkeypatch):
     assert items.log_partition(40 * torch.from_numpy(QUERY)).numpy() == pytest.approx(
         expected, rel=1e-5
     )
+
+
+@pytest.mark.parametrize("k", [3, NUM])
+def test_nearest_with_log_partition_equals_both_alone(search, k):
+    items, _ = search
+    query, excluded = torch.from_numpy(QUERY), [np.array([1, 5, 6])] * len(QUERY)
+    found, log_z = items.nearest_with_log_partition(query, k, excluded)
+    for (ids, scores), (plain_ids, plain_scores) in zip(
+        found, items.nearest(query, k, excluded), strict=True
+    ):
+        assert ids.tolist() == plain_ids.tolist()
+        assert scores.tolist() == plain_scores.tolist()
+    assert log_z.numpy() == pytest.approx(items.log_partition(query).numpy(), abs=1e-6)
+
+
+def test_nearest_with_log_partition_after_a_second_search_is_that_of_all_queries():
+    vectors = torch.zeros(NUM, DIM)
+    vectors[:, 0] = torch.arange(NUM) / 10
+    search = ItemSearch(LiveIndex(ExactIndex(vectors), vectors))
+    query = torch.zeros(2, DIM)
+    query[0, 0] = 1.0  # all items have the same score for the second query: it is searched again
+    _, log_z = search.nearest_with_log_partition(query, 3, [NONE, NONE])
+    expected = np.logaddexp.reduce(np.arange(NUM) / 10), np.log(NUM)
+    assert log_z.numpy() == pytest.approx(expected)
 
 
 def test_log_partition_without_items(vectors):

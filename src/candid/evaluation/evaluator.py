@@ -190,12 +190,14 @@ class _Pass:
         exclude = None
         if seen is not None:
             exclude = Exclusions(seen.item_ids.to(self._device), seen.offsets.to(self._device))
-        lists, ranked, expected_values = self._rank(query, exclude, targets)
+        lists, ranked, expected_values, log_z = self._rank(query, exclude, targets)
         list_values: dict[str, Floats] = {}
         for name, values in expected_values.items():
             means = list_mean(values, lists.item_ids >= 0, config.ks)
             list_values |= {f"{name}@{k}": means[:, c] for c, k in enumerate(config.ks)}
-        target_values = self._likelihoods(rows, query, targets) if config.nll else {}
+        target_values: dict[str, Floats] = {}
+        if log_z is not None:
+            target_values = self._likelihoods(rows, query, targets, log_z)
         for sums in (self._total, *self._by_item_slice.values()):
             sums.batches.append(
                 sum_metrics(
@@ -218,15 +220,21 @@ class _Pass:
 
     def _rank(
         self, query: Tensor, exclude: Exclusions | None, targets: Targets
-    ) -> tuple[RankedLists, RankedTargets, dict[str, Floats]]:
+    ) -> tuple[RankedLists, RankedTargets, dict[str, Floats], Tensor | None]:
         """Rank the items for one batch of query vectors [b, D], and add them to the coverage.
 
         Returns:
-            the lists; the relevant items in their reach; and by name of an item value its
-            expectation at each rank, [b, K].
+            the lists; the relevant items in their reach; by name of an item value its
+            expectation at each rank, [b, K]; and the log partition of each query [b], if the NLL
+            is reported.
         """
         depth = self._config.ks[-1]
-        result = self._items.search(query, min(depth + 1, self._items.num_items), exclude)
+        num_results = min(depth + 1, self._items.num_items)
+        log_z: Tensor | None = None
+        if self._config.nll:
+            result, log_z = self._items.search_with_log_partition(query, num_results, exclude)
+        else:
+            result = self._items.search(query, num_results, exclude)
         item_ids, scores = result.item_ids.cpu().numpy(), result.scores.cpu().numpy()
         lists = RankedLists.of(item_ids, scores, depth)
         self._coverage.add_lists(lists)
@@ -243,13 +251,16 @@ class _Pass:
             name: lists.expected_values(values, groups.means[name])
             for name, values in self._item_values.items()
         }
-        return lists, ranked, expected_values
+        return lists, ranked, expected_values, log_z
 
-    def _likelihoods(self, rows: slice, query: Tensor, targets: Targets) -> dict[str, Floats]:
+    def _likelihoods(
+        self, rows: slice, query: Tensor, targets: Targets, log_z: Tensor
+    ) -> dict[str, Floats]:
         target_rows = torch.from_numpy(targets.rows).to(self._device)
         target_ids = torch.from_numpy(targets.item_ids).to(self._device)
         positions = self._items.positions_of(target_ids)
-        nll = target_nll(query, self._items.item_vectors, target_rows, positions).cpu().numpy()
+        vectors = self._items.item_vectors
+        nll = target_nll(query, vectors, target_rows, positions, log_z).cpu().numpy()
         if self._true_log_prob is None:
             return {"nll": nll}
         offsets = self._queries.held_out.target_offsets

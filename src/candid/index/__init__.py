@@ -18,6 +18,7 @@ from candid.index.exact import ExactIndex
 from candid.index.faiss import FaissIndex
 from candid.index.kernel_lsh import KernelLsh
 from candid.index.live import Changes, LiveIndex
+from candid.index.log_sum_exp import RunningLogSumExp
 from candid.index.measurement import (
     GroundTruth,
     Measurement,
@@ -62,6 +63,7 @@ __all__ = [
     "KernelLsh",
     "LiveIndex",
     "Measurement",
+    "RunningLogSumExp",
     "SearchResult",
     "Snapshot",
     "SourceIds",

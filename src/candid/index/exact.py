@@ -29,6 +29,7 @@ from candid.index.checks import (
     diverged_items,
     diverged_queries,
 )
+from candid.index.log_sum_exp import RunningLogSumExp
 from candid.index.order import decode, encode
 from candid.index.protocol import Exclusions, Index, IndexConfig, SearchResult
 from candid.index.scan import GROUP, RunningTopK
@@ -63,6 +64,8 @@ class ExactIndex(Index):
         >>> index.search(torch.tensor([[1.0, 3.0, 2.0]]), k=2).item_ids
         tensor([[1, 2]])
     """
+
+    scores_all_items = True
 
     class Config(IndexConfig):
         """Settings of the exact index; they do not change results."""
@@ -113,23 +116,27 @@ class ExactIndex(Index):
             ConfigError: k is outside 1..V, or the queries are not as wide as the items.
             ArtifactError: a query or a score is not finite.
         """
-        check_search(query, k, self.num_items, self._vectors.shape[1])
-        with torch.inference_mode(), torch.autocast(query.device.type, enabled=False):
-            query = query.detach().float()
-            norms = query.double().norm(dim=1)
-            # False for NaN too. If the product of norms fits float32, no score overflows.
-            if not bool((norms * self._max_norm <= torch.finfo(torch.float32).max).all()):
-                raise diverged_queries()
-            keys = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
-            native = native_selection_for(query, self._vectors, self._scan_k(k), exclude)
-            if native is None:
-                for begin in range(0, len(query), self._block_rows):
-                    rows = slice(begin, begin + self._block_rows)
-                    keys[rows] = self._search_rows(query[rows], k, _rows_of(exclude, rows))
-            else:
-                self._search_native(native, query.contiguous(), norms, exclude, keys)
-            ids, scores = decode(keys)
-        return SearchResult(ids.clone(), scores.clone())
+        return self._search(query, k, exclude, None)
+
+    def search_with_log_partition(
+        self, query: Tensor, k: int, exclude: Exclusions | None = None
+    ) -> tuple[SearchResult, Tensor]:
+        """Search, and compute log Σ_d exp(q · v_d) over all V items from the same scores.
+
+        Args:
+            query: [B, D] float32.
+            k: results per query, 1 ≤ k ≤ V.
+            exclude: items that the results leave out; they count in the sum.
+
+        Returns:
+            the result of ``search``, and [B] float64 from scores in the working precision.
+
+        Raises:
+            ConfigError: as ``search``.
+            ArtifactError: as ``search``.
+        """
+        log_z = torch.empty(len(query), dtype=torch.float64, device=query.device)
+        return self._search(query, k, exclude, log_z), log_z
 
     def equal_scores(
         self, query: Tensor, scores: Tensor, exclude: Exclusions | None = None
@@ -170,6 +177,36 @@ class ExactIndex(Index):
         """Return the block sizes."""
         return {"block_items": self._block_items, "block_rows": self._block_rows}
 
+    def _search(
+        self, query: Tensor, k: int, exclude: Exclusions | None, log_z: Tensor | None
+    ) -> SearchResult:
+        """Search; fills ``log_z`` [B] with the log partition of each row, if it is given."""
+        check_search(query, k, self.num_items, self._vectors.shape[1])
+        with torch.inference_mode(), torch.autocast(query.device.type, enabled=False):
+            query = query.detach().float()
+            norms = query.double().norm(dim=1)
+            # False for NaN too. If the product of norms fits float32, no score overflows.
+            if not bool((norms * self._max_norm <= torch.finfo(torch.float32).max).all()):
+                raise diverged_queries()
+            keys = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
+            native = native_selection_for(query, self._vectors, self._scan_k(k), exclude)
+            if native is None:
+                for begin in range(0, len(query), self._block_rows):
+                    rows = slice(begin, begin + self._block_rows)
+                    sums = self._log_sums(query[rows], log_z)
+                    keys[rows] = self._search_rows(query[rows], k, _rows_of(exclude, rows), sums)
+                    if log_z is not None and sums is not None:
+                        log_z[rows] = sums.result()
+            else:
+                self._search_native(native, query.contiguous(), norms, exclude, keys, log_z)
+            ids, scores = decode(keys)
+        return SearchResult(ids.clone(), scores.clone())
+
+    def _log_sums(self, query: Tensor, log_z: Tensor | None) -> RunningLogSumExp | None:
+        if log_z is None:
+            return None
+        return RunningLogSumExp(len(query), num_columns=self.num_items, device=query.device)
+
     def _scan_k(self, k: int) -> int:
         return min(k + SURPLUS, self.num_items)
 
@@ -180,8 +217,9 @@ class ExactIndex(Index):
         norms: Tensor,
         exclude: Exclusions | None,
         keys: Tensor,
+        log_z: Tensor | None,
     ) -> None:
-        """Search with the native kernel; fills ``keys`` [B, K], best first."""
+        """Search with the native kernel; fills ``keys`` [B, K], best first, and ``log_z``."""
         errors = self._scan_error() * norms * self._max_norm
         num_rows = min(self._block_rows, len(query))
         best = NativeTopK(native, num_rows, self._scan_k(keys.shape[1]))
@@ -194,10 +232,15 @@ class ExactIndex(Index):
             if exclude is not None:
                 offsets = exclude.offsets[begin : rows.stop + 1]
                 chunk_exclude = Exclusions(exclude.item_ids, offsets)
+            sums = self._log_sums(chunk, log_z)
             for first, stop in self._blocks():
                 tile = buffer[: len(chunk) * (stop - first)].view(len(chunk), stop - first)
                 torch.mm(chunk, self._vectors[first:stop].T, out=tile)
+                if sums is not None:  # before the scores of excluded items become -inf
+                    sums.add(tile)
                 best.add(tile, first, chunk_exclude)
+            if log_z is not None and sums is not None:
+                log_z[rows] = sums.result()
             proven = best.rank(chunk, self._vectors, errors[rows], keys[rows])
             unproven = (~proven).nonzero().squeeze(-1)
             if len(unproven):
@@ -208,9 +251,14 @@ class ExactIndex(Index):
                     0, unproven, self._search_wide(wide, keys.shape[1], row_exclude)
                 )
 
-    def _search_rows(self, query: Tensor, k: int, exclude: _Pairs | None) -> Tensor:
-        """Search at most ``block_rows`` queries; [b, K] keys, best first."""
-        scan_ids, scan_scores = self._scan(query, self._scan_k(k), exclude)
+    def _search_rows(
+        self, query: Tensor, k: int, exclude: _Pairs | None, sums: RunningLogSumExp | None
+    ) -> Tensor:
+        """Search at most ``block_rows`` queries; [b, K] keys, best first.
+
+        All scores are added to ``sums``, if it is given.
+        """
+        scan_ids, scan_scores = self._scan(query, self._scan_k(k), exclude, sums)
         wide = query.double()
         keys = torch.topk(encode(self._exact_scores(wide, scan_ids), scan_ids), k).values
         # The score of an item outside the scan's result is at most its lowest one.
@@ -236,7 +284,9 @@ class ExactIndex(Index):
             scores[begin : begin + step] = torch.bmm(vectors.view(*ids.shape, -1), query)[..., 0]
         return torch.where(item_ids < 0, -torch.inf, scores)
 
-    def _scan(self, query: Tensor, k: int, exclude: _Pairs | None) -> tuple[Tensor, Tensor]:
+    def _scan(
+        self, query: Tensor, k: int, exclude: _Pairs | None, sums: RunningLogSumExp | None
+    ) -> tuple[Tensor, Tensor]:
         """Return the k best by working precision, unordered: ids (-1: none) and scores [b, k]."""
         best = RunningTopK(len(query), k, query.device)
         buffer = query.new_empty(len(query) * _padded(self._block_items))
@@ -245,6 +295,8 @@ class ExactIndex(Index):
             tile = buffer[: len(query) * width].view(len(query), width)
             tile[:, stop - begin :] = -torch.inf
             torch.mm(query, self._vectors[begin:stop].T, out=tile[:, : stop - begin])
+            if sums is not None:  # before the scores of excluded items become -inf
+                sums.add(tile)
             if exclude is not None:
                 tile.view(-1).index_fill_(0, exclude.within(begin, stop, width), -torch.inf)
             best.add(tile, begin)

@@ -278,6 +278,22 @@ class LiveIndex:
             best = torch.topk(torch.cat(keys, dim=1), k).values
             return SearchResult(*decode(best))
 
+    def search_with_log_partition(
+        self, query: Tensor, k: int, exclude: Exclusions | None = None
+    ) -> tuple[SearchResult, Tensor | None]:
+        """Search, and compute log Σ exp(q · v) over all live items, excluded ones included.
+
+        Returns:
+            the result of ``search``, and [B] float64, or None where the built index does not score
+            every item or there are changes: then it takes another pass over the vectors.
+        """
+        changes = self._changes
+        if changes.num_hidden or changes.num_rows or k > self.built.num_items:
+            return self.search(query, k, exclude), None
+        check_search(query, k, changes.num_items, self.item_vectors.shape[1])
+        with torch.no_grad():
+            return self.built.search_with_log_partition(query.detach().float(), k, exclude)
+
     def _search_built(
         self, changes: Changes, query: Tensor, k: int, exclude: Exclusions | None
     ) -> SearchResult:

@@ -55,6 +55,8 @@ class Index(ABC):
         has_file: whether the index must be stored in a file next to the item vectors, because it
             takes long to build or holds more than the vectors; then ``save`` and
             ``Config.open`` are needed.
+        scores_all_items: whether a search scores every item, so that
+            ``search_with_log_partition`` costs little more than ``search``.
 
     Example:
         >>> class FirstItems(Index):
@@ -72,6 +74,7 @@ class Index(ABC):
 
     num_items: int
     has_file: ClassVar[bool] = False
+    scores_all_items: ClassVar[bool] = False
 
     @abstractmethod
     def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> SearchResult:
@@ -85,6 +88,17 @@ class Index(ABC):
         Raises:
             ConfigError: k is outside 1..V.
         """
+
+    def search_with_log_partition(
+        self, query: Tensor, k: int, exclude: Exclusions | None = None
+    ) -> tuple[SearchResult, Tensor | None]:
+        """Search, and compute log Σ_d exp(q · v_d) over all V items, excluded ones included.
+
+        Returns:
+            the result of ``search``, and [B] float64, or None where the search does not score
+            every item.
+        """
+        return self.search(query, k, exclude), None
 
     def tuning_axes(self, k: int) -> Mapping[str, Sequence[float]]:
         """Return the settings of a search that trade recall for speed.

@@ -28,7 +28,7 @@ from candid.inference.queries import (
 from candid.inference.query_set import QuerySet, query_set
 from candid.inference.recommend import NewItems, recommend
 from candid.inference.recommendations import Recommendations
-from candid.inference.tie_order import search_with_tie_order, tie_ranks
+from candid.inference.tie_order import Searchable, search_with_tie_order, tie_ranks
 from candid.inference.two_tower_model import (
     StageProgress,
     TwoTowerModel,
@@ -43,6 +43,7 @@ __all__ = [
     "QuerySet",
     "RecommendQuery",
     "Recommendations",
+    "Searchable",
     "StageProgress",
     "TwoTowerModel",
     "encode_catalog",

@@ -52,11 +52,24 @@ class ItemSubset:
             ids in the whole catalog and scores, [B, k], best first; -1 and -inf after the end of
             a shorter row.
         """
-        if self._ids is None:
-            return self._index.search(query, k, exclude)
-        result = self._index.search(query, k, None if exclude is None else self._within(exclude))
-        item_ids = torch.where(result.item_ids < 0, -1, self._ids[result.item_ids])
-        return SearchResult(item_ids, result.scores)
+        return self._in_catalog(self._index.search(query, k, self._within(exclude)))
+
+    def search_with_log_partition(
+        self, query: Tensor, k: int, exclude: Exclusions | None = None
+    ) -> tuple[SearchResult, Tensor]:
+        """Search, and compute log Σ_d exp(q · v_d) over all included items from the same scores.
+
+        Args:
+            query: [B, D] float32.
+            k: results per query, at most the number of included items.
+            exclude: items that the results leave out; they count in the sum.
+
+        Returns:
+            the result of ``search``, and [B] float64.
+        """
+        within = self._within(exclude)
+        result, log_z = self._index.search_with_log_partition(query, k, within)
+        return self._in_catalog(result), log_z
 
     def equal_scores(
         self, query: Tensor, scores: Tensor, exclude: Exclusions | None = None
@@ -72,16 +85,24 @@ class ItemSubset:
             Block by block: ids [m] int64, ascending, and [B, m] bool, whether the item has the
             score of the query and is not excluded.
         """
-        within = None if exclude is None or self._ids is None else self._within(exclude)
-        for positions, is_equal in self._index.equal_scores(query, scores, within or exclude):
+        for positions, is_equal in self._index.equal_scores(query, scores, self._within(exclude)):
             yield positions if self._ids is None else self._ids[positions], is_equal
 
     def positions_of(self, item_ids: Tensor) -> Tensor:
         """Return the row of ``item_vectors`` of each item [m], -1 for items not included."""
         return item_ids if self._ids is None else self._positions[item_ids]
 
-    def _within(self, exclude: Exclusions) -> Exclusions:
+    def _in_catalog(self, result: SearchResult) -> SearchResult:
+        """Replace the positions of included items by their ids."""
+        if self._ids is None:
+            return result
+        item_ids = torch.where(result.item_ids < 0, -1, self._ids[result.item_ids])
+        return SearchResult(item_ids, result.scores)
+
+    def _within(self, exclude: Exclusions | None) -> Exclusions | None:
         """Return the exclusions that are included items, by position."""
+        if exclude is None or self._ids is None:
+            return exclude
         positions = self.positions_of(exclude.item_ids)
         mask = (positions >= 0).cpu().numpy()
         lengths = exclude.offsets.diff().cpu().numpy()

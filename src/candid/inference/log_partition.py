@@ -5,27 +5,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK_ITEMS = 16384
-"""Items scored at once; [B, BLOCK_ITEMS] scores are the largest temporary."""
+from candid.index import RunningLogSumExp
+
+BLOCK_ROWS = 256
+BLOCK_ITEMS = 4096
+"""Queries and items scored at once on a CPU: the scores of a block stay in its cache."""
+GPU_BLOCK_ITEMS = 16384
+"""Items scored at once on a GPU, for all queries: [B, GPU_BLOCK_ITEMS] scores."""
 
 
-def log_partition(query: Tensor, item_vectors: Tensor, *, block_items: int = BLOCK_ITEMS) -> Tensor:
-    """Compute log Σ_d exp(q · v_d) over all items.
+@torch.no_grad()
+def log_partition(query: Tensor, item_vectors: Tensor, *, block_items: int | None = None) -> Tensor:
+    """Compute log Σ_d exp(q · v_d) over all items, without gradients.
 
-    The running maximum of a row is subtracted before ``exp``; sums are float64.
+    The running maximum of a row is subtracted before ``exp``. Terms and sums of up to 512 of them
+    are float32, the other sums float64.
 
     Args:
         query: [B, D] float32.
         item_vectors: [V, D] float32.
-        block_items: items scored at once; [B, block_items] scores are the largest temporary.
+        block_items: items scored at once; None: 4,096 on a CPU, 16,384 on a GPU.
 
     Returns:
         [B] float64.
     """
-    total = torch.full((len(query),), -torch.inf, dtype=torch.float64, device=query.device)
-    for begin in range(0, len(item_vectors), block_items):
-        scores = query @ item_vectors[begin : begin + block_items].T
-        largest = scores.amax(1, keepdim=True)
-        mass = scores.sub_(largest).exp_().sum(1, dtype=torch.float64)
-        total = torch.logaddexp(total, largest.squeeze(1).double() + mass.log())
-    return total
+    is_cpu, num_items = query.device.type == "cpu", len(item_vectors)
+    block_items = block_items or (BLOCK_ITEMS if is_cpu else GPU_BLOCK_ITEMS)
+    block_rows = BLOCK_ROWS if is_cpu else max(1, len(query))
+    log_z = torch.empty(len(query), dtype=torch.float64, device=query.device)
+    for first in range(0, len(query), block_rows):
+        rows = query[first : first + block_rows]
+        sums = RunningLogSumExp(len(rows), num_columns=num_items, device=query.device)
+        # One buffer for all tiles: fresh memory costs as much as the sums.
+        buffer = rows.new_empty(len(rows) * min(block_items, num_items))
+        for begin in range(0, num_items, block_items):
+            vectors = item_vectors[begin : begin + block_items]
+            tile = buffer[: len(rows) * len(vectors)].view(len(rows), len(vectors))
+            sums.add(torch.mm(rows, vectors.T, out=tile))
+        log_z[first : first + block_rows] = sums.result()
+    return log_z

@@ -63,10 +63,10 @@ class ServeConfig(ComponentConfig):
         description="clients whose rate is stored; the longest idle is dropped first",
     )
     probability_items: int = Field(
-        200_000,
+        20_000,
         ge=0,
-        description="largest catalog for which every answer has probabilities; above it only "
-        "answers to requests with probability = true",
+        description="largest catalog for which every answer has probabilities, if the index does "
+        "not score all items; above it only answers to requests with probability = true",
     )
     threads: int | None = Field(
         None, ge=1, description="CPU threads of one search; none: half of the cores"

@@ -112,7 +112,10 @@ class ModelVersion:
         source_ids = bundle.dataset.items["source_id"]
         self.search = ItemSearch(bundle.index, tie_ranks(bundle.dataset.train_counts, source_ids))
         self.filters = AttributeFilters(self.items)
-        self.has_cheap_probability = bundle.index.num_items <= config.probability_items
+        self.has_cheap_probability = (
+            bundle.index.built.scores_all_items
+            or bundle.index.num_items <= config.probability_items
+        )
 
     def __repr__(self) -> str:
         return f"ModelVersion(name={self.name!r}, number={self.number})"
@@ -205,6 +208,7 @@ class ModelVersion:
         row_of = {position: row for row, position in enumerate(with_vector)}
         results: dict[int, TopItems | RequestError] = {}
         unrestricted: list[int] = []
+        log_z: dict[int, float] = {}
         for position, query in enumerate(queries):
             row = row_of.get(position)
             if row is None:
@@ -220,11 +224,16 @@ class ModelVersion:
             else:
                 unrestricted.append(position)
         if unrestricted:
-            answers = self._search_all(
+            answers, log_partitions = self._search_all(
                 [queries[position] for position in unrestricted],
                 vectors[[row_of[position] for position in unrestricted]],
             )
             results |= zip(unrestricted, answers, strict=True)
+            log_z |= zip(unrestricted, log_partitions, strict=False)
+        restricted = [p for p in row_of if queries[p].probability and p not in log_z]
+        if restricted:
+            log_partition = self.search.log_partition(vectors[[row_of[p] for p in restricted]])
+            log_z |= zip(restricted, log_partition.tolist(), strict=True)
         return write_answers(
             [results[position] for position in range(len(queries))],
             items=self.items,
@@ -232,7 +241,7 @@ class ModelVersion:
             version=self.number,
             include_attributes=[query.include_attributes for query in queries],
             ignored=[query.ignored for query in queries],
-            log_z=self._log_partitions(queries, row_of, vectors),
+            log_z={p: value for p, value in log_z.items() if queries[p].probability},
         )
 
     def _encode(self, queries: Sequence[RecommendQuery]) -> Tensor:
@@ -245,13 +254,22 @@ class ModelVersion:
             device=bundle.model.device,
         )
 
-    def _search_all(self, queries: Sequence[PreparedQuery], vectors: Tensor) -> list[TopItems]:
+    def _search_all(
+        self, queries: Sequence[PreparedQuery], vectors: Tensor
+    ) -> tuple[list[TopItems], list[float]]:
+        """Return the best items of each query; and log Z of each, if any needs it, else none."""
         k = max(query.k for query in queries)
-        results = self.search.nearest(vectors, k, [query.excluded for query in queries])
-        return [
+        excluded, log_z = [query.excluded for query in queries], list[float]()
+        if any(query.probability for query in queries):
+            results, log_partition = self.search.nearest_with_log_partition(vectors, k, excluded)
+            log_z = log_partition.tolist()
+        else:
+            results = self.search.nearest(vectors, k, excluded)
+        items = [
             (ids[: query.k], scores[: query.k])
             for (ids, scores), query in zip(results, queries, strict=True)
         ]
+        return items, log_z
 
     def _search_allowed(self, vector: Tensor, query: PreparedQuery) -> TopItems:
         mask = None if not query.filters else self.filters.mask(query.filters)
@@ -276,16 +294,6 @@ class ModelVersion:
                 in_list[common:] = False
             allowed = in_list
         return self.search.similar(query.item_id, query.k, allowed, query.excluded)
-
-    def _log_partitions(
-        self, queries: Sequence[PreparedQuery], row_of: Mapping[int, int], vectors: Tensor
-    ) -> dict[int, float]:
-        """Return log Z by position of the queries whose answers have probabilities."""
-        positions = [position for position in row_of if queries[position].probability]
-        if not positions:
-            return {}
-        log_z = self.search.log_partition(vectors[[row_of[position] for position in positions]])
-        return dict(zip(positions, log_z.tolist(), strict=True))
 
     def _query_for_history(self, request: RecommendRequest) -> tuple[RecommendQuery, int]:
         """Return the query of an anonymous user, and the number of ignored history items."""

@@ -109,7 +109,7 @@ class RecommendRequest(_ItemSelection):
     probability: StrictBool | None = Field(
         None,
         description="return P(item | query) under the softmax over all items; null: where the "
-        "model supports it and has few items",
+        "model supports it and the search scores all items or there are few",
     )
     ignore_unknown: StrictBool = Field(
         False, description="skip items of the history that the model does not have"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from candid.errors import ConfigError
-from candid.index import Exclusions, LiveIndex
-from candid.inference import search_with_tie_order
+from candid.index import Exclusions, LiveIndex, RunningLogSumExp, SearchResult
+from candid.inference import Searchable, search_with_tie_order
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -26,6 +26,8 @@ MAX_TIE_DEPTH: Final = 16_384
 """Items that the index searches for the order of ties; for a larger tied group all are scored."""
 BLOCK: Final = 16_384
 """Items scored at once."""
+LOG_PARTITION_BLOCK: Final = 4096
+"""Items scored at once for log partitions, so that their scores stay in the cache of a CPU."""
 
 
 class ItemSearch:
@@ -75,6 +77,23 @@ class ItemSearch:
         Equal scores are in the order of ties. For a query whose tied group is larger than
         ``MAX_TIE_DEPTH``, such as a query of zeros, every live item is scored.
         """
+        return self._nearest(self.index, query, k, excluded)
+
+    def nearest_with_log_partition(
+        self, query: Tensor, k: int, excluded: list[Ints]
+    ) -> tuple[list[TopItems], Tensor]:
+        """Return the result of ``nearest``, and the ``log_partition`` of each query: [B] float64.
+
+        An exact search gives both from the same scores; otherwise a second pass over the vectors
+        gives the log partition.
+        """
+        index = _FirstSearchWithLogPartition(self.index)
+        items = self._nearest(index, query, k, excluded)
+        return items, self.log_partition(query) if index.log_z is None else index.log_z
+
+    def _nearest(
+        self, index: Searchable, query: Tensor, k: int, excluded: list[Ints]
+    ) -> list[TopItems]:
         k = min(k, self.index.num_items)
 
         def rank_all(row: int) -> tuple[Tensor, Tensor]:
@@ -84,7 +103,7 @@ class ItemSearch:
             return torch.from_numpy(ids), torch.from_numpy(scores)
 
         result = search_with_tie_order(
-            self.index,
+            index,
             query,
             k,
             _to_exclusions(excluded),
@@ -146,7 +165,7 @@ class ItemSearch:
         if self._inverse_norms is None:
             self._inverse_norms = _inverse_norms(self.index.item_vectors)
         scores = torch.full((changes.num_items,), -torch.inf)
-        for begin, block in _blocks(self.index.item_vectors):
+        for begin, block in _blocks(self.index.item_vectors, BLOCK):
             scores[begin : begin + len(block)] = block @ vector
         scores[: len(self._inverse_norms)] *= self._inverse_norms
         scores[: len(changes.hidden)][changes.hidden] = -torch.inf
@@ -177,36 +196,56 @@ class ItemSearch:
     def log_partition(self, query: Tensor) -> Tensor:
         """Return log sum exp(score) over all live items for B queries [B, D]: [B] float64."""
         changes = self.index.changes
-        total = torch.full((len(query),), -torch.inf, dtype=torch.float64)
-        for begin, block in _blocks(self.index.item_vectors):
+        num_columns = len(changes.hidden) + changes.num_rows
+        sums = RunningLogSumExp(len(query), num_columns=num_columns, device=query.device)
+        for begin, block in _blocks(self.index.item_vectors, LOG_PARTITION_BLOCK):
             scores = query @ block.T
             if changes.num_hidden:
                 scores[:, changes.hidden[begin : begin + len(block)]] = -torch.inf
-            total = torch.logaddexp(total, _log_sum_exp(scores))
+            sums.add(scores)
         if changes.num_rows:
             scores = query @ changes.vectors.T
             scores[:, ~changes.is_alive] = -torch.inf
-            total = torch.logaddexp(total, _log_sum_exp(scores))
-        return total
+            sums.add(scores)
+        return sums.result()
 
 
-def _log_sum_exp(scores: Tensor) -> Tensor:
-    """Return log sum exp of the rows [B, n] in float64; -inf for a row of -inf."""
-    largest = scores.amax(1, keepdim=True)
-    shift = torch.where(largest.isneginf(), 0.0, largest)
-    return shift.squeeze(1).double() + (scores - shift).exp_().sum(1, dtype=torch.float64).log()
+class _FirstSearchWithLogPartition:
+    """A live index whose first search, that of all queries, gives their log partition too.
+
+    Attributes:
+        log_z: [B] float64 after the first search; None where the index cannot give it.
+    """
+
+    def __init__(self, index: LiveIndex) -> None:
+        self._index = index
+        self._is_first = True
+        self.log_z: Tensor | None = None
+
+    @property
+    def num_items(self) -> int:
+        """The number of items."""
+        return self._index.num_items
+
+    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> SearchResult:
+        """Find the k items of largest inner product, best first."""
+        if not self._is_first:
+            return self._index.search(query, k, exclude)
+        self._is_first = False
+        result, self.log_z = self._index.search_with_log_partition(query, k, exclude)
+        return result
 
 
 def _inverse_norms(vectors: Tensor) -> Tensor:
     norms = torch.empty(len(vectors))
-    for begin, block in _blocks(vectors):
+    for begin, block in _blocks(vectors, BLOCK):
         norms[begin : begin + len(block)] = block.norm(dim=1)
     return torch.where(norms > 0, 1 / norms, 0.0)
 
 
-def _blocks(vectors: Tensor) -> Iterator[tuple[int, Tensor]]:
-    for begin in range(0, len(vectors), BLOCK):
-        yield begin, vectors[begin : begin + BLOCK]
+def _blocks(vectors: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    for begin in range(0, len(vectors), size):
+        yield begin, vectors[begin : begin + size]
 
 
 def _to_exclusions(excluded: list[Ints]) -> Exclusions | None:

@@ -133,7 +133,7 @@ def test_missing_cache_folder_gives_one_log_line(fresh, monkeypatch, caplog):
 def test_kernel_with_wrong_results_is_refused(fresh, monkeypatch, caplog):
     wrong = fresh.parents[1] / "wrong.c"
     source = native.SOURCE.read_text()
-    wrong.write_text(source.replace("9.6715126489e-3f", "9.9715126489e-3f"))
+    wrong.write_text(source.replace("exponential(x[j] - base)", "1.1f * exponential(x[j] - base)"))
     assert wrong.read_text() != source
     monkeypatch.setattr(native, "SOURCE", wrong)
     with caplog.at_level(logging.INFO):
