@@ -127,11 +127,11 @@ def evaluated(run, monkeypatch):
     vectors, lists = [], []
 
     class Recorded(ItemSubset):
-        def search(self, query, k, exclude=None):
-            result = super().search(query, k, exclude)
+        def search_with_log_partition(self, query, k, exclude=None):
+            result, log_z = super().search_with_log_partition(query, k, exclude)
             vectors.append(query.clone())
             lists.extend(result.item_ids.tolist())
-            return result
+            return result, log_z
 
     monkeypatch.setattr(candid.evaluation.evaluator, "ItemSubset", Recorded)
     run.evaluate()
