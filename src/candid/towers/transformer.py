@@ -13,11 +13,8 @@ Differences from the original:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -28,72 +25,12 @@ from candid.errors import ConfigError
 from candid.towers.dropout import Dropout
 from candid.towers.embedding import embedding_table
 from candid.towers.fields import code_table
+from candid.towers.length_groups import LengthGroups, length_groups
 from candid.towers.padded import PaddedContext
 from candid.towers.padded_transformer import PaddedBlock, PaddedTransformer
 from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
 from candid.towers.rotary import rotate, rotation_factors
 from candid.towers.row_table import RowTable
-
-SEQUENCES_PER_GROUP = {"cpu": 4, "cuda": 32}
-"""Sequences padded together: small groups waste less padding, large ones use the device better."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Sequences of similar length, as a padded view of the packed tokens.
-
-    Attributes:
-        gather: [S, L] int64, packed position of each cell; padding refers to an arbitrary token.
-        cells: [n] int64, flat positions of the cells that are tokens.
-    """
-
-    gather: Tensor
-    cells: Tensor
-
-    @property
-    def tokens(self) -> Tensor:
-        """[n] int64, packed positions of the tokens, in the order of ``cells``."""
-        return self.gather.flatten()[self.cells]
-
-
-def length_groups(offsets: Tensor) -> list[Group]:
-    """Sort S sequences by length and divide them into groups."""
-    size = SEQUENCES_PER_GROUP.get(offsets.device.type, 32)
-    if offsets.device.type == "cpu":
-        return _groups_on_cpu(offsets.numpy(), size)
-    lengths = offsets.diff()
-    order = lengths.argsort(descending=True)
-    # One synchronisation with the device for all groups.
-    longest = lengths[order[::size]].tolist()
-    groups = []
-    for members, length in zip(torch.split(order, size), longest, strict=True):
-        if length == 0:  # all later sequences are empty too
-            break
-        steps = torch.arange(length, device=offsets.device)
-        is_token = steps < lengths[members, None]
-        positions = offsets[:-1][members, None] + steps
-        gather = torch.where(is_token, positions, offsets[members[0]])
-        groups.append(Group(gather, is_token.flatten().nonzero()[:, 0]))
-    return groups
-
-
-def _groups_on_cpu(offsets: npt.NDArray[np.int64], size: int) -> list[Group]:
-    """Build the groups with NumPy, whose operations on few numbers take a fifth of the time."""
-    lengths = np.diff(offsets)
-    order = np.argsort(-lengths, kind="stable")
-    groups = []
-    for begin in range(0, len(order), size):
-        members = order[begin : begin + size]
-        member_lengths = lengths[members]
-        if member_lengths[0] == 0:
-            break
-        steps = np.arange(member_lengths[0])
-        is_token = steps < member_lengths[:, None]
-        starts = offsets[members]
-        gather = np.where(is_token, starts[:, None] + steps, starts[0])
-        cells = np.flatnonzero(is_token)
-        groups.append(Group(torch.from_numpy(gather), torch.from_numpy(cells)))
-    return groups
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
@@ -135,40 +72,31 @@ class Block(nn.Module):
         """Return the settings."""
         return f"num_heads={self.num_heads}, attention_dropout={self.attention_dropout}"
 
-    def forward(
-        self, tokens: Tensor, groups: list[Group], unpad: Tensor, factors: Tensor | None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, groups: LengthGroups, factors: Tensor | None) -> Tensor:
         """Transform packed tokens [T, D].
 
         Args:
             tokens: [T, D].
             groups: of the sequences.
-            unpad: [T] int64, positions that undo the concatenation of groups.
             factors: of rotary positions, from ``rotary.rotation_factors``, or None.
         """
-        tokens = tokens + self.dropout(self._attend(tokens, groups, unpad, factors))
+        tokens = tokens + self.dropout(self._attend(tokens, groups, factors))
         outputs: Tensor = tokens + self.dropout(self.feed_forward(tokens))
         return outputs
 
-    def _attend(
-        self, tokens: Tensor, groups: list[Group], unpad: Tensor, factors: Tensor | None
-    ) -> Tensor:
+    def _attend(self, tokens: Tensor, groups: LengthGroups, factors: Tensor | None) -> Tensor:
         qkv = self.qkv(self.attention_norm(tokens))
         if factors is not None:
             qkv = rotate(qkv, factors, self.num_heads)
-        outputs = []
-        for group in groups:
-            size, length = group.gather.shape
-            padded = qkv.index_select(0, group.gather.flatten())
-            padded = padded.view(size, length, 3, self.num_heads, -1)
-            query, key, value = padded.permute(2, 0, 3, 1, 4).unbind(0)  # each [S, H, L, D/H]
-            heads = causal_attention(
-                query, key, value, self.attention_dropout if self.training else 0.0
+        padded = groups.pad(qkv).unflatten(1, (3, self.num_heads, -1))
+        dropout = self.attention_dropout if self.training else 0.0
+        heads = [
+            causal_attention(
+                query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), dropout
             )
-            outputs.append(
-                heads.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, group.cells)
-            )
-        out: Tensor = self.out(torch.cat(outputs).index_select(0, unpad))
+            for query, key, value in zip(*map(groups.split, padded.unbind(1)), strict=True)
+        ]
+        out: Tensor = self.out(groups.unpad([head.transpose(1, 2).flatten(2) for head in heads]))
         return out
 
     def to_padded(self) -> PaddedBlock:
@@ -315,12 +243,12 @@ class CausalTransformer(QueryTower):
                 "a causal_transformer query tower needs histories; set batches.unit = 'sequence'"
             )
         if self.empty_history is None:
-            vectors: Tensor = self.norm(self._tokens(history)[history.query_positions])
+            vectors: Tensor = self.norm(self._states(history, history.query_positions))
             return vectors
         is_empty = history.query_positions < 0
         if len(history.item_ids) == 0:
             return self.empty_history.expand(len(is_empty), -1)
-        states = self._tokens(history)[history.query_positions.clamp(min=0)]
+        states = self._states(history, history.query_positions.clamp(min=0))
         return torch.where(is_empty[:, None], self.empty_history, self.norm(states))
 
     def to_padded(self, context: PaddedContext) -> PaddedTransformer:
@@ -335,12 +263,14 @@ class CausalTransformer(QueryTower):
             empty_history=self.empty_history,
         )
 
+    def _states(self, history: History, positions: Tensor) -> Tensor:
+        """Return the state of the tokens at packed positions [n]: [n, D]."""
+        # Not indexing: its backward sorts the positions.
+        return self._tokens(history).index_select(0, positions)
+
     def _tokens(self, history: History) -> Tensor:
         """Return the state of every token: [T, D]."""
-        groups = length_groups(history.offsets)
-        order = torch.cat([group.tokens for group in groups])
-        unpad = torch.empty_like(order)
-        unpad[order] = torch.arange(len(order), device=order.device)
+        groups = length_groups(history.offsets, len(history.item_ids))
         tokens: Tensor = self.items(history.item_ids)
         factors = None
         if self.positions is not None:
@@ -355,7 +285,7 @@ class CausalTransformer(QueryTower):
             )
         tokens = self.dropout(tokens)
         for block in self.blocks:
-            tokens = block(tokens, groups, unpad, factors)
+            tokens = block(tokens, groups, factors)
         return tokens
 
 

@@ -1,0 +1,110 @@
+"""Groups of sequences of similar length, padded for attention in one copy of the packed tokens.
+
+Attention needs rectangles [S, L]; packed tokens have none. The cells of all rectangles are one
+tensor, so that padding and its gradient cost one copy each, however many groups there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+SEQUENCES_PER_GROUP = {"cpu": 4, "cuda": 32}
+"""Sequences padded together: small groups waste less padding, large ones use the device better."""
+MAX_GROUPS = {"cuda": 16}
+"""Most groups, for devices where each operation costs a launch."""
+
+
+@dataclass(frozen=True, slots=True)
+class LengthGroups:
+    """T packed tokens as P cells: the rectangles of the groups one after the other, row by row.
+
+    Attributes:
+        shapes: (S, L) of each group, the longest sequences first.
+        gather: [P] int64, packed position of each cell; padding refers to an arbitrary token.
+        cells: [T] int64, the cell of each token.
+    """
+
+    shapes: list[tuple[int, int]]
+    gather: Tensor
+    cells: Tensor
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """Copy tokens [T, W] to their cells: [P, W].
+
+        Padding must not contribute to the result, as its gradient is not read.
+        """
+        apply = cast(Callable[[Tensor, Tensor, Tensor], Tensor], _Pad.apply)
+        return apply(tokens, self.gather, self.cells)
+
+    def split(self, padded: Tensor) -> list[Tensor]:
+        """Return views of [P, ...] for each group: [S, L, ...]."""
+        parts = padded.split([size * length for size, length in self.shapes])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def unpad(self, parts: list[Tensor]) -> Tensor:
+        """Return the tokens [T, W] of the groups' cells, each [S, L, W]."""
+        return torch.cat([part.flatten(0, 1) for part in parts]).index_select(0, self.cells)
+
+
+class _Pad(torch.autograd.Function):
+    """Copy tokens to their cells; the gradient reads the cells of tokens, without any sum.
+
+    The gradient of ``index_select`` adds every cell to a tensor of zeros: on CUDA with atomic
+    operations, which collide where much padding refers to one token.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, gather: Tensor, cells: Tensor) -> Tensor:
+        ctx.save_for_backward(cells)
+        return tokens.index_select(0, gather)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (cells,) = ctx.saved_tensors
+        return gradient.index_select(0, cells), None, None
+
+
+def length_groups(offsets: Tensor, num_tokens: int) -> LengthGroups:
+    """Sort sequences by length and divide them into groups.
+
+    On CUDA this synchronises with the device once, to read the length of each group.
+
+    Args:
+        offsets: [number of sequences + 1] int64, as in ``History``.
+        num_tokens: T, the last of ``offsets``.
+    """
+    device = offsets.device
+    lengths = offsets.diff()
+    num_sequences = len(lengths)
+    size = SEQUENCES_PER_GROUP.get(device.type, 32)
+    if device.type in MAX_GROUPS:
+        size = max(size, -(-num_sequences // MAX_GROUPS[device.type]))
+    sorted_lengths, order = lengths.sort(descending=True, stable=True)
+    shapes, num_cells = [], 0
+    group_starts, widths = [], []
+    for begin, length in zip(
+        range(0, num_sequences, size), sorted_lengths[::size].tolist(), strict=True
+    ):
+        group_starts.append(num_cells)
+        widths.append(length)
+        if length == 0:  # all later sequences are empty too and have no cells
+            continue
+        shapes.append((min(size, num_sequences - begin), length))
+        num_cells += shapes[-1][0] * length
+    rank = torch.arange(num_sequences, device=device)
+    group, member = rank // size, rank % size
+    layout = torch.tensor([group_starts, widths], device=device)
+    first_cells = torch.empty_like(lengths)
+    first_cells[order] = layout[0, group] + member * layout[1, group]
+    tokens = torch.arange(num_tokens, device=device)
+    shift = (first_cells - offsets[:-1]).repeat_interleave(lengths, output_size=num_tokens)
+    cells = tokens + shift
+    gather = torch.zeros(num_cells, dtype=torch.int64, device=device)
+    gather[cells] = tokens
+    return LengthGroups(shapes, gather, cells)

@@ -1,0 +1,176 @@
+"""Padding of packed tokens, against one gather for each group from all tokens."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from candid.batches import History, Queries, offsets_of
+from candid.towers import CausalTransformer, length_groups, transformer
+from candid.towers.rotary import rotate
+
+NUM_ITEMS, MAX_LENGTH, DIM = 50, 40, 16
+
+
+def make_tower(**settings):
+    torch.manual_seed(0)
+    defaults = {
+        "num_blocks": 2,
+        "num_heads": 2,
+        "hidden": None,
+        "dropout": 0.3,
+        "attention_dropout": 0.0,
+        "positions": "learned",
+    }
+    settings = defaults | settings
+    return CausalTransformer(num_items=NUM_ITEMS, dim=DIM, max_length=MAX_LENGTH, **settings)
+
+
+def random_offsets(count, seed=0, shortest=1):
+    lengths = np.random.default_rng(seed).integers(shortest, MAX_LENGTH + 1, count)
+    return torch.from_numpy(offsets_of(lengths))
+
+
+def make_queries(offsets):
+    total = int(offsets[-1])
+    generator = torch.Generator().manual_seed(1)
+    return Queries(
+        user_ids=torch.zeros(total, dtype=torch.int64),
+        history=History(
+            item_ids=torch.randint(NUM_ITEMS, (total,), generator=generator),
+            offsets=offsets,
+            query_positions=torch.arange(total),
+        ),
+    )
+
+
+def groups_by_loops(offsets, size):
+    """Return (packed position of each cell [S, L], cells that are tokens) of every group."""
+    starts, lengths = offsets[:-1].numpy(), offsets.diff().numpy()
+    order = np.argsort(-lengths, kind="stable")
+    groups = []
+    for begin in range(0, len(order), size):
+        members = order[begin : begin + size]
+        longest = lengths[members].max()
+        if longest == 0:
+            break
+        gather = np.full((len(members), longest), starts[members[0]])
+        for row, member in enumerate(members):
+            gather[row, : lengths[member]] = starts[member] + np.arange(lengths[member])
+        is_token = np.arange(longest) < lengths[members][:, None]
+        groups.append((torch.from_numpy(gather), torch.from_numpy(np.flatnonzero(is_token))))
+    return groups
+
+
+def attend_with_one_gather_for_each_group(block, tokens, groups, factors):
+    qkv = block.qkv(block.attention_norm(tokens))
+    if factors is not None:
+        qkv = rotate(qkv, factors, block.num_heads)
+    outputs = []
+    for gather, cells in groups:
+        padded = qkv.index_select(0, gather.flatten()).view(*gather.shape, 3, block.num_heads, -1)
+        query, key, value = padded.permute(2, 0, 3, 1, 4).unbind(0)
+        heads = transformer.causal_attention(query, key, value, 0.0)
+        outputs.append(heads.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, cells))
+    order = torch.cat([gather.flatten()[cells] for gather, cells in groups])
+    return block.out(torch.cat(outputs).index_select(0, order.argsort()))
+
+
+def outputs_and_gradients(tower, queries, bfloat16):
+    tower.zero_grad()
+    torch.manual_seed(2)  # the same dropout
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        vectors = tower(queries)
+    torch.sin(7 * vectors.float()).sum().backward()
+    return vectors.detach(), {name: p.grad.clone() for name, p in tower.named_parameters()}
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("count", [1, 4, 33])
+def test_outputs_and_gradients_equal_those_of_one_gather_for_each_group(count, positions, bfloat16):
+    tower = make_tower(positions=positions)
+    offsets = random_offsets(count)
+    queries = make_queries(offsets)
+    vectors, gradients = outputs_and_gradients(tower, queries, bfloat16)
+    groups = groups_by_loops(offsets, length_groups.SEQUENCES_PER_GROUP["cpu"])
+
+    def attend(block, tokens, _, factors):
+        return attend_with_one_gather_for_each_group(block, tokens, groups, factors)
+
+    with mock.patch.object(transformer.Block, "_attend", attend):
+        expected, expected_gradients = outputs_and_gradients(tower, queries, bfloat16)
+    assert torch.equal(vectors, expected)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, expected_gradients[name]), name
+        assert gradient.any(), name
+
+
+def test_cells_are_those_of_the_groups():
+    offsets = torch.from_numpy(offsets_of(np.array([2, 0, 5, 1, 5, 3, 0, 2, 4])))
+    groups = length_groups.length_groups(offsets, 22)
+    expected = groups_by_loops(offsets, 4)
+    assert groups.shapes == [tuple(gather.shape) for gather, _ in expected] == [(4, 5), (4, 2)]
+    begin = 0
+    for gather, cells in expected:
+        tokens = gather.flatten()[cells]
+        assert torch.equal(groups.cells[tokens], begin + cells)
+        assert torch.equal(groups.gather[begin + cells], tokens)
+        begin += gather.numel()
+    assert len(groups.gather) == begin
+
+
+def test_padding_and_back_returns_the_tokens_and_their_gradients():
+    offsets = random_offsets(9, shortest=0)
+    tokens = torch.randn(int(offsets[-1]), 3, requires_grad=True)
+    groups = length_groups.length_groups(offsets, len(tokens))
+    back = groups.unpad(groups.split(groups.pad(tokens)))
+    assert torch.equal(back, tokens)
+    direction = torch.randn_like(tokens)
+    (back * direction).sum().backward()
+    assert torch.equal(tokens.grad, direction)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 33])
+def test_number_of_groups_is_bounded_where_operations_cost_a_launch(count):
+    tower = make_tower(dropout=0.0).double()
+    offsets = random_offsets(count)
+    queries = make_queries(offsets)
+    expected = tower(queries)
+    with mock.patch.dict(length_groups.MAX_GROUPS, {"cpu": 3}):
+        assert len(length_groups.length_groups(offsets, int(offsets[-1])).shapes) <= 3
+        torch.testing.assert_close(tower(queries), expected)
+
+
+class WrittenElements(TorchDispatchMode):
+    """Count the elements that operations write; views write none."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        inputs = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+        in_place = func.overloadpacket.__name__.endswith("_")
+        for output in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(output, torch.Tensor):
+                is_view = output.untyped_storage().data_ptr() in inputs
+                self.count += output.numel() if in_place or not is_view else 0
+        return result
+
+
+def test_a_position_writes_as_many_elements_in_a_large_batch():
+    tower = make_tower()
+    per_position = []
+    for count in (8, 128):
+        # The same lengths in every eight sequences, so that padding has the same share.
+        lengths = torch.tensor([3, 40, 40, 21, 20, 21, 3, 20]).repeat(count // 8)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        queries = make_queries(offsets)
+        with WrittenElements() as written:
+            tower(queries).sum().backward()
+        per_position.append(written.count / int(offsets[-1]))
+    assert per_position[1] <= 1.1 * per_position[0]
