@@ -51,6 +51,8 @@ class Comparison:
         positive_ids: [B] int64.
         candidates: as the sampler returned them.
         precision: dtype of the matrix products.
+        vectors_by_id: whether candidates of equal ids have one vector, so that they can be merged;
+            False where each row has its own.
     """
 
     query: Tensor
@@ -60,6 +62,7 @@ class Comparison:
     positive_ids: Tensor
     candidates: Candidates
     precision: Precision = "float32"
+    vectors_by_id: bool = False
 
     @property
     def product_dtype(self) -> torch.dtype:
@@ -256,6 +259,7 @@ def compare(
         positive_ids=positive_ids,
         candidates=candidates,
         precision=precision,
+        vectors_by_id=True,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,11 +11,13 @@ from torch import Tensor
 from candid.candidates import RowCounts
 from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 from candid.losses.blockwise.softmax import blockwise_softmax
-from candid.losses.blockwise.tiles import Precision, TileShift
+from candid.losses.blockwise.tile_pass import RowCountTensors
+from candid.losses.blockwise.tiles import Precision
 from candid.losses.comparison import Comparison
 from candid.losses.corrected_softmax import masked_logsumexp
 from candid.losses.correction import Correction, HitRule, hit_rule, shifts_of
 from candid.losses.inputs import widened
+from candid.losses.merged_samples import MergedSamples
 from candid.losses.output import LossOutput
 
 NO_ID = torch.iinfo(torch.int64).min
@@ -51,10 +54,10 @@ def tiled_softmax(
     wide = torch.promote_types(comparison.query.dtype, comparison.candidate_vectors.dtype)
     wide = torch.promote_types(wide, torch.float32)
     in_shared_exact = _in_shared_exact(comparison)
-    masked = _masked(comparison, in_shared_exact, rule)
+    hits = _masked(comparison, in_shared_exact, rule)
 
     def num_valid() -> Tensor:
-        num_hits = masked.num_hits()
+        num_hits = hits.num_hits()
         if in_shared_exact is not None:
             num_hits = num_hits + in_shared_exact.sum()
         return len(candidates.ids) - num_hits
@@ -77,16 +80,27 @@ def tiled_softmax(
         shift = positive.new_zeros(len(candidates.ids)) if shift is None else shift
         shift = shift.masked_fill(in_shared_exact, math.inf)
     row_shift = None if shifts.row is None else shifts.row.to(wide)
-    tile_shift = None if shifts.row_counts is None else _tile_shift(shifts.row_counts, wide)
-    query, vectors = comparison.query.to(wide), comparison.candidate_vectors.to(wide)
+    row_counts = shifts.row_counts
+    query, vectors = comparison.query.to(wide), comparison.candidate_vectors
+    merged = _merged(comparison, rule, shift, row_counts)
+    log_size = None
+    if merged is not None:
+        first = merged.first
+        hits = merged.hits(_item_matches(comparison, rule, first), _own(comparison, rule)[0], wide)
+        log_size = merged.size.to(wide).log()
+        vectors = vectors.index_select(0, first)
+        shift = None if shift is None else shift[first]
+        if row_counts is not None:
+            row_counts = row_counts.of_rows(slice(None), lambda values: values[first])
+    vectors = vectors.to(wide)
     loss, log_z = blockwise_softmax(
         query,
         vectors,
         positive,
-        masked,
-        shift=shift,
+        hits,
+        shift=_minus(shift, log_size),
         row_shift=row_shift,
-        tile_shift=tile_shift,
+        tile_shift=None if row_counts is None else _RowCountShift(row_counts, wide),
         log_rest=None if exact is None else masked_logsumexp(exact, exact_mask),
         precision=precision,
     )
@@ -98,13 +112,11 @@ def tiled_softmax(
                 2.0 * query,
                 vectors,
                 positive,
-                masked,
-                shift=None if shift is None else 2.0 * shift,
+                hits,
+                shift=_minus(None if shift is None else 2.0 * shift, log_size),
                 row_shift=None if row_shift is None else 2.0 * row_shift,
                 tile_shift=(
-                    None
-                    if shifts.row_counts is None
-                    else _tile_shift(shifts.row_counts, wide, factor=2.0)
+                    None if row_counts is None else _RowCountShift(row_counts, wide, factor=2.0)
                 ),
                 log_rest=None if exact is None else masked_logsumexp(2.0 * exact, exact_mask),
                 precision=precision,
@@ -119,13 +131,87 @@ def tiled_softmax(
     )
 
 
-def _tile_shift(row_counts: RowCounts, dtype: torch.dtype, factor: float = 1.0) -> TileShift:
-    """Return ``factor`` times the part of log e(d) that differs between rows, by tile."""
+@dataclass(frozen=True, slots=True)
+class _RowCountShift:
+    """``factor`` times the part of log e(d) that differs between rows, by tile."""
 
-    def of_tile(rows: slice, columns: slice) -> Tensor:
-        return factor * row_counts.log_ratio(rows, lambda values: values[columns], dtype)
+    row_counts: RowCounts
+    dtype: torch.dtype
+    factor: float = 1.0
 
-    return of_tile
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        """Return what to subtract from the scores of a tile [rows, columns]."""
+        of_tile = self.row_counts.log_ratio(rows, lambda values: values[columns], self.dtype)
+        return self.factor * of_tile
+
+    def counts(self, columns: slice) -> RowCountTensors | None:
+        """Return counts whose log is the shift, for one source from the batch with repetitions."""
+        counts = self.row_counts
+        if self.factor != 1.0 or len(counts.parts) != 1 or counts.parts[0].log_miss is not None:
+            return None
+        part = counts.parts[0]
+        return counts.fixed_share[columns], part.share[columns], part.num_of_others
+
+
+def _minus(shift: Tensor | None, log_size: Tensor | None) -> Tensor | None:
+    if log_size is None:
+        return shift
+    return -log_size if shift is None else shift - log_size
+
+
+def _merged(
+    comparison: Comparison, rule: HitRule, shift: Tensor | None, row_counts: RowCounts | None
+) -> MergedSamples | None:
+    """Return the distinct items where one candidate can stand for all samples of an item.
+
+    None where samples of an item differ, where merging saves little, where two sources leave out
+    samples of a row, and on an accelerator, where the number of items forces a synchronisation.
+    """
+    ids = comparison.candidates.ids
+    if not comparison.vectors_by_id or ids.device.type != "cpu" or not len(ids):
+        return None
+    if len(_own(comparison, rule)) > 1:
+        return None
+    merged = MergedSamples.of(ids.long())
+    values = [comparison.candidate_vectors.detach()]
+    if shift is not None:
+        values.append(shift)
+    if row_counts is not None:
+        values.append(row_counts.fixed_share)
+        for part in row_counts.parts:
+            values += [part.share] if part.log_miss is None else [part.share, part.log_miss]
+    return merged if merged.saves_time and merged.are_equal(values) else None
+
+
+def _is_kept(comparison: Comparison, rule: HitRule) -> bool:
+    return rule == "keep" and comparison.candidates.keeps_hits
+
+
+def _own(comparison: Comparison, rule: HitRule) -> list[tuple[Tensor, Tensor] | None]:
+    """Return keys of rows [B] and samples [N]: samples with the key of a row are left out of it.
+
+    Only those that do not depend on the item; one None without any.
+    """
+    candidates, positive_ids = comparison.candidates, comparison.positive_ids
+    own: list[tuple[Tensor, Tensor] | None] = []
+    if _is_kept(comparison, rule) and candidates.source_rows is not None:
+        rows = torch.arange(len(positive_ids), device=positive_ids.device)
+        own.append((rows, candidates.source_rows))
+    if _is_kept(comparison, rule) and comparison.replaced_samples is not None:
+        position = torch.arange(len(candidates.ids), device=positive_ids.device)
+        own.append((comparison.replaced_samples[0], position))
+    if candidates.owner is not None and candidates.row_user_ids is not None:
+        own.append((candidates.row_user_ids, candidates.owner))
+    return own or [None]
+
+
+def _item_matches(comparison: Comparison, rule: HitRule, samples: Tensor) -> list[IdMatch]:
+    """Match rows with the items that are left out of them, among the samples at positions [M]."""
+    positive_ids, ids = comparison.positive_ids.long(), comparison.candidates.ids[samples].long()
+    matches = [] if _is_kept(comparison, rule) else [IdMatch(positive_ids, ids)]
+    for row_ids in _exact_ids(comparison, ndim=2):
+        matches += [IdMatch(column.long(), ids) for column in row_ids.unbind(dim=1)]
+    return matches or [IdMatch(positive_ids, torch.full_like(ids, NO_ID))]
 
 
 def _exact_ids(comparison: Comparison, ndim: int) -> list[Tensor]:
@@ -152,16 +238,8 @@ def _masked(
         ids = ids.long()
         return ids if in_shared_exact is None else ids.masked_fill(in_shared_exact, NO_ID)
 
-    is_kept = rule == "keep" and candidates.keeps_hits
-    matches = [] if is_kept else [(positive_ids, candidates.ids)]
-    if is_kept and candidates.source_rows is not None:
-        own = torch.arange(len(positive_ids), device=positive_ids.device)
-        matches.append((own, candidates.source_rows))
-    if is_kept and comparison.replaced_samples is not None:
-        position = torch.arange(len(candidates.ids), device=positive_ids.device)
-        matches.append((comparison.replaced_samples[0], position))
-    if candidates.owner is not None and candidates.row_user_ids is not None:
-        matches.append((candidates.row_user_ids, candidates.owner))
+    matches = [] if _is_kept(comparison, rule) else [(positive_ids, candidates.ids)]
+    matches += [keys for keys in _own(comparison, rule) if keys is not None]
     for row_ids in _exact_ids(comparison, ndim=2):
         matches += [(column, candidates.ids) for column in row_ids.unbind(dim=1)]
     if not matches:

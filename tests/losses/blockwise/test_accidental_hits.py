@@ -38,6 +38,17 @@ def test_masked_pairs_have_equal_ids(monkeypatch, share, used, width):
     assert torch.equal(hits.num_hits(), expected.sum(dim=1))
 
 
+@pytest.mark.parametrize("others", [[], ROWS[1:], [ROWS[1], ROWS[0] * 2]])
+def test_number_of_hits_of_a_batch_within_itself(others):
+    matches = [IdMatch(ids, ids) for ids in (ROWS[0], *others)]
+    ids = [match.of_rows for match in matches]
+    expected = [
+        sum(any(one[row] == one[n] for one in ids) for n in range(len(ids[0])))
+        for row in range(len(ids[0]))
+    ]
+    assert AccidentalHits(*matches).num_hits().tolist() == expected
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_candidates_without_ids_are_their_own_ids(device):
     ids = torch.tensor([3, 0, 13])

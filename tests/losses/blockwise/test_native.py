@@ -9,6 +9,7 @@ import torch
 import candid.native
 from candid.losses import full_softmax
 from candid.losses.blockwise import native, tile_pass
+from candid.losses.blockwise.row_list import RowList
 from candid.losses.blockwise.tile_pass import TorchTilePass
 
 HAS_COMPILER = native.native_pass() is not None
@@ -28,7 +29,7 @@ def fresh(monkeypatch, tmp_path):
 def passes(like, largest=40_000):
     yield "torch", TorchTilePass(like, torch.float32, largest)
     if HAS_COMPILER:
-        yield "native", tile_pass._NativeTilePass(native.native_pass())
+        yield "native", tile_pass.NativeTilePass(native.native_pass())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -72,6 +73,62 @@ def test_empty_rows_and_nan(dtype):
         assert log_sum[2].item() == 0.0
         every, nothing = torch.zeros(4, 30).to(dtype), torch.full((30,), math.inf)
         assert bool(run(every, nothing, True)[1].isneginf().all())
+
+
+def row_list(ranges, candidates, change=None):
+    """Lists of rows that may share entries."""
+    first, stop = torch.tensor(ranges).T.contiguous()
+    change = None if change is None else torch.tensor(change)
+    return RowList(first, stop, None if candidates is None else torch.tensor(candidates), change)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("counted", [False, True])
+def test_lists_and_counts_of_rows(dtype, keep, shifted, counted):
+    """Four rows and 30 candidates of a larger batch, from row 2 and candidate 100 on."""
+    generator = torch.Generator().manual_seed(1)
+    scores = (5.0 * torch.randn(4, 30, generator=generator)).to(dtype)
+    scores[0, 7] = 300.0  # masked: the others must not vanish beside it
+    shift = torch.randn(30, generator=generator) if shifted else None
+    lists = [
+        row_list(
+            [(0, 9)] * 2 + [(0, 3), (3, 3), (3, 8), (4, 8)], [7, 107, 140, 99, 100, 129, 130, 131]
+        ),
+        row_list([(0, 1)] * 2 + [(110, 111), (5, 6), (129, 130), (130, 131)], None),
+        row_list(
+            [(0, 5)] * 2 + [(0, 5), (0, 5), (5, 7), (0, 0)],
+            [3, 100, 107, 112, 129, 100, 105],
+            [9.0, -0.5, -2.0, -math.inf, -1.0, -1.5, -math.inf],
+        ),
+    ]
+    x = scores.double() - (0.0 if shift is None else shift.double())
+    for one in lists:
+        for row in range(4):
+            for entry in range(one.first[row + 2], one.stop[row + 2]):
+                column = entry if one.candidates is None else int(one.candidates[entry])
+                if 100 <= column < 130:
+                    change = -math.inf if one.change is None else float(one.change[entry])
+                    x[row, column - 100] += change
+    counts = None
+    if counted:
+        fixed, part = torch.rand(2, 30, generator=generator).unbind()
+        fixed[4] = part[4] = 0.0  # counts as 1
+        counts = fixed, part, torch.tensor([9.0, 9.0, 5.0, 0.0, 1000.0, 3.0])
+        count = fixed.double() + counts[2][2:, None].double() * part.double()
+        x -= count.where(count > 0, 1.0).log()
+    reference, log_sum = torch.empty(2, 4).unbind()
+    compiled = native.NativeLists(lists)
+    run = native.native_pass()
+    settings = {"lists": compiled, "start": (2, 100), "counts": counts}
+    run(scores, shift, reference, log_sum, keep, **settings)
+    torch.testing.assert_close(log_sum.double(), x.logsumexp(dim=1), rtol=1e-6, atol=1e-6)
+    if keep:
+        shares = scores.double() * torch.exp(reference - log_sum).double()[:, None]
+        relative = 5e-6 if dtype == torch.float32 else 2**-8
+        torch.testing.assert_close(shares, x.softmax(dim=1), rtol=relative, atol=1e-30)
 
 
 @needs_compiler

@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from candid.losses.blockwise.row_list import RowList
 from candid.native import NativeError, load_kernel
 
 LOGGER = logging.getLogger("candid.losses")
@@ -23,8 +25,55 @@ NAMES = {torch.bfloat16: "candid_bfloat16", torch.float32: "candid_float32"}
 MAX_COLUMNS = 8192
 """Most columns of a tile, as in the C source."""
 
-NativePass = Callable[[Tensor, Tensor | None, Tensor, Tensor, bool], None]
-"""Arguments: scores [rows, columns], shift [columns], reference [rows], log_sum [rows], keep."""
+
+class NativeLists:
+    """Lists of candidates by row as the kernel reads them.
+
+    Args:
+        lists: on the CPU; changes float32.
+    """
+
+    def __init__(self, lists: Sequence[RowList]) -> None:
+        # Kept, because the kernel gets addresses.
+        self._tensors = [
+            None if part is None else part.contiguous()
+            for one in lists
+            for part in (one.first, one.stop, one.candidates, one.change)
+        ]
+        addresses = [None if part is None else part.data_ptr() for part in self._tensors]
+        self.addresses = (ctypes.c_void_p * len(addresses))(*addresses)
+        self.num_lists = len(lists)
+
+
+class NativePass(Protocol):
+    """The compiled pass."""
+
+    def __call__(
+        self,
+        scores: Tensor,
+        shift: Tensor | None,
+        reference: Tensor,
+        log_sum: Tensor,
+        keep: bool,
+        *,
+        lists: NativeLists | None = None,
+        start: tuple[int, int] = (0, 0),
+        counts: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> None:
+        """Compute the exponentials in place, and the log of their sum.
+
+        Args:
+            scores: [rows, columns] bfloat16 or float32, contiguous.
+            shift: [columns] float32, or None.
+            reference: [rows] float32, written.
+            log_sum: [rows] float32, written.
+            keep: whether the exponentials will be used.
+            lists: of all rows and candidates.
+            start: the first row and the first candidate of the tile.
+            counts: fixed part [columns], part for each other row [columns] and number of other rows
+                [B] of all rows, float32: the scores lose log(fixed + others · part).
+        """
+        ...
 
 
 @functools.cache
@@ -38,16 +87,29 @@ def _callable(library: ctypes.CDLL) -> NativePass:
     functions = {dtype: getattr(library, name) for dtype, name in NAMES.items()}
     pointer, length, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     for function in functions.values():
-        function.argtypes = [pointer, pointer, length, length, flag, pointer, pointer, flag]
+        function.argtypes = [pointer, pointer, length, length, pointer, flag, length, length]
+        function.argtypes += [pointer, pointer, pointer, flag, pointer, pointer, flag]
         function.restype = None
 
     def run(
-        scores: Tensor, shift: Tensor | None, reference: Tensor, log_sum: Tensor, keep: bool
+        scores: Tensor,
+        shift: Tensor | None,
+        reference: Tensor,
+        log_sum: Tensor,
+        keep: bool,
+        *,
+        lists: NativeLists | None = None,
+        start: tuple[int, int] = (0, 0),
+        counts: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
         functions[scores.dtype](
             scores.data_ptr(),
             None if shift is None else shift.data_ptr(),
             *scores.shape,
+            None if lists is None else lists.addresses,
+            0 if lists is None else lists.num_lists,
+            *start,
+            *((None,) * 3 if counts is None else (part.data_ptr() for part in counts)),
             keep,
             reference.data_ptr(),
             log_sum.data_ptr(),

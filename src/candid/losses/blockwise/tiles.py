@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from candid.losses.blockwise.accidental_hits import AccidentalHits, RowHits
-from candid.losses.blockwise.tile_pass import make_tile_pass
+from candid.losses.blockwise.tile_pass import NativeTilePass, RowCountTensors, make_tile_pass
 
 Precision = Literal["float32", "bfloat16"]
 """Dtype of the matrix products; sums and exponentials are at least float32 in either case."""
 
 
-TileShift = Callable[[slice, slice], Tensor]
-"""Returns what to subtract from the scores of a tile [rows, columns]."""
+class TileShift(Protocol):
+    """The part of the shift that differs between rows."""
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        """Return what to subtract from the scores of a tile [rows, columns]."""
+        ...
+
+    def counts(self, columns: slice) -> RowCountTensors | None:
+        """Return float32 counts whose log is the shift; None where it has another form."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -141,9 +149,10 @@ class Tiles:
         # Each block of rows reads all the vectors twice.
         room = sizes.cache_bytes if len(self.row_blocks) > 1 else 0
         self._copies = is_narrow and num_candidates * query.shape[1] * self.narrow.itemsize <= room
-        # The compiled pass takes one shift for all rows of a narrow tile.
-        size = 0 if is_narrow and tile_shift is not None else num_rows * num_candidates
-        self._pass = make_tile_pass(self._scratch, self.wide, self._largest, size)
+        size = num_rows * num_candidates
+        if tile_shift is not None and is_narrow and tile_shift.counts(slice(0)) is None:
+            size = 0  # The native kernel takes one shift for all rows of a narrow tile.
+        self._pass = make_tile_pass(self._scratch, self.wide, self._largest, size, accidental_hits)
 
     # Converted on first use: allocated after the gradients, which live longer.
     @cached_property
@@ -182,16 +191,18 @@ class Tiles:
         start = (buffer or 0) * self._largest
         tile = self._scratch[start : start + shape[0] * shape[1]].view(shape)
         torch.mm(self.query[rows], self.vectors(columns).T, out=tile)
-        row_hits.mask(tile, block)
         shift = None if self._shift is None else self._shift[columns]
-        if self._tile_shift is not None:
+        counts = None
+        if self._tile_shift is not None and isinstance(self._pass, NativeTilePass):
+            counts = self._tile_shift.counts(columns)
+        if self._tile_shift is not None and counts is None:
             of_tile = self._tile_shift(rows, columns)
             if self.narrow == self.wide:
                 tile.sub_(of_tile)
             else:
                 # In the wide dtype: narrow scores would be rounded once more.
                 shift = of_tile if shift is None else shift + of_tile
-        reference, log_sum = self._pass(tile, shift, buffer is not None)
+        reference, log_sum = self._pass(tile, shift, buffer is not None, row_hits, block, counts)
         return SoftmaxTile(rows, columns, tile, reference, log_sum)
 
     def reserve(self, *, cache: bool) -> None:
