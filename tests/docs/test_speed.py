@@ -1,4 +1,4 @@
-"""The page on speed against the results of tables, loader and search."""
+"""The page on speed against the results of tables, loader, attention and search."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_tables_match_results(script, results):
     assert script.with_tables(docs, results) == docs
 
 
-@pytest.mark.parametrize("name", ["tables_quality", "loader", "search"])
+@pytest.mark.parametrize("name", ["tables_quality", "loader", "attention", "search"])
 def test_other_tables_match_results(benchmark_script, name):
     docs = (ROOT / "docs" / "benchmarks" / "speed.md").read_text()
     found = json.loads((RESULTS.parent / f"{name}.json").read_text())["results"]
