@@ -77,6 +77,14 @@ def test_validation_prints_a_line_with_the_metric(capsys):
     assert line == ["epoch", "3", "validation", "ndcg@10", "0.2500", "(best)", "12", "s"]
 
 
+def test_validation_of_a_sample_prints_its_standard_error(capsys):
+    progress = TrainProgress(Console(json=False, quiet=False), None)
+    state = TrainState(epoch=3, seconds=12.0, metric="ndcg@10", best=0.25, stale=1)
+    progress.on_validation(state, {"ndcg@10": 0.24, "standard_error": 0.00312})
+    line = capsys.readouterr().err
+    assert line.split("  ")[1] == "validation ndcg@10 0.2400 ± 0.0031"
+
+
 def test_stage_progress_is_shown_on_a_terminal_only(monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: True

@@ -1,4 +1,4 @@
-"""The page on speed against the results of tables, loader, attention and search."""
+"""The page on speed against the results of its benchmarks."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,9 @@ def test_tables_match_results(script, results):
     assert script.with_tables(docs, results) == docs
 
 
-@pytest.mark.parametrize("name", ["tables_quality", "loader", "attention", "search"])
+@pytest.mark.parametrize(
+    "name", ["tables_quality", "loader", "attention", "search", "validation_share", "start_time"]
+)
 def test_other_tables_match_results(benchmark_script, name):
     docs = (ROOT / "docs" / "benchmarks" / "speed.md").read_text()
     found = json.loads((RESULTS.parent / f"{name}.json").read_text())["results"]
@@ -66,3 +68,15 @@ def test_curves_cover_every_size(benchmark_script, script, results):
     losses = curves.loss_lines(kernel)
     assert [rows for rows, _ in losses["bfloat16"]] == [256, 1024, 4096, 8192, 16_384, 65_536]
     assert all(losses.values())
+
+
+def test_validation_takes_less_than_a_twentieth_of_an_epoch():
+    found = json.loads((RESULTS.parent / "validation_share.json").read_text())["results"]
+    assert {row["recipe"] for row in found} == {"amazon-beauty", "ml1m-loo", "ml1m-temporal"}
+    assert all(row["share"] < 0.05 for row in found)
+
+
+def test_help_takes_less_than_150_milliseconds():
+    found = json.loads((RESULTS.parent / "start_time.json").read_text())["results"]
+    assert found["candid --help"]["median"] < 0.15
+    assert found["candid prepare"]["median"] < found["import torch"]["median"]

@@ -110,6 +110,50 @@ def test_impossible_config_leaves_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Lines:
+    """A display that stores the sentence of the start and the metrics of each validation."""
+
+    def __init__(self):
+        self.start, self.validations = None, []
+
+    def on_start(self, targets):
+        self.start = targets
+
+    def on_step(self, state, metrics):
+        pass
+
+    def on_validation(self, state, metrics):
+        self.validations.append((state.best_epoch, dict(metrics)))
+
+
+def test_validation_of_a_sample_states_its_users_and_error(tmp_path):
+    data, config = dataset(), recipe()
+    evaluation = config.evaluation.model_copy(update={"validation_users": 15})
+    config = config.model_copy(update={"evaluation": evaluation})
+    lines, again = Lines(), Lines()
+    train_run(config, data, tmp_path / "run", progress=lines)
+    assert lines.start.endswith(
+        "; validation on 15 of 40 users, the same each time (evaluation.validation_users)"
+    )
+    assert all(metrics["standard_error"] > 0 for _, metrics in lines.validations)
+    run = load_run(tmp_path / "run", data)
+    assert run.manifest["result"]["metric"] == "ndcg@5"
+    # The best checkpoint is the best of the sample, which is the same at each validation.
+    values = [metrics["ndcg@5"] for _, metrics in lines.validations]
+    sample = config.evaluation.model_copy(update={"max_users": 15})
+    assert run.evaluate("validation", sample).metrics["ndcg@5"].value == pytest.approx(max(values))
+    assert lines.validations[-1][0] == 1 + int(np.argmax(values))
+    train_run(config, data, tmp_path / "again", progress=again)
+    assert again.validations == lines.validations
+
+
+def test_validation_of_all_users_has_no_standard_error(tmp_path):
+    lines = Lines()
+    train_run(recipe(), dataset(), tmp_path / "run", progress=lines)
+    assert "validation" not in lines.start
+    assert all("standard_error" not in metrics for _, metrics in lines.validations)
+
+
 @pytest.mark.parametrize("validation_users", [None, 7])
 def test_validation_without_a_relevant_target_is_refused_before_training(
     tmp_path, validation_users

@@ -71,9 +71,12 @@ class TrainProgress:
         )
 
     def on_validation(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Print one line: the validation metric, and whether it is the best so far."""
+        """Print one line: the validation metric, its error, and whether it is the best so far."""
         assert state.metric is not None
-        score = f"{state.metric} {metrics[state.metric]:.4f}{'' if state.stale else ' (best)'}"
+        score = f"{state.metric} {metrics[state.metric]:.4f}"
+        if "standard_error" in metrics:
+            score += f" ± {metrics['standard_error']:.4f}"
+        score += "" if state.stale else " (best)"
         line = f"epoch {state.epoch}  validation {score}  {state.seconds:,.0f} s"
         self._print(line)
 

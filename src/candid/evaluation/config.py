@@ -40,9 +40,10 @@ class EvaluationConfig(ComponentConfig):
         description="size of a fixed random sample of users to evaluate; none: all users",
     )
     validation_users: int | None = Field(
-        None,
+        2048,
         ge=1,
-        description="size of the sample of each validation during training; none: all users",
+        description="size of the sample of each validation during training, the same users each "
+        "time; none: all users",
     )
     batch_size: int = Field(512, ge=1, description="queries encoded at once")
     intervals: bool = Field(True, description="also report confidence intervals over users")

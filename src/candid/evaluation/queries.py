@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,16 @@ class EvaluationQueries:
 
     def __len__(self) -> int:
         return len(self.held_out)
+
+    @property
+    def num_population(self) -> int:
+        """Number of users from whom those of the queries were sampled."""
+        return num_population(self.counts)
+
+
+def num_population(counts: Mapping[str, int]) -> int:
+    """Return the number of users from whom the users of an evaluation were sampled."""
+    return counts["users_with_targets"] - counts["users_without_history"]
 
 
 def select_queries(
@@ -172,7 +183,7 @@ def check_has_relevant(
     *,
     needs_history: bool,
     item_counts: Floats | None = None,
-) -> None:
+) -> EvaluationQueries:
     """Refuse the evaluation of a run that would say nothing, before anything is encoded.
 
     Args:
@@ -181,6 +192,9 @@ def check_has_relevant(
         role: whose targets are predicted.
         needs_history: as for ``select_queries``.
         item_counts: as for ``evaluate``.
+
+    Returns:
+        the queries of the evaluation.
 
     Raises:
         DataError: there is no query; ``config.filter_seen`` hides every target; or all targets
@@ -203,12 +217,12 @@ def check_has_relevant(
             "change the split or the item ids"
         )
     if not config.filter_seen:
-        return
+        return queries
     for begin in range(0, len(queries), config.batch_size):
         rows = slice(begin, min(begin + config.batch_size, len(queries)))
         seen = seen_items_of(dataset, queries.held_out, rows)
         if len(targets_of(queries.held_out, rows, dataset.num_items, seen).relevant):
-            return
+            return queries
     raise no_relevant_error(role.name.lower(), num_targets, config.metric)
 
 

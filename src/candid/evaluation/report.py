@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from rich.table import Table
 
@@ -15,7 +17,7 @@ from candid.batches import Ints
 from candid.evaluation.intervals import Estimate
 from candid.evaluation.metric_sums import MetricSums
 from candid.evaluation.metrics import RANKING_METRICS, Floats
-from candid.evaluation.queries import no_relevant_error
+from candid.evaluation.queries import no_relevant_error, num_population
 
 SCHEMA = 1
 """Version of the JSON; it increases when the meaning of a key changes."""
@@ -122,7 +124,8 @@ class EvaluationReport:
     def summary(self) -> dict[str, float]:
         """Return plain values for training logs and early stopping, ``metric`` first.
 
-        Undefined metrics are left out.
+        Undefined metrics are left out. Where users were sampled, ``standard_error`` is the
+        ``sampling_error`` of ``metric``.
 
         Raises:
             DataError: ``metric`` is undefined.
@@ -130,7 +133,28 @@ class EvaluationReport:
         if self.metrics[self.metric].value is None:
             raise no_relevant_error(self.settings["role"], self.counts["targets"], self.metric)
         first = {self.metric: self.metrics[self.metric]} | dict(self.metrics)
-        return {name: one.value for name, one in first.items() if one.value is not None}
+        values = {name: one.value for name, one in first.items() if one.value is not None}
+        error = self.sampling_error()
+        return values if error is None else values | {"standard_error": error}
+
+    def sampling_error(self) -> float | None:
+        """Return the standard error of ``metric`` as an estimate of its value for all users.
+
+        The variance of a ratio of sums over a sample without replacement of n of N users (Cochran,
+        "Sampling Techniques", 1977, 6.4): the sum of squared residuals over the squared total,
+        times n / (n - 1), times 1 - n / N. None for an evaluation of all users, and where fewer
+        than two users define the metric.
+        """
+        column = self.per_user.names.index(self.metric)
+        numerators = self.per_user.numerators[:, column]
+        denominators = self.per_user.denominators[:, column]
+        num_users, total = int((denominators > 0).sum()), float(denominators.sum())
+        share = self.counts["users"] / num_population(self.counts)
+        if share == 1 or num_users < 2:
+            return None
+        residuals = numerators - numerators.sum() / total * denominators
+        variance = float(np.square(residuals).sum()) / total**2
+        return math.sqrt(variance * num_users / (num_users - 1) * (1 - share))
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values.

@@ -170,6 +170,13 @@ def train_run(
     loss, sampler = build_objective(config, dataset, targets.counts)
     if not resume:
         check_sampler_covers_catalog(config, dataset, sampler, targets.counts)
+    validate, validation_sentence = _validation(
+        config,
+        dataset,
+        features,
+        item_counts=targets.counts,
+        needs_history=model.needs_history,
+    )
     trainer = Trainer(
         model=model,
         loader=Loader(
@@ -182,13 +189,7 @@ def train_run(
         name=config.name,
         seed=config.seed,
         item_is_trained=torch.from_numpy(targets.counts > 0),
-        validate=_validation(
-            config,
-            dataset,
-            features,
-            item_counts=targets.counts,
-            needs_history=model.needs_history,
-        ),
+        validate=validate,
         metric=config.evaluation.metric,
         meta={"dataset": manifest["dataset"]["fingerprint"]},
         progress=progress,
@@ -200,7 +201,7 @@ def train_run(
             features.write(out)
         write_json(out / MANIFEST, manifest)
         if progress is not None:
-            progress.on_start(targets.summary.sentence())
+            progress.on_start(targets.summary.sentence() + validation_sentence)
         # A run that stopped before its first checkpoint starts again from the beginning.
         state = trainer.run(resume=resume and (out / LAST).exists())
     manifest["result"] = result_of(state, device)
@@ -215,15 +216,18 @@ def _validation(
     *,
     item_counts: npt.NDArray[np.float64],
     needs_history: bool,
-) -> Callable[[RetrievalModel], Mapping[str, float]] | None:
-    """Return the validation function; None for a dataset without validation targets."""
+) -> tuple[Callable[[RetrievalModel], Mapping[str, float]] | None, str]:
+    """Return the validation function, None without validation targets, and a part of a sentence.
+
+    The sentence states the number of users where they are a sample; otherwise it is empty.
+    """
     ranked = catalog_mask(item_counts, config.evaluation.catalog)
     config.evaluation.check_fits(int(ranked.sum()))
     if not np.any(dataset.roles == Role.VALIDATION):
-        return None
+        return None, ""
     settings, context = config.evaluation.during_training(), features.context_for(dataset)
     # Checked before the first epoch, which may take hours.
-    check_has_relevant(
+    queries = check_has_relevant(
         dataset,
         settings,
         Role.VALIDATION,
@@ -243,4 +247,10 @@ def _validation(
         )
         return report.summary()
 
-    return validate
+    users, population = queries.counts["users"], queries.num_population
+    if users == population:
+        return validate, ""
+    return validate, (
+        f"; validation on {users:,} of {population:,} users, the same each time "
+        "(evaluation.validation_users)"
+    )

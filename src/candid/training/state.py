@@ -25,7 +25,8 @@ class TrainState:
         best: best value of the metric so far, or None.
         best_epoch: number of epochs when it was reached.
         stale: number of validations since then.
-        history: for every validation the epoch, seconds, and the metrics by name.
+        history: for every validation the epoch, seconds, and the metrics by name, with
+            ``standard_error`` where a sample of users was validated.
     """
 
     step: int = 0
