@@ -8,7 +8,7 @@ from torch import nn
 
 from candid.errors import ConfigError
 from candid.towers import RowTable
-from candid.training import TrainingConfig
+from candid.training import TrainingConfig, row_optimizer
 from candid.training.optimizer import learning_rate, make_optimizer
 
 
@@ -64,7 +64,10 @@ class TableAndLinear(nn.Module):
         return self.out(self.table(torch.tensor(ids))).square().sum() * 100
 
 
-def test_clipping_treats_sparse_gradients_as_dense_ones():
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded as on an accelerator"])
+def test_clipping_treats_sparse_gradients_as_dense_ones(padded, monkeypatch):
+    if padded:
+        monkeypatch.setattr(row_optimizer, "_distinct", row_optimizer._padded_distinct)
     ids = [4, 1, 1, 4, 4]
     dense, by_row = TableAndLinear(), TableAndLinear()
     dense.loss(ids).backward()
@@ -75,9 +78,10 @@ def test_clipping_treats_sparse_gradients_as_dense_ones():
     optimizer.rows.step = lambda: seen.extend(optimizer.rows.gradients())
     torch.testing.assert_close(optimizer.step(0.1, 0.5), norm)
     assert norm > 0.5
-    ((row_ids, rows),) = seen
-    assert row_ids.tolist() == [1, 4]
-    torch.testing.assert_close(rows, dense.table.weight.grad[[1, 4]] * 0.5 / norm)
+    (gradient,) = seen
+    assert gradient.ids.tolist() == ([1, 4, 1, 1, 1] if padded else [1, 4])
+    assert not gradient.rows[2:].any()
+    torch.testing.assert_close(gradient.rows[:2], dense.table.weight.grad[[1, 4]] * 0.5 / norm)
     torch.testing.assert_close(by_row.out.weight.grad, dense.out.weight.grad * 0.5 / norm)
 
 

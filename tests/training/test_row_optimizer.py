@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from candid.errors import ConfigError
-from candid.training import RowAdagrad, RowAdam
+from candid.training import RowAdagrad, RowAdam, row_optimizer
 from candid.training.optimizer import ModelOptimizer
 from candid.training.row_optimizer import round_stochastically
 
@@ -63,6 +63,14 @@ def sparse_table(rows=V, dim=D, dtype=torch.float32):
     return table
 
 
+@pytest.fixture(params=["distinct", "padded"])
+def distinct_ids(request, monkeypatch):
+    """The distinct ids of a step: as on the CPU, and padded as on an accelerator."""
+    if request.param == "padded":
+        monkeypatch.setattr(row_optimizer, "_distinct", row_optimizer._padded_distinct)
+
+
+@pytest.mark.usefixtures("distinct_ids")
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("name", RULES)
 def test_rule_matches_its_definition(name, decay):
@@ -84,6 +92,7 @@ def test_rule_matches_its_definition(name, decay):
         torch.testing.assert_close(table.weight.detach(), torch.tensor(expected))
 
 
+@pytest.mark.usefixtures("distinct_ids")
 @pytest.mark.parametrize("name", RULES)
 def test_rows_that_are_not_read_do_not_change(name):
     table, target = sparse_table(), torch.zeros(V, D)
@@ -118,6 +127,26 @@ def test_two_reads_of_a_table_in_a_step_sum_their_gradients():
         sum(read(one, target, ids) for ids in parts).backward()
         optimizer.step()
     assert torch.equal(table.weight, other.weight)
+
+
+def test_padded_ids_write_the_same_rounded_numbers(monkeypatch):
+    monkeypatch.setattr(row_optimizer, "_distinct", row_optimizer._padded_distinct)
+    table = sparse_table(dtype=torch.bfloat16)
+    optimizer = RowAdagrad([table.weight], lr=0.1)
+    written = []
+    index_copy = torch.Tensor.index_copy_
+
+    def record(self, dim, index, source):
+        if source.dtype == torch.bfloat16:
+            written.append((index, source))
+        return index_copy(self, dim, index, source)
+
+    monkeypatch.setattr(torch.Tensor, "index_copy_", record)
+    read(table, torch.zeros(V, D), [7, 3, 7, 7, 3]).backward()
+    optimizer.step()
+    ((ids, rows),) = written
+    assert ids.tolist() == [3, 7, 3, 3, 3]
+    assert all(torch.equal(row, rows[0]) for row in rows[2:])
 
 
 def test_stochastic_rounding_is_unbiased_and_keeps_exact_values():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from candid.features import Values
+from candid.features.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class History:
     def to(self, device: torch.device) -> History:
         """Return a copy with every tensor on ``device``."""
         tensors = {
-            f.name: value.to(device)
+            f.name: to_device(value, device)
             for f in fields(self)
             if (value := getattr(self, f.name)) is not None
         }
@@ -63,7 +64,7 @@ class Queries:
     def to(self, device: torch.device) -> Self:
         """Return a copy with every tensor on ``device``."""
         changes: dict[str, Any] = {
-            f.name: value.to(device)
+            f.name: value.to(device) if isinstance(value, History) else to_device(value, device)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor | History)
         }

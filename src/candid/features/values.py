@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from candid.features.transfer import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class Codes:
@@ -36,7 +38,7 @@ class Codes:
 
     def to(self, device: torch.device) -> Codes:
         """Move to ``device``."""
-        return replace(self, ids=self.ids.to(device))
+        return replace(self, ids=to_device(self.ids, device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,9 @@ class Bags:
 
     def to(self, device: torch.device) -> Bags:
         """Move to ``device``."""
-        return replace(self, ids=self.ids.to(device), offsets=self.offsets.to(device))
+        return replace(
+            self, ids=to_device(self.ids, device), offsets=to_device(self.offsets, device)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ class Numbers:
 
     def to(self, device: torch.device) -> Numbers:
         """Move to ``device``."""
-        return replace(self, values=self.values.to(device))
+        return replace(self, values=to_device(self.values, device))
 
     def unknown_row(self) -> Tensor:
         """[1, M], the values of an unknown row."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from candid.candidates import RowCounts
 from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
+from candid.losses.blockwise.count_shift import CountShift
 from candid.losses.blockwise.softmax import blockwise_softmax
-from candid.losses.blockwise.tile_pass import RowCountTensors
 from candid.losses.blockwise.tiles import Precision
 from candid.losses.comparison import Comparison
 from candid.losses.corrected_softmax import masked_logsumexp
@@ -100,7 +99,7 @@ def tiled_softmax(
         hits,
         shift=_minus(shift, log_size),
         row_shift=row_shift,
-        tile_shift=None if row_counts is None else _RowCountShift(row_counts, wide),
+        tile_shift=None if row_counts is None else CountShift(row_counts, wide),
         log_rest=None if exact is None else masked_logsumexp(exact, exact_mask),
         precision=precision,
     )
@@ -116,7 +115,7 @@ def tiled_softmax(
                 shift=_minus(None if shift is None else 2.0 * shift, log_size),
                 row_shift=None if row_shift is None else 2.0 * row_shift,
                 tile_shift=(
-                    None if row_counts is None else _RowCountShift(row_counts, wide, factor=2.0)
+                    None if row_counts is None else CountShift(row_counts, wide, factor=2.0)
                 ),
                 log_rest=None if exact is None else masked_logsumexp(2.0 * exact, exact_mask),
                 precision=precision,
@@ -129,28 +128,6 @@ def tiled_softmax(
         sample_weight=torch.sigmoid(log_z - positive).detach(),
         effective_sample_size=sample_size,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _RowCountShift:
-    """``factor`` times the part of log e(d) that differs between rows, by tile."""
-
-    row_counts: RowCounts
-    dtype: torch.dtype
-    factor: float = 1.0
-
-    def __call__(self, rows: slice, columns: slice) -> Tensor:
-        """Return what to subtract from the scores of a tile [rows, columns]."""
-        of_tile = self.row_counts.log_ratio(rows, lambda values: values[columns], self.dtype)
-        return self.factor * of_tile
-
-    def counts(self, columns: slice) -> RowCountTensors | None:
-        """Return counts whose log is the shift, for one source from the batch with repetitions."""
-        counts = self.row_counts
-        if self.factor != 1.0 or len(counts.parts) != 1 or counts.parts[0].log_miss is not None:
-            return None
-        part = counts.parts[0]
-        return counts.fixed_share[columns], part.share[columns], part.num_of_others
 
 
 def _minus(shift: Tensor | None, log_size: Tensor | None) -> Tensor | None:

@@ -28,12 +28,17 @@ class RowGradient(NamedTuple):
     """The gradient of the rows of a step.
 
     Attributes:
-        ids: [n] int64, distinct, ascending.
+        ids: [n] int64, distinct where ``source`` is None.
         rows: [n, D] float32, summed over the occurrences of each id.
+        source: [n] int64, or None. On an accelerator the number of distinct ids is not read, which
+            would force a synchronisation: n is the number of look-ups. The first entries are the
+            distinct ids, each with its source, itself; the others repeat the first id, with rows of
+            zeros and source 0.
     """
 
     ids: Tensor
     rows: Tensor
+    source: Tensor | None = None
 
 
 def sum_by_row(gradient: Tensor) -> RowGradient:
@@ -41,11 +46,31 @@ def sum_by_row(gradient: Tensor) -> RowGradient:
 
     On the CPU this is slightly faster than ``coalesce``, which sums bfloat16 in bfloat16.
     """
-    ids, position = torch.unique(gradient._indices()[0], return_inverse=True)
+    ids, position, source = _distinct(gradient._indices()[0])
     values = gradient._values()
     wide = torch.promote_types(values.dtype, torch.float32)
     rows = values.new_zeros(len(ids), values.shape[1], dtype=wide)
-    return RowGradient(ids, rows.index_add_(0, position, values.to(wide)))
+    return RowGradient(ids, rows.index_add_(0, position, values.to(wide)), source)
+
+
+def _distinct(ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return ``ids`` of ``RowGradient``, the position of each look-up in them, and ``source``."""
+    if ids.device.type != "cpu":
+        return _padded_distinct(ids)
+    distinct, position = torch.unique(ids, return_inverse=True)
+    return distinct, position, None
+
+
+def _padded_distinct(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``_distinct`` with shapes that do not depend on the ids."""
+    ordered, order = ids.sort()
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    group = is_first.cumsum(0) - 1
+    position = torch.empty_like(ids).scatter_(0, order, group)
+    distinct = ordered[:1].repeat(len(ids)).scatter_(0, group, ordered)
+    slots = torch.arange(len(ids), device=ids.device)
+    return distinct, position, torch.where(slots <= group[-1:], slots, 0)
 
 
 class RowOptimizer(torch.optim.Optimizer, ABC):
@@ -109,7 +134,10 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         self._gradients.clear()
 
     def _move(self, table: Tensor, gradient: RowGradient, group: dict[str, Any]) -> None:
-        ids, rows = gradient
+        ids, rows, source = gradient
+        if source is not None:
+            # Equal ids have equal rows now, and write the same numbers below.
+            rows = rows.index_select(0, source)
         if not self.state[table]:
             self.state[table].update(self.new_state(table))
         direction, scale = self.direction(self.state[table], ids, rows, group["eps"])
@@ -118,7 +146,7 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
             weights.mul_(1 - group["lr"] * group["weight_decay"])
         weights.addcmul_(direction, scale[:, None], value=-group["lr"])
         if table.dtype == torch.bfloat16:
-            weights = round_stochastically(weights)
+            weights = round_stochastically(weights, source)
         table.index_copy_(0, ids, weights)
 
     @property
@@ -138,7 +166,7 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
 
         Args:
             state: state of the table; its rows ``ids`` are written.
-            ids: [n] int64, distinct.
+            ids: [n] int64; where an id is repeated its rows are equal.
             rows: [n, D], the gradients of the rows.
             eps: term added to the root of the second moment.
         """
@@ -237,9 +265,16 @@ class RowAdam(RowOptimizer):
         return mean, scale / (1 - first**count)
 
 
-def round_stochastically(values: Tensor) -> Tensor:
-    """Round float32 to bfloat16 stochastically: the expected result is the value itself."""
+def round_stochastically(values: Tensor, source: Tensor | None = None) -> Tensor:
+    """Round float32 to bfloat16 stochastically: the expected result is the value itself.
+
+    Args:
+        values: [n, D], or any shape without ``source``.
+        source: [n] int64, the row whose random bits each row uses; None for its own.
+    """
     noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device)
+    if source is not None:
+        noise = noise.index_select(0, source)
     # A bfloat16 is the upper half of a float32; the carry out of the lower half rounds up.
     bits = (values.view(torch.int32) + noise) & -(1 << 16)
     return bits.view(torch.float32).to(torch.bfloat16)

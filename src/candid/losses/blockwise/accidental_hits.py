@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from candid.losses.blockwise.row_list import RowList
+from candid.losses.blockwise.triton_softmax import count_masked
 
 DENSE_SHARE = 16
 """Where more than one in this many pairs of a block is masked, ids are compared on a CPU too."""
@@ -159,6 +160,9 @@ class AccidentalHits:
         if is_cpu and len(self.matches) == 2:
             first, second = self.matches
             return first.count + second.count - first.and_also(second).count
+        counted = count_masked([(match.of_rows, match.of_candidates) for match in self.matches])
+        if counted is not None:
+            return counted
         num_hits = torch.zeros_like(of_rows)
         for start in range(0, len(of_rows), ROWS_AT_ONCE):
             rows = slice(start, min(start + ROWS_AT_ONCE, len(of_rows)))

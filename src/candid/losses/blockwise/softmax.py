@@ -9,6 +9,8 @@ megabytes, they are cached until the row's sum is known. The forward pass then c
 gradients for a gradient of 1 on every row's loss, and the backward pass of a mean or a sum over the
 rows only scales them: three matrix products in all. Otherwise the backward pass recomputes the
 tiles: four matrix products.
+
+On CUDA devices Triton kernels do the same without scratch memory: see ``triton_softmax``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ from torch import Tensor
 
 from candid.errors import ConfigError
 from candid.losses.blockwise.accidental_hits import AccidentalHits
-from candid.losses.blockwise.tiles import Gradients, Precision, Tiles, TileShift
+from candid.losses.blockwise.tiles import (
+    Gradients,
+    Precision,
+    Tiles,
+    TileShift,
+    subtract_positives,
+)
+from candid.losses.blockwise.triton_softmax import FusedSoftmax, fused_softmax
 
 
 def blockwise_softmax(
@@ -91,12 +100,18 @@ class _BlockwiseSoftmax(torch.autograd.Function):
         is_index = not positive.is_floating_point()
         scores = (query * vectors[positive]).sum(dim=1) if is_index else positive
         settings = accidental_hits, shift, row_shift, tile_shift, precision
-        tiles = Tiles(query, vectors, *settings)
-        log_z, unit_grad = _forward(tiles, scores, log_rest, ctx.needs_input_grad)
+        fused, unit_grad = _fused(query, vectors, *settings), None
+        if fused is None:
+            tiles = Tiles(query, vectors, *settings)
+            log_z, unit_grad = _forward(tiles, scores, log_rest, ctx.needs_input_grad)
+            ctx.mean = None
+        else:
+            log_z, ctx.mean = _fused_forward(fused, row_shift, log_rest, ctx.needs_input_grad[0])
         gap = log_z - scores
         weight = torch.sigmoid(gap)
         if unit_grad is not None and is_index:
-            unit_grad.subtract_positives(positive, weight)
+            both = unit_grad.query, unit_grad.vectors
+            subtract_positives(both, tiles.query_wide, tiles.vectors_wide, positive, weight)
         ctx.save_for_backward(query, vectors, positive, log_rest, log_z, weight)
         # The gradients and not the tiles, so that the next loss can reuse the memory of the tiles.
         ctx.unit_grad = None if unit_grad is None else (unit_grad.query, unit_grad.vectors)
@@ -154,6 +169,41 @@ def _forward(
     return log_z, unit_grad
 
 
+def _fused(
+    query: Tensor,
+    vectors: Tensor,
+    accidental_hits: AccidentalHits,
+    shift: Tensor | None,
+    row_shift: Tensor | None,
+    tile_shift: TileShift | None,
+    precision: Precision,
+) -> FusedSoftmax | None:
+    if accidental_hits.changed is not None:
+        return None
+    matches = [(match.of_rows, match.of_candidates) for match in accidental_hits.matches]
+    narrow = torch.bfloat16 if precision == "bfloat16" else query.dtype
+    return fused_softmax(query, vectors, matches, shift, tile_shift, narrow)
+
+
+def _fused_forward(
+    fused: FusedSoftmax, row_shift: Tensor | None, log_rest: Tensor | None, needs_query: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return log Z' [B] and, if needed, its gradient with respect to the query [B, D]."""
+    log_sums, means = fused.log_sums(needs_mean=needs_query)
+    rows = slice(None)
+    log_z = _log_z(list(log_sums.unbind()), rows, row_shift, log_rest, log_sums[0])
+    if means is None:
+        return log_z, None
+    return log_z, (_share(log_sums, rows, row_shift, log_z)[:, :, None] * means).sum(dim=0)
+
+
+def _fused_vectors(
+    fused: FusedSoftmax, row_shift: Tensor | None, log_z: Tensor, grad_scale: Tensor
+) -> Tensor:
+    """Return the gradient of the candidates' vectors [N, D] for ``grad_scale`` [B] on log Z'."""
+    return fused.vector_gradient(log_z if row_shift is None else log_z + row_shift, grad_scale)
+
+
 @torch.no_grad()
 def _backward(ctx: Any, grad_loss: Tensor | None, grad_log_z: Tensor | None) -> list[Tensor | None]:
     """Gradients of query, vectors, positive and log_rest."""
@@ -176,18 +226,27 @@ def _backward(ctx: Any, grad_loss: Tensor | None, grad_log_z: Tensor | None) -> 
         if needs_vectors and _is_uniform(grad_loss):
             grad_vectors, needs_vectors = unit_grad[1].mul_(grad_loss[0]), False
     if needs_query or needs_vectors:
-        tiles = Tiles(query, vectors, *ctx.tile_settings)
-        recomputed = _recompute_gradients(tiles, grad_scale, log_z, needs_query, needs_vectors)
+        fused = _fused(query, vectors, *ctx.tile_settings)
+        if fused is None:
+            tiles = Tiles(query, vectors, *ctx.tile_settings)
+            both = _recompute_gradients(tiles, grad_scale, log_z, needs_query, needs_vectors)
+        else:
+            both = (
+                grad_scale[:, None] * ctx.mean if needs_query else None,
+                _fused_vectors(fused, ctx.tile_settings[2], log_z, grad_scale)
+                if needs_vectors
+                else None,
+            )
         if not positive.is_floating_point():
-            recomputed.subtract_positives(positive, positive_scale)
-        grad_query = recomputed.query if needs_query else grad_query
-        grad_vectors = recomputed.vectors if needs_vectors else grad_vectors
+            subtract_positives(both, query, vectors, positive, positive_scale)
+        grad_query = both[0] if needs_query else grad_query
+        grad_vectors = both[1] if needs_vectors else grad_vectors
     return [grad_query, grad_vectors, grad_positive, grad_rest]
 
 
 def _recompute_gradients(
     tiles: Tiles, grad_scale: Tensor, log_z: Tensor, needs_query: bool, needs_vectors: bool
-) -> Gradients:
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients for ``grad_scale`` [B] on log Z', from tiles that are computed once more."""
     tiles.reserve(cache=False)
     gradients = Gradients(tiles, needs_query=needs_query, needs_vectors=needs_vectors)
@@ -199,7 +258,7 @@ def _recompute_gradients(
                 tile = tiles.softmax(rows, block, row_hits, buffer=0)
                 share = _share(tile.reference, rows, tiles.row_shift, log_z)
                 gradients.add([tile], (grad_scale[rows] * share)[None])
-    return gradients
+    return gradients.query, gradients.vectors
 
 
 def _log_z(

@@ -13,15 +13,11 @@ import torch
 from torch import Tensor
 
 from candid.losses.blockwise.accidental_hits import AccidentalHits, RowHits
+from candid.losses.blockwise.count_shift import RowCountTensors
 from candid.losses.blockwise.native import MAX_COLUMNS, NativeLists, NativePass, native_pass
 
 NATIVE_SCORES = 2**17
 """Fewest scores for which the kernel is compiled; for fewer, it saves less than it costs."""
-
-
-RowCountTensors = tuple[Tensor, Tensor, Tensor]
-"""Counts of a tile that differ between rows: fixed part [columns], part for each other row
-[columns], and the number of other rows [B] of all rows; count = fixed + others · part."""
 
 
 class TilePass(Protocol):

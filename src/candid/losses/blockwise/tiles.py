@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from candid.losses.blockwise.accidental_hits import AccidentalHits, RowHits
-from candid.losses.blockwise.tile_pass import NativeTilePass, RowCountTensors, make_tile_pass
+from candid.losses.blockwise.count_shift import RowCountTensors
+from candid.losses.blockwise.tile_pass import NativeTilePass, make_tile_pass
 
 Precision = Literal["float32", "bfloat16"]
 """Dtype of the matrix products; sums and exponentials are at least float32 in either case."""
@@ -272,19 +273,28 @@ class Gradients:
         else:
             self.vectors[tile.columns].add_(tile.exp_scores.T @ scaled_query)
 
-    def subtract_positives(self, positive_rows: Tensor, grad_scale: Tensor) -> None:
-        """Subtract the gradients of positives that are among the candidates.
 
-        Args:
-            positive_rows: [B] int64, the index of each row's positive among the candidates.
-            grad_scale: [B], factor of the vectors.
-        """
-        tiles = self._tiles
-        if self.query is not None:
-            self.query.addcmul_(tiles.vectors_wide[positive_rows], grad_scale[:, None], value=-1)
-        if self.vectors is not None:
-            scaled_query = tiles.query_wide * grad_scale[:, None]
-            self.vectors.index_add_(0, positive_rows, scaled_query, alpha=-1)
+def subtract_positives(
+    gradients: tuple[Tensor | None, Tensor | None],
+    query: Tensor,
+    vectors: Tensor,
+    positive_rows: Tensor,
+    grad_scale: Tensor,
+) -> None:
+    """Subtract, in place, the gradients of positives that are among the candidates.
+
+    Args:
+        gradients: of query [B, D] and vectors [N, D]; None where not needed.
+        query: [B, D].
+        vectors: [N, D].
+        positive_rows: [B] int64, the index of each row's positive among the candidates.
+        grad_scale: [B], factor of the vectors.
+    """
+    grad_query, grad_vectors = gradients
+    if grad_query is not None:
+        grad_query.addcmul_(vectors[positive_rows], grad_scale[:, None], value=-1)
+    if grad_vectors is not None:
+        grad_vectors.index_add_(0, positive_rows, query * grad_scale[:, None], alpha=-1)
 
 
 def _blocks(length: int, size: int) -> Iterator[slice]:
