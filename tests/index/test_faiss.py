@@ -69,6 +69,15 @@ def test_search_of_few_clusters_finds_most_items_and_no_excluded_ones():
     assert bool((without >= 0).all())
 
 
+@pytest.mark.parametrize("num_queries", [1, 64])
+def test_flat_multiplies_batches_and_scans_single_queries(num_queries):
+    faiss = pytest.importorskip("faiss")
+    items, query = vectors_of(3000, seed=1), vectors_of(num_queries, seed=2)
+    result = FaissIndex.Config(kind="flat").build(items).search(query, 20)
+    assert faiss.cvar.distance_compute_blas_threshold in (4, 4 * 8)
+    assert torch.equal(result.item_ids, (query.double() @ items.double().T).topk(20).indices)
+
+
 def test_small_cluster_leaves_the_rest_of_a_row_empty():
     items = torch.tensor([[1.0, 0], [2, 0], [0, 1], [0, 2]])
     index = FaissIndex.Config(num_lists=2, num_probes=1).build(items)

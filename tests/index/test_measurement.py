@@ -1,5 +1,7 @@
 """Measurement and tuning of indexes."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from candid.index import (
     ExactIndex,
     FaissIndex,
     Index,
+    IndexConfig,
     SearchResult,
     benchmark_index,
     compute_ground_truth,
@@ -165,6 +168,58 @@ def test_faiss_reaches_the_target_on_other_queries():
     document = benchmark.to_json()
     assert (document["index"]["type"], document["index"]["kind"]) == ("faiss", "ivf")
     assert len(document["tried"]) == len(benchmark.trials)
+
+
+class SlowClock:
+    """Advances a clock by a multiple."""
+
+    def __init__(self, clock, factor):
+        self._clock, self._factor = clock, factor
+
+    @property
+    def now(self):
+        return self._clock.now
+
+    @now.setter
+    def now(self, value):
+        self._clock.now += self._factor * (value - self._clock.now)
+
+
+class LadderConfig(IndexConfig):
+    """A ladder whose search costs ``rungs`` milliseconds per result, and finds nothing for 0."""
+
+    rungs: int = 3
+    clock: ClassVar[Clock]
+
+    def build_choices(self, num_items):
+        return [{"rungs": rungs} for rungs in (2, 1, 0, 4)]
+
+    def build(self, item_vectors):
+        found = item_vectors if self.rungs else -item_vectors
+        return Ladder(found, SlowClock(self.clock, self.rungs))
+
+
+def test_benchmark_chooses_the_fastest_construction_that_reaches_the_target(clock, monkeypatch):
+    LadderConfig.clock = clock
+    items = vectors_of(60, 0)
+    truth = compute_ground_truth(items, vectors_of(40, 1), 10)
+    benchmark = benchmark_index(LadderConfig(), items, truth, target_recall=0.8)
+    assert benchmark.config.rungs == benchmark.settings["rungs"] == 1
+    assert {settings["rungs"] for settings, _ in benchmark.trials} == {0, 1, 2, 4}
+    assert benchmark.measurement.recall == pytest.approx(0.8)
+
+
+def test_benchmark_of_faiss_chooses_the_number_of_lists():
+    items = vectors_of(4000, 0)
+    truth = compute_ground_truth(items, vectors_of(40, 1), 20)
+    config = FaissIndex.Config(kind="pq")
+    benchmark = benchmark_index(config, items, truth, target_recall=0.9)
+    tried = {settings["num_lists"] for settings, _ in benchmark.trials}
+    assert tried == {15, 63, 126}
+    assert benchmark.config.num_lists in tried
+    assert benchmark.config.num_lists == benchmark.index._num_lists
+    given = FaissIndex.Config(kind="pq", num_lists=30)
+    assert given.build_choices(4000) == FaissIndex.Config(kind="hnsw").build_choices(4000) == [{}]
 
 
 def test_index_bytes_exclude_the_item_vectors():

@@ -93,6 +93,63 @@ def test_proven_rows_equal_a_stable_sort(table):
 
 
 @needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(
+    num_items=st.integers(1, 9000),
+    rows=st.integers(1, 6),
+    width=st.integers(1, 40),
+    parts=st.integers(1, 5),
+    k=st.integers(1, 300),
+    is_tied=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_scan_of_few_queries_equals_a_sort_of_float64_products(
+    num_items, rows, width, parts, k, is_tied, seed
+):
+    k, generator = min(k, num_items), np.random.default_rng(seed)
+    vectors = generator.standard_normal((num_items, width)).astype(np.float32)
+    query = generator.standard_normal((rows, width)).astype(np.float32)
+    if is_tied:
+        vectors, query = vectors.round(), query.round()
+    excluded = [np.flatnonzero(generator.random(num_items) < 0.3) for _ in range(rows)]
+    exclude = Exclusions(
+        torch.from_numpy(np.concatenate(excluded)),
+        torch.tensor(np.cumsum([0, *map(len, excluded)])),
+    )
+    functions, surplus = select_pass.native_selection(), min(k + 16, num_items)
+    best = select_pass.NativeTopK(functions, rows, surplus, parts=parts)
+    best.scan(torch.from_numpy(query), torch.from_numpy(vectors), exclude)
+    keys = torch.empty(rows, k, dtype=torch.int64)
+    lengths = np.linalg.norm(query, axis=1) * np.linalg.norm(vectors, axis=1).max()
+    errors = torch.from_numpy(lengths.astype(np.float64) * (width + 4) * 2.0**-23)
+    proven = best.rank(torch.from_numpy(query), torch.from_numpy(vectors), errors, keys)
+    ids, scores = decode(keys)
+    exact = (query.astype(np.float64) @ vectors.astype(np.float64).T).astype(np.float32)
+    for row in range(rows):
+        allowed = np.setdiff1d(np.arange(num_items), excluded[row])
+        order = allowed[np.lexsort((allowed, -exact[row, allowed]))][:k]
+        np.testing.assert_allclose(scores[row, : len(order)], exact[row, order], rtol=1e-6)
+        assert (ids[row, len(order) :] == -1).all()
+        if proven[row] and is_tied:  # integers: products are exact
+            assert ids[row, : len(order)].tolist() == order.tolist()
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_rows", [1, select_pass.SCANNED_ROWS, select_pass.SCANNED_ROWS + 1])
+def test_few_queries_get_the_results_of_many(num_rows):
+    generator = torch.Generator().manual_seed(6)
+    vectors = torch.randn(110_000, 9, generator=generator)
+    query = torch.randn(40, 9, generator=generator)
+    seen = torch.randint(110_000, (40 * 50,), generator=generator)
+    offsets, index = torch.arange(0, 40 * 50 + 1, 50), ExactIndex(vectors)
+    expected = index.search(query, 100, Exclusions(seen, offsets))
+    exclude = Exclusions(seen, offsets[: num_rows + 1])
+    result = index.search(query[:num_rows], 100, exclude)
+    assert torch.equal(result.item_ids, expected.item_ids[:num_rows])
+    assert torch.equal(result.scores, expected.scores[:num_rows])
+
+
+@needs_compiler
 @pytest.mark.parametrize("exponent", [0, 40, -40])
 def test_several_threads_give_the_same_results(exponent):
     generator = torch.Generator().manual_seed(3)
@@ -208,6 +265,7 @@ def test_missing_compiler_logs_one_line(fresh, monkeypatch, caplog):
     [
         ("scores[column] = -INFINITY;", "continue;"),
         ("ids[stored] = id;", "ids[stored] = ids[0];"),
+        ("n += count;", "n = count;"),
         ("positions[i] += key > keys[i]", "positions[i] += key < keys[i]"),
         ("_CMP_GT_OQ" if "avx2" in candid.native._cpu() else "scores[j] > bound", "_CMP_LT_OQ"),
     ],

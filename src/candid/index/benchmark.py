@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from candid.component import type_name
+from candid.errors import ConfigError
 from candid.index.bfloat16 import Bfloat16Index
 from candid.index.exact import ExactIndex
 from candid.index.faiss import FaissIndex
@@ -19,7 +21,7 @@ from candid.index.kernel_lsh import KernelLsh
 from candid.index.measurement import GroundTruth, Measurement, measure_index
 from candid.index.protocol import Index, IndexConfig
 from candid.index.registry import INDEXES
-from candid.index.tuning import Settings, tune_index
+from candid.index.tuning import Settings, TuningResult, tune_index
 from candid.index.usearch import UsearchIndex
 
 BENCHMARKED_INDEXES: Final[dict[str, IndexConfig]] = {
@@ -51,11 +53,11 @@ class IndexBenchmark:
         config: with the settings that tuning chose.
         index: built, with these settings.
         measurement: on queries that tuning did not use.
-        trials: settings that tuning measured, on its own queries.
+        trials: settings that tuning measured, on its own queries, with those of the construction.
         k: results per query.
         target_recall: the recall that tuning aimed at.
         num_queries: number of queries of ``measurement``.
-        build_seconds: CPU time of all threads.
+        build_seconds: CPU time of all threads to build the chosen index.
         index_bytes: of the index, in addition to the item vectors.
         vector_bytes: of the item vectors, V · D · 4.
     """
@@ -117,8 +119,12 @@ def benchmark_index(
 ) -> IndexBenchmark:
     """Build an index, choose its settings on one half of the queries, measure on the other half.
 
+    If the config leaves settings of the construction open, such as the number of lists of FAISS,
+    each of ``config.build_choices`` is built and tuned; the fastest that reaches the target is
+    kept. At most two of them are in memory at a time.
+
     Args:
-        config: of the index; tuning replaces its settings of the search.
+        config: of the index; tuning replaces its settings of the search and those left open.
         item_vectors: [V, D] float32 on the CPU.
         truth: queries and their exact results.
         target_recall: 0..1.
@@ -142,32 +148,60 @@ def benchmark_index(
         if progress is not None:
             progress(stage)
 
-    report("building")
-    begin = time.process_time()
-    index = config.build(item_vectors)
-    seconds = time.process_time() - begin
+    def report_trials(before: int, count: int) -> None:
+        report(f"{before + count} settings tried")
+
     tuning_half, measuring_half = truth.split()
-    tuned = tune_index(
-        index,
-        tuning_half,
-        item_vectors,
-        target_recall=target_recall,
-        progress=lambda count: report(f"{count} settings tried"),
-    )
+    trials: list[tuple[Settings, Measurement]] = []
+    best: _Choice | None = None
+    for choice in config.build_choices(len(item_vectors)):
+        report("building")
+        chosen = config.model_copy(update=dict(choice))
+        begin = time.process_time()
+        index = chosen.build(item_vectors)
+        seconds = time.process_time() - begin
+        tuned = tune_index(
+            index,
+            tuning_half,
+            item_vectors,
+            target_recall=target_recall,
+            progress=functools.partial(report_trials, len(trials)),
+        )
+        trials += [({**choice, **settings}, measured) for settings, measured in tuned.trials]
+        one = _Choice(chosen.model_copy(update=tuned.settings), tuned, seconds)
+        best = one if best is None or one.rank > best.rank else best
+        del index, tuned, one  # the next index is built beside the best one only
+    if best is None:
+        raise ConfigError(f"{type(config).__qualname__}.build_choices returned no choice")
     report("measuring")
     return IndexBenchmark(
         name=name,
-        config=config.model_copy(update=tuned.settings),
-        index=tuned.index,
-        measurement=measure_index(tuned.index, measuring_half, item_vectors),
-        trials=tuned.trials,
+        config=best.config,
+        index=best.tuned.index,
+        measurement=measure_index(best.tuned.index, measuring_half, item_vectors),
+        trials=trials,
         k=truth.k,
         target_recall=target_recall,
         num_queries=len(measuring_half.query),
-        build_seconds=seconds,
-        index_bytes=_index_bytes(index, config, item_vectors),
+        build_seconds=best.seconds,
+        index_bytes=_index_bytes(best.tuned.index, best.config, item_vectors),
         vector_bytes=item_vectors.numel() * 4,
     )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A built and tuned index."""
+
+    config: IndexConfig
+    tuned: TuningResult
+    seconds: float
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """The order of choices: the fastest that reach the target, else the highest recall."""
+        measured, reaches = self.tuned.measurement, self.tuned.reaches_target
+        return reaches, measured.queries_per_second if reaches else measured.recall
 
 
 def _index_bytes(index: Index, config: IndexConfig, item_vectors: Tensor) -> int:

@@ -33,7 +33,12 @@ from candid.index.log_sum_exp import RunningLogSumExp
 from candid.index.order import decode, encode
 from candid.index.protocol import Exclusions, Index, IndexConfig, SearchResult
 from candid.index.scan import GROUP, RunningTopK
-from candid.index.select_pass import NativeSelection, NativeTopK, native_selection_for
+from candid.index.select_pass import (
+    SCANNED_ROWS,
+    NativeSelection,
+    NativeTopK,
+    native_selection_for,
+)
 
 SURPLUS = 16
 """Items that the scan keeps beyond k, so that near ties at the cut rarely need a second search."""
@@ -222,9 +227,11 @@ class ExactIndex(Index):
         """Search with the native kernel; fills ``keys`` [B, K], best first, and ``log_z``."""
         errors = self._scan_error() * norms * self._max_norm
         num_rows = min(self._block_rows, len(query))
-        best = NativeTopK(native, num_rows, self._scan_k(keys.shape[1]))
+        is_scanned = len(query) <= SCANNED_ROWS and log_z is None
+        parts = torch.get_num_threads() if is_scanned else 1
+        best = NativeTopK(native, num_rows, self._scan_k(keys.shape[1]), parts)
         # One buffer for all tiles: fresh memory costs as much as selecting from it.
-        buffer = query.new_empty(num_rows * self._block_items)
+        buffer = query.new_empty(0 if is_scanned else num_rows * self._block_items)
         for begin in range(0, len(query), self._block_rows):
             rows = slice(begin, begin + self._block_rows)
             chunk = query[rows]
@@ -233,7 +240,9 @@ class ExactIndex(Index):
                 offsets = exclude.offsets[begin : rows.stop + 1]
                 chunk_exclude = Exclusions(exclude.item_ids, offsets)
             sums = self._log_sums(chunk, log_z)
-            for first, stop in self._blocks():
+            if is_scanned:
+                best.scan(chunk, self._vectors, chunk_exclude)
+            for first, stop in () if is_scanned else self._blocks():
                 tile = buffer[: len(chunk) * (stop - first)].view(len(chunk), stop - first)
                 torch.mm(chunk, self._vectors[first:stop].T, out=tile)
                 if sums is not None:  # before the scores of excluded items become -inf

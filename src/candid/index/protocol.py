@@ -171,6 +171,18 @@ class IndexConfig(ComponentConfig, ABC):
         """
         raise NotImplementedError(f"{type(self).__qualname__} has no file")
 
+    def build_choices(self, num_items: int) -> Sequence[Mapping[str, Any]]:
+        """Return settings of the construction among which a measurement chooses.
+
+        Args:
+            num_items: V.
+
+        Returns:
+            Choices, each as values by config key. One index is built for each; the one empty choice
+            builds the config as it is.
+        """
+        return [{}]
+
     def extra_bytes(self, item_vectors: Tensor) -> int:
         """Return the memory of an index without a file, in addition to the vectors [V, D]."""
         return 0

@@ -6,6 +6,9 @@
  * the others are dropped and the bound rises to the best score that was dropped. At any time every
  * item seen is stored, excluded, or has a score of at most the bound.
  *
+ * candid_scan is both for few queries: it multiplies the vectors and selects, tile by tile, while each
+ * thread reads its own share of the items.
+ *
  * candid_rank scores the stored items again, in float64 rounded to float32, and writes the k best keys
  * (see order.py). It reports for each row whether the bound proves that no other item belongs there.
  *
@@ -30,6 +33,9 @@
 #define GROUPS_PER_RESULT 4
 /* Runs of this length are sorted by counting; longer lists are merged from them. */
 #define RUN 128
+/* Columns of a tile of candid_scan, as select_pass.py knows them, and items multiplied at a time. */
+#define TILE 4096
+#define STRIP 64
 /* Vectors are prefetched this many products ahead: they are scattered over the table. */
 #define AHEAD 8
 
@@ -142,14 +148,14 @@ static inline uint32_t above(const float *scores, float bound) {
 #endif
 }
 
-static void select_row(float *scores, int64_t columns, int64_t first_id, const int64_t *excluded,
-                       int64_t num_excluded, int64_t wanted, int64_t capacity, float *values,
+static void select_row(float *scores, int64_t columns, int64_t first_id, int is_first,
+                       const int64_t *excluded, int64_t num_excluded, int64_t wanted, int64_t capacity, float *values,
                        int32_t *ids, int32_t *count, float *bound) {
     for (int64_t j = 0; j < num_excluded; j++) {
         uint64_t column = (uint64_t)excluded[j] - (uint64_t)first_id;
         if (column < (uint64_t)columns) scores[column] = -INFINITY;
     }
-    if (first_id == 0) {
+    if (is_first) {
         *count = 0;
         *bound = first_bound(scores, columns, wanted);
     }
@@ -186,8 +192,87 @@ void candid_select(float *scores, int64_t rows, int64_t columns, int64_t first_i
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < rows; i++) {
         int64_t from = offsets ? offsets[i] : 0, to = offsets ? offsets[i + 1] : 0;
-        select_row(scores + i * columns, columns, first_id, excluded + from, to - from, wanted,
-                   capacity, values + i * capacity, ids + i * capacity, counts + i, bounds + i);
+        select_row(scores + i * columns, columns, first_id, first_id == 0, excluded + from,
+                   to - from, wanted, capacity, values + i * capacity, ids + i * capacity, counts + i, bounds + i);
+    }
+}
+
+/* Products of one query with n items in float32. */
+static void multiply_row(const float *restrict query, const float *vectors, int64_t n, int64_t width,
+                         float *restrict scores) {
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+        const float *first = vectors + j * width, *second = first + width;
+        const float *third = second + width, *fourth = third + width;
+        float a = 0.0f, b = 0.0f, c = 0.0f, e = 0.0f;
+#pragma omp simd reduction(+ : a, b, c, e)
+        for (int64_t d = 0; d < width; d++) {
+            a += query[d] * first[d];
+            b += query[d] * second[d];
+            c += query[d] * third[d];
+            e += query[d] * fourth[d];
+        }
+        scores[j] = a, scores[j + 1] = b, scores[j + 2] = c, scores[j + 3] = e;
+    }
+    for (; j < n; j++) {
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t d = 0; d < width; d++) sum += query[d] * vectors[j * width + d];
+        scores[j] = sum;
+    }
+}
+
+/* Select from the items first .. stop - 1 for all rows; `tile` has room for rows * TILE scores. */
+static void scan_part(const float *query, const float *vectors, int64_t rows, int64_t width,
+                      int64_t first, int64_t stop, const int64_t *excluded, const int64_t *offsets,
+                      int64_t wanted, int64_t capacity, int64_t parts, float *values, int32_t *ids,
+                      int32_t *counts, float *bounds, float *tile) {
+    for (int64_t start = first; start < stop; start += TILE) {
+        int64_t columns = stop - start < TILE ? stop - start : TILE;
+        /* Few items at a time, so that all rows read them from the first-level cache. */
+        for (int64_t j = 0; j < columns; j += STRIP) {
+            int64_t n = columns - j < STRIP ? columns - j : STRIP;
+            for (int64_t i = 0; i < rows; i++)
+                multiply_row(query + i * width, vectors + (start + j) * width, n, width,
+                             tile + i * columns + j);
+        }
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t from = offsets ? offsets[i] : 0, to = offsets ? offsets[i + 1] : 0;
+            select_row(tile + i * columns, columns, start, start == first, excluded + from, to - from,
+                       wanted, capacity, values + i * parts * capacity, ids + i * parts * capacity,
+                       counts + i * parts, bounds + i * parts);
+        }
+    }
+}
+
+/* The buffers hold `parts` lists of each row; afterwards the lists of a row are one list, its count
+ * and bound are at position i. `tile` has room for parts * rows * TILE scores. */
+void candid_scan(const float *query, const float *vectors, int64_t rows, int64_t width,
+                 int64_t num_items, const int64_t *excluded, const int64_t *offsets, float *tile,
+                 int64_t parts, int64_t wanted, int64_t capacity, float *values, int32_t *ids,
+                 int32_t *counts, float *bounds, int32_t threads) {
+    (void)threads;
+    int64_t share = (num_items + parts - 1) / parts;
+    for (int64_t i = 0; i < rows * parts; i++) counts[i] = 0, bounds[i] = -INFINITY;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t first = part * share, stop = first + share < num_items ? first + share : num_items;
+        scan_part(query, vectors, rows, width, first, stop, excluded, offsets, wanted, capacity, parts,
+                  values + part * capacity, ids + part * capacity, counts + part, bounds + part,
+                  tile + part * rows * TILE);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t n = 0, row = i * parts * capacity;
+        float bound = -INFINITY;
+        for (int64_t part = 0; part < parts; part++) {
+            int64_t count = counts[i * parts + part], from = row + part * capacity;
+            memmove(values + row + n, values + from, count * sizeof *values);
+            memmove(ids + row + n, ids + from, count * sizeof *ids);
+            n += count;
+            bound = bounds[i * parts + part] > bound ? bounds[i * parts + part] : bound;
+        }
+        counts[i] = (int32_t)n;
+        bounds[i] = bound;
     }
 }
 

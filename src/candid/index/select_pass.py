@@ -34,11 +34,18 @@ MIN_SCORES = 100_000
 """Searches with fewer scores do not use the kernel: compiling it would cost more than it saves."""
 
 
+SCANNED_ROWS = 4
+"""Up to this number of queries are multiplied by the kernel itself, more by matrix products."""
+TILE = 4096
+"""Columns of a tile of ``candid_scan``."""
+
+
 @dataclass(frozen=True, slots=True)
 class NativeSelection:
     """The functions of ``select_pass.c``."""
 
     select: Callable[..., None]
+    scan: Callable[..., None]
     rank: Callable[..., None]
 
 
@@ -49,22 +56,23 @@ class NativeTopK:
         functions: of ``native_selection``.
         num_rows: largest number of rows.
         wanted: smallest number of items stored for a row, 1 ≤ wanted ≤ ``MAX_WANTED``.
+        parts: ranges of items that ``scan`` reads side by side; 1 for ``add``.
     """
 
-    def __init__(self, functions: NativeSelection, num_rows: int, wanted: int) -> None:
+    def __init__(
+        self, functions: NativeSelection, num_rows: int, wanted: int, parts: int = 1
+    ) -> None:
         self._functions = functions
-        self._scores = torch.empty(num_rows, 2 * wanted + 64)
+        self._parts = parts
+        self._wanted = wanted
+        self._capacity = 2 * wanted + 64
+        self._scores = torch.empty(num_rows, parts * self._capacity)
         self._ids = torch.empty(self._scores.shape, dtype=torch.int32)
-        self._counts = torch.empty(num_rows, dtype=torch.int32)
-        self._bounds = torch.empty(num_rows)
-        self._buffers = (
-            wanted,
-            self._scores.shape[1],
-            *(
-                buffer.data_ptr()
-                for buffer in (self._scores, self._ids, self._counts, self._bounds)
-            ),
-        )
+        self._counts = torch.empty(num_rows * parts, dtype=torch.int32)
+        self._bounds = torch.empty(num_rows * parts)
+        self._buffers = [
+            buffer.data_ptr() for buffer in (self._scores, self._ids, self._counts, self._bounds)
+        ]
 
     def add(self, tile: Tensor, first_id: int, exclude: Exclusions | None) -> None:
         """Add a tile.
@@ -81,8 +89,34 @@ class NativeTopK:
             first_id,
             None if exclude is None else exclude.item_ids.data_ptr(),
             None if exclude is None else exclude.offsets.data_ptr(),
+            self._wanted,
+            self._capacity,
             *self._buffers,
             torch.get_num_threads(),
+        )
+
+    def scan(self, query: Tensor, vectors: Tensor, exclude: Exclusions | None) -> None:
+        """Multiply and select for few queries, in one pass over the vectors.
+
+        Args:
+            query: [b, D] float32, contiguous.
+            vectors: [V, D] float32, contiguous.
+            exclude: items to leave out; well-formed.
+        """
+        tile = torch.empty(self._parts * len(query) * TILE)
+        self._functions.scan(
+            query.data_ptr(),
+            vectors.data_ptr(),
+            *query.shape,
+            len(vectors),
+            None if exclude is None else exclude.item_ids.data_ptr(),
+            None if exclude is None else exclude.offsets.data_ptr(),
+            tile.data_ptr(),
+            self._parts,
+            self._wanted,
+            self._capacity,
+            *self._buffers,
+            self._parts,
         )
 
     def rank(self, query: Tensor, vectors: Tensor, errors: Tensor, keys: Tensor) -> Tensor:
@@ -105,6 +139,8 @@ class NativeTopK:
             *query.shape,
             errors.data_ptr(),
             keys.shape[1],
+            self._wanted,
+            self._scores.shape[1],
             *self._buffers,
             keys.data_ptr(),
             proven.data_ptr(),
@@ -158,12 +194,14 @@ def _functions(library: ctypes.CDLL) -> NativeSelection:
     pointer, length, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     buffers: list[Argument] = [length, length, pointer, pointer, pointer, pointer]
     select, rank = library.candid_select, library.candid_rank
+    scan = library.candid_scan
     tile: list[Argument] = [pointer, length, length, length]
     queries: list[Argument] = [pointer, pointer, length, length]
     select.argtypes = [*tile, pointer, pointer, *buffers, flag]
+    scan.argtypes = [*queries, length, pointer, pointer, pointer, length, *buffers, flag]
     rank.argtypes = [*queries, pointer, length, *buffers, pointer, pointer, flag]
-    select.restype = rank.restype = None
-    return NativeSelection(select, rank)
+    select.restype = scan.restype = rank.restype = None
+    return NativeSelection(select, scan, rank)
 
 
 def _check(functions: NativeSelection) -> None:
@@ -180,5 +218,10 @@ def _check(functions: NativeSelection) -> None:
     expected = torch.topk(encode(allowed, torch.arange(700)), 4).values
     keys = torch.empty_like(expected)
     best.rank(torch.eye(3), scores.T.contiguous(), torch.zeros(3, dtype=torch.float64), keys)
-    if not torch.equal(keys >> 32, expected >> 32):
+    scanned, scanned_keys = NativeTopK(functions, 3, 5, parts=2), torch.empty_like(expected)
+    scanned.scan(torch.eye(3), scores.T.contiguous(), exclude)
+    scanned.rank(
+        torch.eye(3), scores.T.contiguous(), torch.zeros(3, dtype=torch.float64), scanned_keys
+    )
+    if any(not torch.equal(found >> 32, expected >> 32) for found in (keys, scanned_keys)):
         raise NativeError("the compiled code returns other items than torch")

@@ -21,12 +21,14 @@ class TuningResult:
     Attributes:
         index: searches with the chosen settings.
         settings: of the search, by config key; empty if the index has none to choose.
+        measurement: of these settings, on the queries of the tuning.
         trials: every setting that was measured.
         reaches_target: whether the chosen settings reach the target recall.
     """
 
     index: Index
     settings: Settings
+    measurement: Measurement
     trials: Sequence[tuple[Settings, Measurement]]
     reaches_target: bool
 
@@ -64,15 +66,17 @@ def tune_index(
 
     axes = index.tuning_axes(truth.k)
     if not axes:
-        reaches = _reaches(try_settings({}), target_recall)
-        return TuningResult(index, {}, trials, reaches)
+        measurement = try_settings({})
+        reaches = _reaches(measurement, target_recall)
+        return TuningResult(index, {}, measurement, trials, reaches)
     _search_axes(axes, try_settings, target_recall)
     reaching = [trial for trial in trials if _reaches(trial[1], target_recall)]
     if reaching:
-        settings, _ = max(reaching, key=lambda trial: trial[1].queries_per_second)
+        settings, measurement = max(reaching, key=lambda trial: trial[1].queries_per_second)
     else:
-        settings, _ = max(trials, key=lambda trial: trial[1].recall)
-    return TuningResult(index.with_settings(**settings), settings, trials, bool(reaching))
+        settings, measurement = max(trials, key=lambda trial: trial[1].recall)
+    chosen = index.with_settings(**settings)
+    return TuningResult(chosen, settings, measurement, trials, bool(reaching))
 
 
 def _search_axes(
