@@ -62,7 +62,7 @@ def vectors(kind: str, num_items: int, num_queries: int) -> tuple[Tensor, Tensor
 
 
 def run(
-    num_items: int, kinds: Sequence[str], names: Sequence[str], results: Path, again: bool
+    num_items: int, kinds: Sequence[str], names: Sequence[str], results: Path, again: bool = False
 ) -> None:
     """Measure the indexes that are not in the file yet; write the file after each index.
 

@@ -135,6 +135,19 @@ def test_scan_of_few_queries_equals_a_sort_of_float64_products(
 
 
 @needs_compiler
+@pytest.mark.parametrize("tied_part", [0, 1])
+def test_scan_does_not_prove_ties_that_one_part_dropped(tied_part):
+    """The other part is excluded, so that no further item is dropped when the row is ranked."""
+    values, first = torch.full((4000,), 5.0), 2000 * (1 - tied_part)
+    exclude = Exclusions(torch.arange(first, first + 2000), torch.tensor([0, 2000]))
+    best = select_pass.NativeTopK(select_pass.native_selection(), 1, 26, parts=2)
+    best.scan(torch.ones(1, 1), values.view(-1, 1), exclude)
+    keys = torch.empty(1, 10, dtype=torch.int64)
+    errors = torch.zeros(1, dtype=torch.float64)
+    assert not best.rank(torch.ones(1, 1), values.view(-1, 1), errors, keys)
+
+
+@needs_compiler
 @pytest.mark.parametrize("num_rows", [1, select_pass.SCANNED_ROWS, select_pass.SCANNED_ROWS + 1])
 def test_few_queries_get_the_results_of_many(num_rows):
     generator = torch.Generator().manual_seed(6)
