@@ -137,9 +137,10 @@ def test_scan_of_few_queries_equals_a_sort_of_float64_products(
 @needs_compiler
 @pytest.mark.parametrize("tied_part", [0, 1])
 def test_scan_does_not_prove_ties_that_one_part_dropped(tied_part):
-    """The other part is excluded, so that no further item is dropped when the row is ranked."""
-    values, first = torch.full((4000,), 5.0), 2000 * (1 - tied_part)
-    exclude = Exclusions(torch.arange(first, first + 2000), torch.tensor([0, 2000]))
+    """So few items are stored that ranking drops no further one and must use the bound."""
+    values, items = torch.full((8000,), 5.0), torch.arange(8000)
+    is_allowed = (items // 4000 == tied_part) & (items % 32 == 0)
+    exclude = Exclusions(items[~is_allowed], torch.tensor([0, int((~is_allowed).sum())]))
     best = select_pass.NativeTopK(select_pass.native_selection(), 1, 26, parts=2)
     best.scan(torch.ones(1, 1), values.view(-1, 1), exclude)
     keys = torch.empty(1, 10, dtype=torch.int64)
