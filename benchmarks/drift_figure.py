@@ -2,15 +2,15 @@
 
     python benchmarks/drift_figure.py
 
-From ``benchmarks/results/drift_training.json``: the rank correlations and the cells in
-docs/benchmarks/estimators.md, and docs/figures/drift_training.svg.
+From the results of ``drift_known_truth.py`` and ``drift_training.py``: the rank correlations and
+the cells in docs/benchmarks/estimators.md, and two figures in docs/figures.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from statistics import fmean
@@ -19,11 +19,13 @@ from typing import Any
 import polars as pl
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "drift_training.json"
+RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs" / "benchmarks" / "estimators.md"
-FIGURE = ROOT / "docs" / "figures" / "drift_training.svg"
+FIGURES = ROOT / "docs" / "figures"
 NAMES = {
     "synthetic": "synthetic",
+    "nowplaying": "Nowplaying",
+    "retailrocket": "Retailrocket",
     "diginetica": "Diginetica",
     "ml1m": "MovieLens-1M",
 }
@@ -36,9 +38,13 @@ COLORS = {
     "logq, hits kept": "#3b82c4",
     "logq, hits masked": "#d9822b",
     "published_code": "#a668c9",
+    "none": "#c2506b",
 }
-MARKERS = {"synthetic": "o", "diginetica": "^", "ml1m": "s"}
-KEPT = "logq, hits kept"
+MARKERS = {"synthetic": "o", "nowplaying": "o", "retailrocket": "s", "diginetica": "^", "ml1m": "s"}
+FULL, KEPT = "full softmax", "logq, hits kept"
+BASES = {FULL: "full softmax", KEPT: "`logq`, hits kept, same n"}
+STUDIES = {"drift_known_truth": (FULL,), "drift_training": (FULL, KEPT)}
+"""Results -> what the excess is compared with."""
 INK, GRID = "#6b7280", "#d1d5db"
 SMALLEST = 1e-4
 """Position of values that are smaller or 0 in the figure."""
@@ -70,7 +76,7 @@ def correlations(rows: Sequence[Row], *, over_kept: bool = False) -> dict[str, R
         rows = over_logq_kept(rows)
     groups = {name: [one for one in rows if one["data"] == data] for data, name in NAMES.items()}
     groups["all"] = list(rows)
-    return {name: _correlation(group) for name, group in groups.items()}
+    return {name: _correlation(group) for name, group in groups.items() if group}
 
 
 def over_logq_kept(rows: Sequence[Row]) -> list[Row]:
@@ -101,14 +107,14 @@ def _correlation(rows: Sequence[Row]) -> Row:
     return result
 
 
-def correlation_table(rows: Sequence[Row]) -> str:
+def correlation_table(rows: Sequence[Row], bases: Sequence[str]) -> str:
     """Return the table of rank correlations, with the range over the seeds."""
     lines = [
         "| excess NLL over | data | cells | drift | gradient bias given the positive |",
         "|---|---|---|---|---|",
     ]
-    for over_kept, base in ((False, "full softmax"), (True, "`logq`, hits kept, same n")):
-        for name, one in correlations(rows, over_kept=over_kept).items():
+    for base in bases:
+        for name, one in correlations(rows, over_kept=base == KEPT).items():
             values = [
                 "–"
                 if isnan(one[measure])
@@ -116,7 +122,7 @@ def correlation_table(rows: Sequence[Row]) -> str:
                 f"{max(one[f'{measure}_by_seed']):+.2f})"
                 for measure in MEASURES
             ]
-            lines.append(f"| {base} | {name} | {one['cells']} | {' | '.join(values)} |")
+            lines.append(f"| {BASES[base]} | {name} | {one['cells']} | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -137,19 +143,23 @@ def cell_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_tables(content: str, document: Row) -> str:
+def with_tables(content: str, documents: Mapping[str, Row]) -> str:
     """Return the page with its generated blocks replaced."""
-    rows = document["cells"]
-    blocks = {"drift-correlation": correlation_table(rows), "drift-cells": cell_table(rows)}
-    for name, block in blocks.items():
-        pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        assert pattern.search(content), f"{DOCS} has no <!-- {name} --> block"
-        content = pattern.sub(lambda _, block=block: block, content)
+    for study, bases in STUDIES.items():
+        rows = documents[study]["cells"]
+        for kind, block in (
+            ("correlation", correlation_table(rows, bases)),
+            ("cells", cell_table(rows)),
+        ):
+            name = f"{study}-{kind}".replace("_", "-")
+            pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+            assert pattern.search(content), f"{DOCS} has no <!-- {name} --> block"
+            content = pattern.sub(lambda _, block=block: block, content)
     return content
 
 
-def draw(rows: Sequence[Row]) -> None:
-    """Write the figure: the excess over two bases against each measure, logarithmic axes."""
+def draw(rows: Sequence[Row], bases: Sequence[str], path: Path) -> None:
+    """Write a figure: the excess over each base against each measure, logarithmic axes."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -157,12 +167,14 @@ def draw(rows: Sequence[Row]) -> None:
 
     plt.rcParams |= {"svg.hashsalt": "candid", "font.family": "sans-serif", "font.size": 9}
     plt.rcParams |= {"svg.fonttype": "none"}
-    figure, panels = plt.subplots(2, 2, figsize=(9, 7), layout="constrained", sharey=True)
-    bases = ("full softmax", "logq, hits kept, same n")
-    for line, over_kept in enumerate((False, True)):
-        overall = correlations(rows, over_kept=over_kept)["all"]
-        shown = over_logq_kept(rows) if over_kept else rows
-        for axes, (measure, label) in zip(panels[line], MEASURES.items(), strict=True):
+    size = (9, 3.5 * len(bases))
+    figure, panels = plt.subplots(
+        len(bases), 2, figsize=size, layout="constrained", sharey=True, squeeze=False
+    )
+    for line, base in zip(panels, bases, strict=True):
+        overall = correlations(rows, over_kept=base == KEPT)["all"]
+        shown = over_logq_kept(rows) if base == KEPT else rows
+        for axes, (measure, label) in zip(line, MEASURES.items(), strict=True):
             for one in shown:
                 x = max(measure_of(one, measure), SMALLEST)
                 y = max(one["excess"], SMALLEST)
@@ -174,23 +186,26 @@ def draw(rows: Sequence[Row]) -> None:
             axes.grid(color=GRID, linewidth=0.6)
             axes.tick_params(colors=INK, which="both", length=0)
             axes.spines[:].set_visible(False)
-        panels[line, 0].set_ylabel(f"excess NLL over {bases[line]}, nats", color=INK)
-    labels = {one["label"] for one in rows}
+        name = BASES[base].replace("`", "")
+        line[0].set_ylabel(f"excess NLL over {name}, nats", color=INK)
+    labels, sets = ({one[key] for one in rows} for key in ("label", "data"))
     marks = [(name, "o", color) for name, color in COLORS.items() if name in labels]
-    marks += [(NAMES[data], marker, INK) for data, marker in MARKERS.items()]
+    marks += [(NAMES[data], marker, INK) for data, marker in MARKERS.items() if data in sets]
     for name, marker, color in marks:
         panels[0, 1].plot([], [], marker, color=color, ms=5, label=name)
     panels[0, 1].legend(frameon=False, labelcolor=INK, fontsize="small")
-    figure.savefig(FIGURE, transparent=True, metadata={"Date": None})
+    figure.savefig(path, transparent=True, metadata={"Date": None})
     plt.close(figure)
 
 
 def main() -> None:
-    """Write the tables and the figure."""
-    document = json.loads(RESULT.read_text())
-    DOCS.write_text(with_tables(DOCS.read_text(), document))
-    draw(document["cells"])
-    print(correlation_table(document["cells"]))
+    """Write the tables and the figures."""
+    documents = {study: json.loads((RESULTS / f"{study}.json").read_text()) for study in STUDIES}
+    DOCS.write_text(with_tables(DOCS.read_text(), documents))
+    for study, bases in STUDIES.items():
+        rows = documents[study]["cells"]
+        draw(rows, bases, FIGURES / f"{study}.svg")
+        print(correlation_table(rows, bases))
 
 
 if __name__ == "__main__":

@@ -270,9 +270,8 @@ def audit_input(run: Run) -> AuditInput:
     )
 
 
-def predicted(run: Run, n: int, of_size: Sequence[Cell]) -> dict[str, Any]:
+def predicted(data: AuditInput, n: int, of_size: Sequence[Cell], repeats: int) -> dict[str, Any]:
     """Return drift and gradient bias of the cells with n samples, at a model, by label."""
-    data = audit_input(run)
     estimators = [
         Estimator(cell.correction, accidental_hits=cell.hits)  # type: ignore[arg-type]
         for cell in of_size
@@ -281,9 +280,9 @@ def predicted(run: Run, n: int, of_size: Sequence[Cell]) -> dict[str, Any]:
     def sampler() -> AuditSampler:
         settings = sampler_config({"type": "popularity", "num_candidates": n})
         generator = torch.Generator().manual_seed(0)
-        return AuditSampler(settings, data, batch_rows=ROWS, generator=generator)
+        return AuditSampler(settings, data, batch_rows=len(data.query), generator=generator)
 
-    budget = DriftBudget(repeats=REPEATS[n], num_positives=8)
+    budget = DriftBudget(repeats=repeats, num_positives=8)
     drifts = measure_drift(data, sampler(), estimators, budget)
     exact = compute_full_softmax(data)
     biases = [one.statistics() for one in measure(data, exact, sampler(), estimators, BIAS)]
@@ -328,7 +327,12 @@ def prediction_of(of_size: Sequence[Cell], rate: float, lines: Lines, work: Path
     data, n = of_size[0].data, of_size[0].n
     folder = run_folder(Cell(data, 0), rate, SEEDS[0], work)
     key = (data, "predicted", n, rate)
-    return lines.get(key, lambda: predicted(load_run(folder, dataset(data, work)), n, of_size))
+
+    def compute() -> dict[str, Any]:
+        run = load_run(folder, dataset(data, work))
+        return predicted(audit_input(run), n, of_size, REPEATS[n])
+
+    return lines.get(key, compute)
 
 
 def row_of(

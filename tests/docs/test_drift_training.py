@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "benchmarks" / "estimators.md").read_text()
 DOCUMENT = json.loads((ROOT / "benchmarks" / "results" / "drift_training.json").read_text())
 CELLS = DOCUMENT["cells"]
+KNOWN = json.loads((ROOT / "benchmarks" / "results" / "drift_known_truth.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,8 @@ def study(benchmark_script):
 
 
 def test_tables_match_results(figure):
-    assert figure.with_tables(DOCS, DOCUMENT) == DOCS
+    documents = {"drift_training": DOCUMENT, "drift_known_truth": KNOWN}
+    assert figure.with_tables(DOCS, documents) == DOCS
 
 
 def test_rank_correlation_with_ties_equals_scipy(figure):
