@@ -254,6 +254,7 @@ def refined(
         log_expected_count=draw.log_count,
         accidental_hits=left_out,
         log_renormalization=renormalization,
+        correction="refined",
         jackknife=jackknife,
     ).loss
 

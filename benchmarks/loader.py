@@ -82,7 +82,7 @@ def share(data: PreparedDataset, case: str, steps: int) -> dict[str, float]:
                 "item_tower": {"type": "item_embedding", "dim": 64},
             },
             "sampler": {"type": "uniform", "num_candidates": 256},
-            "loss": {"type": "sampled_softmax"},
+            "loss": {"type": "sampled_softmax", "correction": "refined"},
             "training": {"tables": "row_adam"},
         },
         "the benchmark's settings",

@@ -97,7 +97,13 @@ def stepper(kind: str, num_rows: int, num_candidates: int) -> Callable[[str], No
         if kind == "full":
             return candid.full_softmax(query, vectors, ids, precision=precision).loss.mean()
         out = candid.in_batch_softmax(
-            query, vectors, ids, frequency=sampler, precision=precision, check_finite=False
+            query,
+            vectors,
+            ids,
+            frequency=sampler,
+            correction="refined",
+            precision=precision,
+            check_finite=False,
         )
         return out.loss.mean()
 

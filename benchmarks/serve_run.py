@@ -85,7 +85,7 @@ def recipe(dim: int, max_steps: int, features: bool) -> dict[str, Any]:
                 {"type": "uniform", "num_candidates": 512},
             ],
         },
-        "loss": {"type": "sampled_softmax"},
+        "loss": {"type": "sampled_softmax", "correction": "refined"},
         "training": {
             "tables": "row_adam",
             "lr": 2e-3,

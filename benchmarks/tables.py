@@ -84,8 +84,10 @@ def stepper(model: Model, rule: str, num_rows: int, *, alone: bool = False) -> C
         positives = torch.randint(num_items, (num_rows,), generator=generator)
         query = model.query(inputs)
         candidates = sampler.sample(positives, generator=generator)
-        loss = candid.sampled_softmax(query, model.table, positives, candidates).loss.mean()
-        advance(loss)
+        out = candid.sampled_softmax(
+            query, model.table, positives, candidates, correction="refined"
+        )
+        advance(out.loss.mean())
 
     return look_up if alone else step
 

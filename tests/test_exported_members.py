@@ -67,19 +67,19 @@ def test_signatures_begin_as_documented():
     """Positional order, keywords and defaults of the functions that users call."""
     documented = {
         "sampled_softmax": "query, item_embeddings, positive_ids, candidates, *, "
-        "correction='refined', jackknife=False, temperature=1.0",
+        "correction='logq', jackknife=False, temperature=1.0",
         "full_softmax": "query, item_embeddings, positive_ids, *, temperature=1.0",
         "in_batch_softmax": "query, positive_vectors, positive_ids, *, frequency, user_ids=None, "
-        "negative_vectors=None, negative_ids=None, correction='refined', jackknife=False, "
+        "negative_vectors=None, negative_ids=None, correction='logq', jackknife=False, "
         "temperature=1.0",
         "with_negatives": "candidates, negative_ids, sampler, positive_ids, user_ids=None, "
         "query=None",
-        "SampledSoftmaxLoss": "sampler, *, correction='refined', jackknife=False, "
+        "SampledSoftmaxLoss": "sampler, *, correction='logq', jackknife=False, "
         "temperature=1.0, reduction='mean'",
-        "InBatchSoftmaxLoss": "frequency, *, correction='refined', jackknife=False, "
+        "InBatchSoftmaxLoss": "frequency, *, correction='logq', jackknife=False, "
         "temperature=1.0, reduction='mean'",
         "losses.corrected_log_softmax": "*, positive, candidates, log_expected_count, "
-        "log_expected_count_positive=None, accidental_hits=None, correction='refined', "
+        "log_expected_count_positive=None, accidental_hits=None, correction='logq', "
         "jackknife=False",
         "samplers.Uniform": "num_items, *, num_candidates, distinct=False",
         "samplers.Popularity": "counts, *, num_candidates, exponent=1.0, distinct=False",

@@ -45,7 +45,11 @@ def test_bias_of_a_frequency_is_that_of_all_dealt_rows_as_candidates():
             num_samples=len(rows),
         )
         out = sampled_softmax(
-            torch.ones(1, 1, dtype=torch.float64), logits[:, None], positive, candidates
+            torch.ones(1, 1, dtype=torch.float64),
+            logits[:, None],
+            positive,
+            candidates,
+            correction="refined",
         )
         (gradient,) = torch.autograd.grad(out.loss.sum(), logits)
         full = logits.detach().softmax(0) - torch.eye(4, dtype=torch.float64)[positive[0]]

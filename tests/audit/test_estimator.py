@@ -32,7 +32,7 @@ def test_estimators_for_a_set_have_no_jackknife_and_one_rule_of_hits():
 
 
 def test_estimator_label():
-    assert Estimator().label == "refined"
+    assert Estimator().label == "logq"
     assert Estimator("logq", jackknife=True).label == "logq + jackknife"
     assert Estimator("logq", accidental_hits="mask").label == "logq, hits masked"
 
@@ -40,4 +40,5 @@ def test_estimator_label():
 def test_rule_of_accidental_hits_is_the_default_of_the_correction():
     assert Estimator("logq") == Estimator("logq", accidental_hits="keep")
     assert Estimator("logq") != Estimator("logq", accidental_hits="mask")
-    assert Estimator().accidental_hits == "mask"
+    assert Estimator().accidental_hits == "keep"
+    assert Estimator("refined").accidental_hits == "mask"

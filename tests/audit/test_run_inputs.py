@@ -20,7 +20,7 @@ TABLE = {
         "item_tower": {"type": "item_embedding", "dim": 8},
     },
     "sampler": {"type": "uniform", "num_candidates": 12},
-    "loss": {"type": "sampled_softmax"},
+    "loss": {"type": "sampled_softmax", "correction": "refined"},
     "training": {"epochs": 1, "trackers": ["jsonl"]},
     "evaluation": {"ks": [1, 10], "intervals": False},
 }

@@ -126,9 +126,10 @@ def test_jackknife_of_a_set_is_refused(sampler):
     parse_config(table | {"sampler": mixture}, "x")
 
 
-def test_default_recipe_is_the_refined_loss_on_a_mixture():
+def test_default_recipe_is_the_default_correction_on_a_mixture():
+    assert DEFAULT_RECIPE["loss"] == {"type": "sampled_softmax"}
     config = default_recipe()
-    assert config.loss.correction == "refined"
+    assert config.loss.estimator == ("logq", False, "keep")
     assert isinstance(config.sampler, SAMPLERS["mixture"].Config)
     assert default_recipe(["seed=3"]).seed == 3
 

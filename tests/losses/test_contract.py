@@ -49,7 +49,7 @@ CAPABILITIES = {
     "sampled_softmax": {
         "needs_candidates": True,
         "needs_full_support": True,
-        "estimator": ("refined", False, "mask"),
+        "estimator": ("logq", False, "keep"),
     },
     "bce": {"needs_candidates": True, "needs_full_support": False, "estimator": None},
     "gbce": {"needs_candidates": True, "needs_full_support": False, "estimator": None},
@@ -76,8 +76,8 @@ def test_capabilities_of_a_sampled_softmax_follow_its_settings():
 def test_repr_shows_the_settings():
     expected = {
         "full_softmax": "FullSoftmax(precision='float32')",
-        "sampled_softmax": "SampledSoftmax(precision='float32', correction='refined', "
-        "jackknife=False, accidental_hits='mask')",
+        "sampled_softmax": "SampledSoftmax(precision='float32', correction='logq', "
+        "jackknife=False, accidental_hits='keep')",
         "bce": "BCE(precision='float32', row_reduction='sum')",
         "gbce": "GBCE(precision='float32', row_reduction='mean', num_items=9, t=0.75)",
     }

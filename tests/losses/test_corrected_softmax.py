@@ -33,7 +33,9 @@ def test_gradient_equals_that_of_the_loss_printed_in_the_paper(seed, rows, num, 
     arguments = scores(rows, num, seed, scale)
     arguments["accidental_hits"][:, 0] = False
     inputs = (arguments["positive"], arguments["candidates"])
-    grads = torch.autograd.grad(corrected_log_softmax(**arguments).loss.sum(), inputs)
+    grads = torch.autograd.grad(
+        corrected_log_softmax(**arguments, correction="refined").loss.sum(), inputs
+    )
 
     weights = (
         torch.exp(arguments["candidates"] - arguments["log_expected_count"])
@@ -108,6 +110,7 @@ def test_no_candidates_give_no_loss(jackknife):
             log_expected_count=torch.zeros(0),
             accidental_hits=accidental_hits,
             jackknife=jackknife,
+            correction="refined",
         )
         assert out.loss.tolist() == [0.0, 0.0]
         assert not torch.autograd.grad(out.loss.sum(), positive)[0].any()
@@ -118,7 +121,7 @@ def test_no_candidates_give_no_loss(jackknife):
 def test_jackknife_equals_its_definition(seed, num, scale):
     """The loss computed once more without each valid candidate."""
     arguments = scores(2, num, seed, scale)
-    out = corrected_log_softmax(**arguments, jackknife=True)
+    out = corrected_log_softmax(**arguments, jackknife=True, correction="refined")
     positive = arguments["positive"]
     rows = []
     for row in range(2):
@@ -151,7 +154,11 @@ def test_jackknife_is_finite_with_one_dominating_candidate():
     candidates = torch.tensor([[80.0, -80.0, -81.0]], requires_grad=True)
     positive = torch.zeros(1, requires_grad=True)
     out = corrected_log_softmax(
-        positive=positive, candidates=candidates, log_expected_count=torch.zeros(3), jackknife=True
+        positive=positive,
+        candidates=candidates,
+        log_expected_count=torch.zeros(3),
+        jackknife=True,
+        correction="refined",
     )
     grads = torch.autograd.grad(out.loss.sum(), (positive, candidates))
     assert bool(torch.isfinite(out.loss).all())
@@ -162,7 +169,10 @@ def test_jackknife_is_finite_with_one_dominating_candidate():
 def test_gradient_is_full_for_a_positive_far_too_low(gap):
     positive = torch.full((1,), -gap, requires_grad=True)
     out = corrected_log_softmax(
-        positive=positive, candidates=torch.zeros(1, 256), log_expected_count=torch.zeros(256)
+        positive=positive,
+        candidates=torch.zeros(1, 256),
+        log_expected_count=torch.zeros(256),
+        correction="refined",
     )
     assert torch.autograd.grad(out.loss.sum(), positive)[0].item() == pytest.approx(-1, abs=1e-6)
 
@@ -172,6 +182,7 @@ def test_loss_is_accurate_for_a_confident_row():
         positive=torch.tensor([60.0]),
         candidates=torch.zeros(1, 1),
         log_expected_count=torch.zeros(1),
+        correction="refined",
     )
     assert out.loss.item() == pytest.approx(math.exp(-60), rel=1e-4)
 
@@ -183,6 +194,7 @@ def test_sums_are_float32_for_narrow_scores(dtype):
         positive=torch.zeros(1, dtype=dtype),
         candidates=candidates,
         log_expected_count=torch.zeros(4096),
+        correction="refined",
     )
     assert out.loss.dtype == out.log_z.dtype == torch.float32
     assert out.log_z.item() == pytest.approx(math.log(4096), rel=1e-6)

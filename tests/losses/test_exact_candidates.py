@@ -38,7 +38,11 @@ def test_estimate_of_z_is_unbiased(counts, num_exact, positive, uniform, seed):
     sampler = ExactPopular(counts, num_exact=num_exact, rest=rest)
     candidates = sample_groups(sampler, trials, positive_ids, generator=generator)
     out = sampled_softmax(
-        scores.expand(trials, -1), torch.eye(len(scores)).double(), positive_ids, candidates
+        scores.expand(trials, -1),
+        torch.eye(len(scores)).double(),
+        positive_ids,
+        candidates,
+        correction="refined",
     )
     exact_ids = candidates.exact.ids
     assert exact_ids.tolist() == sorted(exact_ids.tolist())
@@ -62,7 +66,9 @@ def test_whole_catalog_as_exact_candidates_equals_the_full_softmax():
     sampler = ExactPopular(torch.ones(9), num_exact=9, rest=rest)
     candidates = sampler.sample(positive_ids, generator=generator)
     for jackknife in (False, True):
-        out = sampled_softmax(query, items, positive_ids, candidates, jackknife=jackknife)
+        out = sampled_softmax(
+            query, items, positive_ids, candidates, jackknife=jackknife, correction="refined"
+        )
         expected = full_softmax(query, items, positive_ids)
         torch.testing.assert_close(out.log_z, expected.log_z)
         torch.testing.assert_close(out.loss, expected.loss)
@@ -122,7 +128,9 @@ def plain_log_z(query, items, candidates, log_q, row, left_out=None):
 @pytest.mark.parametrize("exact_ids", [ROW_IDS, torch.tensor([1, 3, 6])], ids=["row", "shared"])
 def test_exact_and_sampled_candidates_are_combined_as_defined(exact_ids, num_samples):
     query, items, candidates, log_q = inputs(exact_ids, num_samples)
-    out = sampled_softmax(query, items, POSITIVES, candidates, effective_sample_size=True)
+    out = sampled_softmax(
+        query, items, POSITIVES, candidates, effective_sample_size=True, correction="refined"
+    )
     losses = []
     for row in range(5):
         log_z, _ = plain_log_z(query, items, candidates, log_q, row)
@@ -141,7 +149,7 @@ def test_exact_and_sampled_candidates_are_combined_as_defined(exact_ids, num_sam
 @pytest.mark.parametrize("exact_ids", [ROW_IDS, torch.tensor([8, 10, 11])], ids=["row", "shared"])
 def test_jackknife_leaves_the_exact_candidates_in(exact_ids):
     query, items, candidates, log_q = inputs(exact_ids)
-    out = sampled_softmax(query, items, POSITIVES, candidates, jackknife=True)
+    out = sampled_softmax(query, items, POSITIVES, candidates, jackknife=True, correction="refined")
     for row in range(5):
         positive = items[POSITIVES[row]] @ query[row]
 
@@ -168,7 +176,13 @@ def test_rows_with_exact_candidates_alone_and_with_no_candidates(jackknife):
         exact=ExactCandidates(torch.tensor([[2], [-1]]), torch.zeros(2, 1)),
     )
     out = sampled_softmax(
-        query, items, positive_ids, candidates, jackknife=jackknife, effective_sample_size=True
+        query,
+        items,
+        positive_ids,
+        candidates,
+        jackknife=jackknife,
+        effective_sample_size=True,
+        correction="refined",
     )
     assert out.log_z[0].item() == pytest.approx((query[0] @ items[2]).item(), abs=1e-6)
     assert out.log_z[1].item() == -INF
@@ -194,7 +208,11 @@ def test_exact_popular_reduces_the_variance_at_equal_cost():
     def deviation(sampler):
         candidates = sample_groups(sampler, rows, positive_ids, generator=generator)
         query = scores.expand(rows, -1)
-        return float(sampled_softmax(query, torch.eye(1000), positive_ids, candidates).log_z.std())
+        return float(
+            sampled_softmax(
+                query, torch.eye(1000), positive_ids, candidates, correction="refined"
+            ).log_z.std()
+        )
 
     sampled = deviation(Popularity(counts, num_candidates=256))
     table = {"num_exact": 50, "rest": {"type": "popularity", "num_candidates": 206}}
@@ -215,7 +233,9 @@ def test_estimate_is_unbiased_for_any_exact_candidates():
     exact = ExactCandidates(exact_ids, rest.log_expected_count_of(exact_ids, positive_ids))
     candidates = replace(candidates, exact=exact)
     items = torch.eye(20).double()
-    z = sampled_softmax(scores.expand(rows, -1), items, positive_ids, candidates).log_z.exp()
+    z = sampled_softmax(
+        scores.expand(rows, -1), items, positive_ids, candidates, correction="refined"
+    ).log_z.exp()
     expected = float(scores[1:].exp().sum())
     assert float(z.mean()) == pytest.approx(expected, abs=5 * float(z.std()) / math.sqrt(rows))
 
@@ -261,7 +281,7 @@ def test_all_item_vectors_are_requested_in_one_call():
         requests.append(ids)
         return table[ids]
 
-    sampled_softmax(torch.randn(5, 4), encode, positive_ids, candidates)
+    sampled_softmax(torch.randn(5, 4), encode, positive_ids, candidates, correction="refined")
     (ids,) = requests
     assert ids.tolist() == [
         *positive_ids.tolist(),

@@ -54,7 +54,9 @@ def test_vectors_give_the_loss_of_the_table_they_come_from(correction, user_ids)
 def test_refined_loss_equals_its_definition():
     """Row 2 (item 0): rows 1, 3, 4, 5 are negatives; row 0 has the same item."""
     query, table = tensors()
-    out = in_batch_softmax(query, table[IDS], IDS, frequency=COUNTS, temperature=0.7)
+    out = in_batch_softmax(
+        query, table[IDS], IDS, frequency=COUNTS, temperature=0.7, correction="refined"
+    )
     scores = query[2] @ table.T / 0.7
     q = COUNTS.double() / COUNTS.sum()
     others = [1, 4, 2, 7]
@@ -68,16 +70,18 @@ def test_refined_loss_equals_its_definition():
 def test_second_vector_of_the_positive_is_not_a_negative():
     query, table = tensors()
     vectors = table[IDS].detach().clone()
-    before = in_batch_softmax(query, vectors, IDS, frequency=COUNTS).loss
+    before = in_batch_softmax(query, vectors, IDS, frequency=COUNTS, correction="refined").loss
     vectors[2] += 1.0  # another dropout mask of item 0
-    after = in_batch_softmax(query, vectors, IDS, frequency=COUNTS).loss
+    after = in_batch_softmax(query, vectors, IDS, frequency=COUNTS, correction="refined").loss
     assert after[0] == before[0]
     assert after[2] != before[2]
 
 
 def test_batch_of_one_has_no_loss():
     query = torch.ones(1, D, requires_grad=True)
-    out = in_batch_softmax(query, torch.ones(1, D), torch.tensor([2]), frequency=COUNTS)
+    out = in_batch_softmax(
+        query, torch.ones(1, D), torch.tensor([2]), frequency=COUNTS, correction="refined"
+    )
     assert out.loss.tolist() == [0.0]
     assert not torch.autograd.grad(out.loss.sum(), query)[0].any()
 
@@ -121,7 +125,7 @@ def test_arguments_that_do_not_fit_are_refused(name):
 )
 def test_counts_that_do_not_fit_are_refused(counts, sentence):
     with pytest.raises(DataError, match=sentence):
-        in_batch_softmax(torch.ones(B, D), VECTORS, IDS, frequency=counts)
+        in_batch_softmax(torch.ones(B, D), VECTORS, IDS, frequency=counts, correction="refined")
 
 
 def test_negative_that_is_not_finite_is_named():
@@ -135,4 +139,5 @@ def test_negative_that_is_not_finite_is_named():
             frequency=COUNTS,
             negative_vectors=vectors,
             negative_ids=torch.zeros(B, 2, dtype=torch.int64),
+            correction="refined",
         )

@@ -54,7 +54,7 @@ def jackknife_of(query, table, candidates):
     """G·L - (G - 1)/G · Σ L(-j) over the users that have a candidate of the row, row by row."""
 
     def losses(record):
-        return sampled_softmax(query, table, POSITIVES, record).loss
+        return sampled_softmax(query, table, POSITIVES, record, correction="refined").loss
 
     plain = losses(candidates)
     is_valid = ~candidates.accidental_hits(POSITIVES)
@@ -97,14 +97,14 @@ EXACT = ExactCandidates(torch.tensor([3, 8]), LOG_Q[[3, 8]].float() + math.log(B
 def test_loss_and_gradient_equal_those_of_leaving_out_each_user_by_hand(source):
     query, table = vectors()
     candidates = source()
-    out = sampled_softmax(query, table, POSITIVES, candidates, jackknife=True)
+    out = sampled_softmax(query, table, POSITIVES, candidates, jackknife=True, correction="refined")
     assert_same(out.loss, jackknife_of(query, table, candidates), (query, table))
 
 
 def test_exact_candidates_stay_in_when_a_user_is_left_out():
     query, table = vectors()
     candidates = replace(in_batch(), exact=EXACT)
-    out = sampled_softmax(query, table, POSITIVES, candidates, jackknife=True)
+    out = sampled_softmax(query, table, POSITIVES, candidates, jackknife=True, correction="refined")
 
     def without(user):
         smaller = without_owner(candidates, user)
@@ -112,12 +112,13 @@ def test_exact_candidates_stay_in_when_a_user_is_left_out():
         log_count = EXACT.log_expected_count + math.log(smaller.num_samples / B)
         return replace(smaller, exact=replace(EXACT, log_expected_count=log_count))
 
-    plain = sampled_softmax(query, table, POSITIVES, candidates).loss
+    plain = sampled_softmax(query, table, POSITIVES, candidates, correction="refined").loss
     is_valid = ~candidates.accidental_hits(POSITIVES)
     for row in range(B):
         groups = candidates.owner[is_valid[row]].unique().tolist()
         losses = [
-            sampled_softmax(query, table, POSITIVES, without(user)).loss[row] for user in groups
+            sampled_softmax(query, table, POSITIVES, without(user), correction="refined").loss[row]
+            for user in groups
         ]
         size = len(groups)
         expected = size * plain[row] - (size - 1) / size * sum(losses)
@@ -138,8 +139,8 @@ def test_users_and_single_samples_are_two_strata():
         owner=torch.cat([USERS, torch.full_like(uniform, -1)]),
         row_user_ids=USERS,
     )
-    out = sampled_softmax(query, table, POSITIVES, candidates, jackknife=True)
-    plain = sampled_softmax(query, table, POSITIVES, candidates)
+    out = sampled_softmax(query, table, POSITIVES, candidates, jackknife=True, correction="refined")
+    plain = sampled_softmax(query, table, POSITIVES, candidates, correction="refined")
     is_valid = ~candidates.accidental_hits(POSITIVES)
     raw = torch.exp(query @ table[candidates.ids].T - candidates.log_expected_count)
     rows = []
@@ -183,7 +184,9 @@ def test_users_and_single_samples_are_two_strata():
 def test_layouts_of_shared_grouped_and_row_candidates_agree():
     query, table = vectors()
     shared = in_batch()
-    expected = sampled_softmax(query, table, POSITIVES, shared, jackknife=True).loss
+    expected = sampled_softmax(
+        query, table, POSITIVES, shared, jackknife=True, correction="refined"
+    ).loss
     for repeats in (4, B):
         grouped = replace(
             shared,
@@ -191,7 +194,9 @@ def test_layouts_of_shared_grouped_and_row_candidates_agree():
             log_expected_count=shared.log_expected_count.repeat(repeats, 1),
             owner=shared.owner.repeat(repeats, 1),
         )
-        out = sampled_softmax(query, table, POSITIVES, grouped, jackknife=True)
+        out = sampled_softmax(
+            query, table, POSITIVES, grouped, jackknife=True, correction="refined"
+        )
         torch.testing.assert_close(out.loss, expected)
 
 
@@ -212,7 +217,7 @@ def test_loss_of_padded_groups_equals_that_of_each_group_alone():
         ),
         owner=torch.stack([first.owner, torch.cat([second.owner, torch.full((pad,), -1)])]),
     )
-    out = sampled_softmax(query, table, POSITIVES, grouped, jackknife=True)
+    out = sampled_softmax(query, table, POSITIVES, grouped, jackknife=True, correction="refined")
     alone = [
         sampled_softmax(
             query,
@@ -220,6 +225,7 @@ def test_loss_of_padded_groups_equals_that_of_each_group_alone():
             POSITIVES,
             replace(part, log_expected_count=count, num_samples=11),
             jackknife=True,
+            correction="refined",
         ).loss
         for part, count in zip((first, second), counts, strict=True)
     ]
@@ -235,8 +241,12 @@ def test_independent_groups_of_samples_keep_their_layout(num_groups):
     generator = torch.Generator().manual_seed(1)
     candidates = sample_groups(sampler, num_groups, POSITIVES, generator=generator)
     single = replace(candidates, owner=torch.full_like(candidates.ids, -1), row_user_ids=USERS)
-    expected = sampled_softmax(query, table, POSITIVES, candidates, jackknife=True).loss
-    out = sampled_softmax(query, table, POSITIVES, single, jackknife=True).loss
+    expected = sampled_softmax(
+        query, table, POSITIVES, candidates, jackknife=True, correction="refined"
+    ).loss
+    out = sampled_softmax(
+        query, table, POSITIVES, single, jackknife=True, correction="refined"
+    ).loss
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -244,8 +254,10 @@ def test_rows_with_fewer_than_two_other_users_keep_the_plain_loss():
     query, table = (v.detach()[:5].requires_grad_() for v in vectors())
     positive_ids, users = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([1, 1, 1, 2, 2])
     candidates = InBatch(torch.ones(5)).sample(positive_ids, users)
-    plain = sampled_softmax(query, table, positive_ids, candidates)
-    out = sampled_softmax(query, table, positive_ids, candidates, jackknife=True)
+    plain = sampled_softmax(query, table, positive_ids, candidates, correction="refined")
+    out = sampled_softmax(
+        query, table, positive_ids, candidates, jackknife=True, correction="refined"
+    )
     assert torch.equal(out.loss, plain.loss)
     grads = [torch.autograd.grad(o.loss.sum(), (query, table)) for o in (out, plain)]
     for grad, expected in zip(*grads, strict=True):
@@ -277,6 +289,7 @@ def test_bias_is_of_second_order_where_sizes_and_tastes_of_users_are_related():
                     owner=torch.arange(num_users).repeat_interleave(sizes)
                     if name == "users"
                     else None,
+                    correction="refined",
                 )
                 total[name] += orders / 4**num_users * (out.loss.item() - exact)
         return total
@@ -305,6 +318,7 @@ def test_loss_is_finite_and_accurate_where_one_user_holds_nearly_all_of_z():
             log_expected_count=torch.zeros(60),
             jackknife=True,
             owner=owner,
+            correction="refined",
         )
         for grad in torch.autograd.grad(out.loss.sum(), (positive, inputs)):
             assert bool(torch.isfinite(grad).all())
@@ -324,6 +338,7 @@ def test_float32_keeps_a_small_correction_among_many_candidates():
                 candidates=candidates.to(dtype),
                 log_expected_count=torch.zeros(100_000),
                 jackknife=jackknife,
+                correction="refined",
             ).loss
             for jackknife in (False, True)
         )
@@ -343,6 +358,7 @@ def test_jackknife_makes_no_tensor_on_another_device(has_owner):
         accidental_hits=torch.zeros(3, 6, dtype=torch.bool, device="meta"),
         jackknife=True,
         owner=owner,
+        correction="refined",
     )
     assert torch.autograd.grad(out.loss.sum(), positive)[0].device.type == "meta"
 
@@ -355,6 +371,7 @@ def test_owner_of_another_shape_is_refused():
             log_expected_count=torch.zeros(6),
             jackknife=True,
             owner=torch.zeros(2, 6, dtype=torch.int64),
+            correction="refined",
         )
 
 
@@ -407,7 +424,9 @@ def test_jackknife_removes_most_of_the_loss_bias_of_real_batches(tmp_path):
         without_owners = replace(of_rows, owner=None, row_user_ids=None)
         for name in errors:
             record = without_owners if name == "rows" else of_rows
-            out = sampled_softmax(query, table, positive_ids, record, jackknife=name != "plain")
+            out = sampled_softmax(
+                query, table, positive_ids, record, jackknife=name != "plain", correction="refined"
+            )
             # Z' is unbiased, so that its noise can be subtracted.
             noise = exact.sample_weight * torch.expm1(out.log_z - exact.log_z)
             errors[name].append((out.loss - exact.loss - noise).mean().item())

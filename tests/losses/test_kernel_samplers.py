@@ -44,7 +44,7 @@ def test_estimate_of_z_is_unbiased(make, num_items, block_size, repeated, length
     queries = query.expand(trials, -1)
     candidates = sample_groups(sampler, 4, positive_ids, query=queries, generator=generator)
     assert candidates.ids.shape == (trials, 8)
-    out = sampled_softmax(queries, items, positive_ids, candidates)
+    out = sampled_softmax(queries, items, positive_ids, candidates, correction="refined")
     # Samples are renormalized over those that are valid; a row without any has no estimate.
     z = out.log_z[~(candidates.ids == positive).all(dim=1)].double().exp()
     if len(z) < 100:
@@ -64,7 +64,7 @@ def test_many_samples_approach_the_full_softmax(make):
     sampler = make(12, 40_000, 2)
     sampler.refresh(items)
     candidates = sampler.sample(positive_ids, query=query.detach(), generator=generator)
-    sampled = sampled_softmax(query, items, positive_ids, candidates)
+    sampled = sampled_softmax(query, items, positive_ids, candidates, correction="refined")
     exact = full_softmax(query, items, positive_ids)
     torch.testing.assert_close(sampled.loss, exact.loss, rtol=0.05, atol=0.01)
     grad, expected = (torch.autograd.grad(out.loss.sum(), query)[0] for out in (sampled, exact))

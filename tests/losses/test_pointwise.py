@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candid.errors import ConfigError
-from candid.losses import GBCE, binary_cross_entropy
+from candid.losses import GBCE, LOSSES, binary_cross_entropy, full_softmax
 from candid.losses.pointwise import calibrated_beta
+from candid.samplers import Uniform
 
 
 @pytest.mark.parametrize("row_reduction", ["sum", "mean"])
@@ -30,6 +31,21 @@ def test_value_equals_the_formula(beta, row_reduction):
         terms = terms - torch.log(1 - torch.sigmoid(negatives)).sum()
         expected = terms / (len(negatives) + 1) if row_reduction == "mean" else terms
         assert out[row].item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("name", ["bce", "gbce"])
+def test_figures_estimate_those_of_the_full_softmax(name):
+    """log Z' and 1 - P of a large sample, beside a loss of another scale."""
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    query = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    positive_ids = torch.arange(4)
+    sampler = Uniform(7, num_candidates=200_000)
+    candidates = sampler.sample(positive_ids, generator=generator)
+    out = LOSSES[name].Config().build(7)(query, items, positive_ids, candidates)
+    exact = full_softmax(query, items, positive_ids)
+    torch.testing.assert_close(out.log_z, exact.log_z, atol=0.02, rtol=0)
+    torch.testing.assert_close(out.sample_weight, exact.sample_weight, atol=0.01, rtol=0)
 
 
 def test_extreme_scores_stay_finite():

@@ -79,7 +79,9 @@ def estimates(sampler, counts, positive, scores, trials, generator):
         row = torch.tensor([positive])
         table = torch.eye(len(scores), dtype=torch.float64)
         rows = [one.of_rows(slice(0, 1)) for one in sampled]
-        outputs = [sampled_softmax(scores[None], table, row, one) for one in rows]
+        outputs = [
+            sampled_softmax(scores[None], table, row, one, correction="refined") for one in rows
+        ]
         return torch.cat([out.log_z for out in outputs]).exp()
     # One row per sample. Padding holds the positive itself, which is masked.
     stacked = Candidates(
@@ -100,6 +102,7 @@ def estimates(sampler, counts, positive, scores, trials, generator):
         torch.eye(len(scores), dtype=torch.float64),
         torch.full((trials,), positive),
         stacked,
+        correction="refined",
     )
     return out.log_z.exp()
 
@@ -142,7 +145,9 @@ def shared(*samplers):
 
 def test_refined_renormalizes_as_in_the_paper():
     query, table, positive_ids, sampled = shared(InBatch(COUNTS_OF_SIX))
-    out = sampled_softmax(query, table, positive_ids, sampled, temperature=0.5)
+    out = sampled_softmax(
+        query, table, positive_ids, sampled, temperature=0.5, correction="refined"
+    )
     for row in range(4):
         keep = (sampled.ids != positive_ids[row]) & (sampled.owner != sampled.row_user_ids[row])
         q = sampled.log_expected_count.double().exp() / 4
@@ -236,7 +241,9 @@ def test_whole_catalog_as_candidates_equals_the_full_softmax():
     query, table, positive_ids, _ = shared()
     query.requires_grad_()
     catalog = Candidates(torch.arange(6), torch.zeros(6), torch.zeros(4))
-    out = sampled_softmax(query, table, positive_ids, catalog, temperature=0.5)
+    out = sampled_softmax(
+        query, table, positive_ids, catalog, temperature=0.5, correction="refined"
+    )
     exact = torch.nn.functional.cross_entropy(query @ table.T / 0.5, positive_ids, reduction="none")
     torch.testing.assert_close(out.loss, exact, rtol=1e-12, atol=1e-12)
     grads, expected_grads = (torch.autograd.grad(v.sum(), query)[0] for v in (out.loss, exact))
@@ -261,9 +268,13 @@ def test_table_callable_and_per_row_candidates_agree():
         owner=by_row(sampled.owner),
         row_counts=sampled.row_counts.of_rows(slice(None), by_row),
     )
-    expected = sampled_softmax(query, table, positive_ids, sampled, jackknife=True)
+    expected = sampled_softmax(
+        query, table, positive_ids, sampled, jackknife=True, correction="refined"
+    )
     for embeddings, candidates in [(embed, sampled), (table, per_row), (embed, per_row)]:
-        out = sampled_softmax(query, embeddings, positive_ids, candidates, jackknife=True)
+        out = sampled_softmax(
+            query, embeddings, positive_ids, candidates, jackknife=True, correction="refined"
+        )
         torch.testing.assert_close(out.loss, expected.loss)
     assert len(calls) == 2
 
@@ -274,7 +285,9 @@ def test_catalog_of_one_item_has_no_loss():
     in_batch_set = InBatch(torch.ones(1), exclude_same_user=False, distinct=True)
     for sampler in (Uniform(1, num_candidates=4), InBatch(torch.ones(1)), in_batch_set):
         candidates = sampler.sample(positive_ids, positive_ids)
-        out = sampled_softmax(query, torch.ones(1, 3), positive_ids, candidates)
+        out = sampled_softmax(
+            query, torch.ones(1, 3), positive_ids, candidates, correction="refined"
+        )
         assert out.loss.tolist() == [0.0, 0.0]
         assert not torch.autograd.grad(out.loss.sum(), query)[0].any()
 
@@ -282,4 +295,4 @@ def test_catalog_of_one_item_has_no_loss():
 def test_id_outside_the_catalog_is_named():
     query, table, positive_ids, sampled = shared()
     with pytest.raises(DataError, match="item id 5 is outside the catalog: ids must be 0 to 4"):
-        sampled_softmax(query, table[:5], positive_ids, sampled)
+        sampled_softmax(query, table[:5], positive_ids, sampled, correction="refined")

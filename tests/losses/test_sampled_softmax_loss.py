@@ -106,9 +106,10 @@ def test_every_sampler_trains_and_continues_from_its_state_dict(name, tmp_path):
     assert other(query, table, IDS, USERS, negative_ids, generator=seeded()) == expected
 
 
-def test_estimate_converges_to_the_full_softmax():
+def test_estimate_of_refined_converges_to_the_full_softmax():
     query, table = tensors()
-    loss = SampledSoftmaxLoss(Popularity(COUNTS, num_candidates=50_000), reduction="none")
+    sampler = Popularity(COUNTS, num_candidates=50_000)
+    loss = SampledSoftmaxLoss(sampler, correction="refined", reduction="none")
     exact = full_softmax(query, table, IDS).loss
     torch.testing.assert_close(
         loss(query, table, IDS, generator=seeded()), exact, atol=0.03, rtol=0
@@ -222,7 +223,11 @@ def test_copies_and_pickles():
         ({"softmax_over": "al"}, UnknownNameError, "did you mean 'all'"),
         ({"correction": "logQ"}, UnknownNameError, "did you mean 'logq'"),
         ({"precision": "float16"}, UnknownNameError, "unknown precision 'float16'"),
-        ({"accidental_hits": "keep"}, ConfigError, "not defined for correction 'refined'"),
+        (
+            {"correction": "refined", "accidental_hits": "keep"},
+            ConfigError,
+            "not defined for correction 'refined'",
+        ),
         ({"accidental_hits": "drop"}, UnknownNameError, "unknown accidental_hits 'drop'"),
     ],
 )

@@ -132,7 +132,7 @@ class TestInTiles:
         e(d) = n_valid·Q(d) / (1 - Q(positive and exact candidates)), and 1 for exact candidates.
         """
         candidates = with_overlap(per_row)
-        out, _ = loss_of(candidates)
+        out, _ = loss_of(candidates, correction="refined")
         q = COUNTS / COUNTS.sum()
         for row in range(B):
             positive_id = int(IDS[row])
@@ -149,7 +149,9 @@ class TestInTiles:
 
     def test_refined_loss_equals_its_definition(self):
         """Row by row: n_valid·Q(d) / (1 - Q(p)), without accidental hits and the user's rows."""
-        out = in_batch_softmax(QUERY, TABLE[IDS], IDS, frequency=COUNTS, user_ids=USERS)
+        out = in_batch_softmax(
+            QUERY, TABLE[IDS], IDS, frequency=COUNTS, user_ids=USERS, correction="refined"
+        )
         q = COUNTS / COUNTS.sum()
         for row in range(B):
             others = [n for n in range(B) if IDS[n] != IDS[row] and USERS[n] != USERS[row]]
@@ -168,7 +170,12 @@ class TestInTiles:
     def test_batch_of_one_has_no_loss(self):
         query = QUERY[:1].clone().requires_grad_()
         out = in_batch_softmax(
-            query, TABLE[:1], IDS[:1], frequency=COUNTS, effective_sample_size=True
+            query,
+            TABLE[:1],
+            IDS[:1],
+            frequency=COUNTS,
+            effective_sample_size=True,
+            correction="refined",
         )
         assert out.loss.tolist() == [0.0]
         assert out.log_z.tolist() == [-torch.inf]
@@ -190,11 +197,15 @@ class TestInTiles:
     def test_narrow_vectors_and_autocast_give_bfloat16_products(self):
         candidates = CANDIDATES["in_batch"]()
         query, table = QUERY.float(), TABLE.float()
-        expected = sampled_softmax(query, table, IDS, candidates, precision="bfloat16")
+        expected = sampled_softmax(
+            query, table, IDS, candidates, precision="bfloat16", correction="refined"
+        )
         with torch.autocast("cpu", torch.bfloat16):
-            autocast = sampled_softmax(query, table, IDS, candidates)
+            autocast = sampled_softmax(query, table, IDS, candidates, correction="refined")
         assert torch.equal(autocast.loss, expected.loss)
-        narrow = sampled_softmax(query.bfloat16(), table.bfloat16(), IDS, candidates)
+        narrow = sampled_softmax(
+            query.bfloat16(), table.bfloat16(), IDS, candidates, correction="refined"
+        )
         assert narrow.loss.dtype == torch.float32
         torch.testing.assert_close(narrow.log_z, expected.log_z, rtol=1e-2, atol=1e-2)
 

@@ -54,4 +54,7 @@ def test_audit_page_has_recommendation_table_and_four_figures(tmp_path):
     assert "drift, nats" in page
     assert "chi2" in page
     assert "biases of opposite sign cancel" in page
+    # By sampler, the drift is that of refined: logq has none with any of them.
+    assert "Drift against the number of candidates, all with the correction refined," in page
+    assert "Error of the gradient of one step, all with the correction logq:" in page
     assert "<script" not in page

@@ -131,7 +131,7 @@ def test_train_of_a_recipe_file_and_of_the_default_recipe(tmp_path):
     assert run.model.query_tower.dim == 64
     run = candid.train(dataset(), out=str(tmp_path / "default"), **settings)
     assert run.config.name == "default"
-    assert run.config.loss.correction == "refined"
+    assert run.config.loss.correction == "logq"
     again = candid.load_run(str(tmp_path / "default"), dataset())
     assert torch.equal(again.model.encode_catalog(), run.model.encode_catalog())
 

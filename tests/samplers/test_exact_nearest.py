@@ -130,7 +130,9 @@ class TestExactCandidates:
         sampled = sampler.sample(*batch_of(torch.eye(4)[[1, 3]], torch.tensor([3, 2])))
         assert sampled.exact.ids.tolist() == [1, 3]
         assert sampled.exact.log_expected_count.exp().tolist() == [[0, 0], [2, 0]]
-        out = sampled_softmax(torch.eye(4)[[1, 3]], torch.eye(4), torch.tensor([3, 2]), sampled)
+        out = sampled_softmax(
+            torch.eye(4)[[1, 3]], torch.eye(4), torch.tensor([3, 2]), sampled, correction="refined"
+        )
         # Row 0: exact item 1, and item 0, which is certain; row 1: exact items only.
         assert out.log_z.exp().tolist() == pytest.approx([math.e + 1, 1 + math.e])
 
@@ -167,6 +169,7 @@ def mean_z(sampler, batch, row, scores, q):
         torch.eye(V, dtype=torch.float64),
         positive.expand(len(samples)),
         candidates,
+        correction="refined",
     )
     return float(out.log_z.exp() @ chance / chance.sum()), len(samples) > 0
 
@@ -217,7 +220,7 @@ def test_positive_among_exact_candidates_counts_once():
         sampler.refresh(items)
         batch = batch_of(query.detach().float(), torch.tensor([0, 5, 5]))
         sampled = sampler.sample(*batch)
-        sampled = sampled_softmax(query, items, batch.positive_ids, sampled)
+        sampled = sampled_softmax(query, items, batch.positive_ids, sampled, correction="refined")
         exact = full_softmax(query, items, batch.positive_ids)
         torch.testing.assert_close(sampled.loss, exact.loss)
         for one, other in zip(
@@ -306,5 +309,7 @@ def test_samples_that_are_all_exact_candidates_leave_the_exact_sum():
     sampler = ExactNearest(5, num_exact=3, rest=InBatch(torch.ones(5)), k=1)
     sampler.refresh(torch.eye(5))
     batch = batch_of(torch.eye(5)[:3])
-    out = sampled_softmax(batch.query, torch.eye(5), batch.positive_ids, sampler.sample(*batch))
+    out = sampled_softmax(
+        batch.query, torch.eye(5), batch.positive_ids, sampler.sample(*batch), correction="refined"
+    )
     assert out.log_z.exp().tolist() == pytest.approx([2.0] * 3)

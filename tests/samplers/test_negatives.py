@@ -77,6 +77,7 @@ def test_expected_z_is_exact(counts, positive, negatives, exact_ids, distinct, e
         torch.eye(V, dtype=torch.float64),
         batch.positive_ids,
         with_negatives(sampled, given_ids, sampler, *batch),
+        correction="refined",
     )
     z = out.log_z.exp()
     known = {i for i in negatives if i >= 0} | set(exact_ids or []) | {positive}
@@ -102,7 +103,11 @@ def test_expected_z_is_exact_for_in_batch_samples():
         batch = Rows(positive_ids, user_ids)
         sampled = with_negatives(sampler.sample(*batch), negatives, sampler, *batch)
         out = sampled_softmax(
-            scores.expand(4, -1), torch.eye(V, dtype=torch.float64), positive_ids, sampled
+            scores.expand(4, -1),
+            torch.eye(V, dtype=torch.float64),
+            positive_ids,
+            sampled,
+            correction="refined",
         )
         chance = float(counts[list(others)].double().prod() / counts.sum() ** 2)
         if set(others) - {4, 1}:
@@ -134,6 +139,7 @@ def test_expected_z_is_exact_beside_exact_popular_items(positive, negatives):
         torch.eye(V, dtype=torch.float64),
         batch.positive_ids,
         with_negatives(sampled, given_ids, sampler, *batch),
+        correction="refined",
     )
     has_estimate = ~torch.isin(ids, torch.tensor([positive, *negatives])).all(dim=1)
     has_estimate = has_estimate if bool(has_estimate.any()) else torch.ones_like(has_estimate)
@@ -157,7 +163,7 @@ def test_every_item_as_negative_gives_the_full_softmax_and_its_gradient():
     items = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
     everything = torch.arange(10).expand(3, -1)
     full = with_negatives(sampled, everything, sampler, *batch)
-    sampled = sampled_softmax(query, items, batch.positive_ids, full)
+    sampled = sampled_softmax(query, items, batch.positive_ids, full, correction="refined")
     exact = full_softmax(query, items, batch.positive_ids)
     torch.testing.assert_close(sampled.loss, exact.loss)
     mine, theirs = (torch.autograd.grad(o.loss.sum(), (query, items)) for o in (sampled, exact))
@@ -181,7 +187,9 @@ def test_shared_exact_candidates_stay_shared_and_a_second_list_joins_the_first()
         torch.tensor([[0, 1, 2, 3, 9, 7], [0, 1, 2, 3, 8, 5], [0, 1, 2, 3, 6, 6]]), 0
     )
     at_once = ExactCandidates(at_once.ids, sampler.log_expected_count_of(at_once.ids, *batch))
-    apart = sampled_softmax(query, items, batch.positive_ids, second, effective_sample_size=True)
+    apart = sampled_softmax(
+        query, items, batch.positive_ids, second, effective_sample_size=True, correction="refined"
+    )
     joined = sampled_softmax(
         query,
         items,
@@ -194,6 +202,7 @@ def test_shared_exact_candidates_stay_shared_and_a_second_list_joins_the_first()
             exact=at_once,
         ),
         effective_sample_size=True,
+        correction="refined",
     )
     torch.testing.assert_close(apart.log_z, joined.log_z)
     torch.testing.assert_close(apart.effective_sample_size, joined.effective_sample_size)
@@ -202,10 +211,14 @@ def test_shared_exact_candidates_stay_shared_and_a_second_list_joins_the_first()
 def test_rows_without_negatives_are_unchanged():
     sampler, batch, sampled = sample_with()
     query, items = torch.randn(3, 4), torch.randn(10, 4)
-    plain = sampled_softmax(query, items, batch.positive_ids, sampled)
+    plain = sampled_softmax(query, items, batch.positive_ids, sampled, correction="refined")
     for nothing in (torch.full((3, 2), -1), torch.empty(3, 0, dtype=torch.int64)):
         out = sampled_softmax(
-            query, items, batch.positive_ids, with_negatives(sampled, nothing, sampler, *batch)
+            query,
+            items,
+            batch.positive_ids,
+            with_negatives(sampled, nothing, sampler, *batch),
+            correction="refined",
         )
         torch.testing.assert_close(out.loss, plain.loss)
 
@@ -216,7 +229,13 @@ def test_negatives_of_the_same_user_count():
     batch = Rows(torch.tensor([0, 1]), torch.tensor([5, 5]))
     sampled = with_negatives(sampler.sample(*batch), torch.tensor([[1], [3]]), sampler, *batch)
     scores = torch.randn(4, dtype=torch.float64)
-    out = sampled_softmax(scores.expand(2, -1), torch.eye(4).double(), batch.positive_ids, sampled)
+    out = sampled_softmax(
+        scores.expand(2, -1),
+        torch.eye(4).double(),
+        batch.positive_ids,
+        sampled,
+        correction="refined",
+    )
     torch.testing.assert_close(out.log_z, scores[[1, 3]])
 
 
@@ -248,4 +267,6 @@ def test_negative_outside_the_catalog_is_named():
     sampler, batch, sampled = sample_with()
     sampled = with_negatives(sampled, torch.tensor([[1], [2], [10]]), sampler, *batch)
     with pytest.raises(DataError, match="item id 10 is outside the catalog: ids must be 0 to 9"):
-        sampled_softmax(torch.ones(3, 2), torch.ones(10, 2), batch.positive_ids, sampled)
+        sampled_softmax(
+            torch.ones(3, 2), torch.ones(10, 2), batch.positive_ids, sampled, correction="refined"
+        )

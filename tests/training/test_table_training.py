@@ -54,7 +54,8 @@ def make_trainer(cycles, tmp_path):
         counts = torch.ones(num_items)
         sampler = SAMPLERS["uniform"].Config(num_candidates=16).build(counts)
         settings = {"epochs": 4, "warmup_steps": 5, "lr": 1e-2, "patience": None} | settings
-        objective = LOSSES[loss].Config().build(num_items)
+        correction = {"correction": "refined"} if loss == "sampled_softmax" else {}
+        objective = LOSSES[loss].Config(**correction).build(num_items)
         return Trainer(
             model=model,
             loader=Loader(cycles, BatchesConfig(unit=unit, batch_size=8, max_length=20), seed=1),

@@ -67,7 +67,8 @@ def make_trainer(
     sampler = sampler or SAMPLERS["uniform"].Config(num_candidates=16).build(counts)
     settings = {"epochs": 4, "warmup_steps": 5, "lr": 1e-2, "patience": None, "log_every": 3}
     config = TrainingConfig(**(settings | options.pop("settings", {})))
-    objective = LOSSES[loss].Config().build(NUM_ITEMS)
+    correction = {"correction": "refined"} if loss == "sampled_softmax" else {}
+    objective = LOSSES[loss].Config(**correction).build(NUM_ITEMS)
     return Trainer(
         model=model,
         loader=Loader(dataset, BatchesConfig(unit=unit, batch_size=8, max_length=20), seed=1),

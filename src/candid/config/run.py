@@ -141,9 +141,12 @@ DEFAULT_RECIPE: Mapping[str, Any] = {
             {"type": "uniform", "num_candidates": 128},
         ],
     },
-    "loss": {"type": "sampled_softmax", "correction": "refined"},
+    "loss": {"type": "sampled_softmax"},
 }
-"""The recipe of ``candid train --data DIR``: a causal transformer, refined sampled softmax."""
+"""The recipe of ``candid train --data DIR``: a causal transformer and a sampled softmax.
+
+The loss has its own default correction, and the candidates come from a mixture.
+"""
 
 UNORDERED: Mapping[str, Any] = {
     "batches": {"unit": "interaction", "batch_size": 1024},

@@ -51,9 +51,11 @@ def corrected_log_softmax(
 ) -> LossOutput:
     """Compare the positive of each row with its candidates, equations (1) and (2).
 
-    log Z' = logsumexp of [ candidate's score - log e(d) ] estimates the other items' share of the
-    partition function; the loss is logaddexp(s, log Z') - s with s the positive's score, both
-    shifted by the correction (the table in ``candid.losses.correction``).
+    log Z' = logsumexp of [ candidate's score - log e(d) ]; the loss is logaddexp(s, log Z') - s
+    with s the positive's score, both shifted by the correction (the table in
+    ``candid.losses.correction``). With "refined", Z' estimates the other items' share of the
+    partition function and the loss the negative log-likelihood; with "logq", the default, the
+    positive is shifted too, and the value is on another scale.
 
     Scores narrower than float32 are raised to float32; float64 stays. A row whose candidates
     are all masked has log_z -inf, loss 0 and gradient 0. A correction that shifts the positive
@@ -65,7 +67,7 @@ def corrected_log_softmax(
         candidates: [B, N], the candidates' scores.
         log_expected_count: [N] or [B, N], log e(d).
         log_expected_count_positive: [B], log e(p); needed where the correction shifts the
-            positive.
+            positive, as the default does.
         accidental_hits: [B, N] bool, True where the candidate is left out of the row, or None.
             To keep samples of the row's positive, leave them False.
         correction: the row of the table.
@@ -106,6 +108,7 @@ def corrected_log_softmax(
         ...     positive=torch.zeros(2),
         ...     candidates=torch.zeros(2, 4),
         ...     log_expected_count=torch.full((4,), math.log(4 / 1000)),
+        ...     correction="refined",
         ... )
         >>> [round(value) for value in out.loss.exp().tolist()]
         [1001, 1001]

@@ -65,8 +65,14 @@ from candid.errors import ConfigError, UnknownNameError
 Correction = Literal["none", "logq", "refined", "published_code"]
 """Correction of the scores for expected counts; see ``candid.losses.correction``."""
 
-DEFAULT_CORRECTION: Final[Correction] = "refined"
-"""The correction of every loss and of the public functions."""
+DEFAULT_CORRECTION: Final[Correction] = "logq"
+"""The correction of every loss, of the public functions and of the default recipe."""
+
+ESTIMATES_NLL: Final[Correction] = "refined"
+"""The correction whose loss estimates the negative log-likelihood (NLL) of the full softmax.
+
+Its ``log_z`` and ``sample_weight`` estimate those of the full softmax as well.
+"""
 
 SHIFTS_BOTH: Final[Correction] = "logq"
 """The correction that shifts the positive and the candidates by their expected counts."""
@@ -312,7 +318,10 @@ def shifts_of_counts(
     """
     rule = _rule(correction)
     if rule.shifts_positive and log_expected_count_positive is None:
-        raise ConfigError(f"correction {correction!r} needs log_expected_count_positive")
+        raise ConfigError(
+            f"correction {correction!r} needs log_expected_count_positive: pass log e(p) of each "
+            f"row's positive, or choose correction={ESTIMATES_NLL!r}"
+        )
     if rule.omits_num_samples:
         log_expected_count = log_expected_count - math.log(max(1, log_expected_count.shape[-1]))
     return Shifts(

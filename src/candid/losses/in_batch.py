@@ -72,9 +72,10 @@ def in_batch_softmax(
         check_finite: refuse vectors that hold NaN; None checks on the CPU only.
 
     Returns:
-        [B] losses with gradient, log Z' of the other items, sample weights 1 - P and, if
-        requested, effective sample sizes. A row whose candidates are all masked (a batch of one)
-        has loss 0.
+        [B] losses with gradient, log Z' of the candidates, sample weights and, if requested,
+        effective sample sizes; see ``LossOutput``. Only with the correction "refined" does the
+        loss estimate the negative log-likelihood of the full softmax. A row whose
+        candidates are all masked (a batch of one) has loss 0.
 
     Raises:
         ConfigError: shapes that do not fit together, negatives without vectors or without ids,

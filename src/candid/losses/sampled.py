@@ -78,8 +78,9 @@ def sampled_softmax(
             None checks on the CPU only: on a GPU the check forces a synchronisation.
 
     Returns:
-        [B] losses with gradient, log Z' of the other items, sample weights 1 - P and, if
-        requested, effective sample sizes.
+        [B] losses with gradient, log Z' of the candidates, sample weights and, if requested,
+        effective sample sizes; see ``LossOutput``. Only with the correction "refined" does the
+        loss estimate the negative log-likelihood of the full softmax.
 
     Raises:
         ConfigError: shapes that do not fit together, or ``accidental_hits`` that the correction
@@ -174,8 +175,8 @@ class SampledSoftmax(SampledLoss):
         correction: Correction = Field(
             DEFAULT_CORRECTION,
             description="correction of the scores for the expected counts: 'none', 'logq' "
-            "(candidates and positive), 'refined' (candidates only) or 'published_code' (the "
-            "baseline of the paper's code, for comparison only)",
+            "(candidates and positive), 'refined' (candidates only; its loss estimates the NLL) or "
+            "'published_code' (the baseline of the paper's code, for comparison only)",
         )
         jackknife: bool = Field(
             False,

@@ -14,7 +14,7 @@ from candid.losses.blockwise.tiles import Precision
 from candid.losses.comparison import Comparison, compare
 from candid.losses.config import LossConfig
 from candid.losses.corrected_softmax import dense_softmax
-from candid.losses.correction import DEFAULT_CORRECTION
+from candid.losses.correction import ESTIMATES_NLL
 from candid.losses.output import ItemEmbeddings, LossOutput
 
 
@@ -116,14 +116,14 @@ class SampledLoss:
     def output(self, comparison: Comparison, *, effective_sample_size: bool) -> LossOutput:
         """Return ``row_losses`` beside the figures of a softmax over the same scores.
 
-        ``log_z`` and ``sample_weight`` are those of the corrected softmax, detached, so that the
-        figures of different losses can be compared; they are not weights of this loss.
+        ``log_z`` and ``sample_weight`` are those of the correction "refined", which estimate
+        those of the full softmax, detached; they are not weights of this loss.
         """
         # The loss first: scores that are first computed without gradient would stay so.
         loss = self.row_losses(comparison)
         with torch.no_grad():
             softmax = dense_softmax(
-                comparison, DEFAULT_CORRECTION, effective_sample_size=effective_sample_size
+                comparison, ESTIMATES_NLL, effective_sample_size=effective_sample_size
             )
         return LossOutput(
             loss=loss,
