@@ -33,7 +33,7 @@ def measure_means(data, config, *, repeats, seed=0, batch_rows=3, **budget):
     sampler = audit_sampler(data, config, batch_rows=batch_rows, seed=seed)
     exact = compute_full_softmax(data)
     sampling = SamplingBudget(repeats=repeats, **budget)
-    return measure(data, exact, sampler, (Estimator(),), sampling)[0]
+    return measure(data, exact, sampler, (Estimator("refined"),), sampling)[0]
 
 
 def assert_agrees(result, expected):
@@ -145,7 +145,7 @@ def test_bias_is_not_inflated_by_sampling_noise(tiny):
 def test_measure_repeats_until_the_accuracy_is_reached(tiny):
     sampler = audit_sampler(tiny, POPULARITY)
     exact = compute_full_softmax(tiny)
-    estimators = (Estimator(), Estimator(jackknife=True))
+    estimators = (Estimator("refined"), Estimator("refined", jackknife=True))
     (loose, _), (tight, other) = (
         measure(tiny, exact, sampler, estimators, SamplingBudget(accuracy=accuracy))
         for accuracy in (0.2, 0.02)

@@ -72,7 +72,7 @@ def audited(data, config=IN_BATCH, *, repeats=600, batch_rows=1):
     sampler = AuditSampler(config, data, batch_rows=batch_rows, generator=generator)
     budget = SamplingBudget(repeats=repeats)
     reference = compute_full_softmax(data)
-    (means,) = measure(data, reference, sampler, (Estimator(),), budget)
+    (means,) = measure(data, reference, sampler, (Estimator("refined"),), budget)
     return means.statistics(), float(reference.squared_norm.mean())
 
 
