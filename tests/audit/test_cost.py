@@ -31,7 +31,9 @@ def test_cost_grows_with_the_candidates(tiny):
         config = sampler_config({"type": "uniform", "num_candidates": n})
         generator = torch.Generator().manual_seed(0)
         sampler = AuditSampler(config, tiny, batch_rows=n, generator=generator)
-        return sampled_cost(tiny, sampler, Estimator("refined", jackknife=jackknife), 100, seconds=0)
+        return sampled_cost(
+            tiny, sampler, Estimator("refined", jackknife=jackknife), 100, seconds=0
+        )
 
     few, many = cost(10), cost(1000)
     assert few.ms > 0
