@@ -164,6 +164,7 @@ def draw(rows: Sequence[Row], bases: Sequence[str], path: Path) -> None:
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     plt.rcParams |= {"svg.hashsalt": "candid", "font.family": "sans-serif", "font.size": 9}
     plt.rcParams |= {"svg.fonttype": "none"}
@@ -181,6 +182,7 @@ def draw(rows: Sequence[Row], bases: Sequence[str], path: Path) -> None:
                 style = {"color": COLORS[one["label"]], "ms": 5, "alpha": 0.85}
                 axes.plot(x, y, MARKERS[one["data"]], **style)
             axes.set(xscale="log", yscale="log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(label, color=INK)
             axes.set_title(f"rank correlation {overall[measure]:.2f}", color=INK, fontsize=10)
             axes.grid(color=GRID, linewidth=0.6)

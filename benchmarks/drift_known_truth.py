@@ -14,7 +14,8 @@ comparison on held-out interactions; it describes cells and predictions.
 
 The noise of the samples is small: each row has samples of its own, a step has at least 8,192 of
 them, and the learning rate falls to 0. The full softmax has no sampling noise: its steps use the
-exact expectation over the truth. The learning rate of a cell, and of the full softmax, is the one
+exact expectation over the truth. A small n has more rows in a step; ``excess_equal_rows`` is the
+excess with 256 rows for every n. The learning rate of a cell, and of the full softmax, is the one
 of a common grid with the lowest divergence, mean over the seeds.
 
 A finished training is not repeated: its line is in ``WORK/cells.jsonl``. Interrupt at any time.
@@ -205,7 +206,9 @@ def sampled_loss(cell: Cell, logits: Tensor, world: Truth, pairs: Tensor, drawn:
     return out.loss.view(models, rows).mean(1)
 
 
-def fit(cell: Cell, rates: Sequence[float], seeds: Sequence[int]) -> list[Tensor]:
+def fit(
+    cell: Cell, rates: Sequence[float], seeds: Sequence[int], samples: int = SAMPLES
+) -> list[Tensor]:
     """Train one model for each pair of a rate and a seed, all at once; return their tables.
 
     Adam moves every number by its own gradient: models that share a step do not influence each
@@ -217,7 +220,7 @@ def fit(cell: Cell, rates: Sequence[float], seeds: Sequence[int]) -> list[Tensor
     generators = [torch.Generator().manual_seed(1_000 + seed) for seed in distinct]
     peaks = torch.tensor(rates)[:, None, None]
     optimizer = torch.optim.Adam(tables, lr=1.0)
-    rows = max(ROWS, SAMPLES // cell.n) if cell.n else 0
+    rows = max(ROWS, samples // cell.n) if cell.n else 0
     joint, proposal = world.joint, world.table
     shares = joint.float()
     of_seed = torch.tensor([distinct.index(seed) for seed in seeds])
@@ -245,10 +248,12 @@ def fit(cell: Cell, rates: Sequence[float], seeds: Sequence[int]) -> list[Tensor
     return [table.detach() for table in tables]
 
 
-def trained(cell: Cell, rates: Sequence[float], seeds: Sequence[int], work: Path) -> dict[str, Any]:
+def trained(
+    cell: Cell, rates: Sequence[float], seeds: Sequence[int], samples: int, work: Path
+) -> dict[str, Any]:
     """Train models, keep those of the full softmax, and return the divergences and the time."""
     began = time.process_time()
-    tables = fit(cell, rates, seeds)
+    tables = fit(cell, rates, seeds, samples)
     seconds = round(time.process_time() - began, 1)
     if not cell.n:
         for rate, seed, *model in zip(rates, seeds, *tables, strict=True):
@@ -256,12 +261,22 @@ def trained(cell: Cell, rates: Sequence[float], seeds: Sequence[int], work: Path
     return {"kl": truth(cell.data).divergence(logits_of(tables)).tolist(), "cpu_seconds": seconds}
 
 
-def trainings(cell: Cell, lines: Lines, work: Path) -> dict[str, Any]:
-    """Return the results of a cell: every rate with every seed, and the best rate."""
+def trainings(cell: Cell, lines: Lines, work: Path, *, equal_rows: bool = False) -> dict[str, Any]:
+    """Return the results of a cell: every rate with every seed, and the best rate.
+
+    Args:
+        cell: the cell.
+        lines: finished trainings.
+        work: folder of the full-softmax models.
+        equal_rows: take the least number of rows in each step for every n.
+    """
     pairs = [(rate, seed) for rate in RATES for seed in SEEDS]
     rates, seeds = zip(*pairs, strict=True)
-    key = (cell.data, cell.label, cell.n)
-    values = lines.get(key, lambda: trained(cell, rates, seeds, work))["kl"]
+    key: tuple[str | int, ...] = (cell.data, cell.label, cell.n)
+    samples = SAMPLES
+    if equal_rows and SAMPLES // cell.n > ROWS:
+        key, samples = (*key, "equal rows"), 0
+    values = lines.get(key, lambda: trained(cell, rates, seeds, samples, work))["kl"]
     grid = {
         rate: values[at : at + len(SEEDS)]
         for rate, at in zip(RATES, range(0, len(values), len(SEEDS)), strict=True)
@@ -306,6 +321,7 @@ def results_of(data: str, lines: Lines, work: Path) -> list[dict[str, Any]]:
         mine = results[cell]
         pairs = zip(mine["kl_by_seed"], reference["kl_by_seed"], strict=True)
         excess = [one - other for one, other in pairs]
+        same = trainings(cell, lines, work, equal_rows=True)["kl_by_seed"]
         prediction = predictions[cell.n]
         row = {
             "data": data,
@@ -316,6 +332,7 @@ def results_of(data: str, lines: Lines, work: Path) -> list[dict[str, Any]]:
             "excess": fmean(excess),
             "excess_se": stdev(excess) / len(excess) ** 0.5,
             "excess_by_seed": excess,
+            "excess_equal_rows": fmean(same) - fmean(reference["kl_by_seed"]),
             "full_softmax_lr": reference["lr"],
             "full_softmax_kl": reference["kl_by_seed"],
             **mine,

@@ -144,3 +144,30 @@ def test_page_states_rank_correlations_levels_and_rates(benchmark_script):
     assert f"{at_an_end} of the 24 cells and for the full softmax" in page
     assert {one["full_softmax_lr"] for one in CELLS} == {0.15}
     assert {round(one["chi2"]) for one in CELLS} == {8, 13, 14}
+
+
+def test_page_states_rank_correlations_with_equal_rows_and_without_logq_kept(benchmark_script):
+    figure = benchmark_script("drift_figure")
+
+    def correlations(rows, excess):
+        return [
+            round(
+                figure.rank_correlation(
+                    [figure.measure_of(one, measure) for one in rows],
+                    [one[excess] for one in rows],
+                ),
+                2,
+            )
+            for measure in figure.MEASURES
+        ]
+
+    others = [one for one in CELLS if one["label"] != figure.KEPT]
+    assert len(others) == 18
+    assert correlations(others, "excess") == [0.96, 0.78]
+    assert correlations(others, "excess_equal_rows") == [0.96, 0.80]
+    assert correlations(CELLS, "excess_equal_rows") == [0.89, 0.56]
+    small = [one for one in CELLS if one["label"] == figure.KEPT and one["n"] == 4]
+    excess = sorted(round(one["excess_equal_rows"], 3) for one in small)
+    assert (excess[0], excess[-1]) == (0.037, 0.059)
+    for one in CELLS:
+        assert one["n"] < 64 or one["excess_equal_rows"] == pytest.approx(one["excess"])
