@@ -61,7 +61,7 @@ def in_caches() -> float:
     """Measure CPU milliseconds of all products with every tile in the caches."""
     hits = AccidentalHits(IdMatch(torch.arange(ROWS)))
     query, vectors = torch.zeros(ROWS, WIDTH), torch.zeros(ITEMS, WIDTH)
-    tiles = Tiles(query, vectors, hits, None, None, "bfloat16")
+    tiles = Tiles(query, vectors, hits, None, None, None, "bfloat16")
     rows, columns = (
         blocks[0].stop - blocks[0].start for blocks in (tiles.row_blocks, tiles.column_blocks)
     )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from candid.candidates import Candidates, ExactCandidates, RowCounts
+from candid.candidates import Candidates, ExactCandidates
+from candid.row_counts import RowCounts
 
 
 def can_be_stacked(samples: Sequence[Candidates]) -> bool:

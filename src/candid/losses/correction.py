@@ -59,8 +59,9 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from candid.candidates import Candidates, ExactCandidates, RowCounts
+from candid.candidates import Candidates, ExactCandidates
 from candid.errors import ConfigError, UnknownNameError
+from candid.row_counts import RowCounts
 
 Correction = Literal["none", "logq", "refined", "published_code"]
 """Correction of the scores for expected counts; see ``candid.losses.correction``."""

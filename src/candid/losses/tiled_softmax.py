@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from candid.candidates import RowCounts
 from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 from candid.losses.blockwise.count_shift import CountShift
 from candid.losses.blockwise.softmax import blockwise_softmax
@@ -18,6 +17,7 @@ from candid.losses.correction import Correction, HitRule, hit_rule, shifts_of
 from candid.losses.inputs import widened
 from candid.losses.merged_samples import MergedSamples
 from candid.losses.output import LossOutput
+from candid.row_counts import RowCounts
 
 NO_ID = torch.iinfo(torch.int64).min
 """An id that no row has."""

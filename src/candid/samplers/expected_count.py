@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from candid.candidates import BatchCounts, RowCounts, num_of_others
+from candid.candidates import num_of_others
+from candid.row_counts import BatchCounts, RowCounts
 
 
 @dataclass(frozen=True, slots=True)

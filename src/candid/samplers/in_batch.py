@@ -6,8 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.candidates import Candidates, RowCounts, num_of_others
+from candid.candidates import Candidates, num_of_others
 from candid.errors import ConfigError
+from candid.row_counts import RowCounts
 from candid.samplers.config import DISTINCT, EXCLUDE_SAME_USER, SamplerConfig
 from candid.samplers.expected_count import (
     BatchSource,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from candid.candidates import Candidates, RowCounts
+from candid.candidates import Candidates
+from candid.row_counts import RowCounts
 from candid.samplers.expected_count import CountParts
 from candid.samplers.table_module import TableModule
 
