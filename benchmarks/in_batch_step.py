@@ -252,8 +252,10 @@ def measure_shares(repeats: int) -> Iterator[dict[str, Any]]:
         )
         for precision in PRECISIONS:
 
-            def work(limit: float, step: Any = (query, table, ids, sampler, precision)) -> float:
-                query, table, ids, sampler, precision = step
+            def work(
+                limit: float, step: Any = (query, table, ids, users, sampler, precision)
+            ) -> float:
+                query, table, ids, users, sampler, precision = step
                 merged_samples.MAX_SHARE = limit
                 started = time.process_time()
                 candidates = sampler.sample(ids, users)

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from candid import sampled_softmax, with_negatives
-from candid.candidates import BatchCounts, RowCounts
 from candid.losses import sampled, tiled_softmax
 from candid.losses.blockwise import softmax, triton_softmax
 from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 from candid.losses.blockwise.count_shift import CountShift
 from candid.losses.blockwise.softmax import blockwise_softmax
 from candid.losses.full import full_softmax
+from candid.row_counts import BatchCounts, RowCounts
 from candid.samplers import ExactPopular, InBatch, Mixture, Popularity, Uniform
 
 if importlib.util.find_spec("triton") is None:

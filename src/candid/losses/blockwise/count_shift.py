@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from candid.candidates import RowCounts
+from candid.row_counts import RowCounts
 
 RowCountTensors = tuple[Tensor, Tensor, Tensor]
 """Counts of a tile that differ between rows: fixed part [columns], part for each other row
