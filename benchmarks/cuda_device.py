@@ -4,7 +4,7 @@
     python benchmarks/cuda_device.py --tables   # writes the tables of docs/benchmarks/speed.md only
     python benchmarks/cuda_device.py --tune     # only times other block sizes of the kernels
 
-Without a CUDA device it says so and exits with status 2.
+Without a CUDA device it prints one sentence and exits with status 2.
 
 - Tests: those marked ``cuda``, and those of the Triton kernels, which compile there.
 - Losses, forward and backward, width 64, as in ``loss_kernel.py``: *plain* is
@@ -292,7 +292,7 @@ def tune(device: torch.device) -> None:
 
 
 def page(report: dict[str, Any] | None) -> str:
-    """Write the tables, or the sentence that there are none."""
+    """Write the tables, or a sentence where the script has never run."""
     if report is None:
         return "No table yet: this script has never run on a GPU.\n"
     summaries = "; ".join(f"{name}: {test['summary']}" for name, test in report["tests"].items())

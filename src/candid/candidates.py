@@ -58,7 +58,7 @@ class ExactCandidates:
         if not row_parts:
             return mask
         row_ids = row_parts[0].ids
-        row_mask = _part_mask(positive_ids, row_ids) | torch.isin(row_ids, first.ids)
+        row_mask = _part_mask(positive_ids, row_ids) | is_among(row_ids, first.ids)
         return torch.cat([mask, row_mask], dim=1)
 
     def of_rows(self, rows: slice | Tensor) -> ExactCandidates:
@@ -210,7 +210,7 @@ class Candidates:
             mask = mask | self.by_row(self.log_expected_count.isposinf())
         for part in () if self.exact is None else self.exact.parts:
             if part.ids.ndim == 1:
-                mask = mask | self.by_row(torch.isin(self.ids, part.ids))
+                mask = mask | self.by_row(is_among(self.ids, part.ids))
             else:
                 mask = mask | self._in_row_candidates(part.ids)
         return mask
@@ -264,6 +264,22 @@ class Candidates:
         ordered = row_ids.sort(dim=1).values
         position = torch.searchsorted(ordered, sampled.contiguous())
         return ordered.gather(1, position.clamp(max=row_ids.shape[1] - 1)) == sampled
+
+
+def is_among(ids: Tensor, others: Tensor) -> Tensor:
+    """Return whether each id is one of ``others``: bool, of the shape of ``ids``.
+
+    On an accelerator a binary search, because ``torch.isin`` forces a synchronisation there.
+    """
+    if ids.device.type == "cpu" or not others.numel():
+        return torch.isin(ids, others)
+    return _is_among_sorted(ids, others.flatten().sort().values)
+
+
+def _is_among_sorted(ids: Tensor, ordered: Tensor) -> Tensor:
+    ids = ids.to(ordered.dtype).contiguous()
+    position = torch.searchsorted(ordered, ids).clamp_(max=len(ordered) - 1)
+    return ordered[position] == ids
 
 
 def _to_device(value: T, device: torch.device | str) -> T:

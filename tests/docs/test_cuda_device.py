@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cuda_device.py"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_script_says_that_there_is_no_device():
+def test_exit_status_without_a_device():
     done = subprocess.run(
         [sys.executable, SCRIPT], capture_output=True, text=True, check=False, timeout=300
     )
@@ -40,7 +40,7 @@ def test_all_contenders_run_and_fill_the_tables(benchmark_script, monkeypatch):
     assert page.count("\n| ") == 3 + 2 + 1 + 1
 
 
-def test_page_says_that_the_script_has_never_run(benchmark_script):
+def test_page_without_results(benchmark_script):
     script = benchmark_script("cuda_device")
     if not script.RESULTS.exists():
         assert script.page(None) in script.DOCS.read_text()

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from candid.candidates import is_among
 from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 from candid.losses.blockwise.count_shift import CountShift
 from candid.losses.blockwise.softmax import blockwise_softmax
@@ -201,7 +202,7 @@ def _exact_ids(comparison: Comparison, ndim: int) -> list[Tensor]:
 def _in_shared_exact(comparison: Comparison) -> Tensor | None:
     """[N] bool, True where a sample is an exact candidate that all rows share, or None."""
     shared = _exact_ids(comparison, ndim=1)
-    return torch.isin(comparison.candidates.ids, shared[0]) if shared else None
+    return is_among(comparison.candidates.ids, shared[0]) if shared else None
 
 
 def _masked(

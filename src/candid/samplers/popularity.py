@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.candidates import Candidates
+from candid.candidates import Candidates, is_among
 from candid.errors import ConfigError
 from candid.samplers.config import DISTINCT, SamplerConfig
 from candid.samplers.excluded import ExcludedIntervals, union_of_ids
@@ -193,7 +193,7 @@ class Popularity(Sampler):
             share = self._excluded().remaining_length(total) / total
             # Q of a single remaining item may round to just above 1.
             log_q = (log_q - share.log()).clamp(max=0.0)
-            log_q = log_q.masked_fill(torch.isin(ids, self._excluded_ids), -math.inf)
+            log_q = log_q.masked_fill(is_among(ids, self._excluded_ids), -math.inf)
         return log_expected_count(log_q, self.num_candidates, self.distinct)
 
     def support(self, is_positive: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.candidates import Candidates
+from candid.candidates import Candidates, is_among
 from candid.errors import ConfigError
 from candid.samplers.config import DISTINCT, SamplerConfig
 from candid.samplers.excluded import ExcludedIntervals, union_of_ids
@@ -121,7 +121,7 @@ class Uniform(Sampler):
         expected = log_expected_count(log_q, self.num_candidates, self.distinct).item()
         counts = torch.full(ids.shape, expected, device=ids.device)
         if num_excluded:
-            counts.masked_fill_(torch.isin(ids, self._excluded_ids), -math.inf)
+            counts.masked_fill_(is_among(ids, self._excluded_ids), -math.inf)
         return counts
 
     def support(self, is_positive: Tensor) -> Tensor:
