@@ -2,12 +2,13 @@
 
     python benchmarks/every_estimator.py
 
-Short runs of a small transformer on MovieLens-1M (``CANDID_DATA``) and on synthetic data, with
-dot products and with cosines at a learnable temperature, under ``refined``; popularity sampling
-runs under every correction. The runs show whether a combination diverges and whether it is better
-than item popularity. They are too short to show which one is best after hours of training. A run
-that is complete in the work folder is not repeated. The tables of docs/benchmarks/estimators.md
-are rewritten.
+Short runs of a small transformer on MovieLens-1M (``CANDID_DATA``) and on synthetic data. With
+popularity samples every correction and the loss ``learnt_partition`` are trained, with two seeds.
+All other samplers have one seed: in-batch candidates and a mixture ``refined`` and ``logq``, the
+rest ``refined``. The runs show whether a combination diverges and whether it is better than item
+popularity. They are too short to show which one is best after hours of training. A run that is
+complete in the work folder is not repeated. The tables of docs/benchmarks/estimators.md are
+rewritten.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, pstdev, stdev
 from typing import Any
 
 import torch
@@ -30,7 +31,6 @@ from rich.progress import track
 
 from candid import __version__
 from candid.audit import (
-    ALL_ESTIMATORS,
     AuditCase,
     DriftSampling,
     Estimator,
@@ -70,12 +70,19 @@ TRAINING: dict[str, Any] = {
     "epochs": 100,
     "trackers": ["jsonl"],
 }
-STEPS = {"ml1m": 1600, "synthetic": 400}
+STEPS = {"ml1m": 800, "synthetic": 400}
+SEEDS = (0, 1)
+"""Seeds of the combinations with variation between seeds; all others have the first one."""
 SYNTHETIC = {"num_users": 4_000, "num_items": 3_000, "interactions_mean": 20.0}
-SIMILARITIES: dict[str, dict[str, Any]] = {
-    "dot": {"similarity": "dot"},
-    "cosine": {"similarity": "cosine", "temperature": 0.1, "learn_temperature": True},
-}
+ESTIMATORS = (
+    Estimator("none"),
+    Estimator("logq", accidental_hits="keep"),
+    Estimator("logq", accidental_hits="mask"),
+    Estimator("refined"),
+    Estimator("published_code"),
+    Estimator("refined", jackknife=True),
+)
+"""Estimators of popularity samples."""
 MEMORY: dict[str, Any] = {"type": "cross_batch_memory", "size": 1024}
 STREAM: dict[str, Any] = {"type": "in_batch", "frequency": {"type": "streaming"}}
 SKETCH: dict[str, Any] = {"type": "in_batch", "frequency": {"type": "count_min"}}
@@ -88,7 +95,7 @@ MEASURED_ON = {
     "synthetic": MEASURED.model_copy(update={"filter_seen": False}),
 }
 EXACT = ("exact popular", "exact nearest, shared", "exact nearest, per row")
-LOSS_BIAS = [(sampler, "refined", "dot") for sampler in ("uniform", "popularity", *EXACT)]
+LOSS_BIAS = [(sampler, "refined") for sampler in ("uniform", "popularity", *EXACT)]
 """Combinations whose loss bias is measured too."""
 NOISY = "exact nearest, shared"
 NAMES = {"ml1m": "MovieLens-1M", "synthetic": "synthetic"}
@@ -108,15 +115,58 @@ def datasets(work: Path) -> dict[str, PreparedDataset]:
     return {name: open_dataset(work / name) for name in ("ml1m", "synthetic")}
 
 
-def samplers(num_items: int) -> dict[str, tuple[dict[str, Any], list[Estimator]]]:
-    """Return, by name, a sampler as a recipe table and the estimators to train with."""
-    refined = [Estimator("refined")]
-    tables = {case.name: (table_of(case), refined) for case in standard_cases([N], num_items)}
-    tables["popularity"] = (tables["popularity"][0], list(ALL_ESTIMATORS))
-    tables["cross-batch memory"] = (MEMORY, refined)
-    tables["in-batch, streaming frequency"] = (STREAM, refined)
-    tables["in-batch, count-min frequency"] = (SKETCH, refined)
-    return tables
+@dataclass(frozen=True)
+class Combination:
+    """A sampler and a loss to train with.
+
+    Attributes:
+        sampler: name of the sampler.
+        correction: name of the correction, or of the loss.
+        sampler_table: the sampler as a recipe table.
+        loss_table: the loss as a recipe table.
+        has_seeds: whether it is trained with every seed, not only with the first.
+    """
+
+    sampler: str
+    correction: str
+    sampler_table: dict[str, Any]
+    loss_table: dict[str, Any]
+    has_seeds: bool = False
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds to train with."""
+        return SEEDS if self.has_seeds else SEEDS[:1]
+
+
+def combinations(num_items: int) -> list[Combination]:
+    """Return every combination of a sampler and a loss."""
+    tables = {case.name: table_of(case) for case in standard_cases([N], num_items)}
+    tables["cross-batch memory"] = MEMORY
+    tables["in-batch, streaming frequency"] = STREAM
+    tables["in-batch, count-min frequency"] = SKETCH
+    refined = Estimator("refined")
+    both = (Estimator("logq"), refined)
+    by_sampler = {"popularity": ESTIMATORS, "in-batch": both, "popularity + uniform": both}
+    result = []
+    for sampler, table in tables.items():
+        for one in by_sampler.get(sampler, (refined,)):
+            loss = loss_of(one)
+            result.append(Combination(sampler, one.label, table, loss, sampler == "popularity"))
+        if sampler == "popularity":
+            learnt = {"type": "learnt_partition"}
+            result.append(Combination(sampler, "learnt partition", table, learnt, True))
+    return result
+
+
+def loss_of(estimator: Estimator) -> dict[str, Any]:
+    """Return the loss table of an estimator."""
+    return {
+        "type": "sampled_softmax",
+        "correction": estimator.correction,
+        "accidental_hits": estimator.accidental_hits,
+        "jackknife": estimator.jackknife,
+    }
 
 
 def table_of(case: AuditCase) -> dict[str, Any]:
@@ -125,27 +175,22 @@ def table_of(case: AuditCase) -> dict[str, Any]:
     return {"type": type_name(SAMPLERS, "sampler", case.sampler), **settings}
 
 
-def config_of(
-    name: str, steps: int, similarity: str, sampler: dict[str, Any], estimator: Estimator
-) -> RunConfig:
-    """Return the config of one combination."""
+def config_of(name: str, steps: int, combination: Combination, seed: int) -> RunConfig:
+    """Return the config of one run."""
     return parse_config(
         {
             "name": name,
+            "seed": seed,
             "device": "cpu",
             "threads": 1,
             "batches": BATCHES,
             "model": {
                 "query_tower": {"type": "causal_transformer", "dim": DIM, "positions": "rotary"},
                 "item_tower": {"type": "item_embedding", "dim": DIM},
-                **SIMILARITIES[similarity],
+                "similarity": "dot",
             },
-            "sampler": sampler,
-            "loss": {
-                "type": "sampled_softmax",
-                "correction": estimator.correction,
-                "jackknife": estimator.jackknife,
-            },
+            "sampler": combination.sampler_table,
+            "loss": combination.loss_table,
             "training": TRAINING | {"max_steps": steps},
             "evaluation": MEASURED.model_dump(mode="json"),
         },
@@ -169,7 +214,9 @@ def run(
     steps = [line for line in lines if "loss" in line]
     nll = [line["validation/nll"] for line in lines if "validation/nll" in line]
     losses, norms = ([line[key] for line in steps] for key in ("loss", "gradient_norm"))
+    manifest = json.loads((folder / "run.json").read_text())
     return {
+        "cpu_seconds": manifest["result"]["cpu_seconds"],
         "logged_steps": len(steps),
         "all_finite": all(math.isfinite(value) for value in losses + norms + nll),
         "largest_gradient_norm": max(norms),
@@ -245,8 +292,8 @@ def by_oracle(data: PreparedDataset) -> dict[str, float]:
 
 def noise_of_one_sample(folder: Path, data: PreparedDataset) -> dict[str, Any]:
     """Return the losses of a run where all 1,600 rows of a step share one sample of 32 items."""
-    table = samplers(data.num_items)[NOISY][0]
-    config = config_of(folder.name, 400, "dot", table, Estimator("refined"))
+    (noisy,) = (one for one in combinations(data.num_items) if one.sampler == NOISY)
+    config = config_of(folder.name, 400, noisy, SEEDS[0])
     batches = config.batches.model_copy(update={"batch_size": 32, "max_length": 50})
     one_sample = {"lr": 3e-3, "schedule": "constant", "num_groups": 1, "log_every": 2}
     training = config.training.model_copy(update=one_sample)
@@ -265,76 +312,99 @@ def noise_of_one_sample(folder: Path, data: PreparedDataset) -> dict[str, Any]:
     }
 
 
-def measured(work: Path, data: Mapping[str, PreparedDataset]) -> list[dict[str, Any]]:
-    """Train and measure every combination."""
+def measured(
+    work: Path, data: Mapping[str, PreparedDataset], *, only_complete: bool = False
+) -> list[dict[str, Any]]:
+    """Train and measure every combination, first with one seed.
+
+    Args:
+        work: folder of the runs; a run that is complete there is not repeated.
+        data: the datasets by name.
+        only_complete: leave out runs that are not complete.
+    """
     todo = [
-        (name, similarity, sampler, table, estimator)
+        (name, one, seed)
+        for seed in SEEDS
         for name, dataset in data.items()
-        for similarity in SIMILARITIES
-        for sampler, (table, estimators) in samplers(dataset.num_items).items()
-        for estimator in estimators
+        for one in combinations(dataset.num_items)
+        if seed in one.seeds
     ]
     results = []
-    for name, similarity, sampler, table, estimator in track(todo, console=Console(stderr=True)):
-        label = f"{name}-{similarity}-{sampler}-{estimator.label}"
+    for name, one, seed in track(todo, console=Console(stderr=True)):
+        label = f"{name}-dot-{one.sampler}-{one.correction}-{seed}"
         folder = work / "runs" / label.replace(", ", "-").replace(" + ", "-").replace(" ", "_")
-        config = config_of(folder.name, STEPS[name], similarity, table, estimator)
-        outcome = run(folder, data[name], config, MEASURED_ON[name])
-        if (sampler, estimator.label, similarity) in LOSS_BIAS and "failed" not in outcome:
-            outcome["loss_bias"] = loss_bias(load_run(folder, data[name]), estimator)
-        labels = {"data": name, "similarity": similarity, "sampler": sampler}
-        results.append(labels | {"correction": estimator.label} | outcome)
+        config = config_of(folder.name, STEPS[name], one, seed)
+        if only_complete and not is_complete(folder, config):
+            continue
+        stored = folder / "outcome.json"
+        if is_complete(folder, config) and stored.exists():
+            outcome = json.loads(stored.read_text())
+        else:
+            outcome = run(folder, data[name], config, MEASURED_ON[name])
+            is_measured = (one.sampler, one.correction) in LOSS_BIAS
+            if is_measured and seed == SEEDS[0] and "failed" not in outcome:
+                trained = load_run(folder, data[name])
+                outcome["loss_bias"] = loss_bias(trained, Estimator("refined"))
+            if "failed" not in outcome:
+                stored.write_text(json.dumps(outcome))
+        labels = {"data": name, "sampler": one.sampler, "correction": one.correction}
+        results.append(labels | {"seed": seed} | outcome)
     return results
 
 
 def trained_table(document: dict[str, Any]) -> str:
     """Return a table of test NLL and NDCG@10 of every combination and of item popularity."""
-    pairs = [(name, similarity) for name in STEPS for similarity in SIMILARITIES]
-    heads = [f"{NAMES[name]}, {similarity}" for name, similarity in pairs]
     lines = [
-        f"| sampler | correction | {' | '.join(heads)} |",
-        "|---|---|" + "---|" * len(pairs),
+        f"| sampler | correction | {' | '.join(NAMES[name] for name in STEPS)} |",
+        "|---|---|" + "---|" * len(STEPS),
         _row(
             "uniform distribution: log V",
             "",
-            [f"{document['data'][name]['log_num_items']:.2f}" for name, _ in pairs],
+            [f"{document['data'][name]['log_num_items']:.2f}" for name in STEPS],
         ),
         _row(
             "item popularity",
             "",
             [
                 f"{base['nll']:.2f}; {base['ndcg@10']:.3f}"
-                for base in (document["data"][name]["popularity"] for name, _ in pairs)
+                for base in (document["data"][name]["popularity"] for name in STEPS)
             ],
         ),
     ]
-    cells = {
-        (one["sampler"], one["correction"], one["data"], one["similarity"]): one
-        for one in document["results"]
-    }
     best = f"{document['oracle']['nll']:.2f}; {document['oracle']['ndcg@10']:.3f}"
     lines.append(
         _row(
             "true distribution",
             "",
-            [best if name == "synthetic" else "unknown" for name, _ in pairs],
+            [best if name == "synthetic" else "unknown" for name in STEPS],
         )
     )
+    cells = by_combination(document["results"])
     for sampler, correction in dict.fromkeys(key[:2] for key in cells):
-        outcomes = [cells[sampler, correction, *pair] for pair in pairs]
-        lines.append(
-            _row(
-                sampler,
-                correction,
-                [
-                    "failed"
-                    if "failed" in one
-                    else f"{one['test_nll']:.2f}; {one['test_ndcg@10']:.3f}"
-                    for one in outcomes
-                ],
-            )
-        )
+        outcomes = [cells[sampler, correction, name] for name in STEPS]
+        lines.append(_row(sampler, correction, [_outcome(runs) for runs in outcomes]))
     return "\n".join(lines) + "\n"
+
+
+def by_combination(results: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], list[Any]]:
+    """Return the runs by sampler, correction and data."""
+    cells: dict[tuple[str, ...], list[Any]] = {}
+    for one in results:
+        key = (one["sampler"], one["correction"], one["data"])
+        cells.setdefault(key, []).append(one)
+    return cells
+
+
+def _outcome(runs: Sequence[dict[str, Any]]) -> str:
+    """Return test NLL and NDCG@10; for several seeds with their standard deviation."""
+    if any("failed" in one for one in runs):
+        return "failed"
+    parts = []
+    for metric, digits in (("test_nll", 2), ("test_ndcg@10", 3)):
+        values = [one[metric] for one in runs]
+        spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+        parts.append(f"{fmean(values):.{digits}f}{spread}")
+    return "; ".join(parts)
 
 
 def bias_table(document: dict[str, Any]) -> str:
@@ -369,17 +439,22 @@ def main() -> None:
     """Run everything, write the results and report failures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/every_estimator"))
-    work = parser.parse_args().work
+    parser.add_argument(
+        "--only-complete", action="store_true", help="write the results of complete runs alone"
+    )
+    arguments = parser.parse_args()
+    work = arguments.work
     os.environ.setdefault("CANDID_DATA", "../shared/data")
     torch.set_num_threads(1)
     data = datasets(work)
-    results = measured(work, data)
+    results = measured(work, data, only_complete=arguments.only_complete)
     document = {
         "command": "python benchmarks/every_estimator.py",
         "versions": {"candid": __version__, "torch": torch.__version__},
         "settings": {
             "n": N,
             "dim": DIM,
+            "seeds": SEEDS,
             "steps": STEPS,
             "batches": BATCHES,
             "training": TRAINING,
