@@ -33,7 +33,7 @@
 #define GROUPS_PER_RESULT 4
 /* Runs of this length are sorted by counting; longer lists are merged from them. */
 #define RUN 128
-/* Columns of a tile of candid_scan, as select_pass.py knows them, and items multiplied at a time. */
+/* Columns of a tile of candid_scan, which select_pass.py repeats, and items multiplied at a time. */
 #define TILE 4096
 #define STRIP 64
 /* Vectors are prefetched this many products ahead: they are scattered over the table. */
