@@ -9,7 +9,7 @@ from torch import nn
 from candid.errors import ConfigError
 from candid.towers import RowTable
 from candid.training import TrainingConfig, row_optimizer
-from candid.training.optimizer import learning_rate, make_optimizer
+from candid.training.optimizer import SPARSE_ROWS, learning_rate, make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -131,3 +131,35 @@ def test_model_without_tables_is_refused():
 def test_settings_that_do_not_fit_are_refused(settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         TrainingConfig(**settings)
+
+
+@pytest.mark.parametrize("reads_every_row", [False, True])
+def test_large_dense_table_takes_the_steps_of_a_plain_embedding(reads_every_row):
+    torch.manual_seed(0)
+    table = RowTable(SPARSE_ROWS, 3)
+    plain = nn.Embedding.from_pretrained(table.weight.detach().clone(), freeze=False)
+    config = TrainingConfig(weight_decay=0.1)
+    optimizer = make_optimizer(table, config)
+    adam = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1, betas=config.betas)
+    for step in range(3):
+        first, second = torch.randint(50, (2, 40)) + step
+        directions = torch.randn(2, 40, 3)
+        for module in (table, plain):
+            module.zero_grad()
+            read = [module(first), module(second)]
+            loss = sum((v * d).sum() for v, d in zip(read, directions, strict=True))
+            (loss + module.weight[:60].sin().sum() if reads_every_row else loss).backward()
+        assert table.weight.grad.is_sparse != reads_every_row
+        expected_norm = nn.utils.clip_grad_norm_(plain.parameters(), 2.0)
+        adam.step()
+        norm = optimizer.step(0.01, clip_norm=2.0)
+        assert float(norm) == pytest.approx(float(expected_norm), rel=1e-6)
+        torch.testing.assert_close(table.weight.grad, plain.weight.grad)
+        torch.testing.assert_close(table.weight, plain.weight)
+
+
+def test_small_dense_table_keeps_dense_gradients():
+    table = RowTable(SPARSE_ROWS - 1, 3)
+    make_optimizer(table, TrainingConfig())
+    table(torch.tensor([1])).sum().backward()
+    assert not table.weight.grad.is_sparse

@@ -32,6 +32,10 @@ class RowTable(nn.Embedding):
         self.sparse = True
         self.weight.data = self.weight.data.to(dtype)
 
+    def return_sparse_gradients(self) -> None:
+        """Make the gradient of each look-up a sparse tensor; ``ModelOptimizer`` adds them up."""
+        self.sparse = True
+
     def forward(self, ids: Tensor) -> Tensor:
         """Look up ids of any shape: [..., D], float32 or wider."""
         return _widen(super().forward(ids))

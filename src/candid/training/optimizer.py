@@ -13,6 +13,10 @@ from candid.towers import row_tables
 from candid.training.config import TrainingConfig
 from candid.training.row_optimizer import RowAdagrad, RowAdam, RowOptimizer
 
+SPARSE_ROWS = 16_384
+"""Rows of a densely trained table from which its look-ups return sparse gradients on CPU. A step
+looks up a table several times; a dense gradient of each would be filled with zeros and added."""
+
 
 class ModelOptimizer:
     """Two optimizers as one: for tables that train by row, and for all other parameters.
@@ -63,6 +67,7 @@ class ModelOptimizer:
         Raises:
             ConfigError: a table that trains by row has a gradient for every row.
         """
+        self._densify()
         norm = self._clip(float("inf") if clip_norm is None else clip_norm)
         for part in self._parts:
             for group in part.param_groups:
@@ -87,6 +92,13 @@ class ModelOptimizer:
         return self.rows is not None and any(
             table is parameter for group in self.rows.param_groups for table in group["params"]
         )
+
+    def _densify(self) -> None:
+        """Replace the sparse gradients of large tables by their dense sums."""
+        for group in [] if self.dense is None else self.dense.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    parameter.grad = parameter.grad.to_dense()
 
     def _clip(self, max_norm: float) -> Tensor:
         groups = [] if self.dense is None else self.dense.param_groups
@@ -123,6 +135,11 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
         by_row = {id(table.weight) for table in tables.values()}
         rows = _row_optimizer((p for p in named.values() if id(p) in by_row), config)
         named = {name: p for name, p in named.items() if id(p) not in by_row}
+    else:
+        for _, table in row_tables(model):
+            # On CUDA the sum of sparse gradients would synchronise.
+            if table.num_embeddings >= SPARSE_ROWS and table.weight.device.type == "cpu":
+                table.return_sparse_gradients()
     return ModelOptimizer(
         _dense_optimizer(list(named.values()), config) if named else None,
         rows,
