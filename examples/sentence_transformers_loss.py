@@ -3,7 +3,8 @@
 The usual in-batch loss (MultipleNegativesRankingLoss) penalises documents that are often a
 positive, and treats a repeated document in a batch as a wrong answer to its own query. Here the
 label of a pair is the number of its document: repetitions are masked, and a document's score is
-corrected for its frequency among the positives.
+corrected for its frequency among the positives (correction "refined"; the default, "logq", keeps
+repetitions with their expected count).
 
 pip install 'candid-retrieval[examples]' && python examples/sentence_transformers_loss.py
 """
@@ -48,7 +49,10 @@ class DocumentRetrievalLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss_of = candid.InBatchSoftmaxLoss(counts, temperature=temperature)
+        # One right document for a query: with masked repetitions the loss ends near 0.
+        self.loss_of = candid.InBatchSoftmaxLoss(
+            counts, temperature=temperature, correction="refined"
+        )
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """Return the loss of tokenised queries and documents [B] and the document numbers [B]."""
