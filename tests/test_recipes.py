@@ -10,8 +10,9 @@ from candid.config import load_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
-WITHOUT_EFFECT = {".training.trackers"}
-"""Keys that do not change any figure: trackers only write logs."""
+WITHOUT_EFFECT = {".training.trackers", ".evaluation.bootstrap"}
+"""Keys that do not change any figure: trackers only write logs; ``bootstrap`` was the number of
+resamples of intervals, and the figures have none."""
 
 
 def figures_script():
