@@ -53,8 +53,8 @@ def corrected_log_softmax(
 
     log Z' = logsumexp of [ candidate's score - log e(d) ]; the loss is logaddexp(s, log Z') - s
     with s the positive's score, both shifted by the correction (the table in
-    ``candid.losses.correction``). With "refined", Z' estimates the other items' share of the
-    partition function and the loss the negative log-likelihood; with "logq", the default, the
+    ``candid.losses.correction``). With ``refined``, Z' estimates the other items' share of the
+    partition function and the loss the negative log-likelihood; with ``logq``, the default, the
     positive is shifted too, and the value is on another scale.
 
     Scores narrower than float32 are raised to float32; float64 stays. A row whose candidates

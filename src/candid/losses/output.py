@@ -21,13 +21,13 @@ class LossOutput:
     Attributes:
         loss: [B] float32, carries the gradient.
         log_z: [B] float32, log Z' of the row's candidates; -inf where all of them are masked.
-            Of the full softmax, and estimated with the correction "refined": the log of the other
-            items' share of the partition function. With "logq" it also counts kept accidental
+            Of the full softmax, and estimated with the correction ``refined``: the log of the other
+            items' share of the partition function. With ``logq`` it also counts kept accidental
             hits.
         sample_weight: [B] float32 in [0, 1], detached: the weight of the row's gradient,
             Z' / (exp(s) + Z') with s the positive's shifted score. Of the full softmax, and
-            estimated with "refined": 1 - P(positive | query). With "logq" it is the share of the
-            candidates in the corrected softmax, which does not estimate 1 - P.
+            estimated with ``refined``: 1 - P(positive | query). With ``logq`` it is the share of
+            the candidates in the corrected softmax, which does not estimate 1 - P.
         effective_sample_size: [B] float32, detached, or None where it was not requested:
             (Σ w)² / Σ w² of the candidates' corrected weights, between 1 and N; 0 for a row
             whose candidates are all masked.

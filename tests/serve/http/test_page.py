@@ -142,6 +142,7 @@ def test_history_is_built_by_clicks(page, address):
 
 def test_number_of_items_and_seen_items(page, address):
     page.goto(f"{address}/#item=111&item=112")
+    expect(page.locator(".rows > li")).not_to_have_count(0)
     page.get_by_label("Number of items").fill("3")
     page.get_by_label("Number of items").press("Enter")
     expect(page.locator(".rows > li")).to_have_count(3)
