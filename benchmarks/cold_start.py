@@ -1,6 +1,6 @@
 """Item ids, features, or both: metrics on items that training never saw.
 
-    python benchmarks/cold_start.py --seeds 0 1 2
+    python benchmarks/cold_start.py --seeds 0 1
 
 The models differ only in the item tower and in the user features of the query: a table of ids,
 with all items as negatives (the usual model) or only the trained ones; features without an id;

@@ -15,4 +15,4 @@ def test_tables_match_results(monkeypatch):
     begin, end = (page.index(mark) for mark in script.MARKS)
     assert page[begin + len(script.MARKS[0]) : end] == f"\n{script.table(results)}"
     for models in results.values():
-        assert all(len(runs) == 3 for runs in models["runs"].values())
+        assert all(len(runs) == 2 for runs in models["runs"].values())
