@@ -1,6 +1,6 @@
 """CPU time and memory of steps with candidates from the batch: two source trees in turn.
 
-    git worktree add ../before 48b2bc3
+    git worktree add ../before 974dd33
     python benchmarks/in_batch_step.py --before ../before
 
 Data: MovieLens-1M (folder ml-1m-sequences of ``CANDID_DATA``). Each tree runs in a process of its
