@@ -6,7 +6,9 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+import torch
 
+from candid.losses import corrected_log_softmax
 from candid.losses.correction import DEFAULT_CORRECTION, hit_rule
 
 ROOT = Path(__file__).parents[2]
@@ -78,3 +80,37 @@ def test_drift_beside_clusters_matches_its_results():
     assert f"{drifts[0]} nats for 16 windows" in TEXT
     assert f"where `refined` has {drifts[1]}," in TEXT
     assert f"jackknife over users {drifts[2]} and {drifts[3]}" in TEXT
+
+
+def drift_of_refined(n, p, q):
+    """Drift from every count vector of n samples of three items, in nats."""
+    counts = torch.tensor([(a, b, n - a - b) for a in range(n + 1) for b in range(n + 1 - a)])
+    counts = counts.double()
+    log_share = torch.lgamma(torch.tensor(n + 1.0, dtype=torch.double)) - counts.add(
+        1
+    ).lgamma().sum(1)
+    share = (log_share + counts @ q.log()).exp()
+    mean = torch.zeros(3, dtype=torch.double)
+    for positive in range(3):
+        # Without a valid sample the loss and its gradient are 0.
+        is_valid = counts[:, positive] < n
+        valid, weight = counts[is_valid], share[is_valid] * p[positive]
+        scores = p.log().expand(len(valid), 3).clone().requires_grad_()
+        output = corrected_log_softmax(
+            positive=scores[:, positive],
+            candidates=scores + valid.log(),
+            log_expected_count=(n - valid[:, positive, None]).log() + (q / (1 - q[positive])).log(),
+            accidental_hits=(torch.arange(3) == positive).expand(len(valid), 3),
+            correction="refined",
+        )
+        mean += torch.autograd.grad((weight * output.loss).sum(), scores)[0].sum(0)
+    return float((mean.square() / p).sum() / 2)
+
+
+def test_drift_of_refined_falls_with_the_square_of_n():
+    p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.double)
+    q = torch.tensor([0.2, 0.5, 0.3], dtype=torch.double)
+    drifts = [drift_of_refined(n, p, q) for n in (32, 64, 128)]
+    assert drifts[0] / drifts[1] == pytest.approx(4, rel=0.1)
+    assert drifts[1] / drifts[2] == pytest.approx(4, rel=0.05)
+    assert "falls like (chi2 / n)² above" in TEXT

@@ -31,11 +31,11 @@ _CORRECTIONS = (
     "'none' compares raw scores. 'logq' shifts candidates and positive by the log of their "
     "expected counts and keeps samples that equal the positive; its drift is 0 at every n. "
     "'logq, hits masked' leaves these samples out; its drift grows with n where probabilities are "
-    "large. 'refined' shifts the candidates only; its drift falls like chi2 / n, with chi2 = "
-    "Σ P²/Q - 1, so it needs n well above chi2. The drift is a second-order prediction for a model "
-    "that can represent anything: where n is small the measured distance is larger. Sampled "
-    "losses are also noisy, and a short training does not average all of the noise out; this "
-    "costs something at small n even where the drift is 0."
+    "large. 'refined' shifts the candidates only; its drift falls like (chi2 / n)² where "
+    "n is above chi2 = Σ P²/Q - 1, so it needs n well above chi2. The drift is a second-order "
+    "prediction for a model that can represent anything: where n is small the measured distance "
+    "is larger. Sampled losses are also noisy, and a short training does not average all of the "
+    "noise out; this costs something at small n even where the drift is 0."
 )
 _WHAT_FOLLOWS = (
     "Never train on sampled candidates without a correction. Where the model is unsure, the "

@@ -149,7 +149,7 @@ def _figures(report: AuditReport) -> list[Block]:
         Figure(
             drift_figure(of_likelihood, lambda entry: entry.name, ""),
             f"Drift against the number of candidates, all with the correction {likelihood.label}, "
-            "whose drift depends on the sampler most: it falls like chi2 / n.",
+            "whose drift depends on the sampler most: it needs n well above chi2.",
             "Lines of drift by number of candidates for each sampler.",
         ),
         Heading("Variance"),
