@@ -419,6 +419,20 @@ def test_mean_gradient_of_logq_is_zero_at_the_distribution_of_the_model(name):
     assert drift < (case.drift or 1e-24)
 
 
+@pytest.mark.parametrize("distinct", [False, True])
+def test_mean_gradient_of_logq_is_zero_where_only_exact_candidates_are_left(distinct):
+    """Without another user's row a positive that is not exact can never be sampled."""
+    sampler = ExactPopular(COUNTS, num_exact=2, rest=InBatch(COUNTS, distinct=distinct))
+    mean = torch.zeros(V)
+    for positive in range(V):
+        ids, users = torch.tensor([positive, OWN]), torch.tensor([7, 7])
+        record = sampler.sample(ids, users).of_rows(slice(0, 1))
+        scores, out = softmax(Outcome(1.0, positive, record, None), correction="logq")
+        mean += P[positive] * torch.autograd.grad(out.loss.sum(), scores)[0][0]
+        assert (out.loss.item() > 0) == (positive in (0, 2))
+    assert float((mean.square() / P).sum() / 2) < 1e-24
+
+
 @pytest.mark.parametrize("in_tiles", [False, True], ids=["dense", "tiles"])
 @pytest.mark.parametrize("name", CASES)
 def test_value_equals_the_formula(name, in_tiles, monkeypatch):

@@ -10,6 +10,7 @@ from torch import nn
 
 from candid import SampledSoftmaxLoss, full_softmax, sampled_softmax, with_negatives
 from candid.errors import ConfigError, DataError, UnknownNameError
+from candid.losses import sampled
 from candid.samplers import (
     SAMPLERS,
     ExactPopular,
@@ -39,6 +40,30 @@ def tensors():
 
 def seeded():
     return torch.Generator().manual_seed(5)
+
+
+@pytest.mark.parametrize("in_tiles", [False, True])
+@pytest.mark.parametrize("users", [None, torch.tensor([7, 7, 7])], ids=["one row", "one user"])
+def test_batch_without_another_user_is_not_compared_with_an_in_batch_set(
+    users, in_tiles, monkeypatch
+):
+    """As the last batch of an epoch may be: the items in it are not impossible, but all masked."""
+    monkeypatch.setattr(sampled, "DENSE_SCORES", -1 if in_tiles else 2**40)
+    num_rows = 1 if users is None else len(users)
+    query, table = (tensor.detach().requires_grad_() for tensor in tensors())
+    for rest, is_compared in ((None, False), (Uniform(V, num_candidates=4, distinct=True), True)):
+        in_batch = InBatch(COUNTS, distinct=True)
+        loss = SampledSoftmaxLoss(in_batch if rest is None else Mixture([in_batch, rest]))
+        value = loss(query[:num_rows], table, IDS[:num_rows], users, generator=seeded())
+        if is_compared:
+            alone = SampledSoftmaxLoss(rest)
+            expected = alone(query[:num_rows], table, IDS[:num_rows], generator=seeded())
+        else:
+            expected = torch.zeros(())
+        torch.testing.assert_close(value, expected)
+        gradient = torch.autograd.grad(value, query)[0]
+        assert bool(torch.isfinite(gradient).all())
+        assert gradient.any() == is_compared
 
 
 @pytest.mark.parametrize("num_groups", [1, 3])

@@ -37,7 +37,7 @@ its gradient is 0 where the model is the true distribution, for every number of 
 - exact candidates: a positive that is one of them has e(p) = 1. Otherwise it replaces one sample,
   so that each row has the same number of terms. Without that, the number of terms would show
   whether the positive is an exact candidate. e(d) then counts only the samples of other rows
-  and users.
+  and users. Without such a sample, a positive that is not exact has e(p) = 0, and loss 0.
 
 Renormalized: of n samples with replacement only the n_valid that are not masked count, and their
 distribution is Q without the masked items, so that e(d) = n_valid · Q(d) / (1 - Q(masked)).
@@ -288,9 +288,10 @@ def shifts_of(
         log_count_positive = row_counts.log_expected_count_positive
     elif rule.shifts_positive and num_of_others is not None and candidates.num_samples:
         others = num_of_others()
-        log_renormalization = torch.log(others.double() / candidates.num_samples)
-        log_renormalization = log_renormalization.masked_fill(others == 0, 0.0)
-        log_count_positive = log_count_positive + log_renormalization.to(log_count_positive.dtype)
+        log_share = torch.log(others.double() / candidates.num_samples)
+        log_count_positive = log_count_positive + log_share.to(log_count_positive.dtype)
+        # Such a row has no samples to shift.
+        log_renormalization = log_share.masked_fill(others == 0, 0.0)
     if positive_in_exact is not None:
         log_count_positive = log_count_positive.masked_fill(positive_in_exact, 0.0)
     shifts = shifts_of_counts(

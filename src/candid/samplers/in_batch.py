@@ -176,7 +176,10 @@ class InBatch(Sampler):
         """Return the log expected count of items; see ``Sampler.log_expected_count_of``."""
         num_samples: int | Tensor = self._num_samples(positive_ids)
         if self.distinct:
-            num_samples = num_samples * self._share_of_others(positive_ids, user_ids)
+            num_others = num_samples * self._share_of_others(positive_ids, user_ids)
+            # Without a row of another user all candidates are masked in all rows; any finite
+            # count serves, where log 0 would be taken for an impossible candidate.
+            num_samples = torch.where(num_others > 0, num_others, 1.0)
         return log_expected_count(self.frequency.log_q(ids), num_samples, self.distinct)
 
     def count_parts(
