@@ -37,6 +37,22 @@ def test_result_is_logsumexp_of_all_tiles(widths, scale):
     torch.testing.assert_close(result, scores.double().logsumexp(1), atol=1e-6, rtol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0, 3000.0, 1e6])
+def test_order_of_columns_does_not_change_the_result(scale):
+    generator = torch.Generator().manual_seed(2)
+    scores = scale * torch.randn(20, 1500, generator=generator)
+    order = torch.randperm(1500, generator=generator)
+    result = running_sum(scores, [700, 800]), running_sum(scores[:, order], [100, 1400])
+    torch.testing.assert_close(*result, atol=1e-13, rtol=1e-15)
+
+
+@pytest.mark.parametrize("highest", [-3e38, -2.1e6, 2.1e6, 1e20, 3e38])
+def test_scores_far_from_zero(highest):
+    scores = highest + torch.tensor([0.0, -0.25, -1e4, -1e9]).repeat(2, 10)
+    expected = scores.double().logsumexp(1)
+    torch.testing.assert_close(running_sum(scores, [15, 25]), expected, atol=1e-6, rtol=0)
+
+
 def test_ascending_maxima_rescale_earlier_sums():
     scores = torch.arange(64.0).expand(2, 64) / 8
     expected = scores.double().logsumexp(1)

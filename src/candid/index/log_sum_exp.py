@@ -1,7 +1,9 @@
 """Running log-sum-exp of the rows of a score matrix that is computed tile by tile.
 
 ``log_sum_exp.c`` adds a tile in one pass; without a C compiler, and on a GPU, operations of torch
-add it. Both sum float32 terms in chunks, and the chunks in float64.
+add it. On a CPU the rounding of a term depends on its score alone and sums are float64, so that the
+result does not depend on the order of the columns. On a GPU terms and the sum of a tile are
+float32.
 """
 
 from __future__ import annotations
@@ -60,8 +62,9 @@ class RunningLogSumExp:
             return
         references = torch.maximum(self._references, tile.amax(1))
         base = torch.where(references.isneginf(), 0.0, references)
-        # float64 sums of float32 terms are several times slower than pairwise float32 sums.
-        terms = (tile - base[:, None]).exp_().sum(1).double()
+        # On a GPU float64 terms are many times slower.
+        scores, shift = (tile, base) if tile.is_cuda else (tile.double(), base.double())
+        terms = (scores - shift[:, None]).exp_().sum(1).double()
         self._sums = self._sums * (self._references - base).double().exp() + terms
         self._references = references
 

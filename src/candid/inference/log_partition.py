@@ -18,8 +18,9 @@ GPU_BLOCK_ITEMS = 16384
 def log_partition(query: Tensor, item_vectors: Tensor, *, block_items: int | None = None) -> Tensor:
     """Compute log Σ_d exp(q · v_d) over all items, without gradients.
 
-    The running maximum of a row is subtracted before ``exp``. Terms and sums of up to 512 of them
-    are float32, the other sums float64.
+    The running maximum of a row is subtracted before ``exp``. Scores are float32; on a CPU sums are
+    float64 and the result does not depend on the order of the items, on a GPU the sums of a block
+    are float32.
 
     Args:
         query: [B, D] float32.
