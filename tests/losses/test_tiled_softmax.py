@@ -86,6 +86,12 @@ CANDIDATES = {
     "in_batch set": lambda: sample_of(InBatch(COUNTS, distinct=True)),
     "in_batch with own user": lambda: sample_of(InBatch(COUNTS, exclude_same_user=False)),
     "mixture": lambda: sample_of(Mixture([Uniform(V, num_candidates=20), InBatch(COUNTS)])),
+    "mixture of two in-batch parts": lambda: sample_of(
+        Mixture([InBatch(COUNTS, exclude_same_user=False), InBatch(COUNTS, num_candidates=20)])
+    ),
+    "mixture with an in-batch set": lambda: sample_of(
+        Mixture([Uniform(V, num_candidates=20), InBatch(COUNTS, distinct=True)])
+    ),
     "set": lambda: sample_of(Popularity(COUNTS, num_candidates=15, distinct=True)),
     "exact": lambda: sample_of(EXACT),
     "negatives": lambda: sample_of(InBatch(COUNTS), NEGATIVES),
@@ -182,8 +188,9 @@ class TestInTiles:
         assert out.effective_sample_size.tolist() == [0.0]
         assert not torch.autograd.grad(out.loss.sum(), query)[0].any()
 
-    def test_bfloat16_products_stay_within_rounding(self):
-        candidates = CANDIDATES["mixture"]()
+    @pytest.mark.parametrize("name", [name for name in CANDIDATES if name.startswith("mixture")])
+    def test_bfloat16_products_stay_within_rounding(self, name):
+        candidates = CANDIDATES[name]()
         exact, exact_grads = loss_of(candidates, torch.float32)
         near, grads = loss_of(candidates, torch.float32, precision="bfloat16")
         longest = QUERY.norm(dim=1).max() * TABLE.norm(dim=1).max()
@@ -191,6 +198,8 @@ class TestInTiles:
         error = 3 * 2**-9 * longest.item()
         assert not torch.equal(near.loss, exact.loss)
         torch.testing.assert_close(near.loss, exact.loss, rtol=0, atol=error)
+        sizes = (out.effective_sample_size for out in (near, exact))
+        torch.testing.assert_close(*sizes, rtol=4 * error, atol=0)
         for grad, expected in zip(grads, exact_grads, strict=True):
             assert ((grad - expected).norm() / expected.norm()).item() < 0.02
 

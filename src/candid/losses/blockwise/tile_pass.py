@@ -98,6 +98,7 @@ class NativeTilePass:
         """Compute the exponentials in place; see ``TilePass``."""
         assert scores.is_contiguous()
         assert scores.shape[1] <= MAX_COLUMNS
+        assert shift is None or shift.ndim == 1
         reference, log_sum = scores.new_empty((2, len(scores)), dtype=torch.float32).unbind()
         lists, start = (None, (0, 0)) if row_hits is None else (self._lists, row_hits.start(block))
         self._compiled(

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from candid.losses.blockwise.accidental_hits import AccidentalHits, RowHits
 from candid.losses.blockwise.count_shift import RowCountTensors
-from candid.losses.blockwise.tile_pass import NativeTilePass, make_tile_pass
+from candid.losses.blockwise.tile_pass import (
+    NativeTilePass,
+    TilePass,
+    TorchTilePass,
+    make_tile_pass,
+)
 
 Precision = Literal["float32", "bfloat16"]
 """Dtype of the matrix products; sums and exponentials are at least float32 in either case."""
@@ -150,10 +155,12 @@ class Tiles:
         # Each block of rows reads all the vectors twice.
         room = sizes.cache_bytes if len(self.row_blocks) > 1 else 0
         self._copies = is_narrow and num_candidates * query.shape[1] * self.narrow.itemsize <= room
-        size = num_rows * num_candidates
+        like, size = self._scratch, num_rows * num_candidates
         if tile_shift is not None and is_narrow and tile_shift.counts(slice(0)) is None:
-            size = 0  # The native kernel takes one shift for all rows of a narrow tile.
-        self._pass = make_tile_pass(self._scratch, self.wide, self._largest, size, accidental_hits)
+            # The native kernel takes one shift for all rows of a narrow tile.
+            self._pass: TilePass = TorchTilePass(like, self.wide, self._largest)
+        else:
+            self._pass = make_tile_pass(like, self.wide, self._largest, size, accidental_hits)
 
     # Converted on first use: allocated after the gradients, which live longer.
     @cached_property
