@@ -136,6 +136,8 @@ def test_run_demo_without_true_vectors_is_refused(tmp_path):
         run_demo(tmp_path, regimes=[*REGIMES, topics])
     with pytest.raises(ConfigError, match="at least one number of candidates"):
         run_demo(tmp_path, num_candidates=())
+    with pytest.raises(ConfigError, match="at least one regime"):
+        run_demo(tmp_path, regimes=[])
     assert not list(tmp_path.iterdir())
 
 

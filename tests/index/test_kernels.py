@@ -91,6 +91,13 @@ def test_index_ranks_by_its_kernel(name, tmp_path):
         np.testing.assert_allclose(result.scores, best, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("rank_by", ["kernel", "inner_product"])
+def test_search_without_queries_returns_no_row(name, rank_by):
+    index = index_of(name, torch.from_numpy(histograms(80)), rank_by=rank_by)
+    assert index.search(torch.empty(0, 7), 5).item_ids.shape == (0, 5)
+
+
 def cubic(x, y):
     assert x.dtype == y.dtype == np.float32
     return (1 + x @ y.T) ** 3

@@ -91,7 +91,7 @@ def run_demo(
 
     Raises:
         ConfigError: the mode is not ``softmax``, the data has release times, or there is no
-            number of candidates.
+            regime or number of candidates.
         ArtifactError: ``out`` cannot be written.
         Interrupted: stopped by a signal.
 
@@ -105,6 +105,8 @@ def run_demo(
     set_threads(threads)
     for regime in regimes:
         _check(regime.synthetic)
+    if not regimes:
+        raise ConfigError("the demo needs at least one regime, got none")
     if not num_candidates:
         raise ConfigError("the demo needs at least one number of candidates, got none")
     budget = _Budget(num_candidates, epochs, seed, threads)

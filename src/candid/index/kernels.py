@@ -170,7 +170,7 @@ def check_values(name: str, vectors: Floats, owner: str) -> None:
     Raises:
         DataError: a value is negative and the kernel compares histograms.
     """
-    if name not in NON_NEGATIVE:
+    if name not in NON_NEGATIVE or vectors.size == 0:
         return
     row, column = np.unravel_index(np.argmin(vectors), vectors.shape)
     if vectors[row, column] < 0:

@@ -23,7 +23,7 @@
 /* Beyond it n is no longer exact. */
 #define LARGEST_SCORE 2e6f
 
-/* exp(score) / 2^K with a relative error of 1.5e-7; `lowest` is the score of 2^-120 then. The polynomial
+/* exp(score) / 2^K with a relative error of 2e-7; `lowest` is the score of 2^-120 then. The polynomial
  * is that of exponential.h. NaN passes through: its lowest bits are 0. */
 static inline float scaled_exponential(float score, float lowest, float exponent) {
     float clamped = lowest > score ? lowest : score;
