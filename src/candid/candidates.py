@@ -230,16 +230,38 @@ class Candidates:
             the position of the replaced sample, [B] int64, -1 for none; and the number of
             samples of other rows and users, [B] int64.
         """
-        num_rows = len(positive_in_exact)
+        first, count = self._first_of_others()
+        return first.masked_fill(positive_in_exact | (count == 0), -1), count
+
+    def _first_of_others(self) -> tuple[Tensor, Tensor]:
+        """First candidate from another row and user (any number without one), and their count."""
+        num_rows, num_candidates = len(self.log_expected_count_positive), self.ids.shape[-1]
+        if num_candidates == 0 or (self.owner is None and self.source_rows is None):
+            first = torch.zeros(num_rows, dtype=torch.int64, device=self.ids.device)
+            return first, torch.full_like(first, num_candidates)
+        if self.ids.ndim == 1 and (self.owner is None or self.source_rows is None):
+            return self._first_with_another_key()
         size = ROWS_AT_ONCE if self.ids.ndim == 1 else max(1, num_rows)
-        parts = []
+        parts = [self.ids.new_zeros(2, 0)]
         for begin in range(0, num_rows, size):
             is_of_others = self._is_of_others(slice(begin, min(begin + size, num_rows)))
-            count = is_of_others.sum(dim=1)
-            first = is_of_others.byte().argmax(dim=1) if is_of_others.shape[1] else count - 1
-            parts.append(torch.stack([first, count]))
-        first, count = torch.cat(parts, dim=1) if parts else self.ids.new_zeros(2, 0)
-        return first.masked_fill(positive_in_exact | (count == 0), -1), count
+            first = is_of_others.byte().argmax(dim=1)
+            parts.append(torch.stack([first, is_of_others.sum(dim=1)]))
+        first, count = torch.cat(parts, dim=1)
+        return first, count
+
+    def _first_with_another_key(self) -> tuple[Tensor, Tensor]:
+        """``_first_of_others`` for shared candidates that a row loses by user, or by row."""
+        keys, row_keys = self.source_rows, self.row_user_ids
+        if self.owner is not None:
+            keys = self.owner
+        else:
+            row_keys = torch.arange(len(self.log_expected_count_positive), device=self.ids.device)
+        assert keys is not None
+        assert row_keys is not None
+        # The first candidate for most rows; for those with its key, the first with another key.
+        second = (keys != keys[0]).byte().argmax()
+        return torch.where(row_keys == keys[0], second, 0), num_of_others(keys, row_keys)
 
     def _is_of_others(self, rows: slice) -> Tensor:
         """[rows, N] bool, True where a candidate comes from another row and another user."""
@@ -304,7 +326,7 @@ def num_of_others(keys: Tensor, row_keys: Tensor) -> Tensor:
     Returns:
         [B] int64.
     """
-    ordered, row_keys = keys.sort().values, row_keys.contiguous()
+    ordered, row_keys = keys.long().sort().values, row_keys.long().contiguous()
     num_own = torch.searchsorted(ordered, row_keys, right=True)
     return len(keys) - (num_own - torch.searchsorted(ordered, row_keys))
 

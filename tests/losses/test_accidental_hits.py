@@ -14,7 +14,14 @@ import torch
 from candid import InBatchSoftmaxLoss, SampledSoftmaxLoss, sampled_softmax
 from candid.candidates import Candidates, ExactCandidates
 from candid.losses import full_softmax, sampled
-from candid.samplers import CrossBatchMemory, InBatch, Mixture, Popularity, Uniform
+from candid.samplers import (
+    CrossBatchMemory,
+    InBatch,
+    Mixture,
+    Popularity,
+    Uniform,
+    sample_groups,
+)
 
 Q = torch.tensor([5.0, 4.0, 2.0, 1.0, 3.0], dtype=torch.float64) / 15
 SCORES = torch.tensor([0.4, -1.6, 1.9, 0.3, -0.8], dtype=torch.float64)
@@ -274,3 +281,39 @@ def test_replaced_sample_comes_from_another_row_and_user():
     assert [part.tolist() for part in single] == [[-1], [0]]
     popular = Popularity(Q, num_candidates=3).sample(ids).replaced_samples(is_exact)
     assert [part.tolist() for part in popular] == [[0, 0, -1, 0], [3] * 4]
+
+
+@pytest.mark.parametrize("num_groups", [1, 3])
+@pytest.mark.parametrize("name", ["user", "row", "both", "neither"])
+def test_replaced_sample_is_the_first_of_another_row_and_user(name, num_groups, monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    sampler = {
+        "user": InBatch(Q),
+        "row": InBatch(Q, exclude_same_user=False),
+        "both": Mixture([InBatch(Q), InBatch(Q, exclude_same_user=False)]),
+        "neither": Uniform(V, num_candidates=3),
+    }[name]
+    for num_rows, num_users in ((1, 1), (2, 1), (3, 2), (9, 2), (9, 20)):
+        ids = torch.randint(V, (num_rows,), generator=generator)
+        users = torch.randint(num_users, (num_rows,), generator=generator, dtype=torch.int32)
+        is_exact = torch.rand(num_rows, generator=generator) < 0.3
+        sampled = sample_groups(sampler, num_groups, ids, users, generator=generator)
+        owners, sources = (
+            None if keys is None else sampled.by_row(keys).expand(num_rows, -1).tolist()
+            for keys in (sampled.owner, sampled.source_rows)
+        )
+        with monkeypatch.context() as patch:
+            if num_groups == 1 and name != "both":
+                # Without [B, N].
+                patch.setattr(Candidates, "_is_of_others", None)
+            positions, counts = sampled.replaced_samples(is_exact)
+        assert positions.dtype == counts.dtype == torch.int64
+        for row in range(num_rows):
+            others = [
+                column
+                for column in range(sampled.ids.shape[-1])
+                if (owners is None or owners[row][column] != users[row])
+                and (sources is None or sources[row][column] != row)
+            ]
+            assert counts[row] == len(others)
+            assert positions[row] == (others[0] if others and not is_exact[row] else -1)
