@@ -26,9 +26,19 @@ def test_tables_match_results(script, results):
 
 
 @pytest.mark.parametrize(
-    "name", ["tables_quality", "loader", "attention", "search", "validation_share", "start_time"]
+    "name",
+    [
+        "tables_quality",
+        "loader",
+        "attention",
+        "length_groups",
+        "search",
+        "validation_share",
+        "start_time",
+    ],
 )
-def test_other_tables_match_results(benchmark_script, name):
+def test_other_tables_match_results(benchmark_script, name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # scripts import others
     docs = (ROOT / "docs" / "benchmarks" / "speed.md").read_text()
     found = json.loads((RESULTS.parent / f"{name}.json").read_text())["results"]
     assert benchmark_script(name).with_table(docs, found) == docs
@@ -80,3 +90,14 @@ def test_help_takes_less_than_150_milliseconds():
     found = json.loads((RESULTS.parent / "start_time.json").read_text())["results"]
     assert found["candid --help"]["median"] < 0.15
     assert found["candid prepare"]["median"] < found["import torch"]["median"]
+
+
+def test_larger_groups_of_short_histories_help_and_do_not_harm_long_ones(
+    benchmark_script, monkeypatch
+):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    now = str(benchmark_script("length_groups").NOW)
+    found = json.loads((RESULTS.parent / "length_groups.json").read_text())["results"]
+    ratios = {row["data"]: row["cells"]["0"]["ms"] / row["cells"][now]["ms"] for row in found}
+    assert min(ratios["nowplaying"], ratios["amazon-beauty"]) > 1.25
+    assert min(ratios.values()) > 0.95

@@ -46,20 +46,27 @@ def make_queries(offsets):
     )
 
 
-def groups_by_loops(offsets, size):
-    """Return (packed position of each cell [S, L], cells that are tokens) of every group."""
+def groups_by_loops(offsets, least=4, cells=256):
+    """Return (packed position of each cell [S, L], cells that are tokens) of every group.
+
+    A group takes sequences while there are fewer than ``least``, or ``cells`` cells hold one more.
+    """
     starts, lengths = offsets[:-1].numpy(), offsets.diff().numpy()
-    order = np.argsort(-lengths, kind="stable")
+    order = [seq for seq in np.argsort(-lengths, kind="stable") if lengths[seq] > 0]
+    members = []
+    for sequence in order:
+        current = members[-1] if members else []
+        if current and (len(current) < least or (len(current) + 1) * lengths[current[0]] <= cells):
+            current.append(sequence)
+        else:
+            members.append([sequence])
     groups = []
-    for begin in range(0, len(order), size):
-        members = order[begin : begin + size]
-        longest = lengths[members].max()
-        if longest == 0:
-            break
-        gather = np.full((len(members), longest), starts[members[0]])
-        for row, member in enumerate(members):
+    for current in members:
+        longest = lengths[current[0]]
+        gather = np.full((len(current), longest), starts[current[0]])
+        for row, member in enumerate(current):
             gather[row, : lengths[member]] = starts[member] + np.arange(lengths[member])
-        is_token = np.arange(longest) < lengths[members][:, None]
+        is_token = np.arange(longest) < lengths[current][:, None]
         groups.append((torch.from_numpy(gather), torch.from_numpy(np.flatnonzero(is_token))))
     return groups
 
@@ -95,7 +102,7 @@ def test_outputs_and_gradients_equal_those_of_one_gather_for_each_group(count, p
     offsets = random_offsets(count)
     queries = make_queries(offsets)
     vectors, gradients = outputs_and_gradients(tower, queries, bfloat16)
-    groups = groups_by_loops(offsets, length_groups.SEQUENCES_PER_GROUP["cpu"])
+    groups = groups_by_loops(offsets)
 
     def attend(block, tokens, _, factors):
         return attend_with_one_gather_for_each_group(block, tokens, groups, factors)
@@ -108,11 +115,23 @@ def test_outputs_and_gradients_equal_those_of_one_gather_for_each_group(count, p
         assert gradient.any(), name
 
 
-def test_cells_are_those_of_the_groups():
-    offsets = torch.from_numpy(offsets_of(np.array([2, 0, 5, 1, 5, 3, 0, 2, 4])))
-    groups = length_groups.length_groups(offsets, 22)
-    expected = groups_by_loops(offsets, 4)
-    assert groups.shapes == [tuple(gather.shape) for gather, _ in expected] == [(4, 5), (4, 2)]
+@pytest.mark.parametrize(
+    ("lengths", "shapes"),
+    [
+        # Four sequences at least, more while 20 cells hold them, and none without tokens.
+        ([2, 0, 5, 1, 5, 3, 0, 2, 4], [(4, 5), (3, 2)]),
+        ([40, 9, 8, 1, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1], [(4, 40), (10, 2)]),
+        ([1] * 45, [(20, 1), (20, 1), (5, 1)]),
+        ([0, 0], []),
+        ([], []),
+    ],
+)
+def test_cells_are_those_of_the_groups(lengths, shapes):
+    offsets = torch.from_numpy(offsets_of(np.array(lengths, np.int64)))
+    with mock.patch.dict(length_groups.CELLS_PER_GROUP, {"cpu": 20}):
+        groups = length_groups.length_groups(offsets, sum(lengths))
+    expected = groups_by_loops(offsets, cells=20)
+    assert groups.shapes == [tuple(gather.shape) for gather, _ in expected] == shapes
     begin = 0
     for gather, cells in expected:
         tokens = gather.flatten()[cells]
@@ -120,6 +139,17 @@ def test_cells_are_those_of_the_groups():
         assert torch.equal(groups.gather[begin + cells], tokens)
         begin += gather.numel()
     assert len(groups.gather) == begin
+
+
+def test_groups_of_other_sizes_give_the_same_vectors_and_gradients():
+    tower = make_tower(dropout=0.0).double()
+    queries = make_queries(random_offsets(33))
+    vectors, gradients = outputs_and_gradients(tower, queries, bfloat16=False)
+    for cells in (0, 40, 10_000):
+        tower.zero_grad()
+        with mock.patch.dict(length_groups.CELLS_PER_GROUP, {"cpu": cells}):
+            others = outputs_and_gradients(tower, queries, bfloat16=False)
+        torch.testing.assert_close(others, (vectors, gradients))
 
 
 def test_padding_and_back_returns_the_tokens_and_their_gradients():

@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 
 SEQUENCES_PER_GROUP = {"cpu": 4, "cuda": 32}
-"""Sequences padded together: small groups waste less padding, large ones use the device better."""
+"""Least number of sequences padded together: small groups waste less padding, large ones use the
+device better."""
+CELLS_PER_GROUP = {"cpu": 256}
+"""Cells up to which a group takes more sequences, for devices where the calls of a group of short
+sequences cost more than its attention and its padding."""
 MAX_GROUPS = {"cuda": 16}
 """Most groups, for devices where each operation costs a launch."""
 
@@ -81,30 +85,40 @@ def length_groups(offsets: Tensor, num_tokens: int) -> LengthGroups:
     """
     device = offsets.device
     lengths = offsets.diff()
-    num_sequences = len(lengths)
-    size = SEQUENCES_PER_GROUP.get(device.type, 32)
-    if device.type in MAX_GROUPS:
-        size = max(size, -(-num_sequences // MAX_GROUPS[device.type]))
     sorted_lengths, order = lengths.sort(descending=True, stable=True)
-    shapes, num_cells = [], 0
-    group_starts, widths = [], []
-    for begin, length in zip(
-        range(0, num_sequences, size), sorted_lengths[::size].tolist(), strict=True
-    ):
-        group_starts.append(num_cells)
-        widths.append(length)
-        if length == 0:  # all later sequences are empty too and have no cells
-            continue
-        shapes.append((min(size, num_sequences - begin), length))
-        num_cells += shapes[-1][0] * length
-    rank = torch.arange(num_sequences, device=device)
-    group, member = rank // size, rank % size
-    layout = torch.tensor([group_starts, widths], device=device)
-    first_cells = torch.empty_like(lengths)
-    first_cells[order] = layout[0, group] + member * layout[1, group]
+    shapes = _group_shapes(sorted_lengths.tolist(), device.type)
+    layout, num_cells, num_grouped = [], 0, 0
+    for size, length in shapes:
+        layout.append((num_cells, num_grouped, length))
+        num_cells += size * length
+        num_grouped += size
+    sizes = torch.tensor([size for size, _ in shapes], dtype=torch.int64, device=device)
+    of_group = torch.tensor(layout, dtype=torch.int64, device=device).view(-1, 3)
+    first_cell, first_rank, width = of_group.repeat_interleave(
+        sizes, dim=0, output_size=num_grouped
+    ).T
+    rank = torch.arange(num_grouped, device=device)
+    first_cells = torch.zeros_like(lengths)
+    first_cells[order[:num_grouped]] = first_cell + (rank - first_rank) * width
     tokens = torch.arange(num_tokens, device=device)
     shift = (first_cells - offsets[:-1]).repeat_interleave(lengths, output_size=num_tokens)
     cells = tokens + shift
     gather = torch.zeros(num_cells, dtype=torch.int64, device=device)
     gather[cells] = tokens
     return LengthGroups(shapes, gather, cells)
+
+
+def _group_shapes(lengths: list[int], device_type: str) -> list[tuple[int, int]]:
+    """Divide sequences with lengths in descending order; empty ones are in no group."""
+    least = SEQUENCES_PER_GROUP.get(device_type, 32)
+    if device_type in MAX_GROUPS:
+        least = max(least, -(-len(lengths) // MAX_GROUPS[device_type]))
+    cells = CELLS_PER_GROUP.get(device_type, 0)
+    lengths = lengths[: len(lengths) - lengths.count(0)]
+    shapes, begin = [], 0
+    while begin < len(lengths):
+        longest = lengths[begin]
+        size = min(max(least, cells // longest), len(lengths) - begin)
+        shapes.append((size, longest))
+        begin += size
+    return shapes
