@@ -1,6 +1,13 @@
 import pytest
 
-from candid.audit import ALL_ESTIMATORS, Estimator, affordable_cases, standard_cases
+from candid.audit import (
+    ALL_ESTIMATORS,
+    Estimator,
+    affordable_cases,
+    estimators_for,
+    sampler_config,
+    standard_cases,
+)
 from candid.component import type_name
 from candid.errors import ConfigError
 from candid.samplers import SAMPLERS
@@ -34,11 +41,12 @@ def test_standard_cases_have_the_estimators_of_their_sampler():
         Estimator("logq", accidental_hits="mask"),
         Estimator("refined"),
         Estimator("refined", jackknife=True),
+        Estimator(cap=3.0),
     )
     assert Estimator("logq") in by_name["in-batch"].estimators
     for name in ("popularity, distinct", "in-batch, distinct"):
         labels = [estimator.label for estimator in by_name[name].estimators]
-        assert labels == ["none", "logq", "refined"]
+        assert labels == ["none", "logq", "refined", "learnt partition, cap 3"]
 
 
 def test_standard_cases_with_only_fitting_leave_out_too_large_ones():
@@ -85,3 +93,35 @@ def test_standard_cases_have_one_in_batch_size_where_batches_are_given():
 def test_standard_cases_of_an_impossible_number_are_refused(n, sentence):
     with pytest.raises(ConfigError, match=sentence):
         standard_cases([16, n], 30)
+
+
+def labels(table):
+    return [estimator.label for estimator in estimators_for(sampler_config(table))]
+
+
+def test_estimators_for_independent_samples_are_all():
+    assert labels({"type": "uniform", "num_candidates": 4}) == [
+        "none",
+        "logq",
+        "logq, hits masked",
+        "refined",
+        "published_code",
+        "refined + jackknife",
+        "learnt partition, cap 3",
+    ]
+    assert len(ALL_ESTIMATORS) == 7
+
+
+def test_estimators_beside_exact_candidates_are_corrected():
+    rest = {"type": "uniform", "num_candidates": 4}
+    table = {"type": "exact_popular", "num_exact": 2, "rest": rest}
+    expected = ["logq", "logq, hits masked", "refined", "refined + jackknife"]
+    expected.append("learnt partition, cap 3")
+    assert labels(table) == expected
+
+
+def test_estimators_for_a_set_have_no_jackknife_and_one_rule_of_hits():
+    table = {"type": "in_batch", "distinct": True}
+    assert labels(table) == ["none", "logq", "refined", "learnt partition, cap 3"]
+    mixture = {"type": "mixture", "components": [table, {"type": "uniform"}]}
+    assert labels(mixture) == ["none", "logq", "refined", "learnt partition, cap 3"]

@@ -25,7 +25,8 @@ from .conftest import COUNTS, SCORES, refined_gradient, tiny_input
 Q = np.array(COUNTS) / sum(COUNTS)
 P = np.exp(SCORES) / np.exp(SCORES).sum(axis=1, keepdims=True)
 KEPT, MASKED, REFINED = Estimator("logq"), Estimator("logq", False, "mask"), Estimator("refined")
-ALL = (KEPT, MASKED, REFINED, Estimator("none"))
+LEARNT = Estimator(cap=3.0)
+ALL = (KEPT, MASKED, REFINED, Estimator("none"), LEARNT)
 
 
 UNIFORM = {"type": "uniform", "num_candidates": 3}
@@ -54,10 +55,10 @@ def enumerated(n, estimators):
     query, items = data.query[users].double(), data.item_vectors.double()
     chances = torch.from_numpy(P)[users, positive_ids] * torch.from_numpy(Q)[ids].prod(dim=1)
     sums = torch.zeros(len(estimators), 3, 4, dtype=torch.float64)
-    add_estimated_softmax(
-        sums, compare(query, items, positive_ids, candidates), estimators, chances
-    )
-    log_p = (data.query.double() @ items.T).log_softmax(dim=1)
+    logits = data.query.double() @ items.T
+    comparison = compare(query, items, positive_ids, candidates)
+    add_estimated_softmax(sums, comparison, estimators, chances, logits.logsumexp(dim=1)[users])
+    log_p = logits.log_softmax(dim=1)
     return drift_products((sums - log_p.exp())[:, :, None], log_p)[:, :, 0, 0] / 2
 
 
@@ -86,6 +87,12 @@ def test_drift_of_kept_hits_is_zero_by_enumeration(n):
     assert float(drifts[3].min()) > 1e-4
 
 
+@pytest.mark.parametrize("cap", [0.5, 3.0])
+@pytest.mark.parametrize("n", [1, 4])
+def test_drift_of_a_learnt_partition_function_is_zero_by_enumeration(n, cap):
+    assert float(enumerated(n, [Estimator(cap=cap)]).abs().max()) < 1e-13
+
+
 @pytest.mark.parametrize("n", [1, 4])
 def test_enumerated_drift_of_refined_equals_its_formula(n):
     assert enumerated(n, [REFINED])[0].numpy() == pytest.approx(refined_by_formula(n), rel=1e-5)
@@ -103,7 +110,8 @@ def test_drift_of_the_full_softmax_is_zero():
         catalog,
     )
     sums = torch.zeros(1, 3, 4, dtype=torch.float64)
-    add_estimated_softmax(sums, comparison, [REFINED], torch.from_numpy(P).flatten())
+    chances = torch.from_numpy(P).flatten()
+    add_estimated_softmax(sums, comparison, [REFINED], chances, torch.zeros(12))
     assert sums[0].numpy() == pytest.approx(P, abs=1e-8)  # float32 scores
 
 

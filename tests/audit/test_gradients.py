@@ -8,6 +8,7 @@ import torch
 from candid.audit import Estimator
 from candid.audit.gradients import gradients
 from candid.candidates import Candidates, ExactCandidates
+from candid.losses import LOSSES
 from candid.losses.comparison import compare
 from candid.losses.corrected_softmax import dense_softmax
 
@@ -16,6 +17,8 @@ ESTIMATORS = [
     for correction in ("none", "logq", "refined")
     for jackknife in (False, True)
 ] + [Estimator("logq", jackknife, "mask") for jackknife in (False, True)]
+LOG_PARTITION = torch.zeros(4, dtype=torch.float64)
+"""Read by a learnt partition function alone."""
 POSITIVES = torch.tensor([3, 0, 5, 7])
 NUM_ITEMS, NUM_ROWS = 12, 4
 
@@ -78,7 +81,7 @@ def test_gradients_equal_autograd(case, scale):
     query = torch.randn(NUM_ROWS, 5, generator=generator, dtype=torch.float64) * scale
     items = torch.randn(NUM_ITEMS, 5, generator=generator, dtype=torch.float64)
     comparison = compare(query, items, POSITIVES, CASES[case])
-    result = gradients(comparison, ESTIMATORS)
+    result = gradients(comparison, ESTIMATORS, LOG_PARTITION)
     for index, estimator in enumerate(ESTIMATORS):
         scores, leaf_comparison = with_leaves(comparison)
         out = dense_softmax(
@@ -103,6 +106,30 @@ def test_gradients_equal_autograd(case, scale):
         torch.testing.assert_close(sample_size, out.effective_sample_size, **close)
 
 
+@pytest.mark.parametrize("cap", [0.5, 3.0])
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_a_learnt_partition_function_equal_autograd(case, cap):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(NUM_ROWS, 5, generator=generator, dtype=torch.float64)
+    items = torch.randn(NUM_ITEMS, 5, generator=generator, dtype=torch.float64)
+    comparison = compare(query, items, POSITIVES, CASES[case])
+    log_partition = (query @ items.T).logsumexp(dim=1)
+    # Another estimator beside it must not change it.
+    estimators = [Estimator("refined"), Estimator(cap=cap)]
+    result = gradients(comparison, estimators, log_partition)
+    loss = LOSSES["learnt_partition"].Config(cap=cap).build(NUM_ITEMS)
+    loss.head.predict = lambda query: log_partition
+    scores, leaf_comparison = with_leaves(comparison)
+    losses = loss.row_losses(leaf_comparison)
+    grads = torch.autograd.grad(losses.sum(), scores)
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(result.loss[1], losses.detach(), **close)
+    torch.testing.assert_close(result.positive[1], grads[0], **close)
+    torch.testing.assert_close(result.candidates[1], grads[1], **close)
+    if len(grads) > 2:
+        torch.testing.assert_close(result.exact[1], grads[2], **close)
+
+
 def with_leaves(comparison):
     """The scores as leaves of autograd, and a comparison that uses them."""
     names = ["positive_scores", "candidate_scores"]
@@ -118,6 +145,6 @@ def test_gradients_do_not_write_into_the_comparison():
     candidates = with_exact(shared(), row_candidates=ROW_CANDIDATES)
     comparison = compare(query, items, POSITIVES, candidates)
     before = [comparison.candidate_scores.clone(), comparison.exact_scores.clone()]
-    gradients(comparison, ESTIMATORS)
+    gradients(comparison, ESTIMATORS, LOG_PARTITION)
     assert torch.equal(comparison.candidate_scores, before[0])
     assert torch.equal(comparison.exact_scores, before[1])

@@ -58,7 +58,7 @@ def report():
 
 
 def test_audit_measures_every_estimator_on_every_input(report):
-    assert len(report.entries) == 6 + 4
+    assert len(report.entries) == 7 + 5
     for entry in report.entries:
         assert list(entry.inputs) == ["before", "after"]
         before, after = entry.inputs.values()
@@ -68,7 +68,7 @@ def test_audit_measures_every_estimator_on_every_input(report):
         assert after.statistics.num_rows == 3
         assert after.drift.by_user.shape == (3,)
         assert entry.cost.ms > 0
-    assert [entry.num_scores for entry in report.entries] == [3] * 6 + [2 + 256] * 4
+    assert [entry.num_scores for entry in report.entries] == [3] * 7 + [2 + 256] * 5
     assert report.ranked_by == "after"
 
 
@@ -76,7 +76,7 @@ def test_report_json_has_a_row_for_each_estimator_best_first(report):
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     rows = document["estimators"]
     assert document["schema"] == 3
-    assert len(rows) == 10
+    assert len(rows) == 12
     excess = [max(row["drift"], 0.0) + 0.1 * row["rmse"] ** 2 for row in rows]
     assert [row["expected_excess"] for row in rows] == pytest.approx(excess, rel=1e-4)
     tolerance = 2 * max(row["inputs"]["after"]["drift"]["se_of_samples"] for row in rows)

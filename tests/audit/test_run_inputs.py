@@ -85,6 +85,12 @@ def test_recipe_case_has_the_recipe_estimator_first(dataset):
     assert set(case.estimators) == set(estimators_for(case.sampler))
 
 
+def test_recipe_case_of_a_learnt_partition_function_has_its_own_cap_first(dataset):
+    case = recipe_case(config_of(loss={"type": "learnt_partition", "cap": 2.0}), dataset)
+    assert case.estimators[0] == Estimator(cap=2.0)
+    assert set(case.estimators) == {Estimator(cap=2.0), *estimators_for(case.sampler)}
+
+
 @pytest.mark.parametrize(
     ("sampler", "num_candidates"),
     [

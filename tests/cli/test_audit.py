@@ -21,6 +21,7 @@ def test_audit_of_a_run_is_before_and_after_training(candid, toy, tmp_path):
     assert len({row["n"] for row in rows if row["sampler"] == "in_batch"}) == 1
     recipe = [row for row in rows if row["is_recipe"]]
     assert {(row["correction"], row["accidental_hits"], row["jackknife"]) for row in recipe} == {
+        (None, "keep", False),
         ("none", "mask", False),
         ("logq", "keep", False),
         ("logq", "mask", False),
@@ -28,6 +29,9 @@ def test_audit_of_a_run_is_before_and_after_training(candid, toy, tmp_path):
         ("refined", "mask", True),
         ("published_code", "mask", False),
     }
+    learnt = [(row["loss"], row["cap"]) for row in recipe if row["correction"] is None]
+    assert learnt == [("learnt_partition", 3.0)]
+    assert all(row["cap"] is None for row in recipe if row["loss"] == "sampled_softmax")
     assert_rows_are_complete(rows)
     assert any(row["distinct"] for row in rows)
     stored = json.loads((out / "audit.json").read_text())

@@ -7,7 +7,14 @@ size, and the cost of a step. The guide "Audit" of the docs explains the numbers
 
 from candid.audit.audit_input import SLICES, AuditInput
 from candid.audit.audit_sampler import AuditSampler
-from candid.audit.cases import AuditCase, affordable_cases, sampler_config, standard_cases
+from candid.audit.cases import (
+    ALL_ESTIMATORS,
+    AuditCase,
+    affordable_cases,
+    estimators_for,
+    sampler_config,
+    standard_cases,
+)
 from candid.audit.cost import Cost
 from candid.audit.drift import (
     Drift,
@@ -18,12 +25,12 @@ from candid.audit.drift import (
 )
 from candid.audit.drift_sampling import DriftSampling
 from candid.audit.entry import ALL_ROWS, AuditEntry, InputMeasurement, expected_excess
-from candid.audit.estimator import ALL_ESTIMATORS, Estimator, estimators_for
 from candid.audit.measurement import SamplingBudget
 from candid.audit.recommendation import CostBudget
 from candid.audit.report import AuditReport
 from candid.audit.run import AuditProgress, audit
 from candid.audit.statistics import EstimatorStatistics
+from candid.losses.estimator import Estimator
 
 __all__ = [
     "ALL_ESTIMATORS",

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from candid.audit.audit_input import AuditInput
 from candid.audit.audit_sampler import exact_ids
-from candid.audit.estimator import Estimator
 from candid.audit.full_softmax import FullSoftmaxReference
 from candid.audit.gradients import gradients
 from candid.audit.statistics import NUM_GROUPS, GroupMeans
 from candid.candidates import ExactCandidates
 from candid.losses.comparison import Comparison
+from candid.losses.estimator import Estimator
 
 CHUNK = 4096
 """Number of items of the sums that are multiplied at a time."""
@@ -63,7 +63,7 @@ class GradientAccumulator:
 
     def add(self, group: int, comparison: Comparison) -> None:
         """Add the gradients of one repeat to a group."""
-        result = gradients(comparison, self._estimators)
+        result = gradients(comparison, self._estimators, self._log_partition)
         squared_norm = result.positive.flatten().square()
         candidates = comparison.candidates
         squared_norm = squared_norm + self._add_part(

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from candid.audit.audit_input import AuditInput
 from candid.audit.audit_sampler import AuditRows, AuditSampler
-from candid.audit.estimator import Estimator
 from candid.audit.full_softmax import FullSoftmaxReference
 from candid.audit.measurement import SamplingBudget, measure
 from candid.audit.statistics import EstimatorStatistics
+from candid.losses.estimator import Estimator
 from candid.samplers.config import SamplerConfig
 
 BLOCK_SCORES = 1 << 22

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
-from candid.audit.estimator import Estimator, estimators_for
 from candid.component import lookup
 from candid.errors import ConfigError
+from candid.losses.correction import SHIFTS_BOTH, corrections_for, hit_rules
+from candid.losses.estimator import Estimator
 from candid.samplers.config import SamplerConfig
 from candid.samplers.registry import SAMPLERS
 
 SAMPLES_PER_ROW_UP_TO = 200_000
 """Largest catalog for which samplers with a separate sample per row are affordable: each sample
 descends a tree, and the sums of their gradients hold the whole catalog."""
+
+ALL_ESTIMATORS: Final = (
+    *(
+        Estimator(correction, accidental_hits=rule)
+        for correction in corrections_for(has_exact=False)
+        for rule in hit_rules(correction)
+    ),
+    Estimator("refined", jackknife=True),
+    Estimator(SHIFTS_BOTH, cap=3.0),
+)
+"""Every correction with each of its rules of accidental hits, the jackknife of refined, and the
+learnt partition function with its default cap.
+
+The jackknife removes bias of ``refined``; ``logq`` has no drift with independent samples.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +54,22 @@ class AuditCase:
     estimators: Sequence[Estimator]
     batch_rows: int | None = None
     is_recipe: bool = False
+
+
+def estimators_for(sampler: SamplerConfig) -> tuple[Estimator, ...]:
+    """Return the estimators that are defined for a sampler.
+
+    Some corrections are not defined with exact candidates, and the jackknife is biased for a
+    set of distinct items. On sets the rules of accidental hits are one and the same: only the
+    default is listed.
+    """
+    corrections = corrections_for(sampler.has_exact, sampler.is_set)
+    return tuple(
+        estimator
+        for estimator in ALL_ESTIMATORS
+        if estimator.correction in corrections
+        and not (sampler.is_set and (estimator.jackknife or not estimator.has_default_hit_rule))
+    )
 
 
 def sampler_config(table: Mapping[str, Any]) -> SamplerConfig:

@@ -16,8 +16,11 @@ from torch.utils._pytree import tree_iter
 
 from candid.audit.audit_input import AuditInput
 from candid.audit.audit_sampler import AuditRows, AuditSampler
-from candid.audit.estimator import Estimator
-from candid.losses import full_softmax, sampled_softmax
+from candid.losses import full_softmax
+from candid.losses.estimator import Estimator
+from candid.losses.learnt_partition import LearntPartition
+from candid.losses.sampled import SampledSoftmax
+from candid.losses.sampled_loss import SampledLoss
 
 MEGABYTE = 10**6
 
@@ -53,11 +56,11 @@ def sampled_cost(
     Args:
         data: the audited model; its rows are repeated to fill a batch.
         sampler: source of the candidates.
-        estimator: the correction.
+        estimator: its loss.
         num_rows: B.
         seconds: duration of the measurement; the step runs at least three times.
     """
-    rows = _batch_of(data, num_rows)
+    rows, loss = _batch_of(data, num_rows), loss_of(estimator)
 
     def step() -> None:
         query = rows.query.requires_grad_()
@@ -65,19 +68,25 @@ def sampled_cost(
         def vectors(ids: Tensor) -> Tensor:
             return data.item_vectors[ids].requires_grad_()
 
-        out = sampled_softmax(
-            query,
-            vectors,
-            rows.positive_ids,
-            sampler.sample(AuditRows(query.detach(), rows.positive_ids, rows.user_ids)),
-            correction=estimator.correction,
-            jackknife=estimator.jackknife,
-            accidental_hits=estimator.accidental_hits,
-        )
-        out.loss.mean().backward()
+        candidates = sampler.sample(AuditRows(query.detach(), rows.positive_ids, rows.user_ids))
+        loss(query, vectors, rows.positive_ids, candidates).loss.mean().backward()
+        if loss.state is not None:
+            loss.state.step()
         query.grad = None
 
     return _measure(step, seconds)
+
+
+def loss_of(estimator: Estimator) -> SampledLoss:
+    """Return the training loss that makes an estimate, in float32."""
+    if estimator.cap is not None:
+        return LearntPartition.Config(cap=estimator.cap).build(0)
+    return SampledSoftmax(
+        correction=estimator.correction,
+        jackknife=estimator.jackknife,
+        precision="float32",
+        accidental_hits=estimator.accidental_hits,
+    )
 
 
 def full_softmax_cost(data: AuditInput, num_rows: int, *, seconds: float = 0.05) -> Cost:

@@ -39,13 +39,13 @@ from torch import Tensor
 
 from candid.audit.audit_input import AuditInput
 from candid.audit.audit_sampler import AuditRows, AuditSampler, exact_ids
-from candid.audit.estimator import Estimator
 from candid.audit.gradients import gradients
 from candid.audit.stacked_candidates import can_be_stacked, stacked
 from candid.audit.statistics import NUM_GROUPS, off_diagonal_mean
 from candid.candidates import Candidates
 from candid.errors import ConfigError
 from candid.losses.comparison import Comparison, compare
+from candid.losses.estimator import Estimator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +209,7 @@ def proposal_distance(data: AuditInput, sampler: AuditSampler) -> ProposalDistan
         return None
     chi2, kl = [], []
     for users in _blocks_of_users(data, 8, 1 << 28):
-        log_p = _log_probabilities(data, users)
+        log_p, _ = _log_softmax(data, users)
         log_q = sampler.log_expected_counts(AuditRows.of(data, users)).double()
         log_q = log_q - log_q.logsumexp(dim=-1, keepdim=True)
         chi2.append(torch.exp(2.0 * log_p - log_q).sum(dim=1) - 1.0)
@@ -218,7 +218,11 @@ def proposal_distance(data: AuditInput, sampler: AuditSampler) -> ProposalDistan
 
 
 def add_estimated_softmax(
-    sums: Tensor, comparison: Comparison, estimators: Sequence[Estimator], weights: Tensor
+    sums: Tensor,
+    comparison: Comparison,
+    estimators: Sequence[Estimator],
+    weights: Tensor,
+    log_partition: Tensor,
 ) -> None:
     """Add the estimated softmax of rows to the sums of their users.
 
@@ -229,12 +233,13 @@ def add_estimated_softmax(
             other, block by block.
         estimators: A estimators.
         weights: [B], of the rows.
+        log_partition: [B], the exact log Z of the rows.
     """
     num_items = sums.shape[-1]
     # Always a view: only dimensions that lie together are joined.
     flat = sums.flatten(1)
     num_users = flat.shape[1] // num_items
-    result = gradients(comparison, estimators)
+    result = gradients(comparison, estimators, log_partition)
     first = torch.arange(num_users)[:, None] * num_items
 
     def add(ids: Tensor, values: Tensor) -> None:
@@ -278,11 +283,12 @@ def _measure_users(
     generator: torch.Generator,
 ) -> list[Tensor]:
     """Return the products [U, K, K] of each estimator, for users with common samples."""
-    log_p = _log_probabilities(data, users)
+    log_p, log_partition = _log_softmax(data, users)
     num_users, num_items = log_p.shape
     cumulative = log_p.exp().cumsum(dim=1)
     rows = torch.arange(users.start, users.stop).repeat_interleave(budget.num_positives)
     query, user_ids = data.query[rows], data.user_ids[rows]
+    log_partition = log_partition.repeat_interleave(budget.num_positives)
     shape = (len(estimators), NUM_GROUPS, num_users, num_items)
     sums = torch.zeros(shape, dtype=torch.float64)
     repeats = -(-budget.repeats // NUM_GROUPS)
@@ -294,10 +300,12 @@ def _measure_users(
         ]
         samples = [sampler.sample(AuditRows(query, ids, user_ids)) for ids in positive_ids]
         if can_be_stacked(samples):
-            _add_samples(sums, data, query, torch.cat(positive_ids), stacked(samples), estimators)
+            ids = torch.cat(positive_ids)
+            _add_samples(sums, data, query, log_partition, ids, stacked(samples), estimators)
             continue
         for group, (ids, sample) in enumerate(zip(positive_ids, samples, strict=True)):
-            _add_samples(sums[:, group : group + 1], data, query, ids, sample, estimators)
+            part = sums[:, group : group + 1]
+            _add_samples(part, data, query, log_partition, ids, sample, estimators)
     sums /= repeats
     sums -= log_p.exp()
     return [drift_products(part, log_p) for part in sums.transpose(1, 2)]
@@ -307,11 +315,22 @@ def _add_samples(
     sums: Tensor,
     data: AuditInput,
     query: Tensor,
+    log_partition: Tensor,
     positive_ids: Tensor,
     candidates: Candidates,
     estimators: Sequence[Estimator],
 ) -> None:
-    """Add a sample for each of K blocks, with the same queries [R, D], to the sums [A, K, U, V]."""
+    """Add a sample for each of K blocks, with the same queries [R, D], to the sums [A, K, U, V].
+
+    Args:
+        sums: see ``add_estimated_softmax``.
+        data: the item vectors.
+        query: [R, D].
+        log_partition: [R], log Z of the queries.
+        positive_ids: [K·R].
+        candidates: of the K blocks.
+        estimators: A estimators.
+    """
     num_rows = len(query) // sums.shape[2]
 
     def vectors(ids: Tensor) -> Tensor:
@@ -320,7 +339,8 @@ def _add_samples(
     wide_query = query.double().repeat(sums.shape[1], 1)
     comparison = compare(wide_query, vectors, positive_ids, candidates)
     weights = torch.full((len(wide_query),), 1.0 / num_rows)
-    add_estimated_softmax(sums, comparison, estimators, weights)
+    log_partition = log_partition.repeat(sums.shape[1])
+    add_estimated_softmax(sums, comparison, estimators, weights, log_partition)
 
 
 def _sample_positives(cumulative: Tensor, num_positives: int, generator: torch.Generator) -> Tensor:
@@ -336,9 +356,11 @@ def _sample_positives(cumulative: Tensor, num_positives: int, generator: torch.G
     return ids.clamp(max=cumulative.shape[1] - 1)
 
 
-def _log_probabilities(data: AuditInput, users: slice) -> Tensor:
-    """[users, V] float64, the log-softmax over the catalog."""
-    return (data.query[users].double() @ data.item_vectors.double().T).log_softmax(dim=1)
+def _log_softmax(data: AuditInput, users: slice) -> tuple[Tensor, Tensor]:
+    """[users, V] and [users] float64, the log-softmax over the catalog and log Z."""
+    logits = data.query[users].double() @ data.item_vectors.double().T
+    log_partition = logits.logsumexp(dim=1)
+    return logits.sub_(log_partition[:, None]), log_partition
 
 
 def _blocks_of_users(data: AuditInput, bytes_per_item: int, memory: int) -> list[slice]:

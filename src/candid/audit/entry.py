@@ -13,8 +13,8 @@ from torch import Tensor
 from candid.audit.batch_effects import BatchEffects
 from candid.audit.cost import Cost
 from candid.audit.drift import Drift, ProposalDistance
-from candid.audit.estimator import Estimator
 from candid.audit.statistics import EstimatorStatistics
+from candid.losses.estimator import Estimator
 
 ALL_ROWS = "all"
 """Key of the statistics over all rows; the other keys are the names of the slices."""
@@ -77,7 +77,7 @@ class AuditEntry:
     Attributes:
         name: name of the audit case.
         num_candidates: n, requested number of candidates.
-        estimator: the correction.
+        estimator: the correction, or the learnt partition function.
         sampler: the settings, as a recipe table with its ``type``.
         distinct: whether the candidates are a set of distinct items.
         is_recipe: whether the audited recipe trains with this sampler.
@@ -113,7 +113,9 @@ class AuditEntry:
             "name": self.name,
             "sampler": self.sampler["type"],
             "settings": {key: value for key, value in self.sampler.items() if key != "type"},
-            "correction": self.estimator.correction,
+            "loss": "sampled_softmax" if self.estimator.cap is None else "learnt_partition",
+            "cap": self.estimator.cap,
+            "correction": self.estimator.correction if self.estimator.cap is None else None,
             "accidental_hits": self.estimator.accidental_hits,
             "jackknife": self.estimator.jackknife,
             "distinct": self.distinct,

@@ -4,6 +4,9 @@ Autograd would build a graph for each estimator and repeat. With w the weights o
 sampled candidates in the estimated Z' (their sum is 1) and P(p) = sigmoid(s(p) - log Z'), the
 gradient is (1 - P(p))·w(d) for a candidate and P(p) - 1 for the positive. The tests compare loss
 and gradients with autograd of the training losses.
+
+The learnt partition function is measured with an exact prediction, log zeta = log Z. An error of
+the prediction shifts all logits of a row by the same number, which changes no probability.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from candid.audit.estimator import Estimator
 from candid.losses.comparison import Comparison
 from candid.losses.correction import Correction, HitRule
+from candid.losses.estimator import Estimator
 from candid.losses.jackknife import Groups, LeaveOneOut
+from candid.losses.learnt_partition import log_ratios
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +75,24 @@ _RowGradients = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Loss, and gradients of positive, sampled and exact candidates."""
 
 
-def gradients(comparison: Comparison, estimators: Sequence[Estimator]) -> Gradients:
+def gradients(
+    comparison: Comparison, estimators: Sequence[Estimator], log_partition: Tensor
+) -> Gradients:
     """Compute loss and gradients of every estimator; see ``losses.corrected_log_softmax``.
 
     Args:
         comparison: float64 scores.
         estimators: A estimators.
+        log_partition: [B], the exact log Z of each row, for a learnt partition function.
     """
     keys = [(estimator.correction, estimator.hit_rule) for estimator in estimators]
     softmax_of = {key: _softmax(comparison, *key) for key in dict.fromkeys(keys)}
     parts = []
     for estimator, key in zip(estimators, keys, strict=True):
         softmax = softmax_of[key]
+        if estimator.cap is not None:
+            parts.append(_partition_gradients(comparison, estimator.cap, log_partition))
+            continue
         part = (
             _jackknife_gradients(softmax, comparison.groups, ~comparison.masked(estimator.hit_rule))
             if estimator.jackknife
@@ -185,6 +195,22 @@ def _jackknife_gradients(softmax: _Softmax, groups: Groups, is_valid: Tensor) ->
         ),
         softmax.candidates * groups.of_candidates(factor),
         None if softmax.exact is None else softmax.exact * fixed_factor[:, None],
+    )
+
+
+def _partition_gradients(
+    comparison: Comparison, cap: float, log_partition: Tensor
+) -> _RowGradients:
+    """Return loss and gradients of the learnt partition function with an exact prediction."""
+    ratios = log_ratios(comparison)
+    positive, candidates = ratios.gradients(log_partition, cap)
+    num_exact = candidates.shape[1] - comparison.candidate_scores.shape[1]
+    exact, sampled = candidates.split([num_exact, candidates.shape[1] - num_exact], dim=1)
+    return (
+        ratios.losses(log_partition, cap),
+        positive,
+        sampled,
+        None if comparison.exact_scores is None else exact,
     )
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from candid.audit.accumulators import GradientAccumulator
 from candid.audit.audit_input import AuditInput
 from candid.audit.audit_sampler import AuditRows, AuditSampler, candidates_of_rows
-from candid.audit.estimator import Estimator
 from candid.audit.full_softmax import FullSoftmaxReference
 from candid.audit.statistics import (
     NUM_GROUPS,
@@ -24,6 +23,7 @@ from candid.audit.statistics import (
 )
 from candid.candidates import Candidates
 from candid.losses.comparison import Comparison, compare
+from candid.losses.estimator import Estimator
 
 BATCH_ROWS = 64
 """Number of audited rows that share a sample."""

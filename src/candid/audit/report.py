@@ -63,13 +63,14 @@ class AuditReport:
         """Return plain values: ``recommendation``, ``estimators`` (best first) and the settings.
 
         A row of ``estimators`` has ``sampler`` (the name of its type), ``settings`` (its table in a
-        recipe), ``correction``, ``accidental_hits``, ``jackknife``, ``distinct``, ``n``, and of
-        the input ``ranked_by``: ``drift`` and its standard error ``drift_se`` (nats), ``chi2`` and
-        ``kl`` (medians over the users; null where an item is never sampled, and beside exact
-        candidates, where samples stand for a part of the catalog only), ``rmse`` and
-        ``expected_excess``. ``inputs`` of a row has the details for every input: drift, chi2 and
-        KL by user as mean and quantiles, and the statistics given the positive by slice of the
-        positives (see ``EstimatorStatistics``).
+        recipe), ``loss`` (the name of its type), ``cap`` (of a learnt partition function, else
+        null), ``correction`` (null for a learnt partition function), ``accidental_hits``,
+        ``jackknife``, ``distinct``, ``n``, and of the input ``ranked_by``: ``drift`` and its
+        standard error ``drift_se`` (nats), ``chi2`` and ``kl`` (medians over the users; null where
+        an item is never sampled, and beside exact candidates, where samples stand for a part of
+        the catalog only), ``rmse`` and ``expected_excess``. ``inputs`` of a row has the details
+        for every input: drift, chi2 and KL by user as mean and quantiles, and the statistics given
+        the positive by slice of the positives (see ``EstimatorStatistics``).
         """
         entry, sentence = self.recommendation()
         return {

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from candid.audit.audit_input import AuditInput
 from candid.audit.batch_source import TrainingRows, UnitBatches
-from candid.audit.cases import AuditCase
-from candid.audit.estimator import Estimator, estimators_for
+from candid.audit.cases import AuditCase, estimators_for
 from candid.batches import Batch, Loader, target_counts, unit_targets
 from candid.config import RunConfig
 from candid.data import PreparedDataset
@@ -64,13 +63,13 @@ def untrained_input(
 
 
 def recipe_case(config: RunConfig, dataset: PreparedDataset) -> AuditCase | None:
-    """Return the sampler and estimators of a recipe; None without a sampled softmax.
+    """Return the sampler and estimators of a recipe; None for other losses.
 
     The recipe's own estimator comes first, then the others that are defined for its sampler.
     """
-    if config.sampler is None or config.loss.estimator is None:
+    own = config.loss.estimator
+    if config.sampler is None or own is None:
         return None
-    own = Estimator(*config.loss.estimator)
     batch_rows = len(Loader(dataset, config.batches, seed=config.seed).batch(0, 0))
     others = (one for one in estimators_for(config.sampler) if one != own)
     return AuditCase(

@@ -9,7 +9,7 @@ from candid.component import ComponentConfig, tagged
 from candid.losses.registry import LOSSES
 
 if TYPE_CHECKING:
-    from candid.losses.correction import Correction, HitRule
+    from candid.losses.estimator import Estimator
     from candid.losses.output import Loss
 
 PRECISION: Final = (
@@ -45,8 +45,8 @@ class LossConfig(ComponentConfig, ABC):
         return self.why_no_probability is None
 
     @property
-    def estimator(self) -> tuple[Correction, bool, HitRule] | None:
-        """Correction, jackknife and rule of accidental hits; None for other losses."""
+    def estimator(self) -> Estimator | None:
+        """The estimate of the softmax that the loss makes; None for other losses."""
         return None
 
     @property

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -35,6 +36,7 @@ from candid.losses.comparison import Comparison
 from candid.losses.config import PRECISION
 from candid.losses.corrected_softmax import masked_logsumexp
 from candid.losses.correction import SHIFTS_BOTH
+from candid.losses.estimator import Estimator
 from candid.losses.inputs import widened
 from candid.losses.sampled_loss import SampledLoss, StatefulPart
 from candid.samplers.table_module import TableModule, scalar_tensor
@@ -171,6 +173,11 @@ class LearntPartition(SampledLoss):
             """None: the scores are log-probabilities up to a constant of the row."""
             return None
 
+        @property
+        def estimator(self) -> Estimator:
+            """The learnt partition function with this cap."""
+            return Estimator(SHIFTS_BOTH, cap=self.cap)
+
         def build(self, num_items: int) -> LearntPartition:
             """Build for a catalog of any size."""
             return LearntPartition(cap=self.cap, head_lr=self.head_lr, precision=self.precision)
@@ -187,43 +194,113 @@ class LearntPartition(SampledLoss):
 
     def row_losses(self, comparison: Comparison) -> Tensor:
         """The loss (1) of each row; 0 for a row without candidates."""
-        shifts = comparison.shifts(SHIFTS_BOTH)
-        positive, scores = comparison.positive_scores, widened(comparison.candidate_scores)
-        if shifts.positive is not None:
-            positive = positive - shifts.positive
-        if shifts.candidates is not None:
-            scores = scores - shifts.candidates
-        if shifts.row is not None:
-            scores = scores - shifts.row.to(scores.dtype)[:, None]
-        log_share = log_share_of_others(comparison)
-        if log_share is not None:
-            positive = positive - log_share.to(positive.dtype)
-            scores = scores - log_share.to(scores.dtype)[:, None]
-        mask = comparison.accidental_hits
-        if comparison.exact_scores is not None and comparison.exact_accidental_hits is not None:
-            scores = torch.cat([widened(comparison.exact_scores), scores], dim=1)
-            mask = torch.cat([comparison.exact_accidental_hits, mask], dim=1)
-        num_hits = num_hits_of(comparison).to(positive.dtype)
-        is_empty = mask.all(dim=1) & (num_hits == 0)
-        log_z = _log_z(positive.detach(), scores.detach(), mask, num_hits)
-        log_z = log_z.masked_fill(is_empty, 0.0)
+        ratios = log_ratios(comparison)
         log_zeta = self.head.predict(comparison.query)
-        shift = (log_z if log_zeta is None else log_zeta) + math.log(self.cap)
-        of_positive, of_candidates = positive - shift, scores - shift[:, None]
-        # A positive that is never sampled has log x = inf, which 0 hits do not make 0.
-        of_hits = torch.where(num_hits > 0, of_positive, 0.0)
+        with torch.no_grad():
+            log_z = ratios.log_z()
+            if log_zeta is None:
+                log_zeta = log_z
+            positive, candidates = ratios.gradients(log_zeta, self.cap)
+            # All log x fall as log zeta rises.
+            self.head.record(comparison.query, -(positive + candidates.sum(dim=1)), log_z)
+        return ratios.losses(log_zeta, self.cap)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LogRatios:
+    """log(exp(s) / e), which is log x + log zeta in (1), for each positive and candidate.
+
+    Attributes:
+        positive: [B], +inf for a positive that is never sampled.
+        candidates: [B, H + N], exact candidates first.
+        mask: [B, H + N] bool, the candidates that do not count, samples of the positive included.
+        num_hits: [B], how often the positive is among the candidates.
+        is_empty: [B] bool, rows without candidates, which have no loss.
+    """
+
+    positive: Tensor
+    candidates: Tensor
+    mask: Tensor
+    num_hits: Tensor
+    is_empty: Tensor
+
+    def of_hits(self, of_positive: Tensor) -> Tensor:
+        """[B], values of the positive, 0 where it is not sampled: 0 hits times inf is not 0."""
+        return torch.where(self.num_hits > 0, of_positive, 0.0)
+
+    def log_z(self) -> Tensor:
+        """[B], log of the sum over all candidates, an estimate of log Z; 0 for an empty row."""
+        of_hits = torch.where(self.num_hits > 0, self.positive + self.num_hits.log(), -math.inf)
+        log_z = torch.logaddexp(masked_logsumexp(self.candidates, self.mask), of_hits)
+        return log_z.masked_fill(self.is_empty, 0.0)
+
+    def losses(self, log_zeta: Tensor, cap: float) -> Tensor:
+        """Return the loss (1) of each row, [B]; 0 for an empty row.
+
+        Args:
+            log_zeta: [B].
+            cap: c.
+        """
+        shift = log_zeta + math.log(cap)
+        of_positive = self.positive - shift
+        of_candidates = softplus(self.candidates - shift[:, None]).masked_fill(self.mask, 0.0)
         loss = (
             softplus(-of_positive)
-            + self.cap * num_hits * softplus(of_hits)
-            + self.cap * softplus(of_candidates).masked_fill(mask, 0.0).sum(dim=1)
+            + cap * self.num_hits * softplus(self.of_hits(of_positive))
+            + cap * of_candidates.sum(dim=1)
         )
-        with torch.no_grad():
-            slope = torch.sigmoid(-of_positive) - self.cap * (
-                num_hits * torch.sigmoid(of_hits)
-                + torch.sigmoid(of_candidates).masked_fill(mask, 0.0).sum(dim=1)
-            )
-            self.head.record(comparison.query, slope.masked_fill(is_empty, 0.0), log_z)
-        return loss.masked_fill(is_empty, 0.0)
+        return loss.masked_fill(self.is_empty, 0.0)
+
+    def gradients(self, log_zeta: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+        """Return the derivatives of (1) with respect to the scores.
+
+        Args:
+            log_zeta: [B].
+            cap: c.
+
+        Returns:
+            [B] of the positive, its samples included, and [B, H + N] of the other candidates.
+        """
+        shift = log_zeta + math.log(cap)
+        of_positive = self.positive - shift
+        of_hits = cap * self.num_hits * torch.sigmoid(self.of_hits(of_positive))
+        of_candidates = cap * torch.sigmoid(self.candidates - shift[:, None])
+        return (
+            (of_hits - torch.sigmoid(-of_positive)).masked_fill(self.is_empty, 0.0),
+            of_candidates.masked_fill(self.mask, 0.0),
+        )
+
+
+def log_ratios(comparison: Comparison) -> LogRatios:
+    """Return the ratios of scores to expected counts that the loss (1) reads.
+
+    Args:
+        comparison: B rows.
+    """
+    shifts = comparison.shifts(SHIFTS_BOTH)
+    positive, scores = comparison.positive_scores, widened(comparison.candidate_scores)
+    if shifts.positive is not None:
+        positive = positive - shifts.positive
+    if shifts.candidates is not None:
+        scores = scores - shifts.candidates
+    if shifts.row is not None:
+        scores = scores - shifts.row.to(scores.dtype)[:, None]
+    log_share = log_share_of_others(comparison)
+    if log_share is not None:
+        positive = positive - log_share.to(positive.dtype)
+        scores = scores - log_share.to(scores.dtype)[:, None]
+    mask = comparison.accidental_hits
+    if comparison.exact_scores is not None and comparison.exact_accidental_hits is not None:
+        scores = torch.cat([widened(comparison.exact_scores), scores], dim=1)
+        mask = torch.cat([comparison.exact_accidental_hits, mask], dim=1)
+    num_hits = num_hits_of(comparison).to(positive.dtype)
+    return LogRatios(
+        positive=positive,
+        candidates=scores,
+        mask=mask,
+        num_hits=num_hits,
+        is_empty=mask.all(dim=1) & (num_hits == 0),
+    )
 
 
 def log_share_of_others(comparison: Comparison) -> Tensor | None:
@@ -258,9 +335,3 @@ def num_hits_of(comparison: Comparison) -> Tensor:
     if comparison.positive_in_exact is None:
         return num_hits
     return torch.where(comparison.positive_in_exact, 1, num_hits)
-
-
-def _log_z(positive: Tensor, scores: Tensor, mask: Tensor, num_hits: Tensor) -> Tensor:
-    """[B], log of the sum of the shifted scores' exponentials over all candidates of a row."""
-    of_hits = torch.where(num_hits > 0, positive + num_hits.log(), -math.inf)
-    return torch.logaddexp(masked_logsumexp(scores, mask), of_hits)

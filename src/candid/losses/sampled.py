@@ -22,6 +22,7 @@ from candid.losses.correction import (
     hit_rule,
     why_no_probability,
 )
+from candid.losses.estimator import Estimator
 from candid.losses.inputs import wants_finite_check
 from candid.losses.output import ItemEmbeddings, LossOutput
 from candid.losses.sampled_loss import SampledLoss
@@ -209,9 +210,9 @@ class SampledSoftmax(SampledLoss):
             return why_no_probability(self.correction)
 
         @property
-        def estimator(self) -> tuple[Correction, bool, HitRule]:
-            """Correction, jackknife and rule of accidental hits."""
-            return self.correction, self.jackknife, hit_rule(self.correction, self.accidental_hits)
+        def estimator(self) -> Estimator:
+            """The correction with jackknife and rule of accidental hits."""
+            return Estimator(self.correction, self.jackknife, self.accidental_hits)
 
         @property
         def works_with_sets(self) -> bool:
