@@ -17,6 +17,7 @@ from candid.batches import (
     offsets_of,
     target_counts,
     unit_targets,
+    users_with_rows,
 )
 from candid.data import DataConfig, PreparedDataset, Role, SplitConfig, prepare
 from candid.errors import ConfigError, DataError
@@ -118,6 +119,35 @@ def test_stated_counts_with_drop_last_are_the_mean_over_epochs():
     gap = np.abs(dealt.mean(axis=0) - target_counts(dataset, config))
     assert (gap <= 4.5 * error + 1e-12).all()
     assert error.max() > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [s for s in SETTINGS if not s.get("drop_last")],
+    ids=lambda s: "-".join(map(str, s.values())),
+)
+def test_users_with_rows_are_those_of_the_batches(settings):
+    config = BatchesConfig(batch_size=16, **settings)
+    for seed in range(3):
+        dataset = dataset_with_everything(seed)
+        dealt = np.zeros(dataset.num_users, dtype=bool)
+        for batch in Loader(dataset, config, seed=4).epoch():
+            dealt[batch.user_ids.numpy()] = True
+        assert users_with_rows(dataset, config).tolist() == dealt.tolist()
+
+
+def test_user_with_one_training_interaction_has_a_row_with_empty_histories_only():
+    dataset = dataset_with_everything()
+    is_train = np.asarray(dataset.roles) == Role.TRAIN
+    first = dataset.user_offsets[:-1]
+    lengths = np.diff(dataset.user_offsets)
+    num_train = np.array([is_train[a : a + n].sum() for a, n in zip(first, lengths, strict=True)])
+    starts = np.array([n > 0 and is_train[a] for a, n in zip(first, lengths, strict=True)])
+    only_first = (num_train == 1) & starts
+    assert only_first.any()
+    assert dataset.user_is_trained[only_first].all()
+    assert not users_with_rows(dataset, BatchesConfig())[only_first].any()
+    assert users_with_rows(dataset, BatchesConfig(empty_histories=True))[only_first].all()
 
 
 def test_stored_interactions_are_not_the_targets():

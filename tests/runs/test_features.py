@@ -15,7 +15,7 @@ from candid.errors import ArtifactError, ConfigError, DataError
 from candid.evaluation import evaluate
 from candid.inference import NewItems, recommend
 from candid.runs import MANIFEST, load_run, train_run
-from candid.runs.features import FEATURES
+from candid.runs.features import FEATURES, fit_features, tower_context
 
 NUM_ITEMS, NUM_USERS, LENGTH = 24, 60, 7
 
@@ -68,6 +68,32 @@ def test_untrained_items_are_negatives_only_of_a_softmax_over_all(tmp_path):
         # begins at zero: it moves if and only if they are negatives.
         moved[items] = bool(ids.weight[0].detach().any())
     assert moved == {"all": True, "trained": False}
+
+
+def test_user_without_a_row_of_the_loader_reads_the_unknown_id():
+    """User 3 has one training interaction, its first one, so that its id is never trained."""
+    data = dataset()
+    roles = np.array(data.roles).reshape(NUM_USERS, LENGTH)
+    roles[3, 1:-2] = Role.VALIDATION
+    data = dataclasses.replace(data, roles=roles.ravel())
+    assert data.user_is_trained.all()
+    user = {"team": {"type": "categorical"}}
+    tower = {"type": "joined", "towers": ["causal_transformer", {"type": "user_features"}]}
+    for empty_histories in (False, True):
+        config = parse_config(
+            {
+                "name": "x",
+                "features": {"user": user},
+                "model": {"query_tower": tower},
+                "loss": "full_softmax",
+                "batches": {"empty_histories": empty_histories},
+            },
+            "test",
+        )
+        features = fit_features(config.features, data)
+        context = tower_context(data, config.batches, features)
+        expected = [empty_histories or user != 3 for user in range(NUM_USERS)]
+        assert context.user_is_trained.tolist() == expected
 
 
 def recipe(item=None, id_mode="residual", id_dropout=0.3, **training):

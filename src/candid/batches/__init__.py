@@ -18,6 +18,7 @@ from candid.batches.targets import (
     epoch_targets,
     target_counts,
     unit_targets,
+    users_with_rows,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "ranges",
     "target_counts",
     "unit_targets",
+    "users_with_rows",
 ]

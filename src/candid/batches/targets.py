@@ -107,6 +107,22 @@ def target_counts(dataset: PreparedDataset, config: BatchesConfig) -> Floats:
     return _expected_counts(dataset, events) * _share_of_units(num_units, config)
 
 
+def users_with_rows(dataset: PreparedDataset, config: BatchesConfig) -> npt.NDArray[np.bool_]:
+    """Return whether a loader has a row of each user: [U] bool.
+
+    A loader of histories without ``empty_histories`` has none of a user with a single training
+    interaction.
+
+    Args:
+        dataset: the prepared dataset.
+        config: batch settings of the loader.
+    """
+    events, _ = _events_and_units(dataset, config)
+    has_row = np.zeros(dataset.num_users, dtype=np.bool_)
+    has_row[_users_of(dataset, events)] = True
+    return has_row
+
+
 def epoch_targets(dataset: PreparedDataset, config: BatchesConfig) -> EpochTargets:
     """Describe the targets of one epoch of a loader.
 
@@ -176,7 +192,7 @@ def unit_targets(dataset: PreparedDataset, config: BatchesConfig) -> UnitTargets
     events = events[order]
     return UnitTargets(
         events=events,
-        user_ids=np.searchsorted(dataset.user_offsets, events, side="right").astype(np.int64) - 1,
+        user_ids=_users_of(dataset, events),
         offsets=offsets_of(np.bincount(units, minlength=num_units)),
     )
 
@@ -215,6 +231,11 @@ def _events_and_units(dataset: PreparedDataset, config: BatchesConfig) -> tuple[
     events = ranges(windows.starts + 1, windows.stops - windows.starts - 1)
     openings = windows.openings[windows.openings >= 0]
     return np.concatenate([openings, events[is_target[events]]]), len(windows)
+
+
+def _users_of(dataset: PreparedDataset, events: Ints) -> Ints:
+    """Return the user of each interaction."""
+    return np.searchsorted(dataset.user_offsets, events, side="right").astype(np.int64) - 1
 
 
 def _unit_of_rows(dataset: PreparedDataset, config: BatchesConfig) -> Ints:

@@ -108,7 +108,11 @@ class PreparedDataset:
 
     @cached_property
     def user_is_trained(self) -> npt.NDArray[np.bool_]:
-        """[U] bool, whether each user has a training target."""
+        """[U] bool, whether each user has a training interaction.
+
+        A property of the data: a loader of histories has no row of a user with a single one
+        (``candid.batches.users_with_rows``).
+        """
         # reduceat returns the value at the start of an empty slice: that belongs to the next user.
         starts, stops = self.user_offsets[:-1], self.user_offsets[1:]
         is_target = np.append(self.roles == Role.TRAIN, False)

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from candid.atomic import write_json
-from candid.batches import BatchesConfig, target_counts
+from candid.batches import BatchesConfig, target_counts, users_with_rows
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.features import (
@@ -183,7 +183,7 @@ def tower_context(
         else torch.from_numpy(target_counts(dataset, batches) > 0),
         user_is_trained=None
         if features.user is None
-        else torch.from_numpy(dataset.user_is_trained),
+        else torch.from_numpy(users_with_rows(dataset, batches)),
         empty_histories=batches.empty_histories,
     )
 

@@ -89,7 +89,7 @@ class UserFeatures(QueryTower):
 
     Args:
         values: by feature name, U users each.
-        is_trained: [U] bool, whether a user has a training target; None: all have.
+        is_trained: [U] bool, whether training has a row of a user; None: all have one.
         dim: D.
         settings: the other arguments of ``FeatureEncoder``.
     """

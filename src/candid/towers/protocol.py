@@ -131,7 +131,7 @@ class TowerContext:
         context_features: features of the context (without rows, only their form), or None.
         num_event_types: event types in histories; 0 without event types.
         item_is_trained: [V] bool, whether an item is ever a training target; None: all are.
-        user_is_trained: [U] bool, whether a user has a training target; None: all have.
+        user_is_trained: [U] bool, whether training has a row of a user; None: all have one.
         empty_histories: whether training includes queries without history.
     """
 
