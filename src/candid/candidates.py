@@ -12,6 +12,9 @@ from candid.row_counts import RowCounts
 
 T = TypeVar("T")
 
+NO_OWNER = -1
+"""``Candidates.owner`` of a candidate that belongs to no single user."""
+
 ROWS_AT_ONCE = 512
 """Rows that are compared with all samples together."""
 

@@ -3,11 +3,17 @@
 import pytest
 import torch
 
-from candid import SampledSoftmaxLoss, full_softmax, in_batch_softmax, sampled_softmax
+from candid import (
+    InBatchSoftmaxLoss,
+    SampledSoftmaxLoss,
+    full_softmax,
+    in_batch_softmax,
+    sampled_softmax,
+)
 from candid.candidates import Candidates
 from candid.errors import ConfigError, DataError
 from candid.losses import LOSSES
-from candid.samplers import Uniform
+from candid.samplers import InBatch, Mixture, Uniform
 
 V, B, D = 6, 4, 3
 IDS = torch.arange(B)
@@ -118,3 +124,31 @@ def test_vectors_are_not_checked_with_check_finite_false():
     assert out.loss.isnan().tolist() == [False, False, True, False]
     loss = LOSSES["sampled_softmax"].Config().build(V)
     assert loss(bad, torch.randn(V, D), IDS, some_candidates()).loss[2].isnan()
+
+
+BAD_USERS = {
+    "too few": (torch.tensor([1, 2]), ConfigError, r"user_ids must be 4 integers, .* got \[2\]"),
+    "a column": (IDS[:, None], ConfigError, r"user_ids must be 4 integers, .* got \[4, 1\]"),
+    "not integers": (IDS.float(), ConfigError, r"user_ids must be 4 integers, .* torch.float32"),
+    "no user": (torch.tensor([3, 5, -1, -1]), DataError, "user_ids holds -1 in row 2, .* another"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_USERS)
+def test_user_ids_that_do_not_fit_are_refused(name):
+    """A row of user -1 would lose all candidates that come from no user."""
+    user_ids, error, sentence = BAD_USERS[name]
+    query, table = torch.ones(B, D), torch.ones(V, D)
+    mixture = Mixture([Uniform(V, num_candidates=5), InBatch(torch.ones(V))])
+    with pytest.raises(error, match=sentence):
+        SampledSoftmaxLoss(mixture)(query, table, IDS, user_ids)
+    with pytest.raises(error, match=sentence):
+        InBatchSoftmaxLoss(torch.ones(V))(query, table[IDS], IDS, user_ids)
+
+
+def test_user_ids_may_be_any_other_numbers():
+    query, table = torch.randn(B, D), torch.randn(V, D)
+    loss = InBatchSoftmaxLoss(torch.ones(V))
+    hashes = torch.tensor([-(2**62), 7, 7, -2])
+    expected = loss(query, table[IDS], IDS, torch.tensor([0, 1, 1, 2]))
+    assert torch.equal(loss(query, table[IDS], IDS, hashes), expected)

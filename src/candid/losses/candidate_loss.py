@@ -11,7 +11,7 @@ from torch import Tensor
 
 from candid.candidates import Candidates
 from candid.errors import ConfigError, DataError, UnknownNameError
-from candid.losses.inputs import check_ids, check_rows
+from candid.losses.inputs import check_ids, check_rows, check_users
 from candid.losses.output import ItemEmbeddings, Loss, LossOutput
 from candid.samplers.negatives import check_negatives, with_negatives
 from candid.samplers.sampler import Sampler, sample_groups
@@ -96,8 +96,8 @@ class CandidateLoss(TableModule, ABC):
             query: [B, D].
             item_embeddings: the table [V, D], or a callable from ids [n] to vectors [n, D].
             positive_ids: [B] int64.
-            user_ids: [B] int64, the user of each row; only samplers from the batch use it. None
-                if every row belongs to another user.
+            user_ids: [B] int64, the user of each row, not -1; only samplers from the batch use it.
+                None if every row belongs to another user.
             negative_ids: [B, S], further negatives of each row, compared exactly, -1 where a
                 row has fewer; see ``with_negatives``.
             generator: source of randomness of the sample, on the device of ``positive_ids``.
@@ -109,8 +109,8 @@ class CandidateLoss(TableModule, ABC):
 
         Raises:
             ConfigError: shapes or devices that do not fit together.
-            DataError: an id outside the catalog, or a candidate that the sampler states to be
-                impossible (both checked on the CPU only), or NaN if it is checked.
+            DataError: an id outside the catalog, a user id of -1, or a candidate that the sampler
+                states to be impossible (all checked on the CPU only), or NaN if it is checked.
             ArtifactError: an item vector of a refresh is not finite.
         """
         output = self.compare(
@@ -198,6 +198,7 @@ class CandidateLoss(TableModule, ABC):
         sampler = self.sampler
         check_rows(query, positive_ids)
         check_ids(positive_ids, sampler.num_items)
+        check_users(user_ids, len(query))
         if isinstance(item_embeddings, Tensor) and len(item_embeddings) != sampler.num_items:
             raise ConfigError(
                 f"item_embeddings has {len(item_embeddings)} rows, but the catalog of the sampler "

@@ -12,6 +12,7 @@ from candid.losses.inputs import (
     check_finite_rows,
     check_ids,
     check_rows,
+    check_users,
     check_width,
     wants_finite_check,
 )
@@ -56,8 +57,8 @@ def in_batch_softmax(
             ``Frequency`` (counts are checked and normalised at every call; pass
             ``ExactFrequency(counts)`` in a loop), or an ``InBatch`` with its own settings.
             ``torch.ones(V)`` where all items are equally frequent.
-        user_ids: [B] int64, the user of each row: the other positives of the same user are not
-            negatives. None if every row belongs to another user.
+        user_ids: [B] int64, the user of each row, not -1: the other positives of the same user are
+            not negatives. None if every row belongs to another user.
         negative_vectors: [B, S, D], further negatives of each row (hard ones, mined ones), each
             compared exactly; see ``with_negatives``. They are not candidates of other rows.
         negative_ids: [B, S], the items of these negatives, -1 where a row has fewer than S.
@@ -80,8 +81,8 @@ def in_batch_softmax(
     Raises:
         ConfigError: shapes that do not fit together, negatives without vectors or without ids,
             or ``accidental_hits`` that the correction does not allow.
-        DataError: an id outside the frequency's catalog, or a positive with frequency 0 (both
-            checked on the CPU only); NaN if it is checked.
+        DataError: an id outside the frequency's catalog, a user id of -1, or a positive with
+            frequency 0 (all checked on the CPU only); NaN if it is checked.
 
     Example:
         >>> import torch
@@ -92,6 +93,7 @@ def in_batch_softmax(
     """
     check_rows(query, positive_ids)
     check_width(query, positive_vectors, len(query), "positive_vectors")
+    check_users(user_ids, len(query))
     sampler = frequency if isinstance(frequency, InBatch) else InBatch(frequency)
     if sampler.distinct or sampler.num_candidates is not None:
         raise ConfigError(

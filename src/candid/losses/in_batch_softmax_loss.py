@@ -99,7 +99,8 @@ class InBatchSoftmaxLoss(TableModule):
             query: [B, D].
             positive_vectors: [B, D], the vector of each row's positive.
             positive_ids: [B] int64.
-            user_ids: [B] int64, the user of each row; None if every row belongs to another user.
+            user_ids: [B] int64, the user of each row, not -1; None if every row belongs to another
+                user.
             negative_vectors: [B, S, D], further negatives of each row, or None.
             negative_ids: [B, S], their ids, -1 where a row has fewer; needed with
                 ``negative_vectors``.
@@ -110,8 +111,8 @@ class InBatchSoftmaxLoss(TableModule):
         Raises:
             ConfigError: shapes or devices that do not fit together, or negatives
                 without vectors or without ids.
-            DataError: an id outside the catalog or a positive with frequency 0 (both checked on
-                the CPU only), or NaN if it is checked.
+            DataError: an id outside the catalog, a user id of -1, or a positive with frequency 0
+                (all checked on the CPU only), or NaN if it is checked.
         """
         output = self.compare(
             query,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from candid.candidates import Candidates
+from candid.candidates import NO_OWNER, Candidates
 from candid.errors import ConfigError, DataError
 
 
@@ -50,6 +50,33 @@ def check_rows(query: Tensor, positive_ids: Tensor) -> None:
         raise ConfigError(
             f"positive_ids must be {len(query)} integers, one for each row of query, got "
             f"{list(positive_ids.shape)} of {positive_ids.dtype}"
+        )
+
+
+def check_users(user_ids: Tensor | None, num_rows: int) -> None:
+    """Refuse user ids that are not B integers, or -1, which marks candidates of no single user.
+
+    The check for -1 needs no synchronisation on the CPU and is made there only.
+
+    Raises:
+        ConfigError: a shape or dtype is wrong.
+        DataError: a user id is -1.
+    """
+    if user_ids is None:
+        return
+    if user_ids.shape != (num_rows,) or not is_integer(user_ids):
+        raise ConfigError(
+            f"user_ids must be {num_rows} integers, one for each row of query, got "
+            f"{list(user_ids.shape)} of {user_ids.dtype}: leave it out if every row belongs to "
+            "another user"
+        )
+    if user_ids.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    is_no_user = user_ids == NO_OWNER
+    if bool(is_no_user.any()):
+        raise DataError(
+            f"user_ids holds {NO_OWNER} in row {int(is_no_user.nonzero()[0])}, which marks "
+            "candidates of no user: give each unknown user another number"
         )
 
 

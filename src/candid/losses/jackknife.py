@@ -35,8 +35,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NO_OWNER = -1
-"""Owner of a candidate that belongs to no single user."""
+from candid.candidates import NO_OWNER
 
 
 @dataclass(frozen=True, slots=True)

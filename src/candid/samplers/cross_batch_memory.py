@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.candidates import Candidates
+from candid.candidates import NO_OWNER, Candidates
 from candid.errors import ConfigError
 from candid.samplers.config import EXCLUDE_SAME_USER, SamplerConfig
 from candid.samplers.expected_count import CountParts, log_expected_count
@@ -26,8 +26,6 @@ from candid.samplers.table_module import scalar_tensor
 
 WARM_UP: Final = 0
 """Default of ``warm_up``."""
-
-_NO_USER = -1
 
 
 class CrossBatchMemory(Sampler):
@@ -208,7 +206,7 @@ class CrossBatchMemory(Sampler):
     def observe(self, positive_ids: Tensor, user_ids: Tensor | None = None) -> None:
         """Store a batch in place of the oldest rows; see ``Sampler.observe``."""
         if user_ids is None:
-            user_ids = torch.full_like(positive_ids, _NO_USER)
+            user_ids = torch.full_like(positive_ids, NO_OWNER)
         steps = torch.full_like(positive_ids, self._num_steps)
         rows = torch.stack([positive_ids, user_ids, steps])
         num_rows = rows.shape[1]

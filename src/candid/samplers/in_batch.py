@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from candid.candidates import Candidates, num_of_others
+from candid.candidates import NO_OWNER, Candidates, num_of_others
 from candid.errors import ConfigError
 from candid.row_counts import RowCounts
 from candid.samplers.config import DISTINCT, EXCLUDE_SAME_USER, SamplerConfig
@@ -246,4 +246,4 @@ def _distinct(ids: Tensor, owner: Tensor | None) -> tuple[Tensor, Tensor | None]
     shape = (len(distinct),)
     lowest = owner.new_zeros(shape).scatter_reduce(0, group, owner, "amin", include_self=False)
     highest = owner.new_zeros(shape).scatter_reduce(0, group, owner, "amax", include_self=False)
-    return distinct, torch.where(lowest == highest, lowest, -1)
+    return distinct, torch.where(lowest == highest, lowest, NO_OWNER)
