@@ -29,7 +29,8 @@ its gradient is 0 where the model is the true distribution, for every number of 
   of other users are kept;
 - mixtures: the same, each candidate with the expected count of the mixture for the row. A fixed
   number of samples for each component leaves a small error: for a few samples of four items
-  2e-5 nats with one in-batch part, 5e-4 with two, up to 3e-3 beside exact candidates;
+  2e-5 nats with one in-batch part, 5e-4 with two, 6e-4 with a set, up to 3e-3 beside exact
+  candidates;
 - sets of distinct items: the positive and the set together hold each item once, so that the
   positive is masked in the set, as with "mask". Exact for items that are included independently of
   each other; for the distinct items of n samples the error is small (3e-5 nats for two samples
