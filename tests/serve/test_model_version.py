@@ -180,6 +180,12 @@ def test_probabilities_by_default_need_an_exhaustive_index_or_few_items(
     assert version.has_cheap_probability == cheap
     request = RecommendRequest(user="u3", time=NOW)
     assert version.prepare(request).probability == cheap
+    # Log Z would cost a pass over all vectors where few items are scored.
+    for restriction in ({"filters": {"genres": ["Horror"]}}, {"allow": [1]}):
+        restricted = RecommendRequest(user="u3", time=NOW, **restriction)
+        assert version.prepare(restricted).probability == (limit == 5000)
+        asked = restricted.model_copy(update={"probability": True})
+        assert version.prepare(asked).probability
 
 
 def test_batch_equals_single_queries(films, by_user):

@@ -65,7 +65,7 @@ class ServeConfig(ComponentConfig):
     probability_items: int = Field(
         20_000,
         ge=0,
-        description="largest catalog for which every answer has probabilities, if the index does "
+        description="largest catalog for which every answer has probabilities, if the search does "
         "not score all items; above it only answers to requests with probability = true",
     )
     threads: int | None = Field(

@@ -91,7 +91,9 @@ class ModelVersion:
         users: source ids of users.
         search: over the item vectors.
         filters: by attribute.
-        has_cheap_probability: whether every answer may have probabilities.
+        has_few_items: whether log Z costs little, so that every answer may have probabilities.
+        has_cheap_probability: whether answers without allowed items or filters may have them, also
+            because their search sums log Z from its own scores.
     """
 
     def __init__(
@@ -112,10 +114,8 @@ class ModelVersion:
         source_ids = bundle.dataset.items["source_id"]
         self.search = ItemSearch(bundle.index, tie_ranks(bundle.dataset.train_counts, source_ids))
         self.filters = AttributeFilters(self.items)
-        self.has_cheap_probability = (
-            bundle.index.built.scores_all_items
-            or bundle.index.num_items <= config.probability_items
-        )
+        self.has_few_items = bundle.index.num_items <= config.probability_items
+        self.has_cheap_probability = self.has_few_items or bundle.index.built.scores_all_items
 
     def __repr__(self) -> str:
         return f"ModelVersion(name={self.name!r}, number={self.number})"
@@ -152,7 +152,9 @@ class ModelVersion:
             raise RequestError("unsupported", bundle.why_no_probability, "probability")
         probability = request.probability
         if probability is None:
-            probability = self.has_cheap_probability
+            # With allowed items or filters the search does not score all items.
+            is_restricted = request.allow is not None or bool(request.filters)
+            probability = self.has_few_items if is_restricted else self.has_cheap_probability
         return PreparedQuery(
             self,
             query,
