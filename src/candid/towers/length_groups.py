@@ -77,7 +77,7 @@ class _Pad(torch.autograd.Function):
 def length_groups(offsets: Tensor, num_tokens: int) -> LengthGroups:
     """Sort sequences by length and divide them into groups.
 
-    On CUDA this synchronises with the device once, to read the length of each group.
+    On CUDA this synchronises with the device once, to read the lengths.
 
     Args:
         offsets: [number of sequences + 1] int64, as in ``History``.
@@ -89,13 +89,12 @@ def length_groups(offsets: Tensor, num_tokens: int) -> LengthGroups:
     shapes = _group_shapes(sorted_lengths.tolist(), device.type)
     layout, num_cells, num_grouped = [], 0, 0
     for size, length in shapes:
-        layout.append((num_cells, num_grouped, length))
+        layout.append((size, length, num_cells, num_grouped))
         num_cells += size * length
         num_grouped += size
-    sizes = torch.tensor([size for size, _ in shapes], dtype=torch.int64, device=device)
-    of_group = torch.tensor(layout, dtype=torch.int64, device=device).view(-1, 3)
-    first_cell, first_rank, width = of_group.repeat_interleave(
-        sizes, dim=0, output_size=num_grouped
+    of_group = torch.tensor(layout, dtype=torch.int64, device=device).view(-1, 4)
+    _, width, first_cell, first_rank = of_group.repeat_interleave(
+        of_group[:, 0], dim=0, output_size=num_grouped
     ).T
     rank = torch.arange(num_grouped, device=device)
     first_cells = torch.zeros_like(lengths)
