@@ -19,10 +19,19 @@ import torch
 
 import candid
 from candid.atomic import write_json
-from candid.audit import AuditInput, Estimator, affordable_cases, audit, standard_cases
+from candid.audit import (
+    AuditInput,
+    Estimator,
+    SamplingBudget,
+    affordable_cases,
+    audit,
+    standard_cases,
+)
 
 RESULTS = Path(__file__).parent / "results" / "audit_million.json"
 ITEMS, USERS, WIDTH, SIZES = 1_000_000, 32, 64, (64,)
+ACCURACY = 0.01
+"""Requested standard error of a bias."""
 
 
 def make_input(seed: int = 0) -> AuditInput:
@@ -66,6 +75,7 @@ def main() -> None:
     report = audit(
         [audited],
         cases,
+        sampling=SamplingBudget(accuracy=ACCURACY),
         progress=lambda done, total, name: print(
             f"{time.monotonic() - began:5.0f} s  {done + 1}/{total}  {name}", file=sys.stderr
         ),
@@ -80,6 +90,7 @@ def main() -> None:
         "items": ITEMS,
         "users": USERS,
         "sizes": SIZES,
+        "accuracy": ACCURACY,
         "samplers": len(cases) // len(SIZES),
         "minutes": round(seconds / 60, 1),
         "cpu_minutes": round(cpu_seconds / 60, 1),
