@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
@@ -43,13 +43,14 @@ def test_results_contain_every_combination_and_seed_with_the_script_settings(scr
         (data, one.sampler, one.correction, seed)
         for data in script.STEPS
         for one in script.combinations(3000)
-        for seed in one.seeds
+        for seed in script.SEEDS
     }
     settings = DOCUMENT["settings"]
     assert settings["training"] == script.TRAINING
     assert settings["training"]["precision"] == "bfloat16"
     assert (settings["steps"], settings["batches"]) == (script.STEPS, script.BATCHES)
     assert settings["seeds"] == list(script.SEEDS)
+    assert len(script.SEEDS) == 3
 
 
 def test_combinations_are_those_of_the_page(script):
@@ -64,27 +65,25 @@ def test_combinations_are_those_of_the_page(script):
         "refined + jackknife",
         "learnt partition",
     ]
-    with_seeds = {key for key, one in combinations.items() if len(one.seeds) > 1}
-    assert with_seeds == {("popularity", correction) for correction in popularity}
     for sampler in ("in-batch", "popularity + uniform"):
         assert {key[1] for key in combinations if key[0] == sampler} == {"refined", "logq"}
 
 
 def test_trainings_stay_finite_and_do_not_diverge():
-    assert len(RESULTS) == 58
+    assert len(RESULTS) == 132
     for one in RESULTS:
         assert "failed" not in one
         assert one["all_finite"]
         assert one["logged_steps"] == DOCUMENT["settings"]["steps"][one["data"]] // 10
         assert one["last_losses"] < one["first_losses"]
-    drifts = {
-        (one["data"], one["sampler"], one["correction"]): drift
-        for one in RESULTS
-        if (drift := one["last_validation_nll"] - one["best_validation_nll"]) > 0.03
-    }
-    assert drifts == {
-        ("synthetic", "uniform", "refined"): pytest.approx(0.07, abs=0.005),
-        ("synthetic", "quadratic", "refined"): pytest.approx(0.17, abs=0.005),
+    worse = {}
+    for one in RESULTS:
+        loss = one["last_validation_nll"] - one["best_validation_nll"]
+        if loss > 0.03:
+            worse.setdefault((one["data"], one["sampler"]), []).append(round(loss, 2))
+    assert {key: (min(losses), max(losses)) for key, losses in worse.items()} == {
+        ("synthetic", "uniform"): (0.04, 0.14),
+        ("synthetic", "quadratic"): (0.16, 0.21),
     }
 
 
@@ -97,7 +96,7 @@ def test_corrected_losses_beat_item_popularity():
     data = DOCUMENT["data"]["synthetic"]
     for one in runs("synthetic"):
         if one["correction"] != "none":
-            assert one["test_nll"] < data["log_num_items"] - 0.7
+            assert one["test_nll"] < data["log_num_items"] - 0.6
             assert one["test_ndcg@10"] > data["popularity"]["ndcg@10"] + 0.03
             is_behind = one["sampler"] in ("uniform", "quadratic")
             assert is_behind == (one["test_nll"] > data["popularity"]["nll"] - 0.25)
@@ -132,10 +131,21 @@ def test_corrections_of_popularity_samples_differ_by_less_than_the_seeds():
 def test_in_batch_candidates_are_ahead_of_popularity_samples():
     for data in ("ml1m", "synthetic"):
         for correction in ("refined", "logq"):
-            (in_batch,) = runs(data, sampler="in-batch", correction=correction)
-            first, *_ = runs(data, sampler="popularity", correction=correction)
-            assert first["seed"] == in_batch["seed"]
-            assert in_batch["test_nll"] < first["test_nll"]
+            popularity, in_batch = (
+                mean(runs(data, sampler=sampler, correction=correction), "test_nll")
+                for sampler in ("popularity", "in-batch")
+            )
+            assert 0.045 < popularity - in_batch < 0.085
+
+
+def test_exact_candidates_gain_nothing_beyond_the_spread_of_the_seeds():
+    for sampler in ("exact popular", "exact nearest, shared", "exact nearest, per row"):
+        of_popularity, of_exact = (
+            [one["test_nll"] for one in runs("ml1m", sampler=name, correction="refined")]
+            for name in ("popularity", sampler)
+        )
+        behind = fmean(of_exact) - fmean(of_popularity)
+        assert 0 < behind < stdev(of_popularity) + stdev(of_exact)
 
 
 def test_loss_noise_of_one_shared_sample_matches_the_page():
