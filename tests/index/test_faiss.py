@@ -135,3 +135,17 @@ def test_impossible_settings_are_refused():
         FaissIndex.Config().build(torch.zeros(0, 3))
     with pytest.raises(ConfigError, match=r"queries must be \[B, 8\]"):
         FaissIndex.Config().build(items).search(vectors_of(2, dim=7), 1)
+
+
+@pytest.mark.parametrize("length", [1.0, 10.0])
+def test_pq_orders_items_around_centres_by_codes_alone(length):
+    # Items of a cluster differ little compared with their length: codes of whole vectors, or of
+    # differences to centres of another length, cannot order them.
+    centres = length * torch.nn.functional.normalize(vectors_of(8, dim=16, seed=3))
+    items = centres.repeat(500, 1) + 0.05 * length * vectors_of(4000, dim=16, seed=4)
+    query = centres.repeat(8, 1) + 0.05 * length * vectors_of(64, dim=16, seed=5)
+    config = FaissIndex.Config(kind="pq", num_lists=16, num_probes=16, oversample=1)
+    ids = config.build(items).search(query, 20).item_ids
+    expected = (query.double() @ items.double().T).topk(20).indices
+    found = (ids[:, :, None] == expected[:, None]).any(1).double().mean()
+    assert found >= 0.8
