@@ -34,8 +34,9 @@ MIN_SCORES = 100_000
 """Searches with fewer scores do not use the kernel: compiling it would cost more than it saves."""
 
 
-SCANNED_ROWS = 4
-"""Up to this number of queries are multiplied by the kernel itself, more by matrix products."""
+SCANNED_ROWS = 6
+"""Up to this number of queries are multiplied by the kernel itself, more by matrix products. Of 10⁵
+and 10⁶ items × 64, 6 queries take 0.80 of the time of products and 8 take 1.06 (one thread)."""
 TILE = 4096
 """Columns of a tile of ``candid_scan``."""
 
