@@ -10,6 +10,8 @@ Without a CUDA device it prints one sentence and exits with status 2.
 - Losses, forward and backward, width 64, as in ``loss_kernel.py``: *plain* is
   ``F.cross_entropy`` of dense scores, *torch tiles* the losses without Triton.
 - Tables, as in ``tables.py``: a step of a sampled softmax over 1,024 uniform samples.
+- Row optimizers: a step of the optimizer alone, the sum over repeated ids included, by torch
+  operations and by the Triton kernel.
 - Transfers: a batch of 128 histories of 200 items, blocking from pageable memory, and not blocking
   from page-locked memory.
 
@@ -42,7 +44,7 @@ from candid.batches import Batch, History
 from candid.losses.blockwise import triton_softmax
 from candid.samplers import ExactFrequency, InBatch, Uniform
 from candid.towers import RowTable
-from candid.training import TrainingConfig
+from candid.training import RowAdagrad, RowAdam, TrainingConfig, triton_rows
 from candid.training.optimizer import make_optimizer
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,8 @@ LIMIT = 2**30
 LOSSES = [("in-batch", n, n) for n in (1024, 8192, 65_536)]
 LOSSES += [("full", 1024, n) for n in (10**5, 10**6)]
 TABLES = [(10**5, 8192), (10**6, 8192)]
+ROW_RULES = {"row_adam": RowAdam, "row_adagrad": RowAdagrad}
+ROW_OPTIMIZERS = list(itertools.product(ROW_RULES, ("float32", "bfloat16"), TABLES[-1:]))
 CONTENDERS = {
     "plain": ("float32", False),
     "plain, bfloat16": ("bfloat16", False),
@@ -63,6 +67,10 @@ CONTENDERS = {
     "Triton, bfloat16": ("bfloat16", True),
 }
 """By name: precision of the products, and whether Triton kernels are used."""
+KERNEL_TESTS = [
+    "tests/losses/blockwise/test_triton_softmax.py",
+    "tests/training/test_triton_rows.py",
+]
 Step = Callable[[], object]
 
 
@@ -118,20 +126,23 @@ def loss_steps(
 
 
 class only_triton:
-    """Allow the Triton kernels, or the tiles of torch, on CUDA devices."""
+    """Allow the Triton kernels, or torch operations alone, on CUDA devices."""
+
+    _settings = (triton_softmax.DEVICES, triton_rows.DEVICES)
 
     def __init__(self, allowed: bool) -> None:
         self._allowed = allowed
 
     def __enter__(self) -> None:
         """Remember the setting."""
-        self._before = set(triton_softmax.DEVICES)
-        if not self._allowed:
-            triton_softmax.DEVICES.clear()
+        self._before = [(devices, set(devices)) for devices in self._settings]
+        for devices in [] if self._allowed else self._settings:
+            devices.clear()
 
     def __exit__(self, *error: object) -> None:
         """Restore the setting."""
-        triton_softmax.DEVICES.update(self._before)
+        for devices, before in self._before:
+            devices.update(before)
 
 
 class Model(nn.Module):
@@ -164,6 +175,27 @@ def table_steps(num_items: int, num_rows: int, device: torch.device) -> dict[str
         return step
 
     return {rule: step_of(rule) for rule in ("dense", "row_adam", "row_adagrad")}
+
+
+def row_optimizer_steps(
+    rule: str, dtype: str, num_items: int, num_rows: int, device: torch.device
+) -> dict[str, Step]:
+    """Return a step of a row-wise optimizer with a gradient of ``num_rows`` look-ups."""
+
+    def step_of(uses_triton: bool) -> Step:
+        table = nn.Embedding(num_items, WIDTH, sparse=True, dtype=getattr(torch, dtype)).to(device)
+        optimizer = ROW_RULES[rule]([table.weight], lr=1e-3)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(num_items, (num_rows,), generator=generator).to(device)
+        table(ids).float().square().sum().backward()
+
+        def step() -> None:
+            with only_triton(uses_triton):
+                optimizer.step()
+
+        return step
+
+    return {"torch operations": step_of(False), "Triton": step_of(True)}
 
 
 def transfer_steps(device: torch.device) -> dict[str, Step]:
@@ -240,6 +272,14 @@ def cases(device: torch.device) -> list[tuple[str, str, Callable[[], dict[str, S
         ("tables", f"{items:,} items, B = {rows:,}", _call(table_steps, items, rows, device))
         for items, rows in TABLES
     ]
+    listed += [
+        (
+            "row optimizers",
+            f"{rule}, {dtype}, {items:,} items, {rows:,} look-ups",
+            _call(row_optimizer_steps, rule, dtype, items, rows, device),
+        )
+        for rule, dtype, (items, rows) in ROW_OPTIMIZERS
+    ]
     return [*listed, ("transfers", "128 × 200", _call(transfer_steps, device))]
 
 
@@ -253,7 +293,7 @@ def run_tests() -> dict[str, Any]:
     results = {}
     for name, arguments in (
         ("cuda", ["-m", "cuda", "tests"]),
-        ("kernels", ["-m", "not slow", "tests/losses/blockwise/test_triton_softmax.py"]),
+        ("kernels", ["-m", "not slow", *KERNEL_TESTS]),
     ):
         try:
             done = subprocess.run(
@@ -297,7 +337,7 @@ def page(report: dict[str, Any] | None) -> str:
         return "No table yet: this script has never run on a GPU.\n"
     summaries = "; ".join(f"{name}: {test['summary']}" for name, test in report["tests"].items())
     parts = [f"{report['device']}, torch {report['torch']}. Tests: {summaries}.\n"]
-    for table in ("losses", "tables", "transfers"):
+    for table in ("losses", "tables", "row optimizers", "transfers"):
         lines = [line for line in report["results"] if line["table"] == table]
         names = list(dict.fromkeys(line["contender"] for line in lines))
         parts.append(f"{table.capitalize()}; ms / MiB\n")

@@ -23,6 +23,8 @@ def test_all_contenders_run_and_fill_the_tables(benchmark_script, monkeypatch):
     script = benchmark_script("cuda_device")
     monkeypatch.setattr(script, "LOSSES", [("in-batch", 40, 40), ("full", 20, 30)])
     monkeypatch.setattr(script, "TABLES", [(2000, 40)])
+    optimizers = [(rule, "bfloat16", (2000, 40)) for rule in script.ROW_RULES]
+    monkeypatch.setattr(script, "ROW_OPTIMIZERS", optimizers)
     monkeypatch.setattr(script, "STEPS", 1)
     cpu = torch.device("cpu")
     results = [
@@ -37,7 +39,9 @@ def test_all_contenders_run_and_fill_the_tables(benchmark_script, monkeypatch):
     page = script.page({"device": "X", "torch": "2", "tests": tests, "results": results})
     assert "| in-batch, 40 × 40 | " in page
     assert "| 2,000 items, B = 40 | " in page
-    assert page.count("\n| ") == 3 + 2 + 1 + 1
+    assert "| row_adam, bfloat16, 2,000 items, 40 look-ups | " in page
+    assert page.count("\n| ") == 4 + 2 + 1 + 2 + 1
+    assert all((SCRIPT.parents[1] / path).exists() for path in script.KERNEL_TESTS)
 
 
 def test_page_without_results(benchmark_script):

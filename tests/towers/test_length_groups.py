@@ -163,6 +163,24 @@ def test_padding_and_back_returns_the_tokens_and_their_gradients():
     assert torch.equal(tokens.grad, direction)
 
 
+def test_offsets_on_the_cpu_replace_reading_the_lengths_from_the_device():
+    offsets = random_offsets(33, shortest=0)
+    # A tensor of the device "meta" has no values to read.
+    with mock.patch.dict(length_groups.SEQUENCES_PER_GROUP, {"meta": 4}):
+        groups = length_groups.length_groups(offsets.to("meta"), int(offsets[-1]), offsets)
+        with pytest.raises(NotImplementedError):
+            length_groups.length_groups(offsets.to("meta"), int(offsets[-1]))
+    expected = [gather for gather, _ in groups_by_loops(offsets, cells=0)]
+    assert groups.shapes == [tuple(gather.shape) for gather in expected]
+    assert len(groups.gather) == sum(gather.numel() for gather in expected)
+    # On another device the cells are computed as on the CPU: only the shapes come from the copy.
+    on_cpu = length_groups.length_groups(offsets, int(offsets[-1]))
+    with_copy = length_groups.length_groups(offsets, int(offsets[-1]), offsets.clone())
+    assert with_copy.shapes == on_cpu.shapes
+    assert torch.equal(with_copy.gather, on_cpu.gather)
+    assert torch.equal(with_copy.cells, on_cpu.cells)
+
+
 @pytest.mark.parametrize("count", [1, 3, 4, 33])
 def test_number_of_groups_is_bounded_where_operations_cost_a_launch(count):
     tower = make_tower(dropout=0.0).double()

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from candid.batches import Batch, History
+from candid.batches import Batch, History, Queries
 from candid.losses import LOSSES, sampled
 from candid.losses.candidate_loss import ObjectiveWithSampler
 from candid.samplers import CrossBatchMemory, ExactPopular, InBatch, Mixture, Popularity, Uniform
-from candid.towers import RowTable
+from candid.towers import CausalTransformer, RowTable
 from candid.training import TrainingConfig
 from candid.training.optimizer import make_optimizer
 
@@ -83,6 +83,43 @@ def test_step_reads_no_values(sampler, loss, tables):
 def test_step_on_cuda_does_not_synchronise(sampler, loss):
     step = make_step(SAMPLERS[sampler](), loss, "row_adam", torch.device("cuda"))
     step()  # the first checks the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def make_transformer_step(positions, device):
+    """Return a function that encodes histories of several lengths, and its gradient."""
+    settings = {"num_blocks": 2, "num_heads": 2, "hidden": None, "max_length": 9}
+    settings |= {"dropout": 0.1, "attention_dropout": 0.0, "positions": positions}
+    model = CausalTransformer(num_items=V, dim=D, **settings, empty_histories=True)
+    model = model.to(device)
+    lengths = torch.tensor([3, 0, 9, 1, 9, 2])
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    ids = torch.arange(int(offsets[-1]))
+    queries = Queries(
+        user_ids=ids, history=History(item_ids=ids, offsets=offsets, query_positions=ids)
+    )
+
+    def step():
+        model(queries.to(device)).square().sum().backward()
+
+    return step
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_step_of_a_transformer_reads_no_values(positions):
+    make_transformer_step(positions, torch.device("meta"))()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_step_of_a_transformer_on_cuda_does_not_synchronise(positions):
+    step = make_transformer_step(positions, torch.device("cuda"))
+    step()
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()

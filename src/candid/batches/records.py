@@ -24,21 +24,27 @@ class History:
             token and everything before it in its sequence. -1 is a row without a history.
         event_types: [T] int64, 1 + the code of each interaction's event type, 0 if it is not
             known; None if the data have no event types.
+        cpu_offsets: ``offsets`` on the CPU, for a history on another device, so that the lengths
+            can be read without a synchronisation; None if there is no such copy.
     """
 
     item_ids: Tensor
     offsets: Tensor
     query_positions: Tensor
     event_types: Tensor | None = None
+    cpu_offsets: Tensor | None = None
 
     def to(self, device: torch.device) -> History:
-        """Return a copy with every tensor on ``device``."""
+        """Return a copy on ``device``, with the offsets on the CPU as well if they were there."""
         tensors = {
             f.name: to_device(value, device)
             for f in fields(self)
-            if (value := getattr(self, f.name)) is not None
+            if f.name != "cpu_offsets" and (value := getattr(self, f.name)) is not None
         }
-        return History(**tensors)
+        cpu_offsets = None
+        if device.type != "cpu":
+            cpu_offsets = self.offsets if self.offsets.device.type == "cpu" else self.cpu_offsets
+        return History(**tensors, cpu_offsets=cpu_offsets)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -224,8 +224,9 @@ class InBatch(Sampler):
         if row_user_ids is None:
             own_share = torch.tensor(1.0 / num_rows, dtype=torch.float64)
         else:
-            rows_of_user = torch.unique(row_user_ids, return_counts=True)[1].double()
-            own_share = rows_of_user.square().sum() / num_rows**2
+            # Not torch.unique, whose number of results an accelerator must read.
+            num_own = len(row_user_ids) - num_of_others(row_user_ids, row_user_ids)
+            own_share = num_own.double().sum() / num_rows**2
         return 1.0 - own_share
 
 

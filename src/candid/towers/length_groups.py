@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from candid.features.transfer import to_device
+
 SEQUENCES_PER_GROUP = {"cpu": 4, "cuda": 32}
 """Least number of sequences padded together: small groups waste less padding, large ones use the
 device better."""
@@ -74,31 +76,36 @@ class _Pad(torch.autograd.Function):
         return gradient.index_select(0, cells), None, None
 
 
-def length_groups(offsets: Tensor, num_tokens: int) -> LengthGroups:
+def length_groups(
+    offsets: Tensor, num_tokens: int, cpu_offsets: Tensor | None = None
+) -> LengthGroups:
     """Sort sequences by length and divide them into groups.
 
-    On CUDA this synchronises with the device once, to read the lengths.
+    On an accelerator this synchronises with the device, unless ``cpu_offsets`` is given.
 
     Args:
         offsets: [number of sequences + 1] int64, as in ``History``.
         num_tokens: T, the last of ``offsets``.
+        cpu_offsets: ``offsets`` on the CPU, or None.
     """
     device = offsets.device
     lengths = offsets.diff()
     sorted_lengths, order = lengths.sort(descending=True, stable=True)
+    if cpu_offsets is not None:
+        sorted_lengths = cpu_offsets.diff().sort(descending=True).values
     shapes = _group_shapes(sorted_lengths.tolist(), device.type)
     layout, num_cells, num_grouped = [], 0, 0
     for size, length in shapes:
         layout.append((size, length, num_cells, num_grouped))
         num_cells += size * length
         num_grouped += size
-    of_group = torch.tensor(layout, dtype=torch.int64, device=device).view(-1, 4)
+    of_group = torch.tensor(layout, dtype=torch.int64).view(-1, 4)
     _, width, first_cell, first_rank = of_group.repeat_interleave(
         of_group[:, 0], dim=0, output_size=num_grouped
     ).T
-    rank = torch.arange(num_grouped, device=device)
+    by_rank = first_cell + (torch.arange(num_grouped) - first_rank) * width
     first_cells = torch.zeros_like(lengths)
-    first_cells[order[:num_grouped]] = first_cell + (rank - first_rank) * width
+    first_cells[order[:num_grouped]] = to_device(by_rank, device)
     tokens = torch.arange(num_tokens, device=device)
     shift = (first_cells - offsets[:-1]).repeat_interleave(lengths, output_size=num_tokens)
     cells = tokens + shift

@@ -270,7 +270,7 @@ class CausalTransformer(QueryTower):
 
     def _tokens(self, history: History) -> Tensor:
         """Return the state of every token: [T, D]."""
-        groups = length_groups(history.offsets, len(history.item_ids))
+        groups = length_groups(history.offsets, len(history.item_ids), history.cpu_offsets)
         tokens: Tensor = self.items(history.item_ids)
         factors = None
         if self.positions is not None:

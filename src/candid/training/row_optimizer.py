@@ -10,6 +10,8 @@ Both rules are lazy: a row that a step does not read is not moved, not decayed a
 moments. Moments are therefore means over the visits of a row, and Adam's bias correction counts
 these visits, not the steps of the run: with steps, a row first read at step 10,000 would be
 moved three times too far.
+
+On CUDA devices ``triton_rows`` takes the step of a table in one kernel.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from candid.errors import ConfigError
+from candid.training.triton_rows import FusedRows, fused_rows
 
 
 class RowGradient(NamedTuple):
@@ -134,12 +137,15 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         self._gradients.clear()
 
     def _move(self, table: Tensor, gradient: RowGradient, group: dict[str, Any]) -> None:
+        if not self.state[table]:
+            self.state[table].update(self.new_state(table))
+        fused = fused_rows(table, *gradient)
+        if fused is not None:
+            return self.move_fused(fused, self.state[table], group)
         ids, rows, source = gradient
         if source is not None:
             # Equal ids have equal rows now, and write the same numbers below.
             rows = rows.index_select(0, source)
-        if not self.state[table]:
-            self.state[table].update(self.new_state(table))
         direction, scale = self.direction(self.state[table], ids, rows, group["eps"])
         weights = table.index_select(0, ids).to(rows.dtype)
         if group["weight_decay"]:
@@ -157,6 +163,16 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
     @abstractmethod
     def new_state(self, table: Tensor) -> dict[str, Tensor]:
         """Return the initial state of a table."""
+
+    @abstractmethod
+    def move_fused(self, fused: FusedRows, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """Update state and rows of a table in one kernel.
+
+        Args:
+            fused: kernels for the rows of the step.
+            state: state of the table; its rows are written.
+            group: learning rate, weight decay and eps.
+        """
 
     @abstractmethod
     def direction(
@@ -200,6 +216,10 @@ class RowAdagrad(RowOptimizer):
     def new_state(self, table: Tensor) -> dict[str, Tensor]:
         """Return ``square_sum`` [V] float32."""
         return {"square_sum": _zeros_per_row(table)}
+
+    def move_fused(self, fused: FusedRows, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """Update state and rows of a table in one kernel; see ``RowOptimizer``."""
+        fused.adagrad(state["square_sum"], **_rates(group))
 
     def direction(
         self, state: dict[str, Tensor], ids: Tensor, rows: Tensor, eps: float
@@ -246,6 +266,16 @@ class RowAdam(RowOptimizer):
             state["mean"] = torch.zeros_like(table, dtype=torch.float32)
         return state
 
+    def move_fused(self, fused: FusedRows, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """Update state and rows of a table in one kernel; see ``RowOptimizer``."""
+        fused.adam(
+            state["mean_square"],
+            state["visits"],
+            state.get("mean"),
+            betas=self.betas,
+            **_rates(group),
+        )
+
     def direction(
         self, state: dict[str, Tensor], ids: Tensor, rows: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
@@ -278,6 +308,10 @@ def round_stochastically(values: Tensor, source: Tensor | None = None) -> Tensor
     # A bfloat16 is the upper half of a float32; the carry out of the lower half rounds up.
     bits = (values.view(torch.int32) + noise) & -(1 << 16)
     return bits.view(torch.float32).to(torch.bfloat16)
+
+
+def _rates(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: group[name] for name in ("lr", "weight_decay", "eps")}
 
 
 def _mean_square(rows: Tensor) -> Tensor:

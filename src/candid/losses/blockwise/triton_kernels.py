@@ -14,7 +14,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _expm1(x):
+def expm1(x):
     """Compute exp(x) - 1 for x <= 0 to float32 accuracy.
 
     Near 0 the difference would cancel: there it is the Taylor polynomial of degree 8, whose
@@ -119,7 +119,7 @@ def _logits(
             if (MISS_PARTS >> part) & 1:
                 miss = tl.load(log_miss + of_part, mask=is_column, other=0.0)
                 # 0 · log(1 - 1) would be NaN: zero rows include no item.
-                others = -_expm1(tl.where(others > 0.0, others * miss, 0.0))
+                others = -expm1(tl.where(others > 0.0, others * miss, 0.0))
             total = total + others * tl.load(share + of_part, mask=is_column, other=0.0)
         # 0 where only rows of the row's own user have the item: it is masked in that row.
         logits = logits - factor * tl.log(tl.where(total == 0.0, 1.0, total))

@@ -14,9 +14,7 @@ kernel is checked once in a process against torch before it is used.
 from __future__ import annotations
 
 import functools
-import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -26,14 +24,12 @@ import torch
 from torch import Tensor
 
 from candid.losses.blockwise.count_shift import CountShift, CountTerms
+from candid.triton_support import is_usable
 
-LOGGER = logging.getLogger("candid.losses")
 DEVICES = {"cuda"}
 """Types of device that run the kernels; tests add "cpu", where Triton's interpreter runs them."""
 MAX_WIDTH = 256
 """Largest D: a block of rows and one of candidates must fit into the memory of a multiprocessor."""
-MIN_CAPABILITY = (8, 0)
-"""Oldest compute capability (Ampere): the first with bfloat16 products."""
 PROGRAMS_PER_PROCESSOR = 2
 """Programs for each multiprocessor: with fewer row blocks, the candidates are split further."""
 COUNTED_ROWS, COUNTED_COLUMNS = 32, 128
@@ -268,18 +264,7 @@ def _kernels() -> ModuleType:
 @functools.cache
 def _is_usable(device: torch.device, narrow: torch.dtype, block_width: int) -> bool:
     """Return whether the kernels of this dtype and width compile, run and agree with torch."""
-    if os.environ.get("CANDID_NATIVE") == "0":
-        return False
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        return False
-    try:
-        _check(device, narrow, block_width)
-    # Triton raises errors of many kinds: without a C compiler, for drivers, for lack of memory.
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        LOGGER.warning("losses on %s use torch operations, slower than Triton: %s", device, reason)
-        return False
-    return True
+    return is_usable(device, lambda: _check(device, narrow, block_width), "losses")
 
 
 def _check(device: torch.device, narrow: torch.dtype, width: int) -> None:
