@@ -95,6 +95,30 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_writable(*paths: Path) -> None:
+    """Refuse files that cannot be written, before a long computation of their content.
+
+    Creates nothing: a missing folder is checked by its closest existing parent.
+
+    Args:
+        paths: files to write later.
+
+    Raises:
+        ArtifactError: the operating system refuses, or a folder is in the place of a file.
+    """
+    for path in paths:
+        folder = path.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise write_error(path, error) from error
+
+
 def write_file(path: Path, *parts: bytes | memoryview) -> tuple[int, str]:
     """Write and fsync ``parts``; return the size in bytes and the sha256 in hex."""
     digest = hashlib.sha256()

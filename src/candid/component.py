@@ -295,7 +295,7 @@ def _sentence(error: ErrorDetails, config: type[ComponentConfig], table: Any) ->
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if error["type"] in ("value_error", "assertion_error"):
         return f"{key}: {message}" if key else message
-    expected = message.split(", unable to")[0].split(" after validation")[0]
+    expected = message.split(", unable to")[0].split(", got ")[0].split(" after validation")[0]
     expected = re.sub(r"^\w+ should ", "must ", expected).replace("tuple", "list")
     separator = " " if expected.startswith("must ") else ": "
     return f"{key}{separator}{expected[:1].lower()}{expected[1:]}, got {toml_value(error['input'])}"

@@ -50,6 +50,30 @@ USAGE = [
     (["train", "{recipe}", "--set", "training.catalog=all"], "is now training.softmax_over"),
     (["train", "{recipe}", "--set", "evaluation.metric=auc"], "'auc' is not reported; known:"),
     (["train", "{recipe}", "--data", "{data}", "--out", "{run}"], "already holds a run"),
+    (["train", "{recipe}", "--set", "seed=9223372036854775808"], "seed must be less than"),
+    (["train", "{recipe}", "--set", "seed=1.5"], "seed must be a valid integer, got 1.5"),
+    (["train", "{recipe}", "--set", "threads=1000000"], "threads must be less than or equal"),
+    (["train", "{recipe}", "--data", "{data}", "--set", "device='gpu'"], 'set device = "cpu"'),
+    (
+        ["train", "{recipe}", "--data", "{data}", "--set", "evaluation.catalog=cold"],
+        "evaluation.catalog = 'cold' has no items to rank, because every item is a target",
+    ),
+    (
+        ["train", "{recipe}", "--set", "sampler={{type='random_fourier', nu=1e3}}"],
+        "sampler.nu must be less than or equal to 80",
+    ),
+    (
+        ["train", "{recipe}", "--set", "sampler={{type='quadratic', scale=1e300}}"],
+        "sampler.scale must be less than or equal to",
+    ),
+    (
+        ["prepare", "{recipe}", "--out", "d", "--user", "what"],
+        "user and item are both column 'what'; name two different columns",
+    ),
+    (["audit", "{run}", "--accuracy", "inf"], "--accuracy inf must be positive and finite"),
+    (["audit", "{run}", "--seconds", "inf"], "--seconds inf must be positive and finite; leave"),
+    (["audit", "{run}", "--noise", "nan"], "--noise nan must be a number of nats from 0"),
+    (["audit", "{run}", "--seed", "9223372036854775808"], "'--seed'"),
 ]
 
 
@@ -75,6 +99,37 @@ def test_existing_run_is_refused_before_preparing(candid, toy, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     check(candid("train", toy.recipe, "--out", toy.run), 2, "already holds a run")
     assert not list(tmp_path.iterdir())
+
+
+def test_too_large_sizes_are_a_sentence_about_memory(candid, toy, tmp_path):
+    out = tmp_path / "out"
+    size = "sampler={type='cross_batch_memory', size=10000000000000}"
+    arguments = ["--data", toy.data, "--out", out, "--set", size]
+    check(candid("train", toy.recipe, *arguments), 1, "not enough memory for one array of", "GB;")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/folder", "/proc/folder", "folder"])
+def test_audit_refuses_a_place_before_measuring(candid, toy, tmp_path, out):
+    """A file in place of the folder, and a folder in place of a file."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder" / "audit.html").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    place = tmp_path / out
+    answer = candid("audit", toy.run, "--out", place)
+    check(answer, 4, f"cannot write {place}/audit.", "choose another path")
+    assert "measurements done" not in answer.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_audit_of_batches_without_candidates_is_refused(candid, toy, tmp_path):
+    run = tmp_path / "run"
+    settings = ["batches.batch_size=1", "sampler=in_batch", "training.max_steps=1"]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    candid("train", toy.recipe, "--data", toy.data, "--out", run, *overrides)
+    answer = candid("audit", run, "--users", "2", "--quiet", "--out", tmp_path / "audit")
+    check(answer, 2, "there are no candidates to audit", "raise batches.batch_size")
+    assert not (tmp_path / "audit").exists()
 
 
 def test_broken_recipe_error_names_the_line(candid, tmp_path):

@@ -22,6 +22,7 @@ from candid.audit.statistics import (
     error_of_root,
 )
 from candid.candidates import Candidates
+from candid.errors import ConfigError
 from candid.losses.comparison import Comparison, compare
 from candid.losses.estimator import Estimator
 
@@ -71,6 +72,9 @@ def measure(
 
     Returns:
         the means of each estimator.
+
+    Raises:
+        ConfigError: there are no candidates.
     """
     num_rows = len(data.query)
     batches = [slice(b, min(b + BATCH_ROWS, num_rows)) for b in range(0, num_rows, BATCH_ROWS)]
@@ -101,6 +105,11 @@ def _rows_per_block(
     repeats = budget.max_repeats if budget.repeats is None else budget.repeats
     num_sampled = candidates.ids.numel() * max(repeats, 2 * NUM_GROUPS)
     touched = min(data.num_items, num_exact + num_sampled)
+    if touched == 0:
+        raise ConfigError(
+            "there are no candidates to audit, because the batches of the run hold one user each; "
+            "raise batches.batch_size in the recipe, or choose a sampler that does not need batches"
+        )
     return min(BATCH_ROWS, max(1, budget.memory // (8 * NUM_GROUPS * num_estimators * touched)))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -82,6 +83,8 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         return _fail(_os_message(error), 1)
     except Exception as error:
+        if _is_out_of_memory(error):
+            return _fail(_memory_message(error), 1)
         # The outermost boundary: an unexpected error is one sentence too.
         message = " ".join(str(error).split())
         summary = f": {message}" if message else " (no message)"
@@ -113,6 +116,28 @@ def _fail(message: str, code: int) -> int:
         traceback.print_exc()
     typer.echo(f"error: {message}", err=True)
     return code
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation was refused; torch raises a plain RuntimeError for the CPU."""
+    is_of_torch = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return (
+        is_of_torch or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    )
+
+
+def _memory_message(error: Exception) -> str:
+    asked = re.search(r"allocate ([\d.]+) ?([KMGTPE]iB|bytes)", str(error))
+    size = f" for one array of {_size(asked)}" if asked else ""
+    return (
+        f"not enough memory{size}; lower batches.batch_size, batches.max_length or the sizes of "
+        "the sampler, or use a machine with more memory"
+    )
+
+
+def _size(asked: re.Match[str]) -> str:
+    number, unit = asked.groups()
+    return f"{float(number) / 1e9:,.1f} GB" if unit == "bytes" else f"{number} {unit}"
 
 
 def _os_message(error: OSError) -> str:

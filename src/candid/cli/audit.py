@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from candid.atomic import check_writable
 from candid.cli.console import Console
 from candid.cli.options import Json, Quiet
 from candid.errors import ConfigError
@@ -100,7 +102,9 @@ def audit(
             help="Time limit for one sampler on one model; overrides --accuracy [default: no limit]"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the rows and the samples")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed of the rows and the samples")
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -113,11 +117,18 @@ def audit(
     """Measure drift, variance and cost of samplers and corrections against the full softmax."""
     if synthetic and (run is not None or data is not None):
         raise ConfigError("--synthetic cannot be combined with a run or --data; leave one out")
-    if not accuracy > 0:
-        raise ConfigError(f"--accuracy {accuracy:g} must be positive")
-    if seconds is not None and not seconds > 0:
-        raise ConfigError(f"--seconds {seconds:g} must be positive")
+    if not (accuracy > 0 and math.isfinite(accuracy)):
+        raise ConfigError(f"--accuracy {accuracy:g} must be positive and finite")
+    if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
+        raise ConfigError(
+            f"--seconds {seconds:g} must be positive and finite; leave it out for none"
+        )
+    if not (noise >= 0 and math.isfinite(noise)):
+        raise ConfigError(f"--noise {noise:g} must be a number of nats from 0")
     sizes = None if n is None else _parse_sizes(n)
+    folder = out or run or Path("candid-audit")
+    files = folder / "audit.json", folder / "audit.html"
+    check_writable(*files)  # before the measurement, which may take an hour
 
     from candid.audit import CostBudget, DriftSampling, SamplingBudget, affordable_cases
     from candid.audit import audit as run_audit
@@ -143,17 +154,15 @@ def audit(
             notes=notes,
             progress=progress,
         )
-    folder = out or run or Path("candid-audit")
-    folder.mkdir(parents=True, exist_ok=True)
-    report.save(folder / "audit.json")
-    write_audit_page(folder / "audit.html", report)
+    report.save(files[0])
+    write_audit_page(files[1], report)
     _, sentence = report.recommendation()
     console.result(
-        {"file": str(folder / "audit.json"), "page": str(folder / "audit.html")} | report.to_json(),
+        {"file": str(files[0]), "page": str(files[1])} | report.to_json(),
         report.table(),
         sentence,
         *report.notes,
-        f"written to {folder / 'audit.json'} and {folder / 'audit.html'}",
+        f"written to {files[0]} and {files[1]}",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,9 @@ from candid.samplers import SAMPLERS, SamplerComponent
 from candid.towers import ModelConfig
 from candid.training import TrainingConfig
 
+MAX_THREADS: Final = 1024
+"""Largest number of CPU threads; torch ends the process where it cannot start a thread."""
+
 
 class RunConfig(ComponentConfig):
     """Everything that a training run depends on: the content of one recipe."""
@@ -30,11 +33,13 @@ class RunConfig(ComponentConfig):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="name of the run; without --out it is stored in runs/NAME",
     )
-    seed: int = Field(0, ge=0, description="seed of every random choice")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
     device: str = Field(
         "auto", description='"auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1"'
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; none: chosen by torch")
+    threads: int | None = Field(
+        None, ge=1, le=MAX_THREADS, description="CPU threads; none: chosen by torch"
+    )
     data: DataConfig | None = Field(None, description=SECTIONS["data"])
     features: FeaturesConfig = Field(
         default_factory=FeaturesConfig, description=SECTIONS["features"]

@@ -72,7 +72,7 @@ class SplitConfig(ComponentConfig):
         description="validate on a random sample of this many users; the validation rows of the "
         "others become history; none: all users",
     )
-    seed: int = Field(0, ge=0, description="seed of the sample of `validation_users`")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the sample of `validation_users`")
 
     @pydantic.model_validator(mode="after")
     def _check_column(self) -> SplitConfig:
@@ -238,6 +238,10 @@ class DataConfig(ComponentConfig):
 
     @pydantic.model_validator(mode="after")
     def _check_consistency(self) -> DataConfig:
+        if self.user == self.item:
+            raise ValueError(
+                f"user and item are both column {self.user!r}; name two different columns"
+            )
         if self.time is not None and self.order is not None:
             raise ValueError("set `time` or `order`, not both")
         if self.split.kind == "leave-one-out" and self.time is None and self.order is None:

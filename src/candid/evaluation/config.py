@@ -58,7 +58,7 @@ class EvaluationConfig(ComponentConfig):
         (5, 10, 20, 50, 100, 200),
         description="history lengths at which a new slice of users begins; empty: no slices",
     )
-    seed: int = Field(0, ge=0, description="seed of the sample of users")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the sample of users")
 
     @field_validator("ks")
     @classmethod
@@ -85,8 +85,15 @@ class EvaluationConfig(ComponentConfig):
         """Refuse cut-offs beyond the number of ranked items.
 
         Raises:
-            ConfigError: a cut-off k exceeds ``num_items``; the message has settings that fit.
+            ConfigError: a cut-off k exceeds ``num_items``; the message has settings that fit. Or
+                there are no items to rank.
         """
+        if num_items == 0:
+            reason = "every item is" if self.catalog == "cold" else "no item is"
+            raise ConfigError(
+                f"evaluation.catalog = {self.catalog!r} has no items to rank, because {reason} a "
+                "target in training; set evaluation.catalog = 'all'"
+            )
         if self.ks[-1] <= num_items:
             return
         fitting_ks = [k for k in self.ks if k <= num_items] or [num_items]

@@ -108,7 +108,9 @@ class KernelLsh(ApproximateIndex):
             description="hash vectors augmented to one length, so that a small angle means a large "
             "inner product; none: for the linear kernel ranked by inner products",
         )
-        seed: int = Field(0, ge=0, description="seed of the sampled items and the projections")
+        seed: int = Field(
+            0, ge=0, lt=2**63, description="seed of the sampled items and the projections"
+        )
 
         @field_validator("kernel", mode="before")
         @classmethod

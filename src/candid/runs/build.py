@@ -118,7 +118,9 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device, dtype=torch.float64)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
+        raise ConfigError(
+            f'device {name!r} cannot be used here: {reason}; set device = "cpu"'
+        ) from None
     return device
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import torch
@@ -15,6 +14,8 @@ from candid.samplers.kernel_sampler import BLOCK_SIZE, REFRESH_EVERY, KernelSamp
 
 SCALE: Final = 100.0
 """Default of ``scale``."""
+MAX_SCALE = 1e12
+"""Largest ``scale``: sums of scale · logit² over a catalog must be finite in float32."""
 
 
 class Quadratic(KernelSampler):
@@ -49,7 +50,10 @@ class Quadratic(KernelSampler):
 
         num_candidates: int = Field(64, ge=1, description="samples for each row")
         scale: float = Field(
-            SCALE, gt=0, description="weight of the squared logit beside the uniform 1"
+            SCALE,
+            gt=0,
+            le=MAX_SCALE,
+            description="weight of the squared logit beside the uniform 1",
         )
         block_size: int = Field(BLOCK_SIZE, ge=1, description="items that a leaf weighs exactly")
         refresh_every: int = Field(
@@ -90,8 +94,8 @@ class Quadratic(KernelSampler):
             block_size=block_size,
             refresh_every=refresh_every,
         )
-        if not (math.isfinite(scale) and scale > 0):
-            raise ConfigError(f"scale must be finite and above 0, got {scale}")
+        if not 0 < scale <= MAX_SCALE:
+            raise ConfigError(f"scale must be above 0 and at most {MAX_SCALE:g}, got {scale}")
         self.scale = scale
 
     def kernel(self, width: int, device: torch.device) -> QuadraticKernel:

@@ -15,6 +15,8 @@ from candid.samplers.kernel_sampler import BLOCK_SIZE, REFRESH_EVERY, KernelSamp
 
 NU: Final = 2.0
 """Default of ``nu``."""
+MAX_NU = 80.0
+"""Largest ``nu``: exp(-nu), the kernel of an orthogonal item, must be a normal float32."""
 
 NUM_FEATURES: Final = 128
 """Default of ``num_features``."""
@@ -72,6 +74,7 @@ class RandomFourier(KernelSampler):
         nu: float = Field(
             NU,
             gt=0,
+            le=MAX_NU,
             description="sharpness of the kernel exp(nu · cosine): at most the inverse "
             "temperature of the scores",
         )
@@ -91,7 +94,7 @@ class RandomFourier(KernelSampler):
         refresh_every: int = Field(
             REFRESH_EVERY, ge=1, description="steps between refreshes of the item vectors"
         )
-        seed: int = Field(SEED, ge=0, description="seed of the frequencies")
+        seed: int = Field(SEED, ge=0, lt=2**63, description="seed of the frequencies")
 
         def candidates_per_row(self, batch_rows: int) -> int:
             """Return ``num_candidates``; see ``SamplerConfig``."""
@@ -133,10 +136,10 @@ class RandomFourier(KernelSampler):
             block_size=block_size,
             refresh_every=refresh_every,
         )
-        if not (math.isfinite(nu) and nu > 0) or not 0 < kernel_floor <= 1 or num_features < 1:
+        if not 0 < nu <= MAX_NU or not 0 < kernel_floor <= 1 or num_features < 1:
             raise ConfigError(
-                "nu must be finite and above 0, kernel_floor above 0 and at most 1, and "
-                f"num_features at least 1, got {nu}, {kernel_floor} and {num_features}"
+                f"nu must be above 0 and at most {MAX_NU:g}, kernel_floor above 0 and at most 1, "
+                f"and num_features at least 1, got {nu}, {kernel_floor} and {num_features}"
             )
         self.nu = nu
         self.num_features = num_features

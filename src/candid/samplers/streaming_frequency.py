@@ -89,7 +89,7 @@ class StreamingFrequency(Frequency):
             description="weight of the newest gap in the moving average: lower has less "
             "variance, higher follows a changing popularity sooner",
         )
-        seed: int = Field(SEED, ge=0, description="seed of the hashes")
+        seed: int = Field(SEED, ge=0, lt=2**63, description="seed of the hashes")
 
         def build(self, counts: Tensor) -> StreamingFrequency:
             """Build for a catalog of ``len(counts)`` items; the counts are not used."""

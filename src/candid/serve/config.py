@@ -69,6 +69,6 @@ class ServeConfig(ComponentConfig):
         "not score all items; above it only answers to requests with probability = true",
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of one search; none: half of the cores"
+        None, ge=1, le=1024, description="CPU threads of one search; none: half of the cores"
     )
     log_requests: bool = Field(True, description="write a log line for each request")
