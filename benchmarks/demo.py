@@ -70,7 +70,7 @@ def main() -> None:
     """Run the missing seeds, then write the file and the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     runs = json.loads(arguments.out.read_text())["runs"] if arguments.out.exists() else []
     for seed in arguments.seeds:

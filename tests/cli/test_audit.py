@@ -123,7 +123,7 @@ def test_audit_of_a_large_catalog_names_samplers_not_measured(candid, toy, tmp_p
         (["--n", "1"], 2, "at least 2 candidates"),
         (["--budget-ms", "0"], 2, "--budget-ms 0 must be a positive number"),
         (["--accuracy", "0"], 2, "--accuracy 0 must be positive"),
-        (["--noise", "-1"], 2, "noise a number of nats from 0"),
+        (["--noise", "-1"], 2, "--noise -1 must be a number of nats from 0"),
         (["--drift-repeats", "8"], 2, "--drift-repeats"),
         (["--drift-users", "0"], 2, "--drift-users"),
         (["--seconds", "0"], 2, "--seconds 0 must be positive"),

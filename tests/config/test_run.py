@@ -13,6 +13,7 @@ from candid.config import (
 )
 from candid.errors import ConfigError
 from candid.losses import LOSSES
+from candid.losses.estimator import Estimator
 from candid.samplers import SAMPLERS
 from candid.towers import TOWERS
 
@@ -129,7 +130,7 @@ def test_jackknife_of_a_set_is_refused(sampler):
 def test_default_recipe_is_the_default_correction_on_a_mixture():
     assert DEFAULT_RECIPE["loss"] == {"type": "sampled_softmax"}
     config = default_recipe()
-    assert config.loss.estimator == ("logq", False, "keep")
+    assert config.loss.estimator == Estimator("logq", False, "keep")
     assert isinstance(config.sampler, SAMPLERS["mixture"].Config)
     assert default_recipe(["seed=3"]).seed == 3
 

@@ -6,6 +6,7 @@ import torch
 from candid.component import ComponentConfig
 from candid.errors import UnknownNameError
 from candid.losses import LOSSES, LossComponent, LossConfig, LossOutput, SampledLoss
+from candid.losses.estimator import Estimator
 from candid.samplers import Uniform
 from candid.testing.losses import CHECKS, V, check_groups, check_loss, ignores_constant, loss_inputs
 
@@ -69,8 +70,10 @@ def test_capabilities_of_a_sampled_softmax_follow_its_settings():
     assert "uncorrected" in make(correction="none").why_no_probability
     assert make(correction="logq").why_no_probability is None
     assert not make(jackknife=True).works_with_sets
-    assert make(correction="logq", jackknife=True).estimator == ("logq", True, "keep")
-    assert make(correction="logq", accidental_hits="mask").estimator == ("logq", False, "mask")
+    assert make(correction="logq", jackknife=True).estimator == Estimator("logq", True, "keep")
+    assert make(correction="logq", accidental_hits="mask").estimator == Estimator(
+        "logq", False, "mask"
+    )
 
 
 def test_repr_shows_the_settings():

@@ -155,11 +155,15 @@ class LearntPartition(SampledLoss):
         cap: float = Field(
             3.0,
             gt=0,
+            le=1e12,  # gradients stay finite in float32
             description="largest gradient of a candidate: 1 is noise contrastive estimation; "
             "larger values learn rarely sampled items in fewer steps, with more noise",
         )
         head_lr: float = Field(
-            0.01, gt=0, description="learning rate of the prediction of the partition function"
+            0.01,
+            gt=0,
+            le=10.0,
+            description="learning rate of the prediction of the partition function",
         )
         precision: Precision = Field("float32", description=PRECISION)
 
