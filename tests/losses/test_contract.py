@@ -50,7 +50,7 @@ CAPABILITIES = {
     "sampled_softmax": {
         "needs_candidates": True,
         "needs_full_support": True,
-        "estimator": ("logq", False, "keep"),
+        "estimator": Estimator("logq", False, "keep"),
     },
     "bce": {"needs_candidates": True, "needs_full_support": False, "estimator": None},
     "gbce": {"needs_candidates": True, "needs_full_support": False, "estimator": None},
@@ -71,9 +71,12 @@ def test_capabilities_of_a_sampled_softmax_follow_its_settings():
     assert make(correction="logq").why_no_probability is None
     assert not make(jackknife=True).works_with_sets
     assert make(correction="logq", jackknife=True).estimator == Estimator("logq", True, "keep")
-    assert make(correction="logq", accidental_hits="mask").estimator == Estimator(
-        "logq", False, "mask"
-    )
+    masked = make(correction="logq", accidental_hits="mask").estimator
+    assert masked == Estimator("logq", False, "mask")
+
+
+def test_estimator_of_a_learnt_partition_function_has_its_cap():
+    assert LOSSES["learnt_partition"].Config(cap=2.0).estimator == Estimator(cap=2.0)
 
 
 def test_repr_shows_the_settings():
