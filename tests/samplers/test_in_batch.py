@@ -37,6 +37,15 @@ def test_item_of_several_users_has_no_owner(counts, rows):
     assert owners == {0: -1, 1: 3, 2: 2, 4: 2, 7: 9}
 
 
+def test_expected_counts_of_a_set_are_of_the_average_number_of_rows_of_others(counts):
+    users = [4, 4, 7, 4, 2, 7, 1]
+    average = sum(other != user for user in users for other in users) / len(users)
+    ids = torch.arange(7)
+    sampled = InBatch(counts, distinct=True).sample(ids, torch.tensor(users))
+    miss = 1 - counts.double()[ids] / counts.sum()
+    torch.testing.assert_close(sampled.log_expected_count.double().exp(), 1 - miss**average)
+
+
 def test_positive_of_frequency_zero_is_named(counts, rows):
     rows.positive_ids[2] = 9
     with pytest.raises(DataError, match="item 9"):

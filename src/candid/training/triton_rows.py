@@ -1,8 +1,8 @@
 """Steps of the row-wise optimizers on CUDA devices: one Triton kernel for each table.
 
-The torch operations of a step are ten or more kernels, which read and write [n, D] again and again,
-and with repeated ids they update every look-up. A Triton kernel reads each distinct row once.
-Results differ by rounding, and bfloat16 tables are rounded with other random bits.
+The torch operations of a step are more than ten kernels, which read and write [n, D] several
+times, and with repeated ids they update every look-up. A Triton kernel reads each distinct row
+once. Results differ by rounding, and bfloat16 tables are rounded with other random bits.
 
 Where the kernels cannot be used, ``fused_rows`` returns None, and the optimizers use torch
 operations. ``CANDID_NATIVE=0`` in the environment turns the kernels off. Each kind of kernel is
