@@ -62,6 +62,30 @@ def test_prepare_reads_tables_of_users_and_items(candid, tmp_path):
     assert not (tmp_path / "e").exists()
 
 
+def test_train_ends_well_where_all_test_targets_are_new_items(candid, tmp_path):
+    log = ["user_id,item_id,time,role"]
+    for user in range(8):
+        log += [f"u{user},i{(user + day) % 6},{day},train" for day in range(4)]
+        log += [f"u{user},i{(user + 4) % 6},4,validation", f"u{user},new{user % 2},5,test"]
+    (tmp_path / "log.csv").write_text("\n".join(log))
+    split = ["--set", "data.split.kind=column", "--set", "data.split.column=role"]
+    data, run = tmp_path / "data", tmp_path / "run"
+    answer = candid(
+        *("prepare", "--interactions", tmp_path / "log.csv", "--time", "time", *split),
+        *("--out", data),
+    )
+    assert (answer.code, "8 have an untrained item" in answer.out) == (0, True)
+    small = ["training.epochs=1", "evaluation.ks=[1,2]", 'evaluation.metric="ndcg@2"']
+    settings = [part for one in small for part in ("--set", one)]
+    answer = candid("train", "--data", data, "--out", run, *settings, "--quiet")
+    assert answer.code == 0
+    assert "not measured on the test split: all 8 test targets are cold items" in answer.out
+    among_cold = ["--set", 'evaluation.catalog="cold"']
+    assert f"candid evaluate {run} --set 'evaluation.catalog=\"cold\"'" in answer.out
+    answer = candid("evaluate", run, *among_cold, "--json")
+    assert (answer.code, answer.document["counts"]["cold_targets"]) == (0, 8)
+
+
 def test_train_prepares_trains_and_measures_from_a_recipe(candid, toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = candid("train", toy.recipe, "--json")

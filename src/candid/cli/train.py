@@ -84,6 +84,7 @@ def train(
 
     from candid.cli.progress import stage_progress, train_progress
     from candid.data import Role
+    from candid.evaluation import ColdTargetsError
     from candid.runs import check_is_free, load_run, train_run
 
     if not resume:
@@ -112,8 +113,15 @@ def train(
             raise Interrupted(
                 f"stopped while measuring; {out} is trained, measure it with: candid evaluate {out}"
             ) from None
-        document["test"] = report.to_json()
-        lines += [report.table(), f"measured in {path}"]
+        except ColdTargetsError as error:
+            # The training is complete: only this measurement needs another setting.
+            lines.append(
+                f"not measured on the test split: {error}; for the first: candid evaluate {out} "
+                "--set 'evaluation.catalog=\"cold\"'"
+            )
+        else:
+            document["test"] = report.to_json()
+            lines += [report.table(), f"measured in {path}"]
     console.result(document, *lines, f"trained in {out}")
 
 

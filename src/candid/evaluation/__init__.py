@@ -5,11 +5,12 @@ from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.evaluator import TrueLogProb, evaluate
 from candid.evaluation.intervals import Estimate
 from candid.evaluation.metrics import RANKING_METRICS
-from candid.evaluation.queries import catalog_mask, check_has_relevant
+from candid.evaluation.queries import ColdTargetsError, catalog_mask, check_has_relevant
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
 
 __all__ = [
     "RANKING_METRICS",
+    "ColdTargetsError",
     "Comparison",
     "Estimate",
     "EvaluationConfig",

@@ -176,6 +176,10 @@ def seen_items_of(dataset: PreparedDataset, queries: HeldOutTargets, rows: slice
     return seen_items(dataset, starts, queries.history_stop[rows])
 
 
+class ColdTargetsError(DataError):
+    """All targets of a split are cold items, and the evaluation is not among cold items."""
+
+
 def check_has_relevant(
     dataset: PreparedDataset,
     config: EvaluationConfig,
@@ -197,8 +201,8 @@ def check_has_relevant(
         the queries of the evaluation.
 
     Raises:
-        DataError: there is no query; ``config.filter_seen`` hides every target; or all targets
-            are cold and ``config.catalog`` is not "cold".
+        DataError: there is no query, or ``config.filter_seen`` hides every target.
+        ColdTargetsError: all targets are cold and ``config.catalog`` is not "cold".
     """
     queries = select_queries(
         dataset,
@@ -211,7 +215,7 @@ def check_has_relevant(
     )
     num_targets = queries.counts["targets"]
     if config.catalog != "cold" and queries.counts["cold_targets"] == num_targets:
-        raise DataError(
+        raise ColdTargetsError(
             f"all {num_targets:,} {role.name.lower()} targets are cold items, which training never "
             'has as a target: set evaluation.catalog = "cold" to rank them among such items, or '
             "change the split or the item ids"
