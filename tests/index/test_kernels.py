@@ -155,3 +155,8 @@ def test_unknown_kernel_is_refused(name):
         index_of(name, torch.from_numpy(histograms(30)))
     with pytest.raises(ConfigError, match="kernel"):
         KernelLsh.Config(kernel=name)
+
+
+def test_kernel_of_another_type_is_refused():
+    with pytest.raises(ConfigError, match="kernel must be a name or a function of X and Y, not 3"):
+        KernelLsh(torch.rand(20, 4), kernel=3)

@@ -149,6 +149,8 @@ class KernelLsh(ApproximateIndex):
                 "num_landmarks, num_components and oversample must be at least 1 and num_bits a "
                 f"multiple of 8, got {num_landmarks}, {num_components}, {oversample} and {num_bits}"
             )
+        if not (isinstance(kernel, str) or callable(kernel)):
+            raise ConfigError(f"kernel must be a name or a function of X and Y, not {kernel!r}")
         super().__init__(item_vectors, is_checked=file is not None)
         self.oversample = oversample
         self._name = kernel if isinstance(kernel, str) else None
