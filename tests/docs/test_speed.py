@@ -101,3 +101,17 @@ def test_larger_groups_of_short_histories_help_and_do_not_harm_long_ones(
     ratios = {row["data"]: row["cells"]["0"]["ms"] / row["cells"][now]["ms"] for row in found}
     assert min(ratios["nowplaying"], ratios["amazon-beauty"]) > 1.25
     assert min(ratios.values()) > 0.95
+
+
+def test_short_recipe_reaches_the_stated_quality_in_the_stated_time():
+    document = json.loads((RESULTS.parent / "recipes" / "ml1m-loo-short.json").read_text())
+    figures = document["figures"]
+    assert all(run["result"]["cpu_seconds"] < 160 for run in document["runs"])
+    assert all(run["result"]["best"] > 0.165 for run in document["runs"])
+    text = " ".join((ROOT / "docs" / "benchmarks" / "speed.md").read_text().split())
+    assert f"in {figures['cpu_seconds']['mean']:.0f} CPU seconds of one thread" in text
+    validation, test = (
+        f"{figures[name]['mean']:.3f} ± {figures[name]['sd']:.3f}"
+        for name in ("validation ndcg@10", "test ndcg@10")
+    )
+    assert f"of the validation is {validation}, of the test {test}" in text
