@@ -41,6 +41,7 @@ from candid.towers import CausalTransformer
 from candid.towers.length_groups import LengthGroups, length_groups
 from candid.towers.rotary import rotate
 from candid.towers.transformer import Block, causal_attention
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "attention.json"
@@ -212,9 +213,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def with_table(content: str, results: list[dict[str, Any]]) -> str:
     """Return the page with its generated block filled from the results."""
-    block = re.compile(r"(?<=<!-- attention -->\n).*?(?=<!-- /attention -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} has no <!-- attention --> block"
-    return block.sub(lambda _: table(results), content)
+    return with_block(content, "attention", table(results))
 
 
 def main() -> None:

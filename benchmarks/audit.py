@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import platform
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -45,6 +44,7 @@ from candid.audit import (
     expected_excess,
     standard_cases,
 )
+from page_blocks import with_block
 
 RESULTS = Path(__file__).parent / "results" / "audit.json"
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks" / "audit.md"
@@ -358,9 +358,7 @@ def with_tables(content: str, document: dict[str, Any]) -> str:
         "tables": tables(document["results"]),
     }
     for name, block in blocks.items():
-        pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        assert pattern.search(content), f"{DOCS} has no <!-- {name} --> block"
-        content = pattern.sub(lambda _, block=block: block, content)
+        content = with_block(content, name, block)
     return content
 
 

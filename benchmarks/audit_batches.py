@@ -39,6 +39,7 @@ from candid.audit.measurement import measure
 from candid.audit.run_inputs import run_inputs
 from candid.batches import Loader
 from candid.runs import Run, load_run
+from page_blocks import with_block
 
 GROUPS = 8
 ESTIMATORS = {"refined": Estimator("refined"), "logq": Estimator("logq")}
@@ -370,9 +371,7 @@ def _with_error(values: dict[str, Any], name: str) -> str:
 
 def with_table(docs: str, document: dict[str, Any]) -> str:
     """Return a page of the docs with the table of the results."""
-    begin, end = "<!-- batches -->\n", "\n<!-- /batches -->"
-    before, rest = docs.split(begin)
-    return before + begin + table(document) + end + rest.split(end)[1]
+    return with_block(docs, "batches", table(document) + "\n")
 
 
 def write(options: argparse.Namespace, results: list[Any], num_windows: int, cpu: float) -> None:

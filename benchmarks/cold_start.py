@@ -28,12 +28,12 @@ import polars as pl
 from candid.evaluation import EvaluationReport, PerUser, Slice, compare
 from candid.runs import Run, load_run
 from candid.synthetic import SyntheticConfig, SyntheticData
+from page_blocks import with_block
 from recipe_figures import candid
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "cold_start.json"
 PAGE = ROOT / "docs" / "benchmarks" / "cold_start.md"
-MARKS = ("<!-- tables -->", "<!-- end of tables -->")
 DATASETS = {
     "synthetic": ROOT / "benchmarks" / "cold_start.toml",
     "ml1m-positives": ROOT / "recipes" / "ml1m-features.toml",
@@ -210,11 +210,9 @@ def _difference(one: dict[str, Any]) -> str:
     )
 
 
-def write_tables(document: dict[str, Any]) -> None:
-    """Write the tables between the marks of the page."""
-    page = PAGE.read_text()
-    begin, end = page.index(MARKS[0]) + len(MARKS[0]), page.index(MARKS[1])
-    PAGE.write_text(f"{page[:begin]}\n{table(document['results'])}{page[end:]}")
+def with_tables(content: str, results: dict[str, Any]) -> str:
+    """Return the page with its generated block filled from the results."""
+    return with_block(content, "tables", table(results))
 
 
 def main() -> None:
@@ -236,7 +234,7 @@ def main() -> None:
     command = "python benchmarks/cold_start.py --seeds " + " ".join(map(str, arguments.seeds))
     document = {"command": command, "synthetic": SYNTHETIC, "results": results}
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
-    write_tables(document)
+    PAGE.write_text(with_tables(PAGE.read_text(), results))
     print(table(results))
 
 

@@ -26,7 +26,6 @@ import argparse
 import itertools
 import json
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -46,6 +45,7 @@ from candid.samplers import ExactFrequency, InBatch, Uniform
 from candid.towers import RowTable
 from candid.training import RowAdagrad, RowAdam, TrainingConfig, triton_rows
 from candid.training.optimizer import make_optimizer
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cuda_device.json"
@@ -357,10 +357,7 @@ def page(report: dict[str, Any] | None) -> str:
 
 def write_page(report: dict[str, Any] | None) -> None:
     """Replace the generated block of the docs."""
-    block = re.compile(r"(?<=<!-- cuda -->\n).*?(?=<!-- /cuda -->)", re.DOTALL)
-    content = DOCS.read_text()
-    assert block.search(content), f"{DOCS} has no <!-- cuda --> block"
-    DOCS.write_text(block.sub(lambda _: page(report), content))
+    DOCS.write_text(with_block(DOCS.read_text(), "cuda", page(report)))
 
 
 def main() -> None:

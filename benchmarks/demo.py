@@ -21,11 +21,11 @@ import torch
 import candid
 from candid.demo import run_demo
 from candid.demo.report import ORACLE
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/demo.json"
 PAGE = ROOT / "docs/choosing.md"
-MARKS = ("<!-- demo -->", "<!-- /demo -->")
 KEYS = (
     *("regime", "model", "n", "correction", "accidental_hits", "drift", "drift_se"),
     *("nll_over_full", "nll_over_full_low", "nll_over_full_high", "excess_nll", "nll"),
@@ -60,6 +60,11 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_table(content: str, runs: list[dict[str, Any]]) -> str:
+    """Return the page with its generated block filled from the results."""
+    return with_block(content, "demo", table(runs))
+
+
 def _cell(values: list[float]) -> str:
     # Adding 0.0 turns a rounded -0.0 into 0.0.
     value = f"{round(mean(values), 3) + 0.0:.3f}"
@@ -88,10 +93,7 @@ def main() -> None:
             "runs": sorted(runs, key=lambda one: one["seed"]),
         }
         arguments.out.write_text(json.dumps(document, indent=1) + "\n")
-    page = PAGE.read_text()
-    begin, end = (page.index(mark) for mark in MARKS)
-    page = f"{page[: begin + len(MARKS[0])]}\n{table(runs)}{page[end:]}"
-    PAGE.write_text(page)
+    PAGE.write_text(with_table(PAGE.read_text(), runs))
 
 
 if __name__ == "__main__":

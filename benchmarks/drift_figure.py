@@ -9,7 +9,6 @@ the cells in docs/benchmarks/estimators.md, and two figures in docs/figures.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
@@ -17,6 +16,8 @@ from statistics import fmean
 from typing import Any
 
 import polars as pl
+
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -152,9 +153,7 @@ def with_tables(content: str, documents: Mapping[str, Row]) -> str:
             ("cells", cell_table(rows)),
         ):
             name = f"{study}-{kind}".replace("_", "-")
-            pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-            assert pattern.search(content), f"{DOCS} has no <!-- {name} --> block"
-            content = pattern.sub(lambda _, block=block: block, content)
+            content = with_block(content, name, block)
     return content
 
 

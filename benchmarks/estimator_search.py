@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 import estimator_search_runs as runs
 import estimator_search_tables as tables
 from candid import __version__
+from page_blocks import with_block
 
 RESULT = Path(__file__).parent / "results" / "estimator_search.json"
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks" / "estimators.md"
@@ -130,9 +130,7 @@ def with_tables(content: str, document: dict[str, Any]) -> str:
     """Return the page with its generated blocks replaced."""
     blocks = {"search": tables_table(document), "search trained": trained_table(document)}
     for name, block in blocks.items():
-        pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        assert pattern.search(content), f"{DOCS} has no <!-- {name} --> block"
-        content = pattern.sub(lambda _, block=block: block, content)
+        content = with_block(content, name, block)
     return content
 
 

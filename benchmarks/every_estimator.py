@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +52,7 @@ from candid.runs import (
 )
 from candid.samplers import SAMPLERS
 from candid.synthetic import SyntheticConfig, SyntheticData
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "every_estimator.json"
@@ -420,9 +420,7 @@ def _row(first: str, second: str, cells: Sequence[str]) -> str:
 def with_tables(content: str, document: dict[str, Any]) -> str:
     """Return the page with its generated blocks replaced."""
     for name, block in (("trained", trained_table(document)), ("bias", bias_table(document))):
-        pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        assert pattern.search(content), f"{DOCS} has no <!-- {name} --> block"
-        content = pattern.sub(lambda _, block=block: block, content)
+        content = with_block(content, name, block)
     return content
 
 

@@ -47,6 +47,7 @@ from candid.losses import in_batch_softmax, sampled_softmax, tiled_softmax
 from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 from candid.losses.blockwise.native import native_pass
 from candid.samplers import CrossBatchMemory, InBatch, Mixture, Uniform
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "in_batch_step.json"
@@ -290,9 +291,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def with_table(content: str, results: list[dict[str, Any]]) -> str:
     """Replace the generated block of the docs."""
-    block = re.compile(r"(?<=<!-- in-batch step -->\n).*?(?=<!-- /in-batch step -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} has no <!-- in-batch step --> block"
-    return block.sub(lambda _: table(results), content)
+    return with_block(content, "in-batch step", table(results))
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from candid.atomic import write_json
 from candid.index import BENCHMARKED_INDEXES, benchmark_index, compute_ground_truth
+from page_blocks import with_block
 
 RESULTS = Path(__file__).parent / "results" / "index_compare.json"
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks" / "index_search.md"
@@ -39,7 +40,6 @@ QUERIES = 512
 CENTRES = 1000
 KINDS = ("hard", "clustered")
 NAMES = list(BENCHMARKED_INDEXES)
-TABLE = re.compile(r"(?<=<!-- index_compare -->\n).*?(?=<!-- /index_compare -->)", re.DOTALL)
 
 
 def vectors(kind: str, num_items: int, num_queries: int) -> tuple[Tensor, Tensor]:
@@ -153,10 +153,7 @@ def _row(line: Mapping[str, Any]) -> str:
 
 def with_tables(docs: str, results: Sequence[Mapping[str, Any]]) -> str:
     """Return the page with new tables."""
-    assert TABLE.search(docs), (
-        "docs/benchmarks/index_search.md lacks its <!-- index_compare --> block"
-    )
-    return TABLE.sub(lambda _: tables(results), docs)
+    return with_block(docs, "index_compare", tables(results))
 
 
 if __name__ == "__main__":

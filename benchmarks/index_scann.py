@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import statistics
 import subprocess
 import tempfile
@@ -35,6 +34,7 @@ from candid.atomic import write_json
 from candid.index import BENCHMARKED_INDEXES, benchmark_index, compute_ground_truth
 from candid.index.measurement import BATCH, SCORE_TOLERANCE, GroundTruth, measure_index
 from index_compare import vectors
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "index_scann.json"
@@ -42,7 +42,6 @@ DOCS = ROOT / "docs" / "benchmarks" / "index_search.md"
 WORKER = Path(__file__).with_name("scann_worker.py")
 K, TARGET, QUERIES = 100, 0.95, 512
 KINDS = ("hard", "clustered", "trained")
-BLOCK = re.compile(r"(?<=<!-- index_scann -->\n).*?(?=<!-- /index_scann -->)", re.DOTALL)
 
 
 class Scann:
@@ -158,9 +157,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def write_docs(results: list[dict[str, Any]]) -> None:
     """Write the table of the docs."""
-    page = DOCS.read_text()
-    assert BLOCK.search(page), f"{DOCS} lacks its <!-- index_scann --> block"
-    DOCS.write_text(BLOCK.sub(lambda _: table(results), page))
+    DOCS.write_text(with_block(DOCS.read_text(), "index_scann", table(results)))
 
 
 def main() -> None:

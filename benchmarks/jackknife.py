@@ -31,7 +31,6 @@ import argparse
 import json
 import math
 import os
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,7 @@ from candid.config import load_recipe, parse_config
 from candid.data import open_dataset, prepare
 from candid.losses import corrected_log_softmax
 from candid.runs import Run, load_run, train_run
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "jackknife.json"
@@ -475,9 +475,7 @@ def gradient(cell: dict[str, Any]) -> str:
 def with_tables(content: str, document: dict[str, Any]) -> str:
     """Return the page with its generated blocks replaced."""
     for name, block in tables(document).items():
-        pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        assert pattern.search(content), f"{DOCS} has no <!-- {name} --> block"
-        content = pattern.sub(lambda _, block=block: block, content)
+        content = with_block(content, name, block)
     return content
 
 

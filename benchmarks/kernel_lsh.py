@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -34,10 +33,10 @@ from sklearn.datasets import load_digits
 from candid import __version__
 from candid.index.kernel_hash import KernelHash, sample_landmarks
 from candid.index.kernels import build_kernel, scale_of
+from page_blocks import with_block
 
 RESULT = Path(__file__).parent / "results" / "kernel_lsh.json"
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks" / "index_search.md"
-TABLE = re.compile(r"(?<=<!-- kernel_lsh -->\n).*?(?=<!-- /kernel_lsh -->)", re.DOTALL)
 KERNELS = ("chi2", "intersection", "rbf")
 METHODS = ("2009", "2014")
 BITS = (32, 64, 128, 256, 512)
@@ -149,6 +148,11 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_table(content: str, results: list[dict]) -> str:
+    """Return the page with its generated block filled from the results."""
+    return with_block(content, "kernel_lsh", table(results))
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -158,8 +162,8 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="only write the table of the docs")
     options = parser.parse_args()
     if options.docs:
-        text = table(json.loads(RESULT.read_text())["results"])
-        DOCS.write_text(TABLE.sub(lambda _: text, DOCS.read_text()))
+        results = json.loads(RESULT.read_text())["results"]
+        DOCS.write_text(with_table(DOCS.read_text(), results))
         return
     results = measure(options.seeds, options.components)
     if options.out:

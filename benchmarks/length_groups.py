@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import statistics
 import time
 from dataclasses import replace
@@ -33,6 +32,7 @@ import attention
 import candid
 from candid.batches import Queries, pack_histories
 from candid.towers import length_groups
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "length_groups.json"
@@ -115,9 +115,7 @@ def with_table(content: str, results: list[dict[str, Any]]) -> str:
             f"| {row['data']} | {row['positions']:,} | {four['groups']}, {four['ms']:.1f} | "
             f"{now['groups']}, {now['ms']:.1f} | {four['ms'] / now['ms']:.2f} |"
         )
-    block = re.compile(r"(?<=<!-- length groups -->\n).*?(?=<!-- /length groups -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} has no <!-- length groups --> block"
-    return block.sub(lambda _: "\n".join([*lines, ""]), content)
+    return with_block(content, "length groups", "\n".join([*lines, ""]))
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import statistics
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from candid.config import parse_config
 from candid.data import PreparedDataset
 from candid.runs import build_model, build_objective
 from candid.training import Trainer
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loader.json"
@@ -138,9 +138,7 @@ def table(results: dict[str, Any]) -> str:
 
 def with_table(content: str, results: dict[str, Any]) -> str:
     """Return the page with its generated block filled from the results."""
-    block = re.compile(r"(?<=<!-- loader -->\n).*?(?=<!-- /loader -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} has no <!-- loader --> block"
-    return block.sub(lambda _: table(results), content)
+    return with_block(content, "loader", table(results))
 
 
 def main() -> None:

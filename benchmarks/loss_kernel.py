@@ -44,6 +44,7 @@ import candid
 from candid.losses.blockwise import tile_pass
 from candid.losses.blockwise.native import NativePass, native_pass
 from candid.samplers import ExactFrequency, InBatch
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loss_kernel.json"
@@ -241,9 +242,7 @@ def tables(results: list[dict[str, Any]]) -> str:
 
 def with_tables(content: str, results: list[dict[str, Any]]) -> str:
     """Replace the generated block of the docs."""
-    block = re.compile(r"(?<=<!-- loss kernel -->\n).*?(?=<!-- /loss kernel -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} has no <!-- loss kernel --> block"
-    return block.sub(lambda _: tables(results), content)
+    return with_block(content, "loss kernel", tables(results))
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ import cProfile
 import json
 import platform
 import pstats
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 from candid.losses.blockwise.tiles import Tiles
 from loss_kernel import WIDTH, stepper
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loss_profile.json"
@@ -96,9 +96,7 @@ def table(parts: dict[str, float]) -> str:
 
 def with_table(content: str, parts: dict[str, float]) -> str:
     """Replace the generated block of the docs."""
-    block = re.compile(r"(?<=<!-- loss profile -->\n).*?(?=<!-- /loss profile -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} has no <!-- loss profile --> block"
-    return block.sub(lambda _: table(parts), content)
+    return with_block(content, "loss profile", table(parts))
 
 
 def main() -> None:

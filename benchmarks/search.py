@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ import torch
 
 import candid
 from candid.index import ExactIndex, Exclusions, exact
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "search.json"
@@ -124,9 +124,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def with_table(content: str, results: list[dict[str, Any]]) -> str:
     """Return the docs with the generated block updated."""
-    block = re.compile(r"(?<=<!-- search -->\n).*?(?=<!-- /search -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} lacks its <!-- search --> block"
-    return block.sub(lambda _: table(results), content)
+    return with_block(content, "search", table(results))
 
 
 def main() -> None:

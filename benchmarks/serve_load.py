@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import resource
 import signal
 import subprocess
@@ -30,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "serve_load.json"
@@ -363,9 +364,7 @@ def table(result: dict[str, Any]) -> str:
 
 def with_table(content: str, result: dict[str, Any]) -> str:
     """Replace the generated block of the docs by the table of the results."""
-    block = re.compile(r"(?<=<!-- serve load -->\n).*?(?=<!-- /serve load -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} has no <!-- serve load --> block"
-    return block.sub(lambda _: table(result), content)
+    return with_block(content, "serve load", table(result))
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import resource
 import statistics
 import subprocess
@@ -23,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "start_time.json"
@@ -56,9 +57,7 @@ def with_table(content: str, results: dict[str, dict[str, float]]) -> str:
     lines += [
         f"| `{name}` | {row['best']:.2f} | {row['median']:.2f} |" for name, row in results.items()
     ]
-    block = re.compile(r"(?<=<!-- start -->\n).*?(?=<!-- /start -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} has no <!-- start --> block"
-    return block.sub(lambda _: "\n".join([*lines, ""]), content)
+    return with_block(content, "start", "\n".join([*lines, ""]))
 
 
 def main() -> None:

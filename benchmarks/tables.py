@@ -37,6 +37,7 @@ from candid.samplers import Uniform
 from candid.towers import RowTable
 from candid.training import TrainingConfig
 from candid.training.optimizer import make_optimizer
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tables.json"
@@ -219,9 +220,7 @@ def tables(results: list[dict[str, Any]]) -> str:
 
 def with_tables(content: str, results: list[dict[str, Any]]) -> str:
     """Return the page with its generated block filled from the results."""
-    block = re.compile(r"(?<=<!-- row tables -->\n).*?(?=<!-- /row tables -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} has no <!-- row tables --> block"
-    return block.sub(lambda _: tables(results), content)
+    return with_block(content, "row tables", tables(results))
 
 
 def main() -> None:

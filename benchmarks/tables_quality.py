@@ -31,11 +31,11 @@ from candid.config import RunConfig, load_recipe, parse_config
 from candid.data import prepare
 from candid.evaluation import PerUser, compare
 from candid.runs import load_run, train_run
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "tables_quality.json"
 PAGE = ROOT / "docs" / "benchmarks" / "speed.md"
-MARKS = ("<!-- table quality -->", "<!-- /table quality -->")
 SEEDS, DIM, LR, STEPS = (0, 1, 2), 64, 5e-3, 1600
 FACTORS = {"dense": (0.5, 1.0, 2.0), "row_adam": (1.0, 2.0, 4.0), "row_adagrad": (4.0, 8.0, 16.0)}
 """Rates tried, as multiples of ``LR``: only of the tables if they train by row."""
@@ -143,8 +143,7 @@ def _difference(test: dict[str, Any]) -> str:
 
 def with_table(content: str, results: dict[str, Any]) -> str:
     """Return the page with its generated block filled from the results."""
-    begin, end = content.index(MARKS[0]) + len(MARKS[0]), content.index(MARKS[1])
-    return f"{content[:begin]}\n{table(results)}\n{content[end:]}"
+    return with_block(content, "table quality", table(results) + "\n")
 
 
 def main() -> None:

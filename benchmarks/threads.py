@@ -24,7 +24,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import resource
 import statistics
 import sys
@@ -38,6 +37,7 @@ from torch.profiler import profile
 
 import candid
 import threads_paths as paths
+from page_blocks import with_block
 from threads_paths import PATHS, THREADS, HotPath, Work
 
 ROOT = Path(__file__).parents[1]
@@ -187,9 +187,7 @@ def table(report: dict[str, Any] | None) -> str:
 
 def with_table(content: str, report: dict[str, Any] | None) -> str:
     """Return the page with its generated block filled from the results."""
-    block = re.compile(r"(?<=<!-- threads -->\n).*?(?=<!-- /threads -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} has no <!-- threads --> block"
-    return block.sub(lambda _: table(report), content)
+    return with_block(content, "threads", table(report))
 
 
 def main() -> None:

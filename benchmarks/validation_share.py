@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "validation_share.json"
@@ -115,9 +116,7 @@ def with_table(content: str, results: list[dict[str, Any]]) -> str:
         f"{row['validation_of_all_cpu_seconds']:.2f} | {row['share_of_all']:.1%} |"
         for row in results
     ]
-    block = re.compile(r"(?<=<!-- validation -->\n).*?(?=<!-- /validation -->)", re.DOTALL)
-    assert block.search(content), f"{DOCS} has no <!-- validation --> block"
-    return block.sub(lambda _: "\n".join([*lines, ""]), content)
+    return with_block(content, "validation", "\n".join([*lines, ""]))
 
 
 def main() -> None:

@@ -15,14 +15,16 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def benchmark_script():
-    """Imports a script of the benchmarks, by its name."""
+    """Imports a script of the benchmarks, by its name; it can import others of its folder."""
 
     def load(name):
-        module_name = f"benchmark_{name}"
-        spec = importlib.util.spec_from_file_location(module_name, BENCHMARKS / f"{name}.py")
+        module_name, path = f"benchmark_{name}", BENCHMARKS / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # where dataclasses look for their annotations
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(path.parent)
+            spec.loader.exec_module(module)
         return module
 
     return load

@@ -1,25 +1,19 @@
 """The comparison of corrections against its results."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("demo")
+def script(benchmark_script):
+    return benchmark_script("demo")
 
 
 def test_table_matches_results(script):
     runs = json.loads(script.RESULT.read_text())["runs"]
     page = script.PAGE.read_text()
-    begin, end = (page.index(mark) for mark in script.MARKS)
-    assert page[begin + len(script.MARKS[0]) : end] == f"\n{script.table(runs)}"
+    assert script.with_table(page, runs) == page
 
 
 def test_text_matches_results(script):

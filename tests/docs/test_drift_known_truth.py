@@ -1,7 +1,6 @@
 """The comparison of drift with models trained on a known truth: loss, truth and results."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,7 @@ CELLS = DOCUMENT["cells"]
 
 @pytest.fixture(scope="module")
 def study(benchmark_script):
-    sys.path.insert(0, str(ROOT / "benchmarks"))  # it imports the script next to it
-    try:
-        return benchmark_script("drift_known_truth")
-    finally:
-        sys.path.pop(0)
+    return benchmark_script("drift_known_truth")
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ LEARNT = "learnt partition function, cap 3"
 
 
 @pytest.fixture
-def script(benchmark_script, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def script(benchmark_script):
     return benchmark_script("estimator_search")
 
 

@@ -46,8 +46,7 @@ def test_speed_and_memory_meet_the_targets(results, case, times, mib):
     assert of["bfloat16"]["fraction"] >= 0.35
 
 
-def test_profile_matches_results(benchmark_script, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def test_profile_matches_results(benchmark_script):
     script = benchmark_script("loss_profile")
     docs = (ROOT / "docs" / "benchmarks" / "speed.md").read_text()
     found = json.loads(script.RESULTS.read_text())["results"]

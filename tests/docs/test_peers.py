@@ -10,8 +10,7 @@ PEERS = ROOT / "benchmarks" / "peers"
 
 
 @pytest.fixture(name="report")
-def _report(benchmark_script, monkeypatch):
-    monkeypatch.syspath_prepend(str(PEERS))
+def _report(benchmark_script):
     return benchmark_script("peers/report")
 
 

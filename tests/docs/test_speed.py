@@ -37,8 +37,7 @@ def test_tables_match_results(script, results):
         "start_time",
     ],
 )
-def test_other_tables_match_results(benchmark_script, name, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # scripts import others
+def test_other_tables_match_results(benchmark_script, name):
     docs = (ROOT / "docs" / "benchmarks" / "speed.md").read_text()
     found = json.loads((RESULTS.parent / f"{name}.json").read_text())["results"]
     assert benchmark_script(name).with_table(docs, found) == docs
@@ -92,10 +91,7 @@ def test_help_takes_less_than_150_milliseconds():
     assert found["candid prepare"]["median"] < found["import torch"]["median"]
 
 
-def test_larger_groups_of_short_histories_help_and_do_not_harm_long_ones(
-    benchmark_script, monkeypatch
-):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_larger_groups_of_short_histories_help_and_do_not_harm_long_ones(benchmark_script):
     now = str(benchmark_script("length_groups").NOW)
     found = json.loads((RESULTS.parent / "length_groups.json").read_text())["results"]
     ratios = {row["data"]: row["cells"]["0"]["ms"] / row["cells"][now]["ms"] for row in found}

@@ -12,8 +12,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "threads.json"
 
 
 @pytest.fixture
-def script(benchmark_script, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # the script imports others
+def script(benchmark_script):
     return benchmark_script("threads")
 
 
