@@ -65,7 +65,8 @@ def test_times_of_a_turn_are_means_of_passes_after_a_warm_up(script, two_threads
     wall, cpu, main = script.run_turn(work, 2, passes=4)
     assert calls == [(2, 2)] * 5
     assert wall >= 20
-    assert main <= cpu < wall
+    assert main <= cpu + 0.1  # milliseconds between the readings of the two clocks
+    assert cpu < wall
 
 
 @pytest.mark.parametrize(
@@ -86,8 +87,10 @@ def test_reason_has_the_measured_share_below_the_goal_only(script, monkeypatch, 
 
 
 def test_profile_separates_operations_of_torch_from_the_rest(script, two_threads):
+    ones = two_threads.ones(4)
+
     def work(threads):
-        two_threads.ones(4).add(1)
+        ones.add(ones)
         time.sleep(0.1 * threads)
 
     found = script.operations(work, passes=2)
