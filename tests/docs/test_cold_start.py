@@ -9,4 +9,4 @@ def test_tables_match_results(benchmark_script):
     page = script.PAGE.read_text()
     assert script.with_tables(page, results) == page
     for models in results.values():
-        assert all(len(runs) == 2 for runs in models["runs"].values())
+        assert all(len(runs) == 3 for runs in models["runs"].values())
