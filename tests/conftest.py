@@ -1,6 +1,8 @@
 """Settings of the whole suite, and what tests of the docs share."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,3 +30,27 @@ def benchmark_script():
         return module
 
     return load
+
+
+@pytest.fixture
+def compiled_kernels(tmp_path):
+    """Runs a script that compiles Triton kernels, and returns the numbers that it prints.
+
+    The script runs in a process of its own: the tests may run in Triton's interpreter, which is
+    chosen when triton is imported.
+    """
+
+    def run(script):
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_CACHE_DIR": str(tmp_path)}
+        result = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        return [int(number) for number in result.stdout.split()]
+
+    return run

@@ -8,7 +8,6 @@ to PYTHONPATH.
 import importlib.util
 import math
 import os
-import subprocess
 import sys
 
 import pytest
@@ -361,18 +360,8 @@ for (item_bytes, width), sizes in SIZES.items():
 
 
 @pytest.mark.slow
-def test_kernels_compile_for_the_oldest_device_within_its_shared_memory(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_CACHE_DIR": str(tmp_path)}
-    result = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    shared = [int(line) for line in result.stdout.split()]
+def test_kernels_compile_for_the_oldest_device_within_its_shared_memory(compiled_kernels):
+    shared = compiled_kernels(COMPILE)
     assert len(shared) == 2 * len(triton_softmax.SIZES)
     assert max(shared) <= 99 * 1024
 
