@@ -155,9 +155,9 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def write_docs(results: list[dict[str, Any]]) -> None:
-    """Write the table of the docs."""
-    DOCS.write_text(with_block(DOCS.read_text(), "index_scann", table(results)))
+def with_table(content: str, results: list[dict[str, Any]]) -> str:
+    """Return the page with its generated block filled from the results."""
+    return with_block(content, "index_scann", table(results))
 
 
 def main() -> None:
@@ -172,10 +172,11 @@ def main() -> None:
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []
     if options.docs:
-        return write_docs(results)
+        DOCS.write_text(with_table(DOCS.read_text(), results))
+        return
     if options.scann_python is None:
         print("skipped: ScaNN is not compared without --scann-python, see --help")
-        return None
+        return
     torch.set_num_threads(1)
     packages = [options.scann_python, "-m", "pip", "list", "--format", "json"]
     listed = json.loads(subprocess.run(packages, capture_output=True, check=True).stdout)
@@ -206,7 +207,7 @@ def main() -> None:
             "results": results,
         }
         write_json(RESULTS, report)
-    return write_docs(results)
+    return DOCS.write_text(with_table(DOCS.read_text(), results))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,20 @@ def test_tables_match_results(script, results):
     assert script.with_tables(docs, results) == docs
 
 
+def test_comparison_with_scann_matches_results(benchmark_script):
+    script = benchmark_script("index_scann")
+    results = json.loads(script.RESULTS.read_text())["results"]
+    page = script.DOCS.read_text()
+    assert script.with_table(page, results) == page
+    assert [one["kind"] for one in results] == list(script.KINDS)
+    ratios = {one["kind"]: one["ratio"] for one in results}
+    assert ratios["clustered"] < 0.9 < 1 < ratios["trained"] < 1.05 < ratios["hard"] < 1.15
+    for one in results:
+        ours, scann = one["ours"], one["scann"]
+        assert 1 / 6 - 0.01 < ours["build_cpu_seconds"] / scann["build_cpu_seconds"] < 0.4
+        assert round(ours["index_bytes"] / scann["index_bytes"], 1) == 0.6
+
+
 def test_results_contain_both_kinds_of_vectors(script, results):
     measured = {(line["items"], line["kind"], line["name"]) for line in results}
     smallest = min(items for items, _, _ in measured)
