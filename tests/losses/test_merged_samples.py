@@ -175,7 +175,7 @@ class TestNotMerged:
 
     def test_vectors_of_rows(self, widths):
         loss = InBatchSoftmaxLoss(COUNTS)
-        loss(QUERY, TABLE[IDS].requires_grad_(), IDS, USERS)
+        loss(QUERY, TABLE[IDS].requires_grad_(), IDS, USERS + 1)  # losses refuse a user of -1
         assert widths == [B]
 
     def test_mostly_distinct_items(self, widths, monkeypatch):
