@@ -354,7 +354,7 @@ PATHS: dict[str, HotPath] = {
     "evaluation": HotPath(
         evaluation,
         "2,048 sessions, 60,416 items",
-        "metrics of users are numpy on one thread",
+        "metrics of users are numpy on one thread, which explains a part only",
     ),
     "exact search, many queries": HotPath(
         partial(exact_search, 100_000, 512), "512 queries, 100,000 items", TILES

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from candid.candidates import Candidates, ExactCandidates
-from candid.errors import ArtifactError
+from candid.errors import ArtifactError, ConfigError
 from candid.losses import LOSSES, binary_cross_entropy
 from candid.losses.candidate_loss import ObjectiveWithSampler
 from candid.losses.learnt_partition import PartitionHead
@@ -203,3 +203,9 @@ def test_expected_counts_are_those_of_other_users():
     others = Candidates(ids[2:], math.log(3) + log_q[ids[2:]], math.log(3) + log_q[ids[:1]], 3)
     expected = build(10.0, 0.7)(query[:1], SCORES[:, None], ids[:1], others).loss[0]
     assert float(row) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("settings", [{"cap": 1e300}, {"cap": 0.0}, {"head_lr": 1e300}])
+def test_settings_beyond_float32_are_refused(settings):
+    with pytest.raises(ConfigError, match=r"less than or equal|greater than"):
+        LOSSES["learnt_partition"].Config(**settings)

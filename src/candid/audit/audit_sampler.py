@@ -147,11 +147,6 @@ class AuditSampler:
         )
 
 
-def candidates_of_rows(candidates: Candidates, rows: slice) -> Candidates:
-    """Return the part of a sample that concerns some of its rows."""
-    return candidates.of_rows(rows)
-
-
 def exact_ids(exact: ExactCandidates, num_rows: int) -> Tensor:
     """Return the ids of exact candidates in the order of their scores: [B, H]; 0 for padding."""
     ids = [part.ids.clamp(min=0) for part in exact.parts]

@@ -13,8 +13,8 @@ MAX_USERS = 32
 """Largest default number of users."""
 
 SUMS = 1 << 18
-"""Number of entries of users times items up to which more users are measured by default: with five
-estimators the sums of the gradients then take 80 MiB."""
+"""Number of entries of users times items up to which more users are measured by default: with seven
+estimators the sums of the gradients then take 112 MiB."""
 
 MIN_USERS = 8
 """Least default number of users, however large the catalog is."""

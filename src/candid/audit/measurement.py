@@ -12,7 +12,7 @@ from torch import Tensor
 
 from candid.audit.accumulators import GradientAccumulator
 from candid.audit.audit_input import AuditInput
-from candid.audit.audit_sampler import AuditRows, AuditSampler, candidates_of_rows
+from candid.audit.audit_sampler import AuditRows, AuditSampler
 from candid.audit.full_softmax import FullSoftmaxReference
 from candid.audit.statistics import (
     NUM_GROUPS,
@@ -135,7 +135,7 @@ def _measure_block(
         for repeat in range(done, target):
             candidates = sampler.sample(rows)
             if block != batch:
-                candidates = candidates_of_rows(candidates, inside)
+                candidates = candidates.of_rows(inside)
             accumulator.add(repeat % NUM_GROUPS, scorer.compare(candidates))
         done = target
         means = accumulator.means(done)
