@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 
-import candid.evaluation.evaluator
+import candid.evaluation.catalog_scores
 from candid.atomic import atomic_folder
 from candid.cli import run as run_cli
 from candid.config import parse_config
@@ -133,7 +133,7 @@ def evaluated(run, monkeypatch):
             lists.extend(result.item_ids.tolist())
             return result, log_z
 
-    monkeypatch.setattr(candid.evaluation.evaluator, "ItemSubset", Recorded)
+    monkeypatch.setattr(candid.evaluation.catalog_scores, "ItemSubset", Recorded)
     run.evaluate()
     return torch.cat(vectors), lists
 

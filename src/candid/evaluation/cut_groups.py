@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from candid.batches import Ints, offsets_of, ranges
+from candid.evaluation.catalog_scores import CatalogScores
 from candid.evaluation.metrics import Floats
 from candid.evaluation.queries import Targets
 from candid.evaluation.ties import Coverage, RankedLists
 from candid.index import Exclusions
-from candid.inference import ItemSubset
 
 MAX_ROWS = 256
 """Largest number of queries counted at once."""
@@ -51,9 +50,8 @@ class CutGroups:
 
 
 def count_cut_groups(
-    items: ItemSubset,
+    scores: CatalogScores,
     lists: RankedLists,
-    query: Tensor,
     exclude: Exclusions | None,
     targets: Targets,
     item_values: dict[str, Floats],
@@ -62,9 +60,8 @@ def count_cut_groups(
     """Count the tied groups that continue beyond the last rank, and add them to the coverage.
 
     Args:
-        items: the ranked items.
+        scores: of the b queries over the ranked items.
         lists: of the b queries.
-        query: [b, D] float32.
         exclude: items that the lists leave out, or None.
         targets: of the b queries.
         item_values: by name, [V] float64.
@@ -77,17 +74,16 @@ def count_cut_groups(
     is_tied = np.zeros(len(relevant_rows), dtype=np.bool_)
 
     sizes = np.zeros(len(cut), dtype=np.int64)
-    means = {name: np.zeros(len(query)) for name in item_values}
+    means = {name: np.zeros(len(lists.scores)) for name in item_values}
     starts = lists.starts[cut, -1]
-    step = max(1, min(MAX_ROWS, MAX_PAIRS // items.num_items))
+    step = max(1, min(MAX_ROWS, MAX_PAIRS // scores.num_items))
     for begin in range(0, len(cut), step):
         rows = cut[begin : begin + step]
         chosen = slice(begin, begin + len(rows))
-        scores = torch.from_numpy(lists.scores[rows, -1]).to(query.device)
-        vectors = query[torch.from_numpy(rows).to(query.device)]
+        last_scores = torch.from_numpy(lists.scores[rows, -1]).to(scores.device)
         blocks = [
             (ids.cpu().numpy(), is_equal.cpu().numpy())
-            for ids, is_equal in items.equal_scores(vectors, scores, _of_rows(exclude, rows))
+            for ids, is_equal in scores.equal_scores(rows, last_scores, _of_rows(exclude, rows))
         ]
         # A group holds at least the items that the search found; another rounding of the float64
         # products must not contradict that.

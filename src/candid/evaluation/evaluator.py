@@ -13,12 +13,12 @@ from torch import Tensor
 from candid.batches import Ints
 from candid.data import HeldOutTargets, PreparedDataset, Role
 from candid.errors import ConfigError, DataError
+from candid.evaluation.catalog_scores import CatalogScores, catalog_scorer
 from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.cut_groups import CutGroups, count_cut_groups
 from candid.evaluation.intervals import Estimate
-from candid.evaluation.likelihood import target_nll
 from candid.evaluation.metric_sums import MetricSums, concatenate, sum_metrics
-from candid.evaluation.metrics import Floats, list_mean, popularity_percentile
+from candid.evaluation.metrics import Bools, Floats, list_mean, popularity_percentile
 from candid.evaluation.queries import (
     EvaluationQueries,
     Targets,
@@ -34,12 +34,12 @@ from candid.evaluation.ties import Coverage, RankedLists, RankedTargets
 from candid.features import Context
 from candid.index import Exclusions
 from candid.inference import (
-    ItemSubset,
+    ScoringModel,
     StageProgress,
     TwoTowerModel,
-    encode_catalog,
     held_out_queries,
     inference_mode,
+    scores_catalog,
 )
 
 TrueLogProb = Callable[[HeldOutTargets], Floats]
@@ -47,7 +47,7 @@ TrueLogProb = Callable[[HeldOutTargets], Floats]
 
 
 def evaluate(
-    model: TwoTowerModel,
+    model: TwoTowerModel | ScoringModel,
     dataset: PreparedDataset,
     config: EvaluationConfig,
     *,
@@ -72,7 +72,9 @@ def evaluate(
     restricted to that part of the catalog.
 
     Args:
-        model: encodes queries and items; runs in inference mode.
+        model: encodes queries and items into vectors, or scores the whole catalog for a query
+            (``ScoringModel``); runs in inference mode. Rows of scores [batch_size, V] exist for
+            one batch at a time. A model whose scores are not a probability has no NLL.
         dataset: the prepared dataset.
         config: metrics, users and items of the evaluation.
         role: whose targets are predicted, ``Role.VALIDATION`` or ``Role.TEST``.
@@ -110,9 +112,16 @@ def evaluate(
         catalog=config.catalog,
         item_counts=counts,
     )
+    if scores_catalog(model) and not model.estimates_probability:
+        if true_log_prob is not None:
+            raise ConfigError(
+                "the scores of the model are not a probability: leave out true_log_prob"
+            )
+        config = config.model_copy(update={"nll": False})
     with inference_mode(model):
-        item_vectors = encode_catalog(model, progress).float()
-        evaluation = _Pass(item_vectors, dataset, config, queries, counts, true_log_prob)
+        is_ranked = catalog_mask(counts, config.catalog)
+        score, device = catalog_scorer(model, is_ranked, progress)
+        evaluation = _Pass(is_ranked, dataset, config, queries, counts, true_log_prob)
         batches = held_out_queries(
             dataset,
             queries.held_out,
@@ -121,8 +130,7 @@ def evaluate(
             context=context,
         )
         for rows, batch in batches:
-            query = model.encode_queries(batch.to(item_vectors.device)).float()
-            evaluation.add_batch(rows, query)
+            evaluation.add_batch(rows, score(batch.to(device)))
             if progress is not None:
                 progress("evaluating users", rows.stop, len(queries))
     is_stored = item_counts is None
@@ -145,22 +153,15 @@ class _Pass:
 
     def __init__(
         self,
-        item_vectors: Tensor,
+        is_ranked: Bools,
         dataset: PreparedDataset,
         config: EvaluationConfig,
         queries: EvaluationQueries,
         counts: Floats,
         true_log_prob: TrueLogProb | None,
     ) -> None:
-        if len(item_vectors) != dataset.num_items:
-            raise ConfigError(
-                f"the model has {len(item_vectors)} items and the dataset has "
-                f"{dataset.num_items}: evaluate it on the dataset it was trained on"
-            )
         self._dataset, self._config, self._queries = dataset, config, queries
-        self._device = item_vectors.device
-        self._is_ranked = catalog_mask(counts, config.catalog)
-        self._items = ItemSubset(item_vectors, self._is_ranked)
+        self._is_ranked = is_ranked
         self._item_values = {
             "popularity": counts,
             "popularity_percentile": popularity_percentile(counts),
@@ -182,22 +183,22 @@ class _Pass:
             self._by_item_slice["target_warmth"] = _SlicedSums(by_warmth(counts), [])
         self._num_relevant = self._num_without_relevant = self._num_distinct = self._num_tied = 0
 
-    def add_batch(self, rows: slice, query: Tensor) -> None:
-        """Add the metric sums of one batch of query vectors [b, D]."""
+    def add_batch(self, rows: slice, scores: CatalogScores) -> None:
+        """Add the metric sums of one batch of queries."""
         config, held_out = self._config, self._queries.held_out
         seen = seen_items_of(self._dataset, held_out, rows) if config.filter_seen else None
         targets = targets_of(held_out, rows, self._dataset.num_items, seen)
         exclude = None
         if seen is not None:
-            exclude = Exclusions(seen.item_ids.to(self._device), seen.offsets.to(self._device))
-        lists, ranked, expected_values, log_z = self._rank(query, exclude, targets)
+            exclude = Exclusions(seen.item_ids.to(scores.device), seen.offsets.to(scores.device))
+        lists, ranked, expected_values, log_z = self._rank(scores, exclude, targets)
         list_values: dict[str, Floats] = {}
         for name, values in expected_values.items():
             means = list_mean(values, lists.item_ids >= 0, config.ks)
             list_values |= {f"{name}@{k}": means[:, c] for c, k in enumerate(config.ks)}
         target_values: dict[str, Floats] = {}
         if log_z is not None:
-            target_values = self._likelihoods(rows, query, targets, log_z)
+            target_values = self._likelihoods(rows, scores, targets, log_z)
         for sums in (self._total, *self._by_item_slice.values()):
             sums.batches.append(
                 sum_metrics(
@@ -215,13 +216,15 @@ class _Pass:
         num_items = self._dataset.num_items
         self._num_tied += int((ranked.sizes > 1).sum())
         self._num_relevant += len(targets.relevant)
-        self._num_without_relevant += len(query) - len(np.unique(targets.relevant // num_items))
+        self._num_without_relevant += (
+            rows.stop - rows.start - len(np.unique(targets.relevant // num_items))
+        )
         self._num_distinct += len(np.unique(targets.rows * num_items + targets.item_ids))
 
     def _rank(
-        self, query: Tensor, exclude: Exclusions | None, targets: Targets
+        self, scores: CatalogScores, exclude: Exclusions | None, targets: Targets
     ) -> tuple[RankedLists, RankedTargets, dict[str, Floats], Tensor | None]:
-        """Rank the items for one batch of query vectors [b, D], and add them to the coverage.
+        """Rank the items for one batch of queries, and add them to the coverage.
 
         Returns:
             the lists; the relevant items in their reach; by name of an item value its
@@ -229,19 +232,15 @@ class _Pass:
             is reported.
         """
         depth = self._config.ks[-1]
-        num_results = min(depth + 1, self._items.num_items)
-        log_z: Tensor | None = None
-        if self._config.nll:
-            result, log_z = self._items.search_with_log_partition(query, num_results, exclude)
-        else:
-            result = self._items.search(query, num_results, exclude)
-        item_ids, scores = result.item_ids.cpu().numpy(), result.scores.cpu().numpy()
-        lists = RankedLists.of(item_ids, scores, depth)
+        result, log_z = scores.search(
+            min(depth + 1, scores.num_items), exclude, with_log_partition=self._config.nll
+        )
+        lists = RankedLists.of(result.item_ids.cpu().numpy(), result.scores.cpu().numpy(), depth)
         self._coverage.add_lists(lists)
-        groups = CutGroups.none(len(query), self._item_values)
+        groups = CutGroups.none(len(lists.scores), self._item_values)
         if lists.is_cut.any():
             groups = count_cut_groups(
-                self._items, lists, query, exclude, targets, self._item_values, self._coverage
+                scores, lists, exclude, targets, self._item_values, self._coverage
             )
             lists = lists.with_sizes(np.flatnonzero(lists.is_cut), groups.sizes)
         ranked = RankedTargets.of(
@@ -254,13 +253,11 @@ class _Pass:
         return lists, ranked, expected_values, log_z
 
     def _likelihoods(
-        self, rows: slice, query: Tensor, targets: Targets, log_z: Tensor
+        self, rows: slice, scores: CatalogScores, targets: Targets, log_z: Tensor
     ) -> dict[str, Floats]:
-        target_rows = torch.from_numpy(targets.rows).to(self._device)
-        target_ids = torch.from_numpy(targets.item_ids).to(self._device)
-        positions = self._items.positions_of(target_ids)
-        vectors = self._items.item_vectors
-        nll = target_nll(query, vectors, target_rows, positions, log_z).cpu().numpy()
+        target_rows = torch.from_numpy(targets.rows).to(scores.device)
+        target_ids = torch.from_numpy(targets.item_ids).to(scores.device)
+        nll = scores.target_nll(target_rows, target_ids, log_z).cpu().numpy()
         if self._true_log_prob is None:
             return {"nll": nll}
         offsets = self._queries.held_out.target_offsets

@@ -6,7 +6,8 @@ tie_order        the order of equal scores: popularity, then a hash of the id
 recommend        search over the item vectors; recommendations with source ids and titles
 item_subset      exact search over a part of the catalog
 log_partition    the log partition function of the softmax over all items
-two_tower_model  the interface of the model
+two_tower_model  the interface of a model of vectors
+scoring_model    the interface of a model that scores the whole catalog
 
 Evaluation, ``Run``, the command line and the server all use this package.
 """
@@ -28,6 +29,7 @@ from candid.inference.queries import (
 from candid.inference.query_set import QuerySet, query_set
 from candid.inference.recommend import NewItems, recommend
 from candid.inference.recommendations import Recommendations
+from candid.inference.scoring_model import ScoringModel, scores_catalog
 from candid.inference.tie_order import Searchable, search_with_tie_order, tie_ranks
 from candid.inference.two_tower_model import (
     StageProgress,
@@ -43,6 +45,7 @@ __all__ = [
     "QuerySet",
     "RecommendQuery",
     "Recommendations",
+    "ScoringModel",
     "Searchable",
     "StageProgress",
     "TwoTowerModel",
@@ -58,6 +61,7 @@ __all__ = [
     "query_for_user",
     "query_set",
     "recommend",
+    "scores_catalog",
     "search_with_tie_order",
     "seen_items",
     "tie_ranks",

@@ -56,7 +56,7 @@ def encode_catalog(model: TwoTowerModel, progress: StageProgress | None = None) 
 
 
 @contextmanager
-def inference_mode(model: TwoTowerModel) -> Iterator[None]:
+def inference_mode(model: object) -> Iterator[None]:
     """Disable gradients and, for an ``nn.Module``, dropout; restore the module's mode at exit."""
     was_training = isinstance(model, nn.Module) and model.training
     if was_training and isinstance(model, nn.Module):
