@@ -40,7 +40,7 @@ from candid.batches import Queries, pack_histories
 from candid.towers import CausalTransformer
 from candid.towers.length_groups import LengthGroups, length_groups
 from candid.towers.rotary import rotate
-from candid.towers.transformer import Block, causal_attention
+from candid.towers.transformer_block import Block, causal_attention
 from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
@@ -147,6 +147,8 @@ class Case:
             num_heads=2,
             max_length=LENGTH,
             hidden=None,
+            feed_forward="gelu",
+            gated_residual=False,
             dropout=0.2,
             attention_dropout=0.0,
             positions="learned",

@@ -17,6 +17,7 @@ QUERY_TOWERS = {
     "causal_transformer": [
         {"dim": 8, "num_heads": 2, "num_blocks": 2},
         {"dim": 8, "positions": "rotary", "read_event_types": True, "input_items": "separate"},
+        {"dim": 8, "feed_forward": "swiglu", "gated_residual": True, "hidden": 12},
     ],
     "context_features": [FEATURES, {**FEATURES, "interaction": "attention", "hidden": []}],
     "joined": [{"dim": 8, "towers": [{"type": "user_embedding", "dim": 4}, HISTORY]}],

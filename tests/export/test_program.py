@@ -105,6 +105,18 @@ def test_transformer_with_learned_positions_equals_the_model(small, queries_of):
         check_queries(small, queries_of, histories, by_features=False)
 
 
+@pytest.mark.slow
+def test_transformer_with_ligr_blocks_equals_the_model(make_model, queries_of, tmp_path):
+    tower = {"type": "causal_transformer", "dim": 8, "num_heads": 2, "positions": "rotary"}
+    tower |= {"feed_forward": "swiglu", "gated_residual": True, "hidden": 12}
+    made = make_model(
+        {"query_tower": tower, "item_tower": {"type": "item_embedding", "dim": 8}}, features=False
+    )
+    written = Written(made, tmp_path)
+    for histories in (HISTORIES, [[7]]):
+        check_queries(written, queries_of, histories, by_features=False)
+
+
 def test_files_carry_the_metadata_of_the_model(small):
     model = onnx.load(small.root / "onnx" / "query.onnx")
     onnx.checker.check_model(model)

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from candid.batches import History, Queries, offsets_of
-from candid.towers import CausalTransformer, length_groups, transformer
+from candid.towers import CausalTransformer, length_groups, transformer_block
 from candid.towers.rotary import rotate
 
 NUM_ITEMS, MAX_LENGTH, DIM = 50, 40, 16
@@ -20,6 +20,8 @@ def make_tower(**settings):
         "num_blocks": 2,
         "num_heads": 2,
         "hidden": None,
+        "feed_forward": "gelu",
+        "gated_residual": False,
         "dropout": 0.3,
         "attention_dropout": 0.0,
         "positions": "learned",
@@ -79,7 +81,7 @@ def attend_with_one_gather_for_each_group(block, tokens, groups, factors):
     for gather, cells in groups:
         padded = qkv.index_select(0, gather.flatten()).view(*gather.shape, 3, block.num_heads, -1)
         query, key, value = padded.permute(2, 0, 3, 1, 4).unbind(0)
-        heads = transformer.causal_attention(query, key, value, 0.0)
+        heads = transformer_block.causal_attention(query, key, value, 0.0)
         outputs.append(heads.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, cells))
     order = torch.cat([gather.flatten()[cells] for gather, cells in groups])
     return block.out(torch.cat(outputs).index_select(0, order.argsort()))
@@ -107,7 +109,7 @@ def test_outputs_and_gradients_equal_those_of_one_gather_for_each_group(count, p
     def attend(block, tokens, _, factors):
         return attend_with_one_gather_for_each_group(block, tokens, groups, factors)
 
-    with mock.patch.object(transformer.Block, "_attend", attend):
+    with mock.patch.object(transformer_block.Block, "_attend", attend):
         expected, expected_gradients = outputs_and_gradients(tower, queries, bfloat16)
     assert torch.equal(vectors, expected)
     for name, gradient in gradients.items():

@@ -46,6 +46,8 @@ def make(**settings):
         "num_heads": 2,
         "max_length": 12,
         "hidden": None,
+        "feed_forward": "gelu",
+        "gated_residual": False,
         "dropout": 0.0,
         "attention_dropout": 0.0,
         "positions": "rotary",

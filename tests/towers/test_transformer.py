@@ -18,6 +18,8 @@ SETTINGS = {
     "max_length": MAX_LENGTH,
     "num_blocks": 2,
     "hidden": None,
+    "feed_forward": "gelu",
+    "gated_residual": False,
     "dropout": 0.0,
     "attention_dropout": 0.0,
     "positions": "learned",
@@ -49,6 +51,10 @@ def pack(sequences, positions=None):
     )
 
 
+LIGR = {"feed_forward": "swiglu", "gated_residual": True, "hidden": 20}
+BLOCKS = {"plain": {}, "swiglu": {"feed_forward": "swiglu"}, "ligr": LIGR}
+
+
 def norm(x, layer):
     centred = x - x.mean(-1, keepdim=True)
     return (
@@ -71,11 +77,24 @@ def reference(tower, sequence, num_heads=2):
             scores = q[:, part] @ k[:, part].T / width**0.5
             weights = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
             heads.append(weights @ v[:, part])
-        x = x + torch.cat(heads, dim=-1) @ block.out.weight.T + block.out.bias
-        ff_norm, up, _, _, down = block.feed_forward
-        hidden = F.gelu(norm(x, ff_norm) @ up.weight.T + up.bias)
-        x = x + hidden @ down.weight.T + down.bias
+        branch = torch.cat(heads, dim=-1) @ block.out.weight.T + block.out.bias
+        x = x + branch * gate(x, block.attention_gate)
+        ff_norm, *_, down = block.feed_forward
+        branch = hidden_layer(norm(x, ff_norm), block) @ down.weight.T + down.bias
+        x = x + branch * gate(x, block.feed_forward_gate)
     return norm(x, tower.norm)
+
+
+def gate(x, layer):
+    return 1.0 if layer is None else 1 / (1 + torch.exp(-(x @ layer.weight.T + layer.bias)))
+
+
+def hidden_layer(x, block):
+    inner = block.feed_forward[1]
+    if isinstance(inner, torch.nn.Linear):
+        return F.gelu(x @ inner.weight.T + inner.bias)
+    first, second = (x @ inner.gate_and_value.weight.T + inner.gate_and_value.bias).chunk(2, -1)
+    return first / (1 + torch.exp(-first)) * second
 
 
 def random_sequences(count, seed=0):
@@ -83,9 +102,10 @@ def random_sequences(count, seed=0):
     return [rng.integers(0, NUM_ITEMS, n).tolist() for n in rng.integers(1, MAX_LENGTH + 1, count)]
 
 
+@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS.keys())
 @pytest.mark.parametrize("count", [1, 3, 40])
-def test_packed_equals_one_sequence_at_a_time(count):
-    tower = make()
+def test_packed_equals_one_sequence_at_a_time(count, blocks):
+    tower = make(**blocks)
     sequences = random_sequences(count)
     expected = torch.cat([reference(tower, s) for s in sequences])
     torch.testing.assert_close(tower(pack(sequences)), expected, rtol=1e-9, atol=1e-9)
@@ -107,8 +127,9 @@ def test_later_interactions_do_not_change_a_query():
     assert not torch.allclose(first[2:], changed[2:])
 
 
-def test_gradients_equal_those_of_the_reference():
-    tower = make()
+@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS.keys())
+def test_gradients_equal_those_of_the_reference(blocks):
+    tower = make(**blocks)
     sequences = random_sequences(20, seed=1)
     direction = torch.randn(sum(map(len, sequences)), 8, dtype=torch.float64)
     (tower(pack(sequences)) * direction).sum().backward()
@@ -117,6 +138,7 @@ def test_gradients_equal_those_of_the_reference():
     (torch.cat([reference(tower, s) for s in sequences]) * direction).sum().backward()
     for name, parameter in tower.named_parameters():
         torch.testing.assert_close(packed[name], parameter.grad, rtol=1e-8, atol=1e-8, msg=name)
+        assert parameter.grad.any(), name
 
 
 def test_bfloat16_products_are_close_to_float32():
@@ -129,8 +151,20 @@ def test_bfloat16_products_are_close_to_float32():
     torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0.1)
 
 
-def test_dropout_acts_in_training_only():
-    tower = make(dropout=0.5)
+def test_options_of_blocks_are_keys_of_a_recipe():
+    context = TowerContext(1, NUM_ITEMS, MAX_LENGTH)
+    settings = {"dim": 8, "num_blocks": 1, "input_items": "separate"}
+    config = CausalTransformer.Config(**settings, feed_forward="swiglu", gated_residual=True)
+    names = set(config.build(context).state_dict())
+    plain_names = set(CausalTransformer.Config(**settings).build(context).state_dict())
+    layers = ("gate_and_value", "attention_gate", "feed_forward_gate")
+    assert sum(any(layer in name for layer in layers) for name in names) == 6
+    assert not any(layer in name for name in plain_names for layer in layers)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS.keys())
+def test_dropout_acts_in_training_only(blocks):
+    tower = make(dropout=0.5, **blocks)
     queries = pack([[1, 2, 3]])
     assert torch.equal(tower(queries), tower(queries))
     tower.train()

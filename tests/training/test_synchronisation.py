@@ -90,10 +90,18 @@ def test_step_on_cuda_does_not_synchronise(sampler, loss):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def make_transformer_step(positions, device):
+TRANSFORMERS = {
+    "learned": {"positions": "learned"},
+    "rotary": {"positions": "rotary"},
+    "ligr": {"positions": "rotary", "feed_forward": "swiglu", "gated_residual": True},
+}
+
+
+def make_transformer_step(transformer, device):
     """Return a function that encodes histories of several lengths, and its gradient."""
     settings = {"num_blocks": 2, "num_heads": 2, "hidden": None, "max_length": 9}
-    settings |= {"dropout": 0.1, "attention_dropout": 0.0, "positions": positions}
+    settings |= {"feed_forward": "gelu", "gated_residual": False}
+    settings |= {"dropout": 0.1, "attention_dropout": 0.0} | TRANSFORMERS[transformer]
     model = CausalTransformer(num_items=V, dim=D, **settings, empty_histories=True)
     model = model.to(device)
     lengths = torch.tensor([3, 0, 9, 1, 9, 2])
@@ -109,16 +117,16 @@ def make_transformer_step(positions, device):
     return step
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_step_of_a_transformer_reads_no_values(positions):
-    make_transformer_step(positions, torch.device("meta"))()
+@pytest.mark.parametrize("transformer", TRANSFORMERS)
+def test_step_of_a_transformer_reads_no_values(transformer):
+    make_transformer_step(transformer, torch.device("meta"))()
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_step_of_a_transformer_on_cuda_does_not_synchronise(positions):
-    step = make_transformer_step(positions, torch.device("cuda"))
+@pytest.mark.parametrize("transformer", TRANSFORMERS)
+def test_step_of_a_transformer_on_cuda_does_not_synchronise(transformer):
+    step = make_transformer_step(transformer, torch.device("cuda"))
     step()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -12,6 +12,19 @@ from candid.towers.padded import PADDING, NamedTensors, PaddedInput, PaddedModul
 from candid.towers.rotary import BASE
 
 
+def add_branch(tokens: Tensor, branch: Tensor, gate: nn.Module | None) -> Tensor:
+    """Add a residual branch to tokens, multiplied by its gate if there is one; all [..., D].
+
+    Args:
+        tokens: [..., D], before the branch and its norm.
+        branch: output of the branch.
+        gate: maps the tokens to the logits of the gate, or None.
+    """
+    if gate is None:
+        return tokens + branch
+    return tokens + branch * torch.sigmoid(gate(tokens))
+
+
 class PaddedBlock(nn.Module):
     """One transformer block on padded tokens, in evaluation mode.
 
@@ -21,6 +34,8 @@ class PaddedBlock(nn.Module):
         qkv: tokens to queries, keys and values.
         out: after the attention.
         feed_forward: the second residual branch, its norm included.
+        attention_gate: gate of the first branch, or None.
+        feed_forward_gate: gate of the second branch, or None.
     """
 
     def __init__(
@@ -31,6 +46,8 @@ class PaddedBlock(nn.Module):
         qkv: nn.Module,
         out: nn.Module,
         feed_forward: nn.Module,
+        attention_gate: nn.Module | None,
+        feed_forward_gate: nn.Module | None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -38,6 +55,8 @@ class PaddedBlock(nn.Module):
         self.qkv = qkv
         self.out = out
         self.feed_forward = feed_forward
+        self.attention_gate = attention_gate
+        self.feed_forward_gate = feed_forward_gate
 
     def forward(self, tokens: Tensor, rotations: Tensor | None) -> Tensor:
         """Transform tokens [B, L, D].
@@ -46,9 +65,8 @@ class PaddedBlock(nn.Module):
             tokens: [B, L, D].
             rotations: [L, D/H/2, 2], cosine and sine at each position, or None.
         """
-        tokens = tokens + self._attend(tokens, rotations)
-        transformed: Tensor = tokens + self.feed_forward(tokens)
-        return transformed
+        tokens = add_branch(tokens, self._attend(tokens, rotations), self.attention_gate)
+        return add_branch(tokens, self.feed_forward(tokens), self.feed_forward_gate)
 
     def _attend(self, tokens: Tensor, rotations: Tensor | None) -> Tensor:
         qkv: Tensor = self.qkv(self.attention_norm(tokens))

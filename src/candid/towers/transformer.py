@@ -9,6 +9,9 @@ Differences from the original:
   same effect;
 - positions count from the first interaction in the window, so that every longer history trains
   the position of a query; rotary positions depend on differences alone.
+
+With ``gated_residual`` and ``feed_forward = "swiglu"`` the blocks are those of LiGR (Borisyuk et
+al., 2025, arXiv 2502.03417), in the form of eSASRec (Tikhonovich et al., 2025, arXiv 2508.06450).
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -25,89 +27,13 @@ from candid.errors import ConfigError
 from candid.towers.dropout import Dropout
 from candid.towers.embedding import embedding_table
 from candid.towers.fields import code_table
-from candid.towers.length_groups import LengthGroups, length_groups
+from candid.towers.length_groups import length_groups
 from candid.towers.padded import PaddedContext
-from candid.towers.padded_transformer import PaddedBlock, PaddedTransformer
+from candid.towers.padded_transformer import PaddedTransformer
 from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
-from candid.towers.rotary import rotate, rotation_factors
+from candid.towers.rotary import rotation_factors
 from candid.towers.row_table import RowTable
-
-
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """Attend to the same and to earlier tokens; all arguments [S, H, L, D/H].
-
-    Padding is at the end, so that no token attends to it.
-    """
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
-    # The fused kernel on CPU is slower in bfloat16 than in float32, unlike matrix products.
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(
-            query.float(), key.float(), value.float(), is_causal=True, dropout_p=dropout
-        )
-
-
-class Block(nn.Module):
-    """Attention, then a feed-forward network, each a pre-norm residual branch."""
-
-    def __init__(
-        self, dim: int, *, num_heads: int, hidden: int, dropout: float, attention_dropout: float
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.attention_dropout = attention_dropout
-        self.attention_norm = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, hidden),
-            nn.GELU(),
-            Dropout(dropout),
-            nn.Linear(hidden, dim),
-        )
-        self.dropout = Dropout(dropout)
-
-    def extra_repr(self) -> str:
-        """Return the settings."""
-        return f"num_heads={self.num_heads}, attention_dropout={self.attention_dropout}"
-
-    def forward(self, tokens: Tensor, groups: LengthGroups, factors: Tensor | None) -> Tensor:
-        """Transform packed tokens [T, D].
-
-        Args:
-            tokens: [T, D].
-            groups: of the sequences.
-            factors: of rotary positions, from ``rotary.rotation_factors``, or None.
-        """
-        tokens = tokens + self.dropout(self._attend(tokens, groups, factors))
-        outputs: Tensor = tokens + self.dropout(self.feed_forward(tokens))
-        return outputs
-
-    def _attend(self, tokens: Tensor, groups: LengthGroups, factors: Tensor | None) -> Tensor:
-        qkv = self.qkv(self.attention_norm(tokens))
-        if factors is not None:
-            qkv = rotate(qkv, factors, self.num_heads)
-        padded = groups.pad(qkv).unflatten(1, (3, self.num_heads, -1))
-        dropout = self.attention_dropout if self.training else 0.0
-        heads = [
-            causal_attention(
-                query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), dropout
-            )
-            for query, key, value in zip(*map(groups.split, padded.unbind(1)), strict=True)
-        ]
-        out: Tensor = self.out(groups.unpad([head.transpose(1, 2).flatten(2) for head in heads]))
-        return out
-
-    def to_padded(self) -> PaddedBlock:
-        """Return the block on padded tokens, with the same weights."""
-        return PaddedBlock(
-            self.num_heads,
-            attention_norm=self.attention_norm,
-            qkv=self.qkv,
-            out=self.out,
-            feed_forward=self.feed_forward,
-        )
+from candid.towers.transformer_block import Block, FeedForward
 
 
 class CausalTransformer(QueryTower):
@@ -119,6 +45,9 @@ class CausalTransformer(QueryTower):
         num_blocks: transformer blocks.
         num_heads: attention heads; must divide ``dim``.
         hidden: width inside the feed-forward network; None for ``dim``, as in SASRec.
+        feed_forward: "gelu", a layer with GELU, or "swiglu", the product of a layer with SiLU and
+            a linear one (Shazeer, 2020), with half again as many weights for the same ``hidden``.
+        gated_residual: multiply each residual branch by the sigmoid of a linear map of the tokens.
         dropout: on the input and on both residual branches.
         attention_dropout: on the attention weights; anything above 0 is slow on CPU.
         positions: "learned" vectors added to the tokens, as in SASRec, or "rotary" (RoFormer).
@@ -143,6 +72,16 @@ class CausalTransformer(QueryTower):
         num_heads: int = Field(1, ge=1, description="attention heads; must divide dim")
         hidden: int | None = Field(
             None, ge=1, description="width inside the feed-forward network; none: dim"
+        )
+        feed_forward: FeedForward = Field(
+            "gelu",
+            description="gelu: one layer with GELU; swiglu: the product of a layer with SiLU and a "
+            "linear one, with half again as many weights for the same hidden",
+        )
+        gated_residual: bool = Field(
+            False,
+            description="multiply each residual branch by the sigmoid of a linear map of its "
+            "input, as in LiGR",
         )
         dropout: float = Field(0.2, ge=0, lt=1, description="on the input and residual branches")
         attention_dropout: float = Field(
@@ -189,6 +128,8 @@ class CausalTransformer(QueryTower):
         num_heads: int,
         max_length: int,
         hidden: int | None,
+        feed_forward: FeedForward,
+        gated_residual: bool,
         dropout: float,
         attention_dropout: float,
         positions: Literal["learned", "rotary"],
@@ -220,6 +161,8 @@ class CausalTransformer(QueryTower):
                 dim,
                 num_heads=num_heads,
                 hidden=hidden or dim,
+                feed_forward=feed_forward,
+                gated_residual=gated_residual,
                 dropout=dropout,
                 attention_dropout=attention_dropout,
             )
