@@ -11,7 +11,18 @@ import candid as package
 from candid.cli import app
 from candid.config.sections import SECTIONS
 
-VERBS = ["demo", "prepare", "train", "evaluate", "audit", "recommend", "index", "export", "serve"]
+VERBS = [
+    "demo",
+    "prepare",
+    "recipe",
+    "train",
+    "evaluate",
+    "audit",
+    "recommend",
+    "index",
+    "export",
+    "serve",
+]
 
 
 def test_verbs_are_the_registered_commands():

@@ -131,9 +131,14 @@ def test_train_of_a_recipe_file_and_of_the_default_recipe(tmp_path):
     assert run.model.query_tower.dim == 64
     run = candid.train(dataset(), out=str(tmp_path / "default"), **settings)
     assert run.config.name == "default"
-    assert run.config.loss.correction == "logq"
+    assert run.config.batches.batch_size == 16  # of few users
+    assert run.config.sampler is None  # the full softmax of few items
     again = candid.load_run(str(tmp_path / "default"), dataset())
     assert torch.equal(again.model.encode_catalog(), run.model.encode_catalog())
+    settings["loss"] = {"type": "sampled_softmax", "correction": "refined"}
+    run = candid.train(dataset(), out=str(tmp_path / "sampled"), **settings)
+    assert run.config.loss.correction == "refined"
+    assert run.config.sampler is not None
 
 
 def test_recommend_to_users(run):

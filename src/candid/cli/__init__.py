@@ -26,6 +26,7 @@ from candid.cli.evaluate import evaluate
 from candid.cli.export import export
 from candid.cli.index import index
 from candid.cli.prepare import prepare
+from candid.cli.recipe import recipe
 from candid.cli.recommend import recommend
 from candid.cli.serve import serve
 from candid.cli.train import TrainCommand, train
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.command(short_help="Compare the corrections on synthetic data with a known distribution")(demo)
 app.command(short_help="Read, filter, split and store interactions")(prepare)
+app.command(short_help="Write the default recipe, with settings that fit a dataset")(recipe)
 app.command(cls=TrainCommand, short_help="Train a model and measure it")(train)
 app.command(short_help="Measure a trained model over the full catalog")(evaluate)
 app.command(short_help="Measure where sampled losses converge, their variance and cost")(audit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ from candid.cli.console import Console
 from candid.cli.evaluate import Split, evaluate_and_save
 from candid.cli.options import Json, Quiet, Set
 from candid.cli.prepare import run_prepare
+from candid.cli.recipe import run_name
 from candid.cli.recipe_keys import ALL, key_lines, section_lines
 from candid.errors import ConfigError, Interrupted
 
@@ -79,7 +79,7 @@ def train(
 ) -> None:
     """Train a model and measure it on the test split, if there is one."""
     console = Console(json, quiet)
-    config = _config(recipe, data, overrides or [])
+    config = _config(recipe, data, overrides or [], console)
     out = Path("runs") / config.name if out is None else out
 
     from candid.cli.progress import stage_progress, train_progress
@@ -125,7 +125,9 @@ def train(
     console.result(document, *lines, f"trained in {out}")
 
 
-def _config(recipe: Path | None, data: Path | None, overrides: list[str]) -> RunConfig:
+def _config(
+    recipe: Path | None, data: Path | None, overrides: list[str], console: Console
+) -> RunConfig:
     from candid.config import load_recipe
 
     if recipe is not None:
@@ -137,15 +139,20 @@ def _config(recipe: Path | None, data: Path | None, overrides: list[str]) -> Run
         return config
     if data is None:
         raise ConfigError("no training data; name a recipe, or a prepared dataset with --data")
-    return _default_config(data, overrides)
+    return _default_config(data, overrides, console)
 
 
-def _default_config(data: Path, overrides: list[str]) -> RunConfig:
-    from candid.config import default_recipe
+def _default_config(data: Path, overrides: list[str], console: Console) -> RunConfig:
+    from candid.config import DataFacts, parse_override, recipe_for
     from candid.data import open_dataset
 
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", data.resolve().name).lstrip("._-") or "default"
-    return default_recipe([f'name="{name}"', *overrides], open_dataset(data))
+    facts = DataFacts.of(open_dataset(data))
+    changes = {"name": run_name(data)} | dict(map(parse_override, overrides))
+    config, chosen = recipe_for(facts, changes)
+    console.note(f"settings chosen for {data} (candid recipe --data {data} writes them to a file):")
+    for default in chosen:
+        console.note(f"  {default.sentence}")
+    return config
 
 
 def _summary(result: dict[str, Any]) -> str:

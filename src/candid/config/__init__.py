@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from candid.config.data_section import load_data_config
+    from candid.config.defaults import DEFAULT_RECIPE, DataFacts, Default
     from candid.config.recipe_file import parse_override, read_toml, with_overrides, with_values
+    from candid.config.recipe_writer import recipe_text
     from candid.config.run import (
-        DEFAULT_RECIPE,
         RunConfig,
         default_recipe,
         load_recipe,
         override_evaluation,
         parse_config,
+        recipe_for,
     )
     from candid.config.schema import ConfigKey, describe, validated
     from candid.config.sections import SECTIONS
@@ -26,6 +28,8 @@ __all__ = [
     "DEFAULT_RECIPE",
     "SECTIONS",
     "ConfigKey",
+    "DataFacts",
+    "Default",
     "RunConfig",
     "default_recipe",
     "describe",
@@ -35,6 +39,8 @@ __all__ = [
     "parse_config",
     "parse_override",
     "read_toml",
+    "recipe_for",
+    "recipe_text",
     "validated",
     "with_overrides",
     "with_values",
@@ -43,13 +49,15 @@ __all__ = [
 _MODULES = {
     "data_section": ("load_data_config",),
     "recipe_file": ("parse_override", "read_toml", "with_overrides", "with_values"),
+    "defaults": ("DEFAULT_RECIPE", "DataFacts", "Default"),
+    "recipe_writer": ("recipe_text",),
     "run": (
-        "DEFAULT_RECIPE",
         "RunConfig",
         "default_recipe",
         "load_recipe",
         "override_evaluation",
         "parse_config",
+        "recipe_for",
     ),
     "schema": ("ConfigKey", "describe", "validated"),
     "sections": ("SECTIONS",),

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Self
 
 from pydantic import Field, model_validator
 
 from candid.batches import BatchesConfig
 from candid.component import ComponentConfig, type_name
-from candid.config.recipe_file import parse_override, read_toml, with_overrides
+from candid.config.defaults import DEFAULT_RECIPE, DataFacts, Default, data_defaults
+from candid.config.recipe_file import (
+    parse_override,
+    read_toml,
+    with_overrides,
+    with_values,
+)
 from candid.config.schema import validated
 from candid.config.sections import SECTIONS
 from candid.data import DataConfig, PreparedDataset
@@ -133,36 +140,6 @@ def override_evaluation(config: RunConfig, overrides: Sequence[str]) -> Evaluati
     return parse_config(table, "command line").evaluation
 
 
-DEFAULT_RECIPE: Mapping[str, Any] = {
-    "name": "default",
-    "model": {
-        "query_tower": {"type": "causal_transformer"},
-        "item_tower": {"type": "item_embedding"},
-    },
-    "sampler": {
-        "type": "mixture",
-        "components": [
-            {"type": "popularity", "num_candidates": 128},
-            {"type": "uniform", "num_candidates": 128},
-        ],
-    },
-    "loss": {"type": "sampled_softmax"},
-}
-"""The recipe of ``candid train --data DIR``: a causal transformer and a sampled softmax.
-
-The loss has its own default correction, and the candidates come from a mixture.
-"""
-
-UNORDERED: Mapping[str, Any] = {
-    "batches": {"unit": "interaction", "batch_size": 1024},
-    "model": {
-        "query_tower": {"type": "user_embedding"},
-        "item_tower": {"type": "item_embedding"},
-    },
-}
-"""Sections of the default recipe for interactions without order, which have no histories."""
-
-
 def default_recipe(
     overrides: Sequence[str] = (), dataset: PreparedDataset | None = None
 ) -> RunConfig:
@@ -170,8 +147,8 @@ def default_recipe(
 
     Args:
         overrides: ``key=value`` each.
-        dataset: dataset to train on. Without order the towers are plain embeddings; the cutoffs
-            of metrics do not exceed the size of the catalog. None: a large dataset with order.
+        dataset: dataset to train on, from which settings follow (``recipe_for``). None: the same
+            recipe for all data, which suits a large dataset with order.
 
     Raises:
         ConfigError: an override is wrong.
@@ -180,10 +157,43 @@ def default_recipe(
         >>> default_recipe(["training.epochs=5"]).training.epochs
         5
     """
-    table = dict(DEFAULT_RECIPE)
-    if dataset is not None:
-        has_order = dataset.timestamps is not None or dataset.manifest["config"]["order"]
-        table |= {} if has_order else UNORDERED
-        ks = [k for k in EvaluationConfig().ks if k <= dataset.num_items]
-        table["evaluation"] = {"ks": ks, "metric": f"ndcg@{max(k for k in ks if k <= 10)}"}
-    return parse_config(with_overrides(table, overrides), "default recipe")
+    if dataset is None:
+        return parse_config(with_overrides(dict(DEFAULT_RECIPE), overrides), "default recipe")
+    return recipe_for(DataFacts.of(dataset), dict(map(parse_override, overrides)))[0]
+
+
+def recipe_for(
+    facts: DataFacts, changes: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[RunConfig, tuple[Default, ...]]:
+    """Return the default recipe for data, and the settings that were chosen from facts of it.
+
+    Args:
+        facts: of the dataset.
+        changes: dotted keys with their values, applied last. A changed loss or sampler decides
+            whether the loss is sampled. Defaults that a change replaces, or that do not fit it,
+            are left out.
+
+    Returns:
+        the config, and the chosen defaults that it has.
+
+    Raises:
+        ConfigError: a change is wrong.
+    """
+    if changes.get("batches.unit") == "interaction":
+        facts = facts.without_order()
+    chosen = data_defaults(facts, changes, sampled=_samples(changes))
+    table = with_values(dict(DEFAULT_RECIPE), {one.key: one.value for one in chosen})
+    return parse_config(with_values(table, changes), "default recipe"), chosen
+
+
+def _samples(changes: Mapping[str, Any]) -> bool | None:
+    """Whether changed keys ask for a sampled loss; None: they leave it open."""
+    loss = changes.get("loss.type", changes.get("loss"))
+    loss = loss.get("type") if isinstance(loss, Mapping) else loss
+    if isinstance(loss, str) and loss in LOSSES:
+        return bool(LOSSES[loss].Config.needs_candidates)
+    if any(key.split(".")[0] == "sampler" for key in changes):
+        return changes.get("sampler", "") is not None
+    of_all = LOSSES["full_softmax"].Config.model_fields.keys()
+    only_sampled = LOSSES["sampled_softmax"].Config.model_fields.keys() - of_all
+    return True if {f"loss.{key}" for key in only_sampled} & changes.keys() else None

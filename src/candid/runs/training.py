@@ -16,10 +16,11 @@ import torch
 from candid.atomic import write_json
 from candid.batches import Loader, epoch_targets
 from candid.config import (
+    DataFacts,
     RunConfig,
-    default_recipe,
     parse_config,
     read_toml,
+    recipe_for,
     with_values,
 )
 from candid.data import PreparedDataset, Role, open_dataset
@@ -103,9 +104,10 @@ def train(
     dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(out).resolve().name).lstrip("._-") or "default"
     if recipe is None:
-        source = "default recipe"
-        table = default_recipe(dataset=dataset).model_dump(mode="json") | {"name": name}
-    elif isinstance(recipe, Mapping):
+        changes = {"name": name} | dict(_dotted(overrides))
+        train_run(recipe_for(DataFacts.of(dataset), changes)[0], dataset, out, resume=resume)
+        return load_run(out, dataset)
+    if isinstance(recipe, Mapping):
         source, table = "recipe", {"name": name, **recipe}
     else:
         source, table = str(recipe), read_toml(Path(recipe))

@@ -1,0 +1,169 @@
+"""Defaults chosen from a dataset: each rule, and what an override does to it."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from candid.config import DataFacts, default_recipe, recipe_for
+from candid.data import PreparedDataset, Role
+from candid.errors import ConfigError
+from candid.towers import TOWERS
+
+
+def facts(**changes):
+    values = {
+        "has_order": True,
+        "num_items": 50_000,
+        "num_units": 100_000,
+        "num_targets": 1_000_000,
+        "share_repeats": 0.0,
+        "num_interactions": 1_100_000,
+    }
+    return DataFacts(**(values | changes))
+
+
+def dataset(histories, *, num_items=7, order="n"):
+    """Return a dataset of given histories, all of them training interactions."""
+    return PreparedDataset(
+        item_ids=np.concatenate(histories).astype(np.int32),
+        user_offsets=np.cumsum([0, *map(len, histories)]),
+        roles=np.full(sum(map(len, histories)), Role.TRAIN, dtype=np.uint8),
+        users=pl.DataFrame({"source_id": range(len(histories))}),
+        items=pl.DataFrame({"source_id": range(num_items)}),
+        manifest={"config": {"order": order}},
+    )
+
+
+def test_facts_count_targets_windows_and_repeats():
+    histories = [[1, 2, 1], [3], list(range(6)) * 100]
+    found = DataFacts.of(dataset(histories))
+    assert (found.has_order, found.num_items) == (True, 7)
+    assert found.num_targets == 2 + 599  # the first interaction of a user has no history
+    assert found.num_units == 1 + 3  # 599 targets are three windows of 200
+    assert found.num_interactions == 604
+    assert found.share_repeats == pytest.approx((1 + 594) / 604)
+
+
+def test_facts_without_order_count_every_interaction():
+    found = DataFacts.of(dataset([[1, 2], [3]], order=None))
+    assert (found.has_order, found.num_units, found.num_targets) == (False, 3, 3)
+
+
+def test_held_out_repeats_do_not_count():
+    data = dataset([[1, 2, 1]])
+    data.roles[2] = Role.TEST
+    assert DataFacts.of(data).share_repeats == 0
+
+
+def test_facts_of_the_windows_are_those_of_the_loader():
+    from candid.batches import Loader, epoch_targets
+
+    rng = np.random.default_rng(0)
+    data = dataset([rng.integers(0, 7, n) for n in (1, 2, 201, 202, 402, 5)])
+    config, _ = recipe_for(DataFacts.of(data))
+    found = DataFacts.of(data)
+    assert found.num_targets == epoch_targets(data, config.batches).summary.trained
+    assert found.num_units == Loader(data, config.batches, seed=0).num_units
+
+
+@pytest.mark.parametrize(
+    ("num_units", "batch_size"), [(10, 16), (1_105, 16), (8_617, 32), (26_000, 128), (10**7, 128)]
+)
+def test_batches_of_few_users_are_small(num_units, batch_size):
+    config, chosen = recipe_for(facts(num_units=num_units))
+    assert config.batches.batch_size == batch_size
+    reason = next(one.reason for one in chosen if one.key == "batches.batch_size")
+    assert f"{-(-num_units // batch_size):,} steps an epoch" in reason
+
+
+def test_small_catalog_has_the_full_softmax():
+    config, _ = recipe_for(facts(num_items=20_000))
+    assert not config.loss.needs_candidates
+    assert config.sampler is None
+    config, _ = recipe_for(facts(num_items=20_001))
+    assert config.loss.needs_candidates
+    assert config.sampler is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_sampled"),
+    [
+        ({"loss.correction": "refined"}, True),
+        ({"loss.type": "sampled_softmax"}, True),
+        ({"loss": {"type": "bce"}}, True),
+        ({"sampler": {"type": "uniform"}}, True),
+        ({"sampler.components": [{"type": "uniform"}]}, True),
+        ({"loss": "full_softmax"}, False),
+        ({"loss.precision": "float32"}, False),
+        ({}, False),
+    ],
+)
+def test_override_of_loss_or_sampler_decides_for_a_small_catalog(changes, is_sampled):
+    config, _ = recipe_for(facts(num_items=100), changes)
+    assert config.loss.needs_candidates == is_sampled
+    assert (config.sampler is not None) == is_sampled
+
+
+def test_full_softmax_of_a_large_catalog_needs_one_override():
+    config, _ = recipe_for(facts(), {"loss.type": "full_softmax"})
+    assert config.sampler is None
+
+
+def test_overrides_win_and_have_no_reason():
+    config, chosen = recipe_for(facts(), {"batches.batch_size": 7, "training.epochs": 2})
+    assert (config.batches.batch_size, config.training.epochs) == (7, 2)
+    assert {"batches.batch_size", "training.epochs"} & {one.key for one in chosen} == set()
+
+
+def test_row_wise_tables_leave_out_the_running_mean():
+    config, chosen = recipe_for(facts(), {"training.tables": "row_adam"})
+    assert config.training.average is None
+    assert "training.average" not in {one.key for one in chosen}
+
+
+def test_interactions_as_units_have_plain_embeddings():
+    config, _ = recipe_for(facts(), {"batches.unit": "interaction"})
+    assert config.batches.batch_size == 1024
+    assert config.model.query_tower == TOWERS["user_embedding"].Config()
+
+
+@pytest.mark.parametrize(("share", "hides"), [(0.0, True), (0.019, True), (0.02, False)])
+def test_repeats_decide_whether_seen_items_are_hidden(share, hides):
+    config, chosen = recipe_for(facts(share_repeats=share))
+    assert config.evaluation.filter_seen is hides
+    assert any(one.key == "evaluation.filter_seen" for one in chosen) is not hides
+
+
+def test_more_targets_need_fewer_epochs():
+    epochs = [recipe_for(facts(num_targets=n))[0].training.epochs for n in (10**4, 10**6, 10**8)]
+    assert epochs == [100, 24, 10]
+
+
+def test_default_recipe_of_a_dataset_has_its_defaults():
+    config = default_recipe(["seed=3"], dataset([[1, 2, 3, 1]]))
+    assert (config.seed, config.batches.batch_size) == (3, 16)
+    assert (config.evaluation.ks, config.evaluation.metric) == ((1, 5), "ndcg@5")
+    assert config.evaluation.filter_seen is False
+
+
+def test_wrong_override_is_refused():
+    with pytest.raises(ConfigError, match=r"default recipe: unknown config key 'training\.epoch'"):
+        recipe_for(facts(), {"training.epoch": 2})
+
+
+def test_length_of_the_training_follows_overrides():
+    small = facts(num_units=1_000, num_targets=20_000)
+    config, chosen = recipe_for(small, {"training.epochs": 10})
+    reasons = {one.key: one.reason for one in chosen}
+    assert config.training.warmup_steps == 31  # 5 % of 10 epochs of 63 steps
+    assert reasons["training.warmup_steps"] == "5 % of 630 steps"
+    assert config.training.average == 0.99
+    config, _ = recipe_for(small, {"training.epochs": 2})
+    assert config.training.average is None
+    config, _ = recipe_for(small, {"batches.batch_size": 4, "training.epochs": 16})
+    assert config.training.average == 0.999  # 4,000 steps
+
+
+def test_value_of_another_type_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"batches\.batch_size"):
+        recipe_for(facts(), {"batches.batch_size": "many"})
