@@ -7,8 +7,9 @@ Data: MovieLens-1M (folder ml-1m-sequences of ``CANDID_DATA``). Each tree runs i
 own; the two take turns, and a turn is two steps, of which the second is timed. ``seconds`` is CPU
 time on one thread: the median of the turns and the range; ``ratio`` is the median of the ratios of
 a turn. A step is: sample, look up, softmax, backward to queries and table; width 64. ``peak_mib``
-is the growth of the resident set in two steps, in a process of its own. ``masks`` is the share of
-a step that disappears if nothing is masked, the median of further turns.
+is the growth of the resident set in two steps, in a process of its own; small ones vary between
+runs. ``masks`` is the share of a step that disappears if nothing is masked, the median of further
+turns.
 
 Cases (3,416 items):
 
@@ -279,10 +280,13 @@ def measure_shares(repeats: int) -> Iterator[dict[str, Any]]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Write the Markdown table: a row per case and precision."""
-    rows = ["| candidates | precision | before, s | now, s | before to now |"]
+    rows = ["| candidates | precision | before, s / MiB | now, s / MiB | before to now |"]
     rows.append("|---|---|---:|---:|---:|")
     for line in results:
-        cells = [f"{line[name]['seconds']:.2f}" for name in ("before", "now")]
+        cells = [
+            f"{line[name]['seconds']:.2f} / {line[name]['peak_mib']:.0f}"
+            for name in ("before", "now")
+        ]
         rows.append(
             f"| {line['case']} | {line['precision']} | {' | '.join(cells)} | {line['ratio']:.1f} |"
         )

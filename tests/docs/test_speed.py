@@ -31,6 +31,7 @@ def test_tables_match_results(script, results):
         "tables_quality",
         "loader",
         "attention",
+        "in_batch_step",
         "length_groups",
         "validation_share",
         "start_time",
