@@ -41,3 +41,24 @@ def test_during_training_has_no_intervals_and_no_slices():
 
 def test_every_field_has_a_description():
     assert all(field.description for field in EvaluationConfig.model_fields.values())
+
+
+def test_metrics_are_known_names_without_cut_offs():
+    config = EvaluationConfig(metrics=("coverage", "ndcg", "ndcg"))
+    assert config.metrics == ("ndcg", "coverage")
+    assert "intra_list_diversity" not in EvaluationConfig().metrics
+    for names, message in [
+        (("ndgc",), "unknown metric 'ndgc': did you mean 'ndcg'"),
+        (("ndcg@10",), "write 'ndcg', not 'ndcg@10': evaluation.ks lists the cut-offs"),
+        (("ndcg", "nll"), "'nll' has no cut-off and its own key: evaluation.nll"),
+        (("coverage",), "metrics must list one of recall, hit_rate, "),
+        (("recall",), "metric 'ndcg@10' is not reported; known: recall@1, "),
+        ((), "metrics must list one of recall, "),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            EvaluationConfig(metrics=names)
+
+
+def test_intra_list_diversity_needs_two_ranks():
+    with pytest.raises(ConfigError, match="at least 2 in ks"):
+        EvaluationConfig(ks=(1,), metric="ndcg@1", metrics=("ndcg", "intra_list_diversity"))

@@ -384,7 +384,7 @@ def test_report_is_saved_as_plain_json(make_random, tmp_path):
     assert set(stored["metrics"]["ndcg@10"]) == {"value", "low", "high"}
     assert stored["settings"]["filter_seen"] is True
     assert next(iter(report.summary())) == "ndcg@10"
-    assert report.table().row_count == 8
+    assert report.table().row_count == 12
     assert report.slice_table("history_length").row_count == len(report.slices["history_length"])
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import ir_measures
 import numpy as np
 import pytest
-from ir_measures import RR, R, Success, nDCG
+from ir_measures import AP, RR, P, R, Success, nDCG
 
 from candid.evaluation.metrics import (
     RANKING_METRICS,
     RankProbabilities,
+    average_precision,
     hit_rate,
     list_mean,
     mrr,
     ndcg,
     popularity_percentile,
+    precision,
     recall,
 )
 
@@ -25,7 +27,7 @@ def without_ties(is_relevant):
     """Ranks of which it is certain whether they are relevant: [Q, K] bool."""
     relevant = np.asarray(is_relevant, dtype=float)
     first = relevant * (np.cumsum(relevant, axis=1) == 1)
-    return RankProbabilities(relevant, first)
+    return RankProbabilities(relevant, first, relevant * np.cumsum(relevant, axis=1))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -44,7 +46,7 @@ def test_metrics_agree_with_trec_eval(seed):
     qrels = [
         ir_measures.Qrel(str(q), str(item), 1) for q in range(num_queries) for item in relevant[q]
     ]
-    measures = {"recall": R, "hit_rate": Success, "ndcg": nDCG}
+    measures = {"recall": R, "hit_rate": Success, "ndcg": nDCG, "precision": P, "map": AP}
     for column, k in enumerate(KS):
         run = [
             ir_measures.ScoredDoc(str(q), str(item), float(length - rank))
@@ -68,6 +70,9 @@ def test_metrics_of_a_list_computed_by_hand():
     assert recall(ranks, num_relevant, (1, 2, 3)).tolist() == [[0, 0.25, 0.5], [0, 0, 0]]
     assert hit_rate(ranks, num_relevant, (1, 2, 3)).tolist() == [[0, 1, 1], [0, 0, 0]]
     assert mrr(ranks, num_relevant, (1, 2, 3)).tolist() == [[0, 0.5, 0.5], [0, 0, 0]]
+    assert precision(ranks, num_relevant, (1, 2, 3)).tolist() == [[0, 1 / 2, 2 / 3], [0, 0, 0]]
+    average = average_precision(ranks, num_relevant, (1, 2, 3))
+    np.testing.assert_allclose(average, [[0, 1 / 2 / 4, (1 / 2 + 2 / 3) / 4], [0, 0, 0]])
     third = 1 / np.log2(3)
     np.testing.assert_allclose(
         ndcg(ranks, num_relevant, (2, 3))[0],
@@ -81,7 +86,7 @@ def test_ndcg_of_a_perfect_list_is_one():
 
 
 def test_list_mean_ignores_missing_items():
-    values = np.array([[1.0, 2.0, 5.0], [30.0, 5.0, 5.0], [5.0, 5.0, 5.0]])
+    values = np.array([[1.0, 2.0, 0.0], [30.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     is_present = np.array([[True, True, False], [True, False, False], [False, False, False]])
     assert list_mean(values, is_present, (1, 3)).tolist() == [[1, 1.5], [30, 30], [0, 0]]
 

@@ -14,7 +14,7 @@ from candid.data import Role
 from candid.errors import DataError
 from candid.evaluation import EvaluationConfig, check_has_relevant, compare, evaluate
 from candid.evaluation import cut_groups as cut_groups_module
-from candid.evaluation.metrics import popularity_percentile
+from candid.evaluation.metrics import METRICS, popularity_percentile
 from candid.evaluation.ties import rank_probabilities
 
 
@@ -26,7 +26,33 @@ def orders_of(scores, items):
         yield list(itertools.chain(*parts))
 
 
-def metrics_of(order, relevant, ks):
+def popularity_rank_of(item, counts, num_items):
+    """1 for the largest count; equal counts share a rank; n + 1 without a count."""
+    distinct = sorted({count for count in counts if count > 0}, reverse=True)
+    return distinct.index(counts[item]) + 1 if counts[item] else num_items + 1
+
+
+def diversity_of(vectors):
+    """The mean of 1 - cosine over all pairs; NaN without a pair."""
+    distances = []
+    for one, other in itertools.combinations(vectors.astype(np.float64), 2):
+        lengths = np.linalg.norm(one) * np.linalg.norm(other)
+        distances.append(1 - (one @ other / lengths if lengths else 0))
+    return np.mean(distances) if distances else math.nan
+
+
+def novelty_of(item, dataset):
+    """-log2 of the share of users with the item among users with training interactions."""
+    users, others = set(), set()
+    for user in range(dataset.num_users):
+        events = slice(*dataset.user_offsets[user : user + 2])
+        trained = dataset.item_ids[events][dataset.roles[events] == Role.TRAIN]
+        users |= {user} if len(trained) else set()
+        others |= {user} if item in trained else set()
+    return -math.log2(max(len(others), 1) / len(users))
+
+
+def metrics_of(order, relevant, ks, popularity_ranks, num_items):
     values = {}
     for k in ks:
         ranks = [rank for rank, item in enumerate(order[:k], 1) if item in relevant]
@@ -35,6 +61,14 @@ def metrics_of(order, relevant, ks):
         values[f"hit_rate@{k}"] = float(bool(ranks))
         values[f"mrr@{k}"] = 1 / ranks[0] if ranks else 0.0
         values[f"ndcg@{k}"] = sum(1 / math.log2(rank + 1) for rank in ranks) / ideal
+        values[f"precision@{k}"] = len(ranks) / k
+        precisions = [number / rank for number, rank in enumerate(ranks, 1)]
+        values[f"map@{k}"] = sum(precisions) / len(relevant)
+        gains = [
+            (num_items + 1 - rank) - (num_items + 1 - popularity_ranks[order[rank - 1]])
+            for rank in ranks
+        ]
+        values[f"serendipity@{k}"] = sum(max(gain, 0) / num_items for gain in gains) / k
     return values
 
 
@@ -42,6 +76,11 @@ def by_enumeration(dataset, model, ks, *, filter_seen, catalog):
     """Mean metrics, coverage and tied targets, over all orders of the ties of each user."""
     scores = (model.users @ model.items.T).numpy()
     percentile = popularity_percentile(dataset.train_counts)
+    counts, vectors = dataset.train_counts.tolist(), model.items.numpy()
+    popularity_ranks = [
+        popularity_rank_of(item, counts, len(catalog)) for item in range(dataset.num_items)
+    ]
+    novelty = np.array([novelty_of(item, dataset) for item in range(dataset.num_items)])
     ranked, listed, num_tied = [], [], 0
     missing = {k: np.ones(dataset.num_items) for k in ks}
     for user in range(dataset.num_users):
@@ -63,16 +102,23 @@ def by_enumeration(dataset, model, ks, *, filter_seen, catalog):
             lists[f"popularity@{k}"] = np.mean([dataset.train_counts[top].mean() for top in tops])
             means = [percentile[top].mean() for top in tops]
             lists[f"popularity_percentile@{k}"] = np.mean(means)
+            lists[f"mean_inv_user_freq@{k}"] = np.mean([novelty[top].mean() for top in tops])
+            if k > 1:
+                lists[f"intra_list_diversity@{k}"] = np.mean(
+                    [diversity_of(vectors[top]) for top in tops]
+                )
         listed.append(lists)
         if relevant:
-            rows = [metrics_of(order, relevant, ks) for order in orders]
+            rows = [
+                metrics_of(order, relevant, ks, popularity_ranks, len(catalog)) for order in orders
+            ]
             ranked.append({name: np.mean([row[name] for row in rows]) for name in rows[0]})
         for target in relevant:
             tied = [item for item in allowed if scores[user, item] == scores[user, target]]
             better = sum(scores[user, item] > scores[user, target] for item in allowed)
             num_tied += len(tied) > 1 and better < ks[-1]
     means = {name: np.mean([row[name] for row in ranked]) for name in ranked[0]}
-    means |= {name: np.mean([row[name] for row in listed]) for name in listed[0]}
+    means |= {name: np.nanmean([row[name] for row in listed]) for name in listed[0]}
     for k in ks:
         means[f"coverage@{k}"] = 1 - missing[k][sorted(catalog)].mean()
     return means, num_tied
@@ -105,14 +151,23 @@ def test_metrics_are_means_over_all_orders_of_ties(
     monkeypatch.setattr(cut_groups_module, "MAX_ROWS", 2)
     ks = (1, 2, 4)
     config = EvaluationConfig(
-        ks=ks, metric="mrr@4", catalog=which, filter_seen=filter_seen, batch_size=4, intervals=False
+        ks=ks,
+        metric="mrr@4",
+        metrics=METRICS,
+        catalog=which,
+        filter_seen=filter_seen,
+        batch_size=4,
+        intervals=False,
     )
     report = evaluate(model, dataset, config, max_length=9)
     expected, num_tied = by_enumeration(
         dataset, model, ks, filter_seen=filter_seen, catalog=catalog
     )
     for name, value in expected.items():
-        assert report.metrics[name].value == pytest.approx(value, abs=1e-12), name
+        # Unit vectors are stored in float32.
+        tolerance = 1e-6 if name.startswith("intra_list") else 1e-12
+        assert report.metrics[name].value == pytest.approx(value, abs=tolerance), name
+    assert {name.split("@")[0] for name in expected} == set(METRICS)
     assert report.counts["tied_targets"] == num_tied > 0
     assert f"tied_targets: {num_tied}" in report.table().caption
     assert report.to_json()["counts"]["tied_targets"] == num_tied
@@ -123,11 +178,13 @@ def test_metrics_are_means_over_all_orders_of_ties(
     [(5, 2, 0, 5), (5, 2, 1, 4), (6, 1, 3, 4), (4, 4, 2, 9), (6, 5, 0, 2), (1, 1, 2, 3)],
 )
 def test_rank_probabilities_of_a_group(size, num_relevant, start, depth):
-    relevant, first = np.zeros(depth), np.zeros(depth)
+    relevant, first, up_to = np.zeros(depth), np.zeros(depth), np.zeros(depth)
     subsets = list(itertools.combinations(range(size), num_relevant))
     for places in subsets:
         ranks = [start + place for place in places if start + place < depth]
         relevant[ranks] += 1 / len(subsets)
+        for number, rank in enumerate(ranks, 1):
+            up_to[rank] += number / len(subsets)
         if start + places[0] < depth:
             first[start + places[0]] += 1 / len(subsets)
     rows, ones = np.full(num_relevant, 1), np.ones(num_relevant, dtype=np.int64)
@@ -135,6 +192,8 @@ def test_rank_probabilities_of_a_group(size, num_relevant, start, depth):
     np.testing.assert_allclose(ranks.relevant, [np.zeros(depth), relevant, np.zeros(depth)])
     np.testing.assert_allclose(ranks.first[1], first, atol=1e-15)
     assert ranks.first[[0, 2]].sum() == 0
+    expected = [np.zeros(depth), up_to, np.zeros(depth)]
+    np.testing.assert_allclose(ranks.relevant_up_to, expected, atol=1e-14)
 
 
 def five_vectors(num_users=300, num_items=100, seed=0):

@@ -107,6 +107,17 @@ class PreparedDataset:
         return np.bincount(trained, minlength=self.num_items).astype(np.int64)
 
     @cached_property
+    def train_user_counts(self) -> npt.NDArray[np.int64]:
+        """[V] int64, the number of users with a training interaction with each item."""
+        is_trained = self.roles == Role.TRAIN
+        users = np.repeat(np.arange(self.num_users), np.diff(self.user_offsets))[is_trained]
+        # np.unique hashes integers, which takes ten times as long as sorting these.
+        pairs = np.sort(users * self.num_items + self.item_ids[is_trained])
+        is_new = np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]
+        items = pairs[is_new] % self.num_items
+        return np.bincount(items, minlength=self.num_items).astype(np.int64)
+
+    @cached_property
     def user_is_trained(self) -> npt.NDArray[np.bool_]:
         """[U] bool, whether each user has a training interaction.
 

@@ -190,8 +190,10 @@ def catalog_scorer(
     model: TwoTowerModel | ScoringModel,
     is_ranked: Bools,
     progress: StageProgress | None = None,
-) -> tuple[Callable[[Queries], CatalogScores], torch.device]:
+) -> tuple[Callable[[Queries], CatalogScores], torch.device, Tensor | None]:
     """Return the function that scores a batch of queries, and the device of its queries.
+
+    The third part are the item vectors [V, D] float32, None for a model without vectors.
 
     A model that has ``score_catalog`` is asked for rows of scores, [b, V] for one batch at a
     time. The items of any other model are encoded once, here.
@@ -213,7 +215,7 @@ def catalog_scorer(
         def from_vectors(queries: Queries) -> CatalogScores:
             return VectorScores(items, model.encode_queries(queries).float())
 
-        return from_vectors, item_vectors.device
+        return from_vectors, item_vectors.device, item_vectors
 
     ids = None if is_ranked.all() else torch.from_numpy(np.flatnonzero(is_ranked))
 
@@ -222,7 +224,7 @@ def catalog_scorer(
         _check_size(scores.shape[1], len(is_ranked))
         return RowScores(scores.float(), None if ids is None else ids.to(scores.device))
 
-    return from_rows, torch.device("cpu")
+    return from_rows, torch.device("cpu"), None
 
 
 def _check_size(num_items: int, num_of_dataset: int) -> None:

@@ -7,8 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from candid.component import ComponentConfig
-from candid.errors import ConfigError
-from candid.evaluation.metrics import RANKING_METRICS
+from candid.errors import ConfigError, UnknownNameError
+from candid.evaluation.metrics import DEFAULT_METRICS, METRICS, RANKING_METRICS
 
 CatalogPart = Literal["all", "warm", "cold"]
 """Items of an evaluation: all, only targets of training, or only the others."""
@@ -21,6 +21,16 @@ class EvaluationConfig(ComponentConfig):
         (1, 5, 10, 20, 100), min_length=1, description="cut-offs k of recall@k, ndcg@k, …"
     )
     metric: str = Field("ndcg@10", description="metric of early stopping and of summaries")
+    metrics: tuple[str, ...] = Field(
+        DEFAULT_METRICS,
+        description="metrics to report, by name without cut-off; intra_list_diversity only if it "
+        "is listed",
+    )
+    diversity_attribute: str | None = Field(
+        None,
+        description="item attribute whose values define the distance of items in "
+        "intra_list_diversity; none: the item vectors of the model",
+    )
     filter_seen: bool = Field(
         True,
         description="leave out the items of the user's whole history; with event types only items "
@@ -67,6 +77,20 @@ class EvaluationConfig(ComponentConfig):
             raise ValueError(f"a cut-off k must be at least 1, got {min(ks)}")
         return tuple(sorted(set(ks)))
 
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_are_known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        for name in metrics:
+            if name in METRICS:
+                continue
+            base = name.split("@")[0]
+            if base in METRICS and base != name:
+                raise ValueError(f"write {base!r}, not {name!r}: evaluation.ks lists the cut-offs")
+            if name == "nll":
+                raise ValueError("'nll' has no cut-off and its own key: evaluation.nll")
+            raise ValueError(str(UnknownNameError("metric", name, METRICS)))
+        return tuple(name for name in METRICS if name in metrics)
+
     @field_validator("history_slices")
     @classmethod
     def _edges_ascend(cls, edges: tuple[int, ...]) -> tuple[int, ...]:
@@ -76,9 +100,15 @@ class EvaluationConfig(ComponentConfig):
 
     @model_validator(mode="after")
     def _metric_is_reported(self) -> Self:
-        known = [f"{name}@{k}" for name in RANKING_METRICS for k in self.ks]
+        known = [f"{m}@{k}" for m in RANKING_METRICS if m in self.metrics for k in self.ks]
+        if not known:
+            raise ValueError(
+                f"metrics must list one of {', '.join(RANKING_METRICS)}, for evaluation.metric"
+            )
         if self.metric not in known:
             raise ValueError(f"metric {self.metric!r} is not reported; known: {', '.join(known)}")
+        if "intra_list_diversity" in self.metrics and self.ks[-1] < 2:
+            raise ValueError("intra_list_diversity needs a cut-off k of at least 2 in ks")
         return self
 
     def check_fits(self, num_items: int) -> None:

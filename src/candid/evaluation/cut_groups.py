@@ -5,10 +5,11 @@ Only lists whose last score equals the next one need this second pass over the c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from candid.batches import Ints, offsets_of, ranges
@@ -18,6 +19,8 @@ from candid.evaluation.queries import Targets
 from candid.evaluation.ties import Coverage, RankedLists
 from candid.index import Exclusions
 
+ItemValues = Floats | npt.NDArray[np.float32]
+"""Values of items, [V] or [V, D]."""
 MAX_ROWS = 256
 """Largest number of queries counted at once."""
 MAX_PAIRS = 2**27
@@ -30,7 +33,7 @@ class CutGroups:
 
     Attributes:
         sizes: [n] int64, by query with such a group, in order.
-        means: by name of an item value, [b] float64, the mean over the group; 0 in other rows.
+        means: by name of an item value, [b, …] float64, the mean over the group; 0 in other rows.
         rows: [m] int64, the query of each relevant item that is in the group of its query and
             not in its list.
         item_ids: [m] int64, these items.
@@ -42,11 +45,10 @@ class CutGroups:
     item_ids: Ints
 
     @classmethod
-    def none(cls, num_queries: int, names: Iterable[str]) -> CutGroups:
+    def none(cls, num_queries: int, item_values: Mapping[str, ItemValues]) -> CutGroups:
         """Return the record of lists without such a group."""
         no_items = np.zeros(0, dtype=np.int64)
-        means = {name: np.zeros(num_queries) for name in names}
-        return cls(no_items, means, no_items, no_items)
+        return cls(no_items, _zeros(num_queries, item_values), no_items, no_items)
 
 
 def count_cut_groups(
@@ -54,7 +56,7 @@ def count_cut_groups(
     lists: RankedLists,
     exclude: Exclusions | None,
     targets: Targets,
-    item_values: dict[str, Floats],
+    item_values: Mapping[str, ItemValues],
     coverage: Coverage,
 ) -> CutGroups:
     """Count the tied groups that continue beyond the last rank, and add them to the coverage.
@@ -64,7 +66,7 @@ def count_cut_groups(
         lists: of the b queries.
         exclude: items that the lists leave out, or None.
         targets: of the b queries.
-        item_values: by name, [V] float64.
+        item_values: by name, [V, …].
         coverage: receives the items of the groups.
     """
     cut = np.flatnonzero(lists.is_cut)
@@ -74,7 +76,7 @@ def count_cut_groups(
     is_tied = np.zeros(len(relevant_rows), dtype=np.bool_)
 
     sizes = np.zeros(len(cut), dtype=np.int64)
-    means = {name: np.zeros(len(lists.scores)) for name in item_values}
+    means = _zeros(len(lists.scores), item_values)
     starts = lists.starts[cut, -1]
     step = max(1, min(MAX_ROWS, MAX_PAIRS // scores.num_items))
     for begin in range(0, len(cut), step):
@@ -101,9 +103,15 @@ def count_cut_groups(
             column = np.minimum(column, len(item_ids) - 1)
             is_here = item_ids[column] == relevant_ids[inside]
             is_tied[inside] |= is_here & is_member[local, column]
-    for values in means.values():
-        values[cut] /= sizes
+    for mean in means.values():
+        mean[cut] = (mean[cut].T / sizes).T
     return CutGroups(sizes, means, relevant_rows[is_tied], relevant_ids[is_tied])
+
+
+def _zeros(num_queries: int, item_values: Mapping[str, ItemValues]) -> dict[str, Floats]:
+    return {
+        name: np.zeros((num_queries, *values.shape[1:])) for name, values in item_values.items()
+    }
 
 
 def _of_rows(exclude: Exclusions | None, rows: Ints) -> Exclusions | None:

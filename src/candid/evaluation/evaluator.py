@@ -17,8 +17,9 @@ from candid.evaluation.catalog_scores import CatalogScores, catalog_scorer
 from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.cut_groups import CutGroups, count_cut_groups
 from candid.evaluation.intervals import Estimate
+from candid.evaluation.item_metrics import ListMetrics
 from candid.evaluation.metric_sums import MetricSums, concatenate, sum_metrics
-from candid.evaluation.metrics import Bools, Floats, list_mean, popularity_percentile
+from candid.evaluation.metrics import Bools, Floats
 from candid.evaluation.queries import (
     EvaluationQueries,
     Targets,
@@ -29,6 +30,7 @@ from candid.evaluation.queries import (
     targets_of,
 )
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
+from candid.evaluation.serendipity import Serendipity
 from candid.evaluation.slices import Slicing, by_history_length, by_popularity, by_warmth
 from candid.evaluation.ties import Coverage, RankedLists, RankedTargets
 from candid.features import Context
@@ -120,8 +122,8 @@ def evaluate(
         config = config.model_copy(update={"nll": False})
     with inference_mode(model):
         is_ranked = catalog_mask(counts, config.catalog)
-        score, device = catalog_scorer(model, is_ranked, progress)
-        evaluation = _Pass(is_ranked, dataset, config, queries, counts, true_log_prob)
+        score, device, item_vectors = catalog_scorer(model, is_ranked, progress)
+        evaluation = _Pass(is_ranked, dataset, config, queries, counts, item_vectors, true_log_prob)
         batches = held_out_queries(
             dataset,
             queries.held_out,
@@ -158,14 +160,15 @@ class _Pass:
         config: EvaluationConfig,
         queries: EvaluationQueries,
         counts: Floats,
+        item_vectors: Tensor | None,
         true_log_prob: TrueLogProb | None,
     ) -> None:
         self._dataset, self._config, self._queries = dataset, config, queries
         self._is_ranked = is_ranked
-        self._item_values = {
-            "popularity": counts,
-            "popularity_percentile": popularity_percentile(counts),
-        }
+        self._list_metrics = ListMetrics(config, dataset, counts, item_vectors)
+        self._serendipity: Serendipity | None = None
+        if "serendipity" in config.metrics:
+            self._serendipity = Serendipity.of(counts, int(is_ranked.sum()))
         self._coverage = Coverage(config.ks, dataset.num_items)
         self._true_log_prob = None if true_log_prob is None else true_log_prob(queries.held_out)
         targets = queries.held_out.target_ids
@@ -191,11 +194,7 @@ class _Pass:
         exclude = None
         if seen is not None:
             exclude = Exclusions(seen.item_ids.to(scores.device), seen.offsets.to(scores.device))
-        lists, ranked, expected_values, log_z = self._rank(scores, exclude, targets)
-        list_values: dict[str, Floats] = {}
-        for name, values in expected_values.items():
-            means = list_mean(values, lists.item_ids >= 0, config.ks)
-            list_values |= {f"{name}@{k}": means[:, c] for c, k in enumerate(config.ks)}
+        lists, ranked, list_values, log_z = self._rank(scores, exclude, targets)
         target_values: dict[str, Floats] = {}
         if log_z is not None:
             target_values = self._likelihoods(rows, scores, targets, log_z)
@@ -207,6 +206,8 @@ class _Pass:
                     sums.slicing.groups,
                     num_groups=len(sums.slicing.labels),
                     ks=config.ks,
+                    metrics=config.metrics,
+                    serendipity=self._serendipity,
                     has_list=lists.has_items,
                     list_values=list_values,
                     target_values=target_values,
@@ -227,9 +228,8 @@ class _Pass:
         """Rank the items for one batch of queries, and add them to the coverage.
 
         Returns:
-            the lists; the relevant items in their reach; by name of an item value its
-            expectation at each rank, [b, K]; and the log partition of each query [b], if the NLL
-            is reported.
+            the lists; the relevant items in their reach; by metric name one value per list [b];
+            and the log partition of each query [b], if the NLL is reported.
         """
         depth = self._config.ks[-1]
         result, log_z = scores.search(
@@ -237,20 +237,15 @@ class _Pass:
         )
         lists = RankedLists.of(result.item_ids.cpu().numpy(), result.scores.cpu().numpy(), depth)
         self._coverage.add_lists(lists)
-        groups = CutGroups.none(len(lists.scores), self._item_values)
+        item_values = self._list_metrics.item_values
+        groups = CutGroups.none(len(lists.scores), item_values)
         if lists.is_cut.any():
-            groups = count_cut_groups(
-                scores, lists, exclude, targets, self._item_values, self._coverage
-            )
+            groups = count_cut_groups(scores, lists, exclude, targets, item_values, self._coverage)
             lists = lists.with_sizes(np.flatnonzero(lists.is_cut), groups.sizes)
         ranked = RankedTargets.of(
             lists, targets.is_relevant(lists.item_ids), groups.rows, groups.item_ids
         )
-        expected_values = {
-            name: lists.expected_values(values, groups.means[name])
-            for name, values in self._item_values.items()
-        }
-        return lists, ranked, expected_values, log_z
+        return lists, ranked, self._list_metrics.values(lists, groups.means), log_z
 
     def _likelihoods(
         self, rows: slice, scores: CatalogScores, targets: Targets, log_z: Tensor
@@ -269,9 +264,10 @@ class _Pass:
         config, queries = self._config, self._queries
         total = self._total.concatenated()
         metrics = dict(self._estimates(total, 1)[0])
-        coverage = self._coverage.values(self._is_ranked)
-        for c, k in enumerate(config.ks):
-            metrics[f"coverage@{k}"] = Estimate(float(coverage[c]))
+        if "coverage" in config.metrics:
+            coverage = self._coverage.values(self._is_ranked)
+            for c, k in enumerate(config.ks):
+                metrics[f"coverage@{k}"] = Estimate(float(coverage[c]))
         slices = {
             name: self._slices(
                 sums.concatenated(), sums.slicing.labels, group_of_item=sums.slicing.groups

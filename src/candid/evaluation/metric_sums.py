@@ -6,7 +6,7 @@ query and one group of a slicing; without slicing a query has one row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from candid.batches import Ints
 from candid.evaluation.intervals import Estimate, ratio_intervals
 from candid.evaluation.metrics import RANKING_METRICS, Bools, Floats, is_share
 from candid.evaluation.queries import Targets
+from candid.evaluation.serendipity import Serendipity
 from candid.evaluation.ties import RankedTargets, rank_probabilities
 
 
@@ -46,8 +47,10 @@ class MetricSums:
             confidence: coverage of the intervals over users; None: no intervals.
         """
         both = np.concatenate([self.numerators, self.denominators], axis=1)
-        sums = np.zeros((num_groups, both.shape[1]))
-        np.add.at(sums, self.groups, both)
+        # A sum in the order of rows, as np.add.at computes it in several times as long.
+        cells = self.groups[:, None] * both.shape[1] + np.arange(both.shape[1])
+        flat = np.bincount(cells.ravel(), both.ravel(), num_groups * both.shape[1])
+        sums = flat.astype(np.float64).reshape(num_groups, -1)
         width = len(self.names)
         values = _ratio(sums[:, :width], sums[:, width:])
         low = high = np.full_like(values, np.nan)
@@ -99,6 +102,8 @@ def sum_metrics(
     *,
     num_groups: int,
     ks: Sequence[int],
+    metrics: Collection[str],
+    serendipity: Serendipity | None,
     has_list: Bools,
     list_values: Mapping[str, Floats],
     target_values: Mapping[str, Floats],
@@ -115,9 +120,11 @@ def sum_metrics(
         group_of_item: [V] int64.
         num_groups: G.
         ks: cut-offs.
+        metrics: names of the ranking metrics to compute, without cut-off; others are ignored.
+        serendipity: adds ``serendipity@k``; None: leave it out.
         has_list: [b] bool, whether the list of a query has any item.
-        list_values: by metric name, one value per list [b], independent of the targets. An
-            empty list does not count.
+        list_values: by metric name, one value per list [b], independent of the targets; NaN
+            where a list does not define it. An empty list does not count.
         target_values: by metric name, one value per target [M], averaged over targets.
         first_query: number of the first query of the batch.
     """
@@ -129,8 +136,9 @@ def sum_metrics(
     row_of_relevant = np.searchsorted(keys, relevant_keys + group_of_item[relevant_item])
     num_relevant = np.bincount(row_of_relevant, minlength=len(keys))
     ranked_keys = ranked.rows * num_groups + group_of_item[ranked.item_ids]
+    row_of_ranked = np.searchsorted(keys, ranked_keys)
     ranks = rank_probabilities(
-        np.searchsorted(keys, ranked_keys),
+        row_of_ranked,
         ranked.starts,
         ranked.sizes,
         num_rows=len(keys),
@@ -139,13 +147,21 @@ def sum_metrics(
 
     columns: list[tuple[str, Floats, Floats]] = []
     has_relevant = (num_relevant > 0).astype(np.float64)
-    for name, metric in RANKING_METRICS.items():
-        values = metric(ranks, np.maximum(num_relevant, 1), ks) * has_relevant[:, None]
+    by_name = {
+        name: metric(ranks, np.maximum(num_relevant, 1), ks)
+        for name, metric in RANKING_METRICS.items()
+        if name in metrics
+    }
+    if serendipity is not None:
+        by_name["serendipity"] = serendipity.sums(ranked, row_of_ranked, len(keys), ks)
+    for name, values in by_name.items():
+        values = values * has_relevant[:, None]
         columns += [(f"{name}@{k}", values[:, c], has_relevant) for c, k in enumerate(ks)]
     list_weight = has_list[queries].astype(np.float64)
-    columns += [
-        (name, values[queries] * list_weight, list_weight) for name, values in list_values.items()
-    ]
+    for name, values in list_values.items():
+        values = values[queries]
+        weight = np.where(np.isnan(values), 0.0, list_weight)
+        columns.append((name, np.where(weight > 0, values, 0.0), weight))
     num_targets = np.bincount(row_of_target, minlength=len(keys)).astype(np.float64)
     for name, values in target_values.items():
         total: Floats = np.bincount(row_of_target, weights=values, minlength=len(keys)).astype(

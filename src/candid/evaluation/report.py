@@ -94,9 +94,10 @@ class EvaluationReport:
     """The numbers of one evaluation.
 
     Attributes:
-        metrics: by name: ``recall@k``, ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``popularity@k``
-            (mean training count of the recommended items: how often training has them as a
-            target), ``popularity_percentile@k``,
+        metrics: by name: ``recall@k``, ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``precision@k``,
+            ``map@k``, ``serendipity@k``, ``popularity@k`` (mean training count of the recommended
+            items: how often training has them as a target), ``popularity_percentile@k``,
+            ``mean_inv_user_freq@k`` (novelty, in bits), ``intra_list_diversity@k``,
             ``coverage@k`` (share of the catalog recommended to any user), and ``nll``,
             ``true_nll``, ``excess_nll`` in nats where they were computed. Those of ranks are
             expectations over the orders of items with equal scores.

@@ -159,7 +159,8 @@ def rank_probabilities(
     With m relevant items among the n of a group, each rank of the group is relevant with
     probability m/n. The first relevant rank lies in the first group with a relevant item, at its
     i-th place (from 0) with the hypergeometric probability
-    Π_{t<i} (n - m - t)/(n - t) · m/(n - i).
+    Π_{t<i} (n - m - t)/(n - t) · m/(n - i). Given that the item at place i is relevant, each other
+    place of the group is relevant with probability (m - 1)/(n - 1).
 
     Args:
         rows: [n] int64, the row of each relevant item.
@@ -176,12 +177,25 @@ def rank_probabilities(
     )
     group_sizes = sizes[index]
     lengths = np.minimum(group_sizes, depth - keys % depth)
+    ranks = ranges(keys, lengths)
+    share = np.repeat(num_relevant / group_sizes, lengths)
     relevant = np.zeros(num_rows * depth)
-    relevant[ranges(keys, lengths)] = np.repeat(num_relevant / group_sizes, lengths)
+    relevant[ranks] = share
 
     first = np.zeros(num_rows * depth)
     is_first = np.ones(len(keys), dtype=np.bool_)
     is_first[1:] = keys[1:] // depth != keys[:-1] // depth
+
+    # Relevant items of the earlier groups of the row: a sum over all rows, less that at its start.
+    before = np.cumsum(num_relevant) - num_relevant
+    before -= before[is_first][np.cumsum(is_first) - 1]
+    other_share = (num_relevant - 1) / np.maximum(group_sizes - 1, 1)
+    place = ranks - np.repeat(keys, lengths)
+    up_to = np.zeros(num_rows * depth)
+    up_to[ranks] = share * (
+        np.repeat(before + 1, lengths) + place * np.repeat(other_share, lengths)
+    )
+
     keys, lengths = keys[is_first], lengths[is_first]
     size, m = group_sizes[is_first][:, None], num_relevant[is_first][:, None]
     # Places after the end of a group are computed and dropped; the bounds prevent a division by 0.
@@ -192,7 +206,7 @@ def rank_probabilities(
     mask = np.arange(is_found.shape[1]) < lengths[:, None]
     first[ranges(keys, lengths)] = (none_before * is_found)[mask]
     shape = (num_rows, depth)
-    return RankProbabilities(relevant.reshape(shape), first.reshape(shape))
+    return RankProbabilities(relevant.reshape(shape), first.reshape(shape), up_to.reshape(shape))
 
 
 class Coverage:
