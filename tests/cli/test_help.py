@@ -17,6 +17,7 @@ VERBS = [
     "recipe",
     "train",
     "evaluate",
+    "baselines",
     "audit",
     "recommend",
     "index",

@@ -21,6 +21,7 @@ import typer
 from typer.main import get_command
 
 from candid.cli.audit import audit
+from candid.cli.baselines import baselines
 from candid.cli.demo import demo
 from candid.cli.evaluate import evaluate
 from candid.cli.export import export
@@ -46,6 +47,7 @@ app.command(short_help="Read, filter, split and store interactions")(prepare)
 app.command(short_help="Write the default recipe, with settings that fit a dataset")(recipe)
 app.command(cls=TrainCommand, short_help="Train a model and measure it")(train)
 app.command(short_help="Measure a trained model over the full catalog")(evaluate)
+app.command(short_help="Rank simple baselines over the full catalog")(baselines)
 app.command(short_help="Measure where sampled losses converge, their variance and cost")(audit)
 app.command(short_help="Recommend items to users, or for a given history")(recommend)
 app.command(short_help="Build and measure an index over the items of a run")(index)

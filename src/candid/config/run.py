@@ -134,7 +134,7 @@ def override_evaluation(config: RunConfig, overrides: Sequence[str]) -> Evaluati
         key, _ = parse_override(text)
         if key.split(".")[0] != "evaluation":
             raise ConfigError(
-                f"--set {text!r}: only keys of [evaluation] can change after training; remove it"
+                f"--set {text!r}: only keys of [evaluation] can change here; remove it"
             )
     table = with_overrides(config.model_dump(mode="json"), overrides)
     return parse_config(table, "command line").evaluation

@@ -126,7 +126,8 @@ class RowScores:
     """
 
     def __init__(self, scores: Tensor, ranked_ids: Tensor | None) -> None:
-        if not bool(torch.isfinite(scores).all()):
+        # One pass: the minimum and the maximum are NaN if any score is.
+        if not bool(torch.stack(torch.aminmax(scores)).isfinite().all()):
             raise ArtifactError(
                 "the scores of a model contain NaN or infinite values; fix its score_catalog"
             )

@@ -1,0 +1,29 @@
+"""Baselines: simple models that a trained model must beat, measured on the same targets.
+
+registry         baselines by name
+baseline         the base class, and the weights of a history
+training_rows    the interactions that baselines are fitted to
+neighbours       the base of baselines that add up neighbours of the items in a history
+tuning           the choice of settings on the validation targets
+measurement      several baselines fitted, tuned and measured
+report           results as a table and as JSON
+
+Each baseline has a module of its own: ``popularity``, ``recent_popularity``, ``item_knn``,
+``markov``, ``co_visits``, ``session_knn`` and ``ease``.
+"""
+
+from candid.baselines.baseline import Baseline, history_matrix
+from candid.baselines.measurement import BaselineResult, BaselineResults, measure_baselines
+from candid.baselines.registry import BASELINES
+from candid.baselines.training_rows import TrainingRows, training_rows
+
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "BaselineResult",
+    "BaselineResults",
+    "TrainingRows",
+    "history_matrix",
+    "measure_baselines",
+    "training_rows",
+]
