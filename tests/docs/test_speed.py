@@ -1,10 +1,14 @@
 """The page on speed against the results of its benchmarks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from candid.batches import Batch, pack_histories
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "tables.json"
@@ -31,6 +35,7 @@ def test_tables_match_results(script, results):
         "tables_quality",
         "loader",
         "attention",
+        "authors_code",
         "in_batch_step",
         "length_groups",
         "validation_share",
@@ -129,3 +134,17 @@ def test_short_recipe_reaches_the_stated_quality_in_the_stated_time():
         for name in ("validation ndcg@10", "test ndcg@10")
     )
     assert f"of the validation is {validation}, of the test {test}" in text
+
+
+def test_padded_windows_have_the_items_and_positives_of_the_batch(benchmark_script):
+    script = benchmark_script("authors_code")
+    history = pack_histories(np.zeros(2, np.int64), np.array([3, 1, 4, 0, 2]), np.array([3, 2]))
+    positions = torch.arange(5)
+    batch = Batch(
+        user_ids=torch.zeros_like(positions),
+        history=replace(history.history, query_positions=positions),
+        positive_ids=torch.tensor([1, 4, 5, 2, 9]),
+    )
+    windows = script.padded(batch, 11)
+    assert windows[0].tolist() == [11] * (script.LENGTH - 3) + [4, 2, 5, 6]
+    assert windows[1].tolist() == [11] * (script.LENGTH - 2) + [1, 3, 10]
