@@ -38,6 +38,7 @@ def test_tables_match_results(script, results):
         "authors_code",
         "in_batch_step",
         "length_groups",
+        "loss_peers",
         "validation_share",
         "start_time",
     ],
@@ -134,6 +135,32 @@ def test_short_recipe_reaches_the_stated_quality_in_the_stated_time():
         for name in ("validation ndcg@10", "test ndcg@10")
     )
     assert f"of the validation is {validation}, of the test {test}" in text
+
+
+def test_losses_of_other_libraries_are_the_same_softmax(benchmark_script):
+    script = benchmark_script("loss_peers")
+    *leaves, positives = script.inputs(50, 70)
+    truth = torch.logsumexp(leaves[0].double() @ leaves[1].double().T, dim=1)
+    truth = (truth - (leaves[0].double() * leaves[1][positives].double()).sum(dim=1)).mean()
+    for name, (environment, make) in script.CONTENDERS.items():
+        if environment == "candid":
+            limit, _ = script.TOLERANCE[script.precision_of(name)]
+            assert abs(make()(*leaves, positives).item() - truth.item()) <= limit, name
+
+
+def test_results_of_loss_peers_contain_every_contender(benchmark_script):
+    script = benchmark_script("loss_peers")
+    found = json.loads(script.RESULTS.read_text())["results"]
+    sizes = sorted({line["items"] for line in found})
+    assert set(sizes) <= set(script.SIZES)
+    assert [(line["items"], line["contender"]) for line in found] == [
+        (size, name) for size in sizes for name in script.CONTENDERS
+    ]
+    assert {line["contender"] for line in found if "error" in line} == {
+        "cut-cross-entropy cce",
+        "Liger cross_entropy",
+        "Liger fused_linear_cross_entropy",
+    }
 
 
 def test_padded_windows_have_the_items_and_positives_of_the_batch(benchmark_script):
