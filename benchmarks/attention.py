@@ -69,7 +69,9 @@ def many_gathers(groups: LengthGroups) -> Callable[..., Tensor]:
     """Return a replacement of ``Block._attend`` that gathers each group from all tokens."""
     parts, unpad = separate(groups)
 
-    def attend(block: Block, tokens: Tensor, _: LengthGroups, factors: Tensor | None) -> Tensor:
+    def attend(
+        block: Block, tokens: Tensor, _: LengthGroups, factors: Tensor | None, __: object
+    ) -> Tensor:
         qkv = block.qkv(block.attention_norm(tokens))
         if factors is not None:
             qkv = rotate(qkv, factors, block.num_heads)

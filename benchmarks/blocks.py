@@ -61,6 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "plain, wide": {"hidden": 4 * DIM},
     "ligr": LIGR,
+    "ligr, time": LIGR | {"read_time_gaps": True, "time_bias": True},
 }
 """Keys of ``query_tower`` beside those that all variants share."""
 SESSIONS = {"user": "session_id", "order": "position"}
@@ -112,7 +113,8 @@ DATASETS = {
 
 def variants_of(name: str) -> dict[str, dict[str, Any]]:
     """Return the variants that a dataset has what they read for."""
-    return VARIANTS
+    has_times = "time" in DATASETS[name].data
+    return {key: keys for key, keys in VARIANTS.items() if has_times or "time" not in key}
 
 
 def config_of(

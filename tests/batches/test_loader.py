@@ -241,6 +241,25 @@ def test_event_types_follow_their_interactions(unit):
         assert torch.equal(history.event_types, history.item_ids % 3 + 1)
 
 
+@pytest.mark.parametrize("windows", ["all", "last"])
+def test_times_follow_their_interactions(windows):
+    dataset = long_dataset()
+    config = BatchesConfig(batch_size=3, max_length=8, windows=windows)
+    for batch in Loader(replace(dataset, timestamps=None), config, seed=1).epoch():
+        assert batch.history.times is None
+    times = 10**15 + np.arange(len(dataset.item_ids), dtype=np.int64)
+    dataset = replace(dataset, timestamps=times)
+    for batch in Loader(dataset, config, seed=1).epoch():
+        history = batch.to(torch.device("cpu")).history
+        events = (history.times - 10**15).numpy()
+        assert history.item_ids.tolist() == dataset.item_ids[events].tolist()
+        # The time of the target, the next interaction, is not among those before the query.
+        has_history = history.query_positions >= 0
+        targets = history.times[history.query_positions[has_history]] - 10**15 + 1
+        positives = dataset.item_ids[targets.numpy()].tolist()
+        assert batch.positive_ids[has_history].tolist() == positives
+
+
 @pytest.mark.parametrize("unit", ["sequence", "interaction"])
 @pytest.mark.parametrize("max_negatives", [0, 2, 20])
 def test_negatives_follow_their_positive(unit, max_negatives):

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 import torch
 
-from candid.batches import History, Queries, offsets_of
+from candid.batches import UNKNOWN_TIME, History, Queries, offsets_of
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role
 from candid.export import ExportInput
@@ -96,6 +96,12 @@ class RandomModel:
     def reads_event_types(self) -> bool:
         towers = [tower.get("read_event_types") for tower in self._towers()]
         return any(towers)
+
+    @property
+    def reads_times(self) -> bool:
+        return any(
+            tower.get("read_time_gaps") or tower.get("time_bias") for tower in self._towers()
+        )
 
     def _towers(self) -> list[dict]:
         tower = self.run.config.model_dump(mode="json")["model"]["query_tower"]
@@ -335,10 +341,15 @@ def make_queries(
         query_positions = [
             end - 1 if end > begin else -1 for begin, end in itertools.pairwise(ends)
         ]
+        times = 10**15 + (flat % 5 * 10 ** (flat % 4 + 6)).cumsum(0)
+        times[flat == 9] = UNKNOWN_TIME
         parts["history"] = History(
-            flat, torch.tensor(ends), torch.tensor(query_positions), event_types
+            flat, torch.tensor(ends), torch.tensor(query_positions), event_types, times
         )
         tensors["history"] = padded(histories, width)
+        if made.reads_times:
+            tensors["times"] = torch.full_like(tensors["history"], UNKNOWN_TIME)
+            tensors["times"][tensors["history"] >= 0] = times
         if made.reads_event_types:
             tensors["event_types"] = torch.where(
                 tensors["history"] < 0, 0, (tensors["history"] * 7 + 1) % 3

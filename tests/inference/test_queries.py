@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 
+from candid.batches import UNKNOWN_TIME
 from candid.data import PreparedDataset, Role, held_out
 from candid.errors import ConfigError
 from candid.features import Context, FeatureTable, Numbers
@@ -94,6 +95,8 @@ def test_query_for_user_agrees_with_a_loop(targets):
         query = query_for_user(dataset, user, max_length=3, time=7, event_type="buy")
         assert query.item_ids.tolist() == history
         assert query.event_types.tolist() == codes
+        times = [event * HOUR for event in range(dataset.user_offsets[user], stop)][-3:]
+        assert (query.times.tolist() if times else []) == times
         assert query.seen_ids.tolist() == seen
         assert (query.user_id, query.time, query.event_type) == (user, 7, "buy")
         has_history = stop > dataset.user_offsets[user]
@@ -152,12 +155,26 @@ def test_query_for_history_without_event_types_in_the_dataset():
     assert pack_queries([query]).history.event_types is None
 
 
+def test_query_for_history_with_times():
+    dataset = random_dataset()
+    times = [5 * HOUR, None, 7 * HOUR, 8 * HOUR]
+    query = query_for_history(dataset, [1, 2, NUM_ITEMS + 1, 3], max_length=3, times=times)
+    assert query.item_ids.tolist() == [1, 2, 3]
+    assert query.times.tolist() == [5 * HOUR, UNKNOWN_TIME, 8 * HOUR]
+    untimed = query_for_history(dataset, [4, 5], max_length=3)
+    assert query_for_history(dataset, [4], max_length=3, times=[None]).times is None
+    packed = pack_queries([untimed, query])
+    assert packed.history.times.tolist() == [UNKNOWN_TIME, UNKNOWN_TIME, *query.times.tolist()]
+    assert pack_queries([untimed]).history.times is None
+
+
 def same_queries(one, other):
     assert one.user_ids.tolist() == other.user_ids.tolist()
     assert one.history.item_ids.tolist() == other.history.item_ids.tolist()
     assert one.history.offsets.tolist() == other.history.offsets.tolist()
     assert one.history.query_positions.tolist() == other.history.query_positions.tolist()
     assert one.history.event_types.tolist() == other.history.event_types.tolist()
+    assert one.history.times.tolist() == other.history.times.tolist()
     assert one.context == other.context
 
 

@@ -81,7 +81,12 @@ FILMS = {
             "type": "joined",
             "dim": 16,
             "towers": [
-                {"type": "causal_transformer", "dim": 16, "num_blocks": 1},
+                {
+                    "type": "causal_transformer",
+                    "dim": 16,
+                    "num_blocks": 1,
+                    "time_bias": True,
+                },
                 {"type": "user_features", "id_mode": "none", "dim": 16},
                 {"type": "context_features", "dim": 16},
             ],

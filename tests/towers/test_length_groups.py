@@ -106,7 +106,7 @@ def test_outputs_and_gradients_equal_those_of_one_gather_for_each_group(count, p
     vectors, gradients = outputs_and_gradients(tower, queries, bfloat16)
     groups = groups_by_loops(offsets)
 
-    def attend(block, tokens, _, factors):
+    def attend(block, tokens, _, factors, __):
         return attend_with_one_gather_for_each_group(block, tokens, groups, factors)
 
     with mock.patch.object(transformer_block.Block, "_attend", attend):

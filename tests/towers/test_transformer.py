@@ -36,6 +36,16 @@ def make(dim=8, num_heads=2, **settings):
     return tower.eval()
 
 
+def times_of(sequence):
+    """Times by the items, two of them in one second, one out of order, one unknown."""
+    gaps = [(item % 7) * 10 ** (item % 6) * SECOND // 3 for item in sequence]
+    times = (10**15 + np.cumsum(gaps)).tolist()
+    if len(times) > 4:
+        times[3] -= gaps[3] + 3 * SECOND
+        times[4] = -1
+    return times
+
+
 def pack(sequences, positions=None):
     lengths = np.array([len(s) for s in sequences])
     offsets = torch.from_numpy(offsets_of(lengths))
@@ -47,12 +57,21 @@ def pack(sequences, positions=None):
             item_ids=torch.tensor([i for s in sequences for i in s]),
             offsets=offsets,
             query_positions=positions,
+            times=torch.tensor([time for s in sequences for time in times_of(s)]),
         ),
     )
 
 
 LIGR = {"feed_forward": "swiglu", "gated_residual": True, "hidden": 20}
-BLOCKS = {"plain": {}, "swiglu": {"feed_forward": "swiglu"}, "ligr": LIGR}
+TIME = {"read_time_gaps": True, "time_bias": True}
+BLOCKS = {
+    "plain": {},
+    "swiglu": {"feed_forward": "swiglu"},
+    "ligr": LIGR,
+    "time": TIME,
+    "time bias": LIGR | {"time_bias": True},
+}
+SECOND = 1_000_000
 
 
 def norm(x, layer):
@@ -67,6 +86,11 @@ def reference(tower, sequence, num_heads=2):
     """Encode one sequence with dense attention, an explicit mask and textbook formulas."""
     x = tower.items.weight[torch.tensor(sequence)] + tower.positions.weight[: len(sequence)]
     future = torch.ones(len(sequence), len(sequence)).triu(1).bool()
+    times = times_of(sequence)
+    if tower.time_gaps is not None:
+        first = 0 if times[0] == -1 else 32
+        x = x + tower.time_gaps.weight[[first, *map(bucket, times, times[1:])]]
+    pairs = torch.tensor([[bucket(early, late) for early in times] for late in times])
     for block in tower.blocks:
         h = norm(x, block.attention_norm)
         q, k, v = (h @ block.qkv.weight.T + block.qkv.bias).chunk(3, dim=-1)
@@ -75,6 +99,8 @@ def reference(tower, sequence, num_heads=2):
         for head in range(num_heads):
             part = slice(head * width, (head + 1) * width)
             scores = q[:, part] @ k[:, part].T / width**0.5
+            if tower.time_bias is not None:
+                scores = scores + tower.time_bias[head][pairs]
             weights = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
             heads.append(weights @ v[:, part])
         branch = torch.cat(heads, dim=-1) @ block.out.weight.T + block.out.bias
@@ -83,6 +109,11 @@ def reference(tower, sequence, num_heads=2):
         branch = hidden_layer(norm(x, ff_norm), block) @ down.weight.T + down.bias
         x = x + branch * gate(x, block.feed_forward_gate)
     return norm(x, tower.norm)
+
+
+def bucket(early, late):
+    gap = late // SECOND - early // SECOND
+    return 0 if -1 in (early, late) or gap < 0 else (gap + 1).bit_length()
 
 
 def gate(x, layer):
@@ -252,10 +283,61 @@ def test_event_types_are_read_if_configured():
     changed = tower(replace(queries, history=other))
     torch.testing.assert_close(changed[[0, 1, 3, 4]], typed[[0, 1, 3, 4]])
     assert not torch.allclose(changed[2], typed[2])
+    for key in TIME:
+        config = CausalTransformer.Config(**{key: True}, input_items="separate")
+        with pytest.raises(ConfigError, match=rf"query_tower\.{key} needs the time .* data\.time"):
+            config.build(TowerContext(2, NUM_ITEMS, MAX_LENGTH))
     with pytest.raises(ConfigError, match=r"data\.event_type"):
         CausalTransformer.Config(read_event_types=True, input_items="separate").build(
             TowerContext(2, NUM_ITEMS, MAX_LENGTH)
         )
+
+
+def test_unknown_times_add_nothing():
+    plain_tower, tower = make(), make(**TIME)
+    with torch.no_grad():  # their initial values, which make() changed
+        tower.time_gaps.weight[0] = 0
+        tower.time_bias[:, 0] = 0
+    tower.load_state_dict(plain_tower.state_dict(), strict=False)
+    queries = pack([[1, 2, 3], [4, 5]])
+    known = tower(queries)
+    expected = plain_tower(queries)
+    for times in (None, torch.full((5,), -1)):
+        unknown = replace(queries, history=replace(queries.history, times=times))
+        torch.testing.assert_close(tower(unknown), expected)
+    assert not torch.isclose(known, expected).all(dim=1).any()
+
+
+def test_initial_time_bias_adds_nothing():
+    torch.manual_seed(0)
+    plain_tower = CausalTransformer(dim=8, num_heads=2, **SETTINGS).eval()
+    torch.manual_seed(0)
+    tower = CausalTransformer(dim=8, num_heads=2, **SETTINGS, time_bias=True).eval()
+    queries = pack(random_sequences(5))
+    torch.testing.assert_close(tower(queries), plain_tower(queries))
+
+
+def test_later_times_do_not_change_a_query():
+    tower = make(**TIME)
+    queries = pack([[1, 2, 3, 4], [5, 6]])
+    times = queries.history.times.clone()
+    times[3] += 2**28 * SECOND + SECOND // 2  # a fraction would move all others
+    moved = replace(queries, history=replace(queries.history, times=times))
+    first, changed = tower(queries), tower(moved)
+    same = [0, 1, 2, 4, 5]
+    torch.testing.assert_close(changed[same], first[same])
+    assert not torch.allclose(changed[3], first[3])
+
+
+def test_attention_with_a_time_bias_has_dropout_and_bfloat16_products():
+    tower = make(dim=16, attention_dropout=0.5, **TIME).float()
+    queries = pack(random_sequences(9))
+    exact = tower(queries)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = tower(queries)
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0.1)
+    tower.train()
+    assert not torch.equal(tower(queries), tower(queries))
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])

@@ -93,6 +93,7 @@ def test_step_on_cuda_does_not_synchronise(sampler, loss):
 TRANSFORMERS = {
     "learned": {"positions": "learned"},
     "rotary": {"positions": "rotary"},
+    "time": {"positions": "rotary", "read_time_gaps": True, "time_bias": True},
     "ligr": {"positions": "rotary", "feed_forward": "swiglu", "gated_residual": True},
 }
 
@@ -108,7 +109,8 @@ def make_transformer_step(transformer, device):
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     ids = torch.arange(int(offsets[-1]))
     queries = Queries(
-        user_ids=ids, history=History(item_ids=ids, offsets=offsets, query_positions=ids)
+        user_ids=ids,
+        history=History(item_ids=ids, offsets=offsets, query_positions=ids, times=10**6 * ids),
     )
 
     def step():

@@ -8,9 +8,10 @@ from candid.batches.packing import (
     offsets_of,
     pack_histories,
     ranges,
+    times_of,
 )
 from candid.batches.prefetch import prefetch
-from candid.batches.records import Batch, History, Queries
+from candid.batches.records import UNKNOWN_TIME, Batch, History, Queries
 from candid.batches.targets import (
     EpochTargets,
     TargetSummary,
@@ -22,6 +23,7 @@ from candid.batches.targets import (
 )
 
 __all__ = [
+    "UNKNOWN_TIME",
     "Batch",
     "BatchesConfig",
     "EpochTargets",
@@ -39,6 +41,7 @@ __all__ = [
     "prefetch",
     "ranges",
     "target_counts",
+    "times_of",
     "unit_targets",
     "users_with_rows",
 ]

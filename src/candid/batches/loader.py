@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from candid.batches.config import BatchesConfig
-from candid.batches.packing import Ints, event_type_of, negatives_of, offsets_of, ranges
+from candid.batches.packing import (
+    Ints,
+    event_type_of,
+    negatives_of,
+    offsets_of,
+    ranges,
+    times_of,
+)
 from candid.batches.prefetch import prefetch
 from candid.batches.records import Batch, History
 from candid.batches.targets import num_batches_of
@@ -144,6 +151,7 @@ class Loader:
                 offsets=torch.from_numpy(offsets_of(lengths)),
                 query_positions=torch.from_numpy(positions),
                 event_types=event_type_of(self._dataset, events),
+                times=times_of(self._dataset, events),
             ),
         )
 

@@ -41,6 +41,13 @@ def event_type_of(dataset: PreparedDataset, events: Ints) -> Tensor | None:
     return torch.from_numpy(dataset.event_types[events].astype(np.int64) + 1)
 
 
+def times_of(dataset: PreparedDataset, events: Ints) -> Tensor | None:
+    """Return the times of interactions [T] as in ``History``; None for a dataset without time."""
+    if dataset.timestamps is None:
+        return None
+    return torch.from_numpy(dataset.timestamps[events])
+
+
 def negatives_of(dataset: PreparedDataset, events: Ints, max_negatives: int) -> Tensor | None:
     """Return the items shown with interactions [B] as in ``Batch.negative_ids``.
 
@@ -70,6 +77,7 @@ def pack_histories(
     lengths: Ints,
     *,
     event_types: Tensor | None = None,
+    times: Tensor | None = None,
     context: Mapping[str, Values] | None = None,
     user_features: Mapping[str, Values] | None = None,
 ) -> Queries:
@@ -80,6 +88,7 @@ def pack_histories(
         item_ids: [sum of lengths], the histories one after the other.
         lengths: [B], 0 for a query without a history.
         event_types: as in ``History``; None if they are not known.
+        times: as in ``History``; None if they are not known.
         context: context of the B queries, or None.
         user_features: as in ``Queries``.
     """
@@ -93,5 +102,6 @@ def pack_histories(
             offsets=torch.from_numpy(offsets),
             query_positions=torch.from_numpy(np.where(lengths > 0, offsets[1:] - 1, -1)),
             event_types=event_types,
+            times=times,
         ),
     )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
 
 from candid.features import Values
 from candid.features.transfer import to_device
+
+UNKNOWN_TIME: Final = -1
+"""Stands for the time of an interaction in a history where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class History:
             token and everything before it in its sequence. -1 is a row without a history.
         event_types: [T] int64, 1 + the code of each interaction's event type, 0 if it is not
             known; None if the data have no event types.
+        times: [T] int64, microseconds since 1970-01-01 UTC, ``UNKNOWN_TIME`` where it is not known;
+            None if all are unknown.
         cpu_offsets: ``offsets`` on the CPU, for a history on another device, so that the lengths
             can be read without a synchronisation; None if there is no such copy.
     """
@@ -32,6 +37,7 @@ class History:
     offsets: Tensor
     query_positions: Tensor
     event_types: Tensor | None = None
+    times: Tensor | None = None
     cpu_offsets: Tensor | None = None
 
     def to(self, device: torch.device) -> History:

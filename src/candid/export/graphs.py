@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from candid.batches import UNKNOWN_TIME
 from candid.errors import ArtifactError
 from candid.export.export_input import ExportInput
 from candid.export.packing import pack_features, pack_queries
@@ -154,6 +155,8 @@ def random_inputs(
         shape = (batch, columns if padded_input.width is None else padded_input.width)
         if padded_input.kind == "numbers":
             tensors[name] = torch.randn(shape, generator=generator)
+        elif padded_input.kind == "times":
+            tensors[name] = _random_times(shape, generator)
         elif padded_input.kind == "id":
             tensors[name] = torch.randint(0, size, (batch,), generator=generator)
         else:
@@ -167,6 +170,13 @@ def random_inputs(
         lengths = torch.randint(shortest, columns + 1, (batch,), generator=generator)
         tensors["history"] = _pad_after(tensors["history"], lengths)
     return tensors
+
+
+def _random_times(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Return increasing times with gaps from a second to years; a tenth of them unknown."""
+    gaps = 1e6 * 2 ** (25 * torch.rand(shape, generator=generator, dtype=torch.float64))
+    times = 10**15 + gaps.long().cumsum(1)
+    return times.masked_fill(torch.rand(shape, generator=generator) < 0.1, UNKNOWN_TIME)
 
 
 def _pad_after(values: Tensor, lengths: Tensor) -> Tensor:

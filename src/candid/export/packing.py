@@ -74,4 +74,5 @@ def _pack_history(tensors: NamedTensors) -> History | None:
         offsets=offsets,
         query_positions=torch.where(lengths > 0, offsets[1:] - 1, PADDING),
         event_types=tensors["event_types"][is_token] if "event_types" in tensors else None,
+        times=tensors["times"][is_token] if "times" in tensors else None,
     )

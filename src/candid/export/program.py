@@ -101,7 +101,7 @@ def _describe_input(padded_input: PaddedInput) -> dict[str, Any]:
         "dtype": str(padded_input.dtype).removeprefix("torch."),
         "shape": list(padded_input.axes),
     }
-    if padded_input.kind != "numbers":
+    if padded_input.size:
         description["below"] = padded_input.size
     if padded_input.max_length is not None:
         description["longest"] = padded_input.max_length

@@ -18,7 +18,16 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from candid.batches import Ints, Queries, event_type_of, offsets_of, pack_histories, ranges
+from candid.batches import (
+    UNKNOWN_TIME,
+    Ints,
+    Queries,
+    event_type_of,
+    offsets_of,
+    pack_histories,
+    ranges,
+    times_of,
+)
 from candid.data import HeldOutTargets, PreparedDataset
 from candid.errors import ConfigError
 from candid.features import Context, Values
@@ -41,6 +50,8 @@ class RecommendQuery:
             dataset.
         event_types: [L] int64, 1 + code of each event type, 0 where it is unknown; None for a
             dataset without event types.
+        times: [L] int64, time of each interaction, microseconds since 1970-01-01 UTC,
+            ``UNKNOWN_TIME`` where it is unknown; None: all are.
         last_time: time of the last interaction, microseconds since 1970-01-01 UTC; None: unknown.
         last_event_type: event type of the last interaction; None: unknown.
         attributes: attributes of an anonymous user, by column of the user table; None: none
@@ -53,6 +64,7 @@ class RecommendQuery:
     user_id: int
     item_ids: Ints
     event_types: Ints | None
+    times: Ints | None
     last_time: int | None
     last_event_type: str | None
     attributes: Mapping[str, Any] | None
@@ -80,18 +92,20 @@ def query_for_user(
     """
     start, stop = (int(end) for end in dataset.user_offsets[user_id : user_id + 2])
     item_ids = dataset.item_ids[start:stop].astype(np.int64)
-    codes = last_event_type = last_time = None
+    codes = times = last_event_type = last_time = None
     if dataset.event_types is not None:
         codes = dataset.event_types[start:stop].astype(np.int64) + 1
         if stop > start:
             last_event_type = dataset.event_type_names[int(codes[-1]) - 1]
     if dataset.timestamps is not None and stop > start:
-        last_time = int(dataset.timestamps[stop - 1])
+        times = dataset.timestamps[max(start, stop - max_length) : stop]
+        last_time = int(times[-1])
     is_seen = _is_seen(dataset, codes)
     return RecommendQuery(
         user_id=user_id,
         item_ids=item_ids[-max_length:],
         event_types=None if codes is None else codes[-max_length:],
+        times=times,
         last_time=last_time,
         last_event_type=last_event_type,
         attributes=None,
@@ -107,6 +121,7 @@ def query_for_history(
     *,
     max_length: int,
     event_types: Sequence[str | None] | None = None,
+    times: Sequence[int | None] | None = None,
     last_time: int | None = None,
     attributes: Mapping[str, Any] | None = None,
     time: int | None = None,
@@ -122,6 +137,8 @@ def query_for_history(
         item_ids: the history, earliest first; ids from V on are items added after training.
         max_length: longest history that the model reads; the most recent part is kept.
         event_types: event type of each interaction, None where unknown; None: all unknown.
+        times: time of each interaction, microseconds since 1970-01-01 UTC, None where unknown;
+            None: all unknown.
         last_time: time of the last interaction, microseconds since 1970-01-01 UTC; None: unknown.
         attributes: of the user, by column of the user table; None: none are given.
         time: time of the query, microseconds since 1970-01-01 UTC; None: now.
@@ -137,10 +154,15 @@ def query_for_history(
             codes = np.fromiter(code_of_each, dtype=np.int64, count=len(ids))
     is_seen = _is_seen(dataset, codes)
     is_read = ids < dataset.num_items
+    time_of_each = None
+    if times is not None and any(one is not None for one in times):
+        known = (UNKNOWN_TIME if one is None else one for one in times)
+        time_of_each = np.fromiter(known, dtype=np.int64, count=len(ids))
     return RecommendQuery(
         user_id=-1,
         item_ids=ids[is_read][-max_length:],
         event_types=None if codes is None else codes[is_read][-max_length:],
+        times=None if time_of_each is None else time_of_each[is_read][-max_length:],
         last_time=last_time,
         last_event_type=event_types[-1] if event_types else None,
         attributes=attributes,
@@ -230,6 +252,7 @@ def pack_queries(
         np.concatenate([query.item_ids for query in queries]),
         np.array([len(query.item_ids) for query in queries], dtype=np.int64),
         event_types=torch.from_numpy(np.concatenate(codes)) if codes else None,
+        times=_pack_times(queries),
         context=values,
         user_features=user_features,
     )
@@ -284,6 +307,7 @@ def queries_for_users(
         dataset.item_ids[events].astype(np.int64),
         stops - starts,
         event_types=event_type_of(dataset, events),
+        times=times_of(dataset, events),
         context=values,
     )
 
@@ -345,6 +369,17 @@ def seen_items(dataset: PreparedDataset, starts: Ints, stops: Ints) -> Exclusion
             events, offsets = events[is_seen], offsets_of(is_seen.astype(np.int64))[offsets]
     item_ids = dataset.item_ids[events].astype(np.int64)
     return Exclusions(torch.from_numpy(item_ids), torch.from_numpy(offsets))
+
+
+def _pack_times(queries: Sequence[RecommendQuery]) -> Tensor | None:
+    """Return the times of all histories as in ``History``; None if all are unknown."""
+    if all(query.times is None for query in queries):
+        return None
+    times = [
+        np.full(len(query.item_ids), UNKNOWN_TIME) if query.times is None else query.times
+        for query in queries
+    ]
+    return torch.from_numpy(np.concatenate(times))
 
 
 def now_microseconds() -> int:

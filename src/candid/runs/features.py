@@ -178,6 +178,7 @@ def tower_context(
         user_features=features.user,
         context_features=features.context,
         num_event_types=len(dataset.event_type_names),
+        has_times=dataset.timestamps is not None,
         item_is_trained=None
         if features.item is None
         else torch.from_numpy(target_counts(dataset, batches) > 0),

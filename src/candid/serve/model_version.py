@@ -315,6 +315,7 @@ class ModelVersion:
             )
         item_ids: list[int] = []
         event_types: list[str | None] = []
+        times: list[int | None] = []
         ignored, last_time = 0, None
         source_ids = [entry.item if isinstance(entry, Event) else entry for entry in history]
         dense_ids = self.items.ids.find_all(source_ids)
@@ -330,9 +331,11 @@ class ModelVersion:
             item_ids.append(item_id)
             event_types.append(None if event is None else event.event_type)
             if event is None or event.time is None:
+                times.append(None)
                 last_time = None
                 continue
             time = to_microseconds(event.time)
+            times.append(time)
             if last_time is not None and time < last_time:
                 raise RequestError(
                     "invalid", "a history must be earliest first", f"history.{position}.time"
@@ -343,6 +346,7 @@ class ModelVersion:
             item_ids,
             max_length=bundle.max_length,
             event_types=event_types,
+            times=times,
             last_time=last_time,
             attributes=request.attributes,
             time=None if request.time is None else to_microseconds(request.time),

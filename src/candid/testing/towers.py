@@ -25,7 +25,7 @@ HISTORIES: Final = ([1, 2, 3], [4], [5, 6, 6, 1])
 def check_tower(tower: Any, *, is_registered: bool = True, **settings: Any) -> None:
     """Check that a tower keeps the promises of ``QueryTower`` or ``ItemTower``.
 
-    The dataset of the checks has user, item and context features and two event types.
+    The dataset of the checks has user, item and context features, two event types and times.
 
     Args:
         tower: class with a nested ``Config``, or a config.
@@ -66,6 +66,7 @@ def tower_context(seed: int = 0) -> TowerContext:
         user_features=FeatureTable({}, {}, feature_values(U, seed)),
         context_features=FeatureTable({}, {}, {"gap": Numbers(torch.zeros(0, 2))}),
         num_event_types=2,
+        has_times=True,
         item_is_trained=torch.arange(V) != 3,
     )
 
@@ -118,6 +119,7 @@ def make_queries(
         items,
         lengths,
         event_types=torch.from_numpy(items % 2 + 1),
+        times=torch.from_numpy(1_000_000 * items**2).cumsum(0),
         context={"gap": Numbers(torch.from_numpy(numbers).float())},
     )
 

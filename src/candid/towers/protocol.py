@@ -130,6 +130,7 @@ class TowerContext:
         user_features: features of the U users, or None.
         context_features: features of the context (without rows, only their form), or None.
         num_event_types: event types in histories; 0 without event types.
+        has_times: whether the interactions of histories have times.
         item_is_trained: [V] bool, whether an item is ever a training target; None: all are.
         user_is_trained: [U] bool, whether training has a row of a user; None: all have one.
         empty_histories: whether training includes queries without history.
@@ -143,6 +144,7 @@ class TowerContext:
     user_features: FeatureTable | None = None
     context_features: FeatureTable | None = None
     num_event_types: int = 0
+    has_times: bool = False
     item_is_trained: Tensor | None = None
     user_is_trained: Tensor | None = None
     empty_histories: bool = False

@@ -22,17 +22,26 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from candid.batches import History, Queries
+from candid.batches import UNKNOWN_TIME, History, Queries
 from candid.errors import ConfigError
 from candid.towers.dropout import Dropout
 from candid.towers.embedding import embedding_table
 from candid.towers.fields import code_table
-from candid.towers.length_groups import length_groups
+from candid.towers.length_groups import LengthGroups, length_groups
 from candid.towers.padded import PaddedContext
 from candid.towers.padded_transformer import PaddedTransformer
 from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
 from candid.towers.rotary import rotation_factors
 from candid.towers.row_table import RowTable
+from candid.towers.time_gaps import (
+    NUM_BUCKETS,
+    NUM_CODES,
+    look_up,
+    pair_buckets,
+    previous_buckets,
+    seconds_before_last,
+    with_later,
+)
 from candid.towers.transformer_block import Block, FeedForward
 
 
@@ -55,6 +64,10 @@ class CausalTransformer(QueryTower):
         input_items: encoder of the items of histories: the table of the item tower or, if the
             tower computes more than a look-up, the tower ("tied"); None for a separate table.
         num_event_types: event types in histories that have a vector; 0 for none.
+        read_time_gaps: add a vector of the time since the previous interaction to each token; the
+            first interaction of a history and an unknown time have their own.
+        time_bias: add a trained number to each logit of attention, by head and by the time between
+            the two interactions; the same in all blocks.
         empty_histories: whether there is a vector for an empty history; without it, such a query
             cannot be encoded.
 
@@ -95,6 +108,16 @@ class CausalTransformer(QueryTower):
         read_event_types: bool = Field(
             False, description="add a vector of the event type to each token"
         )
+        read_time_gaps: bool = Field(
+            False,
+            description="add a vector of the time since the previous interaction to each token; "
+            "needs data.time",
+        )
+        time_bias: bool = Field(
+            False,
+            description="add a trained number to each attention logit, by head and by the time "
+            "between the two interactions; needs data.time",
+        )
         input_items: Literal["tied", "separate"] = Field(
             "tied",
             description="vectors of the items of histories: those of the item tower, or their own",
@@ -110,6 +133,12 @@ class CausalTransformer(QueryTower):
                     "query_tower.read_event_types needs event types; name their column with "
                     "data.event_type"
                 )
+            for key in ("read_time_gaps", "time_bias"):
+                if getattr(self, key) and not context.has_times:
+                    raise ConfigError(
+                        f"query_tower.{key} needs the time of interactions; name its column with "
+                        "data.time"
+                    )
             return CausalTransformer(
                 num_items=context.num_items,
                 max_length=context.max_length,
@@ -135,6 +164,8 @@ class CausalTransformer(QueryTower):
         positions: Literal["learned", "rotary"],
         input_items: nn.Embedding | ItemTower | None = None,
         num_event_types: int = 0,
+        read_time_gaps: bool = False,
+        time_bias: bool = False,
         empty_histories: bool = False,
     ) -> None:
         super().__init__()
@@ -170,6 +201,8 @@ class CausalTransformer(QueryTower):
         )
         self.norm = nn.LayerNorm(dim)
         self.event_types = code_table(num_event_types + 1, dim) if num_event_types else None
+        self.time_gaps = code_table(NUM_CODES, dim) if read_time_gaps else None
+        self.time_bias = nn.Parameter(torch.zeros(num_heads, NUM_BUCKETS)) if time_bias else None
         self.needs_history = not empty_histories
         self.empty_history = nn.Parameter(torch.zeros(dim)) if empty_histories else None
 
@@ -203,6 +236,8 @@ class CausalTransformer(QueryTower):
             norm=self.norm,
             positions=self.positions,
             event_types=self.event_types,
+            time_gaps=self.time_gaps,
+            time_bias=self.time_bias,
             empty_history=self.empty_history,
         )
 
@@ -214,21 +249,30 @@ class CausalTransformer(QueryTower):
     def _tokens(self, history: History) -> Tensor:
         """Return the state of every token: [T, D]."""
         groups = length_groups(history.offsets, len(history.item_ids), history.cpu_offsets)
+        sequences = _sequences(history)
+        positions = _positions(history, sequences)
         tokens: Tensor = self.items(history.item_ids)
         factors = None
         if self.positions is not None:
-            tokens = tokens + self.positions(_positions(history))
+            tokens = tokens + self.positions(positions)
         else:
-            factors = rotation_factors(_positions(history), self._head_width)
+            factors = rotation_factors(positions, self._head_width)
         if self.event_types is not None:
             # The vector of an unknown event type, as in a typed history, is zero at the start.
             codes = history.event_types
             tokens = tokens + self.event_types(
                 torch.zeros_like(history.item_ids) if codes is None else codes
             )
+        biases = None
+        if self.time_gaps is not None or self.time_bias is not None:
+            seconds = _seconds_before_last(history, sequences)
+            if self.time_gaps is not None:
+                tokens = tokens + self.time_gaps(previous_buckets(seconds, positions))
+            if self.time_bias is not None:
+                biases = _time_biases(self.time_bias, seconds, groups)
         tokens = self.dropout(tokens)
         for block in self.blocks:
-            tokens = block(tokens, groups, factors)
+            tokens = block(tokens, groups, factors, biases)
         return tokens
 
 
@@ -254,9 +298,30 @@ def _width(items: nn.Embedding | ItemTower) -> int:
     return items.embedding_dim if isinstance(items, nn.Embedding) else items.dim
 
 
-def _positions(history: History) -> Tensor:
-    """[T] int64, position of each token in its sequence."""
-    starts = history.offsets[:-1].repeat_interleave(
-        history.offsets.diff(), output_size=len(history.item_ids)
+def _sequences(history: History) -> Tensor:
+    """[T] int64, the sequence of each token."""
+    lengths = history.offsets.diff()
+    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(
+        lengths, output_size=len(history.item_ids)
     )
-    return torch.arange(len(history.item_ids), device=starts.device) - starts
+
+
+def _positions(history: History, sequences: Tensor) -> Tensor:
+    """[T] int64, position of each token in its sequence."""
+    starts = history.offsets.index_select(0, sequences)
+    return torch.arange(len(sequences), device=starts.device) - starts
+
+
+def _seconds_before_last(history: History, sequences: Tensor) -> Tensor:
+    """[T] int32, as ``time_gaps.seconds_before_last``."""
+    times = history.times
+    if times is None:
+        times = torch.full_like(history.item_ids, UNKNOWN_TIME)
+    return seconds_before_last(times, sequences, len(history.offsets) - 1)
+
+
+def _time_biases(table: Tensor, seconds: Tensor, groups: LengthGroups) -> list[Tensor]:
+    """Return the biases of each group: [S, H, L, L]."""
+    cells = groups.split(seconds.index_select(0, groups.gather))
+    extended = with_later(table)
+    return [look_up(extended, pair_buckets(group)) for group in cells]

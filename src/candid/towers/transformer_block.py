@@ -16,6 +16,32 @@ from candid.towers.rotary import rotate
 FeedForward = Literal["gelu", "swiglu"]
 
 
+def biased_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float
+) -> Tensor:
+    """Attend with a bias on the logits; queries, keys and values [S, H, L, D/H].
+
+    Args:
+        query: [S, H, L, D/H].
+        key: the same.
+        value: the same.
+        bias: [S, H, L, L], minus infinity for later keys.
+        dropout: on the attention weights.
+    """
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout
+        )
+    # The fused kernel on CPU has no gradient of a bias, and torch's own path without it takes a
+    # third longer than this.
+    with torch.autocast("cpu", enabled=False):
+        if query.dtype == torch.bfloat16:
+            query, key, value = query.float(), key.float(), value.float()
+        scores = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)
+        weights = scores.add_(bias).softmax(dim=3)
+        return F.dropout(weights, dropout) @ value
+
+
 class SwiGLU(nn.Module):
     """The product of a layer with SiLU and a linear layer (Shazeer, 2020, arXiv 2002.05202).
 
@@ -98,31 +124,45 @@ class Block(nn.Module):
         """Return the settings."""
         return f"num_heads={self.num_heads}, attention_dropout={self.attention_dropout}"
 
-    def forward(self, tokens: Tensor, groups: LengthGroups, factors: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        groups: LengthGroups,
+        factors: Tensor | None,
+        biases: list[Tensor] | None = None,
+    ) -> Tensor:
         """Transform packed tokens [T, D].
 
         Args:
             tokens: [T, D].
             groups: of the sequences.
             factors: of rotary positions, from ``rotary.rotation_factors``, or None.
+            biases: [S, H, L, L] of each group, on the logits of attention, or None.
         """
-        branch = self.dropout(self._attend(tokens, groups, factors))
+        branch = self.dropout(self._attend(tokens, groups, factors, biases))
         tokens = add_branch(tokens, branch, self.attention_gate)
         branch = self.dropout(self.feed_forward(tokens))
         return add_branch(tokens, branch, self.feed_forward_gate)
 
-    def _attend(self, tokens: Tensor, groups: LengthGroups, factors: Tensor | None) -> Tensor:
+    def _attend(
+        self,
+        tokens: Tensor,
+        groups: LengthGroups,
+        factors: Tensor | None,
+        biases: list[Tensor] | None,
+    ) -> Tensor:
         qkv = self.qkv(self.attention_norm(tokens))
         if factors is not None:
             qkv = rotate(qkv, factors, self.num_heads)
         padded = groups.pad(qkv).unflatten(1, (3, self.num_heads, -1))
         dropout = self.attention_dropout if self.training else 0.0
-        heads = [
-            causal_attention(
-                query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), dropout
-            )
-            for query, key, value in zip(*map(groups.split, padded.unbind(1)), strict=True)
-        ]
+        heads = []
+        for group, parts in enumerate(zip(*map(groups.split, padded.unbind(1)), strict=True)):
+            query, key, value = (part.transpose(1, 2) for part in parts)
+            if biases is None:
+                heads.append(causal_attention(query, key, value, dropout))
+            else:
+                heads.append(biased_attention(query, key, value, biases[group], dropout))
         out: Tensor = self.out(groups.unpad([head.transpose(1, 2).flatten(2) for head in heads]))
         return out
 
