@@ -18,6 +18,7 @@ VERBS = [
     "train",
     "evaluate",
     "baselines",
+    "compare",
     "audit",
     "recommend",
     "index",

@@ -22,10 +22,18 @@ from candid.demo import DemoReport, ModelResult, RegimeReport
 from candid.demo.page import write_page
 from candid.demo.prediction import Prediction
 from candid.demo.regimes import ESTIMATORS, REGIMES, objectives
-from candid.evaluation import Estimate, EvaluationReport
+from candid.evaluation import (
+    Comparison,
+    Difference,
+    Estimate,
+    EvaluationReport,
+    ReportComparison,
+    SliceDifferences,
+)
 from candid.index import BENCHMARKED_INDEXES, ExactIndex, IndexBenchmark, Measurement
 from candid.report import Curve
 from candid.report.audit_page import write_audit_page
+from candid.report.compare_page import write_compare_page
 from candid.report.index_page import write_index_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -128,7 +136,38 @@ def write_demo(path):
     write_page(path, report, path.parent / "a-folder-with-a-long-name" / "interactions.parquet")
 
 
-WRITERS = {"audit": write_audit, "index": write_index, "demo": write_demo}
+def write_comparison(path):
+    names = ("runs/default", "runs/a-folder-with-a-long-name", "runs/gated-residual", "runs/bce")
+    estimate = Estimate(0.1234, 0.12, 0.1268)
+    settings = {"role": "test", "confidence": 0.95}
+    metrics = dict.fromkeys(("ndcg@10", "recall@10", "nll"), estimate)
+    report = EvaluationReport(metrics, "ndcg@10", {}, {"users": 6040}, settings, per_user=None)
+    difference = Comparison("ndcg@10", -0.0123, -0.0211, -0.0035, 0.001, 123_456)
+    groups = tuple(
+        SliceDifferences(
+            f"{number}/10 (count {number} to 1234)",
+            12_345,
+            dict.fromkeys(names, estimate),
+            dict.fromkeys(names[1:], difference),
+        )
+        for number in range(1, 11)
+    )
+    comparison = ReportComparison(
+        dict.fromkeys(names, report),
+        tuple(metrics),
+        {metric: dict.fromkeys(names[1:], Difference(difference, 0.003)) for metric in metrics},
+        {"target_popularity": groups, "history_length": groups},
+    )
+    differing = {"model.query_tower.feed_forward": dict.fromkeys(names, '"swiglu"')}
+    write_compare_page(path, comparison, differing, ["runs/bce is measured on other users"])
+
+
+WRITERS = {
+    "audit": write_audit,
+    "compare": write_comparison,
+    "demo": write_demo,
+    "index": write_index,
+}
 
 
 @pytest.fixture(scope="module", params=WRITERS)

@@ -22,6 +22,7 @@ from typer.main import get_command
 
 from candid.cli.audit import audit
 from candid.cli.baselines import baselines
+from candid.cli.compare import compare
 from candid.cli.demo import demo
 from candid.cli.evaluate import evaluate
 from candid.cli.export import export
@@ -48,6 +49,7 @@ app.command(short_help="Write the default recipe, with settings that fit a datas
 app.command(cls=TrainCommand, short_help="Train a model and measure it")(train)
 app.command(short_help="Measure a trained model over the full catalog")(evaluate)
 app.command(short_help="Rank simple baselines over the full catalog")(baselines)
+app.command(short_help="Compare trained models with the first one, user by user")(compare)
 app.command(short_help="Measure where sampled losses converge, their variance and cost")(audit)
 app.command(short_help="Recommend items to users, or for a given history")(recommend)
 app.command(short_help="Build and measure an index over the items of a run")(index)

@@ -7,19 +7,31 @@ from candid.evaluation.intervals import Estimate
 from candid.evaluation.metrics import RANKING_METRICS
 from candid.evaluation.queries import ColdTargetsError, catalog_mask, check_has_relevant
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
+from candid.evaluation.report_comparison import (
+    Difference,
+    ReportComparison,
+    SliceDifferences,
+    compare_reports,
+    holm,
+)
 
 __all__ = [
     "RANKING_METRICS",
     "ColdTargetsError",
     "Comparison",
+    "Difference",
     "Estimate",
     "EvaluationConfig",
     "EvaluationReport",
     "PerUser",
+    "ReportComparison",
     "Slice",
+    "SliceDifferences",
     "TrueLogProb",
     "catalog_mask",
     "check_has_relevant",
     "compare",
+    "compare_reports",
     "evaluate",
+    "holm",
 ]

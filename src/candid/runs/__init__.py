@@ -11,6 +11,7 @@ evaluation-<split>.json   the report of ``candid evaluate``; -warm, -cold: of a 
 """
 
 from candid.runs.build import build_model, build_objective, pick_device, set_threads
+from candid.runs.comparison import compare_runs, load_runs
 from candid.runs.features import RunFeatures, fit_features
 from candid.runs.folder import MANIFEST, check_is_free, peak_memory_mib
 from candid.runs.index import INDEX, model_fingerprint, open_index
@@ -27,8 +28,10 @@ __all__ = [
     "build_model",
     "build_objective",
     "check_is_free",
+    "compare_runs",
     "fit_features",
     "load_run",
+    "load_runs",
     "model_fingerprint",
     "open_index",
     "peak_memory_mib",

@@ -1,0 +1,194 @@
+"""Comparison of trained runs on the same targets of one dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from candid.batches import target_counts
+from candid.component import toml_value
+from candid.data import PreparedDataset, open_dataset
+from candid.errors import ArtifactError, ConfigError
+from candid.evaluation import (
+    EvaluationConfig,
+    EvaluationReport,
+    ReportComparison,
+    check_has_relevant,
+    compare_reports,
+    evaluate,
+)
+from candid.inference import StageProgress
+from candid.runs.folder import read_manifest
+from candid.runs.run import SPLITS, Run, load_run
+
+
+def load_runs(folders: Sequence[Path | str], data: Path | str | None = None) -> dict[str, Run]:
+    """Open several runs on one dataset.
+
+    Args:
+        folders: at least two different ones.
+        data: a prepared dataset with the ids of each run; None: the dataset of all runs.
+
+    Returns:
+        folder as given -> run.
+
+    Raises:
+        ConfigError: fewer than two folders, or one twice.
+        ArtifactError: not a run, or the runs were trained on different datasets and ``data`` is
+            None or has other ids.
+    """
+    paths = [Path(folder) for folder in folders]
+    if len(paths) < 2:
+        raise ConfigError(
+            "name at least two runs to compare; candid evaluate measures a single one"
+        )
+    for number, path in enumerate(paths):
+        if path.resolve() in {other.resolve() for other in paths[:number]}:
+            raise ConfigError(f"{path} is named twice; name different runs")
+    if data is None:
+        _check_same_dataset(paths)
+        return {str(path): load_run(path) for path in paths}
+    dataset = open_dataset(Path(data))
+    return {str(path): _load_on(path, dataset) for path in paths}
+
+
+def compare_runs(
+    runs: Mapping[str, Run],
+    split: str = "test",
+    config: EvaluationConfig | None = None,
+    *,
+    progress: StageProgress | None = None,
+) -> ReportComparison:
+    """Evaluate runs on the same targets with the same settings and compare them with the first.
+
+    Args:
+        runs: at least two by name, on one dataset; the first is the reference.
+        split: "test" or "validation".
+        config: settings of all evaluations; None: those of the first run.
+        progress: called with (stage, done, total).
+
+    Returns:
+        the comparison; slices by popularity and warm items follow the targets of the first run's
+        loader.
+
+    Raises:
+        ConfigError: an unknown split, or a setting that does not fit.
+        DataError: the split has no target that a run can be evaluated on.
+
+    Example:
+        >>> runs = load_runs(["runs/a", "runs/b"])  # doctest: +SKIP
+        >>> compare_runs(runs).differences["ndcg@10"]  # doctest: +SKIP
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split {split!r}: use one of {', '.join(sorted(SPLITS))}")
+    first = next(iter(runs.values()))
+    config = first.config.evaluation if config is None else config
+    counts = target_counts(first.dataset, first.config.batches)
+    reports: dict[str, EvaluationReport] = {}
+    for name, run in runs.items():
+        check_has_relevant(
+            run.dataset,
+            config,
+            SPLITS[split],
+            needs_history=run.model.needs_history,
+            item_counts=counts,
+        )
+        reports[name] = evaluate(
+            run.model,
+            run.dataset,
+            config,
+            role=SPLITS[split],
+            max_length=run.config.batches.max_length,
+            context=run.context,
+            item_counts=counts,
+            progress=progress,
+        )
+    return compare_reports(reports, confidence=config.confidence, seed=config.seed)
+
+
+def differing_settings(runs: Mapping[str, Run]) -> dict[str, dict[str, str]]:
+    """Return the recipe keys whose values differ: key -> name of the run -> value as in TOML.
+
+    A key that a run does not have is "–". Sections of data, trackers and evaluation are left out.
+    """
+    tables = {name: dict(_keys(run.config.model_dump(mode="json"))) for name, run in runs.items()}
+    keys = dict.fromkeys(key for table in tables.values() for key in table)
+    result: dict[str, dict[str, str]] = {}
+    for key in keys:
+        if key.split(".")[0] in ("name", "data", "evaluation") or key == "training.trackers":
+            continue
+        values = {name: table.get(key, "–") for name, table in tables.items()}
+        if len(set(values.values())) > 1:
+            result[key] = values
+    return result
+
+
+def notes_of(runs: Mapping[str, Run], comparison: ReportComparison) -> list[str]:
+    """Return what limits the comparison, a sentence without full stop for each fact."""
+    notes = []
+    first = comparison.names[0]
+    num_users = comparison.reports[first].counts["users"]
+    for name, run in runs.items():
+        if run.manifest["dataset"]["fingerprint"] != run.dataset.manifest.get("fingerprint"):
+            notes.append(
+                f"{name} was trained on {_name_of(run.manifest['dataset'])} and is measured on "
+                f"{run.dataset.path}: its training rows may contain targets of this split"
+            )
+        if comparison.reports[name].counts["users"] != num_users:
+            notes.append(
+                f"{name} is measured on {comparison.reports[name].counts['users']:,} users and "
+                f"{first} on {num_users:,}, because one of them needs a history; differences are "
+                "over the users of both"
+            )
+        if "nll" in comparison.metrics and not run.config.loss.estimates_probability:
+            notes.append(f"the loss of {name} does not estimate probabilities, so ignore its nll")
+    return notes
+
+
+def _keys(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", toml_value(value)
+
+
+def _check_same_dataset(paths: Sequence[Path]) -> None:
+    first, *others = [(path, read_manifest(path)["dataset"]) for path in paths]
+    for path, facts in others:
+        if facts["fingerprint"] == first[1]["fingerprint"]:
+            continue
+        raise ArtifactError(
+            f"{first[0]} was trained on {_name_of(first[1])} and {path} on "
+            f"{_name_of(facts)}, which differ: name a prepared dataset that has the ids of both "
+            "with --data, or train both on one dataset"
+        )
+
+
+def _name_of(facts: Mapping[str, Any]) -> str:
+    """Return the path of a dataset and its version, since a path may hold another one by now."""
+    path = "a dataset in memory" if facts["path"] is None else facts["path"]
+    return f"{path} (fingerprint {str(facts['fingerprint'])[:8]})"
+
+
+def _load_on(path: Path, dataset: PreparedDataset) -> Run:
+    """Open a run on ``dataset``, which must have the ids of the dataset of the run."""
+    facts = read_manifest(path)["dataset"]
+    if facts["fingerprint"] == dataset.manifest.get("fingerprint"):
+        return load_run(path, dataset)
+    run = load_run(path)
+    for kind in ("users", "items"):
+        own, other = getattr(run.dataset, kind), getattr(dataset, kind)
+        if not own["source_id"].equals(other["source_id"]):
+            raise ArtifactError(
+                f"{path} was trained on {_name_of(facts)}, whose {kind} are not those of "
+                f"{dataset.path}: name a prepared dataset with the same ids"
+            )
+    if run.dataset.event_type_names != dataset.event_type_names:
+        raise ArtifactError(
+            f"{path} was trained on {_name_of(facts)}, whose event types are not those of "
+            f"{dataset.path}: name a prepared dataset with the same event types"
+        )
+    return replace(run, dataset=dataset)
