@@ -7,12 +7,14 @@ neighbours       the base of baselines that add up neighbours of the items in a 
 tuning           the choice of settings on the validation targets
 measurement      several baselines fitted, tuned and measured
 report           results as a table and as JSON
+beside           a trained model beside the baselines
 
 Each baseline has a module of its own: ``popularity``, ``recent_popularity``, ``item_knn``,
 ``markov``, ``co_visits``, ``session_knn`` and ``ease``.
 """
 
 from candid.baselines.baseline import Baseline, history_matrix
+from candid.baselines.beside import ModelBesideBaselines, ModelFacts
 from candid.baselines.measurement import BaselineResult, BaselineResults, measure_baselines
 from candid.baselines.registry import BASELINES
 from candid.baselines.training_rows import TrainingRows, training_rows
@@ -22,6 +24,8 @@ __all__ = [
     "Baseline",
     "BaselineResult",
     "BaselineResults",
+    "ModelBesideBaselines",
+    "ModelFacts",
     "TrainingRows",
     "history_matrix",
     "measure_baselines",

@@ -37,6 +37,8 @@ class Baseline(ABC):
         grid: values that tuning tries for each setting, in the order of tuning.
         query_settings: settings that a query reads and the fit does not, so that a new value
             needs no new fit.
+        needs_history: whether an evaluation leaves out users without a history. A baseline has
+            a list for them; it is set to measure the users of a model that has none.
     """
 
     Config: ClassVar[type[ComponentConfig]]
@@ -44,7 +46,7 @@ class Baseline(ABC):
     query_settings: ClassVar[frozenset[str]] = frozenset()
 
     reads_history: bool = True
-    needs_history = False
+    needs_history: bool = False
     needs_user = False
     estimates_probability = False
 

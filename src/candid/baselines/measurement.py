@@ -88,6 +88,7 @@ def measure_baselines(
     tuning: bool = True,
     seconds: float | None = None,
     item_counts: Floats | None = None,
+    needs_history: bool = False,
     progress: StageProgress | None = None,
 ) -> BaselineResults:
     """Fit baselines to the training rows, tune them on validation, and measure them on a split.
@@ -105,6 +106,7 @@ def measure_baselines(
         tuning: whether to tune the settings.
         seconds: CPU time after which tuning stops and no further baseline begins; None: no limit.
         item_counts: as for ``evaluate``.
+        needs_history: leave out users without a history, as a model does that needs one.
         progress: called with (stage, done, total).
 
     Raises:
@@ -114,11 +116,9 @@ def measure_baselines(
     for name in names or ():
         lookup(BASELINES, "baseline", name)
     rows = training_rows(dataset)
-    queries = check_has_relevant(
-        dataset, config, role, needs_history=False, item_counts=item_counts
-    )
-    assert len(queries)
-    run = _Measurement(dataset, _bounded(config, dataset.num_items), role, item_counts)
+    check_has_relevant(dataset, config, role, needs_history=needs_history, item_counts=item_counts)
+    bounded = _bounded(config, dataset.num_items)
+    run = _Measurement(dataset, bounded, role, item_counts, needs_history)
     tuned_on = run.check_validation() if tuning else None
     clock = _Clock(seconds)
     results, skipped = [], {}
@@ -157,6 +157,7 @@ class _Measurement:
     config: EvaluationConfig
     role: Role
     item_counts: Floats | None
+    needs_history: bool
 
     def check_validation(self) -> int | None:
         """Return the number of validation users, None if there are no targets to tune on."""
@@ -166,7 +167,7 @@ class _Measurement:
             self.dataset,
             self._validation_config,
             Role.VALIDATION,
-            needs_history=False,
+            needs_history=self.needs_history,
             item_counts=self.item_counts,
         )
         return len(queries)
@@ -199,6 +200,7 @@ class _Measurement:
         return report.summary()[self.config.metric]
 
     def _evaluate(self, model: Baseline, config: EvaluationConfig, role: Role) -> EvaluationReport:
+        model.needs_history = self.needs_history
         return evaluate(
             model,
             self.dataset,

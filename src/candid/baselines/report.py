@@ -46,15 +46,7 @@ def table(results: BaselineResults) -> Table:
     title = f"{split}: baselines by {results.metric}"
     if results.results:
         title += f", {results.results[0].report.counts['users_ranked']:,} users"
-    notes = [f"not measured: {name}: {reason}" for name, reason in results.skipped.items()]
-    if results.tuned_on is None:
-        notes.append("default settings, not tuned")
-    else:
-        notes.append(f"settings tuned on {results.tuned_on:,} validation users")
-    cut = [one.name for one in results.results if not one.is_complete]
-    if cut:
-        notes.append(f"tuning stopped by the time limit: {', '.join(cut)}")
-    shown = Table(title=title, caption="\n".join(notes))
+    shown = Table(title=title, caption="\n".join(notes_of(results)))
     k = results.metric.partition("@")[2]
     recall = f"recall@{k}"
     shown.add_column("baseline", no_wrap=True)
@@ -74,6 +66,19 @@ def table(results: BaselineResults) -> Table:
             ", ".join(f"{name} {value:g}" for name, value in one.settings.items()),
         )
     return shown
+
+
+def notes_of(results: BaselineResults) -> list[str]:
+    """Return what a reader of a table needs: skipped baselines, and how they were tuned."""
+    notes = [f"not measured: {name}: {reason}" for name, reason in results.skipped.items()]
+    if results.tuned_on is None:
+        notes.append("default settings, not tuned")
+    else:
+        notes.append(f"settings tuned on {results.tuned_on:,} validation users")
+    cut = [one.name for one in results.results if not one.is_complete]
+    if cut:
+        notes.append(f"tuning stopped by the time limit: {', '.join(cut)}")
+    return notes
 
 
 def cell(estimate: Estimate) -> str:

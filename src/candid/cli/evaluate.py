@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,26 +30,42 @@ def evaluate(
         Path | None, typer.Option(help="Prepared dataset [default: the dataset of the run]")
     ] = None,
     split: Annotated[Split, typer.Option(help="Split to measure on")] = Split.TEST,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also tune and measure baselines on the same targets"),
+    ] = False,
     overrides: Set = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a trained model over the full catalog; --set changes evaluation.* keys only."""
+    from candid.atomic import write_json
     from candid.cli.progress import stage_progress
     from candid.config import override_evaluation
-    from candid.runs import load_run
+    from candid.runs import beside_baselines, load_run
 
     console = Console(json, quiet)
     loaded = load_run(run, data)
     config = override_evaluation(loaded.config, overrides or [])
     with stage_progress(console) as progress:
         report, path = evaluate_and_save(loaded, split, config, progress)
-    console.result(
-        {"run": str(run), "split": split.value, "file": str(path), **report.to_json()},
-        report.table(),
-        *(report.slice_table(name) for name in report.slices),
-        f"written to {path}",
-    )
+        beside = None
+        if baselines:
+            beside = beside_baselines(
+                loaded, report, split=split.value, config=config, progress=progress
+            )
+    document = {"run": str(run), "split": split.value, "file": str(path), **report.to_json()}
+    lines: list[Any] = [report.table(), *(report.slice_table(name) for name in report.slices)]
+    if beside is not None:
+        document["baselines"] = beside.to_json()
+        write_json(baselines_file(path), beside.to_json())
+        lines += [beside.table(), beside.sentence, f"written to {baselines_file(path)}"]
+    console.result(document, *lines, f"written to {path}")
+
+
+def baselines_file(evaluation: Path) -> Path:
+    """Return the file of the baselines beside a file that ``evaluate_and_save`` wrote."""
+    return evaluation.with_name(evaluation.name.replace("evaluation-", "baselines-", 1))
 
 
 def evaluate_and_save(

@@ -8,8 +8,10 @@ metrics.jsonl        the metrics log
 tensorboard/         the metrics log for TensorBoard
 index/               item vectors and an index over them, from ``candid index``
 evaluation-<split>.json   the report of ``candid evaluate``; -warm, -cold: of a part of the catalog
+baselines-<split>.json    the model beside baselines, from ``candid evaluate --baselines``
 """
 
+from candid.runs.baselines import beside_baselines, beside_cheap_baselines
 from candid.runs.build import build_model, build_objective, pick_device, set_threads
 from candid.runs.comparison import compare_runs, load_runs
 from candid.runs.features import RunFeatures, fit_features
@@ -25,6 +27,8 @@ __all__ = [
     "Run",
     "RunFeatures",
     "TrainResult",
+    "beside_baselines",
+    "beside_cheap_baselines",
     "build_model",
     "build_objective",
     "check_is_free",

@@ -1,0 +1,150 @@
+"""A trained model beside the baselines: the same users, paired tests, and a sentence about them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from candid.baselines.measurement import BaselineResults
+from candid.baselines.report import cell, notes_of, to_json
+from candid.evaluation import Comparison, EvaluationReport, compare
+
+CHEAP = ("popularity", "item_knn", "markov", "co_visits")
+"""Baselines whose fit takes seconds for a million interactions."""
+SIGNIFICANT = 0.05
+"""Largest p-value of a difference that counts."""
+MANY_REPEATS = 0.2
+"""Share of hidden targets from which it is the likely reason."""
+FEW_USERS = 1000
+"""Number of training users below which it is the likely reason."""
+FEW_STEPS = 1000
+"""Number of steps below which it is the likely reason."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Facts of a trained model that explain a poor result.
+
+    Attributes:
+        reads_history: whether the query depends on the history.
+        is_improving: whether the last validation of the training was the best one.
+        num_users: users with a training row.
+        num_steps: steps of the training.
+    """
+
+    reads_history: bool
+    is_improving: bool
+    num_users: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class ModelBesideBaselines:
+    """The evaluation of a model and those of baselines on the same targets.
+
+    Attributes:
+        report: of the model.
+        facts: of the model.
+        results: of the baselines, best first; at least one.
+        comparisons: model minus baseline over the users of both, in the order of the results.
+    """
+
+    report: EvaluationReport
+    facts: ModelFacts
+    results: BaselineResults
+    comparisons: tuple[Comparison, ...]
+
+    @classmethod
+    def of(
+        cls, report: EvaluationReport, facts: ModelFacts, results: BaselineResults
+    ) -> ModelBesideBaselines:
+        """Compare a model with each baseline.
+
+        Raises:
+            DataError: the reports share no user.
+        """
+        comparisons = (compare(report, one.report, results.metric) for one in results.results)
+        return cls(report, facts, results, tuple(comparisons))
+
+    @property
+    def beats_best(self) -> bool:
+        """Whether the model is better than the best baseline by more than chance."""
+        first = self.comparisons[0]
+        return first.difference > 0 and first.p_value < SIGNIFICANT
+
+    @property
+    def sentence(self) -> str:
+        """State whether the model beats the best baseline, and the likely reason if not."""
+        best, first = self.results.results[0], self.comparisons[0]
+        model = first.difference + best.value
+        numbers = (
+            f"{first.metric} {model:.4f} against {best.value:.4f}, p {first.p_value:.3f}, "
+            f"{first.users:,} users"
+        )
+        if self.beats_best:
+            return f"the model beats the best baseline, {best.name} ({numbers})"
+        return (
+            f"the model does not beat the best baseline, {best.name} ({numbers}); likely reason: "
+            f"{self._likely_reason()}"
+        )
+
+    def _likely_reason(self) -> str:
+        counts, facts = self.report.counts, self.facts
+        if self.results.results[0].model.reads_history and not facts.reads_history:
+            new = "most users are new and " if 2 * counts["cold_users"] > counts["users"] else ""
+            return (
+                f"{new}the model does not read the history; choose a query tower that does, such "
+                "as causal_transformer"
+            )
+        hidden = counts["targets_seen_before"] / counts["targets"]
+        if hidden > MANY_REPEATS:
+            return (
+                f"{hidden:.0%} of the targets are repeats, which evaluation.filter_seen hides; "
+                "set it to false if repeats are worth a recommendation"
+            )
+        if facts.is_improving:
+            return "the last validation was the best one; raise training.epochs"
+        if facts.num_steps < FEW_STEPS:
+            return (
+                f"only {facts.num_steps:,} steps of training; raise training.epochs or lower "
+                "batches.batch_size"
+            )
+        if facts.num_users < FEW_USERS:
+            return (
+                f"only {facts.num_users:,} users to learn from; try a smaller width and more "
+                "dropout, or use the baseline"
+            )
+        return "the settings do not suit the data; tune training.lr, dropout and the width"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values: ``sentence``, ``beats_best``, ``comparisons``, ``results``."""
+        pairs = zip(self.results.results, self.comparisons, strict=True)
+        return {
+            "sentence": self.sentence,
+            "beats_best": self.beats_best,
+            "comparisons": [{"baseline": one.name, **asdict(pair)} for one, pair in pairs],
+            "results": to_json(self.results),
+        }
+
+    def table(self) -> Table:
+        """Return one line per baseline: its metric and the difference of the model."""
+        metric = self.results.metric
+        users = f"{self.comparisons[0].users:,} users"
+        shown = Table(
+            title=f"{self.results.role.name.lower()}: the model beside baselines, {users}",
+            caption="\n".join(notes_of(self.results)),
+        )
+        shown.add_column("baseline", no_wrap=True)
+        for name in (metric, "model - baseline", "p"):
+            shown.add_column(name, justify="right")
+        for one, pair in zip(self.results.results, self.comparisons, strict=True):
+            interval = "" if pair.low is None else f" [{pair.low:+.4f}, {pair.high:+.4f}]"
+            shown.add_row(
+                one.name,
+                cell(one.report.metrics[metric]),
+                f"{pair.difference:+.4f}{interval}",
+                f"{pair.p_value:.3f}",
+            )
+        return shown

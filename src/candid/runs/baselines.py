@@ -1,0 +1,91 @@
+"""Baselines beside a run: on the targets and the users of its evaluation."""
+
+from __future__ import annotations
+
+from candid.baselines import ModelBesideBaselines, ModelFacts, measure_baselines
+from candid.baselines.beside import CHEAP
+from candid.batches import target_counts
+from candid.evaluation import EvaluationConfig, EvaluationReport
+from candid.inference import StageProgress
+from candid.runs.run import SPLITS, Run
+
+MIN_SECONDS = 10.0
+SHARE_OF_TRAINING = 0.05
+"""CPU time after a training in which baselines begin: the larger of 10 s and 5 % of its own."""
+
+
+def beside_baselines(
+    run: Run,
+    report: EvaluationReport,
+    *,
+    split: str = "test",
+    config: EvaluationConfig | None = None,
+    progress: StageProgress | None = None,
+) -> ModelBesideBaselines:
+    """Tune and measure all baselines on the targets of an evaluation of a run.
+
+    Args:
+        run: a trained run.
+        report: of ``run.evaluate(split, config)``.
+        split: "test" or "validation".
+        config: settings of the evaluation; None: those of the run.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: the dataset has no training interaction or no target to measure.
+    """
+    return _beside(run, report, split, config or run.config.evaluation, False, progress)
+
+
+def beside_cheap_baselines(
+    run: Run, report: EvaluationReport, *, progress: StageProgress | None = None
+) -> ModelBesideBaselines:
+    """Measure the cheap baselines with their default settings, after a training.
+
+    The cost is bounded: no tuning, at most ``evaluation.validation_users`` users, and no further
+    baseline begins after the larger of 10 s and 5 % of the training's CPU time.
+
+    Args:
+        run: a trained run.
+        report: of ``run.evaluate("test")``.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: the dataset has no training interaction or no target to measure.
+    """
+    config = run.config.evaluation
+    if config.max_users is None:
+        config = config.model_copy(update={"max_users": config.validation_users})
+    return _beside(run, report, "test", config, True, progress)
+
+
+def _beside(
+    run: Run,
+    report: EvaluationReport,
+    split: str,
+    config: EvaluationConfig,
+    is_cheap: bool,
+    progress: StageProgress | None,
+) -> ModelBesideBaselines:
+    result = run.manifest.get("result") or {}  # a run that was stopped has none
+    limit = None
+    if is_cheap:
+        limit = max(MIN_SECONDS, SHARE_OF_TRAINING * result.get("cpu_seconds", 0))
+    results = measure_baselines(
+        run.dataset,
+        config.model_copy(update={"popularity_slices": 0, "history_slices": ()}),
+        role=SPLITS[split],
+        names=CHEAP if is_cheap else None,
+        tuning=not is_cheap,
+        seconds=limit,
+        item_counts=target_counts(run.dataset, run.config.batches),
+        needs_history=run.model.needs_history,
+        progress=progress,
+    )
+    facts = ModelFacts(
+        reads_history=run.model.reads_history,
+        is_improving=result.get("best") is not None and result["best_epoch"] == result["epochs"],
+        num_users=int(run.dataset.user_is_trained.sum()),
+        num_steps=result.get("steps", 0),
+    )
+    return ModelBesideBaselines.of(report, facts, results)

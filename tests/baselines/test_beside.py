@@ -1,0 +1,98 @@
+"""A model beside the baselines: comparisons, and the sentence with the likely reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from candid.baselines import ModelBesideBaselines, ModelFacts, measure_baselines
+from candid.evaluation import EvaluationConfig, compare, evaluate
+
+CONFIG = EvaluationConfig(ks=(5,), metric="ndcg@5", filter_seen=False, nll=False)
+FACTS = ModelFacts(reads_history=True, is_improving=False, num_users=5000, num_steps=9000)
+
+
+class Fixed:
+    """The same scores for every query."""
+
+    reads_history = needs_history = needs_user = estimates_probability = False
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def score_catalog(self, queries):
+        return self.scores.repeat(len(queries), 1)
+
+
+@pytest.fixture(name="results", scope="module")
+def _results(shop):
+    return measure_baselines(shop, CONFIG, names=["popularity", "markov"], tuning=False)
+
+
+@pytest.fixture(name="poor", scope="module")
+def _poor(shop):
+    return evaluate(Fixed(torch.arange(28.0)), shop, CONFIG, max_length=9)
+
+
+def test_model_is_compared_with_each_baseline(results, poor):
+    beside = ModelBesideBaselines.of(poor, FACTS, results)
+    for one, pair in zip(results.results, beside.comparisons, strict=True):
+        assert pair == compare(poor, one.report, "ndcg@5")
+    assert not beside.beats_best
+    best = results.best
+    value = poor.metrics["ndcg@5"].value
+    assert beside.sentence.startswith(
+        f"the model does not beat the best baseline, {best.name} (ndcg@5 {value:.4f} against "
+        f"{best.value:.4f}, p "
+    )
+    document = json.loads(json.dumps(beside.to_json()))
+    assert document["beats_best"] is False
+    assert [one["baseline"] for one in document["comparisons"]] == [
+        one["name"] for one in document["results"]["baselines"]
+    ]
+    screen = Console(width=120)
+    with screen.capture() as capture:
+        screen.print(beside.table())
+    assert f"{beside.comparisons[0].difference:+.4f} [" in capture.get()
+
+
+def test_better_model_beats_the_best_baseline(results):
+    best = results.best
+    numerators = best.report.per_user.numerators.copy()
+    numerators[:, best.report.per_user.names.index("ndcg@5")] = 1.0
+    perfect = dataclasses.replace(
+        best.report, per_user=dataclasses.replace(best.report.per_user, numerators=numerators)
+    )
+    beside = ModelBesideBaselines.of(perfect, FACTS, results)
+    assert beside.beats_best
+    assert beside.sentence.startswith(f"the model beats the best baseline, {best.name} (ndcg@5 1.0")
+
+
+def test_equal_model_does_not_beat_the_best_baseline(results):
+    beside = ModelBesideBaselines.of(results.best.report, FACTS, results)
+    assert beside.comparisons[0].difference == 0
+    assert not beside.beats_best
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts", "reason"),
+    [
+        ({}, {}, "tune training.lr"),
+        ({"num_users": 40}, {}, "only 40 users to learn from"),
+        ({"num_users": 40, "num_steps": 70}, {}, "only 70 steps of training"),
+        ({"is_improving": True, "num_steps": 70}, {}, "raise training.epochs"),
+        ({"is_improving": True}, {"targets_seen_before": 30}, "filter_seen hides"),
+        ({"reads_history": False}, {"targets_seen_before": 30}, "does not read the history"),
+        ({"reads_history": False}, {"cold_users": 35}, "most users are new and the model"),
+    ],
+)
+def test_likely_reason(results, poor, changes, counts, reason):
+    markov = tuple(one for one in results.results if one.name == "markov")
+    results = dataclasses.replace(results, results=markov)
+    report = dataclasses.replace(poor, counts=dict(poor.counts) | counts)
+    beside = ModelBesideBaselines.of(report, dataclasses.replace(FACTS, **changes), results)
+    assert reason in beside.sentence.split("likely reason: ")[1]
