@@ -275,21 +275,27 @@ def test_missing_compiler_logs_one_line(fresh, monkeypatch, caplog):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("name", "right", "wrong"),
     [
-        ("scores[column] = -INFINITY;", "continue;"),
-        ("ids[stored] = id;", "ids[stored] = ids[0];"),
-        ("n += count;", "n = count;"),
-        ("positions[i] += key > keys[i]", "positions[i] += key < keys[i]"),
-        ("_CMP_GT_OQ" if "avx2" in candid.native._cpu() else "scores[j] > bound", "_CMP_LT_OQ"),
+        ("select_pass.c", "scores[column] = -INFINITY;", "continue;"),
+        ("shrink.h", "ids[stored] = id;", "ids[stored] = ids[0];"),
+        ("select_pass.c", "n += count;", "n = count;"),
+        ("select_pass.c", "positions[i] += key > keys[i]", "positions[i] += key < keys[i]"),
+        (
+            "select_pass.c",
+            "_CMP_GT_OQ" if "avx2" in candid.native._cpu() else "scores[j] > bound",
+            "_CMP_LT_OQ",
+        ),
     ],
 )
-def test_wrong_kernel_is_refused(fresh, monkeypatch, caplog, right, wrong):
-    changed, source = fresh.parents[1] / "wrong.c", select_pass.SOURCE.read_text()
+def test_wrong_kernel_is_refused(fresh, monkeypatch, caplog, name, right, wrong):
+    folder = fresh.parents[1]
+    for file in ("select_pass.c", "order.h", "shrink.h"):
+        shutil.copy(select_pass.SOURCE.with_name(file), folder)
+    source = (folder / name).read_text()
     assert right in source
-    changed.write_text(source.replace(right, wrong))
-    shutil.copy(select_pass.SOURCE.with_name("order.h"), changed.parent)
-    monkeypatch.setattr(select_pass, "SOURCE", changed)
+    (folder / name).write_text(source.replace(right, wrong))
+    monkeypatch.setattr(select_pass, "SOURCE", folder / "select_pass.c")
     with caplog.at_level(logging.INFO):
         assert select_pass.native_selection() is None
     assert messages_of(caplog)[0].endswith("the compiled code returns other items than torch")

@@ -4,6 +4,7 @@ name         search
 bfloat16     exhaustive in bfloat16, then exact ranking
 exact        exhaustive, exact
 faiss        FAISS: exhaustive, IVF, PQ, SQ or HNSW
+int8         inverted lists with codes of 8 bits, then exact ranking
 kernel_lsh   hash bits, then exact ranking
 usearch      graph of USearch
 
@@ -16,6 +17,7 @@ from candid.index.benchmark import BENCHMARKED_INDEXES, IndexBenchmark, benchmar
 from candid.index.bfloat16 import Bfloat16Index
 from candid.index.exact import ExactIndex
 from candid.index.faiss import FaissIndex
+from candid.index.int8 import Int8Index
 from candid.index.kernel_lsh import KernelLsh
 from candid.index.live import Changes, LiveIndex
 from candid.index.log_sum_exp import RunningLogSumExp
@@ -60,6 +62,7 @@ __all__ = [
     "IndexBenchmark",
     "IndexComponent",
     "IndexConfig",
+    "Int8Index",
     "KernelLsh",
     "LiveIndex",
     "Measurement",

@@ -17,6 +17,7 @@ from candid.errors import ConfigError
 from candid.index.bfloat16 import Bfloat16Index
 from candid.index.exact import ExactIndex
 from candid.index.faiss import FaissIndex
+from candid.index.int8 import Int8Index
 from candid.index.kernel_lsh import KernelLsh
 from candid.index.measurement import GroundTruth, Measurement, measure_index
 from candid.index.protocol import Index, IndexConfig
@@ -35,6 +36,7 @@ BENCHMARKED_INDEXES: Final[dict[str, IndexConfig]] = {
     "faiss hnsw, distances": FaissIndex.Config(kind="hnsw", augment=True),
     "usearch, products": UsearchIndex.Config(augment=False),
     "usearch, distances": UsearchIndex.Config(augment=True),
+    "int8": Int8Index.Config(),
     "kernel_lsh": KernelLsh.Config(),
 }
 """The indexes of ``candid index --compare`` by the name of their row.

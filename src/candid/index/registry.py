@@ -11,6 +11,7 @@ INDEXES: Final = Registry(
         "bfloat16": "candid.index.bfloat16:Bfloat16Index",
         "exact": "candid.index.exact:ExactIndex",
         "faiss": "candid.index.faiss:FaissIndex",
+        "int8": "candid.index.int8:Int8Index",
         "kernel_lsh": "candid.index.kernel_lsh:KernelLsh",
         "usearch": "candid.index.usearch:UsearchIndex",
     }

@@ -14,7 +14,7 @@
  *
  * Plain C that compilers turn into vector instructions. Scores are never NaN; -inf is never stored.
  */
-#include "order.h"
+#include "shrink.h"
 
 #include <limits.h>
 #include <math.h>
@@ -40,67 +40,6 @@
 #define AHEAD 8
 
 #define NO_ITEM_KEY ((int64_t)((uint64_t)0x807fffffu << 32) + ((int64_t)1 << 31))
-
-static inline int64_t count_from(const float *values, int64_t n, float least) {
-    int32_t count = 0;
-#pragma omp simd reduction(+ : count)
-    for (int64_t j = 0; j < n; j++) count += values[j] >= least;
-    return count;
-}
-
-/* Return a value that `wanted` to `wanted + slack` of the n >= wanted values reach, by bisection. If
- * equal values rule that out, return the `wanted`-th best value. */
-static float cut(const float *values, int64_t n, int64_t wanted, int64_t slack) {
-    float lowest = INFINITY, highest = -INFINITY;
-#pragma omp simd reduction(min : lowest) reduction(max : highest)
-    for (int64_t j = 0; j < n; j++) {
-        lowest = values[j] < lowest ? values[j] : lowest;
-        highest = values[j] > highest ? values[j] : highest;
-    }
-    int64_t low = ordered(lowest), high = (int64_t)ordered(highest) + 1;
-    for (int turn = 0; high - low > 1; turn++) {
-        /* Bisecting values is fast if they are close together; bisecting bits always terminates. */
-        int64_t middle = low + (high - low) / 2;
-        if (turn % 2 == 0) {
-            float mean = 0.5f * unordered((int32_t)low) + 0.5f * unordered((int32_t)(high - 1));
-            int64_t between = mean > -INFINITY ? ordered(mean) : middle;
-            middle = between > low && between < high ? between : middle;
-        }
-        int64_t count = count_from(values, n, unordered((int32_t)middle));
-        if (count < wanted) {
-            high = middle;
-        } else {
-            low = middle;
-            if (count <= wanted + slack) break;
-        }
-    }
-    return unordered((int32_t)low);
-}
-
-/* Store only the `wanted` best or a few more, and raise the bound to the best dropped score. */
-static void shrink(float *values, int32_t *ids, int32_t *count, float *bound, int64_t wanted) {
-    int64_t n = *count, slack = wanted / 4;
-    if (n <= wanted + slack) return;
-    float least = cut(values, n, wanted, slack), dropped = *bound;
-    int64_t above = count_from(values, n, least), ties = INT64_MAX;
-    if (above > wanted + slack) {
-        int64_t better = 0;
-        for (int64_t j = 0; j < n; j++) better += values[j] > least;
-        ties = wanted - better;
-    }
-    int64_t stored = 0;
-    for (int64_t j = 0; j < n; j++) {
-        float value = values[j];
-        int32_t id = ids[j];
-        int stays = value > least || (value == least && ties-- > 0);
-        values[stored] = value;
-        ids[stored] = id;
-        stored += stays;
-        dropped = !stays && value > dropped ? value : dropped;
-    }
-    *count = (int32_t)stored;
-    *bound = dropped;
-}
 
 /* The first bound of a row: at least `wanted` scores of this tile exceed it. */
 static float first_bound(const float *scores, int64_t columns, int64_t wanted) {
@@ -171,7 +110,7 @@ static void select_row(float *scores, int64_t columns, int64_t first_id, int is_
         if (!mask) continue;
         if (n + BLOCK > capacity) {
             *count = (int32_t)n;
-            shrink(values, ids, count, bound, wanted);
+            shrink(values, ids, count, bound, wanted, wanted / 4);
             worst = *bound;
             n = *count;
         }
@@ -327,7 +266,7 @@ static inline void products(const float *restrict query, const float *vectors, c
 static int rank_row(const float *query, const float *vectors, int64_t width, double error,
                     int64_t k, int64_t wanted, float *values, int32_t *ids, int32_t *count,
                     float *bound, int64_t *keys) {
-    shrink(values, ids, count, bound, wanted);
+    shrink(values, ids, count, bound, wanted, wanted / 4);
     int64_t n = *count, num_results = n < k ? n : k;
     int64_t *work = malloc((2 * n + 6) * sizeof *work);
     if (!work) return 0;
