@@ -1,17 +1,19 @@
-"""Recall@100 and queries per second of FAISS PQ, as candid tunes it, and ScaNN, in turns.
+"""Recall@100 and queries per second of an index, as candid tunes it, and ScaNN, in turns.
 
     python -m venv scann && scann/bin/pip install --no-deps scann numpy protobuf
     python benchmarks/index_vectors.py --out vectors        # "trained": a model of 761,088 items
     python benchmarks/index_scann.py --scann-python scann/bin/python --vectors vectors
     python benchmarks/index_scann.py --docs                 # only write the table of the docs
 
-ScaNN needs an environment of its own and runs there in a process that reads the same vectors. Both
-are built and tuned on one half of the queries to the fastest settings whose recall, less twice its
-standard error, reaches 0.95: of candid the index "pq" with its choices of lists, of ScaNN √V and
-2√V leaves, one or two dimensions per code, the anisotropic loss of its documentation, and as fine
-steps of leaves and candidates. Then both search the other half in turns, in batches of 32. Times
-are CPU time of one thread: the machine may be busy, so the ratio of the turns is the result. The
-vectors "hard" and "clustered" are those of ``benchmarks/index_compare.py``.
+ScaNN needs an environment of its own and runs there in a process. Both processes read the vectors
+from one file in the same way. Both are built and tuned on one half of the queries to the fastest
+settings whose recall, less twice its standard error, reaches 0.95: of candid the index "int8" with
+its choices of lists, of ScaNN √V and 2√V leaves, one or two dimensions per code, the anisotropic
+loss of its documentation, and as fine steps of leaves and candidates. ``--stored-scann`` builds
+ScaNN with the settings that an earlier call chose for the same vectors. Then both search the other
+half in turns, in batches of 32. Times are CPU time of one thread: the machine may be busy, so the
+ratio of the turns is the result. The vectors "hard" and "clustered" are those of
+``benchmarks/index_compare.py``.
 """
 
 from __future__ import annotations
@@ -74,26 +76,51 @@ class Scann:
         self._process.wait()
 
 
-def compare(kind: str, items: Any, query: Any, python: str, turns: int) -> dict[str, Any]:
-    """Build and tune both, then measure them in turns."""
+def compare(
+    kind: str,
+    items: Any,
+    query: Any,
+    python: str,
+    turns: int,
+    name: str,
+    stored: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Build and tune both, then measure them in turns.
+
+    Args:
+        kind: of the vectors.
+        items: [V, D] float32.
+        query: [Q, D] float32.
+        python: of the environment with ScaNN.
+        turns: counted turns.
+        name: of our index, a key of ``BENCHMARKED_INDEXES``.
+        stored: the line "scann" of an earlier result with its settings; None: tune.
+    """
     truth = compute_ground_truth(items, query, K)
-    config = BENCHMARKED_INDEXES["faiss pq"]
-    ours = benchmark_index(config, items, truth, target_recall=TARGET, name="faiss pq")
-    line: dict[str, Any] = {"kind": kind, "items": len(items), "ours": ours.to_json()}
-    print(kind, "ours", ours.settings, round(ours.measurement.queries_per_second), flush=True)
     scann = Scann(python)
     with tempfile.TemporaryDirectory() as folder:
         lengths = query.norm(dim=1) * items.norm(dim=1).max()
         last = truth.result.scores[:, -1] - SCORE_TOLERANCE * lengths
         arrays = {"items": items, "queries": query, "last_scores": last}
-        for name, values in arrays.items():
-            np.save(Path(folder) / f"{name}.npy", values.numpy())
+        for array, values in arrays.items():
+            np.save(Path(folder) / f"{array}.npy", values.numpy())
         scann.call("load", folder=folder, k=K, batch=BATCH)
+        # As ScaNN reads them: NumPy may place arrays in other pages of memory than torch.
+        items = torch.from_numpy(np.load(Path(folder) / "items.npy"))
+    config = BENCHMARKED_INDEXES[name]
+    ours = benchmark_index(config, items, truth, target_recall=TARGET, name=name)
+    line: dict[str, Any] = {"kind": kind, "items": len(items), "ours": ours.to_json()}
+    print(kind, "ours", ours.settings, round(ours.measurement.queries_per_second), flush=True)
     root = round(len(items) ** 0.5)
-    for leaves in (root, 2 * root):
-        for dims in (1, 2):
-            print(kind, "scann", scann.call("tune", leaves=leaves, dims=dims, target=TARGET))
-    line["scann"] = scann.call("chosen")
+    if stored is not None:
+        names = ("leaves", "dims", "leaves_to_search", "reorder")
+        scann.call("use", **{setting: stored[setting] for setting in names})
+        line["scann"] = scann.call("chosen") | {"tried": stored["tried"]}
+    else:
+        for leaves in (root, 2 * root):
+            for dims in (1, 2):
+                print(kind, "scann", scann.call("tune", leaves=leaves, dims=dims, target=TARGET))
+        line["scann"] = scann.call("chosen")
     if "leaves" in line["scann"]:
         line |= take_turns(ours.index, truth.split()[1], items, scann, turns)
     scann.close()
@@ -141,7 +168,7 @@ def table(results: list[dict[str, Any]]) -> str:
         low, high = line["ratio_range"]
         settings = ours["index"]
         rows += [
-            f"| {line['kind']}, {line['items']:,} items | candid, FAISS PQ "
+            f"| {line['kind']}, {line['items']:,} items | candid, {ours['name']} "
             f"| {line['recall'][0]:.3f} | {line['queries_per_second'][0]:,} "
             f"| **{line['ratio']:.2f}** ({low:.2f} to {high:.2f}) "
             f"| {ours['build_cpu_seconds']:.0f} | {ours['index_bytes'] / 1e6:.0f} "
@@ -168,6 +195,10 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--items", type=float, default=1e6, help="of the synthetic vectors")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--index", default="int8", choices=list(BENCHMARKED_INDEXES))
+    parser.add_argument(
+        "--stored-scann", action="store_true", help="settings of ScaNN from the stored results"
+    )
     parser.add_argument("--docs", action="store_true", help="only write the table of the docs")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []
@@ -191,12 +222,22 @@ def main() -> None:
             )
         else:
             items, query = vectors(kind, int(options.items), QUERIES)
-        line = compare(kind, items, query, options.scann_python, options.turns)
+        earlier = {one["kind"]: one["scann"] for one in results}
+        line = compare(
+            kind,
+            items,
+            query,
+            options.scann_python,
+            options.turns,
+            options.index,
+            earlier[kind] if options.stored_scann else None,
+        )
         results = [one for one in results if one["kind"] != kind] + [line]
         results.sort(key=lambda one: KINDS.index(one["kind"]))
         report = {
             "command": "python benchmarks/index_scann.py --scann-python scann/bin/python "
-            f"--vectors vectors --kinds {' '.join(options.kinds)} --turns {options.turns}",
+            f"--vectors vectors --kinds {' '.join(options.kinds)} --turns {options.turns} "
+            f"--index '{options.index}'{' --stored-scann' if options.stored_scann else ''}",
             "candid": candid.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,

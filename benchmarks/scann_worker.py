@@ -46,16 +46,7 @@ class Worker:
 
     def tune(self, leaves: int, dims: int, target: float) -> dict[str, Any]:
         """Build with ``leaves`` partitions and codes of ``dims`` numbers; search settings."""
-        began = time.process_time()
-        builder = scann.scann_ops_pybind.builder(self.items, self.k, "dot_product")
-        builder = builder.set_n_training_threads(1)
-        builder = builder.tree(leaves, max(1, leaves // 20), training_sample_size=256 * leaves)
-        # 0.2 is the threshold of ScaNN's documentation.
-        builder = builder.score_ah(dims, anisotropic_quantization_threshold=0.2)
-        searcher = builder.reorder(5 * self.k).build()
-        seconds = time.process_time() - began
-        searcher.set_num_threads(1)
-        built = {"leaves": leaves, "dims": dims, "build_cpu_seconds": round(seconds, 1)}
+        searcher, built = self._build(leaves, dims)
         rows = slice(0, None, 2)
         for multiple in reversed(REORDERS):
             reorder = round(multiple * self.k)
@@ -82,6 +73,25 @@ class Worker:
             if low == len(steps):  # fewer candidates find no more
                 break
         return built
+
+    def use(self, leaves: int, dims: int, leaves_to_search: int, reorder: int) -> dict[str, Any]:
+        """Build with settings that an earlier call of the benchmark has chosen."""
+        searcher, built = self._build(leaves, dims)
+        settings = {"leaves_to_search": leaves_to_search, "reorder": reorder}
+        self.best = (0.0, searcher, settings, built)
+        return built
+
+    def _build(self, leaves: int, dims: int) -> tuple[Any, dict[str, Any]]:
+        began = time.process_time()
+        builder = scann.scann_ops_pybind.builder(self.items, self.k, "dot_product")
+        builder = builder.set_n_training_threads(1)
+        builder = builder.tree(leaves, max(1, leaves // 20), training_sample_size=256 * leaves)
+        # 0.2 is the threshold of ScaNN's documentation.
+        builder = builder.score_ah(dims, anisotropic_quantization_threshold=0.2)
+        searcher = builder.reorder(5 * self.k).build()
+        seconds = time.process_time() - began
+        searcher.set_num_threads(1)
+        return searcher, {"leaves": leaves, "dims": dims, "build_cpu_seconds": round(seconds, 1)}
 
     def measure(self, searcher: Any, settings: Settings, rows: slice) -> tuple[float, float, float]:
         """Return recall, its standard error and queries per second of CPU time."""

@@ -34,11 +34,14 @@ def test_comparison_with_scann_matches_results(benchmark_script):
     assert script.with_table(page, results) == page
     assert [one["kind"] for one in results] == list(script.KINDS)
     ratios = {one["kind"]: one["ratio"] for one in results}
-    assert ratios["clustered"] < 0.9 < 1 < ratios["trained"] < 1.05 < ratios["hard"] < 1.15
+    assert 1.25 < ratios["clustered"] < 1.4 < 4 < ratios["trained"] < ratios["hard"] < 4.3
     for one in results:
         ours, scann = one["ours"], one["scann"]
-        assert 1 / 6 - 0.01 < ours["build_cpu_seconds"] / scann["build_cpu_seconds"] < 0.4
-        assert round(ours["index_bytes"] / scann["index_bytes"], 1) == 0.6
+        assert ours["name"] == "int8"
+        assert one["ratio_range"][0] > 1
+        assert one["recall"][0] > one["recall"][1] > script.TARGET
+        assert 0.05 < ours["build_cpu_seconds"] / scann["build_cpu_seconds"] < 0.27
+        assert 1.04 < ours["index_bytes"] / scann["index_bytes"] < 1.065
 
 
 def test_results_contain_both_kinds_of_vectors(script, results):
