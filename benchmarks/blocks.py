@@ -118,13 +118,20 @@ def variants_of(name: str) -> dict[str, dict[str, Any]]:
 
 
 def config_of(
-    name: str, variant: str, *, rate: float, seed: int, steps: int, num_batches: int = 1
+    name: str,
+    variant: str,
+    *,
+    rate: float,
+    seed: int,
+    steps: int = 1,
+    seconds: float = 0,
+    num_batches: int = 1,
 ) -> RunConfig:
-    """Return the config of a run of ``steps`` steps; an epoch has ``num_batches``."""
+    """Return the config of a run of ``steps`` steps; an epoch has ``num_batches`` steps."""
     dataset = DATASETS[name]
     epochs = -(-steps // num_batches)
     table: dict[str, Any] = {
-        "name": cell_name(name, variant, rate, seed),
+        "name": cell_name(name, variant, rate, seed, seconds),
         "seed": seed,
         "device": "cpu",
         "threads": 1,
@@ -162,10 +169,10 @@ def config_of(
     return parse_config(table | dataset.recipe, "blocks")
 
 
-def cell_name(name: str, variant: str, rate: float, seed: int) -> str:
+def cell_name(name: str, variant: str, rate: float, seed: int, seconds: float) -> str:
     """Return the name of a run's files."""
     short = variant.replace(", ", "-").replace(" ", "-")
-    return f"{name}-{short}-{rate:g}-{seed}"
+    return f"{name}-{short}-{seconds:g}s-{rate:g}-{seed}"
 
 
 def measure_costs(name: str, data: PreparedDataset, work: Path, steps: int = 12) -> dict[str, Any]:
@@ -174,7 +181,7 @@ def measure_costs(name: str, data: PreparedDataset, work: Path, steps: int = 12)
     bound_kernel_cache()
     trainers, loaders = {}, {}
     for variant in variants_of(name):
-        config = config_of(name, variant, rate=RATES[0], seed=0, steps=1)
+        config = config_of(name, variant, rate=RATES[0], seed=0)
         targets = epoch_targets(data, config.batches)
         loss, sampler = build_objective(config, data, targets.counts)
         loaders[variant] = Loader(data, config.batches, seed=0)
@@ -270,7 +277,7 @@ def measure(
     name: str, work: Path, seeds: list[int], rates: list[float], seconds: float | None
 ) -> dict[str, Any]:
     """Run all variants of a dataset; return its costs, the rates tried, and the seeds."""
-    section = config_of(name, PLAIN, rate=rates[0], seed=0, steps=1).data
+    section = config_of(name, PLAIN, rate=rates[0], seed=0).data
     assert section is not None
     prepare(section, work / "data" / name)
     data = open_dataset(work / "data" / name)
@@ -280,7 +287,13 @@ def measure(
     def trained(variant: str, rate: float, seed: int) -> dict[str, Any]:
         steps = max(1, round(budget / costs["seconds"][variant]))
         config = config_of(
-            name, variant, rate=rate, seed=seed, steps=steps, num_batches=costs["num_batches"]
+            name,
+            variant,
+            rate=rate,
+            seed=seed,
+            steps=steps,
+            seconds=budget,
+            num_batches=costs["num_batches"],
         )
         return run(config, data, work)
 
@@ -358,8 +371,8 @@ def main() -> None:
         for name in options.datasets:
             try:
                 result = measure(name, options.work, options.seeds, options.rates, options.seconds)
-            except Interrupted as stopped:
-                sys.exit(f"{stopped}; the same command continues")
+            except Interrupted:
+                sys.exit(f"stopped during {name}; the same command continues")
             earlier = {} if report is None else report["results"]
             results = earlier | {name: result}
             report = {
