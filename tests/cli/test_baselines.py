@@ -43,7 +43,7 @@ def test_evaluation_shows_tuned_baselines_on_the_same_targets(candid, toy):
     answer = candid("evaluate", toy.run, "--baselines", "--json")
     assert answer.code == 0, answer.err
     beside = answer.document["baselines"]
-    assert len(beside["comparisons"]) == 7
+    assert len(beside["comparisons"]) >= 7
     ranked = answer.document["counts"]["users_ranked"]
     for pair, one in zip(beside["comparisons"], beside["results"]["baselines"], strict=True):
         assert pair["users"] == one["report"]["counts"]["users_ranked"] == ranked

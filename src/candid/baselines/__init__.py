@@ -10,7 +10,7 @@ report           results as a table and as JSON
 beside           a trained model beside the baselines
 
 Each baseline has a module of its own: ``popularity``, ``recent_popularity``, ``item_knn``,
-``markov``, ``co_visits``, ``session_knn`` and ``ease``.
+``markov``, ``co_visits``, ``session_knn``, ``ease`` and ``als``.
 """
 
 from candid.baselines.baseline import Baseline, history_matrix

@@ -15,6 +15,7 @@ BASELINES: Final = Registry(
         "co_visits": "candid.baselines.co_visits:CoVisits",
         "session_knn": "candid.baselines.session_knn:SessionKNN",
         "ease": "candid.baselines.ease:EASE",
+        "als": "candid.baselines.als:ALS",
     }
 )
 """Baselines by name, in the order in which they are fitted: cheap ones first."""
