@@ -167,4 +167,6 @@ def _read(file: Path, num_items: int, dim: int) -> CodedLists:
     stored = int((lists.item_ids >= 0).sum())
     if stored != num_items:
         raise ArtifactError(f"{file} is the index of {stored} items, not of these {num_items}")
+    if lists.item_ids.max() >= num_items:
+        raise ArtifactError(f"{file} is damaged; build it again with candid index")
     return lists
