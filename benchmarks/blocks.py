@@ -57,11 +57,14 @@ VALIDATIONS = 8
 """Validations of one training, about."""
 PLAIN = "plain"
 LIGR: dict[str, Any] = {"gated_residual": True, "feed_forward": "swiglu", "hidden": 4 * DIM}
+TIME: dict[str, Any] = {"read_time_gaps": True, "time_bias": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "plain, wide": {"hidden": 4 * DIM},
     "ligr": LIGR,
-    "ligr, time": LIGR | {"read_time_gaps": True, "time_bias": True},
+    "ligr, small": LIGR | {"hidden": DIM},
+    "plain, time": TIME,
+    "ligr, time": LIGR | TIME,
 }
 """Keys of ``query_tower`` beside those that all variants share."""
 SESSIONS = {"user": "session_id", "order": "position"}
@@ -274,9 +277,23 @@ def users_of(cells: list[dict[str, Any]], work: Path) -> PerUser:
 
 
 def measure(
-    name: str, work: Path, seeds: list[int], rates: list[float], seconds: float | None
+    name: str,
+    work: Path,
+    seeds: list[int],
+    rates: list[float],
+    seconds: float | None,
+    names: list[str],
 ) -> dict[str, Any]:
-    """Run all variants of a dataset; return its costs, the rates tried, and the seeds."""
+    """Run variants of a dataset; return its costs, the rates tried, and the seeds.
+
+    Args:
+        name: of the dataset.
+        work: folder of runs.
+        seeds: of the runs; rates are chosen with the first one.
+        rates: learning rates tried.
+        seconds: CPU seconds of a run; None: of the dataset.
+        names: of the variants; the plain one is always run.
+    """
     section = config_of(name, PLAIN, rate=rates[0], seed=0).data
     assert section is not None
     prepare(section, work / "data" / name)
@@ -299,6 +316,8 @@ def measure(
 
     variants: dict[str, Any] = {}
     for variant in variants_of(name):
+        if variant not in (PLAIN, *names):
+            continue
         tried = [trained(variant, rate, seeds[0]) for rate in rates]
         best = max(tried, key=lambda cell: cell["validation"])["rate"]
         runs = [trained(variant, best, seed) for seed in seeds]
@@ -355,6 +374,7 @@ def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES))
     parser.add_argument(
@@ -370,7 +390,14 @@ def main() -> None:
         (options.work / "cells").mkdir(parents=True, exist_ok=True)
         for name in options.datasets:
             try:
-                result = measure(name, options.work, options.seeds, options.rates, options.seconds)
+                result = measure(
+                    name,
+                    options.work,
+                    options.seeds,
+                    options.rates,
+                    options.seconds,
+                    options.variants,
+                )
             except Interrupted:
                 sys.exit(f"stopped during {name}; the same command continues")
             earlier = {} if report is None else report["results"]

@@ -124,7 +124,7 @@ def hidden_layer(x, block):
     inner = block.feed_forward[1]
     if isinstance(inner, torch.nn.Linear):
         return F.gelu(x @ inner.weight.T + inner.bias)
-    first, second = (x @ inner.gate_and_value.weight.T + inner.gate_and_value.bias).chunk(2, -1)
+    first, second = (x @ one.weight.T + one.bias for one in (inner.gate, inner.value))
     return first / (1 + torch.exp(-first)) * second
 
 
@@ -188,8 +188,8 @@ def test_options_of_blocks_are_keys_of_a_recipe():
     config = CausalTransformer.Config(**settings, feed_forward="swiglu", gated_residual=True)
     names = set(config.build(context).state_dict())
     plain_names = set(CausalTransformer.Config(**settings).build(context).state_dict())
-    layers = ("gate_and_value", "attention_gate", "feed_forward_gate")
-    assert sum(any(layer in name for layer in layers) for name in names) == 6
+    layers = (".1.gate", ".1.value", "attention_gate", "feed_forward_gate")
+    assert sum(any(layer in name for layer in layers) for name in names) == 8
     assert not any(layer in name for name in plain_names for layer in layers)
 
 
