@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from dataclasses import replace
@@ -104,9 +105,10 @@ def by_enumeration(dataset, model, ks, *, filter_seen, catalog):
             lists[f"popularity_percentile@{k}"] = np.mean(means)
             lists[f"mean_inv_user_freq@{k}"] = np.mean([novelty[top].mean() for top in tops])
             if k > 1:
-                lists[f"intra_list_diversity@{k}"] = np.mean(
-                    [diversity_of(vectors[top]) for top in tops]
-                )
+                sets = collections.Counter(frozenset(top) for top in tops)
+                values = [diversity_of(vectors[list(items)]) for items in sets]
+                mean = np.average(values, weights=list(sets.values()))
+                lists[f"intra_list_diversity@{k}"] = mean
         listed.append(lists)
         if relevant:
             rows = [

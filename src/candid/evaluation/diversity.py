@@ -23,7 +23,7 @@ from candid.features import Bag
 
 MAX_ATTRIBUTE_CELLS = 2**28
 """Largest number of items times values of an attribute, 4 bytes each."""
-MAX_CELLS = 2**22
+MAX_CELLS = 2**20
 """Largest number of coordinates of the items of lists held at once, 8 bytes each."""
 
 
@@ -112,8 +112,9 @@ class IntraListDiversity:
         """Return the sums of ``item_values`` over the first 0, 1, …, K ranks: [b, K + 1, D + 1]."""
         shape = (len(item_ids), item_ids.shape[1] + 1, self.item_values.shape[1])
         sums = np.zeros(shape)
-        sums[:, 1:] = np.where(item_ids[:, :, None] >= 0, self.item_values[item_ids], 0.0)
-        np.cumsum(sums, axis=1, out=sums)
+        values = self.item_values[item_ids]
+        values[item_ids < 0] = 0.0
+        np.cumsum(values, axis=1, dtype=np.float64, out=sums[:, 1:])
         return sums
 
 
