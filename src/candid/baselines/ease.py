@@ -38,7 +38,7 @@ class EASE(Baseline):
         max_items: int = Field(
             10_000,
             ge=1,
-            description="largest catalog: time grows with its cube, memory is 16 bytes times its "
+            description="largest catalog: time grows with its cube, memory is 24 bytes times its "
             "square",
         )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from candid.baselines import ModelBesideBaselines, ModelFacts, measure_baselines
-from candid.baselines.beside import CHEAP
+from typing import TYPE_CHECKING
+
 from candid.batches import target_counts
 from candid.evaluation import EvaluationConfig, EvaluationReport
 from candid.inference import StageProgress
 from candid.runs.run import SPLITS, Run
+
+if TYPE_CHECKING:
+    from candid.baselines import ModelBesideBaselines
 
 MIN_SECONDS = 10.0
 SHARE_OF_TRAINING = 0.05
@@ -67,6 +70,10 @@ def _beside(
     is_cheap: bool,
     progress: StageProgress | None,
 ) -> ModelBesideBaselines:
+    # Here, because only this function needs scipy.
+    from candid.baselines import ModelBesideBaselines, ModelFacts, measure_baselines
+    from candid.baselines.beside import CHEAP
+
     result = run.manifest.get("result") or {}  # a run that was stopped has none
     limit = None
     if is_cheap:
