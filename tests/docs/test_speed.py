@@ -40,6 +40,7 @@ def test_tables_match_results(script, results):
         "length_groups",
         "loss_peers",
         "validation_share",
+        "evaluation_metrics",
         "start_time",
     ],
 )
