@@ -16,6 +16,7 @@ VERBS = [
     "prepare",
     "recipe",
     "train",
+    "tune",
     "evaluate",
     "baselines",
     "compare",

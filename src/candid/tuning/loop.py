@@ -1,0 +1,396 @@
+"""Loop over the trials of a search, each a training run of its own, within a budget."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from candid.atomic import replacing, write_error
+from candid.config import DataFacts, RunConfig, recipe_for
+from candid.data import PreparedDataset, Role, open_dataset
+from candid.errors import CandidError, ConfigError, DataError, Interrupted
+from candid.runs import check_is_free, train_run
+from candid.training import DivergedError, TrainState
+from candid.training.stop_signal import stop_signal
+from candid.tuning.report import best_recipe
+from candid.tuning.sampling import check_optuna, is_worse, next_values
+from candid.tuning.space import Space, default_space
+from candid.tuning.trials import History, Trial, TrialStatus, locked, read_history
+
+RECIPE: Final = "best.toml"
+FOLDERS: Final = "trials"
+
+KEPT: Final = 5
+"""Trials whose folders stay, besides that of the base recipe."""
+
+MAX_FAILURES: Final = 10
+"""Failed trials in a row after which a search ends: they cost no budget."""
+
+MAX_ATTEMPTS: Final = 2
+"""Starts of a trial whose process was killed; the system may kill it again, such as for memory."""
+
+
+class SearchProgress(Protocol):
+    """A display of a search."""
+
+    def on_start(self, targets: str) -> None:
+        """The first trial trains; ``targets`` states which interactions an epoch trains on."""
+        ...
+
+    def on_trial(self, trial: Trial, history: History) -> None:
+        """A trial starts."""
+        ...
+
+    def on_step(self, trial: Trial, state: TrainState, history: History) -> None:
+        """A line of the metrics log of a trial was written."""
+        ...
+
+    def on_validation(self, trial: Trial, state: TrainState, history: History) -> None:
+        """A validation of a trial ended."""
+        ...
+
+    def on_end(self, trial: Trial, history: History) -> None:
+        """A trial ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The outcome of a search.
+
+    Attributes:
+        history: all trials.
+        best: the best one.
+        config: its recipe, with the seed of the base recipe.
+        recipe: file with this recipe and its evidence.
+        is_exhausted: whether the space has no further values.
+    """
+
+    history: History
+    best: Trial
+    config: RunConfig
+    recipe: Path
+    is_exhausted: bool
+
+
+def search(
+    data: PreparedDataset | Path | str,
+    base: RunConfig | None = None,
+    *,
+    out: Path | str,
+    space: Space | None = None,
+    minutes: float = 60.0,
+    trials: int | None = None,
+    resume: bool = False,
+    progress: SearchProgress | None = None,
+) -> SearchResult:
+    """Search for a better recipe by the validation metric.
+
+    Trial 0 is the base recipe. Each further one trains in ``out/trials/NNNN`` with other values
+    of the space and the same seed, and is pruned when it is worse than the median of the earlier
+    ones. The test split is not read, and no trial changes the seed or the evaluation.
+
+    Args:
+        data: a prepared dataset with a validation split, or its folder.
+        base: recipe to improve. None: the default recipe for the data.
+        out: folder of the search: new or empty, or with ``resume`` that of an earlier one.
+        space: keys to change. None: ``default_space(base)``.
+        minutes: budget in CPU minutes of the process, over all threads and all parts of a
+            resumed search; the last trial is stopped at its end.
+        trials: largest number of trials, with the base recipe. None: as many as the budget
+            allows.
+        resume: continue an interrupted search, or one with a larger budget. A trial that was
+            interrupted starts again.
+        progress: display.
+
+    Returns:
+        the best recipe with all trials.
+
+    Raises:
+        ConfigError: Optuna is missing, the space does not fit the recipe, the base recipe cannot
+            be trained, the folder is in use, or the budget ended before the first validation.
+        DataError: the dataset has no validation split.
+        ArtifactError: the files of the search to resume are damaged.
+        Interrupted: stopped by a signal; ``resume`` continues.
+
+    Example:
+        >>> result = candid.tuning.search("data/films", out="tuned", minutes=20)
+        >>> result.best.best, result.recipe
+    """
+    check_optuna()
+    dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
+    if not np.any(dataset.roles == Role.VALIDATION):
+        raise DataError(
+            "the dataset has no validation split, by which a search compares recipes; prepare it "
+            "with one, such as --split leave-one-out"
+        )
+    if minutes <= 0 or (trials is not None and trials < 1):
+        raise ConfigError("the budget and the number of trials must be above 0; increase them")
+    base = recipe_for(DataFacts.of(dataset))[0] if base is None else base
+    space = default_space(base) if space is None else space
+    out = Path(out)
+    if resume:
+        read_history(out)
+    else:
+        check_is_free(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(out, error) from error
+    with locked(out), stop_signal() as stop:
+        history = _open_history(out, dataset, base, space, resume)
+        loop = _Search(dataset, base, space, out, history, 60 * minutes, progress, stop)
+        return loop.run(trials)
+
+
+class _StopTrial(Exception):
+    """Ends a trial from its progress callbacks; never leaves this module."""
+
+    def __init__(self, status: TrialStatus) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class _Search:
+    """The loop over trials."""
+
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        base: RunConfig,
+        space: Space,
+        out: Path,
+        history: History,
+        budget: float,
+        progress: SearchProgress | None,
+        stop: threading.Event,
+    ) -> None:
+        self.dataset = dataset
+        self.base = base
+        self.space = space
+        self.out = out
+        self.history = history
+        self.budget = budget
+        self.progress = progress
+        self.stop = stop
+
+    def run(self, limit: int | None) -> SearchResult:
+        """Run trials until the budget, the number of trials or the space is exhausted."""
+        is_exhausted = False
+        for trial in [one for one in self.history.trials if _restarts(one)]:
+            if not self.is_over_budget():
+                trial.restart()
+                self._run_trial(trial)
+        while not self.is_over_budget() and (limit is None or len(self.history.trials) < limit):
+            self._check_failures()
+            trials = self.history.trials
+            # The base recipe first; further trials are compared with it.
+            values: dict[str, Any] | None = self.space.values_of(self.base)
+            if trials:
+                values = next_values(self.space, trials, self.base.seed)
+            if values is None:
+                is_exhausted = True
+                break
+            trials.append(Trial(len(trials), values))
+            self._run_trial(trials[-1])
+        ranking = self.history.ranking()
+        if not ranking:
+            raise ConfigError(f"no trial of {self.out} has a validation: {self._reason()}")
+        best = ranking[0]
+        self._write_best(best)
+        return SearchResult(
+            self.history, best, self.config_of(best), self.out / RECIPE, is_exhausted
+        )
+
+    def is_over_budget(self) -> bool:
+        """Whether the CPU time of all trials is spent."""
+        return self.history.cpu_seconds >= self.budget
+
+    def config_of(self, trial: Trial) -> RunConfig:
+        """Return the recipe of a trial."""
+        return self.base if trial.number == 0 else self.space.recipe(self.base, trial.values)
+
+    def _run_trial(self, trial: Trial) -> None:
+        folder = self.out / FOLDERS / f"{trial.number:04}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a killed process
+        self.history.save(self.out)
+        if self.progress is not None:
+            self.progress.on_trial(trial, self.history)
+        callbacks = _TrialProgress(self, trial)
+        try:
+            train_run(self.config_of(trial), self.dataset, folder, progress=callbacks)
+            trial.status = TrialStatus.COMPLETE
+        except _StopTrial as stop:
+            trial.status = stop.status
+        except (Interrupted, KeyboardInterrupt):
+            trial.status = TrialStatus.STOPPED
+            self._close(trial, callbacks)
+            raise self._interrupted(trial) from None
+        except DivergedError as error:
+            trial.status, trial.reason = TrialStatus.FAILED, str(error)
+        except (CandidError, MemoryError, RuntimeError) as error:
+            if trial.number == 0 or not _is_of_settings(error):
+                self._undo(trial)
+                raise
+            trial.status, trial.reason = TrialStatus.FAILED, _sentence(error)
+        self._close(trial, callbacks)
+        gc.collect()  # the model of a stopped trial is in a cycle with its traceback
+        if self.stop.is_set():
+            raise self._interrupted(trial)
+
+    def _interrupted(self, trial: Trial) -> Interrupted:
+        return Interrupted(
+            f"stopped in trial {trial.number}; run the same command with --resume to continue"
+        )
+
+    def _close(self, trial: Trial, callbacks: _TrialProgress) -> None:
+        callbacks.count()
+        ranking = self.history.ranking()
+        kept = {0, *(one.number for one in ranking[:KEPT])}
+        for one in self.history.trials:
+            if one.status is not TrialStatus.COMPLETE or one.number not in kept:
+                folder = self.out / FOLDERS / f"{one.number:04}"
+                shutil.rmtree(folder, ignore_errors=True)
+        self.history.save(self.out)
+        if ranking:
+            self._write_best(ranking[0])
+        if self.progress is not None:
+            self.progress.on_end(trial, self.history)
+
+    def _undo(self, trial: Trial) -> None:
+        """Leave a folder that the same command can use again."""
+        shutil.rmtree(self.out / FOLDERS / f"{trial.number:04}", ignore_errors=True)
+        if len(self.history.trials) == 1:
+            for entry in self.out.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        else:
+            trial.status = TrialStatus.STOPPED
+            self.history.save(self.out)
+
+    def _write_best(self, best: Trial) -> None:
+        text = best_recipe(self.history, self.config_of(best), self.space, self.dataset, self.out)
+        with replacing(self.out / RECIPE) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def _check_failures(self) -> None:
+        last = self.history.trials[-MAX_FAILURES:]
+        if len(last) == MAX_FAILURES and all(one.status is TrialStatus.FAILED for one in last):
+            raise ConfigError(
+                f"the last {MAX_FAILURES} trials failed, the last one because: {last[-1].reason}; "
+                "change the space"
+            )
+
+    def _reason(self) -> str:
+        if self.is_over_budget():
+            return (
+                f"the budget of {self.budget / 60:g} CPU minutes ended before; continue with "
+                "--resume and more --minutes"
+            )
+        reasons = [one.reason for one in self.history.trials if one.reason]
+        return reasons[0] if reasons else "continue with --resume"
+
+
+class _TrialProgress:
+    """The callbacks of the trainer during one trial: they report, prune and keep the budget."""
+
+    def __init__(self, search: _Search, trial: Trial) -> None:
+        self._search = search
+        self._trial = trial
+        self._started = time.process_time()
+        self._before = trial.cpu_seconds
+
+    def on_start(self, targets: str) -> None:
+        """Pass the description of an epoch on, once."""
+        if self._search.progress is not None and self._trial.number == 0:
+            self._search.progress.on_start(targets)
+
+    def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Stop at the end of the budget."""
+        search = self._search
+        self.count()
+        if search.progress is not None:
+            search.progress.on_step(self._trial, state, search.history)
+        self._stop_over_budget(state)
+
+    def on_validation(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Record the metric; stop a bad trial, or at the end of the budget."""
+        search, trial = self._search, self._trial
+        assert state.metric is not None
+        self.count()
+        trial.add_validation(state.epoch, metrics[state.metric], metrics.get("standard_error"))
+        search.history.save(search.out)
+        if search.progress is not None:
+            search.progress.on_validation(trial, state, search.history)
+        if state.step >= state.total_steps:
+            return  # nothing is left to save
+        earlier = search.history.trials[: trial.number]
+        warmup = max(2, search.base.training.epochs // 10)
+        if trial.number > 0 and is_worse(trial, earlier, warmup):
+            raise _StopTrial(TrialStatus.PRUNED)
+        self._stop_over_budget(state)
+
+    def count(self) -> None:
+        """Add the CPU time since the start of the trial."""
+        self._trial.cpu_seconds = self._before + time.process_time() - self._started
+
+    def _stop_over_budget(self, state: TrainState) -> None:
+        if self._search.is_over_budget() and state.step < state.total_steps:
+            raise _StopTrial(TrialStatus.STOPPED)
+
+
+def _open_history(
+    out: Path, dataset: PreparedDataset, base: RunConfig, space: Space, resume: bool
+) -> History:
+    """Start the record of a search, or read that of the search to resume.
+
+    Raises:
+        ConfigError: the search to resume has another recipe, space or dataset.
+        ArtifactError: its files are damaged.
+    """
+    settings = {
+        "base recipe": base.model_dump(mode="json"),
+        "space": space.to_json(),
+        "dataset": dataset.manifest.get("fingerprint"),
+    }
+    if not resume:
+        return History(base.evaluation.metric, settings)
+    history = read_history(out)
+    for name, value in settings.items():
+        if json.dumps(history.search.get(name)) != json.dumps(value):
+            raise ConfigError(
+                f"{out} was started with another {name}; resume with the same one, or search in "
+                "another folder"
+            )
+    for trial in history.trials:
+        if trial.status is TrialStatus.RUNNING and trial.attempts >= MAX_ATTEMPTS:
+            trial.status = TrialStatus.FAILED
+            trial.reason = f"the process was killed {trial.attempts} times during it"
+    history.save(out)
+    return history
+
+
+def _restarts(trial: Trial) -> bool:
+    """Whether a trial of an earlier part of the search must start again."""
+    return trial.status in (TrialStatus.RUNNING, TrialStatus.STOPPED)
+
+
+def _is_of_settings(error: Exception) -> bool:
+    """Whether other settings may avoid an error: they do not fit together, or need less memory."""
+    if isinstance(error, ConfigError | MemoryError):
+        return True
+    # torch raises a plain RuntimeError for memory of the CPU.
+    is_of_cpu = "can't allocate memory" in str(error)
+    return is_of_cpu or type(error).__name__ == "OutOfMemoryError"
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, CandidError) else "not enough memory"
