@@ -45,7 +45,7 @@ class Trial:
         values: by key of the space. Those of the base recipe that the space does not contain are
             absent.
         status: how it ended.
-        attempts: how often it was started; more than once after a kill.
+        attempts: 1, and 1 more for each time that its process was killed.
         validations: value of the metric by number of epochs.
         best: largest value of the metric, or None before the first validation.
         best_epoch: number of epochs when it was reached.
@@ -76,7 +76,8 @@ class Trial:
 
     def restart(self) -> None:
         """Forget the measurements of a stopped trial, which starts again; its CPU time stays."""
-        self.status, self.attempts = TrialStatus.RUNNING, self.attempts + 1
+        self.attempts += self.status is TrialStatus.RUNNING  # its process was killed
+        self.status = TrialStatus.RUNNING
         self.validations, self.reason = {}, ""
         self.best, self.best_epoch, self.standard_error = None, 0, None
 
