@@ -1,4 +1,10 @@
-"""RecTools' ``SASRecModel`` with its own trainer and its own ``recommend``."""
+"""RecTools' transformers with its own trainer and its own ``recommend``.
+
+``sasrec`` is ``SASRecModel``, ``esasrec`` the same with LiGR blocks (the strongest combination of
+Tikhonovich et al., "eSASRec", RecSys 2025, has them with a sampled softmax), and ``hstu`` is
+``HSTUModel`` with relative positions, cosine similarity and the temperature 0.05 of its paper. The
+data have no times, so HSTU has no relative times.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from rectools import Columns
 from rectools.dataset import Dataset
-from rectools.models import SASRecModel
+from rectools.models import HSTUModel, SASRecModel
+from rectools.models.nn.transformers.ligr import LiGRLayers
 from turns import Ints, K, Turns, arguments, lists_of
 
 warnings.filterwarnings("ignore")
@@ -74,18 +81,30 @@ def main() -> None:
         }
     )
     dataset = Dataset.construct(frame)
-    model = SASRecModel(
+    kinds: dict[str, Any] = {
+        "sasrec": (SASRecModel, {}),
+        "esasrec": (SASRecModel, {"transformer_layers_type": LiGRLayers}),
+        "hstu": (
+            HSTUModel,
+            {"relative_time_attention": False, "lightning_module_kwargs": {"logits_t": 0.05}},
+        ),
+    }
+    kind, options = kinds[settings["model"]]
+    if settings["negatives"] is not None:
+        options |= {"n_negatives": settings["negatives"]}
+    model = kind(
         n_blocks=2,
         n_heads=settings["heads"],
         n_factors=settings["dim"],
         dropout_rate=0.2,
         session_max_len=settings["max_length"],
-        loss="softmax",
+        loss=settings["loss"],
         lr=settings["lr"],
         batch_size=settings["batch_size"],
         epochs=settings["epochs"],
         recommend_torch_device="cpu",
         get_trainer_func=trainer,
+        **options,
     )
 
     def recommend() -> Ints:
