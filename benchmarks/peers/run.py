@@ -146,7 +146,7 @@ def contenders(data: DataSet) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
     rectools = {"group": "sasrec", "with": "rectools", "env": "rectools", "epochs": 500} | shared
     rectools |= {"model": "sasrec", "loss": "softmax", "negatives": None}
-    # RecTools draws negatives for each position. With 256 of them an epoch of Amazon Beauty, where
+    # RecTools samples negatives for each position. With 256 of them an epoch of Amazon Beauty, where
     # a full softmax does not fit, takes over four CPU minutes.
     sampled = {"loss": "sampled_softmax", "negatives": 64}
     known = {
