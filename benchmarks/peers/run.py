@@ -146,8 +146,8 @@ def contenders(data: DataSet) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
     rectools = {"group": "sasrec", "with": "rectools", "env": "rectools", "epochs": 500} | shared
     rectools |= {"model": "sasrec", "loss": "softmax", "negatives": None}
-    # RecTools samples negatives for each position. With 256 of them an epoch of Amazon Beauty, where
-    # a full softmax does not fit, takes over four CPU minutes.
+    # RecTools samples negatives for each position. With 256 of them an epoch of Amazon Beauty,
+    # where a full softmax does not fit, takes over four CPU minutes.
     sampled = {"loss": "sampled_softmax", "negatives": 64}
     known = {
         "candid": {"group": "sasrec", "with": "candid", "config": transformer(data)},
