@@ -119,12 +119,13 @@ def table(results: list[dict[str, Any]]) -> str:
     for name in names:
         values = " | ".join(f"{times[name, *case]:,.0f}" for case in cases)
         rows.append(f"| {name} | {values} |")
-    ratios = [
-        times[names[0], *case] / min(times[SCANNED, *case], times[MULTIPLIED, *case])
-        for case in cases
-    ]
-    values = " | ".join(f"{ratio:.2f}" for ratio in ratios)
-    rows.append(f"| ours, seen left out, to the faster of FAISS | {values} |")
+    for name in names[:2]:
+        ratios = [
+            times[name, *case] / min(times[SCANNED, *case], times[MULTIPLIED, *case])
+            for case in cases
+        ]
+        values = " | ".join(f"{ratio:.2f}" for ratio in ratios)
+        rows.append(f"| {name}, to the faster of FAISS | {values} |")
     return "\n".join(rows) + "\n"
 
 
