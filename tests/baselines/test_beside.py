@@ -72,6 +72,22 @@ def test_better_model_beats_the_best_baseline(results):
     assert beside.sentence.startswith(f"the model beats the best baseline, {best.name} (ndcg@5 1.0")
 
 
+def test_lead_of_one_user_is_within_chance(results):
+    best = results.best
+    column = best.report.per_user.names.index("ndcg@5")
+    numerators = best.report.per_user.numerators.copy()
+    missed = int((numerators[:, column] == 0).argmax())
+    numerators[missed, column] = 0.5
+    report = dataclasses.replace(
+        best.report, per_user=dataclasses.replace(best.report.per_user, numerators=numerators)
+    )
+    beside = ModelBesideBaselines.of(report, FACTS, results)
+    assert not beside.beats_best
+    assert beside.sentence.startswith(
+        f"the model does not beat the best baseline by more than chance, {best.name} ("
+    )
+
+
 def test_equal_model_does_not_beat_the_best_baseline(results):
     beside = ModelBesideBaselines.of(results.best.report, FACTS, results)
     assert beside.comparisons[0].difference == 0
