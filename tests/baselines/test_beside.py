@@ -84,7 +84,7 @@ def test_lead_of_one_user_is_within_chance(results):
     beside = ModelBesideBaselines.of(report, FACTS, results)
     assert not beside.beats_best
     assert beside.sentence.startswith(
-        f"the model does not beat the best baseline by more than chance, {best.name} ("
+        f"the model does not beat the best baseline, {best.name}, by more than chance ("
     )
 
 

@@ -86,9 +86,9 @@ class ModelBesideBaselines:
         if self.beats_best:
             return f"the model beats the best baseline, {best.name} ({numbers})"
         # A lead within chance is named as such, so that the numbers do not contradict the words.
-        chance = " by more than chance" if first.difference > 0 else ""
+        chance = ", by more than chance" if first.difference > 0 else ""
         return (
-            f"the model does not beat the best baseline{chance}, {best.name} ({numbers}); likely "
+            f"the model does not beat the best baseline, {best.name}{chance} ({numbers}); likely "
             f"reason: {self._likely_reason()}"
         )
 
