@@ -35,8 +35,9 @@ The loss has its own default correction, and the candidates come from a mixture.
 """
 
 MAX_LENGTH: Final = 200
-FULL_SOFTMAX_ITEMS: Final = 20_000
-"""Largest catalog whose full softmax costs less than the transformer: about 10 µs for each row."""
+FULL_SOFTMAX_ITEMS: Final = 5_000
+"""Largest catalog whose full softmax costs a row no more than the transformer of width 64, about
+15 µs on one thread (docs/benchmarks/speed.md: 31 µs for 10,000 items in bfloat16)."""
 
 STEPS_PER_EPOCH: Final = 200
 """Wanted number of steps of an epoch, so that few users still give many steps."""
