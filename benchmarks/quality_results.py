@@ -1,0 +1,238 @@
+"""The results of ``quality.py`` in a file, and comparisons of models with baselines."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from candid.atomic import write_json
+from candid.baselines import BASELINES
+from candid.data import Role
+from candid.evaluation import PerUser, compare
+from quality_sets import BEST_RECIPE, DEFAULT, METRIC, SETS, PreparedSet, prepare_set
+from quality_tasks import Settings, Task, load_users, settings_of
+
+RUN_SCRIPT = Path(__file__).with_name("quality_runs.py")
+PARTS = ("sets", "configs", "runs", "baselines", "comparisons")
+
+
+class QualityError(Exception):
+    """A message for the user: what is wrong, and what to do."""
+
+
+class ResultsFile:
+    """The results in a file; several processes may add to it.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        QualityError: the file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.read()
+
+    def read(self) -> dict[str, Any]:
+        """Return the content, empty parts for a missing file."""
+        if not self.path.exists():
+            return {
+                "command": "python benchmarks/quality.py",
+                "clock": "CPU seconds of one process on one thread; other work shared the machine",
+                "metric": METRIC,
+            } | {part: {} for part in PARTS}
+        try:
+            content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            if not all(isinstance(content[part], dict) for part in PARTS):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise QualityError(
+                f"{self.path} is damaged; restore it from version control, or move it away to "
+                "measure everything again"
+            ) from None
+        return content
+
+    @contextmanager
+    def change(self) -> Iterator[dict[str, Any]]:
+        """Yield the content, and write it back; no other process changes it meanwhile."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            content = self.read()
+            yield content
+            write_json(self.path, content)
+        finally:
+            os.close(descriptor)
+
+
+class Bench:
+    """Measurements of a work folder.
+
+    Args:
+        data: folder of the public sets.
+        work: folder of prepared data, runs and values of each user.
+        results: the results.
+        limit: CPU minutes of a training; None: those of the set.
+        overrides: further settings of each recipe, ``KEY=VALUE``.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        work: Path,
+        results: ResultsFile,
+        *,
+        limit: float | None = None,
+        overrides: Sequence[str] = (),
+    ) -> None:
+        self.data, self.work, self.results = data, work, results
+        self.limit, self.overrides = limit, tuple(overrides)
+        self._prepared: dict[str, PreparedSet] = {}
+
+    def prepared(self, name: str) -> PreparedSet:
+        """Prepare a set and record its facts.
+
+        Raises:
+            QualityError: the results are of another version of the set.
+        """
+        if name not in self._prepared:
+            one = prepare_set(name, self.data, self.work)
+            facts = _facts_of(one)
+            earlier = self.results.read()["sets"].get(name)
+            if earlier is not None and earlier["fingerprint"] != facts["fingerprint"]:
+                raise QualityError(
+                    f"{self.results.path} has figures of another version of {name}; use that "
+                    "version of the data, or remove the lines of the set from the file"
+                )
+            if earlier is None:
+                with self.results.change() as content:
+                    content["sets"][name] = facts
+            self._prepared[name] = one
+        return self._prepared[name]
+
+    def settings(self, task: Task) -> Settings:
+        """Return the settings of a measurement now."""
+        return settings_of(task, self.prepared(task.set_name).dataset, self.overrides)
+
+    def is_finished(self, task: Task) -> bool:
+        """Whether the results contain the measurement."""
+        return task.key in self.results.read()[part_of(task)]
+
+    def forget(self, task: Task) -> None:
+        """Remove what the work folder has of a measurement, so that it is done again."""
+        cell = task.cell(self.work, self.settings(task).digest)
+        for path in (cell, cell.with_suffix(".npz"), cell.with_suffix(".attempts")):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.work / "runs" / cell.stem, ignore_errors=True)
+
+    def command(self, task: Task) -> list[str]:
+        """Return the command of the process of a measurement."""
+        limit = SETS[task.set_name].minutes if self.limit is None else self.limit
+        if task.name == BEST_RECIPE and self.limit is None:
+            limit = float("inf")
+        sets = [part for one in self.overrides for part in ("--set", one)]
+        places = ["--data", str(self.data), "--work", str(self.work), "--limit", str(limit)]
+        return [sys.executable, str(RUN_SCRIPT), *places, *sets, *task.arguments()]
+
+    def record(self, task: Task) -> dict[str, Any]:
+        """Move the result of a finished process into the results, and compare."""
+        path = task.cell(self.work, self.settings(task).digest)
+        cell: dict[str, Any] = json.loads(path.read_text())
+        config = cell.pop("config", None)
+        with self.results.change() as content:
+            content[part_of(task)][task.key] = cell
+            if config is not None:
+                content["configs"][cell["settings"]] = config
+                used = {one["settings"] for one in content["runs"].values()}
+                content["configs"] = {
+                    key: value for key, value in content["configs"].items() if key in used
+                }
+            for recipe in (DEFAULT, BEST_RECIPE):
+                self._compare(content, task.set_name, recipe)
+        return cell
+
+    def _compare(self, content: dict[str, Any], name: str, recipe: str) -> None:
+        """Compare a recipe with the baselines of a set, if all of them are finished."""
+        content["comparisons"].pop(f"{name}/{recipe}", None)
+        runs = [
+            one for one in content["runs"].values() if (one["set"], one["name"]) == (name, recipe)
+        ]
+        baselines = [content["baselines"].get(f"{name}/{one}") for one in BASELINES]
+        if not runs or None in baselines:
+            return
+        measured = [one for one in baselines if one is not None and "skipped" not in one]
+        runs.sort(key=lambda one: one["seed"])
+        try:
+            content["comparisons"][f"{name}/{recipe}"] = self._comparison(runs, measured)
+        except FileNotFoundError as error:
+            print(
+                f"{name}/{recipe} is not compared: {error.filename} is missing; measure it again "
+                f"with --again, or use the work folder of the earlier measurements",
+                file=sys.stderr,
+            )
+
+    def _comparison(
+        self, runs: list[dict[str, Any]], baselines: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Compare runs with the best baselines, user by user."""
+        users = [self._users(one) for one in runs]
+        mean = mean_of(users)
+        value = statistics.mean(one["metrics"][METRIC]["value"] for one in runs)
+        found: dict[str, Any] = {"seeds": [one["seed"] for one in runs], "value": value}
+        by_test = max(baselines, key=lambda one: one["metrics"][METRIC]["value"])
+        tuned = [one for one in baselines if one["validation"] is not None]
+        by_validation = max(tuned, key=lambda one: one["validation"]) if tuned else by_test
+        for key, best in (("best_on_validation", by_validation), ("best_on_test", by_test)):
+            other = self._users(best)
+            found[key] = {
+                "baseline": best["name"],
+                "value": best["metrics"][METRIC]["value"],
+                **asdict(compare(mean, other, METRIC)),
+                "by_seed": {
+                    str(one["seed"]): asdict(compare(mine, other, METRIC))
+                    for one, mine in zip(runs, users, strict=True)
+                },
+            }
+        return found
+
+    def _users(self, record: dict[str, Any]) -> PerUser:
+        task = Task(record["set"], record["name"], record.get("seed"))
+        return load_users(task.cell(self.work, record["settings"]).with_suffix(".npz"))
+
+
+def mean_of(parts: Sequence[PerUser]) -> PerUser:
+    """Return each user's metrics, averaged over the seeds."""
+    return replace(parts[0], numerators=np.mean([one.numerators for one in parts], axis=0))
+
+
+def part_of(task: Task) -> str:
+    """Return the part of the results that has a measurement."""
+    return "baselines" if task.seed is None else "runs"
+
+
+def _facts_of(one: PreparedSet) -> dict[str, Any]:
+    """Return the size of a set, and how many test users have no history."""
+    dataset, manifest = one.dataset, one.dataset.manifest
+    is_test = np.asarray(dataset.roles) == Role.TEST
+    owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.user_offsets))
+    with_history = np.bincount(owners[~is_test], minlength=dataset.num_users) > 0
+    return {
+        "fingerprint": manifest["fingerprint"],
+        "counts": manifest["counts"],
+        "split": manifest["split"],
+        "left_out": one.left_out,
+        "test_users_without_history": int((~with_history[np.unique(owners[is_test])]).sum()),
+    }

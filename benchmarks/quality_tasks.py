@@ -1,0 +1,143 @@
+"""Tasks of ``quality.py``: their names, files, settings, and the values of each user."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from candid.atomic import replacing
+from candid.config import DataFacts, RunConfig, load_recipe, parse_override, recipe_for
+from candid.data import PreparedDataset, open_dataset
+from candid.evaluation import PerUser
+from quality_sets import BEST_RECIPE, DEFAULT, METRICS
+
+RECIPES = Path(__file__).parent / "recipes"
+BUSY = 75
+"""Exit code of a measurement that another process is doing."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement.
+
+    Attributes:
+        set_name: of the set.
+        name: "default" or "best" for a recipe; else that of a baseline.
+        seed: of the training; None for a baseline.
+    """
+
+    set_name: str
+    name: str
+    seed: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Name in the results."""
+        return "/".join(
+            str(part) for part in (self.set_name, self.name, self.seed) if part is not None
+        )
+
+    def cell(self, work: Path, digest: str) -> Path:
+        """Return the file of the result; ``digest`` is that of the settings."""
+        return work / "cells" / f"{self.key.replace('/', '-')}-{digest[:12]}.json"
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of this script."""
+        if self.seed is None:
+            return ["baseline", self.set_name, self.name]
+        return ["model", self.set_name, self.name, str(self.seed)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a measurement.
+
+    Attributes:
+        config: of a run.
+        chosen: default settings that follow the data: key, value and reason.
+        digest: of the settings and the data, without the seed.
+    """
+
+    config: RunConfig
+    chosen: list[dict[str, Any]]
+    digest: str
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """The settings as the results contain them, equal for all seeds."""
+        table = self.config.model_dump(mode="json")
+        return {key: table[key] for key in table if key not in ("name", "seed", "data")}
+
+
+def settings_of(task: Task, dataset: PreparedDataset, overrides: tuple[str, ...] = ()) -> Settings:
+    """Return the settings of a run; those of a baseline are the ones of the default recipe."""
+    fixed = {"name": task.set_name, "seed": task.seed or 0, "threads": 1}
+    chosen: list[dict[str, Any]] = []
+    if task.name == BEST_RECIPE:
+        lines = [f"{key}={json.dumps(value)}" for key, value in fixed.items()]
+        config = load_recipe(recipe_file(task.set_name), [*lines, *overrides])
+    else:
+        changes = fixed | dict(map(parse_override, overrides))
+        config, defaults = recipe_for(_facts(dataset), changes)
+        chosen = [{"key": one.key, "value": one.value, "reason": one.reason} for one in defaults]
+    parts = Settings(config, chosen, "").stored | {"data": dataset.manifest["fingerprint"]}
+    if task.seed is None:
+        parts = {key: parts[key] for key in ("evaluation", "data")}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return Settings(config, chosen, digest)
+
+
+def recipe_file(set_name: str) -> Path:
+    """Return the file of the best recipe of a set."""
+    return RECIPES / f"{set_name}.toml"
+
+
+@cache
+def _facts_at(path: Path) -> DataFacts:
+    return DataFacts.of(open_dataset(path))
+
+
+def _facts(dataset: PreparedDataset) -> DataFacts:
+    assert dataset.path is not None
+    return _facts_at(dataset.path)
+
+
+def command_of(task: Task, overrides: tuple[str, ...] = ()) -> list[str]:
+    """Return the command of the product that does the same as a measurement."""
+    dataset = f"data/{task.set_name}"
+    if task.seed is None:
+        return ["candid", "baselines", dataset, "--only", task.name]
+    recipe = [] if task.name == DEFAULT else [f"benchmarks/recipes/{task.set_name}.toml"]
+    sets = [f"seed={task.seed}", "threads=1", *overrides]
+    flags = [part for one in sets for part in ("--set", one)]
+    return ["candid", "train", *recipe, "--data", dataset, *flags]
+
+
+def save_users(path: Path, users: PerUser) -> None:
+    """Write the values of each user that paired tests need."""
+    columns = [users.names.index(name) for name in METRICS if name in users.names]
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        np.savez(
+            stream,
+            user_ids=users.user_ids,
+            names=np.array([users.names[column] for column in columns]),
+            numerators=users.numerators[:, columns],
+            denominators=users.denominators[:, columns],
+        )
+
+
+def load_users(path: Path) -> PerUser:
+    """Read the values of each user."""
+    with np.load(path) as stored:
+        return PerUser(
+            stored["user_ids"],
+            tuple(map(str, stored["names"])),
+            stored["numerators"],
+            stored["denominators"],
+        )
