@@ -36,7 +36,15 @@ if TYPE_CHECKING:
         in_batch_softmax,
         sampled_softmax,
     )
-    from candid.runs import Run, load_run, train, train_run
+    from candid.runs import (
+        FittedBaseline,
+        Run,
+        fit_baseline,
+        load,
+        load_run,
+        train,
+        train_run,
+    )
     from candid.samplers import SAMPLERS, with_negatives
     from candid.towers import TOWERS, RetrievalModel
 
@@ -51,6 +59,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "EvaluationReport",
+    "FittedBaseline",
     "InBatchSoftmaxLoss",
     "LossOutput",
     "PreparedDataset",
@@ -63,8 +72,10 @@ __all__ = [
     "corrected_log_softmax",
     "default_recipe",
     "evaluate",
+    "fit_baseline",
     "full_softmax",
     "in_batch_softmax",
+    "load",
     "load_recipe",
     "load_run",
     "open_dataset",
@@ -95,7 +106,15 @@ _PACKAGE_OF: Final = {
             "in_batch_softmax",
             "sampled_softmax",
         ),
-        "runs": ("Run", "load_run", "train", "train_run"),
+        "runs": (
+            "FittedBaseline",
+            "Run",
+            "fit_baseline",
+            "load",
+            "load_run",
+            "train",
+            "train_run",
+        ),
         "samplers": ("SAMPLERS", "with_negatives"),
         "towers": ("TOWERS", "RetrievalModel"),
     }.items()

@@ -28,7 +28,7 @@ def test_scores_agree_with_the_equations(shop, shop_rows, shop_histories, make_q
     pytest.importorskip("implicit")
     config = ALS.Config(factors=6, confidence=4.0, l2=0.7, iterations=200)
     model = ALS.fit(training_rows(shop), config)
-    items = model._model.item_factors.astype(np.float64)
+    items = model.item_factors.astype(np.float64)
 
     # The item factors solve the equations with the users' factors, which solve theirs.
     matrix = np.zeros((len(shop_rows), 28))

@@ -6,6 +6,7 @@ training_rows    the interactions that baselines are fitted to
 neighbours       the base of baselines that add up neighbours of the items in a history
 tuning           the choice of settings on the validation targets
 measurement      several baselines fitted, tuned and measured
+storage          the arrays of a fitted baseline in a file
 report           results as a table and as JSON
 beside           a trained model beside the baselines
 
@@ -15,7 +16,12 @@ Each baseline has a module of its own: ``popularity``, ``recent_popularity``, ``
 
 from candid.baselines.baseline import Baseline, history_matrix
 from candid.baselines.beside import ModelBesideBaselines, ModelFacts
-from candid.baselines.measurement import BaselineResult, BaselineResults, measure_baselines
+from candid.baselines.measurement import (
+    BaselineResult,
+    BaselineResults,
+    fit_tuned,
+    measure_baselines,
+)
 from candid.baselines.registry import BASELINES
 from candid.baselines.training_rows import TrainingRows, training_rows
 
@@ -27,6 +33,7 @@ __all__ = [
     "ModelBesideBaselines",
     "ModelFacts",
     "TrainingRows",
+    "fit_tuned",
     "history_matrix",
     "measure_baselines",
     "training_rows",

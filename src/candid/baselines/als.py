@@ -1,4 +1,4 @@
-"""ALS: a factorisation of the interactions with confidences, by the package implicit."""
+"""ALS: a factorisation of the interactions with confidences, fitted by the package implicit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from pydantic import Field
 from scipy import sparse
 from torch import Tensor
 
-from candid.baselines.baseline import Baseline, Grid, history_matrix
+from candid.baselines.baseline import Baseline, Grid, Scores, history_matrix
+from candid.baselines.sparse_products import blocks_of_rows
 from candid.baselines.training_rows import Floats, TrainingRows
 from candid.batches import Queries
 from candid.component import ComponentConfig
 from candid.errors import ConfigError
+from candid.towers import EncodeProgress
+
+MAX_GATHERED = 2**22
+"""Entries of the factors and matrices of one block of queries: about 16 MiB each."""
 
 
 class ALS(Baseline):
@@ -28,7 +33,7 @@ class ALS(Baseline):
     Args:
         config: settings.
         target_counts: [V] float64.
-        model: the fitted model of implicit.
+        item_factors: y, [V, D] float32.
     """
 
     class Config(ComponentConfig):
@@ -47,10 +52,13 @@ class ALS(Baseline):
         "l2": (0.1, 1.0, 10.0),
         "factors": (32, 64, 128),
     }
+    state = ("target_counts", "item_factors")
 
-    def __init__(self, config: Any, target_counts: Floats, model: Any) -> None:
+    def __init__(self, config: Any, target_counts: Floats, item_factors: Scores) -> None:
         super().__init__(config, target_counts)
-        self._model = model
+        self.item_factors = item_factors
+        self._items = items = torch.from_numpy(item_factors)
+        self._gram = items.T @ items + config.l2 * torch.eye(items.shape[1])
 
     @classmethod
     def fit(cls, rows: TrainingRows, config: Any) -> Self:
@@ -77,16 +85,54 @@ class ALS(Baseline):
                 num_threads=torch.get_num_threads(),
             )
             model.fit(_as_matrix(rows.matrix()), show_progress=False)
-        return cls(config, rows.target_counts, model)
+        return cls(config, rows.target_counts, np.asarray(model.item_factors, dtype=np.float32))
 
     def score_catalog(self, queries: Queries) -> Tensor:
         """Score all items; a query without a history has the order of popularity."""
-        items = np.asarray(self._model.item_factors, dtype=np.float32)
-        history = history_matrix(queries, len(items), distinct=True)
-        users = self._model.recalculate_user(np.arange(len(queries)), _as_matrix(history))
-        scores = np.asarray(users, dtype=np.float32) @ items.T
-        scores[np.diff(history.indptr) == 0] = self._fallback
-        return torch.from_numpy(scores)
+        history = history_matrix(queries, len(self.item_factors), distinct=True)
+        scores = self._factors_of(history) @ self._items.T
+        is_empty = torch.from_numpy(np.diff(history.indptr) == 0)
+        scores[is_empty] = torch.from_numpy(self._fallback)
+        return scores
+
+    @property
+    def vector_model(self) -> Self:
+        """The baseline itself: its query and item vectors are the factors."""
+        return self
+
+    def encode_queries(self, queries: Queries) -> Tensor:
+        """Return the factors of B queries: [B, D] float32, zeros without a history."""
+        return self._factors_of(history_matrix(queries, len(self.item_factors), distinct=True))
+
+    def encode_catalog(self, progress: EncodeProgress | None = None) -> Tensor:
+        """Return the factors of all items: [V, D] float32."""
+        return self._items
+
+    def _factors_of(self, history: sparse.csr_array) -> Tensor:
+        """Solve (YᵀY + l2·I + (c - 1) HᵀH) x = c Hᵀ1, H the factors of the items of one query.
+
+        Args:
+            history: [B, V], its stored entries are the items of each query.
+        """
+        lengths = np.diff(history.indptr)
+        factors = torch.zeros(len(lengths), self._items.shape[1])
+        # Queries of similar length share a block, padded to the longest one, which is the last.
+        order = np.argsort(lengths, kind="stable")
+        order = order[lengths[order] > 0]
+        extra = self.config.confidence - 1
+        dim = factors.shape[1]
+        for block in blocks_of_rows((lengths[order] + dim) * dim, MAX_GATHERED):
+            queries = order[block]
+            columns = np.arange(lengths[queries[-1]])
+            is_item = columns < lengths[queries, None]
+            entries = np.where(is_item, history.indptr[queries, None] + columns, 0)
+            items = self._items[torch.from_numpy(history.indices[entries].astype(np.int64))]
+            items *= torch.from_numpy(is_item)[:, :, None]
+            matrix = self._gram + extra * (items.mT @ items)
+            right = (extra + 1) * items.sum(dim=1)[:, :, None]
+            solved = torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+            factors[torch.from_numpy(queries)] = solved[:, :, 0]
+        return factors
 
 
 def _as_matrix(array: sparse.csr_array) -> Any:

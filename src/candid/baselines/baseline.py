@@ -16,6 +16,7 @@ from torch import Tensor
 from candid.baselines.training_rows import Floats, TrainingRows
 from candid.batches import Queries, ranges
 from candid.component import ComponentConfig
+from candid.inference import TwoTowerModel
 
 Scores = npt.NDArray[np.float32]
 Grid = Mapping[str, tuple[Any, ...]]
@@ -37,6 +38,9 @@ class Baseline(ABC):
         grid: values that tuning tries for each setting, in the order of tuning.
         query_settings: settings that a query reads and the fit does not, so that a new value
             needs no new fit.
+        state: names of the arrays (NumPy, or ``scipy.sparse.csr_array``) that the fit found:
+            attributes, and arguments of the constructor after ``config``. A saved baseline is
+            built from them.
         needs_history: whether an evaluation leaves out users without a history. A baseline has
             a list for them; it is set to measure the users of a model that has none.
     """
@@ -44,6 +48,7 @@ class Baseline(ABC):
     Config: ClassVar[type[ComponentConfig]]
     grid: ClassVar[Grid] = {}
     query_settings: ClassVar[frozenset[str]] = frozenset()
+    state: ClassVar[tuple[str, ...]] = ("target_counts",)
 
     reads_history: bool = True
     needs_history: bool = False
@@ -52,6 +57,7 @@ class Baseline(ABC):
 
     def __init__(self, config: Any, target_counts: Floats) -> None:
         self.config = config
+        self.target_counts = target_counts
         self._fallback = below_zero(target_counts)
 
     @classmethod
@@ -70,6 +76,16 @@ class Baseline(ABC):
     @abstractmethod
     def score_catalog(self, queries: Queries) -> Tensor:
         """Score all V items for B queries: [B, V] float32 on the CPU, larger is better."""
+
+    @property
+    def vector_model(self) -> TwoTowerModel | None:
+        """The baseline as a model of query and item vectors; None: it has no vectors."""
+        return None
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether scores are products of query and item vectors."""
+        return self.vector_model is not None
 
     def with_query_settings(self, config: Any) -> Self:
         """Return a copy with another config that differs in ``query_settings`` only."""

@@ -44,6 +44,7 @@ class EASE(Baseline):
 
     grid: ClassVar[Grid] = {"decay": (1.0, 0.95, 0.9, 0.8, 0.6), "l2": (20.0, 100.0, 500.0, 2500.0)}
     query_settings = frozenset({"decay"})
+    state = ("target_counts", "weights")
 
     def __init__(self, config: Any, target_counts: Floats, weights: Scores) -> None:
         super().__init__(config, target_counts)

@@ -17,10 +17,7 @@ from candid.component import lookup
 from candid.data import PreparedDataset, Role
 from candid.errors import ConfigError
 from candid.evaluation import EvaluationConfig, EvaluationReport, check_has_relevant, evaluate
-from candid.inference import StageProgress
-
-MAX_SCORES = 2**23
-"""Largest number of scores of a batch, 32 MiB: larger arrays cost a page fault for each page."""
+from candid.inference import StageProgress, score_batch_size
 
 
 @dataclass(frozen=True)
@@ -139,6 +136,35 @@ def measure_baselines(
     return BaselineResults(config.metric, role, tuned_on, tuple(results), skipped)
 
 
+def fit_tuned(
+    dataset: PreparedDataset,
+    name: str,
+    config: EvaluationConfig,
+    *,
+    tuning: bool = True,
+    seconds: float | None = None,
+) -> Tuned:
+    """Fit one baseline to the training rows and tune it on validation, without a measurement.
+
+    Args:
+        dataset: the prepared dataset.
+        name: of the baseline.
+        config: settings of the evaluation; its metric is tuned.
+        tuning: whether to tune the settings.
+        seconds: CPU time after which tuning stops; None: no limit.
+
+    Raises:
+        ConfigError: the name is unknown, or the baseline cannot be fitted.
+        DataError: the dataset has no training interaction, or no validation target that can be
+            measured.
+    """
+    lookup(BASELINES, "baseline", name)
+    rows = training_rows(dataset)
+    run = _Measurement(dataset, _bounded(config, dataset.num_items), Role.VALIDATION, None, False)
+    users = run.check_validation() if tuning else None
+    return run.tuned(name, rows, _Clock(seconds), is_tuned=users is not None)
+
+
 class _Clock:
     """CPU time of this process since the start, with an optional limit."""
 
@@ -176,8 +202,7 @@ class _Measurement:
         self, name: str, rows: TrainingRows, clock: _Clock, *, is_tuned: bool
     ) -> BaselineResult:
         begin = time.process_time()
-        measure: Callable[[Baseline], float] | None = self._validation_metric if is_tuned else None
-        tuned: Tuned = tune(BASELINES[name], rows, measure, is_over=clock.is_over)
+        tuned = self.tuned(name, rows, clock, is_tuned=is_tuned)
         report = self._evaluate(tuned.model, self.config, self.role)
         return BaselineResult(
             name=name,
@@ -189,6 +214,10 @@ class _Measurement:
             report=report,
             model=tuned.model,
         )
+
+    def tuned(self, name: str, rows: TrainingRows, clock: _Clock, *, is_tuned: bool) -> Tuned:
+        measure: Callable[[Baseline], float] | None = self._validation_metric if is_tuned else None
+        return tune(BASELINES[name], rows, measure, is_over=clock.is_over)
 
     @property
     def _validation_config(self) -> EvaluationConfig:
@@ -213,5 +242,5 @@ class _Measurement:
 
 def _bounded(config: EvaluationConfig, num_items: int) -> EvaluationConfig:
     """Limit the batch size so that its rows of scores fit into memory; results do not change."""
-    batch_size = max(1, min(config.batch_size, MAX_SCORES // num_items))
+    batch_size = score_batch_size(num_items, config.batch_size)
     return config.model_copy(update={"batch_size": batch_size})

@@ -32,6 +32,7 @@ class Neighbours(Baseline):
     """
 
     query_settings = frozenset({"decay"})
+    state = ("target_counts", "similarities")
 
     def __init__(self, config: Any, target_counts: Floats, similarities: sparse.csr_array) -> None:
         super().__init__(config, target_counts)

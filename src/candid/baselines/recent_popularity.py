@@ -38,10 +38,12 @@ class RecentPopularity(Baseline):
         )
 
     grid: ClassVar[Grid] = {"share": (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)}
+    state = ("target_counts", "recent_counts")
     reads_history = False
 
     def __init__(self, config: Any, target_counts: Floats, recent_counts: Floats) -> None:
         super().__init__(config, target_counts)
+        self.recent_counts = recent_counts
         # Lexicographic: the fraction of the popularity is below one interaction.
         order = recent_counts + (below_zero(target_counts) + 1).astype(np.float64)
         self._row = torch.from_numpy(below_zero(order))

@@ -55,6 +55,7 @@ class SessionKNN(Baseline):
         "sessions_per_item": (300, 1000),
     }
     query_settings = frozenset({"decay", "neighbours"})
+    state = ("target_counts", "sessions_of_item", "targets_of_session", "owners")
 
     def __init__(
         self,
@@ -65,9 +66,9 @@ class SessionKNN(Baseline):
         owners: Ints,
     ) -> None:
         super().__init__(config, target_counts)
-        self._sessions_of_item = sessions_of_item
-        self._targets_of_session = targets_of_session
-        self._owners = owners
+        self.sessions_of_item = sessions_of_item
+        self.targets_of_session = targets_of_session
+        self.owners = owners
 
     @classmethod
     def fit(cls, rows: TrainingRows, config: Any) -> Self:
@@ -88,15 +89,15 @@ class SessionKNN(Baseline):
 
     def score_catalog(self, queries: Queries) -> Tensor:
         """Score all items; those in no near session follow by popularity."""
-        num_items = self._sessions_of_item.shape[0]
+        num_items = self.sessions_of_item.shape[0]
         history = history_matrix(queries, num_items, decay=self.config.decay, distinct=True)
         scores = np.zeros((len(queries), num_items), dtype=np.float32)
         user_ids = queries.user_ids.numpy()
-        for block in blocks_of_rows(product_costs(history, self._sessions_of_item)):
-            similarity = history[block] @ self._sessions_of_item
+        for block in blocks_of_rows(product_costs(history, self.sessions_of_item)):
+            similarity = history[block] @ self.sessions_of_item
             rows = np.repeat(user_ids[block], np.diff(similarity.indptr))
-            similarity.data[self._owners[similarity.indices] == rows] = 0
+            similarity.data[self.owners[similarity.indices] == rows] = 0
             similarity.eliminate_zeros()
             nearest = largest_in_rows(similarity, self.config.neighbours)
-            scores[block] = (nearest @ self._targets_of_session).toarray()
+            scores[block] = (nearest @ self.targets_of_session).toarray()
         return self.with_popularity_below(scores)

@@ -29,6 +29,14 @@ def baselines(
         float | None,
         typer.Option(min=0, help="CPU seconds after which tuning stops and no further one begins"),
     ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder to save the first one of the table in, to recommend and serve from; name "
+            "it with --only",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the results as JSON")] = None,
     overrides: Set = None,
     json: Json = False,
@@ -44,10 +52,13 @@ def baselines(
     from candid.cli.progress import stage_progress
     from candid.config import default_recipe, override_evaluation
     from candid.data import Role, open_dataset
+    from candid.runs import check_is_empty, fitted_baseline
 
     console = Console(json, quiet)
+    if save is not None:
+        check_is_empty(save, "--save")
     dataset = open_dataset(data)
-    config = override_evaluation(default_recipe(dataset=dataset), overrides or [])
+    config = override_evaluation(default_recipe(dataset=dataset).evaluation, overrides or [])
     with stage_progress(console) as progress:
         results = measure_baselines(
             dataset,
@@ -63,4 +74,11 @@ def baselines(
     if out is not None:
         write_json(out, document)
         lines.append(f"written to {out}")
-    console.result(document | {"file": None if out is None else str(out)}, *lines)
+    saved = None
+    if save is not None and (best := results.best) is not None:
+        fitted_baseline(best.name, best.model, dataset, config, best.validation, best.trials).save(
+            save
+        )
+        saved = {"baseline": best.name, "folder": str(save)}
+        lines.append(f"{best.name} saved in {save}; next: candid recommend {save} --user ID")
+    console.result(document | {"file": None if out is None else str(out), "saved": saved}, *lines)

@@ -19,7 +19,8 @@ def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN RUN…", help="Folders of two or more runs; the first is the reference"
+            metavar="RUN RUN…",
+            help="Folders of two or more runs or saved baselines; the first is the reference",
         ),
     ],
     data: Annotated[
@@ -38,7 +39,7 @@ def compare(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare runs on the same targets, user by user.
+    """Compare runs and saved baselines on the same targets, user by user.
 
     All runs are measured with the evaluation settings of the first; --set changes evaluation.*
     keys only. With more than two runs, p-values are adjusted after Holm.
@@ -59,7 +60,7 @@ def compare(
     loaded = load_runs(runs, data)
     first = next(iter(loaded.values()))
     chosen = [] if metric is None else [f"evaluation.metric={metric}"]
-    config = override_evaluation(first.config, [*(overrides or []), *chosen])
+    config = override_evaluation(first.evaluation, [*(overrides or []), *chosen])
     with stage_progress(console) as progress:
         comparison = compare_runs(loaded, split.value, config, progress=progress)
     settings, notes = differing_settings(loaded), notes_of(loaded, comparison)

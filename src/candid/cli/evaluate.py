@@ -14,7 +14,7 @@ from candid.cli.options import Json, Quiet, Set
 if TYPE_CHECKING:
     from candid.evaluation import EvaluationConfig, EvaluationReport
     from candid.inference import StageProgress
-    from candid.runs import Run
+    from candid.runs import SavedModel
 
 
 class Split(StrEnum):
@@ -25,7 +25,7 @@ class Split(StrEnum):
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of a saved baseline")],
     data: Annotated[
         Path | None, typer.Option(help="Prepared dataset [default: the dataset of the run]")
     ] = None,
@@ -38,21 +38,26 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a trained model over the full catalog; --set changes evaluation.* keys only."""
+    """Measure a trained model or a saved baseline over the full catalog.
+
+    --set changes evaluation.* keys only.
+    """
     from candid.atomic import write_json
     from candid.cli.progress import stage_progress
     from candid.config import override_evaluation
-    from candid.runs import beside_baselines, load_run
+    from candid.runs import beside_baselines, load, load_run
 
     console = Console(json, quiet)
-    loaded = load_run(run, data)
-    config = override_evaluation(loaded.config, overrides or [])
+    # Only the model of a run is shown beside baselines.
+    trained = load_run(run, data) if baselines else None
+    loaded = load(run, data) if trained is None else trained
+    config = override_evaluation(loaded.evaluation, overrides or [])
     with stage_progress(console) as progress:
-        report, path = evaluate_and_save(loaded, split, config, progress)
+        report, path = evaluate_and_save(loaded, run, split, config, progress)
         beside = None
-        if baselines:
+        if trained is not None:
             beside = beside_baselines(
-                loaded, report, split=split.value, config=config, progress=progress
+                trained, report, split=split.value, config=config, progress=progress
             )
     document = {"run": str(run), "split": split.value, "file": str(path), **report.to_json()}
     lines: list[Any] = [report.table(), *(report.slice_table(name) for name in report.slices)]
@@ -69,16 +74,17 @@ def baselines_file(evaluation: Path) -> Path:
 
 
 def evaluate_and_save(
-    run: Run,
+    model: SavedModel,
+    folder: Path,
     split: Split,
     config: EvaluationConfig | None = None,
     progress: StageProgress | None = None,
 ) -> tuple[EvaluationReport, Path]:
-    """Measure a run, save the report in its folder and return both."""
-    report = run.evaluate(split.value, config, progress=progress)
+    """Measure a model, save the report in its folder and return report and file."""
+    report = model.evaluate(split.value, config, progress=progress)
     # The report on a part of the catalog does not replace the report on the whole.
     part = report.settings["catalog"]
     suffix = "" if part == "all" else f"-{part}"
-    path = run.folder / f"evaluation-{split.value}{suffix}.json"
+    path = folder / f"evaluation-{split.value}{suffix}.json"
     report.save(path)
     return report, path

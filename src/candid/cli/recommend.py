@@ -14,7 +14,7 @@ from candid.errors import ConfigError
 
 
 def recommend(
-    run: Annotated[Path, typer.Argument(help="Folder of a run")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of a saved baseline")],
     user: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="User of the dataset; repeatable")
     ] = None,
@@ -75,9 +75,14 @@ def recommend(
     attributes = _attributes(user_attribute or [])
     from candid.cli.progress import stage_progress
     from candid.data.lookup import item_ids_of, user_ids_of
-    from candid.runs import load_run, read_new_items
+    from candid.runs import SavedModel, load, load_run, read_new_items
 
-    loaded = load_run(run, data)
+    loaded: SavedModel
+    if new_items is None:
+        loaded, added = load(run, data), None
+    else:  # only a run encodes new items
+        loaded = trained = load_run(run, data)
+        added = read_new_items(trained, new_items)
     console = Console(json, quiet)
     histories = [item_ids_of(loaded.dataset, history or [])]
     with stage_progress(console) as progress:
@@ -89,7 +94,7 @@ def recommend(
             filter_seen=not include_seen,
             time=time,
             event_type=event_type,
-            new_items=None if new_items is None else read_new_items(loaded, new_items),
+            new_items=added,
             progress=progress,
         )
     document = {"run": str(run), "answers": recommendations.to_json()}

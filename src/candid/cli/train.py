@@ -117,7 +117,7 @@ def train(
         console.note("measuring on the test split")
         try:
             with stage_progress(console) as shown:
-                report, path = evaluate_and_save(run, Split.TEST, progress=shown)
+                report, path = evaluate_and_save(run, out, Split.TEST, progress=shown)
                 beside = beside_cheap_baselines(run, report, progress=shown) if baselines else None
         except KeyboardInterrupt:
             raise Interrupted(

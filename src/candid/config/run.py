@@ -124,8 +124,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(with_overrides(read_toml(path), overrides), source)
 
 
-def override_evaluation(config: RunConfig, overrides: Sequence[str]) -> EvaluationConfig:
-    """Return the evaluation settings of a trained run with overrides applied.
+def override_evaluation(config: EvaluationConfig, overrides: Sequence[str]) -> EvaluationConfig:
+    """Return the evaluation settings of a saved model with overrides applied.
 
     Raises:
         ConfigError: an override is wrong, or of another section.
@@ -136,8 +136,14 @@ def override_evaluation(config: RunConfig, overrides: Sequence[str]) -> Evaluati
             raise ConfigError(
                 f"--set {text!r}: only keys of [evaluation] can change here; remove it"
             )
-    table = with_overrides(config.model_dump(mode="json"), overrides)
-    return parse_config(table, "command line").evaluation
+    table = with_overrides({"evaluation": config.model_dump(mode="json")}, overrides)
+    return validated(_Evaluation, table, "command line").evaluation
+
+
+class _Evaluation(ComponentConfig):
+    """The section [evaluation] of a recipe alone, so that errors have its dotted keys."""
+
+    evaluation: EvaluationConfig = Field(description=SECTIONS["evaluation"])
 
 
 def default_recipe(

@@ -7,6 +7,7 @@ recommend        search over the item vectors; recommendations with source ids a
 item_subset      exact search over a part of the catalog
 log_partition    the log partition function of the softmax over all items
 two_tower_model  the interface of a model of vectors
+score_rows       search over rows of scores, for models without vectors
 scoring_model    the interface of a model that scores the whole catalog
 
 Evaluation, ``Run``, the command line and the server all use this package.
@@ -29,7 +30,8 @@ from candid.inference.queries import (
 from candid.inference.query_set import QuerySet, query_set
 from candid.inference.recommend import NewItems, recommend
 from candid.inference.recommendations import Recommendations
-from candid.inference.scoring_model import ScoringModel, scores_catalog
+from candid.inference.score_rows import ScoreRows, score_batch_size, score_rows
+from candid.inference.scoring_model import ScoringModel, accepts_histories, scores_catalog
 from candid.inference.tie_order import Searchable, search_with_tie_order, tie_ranks
 from candid.inference.two_tower_model import (
     StageProgress,
@@ -45,10 +47,12 @@ __all__ = [
     "QuerySet",
     "RecommendQuery",
     "Recommendations",
+    "ScoreRows",
     "ScoringModel",
     "Searchable",
     "StageProgress",
     "TwoTowerModel",
+    "accepts_histories",
     "encode_catalog",
     "encode_queries",
     "held_out_queries",
@@ -61,6 +65,8 @@ __all__ = [
     "query_for_user",
     "query_set",
     "recommend",
+    "score_batch_size",
+    "score_rows",
     "scores_catalog",
     "search_with_tie_order",
     "seen_items",

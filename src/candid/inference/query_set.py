@@ -22,6 +22,8 @@ from candid.inference.queries import (
     query_for_history,
     seen_items,
 )
+from candid.inference.score_rows import score_batch_size, score_rows
+from candid.inference.scoring_model import ScoringModel, accepts_histories
 from candid.inference.two_tower_model import StageProgress, TwoTowerModel
 
 BATCH_SIZE = 512
@@ -42,7 +44,7 @@ class QuerySet(ABC):
         """Return B, the number of queries."""
 
     @abstractmethod
-    def check(self, model: TwoTowerModel) -> None:
+    def check(self, model: TwoTowerModel | ScoringModel) -> None:
         """Refuse queries that the model cannot encode.
 
         Raises:
@@ -79,6 +81,26 @@ class QuerySet(ABC):
             yield rows, model.encode_queries(self.pack(rows).to(device)).float()
             if progress is not None:
                 progress("encoding queries", rows.stop, len(self))
+
+    def score(
+        self, model: ScoringModel, num_items: int, progress: StageProgress | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Score all V items for all queries in batches.
+
+        Args:
+            model: scores the catalog.
+            num_items: V.
+            progress: called with ("scoring queries", done, total).
+
+        Yields:
+            rows and their scores [b, V] float32.
+        """
+        size = score_batch_size(num_items, BATCH_SIZE)
+        for begin in range(0, len(self), size):
+            rows = slice(begin, min(begin + size, len(self)))
+            yield rows, score_rows(model, self.pack(rows), num_items)
+            if progress is not None:
+                progress("scoring queries", rows.stop, len(self))
 
 
 def query_set(
@@ -156,7 +178,7 @@ class _UserQueries(QuerySet):
     def __len__(self) -> int:
         return len(self._ids)
 
-    def check(self, model: TwoTowerModel) -> None:
+    def check(self, model: TwoTowerModel | ScoringModel) -> None:
         if not model.needs_history:
             return
         offsets = self._dataset.user_offsets
@@ -210,8 +232,8 @@ class _HistoryQueries(QuerySet):
     def __len__(self) -> int:
         return len(self._queries)
 
-    def check(self, model: TwoTowerModel) -> None:
-        if model.needs_user or not (model.reads_history or self._features is not None):
+    def check(self, model: TwoTowerModel | ScoringModel) -> None:
+        if not accepts_histories(model, with_features=self._features is not None):
             raise ConfigError(
                 "the model can encode only users it was trained on, not histories: name users, or "
                 "train a model with a history tower and without user embeddings"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,9 @@ from candid.inference.item_subset import ItemSubset
 from candid.inference.log_partition import log_partition
 from candid.inference.query_set import query_set
 from candid.inference.recommendations import Recommendations
-from candid.inference.tie_order import search_with_tie_order, tie_ranks
+from candid.inference.score_rows import ScoreRows
+from candid.inference.scoring_model import ScoringModel, scores_catalog
+from candid.inference.tie_order import Searchable, search_with_tie_order, tie_ranks
 from candid.inference.two_tower_model import (
     StageProgress,
     TwoTowerModel,
@@ -47,7 +49,7 @@ class NewItems:
 
 
 def recommend(
-    model: TwoTowerModel,
+    model: TwoTowerModel | ScoringModel,
     dataset: PreparedDataset,
     *,
     user_ids: Sequence[int] | Ints | None = None,
@@ -71,7 +73,8 @@ def recommend(
     Items with equal scores are listed by training count, then by a hash of the source id.
 
     Args:
-        model: encodes queries and items; runs in inference mode.
+        model: encodes queries and items into vectors, or scores the whole catalog for a query
+            (``ScoringModel``); runs in inference mode.
         dataset: the dataset that the model was trained on.
         user_ids: [B]; the whole history of each user in the dataset is used, including the
             held-out part.
@@ -102,8 +105,9 @@ def recommend(
             empty and the model needs one; the model encodes only users and histories are given;
             neither or both of ``user_ids`` and ``histories`` are given; user features are given
             for users of the dataset, or their number is not B; no item is allowed; a new item is
-            already in the catalog; the index holds another number of items.
-        ArtifactError: the vectors of the model are not finite.
+            already in the catalog; the index holds another number of items; new items, an index
+            or probabilities with a model that scores the catalog.
+        ArtifactError: the vectors or the scores of the model are not finite.
     """
     queries = query_set(
         dataset,
@@ -130,16 +134,26 @@ def recommend(
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     probabilities = np.zeros((len(queries), k)) if with_probabilities else None
     with inference_mode(model):
-        vectors = encode_catalog(model, progress) if item_vectors is None else item_vectors
-        if new_items is not None:
-            vectors = torch.cat([vectors, new_items.item_vectors.to(vectors)])
-        searcher = _searcher(vectors, items.height, is_allowed, index)
+        batches: Iterator[tuple[slice, Tensor]]
+        searcher: Searchable
+        if scores_catalog(model):
+            vectors = torch.empty(0)
+            _check_no_vectors(index, item_vectors, new_items, with_probabilities)
+            _check_allowed(is_allowed, items.height)
+            searcher = ScoreRows(items.height, is_allowed)
+            batches = queries.score(model, items.height, progress)
+        else:
+            vectors = encode_catalog(model, progress) if item_vectors is None else item_vectors
+            if new_items is not None:
+                vectors = torch.cat([vectors, new_items.item_vectors.to(vectors)])
+            searcher = _searcher(vectors, items.height, is_allowed, index)
+            batches = queries.encode(model, vectors.device, progress)
         num_results = min(k, searcher.num_items)
-        for rows, query in queries.encode(model, vectors.device, progress):
+        for rows, query in batches:
             seen = None
             if filter_seen:
                 seen = queries.seen(rows)
-                seen = Exclusions(seen.item_ids.to(vectors.device), seen.offsets.to(vectors.device))
+                seen = Exclusions(seen.item_ids.to(query.device), seen.offsets.to(query.device))
             result = search_with_tie_order(searcher, query, num_results, seen, order_of_ties)
             item_ids[rows, :num_results] = result.item_ids.cpu().numpy()
             scores[rows, :num_results] = result.scores.cpu().numpy()
@@ -156,12 +170,7 @@ def _searcher(
 ) -> Index | ItemSubset:
     """Return the index to search: the given one, or an exact one over the allowed items."""
     if is_allowed is not None:
-        if len(is_allowed) != num_items:
-            raise ConfigError(
-                f"is_allowed has {len(is_allowed)} entries for {num_items} items: give one for each"
-            )
-        if not is_allowed.any():
-            raise ConfigError("no item is left to recommend: allow more items, or deny fewer")
+        _check_allowed(is_allowed, num_items)
         return ItemSubset(item_vectors, is_allowed)
     index = ExactIndex(item_vectors) if index is None else index
     if index.num_items != num_items:
@@ -170,6 +179,37 @@ def _searcher(
             "build it over the vectors of these items, or leave it out"
         )
     return index
+
+
+def _check_allowed(is_allowed: Bools | None, num_items: int) -> None:
+    if is_allowed is None:
+        return
+    if len(is_allowed) != num_items:
+        raise ConfigError(
+            f"is_allowed has {len(is_allowed)} entries for {num_items} items: give one for each"
+        )
+    if not is_allowed.any():
+        raise ConfigError("no item is left to recommend: allow more items, or deny fewer")
+
+
+def _check_no_vectors(
+    index: Index | None,
+    item_vectors: Tensor | None,
+    new_items: NewItems | None,
+    with_probabilities: bool,
+) -> None:
+    """Refuse what needs vectors, for a model that scores the catalog."""
+    given = {
+        "an index": index is not None,
+        "item vectors": item_vectors is not None,
+        "new items": new_items is not None,
+        "probabilities": with_probabilities,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise ConfigError(
+                f"the model scores the items of its dataset and has no vectors: leave out {name}"
+            )
 
 
 def _with_new_items(items: pl.DataFrame, new: NewItems | None) -> pl.DataFrame:

@@ -44,6 +44,21 @@ class ScoringModel(Protocol):
         ...
 
 
+def accepts_histories(model: TwoTowerModel | ScoringModel, *, with_features: bool) -> bool:
+    """Return whether a model has an answer for an anonymous user with a history.
+
+    A model that scores the catalog and reads no history has the same list for everyone. A model of
+    vectors that reads no history needs features of the user.
+
+    Args:
+        model: the model.
+        with_features: whether features of the user are given.
+    """
+    if model.needs_user:
+        return False
+    return model.reads_history or with_features or scores_catalog(model)
+
+
 def scores_catalog(model: TwoTowerModel | ScoringModel) -> TypeIs[ScoringModel]:
     """Return whether a model offers scores of the whole catalog instead of vectors."""
     return callable(getattr(model, "score_catalog", None))

@@ -1,5 +1,7 @@
 """Runs: training from a config and a prepared dataset, and the folder with its results.
 
+A folder of a run:
+
 run.json             the manifest: resolved config, dataset, versions, results so far
 features.json        the fitted features, if there are any
 best.safetensors     the model of the best validation
@@ -9,31 +11,52 @@ tensorboard/         the metrics log for TensorBoard
 index/               item vectors and an index over them, from ``candid index``
 evaluation-<split>.json   the report of ``candid evaluate``; -warm, -cold: of a part of the catalog
 baselines-<split>.json    the model beside baselines, from ``candid evaluate --baselines``
+
+A folder of a saved baseline:
+
+baseline.json        the manifest: name, settings, tuning, dataset, version
+arrays.safetensors   the arrays of the fit
+items.parquet        the source id of each item, in the order of the arrays
 """
 
 from candid.runs.baselines import beside_baselines, beside_cheap_baselines
 from candid.runs.build import build_model, build_objective, pick_device, set_threads
 from candid.runs.comparison import compare_runs, load_runs
 from candid.runs.features import RunFeatures, fit_features
-from candid.runs.folder import MANIFEST, check_is_free, peak_memory_mib
+from candid.runs.fitted_baseline import (
+    FittedBaseline,
+    fit_baseline,
+    fitted_baseline,
+    load_baseline,
+)
+from candid.runs.folder import MANIFEST, check_is_empty, check_is_free, peak_memory_mib
 from candid.runs.index import INDEX, model_fingerprint, open_index
 from candid.runs.new_items import read_new_items
 from candid.runs.run import Run, load_run
+from candid.runs.saved_model import SavedModel, holds_baseline, load
 from candid.runs.training import TrainResult, train, train_run
 
 __all__ = [
     "INDEX",
     "MANIFEST",
+    "FittedBaseline",
     "Run",
     "RunFeatures",
+    "SavedModel",
     "TrainResult",
     "beside_baselines",
     "beside_cheap_baselines",
     "build_model",
     "build_objective",
+    "check_is_empty",
     "check_is_free",
     "compare_runs",
+    "fit_baseline",
     "fit_features",
+    "fitted_baseline",
+    "holds_baseline",
+    "load",
+    "load_baseline",
     "load_run",
     "load_runs",
     "model_fingerprint",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from candid.batches import target_counts
 from candid.evaluation import EvaluationConfig, EvaluationReport
 from candid.inference import StageProgress
-from candid.runs.run import SPLITS, Run
+from candid.runs.run import Run
+from candid.runs.splits import role_of
 
 if TYPE_CHECKING:
     from candid.baselines import ModelBesideBaselines
@@ -81,7 +82,7 @@ def _beside(
     results = measure_baselines(
         run.dataset,
         config.model_copy(update={"popularity_slices": 0, "history_slices": ()}),
-        role=SPLITS[split],
+        role=role_of(split),
         names=CHEAP if is_cheap else None,
         tuning=not is_cheap,
         seconds=limit,

@@ -1,4 +1,4 @@
-"""Comparison of trained runs on the same targets of one dataset."""
+"""Comparison of trained runs and saved baselines on the same targets of one dataset."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from candid.batches import target_counts
 from candid.component import toml_value
 from candid.data import PreparedDataset, open_dataset
 from candid.errors import ArtifactError, ConfigError
@@ -15,17 +14,16 @@ from candid.evaluation import (
     EvaluationConfig,
     EvaluationReport,
     ReportComparison,
-    check_has_relevant,
     compare_reports,
-    evaluate,
 )
 from candid.inference import StageProgress
-from candid.runs.folder import read_manifest
-from candid.runs.run import SPLITS, Run, load_run
+from candid.runs.saved_model import SavedModel, dataset_facts_of, load
 
 
-def load_runs(folders: Sequence[Path | str], data: Path | str | None = None) -> dict[str, Run]:
-    """Open several runs on one dataset.
+def load_runs(
+    folders: Sequence[Path | str], data: Path | str | None = None
+) -> dict[str, SavedModel]:
+    """Open several runs or saved baselines on one dataset.
 
     Args:
         folders: at least two different ones.
@@ -49,13 +47,13 @@ def load_runs(folders: Sequence[Path | str], data: Path | str | None = None) -> 
             raise ConfigError(f"{path} is named twice; name different runs")
     if data is None:
         _check_same_dataset(paths)
-        return {str(path): load_run(path) for path in paths}
+        return {str(path): load(path) for path in paths}
     dataset = open_dataset(Path(data))
     return {str(path): _load_on(path, dataset) for path in paths}
 
 
 def compare_runs(
-    runs: Mapping[str, Run],
+    runs: Mapping[str, SavedModel],
     split: str = "test",
     config: EvaluationConfig | None = None,
     *,
@@ -70,8 +68,8 @@ def compare_runs(
         progress: called with (stage, done, total).
 
     Returns:
-        the comparison; slices by popularity and warm items follow the targets of the first run's
-        loader.
+        the comparison; slices by popularity and warm items follow the training targets of the
+        first one.
 
     Raises:
         ConfigError: an unknown split, or a setting that does not fit.
@@ -81,39 +79,21 @@ def compare_runs(
         >>> runs = load_runs(["runs/a", "runs/b"])  # doctest: +SKIP
         >>> compare_runs(runs).differences["ndcg@10"]  # doctest: +SKIP
     """
-    if split not in SPLITS:
-        raise ConfigError(f"unknown split {split!r}: use one of {', '.join(sorted(SPLITS))}")
     first = next(iter(runs.values()))
-    config = first.config.evaluation if config is None else config
-    counts = target_counts(first.dataset, first.config.batches)
-    reports: dict[str, EvaluationReport] = {}
-    for name, run in runs.items():
-        check_has_relevant(
-            run.dataset,
-            config,
-            SPLITS[split],
-            needs_history=run.model.needs_history,
-            item_counts=counts,
-        )
-        reports[name] = evaluate(
-            run.model,
-            run.dataset,
-            config,
-            role=SPLITS[split],
-            max_length=run.config.batches.max_length,
-            context=run.context,
-            item_counts=counts,
-            progress=progress,
-        )
+    config = first.evaluation if config is None else config
+    reports: dict[str, EvaluationReport] = {
+        name: run.evaluate(split, config, item_counts=first.item_counts, progress=progress)
+        for name, run in runs.items()
+    }
     return compare_reports(reports, confidence=config.confidence, seed=config.seed)
 
 
-def differing_settings(runs: Mapping[str, Run]) -> dict[str, dict[str, str]]:
+def differing_settings(runs: Mapping[str, SavedModel]) -> dict[str, dict[str, str]]:
     """Return the recipe keys whose values differ: key -> name of the run -> value as in TOML.
 
     A key that a run does not have is "–". Sections of data, trackers and evaluation are left out.
     """
-    tables = {name: dict(_keys(run.config.model_dump(mode="json"))) for name, run in runs.items()}
+    tables = {name: dict(_keys(run.settings)) for name, run in runs.items()}
     keys = dict.fromkeys(key for table in tables.values() for key in table)
     result: dict[str, dict[str, str]] = {}
     for key in keys:
@@ -125,7 +105,7 @@ def differing_settings(runs: Mapping[str, Run]) -> dict[str, dict[str, str]]:
     return result
 
 
-def notes_of(runs: Mapping[str, Run], comparison: ReportComparison) -> list[str]:
+def notes_of(runs: Mapping[str, SavedModel], comparison: ReportComparison) -> list[str]:
     """Return what limits the comparison, a sentence without full stop for each fact."""
     notes = []
     first = comparison.names[0]
@@ -142,7 +122,7 @@ def notes_of(runs: Mapping[str, Run], comparison: ReportComparison) -> list[str]
                 f"{first} on {num_users:,}, because one of them needs a history; differences are "
                 "over the users of both"
             )
-        if "nll" in comparison.metrics and not run.config.loss.estimates_probability:
+        if "nll" in comparison.metrics and not run.estimates_probability:
             notes.append(f"the loss of {name} does not estimate probabilities, so ignore its nll")
     return notes
 
@@ -156,7 +136,7 @@ def _keys(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def _check_same_dataset(paths: Sequence[Path]) -> None:
-    first, *others = [(path, read_manifest(path)["dataset"]) for path in paths]
+    first, *others = [(path, dataset_facts_of(path)) for path in paths]
     for path, facts in others:
         if facts["fingerprint"] == first[1]["fingerprint"]:
             continue
@@ -173,12 +153,12 @@ def _name_of(facts: Mapping[str, Any]) -> str:
     return f"{path} (fingerprint {str(facts['fingerprint'])[:8]})"
 
 
-def _load_on(path: Path, dataset: PreparedDataset) -> Run:
+def _load_on(path: Path, dataset: PreparedDataset) -> SavedModel:
     """Open a run on ``dataset``, which must have the ids of the dataset of the run."""
-    facts = read_manifest(path)["dataset"]
+    facts = dataset_facts_of(path)
     if facts["fingerprint"] == dataset.manifest.get("fingerprint"):
-        return load_run(path, dataset)
-    run = load_run(path)
+        return load(path, dataset)
+    run = load(path)
     for kind in ("users", "items"):
         own, other = getattr(run.dataset, kind), getattr(dataset, kind)
         if not own["source_id"].equals(other["source_id"]):

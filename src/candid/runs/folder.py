@@ -9,7 +9,7 @@ import resource
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -19,12 +19,14 @@ import torch
 
 from candid.atomic import write_error
 from candid.config import RunConfig, parse_config
-from candid.data import PreparedDataset
+from candid.data import PreparedDataset, open_dataset
 from candid.errors import ArtifactError, ConfigError
 from candid.training import Trainer, TrainState
 from candid.version import __version__
 
 MANIFEST = "run.json"
+BASELINE = "baseline.json"
+"""The manifest of a saved baseline."""
 FORMAT: Final = 2
 """Version of ``run.json`` and the checkpoints beside it; 1 had no "format" key."""
 
@@ -37,12 +39,7 @@ def new_manifest(
         "format": FORMAT,
         "candid": __version__,
         "config": config.model_dump(mode="json"),
-        "dataset": {
-            "path": None if dataset.path is None else str(dataset.path.resolve()),
-            "fingerprint": dataset.manifest.get("fingerprint"),
-            "users": dataset.num_users,
-            "items": dataset.num_items,
-        },
+        "dataset": dataset_facts(dataset),
         "machine": {
             "device": str(device),
             "threads": torch.get_num_threads(),
@@ -52,6 +49,16 @@ def new_manifest(
             "numpy": np.__version__,
         },
         "command": shlex.join(sys.argv),
+    }
+
+
+def dataset_facts(dataset: PreparedDataset) -> dict[str, Any]:
+    """Return path, fingerprint and sizes of a dataset, as plain JSON values."""
+    return {
+        "path": None if dataset.path is None else str(dataset.path.resolve()),
+        "fingerprint": dataset.manifest.get("fingerprint"),
+        "users": dataset.num_users,
+        "items": dataset.num_items,
     }
 
 
@@ -91,9 +98,22 @@ def check_is_free(out: Path) -> None:
             f"{out} already holds a run: continue it with --resume, or name another folder with "
             "--out"
         )
+    check_is_empty(out, "--out")
+
+
+def check_is_empty(out: Path, option: str) -> None:
+    """Refuse a folder that already has content.
+
+    Args:
+        out: the folder.
+        option: of the command line, that names it.
+
+    Raises:
+        ConfigError: the folder has content, or is a file.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         reason = "is not empty" if out.is_dir() else "is a file"
-        raise ConfigError(f"{out} {reason}: name a new or empty folder with --out")
+        raise ConfigError(f"{out} {reason}: name a new or empty folder with {option}")
 
 
 @contextmanager
@@ -164,6 +184,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest["config"], manifest["dataset"]["fingerprint"]
         run_format = manifest.get("format", 1)
     except (FileNotFoundError, NotADirectoryError):
+        if (folder / BASELINE).exists():
+            raise ArtifactError(
+                f"{folder} is a saved baseline and this needs a trained run: name the folder of a "
+                "run (recommend, evaluate, compare, serve, export and candid.load take baselines)"
+            ) from None
         raise ArtifactError(f"{folder} is not a run: it has no {MANIFEST}") from None
     except (ValueError, KeyError, TypeError):
         raise ArtifactError(f"{path} is damaged; train again") from None
@@ -175,14 +200,41 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_fingerprint(folder: Path, manifest: dict[str, Any], dataset: PreparedDataset) -> None:
-    """Refuse a dataset that the run was not trained on.
+def dataset_of(
+    folder: Path,
+    facts: Mapping[str, Any],
+    data: PreparedDataset | Path | str | None,
+    *,
+    made: str = "trained",
+    again: str = "train again",
+) -> PreparedDataset:
+    """Open the dataset that a model was made from.
+
+    Args:
+        folder: of the model, for messages.
+        facts: of ``dataset_facts``, from its manifest.
+        data: the dataset or its folder; None: the one that ``facts`` name.
+        made: how the model was made, for messages.
+        again: advice to make it again, for messages.
 
     Raises:
-        ArtifactError: the fingerprints of the datasets differ.
+        ArtifactError: the dataset does not exist, or is another one.
     """
-    if manifest["dataset"]["fingerprint"] != dataset.manifest.get("fingerprint"):
+    if data is None:
+        if facts["path"] is None:
+            raise ArtifactError(
+                f"{folder} was {made} on a dataset in memory: pass it as data (--data)"
+            )
+        data = Path(facts["path"])
+        if not data.exists():
+            raise ArtifactError(
+                f"{folder} was {made} on {data}, which does not exist: pass the dataset as data "
+                "(--data)"
+            )
+    dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
+    if facts["fingerprint"] != dataset.manifest.get("fingerprint"):
         raise ArtifactError(
-            f"{folder} was trained on another version of the dataset than {dataset.path}: "
-            "pass that version as data (--data), or train again"
+            f"{folder} was {made} on another version of the dataset than {dataset.path}: pass that "
+            f"version as data (--data), or {again}"
         )
+    return dataset

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from candid.batches import Ints, target_counts
 from candid.config import RunConfig, parse_config, validated
-from candid.data import PreparedDataset, Role, open_dataset
+from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.evaluation import (
     EvaluationConfig,
@@ -41,13 +41,18 @@ from candid.inference import (
 )
 from candid.runs.build import build_model, pick_device, set_threads
 from candid.runs.features import RunFeatures, read_features
-from candid.runs.folder import MANIFEST, check_fingerprint, read_manifest
-from candid.runs.source_ids import Attributes, SourceId, as_list, dense_ids, query_ids
+from candid.runs.folder import MANIFEST, dataset_of, read_manifest
+from candid.runs.source_ids import (
+    Attributes,
+    SourceId,
+    allowed_items,
+    as_list,
+    dense_ids,
+    query_ids,
+)
+from candid.runs.splits import role_of
 from candid.towers import RetrievalModel
 from candid.training import BEST, LAST, UnsetWeights, load_model, read_checkpoint
-
-SPLITS: Mapping[str, Role] = {"validation": Role.VALIDATION, "test": Role.TEST}
-"""Splits of ``Run.evaluate`` by name."""
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
@@ -88,6 +93,31 @@ class Run:
             f"Run({str(self.folder)!r}, name={self.config.name!r}, "
             f"users={self.dataset.num_users}, items={self.dataset.num_items})"
         )
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """Settings of evaluations."""
+        return self.config.evaluation
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        return self.config.model_dump(mode="json")
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether scores are products of query and item vectors: of every run."""
+        return True
+
+    @property
+    def estimates_probability(self) -> bool:
+        """Whether the softmax of the scores is a probability."""
+        return self.config.loss.estimates_probability
+
+    @cached_property
+    def item_counts(self) -> npt.NDArray[np.float64]:
+        """[V] float64, how often an epoch of the run's loader has each item as a target."""
+        return target_counts(self.dataset, self.config.batches)
 
     @property
     def context(self) -> Context | None:
@@ -143,21 +173,16 @@ class Run:
                 model does not read ``features``, ``time`` or ``event_type``.
         """
         user_ids, item_ids, attributes = query_ids(self.dataset, users, histories, features)
-        is_allowed = None
-        if allow is not None or deny is not None:
-            is_allowed = np.full(self.dataset.num_items, allow is None)
-            is_allowed[self._item_ids(allow or [])] = True
-            is_allowed[self._item_ids(deny or [])] = False
         return self.recommend_ids(
             user_ids=user_ids,
             histories=item_ids,
             attributes=attributes,
             k=k,
             filter_seen=filter_seen,
-            is_allowed=is_allowed,
+            is_allowed=allowed_items(self.dataset, allow, deny),
             time=time,
             event_type=event_type,
-            with_probabilities=self.config.loss.estimates_probability,
+            with_probabilities=self.estimates_probability,
         ).to_frame()
 
     def recommend_ids(
@@ -311,6 +336,7 @@ class Run:
         split: str = "test",
         config: EvaluationConfig | None = None,
         *,
+        item_counts: npt.NDArray[np.float64] | None = None,
         true_log_prob: TrueLogProb | None = None,
         progress: StageProgress | None = None,
         **overrides: Any,
@@ -323,6 +349,7 @@ class Run:
         Args:
             split: "test" or "validation".
             config: settings; None: those of the run.
+            item_counts: as for ``candid.evaluate``; None: those of the run's loader.
             true_log_prob: as for ``candid.evaluate``.
             progress: called with (stage, done, total).
             **overrides: keys of ``EvaluationConfig`` that replace those of ``config``, such as
@@ -333,17 +360,16 @@ class Run:
             DataError: the split has no target that the model can be evaluated on, or only
                 targets that training never has as a target and ``catalog`` is not "cold".
         """
-        if split not in SPLITS:
-            raise ConfigError(f"unknown split {split!r}: use one of {', '.join(sorted(SPLITS))}")
+        role = role_of(split)
         config = self.config.evaluation if config is None else config
         if overrides:
             table = {**config.model_dump(mode="json"), **overrides}
             config = validated(EvaluationConfig, table, "evaluate")
-        counts = target_counts(self.dataset, self.config.batches)
+        counts = self.item_counts if item_counts is None else item_counts
         check_has_relevant(
             self.dataset,
             config,
-            SPLITS[split],
+            role,
             needs_history=self.model.needs_history,
             item_counts=counts,
         )
@@ -351,7 +377,7 @@ class Run:
             self.model,
             self.dataset,
             config,
-            role=SPLITS[split],
+            role=role,
             max_length=self.config.batches.max_length,
             context=self.context,
             item_counts=counts,
@@ -410,19 +436,7 @@ def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = Non
         raise ArtifactError(
             f"{error}; the file is damaged or of another version of candid: train again"
         ) from None
-    if data is None:
-        if manifest["dataset"]["path"] is None:
-            raise ArtifactError(
-                f"{folder} was trained on a dataset in memory: pass it as data (--data)"
-            )
-        data = Path(manifest["dataset"]["path"])
-        if not data.exists():
-            raise ArtifactError(
-                f"{folder} was trained on {data}, which does not exist: pass the dataset as "
-                "data (--data)"
-            )
-    dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
-    check_fingerprint(folder, manifest, dataset)
+    dataset = dataset_of(folder, manifest["dataset"], data)
     set_threads(config.threads)
     features = read_features(config.features, dataset, folder, manifest.get("features"))
     with UnsetWeights():

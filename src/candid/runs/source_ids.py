@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from candid.batches import Ints
@@ -89,6 +90,27 @@ def query_ids(
         flat = dense_ids(dataset.items["source_id"], items, "item")
         item_ids = np.split(flat, stops[:-1])[: len(histories)]
     return user_ids, item_ids, features
+
+
+def allowed_items(
+    dataset: PreparedDataset, allow: Sequence[SourceId] | None, deny: Sequence[SourceId] | None
+) -> npt.NDArray[np.bool_] | None:
+    """Return which items may be recommended: [V] bool; None: all.
+
+    Args:
+        dataset: the dataset of the model.
+        allow: source ids of the only items; None: all.
+        deny: source ids of items that are left out; None: none.
+
+    Raises:
+        DataError: an item is unknown or of another type.
+    """
+    if allow is None and deny is None:
+        return None
+    is_allowed = np.full(dataset.num_items, allow is None)
+    is_allowed[dense_ids(dataset.items["source_id"], allow or [], "item")] = True
+    is_allowed[dense_ids(dataset.items["source_id"], deny or [], "item")] = False
+    return is_allowed
 
 
 def as_list(ids: SourceId | Sequence[SourceId]) -> Sequence[SourceId]:

@@ -1,0 +1,50 @@
+"""Saved models: trained runs and fitted baselines, opened from their folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from candid.data import PreparedDataset
+from candid.runs.fitted_baseline import FittedBaseline, load_baseline, read_baseline_manifest
+from candid.runs.folder import BASELINE, read_manifest
+from candid.runs.run import Run, load_run
+
+SavedModel = Run | FittedBaseline
+"""A model that recommends and can be evaluated. Only a ``Run`` has towers."""
+
+
+def load(folder: Path | str, data: PreparedDataset | Path | str | None = None) -> SavedModel:
+    """Open a trained run or a saved baseline.
+
+    Args:
+        folder: of ``candid.train`` or ``FittedBaseline.save``.
+        data: the prepared dataset, or its folder; None: the one that the folder names.
+
+    Raises:
+        ArtifactError: neither of the two, a damaged one, or another dataset.
+        ConfigError: the device of a run cannot be used on this machine.
+
+    Example:
+        >>> model = candid.load("baselines/item_knn")
+        >>> model.recommend(users=[12], k=5)
+    """
+    folder = Path(folder)
+    return load_baseline(folder, data) if holds_baseline(folder) else load_run(folder, data)
+
+
+def holds_baseline(folder: Path | str) -> bool:
+    """Return whether a folder holds a saved baseline."""
+    return (Path(folder) / BASELINE).exists()
+
+
+def dataset_facts_of(folder: Path | str) -> dict[str, Any]:
+    """Return path and fingerprint of the dataset of a saved model, without opening the model.
+
+    Raises:
+        ArtifactError: the folder holds no saved model, or a damaged one.
+    """
+    folder = Path(folder)
+    read = read_baseline_manifest if holds_baseline(folder) else read_manifest
+    facts: dict[str, Any] = read(folder)["dataset"]
+    return facts
