@@ -16,7 +16,8 @@ baseline that is best on validation and of the one that is best on test, by the 
 A finished measurement is in the results and is not repeated. Stop at any time with Ctrl-C or
 SIGTERM: the same command continues, also an interrupted training. Several processes may run at
 once: each takes measurements that no other one is doing. Data, runs and the values of each user
-stay in ``--work``.
+stay in ``--work``. A measurement whose settings have changed since is named and kept; ``--again``
+repeats it, and so it does with a baseline that was left out because of a missing package.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from candid.atomic import replacing
 from candid.baselines import BASELINES
 from candid.errors import CandidError
-from quality_page import with_blocks
+from quality_page import goal_table, summary, with_blocks
 from quality_results import Bench, QualityError, ResultsFile, part_of
 from quality_sets import BEST_RECIPE, DEFAULT, METRIC, SEEDS, SETS, source_of
 from quality_tasks import BUSY, Task, recipe_file
@@ -164,15 +166,20 @@ def _last_line(log: Path) -> str:
 
 def write_page(results: ResultsFile, page: Path) -> None:
     """Write the generated blocks of the page."""
-    page.write_text(with_blocks(page.read_text(), results.read()))
+    with results.lock():
+        content = with_blocks(page.read_text(encoding="utf-8"), results.read())
+        with replacing(page) as temporary:
+            temporary.write_text(content, encoding="utf-8")
 
 
 def report_changes(bench: Bench, tasks: Sequence[Task]) -> None:
-    """Print which finished runs have other settings than a run would have now."""
-    runs = bench.results.read()["runs"]
+    """Print which finished measurements have other settings than they would have now."""
+    content = bench.results.read()
     for task in tasks:
-        earlier = runs.get(task.key)
-        if earlier is not None and earlier["settings"] != bench.settings(task).digest:
+        earlier = content[part_of(task)].get(task.key)
+        if earlier is None or "skipped" in earlier:
+            continue
+        if earlier["settings"] != bench.settings(task).digest:
             print(
                 f"{task.key} is kept, but its settings have changed since; measure it again with "
                 f"--again '{task.key}'",
@@ -217,7 +224,9 @@ def main() -> None:
     try:
         results = ResultsFile(options.results)
         if options.page:
-            write_page(results, PAGE)
+            if page is None:
+                parser.error("--page writes the page from the project's results; drop --results")
+            write_page(results, page)
             return
         bench = Bench(
             data.resolve(),
@@ -229,8 +238,10 @@ def main() -> None:
         sets = _present(options.datasets, bench.data)
         tasks = tasks_of(sets, options.seeds, options.recipes, options.baselines)
         _forget(bench, tasks, options.again)
-        report_changes(bench, [task for task in tasks if task.seed is not None])
+        report_changes(bench, tasks)
         failed = measure_all(bench, tasks, Child(), options.minutes, page)
+        if page is None:
+            print(summary(results.read()), goal_table(results.read()), sep="\n\n")
     except (QualityError, CandidError) as error:
         sys.exit(str(error))
     if failed:

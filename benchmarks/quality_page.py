@@ -81,7 +81,7 @@ def summary(results: Results) -> str:
         sentences.append(f"- {_sentence(name, comparison, word)}")
     measured = len(SETS) - len(groups[""])
     if not measured:
-        return "No set has been compared with all its baselines yet."
+        return "No set has been compared with its baselines yet."
     words = {
         "above": "above the best baseline",
         "below": "below it" if groups["above"] else "below the best baseline",
@@ -93,7 +93,7 @@ def summary(results: Results) -> str:
         if groups[word]
     ]
     text = (
-        f"Of {_count(measured, 'set')} compared with all baselines, the default recipe is "
+        f"Of {_count(measured, 'set')} compared with the baselines below, the default recipe is "
         f"{_listed(parts)}: paired test by user, p < .05."
     )
     if groups[""]:

@@ -65,17 +65,23 @@ class ResultsFile:
         return content
 
     @contextmanager
-    def change(self) -> Iterator[dict[str, Any]]:
-        """Yield the content, and write it back; no other process changes it meanwhile."""
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from changing the file and the page."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path.parent, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def change(self) -> Iterator[dict[str, Any]]:
+        """Yield the content, and write it back; no other process changes it meanwhile."""
+        with self.lock():
             content = self.read()
             yield content
             write_json(self.path, content)
-        finally:
-            os.close(descriptor)
 
 
 class Bench:
@@ -166,23 +172,28 @@ class Bench:
 
     def _compare(self, content: dict[str, Any], name: str, recipe: str) -> None:
         """Compare a recipe with the baselines of a set, if all of them are finished."""
-        content["comparisons"].pop(f"{name}/{recipe}", None)
+        key = f"{name}/{recipe}"
+        content["comparisons"].pop(key, None)
         runs = [
             one for one in content["runs"].values() if (one["set"], one["name"]) == (name, recipe)
         ]
         baselines = [content["baselines"].get(f"{name}/{one}") for one in BASELINES]
-        if not runs or None in baselines:
-            return
         measured = [one for one in baselines if one is not None and "skipped" not in one]
-        runs.sort(key=lambda one: one["seed"])
-        try:
-            content["comparisons"][f"{name}/{recipe}"] = self._comparison(runs, measured)
-        except FileNotFoundError as error:
-            print(
-                f"{name}/{recipe} is not compared: {error.filename} is missing; measure it again "
-                f"with --again, or use the work folder of the earlier measurements",
-                file=sys.stderr,
-            )
+        if not runs or not measured or None in baselines:
+            return
+        runs.sort(key=lambda one: int(one["seed"]))
+        reason = None
+        if len({one["settings"] for one in runs}) > 1:
+            reason = "its seeds have different settings"
+        elif any(one["targets"] != runs[0]["targets"] for one in measured):
+            reason = "a baseline was measured with other settings of the evaluation"
+        else:
+            try:
+                content["comparisons"][key] = self._comparison(runs, measured)
+            except FileNotFoundError as error:
+                reason = f"{error.filename} is missing, which is in the work folder of its run"
+        if reason is not None:
+            print(f"{key} is not compared: {reason}; measure that again with --again", flush=True)
 
     def _comparison(
         self, runs: list[dict[str, Any]], baselines: list[dict[str, Any]]

@@ -11,6 +11,7 @@ checkpoint.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -115,6 +116,7 @@ def measure_model(
     record = {
         "chosen": settings.chosen,
         "settings": settings.digest,
+        "targets": settings.targets,
         "metrics": metrics_of(report),
         "counts": dict(report.counts),
         "parameters": run.manifest["parameters"],
@@ -159,6 +161,7 @@ def measure_baseline(
         report = _fitted_again(found.model, dataset, config, evaluation, **known)
     record = {
         "settings": settings.digest,
+        "targets": settings.targets,
         "tuned": dict(found.settings),
         "validation": found.validation,
         "tuned_on": results.tuned_on,
@@ -259,8 +262,9 @@ def _usage(attempts: Path) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     versions = {"candid": candid.__version__, "python": platform.python_version()}
-    for package in ("numpy", "scipy", "torch"):
-        versions[package] = importlib.metadata.version(package)
+    for package in ("numpy", "scipy", "torch", "implicit"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     return versions
 
 

@@ -18,6 +18,8 @@ from candid.evaluation import PerUser
 from quality_sets import BEST_RECIPE, DEFAULT, METRICS
 
 RECIPES = Path(__file__).parent / "recipes"
+SAME = ("filter_seen", "catalog", "max_users", "seed")
+"""Keys of ``evaluation`` that must be equal in a paired comparison."""
 BUSY = 75
 """Exit code of a measurement that another process is doing."""
 
@@ -74,6 +76,11 @@ class Settings:
         table = self.config.model_dump(mode="json")
         return {key: table[key] for key in table if key not in ("name", "seed", "data")}
 
+    @property
+    def targets(self) -> dict[str, Any]:
+        """The settings that decide which targets are measured, and among which items."""
+        return {key: self.stored["evaluation"][key] for key in SAME}
+
 
 def settings_of(task: Task, dataset: PreparedDataset, overrides: tuple[str, ...] = ()) -> Settings:
     """Return the settings of a run; those of a baseline are the ones of the default recipe."""
@@ -82,6 +89,7 @@ def settings_of(task: Task, dataset: PreparedDataset, overrides: tuple[str, ...]
     if task.name == BEST_RECIPE:
         lines = [f"{key}={json.dumps(value)}" for key, value in fixed.items()]
         config = load_recipe(recipe_file(task.set_name), [*lines, *overrides])
+        config = config.model_copy(update={"data": None})  # the set is prepared already
     else:
         changes = fixed | dict(map(parse_override, overrides))
         config, defaults = recipe_for(_facts(dataset), changes)
