@@ -112,3 +112,18 @@ def test_likely_reason(results, poor, changes, counts, reason):
     report = dataclasses.replace(poor, counts=dict(poor.counts) | counts)
     beside = ModelBesideBaselines.of(report, dataclasses.replace(FACTS, **changes), results)
     assert reason in beside.sentence.split("likely reason: ")[1]
+
+
+def test_few_measured_users_are_the_reason_only_of_a_difference_within_chance(results, poor):
+    markov = tuple(one for one in results.results if one.name == "markov")
+    beside = ModelBesideBaselines.of(poor, FACTS, dataclasses.replace(results, results=markov))
+    few, clear = (
+        dataclasses.replace(
+            beside, comparisons=(dataclasses.replace(beside.comparisons[0], users=7, p_value=p),)
+        )
+        for p in (0.06, 0.04)
+    )
+    assert few.sentence.endswith(
+        "likely reason: 7 users are too few to measure a difference; hold out more users"
+    )
+    assert "too few" not in clear.sentence

@@ -81,7 +81,7 @@ def test_train_ends_well_where_all_test_targets_are_new_items(candid, tmp_path):
     assert answer.code == 0
     assert "not measured on the test split: all 8 test targets are cold items" in answer.out
     among_cold = ["--set", 'evaluation.catalog="cold"']
-    assert f"candid evaluate {run} --set 'evaluation.catalog=\"cold\"'" in answer.out
+    assert f"candid evaluate {run} --set KEY=VALUE" in answer.out
     answer = candid("evaluate", run, *among_cold, "--json")
     assert (answer.code, answer.document["counts"]["cold_targets"]) == (0, 8)
 

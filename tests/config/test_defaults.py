@@ -73,7 +73,7 @@ def test_batches_of_few_users_are_small(num_units, batch_size):
     config, chosen = recipe_for(facts(num_units=num_units))
     assert config.batches.batch_size == batch_size
     reason = next(one.reason for one in chosen if one.key == "batches.batch_size")
-    assert f"{-(-num_units // batch_size):,} steps an epoch" in reason
+    assert f"{-(-num_units // batch_size):,} step" in reason
 
 
 def test_small_catalog_has_the_full_softmax():
@@ -167,3 +167,51 @@ def test_length_of_the_training_follows_overrides():
 def test_value_of_another_type_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"batches\.batch_size"):
         recipe_for(facts(), {"batches.batch_size": "many"})
+
+
+@pytest.mark.parametrize(("num_units", "patience"), [(3, 100), (40, 34), (150, 10), (10**6, 10)])
+def test_patience_lasts_at_least_as_long_as_the_warm_up(num_units, patience):
+    config, chosen = recipe_for(facts(num_units=num_units))
+    assert config.training.patience == patience
+    assert any(one.key == "training.patience" for one in chosen) is (patience != 10)
+
+
+def test_patience_counts_validations():
+    config, _ = recipe_for(facts(num_units=40), {"training.validate_every": 2})
+    assert config.training.patience == 17  # 6 steps between validations
+
+
+def test_number_of_steps_follows_max_steps():
+    small = facts(num_units=1_000, num_targets=20_000)
+    config, chosen = recipe_for(small, {"training.max_steps": 60})
+    assert config.training.warmup_steps == 3
+    assert config.training.average is None
+    reasons = {one.key: one.reason for one in chosen}
+    assert reasons["training.epochs"] == "20,000 targets an epoch; 60 steps in all"
+
+
+@pytest.mark.parametrize(
+    ("num_items", "ks", "metric"),
+    [
+        (50_000, [3, 20, 10], "ndcg@10"),
+        (50_000, [3, 50], "ndcg@3"),
+        (50_000, [50], "ndcg@50"),
+        (7, [1, 3], "ndcg@3"),
+    ],
+)
+def test_metric_follows_overridden_cut_offs(num_items, ks, metric):
+    config, _ = recipe_for(facts(num_items=num_items), {"evaluation.ks": ks})
+    assert config.evaluation.metric == metric
+
+
+def test_first_interactions_are_targets_of_users_with_one_interaction():
+    from candid.batches import epoch_targets
+
+    data = dataset([[1], [2], [3]])
+    config, chosen = recipe_for(DataFacts.of(data))
+    assert config.batches.empty_histories
+    assert epoch_targets(data, config.batches).summary.trained == 3
+    reasons = {one.key: one.reason for one in chosen}
+    assert reasons["batches.batch_size"] == "3 histories are 1 step an epoch"
+    assert reasons["batches.empty_histories"].startswith("no user has two training interactions")
+    assert not recipe_for(DataFacts.of(dataset([[1, 2], [3]])))[0].batches.empty_histories

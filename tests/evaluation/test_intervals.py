@@ -132,3 +132,24 @@ def test_intervals_of_100_users_cover_the_true_value(probability, metric):
     ends = np.array([one_interval(row, is_share=True) for row in values])
     covered = (ends[:, 0] <= true) & (true <= ends[:, 1])
     assert 0.92 <= covered.mean() <= 0.99
+
+
+def test_interval_ends_where_the_values_end():
+    """Few users: the t interval of values from 0 begins below 0, unless the end is known."""
+    values = np.array([[4.0, 4.0, 0.2], [0.0, 0.0, 0.1]])
+    low, high = ratio_intervals(
+        values,
+        np.ones((2, 3)),
+        np.zeros(2, dtype=np.int64),
+        num_groups=1,
+        is_share=np.zeros(3, dtype=np.bool_),
+        confidence=0.95,
+        is_signed=np.array([True, False, False]),
+    )
+    expected = stats.t.interval(0.95, 1, 2.0, stats.sem(values[:, 0]))
+    assert (low[0, 0], high[0, 0]) == pytest.approx(expected)
+    assert (low[0, 1], high[0, 1]) == pytest.approx((0, expected[1]))
+    assert low[0, 2] == 0
+    gains = np.array([1.0, 1.0, 0.0])
+    assert difference_interval(gains, np.ones(3), is_share=True, confidence=0.95)[1] == 1
+    assert difference_interval(-gains, np.ones(3), is_share=True, confidence=0.95)[0] == -1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -286,3 +288,23 @@ def test_repr_has_no_arrays(run):
     assert repr(run).startswith("Run(")
     assert "name='films', users=30, items=12" in repr(run)
     assert len(repr(run.dataset)) < 200
+
+
+def test_lists_are_by_default_those_that_the_evaluation_measures(run):
+    config = run.config.evaluation.model_copy(update={"filter_seen": False})
+    shown = dataclasses.replace(run, config=run.config.model_copy(update={"evaluation": config}))
+    hidden, every = (len(run.recommend(["u0"], filter_seen=seen)) for seen in (True, False))
+    assert (hidden, every) == (6, 10)
+    assert len(run.recommend(["u0"])) == hidden
+    assert len(shown.recommend(["u0"])) == every
+
+
+def test_number_of_results_follows_a_small_catalog(run):
+    assert len(run.recommend(["u0"], filter_seen=False, k=12)) == 12
+    few = dataclasses.replace(run.dataset, items=run.dataset.items.head(7))
+    few = dataclasses.replace(few, item_ids=few.item_ids % 7)
+    with pytest.raises(ConfigError, match="k 10 must be between 1 and the 7 items"):
+        candid.train(few, RECIPE, out=run.folder.parent / "few").recommend(["u0"], k=10)
+    small = candid.load_run(run.folder.parent / "few", few)
+    assert len(small.recommend(["u0"], filter_seen=False)) == 7
+    assert len(small.similar([100])) == 6

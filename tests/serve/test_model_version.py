@@ -1,5 +1,6 @@
 """Answers of a model version, compared with those of ``candid.inference.recommend``."""
 
+import dataclasses
 import datetime
 import json
 
@@ -9,6 +10,8 @@ import torch
 
 from candid.inference import recommend
 from candid.runs import load_run
+from candid.serve.bundle import open_bundle
+from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError
 from candid.serve.model_version import ModelVersion
 from candid.serve.requests import RecommendRequest, SimilarRequest
@@ -67,6 +70,16 @@ def test_answer_for_a_user_equals_recommend(runs, films, event_type, filter_seen
     body = {"user": "u3", "k": 12, "time": NOW.isoformat(), "filter_seen": filter_seen}
     assert_same(
         answer_of(films, **body, **({"event_type": event_type} if event_type else {})), expected
+    )
+
+
+@pytest.mark.parametrize("filter_seen", [True, False])
+def test_seen_items_are_left_out_by_default_as_the_run_was_measured(runs, filter_seen):
+    bundle = dataclasses.replace(open_bundle(runs.films), filter_seen=filter_seen)
+    version = ModelVersion(bundle, name="films", number=1, config=ServeConfig())
+    body = {"user": "u3", "k": 12, "time": NOW.isoformat()}
+    assert pairs(answer_of(version, **body)) == pairs(
+        answer_of(version, **body, filter_seen=filter_seen)
     )
 
 

@@ -17,6 +17,8 @@ SIGNIFICANT = 0.05
 """Largest p-value of a difference that counts."""
 MANY_REPEATS = 0.2
 """Share of hidden targets from which it is the likely reason."""
+FEW_MEASURED = 30
+"""Number of measured users below which it is the likely reason of a difference within chance."""
 FEW_USERS = 1000
 """Number of training users below which it is the likely reason."""
 FEW_STEPS = 1000
@@ -106,6 +108,9 @@ class ModelBesideBaselines:
                 f"{hidden:.0%} of the targets are repeats, which evaluation.filter_seen hides; "
                 "set it to false if repeats are worth a recommendation"
             )
+        users = self.comparisons[0].users
+        if users < FEW_MEASURED and self.comparisons[0].p_value >= SIGNIFICANT:
+            return f"{users} users are too few to measure a difference; hold out more users"
         if facts.is_improving:
             return "the last validation was the best one; raise training.epochs"
         if facts.num_steps < FEW_STEPS:

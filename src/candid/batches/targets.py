@@ -205,10 +205,11 @@ def num_batches_of(num_units: int, config: BatchesConfig) -> int:
         ConfigError: ``drop_last`` leaves no batch.
     """
     if num_units == 0:
+        if config.unit == "interaction":
+            raise DataError("nothing to train on: no training interaction; check the split")
         raise DataError(
-            "nothing to train on: no user has "
-            + ("a" if config.unit == "interaction" else "two or more")
-            + " training interactions; check the split"
+            "nothing to train on: no user has two or more training interactions, and the first "
+            "has no history; check the split, or set batches.empty_histories = true to train on it"
         )
     if not config.drop_last:
         return -(-num_units // config.batch_size)

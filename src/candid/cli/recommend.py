@@ -32,7 +32,12 @@ def recommend(
             help="Attribute of a new user, such as age=25, with or without --history; repeatable",
         ),
     ] = None,
-    k: Annotated[int, typer.Option("--k", "-k", help="Recommendations per user")] = 10,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "--k", "-k", help="Recommendations per user [default: 10, or all items of fewer]"
+        ),
+    ] = None,
     at: Annotated[
         str | None,
         typer.Option(
@@ -49,8 +54,13 @@ def recommend(
         ),
     ] = None,
     include_seen: Annotated[
-        bool, typer.Option("--include-seen", help="Also recommend items of the history")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--include-seen/--exclude-seen",
+            help="Also recommend items of the history [default: as evaluation.filter_seen of the "
+            "run]",
+        ),
+    ] = None,
     new_items: Annotated[
         Path | None,
         typer.Option(
@@ -91,7 +101,7 @@ def recommend(
             histories=None if user else histories,
             attributes=[attributes] if attributes else None,
             k=k,
-            filter_seen=not include_seen,
+            filter_seen=None if include_seen is None else not include_seen,
             time=time,
             event_type=event_type,
             new_items=added,

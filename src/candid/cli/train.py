@@ -15,7 +15,7 @@ from candid.cli.options import Json, Quiet, Set
 from candid.cli.prepare import run_prepare
 from candid.cli.recipe import run_name
 from candid.cli.recipe_keys import ALL, key_lines, section_lines
-from candid.errors import ConfigError, Interrupted
+from candid.errors import ConfigError, DataError, Interrupted
 
 if TYPE_CHECKING:
     from candid.config import RunConfig
@@ -92,7 +92,6 @@ def train(
     from candid.atomic import write_json
     from candid.cli.progress import stage_progress, train_progress
     from candid.data import Role
-    from candid.evaluation import ColdTargetsError
     from candid.runs import beside_cheap_baselines, check_is_free, load_run, train_run
 
     if not resume:
@@ -123,11 +122,12 @@ def train(
             raise Interrupted(
                 f"stopped while measuring; {out} is trained, measure it with: candid evaluate {out}"
             ) from None
-        except ColdTargetsError as error:
+        except DataError as error:
             # The training is complete: only this measurement needs another setting.
+            document["not_measured"] = str(error)
             lines.append(
-                f"not measured on the test split: {error}; for the first: candid evaluate {out} "
-                "--set 'evaluation.catalog=\"cold\"'"
+                f"not measured on the test split: {error}; to change a key of [evaluation]: "
+                f"candid evaluate {out} --set KEY=VALUE"
             )
         else:
             document["test"] = report.to_json()

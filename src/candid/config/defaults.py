@@ -43,6 +43,8 @@ STEPS_PER_EPOCH: Final = 200
 """Wanted number of steps of an epoch, so that few users still give many steps."""
 
 WARMUP_STEPS: Final = TrainingConfig().warmup_steps
+PATIENCE: Final = TrainingConfig().patience or 1
+"""Validations without improvement before stopping; together they last at least the warm-up."""
 
 AVERAGES: Final = ((0.999, 4_000), (0.99, 400))
 """Decay of the running mean of the weights, and the steps of a training that is long enough."""
@@ -141,8 +143,8 @@ def data_defaults(
 
     Args:
         facts: of the dataset.
-        changes: dotted keys with their values, which replace defaults; the length of the training
-            follows a changed size of batches or number of epochs.
+        changes: dotted keys with their values, which replace defaults; the defaults that depend
+            on the length of the training follow a changed size of batches or number of epochs.
         sampled: whether the loss samples its candidates; None: chosen here.
 
     Returns:
@@ -151,13 +153,16 @@ def data_defaults(
     """
     if sampled is None:
         sampled = not facts.has_order or facts.num_items > FULL_SOFTMAX_ITEMS
+    has_targets = facts.num_targets > 0
+    if not has_targets:  # each user has one interaction, which becomes a target
+        number = facts.num_interactions
+        facts = replace(facts, num_units=number, num_targets=number)
     size = _integer(changes.get("batches.batch_size")) or _batch_size(facts)
-    epochs = _integer(changes.get("training.epochs")) or _epochs(facts)
     defaults = (
-        *_batch_defaults(facts, size),
+        *_batch_defaults(facts, size, has_targets),
         *_loss_defaults(facts, sampled),
-        *_training_defaults(facts, size, epochs),
-        *_evaluation_defaults(facts),
+        *_training_defaults(facts, -(-facts.num_units // size), changes),
+        *_evaluation_defaults(facts, changes),
     )
     return tuple(default for default in defaults if not default.is_replaced(changes))
 
@@ -167,15 +172,20 @@ def _integer(value: Any) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _batch_defaults(facts: DataFacts, size: int) -> Iterator[Default]:
+def _batch_defaults(facts: DataFacts, size: int, has_targets: bool) -> Iterator[Default]:
     if not facts.has_order:
         reason = "the interactions have no order, so a user is one vector and not a history"
         yield Default("batches.unit", "interaction", reason)
         yield Default("model.query_tower", {"type": "user_embedding"}, reason)
+    if not has_targets:
+        reason = "no user has two training interactions, so the first is a target too"
+        yield Default("batches.empty_histories", True, reason)
     unit = "histories" if facts.has_order else "interactions"
     steps = -(-facts.num_units // size)
     yield Default(
-        "batches.batch_size", size, f"{facts.num_units:,} {unit} are {steps:,} steps an epoch"
+        "batches.batch_size",
+        size,
+        f"{facts.num_units:,} {unit} are {_count(steps, 'step')} an epoch",
     )
 
 
@@ -194,15 +204,26 @@ def _loss_defaults(facts: DataFacts, sampled: bool) -> Iterator[Default]:
     yield Default("loss", {"type": "full_softmax", "precision": "bfloat16"}, reason)
 
 
-def _training_defaults(facts: DataFacts, size: int, epochs: int) -> Iterator[Default]:
-    total = epochs * -(-facts.num_units // size)
-    yield Default(
-        "training.epochs", epochs, f"{facts.num_targets:,} targets an epoch; {total:,} steps in all"
-    )
+def _training_defaults(
+    facts: DataFacts, steps: int, changes: Mapping[str, Any]
+) -> Iterator[Default]:
+    """Choose the length of a training with ``steps`` steps an epoch, and what depends on it."""
+    epochs = _integer(changes.get("training.epochs")) or _epochs(facts)
+    total = min(epochs * steps, _integer(changes.get("training.max_steps")) or epochs * steps)
+    targets = _count(facts.num_targets, "target")
+    yield Default("training.epochs", epochs, f"{targets} an epoch; {_count(total, 'step')} in all")
     yield Default("training.schedule", "linear", "the learning rate ends with the last epoch")
     if total < 20 * WARMUP_STEPS:
         warmup = max(total // 20, 1)
-        yield Default("training.warmup_steps", warmup, f"5 % of {total:,} steps")
+        yield Default("training.warmup_steps", warmup, f"5 % of {_count(total, 'step')}")
+    between = steps * (_integer(changes.get("training.validate_every")) or 1)
+    if between and between * PATIENCE < WARMUP_STEPS:
+        patience = -(-WARMUP_STEPS // between)
+        yield Default(
+            "training.patience",
+            patience,
+            f"{_count(between, 'step')} between validations; {PATIENCE} of these are too few",
+        )
     for decay, steps in AVERAGES:
         if total >= steps:
             yield Default(
@@ -213,17 +234,26 @@ def _training_defaults(facts: DataFacts, size: int, epochs: int) -> Iterator[Def
             return
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def _epochs(facts: DataFacts) -> int:
     return min(max(round(24 * math.sqrt(1e6 / max(facts.num_targets, 1))), 10), 100)
 
 
-def _evaluation_defaults(facts: DataFacts) -> Iterator[Default]:
-    known = EvaluationConfig().ks
-    ks = [k for k in known if k <= facts.num_items]
-    if len(ks) < len(known):
-        reason = f"there are {facts.num_items:,} items"
+def _evaluation_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[Default]:
+    config = EvaluationConfig()
+    ks = [k for k in config.ks if k <= facts.num_items]
+    reason = f"there are {facts.num_items:,} items"
+    if len(ks) < len(config.ks):
         yield Default("evaluation.ks", ks, reason)
-        yield Default("evaluation.metric", f"ndcg@{max(k for k in ks if k <= 10)}", reason)
+    changed = changes.get("evaluation.ks")
+    if isinstance(changed, list | tuple) and (positive := [k for k in changed if _integer(k)]):
+        ks, reason = sorted(positive), "a cut-off of evaluation.ks"
+    metric = f"ndcg@{max([k for k in ks if k <= 10] or ks[:1])}"
+    if metric != config.metric:
+        yield Default("evaluation.metric", metric, reason)
     if facts.share_repeats >= REPEATS_SHOWN:
         yield Default(
             "evaluation.filter_seen",

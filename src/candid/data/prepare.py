@@ -227,9 +227,14 @@ def _check_roles(events: Events, config: DataConfig) -> None:
                 f"of {config.interactions} is 0 in every training interaction; set some above 0"
             )
     if not counts[Role.VALIDATION] and not counts[Role.TEST]:
+        reason = (
+            "it needs a user with three interactions; add interactions or choose another split"
+            if config.split.kind == "leave-one-out"
+            else "change the split"
+        )
         raise DataError(
             f"the {config.split.kind} split of {config.interactions} has no validation or test "
-            "interaction; change the split"
+            f"interaction; {reason}"
         )
 
 

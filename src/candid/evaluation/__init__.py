@@ -5,7 +5,7 @@ from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.evaluator import TrueLogProb, evaluate
 from candid.evaluation.intervals import Estimate
 from candid.evaluation.metrics import RANKING_METRICS
-from candid.evaluation.queries import ColdTargetsError, catalog_mask, check_has_relevant
+from candid.evaluation.queries import catalog_mask, check_has_relevant
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
 from candid.evaluation.report_comparison import (
     Difference,
@@ -17,7 +17,6 @@ from candid.evaluation.report_comparison import (
 
 __all__ = [
     "RANKING_METRICS",
-    "ColdTargetsError",
     "Comparison",
     "Difference",
     "Estimate",

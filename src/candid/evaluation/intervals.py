@@ -13,6 +13,9 @@ are too short on the upper side with few. So
   intervals for comparing matched proportions");
 - other values, such as the NLL, have the t interval.
 
+An interval ends where the values end: at 0 for values that cannot be negative, at -1 and 1 for
+differences of values in [0, 1]. Of few users, the formulas alone go beyond.
+
 ``benchmarks/interval_coverage.py`` measures the coverage of these and of the bootstrap.
 """
 
@@ -60,6 +63,7 @@ def ratio_intervals(
     num_groups: int,
     is_share: Bools,
     confidence: float,
+    is_signed: Bools | None = None,
 ) -> tuple[Floats, Floats]:
     """Compute the intervals of C ratios of sums, for each of G groups of rows.
 
@@ -70,6 +74,7 @@ def ratio_intervals(
         num_groups: G.
         is_share: [C] bool, whether the ratio of a row is always in [0, 1].
         confidence: coverage, such as 0.95.
+        is_signed: [C] bool, whether the ratio of a row may be negative; None: all may.
 
     Returns:
         low and high [G, C]; NaN where fewer than two rows define the ratio.
@@ -81,6 +86,8 @@ def ratio_intervals(
         low[group], high[group] = _intervals(
             numerators[rows], denominators[rows], is_share, confidence
         )
+    if is_signed is not None:
+        low = np.where(is_signed, low, np.maximum(low, 0.0))
     return low, high
 
 
@@ -111,7 +118,7 @@ def difference_interval(
     centre = difference * n / (n + 1)
     squares = float(np.square(scaled).sum()) + n * difference**2 + PRIOR_SQUARE
     half = quantile * math.sqrt(squares / (n + 1) - centre**2) / math.sqrt(n + 1)
-    return centre - half, centre + half
+    return max(centre - half, -1.0), min(centre + half, 1.0)
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ import numpy as np
 
 from candid.batches import Ints
 from candid.evaluation.intervals import Estimate, ratio_intervals
-from candid.evaluation.metrics import RANKING_METRICS, Bools, Floats, is_share
+from candid.evaluation.metrics import RANKING_METRICS, Bools, Floats, is_share, is_signed
 from candid.evaluation.queries import Targets
 from candid.evaluation.serendipity import Serendipity
 from candid.evaluation.ties import RankedTargets, rank_probabilities
@@ -61,6 +61,7 @@ class MetricSums:
                 self.groups,
                 num_groups=num_groups,
                 is_share=np.array([is_share(name) for name in self.names]),
+                is_signed=np.array([is_signed(name) for name in self.names]),
                 confidence=confidence,
             )
         return [

@@ -126,6 +126,11 @@ def is_share(metric: str) -> bool:
     return name in RANKING_METRICS or name in ("serendipity", "popularity_percentile")
 
 
+def is_signed(metric: str) -> bool:
+    """Return whether a user's value of a metric may be negative."""
+    return metric == "excess_nll"
+
+
 def list_mean(values: Floats, is_present: Bools, ks: Sequence[int]) -> Floats:
     """Average a value of items over the first k recommended items.
 

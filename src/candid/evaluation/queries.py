@@ -90,7 +90,8 @@ def select_queries(
     if len(rows) == 0:
         raise DataError(
             f"no user with a {role.name.lower()} target has a history before it, and the model "
-            "needs one: choose another split"
+            "needs one: mark their earlier interactions as history in a column split, choose "
+            "another split, or train with batches.empty_histories = true"
         )
     num_with_targets, num_skipped = len(queries), len(queries) - len(rows)
     if max_users is not None and max_users < len(rows):
@@ -176,10 +177,6 @@ def seen_items_of(dataset: PreparedDataset, queries: HeldOutTargets, rows: slice
     return seen_items(dataset, starts, queries.history_stop[rows])
 
 
-class ColdTargetsError(DataError):
-    """All targets of a split are cold items, and the evaluation is not among cold items."""
-
-
 def check_has_relevant(
     dataset: PreparedDataset,
     config: EvaluationConfig,
@@ -201,8 +198,8 @@ def check_has_relevant(
         the queries of the evaluation.
 
     Raises:
-        DataError: there is no query, or ``config.filter_seen`` hides every target.
-        ColdTargetsError: all targets are cold and ``config.catalog`` is not "cold".
+        DataError: there is no query, ``config.filter_seen`` hides every target, or all targets are
+            cold and ``config.catalog`` is not "cold".
     """
     queries = select_queries(
         dataset,
@@ -215,10 +212,10 @@ def check_has_relevant(
     )
     num_targets = queries.counts["targets"]
     if config.catalog != "cold" and queries.counts["cold_targets"] == num_targets:
-        raise ColdTargetsError(
+        raise DataError(
             f"all {num_targets:,} {role.name.lower()} targets are cold items, which training never "
-            'has as a target: set evaluation.catalog = "cold" to rank them among such items, or '
-            "change the split or the item ids"
+            "has as a target: change the split or the item ids, or, for an item tower that reads "
+            'attributes, set evaluation.catalog = "cold" to rank them among such items'
         )
     if not config.filter_seen:
         return queries

@@ -28,7 +28,7 @@ from candid.inference.queries import (
     seen_items,
 )
 from candid.inference.query_set import QuerySet, query_set
-from candid.inference.recommend import NewItems, recommend
+from candid.inference.recommend import DEFAULT_K, NewItems, recommend
 from candid.inference.recommendations import Recommendations
 from candid.inference.score_rows import ScoreRows, score_batch_size, score_rows
 from candid.inference.scoring_model import ScoringModel, accepts_histories, scores_catalog
@@ -41,6 +41,7 @@ from candid.inference.two_tower_model import (
 )
 
 __all__ = [
+    "DEFAULT_K",
     "EncodeAttributes",
     "ItemSubset",
     "NewItems",

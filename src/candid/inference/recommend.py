@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,9 @@ from candid.inference.two_tower_model import (
 
 Bools = npt.NDArray[np.bool_]
 
+DEFAULT_K: Final = 10
+"""Recommendations per query, in a catalog that has so many items."""
+
 
 @dataclass(frozen=True)
 class NewItems:
@@ -54,7 +58,7 @@ def recommend(
     *,
     user_ids: Sequence[int] | Ints | None = None,
     histories: Sequence[Sequence[int] | Ints] | None = None,
-    k: int,
+    k: int | None = None,
     max_length: int,
     filter_seen: bool = True,
     is_allowed: Bools | None = None,
@@ -80,7 +84,7 @@ def recommend(
             held-out part.
         histories: item ids of each of B histories, earliest first; instead of ``user_ids``. A
             history may be empty if the model can encode a query without one.
-        k: recommendations per query.
+        k: recommendations per query; None: ``DEFAULT_K``, or all items of a smaller catalog.
         max_length: longest history that the model reads; the most recent part is kept.
         filter_seen: leave out the items of the whole history; where interactions have event
             types, only items of target event types. All items of a given history are left out,
@@ -120,6 +124,7 @@ def recommend(
         user_features=user_features,
     )
     items = _with_new_items(dataset.items, new_items)
+    k = min(DEFAULT_K, items.height) if k is None else k
     if not 1 <= k <= items.height:
         raise ConfigError(f"k {k} must be between 1 and the {items.height} items of the catalog")
     queries.check(model)

@@ -106,8 +106,8 @@ class FittedBaseline:
         users: SourceId | Sequence[SourceId] | None = None,
         *,
         histories: Sequence[Sequence[SourceId]] | None = None,
-        k: int = 10,
-        filter_seen: bool = True,
+        k: int | None = None,
+        filter_seen: bool | None = None,
         allow: Sequence[SourceId] | None = None,
         deny: Sequence[SourceId] | None = None,
     ) -> pl.DataFrame:
@@ -117,9 +117,9 @@ class FittedBaseline:
             users: one source id or several; the whole history of each user in the dataset is used.
             histories: for anonymous users, instead of ``users``: source ids of the items of
                 each history, earliest first.
-            k: recommendations per query.
+            k: recommendations per query; None: 10, or all items of a smaller catalog.
             filter_seen: leave out the items of the whole history (with event types: of target
-                event types only).
+                event types only); None: as the baseline is measured, ``evaluation.filter_seen``.
             allow: the only items that may be recommended; None: all.
             deny: items that are never recommended; None: none.
 
@@ -147,8 +147,8 @@ class FittedBaseline:
         user_ids: Sequence[int] | Ints | None = None,
         histories: Sequence[Sequence[int] | Ints] | None = None,
         attributes: Sequence[Attributes] | None = None,
-        k: int = 10,
-        filter_seen: bool = True,
+        k: int | None = None,
+        filter_seen: bool | None = None,
         is_allowed: Bools | None = None,
         time: int | None = None,
         event_type: str | None = None,
@@ -181,7 +181,7 @@ class FittedBaseline:
             histories=histories,
             k=k,
             max_length=WHOLE_HISTORY,
-            filter_seen=filter_seen,
+            filter_seen=self.evaluation.filter_seen if filter_seen is None else filter_seen,
             is_allowed=is_allowed,
             progress=progress,
         )

@@ -29,6 +29,7 @@ from candid.evaluation import (
 from candid.features import Context, Values
 from candid.index import ExactIndex, Exclusions
 from candid.inference import (
+    DEFAULT_K,
     NewItems,
     Recommendations,
     StageProgress,
@@ -136,8 +137,8 @@ class Run:
         *,
         histories: Sequence[Sequence[SourceId]] | None = None,
         features: Sequence[Attributes] | None = None,
-        k: int = 10,
-        filter_seen: bool = True,
+        k: int | None = None,
+        filter_seen: bool | None = None,
         allow: Sequence[SourceId] | None = None,
         deny: Sequence[SourceId] | None = None,
         time: int | None = None,
@@ -151,9 +152,9 @@ class Run:
                 each history, earliest first.
             features: attributes of the anonymous users, by column of the user table, one
                 mapping for each history; without ``histories`` the histories are empty.
-            k: recommendations per query.
+            k: recommendations per query; None: 10, or all items of a smaller catalog.
             filter_seen: leave out the items of the whole history (with event types: of target
-                event types only).
+                event types only); None: as the run is measured, ``evaluation.filter_seen``.
             allow: the only items that may be recommended; None: all.
             deny: items that are never recommended; None: none.
             time: time of the queries, microseconds since 1970-01-01 UTC; None: now.
@@ -191,8 +192,8 @@ class Run:
         user_ids: Sequence[int] | Ints | None = None,
         histories: Sequence[Sequence[int] | Ints] | None = None,
         attributes: Sequence[Attributes] | None = None,
-        k: int = 10,
-        filter_seen: bool = True,
+        k: int | None = None,
+        filter_seen: bool | None = None,
         is_allowed: Bools | None = None,
         time: int | None = None,
         event_type: str | None = None,
@@ -206,8 +207,8 @@ class Run:
             user_ids: [B] dense ids of users.
             histories: dense ids of the items of B histories, instead of ``user_ids``.
             attributes: attributes of the B anonymous users.
-            k: recommendations per query.
-            filter_seen: leave out the items of the whole history.
+            k: recommendations per query; None: 10, or all items of a smaller catalog.
+            filter_seen: leave out the items of the whole history; None: as the run is measured.
             is_allowed: [V] bool, items that may be recommended; None: all.
             time: time of the queries, microseconds since 1970-01-01 UTC; None: now.
             event_type: event type to predict; None: any.
@@ -220,6 +221,7 @@ class Run:
             DataError: an attribute is unknown or of another type.
         """
         self._check_is_read(time, event_type)
+        evaluation = self.config.evaluation
         return recommend(
             self.model,
             self.dataset,
@@ -227,7 +229,7 @@ class Run:
             histories=histories,
             k=k,
             max_length=self.config.batches.max_length,
-            filter_seen=filter_seen,
+            filter_seen=evaluation.filter_seen if filter_seen is None else filter_seen,
             is_allowed=is_allowed,
             item_vectors=self._encoded_items(progress),
             context=self.context,
@@ -239,12 +241,13 @@ class Run:
             progress=progress,
         )
 
-    def similar(self, items: SourceId | Sequence[SourceId], k: int = 10) -> pl.DataFrame:
+    def similar(self, items: SourceId | Sequence[SourceId], k: int | None = None) -> pl.DataFrame:
         """Find the items whose vectors have the largest cosine with those of given items.
 
         Args:
             items: source ids.
-            k: results per item; the item itself is left out.
+            k: results per item, without the item itself; None: 10, or all items of a smaller
+                catalog.
 
         Returns:
             one row per result, best first: ``query`` (source id of the item), ``rank`` (from 1),
@@ -256,6 +259,7 @@ class Run:
         """
         item_ids = self._item_ids(as_list(items))
         num_items = self.dataset.num_items
+        k = min(DEFAULT_K, num_items - 1) if k is None else k
         if not 1 <= k < num_items:
             raise ConfigError(f"k {k} must be between 1 and the {num_items - 1} other items")
         with torch.inference_mode():

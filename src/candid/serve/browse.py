@@ -29,6 +29,7 @@ def model_info(version: ModelVersion) -> dict[str, Any]:
         "dim": bundle.dim,
         "index": type_name(INDEXES, "index", bundle.snapshot.config),
         "max_length": bundle.max_length,
+        "filter_seen": bundle.filter_seen,
         "reads_history": model.reads_history,
         "needs_history": model.needs_history,
         "needs_user": model.needs_user,

@@ -33,6 +33,8 @@ class ServingBundle:
         dataset: the training data.
         snapshot: the index over the item vectors; its first V items are those of the dataset.
         max_length: number of latest history items that the model reads.
+        filter_seen: whether the run was measured without the items of the history, which answers
+            then leave out as well.
         context: encodes the context of a query; None: the model does not read it.
         context_columns: columns of the context that the model reads.
         encode_users: encodes attributes of users who are not in the data; None: the model reads
@@ -48,6 +50,7 @@ class ServingBundle:
     dataset: PreparedDataset
     snapshot: Snapshot
     max_length: int
+    filter_seen: bool = True
     context: Context | None = None
     context_columns: frozenset[str] = frozenset()
     encode_users: UserEncoder | None = None
@@ -103,6 +106,7 @@ def open_bundle(
         dataset=loaded.dataset,
         snapshot=snapshot,
         max_length=loaded.config.batches.max_length,
+        filter_seen=loaded.config.evaluation.filter_seen,
         context=loaded.context,
         context_columns=loaded.context_columns,
         encode_users=features.encode_users if reads_users else None,

@@ -150,6 +150,7 @@ class ModelVersion:
             )
         if request.probability and bundle.why_no_probability is not None:
             raise RequestError("unsupported", bundle.why_no_probability, "probability")
+        hides_seen = bundle.filter_seen if request.filter_seen is None else request.filter_seen
         probability = request.probability
         if probability is None:
             # With allowed items or filters the search does not score all items.
@@ -161,7 +162,7 @@ class ModelVersion:
             -1,
             request.k,
             self._known_items(request.allow),
-            self._excluded_items(request.deny, query.seen_ids if request.filter_seen else NO_ITEMS),
+            self._excluded_items(request.deny, query.seen_ids if hides_seen else NO_ITEMS),
             request.filters,
             probability and bundle.why_no_probability is None,
             request.include_attributes,

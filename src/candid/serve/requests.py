@@ -101,7 +101,9 @@ class RecommendRequest(_ItemSelection):
     attributes: dict[str, Value] | None = Field(
         None, description="attributes of a user who is not in the data, by column"
     )
-    filter_seen: StrictBool = Field(True, description="leave out items of the history")
+    filter_seen: StrictBool | None = Field(
+        None, description="leave out items of the history; null: as the model was measured"
+    )
     time: Time | None = Field(None, description="time of the recommendation; null: now")
     event_type: Text | None = Field(
         None, description="type of the interaction to recommend for; null: any"

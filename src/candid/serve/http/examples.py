@@ -70,6 +70,7 @@ RESPONSES: Final[dict[str, Any]] = {
                 "dim": 64,
                 "index": "exact",
                 "max_length": 200,
+                "filter_seen": True,
                 "reads_history": True,
                 "needs_history": True,
                 "needs_user": False,

@@ -152,6 +152,7 @@ class ModelInfo(pydantic.BaseModel):
     dim: int
     index: str
     max_length: int = Field(description="number of latest history items that the model reads")
+    filter_seen: bool = Field(description="default of `filter_seen`: as the model was measured")
     reads_history: bool
     needs_history: bool
     needs_user: bool

@@ -115,7 +115,7 @@ function showControls() {
   replace(other, h("option", { value: "" }, "none"), options);
   other.value = second()?.name ?? "";
   if (document.activeElement !== byId("k")) byId("k").value = state.k;
-  byId("filter-seen").checked = state.filterSeen;
+  byId("filter-seen").checked = state.filterSeen ?? first().filter_seen;
   const unknown = [state.model, state.other].find((name) => name !== null && !modelOf(name));
   const text = `This server has no model ${unknown}; another model is shown.`;
   replace(byId("notice"), unknown === undefined ? null : h("p", { class: "alert", role: "alert" }, text));

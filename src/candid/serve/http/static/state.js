@@ -5,7 +5,7 @@
  * @property {?string} user - source id; null: the history is the query.
  * @property {string[]} history - source ids, earliest first.
  * @property {number} k - number of recommendations.
- * @property {boolean} filterSeen - whether to leave out items of the history.
+ * @property {?boolean} filterSeen - whether to leave out items of the history; null: as the model was measured.
  * @property {?string} model - name; null: the first.
  * @property {?string} other - name of the model to compare with.
  */
@@ -15,7 +15,7 @@ export const DEFAULT_STATE = Object.freeze({
   user: null,
   history: Object.freeze([]),
   k: 10,
-  filterSeen: true,
+  filterSeen: null,
   model: null,
   other: null,
 });
@@ -29,7 +29,7 @@ export function fromHash(hash) {
     user,
     history: user === null ? parameters.getAll("item").filter(Boolean) : [],
     k: Number.isInteger(k) && k >= 1 ? k : DEFAULT_STATE.k,
-    filterSeen: parameters.get("seen") !== "shown",
+    filterSeen: { shown: false, hidden: true }[parameters.get("seen")] ?? null,
     model: parameters.get("model") || null,
     other: parameters.get("compare") || null,
   };
@@ -41,7 +41,7 @@ export function toHash(state) {
   if (state.user !== null) parameters.append("user", state.user);
   for (const item of state.history) parameters.append("item", item);
   if (state.k !== DEFAULT_STATE.k) parameters.append("k", state.k);
-  if (!state.filterSeen) parameters.append("seen", "shown");
+  if (state.filterSeen !== null) parameters.append("seen", state.filterSeen ? "hidden" : "shown");
   if (state.model !== null) parameters.append("model", state.model);
   if (state.other !== null) parameters.append("compare", state.other);
   return `#${parameters}`;
