@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -156,10 +157,14 @@ def prepare_set(name: str, data: Path, work: Path) -> PreparedSet:
     """
     one, source = SETS[name], source_of(name, data)
     left_out: dict[str, Any] = {}
-    if one.table is not None:
-        source, left_out = _own_table(name, source, work)
-    config = DataConfig(interactions=str(source), **one.data)
-    return PreparedSet(prepare(config, work / "data" / name).dataset, left_out)
+    locks = work / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / f"{name}-data").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if one.table is not None:
+            source, left_out = _own_table(name, source, work)
+        config = DataConfig(interactions=str(source), **one.data)
+        return PreparedSet(prepare(config, work / "data" / name).dataset, left_out)
 
 
 def _own_table(name: str, source: Path, work: Path) -> tuple[Path, dict[str, Any]]:
