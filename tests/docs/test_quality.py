@@ -19,7 +19,9 @@ import pytest
 pytest.importorskip("torch")
 
 from scipy import stats
+from typer.testing import CliRunner
 
+from candid.cli import app
 from candid.data import PreparedDataset, Role
 from candid.evaluation import PerUser
 
@@ -392,6 +394,15 @@ def test_small_set_is_measured_from_end_to_end(page, finished):
     assert "the model loses" in page.summary(content)
     blocks = page.with_blocks(PAGE.read_text(), content)
     assert "| ml-100k | 120 | 40 | 1,200 | 120 | 0 | 120 |" in blocks
+
+
+def test_default_recipe_is_that_of_the_command(measured, finished):
+    bench, tasks, _ = finished
+    dataset = bench.prepared("ml-100k").dataset
+    flags = [part for one in ("seed=1", "threads=1") for part in ("--set", one)]
+    shown = CliRunner().invoke(app, ["recipe", "--data", str(dataset.path), *flags, "--json"])
+    config = measured.settings_of(tasks[3], dataset).config
+    assert config.model_dump(mode="json") == json.loads(shown.stdout)["recipe"]
 
 
 def test_finished_measurements_are_not_repeated(quality, measured, finished, monkeypatch):
