@@ -135,8 +135,8 @@ def test_vectors_of_a_loaded_run_equal_those_of_training(
     models, contexts = [], []
     build, loader = candid.runs.training.build_model, candid.runs.training.Loader
 
-    def build_and_keep(*arguments):
-        models.append(build(*arguments))
+    def build_and_keep(*arguments, **settings):
+        models.append(build(*arguments, **settings))
         return models[-1]
 
     def load_and_keep(*arguments, context, **settings):

@@ -16,6 +16,7 @@ Each baseline has a module of its own: ``popularity``, ``recent_popularity``, ``
 
 from candid.baselines.baseline import Baseline, history_matrix
 from candid.baselines.beside import ModelBesideBaselines, ModelFacts
+from candid.baselines.markov import pair_counts
 from candid.baselines.measurement import (
     BaselineResult,
     BaselineResults,
@@ -36,5 +37,6 @@ __all__ = [
     "fit_tuned",
     "history_matrix",
     "measure_baselines",
+    "pair_counts",
     "training_rows",
 ]

@@ -49,23 +49,44 @@ class Markov(Neighbours):
     @classmethod
     def fit(cls, rows: TrainingRows, config: Any) -> Self:
         """Add the transitions of one distance after the other."""
-        shape = rows.num_items, rows.num_items
-        counts = sparse.csr_array(shape, dtype=np.float32)
-        for distance in range(1, config.window + 1):
-            is_pair = rows.user_ids[distance:] == rows.user_ids[:-distance]
-            if not is_pair.any():
-                break
-            weight = config.distance_decay ** (distance - 1)
-            before, after = rows.item_ids[:-distance], rows.item_ids[distance:]
-            counts += _transitions(
-                before, after, is_pair & rows.is_target[distance:], weight, shape
-            )
-            if cls.both_directions:
-                counts += _transitions(
-                    after, before, is_pair & rows.is_target[:-distance], weight, shape
-                )
+        counts = pair_counts(
+            rows,
+            window=config.window,
+            distance_decay=config.distance_decay,
+            both_directions=cls.both_directions,
+        )
         similarities = _normalised(counts, rows.target_counts, config.popularity_discount)
         return cls(config, rows.target_counts, similarities)
+
+
+def pair_counts(
+    rows: TrainingRows, *, window: int, distance_decay: float, both_directions: bool
+) -> sparse.csr_array:
+    """Count the pairs of items that occur near each other in the order of a user: [V, V] float32.
+
+    C[i, j] adds distance_decay^(d - 1) for each target j that follows an item i of the same user
+    at distance d, 1 ≤ d ≤ window.
+
+    Args:
+        rows: the interactions.
+        window: largest distance of a pair.
+        distance_decay: weight of a pair relative to one step less.
+        both_directions: whether C[j, i] adds the same where i is a target.
+    """
+    shape = rows.num_items, rows.num_items
+    counts = sparse.csr_array(shape, dtype=np.float32)
+    for distance in range(1, window + 1):
+        is_pair = rows.user_ids[distance:] == rows.user_ids[:-distance]
+        if not is_pair.any():
+            break
+        weight = distance_decay ** (distance - 1)
+        before, after = rows.item_ids[:-distance], rows.item_ids[distance:]
+        counts += _transitions(before, after, is_pair & rows.is_target[distance:], weight, shape)
+        if both_directions:
+            counts += _transitions(
+                after, before, is_pair & rows.is_target[:-distance], weight, shape
+            )
+    return counts
 
 
 def _transitions(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from candid.batches import target_counts
 from candid.config import RunConfig
@@ -17,7 +20,11 @@ from candid.towers import RetrievalModel
 
 
 def build_model(
-    config: RunConfig, dataset: PreparedDataset, features: RunFeatures | None = None
+    config: RunConfig,
+    dataset: PreparedDataset,
+    features: RunFeatures | None = None,
+    *,
+    is_read: bool = False,
 ) -> RetrievalModel:
     """Build an untrained model for a dataset, on the CPU.
 
@@ -25,13 +32,24 @@ def build_model(
         config: of the run.
         dataset: the prepared dataset.
         features: fitted features; None: they are fitted first.
+        is_read: whether the weights are read from a file afterwards, so that initial vectors
+            need not be computed.
 
     Raises:
         ConfigError: a table lacks a column of a feature, or the towers do not fit together.
         DataError: the values of a column do not fit the type of the feature.
     """
     features = fit_features(config.features, dataset) if features is None else features
-    return config.model.build(tower_context(dataset, config.batches, features))
+    vectors = None if is_read else partial(_initial_item_vectors, dataset)
+    context = tower_context(dataset, config.batches, features, initial_item_vectors=vectors)
+    return config.model.build(context)
+
+
+def _initial_item_vectors(dataset: PreparedDataset, dim: int) -> Tensor:
+    # Imported here because scipy, which it needs, takes a fifth of a second to import.
+    from candid.runs.initial_vectors import initial_item_vectors
+
+    return initial_item_vectors(dataset, dim)
 
 
 def build_objective(

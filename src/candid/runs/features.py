@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
+from torch import Tensor
 
 from candid.atomic import write_json
 from candid.batches import BatchesConfig, target_counts, users_with_rows
@@ -167,7 +168,11 @@ def check_features_are_read(features: RunFeatures, model: RetrievalModel) -> Non
 
 
 def tower_context(
-    dataset: PreparedDataset, batches: BatchesConfig, features: RunFeatures
+    dataset: PreparedDataset,
+    batches: BatchesConfig,
+    features: RunFeatures,
+    *,
+    initial_item_vectors: Callable[[int], Tensor] | None = None,
 ) -> TowerContext:
     """Collect the properties of a dataset that towers are built from."""
     return TowerContext(
@@ -186,6 +191,7 @@ def tower_context(
         if features.user is None
         else torch.from_numpy(users_with_rows(dataset, batches)),
         empty_histories=batches.empty_histories,
+        initial_item_vectors=initial_item_vectors,
     )
 
 

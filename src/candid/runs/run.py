@@ -444,7 +444,7 @@ def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = Non
     set_threads(config.threads)
     features = read_features(config.features, dataset, folder, manifest.get("features"))
     with UnsetWeights():
-        model = build_model(config, dataset, features)
+        model = build_model(config, dataset, features, is_read=True)
     path = folder / BEST if (folder / BEST).exists() else folder / LAST
     load_model(model, read_checkpoint(path), path, averaged=True)
     model.to(pick_device(config.device)).eval()

@@ -166,7 +166,9 @@ def train_run(
         features = fit_features(config.features, dataset)
     manifest["features"] = features.fingerprint
     torch.manual_seed(config.seed)
-    model = build_model(config, dataset, features).to(device)
+    # A run that stopped before its first checkpoint starts again from the beginning.
+    goes_on = resume and (out / LAST).exists()
+    model = build_model(config, dataset, features, is_read=goes_on).to(device)
     check_features_are_read(features, model)
     targets = epoch_targets(dataset, config.batches)
     loss, sampler = build_objective(config, dataset, targets.counts)
@@ -204,8 +206,7 @@ def train_run(
         write_json(out / MANIFEST, manifest)
         if progress is not None:
             progress.on_start(targets.summary.sentence() + validation_sentence)
-        # A run that stopped before its first checkpoint starts again from the beginning.
-        state = trainer.run(resume=resume and (out / LAST).exists())
+        state = trainer.run(resume=goes_on)
     manifest["result"] = result_of(state, device)
     write_json(out / MANIFEST, manifest)
     return TrainResult(out, state, manifest)

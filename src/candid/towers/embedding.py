@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -61,22 +63,34 @@ class ItemEmbedding(ItemTower):
     Args:
         num_items: V; ids are 0..V-1.
         dim: D.
+        initial_vectors: [V, D] float32 that training starts from; None for random ones.
     """
 
     class Config(TowerConfig):
         """Settings of ``ItemEmbedding``."""
 
         dim: int = Field(64, ge=1, description="width of the vectors")
+        initial: Literal["random", "co_visits"] = Field(
+            "random",
+            description="vectors before the first step: random, or co_visits: factors of the "
+            "pairs of items that occur near each other in histories",
+        )
 
         def build(self, context: TowerContext) -> ItemEmbedding:
             """Build the tower for a dataset."""
-            return ItemEmbedding(context.num_items, dim=self.dim)
+            vectors = None
+            if self.initial == "co_visits" and context.initial_item_vectors is not None:
+                vectors = context.initial_item_vectors(self.dim)
+            return ItemEmbedding(context.num_items, dim=self.dim, initial_vectors=vectors)
 
-    def __init__(self, num_items: int, *, dim: int) -> None:
+    def __init__(self, num_items: int, *, dim: int, initial_vectors: Tensor | None = None) -> None:
         super().__init__()
         self.num_items = num_items
         self.dim = dim
         self.embedding = RowTable(num_items, dim)
+        if initial_vectors is not None:
+            with torch.no_grad():
+                self.embedding.weight.copy_(initial_vectors)
 
     @property
     def table(self) -> RowTable:

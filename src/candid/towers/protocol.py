@@ -134,6 +134,8 @@ class TowerContext:
         item_is_trained: [V] bool, whether an item is ever a training target; None: all are.
         user_is_trained: [U] bool, whether training has a row of a user; None: all have one.
         empty_histories: whether training includes queries without history.
+        initial_item_vectors: computes vectors [V, D] float32 of a given width D from the data;
+            None where the weights are read from a file afterwards.
     """
 
     num_users: int
@@ -148,6 +150,7 @@ class TowerContext:
     item_is_trained: Tensor | None = None
     user_is_trained: Tensor | None = None
     empty_histories: bool = False
+    initial_item_vectors: Callable[[int], Tensor] | None = None
 
 
 class TowerConfig(ComponentConfig, ABC):
