@@ -159,7 +159,7 @@ def test_evaluation_run_cli_and_server_agree(folders, monkeypatch, capsys):
         moment = datetime.datetime.fromtimestamp(time / 1e6, datetime.UTC)
         request = RecommendRequest(user=f"u{user}", k=K, time=moment, event_type="buy")
         prepared = server.prepare(request)
-        served = server._encode([prepared.query])[0]
+        served = server.bundle.encode([prepared.query])[0]
         np.testing.assert_allclose(served.numpy(), vectors[user].numpy(), rtol=1e-5, atol=1e-6)
         (answer,) = server.answer([prepared])
         assert [item["item"] for item in json.loads(answer)["items"]] == expected
@@ -183,6 +183,6 @@ def test_run_and_server_agree_for_anonymous_users(folders):
     moment = datetime.datetime.fromtimestamp(time / 1e6, datetime.UTC)
     request = RecommendRequest(history=history, attributes=attributes, k=K, time=moment)
     prepared = server.prepare(request)
-    np.testing.assert_allclose(server._encode([prepared.query]).numpy(), vectors, atol=1e-6)
+    np.testing.assert_allclose(server.bundle.encode([prepared.query]).numpy(), vectors, atol=1e-6)
     (answer,) = server.answer([prepared])
     assert [item["item"] for item in json.loads(answer)["items"]] == frame["item"].to_list()

@@ -314,7 +314,7 @@ def test_model_of_users_refuses_histories(by_user):
 
 
 def test_query_that_is_not_finite_fails_alone(films, monkeypatch):
-    import candid.serve.model_version as module
+    import candid.serve.bundle as module
 
     def broken(model, queries, **arguments):
         vectors = encode_queries(model, queries, **arguments).clone()

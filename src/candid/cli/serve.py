@@ -26,7 +26,8 @@ def serve(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Folders of runs; the first answers requests that name no model",
+            help="Folders of runs or saved baselines; the first answers requests that name no "
+            "model",
         ),
     ],
     index: Annotated[

@@ -6,8 +6,6 @@ from typing import Any
 
 import polars as pl
 
-from candid.component import type_name
-from candid.index import INDEXES
 from candid.serve.errors import RequestError
 from candid.serve.model_version import ModelVersion
 from candid.serve.requests import Id
@@ -16,18 +14,15 @@ from candid.serve.requests import Id
 def model_info(version: ModelVersion) -> dict[str, Any]:
     """Return properties of a model version and the requests it supports, as in ``ModelInfo``."""
     bundle, model = version.bundle, version.bundle.model
-    why_no_updates = None
-    if bundle.encode_items is None:
-        why_no_updates = "this model has one embedding per item"
     return {
         "name": version.name,
         "version": version.number,
         "loaded": version.loaded.isoformat(timespec="seconds"),
-        "fingerprint": bundle.snapshot.fingerprint,
+        "fingerprint": bundle.fingerprint,
         "items": bundle.index.num_live,
         "users": bundle.dataset.num_users,
         "dim": bundle.dim,
-        "index": type_name(INDEXES, "index", bundle.snapshot.config),
+        "index": bundle.index_name,
         "max_length": bundle.max_length,
         "filter_seen": bundle.filter_seen,
         "reads_history": model.reads_history,
@@ -40,7 +35,8 @@ def model_info(version: ModelVersion) -> dict[str, Any]:
         "event_types": list(bundle.dataset.event_type_names),
         "has_titles": version.items.has_titles,
         "probability": _capability(bundle.why_no_probability),
-        "item_updates": _capability(why_no_updates),
+        "vectors": _capability(bundle.why_no_vectors),
+        "item_updates": _capability(bundle.why_no_updates),
     }
 
 

@@ -1,94 +1,161 @@
-"""A trained run opened for serving: model, dataset, index and attribute encoders."""
+"""A trained run or a saved baseline opened for serving: model, dataset, index and encoders."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+import torch
+from torch import Tensor
 
+from candid.component import type_name
 from candid.data import PreparedDataset
-from candid.errors import ArtifactError
+from candid.errors import ArtifactError, ConfigError
 from candid.features import Context, Values
-from candid.index import LiveIndex, Snapshot
+from candid.index import INDEXES, ExactIndex, LiveIndex, Snapshot, snapshot_in_memory
+from candid.inference import (
+    RecommendQuery,
+    ScoringModel,
+    TwoTowerModel,
+    encode_queries,
+    pack_queries,
+    score_rows,
+)
 from candid.runs.anonymous_users import SEPARATOR, parse_attributes
+from candid.runs.fitted_baseline import WHOLE_HISTORY, load_baseline
 from candid.runs.index import open_index
 from candid.runs.run import Run, load_run
-from candid.towers import RetrievalModel
+from candid.runs.saved_model import holds_baseline
+from candid.serve.score_search import WHY_NO_VECTORS, LiveItems, ScoreSearch
+from candid.serve.search import ItemSearch
 
 UserEncoder = Callable[[Sequence[Mapping[str, Any]]], dict[str, Values]]
 """Attributes of users, by column, to features; raises DataError."""
-ItemEncoder = Callable[[Sequence[Mapping[str, Any]]], tuple[pl.DataFrame, dict[str, Values]]]
-"""``title`` and attributes of items, by column, to a table and features; raises DataError."""
+QueryEncoder = Callable[[Sequence[RecommendQuery]], Tensor]
+"""B queries to what the search reads: vectors [B, D] float32, or scores of all items [B, V]."""
+WHY_NO_PROBABILITY: Final = "the scores of a baseline do not estimate probabilities"
 
 
 @dataclass(frozen=True)
 class ServingBundle:
-    """The parts of a run that the server needs.
+    """The parts of a run, or of a baseline, that the server needs.
 
     Attributes:
         model: in inference mode.
+        encode: encodes queries for the search.
         dataset: the training data.
+        fingerprint: of the model.
         snapshot: the index over the item vectors; its first V items are those of the dataset.
+            None: the model has no vectors and scores all items.
         max_length: number of latest history items that the model reads.
-        filter_seen: whether the run was measured without the items of the history, which answers
+        filter_seen: whether the model was measured without the items of the history, which answers
             then leave out as well.
         context: encodes the context of a query; None: the model does not read it.
         context_columns: columns of the context that the model reads.
         encode_users: encodes attributes of users who are not in the data; None: the model reads
             no features of users.
         user_attributes: names and types of these attributes.
-        encode_items: encodes new items; None: the model has an embedding per item only.
+        item_encoder: encodes new items; None: it cannot, see ``why_no_updates``.
         item_features: attributes that the item tower reads.
         why_no_probability: the reason why exp(score - log Z) does not estimate a probability;
             None: it does.
     """
 
-    model: RetrievalModel
+    model: TwoTowerModel | ScoringModel
+    encode: QueryEncoder
     dataset: PreparedDataset
-    snapshot: Snapshot
+    fingerprint: str
+    snapshot: Snapshot | None
     max_length: int
     filter_seen: bool = True
     context: Context | None = None
     context_columns: frozenset[str] = frozenset()
     encode_users: UserEncoder | None = None
     user_attributes: Mapping[str, pl.DataType] = field(default_factory=dict)
-    encode_items: ItemEncoder | None = None
+    item_encoder: NewItemEncoder | None = None
     item_features: Sequence[str] = ()
     why_no_probability: str | None = None
 
     @property
-    def index(self) -> LiveIndex:
-        """The index over the item vectors, with item updates."""
-        return self.snapshot.index
+    def index(self) -> LiveIndex | LiveItems:
+        """The index over the item vectors, with item updates; without vectors the live items."""
+        return self._live_items if self.snapshot is None else self.snapshot.index
+
+    @cached_property
+    def _live_items(self) -> LiveItems:
+        return LiveItems(self.dataset.num_items)
+
+    @property
+    def index_name(self) -> str:
+        """The type of the index; "none" without vectors."""
+        if self.snapshot is None:
+            return "none"
+        return type_name(INDEXES, "index", self.snapshot.config)
 
     @property
     def dim(self) -> int:
-        """Width D of the vectors."""
-        return self.index.item_vectors.shape[1]
+        """Width D of the vectors; 0 without vectors."""
+        return 0 if self.snapshot is None else self.snapshot.index.item_vectors.shape[1]
+
+    @property
+    def added_ids(self) -> pl.Series:
+        """Source ids of items that an index on disk has beyond those of the dataset."""
+        if self.snapshot is None:
+            return self.dataset.items["source_id"].clear()
+        return self.snapshot.source_ids.added
+
+    @property
+    def why_no_vectors(self) -> str | None:
+        """The reason why the model has no item vectors; None: it has."""
+        return WHY_NO_VECTORS if self.snapshot is None else None
+
+    @property
+    def why_no_updates(self) -> str | None:
+        """The reason why items cannot be added or updated; None: they can."""
+        if self.item_encoder is not None:
+            return None
+        return self.why_no_vectors or "this model has one embedding per item"
+
+    def search_with(self, tie_ranks: npt.NDArray[np.int64]) -> ItemSearch | ScoreSearch:
+        """Return the search over the items that can be recommended.
+
+        Args:
+            tie_ranks: [V] int64, the order of items with equal scores.
+        """
+        if self.snapshot is None:
+            return ScoreSearch(self._live_items, tie_ranks)
+        return ItemSearch(self.snapshot.index, tie_ranks)
 
 
 def open_bundle(
     run: Path | str, index: Path | str | None = None, data: Path | str | None = None
 ) -> ServingBundle:
-    """Open a run with its index.
+    """Open a run with its index, or a saved baseline.
 
     Args:
-        run: folder of the run.
+        run: folder of the run or of the baseline.
         index: folder of the index; None: the one in the folder of the run, or an exact index
             in memory if it has none.
         data: folder of the prepared dataset; None: the one that the run names.
 
     Raises:
         ArtifactError: ``run`` is not a run, is damaged, or the index belongs to another model.
-        ConfigError: the library of the index is not installed.
+        ConfigError: the library of the index is not installed, or an index for a baseline.
 
     Example:
         >>> bundle = open_bundle("runs/films")  # doctest: +SKIP
         >>> bundle.index.num_live  # doctest: +SKIP
     """
+    if holds_baseline(run):
+        if index is not None:
+            raise ConfigError(f"{run} is a baseline, which has no index on disk: leave out --index")
+        return _open_baseline(Path(run), None if data is None else Path(data))
     loaded = load_run(Path(run), None if data is None else Path(data))
     snapshot = open_index(loaded, None if index is None else Path(index))
     items = loaded.dataset.items
@@ -101,29 +168,79 @@ def open_bundle(
     reads_users = features.user is not None and model.reads_user_features
     reads_items = features.item is not None and model.reads_item_features
     user_columns = () if features.user is None else features.user.columns.values()
+    encode_users = features.encode_users if reads_users else None
+    context = loaded.context
+
+    def encode(queries: Sequence[RecommendQuery]) -> Tensor:
+        return encode_queries(
+            model, queries, context=context, encode_attributes=encode_users, device=model.device
+        )
+
     return ServingBundle(
         model=model,
+        encode=encode,
         dataset=loaded.dataset,
+        fingerprint=snapshot.fingerprint,
         snapshot=snapshot,
         max_length=loaded.config.batches.max_length,
         filter_seen=loaded.config.evaluation.filter_seen,
-        context=loaded.context,
+        context=context,
         context_columns=loaded.context_columns,
-        encode_users=features.encode_users if reads_users else None,
+        encode_users=encode_users,
         user_attributes={name: features.user_columns[name] for name in user_columns}
         if reads_users
         else {},
-        encode_items=_NewItemEncoder(loaded) if reads_items else None,
+        item_encoder=NewItemEncoder(loaded) if reads_items else None,
         item_features=() if features.item is None else tuple(features.item.columns.values()),
         why_no_probability=loaded.config.loss.why_no_probability,
     )
 
 
-class _NewItemEncoder:
-    """Encoder of the attributes of new items, the same as for the training data of a run."""
+def _open_baseline(folder: Path, data: Path | None) -> ServingBundle:
+    """Open a baseline: by its vectors, searched exactly, or by its scores of all items."""
+    loaded = load_baseline(folder, data)
+    dataset, fingerprint = loaded.dataset, str(loaded.manifest["fingerprint"])
+    scoring, vector_model = loaded.model, loaded.model.vector_model
+    snapshot = None
+
+    def encode(queries: Sequence[RecommendQuery]) -> Tensor:
+        with torch.inference_mode():
+            if vector_model is not None:
+                return vector_model.encode_queries(pack_queries(queries)).float()
+            return score_rows(scoring, pack_queries(queries), dataset.num_items)
+
+    if vector_model is not None:
+        vectors = vector_model.encode_catalog().float().clone()
+        config = ExactIndex.Config()
+        snapshot = snapshot_in_memory(
+            config.build(vectors),
+            vectors,
+            dataset.items["source_id"],
+            config=config,
+            fingerprint=fingerprint,
+        )
+    return ServingBundle(
+        model=scoring,
+        encode=encode,
+        dataset=dataset,
+        fingerprint=fingerprint,
+        snapshot=snapshot,
+        max_length=WHOLE_HISTORY,
+        filter_seen=loaded.evaluation.filter_seen,
+        why_no_probability=WHY_NO_PROBABILITY,
+    )
+
+
+class NewItemEncoder:
+    """Encoder of new items from their attributes, the same as for the training data of a run.
+
+    Args:
+        run: whose item tower reads features.
+    """
 
     def __init__(self, run: Run) -> None:
         assert run.features.item is not None
+        self._model = run.model
         self._features = run.features.item
         schema = run.dataset.items.schema
         self._schema = {name: dtype for name, dtype in schema.items() if name != "source_id"}
@@ -131,7 +248,14 @@ class _NewItemEncoder:
     def __call__(
         self, attributes: Sequence[Mapping[str, Any]]
     ) -> tuple[pl.DataFrame, dict[str, Values]]:
-        """Return a table of the items and their features; raises DataError."""
+        """Return a table of the items and their features.
+
+        Args:
+            attributes: ``title`` and attributes of each item, by column.
+
+        Raises:
+            DataError: an attribute is unknown or of another type.
+        """
         rows = [
             {name: self._join(name, value) for name, value in row.items()} for row in attributes
         ]
@@ -140,6 +264,16 @@ class _NewItemEncoder:
                 row.pop("title", None)
         table = parse_attributes(rows, self._schema, "items")
         return table, self._features.encode(table)
+
+    def vectors(self, features: Mapping[str, Values], item_ids: Tensor | None) -> Tensor:
+        """Encode items: [n, D] float32 on the CPU.
+
+        Args:
+            features: of n items.
+            item_ids: [n] int64, ids of items of the training data; None: new ones.
+        """
+        with torch.inference_mode():
+            return self._model.encode_item_values(features, item_ids).float().cpu()
 
     def _join(self, name: str, value: Any) -> Any:
         """Join a list of texts if the column of the data contains lists as text."""

@@ -50,10 +50,11 @@ def put_item(version: ModelVersion, source_id: Id, update: ItemUpdate) -> str:
             valid.
     """
     bundle, items = version.bundle, version.items
-    if bundle.encode_items is None:
+    if bundle.item_encoder is None or bundle.snapshot is None:
         raise RequestError(
             "unsupported",
-            "this model has one embedding per item: for item updates train it with "
+            bundle.why_no_vectors
+            or "this model has one embedding per item: for item updates train it with "
             "model.item_tower = 'item_features'",
         )
     key = items.ids.to_source_id(source_id)
@@ -63,16 +64,12 @@ def put_item(version: ModelVersion, source_id: Id, update: ItemUpdate) -> str:
         )
     check_attributes(update.attributes, items.attributes, "items", "attributes")
     try:
-        table, features = bundle.encode_items([{**update.attributes, "title": update.title}])
+        table, features = bundle.item_encoder([{**update.attributes, "title": update.title}])
     except DataError as error:
         raise RequestError("invalid", str(error)[:500], "attributes") from None
     item_id = items.ids.find(key)
     is_built = item_id is not None and item_id < bundle.dataset.num_items
-    with torch.inference_mode():
-        vectors = bundle.model.encode_item_values(
-            features, torch.tensor([item_id]) if is_built else None
-        )
-        vectors = vectors.float().cpu()
+    vectors = bundle.item_encoder.vectors(features, torch.tensor([item_id]) if is_built else None)
     # A vector beyond float32 cannot be ranked.
     if not bool(vectors.square().sum().isfinite()):
         raise RequestError(

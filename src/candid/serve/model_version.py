@@ -15,7 +15,7 @@ from torch import Tensor
 from candid.errors import DataError
 from candid.inference import (
     RecommendQuery,
-    encode_queries,
+    accepts_histories,
     query_for_history,
     query_for_user,
     tie_ranks,
@@ -27,7 +27,7 @@ from candid.serve.errors import RequestError, short_repr
 from candid.serve.filters import AttributeFilters
 from candid.serve.items import ItemTable, RequestIds
 from candid.serve.requests import Event, Id, RecommendRequest, SimilarRequest
-from candid.serve.search import ItemSearch, TopItems
+from candid.serve.search import TopItems
 from candid.serve.validation import check_attributes, check_limits, to_microseconds
 
 Ints = npt.NDArray[np.int64]
@@ -106,16 +106,16 @@ class ModelVersion:
         self.loaded = datetime.datetime.now(datetime.UTC)
         self.items = ItemTable(
             bundle.dataset.items,
-            bundle.snapshot.source_ids.added,
+            bundle.added_ids,
             bundle.dataset.train_counts,
             model=name,
         )
         self.users = RequestIds(bundle.dataset.users["source_id"], kind="user", model=name)
         source_ids = bundle.dataset.items["source_id"]
-        self.search = ItemSearch(bundle.index, tie_ranks(bundle.dataset.train_counts, source_ids))
+        self.search = bundle.search_with(tie_ranks(bundle.dataset.train_counts, source_ids))
         self.filters = AttributeFilters(self.items)
         self.has_few_items = bundle.index.num_items <= config.probability_items
-        self.has_cheap_probability = self.has_few_items or bundle.index.built.scores_all_items
+        self.has_cheap_probability = self.has_few_items or self.search.scores_all_items
 
     def __repr__(self) -> str:
         return f"ModelVersion(name={self.name!r}, number={self.number})"
@@ -171,6 +171,8 @@ class ModelVersion:
 
     def prepare_similar(self, request: SimilarRequest) -> PreparedQuery:
         """Check a request for items near an item; raises like ``prepare``."""
+        if self.bundle.why_no_vectors is not None:
+            raise RequestError("unsupported", self.bundle.why_no_vectors)
         check_limits(request, self.config)
         self.filters.check(request.filters)
         item_id = self.live_item(request.item, "item")
@@ -200,10 +202,16 @@ class ModelVersion:
 
     def answer(self, queries: Sequence[PreparedQuery]) -> list[Result]:
         """Answer queries that this version prepared; results in the same order."""
+        size, results = self.search.max_queries, list[Result]()
+        for begin in range(0, len(queries), size):
+            results += self._answer(queries[begin : begin + size])
+        return results
+
+    def _answer(self, queries: Sequence[PreparedQuery]) -> list[Result]:
         recommend = [query.query for query in queries if query.query is not None]
         vectors = torch.empty(0, self.bundle.dim)
         if recommend:
-            vectors = self._encode(recommend)
+            vectors = self.bundle.encode(recommend)
         # A vector that is not finite cannot rank items.
         is_finite = vectors.abs().sum(1).isfinite().tolist()
         # Row of each query in ``vectors``, by position; similar items have none.
@@ -245,16 +253,6 @@ class ModelVersion:
             include_attributes=[query.include_attributes for query in queries],
             ignored=[query.ignored for query in queries],
             log_z={p: value for p, value in log_z.items() if queries[p].probability},
-        )
-
-    def _encode(self, queries: Sequence[RecommendQuery]) -> Tensor:
-        bundle = self.bundle
-        return encode_queries(
-            bundle.model,
-            queries,
-            context=bundle.context,
-            encode_attributes=bundle.encode_users,
-            device=bundle.model.device,
         )
 
     def _search_all(
@@ -300,8 +298,8 @@ class ModelVersion:
 
     def _query_for_history(self, request: RecommendRequest) -> tuple[RecommendQuery, int]:
         """Return the query of an anonymous user, and the number of ignored history items."""
-        bundle, model = self.bundle, self.bundle.model
-        if model.needs_user or not (model.reads_history or request.attributes is not None):
+        bundle = self.bundle
+        if not accepts_histories(bundle.model, with_features=request.attributes is not None):
             raise RequestError(
                 "unsupported",
                 "the model only supports users of its training data; name a user",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Final
 
@@ -30,8 +32,78 @@ LOG_PARTITION_BLOCK: Final = 4096
 """Items scored at once for log partitions, so that their scores stay in the cache of a CPU."""
 
 
-class ItemSearch:
-    """Searches of one index.
+class CatalogSearch(ABC):
+    """Base of searches for queries of a served model: the order of ties, and the best of a list.
+
+    Args:
+        tie_ranks: [V] int64, the order of items with equal scores, lowest first; items added
+            later come after them, the earliest first. None: by id.
+    """
+
+    def __init__(self, tie_ranks: Ints | None = None) -> None:
+        self._tie_ranks = np.zeros(0, dtype=np.int64) if tie_ranks is None else tie_ranks
+
+    @property
+    @abstractmethod
+    def num_items(self) -> int:
+        """The number of items, deleted ones included."""
+
+    @property
+    @abstractmethod
+    def scores_all_items(self) -> bool:
+        """Whether a search scores every item, so that log Z costs little more."""
+
+    @property
+    @abstractmethod
+    def max_queries(self) -> int:
+        """Largest number of queries to answer at once."""
+
+    @abstractmethod
+    def live_mask(self) -> Bools:
+        """Return a mask of the items that can be recommended: [n] bool."""
+
+    @abstractmethod
+    def best_of(self, query: Tensor, k: int, item_ids: Ints) -> TopItems:
+        """Return the best of some items for one query."""
+
+    def _nearest(
+        self, index: Searchable, query: Tensor, k: int, excluded: list[Ints]
+    ) -> list[TopItems]:
+        k = min(k, index.num_items)
+
+        def rank_all(row: int) -> tuple[Tensor, Tensor]:
+            live = self.live_mask()
+            live[excluded[row][excluded[row] < len(live)]] = False
+            ids, scores = self.best_of(query[row], k, np.flatnonzero(live))
+            return torch.from_numpy(ids), torch.from_numpy(scores)
+
+        result = search_with_tie_order(
+            index,
+            query,
+            k,
+            _to_exclusions(excluded),
+            lambda: self._tie_ranks,
+            max_depth=MAX_TIE_DEPTH,
+            rank_all=rank_all,
+        )
+        ids, scores = result.item_ids.numpy(), result.scores.numpy()
+        counts = (ids >= 0).sum(1)
+        return [(i[:n], s[:n]) for i, s, n in zip(ids, scores, counts.tolist(), strict=True)]
+
+    def _top(self, item_ids: Ints, scores: Floats, k: int) -> TopItems:
+        """Return the k largest scores; of equal scores the lower tie rank comes first."""
+        if len(scores) > k:
+            threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+            mask = scores >= threshold
+            item_ids, scores = item_ids[mask], scores[mask]
+        ranks, is_built = item_ids.copy(), item_ids < len(self._tie_ranks)
+        ranks[is_built] = self._tie_ranks[item_ids[is_built]]
+        order = np.lexsort((ranks, -scores))[:k]
+        return item_ids[order], scores[order]
+
+
+class ItemSearch(CatalogSearch):
+    """Searches of one index; a query is its vector.
 
     Args:
         index: over the item vectors, with item updates.
@@ -40,14 +112,24 @@ class ItemSearch:
     """
 
     def __init__(self, index: LiveIndex, tie_ranks: Ints | None = None) -> None:
+        super().__init__(tie_ranks)
         self.index = index
-        self._tie_ranks = np.zeros(0, dtype=np.int64) if tie_ranks is None else tie_ranks
         self._inverse_norms: Tensor | None = None
 
     @property
-    def dim(self) -> int:
-        """Width D of the vectors."""
-        return self.index.item_vectors.shape[1]
+    def num_items(self) -> int:
+        """The number of items, deleted ones included."""
+        return self.index.num_items
+
+    @property
+    def max_queries(self) -> int:
+        """Largest number of queries to answer at once: the index works in blocks itself."""
+        return sys.maxsize
+
+    @property
+    def scores_all_items(self) -> bool:
+        """Whether a search scores every item, so that log Z costs little more."""
+        return self.index.built.scores_all_items
 
     def live_mask(self) -> Bools:
         """Return a mask of the items that can be recommended: [n] bool."""
@@ -90,30 +172,6 @@ class ItemSearch:
         index = _FirstSearchWithLogPartition(self.index)
         items = self._nearest(index, query, k, excluded)
         return items, self.log_partition(query) if index.log_z is None else index.log_z
-
-    def _nearest(
-        self, index: Searchable, query: Tensor, k: int, excluded: list[Ints]
-    ) -> list[TopItems]:
-        k = min(k, self.index.num_items)
-
-        def rank_all(row: int) -> tuple[Tensor, Tensor]:
-            live = self.live_mask()
-            live[excluded[row][excluded[row] < len(live)]] = False
-            ids, scores = self.best_of(query[row], k, np.flatnonzero(live))
-            return torch.from_numpy(ids), torch.from_numpy(scores)
-
-        result = search_with_tie_order(
-            index,
-            query,
-            k,
-            _to_exclusions(excluded),
-            lambda: self._tie_ranks,
-            max_depth=MAX_TIE_DEPTH,
-            rank_all=rank_all,
-        )
-        ids, scores = result.item_ids.numpy(), result.scores.numpy()
-        counts = (ids >= 0).sum(1)
-        return [(i[:n], s[:n]) for i, s, n in zip(ids, scores, counts.tolist(), strict=True)]
 
     def nearest_allowed(self, query: Tensor, k: int, allowed: Bools, excluded: Ints) -> TopItems:
         """Return the best items of one query [D] among the allowed ones: [n] bool.
@@ -181,17 +239,6 @@ class ItemSearch:
         ids, top_scores = self._top(np.arange(len(scores)), scores.numpy(), k)
         mask = np.isfinite(top_scores)
         return ids[mask], top_scores[mask]
-
-    def _top(self, item_ids: Ints, scores: Floats, k: int) -> TopItems:
-        """Return the k largest scores; of equal scores the lower tie rank comes first."""
-        if len(scores) > k:
-            threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-            mask = scores >= threshold
-            item_ids, scores = item_ids[mask], scores[mask]
-        ranks, is_built = item_ids.copy(), item_ids < len(self._tie_ranks)
-        ranks[is_built] = self._tie_ranks[item_ids[is_built]]
-        order = np.lexsort((ranks, -scores))[:k]
-        return item_ids[order], scores[order]
 
     def log_partition(self, query: Tensor) -> Tensor:
         """Return log sum exp(score) over all live items for B queries [B, D]: [B] float64."""

@@ -81,6 +81,7 @@ RESPONSES: Final[dict[str, Any]] = {
                 "event_types": [],
                 "has_titles": True,
                 "probability": {"supported": True, "reason": None},
+                "vectors": {"supported": True, "reason": None},
                 "item_updates": {
                     "supported": False,
                     "reason": "this model has one embedding per item",

@@ -149,8 +149,8 @@ class ModelInfo(pydantic.BaseModel):
     fingerprint: str
     items: int
     users: int
-    dim: int
-    index: str
+    dim: int = Field(description="width of the vectors; 0 without vectors")
+    index: str = Field(description="type of the index over the item vectors; none without vectors")
     max_length: int = Field(description="number of latest history items that the model reads")
     filter_seen: bool = Field(description="default of `filter_seen`: as the model was measured")
     reads_history: bool
@@ -167,6 +167,9 @@ class ModelInfo(pydantic.BaseModel):
     event_types: list[str] = Field(description="types of interactions in the data")
     has_titles: bool
     probability: Capability
+    vectors: Capability = Field(
+        description="item vectors, which similar items, the map and item updates need"
+    )
     item_updates: Capability
 
 

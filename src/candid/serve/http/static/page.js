@@ -211,6 +211,13 @@ async function loadMap() {
   mapOf = model;
   const stillWanted = () => mapOf === model;
   const body = byId("map-body");
+  if (!model.vectors.supported) {
+    requestedIds.clear();
+    map.setItems([]);
+    byId("map-facts").textContent = "";
+    replace(byId("map-state"), h("p", { class: "quiet" }, `No map: ${model.vectors.reason}.`));
+    return;
+  }
   body.setAttribute("aria-busy", "true");
   replace(byId("map-state"), h("p", { class: "quiet" }, "Loading…"));
   try {

@@ -54,11 +54,16 @@ function panel(view, other, k, handlers) {
       h(
         "p",
         { class: "quiet" },
-        `${count(model.items)} items × ${model.dim}, ${model.index} index, version ${view.version ?? model.version}`,
+        `${sizeOf(model)}, version ${view.version ?? model.version}`,
       ),
     ),
     content(view, other, k, handlers),
   );
+}
+
+function sizeOf(model) {
+  const items = `${count(model.items)} items`;
+  return model.vectors.supported ? `${items} × ${model.dim}, ${model.index} index` : items;
 }
 
 function content(view, other, k, handlers) {
@@ -176,16 +181,18 @@ function buttons(item, model, letter, handlers) {
       },
       "Add",
     ),
-    h(
-      "button",
-      {
-        type: "button",
-        "data-control": `similar${letter} ${item.item}`,
-        "aria-label": `Show items similar to ${title}`,
-        onclick: () => handlers.similar(item, model),
-      },
-      "Similar",
-    ),
+    model.vectors.supported
+      ? h(
+          "button",
+          {
+            type: "button",
+            "data-control": `similar${letter} ${item.item}`,
+            "aria-label": `Show items similar to ${title}`,
+            onclick: () => handlers.similar(item, model),
+          },
+          "Similar",
+        )
+      : null,
   );
 }
 
