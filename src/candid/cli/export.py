@@ -12,7 +12,7 @@ from candid.cli.options import Json, Quiet
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of a saved baseline")],
     out: Annotated[Path, typer.Option(help="Folder to write, new or empty")],
     data: Annotated[
         Path | None, typer.Option(help="Prepared dataset [default: the one of the run]")
@@ -24,29 +24,36 @@ def export(
             "-f",
             metavar="FORMAT",
             help="Towers: onnx, torch; item vectors: parquet, npy, pgvector, qdrant, milvus, "
-            "elasticsearch; may be repeated [default: parquet]",
+            "elasticsearch; the best items of each user: lists; may be repeated [default: parquet, "
+            "or lists for a baseline without vectors]",
         ),
     ] = None,
     vector_column: Annotated[
         str, typer.Option(help="Name of the column or field that holds the item vectors")
     ] = "vector",
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "--k", "-k", min=1, help="Items of each list, for --format lists [default: 10]"
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the towers and item vectors of a run for other programs."""
+    """Write towers and item vectors, or the lists of all users, for other programs."""
     from candid.cli.progress import stage_progress
     from candid.export import ExportInput
     from candid.export import export as write_export
-    from candid.runs import load_run
 
     console = Console(json, quiet)
-    loaded = load_run(run, data)
+    export_input = ExportInput.open(run, data)
     with stage_progress(console) as progress:
         document = write_export(
-            ExportInput.from_run(loaded),
+            export_input,
             out,
-            formats or ["parquet"],
+            formats or None,
             vector_column=vector_column,
+            k=k,
             progress=progress,
         )
     lines = [

@@ -26,6 +26,7 @@ class ExportContext:
     Args:
         export_input: the trained model.
         vector_column: name of the column that holds vectors.
+        k: length of the lists of users; None: the default of ``recommend``.
         progress: called with (stage, items done, total items).
 
     Raises:
@@ -37,6 +38,7 @@ class ExportContext:
         export_input: ExportInput,
         *,
         vector_column: str = "vector",
+        k: int | None = None,
         progress: StageProgress | None = None,
     ) -> None:
         if vector_column in export_input.dataset.items.columns:
@@ -46,25 +48,31 @@ class ExportContext:
             )
         self.export_input = export_input
         self.vector_column = vector_column
+        self.k = k
         self.progress = progress
         self._items = _decode_categories(export_input.dataset.items)
 
     def __repr__(self) -> str:
-        """Return run, width and number of items."""
+        """Return run and number of items."""
         return (
-            f"ExportContext(run={self.export_input.name!r}, dim={self.dim}, "
+            f"ExportContext(run={self.export_input.name!r}, "
             f"num_items={self.export_input.dataset.num_items})"
         )
 
     @property
     def metadata(self) -> dict[str, Any]:
         """Description of the model for every file, as plain JSON values."""
+        vectors: dict[str, Any] = {}
+        if self.export_input.vector_model is not None:
+            vectors = {
+                "similarity": "inner product",
+                "temperature": "folded into the query vectors",
+                "dim": self.dim,
+            }
         return {
             "run": self.export_input.name,
             "fingerprint": self.export_input.fingerprint,
-            "similarity": "inner product",
-            "temperature": "folded into the query vectors",
-            "dim": self.dim,
+            **vectors,
             "num_items": self.export_input.dataset.num_items,
         }
 
@@ -76,16 +84,23 @@ class ExportContext:
     @property
     def dim(self) -> int:
         """D, width of the vectors."""
-        return self.export_input.model.item_tower.dim
+        towers = self.export_input.towers
+        return self.vectors.shape[1] if towers is None else towers.item_tower.dim
 
     @cached_property
     def vectors(self) -> Tensor:
         """Vectors of all items, [V, D] float32.
 
         Raises:
+            ConfigError: the model has no vectors.
             ArtifactError: a vector is not finite.
         """
-        model = self.export_input.model
+        model = self.export_input.vector_model
+        if model is None:
+            raise ConfigError(
+                f"the baseline {self.export_input.name} has no item vectors: export the lists of "
+                "its users with --format lists"
+            )
         with inference_mode(model):
             vectors = encode_catalog(model, self.progress).detach().float().cpu()
         for rows in vectors.split(65_536):

@@ -1,15 +1,33 @@
-"""The input of an export: a trained model, its dataset and its features."""
+"""The input of an export: a trained run or a fitted baseline, its dataset and its features."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
+import torch
+from torch import Tensor
+
+from candid.batches import Ints
 from candid.data import PreparedDataset
+from candid.errors import ConfigError
 from candid.features import FeatureConfig, FeatureTable
-from candid.runs import Run, model_fingerprint
+from candid.inference import Recommendations, TwoTowerModel, queries_for_users
+from candid.runs import (
+    FittedBaseline,
+    Run,
+    holds_baseline,
+    load_baseline,
+    load_run,
+    model_fingerprint,
+)
+from candid.runs.fitted_baseline import WHOLE_HISTORY
 from candid.towers import RetrievalModel
+
+RecommendToUsers = Callable[[Ints, int | None], Recommendations]
+"""Dense ids of users [B], and the length of the lists (None: the default), to lists."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +45,51 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class ExportInput:
-    """The parts of a trained run that an export reads.
+    """The parts of a trained run, or of a fitted baseline, that an export reads.
 
     Attributes:
-        name: of the run.
-        model: in evaluation mode.
+        name: of the run or the baseline.
         dataset: training data of the model.
         fingerprint: of the model; an index of its vectors has the same.
         max_length: L, the longest history of a query.
+        recommend: recommends to users of the dataset.
+        needs_history: whether a user without a history has no list.
+        towers: the model of a run, in evaluation mode; None for a baseline.
+        vector_model: encodes items; None: the model has no vectors.
+        encode_users: vectors of users of the dataset by dense id [B], [B, D] float32; None for a
+            run, whose graphs encode queries.
         features: the features that the model reads, by "item", "user" and "context".
     """
 
     name: str
-    model: RetrievalModel
     dataset: PreparedDataset
     fingerprint: str
     max_length: int
+    recommend: RecommendToUsers
+    needs_history: bool
+    towers: RetrievalModel | None
+    vector_model: TwoTowerModel | None
+    encode_users: Callable[[Ints], Tensor] | None = None
     features: Mapping[str, FeatureSet] = field(default_factory=dict)
+
+    @property
+    def model(self) -> RetrievalModel:
+        """The model whose towers become graphs.
+
+        Raises:
+            ConfigError: a baseline has no towers.
+        """
+        if self.towers is None:
+            raise ConfigError(
+                f"the baseline {self.name} has no towers to write as graphs: leave out --format "
+                "onnx and torch"
+            )
+        return self.towers
+
+    @property
+    def default_format(self) -> str:
+        """The format of an export that names none."""
+        return "lists" if self.vector_model is None else "parquet"
 
     @classmethod
     def from_run(cls, run: Run) -> Self:
@@ -56,13 +102,54 @@ class ExportInput:
         }
         return cls(
             name=run.config.name,
-            model=model,
             dataset=run.dataset,
             fingerprint=model_fingerprint(run),
             max_length=run.config.batches.max_length,
+            recommend=lambda user_ids, k: run.recommend_ids(user_ids=user_ids, k=k),
+            needs_history=model.needs_history,
+            towers=model,
+            vector_model=model,
             features={
                 side: FeatureSet(table, configs)
                 for side, (table, configs, is_read) in sides.items()
                 if table is not None and is_read
             },
         )
+
+    @classmethod
+    def from_baseline(cls, baseline: FittedBaseline) -> Self:
+        """Read a saved baseline."""
+        dataset, vector_model = baseline.dataset, baseline.model.vector_model
+
+        def encode_users(user_ids: Ints) -> Tensor:
+            assert vector_model is not None
+            queries = queries_for_users(dataset, user_ids, max_length=WHOLE_HISTORY)
+            with torch.inference_mode():
+                return vector_model.encode_queries(queries).float().cpu()
+
+        return cls(
+            name=baseline.name,
+            dataset=dataset,
+            fingerprint=str(baseline.manifest["fingerprint"]),
+            max_length=WHOLE_HISTORY,
+            recommend=lambda user_ids, k: baseline.recommend_ids(user_ids=user_ids, k=k),
+            needs_history=False,
+            towers=None,
+            vector_model=vector_model,
+            encode_users=None if vector_model is None else encode_users,
+        )
+
+    @classmethod
+    def open(cls, folder: Path | str, data: Path | str | None = None) -> Self:
+        """Open the folder of a run or of a saved baseline.
+
+        Args:
+            folder: of the run or the baseline.
+            data: folder of the prepared dataset; None: the one that the folder names.
+
+        Raises:
+            ArtifactError: neither of the two, a damaged one, or another dataset.
+        """
+        if holds_baseline(folder):
+            return cls.from_baseline(load_baseline(folder, data))
+        return cls.from_run(load_run(folder, data))

@@ -25,18 +25,20 @@ EXPORT = "export.json"
 def export(
     export_input: ExportInput,
     out: Path | str,
-    formats: Sequence[str] = ("parquet",),
+    formats: Sequence[str] | None = None,
     *,
     vector_column: str = "vector",
+    k: int | None = None,
     progress: StageProgress | None = None,
 ) -> dict[str, Any]:
     """Write a model into a folder, in one or several formats, each in its own subfolder.
 
     Args:
-        export_input: the trained model, such as ``ExportInput.from_run(run)``.
+        export_input: the model, such as ``ExportInput.from_run(run)``.
         out: the folder, new or empty.
-        formats: names of ``FORMATS``.
+        formats: names of ``FORMATS``; None: "parquet", or "lists" for a model without vectors.
         vector_column: name of the column or field that holds the vectors of items.
+        k: length of the lists of users; None: 10, or all items of a smaller catalog.
         progress: called with (stage, items done, total items).
 
     Returns:
@@ -54,9 +56,10 @@ def export(
         >>> export(ExportInput.from_run(run), "films-export", ["parquet"])  # doctest: +SKIP
     """
     out = Path(out)
-    writers = {name: lookup(FORMATS, "format", name) for name in formats}
+    chosen = [export_input.default_format] if formats is None else formats
+    writers = {name: lookup(FORMATS, "format", name) for name in chosen}
     _check_empty(out)
-    context = ExportContext(export_input, vector_column=vector_column, progress=progress)
+    context = ExportContext(export_input, vector_column=vector_column, k=k, progress=progress)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from polars.io.plugins import register_io_source
+from torch import Tensor
 
+from candid.batches import Ints
 from candid.export.context import ExportContext
 
 ROWS = 16_384
@@ -18,12 +21,30 @@ ROWS = 16_384
 def write_items_parquet(context: ExportContext, folder: Path) -> dict[str, Any]:
     """Write ``items.parquet``: source id, title, attributes, and the vector as a fixed-size list.
 
-    The metadata of the file identify the model.
+    For a baseline also ``users.parquet``, source id and vector of each user: no graph encodes them.
+    The metadata of the files identify the model.
     """
     path = folder / "items.parquet"
     frames = context.frames(ROWS, "writing parquet")
     write_parquet(path, context.schema, frames, context.text_metadata)
-    return {"files": [path.name]}
+    encode_users = context.export_input.encode_users
+    if encode_users is None:
+        return {"files": [path.name]}
+    users = folder / "users.parquet"
+    name = context.vector_column
+    ids = context.export_input.dataset.users["source_id"]
+    schema = {"source_id": ids.dtype, name: context.schema[name]}
+    write_parquet(users, schema, _user_frames(ids, schema, encode_users), context.text_metadata)
+    return {"files": [path.name, users.name]}
+
+
+def _user_frames(
+    ids: pl.Series, schema: Mapping[str, pl.DataType], encode_users: Callable[[Ints], Tensor]
+) -> Iterator[pl.DataFrame]:
+    for begin in range(0, len(ids), ROWS):
+        chunk = ids.slice(begin, ROWS)
+        vectors = encode_users(np.arange(begin, begin + len(chunk))).numpy()
+        yield pl.DataFrame({"source_id": chunk, [*schema][1]: vectors}, schema=schema, strict=True)
 
 
 def write_parquet(
