@@ -63,7 +63,8 @@ def main() -> None:
         SyntheticData(DATA).interactions(0, DATA.num_users).write_parquet(rows)
     config = DataConfig(interactions=str(rows), time="timestamp")
     data = candid.prepare(config, folder / "data").dataset
-    run = candid.train(data, RECIPE, out=folder / "run", resume=(folder / "run").exists())
+    resume = (folder / "run").exists()
+    run = candid.train(data, RECIPE, out=folder / "run", resume=resume, measure=False)
     users = np.random.default_rng(0).choice(DATA.num_users, QUERIES, replace=False)
     np.save(folder / "items.npy", run.item_vectors()[1])
     np.save(folder / "queries.npy", run.query_vectors(users=users.tolist()))

@@ -85,11 +85,13 @@ def test_signatures_begin_as_documented():
         "samplers.Popularity": "counts, *, num_candidates, exponent=1.0, distinct=False",
         "samplers.InBatch": "frequency, *, exclude_same_user=True, distinct=False",
         "samplers.Mixture": "components",
-        "train": "data, recipe=None, *, out, resume=False, **overrides",
+        "train": "data, recipe=None, *, out, resume=False, measure=True, quiet=False, **overrides",
+        "load": "folder, data=None",
         "load_run": "folder, data=None",
-        "Run.recommend": "self, users=None, *, histories=None, features=None, k=10, "
-        "filter_seen=True, allow=None, deny=None",
-        "Run.similar": "self, items, k=10",
+        "fit_baseline": "data, name, *, settings=None, tuning=True",
+        "Run.recommend": "self, users=None, *, histories=None, features=None, k=None, "
+        "filter_seen=None, allow=None, deny=None",
+        "Run.similar": "self, items, k=None",
         "Run.item_vectors": "self",
         "Run.query_vectors": "self, users=None, *, histories=None",
         "Run.evaluate": "self, split='test', config=None, *",

@@ -10,12 +10,11 @@ import typer
 from typer.core import TyperCommand
 
 from candid.cli.console import Console
-from candid.cli.evaluate import Split, baselines_file, evaluate_and_save
 from candid.cli.options import Json, Quiet, Set
 from candid.cli.prepare import run_prepare
 from candid.cli.recipe import run_name
 from candid.cli.recipe_keys import ALL, key_lines, section_lines
-from candid.errors import ConfigError, DataError, Interrupted
+from candid.errors import ConfigError
 
 if TYPE_CHECKING:
     from candid.config import RunConfig
@@ -89,10 +88,9 @@ def train(
     config = _config(recipe, data, overrides or [], console)
     out = Path("runs") / config.name if out is None else out
 
-    from candid.atomic import write_json
     from candid.cli.progress import stage_progress, train_progress
-    from candid.data import Role
-    from candid.runs import beside_cheap_baselines, check_is_free, load_run, train_run
+    from candid.runs import check_is_free, load_run, train_run
+    from candid.runs.measurement import has_test_split, measure_on_test
 
     if not resume:
         check_is_free(out)  # before preparing, which may take an hour
@@ -112,33 +110,12 @@ def train(
     }
     lines: list[Any] = [_summary(result.manifest["result"])]
     run = load_run(out, data)
-    if (run.dataset.roles == Role.TEST).any():
+    if has_test_split(run):
         console.note("measuring on the test split")
-        try:
-            with stage_progress(console) as shown:
-                report, path = evaluate_and_save(run, out, Split.TEST, progress=shown)
-                beside = beside_cheap_baselines(run, report, progress=shown) if baselines else None
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"stopped while measuring; {out} is trained, measure it with: candid evaluate {out}"
-            ) from None
-        except DataError as error:
-            # The training is complete: only this measurement needs another setting.
-            document["not_measured"] = str(error)
-            lines.append(
-                f"not measured on the test split: {error}; to change a key of [evaluation]: "
-                f"candid evaluate {out} --set KEY=VALUE"
-            )
-        else:
-            document["test"] = report.to_json()
-            lines += [report.table(), f"measured in {path}"]
-            if beside is not None:
-                document["baselines"] = beside.to_json()
-                write_json(baselines_file(path), beside.to_json())
-                lines += [
-                    beside.table(),
-                    f"{beside.sentence}; tuned ones: candid evaluate {out} --baselines",
-                ]
+        with stage_progress(console) as shown:
+            measured = measure_on_test(run, baselines=baselines, progress=shown)
+        document |= measured.to_json()
+        lines += measured.lines(out)
     console.result(document, *lines, f"trained in {out}")
 
 

@@ -1,0 +1,134 @@
+"""Measurement of a model on a split, stored in its folder; after a training beside baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from candid.atomic import write_json
+from candid.data import Role
+from candid.errors import ConfigError, DataError, Interrupted
+from candid.evaluation import EvaluationConfig, EvaluationReport
+from candid.inference import StageProgress
+from candid.runs.baselines import beside_cheap_baselines
+from candid.runs.run import Run
+from candid.runs.saved_model import SavedModel
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from candid.baselines import ModelBesideBaselines
+
+
+@dataclass(frozen=True)
+class TrainedMeasurement:
+    """The measurement of a run on the test split.
+
+    Attributes:
+        report: of the run; None: it could not be measured.
+        file: of the report.
+        beside: the run beside the cheap baselines; None: they were not measured.
+        why_not: the reason without a report.
+    """
+
+    report: EvaluationReport | None = None
+    file: Path | None = None
+    beside: ModelBesideBaselines | None = None
+    why_not: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values: ``test``, ``baselines``, and ``not_measured`` with a reason."""
+        document: dict[str, Any] = {
+            "test": None if self.report is None else self.report.to_json(),
+            "baselines": None if self.beside is None else self.beside.to_json(),
+        }
+        return document if self.why_not is None else {**document, "not_measured": self.why_not}
+
+    def lines(self, folder: Path) -> list[RenderableType]:
+        """Return tables and sentences to print.
+
+        Args:
+            folder: of the run.
+        """
+        if self.report is None:
+            return [
+                f"not measured on the test split: {self.why_not}; to change a key of [evaluation]: "
+                f"candid evaluate {folder} --set KEY=VALUE"
+            ]
+        lines: list[RenderableType] = [self.report.table(), f"measured in {self.file}"]
+        if self.beside is not None:
+            lines += [
+                self.beside.table(),
+                f"{self.beside.sentence}; tuned ones: candid evaluate {folder} --baselines",
+            ]
+        return lines
+
+
+def measure_on_test(
+    run: Run, *, baselines: bool = True, progress: StageProgress | None = None
+) -> TrainedMeasurement:
+    """Measure a run after its training on the test split, and the cheap baselines beside it.
+
+    A run that cannot be measured is trained all the same: the result has the reason.
+
+    Args:
+        run: a trained run, whose dataset has a test split.
+        baselines: whether to measure baselines.
+        progress: called with (stage, done, total).
+
+    Raises:
+        Interrupted: stopped by Ctrl-C.
+    """
+    try:
+        report, file = evaluate_and_save(run, run.folder, "test", progress=progress)
+        beside = None
+        if baselines:
+            beside = beside_cheap_baselines(run, report, progress=progress)
+            save_beside(file, beside)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped while measuring; {run.folder} is trained, measure it with: candid evaluate "
+            f"{run.folder}"
+        ) from None
+    except (ConfigError, DataError) as error:
+        # The training is complete: only this measurement needs another setting.
+        return TrainedMeasurement(why_not=str(error))
+    return TrainedMeasurement(report, file, beside)
+
+
+def has_test_split(run: Run) -> bool:
+    """Return whether the dataset of a run has test targets."""
+    return bool((run.dataset.roles == Role.TEST).any())
+
+
+def evaluate_and_save(
+    model: SavedModel,
+    folder: Path,
+    split: str,
+    config: EvaluationConfig | None = None,
+    progress: StageProgress | None = None,
+) -> tuple[EvaluationReport, Path]:
+    """Measure a model, save the report in its folder and return report and file.
+
+    Args:
+        model: a run or a saved baseline.
+        folder: of the model.
+        split: "test" or "validation".
+        config: settings; None: those of the model.
+        progress: called with (stage, done, total).
+    """
+    report = model.evaluate(split, config, progress=progress)
+    # The report on a part of the catalog does not replace the report on the whole.
+    part = report.settings["catalog"]
+    suffix = "" if part == "all" else f"-{part}"
+    path = folder / f"evaluation-{split}{suffix}.json"
+    report.save(path)
+    return report, path
+
+
+def save_beside(evaluation: Path, beside: ModelBesideBaselines) -> Path:
+    """Save a model beside baselines next to the file of ``evaluate_and_save``; return its file."""
+    path = evaluation.with_name(evaluation.name.replace("evaluation-", "baselines-", 1))
+    write_json(path, beside.to_json())
+    return path
