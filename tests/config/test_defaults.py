@@ -13,6 +13,7 @@ from candid.towers import TOWERS
 def facts(**changes):
     values = {
         "has_order": True,
+        "has_times": False,
         "num_items": 50_000,
         "num_units": 100_000,
         "num_targets": 1_000_000,
@@ -124,7 +125,7 @@ def test_row_wise_tables_leave_out_the_running_mean():
 def test_interactions_as_units_have_plain_embeddings():
     config, _ = recipe_for(facts(), {"batches.unit": "interaction"})
     assert config.batches.batch_size == 1024
-    assert config.model.query_tower == TOWERS["user_embedding"].Config()
+    assert config.model.query_tower == TOWERS["user_embedding"].Config(dim=128)
 
 
 @pytest.mark.parametrize(("share", "hides"), [(0.0, True), (0.019, True), (0.02, False)])
@@ -136,7 +137,9 @@ def test_repeats_decide_whether_seen_items_are_hidden(share, hides):
 
 def test_more_targets_need_fewer_epochs():
     epochs = [recipe_for(facts(num_targets=n))[0].training.epochs for n in (10**4, 10**6, 10**8)]
-    assert epochs == [100, 24, 10]
+    assert epochs == [40, 10, 8]
+    frequent = [facts(num_items=100, num_targets=n) for n in (10**4, 10**6, 10**8)]
+    assert [recipe_for(one)[0].training.epochs for one in frequent] == [60, 20, 8]
 
 
 def test_default_recipe_of_a_dataset_has_its_defaults():
@@ -215,3 +218,60 @@ def test_first_interactions_are_targets_of_users_with_one_interaction():
     assert reasons["batches.batch_size"] == "3 histories are 1 step an epoch"
     assert reasons["batches.empty_histories"].startswith("no user has two training interactions")
     assert not recipe_for(DataFacts.of(dataset([[1, 2], [3]])))[0].batches.empty_histories
+
+
+@pytest.mark.parametrize(("num_items", "dim"), [(10_000, 64), (10_001, 128)])
+def test_large_catalogs_have_wide_vectors(num_items, dim):
+    config, _ = recipe_for(facts(num_items=num_items))
+    assert (config.model.query_tower.dim, config.model.item_tower.dim) == (dim, dim)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.query_tower.type": "user_embedding"},
+        {"model.item_tower": {"type": "item_embedding"}},
+        {"model.query_tower.dim": 32, "model.item_tower.dim": 32},
+    ],
+)
+def test_a_changed_tower_keeps_one_width(changes):
+    config, chosen = recipe_for(facts(), changes)
+    assert (
+        config.model.query_tower.dim
+        == config.model.item_tower.dim
+        == changes.get("model.query_tower.dim", 64)
+    )
+    assert not any(one.key.endswith(".dim") for one in chosen)
+
+
+@pytest.mark.parametrize(
+    ("num_items", "num_targets", "lr", "dropout"),
+    [
+        (20_001, 1_000_000, 0.01, 0.5),
+        (20_000, 1_000_000, 0.003, 0.2),
+        (1_000, 499_999, 0.003, 0.3),
+        (1_000, 500_000, 0.003, 0.2),
+    ],
+)
+def test_rare_items_have_a_higher_learning_rate_and_more_dropout(
+    num_items, num_targets, lr, dropout
+):
+    config, _ = recipe_for(facts(num_items=num_items, num_targets=num_targets))
+    assert (config.training.lr, config.model.query_tower.dropout) == (lr, dropout)
+
+
+def test_times_are_read_where_there_are_some():
+    assert recipe_for(facts(has_times=True))[0].model.query_tower.time_bias
+    assert not recipe_for(facts())[0].model.query_tower.time_bias
+
+
+@pytest.mark.parametrize(
+    ("changes", "initial"),
+    [
+        ({}, "co_visits"),
+        ({"has_order": False}, "random"),
+        ({"num_interactions": 20_000_001}, "random"),
+    ],
+)
+def test_items_with_order_start_from_co_visits(changes, initial):
+    assert recipe_for(facts(**changes))[0].model.item_tower.initial == initial

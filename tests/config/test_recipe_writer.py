@@ -7,9 +7,9 @@ import pytest
 from candid.config import DataFacts, parse_config, recipe_for, recipe_text
 
 FACTS = {
-    "small": DataFacts(True, 7, 3, 40, 0.5, 50),
-    "large": DataFacts(True, 10**6, 10**6, 10**7, 0.0, 10**7),
-    "unordered": DataFacts(False, 10**5, 10**6, 10**6, 0.0, 10**6),
+    "small": DataFacts(True, True, 7, 3, 40, 0.5, 50),
+    "large": DataFacts(True, False, 10**6, 10**6, 10**7, 0.0, 10**7),
+    "unordered": DataFacts(False, False, 10**5, 10**6, 10**6, 0.0, 10**6),
 }
 
 

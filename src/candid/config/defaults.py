@@ -19,19 +19,23 @@ DEFAULT_RECIPE: Mapping[str, Any] = {
     "model": {
         "query_tower": {"type": "causal_transformer"},
         "item_tower": {"type": "item_embedding"},
+        "similarity": "cosine",
+        "temperature": 0.07,
     },
     "sampler": {
         "type": "mixture",
         "components": [
-            {"type": "popularity", "num_candidates": 128},
-            {"type": "uniform", "num_candidates": 128},
+            {"type": "popularity", "num_candidates": 512},
+            {"type": "uniform", "num_candidates": 512},
         ],
     },
     "loss": {"type": "sampled_softmax"},
 }
 """The default recipe for a large dataset with order: a causal transformer, a sampled softmax.
 
-The loss has its own default correction, and the candidates come from a mixture.
+The loss has its own default correction, and the candidates come from a mixture. The similarity is
+the cosine: with dot products, the vectors of items with few interactions stay short for many
+epochs, and these items are hardly recommended.
 """
 
 MAX_LENGTH: Final = 200
@@ -49,6 +53,25 @@ PATIENCE: Final = TrainingConfig().patience or 1
 AVERAGES: Final = ((0.999, 4_000), (0.99, 400))
 """Decay of the running mean of the weights, and the steps of a training that is long enough."""
 
+RARE_TARGETS: Final = 50
+"""Mean number of targets of an item in an epoch below which most items are rare. Each has few
+updates, so that the learning rate is higher; histories share less, so that fitting them in detail
+helps less: more dropout and fewer epochs."""
+
+WIDE_ITEMS: Final = 10_000
+"""Largest catalog whose vectors have the width of the towers' own default. The width bounds the
+rank of the scores, and with it how many rare pairs of items they can tell apart."""
+
+WIDE: Final = 128
+"""Width of the vectors of larger catalogs."""
+
+FEW_TARGETS: Final = 500_000
+"""Targets of an epoch below which there is more dropout than in the towers' own default."""
+
+CO_VISIT_INTERACTIONS: Final = 20_000_000
+"""Most interactions whose pairs are counted for initial vectors: up to ten pairs for each, 12 bytes
+a pair, are in memory at once."""
+
 REPEATS_SHOWN: Final = 0.02
 """Share of repeated items from which lists do not hide what a user has seen."""
 
@@ -62,6 +85,7 @@ class DataFacts:
 
     Attributes:
         has_order: whether the interactions of a user are ordered, by time or another column.
+        has_times: whether they have times.
         num_items: V.
         num_units: units of an epoch: windows of histories, or interactions without order.
         num_targets: training targets of an epoch.
@@ -70,11 +94,22 @@ class DataFacts:
     """
 
     has_order: bool
+    has_times: bool
     num_items: int
     num_units: int
     num_targets: int
     share_repeats: float
     num_interactions: int
+
+    @property
+    def targets_per_item(self) -> float:
+        """Mean number of targets of an item in an epoch."""
+        return self.num_targets / max(self.num_items, 1)
+
+    @property
+    def has_rare_items(self) -> bool:
+        """Whether most items are targets so seldom that each has few updates."""
+        return self.targets_per_item < RARE_TARGETS
 
     def without_order(self) -> DataFacts:
         """Return the facts of the same data with interactions as units."""
@@ -100,6 +135,7 @@ class DataFacts:
             num_units = int((-(-targets // MAX_LENGTH)).sum())
         return cls(
             has_order=has_order,
+            has_times=dataset.timestamps is not None,
             num_items=dataset.num_items,
             num_units=num_units,
             num_targets=num_targets,
@@ -128,7 +164,7 @@ class Default:
             return True  # the two cannot be combined
         prefixes = self.key.split(".")
         parents = {".".join(prefixes[: n + 1]) for n in range(len(prefixes))}
-        return bool(parents & changes.keys()) or f"{self.key}.type" in changes
+        return any(one in changes or f"{one}.type" in changes for one in parents)
 
     @property
     def sentence(self) -> str:
@@ -160,6 +196,7 @@ def data_defaults(
     size = _integer(changes.get("batches.batch_size")) or _batch_size(facts)
     defaults = (
         *_batch_defaults(facts, size, has_targets),
+        *_model_defaults(facts, changes),
         *_loss_defaults(facts, sampled),
         *_training_defaults(facts, -(-facts.num_units // size), changes),
         *_evaluation_defaults(facts, changes),
@@ -196,6 +233,34 @@ def _batch_size(facts: DataFacts) -> int:
     return int(min(max(2 ** int(math.log2(wanted)), smallest), largest))
 
 
+def _model_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[Default]:
+    if facts.num_items > WIDE_ITEMS:
+        reason = f"vectors of {facts.num_items:,} items"
+        widths = [
+            Default(f"model.{tower}.dim", WIDE, reason) for tower in ("query_tower", "item_tower")
+        ]
+        # The towers have one width: a changed one leaves both as they are.
+        if not any(width.is_replaced(changes) for width in widths):
+            yield from widths
+    if not facts.has_order:
+        return
+    if facts.has_rare_items:
+        yield Default("model.query_tower.dropout", 0.5, _targets_per_item(facts))
+    elif facts.num_targets < FEW_TARGETS:
+        reason = f"{_count(facts.num_targets, 'target')} an epoch"
+        yield Default("model.query_tower.dropout", 0.3, reason)
+    if facts.has_times:
+        for key in ("read_time_gaps", "time_bias"):
+            yield Default(f"model.query_tower.{key}", True, "the interactions have times")
+    if facts.num_interactions <= CO_VISIT_INTERACTIONS:
+        reason = "items near each other in histories start with similar vectors"
+        yield Default("model.item_tower.initial", "co_visits", reason)
+
+
+def _targets_per_item(facts: DataFacts) -> str:
+    return f"an item is a target {facts.targets_per_item:.1f} times an epoch on average"
+
+
 def _loss_defaults(facts: DataFacts, sampled: bool) -> Iterator[Default]:
     if sampled:
         return
@@ -212,6 +277,8 @@ def _training_defaults(
     total = min(epochs * steps, _integer(changes.get("training.max_steps")) or epochs * steps)
     targets = _count(facts.num_targets, "target")
     yield Default("training.epochs", epochs, f"{targets} an epoch; {_count(total, 'step')} in all")
+    rate = 0.01 if facts.has_rare_items else 0.003
+    yield Default("training.lr", rate, _targets_per_item(facts))
     yield Default("training.schedule", "linear", "the learning rate ends with the last epoch")
     if total < 20 * WARMUP_STEPS:
         warmup = max(total // 20, 1)
@@ -239,7 +306,9 @@ def _count(number: int, noun: str) -> str:
 
 
 def _epochs(facts: DataFacts) -> int:
-    return min(max(round(24 * math.sqrt(1e6 / max(facts.num_targets, 1))), 10), 100)
+    """Return more epochs for fewer targets, and fewer where single users are fitted soon."""
+    factor, largest = (10, 40) if facts.has_order and facts.has_rare_items else (20, 60)
+    return min(max(round(factor * math.sqrt(1e6 / max(facts.num_targets, 1))), 8), largest)
 
 
 def _evaluation_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[Default]:

@@ -49,8 +49,17 @@ def recipe_text(
     for section in (section for section in SECTIONS if table.get(section)):
         lines += ["", *_comment(reasons.get(section)), f"[{section}]"]
         for key, value in table[section].items():
-            lines += [*_comment(reasons.get(f"{section}.{key}")), f"{key} = {_value(value)}"]
+            name = f"{section}.{key}"
+            lines += [*_comment(reasons.get(name)), *_inner_comments(name, reasons)]
+            lines.append(f"{key} = {_value(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _inner_comments(name: str, reasons: Mapping[str, str]) -> Iterator[str]:
+    """Yield the comments of the keys inside an inline table."""
+    for key, reason in reasons.items():
+        if key.startswith(f"{name}."):
+            yield from _comment(f"{key.removeprefix(f'{name}.')}: {reason}")
 
 
 def _nested(key: str) -> Keys:
