@@ -137,9 +137,9 @@ def test_repeats_decide_whether_seen_items_are_hidden(share, hides):
 
 def test_more_targets_need_fewer_epochs():
     epochs = [recipe_for(facts(num_targets=n))[0].training.epochs for n in (10**4, 10**6, 10**8)]
-    assert epochs == [40, 10, 8]
+    assert epochs == [19, 6, 6]
     frequent = [facts(num_items=100, num_targets=n) for n in (10**4, 10**6, 10**8)]
-    assert [recipe_for(one)[0].training.epochs for one in frequent] == [60, 20, 8]
+    assert [recipe_for(one)[0].training.epochs for one in frequent] == [40, 20, 6]
 
 
 def test_default_recipe_of_a_dataset_has_its_defaults():

@@ -17,7 +17,7 @@ from candid.training import TrainingConfig
 DEFAULT_RECIPE: Mapping[str, Any] = {
     "name": "default",
     "model": {
-        "query_tower": {"type": "causal_transformer"},
+        "query_tower": {"type": "causal_transformer", "positions": "rotary"},
         "item_tower": {"type": "item_embedding"},
         "similarity": "cosine",
         "temperature": 0.07,
@@ -307,8 +307,9 @@ def _count(number: int, noun: str) -> str:
 
 def _epochs(facts: DataFacts) -> int:
     """Return more epochs for fewer targets, and fewer where single users are fitted soon."""
-    factor, largest = (10, 40) if facts.has_order and facts.has_rare_items else (20, 60)
-    return min(max(round(factor * math.sqrt(1e6 / max(facts.num_targets, 1))), 8), largest)
+    of_a_million = 6 if facts.has_order and facts.has_rare_items else 20
+    epochs = round(of_a_million * (1e6 / max(facts.num_targets, 1)) ** 0.25)
+    return min(max(epochs, 5), 40)
 
 
 def _evaluation_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[Default]:
