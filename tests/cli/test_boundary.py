@@ -19,7 +19,7 @@ def failing(monkeypatch, capsys):
         def fail(*arguments, **options):
             raise error
 
-        monkeypatch.setattr("candid.runs.load_run", fail)
+        monkeypatch.setattr("candid.runs.load", fail)
         code = cli.run(["evaluate", "run"])
         out, err = capsys.readouterr()
         assert out == ""
