@@ -89,11 +89,11 @@ def test_signatures_begin_as_documented():
         "load": "folder, data=None",
         "load_run": "folder, data=None",
         "fit_baseline": "data, name, *, settings=None, tuning=True",
-        "Run.recommend": "self, users=None, *, histories=None, features=None, k=None, "
-        "filter_seen=None, allow=None, deny=None",
+        "Run.recommend": "self, users=None, *, histories=None, times=None, features=None, "
+        "k=None, filter_seen=None, allow=None, deny=None",
         "Run.similar": "self, items, k=None",
         "Run.item_vectors": "self",
-        "Run.query_vectors": "self, users=None, *, histories=None",
+        "Run.query_vectors": "self, users=None, *, histories=None, times=None",
         "Run.evaluate": "self, split='test', config=None, *",
     }
     for name, expected in documented.items():

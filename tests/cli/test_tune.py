@@ -169,7 +169,7 @@ def test_search_that_was_stopped_resumes_to_the_same_trials(
         "running" if killed else "stopped",
     ]
     assert len(stopped[1]["validations"]) == 2
-    assert (out / "trials/0001").exists() == killed
+    assert (out / "trials/0001").exists()
     assert (out / "best.toml").exists()
     answer = tune(out, "--trials", "3", "--resume", "--quiet")
     assert answer.code == 0, answer.err
@@ -233,12 +233,43 @@ def test_budget_ends_the_last_trial_and_more_budget_continues(tune, tmp_path):
     assert answer.code == 0, answer.err
     [trial] = trials_of(out)
     assert (trial["status"], list(trial["validations"])) == ("stopped", ["1"])
-    assert not (out / "trials/0000").exists()
+    assert "a search needs about 20: continue with --resume and --minutes 1" in answer.out
+    assert "# The best recipe of 1 trial on" in (out / "best.toml").read_text()
     assert load_recipe(out / "best.toml").training.epochs == 3
     again = tune(out, "--resume", "--quiet", "--trials", "2")
     assert again.code == 0, again.err
     assert [one["status"] for one in trials_of(out)] == ["complete", "complete"]
     assert trials_of(out)[0]["cpu_seconds"] > trial["cpu_seconds"]
+
+
+@pytest.mark.parametrize(("is_damaged", "epochs"), [(False, 2), (True, 3)])
+def test_stopped_trial_continues_from_its_checkpoint(
+    tune, complete, monkeypatch, tmp_path, is_damaged, epochs
+):
+    """A trial may take hours: what it trained is used, unless its checkpoint is damaged."""
+    out = tmp_path / "s"
+
+    def is_over_budget(self):
+        return any(len(trial.validations) == 2 for trial in self.history.trials)
+
+    with monkeypatch.context() as patch:  # the checkpoint of epoch 2 follows its validation
+        patch.setattr(loop._Search, "is_over_budget", is_over_budget)
+        assert tune(out, "--quiet").code == 0
+    assert trials_of(out)[0]["status"] == "stopped"
+    if is_damaged:
+        for checkpoint in (out / "trials/0000").glob("*.safetensors"):
+            checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
+    measured = []
+
+    def spy(*arguments, **settings):
+        measured.append(1)
+        return evaluate(*arguments, **settings)
+
+    monkeypatch.setattr(training, "evaluate", spy)
+    answer = tune(out, "--resume", "--quiet", "--trials", "1")
+    assert answer.code == 0, answer.err
+    assert len(measured) == epochs
+    assert outcome(trials_of(out)[0]) == outcome(trials_of(complete)[0])
 
 
 def test_budget_below_one_validation_is_one_sentence(tune, tmp_path):
@@ -306,3 +337,19 @@ def test_default_recipe_and_space_are_searched_without_files(candid, toy, tmp_pa
     recipe = tomllib.loads((tmp_path / "s/best.toml").read_text())
     assert recipe["name"] == "data"
     assert len(trials_of(tmp_path / "s")[1]["values"]) == 5
+
+
+def test_rules_of_the_default_recipe_follow_the_values_of_a_trial(candid, toy, tmp_path):
+    """32 of 40 histories in a batch are 2 steps an epoch, 8 are 5."""
+    (tmp_path / "s.toml").write_text("[space]\nbatches.batch_size = { choices = [8, 32] }")
+    flags = ["--data", toy.data, "--out", tmp_path / "s", "--space", tmp_path / "s.toml"]
+    answer = candid("tune", *flags, "--set", "training.epochs=12", "--quiet")
+    assert answer.code == 0, answer.err
+    steps = {}
+    for trial in trials_of(tmp_path / "s"):
+        run = json.loads((tmp_path / f"s/trials/{trial['number']:04}/run.json").read_text())
+        size, training = run["config"]["batches"]["batch_size"], run["config"]["training"]
+        steps[size] = (training["warmup_steps"], training["patience"])
+    assert steps == {8: (3, 20), 16: (1, 34), 32: (1, 50)}
+    recipe = (tmp_path / "s/best.toml").read_text()
+    assert "# 5 % of " in recipe

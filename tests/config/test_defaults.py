@@ -275,3 +275,26 @@ def test_times_are_read_where_there_are_some():
 )
 def test_items_with_order_start_from_co_visits(changes, initial):
     assert recipe_for(facts(**changes))[0].model.item_tower.initial == initial
+
+
+@pytest.mark.parametrize("max_length", [1, 7, 200])
+@pytest.mark.parametrize("windows", ["all", "last"])
+def test_windows_of_overrides_are_those_of_the_loader(max_length, windows):
+    from candid.batches import Loader, epoch_targets
+
+    rng = np.random.default_rng(0)
+    data = dataset([rng.integers(0, 7, n) for n in (1, 2, 8, 9, 201, 202, 402, 5)])
+    changes = {"batches.max_length": max_length, "batches.windows": windows}
+    config, chosen = recipe_for(DataFacts.of(data), changes)
+    units = Loader(data, config.batches, seed=0).num_units
+    reasons = {one.key: one.reason for one in chosen}
+    assert reasons["batches.batch_size"].startswith(f"{units} histories are ")
+    trained = epoch_targets(data, config.batches).summary.trained
+    assert reasons["training.epochs"].startswith(f"{trained:,} targets an epoch")
+
+
+def test_share_of_late_targets():
+    found = DataFacts.of(dataset([[1] * 11, [2] * 5, [3]]))  # 10, 4 and 0 targets
+    assert found.share_of_late_targets(3) == (7 + 1) / 14
+    assert found.share_of_late_targets(10) == 0
+    assert DataFacts.of(dataset([[1] * 11], order=None)).share_of_late_targets(3) == 0

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from candid.errors import ConfigError
-from candid.towers import RowTable
+from candid.towers import TOWERS, RowTable, TowerContext
 from candid.training import TrainingConfig, row_optimizer
 from candid.training.optimizer import SPARSE_ROWS, learning_rate, make_optimizer
 
@@ -39,6 +39,22 @@ def test_only_matrices_are_decayed(optimizer):
         id(p): group["weight_decay"] for group in made.dense.param_groups for p in group["params"]
     }
     assert decayed == {id(model.weight): 0.5, id(model.bias): 0.0}
+
+
+def test_bias_of_time_by_head_is_not_decayed():
+    """It is a matrix, but 0 is no better a value of it than another."""
+    context = TowerContext(num_users=3, num_items=9, max_length=4, has_times=True)
+    config = {"dim": 8, "num_heads": 2, "time_bias": True, "input_items": "separate"}
+    model = TOWERS["causal_transformer"].Config(**config).build(context)
+    made = make_optimizer(model, TrainingConfig(weight_decay=0.5))
+    decay = {
+        id(p): group["weight_decay"] for group in made.dense.param_groups for p in group["params"]
+    }
+    assert model.time_bias.ndim == 2
+    assert decay.keys() == {id(p) for p in model.parameters()}
+    assert {name for name, p in model.named_parameters() if p.ndim > 1 and not decay[id(p)]} == {
+        "time_bias"
+    }
 
 
 def test_adamw_shrinks_by_the_rate_alone():

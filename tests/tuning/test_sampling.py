@@ -82,3 +82,11 @@ def test_no_trial_is_pruned_before_enough_complete_ones_or_in_the_first_epochs()
     assert not is_worse(running, trials, 2)
     pruned = [Trial(9, {}, TrialStatus.PRUNED, validations={1: 0.1}) for _ in range(5)]
     assert not is_worse(running, trials[:-1] + pruned, 1)
+
+
+def test_values_of_steps_that_are_inexact_in_binary():
+    """Six steps of 0.1 are above 0.6 in binary; warnings are errors here."""
+    space = Space({"a": Dimension("a", Range(0.0, 0.6, step=0.1))})
+    drawn = {next_values(space, [Trial(0, {})], seed)["a"] for seed in range(12)}
+    assert drawn <= {0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6}
+    assert len(drawn) > 2

@@ -1,10 +1,22 @@
 """Spaces: declarations in TOML, refusals in one sentence, and the default space."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
-from candid.config import default_recipe
+from candid.config import DataFacts, default_recipe
 from candid.errors import ConfigError
-from candid.tuning import Choices, Dimension, Range, Space, default_space, parse_space, read_space
+from candid.tuning import (
+    BaseRecipe,
+    Choices,
+    Dimension,
+    Range,
+    Space,
+    default_space,
+    parse_space,
+    read_space,
+)
 
 BASE = default_recipe(["loss.type=full_softmax", "sampler="])
 
@@ -112,9 +124,9 @@ def test_default_space_lies_around_the_values_of_the_recipe():
     space = default_space(BASE)
     assert list(space.dimensions) == [
         "training.lr",
-        "training.weight_decay",
         "batches.batch_size",
         "model.query_tower.dim",
+        "model.query_tower.num_blocks",
         "model.query_tower.dropout",
     ]
     assert space.values_of(BASE).keys() == space.dimensions.keys()
@@ -127,6 +139,7 @@ def test_default_space_has_only_keys_of_the_recipe():
     base = default_recipe(["model.query_tower.type=user_embedding", "batches.unit=interaction"])
     keys = default_space(base).dimensions.keys()
     assert "model.query_tower.dropout" not in keys
+    assert "training.weight_decay" in keys
     assert "model.query_tower.dim" in keys
 
 
@@ -144,3 +157,50 @@ def test_values_of_leaves_out_what_the_space_does_not_contain():
     steps = Range(0.0, 0.5, step=0.2)
     assert [steps.contains(value) for value in (0.4, 0.3, 0.6, True, "a")] == [True] + [False] * 4
     assert [Range(1, 9).contains(value) for value in (1, 1.0, 10)] == [True, False, False]
+
+
+FACTS = DataFacts(
+    has_order=True,
+    num_items=50_000,
+    num_units=1_000,
+    num_targets=20_000,
+    share_repeats=0.0,
+    num_interactions=21_000,
+    has_times=False,
+    targets_of_users=np.full(1_000, 20),
+)
+
+
+@pytest.mark.parametrize(
+    ("targets", "is_searched"), [([20] * 9, False), ([500] * 9, True), ([60] * 9, False)]
+)
+def test_length_of_windows_is_searched_in_long_histories(targets, is_searched):
+    facts = dataclasses.replace(FACTS, targets_of_users=np.array(targets))
+    space = default_space(BaseRecipe.default(facts))
+    assert ("batches.max_length" in space.dimensions) is is_searched
+    if is_searched:
+        assert space.dimensions["batches.max_length"].values == Choices((50, 100, 200))
+
+
+def test_number_of_candidates_is_searched_with_a_sampled_loss():
+    base = BaseRecipe.default(FACTS)
+    numbers = [
+        [part["num_candidates"] for part in parts]
+        for parts in default_space(base).dimensions["sampler.components"].values.values
+    ]
+    own = [part["num_candidates"] for part in base.config.model_dump()["sampler"]["components"]]
+    assert numbers == [[n // 2 for n in own], own, [2 * n for n in own]]
+    one = BaseRecipe.default(FACTS, {"sampler": {"type": "uniform", "num_candidates": 64}})
+    values = default_space(one).dimensions["sampler.num_candidates"].values
+    assert values == Choices((32, 64, 128))
+    full = BaseRecipe.default(dataclasses.replace(FACTS, num_items=100))
+    assert not [key for key in default_space(full).dimensions if key.startswith("sampler")]
+
+
+def test_every_value_of_the_default_space_is_one_of_a_recipe():
+    for num_items in (100, 50_000):
+        base = BaseRecipe.default(dataclasses.replace(FACTS, num_items=num_items))
+        space = default_space(base)
+        values = {key: one.values.examples()[-1] for key, one in space.dimensions.items()}
+        assert space.values_of(space.recipe(base, values)) == values
+        assert space.values_of(base.config).keys() == space.dimensions.keys()

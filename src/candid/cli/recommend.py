@@ -25,6 +25,14 @@ def recommend(
             help="Item (id or title) of the history of a new user, earliest first; repeatable",
         ),
     ] = None,
+    history_time: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TIME",
+            help="Time of each --history item, in the same order (2026-01-31T18:30, UTC; '' where "
+            "unknown), for models that read times; repeatable [default: all unknown]",
+        ),
+    ] = None,
     user_attribute: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,11 +89,13 @@ def recommend(
             "name the users to recommend to: either --user ID, or --history ITEM and "
             "--user-attribute NAME=VALUE, each repeatable"
         )
-    time = None if at is None else _microseconds(at)
+    given = [_time("--history-time", text) if text else None for text in history_time or []]
+    at_time = None if at is None else _time("--at", at)
     attributes = _attributes(user_attribute or [])
     from candid.cli.progress import stage_progress
     from candid.data.lookup import item_ids_of, user_ids_of
     from candid.runs import SavedModel, load, load_run, read_new_items
+    from candid.runs.history_times import history_times, to_microseconds
 
     loaded: SavedModel
     if new_items is None:
@@ -99,10 +109,11 @@ def recommend(
         recommendations = loaded.recommend_ids(
             user_ids=user_ids_of(loaded.dataset, user) if user else None,
             histories=None if user else histories,
+            history_times=history_times([history or []], [given]) if given else None,
             attributes=[attributes] if attributes else None,
             k=k,
             filter_seen=None if include_seen is None else not include_seen,
-            time=time,
+            time=None if at_time is None else to_microseconds(at_time),
             event_type=event_type,
             new_items=added,
             progress=progress,
@@ -126,11 +137,8 @@ def _attributes(texts: list[str]) -> dict[str, str]:
     return attributes
 
 
-def _microseconds(text: str) -> int:
+def _time(flag: str, text: str) -> datetime.datetime:
     try:
-        time = datetime.datetime.fromisoformat(text)
+        return datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"--at {text!r} is not a time such as 2026-01-31T18:30") from None
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=datetime.UTC)
-    return round(time.timestamp() * 1_000_000)
+        raise ConfigError(f"{flag} {text!r} is not a time such as 2026-01-31T18:30") from None

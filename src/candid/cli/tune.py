@@ -16,9 +16,8 @@ from candid.cli.recipe import run_name
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from candid.config import RunConfig
     from candid.training import TrainState
-    from candid.tuning import History, Trial
+    from candid.tuning import BaseRecipe, History, Trial
 
 
 def tune(
@@ -79,20 +78,21 @@ def tune(
             resume=resume,
             progress=progress,
         )
-    lines: list[Any] = [table(result.history), *sentences(result.history)]
+    lines: list[Any] = [table(result.history), *sentences(result.history, minutes)]
     if result.is_exhausted:
         lines.append("the space has no further values")
     document = {"data": str(data), "recipe": str(result.recipe), **to_json(result.history)}
     console.result(document, *lines, f"best recipe in {result.recipe}")
 
 
-def _base(recipe: Path | None, data: Path, dataset: Any, overrides: list[str]) -> RunConfig:
-    from candid.config import DataFacts, load_recipe, parse_override, recipe_for
+def _base(recipe: Path | None, data: Path, dataset: Any, overrides: list[str]) -> BaseRecipe:
+    from candid.config import DataFacts, load_recipe, parse_override
+    from candid.tuning import BaseRecipe
 
     if recipe is not None:
-        return load_recipe(recipe, overrides)
+        return BaseRecipe(load_recipe(recipe, overrides))
     changes = {"name": run_name(data)} | dict(map(parse_override, overrides))
-    return recipe_for(DataFacts.of(dataset), changes)[0]
+    return BaseRecipe.default(DataFacts.of(dataset), changes)
 
 
 class _TuneProgress:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from candid.component import toml_value
 from candid.data import PreparedDataset, Role
@@ -91,6 +92,7 @@ class DataFacts:
         num_targets: training targets of an epoch.
         share_repeats: share of training interactions whose item their user already had.
         num_interactions: training interactions.
+        targets_of_users: [U] training targets of each user; None: unknown.
     """
 
     has_order: bool
@@ -100,6 +102,7 @@ class DataFacts:
     num_targets: int
     share_repeats: float
     num_interactions: int
+    targets_of_users: npt.NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
 
     @property
     def targets_per_item(self) -> float:
@@ -119,6 +122,28 @@ class DataFacts:
             num_units=self.num_interactions,
             num_targets=self.num_interactions,
         )
+
+    def with_windows(self, max_length: int, *, last_only: bool) -> DataFacts:
+        """Return the facts of the same data with other windows over the histories.
+
+        Args:
+            max_length: most targets of a window.
+            last_only: whether a user has the most recent window only.
+        """
+        if self.targets_of_users is None or not self.has_order:
+            return self
+        targets = self.targets_of_users[self.targets_of_users > 0]
+        if last_only:
+            targets = np.minimum(targets, max_length)
+        units, total = int((-(-targets // max_length)).sum()), int(targets.sum())
+        return replace(self, num_units=units, num_targets=total)
+
+    def share_of_late_targets(self, length: int) -> float:
+        """Return the share of the targets that have more than ``length`` interactions before."""
+        if self.targets_of_users is None or not self.num_targets or not self.has_order:
+            return 0.0
+        late = np.maximum(self.targets_of_users - length, 0).sum()
+        return float(late) / float(self.targets_of_users.sum())
 
     @classmethod
     def of(cls, dataset: PreparedDataset) -> DataFacts:
@@ -141,6 +166,7 @@ class DataFacts:
             num_targets=num_targets,
             share_repeats=_share_of_repeats(owners, np.asarray(dataset.item_ids), is_target),
             num_interactions=int(is_target.sum()),
+            targets_of_users=targets.astype(np.int64),
         )
 
 
@@ -180,7 +206,8 @@ def data_defaults(
     Args:
         facts: of the dataset.
         changes: dotted keys with their values, which replace defaults; the defaults that depend
-            on the length of the training follow a changed size of batches or number of epochs.
+            on the length of the training follow changed windows, size of batches and number of
+            epochs or steps.
         sampled: whether the loss samples its candidates; None: chosen here.
 
     Returns:
@@ -189,6 +216,10 @@ def data_defaults(
     """
     if sampled is None:
         sampled = not facts.has_order or facts.num_items > FULL_SOFTMAX_ITEMS
+    length = _integer(changes.get("batches.max_length"))
+    last_only = changes.get("batches.windows") == "last"
+    if length or last_only:
+        facts = facts.with_windows(length or MAX_LENGTH, last_only=last_only)
     has_targets = facts.num_targets > 0
     if not has_targets:  # each user has one interaction, which becomes a target
         number = facts.num_interactions
@@ -308,7 +339,7 @@ def _count(number: int, noun: str) -> str:
 def _epochs(facts: DataFacts) -> int:
     """Return more epochs for fewer targets, and fewer where single users are fitted soon."""
     of_a_million = 6 if facts.has_order and facts.has_rare_items else 20
-    epochs = round(of_a_million * (1e6 / max(facts.num_targets, 1)) ** 0.25)
+    epochs = round(of_a_million * math.pow(1e6 / max(facts.num_targets, 1), 0.25))
     return min(max(epochs, 5), 40)
 
 

@@ -169,7 +169,9 @@ def default_recipe(
 
 
 def recipe_for(
-    facts: DataFacts, changes: Mapping[str, Any] = MappingProxyType({})
+    facts: DataFacts,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    source: str = "default recipe",
 ) -> tuple[RunConfig, tuple[Default, ...]]:
     """Return the default recipe for data, and the settings that were chosen from facts of it.
 
@@ -178,6 +180,7 @@ def recipe_for(
         changes: dotted keys with their values, applied last. A changed loss or sampler decides
             whether the loss is sampled. Defaults that a change replaces, or that do not fit it,
             are left out.
+        source: begins every message.
 
     Returns:
         the config, and the chosen defaults that it has.
@@ -189,7 +192,7 @@ def recipe_for(
         facts = facts.without_order()
     chosen = data_defaults(facts, changes, sampled=_samples(changes))
     table = with_values(dict(DEFAULT_RECIPE), {one.key: one.value for one in chosen})
-    return parse_config(with_values(table, changes), "default recipe"), chosen
+    return parse_config(with_values(table, changes), source), chosen
 
 
 def _samples(changes: Mapping[str, Any]) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -108,6 +109,7 @@ def query_set(
     *,
     user_ids: Sequence[int] | Ints | None = None,
     histories: Sequence[Sequence[int] | Ints] | None = None,
+    history_times: Sequence[Sequence[int | None]] | None = None,
     max_length: int,
     context: Context | None = None,
     time: int | None = None,
@@ -120,6 +122,8 @@ def query_set(
         dataset: the dataset that the model was trained on.
         user_ids: [B] dense ids; the whole history of each user in the dataset is used.
         histories: item ids of each of B histories, earliest first; instead of ``user_ids``.
+        history_times: time of each interaction of the B histories, microseconds since 1970-01-01
+            UTC, None where unknown; None: all unknown.
         max_length: longest history that the model reads; the most recent part is kept.
         context: encodes the context of queries; None for a model that reads no context.
         time: time of the queries, microseconds since 1970-01-01 UTC; None: now.
@@ -129,7 +133,8 @@ def query_set(
     Raises:
         ConfigError: an id is not in the dataset; neither or both of ``user_ids`` and
             ``histories`` are given; features are given for users of the dataset, or their number is
-            not B.
+            not B; times are given for users of the dataset, or there is not one for each
+            interaction.
         UnknownNameError: the dataset has no such event type.
     """
     if event_type is not None and event_type not in dataset.event_type_names:
@@ -142,6 +147,11 @@ def query_set(
             raise ConfigError(
                 "user features describe anonymous users: give histories (possibly empty), not users"
             )
+        if history_times is not None:
+            raise ConfigError(
+                "times describe given histories, and those of users are in the dataset: leave out "
+                "times, or give histories"
+            )
         ids = np.asarray(user_ids, dtype=np.int64)
         _check_ids("user", ids, dataset.num_users)
         return _UserQueries(dataset, ids, max_length, context, time, event_type)
@@ -149,6 +159,8 @@ def query_set(
     lengths = np.array([len(history) for history in histories], dtype=np.int64)
     item_ids = np.array([item for history in histories for item in history], dtype=np.int64)
     _check_ids("item", item_ids, dataset.num_items)
+    if history_times is not None and list(map(len, history_times)) != lengths.tolist():
+        raise ConfigError("there is not one time for each interaction of the histories")
     for name, values in (user_features or {}).items():
         if len(values) != len(lengths):
             raise ConfigError(
@@ -156,7 +168,9 @@ def query_set(
                 "give one for each"
             )
     parts = np.split(item_ids, np.cumsum(lengths)[:-1])[: len(lengths)]
-    return _HistoryQueries(dataset, parts, max_length, context, time, event_type, user_features)
+    return _HistoryQueries(
+        dataset, parts, history_times, max_length, context, time, event_type, user_features
+    )
 
 
 class _UserQueries(QuerySet):
@@ -215,6 +229,7 @@ class _HistoryQueries(QuerySet):
         self,
         dataset: PreparedDataset,
         histories: Sequence[Ints],
+        times: Sequence[Sequence[int | None]] | None,
         max_length: int,
         context: Context | None,
         time: int,
@@ -224,9 +239,17 @@ class _HistoryQueries(QuerySet):
         self._context, self._features = context, user_features
         self._queries = [
             query_for_history(
-                dataset, history, max_length=max_length, time=time, event_type=event_type
+                dataset,
+                history,
+                max_length=max_length,
+                times=times_of_one,
+                last_time=times_of_one[-1] if times_of_one else None,
+                time=time,
+                event_type=event_type,
             )
-            for history in histories
+            for history, times_of_one in zip(
+                histories, itertools.repeat(None) if times is None else times, strict=False
+            )
         ]
 
     def __len__(self) -> int:

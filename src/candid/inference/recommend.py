@@ -58,6 +58,7 @@ def recommend(
     *,
     user_ids: Sequence[int] | Ints | None = None,
     histories: Sequence[Sequence[int] | Ints] | None = None,
+    history_times: Sequence[Sequence[int | None]] | None = None,
     k: int | None = None,
     max_length: int,
     filter_seen: bool = True,
@@ -84,6 +85,8 @@ def recommend(
             held-out part.
         histories: item ids of each of B histories, earliest first; instead of ``user_ids``. A
             history may be empty if the model can encode a query without one.
+        history_times: time of each interaction of the histories, microseconds since 1970-01-01
+            UTC, None where unknown; None: all unknown.
         k: recommendations per query; None: ``DEFAULT_K``, or all items of a smaller catalog.
         max_length: longest history that the model reads; the most recent part is kept.
         filter_seen: leave out the items of the whole history; where interactions have event
@@ -107,9 +110,10 @@ def recommend(
     Raises:
         ConfigError: k is larger than the catalog; an id is not in the dataset; a history is
             empty and the model needs one; the model encodes only users and histories are given;
-            neither or both of ``user_ids`` and ``histories`` are given; user features are given
-            for users of the dataset, or their number is not B; no item is allowed; a new item is
-            already in the catalog; the index holds another number of items; new items, an index
+            there is not one time for each interaction of the histories; neither or both of
+            ``user_ids`` and ``histories`` are given; user features are given for users of the
+            dataset, or their number is not B; no item is allowed; a new item is already in the
+            catalog; the index holds another number of items; new items, an index
             or probabilities with a model that scores the catalog.
         ArtifactError: the vectors or the scores of the model are not finite.
     """
@@ -117,6 +121,7 @@ def recommend(
         dataset,
         user_ids=user_ids,
         histories=histories,
+        history_times=history_times,
         max_length=max_length,
         context=context,
         time=time,

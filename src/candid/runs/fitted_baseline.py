@@ -146,6 +146,7 @@ class FittedBaseline:
         *,
         user_ids: Sequence[int] | Ints | None = None,
         histories: Sequence[Sequence[int] | Ints] | None = None,
+        history_times: Sequence[Sequence[int | None]] | None = None,
         attributes: Sequence[Attributes] | None = None,
         k: int | None = None,
         filter_seen: bool | None = None,
@@ -157,14 +158,16 @@ class FittedBaseline:
     ) -> Recommendations:
         """Recommend in dense ids; see ``recommend``.
 
-        The arguments are those of ``Run.recommend_ids``. A baseline reads neither attributes,
-        nor the time or event type of a query, and has no vectors for new items.
+        The arguments are those of ``Run.recommend_ids``. A baseline reads neither
+        times of histories, nor attributes, nor the time or event type of a query, and has no
+        vectors for new items.
 
         Raises:
             ConfigError: as for ``recommend``, or an argument is given that a baseline does not
                 read.
         """
         given = {
+            "the times of a history: leave out --history-time": history_times is not None,
             "attributes of users: leave out --user-attribute": attributes is not None,
             "the time of a query: leave out time (--at)": time is not None,
             "the event type of a query: leave out event_type (--event-type)": event_type

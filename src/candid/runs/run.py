@@ -43,6 +43,7 @@ from candid.inference import (
 from candid.runs.build import build_model, pick_device, set_threads
 from candid.runs.features import RunFeatures, read_features
 from candid.runs.folder import MANIFEST, dataset_of, read_manifest
+from candid.runs.history_times import Time, history_times
 from candid.runs.source_ids import (
     Attributes,
     SourceId,
@@ -136,6 +137,7 @@ class Run:
         users: SourceId | Sequence[SourceId] | None = None,
         *,
         histories: Sequence[Sequence[SourceId]] | None = None,
+        times: Sequence[Sequence[Time | None]] | None = None,
         features: Sequence[Attributes] | None = None,
         k: int | None = None,
         filter_seen: bool | None = None,
@@ -150,6 +152,10 @@ class Run:
             users: one source id or several; the whole history of each user in the dataset is used.
             histories: for anonymous users, instead of ``users``: source ids of the items of
                 each history, earliest first.
+            times: of the interactions of ``histories``, one list each: a datetime (UTC without a
+                time zone), or microseconds since 1970-01-01 UTC, or None where it is unknown. None:
+                all are unknown. A tower that reads times then has the order only: an unknown time
+                adds nothing to a token or to the attention unless training had unknown times.
             features: attributes of the anonymous users, by column of the user table, one
                 mapping for each history; without ``histories`` the histories are empty.
             k: recommendations per query; None: 10, or all items of a smaller catalog.
@@ -168,15 +174,17 @@ class Run:
             items are allowed and not seen.
 
         Raises:
-            DataError: an id or an attribute is unknown or of another type.
+            DataError: an id or an attribute is unknown or of another type, or ``times`` does not
+                fit ``histories``.
             ConfigError: k is larger than the catalog; a history is empty and the model needs
                 one; the model can encode only users it was trained on; no item is allowed; the
-                model does not read ``features``, ``time`` or ``event_type``.
+                model does not read ``times``, ``features``, ``time`` or ``event_type``.
         """
         user_ids, item_ids, attributes = query_ids(self.dataset, users, histories, features)
         return self.recommend_ids(
             user_ids=user_ids,
             histories=item_ids,
+            history_times=None if times is None else history_times(histories or [], times),
             attributes=attributes,
             k=k,
             filter_seen=filter_seen,
@@ -191,6 +199,7 @@ class Run:
         *,
         user_ids: Sequence[int] | Ints | None = None,
         histories: Sequence[Sequence[int] | Ints] | None = None,
+        history_times: Sequence[Sequence[int | None]] | None = None,
         attributes: Sequence[Attributes] | None = None,
         k: int | None = None,
         filter_seen: bool | None = None,
@@ -206,6 +215,8 @@ class Run:
         Args:
             user_ids: [B] dense ids of users.
             histories: dense ids of the items of B histories, instead of ``user_ids``.
+            history_times: time of each interaction of the histories, microseconds since 1970-01-01
+                UTC, None where unknown; None: all unknown.
             attributes: attributes of the B anonymous users.
             k: recommendations per query; None: 10, or all items of a smaller catalog.
             filter_seen: leave out the items of the whole history; None: as the run is measured.
@@ -220,13 +231,14 @@ class Run:
             ConfigError: as for ``recommend``.
             DataError: an attribute is unknown or of another type.
         """
-        self._check_is_read(time, event_type)
+        self._check_is_read(time, event_type, history_times)
         evaluation = self.config.evaluation
         return recommend(
             self.model,
             self.dataset,
             user_ids=user_ids,
             histories=histories,
+            history_times=history_times,
             k=k,
             max_length=self.config.batches.max_length,
             filter_seen=evaluation.filter_seen if filter_seen is None else filter_seen,
@@ -297,6 +309,7 @@ class Run:
         users: SourceId | Sequence[SourceId] | None = None,
         *,
         histories: Sequence[Sequence[SourceId]] | None = None,
+        times: Sequence[Sequence[Time | None]] | None = None,
         features: Sequence[Attributes] | None = None,
         time: int | None = None,
         event_type: str | None = None,
@@ -306,6 +319,7 @@ class Run:
         Args:
             users: as for ``recommend``.
             histories: as for ``recommend``.
+            times: as for ``recommend``.
             features: as for ``recommend``.
             time: as for ``recommend``.
             event_type: as for ``recommend``.
@@ -316,11 +330,13 @@ class Run:
                 users it was trained on.
         """
         user_ids, item_ids, attributes = query_ids(self.dataset, users, histories, features)
-        self._check_is_read(time, event_type)
+        times_of = None if times is None else history_times(histories or [], times)
+        self._check_is_read(time, event_type, times_of)
         queries = query_set(
             self.dataset,
             user_ids=user_ids,
             histories=item_ids,
+            history_times=times_of,
             max_length=self.config.batches.max_length,
             context=self.context,
             time=time,
@@ -408,7 +424,12 @@ class Run:
     def _item_ids(self, items: Sequence[SourceId]) -> Ints:
         return dense_ids(self.dataset.items["source_id"], items, "item")
 
-    def _check_is_read(self, time: int | None, event_type: str | None) -> None:
+    def _check_is_read(self, time: int | None, event_type: str | None, times: object) -> None:
+        if times is not None and not (self.model.reads_times or "since" in self.context_columns):
+            raise ConfigError(
+                "the model of this run does not read the times of a history: leave out times "
+                "(--history-time)"
+            )
         if time is not None and not self.context_columns & {"time", "since"}:
             raise ConfigError(
                 "the model of this run does not read the time of a query: leave out time (--at)"

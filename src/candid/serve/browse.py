@@ -26,6 +26,7 @@ def model_info(version: ModelVersion) -> dict[str, Any]:
         "max_length": bundle.max_length,
         "filter_seen": bundle.filter_seen,
         "reads_history": model.reads_history,
+        "reads_times": bundle.reads_times,
         "needs_history": model.needs_history,
         "needs_user": model.needs_user,
         "user_attributes": {name: str(dtype) for name, dtype in bundle.user_attributes.items()},

@@ -56,6 +56,7 @@ class ServingBundle:
         max_length: number of latest history items that the model reads.
         filter_seen: whether the model was measured without the items of the history, which answers
             then leave out as well.
+        reads_times: whether the times of the items of a history change the answer.
         context: encodes the context of a query; None: the model does not read it.
         context_columns: columns of the context that the model reads.
         encode_users: encodes attributes of users who are not in the data; None: the model reads
@@ -74,6 +75,7 @@ class ServingBundle:
     snapshot: Snapshot | None
     max_length: int
     filter_seen: bool = True
+    reads_times: bool = False
     context: Context | None = None
     context_columns: frozenset[str] = frozenset()
     encode_users: UserEncoder | None = None
@@ -184,6 +186,7 @@ def open_bundle(
         snapshot=snapshot,
         max_length=loaded.config.batches.max_length,
         filter_seen=loaded.config.evaluation.filter_seen,
+        reads_times=model.reads_times or "since" in loaded.context_columns,
         context=context,
         context_columns=loaded.context_columns,
         encode_users=encode_users,

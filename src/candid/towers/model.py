@@ -81,6 +81,11 @@ class RetrievalModel(nn.Module):
         return self.query_tower.reads_history
 
     @property
+    def reads_times(self) -> bool:
+        """Whether the query vector depends on the times of the interactions of the history."""
+        return self.query_tower.reads_times
+
+    @property
     def needs_history(self) -> bool:
         """Whether a query without history cannot be encoded."""
         return self.query_tower.needs_history

@@ -26,6 +26,7 @@ class QueryTower(nn.Module, ABC):
     Attributes:
         dim: D, width of the output.
         reads_history: whether the vector depends on the history.
+        reads_times: whether it depends on the times of the interactions of the history.
         needs_history: whether a query without history cannot be encoded.
         needs_user: whether a user outside the dataset cannot be encoded.
         reads_user_features: whether the vector depends on the features of the user.
@@ -34,6 +35,7 @@ class QueryTower(nn.Module, ABC):
 
     dim: int
     reads_history: bool = False
+    reads_times: bool = False
     needs_history: bool
     needs_user: bool = False
     reads_user_features: bool = False

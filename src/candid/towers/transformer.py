@@ -110,13 +110,14 @@ class CausalTransformer(QueryTower):
         )
         read_time_gaps: bool = Field(
             False,
-            description="add a vector of the time since the previous interaction to each token; "
-            "needs data.time",
+            description="add a vector of the time since the previous interaction to each token "
+            "(an unknown time has a vector of its own, 0 until training has one); needs data.time",
         )
         time_bias: bool = Field(
             False,
             description="add a trained number to each attention logit, by head and by the time "
-            "between the two interactions; needs data.time",
+            "between the two interactions (an unknown time has a number of its own, 0 until "
+            "training has one); needs data.time",
         )
         input_items: Literal["tied", "separate"] = Field(
             "tied",
@@ -203,6 +204,7 @@ class CausalTransformer(QueryTower):
         self.event_types = code_table(num_event_types + 1, dim) if num_event_types else None
         self.time_gaps = code_table(NUM_CODES, dim) if read_time_gaps else None
         self.time_bias = nn.Parameter(torch.zeros(num_heads, NUM_BUCKETS)) if time_bias else None
+        self.reads_times = read_time_gaps or time_bias
         self.needs_history = not empty_histories
         self.empty_history = nn.Parameter(torch.zeros(dim)) if empty_histories else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -115,8 +115,9 @@ class ModelOptimizer:
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
     """Build Adam or AdamW for the trainable parameters, and a row-wise optimizer for tables.
 
-    Weight decay applies to matrices only. With ``config.tables`` other than "dense", the tables
-    of the model return sparse gradients and store their vectors in ``config.table_dtype``.
+    Weight decay applies to matrices only, and not to a bias that is one, such as that of time by
+    head. With ``config.tables`` other than "dense", the tables of the model return sparse
+    gradients and store their vectors in ``config.table_dtype``.
 
     Raises:
         ConfigError: there is no table to train by row.
@@ -141,7 +142,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
             if table.num_embeddings >= SPARSE_ROWS and table.weight.device.type == "cpu":
                 table.return_sparse_gradients()
     return ModelOptimizer(
-        _dense_optimizer(list(named.values()), config) if named else None,
+        _dense_optimizer(named, config) if named else None,
         rows,
         row_rate=(config.table_lr or config.lr) / config.lr,
     )
@@ -163,11 +164,16 @@ def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
 
 
 def _dense_optimizer(
-    parameters: list[nn.Parameter], config: TrainingConfig
+    parameters: Mapping[str, nn.Parameter], config: TrainingConfig
 ) -> torch.optim.Optimizer:
+    """Build the optimizer of parameters by name; a bias has "bias" at the end of its name."""
+    decayed = {name for name, p in parameters.items() if p.ndim >= 2 and not name.endswith("bias")}
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in parameters.items() if (name in decayed) is is_decayed],
+            "weight_decay": config.weight_decay if is_decayed else 0.0,
+        }
+        for is_decayed in (True, False)
     ]
     optimizer_class = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return optimizer_class(

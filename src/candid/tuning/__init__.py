@@ -5,6 +5,7 @@ best.toml      the recipe of the best trial, with its evidence as comments
 trials/NNNN    the runs of the best trials and of the base recipe (trial 0)
 """
 
+from candid.tuning.base_recipe import BaseRecipe
 from candid.tuning.loop import SearchProgress, SearchResult, search
 from candid.tuning.space import (
     Choices,
@@ -18,6 +19,7 @@ from candid.tuning.space import (
 from candid.tuning.trials import History, Trial, TrialStatus, read_history
 
 __all__ = [
+    "BaseRecipe",
     "Choices",
     "Dimension",
     "History",

@@ -15,12 +15,14 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from candid.atomic import replacing, write_error
-from candid.config import DataFacts, RunConfig, recipe_for
+from candid.config import DataFacts, RunConfig
 from candid.data import PreparedDataset, Role, open_dataset
-from candid.errors import CandidError, ConfigError, DataError, Interrupted
+from candid.errors import ArtifactError, CandidError, ConfigError, DataError, Interrupted
 from candid.runs import check_is_free, train_run
+from candid.runs.folder import MANIFEST
 from candid.training import DivergedError, TrainState
 from candid.training.stop_signal import stop_signal
+from candid.tuning.base_recipe import BaseRecipe
 from candid.tuning.report import best_recipe
 from candid.tuning.sampling import check_optuna, is_worse, next_values
 from candid.tuning.space import Space, default_space
@@ -84,7 +86,7 @@ class SearchResult:
 
 def search(
     data: PreparedDataset | Path | str,
-    base: RunConfig | None = None,
+    base: RunConfig | BaseRecipe | None = None,
     *,
     out: Path | str,
     space: Space | None = None,
@@ -101,7 +103,9 @@ def search(
 
     Args:
         data: a prepared dataset with a validation split, or its folder.
-        base: recipe to improve. None: the default recipe for the data.
+        base: recipe to improve; its other keys keep their values. None, or ``BaseRecipe.default``:
+            the default recipe for the data, whose rules choose the other settings of each trial,
+            such as the warm-up for the number of steps.
         out: folder of the search: new or empty, or with ``resume`` that of an earlier one.
         space: keys to change. None: ``default_space(base)``.
         minutes: budget in CPU minutes of the process, over all threads and all parts of a
@@ -109,7 +113,7 @@ def search(
         trials: largest number of trials, with the base recipe. None: as many as the budget
             allows.
         resume: continue an interrupted search, or one with a larger budget. A trial that was
-            interrupted starts again.
+            stopped continues from its last checkpoint.
         progress: display.
 
     Returns:
@@ -135,7 +139,7 @@ def search(
         )
     if minutes <= 0 or (trials is not None and trials < 1):
         raise ConfigError("the budget and the number of trials must be above 0; increase them")
-    base = recipe_for(DataFacts.of(dataset))[0] if base is None else base
+    base = BaseRecipe.default(DataFacts.of(dataset)) if base is None else BaseRecipe.of(base)
     space = default_space(base) if space is None else space
     out = Path(out)
     if resume:
@@ -166,7 +170,7 @@ class _Search:
     def __init__(
         self,
         dataset: PreparedDataset,
-        base: RunConfig,
+        base: BaseRecipe,
         space: Space,
         out: Path,
         history: History,
@@ -186,17 +190,16 @@ class _Search:
     def run(self, limit: int | None) -> SearchResult:
         """Run trials until the budget, the number of trials or the space is exhausted."""
         is_exhausted = False
-        for trial in [one for one in self.history.trials if _restarts(one)]:
+        for trial in [one for one in self.history.trials if _continues(one)]:
             if not self.is_over_budget():
-                trial.restart()
-                self._run_trial(trial)
+                self._continue_trial(trial)
         while not self.is_over_budget() and (limit is None or len(self.history.trials) < limit):
             self._check_failures()
             trials = self.history.trials
             # The base recipe first; further trials are compared with it.
-            values: dict[str, Any] | None = self.space.values_of(self.base)
+            values: dict[str, Any] | None = self.space.values_of(self.base.config)
             if trials:
-                values = next_values(self.space, trials, self.base.seed)
+                values = next_values(self.space, trials, self.base.config.seed)
             if values is None:
                 is_exhausted = True
                 break
@@ -217,17 +220,37 @@ class _Search:
 
     def config_of(self, trial: Trial) -> RunConfig:
         """Return the recipe of a trial."""
-        return self.base if trial.number == 0 else self.space.recipe(self.base, trial.values)
+        if trial.number == 0:
+            return self.base.config
+        return self.space.recipe(self.base, trial.values)
+
+    def _continue_trial(self, trial: Trial) -> None:
+        """Continue a trial from its last checkpoint, or from the beginning without a usable one."""
+        trial.reopen()
+        if not (self._folder(trial) / MANIFEST).exists():
+            trial.forget()
+        try:
+            self._run_trial(trial)
+        except ArtifactError:  # a checkpoint that the killed process damaged
+            trial.forget()
+            self._run_trial(trial)
+
+    def _folder(self, trial: Trial) -> Path:
+        return self.out / FOLDERS / f"{trial.number:04}"
 
     def _run_trial(self, trial: Trial) -> None:
-        folder = self.out / FOLDERS / f"{trial.number:04}"
-        shutil.rmtree(folder, ignore_errors=True)  # of a killed process
+        folder = self._folder(trial)
+        resume = bool(trial.validations)
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)  # of a killed process
         self.history.save(self.out)
         if self.progress is not None:
             self.progress.on_trial(trial, self.history)
         callbacks = _TrialProgress(self, trial)
         try:
-            train_run(self.config_of(trial), self.dataset, folder, progress=callbacks)
+            train_run(
+                self.config_of(trial), self.dataset, folder, resume=resume, progress=callbacks
+            )
             trial.status = TrialStatus.COMPLETE
         except _StopTrial as stop:
             trial.status = stop.status
@@ -238,6 +261,8 @@ class _Search:
         except DivergedError as error:
             trial.status, trial.reason = TrialStatus.FAILED, str(error)
         except (CandidError, MemoryError, RuntimeError) as error:
+            if resume and isinstance(error, ArtifactError):
+                raise
             if trial.number == 0 or not _is_of_settings(error):
                 self._undo(trial)
                 raise
@@ -257,9 +282,9 @@ class _Search:
         ranking = self.history.ranking()
         kept = {0, *(one.number for one in ranking[:KEPT])}
         for one in self.history.trials:
-            if one.status is not TrialStatus.COMPLETE or one.number not in kept:
-                folder = self.out / FOLDERS / f"{one.number:04}"
-                shutil.rmtree(folder, ignore_errors=True)
+            is_done = one.status is TrialStatus.COMPLETE
+            if not _continues(one) and not (is_done and one.number in kept):
+                shutil.rmtree(self._folder(one), ignore_errors=True)
         self.history.save(self.out)
         if ranking:
             self._write_best(ranking[0])
@@ -268,7 +293,7 @@ class _Search:
 
     def _undo(self, trial: Trial) -> None:
         """Leave a folder that the same command can use again."""
-        shutil.rmtree(self.out / FOLDERS / f"{trial.number:04}", ignore_errors=True)
+        shutil.rmtree(self._folder(trial), ignore_errors=True)
         if len(self.history.trials) == 1:
             for entry in self.out.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -277,7 +302,10 @@ class _Search:
             self.history.save(self.out)
 
     def _write_best(self, best: Trial) -> None:
-        text = best_recipe(self.history, self.config_of(best), self.space, self.dataset, self.out)
+        reasons = self.base.reasons({} if best.number == 0 else self.space.settings(best.values))
+        text = best_recipe(
+            self.history, self.config_of(best), self.space, self.dataset, self.out, reasons
+        )
         with replacing(self.out / RECIPE) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
@@ -333,7 +361,7 @@ class _TrialProgress:
         if state.step >= state.total_steps:
             return  # nothing is left to save
         earlier = search.history.trials[: trial.number]
-        warmup = max(2, search.base.training.epochs // 10)
+        warmup = max(2, search.base.config.training.epochs // 10)
         if trial.number > 0 and is_worse(trial, earlier, warmup):
             raise _StopTrial(TrialStatus.PRUNED)
         self._stop_over_budget(state)
@@ -348,7 +376,7 @@ class _TrialProgress:
 
 
 def _open_history(
-    out: Path, dataset: PreparedDataset, base: RunConfig, space: Space, resume: bool
+    out: Path, dataset: PreparedDataset, base: BaseRecipe, space: Space, resume: bool
 ) -> History:
     """Start the record of a search, or read that of the search to resume.
 
@@ -357,12 +385,12 @@ def _open_history(
         ArtifactError: its files are damaged.
     """
     settings = {
-        "base recipe": base.model_dump(mode="json"),
+        "base recipe": base.to_json(),
         "space": space.to_json(),
         "dataset": dataset.manifest.get("fingerprint"),
     }
     if not resume:
-        return History(base.evaluation.metric, settings)
+        return History(base.config.evaluation.metric, settings)
     history = read_history(out)
     for name, value in settings.items():
         if json.dumps(history.search.get(name)) != json.dumps(value):
@@ -378,8 +406,8 @@ def _open_history(
     return history
 
 
-def _restarts(trial: Trial) -> bool:
-    """Whether a trial of an earlier part of the search must start again."""
+def _continues(trial: Trial) -> bool:
+    """Whether a trial of an earlier part of the search is not at its end."""
     return trial.status in (TrialStatus.RUNNING, TrialStatus.STOPPED)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,15 +13,23 @@ from candid.component import toml_value
 from candid.config import RunConfig, recipe_text
 from candid.data import PreparedDataset
 from candid.tuning.space import Space, value_at
-from candid.tuning.trials import History, Trial
+from candid.tuning.trials import History, Trial, TrialStatus
 from candid.version import __version__
+
+USEFUL: Final = 20
+"""Trials that a search needs, 8 of which have random values."""
 
 SHOWN: Final = 5
 """Trials in the table and in the range of the best ones."""
 
 
 def best_recipe(
-    history: History, config: RunConfig, space: Space, dataset: PreparedDataset, out: Path
+    history: History,
+    config: RunConfig,
+    space: Space,
+    dataset: PreparedDataset,
+    out: Path,
+    chosen: Mapping[str, str],
 ) -> str:
     """Return the recipe of the best trial as TOML text.
 
@@ -34,9 +42,10 @@ def best_recipe(
         space: of the search.
         dataset: of the search.
         out: folder of the search.
+        chosen: settings that rules chose from the data, by key, with the reason.
     """
     lines = list(_evidence(history, config, dataset, out))
-    return recipe_text(config, _reasons(history, space), lines)
+    return recipe_text(config, {**chosen, **_reasons(history, space)}, lines)
 
 
 def settings_text(trial: Trial) -> str:
@@ -89,8 +98,30 @@ def table(history: History) -> Table:
     return result
 
 
-def sentences(history: History) -> list[str]:
-    """Return how the best trial compares with the base recipe, and how far to trust it."""
+def sentences(history: History, budget: float | None = None) -> list[str]:
+    """Return how the best trial compares with the base recipe, and how far to trust it.
+
+    Args:
+        history: with at least one trial that has a value.
+        budget: CPU minutes of the search; None: unknown.
+    """
+    return [*_comparison(history), *_advice(history, budget)]
+
+
+def _advice(history: History, budget: float | None) -> list[str]:
+    """Return a larger budget, where it ended a search of few trials."""
+    done = [trial for trial in history.trials if trial.status is TrialStatus.COMPLETE]
+    if budget is None or len(history.trials) >= USEFUL or history.cpu_seconds < 60 * budget:
+        return []
+    costs = [trial.cpu_seconds for trial in done] or [60 * budget]
+    minutes = max(round(USEFUL * sum(costs) / len(costs) / 60), 1)
+    return [
+        f"the budget ended after {len(done)} complete trials, and a search needs about {USEFUL}: "
+        f"continue with --resume and --minutes {max(minutes, 2 * round(budget))}"
+    ]
+
+
+def _comparison(history: History) -> list[str]:
     best, base = history.ranking()[0], history.base
     if base is None or base.best is None or best.best is None:
         return [f"the base recipe has no validation to compare with ({_base_reason(base)})"]
@@ -132,7 +163,9 @@ def _evidence(
     best = ranking[0]
     data = "DATASET" if dataset.path is None else shlex.quote(str(dataset.path))
     recipe = shlex.quote(str(out / "best.toml"))
-    yield f"The best recipe of {len(history.trials)} trials on {data}, candid {__version__}."
+    number = len(history.trials)
+    trials = "1 trial" if number == 1 else f"{number} trials"
+    yield f"The best recipe of {trials} on {data}, candid {__version__}."
     yield ""
     yield f"trials: {_counts(history)}; {minutes_text(history)} CPU minutes"
     yield f"validation {history.metric} of this recipe: {_result(best)}"
@@ -141,13 +174,15 @@ def _evidence(
     else:
         yield f"the base recipe has no validation: {_base_reason(base)}"
     values = [trial.best for trial in ranking[:SHOWN] if trial.best is not None]
-    yield f"the best {len(values)} trials: {values[-1]:.4f} to {values[0]:.4f}"
+    if len(values) > 1:
+        yield f"the best {len(values)} trials: {values[-1]:.4f} to {values[0]:.4f}"
     if best.standard_error is not None:
         yield "(± is the standard error of one measurement, which covers a sample of the users)"
     yield ""
-    number = len(history.trials)
-    yield f"The figure of this recipe is too high: it is the best of {number} on the same"
-    yield "validation targets. The test split was not read: train with other seeds, compare there:"
+    if number > 1:
+        yield f"The figure of this recipe is too high: it is the best of {number} on the same"
+        yield "validation targets."
+    yield "The test split was not read: train with other seeds, compare there:"
     yield ""
     for seed in (config.seed + 1, config.seed + 2):
         run = f"runs/{config.name}-seed-{seed}"
@@ -171,7 +206,7 @@ def _base_reason(base: Trial | None) -> str:
 
 def _reasons(history: History, space: Space) -> dict[str, str]:
     """Return a comment for each searched key: where it was searched, and the value of the base."""
-    base = history.search.get("base recipe", {})
+    base = history.search.get("base recipe", {}).get("recipe", {})
     reasons: dict[str, str] = {}
     for key, dimension in space.dimensions.items():
         # A comment stands above a key of a section; deeper keys share the line of their parent.

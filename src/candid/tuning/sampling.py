@@ -154,7 +154,8 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
             continue
         low, high, step = values.low, values.high, values.step
         if step is not None:
-            high = low + math.floor((high - low) / step + 1e-9) * step
+            # Rounded: Optuna warns of 6 · 0.1, which is not 0.6.
+            high = round(low + math.floor((high - low) / step + 1e-9) * step, 10)
         if values.is_integer:
             distributions[key] = IntDistribution(
                 int(low), int(high), log=values.log, step=int(step or 1)

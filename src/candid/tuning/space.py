@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from candid.component import toml_value
-from candid.config import RunConfig, parse_config, read_toml, with_values
+from candid.config import DataFacts, RunConfig, read_toml
 from candid.errors import ConfigError, UnknownNameError
+from candid.tuning.base_recipe import BaseRecipe
 
 DIGITS: Final = 3
 """Significant digits of a value from a range: a recipe then shows the exact value."""
 
 RANGE_KEYS: Final = ("low", "high", "log", "step", "also")
 CHOICE_KEYS: Final = ("choices", "also")
+
+LONG_HISTORIES: Final = 0.2
+"""Share of the targets beyond a quarter of the longest window from which its length matters."""
 
 FIXED: Final = {
     "name": "it names the run",
@@ -137,7 +141,7 @@ class Space:
     dimensions: Mapping[str, Dimension]
     source: str = field(default="the default space", compare=False)
 
-    def recipe(self, base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    def recipe(self, base: RunConfig | BaseRecipe, values: Mapping[str, Any]) -> RunConfig:
         """Return a base recipe with the values of a trial.
 
         Args:
@@ -147,11 +151,14 @@ class Space:
         Raises:
             ConfigError: the values do not fit together.
         """
+        return BaseRecipe.of(base).recipe(self.settings(values), self.source)
+
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keys of a recipe that the values of a trial set."""
         settings: dict[str, Any] = {}
         for key, value in values.items():
             settings |= self.dimensions[key].settings(value)
-        table = with_values(base.model_dump(mode="json"), settings)
-        return parse_config(table, self.source)
+        return settings
 
     def values_of(self, config: RunConfig) -> dict[str, Any]:
         """Return the values that a recipe has for the keys of the space and the space contains."""
@@ -163,7 +170,7 @@ class Space:
                 values[key] = value
         return values
 
-    def check(self, base: RunConfig) -> None:
+    def check(self, base: RunConfig | BaseRecipe) -> None:
         """Refuse keys and values that the base recipe cannot have.
 
         Raises:
@@ -186,7 +193,7 @@ class Space:
         }
 
 
-def read_space(path: Path | str, base: RunConfig) -> Space:
+def read_space(path: Path | str, base: RunConfig | BaseRecipe) -> Space:
     """Read a space from the section [space] of a TOML file.
 
     Each dotted key of a recipe has ``{ low, high }``, with ``log = true`` or a ``step``, or
@@ -212,7 +219,9 @@ def read_space(path: Path | str, base: RunConfig) -> Space:
     return parse_space(table["space"], base, source)
 
 
-def parse_space(table: Mapping[str, Any], base: RunConfig, source: str = "space") -> Space:
+def parse_space(
+    table: Mapping[str, Any], base: RunConfig | BaseRecipe, source: str = "space"
+) -> Space:
     """Build a space from plain values, as ``read_space`` does from a file.
 
     Args:
@@ -238,15 +247,16 @@ def parse_space(table: Mapping[str, Any], base: RunConfig, source: str = "space"
     return space
 
 
-def default_space(base: RunConfig) -> Space:
+def default_space(base: RunConfig | BaseRecipe) -> Space:
     """Return the space that suits a recipe: the settings that change a model most.
 
-    The ranges lie around the values of the recipe. Keys that the recipe does not have are left
-    out.
+    The ranges lie around the values of the recipe. Keys that the recipe does not have, or whose
+    values do not fit it, are left out.
     """
-    table = base.model_dump(mode="json")
+    base = BaseRecipe.of(base)
+    table = base.config.model_dump(mode="json")
     dimensions: dict[str, Dimension] = {}
-    for dimension in _default_dimensions(table):
+    for dimension in _default_dimensions(table, base.facts):
         try:
             Space({dimension.key: dimension}).check(base)
         except ConfigError:
@@ -263,19 +273,48 @@ def value_at(table: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _default_dimensions(table: Mapping[str, Any]) -> Iterator[Dimension]:
+def _default_dimensions(table: Mapping[str, Any], facts: DataFacts | None) -> Iterator[Dimension]:
+    """Yield few keys: a search of tens of trials learns little of more.
+
+    Each one changes how much a model fits (width, depth, dropout or weight decay), how it is
+    optimised (learning rate, batch), or what it is shown (windows, candidates).
+    """
     lr, size = table["training"]["lr"], table["batches"]["batch_size"]
     yield Dimension("training.lr", Range(_short(lr / 5), _short(lr * 5), log=True))
-    yield Dimension("training.weight_decay", Choices((0.0, 1e-4, 1e-3, 1e-2, 1e-1)))
-    yield Dimension("batches.batch_size", Choices((max(size // 2, 1), size, 2 * size)))
+    yield Dimension("batches.batch_size", _around(size))
     query = "model.query_tower"
-    dim = value_at(table, f"{query}.dim")
+    dim, blocks = value_at(table, f"{query}.dim"), value_at(table, f"{query}.num_blocks")
     if isinstance(dim, int):
         has_both = value_at(table, "model.item_tower.dim") == dim
         also = ("model.item_tower.dim",) if has_both else ()
-        yield Dimension(f"{query}.dim", Choices((max(dim // 2, 1), dim, 2 * dim)), also)
+        yield Dimension(f"{query}.dim", _around(dim), also)
+    if isinstance(blocks, int):
+        yield Dimension(f"{query}.num_blocks", Range(max(blocks - 1, 1), blocks + 1))
     if isinstance(value_at(table, f"{query}.dropout"), float | int):
-        yield Dimension(f"{query}.dropout", Range(0.0, 0.5, step=0.05))
+        yield Dimension(f"{query}.dropout", Range(0.0, 0.6, step=0.1))
+    else:  # the tower has no other regularisation
+        yield Dimension("training.weight_decay", Choices((0.0, 1e-4, 1e-3, 1e-2, 1e-1)))
+    length = table["batches"]["max_length"]
+    if facts is not None and facts.share_of_late_targets(length // 4) >= LONG_HISTORIES:
+        yield Dimension("batches.max_length", Choices((length // 4, length // 2, length)))
+    yield from _numbers_of_candidates(table)
+
+
+def _numbers_of_candidates(table: Mapping[str, Any]) -> Iterator[Dimension]:
+    """Yield the number of candidates of a sampled loss: half, equal or double."""
+    number, parts = (value_at(table, f"sampler.{key}") for key in ("num_candidates", "components"))
+    if isinstance(number, int):
+        yield Dimension("sampler.num_candidates", _around(number))
+    elif isinstance(parts, list) and all(value_at(one, "num_candidates") for one in parts):
+        lists = [
+            [{**one, "num_candidates": max(int(one["num_candidates"] * f), 1)} for one in parts]
+            for f in (0.5, 1, 2)
+        ]
+        yield Dimension("sampler.components", Choices(tuple(lists)))
+
+
+def _around(number: int) -> Choices:
+    return Choices(tuple(dict.fromkeys((max(number // 2, 1), number, 2 * number))))
 
 
 def _short(value: float) -> float:

@@ -17,7 +17,7 @@ from candid.atomic import write_error, write_json
 from candid.errors import ArtifactError, ConfigError
 
 TRIALS: Final = "trials.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of ``trials.json``."""
 
 
@@ -74,11 +74,14 @@ class Trial:
             TrialStatus.STOPPED,
         )
 
-    def restart(self) -> None:
-        """Forget the measurements of a stopped trial, which starts again; its CPU time stays."""
+    def reopen(self) -> None:
+        """Mark a stopped trial as being trained again."""
         self.attempts += self.status is TrialStatus.RUNNING  # its process was killed
-        self.status = TrialStatus.RUNNING
-        self.validations, self.reason = {}, ""
+        self.status, self.reason = TrialStatus.RUNNING, ""
+
+    def forget(self) -> None:
+        """Forget the measurements of a trial that begins again; its CPU time stays."""
+        self.validations = {}
         self.best, self.best_epoch, self.standard_error = None, 0, None
 
     def add_validation(self, epoch: int, value: float, standard_error: float | None) -> None:

@@ -72,6 +72,7 @@ RESPONSES: Final[dict[str, Any]] = {
                 "max_length": 200,
                 "filter_seen": True,
                 "reads_history": True,
+                "reads_times": False,
                 "needs_history": True,
                 "needs_user": False,
                 "user_attributes": {},

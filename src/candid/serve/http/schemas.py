@@ -154,6 +154,7 @@ class ModelInfo(pydantic.BaseModel):
     max_length: int = Field(description="number of latest history items that the model reads")
     filter_seen: bool = Field(description="default of `filter_seen`: as the model was measured")
     reads_history: bool
+    reads_times: bool = Field(description="whether the times of the history change the answer")
     needs_history: bool
     needs_user: bool
     user_attributes: dict[str, str] = Field(

@@ -1,0 +1,77 @@
+"""Times of the interactions of anonymous histories, checked and converted to microseconds."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from candid.errors import DataError
+
+Time = int | datetime.datetime
+"""Microseconds since 1970-01-01 UTC, or a time; without a time zone it is in UTC."""
+
+
+def history_times(
+    histories: Sequence[Sequence[Any]], times: Sequence[Sequence[Time | None]]
+) -> list[list[int | None]]:
+    """Return the time of each interaction in microseconds since 1970-01-01 UTC.
+
+    Args:
+        histories: B histories, earliest first.
+        times: of each interaction of each history; None where it is unknown.
+
+    Raises:
+        DataError: there is not one time for each interaction, one is of another type or before
+            1970, or a history is not earliest first; the message names the place.
+    """
+    if len(times) != len(histories):
+        raise DataError(
+            f"there are times of {len(times)} histories and {len(histories)} histories: give one "
+            "list of times for each"
+        )
+    return [
+        _times_of_one(number, len(history), one)
+        for number, (history, one) in enumerate(zip(histories, times, strict=True))
+    ]
+
+
+def to_microseconds(time: datetime.datetime) -> int:
+    """Convert a time to microseconds since 1970-01-01 UTC; without a time zone it is in UTC."""
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=datetime.UTC)
+    return round(time.timestamp() * 1_000_000)
+
+
+def _times_of_one(number: int, length: int, times: Sequence[Time | None]) -> list[int | None]:
+    if len(times) != length:
+        raise DataError(
+            f"history {number} has {length} items and {len(times)} times: give one time for each "
+            "item, None where it is unknown"
+        )
+    converted = [_one(number, position, time) for position, time in enumerate(times)]
+    latest = None
+    for position, time in enumerate(converted):
+        if time is None:
+            continue
+        if latest is not None and time < latest:
+            raise DataError(
+                f"history {number}: time {position} is before an earlier one: order the items "
+                "earliest first"
+            )
+        latest = time
+    return converted
+
+
+def _one(number: int, position: int, time: Any) -> int | None:
+    value = to_microseconds(time) if isinstance(time, datetime.datetime) else time
+    if value is None:
+        return None
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
+        raise DataError(
+            f"history {number}: time {position} is {time!r}: give a datetime, or microseconds "
+            "since 1970 as an integer, or None where it is unknown"
+        )
+    return int(value)
