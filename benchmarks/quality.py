@@ -25,36 +25,22 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
-import resource
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from candid.atomic import replacing
 from candid.baselines import BASELINES
 from candid.errors import CandidError
+from measurement_queue import BenchmarkError, Child, ResultsFile, run_all
 from quality_page import goal_table, summary, with_blocks
-from quality_results import Bench, QualityError, ResultsFile, part_of
+from quality_results import EMPTY, Bench, part_of
 from quality_sets import BEST_RECIPE, DEFAULT, METRIC, SEEDS, SETS, source_of
-from quality_tasks import BUSY, Task, recipe_file
+from quality_tasks import Task, recipe_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
 PAGE = ROOT / "docs" / "benchmarks" / "quality.md"
-ONE_THREAD = {
-    name: "1"
-    for name in (
-        "OMP_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "POLARS_MAX_THREADS",
-    )
-}
 
 
 def tasks_of(
@@ -70,83 +56,17 @@ def tasks_of(
     return tasks
 
 
-class Child:
-    """The process of a measurement; a signal to this process stops it, and the training saves."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self.is_stopping = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
-
-    def run(self, command: Sequence[str], log: Path) -> int:
-        """Run a command with one thread and return its exit code."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stream:
-            # A session of its own: Ctrl-C reaches this process only, which passes it on once.
-            self._process = subprocess.Popen(
-                command,
-                stdout=stream,
-                stderr=stream,
-                env=os.environ | ONE_THREAD,
-                start_new_session=True,
-            )
-            if self.is_stopping:  # a signal came while the process started
-                self._process.terminate()
-            return self._process.wait()
-
-    def _stop(self, *_: Any) -> None:
-        self.is_stopping = True
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-
-    @cached_property
-    def _begin(self) -> float:
-        return _spent()
-
-    @property
-    def minutes(self) -> float:
-        """CPU minutes of all processes so far."""
-        return (_spent() - self._begin) / 60
-
-
-def _spent() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def measure_all(
     bench: Bench, tasks: Sequence[Task], child: Child, minutes: float, page: Path | None
 ) -> list[str]:
     """Do the measurements that are missing; return the keys of those that failed."""
-    failed = []
-    for task in tasks:
-        if child.is_stopping:
-            raise QualityError("stopped; the same command continues")
-        if bench.is_finished(task):
-            continue
-        if child.minutes >= minutes:
-            raise QualityError(
-                f"stopped after {child.minutes:.0f} CPU minutes, before {task.key}; the same "
-                "command continues"
-            )
-        bench.prepared(task.set_name)
-        log = bench.work / "logs" / f"{task.key.replace('/', '-')}.log"
-        print(f"{task.key} … ({log})", flush=True)
-        code = child.run(bench.command(task), log)
-        if child.is_stopping:
-            raise QualityError(f"stopped during {task.key}; the same command continues")
-        if code == BUSY:
-            print(f"{task.key}: another process is measuring it", flush=True)
-            continue
-        if code:
-            failed.append(task.key)
-            print(f"{task.key} failed with exit code {code}: {_last_line(log)}", flush=True)
-            continue
-        print(_line(task, bench.record(task)), flush=True)
+
+    def on_record(task: Task, cell: dict[str, Any]) -> None:
+        print(_line(task, cell), flush=True)
         if page is not None:
-            write_page(bench.results, page)
-    return failed
+            bench.results.write_page(page, with_blocks)
+
+    return run_all(bench, tasks, child, minutes, on_record)
 
 
 def _line(task: Task, cell: dict[str, Any]) -> str:
@@ -157,19 +77,6 @@ def _line(task: Task, cell: dict[str, Any]) -> str:
         f"{task.key}: {METRIC} {figure['value']:.4f} ± {figure['se']:.4f}, "
         f"{cell['cpu_seconds'] / 60:.1f} CPU minutes, {cell['peak_mib']:,} MiB"
     )
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no message"
-
-
-def write_page(results: ResultsFile, page: Path) -> None:
-    """Write the generated blocks of the page."""
-    with results.lock():
-        content = with_blocks(page.read_text(encoding="utf-8"), results.read())
-        with replacing(page) as temporary:
-            temporary.write_text(content, encoding="utf-8")
 
 
 def report_changes(bench: Bench, tasks: Sequence[Task]) -> None:
@@ -222,11 +129,11 @@ def main() -> None:
     data = options.data or Path(os.environ.get("CANDID_DATA", "../shared/data"))
     page = PAGE if is_default else None
     try:
-        results = ResultsFile(options.results)
+        results = ResultsFile(options.results, EMPTY)
         if options.page:
             if page is None:
                 parser.error("--page writes the page from the project's results; drop --results")
-            write_page(results, page)
+            results.write_page(page, with_blocks)
             return
         bench = Bench(
             data.resolve(),
@@ -242,7 +149,7 @@ def main() -> None:
         failed = measure_all(bench, tasks, Child(), options.minutes, page)
         if page is None:
             print(summary(results.read()), goal_table(results.read()), sep="\n\n")
-    except (QualityError, CandidError) as error:
+    except (BenchmarkError, CandidError) as error:
         sys.exit(str(error))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; fix the reason and start the same command again")
@@ -255,7 +162,7 @@ def _present(names: Sequence[str], data: Path) -> list[str]:
         if name not in present:
             print(f"{name} is left out: {source_of(name, data)} does not exist", flush=True)
     if not present:
-        raise QualityError(f"{data} has none of the sets; name their folder with --data")
+        raise BenchmarkError(f"{data} has none of the sets; name their folder with --data")
     return present
 
 
@@ -264,7 +171,7 @@ def _forget(bench: Bench, tasks: Sequence[Task], patterns: Sequence[str]) -> Non
     for pattern in patterns:
         matching = [task for task in tasks if fnmatch.fnmatchcase(task.key, pattern)]
         if not matching:
-            raise QualityError(
+            raise BenchmarkError(
                 f"--again {pattern!r} matches no measurement of this command; keys are such as "
                 "'ml-1m/markov' and 'ml-1m/default/0', and * matches anything"
             )

@@ -2,86 +2,31 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from candid.atomic import write_json
 from candid.baselines import BASELINES
 from candid.data import Role
 from candid.evaluation import PerUser, compare
+from measurement_queue import BenchmarkError, ResultsFile
+from measurement_runs import forget_cell, load_users, mean_of
 from quality_sets import BEST_RECIPE, DEFAULT, METRIC, SETS, PreparedSet, prepare_set
-from quality_tasks import Settings, Task, load_users, settings_of
+from quality_tasks import Settings, Task, settings_of
 
 RUN_SCRIPT = Path(__file__).with_name("quality_runs.py")
-PARTS = ("sets", "configs", "runs", "baselines", "comparisons")
-
-
-class QualityError(Exception):
-    """A message for the user: what is wrong, and what to do."""
-
-
-class ResultsFile:
-    """The results in a file; several processes may add to it.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        QualityError: the file is damaged.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.read()
-
-    def read(self) -> dict[str, Any]:
-        """Return the content, empty parts for a missing file."""
-        if not self.path.exists():
-            return {
-                "command": "python benchmarks/quality.py",
-                "clock": "CPU seconds of one process on one thread; other work shared the machine",
-                "metric": METRIC,
-            } | {part: {} for part in PARTS}
-        try:
-            content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-            if not all(isinstance(content[part], dict) for part in PARTS):
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            raise QualityError(
-                f"{self.path} is damaged; restore it from version control, or move it away to "
-                "measure everything again"
-            ) from None
-        return content
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes from changing the file and the page."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-    @contextmanager
-    def change(self) -> Iterator[dict[str, Any]]:
-        """Yield the content, and write it back; no other process changes it meanwhile."""
-        with self.lock():
-            content = self.read()
-            yield content
-            write_json(self.path, content)
+EMPTY: dict[str, Any] = {
+    "command": "python benchmarks/quality.py",
+    "clock": "CPU seconds of one process on one thread; other work shared the machine",
+    "metric": METRIC,
+} | {part: {} for part in ("sets", "configs", "runs", "baselines", "comparisons")}
+"""Results before the first measurement."""
 
 
 class Bench:
@@ -112,14 +57,14 @@ class Bench:
         """Prepare a set and record its facts.
 
         Raises:
-            QualityError: the results are of another version of the set.
+            BenchmarkError: the results are of another version of the set.
         """
         if name not in self._prepared:
             one = prepare_set(name, self.data, self.work)
             facts = _facts_of(one)
             earlier = self.results.read()["sets"].get(name)
             if earlier is not None and earlier["fingerprint"] != facts["fingerprint"]:
-                raise QualityError(
+                raise BenchmarkError(
                     f"{self.results.path} has figures of another version of {name}; use that "
                     "version of the data, or remove the lines of the set from the file"
                 )
@@ -139,13 +84,11 @@ class Bench:
 
     def forget(self, task: Task) -> None:
         """Remove what the work folder has of a measurement, so that it is done again."""
-        cell = task.cell(self.work, self.settings(task).digest)
-        for path in (cell, cell.with_suffix(".npz"), cell.with_suffix(".attempts")):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.work / "runs" / cell.stem, ignore_errors=True)
+        forget_cell(self.work, task.cell(self.work, self.settings(task).digest))
 
     def command(self, task: Task) -> list[str]:
-        """Return the command of the process of a measurement."""
+        """Return the command of the process of a measurement, whose set is prepared first."""
+        self.prepared(task.set_name)
         limit = SETS[task.set_name].minutes if self.limit is None else self.limit
         if task.name == BEST_RECIPE and self.limit is None:
             limit = float("inf")
@@ -222,11 +165,6 @@ class Bench:
     def _users(self, record: dict[str, Any]) -> PerUser:
         task = Task(record["set"], record["name"], record.get("seed"))
         return load_users(task.cell(self.work, record["settings"]).with_suffix(".npz"))
-
-
-def mean_of(parts: Sequence[PerUser]) -> PerUser:
-    """Return each user's metrics, averaged over the seeds."""
-    return replace(parts[0], numerators=np.mean([one.numerators for one in parts], axis=0))
 
 
 def part_of(task: Task) -> str:

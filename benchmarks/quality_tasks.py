@@ -9,19 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from candid.atomic import replacing
 from candid.config import DataFacts, RunConfig, load_recipe, parse_override, recipe_for
 from candid.data import PreparedDataset, open_dataset
-from candid.evaluation import PerUser
-from quality_sets import BEST_RECIPE, DEFAULT, METRICS
+from quality_sets import BEST_RECIPE, DEFAULT
 
 RECIPES = Path(__file__).parent / "recipes"
 SAME = ("filter_seen", "catalog", "max_users", "seed")
 """Keys of ``evaluation`` that must be equal in a paired comparison."""
-BUSY = 75
-"""Exit code of a measurement that another process is doing."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +86,21 @@ def settings_of(task: Task, dataset: PreparedDataset, overrides: tuple[str, ...]
         config = config.model_copy(update={"data": None})  # the set is prepared already
     else:
         changes = fixed | dict(map(parse_override, overrides))
-        config, defaults = recipe_for(_facts(dataset), changes)
+        config, defaults = recipe_for(facts_of(dataset), changes)
         chosen = [{"key": one.key, "value": one.value, "reason": one.reason} for one in defaults]
-    parts = Settings(config, chosen, "").stored | {"data": dataset.manifest["fingerprint"]}
-    if task.seed is None:
-        parts = {key: parts[key] for key in ("evaluation", "data")}
+    return with_digest(config, chosen, dataset, ("evaluation",) if task.seed is None else ())
+
+
+def with_digest(
+    config: RunConfig,
+    chosen: list[dict[str, Any]],
+    dataset: PreparedDataset,
+    only: tuple[str, ...] = (),
+) -> Settings:
+    """Return settings with their digest, of the sections ``only``; empty: of all sections."""
+    stored = Settings(config, chosen, "").stored
+    parts = {key: stored[key] for key in only or stored}
+    parts["data"] = dataset.manifest["fingerprint"]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return Settings(config, chosen, digest)
 
@@ -111,7 +115,8 @@ def _facts_at(path: Path) -> DataFacts:
     return DataFacts.of(open_dataset(path))
 
 
-def _facts(dataset: PreparedDataset) -> DataFacts:
+def facts_of(dataset: PreparedDataset) -> DataFacts:
+    """Return the facts of a dataset, collected once."""
     assert dataset.path is not None
     return _facts_at(dataset.path)
 
@@ -125,27 +130,3 @@ def command_of(task: Task, overrides: tuple[str, ...] = ()) -> list[str]:
     sets = [f"seed={task.seed}", "threads=1", *overrides]
     flags = [part for one in sets for part in ("--set", one)]
     return ["candid", "train", *recipe, "--data", dataset, *flags]
-
-
-def save_users(path: Path, users: PerUser) -> None:
-    """Write the values of each user that paired tests need."""
-    columns = [users.names.index(name) for name in METRICS if name in users.names]
-    with replacing(path) as temporary, temporary.open("wb") as stream:
-        np.savez(
-            stream,
-            user_ids=users.user_ids,
-            names=np.array([users.names[column] for column in columns]),
-            numerators=users.numerators[:, columns],
-            denominators=users.denominators[:, columns],
-        )
-
-
-def load_users(path: Path) -> PerUser:
-    """Read the values of each user."""
-    with np.load(path) as stored:
-        return PerUser(
-            stored["user_ids"],
-            tuple(map(str, stored["names"])),
-            stored["numerators"],
-            stored["denominators"],
-        )

@@ -48,6 +48,12 @@ def measured(benchmark_script):
 
 
 @pytest.fixture(scope="module")
+def model_runs(measured):
+    """The module that ``measured`` shares with another benchmark."""
+    return sys.modules["measurement_runs"]
+
+
+@pytest.fixture(scope="module")
 def sets(benchmark_script):
     return benchmark_script("quality_sets")
 
@@ -193,8 +199,8 @@ def test_settings_that_differ_between_seeds_are_stated(page, results):
 def test_damaged_results_are_refused_in_one_sentence(quality, tmp_path, content):
     path = tmp_path / "quality.json"
     path.write_text(content)
-    with pytest.raises(quality.QualityError, match="is damaged; restore it") as error:
-        quality.ResultsFile(path)
+    with pytest.raises(quality.BenchmarkError, match="is damaged; restore it") as error:
+        quality.ResultsFile(path, quality.EMPTY)
     assert str(path) in str(error.value)
     assert path.read_text() == content
 
@@ -210,13 +216,13 @@ def users_of(values):
     )
 
 
-def test_standard_error_of_a_mean_is_that_of_numpy(measured):
+def test_standard_error_of_a_mean_is_that_of_numpy(model_runs):
     values = np.random.default_rng(0).random(40)
     expected = values.std(ddof=1) / math.sqrt(40)
-    assert measured.standard_error(users_of(values), "ndcg@10") == pytest.approx(expected)
+    assert model_runs.standard_error(users_of(values), "ndcg@10") == pytest.approx(expected)
 
 
-def test_comparison_of_the_mean_over_seeds_agrees_with_scipy(quality, measured, tmp_path):
+def test_comparison_of_the_mean_over_seeds_agrees_with_scipy(quality, model_runs, tmp_path):
     rng = np.random.default_rng(1)
     tasks = [quality.Task("ml-100k", "default", seed) for seed in (0, 1)]
     tasks += [quality.Task("ml-100k", name) for name in ("markov", "ease")]
@@ -225,12 +231,14 @@ def test_comparison_of_the_mean_over_seeds_agrees_with_scipy(quality, measured, 
     records = []
     for task, one in zip(tasks, values, strict=True):
         path = task.cell(tmp_path, "digest").with_suffix(".npz")
-        measured.save_users(path, users_of(one))
+        model_runs.save_users(path, users_of(one))
         record = {"set": "ml-100k", "name": task.name, "settings": "digest", "validation": 0.1}
         record["metrics"] = {"ndcg@10": {"value": one.mean()}}
         records.append(record | ({} if task.seed is None else {"seed": task.seed}))
     records[3]["validation"] = 0.2  # the worse one on test is the better one on validation
-    bench = quality.Bench(tmp_path, tmp_path, quality.ResultsFile(tmp_path / "results.json"))
+    bench = quality.Bench(
+        tmp_path, tmp_path, quality.ResultsFile(tmp_path / "results.json", quality.EMPTY)
+    )
     found = bench._comparison(records[:2], records[2:])
     assert found["seeds"] == [0, 1]
     assert found["best_on_validation"]["baseline"] == "ease"
@@ -330,33 +338,15 @@ def folder(tmp_path_factory):
     return root
 
 
-class InProcess:
-    """Does the work of a child process in this one, and counts."""
-
-    is_stopping = False
-    minutes = 0.0
-
-    def __init__(self, script, monkeypatch):
-        self.script, self.patch, self.runs = script, monkeypatch, []
-
-    def run(self, command, log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.touch()
-        self.runs.append(command)
-        self.patch.setattr(sys, "argv", command[1:])
-        self.script.main()
-        return 0
-
-
 @pytest.fixture(scope="module")
-def finished(quality, measured, folder):
+def finished(quality, measured, folder, in_process):
     """Results of two baselines and two seeds, the commands of their processes, and the bench."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["quality_results"], "BASELINES", ("popularity", "markov"))
-        results = quality.ResultsFile(folder / "results.json")
+        results = quality.ResultsFile(folder / "results.json", quality.EMPTY)
         bench = quality.Bench(folder, folder / "work", results, overrides=["training.epochs=3"])
         tasks = quality.tasks_of(["ml-100k"], [0, 1], ["default"], ["popularity", "markov"])
-        child = InProcess(measured, patch)
+        child = in_process(measured, patch)
         assert quality.measure_all(bench, tasks, child, math.inf, None) == []
         yield bench, tasks, child.runs
 
@@ -405,34 +395,36 @@ def test_default_recipe_is_that_of_the_command(measured, finished):
     assert config.model_dump(mode="json") == json.loads(shown.stdout)["recipe"]
 
 
-def test_finished_measurements_are_not_repeated(quality, measured, finished, monkeypatch):
+def test_finished_measurements_are_not_repeated(
+    quality, measured, finished, monkeypatch, in_process
+):
     bench, tasks, _ = finished
     before = bench.results.path.read_bytes()
-    child = InProcess(measured, monkeypatch)
+    child = in_process(measured, monkeypatch)
     assert quality.measure_all(bench, tasks, child, math.inf, None) == []
     assert child.runs == []
     assert bench.results.path.read_bytes() == before
 
 
 def test_result_in_the_work_folder_is_taken_without_another_training(
-    quality, measured, finished, monkeypatch
+    quality, measured, finished, monkeypatch, in_process
 ):
     bench, tasks, _ = finished
     before = bench.results.read()
     with bench.results.change() as content:
         del content["runs"]["ml-100k/default/1"]
     monkeypatch.setattr(measured, "measure_model", lambda *_: pytest.fail("measured again"))
-    child = InProcess(measured, monkeypatch)
+    child = in_process(measured, monkeypatch)
     quality.measure_all(bench, tasks, child, math.inf, None)
     assert len(child.runs) == 1
     assert bench.results.read() == before
 
 
-def test_no_run_starts_after_the_budget(quality, measured, finished, monkeypatch):
+def test_no_run_starts_after_the_budget(quality, measured, finished, monkeypatch, in_process):
     bench, _, _ = finished
-    child = InProcess(measured, monkeypatch)
+    child = in_process(measured, monkeypatch)
     child.minutes = 5.0
-    with pytest.raises(quality.QualityError, match="stopped after 5 CPU minutes, before ml-100k"):
+    with pytest.raises(quality.BenchmarkError, match="stopped after 5 CPU minutes, before ml-100k"):
         quality.measure_all(bench, [quality.Task("ml-100k", "default", 7)], child, 5.0, None)
     assert child.runs == []
 
@@ -448,24 +440,24 @@ def test_changed_settings_are_reported_and_kept(quality, finished, folder, capsy
 
 def test_measurement_is_forgotten_only_by_its_key(quality, finished, folder, tmp_path):
     bench, tasks, _ = finished
-    copied = quality.ResultsFile(tmp_path / "results.json")
+    copied = quality.ResultsFile(tmp_path / "results.json", quality.EMPTY)
     copied.path.write_bytes(bench.results.path.read_bytes())
     other = quality.Bench(folder, tmp_path / "work", copied, overrides=bench.overrides)
     quality._forget(other, tasks, ["ml-100k/default/*"])
     content = copied.read()
     assert content["runs"] == content["comparisons"] == {}
     assert len(content["baselines"]) == 2
-    with pytest.raises(quality.QualityError, match="matches no measurement"):
+    with pytest.raises(quality.BenchmarkError, match="matches no measurement"):
         quality._forget(other, tasks, ["ml-1m/*"])
 
 
 def test_results_of_another_version_of_the_data_are_refused(quality, finished, folder, tmp_path):
     bench, _, _ = finished
-    copied = quality.ResultsFile(tmp_path / "results.json")
+    copied = quality.ResultsFile(tmp_path / "results.json", quality.EMPTY)
     content = bench.results.read()
     content["sets"]["ml-100k"]["fingerprint"] = "other"
     copied.path.write_text(json.dumps(content))
-    with pytest.raises(quality.QualityError, match="another version of ml-100k"):
+    with pytest.raises(quality.BenchmarkError, match="another version of ml-100k"):
         quality.Bench(folder, bench.work, copied).prepared("ml-100k")
 
 
@@ -492,24 +484,24 @@ def test_measurements_with_other_settings_are_not_compared(
 
 
 def test_measurement_of_another_process_is_left_to_it(
-    quality, measured, finished, folder, tmp_path, monkeypatch
+    quality, measured, finished, folder, tmp_path, monkeypatch, model_runs, in_process
 ):
     bench, _, _ = finished
     task = quality.Task("ml-100k", "default", 5)
     (bench.work / "locks").mkdir(exist_ok=True)
     with (bench.work / "locks" / "ml-100k-default-5").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        child = InProcess(measured, monkeypatch)
+        child = in_process(measured, monkeypatch)
         with pytest.raises(SystemExit) as stop:
             child.run(bench.command(task), bench.work / "log")
-    assert stop.value.code == measured.BUSY
-    monkeypatch.setattr(child, "run", lambda *_: measured.BUSY)
+    assert stop.value.code == model_runs.BUSY
+    monkeypatch.setattr(child, "run", lambda *_: model_runs.BUSY)
     assert quality.measure_all(bench, [task], child, math.inf, None) == []
     assert not bench.is_finished(task)
 
 
 def test_best_recipe_of_a_set_is_measured_and_compared(
-    quality, measured, finished, folder, tmp_path, monkeypatch
+    quality, measured, finished, folder, tmp_path, monkeypatch, in_process
 ):
     bench, _, _ = finished
     monkeypatch.setattr(sys.modules["quality_tasks"], "RECIPES", tmp_path)
@@ -523,7 +515,7 @@ def test_best_recipe_of_a_set_is_measured_and_compared(
         "[evaluation]\nks = [10, 20]\n"
     )
     (task,) = quality.tasks_of(["ml-100k"], [0], ["best"], [])
-    assert quality.measure_all(bench, [task], InProcess(measured, monkeypatch), 9, None) == []
+    assert quality.measure_all(bench, [task], in_process(measured, monkeypatch), 9, None) == []
     content = bench.results.read()
     run = content["runs"].pop("ml-100k/best/0")
     assert run["parameters"] == 8 * (120 + 40)
@@ -567,14 +559,14 @@ def test_set_without_validation_tunes_on_training_rows_and_fits_all_of_them(
 
 
 def test_training_over_its_budget_is_measured_and_stated(
-    quality, measured, folder, tmp_path, monkeypatch
+    quality, measured, folder, tmp_path, monkeypatch, model_runs
 ):
     def on_step(budget, state, metrics):
         budget._state = state
         if state.epoch >= 2:
-            raise measured.OverBudget
+            raise model_runs.OverBudget
 
-    monkeypatch.setattr(measured.Budget, "on_step", on_step)
+    monkeypatch.setattr(model_runs.Budget, "on_step", on_step)
     task = quality.Task("ml-100k", "default", 0)
     measured.measure(task, folder, tmp_path, 7.0, ("training.epochs=30", "training.log_every=1"))
     (cell,) = (tmp_path / "cells").glob("*.json")
@@ -584,12 +576,12 @@ def test_training_over_its_budget_is_measured_and_stated(
     assert 1 <= record["best_epoch"] <= record["epochs"]
 
 
-def test_budget_counts_earlier_parts_of_a_resumed_training(measured):
-    state = measured.TrainState(cpu_seconds=50.0)
-    measured.Budget(1.0).on_step(state, {})
+def test_budget_counts_earlier_parts_of_a_resumed_training(model_runs):
+    state = model_runs.TrainState(cpu_seconds=50.0)
+    model_runs.Budget(1.0).on_step(state, {})
     state.cpu_seconds = 60.5
-    with pytest.raises(measured.OverBudget):
-        measured.Budget(1.0).on_step(state, {})
+    with pytest.raises(model_runs.OverBudget):
+        model_runs.Budget(1.0).on_step(state, {})
 
 
 @pytest.mark.slow
