@@ -42,10 +42,10 @@ from default_parts_variants import (
 from measurement_runs import file_name, measure_model, measure_once, only_process
 from quality_sets import prepare_set
 
-TURNS = 6
+TURNS = 31
 """Turns in which the steps of all variants are measured; the first one warms up."""
-STEPS = 12
-"""Steps of a variant in a turn."""
+STEPS = 4
+"""Steps of a variant in a turn; few, so that other work on the machine slows all variants alike."""
 
 
 def measure_costs(base: RunConfig, dataset: PreparedDataset) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def measure_costs(base: RunConfig, dataset: PreparedDataset) -> dict[str, Any]:
         dataset: the set.
 
     Returns:
-        ``num_batches``, the steps of an epoch; by variant: ``seconds`` of a step, the median of
-        the turns; ``quartiles`` over the turns; ``start``, the seconds of the first item vectors.
+        ``num_batches``, the steps of an epoch; by variant: ``seconds`` of a step; ``quartiles``
+        over the turns; ``start``, the seconds of the first item vectors.
     """
     targets = epoch_targets(dataset, base.batches)
     configs = variants_of(base)
@@ -97,12 +97,27 @@ def measure_costs(base: RunConfig, dataset: PreparedDataset) -> dict[str, Any]:
                 seconds[name].append((time.process_time() - before) / STEPS)
     return {
         "num_batches": num_batches,
-        "seconds": {name: round(statistics.median(one), 6) for name, one in seconds.items()},
+        "seconds": {name: round(one, 6) for name, one in typical(seconds).items()},
         "quartiles": {
             name: [round(q, 6) for q in statistics.quantiles(one, n=4)[::2]]
             for name, one in seconds.items()
         },
         "start": start,
+    }
+
+
+def typical(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Return the typical seconds of each variant from those of its turns.
+
+    A turn compares the variants on equal batches at about the same time. The figure of the default
+    is the median of its turns; that of a variant is this one times the median, over the turns, of
+    its ratio to the default.
+    """
+    base = seconds[DEFAULT]
+    return {
+        name: statistics.median(base)
+        * statistics.median(mine / other for mine, other in zip(turns, base, strict=True))
+        for name, turns in seconds.items()
     }
 
 

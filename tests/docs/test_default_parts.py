@@ -198,6 +198,13 @@ def test_steps_of_variants_cost_equal_seconds(variants):
     assert variants.steps_of("wide", costs, 1000) == 1
 
 
+def test_cost_of_a_step_is_not_changed_by_slow_turns(measured):
+    speed = np.array([1.0, 1.0, 1.0, 5.0, 1.0, 0.9, 5.0])  # of the machine, by turn
+    seconds = {"default": list(0.02 * speed), "wide": list(0.05 * speed)}
+    seconds["wide"][2] *= 9  # a slow turn of one variant
+    assert measured.typical(seconds) == pytest.approx({"default": 0.02, "wide": 0.05})
+
+
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
