@@ -47,7 +47,7 @@ def measure_baseline(
     evaluation = config.evaluation.model_copy(
         update={"popularity_slices": 0, "history_slices": (), "intervals": False}
     )
-    model = build_model(config, dataset, fit_features(config.features, dataset))
+    model = build_model(config, dataset, fit_features(config.features, dataset), is_read=True)
     known: dict[str, Any] = {"needs_history": model.needs_history}
     inner = tuning_dataset(dataset)
     is_inner = inner is not dataset

@@ -136,15 +136,17 @@ def test_verbs_that_need_a_run_refuse_a_saved_baseline(candid, toy, tmp_path):
     save = ["--only", "item_knn", "--no-tune", "--save", knn, "-q"]
     assert candid("baselines", toy.data, *save).code == 0
     table = tmp_path / "new.csv"
-    for arguments in (
-        ("evaluate", knn, "--baselines"),
-        ("index", knn),
-        ("audit", knn),
-        ("recommend", knn, "--user", "u1", "--new-items", table),
+    for verb in ("index", "audit"):
+        answer = candid(verb, knn)
+        assert answer.code == 4
+        assert "is a saved baseline and this needs a trained run" in answer.err
+    for option, arguments in (
+        ("--baselines", ("evaluate", knn, "--baselines")),
+        ("--new-items", ("recommend", knn, "--user", "u1", "--new-items", table)),
     ):
         answer = candid(*arguments)
-        assert answer.code == 4, arguments
-        assert "is a saved baseline and this needs a trained run" in answer.err
+        assert answer.code == 2
+        assert f"is a saved baseline: leave out {option}" in answer.err
     answer = candid("recommend", knn, "--user", "u1", "--at", "2026-01-31")
     assert answer.code == 2
     assert "the baseline item_knn does not read the time of a query" in answer.err

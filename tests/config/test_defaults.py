@@ -298,3 +298,11 @@ def test_share_of_late_targets():
     assert found.share_of_late_targets(3) == (7 + 1) / 14
     assert found.share_of_late_targets(10) == 0
     assert DataFacts.of(dataset([[1] * 11], order=None)).share_of_late_targets(3) == 0
+
+
+def test_other_similarities_have_no_low_temperature():
+    config, _ = recipe_for(facts(), {"model.similarity": "dot"})
+    assert (config.model.similarity, config.model.temperature) == ("dot", 1.0)
+    config, _ = recipe_for(facts(), {"model.similarity": "dot", "model.temperature": 0.5})
+    assert config.model.temperature == 0.5
+    assert recipe_for(facts())[0].model.temperature == 0.07

@@ -104,6 +104,8 @@ def test_datetimes_and_microseconds_are_the_same_times():
         np.int64(1_577_890_800_000_000),
         None,
     ]
+    before_1970 = datetime.datetime(1969, 12, 31, 23, 59, 59)
+    assert history_times([[1]], [[before_1970]]) == [[-1_000_000]]
     assert history_times([[1, 2, 3, 4]], [times]) == [
         [1_577_880_000_000_000, 1_577_883_600_000_000, 1_577_890_800_000_000, None]
     ]
@@ -129,7 +131,7 @@ def test_times_that_are_not_read_are_refused(run, data, tmp_path):
     plain = candid.train(data, RECIPE, out=tmp_path / "plain")
     with pytest.raises(ConfigError, match="does not read the times of a history: leave out times"):
         plain.recommend(histories=[[100]], times=[[START]])
-    with pytest.raises(DataError, match="times of 1 histories and 0 histories"):
+    with pytest.raises(DataError, match="times and no histories: leave the times out"):
         run.recommend(["u1"], times=[[START]])
 
 
@@ -155,12 +157,18 @@ def test_command_line_reads_times(run, data, capsys):
     ("flags", "code", "words"),
     [
         (["--history-time", "noon"], 2, "--history-time 'noon' is not a time such as"),
-        (["--history-time", "", "--history-time", ""], 3, "has 1 items and 2 times"),
+        (["--history-time", "", "--history-time", ""], 2, "are 1 --history and 2 --history-time"),
     ],
 )
 def test_wrong_times_on_the_command_line(run, capsys, flags, code, words):
     assert candid_cli(["recommend", str(run.folder), "--history", "100", *flags]) == code
     assert words in capsys.readouterr().err
+
+
+def test_times_of_a_user_are_refused_on_the_command_line(run, capsys):
+    flags = ["--user", "u1", "--history-time", "2020-01-01"]
+    assert candid_cli(["recommend", str(run.folder), *flags]) == 2
+    assert "--history-time goes with --history" in capsys.readouterr().err
 
 
 def test_last_time_is_that_of_the_context(data, tmp_path):

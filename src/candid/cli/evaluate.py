@@ -10,6 +10,7 @@ import typer
 
 from candid.cli.console import Console
 from candid.cli.options import Json, Quiet, Set
+from candid.errors import ConfigError
 
 
 class Split(StrEnum):
@@ -39,11 +40,15 @@ def evaluate(
     """
     from candid.cli.progress import stage_progress
     from candid.config import override_evaluation
-    from candid.runs import beside_baselines, load, load_run
+    from candid.runs import beside_baselines, holds_baseline, load, load_run
     from candid.runs.measurement import evaluate_and_save, save_beside
 
     console = Console(json, quiet)
-    # Only the model of a run is shown beside baselines.
+    if baselines and holds_baseline(run):
+        raise ConfigError(
+            f"{run} is a saved baseline: leave out --baselines, which is for trained runs; "
+            "candid baselines ranks baselines"
+        )
     trained = load_run(run, data) if baselines else None
     loaded = load(run, data) if trained is None else trained
     config = override_evaluation(loaded.evaluation, overrides or [])

@@ -94,16 +94,27 @@ def recommend(
     attributes = _attributes(user_attribute or [])
     from candid.cli.progress import stage_progress
     from candid.data.lookup import item_ids_of, user_ids_of
-    from candid.runs import SavedModel, load, load_run, read_new_items
+    from candid.runs import SavedModel, holds_baseline, load, load_run, read_new_items
     from candid.runs.history_times import history_times, to_microseconds
 
     loaded: SavedModel
     if new_items is None:
         loaded, added = load(run, data), None
-    else:  # only a run encodes new items
+    else:
+        if holds_baseline(run):
+            raise ConfigError(
+                f"{run} is a saved baseline: leave out --new-items, which needs a trained run"
+            )
         loaded = trained = load_run(run, data)
         added = read_new_items(trained, new_items)
     console = Console(json, quiet)
+    if given and user:
+        raise ConfigError("--history-time goes with --history: leave it out with --user")
+    if given and len(given) != len(history or []):
+        raise ConfigError(
+            f"there are {len(history or [])} --history and {len(given)} --history-time: give one "
+            "time for each item, '' where it is unknown"
+        )
     histories = [item_ids_of(loaded.dataset, history or [])]
     with stage_progress(console) as progress:
         recommendations = loaded.recommend_ids(

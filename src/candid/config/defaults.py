@@ -273,6 +273,8 @@ def _model_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[De
         # The towers have one width: a changed one leaves both as they are.
         if not any(width.is_replaced(changes) for width in widths):
             yield from widths
+    if changes.get("model.similarity", "cosine") != "cosine":
+        yield Default("model.temperature", 1.0, "only cosines are divided by less")
     if not facts.has_order:
         return
     if facts.has_rare_items:

@@ -24,9 +24,11 @@ def history_times(
         times: of each interaction of each history; None where it is unknown.
 
     Raises:
-        DataError: there is not one time for each interaction, one is of another type or before
-            1970, or a history is not earliest first; the message names the place.
+        DataError: there is not one time for each interaction, one is of another type or a
+            negative integer, or a history is not earliest first; the message names the place.
     """
+    if not histories:
+        raise DataError("there are times and no histories: leave the times out")
     if len(times) != len(histories):
         raise DataError(
             f"there are times of {len(times)} histories and {len(histories)} histories: give one "
@@ -66,12 +68,14 @@ def _times_of_one(number: int, length: int, times: Sequence[Time | None]) -> lis
 
 
 def _one(number: int, position: int, time: Any) -> int | None:
-    value = to_microseconds(time) if isinstance(time, datetime.datetime) else time
-    if value is None:
+    if time is None:
         return None
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
+    if isinstance(time, datetime.datetime):
+        return to_microseconds(time)
+    # A negative integer is more often a mark for "unknown" than a time before 1970.
+    if not isinstance(time, int | np.integer) or isinstance(time, bool) or time < 0:
         raise DataError(
             f"history {number}: time {position} is {time!r}: give a datetime, or microseconds "
             "since 1970 as an integer, or None where it is unknown"
         )
-    return int(value)
+    return int(time)

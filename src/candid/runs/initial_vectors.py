@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from candid.baselines import TrainingRows, pair_counts, training_rows
@@ -21,6 +22,12 @@ values (Levy, Goldberg and Dagan, 2015, section 3.2)."""
 
 NOISE = 0.02
 """Standard deviation of what is added to each number, as in a random table."""
+
+OVERSAMPLING, POWER_ITERATIONS = 10, 2
+"""Of the randomised SVD (Halko, Martinsson and Tropp, 2011, algorithms 4.4 and 5.1)."""
+
+SMALLEST_NORM = 1e-6
+"""Norm of a row of factors below which it is rounding; PMI is of the size of 1."""
 
 
 def initial_item_vectors(dataset: PreparedDataset, dim: int) -> Tensor:
@@ -46,16 +53,32 @@ def initial_item_vectors(dataset: PreparedDataset, dim: int) -> Tensor:
     rows = training_rows(dataset)
     vectors = torch.randn(rows.num_items, dim) * NOISE
     matrix = _pointwise_mutual_information(rows)
-    rank = min(dim, rows.num_items - 1)
-    if rank < 1 or matrix.nnz == 0:
+    if matrix.nnz == 0:
         return vectors
-    left, values, _ = svds(matrix, k=rank, random_state=0)
-    factors = left * np.sqrt(np.maximum(values, 0.0))
-    norms = np.linalg.norm(factors, axis=1, keepdims=True)
+    rank = min(dim, rows.num_items)
+    factors = _factors(matrix, rank)
+    norms = factors.norm(dim=1, keepdim=True)
     # An item without a pair has a row of zeros, up to rounding.
-    factors = np.divide(factors, norms, out=np.zeros_like(factors), where=norms > 1e-6)
-    vectors[:, :rank] += torch.from_numpy(factors.astype(np.float32))
+    vectors[:, :rank] += torch.where(norms > SMALLEST_NORM, factors / norms, 0.0)
     return vectors
+
+
+def _factors(matrix: sparse.csr_array, rank: int) -> Tensor:
+    """Return U S^½ of the truncated SVD: [V, rank] float32."""
+    with warnings.catch_warnings():
+        # torch warns that its matrices in this format are not finished; products are tested here.
+        warnings.simplefilter("ignore", UserWarning)
+        stored = torch.sparse_csr_tensor(
+            torch.from_numpy(matrix.indptr.astype(np.int64)),
+            torch.from_numpy(matrix.indices.astype(np.int64)),
+            torch.from_numpy(matrix.data),
+            size=matrix.shape,
+        )
+        # Not an iteration to full precision: its time has no bound, and it fails where many
+        # singular values are equal.
+        size = min(rank + OVERSAMPLING, matrix.shape[0])
+        left, values, _ = torch.svd_lowrank(stored, q=size, niter=POWER_ITERATIONS)
+    return left[:, :rank] * values[:rank].sqrt()
 
 
 def _pointwise_mutual_information(rows: TrainingRows) -> sparse.csr_array:

@@ -29,7 +29,7 @@ class TrainedMeasurement:
         report: of the run; None: it could not be measured.
         file: of the report.
         beside: the run beside the cheap baselines; None: they were not measured.
-        why_not: the reason without a report.
+        why_not: the reason why the report, or what is beside it, is missing.
     """
 
     report: EvaluationReport | None = None
@@ -57,6 +57,8 @@ class TrainedMeasurement:
                 f"candid evaluate {folder} --set KEY=VALUE"
             ]
         lines: list[RenderableType] = [self.report.table(), f"measured in {self.file}"]
+        if self.why_not is not None:
+            lines.append(f"not measured beside baselines: {self.why_not}")
         if self.beside is not None:
             lines += [
                 self.beside.table(),
@@ -80,9 +82,9 @@ def measure_on_test(
     Raises:
         Interrupted: stopped by Ctrl-C.
     """
+    report = file = beside = None
     try:
         report, file = evaluate_and_save(run, run.folder, "test", progress=progress)
-        beside = None
         if baselines:
             beside = beside_cheap_baselines(run, report, progress=progress)
             save_beside(file, beside)
@@ -93,7 +95,7 @@ def measure_on_test(
         ) from None
     except (ConfigError, DataError) as error:
         # The training is complete: only this measurement needs another setting.
-        return TrainedMeasurement(why_not=str(error))
+        return TrainedMeasurement(report, file, why_not=str(error))
     return TrainedMeasurement(report, file, beside)
 
 
