@@ -87,6 +87,18 @@ def test_small_catalogs_have_finite_vectors(tmp_path: Path, histories: list[list
     assert (vectors.norm(dim=1) > 0).all()
 
 
+def test_items_without_a_pair_have_short_vectors(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    paired = [[f"i{i}" for i in random.permutation(300)[:12]] for _ in range(300)]
+    # One training interaction each: the other two are held out.
+    alone = [[f"alone{u}", "i0", "i1"] for u in range(50)]
+    dataset = prepared(tmp_path, paired + alone)
+    norms = initial_item_vectors(dataset, 32).norm(dim=1)
+    is_alone = dataset.items["source_id"].str.starts_with("alone").to_numpy()
+    assert norms[is_alone].max() < 0.25  # noise: 0.02 √32 = 0.11
+    assert norms[~is_alone].min() > 0.75
+
+
 def test_equal_components_have_reproducible_vectors(tmp_path: Path) -> None:
     # Many equal singular values: iterative solvers fail on them, or depend on chance.
     chains = [[f"{u}-{n}" for n in range(5)] for u in range(60)]

@@ -26,14 +26,15 @@ NOISE = 0.02
 OVERSAMPLING, POWER_ITERATIONS = 10, 2
 """Of the randomised SVD (Halko, Martinsson and Tropp, 2011, algorithms 4.4 and 5.1)."""
 
-SMALLEST_NORM = 1e-6
-"""Norm of a row of factors below which it is rounding; PMI is of the size of 1."""
+SMALLEST_NORM = 1e-5
+"""Norm of a row of factors below which its direction is rounding; rows without a pair reach 3e-6 on
+Amazon Beauty, and the smallest of the others is 8e-4."""
 
 
 def initial_item_vectors(dataset: PreparedDataset, dim: int) -> Tensor:
     """Factorise the positive pointwise mutual information of pairs of items: [V, D] float32.
 
-    With counts C of pairs in both directions, their row sums n and their total N, the matrix is
+    With counts C of pairs in both directions and their row sums n, the matrix is
     M[i, j] = max(log(C[i, j] / n_i) - log(n_j^.75 / Σ_k n_k^.75), 0), as in Levy, Goldberg and
     Dagan (2015). Its truncated SVD is U S Wᵀ, and the vectors are the rows of U S^½, each scaled to
     length 1: otherwise those of rare items are so short that training takes many epochs to tell
@@ -58,7 +59,7 @@ def initial_item_vectors(dataset: PreparedDataset, dim: int) -> Tensor:
     rank = min(dim, rows.num_items)
     factors = _factors(matrix, rank)
     norms = factors.norm(dim=1, keepdim=True)
-    # An item without a pair has a row of zeros, up to rounding.
+    # An item without a pair, or far from all factors, has a row of zeros up to rounding.
     vectors[:, :rank] += torch.where(norms > SMALLEST_NORM, factors / norms, 0.0)
     return vectors
 
