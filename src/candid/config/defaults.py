@@ -35,8 +35,8 @@ DEFAULT_RECIPE: Mapping[str, Any] = {
 """The default recipe for a large dataset with order: a causal transformer, a sampled softmax.
 
 The loss has its own default correction, and the candidates come from a mixture. The similarity is
-the cosine: with dot products, the vectors of items with few interactions stay short for many
-epochs, and these items are hardly recommended.
+the cosine, because the vectors of items with few interactions get few updates: with dot products
+they stay short, and their scores low.
 """
 
 MAX_LENGTH: Final = 200
@@ -266,7 +266,7 @@ def _batch_size(facts: DataFacts) -> int:
 
 def _model_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[Default]:
     if facts.num_items > WIDE_ITEMS:
-        reason = f"vectors of {facts.num_items:,} items"
+        reason = f"there are {facts.num_items:,} items"
         widths = [
             Default(f"model.{tower}.dim", WIDE, reason) for tower in ("query_tower", "item_tower")
         ]
@@ -274,7 +274,8 @@ def _model_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[De
         if not any(width.is_replaced(changes) for width in widths):
             yield from widths
     if changes.get("model.similarity", "cosine") != "cosine":
-        yield Default("model.temperature", 1.0, "only cosines are divided by less")
+        reason = "the low temperature of the default recipe is for cosines"
+        yield Default("model.temperature", 1.0, reason)
     if not facts.has_order:
         return
     if facts.has_rare_items:
