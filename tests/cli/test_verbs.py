@@ -7,6 +7,7 @@ import time
 import pytest
 
 import candid as package
+from candid.data import open_dataset
 
 
 def test_prepare_reports_counts_and_skips_an_up_to_date_dataset(candid, toy, tmp_path):
@@ -32,6 +33,22 @@ def test_prepare_options_override_the_recipe_and_set_overrides_both(candid, toy,
     assert (config["k_core"], config["split"]["kind"]) == (2, "temporal")
     assert (config["split"]["validation"], config["split"]["test"]) == (0.5, 0.75)
     assert config["items"]["title"] == "title"
+
+
+def test_prepare_keeps_the_ids_of_an_earlier_dataset(candid, toy, tmp_path):
+    log = tmp_path / "log.csv"
+    lines = toy.log.read_text().splitlines()
+    log.write_text("\n".join([lines[0], "a0,i05,1", "a0,a99,2", "a0,i07,3", *lines[9:]]) + "\n")
+    out = tmp_path / "out"
+    options = ["--interactions", log, "--ids-from", toy.data, "--out", out]
+    answer = candid("prepare", toy.recipe, *options)
+    assert answer.code == 0, answer.err
+    assert "ids of users: 39 kept, 1 new, 1 retired" in answer.out
+    assert "ids of items: 30 kept, 1 new, 0 retired" in answer.out
+    before, now = open_dataset(toy.data), open_dataset(out)
+    for kind, new in (("users", "a0"), ("items", "a99")):
+        ids = getattr(before, kind)["source_id"].to_list()
+        assert getattr(now, kind)["source_id"].to_list() == [*ids, new]
 
 
 def test_prepare_reads_tables_of_users_and_items(candid, tmp_path):

@@ -90,6 +90,13 @@ def prepare(
             help="Interaction to keep of a repeated user-item pair [default: none]",
         ),
     ] = None,
+    ids_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Earlier prepared dataset whose users and items keep their ids; may be --out",
+        ),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -139,6 +146,7 @@ def prepare(
         "k_core": k_core,
         "min_history": min_history,
         "deduplicate": deduplicate,
+        "ids_from": ids_from,
         "split.kind": split,
         "split.validation": _cut(validation),
         "split.test": _cut(test),
@@ -174,6 +182,11 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     counts = report["counts"]
     yield "{interactions:,} interactions of {users:,} users with {items:,} items".format(**counts)
     yield "split: {train:,} train, {validation:,} validation, {test:,} test".format(**counts)
+    if report.get("ids_from"):
+        for kind in ("users", "items"):
+            yield f"ids of {kind}: " + ", ".join(
+                f"{report['ids_from'][kind][key]:,} {key}" for key in ("kept", "new", "retired")
+            )
     for reason, rows in report["dropped"].items():
         if rows:
             yield f"dropped {rows:,} rows: {reason}"

@@ -232,6 +232,12 @@ class DataConfig(ComponentConfig):
         ge=0,
         description="minimum interactions of a user, applied once after the k-core",
     )
+    ids_from: str | None = Field(
+        None,
+        description="folder of an earlier prepared dataset, such as yesterday's: its users and "
+        "items keep their ids and new ones follow; those without an interaction now keep their "
+        "place and are not recommended",
+    )
     split: SplitConfig = Field(
         default_factory=SplitConfig, description="split into train, validation and test"
     )

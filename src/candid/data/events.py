@@ -19,6 +19,7 @@ from candid.data.event_types import (
     interaction_types,
     is_target,
 )
+from candid.data.ids import EarlierIds, append_new
 from candid.data.readers import check_lines
 from candid.errors import DataError
 
@@ -34,8 +35,8 @@ class Events:
         frame: E rows; user, item (Int32 ids), then as declared time (Int64 microseconds),
             weight (Float32), role (UInt8, column splits only), event_type (UInt8), negatives (lists
             of item ids before filtering, see ``new_item_ids``).
-        users: source id of each user, ascending.
-        items: source id of each item, ascending.
+        users: source id of each user, ascending until ``keep_ids``.
+        items: source id of each item, ascending until ``keep_ids``.
         origin: source of the interactions, for messages.
         rows_read: rows of the files.
         dropped: reason -> number of rows.
@@ -93,6 +94,42 @@ class Events:
         new_ids = np.full(int(present_items[-1]) + 2, -1, dtype=np.int32)
         new_ids[present_items] = np.arange(len(present_items), dtype=np.int32)
         self.new_item_ids = new_ids[np.minimum(self.new_item_ids, len(new_ids) - 1)]
+
+    def keep_ids(self, earlier: EarlierIds) -> dict[str, dict[str, int]]:
+        """Renumber users and items: those of an earlier dataset keep their ids, new ones follow.
+
+        Users and items of the earlier dataset without an interaction here keep their place. Rows
+        are grouped by user again, in the new order of users.
+
+        Returns:
+            for users and for items the numbers kept, new and retired (without an interaction).
+
+        Raises:
+            DataError: the ids of the earlier dataset are of another type.
+        """
+        path = earlier.path
+        users, user_ids = append_new(earlier.users, self.users, "user", path)
+        items, item_ids = append_new(earlier.items, self.items, "item", path)
+        report = {}
+        for name, before, now, total in (
+            ("users", earlier.users, self.users, users),
+            ("items", earlier.items, self.items, items),
+        ):
+            new = len(total) - len(before)
+            report[name] = {
+                "kept": len(now) - new,
+                "new": new,
+                "retired": len(total) - len(now),
+            }
+        frame = self.frame.with_columns(
+            pl.Series("user", user_ids[self.ids("user")]),
+            pl.Series("item", item_ids[self.ids("item")]),
+        )
+        self.frame = _sort(frame, [])
+        self.users, self.items = users, items
+        # Entry -1 stays: a removed item.
+        self.new_item_ids = np.append(item_ids, np.int32(-1))[self.new_item_ids]
+        return report
 
 
 def load_events(table: RawTable, config: DataConfig) -> Events:

@@ -1,6 +1,9 @@
-"""Dense ids for source ids: numbered from 0 by ascending source id."""
+"""Dense ids for source ids: by ascending source id, or after those of an earlier dataset."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -8,8 +11,91 @@ import polars as pl
 
 from candid.data import filters
 from candid.data.columns import RawTable
+from candid.data.store import read_manifest, read_table
+from candid.errors import DataError
 
 ID_COLUMNS = ("user", "item")
+
+
+@dataclass(frozen=True)
+class EarlierIds:
+    """The ids of an earlier dataset, which a new one keeps.
+
+    Attributes:
+        path: folder of the earlier dataset.
+        fingerprint: of the earlier dataset.
+        users: source id of each user, by id.
+        items: source id of each item, by id.
+    """
+
+    path: Path
+    fingerprint: str
+    users: pl.Series
+    items: pl.Series
+
+
+def read_earlier_ids(path: Path | str) -> EarlierIds:
+    """Read the ids of a prepared dataset.
+
+    Raises:
+        ArtifactError: not a dataset, of another version, or damaged; the message names the file.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    users, items = (read_table(path, name)["source_id"] for name in ("users", "items"))
+    return EarlierIds(path, manifest["fingerprint"], users, items)
+
+
+def append_new(
+    earlier: pl.Series, source_ids: pl.Series, kind: str, path: Path
+) -> tuple[pl.Series, npt.NDArray[np.int32]]:
+    """Number source ids as an earlier dataset does, and new ones after them.
+
+    Args:
+        earlier: [n] source id by earlier id.
+        source_ids: [m] distinct source ids, ascending.
+        kind: "user" or "item", for messages.
+        path: folder of the earlier dataset, for messages.
+
+    Returns:
+        source id by id: those of ``earlier`` in their order, then the new ones, ascending; and the
+        id of each of ``source_ids``, [m] int32.
+
+    Raises:
+        DataError: one dataset has numbers and the other text.
+    """
+    if earlier.dtype != source_ids.dtype:
+        if not (earlier.dtype.is_integer() and source_ids.dtype.is_integer()):
+            raise DataError(
+                f"{kind} ids are {_type_words(source_ids)} and those of {path} (ids_from) are "
+                f"{_type_words(earlier)}, so that no id can be kept: read the column as the same "
+                "type, or prepare once without ids_from"
+            )
+        # UInt64 occurs only for numbers that Int64 cannot hold.
+        both = pl.concat([earlier.cast(pl.Int128), source_ids.cast(pl.Int128)])
+        fits = both.max() < 2**63  # type: ignore[operator]
+        dtype = pl.Int64 if fits else pl.UInt64
+        if not fits and both.min() < 0:  # type: ignore[operator]
+            raise DataError(
+                f"{kind} ids of the data and of {path} (ids_from) are below 0 and above 2**63 - 1, "
+                "which no integer type holds: prepare once without ids_from"
+            )
+        earlier, source_ids = earlier.cast(dtype), source_ids.cast(dtype)
+    known = pl.DataFrame(
+        {"source_id": earlier, "id": np.arange(len(earlier), dtype=np.int32)},
+        schema_overrides={"id": pl.Int32},
+    )
+    joined = pl.DataFrame({"source_id": source_ids}).join(
+        known, on="source_id", how="left", maintain_order="left"
+    )
+    is_new = joined["id"].is_null()
+    ids = joined["id"].fill_null(-1).to_numpy().copy()
+    ids[is_new.to_numpy()] = np.arange(int(is_new.sum()), dtype=np.int32) + np.int32(len(earlier))
+    return pl.concat([earlier, source_ids.filter(is_new)]).rename("source_id"), ids
+
+
+def _type_words(source_ids: pl.Series) -> str:
+    return "integers" if source_ids.dtype.is_integer() else "text"
 
 
 def encode_ids(table: RawTable, query: pl.LazyFrame) -> tuple[pl.DataFrame, dict[str, pl.Series]]:

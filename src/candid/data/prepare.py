@@ -3,7 +3,9 @@
 The manifest (``manifest.json``, also ``PreparedDataset.manifest``) contains: kind,
 schema_version, fingerprint (of the content), candid_version, config, sources (path, size,
 mtime_ns), rows_read, dropped (reason -> rows), counts, split (kind, cuts, unseen targets),
-time, items_without_row, users_without_row (None without a table), event_types (names, by code),
+time, items_without_row, users_without_row (None without a table), ids_from (fingerprint of the
+dataset whose ids are kept, and the numbers of users and items kept, new and retired; None without
+one), event_types (names, by code),
 target_event_types (training and evaluation targets), negatives (number, and numbers left out by
 reason; None for a source without negatives), files (bytes, sha256).
 """
@@ -27,6 +29,7 @@ from candid.data.config import DataConfig, SplitConfig
 from candid.data.dataset import PreparedDataset, Role
 from candid.data.event_types import is_target, target_types
 from candid.data.events import Events, load_events
+from candid.data.ids import EarlierIds, read_earlier_ids
 from candid.data.readers import Source, open_sources
 from candid.data.store import MANIFEST, open_dataset, read_manifest, write_dataset
 from candid.data.tables import TableConfig, join_table, open_table
@@ -56,8 +59,9 @@ def prepare(
 ) -> Prepared:
     """Prepare the interactions of ``config`` and write them to the folder ``out``.
 
-    Users and items are numbered by ascending source id. ``out`` appears complete or not at all;
-    an earlier dataset there is replaced at the end.
+    Users and items are numbered by ascending source id; with ``config.ids_from``, those of that
+    dataset keep their ids and new ones follow. ``out`` appears complete or not at all; an earlier
+    dataset there, which may be ``ids_from``, is replaced at the end.
 
     Args:
         config: the ``[data]`` section of a recipe.
@@ -68,7 +72,8 @@ def prepare(
     Raises:
         ConfigError: settings that do not fit the data.
         DataError: invalid input; the message names file, column and row.
-        ArtifactError: ``out`` is not a prepared dataset, or cannot be written.
+        ArtifactError: ``out`` or ``config.ids_from`` is not a prepared dataset, or ``out`` cannot
+            be written.
 
     Example:
         >>> dataset = prepare(DataConfig(interactions="log.csv", time="t"), "data/log").dataset
@@ -76,6 +81,7 @@ def prepare(
     out = Path(out)
     report = progress or (lambda line: None)
     earlier = _read_earlier(out)
+    earlier_ids = _read_earlier_ids(config, out, report)
     sources = open_sources(config.interactions, config.format, config.separator)
     item_sources = [] if config.items is None else open_table(config.items)
     user_sources = [] if config.users is None else open_table(config.users)
@@ -84,7 +90,7 @@ def prepare(
         "sources": [_stat(source) for source in [*sources, *item_sources, *user_sources]],
     }
     if earlier is not None:
-        difference = _difference(earlier, inputs)
+        difference = _difference(earlier, inputs) or _ids_difference(earlier, earlier_ids, out)
         if difference is None and not force:
             return Prepared(open_dataset(out), True, earlier)
         # Runs that were trained on the earlier dataset will refuse the new one.
@@ -94,6 +100,9 @@ def prepare(
     events = load_events(table, config)
     report(f"splitting {events.frame.height:,} interactions ({config.split.kind})")
     split = _split(events, config)
+    kept_ids = None
+    if earlier_ids is not None:
+        kept_ids = {"fingerprint": earlier_ids.fingerprint, **events.keep_ids(earlier_ids)}
     items, items_without_row = _join_table(events.items, item_sources, config.items)
     users, users_without_row = _join_table(events.users, user_sources, config.users)
     dataset = _assemble(events, users, items, target_types(events.event_types, config))
@@ -108,6 +117,7 @@ def prepare(
         "items_without_row": items_without_row,
         "users_without_row": users_without_row,
         "negatives": _count_negatives(events, dataset),
+        "ids_from": kept_ids,
     }
     report(f"writing {out}")
     with atomic_folder(out) as folder:
@@ -154,6 +164,30 @@ def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str | None:
     if earlier.get("sources") != inputs["sources"]:
         return "its files have changed"
     return None
+
+
+def _read_earlier_ids(config: DataConfig, out: Path, report: Progress) -> EarlierIds | None:
+    """Return the ids that the dataset keeps; None without ``ids_from``, and on the first night.
+
+    On the first night of a job that replaces its own dataset, ``ids_from`` is ``out`` and holds
+    none yet.
+    """
+    if config.ids_from is None:
+        return None
+    path = Path(config.ids_from)
+    if path.resolve() == out.resolve() and _read_earlier(out) is None:
+        report(f"{out} has no dataset yet, so all ids are new")
+        return None
+    return read_earlier_ids(path)
+
+
+def _ids_difference(earlier: dict[str, Any], ids: EarlierIds | None, out: Path) -> str | None:
+    """Return why an earlier dataset differs from the ids to keep, or None if it does not."""
+    if ids is None or ids.path.resolve() == out.resolve():
+        return None
+    if (earlier.get("ids_from") or {}).get("fingerprint") == ids.fingerprint:
+        return None
+    return f"the dataset in {ids.path} (ids_from) has changed"
 
 
 def _stat(source: Source) -> dict[str, Any]:

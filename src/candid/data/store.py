@@ -130,6 +130,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def read_table(path: Path, name: str) -> pl.DataFrame:
+    """Read the table ``users`` or ``items`` of a prepared dataset.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    table: pl.DataFrame = _load(path / f"{name}.parquet")
+    return table
+
+
 def open_dataset(path: Path | str, *, verify: bool = False) -> PreparedDataset:
     """Open a prepared dataset; its arrays are memory-mapped.
 

@@ -106,6 +106,8 @@ def check_sampler_covers_catalog(
 def check_dataset_matches(config: RunConfig, dataset: PreparedDataset) -> None:
     """Refuse a dataset that was prepared with other settings than ``[data]`` of the recipe.
 
+    ``ids_from`` may differ: it changes ids, not the interactions.
+
     Raises:
         ArtifactError: a setting differs; the message has the first such key.
     """
@@ -113,7 +115,7 @@ def check_dataset_matches(config: RunConfig, dataset: PreparedDataset) -> None:
     if config.data is None or prepared is None:
         return
     expected = config.data.model_dump(mode="json")
-    for key in sorted(expected.keys() | prepared.keys()):
+    for key in sorted((expected.keys() | prepared.keys()) - {"ids_from"}):
         if expected.get(key) != prepared.get(key):
             raise ArtifactError(
                 f"{dataset.path} was prepared with data.{key} = {prepared.get(key)!r}, but the "
