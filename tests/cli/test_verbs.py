@@ -51,6 +51,65 @@ def test_prepare_keeps_the_ids_of_an_earlier_dataset(candid, toy, tmp_path):
         assert getattr(now, kind)["source_id"].to_list() == [*ids, new]
 
 
+SPLIT_FLAGS = {
+    "leave-k-out": ({"--split-k": 2}, {"k": 2}, (160, 80, 80)),
+    "ratio": (
+        {"--validation-ratio": 0.25, "--test-ratio": 0.5},
+        {"validation_ratio": 0.25, "test_ratio": 0.5},
+        (80, 80, 160),
+    ),
+    "rolling": (
+        {"--window": "1h", "--folds": 2, "--fold": 1},
+        {"window": "1h", "folds": 2, "fold": 1},
+        (200, 80, 40),
+    ),
+    "cross-validation": (
+        {"--folds": 4, "--fold": 3, "--split-unit": "interaction"},
+        {"folds": 4, "fold": 3, "unit": "interaction"},
+        (160, 80, 80),
+    ),
+    "none": ({}, {}, (320, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", SPLIT_FLAGS)
+def test_prepare_takes_the_settings_of_each_split(candid, tmp_path, kind):
+    flags, settings, sizes = SPLIT_FLAGS[kind]
+    # 40 users with 8 interactions each, every 30 minutes from 12:30 to 16:00.
+    start = 1_600_000_200
+    rows = [f"{user},{(user + n) % 30},{start + 1800 * n}" for user in range(40) for n in range(8)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,time", *rows]) + "\n")
+    answer = candid(
+        *("prepare", "--interactions", tmp_path / "log.csv", "--time", "time", "--split", kind),
+        *(part for flag in flags.items() for part in flag),
+        *("--out", tmp_path / "d", "--json"),
+    )
+    assert answer.code == 0, answer.err
+    split = answer.document["config"]["split"]
+    assert split | {"kind": kind} | settings == split
+    counts = answer.document["counts"]
+    assert (counts["train"], counts["validation"], counts["test"]) == sizes
+
+
+def test_a_run_without_a_split_keeps_the_last_weights_and_cannot_be_evaluated(
+    candid, toy, tmp_path
+):
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert candid("prepare", toy.recipe, "--split", "none", "--out", data, "--quiet").code == 0
+    settings = ["--set", "data.split.kind=none", "--set", "training.epochs=2"]
+    answer = candid("train", toy.recipe, *settings, "--data", data, "--out", run, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.document["test"] is None
+    assert answer.document["result"]["best"] is None
+    assert answer.document["result"]["epochs"] == 2
+    assert (run / "last.safetensors").exists()
+    assert not (run / "best.safetensors").exists()
+    assert candid("recommend", run, "--user", "u1", "-k", "3").code == 0
+    answer = candid("evaluate", run)
+    assert (answer.code, answer.out) == (3, "")
+    assert "the dataset has no test split: measure on another split, or prepare" in answer.err
+
+
 def test_prepare_reads_tables_of_users_and_items(candid, tmp_path):
     log = tmp_path / "log.csv"
     rows = [f"u{user},i{(user + at) % 30:02},{at}" for user in range(40) for at in range(4)]

@@ -100,9 +100,27 @@ def prepare(
     split: Annotated[
         str | None,
         typer.Option(
-            metavar="leave-one-out|temporal|column",
-            help="Split into train, validation and test [default: leave-one-out]",
+            metavar="KIND",
+            help="Split into train, validation and test: leave-one-out, leave-k-out, ratio, "
+            "temporal, rolling, cross-validation, column, none [default: leave-one-out]",
         ),
+    ] = None,
+    split_k: Annotated[
+        int | None,
+        typer.Option(
+            help="Last interactions of a user that are test, and before them validation, in a "
+            "leave-k-out split"
+        ),
+    ] = None,
+    validation_ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of each user's interactions for validation, in a ratio split [default: 0.1]"
+        ),
+    ] = None,
+    test_ratio: Annotated[
+        float | None,
+        typer.Option(help="Share for test, in a ratio split [default: 0.1]"),
     ] = None,
     validation: Annotated[
         str | None,
@@ -114,6 +132,27 @@ def prepare(
     test: Annotated[
         str | None,
         typer.Option(metavar="CUT", help="Start of test in a temporal split [default: 0.9]"),
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LENGTH", help="Length of the windows of a rolling split, such as 7d or 12h"
+        ),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Number of folds of a rolling or cross-validation split [default: 5]"),
+    ] = None,
+    fold: Annotated[
+        int | None,
+        typer.Option(help="The fold to prepare, from 0 [default: 0]"),
+    ] = None,
+    split_unit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="user|interaction",
+            help="What a cross-validation split deals to its folds [default: user]",
+        ),
     ] = None,
     split_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Role of each row, for a column split")
@@ -148,8 +187,15 @@ def prepare(
         "deduplicate": deduplicate,
         "ids_from": ids_from,
         "split.kind": split,
+        "split.k": split_k,
+        "split.validation_ratio": validation_ratio,
+        "split.test_ratio": test_ratio,
         "split.validation": _cut(validation),
         "split.test": _cut(test),
+        "split.window": window,
+        "split.folds": folds,
+        "split.fold": fold,
+        "split.unit": split_unit,
         "split.column": split_column,
     }
     values = {f"data.{key}": value for key, value in flags.items() if value is not None}
@@ -187,6 +233,11 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"ids of {kind}: " + ", ".join(
                 f"{report['ids_from'][kind][key]:,} {key}" for key in ("kept", "new", "retired")
             )
+    split = report["split"]
+    if "test_from" in split:
+        until = " until {test_until}" if "test_until" in split else ""
+        line = f"validation from {{validation_from}}, test from {{test_from}}{until}"
+        yield line.format(**split).replace(".000000", "")
     for reason, rows in report["dropped"].items():
         if rows:
             yield f"dropped {rows:,} rows: {reason}"

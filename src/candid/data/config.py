@@ -2,85 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pydantic
 from pydantic import Field
 
 from candid.component import ComponentConfig
-
-RoleName = Literal["train", "history", "validation", "test"]
-
-DEFAULT_ROLES: dict[str, RoleName] = {
-    "train": "train",
-    "history": "history",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
-
-
-def _plain_cut(value: object) -> object:
-    """Return a cut as text or a number: TOML also has dates, the command line only text."""
-    if isinstance(value, datetime.date):
-        return value.isoformat()
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return float(value)
-    return value
-
-
-Cut = Annotated[float | str, pydantic.BeforeValidator(_plain_cut)]
-
-
-class SplitConfig(ComponentConfig):
-    """The split of interactions into train, validation and test."""
-
-    kind: Literal["leave-one-out", "temporal", "column"] = Field(
-        "leave-one-out",
-        description="leave-one-out: each user's last interaction is test, the second last "
-        "validation, and users with fewer than 3 are train only; temporal: two global cuts in "
-        "time; column: a column of the file names the role of each row",
-    )
-    validation: Cut = Field(
-        0.8,
-        description="temporal split: start of validation, as a quantile of the interactions "
-        "(0.8), an ISO date ('2015-06-01', UTC) or a time in the unit of the time column",
-    )
-    test: Cut = Field(0.9, description="temporal split: start of test, in the form of `validation`")
-    column: str | None = Field(None, description="column split: column with the role of each row")
-    roles: dict[str, RoleName] = Field(
-        default_factory=lambda: dict(DEFAULT_ROLES),
-        description="column split: value in the column -> train, history (part of histories, "
-        "never a target), validation or test",
-    )
-    drop_unassigned: bool = Field(
-        False,
-        description="column split: drop and count rows without a role instead of stopping",
-    )
-    unseen: Literal["keep", "drop", "error"] = Field(
-        "keep",
-        description="validation and test targets with an item or user that has no training "
-        "interaction: keep or drop them, or stop; they are counted in every case",
-    )
-    validation_users: int | None = Field(
-        None,
-        ge=1,
-        description="validate on a random sample of this many users; the validation rows of the "
-        "others become history; none: all users",
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of the sample of `validation_users`")
-
-    @pydantic.model_validator(mode="after")
-    def _check_column(self) -> SplitConfig:
-        if (self.kind == "column") != (self.column is not None):
-            raise ValueError(
-                'split.kind = "column" needs split.column, and other kinds do not use it'
-            )
-        return self
+from candid.data.split_config import SplitConfig
 
 
 def _check_attributes(kind: str, attributes: tuple[str, ...], reserved: set[str]) -> None:
@@ -250,14 +178,16 @@ class DataConfig(ComponentConfig):
             )
         if self.time is not None and self.order is not None:
             raise ValueError("set `time` or `order`, not both")
-        if self.split.kind == "leave-one-out" and self.time is None and self.order is None:
+        if self.split.needs_order and self.time is None and self.order is None:
             raise ValueError(
-                "a leave-one-out split needs `time` or `order`; without either, add a column with "
-                "the role of each interaction (train, validation or test) and set split.kind = "
-                '"column", split.column = "..."'
+                f"a {self.split.kind} split needs `time` or `order`; without either, add a column "
+                "with the role of each interaction (train, validation or test) and set split.kind "
+                '= "column", split.column = "..."'
             )
-        if self.split.kind == "temporal" and self.time is None:
-            raise ValueError("a temporal split needs `time`; name the column with the time")
+        if self.split.needs_time and self.time is None:
+            raise ValueError(
+                f"a {self.split.kind} split needs `time`; name the column with the time"
+            )
         if self.event_type is None and self.event_types is not None:
             raise ValueError(
                 "`event_types` needs `event_type`; name the column with the event types"

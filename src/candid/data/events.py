@@ -11,7 +11,7 @@ import polars as pl
 
 from candid.data import filters, ids, negatives, times
 from candid.data.columns import ParsedRows, RawTable, parse_rows
-from candid.data.config import DataConfig, SplitConfig
+from candid.data.config import DataConfig
 from candid.data.dataset import Role
 from candid.data.event_types import (
     encode_event_types,
@@ -21,6 +21,7 @@ from candid.data.event_types import (
 )
 from candid.data.ids import EarlierIds, append_new
 from candid.data.readers import check_lines
+from candid.data.split_config import SplitConfig
 from candid.errors import DataError
 
 UNASSIGNED = 255

@@ -19,21 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from candid.atomic import atomic_folder
-from candid.data import negatives, splits, times
+from candid.data import negatives
 from candid.data.columns import select_columns
-from candid.data.config import DataConfig, SplitConfig
+from candid.data.config import DataConfig
 from candid.data.dataset import PreparedDataset, Role
-from candid.data.event_types import is_target, target_types
+from candid.data.event_types import target_types
 from candid.data.events import Events, load_events
 from candid.data.ids import EarlierIds, read_earlier_ids
 from candid.data.readers import Source, open_sources
+from candid.data.role_assignment import assign_roles, iso_time
 from candid.data.store import MANIFEST, open_dataset, read_manifest, write_dataset
 from candid.data.tables import TableConfig, join_table, open_table
-from candid.errors import ArtifactError, ConfigError, DataError
+from candid.errors import ArtifactError
 from candid.version import __version__
 
 Progress = Callable[[str], None]
@@ -99,7 +99,7 @@ def prepare(
     table = select_columns(sources, config)
     events = load_events(table, config)
     report(f"splitting {events.frame.height:,} interactions ({config.split.kind})")
-    split = _split(events, config)
+    split = assign_roles(events, config)
     kept_ids = None
     if earlier_ids is not None:
         kept_ids = {"fingerprint": earlier_ids.fingerprint, **events.keep_ids(earlier_ids)}
@@ -199,126 +199,6 @@ def _stat(source: Source) -> dict[str, Any]:
     }
 
 
-def _split(events: Events, config: DataConfig) -> dict[str, Any]:
-    """Assign a role to every row, apply ``split.unseen``, and return the entry of the manifest."""
-    _check_size(events, config)
-    entry: dict[str, Any] = {"kind": config.split.kind}
-    targets: npt.NDArray[np.bool_] | None = None
-    if events.event_types:
-        codes = events.frame["event_type"].to_numpy()
-        targets = is_target(codes, events.event_types, config)
-    if config.split.kind == "column":
-        roles = events.frame["role"].to_numpy()
-        entry["out_of_order"] = events.out_of_order
-    elif config.split.kind == "temporal":
-        time = events.frame["time"].to_numpy()
-        validation, test = _cuts(config.split, time)
-        roles = splits.temporal(time, validation, test)
-        entry |= {"validation_from": _iso_time(validation), "test_from": _iso_time(test)}
-    else:
-        roles = splits.leave_one_out(events.ids("user"), targets)
-    if targets is not None:
-        roles = np.where(targets, roles, np.uint8(Role.HISTORY))
-    if config.split.validation_users is not None:
-        roles = splits.sample_validation(
-            events.ids("user"), roles, config.split.validation_users, config.split.seed
-        )
-    events.frame = events.frame.with_columns(pl.Series("role", roles, dtype=pl.UInt8))
-    _check_roles(events, config)
-    entry["unseen"] = _apply_unseen(events, roles, config)
-    _check_roles(events, config)
-    _check_size(events, config)
-    return entry
-
-
-def _cuts(split: SplitConfig, time: npt.NDArray[np.int64]) -> tuple[int, int]:
-    cuts = []
-    for cut in (split.validation, split.test):
-        if isinstance(cut, float) and 0 < cut < 1:
-            cuts.append(splits.quantile_time(time, cut))
-        else:
-            cuts.append(times.parse_cut(cut))
-    if cuts[0] >= cuts[1]:
-        raise ConfigError(
-            f"split.validation ({_iso_time(cuts[0])}) must be before split.test "
-            f"({_iso_time(cuts[1])})"
-        )
-    return cuts[0], cuts[1]
-
-
-def _check_roles(events: Events, config: DataConfig) -> None:
-    counts = np.bincount(events.frame["role"].to_numpy(), minlength=len(Role))
-    if not counts[Role.TRAIN]:
-        raise DataError(
-            f"the {config.split.kind} split of {config.interactions} has no training interaction; "
-            "change the split"
-        )
-    if "weight" in events.frame.columns:
-        trained = events.frame.filter(pl.col("role") == int(Role.TRAIN))
-        if trained["weight"].max() == 0:
-            raise DataError(
-                f"{f'column {config.weight!r}' if config.weight else 'the weight of event_types'} "
-                f"of {config.interactions} is 0 in every training interaction; set some above 0"
-            )
-    if not counts[Role.VALIDATION] and not counts[Role.TEST]:
-        reason = (
-            "it needs a user with three interactions; add interactions or choose another split"
-            if config.split.kind == "leave-one-out"
-            else "change the split"
-        )
-        raise DataError(
-            f"the {config.split.kind} split of {config.interactions} has no validation or test "
-            f"interaction; {reason}"
-        )
-
-
-def _apply_unseen(
-    events: Events, roles: npt.NDArray[np.uint8], config: DataConfig
-) -> dict[str, dict[str, int]]:
-    users, items = events.ids("user"), events.ids("item")
-    unseen = splits.find_unseen(users, items, roles)
-    report = {}
-    for role in (Role.VALIDATION, Role.TEST):
-        is_role = roles == role
-        by_item, by_user = unseen.item & is_role, unseen.user & is_role
-        report[role.name.lower()] = {
-            "targets": int(is_role.sum()),
-            "targets_of_unseen_items": int(by_item.sum()),
-            "unseen_items": len(np.unique(items[by_item])),
-            "targets_of_unseen_users": int(by_user.sum()),
-            "unseen_users": len(np.unique(users[by_user])),
-        }
-        all_unseen = is_role.any() and by_item.sum() == is_role.sum()
-        if all_unseen and config.split.unseen == "drop":
-            raise DataError(
-                f"all {int(is_role.sum()):,} {role.name.lower()} targets of {config.interactions} "
-                "are items without training interactions; change the split or the item ids, or "
-                'set split.unseen = "keep" and evaluate them with evaluation.catalog = "cold"'
-            )
-    is_unseen = unseen.item | unseen.user
-    if is_unseen.any() and config.split.unseen == "error":
-        first = int(np.flatnonzero(is_unseen)[0])
-        raise DataError(
-            f"{int(is_unseen.sum()):,} held-out interactions of {config.interactions} have an item "
-            f"or user without training interactions, such as item "
-            f"{events.items[int(items[first])]!r} of user {events.users[int(users[first])]!r}; set "
-            "split.unseen to keep or drop"
-        )
-    if config.split.unseen == "drop":
-        events.filter("unseen", ~is_unseen)
-    return report
-
-
-def _check_size(events: Events, config: DataConfig) -> None:
-    for name, count in (("user", len(events.users)), ("item", len(events.items))):
-        if count < 2:
-            raise DataError(
-                f"{config.interactions} has only one {name} after filtering "
-                f"({(events.users if name == 'user' else events.items)[0]!r}), but training needs "
-                f"two; check that {getattr(config, name)!r} is the right column"
-            )
-
-
 def _join_table(
     source_ids: pl.Series, sources: list[Source], config: TableConfig | None
 ) -> tuple[pl.DataFrame, int | None]:
@@ -380,10 +260,6 @@ def _time_range(dataset: PreparedDataset) -> dict[str, str] | None:
     if dataset.timestamps is None:
         return None
     return {
-        "first": _iso_time(int(dataset.timestamps.min())),
-        "last": _iso_time(int(dataset.timestamps.max())),
+        "first": iso_time(int(dataset.timestamps.min())),
+        "last": iso_time(int(dataset.timestamps.max())),
     }
-
-
-def _iso_time(microseconds: int) -> str:
-    return str(np.datetime64(microseconds, "us")) + "Z"

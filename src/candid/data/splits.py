@@ -6,6 +6,7 @@ All functions take interactions grouped by user, earliest first.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -14,28 +15,57 @@ from candid.data.dataset import Role
 
 Roles = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
 
 
-def leave_one_out(users: Ids, targets: npt.NDArray[np.bool_] | None = None) -> Roles:
-    """Assign each user's last interaction to test and the second last to validation.
+def leave_k_out(users: Ids, k: int, targets: Mask | None = None) -> Roles:
+    """Assign each user's last k interactions to test and the k before them to validation.
 
-    Users with fewer than 3 interactions are train only.
+    Users with fewer than 2k + 1 interactions are train only. With k = 1 this is leave-one-out.
 
     Args:
         users: [E] int32, ascending.
-        targets: [E], interactions to assign; the others become history. None: all.
+        k: validation and test interactions of a user.
+        targets: [E], interactions to assign and to count; the others become history. None: all.
     """
     if targets is not None:
-        roles = np.full(len(users), Role.HISTORY, dtype=np.uint8)
-        roles[targets] = leave_one_out(users[targets])
-        return roles
-    counts = np.bincount(users)
-    from_end = np.cumsum(counts)[users] - 1 - np.arange(len(users))
-    roles = np.full(len(users), Role.TRAIN, dtype=np.uint8)
-    long_enough = counts[users] >= 3
-    roles[long_enough & (from_end == 0)] = Role.TEST
-    roles[long_enough & (from_end == 1)] = Role.VALIDATION
-    return roles
+        return _of_targets(leave_k_out(users[targets], k), targets)
+    counts = np.bincount(users)[users]
+    from_end = _from_end(users)
+    is_held_out = (counts > 2 * k) & (from_end < 2 * k)
+    return _by_condition(test=is_held_out & (from_end < k), validation=is_held_out)
+
+
+def ratio(
+    users: Ids, validation_ratio: float, test_ratio: float, targets: Mask | None = None
+) -> Roles:
+    """Assign the last share of each user's interactions to test, the share before to validation.
+
+    Of n interactions, test has ``floor(n * test_ratio)`` and validation
+    ``floor(n * validation_ratio)``. Where that is 0, the part has 1 if at least two interactions
+    remain for training, test first: the rule of RecBole's ``RS`` split of each user in order of
+    time. A ratio is read as a fraction with a denominator of at most 10^6, so that 0.29 of 100
+    is 29.
+
+    Args:
+        users: [E] int32, ascending.
+        validation_ratio: between 0 and 1.
+        test_ratio: between 0 and 1; the sum is below 1.
+        targets: [E], interactions to assign and to count; the others become history. None: all.
+    """
+    if targets is not None:
+        assigned = ratio(users[targets], validation_ratio, test_ratio)
+        return _of_targets(assigned, targets)
+    counts = np.bincount(users).astype(np.int64)
+    num_test = _share(counts, test_ratio)
+    num_validation = _share(counts, validation_ratio)
+    num_test += (num_test == 0) & (counts - num_validation >= 2)
+    num_validation += (num_validation == 0) & (counts - num_test >= 2)
+    from_end = _from_end(users)
+    return _by_condition(
+        test=from_end < num_test[users],
+        validation=from_end < (num_test + num_validation)[users],
+    )
 
 
 def temporal(timestamps: npt.NDArray[np.int64], validation: int, test: int) -> Roles:
@@ -58,6 +88,63 @@ def quantile_time(timestamps: npt.NDArray[np.int64], quantile: float) -> int:
     """
     rank = min(int(quantile * len(timestamps)), len(timestamps) - 1)
     return int(np.partition(timestamps, rank)[rank])
+
+
+def rolling_cuts(last: int, window: int, unit: int, folds: int, fold: int) -> tuple[int, int, int]:
+    """Return the start of validation, the start of test and the end of test of a fold.
+
+    The test window of the last fold ends with the unit that contains the last interaction; those
+    of earlier folds end where the next one begins. The validation window is the one before the
+    test window. Test windows are those of RecTools' ``TimeRangeSplitter``.
+
+    Args:
+        last: time of the last interaction, microseconds.
+        window: length of a window, microseconds.
+        unit: a day or an hour, microseconds.
+        folds: number of folds.
+        fold: from 0, the earliest.
+    """
+    end = (last // unit + 1) * unit - (folds - 1 - fold) * window
+    return end - 2 * window, end - window, end
+
+
+def cross_validation(
+    users: Ids,
+    folds: int,
+    fold: int,
+    seed: int,
+    *,
+    by_user: bool,
+    targets: Mask | None = None,
+) -> Roles:
+    """Assign users or interactions to parts of equal size at random; one is test, one validation.
+
+    Part ``fold`` is test, part ``(fold + 1) % folds`` validation, the others train: each
+    interaction, or user, is in test in exactly one fold.
+
+    Args:
+        users: [E] int32, ascending.
+        folds: number of parts, at least 3.
+        fold: from 0.
+        seed: of the parts, the same for all folds.
+        by_user: deal users: the last interaction of a user of the test or validation part is the
+            target, and the earlier ones are history (strong generalization). False: deal
+            interactions.
+        targets: [E], interactions to assign; the others become history. None: all.
+    """
+    if targets is not None:
+        assigned = cross_validation(users[targets], folds, fold, seed, by_user=by_user)
+        return _of_targets(assigned, targets)
+    # The number of the user among those with interactions, or of the interaction.
+    unit = np.cumsum(np.diff(users, prepend=users[:1]) > 0) if by_user else np.arange(len(users))
+    part = (np.random.default_rng(seed).permutation(int(unit[-1]) + 1) % folds)[unit]
+    is_test, is_validation = part == fold, part == (fold + 1) % folds
+    if not by_user:
+        return _by_condition(test=is_test, validation=is_validation)
+    is_last = _from_end(users) == 0
+    roles = _by_condition(test=is_test & is_last, validation=is_validation & is_last)
+    roles[(is_test | is_validation) & ~is_last] = Role.HISTORY
+    return roles
 
 
 def sample_validation(users: Ids, roles: Roles, size: int, seed: int) -> Roles:
@@ -90,3 +177,29 @@ def find_unseen(users: Ids, items: Ids, roles: Roles) -> UnseenTargets:
     trained_items = np.bincount(items[trained], minlength=int(items.max()) + 1) > 0
     trained_users = np.bincount(users[trained], minlength=int(users.max()) + 1) > 0
     return UnseenTargets(item=target & ~trained_items[items], user=target & ~trained_users[users])
+
+
+def _from_end(users: Ids) -> npt.NDArray[np.int64]:
+    """Return the number of later interactions of the same user: [E]."""
+    return np.cumsum(np.bincount(users))[users] - 1 - np.arange(len(users))
+
+
+def _share(counts: npt.NDArray[np.int64], ratio: float) -> npt.NDArray[np.int64]:
+    """Return ``floor(counts * ratio)`` in whole numbers, as 0.29 * 100 in floats is below 29."""
+    fraction = Fraction(ratio).limit_denominator(1_000_000)
+    return counts * fraction.numerator // fraction.denominator
+
+
+def _by_condition(*, test: Mask, validation: Mask) -> Roles:
+    """Return test where ``test``, else validation where ``validation``, else train."""
+    roles = np.full(len(test), Role.TRAIN, dtype=np.uint8)
+    roles[validation] = Role.VALIDATION
+    roles[test] = Role.TEST
+    return roles
+
+
+def _of_targets(assigned: Roles, targets: Mask) -> Roles:
+    """Return the roles of all interactions: ``assigned`` at ``targets``, elsewhere history."""
+    roles = np.full(len(targets), Role.HISTORY, dtype=np.uint8)
+    roles[targets] = assigned
+    return roles

@@ -74,8 +74,8 @@ def select_queries(
     queries = held_out(dataset, role)
     if len(queries) == 0:
         raise DataError(
-            f"the dataset has no {role.name.lower()} targets: choose another role or a split "
-            "that holds some out"
+            f"the dataset has no {role.name.lower()} split: measure on another split, or prepare "
+            "the data with a split.kind that holds interactions out"
         )
     if catalog != "all":
         queries = _with_targets_among(queries, catalog_mask(item_counts, catalog))

@@ -1,0 +1,85 @@
+"""Refusal of split settings that do not fit together."""
+
+import pytest
+
+from candid.config.data_section import load_data_config
+from candid.data import DataConfig
+from candid.errors import ConfigError
+
+KINDS = {
+    "leave-one-out": {},
+    "leave-k-out": {"k": 2},
+    "ratio": {},
+    "temporal": {},
+    "rolling": {"window": "7d"},
+    "cross-validation": {},
+    "column": {"column": "role"},
+    "none": {},
+}
+
+
+def load(**split):
+    values = {"data.interactions": "log.csv", "data.time": "t"}
+    return load_data_config(None, values | {f"data.split.{k}": v for k, v in split.items()}, [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_of_each_kind_survive_json(kind):
+    config = load(kind=kind, **KINDS[kind])
+    assert DataConfig(**config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ({"kind": "leave-k-out"}, "needs split.k, such as 5"),
+        ({"kind": "leave-k-out", "k": 1}, "split.k must be greater than or equal to 2, got 1"),
+        ({"k": 3}, 'split.k has no effect with split.kind = "leave-one-out"'),
+        ({"kind": "ratio", "test_ratio": 0}, "test_ratio must be greater than 0, got 0"),
+        ({"kind": "ratio", "test_ratio": 1}, "test_ratio must be less than 1, got 1"),
+        ({"kind": "ratio", "validation_ratio": 0}, "validation_ratio must be greater than 0"),
+        ({"kind": "ratio", "validation_ratio": 0.95}, "add up to 1.05"),
+        ({"kind": "ratio", "validation_ratio": 0.5, "test_ratio": 0.5}, "add up to 1, which"),
+        ({"kind": "temporal", "test_ratio": 0.2}, 'set split.kind = "ratio"'),
+        ({"kind": "ratio", "test": 0.8}, 'split.test has no effect with split.kind = "ratio"'),
+        ({"kind": "rolling"}, "needs split.window"),
+        ({"kind": "rolling", "window": "7"}, "days or hours such as '7d' or '12h', got '7'"),
+        ({"kind": "rolling", "window": "0d"}, "got '0d'"),
+        ({"kind": "rolling", "window": "7d", "fold": 5}, "between 0 and 4 with split.folds = 5"),
+        ({"kind": "rolling", "window": "7d", "fold": -1}, "fold must be greater than or equal to"),
+        ({"kind": "cross-validation", "folds": 2}, "needs split.folds of at least 3"),
+        ({"kind": "cross-validation", "folds": 4, "fold": 4}, "between 0 and 3"),
+        ({"kind": "temporal", "fold": 1}, '"rolling" or "cross-validation"'),
+        ({"kind": "none", "validation_users": 5}, "validation_users has no effect"),
+        ({"kind": "folds"}, "split.kind"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(split, words):
+    with pytest.raises(ConfigError) as caught:
+        load(**split)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("leave-one-out", "`time` or `order`"),
+        ("leave-k-out", "`time` or `order`"),
+        ("ratio", "`time` or `order`"),
+        ("cross-validation", "`time` or `order`"),
+        ("temporal", "needs `time`;"),
+        ("rolling", "needs `time`;"),
+    ],
+)
+def test_a_split_without_the_order_that_it_needs_is_refused(kind, named):
+    values = {"data.interactions": "log.csv", "data.split.kind": kind}
+    values |= {f"data.split.{key}": value for key, value in KINDS[kind].items()}
+    with pytest.raises(ConfigError) as caught:
+        load_data_config(None, values, [])
+    assert f"a {kind} split needs" in str(caught.value)
+    assert named in str(caught.value)
+
+
+def test_kinds_without_order_need_none():
+    for split in ({"kind": "none"}, {"kind": "cross-validation", "unit": "interaction"}):
+        assert DataConfig(interactions="log.csv", split=split).time is None
