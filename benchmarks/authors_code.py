@@ -55,7 +55,7 @@ from torch import Tensor
 import candid
 from candid.batches import Batch, Loader
 from candid.config import parse_config
-from candid.data import DataConfig, PreparedDataset, SplitConfig, open_dataset, prepare
+from candid.data import DataConfig, PreparedDataset, SplitConfig, open_dataset, prepare_folder
 from candid.runs import build_model, build_objective
 from candid.training import Trainer
 from page_blocks import with_block
@@ -99,7 +99,7 @@ def prepared() -> PreparedDataset:
         split=SplitConfig(kind="column", column="split", roles=roles),
     )
     with tempfile.TemporaryDirectory() as folder:
-        prepare(config, folder)
+        prepare_folder(config, folder)
         return open_dataset(folder)
 
 

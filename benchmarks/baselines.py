@@ -27,7 +27,7 @@ import torch
 import candid
 from candid.baselines import measure_baselines
 from candid.baselines.report import to_json
-from candid.data import DataConfig, prepare
+from candid.data import DataConfig, prepare_folder
 from candid.evaluation import EvaluationConfig
 
 SESSIONS: dict[str, Any] = {
@@ -51,7 +51,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     config = DataConfig(interactions=str(folder / name / "interactions.parquet"), **data)
     evaluation = EvaluationConfig(filter_seen=filter_seen, popularity_slices=0, history_slices=())
     with tempfile.TemporaryDirectory() as out:
-        dataset = prepare(config, out).dataset
+        dataset = prepare_folder(config, out).dataset
         begin = time.process_time()
         results = to_json(measure_baselines(dataset, evaluation))
         seconds = time.process_time() - begin

@@ -52,7 +52,7 @@ from candid.audit.full_softmax import compute_full_softmax
 from candid.audit.measurement import measure
 from candid.batches import Loader, target_counts
 from candid.config import RunConfig, parse_config
-from candid.data import DataConfig, PreparedDataset, SplitConfig, open_dataset, prepare
+from candid.data import DataConfig, PreparedDataset, SplitConfig, open_dataset, prepare_folder
 from candid.runs import Run, load_run, train_run
 from candid.synthetic import SyntheticConfig, SyntheticData
 
@@ -164,7 +164,7 @@ def dataset(data: str, work: Path) -> PreparedDataset:
         roles = np.array(["train", "validation", "test"])[np.digitize(point, (0.80, 0.85))]
         frame.with_columns(role=pl.Series(roles)).write_parquet(table)
         split = SplitConfig(kind="column", column="role", unseen="drop")
-        prepare(DataConfig(interactions=str(table), split=split), folder)
+        prepare_folder(DataConfig(interactions=str(table), split=split), folder)
     return open_dataset(folder)
 
 

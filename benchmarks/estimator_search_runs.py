@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from candid.config import RunConfig, load_recipe, parse_config
-from candid.data import PreparedDataset, open_dataset, prepare
+from candid.data import PreparedDataset, open_dataset, prepare_folder
 from candid.evaluation import EvaluationConfig
 from candid.runs import load_run, train_run
 
@@ -134,5 +134,5 @@ def dataset(work: Path, recipe: str) -> PreparedDataset:
     """Prepare the data of a recipe, unless that is done."""
     config = load_recipe(ROOT / "recipes" / f"{recipe}.toml").data
     assert config is not None
-    prepare(config, work / recipe)
+    prepare_folder(config, work / recipe)
     return open_dataset(work / recipe)

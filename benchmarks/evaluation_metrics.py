@@ -35,7 +35,7 @@ BASIC = ("recall", "hit_rate", "ndcg", "mrr", "popularity", "popularity_percenti
 def measure(recipe: Path, data: Path, users: int, rounds: int) -> dict[str, Any]:
     """Return the figures of one recipe."""
     from candid.config import load_recipe
-    from candid.data import open_dataset, prepare
+    from candid.data import open_dataset, prepare_folder
     from candid.evaluation import evaluate
     from candid.evaluation.metrics import DEFAULT_METRICS, METRICS
     from candid.runs.build import build_model
@@ -45,7 +45,7 @@ def measure(recipe: Path, data: Path, users: int, rounds: int) -> dict[str, Any]
     config = load_recipe(recipe, [])
     assert config.data is not None
     folder = data / config.name
-    prepare(config.data, folder)
+    prepare_folder(config.data, folder)
     dataset = open_dataset(folder)
     features = fit_features(config.features, dataset)
     model = build_model(config, dataset, features)

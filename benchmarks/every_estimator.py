@@ -40,7 +40,7 @@ from candid.audit import (
 from candid.audit.run_inputs import recipe_case, run_inputs
 from candid.component import type_name
 from candid.config import RunConfig, load_recipe, parse_config
-from candid.data import DataConfig, PreparedDataset, Role, open_dataset, prepare
+from candid.data import DataConfig, PreparedDataset, Role, open_dataset, prepare_folder
 from candid.demo.oracle import OracleModel
 from candid.errors import CandidError
 from candid.evaluation import EvaluationConfig, evaluate
@@ -104,10 +104,10 @@ def datasets(work: Path) -> dict[str, PreparedDataset]:
     """Prepare the two datasets, unless that is done."""
     movies = load_recipe(ROOT / "recipes" / "ml1m-loo.toml").data
     assert movies is not None
-    prepare(movies, work / "ml1m")
+    prepare_folder(movies, work / "ml1m")
     if not (work / "files" / "interactions.parquet").exists():
         SyntheticData(SyntheticConfig(**SYNTHETIC)).write(work / "files")
-    prepare(
+    prepare_folder(
         DataConfig(interactions=str(work / "files" / "interactions.parquet"), time="timestamp"),
         work / "synthetic",
     )

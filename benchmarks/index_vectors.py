@@ -62,7 +62,7 @@ def main() -> None:
     if not rows.exists():
         SyntheticData(DATA).interactions(0, DATA.num_users).write_parquet(rows)
     config = DataConfig(interactions=str(rows), time="timestamp")
-    data = candid.prepare(config, folder / "data").dataset
+    data = candid.data.prepare_folder(config, folder / "data").dataset
     resume = (folder / "run").exists()
     run = candid.train(data, RECIPE, out=folder / "run", resume=resume, measure=False)
     users = np.random.default_rng(0).choice(DATA.num_users, QUERIES, replace=False)

@@ -42,7 +42,7 @@ from torch import Tensor
 from candid import __version__
 from candid.batches import Loader, target_counts
 from candid.config import load_recipe, parse_config
-from candid.data import open_dataset, prepare
+from candid.data import open_dataset, prepare_folder
 from candid.losses import corrected_log_softmax
 from candid.runs import Run, load_run, train_run
 from page_blocks import with_block
@@ -141,7 +141,7 @@ def trained(work: Path) -> Run:
     """Train the model, unless that is done."""
     recipe = load_recipe(ROOT / "recipes" / "ml1m-loo.toml")
     assert recipe.data is not None
-    prepare(recipe.data, work / "ml1m")
+    prepare_folder(recipe.data, work / "ml1m")
     data = open_dataset(work / "ml1m")
     if not (work / "run" / "run.json").exists():
         train_run(parse_config(SETTINGS, "jackknife"), data, work / "run")

@@ -27,14 +27,14 @@ import candid
 
 CHILD = """
 import json, resource, sys, time
-from candid.data import DataConfig, prepare
+from candid.data import DataConfig, prepare_folder
 import_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 start = time.perf_counter()
-result = prepare(DataConfig.model_validate_json(sys.argv[1]), sys.argv[2])
+result = prepare_folder(DataConfig.model_validate_json(sys.argv[1]), sys.argv[2])
 wall = time.perf_counter() - start
 usage = resource.getrusage(resource.RUSAGE_SELF)
 start = time.perf_counter()
-assert prepare(DataConfig.model_validate_json(sys.argv[1]), sys.argv[2]).up_to_date
+assert prepare_folder(DataConfig.model_validate_json(sys.argv[1]), sys.argv[2]).up_to_date
 print(json.dumps({
     "wall_s": round(wall, 2),
     "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from candid.atomic import replacing
-from candid.data import DataConfig, PreparedDataset, Role, prepare
+from candid.data import DataConfig, PreparedDataset, Role, prepare_folder
 
 METRIC = "ndcg@10"
 METRICS = ("ndcg@10", "recall@10", "ndcg@20", "recall@20")
@@ -168,7 +168,7 @@ def prepare_set(name: str, data: Path, work: Path) -> PreparedSet:
         if one.table is not None:
             source, left_out = _own_table(name, source, work)
         config = DataConfig(interactions=str(source), **one.data)
-        return PreparedSet(prepare(config, work / "data" / name).dataset, left_out)
+        return PreparedSet(prepare_folder(config, work / "data" / name).dataset, left_out)
 
 
 def _own_table(name: str, source: Path, work: Path) -> tuple[Path, dict[str, Any]]:

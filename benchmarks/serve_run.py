@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from candid.atomic import atomic_folder
 from candid.cli import run as candid
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role, open_dataset
-from candid.data.store import write_dataset
 from candid.runs import MANIFEST, train_run
 
 LENGTH = 30
@@ -61,9 +59,9 @@ def make_dataset(folder: Path, num_items: int, num_users: int) -> PreparedDatase
                 "price": (np.arange(num_items) * 7919 % 10_000) / 100,
             }
         ),
+        manifest={"config": {"order": None}},
     )
-    with atomic_folder(folder) as made:
-        write_dataset(made, dataset, {"config": {"order": None}})
+    dataset.save(folder)
     return open_dataset(folder)
 
 

@@ -28,7 +28,7 @@ import torch
 
 from candid import __version__
 from candid.config import RunConfig, load_recipe, parse_config
-from candid.data import prepare
+from candid.data import prepare_folder
 from candid.evaluation import PerUser, compare
 from candid.runs import load_run, train_run
 from page_blocks import with_block
@@ -154,7 +154,7 @@ def main() -> None:
     os.environ.setdefault("CANDID_DATA", "../shared/data")
     movies = load_recipe(ROOT / "recipes" / "ml1m-loo.toml").data
     assert movies is not None
-    prepare(movies, work / "data")
+    prepare_folder(movies, work / "data")
     results = measure(work)
     document = {
         "command": "python benchmarks/tables_quality.py",

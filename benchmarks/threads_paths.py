@@ -28,7 +28,7 @@ import candid
 import prepare_speed
 from candid.batches import BatchesConfig, Loader, epoch_targets
 from candid.config import RunConfig, default_recipe
-from candid.data import DataConfig, PreparedDataset, Role, SplitConfig, open_dataset, prepare
+from candid.data import DataConfig, PreparedDataset, Role, SplitConfig, open_dataset, prepare_folder
 from candid.evaluation import evaluate
 from candid.index import ExactIndex, FaissIndex, UsearchIndex
 from candid.runs.build import build_model, build_objective
@@ -87,7 +87,7 @@ def dataset() -> PreparedDataset:
         split=SplitConfig(kind="column", column="split"),
     )
     with tempfile.TemporaryDirectory() as folder:
-        prepare(config, folder)
+        prepare_folder(config, folder)
         return open_dataset(folder)
 
 
@@ -239,10 +239,10 @@ def loader(unit: Any, batch_size: int) -> Work:
 
 PREPARE = """
 import json, sys, time
-from candid.data import DataConfig, prepare
+from candid.data import DataConfig, prepare_folder
 clocks = (time.perf_counter, time.process_time, time.thread_time)
 started = [clock() for clock in clocks]
-prepare(DataConfig.model_validate_json(sys.argv[1]), sys.argv[2])
+prepare_folder(DataConfig.model_validate_json(sys.argv[1]), sys.argv[2])
 print(json.dumps([clock() - start for clock, start in zip(clocks, started)]))
 """
 

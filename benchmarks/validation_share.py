@@ -32,7 +32,7 @@ def measure(recipe: Path, data: Path, steps: int, repeats: int) -> dict[str, Any
     """Return the figures of one recipe."""
     from candid.batches import Loader, epoch_targets
     from candid.config import load_recipe
-    from candid.data import Role, open_dataset, prepare
+    from candid.data import Role, open_dataset, prepare_folder
     from candid.evaluation import evaluate
     from candid.runs.build import build_model, build_objective
     from candid.runs.features import fit_features
@@ -42,7 +42,7 @@ def measure(recipe: Path, data: Path, steps: int, repeats: int) -> dict[str, Any
     config = load_recipe(recipe, [])
     assert config.data is not None
     folder = data / config.name
-    prepare(config.data, folder)
+    prepare_folder(config.data, folder)
     dataset = open_dataset(folder)
     features = fit_features(config.features, dataset)
     context = features.context_for(dataset)

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from install import python_of
 
-from candid.data import DataConfig, Role, open_dataset, prepare
+from candid.data import DataConfig, Role, open_dataset, prepare_folder
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
@@ -192,7 +192,7 @@ def write_data(name: str, folder: Path) -> None:
         interactions=str(source / name / "interactions.parquet"), order="position", drop_nulls=True
     )
     folder.mkdir(parents=True, exist_ok=True)
-    prepare(config, folder / "dataset")
+    prepare_folder(config, folder / "dataset")
     dataset = open_dataset(folder / "dataset")
     roles, items = np.asarray(dataset.roles), np.asarray(dataset.item_ids).astype(np.int64)
     users = np.repeat(np.arange(dataset.num_users), np.diff(dataset.user_offsets))

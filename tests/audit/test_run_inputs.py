@@ -6,7 +6,7 @@ from candid.audit import DriftSampling, Estimator, SamplingBudget, audit, estima
 from candid.audit.run_inputs import recipe_case, run_inputs, untrained_input
 from candid.batches import Loader
 from candid.config import parse_config
-from candid.data import DataConfig, prepare
+from candid.data import DataConfig, prepare_folder
 from candid.runs import load_run, train_run
 from candid.samplers import SAMPLERS, Uniform
 from candid.samplers.config import SamplerConfig
@@ -41,7 +41,7 @@ def dataset(tmp_path):
     ]
     (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,at", *rows]) + "\n")
     settings = DataConfig(interactions=str(tmp_path / "log.csv"), time="at")
-    return prepare(settings, tmp_path / "data").dataset
+    return prepare_folder(settings, tmp_path / "data").dataset
 
 
 def test_run_inputs_are_the_model_before_and_after_training(dataset, tmp_path):

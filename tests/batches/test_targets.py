@@ -19,7 +19,7 @@ from candid.batches import (
     unit_targets,
     users_with_rows,
 )
-from candid.data import DataConfig, PreparedDataset, Role, SplitConfig, prepare
+from candid.data import DataConfig, PreparedDataset, Role, SplitConfig, prepare_folder
 from candid.errors import ConfigError, DataError
 
 DATA = Path(os.environ.get("CANDID_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -261,7 +261,7 @@ REAL_DATA = {
 @pytest.mark.skipif(not DATA.is_dir(), reason="set CANDID_DATA to the evaluation data")
 @pytest.mark.parametrize("name", REAL_DATA)
 def test_stated_counts_of_real_data_are_those_of_the_batches(name, tmp_path):
-    dataset = prepare(REAL_DATA[name], tmp_path / "data").dataset
+    dataset = prepare_folder(REAL_DATA[name], tmp_path / "data").dataset
     check_counts(dataset, BatchesConfig(unit="interaction", batch_size=4096))
     if name == "gowalla":  # without order
         return

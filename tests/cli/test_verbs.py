@@ -287,7 +287,7 @@ def test_sigterm_while_preparing_removes_the_temporary_folder(tmp_path):
         "def wait(folder, *rest):\n"
         "    (folder / 'half').write_text('x')\n"
         "    time.sleep(60)\n"
-        "sys.modules['candid.data.prepare'].write_dataset = wait\n"
+        "sys.modules['candid.data.dataset'].write_dataset_files = wait\n"
         "main()"
     )
     rows = [f"{user},{(user + step) % 5},{step}" for user in range(5) for step in range(5)]

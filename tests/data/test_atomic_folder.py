@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 
 from candid import atomic
-from candid.data import DataConfig, open_dataset, prepare
+from candid.data import DataConfig, open_dataset, prepare_folder
 from candid.errors import ArtifactError
 
 SCRIPT = """
 import resource, signal, sys, time
 from pathlib import Path
 from candid import atomic
-from candid.data import DataConfig, prepare, store
+from candid.data import DataConfig, dataset_files, prepare_folder
 # Processes that a shell starts in the background inherit an ignored SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 source, out, mode = sys.argv[1:]
@@ -30,11 +30,11 @@ def slow(path, *parts):
     time.sleep(30)
     return done
 if mode == "slow":
-    store.write_file = slow
+    dataset_files.write_file = slow
 else:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(mode), int(mode)))
 try:
-    prepare(DataConfig(interactions=source, order="t"), Path(out))
+    prepare_folder(DataConfig(interactions=source, order="t"), Path(out))
 except Exception as error:
     print(type(error).__name__, error)
     sys.exit(error.exit_code)
@@ -68,14 +68,14 @@ def test_killed_process_leaves_no_dataset_and_the_next_one_cleans_up(source):
         assert any(name.startswith(".out.part-") for name in names(source.parent))
         process.kill()
     assert "out" not in names(source.parent)
-    prepare(config(source), source.parent / "out")
+    prepare_folder(config(source), source.parent / "out")
     assert names(source.parent) == ["log.parquet", "out"]
 
 
 def test_temporary_folder_of_a_live_process_stays(source):
     with start(source, "slow") as process:
         assert process.stdout.readline().startswith("wrote")
-        prepare(config(source), source.parent / "out")
+        prepare_folder(config(source), source.parent / "out")
         assert any(name.startswith(".out.part-") for name in names(source.parent))
         process.kill()
 
@@ -104,7 +104,7 @@ class FullDisk(io.FileIO):
 
 def test_full_disk_keeps_the_earlier_dataset(source, monkeypatch):
     out = source.parent / "out"
-    before = prepare(config(source), out).report
+    before = prepare_folder(config(source), out).report
     plain = atomic.Path.open
 
     def full(path, mode="r", **options):
@@ -112,7 +112,7 @@ def test_full_disk_keeps_the_earlier_dataset(source, monkeypatch):
 
     monkeypatch.setattr(atomic.Path, "open", full)
     with pytest.raises(ArtifactError, match="no space left"):
-        prepare(config(source), out, force=True)
+        prepare_folder(config(source), out, force=True)
     monkeypatch.undo()
     assert open_dataset(out, verify=True).manifest == before
     assert names(source.parent) == ["log.parquet", "out"]

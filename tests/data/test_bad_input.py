@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import polars as pl
 import pytest
 
-from candid.data import DataConfig, prepare
+from candid.data import DataConfig, prepare_folder
 from candid.errors import CandidError, ConfigError
 
 GOOD = "user_id,item_id,t,w\n" + "".join(
@@ -251,7 +251,7 @@ def test_bad_input_is_refused_without_output(tmp_path, case):
     )
     before = sorted(tmp_path.iterdir())
     with pytest.raises(CandidError) as caught:
-        prepare(config, tmp_path / "out")
+        prepare_folder(config, tmp_path / "out")
     message = str(caught.value)
     for part in case.parts:
         assert part in message, message
@@ -263,18 +263,18 @@ def test_bad_input_is_refused_without_output(tmp_path, case):
 def test_folder_without_data_or_with_two_formats_is_refused(tmp_path):
     config = DataConfig(interactions=str(tmp_path), order="t")
     with pytest.raises(CandidError, match="has no data files"):
-        prepare(config, tmp_path / "out")
+        prepare_folder(config, tmp_path / "out")
     (tmp_path / "a.csv").write_text(GOOD)
     table_of().write_parquet(tmp_path / "b.parquet")
     with pytest.raises(CandidError, match=r"several formats \(csv, parquet\)"):
-        prepare(config, tmp_path / "out")
+        prepare_folder(config, tmp_path / "out")
 
 
 def test_files_with_different_types_are_refused(tmp_path):
     table_of().write_parquet(tmp_path / "a.parquet")
     table_of(user_id=["a", "b", "c", "d"]).write_parquet(tmp_path / "b.parquet")
     with pytest.raises(CandidError, match=r"'user_id' is String in .*b\.parquet and Int64 in"):
-        prepare(DataConfig(interactions=str(tmp_path), order="t"), tmp_path / "out")
+        prepare_folder(DataConfig(interactions=str(tmp_path), order="t"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_bad_item_table_is_refused(tmp_path, rows, parts):
         items={"path": str(tmp_path / "items.parquet")},
     )
     with pytest.raises(CandidError, match=parts) as caught:
-        prepare(config, tmp_path / "out")
+        prepare_folder(config, tmp_path / "out")
     assert caught.value.exit_code == 3
     assert "items.parquet" in str(caught.value)
 
@@ -330,7 +330,7 @@ def test_bad_user_table_is_refused(tmp_path, rows, parts):
     )
     before = sorted(tmp_path.iterdir())
     with pytest.raises(CandidError, match=parts) as caught:
-        prepare(config, tmp_path / "out")
+        prepare_folder(config, tmp_path / "out")
     assert caught.value.exit_code == 3
     assert "users.parquet" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -354,7 +354,7 @@ def test_bad_user_table_of_text_is_refused(tmp_path, file, content, parts):
         {"interactions": str(tmp_path / "log.csv"), "order": "t", "users": users}, strict=False
     )
     with pytest.raises(CandidError, match=parts) as caught:
-        prepare(config, tmp_path / "out")
+        prepare_folder(config, tmp_path / "out")
     assert caught.value.exit_code == 3
 
 
@@ -370,7 +370,7 @@ def test_files_of_a_user_table_with_different_types_are_refused(tmp_path, other)
         {"interactions": str(tmp_path / "log.csv"), "order": "t", "users": table}, strict=False
     )
     with pytest.raises(CandidError, match=r"'age' is .* in .*b\.parquet and Int64 in .*a\.parquet"):
-        prepare(config, tmp_path / "out")
+        prepare_folder(config, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from candid.config import load_data_config
-from candid.data import DataConfig, Role, SplitConfig, held_out, open_dataset, prepare
+from candid.data import DataConfig, Role, SplitConfig, held_out, open_dataset, prepare_folder
 from candid.errors import ConfigError, DataError
 
 # user, item, time, event type, weight
@@ -50,7 +50,7 @@ def read(dataset):
 
 
 def test_targets_are_split_and_other_types_are_history(log, tmp_path):
-    prepared = prepare(config(log, event_types=EVENT_TYPES), tmp_path / "out")
+    prepared = prepare_folder(config(log, event_types=EVENT_TYPES), tmp_path / "out")
     assert read(prepared.dataset) == [
         (1, 10, "view", "HISTORY", 1.0),
         (1, 10, "purchase", "TRAIN", 3.0),
@@ -74,37 +74,39 @@ def test_targets_are_split_and_other_types_are_history(log, tmp_path):
     assert (queries.history_stop - prepared.dataset.user_offsets[:-1]).tolist() == [4, 2, 4]
     again = open_dataset(tmp_path / "out")
     assert read(again) == read(prepared.dataset)
-    assert prepare(config(log, event_types=EVENT_TYPES), tmp_path / "out").up_to_date
+    assert prepare_folder(config(log, event_types=EVENT_TYPES), tmp_path / "out").up_to_date
 
 
 def test_weights_multiply_and_all_types_are_targets_by_default(log, tmp_path):
-    weighed = prepare(
+    weighed = prepare_folder(
         config(log, weight="w", event_types=EVENT_TYPES), tmp_path / "weighed"
     ).dataset
     assert [row[4] for row in read(weighed)][:5] == [1.0, 6.0, 1.0, 3.0, 1.5]
-    plain = prepare(config(log), tmp_path / "plain").dataset
+    plain = prepare_folder(config(log), tmp_path / "plain").dataset
     assert plain.weights is None
     assert plain.event_type_names == ("purchase", "share", "view")
     assert (plain.roles == Role.HISTORY).sum() == 0
-    other = prepare(config(log, event_type=None), tmp_path / "other").dataset
+    other = prepare_folder(config(log, event_type=None), tmp_path / "other").dataset
     assert other.event_types is None
     assert other.manifest["fingerprint"] != plain.manifest["fingerprint"]
 
 
 def test_dataset_stores_its_target_event_types(log, tmp_path):
-    prepared = prepare(config(log, event_types=EVENT_TYPES), tmp_path / "out")
+    prepared = prepare_folder(config(log, event_types=EVENT_TYPES), tmp_path / "out")
     assert prepared.report["target_event_types"] == ["purchase"]
     assert open_dataset(tmp_path / "out").is_target_event_type.tolist() == [True, False]
-    every = prepare(config(log), tmp_path / "every").dataset
+    every = prepare_folder(config(log), tmp_path / "every").dataset
     assert every.target_event_types == every.event_type_names == ("purchase", "share", "view")
-    none = prepare(config(log, event_type=None), tmp_path / "none").dataset
+    none = prepare_folder(config(log, event_type=None), tmp_path / "none").dataset
     assert none.target_event_types == ()
     assert none.is_target_event_type is None
 
 
 def test_temporal_split_has_targets_of_target_types_only(log, tmp_path):
     split = SplitConfig(kind="temporal", validation="3", test="4")
-    dataset = prepare(config(log, event_types=EVENT_TYPES, split=split), tmp_path / "out").dataset
+    dataset = prepare_folder(
+        config(log, event_types=EVENT_TYPES, split=split), tmp_path / "out"
+    ).dataset
     assert [row[3] for row in read(dataset)] == [
         *("HISTORY", "TRAIN", "HISTORY", "TEST", "TEST", "HISTORY"),
         *("TRAIN", "VALIDATION", "TEST"),
@@ -113,7 +115,7 @@ def test_temporal_split_has_targets_of_target_types_only(log, tmp_path):
 
 
 def test_deduplicate_compares_interactions_of_one_type(log, tmp_path):
-    dataset = prepare(config(log, deduplicate="first"), tmp_path / "out").dataset
+    dataset = prepare_folder(config(log, deduplicate="first"), tmp_path / "out").dataset
     assert len(dataset.item_ids) == len(ROWS) - 1  # user 3 bought item 30 twice
 
 
@@ -136,7 +138,7 @@ EVERY = ("view", "purchase", "share")
 )
 def test_event_types_that_do_not_fit_the_file_are_refused(log, tmp_path, event_types, sentence):
     with pytest.raises(DataError, match=sentence):
-        prepare(config(log, event_types=event_types), tmp_path / "out")
+        prepare_folder(config(log, event_types=event_types), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -146,7 +148,7 @@ def test_event_type_column_with_too_many_values_is_refused(tmp_path):
     frame = pl.DataFrame({"user_id": numbers, "item_id": numbers, "t": numbers, "what": numbers})
     frame.write_parquet(path)
     with pytest.raises(DataError, match="300 values, but a dataset holds at most 255 event types"):
-        prepare(config(str(path)), tmp_path / "out")
+        prepare_folder(config(str(path)), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_event_types_written_as_numbers_are_names(tmp_path):
     path.write_text(
         "user_id,item_id,t,what\n1,1,1,0\n1,2,2,1\n1,3,3,1\n2,1,1,1\n2,2,2,1\n2,3,3,1\n"
     )
-    dataset = prepare(
+    dataset = prepare_folder(
         config(str(path), event_types={"0": {"use": "history"}, "1": {}}), tmp_path / "o"
     )
     assert dataset.dataset.event_type_names == ("0", "1")

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from candid.data import DataConfig, SplitConfig, open_dataset, prepare
+from candid.data import DataConfig, SplitConfig, open_dataset, prepare_folder
 from candid.errors import ArtifactError, DataError
 
 COLUMNS = ("user_id", "item_id", "t")
@@ -56,8 +56,8 @@ def test_ids_are_stable_over_ten_nights(tmp_path, text, in_place):
         out = tmp_path / "data" if in_place else tmp_path / f"data{night}"
         first = night == 0 and not in_place
         ids_from = None if first else str(before)
-        dataset = prepare(config(log, ids_from=ids_from), out).dataset
-        without = prepare(config(log), tmp_path / f"plain{night}").dataset
+        dataset = prepare_folder(config(log, ids_from=ids_from), out).dataset
+        without = prepare_folder(config(log), tmp_path / f"plain{night}").dataset
         for kind, ids in known.items():
             now = getattr(dataset, kind)["source_id"].to_list()
             present = set(getattr(without, kind)["source_id"])
@@ -71,9 +71,9 @@ def test_ids_are_stable_over_ten_nights(tmp_path, text, in_place):
 def test_report_counts_kept_new_and_retired_ids(tmp_path):
     first = write(tmp_path / "1", [(u, i, t) for u in (1, 2) for t, i in enumerate((5, 6, 7))])
     second = write(tmp_path / "2", [(u, i, t) for u in (0, 2) for t, i in enumerate((6, 7, 9, 4))])
-    earlier = prepare(config(first), tmp_path / "a")
+    earlier = prepare_folder(config(first), tmp_path / "a")
     assert earlier.report["ids_from"] is None
-    result = prepare(config(second, ids_from=str(tmp_path / "a")), tmp_path / "b")
+    result = prepare_folder(config(second, ids_from=str(tmp_path / "a")), tmp_path / "b")
     assert result.report["ids_from"] == {
         "fingerprint": earlier.report["fingerprint"],
         "users": {"kept": 1, "new": 1, "retired": 1},
@@ -87,18 +87,18 @@ def test_report_counts_kept_new_and_retired_ids(tmp_path):
 def test_up_to_date_follows_the_earlier_dataset(tmp_path):
     rows = [(u, i, t) for u in (1, 2) for t, i in enumerate((5, 6, 7))]
     first, other = write(tmp_path / "1", rows), write(tmp_path / "2", [(9, 4, 1), *rows])
-    prepare(config(first), tmp_path / "a")
+    prepare_folder(config(first), tmp_path / "a")
     today = config(first, ids_from=str(tmp_path / "a"))
-    assert not prepare(today, tmp_path / "b").up_to_date
-    assert prepare(today, tmp_path / "b").up_to_date
-    prepare(config(other), tmp_path / "a")
+    assert not prepare_folder(today, tmp_path / "b").up_to_date
+    assert prepare_folder(today, tmp_path / "b").up_to_date
+    prepare_folder(config(other), tmp_path / "a")
     lines = []
-    assert not prepare(today, tmp_path / "b", progress=lines.append).up_to_date
+    assert not prepare_folder(today, tmp_path / "b", progress=lines.append).up_to_date
     assert "(ids_from) has changed" in lines[0]
     in_place = config(first, ids_from=str(tmp_path / "c"))
-    assert not prepare(in_place, tmp_path / "c", progress=lines.append).up_to_date
+    assert not prepare_folder(in_place, tmp_path / "c", progress=lines.append).up_to_date
     assert any("has no dataset yet, so all ids are new" in line for line in lines)
-    assert prepare(in_place, tmp_path / "c").up_to_date
+    assert prepare_folder(in_place, tmp_path / "c").up_to_date
 
 
 def test_negatives_and_tables_follow_the_kept_ids(tmp_path):
@@ -108,9 +108,11 @@ def test_negatives_and_tables_follow_the_kept_ids(tmp_path):
     titles = tmp_path / "items.csv"
     titles.write_text("item_id,title\n5,five\n6,six\n7,seven\n")
     earlier = write(tmp_path / "earlier", [(2, 7, 1), (2, 9, 2), (3, 5, 3), (3, 7, 4), (3, 9, 5)])
-    prepare(config(earlier), tmp_path / "a")
+    prepare_folder(config(earlier), tmp_path / "a")
     settings = {"negatives": "shown", "items": {"path": str(titles)}}
-    dataset = prepare(config(log, ids_from=str(tmp_path / "a"), **settings), tmp_path / "b").dataset
+    dataset = prepare_folder(
+        config(log, ids_from=str(tmp_path / "a"), **settings), tmp_path / "b"
+    ).dataset
     assert dataset.items.rows() == [(5, "five"), (7, "seven"), (9, None), (6, "six")]
     source = dataset.items["source_id"].to_numpy()
     shown = np.split(source[dataset.negative_ids], dataset.negative_offsets[1:-1])
@@ -123,16 +125,16 @@ def test_ids_of_another_type_are_refused(tmp_path, kind):
     rows = [(u, i, t) for u in (1, 2) for t, i in enumerate((5, 6, 7))]
     position = COLUMNS.index(f"{kind}_id")
     text = [tuple(f"a{v}" if n == position else v for n, v in enumerate(row)) for row in rows]
-    prepare(config(write(tmp_path / "1", rows)), tmp_path / "a")
+    prepare_folder(config(write(tmp_path / "1", rows)), tmp_path / "a")
     log = write(tmp_path / "2", text)
     with pytest.raises(DataError, match=f"{kind} ids are text and those of .* are integers"):
-        prepare(config(log, ids_from=str(tmp_path / "a")), tmp_path / "b")
+        prepare_folder(config(log, ids_from=str(tmp_path / "a")), tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
 def test_integers_that_outgrow_int64_keep_their_ids(tmp_path):
     small = [(u, i, t) for u in (1, 2) for t, i in enumerate((5, 6, 7))]
-    prepare(config(write(tmp_path / "1", small)), tmp_path / "a")
+    prepare_folder(config(write(tmp_path / "1", small)), tmp_path / "a")
     frame = pl.DataFrame(
         [(u, i, t) for u in (1, 2) for t, i in enumerate((5, 6, 2**63 + 1))],
         schema={"user_id": pl.Int64, "item_id": pl.UInt64, "t": pl.Int64},
@@ -140,23 +142,23 @@ def test_integers_that_outgrow_int64_keep_their_ids(tmp_path):
     )
     frame.write_parquet(tmp_path / "2.parquet")
     log = config(tmp_path / "2.parquet", ids_from=str(tmp_path / "a"))
-    dataset = prepare(log, tmp_path / "b").dataset
+    dataset = prepare_folder(log, tmp_path / "b").dataset
     assert dataset.items["source_id"].to_list() == [5, 6, 7, 2**63 + 1]
 
 
 def test_ids_from_something_else_is_refused(tmp_path):
     log = write(tmp_path / "1", [(u, i, t) for u in (1, 2) for t, i in enumerate((5, 6, 7))])
     with pytest.raises(ArtifactError, match="is not a folder with a prepared dataset"):
-        prepare(config(log, ids_from=str(tmp_path / "missing")), tmp_path / "b")
+        prepare_folder(config(log, ids_from=str(tmp_path / "missing")), tmp_path / "b")
 
 
 def test_temporal_split_keeps_its_roles(tmp_path):
     rng = np.random.default_rng(3)
     logs = [write(tmp_path / str(n), random_rows(rng, text=False)) for n in range(2)]
     split = SplitConfig(kind="temporal", validation=2, test=4)
-    prepare(config(logs[0], split=split), tmp_path / "a")
+    prepare_folder(config(logs[0], split=split), tmp_path / "a")
     kept = config(logs[1], split=split, ids_from=str(tmp_path / "a"))
-    assert rows_by_source_id(prepare(kept, tmp_path / "b").dataset).equals(
-        rows_by_source_id(prepare(config(logs[1], split=split), tmp_path / "c").dataset)
+    assert rows_by_source_id(prepare_folder(kept, tmp_path / "b").dataset).equals(
+        rows_by_source_id(prepare_folder(config(logs[1], split=split), tmp_path / "c").dataset)
     )
     assert open_dataset(tmp_path / "b", verify=True).num_items > 40

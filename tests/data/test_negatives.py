@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from candid.data import DataConfig, SplitConfig, open_dataset, prepare
+from candid.data import DataConfig, SplitConfig, open_dataset, prepare_folder
 from candid.errors import ArtifactError, ConfigError, DataError
 
 EVENT_TYPES = {"buy": {}, "view": {"use": "history"}, "shown": {"use": "negative"}}
@@ -54,7 +54,7 @@ def negatives_by_pair(dataset):
 def test_impressions_become_negatives_of_the_next_target(tmp_path):
     log = write(tmp_path / "log.parquet", LOG, ["user_id", "item_id", "t", "what"])
     config = config_of(log, event_type="what", event_types=EVENT_TYPES)
-    prepared = prepare(config, tmp_path / "out")
+    prepared = prepare_folder(config, tmp_path / "out")
     assert negatives_by_pair(prepared.dataset) == {
         (1, 10): [[]],
         # 30 was shown before it was bought, and 20 before it was bought.
@@ -101,7 +101,7 @@ def test_column_of_lists_gives_negatives(tmp_path, form):
         lists = pl.col("shown").cast(pl.List(pl.String)).list.join("  ")
         frame.with_columns(lists).write_csv(tmp_path / "log.csv")
     path = tmp_path / ("log.csv" if form == "csv" else "log.parquet")
-    prepared = prepare(config_of(path, negatives="shown"), tmp_path / "out")
+    prepared = prepare_folder(config_of(path, negatives="shown"), tmp_path / "out")
     assert negatives_by_pair(prepared.dataset) == {
         (1, 10): [[20]],
         (1, 20): [[]],
@@ -118,7 +118,7 @@ def test_lists_and_impressions_combine(tmp_path):
     rows += [(ALL, item, t, "buy", None) for t, item in EVERYTHING]
     log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "what", "shown"])
     config = config_of(log, event_type="what", event_types=EVENT_TYPES, negatives="shown")
-    negatives = negatives_by_pair(prepare(config, tmp_path / "out").dataset)
+    negatives = negatives_by_pair(prepare_folder(config, tmp_path / "out").dataset)
     assert (negatives[1, 10], negatives[1, 30]) == ([[30]], [[10, 20]])
 
 
@@ -127,7 +127,9 @@ def test_item_chosen_before_the_target_does_not_become_a_negative(tmp_path):
     rows += [(1, 20, 2, "view"), (1, 30, 3, "buy"), (1, 10, 4, "view"), (1, 40, 5, "buy")]
     rows += [(ALL, item, t, "buy") for t, item in EVERYTHING]
     log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "what"])
-    prepared = prepare(config_of(log, event_type="what", event_types=EVENT_TYPES), tmp_path / "out")
+    prepared = prepare_folder(
+        config_of(log, event_type="what", event_types=EVENT_TYPES), tmp_path / "out"
+    )
     # 10 is viewed, and 40 bought, only after 30 was chosen instead of them.
     negatives = negatives_by_pair(prepared.dataset)
     assert negatives[1, 30] == [[10, 40]]
@@ -150,7 +152,7 @@ def test_impressions_need_no_role(tmp_path, role):
     log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "what", "split"])
     split = SplitConfig(kind="column", column="split")
     config = config_of(log, event_type="what", event_types=EVENT_TYPES, split=split)
-    prepared = prepare(config, tmp_path / "out")
+    prepared = prepare_folder(config, tmp_path / "out")
     assert negatives_by_pair(prepared.dataset) == {
         (1, 10): [[], [40]],
         (1, 30): [[20]],
@@ -163,7 +165,7 @@ def test_impressions_need_no_role(tmp_path, role):
 def test_empty_lists_give_no_negatives(tmp_path, empty):
     rows = [(user, item, t, empty) for user in (1, 2) for t, item in enumerate("abab")]
     log = write(tmp_path / "log.parquet", rows, ["user_id", "item_id", "t", "shown"])
-    dataset = prepare(config_of(log, negatives="shown"), tmp_path / "out").dataset
+    dataset = prepare_folder(config_of(log, negatives="shown"), tmp_path / "out").dataset
     assert len(dataset.negative_ids) == 0
     assert dataset.negative_offsets.tolist() == [0] * 9
 
@@ -193,7 +195,7 @@ def test_negatives_stay_with_their_interaction_through_every_filter(
     settings = {"k_core": core, "deduplicate": deduplicate, "weight": "w"}
     split = SplitConfig(kind="temporal", validation=0.5, test=0.8)
     try:
-        dataset = prepare(
+        dataset = prepare_folder(
             config_of(path, negatives="shown", split=split, **settings), folder / "out"
         ).dataset
     except (DataError, ConfigError):
@@ -212,22 +214,22 @@ def test_bad_lists_are_refused(tmp_path):
         ["user_id", "item_id", "t", "shown"],
     )
     with pytest.raises(DataError, match=r"'shown'.* must be lists of .*, got List\(Float64\)"):
-        prepare(config_of(log, negatives="shown"), tmp_path / "out")
+        prepare_folder(config_of(log, negatives="shown"), tmp_path / "out")
     with pytest.raises(DataError, match="'nothing'"):
-        prepare(config_of(log, negatives="nothing"), tmp_path / "out")
+        prepare_folder(config_of(log, negatives="nothing"), tmp_path / "out")
     log = write(
         tmp_path / "log.parquet",
         [(1, "a", 1, ["x"]), (1, "b", 2, ["y"]), (1, "c", 3, [])],
         ["user_id", "item_id", "t", "shown"],
     )
     with pytest.raises(DataError, match=r"'shown' has 2 negatives, such as 'x', but none matches"):
-        prepare(config_of(log, negatives="shown"), tmp_path / "out")
+        prepare_folder(config_of(log, negatives="shown"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_damaged_arrays_are_refused(tmp_path):
     log = write(tmp_path / "log.parquet", LOG, ["user_id", "item_id", "t", "what"])
-    prepare(config_of(log, event_type="what", event_types=EVENT_TYPES), tmp_path / "out")
+    prepare_folder(config_of(log, event_type="what", event_types=EVENT_TYPES), tmp_path / "out")
     file = tmp_path / "out" / "negative_ids.npy"
     ids = np.load(file)
     np.save(file, np.where(ids == ids[0], 4, ids).astype(np.int32))

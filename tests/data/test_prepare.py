@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 
-from candid.data import DataConfig, ItemTableConfig, Role, SplitConfig, held_out, prepare
+from candid.data import DataConfig, ItemTableConfig, Role, SplitConfig, held_out, prepare_folder
 from candid.errors import ArtifactError, DataError
 
 
@@ -26,7 +26,9 @@ THREE = [
 
 def test_manifest_reports_the_preparation(tmp_path):
     rows = [*THREE, (9, 50, 1)]
-    result = prepare(DataConfig(interactions=log(tmp_path, rows), order="t"), tmp_path / "out")
+    result = prepare_folder(
+        DataConfig(interactions=log(tmp_path, rows), order="t"), tmp_path / "out"
+    )
     assert not result.up_to_date
     on_disk = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert on_disk == result.report == result.dataset.manifest
@@ -49,18 +51,18 @@ def test_manifest_reports_the_preparation(tmp_path):
 def test_second_run_is_up_to_date_until_something_changes(tmp_path):
     config = DataConfig(interactions=log(tmp_path, THREE), time="t", k_core=2, split=temporal())
     out = tmp_path / "out"
-    first = prepare(config, out)
-    again = prepare(config, out)
+    first = prepare_folder(config, out)
+    again = prepare_folder(config, out)
     assert again.up_to_date
     assert again.report == first.report
-    assert not prepare(config, out, force=True).up_to_date
-    other = prepare(config.model_copy(update={"k_core": 3}), out)
+    assert not prepare_folder(config, out, force=True).up_to_date
+    other = prepare_folder(config.model_copy(update={"k_core": 3}), out)
     assert not other.up_to_date
     assert other.report["config"]["k_core"] == 3
     os.utime(tmp_path / "log.parquet", ns=(1, 1))
-    assert not prepare(config.model_copy(update={"k_core": 3}), out).up_to_date
+    assert not prepare_folder(config.model_copy(update={"k_core": 3}), out).up_to_date
     (out / "roles.npy").write_bytes((out / "roles.npy").read_bytes()[:-1])
-    assert not prepare(config.model_copy(update={"k_core": 3}), out).up_to_date
+    assert not prepare_folder(config.model_copy(update={"k_core": 3}), out).up_to_date
 
 
 def temporal(**settings):
@@ -72,7 +74,7 @@ def test_two_runs_write_the_same_bytes(tmp_path):
         interactions=log(tmp_path, THREE), order="t", split=SplitConfig(validation_users=2, seed=5)
     )
     for name in ("a", "b"):
-        prepare(config, tmp_path / name)
+        prepare_folder(config, tmp_path / name)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -89,22 +91,22 @@ def test_foreign_folder_is_refused_and_unchanged(tmp_path, make):
             (out / "manifest.json").write_text('{"kind": "other", "files": {}}')
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
     with pytest.raises(ArtifactError, match="not a prepared dataset"):
-        prepare(config, out, force=True)
+        prepare_folder(config, out, force=True)
     assert (out if make == "file" else out / "thesis.txt").read_text() == "mine"
 
 
 def test_foreign_file_inside_a_dataset_is_never_deleted(tmp_path):
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
-    prepare(config, tmp_path / "out")
+    prepare_folder(config, tmp_path / "out")
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match=r"notes\.txt"):
-        prepare(config, tmp_path / "out", force=True)
+        prepare_folder(config, tmp_path / "out", force=True)
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
 def test_prepare_accepts_the_folder_as_str_and_its_repr_is_short(tmp_path):
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
-    result = prepare(config, str(tmp_path / "out"))
+    result = prepare_folder(config, str(tmp_path / "out"))
     assert (tmp_path / "out" / "manifest.json").exists()
     assert len(repr(result)) < 300
 
@@ -112,7 +114,7 @@ def test_prepare_accepts_the_folder_as_str_and_its_repr_is_short(tmp_path):
 def test_empty_folder_can_be_used(tmp_path):
     (tmp_path / "out").mkdir()
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
-    assert prepare(config, tmp_path / "out").dataset.num_users == 3
+    assert prepare_folder(config, tmp_path / "out").dataset.num_users == 3
 
 
 def test_filters_and_their_counts(tmp_path):
@@ -134,7 +136,7 @@ def test_filters_and_their_counts(tmp_path):
         user_core=2,
         item_core=2,
     )
-    report = prepare(config, tmp_path / "out").report
+    report = prepare_folder(config, tmp_path / "out").report
     assert report["rows_read"] == 17
     assert report["dropped"] == {"nulls": 1, "low_rating": 1, "repeated": 1, "k_core": 2}
     assert report["counts"]["interactions"] == 12
@@ -146,7 +148,7 @@ def test_deduplicate_keeps_the_first_or_last_in_time(tmp_path, keep, last):
     config = DataConfig(
         interactions=log(tmp_path, rows), order="t", deduplicate=keep, split=SplitConfig()
     )
-    dataset = prepare(config, tmp_path / "out").dataset
+    dataset = prepare_folder(config, tmp_path / "out").dataset
     own = dataset.items["source_id"].gather(dataset.item_ids[: dataset.user_offsets[1]]).to_list()
     assert sorted(own) == [10, 20, 30]
     assert own[-1] == last
@@ -154,7 +156,7 @@ def test_deduplicate_keeps_the_first_or_last_in_time(tmp_path, keep, last):
 
 def test_min_history_drops_users(tmp_path):
     config = DataConfig(interactions=log(tmp_path, [*THREE, (4, 10, 1)]), order="t", min_history=4)
-    result = prepare(config, tmp_path / "out")
+    result = prepare_folder(config, tmp_path / "out")
     assert result.dataset.users["source_id"].to_list() == [1, 2, 3]
     assert result.report["dropped"] == {"min_history": 1}
 
@@ -164,7 +166,7 @@ UNSEEN = [*THREE, (1, 99, 45), (8, 10, 41)]  # item 99 and user 8 appear in the 
 
 def test_unseen_targets_are_counted_and_kept(tmp_path):
     config = DataConfig(interactions=log(tmp_path, UNSEEN), time="t", split=temporal())
-    report = prepare(config, tmp_path / "out").report
+    report = prepare_folder(config, tmp_path / "out").report
     assert report["split"]["unseen"]["test"] == {
         "targets": 5,
         "targets_of_unseen_items": 1,
@@ -178,7 +180,7 @@ def test_unseen_targets_are_counted_and_kept(tmp_path):
 def test_unseen_targets_are_dropped_with_their_users_and_items(tmp_path):
     split = temporal().model_copy(update={"unseen": "drop"})
     config = DataConfig(interactions=log(tmp_path, UNSEEN), time="t", split=split)
-    result = prepare(config, tmp_path / "out")
+    result = prepare_folder(config, tmp_path / "out")
     assert result.report["dropped"] == {"unseen": 2}
     assert result.dataset.users["source_id"].to_list() == [1, 2, 3]
     assert result.dataset.items["source_id"].to_list() == [10, 20, 30, 40]
@@ -187,20 +189,20 @@ def test_unseen_targets_are_dropped_with_their_users_and_items(tmp_path):
 def test_test_split_of_new_items_only_is_kept(tmp_path):
     rows = [row for row in THREE if row[2] < 40] + [(1, 98, 45), (2, 99, 46)]
     config = DataConfig(interactions=log(tmp_path, rows), time="t", split=temporal())
-    report = prepare(config, tmp_path / "out").report
+    report = prepare_folder(config, tmp_path / "out").report
     assert report["split"]["unseen"]["test"]["targets_of_unseen_items"] == 2
     assert report["counts"]["test"] == 2
     split = temporal().model_copy(update={"unseen": "drop"})
     dropped = config.model_copy(update={"split": split})
     with pytest.raises(DataError, match=r'set split\.unseen = "keep".*catalog = "cold"'):
-        prepare(dropped, tmp_path / "other")
+        prepare_folder(dropped, tmp_path / "other")
 
 
 def test_unseen_targets_stop_with_error(tmp_path):
     split = temporal().model_copy(update={"unseen": "error"})
     config = DataConfig(interactions=log(tmp_path, UNSEEN), time="t", split=split)
     with pytest.raises(DataError, match=r"held-out interactions.*split\.unseen"):
-        prepare(config, tmp_path / "out")
+        prepare_folder(config, tmp_path / "out")
 
 
 def test_column_split_sorts_by_role_and_counts_rows_out_of_time_order(tmp_path):
@@ -213,7 +215,7 @@ def test_column_split_sorts_by_role_and_counts_rows_out_of_time_order(tmp_path):
         order="t",
         split=split,
     )
-    result = prepare(config, tmp_path / "out")
+    result = prepare_folder(config, tmp_path / "out")
     assert result.dataset.roles.tolist() == [Role.TRAIN, Role.HISTORY, Role.TEST, Role.TRAIN]
     assert result.report["split"]["out_of_order"] == 2
     question = held_out(result.dataset, Role.TEST)
@@ -226,7 +228,7 @@ def test_rows_without_role_are_dropped_on_request(tmp_path):
     config = DataConfig(
         interactions=log(tmp_path, rows, ("user_id", "item_id", "part")), split=split
     )
-    result = prepare(config, tmp_path / "out")
+    result = prepare_folder(config, tmp_path / "out")
     assert result.report["dropped"] == {"unassigned": 1}
     assert result.dataset.items["source_id"].to_list() == [10, 20]
     assert result.dataset.timestamps is None
@@ -234,7 +236,7 @@ def test_rows_without_role_are_dropped_on_request(tmp_path):
 
 def test_nulls_of_order_in_filtered_rows_are_ignored(tmp_path):
     config = DataConfig(interactions=log(tmp_path, [*THREE, (1, 77, None)]), order="t", item_core=2)
-    assert prepare(config, tmp_path / "out").report["dropped"] == {"k_core": 1}
+    assert prepare_folder(config, tmp_path / "out").report["dropped"] == {"k_core": 1}
 
 
 def test_item_table_gives_titles(tmp_path):
@@ -245,7 +247,7 @@ def test_item_table_gives_titles(tmp_path):
         path=str(tmp_path / "items.csv"), item="id", title="name", attributes=("year",)
     )
     config = DataConfig(interactions=log(tmp_path, THREE), order="t", items=items)
-    result = prepare(config, tmp_path / "out")
+    result = prepare_folder(config, tmp_path / "out")
     assert result.dataset.items["title"].to_list() == ["Ten", "Twenty", None, None]
     assert result.report["items_without_row"] == 2
 
@@ -253,14 +255,14 @@ def test_item_table_gives_titles(tmp_path):
 def test_replacing_a_dataset_reports_the_reason(tmp_path):
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
     lines: list[str] = []
-    prepare(config, tmp_path / "out", progress=lines.append)
+    prepare_folder(config, tmp_path / "out", progress=lines.append)
     assert not [line for line in lines if "replaced" in line]
     lines.clear()
-    prepare(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=lines.append)
+    prepare_folder(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=lines.append)
     assert lines[0].endswith("out will be replaced: it was prepared with data.k_core = 0, not 2")
     log(tmp_path, [*THREE, (1, 10, 50)])
     lines.clear()
-    prepare(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=lines.append)
+    prepare_folder(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=lines.append)
     assert lines[0].endswith("out will be replaced: its files have changed")
 
 
@@ -271,7 +273,7 @@ def test_empty_title_is_null(tmp_path, name):
     write(tmp_path / name)
     items = ItemTableConfig(path=str(tmp_path / name))
     config = DataConfig(interactions=log(tmp_path, THREE), order="t", items=items)
-    titles = prepare(config, tmp_path / "out").dataset.items["title"].to_list()
+    titles = prepare_folder(config, tmp_path / "out").dataset.items["title"].to_list()
     assert titles[:3] == ["Ten", None, None]
 
 
@@ -297,7 +299,7 @@ def test_prepared_rows_equal_those_of_the_source(tmp_path_factory, pairs, k):
             break
         remaining = left
     try:
-        dataset = prepare(config, folder / "out").dataset
+        dataset = prepare_folder(config, folder / "out").dataset
     except DataError:
         users = {row[0] for row in remaining}
         lengths = [sum(row[0] == user for row in remaining) for user in users]

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from candid.data import DataConfig, ItemTableConfig, Role, SplitConfig, prepare
+from candid.data import DataConfig, ItemTableConfig, Role, SplitConfig, prepare_folder
 
 ROWS = [
     # user, item, rating, time (seconds), role
@@ -153,7 +153,7 @@ def test_all_formats_and_splits_give_the_same_dataset(tmp_path, write, kind):
     config = DataConfig(
         interactions=str(write(tmp_path)), time="timestamp", split=SPLITS[kind], weight="rating"
     )
-    dataset = prepare(config, tmp_path / "out").dataset
+    dataset = prepare_folder(config, tmp_path / "out").dataset
     assert content(dataset) == expected(kind)
     by_time = sorted(ROWS, key=lambda row: (row[0], row[3]))
     assert dataset.timestamps.tolist() == [row[3] * 1_000_000 for row in by_time]
@@ -167,7 +167,7 @@ def test_all_formats_agree_on_the_fingerprint(tmp_path):
         folder = tmp_path / write.__name__
         folder.mkdir()
         config = DataConfig(interactions=str(write(folder)), time="timestamp")
-        fingerprints.add(prepare(config, folder / "out").report["fingerprint"])
+        fingerprints.add(prepare_folder(config, folder / "out").report["fingerprint"])
     assert len(fingerprints) == 1
 
 
@@ -181,7 +181,7 @@ def test_movielens_files_without_header_in_latin_1(tmp_path):
         time="timestamp",
         items=ItemTableConfig(path=str(tmp_path / "movies.dat"), attributes=("genres",)),
     )
-    items = prepare(config, tmp_path / "out").dataset.items
+    items = prepare_folder(config, tmp_path / "out").dataset.items
     assert items.to_dict(as_series=False) == {
         "source_id": list(TITLES),
         "title": list(TITLES.values()),
@@ -198,7 +198,7 @@ def test_recbole_item_table_with_single_quotes(tmp_path):
         time="timestamp",
         items=ItemTableConfig(path=str(tmp_path / "log.item"), title="movie_title"),
     )
-    items = prepare(config, tmp_path / "out").dataset.items
+    items = prepare_folder(config, tmp_path / "out").dataset.items
     assert items["title"].to_list() == [f'"{title}' for title in TITLES.values()]
 
 
@@ -208,7 +208,7 @@ def test_text_ids_stay_text(tmp_path, write):
     padded = frame().with_columns(pl.format("0{}", "user_id").alias("user_id"))
     padded.write_csv(path) if path.suffix == ".csv" else padded.write_parquet(path)
     config = DataConfig(interactions=str(path), time="timestamp")
-    dataset = prepare(config, tmp_path / "out").dataset
+    dataset = prepare_folder(config, tmp_path / "out").dataset
     assert dataset.users["source_id"].to_list() == ["03", "05", "07"]
     assert dataset.items["source_id"].to_list() == [10, 20, 30, 40]
 
@@ -217,7 +217,7 @@ def test_integer_ids_far_apart(tmp_path):
     far = frame().with_columns(pl.col("item_id") * 10**15 - 5, pl.col("user_id").cast(pl.UInt64))
     far.write_parquet(tmp_path / "log.parquet")
     config = DataConfig(interactions=str(tmp_path / "log.parquet"), time="timestamp")
-    dataset = prepare(config, tmp_path / "out").dataset
+    dataset = prepare_folder(config, tmp_path / "out").dataset
     near = {
         u: [((item + 5) // 10**15, r) for item, r in rows] for u, rows in content(dataset).items()
     }
@@ -230,7 +230,7 @@ def test_categorical_roles(tmp_path, dtype):
     config = DataConfig(
         interactions=str(tmp_path), time="timestamp", split=SPLITS["column"], format="parquet"
     )
-    assert content(prepare(config, tmp_path / "out").dataset) == expected("column")
+    assert content(prepare_folder(config, tmp_path / "out").dataset) == expected("column")
 
 
 def test_ties_keep_the_order_of_the_file(tmp_path):
@@ -238,7 +238,7 @@ def test_ties_keep_the_order_of_the_file(tmp_path):
     tied = pl.DataFrame({"user_id": [1] * 50 + [2] * 50, "item_id": [*items, *items[::-1]], "t": 0})
     tied.write_csv(tmp_path / "log.csv")
     config = DataConfig(interactions=str(tmp_path / "log.csv"), order="t")
-    dataset = prepare(config, tmp_path / "out").dataset
+    dataset = prepare_folder(config, tmp_path / "out").dataset
     assert dataset.item_ids.tolist() == [*items, *items[::-1]]
 
 
@@ -246,4 +246,4 @@ def test_variables_in_the_path_are_expanded(tmp_path, monkeypatch):
     write_csv(tmp_path)
     monkeypatch.setenv("LOGS", str(tmp_path))
     config = DataConfig(interactions="${LOGS}/log.csv", time="timestamp")
-    assert content(prepare(config, tmp_path / "out").dataset) == expected("leave-one-out")
+    assert content(prepare_folder(config, tmp_path / "out").dataset) == expected("leave-one-out")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from candid.data import DataConfig, ItemTableConfig, Role, SplitConfig, held_out, prepare
+from candid.data import DataConfig, ItemTableConfig, Role, SplitConfig, held_out, prepare_folder
 
 DATA = Path(os.environ.get("CANDID_DATA", Path(__file__).parents[3] / "shared" / "data"))
 pytestmark = [
@@ -33,7 +33,7 @@ def ml1m(split):
 
 
 def test_ml1m_leave_one_out_has_the_counts_of_sasrec(tmp_path):
-    result = prepare(ml1m(SplitConfig()), tmp_path / "out")
+    result = prepare_folder(ml1m(SplitConfig()), tmp_path / "out")
     counts = result.report["counts"]
     assert counts["interactions"] == 999_611
     assert counts["users"] == counts["validation"] == counts["test"] == 6_040
@@ -45,7 +45,7 @@ def test_ml1m_leave_one_out_has_the_counts_of_sasrec(tmp_path):
 
 def test_ml1m_public_roles(tmp_path):
     split = SplitConfig(kind="column", column="public_role", roles=PUBLIC_ROLES)
-    result = prepare(ml1m(split), tmp_path / "out")
+    result = prepare_folder(ml1m(split), tmp_path / "out")
     counts = result.report["counts"]
     assert (counts["interactions"], counts["items"]) == (999_611, 3_416)
     assert (counts["train"], counts["history"]) == (987_019, 6_040)
@@ -62,7 +62,7 @@ def test_ml1m_positives_temporal_split(tmp_path):
         time="timestamp",
         split=SplitConfig(kind="temporal", validation=0.8, test=0.9),
     )
-    result = prepare(config, tmp_path / "out")
+    result = prepare_folder(config, tmp_path / "out")
     counts = result.report["counts"]
     assert (counts["interactions"], counts["users"], counts["items"]) == (575_281, 6_038, 3_533)
     assert 0.799 < counts["train"] / counts["interactions"] <= 0.8
@@ -73,14 +73,14 @@ def test_gowalla_column_split(tmp_path):
     config = DataConfig(
         interactions=str(DATA / "gowalla"), split=SplitConfig(kind="column", column="split")
     )
-    counts = prepare(config, tmp_path / "out").report["counts"]
+    counts = prepare_folder(config, tmp_path / "out").report["counts"]
     assert (counts["users"], counts["items"]) == (29_858, 40_981)
     assert (counts["train"], counts["test"]) == (810_128, 217_242)
 
 
 def test_amazon_beauty_has_untrained_items(tmp_path):
     config = DataConfig(interactions=str(DATA / "amazon-beauty"), order="position")
-    report = prepare(config, tmp_path / "out").report
+    report = prepare_folder(config, tmp_path / "out").report
     assert (report["counts"]["users"], report["counts"]["items"]) == (40_226, 54_542)
     unseen = report["split"]["unseen"]["test"]
     assert 0 < unseen["targets_of_unseen_items"] < unseen["targets"] == 40_226

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from candid.data import DataConfig, Role, SplitConfig, held_out, prepare
+from candid.data import DataConfig, Role, SplitConfig, held_out, prepare_folder
 from candid.errors import ConfigError, DataError
 
 TRAIN, HISTORY, VALIDATION, TEST = Role
@@ -30,7 +30,7 @@ def run(folder, rows, split, **settings):
     path = folder / "log.parquet"
     pl.DataFrame(rows, schema=list(COLUMNS), orient="row").write_parquet(path)
     config = DataConfig(interactions=str(path), time="t", split=SplitConfig(**split), **settings)
-    return prepare(config, folder / "out")
+    return prepare_folder(config, folder / "out")
 
 
 def stored(dataset):

@@ -9,7 +9,6 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from candid.data import SCHEMA_VERSION, PreparedDataset, open_dataset
-from candid.data.store import fingerprint, write_dataset
 from candid.errors import ArtifactError
 
 
@@ -30,7 +29,7 @@ def example(**replaced):
 
 @pytest.fixture
 def folder(tmp_path):
-    write_dataset(tmp_path, example(), {"counts": {"users": 2}})
+    example(manifest={"counts": {"users": 2}}).save(tmp_path)
     return tmp_path
 
 
@@ -49,7 +48,7 @@ def test_dataset_survives_a_round_trip_and_is_memory_mapped(folder):
 
 def test_event_types_survive_a_round_trip(tmp_path):
     codes = {"event_types": np.array([1, 0, 0, 1], np.uint8), "event_type_names": ("buy", "view")}
-    write_dataset(tmp_path, example(**codes, target_event_types=("buy",)), {})
+    example(**codes, target_event_types=("buy",)).save(tmp_path)
     opened = open_dataset(tmp_path)
     assert (opened.event_type_names, opened.target_event_types) == (("buy", "view"), ("buy",))
 
@@ -63,7 +62,7 @@ def test_target_types_that_are_not_event_types_are_damage(folder, wrong):
 
 
 def test_missing_optional_arrays_stay_none(tmp_path):
-    write_dataset(tmp_path, example(timestamps=None, weights=None), {})
+    example(timestamps=None, weights=None).save(tmp_path)
     opened = open_dataset(tmp_path)
     assert opened.timestamps is None
     assert opened.weights is None
@@ -81,8 +80,8 @@ def test_missing_optional_arrays_stay_none(tmp_path):
     ],
 )
 def test_fingerprint_depends_on_all_content(replaced):
-    assert fingerprint(example()) == fingerprint(example())
-    assert fingerprint(example(**replaced)) != fingerprint(example())
+    assert example().fingerprint == example().fingerprint
+    assert example(**replaced).fingerprint != example().fingerprint
 
 
 def test_fingerprint_of_a_long_table_is_that_of_its_lines():
@@ -96,7 +95,7 @@ def test_fingerprint_of_a_long_table_is_that_of_its_lines():
     digest.update(f"users {dataset.users.schema}".encode())
     digest.update(b'{"source_id":"ann"}\n{"source_id":"bob"}\n')
     digest.update(f"items {dataset.items.schema}".encode() + lines)
-    assert fingerprint(dataset) == digest.hexdigest()
+    assert dataset.fingerprint == digest.hexdigest()
 
 
 @pytest.mark.parametrize("name", ["item_ids.npy", "roles.npy", "users.parquet"])
@@ -145,7 +144,7 @@ def test_damaged_header_is_an_artifact_error(folder):
     ids=lambda replaced: "-".join(map(str, next(iter(replaced.values())))),
 )
 def test_arrays_that_do_not_fit_together_are_damage(tmp_path, replaced):
-    write_dataset(tmp_path, example(**replaced), {})
+    example(**replaced).save(tmp_path)
     with pytest.raises(ArtifactError, match=r"\.npy is damaged; prepare again"):
         open_dataset(tmp_path)
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from candid.data import DataConfig, ItemTableConfig, UserTableConfig, open_dataset, prepare
+from candid.data import DataConfig, ItemTableConfig, UserTableConfig, open_dataset, prepare_folder
 
 ORDERS = {1: (10, 20, 30, 40), 2: (20, 30, 40, 10), 3: (40, 10, 20, 30)}
 
@@ -31,7 +31,7 @@ def test_users_get_attributes_from_their_table(tmp_path):
     table = pl.DataFrame({"id": ["3", "1", "x"], "age": [33, 11, 99], "spare": [0, 0, 0]})
     table.write_parquet(tmp_path / "users.parquet")
     settings = users(tmp_path / "users.parquet", "age", user="id")
-    result = prepare(config(tmp_path, users=settings), tmp_path / "out")
+    result = prepare_folder(config(tmp_path, users=settings), tmp_path / "out")
     expected = pl.DataFrame({"source_id": [1, 2, 3], "age": [11, None, 33]})
     assert_frame_equal(result.dataset.users, expected)
     assert result.report["users_without_row"] == 1
@@ -44,7 +44,7 @@ def test_tables_of_users_and_items_together(tmp_path):
     pl.DataFrame({"item_id": [40, 10], "title": ["D", "A"]}).write_parquet(tmp_path / "i.parquet")
     items = ItemTableConfig(path=str(tmp_path / "i.parquet"))
     both = config(tmp_path, users=users(tmp_path / "u.parquet", "age"), items=items)
-    result = prepare(both, tmp_path / "out")
+    result = prepare_folder(both, tmp_path / "out")
     assert result.dataset.users.to_dict(as_series=False) == {
         "source_id": [1, 2, 3],
         "age": [1, 2, 3],
@@ -77,24 +77,29 @@ def test_every_attribute_type_is_stored_and_changes_the_fingerprint(tmp_path, na
     path = tmp_path / "users.parquet"
     settings = config(tmp_path, users=users(path, name))
     pl.DataFrame({"user_id": [1, 2, 3], name: values}).write_parquet(path)
-    result = prepare(settings, tmp_path / "out")
+    result = prepare_folder(settings, tmp_path / "out")
     assert result.report["users_without_row"] == 0
     opened = open_dataset(tmp_path / "out", verify=True)
     assert_frame_equal(opened.users, pl.DataFrame({"source_id": [1, 2, 3], name: values}))
     pl.DataFrame({"user_id": [3, 2, 1], name: values.reverse()}).write_parquet(path)
-    shuffled = prepare(settings, tmp_path / "out")
+    shuffled = prepare_folder(settings, tmp_path / "out")
     assert not shuffled.up_to_date
     assert shuffled.report["fingerprint"] == result.report["fingerprint"]
     other = values.gather([1, 0, 2])
     pl.DataFrame({"user_id": [1, 2, 3], name: other}).write_parquet(path)
-    assert prepare(settings, tmp_path / "out").report["fingerprint"] != result.report["fingerprint"]
+    assert (
+        prepare_folder(settings, tmp_path / "out").report["fingerprint"]
+        != result.report["fingerprint"]
+    )
 
 
 def test_embedding_of_a_user_without_a_row_is_null(tmp_path):
     path = tmp_path / "users.parquet"
     vectors = pl.Series([[1.0, 2.0]], dtype=pl.Array(pl.Float32, 2))
     pl.DataFrame({"user_id": [2], "vector": vectors}).write_parquet(path)
-    dataset = prepare(config(tmp_path, users=users(path, "vector")), tmp_path / "out").dataset
+    dataset = prepare_folder(
+        config(tmp_path, users=users(path, "vector")), tmp_path / "out"
+    ).dataset
     assert dataset.users["vector"].to_list() == [None, [1.0, 2.0], None]
     assert dataset.users["vector"].dtype == pl.Array(pl.Float32, 2)
 
@@ -102,7 +107,7 @@ def test_embedding_of_a_user_without_a_row_is_null(tmp_path):
 def test_nan_is_missing(tmp_path):
     path = tmp_path / "users.parquet"
     pl.DataFrame({"user_id": [1, 2, 3], "age": [1.5, np.nan, None]}).write_parquet(path)
-    dataset = prepare(config(tmp_path, users=users(path, "age")), tmp_path / "out").dataset
+    dataset = prepare_folder(config(tmp_path, users=users(path, "age")), tmp_path / "out").dataset
     assert dataset.users["age"].to_list() == [1.5, None, None]
 
 
@@ -118,7 +123,7 @@ TEXT = {
 def test_blank_text_is_missing(tmp_path, name):
     (tmp_path / name).write_text(TEXT[name])
     settings = config(tmp_path, users=users(tmp_path / name, "age", "gender"))
-    assert prepare(settings, tmp_path / "out").dataset.users.to_dict(as_series=False) == {
+    assert prepare_folder(settings, tmp_path / "out").dataset.users.to_dict(as_series=False) == {
         "source_id": [1, 2, 3],
         "age": ["20", "30", None],
         "gender": [None, "M", "F"],
@@ -130,7 +135,7 @@ def test_files_with_numbers_of_different_width(tmp_path):
     folder.mkdir()
     pl.DataFrame({"user_id": [1], "age": [20]}).write_parquet(folder / "a.parquet")
     pl.DataFrame({"user_id": [3], "age": [2.5]}).write_parquet(folder / "b.parquet")
-    dataset = prepare(config(tmp_path, users=users(folder, "age")), tmp_path / "out").dataset
+    dataset = prepare_folder(config(tmp_path, users=users(folder, "age")), tmp_path / "out").dataset
     assert dataset.users["age"].to_list() == [20.0, None, 2.5]
 
 
@@ -138,24 +143,24 @@ def test_changed_user_table_is_prepared_again(tmp_path):
     path = tmp_path / "users.parquet"
     pl.DataFrame({"user_id": [1, 2], "age": [1, 2], "zip": ["a", "b"]}).write_parquet(path)
     settings = config(tmp_path, users=users(path, "age"))
-    prepare(settings, tmp_path / "out")
-    assert prepare(settings, tmp_path / "out").up_to_date
+    prepare_folder(settings, tmp_path / "out")
+    assert prepare_folder(settings, tmp_path / "out").up_to_date
     os.utime(path, ns=(1, 1))
     lines: list[str] = []
-    assert not prepare(settings, tmp_path / "out", progress=lines.append).up_to_date
+    assert not prepare_folder(settings, tmp_path / "out", progress=lines.append).up_to_date
     assert lines[0].endswith("its files have changed")
     more = config(tmp_path, users=users(path, "age", "zip"))
     lines.clear()
-    assert not prepare(more, tmp_path / "out", progress=lines.append).up_to_date
+    assert not prepare_folder(more, tmp_path / "out", progress=lines.append).up_to_date
     assert "prepared with data.users = " in lines[0]
 
 
 def test_config_key_that_the_manifest_lacks_counts_as_none(tmp_path):
     plain = config(tmp_path)
-    prepare(plain, tmp_path / "out")
+    prepare_folder(plain, tmp_path / "out")
     path = tmp_path / "out" / "manifest.json"
     manifest = json.loads(path.read_text())
     assert manifest["config"].pop("users") is None
     assert manifest.pop("users_without_row") is None
     path.write_text(json.dumps(manifest))
-    assert prepare(plain, tmp_path / "out").up_to_date
+    assert prepare_folder(plain, tmp_path / "out").up_to_date

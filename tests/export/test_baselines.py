@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 
 import candid
-from candid.atomic import atomic_folder
 from candid.baselines.als import ALS
 from candid.baselines.registry import BASELINES
 from candid.baselines.training_rows import training_rows
-from candid.data.store import write_dataset
 from candid.errors import ConfigError
 from candid.evaluation import EvaluationConfig
 from candid.export import ExportInput, export
@@ -25,8 +24,7 @@ NUM_ITEMS, NUM_USERS = 17, 12
 @pytest.fixture(scope="module", name="folders")
 def _folders(plain, tmp_path_factory):
     root = tmp_path_factory.mktemp("baselines")
-    with atomic_folder(root / "data") as folder:
-        write_dataset(folder, plain.run.dataset, {"config": {"order": None}})
+    replace(plain.run.dataset, manifest={"config": {"order": None}}).save(root / "data")
     dataset = candid.open_dataset(root / "data")
     config = EvaluationConfig(ks=(5,), metric="ndcg@5")
     rows, knn = training_rows(dataset), BASELINES["item_knn"]

@@ -12,11 +12,9 @@ import pytest
 import torch
 
 import candid.evaluation.catalog_scores
-from candid.atomic import atomic_folder
 from candid.cli import run as run_cli
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role, held_out, open_dataset
-from candid.data.store import write_dataset
 from candid.inference import ItemSubset
 from candid.runs import load_run, train_run
 from candid.serve.bundle import open_bundle
@@ -111,8 +109,7 @@ def folders(tmp_path_factory):
     """The data with test targets, the data without them, and a run of the former."""
     root = tmp_path_factory.mktemp("shop")
     for name, dataset in (("whole", shop()), ("before", before_test(shop()))):
-        with atomic_folder(root / name) as folder:
-            write_dataset(folder, dataset, {"config": {"order": None}})
+        replace(dataset, manifest={"config": {"order": None}}).save(root / name)
     whole, before = (
         json.loads((root / n / "manifest.json").read_text()) for n in ("whole", "before")
     )

@@ -13,7 +13,7 @@ import torch
 from candid import full_softmax, sampled_softmax
 from candid.batches import BatchesConfig, Loader, target_counts
 from candid.candidates import Candidates, ExactCandidates
-from candid.data import DataConfig, prepare
+from candid.data import DataConfig, prepare_folder
 from candid.errors import ConfigError
 from candid.losses import corrected_log_softmax
 from candid.losses.jackknife import Groups
@@ -394,7 +394,7 @@ def test_jackknife_removes_most_of_the_loss_bias_of_real_batches(tmp_path):
     """MovieLens-1M, 16 windows; the logits follow popularity and each user's tastes."""
     interactions = str(DATA / "ml-1m" / "interactions.parquet")
     config = DataConfig(interactions=interactions, order="position", item_core=5)
-    dataset = prepare(config, tmp_path / "data").dataset
+    dataset = prepare_folder(config, tmp_path / "data").dataset
     batches = BatchesConfig(batch_size=16, max_length=50)
     counts = torch.from_numpy(target_counts(dataset, batches))
     users = torch.repeat_interleave(torch.from_numpy(np.diff(dataset.user_offsets)))

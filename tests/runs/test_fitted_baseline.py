@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 
 import candid
-from candid.atomic import atomic_folder
 from candid.baselines import BASELINES, measure_baselines
 from candid.baselines.als import ALS
 from candid.baselines.item_knn import ItemKNN
 from candid.batches import offsets_of
 from candid.data import PreparedDataset, Role, open_dataset
-from candid.data.store import write_dataset
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.evaluation import EvaluationConfig
 from candid.inference import tie_ranks
@@ -50,8 +49,7 @@ def films():
 @pytest.fixture(name="folder", scope="module")
 def _folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("baselines")
-    with atomic_folder(root / "data") as folder:
-        write_dataset(folder, films(), {"config": {"order": None}})
+    replace(films(), manifest={"config": {"order": None}}).save(root / "data")
     return root
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import candid
 from candid.cli import run as candid_cli
-from candid.data import DataConfig, open_dataset, prepare
+from candid.data import DataConfig, open_dataset, prepare_folder
 from candid.errors import ConfigError, DataError
 from candid.runs.history_times import history_times
 
@@ -47,7 +47,7 @@ def data(tmp_path_factory):
     )
     root = tmp_path_factory.mktemp("data")
     table.write_parquet(root / "log.parquet")
-    prepare(DataConfig(interactions=str(root / "log.parquet"), time="time"), root / "films")
+    prepare_folder(DataConfig(interactions=str(root / "log.parquet"), time="time"), root / "films")
     return open_dataset(root / "films")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import candid
-from candid.data import DataConfig, PreparedDataset, Role, prepare
+from candid.data import DataConfig, PreparedDataset, Role, prepare_folder
 from candid.runs.build import build_model
 from candid.runs.initial_vectors import initial_item_vectors
 from candid.runs.run import load_run
@@ -25,7 +25,7 @@ def prepared(tmp_path: Path, histories: list[list[str]]) -> PreparedDataset:
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row")
     frame.write_parquet(tmp_path / "rows.parquet")
     config = DataConfig(interactions=str(tmp_path / "rows.parquet"), order="t")
-    return prepare(config, tmp_path / "data").dataset
+    return prepare_folder(config, tmp_path / "data").dataset
 
 
 @pytest.fixture

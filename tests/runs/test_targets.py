@@ -8,7 +8,7 @@ import torch
 
 from candid.batches import target_counts
 from candid.config import parse_config
-from candid.data import DataConfig, Role, prepare
+from candid.data import DataConfig, Role, prepare_folder
 from candid.errors import ConfigError, DataError
 from candid.features import FeatureTable
 from candid.runs import build_objective, load_run, train_run
@@ -52,7 +52,7 @@ WITH_UNIFORM = {
 def data(tmp_path):
     (tmp_path / "log.csv").write_text(FIRST_ONLY)
     config = DataConfig(interactions=str(tmp_path / "log.csv"), time="t")
-    return prepare(config, tmp_path / "data").dataset
+    return prepare_folder(config, tmp_path / "data").dataset
 
 
 def recipe(sampler=None, loss="sampled_softmax", batches=None, **training):

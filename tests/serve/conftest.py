@@ -11,10 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from candid.atomic import atomic_folder
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role, open_dataset
-from candid.data.store import write_dataset
 from candid.runs import train_run
 from candid.serve.bundle import open_bundle
 from candid.serve.config import ServeConfig
@@ -123,8 +121,7 @@ class Runs:
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Runs:
     root = tmp_path_factory.mktemp("serve")
-    with atomic_folder(root / "data") as folder:
-        write_dataset(folder, dataset(), {"config": {"order": None}})
+    dataclasses.replace(dataset(), manifest={"config": {"order": None}}).save(root / "data")
     data = open_dataset(root / "data")
     for name, recipe in (("films", FILMS), ("by-user", BY_USER)):
         train_run(parse_config(recipe, name), data, root / name)

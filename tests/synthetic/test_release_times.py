@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from candid.data import DataConfig, Role, SplitConfig, prepare
+from candid.data import DataConfig, Role, SplitConfig, prepare_folder
 from candid.errors import ConfigError
 from candid.synthetic import SyntheticConfig, SyntheticData
 
@@ -114,7 +114,7 @@ def test_interactions_with_release_times_give_a_temporal_split_with_cold_items(t
     assert data.interactions(41, 43).equals(frame.filter(pl.col("user_id").is_in([41, 42])))
     split = SplitConfig(kind="temporal")
     config = DataConfig(interactions=str(paths["interactions"]), time="timestamp", split=split)
-    dataset = prepare(config, tmp_path / "data").dataset
+    dataset = prepare_folder(config, tmp_path / "data").dataset
     tested = dataset.item_ids[dataset.roles == Role.TEST]
     cold = dataset.train_counts[tested] == 0
     assert 0.02 < cold.mean() < 0.3

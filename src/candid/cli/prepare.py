@@ -219,9 +219,9 @@ def prepare(
 
 def run_prepare(config: DataConfig, out: Path, console: Console) -> Prepared:
     """Prepare the interactions of ``config`` in ``out`` and print a line for each step."""
-    from candid.data import prepare as prepare_data
+    from candid.data import prepare_folder
 
-    return prepare_data(config, out, progress=console.note)
+    return prepare_folder(config, out, progress=console.note)
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:

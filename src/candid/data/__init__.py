@@ -7,10 +7,11 @@ from candid.data.config import (
     UserTableConfig,
 )
 from candid.data.dataset import HeldOutTargets, PreparedDataset, Role, held_out
+from candid.data.dataset_files import SCHEMA_VERSION
 from candid.data.lookup import item_ids_of, user_ids_of
-from candid.data.prepare import Prepared, prepare
+from candid.data.prepare import Prepared, prepare, prepare_folder
 from candid.data.split_config import SplitConfig
-from candid.data.store import SCHEMA_VERSION, open_dataset
+from candid.data.store import open_dataset
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -27,5 +28,6 @@ __all__ = [
     "item_ids_of",
     "open_dataset",
     "prepare",
+    "prepare_folder",
     "user_ids_of",
 ]

@@ -64,18 +64,7 @@ def select_columns(sources: Sequence[Source], config: DataConfig) -> RawTable:
     Raises:
         DataError: a column is missing or has an unsupported type.
     """
-    names = {
-        "user": config.user,
-        "item": config.item,
-        "time": config.time,
-        "order": config.order,
-        "weight": config.weight,
-        "rating": config.rating,
-        "role": config.split.column,
-        "event_type": config.event_type,
-        "negatives": config.negatives,
-    }
-    columns = {name: column for name, column in names.items() if column is not None}
+    columns = config.columns
     schema: dict[str, pl.DataType] = {}
     renamed = []
     for source in sources:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import os
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
 
 from candid.component import ComponentConfig
 from candid.data.split_config import SplitConfig
+
+
+def _plain_path(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Location = Annotated[str, pydantic.BeforeValidator(_plain_path)]
+"""A path as text; a ``pathlib.Path`` is accepted too."""
 
 
 def _check_attributes(kind: str, attributes: tuple[str, ...], reserved: set[str]) -> None:
@@ -39,7 +48,9 @@ class ItemTableConfig(ComponentConfig):
 
     kind: ClassVar[str] = "item"
 
-    path: str = Field(description="file (parquet, csv, tsv, movies.dat, .item), as `interactions`")
+    path: Location = Field(
+        description="file (parquet, csv, tsv, movies.dat, .item), as `interactions`"
+    )
     item: str = Field("item_id", description="column with the item id, as in the interactions")
     title: str | None = Field("title", description="column with the title; none: no titles")
     attributes: tuple[str, ...] = Field((), description="further columns to keep")
@@ -55,6 +66,11 @@ class ItemTableConfig(ComponentConfig):
         """Column with the id."""
         return self.item
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns to read."""
+        return (self.item, *(() if self.title is None else (self.title,)), *self.attributes)
+
 
 class UserTableConfig(ComponentConfig):
     """A table with one row per user: attributes for features."""
@@ -62,7 +78,9 @@ class UserTableConfig(ComponentConfig):
     kind: ClassVar[str] = "user"
     title: ClassVar[str | None] = None
 
-    path: str = Field(description="file (parquet, csv, tsv, users.dat, .user), as `interactions`")
+    path: Location = Field(
+        description="file (parquet, csv, tsv, users.dat, .user), as `interactions`"
+    )
     user: str = Field("user_id", description="column with the user id, as in the interactions")
     attributes: tuple[str, ...] = Field((), description="columns to keep, at least one")
 
@@ -80,6 +98,11 @@ class UserTableConfig(ComponentConfig):
         """Column with the id."""
         return self.user
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns to read."""
+        return (self.user, *self.attributes)
+
 
 class DataConfig(ComponentConfig):
     """The interactions to prepare: files, columns, filters and split.
@@ -96,9 +119,9 @@ class DataConfig(ComponentConfig):
         'leave-one-out'
     """
 
-    interactions: str = Field(
-        description="file or folder of interactions; ${VARIABLES} are expanded, relative paths "
-        "start at the current folder"
+    interactions: Location | tuple[Location, ...] = Field(
+        description="file or folder of interactions, or a list of them; ${VARIABLES} are expanded, "
+        "relative paths start at the current folder"
     )
     format: Literal["auto", "parquet", "csv", "tsv", "movielens", "recbole"] = Field(
         "auto", description="format of the files; auto: by the file name"
@@ -160,7 +183,7 @@ class DataConfig(ComponentConfig):
         ge=0,
         description="minimum interactions of a user, applied once after the k-core",
     )
-    ids_from: str | None = Field(
+    ids_from: Location | None = Field(
         None,
         description="folder of an earlier prepared dataset, such as yesterday's: its users and "
         "items keep their ids and new ones follow; those without an interaction now keep their "
@@ -172,6 +195,8 @@ class DataConfig(ComponentConfig):
 
     @pydantic.model_validator(mode="after")
     def _check_consistency(self) -> DataConfig:
+        if not self.interactions:
+            raise ValueError("`interactions` is empty; name at least one file or folder")
         if self.user == self.item:
             raise ValueError(
                 f"user and item are both column {self.user!r}; name two different columns"
@@ -199,6 +224,30 @@ class DataConfig(ComponentConfig):
         if (self.rating is None) != (self.min_rating is None):
             raise ValueError("`rating` and `min_rating` need each other; set both or neither")
         return self
+
+    @property
+    def origin(self) -> str:
+        """What messages call the interactions: their path, or the first one of several."""
+        if isinstance(self.interactions, str):
+            return self.interactions
+        first, *others = self.interactions
+        return f"{first} and {len(others)} more" if others else first
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns to read: candid's name -> name in the files."""
+        names = {
+            "user": self.user,
+            "item": self.item,
+            "time": self.time,
+            "order": self.order,
+            "weight": self.weight,
+            "rating": self.rating,
+            "role": self.split.column,
+            "event_type": self.event_type,
+            "negatives": self.negatives,
+        }
+        return {name: column for name, column in names.items() if column is not None}
 
     @property
     def cores(self) -> tuple[int, int]:

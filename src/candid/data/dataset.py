@@ -8,7 +8,7 @@ row number is the id.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+
+from candid.atomic import atomic_folder
+from candid.data.dataset_files import (
+    ARRAYS,
+    TABLES,
+    content_fingerprint,
+    read_earlier,
+    write_dataset_files,
+)
 
 
 class Role(enum.IntEnum):
@@ -53,9 +62,13 @@ class PreparedDataset:
             None; interaction e owns the slice ``negative_offsets[e]:negative_offsets[e + 1]``,
             with the item shown last at the end.
         negative_offsets: [E + 1] int64, or None.
-        manifest: content of ``manifest.json`` (described in ``candid.data.prepare``); empty for a
-            dataset that was built in memory.
-        path: folder of the dataset, or None.
+        manifest: content of ``manifest.json`` (described in ``candid.data.prepare``); in memory
+            without files; empty for a dataset that was not prepared.
+        path: folder of the dataset; None for a dataset in memory.
+
+    Example:
+        >>> dataset = candid.prepare(table, time="timestamp")
+        >>> dataset.save("data/films")
     """
 
     item_ids: npt.NDArray[np.int32]
@@ -77,6 +90,47 @@ class PreparedDataset:
         return (
             f"PreparedDataset({self.num_users:,} users, {self.num_items:,} items, "
             f"{len(self.item_ids):,} interactions, path={str(self.path) if self.path else None!r})"
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the content: ids, order, roles and tables, wherever they came from.
+
+        That of the manifest; computed for a dataset that was not prepared.
+        """
+        return str(self.manifest.get("fingerprint") or content_fingerprint(*self._content()))
+
+    def save(self, path: Path | str) -> PreparedDataset:
+        """Write the dataset to a folder, completely or not at all.
+
+        An earlier dataset in the folder is replaced. ``open_dataset(path)`` opens it with
+        memory-mapped arrays, in any process.
+
+        Args:
+            path: folder to write; new, empty, or an earlier prepared dataset.
+
+        Returns:
+            the same dataset, with its path.
+
+        Raises:
+            ArtifactError: the folder holds anything else, or cannot be written.
+        """
+        path = Path(path)
+        read_earlier(path)
+        structure = {
+            "fingerprint": self.fingerprint,
+            "event_types": list(self.event_type_names),
+            "target_event_types": list(self.target_event_types),
+        }
+        with atomic_folder(path) as folder:
+            manifest = write_dataset_files(folder, *self._content(), {**self.manifest, **structure})
+        return replace(self, manifest=manifest, path=path)
+
+    def _content(self) -> tuple[dict[str, Any], dict[str, pl.DataFrame]]:
+        """Return the arrays and the tables, by name."""
+        return (
+            {name: getattr(self, name) for name in ARRAYS},
+            {name: getattr(self, name) for name in TABLES},
         )
 
     @property

@@ -30,7 +30,7 @@ def event_type_names(table: RawTable, config: DataConfig) -> tuple[str, ...]:
     if config.event_types is None:
         if len(rows_by_name) > MAX_EVENT_TYPES:
             raise DataError(
-                f"column {config.event_type!r} of {config.interactions} has "
+                f"column {config.event_type!r} of {config.origin} has "
                 f"{len(rows_by_name):,} values, but a dataset holds at most {MAX_EVENT_TYPES} "
                 "event types; name another column"
             )
@@ -41,7 +41,7 @@ def event_type_names(table: RawTable, config: DataConfig) -> tuple[str, ...]:
             f"{name!r} ({rows:,} rows)" for name, rows in list(unknown.items())[:10]
         )
         raise DataError(
-            f"column {config.event_type!r} of {config.interactions} contains {examples}, which "
+            f"column {config.event_type!r} of {config.origin} contains {examples}, which "
             f"data.event_types does not list; known: {', '.join(config.event_types)} "
             '(use = "drop" leaves one out)'
         )

@@ -171,7 +171,7 @@ def load_events(table: RawTable, config: DataConfig) -> Events:
         frame,
         source_ids["user"],
         source_ids["item"],
-        config.interactions,
+        config.origin,
         parsed.rows_read,
         parsed.dropped,
         event_types,
@@ -198,7 +198,7 @@ def load_events(table: RawTable, config: DataConfig) -> Events:
 def _check_any_left(parsed: ParsedRows, config: DataConfig) -> None:
     if parsed.rows_read == sum(parsed.dropped.values()):
         raise DataError(
-            f"no interaction of {config.interactions} remains: "
+            f"no interaction of {config.origin} remains: "
             f"{', '.join(f'{k} drops {v:,} rows' for k, v in parsed.dropped.items())}; "
             "lower min_rating, fill the empty values or keep more event_types"
         )

@@ -11,7 +11,8 @@ import polars as pl
 
 from candid.data import filters
 from candid.data.columns import RawTable
-from candid.data.store import read_manifest, read_table
+from candid.data.dataset_files import read_manifest
+from candid.data.store import read_table
 from candid.errors import DataError
 
 ID_COLUMNS = ("user", "item")

@@ -1,39 +1,39 @@
-"""Preparation: source files in, a folder with the prepared dataset out.
+"""Preparation: tables or source files in, a prepared dataset out, in memory or in a folder.
 
 The manifest (``manifest.json``, also ``PreparedDataset.manifest``) contains: kind,
 schema_version, fingerprint (of the content), candid_version, config, sources (path, size,
-mtime_ns), rows_read, dropped (reason -> rows), counts, split (kind, cuts, unseen targets),
-time, items_without_row, users_without_row (None without a table), ids_from (fingerprint of the
-dataset whose ids are kept, and the numbers of users and items kept, new and retired; None without
-one), event_types (names, by code),
-target_event_types (training and evaluation targets), negatives (number, and numbers left out by
-reason; None for a source without negatives), files (bytes, sha256).
+mtime_ns; for a table in memory its name), rows_read, dropped (reason -> rows), counts, split (kind,
+cuts, unseen targets), time, items_without_row, users_without_row (None without a table), ids_from
+(fingerprint of the dataset whose ids are kept, and the numbers of users and items kept, new and
+retired; None without one), event_types (names, by code), target_event_types (training and
+evaluation targets), negatives (number, and numbers left out by reason; None for a source without
+negatives), files (bytes, sha256; empty in memory).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from candid.atomic import atomic_folder
 from candid.data import negatives
 from candid.data.columns import select_columns
 from candid.data.config import DataConfig
 from candid.data.dataset import PreparedDataset, Role
+from candid.data.dataset_files import KIND, SCHEMA_VERSION, read_earlier
 from candid.data.event_types import target_types
 from candid.data.events import Events, load_events
 from candid.data.ids import EarlierIds, read_earlier_ids
-from candid.data.readers import Source, open_sources
+from candid.data.inputs import Inputs, inputs_of_config, inputs_of_tables
+from candid.data.readers import Source
 from candid.data.role_assignment import assign_roles, iso_time
-from candid.data.store import MANIFEST, open_dataset, read_manifest, write_dataset
-from candid.data.tables import TableConfig, join_table, open_table
-from candid.errors import ArtifactError
+from candid.data.split_config import SplitConfig
+from candid.data.store import open_dataset
+from candid.data.tables import TableConfig, join_table
 from candid.version import __version__
 
 Progress = Callable[[str], None]
@@ -41,7 +41,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """The result of ``prepare``.
+    """The result of ``prepare_folder``.
 
     Attributes:
         dataset: opened from disk.
@@ -55,9 +55,69 @@ class Prepared:
 
 
 def prepare(
+    data: Any,
+    *,
+    user: str = "user_id",
+    item: str = "item_id",
+    time: str | None = None,
+    order: str | None = None,
+    items: Any = None,
+    users: Any = None,
+    split: str | Mapping[str, Any] | SplitConfig = "leave-one-out",
+    out: Path | str | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> PreparedDataset:
+    """Prepare interactions for training: read, filter, order and split them.
+
+    Users and items are numbered by ascending source id. The same interactions give a dataset with
+    the same fingerprint, whether they come from a table or from files, and in memory or on disk.
+
+    Args:
+        data: the interactions, one row each: a table (Polars ``DataFrame`` or ``LazyFrame``, pandas
+            ``DataFrame``, Arrow table, or any object with the Arrow PyCapsule interface), a file or
+            folder, or a list of files. A table is not changed; a lazy frame is collected once, with
+            the named columns only.
+        user: column with the user id, integers or text.
+        item: column with the item id.
+        time: column with the time of the interaction.
+        order: column that orders the interactions of a user.
+        items: titles and attributes of the items: a table, a file, or a mapping with ``table`` or
+            ``path`` and the keys ``item``, ``title`` and ``attributes``. A table or file alone
+            gives its column ``title``, if it has one, and all other columns as attributes.
+        users: attributes of the users, in the same forms; a mapping has the keys ``user`` and
+            ``attributes``. The id column is by default named as in the interactions.
+        split: "leave-one-out", "temporal", "column", or a mapping with the settings of the split,
+            such as ``{"kind": "temporal", "validation": 0.8, "test": 0.9}``.
+        out: folder to write: new, empty, or an earlier prepared dataset, which is replaced. None:
+            the dataset stays in memory; ``PreparedDataset.save`` writes it later.
+        progress: called with one line before each step.
+        force: prepare even if ``out`` is up to date with its files.
+        **settings: further keys of ``DataConfig``, such as ``k_core=5`` or ``weight="stars"``.
+
+    Raises:
+        ConfigError: settings that are unknown, wrong, or do not fit the data.
+        DataError: invalid input; the message names table or file, column and row.
+        ArtifactError: ``out`` is not a prepared dataset, or cannot be written.
+
+    Example:
+        >>> table = pl.DataFrame({"user": [1, 1, 1], "film": [7, 8, 9], "t": [1, 2, 3]})
+        >>> dataset = candid.prepare(table, user="user", item="film", time="t")
+        >>> run = candid.train(dataset, out="runs/films")
+    """
+    columns = {"user": user, "item": item, "time": time, "order": order}
+    inputs = inputs_of_tables(data, items, users, split, columns | settings)
+    if out is not None:
+        return _prepare_folder(inputs, Path(out), progress, force).dataset
+    report = progress or (lambda line: None)
+    return _build(inputs, _read_earlier_ids(inputs.config, None, report), report)
+
+
+def prepare_folder(
     config: DataConfig, out: Path | str, *, progress: Progress | None = None, force: bool = False
 ) -> Prepared:
-    """Prepare the interactions of ``config`` and write them to the folder ``out``.
+    """Prepare the files of ``config`` and write them to the folder ``out``.
 
     Users and items are numbered by ascending source id; with ``config.ids_from``, those of that
     dataset keep their ids and new ones follow. ``out`` appears complete or not at all; an earlier
@@ -76,39 +136,55 @@ def prepare(
             be written.
 
     Example:
-        >>> dataset = prepare(DataConfig(interactions="log.csv", time="t"), "data/log").dataset
+        >>> config = DataConfig(interactions="log.csv", time="t")
+        >>> dataset = prepare_folder(config, "data/log").dataset
     """
-    out = Path(out)
+    return _prepare_folder(inputs_of_config(config), Path(out), progress, force)
+
+
+def _prepare_folder(inputs: Inputs, out: Path, progress: Progress | None, force: bool) -> Prepared:
     report = progress or (lambda line: None)
-    earlier = _read_earlier(out)
-    earlier_ids = _read_earlier_ids(config, out, report)
-    sources = open_sources(config.interactions, config.format, config.separator)
-    item_sources = [] if config.items is None else open_table(config.items)
-    user_sources = [] if config.users is None else open_table(config.users)
-    inputs = {
-        "config": config.model_dump(mode="json"),
-        "sources": [_stat(source) for source in [*sources, *item_sources, *user_sources]],
-    }
+    earlier = read_earlier(out)
+    earlier_ids = _read_earlier_ids(inputs.config, out, report)
     if earlier is not None:
-        difference = _difference(earlier, inputs) or _ids_difference(earlier, earlier_ids, out)
+        difference = _difference(earlier, inputs.facts())
+        difference = difference or _ids_difference(earlier, earlier_ids, out)
+        if inputs.in_memory:
+            difference = "a table in memory is always prepared again"
         if difference is None and not force:
             return Prepared(open_dataset(out), True, earlier)
         # Runs that were trained on the earlier dataset will refuse the new one.
         report(f"{out} will be replaced: {difference or 'forced'}")
-    report(f"reading {config.interactions}")
-    table = select_columns(sources, config)
+    dataset = _build(inputs, earlier_ids, report)
+    report(f"writing {out}")
+    manifest = dataset.save(out).manifest
+    return Prepared(open_dataset(out), False, manifest)
+
+
+def _build(inputs: Inputs, earlier_ids: EarlierIds | None, report: Progress) -> PreparedDataset:
+    """Return the dataset in memory, with its manifest."""
+    config = inputs.config
+    # Before the files are read: a file that changes meanwhile is not up to date later.
+    facts = inputs.facts()
+    report(f"reading {config.origin}")
+    table = select_columns(inputs.interactions, config)
     events = load_events(table, config)
     report(f"splitting {events.frame.height:,} interactions ({config.split.kind})")
     split = assign_roles(events, config)
     kept_ids = None
     if earlier_ids is not None:
         kept_ids = {"fingerprint": earlier_ids.fingerprint, **events.keep_ids(earlier_ids)}
-    items, items_without_row = _join_table(events.items, item_sources, config.items)
-    users, users_without_row = _join_table(events.users, user_sources, config.users)
+    items, items_without_row = _join_table(events.items, inputs.items, config.items)
+    users, users_without_row = _join_table(events.users, inputs.users, config.users)
     dataset = _assemble(events, users, items, target_types(events.event_types, config))
-    metadata = {
+    manifest = {
+        "kind": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": dataset.fingerprint,
+        "event_types": list(dataset.event_type_names),
+        "target_event_types": list(dataset.target_event_types),
         "candid_version": __version__,
-        **inputs,
+        **facts,
         "rows_read": events.rows_read,
         "dropped": events.dropped,
         "counts": _counts(dataset),
@@ -118,38 +194,9 @@ def prepare(
         "users_without_row": users_without_row,
         "negatives": _count_negatives(events, dataset),
         "ids_from": kept_ids,
+        "files": {},
     }
-    report(f"writing {out}")
-    with atomic_folder(out) as folder:
-        manifest = write_dataset(folder, dataset, metadata)
-    return Prepared(open_dataset(out), False, manifest)
-
-
-def _read_earlier(out: Path) -> dict[str, Any] | None:
-    """Return the manifest of a complete dataset at ``out``, or None.
-
-    Raises:
-        ArtifactError: ``out`` contains anything that candid did not write.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    refusal = f"{out} exists and is not a prepared dataset; choose another folder or remove it"
-    try:
-        raw = json.loads((out / MANIFEST).read_bytes())
-        known = {MANIFEST, *raw["files"]} if raw["kind"] == "candid-dataset" else set()
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(refusal) from None
-    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
-    if not known:
-        raise ArtifactError(refusal)
-    if foreign:
-        raise ArtifactError(
-            f"{out} contains {foreign[0]!r}, which candid did not write; move it elsewhere"
-        )
-    try:
-        return read_manifest(out)
-    except ArtifactError:
-        return None
+    return replace(dataset, manifest=manifest)
 
 
 def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str | None:
@@ -166,7 +213,7 @@ def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str | None:
     return None
 
 
-def _read_earlier_ids(config: DataConfig, out: Path, report: Progress) -> EarlierIds | None:
+def _read_earlier_ids(config: DataConfig, out: Path | None, report: Progress) -> EarlierIds | None:
     """Return the ids that the dataset keeps; None without ``ids_from``, and on the first night.
 
     On the first night of a job that replaces its own dataset, ``ids_from`` is ``out`` and holds
@@ -175,7 +222,7 @@ def _read_earlier_ids(config: DataConfig, out: Path, report: Progress) -> Earlie
     if config.ids_from is None:
         return None
     path = Path(config.ids_from)
-    if path.resolve() == out.resolve() and _read_earlier(out) is None:
+    if out is not None and path.resolve() == out.resolve() and read_earlier(out) is None:
         report(f"{out} has no dataset yet, so all ids are new")
         return None
     return read_earlier_ids(path)
@@ -190,17 +237,8 @@ def _ids_difference(earlier: dict[str, Any], ids: EarlierIds | None, out: Path) 
     return f"the dataset in {ids.path} (ids_from) has changed"
 
 
-def _stat(source: Source) -> dict[str, Any]:
-    status = source.path.stat()
-    return {
-        "path": str(source.path.resolve()),
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-    }
-
-
 def _join_table(
-    source_ids: pl.Series, sources: list[Source], config: TableConfig | None
+    source_ids: pl.Series, sources: Sequence[Source], config: TableConfig | None
 ) -> tuple[pl.DataFrame, int | None]:
     if config is None:
         return pl.DataFrame({"source_id": source_ids}), None

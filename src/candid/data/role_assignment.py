@@ -167,15 +167,14 @@ def _check_roles(events: Events, config: DataConfig) -> None:
     counts = np.bincount(events.frame["role"].to_numpy(), minlength=len(Role))
     if not counts[Role.TRAIN]:
         raise DataError(
-            f"the {kind} split of {config.interactions} has no training interaction; "
-            "change the split"
+            f"the {kind} split of {config.origin} has no training interaction; change the split"
         )
     if "weight" in events.frame.columns:
         trained = events.frame.filter(pl.col("role") == int(Role.TRAIN))
         if trained["weight"].max() == 0:
             raise DataError(
                 f"{f'column {config.weight!r}' if config.weight else 'the weight of event_types'} "
-                f"of {config.interactions} is 0 in every training interaction; set some above 0"
+                f"of {config.origin} is 0 in every training interaction; set some above 0"
             )
     if kind == "none":
         return
@@ -184,11 +183,11 @@ def _check_roles(events: Events, config: DataConfig) -> None:
             if not counts[role]:
                 raise DataError(
                     f"the {role.name.lower()} window of fold {config.split.fold} of the rolling "
-                    f"split of {config.interactions} has no interaction; use a longer split.window"
+                    f"split of {config.origin} has no interaction; use a longer split.window"
                 )
     if not counts[Role.VALIDATION] and not counts[Role.TEST]:
         raise DataError(
-            f"the {kind} split of {config.interactions} has no validation or test interaction; "
+            f"the {kind} split of {config.origin} has no validation or test interaction; "
             f"{_remedy(config.split)}"
         )
 
@@ -220,7 +219,7 @@ def _apply_unseen(events: Events, config: DataConfig) -> dict[str, dict[str, int
         all_unseen = is_role.any() and by_item.sum() == is_role.sum()
         if all_unseen and config.split.unseen == "drop":
             raise DataError(
-                f"all {int(is_role.sum()):,} {role.name.lower()} targets of {config.interactions} "
+                f"all {int(is_role.sum()):,} {role.name.lower()} targets of {config.origin} "
                 "are items without training interactions; change the split or the item ids, or "
                 'set split.unseen = "keep" and evaluate them with evaluation.catalog = "cold"'
             )
@@ -229,7 +228,7 @@ def _apply_unseen(events: Events, config: DataConfig) -> dict[str, dict[str, int
     if is_unseen.any() and config.split.unseen == "error":
         first = int(np.flatnonzero(is_unseen)[0])
         raise DataError(
-            f"{int(is_unseen.sum()):,} held-out interactions of {config.interactions} have an item "
+            f"{int(is_unseen.sum()):,} held-out interactions of {config.origin} have an item "
             f"or user without training interactions, such as item "
             f"{events.items[int(items[first])]!r} of user {events.users[int(users[first])]!r}; set "
             "split.unseen to keep or drop"
@@ -243,7 +242,7 @@ def _check_size(events: Events, config: DataConfig) -> None:
     for name, count in (("user", len(events.users)), ("item", len(events.items))):
         if count < 2:
             raise DataError(
-                f"{config.interactions} has only one {name} after filtering "
+                f"{config.origin} has only one {name} after filtering "
                 f"({(events.users if name == 'user' else events.items)[0]!r}), but training needs "
                 f"two; check that {getattr(config, name)!r} is the right column"
             )

@@ -1,10 +1,8 @@
-"""The prepared dataset on disk: memory-mapped npy arrays, parquet tables, one manifest."""
+"""The prepared dataset on disk: opening, with memory-mapped arrays, and checks."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,122 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.atomic import write_file
 from candid.data.dataset import PreparedDataset, Role
+from candid.data.dataset_files import ALIGNED, ARRAYS, OPTIONAL, TABLES, read_manifest
 from candid.errors import ArtifactError
-
-SCHEMA_VERSION = 2
-KIND = "candid-dataset"
-MANIFEST = "manifest.json"
-ARRAYS = {
-    "item_ids": np.int32,
-    "user_offsets": np.int64,
-    "roles": np.uint8,
-    "timestamps": np.int64,
-    "weights": np.float32,
-    "event_types": np.uint8,
-    "negative_ids": np.int32,
-    "negative_offsets": np.int64,
-}
-ALIGNED = ("timestamps", "weights", "event_types")
-"""Optional arrays with one entry per interaction."""
-OPTIONAL = (*ALIGNED, "negative_ids", "negative_offsets")
-TABLES = ("users", "items")
-_HASHED_ROWS = 10_000
-
-
-def fingerprint(dataset: PreparedDataset) -> str:
-    """Hash the content (ids, order, roles, tables), independent of its source files."""
-    digest = hashlib.sha256()
-    for name, dtype in ARRAYS.items():
-        array = getattr(dataset, name)
-        if array is not None:
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(array, dtype=dtype).data)
-    for name in TABLES:
-        table: pl.DataFrame = getattr(dataset, name)
-        digest.update(f"{name} {table.schema}".encode())
-        # In slices: a wide table of embeddings takes many times its size as text.
-        for rows in table.iter_slices(_HASHED_ROWS):
-            digest.update(rows.write_ndjson().encode())
-    return digest.hexdigest()
-
-
-def write_dataset(folder: Path, dataset: PreparedDataset, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write all files into an empty ``folder`` and return the manifest.
-
-    Args:
-        folder: to write, from ``candid.atomic.atomic_folder``.
-        dataset: to write.
-        facts: content of the manifest besides files, fingerprint and event types.
-    """
-    files: dict[str, dict[str, Any]] = {}
-    for name, dtype in ARRAYS.items():
-        array = getattr(dataset, name)
-        if array is None:
-            continue
-        header = io.BytesIO()
-        array = np.ascontiguousarray(array, dtype=dtype)
-        np.lib.format.write_array_header_1_0(
-            header, np.lib.format.header_data_from_array_1_0(array)
-        )
-        size, checksum = write_file(folder / f"{name}.npy", header.getbuffer(), array.data)
-        files[f"{name}.npy"] = {"bytes": size, "sha256": checksum}
-    for name in TABLES:
-        content = io.BytesIO()
-        getattr(dataset, name).write_parquet(content)
-        size, checksum = write_file(folder / f"{name}.parquet", content.getbuffer())
-        files[f"{name}.parquet"] = {"bytes": size, "sha256": checksum}
-    manifest = {
-        "kind": KIND,
-        "schema_version": SCHEMA_VERSION,
-        "fingerprint": fingerprint(dataset),
-        "event_types": list(dataset.event_type_names),
-        "target_event_types": list(dataset.target_event_types),
-        **facts,
-        "files": files,
-    }
-    write_file(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
-    return manifest
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read ``manifest.json`` of a prepared dataset and check the sizes of its files.
-
-    Raises:
-        ArtifactError: not a dataset, one of another schema version, or a truncated file.
-    """
-    if not path.is_dir():
-        raise ArtifactError(f"{path} is not a folder with a prepared dataset; run candid prepare")
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        kind, version = manifest["kind"], manifest["schema_version"]
-        is_readable = kind == KIND and version == SCHEMA_VERSION
-        files = {n: f["bytes"] for n, f in manifest["files"].items()} if is_readable else {}
-        if is_readable and not isinstance(manifest["fingerprint"], str):
-            raise TypeError("the fingerprint must be text")
-        if is_readable and not set(manifest["target_event_types"]) <= set(manifest["event_types"]):
-            raise ValueError("target_event_types must be among event_types")
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"{path} has no {MANIFEST}, so it is not a prepared dataset; run candid prepare"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path / MANIFEST} is damaged; prepare again") from error
-    if kind != KIND:
-        raise ArtifactError(f"{path} is a {kind}, not a prepared dataset; choose another folder")
-    if version != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} is a prepared dataset of version {version}, and this candid reads version "
-            f"{SCHEMA_VERSION}; prepare again"
-        )
-    for name, expected in files.items():
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != expected:
-            fault = "is missing" if size is None else f"has {size:,} bytes, not {expected:,}"
-            raise ArtifactError(f"{file} {fault}; prepare again")
-    return dict(manifest)
 
 
 def read_table(path: Path, name: str) -> pl.DataFrame:

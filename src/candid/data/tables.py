@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import polars as pl
 
@@ -28,10 +28,14 @@ def open_table(config: TableConfig) -> list[Source]:
         DataError: a file or a column does not exist.
     """
     sources = open_sources(config.path, "auto", None)
-    title = [] if config.title is None else [config.title]
     for source in sources:
-        require_columns(source, [config.id_column, *title, *config.attributes])
+        require_columns(source, config.columns)
     return sources
+
+
+def storable_columns(schema: Mapping[str, _Type]) -> list[str]:
+    """Return the names of the columns that can be attributes, in order."""
+    return [name for name, dtype in schema.items() if _is_storable(dtype)]
 
 
 def join_table(
@@ -102,7 +106,7 @@ def _check_types(source: Source, types: pl.Schema, config: TableConfig) -> None:
                 "another column"
             )
     for column in config.attributes:
-        if any(leaf in (pl.Binary, pl.Object) for leaf in _leaves(types[column])):
+        if not _is_storable(types[column]):
             raise DataError(
                 f"column {column!r} of {source.path} must be numbers, text or dates, got "
                 f"{types[column]}; convert it or leave it out"
@@ -119,6 +123,10 @@ def _check_agreement(source: Source, first: Source, config: TableConfig) -> None
                 f"column {column!r} is {types[column]} in {source.path} and "
                 f"{first_types[column]} in {first.path}; give it one type in all files"
             )
+
+
+def _is_storable(dtype: _Type) -> bool:
+    return all(leaf not in (pl.Binary, pl.Object) for leaf in _leaves(dtype))
 
 
 def _leaves(dtype: _Type) -> Iterator[_Type]:

@@ -24,7 +24,7 @@ from candid.data import (
     PreparedDataset,
     Role,
     held_out,
-    prepare,
+    prepare_folder,
 )
 from candid.demo.metrics import calibration_curve, recommended_counts
 from candid.demo.oracle import OracleModel
@@ -143,7 +143,7 @@ def _run_regime(
     note(f"{name}: writing data of {synthetic.num_users:,} users and {synthetic.num_items:,} items")
     generator = SyntheticData(synthetic)
     files = generator.write(folder / "synthetic")
-    dataset = prepare(_data_config(files), folder / "data").dataset
+    dataset = prepare_folder(_data_config(files), folder / "data").dataset
     oracle = OracleModel(generator, dataset)
     note(f"{name}: predicting the drift of each correction from the true distribution")
     prediction = predict(synthetic, budget.num_candidates, ESTIMATORS, seed=budget.seed)

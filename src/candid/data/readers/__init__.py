@@ -11,6 +11,7 @@ from candid.component import lookup
 from candid.data.readers import delimited, movielens, parquet, recbole
 from candid.data.readers.source import (
     Source,
+    check_columns,
     check_lines,
     collect,
     columns_of,
@@ -41,6 +42,7 @@ SUFFIXES = {
 __all__ = [
     "READERS",
     "Source",
+    "check_columns",
     "check_lines",
     "collect",
     "columns_of",

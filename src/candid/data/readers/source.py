@@ -22,7 +22,7 @@ class Source:
     """One file, scanned but not yet read.
 
     Attributes:
-        path: the file.
+        path: the file, or what messages call a table in memory.
         frame: all its columns; text formats leave every column as text.
         first_line: number of the line with the first row; None for files without lines
             (parquet), whose rows are counted from 1.
@@ -31,7 +31,7 @@ class Source:
             None; slow, for use after an error.
     """
 
-    path: Path
+    path: Path | str
     frame: pl.LazyFrame
     first_line: int | None
     explain: Callable[[Exception], str]
@@ -62,15 +62,32 @@ def require_columns(source: Source, names: Iterable[str]) -> None:
     Raises:
         DataError: a column is missing; the message suggests the nearest and lists all.
     """
-    known = columns_of(source).names()
+    check_columns(source.path, names, columns_of(source).names())
+
+
+def check_columns(
+    origin: Path | str, names: Iterable[str], known: Sequence[str], hint: str = ""
+) -> None:
+    """Check that ``known`` has every column in ``names``.
+
+    Args:
+        origin: file, or what messages call a table in memory.
+        names: of the columns to read.
+        known: names of all columns.
+        hint: clause with a reason, at the end of the message.
+
+    Raises:
+        DataError: a column is missing; the message suggests the nearest and lists all.
+    """
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            listed = [str(column) for column in known]
+            nearest = difflib.get_close_matches(name, listed, n=1, cutoff=0.5)
+            suggestion = f"did you mean {nearest[0]!r}? " if nearest else ""
             more = f" and {len(known) - MAX_COLUMNS:,} more" if len(known) > MAX_COLUMNS else ""
             raise DataError(
-                f"{source.path} has no column {name!r}: {hint}columns: "
-                f"{', '.join(known[:MAX_COLUMNS])}{more}{header_question(known)}"
+                f"{origin} has no column {name!r}: {suggestion}columns: "
+                f"{', '.join(listed[:MAX_COLUMNS])}{more}{header_question(listed)}{hint}"
             )
 
 

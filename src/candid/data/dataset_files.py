@@ -1,0 +1,160 @@
+"""Files of a prepared dataset: npy arrays, parquet tables and one manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from candid.atomic import write_file
+from candid.errors import ArtifactError
+
+Arrays = Mapping[str, npt.NDArray[Any] | None]
+Tables = Mapping[str, pl.DataFrame]
+
+SCHEMA_VERSION = 2
+KIND = "candid-dataset"
+MANIFEST = "manifest.json"
+ARRAYS = {
+    "item_ids": np.int32,
+    "user_offsets": np.int64,
+    "roles": np.uint8,
+    "timestamps": np.int64,
+    "weights": np.float32,
+    "event_types": np.uint8,
+    "negative_ids": np.int32,
+    "negative_offsets": np.int64,
+}
+ALIGNED = ("timestamps", "weights", "event_types")
+"""Optional arrays with one entry per interaction."""
+OPTIONAL = (*ALIGNED, "negative_ids", "negative_offsets")
+"""Arrays that a dataset may lack."""
+TABLES = ("users", "items")
+_HASHED_ROWS = 10_000
+
+
+def content_fingerprint(arrays: Arrays, tables: Tables) -> str:
+    """Hash the content (ids, order, roles, tables), independent of its source files.
+
+    Args:
+        arrays: by the names of ``ARRAYS``; None or missing: the dataset lacks it.
+        tables: by the names of ``TABLES``.
+    """
+    digest = hashlib.sha256()
+    for name, dtype in ARRAYS.items():
+        array = arrays.get(name)
+        if array is not None:
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array, dtype=dtype).data)
+    for name in TABLES:
+        digest.update(f"{name} {tables[name].schema}".encode())
+        # In slices: a wide table of embeddings takes many times its size as text.
+        for rows in tables[name].iter_slices(_HASHED_ROWS):
+            digest.update(rows.write_ndjson().encode())
+    return digest.hexdigest()
+
+
+def write_dataset_files(
+    folder: Path, arrays: Arrays, tables: Tables, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write all files into an empty ``folder`` and return the manifest.
+
+    Args:
+        folder: to write, from ``candid.atomic.atomic_folder``.
+        arrays: by the names of ``ARRAYS``; None or missing: the dataset lacks it.
+        tables: by the names of ``TABLES``.
+        facts: content of the manifest besides kind, schema version and files; with the fingerprint.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    for name, dtype in ARRAYS.items():
+        array = arrays.get(name)
+        if array is None:
+            continue
+        header = io.BytesIO()
+        array = np.ascontiguousarray(array, dtype=dtype)
+        np.lib.format.write_array_header_1_0(
+            header, np.lib.format.header_data_from_array_1_0(array)
+        )
+        size, checksum = write_file(folder / f"{name}.npy", header.getbuffer(), array.data)
+        files[f"{name}.npy"] = {"bytes": size, "sha256": checksum}
+    for name in TABLES:
+        content = io.BytesIO()
+        tables[name].write_parquet(content)
+        size, checksum = write_file(folder / f"{name}.parquet", content.getbuffer())
+        files[f"{name}.parquet"] = {"bytes": size, "sha256": checksum}
+    manifest = {**facts, "kind": KIND, "schema_version": SCHEMA_VERSION, "files": files}
+    write_file(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+    return manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read ``manifest.json`` of a prepared dataset and check the sizes of its files.
+
+    Raises:
+        ArtifactError: not a dataset, one of another schema version, or a truncated file.
+    """
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is not a folder with a prepared dataset; run candid prepare")
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        kind, version = manifest["kind"], manifest["schema_version"]
+        is_readable = kind == KIND and version == SCHEMA_VERSION
+        files = {n: f["bytes"] for n, f in manifest["files"].items()} if is_readable else {}
+        if is_readable and not isinstance(manifest["fingerprint"], str):
+            raise TypeError("the fingerprint must be text")
+        if is_readable and not set(manifest["target_event_types"]) <= set(manifest["event_types"]):
+            raise ValueError("target_event_types must be among event_types")
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path} has no {MANIFEST}, so it is not a prepared dataset; run candid prepare"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path / MANIFEST} is damaged; prepare again") from error
+    if kind != KIND:
+        raise ArtifactError(f"{path} is a {kind}, not a prepared dataset; choose another folder")
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} is a prepared dataset of version {version}, and this candid reads version "
+            f"{SCHEMA_VERSION}; prepare again"
+        )
+    for name, expected in files.items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != expected:
+            fault = "is missing" if size is None else f"has {size:,} bytes, not {expected:,}"
+            raise ArtifactError(f"{file} {fault}; prepare again")
+    return dict(manifest)
+
+
+def read_earlier(out: Path) -> dict[str, Any] | None:
+    """Return the manifest of a complete dataset at ``out``, or None.
+
+    Raises:
+        ArtifactError: ``out`` contains anything that candid did not write.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    refusal = f"{out} exists and is not a prepared dataset; choose another folder or remove it"
+    try:
+        raw = json.loads((out / MANIFEST).read_bytes())
+        known = {MANIFEST, *raw["files"]} if raw["kind"] == "candid-dataset" else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtifactError(refusal) from None
+    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+    if not known:
+        raise ArtifactError(refusal)
+    if foreign:
+        raise ArtifactError(
+            f"{out} contains {foreign[0]!r}, which candid did not write; move it elsewhere"
+        )
+    try:
+        return read_manifest(out)
+    except ArtifactError:
+        return None
