@@ -6,6 +6,7 @@ from candid.evaluation.evaluator import TrueLogProb, evaluate
 from candid.evaluation.intervals import Estimate
 from candid.evaluation.metrics import RANKING_METRICS
 from candid.evaluation.queries import catalog_mask, check_has_relevant
+from candid.evaluation.recommendation_lists import evaluate_lists
 from candid.evaluation.report import EvaluationReport, PerUser, Slice
 from candid.evaluation.report_comparison import (
     Difference,
@@ -32,5 +33,6 @@ __all__ = [
     "compare",
     "compare_reports",
     "evaluate",
+    "evaluate_lists",
     "holm",
 ]

@@ -123,8 +123,8 @@ def _of_cut_off(lists: RankedLists, cut_means: Floats, rows: slice, sums: Floats
     depth = sums.shape[1] - 1
     index = np.arange(len(sums))
     starts, sizes = lists.starts[rows, k - 1], lists.sizes[rows, k - 1]
-    length = np.minimum((lists.item_ids[rows] >= 0).sum(axis=1), k)
-    is_whole = (starts + sizes <= k) | (length < k)
+    length = (lists.item_ids[rows, :k] >= 0).sum(axis=1)
+    is_whole = (starts + sizes <= k) | ~np.isfinite(lists.scores[rows, k - 1])
     certain = sums[index, np.where(is_whole, k, starts)]
     group = sums[index, np.minimum(starts + sizes, depth)] - sums[index, starts]
     is_cut = lists.is_cut[rows] & (starts + sizes > depth)

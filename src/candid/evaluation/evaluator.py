@@ -123,7 +123,9 @@ def evaluate(
     with inference_mode(model):
         is_ranked = catalog_mask(counts, config.catalog)
         score, device, item_vectors = catalog_scorer(model, is_ranked, progress)
-        evaluation = _Pass(is_ranked, dataset, config, queries, counts, item_vectors, true_log_prob)
+        evaluation = EvaluationPass(
+            is_ranked, dataset, config, queries, counts, item_vectors, true_log_prob
+        )
         batches = held_out_queries(
             dataset,
             queries.held_out,
@@ -150,8 +152,18 @@ class _SlicedSums:
         return concatenate(self.batches)
 
 
-class _Pass:
-    """The state of one evaluation: the fixed inputs, and the sums over batches."""
+class EvaluationPass:
+    """The state of one evaluation: the fixed inputs, and the sums over batches.
+
+    Args:
+        is_ranked: [V] bool, items that lists may contain.
+        dataset: the prepared dataset.
+        config: metrics, users and items of the evaluation.
+        queries: with the targets.
+        counts: [V], how often training has each item as a target.
+        item_vectors: [V, D]; None: there are none.
+        true_log_prob: of the targets, where they are known.
+    """
 
     def __init__(
         self,
@@ -259,8 +271,14 @@ class _Pass:
         true_nll = -self._true_log_prob[offsets[rows.start] : offsets[rows.stop]]
         return {"nll": nll, "true_nll": true_nll, "excess_nll": nll - true_nll}
 
-    def report(self, role: Role, max_length: int, item_counts: str) -> EvaluationReport:
-        """Reduce the sums to a report; ``item_counts`` names what was counted."""
+    def report(self, role: Role, max_length: int | None, item_counts: str) -> EvaluationReport:
+        """Reduce the sums to a report.
+
+        Args:
+            role: of the targets.
+            max_length: longest history that the model reads; None: given lists.
+            item_counts: names what was counted.
+        """
         config, queries = self._config, self._queries
         total = self._total.concatenated()
         metrics = dict(self._estimates(total, 1)[0])

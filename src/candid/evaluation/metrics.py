@@ -137,15 +137,14 @@ def list_mean(values: Floats, is_present: Bools, ks: Sequence[int]) -> Floats:
     Args:
         values: [Q, K] float64, the value at each rank, such as the training count of the item; 0
             after the end of a list.
-        is_present: [Q, K] bool, False after the end of a list.
+        is_present: [Q, K] bool, whether the rank has an item of the catalog.
         ks: cut-offs.
 
     Returns:
         [Q, len(ks)]; 0 for an empty list.
     """
     total = np.cumsum(values, axis=1)[:, _columns(ks)]
-    # No rank after the end of a list has an item.
-    length = np.minimum(is_present.sum(axis=1)[:, None], np.asarray(ks))
+    length = np.cumsum(is_present, axis=1)[:, _columns(ks)]
     result: Floats = total / np.maximum(length, 1)
     return result
 

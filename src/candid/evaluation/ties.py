@@ -23,7 +23,8 @@ class RankedLists:
     """The first K ranks of b queries, divided into tied groups.
 
     Attributes:
-        item_ids: [b, K] int64, best first, -1 after the end of a list. Inside a tied group the
+        item_ids: [b, K] int64, best first, -1 after the end of a list, and in a given list at the
+            place of an item that the catalog does not have. Inside a tied group the
             order has no meaning, and of a group that continues beyond rank K some items are
             missing.
         starts: [b, K] int64, the first rank of the item's group, from 0.
@@ -69,7 +70,7 @@ class RankedLists:
     @property
     def has_items(self) -> Bools:
         """Whether each list has an item: [b] bool."""
-        present: Bools = self.item_ids[:, 0] >= 0
+        present: Bools = (self.item_ids >= 0).any(axis=1)
         return present
 
     def with_sizes(self, rows: Ints, sizes: Ints) -> RankedLists:

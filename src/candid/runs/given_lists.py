@@ -1,0 +1,108 @@
+"""Evaluation of given recommendations: those of any system, from a table or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from candid.config import default_recipe, validated
+from candid.data import PreparedDataset, open_dataset
+from candid.data.readers import collect, open_sources
+from candid.errors import DataError
+from candid.evaluation import EvaluationConfig, EvaluationReport, evaluate_lists
+from candid.inference import StageProgress
+from candid.runs.splits import role_of
+
+
+def evaluate_recommendations(
+    recommendations: Any,
+    dataset: PreparedDataset | Path | str,
+    split: str = "test",
+    ks: Sequence[int] = (10, 20, 100),
+    *,
+    item_counts: npt.NDArray[np.float64] | None = None,
+    progress: StageProgress | None = None,
+    **overrides: Any,
+) -> EvaluationReport:
+    """Evaluate lists of recommended items, of this package or of another system.
+
+    Each row is one recommendation: ``query`` (source id of the user), ``item`` (source id), and
+    ``rank`` or ``score``, in any order; other columns are ignored. The rules:
+
+    - The lowest rank comes first; without a column ``rank``, the highest score. Only the order
+      counts: ranks may begin at any number and have gaps.
+    - Equal ranks (or scores) of a list are ties; metrics are expectations over their orders.
+    - Ranks after the end of a short list have no item. A user with targets and without rows counts
+      with 0. ``counts`` has ``short_lists`` and ``users_without_list``.
+    - An item that the dataset does not have keeps its rank and is not relevant
+      (``unknown_items``); among ties it comes first. Users that the dataset does not have are left
+      out (``unknown_users``).
+    - An item twice in a list, or a missing value, is refused.
+    - Nothing is removed from a list: a seen item keeps its rank.
+
+    Lists must be made from the history before the targets, such as those of
+    ``candid recommend --split test``: ``Run.recommend`` reads the whole history. For such lists of
+    a run the result is that of ``Run.evaluate``, except that it has no NLL and that users without
+    a history count.
+
+    Args:
+        recommendations: a Polars or pandas data frame, an Arrow table, or the path of a CSV, TSV or
+            Parquet file, or of a folder of such files.
+        dataset: the prepared dataset with the targets, or its folder.
+        split: "test" or "validation".
+        ks: cut-offs.
+        item_counts: [V], how often training has each item as a target, such as ``Run.item_counts``;
+            None: the stored training interactions. Popularity metrics and slices follow it.
+        progress: called with (stage, done, total).
+        **overrides: keys of ``EvaluationConfig``; others have the value of the default recipe of
+            the dataset, such as ``filter_seen``: a target in the user's history is not relevant.
+
+    Raises:
+        DataError: a column or a value is missing, an item is twice in one list, no user or no item
+            is known, or the split has no target.
+        ConfigError: an unknown split or setting, or a cut-off k larger than the catalog.
+
+    Example:
+        >>> lists = pl.DataFrame({"query": [42, 42], "item": [260, 1196], "rank": [1, 2]})
+        >>> report = candid.evaluate_recommendations(lists, "data/films", ks=(10,))
+        >>> report.metrics["ndcg@10"]
+    """
+    role = role_of(split)
+    dataset = dataset if isinstance(dataset, PreparedDataset) else open_dataset(Path(dataset))
+    table = default_recipe(dataset=dataset).evaluation.model_dump(mode="json")
+    cut_offs = [k for k in ks if k <= 10] or list(ks[:1])
+    table |= {"ks": list(ks), "nll": False}
+    if cut_offs:
+        table["metric"] = f"ndcg@{max(cut_offs)}"
+    config = validated(EvaluationConfig, {**table, **overrides}, "evaluate_recommendations")
+    return evaluate_lists(
+        _frame_of(recommendations),
+        dataset,
+        config,
+        role=role,
+        item_counts=item_counts,
+        progress=progress,
+    )
+
+
+def _frame_of(recommendations: Any) -> pl.DataFrame:
+    """Return a table of any kind, or a file, as a Polars frame."""
+    if isinstance(recommendations, pl.LazyFrame):
+        return recommendations.collect()
+    if isinstance(recommendations, str | Path):
+        sources = open_sources(str(recommendations), "auto", None)
+        frame = pl.concat([source.frame for source in sources], how="diagonal_relaxed")
+        return collect(frame, sources)
+    if not isinstance(recommendations, pl.DataFrame) and not hasattr(
+        recommendations, "__arrow_c_stream__"
+    ):
+        raise DataError(
+            f"recommendations must be a data frame or a path, not {type(recommendations).__name__}:"
+            " give a Polars, pandas or Arrow table, or the path of a file"
+        )
+    return pl.DataFrame(recommendations)
