@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from candid.runs import (
         FittedBaseline,
         Run,
+        evaluate_recommendations,
         fit_baseline,
         load,
         load_run,
@@ -72,6 +73,7 @@ __all__ = [
     "corrected_log_softmax",
     "default_recipe",
     "evaluate",
+    "evaluate_recommendations",
     "fit_baseline",
     "full_softmax",
     "in_batch_softmax",
@@ -109,6 +111,7 @@ _PACKAGE_OF: Final = {
         "runs": (
             "FittedBaseline",
             "Run",
+            "evaluate_recommendations",
             "fit_baseline",
             "load",
             "load_run",

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import polars as pl
 import pytest
 
 import candid as package
@@ -343,3 +344,50 @@ def test_ctrl_c_saves_a_checkpoint_that_resume_continues(candid, toy, tmp_path):
     )
     assert resumed.code == 0, resumed.err
     assert resumed.document["result"]["steps"] == steps + 1
+
+
+def test_evaluate_writes_the_report_to_the_given_file(candid, toy, tmp_path):
+    out = tmp_path / "report.json"
+    before = (toy.run / "evaluation-test.json").read_bytes()
+    answer = candid("evaluate", toy.run, "--set", "evaluation.ks=[10]", "--out", out, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.document["file"] == str(out)
+    assert json.loads(out.read_text())["metrics"] == answer.document["metrics"]
+    assert (toy.run / "evaluation-test.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_evaluate_measures_given_lists(candid, toy, tmp_path, suffix):
+    """Lists in which the first item is the target of half of the users."""
+    dataset = package.open_dataset(toy.data)
+    users = dataset.users["source_id"].to_list()
+    last = [dataset.item_ids[stop - 1] for stop in dataset.user_offsets[1:]]
+    other = [dataset.item_ids[start] for start in dataset.user_offsets[:-1]]
+    chosen = [last[u] if u % 2 else other[u] for u in range(len(users))]
+    frame = pl.DataFrame(
+        {"query": users, "item": dataset.items["source_id"][chosen], "rank": [1] * len(users)}
+    )
+    file, out = tmp_path / f"recs.{suffix}", tmp_path / "report.json"
+    getattr(frame, f"write_{suffix}")(file)
+    flags = ["--recommendations", file, "--data", toy.data, "--out", out]
+    answer = candid("evaluate", *flags, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.document["metrics"]["recall@1"]["value"] == 0.5
+    assert answer.document["counts"]["short_lists"] == 40
+    assert json.loads(out.read_text())["metrics"] == answer.document["metrics"]
+    assert "recall" in candid("evaluate", *flags).out
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "either the folder of a run, or --recommendations FILE"),
+        (["{run}", "--recommendations", "recs.csv"], "either the folder of a run"),
+        (["--recommendations", "recs.csv"], "add --data DATASET"),
+        (["--recommendations", "recs.csv", "--data", "{data}", "--baselines"], "leave it out"),
+    ],
+)
+def test_evaluate_of_unclear_input_is_refused(candid, toy, flags, sentence):
+    answer = candid("evaluate", *(flag.format(run=toy.run, data=toy.data) for flag in flags))
+    assert answer.code == 2
+    assert sentence in answer.err

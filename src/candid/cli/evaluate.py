@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from candid.atomic import check_writable
 from candid.cli.console import Console
 from candid.cli.options import Json, Quiet, Set
 from candid.errors import ConfigError
@@ -21,23 +23,63 @@ class Split(StrEnum):
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run or of a saved baseline")],
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]",
+            show_default=False,
+            help="Folder of a run or of a saved baseline; without --recommendations",
+        ),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Prepared dataset [default: the dataset of the run]")
+    ] = None,
+    recommendations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Lists of any system to measure instead of a run: a csv, tsv or parquet file, or "
+            "a folder of such files, with columns query, item, and rank or score; needs --data",
+        ),
     ] = None,
     split: Annotated[Split, typer.Option(help="Split to measure on")] = Split.TEST,
     baselines: Annotated[
         bool,
         typer.Option("--baselines", help="Also tune and measure baselines on the same targets"),
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of the report in JSON [default: evaluation-SPLIT.json in the folder of the "
+            "run; with --recommendations no file]",
+        ),
+    ] = None,
     overrides: Set = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a trained model or a saved baseline over the full catalog.
+    """Measure a trained model, a saved baseline or given lists over the full catalog.
 
     --set changes evaluation.* keys only.
     """
+    if (run is None) == (recommendations is None):
+        raise ConfigError(
+            "name what to measure: either the folder of a run, or --recommendations FILE with "
+            "--data DATASET"
+        )
+    if recommendations is not None:
+        if baselines:
+            raise ConfigError("--baselines is for trained runs: leave it out")
+        if data is None:
+            raise ConfigError(
+                "--recommendations needs the prepared dataset with the targets: add --data DATASET"
+            )
+        _evaluate_lists(recommendations, data, split, out, overrides or [], Console(json, quiet))
+        return
+    assert run is not None
+    if out is not None:
+        check_writable(out)
     from candid.cli.progress import stage_progress
     from candid.config import override_evaluation
     from candid.runs import beside_baselines, holds_baseline, load, load_run
@@ -53,7 +95,7 @@ def evaluate(
     loaded = load(run, data) if trained is None else trained
     config = override_evaluation(loaded.evaluation, overrides or [])
     with stage_progress(console) as progress:
-        report, path = evaluate_and_save(loaded, run, split.value, config, progress)
+        report, path = evaluate_and_save(loaded, run, split.value, config, progress, out=out)
         beside = None
         if trained is not None:
             beside = beside_baselines(
@@ -66,3 +108,40 @@ def evaluate(
         file = save_beside(path, beside)
         lines += [beside.table(), beside.sentence, f"written to {file}"]
     console.result(document, *lines, f"written to {path}")
+
+
+def _evaluate_lists(
+    recommendations: Path,
+    data: Path,
+    split: Split,
+    out: Path | None,
+    overrides: Sequence[str],
+    console: Console,
+) -> None:
+    from candid.cli.progress import stage_progress
+    from candid.config import override_evaluation
+    from candid.data import open_dataset
+    from candid.evaluation import evaluate_lists
+    from candid.runs.given_lists import lists_config, read_recommendations
+    from candid.runs.splits import role_of
+
+    if out is not None:
+        check_writable(out)
+    dataset = open_dataset(data)
+    config = override_evaluation(lists_config(dataset), list(overrides))
+    lists = read_recommendations(recommendations)
+    with stage_progress(console) as progress:
+        report = evaluate_lists(
+            lists, dataset, config, role=role_of(split.value), progress=progress
+        )
+    document: dict[str, Any] = {
+        "recommendations": str(recommendations),
+        "split": split.value,
+        "file": None if out is None else str(out),
+        **report.to_json(),
+    }
+    lines: list[Any] = [report.table(), *(report.slice_table(name) for name in report.slices)]
+    if out is not None:
+        report.save(out)
+        lines.append(f"written to {out}")
+    console.result(document, *lines)

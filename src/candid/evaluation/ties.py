@@ -70,7 +70,7 @@ class RankedLists:
     @property
     def has_items(self) -> Bools:
         """Whether each list has an item: [b] bool."""
-        present: Bools = (self.item_ids >= 0).any(axis=1)
+        present: Bools = np.any(self.item_ids >= 0, axis=1)
         return present
 
     def with_sizes(self, rows: Ints, sizes: Ints) -> RankedLists:

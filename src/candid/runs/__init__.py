@@ -30,6 +30,7 @@ from candid.runs.fitted_baseline import (
     load_baseline,
 )
 from candid.runs.folder import MANIFEST, check_is_empty, check_is_free, peak_memory_mib
+from candid.runs.given_lists import evaluate_recommendations
 from candid.runs.index import INDEX, model_fingerprint, open_index
 from candid.runs.new_items import read_new_items
 from candid.runs.run import Run, load_run
@@ -51,6 +52,7 @@ __all__ = [
     "check_is_empty",
     "check_is_free",
     "compare_runs",
+    "evaluate_recommendations",
     "fit_baseline",
     "fit_features",
     "fitted_baseline",

@@ -45,10 +45,9 @@ def evaluate_recommendations(
     - An item twice in a list, or a missing value, is refused.
     - Nothing is removed from a list: a seen item keeps its rank.
 
-    Lists must be made from the history before the targets, such as those of
-    ``candid recommend --split test``: ``Run.recommend`` reads the whole history. For such lists of
-    a run the result is that of ``Run.evaluate``, except that it has no NLL and that users without
-    a history count.
+    Lists must be made from the history before the targets; ``Run.recommend`` reads the whole
+    history. For such lists of a run the result is that of ``Run.evaluate``, except that it has no
+    NLL and that users without a history count.
 
     Args:
         recommendations: a Polars or pandas data frame, an Arrow table, or the path of a CSV, TSV or
@@ -74,14 +73,13 @@ def evaluate_recommendations(
     """
     role = role_of(split)
     dataset = dataset if isinstance(dataset, PreparedDataset) else open_dataset(Path(dataset))
-    table = default_recipe(dataset=dataset).evaluation.model_dump(mode="json")
+    table = lists_config(dataset).model_dump(mode="json") | {"ks": list(ks)}
     cut_offs = [k for k in ks if k <= 10] or list(ks[:1])
-    table |= {"ks": list(ks), "nll": False}
     if cut_offs:
         table["metric"] = f"ndcg@{max(cut_offs)}"
     config = validated(EvaluationConfig, {**table, **overrides}, "evaluate_recommendations")
     return evaluate_lists(
-        _frame_of(recommendations),
+        read_recommendations(recommendations),
         dataset,
         config,
         role=role,
@@ -90,8 +88,21 @@ def evaluate_recommendations(
     )
 
 
-def _frame_of(recommendations: Any) -> pl.DataFrame:
-    """Return a table of any kind, or a file, as a Polars frame."""
+def lists_config(dataset: PreparedDataset) -> EvaluationConfig:
+    """Return the evaluation settings of the default recipe of a dataset, without the NLL."""
+    return default_recipe(dataset=dataset).evaluation.model_copy(update={"nll": False})
+
+
+def read_recommendations(recommendations: Any) -> pl.DataFrame:
+    """Return a table of any kind, or a file, as a Polars frame.
+
+    Args:
+        recommendations: a Polars or pandas data frame, an Arrow table, or the path of a file or
+            of a folder of files.
+
+    Raises:
+        DataError: a file cannot be read, or the object is not a table.
+    """
     if isinstance(recommendations, pl.LazyFrame):
         return recommendations.collect()
     if isinstance(recommendations, str | Path):

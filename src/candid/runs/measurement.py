@@ -110,8 +110,9 @@ def evaluate_and_save(
     split: str,
     config: EvaluationConfig | None = None,
     progress: StageProgress | None = None,
+    out: Path | None = None,
 ) -> tuple[EvaluationReport, Path]:
-    """Measure a model, save the report in its folder and return report and file.
+    """Measure a model, save the report and return report and file.
 
     Args:
         model: a run or a saved baseline.
@@ -119,18 +120,20 @@ def evaluate_and_save(
         split: "test" or "validation".
         config: settings; None: those of the model.
         progress: called with (stage, done, total).
+        out: file of the report; None: in the folder of the model.
     """
     report = model.evaluate(split, config, progress=progress)
     # The report on a part of the catalog does not replace the report on the whole.
     part = report.settings["catalog"]
     suffix = "" if part == "all" else f"-{part}"
-    path = folder / f"evaluation-{split}{suffix}.json"
+    path = folder / f"evaluation-{split}{suffix}.json" if out is None else out
     report.save(path)
     return report, path
 
 
 def save_beside(evaluation: Path, beside: ModelBesideBaselines) -> Path:
     """Save a model beside baselines next to the file of ``evaluate_and_save``; return its file."""
-    path = evaluation.with_name(evaluation.name.replace("evaluation-", "baselines-", 1))
+    name = evaluation.name.removeprefix("evaluation-")
+    path = evaluation.with_name(f"baselines-{name}")
     write_json(path, beside.to_json())
     return path
