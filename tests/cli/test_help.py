@@ -107,7 +107,7 @@ def test_train_help_lists_the_sections_of_a_recipe(candid):
         "training.lr (number; default: 0.001) peak learning rate",
         'loss.correction (none | logq | refined | published_code; default: "logq") [only '
         "sampled_softmax]",
-        "data.interactions (text; required)",
+        "data.interactions (text | list of text; required)",
         'data.split.roles (table; default: { train = "train", history',
         "top level name (text; required)",
     ],

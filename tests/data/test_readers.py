@@ -1,6 +1,9 @@
 """The same interactions in every format, through every split, against a plain-Python oracle."""
 
+import bz2
 import gzip
+import io
+import lzma
 
 import numpy as np
 import polars as pl
@@ -68,11 +71,6 @@ def write_csv_crlf_bom(folder):
     return folder / "log.csv"
 
 
-def write_csv_gz(folder):
-    (folder / "log.csv.gz").write_bytes(gzip.compress(frame().write_csv().encode()))
-    return folder / "log.csv.gz"
-
-
 def write_tsv(folder):
     frame().write_csv(folder / "log.tsv", separator="\t")
     return folder / "log.tsv"
@@ -91,6 +89,88 @@ def write_movielens(folder):
     return folder / "ratings.dat"
 
 
+def write_json_lines(folder):
+    (folder / "log.jsonl").write_text(frame().write_ndjson().replace("\n", "\n\n", 1))
+    return folder / "log.jsonl"
+
+
+def write_json_lines_parts(folder):
+    """Objects without empty keys: the first part has no user 7 and a rating that is an integer."""
+    parts = folder / "parts"
+    parts.mkdir()
+    frame().filter(user_id=3).cast({"rating": int}).write_ndjson(parts / "b.ndjson")
+    rest = frame().filter(pl.col("user_id") != 3).with_columns(note=pl.lit("x"))
+    rest.write_ndjson(parts / "a.ndjson")
+    return parts
+
+
+def write_arrow(folder):
+    frame().write_ipc(folder / "log.arrow", compression="zstd")
+    return folder / "log.arrow"
+
+
+def write_feather(folder):
+    frame().write_ipc(folder / "log.feather", compression="lz4")
+    return folder / "log.feather"
+
+
+def write_arrow_stream(folder):
+    frame().write_ipc_stream(folder / "log.arrow")
+    return folder / "log.arrow"
+
+
+def write_hive_partitions(folder):
+    """Roles and users are in the names of folders only."""
+    for (role, user), rows in frame().group_by("split", "user_id", maintain_order=True):
+        part = folder / "log" / f"split={role}" / f"user_id={user}"
+        part.mkdir(parents=True)
+        rows.drop("split", "user_id").write_parquet(part / "part-0.parquet")
+    return folder / "log"
+
+
+def write_glob(folder):
+    for day, rows in enumerate([frame().head(2), frame().slice(2, 3), frame().tail(4)]):
+        (folder / f"2026-11-0{day}").mkdir()
+        rows.write_csv(folder / f"2026-11-0{day}" / "log.csv")
+    (folder / "2026-12-01").mkdir()
+    frame().write_csv(folder / "2026-12-01" / "log.csv")
+    return folder / "2026-11-*" / "*.csv"
+
+
+def compressed(suffix, compress, write):
+    """Return a writer of what ``write`` writes, compressed."""
+
+    def write_compressed(folder):
+        plain = write(folder)
+        path = plain.with_name(plain.name + suffix)
+        path.write_bytes(compress(plain.read_bytes()))
+        plain.unlink()
+        return path
+
+    write_compressed.__name__ = f"{write.__name__}{suffix}"
+    return write_compressed
+
+
+def zstd(content):
+    """Compress lines with the writer of Polars; it has no function for bytes."""
+    target = io.BytesIO()
+    lines = pl.DataFrame({"line": content.decode().removesuffix("\n").split("\n")})
+    lines.write_csv(
+        target, include_header=False, quote_style="never", compression="zstd", separator="\x01"
+    )
+    return target.getvalue()
+
+
+COMPRESSED = [
+    compressed(suffix, compress, write)
+    for suffix, compress in {
+        ".gz": gzip.compress,
+        ".zst": zstd,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+    }.items()
+    for write in (write_csv, write_tsv, write_json_lines, write_recbole, write_movielens)
+]
 WRITERS = [
     write_parquet,
     write_parquet_folder,
@@ -98,10 +178,16 @@ WRITERS = [
     write_csv,
     write_csv_iso,
     write_csv_crlf_bom,
-    write_csv_gz,
     write_tsv,
     write_recbole,
     write_movielens,
+    write_json_lines,
+    write_json_lines_parts,
+    write_arrow,
+    write_feather,
+    write_arrow_stream,
+    write_hive_partitions,
+    write_glob,
 ]
 SPLITS = {
     "leave-one-out": SplitConfig(kind="leave-one-out"),
@@ -163,7 +249,7 @@ def test_all_formats_and_splits_give_the_same_dataset(tmp_path, write, kind):
 
 def test_all_formats_agree_on_the_fingerprint(tmp_path):
     fingerprints = set()
-    for write in WRITERS:
+    for write in [*WRITERS, *COMPRESSED]:
         folder = tmp_path / write.__name__
         folder.mkdir()
         config = DataConfig(interactions=str(write(folder)), time="timestamp")

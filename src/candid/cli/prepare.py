@@ -22,10 +22,11 @@ def prepare(
         Path | None, typer.Argument(help="Recipe with a section [data]; options override it")
     ] = None,
     interactions: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="File or folder: parquet, csv, tsv (also .gz), MovieLens .dat, RecBole .inter",
+            help="File, folder or glob pattern: parquet, csv, tsv, jsonl, arrow, MovieLens .dat, "
+            "RecBole .inter; repeatable",
         ),
     ] = None,
     user: Annotated[
@@ -166,7 +167,7 @@ def prepare(
     Set any other key of [data] with --set data.KEY=VALUE; candid train --keys data lists them.
     """
     flags = {
-        "interactions": interactions,
+        "interactions": _one_or_all(interactions),
         "user": user,
         "item": item,
         "time": time,
@@ -199,7 +200,7 @@ def prepare(
         "split.column": split_column,
     }
     values = {f"data.{key}": value for key, value in flags.items() if value is not None}
-    if recipe is None and interactions is None:
+    if recipe is None and not interactions:
         raise ConfigError(
             "no interactions to prepare; name a recipe, or a file with --interactions FILE "
             "--user COLUMN --item COLUMN"
@@ -257,6 +258,10 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
                 f"{role}: of {unseen['targets']:,} targets, {items:,} have an untrained item and "
                 f"{users:,} an untrained user{advice if items == unseen['targets'] else ''}"
             )
+
+
+def _one_or_all(paths: list[str] | None) -> str | list[str] | None:
+    return paths[0] if paths and len(paths) == 1 else paths or None
 
 
 def _cut(text: str | None) -> float | str | None:

@@ -9,6 +9,7 @@ import pydantic
 from pydantic import Field
 
 from candid.component import ComponentConfig
+from candid.data.paths import Locations
 from candid.data.split_config import SplitConfig
 
 
@@ -48,9 +49,7 @@ class ItemTableConfig(ComponentConfig):
 
     kind: ClassVar[str] = "item"
 
-    path: Location = Field(
-        description="file (parquet, csv, tsv, movies.dat, .item), as `interactions`"
-    )
+    path: Locations = Field(description="file or files, as `interactions`")
     item: str = Field("item_id", description="column with the item id, as in the interactions")
     title: str | None = Field("title", description="column with the title; none: no titles")
     attributes: tuple[str, ...] = Field((), description="further columns to keep")
@@ -78,9 +77,7 @@ class UserTableConfig(ComponentConfig):
     kind: ClassVar[str] = "user"
     title: ClassVar[str | None] = None
 
-    path: Location = Field(
-        description="file (parquet, csv, tsv, users.dat, .user), as `interactions`"
-    )
+    path: Locations = Field(description="file or files, as `interactions`")
     user: str = Field("user_id", description="column with the user id, as in the interactions")
     attributes: tuple[str, ...] = Field((), description="columns to keep, at least one")
 
@@ -119,12 +116,12 @@ class DataConfig(ComponentConfig):
         'leave-one-out'
     """
 
-    interactions: Location | tuple[Location, ...] = Field(
-        description="file or folder of interactions, or a list of them; ${VARIABLES} are expanded, "
-        "relative paths start at the current folder"
+    interactions: Locations = Field(
+        description="file, folder or glob pattern of interactions, or a list of them; ${VARIABLES} "
+        "are expanded, relative paths start at the current folder"
     )
-    format: Literal["auto", "parquet", "csv", "tsv", "movielens", "recbole"] = Field(
-        "auto", description="format of the files; auto: by the file name"
+    format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "arrow", "movielens", "recbole"] = (
+        Field("auto", description="format of the files; auto: by the file name")
     )
     separator: str | None = Field(
         None,
@@ -228,10 +225,7 @@ class DataConfig(ComponentConfig):
     @property
     def origin(self) -> str:
         """What messages call the interactions: their path, or the first one of several."""
-        if isinstance(self.interactions, str):
-            return self.interactions
-        first, *others = self.interactions
-        return f"{first} and {len(others)} more" if others else first
+        return str(self.interactions)
 
     @property
     def columns(self) -> dict[str, str]:

@@ -155,5 +155,5 @@ def _is_of(data: object, package: str) -> bool:
     return type(data).__module__.split(".")[0] == package
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -47,13 +46,15 @@ class Inputs:
     @property
     def in_memory(self) -> bool:
         """Whether a source is a table in memory, whose changes no file shows."""
-        return not all(isinstance(source.path, Path) for source in self.sources)
+        return not all(source.state for source in self.sources)
 
     def facts(self) -> dict[str, Any]:
         """Return config and sources for the manifest, as plain JSON values."""
         return {
             "config": self.config.model_dump(mode="json"),
-            "sources": [_stat(source) for source in self.sources],
+            "sources": [
+                dict(source.state) or {"table": str(source.path)} for source in self.sources
+            ],
         }
 
 
@@ -172,12 +173,7 @@ def _config(values: dict[str, Any]) -> DataConfig:
 
 
 def _open_files(config: DataConfig) -> list[Source]:
-    paths = config.interactions
-    return [
-        source
-        for path in ((paths,) if isinstance(paths, str) else paths)
-        for source in open_sources(path, config.format, config.separator)
-    ]
+    return open_sources(config.interactions, config.format, config.separator)
 
 
 def _open_table(
@@ -186,14 +182,3 @@ def _open_table(
     if config is None:
         return ()
     return open_table(config) if reader is None else [reader.source(config.columns)]
-
-
-def _stat(source: Source) -> dict[str, Any]:
-    if not isinstance(source.path, Path):
-        return {"table": source.path}
-    status = source.path.stat()
-    return {
-        "path": str(source.path.resolve()),
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-    }

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import polars as pl
 
+from candid.data.readers.compression import check_compression, decompressed
+from candid.data.readers.files import DataFile, plain_name, summary
 from candid.data.readers.source import Source
 from candid.errors import DataError
 
@@ -22,22 +24,24 @@ COLUMNS = {
 FIELD = "::"
 
 
-def scan(path: Path, separator: str | None = None) -> Source:
+def scan(file: DataFile, separator: str | None = None) -> Source:
     """Scan a ``.dat`` file; every column is text.
 
     Raises:
         DataError: the file has neither a header nor a known name.
     """
-    with path.open("rb") as stream:
+    check_compression(file)
+    file = decompressed(file)
+    with file.path.open("rb") as stream:
         first = stream.readline().decode("latin-1").rstrip("\r\n").split(separator or FIELD)
     has_header = not first[0].lstrip("-").isdigit()
-    names = tuple(first) if has_header else COLUMNS.get(path.name.split(".")[0].lower())
+    names = tuple(first) if has_header else COLUMNS.get(_stem(file))
     if names is None:
         raise DataError(
-            f"{path} has no header and its name is not one of "
+            f"{file} has no header and its name is not one of "
             f"{', '.join(f'{name}.dat' for name in COLUMNS)}; rename it or add a header line"
         )
-    lines = _lines(path)
+    lines = _lines(file)
     if has_header:
         lines = lines.slice(1)
     fields = pl.col("line").str.strip_suffix("\r").str.split_exact(separator or FIELD, len(names))
@@ -53,30 +57,31 @@ def scan(path: Path, separator: str | None = None) -> Source:
         .drop("_rest")
     )
 
-    def explain(error: Exception) -> str:
-        return (
-            f"cannot be read as text separated by '{FIELD}' ({str(error).splitlines()[0]}); check "
-            "the file"
-        )
+    def explain(error: BaseException) -> str:
+        return f"cannot be read as text separated by '{FIELD}' ({summary(error)}); check the file"
 
     def find_misfit() -> str | None:
-        with path.open("rb") as stream:
+        with file.path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 width = len(line.split((separator or FIELD).encode()))
                 if line.strip() and width != len(names):
                     return f"line {number} has {width} fields, not {len(names)}; fix the line"
         return None
 
-    return Source(path, frame, 2 if has_header else 1, explain, find_misfit)
+    return Source.of(file, frame, 2 if has_header else 1, explain, find_misfit)
 
 
-def _lines(path: Path) -> pl.LazyFrame:
+def _lines(file: DataFile) -> pl.LazyFrame:
     """Return one row per line. Titles are latin-1 in older sets; ratings are plain ASCII."""
-    if path.name.split(".")[0].lower() == "ratings":
-        return pl.scan_lines(path, glob=False)
-    content = path.read_bytes()
+    if _stem(file) == "ratings":
+        return pl.scan_lines(file.path, glob=False)
+    content = file.path.read_bytes()
     try:
         text = content.decode()
     except UnicodeDecodeError:
         text = content.decode("latin-1")
     return pl.LazyFrame({"line": text.split("\n")})
+
+
+def _stem(file: DataFile) -> str:
+    return plain_name(Path(file.name).name).split(".")[0].lower()

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from candid.data.readers.files import (
+    READ_ERRORS,
+    DataFile,
+    is_out_of_memory,
+    memory_error,
+    summary,
+    unreadable,
+)
 from candid.errors import DataError
 
 MAX_COLUMNS = 20
@@ -29,13 +38,29 @@ class Source:
         explain: turns an error of reading the file into a sentence.
         find_misfit: describes the first line whose fields do not match the header, or returns
             None; slow, for use after an error.
+        state: entry of the manifest: the path, and what changes when the content does.
+        file: the file that is read, kept because it may be a temporary copy.
     """
 
     path: Path | str
     frame: pl.LazyFrame
     first_line: int | None
-    explain: Callable[[Exception], str]
+    explain: Callable[[BaseException], str]
     find_misfit: Callable[[], str | None] = lambda: None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    file: DataFile | None = None
+
+    @classmethod
+    def of(
+        cls,
+        file: DataFile,
+        frame: pl.LazyFrame,
+        first_line: int | None,
+        explain: Callable[[BaseException], str],
+        find_misfit: Callable[[], str | None] = lambda: None,
+    ) -> Source:
+        """Describe a scanned file."""
+        return cls(file.name, frame, first_line, explain, find_misfit, file.state, file)
 
     def location(self, row: int) -> str:
         """Describe the ``row``-th row (from 0) by its line, or by its number."""
@@ -52,8 +77,8 @@ def columns_of(source: Source) -> pl.Schema:
     """
     try:
         return source.frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{source.path}: {source.explain(error)}") from error
+    except READ_ERRORS as error:
+        raise unreadable(source.path, error, source.explain) from error
 
 
 def require_columns(source: Source, names: Iterable[str]) -> None:
@@ -117,11 +142,13 @@ def collect(query: pl.LazyFrame, sources: Iterable[Source]) -> pl.DataFrame:
     """
     try:
         return query.collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except READ_ERRORS as error:
+        origin = "the interactions"
+        if is_out_of_memory(error):
+            raise memory_error(origin) from error
         for source in sources:
             try:
                 source.frame.select(pl.all().null_count()).collect(engine="streaming")
-            except (pl.exceptions.PolarsError, OSError) as file_error:
-                raise DataError(f"{source.path}: {source.explain(file_error)}") from file_error
-        summary = str(error).splitlines()[0]
-        raise DataError(f"cannot read the interactions: {summary}; check the files") from error
+            except READ_ERRORS as file_error:
+                raise unreadable(source.path, file_error, source.explain) from file_error
+        raise DataError(f"cannot read {origin}: {summary(error)}; check the files") from error

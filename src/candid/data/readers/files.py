@@ -1,0 +1,161 @@
+"""Files of a table: the name in messages, the local copy, compression and hive partitions."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from candid.errors import CandidError, DataError
+
+COMPRESSIONS = {
+    ".gz": ("gzip", b"\x1f\x8b"),
+    ".zst": ("zstd", b"\x28\xb5\x2f\xfd"),
+    ".bz2": ("bzip2", b"BZh"),
+    ".xz": ("xz", b"\xfd7zXZ\x00"),
+}
+"""Suffix -> name of the compression, and the first bytes of its files."""
+PANIC: type[BaseException] = pl.exceptions.PanicException
+READ_ERRORS: tuple[type[BaseException], ...] = (pl.exceptions.PolarsError, OSError, PANIC)
+"""Errors of reading a damaged file; a panic of Polars is not a subclass of Exception."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file to read.
+
+    Attributes:
+        name: path or URL, as in messages.
+        path: the file on this machine: the file itself or a copy of it.
+        state: entry of the manifest; the file has changed if it differs.
+        compression: suffix in ``COMPRESSIONS``, or "" for a plain file.
+        partitions: hive partitions of the path, column -> text.
+        folder: keeps the temporary folder of ``path``.
+    """
+
+    name: str
+    path: Path
+    state: Mapping[str, Any]
+    compression: str = ""
+    partitions: Mapping[str, str | None] = field(default_factory=dict)
+    folder: TemporaryFolder | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class TemporaryFolder:
+    """A folder for copies of files, removed with this object and at the end of the program.
+
+    Raises:
+        CandidError: the folder cannot be made.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix="candid-"))
+        except OSError as error:
+            raise CandidError(
+                f"cannot make a temporary folder ({error}); set TMPDIR to a folder that is writable"
+            ) from error
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def local_file(path: Path, partitions: Mapping[str, str | None] | None = None) -> DataFile:
+    """Describe a file on this machine."""
+    status = path.stat()
+    state = {
+        "path": str(path.resolve()),
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+    }
+    return DataFile(str(path), path, state, compression_of(path.name), partitions or {})
+
+
+def compression_of(name: str) -> str:
+    """Return the suffix of a compression, or ""."""
+    suffix = Path(name).suffix.lower()
+    return suffix if suffix in COMPRESSIONS else ""
+
+
+def plain_name(name: str) -> str:
+    """Return the file name without the suffix of a compression."""
+    suffix = compression_of(name)
+    return name[: len(name) - len(suffix)] if suffix else name
+
+
+def first_bytes(path: Path, count: int = 4096) -> bytes:
+    """Read the beginning of a file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return stream.read(count)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def system_reason(error: BaseException) -> str | None:
+    """Return the reason of an error that is not the fault of the file, or None."""
+    text = str(error).lower()
+    if isinstance(error, PermissionError) or "permission denied" in text:
+        return "permission denied; fix the permissions"
+    if isinstance(error, FileNotFoundError) or "no such file" in text:
+        return "it was removed while it was read; run the command again"
+    if "too many open files" in text:
+        return "too many open files; raise the limit (ulimit -n)"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the machine, not the file, is the reason of an error."""
+    text = str(error).lower()
+    signs = ("cannot allocate memory", "out of memory", "memory allocation", "can't spawn")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
+def memory_error(origin: object) -> CandidError:
+    """Return the error of a machine that is too small for a file."""
+    return CandidError(
+        f"not enough memory to read {origin}; close other programs, or use a machine with more "
+        "memory"
+    )
+
+
+def unreadable(
+    origin: object, error: BaseException, explain: Callable[[BaseException], str] | None = None
+) -> CandidError:
+    """Return the error of a file that cannot be read.
+
+    Args:
+        origin: the file.
+        error: of reading.
+        explain: describes the damage, if it is the file's fault; None: the text of ``error``.
+    """
+    if is_out_of_memory(error):
+        return memory_error(origin)
+    reason = system_reason(error)
+    if reason is not None:
+        return DataError(f"{origin} cannot be read: {reason}")
+    if explain is None:
+        return DataError(f"{origin} cannot be read ({summary(error)}); check the file")
+    return DataError(f"{origin}: {explain(error)}")
+
+
+def summary(error: BaseException) -> str:
+    """Return the first line of an error."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def chunks(stream: Any, size: int = 1 << 20) -> Iterator[bytes]:
+    """Yield the content of a binary stream."""
+    while chunk := stream.read(size):
+        yield chunk
