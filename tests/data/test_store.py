@@ -140,6 +140,7 @@ def test_damaged_header_is_an_artifact_error(folder):
         {"roles": np.array([0, 2], np.uint8)},
         {"timestamps": np.array([1, 2])},
         {"weights": np.ones(5, np.float32)},
+        {"retired_items": np.zeros(4, np.bool_)},
     ],
     ids=lambda replaced: "-".join(map(str, next(iter(replaced.values())))),
 )

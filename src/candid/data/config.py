@@ -183,8 +183,8 @@ class DataConfig(ComponentConfig):
     ids_from: Location | None = Field(
         None,
         description="folder of an earlier prepared dataset, such as yesterday's: its users and "
-        "items keep their ids and new ones follow; those without an interaction now keep their "
-        "place and are not recommended",
+        "items keep their ids and new ones follow; those without an interaction now keep "
+        "their place and are not recommended",
     )
     split: SplitConfig = Field(
         default_factory=SplitConfig, description="split into train, validation and test"

@@ -62,6 +62,9 @@ class PreparedDataset:
             None; interaction e owns the slice ``negative_offsets[e]:negative_offsets[e + 1]``,
             with the item shown last at the end.
         negative_offsets: [E + 1] int64, or None.
+        retired_items: [V] bool, items of an earlier dataset that keep their ids here and have no
+            interaction any more; None: no item is retired. They are not ranked in evaluations and
+            not recommended, unless a caller allows them by id.
         manifest: content of ``manifest.json`` (described in ``candid.data.prepare``); in memory
             without files; empty for a dataset that was not prepared.
         path: folder of the dataset; None for a dataset in memory.
@@ -83,6 +86,7 @@ class PreparedDataset:
     target_event_types: tuple[str, ...] = ()
     negative_ids: npt.NDArray[np.int32] | None = None
     negative_offsets: npt.NDArray[np.int64] | None = None
+    retired_items: npt.NDArray[np.bool_] | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
 

@@ -31,10 +31,11 @@ ARRAYS = {
     "event_types": np.uint8,
     "negative_ids": np.int32,
     "negative_offsets": np.int64,
+    "retired_items": np.bool_,
 }
 ALIGNED = ("timestamps", "weights", "event_types")
 """Optional arrays with one entry per interaction."""
-OPTIONAL = (*ALIGNED, "negative_ids", "negative_offsets")
+OPTIONAL = (*ALIGNED, "negative_ids", "negative_offsets", "retired_items")
 """Arrays that a dataset may lack."""
 TABLES = ("users", "items")
 _HASHED_ROWS = 10_000

@@ -46,6 +46,7 @@ class Events:
             before them, because rows are sorted by role first.
         new_item_ids: item id before filtering -> item id now, -1 if the item was removed.
         negatives_left_out: reason -> number of negatives that were left out.
+        retired_items: [number of items] bool, set by ``keep_ids``; None: no item is retired.
     """
 
     frame: pl.DataFrame
@@ -58,6 +59,7 @@ class Events:
     out_of_order: int = 0
     new_item_ids: npt.NDArray[np.int32] = field(init=False)
     negatives_left_out: dict[str, int] = field(default_factory=dict)
+    retired_items: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         self.new_item_ids = np.arange(len(self.items), dtype=np.int32)
@@ -128,6 +130,9 @@ class Events:
         )
         self.frame = _sort(frame, [])
         self.users, self.items = users, items
+        is_retired = np.ones(len(items), dtype=np.bool_)
+        is_retired[item_ids] = False
+        self.retired_items = is_retired if is_retired.any() else None
         # Entry -1 stays: a removed item.
         self.new_item_ids = np.append(item_ids, np.int32(-1))[self.new_item_ids]
         return report

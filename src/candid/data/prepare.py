@@ -266,6 +266,7 @@ def _assemble(
         target_event_types=targets,
         negative_ids=negative_ids,
         negative_offsets=negative_offsets,
+        retired_items=events.retired_items,
     )
 
 

@@ -93,6 +93,8 @@ def _check_structure(dataset: PreparedDataset, path: Path) -> None:
         "negative_ids": dataset.negative_ids is not None
         and len(dataset.negative_ids) > 0
         and not 0 <= dataset.negative_ids.min() <= dataset.negative_ids.max() < dataset.num_items,
+        "retired_items": dataset.retired_items is not None
+        and dataset.retired_items.shape != (dataset.num_items,),
         "roles": num_events > 0 and dataset.roles.max() > max(Role),
         **dict.fromkeys(wrong_length, True),
     }

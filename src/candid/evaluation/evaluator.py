@@ -71,7 +71,7 @@ def evaluate(
     number). Ranking metrics are means over users who have a relevant item left, and undefined
     without such a user. The NLL is over all targets and the unfiltered catalog, as in training.
     With ``config.catalog`` "warm" or "cold" the lists, the coverage, the NLL and the targets are
-    restricted to that part of the catalog.
+    restricted to that part of the catalog. Retired items are never ranked.
 
     Args:
         model: encodes queries and items into vectors, or scores the whole catalog for a query
@@ -102,7 +102,7 @@ def evaluate(
         ArtifactError: the vectors of the model are not finite.
     """
     counts = counts_or_stored(dataset, item_counts)
-    config.check_fits(int(catalog_mask(counts, config.catalog).sum()))
+    config.check_fits(int(catalog_mask(dataset, counts, config.catalog).sum()))
     if true_log_prob is not None and not config.nll:
         raise ConfigError("evaluation.nll must be true to compare with the true probabilities")
     queries = select_queries(
@@ -121,7 +121,7 @@ def evaluate(
             )
         config = config.model_copy(update={"nll": False})
     with inference_mode(model):
-        is_ranked = catalog_mask(counts, config.catalog)
+        is_ranked = catalog_mask(dataset, counts, config.catalog)
         score, device, item_vectors = catalog_scorer(model, is_ranked, progress)
         evaluation = EvaluationPass(
             is_ranked, dataset, config, queries, counts, item_vectors, true_log_prob

@@ -78,7 +78,7 @@ def select_queries(
             "the data with a split.kind that holds interactions out"
         )
     if catalog != "all":
-        queries = _with_targets_among(queries, catalog_mask(item_counts, catalog))
+        queries = _with_targets_among(queries, catalog_mask(dataset, item_counts, catalog))
         if len(queries) == 0:
             other = "cold" if catalog == "warm" else "all"
             raise DataError(
@@ -100,6 +100,7 @@ def select_queries(
     queries = _take(queries, rows)
     user_is_trained = dataset.user_is_trained[queries.user_ids]
     is_cold_target = item_counts[queries.target_ids] == 0
+    num_retired = 0 if dataset.retired_items is None else int(dataset.retired_items.sum())
     counts = {
         "users_with_targets": num_with_targets,
         "users_without_history": num_skipped,
@@ -108,8 +109,8 @@ def select_queries(
         "targets": len(queries.target_ids),
         "cold_targets": int(is_cold_target.sum()),
         "cold_target_items": len(np.unique(queries.target_ids[is_cold_target])),
-        "items": dataset.num_items,
-        "cold_items": int((item_counts == 0).sum()),
+        "items": dataset.num_items - num_retired,
+        "cold_items": int((item_counts == 0).sum()) - num_retired,
     }
     return EvaluationQueries(queries, lengths[rows].astype(np.int64), user_is_trained, counts)
 
@@ -134,17 +135,19 @@ def counts_or_stored(dataset: PreparedDataset, item_counts: Floats | None) -> Fl
     return counts.astype(np.float64)
 
 
-def catalog_mask(item_counts: Floats, part: CatalogPart) -> Bools:
-    """Return which items belong to a part of the catalog: [V] bool.
+def catalog_mask(dataset: PreparedDataset, item_counts: Floats, part: CatalogPart) -> Bools:
+    """Return which items belong to a part of the catalog: [V] bool, retired items to none.
 
     Args:
+        dataset: the prepared dataset.
         item_counts: [V], how often training has each item as a target.
         part: "all" items, "warm" ones (with a count) or "cold" ones (with count 0).
     """
-    if part == "all":
-        return np.ones(len(item_counts), dtype=np.bool_)
     is_warm: Bools = item_counts > 0
-    return is_warm if part == "warm" else ~is_warm
+    if part == "warm":
+        return is_warm
+    mask = np.ones_like(is_warm) if part == "all" else ~is_warm
+    return mask if dataset.retired_items is None else mask & ~dataset.retired_items
 
 
 def _take(queries: HeldOutTargets, rows: Ints) -> HeldOutTargets:

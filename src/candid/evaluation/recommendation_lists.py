@@ -175,7 +175,7 @@ def evaluate_lists(
         ConfigError: a cut-off k is larger than the catalog.
     """
     counts = counts_or_stored(dataset, item_counts)
-    is_ranked = catalog_mask(counts, config.catalog)
+    is_ranked = catalog_mask(dataset, counts, config.catalog)
     config.check_fits(int(is_ranked.sum()))
     config = config.model_copy(update={"nll": False})
     queries = select_queries(

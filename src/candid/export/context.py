@@ -29,6 +29,10 @@ class ExportContext:
         k: length of the lists of users; None: the default of ``recommend``.
         progress: called with (stage, items done, total items).
 
+    Attributes:
+        items: n rows: source ids, titles and attributes of the items of the dataset, without
+            retired ones.
+
     Raises:
         ConfigError: the items have a column of that name.
     """
@@ -50,14 +54,13 @@ class ExportContext:
         self.vector_column = vector_column
         self.k = k
         self.progress = progress
-        self._items = _decode_categories(export_input.dataset.items)
+        self._retired = export_input.dataset.retired_items
+        items = _decode_categories(export_input.dataset.items)
+        self.items = items if self._retired is None else items.filter(~self._retired)
 
     def __repr__(self) -> str:
         """Return run and number of items."""
-        return (
-            f"ExportContext(run={self.export_input.name!r}, "
-            f"num_items={self.export_input.dataset.num_items})"
-        )
+        return f"ExportContext(run={self.export_input.name!r}, num_items={self.items.height})"
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -73,7 +76,7 @@ class ExportContext:
             "run": self.export_input.name,
             "fingerprint": self.export_input.fingerprint,
             **vectors,
-            "num_items": self.export_input.dataset.num_items,
+            "num_items": self.items.height,
         }
 
     @property
@@ -89,7 +92,7 @@ class ExportContext:
 
     @cached_property
     def vectors(self) -> Tensor:
-        """Vectors of all items, [V, D] float32.
+        """Vectors of the items, [n, D] float32.
 
         Raises:
             ConfigError: the model has no vectors.
@@ -103,6 +106,8 @@ class ExportContext:
             )
         with inference_mode(model):
             vectors = encode_catalog(model, self.progress).detach().float().cpu()
+        if self._retired is not None:
+            vectors = vectors[torch.from_numpy(~self._retired)]
         for rows in vectors.split(65_536):
             if not torch.isfinite(rows).all():
                 raise ArtifactError(
@@ -125,20 +130,20 @@ class ExportContext:
     def schema(self) -> dict[str, pl.DataType]:
         """Columns of ``frames``."""
         vector = pl.Array(pl.Float32, self.dim)
-        return {**self._items.schema, self.vector_column: vector}
+        return {**self.items.schema, self.vector_column: vector}
 
     def frames(self, rows: int, stage: str) -> Iterator[pl.DataFrame]:
-        """Yield source ids, titles, attributes and vectors of all items, in chunks.
+        """Yield source ids, titles, attributes and vectors of the items, in chunks.
 
         Args:
             rows: largest height of a frame.
             stage: name of this work, for ``progress``.
         """
-        num_items = self.export_input.dataset.num_items
+        num_items = self.items.height
         vectors = self.vectors.numpy()
         vector_type = self.schema[self.vector_column]
         for begin in range(0, num_items, rows):
-            chunk = self._items.slice(begin, rows)
+            chunk = self.items.slice(begin, rows)
             values = pl.Series(self.vector_column, vectors[begin : begin + rows], dtype=vector_type)
             yield chunk.with_columns(values)
             if self.progress is not None:

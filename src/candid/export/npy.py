@@ -16,7 +16,7 @@ ROWS = 65_536
 
 
 def write_npy(context: ExportContext, folder: Path) -> dict[str, Any]:
-    """Write ``vectors.npy`` [V, D] float32, and ``source_ids.npy`` [V] in the same order.
+    """Write ``vectors.npy`` [n, D] float32, and ``source_ids.npy`` [n] in the same order.
 
     Integer source ids are int64 or uint64, others fixed-width text.
     """
@@ -25,7 +25,7 @@ def write_npy(context: ExportContext, folder: Path) -> dict[str, Any]:
     for begin in range(0, len(vectors), ROWS):
         array[begin : begin + ROWS] = vectors[begin : begin + ROWS]
     array.flush()
-    ids = context.export_input.dataset.items["source_id"]
+    ids = context.items["source_id"]
     dtype: Any = np.uint64 if ids.dtype == pl.UInt64 else np.int64
     if not ids.dtype.is_integer():
         ids = ids.cast(pl.String)

@@ -17,7 +17,7 @@ from candid.batches import Ints
 from candid.data import PreparedDataset
 from candid.errors import ConfigError
 from candid.features import Context, Values
-from candid.index import ExactIndex, Exclusions, Index
+from candid.index import ExactIndex, Exclusions, Index, LiveIndex
 from candid.inference.item_subset import ItemSubset
 from candid.inference.log_partition import log_partition
 from candid.inference.query_set import query_set
@@ -93,7 +93,7 @@ def recommend(
             types, only items of target event types. All items of a given history are left out,
             because its event types are unknown.
         is_allowed: [V] bool (with n new items [V + n]), items that may be recommended, searched
-            exactly; None: all items.
+            exactly; None: all items that are not retired.
         index: over the item vectors; None: exact search.
         item_vectors: [V, D] float32, from ``encode_catalog``; None: encoded here.
         context: encodes the context of queries; None for a model that reads no context.
@@ -134,6 +134,8 @@ def recommend(
         raise ConfigError(f"k {k} must be between 1 and the {items.height} items of the catalog")
     queries.check(model)
 
+    is_retired = _retired_items(dataset, items.height)
+
     @functools.cache
     def order_of_ties() -> Ints:
         counts = np.zeros(items.height, dtype=np.int64)
@@ -147,16 +149,21 @@ def recommend(
         batches: Iterator[tuple[slice, Tensor]]
         searcher: Searchable
         if scores_catalog(model):
-            vectors = torch.empty(0)
+            catalog = torch.empty(0)
             _check_no_vectors(index, item_vectors, new_items, with_probabilities)
             _check_allowed(is_allowed, items.height)
+            if is_allowed is None and is_retired is not None:
+                is_allowed = ~is_retired
             searcher = ScoreRows(items.height, is_allowed)
             batches = queries.score(model, items.height, progress)
         else:
             vectors = encode_catalog(model, progress) if item_vectors is None else item_vectors
             if new_items is not None:
                 vectors = torch.cat([vectors, new_items.item_vectors.to(vectors)])
-            searcher = _searcher(vectors, items.height, is_allowed, index)
+            searcher = _searcher(vectors, items.height, is_allowed, is_retired, index)
+            catalog = vectors
+            if is_retired is not None and with_probabilities:
+                catalog = vectors[torch.from_numpy(~is_retired).to(vectors.device)]
             batches = queries.encode(model, vectors.device, progress)
         num_results = min(k, searcher.num_items)
         for rows, query in batches:
@@ -168,17 +175,30 @@ def recommend(
             item_ids[rows, :num_results] = result.item_ids.cpu().numpy()
             scores[rows, :num_results] = result.scores.cpu().numpy()
             if probabilities is not None:
-                log_z = log_partition(query, vectors.float())[:, None].cpu().numpy()
+                log_z = log_partition(query, catalog.float())[:, None].cpu().numpy()
                 probabilities[rows] = np.exp(np.minimum(scores[rows].astype(float) - log_z, 0.0))
     return Recommendations(
         item_ids, scores, queries.user_ids, dataset.users, items, probabilities=probabilities
     )
 
 
+def _retired_items(dataset: PreparedDataset, num_items: int) -> Bools | None:
+    """Return the retired items: [num_items] bool, False for new items; None: no item is."""
+    if dataset.retired_items is None:
+        return None
+    return np.pad(dataset.retired_items, (0, num_items - dataset.num_items))
+
+
 def _searcher(
-    item_vectors: Tensor, num_items: int, is_allowed: Bools | None, index: Index | None
-) -> Index | ItemSubset:
+    item_vectors: Tensor,
+    num_items: int,
+    is_allowed: Bools | None,
+    is_retired: Bools | None,
+    index: Index | None,
+) -> Searchable:
     """Return the index to search: the given one, or an exact one over the allowed items."""
+    if is_allowed is None and is_retired is not None and index is None:
+        is_allowed = ~is_retired
     if is_allowed is not None:
         _check_allowed(is_allowed, num_items)
         return ItemSubset(item_vectors, is_allowed)
@@ -188,7 +208,11 @@ def _searcher(
             f"the index holds {index.num_items} items and there are {num_items} to recommend: "
             "build it over the vectors of these items, or leave it out"
         )
-    return index
+    if is_retired is None:
+        return index
+    live = LiveIndex(index, item_vectors)
+    live.delete(torch.from_numpy(np.flatnonzero(is_retired)))
+    return live
 
 
 def _check_allowed(is_allowed: Bools | None, num_items: int) -> None:

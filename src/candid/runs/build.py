@@ -85,6 +85,8 @@ def check_sampler_covers_catalog(
 ) -> None:
     """Refuse a loss whose estimate would miss items that the sampler can never draw.
 
+    It may miss retired items, which are never ranked.
+
     Args:
         config: of the run.
         dataset: the data; its source ids are in the message.
@@ -95,11 +97,13 @@ def check_sampler_covers_catalog(
         ConfigError: there is such an item; the message has its source id and the remedies.
     """
     if sampler is not None and config.loss.needs_full_support:
+        retired = dataset.retired_items
         check_support_covers(
             sampler,
             torch.from_numpy(counts > 0),
             config.training.softmax_over,
             dataset.items["source_id"].to_list(),
+            may_miss=None if retired is None else torch.from_numpy(np.array(retired)),
         )
 
 

@@ -34,6 +34,8 @@ def open_index(
 ) -> Snapshot:
     """Open the index of a run, or build an exact index in memory if the run has no index.
 
+    Retired items are hidden, unless the index has an update of them.
+
     Args:
         run: the trained run.
         folder: of the index; None: the index in the folder of the run, if there is one.
@@ -45,14 +47,24 @@ def open_index(
     """
     fingerprint = model_fingerprint(run)
     if folder is not None or (run.folder / INDEX / MANIFEST).exists():
-        return open_snapshot(Path(folder or run.folder / INDEX), fingerprint=fingerprint)
+        snapshot = open_snapshot(Path(folder or run.folder / INDEX), fingerprint=fingerprint)
+        _hide_retired(run, snapshot)
+        return snapshot
     with inference_mode(run.model):
         vectors = encode_catalog(run.model, progress).float().cpu().clone()
     config = ExactIndex.Config()
-    return snapshot_in_memory(
+    snapshot = snapshot_in_memory(
         config.build(vectors),
         vectors,
         run.dataset.items["source_id"],
         config=config,
         fingerprint=fingerprint,
     )
+    _hide_retired(run, snapshot)
+    return snapshot
+
+
+def _hide_retired(run: Run, snapshot: Snapshot) -> None:
+    if run.dataset.retired_items is not None:
+        retired = torch.from_numpy(np.flatnonzero(run.dataset.retired_items))
+        snapshot.index.delete(retired[snapshot.index.changes.rows_of(retired) < 0])

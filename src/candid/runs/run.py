@@ -27,9 +27,10 @@ from candid.evaluation import (
     evaluate,
 )
 from candid.features import Context, Values
-from candid.index import ExactIndex, Exclusions
+from candid.index import Exclusions
 from candid.inference import (
     DEFAULT_K,
+    ItemSubset,
     NewItems,
     Recommendations,
     StageProgress,
@@ -256,6 +257,8 @@ class Run:
     def similar(self, items: SourceId | Sequence[SourceId], k: int | None = None) -> pl.DataFrame:
         """Find the items whose vectors have the largest cosine with those of given items.
 
+        Retired items are not among the results.
+
         Args:
             items: source ids.
             k: results per item, without the item itself; None: 10, or all items of a smaller
@@ -270,7 +273,9 @@ class Run:
             ConfigError: k is not between 1 and the number of other items.
         """
         item_ids = self._item_ids(as_list(items))
-        num_items = self.dataset.num_items
+        retired = self.dataset.retired_items
+        is_included = np.ones(self.dataset.num_items, np.bool_) if retired is None else ~retired
+        num_items = int(is_included.sum())
         k = min(DEFAULT_K, num_items - 1) if k is None else k
         if not 1 <= k < num_items:
             raise ConfigError(f"k {k} must be between 1 and the {num_items - 1} other items")
@@ -279,7 +284,7 @@ class Run:
             ids = torch.from_numpy(item_ids).to(vectors.device)
             itself = Exclusions(ids, torch.arange(len(ids) + 1, device=vectors.device))
             neighbours = search_with_tie_order(
-                ExactIndex(vectors),
+                ItemSubset(vectors, is_included),
                 vectors[ids],
                 k,
                 itself,

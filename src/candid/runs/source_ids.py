@@ -99,7 +99,7 @@ def allowed_items(
 
     Args:
         dataset: the dataset of the model.
-        allow: source ids of the only items; None: all.
+        allow: source ids of the only items; None: all that are not retired.
         deny: source ids of items that are left out; None: none.
 
     Raises:
@@ -108,6 +108,8 @@ def allowed_items(
     if allow is None and deny is None:
         return None
     is_allowed = np.full(dataset.num_items, allow is None)
+    if allow is None and dataset.retired_items is not None:
+        is_allowed &= ~dataset.retired_items
     is_allowed[dense_ids(dataset.items["source_id"], allow or [], "item")] = True
     is_allowed[dense_ids(dataset.items["source_id"], deny or [], "item")] = False
     return is_allowed

@@ -255,7 +255,7 @@ def _validation(
 
     The sentence states the number of users where they are a sample; otherwise it is empty.
     """
-    ranked = catalog_mask(item_counts, config.evaluation.catalog)
+    ranked = catalog_mask(dataset, item_counts, config.evaluation.catalog)
     config.evaluation.check_fits(int(ranked.sum()))
     if not np.any(dataset.roles == Role.VALIDATION):
         return None, ""

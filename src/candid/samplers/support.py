@@ -18,6 +18,7 @@ def check_support_covers(
     softmax_over: Literal["all", "trained"],
     source_ids: Sequence[object] | None = None,
     key: str = "training.softmax_over",
+    may_miss: Tensor | None = None,
 ) -> None:
     """Refuse a sampler that can never draw an item of the catalog that a softmax is over.
 
@@ -27,6 +28,7 @@ def check_support_covers(
         softmax_over: "trained" if only items that are ever a positive must be sampled.
         source_ids: [V], names of the items in messages; None: their ids.
         key: setting that holds ``softmax_over``, for messages.
+        may_miss: [V] bool, items that need not be sampled, because no list ranks them; None: none.
 
     Raises:
         ConfigError: an item cannot be sampled (the message has the first); or the sampler belongs
@@ -40,6 +42,8 @@ def check_support_covers(
     unreachable = ~support
     if softmax_over == "trained":
         unreachable &= is_positive
+    if may_miss is not None:
+        unreachable &= ~may_miss
     alternative = ""
     if not bool((unreachable & is_positive).any()):
         alternative = f", or leave out items that are never a training target: {key} = 'trained'"

@@ -91,7 +91,10 @@ class ServingBundle:
 
     @cached_property
     def _live_items(self) -> LiveItems:
-        return LiveItems(self.dataset.num_items)
+        items = LiveItems(self.dataset.num_items)
+        if self.dataset.retired_items is not None:
+            items.delete(torch.from_numpy(np.flatnonzero(self.dataset.retired_items)))
+        return items
 
     @property
     def index_name(self) -> str:
@@ -222,6 +225,8 @@ def _open_baseline(folder: Path, data: Path | None) -> ServingBundle:
             config=config,
             fingerprint=fingerprint,
         )
+        if dataset.retired_items is not None:
+            snapshot.index.delete(torch.from_numpy(np.flatnonzero(dataset.retired_items)))
     return ServingBundle(
         model=scoring,
         encode=encode,
