@@ -11,7 +11,7 @@ from candid.data.dataset_files import SCHEMA_VERSION
 from candid.data.lookup import item_ids_of, user_ids_of
 from candid.data.prepare import Prepared, prepare, prepare_folder
 from candid.data.split_config import SplitConfig
-from candid.data.store import open_dataset
+from candid.data.store import as_dataset, open_dataset
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -24,6 +24,7 @@ __all__ = [
     "Role",
     "SplitConfig",
     "UserTableConfig",
+    "as_dataset",
     "held_out",
     "item_ids_of",
     "open_dataset",

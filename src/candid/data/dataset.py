@@ -96,6 +96,11 @@ class PreparedDataset:
             f"{len(self.item_ids):,} interactions, path={str(self.path) if self.path else None!r})"
         )
 
+    @property
+    def origin(self) -> str:
+        """What messages call the dataset: its folder, or that it is in memory."""
+        return "the dataset in memory" if self.path is None else str(self.path)
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the content: ids, order, roles and tables, wherever they came from.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import polars as pl
 
 from candid.data.dataset import PreparedDataset, Role
 from candid.data.dataset_files import ALIGNED, ARRAYS, OPTIONAL, TABLES, read_manifest
-from candid.errors import ArtifactError
+from candid.errors import ArtifactError, ConfigError
 
 
 def read_table(path: Path, name: str) -> pl.DataFrame:
@@ -63,6 +64,26 @@ def open_dataset(path: Path | str, *, verify: bool = False) -> PreparedDataset:
     )
     _check_structure(dataset, path)
     return dataset
+
+
+def as_dataset(data: PreparedDataset | Path | str) -> PreparedDataset:
+    """Return a dataset, opened if its folder is given.
+
+    Args:
+        data: a prepared dataset, or its folder.
+
+    Raises:
+        ConfigError: ``data`` is neither, such as a table.
+        ArtifactError: the folder holds no dataset, one of another version, or a damaged one.
+    """
+    if isinstance(data, PreparedDataset):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return open_dataset(data)
+    raise ConfigError(
+        f"data must be a prepared dataset or its folder, got {type(data).__name__}; "
+        "candid.prepare makes a dataset from a table"
+    )
 
 
 def _check_structure(dataset: PreparedDataset, path: Path) -> None:

@@ -4,6 +4,7 @@ A folder of a run:
 
 run.json             the manifest: resolved config, dataset, versions, results so far
 features.json        the fitted features, if there are any
+data/                the dataset, if it was in memory
 best.safetensors     the model of the best validation
 last.safetensors     everything that an exact resume needs
 metrics.jsonl        the metrics log
@@ -16,6 +17,7 @@ A folder of a saved baseline:
 
 baseline.json        the manifest: name, settings, tuning, dataset, version
 arrays.safetensors   the arrays of the fit
+data/                the dataset, if it was in memory
 items.parquet        the source id of each item, in the order of the arrays
 """
 
@@ -29,7 +31,7 @@ from candid.runs.fitted_baseline import (
     fitted_baseline,
     load_baseline,
 )
-from candid.runs.folder import MANIFEST, check_is_empty, check_is_free, peak_memory_mib
+from candid.runs.folder import DATA, MANIFEST, check_is_empty, check_is_free, peak_memory_mib
 from candid.runs.given_lists import evaluate_recommendations
 from candid.runs.index import INDEX, model_fingerprint, open_index
 from candid.runs.new_items import read_new_items
@@ -38,6 +40,7 @@ from candid.runs.saved_model import SavedModel, holds_baseline, load
 from candid.runs.training import TrainResult, train, train_run
 
 __all__ = [
+    "DATA",
     "INDEX",
     "MANIFEST",
     "FittedBaseline",

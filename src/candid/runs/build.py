@@ -122,7 +122,7 @@ def check_dataset_matches(config: RunConfig, dataset: PreparedDataset) -> None:
     for key in sorted((expected.keys() | prepared.keys()) - {"ids_from"}):
         if expected.get(key) != prepared.get(key):
             raise ArtifactError(
-                f"{dataset.path} was prepared with data.{key} = {prepared.get(key)!r}, but the "
+                f"{dataset.origin} was prepared with data.{key} = {prepared.get(key)!r}, but the "
                 f"recipe has {expected.get(key)!r}: run candid prepare with this recipe, or name "
                 "another dataset with --data"
             )

@@ -111,10 +111,10 @@ def notes_of(runs: Mapping[str, SavedModel], comparison: ReportComparison) -> li
     first = comparison.names[0]
     num_users = comparison.reports[first].counts["users"]
     for name, run in runs.items():
-        if run.manifest["dataset"]["fingerprint"] != run.dataset.manifest.get("fingerprint"):
+        if run.manifest["dataset"]["fingerprint"] != run.dataset.fingerprint:
             notes.append(
                 f"{name} was trained on {_name_of(run.manifest['dataset'])} and is measured on "
-                f"{run.dataset.path}: its training rows may contain targets of this split"
+                f"{run.dataset.origin}: its training rows may contain targets of this split"
             )
         if comparison.reports[name].counts["users"] != num_users:
             notes.append(
@@ -149,14 +149,13 @@ def _check_same_dataset(paths: Sequence[Path]) -> None:
 
 def _name_of(facts: Mapping[str, Any]) -> str:
     """Return the path of a dataset and its version, since a path may hold another one by now."""
-    path = "a dataset in memory" if facts["path"] is None else facts["path"]
-    return f"{path} (fingerprint {str(facts['fingerprint'])[:8]})"
+    return f"{facts['path']} (fingerprint {str(facts['fingerprint'])[:8]})"
 
 
 def _load_on(path: Path, dataset: PreparedDataset) -> SavedModel:
     """Open a run on ``dataset``, which must have the ids of the dataset of the run."""
     facts = dataset_facts_of(path)
-    if facts["fingerprint"] == dataset.manifest.get("fingerprint"):
+    if facts["fingerprint"] == dataset.fingerprint:
         return load(path, dataset)
     run = load(path)
     for kind in ("users", "items"):
@@ -164,11 +163,11 @@ def _load_on(path: Path, dataset: PreparedDataset) -> SavedModel:
         if not own["source_id"].equals(other["source_id"]):
             raise ArtifactError(
                 f"{path} was trained on {_name_of(facts)}, whose {kind} are not those of "
-                f"{dataset.path}: name a prepared dataset with the same ids"
+                f"{dataset.origin}: name a prepared dataset with the same ids"
             )
     if run.dataset.event_type_names != dataset.event_type_names:
         raise ArtifactError(
             f"{path} was trained on {_name_of(facts)}, whose event types are not those of "
-            f"{dataset.path}: name a prepared dataset with the same event types"
+            f"{dataset.origin}: name a prepared dataset with the same event types"
         )
     return replace(run, dataset=dataset)

@@ -20,7 +20,7 @@ from candid.atomic import atomic_folder, write_json
 from candid.batches import Ints
 from candid.component import lookup
 from candid.config import default_recipe, validated
-from candid.data import PreparedDataset, open_dataset
+from candid.data import PreparedDataset, as_dataset
 from candid.errors import ArtifactError, ConfigError
 from candid.evaluation import EvaluationConfig, EvaluationReport, check_has_relevant, evaluate
 from candid.inference import (
@@ -33,7 +33,7 @@ from candid.inference import (
     recommend,
     score_batch_size,
 )
-from candid.runs.folder import BASELINE, check_is_empty, dataset_facts, dataset_of
+from candid.runs.folder import BASELINE, check_is_empty, dataset_facts, dataset_of, store_dataset
 from candid.runs.source_ids import Attributes, SourceId, allowed_items, query_ids
 from candid.runs.splits import role_of
 from candid.version import __version__
@@ -265,7 +265,7 @@ class FittedBaseline:
         """Write the baseline into a new or empty folder, completely or not at all.
 
         The folder holds ``baseline.json``, the arrays of the fit, and the source id of each item
-        in their order. ``candid.load(folder)`` reads it.
+        in their order; and the dataset, if that is in memory. ``candid.load(folder)`` reads it.
 
         Returns:
             the same baseline, with its folder.
@@ -283,6 +283,7 @@ class FittedBaseline:
             with (temporary / ARRAYS).open("rb") as stream:
                 fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
             self.dataset.items.select("source_id").write_parquet(temporary / ITEMS)
+            store_dataset(temporary, self.dataset)
             manifest = self.manifest | {"fingerprint": fingerprint}
             write_json(temporary / BASELINE, manifest)
         return replace(self, manifest=manifest, folder=folder)
@@ -330,7 +331,7 @@ def fit_baseline(
     # Here, because only these functions need scipy.
     from candid.baselines import BASELINES, fit_tuned, training_rows
 
-    dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
+    dataset = as_dataset(data)
     baseline = lookup(BASELINES, "baseline", name)
     config = default_recipe(dataset=dataset).evaluation if evaluation is None else evaluation
     if settings is not None:

@@ -19,7 +19,7 @@ import torch
 
 from candid.atomic import write_error
 from candid.config import RunConfig, parse_config
-from candid.data import PreparedDataset, open_dataset
+from candid.data import PreparedDataset, as_dataset
 from candid.errors import ArtifactError, ConfigError
 from candid.training import Trainer, TrainState
 from candid.version import __version__
@@ -27,19 +27,28 @@ from candid.version import __version__
 MANIFEST = "run.json"
 BASELINE = "baseline.json"
 """The manifest of a saved baseline."""
+DATA: Final = "data"
+"""Folder, in that of a model, of a dataset that was in memory when the model was made."""
 FORMAT: Final = 2
 """Version of ``run.json`` and the checkpoints beside it; 1 had no "format" key."""
 
 
 def new_manifest(
-    config: RunConfig, dataset: PreparedDataset, device: torch.device
+    config: RunConfig, dataset: PreparedDataset, device: torch.device, folder: Path
 ) -> dict[str, Any]:
-    """Return the content of ``run.json`` before the first step, as plain JSON values."""
+    """Return the content of ``run.json`` before the first step, as plain JSON values.
+
+    Args:
+        config: of the run.
+        dataset: that the run is trained on.
+        device: of the training.
+        folder: of the run.
+    """
     return {
         "format": FORMAT,
         "candid": __version__,
         "config": config.model_dump(mode="json"),
-        "dataset": dataset_facts(dataset),
+        "dataset": dataset_facts(dataset, folder),
         "machine": {
             "device": str(device),
             "threads": torch.get_num_threads(),
@@ -52,14 +61,41 @@ def new_manifest(
     }
 
 
-def dataset_facts(dataset: PreparedDataset) -> dict[str, Any]:
-    """Return path, fingerprint and sizes of a dataset, as plain JSON values."""
+def dataset_facts(dataset: PreparedDataset, folder: Path | None = None) -> dict[str, Any]:
+    """Return path, fingerprint and sizes of a dataset, as plain JSON values.
+
+    The path is absolute, or relative to the folder of the model if the dataset is stored there:
+    such a folder can be moved.
+
+    Args:
+        dataset: in memory, or in a folder.
+        folder: of the model; None: it has none yet.
+    """
+    path = DATA
+    if dataset.path is not None and (folder is None or not _is_stored(dataset, folder)):
+        path = str(dataset.path.resolve())
     return {
-        "path": None if dataset.path is None else str(dataset.path.resolve()),
-        "fingerprint": dataset.manifest.get("fingerprint"),
+        "path": path,
+        "fingerprint": dataset.fingerprint,
         "users": dataset.num_users,
         "items": dataset.num_items,
     }
+
+
+def store_dataset(folder: Path, dataset: PreparedDataset) -> None:
+    """Write a dataset in memory into the folder of its model, so that the model can be opened.
+
+    Nothing is written for a dataset that has a folder, or that is stored already.
+
+    Raises:
+        ArtifactError: the operating system refuses.
+    """
+    if dataset.path is None and not (folder / DATA).exists():
+        dataset.save(folder / DATA)
+
+
+def _is_stored(dataset: PreparedDataset, folder: Path) -> bool:
+    return dataset.path is not None and dataset.path.resolve() == (folder / DATA).resolve()
 
 
 def result_of(state: TrainState, device: torch.device) -> dict[str, Any]:
@@ -221,20 +257,16 @@ def dataset_of(
         ArtifactError: the dataset does not exist, or is another one.
     """
     if data is None:
-        if facts["path"] is None:
-            raise ArtifactError(
-                f"{folder} was {made} on a dataset in memory: pass it as data (--data)"
-            )
-        data = Path(facts["path"])
+        data = folder / (facts["path"] or DATA)
         if not data.exists():
             raise ArtifactError(
                 f"{folder} was {made} on {data}, which does not exist: pass the dataset as data "
                 "(--data)"
             )
-    dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
-    if facts["fingerprint"] != dataset.manifest.get("fingerprint"):
+    dataset = as_dataset(data)
+    if facts["fingerprint"] != dataset.fingerprint:
         raise ArtifactError(
-            f"{folder} was {made} on another version of the dataset than {dataset.path}: pass that "
-            f"version as data (--data), or {again}"
+            f"{folder} was {made} on another version of the dataset than {dataset.origin}: pass "
+            f"that version as data (--data), or {again}"
         )
     return dataset

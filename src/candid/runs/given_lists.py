@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.config import default_recipe, validated
-from candid.data import PreparedDataset, open_dataset
+from candid.data import PreparedDataset, as_dataset
 from candid.data.readers import collect, open_sources
 from candid.errors import DataError
 from candid.evaluation import EvaluationConfig, EvaluationReport, evaluate_lists
@@ -72,7 +72,7 @@ def evaluate_recommendations(
         >>> report.metrics["ndcg@10"]
     """
     role = role_of(split)
-    dataset = dataset if isinstance(dataset, PreparedDataset) else open_dataset(Path(dataset))
+    dataset = as_dataset(dataset)
     table = lists_config(dataset).model_dump(mode="json") | {"ks": list(ks)}
     cut_offs = [k for k in ks if k <= 10] or list(ks[:1])
     if cut_offs:

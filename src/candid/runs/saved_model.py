@@ -7,7 +7,7 @@ from typing import Any
 
 from candid.data import PreparedDataset
 from candid.runs.fitted_baseline import FittedBaseline, load_baseline, read_baseline_manifest
-from candid.runs.folder import BASELINE, read_manifest
+from candid.runs.folder import BASELINE, DATA, read_manifest
 from candid.runs.run import Run, load_run
 
 SavedModel = Run | FittedBaseline
@@ -47,4 +47,4 @@ def dataset_facts_of(folder: Path | str) -> dict[str, Any]:
     folder = Path(folder)
     read = read_baseline_manifest if holds_baseline(folder) else read_manifest
     facts: dict[str, Any] = read(folder)["dataset"]
-    return facts
+    return {**facts, "path": str(folder / (facts["path"] or DATA))}

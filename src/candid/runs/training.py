@@ -24,7 +24,7 @@ from candid.config import (
     recipe_for,
     with_values,
 )
-from candid.data import PreparedDataset, Role, open_dataset
+from candid.data import PreparedDataset, Role, as_dataset
 from candid.evaluation import catalog_mask, check_has_relevant, evaluate
 from candid.runs.build import (
     build_model,
@@ -46,6 +46,7 @@ from candid.runs.folder import (
     new_manifest,
     result_of,
     run_folder,
+    store_dataset,
 )
 from candid.runs.measurement import has_test_split, measure_on_test
 from candid.runs.run import Run, load_run
@@ -90,6 +91,9 @@ def train(
     run as ``evaluation-test.json`` and ``baselines-test.json``. A dataset without a test split is
     not measured.
 
+    A dataset in memory is stored in the folder ``data`` of the run, where ``load_run`` finds it;
+    such a run is complete and can be moved.
+
     Args:
         data: a prepared dataset, or its folder.
         recipe: a recipe file, a table of the same keys, or None for the default recipe. A table
@@ -113,7 +117,7 @@ def train(
             checkpoint is damaged.
         Interrupted: stopped by a signal, after a checkpoint.
     """
-    dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
+    dataset = as_dataset(data)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(out).resolve().name).lstrip("._-") or "default"
     if recipe is None:
         changes = {"name": name} | dict(_dotted(overrides))
@@ -166,6 +170,8 @@ def train_run(
 ) -> TrainResult:
     """Train the run of a config and write everything to ``out``.
 
+    A dataset in memory is stored in the folder ``data`` of the run, where ``load_run`` finds it.
+
     Args:
         config: of the run.
         data: a prepared dataset, or its folder.
@@ -183,12 +189,12 @@ def train_run(
         Interrupted: stopped by a signal, after a checkpoint.
     """
     out = Path(out)
-    dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
+    dataset = as_dataset(data)
     check_dataset_matches(config, dataset)
     bound_kernel_cache()
     set_threads(config.threads)
     device = pick_device(config.device)
-    manifest = new_manifest(config, dataset, device)
+    manifest = new_manifest(config, dataset, device, out)
     if resume:
         # Fitted features are read, not fitted again: another machine might round differently.
         before = check_resumable(out, manifest)
@@ -234,6 +240,7 @@ def train_run(
     with nullcontext() if resume else run_folder(out, trainer):
         if not resume:
             features.write(out)
+        store_dataset(out, dataset)
         write_json(out / MANIFEST, manifest)
         if progress is not None:
             progress.on_start(targets.summary.sentence() + validation_sentence)

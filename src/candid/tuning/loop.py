@@ -16,9 +16,9 @@ import numpy as np
 
 from candid.atomic import replacing, write_error
 from candid.config import DataFacts, RunConfig
-from candid.data import PreparedDataset, Role, open_dataset
+from candid.data import PreparedDataset, Role, as_dataset
 from candid.errors import ArtifactError, CandidError, ConfigError, DataError, Interrupted
-from candid.runs import check_is_free, train_run
+from candid.runs import DATA, check_is_free, train_run
 from candid.runs.folder import MANIFEST
 from candid.training import DivergedError, TrainState
 from candid.training.stop_signal import stop_signal
@@ -131,7 +131,7 @@ def search(
         >>> result.best.best, result.recipe
     """
     check_optuna()
-    dataset = data if isinstance(data, PreparedDataset) else open_dataset(Path(data))
+    dataset = as_dataset(data)
     if not np.any(dataset.roles == Role.VALIDATION):
         raise DataError(
             "the dataset has no validation split, by which a search compares recipes; prepare it "
@@ -151,6 +151,9 @@ def search(
     except OSError as error:
         raise write_error(out, error) from error
     with locked(out), stop_signal() as stop:
+        if dataset.path is None:
+            # Once, where each trial would store its own.
+            dataset = dataset.save(out / DATA)
         history = _open_history(out, dataset, base, space, resume)
         loop = _Search(dataset, base, space, out, history, 60 * minutes, progress, stop)
         return loop.run(trials)
@@ -387,7 +390,7 @@ def _open_history(
     settings = {
         "base recipe": base.to_json(),
         "space": space.to_json(),
-        "dataset": dataset.manifest.get("fingerprint"),
+        "dataset": dataset.fingerprint,
     }
     if not resume:
         return History(base.config.evaluation.metric, settings)
