@@ -312,6 +312,38 @@ def queries_for_users(
     )
 
 
+def queries_before_targets(
+    dataset: PreparedDataset,
+    user_ids: Ints,
+    targets: Ints,
+    *,
+    max_length: int,
+    context: Context | None = None,
+) -> Queries:
+    """Pack the queries of B users whose next interaction is a target.
+
+    The time and the event type of a query are those of the target.
+
+    Args:
+        dataset: the prepared dataset.
+        user_ids: [B] int64.
+        targets: [B] int64, first target of each user as an index into ``dataset.item_ids``; the
+            history ends before it.
+        max_length: longest history that the model reads; the most recent part is kept.
+        context: encodes the context of queries; None for a model that reads no context.
+    """
+    is_known = np.ones(len(targets), dtype=np.bool_)
+    return queries_for_users(
+        dataset,
+        user_ids,
+        targets,
+        max_length=max_length,
+        context=context,
+        times=None if dataset.timestamps is None else dataset.timestamps[targets],
+        event_types=None if context is None else event_type_column(dataset, targets, is_known),
+    )
+
+
 def held_out_queries(
     dataset: PreparedDataset,
     held_out: HeldOutTargets,
@@ -336,16 +368,12 @@ def held_out_queries(
     """
     for begin in range(0, len(held_out), batch_size):
         rows = slice(begin, min(begin + batch_size, len(held_out)))
-        targets = held_out.history_stop[rows]
-        is_known = np.ones(len(targets), dtype=np.bool_)
-        queries = queries_for_users(
+        queries = queries_before_targets(
             dataset,
             held_out.user_ids[rows],
-            targets,
+            held_out.history_stop[rows],
             max_length=max_length,
             context=context,
-            times=None if dataset.timestamps is None else dataset.timestamps[targets],
-            event_types=None if context is None else event_type_column(dataset, targets, is_known),
         )
         yield rows, queries
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from candid.batches import Ints, Queries, offsets_of
-from candid.data import PreparedDataset
+from candid.data import PreparedDataset, Role, held_out
 from candid.errors import ConfigError, UnknownNameError
 from candid.features import Context, Values
 from candid.index import Exclusions
 from candid.inference.queries import (
     now_microseconds,
     pack_queries,
+    queries_before_targets,
     queries_for_users,
     query_for_history,
     seen_items,
@@ -115,6 +116,7 @@ def query_set(
     time: int | None = None,
     event_type: str | None = None,
     user_features: Mapping[str, Values] | None = None,
+    role: Role | None = None,
 ) -> QuerySet:
     """Build the queries of users of the dataset, or of anonymous users.
 
@@ -129,18 +131,26 @@ def query_set(
         time: time of the queries, microseconds since 1970-01-01 UTC; None: now.
         event_type: event type to predict; None: any.
         user_features: features of the B anonymous users, by name; None: none are known.
+        role: end the history of each user before the first target of this role; time and event
+            type are those of the target, as in an evaluation. None: the whole history.
 
     Raises:
         ConfigError: an id is not in the dataset; neither or both of ``user_ids`` and
-            ``histories`` are given; features are given for users of the dataset, or their number is
-            not B; times are given for users of the dataset, or there is not one for each
-            interaction.
+            ``histories`` are given; a user has no target of ``role``, or ``role`` is given with
+            histories, a time or an event type; features are given for users of the dataset, or
+            their number is not B; times are given for users of the dataset, or there is not one
+            for each interaction.
         UnknownNameError: the dataset has no such event type.
     """
     if event_type is not None and event_type not in dataset.event_type_names:
         raise UnknownNameError("event_type", event_type, dataset.event_type_names)
     if (user_ids is None) == (histories is None):
         raise ConfigError("give either users or histories to recommend to")
+    if role is not None and not (user_ids is not None and time is None and event_type is None):
+        raise ConfigError(
+            "with a split, time and event type of a query are those of its target: give users, and "
+            "neither a time (--at) nor an event type (--event-type)"
+        )
     time = now_microseconds() if time is None else time
     if user_ids is not None:
         if user_features is not None:
@@ -154,6 +164,8 @@ def query_set(
             )
         ids = np.asarray(user_ids, dtype=np.int64)
         _check_ids("user", ids, dataset.num_users)
+        if role is not None:
+            return _HeldOutQueries(dataset, ids, max_length, context, role)
         return _UserQueries(dataset, ids, max_length, context, time, event_type)
     assert histories is not None
     lengths = np.array([len(history) for history in histories], dtype=np.int64)
@@ -188,6 +200,7 @@ class _UserQueries(QuerySet):
         self.user_ids = self._ids = user_ids
         self._dataset, self._max_length, self._context = dataset, max_length, context
         self._time, self._event_type = time, event_type
+        self._stops: Ints = dataset.user_offsets[user_ids + 1]
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -195,8 +208,7 @@ class _UserQueries(QuerySet):
     def check(self, model: TwoTowerModel | ScoringModel) -> None:
         if not model.needs_history:
             return
-        offsets = self._dataset.user_offsets
-        without = self._ids[offsets[self._ids + 1] == offsets[self._ids]]
+        without = self._ids[self._stops == self._dataset.user_offsets[self._ids]]
         if len(without):
             user = self._dataset.users["source_id"][int(without[0])]
             raise ConfigError(
@@ -218,8 +230,41 @@ class _UserQueries(QuerySet):
         )
 
     def seen(self, rows: slice) -> Exclusions:
-        user_ids, offsets = self._ids[rows], self._dataset.user_offsets
-        return seen_items(self._dataset, offsets[user_ids], offsets[user_ids + 1])
+        starts = self._dataset.user_offsets[self._ids[rows]]
+        return seen_items(self._dataset, starts, self._stops[rows])
+
+
+class _HeldOutQueries(_UserQueries):
+    """Users of the dataset with their histories before the first target of a role."""
+
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        user_ids: Ints,
+        max_length: int,
+        context: Context | None,
+        role: Role,
+    ) -> None:
+        super().__init__(dataset, user_ids, max_length, context, 0, None)
+        targets = held_out(dataset, role)
+        places = np.full(dataset.num_users, -1, dtype=np.int64)
+        places[targets.user_ids] = np.arange(len(targets))
+        places = places[user_ids]
+        if (places < 0).any():
+            user = dataset.users["source_id"][int(user_ids[places < 0][0])]
+            raise ConfigError(
+                f"user {user!r} has no {role.name.lower()} target: leave the user out"
+            )
+        self._stops = targets.history_stop[places]
+
+    def pack(self, rows: slice) -> Queries:
+        return queries_before_targets(
+            self._dataset,
+            self._ids[rows],
+            self._stops[rows],
+            max_length=self._max_length,
+            context=self._context,
+        )
 
 
 class _HistoryQueries(QuerySet):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from candid.batches import Ints
-from candid.data import PreparedDataset
+from candid.data import PreparedDataset, Role
 from candid.errors import ConfigError
 from candid.features import Context, Values
 from candid.index import ExactIndex, Exclusions, Index, LiveIndex
@@ -71,6 +71,7 @@ def recommend(
     user_features: Mapping[str, Values] | None = None,
     new_items: NewItems | None = None,
     with_probabilities: bool = False,
+    role: Role | None = None,
     progress: StageProgress | None = None,
 ) -> Recommendations:
     """Recommend to users of the dataset, or to anonymous users with given histories.
@@ -102,6 +103,8 @@ def recommend(
         user_features: features of the B anonymous users, by name; None: none are known.
         new_items: items to recommend beside the catalog, with ids from V on.
         with_probabilities: also compute the softmax probability of each recommended item.
+        role: recommend from the history before the first target of this role, as in an
+            evaluation; None: from the whole history.
         progress: called with (stage, done, total) while items and queries are encoded.
 
     Returns:
@@ -127,6 +130,7 @@ def recommend(
         time=time,
         event_type=event_type,
         user_features=user_features,
+        role=role,
     )
     items = _with_new_items(dataset.items, new_items)
     k = min(DEFAULT_K, items.height) if k is None else k

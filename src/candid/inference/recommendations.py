@@ -33,6 +33,7 @@ class Recommendations:
     users: pl.DataFrame
     items: pl.DataFrame
     probabilities: npt.NDArray[np.float64] | None = None
+    recommended_by: pl.Series | None = None
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -42,11 +43,13 @@ class Recommendations:
 
         Columns: ``query`` (source id of the user; the number of the query, from 0, for anonymous
         users), ``rank`` (from 1), ``item`` (source id), ``score``, ``title`` (only for datasets
-        with titles) and ``probability`` (only where it was requested).
+        with titles), ``probability`` (only where it was requested; null in the list of a fallback)
+        and ``recommended_by`` (only where a fallback was requested).
         """
         present = self.item_ids >= 0
         query, column = np.nonzero(present)
-        items = self.items[self.item_ids[present]]
+        names = [name for name in ("source_id", "title") if name in self.items.columns]
+        items = self.items.select(names)[self.item_ids[present]]
         frame: dict[str, Any] = {
             "query": query if self.user_ids is None else self._source_ids(query),
             "rank": column + 1,
@@ -56,11 +59,16 @@ class Recommendations:
         if "title" in items.columns:
             frame["title"] = items["title"]
         if self.probabilities is not None:
-            frame["probability"] = self.probabilities[present]
+            probabilities = pl.Series(self.probabilities[present])
+            frame["probability"] = probabilities.fill_nan(None)
+        if self.recommended_by is not None:
+            frame["recommended_by"] = self.recommended_by[query]
         return pl.DataFrame(frame)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return one entry per query: ``user`` (users of the dataset only) and ``items``.
+        """Return one entry per query: ``user`` (named users only) and ``items``.
+
+        ``recommended_by`` is beside them where a fallback was requested.
 
         An item has ``rank``, ``item``, ``title`` (only for datasets with titles), ``score`` and
         ``probability`` (only where it was requested). Items are ordered from best to worst.
@@ -71,8 +79,13 @@ class Recommendations:
             entries = [{"user": source} for source in sources]
         for entry in entries:
             entry["items"] = []
+        if self.recommended_by is not None:
+            for entry, maker in zip(entries, self.recommended_by.to_list(), strict=True):
+                entry["recommended_by"] = maker
         query, _ = np.nonzero(self.item_ids >= 0)
-        rows = _for_reading(self.to_frame()).drop("query").to_dicts()
+        rows = (
+            _for_reading(self.to_frame()).drop("query", "recommended_by", strict=False).to_dicts()
+        )
         for number, row in zip(query.tolist(), rows, strict=True):
             entries[number]["items"].append(row)
         return entries
@@ -99,7 +112,7 @@ class Recommendations:
 
 def _for_reading(frame: pl.DataFrame) -> pl.DataFrame:
     """Put the title beside the item and the numbers at the end."""
-    names = ("query", "rank", "item", "title", "score", "probability")
+    names = ("query", "rank", "item", "title", "score", "probability", "recommended_by")
     return frame.select(name for name in names if name in frame.columns)
 
 

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +21,10 @@ from candid.atomic import atomic_folder, write_json
 from candid.batches import Ints
 from candid.component import lookup
 from candid.config import default_recipe, validated
-from candid.data import PreparedDataset, as_dataset
+from candid.data import PreparedDataset, Role, as_dataset
 from candid.errors import ArtifactError, ConfigError
 from candid.evaluation import EvaluationConfig, EvaluationReport, check_has_relevant, evaluate
+from candid.index import Index
 from candid.inference import (
     NewItems,
     Recommendations,
@@ -33,8 +35,9 @@ from candid.inference import (
     recommend,
     score_batch_size,
 )
+from candid.runs.fallback import Fallback, FallbackModels, recommend_or_fall_back
 from candid.runs.folder import BASELINE, check_is_empty, dataset_facts, dataset_of, store_dataset
-from candid.runs.source_ids import Attributes, SourceId, allowed_items, query_ids
+from candid.runs.source_ids import Attributes, SourceId, allowed_items, as_list, query_ids
 from candid.runs.splits import role_of
 from candid.version import __version__
 
@@ -79,12 +82,21 @@ class FittedBaseline:
 
     estimates_probability = False
     """Whether the softmax of the scores is a probability."""
+    reads_attributes = False
+    """Whether the list of a user depends on attributes of the user."""
+    reads_query_time = False
+    """Whether the list of a user depends on the time of the query."""
 
     def __repr__(self) -> str:
         return (
             f"FittedBaseline({self.name!r}, users={self.dataset.num_users}, "
             f"items={self.dataset.num_items})"
         )
+
+    @cached_property
+    def fallbacks(self) -> FallbackModels:
+        """Popularity lists for users without a history."""
+        return FallbackModels(self.dataset)
 
     @property
     def has_vectors(self) -> bool:
@@ -110,6 +122,7 @@ class FittedBaseline:
         filter_seen: bool | None = None,
         allow: Sequence[SourceId] | None = None,
         deny: Sequence[SourceId] | None = None,
+        fallback: Fallback | None = None,
     ) -> pl.DataFrame:
         """Recommend items to users of the dataset, or for given histories.
 
@@ -122,16 +135,29 @@ class FittedBaseline:
                 event types only); None: as the baseline is measured, ``evaluation.filter_seen``.
             allow: the only items that may be recommended; None: all.
             deny: items that are never recommended; None: none.
+            fallback: list of users without a history and of users that the dataset does not have,
+                "popular" or "recent"; None: the latter are refused.
 
         Returns:
             one row per recommendation, best first: ``query`` (source id of the user, or row
             number of ``histories``), ``rank`` (from 1), ``item``, ``score`` and ``title`` (for
-            datasets with titles). Items without a score follow by popularity with scores below 0.
+            datasets with titles); with a ``fallback`` also ``recommended_by``, "model" or the
+            name of the fallback. Items without a score follow by popularity with scores below 0.
 
         Raises:
             DataError: an id is unknown or of another type.
             ConfigError: k is larger than the catalog, or no item is allowed.
         """
+        if fallback is not None:
+            return recommend_or_fall_back(
+                self,
+                self.fallbacks.get(fallback),
+                users=None if users is None else as_list(users),
+                histories=query_ids(self.dataset, None, histories, None)[1],
+                k=k,
+                filter_seen=filter_seen,
+                is_allowed=allowed_items(self.dataset, allow, deny),
+            ).to_frame()
         user_ids, item_ids, _ = query_ids(self.dataset, users, histories, None)
         return self.recommend_ids(
             user_ids=user_ids,
@@ -154,6 +180,8 @@ class FittedBaseline:
         time: int | None = None,
         event_type: str | None = None,
         new_items: NewItems | None = None,
+        role: Role | None = None,
+        index: Index | None = None,
         progress: StageProgress | None = None,
     ) -> Recommendations:
         """Recommend in dense ids; see ``recommend``.
@@ -173,6 +201,7 @@ class FittedBaseline:
             "the event type of a query: leave out event_type (--event-type)": event_type
             is not None,
             "new items: leave out --new-items": new_items is not None,
+            "an index: leave out --index": index is not None,
         }
         for what, is_given in given.items():
             if is_given:
@@ -186,6 +215,7 @@ class FittedBaseline:
             max_length=WHOLE_HISTORY,
             filter_seen=self.evaluation.filter_seen if filter_seen is None else filter_seen,
             is_allowed=is_allowed,
+            role=role,
             progress=progress,
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from candid.batches import Ints, target_counts
 from candid.config import RunConfig, parse_config, validated
-from candid.data import PreparedDataset
+from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError
 from candid.evaluation import (
     EvaluationConfig,
@@ -27,7 +27,7 @@ from candid.evaluation import (
     evaluate,
 )
 from candid.features import Context, Values
-from candid.index import Exclusions
+from candid.index import Exclusions, Index
 from candid.inference import (
     DEFAULT_K,
     ItemSubset,
@@ -42,6 +42,7 @@ from candid.inference import (
     tie_ranks,
 )
 from candid.runs.build import build_model, pick_device, set_threads
+from candid.runs.fallback import Fallback, FallbackModels, recommend_or_fall_back
 from candid.runs.features import RunFeatures, read_features
 from candid.runs.folder import MANIFEST, dataset_of, read_manifest
 from candid.runs.history_times import Time, history_times
@@ -123,6 +124,21 @@ class Run:
         return target_counts(self.dataset, self.config.batches)
 
     @property
+    def reads_attributes(self) -> bool:
+        """Whether the list of a user depends on attributes of the user."""
+        return self.features.user is not None and self.model.reads_user_features
+
+    @property
+    def reads_query_time(self) -> bool:
+        """Whether the list of a user depends on the time of the query."""
+        return bool(self.context_columns & {"time", "since"})
+
+    @cached_property
+    def fallbacks(self) -> FallbackModels:
+        """Popularity lists for users about whom the model has no information."""
+        return FallbackModels(self.dataset)
+
+    @property
     def context(self) -> Context | None:
         """The encoder of the context of queries; None for a model that reads no context."""
         return self.features.context_for(self.dataset) if self.model.reads_context else None
@@ -146,6 +162,7 @@ class Run:
         deny: Sequence[SourceId] | None = None,
         time: int | None = None,
         event_type: str | None = None,
+        fallback: Fallback | None = None,
     ) -> pl.DataFrame:
         """Recommend items to users of the dataset, or to anonymous users.
 
@@ -166,13 +183,18 @@ class Run:
             deny: items that are never recommended; None: none.
             time: time of the queries, microseconds since 1970-01-01 UTC; None: now.
             event_type: event type to predict; None: any.
+            fallback: list of users that the dataset does not have, and of users without a history
+                where the model reads no attributes of them: "popular" (by training targets) or
+                "recent" (by the latest ones). None: they are refused, or have a list of the model.
 
         Returns:
             one row per recommendation, best first: ``query`` (source id of the user, or row
             number of ``histories``), ``rank`` (from 1), ``item``, ``score``, ``title`` (for
             datasets with titles) and ``probability`` (if the loss of the run estimates one: the
-            softmax probability over the whole catalog). A query has fewer than k rows if fewer
-            items are allowed and not seen.
+            softmax probability over the whole catalog). With a ``fallback`` also
+            ``recommended_by``: "model", or the name of the fallback, whose scores and null
+            probabilities cannot be compared with those of the model. A query has fewer than k rows
+            if fewer items are allowed and not seen.
 
         Raises:
             DataError: an id or an attribute is unknown or of another type, or ``times`` does not
@@ -181,6 +203,22 @@ class Run:
                 one; the model can encode only users it was trained on; no item is allowed; the
                 model does not read ``times``, ``features``, ``time`` or ``event_type``.
         """
+        if fallback is not None:
+            _, item_ids, attributes = query_ids(self.dataset, None, histories, features)
+            return recommend_or_fall_back(
+                self,
+                self.fallbacks.get(fallback),
+                users=None if users is None else as_list(users),
+                histories=item_ids,
+                history_times=None if times is None else history_times(histories or [], times),
+                attributes=attributes,
+                k=k,
+                filter_seen=filter_seen,
+                is_allowed=allowed_items(self.dataset, allow, deny),
+                time=time,
+                event_type=event_type,
+                with_probabilities=self.estimates_probability,
+            ).to_frame()
         user_ids, item_ids, attributes = query_ids(self.dataset, users, histories, features)
         return self.recommend_ids(
             user_ids=user_ids,
@@ -209,6 +247,8 @@ class Run:
         event_type: str | None = None,
         new_items: NewItems | None = None,
         with_probabilities: bool = False,
+        role: Role | None = None,
+        index: Index | None = None,
         progress: StageProgress | None = None,
     ) -> Recommendations:
         """Recommend in dense ids, with new items and progress; see ``recommend``.
@@ -226,6 +266,9 @@ class Run:
             event_type: event type to predict; None: any.
             new_items: items to recommend beside the catalog, with ids from V on.
             with_probabilities: also compute the softmax probability of each item.
+            role: recommend from the history before the first target of this role, as in an
+                evaluation; None: from the whole history.
+            index: over the item vectors, such as that of ``open_index``; None: exact search.
             progress: called with (stage, done, total).
 
         Raises:
@@ -244,6 +287,7 @@ class Run:
             max_length=self.config.batches.max_length,
             filter_seen=evaluation.filter_seen if filter_seen is None else filter_seen,
             is_allowed=is_allowed,
+            index=index,
             item_vectors=self._encoded_items(progress),
             context=self.context,
             time=time,
@@ -251,6 +295,7 @@ class Run:
             user_features=self._user_features(attributes),
             new_items=new_items,
             with_probabilities=with_probabilities,
+            role=role,
             progress=progress,
         )
 

@@ -34,6 +34,29 @@ def dense_ids(source_ids: pl.Series, ids: Sequence[Any] | pl.Series, kind: str) 
     Raises:
         DataError: an id is of another type than the source ids, or is not among them.
     """
+    dense, series = dense_ids_or_unknown(source_ids, ids, kind)
+    if (dense < 0).any():
+        first = series[int((dense < 0).argmax())]
+        raise DataError(f"unknown {kind} {first!r}{_suggestion(first, source_ids)}")
+    return dense
+
+
+def dense_ids_or_unknown(
+    source_ids: pl.Series, ids: Sequence[Any] | pl.Series, kind: str
+) -> tuple[Ints, pl.Series]:
+    """Return the dense id of each source id, -1 for unknown ones.
+
+    Args:
+        source_ids: [V] source ids in the order of the dense ids.
+        ids: [n] source ids, in any order and with repeats.
+        kind: "user" or "item", for messages.
+
+    Returns:
+        dense ids [n] int64, and ``ids`` in the type of the source ids.
+
+    Raises:
+        DataError: an id is of another type than the source ids.
+    """
     dtype = source_ids.dtype
     try:
         series = pl.Series("source_id", ids, dtype=dtype, strict=True)
@@ -46,10 +69,7 @@ def dense_ids(source_ids: pl.Series, ids: Sequence[Any] | pl.Series, kind: str) 
         ) from None
     known = pl.DataFrame({"source_id": source_ids, "id": np.arange(len(source_ids))})
     joined = pl.DataFrame([series]).join(known, on="source_id", how="left", maintain_order="left")
-    if joined["id"].null_count():
-        first = joined.filter(pl.col("id").is_null())["source_id"][0]
-        raise DataError(f"unknown {kind} {first!r}{_suggestion(first, source_ids)}")
-    return joined["id"].to_numpy().astype(np.int64)
+    return joined["id"].fill_null(-1).to_numpy().astype(np.int64), series
 
 
 def query_ids(
