@@ -1,4 +1,4 @@
-"""Fallbacks for users about whom a model has no information, and lists before the targets of a split."""
+"""Fallbacks for users without a history, and lists before the targets of a split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fallbacks: lists for users about whom a model has no information, from the popularity baselines."""
+"""Fallbacks: popularity lists for users about whom a model has no information."""
 
 from __future__ import annotations
 
