@@ -120,9 +120,18 @@ class DataConfig(ComponentConfig):
         description="file, folder or glob pattern of interactions, or a list of them; ${VARIABLES} "
         "are expanded, relative paths start at the current folder"
     )
-    format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "arrow", "movielens", "recbole"] = (
-        Field("auto", description="format of the files; auto: by the file name")
-    )
+    format: Literal[
+        "auto",
+        "parquet",
+        "csv",
+        "tsv",
+        "jsonl",
+        "arrow",
+        "movielens",
+        "recbole",
+        "delta",
+        "iceberg",
+    ] = Field("auto", description="format of the files; auto: by the name of the file or folder")
     separator: str | None = Field(
         None,
         min_length=1,

@@ -46,6 +46,11 @@ class DataFile:
     partitions: Mapping[str, str | None] = field(default_factory=dict)
     folder: TemporaryFolder | None = None
 
+    @property
+    def location(self) -> str:
+        """Path or URL for libraries that read both."""
+        return self.name
+
     def __str__(self) -> str:
         return self.name
 
@@ -65,6 +70,11 @@ class TemporaryFolder:
                 f"cannot make a temporary folder ({error}); set TMPDIR to a folder that is writable"
             ) from error
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def table_file(name: str, path: Path) -> DataFile:
+    """Describe a table that its own log describes."""
+    return DataFile(name, path, {"path": name if "://" in name else str(path.resolve())})
 
 
 def local_file(path: Path, partitions: Mapping[str, str | None] | None = None) -> DataFile:

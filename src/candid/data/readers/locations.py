@@ -17,8 +17,10 @@ from candid.data.readers.files import (
     first_bytes,
     local_file,
     plain_name,
+    table_file,
 )
-from candid.data.readers.registry import BINARY, READERS, SUFFIXES
+from candid.data.readers.lake import METADATA, lake_format
+from candid.data.readers.registry import BINARY, LAKE, READERS, SUFFIXES
 from candid.errors import DataError
 
 T = TypeVar("T")
@@ -51,9 +53,14 @@ def find_local(text: str, file_format: str) -> list[tuple[str, DataFile]]:
         DataError: there is no such file, or the files are of an unknown or of several formats.
     """
     path = Path(text)
+    lake = lake_format(path) if path.is_dir() else None
+    if lake is not None and file_format in ("auto", lake):
+        return [(lake, table_file(text, path))]
     if path.is_dir():
         return _of_one_format(text, _files_in(path), file_format)
     if path.exists():
+        if METADATA.fullmatch(path.name):
+            return [("iceberg", table_file(text, path))]
         chosen = format_of_name(path.name) if file_format == "auto" else file_format
         if chosen is None:
             raise unknown_format(text, first_bytes(path))
@@ -63,6 +70,13 @@ def find_local(text: str, file_format: str) -> list[tuple[str, DataFile]]:
     matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
     if not matches:
         raise DataError(f"no file matches {text}; check the pattern")
+    tables = [(lake_format(match), match) for match in matches if match.is_dir()]
+    if any(kind for kind, _ in tables):
+        if len(tables) < len(matches) or not all(kind for kind, _ in tables):
+            raise DataError(
+                f"{text} matches tables with a log and other files; write a pattern for each"
+            )
+        return [(str(kind), table_file(str(match), match)) for kind, match in tables]
     files: dict[Path, None] = {}
     for match in matches:
         if match.is_dir():
@@ -101,8 +115,23 @@ def _files_in(folder: Path) -> list[Path]:
 def _of_one_format(
     origin: str, paths: Iterable[Path], file_format: str
 ) -> list[tuple[str, DataFile]]:
+    paths = list(paths)
+    if file_format not in LAKE:
+        _refuse_parts_of_a_table(origin, paths)
     chosen, kept = choose_format(origin, [(path.name, path) for path in paths], file_format)
     return [(chosen, local_file(path, partitions_of(path.parts[:-1]))) for path in kept]
+
+
+def _refuse_parts_of_a_table(origin: str, paths: Iterable[Path]) -> None:
+    """Refuse files of a table with a log: some may have been replaced."""
+    folders = {folder for path in paths for folder in path.absolute().parents}
+    for folder in sorted(folders):
+        kind = lake_format(folder)
+        if kind is not None:
+            raise DataError(
+                f"{origin} has files of the {kind.capitalize()} table {folder}, some of which may "
+                "be replaced; name the folder of the table"
+            )
 
 
 def choose_format(
@@ -158,7 +187,7 @@ def unknown_format(origin: str, head: bytes) -> DataError:
     elif b"\0" in head or compression_of(origin) or _is_known_binary(head):
         advice = f"candid reads {known_suffixes()}: convert it to one of these"
     else:
-        texts = [name for name in READERS if name not in BINARY]
+        texts = [name for name in READERS if name not in (*BINARY, *LAKE)]
         advice = f"candid reads {known_suffixes()}: rename it, or set format to one of " + (
             ", ".join(texts)
         )

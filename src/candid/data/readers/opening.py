@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
 
 import polars as pl
 
 from candid.component import lookup
+from candid.data.readers.files import DataFile, table_file
+from candid.data.readers.lake import CATALOG
 from candid.data.readers.locations import expand_variables, find_local, partition_types
 from candid.data.readers.registry import READERS
 from candid.data.readers.source import Source, columns_of
@@ -34,11 +39,22 @@ def open_sources(
     listed = [locations] if isinstance(locations, str) else list(locations)
     sources: list[Source] = []
     for location in listed:
-        files = find_local(expand_variables(location), file_format)
-        read = lookup(READERS, "format", files[0][0])
-        sources += read([file for _, file in files], separator)
+        for chosen, group in groupby(find(location, file_format), key=itemgetter(0)):
+            sources += lookup(READERS, "format", chosen)([file for _, file in group], separator)
     _check_distinct(sources)
     return _with_partitions(sources)
+
+
+def find(location: str, file_format: str) -> list[tuple[str, DataFile]]:
+    """Return the format and the description of each file of a location.
+
+    Raises:
+        DataError: as ``open_sources``.
+    """
+    text = expand_variables(location)
+    if text.startswith(CATALOG):
+        return [("iceberg", table_file(text, Path()))]
+    return find_local(text, file_format)
 
 
 def _check_distinct(sources: Sequence[Source]) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from candid.data.readers import arrow, delimited, json_lines, movielens, parquet, recbole
+from candid.data.readers import (
+    arrow,
+    delimited,
+    json_lines,
+    lake,
+    movielens,
+    parquet,
+    recbole,
+)
 from candid.data.readers.files import DataFile
 from candid.data.readers.source import Source
 
@@ -24,6 +32,8 @@ READERS: dict[str, Reader] = {
     "arrow": _each(arrow.scan),
     "movielens": _each(movielens.scan),
     "recbole": _each(recbole.scan),
+    "delta": _each(lake.scan_delta),
+    "iceberg": _each(lake.scan_iceberg),
 }
 
 SUFFIXES = {
@@ -44,5 +54,7 @@ SUFFIXES = {
     ".user": "recbole",
 }
 
+LAKE = ("delta", "iceberg")
+"""Formats whose tables are folders with a log."""
 BINARY = ("parquet", "arrow")
 """Formats whose files compress their own content: .gz and the like are not for them."""
