@@ -1,5 +1,6 @@
 """Bad input: one sentence with the file and the fix, the exit code, and no output."""
 
+import datetime
 import gzip
 from dataclasses import dataclass, field
 
@@ -129,10 +130,136 @@ CASES = [
         TEMPORAL,
     ),
     Case(
-        "decimal ids",
-        table_of(user_id=[1.0, 2.0, 3.0, 4.0]),
-        ("'user_id'", "log.parquet", "Float64", "integer or text"),
+        "fractional ids",
+        table_of(user_id=[1.0, 2.5, 3.0, 4.5]),
+        ("'user_id'", "2 ids", "row 2 of", "log.parquet", "(2.5)", "whole numbers"),
         file="log.parquet",
+    ),
+    Case(
+        "float ids beyond exact integers",
+        table_of(user_id=[1.0, 2.0, 2.0**53 + 2, 4.0]),
+        ("'user_id'", "1 ids", "row 3 of", "2^53"),
+        file="log.parquet",
+    ),
+    Case(
+        "decimal ids with a fraction",
+        table_of(item_id=pl.Series(["1.0", "2.0", "3.5", "1.0"]).cast(pl.Decimal(10, 1))),
+        ("'item_id'", "row 3 of", "'3.5'", "whole numbers"),
+        file="log.parquet",
+    ),
+    Case(
+        "fractional ids in text",
+        lines(line_3="0.5,1,1,1", line_2="0.0,0,0,1"),
+        ("'user_id'", "1 ids", "line 3 of", "'0.5'", "whole numbers"),
+    ),
+    Case(
+        "rounded ids in text",
+        lines(line_4="0,1.2345e+18,1,1"),
+        ("'item_id'", "1 ids", "line 4 of", "'1.2345e+18'"),
+    ),
+    Case(
+        "binary ids",
+        table_of(item_id=[b"a", b"b", b"\xff\xfe", b"a"]),
+        ("'item_id'", "1 binary ids", "row 3 of", "UTF-8", "convert them to text"),
+        file="log.parquet",
+    ),
+    Case(
+        "boolean ids",
+        table_of(user_id=[True, False, True, True]),
+        ("'user_id'", "log.parquet", "integer or text", "Boolean"),
+        file="log.parquet",
+    ),
+    Case(
+        "dates as ids",
+        table_of(user_id=[datetime.date(2026, 1, day) for day in (1, 2, 3, 4)]),
+        ("'user_id'", "integer or text", "Date"),
+        file="log.parquet",
+    ),
+    Case(
+        "lists of items",
+        table_of(item_id=[[1, 2], [3], [4], [1]]),
+        ("'item_id'", "List(Int64)", "set explode = ['item_id'] (--explode item_id)"),
+        file="log.parquet",
+    ),
+    Case(
+        "lists of different lengths",
+        pl.DataFrame({"user_id": [1, 2], "item_id": [[1, 2], [3, 4]], "t": [[1, 2], [3]]}),
+        ("row 2 of", "log.parquet", "2 in 'item_id', 1 in 't'", "one length"),
+        {"explode": ("item_id", "t")},
+        file="log.parquet",
+    ),
+    Case(
+        "explode without a list",
+        table_of(),
+        ("'t'", "Int64 and not a list", "remove it from explode"),
+        {"explode": ("t",)},
+        file="log.parquet",
+    ),
+    Case(
+        "a null in a list",
+        pl.DataFrame({"user_id": [1, 2], "item_id": [[1, 2], [3, None]], "t": [[1, 2], [3, 4]]}),
+        ("'item_id'", "1 empty values", "row 2 of", "drop_nulls"),
+        {"explode": ("item_id", "t")},
+        file="log.parquet",
+    ),
+    Case(
+        "times in two units",
+        lines(line_3="0,1,1700000000,1", line_4="0,1,1700000001,1", line_6="1,1,1700000000000,1"),
+        (
+            "'t' has times in two units",
+            "seconds in line 3 of",
+            "('1700000000')",
+            "milliseconds in line 6 of",
+            "('1700000000000')",
+        ),
+        TEMPORAL,
+    ),
+    Case(
+        "a placeholder among milliseconds",
+        table_of(t=[1_700_000_000_000, 253_402_214_400_000, 1_700_000_000_001, 4]),
+        ("two units", "milliseconds in row 1 of", "microseconds in row 2 of", "leave an unknown"),
+        TEMPORAL,
+        file="log.parquet",
+    ),
+    Case(
+        "an impossible date as a number",
+        table_of(t=[20260101, 20260230, 20260103, 20260104]),
+        ("'t'", "not a date YYYYMMDD", "row 2 of", "20260230"),
+        TEMPORAL,
+        file="log.parquet",
+    ),
+    Case(
+        "an impossible date in the order",
+        lines(**{f"line_{n}": f"0,1,2020-02-{n + 20:02},1" for n in range(2, 18)}),
+        ("'t'", "not an ISO date", "line 10 of", "'2020-02-30'"),
+    ),
+    Case(
+        "test after the last row",
+        GOOD,
+        ("split.test (1970-01-01T00:16:40", "after the last interaction (1970-01-01T00:00:03"),
+        TEMPORAL | {"split": {"kind": "temporal", "validation": 2.0, "test": 1000.0}},
+        exit_code=2,
+    ),
+    Case(
+        "no column for a leave-one-out split",
+        GOOD.replace(",t,", ",created_at,"),
+        ("needs `time` or `order`", "--time COLUMN or --order", "log.csv has created_at;"),
+        {"order": None},
+        exit_code=2,
+    ),
+    Case(
+        "no column for a temporal split",
+        GOOD.replace(",t,", ",when,"),
+        ("temporal split needs `time`", "--time COLUMN", "log.csv has when"),
+        {"order": None, "split": {"kind": "temporal"}},
+        exit_code=2,
+    ),
+    Case(
+        "no likely column for a leave-one-out split",
+        GOOD.replace(",t,", ",x,"),
+        ("needs `time` or `order`", "the other columns x, w;"),
+        {"order": None},
+        exit_code=2,
     ),
     Case(
         "time of a wrong type",
@@ -282,7 +409,8 @@ def test_files_with_different_types_are_refused(tmp_path):
     [
         ({"item_id": [1, 1], "title": ["a", "b"]}, "lists item 1 more than once"),
         ({"item_id": ["x", "y"], "title": ["a", "b"]}, "no row for any item"),
-        ({"item_id": [1.0, 2.0], "title": ["a", "b"]}, "'item_id' of .* must be int.* got Float64"),
+        ({"item_id": [1.5, 2.0], "title": ["a", "b"]}, "'item_id' .* row 1 of .* whole numbers"),
+        ({"item_id": [True, False], "title": ["a", "b"]}, "'item_id' of .* must be int.* got Bool"),
         ({"item_id": [1, 2], "title": [["a"], ["b"]]}, "'title' of .* must be text, got List"),
         ({"item_id": [1, 2], "titel": ["a", "b"]}, "has no column 'title': did you mean 'titel'"),
     ],
@@ -306,7 +434,7 @@ def test_bad_item_table_is_refused(tmp_path, rows, parts):
     [
         ({"user_id": [1, 1], "age": [3, 4]}, "lists user 1 more than once"),
         ({"user_id": ["x", "y"], "age": [3, 4]}, "no row for any user .* 'user_id'"),
-        ({"user_id": [1.0, 2.0], "age": [3, 4]}, "'user_id' of .* must be integer.* got Float64"),
+        ({"user_id": [1.0, 2.5], "age": [3, 4]}, "'user_id' .* row 2 of .* whole numbers"),
         ({"user_id": [[1], [2]], "age": [3, 4]}, "'user_id' of .* must be integer.* got List"),
         ({"user_id": [1, 2], "ages": [3, 4]}, "has no column 'age': did you mean 'ages'"),
         ({"uid": [1, 2], "age": [3, 4]}, "has no column 'user_id'"),
@@ -376,11 +504,9 @@ def test_files_of_a_user_table_with_different_types_are_refused(tmp_path, other)
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"time": "t", "order": "t"}, "not both"),
-        ({}, r"leave-one-out split needs.*without either.*split\.kind = .column"),
-        ({"split": {"kind": "temporal"}}, "temporal split needs.*name the column"),
         ({"split": {"kind": "column"}}, "needs split.column"),
         ({"order": "t", "split": {"column": "c"}}, "needs split.column"),
+        ({"order": "t", "explode": ("x",)}, "`explode` names 'x'"),
         ({"order": "t", "min_rating": 3}, "need each other"),
         ({"order": "t", "items": {"path": "x", "attributes": ["title"]}}, "distinct"),
         ({"order": "t", "users": {"path": "x"}}, "users.attributes is empty"),

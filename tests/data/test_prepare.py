@@ -330,3 +330,108 @@ def test_prepared_rows_equal_those_of_the_source(tmp_path_factory, pairs, k):
         for i in dataset.item_ids[dataset.user_offsets[u] : dataset.user_offsets[u + 1]]
     ]
     assert pairs == [row[:2] for row in sorted(remaining, key=lambda row: (row[0], row[2]))]
+
+
+def test_order_breaks_ties_of_time(tmp_path):
+    # user, item, time, order: shuffled in the file.
+    rows = [
+        (1, 40, 20, 5),
+        (1, 20, 10, 2),
+        (1, 30, 20, 3),
+        (1, 10, 10, 9),
+        (2, 20, 5, 2),
+        (2, 30, 5, 1),
+        (2, 10, 5, 1),
+        (2, 40, 4, 7),
+    ]
+    path = log(tmp_path, rows, ("user_id", "item_id", "t", "n"))
+    result = prepare_folder(DataConfig(interactions=path, time="t", order="n"), tmp_path / "out")
+    dataset = result.dataset
+    # By (user, time, order, row of the file).
+    expected = [row[1] for row in sorted(rows, key=lambda row: (row[0], row[2], row[3]))]
+    assert dataset.items["source_id"].gather(dataset.item_ids).to_list() == expected
+    assert (dataset.timestamps // 10**6).tolist() == [10, 10, 20, 20, 4, 5, 5, 5]
+    assert result.report["tied"] == 2  # items 30 and 10 of user 2
+    by_time = prepare_folder(DataConfig(interactions=path, time="t"), tmp_path / "by_time")
+    assert by_time.report["tied"] == 7
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ", "date", "datetime"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_order_by_dates(tmp_path, form, suffix):
+    days = pl.from_epoch(pl.Series("t", [row[2] for row in THREE]) * 86_400, "s")
+    column = days if form == "datetime" else days.dt.date()
+    column = column if form in ("date", "datetime") else days.dt.strftime(form)
+    frame = pl.DataFrame(THREE, schema=["user_id", "item_id", "t"], orient="row")
+    frame = frame.with_columns(column).sample(fraction=1, shuffle=True, seed=0)
+    path = tmp_path / f"log.{suffix}"
+    frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
+    dataset = prepare_folder(
+        DataConfig(interactions=str(path), order="t"), tmp_path / "out"
+    ).dataset
+    items = dataset.items["source_id"].gather(dataset.item_ids).to_list()
+    assert items == [item for user in sorted(ORDERS) for item in ORDERS[user]]
+    assert dataset.timestamps is None
+
+
+def test_rows_out_of_order_count_ties_of_time_by_order(tmp_path):
+    rows = [
+        (1, 10, 1, 1, "train"),
+        (1, 20, 1, 0, "val"),
+        (1, 30, 1, 5, "test"),
+        (2, 10, 2, 1, "train"),
+        (2, 20, 1, 9, "val"),
+    ]
+    path = log(tmp_path, rows, ("user_id", "item_id", "t", "n", "role"))
+    split = SplitConfig(kind="column", column="role")
+    config = DataConfig(interactions=path, time="t", order="n", split=split)
+    # Item 20 of user 1 is earlier in order, item 20 of user 2 is earlier in time.
+    assert prepare_folder(config, tmp_path / "out").report["split"]["out_of_order"] == 2
+
+
+@pytest.mark.parametrize(
+    ("factor", "unit"), [(1, "seconds"), (1_000, "milliseconds"), (1_000_000, "microseconds")]
+)
+def test_cut_is_in_the_unit_of_the_column(tmp_path, factor, unit):
+    # In milliseconds and microseconds, the cut alone would read as a finer or coarser unit.
+    start = 1_700_000_000
+    rows = [(user, item, (start + time) * factor) for user, item, time in THREE]
+    split = SplitConfig(
+        kind="temporal", validation=float((start + 25) * factor), test=float((start + 35) * factor)
+    )
+    config = DataConfig(interactions=log(tmp_path, rows), time="t", split=split)
+    result = prepare_folder(config, tmp_path / "out")
+    assert result.report["time"] == {
+        "first": "2023-11-14T22:13:30.000000Z",
+        "last": "2023-11-14T22:14:00.000000Z",
+        "unit": unit,
+    }
+    assert [result.report["counts"][role] for role in ("train", "validation", "test")] == [6, 3, 3]
+
+
+def test_small_cut_of_milliseconds_is_not_read_as_seconds(tmp_path):
+    rows = [(user, item, 1_700_000_000_000 + time) for user, item, time in THREE]
+    split = SplitConfig(kind="temporal", validation=1_600_000_000.0, test=1_700_000_000_035.0)
+    config = DataConfig(interactions=log(tmp_path, rows), time="t", split=split)
+    with pytest.raises(DataError, match="no training interaction"):
+        prepare_folder(config, tmp_path / "out")
+
+
+def test_dates_as_numbers_are_read_as_dates(tmp_path):
+    rows = [(user, item, 20240100 + time) for user, item, time in THREE if time < 40]
+    split = SplitConfig(kind="temporal", validation=20240115, test="2024-01-25")
+    config = DataConfig(interactions=log(tmp_path, rows), time="t", split=split)
+    result = prepare_folder(config, tmp_path / "out")
+    assert result.report["time"] == {
+        "first": "2024-01-10T00:00:00.000000Z",
+        "last": "2024-01-30T00:00:00.000000Z",
+        "unit": "YYYYMMDD",
+    }
+    assert [result.report["counts"][role] for role in ("train", "validation", "test")] == [3, 3, 3]
+
+
+def test_more_rows_than_a_frame_can_number_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("candid.data.rows.MAX_ROWS", 11)
+    config = DataConfig(interactions=log(tmp_path, THREE), order="t")
+    with pytest.raises(DataError, match=r"log.parquet has 12 rows, but .* at most 11; name fewer"):
+        prepare_folder(config, tmp_path / "out")

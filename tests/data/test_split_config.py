@@ -3,7 +3,7 @@
 import pytest
 
 from candid.config.data_section import load_data_config
-from candid.data import DataConfig
+from candid.data import DataConfig, prepare_folder
 from candid.errors import ConfigError
 
 KINDS = {
@@ -71,11 +71,14 @@ def test_settings_that_do_not_fit_are_refused(split, words):
         ("rolling", "needs `time`;"),
     ],
 )
-def test_a_split_without_the_order_that_it_needs_is_refused(kind, named):
-    values = {"data.interactions": "log.csv", "data.split.kind": kind}
+def test_a_split_without_the_order_that_it_needs_is_refused(tmp_path, kind, named):
+    (tmp_path / "log.csv").write_text("user_id,item_id,created_at\n1,1,1\n")
+    values = {"data.interactions": str(tmp_path / "log.csv"), "data.split.kind": kind}
     values |= {f"data.split.{key}": value for key, value in KINDS[kind].items()}
+    config = load_data_config(None, values, [])
     with pytest.raises(ConfigError) as caught:
-        load_data_config(None, values, [])
+        prepare_folder(config, tmp_path / "out")
+    assert "log.csv has created_at" in str(caught.value)
     assert f"a {kind} split needs" in str(caught.value)
     assert named in str(caught.value)
 

@@ -10,6 +10,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from candid.data import DataConfig, ItemTableConfig, UserTableConfig, open_dataset, prepare_folder
+from candid.errors import DataError
 
 ORDERS = {1: (10, 20, 30, 40), 2: (20, 30, 40, 10), 3: (40, 10, 20, 30)}
 
@@ -125,7 +126,7 @@ def test_blank_text_is_missing(tmp_path, name):
     settings = config(tmp_path, users=users(tmp_path / name, "age", "gender"))
     assert prepare_folder(settings, tmp_path / "out").dataset.users.to_dict(as_series=False) == {
         "source_id": [1, 2, 3],
-        "age": ["20", "30", None],
+        "age": [20, 30, None],
         "gender": [None, "M", "F"],
     }
 
@@ -164,3 +165,42 @@ def test_config_key_that_the_manifest_lacks_counts_as_none(tmp_path):
     assert manifest.pop("users_without_row") is None
     path.write_text(json.dumps(manifest))
     assert prepare_folder(plain, tmp_path / "out").up_to_date
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (("20", "", "-3"), [20, None, -3]),
+        (("20", "2.5", ""), [20.0, 2.5, None]),
+        (("1e3", ".5", "nan"), [1000.0, 0.5, None]),
+        ((str(2**63), "1", "2"), [float(2**63), 1.0, 2.0]),
+        # One value that is no number, or has a leading zero, keeps the column as text.
+        (("20", "x", ""), ["20", "x", None]),
+        (("01234", "48067", ""), ["01234", "48067", None]),
+        (("1,5", "2", ""), ["1,5", "2", None]),
+        (("inf", "2", ""), ["inf", "2", None]),
+        (("", "", ""), [None, None, None]),
+    ],
+)
+def test_numbers_of_text_formats_are_numbers(tmp_path, values, expected):
+    lines = [f"{user}\t{value}" for user, value in zip((1, 2, 3), values, strict=True)]
+    (tmp_path / "users.tsv").write_text("\n".join(["user_id\tage", *lines]))
+    settings = config(tmp_path, users=users(tmp_path / "users.tsv", "age"))
+    ages = prepare_folder(settings, tmp_path / "out").dataset.users["age"]
+    assert ages.to_list() == expected
+    assert ages.dtype in (pl.String, pl.Int64, pl.Float64)
+
+
+def test_rows_of_tables_without_interactions_are_counted(tmp_path):
+    (tmp_path / "users.csv").write_text("user_id,age\n1,20\n2,30\n8,40\n9,50\n")
+    settings = config(tmp_path, users=users(tmp_path / "users.csv", "age"))
+    report = prepare_folder(settings, tmp_path / "out").report
+    assert (report["users_without_row"], report["users_without_interactions"]) == (1, 2)
+    assert report["items_without_interactions"] is None
+
+
+def test_missing_title_names_the_option(tmp_path):
+    (tmp_path / "items.csv").write_text("item_id,name\n1,x\n")
+    settings = config(tmp_path, items=ItemTableConfig(path=str(tmp_path / "items.csv")))
+    with pytest.raises(DataError, match=r"no column 'title': .*name.*--title COLUMN"):
+        prepare_folder(settings, tmp_path / "out")

@@ -33,7 +33,7 @@ EXAMPLES = {
         ({"num_buckets": 7}, [10, 20], [20, -5, None], ["20"]),
     ],
     "bag": [
-        ({}, ["a|b", "b", "a", "", None, "c"], ["b|new|a|other", None, "", "c"], [1]),
+        ({}, ["a|b", "b", "a", "", None, "c"], ["b|new|a|other", None, "", "c"], [1.5]),
         ({"min_count": 1}, LISTS, [["c", None, "new"], None, [], ["b"]], [[1, 2]]),
         ({"min_count": 1}, [[1, 2], [2]], [[2, 9], [], None], [["1"]]),
     ],

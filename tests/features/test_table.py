@@ -115,5 +115,17 @@ def test_wrong_pattern_or_column_of_numbers_is_refused():
         with pytest.raises(ConfigError, match=sentence):
             Number.Config(pattern=pattern)
     configs = {"year": Number.Config(column="released", pattern=r"(\d+)")}
+    fractions = FRAME.with_columns(pl.col("released") / 2)
     with pytest.raises(DataError, match=r"features.item.year, column 'released': a pattern needs"):
-        fit_table(configs, FRAME, TRAINED, "features.item")
+        fit_table(configs, fractions, TRAINED, "features.item")
+
+
+def test_integers_of_a_text_file_are_text_where_text_is_needed():
+    # A column of numbers alone is read as integers, so that its type depends on its values.
+    frame = pl.DataFrame({"zip": [48067, 55117], "genres": [3, 7]})
+    configs = {"zip": Number.Config(pattern=r"^(\d)"), "genres": Bag.Config(min_count=1)}
+    table = fit_table(configs, frame, np.array([True, True]), "features.item")
+    assert table.values["zip"].values[:, 1].tolist() == [0, 0]  # not missing
+    assert table.features["genres"].vocabulary.values == ["3", "7"]
+    later = table.encode(pl.DataFrame({"zip": ["48067-12"], "genres": ["7|3"]}))
+    assert sorted(later["genres"].ids.tolist()) == [1, 2]

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from candid.data import DataConfig, Prepared
 
 
+LARGE_TIED_SHARE = 0.1
+"""Share of interactions without an order of their own that is worth a line."""
+
+
 def prepare(
     out: Annotated[Path, typer.Option(help="Folder of the prepared dataset")],
     recipe: Annotated[
@@ -37,7 +41,16 @@ def prepare(
     ] = None,
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="Time")] = None,
     order: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Order of interactions, instead of --time")
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Order of interactions, or of those with the same --time"
+        ),
+    ] = None,
+    explode: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN", help="Column of lists, one interaction per element; repeatable"
+        ),
     ] = None,
     weight: Annotated[str | None, typer.Option(metavar="COLUMN", help="Weight")] = None,
     rating: Annotated[
@@ -172,6 +185,7 @@ def prepare(
         "item": item,
         "time": time,
         "order": order,
+        "explode": explode or None,
         "weight": weight,
         "rating": rating,
         "min_rating": min_rating,
@@ -228,6 +242,7 @@ def run_prepare(config: DataConfig, out: Path, console: Console) -> Prepared:
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     counts = report["counts"]
     yield "{interactions:,} interactions of {users:,} users with {items:,} items".format(**counts)
+    yield from _time_lines(report, counts["interactions"])
     yield "split: {train:,} train, {validation:,} validation, {test:,} test".format(**counts)
     if report.get("ids_from"):
         for kind in ("users", "items"):
@@ -250,6 +265,11 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     for kind in ("items", "users"):
         if report.get(f"{kind}_without_row"):
             yield f"{kind} without a row in their table: {report[f'{kind}_without_row']:,}"
+        if report.get(f"{kind}_without_interactions"):
+            yield (
+                f"{kind} of their table without an interaction, left out: "
+                f"{report[f'{kind}_without_interactions']:,}"
+            )
     for role, unseen in report["split"].get("unseen", {}).items():
         items, users = unseen["targets_of_unseen_items"], unseen["targets_of_unseen_users"]
         if items or users:
@@ -262,6 +282,19 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _one_or_all(paths: list[str] | None) -> str | list[str] | None:
     return paths[0] if paths and len(paths) == 1 else paths or None
+
+
+def _time_lines(report: Mapping[str, Any], interactions: int) -> Iterator[str]:
+    time = report.get("time")
+    if time is not None:
+        unit = f" ({time['unit']})" if time.get("unit") else ""
+        yield f"time: {time['first']} to {time['last']}{unit}"
+    share = report.get("tied", 0) / interactions
+    if share >= LARGE_TIED_SHARE and report["config"]["order"] is None:
+        yield (
+            f"{share:.0%} of the interactions have the time of another one of their user; the "
+            "order of the file orders them unless --order names a column"
+        )
 
 
 def _cut(text: str | None) -> float | str | None:

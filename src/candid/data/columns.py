@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
-from candid.data import times
+from candid.data import source_ids, times
 from candid.data.config import DataConfig
-from candid.data.readers import Source, check_lines, collect, columns_of, require_columns
+from candid.data.list_columns import ROW, explode
+from candid.data.order_columns import require_order
+from candid.data.readers import Source, collect, columns_of, require_columns
 from candid.errors import DataError
 
+IDS = ("user", "item")
 NAMES = ("role", "event_type")
 """Columns of names, which may be written as numbers."""
-LATE = ("time", "order", "role", "negatives")
-"""Columns that may have empty values; they are checked after filtering, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,20 @@ class RawTable:
         sources: the files, each scanned under candid's names.
         columns: candid's name -> name in the files.
         schema: type of each column; text for formats that have only text.
+        is_exploded: whether one row of a file can be several rows here; the number of the row is
+            then in the column ``ROW``.
     """
 
     sources: list[Source]
     columns: dict[str, str]
     schema: dict[str, pl.DataType]
+    is_exploded: bool = False
 
     @property
     def frame(self) -> pl.LazyFrame:
         """All files, concatenated."""
-        return pl.concat([source.frame for source in self.sources])
+        frames = [source.frame for source in self.sources]
+        return pl.concat(frames, how="vertical_relaxed")
 
     def run(self, query: pl.LazyFrame) -> pl.DataFrame:
         """Collect a query over ``frame``; a damaged file becomes a ``DataError``."""
@@ -49,8 +54,8 @@ class RawTable:
             LookupError: there is no such row.
         """
         for source in self.sources:
-            rows = source.frame.with_row_index("_row").filter(condition).head(1)
-            first = collect(rows.select("_row", name), [source])
+            rows = source.frame if self.is_exploded else source.frame.with_row_index(ROW)
+            first = collect(rows.filter(condition).head(1).select(ROW, name), [source])
             if first.height:
                 row, value = first.row(0)
                 example = "" if value is None else f" ({value!r})"
@@ -62,15 +67,18 @@ def select_columns(sources: Sequence[Source], config: DataConfig) -> RawTable:
     """Select and rename the columns that ``config`` names.
 
     Raises:
+        ConfigError: the split needs a time or an order that ``config`` does not name.
         DataError: a column is missing or has an unsupported type.
     """
+    require_order(sources, config)
     columns = config.columns
     schema: dict[str, pl.DataType] = {}
     renamed = []
     for source in sources:
-        require_columns(source, columns.values())
+        require_columns(source, [*columns.values(), *config.explode])
+        source = explode(source, config.explode)
         types = columns_of(source)
-        expressions = []
+        expressions = [pl.col(ROW)] if config.explode else []
         for name, column in columns.items():
             expression, dtype = _typed(name, column, types[column], source)
             if schema.setdefault(name, dtype) != dtype:
@@ -80,7 +88,35 @@ def select_columns(sources: Sequence[Source], config: DataConfig) -> RawTable:
                 )
             expressions.append(expression.alias(name))
         renamed.append(replace(source, frame=source.frame.select(expressions)))
-    return RawTable(renamed, columns, schema)
+    return RawTable(renamed, columns, schema, bool(config.explode))
+
+
+def parse_ids(table: RawTable, name: str, found: Mapping[str, Any]) -> pl.Expr:
+    """Return the column ``name`` of ids as Int64, UInt64 or String.
+
+    Args:
+        table: with the column, widened by ``source_ids.widen``.
+        name: column of ``table``.
+        found: values of ``source_ids.statistics`` over the column.
+
+    Raises:
+        DataError: a value cannot be an id.
+    """
+    value, dtype = pl.col(name), table.schema[name]
+    if found.get("is_number") and not found["is_integer"]:
+        further = source_ids.text_statistics(value)
+        found = {**found, **table.run(table.frame.select(**further)).row(0, named=True)}
+    ids = source_ids.parse(value, dtype, found)
+    if not source_ids.is_certain(dtype, found):
+        is_wrong = ids.is_null() & value.is_not_null()
+        count = table.run(table.frame.select(is_wrong.sum())).item()
+        if count:
+            fault, advice = source_ids.describe_fault(dtype)
+            raise DataError(
+                f"column {table.columns[name]!r} has {count:,} {fault}, first in "
+                f"{table.locate(is_wrong, name)}; {advice}"
+            )
+    return ids
 
 
 def _typed(
@@ -90,24 +126,26 @@ def _typed(
     value = pl.col(column)
     if name == "negatives":
         return _list_of_ids(value, dtype, f"column {column!r} of {source.path}")
-    if isinstance(dtype, pl.Categorical | pl.Enum):
-        return value.cast(pl.String), pl.String()
-    if isinstance(dtype, pl.String):
-        # Text formats write a missing value as an empty field.
-        return pl.when(value != "").then(value), pl.String()
+    ids = source_ids.widen(value, dtype)
+    if name in IDS and ids is not None:
+        return ids
     if name in NAMES and (dtype.is_integer() or dtype == pl.Boolean):
         return value.cast(pl.String), pl.String()
-    if dtype == pl.UInt64:
-        return value, pl.UInt64()
-    if dtype.is_integer():
-        return value.cast(pl.Int64), pl.Int64()
-    if name not in ("user", "item", *NAMES) and (dtype.is_float() or dtype.is_decimal()):
+    if ids is not None and ids[1] in (pl.String, pl.Int64, pl.UInt64) and not dtype.is_decimal():
+        return ids
+    if name not in (*IDS, *NAMES) and dtype.is_numeric():
         number = value.cast(pl.Float64)
         return number if name == "weight" else number.fill_nan(None), pl.Float64()
     if name in ("time", "order") and isinstance(dtype, pl.Datetime | pl.Date):
         return times.as_utc(value, dtype), pl.Datetime("us")
-    expected = dict.fromkeys(("user", "item"), "integer or text")
-    expected |= dict.fromkeys(NAMES, "text or integer") | {"time": "a date, a number or text"}
+    if isinstance(dtype, pl.List | pl.Array):
+        raise DataError(
+            f"column {column!r} of {source.path} is {dtype}; set explode = [{column!r}] "
+            f"(--explode {column}) to make an interaction of each element"
+        )
+    expected = dict.fromkeys(IDS, "integer or text")
+    expected |= dict.fromkeys(NAMES, "text or integer")
+    expected |= dict.fromkeys(("time", "order"), "a date, a number or text")
     raise DataError(
         f"column {column!r} of {source.path} must be {expected.get(name, 'a number')}, got "
         f"{dtype}; convert it or name another column"
@@ -131,134 +169,3 @@ def _list_of_ids(value: pl.Expr, dtype: pl.DataType, origin: str) -> tuple[pl.Ex
         f"{origin} must be lists of integers or text, got {dtype}; convert it or name another "
         "column"
     )
-
-
-@dataclass(frozen=True)
-class ParsedRows:
-    """The rows to keep, typed, with counts and properties of the files.
-
-    Attributes:
-        query: columns user, item (Int64, UInt64 or String), time (Int64 microseconds), order
-            (Int64, Float64 or Datetime), weight (Float32), role and event_type (String), negatives
-            (lists of item ids as in the source); those that the config names.
-        rows_read: rows of the files.
-        dropped: ``nulls`` and ``low_rating`` -> number of rows that the query leaves out.
-        time_is_text: whether the time column contains dates as text; a few texts among numbers
-            are errors.
-    """
-
-    query: pl.LazyFrame
-    rows_read: int
-    dropped: dict[str, int]
-    time_is_text: bool
-
-
-def parse_rows(table: RawTable, config: DataConfig) -> ParsedRows:
-    """Check and convert every column, and leave out the rows that ``config`` excludes.
-
-    Raises:
-        DataError: there are no rows, or a value is invalid.
-    """
-    survey = _survey(table)
-    if not survey["rows"]:
-        raise DataError(f"{table.sources[0].path} has no rows; check the file")
-    for name, column in table.columns.items():
-        if survey[f"{name}_nulls"] and name not in LATE and not config.drop_nulls:
-            check_lines(table.sources)
-            raise DataError(
-                f"column {column!r} has {survey[f'{name}_nulls']:,} empty values, first in "
-                f"{table.locate(pl.col(name).is_null(), name)}; fill them or set drop_nulls"
-            )
-    parsed = {name: _parse(table, name, survey) for name in table.columns}
-    _check_weights(table, parsed.get("weight"))
-    complete = pl.lit(True)
-    if config.drop_nulls:
-        optional = ("role", "negatives")
-        complete = pl.all_horizontal(
-            pl.col(name).is_not_null() for name in table.columns if name not in optional
-        )
-    query = table.frame.filter(complete).with_columns(e.alias(n) for n, e in parsed.items())
-    rows = remaining = int(survey["rows"])
-    dropped = {}
-    if config.drop_nulls:
-        remaining = table.run(query.select(pl.len())).item()
-        dropped["nulls"] = rows - remaining
-    if config.min_rating is not None:
-        query = query.filter(pl.col("rating") >= config.min_rating)
-        dropped["low_rating"] = remaining - table.run(query.select(pl.len())).item()
-    return ParsedRows(
-        query.drop("rating", strict=False),
-        rows,
-        {reason: count for reason, count in dropped.items() if count},
-        _time_is_text(survey),
-    )
-
-
-def _survey(table: RawTable) -> dict[str, Any]:
-    """Collect, in one pass over the files, the statistics that select how columns are parsed."""
-    statistics = [pl.len().alias("rows")]
-    for name, dtype in table.schema.items():
-        value = pl.col(name)
-        statistics.append(value.null_count().alias(f"{name}_nulls"))
-        if dtype == pl.String and name not in NAMES:
-            integer = value.cast(pl.Int64, strict=False)
-            statistics.append(
-                (integer.cast(pl.String) == value)
-                .fill_null(value.is_null())
-                .all()
-                .alias(f"{name}_is_integer")
-            )
-            number = value.cast(pl.Float64, strict=False)
-            is_wrong = number.is_null() & value.is_not_null()
-            statistics.append(is_wrong.sum().alias(f"{name}_not_number"))
-            if name == "time":
-                statistics.append(number.abs().max().alias("time_largest"))
-                lengths = times.normalize_text(value).str.len_bytes().unique()
-                statistics.append(lengths.drop_nulls().implode().alias("time_lengths"))
-        elif name == "time" and dtype.is_numeric():
-            statistics.append(value.cast(pl.Float64).abs().max().alias("time_largest"))
-    return table.run(table.frame.select(statistics)).row(0, named=True)
-
-
-def _time_is_text(survey: dict[str, Any]) -> bool:
-    """Whether most times are text other than numbers; a number among them is then an error."""
-    num_times = survey["rows"] - survey.get("time_nulls", 0)
-    return bool(2 * survey.get("time_not_number", 0) > num_times)
-
-
-def _parse(table: RawTable, name: str, survey: dict[str, Any]) -> pl.Expr:
-    value, dtype = pl.col(name), table.schema[name]
-    if name in NAMES or name == "negatives":
-        return value
-    if name in ("user", "item"):
-        return value.cast(pl.Int64) if survey.get(f"{name}_is_integer") else value
-    if name == "time":
-        if dtype == pl.String and _time_is_text(survey):
-            return times.from_text(value, survey["time_lengths"])
-        if isinstance(dtype, pl.Datetime):
-            return value.to_physical()
-        return times.from_number(value, float(survey["time_largest"] or 0))
-    if dtype == pl.String:
-        if survey[f"{name}_is_integer"] and name == "order":
-            return value.cast(pl.Int64)
-        number = value.cast(pl.Float64, strict=False)
-        if survey[f"{name}_not_number"]:
-            is_wrong = number.is_null() & value.is_not_null()
-            raise DataError(
-                f"column {table.columns[name]!r} has {survey[f'{name}_not_number']:,} values that "
-                f"are not numbers, first in {table.locate(is_wrong, name)}; fix them"
-            )
-        value = number if name == "weight" else number.fill_nan(None)
-    return value.cast(pl.Float32) if name == "weight" else value
-
-
-def _check_weights(table: RawTable, weight: pl.Expr | None) -> None:
-    if weight is None:
-        return
-    is_wrong = ~(weight.is_finite() & (weight >= 0))
-    count = table.run(table.frame.select(is_wrong.sum())).item()
-    if count:
-        raise DataError(
-            f"column {table.columns['weight']!r} has {count:,} weights that are negative or not "
-            f"finite, first in {table.locate(is_wrong, 'weight')}; fix or remove these rows"
-        )

@@ -138,15 +138,27 @@ class DataConfig(ComponentConfig):
         max_length=1,
         description="column separator of csv files; none: the one in the header line",
     )
-    user: str = Field("user_id", description="column with the user id (integer or text)")
-    item: str = Field("item_id", description="column with the item id (integer or text)")
+    user: str = Field(
+        "user_id",
+        description="column with the user id: integers, text, or integers written as 1.0",
+    )
+    item: str = Field("item_id", description="column with the item id, as `user`")
     time: str | None = Field(
         None,
-        description="column with the time: a date, ISO text, or a number since 1970 in seconds, "
-        "milliseconds, microseconds or nanoseconds (the size of the largest decides)",
+        description="column with the time: a date, ISO text, a number since 1970 in seconds, "
+        "milliseconds, microseconds or nanoseconds (their size decides, one unit for all rows), or "
+        "a date as a number such as 20260131",
     )
     order: str | None = Field(
-        None, description="column that orders the interactions of a user, instead of `time`"
+        None,
+        description="column that orders the interactions of a user: a number or a date; with "
+        "`time` it orders those of the same time; further ties keep the order of the file",
+    )
+    explode: tuple[str, ...] = Field(
+        (),
+        description="columns that hold lists, for files with one row per user or session: each "
+        "element becomes an interaction; in text files elements are separated by spaces, or "
+        "written as [1, 2]",
     )
     weight: str | None = Field(None, description="column with a weight, 0 or more")
     event_type: str | None = Field(
@@ -207,17 +219,11 @@ class DataConfig(ComponentConfig):
             raise ValueError(
                 f"user and item are both column {self.user!r}; name two different columns"
             )
-        if self.time is not None and self.order is not None:
-            raise ValueError("set `time` or `order`, not both")
-        if self.split.needs_order and self.time is None and self.order is None:
+        unused = set(self.explode) - set(self.columns.values())
+        if unused:
             raise ValueError(
-                f"a {self.split.kind} split needs `time` or `order`; without either, add a column "
-                "with the role of each interaction (train, validation or test) and set split.kind "
-                '= "column", split.column = "..."'
-            )
-        if self.split.needs_time and self.time is None:
-            raise ValueError(
-                f"a {self.split.kind} split needs `time`; name the column with the time"
+                f"`explode` names {min(unused)!r}, which no other key names; name it as `item` or "
+                "`time`, or remove it"
             )
         if self.event_type is None and self.event_types is not None:
             raise ValueError(

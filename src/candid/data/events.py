@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.data import filters, ids, negatives, times
-from candid.data.columns import ParsedRows, RawTable, parse_rows
+from candid.data import filters, ids, negatives
+from candid.data.columns import RawTable
 from candid.data.config import DataConfig
 from candid.data.dataset import Role
 from candid.data.event_types import (
@@ -21,6 +22,7 @@ from candid.data.event_types import (
 )
 from candid.data.ids import EarlierIds, append_new
 from candid.data.readers import check_lines
+from candid.data.rows import ParsedRows, parse_rows
 from candid.data.split_config import SplitConfig
 from candid.errors import DataError
 
@@ -41,6 +43,9 @@ class Events:
         origin: source of the interactions, for messages.
         rows_read: rows of the files.
         dropped: reason -> number of rows.
+        time_unit: form of times that are numbers, see ``ParsedRows``.
+        tied: rows that only their place in the file orders among the rows of their user; 0
+            without time and order.
         event_types: names of the event types, by code.
         out_of_order: column splits only: rows that are earlier in time or order than the row
             before them, because rows are sorted by role first.
@@ -55,6 +60,8 @@ class Events:
     origin: str
     rows_read: int
     dropped: dict[str, int] = field(default_factory=dict)
+    time_unit: str | None = None
+    tied: int = 0
     event_types: tuple[str, ...] = ()
     out_of_order: int = 0
     new_item_ids: npt.NDArray[np.int32] = field(init=False)
@@ -161,7 +168,7 @@ def load_events(table: RawTable, config: DataConfig) -> Events:
             parsed.dropped["event_type"] = left_out
             _check_any_left(parsed, config)
     frame, source_ids = ids.encode_ids(table, query)
-    _check_dates(table, frame, parsed.time_is_text)
+    _check_dates(table, frame, parsed)
     order = [pl.col(key) for key in ("time", "order") if key in table.columns]
     interactions = interaction_types(event_types, config)
     has_impressions = len(interactions) < len(event_types)
@@ -179,7 +186,8 @@ def load_events(table: RawTable, config: DataConfig) -> Events:
         config.origin,
         parsed.rows_read,
         parsed.dropped,
-        event_types,
+        parsed.time_unit,
+        event_types=event_types,
     )
     if num_unknown:
         events.negatives_left_out["of_no_interaction"] = num_unknown
@@ -191,10 +199,12 @@ def load_events(table: RawTable, config: DataConfig) -> Events:
     _filter(events, config)
     for name in ("time", "order", "role"):
         if name in table.columns:
-            _check_complete(table, events, name)
-    for name in ("time", "order"):
-        if name in table.columns and "role" in table.columns:
-            events.out_of_order = _out_of_order(events.frame, name)
+            _check_complete(table, parsed, events, name)
+    keys = [name for name in ("time", "order") if name in table.columns]
+    if keys:
+        events.tied = _count_tied(events.frame, keys)
+    if keys and "role" in table.columns:
+        events.out_of_order = _out_of_order(events.frame, keys)
     if "order" in table.columns:
         events.frame = events.frame.drop("order")
     return events
@@ -225,7 +235,7 @@ def _sort(frame: pl.DataFrame, keys: list[pl.Expr]) -> pl.DataFrame:
     if keys:
         frame = frame.sort(*keys, maintain_order=True)
     # A number with the user in its high bits and the row in its low bits sorts by user and keeps
-    # the order of rows. It is faster than a sort by columns.
+    # the order of rows. It is faster than a sort by columns. Rows fit: ``rows.MAX_ROWS``.
     packed = frame["user"].to_numpy().astype(np.int64) << 32
     packed |= np.arange(len(packed), dtype=np.int64)
     rows = pl.Series(packed).sort().to_numpy().astype(np.uint32)
@@ -272,48 +282,59 @@ def _filter(events: Events, config: DataConfig) -> None:
         events.filter("min_history", filters.min_history(events.ids("user"), config.min_history))
 
 
-def _out_of_order(frame: pl.DataFrame, name: str) -> int:
-    backwards = (pl.col(name).diff() < 0) & (pl.col("user").diff() == 0)
-    if isinstance(frame.schema[name], pl.Datetime):
-        backwards = (pl.col(name).to_physical().diff() < 0) & (pl.col("user").diff() == 0)
-    return int(frame.select(backwards.sum()).item())
+def _out_of_order(frame: pl.DataFrame, keys: Sequence[str]) -> int:
+    """Count rows with smaller keys than the row before them of the same user."""
+    is_less, is_equal = pl.lit(False), pl.col("user") == pl.col("user").shift()
+    for key in keys:
+        is_less |= is_equal & (pl.col(key) < pl.col(key).shift())
+        is_equal &= pl.col(key) == pl.col(key).shift()
+    return int(frame.select(is_less.sum()).item())
 
 
-def _check_dates(table: RawTable, frame: pl.DataFrame, is_text: bool) -> None:
-    """Refuse times that cannot be parsed or are too large."""
-    dtype = table.schema.get("time")
-    if dtype is None or isinstance(dtype, pl.Datetime) or not frame["time"].null_count():
-        return
-    value = pl.col("time")
-    number = value.cast(pl.Float64, strict=False).fill_nan(None)
-    unreadable = (times.from_text(value, range(100)) if is_text else number).is_null()
-    for is_wrong, fault in (
-        (value.is_not_null() & unreadable, f"not {'an ISO date' if is_text else 'a number'}"),
-        (number.abs() >= 2.0**63, "too large for a time"),
-    ):
-        with contextlib.suppress(LookupError):
-            location = table.locate(is_wrong, "time")
-            raise DataError(
-                f"column {table.columns['time']!r} has a value that is {fault} in {location}; "
-                "fix it"
-            )
+def _count_tied(frame: pl.DataFrame, keys: Sequence[str]) -> int:
+    """Count rows whose keys are those of the row before or after them of the same user."""
+    same = pl.all_horizontal(pl.col(key) == pl.col(key).shift() for key in ("user", *keys))
+    same = same.fill_null(False)
+    return int(frame.select((same | same.shift(-1, fill_value=False)).sum()).item())
 
 
-def _check_complete(table: RawTable, events: Events, name: str) -> None:
+def _check_dates(table: RawTable, frame: pl.DataFrame, parsed: ParsedRows) -> None:
+    """Refuse times that cannot be parsed or are too large, and an order of dates likewise."""
+    for name in ("time", "order"):
+        dtype = table.schema.get(name)
+        if dtype is None or isinstance(dtype, pl.Datetime) or not frame[name].null_count():
+            continue
+        value = pl.col(name)
+        number = value.cast(pl.Float64, strict=False).fill_nan(None)
+        is_null = parsed.columns[name].is_null()
+        faults = [(number.abs() >= 2.0**63, "too large for a time")] if name == "time" else []
+        if name in parsed.dates_as_text:
+            faults.append((value.is_not_null() & is_null, "not an ISO date"))
+        elif name == "time":
+            faults.append((value.is_not_null() & number.is_null(), "not a number"))
+            faults.append((number.is_not_null() & is_null, f"not a date {parsed.time_unit}"))
+        for is_wrong, fault in faults:
+            with contextlib.suppress(LookupError):
+                location = table.locate(is_wrong, name)
+                raise DataError(
+                    f"column {table.columns[name]!r} has a value that is {fault} in {location}; "
+                    "fix it"
+                )
+
+
+def _check_complete(table: RawTable, parsed: ParsedRows, events: Events, name: str) -> None:
     """Refuse rows that remain after filtering without time, order or role."""
     empty = pl.col(name).is_null()
     missing = events.frame.filter(pl.col(name) == UNASSIGNED if name == "role" else empty)
     if not missing.height:
         return
     check_lines(table.sources)
-    user = events.users[missing["user"][0]]
-    item = events.items[missing["item"][0]]
-    same = (pl.col("user").cast(pl.String) == str(user)) & (
-        pl.col("item").cast(pl.String) == str(item)
-    )
-    if table.schema[name] == pl.String and name != "role":
-        empty |= ~pl.col(name).cast(pl.Float64, strict=False).is_finite()
-    elif table.schema[name] == pl.Float64:
+    same = pl.lit(True)
+    for key, source_ids in (("user", events.users), ("item", events.items)):
+        same &= parsed.columns[key] == pl.lit(source_ids[missing[key][0]], source_ids.dtype)
+    if name != "role":
+        empty = parsed.columns[name].is_null()
+    if table.schema[name] == pl.Float64:
         empty |= ~pl.col(name).is_finite()
     raise DataError(
         f"column {table.columns[name]!r} has {missing.height:,} empty values, one in "

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from candid.data.source_ids import matching
 from candid.errors import DataError
 
 Ids = npt.NDArray[np.int32]
@@ -73,7 +74,9 @@ def encode_negatives(
     flat = pl.DataFrame(
         {
             "row": np.repeat(np.arange(frame.height), lengths),
-            "negatives": values.cast(source_ids.dtype, strict=False),
+            "negatives": values.to_frame("id").select(
+                matching(pl.col("id"), values.dtype, source_ids.dtype)
+            )["id"],
         }
     )
     matched = flat.join(known, on="negatives", how="inner", maintain_order="left")

@@ -3,11 +3,12 @@
 The manifest (``manifest.json``, also ``PreparedDataset.manifest``) contains: kind,
 schema_version, fingerprint (of the content), candid_version, config, sources (path, size,
 mtime_ns; for a table in memory its name), rows_read, dropped (reason -> rows), counts, split (kind,
-cuts, unseen targets), time, items_without_row, users_without_row (None without a table), ids_from
-(fingerprint of the dataset whose ids are kept, and the numbers of users and items kept, new and
-retired; None without one), event_types (names, by code), target_event_types (training and
-evaluation targets), negatives (number, and numbers left out by reason; None for a source without
-negatives), files (bytes, sha256; empty in memory).
+cuts, unseen targets), tied (interactions in the order of the file), time (first, last, unit),
+items_without_row, items_without_interactions, users_without_row, users_without_interactions (None
+without a table), ids_from (fingerprint of the dataset whose ids are kept, and the numbers of users
+and items kept, new and retired; None without one), event_types (names, by code),
+target_event_types (training and evaluation targets), negatives (number, and numbers left out by
+reason; None for a source without negatives), files (bytes, sha256; empty in memory).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from candid.data.readers import Source
 from candid.data.role_assignment import assign_roles, iso_time
 from candid.data.split_config import SplitConfig
 from candid.data.store import open_dataset
-from candid.data.tables import TableConfig, join_table
+from candid.data.tables import JoinedTable, TableConfig, join_table
 from candid.version import __version__
 
 Progress = Callable[[str], None]
@@ -174,9 +175,9 @@ def _build(inputs: Inputs, earlier_ids: EarlierIds | None, report: Progress) -> 
     kept_ids = None
     if earlier_ids is not None:
         kept_ids = {"fingerprint": earlier_ids.fingerprint, **events.keep_ids(earlier_ids)}
-    items, items_without_row = _join_table(events.items, inputs.items, config.items)
-    users, users_without_row = _join_table(events.users, inputs.users, config.users)
-    dataset = _assemble(events, users, items, target_types(events.event_types, config))
+    items = _join_table(events.items, inputs.items, config.items)
+    users = _join_table(events.users, inputs.users, config.users)
+    dataset = _assemble(events, users.frame, items.frame, target_types(events.event_types, config))
     manifest = {
         "kind": KIND,
         "schema_version": SCHEMA_VERSION,
@@ -189,9 +190,10 @@ def _build(inputs: Inputs, earlier_ids: EarlierIds | None, report: Progress) -> 
         "dropped": events.dropped,
         "counts": _counts(dataset),
         "split": split,
-        "time": _time_range(dataset),
-        "items_without_row": items_without_row,
-        "users_without_row": users_without_row,
+        "tied": events.tied,
+        "time": _time_range(dataset, events),
+        **_table_counts("items", items, config.items),
+        **_table_counts("users", users, config.users),
         "negatives": _count_negatives(events, dataset),
         "ids_from": kept_ids,
         "files": {},
@@ -239,10 +241,21 @@ def _ids_difference(earlier: dict[str, Any], ids: EarlierIds | None, out: Path) 
 
 def _join_table(
     source_ids: pl.Series, sources: Sequence[Source], config: TableConfig | None
-) -> tuple[pl.DataFrame, int | None]:
+) -> JoinedTable:
     if config is None:
-        return pl.DataFrame({"source_id": source_ids}), None
+        return JoinedTable(pl.DataFrame({"source_id": source_ids}), 0, 0)
     return join_table(source_ids, sources, config)
+
+
+def _table_counts(
+    name: str, table: JoinedTable, config: TableConfig | None
+) -> dict[str, int | None]:
+    """Return the entries of the manifest about a table; None without one."""
+    counts = {
+        f"{name}_without_row": table.without_row,
+        f"{name}_without_interactions": table.without_interactions,
+    }
+    return dict.fromkeys(counts) if config is None else dict(counts)
 
 
 def _assemble(
@@ -295,10 +308,11 @@ def _counts(dataset: PreparedDataset) -> dict[str, int]:
     return counts
 
 
-def _time_range(dataset: PreparedDataset) -> dict[str, str] | None:
+def _time_range(dataset: PreparedDataset, events: Events) -> dict[str, Any] | None:
     if dataset.timestamps is None:
         return None
     return {
         "first": iso_time(int(dataset.timestamps.min())),
         "last": iso_time(int(dataset.timestamps.max())),
+        "unit": events.time_unit,
     }

@@ -75,7 +75,7 @@ def _set_roles(events: Events, config: DataConfig) -> dict[str, Any]:
             entry["out_of_order"] = events.out_of_order
         case "temporal":
             time = events.frame["time"].to_numpy()
-            validation, test = _cuts(split, time)
+            validation, test = _cuts(split, time, events.time_unit)
             roles = splits.temporal(time, validation, test)
             entry |= {"validation_from": iso_time(validation), "test_from": iso_time(test)}
         case "rolling":
@@ -117,13 +117,15 @@ def _targets(events: Events, config: DataConfig) -> npt.NDArray[np.bool_] | None
     return is_target(events.frame["event_type"].to_numpy(), events.event_types, config)
 
 
-def _cuts(split: SplitConfig, time: npt.NDArray[np.int64]) -> tuple[int, int]:
+def _cuts(
+    split: SplitConfig, time: npt.NDArray[np.int64], time_unit: str | None
+) -> tuple[int, int]:
     cuts = []
     for cut in (split.validation, split.test):
         if isinstance(cut, float) and 0 < cut < 1:
             cuts.append(splits.quantile_time(time, cut))
         else:
-            cuts.append(times.parse_cut(cut))
+            cuts.append(times.parse_cut(cut, time_unit))
     if cuts[0] >= cuts[1]:
         raise ConfigError(
             f"split.validation ({iso_time(cuts[0])}) must be before split.test "

@@ -1,62 +1,165 @@
-"""Conversion of times in any form to int64 microseconds since 1970-01-01 UTC."""
+"""Times in any form, read as int64 microseconds since 1970-01-01 UTC."""
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import polars as pl
 
 from candid.errors import ConfigError
 
-# The largest value decides the unit: up to year 5138 in seconds, from 1973 on in finer units.
-UNITS = ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1))
-"""Limit of seconds, milliseconds and microseconds -> factor to microseconds; above: nanoseconds."""
+UNITS = {
+    "seconds": (1e11, 1_000_000),
+    "milliseconds": (1e14, 1_000),
+    "microseconds": (1e17, 1),
+    "nanoseconds": (float("inf"), 1),
+}
+"""Unit -> the limit of its size, and the factor to microseconds (nanoseconds are divided).
 
-# Forms of ISO 8601 by length, after "T" was replaced by a space and a final "Z" removed.
+A unit reaches to the year 5138 and begins in 1973, where the limit of the finer unit before it is.
+"""
+SMALLEST = 1e8
+"""Numbers below this size (1973 in seconds, and counters) fit every unit."""
+
+CALENDAR = {
+    "YYYYMMDD": (19000101, 21001231),
+    "YYYYMMDDhhmm": (190001010000, 210012312359),
+    "YYYYMMDDhhmmss": (19000101000000, 21001231235959),
+}
+"""Dates written as a number -> the range that most numbers of the column must be in."""
+FULL_FORM = "%Y%m%d%H%M%S"
+
+# ISO 8601 by length, after a zone was removed and "T" was replaced by a space.
 TEXT_FORMS = {10: "%Y-%m-%d", 16: "%Y-%m-%d %H:%M", 19: "%Y-%m-%d %H:%M:%S"}
-LONGER_FORMS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%z")
+LONGER_FORM = "%Y-%m-%d %H:%M:%S%.f"
+OFFSET = r"^(.*:\d\d(?:\.\d+)?) ?([+-])(\d\d):?(\d\d)?$"
+"""A time with an offset from UTC: +02:00, +0200 or +02."""
+MAX_OFFSET = 18 * 60
+"""Largest offset from UTC, in minutes."""
 
 
-def from_number(value: pl.Expr, largest: float) -> pl.Expr:
+def number_statistics(value: pl.Expr) -> dict[str, pl.Expr]:
+    """Return the statistics of a column of numbers, or text of numbers, for ``unit_of``."""
+    number = value.cast(pl.Float64, strict=False).fill_nan(None)
+    size = number.abs()
+    statistics = {"numbers": number.count(), "largest": size.max()}
+    for unit, (low, high) in _ranges().items():
+        statistics[unit] = size.is_between(low, high, closed="left").sum()
+    for form, (first, last) in CALENDAR.items():
+        statistics[form] = number.is_between(first, last).sum()
+    return statistics
+
+
+def _ranges() -> dict[str, tuple[float, float]]:
+    """Return the range of sizes that belongs to each unit alone."""
+    limits = [SMALLEST, *(limit for limit, _ in UNITS.values())]
+    return dict(zip(UNITS, itertools.pairwise(limits), strict=True))
+
+
+def is_of_unit(value: pl.Expr, unit: str) -> pl.Expr:
+    """Whether a number has a size that belongs to ``unit`` alone."""
+    size = value.cast(pl.Float64, strict=False).fill_nan(None).abs()
+    return size.is_between(*_ranges()[unit], closed="left")
+
+
+def units_of(statistics: Mapping[str, Any]) -> list[str]:
+    """Return the form of a column of numbers: one entry, or several if they contradict.
+
+    Args:
+        statistics: values of ``number_statistics``.
+
+    Returns:
+        one form of ``CALENDAR`` where more than half of the numbers are in its range; otherwise
+        the units of ``UNITS`` that the sizes of the numbers belong to.
+    """
+    for form in CALENDAR:
+        if 2 * statistics[form] > statistics["numbers"]:
+            return [form]
+    units = [unit for unit in UNITS if statistics[unit]]
+    if units:
+        return units
+    largest = statistics["largest"] or 0
+    return [next((unit for unit, (limit, _) in UNITS.items() if largest < limit), "nanoseconds")]
+
+
+def from_number(value: pl.Expr, unit: str) -> pl.Expr:
     """Convert numbers, or text of numbers, to microseconds; fractions are kept.
 
     Args:
-        value: since 1970.
-        largest: largest absolute value of the column, which implies the unit.
+        value: numbers since 1970, or dates written as numbers.
+        unit: key of ``UNITS`` or ``CALENDAR``.
+
+    Returns:
+        Int64; null for numbers that are too large, or not a date.
     """
     number = value.cast(pl.Float64, strict=False).fill_nan(None)
     whole = value.cast(pl.Int64, strict=False)
-    for limit, factor in UNITS:
-        if largest < limit:
-            exact = whole * factor
-            return pl.coalesce(
-                pl.when(whole.cast(pl.Float64) == number).then(exact),
-                (number * factor).round().cast(pl.Int64, strict=False),
-            )
-    return pl.coalesce(whole, number.cast(pl.Int64, strict=False)) // 1_000
+    if unit in CALENDAR:
+        # Text such as "20240101.0" cannot be read as Int64 directly.
+        text = pl.coalesce(whole, number.cast(pl.Int64, strict=False)).cast(pl.String)
+        dates = [
+            pl.when(text.str.len_bytes() == len(name)).then(text + "000000").str.slice(0, 14)
+            for name in CALENDAR
+        ]
+        date = pl.coalesce(dates).str.to_datetime(FULL_FORM, time_unit="us", strict=False)
+        return date.to_physical()
+    if unit == "nanoseconds":
+        return pl.coalesce(whole, number.cast(pl.Int64, strict=False)) // 1_000
+    factor = UNITS[unit][1]
+    return pl.coalesce(
+        pl.when(whole.cast(pl.Float64) == number).then(whole * factor),
+        (number * factor).round().cast(pl.Int64, strict=False),
+    )
 
 
 def normalize_text(value: pl.Expr) -> pl.Expr:
-    """Bring ISO 8601 text into the format of ``TEXT_FORMS``."""
-    return value.str.replace("T", " ", literal=True).str.strip_suffix("Z")
+    """Bring ISO 8601 text into the format of ``TEXT_FORMS``; an offset from UTC stays."""
+    text = value.str.strip_chars().str.strip_suffix("Z").str.strip_suffix("UTC")
+    return text.str.strip_chars_end().str.replace("T", " ", literal=True)
 
 
-def from_text(value: pl.Expr, lengths: Iterable[int]) -> pl.Expr:
+def text_statistics(value: pl.Expr) -> dict[str, pl.Expr]:
+    """Return the statistics of a column of text for ``from_text``."""
+    text = normalize_text(value)
+    has_offset = text.str.contains(OFFSET)
+    return {
+        "lengths": text.filter(~has_offset).str.len_bytes().unique().drop_nulls().implode(),
+        "offsets": has_offset.any(),
+    }
+
+
+def from_text(value: pl.Expr, lengths: Iterable[int], *, offsets: bool = True) -> pl.Expr:
     """Convert ISO 8601 text to microseconds; other text becomes null. The default zone is UTC.
+
+    Reads what pandas, Spark, PostgreSQL and BigQuery write: a space or a T before the time,
+    fractions of a second, and a zone as Z, UTC, +02:00, +0200 or +02.
 
     Args:
         value: text.
-        lengths: lengths of ``normalize_text(value)``; only forms of these lengths are tried.
+        lengths: lengths of ``normalize_text(value)`` without an offset; only forms of these
+            lengths are tried.
+        offsets: False: no text has an offset from UTC.
     """
     text = normalize_text(value)
+    if not offsets:
+        return _from_plain_text(text, set(lengths))
+    parts = text.str.extract_groups(OFFSET).struct
+    plain = parts.field("1")
+    minutes = parts.field("3").cast(pl.Int64) * 60
+    minutes += parts.field("4").cast(pl.Int64).fill_null(0)
+    minutes = pl.when(parts.field("2") == "-").then(-minutes).otherwise(minutes)
+    minutes = pl.when(minutes.abs() <= MAX_OFFSET).then(minutes)
+    shifted = _from_plain_text(plain, {16, 19, 20}) - minutes * 60_000_000
+    return pl.when(plain.is_null()).then(_from_plain_text(text, set(lengths))).otherwise(shifted)
+
+
+def _from_plain_text(text: pl.Expr, lengths: set[int]) -> pl.Expr:
     forms = [form for length, form in TEXT_FORMS.items() if length in lengths]
     if any(length > max(TEXT_FORMS) for length in lengths):
-        forms += LONGER_FORMS
-    parsed = [
-        text.str.to_datetime(form, time_unit="us", strict=False).dt.replace_time_zone(None)
-        for form in forms
-    ]
+        forms.append(LONGER_FORM)
+    parsed = [text.str.to_datetime(form, time_unit="us", strict=False) for form in forms]
     return pl.coalesce(*parsed, pl.lit(None, pl.Datetime("us"))).to_physical()
 
 
@@ -66,25 +169,28 @@ def as_utc(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     return value.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
 
 
-def parse_cut(value: float | str) -> int:
+def parse_cut(value: float | str, unit: str | None = None) -> int:
     """Convert a cut of ``SplitConfig`` that is not a quantile to microseconds.
 
     Args:
-        value: ISO text, in UTC without a zone, or a number since 1970 in the unit that its size
-            implies.
+        value: ISO text, in UTC without a zone, or a number in the form of the time column.
+        unit: form of the time column, key of ``UNITS`` or ``CALENDAR``; None for a column of
+            dates, where the size of ``value`` implies its form.
 
     Raises:
-        ConfigError: text that is not a date.
+        ConfigError: not a date, or a number that is not in the form of the column.
     """
     if isinstance(value, str):
-        try:
-            time = datetime.datetime.fromisoformat(value)
-        except ValueError:
+        time = pl.select(from_text(pl.lit(value), range(len(value) + 1))).item()
+        if time is None:
             raise ConfigError(
                 f"split cut {value!r} must be a quantile between 0 and 1, an ISO date or a number"
-            ) from None
-        if time.tzinfo is None:
-            time = time.replace(tzinfo=datetime.UTC)
-        epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-        return (time - epoch) // datetime.timedelta(microseconds=1)
-    return int(pl.select(from_number(pl.lit(value), abs(value))).item())
+            )
+        return int(time)
+    if unit is None:
+        statistics = pl.DataFrame({"cut": [value]}).select(**number_statistics(pl.col("cut")))
+        (unit,) = units_of(statistics.row(0, named=True))
+    time = pl.select(from_number(pl.lit(value), unit)).item()
+    if time is None:
+        raise ConfigError(f"split cut {value:.15g} must be {unit}, as the times of the data")
+    return int(time)

@@ -79,7 +79,8 @@ def _members(
 ) -> tuple[ValueKind | None, pl.Series, npt.NDArray[np.int64]]:
     """Return kind and values of all members [T], row by row, and the count of each row [n]."""
     dtype = column.dtype
-    if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum):
+    if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum) or dtype.is_integer():
+        # A text file whose bags have one number each is read as a column of integers.
         lists = column.cast(pl.String).str.split(separator)
     elif isinstance(dtype, pl.Array):
         lists = column.arr.to_list()

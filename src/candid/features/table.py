@@ -150,12 +150,15 @@ def _extract(values: pl.Series, pattern: str | None) -> pl.Series:
     """Return a column, or the matches of the first group of a pattern.
 
     Raises:
-        DataError: there is a pattern and the column is not text.
+        DataError: there is a pattern and the column is neither text nor integers.
     """
     if pattern is None:
         return values
-    if not isinstance(values.dtype, pl.String | pl.Categorical | pl.Enum | pl.Null):
-        raise DataError(f"a pattern needs a column of text, got {values.dtype}; remove the pattern")
+    is_text = isinstance(values.dtype, pl.String | pl.Categorical | pl.Enum | pl.Null)
+    if not (is_text or values.dtype.is_integer()):
+        raise DataError(
+            f"a pattern needs a column of text or integers, got {values.dtype}; remove the pattern"
+        )
     return values.cast(pl.String).str.extract(pattern, 1)
 
 

@@ -48,7 +48,8 @@ def read_new_items(run: Run, path: Path | str) -> NewItems:
             f"column {config.id_column!r} of {path} holds {bad[0]!r}, but item ids are "
             f"{ids.dtype}: give each new item an id of that type"
         )
-    table, _ = join_table(ids.unique().sort(), sources, config)
+    types = run.dataset.items.schema
+    table = join_table(ids.unique().sort(), sources, config, types).frame
     features = run.features.item.encode(table)
     device = run.model.device
     with inference_mode(run.model):

@@ -1,0 +1,167 @@
+"""Source ids of any type, as integers or text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+LARGEST_EXACT = 2**53
+"""Floats represent every whole number up to this size."""
+NUMBER = r"^(?:0|-?[1-9]\d*)(?:\.\d*)?(?:[eE][+-]?\d+)?$"
+"""A number in text as programs write it; other text, such as "007", is an id of its own."""
+UUID_BYTES = 16
+UUID_PARTS = ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))
+"""Position and length of the parts of a UUID in 32 hexadecimal digits."""
+
+
+def widen(value: pl.Expr, dtype: pl.DataType) -> tuple[pl.Expr, pl.DataType] | None:
+    """Convert ids to Int64, UInt64, Float64, Binary or String; None for a type that has no ids.
+
+    Text keeps leading zeros and spaces; an empty text is missing, as text formats write it.
+    """
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return value.cast(pl.String), pl.String()
+    if isinstance(dtype, pl.String):
+        return pl.when(value != "").then(value), pl.String()
+    if dtype.is_decimal() or dtype in (pl.Int128, pl.UInt128):
+        return value.cast(pl.String), pl.String()
+    if dtype == pl.UInt64:
+        return value, pl.UInt64()
+    if dtype.is_integer():
+        return value.cast(pl.Int64), pl.Int64()
+    if dtype.is_float():
+        return value.cast(pl.Float64).fill_nan(None), pl.Float64()
+    if dtype == pl.Binary:
+        return value, pl.Binary()
+    return None
+
+
+def statistics(value: pl.Expr, dtype: pl.DataType) -> dict[str, pl.Expr]:
+    """Return the statistics of widened ids for ``parse``."""
+    if dtype == pl.Float64:
+        return {"is_whole": _is_whole(value).all()}
+    if dtype == pl.Binary:
+        return {"is_text": _is_utf8(value).all(), "is_uuid": _is_uuid_size(value).all()}
+    if dtype == pl.String:
+        integer = value.cast(pl.Int64, strict=False)
+        is_integer = (integer.cast(pl.String) == value).fill_null(value.is_null()).all()
+        return {"is_integer": is_integer, "is_number": _is_number(value).all()}
+    return {}
+
+
+def text_statistics(value: pl.Expr) -> dict[str, pl.Expr]:
+    """Return further statistics of text where ``is_number`` holds and ``is_integer`` does not."""
+    return {
+        "is_written": value.str.contains(NUMBER).all(),
+        "has_point": value.str.contains(r"[.eE]").any(),
+        "is_unsigned": value.cast(pl.UInt64, strict=False).is_not_null().all(),
+    }
+
+
+def parse(value: pl.Expr, dtype: pl.DataType, found: Mapping[str, Any]) -> pl.Expr:
+    """Convert widened ids to Int64, UInt64 or String; a value that cannot be an id becomes null.
+
+    Args:
+        value: from ``widen``.
+        dtype: from ``widen``.
+        found: values of ``statistics``, and of ``text_statistics`` where they were needed.
+    """
+    if dtype == pl.Float64:
+        return pl.when(_is_whole(value)).then(value).cast(pl.Int64, strict=False)
+    if dtype == pl.Binary:
+        if found["is_text"]:
+            return value.cast(pl.String)
+        return uuid_text(value) if found["is_uuid"] else _valid_utf8(value)
+    if dtype == pl.String:
+        if found["is_integer"]:
+            return value.cast(pl.Int64)
+        if found["is_number"] and found["is_written"]:
+            if found["has_point"]:
+                return _whole_number(value)
+            return value.cast(pl.UInt64) if found["is_unsigned"] else value
+    return value
+
+
+def is_certain(dtype: pl.DataType, found: Mapping[str, Any]) -> bool:
+    """Whether the statistics exclude that ``parse`` makes an id null."""
+    if dtype == pl.Float64:
+        return bool(found["is_whole"])
+    if dtype == pl.Binary:
+        return bool(found["is_text"] or found["is_uuid"])
+    return not (found.get("has_point") and found["is_written"])
+
+
+def describe_fault(dtype: pl.DataType) -> tuple[str, str]:
+    """Return what is wrong with ids that ``parse`` made null, and how to fix them."""
+    if dtype == pl.Binary:
+        return "binary ids that are neither UTF-8 text nor UUIDs", "convert them to text"
+    return "ids that are not whole numbers up to 2^53", "write whole numbers or text"
+
+
+def matching(value: pl.Expr, dtype: pl.DataType, target: pl.DataType) -> pl.Expr:
+    """Convert ids of another table to the type of the interactions' ids; null if that fails.
+
+    Args:
+        value: ids as in the table, UUIDs as text.
+        dtype: type of ``value``.
+        target: type of the interactions' ids.
+    """
+    if dtype.is_float():
+        value = pl.when(_is_whole(value)).then(value).cast(pl.Int64, strict=False)
+    text = value.cast(pl.String)
+    if target.is_integer() or dtype.is_decimal():
+        text = text.str.replace(r"^(-?\d+)\.0*$", "${1}")
+    return text.cast(target, strict=False)
+
+
+def uuid_text(value: pl.Expr) -> pl.Expr:
+    """Write 16 bytes as a UUID: 00112233-4455-6677-8899-aabbccddeeff."""
+    digits = value.bin.encode("hex")
+    parts = [digits.str.slice(start, length) for start, length in UUID_PARTS]
+    return pl.concat_str(parts, separator="-")
+
+
+def _is_whole(value: pl.Expr) -> pl.Expr:
+    return (value.round() == value) & (value.abs() <= LARGEST_EXACT)
+
+
+def _is_number(value: pl.Expr) -> pl.Expr:
+    return value.cast(pl.Float64, strict=False).is_not_null() | value.is_null()
+
+
+def _whole_number(value: pl.Expr) -> pl.Expr:
+    """Read text such as 12, 12.0 and 1.2e1; exact without an exponent."""
+    digits = value.str.extract(r"^(-?\d+)(?:\.0*)?$", 1).cast(pl.Int64, strict=False)
+    number = pl.when(value.str.contains("[eE]")).then(value.cast(pl.Float64, strict=False))
+    return pl.coalesce(digits, pl.when(_is_whole(number)).then(number).cast(pl.Int64, strict=False))
+
+
+def _is_uuid_size(value: pl.Expr) -> pl.Expr:
+    return (value.bin.size() == UUID_BYTES).fill_null(True)
+
+
+def _is_utf8(value: pl.Expr) -> pl.Expr:
+    return _valid_utf8(value).is_not_null() | value.is_null()
+
+
+def _valid_utf8(value: pl.Expr) -> pl.Expr:
+    """Decode bytes; null where they are not UTF-8."""
+    return value.map_batches(_decode, return_dtype=pl.String, is_elementwise=True)
+
+
+def _decode(values: pl.Series) -> pl.Series:
+    try:
+        return values.cast(pl.String)
+    except pl.exceptions.ComputeError:
+        # A cast without strictness fails too. Damaged values end the preparation, so that this
+        # slow path runs over few batches.
+        return pl.Series(values.name, [_decode_one(value) for value in values], dtype=pl.String)
+
+
+def _decode_one(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None

@@ -1,0 +1,95 @@
+"""Files with one row per user, whose lists become interactions."""
+
+import polars as pl
+import pytest
+
+from candid.data import DataConfig, prepare_folder
+
+LISTS = pl.DataFrame(
+    {
+        "user_id": ["a", "b", "c", "d"],
+        "country": ["x", "y", "y", "x"],
+        "items": [[3, 1, 2], [2, 3, 4, 1], [], None],
+        "times": [[10, 20, 30], [40, 10, 20, 30], [], None],
+    }
+)
+# user, item, time, in order of time
+ROWS = [
+    *(("a", item, time) for item, time in ((3, 10), (1, 20), (2, 30))),
+    *(("b", item, time) for item, time in ((3, 10), (4, 20), (1, 30), (2, 40))),
+]
+
+
+def as_text(frame, opening, separator, closing):
+    columns = [
+        (
+            pl.lit(opening) + pl.col(name).cast(pl.List(pl.String)).list.join(separator) + closing
+        ).alias(name)
+        for name in ("items", "times")
+    ]
+    return frame.with_columns(columns)
+
+
+WRITERS = {
+    "lists": (LISTS, "parquet"),
+    "arrays": (
+        LISTS.filter(pl.col("user_id") == "a").with_columns(
+            pl.col("items", "times").cast(pl.Array(pl.Int64, 3))
+        ),
+        "parquet",
+    ),
+    "spaces": (as_text(LISTS, "", " ", ""), "csv"),
+    "json": (as_text(LISTS, "[", ", ", "]"), "csv"),
+    "quoted": (as_text(LISTS, "['", "', '", "']").filter(pl.col("user_id") < "c"), "csv"),
+    "numpy": (as_text(LISTS, "[", " ", "]"), "csv"),
+    "postgres": (as_text(LISTS, "{", ",", "}"), "csv"),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_each_element_becomes_an_interaction(tmp_path, name):
+    frame, suffix = WRITERS[name]
+    path = tmp_path / f"log.{suffix}"
+    if suffix == "csv":
+        frame.write_csv(path)
+    else:
+        # A second user, so that the file is enough to train on.
+        other = frame.with_columns(pl.lit("b").alias("user_id")) if name == "arrays" else None
+        (frame if other is None else pl.concat([frame, other])).write_parquet(path)
+    config = DataConfig(
+        interactions=str(path), item="items", time="times", explode=("items", "times")
+    )
+    dataset = prepare_folder(config, tmp_path / "out").dataset
+    users, items = dataset.users["source_id"], dataset.items["source_id"]
+    counts = [int(n) for n in dataset.user_offsets[1:] - dataset.user_offsets[:-1]]
+    rows = list(
+        zip(
+            [user for user, n in zip(users, counts, strict=True) for _ in range(n)],
+            [items[int(i)] for i in dataset.item_ids],
+            [int(t) // 10**6 for t in dataset.timestamps],
+            strict=True,
+        )
+    )
+    if name == "arrays":
+        assert rows == [*ROWS[:3], *(("b", item, time) for _, item, time in ROWS[:3])]
+    else:
+        assert rows == ROWS
+
+
+def test_exploding_equals_the_table_of_interactions(tmp_path):
+    LISTS.write_parquet(tmp_path / "lists.parquet")
+    pl.DataFrame(ROWS, schema=["user_id", "items", "times"], orient="row").write_parquet(
+        tmp_path / "rows.parquet"
+    )
+    fingerprints = set()
+    for name, columns in (("lists", ("items", "times")), ("rows", ())):
+        config = DataConfig(
+            interactions=str(tmp_path / f"{name}.parquet"),
+            item="items",
+            time="times",
+            explode=columns,
+        )
+        result = prepare_folder(config, tmp_path / name)
+        assert result.report["rows_read"] == len(ROWS)
+        fingerprints.add(result.report["fingerprint"])
+    assert len(fingerprints) == 1
