@@ -127,7 +127,7 @@ def test_prepare_reads_tables_of_users_and_items(candid, tmp_path):
     assert answer.code == 0, answer.err
     dataset = package.data.open_dataset(tmp_path / "d")
     assert dataset.users.columns == ["source_id", "age", "job"]
-    assert dataset.users["age"].to_list()[:3] == [None, "1", "10"]
+    assert dataset.users["age"].to_list()[:3] == [None, 1, 10]
     assert dataset.items.columns == ["source_id", "year"]
     again = candid("prepare", *flags, "--out", tmp_path / "d")
     assert "users without a row in their table: 1" in again.out
