@@ -45,6 +45,8 @@ if TYPE_CHECKING:
         load_run,
         train,
         train_run,
+        write_recommendations,
+        write_similar,
     )
     from candid.samplers import SAMPLERS, with_negatives
     from candid.towers import TOWERS, RetrievalModel
@@ -86,6 +88,8 @@ __all__ = [
     "train",
     "train_run",
     "with_negatives",
+    "write_recommendations",
+    "write_similar",
 ]
 
 _PACKAGE_OF: Final = {
@@ -117,6 +121,8 @@ _PACKAGE_OF: Final = {
             "load_run",
             "train",
             "train_run",
+            "write_recommendations",
+            "write_similar",
         ),
         "samplers": ("SAMPLERS", "with_negatives"),
         "towers": ("TOWERS", "RetrievalModel"),

@@ -23,6 +23,7 @@ items.parquet        the source id of each item, in the order of the arrays
 
 from candid.runs.baselines import beside_baselines, beside_cheap_baselines
 from candid.runs.build import build_model, build_objective, pick_device, set_threads
+from candid.runs.bulk import BulkResult, write_recommendations, write_similar
 from candid.runs.comparison import compare_runs, load_runs
 from candid.runs.features import RunFeatures, fit_features
 from candid.runs.fitted_baseline import (
@@ -43,6 +44,7 @@ __all__ = [
     "DATA",
     "INDEX",
     "MANIFEST",
+    "BulkResult",
     "FittedBaseline",
     "Run",
     "RunFeatures",
@@ -72,4 +74,6 @@ __all__ = [
     "set_threads",
     "train",
     "train_run",
+    "write_recommendations",
+    "write_similar",
 ]

@@ -37,6 +37,7 @@ from candid.inference import (
 )
 from candid.runs.fallback import Fallback, FallbackModels, recommend_or_fall_back
 from candid.runs.folder import BASELINE, check_is_empty, dataset_facts, dataset_of, store_dataset
+from candid.runs.similar import SimilarItems
 from candid.runs.source_ids import Attributes, SourceId, allowed_items, as_list, query_ids
 from candid.runs.splits import role_of
 from candid.version import __version__
@@ -97,6 +98,15 @@ class FittedBaseline:
     def fallbacks(self) -> FallbackModels:
         """Popularity lists for users without a history."""
         return FallbackModels(self.dataset)
+
+    @cached_property
+    def similar_items(self) -> SimilarItems:
+        """The search for similar items, by the vectors of all items.
+
+        Raises:
+            ConfigError: the baseline has no vectors.
+        """
+        return SimilarItems(self.dataset, self._vector_model().encode_catalog())
 
     @property
     def has_vectors(self) -> bool:

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from candid.batches import Ints, target_counts
@@ -27,10 +25,8 @@ from candid.evaluation import (
     evaluate,
 )
 from candid.features import Context, Values
-from candid.index import Exclusions, Index
+from candid.index import Index
 from candid.inference import (
-    DEFAULT_K,
-    ItemSubset,
     NewItems,
     Recommendations,
     StageProgress,
@@ -38,14 +34,13 @@ from candid.inference import (
     inference_mode,
     query_set,
     recommend,
-    search_with_tie_order,
-    tie_ranks,
 )
 from candid.runs.build import build_model, pick_device, set_threads
 from candid.runs.fallback import Fallback, FallbackModels, recommend_or_fall_back
 from candid.runs.features import RunFeatures, read_features
 from candid.runs.folder import MANIFEST, dataset_of, read_manifest
 from candid.runs.history_times import Time, history_times
+from candid.runs.similar import SimilarItems
 from candid.runs.source_ids import (
     Attributes,
     SourceId,
@@ -137,6 +132,11 @@ class Run:
     def fallbacks(self) -> FallbackModels:
         """Popularity lists for users about whom the model has no information."""
         return FallbackModels(self.dataset)
+
+    @cached_property
+    def similar_items(self) -> SimilarItems:
+        """The search for similar items, by the vectors of all items."""
+        return SimilarItems(self.dataset, self._encoded_items())
 
     @property
     def context(self) -> Context | None:
@@ -317,32 +317,7 @@ class Run:
             DataError: an item is unknown.
             ConfigError: k is not between 1 and the number of other items.
         """
-        item_ids = self._item_ids(as_list(items))
-        retired = self.dataset.retired_items
-        is_included = np.ones(self.dataset.num_items, np.bool_) if retired is None else ~retired
-        num_items = int(is_included.sum())
-        k = min(DEFAULT_K, num_items - 1) if k is None else k
-        if not 1 <= k < num_items:
-            raise ConfigError(f"k {k} must be between 1 and the {num_items - 1} other items")
-        with torch.inference_mode():
-            vectors = F.normalize(self._encoded_items().float(), dim=1)
-            ids = torch.from_numpy(item_ids).to(vectors.device)
-            itself = Exclusions(ids, torch.arange(len(ids) + 1, device=vectors.device))
-            neighbours = search_with_tie_order(
-                ItemSubset(vectors, is_included),
-                vectors[ids],
-                k,
-                itself,
-                lambda: tie_ranks(self.dataset.train_counts, self.dataset.items["source_id"]),
-            )
-        result = Recommendations(
-            neighbours.item_ids.cpu().numpy(),
-            neighbours.scores.cpu().numpy(),
-            item_ids,
-            self.dataset.items,
-            self.dataset.items,
-        )
-        return result.to_frame()
+        return self.similar_items.search(self._item_ids(as_list(items)), k).to_frame()
 
     def item_vectors(self) -> tuple[pl.Series, Floats]:
         """Encode the catalog.

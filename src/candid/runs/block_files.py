@@ -1,0 +1,252 @@
+"""Blocks of rows on disk: a long table is written block by block, and continues after a kill."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import polars as pl
+
+from candid.atomic import (
+    LOCK,
+    atomic_folder,
+    check_writable,
+    replacing,
+    sync,
+    write_error,
+    write_json,
+)
+from candid.errors import ConfigError, Interrupted
+
+SUFFIXES: Final = (".parquet", ".csv", ".jsonl")
+"""File types, by the suffix of the output."""
+STATE: Final = "state.json"
+FORMAT: Final = 1
+"""Version of the state and of the blocks."""
+ROW_GROUP: Final = 2**18
+"""Rows of a row group of a Parquet file."""
+PART: Final = re.compile(r"part-\d{5}\.(parquet|csv|jsonl)")
+"""Names of the shards in a folder."""
+COPY: Final = 2**20
+"""Bytes copied at once."""
+
+Frames = Callable[[int, int], pl.DataFrame]
+"""Returns the rows of the queries from a begin to a stop; the same schema every time."""
+
+
+class BlockFiles:
+    """The blocks of one output, in a folder beside it.
+
+    The folder ``.NAME.blocks`` holds one file for each finished block, in the format of the output,
+    and ``state.json`` with the settings. It is removed when the output is complete.
+
+    Args:
+        out: file to write, or folder of shards.
+        folder: of the blocks.
+        settings: everything that the rows depend on, as plain JSON values.
+        started: a number that a continued output keeps, such as the time of its start.
+
+    Attributes:
+        started: of the first start of this output.
+        num_resumed: finished blocks of an earlier start with the same settings.
+    """
+
+    def __init__(self, out: Path, folder: Path, settings: Mapping[str, Any], started: int) -> None:
+        self._out, self._folder, self._settings = out, folder, dict(settings)
+        self.started = started
+        self._header = ""
+        self._blocks: list[dict[str, int]] = []
+        self._restore()
+        self.num_resumed = len(self._blocks)
+
+    def write(
+        self,
+        frames: Frames,
+        bounds: Sequence[tuple[int, int]],
+        on_block: Callable[[int], None],
+        noun: str,
+    ) -> int:
+        """Write the blocks that are missing.
+
+        Args:
+            frames: the rows.
+            bounds: begin and stop of the queries of each block, ascending.
+            on_block: called with the number of finished queries.
+            noun: of the queries, for messages.
+
+        Returns:
+            the number of rows of all blocks.
+
+        Raises:
+            Interrupted: stopped by Ctrl-C; the finished blocks stay.
+            ArtifactError: the operating system refuses.
+        """
+        done = bounds[self.num_resumed - 1][1] if self.num_resumed else 0
+        try:
+            on_block(done)
+            for number in range(self.num_resumed, len(bounds)):
+                begin, stop = bounds[number]
+                frame = frames(begin, stop)
+                self._header = frame.clear().write_csv()
+                path = self._block(number)
+                with replacing(path) as temporary, _os_errors():
+                    _write(frame, temporary, self._out.suffix)
+                self._blocks.append({"rows": frame.height, "bytes": path.stat().st_size})
+                self._save()
+                done = stop
+                on_block(done)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped after {done:,} of {bounds[-1][1]:,} {noun}; the same command continues "
+                f"with the blocks in {self._folder}"
+            ) from None
+        return sum(block["rows"] for block in self._blocks)
+
+    def assemble(self, shards: Sequence[Sequence[int]] | None) -> None:
+        """Write the output from the blocks, completely or not at all, and remove the blocks.
+
+        Args:
+            shards: numbers of the blocks of each shard; None: one file of all blocks.
+        """
+        if shards is None:
+            with replacing(self._out) as temporary, _os_errors():
+                self._join(range(len(self._blocks)), temporary)
+        else:
+            with atomic_folder(self._out) as temporary, _os_errors():
+                for number, blocks in enumerate(shards):
+                    path = temporary / f"part-{number:05}{self._out.suffix}"
+                    self._join(blocks, path)
+                    sync(path)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _join(self, blocks: Sequence[int], path: Path) -> None:
+        files = [self._block(number) for number in blocks]
+        if self._out.suffix == ".parquet":
+            pl.scan_parquet(files, glob=False).sink_parquet(
+                path, row_group_size=ROW_GROUP, maintain_order=True
+            )
+            return
+        with path.open("wb") as stream:
+            if self._out.suffix == ".csv":
+                stream.write(self._header.encode())
+            for file in files:
+                with file.open("rb") as block:
+                    shutil.copyfileobj(block, stream, COPY)
+
+    def _block(self, number: int) -> Path:
+        return self._folder / f"block-{number:06}{self._out.suffix}"
+
+    def _restore(self) -> None:
+        """Read the state of an earlier start; without one of the same settings, begin anew."""
+        try:
+            state = json.loads((self._folder / STATE).read_text(encoding="utf-8"))
+            is_same = state["format"] == FORMAT and state["settings"] == self._settings
+            blocks, started, header = state["blocks"], state["started"], state["header"]
+        except (OSError, ValueError, KeyError, TypeError):
+            is_same = False
+        if not is_same:
+            for path in self._folder.iterdir():
+                if path.name != LOCK:
+                    path.unlink()
+            self._save()
+            return
+        self.started, self._header = started, header
+        for number, block in enumerate(blocks):
+            path = self._block(number)
+            if not path.exists() or path.stat().st_size != block["bytes"]:
+                break
+            self._blocks.append(block)
+
+    def _save(self) -> None:
+        state = {
+            "format": FORMAT,
+            "settings": self._settings,
+            "started": self.started,
+            "header": self._header,
+            "blocks": self._blocks,
+        }
+        write_json(self._folder / STATE, state)
+
+
+@contextmanager
+def open_blocks(
+    out: Path, settings: Mapping[str, Any], *, started: int, in_shards: bool
+) -> Iterator[BlockFiles]:
+    """Open the blocks of an output, for one process at a time.
+
+    Args:
+        out: file to write, or with ``in_shards`` the folder; its suffix is the format.
+        settings: as for ``BlockFiles``.
+        started: as for ``BlockFiles``.
+        in_shards: whether ``out`` is a folder of shards.
+
+    Raises:
+        ConfigError: an unknown suffix, another process writes this output, or ``out`` is a folder
+            with other files.
+        ArtifactError: the operating system refuses.
+    """
+    _check_target(out, in_shards)
+    folder = out.parent / f".{out.name}.blocks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, out):
+            yield BlockFiles(out, folder, settings, started)
+    except OSError as error:
+        raise write_error(out, error) from error
+
+
+@contextmanager
+def _locked(folder: Path, out: Path) -> Iterator[BinaryIO]:
+    with (folder / LOCK).open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is writing {out}: wait for it, or choose another path"
+            ) from None
+        yield lock
+
+
+def _check_target(out: Path, in_shards: bool) -> None:
+    if out.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"{out} has an unknown suffix: choose a path that ends in {', '.join(SUFFIXES)}"
+        )
+    if not in_shards:
+        if out.is_dir():
+            raise ConfigError(f"{out} is a folder: choose another path, or write shards (--shards)")
+        check_writable(out)
+        return
+    if out.is_dir():
+        other = next((p.name for p in sorted(out.iterdir()) if not PART.fullmatch(p.name)), None)
+        if other is not None:
+            raise ConfigError(f"{out} holds other files, such as {other}: choose another path")
+    elif out.exists():
+        raise ConfigError(f"{out} is a file: remove it, or choose another path for the shards")
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raise a refused write of Polars as an error of the operating system."""
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        if "os error" not in str(error):
+            raise
+        raise OSError(str(error)) from error
+
+
+def _write(frame: pl.DataFrame, path: Path, suffix: str) -> None:
+    """Write one block, without a header: blocks of text are appended to each other."""
+    if suffix == ".parquet":
+        frame.write_parquet(path)
+    elif suffix == ".csv":
+        frame.write_csv(path, include_header=False)
+    else:
+        frame.write_ndjson(path)
