@@ -62,6 +62,13 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run")] = False,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="Then train anew on all interactions, for as many epochs as validation chose",
+        ),
+    ] = False,
     overrides: Set = None,
     keys: Annotated[
         str | None,
@@ -100,22 +107,31 @@ def train(
     assert data is not None
 
     with train_progress(console) as progress:
-        result = train_run(config, data, out, resume=resume, progress=progress)
+        result = train_run(config, data, out, resume=resume, refit=refit, progress=progress)
     document = {
         "run": str(out),
         "targets": result.manifest["targets"],
         "result": result.manifest["result"],
+        "refit": result.manifest.get("refit"),
         "test": None,
         "baselines": None,
     }
-    lines: list[Any] = [_summary(result.manifest["result"])]
-    run = load_run(out, data)
+    lines: list[Any] = []
+    run = load_run(result.measured, data)
+    if refit:
+        lines += [_summary(run.manifest["result"]), "before the refit:"]
+    else:
+        lines.append(_summary(result.manifest["result"]))
     if has_test_split(run):
-        console.note("measuring on the test split")
+        console.note(f"measuring {result.measured} on the test split")
         with stage_progress(console) as shown:
             measured = measure_on_test(run, baselines=baselines, progress=shown)
         document |= measured.to_json()
-        lines += measured.lines(out)
+        lines += measured.lines(result.measured)
+    elif not refit:
+        lines.append("not measured: the dataset has no test split")
+    if refit:
+        lines.append(f"refit on all interactions: {_summary(result.manifest['result'])}")
     console.result(document, *lines, f"trained in {out}")
 
 

@@ -1,5 +1,6 @@
 """Prepared datasets: interactions read, filtered, split and stored."""
 
+from candid.data.all_training import with_all_training
 from candid.data.config import (
     DataConfig,
     EventTypeConfig,
@@ -31,4 +32,5 @@ __all__ = [
     "prepare",
     "prepare_folder",
     "user_ids_of",
+    "with_all_training",
 ]

@@ -89,8 +89,8 @@ def prepare(
             gives its column ``title``, if it has one, and all other columns as attributes.
         users: attributes of the users, in the same forms; a mapping has the keys ``user`` and
             ``attributes``. The id column is by default named as in the interactions.
-        split: "leave-one-out", "temporal", "column", or a mapping with the settings of the split,
-            such as ``{"kind": "temporal", "validation": 0.8, "test": 0.9}``.
+        split: the kind of split, such as "leave-one-out", "temporal" or "none", or a mapping with
+            its settings, such as ``{"kind": "leave-k-out", "k": 5}`` (``SplitConfig``).
         out: folder to write: new, empty, or an earlier prepared dataset, which is replaced. None:
             the dataset stays in memory; ``PreparedDataset.save`` writes it later.
         progress: called with one line before each step.

@@ -29,6 +29,8 @@ BASELINE = "baseline.json"
 """The manifest of a saved baseline."""
 DATA: Final = "data"
 """Folder, in that of a model, of a dataset that was in memory when the model was made."""
+BEFORE_REFIT: Final = "before-refit"
+"""Folder of the first pass of a training with a refit, in the folder of the run."""
 FORMAT: Final = 2
 """Version of ``run.json`` and the checkpoints beside it; 1 had no "format" key."""
 
@@ -104,6 +106,7 @@ def result_of(state: TrainState, device: torch.device) -> dict[str, Any]:
         "metric": state.metric,
         "best": state.best,
         "best_epoch": state.best_epoch,
+        "best_step": state.best_step,
         "epochs": state.epoch,
         "steps": state.step,
         "seconds": round(state.seconds, 2),
@@ -129,7 +132,7 @@ def check_is_free(out: Path) -> None:
     Raises:
         ConfigError: the folder holds a run or other files.
     """
-    if (out / MANIFEST).exists():
+    if (out / MANIFEST).exists() or (out / BEFORE_REFIT / MANIFEST).exists():
         raise ConfigError(
             f"{out} already holds a run: continue it with --resume, or name another folder with "
             "--out"
@@ -153,14 +156,20 @@ def check_is_empty(out: Path, option: str) -> None:
 
 
 @contextmanager
-def run_folder(out: Path, trainer: Trainer) -> Iterator[None]:
+def run_folder(out: Path, trainer: Trainer, *, is_refit: bool = False) -> Iterator[None]:
     """Create the folder of a new run, and clear it if the run fails before its first step.
+
+    Args:
+        out: the folder.
+        trainer: of the run.
+        is_refit: whether the folder contains the first pass of a refit, which stays.
 
     Raises:
         ConfigError: the folder already has content.
         ArtifactError: the folder cannot be created.
     """
-    check_is_free(out)
+    if not is_refit:
+        check_is_free(out)
     is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -171,7 +180,8 @@ def run_folder(out: Path, trainer: Trainer) -> Iterator[None]:
     except BaseException:
         if trainer.state.step == 0:
             for entry in out.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                if not (is_refit and entry.name == BEFORE_REFIT):
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             if is_new:
                 out.rmdir()
         raise

@@ -40,6 +40,7 @@ from candid.runs.fallback import Fallback, FallbackModels, recommend_or_fall_bac
 from candid.runs.features import RunFeatures, read_features
 from candid.runs.folder import MANIFEST, dataset_of, read_manifest
 from candid.runs.history_times import Time, history_times
+from candid.runs.refit import check_is_measurable, dataset_of_refit
 from candid.runs.similar import SimilarItems
 from candid.runs.source_ids import (
     Attributes,
@@ -69,7 +70,8 @@ class Run:
         config: the resolved config.
         model: with the weights of the best validation (the last ones without a validation), in
             evaluation mode.
-        dataset: the prepared dataset that the model was trained on.
+        dataset: the prepared dataset that the model was trained on; all interactions have the
+            role of training after a refit.
         manifest: content of ``run.json``.
         features: features of users, items and context.
 
@@ -401,11 +403,13 @@ class Run:
                 ``ks=(10, 50)``.
 
         Raises:
-            ConfigError: an unknown split or setting, or a cut-off k larger than the catalog.
+            ConfigError: an unknown split or setting, a cut-off k larger than the catalog, or a
+                run that was refitted on the targets.
             DataError: the split has no target that the model can be evaluated on, or only
                 targets that training never has as a target and ``catalog`` is not "cold".
         """
         role = role_of(split)
+        check_is_measurable(self.folder, self.manifest, self.dataset)
         config = self.config.evaluation if config is None else config
         if overrides:
             table = {**config.model_dump(mode="json"), **overrides}
@@ -486,7 +490,7 @@ def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = Non
         raise ArtifactError(
             f"{error}; the file is damaged or of another version of candid: train again"
         ) from None
-    dataset = dataset_of(folder, manifest["dataset"], data)
+    dataset = dataset_of_refit(manifest, dataset_of(folder, manifest["dataset"], data))
     set_threads(config.threads)
     features = read_features(config.features, dataset, folder, manifest.get("features"))
     with UnsetWeights():

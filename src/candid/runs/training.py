@@ -24,7 +24,7 @@ from candid.config import (
     recipe_for,
     with_values,
 )
-from candid.data import PreparedDataset, Role, as_dataset
+from candid.data import PreparedDataset, Role, as_dataset, with_all_training
 from candid.evaluation import catalog_mask, check_has_relevant, evaluate
 from candid.runs.build import (
     build_model,
@@ -41,7 +41,9 @@ from candid.runs.features import (
     read_features,
 )
 from candid.runs.folder import (
+    BEFORE_REFIT,
     MANIFEST,
+    check_is_free,
     check_resumable,
     new_manifest,
     result_of,
@@ -49,6 +51,13 @@ from candid.runs.folder import (
     store_dataset,
 )
 from candid.runs.measurement import has_test_split, measure_on_test
+from candid.runs.refit import (
+    REFIT,
+    Refit,
+    check_can_refit,
+    check_resumes_refit,
+    read_refit,
+)
 from candid.runs.run import Run, load_run
 from candid.towers import RetrievalModel
 from candid.training import (
@@ -74,6 +83,11 @@ class TrainResult:
     state: TrainState
     manifest: dict[str, Any]
 
+    @property
+    def measured(self) -> Path:
+        """Folder of the run to measure: with a refit, that of the model before the refit."""
+        return self.folder / BEFORE_REFIT if REFIT in self.manifest else self.folder
+
 
 def train(
     data: PreparedDataset | Path | str,
@@ -81,6 +95,7 @@ def train(
     *,
     out: Path | str,
     resume: bool = False,
+    refit: bool = False,
     measure: bool = True,
     quiet: bool = False,
     **overrides: Any,
@@ -100,6 +115,7 @@ def train(
             may leave out ``name``: it is the name of ``out``.
         out: folder of the run: new or empty, or with ``resume`` that of an earlier run.
         resume: continue an interrupted run of the same recipe and dataset.
+        refit: as for ``train_run``; the model before the refit is measured.
         measure: whether to measure; baselines take about 5 % of the CPU time of the training, or
             10 s. Leave it out where many recipes are tried, so that none is chosen by the test
             split.
@@ -122,13 +138,13 @@ def train(
     if recipe is None:
         changes = {"name": name} | dict(_dotted(overrides))
         config = recipe_for(DataFacts.of(dataset), changes)[0]
-        return _train_and_measure(config, dataset, out, resume, measure, quiet)
+        return _train_and_measure(config, dataset, out, resume, refit, measure, quiet)
     if isinstance(recipe, Mapping):
         source, table = "recipe", {"name": name, **recipe}
     else:
         source, table = str(recipe), read_toml(Path(recipe))
     config = parse_config(with_values(table, dict(_dotted(overrides))), source)
-    return _train_and_measure(config, dataset, out, resume, measure, quiet)
+    return _train_and_measure(config, dataset, out, resume, refit, measure, quiet)
 
 
 def _train_and_measure(
@@ -136,19 +152,22 @@ def _train_and_measure(
     dataset: PreparedDataset,
     out: Path | str,
     resume: bool,
+    refit: bool,
     measure: bool,
     quiet: bool,
 ) -> Run:
-    train_run(config, dataset, out, resume=resume)
-    run = load_run(out, dataset)
+    result = train_run(config, dataset, out, resume=resume, refit=refit)
+    run = load_run(result.measured, dataset)
     if measure and has_test_split(run):
         measured = measure_on_test(run)
         if not quiet:
             screen = Console(markup=False, highlight=False)
+            if refit:
+                screen.print("before the refit:")
             for line in measured.lines(run.folder):
                 # A path must stay on one line to be copied; a table fits the width itself.
                 screen.print(line, soft_wrap=isinstance(line, str))
-    return run
+    return load_run(result.folder, dataset) if refit else run
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -166,6 +185,7 @@ def train_run(
     out: Path | str,
     *,
     resume: bool = False,
+    refit: bool = False,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train the run of a config and write everything to ``out``.
@@ -177,12 +197,16 @@ def train_run(
         data: a prepared dataset, or its folder.
         out: folder of the run: new or empty, or with ``resume`` that of an earlier run.
         resume: continue an interrupted run of the same config and dataset.
+        refit: train twice. The first pass, in ``out / "before-refit"``, validates and can be
+            measured; the second trains a new model on all interactions, those of validation and
+            test included, for as many epochs as validation chose (``candid.runs.refit.Refit``
+            states the rule). ``out`` holds the second model.
         progress: called with steps and validations.
 
     Raises:
-        ConfigError: ``out`` already holds a run, or the config cannot work (such as a sampled
-            softmax over items that its sampler can never draw). A run that fails before its
-            first step leaves no file behind.
+        ConfigError: ``out`` already holds a run, the config cannot work (such as a sampled
+            softmax over items that its sampler can never draw), or a refit has no validation
+            split. A run that fails before its first step leaves no file behind.
         DataError: no validation target can be recommended.
         ArtifactError: the dataset is not the one of the config or of the run to resume, or a
             checkpoint is damaged.
@@ -191,10 +215,47 @@ def train_run(
     out = Path(out)
     dataset = as_dataset(data)
     check_dataset_matches(config, dataset)
+    if resume:
+        check_resumes_refit(out, refit)
+    if not refit:
+        return _train(config, dataset, out, resume, progress)
+    check_can_refit(dataset)
+    record = read_refit(out, config) if resume else None
+    resumes_refit = record is not None
+    if record is None:
+        if not resume:
+            check_is_free(out)
+        first = _train(config, dataset, out / BEFORE_REFIT, resume, progress)
+        record = Refit.of(first.state, first.manifest["steps_per_epoch"])
+    return _train(config, dataset, out, resumes_refit, progress, record)
+
+
+def _train(
+    config: RunConfig,
+    dataset: PreparedDataset,
+    out: Path,
+    resume: bool,
+    progress: Progress | None,
+    refit: Refit | None = None,
+) -> TrainResult:
+    """Train one model.
+
+    Args:
+        config: of the run.
+        dataset: the prepared dataset.
+        out: folder of the run.
+        resume: continue from the checkpoint in ``out``.
+        progress: called with steps and validations.
+        refit: the record of the refit that this is: all interactions train, and the record
+            decides the length; None: the training interactions, and the config and the
+            validation decide.
+    """
     bound_kernel_cache()
     set_threads(config.threads)
     device = pick_device(config.device)
-    manifest = new_manifest(config, dataset, device, out)
+    manifest, stored = new_manifest(config, dataset, device, out), dataset
+    if refit is not None:
+        dataset = with_all_training(dataset)
     if resume:
         # Fitted features are read, not fitted again: another machine might round differently.
         before = check_resumable(out, manifest)
@@ -211,21 +272,30 @@ def train_run(
     loss, sampler = build_objective(config, dataset, targets.counts)
     if not resume:
         check_sampler_covers_catalog(config, dataset, sampler, targets.counts)
-    validate, validation_sentence = _validation(
-        config,
-        dataset,
-        features,
-        item_counts=targets.counts,
-        needs_history=model.needs_history,
+    loader = Loader(
+        dataset, config.batches, seed=config.seed, context=features.context_for(dataset)
     )
+    training, validate, sentence = config.training, None, targets.summary.sentence()
+    if refit is None:
+        validate, validation_sentence = _validation(
+            config,
+            dataset,
+            features,
+            item_counts=targets.counts,
+            needs_history=model.needs_history,
+        )
+        sentence += validation_sentence
+    else:
+        refit = refit.with_epochs_of(loader.num_batches)
+        training = training.model_copy(update={"max_seconds": None})
+        sentence = f"{refit.sentence()}; {sentence}"
+        manifest[REFIT] = refit.to_json()
     trainer = Trainer(
         model=model,
-        loader=Loader(
-            dataset, config.batches, seed=config.seed, context=features.context_for(dataset)
-        ),
+        loader=loader,
         loss=loss,
         sampler=sampler,
-        config=config.training,
+        config=training,
         folder=out,
         name=config.name,
         seed=config.seed,
@@ -234,16 +304,18 @@ def train_run(
         metric=config.evaluation.metric,
         meta={"dataset": manifest["dataset"]["fingerprint"]},
         progress=progress,
+        length=None if refit is None else refit.length,
     )
+    manifest["steps_per_epoch"] = loader.num_batches
     manifest["targets"] = targets.summary.to_json()
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
-    with nullcontext() if resume else run_folder(out, trainer):
+    with nullcontext() if resume else run_folder(out, trainer, is_refit=refit is not None):
         if not resume:
             features.write(out)
-        store_dataset(out, dataset)
+        store_dataset(out, stored)
         write_json(out / MANIFEST, manifest)
         if progress is not None:
-            progress.on_start(targets.summary.sentence() + validation_sentence)
+            progress.on_start(sentence)
         state = trainer.run(resume=goes_on)
     manifest["result"] = result_of(state, device)
     write_json(out / MANIFEST, manifest)

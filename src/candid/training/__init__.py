@@ -10,7 +10,7 @@ from candid.training.checkpoint import (
 from candid.training.config import TrainingConfig
 from candid.training.kernel_cache import bound_kernel_cache
 from candid.training.row_optimizer import RowAdagrad, RowAdam
-from candid.training.state import Progress, TrainState
+from candid.training.state import Progress, TrainingLength, TrainState
 from candid.training.trackers import TRACKERS, Tracker
 from candid.training.trainer import BEST, LAST, DivergedError, Trainer
 
@@ -27,6 +27,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "TrainingConfig",
+    "TrainingLength",
     "UnsetWeights",
     "bound_kernel_cache",
     "load_model",

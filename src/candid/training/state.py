@@ -24,6 +24,7 @@ class TrainState:
         metric: name of the validation metric for early stopping, larger is better; or None.
         best: best value of the metric so far, or None.
         best_epoch: number of epochs when it was reached.
+        best_step: number of steps when it was reached.
         stale: number of validations since then.
         history: for every validation the epoch, seconds, and the metrics by name, with
             ``standard_error`` where a sample of users was validated.
@@ -39,6 +40,7 @@ class TrainState:
     metric: str | None = None
     best: float | None = None
     best_epoch: int = 0
+    best_step: int = 0
     stale: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -55,10 +57,24 @@ class TrainState:
             )
         value = metrics[self.metric]
         if self.best is None or value > self.best:
-            self.best, self.best_epoch, self.stale = value, self.epoch, 0
+            self.best, self.best_epoch, self.best_step = value, self.epoch, self.step
+            self.stale = 0
             return True
         self.stale += 1
         return False
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """Length of a training that an earlier one determines.
+
+    Attributes:
+        steps: optimizer steps to take.
+        schedule_steps: steps over which the learning rate decays, ``steps`` or more.
+    """
+
+    steps: int
+    schedule_steps: int
 
 
 class Progress(Protocol):

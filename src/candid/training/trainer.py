@@ -7,6 +7,7 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -38,7 +39,7 @@ from candid.training.checkpoint import (
 from candid.training.config import TrainingConfig
 from candid.training.kernel_cache import bound_kernel_cache
 from candid.training.optimizer import learning_rate, make_optimizer
-from candid.training.state import Progress, TrainState
+from candid.training.state import Progress, TrainingLength, TrainState
 from candid.training.stop_signal import stop_signal
 from candid.training.trackers import open_trackers
 
@@ -70,6 +71,7 @@ class Trainer:
         metric: name of the metric for early stopping (larger is better), needed to validate.
         meta: plain JSON values stored in every checkpoint (fingerprints, resolved config).
         progress: display of steps and validations, or None.
+        length: largest number of steps and length of the schedule; None: of the settings.
 
     Attributes:
         candidate_loss: the loss with its sampler; None for a loss over the whole catalog.
@@ -95,6 +97,7 @@ class Trainer:
         metric: str | None = None,
         meta: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        length: TrainingLength | None = None,
     ) -> None:
         if loss.needs_candidates and sampler is None:
             raise ConfigError("this loss needs candidates: add a section [sampler]")
@@ -121,8 +124,9 @@ class Trainer:
         self.average = (
             None if config.average is None else WeightAverage(model, decay=config.average)
         )
-        total = config.epochs * loader.num_batches
-        self.state = TrainState(total_steps=min(total, config.max_steps or total), metric=metric)
+        total = min(loader.num_batches * config.epochs, config.max_steps or sys.maxsize)
+        self._length = TrainingLength(total, total) if length is None else length
+        self.state = TrainState(total_steps=self._length.steps, metric=metric)
         self._seed = seed
         self._trained: tuple[Tensor, Tensor] | None = None
         if config.softmax_over == "trained":
@@ -185,7 +189,7 @@ class Trainer:
         output = self._forward(batch, effective_sample_size)
         mean = _weighted_mean(output.loss, batch.weights)
         mean.backward()
-        rate = learning_rate(self.config, self.state.step, self.state.total_steps)
+        rate = learning_rate(self.config, self.state.step, self._length.schedule_steps)
         norm = self.optimizer.step(rate, self.config.clip_norm)
         self.state.step += 1
         self.state.rows += len(batch)
