@@ -172,3 +172,11 @@ def test_search_stores_the_dataset_once(tmp_path):
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("user_offsets.npy")] == [
         "tuned/data/user_offsets.npy"
     ]
+
+
+def test_refit_stores_the_dataset_of_both_models(tmp_path):
+    recipe = {**RECIPE, "training": {"epochs": 2, "trackers": []}}
+    run = candid.train(dataset(), recipe, out=tmp_path / "run", refit=True, measure=False)
+    for folder in (run.folder, run.folder / "before-refit"):
+        assert candid.load_run(folder).dataset.fingerprint == dataset().fingerprint
+        assert candid.load_run(folder).dataset.path == folder / DATA

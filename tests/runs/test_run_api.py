@@ -246,6 +246,38 @@ def test_probability_is_absent_where_the_loss_estimates_none(history_run):
         (lambda run: run.recommend("u77"), DataError, "unknown user 'u77': did you mean 'u7'"),
         (lambda run: run.recommend("xyz"), DataError, "unknown user 'xyz': it is not in the data"),
         (lambda run: run.recommend(7), DataError, r"user ids of this dataset are String, got 7"),
+        (lambda run: run.recommend(np.array([7])), DataError, "are String, got 7 "),
+        (lambda run: run.recommend(pl.Series([7.5])), DataError, "are String, got 7.5 "),
+        (lambda run: run.recommend(["u1", None]), DataError, "are String, got None"),
+        (lambda run: run.recommend(pl.Series(["u1", None])), DataError, "are String, got None"),
+        (lambda run: run.recommend({"u1": 1}), DataError, "must be one id or a list of ids, got {"),
+        (lambda run: run.recommend(1.5), DataError, "must be one id or a list of ids, got 1.5"),
+        (
+            lambda run: run.recommend(pl.DataFrame({"user": ["u1"]})),
+            DataError,
+            "must be one id or a list of ids, got DataFrame",
+        ),
+        (lambda run: run.similar("100"), DataError, "item ids .* are Int64, got '100'"),
+        (lambda run: run.similar(True), DataError, "item ids .* are Int64, got True"),
+        (lambda run: run.similar([2**70]), DataError, f"are Int64, got {2**70}"),
+        (lambda run: run.similar(np.array([100.0])), DataError, "are Int64, got 100.0"),
+        (lambda run: run.similar(np.array([[100]])), DataError, "are Int64, got array"),
+        (lambda run: run.similar(None), DataError, "must be one id or a list of ids, got None"),
+        (lambda run: run.similar(100, k="3"), ConfigError, "k must be a whole number, got '3'"),
+        (lambda run: run.recommend("u1", k=2.5), ConfigError, "k must be a whole number, got 2.5"),
+        (lambda run: run.recommend("u1", k=True), ConfigError, "k must be a whole number"),
+        (
+            lambda run: run.recommend(histories=[100, 101]),
+            DataError,
+            r"one list of items for each user, got 100 \(int\) in place 0: write histories=",
+        ),
+        (lambda run: run.recommend(histories="100"), DataError, "one list of items for each user"),
+        (
+            lambda run: run.query_vectors(histories=pl.DataFrame({"a": [100]})),
+            DataError,
+            "got a table: give one of its columns of lists",
+        ),
+        (lambda run: run.evaluate(config={"ks": [1]}), ConfigError, "settings as keywords"),
         (lambda run: run.recommend(histories=[[1]]), DataError, "unknown item 1: it is not in"),
         (lambda run: run.recommend(histories=[["Film"]]), DataError, "item ids .* got 'Film'"),
         (lambda run: run.recommend("u1", deny=[99]), DataError, "unknown item 99"),
@@ -282,6 +314,74 @@ def test_requests_that_a_history_model_cannot_encode(history_run):
         history_run.query_vectors(histories=[[]])
     with pytest.raises(ConfigError, match="reads no user features"):
         history_run.recommend(histories=[[100]], features=[{"team": "red"}])
+
+
+IDS = ["u7", "u3", "u7"]
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        IDS,
+        tuple(IDS),
+        (user for user in IDS),
+        pl.Series(IDS),
+        pl.Series(IDS, dtype=pl.Categorical),
+        np.array(IDS),
+        np.array(IDS, dtype=object),
+    ],
+    ids=["list", "tuple", "generator", "series", "categories", "array", "objects"],
+)
+def test_ids_of_users_in_every_form(run, users):
+    frame = run.recommend(users=users, k=1)
+    assert frame["query"].to_list() == IDS
+    expected = [run.recommend(user, k=1)["item"][0] for user in IDS]
+    assert frame["item"].to_list() == expected
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [107, 103],
+        pl.Series([107, 103], dtype=pl.UInt8),
+        np.array([107, 103], dtype=np.uint8),
+        torch.tensor([107, 103]),
+    ],
+    ids=["list", "series", "array", "tensor"],
+)
+def test_ids_of_items_in_every_form(run, items):
+    assert run.similar(items, k=1)["query"].to_list() == [107, 103]
+    allowed = run.recommend("u1", k=12, allow=items, filter_seen=False)["item"].to_list()
+    assert sorted(allowed) == [103, 107]
+    assert run.recommend("u1", k=12, allow=103, filter_seen=False)["item"].to_list() == [103]
+
+
+@pytest.mark.parametrize(
+    "histories",
+    [
+        pl.Series([[107, 103], [100, 101]]),
+        np.array([[107, 103], [100, 101]]),
+        [np.array([107, 103]), pl.Series([100, 101])],
+    ],
+    ids=["series", "array", "mixed"],
+)
+def test_histories_in_every_form(run, histories):
+    expected = run.query_vectors(histories=[[107, 103], [100, 101]])
+    assert np.array_equal(run.query_vectors(histories=histories), expected)
+
+
+def test_train_takes_a_config(run, tmp_path):
+    other = candid.train(dataset(), run.config, out=tmp_path / "other", measure=False, seed=1)
+    assert other.config == run.config.model_copy(update={"seed": 1})
+    with pytest.raises(ConfigError, match="recipe must be a file, a table of keys, a config or"):
+        candid.train(dataset(), 3, out=tmp_path / "third")
+
+
+def test_reports_have_a_short_repr(run):
+    report = run.evaluate()
+    expected = f"EvaluationReport(ndcg@3={report.metrics['ndcg@3'].value:.4f}, 30 users, "
+    assert repr(report).startswith(expected)
+    assert len(repr(report)) < 100
 
 
 def test_repr_has_no_arrays(run):

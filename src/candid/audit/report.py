@@ -21,7 +21,7 @@ MAX_TABLE_ROWS = 20
 """Number of rows of the table in the terminal."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AuditReport:
     """The result of ``audit``.
 
@@ -43,6 +43,9 @@ class AuditReport:
     budget: CostBudget
     settings: Mapping[str, Any]
     notes: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        return f"AuditReport({len(self.entries)} estimators on {', '.join(self.inputs)})"
 
     @property
     def ranked_by(self) -> str:

@@ -59,6 +59,8 @@ def validated(config: type[Config], table: Mapping[str, Any], source: str) -> Co
         ConfigError: a key is unknown, renamed or missing, or a value is not valid: one sentence
             with the source, the dotted key, the value and what is valid.
     """
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{source} must be a table of keys, got {type(table).__name__}")
     table = _with_default_types(config, table)
     try:
         check_renamed(table)

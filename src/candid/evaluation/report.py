@@ -89,7 +89,7 @@ class PerUser:
         return pl.DataFrame(columns)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationReport:
     """The numbers of one evaluation.
 
@@ -121,6 +121,14 @@ class EvaluationReport:
     counts: Mapping[str, int]
     settings: Mapping[str, Any]
     per_user: PerUser
+
+    def __repr__(self) -> str:
+        value = self.metrics[self.metric].value
+        shown = "undefined" if value is None else f"{value:.4f}"
+        return (
+            f"EvaluationReport({self.metric}={shown}, {self.counts['users']:,} users, "
+            f"{len(self.metrics)} metrics)"
+        )
 
     def summary(self) -> dict[str, float]:
         """Return plain values for training logs and early stopping, ``metric`` first.

@@ -66,7 +66,7 @@ class SliceDifferences:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReportComparison:
     """Several reports on the same targets, each compared with the first.
 
@@ -81,6 +81,9 @@ class ReportComparison:
     metrics: tuple[str, ...]
     differences: Mapping[str, Mapping[str, Difference]]
     slices: Mapping[str, tuple[SliceDifferences, ...]]
+
+    def __repr__(self) -> str:
+        return f"ReportComparison({', '.join(self.names)}; {len(self.metrics)} metrics)"
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from candid.inference.queries import (
     seen_items,
 )
 from candid.inference.query_set import QuerySet, query_set
-from candid.inference.recommend import DEFAULT_K, NewItems, recommend
+from candid.inference.recommend import DEFAULT_K, NewItems, recommend, whole_k
 from candid.inference.recommendations import Recommendations
 from candid.inference.score_rows import ScoreRows, score_batch_size, score_rows
 from candid.inference.scoring_model import ScoringModel, accepts_histories, scores_catalog
@@ -72,4 +72,5 @@ __all__ = [
     "search_with_tie_order",
     "seen_items",
     "tie_ranks",
+    "whole_k",
 ]

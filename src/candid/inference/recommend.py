@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -50,6 +51,17 @@ class NewItems:
 
     items: pl.DataFrame
     item_vectors: Tensor
+
+
+def whole_k(k: object) -> int:
+    """Return a number of results as an integer.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    if isinstance(k, bool) or not isinstance(k, numbers.Integral):
+        raise ConfigError(f"k must be a whole number, got {k!r}")
+    return int(k)
 
 
 def recommend(
@@ -133,7 +145,7 @@ def recommend(
         role=role,
     )
     items = _with_new_items(dataset.items, new_items)
-    k = min(DEFAULT_K, items.height) if k is None else k
+    k = min(DEFAULT_K, items.height) if k is None else whole_k(k)
     if not 1 <= k <= items.height:
         raise ConfigError(f"k {k} must be between 1 and the {items.height} items of the catalog")
     queries.check(model)

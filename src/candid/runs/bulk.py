@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ from candid.runs.fitted_baseline import FittedBaseline
 from candid.runs.index import model_fingerprint, open_index
 from candid.runs.run import Run
 from candid.runs.saved_model import SavedModel
-from candid.runs.source_ids import SourceId, allowed_items, as_list, dense_ids
+from candid.runs.source_ids import SourceIds, allowed_items, dense_ids, typed_ids
 from candid.runs.splits import role_of
 from candid.version import __version__
 
@@ -77,11 +77,11 @@ def write_recommendations(
     model: SavedModel,
     out: Path | str,
     *,
-    users: Sequence[SourceId] | pl.Series | None = None,
+    users: SourceIds | None = None,
     k: int | None = None,
     filter_seen: bool | None = None,
-    allow: Sequence[SourceId] | None = None,
-    deny: Sequence[SourceId] | None = None,
+    allow: SourceIds | None = None,
+    deny: SourceIds | None = None,
     time: int | None = None,
     event_type: str | None = None,
     split: str | None = None,
@@ -182,7 +182,7 @@ def write_similar(
     model: SavedModel,
     out: Path | str,
     *,
-    items: Sequence[SourceId] | pl.Series | None = None,
+    items: SourceIds | None = None,
     k: int | None = None,
     shards: int | None = None,
     progress: StageProgress | None = None,
@@ -215,7 +215,7 @@ def write_similar(
     source_ids = dataset.items["source_id"]
     item_ids = np.arange(dataset.num_items)
     if items is not None:
-        item_ids = dense_ids(source_ids, _distinct(items), "item")
+        item_ids = dense_ids(source_ids, _distinct(items, source_ids, "item"), "item")
     elif dataset.retired_items is not None:
         item_ids = np.flatnonzero(~dataset.retired_items)
     similar = model.similar_items
@@ -309,7 +309,7 @@ def _write(
 
 def _users_to_answer(
     model: SavedModel,
-    users: Sequence[SourceId] | pl.Series | None,
+    users: SourceIds | None,
     role: Role | None,
     *,
     has_fallback: bool,
@@ -328,7 +328,7 @@ def _users_to_answer(
     if users is None:
         is_answered = is_asked & (has_history | (not needs_history))
         return known.filter(pl.Series(is_answered)), int((~is_answered).sum())
-    chosen = _distinct(users)
+    chosen = _distinct(users, known, "user")
     if has_fallback and role is None:
         return chosen, 0
     user_ids = dense_ids(known, chosen, "user")
@@ -341,10 +341,9 @@ def _users_to_answer(
     return known[user_ids[is_asked[user_ids]]], int((~is_asked[user_ids]).sum())
 
 
-def _distinct(ids: Sequence[SourceId] | pl.Series) -> pl.Series:
+def _distinct(ids: SourceIds, source_ids: pl.Series, kind: str) -> pl.Series:
     """Return each id once, in the order of first occurrence."""
-    series = ids if isinstance(ids, pl.Series) else pl.Series(as_list(ids), strict=False)
-    return series.unique(maintain_order=True)
+    return typed_ids(ids, source_ids.dtype, kind).unique(maintain_order=True)
 
 
 def _index_of(model: SavedModel, folder: Path) -> LiveIndex:

@@ -14,7 +14,7 @@ from candid.component import lookup
 from candid.data import PreparedDataset, Role, held_out
 from candid.errors import ConfigError
 from candid.inference import Recommendations, query_set, recommend, score_rows
-from candid.runs.source_ids import Attributes, SourceId, dense_ids_or_unknown
+from candid.runs.source_ids import Attributes, SourceIds, dense_ids_or_unknown
 
 Fallback = Literal["popular", "recent"]
 FALLBACKS: Final[Mapping[str, str]] = {"popular": "popularity", "recent": "recent_popularity"}
@@ -153,7 +153,7 @@ def recommend_or_fall_back(
     model: Recommender,
     fallback: FallbackModel,
     *,
-    users: Sequence[SourceId] | pl.Series | None = None,
+    users: SourceIds | None = None,
     histories: Sequence[Sequence[int] | Ints] | None = None,
     history_times: Sequence[Sequence[int | None]] | None = None,
     attributes: Sequence[Attributes] | None = None,

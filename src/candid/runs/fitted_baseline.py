@@ -38,7 +38,13 @@ from candid.inference import (
 from candid.runs.fallback import Fallback, FallbackModels, recommend_or_fall_back
 from candid.runs.folder import BASELINE, check_is_empty, dataset_facts, dataset_of, store_dataset
 from candid.runs.similar import SimilarItems
-from candid.runs.source_ids import Attributes, SourceId, allowed_items, as_list, query_ids
+from candid.runs.source_ids import (
+    Attributes,
+    Histories,
+    SourceIds,
+    allowed_items,
+    query_ids,
+)
 from candid.runs.splits import role_of
 from candid.version import __version__
 
@@ -125,19 +131,20 @@ class FittedBaseline:
 
     def recommend(
         self,
-        users: SourceId | Sequence[SourceId] | None = None,
+        users: SourceIds | None = None,
         *,
-        histories: Sequence[Sequence[SourceId]] | None = None,
+        histories: Histories | None = None,
         k: int | None = None,
         filter_seen: bool | None = None,
-        allow: Sequence[SourceId] | None = None,
-        deny: Sequence[SourceId] | None = None,
+        allow: SourceIds | None = None,
+        deny: SourceIds | None = None,
         fallback: Fallback | None = None,
     ) -> pl.DataFrame:
         """Recommend items to users of the dataset, or for given histories.
 
         Args:
-            users: one source id or several; the whole history of each user in the dataset is used.
+            users: one source id or several (a list, a series, an array); the whole history of each
+                user in the dataset is used.
             histories: for anonymous users, instead of ``users``: source ids of the items of
                 each history, earliest first.
             k: recommendations per query; None: 10, or all items of a smaller catalog.
@@ -162,7 +169,7 @@ class FittedBaseline:
             return recommend_or_fall_back(
                 self,
                 self.fallbacks.get(fallback),
-                users=None if users is None else as_list(users),
+                users=users,
                 histories=query_ids(self.dataset, None, histories, None)[1],
                 k=k,
                 filter_seen=filter_seen,
@@ -280,9 +287,9 @@ class FittedBaseline:
 
     def query_vectors(
         self,
-        users: SourceId | Sequence[SourceId] | None = None,
+        users: SourceIds | None = None,
         *,
-        histories: Sequence[Sequence[SourceId]] | None = None,
+        histories: Histories | None = None,
     ) -> Floats:
         """Return the vectors of users of the dataset, or of histories: [n, D] float32.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from candid.errors import DataError
 
@@ -15,7 +16,8 @@ Time = int | datetime.datetime
 
 
 def history_times(
-    histories: Sequence[Sequence[Any]], times: Sequence[Sequence[Time | None]]
+    histories: Sequence[Sequence[Any] | npt.NDArray[Any]],
+    times: Sequence[Sequence[Time | None]],
 ) -> list[list[int | None]]:
     """Return the time of each interaction in microseconds since 1970-01-01 UTC.
 
@@ -27,6 +29,9 @@ def history_times(
         DataError: there is not one time for each interaction, one is of another type or a
             negative integer, or a history is not earliest first; the message names the place.
     """
+    if isinstance(times, str | Mapping) or not isinstance(times, Iterable):
+        raise DataError(f"times must be one list of times for each history, got {times!r}")
+    times = list(times)
     if not histories:
         raise DataError("there are times and no histories: leave the times out")
     if len(times) != len(histories):
@@ -48,6 +53,9 @@ def to_microseconds(time: datetime.datetime) -> int:
 
 
 def _times_of_one(number: int, length: int, times: Sequence[Time | None]) -> list[int | None]:
+    if isinstance(times, str | Mapping) or not isinstance(times, Iterable):
+        raise DataError(f"history {number}: its times must be a list, got {times!r}")
+    times = list(times)
     if len(times) != length:
         raise DataError(
             f"history {number} has {length} items and {len(times)} times: give one time for each "

@@ -44,9 +44,9 @@ from candid.runs.refit import check_is_measurable, dataset_of_refit
 from candid.runs.similar import SimilarItems
 from candid.runs.source_ids import (
     Attributes,
-    SourceId,
+    Histories,
+    SourceIds,
     allowed_items,
-    as_list,
     dense_ids,
     query_ids,
 )
@@ -153,15 +153,15 @@ class Run:
 
     def recommend(
         self,
-        users: SourceId | Sequence[SourceId] | None = None,
+        users: SourceIds | None = None,
         *,
-        histories: Sequence[Sequence[SourceId]] | None = None,
+        histories: Histories | None = None,
         times: Sequence[Sequence[Time | None]] | None = None,
         features: Sequence[Attributes] | None = None,
         k: int | None = None,
         filter_seen: bool | None = None,
-        allow: Sequence[SourceId] | None = None,
-        deny: Sequence[SourceId] | None = None,
+        allow: SourceIds | None = None,
+        deny: SourceIds | None = None,
         time: int | None = None,
         event_type: str | None = None,
         fallback: Fallback | None = None,
@@ -169,7 +169,8 @@ class Run:
         """Recommend items to users of the dataset, or to anonymous users.
 
         Args:
-            users: one source id or several; the whole history of each user in the dataset is used.
+            users: one source id or several (a list, a series, an array); the whole history of each
+                user in the dataset is used.
             histories: for anonymous users, instead of ``users``: source ids of the items of
                 each history, earliest first.
             times: of the interactions of ``histories``, one list each: a datetime (UTC without a
@@ -210,9 +211,9 @@ class Run:
             return recommend_or_fall_back(
                 self,
                 self.fallbacks.get(fallback),
-                users=None if users is None else as_list(users),
+                users=users,
                 histories=item_ids,
-                history_times=None if times is None else history_times(histories or [], times),
+                history_times=None if times is None else history_times(item_ids or [], times),
                 attributes=attributes,
                 k=k,
                 filter_seen=filter_seen,
@@ -225,7 +226,7 @@ class Run:
         return self.recommend_ids(
             user_ids=user_ids,
             histories=item_ids,
-            history_times=None if times is None else history_times(histories or [], times),
+            history_times=None if times is None else history_times(item_ids or [], times),
             attributes=attributes,
             k=k,
             filter_seen=filter_seen,
@@ -301,7 +302,7 @@ class Run:
             progress=progress,
         )
 
-    def similar(self, items: SourceId | Sequence[SourceId], k: int | None = None) -> pl.DataFrame:
+    def similar(self, items: SourceIds, k: int | None = None) -> pl.DataFrame:
         """Find the items whose vectors have the largest cosine with those of given items.
 
         Retired items are not among the results.
@@ -319,7 +320,7 @@ class Run:
             DataError: an item is unknown.
             ConfigError: k is not between 1 and the number of other items.
         """
-        return self.similar_items.search(self._item_ids(as_list(items)), k).to_frame()
+        return self.similar_items.search(self._item_ids(items), k).to_frame()
 
     def item_vectors(self) -> tuple[pl.Series, Floats]:
         """Encode the catalog.
@@ -333,9 +334,9 @@ class Run:
 
     def query_vectors(
         self,
-        users: SourceId | Sequence[SourceId] | None = None,
+        users: SourceIds | None = None,
         *,
-        histories: Sequence[Sequence[SourceId]] | None = None,
+        histories: Histories | None = None,
         times: Sequence[Sequence[Time | None]] | None = None,
         features: Sequence[Attributes] | None = None,
         time: int | None = None,
@@ -357,7 +358,7 @@ class Run:
                 users it was trained on.
         """
         user_ids, item_ids, attributes = query_ids(self.dataset, users, histories, features)
-        times_of = None if times is None else history_times(histories or [], times)
+        times_of = None if times is None else history_times(item_ids or [], times)
         self._check_is_read(time, event_type, times_of)
         queries = query_set(
             self.dataset,
@@ -411,6 +412,11 @@ class Run:
         role = role_of(split)
         check_is_measurable(self.folder, self.manifest, self.dataset)
         config = self.config.evaluation if config is None else config
+        if not isinstance(config, EvaluationConfig):
+            raise ConfigError(
+                f"config must be an EvaluationConfig, got {type(config).__name__}: give "
+                "settings as keywords, such as ks=(10, 50)"
+            )
         if overrides:
             table = {**config.model_dump(mode="json"), **overrides}
             config = validated(EvaluationConfig, table, "evaluate")
@@ -450,7 +456,7 @@ class Run:
     ) -> Mapping[str, Values] | None:
         return None if attributes is None else self.features.encode_users(attributes)
 
-    def _item_ids(self, items: Sequence[SourceId]) -> Ints:
+    def _item_ids(self, items: SourceIds) -> Ints:
         return dense_ids(self.dataset.items["source_id"], items, "item")
 
     def _check_is_read(self, time: int | None, event_type: str | None, times: object) -> None:

@@ -17,6 +17,7 @@ from candid.inference import (
     Recommendations,
     search_with_tie_order,
     tie_ranks,
+    whole_k,
 )
 
 
@@ -52,7 +53,7 @@ class SimilarItems:
         Raises:
             ConfigError: k is not between 1 and the number of other items.
         """
-        k = min(DEFAULT_K, self.num_items - 1) if k is None else k
+        k = min(DEFAULT_K, self.num_items - 1) if k is None else whole_k(k)
         if not 1 <= k < self.num_items:
             raise ConfigError(f"k {k} must be between 1 and the {self.num_items - 1} other items")
         return k

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from candid.config import (
     with_values,
 )
 from candid.data import PreparedDataset, Role, as_dataset, with_all_training
+from candid.errors import ConfigError
 from candid.evaluation import catalog_mask, check_has_relevant, evaluate
 from candid.runs.build import (
     build_model,
@@ -81,7 +83,7 @@ class TrainResult:
 
     folder: Path
     state: TrainState
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
 
     @property
     def measured(self) -> Path:
@@ -91,7 +93,7 @@ class TrainResult:
 
 def train(
     data: PreparedDataset | Path | str,
-    recipe: Mapping[str, Any] | Path | str | None = None,
+    recipe: RunConfig | Mapping[str, Any] | Path | str | None = None,
     *,
     out: Path | str,
     resume: bool = False,
@@ -111,8 +113,8 @@ def train(
 
     Args:
         data: a prepared dataset, or its folder.
-        recipe: a recipe file, a table of the same keys, or None for the default recipe. A table
-            may leave out ``name``: it is the name of ``out``.
+        recipe: a recipe file, a table of the same keys, a config, or None for the default recipe.
+            A table may leave out ``name``: it is the name of ``out``.
         out: folder of the run: new or empty, or with ``resume`` that of an earlier run.
         resume: continue an interrupted run of the same recipe and dataset.
         refit: as for ``train_run``; the model before the refit is measured.
@@ -139,8 +141,14 @@ def train(
         changes = {"name": name} | dict(_dotted(overrides))
         config = recipe_for(DataFacts.of(dataset), changes)[0]
         return _train_and_measure(config, dataset, out, resume, refit, measure, quiet)
+    if isinstance(recipe, RunConfig):
+        recipe = recipe.model_dump(mode="json")
     if isinstance(recipe, Mapping):
         source, table = "recipe", {"name": name, **recipe}
+    elif not isinstance(recipe, str | os.PathLike):
+        raise ConfigError(
+            f"recipe must be a file, a table of keys, a config or None, got {type(recipe).__name__}"
+        )
     else:
         source, table = str(recipe), read_toml(Path(recipe))
     config = parse_config(with_values(table, dict(_dotted(overrides))), source)

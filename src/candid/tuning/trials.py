@@ -144,19 +144,19 @@ class History:
             "trials": [asdict(trial) for trial in self.trials],
         }
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write ``trials.json`` atomically."""
-        write_json(folder / TRIALS, self.to_json())
+        write_json(Path(folder) / TRIALS, self.to_json())
 
 
-def read_history(folder: Path) -> History:
+def read_history(folder: Path | str) -> History:
     """Read the trials of a search.
 
     Raises:
         ConfigError: the folder holds no search.
         ArtifactError: ``trials.json`` is damaged or of another format.
     """
-    path = folder / TRIALS
+    path = Path(folder) / TRIALS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
