@@ -18,7 +18,7 @@ USAGE = [
     (["prepare", "--out", "d"], "name a recipe, or a file with --interactions"),
     (["train"], "name a recipe, or a prepared dataset with --data"),
     (["train", "missing.toml"], "recipe missing.toml not found"),
-    (["recommend", "{run}"], "either --user ID, or --history ITEM"),
+    (["recommend", "{run}"], "either --user ID, --users FILE, --all-users"),
     (["recommend", "{run}", "--user-attribute", "age"], "'age' is not NAME=VALUE"),
     (["recommend", "{run}", "--user-attribute", "age=3"], "reads no user features"),
     (

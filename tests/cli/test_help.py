@@ -25,6 +25,7 @@ VERBS = [
     "index",
     "export",
     "serve",
+    "similar",
 ]
 
 

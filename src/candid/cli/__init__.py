@@ -31,6 +31,7 @@ from candid.cli.prepare import prepare
 from candid.cli.recipe import recipe
 from candid.cli.recommend import recommend
 from candid.cli.serve import serve
+from candid.cli.similar import similar
 from candid.cli.train import TrainCommand, train
 from candid.cli.tune import tune
 from candid.errors import CandidError
@@ -54,6 +55,7 @@ app.command(short_help="Rank simple baselines over the full catalog")(baselines)
 app.command(short_help="Compare trained models with the first one, user by user")(compare)
 app.command(short_help="Measure where sampled losses converge, their variance and cost")(audit)
 app.command(short_help="Recommend items to users, or for a given history")(recommend)
+app.command(short_help="Find similar items of items")(similar)
 app.command(short_help="Build and measure an index over the items of a run")(index)
 app.command(short_help="Write towers and item vectors for other programs")(export)
 app.command(short_help="Serve recommendations over HTTP")(serve)

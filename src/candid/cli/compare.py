@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from candid.cli.console import Console
-from candid.cli.evaluate import Split
-from candid.cli.options import Json, Quiet, Set
+from candid.cli.options import Json, Quiet, Set, Split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +10,8 @@ import typer
 
 from candid.atomic import check_writable
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet, Set
+from candid.cli.options import Json, Quiet, Set, Split
 from candid.errors import ConfigError
-
-
-class Split(StrEnum):
-    """The split that a model is measured on."""
-
-    VALIDATION = "validation"
-    TEST = "test"
 
 
 def evaluate(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from candid.cli.bulk import bulk_lines
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet
+from candid.cli.options import FallbackName, Json, Quiet, Split
 from candid.errors import ConfigError
 
 
@@ -18,6 +19,17 @@ def recommend(
     user: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="User of the dataset; repeatable")
     ] = None,
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Users to recommend to: a .txt file with one id a line, or a table with a column "
+            "user; needs --out",
+        ),
+    ] = None,
+    all_users: Annotated[
+        bool, typer.Option("--all-users", help="Recommend to all users of the dataset; needs --out")
+    ] = False,
     history: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,6 +89,40 @@ def recommend(
             "features in addition to the catalog",
         ),
     ] = None,
+    fallback: Annotated[
+        FallbackName | None,
+        typer.Option(
+            help="List of users without a history and of users that the dataset does not have: the "
+            "most popular items, or those of the latest interactions [default: none]",
+        ),
+    ] = None,
+    split: Annotated[
+        Split | None,
+        typer.Option(
+            help="Recommend from the history before the targets of this split, for candid evaluate "
+            "--recommendations; with --out [default: the whole history]",
+        ),
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Index of the run to search, with --out [default: exact search]",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File to write, .parquet, .csv or .jsonl; the same command continues after a stop",
+        ),
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of files in the folder --out [default: one file, no folder]",
+        ),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Prepared dataset [default: the dataset of the run]")
     ] = None,
@@ -84,18 +130,38 @@ def recommend(
     quiet: Quiet = False,
 ) -> None:
     """Recommend items to users of the dataset, or to a new user by history and attributes."""
-    if bool(user) == bool(history or user_attribute):
+    groups = [bool(user), users is not None, all_users, bool(history or user_attribute)]
+    if sum(groups) != 1:
         raise ConfigError(
-            "name the users to recommend to: either --user ID, or --history ITEM and "
-            "--user-attribute NAME=VALUE, each repeatable"
+            "name the users to recommend to: either --user ID, --users FILE, --all-users, or "
+            "--history ITEM and --user-attribute NAME=VALUE"
         )
+    if (users is not None or all_users) and out is None:
+        raise ConfigError("--users and --all-users write a file: add --out recs.parquet")
+    if out is not None and (history or user_attribute or new_items is not None):
+        raise ConfigError(
+            "--out is for users of the dataset: leave out --history, --user-attribute and "
+            "--new-items"
+        )
+    for flag, value in (("--shards", shards), ("--split", split), ("--index", index)):
+        if value is not None and out is None:
+            raise ConfigError(f"{flag} goes with --out: add --out recs.parquet")
     given = [_time("--history-time", text) if text else None for text in history_time or []]
     at_time = None if at is None else _time("--at", at)
     attributes = _attributes(user_attribute or [])
     from candid.cli.progress import stage_progress
     from candid.data.lookup import item_ids_of, user_ids_of
-    from candid.runs import SavedModel, holds_baseline, load, load_run, read_new_items
+    from candid.runs import (
+        SavedModel,
+        holds_baseline,
+        load,
+        load_run,
+        read_new_items,
+        write_recommendations,
+    )
+    from candid.runs.fallback import recommend_or_fall_back
     from candid.runs.history_times import history_times, to_microseconds
+    from candid.runs.id_files import convert_ids, read_ids
 
     loaded: SavedModel
     if new_items is None:
@@ -108,6 +174,32 @@ def recommend(
         loaded = trained = load_run(run, data)
         added = read_new_items(trained, new_items)
     console = Console(json, quiet)
+    time = None if at_time is None else to_microseconds(at_time)
+    filter_seen = None if include_seen is None else not include_seen
+    source_type = loaded.dataset.users["source_id"].dtype
+    if out is not None:
+        chosen = None
+        if user:
+            chosen = convert_ids(user, "user", source_type, "--user")
+        elif users is not None:
+            chosen = read_ids(users, "user", source_type)
+        with stage_progress(console) as progress:
+            result = write_recommendations(
+                loaded,
+                out,
+                users=chosen,
+                k=k,
+                filter_seen=filter_seen,
+                time=time,
+                event_type=event_type,
+                split=None if split is None else split.value,
+                fallback=None if fallback is None else fallback.value,
+                index=index,
+                shards=shards,
+                progress=progress,
+            )
+        console.result({"run": str(run), **result.to_json()}, *bulk_lines(result, "user"))
+        return
     if given and user:
         raise ConfigError("--history-time goes with --history: leave it out with --user")
     if given and len(given) != len(history or []):
@@ -116,19 +208,31 @@ def recommend(
             "time for each item, '' where it is unknown"
         )
     histories = [item_ids_of(loaded.dataset, history or [])]
+    arguments: dict[str, Any] = {
+        "histories": None if user else histories,
+        "history_times": history_times([history or []], [given]) if given else None,
+        "attributes": [attributes] if attributes else None,
+        "k": k,
+        "filter_seen": filter_seen,
+        "time": time,
+        "event_type": event_type,
+        "new_items": added,
+    }
     with stage_progress(console) as progress:
-        recommendations = loaded.recommend_ids(
-            user_ids=user_ids_of(loaded.dataset, user) if user else None,
-            histories=None if user else histories,
-            history_times=history_times([history or []], [given]) if given else None,
-            attributes=[attributes] if attributes else None,
-            k=k,
-            filter_seen=None if include_seen is None else not include_seen,
-            time=None if at_time is None else to_microseconds(at_time),
-            event_type=event_type,
-            new_items=added,
-            progress=progress,
-        )
+        if fallback is None:
+            recommendations = loaded.recommend_ids(
+                user_ids=user_ids_of(loaded.dataset, user) if user else None,
+                **arguments,
+                progress=progress,
+            )
+        else:
+            recommendations = recommend_or_fall_back(
+                loaded,
+                loaded.fallbacks.get(fallback.value),
+                users=convert_ids(user, "user", source_type, "--user") if user else None,
+                **arguments,
+                progress=progress,
+            )
     document = {"run": str(run), "answers": recommendations.to_json()}
     console.result(document, recommendations.table())
 

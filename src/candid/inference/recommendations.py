@@ -34,6 +34,7 @@ class Recommendations:
     items: pl.DataFrame
     probabilities: npt.NDArray[np.float64] | None = None
     recommended_by: pl.Series | None = None
+    query_name: str = "user"
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -76,7 +77,7 @@ class Recommendations:
         entries: list[dict[str, Any]] = [{} for _ in range(len(self))]
         if self.user_ids is not None:
             sources = self._source_ids(np.arange(len(self))).to_list()
-            entries = [{"user": source} for source in sources]
+            entries = [{self.query_name: source} for source in sources]
         for entry in entries:
             entry["items"] = []
         if self.recommended_by is not None:
@@ -94,7 +95,7 @@ class Recommendations:
         """Return all recommendations as a table for the terminal."""
         frame = _for_reading(self.to_frame())
         if self.user_ids is not None:
-            frame = frame.rename({"query": "user"})
+            frame = frame.rename({"query": self.query_name})
         elif len(self) == 1:
             frame = frame.drop("query")
         table = Table()

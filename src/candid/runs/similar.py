@@ -77,7 +77,12 @@ class SimilarItems:
             )
         items = self._dataset.items
         return Recommendations(
-            found.item_ids.cpu().numpy(), found.scores.cpu().numpy(), item_ids, items, items
+            found.item_ids.cpu().numpy(),
+            found.scores.cpu().numpy(),
+            item_ids,
+            items,
+            items,
+            query_name="query",
         )
 
     def _order_of_ties(self) -> Ints:

@@ -1,0 +1,83 @@
+"""Files of source ids: one id a line, or a column of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from candid.data.readers import collect, columns_of, open_sources
+from candid.errors import DataError
+
+COLUMNS: Final = {
+    "user": ("user", "user_id", "query", "source_id"),
+    "item": ("item", "item_id", "query", "source_id"),
+}
+"""Names of the column with the ids in a table of several columns."""
+
+
+def read_ids(path: Path, kind: str, dtype: pl.DataType) -> pl.Series:
+    """Read source ids from a file.
+
+    Args:
+        path: a text file (``.txt``) with one id a line, or a table in a format of
+            ``candid prepare``: its only column, or the one named in ``COLUMNS``.
+        kind: "user" or "item".
+        dtype: of the source ids of the dataset.
+
+    Returns:
+        the ids in this type, in the order of the file.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or has no such column, or an id is missing or
+            of another type.
+    """
+    if path.suffix == ".txt":
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"cannot read {kind}s from {path}: {error}; choose a UTF-8 file with one id a line"
+            ) from None
+        ids = pl.Series([line.strip() for line in lines if line.strip()], dtype=pl.String)
+    else:
+        sources = open_sources(str(path), "auto", None)
+        names = columns_of(sources[0]).names()
+        chosen = [name for name in COLUMNS[kind] if name in names] if len(names) > 1 else names
+        if not chosen:
+            raise DataError(
+                f"{path} has no column {COLUMNS[kind][0]!r}: rename the column of the {kind}s to "
+                f"it; columns: {', '.join(names)}"
+            )
+        frames = [source.frame.select(chosen[0]) for source in sources]
+        ids = collect(pl.concat(frames, how="vertical_relaxed"), sources)[chosen[0]]
+    if not len(ids):
+        raise DataError(f"{path} has no {kind}s: choose another file")
+    return convert_ids(ids, kind, dtype, str(path))
+
+
+def convert_ids(
+    ids: pl.Series | Sequence[str], kind: str, dtype: pl.DataType, source: str
+) -> pl.Series:
+    """Convert source ids to the type of the dataset.
+
+    Args:
+        ids: text, or of any type.
+        kind: "user" or "item".
+        dtype: of the source ids of the dataset.
+        source: where the ids come from, for messages.
+
+    Raises:
+        DataError: an id is missing or of another type.
+    """
+    series = ids if isinstance(ids, pl.Series) else pl.Series(ids, dtype=pl.String)
+    converted = series.cast(dtype, strict=False)
+    if converted.null_count():
+        row = int(converted.is_null().arg_max() or 0)
+        raise DataError(
+            f"{kind} {series[row]!r} in row {row + 1} of {source} is not of type {dtype}, the type "
+            f"of the {kind} ids of the dataset: correct or remove it"
+        )
+    return converted
