@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from candid.cli.options import FallbackName
 from candid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,6 +73,13 @@ def serve(
             help="Store item updates in this file, so that they outlive the server",
         ),
     ] = None,
+    fallback: Annotated[
+        FallbackName | None,
+        typer.Option(
+            help="List of users without a history and of users that the data does not have, unless "
+            "a request names another [default: none]",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,6 +97,8 @@ def serve(
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config = _config(overrides or [])
+    if fallback is not None:
+        config = config.model_copy(update={"fallback": fallback.value})
     if quiet:
         config = config.model_copy(update={"log_requests": False})
     read_keys = _keys(api_key_file, READ_KEY)

@@ -35,8 +35,8 @@ class Recommender(Protocol):
         ...
 
     @property
-    def reads_attributes(self) -> bool:
-        """Whether the list of a user depends on attributes of the user."""
+    def recommends_by_attributes(self) -> bool:
+        """Whether the list of a user without a history follows attributes of the user."""
         ...
 
     @property
@@ -123,8 +123,8 @@ def has_information(
 ) -> Bools:
     """Return the queries about whose user a model has information: [B] bool.
 
-    These are users of the dataset with a history, all users of the dataset if the model reads
-    attributes, and anonymous users with a history or with attributes that it reads.
+    These are users of the dataset with a history and anonymous users with a history; where the
+    model recommends by attributes, also all users of the dataset, and anonymous users with some.
 
     Args:
         model: a run or a fitted baseline.
@@ -141,10 +141,10 @@ def has_information(
             stops = stops.copy()
             stops[targets.user_ids] = targets.history_stop
         has_history = stops > dataset.user_offsets[:-1]
-        return (user_ids >= 0) & (has_history[user_ids] | model.reads_attributes)
+        return (user_ids >= 0) & (has_history[user_ids] | model.recommends_by_attributes)
     assert histories is not None
     known = np.array([len(history) > 0 for history in histories], dtype=np.bool_)
-    if attributes is not None and model.reads_attributes:
+    if attributes is not None and model.recommends_by_attributes:
         known |= np.array([len(one) > 0 for one in attributes], dtype=np.bool_)
     return known
 

@@ -89,8 +89,8 @@ class FittedBaseline:
 
     estimates_probability = False
     """Whether the softmax of the scores is a probability."""
-    reads_attributes = False
-    """Whether the list of a user depends on attributes of the user."""
+    recommends_by_attributes = False
+    """Whether the list of a user without a history follows attributes of the user."""
     reads_query_time = False
     """Whether the list of a user depends on the time of the query."""
 

@@ -121,9 +121,10 @@ class Run:
         return target_counts(self.dataset, self.config.batches)
 
     @property
-    def reads_attributes(self) -> bool:
-        """Whether the list of a user depends on attributes of the user."""
-        return self.features.user is not None and self.model.reads_user_features
+    def recommends_by_attributes(self) -> bool:
+        """Whether the list of a user without a history follows attributes of the user."""
+        reads_attributes = self.features.user is not None and self.model.reads_user_features
+        return reads_attributes and not self.model.needs_history
 
     @property
     def reads_query_time(self) -> bool:
@@ -187,8 +188,9 @@ class Run:
             time: time of the queries, microseconds since 1970-01-01 UTC; None: now.
             event_type: event type to predict; None: any.
             fallback: list of users that the dataset does not have, and of users without a history
-                where the model reads no attributes of them: "popular" (by training targets) or
-                "recent" (by the latest ones). None: they are refused, or have a list of the model.
+                where the model needs one or reads no attributes of them: "popular" (by training
+                targets) or "recent" (by the latest ones). None: they are refused, or have a list of
+                the model.
 
         Returns:
             one row per recommendation, best first: ``query`` (source id of the user, or row

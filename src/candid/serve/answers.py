@@ -26,6 +26,7 @@ def write_answers(
     include_attributes: Sequence[bool],
     ignored: Sequence[int],
     log_z: Mapping[int, float],
+    recommended_by: Sequence[str],
 ) -> list[Result]:
     """Write the JSON of several answers; the items of all of them are looked up at once.
 
@@ -37,6 +38,7 @@ def write_answers(
         include_attributes: of each query.
         ignored: of each query, the number of unknown items in its history.
         log_z: log partition by position of a query, where probabilities are wanted.
+        recommended_by: of each query, "model" or the name of a fallback.
     """
     # [0]: items without attributes, [1]: items with attributes.
     item_ids: list[list[int]] = [[], []]
@@ -57,7 +59,10 @@ def write_answers(
             columns.append(np.exp(np.minimum(scores - log_z[position], 0.0)).tolist())
         template = _items_template(len(scores), has_probability)
         entries = template % tuple(chain.from_iterable(zip(*columns, strict=True)))
-        answers.append(f'{begin},"items":[{entries}],"ignored":{ignored[position]}}}'.encode())
+        answers.append(
+            f'{begin},"items":[{entries}],"ignored":{ignored[position]},'
+            f'"recommended_by":"{recommended_by[position]}"}}'.encode()
+        )
     return answers
 
 

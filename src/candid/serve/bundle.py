@@ -28,6 +28,7 @@ from candid.inference import (
     score_rows,
 )
 from candid.runs.anonymous_users import SEPARATOR, parse_attributes
+from candid.runs.fallback import FallbackModels
 from candid.runs.fitted_baseline import WHOLE_HISTORY, load_baseline
 from candid.runs.index import open_index
 from candid.runs.run import Run, load_run
@@ -88,6 +89,11 @@ class ServingBundle:
     def index(self) -> LiveIndex | LiveItems:
         """The index over the item vectors, with item updates; without vectors the live items."""
         return self._live_items if self.snapshot is None else self.snapshot.index
+
+    @cached_property
+    def fallbacks(self) -> FallbackModels:
+        """Popularity lists for users about whom the model has no information."""
+        return FallbackModels(self.dataset)
 
     @cached_property
     def _live_items(self) -> LiveItems:

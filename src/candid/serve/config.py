@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from candid.component import ComponentConfig
+from candid.runs.fallback import Fallback
 
 
 class ServeConfig(ComponentConfig):
@@ -67,6 +68,11 @@ class ServeConfig(ComponentConfig):
         ge=0,
         description="largest catalog for which every answer has probabilities, if the search does "
         "not score all items; above it only answers to requests with probability = true",
+    )
+    fallback: Fallback | None = Field(
+        None,
+        description="list of users without a history and of users that the data does not have, if "
+        "the request names none; none: they are refused, or have a list of the model",
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads of one search; none: half of the cores"

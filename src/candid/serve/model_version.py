@@ -20,10 +20,12 @@ from candid.inference import (
     query_for_user,
     tie_ranks,
 )
+from candid.runs.fallback import MODEL
 from candid.serve.answers import Result, write_answers
 from candid.serve.bundle import ServingBundle
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError, short_repr
+from candid.serve.fallback import FallbackAnswers
 from candid.serve.filters import AttributeFilters
 from candid.serve.items import ItemTable, RequestIds
 from candid.serve.requests import Event, Id, RecommendRequest, SimilarRequest
@@ -52,6 +54,7 @@ class PreparedQuery:
         probability: whether the answer has probabilities.
         include_attributes: whether the answer has the attributes of the items.
         ignored: number of items of the history that are unknown.
+        fallback: name of the fallback that answers the query; None: the model answers.
     """
 
     model_version: ModelVersion
@@ -64,6 +67,7 @@ class PreparedQuery:
     probability: bool
     include_attributes: bool
     ignored: int = 0
+    fallback: str | None = None
 
     @property
     def is_slow(self) -> bool:
@@ -114,6 +118,9 @@ class ModelVersion:
         source_ids = bundle.dataset.items["source_id"]
         self.search = bundle.search_with(tie_ranks(bundle.dataset.train_counts, source_ids))
         self.filters = AttributeFilters(self.items)
+        self.fallbacks = FallbackAnswers(bundle.fallbacks, self.search)
+        if config.fallback is not None:
+            self.fallbacks.load(config.fallback)
         self.has_few_items = bundle.index.num_items <= config.probability_items
         self.has_cheap_probability = self.has_few_items or self.search.scores_all_items
 
@@ -131,23 +138,11 @@ class ModelVersion:
         self.filters.check(request.filters)
         if request.event_type is not None:
             self._check_event_type(request.event_type, "event_type")
-        bundle, ignored = self.bundle, 0
-        if request.user is not None:
-            query = query_for_user(
-                bundle.dataset,
-                self.users.require(request.user, "user"),
-                max_length=bundle.max_length,
-                time=None if request.time is None else to_microseconds(request.time),
-                event_type=request.event_type,
-            )
-        else:
-            query, ignored = self._query_for_history(request)
-        if bundle.model.needs_history and not len(query.item_ids):
-            raise RequestError(
-                "unsupported",
-                "the model needs a history; name at least one item",
-                "user" if request.user is not None else "history",
-            )
+        bundle = self.bundle
+        fallback = self.config.fallback if request.fallback is None else request.fallback
+        fallback = None if fallback == "none" else fallback
+        query, ignored, is_known = self._query(request, has_fallback=fallback is not None)
+        fallback = None if is_known else fallback
         if request.probability and bundle.why_no_probability is not None:
             raise RequestError("unsupported", bundle.why_no_probability, "probability")
         hides_seen = bundle.filter_seen if request.filter_seen is None else request.filter_seen
@@ -167,6 +162,7 @@ class ModelVersion:
             probability and bundle.why_no_probability is None,
             request.include_attributes,
             ignored,
+            fallback,
         )
 
     def prepare_similar(self, request: SimilarRequest) -> PreparedQuery:
@@ -208,21 +204,29 @@ class ModelVersion:
         return results
 
     def _answer(self, queries: Sequence[PreparedQuery]) -> list[Result]:
-        recommend = [query.query for query in queries if query.query is not None]
+        recommend = [query.query for query in queries if query.query and query.fallback is None]
         vectors = torch.empty(0, self.bundle.dim)
         if recommend:
             vectors = self.bundle.encode(recommend)
         # A vector that is not finite cannot rank items.
         is_finite = vectors.abs().sum(1).isfinite().tolist()
-        # Row of each query in ``vectors``, by position; similar items have none.
-        with_vector = (p for p, query in enumerate(queries) if query.query is not None)
+        # Row of each query in ``vectors``, by position; similar items and fallbacks have none.
+        with_vector = (p for p, query in enumerate(queries) if query.query and not query.fallback)
         row_of = {position: row for row, position in enumerate(with_vector)}
         results: dict[int, TopItems | RequestError] = {}
         unrestricted: list[int] = []
         log_z: dict[int, float] = {}
         for position, query in enumerate(queries):
             row = row_of.get(position)
-            if row is None:
+            if query.fallback is not None:
+                results[position] = self.fallbacks.top(
+                    query.fallback,
+                    query.k,
+                    query.allowed,
+                    self.filters.mask(query.filters) if query.filters else None,
+                    query.excluded,
+                )
+            elif row is None:
                 results[position] = self._similar(query)
             elif not is_finite[row]:
                 results[position] = RequestError(
@@ -253,6 +257,7 @@ class ModelVersion:
             include_attributes=[query.include_attributes for query in queries],
             ignored=[query.ignored for query in queries],
             log_z={p: value for p, value in log_z.items() if queries[p].probability},
+            recommended_by=[query.fallback or MODEL for query in queries],
         )
 
     def _search_all(
@@ -295,6 +300,42 @@ class ModelVersion:
                 in_list[common:] = False
             allowed = in_list
         return self.search.similar(query.item_id, query.k, allowed, query.excluded)
+
+    def _query(
+        self, request: RecommendRequest, *, has_fallback: bool
+    ) -> tuple[RecommendQuery, int, bool]:
+        """Return the query, the number of ignored history items, and whether the model answers."""
+        bundle, ignored = self.bundle, 0
+        by_attributes = bundle.encode_users is not None and not bundle.model.needs_history
+        if has_fallback and self._is_blank(request):
+            return query_for_history(bundle.dataset, [], max_length=bundle.max_length), 0, False
+        if request.user is not None:
+            query = query_for_user(
+                bundle.dataset,
+                self.users.require(request.user, "user"),
+                max_length=bundle.max_length,
+                time=None if request.time is None else to_microseconds(request.time),
+                event_type=request.event_type,
+            )
+            is_known = bool(len(query.item_ids)) or by_attributes
+        else:
+            query, ignored = self._query_for_history(request)
+            is_known = bool(len(query.item_ids)) or (by_attributes and bool(request.attributes))
+        if has_fallback and not is_known:
+            return query, ignored, False
+        if bundle.model.needs_history and not len(query.item_ids):
+            raise RequestError(
+                "unsupported",
+                "the model needs a history; name at least one item, or a fallback",
+                "user" if request.user is not None else "history",
+            )
+        return query, ignored, True
+
+    def _is_blank(self, request: RecommendRequest) -> bool:
+        """Whether a request describes no user: an unknown id, or neither history nor attributes."""
+        if request.user is not None:
+            return self.users.find(request.user) is None
+        return not request.history and not request.attributes
 
     def _query_for_history(self, request: RecommendRequest) -> tuple[RecommendQuery, int]:
         """Return the query of an anonymous user, and the number of ignored history items."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import pydantic
 from pydantic import (
@@ -112,6 +112,11 @@ class RecommendRequest(_ItemSelection):
         None,
         description="return P(item | query) under the softmax over all items; null: where the "
         "model supports it and the search scores all items or there are few",
+    )
+    fallback: Literal["popular", "recent", "none"] | None = Field(
+        None,
+        description="list of a user without a history, or whom the data does not have: popular "
+        "items, or those of the latest interactions; null: the default of the server",
     )
     ignore_unknown: StrictBool = Field(
         False, description="skip items of the history that the model does not have"

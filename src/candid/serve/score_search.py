@@ -102,7 +102,7 @@ class ScoreSearch(CatalogSearch):
     def best_of(self, query: Tensor, k: int, item_ids: Ints) -> TopItems:
         """Return the best of some items for one query [V]; deleted ones are left out."""
         live = item_ids[self._items.mask()[item_ids]]
-        return self._top(live, query.numpy()[live], k)
+        return self.top(live, query.numpy()[live], k)
 
     def nearest_with_log_partition(
         self, query: Tensor, k: int, excluded: list[Ints]

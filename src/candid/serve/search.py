@@ -90,7 +90,7 @@ class CatalogSearch(ABC):
         counts = (ids >= 0).sum(1)
         return [(i[:n], s[:n]) for i, s, n in zip(ids, scores, counts.tolist(), strict=True)]
 
-    def _top(self, item_ids: Ints, scores: Floats, k: int) -> TopItems:
+    def top(self, item_ids: Ints, scores: Floats, k: int) -> TopItems:
         """Return the k largest scores; of equal scores the lower tie rank comes first."""
         if len(scores) > k:
             threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
@@ -207,7 +207,7 @@ class ItemSearch(CatalogSearch):
             live_ids, vectors = self.live_vectors(item_ids[begin : begin + BLOCK])
             ids.append(live_ids)
             scores.append((vectors.double() @ wide).float().numpy())
-        return self._top(np.concatenate(ids), np.concatenate(scores), k)
+        return self.top(np.concatenate(ids), np.concatenate(scores), k)
 
     def similar(self, item_id: int, k: int, allowed: Bools | None, excluded: Ints) -> TopItems:
         """Return the live items of largest cosine with an item, without the item itself.
@@ -236,7 +236,7 @@ class ItemSearch(CatalogSearch):
             allowed = allowed[: len(scores)]
             scores[: len(allowed)][~torch.from_numpy(allowed)] = -torch.inf
             scores[len(allowed) :] = -torch.inf
-        ids, top_scores = self._top(np.arange(len(scores)), scores.numpy(), k)
+        ids, top_scores = self.top(np.arange(len(scores)), scores.numpy(), k)
         mask = np.isfinite(top_scores)
         return ids[mask], top_scores[mask]
 

@@ -15,6 +15,7 @@ _ANSWER = {
     "version": 1,
     "items": [_ITEM | {"rank": 1, "score": 7.31, "probability": 0.0042}],
     "ignored": 0,
+    "recommended_by": "model",
 }
 
 REQUESTS: Final[dict[str, dict[str, Any]]] = {
@@ -27,6 +28,7 @@ REQUESTS: Final[dict[str, dict[str, Any]]] = {
                 {"item": 1196, "time": "2026-01-31T20:45:00Z"},
             ]
         },
+        "a user who may be new": {"user": 99999, "fallback": "popular"},
         "a new user": {"attributes": {"age": 25, "gender": "F"}},
         "with filters": {
             "history": [260],

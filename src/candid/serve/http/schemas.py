@@ -74,6 +74,11 @@ class Answer(pydantic.BaseModel):
     version: int = Field(description="version of the model; each reload adds one")
     items: list[ScoredItem]
     ignored: int = Field(0, description="items of the history that the model does not have")
+    recommended_by: str = Field(
+        "model",
+        description="model, or the fallback (popular, recent) that answers for a user about whom "
+        "the model has no information; its scores cannot be compared with those of the model",
+    )
 
 
 class BatchAnswer(pydantic.BaseModel):
