@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +110,32 @@ def test_a_run_without_a_split_keeps_the_last_weights_and_cannot_be_evaluated(
     answer = candid("evaluate", run)
     assert (answer.code, answer.out) == (3, "")
     assert "the dataset has no test split: measure on another split, or prepare" in answer.err
+
+
+def test_train_with_a_refit_shows_the_measurements_of_the_model_before_it(candid, toy, tmp_path):
+    flags = ["--data", toy.data, "--out", tmp_path / "run", "--refit", "--no-baselines"]
+    answer = candid("train", toy.recipe, *flags, "--json")
+    assert (answer.code, answer.err) == (0, "")
+    document = answer.document
+    record = document["refit"]
+    assert record["before"] == "before-refit"
+    assert document["result"]["steps"] == record["steps"]
+    assert document["targets"]["interactions"] == 320
+    stored = tmp_path / "run" / "before-refit" / "evaluation-test.json"
+    assert json.loads(stored.read_text()) == document["test"]
+    again = candid("train", toy.recipe, *flags, "--resume")
+    assert again.code == 0, again.err
+    text = " ".join(again.out.split())
+    assert re.search(r"best validation \S+ [0-9.]+ .*before the refit: test: 40 users", text)
+    assert re.search(rf"refit on all interactions: \d+ epochs, {record['steps']} steps", text)
+    assert "as validation " in again.err
+    refused = candid("evaluate", tmp_path / "run")
+    assert (refused.code, refused.out) == (2, "")
+    assert (
+        f"measure the model before the refit ({tmp_path / 'run' / 'before-refit'})" in refused.err
+    )
+    for verb in (["recommend", "--user", "u1"], ["index"], ["export", "--out", tmp_path / "e"]):
+        assert candid(verb[0], tmp_path / "run", *verb[1:]).code == 0, verb
 
 
 def test_prepare_reads_tables_of_users_and_items(candid, tmp_path):

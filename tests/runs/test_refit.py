@@ -295,6 +295,9 @@ def test_refit_is_resumed_with_its_own_settings_only(data, tmp_path):
     with pytest.raises(ConfigError, match="was started without --refit"):
         train_run(recipe(epochs=1), data, tmp_path / "plain", resume=True, refit=True)
     train_run(recipe(epochs=1), data, tmp_path / "run", refit=True)
+    (tmp_path / "run" / "before-refit").rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="was started with --refit"):
+        train_run(recipe(epochs=1), data, tmp_path / "run", resume=True)
     with pytest.raises(ConfigError, match=r"whose length is fixed.*\[training\]"):
         train_run(recipe(epochs=2), data, tmp_path / "run", resume=True, refit=True)
 

@@ -146,7 +146,8 @@ def check_resumes_refit(out: Path, refit: bool) -> None:
         ConfigError: the flag is not that of the start.
         ArtifactError: the folder is not a run.
     """
-    was_refit = (out / BEFORE_REFIT / MANIFEST).exists()
+    has_run = (out / MANIFEST).exists()
+    was_refit = REFIT in read_manifest(out) if has_run else _has_first_pass(out)
     if was_refit and not refit:
         raise ConfigError(f"{out} was started with --refit: resume with --resume --refit")
     if refit and not was_refit:
@@ -155,6 +156,10 @@ def check_resumes_refit(out: Path, refit: bool) -> None:
             f"{out} was started without --refit: resume without it, or train with --refit in "
             "another folder"
         )
+
+
+def _has_first_pass(out: Path) -> bool:
+    return (out / BEFORE_REFIT / MANIFEST).exists()
 
 
 def read_refit(out: Path, config: RunConfig) -> Refit | None:
