@@ -85,7 +85,7 @@ def test_signatures_begin_as_documented():
         "samplers.Popularity": "counts, *, num_candidates, exponent=1.0, distinct=False",
         "samplers.InBatch": "frequency, *, exclude_same_user=True, distinct=False",
         "samplers.Mixture": "components",
-        "train": "data, recipe=None, *, out, resume=False, refit=False, measure=True, "
+        "train": "data, recipe=None, *, out, init=None, resume=False, refit=False, measure=True, "
         "quiet=False, **overrides",
         "load": "folder, data=None",
         "load_run": "folder, data=None",

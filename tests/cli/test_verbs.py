@@ -190,6 +190,22 @@ def test_train_ends_well_where_all_test_targets_are_new_items(candid, tmp_path):
     assert (answer.code, answer.document["counts"]["cold_targets"]) == (0, 8)
 
 
+def test_train_starts_from_an_earlier_run(candid, toy, tmp_path):
+    out = tmp_path / "next"
+    arguments = ["--data", toy.data, "--init", toy.run, "--out", out, "--no-baselines"]
+    answer = candid("train", *arguments, "--set", "training.init_optimizer=keep")
+    assert answer.code == 0, answer.err
+    assert f"settings of {toy.run}" in answer.err
+    assert "which has 30 of 30 items and 40 of 40 users" in " ".join(answer.err.split())
+    manifest = json.loads((out / "run.json").read_text())
+    assert manifest["config"]["training"]["epochs"] == 1
+    assert manifest["result"]["epochs"] == 2
+    assert manifest["init"]["optimizer"] == "keep"
+    wrong = candid("train", "--data", toy.data, "--init", tmp_path, "--out", tmp_path / "no")
+    assert wrong.code == 4
+    assert "is not a run" in wrong.err
+
+
 def test_train_prepares_trains_and_measures_from_a_recipe(candid, toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = candid("train", toy.recipe, "--json")

@@ -20,6 +20,7 @@ NEUTRAL = {
     "dropout": 0.0,
     "id_mode": "residual",
     "id_dropout": 0.0,
+    "side": "item",
 }
 """Settings without randomness in training."""
 

@@ -336,11 +336,11 @@ def test_loss_that_is_nan_stops_with_a_remedy(tmp_path, log_every):
 
 def test_row_weights_weigh_the_mean(tmp_path):
     loss = torch.tensor([1.0, 3.0])
-    from candid.training.trainer import _weighted_mean
+    from candid.training.step_values import weighted_mean
 
-    assert _weighted_mean(loss, None) == 2.0
-    assert _weighted_mean(loss, torch.tensor([3.0, 1.0])) == 1.5
-    assert _weighted_mean(loss, torch.zeros(2)) == 0.0
+    assert weighted_mean(loss, None) == 2.0
+    assert weighted_mean(loss, torch.tensor([3.0, 1.0])) == 1.5
+    assert weighted_mean(loss, torch.zeros(2)) == 0.0
 
 
 def test_loss_with_candidates_needs_a_sampler(tmp_path):

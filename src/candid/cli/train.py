@@ -61,6 +61,14 @@ def train(
         typer.Option(help="Prepared dataset [default: prepare the recipe's [data] in data/NAME]"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME]")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Earlier run whose weights the training starts from, mapped by source id; without "
+            "a recipe, its recipe is used",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run")] = False,
     refit: Annotated[
         bool,
@@ -92,7 +100,7 @@ def train(
 ) -> None:
     """Train a model and measure it on the test split, if there is one."""
     console = Console(json, quiet)
-    config = _config(recipe, data, overrides or [], console)
+    config = _config(recipe, data, init, overrides or [], console)
     out = Path("runs") / config.name if out is None else out
 
     from candid.cli.progress import stage_progress, train_progress
@@ -107,7 +115,9 @@ def train(
     assert data is not None
 
     with train_progress(console) as progress:
-        result = train_run(config, data, out, resume=resume, refit=refit, progress=progress)
+        result = train_run(
+            config, data, out, init=init, resume=resume, refit=refit, progress=progress
+        )
     document = {
         "run": str(out),
         "targets": result.manifest["targets"],
@@ -136,9 +146,13 @@ def train(
 
 
 def _config(
-    recipe: Path | None, data: Path | None, overrides: list[str], console: Console
+    recipe: Path | None,
+    data: Path | None,
+    init: Path | None,
+    overrides: list[str],
+    console: Console,
 ) -> RunConfig:
-    from candid.config import load_recipe
+    from candid.config import load_recipe, parse_override
 
     if recipe is not None:
         config = load_recipe(recipe, overrides)
@@ -149,6 +163,11 @@ def _config(
         return config
     if data is None:
         raise ConfigError("no training data; name a recipe, or a prepared dataset with --data")
+    if init is not None:
+        from candid.runs.training import recipe_of_run
+
+        console.note(f"settings of {init}")
+        return recipe_of_run(init, {"name": run_name(data)} | dict(map(parse_override, overrides)))
     return _default_config(data, overrides, console)
 
 

@@ -3,6 +3,7 @@
 A folder of a run:
 
 run.json             the manifest: resolved config, dataset, versions, results so far
+trained_items.parquet, trained_users.parquet   source ids that the run was trained on
 features.json        the fitted features, if there are any
 data/                the dataset, if it was in memory
 best.safetensors     the model of the best validation

@@ -71,9 +71,9 @@ class Refit:
         return cls(
             metric=state.metric,
             best=state.best,
-            best_epoch=state.best_epoch,
-            best_step=state.best_step,
-            schedule_steps_before=state.total_steps,
+            best_epoch=state.best_epoch - state.start_epoch,
+            best_step=state.best_step - state.start_step,
+            schedule_steps_before=state.total_steps - state.start_step,
             steps_per_epoch_before=steps_per_epoch,
         )
 

@@ -48,6 +48,7 @@ from candid.runs.folder import (
     check_is_free,
     check_resumable,
     new_manifest,
+    read_manifest,
     result_of,
     run_folder,
     store_dataset,
@@ -61,6 +62,8 @@ from candid.runs.refit import (
     read_refit,
 )
 from candid.runs.run import Run, load_run
+from candid.runs.trained_ids import TrainedIds
+from candid.runs.warm_start import check_same_features, open_earlier_run, warm_start
 from candid.towers import RetrievalModel
 from candid.training import (
     LAST,
@@ -96,6 +99,7 @@ def train(
     recipe: RunConfig | Mapping[str, Any] | Path | str | None = None,
     *,
     out: Path | str,
+    init: Path | str | None = None,
     resume: bool = False,
     refit: bool = False,
     measure: bool = True,
@@ -113,9 +117,12 @@ def train(
 
     Args:
         data: a prepared dataset, or its folder.
-        recipe: a recipe file, a table of the same keys, a config, or None for the default recipe.
-            A table may leave out ``name``: it is the name of ``out``.
+        recipe: a recipe file, a table of the same keys, a config, or None for the default recipe,
+            with ``init`` for the recipe of that run. A table may leave out ``name``: it is the name
+            of ``out``.
         out: folder of the run: new or empty, or with ``resume`` that of an earlier run.
+        init: folder of an earlier run whose weights the training starts from, mapped by source id
+            of items and users; see ``training.init_rows`` and ``training.init_optimizer``.
         resume: continue an interrupted run of the same recipe and dataset.
         refit: as for ``train_run``; the model before the refit is measured.
         measure: whether to measure; baselines take about 5 % of the CPU time of the training, or
@@ -137,10 +144,14 @@ def train(
     """
     dataset = as_dataset(data)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(out).resolve().name).lstrip("._-") or "default"
+    changes = {"name": name} | dict(_dotted(overrides))
+    if recipe is None and init is not None:
+        return _train_and_measure(
+            recipe_of_run(init, changes), dataset, out, init, resume, refit, measure, quiet
+        )
     if recipe is None:
-        changes = {"name": name} | dict(_dotted(overrides))
         config = recipe_for(DataFacts.of(dataset), changes)[0]
-        return _train_and_measure(config, dataset, out, resume, refit, measure, quiet)
+        return _train_and_measure(config, dataset, out, init, resume, refit, measure, quiet)
     if isinstance(recipe, RunConfig):
         recipe = recipe.model_dump(mode="json")
     if isinstance(recipe, Mapping):
@@ -152,19 +163,35 @@ def train(
     else:
         source, table = str(recipe), read_toml(Path(recipe))
     config = parse_config(with_values(table, dict(_dotted(overrides))), source)
-    return _train_and_measure(config, dataset, out, resume, refit, measure, quiet)
+    return _train_and_measure(config, dataset, out, init, resume, refit, measure, quiet)
+
+
+def recipe_of_run(init: Path | str, changes: Mapping[str, Any]) -> RunConfig:
+    """Return the recipe of an earlier run with changes, without its section [data].
+
+    Args:
+        init: folder of the run.
+        changes: dotted keys with their values.
+
+    Raises:
+        ArtifactError: not a run.
+        ConfigError: a change is wrong.
+    """
+    table = {**read_manifest(Path(init))["config"], "data": None}
+    return parse_config(with_values(table, changes), f"recipe of {init}")
 
 
 def _train_and_measure(
     config: RunConfig,
     dataset: PreparedDataset,
     out: Path | str,
+    init: Path | str | None,
     resume: bool,
     refit: bool,
     measure: bool,
     quiet: bool,
 ) -> Run:
-    result = train_run(config, dataset, out, resume=resume, refit=refit)
+    result = train_run(config, dataset, out, init=init, resume=resume, refit=refit)
     run = load_run(result.measured, dataset)
     if measure and has_test_split(run):
         measured = measure_on_test(run)
@@ -192,6 +219,7 @@ def train_run(
     data: PreparedDataset | Path | str,
     out: Path | str,
     *,
+    init: Path | str | None = None,
     resume: bool = False,
     refit: bool = False,
     progress: Progress | None = None,
@@ -204,6 +232,9 @@ def train_run(
         config: of the run.
         data: a prepared dataset, or its folder.
         out: folder of the run: new or empty, or with ``resume`` that of an earlier run.
+        init: folder of an earlier run whose weights the training starts from, mapped by source id;
+            its fitted features are used. A resumed run has it stored. Both passes of a refit start
+            from it.
         resume: continue an interrupted run of the same config and dataset.
         refit: train twice. The first pass, in ``out / "before-refit"``, validates and can be
             measured; the second trains a new model on all interactions, those of validation and
@@ -226,22 +257,24 @@ def train_run(
     if resume:
         check_resumes_refit(out, refit)
     if not refit:
-        return _train(config, dataset, out, resume, progress)
+        return _train(config, dataset, out, init, resume, progress)
     check_can_refit(dataset)
     record = read_refit(out, config) if resume else None
     resumes_refit = record is not None
     if record is None:
         if not resume:
             check_is_free(out)
-        first = _train(config, dataset, out / BEFORE_REFIT, resume, progress)
+        first = _train(config, dataset, out / BEFORE_REFIT, init, resume, progress)
+        init = None if first.manifest["init"] is None else first.manifest["init"]["run"]
         record = Refit.of(first.state, first.manifest["steps_per_epoch"])
-    return _train(config, dataset, out, resumes_refit, progress, record)
+    return _train(config, dataset, out, init, resumes_refit, progress, record)
 
 
 def _train(
     config: RunConfig,
     dataset: PreparedDataset,
     out: Path,
+    init: Path | str | None,
     resume: bool,
     progress: Progress | None,
     refit: Refit | None = None,
@@ -252,6 +285,7 @@ def _train(
         config: of the run.
         dataset: the prepared dataset.
         out: folder of the run.
+        init: as for ``train_run``.
         resume: continue from the checkpoint in ``out``.
         progress: called with steps and validations.
         refit: the record of the refit that this is: all interactions train, and the record
@@ -262,19 +296,32 @@ def _train(
     set_threads(config.threads)
     device = pick_device(config.device)
     manifest, stored = new_manifest(config, dataset, device, out), dataset
+    manifest["init"] = None
     if refit is not None:
         dataset = with_all_training(dataset)
     if resume:
         # Fitted features are read, not fitted again: another machine might round differently.
         before = check_resumable(out, manifest)
         features = read_features(config.features, dataset, out, before.get("features"))
+        manifest["init"] = before.get("init")
+        init = None if manifest["init"] is None else manifest["init"]["run"]
+    elif init is not None:
+        earlier = open_earlier_run(init)
+        check_same_features(earlier, config)
+        fitted = earlier.manifest.get("features")
+        features = read_features(config.features, dataset, earlier.folder, fitted)
     else:
         features = fit_features(config.features, dataset)
     manifest["features"] = features.fingerprint
     torch.manual_seed(config.seed)
     # A run that stopped before its first checkpoint starts again from the beginning.
     goes_on = resume and (out / LAST).exists()
-    model = build_model(config, dataset, features, is_read=goes_on).to(device)
+    model = build_model(config, dataset, features, is_read=goes_on or init is not None)
+    start = None
+    if init is not None and not goes_on:
+        start = warm_start(open_earlier_run(init), config, dataset, model)
+        manifest["init"] = start.facts
+    model = model.to(device)
     check_features_are_read(features, model)
     targets = epoch_targets(dataset, config.batches)
     loss, sampler = build_objective(config, dataset, targets.counts)
@@ -313,6 +360,7 @@ def _train(
         meta={"dataset": manifest["dataset"]["fingerprint"]},
         progress=progress,
         length=None if refit is None else refit.length,
+        start=None if start is None else start.checkpoint,
     )
     manifest["steps_per_epoch"] = loader.num_batches
     manifest["targets"] = targets.summary.to_json()
@@ -320,10 +368,11 @@ def _train(
     with nullcontext() if resume else run_folder(out, trainer, is_refit=refit is not None):
         if not resume:
             features.write(out)
+            TrainedIds.of(dataset, config.batches).write(out)
         store_dataset(out, stored)
         write_json(out / MANIFEST, manifest)
         if progress is not None:
-            progress.on_start(sentence)
+            progress.on_start(sentence if start is None else sentence + start.sentence)
         state = trainer.run(resume=goes_on)
     manifest["result"] = result_of(state, device)
     write_json(out / MANIFEST, manifest)

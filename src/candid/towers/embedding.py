@@ -44,7 +44,7 @@ class UserEmbedding(QueryTower):
     def __init__(self, num_users: int, *, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.embedding = RowTable(num_users, dim)
+        self.embedding = RowTable(num_users, dim).of("user")
 
     def forward(self, queries: Queries) -> Tensor:
         """Look up the users: [B, D]."""
@@ -87,7 +87,7 @@ class ItemEmbedding(ItemTower):
         super().__init__()
         self.num_items = num_items
         self.dim = dim
-        self.embedding = RowTable(num_items, dim)
+        self.embedding = RowTable(num_items, dim).of("item")
         if initial_vectors is not None:
             with torch.no_grad():
                 self.embedding.weight.copy_(initial_vectors)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from candid.errors import ConfigError, DataError
 from candid.features import FeatureTable, Values
-from candid.towers.fields import FieldEncoder, code_table, replace_by_unknown
+from candid.towers.fields import FieldEncoder, replace_by_unknown
 from candid.towers.interaction import FieldMixer, Interaction
 from candid.towers.perceptron import Activation, Hidden, Perceptron
 from candid.towers.protocol import EncodeProgress, TowerConfig
+from candid.towers.row_table import RowTable
 from candid.towers.stored_values import StoredValues
 
 IdMode = Literal["none", "field", "residual", "override"]
@@ -147,6 +148,7 @@ class FeatureEncoder(FeatureMixing):
         field_dim: d, width of one field.
         id_mode: "none", "field", "residual" or "override".
         id_dropout: in [0, 1].
+        side: whether the rows are items or users.
         settings: the other arguments of ``FeatureMixing``.
     """
 
@@ -161,6 +163,7 @@ class FeatureEncoder(FeatureMixing):
         field_dim: int,
         id_mode: IdMode,
         id_dropout: float,
+        side: Literal["item", "user"],
         **settings: Any,
     ) -> None:
         extra = int(id_mode == "field")
@@ -171,7 +174,7 @@ class FeatureEncoder(FeatureMixing):
         self.num_rows = self.stored.num_rows
         self.register_buffer("id_codes", _id_codes(self.num_rows, is_trained), persistent=False)
         id_dim = {"none": None, "field": field_dim}.get(id_mode, dim)
-        self.ids = None if id_dim is None else code_table(self.num_rows + 1, id_dim, by_row=True)
+        self.ids = None if id_dim is None else _id_table(self.num_rows, id_dim, side)
 
     def extra_repr(self) -> str:
         """Return the settings."""
@@ -273,6 +276,14 @@ def require_features(
             f"features.{side} has {len(table)} rows, but the dataset has {num_rows} {side}s; use "
             "the features of this dataset"
         )
+    return table
+
+
+def _id_table(num_rows: int, dim: int, side: Literal["item", "user"]) -> RowTable:
+    """Return the table of ids; row 0, the unknown id, is zero, and id i has row i + 1."""
+    table = RowTable(num_rows + 1, dim).of(side, first_row=1)
+    with torch.no_grad():
+        table.weight[0] = 0
     return table
 
 

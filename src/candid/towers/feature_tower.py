@@ -52,7 +52,7 @@ class ItemFeatures(ItemTower):
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.encoder = FeatureEncoder(values, is_trained, dim=dim, **settings)
+        self.encoder = FeatureEncoder(values, is_trained, dim=dim, side="item", **settings)
         self.num_items = self.encoder.num_rows
 
     def forward(self, item_ids: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class UserFeatures(QueryTower):
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.encoder = FeatureEncoder(values, is_trained, dim=dim, **settings)
+        self.encoder = FeatureEncoder(values, is_trained, dim=dim, side="user", **settings)
 
     def forward(self, queries: Queries) -> Tensor:
         """Encode users, each distinct user once, or given user features: [B, D].

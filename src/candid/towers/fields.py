@@ -17,7 +17,7 @@ MANY_CODES = 10_000
 """Minimum size of a table that trains by row: a step reads most rows of a smaller table."""
 
 
-def code_table(num_codes: int, dim: int, *, by_row: bool | None = None) -> nn.Embedding:
+def code_table(num_codes: int, dim: int) -> nn.Embedding:
     """Return a table whose row 0, the unknown bucket, is initialised to zero.
 
     Zero is the mean of the initial values of other rows: an untrained bucket stays neutral, while
@@ -26,10 +26,9 @@ def code_table(num_codes: int, dim: int, *, by_row: bool | None = None) -> nn.Em
     Args:
         num_codes: rows.
         dim: width.
-        by_row: whether training can update single rows; None: if there are many.
     """
-    is_row_table = num_codes >= MANY_CODES if by_row is None else by_row
-    table = RowTable(num_codes, dim) if is_row_table else embedding_table(num_codes, dim)
+    make = RowTable if num_codes >= MANY_CODES else embedding_table
+    table = make(num_codes, dim)
     with torch.no_grad():
         table.weight[0] = 0
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,23 @@ class RowTable(nn.Embedding):
     Args:
         num_rows: V.
         dim: D.
+
+    Attributes:
+        rows_of: "item" or "user" if the rows are those of items or users, by id: a warm start
+            copies them by source id. None: rows of something else, such as codes.
+        first_row: row of id 0.
     """
 
     def __init__(self, num_rows: int, dim: int) -> None:
         super().__init__(num_rows, dim)
+        self.rows_of: Literal["item", "user"] | None = None
+        self.first_row = 0
         nn.init.normal_(self.weight, std=0.02)
+
+    def of(self, rows_of: Literal["item", "user"], first_row: int = 0) -> Self:
+        """Declare that the rows from ``first_row`` on are those of items or of users, by id."""
+        self.rows_of, self.first_row = rows_of, first_row
+        return self
 
     def train_by_row(self, dtype: torch.dtype = torch.float32) -> None:
         """Make the gradient sparse and store the table in ``dtype``.

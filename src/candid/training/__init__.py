@@ -4,6 +4,7 @@ from candid.training.checkpoint import (
     Checkpoint,
     UnsetWeights,
     load_model,
+    model_tensors,
     read_checkpoint,
     write_checkpoint,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "UnsetWeights",
     "bound_kernel_cache",
     "load_model",
+    "model_tensors",
     "read_checkpoint",
     "write_checkpoint",
 ]

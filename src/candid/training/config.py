@@ -71,6 +71,17 @@ class TrainingConfig(ComponentConfig):
         "epoch, so that towers with features do not learn to avoid new items; a sampled softmax "
         "must be able to sample all of them",
     )
+    init_rows: Literal["neighbours", "random"] = Field(
+        "neighbours",
+        description="with --init: rows of new items and users: 'neighbours', the mean of the rows "
+        "of items near them in histories, or of users with the same items; or 'random'",
+    )
+    init_optimizer: Literal["reset", "keep"] = Field(
+        "reset",
+        description="with --init: 'reset', start from the weights that the earlier run serves, "
+        "with a new optimizer; or 'keep', continue from its last step, with the optimizer's "
+        "state, the mean of the weights and the counts of steps and epochs, without a warm-up",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="precision of the towers' matrix products; losses always sum in float32",

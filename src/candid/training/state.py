@@ -21,6 +21,8 @@ class TrainState:
         train_seconds: the same without validation and checkpoints.
         cpu_seconds: CPU time of the process over all threads, in the same spans as ``seconds``.
         rows: rows (query, positive) processed.
+        start_step: ``step`` at the start of a run that continues an earlier one; otherwise 0.
+        start_epoch: ``epoch`` at that start.
         metric: name of the validation metric for early stopping, larger is better; or None.
         best: best value of the metric so far, or None.
         best_epoch: number of epochs when it was reached.
@@ -37,6 +39,8 @@ class TrainState:
     train_seconds: float = 0.0
     cpu_seconds: float = 0.0
     rows: int = 0
+    start_step: int = 0
+    start_epoch: int = 0
     metric: str | None = None
     best: float | None = None
     best_epoch: int = 0

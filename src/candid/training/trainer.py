@@ -40,6 +40,7 @@ from candid.training.config import TrainingConfig
 from candid.training.kernel_cache import bound_kernel_cache
 from candid.training.optimizer import learning_rate, make_optimizer
 from candid.training.state import Progress, TrainingLength, TrainState
+from candid.training.step_values import RowRate, weighted_mean
 from candid.training.stop_signal import stop_signal
 from candid.training.trackers import open_trackers
 
@@ -72,6 +73,9 @@ class Trainer:
         meta: plain JSON values stored in every checkpoint (fingerprints, resolved config).
         progress: display of steps and validations, or None.
         length: largest number of steps and length of the schedule; None: of the settings.
+        start: what a new run begins with: weights, and optionally states of the optimizer, of the
+            random generators and of the loss, with "step" and "epoch" in ``meta`` to count on from
+            there without a warm-up. None: the weights of ``model``.
 
     Attributes:
         candidate_loss: the loss with its sampler; None for a loss over the whole catalog.
@@ -98,6 +102,7 @@ class Trainer:
         meta: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
         length: TrainingLength | None = None,
+        start: Checkpoint | None = None,
     ) -> None:
         if loss.needs_candidates and sampler is None:
             raise ConfigError("this loss needs candidates: add a section [sampler]")
@@ -128,6 +133,7 @@ class Trainer:
         self._length = TrainingLength(total, total) if length is None else length
         self.state = TrainState(total_steps=self._length.steps, metric=metric)
         self._seed = seed
+        self._start = start
         self._trained: tuple[Tensor, Tensor] | None = None
         if config.softmax_over == "trained":
             if item_is_trained is None:
@@ -160,6 +166,8 @@ class Trainer:
         self._generator.manual_seed(_derived_seed(self._seed))
         if resume:
             self.load(self.folder / LAST)
+        elif self._start is not None:
+            self._begin_with(self._start)
         trackers = open_trackers(
             self.config.trackers, self.folder, self.name, self.state.step if resume else None
         )
@@ -187,9 +195,15 @@ class Trainer:
         """
         self.optimizer.zero_grad()
         output = self._forward(batch, effective_sample_size)
-        mean = _weighted_mean(output.loss, batch.weights)
+        mean = weighted_mean(output.loss, batch.weights)
         mean.backward()
-        rate = learning_rate(self.config, self.state.step, self._length.schedule_steps)
+        # The schedule is that of this run; one that continues another has no warm-up.
+        skipped = self.config.warmup_steps if self.state.start_step else 0
+        rate = learning_rate(
+            self.config,
+            self.state.step - self.state.start_step + skipped,
+            self._length.schedule_steps + skipped,
+        )
         norm = self.optimizer.step(rate, self.config.clip_norm)
         self.state.step += 1
         self.state.rows += len(batch)
@@ -223,22 +237,39 @@ class Trainer:
             ArtifactError: the checkpoint is damaged, or of another model or dataset.
         """
         checkpoint = read_checkpoint(path)
+        self._load_tensors(checkpoint, path)
+        if self.candidate_loss is not None:
+            load_loss(self.candidate_loss, checkpoint, path)
+        stored = checkpoint.meta["state"]
+        total = self.state.total_steps + stored["start_step"]
+        present = {"total_steps": total, "metric": self.state.metric}
+        self.state = TrainState(**(stored | present))
+        self.loader.position.epoch = checkpoint.meta["position"]["epoch"]
+        self.loader.position.step = checkpoint.meta["position"]["step"]
+
+    def _begin_with(self, start: Checkpoint) -> None:
+        """Take over weights, and states and counts where the start has them."""
+        path = self.folder / LAST
+        self._load_tensors(start, path)
+        if self.candidate_loss is not None and start.part("loss"):
+            load_loss(self.candidate_loss, start, path)
+        state, step = self.state, start.meta.get("step", 0)
+        state.step = state.start_step = step
+        state.epoch = state.start_epoch = start.meta.get("epoch", 0)
+        state.total_steps += step
+        self.loader.position.epoch = state.epoch
+
+    def _load_tensors(self, checkpoint: Checkpoint, path: Path | str) -> None:
         load_model(self.model, checkpoint, path)
         load_optimizer(self.model, self.optimizer, checkpoint)
         if self.average is not None:
             self.average.load(checkpoint)
         random = checkpoint.part("random")
-        torch.set_rng_state(random["cpu"])
-        self._generator.set_state(random["samples"])
-        if self.candidate_loss is not None:
-            load_loss(self.candidate_loss, checkpoint, path)
+        if random:
+            torch.set_rng_state(random["cpu"])
+            self._generator.set_state(random["samples"])
         if "cuda" in random and self.model.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], self.model.device)
-        stored = checkpoint.meta["state"]
-        present = {"total_steps": self.state.total_steps, "metric": self.state.metric}
-        self.state = TrainState(**(stored | present))
-        self.loader.position.epoch = checkpoint.meta["position"]["epoch"]
-        self.loader.position.step = checkpoint.meta["position"]["step"]
 
     def _forward(self, batch: Batch, effective_sample_size: bool) -> LossOutput:
         bf16 = self.config.precision == "bfloat16"
@@ -277,7 +308,7 @@ class Trainer:
         config, state = self.config, self.state
         return (
             state.step >= state.total_steps
-            or state.epoch >= config.epochs
+            or state.epoch - state.start_epoch >= config.epochs
             or (config.patience is not None and state.stale >= config.patience)
             or (config.max_seconds is not None and state.seconds >= config.max_seconds)
         )
@@ -287,7 +318,7 @@ class Trainer:
         seconds_left = (self.config.max_seconds or float("inf")) - state.seconds
         epoch = self.loader.position.epoch
         self.model.train()
-        window = _Window()
+        window = RowRate()
         value = torch.zeros(())
         with closing(self.loader.epoch()) as batches:
             for batch in batches:
@@ -298,7 +329,7 @@ class Trainer:
                 window.add(len(batch))
                 if logs:
                     self._log_step(epoch, value, output, norm, window)
-                    window = _Window()
+                    window = RowRate()
                 over_time = time.perf_counter() - started >= seconds_left
                 if stop.is_set() or over_time or state.step >= state.total_steps:
                     break
@@ -341,7 +372,7 @@ class Trainer:
             self.progress.on_validation(state, metrics)
 
     def _log_step(
-        self, epoch: int, value: Tensor, output: LossOutput, norm: Tensor, window: _Window
+        self, epoch: int, value: Tensor, output: LossOutput, norm: Tensor, window: RowRate
     ) -> None:
         metrics = {
             "loss": float(value),
@@ -376,26 +407,5 @@ class Trainer:
         )
 
 
-class _Window:
-    """Rows per second since the last line of the log."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._rows = 0
-
-    def add(self, rows: int) -> None:
-        self._rows += rows
-
-    def rate(self) -> float:
-        return round(self._rows / max(time.perf_counter() - self._started, 1e-9), 1)
-
-
 def _derived_seed(seed: int) -> int:
     return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-
-
-def _weighted_mean(loss: Tensor, weights: Tensor | None) -> Tensor:
-    if weights is None:
-        return loss.mean()
-    total = weights.sum()
-    return (loss * weights).sum() / torch.where(total > 0, total, 1.0)

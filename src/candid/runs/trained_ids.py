@@ -1,0 +1,138 @@
+"""Source ids of the items and users that a run was trained on, stored in its folder.
+
+A later run or evaluation maps by them, also where the dataset of the run has been replaced since.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from candid.atomic import replacing
+from candid.batches import BatchesConfig, target_counts, users_with_rows
+from candid.data import PreparedDataset, Role
+from candid.errors import ArtifactError, DataError
+from candid.runs.folder import dataset_of
+
+ITEMS: Final = "trained_items.parquet"
+USERS: Final = "trained_users.parquet"
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainedIds:
+    """Items and users of the dataset of a run, in the order of their ids.
+
+    Attributes:
+        items: columns ``source_id`` and ``is_trained`` (whether an epoch has the item as a target).
+        users: the same, and where the training interactions of the user end: ``num_rows`` (UInt32,
+            interactions up to the last training target), ``last_time`` (Int64, its time, null
+            without times) and ``num_at_last_time`` (UInt32, how many of these have that time).
+    """
+
+    items: pl.DataFrame
+    users: pl.DataFrame
+
+    @classmethod
+    def of(cls, dataset: PreparedDataset, batches: BatchesConfig) -> TrainedIds:
+        """Collect the ids of a dataset.
+
+        Args:
+            dataset: of the run.
+            batches: batch settings of the run, which decide what is a target.
+        """
+        is_target = np.asarray(dataset.roles) == Role.TRAIN
+        events = np.flatnonzero(is_target)
+        starts, stops = dataset.user_offsets[:-1], dataset.user_offsets[1:]
+        # The number of targets before each interaction gives the last one of each user.
+        before = np.concatenate([[0], np.cumsum(is_target)])
+        has_target = before[stops] > before[starts]
+        last = events[np.maximum(before[stops], 1) - 1]
+        num_rows = np.where(has_target, last + 1 - starts, 0)
+        columns: dict[str, Any] = {
+            "source_id": dataset.users["source_id"],
+            "is_trained": users_with_rows(dataset, batches),
+            "num_rows": num_rows.astype(np.uint32),
+        }
+        if dataset.timestamps is not None:
+            times = np.asarray(dataset.timestamps)
+            last_time = times[last]
+            owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.user_offsets))
+            position = np.arange(len(times)) - starts[owners]
+            is_tie = (times == last_time[owners]) & (position < num_rows[owners])
+            ties = np.bincount(owners[is_tie], minlength=dataset.num_users)
+            columns["last_time"] = pl.Series(last_time).set(pl.Series(~has_target), None)
+            columns["num_at_last_time"] = ties.astype(np.uint32)
+        items = {
+            "source_id": dataset.items["source_id"],
+            "is_trained": target_counts(dataset, batches) > 0,
+        }
+        return cls(pl.DataFrame(items), pl.DataFrame(columns))
+
+    def write(self, folder: Path) -> None:
+        """Write both tables into the folder of a run."""
+        for name, table in ((ITEMS, self.items), (USERS, self.users)):
+            with replacing(folder / name) as path:
+                table.write_parquet(path)
+
+
+def read_trained_ids(folder: Path, facts: dict[str, Any], batches: BatchesConfig) -> TrainedIds:
+    """Read the ids of a run; those of its dataset for a run that stored none.
+
+    Args:
+        folder: of the run.
+        facts: of the dataset, from the manifest of the run.
+        batches: batch settings of the run.
+
+    Raises:
+        ArtifactError: a file is damaged; or the run stored no ids and its dataset is missing.
+    """
+    if not (folder / ITEMS).exists():
+        return TrainedIds.of(dataset_of(folder, facts, None), batches)
+    try:
+        tables = [pl.read_parquet(folder / name, glob=False) for name in (ITEMS, USERS)]
+    except (OSError, pl.exceptions.PolarsError):
+        raise ArtifactError(
+            f"{folder / ITEMS} or {USERS} is damaged: train again, or restore the file"
+        ) from None
+    ids = TrainedIds(*tables)
+    for table, kind in ((ids.items, "items"), (ids.users, "users")):
+        if table.height != facts[kind]:
+            raise ArtifactError(
+                f"{folder} was trained on {facts[kind]:,} {kind} and stores the ids of "
+                f"{table.height:,}: train again, or restore the file"
+            )
+    return ids
+
+
+def earlier_rows(before: pl.DataFrame, now: pl.DataFrame, kind: str, origin: str) -> Ints:
+    """Return the earlier id of each item or user of a dataset by its source id: [n] int64, or -1.
+
+    Args:
+        before: [m] with the column ``source_id``, in the order of the earlier ids.
+        now: [n] with the column ``source_id``.
+        kind: "item" or "user", for messages.
+        origin: of the earlier ids, for messages.
+
+    Raises:
+        DataError: one has numbers and the other text.
+    """
+    old, new = before["source_id"], now["source_id"]
+    if old.dtype.is_integer() != new.dtype.is_integer():
+        words = ["integers" if ids.dtype.is_integer() else "text" for ids in (new, old)]
+        raise DataError(
+            f"{kind} ids of the dataset are {words[0]} and those of {origin} are {words[1]}, so "
+            "that none can be mapped: prepare the dataset with ids of the same type"
+        )
+    if old.dtype != new.dtype:
+        old, new = old.cast(pl.Int128), new.cast(pl.Int128)
+    known = pl.DataFrame({"source_id": old, "row": np.arange(len(old), dtype=np.int64)})
+    joined = pl.DataFrame({"source_id": new}).join(
+        known, on="source_id", how="left", maintain_order="left"
+    )
+    return joined["row"].fill_null(-1).to_numpy()

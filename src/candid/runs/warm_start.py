@@ -1,0 +1,323 @@
+"""Warm start: a training that begins with the weights of an earlier run, mapped by source id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from candid.batches import target_counts, users_with_rows
+from candid.config import RunConfig, parse_config
+from candid.data import PreparedDataset
+from candid.errors import ArtifactError, ConfigError
+from candid.runs.folder import MANIFEST, read_manifest
+from candid.runs.trained_ids import TrainedIds, earlier_rows, read_trained_ids
+from candid.towers import RetrievalModel, RowTable, row_tables
+from candid.training import BEST, LAST, Checkpoint, model_tensors, read_checkpoint
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """The run that a warm start begins with.
+
+    Attributes:
+        folder: of the run.
+        config: its config.
+        manifest: content of its ``run.json``.
+        ids: source ids of its items and users.
+    """
+
+    folder: Path
+    config: RunConfig
+    manifest: dict[str, Any]
+    ids: TrainedIds
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The start of a training.
+
+    Attributes:
+        checkpoint: its first weights and, with ``training.init_optimizer = "keep"``, the states of
+            the optimizer and of the random generators, and the numbers of steps and epochs.
+        facts: plain JSON values for ``run.json``.
+    """
+
+    checkpoint: Checkpoint
+    facts: dict[str, Any]
+
+    @property
+    def sentence(self) -> str:
+        """The numbers of items and users with a row of the earlier run."""
+        parts = [
+            f"{self.facts[kind]['mapped']:,} of {self.facts[kind]['total']:,} {kind}"
+            for kind in ("items", "users")
+        ]
+        return f"; started from {self.facts['run']}, which has {' and '.join(parts)}"
+
+
+def open_earlier_run(folder: Path | str) -> EarlierRun:
+    """Open the run that a warm start begins with, without its model.
+
+    Raises:
+        ArtifactError: not a run, one of an older version, or its ids are missing.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    try:
+        config = parse_config(manifest["config"], str(folder / MANIFEST))
+    except ConfigError as error:
+        raise ArtifactError(
+            f"{error}; the file is damaged or of another version of candid: train again"
+        ) from None
+    ids = read_trained_ids(folder, manifest["dataset"], config.batches)
+    return EarlierRun(folder, config, manifest, ids)
+
+
+def check_same_features(earlier: EarlierRun, config: RunConfig) -> None:
+    """Refuse other features than those of the earlier run, whose fitted values are used.
+
+    Raises:
+        ConfigError: the sections differ; the message has the first key.
+    """
+    # Compared as text: the weights depend on the order of features, which == of dicts ignores.
+    if _as_text(earlier.config.features) != _as_text(config.features):
+        reason = "the weights belong to these features"
+        raise _difference_error(earlier, config, reason, sections=("features",))
+
+
+def warm_start(
+    earlier: EarlierRun, config: RunConfig, dataset: PreparedDataset, model: RetrievalModel
+) -> WarmStart:
+    """Map the weights of an earlier run to the ids of a dataset.
+
+    A row of an item or user that the earlier run trained is copied. Rows of new items and users,
+    and of those that only now have a training target, come from ``training.init_rows``. All other
+    tensors are copied as they are. With ``training.init_optimizer = "reset"`` these are the weights
+    that the run serves; with "keep" they are those of its last step, with the optimizer's state.
+
+    Args:
+        earlier: the run.
+        config: of the training.
+        dataset: of the training.
+        model: untrained, built for ``dataset``; its random rows are read.
+
+    Raises:
+        ConfigError: a tensor has another shape, rows of items and users aside, or the state of
+            another optimizer should be kept.
+        DataError: the ids are of another type.
+        ArtifactError: the checkpoint is missing or damaged.
+    """
+    keep = config.training.init_optimizer == "keep"
+    if keep and earlier.config.training.tables != config.training.tables:
+        raise ConfigError(
+            f"training.tables is {earlier.config.training.tables!r} in {earlier.folder} (init) and "
+            f"{config.training.tables!r} here, and training.init_optimizer = 'keep' needs the same "
+            "optimizer: use training.init_optimizer = 'reset'"
+        )
+    path = earlier.folder / (BEST if not keep and (earlier.folder / BEST).exists() else LAST)
+    stored = read_checkpoint(path)
+    rows = {
+        "item": _rows("item", earlier, dataset.items, target_counts(dataset, config.batches) > 0),
+        "user": _rows("user", earlier, dataset.users, users_with_rows(dataset, config.batches)),
+    }
+    mapping = _TableMapping(earlier, config, dataset, model, rows)
+    weights = stored.part("model") if keep else stored.part("model") | stored.part("average")
+    tensors = {f"model/{name}": value for name, value in mapping.weights(weights)}
+    meta: dict[str, Any] = {}
+    if keep:
+        if average := stored.part("average"):
+            tensors |= {
+                f"average/{name}": value for name, value in mapping.weights(average, partial=True)
+            }
+        tensors |= {
+            f"optimizer/{name}": mapping.state(name.rpartition("/")[0], name, value)
+            for name, value in stored.part("optimizer").items()
+        }
+        tensors |= {name: t for name, t in stored.tensors.items() if name.startswith("random/")}
+        if _has_same_ids(rows) and _samples_alike(earlier.config, config):
+            tensors |= {name: t for name, t in stored.tensors.items() if name.startswith("loss/")}
+        position = stored.meta["position"]
+        # An epoch that was not completed is another one with other data.
+        epoch = position["epoch"] + int(position["step"] > 0)
+        meta = {"step": stored.meta["state"]["step"], "epoch": epoch}
+    facts: dict[str, Any] = {
+        "run": str(earlier.folder.resolve()),
+        "dataset": earlier.manifest["dataset"]["fingerprint"],
+        "optimizer": config.training.init_optimizer,
+    }
+    for kind, source in rows.items():
+        facts[f"{kind}s"] = {"total": len(source), "mapped": int((source >= 0).sum())}
+    return WarmStart(Checkpoint(tensors, meta), facts)
+
+
+def _rows(kind: str, earlier: EarlierRun, now: Any, is_trained: npt.NDArray[np.bool_]) -> Ints:
+    """Return the row of the earlier run for each id now: [n] int64, -1 for a new row.
+
+    A row that was not trained and will be now is new: it holds only what training did to it as a
+    negative.
+    """
+    before = getattr(earlier.ids, f"{kind}s")
+    source = earlier_rows(before, now, kind, f"{earlier.folder} (init)")
+    was_trained = np.append(before["is_trained"].to_numpy(), False)[source]
+    return np.where(~was_trained & is_trained, -1, source)
+
+
+class _TableMapping:
+    """Tensors of the earlier run as tensors of a model for another dataset."""
+
+    def __init__(
+        self,
+        earlier: EarlierRun,
+        config: RunConfig,
+        dataset: PreparedDataset,
+        model: RetrievalModel,
+        rows: Mapping[str, Ints],
+    ) -> None:
+        self._earlier, self._config, self._dataset = earlier, config, dataset
+        self._rows = rows
+        self._expected = {
+            name.removeprefix("model/"): tensor for name, tensor in model_tensors(model).items()
+        }
+        by_id = {
+            id(table.weight): table for _, table in row_tables(model) if table.rows_of is not None
+        }
+        self._tables = {
+            name: by_id[id(parameter)]
+            for name, parameter in model.named_parameters()
+            if id(parameter) in by_id
+        }
+        self._new_rows: dict[str, Tensor] = {}
+
+    def weights(
+        self, stored: Mapping[str, Tensor], partial: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the parameters and buffers, by name.
+
+        Args:
+            stored: of the earlier run.
+            partial: whether some of the names may be missing.
+        """
+        names = sorted(self._expected.keys() ^ stored.keys())
+        if names and not (partial and stored.keys() <= self._expected.keys()):
+            name = names[0]
+            reason = f"the model has no {name!r}" if name in stored else f"it lacks {name!r}"
+            raise _difference_error(self._earlier, self._config, reason)
+        for name, value in stored.items():
+            expected = self._expected[name]
+            table = self._tables.get(name)
+            if table is None:
+                if value.shape != expected.shape:
+                    raise self._shape_error(name, value, expected)
+                yield name, value
+                continue
+            if value.shape[1:] != expected.shape[1:]:
+                raise self._shape_error(name, value, expected)
+            if name not in self._new_rows:
+                self._new_rows[name] = self._initial_rows(value, expected, table)
+            yield name, self._copied(value, table, self._new_rows[name])
+
+    def state(self, parameter: str, name: str, value: Tensor) -> Tensor:
+        """Return a state of the optimizer: rows of new ids are 0, or the mean of second moments."""
+        table = self._tables.get(parameter)
+        if table is None or value.ndim == 0:
+            return value
+        shape = (table.num_embeddings, *value.shape[1:])
+        fill = value.new_zeros(shape)
+        if name.endswith("/exp_avg_sq"):
+            # With 0 the first steps of a new row would be several times too long, because Adam's
+            # bias correction is that of the run.
+            source = self._rows[_side(table)]
+            known = torch.from_numpy(source[source >= 0]) + table.first_row
+            if len(known):
+                fill += value[known].mean(0)
+        return self._copied(value, table, fill)
+
+    def _copied(self, value: Tensor, table: RowTable, new_rows: Tensor) -> Tensor:
+        source, first = self._rows[_side(table)], table.first_row
+        result = new_rows.to(value.dtype).clone()
+        result[:first] = value[:first]
+        is_known = source >= 0
+        ids = torch.from_numpy(np.flatnonzero(is_known)) + first
+        result[ids] = value[torch.from_numpy(source[is_known]) + first]
+        return result
+
+    def _initial_rows(self, value: Tensor, expected: Tensor, table: RowTable) -> Tensor:
+        """Return rows for all ids, of which those of new ids are used."""
+        rows = expected.detach().cpu().float().clone()
+        is_known = self._rows[_side(table)] >= 0
+        if self._config.training.init_rows == "random" or is_known.all() or not is_known.any():
+            return rows
+        # Imported here because scipy, which it needs, takes a fifth of a second to import.
+        from candid.runs.new_rows import neighbour_means
+
+        vectors = self._copied(value, table, rows)[table.first_row :]
+        means, has_any = neighbour_means(self._dataset, _side(table), vectors, is_known)
+        with_neighbours = torch.from_numpy(np.flatnonzero(has_any))
+        # On top of the random rows, so that no two new rows are equal.
+        rows[with_neighbours + table.first_row] += means[with_neighbours]
+        return rows
+
+    def _shape_error(self, name: str, value: Tensor, expected: Tensor) -> ConfigError:
+        reason = f"{name!r} is {list(value.shape)} there and {list(expected.shape)} here"
+        return _difference_error(self._earlier, self._config, reason)
+
+
+def _side(table: RowTable) -> str:
+    assert table.rows_of is not None
+    return table.rows_of
+
+
+def _has_same_ids(rows: Mapping[str, Ints]) -> bool:
+    return all(np.array_equal(source, np.arange(len(source))) for source in rows.values())
+
+
+def _samples_alike(before: RunConfig, now: RunConfig) -> bool:
+    return all(_as_text(getattr(before, key)) == _as_text(getattr(now, key)) for key in _OBJECTIVE)
+
+
+_OBJECTIVE = ("loss", "sampler", "batches")
+
+
+def _as_text(section: Any) -> str:
+    return "null" if section is None else json.dumps(section.model_dump(mode="json"))
+
+
+def _difference_error(
+    earlier: EarlierRun,
+    config: RunConfig,
+    reason: str,
+    sections: tuple[str, ...] = ("model", "features", "batches"),
+) -> ConfigError:
+    """Return the error of two models, with the first key of their recipes that differs."""
+    for section in sections:
+        before = dict(_keys(getattr(earlier.config, section).model_dump(mode="json"), section))
+        now = dict(_keys(getattr(config, section).model_dump(mode="json"), section))
+        for key in [*now, *before]:
+            if before.get(key) != now.get(key):
+                return ConfigError(
+                    f"{key} is {before.get(key)!r} in {earlier.folder} (init) and "
+                    f"{now.get(key)!r} here ({reason}): use the recipe of that run, or train "
+                    "without init"
+                )
+    return ConfigError(
+        f"the weights of {earlier.folder} (init) do not fit this dataset: {reason}; train without "
+        "init"
+    )
+
+
+def _keys(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}.{key}")
+        else:
+            yield f"{prefix}.{key}", value

@@ -1,0 +1,413 @@
+"""Training that starts from an earlier run: exact continuation, and rows mapped by source id."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+import candid.runs.training
+from candid.config import parse_config
+from candid.data import DataConfig, PreparedDataset, Role, prepare_folder
+from candid.errors import ArtifactError, ConfigError, DataError
+from candid.runs import build_model, load_run, train, train_run
+from candid.runs.features import read_features
+from candid.runs.new_rows import neighbour_means
+from candid.runs.trained_ids import ITEMS, TrainedIds
+from candid.runs.warm_start import open_earlier_run, warm_start
+from candid.training import LAST, read_checkpoint
+
+
+def dataset(users, items, *, seed=0, length=6, times=True):
+    """Random interactions of given users (source ids) with given items; the last two held out."""
+    rng = np.random.default_rng(seed)
+    users, items = sorted(users), sorted(items)
+    item_ids = np.concatenate([rng.permutation(len(items))[:length] for _ in users])
+    roles = [Role.TRAIN] * (length - 2) + [Role.VALIDATION, Role.TEST]
+    return PreparedDataset(
+        item_ids=item_ids.astype(np.int32),
+        user_offsets=np.arange(0, len(item_ids) + 1, length).astype(np.int64),
+        roles=np.tile(np.array(roles, np.uint8), len(users)),
+        users=pl.DataFrame({"source_id": users, "age": [len(str(user)) for user in users]}),
+        items=pl.DataFrame({"source_id": items, "year": [1990 + n % 7 for n in range(len(items))]}),
+        timestamps=np.tile(np.arange(length) * 1_000_000, len(users)) if times else None,
+        manifest={"config": {"order": None}},
+    )
+
+
+USERS, ITEMS_A = range(10, 40), range(100, 125)
+HISTORY = {
+    "query_tower": {"type": "causal_transformer", "dim": 8, "num_blocks": 1, "dropout": 0.1},
+    "item_tower": {"type": "item_embedding", "dim": 8},
+}
+FACTORS = {
+    "query_tower": {"type": "user_embedding", "dim": 8},
+    "item_tower": {"type": "item_embedding", "dim": 8},
+}
+UNTIED = {**HISTORY, "query_tower": {**HISTORY["query_tower"], "input_items": "separate"}}
+FEATURES = {
+    "query_tower": {"type": "user_features", "dim": 8, "id_mode": "residual"},
+    "item_tower": {"type": "item_features", "dim": 8, "id_mode": "field"},
+}
+
+
+def recipe(model, *, sampled=True, features=False, **training):
+    table = {
+        "name": "toy",
+        "threads": 1,
+        "batches": {"unit": "sequence", "batch_size": 8},
+        "model": model,
+        "loss": {"type": "sampled_softmax"} if sampled else {"type": "full_softmax"},
+        "training": {"epochs": 2, "warmup_steps": 3, "trackers": [], "patience": None, **training},
+        "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "metrics": ["ndcg"]},
+    }
+    if sampled:
+        table["sampler"] = {"type": "uniform", "num_candidates": 8}
+    if model is FACTORS or model is FEATURES:
+        table["batches"] = {"unit": "interaction", "batch_size": 16}
+    if features:
+        table["features"] = {
+            "item": {"year": {"type": "number"}},
+            "user": {"age": {"type": "number"}},
+        }
+    return parse_config(table, "test")
+
+
+CASES = {
+    "history, full softmax": (HISTORY, {"sampled": False}),
+    "history, mean of the weights": (HISTORY, {"average": 0.9}),
+    "history, rows by Adam": (UNTIED, {"tables": "row_adam"}),
+    "factors, rows by Adagrad": (FACTORS, {"tables": "row_adagrad"}),
+    "features": (FEATURES, {"features": True}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_continued_run_is_equal_where_nothing_is_new(name, tmp_path):
+    model, settings = CASES[name]
+    data = dataset(USERS, ITEMS_A)
+    train_run(recipe(model, **{**settings, "epochs": 4}), data, tmp_path / "whole")
+    train_run(recipe(model, **settings), data, tmp_path / "half")
+    config = recipe(model, **settings, init_optimizer="keep")
+    result = train_run(config, data, tmp_path / "rest", init=tmp_path / "half")
+    whole, rest = (read_checkpoint(tmp_path / n / LAST) for n in ("whole", "rest"))
+    assert whole.tensors.keys() == rest.tensors.keys()
+    for key, tensor in whole.tensors.items():
+        assert torch.equal(tensor, rest.tensors[key]), key
+    assert result.state.epoch == 4
+    assert result.state.step == whole.meta["state"]["step"]
+    assert result.state.total_steps == whole.meta["state"]["total_steps"]
+
+
+def test_interrupted_warm_start_resumes_to_the_same_weights(tmp_path):
+    data, config = dataset(USERS, ITEMS_A), recipe(HISTORY, init_optimizer="keep")
+    train_run(recipe(HISTORY), data, tmp_path / "first")
+    now = dataset(range(12, 44), range(98, 130), seed=1)
+    whole = train_run(config, now, tmp_path / "whole", init=tmp_path / "first")
+    cut = recipe(HISTORY, init_optimizer="keep", max_steps=3)
+    train_run(cut, now, tmp_path / "cut", init=tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    resumed = train_run(config, now, tmp_path / "cut", resume=True)
+    assert resumed.state.total_steps == whole.state.total_steps
+    one, two = (read_checkpoint(r.folder / LAST) for r in (whole, resumed))
+    for key, tensor in one.tensors.items():
+        assert torch.equal(tensor, two.tensors[key]), key
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("change", range(4))
+def test_rows_follow_their_source_ids(name, change, tmp_path):
+    """Random removal, addition and, through text ids, another order; a dict is the oracle."""
+    model, settings = CASES[name]
+    rng = np.random.default_rng(change)
+
+    def some(low, high, keep):
+        ids = rng.permutation(np.arange(low, high))[: int(keep * (high - low))]
+        # Without leading zeros the order of text is another one as soon as lengths differ.
+        return [f"n{n}" for n in ids]
+
+    before = dataset(some(1, 60, 0.5), some(80, 120, 0.7), seed=change)
+    now = dataset(some(1, 60, 0.6), some(80, 130, 0.7), seed=change + 10)
+    train_run(recipe(model, **settings), before, tmp_path / "run")
+    config = recipe(model, **settings, init_optimizer="keep")
+    earlier = open_earlier_run(tmp_path / "run")
+    features = read_features(config.features, now, earlier.folder, earlier.manifest.get("features"))
+    torch.manual_seed(5)
+    new_model = build_model(config, now, features, is_read=True)
+    start = warm_start(earlier, config, now, new_model).checkpoint
+    stored = read_checkpoint(tmp_path / "run" / LAST)
+    trained = TrainedIds.of(before, config.batches)
+    targets = TrainedIds.of(now, config.batches)
+    num_tables = 0
+    for key, old in stored.tensors.items():
+        if key.startswith(("random", "loss")):
+            continue
+        new = start.tensors[key]
+        side = None
+        for kind in ("items", "users"):
+            num_old, num_new = getattr(before, f"num_{kind}"), getattr(now, f"num_{kind}")
+            for first in (0, 1):
+                if old.ndim and (len(old), len(new)) == (num_old + first, num_new + first):
+                    side, offset = kind, first
+        if side is None:
+            assert torch.equal(old, new), key
+            continue
+        num_tables += 1
+        old_table, table = getattr(trained, side), getattr(targets, side)
+        row = {s: n for n, s in enumerate(old_table["source_id"])}
+        assert torch.equal(old[:offset], new[:offset])
+        num_copied = 0
+        for n, (source_id, is_target) in enumerate(table.select("source_id", "is_trained").rows()):
+            if source_id not in row:
+                continue
+            if is_target and not old_table["is_trained"][row[source_id]]:
+                continue
+            assert torch.equal(new[n + offset], old[row[source_id] + offset]), key
+            num_copied += 1
+        assert num_copied > 3
+    assert num_tables >= 2
+
+
+def test_new_rows_are_the_mean_of_their_neighbours(tmp_path):
+    before = dataset(USERS, ITEMS_A)
+    now = dataset(range(20, 50), range(110, 135), seed=3)
+    config = recipe(FACTORS, init_rows="neighbours")
+    train_run(config, before, tmp_path / "run")
+    torch.manual_seed(5)
+    model = build_model(config, now, is_read=True)
+    random = {name: value.clone() for name, value in model.state_dict().items()}
+    start = warm_start(open_earlier_run(tmp_path / "run"), config, now, model).checkpoint
+    items = start.tensors["model/item_tower.embedding.weight"].double().numpy()
+    users = start.tensors["model/query_tower.embedding.weight"].double().numpy()
+    old_items, old_users = set(ITEMS_A), set(USERS)
+    source = now.items["source_id"].to_list()
+    rows = [
+        [source[i] for i, role in zip(ids, roles, strict=True) if role == Role.TRAIN]
+        for ids, roles in zip(now.item_ids.reshape(-1, 6), now.roles.reshape(-1, 6), strict=True)
+    ]
+    checked = 0
+    for n, item in enumerate(source):
+        if item in old_items:
+            continue
+        total, weight = np.zeros(8), 0.0
+        for row in rows:
+            for a, one in enumerate(row):
+                for b, other in enumerate(row):
+                    if one == item and a != b and abs(a - b) <= 5 and other in old_items:
+                        total += 0.8 ** (abs(a - b) - 1) * items[source.index(other)]
+                        weight += 0.8 ** (abs(a - b) - 1)
+        noise = random["item_tower.embedding.weight"][n].double().numpy()
+        expected = noise + (total / weight if weight else 0.0)
+        assert items[n] == pytest.approx(expected, abs=1e-5)
+        checked += weight > 0
+    for n, user in enumerate(now.users["source_id"]):
+        if user in old_users:
+            continue
+        means = []
+        for item in set(rows[n]):
+            same = [
+                users[m]
+                for m, other in enumerate(now.users["source_id"])
+                if other in old_users and item in rows[m]
+            ]
+            if same:
+                means.append(np.mean(same, axis=0))
+        noise = random["query_tower.embedding.weight"][n].double().numpy()
+        expected = noise + (np.mean(means, axis=0) if means else 0.0)
+        assert users[n] == pytest.approx(expected, abs=1e-5)
+        checked += bool(means)
+    assert checked > 10
+
+
+def test_random_rows_are_those_of_a_new_model(tmp_path):
+    config = recipe(FACTORS, init_rows="random")
+    now = dataset(range(20, 50), range(110, 135), seed=3)
+    train_run(config, dataset(USERS, ITEMS_A), tmp_path / "run")
+    torch.manual_seed(5)
+    model = build_model(config, now, is_read=True)
+    start = warm_start(open_earlier_run(tmp_path / "run"), config, now, model).checkpoint
+    rows = start.tensors["model/item_tower.embedding.weight"]
+    assert torch.equal(rows[15:], model.state_dict()["item_tower.embedding.weight"][15:])
+
+
+def test_row_without_a_known_neighbour_has_no_mean():
+    data = dataset([1, 2], range(6), length=3)
+    means, has_any = neighbour_means(data, "item", torch.ones(6, 2), np.zeros(6, bool))
+    assert not has_any.any()
+    assert not means.any()
+
+
+def test_second_moments_of_new_rows_are_the_mean(tmp_path):
+    config = recipe(HISTORY, sampled=False, init_optimizer="keep")
+    now = dataset(USERS, range(100, 130), seed=3)
+    train_run(config, dataset(USERS, ITEMS_A), tmp_path / "run")
+    start = warm_start(
+        open_earlier_run(tmp_path / "run"), config, now, build_model(config, now, is_read=True)
+    ).checkpoint
+    moments_of = {k: t for k, t in start.tensors.items() if k.endswith("exp_avg_sq")}
+    [(key, moments)] = [(k, t) for k, t in moments_of.items() if len(t) == 30]
+    old = read_checkpoint(tmp_path / "run" / LAST).tensors[key]
+    assert torch.allclose(moments[25:], old.mean(0).expand(5, -1))
+    assert not start.tensors[key.replace("exp_avg_sq", "exp_avg")][25:].any()
+
+
+def test_reset_starts_from_the_weights_that_are_served(tmp_path):
+    data = dataset(USERS, ITEMS_A)
+    config = recipe(HISTORY, average=0.9)
+    train_run(config, data, tmp_path / "run")
+    served = load_run(tmp_path / "run", data).model.state_dict()
+    start = warm_start(
+        open_earlier_run(tmp_path / "run"), config, data, build_model(config, data, is_read=True)
+    ).checkpoint
+    assert {key.split("/")[0] for key in start.tensors} == {"model"}
+    for name, value in start.part("model").items():
+        assert torch.equal(value, served[name])
+    result = train_run(config, data, tmp_path / "next", init=tmp_path / "run")
+    assert result.state.epoch == 2
+    assert result.state.start_step == 0
+    facts = json.loads((tmp_path / "next" / "run.json").read_text())["init"]
+    assert facts["items"] == {"total": 25, "mapped": 25}
+    assert facts["optimizer"] == "reset"
+
+
+def test_schedule_of_a_continued_run_has_no_warm_up_and_its_own_decay(tmp_path):
+    data = dataset(USERS, ITEMS_A)
+    settings = {"schedule": "linear", "log_every": 1, "trackers": ["jsonl"], "lr": 0.01}
+    train_run(recipe(HISTORY, **settings), data, tmp_path / "run")
+    config = recipe(HISTORY, **settings, init_optimizer="keep")
+    train_run(config, data, tmp_path / "next", init=tmp_path / "run")
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "next/metrics.jsonl").read_text().split("\n")
+        if line
+    ]
+    rates = [line["lr"] for line in lines if "lr" in line]
+    assert len(rates) == 8
+    assert rates == pytest.approx([0.01 * (1 - n / 8) for n in range(8)])
+
+
+def test_frequencies_follow_the_new_data(tmp_path, monkeypatch):
+    """The expected counts of in-batch candidates are those of the targets dealt today."""
+    built = []
+    original = candid.runs.training.build_objective
+
+    def record(*arguments):
+        built.append(original(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr(candid.runs.training, "build_objective", record)
+    now = dataset(range(20, 50), range(110, 135), seed=3)
+    config = recipe(HISTORY, softmax_over="trained")
+    config = parse_config({**config.model_dump(mode="json"), "sampler": {"type": "in_batch"}}, "x")
+    train_run(config, dataset(USERS, ITEMS_A), tmp_path / "run")
+    train_run(config, now, tmp_path / "next", init=tmp_path / "run")
+    targets = np.concatenate([row[1:4] for row in now.item_ids.reshape(-1, 6)])
+    share = np.bincount(targets, minlength=25) / len(targets)
+    sampler = built[-1][1]
+    log_q = sampler.frequency.log_q(torch.arange(25)).double().numpy()
+    assert np.exp(log_q) == pytest.approx(share, abs=1e-6)
+
+
+def test_ids_survive_the_replacement_of_the_dataset(tmp_path):
+    """A nightly job replaces its dataset: yesterday's run has its ids stored."""
+    rows = [
+        (u, i, t)
+        for u in range(20)
+        for t, i in enumerate(np.random.default_rng(u).permutation(30)[:6])
+    ]
+    log = tmp_path / "log.parquet"
+
+    def prepared(rows):
+        pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row").write_parquet(log)
+        return prepare_folder(
+            DataConfig(interactions=str(log), time="t"), tmp_path / "data"
+        ).dataset
+
+    before = prepared(rows)
+    expected = TrainedIds.of(before, recipe(HISTORY).batches)
+    train_run(recipe(HISTORY), before, tmp_path / "run")
+    now = prepared([(u - 5, i - 3, t) for u, i, t in rows])
+    earlier = open_earlier_run(tmp_path / "run")
+    assert earlier.ids.items.equals(expected.items)
+    assert earlier.ids.users.equals(expected.users)
+    train_run(recipe(HISTORY), now, tmp_path / "next", init=tmp_path / "run")
+    (tmp_path / "run" / ITEMS).unlink()
+    with pytest.raises(ArtifactError, match="another version of the dataset"):
+        open_earlier_run(tmp_path / "run")
+
+
+def test_trained_ids_record_where_the_training_rows_end():
+    data = dataset([1, 2, 3], range(8))
+    ids = read = TrainedIds.of(data, recipe(HISTORY).batches)
+    assert ids.users["num_rows"].to_list() == [4, 4, 4]
+    assert ids.users["last_time"].to_list() == [3_000_000] * 3
+    assert ids.users["num_at_last_time"].to_list() == [1, 1, 1]
+    assert read.items["is_trained"].to_list() == [
+        bool((data.item_ids.reshape(3, 6)[:, 1:4] == n).any()) for n in range(8)
+    ]
+
+
+def test_another_model_is_refused_with_its_key(tmp_path):
+    data = dataset(USERS, ITEMS_A)
+    train_run(recipe(HISTORY), data, tmp_path / "run")
+    wide = {
+        "query_tower": {**HISTORY["query_tower"], "dim": 16},
+        "item_tower": {"type": "item_embedding", "dim": 16},
+    }
+    with pytest.raises(
+        ConfigError, match=r"model.query_tower.dim is 8 in .*run \(init\) and 16 here"
+    ):
+        train_run(recipe(wide), data, tmp_path / "next", init=tmp_path / "run")
+    deep = {**HISTORY, "query_tower": {**HISTORY["query_tower"], "num_blocks": 2}}
+    with pytest.raises(ConfigError, match=r"model.query_tower.num_blocks is 1 in .* and 2 here"):
+        train_run(recipe(deep), data, tmp_path / "next", init=tmp_path / "run")
+    config = recipe(HISTORY, tables="row_adam", init_optimizer="keep")
+    with pytest.raises(ConfigError, match=r"training.tables is 'dense' in .* and 'row_adam' here"):
+        train_run(config, data, tmp_path / "next", init=tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"features.item.year.type is None in .* and 'number' here"
+    ):
+        train_run(recipe(FEATURES, features=True), data, tmp_path / "next", init=tmp_path / "run")
+    with pytest.raises(ArtifactError, match="is not a run"):
+        train_run(config, data, tmp_path / "next", init=tmp_path)
+    assert not (tmp_path / "next").exists()
+
+
+def test_ids_of_another_type_are_refused(tmp_path):
+    train_run(recipe(HISTORY), dataset(USERS, ITEMS_A), tmp_path / "run")
+    text = dataset([f"u{n}" for n in USERS], ITEMS_A)
+    with pytest.raises(
+        DataError, match=r"user ids of the dataset are text and those of .* integers"
+    ):
+        train_run(recipe(HISTORY), text, tmp_path / "next", init=tmp_path / "run")
+
+
+def test_train_takes_the_recipe_of_the_run(tmp_path):
+    data = dataset(USERS, ITEMS_A)
+    train_run(recipe(FACTORS), data, tmp_path / "run")
+    run = train(
+        data,
+        out=tmp_path / "next",
+        init=tmp_path / "run",
+        measure=False,
+        **{"training.epochs": 1},
+    )
+    assert run.config.name == "next"
+    assert run.config.model == recipe(FACTORS).model
+    assert run.config.training.epochs == 1
+    assert run.manifest["init"]["run"] == str(tmp_path / "run")
+
+
+def test_both_passes_of_a_refit_start_from_the_earlier_run(tmp_path):
+    data = dataset(USERS, ITEMS_A)
+    train_run(recipe(HISTORY), data, tmp_path / "run")
+    config = recipe(HISTORY, init_optimizer="keep")
+    result = train_run(config, data, tmp_path / "next", init=tmp_path / "run", refit=True)
+    first = json.loads((tmp_path / "next" / "before-refit" / "run.json").read_text())
+    for manifest in (first, result.manifest):
+        assert manifest["init"]["run"] == str(tmp_path / "run")
+    assert result.state.start_step == 8
+    # The first pass had 4 steps an epoch, and so has the refit; it takes those that were best.
+    best = first["result"]["best_epoch"] - 2
+    assert result.state.step - 8 == 4 * best
