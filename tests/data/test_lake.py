@@ -72,7 +72,7 @@ def test_overwritten_delta_table_is_read_once(tmp_path, delta):
     SECOND.head(40).write_delta(delta, mode="append")
     assert not prepare_folder(config, tmp_path / "out").up_to_date
     source = open_sources(str(delta))[0]
-    assert source.state["version"] == 2
+    assert source.file.state["version"] == 2
 
 
 def test_deleted_rows_of_a_delta_table_are_left_out(delta):

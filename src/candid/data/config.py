@@ -9,7 +9,7 @@ import pydantic
 from pydantic import Field
 
 from candid.component import ComponentConfig
-from candid.data.paths import Locations
+from candid.data.paths import Locations, shown
 from candid.data.split_config import SplitConfig
 
 
@@ -240,7 +240,7 @@ class DataConfig(ComponentConfig):
     @property
     def origin(self) -> str:
         """What messages call the interactions: their path, or the first one of several."""
-        return str(self.interactions)
+        return shown(self.interactions)
 
     @property
     def columns(self) -> dict[str, str]:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import pydantic
 
 from candid.component import explain
 from candid.data.config import DataConfig, ItemTableConfig, UserTableConfig
 from candid.data.in_memory import TableReader, is_table
-from candid.data.readers import Source, columns_of, open_sources
-from candid.data.tables import open_table, storable_columns
+from candid.data.readers import (
+    Found,
+    Source,
+    columns_of,
+    find_sources,
+    open_sources,
+)
+from candid.data.tables import TableConfig, check_table, find_table, storable_columns
 from candid.errors import ConfigError
 
 TABLE = "the table"
@@ -22,54 +29,95 @@ TABLES = {"items": "the table of items", "users": "the table of users"}
 """What messages call the other tables in memory, by their key in ``DataConfig``."""
 
 
+class Sources(Protocol):
+    """Files or a table in memory that are found but not yet read."""
+
+    @property
+    def states(self) -> list[dict[str, Any]]:
+        """Entries of the manifest, with a ``path`` for a file."""
+
+    def open(self) -> list[Source]:
+        """Return what to read."""
+
+
+@dataclass(frozen=True)
+class TableInMemory:
+    """A table in memory as ``Sources``."""
+
+    source: Source
+
+    @property
+    def states(self) -> list[dict[str, Any]]:
+        """The name of the table."""
+        return [{"table": str(self.source.path)}]
+
+    def open(self) -> list[Source]:
+        """Return the table."""
+        return [self.source]
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a dataset is prepared from.
 
+    Files are opened, and remote ones downloaded, when their sources are first used.
+
     Attributes:
         config: settings; a path is what messages call the table where it is in memory.
-        interactions: sources of the interactions.
-        items: sources of the table of items; empty without one.
-        users: sources of the table of users; empty without one.
+        found: interactions, and the tables of items and users where there are any, by these names.
     """
 
     config: DataConfig
-    interactions: Sequence[Source]
-    items: Sequence[Source] = ()
-    users: Sequence[Source] = ()
+    found: Mapping[str, Sources]
 
-    @property
-    def sources(self) -> list[Source]:
-        """All sources."""
-        return [*self.interactions, *self.items, *self.users]
+    @cached_property
+    def interactions(self) -> list[Source]:
+        """Sources of the interactions."""
+        return self.found["interactions"].open()
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether a source is a table in memory, whose changes no file shows."""
-        return not all(source.state for source in self.sources)
+    @cached_property
+    def items(self) -> list[Source]:
+        """Sources of the table of items; empty without one."""
+        return self._open_table("items", self.config.items)
+
+    @cached_property
+    def users(self) -> list[Source]:
+        """Sources of the table of users; empty without one."""
+        return self._open_table("users", self.config.users)
+
+    def _open_table(self, name: str, config: TableConfig | None) -> list[Source]:
+        if config is None:
+            return []
+        return check_table(self.found[name].open(), config)
+
+    def unversioned(self) -> str | None:
+        """Return why the sources may have changed without a sign of it, or None."""
+        for state in self._states():
+            if "path" not in state:
+                return "a table in memory is always prepared again"
+            if state.get("unversioned"):
+                return f"{state['path']} has no version to compare with"
+        return None
 
     def facts(self) -> dict[str, Any]:
         """Return config and sources for the manifest, as plain JSON values."""
-        return {
-            "config": self.config.model_dump(mode="json"),
-            "sources": [
-                dict(source.state) or {"table": str(source.path)} for source in self.sources
-            ],
-        }
+        return {"config": self.config.model_dump(mode="json"), "sources": self._states()}
+
+    def _states(self) -> list[dict[str, Any]]:
+        return [state for found in self.found.values() for state in found.states]
 
 
 def inputs_of_config(config: DataConfig) -> Inputs:
-    """Open the files that a config names.
+    """Find the files that a config names.
 
     Raises:
-        DataError: a file does not exist, or cannot be read.
+        DataError: a file does not exist.
     """
-    return Inputs(
-        config,
-        _open_files(config),
-        [] if config.items is None else open_table(config.items),
-        [] if config.users is None else open_table(config.users),
-    )
+    found: dict[str, Sources] = {"interactions": _find_files(config)}
+    for name, table in (("items", config.items), ("users", config.users)):
+        if table is not None:
+            found[name] = find_table(table)
+    return Inputs(config, found)
 
 
 def inputs_of_tables(
@@ -100,14 +148,20 @@ def inputs_of_tables(
         if given is not None:
             values[kind] = _table_settings(kind, given, str(values[kind[:-1]]), readers)
     config = _config(values)
-    return Inputs(
-        config,
-        [readers["interactions"].source(config.columns.values())]
-        if "interactions" in readers
-        else _open_files(config),
-        _open_table(config.items, readers.get("items")),
-        _open_table(config.users, readers.get("users")),
-    )
+    found: dict[str, Sources] = {}
+    if "interactions" in readers:
+        source = readers["interactions"].source(config.columns.values())
+        found["interactions"] = TableInMemory(source)
+    else:
+        found["interactions"] = _find_files(config)
+    for name, table in (("items", config.items), ("users", config.users)):
+        if table is None:
+            continue
+        if name in readers:
+            found[name] = TableInMemory(readers[name].source(table.columns))
+        else:
+            found[name] = find_table(table)
+    return Inputs(config, found)
 
 
 def _paths(data: Any) -> Any:
@@ -172,13 +226,5 @@ def _config(values: dict[str, Any]) -> DataConfig:
         raise ConfigError(f"prepare: {explain(error, DataConfig, values)}") from None
 
 
-def _open_files(config: DataConfig) -> list[Source]:
-    return open_sources(config.interactions, config.format, config.separator)
-
-
-def _open_table(
-    config: ItemTableConfig | UserTableConfig | None, reader: TableReader | None
-) -> Sequence[Source]:
-    if config is None:
-        return ()
-    return open_table(config) if reader is None else [reader.source(config.columns)]
+def _find_files(config: DataConfig) -> Found:
+    return find_sources(config.interactions, config.format, config.separator)

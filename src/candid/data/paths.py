@@ -7,6 +7,8 @@ from typing import Annotated
 
 import pydantic
 
+from candid.data.urls import without_secrets
+
 
 class Paths(tuple[str, ...]):
     """Several paths; as text the first one and the number of the others."""
@@ -14,7 +16,8 @@ class Paths(tuple[str, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        return self[0] if len(self) == 1 else f"{self[0]} and {len(self) - 1} more"
+        first = without_secrets(self[0])
+        return first if len(self) == 1 else f"{first} and {len(self) - 1} more"
 
 
 def _plain(value: object) -> object:
@@ -32,9 +35,22 @@ def _listed(value: str | tuple[str, ...]) -> str | Paths:
     return value if isinstance(value, str) else Paths(value)
 
 
+def shown(value: str | tuple[str, ...]) -> str:
+    """Return what messages call paths: a path, or the first one and the number of the others."""
+    return without_secrets(value) if isinstance(value, str) else str(Paths(value))
+
+
+def _without_secrets(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        return without_secrets(value)
+    return tuple(without_secrets(path) for path in value)
+
+
 Locations = Annotated[
     str | tuple[str, ...],
     pydantic.BeforeValidator(_plain),
     pydantic.AfterValidator(_listed),
+    # Manifests and runs store the config.
+    pydantic.PlainSerializer(_without_secrets),
 ]
 """A path of a file or folder, a glob pattern, or a list of these."""

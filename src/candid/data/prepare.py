@@ -150,8 +150,7 @@ def _prepare_folder(inputs: Inputs, out: Path, progress: Progress | None, force:
     if earlier is not None:
         difference = _difference(earlier, inputs.facts())
         difference = difference or _ids_difference(earlier, earlier_ids, out)
-        if inputs.in_memory:
-            difference = "a table in memory is always prepared again"
+        difference = difference or inputs.unversioned()
         if difference is None and not force:
             return Prepared(open_dataset(out), True, earlier)
         # Runs that were trained on the earlier dataset will refuse the new one.

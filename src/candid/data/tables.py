@@ -10,11 +10,13 @@ import polars as pl
 from candid.data import source_ids as ids
 from candid.data.columns import RawTable, parse_ids
 from candid.data.config import ItemTableConfig, UserTableConfig
+from candid.data.paths import shown
 from candid.data.readers import (
+    Found,
     Source,
     check_lines,
     columns_of,
-    open_sources,
+    find_sources,
     require_columns,
 )
 from candid.errors import DataError
@@ -43,24 +45,32 @@ class JoinedTable:
     without_interactions: int
 
 
+def find_table(config: TableConfig) -> Found:
+    """Find the files of a table.
+
+    Raises:
+        DataError: a file does not exist.
+    """
+    return find_sources(config.path)
+
+
 def open_table(config: TableConfig) -> list[Source]:
     """Scan the files of a table.
 
     Raises:
         DataError: a file or a column does not exist.
     """
-    sources = open_sources(config.path, "auto", None)
+    return check_table(find_table(config).open(), config)
+
+
+def check_table(sources: list[Source], config: TableConfig) -> list[Source]:
+    """Return ``sources`` after a check of their columns.
+
+    Raises:
+        DataError: a column does not exist.
+    """
     for source in sources:
-        title = None if config.title is None else config.title
-        require_columns(source, [name for name in config.columns if name != title])
-        if title is not None and title not in columns_of(source).names():
-            try:
-                require_columns(source, [title])
-            except DataError as error:
-                raise DataError(
-                    f"{error}; name the column of the titles with items.title (--title COLUMN), or "
-                    'set it to "none" for items without titles'
-                ) from None
+        require_columns(source, config.columns)
     return sources
 
 
@@ -82,7 +92,7 @@ def join_table(
 
     Args:
         source_ids: [n], ascending.
-        sources: from ``open_table``.
+        sources: with the columns that ``config`` names.
         config: columns of the table.
         types: types that attributes of text formats become, as they had in training; None: by
             their values.
@@ -111,16 +121,16 @@ def join_table(
     repeated = table.filter(pl.col("source_id").is_duplicated())
     if repeated.height:
         raise DataError(
-            f"{config.path} lists {config.kind} {repeated['source_id'][0]!r} more than once; "
-            "keep one row"
+            f"{shown(config.path)} lists {config.kind} {repeated['source_id'][0]!r} more than "
+            "once; keep one row"
         )
     wanted = pl.DataFrame({"source_id": source_ids})
     has_row = wanted["source_id"].is_in(table["source_id"].implode())
     num_joined = int(has_row.sum())
     if not num_joined:
         raise DataError(
-            f"{config.path} has no row for any {config.kind} of the interactions; check that "
-            f"column {config.id_column!r} holds their ids"
+            f"{shown(config.path)} has no row for any {config.kind} of the interactions; check "
+            f"that column {config.id_column!r} holds their ids"
         )
     joined = wanted.join(table, on="source_id", how="left", maintain_order="left")
     return JoinedTable(joined, len(source_ids) - num_joined, num_rows - num_joined)
@@ -230,7 +240,7 @@ def _cast(values: pl.Series, types: Mapping[str, pl.DataType], config: TableConf
     wrong = values.filter(cast.is_null() & values.is_not_null() & (values != "nan"))
     if len(wrong):
         raise DataError(
-            f"column {values.name!r} of {config.path} holds {wrong[0]!r}, but it was {dtype} in "
-            "training; fix the value or leave it empty"
+            f"column {values.name!r} of {shown(config.path)} holds {wrong[0]!r}, but it was "
+            f"{dtype} in training; fix the value or leave it empty"
         )
     return cast

@@ -1,6 +1,6 @@
 """Readers, one per file format, and the search for the files of a location."""
 
-from candid.data.readers.opening import open_sources
+from candid.data.readers.opening import Found, find_sources, open_sources
 from candid.data.readers.registry import READERS
 from candid.data.readers.source import (
     Source,
@@ -13,11 +13,13 @@ from candid.data.readers.source import (
 
 __all__ = [
     "READERS",
+    "Found",
     "Source",
     "check_columns",
     "check_lines",
     "collect",
     "columns_of",
+    "find_sources",
     "open_sources",
     "require_columns",
 ]

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import IO, Any
 
 import polars as pl
@@ -21,6 +22,7 @@ from candid.data.readers.files import (
     TemporaryFolder,
     chunks,
     first_bytes,
+    no_space,
     plain_name,
     summary,
     unreadable,
@@ -156,7 +158,4 @@ def write(target: IO[bytes], chunk: bytes) -> None:
     try:
         target.write(chunk)
     except OSError as error:
-        raise CandidError(
-            f"cannot write {target.name} ({error.strerror}); free some space, or set TMPDIR to a "
-            "folder with more"
-        ) from error
+        raise no_space(Path(target.name), error) from error

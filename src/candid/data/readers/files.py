@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import polars as pl
 
@@ -21,6 +24,11 @@ COMPRESSIONS = {
     ".xz": ("xz", b"\xfd7zXZ\x00"),
 }
 """Suffix -> name of the compression, and the first bytes of its files."""
+PARTITION = re.compile(r"([^=]+)=(.*)")
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""Value of a partition whose rows have none."""
+DOWNLOADS = 8
+"""Files that are copied at the same time."""
 PANIC: type[BaseException] = pl.exceptions.PanicException
 READ_ERRORS: tuple[type[BaseException], ...] = (pl.exceptions.PolarsError, OSError, PANIC)
 """Errors of reading a damaged file; a panic of Polars is not a subclass of Exception."""
@@ -32,11 +40,13 @@ class DataFile:
 
     Attributes:
         name: path or URL, as in messages.
-        path: the file on this machine: the file itself or a copy of it.
+        path: the file on this machine: the file itself or a copy of it; empty before ``copy``.
         state: entry of the manifest; the file has changed if it differs.
         compression: suffix in ``COMPRESSIONS``, or "" for a plain file.
         partitions: hive partitions of the path, column -> text.
         folder: keeps the temporary folder of ``path``.
+        url: for libraries that read it themselves, with the secrets that ``name`` leaves out.
+        copy: writes a copy below a path without a file, and returns the path of the copy.
     """
 
     name: str
@@ -45,11 +55,8 @@ class DataFile:
     compression: str = ""
     partitions: Mapping[str, str | None] = field(default_factory=dict)
     folder: TemporaryFolder | None = None
-
-    @property
-    def location(self) -> str:
-        """Path or URL for libraries that read both."""
-        return self.name
+    url: str = ""
+    copy: Callable[[Path], Path] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.name
@@ -72,9 +79,34 @@ class TemporaryFolder:
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-def table_file(name: str, path: Path) -> DataFile:
-    """Describe a table that its own log describes."""
-    return DataFile(name, path, {"path": name if "://" in name else str(path.resolve())})
+def fetch(files: Sequence[DataFile]) -> list[DataFile]:
+    """Copy the files that are not on this machine into a temporary folder.
+
+    Raises:
+        CandidError: the temporary folder has no space.
+        DataError: a file cannot be read.
+    """
+    if all(file.copy is None for file in files):
+        return list(files)
+    folder = TemporaryFolder()
+
+    def fetch_one(position: int, file: DataFile) -> DataFile:
+        if file.copy is None:
+            return file
+        # Numbers keep files of one name apart.
+        path = file.copy(folder.path / f"{position}_{PurePosixPath(file.name).name}")
+        return replace(file, path=path, folder=folder, copy=None)
+
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        return list(pool.map(fetch_one, range(len(files)), files))
+
+
+def no_space(path: Path, error: OSError) -> CandidError:
+    """Return the error of a temporary folder that cannot be written."""
+    return CandidError(
+        f"cannot write {path} ({error.strerror or error}); free some space, or set TMPDIR to a "
+        "folder with more"
+    )
 
 
 def local_file(path: Path, partitions: Mapping[str, str | None] | None = None) -> DataFile:
@@ -98,6 +130,17 @@ def plain_name(name: str) -> str:
     """Return the file name without the suffix of a compression."""
     suffix = compression_of(name)
     return name[: len(name) - len(suffix)] if suffix else name
+
+
+def partitions_of(folders: Iterable[str]) -> dict[str, str | None]:
+    """Return the hive partitions in the names of folders, such as ``day=2026-11-28``."""
+    values: dict[str, str | None] = {}
+    for folder in folders:
+        match = PARTITION.fullmatch(folder)
+        if match is not None:
+            value = unquote(match[2])
+            values[unquote(match[1])] = None if value == NULL_PARTITION else value
+    return values
 
 
 def first_bytes(path: Path, count: int = 4096) -> bytes:

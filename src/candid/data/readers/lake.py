@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
 
-from candid.data.readers.files import DataFile, summary, unreadable
+from candid.data.readers.files import DataFile, partitions_of, summary, unreadable
 from candid.data.readers.source import Source
 from candid.errors import ConfigError, DataError
 
@@ -33,85 +34,126 @@ def lake_format(folder: Path) -> str | None:
     return None
 
 
-def scan_delta(file: DataFile, separator: str | None = None) -> Source:
-    """Scan the current version of a Delta table; ``separator`` is ignored.
+def lake_table(kind: str, path: str) -> DataFile:
+    """Describe a table with a log: ``kind`` is "delta" or "iceberg"."""
+    return delta_table(path, path) if kind == "delta" else iceberg_table(path, path)
+
+
+def delta_table(name: str, location: str) -> DataFile:
+    """Describe the current version of a Delta table.
+
+    Args:
+        name: path or URL, as in messages.
+        location: path or URL to read.
 
     Raises:
         ConfigError: deltalake is not installed.
-        DataError: the table cannot be read.
+        DataError: the log cannot be read.
     """
     try:
         import deltalake
     except ImportError as error:
         raise ConfigError(
-            f"{file} is a Delta table, which needs deltalake; run {INSTALL}"
+            f"{name} is a Delta table, which needs deltalake; run {INSTALL}"
         ) from error
+    try:
+        table = deltalake.DeltaTable(location)
+        state = {"table": str(table.metadata().id), "version": table.version()}
+    except Exception as error:  # deltalake raises errors of many kinds
+        raise unreadable(name, error, _explain_delta) from error
+    return _table(name, location, state)
 
-    def explain(error: BaseException) -> str:
-        return f"not a readable Delta table ({summary(error)}); check its log"
+
+def scan_delta(file: DataFile, separator: str | None = None) -> Source:
+    """Scan a Delta table from ``delta_table``; ``separator`` is ignored.
+
+    Raises:
+        DataError: the table cannot be read.
+    """
+    from deltalake import DeltaTable
 
     try:
-        table = deltalake.DeltaTable(file.location)
-        frame = pl.scan_delta(table)
-        state = {
-            "path": file.state["path"],
-            "table": str(table.metadata().id),
-            "version": table.version(),
-        }
+        frame = pl.scan_delta(DeltaTable(file.url, version=file.state["version"]))
     except Exception as error:  # deltalake raises errors of many kinds
-        raise unreadable(file, error, explain) from error
-    return Source(file.name, frame, None, explain, state=state, file=file)
+        raise unreadable(file, error, _explain_delta) from error
+    return Source.of(file, frame, None, _explain_delta)
 
 
-def scan_iceberg(file: DataFile, separator: str | None = None) -> Source:
-    """Scan the current snapshot of an Iceberg table; ``separator`` is ignored.
+def iceberg_table(name: str, location: str) -> DataFile:
+    """Describe the current snapshot of an Iceberg table.
+
+    Args:
+        name: path or URL, as in messages.
+        location: folder, metadata file, or ``iceberg://CATALOG/NAMESPACE.TABLE``.
 
     Raises:
         ConfigError: pyiceberg is not installed.
-        DataError: the table cannot be read.
+        DataError: the metadata cannot be read, or the table has no rows.
     """
     try:
         for package in ("pyiceberg", "pyarrow"):
             import_module(package)
     except ImportError as error:
         raise ConfigError(
-            f"{file} is an Iceberg table, which needs {error.name}; run {INSTALL}"
+            f"{name} is an Iceberg table, which needs {error.name}; run {INSTALL}"
         ) from error
-
-    def explain(error: BaseException) -> str:
-        return f"not a readable Iceberg table ({summary(error)}); check its metadata"
-
-    try:
-        table = _iceberg_table(file)
-        frame = pl.scan_iceberg(table)
-        frame.collect_schema()
-        snapshot = table.current_snapshot()
-        state = {
-            "path": file.state["path"],
-            "table": str(table.metadata.table_uuid),
-            "version": None if snapshot is None else snapshot.snapshot_id,
-        }
-    except DataError:
-        raise
-    except Exception as error:  # pyiceberg raises errors of many kinds
-        raise unreadable(file, error, explain) from error
+    is_folder = "://" not in location and Path(location).is_dir()
+    url = str(_latest(Path(location))) if is_folder else location
+    table = _load(name, url)
+    snapshot = table.current_snapshot()
     if snapshot is None:
-        raise DataError(f"{file} has no rows; check the table")
-    return Source(file.name, frame, None, explain, state=state, file=file)
+        raise DataError(f"{name} has no rows; check the table")
+    state = {"table": str(table.metadata.table_uuid), "version": snapshot.snapshot_id}
+    return _table(name, url, state)
 
 
-def _iceberg_table(file: DataFile) -> Any:
-    if file.location.startswith(CATALOG):
-        from pyiceberg.catalog import load_catalog
+def scan_iceberg(file: DataFile, separator: str | None = None) -> Source:
+    """Scan an Iceberg table from ``iceberg_table``; ``separator`` is ignored.
 
-        catalog, _, name = file.location.removeprefix(CATALOG).partition("/")
-        if not catalog or not name:
-            raise DataError(f"{file} must be {CATALOG}CATALOG/NAMESPACE.TABLE")
-        return load_catalog(catalog).load_table(name)
-    from pyiceberg.table import StaticTable
+    Raises:
+        DataError: the table cannot be read.
+    """
+    table = _load(file.name, file.url)
+    try:
+        frame = pl.scan_iceberg(table, snapshot_id=file.state["version"])
+        frame.collect_schema()
+    except Exception as error:  # pyiceberg raises errors of many kinds
+        raise unreadable(file, error, _explain_iceberg) from error
+    return Source.of(file, frame, None, _explain_iceberg)
 
-    path = Path(file.location)
-    return StaticTable.from_metadata(str(_latest(path) if path.is_dir() else path))
+
+def _table(name: str, url: str, state: Mapping[str, Any]) -> DataFile:
+    path = name if "://" in name else str(Path(name).resolve())
+    folders = PurePosixPath(name).parts
+    return DataFile(
+        name, Path(), {"path": path, **state}, partitions=partitions_of(folders), url=url
+    )
+
+
+def _load(name: str, url: str) -> Any:
+    """Load an Iceberg table by its catalog or its metadata file."""
+    catalog, _, table = url.removeprefix(CATALOG).partition("/")
+    is_cataloged = url.startswith(CATALOG)
+    if is_cataloged and not (catalog and table):
+        raise DataError(f"{name} must be {CATALOG}CATALOG/NAMESPACE.TABLE")
+    try:
+        if is_cataloged:
+            from pyiceberg.catalog import load_catalog
+
+            return load_catalog(catalog).load_table(table)
+        from pyiceberg.table import StaticTable
+
+        return StaticTable.from_metadata(url)
+    except Exception as error:  # pyiceberg raises errors of many kinds
+        raise unreadable(name, error, _explain_iceberg) from error
+
+
+def _explain_delta(error: BaseException) -> str:
+    return f"not a readable Delta table ({summary(error)}); check its log"
+
+
+def _explain_iceberg(error: BaseException) -> str:
+    return f"not a readable Iceberg table ({summary(error)}); check its metadata"
 
 
 def _latest(folder: Path) -> Path:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote
 
 from candid.data.readers.files import (
     COMPRESSIONS,
@@ -16,18 +15,14 @@ from candid.data.readers.files import (
     compression_of,
     first_bytes,
     local_file,
+    partitions_of,
     plain_name,
-    table_file,
 )
-from candid.data.readers.lake import METADATA, lake_format
+from candid.data.readers.lake import METADATA, iceberg_table, lake_format, lake_table
 from candid.data.readers.registry import BINARY, LAKE, READERS, SUFFIXES
 from candid.errors import DataError
 
 T = TypeVar("T")
-
-PARTITION = re.compile(r"([^=]+)=(.*)")
-NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-"""Value of a partition whose rows have none."""
 
 
 def expand_variables(location: str) -> str:
@@ -55,12 +50,12 @@ def find_local(text: str, file_format: str) -> list[tuple[str, DataFile]]:
     path = Path(text)
     lake = lake_format(path) if path.is_dir() else None
     if lake is not None and file_format in ("auto", lake):
-        return [(lake, table_file(text, path))]
+        return [(lake, lake_table(lake, text))]
     if path.is_dir():
         return _of_one_format(text, _files_in(path), file_format)
     if path.exists():
         if METADATA.fullmatch(path.name):
-            return [("iceberg", table_file(text, path))]
+            return [("iceberg", iceberg_table(text, text))]
         chosen = format_of_name(path.name) if file_format == "auto" else file_format
         if chosen is None:
             raise unknown_format(text, first_bytes(path))
@@ -76,7 +71,7 @@ def find_local(text: str, file_format: str) -> list[tuple[str, DataFile]]:
             raise DataError(
                 f"{text} matches tables with a log and other files; write a pattern for each"
             )
-        return [(str(kind), table_file(str(match), match)) for kind, match in tables]
+        return [(str(kind), lake_table(str(kind), str(match))) for kind, match in tables]
     files: dict[Path, None] = {}
     for match in matches:
         if match.is_dir():
@@ -90,17 +85,6 @@ def format_of_name(name: str) -> str | None:
     """Return the format of a file by its name, or None."""
     chosen = SUFFIXES.get(Path(plain_name(name)).suffix.lower())
     return None if chosen in BINARY and compression_of(name) else chosen
-
-
-def partitions_of(folders: Iterable[str]) -> dict[str, str | None]:
-    """Return the hive partitions in the names of folders, such as ``day=2026-11-28``."""
-    values: dict[str, str | None] = {}
-    for folder in folders:
-        match = PARTITION.fullmatch(folder)
-        if match is not None:
-            value = unquote(match[2])
-            values[unquote(match[1])] = None if value == NULL_PARTITION else value
-    return values
 
 
 def _files_in(folder: Path) -> list[Path]:

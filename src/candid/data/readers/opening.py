@@ -3,67 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from candid.component import lookup
-from candid.data.readers.files import DataFile, table_file
-from candid.data.readers.lake import CATALOG
+from candid.data.readers.files import DataFile, fetch
+from candid.data.readers.lake import CATALOG, iceberg_table
 from candid.data.readers.locations import expand_variables, find_local, partition_types
 from candid.data.readers.registry import READERS
+from candid.data.readers.remote import find_remote
 from candid.data.readers.source import Source, columns_of
+from candid.data.urls import scheme_of
 from candid.errors import DataError
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files of a table that are found but not yet read, nor downloaded.
+
+    Attributes:
+        files: format and description of each file, in order.
+        separator: of csv files; None: taken from the header.
+    """
+
+    files: Sequence[tuple[str, DataFile]]
+    separator: str | None = None
+
+    @property
+    def states(self) -> list[dict[str, Any]]:
+        """Entries of the manifest: each file's path, and what changes when its content does."""
+        return [dict(file.state) for _, file in self.files]
+
+    def open(self) -> list[Source]:
+        """Download remote files, and scan all.
+
+        Raises:
+            DataError: a file is empty or cannot be read.
+        """
+        sources: list[Source] = []
+        for name, group in groupby(self.files, key=itemgetter(0)):
+            files = fetch([file for _, file in group])
+            sources += lookup(READERS, "format", name)(files, self.separator)
+        return _with_partitions(sources)
 
 
 def open_sources(
     locations: str | Sequence[str], file_format: str = "auto", separator: str | None = None
 ) -> list[Source]:
-    """Scan files: one file, every file of the format in a folder and below, or a glob pattern.
+    """Find and open files: ``find_sources(...).open()``."""
+    return find_sources(locations, file_format, separator).open()
+
+
+def find_sources(
+    locations: str | Sequence[str], file_format: str = "auto", separator: str | None = None
+) -> Found:
+    """Find files: one file, every file of the format in a folder and below, or a glob pattern.
 
     Files are in the order of names, those of several locations in the order of the list. Folders
     named ``column=value`` (hive partitions) become columns, unless the file has the column.
 
     Args:
-        locations: path, or paths; environment variables and ``~`` are expanded.
+        locations: path or URL, or several; environment variables and ``~`` are expanded.
         file_format: key of ``READERS``, or "auto".
         separator: of csv files; None: taken from the header.
 
     Raises:
-        DataError: a path does not exist, a file is empty or named twice, or the files of a folder
-            have mixed formats.
+        ConfigError: a package for the location is not installed.
+        DataError: a path does not exist, a file is named twice, or the files of a folder have mixed
+            formats.
     """
     listed = [locations] if isinstance(locations, str) else list(locations)
-    sources: list[Source] = []
-    for location in listed:
-        for chosen, group in groupby(find(location, file_format), key=itemgetter(0)):
-            sources += lookup(READERS, "format", chosen)([file for _, file in group], separator)
-    _check_distinct(sources)
-    return _with_partitions(sources)
-
-
-def find(location: str, file_format: str) -> list[tuple[str, DataFile]]:
-    """Return the format and the description of each file of a location.
-
-    Raises:
-        DataError: as ``open_sources``.
-    """
-    text = expand_variables(location)
-    if text.startswith(CATALOG):
-        return [("iceberg", table_file(text, Path()))]
-    return find_local(text, file_format)
-
-
-def _check_distinct(sources: Sequence[Source]) -> None:
+    files = [pair for location in listed for pair in _find(location, file_format)]
     seen: set[object] = set()
-    for source in sources:
-        path = source.state.get("path")
-        if path in seen:
-            raise DataError(f"{source.path} is named twice; name each file once")
-        seen.add(path)
+    for _, file in files:
+        if file.state["path"] in seen:
+            raise DataError(f"{file} is named twice; name each file once")
+        seen.add(file.state["path"])
+    return Found(files, separator)
+
+
+def _find(location: str, file_format: str) -> list[tuple[str, DataFile]]:
+    text = expand_variables(location).removeprefix("file://")
+    if text.startswith(CATALOG):
+        return [("iceberg", iceberg_table(text, text))]
+    if scheme_of(text) is not None:
+        return find_remote(text, file_format)
+    return find_local(text, file_format)
 
 
 def _with_partitions(sources: Sequence[Source]) -> list[Source]:

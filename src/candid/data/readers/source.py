@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -38,7 +37,6 @@ class Source:
         explain: turns an error of reading the file into a sentence.
         find_misfit: describes the first line whose fields do not match the header, or returns
             None; slow, for use after an error.
-        state: entry of the manifest: the path, and what changes when the content does.
         file: the file that is read, kept because it may be a temporary copy.
     """
 
@@ -47,7 +45,6 @@ class Source:
     first_line: int | None
     explain: Callable[[BaseException], str]
     find_misfit: Callable[[], str | None] = lambda: None
-    state: Mapping[str, Any] = field(default_factory=dict)
     file: DataFile | None = None
 
     @classmethod
@@ -60,7 +57,7 @@ class Source:
         find_misfit: Callable[[], str | None] = lambda: None,
     ) -> Source:
         """Describe a scanned file."""
-        return cls(file.name, frame, first_line, explain, find_misfit, file.state, file)
+        return cls(file.name, frame, first_line, explain, find_misfit, file)
 
     def location(self, row: int) -> str:
         """Describe the ``row``-th row (from 0) by its line, or by its number."""
