@@ -90,6 +90,14 @@ class Inputs:
             return []
         return check_table(self.found[name].open(), config)
 
+    def open(self) -> None:
+        """Open all sources, so that a wrong column of any is found before the long work.
+
+        Raises:
+            DataError: a file cannot be read, or lacks a column.
+        """
+        _ = self.interactions, self.items, self.users
+
     def unversioned(self) -> str | None:
         """Return why the sources may have changed without a sign of it, or None."""
         for state in self._states():

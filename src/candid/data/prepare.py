@@ -167,6 +167,7 @@ def _build(inputs: Inputs, earlier_ids: EarlierIds | None, report: Progress) -> 
     # Before the files are read: a file that changes meanwhile is not up to date later.
     facts = inputs.facts()
     report(f"reading {config.origin}")
+    inputs.open()
     table = select_columns(inputs.interactions, config)
     events = load_events(table, config)
     report(f"splitting {events.frame.height:,} interactions ({config.split.kind})")

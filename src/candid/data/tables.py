@@ -70,7 +70,16 @@ def check_table(sources: list[Source], config: TableConfig) -> list[Source]:
         DataError: a column does not exist.
     """
     for source in sources:
-        require_columns(source, config.columns)
+        title = None if config.title is None else config.title
+        require_columns(source, [name for name in config.columns if name != title])
+        if title is not None and title not in columns_of(source).names():
+            try:
+                require_columns(source, [title])
+            except DataError as error:
+                raise DataError(
+                    f"{error}; name the column of the titles with items.title (--title COLUMN), or "
+                    'set it to "none" for items without titles'
+                ) from None
     return sources
 
 
