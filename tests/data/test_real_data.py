@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from candid.data import DataConfig, ItemTableConfig, Role, SplitConfig, held_out, prepare_folder
@@ -84,3 +85,39 @@ def test_amazon_beauty_has_untrained_items(tmp_path):
     assert (report["counts"]["users"], report["counts"]["items"]) == (40_226, 54_542)
     unseen = report["split"]["unseen"]["test"]
     assert 0 < unseen["targets_of_unseen_items"] < unseen["targets"] == 40_226
+
+
+def counts_of(dataset):
+    """Return the numbers of training, validation and test interactions."""
+    counts = np.bincount(dataset.roles, minlength=len(Role))
+    return counts[[Role.TRAIN, Role.VALIDATION, Role.TEST]].tolist()
+
+
+def test_ml100k_splits_of_each_user_have_the_sizes_of_polars(tmp_path):
+    path = str(DATA / "ml-100k" / "interactions.parquet")
+    lengths = pl.read_parquet(path).group_by("user_id").len()["len"].cast(pl.Int64)
+    for name, split, size in (
+        ("k", {"kind": "leave-k-out", "k": 15}, (lengths >= 31).cast(pl.Int64) * 15),
+        ("ratio", {"kind": "ratio"}, lengths // 10),
+    ):
+        config = DataConfig(interactions=path, time="timestamp", split=split)
+        dataset = prepare_folder(config, tmp_path / name).dataset
+        held_out = int(size.sum())
+        assert counts_of(dataset) == [100_000 - 2 * held_out, held_out, held_out]
+
+
+def test_ml100k_rolling_windows_have_the_sizes_of_polars(tmp_path):
+    path = str(DATA / "ml-100k" / "interactions.parquet")
+    day = pl.read_parquet(path)["timestamp"] // 86_400
+    for fold in range(3):
+        split = {"kind": "rolling", "window": "14d", "folds": 3, "fold": fold}
+        config = DataConfig(interactions=path, time="timestamp", split=split)
+        result = prepare_folder(config, tmp_path / str(fold))
+        end = day.max() + 1 - 14 * (2 - fold)
+        sizes = [
+            int((day < end - 28).sum()),
+            int(((day >= end - 28) & (day < end - 14)).sum()),
+            int(((day >= end - 14) & (day < end)).sum()),
+        ]
+        assert counts_of(result.dataset) == sizes
+        assert result.report["dropped"].get("after_test", 0) == 100_000 - sum(sizes)
