@@ -1,6 +1,7 @@
 """Item vectors as files: every value survives, for any number of rows per file."""
 
 import json
+import uuid
 
 import numpy as np
 import polars as pl
@@ -91,11 +92,31 @@ def test_qdrant_points_hold_every_item(context, vectors, items, tmp_path, monkey
         for name in written["files"][1:]
         for point in json.loads((tmp_path / name).read_text(encoding="utf-8"))["points"]
     ]
-    assert [point["id"] for point in points] == list(range(17))
+    namespace = uuid.uuid5(uuid.NAMESPACE_URL, "candid-retrieval:item")
+    assert [point["id"] for point in points] == [
+        str(uuid.uuid5(namespace, f"s{row}")) for row in range(17)
+    ]
     stored = np.array([point["vector"] for point in points], dtype=np.float32)
     np.testing.assert_array_equal(stored, vectors)
     expected = [as_document(row) for row in items.iter_rows(named=True)]
     assert [point["payload"] for point in points] == expected
+
+
+@pytest.mark.parametrize("ids", [[7, 0, 2**64 - 1], [3, 2, 1]])
+def test_qdrant_points_have_the_ids_of_the_source(ids):
+    assert qdrant.point_ids(pl.Series(ids, dtype=pl.UInt64)).to_list() == ids
+
+
+def test_qdrant_points_keep_their_ids_when_items_are_added():
+    before = dict(zip(["b", "c"], qdrant.point_ids(pl.Series(["b", "c"])), strict=True))
+    after = dict(zip(["a", "c", "b"], qdrant.point_ids(pl.Series(["a", "c", "b"])), strict=True))
+    assert after.items() >= before.items()
+    assert len(set(after.values())) == 3
+
+
+def test_qdrant_has_no_negative_ids():
+    ids = qdrant.point_ids(pl.Series([-1, 1])).to_list()
+    assert [uuid.UUID(one).version for one in ids] == [5, 5]
 
 
 def test_elasticsearch_files_hold_every_item(context, vectors, items, tmp_path, monkeypatch):

@@ -230,6 +230,13 @@ def test_run_of_an_older_format_is_refused(tmp_path):
         train_run(recipe(), dataset(), tmp_path / "run", resume=True)
 
 
+def test_training_refuses_a_run_behind_a_link(tmp_path):
+    train_run(recipe(max_steps=2), dataset(), tmp_path / "run")
+    (tmp_path / "live").symlink_to("run")
+    with pytest.raises(ConfigError, match=r"live is a link to a run, .* train into a new folder"):
+        train_run(recipe(), dataset(), tmp_path / "live")
+
+
 def test_resume_and_load_refuse_another_recipe_or_dataset(tmp_path):
     train_run(recipe(max_steps=2), dataset(), tmp_path / "run")
     with pytest.raises(ConfigError, match="already holds a run: continue it with --resume"):

@@ -133,6 +133,11 @@ def check_is_free(out: Path) -> None:
         ConfigError: the folder holds a run or other files.
     """
     if (out / MANIFEST).exists() or (out / BEFORE_REFIT / MANIFEST).exists():
+        if out.is_symlink():
+            raise ConfigError(
+                f"{out} is a link to a run, which a server may have open: train into a new folder, "
+                "then let the link name that folder and reload the server"
+            )
         raise ConfigError(
             f"{out} already holds a run: continue it with --resume, or name another folder with "
             "--out"
