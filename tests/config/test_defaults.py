@@ -1,5 +1,7 @@
 """Defaults chosen from a dataset: each rule, and what an override does to it."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from candid.config import DataFacts, default_recipe, recipe_for
 from candid.data import PreparedDataset, Role
 from candid.errors import ConfigError
+from candid.samplers import SAMPLERS
 from candid.towers import TOWERS
 
 
@@ -135,11 +138,53 @@ def test_repeats_decide_whether_seen_items_are_hidden(share, hides):
     assert any(one.key == "evaluation.filter_seen" for one in chosen) is not hides
 
 
+@pytest.mark.parametrize(
+    ("changes", "candidates"),
+    [
+        ({}, 2048),
+        ({"num_targets": 2_500_000}, 512),
+        ({"has_order": False}, 512),
+        ({"num_items": 5_000, "num_targets": 200_000}, 512),
+    ],
+)
+def test_histories_of_rare_items_have_more_candidates(changes, candidates):
+    # A changed loss makes a small catalog a sampled one.
+    config, _ = recipe_for(facts(**changes), {"loss.type": "sampled_softmax"})
+    assert [one.num_candidates for one in config.sampler.components] == [candidates] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "heads", "hidden"),
+    [
+        ({"num_items": 3_000}, {}, 2, 256),
+        ({"num_items": 12_000}, {}, 2, 512),
+        ({"num_items": 3_000}, {"model.query_tower.dim": 48, "model.item_tower.dim": 48}, 2, 192),
+        ({"num_items": 3_000}, {"model.query_tower.dim": 33, "model.item_tower.dim": 33}, 1, 132),
+        ({"num_items": 3_000}, {"model.query_tower.hidden": 64}, 2, 64),
+        ({"num_items": 3_000, "num_targets": 499_999}, {}, 1, None),
+        ({}, {}, 1, None),  # rare items
+    ],
+)
+def test_many_targets_of_frequent_items_have_a_larger_tower(changes, overrides, heads, hidden):
+    config, _ = recipe_for(facts(**changes), overrides)
+    assert config.model.query_tower.num_heads == heads
+    assert config.model.query_tower.hidden == hidden
+
+
+def test_changed_sampler_replaces_the_candidates():
+    sampler = {"type": "uniform", "num_candidates": 16}
+    config, chosen = recipe_for(facts(), {"sampler": sampler})
+    assert config.sampler == SAMPLERS["uniform"].Config(num_candidates=16)
+    assert "sampler" not in {one.key for one in chosen}
+
+
 def test_more_targets_need_fewer_epochs():
     epochs = [recipe_for(facts(num_targets=n))[0].training.epochs for n in (10**4, 10**6, 10**8)]
-    assert epochs == [19, 6, 6]
+    assert epochs == [19, 6, 8]
     frequent = [facts(num_items=100, num_targets=n) for n in (10**4, 10**6, 10**8)]
-    assert [recipe_for(one)[0].training.epochs for one in frequent] == [40, 20, 6]
+    assert [recipe_for(one)[0].training.epochs for one in frequent] == [40, 26, 8]
+    unordered = [replace(one, has_order=False) for one in frequent]
+    assert [recipe_for(one)[0].training.epochs for one in unordered] == [40, 20, 6]
 
 
 def test_default_recipe_of_a_dataset_has_its_defaults():

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from candid.config.data_facts import DataFacts
     from candid.config.data_section import load_data_config
-    from candid.config.defaults import DEFAULT_RECIPE, DataFacts, Default
+    from candid.config.defaults import DEFAULT_RECIPE, Default
     from candid.config.recipe_file import parse_override, read_toml, with_overrides, with_values
     from candid.config.recipe_writer import recipe_text
     from candid.config.run import (
@@ -49,7 +50,8 @@ __all__ = [
 _MODULES = {
     "data_section": ("load_data_config",),
     "recipe_file": ("parse_override", "read_toml", "with_overrides", "with_values"),
-    "defaults": ("DEFAULT_RECIPE", "DataFacts", "Default"),
+    "data_facts": ("DataFacts",),
+    "defaults": ("DEFAULT_RECIPE", "Default"),
     "recipe_writer": ("recipe_text",),
     "run": (
         "RunConfig",

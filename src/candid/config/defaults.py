@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
 from candid.component import toml_value
-from candid.data import PreparedDataset, Role
+from candid.config.data_facts import MAX_LENGTH, DataFacts
 from candid.evaluation import EvaluationConfig
+from candid.towers import CausalTransformer
 from candid.training import TrainingConfig
+
+
+def _mixture(candidates: int) -> dict[str, Any]:
+    """Return a sampler of as many popularity as uniform samples."""
+    return {
+        "type": "mixture",
+        "components": [
+            {"type": "popularity", "num_candidates": candidates},
+            {"type": "uniform", "num_candidates": candidates},
+        ],
+    }
+
 
 DEFAULT_RECIPE: Mapping[str, Any] = {
     "name": "default",
@@ -23,13 +33,7 @@ DEFAULT_RECIPE: Mapping[str, Any] = {
         "similarity": "cosine",
         "temperature": 0.07,
     },
-    "sampler": {
-        "type": "mixture",
-        "components": [
-            {"type": "popularity", "num_candidates": 512},
-            {"type": "uniform", "num_candidates": 512},
-        ],
-    },
+    "sampler": _mixture(512),
     "loss": {"type": "sampled_softmax"},
 }
 """The default recipe for a large dataset with order: a causal transformer, a sampled softmax.
@@ -39,7 +43,6 @@ the cosine, because the vectors of items with few interactions get few updates: 
 they stay short, and their scores low.
 """
 
-MAX_LENGTH: Final = 200
 FULL_SOFTMAX_ITEMS: Final = 5_000
 """Largest catalog whose full softmax costs a row no more than the transformer of width 64, about
 15 µs on one thread (docs/benchmarks/speed.md: 31 µs for 10,000 items in bfloat16)."""
@@ -54,11 +57,6 @@ PATIENCE: Final = TrainingConfig().patience or 1
 AVERAGES: Final = ((0.999, 4_000), (0.99, 400))
 """Decay of the running mean of the weights, and the steps of a training that is long enough."""
 
-RARE_TARGETS: Final = 50
-"""Mean number of targets of an item in an epoch below which most items are rare. Each has few
-updates, so that the learning rate is higher; histories share less, so that fitting them in detail
-helps less: more dropout and fewer epochs."""
-
 WIDE_ITEMS: Final = 10_000
 """Largest catalog whose vectors have the width of the towers' own default. The width bounds the
 rank of the scores, and with it how many rare pairs of items they can tell apart."""
@@ -69,105 +67,21 @@ WIDE: Final = 128
 FEW_TARGETS: Final = 500_000
 """Targets of an epoch below which there is more dropout than in the towers' own default."""
 
+TOWER_SECTIONS: Final = ("query_tower", "item_tower")
+
+HEADS: Final = 2
+"""Attention heads where there are many targets of frequent items."""
+
+RARE_CANDIDATES: Final = 2048
+"""Candidates of each part of the sampler where most items are rare. Histories are short there, so
+that a batch has few rows and the scores of more candidates cost little."""
+
 CO_VISIT_INTERACTIONS: Final = 20_000_000
 """Most interactions whose pairs are counted for initial vectors: up to ten pairs for each, 12 bytes
 a pair, are in memory at once."""
 
 REPEATS_SHOWN: Final = 0.02
 """Share of repeated items from which lists do not hide what a user has seen."""
-
-MAX_EXAMINED: Final = 5_000_000
-"""Interactions that the share of repeats is computed from, those of the first users."""
-
-
-@dataclass(frozen=True, slots=True)
-class DataFacts:
-    """What the default settings of a dataset depend on.
-
-    Attributes:
-        has_order: whether the interactions of a user are ordered, by time or another column.
-        has_times: whether they have times.
-        num_items: V.
-        num_units: units of an epoch: windows of histories, or interactions without order.
-        num_targets: training targets of an epoch.
-        share_repeats: share of training interactions whose item their user already had.
-        num_interactions: training interactions.
-        targets_of_users: [U] training targets of each user; None: unknown.
-    """
-
-    has_order: bool
-    has_times: bool
-    num_items: int
-    num_units: int
-    num_targets: int
-    share_repeats: float
-    num_interactions: int
-    targets_of_users: npt.NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def targets_per_item(self) -> float:
-        """Mean number of targets of an item in an epoch."""
-        return self.num_targets / max(self.num_items, 1)
-
-    @property
-    def has_rare_items(self) -> bool:
-        """Whether most items are targets so seldom that each has few updates."""
-        return self.targets_per_item < RARE_TARGETS
-
-    def without_order(self) -> DataFacts:
-        """Return the facts of the same data with interactions as units."""
-        return replace(
-            self,
-            has_order=False,
-            num_units=self.num_interactions,
-            num_targets=self.num_interactions,
-        )
-
-    def with_windows(self, max_length: int, *, last_only: bool) -> DataFacts:
-        """Return the facts of the same data with other windows over the histories.
-
-        Args:
-            max_length: most targets of a window.
-            last_only: whether a user has the most recent window only.
-        """
-        if self.targets_of_users is None or not self.has_order:
-            return self
-        targets = self.targets_of_users[self.targets_of_users > 0]
-        if last_only:
-            targets = np.minimum(targets, max_length)
-        units, total = int((-(-targets // max_length)).sum()), int(targets.sum())
-        return replace(self, num_units=units, num_targets=total)
-
-    def share_of_late_targets(self, length: int) -> float:
-        """Return the share of the targets that have more than ``length`` interactions before."""
-        if self.targets_of_users is None or not self.num_targets or not self.has_order:
-            return 0.0
-        late = np.maximum(self.targets_of_users - length, 0).sum()
-        return float(late) / float(self.targets_of_users.sum())
-
-    @classmethod
-    def of(cls, dataset: PreparedDataset) -> DataFacts:
-        """Collect the facts of a prepared dataset."""
-        has_order = dataset.timestamps is not None or bool(dataset.manifest["config"]["order"])
-        is_target = np.asarray(dataset.roles) == Role.TRAIN
-        owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.user_offsets))
-        targets = np.bincount(owners[is_target], minlength=dataset.num_users)
-        num_units = num_targets = int(targets.sum())
-        if has_order:
-            # The first interaction of a user has no history.
-            targets = np.maximum(targets - 1, 0)
-            num_targets = int(targets.sum())
-            num_units = int((-(-targets // MAX_LENGTH)).sum())
-        return cls(
-            has_order=has_order,
-            has_times=dataset.timestamps is not None,
-            num_items=dataset.num_items,
-            num_units=num_units,
-            num_targets=num_targets,
-            share_repeats=_share_of_repeats(owners, np.asarray(dataset.item_ids), is_target),
-            num_interactions=int(is_target.sum()),
-            targets_of_users=targets.astype(np.int64),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +181,7 @@ def _batch_size(facts: DataFacts) -> int:
 def _model_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[Default]:
     if facts.num_items > WIDE_ITEMS:
         reason = f"there are {facts.num_items:,} items"
-        widths = [
-            Default(f"model.{tower}.dim", WIDE, reason) for tower in ("query_tower", "item_tower")
-        ]
+        widths = [Default(f"model.{tower}.dim", WIDE, reason) for tower in TOWER_SECTIONS]
         # The towers have one width: a changed one leaves both as they are.
         if not any(width.is_replaced(changes) for width in widths):
             yield from widths
@@ -278,11 +190,16 @@ def _model_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[De
         yield Default("model.temperature", 1.0, reason)
     if not facts.has_order:
         return
+    reason = f"{_count(facts.num_targets, 'target')} an epoch"
     if facts.has_rare_items:
         yield Default("model.query_tower.dropout", 0.5, _targets_per_item(facts))
     elif facts.num_targets < FEW_TARGETS:
-        reason = f"{_count(facts.num_targets, 'target')} an epoch"
         yield Default("model.query_tower.dropout", 0.3, reason)
+    else:
+        dim = _width(facts, changes)
+        if dim % HEADS == 0:
+            yield Default("model.query_tower.num_heads", HEADS, reason)
+        yield Default("model.query_tower.hidden", 4 * dim, reason)
     if facts.has_times:
         for key in ("read_time_gaps", "time_bias"):
             yield Default(f"model.query_tower.{key}", True, "the interactions have times")
@@ -291,12 +208,21 @@ def _model_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[De
         yield Default("model.item_tower.initial", "co_visits", reason)
 
 
+def _width(facts: DataFacts, changes: Mapping[str, Any]) -> int:
+    """Return the width of the towers that a recipe will have."""
+    changed = [_integer(changes.get(f"model.{tower}.dim")) for tower in TOWER_SECTIONS]
+    default = WIDE if facts.num_items > WIDE_ITEMS else CausalTransformer.Config().dim
+    return next((dim for dim in changed if dim), default)
+
+
 def _targets_per_item(facts: DataFacts) -> str:
     return f"an item is a target {facts.targets_per_item:.1f} times an epoch on average"
 
 
 def _loss_defaults(facts: DataFacts, sampled: bool) -> Iterator[Default]:
     if sampled:
+        if facts.has_order and facts.has_rare_items and facts.num_items > FULL_SOFTMAX_ITEMS:
+            yield Default("sampler", _mixture(RARE_CANDIDATES), _targets_per_item(facts))
         return
     reason = f"{facts.num_items:,} items are few enough for the whole softmax"
     yield Default("sampler", None, reason)
@@ -341,7 +267,8 @@ def _count(number: int, noun: str) -> str:
 
 def _epochs(facts: DataFacts) -> int:
     """Return more epochs for fewer targets, and fewer where single users are fitted soon."""
-    of_a_million = 6 if facts.has_order and facts.has_rare_items else 20
+    with_order = 6 if facts.has_rare_items else 26
+    of_a_million = with_order if facts.has_order else 20
     epochs = round(of_a_million * math.pow(1e6 / max(facts.num_targets, 1), 0.25))
     return min(max(epochs, 5), 40)
 
@@ -364,12 +291,3 @@ def _evaluation_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterat
             False,
             f"{facts.share_repeats:.0%} of the training interactions repeat an item of their user",
         )
-
-
-def _share_of_repeats(owners: Any, item_ids: Any, is_target: Any) -> float:
-    """Return the share of training targets whose item an earlier target of the user has."""
-    chosen = np.flatnonzero(is_target[:MAX_EXAMINED])
-    if len(chosen) == 0:
-        return 0.0
-    pairs = owners[chosen].astype(np.int64) * (int(item_ids.max()) + 1) + item_ids[chosen]
-    return 1.0 - len(np.unique(pairs)) / len(pairs)

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from candid.batches import BatchesConfig
 from candid.component import ComponentConfig, type_name
-from candid.config.defaults import DEFAULT_RECIPE, DataFacts, Default, data_defaults
+from candid.config.data_facts import DataFacts
+from candid.config.defaults import DEFAULT_RECIPE, Default, data_defaults
 from candid.config.recipe_file import (
     parse_override,
     read_toml,
