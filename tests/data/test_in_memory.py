@@ -4,9 +4,7 @@ import datetime
 from dataclasses import fields
 
 import numpy as np
-import pandas as pd
 import polars as pl
-import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 
@@ -14,6 +12,9 @@ import candid
 from candid.data import open_dataset, prepare_folder
 from candid.data.in_memory import TableReader, is_table
 from candid.errors import ArtifactError, CandidError, ConfigError, DataError
+
+pd = pytest.importorskip("pandas", reason="tables of pandas are tested: install the extra dev")
+pa = pytest.importorskip("pyarrow", reason="tables of Arrow are tested: install the extra dev")
 
 NUM_USERS, NUM_ITEMS = 12, 9
 

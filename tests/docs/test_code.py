@@ -67,7 +67,7 @@ def _films(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     try:
-        assert run_page("quickstart") == 6
+        assert run_page("quickstart") == 7
     finally:
         os.chdir(before)
     return folder

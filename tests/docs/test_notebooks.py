@@ -18,8 +18,8 @@ def script(name):
     return module
 
 
-def test_both_notebooks_exist():
-    assert [path.stem for path in NOTEBOOKS] == ["films", "in_batch_bias"]
+def test_notebooks_exist():
+    assert [path.stem for path in NOTEBOOKS] == ["films", "from_a_table", "in_batch_bias"]
 
 
 @pytest.mark.filterwarnings("ignore")

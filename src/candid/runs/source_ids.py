@@ -80,7 +80,7 @@ def typed_ids(ids: SourceIds, dtype: pl.DataType, kind: str) -> pl.Series:
         kind: "user" or "item", for messages.
 
     Raises:
-        DataError: ``ids`` is no id and no list of ids, or an id is of another type or missing.
+        DataError: ``ids`` is something else, or an id is of another type or missing.
     """
     values = [ids] if isinstance(ids, str | numbers.Integral) else ids
     if isinstance(values, np.ndarray) and values.dtype.kind not in "iu" and values.ndim == 1:
