@@ -85,7 +85,7 @@ class SplitConfig(ComponentConfig):
         gt=0,
         lt=1,
         description="ratio split: share of each user's interactions for validation, rounded down, "
-        "but at least 1 while another one remains for training",
+        "but at least 1 where that leaves one for training",
     )
     test_ratio: float = Field(
         0.1, gt=0, lt=1, description="ratio split: share for test, rounded as `validation_ratio`"
