@@ -434,3 +434,46 @@ def test_evaluate_of_unclear_input_is_refused(candid, toy, flags, sentence):
     answer = candid("evaluate", *(flag.format(run=toy.run, data=toy.data) for flag in flags))
     assert answer.code == 2
     assert sentence in answer.err
+
+
+def test_prepare_prints_dates_ties_and_steps(candid, tmp_path):
+    rows = [
+        f"{user},{item},{1_700_000_000 + 60 * (item // 2)}"
+        for user in range(4)
+        for item in range(6)
+    ]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["user_id,item_id,t", *rows]))
+    (tmp_path / "items.csv").write_text(
+        "item_id,title\n" + "".join(f"{i},t{i}\n" for i in range(9))
+    )
+    command = ["prepare", "--interactions", log, "--time", "t", "--items", tmp_path / "items.csv"]
+    answer = candid(*command, "--out", tmp_path / "d")
+    assert answer.code == 0
+    lines = answer.out.splitlines()
+    assert "time: 2023-11-14T22:13:20Z to 2023-11-14T22:15:20Z (numbers read as seconds)" in lines
+    assert (
+        "100% of the interactions have the same time as another one of their user, and keep the "
+        "order of the file; --order COLUMN would order them" in lines
+    )
+    assert "rows of the table of items without an interaction, left out: 3" in lines
+    steps = [line.split()[0] for line in answer.err.splitlines()]
+    assert steps == [
+        "reading",
+        "checking",
+        "numbering",
+        "sorting",
+        "filtering",
+        "splitting",
+        "reading",
+        "writing",
+    ]
+    document = candid(*command, "--out", tmp_path / "e", "--json").document
+    assert document["time"]["first"] == "2023-11-14T22:13:20.000000Z"
+    assert document["tied"] == 24
+    ordered = candid(*command, "--order", "item_id", "--out", tmp_path / "f")
+    assert "same time" not in ordered.out
+    assert (
+        candid(*command, "--order", "item_id", "--out", tmp_path / "f", "--json").document["tied"]
+        == 0
+    )

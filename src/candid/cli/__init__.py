@@ -41,7 +41,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="candid",
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -83,8 +83,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         command = get_command(app)
         code = command.main(list(arguments), prog_name="candid", standalone_mode=False)
-        # Typer returns this code after Ctrl-C; a verb itself returns None.
-        return _fail("interrupted", INTERRUPTED) if code == INTERRUPTED else 0
+        # Typer returns this code after Ctrl-C, and the code of an option such as
+        # --install-completion; a verb itself returns None.
+        if code == INTERRUPTED:
+            return _fail("interrupted", INTERRUPTED)
+        return code if isinstance(code, int) else 0
     except (CandidError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         return _fail(message.replace(": Value error, ", ": "), error.exit_code)

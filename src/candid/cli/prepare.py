@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 LARGE_TIED_SHARE = 0.1
-"""Share of interactions without an order of their own that is worth a line."""
+"""Share of interactions without an order of their own from which a line is printed."""
 
 
 def prepare(
@@ -267,7 +267,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"{kind} without a row in their table: {report[f'{kind}_without_row']:,}"
         if report.get(f"{kind}_without_interactions"):
             yield (
-                f"{kind} of their table without an interaction, left out: "
+                f"rows of the table of {kind} without an interaction, left out: "
                 f"{report[f'{kind}_without_interactions']:,}"
             )
     for role, unseen in report["split"].get("unseen", {}).items():
@@ -287,13 +287,16 @@ def _one_or_all(paths: list[str] | None) -> str | list[str] | None:
 def _time_lines(report: Mapping[str, Any], interactions: int) -> Iterator[str]:
     time = report.get("time")
     if time is not None:
-        unit = f" ({time['unit']})" if time.get("unit") else ""
-        yield f"time: {time['first']} to {time['last']}{unit}"
+        first, last = (time[key].split(".")[0] + "Z" for key in ("first", "last"))
+        unit = f" (numbers read as {time['unit']})" if time.get("unit") else ""
+        yield f"time: {first} to {last}{unit}"
     share = report.get("tied", 0) / interactions
-    if share >= LARGE_TIED_SHARE and report["config"]["order"] is None:
+    if share >= LARGE_TIED_SHARE:
+        keys = [key for key in ("time", "order") if report["config"].get(key) is not None]
+        advice = "" if "order" in keys else "; --order COLUMN would order them"
         yield (
-            f"{share:.0%} of the interactions have the time of another one of their user; the "
-            "order of the file orders them unless --order names a column"
+            f"{share:.0%} of the interactions have the same {' and '.join(keys)} as another one of "
+            f"their user, and keep the order of the file{advice}"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -145,17 +145,24 @@ class Events:
         return report
 
 
-def load_events(table: RawTable, config: DataConfig) -> Events:
+def load_events(table: RawTable, config: DataConfig, report: Callable[[str], None]) -> Events:
     """Read, encode, order and filter the interactions.
 
     Memory holds the encoded rows (16 to 25 bytes each, a few copies while sorting) and the
     distinct ids, never the columns of the files.
 
+    Args:
+        table: the interactions as the files have them.
+        config: settings.
+        report: called with one line before each step.
+
     Raises:
         DataError: a value is invalid, or no interaction remains.
     """
+    report(f"checking the columns of {config.origin}")
     parsed = parse_rows(table, config)
     _check_any_left(parsed, config)
+    report(f"numbering users and items of {parsed.rows_read:,} rows")
     query = parsed.query
     if config.split.kind == "column":
         query = query.with_columns(_role_codes(table, config.split))
@@ -175,6 +182,7 @@ def load_events(table: RawTable, config: DataConfig) -> Events:
     if order and has_impressions:
         # An impression at the time of a choice was shown before the choice.
         frame = frame.sort(pl.col("event_type") < len(interactions), maintain_order=True)
+    report(f"sorting {frame.height:,} rows")
     frame = _sort(frame, order)
     num_unknown = 0
     if config.negatives is not None:
@@ -196,6 +204,7 @@ def load_events(table: RawTable, config: DataConfig) -> Events:
     if "role" in table.columns:
         # After the impressions were removed: those have no role.
         events.frame = _sort(events.frame, [pl.col("role"), *order])
+    report(f"filtering {events.frame.height:,} rows")
     _filter(events, config)
     for name in ("time", "order", "role"):
         if name in table.columns:

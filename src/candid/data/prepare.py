@@ -169,12 +169,14 @@ def _build(inputs: Inputs, earlier_ids: EarlierIds | None, report: Progress) -> 
     report(f"reading {config.origin}")
     inputs.open()
     table = select_columns(inputs.interactions, config)
-    events = load_events(table, config)
+    events = load_events(table, config, report)
     report(f"splitting {events.frame.height:,} interactions ({config.split.kind})")
     split = assign_roles(events, config)
     kept_ids = None
     if earlier_ids is not None:
         kept_ids = {"fingerprint": earlier_ids.fingerprint, **events.keep_ids(earlier_ids)}
+    if inputs.items or inputs.users:
+        report("reading the tables of items and users")
     items = _join_table(events.items, inputs.items, config.items)
     users = _join_table(events.users, inputs.users, config.users)
     dataset = _assemble(events, users.frame, items.frame, target_types(events.event_types, config))

@@ -106,22 +106,30 @@ def _survey(table: RawTable) -> Survey:
     def add(name: str, expressions: dict[str, pl.Expr]) -> None:
         statistics.extend(e.alias(f"{name}_{key}") for key, e in expressions.items())
 
+    # Columns of their own, so that each is computed once for all statistics that read it.
+    shared: dict[str, pl.Expr] = {}
     for name, dtype in table.schema.items():
         value = pl.col(name)
         add(name, {"nulls": value.null_count()})
+        is_text = dtype == pl.String and name not in NAMES
         if name in IDS:
             add(name, source_ids.statistics(value, dtype))
-        elif dtype == pl.String and name not in NAMES:
+            continue
+        if is_text or (name == "time" and dtype.is_numeric()):
+            shared[f"_{name}_number"] = times.to_number(value)
+        if is_text:
             number = value.cast(pl.Float64, strict=False)
             integer = value.cast(pl.Int64, strict=False).cast(pl.String)
             is_integer = (integer == value).fill_null(value.is_null()).all()
             is_wrong = number.is_null() & value.is_not_null()
             add(name, {"is_integer": is_integer, "not_number": is_wrong.sum()})
             if name in ("time", "order"):
-                add(name, times.text_statistics(value))
-        if name == "time" and (dtype == pl.String or dtype.is_numeric()):
-            add(name, times.number_statistics(value))
-    return table.run(table.frame.select(statistics)).row(0, named=True)
+                shared[f"_{name}_text"] = times.normalize_text(value)
+                add(name, times.text_statistics(pl.col(f"_{name}_text")))
+        if name == "time" and "_time_number" in shared:
+            add(name, times.number_statistics(pl.col("_time_number")))
+    frame = table.frame.with_columns(**shared)
+    return table.run(frame.select(statistics)).row(0, named=True)
 
 
 def _is_text(survey: Survey, name: str) -> bool:

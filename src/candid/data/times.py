@@ -31,18 +31,21 @@ CALENDAR = {
 """Dates written as a number -> the range that most numbers of the column must be in."""
 FULL_FORM = "%Y%m%d%H%M%S"
 
-# ISO 8601 by length, after a zone was removed and "T" was replaced by a space.
+# ISO 8601 by length, after a final "Z" or "UTC" was removed and "T" was replaced by a space.
 TEXT_FORMS = {10: "%Y-%m-%d", 16: "%Y-%m-%d %H:%M", 19: "%Y-%m-%d %H:%M:%S"}
 LONGER_FORM = "%Y-%m-%d %H:%M:%S%.f"
-OFFSET = r"^(.*:\d\d(?:\.\d+)?) ?([+-])(\d\d):?(\d\d)?$"
-"""A time with an offset from UTC: +02:00, +0200 or +02."""
-MAX_OFFSET = 18 * 60
-"""Largest offset from UTC, in minutes."""
+OFFSET_FORMS = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
+"""With an offset from UTC: +02:00, +0200 or +02."""
+SHORTEST_WITH_OFFSET = 19
 
 
-def number_statistics(value: pl.Expr) -> dict[str, pl.Expr]:
-    """Return the statistics of a column of numbers, or text of numbers, for ``unit_of``."""
-    number = value.cast(pl.Float64, strict=False).fill_nan(None)
+def to_number(value: pl.Expr) -> pl.Expr:
+    """Convert numbers, or text of numbers, to Float64; other text and NaN become null."""
+    return value.cast(pl.Float64, strict=False).fill_nan(None)
+
+
+def number_statistics(number: pl.Expr) -> dict[str, pl.Expr]:
+    """Return the statistics of a column from ``to_number`` for ``units_of``."""
     size = number.abs()
     statistics = {"numbers": number.count(), "largest": size.max()}
     for unit, (low, high) in _ranges().items():
@@ -60,8 +63,7 @@ def _ranges() -> dict[str, tuple[float, float]]:
 
 def is_of_unit(value: pl.Expr, unit: str) -> pl.Expr:
     """Whether a number has a size that belongs to ``unit`` alone."""
-    size = value.cast(pl.Float64, strict=False).fill_nan(None).abs()
-    return size.is_between(*_ranges()[unit], closed="left")
+    return to_number(value).abs().is_between(*_ranges()[unit], closed="left")
 
 
 def units_of(statistics: Mapping[str, Any]) -> list[str]:
@@ -94,7 +96,7 @@ def from_number(value: pl.Expr, unit: str) -> pl.Expr:
     Returns:
         Int64; null for numbers that are too large, or not a date.
     """
-    number = value.cast(pl.Float64, strict=False).fill_nan(None)
+    number = to_number(value)
     whole = value.cast(pl.Int64, strict=False)
     if unit in CALENDAR:
         # Text such as "20240101.0" cannot be read as Int64 directly.
@@ -116,17 +118,17 @@ def from_number(value: pl.Expr, unit: str) -> pl.Expr:
 
 def normalize_text(value: pl.Expr) -> pl.Expr:
     """Bring ISO 8601 text into the format of ``TEXT_FORMS``; an offset from UTC stays."""
-    text = value.str.strip_chars().str.strip_suffix("Z").str.strip_suffix("UTC")
-    return text.str.strip_chars_end().str.replace("T", " ", literal=True)
+    text = value.str.strip_suffix("Z").str.strip_suffix("UTC").str.strip_suffix(" ")
+    return text.str.replace("T", " ", literal=True)
 
 
-def text_statistics(value: pl.Expr) -> dict[str, pl.Expr]:
-    """Return the statistics of a column of text for ``from_text``."""
-    text = normalize_text(value)
-    has_offset = text.str.contains(OFFSET)
+def text_statistics(text: pl.Expr) -> dict[str, pl.Expr]:
+    """Return the statistics of a column from ``normalize_text`` for ``from_text``."""
+    # A sign after the minutes can only be that of an offset.
+    after_minutes = text.str.slice(len("2026-01-31 18:30"))
     return {
-        "lengths": text.filter(~has_offset).str.len_bytes().unique().drop_nulls().implode(),
-        "offsets": has_offset.any(),
+        "lengths": text.str.len_bytes().unique().drop_nulls().implode(),
+        "offsets": after_minutes.str.contains("[+-]").any(),
     }
 
 
@@ -138,28 +140,19 @@ def from_text(value: pl.Expr, lengths: Iterable[int], *, offsets: bool = True) -
 
     Args:
         value: text.
-        lengths: lengths of ``normalize_text(value)`` without an offset; only forms of these
-            lengths are tried.
-        offsets: False: no text has an offset from UTC.
+        lengths: lengths of ``normalize_text(value)``; only forms of these lengths are tried.
+        offsets: whether a text can have an offset from UTC.
     """
-    text = normalize_text(value)
-    if not offsets:
-        return _from_plain_text(text, set(lengths))
-    parts = text.str.extract_groups(OFFSET).struct
-    plain = parts.field("1")
-    minutes = parts.field("3").cast(pl.Int64) * 60
-    minutes += parts.field("4").cast(pl.Int64).fill_null(0)
-    minutes = pl.when(parts.field("2") == "-").then(-minutes).otherwise(minutes)
-    minutes = pl.when(minutes.abs() <= MAX_OFFSET).then(minutes)
-    shifted = _from_plain_text(plain, {16, 19, 20}) - minutes * 60_000_000
-    return pl.when(plain.is_null()).then(_from_plain_text(text, set(lengths))).otherwise(shifted)
-
-
-def _from_plain_text(text: pl.Expr, lengths: set[int]) -> pl.Expr:
+    text, lengths = normalize_text(value), set(lengths)
     forms = [form for length, form in TEXT_FORMS.items() if length in lengths]
     if any(length > max(TEXT_FORMS) for length in lengths):
         forms.append(LONGER_FORM)
-    parsed = [text.str.to_datetime(form, time_unit="us", strict=False) for form in forms]
+    if offsets and any(length >= SHORTEST_WITH_OFFSET for length in lengths):
+        forms += OFFSET_FORMS
+    parsed = [
+        text.str.to_datetime(form, time_unit="us", strict=False).dt.replace_time_zone(None)
+        for form in forms
+    ]
     return pl.coalesce(*parsed, pl.lit(None, pl.Datetime("us"))).to_physical()
 
 
@@ -188,7 +181,9 @@ def parse_cut(value: float | str, unit: str | None = None) -> int:
             )
         return int(time)
     if unit is None:
-        statistics = pl.DataFrame({"cut": [value]}).select(**number_statistics(pl.col("cut")))
+        statistics = pl.DataFrame({"cut": [value]}).select(
+            **number_statistics(to_number(pl.col("cut")))
+        )
         (unit,) = units_of(statistics.row(0, named=True))
     time = pl.select(from_number(pl.lit(value), unit)).item()
     if time is None:
