@@ -176,6 +176,23 @@ def test_length_of_a_refit_follows_the_steps_of_an_epoch():
     assert Refit("ndcg@10", 0.1, 0, 1, 1, 100).with_epochs_of(10).steps == 1
 
 
+@pytest.mark.parametrize("optimizer", ["keep", "reset"])
+def test_both_passes_of_a_refit_start_from_an_earlier_run(data, everything, tmp_path, optimizer):
+    train_run(recipe(epochs=2), data, tmp_path / "earlier")
+    config = recipe(epochs=2, schedule="constant", init_optimizer=optimizer)
+    out, init = tmp_path / "run", tmp_path / "earlier"
+    result = train_run(config, data, out, init=init, refit=True)
+    record = result.manifest["refit"]
+    after = Loader(everything, config.batches, seed=0).num_batches
+    assert record["best_epoch"] in (1, 2)
+    assert record["steps"] == record["best_epoch"] * after
+    assert result.state.step - result.state.start_step == record["steps"]
+    length = {"max_steps": record["steps"], "init_optimizer": optimizer}
+    alone = recipe(epochs=2, schedule="constant", **length)
+    train_run(alone, everything, tmp_path / "alone", init=init)
+    check_equal(weights(out), weights(tmp_path / "alone"))
+
+
 def test_refitted_run_is_loaded_with_all_histories_and_not_measured(data, tmp_path):
     out = tmp_path / "run"
     refitted = candid.train(data, table(epochs=2), out=out, refit=True, quiet=True)

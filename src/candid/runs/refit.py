@@ -39,8 +39,9 @@ class Refit:
     Attributes:
         metric: name of the validation metric that chose.
         best: its best value.
-        best_epoch: epochs of the first pass at that validation.
-        best_step: steps of the first pass at that validation.
+        best_epoch: epochs of the first pass at that validation, without those of an earlier run
+            that it continues.
+        best_step: steps of the first pass at that validation, likewise.
         schedule_steps_before: steps of the schedule of the first pass.
         steps_per_epoch_before: steps of an epoch of the first pass.
         steps_per_epoch: steps of an epoch of the refit; 0 before it is known.
