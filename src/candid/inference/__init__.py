@@ -32,7 +32,13 @@ from candid.inference.recommend import DEFAULT_K, NewItems, recommend, whole_k
 from candid.inference.recommendations import Recommendations
 from candid.inference.score_rows import ScoreRows, score_batch_size, score_rows
 from candid.inference.scoring_model import ScoringModel, accepts_histories, scores_catalog
-from candid.inference.tie_order import Searchable, search_with_tie_order, tie_ranks
+from candid.inference.tie_order import (
+    FirstSearchWithLogPartition,
+    Searchable,
+    SearchableWithLogPartition,
+    search_with_tie_order,
+    tie_ranks,
+)
 from candid.inference.two_tower_model import (
     StageProgress,
     TwoTowerModel,
@@ -43,6 +49,7 @@ from candid.inference.two_tower_model import (
 __all__ = [
     "DEFAULT_K",
     "EncodeAttributes",
+    "FirstSearchWithLogPartition",
     "ItemSubset",
     "NewItems",
     "QuerySet",
@@ -51,6 +58,7 @@ __all__ = [
     "ScoreRows",
     "ScoringModel",
     "Searchable",
+    "SearchableWithLogPartition",
     "StageProgress",
     "TwoTowerModel",
     "accepts_histories",

@@ -25,7 +25,13 @@ from candid.inference.query_set import query_set
 from candid.inference.recommendations import Recommendations
 from candid.inference.score_rows import ScoreRows
 from candid.inference.scoring_model import ScoringModel, scores_catalog
-from candid.inference.tie_order import Searchable, search_with_tie_order, tie_ranks
+from candid.inference.tie_order import (
+    FirstSearchWithLogPartition,
+    Searchable,
+    SearchableWithLogPartition,
+    search_with_tie_order,
+    tie_ranks,
+)
 from candid.inference.two_tower_model import (
     StageProgress,
     TwoTowerModel,
@@ -176,7 +182,9 @@ def recommend(
             vectors = encode_catalog(model, progress) if item_vectors is None else item_vectors
             if new_items is not None:
                 vectors = torch.cat([vectors, new_items.item_vectors.to(vectors)])
-            searcher = _searcher(vectors, items.height, is_allowed, is_retired, index)
+            searcher = vector_searcher = _searcher(
+                vectors, items.height, is_allowed, is_retired, index
+            )
             catalog = vectors
             if is_retired is not None and with_probabilities:
                 catalog = vectors[torch.from_numpy(~is_retired).to(vectors.device)]
@@ -187,12 +195,21 @@ def recommend(
             if filter_seen:
                 seen = queries.seen(rows)
                 seen = Exclusions(seen.item_ids.to(query.device), seen.offsets.to(query.device))
-            result = search_with_tie_order(searcher, query, num_results, seen, order_of_ties)
+            summing = None
+            if probabilities is not None and is_allowed is None:
+                # The search scores all items: the log partition is a sum over the same scores.
+                summing = FirstSearchWithLogPartition(vector_searcher)
+            result = search_with_tie_order(
+                summing or searcher, query, num_results, seen, order_of_ties
+            )
             item_ids[rows, :num_results] = result.item_ids.cpu().numpy()
             scores[rows, :num_results] = result.scores.cpu().numpy()
             if probabilities is not None:
-                log_z = log_partition(query, catalog.float())[:, None].cpu().numpy()
-                probabilities[rows] = np.exp(np.minimum(scores[rows].astype(float) - log_z, 0.0))
+                log_z = None if summing is None else summing.log_z
+                if log_z is None:
+                    log_z = log_partition(query, catalog.float())
+                logits = scores[rows].astype(float) - log_z[:, None].cpu().numpy()
+                probabilities[rows] = np.exp(np.minimum(logits, 0.0))
     return Recommendations(
         item_ids, scores, queries.user_ids, dataset.users, items, probabilities=probabilities
     )
@@ -211,7 +228,7 @@ def _searcher(
     is_allowed: Bools | None,
     is_retired: Bools | None,
     index: Index | None,
-) -> Searchable:
+) -> SearchableWithLogPartition:
     """Return the index to search: the given one, or an exact one over the allowed items."""
     if is_allowed is None and is_retired is not None and index is None:
         is_allowed = ~is_retired

@@ -36,6 +36,44 @@ class Searchable(Protocol):
         """Find the k items of largest inner product, best first."""
 
 
+class SearchableWithLogPartition(Searchable, Protocol):
+    """An index that can also sum the log partition from the scores of a search."""
+
+    def search_with_log_partition(
+        self, query: Tensor, k: int, exclude: Exclusions | None = None
+    ) -> tuple[SearchResult, Tensor | None]:
+        """Search, and compute log Σ exp(q · v) [B] float64; None where that needs another pass."""
+
+
+class FirstSearchWithLogPartition:
+    """An index whose first search, that of all queries, gives their log partition too.
+
+    Args:
+        index: to search.
+
+    Attributes:
+        log_z: [B] float64 after the first search; None where the index cannot give it.
+    """
+
+    def __init__(self, index: SearchableWithLogPartition) -> None:
+        self._index = index
+        self._is_first = True
+        self.log_z: Tensor | None = None
+
+    @property
+    def num_items(self) -> int:
+        """The number of items."""
+        return self._index.num_items
+
+    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> SearchResult:
+        """Find the k items of largest inner product, best first."""
+        if not self._is_first:
+            return self._index.search(query, k, exclude)
+        self._is_first = False
+        result, self.log_z = self._index.search_with_log_partition(query, k, exclude)
+        return result
+
+
 def tie_ranks(counts: Ints, source_ids: pl.Series) -> Ints:
     """Rank items for ties: the more popular first, equally popular ones by a hash of the id.
 

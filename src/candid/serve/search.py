@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from candid.errors import ConfigError
-from candid.index import Exclusions, LiveIndex, RunningLogSumExp, SearchResult
-from candid.inference import Searchable, search_with_tie_order
+from candid.index import Exclusions, LiveIndex, RunningLogSumExp
+from candid.inference import FirstSearchWithLogPartition, Searchable, search_with_tie_order
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -169,7 +169,7 @@ class ItemSearch(CatalogSearch):
         An exact search gives both from the same scores; otherwise a second pass over the vectors
         gives the log partition.
         """
-        index = _FirstSearchWithLogPartition(self.index)
+        index = FirstSearchWithLogPartition(self.index)
         items = self._nearest(index, query, k, excluded)
         return items, self.log_partition(query) if index.log_z is None else index.log_z
 
@@ -255,32 +255,6 @@ class ItemSearch(CatalogSearch):
             scores[:, ~changes.is_alive] = -torch.inf
             sums.add(scores)
         return sums.result()
-
-
-class _FirstSearchWithLogPartition:
-    """A live index whose first search, that of all queries, gives their log partition too.
-
-    Attributes:
-        log_z: [B] float64 after the first search; None where the index cannot give it.
-    """
-
-    def __init__(self, index: LiveIndex) -> None:
-        self._index = index
-        self._is_first = True
-        self.log_z: Tensor | None = None
-
-    @property
-    def num_items(self) -> int:
-        """The number of items."""
-        return self._index.num_items
-
-    def search(self, query: Tensor, k: int, exclude: Exclusions | None = None) -> SearchResult:
-        """Find the k items of largest inner product, best first."""
-        if not self._is_first:
-            return self._index.search(query, k, exclude)
-        self._is_first = False
-        result, self.log_z = self._index.search_with_log_partition(query, k, exclude)
-        return result
 
 
 def _inverse_norms(vectors: Tensor) -> Tensor:
