@@ -70,6 +70,24 @@ USAGE = [
         ["prepare", "{recipe}", "--out", "d", "--user", "what"],
         "user and item are both column 'what'; name two different columns",
     ),
+    (["prepare", "{recipe}", "--out", "d", "--split", "leave-k-out"], "needs split.k, such as 5"),
+    (["prepare", "{recipe}", "--out", "d", "--split-k", "5"], "split.k has no effect with split."),
+    (
+        ["prepare", "{recipe}", "--out", "d", "--split", "ratio", "--test-ratio", "1"],
+        "split.test_ratio must be less than 1, got 1",
+    ),
+    (
+        ["prepare", "{recipe}", "--out", "d", "--split", "rolling", "--window", "2 weeks"],
+        "split.window must be a number of days or hours such as '7d' or '12h', got '2 weeks'",
+    ),
+    (
+        ["prepare", "{recipe}", "--out", "d", "--split", "cross-validation", "--fold", "5"],
+        "split.fold must be between 0 and 4 with split.folds = 5, got 5",
+    ),
+    (
+        ["train", "{recipe}", "--data", "{data}", "--out", "{run}", "--refit", "--resume"],
+        "was started without --refit: resume without it",
+    ),
     (["audit", "{run}", "--accuracy", "inf"], "--accuracy inf must be positive and finite"),
     (["audit", "{run}", "--seconds", "inf"], "--seconds inf must be positive and finite; leave"),
     (["audit", "{run}", "--noise", "nan"], "--noise nan must be a number of nats from 0"),
