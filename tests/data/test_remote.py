@@ -276,6 +276,12 @@ def test_unknown_scheme_is_refused():
         ("https://me:pw@host:8/a.csv?sig=s#x", "https://me@host:8/a.csv#x"),
         ("s3://bucket/a?.csv", "s3://bucket/a?.csv"),
         ("data/log.csv", "data/log.csv"),
+        ("duckdb://", "duckdb://"),
+        ("duckdb:///a.db", "duckdb:///a.db"),
+        (
+            "postgresql://host/db?user=me&password=pw&a=b",
+            "postgresql://host/db?user=me&password=&a=b",
+        ),
         (
             "postgresql://me:p%40w@host/db?sslmode=require",
             "postgresql://me@host/db?sslmode=require",

@@ -29,8 +29,14 @@ def prepare(
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="File, folder or glob pattern: parquet, csv, tsv, jsonl, arrow, MovieLens .dat, "
-            "RecBole .inter; repeatable",
+            help="File, folder, glob pattern or URL: parquet, csv, tsv, jsonl, arrow, Delta, "
+            "Iceberg, MovieLens .dat, RecBole .inter; repeatable",
+        ),
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SQL", help="Query, where --interactions is duckdb:///FILE or postgresql://…"
         ),
     ] = None,
     user: Annotated[
@@ -181,6 +187,7 @@ def prepare(
     """
     flags = {
         "interactions": _one_or_all(interactions),
+        "query": query,
         "user": user,
         "item": item,
         "time": time,

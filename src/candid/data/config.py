@@ -11,6 +11,7 @@ from pydantic import Field
 from candid.component import ComponentConfig
 from candid.data.paths import Locations, shown
 from candid.data.split_config import SplitConfig
+from candid.data.urls import DATABASES, scheme_of
 
 
 def _plain_path(value: object) -> object:
@@ -19,6 +20,20 @@ def _plain_path(value: object) -> object:
 
 Location = Annotated[str, pydantic.BeforeValidator(_plain_path)]
 """A path as text; a ``pathlib.Path`` is accepted too."""
+
+
+def _check_query(key: str, place: str, location: str | tuple[str, ...], query: str | None) -> None:
+    """A database needs a query, and a query a database; a variable may hold the URI."""
+    if isinstance(location, str) and location.startswith("$"):
+        return
+    is_database = isinstance(location, str) and scheme_of(location) in DATABASES
+    if is_database and query is None:
+        raise ValueError(f"`{place}` is a database; set `{key}` to a SELECT statement")
+    if query is not None and not is_database:
+        raise ValueError(
+            f"`{key}` needs a database in `{place}`: duckdb:///FILE or "
+            "postgresql://USER@HOST/DATABASE"
+        )
 
 
 def _check_attributes(kind: str, attributes: tuple[str, ...], reserved: set[str]) -> None:
@@ -50,12 +65,14 @@ class ItemTableConfig(ComponentConfig):
     kind: ClassVar[str] = "item"
 
     path: Locations = Field(description="file or files, as `interactions`")
+    query: str | None = Field(None, description="query, where `path` is a database")
     item: str = Field("item_id", description="column with the item id, as in the interactions")
     title: str | None = Field("title", description="column with the title; none: no titles")
     attributes: tuple[str, ...] = Field((), description="further columns to keep")
 
     @pydantic.model_validator(mode="after")
     def _check_attribute_names(self) -> ItemTableConfig:
+        _check_query("items.query", "items.path", self.path, self.query)
         reserved = {"source_id"} if self.title is None else {"source_id", "title"}
         _check_attributes(self.kind, self.attributes, reserved)
         return self
@@ -78,11 +95,13 @@ class UserTableConfig(ComponentConfig):
     title: ClassVar[str | None] = None
 
     path: Locations = Field(description="file or files, as `interactions`")
+    query: str | None = Field(None, description="query, where `path` is a database")
     user: str = Field("user_id", description="column with the user id, as in the interactions")
     attributes: tuple[str, ...] = Field((), description="columns to keep, at least one")
 
     @pydantic.model_validator(mode="after")
     def _check_attribute_names(self) -> UserTableConfig:
+        _check_query("users.query", "users.path", self.path, self.query)
         if not self.attributes:
             raise ValueError(
                 "users.attributes is empty; name at least one column, or remove the table of users"
@@ -119,6 +138,11 @@ class DataConfig(ComponentConfig):
     interactions: Locations = Field(
         description="file, folder or glob pattern of interactions, or a list of them; ${VARIABLES} "
         "are expanded, relative paths start at the current folder"
+    )
+    query: str | None = Field(
+        None,
+        description="SELECT statement, where `interactions` is the URI of a database: "
+        "duckdb:///FILE or postgresql://USER@HOST/DATABASE",
     )
     format: Literal[
         "auto",
@@ -215,6 +239,7 @@ class DataConfig(ComponentConfig):
     def _check_consistency(self) -> DataConfig:
         if not self.interactions:
             raise ValueError("`interactions` is empty; name at least one file or folder")
+        _check_query("query", "interactions", self.interactions, self.query)
         if self.user == self.item:
             raise ValueError(
                 f"user and item are both column {self.user!r}; name two different columns"

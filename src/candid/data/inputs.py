@@ -235,4 +235,4 @@ def _config(values: dict[str, Any]) -> DataConfig:
 
 
 def _find_files(config: DataConfig) -> Found:
-    return find_sources(config.interactions, config.format, config.separator)
+    return find_sources(config.interactions, config.format, config.separator, config.query)

@@ -51,7 +51,7 @@ def find_table(config: TableConfig) -> Found:
     Raises:
         DataError: a file does not exist.
     """
-    return find_sources(config.path)
+    return find_sources(config.path, query=config.query)
 
 
 def open_table(config: TableConfig) -> list[Source]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit, urlunsplit
 
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
 WEB = ("http", "https")
 """Schemes of web servers, which have no list of files."""
+DATABASES = ("duckdb", "postgresql", "postgres")
+"""Schemes of databases."""
 PASSWORD = re.compile(r"(password=)[^&]*")
 
 
@@ -25,9 +26,9 @@ def without_secrets(location: str) -> str:
     scheme = scheme_of(location)
     if scheme is None:
         return location
-    parts = urlsplit(location)
-    user, at, host = parts.netloc.rpartition("@")
-    netloc = user.partition(":")[0] + at + host
+    match = re.fullmatch(r"([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", location.partition("://")[2], re.S)
+    netloc, path, query, fragment = match.groups(default="") if match else ("", "", "", "")
+    user, at, host = netloc.rpartition("@")
     # Elsewhere "?" is a wildcard of a pattern, or belongs to a name.
-    query = "" if scheme in WEB else PASSWORD.sub(r"\1", parts.query)
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
+    query = "" if scheme in WEB else PASSWORD.sub(r"\1", query)
+    return f"{scheme}://{user.partition(':')[0]}{at}{host}{path}{query}{fragment}"

@@ -20,6 +20,7 @@ from candid.data.readers.files import (
 )
 from candid.data.readers.lake import METADATA, iceberg_table, lake_format, lake_table
 from candid.data.readers.registry import BINARY, LAKE, READERS, SUFFIXES
+from candid.data.urls import without_secrets
 from candid.errors import DataError
 
 T = TypeVar("T")
@@ -33,7 +34,9 @@ def expand_variables(location: str) -> str:
     """
     text = os.path.expanduser(os.path.expandvars(location))
     if "$" in text and not os.path.exists(text):
-        raise DataError(f"{text}: an environment variable in this path is not set; set it")
+        raise DataError(
+            f"{without_secrets(text)}: an environment variable in this path is not set; set it"
+        )
     return text
 
 

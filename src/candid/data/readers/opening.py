@@ -11,14 +11,15 @@ from typing import Any
 import polars as pl
 
 from candid.component import lookup
+from candid.data.readers.database import find_query, is_database
 from candid.data.readers.files import DataFile, fetch
 from candid.data.readers.lake import CATALOG, iceberg_table
 from candid.data.readers.locations import expand_variables, find_local, partition_types
-from candid.data.readers.registry import READERS
+from candid.data.readers.registry import QUERY, READERS
 from candid.data.readers.remote import find_remote
 from candid.data.readers.source import Source, columns_of
-from candid.data.urls import scheme_of
-from candid.errors import DataError
+from candid.data.urls import scheme_of, without_secrets
+from candid.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,30 @@ class Found:
         sources: list[Source] = []
         for name, group in groupby(self.files, key=itemgetter(0)):
             files = fetch([file for _, file in group])
-            sources += lookup(READERS, "format", name)(files, self.separator)
+            read = QUERY if name == "query" else lookup(READERS, "format", name)
+            sources += read(files, self.separator)
         return _with_partitions(sources)
 
 
 def open_sources(
-    locations: str | Sequence[str], file_format: str = "auto", separator: str | None = None
+    locations: str | Sequence[str],
+    file_format: str = "auto",
+    separator: str | None = None,
+    query: str | None = None,
 ) -> list[Source]:
     """Find and open files: ``find_sources(...).open()``."""
-    return find_sources(locations, file_format, separator).open()
+    return find_sources(locations, file_format, separator, query).open()
 
 
 def find_sources(
-    locations: str | Sequence[str], file_format: str = "auto", separator: str | None = None
+    locations: str | Sequence[str],
+    file_format: str = "auto",
+    separator: str | None = None,
+    query: str | None = None,
 ) -> Found:
     """Find files: one file, every file of the format in a folder and below, or a glob pattern.
+
+    With a query, the location is the URI of a database.
 
     Files are in the order of names, those of several locations in the order of the list. Folders
     named ``column=value`` (hive partitions) become columns, unless the file has the column.
@@ -70,12 +80,21 @@ def find_sources(
         locations: path or URL, or several; environment variables and ``~`` are expanded.
         file_format: key of ``READERS``, or "auto".
         separator: of csv files; None: taken from the header.
+        query: SELECT statement for a database.
 
     Raises:
         ConfigError: a package for the location is not installed.
         DataError: a path does not exist, a file is named twice, or the files of a folder have mixed
             formats.
     """
+    if query is not None:
+        uri = expand_variables(locations) if isinstance(locations, str) else ""
+        if not is_database(uri):
+            raise ConfigError(
+                "a query needs the URI of one database: duckdb:///FILE or "
+                "postgresql://USER@HOST/DATABASE"
+            )
+        return Found([("query", find_query(uri, query))])
     listed = [locations] if isinstance(locations, str) else list(locations)
     files = [pair for location in listed for pair in _find(location, file_format)]
     seen: set[object] = set()
@@ -88,6 +107,8 @@ def find_sources(
 
 def _find(location: str, file_format: str) -> list[tuple[str, DataFile]]:
     text = expand_variables(location).removeprefix("file://")
+    if is_database(text):
+        raise ConfigError(f"{without_secrets(text)} is a database; add a query")
     if text.startswith(CATALOG):
         return [("iceberg", iceberg_table(text, text))]
     if scheme_of(text) is not None:

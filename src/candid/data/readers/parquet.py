@@ -12,6 +12,16 @@ MAGICS = (b"PAR1", b"PARE")
 """First bytes of a parquet file, the second with an encrypted footer."""
 
 
+def scan_query(file: DataFile, separator: str | None = None) -> Source:
+    """Scan the rows of a query, copied by ``find_query``; ``separator`` is ignored."""
+    path = file.path / "*.parquet" if file.path.is_dir() else file.path
+
+    def explain(error: BaseException) -> str:
+        return f"the copy of the rows cannot be read ({summary(error)}); run the command again"
+
+    return Source.of(file, pl.scan_parquet(path, hive_partitioning=False), None, explain)
+
+
 def scan(file: DataFile, separator: str | None = None) -> Source:
     """Scan one parquet file; ``separator`` is ignored.
 

@@ -36,6 +36,9 @@ READERS: dict[str, Reader] = {
     "iceberg": _each(lake.scan_iceberg),
 }
 
+QUERY: Reader = _each(parquet.scan_query)
+"""Reader of the rows of a query."""
+
 SUFFIXES = {
     ".parquet": "parquet",
     ".pq": "parquet",
