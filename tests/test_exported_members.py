@@ -85,6 +85,8 @@ def test_signatures_begin_as_documented():
         "samplers.Popularity": "counts, *, num_candidates, exponent=1.0, distinct=False",
         "samplers.InBatch": "frequency, *, exclude_same_user=True, distinct=False",
         "samplers.Mixture": "components",
+        "prepare": "data, *, user='user_id', item='item_id', time=None, order=None, items=None, "
+        "users=None, split='leave-one-out', out=None",
         "train": "data, recipe=None, *, out, init=None, resume=False, refit=False, measure=True, "
         "quiet=False, **overrides",
         "load": "folder, data=None",

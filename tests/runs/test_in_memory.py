@@ -180,3 +180,12 @@ def test_refit_stores_the_dataset_of_both_models(tmp_path):
     for folder in (run.folder, run.folder / "before-refit"):
         assert candid.load_run(folder).dataset.fingerprint == dataset().fingerprint
         assert candid.load_run(folder).dataset.path == folder / DATA
+
+
+def test_recipe_with_a_section_of_data_fits_a_table_in_memory(tmp_path):
+    data = {"interactions": "ratings.csv", "time": "t", "items": {"path": "films.csv"}}
+    run = candid.train(dataset(), {**RECIPE, "data": data}, out=tmp_path / "run", measure=False)
+    assert run.config.data.interactions == "ratings.csv"
+    other = {**RECIPE, "data": {**data, "k_core": 2}}
+    with pytest.raises(ArtifactError, match=r"dataset in memory was prepared with data\.k_core"):
+        candid.train(dataset(), other, out=tmp_path / "other")

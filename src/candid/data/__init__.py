@@ -9,12 +9,14 @@ from candid.data.config import (
 )
 from candid.data.dataset import HeldOutTargets, PreparedDataset, Role, held_out
 from candid.data.dataset_files import SCHEMA_VERSION
+from candid.data.inputs import MEMORY_NAMES
 from candid.data.lookup import item_ids_of, user_ids_of
 from candid.data.prepare import Prepared, prepare, prepare_folder
 from candid.data.split_config import SplitConfig
 from candid.data.store import as_dataset, open_dataset
 
 __all__ = [
+    "MEMORY_NAMES",
     "SCHEMA_VERSION",
     "DataConfig",
     "EventTypeConfig",

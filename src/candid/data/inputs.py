@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import pydantic
 
@@ -23,10 +23,12 @@ from candid.data.readers import (
 from candid.data.tables import TableConfig, check_table, find_table, storable_columns
 from candid.errors import ConfigError
 
-TABLE = "the table"
-"""What messages call interactions in memory."""
-TABLES = {"items": "the table of items", "users": "the table of users"}
-"""What messages call the other tables in memory, by their key in ``DataConfig``."""
+MEMORY_NAMES: Final[Mapping[str, str]] = {
+    "interactions": "the table",
+    "items": "the table of items",
+    "users": "the table of users",
+}
+"""What messages and a config call tables in memory, by their key in ``DataConfig``."""
 
 
 class Sources(Protocol):
@@ -148,8 +150,8 @@ def inputs_of_tables(
     values["split"] = {"kind": split} if isinstance(split, str) else split
     readers: dict[str, TableReader] = {}
     if is_table(data):
-        readers["interactions"] = TableReader(data, TABLE)
-        values["interactions"] = TABLE
+        readers["interactions"] = TableReader(data, MEMORY_NAMES["interactions"])
+        values["interactions"] = MEMORY_NAMES["interactions"]
     else:
         values["interactions"] = _paths(data)
     for kind, given in (("items", items), ("users", users)):
@@ -205,12 +207,12 @@ def _table_settings(
                     f"prepare: {kind}['table'] must be a table of Polars, pandas or Arrow, got "
                     f"{type(table).__name__}; name a file with the key path"
                 )
-            readers[kind] = TableReader(table, TABLES[kind])
-            settings["path"] = TABLES[kind]
+            readers[kind] = TableReader(table, MEMORY_NAMES[kind])
+            settings["path"] = MEMORY_NAMES[kind]
         return settings
     if is_table(given):
-        reader = readers[kind] = TableReader(given, TABLES[kind])
-        path, columns = TABLES[kind], reader.storable_columns()
+        reader = readers[kind] = TableReader(given, MEMORY_NAMES[kind])
+        path, columns = MEMORY_NAMES[kind], reader.storable_columns()
     elif isinstance(given, str | os.PathLike):
         path = os.fspath(given)
         columns = storable_columns(columns_of(open_sources(path, "auto", None)[0]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from candid.batches import target_counts
 from candid.config import RunConfig
-from candid.data import PreparedDataset
+from candid.data import MEMORY_NAMES, PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.losses import Loss
 from candid.runs.features import RunFeatures, fit_features, tower_context
@@ -110,7 +112,8 @@ def check_sampler_covers_catalog(
 def check_dataset_matches(config: RunConfig, dataset: PreparedDataset) -> None:
     """Refuse a dataset that was prepared with other settings than ``[data]`` of the recipe.
 
-    ``ids_from`` may differ: it changes ids, not the interactions.
+    ``ids_from`` may differ: it changes ids, not the interactions. So may the files, where the
+    dataset was prepared from a table in memory.
 
     Raises:
         ArtifactError: a setting differs; the message has the first such key.
@@ -119,13 +122,22 @@ def check_dataset_matches(config: RunConfig, dataset: PreparedDataset) -> None:
     if config.data is None or prepared is None:
         return
     expected = config.data.model_dump(mode="json")
-    for key in sorted((expected.keys() | prepared.keys()) - {"ids_from"}):
+    ignored = {"ids_from"}
+    for key, name in MEMORY_NAMES.items():
+        if _path_of(prepared, key) == name:
+            ignored |= {"interactions", "format", "separator"} if key == "interactions" else {key}
+    for key in sorted((expected.keys() | prepared.keys()) - ignored):
         if expected.get(key) != prepared.get(key):
             raise ArtifactError(
                 f"{dataset.origin} was prepared with data.{key} = {prepared.get(key)!r}, but the "
                 f"recipe has {expected.get(key)!r}: run candid prepare with this recipe, or name "
                 "another dataset with --data"
             )
+
+
+def _path_of(settings: Mapping[str, Any], key: str) -> Any:
+    table = settings.get(key)
+    return table.get("path") if isinstance(table, Mapping) else table
 
 
 def pick_device(name: str) -> torch.device:

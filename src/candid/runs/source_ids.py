@@ -91,7 +91,7 @@ def typed_ids(ids: SourceIds, dtype: pl.DataType, kind: str) -> pl.Series:
     if is_table or isinstance(values, Mapping | bytes) or not isinstance(values, Iterable):
         raise DataError(
             f"{kind} ids must be one id or a list of ids, got {_shown(ids)}: give them as they "
-            "are in the data"
+            f"are in dataset.{kind}s"
         )
     if not isinstance(values, pl.Series | np.ndarray):
         values = list(values)
@@ -118,9 +118,10 @@ def typed_ids(ids: SourceIds, dtype: pl.DataType, kind: str) -> pl.Series:
 
 
 def _wrong_type(value: object, dtype: pl.DataType, kind: str) -> DataError:
+    # Text of whole numbers in the data has become integers, so that the data may hold text too.
+    advice = "whole numbers" if dtype.is_integer() else "text"
     return DataError(
-        f"{kind} ids of this dataset are {dtype}, got {_shown(value)}: give them as they are in "
-        "the data"
+        f"{kind} ids of this dataset are {dtype}, got {_shown(value)}: give them as {advice}"
     )
 
 
