@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from candid.data import DataConfig, ItemTableConfig, prepare_folder
+from candid.data import source_ids as source_ids_module
 from candid.errors import DataError
 
 USERS = [1, 1, 1, 2, 2, 2]
@@ -139,6 +140,24 @@ def test_table_of_items_matches_ids_of_another_type(tmp_path, name, as_text):
     assert result.dataset.items["title"].to_list() == ["five", "seven", None]
     assert result.report["items_without_row"] == 1
     assert result.report["items_without_interactions"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "target", "expected"),
+    [
+        (pl.Series([5.0, 5.5, float("nan"), None]), pl.Int64(), [5, None, None, None]),
+        (pl.Series(["5", "5.0", "5.5", "x", ""]), pl.Int64(), [5, 5, None, None, None]),
+        (pl.Series([5, -1]), pl.UInt64(), [5, None]),
+        (pl.Series([5, 7]), pl.String(), ["5", "7"]),
+        (pl.Series([5.0, 7.0]), pl.String(), ["5", "7"]),
+        (pl.Series([b"5", b"\xff"]), pl.String(), ["5", None]),
+        (pl.Series([True, False]), pl.Int64(), [None, None]),
+    ],
+)
+def test_match_ids_converts_what_is_the_same_id(given, target, expected):
+    matched = source_ids_module.match_ids(given, target)
+    assert matched.dtype == target
+    assert matched.to_list() == expected
 
 
 def test_negatives_written_as_floats_match_integer_ids(tmp_path):

@@ -222,3 +222,24 @@ def test_ids_of_another_type_are_converted(make_dataset):
     report = evaluate_lists(rows, numbered, SMALL)
     assert value_of(report, "mrr@4") == 0.5
     assert report.counts["unknown_items"] == 1
+
+
+@pytest.mark.parametrize(
+    ("items", "reciprocal_rank", "unknown"),
+    [
+        (pl.Series([105.0, 107.0]), 0.5, 0),
+        (pl.Series(["105.0", "107.0"]), 0.5, 0),
+        (pl.Series([b"105", b"107"]), 0.5, 0),
+        # An item 107.5 is not the item 107.
+        (pl.Series([105.0, 107.5]), 0.0, 1),
+    ],
+    ids=["float", "text", "bytes", "fraction"],
+)
+def test_ids_written_as_floats_are_whole_numbers(make_dataset, items, reciprocal_rank, unknown):
+    numbered = make_dataset([[(0, Role.TRAIN), (7, Role.TEST)]], 20)
+    object.__setattr__(numbered, "users", pl.DataFrame({"source_id": [42]}))
+    object.__setattr__(numbered, "items", pl.DataFrame({"source_id": np.arange(20) + 100}))
+    rows = pl.DataFrame({"query": [42.0, 42.0], "item": items, "rank": [1, 2]})
+    report = evaluate_lists(rows, numbered, SMALL)
+    assert value_of(report, "mrr@4") == reciprocal_rank
+    assert report.counts["unknown_items"] == unknown

@@ -73,6 +73,12 @@ def test_new_items_are_recommended_with_id_and_title(folder, capsys):
     assert result == {i: f"Film {i}" for i in range(6)} | {71: "New", 70: "Newer"}
 
 
+def test_new_items_with_ids_as_floats(folder, capsys):
+    code, out, err = recommend_with(folder, "what,title,colour\n71.0,New,red\n", capsys, k=7)
+    assert code == 0, err
+    assert 71 in {row["item"] for row in json.loads(out)["answers"][0]["items"]}
+
+
 @pytest.mark.parametrize(
     ("content", "code", "sentence"),
     [

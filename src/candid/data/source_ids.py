@@ -108,12 +108,36 @@ def matching(value: pl.Expr, dtype: pl.DataType, target: pl.DataType) -> pl.Expr
         dtype: type of ``value``.
         target: type of the interactions' ids.
     """
+    if dtype.is_integer() and target.is_integer():
+        return value.cast(target, strict=False)
     if dtype.is_float():
         value = pl.when(_is_whole(value)).then(value).cast(pl.Int64, strict=False)
     text = value.cast(pl.String)
     if target.is_integer() or dtype.is_decimal():
         text = text.str.replace(r"^(-?\d+)\.0*$", "${1}")
     return text.cast(target, strict=False)
+
+
+def match_ids(ids: pl.Series, target: pl.DataType) -> pl.Series:
+    """Convert ids of any type to the type of a dataset's ids; null where that fails.
+
+    Args:
+        ids: [n], such as a column of a table; 5.0 and the text 5.0 become the integer 5, and 5.5
+            becomes null.
+        target: Int64, UInt64 or String.
+
+    Returns:
+        [n], named as ``ids``.
+    """
+    widened = widen(pl.col(ids.name), ids.dtype)
+    frame = ids.to_frame()
+    if widened is None:
+        return pl.Series(ids.name, [None] * len(ids), dtype=target)
+    value, dtype = widened
+    if dtype == pl.Binary:
+        found = frame.select(**statistics(value, dtype)).row(0, named=True)
+        value, dtype = parse(value, dtype, found), pl.String()
+    return frame.select(matching(value, dtype, target)).to_series()
 
 
 def uuid_text(value: pl.Expr) -> pl.Expr:

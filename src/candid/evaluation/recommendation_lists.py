@@ -13,6 +13,7 @@ from torch import Tensor
 
 from candid.batches import Ints, ranges
 from candid.data import PreparedDataset, Role
+from candid.data.source_ids import match_ids
 from candid.errors import DataError
 from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.evaluator import EvaluationPass
@@ -236,7 +237,7 @@ def _checked(frame: pl.DataFrame) -> pl.DataFrame:
 def _dense(ids: pl.Series, source_ids: pl.Series) -> Ints:
     """Return the dense id of each source id [n], -1 for unknown ones: [n] int64."""
     known = pl.DataFrame({"id": source_ids, "dense": np.arange(len(source_ids), dtype=np.int64)})
-    asked = pl.DataFrame({"id": ids.cast(source_ids.dtype, strict=False)})
+    asked = pl.DataFrame({"id": match_ids(ids, source_ids.dtype)})
     joined = asked.join(known, on="id", how="left", maintain_order="left")
     return joined["dense"].fill_null(-1).to_numpy().astype(np.int64)
 

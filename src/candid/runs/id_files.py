@@ -9,6 +9,7 @@ from typing import Final
 import polars as pl
 
 from candid.data.readers import collect, columns_of, open_sources
+from candid.data.source_ids import match_ids
 from candid.errors import DataError
 
 COLUMNS: Final = {
@@ -73,7 +74,7 @@ def convert_ids(
         DataError: an id is missing or of another type.
     """
     series = ids if isinstance(ids, pl.Series) else pl.Series(ids, dtype=pl.String)
-    converted = series.cast(dtype, strict=False)
+    converted = match_ids(series, dtype)
     if converted.null_count():
         row = int(converted.is_null().arg_max() or 0)
         raise DataError(

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from candid.data.readers import collect
+from candid.data.source_ids import match_ids
 from candid.data.tables import join_table, open_table
 from candid.errors import ConfigError, DataError
 from candid.inference import NewItems, inference_mode
@@ -37,13 +38,13 @@ def read_new_items(run: Run, path: Path | str) -> NewItems:
         )
     config = run.config.data.items.model_copy(update={"path": str(path)})
     sources = open_table(config)
-    text = pl.concat([s.frame.select(pl.col(config.id_column).cast(pl.String)) for s in sources])
-    text_ids = collect(text, sources).to_series()
-    ids = text_ids.cast(run.dataset.items["source_id"].dtype, strict=False)
+    columns = [source.frame.select(config.id_column) for source in sources]
+    given = collect(pl.concat(columns, how="vertical_relaxed"), sources).to_series()
+    ids = match_ids(given, run.dataset.items["source_id"].dtype)
     if not len(ids):
         raise DataError(f"{path} has no rows: write one row per new item")
     if ids.null_count():
-        bad = text_ids.filter(ids.is_null())
+        bad = given.filter(ids.is_null())
         raise DataError(
             f"column {config.id_column!r} of {path} holds {bad[0]!r}, but item ids are "
             f"{ids.dtype}: give each new item an id of that type"
