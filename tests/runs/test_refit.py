@@ -20,7 +20,7 @@ from candid.errors import ArtifactError, ConfigError, Interrupted
 from candid.runs import build_model, build_objective, load_run, load_runs, train_run
 from candid.runs.comparison import compare_runs
 from candid.runs.refit import Refit
-from candid.training import BEST, LAST, Trainer, read_checkpoint
+from candid.training import BEST, LAST, Trainer, TrainState, read_checkpoint
 
 NUM_ITEMS = 15
 
@@ -139,8 +139,16 @@ def test_refit_equals_a_training_on_all_interactions_of_the_chosen_steps(
     assert not (out / BEST).exists()
 
 
-def test_refit_stretches_the_schedule_by_the_steps_of_an_epoch(data, everything, tmp_path):
-    config = recipe(epochs=4, patience=1, validate_every=2)
+def test_refit_stretches_the_schedule_by_the_steps_of_an_epoch(
+    data, everything, tmp_path, monkeypatch
+):
+    update = TrainState.update_best
+
+    def first_is_best(state, metrics):
+        return update(state, metrics | {"ndcg@5": -state.epoch})
+
+    monkeypatch.setattr(TrainState, "update_best", first_is_best)
+    config = recipe(epochs=4, validate_every=2)
     result = train_run(config, data, tmp_path / "run", refit=True)
     before = Loader(data, config.batches, seed=0).num_batches
     after = Loader(everything, config.batches, seed=0).num_batches
@@ -149,7 +157,8 @@ def test_refit_stretches_the_schedule_by_the_steps_of_an_epoch(data, everything,
     assert (record["steps_per_epoch_before"], record["steps_per_epoch"]) == (before, after)
     assert record["schedule_steps"] == 4 * after
     rates = lines(tmp_path / "run", "lr")
-    assert len(rates) == record["best_epoch"] * after
+    assert record["best_epoch"] == 2
+    assert len(rates) == 2 * after
     step = np.arange(len(rates))
     progress = (step - 5) / (4 * after - 5)
     expected = np.where(step < 5, 0.03 * (step + 1) / 5, 0.015 * (1 + np.cos(np.pi * progress)))
