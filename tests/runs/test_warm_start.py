@@ -231,6 +231,21 @@ def test_random_rows_are_those_of_a_new_model(tmp_path):
     assert torch.equal(rows[15:], model.state_dict()["item_tower.embedding.weight"][15:])
 
 
+def test_item_that_was_never_a_target_has_a_new_row(tmp_path):
+    """Training pushed such rows away as negatives, and did nothing else to them."""
+    config, before = recipe(FACTORS, init_rows="random"), dataset(USERS, ITEMS_A)
+    before.item_ids[before.item_ids == 3] = 4
+    now = dataset(USERS, ITEMS_A, seed=1)
+    assert now.train_counts[3]
+    train_run(config, before, tmp_path / "run")
+    torch.manual_seed(5)
+    model = build_model(config, now, is_read=True)
+    start = warm_start(open_earlier_run(tmp_path / "run"), config, now, model).checkpoint
+    name = "item_tower.embedding.weight"
+    rows, initial = start.tensors[f"model/{name}"], model.state_dict()[name]
+    assert (rows == initial).all(dim=1).nonzero()[:, 0].tolist() == [3]
+
+
 def test_row_without_a_known_neighbour_has_no_mean():
     data = dataset([1, 2], range(6), length=3)
     means, has_any = neighbour_means(data, "item", torch.ones(6, 2), np.zeros(6, bool))

@@ -24,7 +24,10 @@ def compare(
     ],
     data: Annotated[
         Path | None,
-        typer.Option(help="Prepared dataset with the ids of all runs [default: that of the runs]"),
+        typer.Option(
+            help="Prepared dataset; runs of others are mapped by source id "
+            "[default: that of the runs]"
+        ),
     ] = None,
     split: Annotated[Split, typer.Option(help="Split to measure on")] = Split.TEST,
     metric: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from candid.atomic import check_writable
 from candid.cli.console import Console
 from candid.cli.options import Json, Quiet, Set, Split
 from candid.errors import ConfigError
+
+if TYPE_CHECKING:
+    from candid.runs import SavedModel
 
 
 def evaluate(
@@ -24,7 +27,11 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Prepared dataset [default: the dataset of the run]")
+        Path | None,
+        typer.Option(
+            help="Prepared dataset; another one than that of the run is mapped by source id "
+            "[default: the dataset of the run]"
+        ),
     ] = None,
     recommendations: Annotated[
         Path | None,
@@ -74,7 +81,9 @@ def evaluate(
         check_writable(out)
     from candid.cli.progress import stage_progress
     from candid.config import override_evaluation
+    from candid.data import open_dataset
     from candid.runs import beside_baselines, holds_baseline, load, load_run
+    from candid.runs.comparison import load_on
     from candid.runs.measurement import evaluate_and_save, save_beside
 
     console = Console(json, quiet)
@@ -84,7 +93,10 @@ def evaluate(
             "candid baselines ranks baselines"
         )
     trained = load_run(run, data) if baselines else None
-    loaded = load(run, data) if trained is None else trained
+    if trained is not None:
+        loaded: SavedModel = trained
+    else:
+        loaded = load(run) if data is None else load_on(run, open_dataset(data))
     config = override_evaluation(loaded.evaluation, overrides or [])
     with stage_progress(console) as progress:
         report, path = evaluate_and_save(loaded, run, split.value, config, progress, out=out)
@@ -95,6 +107,11 @@ def evaluate(
             )
     document = {"run": str(run), "split": split.value, "file": str(path), **report.to_json()}
     lines: list[Any] = [report.table(), *(report.slice_table(name) for name in report.slices)]
+    if unranked := report.counts.get("unranked_targets"):
+        lines.append(
+            f"{unranked:,} of {report.counts['targets']:,} targets are items that {run} does not "
+            "have; they count as misses"
+        )
     if beside is not None:
         document["baselines"] = beside.to_json()
         file = save_beside(path, beside)

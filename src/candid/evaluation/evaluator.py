@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,8 @@ def evaluate(
     number). Ranking metrics are means over users who have a relevant item left, and undefined
     without such a user. The NLL is over all targets and the unfiltered catalog, as in training.
     With ``config.catalog`` "warm" or "cold" the lists, the coverage, the NLL and the targets are
-    restricted to that part of the catalog. Retired items are never ranked.
+    restricted to that part of the catalog. Retired items are never ranked;
+    a target among them is a miss, and there is no NLL then.
 
     Args:
         model: encodes queries and items into vectors, or scores the whole catalog for a query
@@ -122,6 +123,10 @@ def evaluate(
         config = config.model_copy(update={"nll": False})
     with inference_mode(model):
         is_ranked = catalog_mask(dataset, counts, config.catalog)
+        num_unranked = int((~is_ranked[queries.held_out.target_ids]).sum())
+        if num_unranked:
+            # A target that no list can contain has no likelihood; it is a miss of every metric.
+            config = config.model_copy(update={"nll": False})
         score, device, item_vectors = catalog_scorer(model, is_ranked, progress)
         evaluation = EvaluationPass(
             is_ranked, dataset, config, queries, counts, item_vectors, true_log_prob
@@ -138,7 +143,10 @@ def evaluate(
             if progress is not None:
                 progress("evaluating users", rows.stop, len(queries))
     is_stored = item_counts is None
-    return evaluation.report(role, max_length, "interactions" if is_stored else "targets")
+    report = evaluation.report(role, max_length, "interactions" if is_stored else "targets")
+    if num_unranked:
+        report = replace(report, counts={**report.counts, "unranked_targets": num_unranked})
+    return report
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ def build_model(
     features: RunFeatures | None = None,
     *,
     is_read: bool = False,
+    is_trained: Mapping[str, npt.NDArray[np.bool_]] | None = None,
 ) -> RetrievalModel:
     """Build an untrained model for a dataset, on the CPU.
 
@@ -36,6 +38,8 @@ def build_model(
         features: fitted features; None: they are fitted first.
         is_read: whether the weights are read from a file afterwards, so that initial vectors
             need not be computed.
+        is_trained: for "item" and "user" which of them have trained rows, [n] bool; None: those
+            with a target in the dataset.
 
     Raises:
         ConfigError: a table lacks a column of a feature, or the towers do not fit together.
@@ -44,6 +48,12 @@ def build_model(
     features = fit_features(config.features, dataset) if features is None else features
     vectors = None if is_read else partial(_initial_item_vectors, dataset)
     context = tower_context(dataset, config.batches, features, initial_item_vectors=vectors)
+    if is_trained is not None:
+        context = replace(
+            context,
+            item_is_trained=torch.from_numpy(is_trained["item"]),
+            user_is_trained=torch.from_numpy(is_trained["user"]),
+        )
     return config.model.build(context)
 
 

@@ -17,7 +17,8 @@ from candid.evaluation import (
     compare_reports,
 )
 from candid.inference import StageProgress
-from candid.runs.saved_model import SavedModel, dataset_facts_of, load
+from candid.runs.mapped_run import mapped_run
+from candid.runs.saved_model import SavedModel, dataset_facts_of, holds_baseline, load
 
 
 def load_runs(
@@ -27,7 +28,8 @@ def load_runs(
 
     Args:
         folders: at least two different ones.
-        data: a prepared dataset with the ids of each run; None: the dataset of all runs.
+        data: a prepared dataset, on which all are measured: a run of another dataset is mapped by
+            source id (``mapped_run``), a baseline must have the same ids. None: the dataset of all.
 
     Returns:
         folder as given -> run.
@@ -49,7 +51,7 @@ def load_runs(
         _check_same_dataset(paths)
         return {str(path): load(path) for path in paths}
     dataset = open_dataset(Path(data))
-    return {str(path): _load_on(path, dataset) for path in paths}
+    return {str(path): load_on(path, dataset) for path in paths}
 
 
 def compare_runs(
@@ -152,11 +154,13 @@ def _name_of(facts: Mapping[str, Any]) -> str:
     return f"{facts['path']} (fingerprint {str(facts['fingerprint'])[:8]})"
 
 
-def _load_on(path: Path, dataset: PreparedDataset) -> SavedModel:
-    """Open a run on ``dataset``, which must have the ids of the dataset of the run."""
+def load_on(path: Path, dataset: PreparedDataset) -> SavedModel:
+    """Open a model on ``dataset``; a run is mapped by source id, a baseline needs the same ids."""
     facts = dataset_facts_of(path)
     if facts["fingerprint"] == dataset.fingerprint:
         return load(path, dataset)
+    if not holds_baseline(path):
+        return mapped_run(path, dataset)
     run = load(path)
     for kind in ("users", "items"):
         own, other = getattr(run.dataset, kind), getattr(dataset, kind)

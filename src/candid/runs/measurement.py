@@ -126,6 +126,10 @@ def evaluate_and_save(
     # The report on a part of the catalog does not replace the report on the whole.
     part = report.settings["catalog"]
     suffix = "" if part == "all" else f"-{part}"
+    # Neither does the report on another dataset replace that on the dataset of the model.
+    fingerprint = model.dataset.fingerprint
+    if fingerprint != model.manifest["dataset"]["fingerprint"]:
+        suffix += f"-on-{fingerprint[:8]}"
     path = folder / f"evaluation-{split}{suffix}.json" if out is None else out
     report.save(path)
     return report, path

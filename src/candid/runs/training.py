@@ -63,7 +63,12 @@ from candid.runs.refit import (
 )
 from candid.runs.run import Run, load_run
 from candid.runs.trained_ids import TrainedIds
-from candid.runs.warm_start import check_same_features, open_earlier_run, warm_start
+from candid.runs.warm_start import (
+    check_same_event_types,
+    check_same_features,
+    open_earlier_run,
+    warm_start,
+)
 from candid.towers import RetrievalModel
 from candid.training import (
     LAST,
@@ -296,7 +301,7 @@ def _train(
     set_threads(config.threads)
     device = pick_device(config.device)
     manifest, stored = new_manifest(config, dataset, device, out), dataset
-    manifest["init"] = None
+    manifest |= {"init": None, "event_types": list(dataset.event_type_names)}
     if refit is not None:
         dataset = with_all_training(dataset)
     if resume:
@@ -307,6 +312,7 @@ def _train(
         init = None if manifest["init"] is None else manifest["init"]["run"]
     elif init is not None:
         earlier = open_earlier_run(init)
+        check_same_event_types(earlier, dataset)
         check_same_features(earlier, config)
         fitted = earlier.manifest.get("features")
         features = read_features(config.features, dataset, earlier.folder, fitted)

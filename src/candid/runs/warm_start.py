@@ -83,6 +83,20 @@ def open_earlier_run(folder: Path | str) -> EarlierRun:
     return EarlierRun(folder, config, manifest, ids)
 
 
+def check_same_event_types(earlier: EarlierRun, dataset: PreparedDataset) -> None:
+    """Refuse a dataset whose event types have other codes than those of the earlier run.
+
+    Raises:
+        ConfigError: the event types differ.
+    """
+    before = earlier.manifest.get("event_types")
+    if before is not None and before != list(dataset.event_type_names):
+        raise ConfigError(
+            f"the event types of {earlier.folder} are {before} and those of the dataset are "
+            f"{list(dataset.event_type_names)}: prepare the dataset with the same data.event_types"
+        )
+
+
 def check_same_features(earlier: EarlierRun, config: RunConfig) -> None:
     """Refuse other features than those of the earlier run, whose fitted values are used.
 
@@ -124,8 +138,7 @@ def warm_start(
             f"{config.training.tables!r} here, and training.init_optimizer = 'keep' needs the same "
             "optimizer: use training.init_optimizer = 'reset'"
         )
-    path = earlier.folder / (BEST if not keep and (earlier.folder / BEST).exists() else LAST)
-    stored = read_checkpoint(path)
+    stored = read_checkpoint(earlier.folder / LAST) if keep else _served(earlier)
     rows = {
         "item": _rows("item", earlier, dataset.items, target_counts(dataset, config.batches) > 0),
         "user": _rows("user", earlier, dataset.users, users_with_rows(dataset, config.batches)),
@@ -160,6 +173,33 @@ def warm_start(
     return WarmStart(Checkpoint(tensors, meta), facts)
 
 
+def served_weights(
+    earlier: EarlierRun, dataset: PreparedDataset, model: RetrievalModel, rows: Mapping[str, Ints]
+) -> dict[str, Tensor]:
+    """Return the weights that an earlier run serves, by name, with rows in the ids of a dataset.
+
+    Args:
+        earlier: the run.
+        dataset: whose ids the rows have.
+        model: of the run's config, built for ``dataset``; unknown items and users have its rows.
+        rows: for "item" and "user" the earlier row of each id now, [n] int64, or -1.
+
+    Raises:
+        ConfigError: the dataset needs other shapes of other tensors.
+        ArtifactError: the checkpoint is missing or damaged.
+    """
+    training = earlier.config.training.model_copy(update={"init_rows": "random"})
+    config = earlier.config.model_copy(update={"training": training})
+    stored = _served(earlier)
+    weights = stored.part("model") | stored.part("average")
+    return dict(_TableMapping(earlier, config, dataset, model, rows).weights(weights))
+
+
+def _served(earlier: EarlierRun) -> Checkpoint:
+    best = earlier.folder / BEST
+    return read_checkpoint(best if best.exists() else earlier.folder / LAST)
+
+
 def _rows(kind: str, earlier: EarlierRun, now: Any, is_trained: npt.NDArray[np.bool_]) -> Ints:
     """Return the row of the earlier run for each id now: [n] int64, -1 for a new row.
 
@@ -167,7 +207,7 @@ def _rows(kind: str, earlier: EarlierRun, now: Any, is_trained: npt.NDArray[np.b
     negative.
     """
     before = getattr(earlier.ids, f"{kind}s")
-    source = earlier_rows(before, now, kind, f"{earlier.folder} (init)")
+    source = earlier_rows(before, now, kind, str(earlier.folder))
     was_trained = np.append(before["is_trained"].to_numpy(), False)[source]
     return np.where(~was_trained & is_trained, -1, source)
 
