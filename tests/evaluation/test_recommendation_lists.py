@@ -157,8 +157,11 @@ def test_unknown_item_keeps_its_rank_and_unknown_user_is_left_out(make_dataset):
 
 def test_list_with_an_unknown_first_item_is_a_list(make_dataset):
     dataset = one_user(make_dataset)
-    report = evaluate_lists(frame_of([("u0", "x", 1), ("u0", "i0", 2)]), dataset, SMALL)
-    assert value_of(report, "popularity@2") == 2.0  # i0 has two training interactions
+    rows = [("u0", "x", 1), ("u0", "i0", 2), ("u0", "i3", 3)]
+    report = evaluate_lists(frame_of(rows), dataset, SMALL)
+    # i0 has two training interactions, and i3 none.
+    assert value_of(report, "popularity@2") == 2.0
+    assert value_of(report, "popularity@4") == 1.0
 
 
 def test_unknown_item_comes_first_among_ties(make_dataset):

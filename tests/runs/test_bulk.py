@@ -144,7 +144,7 @@ def test_fallback_gives_everyone_a_list(run, tmp_path):
     assert_frame_equal(read(out), run.recommend(users=named, k=5, fallback="recent"))
 
 
-def test_users_that_cannot_be_answered_are_refused(run, tmp_path):
+def test_request_that_cannot_be_answered_is_refused_and_leaves_no_file(run, tmp_path):
     out = tmp_path / "recs.parquet"
     with pytest.raises(DataError, match="unknown user 'x'"):
         candid.write_recommendations(run, out, users=["u1", "x"])

@@ -65,6 +65,11 @@ class BlockFiles:
         self._restore()
         self.num_resumed = len(self._blocks)
 
+    @property
+    def num_finished(self) -> int:
+        """Number of finished blocks."""
+        return len(self._blocks)
+
     def write(
         self,
         frames: Frames,
@@ -196,7 +201,12 @@ def open_blocks(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder, out):
-            yield BlockFiles(out, folder, settings, started)
+            blocks = BlockFiles(out, folder, settings, started)
+            try:
+                yield blocks
+            finally:
+                if not blocks.num_finished:
+                    shutil.rmtree(folder, ignore_errors=True)  # a refused request leaves no trace
     except OSError as error:
         raise write_error(out, error) from error
 

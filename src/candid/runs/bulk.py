@@ -17,7 +17,7 @@ from candid.data import Role, held_out
 from candid.errors import ConfigError
 from candid.index import LiveIndex
 from candid.index.snapshot_files import MANIFEST
-from candid.inference import DEFAULT_K, Recommendations, StageProgress
+from candid.inference import DEFAULT_K, Recommendations, StageProgress, whole_k
 from candid.inference.queries import now_microseconds
 from candid.runs.block_files import open_blocks
 from candid.runs.fallback import Fallback, recommend_or_fall_back
@@ -131,7 +131,11 @@ def write_recommendations(
     role = None if split is None else role_of(split)
     source_ids, left_out = _users_to_answer(model, users, role, has_fallback=fallback is not None)
     is_allowed = allowed_items(dataset, allow, deny)
-    k = min(DEFAULT_K, dataset.num_items) if k is None else k
+    k = min(DEFAULT_K, dataset.num_items) if k is None else whole_k(k)
+    if not 1 <= k <= dataset.num_items:
+        raise ConfigError(
+            f"k {k} must be between 1 and the {dataset.num_items} items of the catalog"
+        )
     settings = {
         "kind": "recommendations",
         "queries": _digest(source_ids),
@@ -342,7 +346,7 @@ def _users_to_answer(
 
 
 def _distinct(ids: SourceIds, source_ids: pl.Series, kind: str) -> pl.Series:
-    """Return each id once, in the order of first occurrence."""
+    """Return each id once, in the order of first occurrence and in the type of the dataset."""
     return typed_ids(ids, source_ids.dtype, kind).unique(maintain_order=True)
 
 

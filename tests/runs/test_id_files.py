@@ -1,0 +1,30 @@
+"""Files of source ids, in the type of the dataset."""
+
+import polars as pl
+import pytest
+
+from candid.errors import DataError
+from candid.runs.id_files import convert_ids, read_ids
+
+
+def test_ids_of_a_file_have_the_type_of_the_dataset(tmp_path):
+    (tmp_path / "users.txt").write_text("\ufeff12\n\n 7 \n")
+    assert read_ids(tmp_path / "users.txt", "user", pl.Int64()).to_list() == [12, 7]
+    assert read_ids(tmp_path / "users.txt", "user", pl.String()).to_list() == ["12", "7"]
+    pl.DataFrame({"user_id": [12.0, 7.0], "n": [1, 2]}).write_parquet(tmp_path / "u.parquet")
+    assert read_ids(tmp_path / "u.parquet", "user", pl.Int64()).to_list() == [12, 7]
+    (tmp_path / "one.tsv").write_text("anything\n12\n7\n")
+    assert read_ids(tmp_path / "one.tsv", "item", pl.Int32()).to_list() == [12, 7]
+
+
+def test_lists_of_an_earlier_output_name_their_queries(tmp_path):
+    pl.DataFrame({"query": ["b", "b", "a"], "item": [1, 2, 3]}).write_csv(tmp_path / "recs.csv")
+    assert read_ids(tmp_path / "recs.csv", "user", pl.String()).to_list() == ["b", "b", "a"]
+
+
+def test_id_of_another_type_is_named_with_its_row(tmp_path):
+    (tmp_path / "users.txt").write_text("12\nseven\n")
+    with pytest.raises(DataError, match=r"user 'seven' in row 2 of .*users\.txt is not"):
+        read_ids(tmp_path / "users.txt", "user", pl.Int64())
+    with pytest.raises(DataError, match="item 'x' in row 1 of --item"):
+        convert_ids(["x"], "item", pl.Int64(), "--item")
