@@ -18,7 +18,17 @@ from candid.samplers import SAMPLERS
 from candid.towers import TOWERS
 
 DOCS = Path(__file__).parents[2] / "docs"
-GUIDES = ["train", "evaluate", "recommend", "baselines", "audit", "index_search", "serve", "export"]
+GUIDES = [
+    "data_sources",
+    "train",
+    "evaluate",
+    "recommend",
+    "baselines",
+    "audit",
+    "index_search",
+    "serve",
+    "export",
+]
 PAGES = ["concepts", "choosing", "extend", *(f"guides/{name}" for name in GUIDES)]
 REGISTRIES = [INDEXES, LOSSES, SAMPLERS, TOWERS]
 FENCE = re.compile(
