@@ -380,3 +380,20 @@ def test_dataset_that_was_not_prepared_has_the_fingerprint_of_its_content():
     )
     assert bare.manifest == {}
     assert bare.fingerprint == dataset.fingerprint
+
+
+@pytest.mark.parametrize("form", [pl.DataFrame, pl.LazyFrame, pd.DataFrame, pa.table])
+def test_missing_order_names_columns_that_may_be_meant(form):
+    columns = {"user_id": [1, 1], "item_id": [1, 2], "created_at": [5, 6], "note": ["a", "b"]}
+    with pytest.raises(ConfigError, match="the table has created_at; without either"):
+        candid.prepare(form(columns))
+
+
+@pytest.mark.parametrize("form", [pl.DataFrame, pd.DataFrame, pa.table])
+def test_lists_of_a_table_are_exploded(form):
+    lists = form({"user_id": ["a", "b"], "items": [[3, 1, 2], [2, 3, 1]], "n": [[1, 3, 2]] * 2})
+    dataset = candid.prepare(lists, item="items", order="n", explode=("items", "n"))
+    items = dataset.items["source_id"].gather(dataset.item_ids).to_list()
+    assert items == [3, 2, 1, 2, 1, 3]
+    with pytest.raises(DataError, match=r"--explode items"):
+        candid.prepare(lists, item="items", order="n")

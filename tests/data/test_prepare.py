@@ -393,7 +393,6 @@ def test_rows_out_of_order_count_ties_of_time_by_order(tmp_path):
     ("factor", "unit"), [(1, "seconds"), (1_000, "milliseconds"), (1_000_000, "microseconds")]
 )
 def test_cut_is_in_the_unit_of_the_column(tmp_path, factor, unit):
-    # In milliseconds and microseconds, the cut alone would read as a finer or coarser unit.
     start = 1_700_000_000
     rows = [(user, item, (start + time) * factor) for user, item, time in THREE]
     split = SplitConfig(
@@ -410,11 +409,12 @@ def test_cut_is_in_the_unit_of_the_column(tmp_path, factor, unit):
 
 
 def test_small_cut_of_milliseconds_is_not_read_as_seconds(tmp_path):
-    rows = [(user, item, 1_700_000_000_000 + time) for user, item, time in THREE]
-    split = SplitConfig(kind="temporal", validation=1_600_000_000.0, test=1_700_000_000_035.0)
+    # The last row makes the unit milliseconds; the cuts alone would read as seconds.
+    rows = [*THREE, (1, 50, 1_700_000_000_000)]
+    split = SplitConfig(kind="temporal", validation=25.0, test=35.0)
     config = DataConfig(interactions=log(tmp_path, rows), time="t", split=split)
-    with pytest.raises(DataError, match="no training interaction"):
-        prepare_folder(config, tmp_path / "out")
+    counts = prepare_folder(config, tmp_path / "out").report["counts"]
+    assert [counts[role] for role in ("train", "validation", "test")] == [6, 3, 4]
 
 
 def test_dates_as_numbers_are_read_as_dates(tmp_path):

@@ -92,7 +92,8 @@ class TableReader:
         frame = self._frame(names)
         if not frame.height:
             raise DataError(f"{self.name} has no rows; check how it was made")
-        return Source(self.name, frame.lazy(), None, _first_line)
+        further = tuple(name for name in known if name not in names)
+        return Source(self.name, frame.lazy(), None, _first_line, further_columns=further)
 
     def _frame(self, names: Sequence[str]) -> pl.DataFrame:
         if isinstance(self._table, pl.LazyFrame):

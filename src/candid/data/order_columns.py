@@ -42,16 +42,17 @@ def require_order(sources: Sequence[Source], config: DataConfig) -> None:
 
 
 def _candidates(sources: Sequence[Source], config: DataConfig, pattern: re.Pattern[str]) -> str:
-    types = columns_of(sources[0])
+    source = sources[0]
+    types = columns_of(source)
     used = {config.user, config.item, config.weight, config.rating, config.event_type}
-    free = [name for name in types if name not in used]
+    free = [name for name in (*types, *source.further_columns) if name not in used]
     likely = [
         name
         for name in free
-        if isinstance(types[name], pl.Datetime | pl.Date) or pattern.search(name)
+        if isinstance(types.get(name), pl.Datetime | pl.Date) or pattern.search(name)
     ]
     if likely:
-        return f"{sources[0].path} has {', '.join(likely[:MAX_COLUMNS])}"
+        return f"{source.path} has {', '.join(likely[:MAX_COLUMNS])}"
     if free:
-        return f"{sources[0].path} has the other columns {', '.join(free[:MAX_COLUMNS])}"
-    return f"{sources[0].path} has no other column"
+        return f"{source.path} has the other columns {', '.join(free[:MAX_COLUMNS])}"
+    return f"{source.path} has no other column"

@@ -83,7 +83,7 @@ def prepare(
         user: column with the user id, integers or text.
         item: column with the item id.
         time: column with the time of the interaction.
-        order: column that orders the interactions of a user.
+        order: column that orders the interactions of a user, or those of the same ``time``.
         items: titles and attributes of the items: a table, a file, or a mapping with ``table`` or
             ``path`` and the keys ``item``, ``title`` and ``attributes``. A table or file alone
             gives its column ``title``, if it has one, and all other columns as attributes.

@@ -38,6 +38,7 @@ class Source:
         find_misfit: describes the first line whose fields do not match the header, or returns
             None; slow, for use after an error.
         file: the file that is read, kept because it may be a temporary copy.
+        further_columns: columns that ``frame`` leaves out, for messages.
     """
 
     path: Path | str
@@ -46,6 +47,7 @@ class Source:
     explain: Callable[[BaseException], str]
     find_misfit: Callable[[], str | None] = lambda: None
     file: DataFile | None = None
+    further_columns: tuple[str, ...] = ()
 
     @classmethod
     def of(
