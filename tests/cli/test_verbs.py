@@ -201,6 +201,12 @@ def test_train_starts_from_an_earlier_run(candid, toy, tmp_path):
     assert manifest["config"]["training"]["epochs"] == 1
     assert manifest["result"]["epochs"] == 2
     assert manifest["init"]["optimizer"] == "keep"
+    flags = ["--epochs-new", "2", "--replay", "0.5"]
+    nothing = candid(
+        "train", "--data", toy.data, "--init", toy.run, "--out", tmp_path / "n", *flags
+    )
+    assert nothing.code == 3
+    assert "leave out training.epochs_new (--epochs-new)" in nothing.err
     wrong = candid("train", "--data", toy.data, "--init", tmp_path, "--out", tmp_path / "no")
     assert wrong.code == 4
     assert "is not a run" in wrong.err

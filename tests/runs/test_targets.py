@@ -168,6 +168,7 @@ def test_run_states_the_interactions_of_an_epoch(data, tmp_path):
         "dropped": 0,
         "items": 4,
         "items_never_target": 1,
+        "earlier": 0,
     }
 
 

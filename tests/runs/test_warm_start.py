@@ -1,5 +1,6 @@
 """Training that starts from an earlier run: exact continuation, and rows mapped by source id."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ from candid.errors import ArtifactError, ConfigError, DataError
 from candid.runs import build_model, load_run, train, train_run
 from candid.runs.features import read_features
 from candid.runs.new_rows import neighbour_means
-from candid.runs.trained_ids import ITEMS, TrainedIds
+from candid.runs.trained_ids import ITEMS, TrainedIds, find_new_targets
 from candid.runs.warm_start import open_earlier_run, warm_start
 from candid.training import LAST, read_checkpoint
 
@@ -426,3 +427,50 @@ def test_both_passes_of_a_refit_start_from_the_earlier_run(tmp_path):
     # The first pass had 4 steps an epoch, and so has the refit; it takes those that were best.
     best = first["result"]["best_epoch"] - 2
     assert result.state.step - 8 == 4 * best
+
+
+def test_new_targets_are_those_after_the_training_rows_of_a_user():
+    """Times with ties: of the interactions at the last time, as many are earlier as were."""
+    ids = pl.DataFrame(
+        {
+            "source_id": [1, 2, 3],
+            "num_rows": pl.Series([2, 3, 0], dtype=pl.UInt32),
+            "last_time": [20, 20, None],
+            "num_at_last_time": pl.Series([1, 2, 0], dtype=pl.UInt32),
+        }
+    )
+    now = PreparedDataset(
+        item_ids=np.zeros(14, np.int32),
+        user_offsets=np.array([0, 4, 8, 10, 14]),
+        roles=np.zeros(14, np.uint8),
+        users=pl.DataFrame({"source_id": [1, 2, 3, 4]}),
+        items=pl.DataFrame({"source_id": [7]}),
+        timestamps=np.array([10, 20, 20, 30, 20, 20, 20, 40, 5, 6, 1, 2, 3, 4]),
+    )
+    new = [False, False, True, True, False, False, True, True, True, True, True, True, True, True]
+    assert find_new_targets(ids, now, "run").tolist() == new
+    untimed = dataclasses.replace(now, timestamps=None)
+    expected = [False, False, True, True, False, False, False, True, *[True] * 6]
+    assert find_new_targets(ids, untimed, "run").tolist() == expected
+
+
+def test_epochs_over_new_targets(tmp_path):
+    before = dataset(range(10, 30), ITEMS_A)
+    now = dataset(range(10, 40), ITEMS_A)
+    config = recipe(HISTORY, softmax_over="trained", epochs_new=3, replay=0.25, epochs=50)
+    train_run(recipe(HISTORY), before, tmp_path / "run")
+    result = train_run(config, now, tmp_path / "next", init=tmp_path / "run")
+    # 10 new users with 3 targets each; of the 20 earlier ones a quarter is replayed.
+    assert result.manifest["targets"]["trained"] == 45
+    assert result.manifest["targets"]["earlier"] == 45
+    assert result.state.rows == 3 * 45
+    assert result.state.epoch == 3
+    cut = recipe(HISTORY, softmax_over="trained", epochs_new=3, replay=0.25, max_steps=2)
+    train_run(cut, now, tmp_path / "cut", init=tmp_path / "run")
+    resumed = train_run(config, now, tmp_path / "cut", resume=True)
+    one, two = (read_checkpoint(r.folder / LAST) for r in (result, resumed))
+    assert all(torch.equal(value, two.tensors[key]) for key, value in one.tensors.items())
+    with pytest.raises(ConfigError, match="epochs_new needs the earlier run"):
+        train_run(config, now, tmp_path / "no")
+    with pytest.raises(DataError, match=r"no training interaction that .* did not train on"):
+        train_run(config, before, tmp_path / "no", init=tmp_path / "run")

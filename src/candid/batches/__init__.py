@@ -2,6 +2,7 @@
 
 from candid.batches.config import BatchesConfig
 from candid.batches.loader import Loader, Position
+from candid.batches.new_targets import NewTargets
 from candid.batches.packing import (
     Ints,
     event_type_of,
@@ -30,6 +31,7 @@ __all__ = [
     "History",
     "Ints",
     "Loader",
+    "NewTargets",
     "Position",
     "Queries",
     "TargetSummary",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from candid.batches.config import BatchesConfig
+from candid.batches.new_targets import NewTargets, target_parts
 from candid.batches.packing import (
     Ints,
     event_type_of,
@@ -29,8 +30,8 @@ from candid.batches.packing import (
 from candid.batches.prefetch import prefetch
 from candid.batches.records import Batch, History
 from candid.batches.targets import num_batches_of
-from candid.batches.windows import windows_of
-from candid.data import PreparedDataset, Role
+from candid.batches.windows import joined, windows_of
+from candid.data import PreparedDataset
 from candid.features import Context, Values
 
 
@@ -50,11 +51,12 @@ class Loader:
         config: batch settings.
         seed: with ``position`` it determines all following batches.
         context: encoder of the query context of each row, or None.
+        new: train on new targets and a share of the earlier ones; None: on all.
 
     Attributes:
         position: position of the next batch. Assign to resume; it advances when a batch is
             yielded, independently of the batches that workers have prepared.
-        num_units: number of units in the data.
+        num_units: number of units in an epoch.
         num_batches: number of batches in an epoch.
 
     Raises:
@@ -69,6 +71,7 @@ class Loader:
         *,
         seed: int,
         context: Context | None = None,
+        new: NewTargets | None = None,
     ) -> None:
         self.config = config
         self.seed = seed
@@ -78,17 +81,25 @@ class Loader:
         self._item_ids = dataset.item_ids
         self._order: tuple[int, Ints] | None = None
         self._lock = threading.Lock()
-        is_target = np.asarray(dataset.roles) == Role.TRAIN
+        parts = target_parts(dataset, new)
         if config.unit == "interaction":
-            self._targets = np.flatnonzero(is_target)
+            events = [np.flatnonzero(is_target) for is_target in parts]
+            sizes = [len(part) for part in events]
+            self._targets = np.concatenate(events)
             self._owners = (
                 np.searchsorted(dataset.user_offsets, self._targets, side="right") - 1
             ).astype(np.int64)
-            self.num_units = len(self._targets)
         else:
-            self._is_target = is_target
-            self._windows = windows_of(dataset, config)
-            self.num_units = len(self._windows)
+            # The part of each interaction as a target; -1: it is not a target.
+            self._part = np.full(len(dataset.item_ids), -1, dtype=np.int8)
+            for number, is_target in enumerate(parts):
+                self._part[is_target] = number
+            windows = [windows_of(dataset, config, is_target) for is_target in parts]
+            sizes = [len(part) for part in windows]
+            self._windows = joined(windows)
+        self._num_first, self._num_earlier = sizes[0], sum(sizes[1:])
+        self._num_replayed = 0 if new is None else new.num_replayed(self._num_earlier)
+        self.num_units = self._num_first + self._num_replayed
         self.num_batches = num_batches_of(self.num_units, config)
 
     def batch(self, epoch: int, step: int) -> Batch:
@@ -113,7 +124,12 @@ class Loader:
         with self._lock:
             if self._order is None or self._order[0] != epoch:
                 rng = np.random.default_rng([self.seed, epoch])
-                self._order = (epoch, rng.permutation(self.num_units))
+                if self._num_replayed:
+                    earlier = rng.choice(self._num_earlier, self._num_replayed, replace=False)
+                    units = np.append(np.arange(self._num_first), self._num_first + earlier)
+                    self._order = (epoch, rng.permutation(units))
+                else:
+                    self._order = (epoch, rng.permutation(self.num_units))
             return self._order[1]
 
     def _interactions(self, units: Ints) -> Batch:
@@ -132,7 +148,8 @@ class Loader:
         # it is the target of an empty history.
         lengths = windows.stops - windows.starts - 1
         events = ranges(windows.starts, lengths)
-        rows = np.flatnonzero(self._is_target[events + 1])
+        part = np.repeat((units >= self._num_first).astype(np.int8), lengths)
+        rows = np.flatnonzero(self._part[events + 1] == part)
         has_opening = windows.openings >= 0
         openings = windows.openings[has_opening]
         targets = np.concatenate([openings, events[rows] + 1])

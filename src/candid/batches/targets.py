@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from candid.batches.config import BatchesConfig
+from candid.batches.new_targets import NewTargets, target_parts
 from candid.batches.packing import Ints, offsets_of, ranges
 from candid.batches.windows import windows_of
 from candid.data import PreparedDataset, Role
@@ -31,6 +32,8 @@ class TargetSummary:
             expected number.
         items: items with a training interaction.
         items_never_target: how many of these are never a target.
+        earlier: left out because an earlier training had them and the epoch does not replay them:
+            the expected number.
     """
 
     interactions: int
@@ -40,6 +43,7 @@ class TargetSummary:
     dropped: int
     items: int
     items_never_target: int
+    earlier: int = 0
 
     def to_json(self) -> dict[str, int]:
         """Return the numbers by name."""
@@ -61,6 +65,10 @@ class TargetSummary:
             (
                 self.before_window,
                 "before the last window of their user (batches.windows = 'all' trains on them)",
+            ),
+            (
+                self.earlier,
+                "of the earlier run, others in each epoch (training.replay replays a share)",
             ),
             (self.dropped, "in the last batch (batches.drop_last), others in each epoch"),
         )
@@ -123,34 +131,48 @@ def users_with_rows(dataset: PreparedDataset, config: BatchesConfig) -> npt.NDAr
     return has_row
 
 
-def epoch_targets(dataset: PreparedDataset, config: BatchesConfig) -> EpochTargets:
+def epoch_targets(
+    dataset: PreparedDataset, config: BatchesConfig, new: NewTargets | None = None
+) -> EpochTargets:
     """Describe the targets of one epoch of a loader.
 
     Args:
         dataset: the prepared dataset.
         config: batch settings of the loader.
+        new: as for ``Loader``.
 
     Raises:
         DataError: there is nothing to train on.
         ConfigError: ``drop_last`` leaves no batch.
     """
-    events, num_units = _events_and_units(dataset, config)
+    parts = [_events_and_units(dataset, config, mask) for mask in target_parts(dataset, new)]
+    events, num_units = parts[0]
+    counts, not_replayed = _expected_counts(dataset, events), 0
+    if new is not None:
+        earlier, num_earlier = parts[1]
+        num_replayed = new.num_replayed(num_earlier)
+        replayed = num_replayed / max(num_earlier, 1)
+        counts = counts + replayed * _expected_counts(dataset, earlier)
+        # An interaction may have two rows, with and without its history.
+        not_replayed = round((1 - replayed) * len(np.unique(earlier)))
+        num_units += num_replayed
+        events = np.concatenate([events, earlier])
     share = _share_of_units(num_units, config)
-    counts = _expected_counts(dataset, events)
     is_target = np.asarray(dataset.roles) == Role.TRAIN
     left_out = is_target.copy()
     left_out[events] = False
     starts = dataset.user_offsets[:-1][np.diff(dataset.user_offsets) > 0]
     num_first = int(left_out[starts].sum())
     num_interactions, num_left_out = int(is_target.sum()), int(left_out.sum())
-    trained = round(share * (num_interactions - num_left_out))
+    trained = round(share * (num_interactions - num_left_out - not_replayed))
     is_trained_item = dataset.train_counts > 0
     summary = TargetSummary(
         interactions=num_interactions,
         trained=trained,
         without_history=num_first,
         before_window=num_left_out - num_first,
-        dropped=num_interactions - num_left_out - trained,
+        dropped=num_interactions - num_left_out - not_replayed - trained,
+        earlier=not_replayed,
         items=int(is_trained_item.sum()),
         items_never_target=int((is_trained_item & (counts == 0)).sum()),
     )
@@ -221,13 +243,24 @@ def num_batches_of(num_units: int, config: BatchesConfig) -> int:
     return num_units // config.batch_size
 
 
-def _events_and_units(dataset: PreparedDataset, config: BatchesConfig) -> tuple[Ints, int]:
-    """Return the interaction of each row of all units, and the number of units."""
-    is_target = np.asarray(dataset.roles) == Role.TRAIN
+def _events_and_units(
+    dataset: PreparedDataset,
+    config: BatchesConfig,
+    is_target: npt.NDArray[np.bool_] | None = None,
+) -> tuple[Ints, int]:
+    """Return the interaction of each row of all units, and the number of units.
+
+    Args:
+        dataset: the prepared dataset.
+        config: batch settings of the loader.
+        is_target: [E] bool, some of the training targets; None: all.
+    """
+    if is_target is None:
+        is_target = np.asarray(dataset.roles) == Role.TRAIN
     if config.unit == "interaction":
         events = np.flatnonzero(is_target)
         return events, len(events)
-    windows = windows_of(dataset, config)
+    windows = windows_of(dataset, config, is_target)
     # The first interaction of a window is history only.
     events = ranges(windows.starts + 1, windows.stops - windows.starts - 1)
     openings = windows.openings[windows.openings >= 0]

@@ -35,15 +35,25 @@ class Windows:
         return Windows(self.starts[rows], self.stops[rows], self.owners[rows], self.openings[rows])
 
 
-def windows_of(dataset: PreparedDataset, config: BatchesConfig) -> Windows:
+def windows_of(
+    dataset: PreparedDataset,
+    config: BatchesConfig,
+    is_target: npt.NDArray[np.bool_] | None = None,
+) -> Windows:
     """Cut every user's sequence into windows of at most ``max_length + 1`` interactions.
 
     The last window ends at the user's last training target. Earlier windows precede it without
     a gap, and each shares one interaction with the next: the target of one is the first history
     of the other, so no target is lost or repeated. With ``empty_histories`` a user's earliest
     window also has the user's first target with an empty history.
+
+    Args:
+        dataset: the prepared dataset.
+        config: batch settings.
+        is_target: [E] bool, some of the training targets; None: all.
     """
-    is_target = np.asarray(dataset.roles) == Role.TRAIN
+    is_training = np.asarray(dataset.roles) == Role.TRAIN
+    is_target = is_training if is_target is None else is_target
     events = np.flatnonzero(is_target)
     owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1
     user_ids, reversed_first = np.unique(owners[::-1], return_index=True)
@@ -67,6 +77,18 @@ def windows_of(dataset: PreparedDataset, config: BatchesConfig) -> Windows:
     # For an empty range, reduceat returns the element at its start.
     is_trained = np.asarray(has_target, dtype=bool) & (window_stops - window_starts > 1)
     is_earliest = np.append(owners[1:] != owners[:-1], True)[: len(owners)]
-    first_targets = events[np.searchsorted(events, first)]
-    openings = np.where(config.empty_histories & is_earliest, first_targets, -1)
+    training = np.flatnonzero(is_training)
+    first_targets = training[np.searchsorted(training, first)]
+    is_opening = config.empty_histories & is_earliest & is_target[first_targets]
+    openings = np.where(is_opening, first_targets, -1)
     return Windows(window_starts, window_stops, owners, openings)[is_trained | (openings >= 0)]
+
+
+def joined(parts: list[Windows]) -> Windows:
+    """Return the windows of several parts, one part after the other."""
+    return Windows(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("starts", "stops", "owners", "openings")
+        )
+    )

@@ -69,6 +69,17 @@ def train(
             "a recipe, its recipe is used",
         ),
     ] = None,
+    epochs_new: Annotated[
+        int | None,
+        typer.Option(
+            help="With --init: passes over the targets that the earlier run did not have, instead "
+            "of epochs over all"
+        ),
+    ] = None,
+    replay: Annotated[
+        float | None,
+        typer.Option(help="With --epochs-new: share of the other targets in a pass [default: 0.2]"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run")] = False,
     refit: Annotated[
         bool,
@@ -100,7 +111,9 @@ def train(
 ) -> None:
     """Train a model and measure it on the test split, if there is one."""
     console = Console(json, quiet)
-    config = _config(recipe, data, init, overrides or [], console)
+    flags = {"training.epochs_new": epochs_new, "training.replay": replay}
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    config = _config(recipe, data, init, [*given, *(overrides or [])], console)
     out = Path("runs") / config.name if out is None else out
 
     from candid.cli.progress import stage_progress, train_progress

@@ -21,6 +21,7 @@ from candid.runs.folder import dataset_of
 
 ITEMS: Final = "trained_items.parquet"
 USERS: Final = "trained_users.parquet"
+Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 
@@ -136,3 +137,33 @@ def earlier_rows(before: pl.DataFrame, now: pl.DataFrame, kind: str, origin: str
         known, on="source_id", how="left", maintain_order="left"
     )
     return joined["row"].fill_null(-1).to_numpy()
+
+
+def find_new_targets(users: pl.DataFrame, dataset: PreparedDataset, origin: str) -> Bools:
+    """Return which interactions are later than the training interactions of an earlier run: [E].
+
+    With times, an interaction of a known user is new if it is later than the user's last training
+    target; of those at the same time, as many are earlier as the earlier training had. Without
+    times the position decides, so that histories must only have grown at their end.
+
+    Args:
+        users: of ``TrainedIds``.
+        dataset: the prepared dataset.
+        origin: of the earlier run, for messages.
+    """
+    source = earlier_rows(users, dataset.users, "user", origin)
+    lengths = np.diff(dataset.user_offsets)
+    owners = np.repeat(np.arange(dataset.num_users), lengths)
+    num_rows = np.append(users["num_rows"].to_numpy().astype(np.int64), 0)[source]
+    starts = dataset.user_offsets[:-1]
+    if dataset.timestamps is None or "last_time" not in users.columns:
+        position = np.arange(len(owners)) - starts[owners]
+        return position >= num_rows[owners]
+    times = np.asarray(dataset.timestamps)
+    last = np.append(users["last_time"].fill_null(0).to_numpy(), 0)[source][owners]
+    ties = np.append(users["num_at_last_time"].to_numpy().astype(np.int64), 0)[source][owners]
+    is_tie = times == last
+    before = np.concatenate([[0], np.cumsum(is_tie)])
+    rank = before[:-1] - before[starts[owners]]
+    is_new: Bools = (times > last) | (is_tie & (rank >= ties)) | (num_rows[owners] == 0)
+    return is_new

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from candid.atomic import write_json
-from candid.batches import Loader, epoch_targets
+from candid.batches import Loader, NewTargets, epoch_targets
 from candid.config import (
     DataFacts,
     RunConfig,
@@ -26,7 +26,7 @@ from candid.config import (
     with_values,
 )
 from candid.data import PreparedDataset, Role, as_dataset, with_all_training
-from candid.errors import ConfigError
+from candid.errors import ConfigError, DataError
 from candid.evaluation import catalog_mask, check_has_relevant, evaluate
 from candid.runs.build import (
     build_model,
@@ -62,7 +62,7 @@ from candid.runs.refit import (
     read_refit,
 )
 from candid.runs.run import Run, load_run
-from candid.runs.trained_ids import TrainedIds
+from candid.runs.trained_ids import TrainedIds, find_new_targets
 from candid.runs.warm_start import (
     check_same_event_types,
     check_same_features,
@@ -329,14 +329,20 @@ def _train(
         manifest["init"] = start.facts
     model = model.to(device)
     check_features_are_read(features, model)
-    targets = epoch_targets(dataset, config.batches)
-    loss, sampler = build_objective(config, dataset, targets.counts)
+    new = _new_targets(config, dataset, init)
+    targets = dealt = epoch_targets(dataset, config.batches)
+    if new is not None:
+        # What is trained and evaluated are all targets; candidates follow those that are dealt.
+        dealt = epoch_targets(dataset, config.batches, new)
+    loss, sampler = build_objective(config, dataset, dealt.counts)
     if not resume:
-        check_sampler_covers_catalog(config, dataset, sampler, targets.counts)
+        check_sampler_covers_catalog(config, dataset, sampler, dealt.counts)
     loader = Loader(
-        dataset, config.batches, seed=config.seed, context=features.context_for(dataset)
+        dataset, config.batches, seed=config.seed, context=features.context_for(dataset), new=new
     )
-    training, validate, sentence = config.training, None, targets.summary.sentence()
+    training, validate, sentence = config.training, None, dealt.summary.sentence()
+    if config.training.epochs_new is not None:
+        training = training.model_copy(update={"epochs": config.training.epochs_new})
     if refit is None:
         validate, validation_sentence = _validation(
             config,
@@ -369,7 +375,7 @@ def _train(
         start=None if start is None else start.checkpoint,
     )
     manifest["steps_per_epoch"] = loader.num_batches
-    manifest["targets"] = targets.summary.to_json()
+    manifest["targets"] = dealt.summary.to_json()
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
     with nullcontext() if resume else run_folder(out, trainer, is_refit=refit is not None):
         if not resume:
@@ -383,6 +389,32 @@ def _train(
     manifest["result"] = result_of(state, device)
     write_json(out / MANIFEST, manifest)
     return TrainResult(out, state, manifest)
+
+
+def _new_targets(
+    config: RunConfig, dataset: PreparedDataset, init: Path | str | None
+) -> NewTargets | None:
+    """Return the targets that an earlier run did not have; None without ``epochs_new``.
+
+    Raises:
+        ConfigError: there is no earlier run.
+        DataError: there is no new target.
+    """
+    if config.training.epochs_new is None:
+        return None
+    if init is None:
+        raise ConfigError(
+            "training.epochs_new needs the earlier run whose targets are not new: name it with "
+            "init (--init), or set training.epochs"
+        )
+    earlier = open_earlier_run(init)
+    is_new = find_new_targets(earlier.ids.users, dataset, str(init))
+    if not (is_new & (np.asarray(dataset.roles) == Role.TRAIN)).any():
+        raise DataError(
+            f"the dataset has no training interaction that {init} did not train on: leave out "
+            "training.epochs_new (--epochs-new), or prepare the dataset with newer data"
+        )
+    return NewTargets(is_new, config.training.replay)
 
 
 def _validation(

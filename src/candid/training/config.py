@@ -82,6 +82,18 @@ class TrainingConfig(ComponentConfig):
         "with a new optimizer; or 'keep', continue from its last step, with the optimizer's "
         "state, the mean of the weights and the counts of steps and epochs, without a warm-up",
     )
+    epochs_new: int | None = Field(
+        None,
+        ge=1,
+        description="with --init: number of passes, instead of epochs, over the targets that the "
+        "earlier run did not have and a share of the others (replay); absent: all targets",
+    )
+    replay: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="with epochs_new: share of the earlier targets in each pass, others each time",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="precision of the towers' matrix products; losses always sum in float32",
