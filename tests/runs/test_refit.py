@@ -247,6 +247,10 @@ def test_refit_resumes_exactly_from_a_stop_in_either_pass(data, tmp_path, monkey
     resumed = train_run(config, data, out, resume=True, refit=True)
     check_equal(weights(tmp_path / "whole"), weights(out))
     assert resumed.manifest["refit"] == whole.manifest["refit"]
+    # No step is taken twice.
+    first = json.loads((tmp_path / "whole" / "before-refit" / "run.json").read_text())
+    assert passes.count(True) == first["result"]["steps"]
+    assert passes.count(False) == whole.state.step
     for folder in (out, out / "before-refit"):
         assert lines(folder, "loss") == lines(tmp_path / "whole" / folder.relative_to(out), "loss")
 
