@@ -259,6 +259,7 @@ def test_probability_is_absent_where_the_loss_estimates_none(history_run):
         ),
         (lambda run: run.similar("100"), DataError, "item ids .* are Int64, got '100'"),
         (lambda run: run.similar(True), DataError, "item ids .* are Int64, got True"),
+        (lambda run: run.similar([100, True]), DataError, "item ids .* are Int64, got True"),
         (lambda run: run.similar([2**70]), DataError, f"are Int64, got {2**70}"),
         (lambda run: run.similar(np.array([100.0])), DataError, "are Int64, got 100.0"),
         (lambda run: run.similar(np.array([[100]])), DataError, "are Int64, got array"),

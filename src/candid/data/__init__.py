@@ -9,6 +9,7 @@ from candid.data.config import (
 )
 from candid.data.dataset import HeldOutTargets, PreparedDataset, Role, held_out
 from candid.data.dataset_files import SCHEMA_VERSION
+from candid.data.in_memory import is_table, table_frame
 from candid.data.inputs import MEMORY_NAMES
 from candid.data.lookup import item_ids_of, user_ids_of
 from candid.data.prepare import Prepared, prepare, prepare_folder
@@ -29,10 +30,12 @@ __all__ = [
     "UserTableConfig",
     "as_dataset",
     "held_out",
+    "is_table",
     "item_ids_of",
     "open_dataset",
     "prepare",
     "prepare_folder",
+    "table_frame",
     "user_ids_of",
     "with_all_training",
 ]

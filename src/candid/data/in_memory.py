@@ -72,7 +72,7 @@ class TableReader:
         names = self.columns
         if isinstance(self._table, pl.LazyFrame):
             return storable_columns(self._table.collect_schema())
-        return storable_columns(self._frame(names).schema)
+        return storable_columns(self.frame(names).schema)
 
     def source(self, columns: Iterable[str]) -> Source:
         """Return the named columns as a source.
@@ -89,13 +89,18 @@ class TableReader:
             if levels and levels[0] not in known:
                 hint = "; it is in the index: call reset_index() on the table"
         check_columns(self.name, names, known, hint)
-        frame = self._frame(names)
+        frame = self.frame(names)
         if not frame.height:
             raise DataError(f"{self.name} has no rows; check how it was made")
         further = tuple(name for name in known if name not in names)
         return Source(self.name, frame.lazy(), None, _first_line, further_columns=further)
 
-    def _frame(self, names: Sequence[str]) -> pl.DataFrame:
+    def frame(self, names: Sequence[str]) -> pl.DataFrame:
+        """Return the named columns.
+
+        Raises:
+            DataError: the values of a column are of several types, or the table cannot be read.
+        """
         if isinstance(self._table, pl.LazyFrame):
             try:
                 return self._table.select(names).collect(engine="streaming")
@@ -127,6 +132,20 @@ class TableReader:
 
     def _unreadable(self, error: Exception) -> DataError:
         return DataError(f"{self.name} cannot be read: {_first_line(error)}; fix the table")
+
+
+def table_frame(table: Any, name: str) -> pl.DataFrame:
+    """Return all columns of a table in memory.
+
+    Args:
+        table: see ``is_table``.
+        name: of the table in messages, such as "the table of items".
+
+    Raises:
+        DataError: the table cannot be read; the message names table and column.
+    """
+    reader = TableReader(table, name)
+    return reader.frame(reader.columns)
 
 
 def _pandas_series(column: Any) -> pl.Series:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.config import default_recipe, validated
-from candid.data import PreparedDataset, as_dataset
+from candid.data import PreparedDataset, as_dataset, is_table, table_frame
 from candid.data.readers import collect, open_sources
 from candid.errors import DataError
 from candid.evaluation import EvaluationConfig, EvaluationReport, evaluate_lists
@@ -103,17 +103,13 @@ def read_recommendations(recommendations: Any) -> pl.DataFrame:
     Raises:
         DataError: a file cannot be read, or the object is not a table.
     """
-    if isinstance(recommendations, pl.LazyFrame):
-        return recommendations.collect()
+    if is_table(recommendations):
+        return table_frame(recommendations, "the table of recommendations")
     if isinstance(recommendations, str | Path):
         sources = open_sources(str(recommendations), "auto", None)
         frame = pl.concat([source.frame for source in sources], how="diagonal_relaxed")
         return collect(frame, sources)
-    if not isinstance(recommendations, pl.DataFrame) and not hasattr(
-        recommendations, "__arrow_c_stream__"
-    ):
-        raise DataError(
-            f"recommendations must be a data frame or a path, not {type(recommendations).__name__}:"
-            " give a Polars, pandas or Arrow table, or the path of a file"
-        )
-    return pl.DataFrame(recommendations)
+    raise DataError(
+        f"recommendations must be a data frame or a path, not {type(recommendations).__name__}:"
+        " give a Polars, pandas or Arrow table, or the path of a file"
+    )
