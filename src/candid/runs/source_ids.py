@@ -97,7 +97,7 @@ def typed_ids(ids: SourceIds, dtype: pl.DataType, kind: str) -> pl.Series:
         values = list(values)
         expected = numbers.Integral if dtype.is_integer() else str
         for value in values:
-            if not isinstance(value, expected):
+            if not isinstance(value, expected) or isinstance(value, bool):
                 raise _wrong_type(value, dtype, kind)
     elif isinstance(values, np.ndarray) and values.ndim != 1:
         raise _wrong_type(values[0] if values.ndim else values, dtype, kind)
