@@ -91,6 +91,9 @@ def test_signatures_begin_as_documented():
         "quiet=False, **overrides",
         "load": "folder, data=None",
         "load_run": "folder, data=None",
+        "evaluate_recommendations": "recommendations, dataset, split='test', ks=(10, 20, 100), *",
+        "write_recommendations": "model, out, *, users=None, k=None",
+        "write_similar": "model, out, *, items=None, k=None",
         "fit_baseline": "data, name, *, settings=None, tuning=True",
         "Run.recommend": "self, users=None, *, histories=None, times=None, features=None, "
         "k=None, filter_seen=None, allow=None, deny=None",

@@ -41,7 +41,9 @@ def _lists(dataset):
     return pl.DataFrame(rows, schema=["query", "item", "rank"], orient="row")
 
 
-@pytest.mark.parametrize("kind", ["polars", "lazy", "arrow", "pandas", "csv", "tsv", "folder"])
+@pytest.mark.parametrize(
+    "kind", ["polars", "lazy", "arrow", "pandas", "csv", "tsv", "jsonl", "folder"]
+)
 def test_table_of_every_kind_has_the_same_report(dataset, lists, tmp_path, kind):
     table = lists
     if kind == "lazy":
@@ -53,6 +55,9 @@ def test_table_of_every_kind_has_the_same_report(dataset, lists, tmp_path, kind)
     elif kind in ("csv", "tsv"):
         table = tmp_path / f"recs.{kind}"
         lists.write_csv(table, separator="," if kind == "csv" else "\t")
+    elif kind == "jsonl":
+        table = tmp_path / "recs.jsonl"
+        lists.write_ndjson(table)
     elif kind == "folder":
         table = str(tmp_path / "recs.parquet")
         (tmp_path / "recs.parquet").mkdir()

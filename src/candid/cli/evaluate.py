@@ -37,8 +37,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Lists of any system to measure instead of a run: a csv, tsv or parquet file, or "
-            "a folder of such files, with columns query, item, and rank or score; needs --data",
+            help="Lists of any system to measure instead of a run: a parquet, csv or jsonl file, "
+            "or a folder of such files, with columns query, item, and rank or score; needs --data",
         ),
     ] = None,
     split: Annotated[Split, typer.Option(help="Split to measure on")] = Split.TEST,

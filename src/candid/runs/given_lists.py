@@ -43,15 +43,16 @@ def evaluate_recommendations(
       (``unknown_items``); among ties it comes first. Users that the dataset does not have are left
       out (``unknown_users``).
     - An item twice in a list, or a missing value, is refused.
-    - Nothing is removed from a list: a seen item keeps its rank.
+    - Only retired items are removed from a list: a seen item keeps its rank.
 
-    Lists must be made from the history before the targets; ``Run.recommend`` reads the whole
-    history. For such lists of a run the result is that of ``Run.evaluate``, except that it has no
-    NLL and that users without a history count.
+    Lists must be made from the history before the targets, such as those of
+    ``write_recommendations`` with ``split``; ``Run.recommend`` reads the whole history. For such
+    lists of a run the result is that of ``Run.evaluate``, except that it has no NLL and that users
+    without a history count.
 
     Args:
-        recommendations: a Polars or pandas data frame, an Arrow table, or the path of a CSV, TSV or
-            Parquet file, or of a folder of such files.
+        recommendations: a Polars or pandas data frame, an Arrow table, or the path of a file in a
+            format of ``candid prepare``, such as Parquet, CSV or JSON Lines, or of a folder.
         dataset: the prepared dataset with the targets, or its folder.
         split: "test" or "validation".
         ks: cut-offs.
