@@ -94,6 +94,17 @@ def test_flipped_byte_is_refused(tmp_path, name, share):
     message_of(tmp_path / name)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("name", CHECKED)
+def test_overwritten_block_is_refused(tmp_path, name, share):
+    """Here gzip fails in the decoder, before the checksum."""
+    content = bytearray(CONTENT[name]())
+    start = int(share * len(content))
+    content[start : start + 64] = b"\xff" * 64
+    (tmp_path / name).write_bytes(content)
+    message_of(tmp_path / name)
+
+
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("name", [name for name in CONTENT if name != "log.jsonl"])
 def test_file_that_is_cut_short_is_refused(tmp_path, name, share):

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from candid.data import DataConfig, prepare_folder
-from candid.data.readers import open_sources
+from candid.data.readers import find_sources, open_sources
 from candid.errors import ConfigError, DataError
 
 ROWS = 796
@@ -139,6 +139,14 @@ def test_iceberg_table_by_its_catalog_and_by_its_metadata(iceberg):
         rows_of("iceberg://here")
     with pytest.raises(DataError, match=r"shop\.nothing"):
         rows_of("iceberg://here/shop.nothing")
+
+
+def test_rows_are_those_of_the_version_that_was_found(delta, iceberg):
+    found = [find_sources(str(delta)), find_sources("iceberg://here/shop.log")]
+    FIRST.head(40).write_delta(delta, mode="overwrite")
+    iceberg.delete("user_id = 3")
+    for table in found:
+        assert sorted(table.open()[0].frame.collect().rows()) == sorted(SECOND.rows())
 
 
 def test_version_hint_names_the_metadata(iceberg):

@@ -163,6 +163,30 @@ def test_delta_table_in_s3(bucket):
         rows_of(f"s3://{name}")
 
 
+def test_iceberg_table_in_s3(bucket, s3_server, tmp_path):
+    pytest.importorskip("pyiceberg", reason="needs the extra lake")
+    pytest.importorskip("sqlalchemy", reason="the catalog of the test needs SQLAlchemy")
+    from pyiceberg.catalog import load_catalog
+
+    system, name = bucket
+    catalog = load_catalog(
+        "here",
+        type="sql",
+        uri=f"sqlite:///{tmp_path}/catalog.db",
+        warehouse=f"s3://{name}",
+        **{"s3.endpoint": s3_server, "s3.region": "us-east-1"},
+    )
+    catalog.create_namespace("shop")
+    table = catalog.create_table("shop.log", schema=ROWS.to_arrow().schema)
+    ROWS.write_iceberg(table, mode="append")
+    ROWS.write_iceberg(table, mode="overwrite")
+    catalog.close()
+    latest = max(system.glob(f"{name}/shop/log/metadata/*.metadata.json"))
+    assert sorted(rows_of(f"s3://{latest}")) == sorted(ROWS.rows())
+    with pytest.raises(DataError, match=r"Iceberg table; name its current \.metadata\.json"):
+        rows_of(f"s3://{name}/shop/log")
+
+
 @pytest.mark.parametrize(
     ("path", "part"),
     [

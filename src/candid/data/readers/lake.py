@@ -143,7 +143,9 @@ def _load(name: str, url: str) -> Any:
             return load_catalog(catalog).load_table(table)
         from pyiceberg.table import StaticTable
 
-        return StaticTable.from_metadata(url)
+        # pyiceberg reads the endpoint of S3 from a catalog only.
+        endpoint = os.environ.get("AWS_ENDPOINT_URL")
+        return StaticTable.from_metadata(url, {"s3.endpoint": endpoint} if endpoint else {})
     except Exception as error:  # pyiceberg raises errors of many kinds
         raise unreadable(name, error, _explain_iceberg) from error
 
