@@ -143,7 +143,7 @@ def test_types_of_duckdb(duckdb_file):
         f"duckdb:///{duckdb_file}",
         "SELECT uuid '00000000-0000-0000-0000-0000000000ff' AS u, (2**60)::HUGEINT + 1 AS h, "
         "CAST(1.5 AS DECIMAL(10, 2)) AS p, [1, 2] AS l, TIMESTAMPTZ '2026-01-01 02:00:00+02' AS t, "
-        '1::UBIGINT AS "a ""b" FROM log',
+        '1::UBIGINT AS "a ""b"',
     )
     assert frame["u"].to_list() == ["00000000-0000-0000-0000-0000000000ff"]
     assert int(frame["h"][0]) == 2**60 + 1  # no float
