@@ -343,6 +343,7 @@ def test_order_breaks_ties_of_time(tmp_path):
         (2, 30, 5, 1),
         (2, 10, 5, 1),
         (2, 40, 4, 7),
+        (3, 10, 5, 2),  # as the last row of user 2, which is not a tie
     ]
     path = log(tmp_path, rows, ("user_id", "item_id", "t", "n"))
     result = prepare_folder(DataConfig(interactions=path, time="t", order="n"), tmp_path / "out")
@@ -350,7 +351,7 @@ def test_order_breaks_ties_of_time(tmp_path):
     # By (user, time, order, row of the file).
     expected = [row[1] for row in sorted(rows, key=lambda row: (row[0], row[2], row[3]))]
     assert dataset.items["source_id"].gather(dataset.item_ids).to_list() == expected
-    assert (dataset.timestamps // 10**6).tolist() == [10, 10, 20, 20, 4, 5, 5, 5]
+    assert (dataset.timestamps // 10**6).tolist() == [10, 10, 20, 20, 4, 5, 5, 5, 5]
     assert result.report["tied"] == 2  # items 30 and 10 of user 2
     by_time = prepare_folder(DataConfig(interactions=path, time="t"), tmp_path / "by_time")
     assert by_time.report["tied"] == 7
@@ -381,6 +382,8 @@ def test_rows_out_of_order_count_ties_of_time_by_order(tmp_path):
         (1, 30, 1, 5, "test"),
         (2, 10, 2, 1, "train"),
         (2, 20, 1, 9, "val"),
+        (3, 10, 1, 9, "train"),
+        (3, 20, 2, 1, "val"),  # later in time, although smaller in order
     ]
     path = log(tmp_path, rows, ("user_id", "item_id", "t", "n", "role"))
     split = SplitConfig(kind="column", column="role")
