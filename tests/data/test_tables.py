@@ -174,7 +174,7 @@ def test_config_key_that_the_manifest_lacks_counts_as_none(tmp_path):
         (("20", "2.5", ""), [20.0, 2.5, None]),
         (("1e3", ".5", "nan"), [1000.0, 0.5, None]),
         ((str(2**63), "1", "2"), [float(2**63), 1.0, 2.0]),
-        # One value that is no number, or has a leading zero, keeps the column as text.
+        # One value that is not a number, or has a leading zero, keeps the column as text.
         (("20", "x", ""), ["20", "x", None]),
         (("01234", "48067", ""), ["01234", "48067", None]),
         (("1,5", "2", ""), ["1,5", "2", None]),

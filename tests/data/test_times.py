@@ -70,7 +70,7 @@ def test_dates_as_numbers(form, value, expected):
 
 
 @pytest.mark.parametrize("value", [20240230, 20241301, 2024013, 0, 202401311860, "20240131.5x"])
-def test_numbers_that_are_no_date_become_null(value):
+def test_numbers_that_are_not_a_date_become_null(value):
     assert evaluate(times.from_number(pl.col("t"), "YYYYMMDD"), [value]) == [None]
 
 

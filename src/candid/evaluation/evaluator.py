@@ -169,7 +169,7 @@ class EvaluationPass:
         config: metrics, users and items of the evaluation.
         queries: with the targets.
         counts: [V], how often training has each item as a target.
-        item_vectors: [V, D]; None: there are none.
+        item_vectors: [V, D]; None: the model has no vectors.
         true_log_prob: of the targets, where they are known.
     """
 

@@ -63,7 +63,7 @@ def whole_k(k: object) -> int:
     """Return a number of results as an integer.
 
     Raises:
-        ConfigError: it is no whole number.
+        ConfigError: it is not a whole number.
     """
     if isinstance(k, bool) or not isinstance(k, numbers.Integral):
         raise ConfigError(f"k must be a whole number, got {k!r}")
