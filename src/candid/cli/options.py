@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,4 +32,20 @@ Set = Annotated[
         metavar="KEY=VALUE",
         help="Override a key of the recipe, such as training.epochs=5; repeatable",
     ),
+]
+BulkOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="File to write, .parquet, .csv or .jsonl; the same command continues after a stop",
+    ),
+]
+Shards = Annotated[
+    int | None,
+    typer.Option(help="Number of files in the folder --out [default: one file, no folder]"),
+]
+RunData = Annotated[
+    Path | None,
+    typer.Option("--data", help="Prepared dataset [default: the dataset of the run]"),
 ]

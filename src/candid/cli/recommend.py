@@ -10,7 +10,7 @@ import typer
 
 from candid.cli.bulk import bulk_lines
 from candid.cli.console import Console
-from candid.cli.options import FallbackName, Json, Quiet, Split
+from candid.cli.options import BulkOut, FallbackName, Json, Quiet, RunData, Shards, Split
 from candid.errors import ConfigError
 
 
@@ -110,22 +110,9 @@ def recommend(
             help="Index of the run to search, with --out [default: exact search]",
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="File to write, .parquet, .csv or .jsonl; the same command continues after a stop",
-        ),
-    ] = None,
-    shards: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of files in the folder --out [default: one file, no folder]",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Prepared dataset [default: the dataset of the run]")
-    ] = None,
+    out: BulkOut = None,
+    shards: Shards = None,
+    data: RunData = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from candid.cli.bulk import bulk_lines
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet
+from candid.cli.options import BulkOut, Json, Quiet, RunData, Shards
 from candid.errors import ConfigError
 
 
@@ -36,20 +36,9 @@ def similar(
         int | None,
         typer.Option("--k", "-k", help="Results per item [default: 10, or all other items]"),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="File to write, .parquet, .csv or .jsonl; the same command continues after a stop",
-        ),
-    ] = None,
-    shards: Annotated[
-        int | None,
-        typer.Option(help="Number of files in the folder --out [default: one file, no folder]"),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Prepared dataset [default: the dataset of the run]")
-    ] = None,
+    out: BulkOut = None,
+    shards: Shards = None,
+    data: RunData = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
