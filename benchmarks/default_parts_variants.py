@@ -50,6 +50,12 @@ class Variant:
         }
 
 
+def _candidates(number: int) -> dict[str, Any]:
+    """Return the keys of a sampler with as many popularity as uniform samples."""
+    kinds = ("popularity", "uniform")
+    return {"sampler.components": [{"type": kind, "num_candidates": number} for kind in kinds]}
+
+
 TOWER = "model.query_tower"
 LIGR = {f"{TOWER}.gated_residual": True, f"{TOWER}.feed_forward": "swiglu"}
 VARIANTS: dict[str, Variant] = {
@@ -73,6 +79,10 @@ VARIANTS: dict[str, Variant] = {
         "gated residuals and a SwiGLU layer", LIGR | {f"{TOWER}.hidden": Width(1)}
     ),
     "wide feed-forward": Variant("a wide feed-forward layer", {f"{TOWER}.hidden": Width(4)}),
+    "narrow feed-forward": Variant(
+        "a feed-forward layer of the width of the tower", {f"{TOWER}.hidden": None}
+    ),
+    "one head": Variant("one attention head", {f"{TOWER}.num_heads": 1}),
     "two heads": Variant("two attention heads", {f"{TOWER}.num_heads": 2}),
     "narrow": Variant(
         "half the width of the vectors",
@@ -86,16 +96,8 @@ VARIANTS: dict[str, Variant] = {
     "no mean of weights": Variant(
         "the last weights instead of a running mean", {"training.average": None}
     ),
-    "256 candidates": Variant(
-        "fewer candidates",
-        {
-            "sampler.components": [
-                {"type": "popularity", "num_candidates": 128},
-                {"type": "uniform", "num_candidates": 128},
-            ]
-        },
-        needs_sampler=True,
-    ),
+    "1,024 candidates": Variant("fewer candidates", _candidates(512), needs_sampler=True),
+    "256 candidates": Variant("few candidates", _candidates(128), needs_sampler=True),
 }
 
 

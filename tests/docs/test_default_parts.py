@@ -157,10 +157,14 @@ def test_variants_change_their_keys_and_nothing_else(variants, kind):
     found = variants.variants_of(base)
     assert next(iter(found)) == "default"
     assert found.pop("default") == base
+    small = {"narrow feed-forward", "one head"}
     left_out = {
-        "few items, times": {"256 candidates"},
-        "few items": {"256 candidates", "no times", "dropout 0.2"},
-        "many items": {"no times"},
+        "few items, times": {"1,024 candidates", "256 candidates", *small},
+        "few items": {
+            *("1,024 candidates", "256 candidates", "no times", "dropout 0.2"),
+            *("two heads", "wide feed-forward"),
+        },
+        "many items": {"no times", *small},
     }
     assert set(found) == set(variants.VARIANTS) - {"default"} - left_out[kind]
     before = flat(base.model_dump(mode="json"))
