@@ -4,6 +4,8 @@ import polars as pl
 import pytest
 
 from candid.data import DataConfig, prepare_folder
+from candid.data.list_columns import parse_list
+from candid.errors import DataError
 
 LISTS = pl.DataFrame(
     {
@@ -93,3 +95,76 @@ def test_exploding_equals_the_table_of_interactions(tmp_path):
         assert result.report["rows_read"] == len(ROWS)
         fingerprints.add(result.report["fingerprint"])
     assert len(fingerprints) == 1
+
+
+TEXTS = {
+    "[100 101\n 102]": ["100", "101", "102"],
+    "['a'\n 'b c']": ["a", "b c"],
+    "[O'Brien, Smith]": ["O'Brien", "Smith"],
+    "[rock'n'roll, pop]": ["rock'n'roll", "pop"],
+    "['a', 1]": ["a", "1"],
+    '{"a b",c}': ["a b", "c"],
+    r'["a\"b", "c", "\u00e9", "back\\slash"]': ['a"b', "c", "é", "back\\slash"],
+    r"['it\'s', " + '"it\'s"]': ["it's", "it's"],
+    "['a, b', 'c']": ["a, b", "c"],
+    "[1, None]": ["1", None],
+    "{1,NULL}": ["1", None],
+    "['None']": ["None"],
+    "(1,)": ["1"],
+    " 5  6 ": ["5", "6"],
+    "[ ]": [],
+    "": [],
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_read_as_a_list(text):
+    frame = pl.LazyFrame({"text": [text]}).select(parse_list(pl.col("text")))
+    assert frame.collect(engine="streaming").item().to_list() == TEXTS[text]
+
+
+@pytest.mark.parametrize("keys", [{"item": "shown", "explode": ("shown",)}, {"negatives": "shown"}])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1 2 3 ... 9]",
+        "[1, 2, …, 9]",
+        "[1, 2",
+        "1, 2]",
+        "[1, 2}",
+        "1,2",
+        "[1,,2]",
+        "[,]",
+        "[[1, 2], [3]]",
+        "['O'Brien', 'b']",
+        '[say "a, b", c]',
+        "[np.int64(3), np.int64(4)]",
+    ],
+)
+def test_text_that_is_not_a_list_is_refused_with_its_row(tmp_path, text, keys):
+    frame = pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "shown": ["1 2", text]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    config = DataConfig(interactions=str(tmp_path / "log.parquet"), split={"kind": "none"}, **keys)
+    with pytest.raises(DataError, match=r"'shown' of row 2 of .* is not a list \("):
+        prepare_folder(config, tmp_path / "out")
+
+
+def test_negatives_are_read_as_explode_reads_lists(tmp_path):
+    frame = pl.DataFrame(
+        {"user_id": [1, 1, 2], "item_id": [5, 6, 7], "shown": ["[6, 7]", "[7 5]", None]}
+    )
+    frame.write_csv(tmp_path / "log.csv")
+    config = DataConfig(
+        interactions=str(tmp_path / "log.csv"), negatives="shown", split={"kind": "none"}
+    )
+    assert prepare_folder(config, tmp_path / "out").report["negatives"] == {"stored": 4}
+
+
+def test_missing_element_is_reported_with_its_row(tmp_path):
+    frame = pl.DataFrame({"user_id": [1, 2], "item_id": ["1 2", "[1, None]"]})
+    frame.write_csv(tmp_path / "log.csv")
+    config = DataConfig(
+        interactions=str(tmp_path / "log.csv"), explode=("item_id",), split={"kind": "none"}
+    )
+    with pytest.raises(DataError, match=r"'item_id' has 1 empty values, first in .*log\.csv"):
+        prepare_folder(config, tmp_path / "out")

@@ -10,7 +10,7 @@ import polars as pl
 
 from candid.data import source_ids, times
 from candid.data.config import DataConfig
-from candid.data.list_columns import ROW, explode
+from candid.data.list_columns import ROW, check_texts, explode, parse_list
 from candid.data.order_columns import require_order
 from candid.data.readers import Source, collect, columns_of, require_columns
 from candid.errors import DataError
@@ -80,6 +80,8 @@ def select_columns(sources: Sequence[Source], config: DataConfig) -> RawTable:
         types = columns_of(source)
         expressions = [pl.col(ROW)] if config.explode else []
         for name, column in columns.items():
+            if name == "negatives" and isinstance(types[column], pl.String):
+                check_texts(source, column)
             expression, dtype = _typed(name, column, types[column], source)
             if schema.setdefault(name, dtype) != dtype:
                 raise DataError(
@@ -154,8 +156,7 @@ def _typed(
 
 def _list_of_ids(value: pl.Expr, dtype: pl.DataType, origin: str) -> tuple[pl.Expr, pl.DataType]:
     if isinstance(dtype, pl.String):
-        words = value.str.split(" ")
-        return words.list.filter(pl.element() != ""), pl.List(pl.String())
+        return parse_list(value).list.filter(pl.element() != ""), pl.List(pl.String())
     if isinstance(dtype, pl.Null):
         return value.cast(pl.List(pl.String())), pl.List(pl.String())
     inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else None

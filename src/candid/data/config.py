@@ -196,7 +196,8 @@ class DataConfig(ComponentConfig):
     negatives: str | None = Field(
         None,
         description="column with the items that were shown and not chosen: a list of ids, or in "
-        "text files ids separated by spaces; items without any interaction are left out",
+        "text files ids separated by spaces, or written as [1, 2]; items without any interaction "
+        "are left out",
     )
     rating: str | None = Field(None, description="column with a rating, for `min_rating`")
     min_rating: float | None = Field(None, description="minimum rating to keep")
