@@ -148,6 +148,13 @@ def test_table_of_items_matches_ids_of_another_type(tmp_path, name, as_text):
         (pl.Series([5.0, 5.5, float("nan"), None]), pl.Int64(), [5, None, None, None]),
         (pl.Series(["5", "5.0", "5.5", "x", ""]), pl.Int64(), [5, 5, None, None, None]),
         (pl.Series([5, -1]), pl.UInt64(), [5, None]),
+        (pl.Series(["007", "06.0", "+5", "-0", "-5.0", "0"]), pl.Int64(), [None] * 4 + [-5, 0]),
+        (
+            pl.Series(["5.00", "5.50", "50.00"]).cast(pl.Decimal(9, 2)),
+            pl.String(),
+            ["5", "5.50", "50"],
+        ),
+        (pl.Series(["50"]).cast(pl.Decimal(9, 0)), pl.String(), ["50"]),
         (pl.Series([5, 7]), pl.String(), ["5", "7"]),
         (pl.Series([5.0, 7.0]), pl.String(), ["5", "7"]),
         (pl.Series([b"5", b"\xff"]), pl.String(), ["5", None]),
@@ -158,6 +165,20 @@ def test_match_ids_converts_what_is_the_same_id(given, target, expected):
     matched = source_ids_module.match_ids(given, target)
     assert matched.dtype == target
     assert matched.to_list() == expected
+
+
+def test_table_of_text_ids_does_not_match_other_integers(tmp_path):
+    frame = pl.DataFrame({"user_id": USERS, "t": ORDER, "item_id": [5, 7, 9, 7, 5, 9]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    titles = pl.DataFrame({"item_id": ["007", "+5", "9"], "title": ["bond", "plus", "nine"]})
+    titles.write_parquet(tmp_path / "items.parquet")
+    config = DataConfig(
+        interactions=str(tmp_path / "log.parquet"),
+        order="t",
+        items=ItemTableConfig(path=str(tmp_path / "items.parquet")),
+    )
+    result = prepare_folder(config, tmp_path / "out")
+    assert result.dataset.items["title"].to_list() == [None, None, "nine"]
 
 
 def test_negatives_written_as_floats_match_integer_ids(tmp_path):

@@ -113,9 +113,11 @@ def matching(value: pl.Expr, dtype: pl.DataType, target: pl.DataType) -> pl.Expr
     if dtype.is_float():
         value = pl.when(_is_whole(value)).then(value).cast(pl.Int64, strict=False)
     text = value.cast(pl.String)
-    if target.is_integer() or dtype.is_decimal():
+    if target.is_integer():
         text = text.str.replace(r"^(-?\d+)\.0*$", "${1}")
-    return text.cast(target, strict=False)
+    matched = text.cast(target, strict=False)
+    # The text 007 is an id of its own.
+    return pl.when(matched.cast(pl.String) == text).then(matched)
 
 
 def match_ids(ids: pl.Series, target: pl.DataType) -> pl.Series:
@@ -134,6 +136,8 @@ def match_ids(ids: pl.Series, target: pl.DataType) -> pl.Series:
     if widened is None:
         return pl.Series(ids.name, [None] * len(ids), dtype=target)
     value, dtype = widened
+    if ids.dtype.is_decimal():
+        value = value.str.replace(r"\.0*$", "")
     if dtype == pl.Binary:
         found = frame.select(**statistics(value, dtype)).row(0, named=True)
         value, dtype = parse(value, dtype, found), pl.String()
