@@ -1,6 +1,7 @@
 """Datasets from tables in memory: the same as from files, and one sentence for each fault."""
 
 import datetime
+import uuid
 from dataclasses import fields
 
 import numpy as np
@@ -17,6 +18,15 @@ pd = pytest.importorskip("pandas", reason="tables of pandas are tested: install 
 pa = pytest.importorskip("pyarrow", reason="tables of Arrow are tested: install the extra dev")
 
 NUM_USERS, NUM_ITEMS = 12, 9
+INTERVAL = pa.month_day_nano_interval()
+UNREADABLE = {
+    "interval": lambda n: pa.array([(0, 0, 1)] * n, INTERVAL),
+    "union": lambda n: pa.UnionArray.from_sparse(pa.array([0] * n, pa.int8()), [pa.array([1] * n)]),
+    "decimal256": lambda n: pa.array([1] * n, pa.decimal256(50, 2)),
+    "list": lambda n: pa.array([[(0, 0, 1)]] * n, pa.list_(INTERVAL)),
+    "struct": lambda n: pa.array([{"a": (0, 0, 1)}] * n, pa.struct({"a": INTERVAL})),
+}
+"""Columns of Arrow that Polars does not have."""
 
 
 def log(ids="integers"):
@@ -203,6 +213,82 @@ def test_times_of_each_type_are_the_same_microseconds(form, times):
     assert dataset.manifest["time"]["first"] == "2024-01-01T00:00:00.000000Z"
 
 
+@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.parametrize("form", ["table", "batch", "reader"])
+def test_columns_of_arrow_that_cannot_be_read_are_left_out(name, form):
+    def add(frame):
+        table = pa.table(frame).append_column("z", UNREADABLE[name](frame.height))
+        batch = table.combine_chunks().to_batches()[0]
+        return {"table": table, "batch": batch, "reader": table.to_reader()}[form]
+
+    dataset = candid.prepare(add(log()), time="t", items=add(films()))
+    assert content(dataset) == content(candid.prepare(log(), time="t", items=films()))
+
+
+@pytest.mark.parametrize("column", ["INTERVAL 1 DAY", "union_value(k := 1)", "[INTERVAL 1 DAY]"])
+def test_columns_of_duckdb_that_cannot_be_read_are_left_out(column):
+    duckdb = pytest.importorskip("duckdb", reason="relations are tested: install the extra dev")
+    interactions, items = pa.table(log()), pa.table(films())
+    with duckdb.connect() as connection:
+        connection.register("log", interactions)
+        connection.register("films", items)
+        dataset = candid.prepare(
+            connection.sql(f'SELECT *, {column} AS "z ""1""" FROM log'),
+            time="t",
+            items=connection.sql(f"SELECT *, {column} AS z FROM films"),
+        )
+        named = TableReader(connection.sql('SELECT user_id AS "z ""1""" FROM log'), "the table")
+        assert named.source(named.columns).frame.collect().height == 60
+    assert content(dataset) == content(candid.prepare(log(), time="t", items=films()))
+
+
+def test_type_names_in_names_of_members_do_not_count():
+    table = pa.table({"a": [{"union": 1, "interval": 2}]})
+    assert TableReader(table, "the table").storable_columns() == ["a"]
+
+
+ATTRIBUTES = {
+    "datetime64[s]": pd.Series(["2020-01-01", None], dtype="datetime64[s]"),
+    "zoned": pd.Series(["2020-01-01", None], dtype="datetime64[s]").dt.tz_localize("Asia/Tokyo"),
+    "timedelta64[s]": pd.Series([3, None], dtype="timedelta64[s]"),
+    "category": pd.Series(["x", None], dtype="category"),
+    "vectors": pd.Series([np.array([1.5, 2], np.float32), None]),
+    "numbers": pd.Series([np.array([1, 2], np.int16), np.array([3], np.int16)]),
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_attributes_of_pandas_have_the_types_of_a_parquet_file(name, tmp_path):
+    users = pd.DataFrame({"user_id": [10, 13], "z": ATTRIBUTES[name]})
+    users.to_parquet(tmp_path / "users.parquet")
+    of_file = candid.prepare(log(), time="t", users=tmp_path / "users.parquet").users
+    of_table = candid.prepare(log(), time="t", users=users).users
+    assert_frame_equal(of_table, of_file)
+
+
+def test_columns_of_pandas_that_cannot_be_attributes_are_left_out():
+    table = (
+        films()
+        .to_pandas()
+        .assign(
+            mixed=[1, "a"] * 6,
+            objects=[frozenset()] * 12,
+            empty=[{}] * 12,
+            key=[uuid.UUID(int=5)] * 12,
+        )
+    )
+    items = candid.prepare(log(), time="t", items=table).items
+    assert items.columns == ["source_id", "title", "genres", "year", "key"]
+    assert items["key"][0] == "00000000-0000-0000-0000-000000000005"
+
+
+def test_zone_without_a_name_is_utc():
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    table = pd.DataFrame({"t": pd.date_range("2024-01-01", periods=1, tz=zone)})
+    frame = TableReader(table, "the table").source(["t"]).frame.collect()
+    assert frame["t"][0] == datetime.datetime(2023, 12, 31, 22, tzinfo=datetime.UTC)
+
+
 def test_zoned_times_of_pandas_are_utc():
     table = log().to_pandas()
     table["t"] = pd.date_range("2024-01-01", periods=60, freq="h", tz="Europe/Paris")
@@ -285,6 +371,10 @@ def test_lazy_frame_is_collected_once_with_the_named_columns():
         ({"users": {"table": "x"}}, r"^prepare: users\['table'\] must be a table of Polars"),
         ({"items": films().drop("item_id")}, "^the table of items has no column 'item_id'"),
         ({"items": films()[:0]}, "^the table of items has no rows"),
+        ({"format": "csv"}, "^prepare: format has no effect on a table in memory"),
+        ({"separator": ";"}, "^prepare: separator has no effect on a table in memory"),
+        ({"query": "SELECT 1"}, "^prepare: query has no effect on a table in memory"),
+        ({"interactions": "a.csv"}, "^prepare: interactions are the first argument"),
     ],
 )
 def test_wrong_settings_are_one_sentence(change, message):
@@ -306,13 +396,30 @@ def test_wrong_settings_are_one_sentence(change, message):
             "^column 'user_id' of the table has values of several types",
         ),
         (log().to_pandas().set_index("user_id"), "index: call reset_index"),
+        (
+            log().to_pandas().assign(user_id=[frozenset([n]) for n in range(60)]),
+            "^column 'user_id' of the table holds Python objects of type frozenset; convert",
+        ),
+        (
+            pa.table(log()).set_column(0, "user_id", pa.array([(0, 0, 1)] * 60, INTERVAL)),
+            "^column 'user_id' of the table has the type month_day_nano_interval, which cannot",
+        ),
         (log().lazy().with_columns(pl.col("nothing")), "^the table cannot be read: .*nothing"),
         (
-            pa.table([pa.array([1]), pa.array([2])], names=["user_id", "user_id"]),
-            "^the table cannot be read: .*more than once",
+            pa.table(log()).append_column("user_id", pa.array([1] * 60)),
+            "^the table has several columns 'user_id'; rename or remove all but one",
         ),
     ],
-    ids=["no rows", "null", "mixed types", "index", "lazy error", "names repeat"],
+    ids=[
+        "no rows",
+        "null",
+        "mixed types",
+        "index",
+        "objects",
+        "unreadable type",
+        "lazy error",
+        "names repeat",
+    ],
 )
 def test_bad_table_is_one_sentence(table, message):
     with pytest.raises(DataError, match=message) as caught:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +16,12 @@ from candid.errors import DataError
 
 ARROW = ("__arrow_c_stream__", "__arrow_c_array__")
 """Methods of the Arrow PyCapsule interface: a stream of batches, and one batch."""
+UNREADABLE = re.compile(r"(?:interval|union)(?=$|[<(\[\],>)])|decimal256", re.IGNORECASE)
+"""Types of Arrow and DuckDB, as they print themselves, for which Polars panics."""
+FAULTS = (Exception, pl.exceptions.PanicException)
+"""What reading a table of another library may raise; a panic of Polars is not an ``Exception``."""
+POLARS_UNITS = (("ms", 1), ("us", 1), ("ns", 1))
+"""Units of NumPy times that Polars has; seconds become milliseconds, as in a parquet file."""
 
 
 def is_table(data: object) -> bool:
@@ -35,9 +43,9 @@ def is_pandas(data: object) -> bool:
 class TableReader:
     """The columns of a table in memory, converted to Polars on request.
 
-    The table is not changed. A lazy frame is collected once, with the requested columns only. A
-    table that can be read only once, such as a stream of Arrow batches, is read when this object
-    is made.
+    The table is not changed. A lazy frame is collected once, with the requested columns only; so
+    is a relation of DuckDB. A table that can be read only once, such as a stream of Arrow batches,
+    is read when this object is made.
 
     Args:
         table: see ``is_table``.
@@ -49,12 +57,15 @@ class TableReader:
 
     def __init__(self, table: Any, name: str) -> None:
         self.name = name
+        self._table = table
         if isinstance(table, pl.DataFrame | pl.LazyFrame) or is_pandas(table):
-            self._table = table
             return
         try:
-            self._table = pl.DataFrame(table)
-        except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+            if _is_of(table, "pyarrow") and hasattr(table, "read_all"):
+                self._table = table.read_all()
+            if _foreign_types(self._table) is None:
+                self._table = pl.DataFrame(table)
+        except FAULTS as error:
             raise self._unreadable(error) from error
 
     @property
@@ -65,14 +76,26 @@ class TableReader:
                 return self._table.collect_schema().names()
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise self._unreadable(error) from error
-        return list(self._table.columns)
+        types = _foreign_types(self._table)
+        return list(self._table.columns) if types is None else [name for name, _ in types]
 
     def storable_columns(self) -> list[str]:
         """Return the names of the columns that can be attributes, in order."""
         names = self.columns
         if isinstance(self._table, pl.LazyFrame):
             return storable_columns(self._table.collect_schema())
+        types = _foreign_types(self._table)
+        if types is not None:
+            names = [name for name, dtype in types if not UNREADABLE.search(dtype)]
+        elif is_pandas(self._table):
+            return [name for name in names if self._is_storable(name)]
         return storable_columns(self.frame(names).schema)
+
+    def _is_storable(self, name: str) -> bool:
+        try:
+            return bool(storable_columns(self.frame([name]).schema))
+        except DataError:
+            return False
 
     def source(self, columns: Iterable[str]) -> Source:
         """Return the named columns as a source.
@@ -108,16 +131,35 @@ class TableReader:
                 raise self._unreadable(error) from error
         if isinstance(self._table, pl.DataFrame):
             return self._table.select(names)
+        types = _foreign_types(self._table)
+        if types is not None:
+            return self._from_foreign(names, types)
         return pl.DataFrame([self._from_pandas(name) for name in names])
+
+    def _from_foreign(self, names: Sequence[str], types: Sequence[tuple[str, str]]) -> pl.DataFrame:
+        for name in names:
+            found = [dtype for known, dtype in types if known == name]
+            if len(found) > 1:
+                raise self._repeated(name)
+            if UNREADABLE.search(found[0]):
+                raise DataError(
+                    f"column {name!r} of {self.name} has the type {found[0]}, which cannot be "
+                    "read; convert it or leave it out"
+                )
+        try:
+            if _is_of(self._table, "pyarrow"):
+                return pl.DataFrame(self._table.select(list(names)))
+            quoted = ('"' + name.replace('"', '""') + '"' for name in names)
+            return pl.DataFrame(self._table.project(", ".join(quoted)))
+        except FAULTS as error:
+            raise self._unreadable(error) from error
 
     def _from_pandas(self, name: str) -> pl.Series:
         column = self._table[name]
         if hasattr(column, "columns"):
-            raise DataError(
-                f"{self.name} has several columns {name!r}; rename or remove all but one"
-            )
+            raise self._repeated(name)
         try:
-            return _pandas_series(column).alias(name)
+            values = _pandas_series(column).alias(name)
         except (
             TypeError,
             ValueError,
@@ -129,8 +171,18 @@ class TableReader:
                 f"column {name!r} of {self.name} has values of several types, or of a type that "
                 f"cannot be read ({_first_line(error)}); convert it to one type"
             ) from None
+        if values.dtype == pl.Object:
+            kind = type(values.drop_nulls()[0]).__name__
+            raise DataError(
+                f"column {name!r} of {self.name} holds Python objects of type {kind}; convert them "
+                "to numbers, text or times, or leave the column out"
+            )
+        return values
 
-    def _unreadable(self, error: Exception) -> DataError:
+    def _repeated(self, name: str) -> DataError:
+        return DataError(f"{self.name} has several columns {name!r}; rename or remove all but one")
+
+    def _unreadable(self, error: BaseException) -> DataError:
         return DataError(f"{self.name} cannot be read: {_first_line(error)}; fix the table")
 
 
@@ -154,12 +206,17 @@ def _pandas_series(column: Any) -> pl.Series:
     if hasattr(column, "cat"):
         categories = _pandas_series(column.cat.categories.to_series())
         codes = pl.Series(column.cat.codes.to_numpy(), dtype=pl.Int64)
-        return categories.gather(codes.set(pl.Series(codes < 0), None))
-    if getattr(dtype, "tz", None) is not None:
-        times = column.dt.tz_convert("UTC").dt.tz_localize(None)
-        return pl.Series(times.to_numpy()).dt.replace_time_zone("UTC")
+        values = categories.gather(codes.set(pl.Series(codes < 0), None))
+        return values.cast(pl.Categorical) if values.dtype == pl.String else values
+    zone = getattr(dtype, "tz", None)
+    if zone is not None:
+        times = _pandas_series(column.dt.tz_convert("UTC").dt.tz_localize(None))
+        return _in_zone(times.dt.replace_time_zone("UTC"), str(zone))
     if isinstance(dtype, np.dtype) and dtype.kind != "O":
-        return pl.Series(column.to_numpy())
+        array = column.to_numpy()
+        if dtype.kind in "mM" and np.datetime_data(dtype) not in POLARS_UNITS:
+            array = array.astype(f"{dtype.kind}8[ms]")
+        return pl.Series(array)
     numeric = getattr(dtype, "numpy_dtype", None)
     if isinstance(numeric, np.dtype) and numeric.kind in "biuf":
         # A nullable type: values beside a mask.
@@ -167,12 +224,43 @@ def _pandas_series(column: Any) -> pl.Series:
         return values.set(pl.Series(is_missing), None)
     members = column.astype(object).where(~is_missing, None).tolist()
     if any(isinstance(value, np.ndarray) for value in members):
+        # Lists keep the type of their arrays: float32 does not become float64.
+        types = {m.dtype for m in members if isinstance(m, np.ndarray)}
+        if len(types) == 1 and all(m is None or np.ndim(m) == 1 for m in members):
+            inner = pl.Series(np.empty(0, dtype=types.pop())).dtype
+            if inner != pl.Object:
+                members = [None if m is None else pl.Series(m) for m in members]
+                return pl.Series(members, dtype=pl.List(inner))
         members = [m.tolist() if isinstance(m, np.ndarray) else m for m in members]
+    if any(isinstance(value, uuid.UUID) for value in members):
+        members = [str(m) if isinstance(m, uuid.UUID) else m for m in members]
     return pl.Series(members, strict=True)
 
 
-def _is_of(data: object, package: str) -> bool:
-    return type(data).__module__.split(".")[0] == package
+def _in_zone(times: pl.Series, zone: str) -> pl.Series:
+    """Convert times to a zone; they stay in UTC where Polars does not know it, as UTC+02:00."""
+    try:
+        return times.dt.convert_time_zone(zone)
+    except pl.exceptions.PolarsError:
+        return times
+
+
+def _foreign_types(table: Any) -> list[tuple[str, str]] | None:
+    """Return names and printed types of the columns of a table of pyarrow or DuckDB, else None.
+
+    Polars cannot read all types; columns are therefore selected before they are converted.
+    """
+    if _is_of(table, "pyarrow") and hasattr(table, "select") and hasattr(table, "schema"):
+        names, types = table.schema.names, table.schema.types
+    elif _is_of(table, "duckdb", "_duckdb") and hasattr(table, "project"):
+        names, types = table.columns, table.types
+    else:
+        return None
+    return [(name, str(dtype)) for name, dtype in zip(names, types, strict=True)]
+
+
+def _is_of(data: object, *packages: str) -> bool:
+    return type(data).__module__.split(".")[0] in packages
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,6 +29,8 @@ MEMORY_NAMES: Final[Mapping[str, str]] = {
     "users": "the table of users",
 }
 """What messages and a config call tables in memory, by their key in ``DataConfig``."""
+FILE_SETTINGS = ("format", "separator", "query")
+"""Keys of ``DataConfig`` that a table in memory takes no part in."""
 
 
 class Sources(Protocol):
@@ -146,10 +148,17 @@ def inputs_of_tables(
         ConfigError: ``data``, ``items`` or ``users`` is something else, or a setting is wrong.
         DataError: a table or file cannot be read, or lacks a column.
     """
+    if "interactions" in settings:
+        raise ConfigError("prepare: interactions are the first argument; remove the keyword")
     values = dict(settings)
     values["split"] = {"kind": split} if isinstance(split, str) else split
     readers: dict[str, TableReader] = {}
     if is_table(data):
+        for key in FILE_SETTINGS:
+            if values.get(key) not in (None, "auto"):
+                raise ConfigError(
+                    f"prepare: {key} has no effect on a table in memory; remove it, or give a path"
+                )
         readers["interactions"] = TableReader(data, MEMORY_NAMES["interactions"])
         values["interactions"] = MEMORY_NAMES["interactions"]
     else:

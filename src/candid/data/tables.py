@@ -203,11 +203,12 @@ def _check_agreement(source: Source, first: Source, config: TableConfig) -> None
 
 
 def _is_storable(dtype: _Type) -> bool:
-    return all(leaf not in (pl.Binary, pl.Object) for leaf in _leaves(dtype))
+    leaves = list(_leaves(dtype))
+    return bool(leaves) and all(leaf not in (pl.Binary, pl.Object) for leaf in leaves)
 
 
 def _leaves(dtype: _Type) -> Iterator[_Type]:
-    """Yield the types that a nested type is made of."""
+    """Yield the types that a nested type is made of; none for a struct without members."""
     if isinstance(dtype, pl.List | pl.Array):
         yield from _leaves(dtype.inner)
     elif isinstance(dtype, pl.Struct):
