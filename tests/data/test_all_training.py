@@ -4,11 +4,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+import candid
 from candid.data import (
     DataConfig,
     PreparedDataset,
     Role,
     SplitConfig,
+    open_dataset,
     prepare_folder,
     with_all_training,
 )
@@ -104,3 +106,39 @@ def test_all_training_of_a_dataset_in_memory_trains_on_held_out_interactions():
     changed = with_all_training(dataset)
     assert changed.roles.tolist() == [Role.TRAIN, Role.TRAIN, Role.HISTORY, Role.TRAIN]
     assert dataset.roles.tolist() == [Role.TRAIN, Role.TEST, Role.HISTORY, Role.VALIDATION]
+
+
+BY_ROLE = {
+    "column": {"kind": "column", "column": "role"},
+    "interactions": {"kind": "cross-validation", "unit": "interaction", "folds": 3},
+}
+
+
+@pytest.mark.parametrize("split", BY_ROLE.values(), ids=BY_ROLE)
+@pytest.mark.parametrize(
+    "keys", [{"order": "n"}, {"time": "t", "order": "n"}, {"time": "t"}, {}], ids=str
+)
+@pytest.mark.parametrize("ids_from", [False, True])
+def test_all_training_restores_the_order_of_datasets_stored_by_role(
+    tmp_path, split, keys, ids_from
+):
+    roles = ["test", "train", "validation", "train", "train", "test"]
+    rows = [
+        {"user_id": user, "item_id": item, "t": 100 + n // 3, "n": 50 - n, "role": roles[n]}
+        for user in (8, 3)
+        for n, item in enumerate((5, 2, 4, 1, 6, 3))
+    ]
+    table = pl.DataFrame(rows)
+    if ids_from:
+        earlier = candid.prepare(table.reverse(), split="none", out=tmp_path / "earlier")
+        keys = keys | {"ids_from": str(earlier.path)}
+    held_out = candid.prepare(table, split=split, **keys)
+    assert held_out.order_ranks is not None
+    stored = open_dataset(held_out.save(tmp_path / "d").path)
+    expected = candid.prepare(table, split="none", **keys)
+    assert expected.order_ranks is None
+    for dataset in (held_out, stored):
+        changed = with_all_training(dataset)
+        assert np.array_equal(changed.item_ids, expected.item_ids)
+        assert np.array_equal(changed.roles, expected.roles)
+        assert changed.order_ranks is None

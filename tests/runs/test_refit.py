@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,7 @@ from candid.data import DataConfig, PreparedDataset, Role, SplitConfig, prepare_
 from candid.errors import ArtifactError, ConfigError, Interrupted
 from candid.runs import build_model, build_objective, load_run, load_runs, train_run
 from candid.runs.comparison import compare_runs
-from candid.runs.refit import Refit
+from candid.runs.refit import Refit, check_can_refit
 from candid.training import BEST, LAST, Trainer, TrainState, read_checkpoint
 
 NUM_ITEMS = 15
@@ -310,12 +311,16 @@ def test_refit_without_validation_is_refused(everything, tmp_path):
 
 
 def test_refit_without_the_order_of_interactions_is_refused(log, tmp_path):
-    split = SplitConfig(kind="cross-validation", unit="interaction")
-    data = prepare_folder(
-        DataConfig(interactions=str(log), order="t", split=split), tmp_path / "d"
-    ).dataset
-    with pytest.raises(ConfigError, match="prepare the data with --time"):
-        train_run(recipe(), data, tmp_path / "run", refit=True)
+    interactions = pl.read_parquet(log)
+    roles = pl.Series("role", ["test", "validation", "train"]).gather(
+        np.arange(interactions.height) % 3
+    )
+    split = {"kind": "column", "column": "role"}
+    data = candid.prepare(interactions.with_columns(roles), order="t", split=split)
+    check_can_refit(data)
+    earlier = replace(data, order_ranks=None)
+    with pytest.raises(ConfigError, match=r"prepared by an earlier version.*prepare it again"):
+        train_run(recipe(), earlier, tmp_path / "run", refit=True)
 
 
 def test_refit_is_resumed_with_its_own_settings_only(data, tmp_path):

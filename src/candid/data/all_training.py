@@ -19,9 +19,9 @@ def with_all_training(dataset: PreparedDataset) -> PreparedDataset:
     stays history where it is never a target: event types that are history only, and the role
     ``history`` of a column split.
 
-    With timestamps, the interactions of each user are in order of time: a column split and a
-    cross-validation of interactions store them by role first. Interactions of the same time keep
-    their order. Path and fingerprint are those of ``dataset``.
+    The interactions of each user are in order of time and order: a column split and a
+    cross-validation of interactions store them by role first. Path and fingerprint are those of
+    ``dataset``.
 
     Example:
         >>> with_all_training(dataset).roles.max()  # doctest: +SKIP
@@ -38,10 +38,12 @@ def with_all_training(dataset: PreparedDataset) -> PreparedDataset:
             roles[is_target[dataset.event_types]] = Role.TRAIN
     manifest = {**dataset.manifest, "fingerprint": dataset.fingerprint}
     changed = replace(dataset, roles=roles, manifest=manifest)
-    if dataset.timestamps is None:
+    # Datasets of earlier versions have no ranks; their times order all but ties.
+    keys = dataset.timestamps if dataset.order_ranks is None else dataset.order_ranks
+    if keys is None:
         return changed
     owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.user_offsets))
-    order = np.lexsort((dataset.timestamps, owners))
+    order = np.lexsort((keys, owners))
     if np.array_equal(order, np.arange(len(order))):
         return changed
     return _reordered(changed, order)
@@ -49,7 +51,8 @@ def with_all_training(dataset: PreparedDataset) -> PreparedDataset:
 
 def _reordered(dataset: PreparedDataset, order: npt.NDArray[np.int64]) -> PreparedDataset:
     """Return the interactions in another order within each user."""
-    arrays: dict[str, Any] = {
+    arrays: dict[str, Any] = {"order_ranks": None}
+    arrays |= {
         name: None if (array := getattr(dataset, name)) is None else np.asarray(array)[order]
         for name in ("item_ids", "roles", "timestamps", "weights", "event_types")
     }

@@ -65,6 +65,9 @@ class PreparedDataset:
         retired_items: [V] bool, items of an earlier dataset that keep their ids here and have no
             interaction any more; None: no item is retired. They are not ranked in evaluations and
             not recommended, unless a caller allows them by id.
+        order_ranks: [E] int32, place of each interaction among those of its user by time and
+            order, from 0; None where the interactions are stored in that order. A column split
+            and a cross-validation of interactions store them by role first.
         manifest: content of ``manifest.json`` (described in ``candid.data.prepare``); in memory
             without files; empty for a dataset that was not prepared.
         path: folder of the dataset; None for a dataset in memory.
@@ -87,6 +90,7 @@ class PreparedDataset:
     negative_ids: npt.NDArray[np.int32] | None = None
     negative_offsets: npt.NDArray[np.int64] | None = None
     retired_items: npt.NDArray[np.bool_] | None = None
+    order_ranks: npt.NDArray[np.int32] | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
 

@@ -32,8 +32,9 @@ ARRAYS = {
     "negative_ids": np.int32,
     "negative_offsets": np.int64,
     "retired_items": np.bool_,
+    "order_ranks": np.int32,
 }
-ALIGNED = ("timestamps", "weights", "event_types")
+ALIGNED = ("timestamps", "weights", "event_types", "order_ranks")
 """Optional arrays with one entry per interaction."""
 OPTIONAL = (*ALIGNED, "negative_ids", "negative_offsets", "retired_items")
 """Arrays that a dataset may lack."""

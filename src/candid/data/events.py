@@ -37,7 +37,8 @@ class Events:
     Attributes:
         frame: E rows; user, item (Int32 ids), then as declared time (Int64 microseconds),
             weight (Float32), role (UInt8, column splits only), event_type (UInt8), negatives (lists
-            of item ids before filtering, see ``new_item_ids``).
+            of item ids before filtering, see ``new_item_ids``), place (UInt32, see
+            ``keep_order``).
         users: source id of each user, ascending until ``keep_ids``.
         items: source id of each item, ascending until ``keep_ids``.
         origin: source of the interactions, for messages.
@@ -74,6 +75,28 @@ class Events:
     def ids(self, name: str) -> npt.NDArray[np.int32]:
         """[E] int32, column ``user`` or ``item``."""
         return self.frame[name].to_numpy()
+
+    def keep_order(self) -> None:
+        """Add the column ``place``: the number of each row now, before a sort by role."""
+        place = pl.int_range(pl.len(), dtype=pl.UInt32).alias("place")
+        self.frame = self.frame.with_columns(place)
+
+    def order_ranks(self) -> npt.NDArray[np.int32] | None:
+        """Place of each row among those of its user before ``keep_order``: [E], from 0.
+
+        None where the rows have that order.
+        """
+        if "place" not in self.frame.columns:
+            return None
+        users = self.ids("user")
+        order = np.lexsort((self.frame["place"].to_numpy(), users))
+        rows = np.arange(len(users))
+        if np.array_equal(order, rows):
+            return None
+        starts = np.searchsorted(users, users)
+        ranks = np.empty(len(users), dtype=np.int32)
+        ranks[order] = rows - starts
+        return ranks
 
     def filter(self, reason: str, is_kept: npt.NDArray[np.bool_]) -> None:
         """Drop rows, and renumber users and items without gaps.
@@ -203,6 +226,7 @@ def load_events(table: RawTable, config: DataConfig, report: Callable[[str], Non
         _attach_impressions(events, interactions, config)
     if "role" in table.columns:
         # After the impressions were removed: those have no role.
+        events.keep_order()
         events.frame = _sort(events.frame, [pl.col("role"), *order])
     report(f"filtering {events.frame.height:,} rows")
     _filter(events, config)

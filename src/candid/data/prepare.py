@@ -283,6 +283,7 @@ def _assemble(
         negative_ids=negative_ids,
         negative_offsets=negative_offsets,
         retired_items=events.retired_items,
+        order_ranks=events.order_ranks(),
     )
 
 

@@ -105,6 +105,7 @@ def _set_roles(events: Events, config: DataConfig) -> dict[str, Any]:
     events.frame = events.frame.with_columns(pl.Series("role", roles, dtype=pl.UInt8))
     if split.kind == "cross-validation" and split.unit == "interaction":
         # Histories end before the first target, so training must come first for each user.
+        events.keep_order()
         rank = pl.col("role").clip(lower_bound=int(Role.HISTORY))
         events.frame = events.frame.sort("user", rank, maintain_order=True)
     return entry

@@ -117,8 +117,8 @@ def check_can_refit(dataset: PreparedDataset) -> None:
     """Refuse a refit whose length nothing can choose, or whose histories have no order.
 
     Raises:
-        ConfigError: the dataset has no validation split, or a split of interactions that were
-            ordered by a column that is not stored.
+        ConfigError: the dataset has no validation split, or an earlier version stored its
+            interactions by role without their order.
     """
     if not np.any(np.asarray(dataset.roles) == Role.VALIDATION):
         kind = dataset.manifest.get("split", {}).get("kind")
@@ -131,12 +131,11 @@ def check_can_refit(dataset: PreparedDataset) -> None:
             "the dataset has no validation split, which chooses the number of steps of a refit; "
             + advice
         )
-    by_interaction = dataset.manifest.get("split", {}).get("unit") == "interaction"
-    has_order = dataset.manifest.get("config", {}).get("order") is not None
-    if by_interaction and has_order and dataset.timestamps is None:
+    is_out_of_order = dataset.manifest.get("split", {}).get("out_of_order", 0) > 0
+    if is_out_of_order and dataset.order_ranks is None and dataset.timestamps is None:
         raise ConfigError(
-            "a cross-validation of interactions does not store the order of a column, which the "
-            "histories of a refit need: prepare the data with --time, or leave out --refit"
+            f"{dataset.origin} was prepared by an earlier version, which stored the interactions "
+            "of each user by role and not their order: prepare it again, or leave out --refit"
         )
 
 
