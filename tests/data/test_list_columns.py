@@ -5,7 +5,7 @@ import pytest
 
 from candid.data import DataConfig, prepare_folder
 from candid.data.list_columns import parse_list
-from candid.errors import DataError
+from candid.errors import ConfigError, DataError
 
 LISTS = pl.DataFrame(
     {
@@ -84,6 +84,7 @@ def test_exploding_equals_the_table_of_interactions(tmp_path):
         tmp_path / "rows.parquet"
     )
     fingerprints = set()
+    counts = {"lists": (4, {"empty_lists": 2}), "rows": (len(ROWS), {})}
     for name, columns in (("lists", ("items", "times")), ("rows", ())):
         config = DataConfig(
             interactions=str(tmp_path / f"{name}.parquet"),
@@ -92,7 +93,7 @@ def test_exploding_equals_the_table_of_interactions(tmp_path):
             explode=columns,
         )
         result = prepare_folder(config, tmp_path / name)
-        assert result.report["rows_read"] == len(ROWS)
+        assert (result.report["rows_read"], result.report["dropped"]) == counts[name]
         fingerprints.add(result.report["fingerprint"])
     assert len(fingerprints) == 1
 
@@ -168,3 +169,40 @@ def test_missing_element_is_reported_with_its_row(tmp_path):
     )
     with pytest.raises(DataError, match=r"'item_id' has 1 empty values, first in .*log\.csv"):
         prepare_folder(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([[], None], r"all lists of .*log\.parquet are empty; name other columns in explode"),
+        ([[[1], [2]], [[3]]], r"'item_id' of .*log\.parquet has lists of lists; write one list"),
+    ],
+)
+def test_lists_without_interactions_are_refused(tmp_path, items, message):
+    frame = pl.DataFrame({"user_id": [1, 2], "item_id": items})
+    if items[0] == []:
+        frame = frame.cast({"item_id": pl.List(pl.Int64)})
+    frame.write_parquet(tmp_path / "log.parquet")
+    config = DataConfig(
+        interactions=str(tmp_path / "log.parquet"), explode=("item_id",), split={"kind": "none"}
+    )
+    with pytest.raises(DataError, match=message):
+        prepare_folder(config, tmp_path / "out")
+
+
+def test_column_named_twice_in_explode_is_refused():
+    with pytest.raises(ConfigError, match="`explode` names a column twice; remove one"):
+        DataConfig(interactions="log.csv", explode=("item_id", "item_id"))
+
+
+def test_column_named_row_can_be_the_user(tmp_path):
+    frame = pl.DataFrame({"_row": ["a", "b"], "item_id": ["1 2", "2 1"]})
+    frame.write_csv(tmp_path / "log.csv")
+    config = DataConfig(
+        interactions=str(tmp_path / "log.csv"),
+        user="_row",
+        explode=("item_id",),
+        split={"kind": "none"},
+    )
+    result = prepare_folder(config, tmp_path / "out")
+    assert result.dataset.users["source_id"].to_list() == ["a", "b"]

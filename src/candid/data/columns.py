@@ -30,12 +30,16 @@ class RawTable:
         schema: type of each column; text for formats that have only text.
         is_exploded: whether one row of a file can be several rows here; the number of the row is
             then in the column ``ROW``.
+        rows_read: rows of the files, where one can be several rows here.
+        empty_lists: rows of the files that give no row here.
     """
 
     sources: list[Source]
     columns: dict[str, str]
     schema: dict[str, pl.DataType]
     is_exploded: bool = False
+    rows_read: int = 0
+    empty_lists: int = 0
 
     @property
     def frame(self) -> pl.LazyFrame:
@@ -74,9 +78,14 @@ def select_columns(sources: Sequence[Source], config: DataConfig) -> RawTable:
     columns = config.columns
     schema: dict[str, pl.DataType] = {}
     renamed = []
+    rows_read = empty_lists = 0
     for source in sources:
         require_columns(source, [*columns.values(), *config.explode])
-        source = explode(source, config.explode)
+        if config.explode:
+            exploded = explode(source, config.explode)
+            source = exploded.source
+            rows_read += exploded.rows_read
+            empty_lists += exploded.empty_lists
         types = columns_of(source)
         expressions = [pl.col(ROW)] if config.explode else []
         for name, column in columns.items():
@@ -90,7 +99,7 @@ def select_columns(sources: Sequence[Source], config: DataConfig) -> RawTable:
                 )
             expressions.append(expression.alias(name))
         renamed.append(replace(source, frame=source.frame.select(expressions)))
-    return RawTable(renamed, columns, schema, bool(config.explode))
+    return RawTable(renamed, columns, schema, bool(config.explode), rows_read, empty_lists)
 
 
 def parse_ids(table: RawTable, name: str, found: Mapping[str, Any]) -> pl.Expr:

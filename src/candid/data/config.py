@@ -245,6 +245,8 @@ class DataConfig(ComponentConfig):
             raise ValueError(
                 f"user and item are both column {self.user!r}; name two different columns"
             )
+        if len(set(self.explode)) < len(self.explode):
+            raise ValueError("`explode` names a column twice; remove one")
         unused = set(self.explode) - set(self.columns.values())
         if unused:
             raise ValueError(

@@ -185,7 +185,7 @@ def load_events(table: RawTable, config: DataConfig, report: Callable[[str], Non
     report(f"checking the columns of {config.origin}")
     parsed = parse_rows(table, config)
     _check_any_left(parsed, config)
-    report(f"numbering users and items of {parsed.rows_read:,} rows")
+    report(f"numbering users and items of {parsed.num_rows:,} rows")
     query = parsed.query
     if config.split.kind == "column":
         query = query.with_columns(_role_codes(table, config.split))
@@ -244,7 +244,8 @@ def load_events(table: RawTable, config: DataConfig, report: Callable[[str], Non
 
 
 def _check_any_left(parsed: ParsedRows, config: DataConfig) -> None:
-    if parsed.rows_read == sum(parsed.dropped.values()):
+    left_out = sum(n for reason, n in parsed.dropped.items() if reason != "empty_lists")
+    if parsed.num_rows == left_out:
         raise DataError(
             f"no interaction of {config.origin} remains: "
             f"{', '.join(f'{k} drops {v:,} rows' for k, v in parsed.dropped.items())}; "

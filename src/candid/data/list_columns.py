@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import polars as pl
 
 from candid.data.readers import Source, collect, columns_of
 from candid.errors import DataError
 
-ROW = "_row"
+ROW = "_row_of_file"
 """Column with the number of the row in its file, from 0."""
 CHARACTERS = 60
 """Characters of a text that a message quotes."""
@@ -28,23 +28,31 @@ NO_ELEMENT = r"^(?:\.\.\.|…|(?:np\.\w+|array|Timestamp)\(.*)$"
 """Part of a list that was cut short for display, or of the code that creates an element."""
 
 
-def explode(source: Source, columns: Sequence[str]) -> Source:
-    """Make a row of each element of the lists in ``columns``; the other columns repeat.
+@dataclass(frozen=True)
+class Exploded:
+    """A source with a row for each element of a list.
 
-    A row whose lists are empty or missing gives no row.
+    Attributes:
+        source: with the column ``ROW``.
+        rows_read: rows of the file.
+        empty_lists: those without an element, which give no row.
+    """
+
+    source: Source
+    rows_read: int
+    empty_lists: int
+
+
+def explode(source: Source, columns: Sequence[str]) -> Exploded:
+    """Make a row of each element of the lists in ``columns``; the other columns repeat.
 
     Args:
         source: with lists, or text that ``parse_list`` reads.
-        columns: columns of lists, of the same length in each row; empty: ``source`` as it is.
-
-    Returns:
-        the source with the column ``ROW``.
+        columns: columns of lists, of the same length in each row.
 
     Raises:
         DataError: a column is not a list, or the lists of a row differ in length.
     """
-    if not columns:
-        return source
     types = columns_of(source)
     lists = [_as_list(column, types[column], source).alias(column) for column in columns]
     frame = source.frame.with_row_index(ROW)
@@ -54,8 +62,11 @@ def explode(source: Source, columns: Sequence[str]) -> Source:
     frame = frame.with_columns(lists)
     lengths = [pl.col(column).list.len().fill_null(0) for column in columns]
     differs = pl.any_horizontal(length != lengths[0] for length in lengths)
-    first = collect(frame.filter(differs).head(1).select(ROW, *lengths), [source])
-    if first.height:
+    is_empty = lengths[0] == 0
+    counts = [pl.len(), is_empty.sum().alias("empty"), differs.sum().alias("differ")]
+    rows_read, empty_lists, num_differing = collect(frame.select(counts), [source]).row(0)
+    if num_differing:
+        first = collect(frame.filter(differs).head(1).select(ROW, *lengths), [source])
         row, *sizes = first.row(0)
         described = ", ".join(
             f"{size} in {column!r}" for column, size in zip(columns, sizes, strict=True)
@@ -65,7 +76,7 @@ def explode(source: Source, columns: Sequence[str]) -> Source:
             "lists of one length"
         )
     exploded = frame.explode(list(columns), empty_as_null=False, keep_nulls=False)
-    return replace(source, frame=exploded)
+    return Exploded(replace(source, frame=exploded), rows_read, empty_lists)
 
 
 def parse_list(value: pl.Expr) -> pl.Expr:
@@ -144,6 +155,10 @@ def _unquoted(element: pl.Expr) -> pl.Expr:
 
 def _as_list(column: str, dtype: pl.DataType, source: Source) -> pl.Expr:
     value = pl.col(column)
+    if isinstance(dtype, pl.List | pl.Array) and isinstance(dtype.inner, pl.List | pl.Array):
+        raise DataError(
+            f"column {column!r} of {source.path} has lists of lists; write one list in each row"
+        )
     if isinstance(dtype, pl.List):
         return value
     if isinstance(dtype, pl.Array):

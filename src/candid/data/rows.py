@@ -32,7 +32,9 @@ class ParsedRows:
             negatives (lists of item ids as in the source); those that the config names.
         columns: the columns of ``query`` as expressions over the files.
         rows_read: rows of the files.
-        dropped: ``nulls`` and ``low_rating`` -> number of rows that the query leaves out.
+        num_rows: interactions in them: the same, or the elements of lists.
+        dropped: ``nulls`` and ``low_rating`` -> number of interactions that the query leaves out;
+            ``empty_lists`` -> number of rows of the files without an interaction.
         dates_as_text: those of time and order that contain dates as text; a few texts among
             numbers are errors.
         time_unit: form of times that are numbers, key of ``times.UNITS`` or ``times.CALENDAR``;
@@ -42,6 +44,7 @@ class ParsedRows:
     query: pl.LazyFrame
     columns: dict[str, pl.Expr]
     rows_read: int
+    num_rows: int
     dropped: dict[str, int]
     dates_as_text: frozenset[str]
     time_unit: str | None
@@ -55,6 +58,11 @@ def parse_rows(table: RawTable, config: DataConfig) -> ParsedRows:
     """
     survey = _survey(table)
     rows = int(survey["rows"])
+    if not rows and table.empty_lists:
+        raise DataError(
+            f"all lists of {config.origin} are empty; name other columns in explode, or check "
+            "the file"
+        )
     if not rows:
         raise DataError(f"{table.sources[0].path} has no rows; check the file")
     if rows > MAX_ROWS:
@@ -80,7 +88,7 @@ def parse_rows(table: RawTable, config: DataConfig) -> ParsedRows:
         )
     query = table.frame.filter(complete).with_columns(e.alias(n) for n, e in parsed.items())
     remaining = rows
-    dropped = {}
+    dropped = {"empty_lists": table.empty_lists}
     if config.drop_nulls:
         remaining = table.run(query.select(pl.len())).item()
         dropped["nulls"] = rows - remaining
@@ -90,6 +98,7 @@ def parse_rows(table: RawTable, config: DataConfig) -> ParsedRows:
     return ParsedRows(
         query.drop("rating", ROW, strict=False),
         parsed,
+        table.rows_read if table.is_exploded else rows,
         rows,
         {reason: count for reason, count in dropped.items() if count},
         frozenset(name for name in ("time", "order") if _is_text(survey, name)),
