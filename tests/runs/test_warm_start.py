@@ -116,6 +116,22 @@ def test_interrupted_warm_start_resumes_to_the_same_weights(tmp_path):
         assert torch.equal(tensor, two.tensors[key]), key
 
 
+@pytest.mark.parametrize("refit", [False, True])
+def test_resume_refuses_another_earlier_run(tmp_path, monkeypatch, refit):
+    monkeypatch.chdir(tmp_path)
+    data, config = dataset(USERS, ITEMS_A), recipe(HISTORY)
+    for name in ("first", "other"):
+        train_run(config, data, tmp_path / name)
+    train_run(config, data, "warm", init="first", refit=refit)
+    train_run(config, data, "cold", refit=refit)
+    with pytest.raises(ConfigError, match=r"warm was started from .*first.*, not from .*other"):
+        train_run(config, data, "warm", init="other", resume=True, refit=refit)
+    with pytest.raises(ConfigError, match="cold was not started from an earlier run: leave out"):
+        train_run(config, data, "cold", init="other", resume=True, refit=refit)
+    same = train_run(config, data, "warm", init="first", resume=True, refit=refit)
+    assert same.manifest["init"]["run"] == str(tmp_path / "first")
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("change", range(4))
 def test_rows_follow_their_source_ids(name, change, tmp_path):

@@ -64,6 +64,7 @@ from candid.runs.refit import (
 from candid.runs.run import Run, load_run
 from candid.runs.trained_ids import TrainedIds, find_new_targets
 from candid.runs.warm_start import (
+    check_resumes_init,
     check_same_event_types,
     check_same_features,
     open_earlier_run,
@@ -238,8 +239,8 @@ def train_run(
         data: a prepared dataset, or its folder.
         out: folder of the run: new or empty, or with ``resume`` that of an earlier run.
         init: folder of an earlier run whose weights the training starts from, mapped by source id;
-            its fitted features are used. A resumed run has it stored. Both passes of a refit start
-            from it.
+            its fitted features are used. A resumed run has it stored, and another one is refused.
+            Both passes of a refit start from it.
         resume: continue an interrupted run of the same config and dataset.
         refit: train twice. The first pass, in ``out / "before-refit"``, validates and can be
             measured; the second trains a new model on all interactions, those of validation and
@@ -249,8 +250,9 @@ def train_run(
 
     Raises:
         ConfigError: ``out`` already holds a run, the config cannot work (such as a sampled
-            softmax over items that its sampler can never draw), or a refit has no validation
-            split. A run that fails before its first step leaves no file behind.
+            softmax over items that its sampler can never draw), a refit has no validation split,
+            or the run to resume was not started from ``init``. A run that fails before its first
+            step leaves no file behind.
         DataError: no validation target can be recommended.
         ArtifactError: the dataset is not the one of the config or of the run to resume, or a
             checkpoint is damaged.
@@ -307,6 +309,7 @@ def _train(
     if resume:
         # Fitted features are read, not fitted again: another machine might round differently.
         before = check_resumable(out, manifest)
+        check_resumes_init(out, before, init)
         features = read_features(config.features, dataset, out, before.get("features"))
         manifest["init"] = before.get("init")
         init = None if manifest["init"] is None else manifest["init"]["run"]

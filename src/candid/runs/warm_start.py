@@ -83,6 +83,31 @@ def open_earlier_run(folder: Path | str) -> EarlierRun:
     return EarlierRun(folder, config, manifest, ids)
 
 
+def check_resumes_init(out: Path, manifest: Mapping[str, Any], init: Path | str | None) -> None:
+    """Refuse to resume a run with another earlier run than the one it was started from.
+
+    Args:
+        out: folder of the run to resume.
+        manifest: content of its ``run.json``.
+        init: folder of the earlier run; None: whichever it was.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    if init is None:
+        return
+    facts = manifest.get("init")
+    if facts is None:
+        raise ConfigError(
+            f"{out} was not started from an earlier run: leave out --init, or choose another folder"
+        )
+    if Path(facts["run"]) != Path(init).resolve():
+        raise ConfigError(
+            f"{out} was started from {facts['run']}, not from {init}: leave out --init to resume "
+            "it, or choose another folder"
+        )
+
+
 def check_same_event_types(earlier: EarlierRun, dataset: PreparedDataset) -> None:
     """Refuse a dataset whose event types have other codes than those of the earlier run.
 
