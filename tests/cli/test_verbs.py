@@ -237,6 +237,16 @@ def test_train_prepares_trains_and_measures_from_a_recipe(candid, toy, tmp_path,
     assert part["settings"]["catalog"] == "warm"
 
 
+def test_a_refused_refit_leaves_the_dataset_of_other_runs(candid, toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert candid("prepare", toy.recipe, "--out", "data/toy").code == 0
+    before = (tmp_path / "data/toy/manifest.json").read_bytes()
+    answer = candid("train", toy.recipe, "--refit", "--set", "data.split.kind=none")
+    assert answer.code == 2, answer.err
+    assert 'with split.kind = "none": leave out --refit' in answer.err
+    assert (tmp_path / "data/toy/manifest.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(("steps", "when"), [(1, "within the first epoch"), (9, "after epoch 1")])
 def test_train_reports_the_epoch_of_the_best_validation(candid, toy, tmp_path, steps, when):
     flags = ["--set", f"training.max_steps={steps}", "--set", "batches.batch_size=8", "--quiet"]

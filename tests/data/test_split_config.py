@@ -1,7 +1,10 @@
 """Refusal of split settings that do not fit together."""
 
+import numpy as np
+import polars as pl
 import pytest
 
+import candid
 from candid.config.data_section import load_data_config
 from candid.data import DataConfig, prepare_folder
 from candid.errors import ConfigError
@@ -86,3 +89,50 @@ def test_a_split_without_the_order_that_it_needs_is_refused(tmp_path, kind, name
 def test_kinds_without_order_need_none():
     for split in ({"kind": "none"}, {"kind": "cross-validation", "unit": "interaction"}):
         assert DataConfig(interactions="log.csv", split=split).time is None
+
+
+@pytest.mark.parametrize("cut", [1_700_000_000_123_456_789, "1700000000123456789"])
+def test_a_whole_number_as_a_cut_keeps_its_digits(cut):
+    config = load(kind="temporal", validation=cut, test="2024-01-01").split
+    assert config.validation == 1_700_000_000_123_456_789
+    assert isinstance(config.validation, int)
+    assert load(kind="temporal", validation="0.7").split.validation == 0.7
+
+
+def test_a_truth_value_as_a_cut_is_refused():
+    with pytest.raises(ConfigError, match="must be a quantile, a date or a time, got true"):
+        load(kind="temporal", validation=True)
+
+
+def test_a_cut_in_nanoseconds_is_exact(tmp_path):
+    start = 1_700_000_000_000_000_000
+    rows = [(n % 2, n % 3, start + n * 1_000) for n in range(100)]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row")
+    split = {"kind": "temporal", "validation": start + 51_000, "test": start + 77_000}
+    roles = candid.prepare(table, time="t", split=split).roles
+    assert np.bincount(roles, minlength=4).tolist() == [51, 0, 26, 23]
+
+
+@pytest.mark.parametrize(
+    ("cuts", "words"),
+    [
+        (
+            {"validation": 1_600_000_005, "test": 1_600_000_008},
+            r"split.validation \(1970-01-01T00:26:40.000005Z\) is not after the first interaction "
+            r"\(2020-09-13T12:26:40.000000Z\), .* a later cut in microseconds, .* an ISO date",
+        ),
+        (
+            {"validation": "2020-01-01", "test": "2020-09-14"},
+            r"\(2020-01-01T.*\) is not after the first interaction .*; choose a later cut$",
+        ),
+        (
+            {"validation": 0.5, "test": 1_600_000_008_000_000_000},
+            r"split.test \(.*\) is after the last .*earlier cut in microseconds",
+        ),
+    ],
+)
+def test_cuts_in_another_unit_are_named_with_both_times(cuts, words):
+    rows = [(n % 2, n % 3, (1_600_000_000 + n) * 1_000_000) for n in range(10)]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row")
+    with pytest.raises(ConfigError, match=words):
+        candid.prepare(table, time="t", split={"kind": "temporal"} | cuts)

@@ -212,8 +212,8 @@ def prepare(
         "split.k": split_k,
         "split.validation_ratio": validation_ratio,
         "split.test_ratio": test_ratio,
-        "split.validation": _cut(validation),
-        "split.test": _cut(test),
+        "split.validation": validation,
+        "split.test": test,
         "split.window": window,
         "split.folds": folds,
         "split.fold": fold,
@@ -305,11 +305,3 @@ def _time_lines(report: Mapping[str, Any], interactions: int) -> Iterator[str]:
             f"{share:.0%} of the interactions have the same {' and '.join(keys)} as another one of "
             f"their user, and keep the order of the file{advice}"
         )
-
-
-def _cut(text: str | None) -> float | str | None:
-    """Parse a quantile or a time as a number; a date stays text."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text

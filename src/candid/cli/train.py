@@ -119,10 +119,13 @@ def train(
     from candid.cli.progress import stage_progress, train_progress
     from candid.runs import check_is_free, load_run, train_run
     from candid.runs.measurement import has_test_split, measure_on_test
+    from candid.runs.refit import check_split_can_refit
 
     if not resume:
         check_is_free(out)  # before preparing, which may take an hour
     if data is None and config.data is not None:
+        if refit:
+            check_split_can_refit(config.data.split.kind)  # before other runs lose their dataset
         data = Path("data") / config.name
         run_prepare(config.data, data, console)
     assert data is not None

@@ -123,8 +123,8 @@ def _cuts(
 ) -> tuple[int, int]:
     cuts = []
     for cut in (split.validation, split.test):
-        if isinstance(cut, float) and 0 < cut < 1:
-            cuts.append(splits.quantile_time(time, cut))
+        if _is_quantile(cut):
+            cuts.append(splits.quantile_time(time, float(cut)))
         else:
             cuts.append(times.parse_cut(cut, time_unit))
     if cuts[0] >= cuts[1]:
@@ -132,12 +132,32 @@ def _cuts(
             f"split.validation ({iso_time(cuts[0])}) must be before split.test "
             f"({iso_time(cuts[1])})"
         )
-    if cuts[1] > time.max():
+    first, last = int(time.min()), int(time.max())
+    if cuts[0] <= first and not _is_quantile(split.validation):
         raise ConfigError(
-            f"split.test ({iso_time(cuts[1])}) is after the last interaction "
-            f"({iso_time(int(time.max()))}), so there is nothing to test on; choose an earlier cut"
+            f"split.validation ({iso_time(cuts[0])}) is not after the first interaction "
+            f"({iso_time(first)}), so there is nothing to train on; choose a later cut"
+            f"{_unit_advice(split.validation, time_unit)}"
+        )
+    if cuts[1] > last:
+        raise ConfigError(
+            f"split.test ({iso_time(cuts[1])}) is after the last interaction ({iso_time(last)}), "
+            "so there is nothing to test on; choose an earlier cut"
+            f"{_unit_advice(split.test, time_unit)}"
         )
     return cuts[0], cuts[1]
+
+
+def _is_quantile(cut: int | float | str) -> bool:
+    return isinstance(cut, float) and 0 < cut < 1
+
+
+def _unit_advice(cut: int | float | str, time_unit: str | None) -> str:
+    """Return how to write a cut that was a number, perhaps in another unit."""
+    if isinstance(cut, str):
+        return ""
+    unit = "" if time_unit is None else f" in {time_unit}, as the times of the data"
+    return f"{unit}, or an ISO date such as '2015-06-01'"
 
 
 def _rolling_cuts(split: SplitConfig, events: Events) -> tuple[int, int, int]:

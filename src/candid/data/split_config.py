@@ -28,13 +28,17 @@ def _plain_cut(value: object) -> object:
     """Return a cut as text or a number: TOML also has dates, the command line only text."""
     if isinstance(value, datetime.date):
         return value.isoformat()
+    if isinstance(value, bool):
+        raise ValueError(f"must be a quantile, a date or a time, got {str(value).lower()}")
     if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return float(value)
+        # A whole number stays one: float64 has no place for every time in nanoseconds.
+        for number in (int, float):
+            with contextlib.suppress(ValueError):
+                return number(value)
     return value
 
 
-Cut = Annotated[float | str, pydantic.BeforeValidator(_plain_cut)]
+Cut = Annotated[int | float | str, pydantic.BeforeValidator(_plain_cut)]
 
 _KINDS_OF_KEY: Final = {
     "k": ("leave-k-out",),

@@ -162,7 +162,7 @@ def as_utc(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     return value.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
 
 
-def parse_cut(value: float | str, unit: str | None = None) -> int:
+def parse_cut(value: int | float | str, unit: str | None = None) -> int:
     """Convert a cut of ``SplitConfig`` that is not a quantile to microseconds.
 
     Args:
@@ -187,5 +187,5 @@ def parse_cut(value: float | str, unit: str | None = None) -> int:
         (unit,) = units_of(statistics.row(0, named=True))
     time = pl.select(from_number(pl.lit(value), unit)).item()
     if time is None:
-        raise ConfigError(f"split cut {value:.15g} must be {unit}, as the times of the data")
+        raise ConfigError(f"split cut {value} must be {unit}, as the times of the data")
     return int(time)

@@ -113,6 +113,27 @@ class Refit:
         return max(1, (2 * steps * steps_per_epoch + before) // (2 * before))
 
 
+_NO_VALIDATION: Final = (
+    "the dataset has no validation split, which chooses the number of steps of a refit"
+)
+
+
+def check_split_can_refit(kind: str | None) -> None:
+    """Refuse a refit of a dataset without a split, which may not be prepared yet.
+
+    Args:
+        kind: ``split.kind`` of the dataset; None: not known.
+
+    Raises:
+        ConfigError: all interactions train.
+    """
+    if kind == "none":
+        raise ConfigError(
+            f'{_NO_VALIDATION}; all interactions train already with split.kind = "none": leave '
+            "out --refit"
+        )
+
+
 def check_can_refit(dataset: PreparedDataset) -> None:
     """Refuse a refit whose length nothing can choose, or whose histories have no order.
 
@@ -120,16 +141,10 @@ def check_can_refit(dataset: PreparedDataset) -> None:
         ConfigError: the dataset has no validation split, or an earlier version stored its
             interactions by role without their order.
     """
+    check_split_can_refit(dataset.manifest.get("split", {}).get("kind"))
     if not np.any(np.asarray(dataset.roles) == Role.VALIDATION):
-        kind = dataset.manifest.get("split", {}).get("kind")
-        advice = (
-            'all interactions train already with split.kind = "none": leave out --refit'
-            if kind == "none"
-            else "leave out --refit, or prepare the data with a split that has one"
-        )
         raise ConfigError(
-            "the dataset has no validation split, which chooses the number of steps of a refit; "
-            + advice
+            f"{_NO_VALIDATION}; leave out --refit, or prepare the data with a split that has one"
         )
     is_out_of_order = dataset.manifest.get("split", {}).get("out_of_order", 0) > 0
     if is_out_of_order and dataset.order_ranks is None and dataset.timestamps is None:
