@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -84,6 +85,31 @@ def test_recommend_falls_back_for_unknown_users(candid, toy, run, tmp_path):
     assert pl.read_csv(out)["recommended_by"].to_list() == ["popular"] * 2 + ["model"] * 2
     refused = candid("recommend", toy.run, "--user", "stranger")
     assert refused.code == 3
+
+
+@pytest.fixture(name="integers", scope="module")
+def _integers(tmp_path_factory):
+    """A saved baseline whose users are whole numbers."""
+    root = tmp_path_factory.mktemp("integers")
+    rows = {"user": np.repeat(np.arange(40, 60), 4), "item": np.arange(80) % 13, "n": range(80)}
+    table = pl.DataFrame(rows)
+    package.prepare(table, user="user", item="item", order="n", out=root / "data")
+    package.fit_baseline(root / "data", "item_knn", tuning=False).save(root / "knn")
+    return root / "knn"
+
+
+@pytest.mark.parametrize("text", ["0042", "42.0", "abc"])
+@pytest.mark.parametrize("flags", [[], ["--fallback", "popular"]])
+def test_id_that_the_dataset_does_not_write_is_refused_with_every_flag(
+    candid, integers, tmp_path, text, flags
+):
+    for where in ([], ["--out", tmp_path / "recs.csv"]):
+        answer = candid("recommend", integers, "--user", text, "-k", "2", *flags, *where)
+        assert answer.code == 3
+        assert repr(text) in answer.err
+        assert "row 1" not in answer.err
+        right = candid("recommend", integers, "--user", "42", "-k", "2", *flags, *where)
+        assert right.code == 0, right.err
 
 
 def test_similar_items_from_the_command_line(candid, toy, run, tmp_path):

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from candid.errors import DataError
-from candid.runs.id_files import convert_ids, read_ids
+from candid.runs.id_files import parse_ids, read_ids
 
 
 def test_ids_of_a_file_have_the_type_of_the_dataset(tmp_path):
@@ -26,5 +26,17 @@ def test_id_of_another_type_is_named_with_its_row(tmp_path):
     (tmp_path / "users.txt").write_text("12\nseven\n")
     with pytest.raises(DataError, match=r"user 'seven' in row 2 of .*users\.txt is not"):
         read_ids(tmp_path / "users.txt", "user", pl.Int64())
-    with pytest.raises(DataError, match="item 'x' in row 1 of --item"):
-        convert_ids(["x"], "item", pl.Int64(), "--item")
+    (tmp_path / "zeros.txt").write_text("12\n007\n")
+    with pytest.raises(DataError, match=r"user '007' in row 2 of .*zeros\.txt is not"):
+        read_ids(tmp_path / "zeros.txt", "user", pl.Int64())
+    assert read_ids(tmp_path / "zeros.txt", "user", pl.String()).to_list() == ["12", "007"]
+    pl.DataFrame({"user": ["12.0", "7"]}).write_parquet(tmp_path / "text.parquet")
+    assert read_ids(tmp_path / "text.parquet", "user", pl.Int64()).to_list() == [12, 7]
+
+
+@pytest.mark.parametrize("text", ["x", "007", "+7", "7.0", " 7", "", "1e1", str(2**70)])
+def test_id_of_a_command_is_written_as_the_dataset_has_it(text):
+    with pytest.raises(DataError, match=r"user '.*' is not of type Int64, .*: write it as"):
+        parse_ids(["7", text], "user", pl.Int64())
+    assert parse_ids([text], "user", pl.String()).to_list() == [text]
+    assert parse_ids(["7", "-3"], "user", pl.Int64()).to_list() == [7, -3]

@@ -19,6 +19,7 @@ from candid.inference import tie_ranks
 from candid.serve.bundle import open_bundle
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError
+from candid.serve.items import RequestIds
 from candid.serve.model_version import ModelVersion
 from candid.serve.requests import RecommendRequest
 
@@ -134,6 +135,19 @@ def test_setting_of_the_server_is_the_default_of_requests(runs):
     assert answer["recommended_by"] == "popular"
     with pytest.raises(RequestError, match="no user 'x'"):
         answers_of(version, {"user": "x", "fallback": "none"})
+
+
+@pytest.mark.parametrize("fallback", ["none", "popular"])
+@pytest.mark.parametrize("user", ["abc", "007", 2**63])
+def test_user_id_of_another_type_is_invalid(fresh, user, fallback):
+    fresh.users = RequestIds(pl.Series(range(41)), kind="user", model="films")
+    with pytest.raises(RequestError, match="user ids are 64-bit integers") as caught:
+        answers_of(fresh, {"user": user, "fallback": fallback})
+    assert (caught.value.code, caught.value.field) == ("invalid", "user")
+    with pytest.raises(RequestError, match="no user 99 in"):
+        answers_of(fresh, {"user": 99})
+    one, other = answers_of(fresh, *({"user": user, "fallback": "popular"} for user in (99, "99")))
+    assert one["recommended_by"] == other["recommended_by"] == "popular"
 
 
 def test_without_a_fallback_unknown_users_are_refused(films):

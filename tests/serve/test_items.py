@@ -24,6 +24,8 @@ from candid.serve.items import ItemTable, RequestIds
         ("", None),
         ("-", None),
         ("1_2", None),
+        ("012", None),
+        ("-03", None),
         ("٣", None),
         ("9" * 4000, None),
         (10**400, None),
@@ -31,6 +33,18 @@ from candid.serve.items import ItemTable, RequestIds
 )
 def test_integer_ids_accept_text(source_id, expected):
     assert RequestIds(pl.Series([7, 12, -3]), kind="item", model="m").find(source_id) == expected
+
+
+@pytest.mark.parametrize("source_id", ["abc", "007", 2**63])
+def test_id_of_another_type_is_invalid(source_id):
+    ids = RequestIds(pl.Series([7, 12]), kind="user", model="m")
+    with pytest.raises(
+        RequestError, match="cannot be an id of model 'm', whose user ids are"
+    ) as caught:
+        ids.check_type(source_id, "user")
+    assert (caught.value.code, caught.value.field) == ("invalid", "user")
+    ids.check_type("8", "user")
+    RequestIds(pl.Series(["a"]), kind="user", model="m").check_type(8, "user")
 
 
 def test_unsigned_ids():

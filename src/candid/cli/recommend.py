@@ -148,7 +148,7 @@ def recommend(
     )
     from candid.runs.fallback import recommend_or_fall_back
     from candid.runs.history_times import history_times, to_microseconds
-    from candid.runs.id_files import convert_ids, read_ids
+    from candid.runs.id_files import parse_ids, read_ids
 
     loaded: SavedModel
     if new_items is None:
@@ -167,7 +167,7 @@ def recommend(
     if out is not None:
         chosen = None
         if user:
-            chosen = convert_ids(user, "user", source_type, "--user")
+            chosen = parse_ids(user, "user", source_type)
         elif users is not None:
             chosen = read_ids(users, "user", source_type)
         with stage_progress(console) as progress:
@@ -216,7 +216,7 @@ def recommend(
             recommendations = recommend_or_fall_back(
                 loaded,
                 loaded.fallbacks.get(fallback.value),
-                users=convert_ids(user, "user", source_type, "--user") if user else None,
+                users=parse_ids(user, "user", source_type) if user else None,
                 **arguments,
                 progress=progress,
             )

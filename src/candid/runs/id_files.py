@@ -56,29 +56,37 @@ def read_ids(path: Path, kind: str, dtype: pl.DataType) -> pl.Series:
         ids = collect(pl.concat(frames, how="vertical_relaxed"), sources)[chosen[0]]
     if not len(ids):
         raise DataError(f"{path} has no {kind}s: choose another file")
-    return convert_ids(ids, kind, dtype, str(path))
-
-
-def convert_ids(
-    ids: pl.Series | Sequence[str], kind: str, dtype: pl.DataType, source: str
-) -> pl.Series:
-    """Convert source ids to the type of the dataset.
-
-    Args:
-        ids: text, or of any type.
-        kind: "user" or "item".
-        dtype: of the source ids of the dataset.
-        source: where the ids come from, for messages.
-
-    Raises:
-        DataError: an id is missing or of another type.
-    """
-    series = ids if isinstance(ids, pl.Series) else pl.Series(ids, dtype=pl.String)
-    converted = match_ids(series, dtype)
+    converted = match_ids(ids, dtype)
+    if ids.dtype == pl.String:
+        # 0042 is not a way to write 42: text of a dataset that begins with 0 is kept as text.
+        is_same = converted.cast(pl.String) == ids.str.replace(r"\.0*$", "")
+        converted = converted.set(~is_same, None) if dtype.is_integer() else converted
     if converted.null_count():
         row = int(converted.is_null().arg_max() or 0)
         raise DataError(
-            f"{kind} {series[row]!r} in row {row + 1} of {source} is not of type {dtype}, the type "
-            f"of the {kind} ids of the dataset: correct or remove it"
+            f"{kind} {ids[row]!r} in row {row + 1} of {path} is not of type {dtype}, the type of "
+            f"the {kind} ids of the dataset: correct or remove it"
+        )
+    return converted
+
+
+def parse_ids(texts: Sequence[str], kind: str, dtype: pl.DataType) -> pl.Series:
+    """Convert source ids of a command to the type of the dataset.
+
+    Args:
+        texts: each as the dataset has it: 42, not 0042 or 42.0, in a dataset of whole numbers.
+        kind: "user" or "item".
+        dtype: of the source ids of the dataset.
+
+    Raises:
+        DataError: an id is of another type.
+    """
+    series = pl.Series(texts, dtype=pl.String)
+    converted = series.cast(dtype, strict=False)
+    is_same = (converted.cast(pl.String) == series).fill_null(False)
+    if not is_same.all():
+        raise DataError(
+            f"{kind} {series.filter(~is_same)[0]!r} is not of type {dtype}, the type of the {kind} "
+            "ids of the dataset: write it as the dataset has it"
         )
     return converted

@@ -49,14 +49,19 @@ class RequestIds:
         return len(self._ids)
 
     def to_source_id(self, request_id: int | str) -> int | str | None:
-        """Return the id in the type of the data; None if it cannot have that type."""
+        """Return the id in the type of the data; None if it cannot have that type.
+
+        An integer in text must be written as an integer is: ``"42"``, not ``"0042"``.
+        """
         if self.is_text:
             return str(request_id)
         if isinstance(request_id, str):
             digits = request_id.removeprefix("-")
             if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
                 return None
-            request_id = int(request_id)
+            if str(number := int(request_id)) != request_id:
+                return None  # 0042 is not an id of the data: an integer is written as 42.
+            request_id = number
         return request_id if request_id in self._range else None
 
     def find(self, request_id: int | str) -> int | None:
@@ -88,6 +93,20 @@ class RequestIds:
         if dense_id is None:
             raise self.unknown_error(request_id, field)
         return dense_id
+
+    def check_type(self, request_id: int | str, field: str | None) -> None:
+        """Refuse an id that cannot have the type of the data.
+
+        Raises:
+            RequestError: with the code ``invalid``.
+        """
+        if self.to_source_id(request_id) is None:
+            raise RequestError(
+                "invalid",
+                f"{self._kind} {short_repr(request_id)} cannot be an id of model {self._model!r}, "
+                f"whose {self._kind} ids are 64-bit integers: write it as the data has it",
+                field,
+            )
 
     def unknown_error(self, request_id: int | str, field: str | None) -> RequestError:
         """Return the error for an unknown id."""

@@ -307,6 +307,8 @@ class ModelVersion:
         """Return the query, the number of ignored history items, and whether the model answers."""
         bundle, ignored = self.bundle, 0
         by_attributes = bundle.encode_users is not None and not bundle.model.needs_history
+        if request.user is not None:
+            self.users.check_type(request.user, "user")
         if has_fallback and self._is_blank(request):
             return query_for_history(bundle.dataset, [], max_length=bundle.max_length), 0, False
         if request.user is not None:
