@@ -191,8 +191,37 @@ def test_result_of_several_batches_is_read_once(postgresql):
 
 def test_query_without_rows_is_refused(tmp_path, postgresql):
     config = DataConfig(interactions=postgresql, query=f"{SELECT} LIMIT 0", time="t")
-    with pytest.raises(DataError, match="has no rows"):
+    with pytest.raises(DataError, match=r"has no rows; check the query$"):
         prepare_folder(config, tmp_path / "out")
+
+
+def test_file_without_rows_is_not_a_query(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,t\n")
+    config = DataConfig(interactions=str(tmp_path / "log.csv"), time="t")
+    with pytest.raises(DataError, match=r"log\.csv has no rows; check the file$"):
+        prepare_folder(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("query", "count"), [("SELECT 1; SELECT 2", 2), ("-- nothing", 0), ("/* a */;", 0)]
+)
+def test_query_of_duckdb_is_one_statement(query, count):
+    pytest.importorskip("duckdb", reason="needs the extra database")
+    with pytest.raises(DataError, match=f"has {count} statements; write one SELECT statement$"):
+        open_sources("duckdb://", query=query)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT ';' AS a;",
+        "SELECT ';' AS a -- b;",
+        "/* ; */ SELECT ';' AS a",
+    ],
+)
+def test_semicolon_and_comments_in_a_query(query):
+    pytest.importorskip("duckdb", reason="needs the extra database")
+    assert rows_of("duckdb://", query).rows() == [(";",)]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +230,8 @@ def test_query_without_rows_is_refused(tmp_path, postgresql):
         ("SELEC 1", "syntax error"),
         ("SELECT * FROM nothing", "nothing"),
         ("DROP TABLE log", "the query failed"),
+        ("SELECT 1; SELECT 2", "statements|multiple commands"),
+        ("-- nothing", "query"),
     ],
 )
 @pytest.mark.parametrize("kind", ["duckdb", "postgresql"])
@@ -246,6 +277,7 @@ def test_missing_database_file_is_named(tmp_path):
     ("settings", "part"),
     [
         ({"interactions": "duckdb:///a.db"}, "is a database; set `query`"),
+        ({"interactions": "duckdb://", "query": " ;\n"}, "`query` is empty; set it to a SELECT"),
         ({"interactions": "log.csv", "query": "SELECT 1"}, "`query` needs a database"),
         ({"interactions": ["a.csv"], "query": "SELECT 1"}, "`query` needs a database"),
         (

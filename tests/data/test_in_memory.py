@@ -387,6 +387,7 @@ def test_wrong_settings_are_one_sentence(change, message):
     ("table", "message"),
     [
         (log()[:0], "^the table has no rows"),
+        (pd.DataFrame(), "^the table has no columns; check how it was made$"),
         (
             log().with_columns(user_id=pl.when(pl.col("t") != pl.col("t").max()).then("user_id")),
             "column 'user_id' has 1 empty values, first in row .* of the table",
@@ -412,6 +413,7 @@ def test_wrong_settings_are_one_sentence(change, message):
     ],
     ids=[
         "no rows",
+        "no columns",
         "null",
         "mixed types",
         "index",

@@ -290,7 +290,7 @@ def test_missing_package_of_a_scheme_is_named_with_its_command(monkeypatch, sche
 
 def test_unknown_scheme_is_refused():
     pytest.importorskip("fsspec", reason="needs the extra remote")
-    with pytest.raises(DataError, match=r"cannot be read .*qq"):
+    with pytest.raises(ConfigError, match=r"^qq://bucket/log.csv: .*no scheme qq://; correct it"):
         open_sources("qq://bucket/log.csv")
 
 

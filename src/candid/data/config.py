@@ -29,6 +29,8 @@ def _check_query(key: str, place: str, location: str | tuple[str, ...], query: s
     is_database = isinstance(location, str) and scheme_of(location) in DATABASES
     if is_database and query is None:
         raise ValueError(f"`{place}` is a database; set `{key}` to a SELECT statement")
+    if query is not None and not query.strip(" \t\r\n;"):
+        raise ValueError(f"`{key}` is empty; set it to a SELECT statement")
     if query is not None and not is_database:
         raise ValueError(
             f"`{key}` needs a database in `{place}`: duckdb:///FILE or "

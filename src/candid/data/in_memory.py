@@ -101,11 +101,13 @@ class TableReader:
         """Return the named columns as a source.
 
         Raises:
-            DataError: the table has no rows, a column is missing, or its values are of several
-                types; the message names the table and the column.
+            DataError: the table has no columns or rows, a column is missing, or its values are of
+                several types; the message names the table and the column.
         """
         names = list(dict.fromkeys(columns))
         known = self.columns
+        if not known:
+            raise DataError(f"{self.name} has no columns; check how it was made")
         hint = ""
         if is_pandas(self._table):
             levels = [level for level in self._table.index.names if level in names]

@@ -64,7 +64,8 @@ def parse_rows(table: RawTable, config: DataConfig) -> ParsedRows:
             "the file"
         )
     if not rows:
-        raise DataError(f"{table.sources[0].path} has no rows; check the file")
+        kind = "file" if config.query is None else "query"
+        raise DataError(f"{table.sources[0].path} has no rows; check the {kind}")
     if rows > MAX_ROWS:
         raise DataError(
             f"{config.origin} has {rows:,} rows, but a dataset is prepared from at most "

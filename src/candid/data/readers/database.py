@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -78,16 +78,26 @@ def _copy_duckdb(name: str, path: Path | None, query: str) -> Callable[[Path], P
             with (
                 duckdb.connect() if path is None else duckdb.connect(str(path), read_only=True)
             ) as connection:
+                _check_one_statement(name, connection.extract_statements(query))
                 columns = connection.execute(f"DESCRIBE {query}").fetchall()
                 casts = ", ".join(_cast(column, dtype) for column, dtype, *_ in columns)
                 connection.execute(
                     f"COPY (SELECT {casts} FROM ({query}\n) AS rows) TO '{quoted}' (FORMAT parquet)"
                 )
+        except CandidError:
+            raise
         except Exception as error:  # DuckDB raises errors of many kinds
             raise _failed(name, error) from error
         return target
 
     return copy
+
+
+def _check_one_statement(name: str, statements: Sequence[Any]) -> None:
+    if len(statements) != 1:
+        raise DataError(
+            f"{name}: the query has {len(statements)} statements; write one SELECT statement"
+        )
 
 
 def _cast(column: str, dtype: str) -> str:

@@ -34,7 +34,7 @@ def find_remote(url: str, file_format: str) -> list[tuple[str, DataFile]]:
         file_format: key of ``READERS``, or "auto".
 
     Raises:
-        ConfigError: the package for the scheme is not installed.
+        ConfigError: the scheme is unknown, or its package is not installed.
         DataError: there is no such file, or the server refuses.
     """
     name = without_secrets(url)
@@ -90,16 +90,32 @@ def _file_system(url: str, name: str) -> tuple[Any, str]:
     try:
         import fsspec
 
+        _check_scheme(url, name)
         system, path = fsspec.url_to_fs(url)
     except ImportError as error:
         raise ConfigError(
             f"{name}: reading {scheme_of(url)}:// needs another package ({summary(error)}); run "
             f"{INSTALL}"
         ) from error
+    except CandidError:
+        raise
     except Exception as error:
         raise _unreachable(name, error) from error
     system.invalidate_cache()  # a folder may have other files than when it was last listed
     return system, path
+
+
+def _check_scheme(url: str, name: str) -> None:
+    import fsspec
+
+    scheme = str(scheme_of(url))
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ValueError:
+        raise ConfigError(
+            f"{name}: fsspec has no scheme {scheme}://; correct it, or install the package that "
+            "reads it"
+        ) from None
 
 
 def _ask(name: str, function: Any, *arguments: Any, **keywords: Any) -> Any:
