@@ -119,6 +119,24 @@ def check_writable(*paths: Path) -> None:
             raise write_error(path, error) from error
 
 
+def check_folder_writable(out: Path) -> None:
+    """Refuse a folder that ``atomic_folder`` cannot write, before its content is computed.
+
+    Raises:
+        ArtifactError: the operating system refuses.
+    """
+    out = out.resolve()
+    parent = out.parent
+    try:
+        # A missing folder is made by ``atomic_folder``, in the closest one that exists.
+        while not os.path.lexists(parent):
+            parent = parent.parent
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise write_error(out, error) from error
+
+
 def write_file(path: Path, *parts: bytes | memoryview) -> tuple[int, str]:
     """Write and fsync ``parts``; return the size in bytes and the sha256 in hex."""
     digest = hashlib.sha256()

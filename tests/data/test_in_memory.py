@@ -452,7 +452,7 @@ def test_table_with_out_is_stored_and_replaced(tmp_path):
     second = candid.prepare(log()[:40], time="t", out=str(tmp_path / "data"), progress=lines.append)
     assert first.fingerprint != second.fingerprint
     assert second.fingerprint == open_dataset(tmp_path / "data", verify=True).fingerprint
-    assert lines[0].endswith("will be replaced: a table in memory is always prepared again")
+    assert lines[0].endswith(" again: a table in memory is always prepared again")
     assert second.manifest["sources"] == [{"table": "the table"}]
 
 

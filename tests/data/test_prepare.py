@@ -252,18 +252,62 @@ def test_item_table_gives_titles(tmp_path):
     assert result.report["items_without_row"] == 2
 
 
+def test_the_reason_names_the_setting_of_the_split_alone(tmp_path):
+    path = log(tmp_path, THREE)
+    split = {"kind": "temporal", "validation": 25.0, "test": 35.0}
+    config = DataConfig(interactions=path, time="t", split=split)
+    prepare_folder(config, tmp_path / "out")
+    lines: list[str] = []
+    later = DataConfig(interactions=path, time="t", split=split | {"validation": 32.0})
+    prepare_folder(later, tmp_path / "out", progress=lines.append)
+    assert lines[0].endswith("it was prepared with data.split.validation = 25.0, not 32.0")
+    prepare_folder(DataConfig(interactions=path, time="t"), tmp_path / "out", progress=lines.append)
+    reason = "it was prepared with data.split.kind = 'temporal', not 'leave-one-out'"
+    assert [line for line in lines if line.endswith(reason)]
+
+
+def test_a_failed_preparation_does_not_say_that_it_replaces(tmp_path):
+    path = log(tmp_path, THREE)
+    prepare_folder(DataConfig(interactions=path, time="t"), tmp_path / "out")
+    lines: list[str] = []
+    config = DataConfig(interactions=path, time="t", k_core=50)
+    with pytest.raises(DataError, match="k_core drops"):
+        prepare_folder(config, tmp_path / "out", progress=lines.append)
+    assert not [line for line in lines if "replac" in line]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_reading(tmp_path):
+    (tmp_path / "file").write_text("")
+    lines: list[str] = []
+    config = DataConfig(interactions=log(tmp_path, THREE), time="t")
+    with pytest.raises(ArtifactError, match=r"cannot write .*file/out: Not a directory"):
+        prepare_folder(config, tmp_path / "file" / "out", progress=lines.append)
+    assert not lines
+    result = prepare_folder(config, tmp_path / "new" / "folder" / "out")
+    assert not result.up_to_date
+
+
+def test_a_final_slash_of_ids_from_changes_nothing(tmp_path):
+    path = log(tmp_path, THREE)
+    prepare_folder(DataConfig(interactions=path, time="t"), tmp_path / "earlier")
+    for number, end in enumerate(["", "/", "/."]):
+        config = DataConfig(interactions=path, time="t", ids_from=f"{tmp_path / 'earlier'}{end}")
+        assert prepare_folder(config, tmp_path / "out").up_to_date == (number > 0)
+
+
 def test_replacing_a_dataset_reports_the_reason(tmp_path):
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
     lines: list[str] = []
     prepare_folder(config, tmp_path / "out", progress=lines.append)
-    assert not [line for line in lines if "replaced" in line]
+    assert lines[-1] == f"writing {tmp_path / 'out'}"
     lines.clear()
     prepare_folder(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=lines.append)
-    assert lines[0].endswith("out will be replaced: it was prepared with data.k_core = 0, not 2")
+    assert lines[0].endswith("out again: it was prepared with data.k_core = 0, not 2")
+    assert lines[-1] == f"replacing {tmp_path / 'out'}"
     log(tmp_path, [*THREE, (1, 10, 50)])
     lines.clear()
     prepare_folder(config.model_copy(update={"k_core": 2}), tmp_path / "out", progress=lines.append)
-    assert lines[0].endswith("out will be replaced: its files have changed")
+    assert lines[0].endswith("out again: its files have changed")
 
 
 @pytest.mark.parametrize("name", ["items.csv", "items.parquet"])

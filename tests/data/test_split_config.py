@@ -136,3 +136,41 @@ def test_cuts_in_another_unit_are_named_with_both_times(cuts, words):
     table = pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row")
     with pytest.raises(ConfigError, match=words):
         candid.prepare(table, time="t", split={"kind": "temporal"} | cuts)
+
+
+RECIPE = """
+[data]
+interactions = "log.csv"
+time = "t"
+[data.split]
+kind = "temporal"
+validation = "2024-01-01"
+test = "2024-02-01"
+unseen = "drop"
+validation_users = 5
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"kind": "leave-one-out"}, {"unseen": "drop", "validation_users": 5}),
+        ({"kind": "ratio", "test_ratio": 0.2}, {"test_ratio": 0.2, "validation_users": 5}),
+        ({"kind": "none"}, {"unseen": "drop", "validation_users": None}),
+        ({"kind": "temporal", "test": "2024-03-01"}, {"validation": "2024-01-01"}),
+    ],
+)
+def test_another_kind_of_split_leaves_out_the_settings_of_the_recipe(tmp_path, values, expected):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    flags = {f"data.split.{key}": value for key, value in values.items()}
+    split = load_data_config(recipe, flags).split.model_dump()
+    assert split | values | expected == split
+
+
+def test_a_setting_on_the_command_line_of_another_kind_is_still_refused(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    flags = {"data.split.kind": "ratio", "data.split.k": 3}
+    with pytest.raises(ConfigError, match=r"split\.k has no effect"):
+        load_data_config(recipe, flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import pydantic
@@ -15,7 +16,8 @@ from candid.data.urls import DATABASES, scheme_of
 
 
 def _plain_path(value: object) -> object:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    """Return a path as text, without a final slash: it must equal that of an earlier config."""
+    return str(Path(value)) if isinstance(value, str | os.PathLike) else value
 
 
 Location = Annotated[str, pydantic.BeforeValidator(_plain_path)]

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from candid.atomic import check_folder_writable
 from candid.data import negatives
 from candid.data.columns import select_columns
 from candid.data.config import DataConfig
@@ -148,16 +149,18 @@ def _prepare_folder(inputs: Inputs, out: Path, progress: Progress | None, force:
     report = progress or (lambda line: None)
     earlier = read_earlier(out)
     earlier_ids = _read_earlier_ids(inputs.config, out, report)
+    is_replaced = out.is_dir() and any(out.iterdir())
     if earlier is not None:
         difference = _difference(earlier, inputs.facts())
         difference = difference or _ids_difference(earlier, earlier_ids, out)
         difference = difference or inputs.unversioned()
         if difference is None and not force:
             return Prepared(open_dataset(out), True, earlier)
-        # Runs that were trained on the earlier dataset will refuse the new one.
-        report(f"{out} will be replaced: {difference or 'forced'}")
+        report(f"preparing {out} again: {difference or 'forced'}")
+    check_folder_writable(out)  # before reading, which may take an hour
     dataset = _build(inputs, earlier_ids, report)
-    report(f"writing {out}")
+    # Runs that were trained on a replaced dataset will refuse the new one.
+    report(f"{'replacing' if is_replaced else 'writing'} {out}")
     manifest = dataset.save(out).manifest
     return Prepared(open_dataset(out), False, manifest)
 
@@ -209,13 +212,23 @@ def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str | None:
 
     A key that is missing on one side counts as None: the earlier version may not have had it.
     """
-    before, now = earlier.get("config") or {}, inputs["config"]
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            return f"it was prepared with data.{key} = {before.get(key)!r}, not {now.get(key)!r}"
+    difference = _key_difference("data", earlier.get("config") or {}, inputs["config"])
+    if difference is not None:
+        return difference
     if earlier.get("sources") != inputs["sources"]:
         return "its files have changed"
     return None
+
+
+def _key_difference(name: str, before: Any, now: Any) -> str | None:
+    """Return the first key below ``name`` whose values differ, or None if none does."""
+    if before == now:
+        return None
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys(), key=lambda key: (key != "kind", key))
+        differences = (_key_difference(f"{name}.{k}", before.get(k), now.get(k)) for k in keys)
+        return next((difference for difference in differences if difference is not None), None)
+    return f"it was prepared with {name} = {before!r}, not {now!r}"
 
 
 def _read_earlier_ids(config: DataConfig, out: Path | None, report: Progress) -> EarlierIds | None:

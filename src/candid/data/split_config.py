@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import re
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 import pydantic
@@ -50,10 +51,29 @@ _KINDS_OF_KEY: Final = {
     "folds": ("rolling", "cross-validation"),
     "fold": ("rolling", "cross-validation"),
     "unit": ("cross-validation",),
+    "column": ("column",),
     "roles": ("column",),
     "drop_unassigned": ("column",),
 }
 """Key -> the kinds of split that read it; all kinds read the others."""
+
+
+def settings_of_kind(split: Mapping[str, object], kind: str) -> dict[str, object]:
+    """Return the settings of a split that another kind reads as well.
+
+    Args:
+        split: keys of ``SplitConfig``.
+        kind: the new ``kind``.
+
+    Example:
+        >>> settings_of_kind({"kind": "temporal", "test": 0.9, "seed": 1}, "ratio")
+        {'kind': 'ratio', 'seed': 1}
+    """
+    kept = {key: value for key, value in split.items() if kind in _KINDS_OF_KEY.get(key, (kind,))}
+    if kind == "none":
+        kept.pop("validation_users", None)
+    return kept | {"kind": kind}
+
 
 _SECONDS: Final = {"d": 86_400, "h": 3_600}
 
