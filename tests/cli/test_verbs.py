@@ -437,6 +437,29 @@ def test_evaluate_measures_given_lists(candid, toy, tmp_path, suffix):
     assert "recall" in candid("evaluate", *flags).out
 
 
+def test_evaluate_of_given_lists_counts_missing_users_and_items(candid, toy, tmp_path):
+    dataset = package.open_dataset(toy.data)
+    users, items = (table["source_id"].to_list() for table in (dataset.users, dataset.items))
+    rows = [(users[0], items[0], 1), (users[0], 987_654_321, 2), (987_654_321, items[0], 1)]
+    frame = pl.DataFrame(rows, schema=["query", "item", "rank"], orient="row")
+    frame.write_csv(tmp_path / "recs.csv")
+    flags = ["--recommendations", tmp_path / "recs.csv", "--data", toy.data]
+    answer = candid("evaluate", *flags, "--set", "evaluation.ks=[1,10]")
+    assert answer.code == 0, answer.err
+    text = " ".join(answer.out.split())
+    assert f"users with targets and without a list: {len(users) - 1};" in text
+    assert "lists of fewer than 10 items: 1;" in text
+    assert "users that the dataset does not have: 1;" in text
+    assert "rows with an item that the dataset does not have: 1;" in text
+    full = [(user, item, rank) for user in users for rank, item in enumerate(items[:10])]
+    frame = pl.DataFrame(full, schema=["query", "item", "rank"], orient="row")
+    frame.write_csv(tmp_path / "recs.csv")
+    answer = candid("evaluate", *flags, "--set", "evaluation.ks=[1,10]")
+    assert answer.code == 0, answer.err
+    assert "without a list" not in answer.out
+    assert "does not have" not in answer.out
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

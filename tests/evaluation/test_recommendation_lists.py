@@ -199,6 +199,13 @@ def test_part_of_the_catalog_removes_the_other_items_of_lists(make_dataset):
         (frame_of([("u0", "i1", "1"), ("u0", "i2", "two")]), "row 2 .* 'two', which is not a"),
         (frame_of([("u0", "i1", 1.0), ("u0", "i2", math.nan)], "score"), "score in row 2"),
         (frame_of([("u0", "i1", 1), ("u0", "i1", 2)]), "item 'i1' is twice .* user 'u0'"),
+        (frame_of([("u0", "i1", 1)]).clear(), "have no rows: give one row for each item"),
+        (frame_of([("u0", ["i1", "i2"], 1)]), "column 'item' .* holds lists: write one row for"),
+        (frame_of([(["u0"], "i1", 1)]), "column 'query' .* holds lists: write one row for"),
+        (frame_of([("u0", "i1", [1])]), "column 'rank' .* holds lists: write one row for"),
+        (frame_of([("u0", "i1", [0.5])], "score"), "column 'score' .* holds lists: write one row"),
+        (frame_of([("u0", {"id": "i1"}, 1)]), "column 'item' .* holds records: write one row for"),
+        (frame_of([("u0", "i1", b"1")]), "column 'rank' .* is of type Binary: convert it to num"),
         (frame_of([("a", "i1", 1)]), "no user of the recommendations, such as 'a': .* 'u0'"),
         (frame_of([("u0", "b", 1)]), "no item of the recommendations, such as 'b': .* 'i0'"),
     ],
@@ -206,6 +213,31 @@ def test_part_of_the_catalog_removes_the_other_items_of_lists(make_dataset):
 def test_bad_rows_are_refused_in_one_sentence(make_dataset, frame, sentence):
     with pytest.raises(DataError, match=sentence):
         evaluate_lists(frame, one_user(make_dataset), SMALL)
+
+
+def test_table_without_users_and_items_of_the_dataset_is_not_measured_as_zero(make_dataset):
+    """Columns of a file without rows are text or have no type."""
+    for dtype in (pl.String, pl.Null, pl.Int64):
+        frame = pl.DataFrame(schema={"query": dtype, "item": dtype, "rank": dtype})
+        with pytest.raises(DataError, match="have no rows"):
+            evaluate_lists(frame, one_user(make_dataset), SMALL)
+
+
+def test_intra_list_diversity_without_an_attribute_is_refused(make_dataset):
+    config = SMALL.model_copy(update={"metrics": ("ndcg", "intra_list_diversity")})
+    with pytest.raises(ConfigError, match=r"no item vectors: set evaluation\.diversity_attribute"):
+        evaluate_lists(frame_of([("u0", "i1", 1)]), one_user(make_dataset), config)
+
+
+def test_item_counts_may_be_a_list(make_dataset):
+    dataset, lists = one_user(make_dataset), frame_of([("u0", "i7", 1)])
+    counts = [float(item) for item in range(20)]
+    report = evaluate_lists(lists, dataset, SMALL, item_counts=counts)
+    assert value_of(report, "popularity@2") == 7.0
+    with pytest.raises(DataError, match="item_counts must hold numbers: give one count per item"):
+        evaluate_lists(lists, dataset, SMALL, item_counts=["many"] * 20)
+    with pytest.raises(DataError, match=r"item_counts has shape \[2\]"):
+        evaluate_lists(lists, dataset, SMALL, item_counts=[1, 2])
 
 
 def test_cut_off_beyond_the_catalog_is_refused(make_dataset):

@@ -103,3 +103,26 @@ def test_object_of_another_kind_is_refused(dataset, tmp_path):
         candid.evaluate_recommendations({"query": [1]}, dataset)
     with pytest.raises(DataError, match=r"missing\.csv does not exist"):
         candid.evaluate_recommendations(tmp_path / "missing.csv", dataset)
+
+
+@pytest.mark.parametrize("ks", [5, "5", (2.5,), ("five",), None, ()])
+def test_cut_offs_are_refused_unless_a_list_of_whole_numbers(dataset, lists, ks):
+    with pytest.raises(ConfigError, match=r"^evaluate_recommendations: ks"):
+        candid.evaluate_recommendations(lists, dataset, ks=ks)
+
+
+@pytest.mark.parametrize("ks", [("2", 5), {2, 5}, np.array([5, 2])])
+def test_cut_offs_of_another_type_are_converted(dataset, lists, ks):
+    report = candid.evaluate_recommendations(lists, dataset, ks=ks)
+    expected = candid.evaluate_recommendations(lists, dataset, ks=(2, 5))
+    assert report.metric == expected.metric == "ndcg@5"
+    assert report.metrics == expected.metrics
+
+
+def test_folder_of_several_formats_is_read_by_a_pattern(dataset, lists, tmp_path):
+    lists.write_csv(tmp_path / "recs.csv")
+    lists.write_parquet(tmp_path / "recs.parquet")
+    with pytest.raises(DataError, match=r"name one file, .* by a pattern such as '\*\.csv'$"):
+        candid.evaluate_recommendations(tmp_path, dataset)
+    report = candid.evaluate_recommendations(tmp_path / "*.csv", dataset, ks=(2,))
+    assert report.counts["unknown_users"] == 0

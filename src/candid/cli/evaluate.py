@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,7 +150,21 @@ def _evaluate_lists(
         **report.to_json(),
     }
     lines: list[Any] = [report.table(), *(report.slice_table(name) for name in report.slices)]
+    lines += _list_lines(report.counts, config.ks[-1])
     if out is not None:
         report.save(out)
         lines.append(f"written to {out}")
     console.result(document, *lines)
+
+
+def _list_lines(counts: Mapping[str, int], largest_k: int) -> list[str]:
+    """Return a line for each count that is not 0, of what the lists lack or the dataset lacks."""
+    meanings = {
+        "users_without_list": "users with targets and without a list: {:,}; they count with 0",
+        "short_lists": f"lists of fewer than {largest_k} items: {{:,}}; ranks after the end of a "
+        "list have no item",
+        "unknown_users": "users that the dataset does not have: {:,}; their lists are left out",
+        "unknown_items": "rows with an item that the dataset does not have: {:,}; they keep their "
+        "rank and are not relevant",
+    }
+    return [text.format(counts[name]) for name, text in meanings.items() if counts[name]]

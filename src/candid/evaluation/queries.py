@@ -124,9 +124,17 @@ def counts_or_stored(dataset: PreparedDataset, item_counts: Floats | None) -> Fl
             ``candid.batches.target_counts`` states it; None: the stored training interactions.
 
     Raises:
-        DataError: the counts are not one for each item.
+        DataError: the counts are not numbers, or not one for each item.
     """
-    counts = dataset.train_counts if item_counts is None else item_counts
+    counts = dataset.train_counts
+    if item_counts is not None:
+        try:
+            counts = np.asarray(item_counts, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise DataError(
+                "item_counts must hold numbers: give one count per item, shape "
+                f"[{dataset.num_items}]"
+            ) from None
     if counts.shape != (dataset.num_items,):
         raise DataError(
             f"item_counts has shape {list(counts.shape)}; it must have one count per item, shape "

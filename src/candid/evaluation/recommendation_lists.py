@@ -14,7 +14,7 @@ from torch import Tensor
 from candid.batches import Ints, ranges
 from candid.data import PreparedDataset, Role
 from candid.data.source_ids import match_ids
-from candid.errors import DataError
+from candid.errors import ConfigError, DataError
 from candid.evaluation.config import EvaluationConfig
 from candid.evaluation.evaluator import EvaluationPass
 from candid.evaluation.metrics import Bools, Floats
@@ -28,6 +28,8 @@ USER: Final = "query"
 ITEM: Final = "item"
 ORDERS: Final = ("rank", "score")
 """Columns that order a list: the lowest rank first, without ranks the highest score."""
+NUMBERS: Final = (pl.Boolean, pl.String, pl.Null)
+"""Types that ranks and scores may have beside numeric ones."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class RecommendationLists:
                 them move up. None: all.
 
         Raises:
-            DataError: a column is missing, a value is missing or is not a number, an item is
-                twice in one list, or no user or no item is known.
+            DataError: there are no rows; a column is missing or nested; a value is missing or not a
+                number; an item is twice in one list; or no user or no item is known.
         """
         rows = _checked(frame)
         users = _dense(rows[USER], dataset.users["source_id"])
@@ -173,8 +175,14 @@ def evaluate_lists(
 
     Raises:
         DataError: as for ``RecommendationLists.of``; or there are no targets.
-        ConfigError: a cut-off k is larger than the catalog.
+        ConfigError: a cut-off k is larger than the catalog, or intra-list diversity is to be
+            reported and ``config`` has no attribute for its distances.
     """
+    if "intra_list_diversity" in config.metrics and config.diversity_attribute is None:
+        raise ConfigError(
+            "intra_list_diversity of given lists needs an item attribute, because they have no "
+            "item vectors: set evaluation.diversity_attribute"
+        )
     counts = counts_or_stored(dataset, item_counts)
     is_ranked = catalog_mask(dataset, counts, config.catalog)
     config.check_fits(int(is_ranked.sum()))
@@ -221,6 +229,10 @@ def _checked(frame: pl.DataFrame) -> pl.DataFrame:
             "the recommendations have neither a column 'rank' nor 'score': add one of them, "
             f"which orders each list; columns: {', '.join(frame.columns)}"
         )
+    for name in (USER, ITEM, by):
+        _check_values(name, frame[name].dtype, is_number=name == by)
+    if frame.is_empty():
+        raise DataError("the recommendations have no rows: give one row for each item of a list")
     order = pl.col(by).cast(pl.Float64, strict=False).fill_nan(None)
     rows = frame.select(USER, ITEM, (order if by == "rank" else -order).alias("order"))
     for name, column in ((USER, USER), (ITEM, ITEM), (by, "order")):
@@ -234,6 +246,18 @@ def _checked(frame: pl.DataFrame) -> pl.DataFrame:
     return rows
 
 
+def _check_values(name: str, dtype: pl.DataType, *, is_number: bool) -> None:
+    if dtype.is_nested():
+        held = "records" if isinstance(dtype, pl.Struct) else "lists"
+        raise DataError(
+            f"column {name!r} of the recommendations holds {held}: write one row for each item"
+        )
+    if is_number and not (dtype.is_numeric() or dtype in NUMBERS):
+        raise DataError(
+            f"column {name!r} of the recommendations is of type {dtype}: convert it to numbers"
+        )
+
+
 def _dense(ids: pl.Series, source_ids: pl.Series) -> Ints:
     """Return the dense id of each source id [n], -1 for unknown ones: [n] int64."""
     known = pl.DataFrame({"id": source_ids, "dense": np.arange(len(source_ids), dtype=np.int64)})
@@ -243,7 +267,7 @@ def _dense(ids: pl.Series, source_ids: pl.Series) -> Ints:
 
 
 def _check_any(kind: str, ids: pl.Series, is_known: Bools, source_ids: pl.Series) -> None:
-    if len(ids) and not is_known.any():
+    if not is_known.any():
         raise DataError(
             f"the dataset has no {kind} of the recommendations, such as {ids[0]!r}: give "
             f"{kind} ids as they are in the data, such as {source_ids[0]!r}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,10 @@ def evaluate_recommendations(
             the dataset, such as ``filter_seen``: a target in the user's history is not relevant.
 
     Raises:
-        DataError: a column or a value is missing, an item is twice in one list, no user or no item
-            is known, or the split has no target.
-        ConfigError: an unknown split or setting, or a cut-off k larger than the catalog.
+        DataError: there are no rows, a column or a value is missing, a column holds lists, an item
+            is twice in one list, no user or no item is known, or the split has no target.
+        ConfigError: an unknown split or setting, a cut-off k that is not a whole number or
+            is larger than the catalog, or intra-list diversity without an item attribute.
 
     Example:
         >>> lists = pl.DataFrame({"query": [42, 42], "item": [260, 1196], "rank": [1, 2]})
@@ -74,10 +75,7 @@ def evaluate_recommendations(
     """
     role = role_of(split)
     dataset = as_dataset(dataset)
-    table = lists_config(dataset).model_dump(mode="json") | {"ks": list(ks)}
-    cut_offs = [k for k in ks if k <= 10] or list(ks[:1])
-    if cut_offs:
-        table["metric"] = f"ndcg@{max(cut_offs)}"
+    table = lists_config(dataset).model_dump(mode="json") | _cut_offs(ks)
     config = validated(EvaluationConfig, {**table, **overrides}, "evaluate_recommendations")
     return evaluate_lists(
         read_recommendations(recommendations),
@@ -87,6 +85,17 @@ def evaluate_recommendations(
         item_counts=item_counts,
         progress=progress,
     )
+
+
+def _cut_offs(ks: Any) -> dict[str, Any]:
+    """Return the settings ``ks``, and ``metric`` where all cut-offs are numbers."""
+    listed = list(ks) if isinstance(ks, Iterable) and not isinstance(ks, str) else ks
+    try:
+        numbers = [int(k) for k in listed]
+    except (TypeError, ValueError):
+        return {"ks": listed}  # the validation of the settings reports what is wrong
+    chosen = [k for k in numbers if k <= 10] or numbers[:1]
+    return {"ks": listed, "metric": f"ndcg@{max(chosen)}"} if chosen else {"ks": listed}
 
 
 def lists_config(dataset: PreparedDataset) -> EvaluationConfig:

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeVar
 
 from candid.data.readers.files import (
@@ -148,9 +148,12 @@ def choose_format(
             f"{origin} has no {kind} files; candid reads {known_suffixes()}: check the path"
         )
     if len(by_format) > 1:
+        name = next(iter(by_format.values()))[0][0]
+        plain = plain_name(name)
+        example = "*" + PurePath(plain).suffix + name.removeprefix(plain)
         raise DataError(
-            f"{origin} has files of several formats ({', '.join(by_format)}); set format, or name "
-            "one file"
+            f"{origin} has files of several formats ({', '.join(by_format)}); name one file, or "
+            f"the files of one format by a pattern such as '{example}'"
         )
     chosen, files = next(iter(by_format.items()))
     return chosen, [file for _, file in files]
