@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from candid.data import DataConfig, ItemTableConfig, Role, SplitConfig, prepare_folder
+from candid.errors import DataError
 
 ROWS = [
     # user, item, rating, time (seconds), role
@@ -333,3 +334,58 @@ def test_variables_in_the_path_are_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("LOGS", str(tmp_path))
     config = DataConfig(interactions="${LOGS}/log.csv", time="timestamp")
     assert content(prepare_folder(config, tmp_path / "out").dataset) == expected("leave-one-out")
+
+
+LOCATED = {
+    "blank lines": ("log.csv", "user_id,item_id\n1,5\n\n\n,6\n3,7\n", 5),
+    "line break in quotes": ("log.csv", 'user_id,item_id,title\n1,5,"a\n\nb"\n,6,x\n', 5),
+    "windows": ("log.csv", "user_id,item_id\r\n1,5\r\n\r\n,6\r\n", 4),
+    "row of empty fields": ("log.csv", "user_id,item_id\n1,5\n\n,\n3,7\n\n", 4),
+    "row of empty fields at the end": ("log.tsv", "user_id\titem_id\n1\t5\n\t", 3),
+    "compressed": ("log.csv.gz", "user_id,item_id\n1,5\n\n,\r\n3,7\n", 4),
+    "movielens": ("ratings.dat", "user_id::item_id\n1::5\n\n::7\n", 4),
+}
+
+
+@pytest.mark.parametrize("name", LOCATED)
+def test_message_names_the_line_of_the_file(tmp_path, name):
+    file, text, line = LOCATED[name]
+    content = text.encode()
+    (tmp_path / file).write_bytes(gzip.compress(content) if file.endswith(".gz") else content)
+    config = DataConfig(interactions=str(tmp_path / file), split={"kind": "none"})
+    with pytest.raises(DataError, match=rf"'user_id' has 1 empty values, .* in line {line} of "):
+        prepare_folder(config, tmp_path / "out")
+
+
+def test_row_of_empty_fields_is_counted_and_blank_lines_are_not(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id\n1,5\n\n,\n,\n3,7\n\n")
+    config = DataConfig(
+        interactions=str(tmp_path / "log.csv"), split={"kind": "none"}, drop_nulls=True
+    )
+    report = prepare_folder(config, tmp_path / "out").report
+    assert (report["rows_read"], report["dropped"]) == (4, {"nulls": 2})
+
+
+def test_row_of_empty_fields_inside_quotes_is_text(tmp_path):
+    (tmp_path / "log.csv").write_text('user_id,item_id,title\n1,5,"a\n,,\nb"\n\n3,7,x\n')
+    config = DataConfig(interactions=str(tmp_path / "log.csv"), split={"kind": "none"})
+    report = prepare_folder(config, tmp_path / "out").report
+    assert (report["rows_read"], report["dropped"]) == (2, {})
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("log.csv", 'user_id,item_id\n1,5\n2,"6\n3,7\n', 'line 3 has a quote " that is not closed'),
+        (
+            "log.jsonl",
+            '{"user_id":1,"item_id":5}\n\n{"user_id":2,"item_id":true}\n',
+            r"line 3 has a value of another type in 'item_id' \(true\)",
+        ),
+    ],
+)
+def test_unreadable_value_is_reported_with_its_line(tmp_path, file, text, message):
+    (tmp_path / file).write_text(text)
+    config = DataConfig(interactions=str(tmp_path / file), split={"kind": "none"})
+    with pytest.raises(DataError, match=message):
+        prepare_folder(config, tmp_path / "out")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -17,9 +19,10 @@ from candid.data.readers.compression import (
     decompressed,
     explain_damage,
     find_damage,
+    open_binary,
     open_text,
 )
-from candid.data.readers.files import DataFile, summary
+from candid.data.readers.files import DataFile, chunks, summary
 from candid.data.readers.source import Source, header_question
 from candid.errors import DataError
 
@@ -57,7 +60,16 @@ def scan_delimited(file: DataFile, separator: str, quote: str | None = '"') -> S
         )
     frame = pl.scan_csv(
         file.path, separator=separator, quote_char=quote, infer_schema=False, glob=False
-    ).filter(~pl.all_horizontal(pl.all().is_null()))  # skip blank lines
+    )
+    blank = _blank_lines(file, dialect)
+    if blank:
+        frame = (
+            frame.with_row_index("_row_of_file", offset=1)
+            .filter(~pl.col("_row_of_file").is_in(blank))
+            .drop("_row_of_file")
+        )
+    elif blank is None:
+        frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
 
     def find_misfit() -> str | None:
         return dialect.find_misfit(file, len(header))
@@ -70,10 +82,18 @@ def scan_delimited(file: DataFile, separator: str, quote: str | None = '"') -> S
             except MISREAD as misread:
                 damage = misread
             else:
+                misfit = misfit or dialect.find_open_quote(file)
                 return misfit or f"cannot be read ({summary(error)}); check the file"
         return explain_damage(damage)
 
-    return Source.of(file, frame, 2, explain, find_misfit)
+    def line_of(row: int) -> int | None:
+        try:
+            lines = (line for line, fields in dialect.numbered(file) if fields)
+            return next(islice(lines, row + 1, None), None)
+        except MISREAD:
+            return None
+
+    return replace(Source.of(file, frame, 2, explain, find_misfit), line_of=line_of)
 
 
 @dataclass(frozen=True)
@@ -83,11 +103,32 @@ class Dialect:
     separator: str
     quote: str | None
 
-    def rows(self, lines: Iterable[str]) -> _csv.Reader:
+    def rows(self, lines: Iterable[str], strict: bool = False) -> _csv.Reader:
         """Split lines into fields."""
         if self.quote is None:
             return csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE)
-        return csv.reader(lines, delimiter=self.separator, quotechar=self.quote)
+        return csv.reader(lines, delimiter=self.separator, quotechar=self.quote, strict=strict)
+
+    def numbered(self, file: DataFile) -> Iterator[tuple[int, list[str]]]:
+        """Yield the first line and the fields of the header and of every row."""
+        with open_text(file) as stream:
+            rows = self.rows(stream)
+            first = 1
+            for row in rows:
+                yield first, row
+                first = rows.line_num + 1
+
+    def find_open_quote(self, file: DataFile) -> str | None:
+        """Describe the line with a quote that is open to the end of the file, or return None."""
+        with open_text(file) as stream:
+            rows = self.rows(stream, strict=True)
+            first = 1
+            try:
+                for _ in rows:
+                    first = rows.line_num + 1
+            except csv.Error:
+                return f"line {first} has a quote {self.quote} that is not closed; fix the line"
+        return None
 
     def find_misfit(self, file: DataFile, width: int) -> str | None:
         """Describe the first line without ``width`` fields or not UTF-8, or return None."""
@@ -122,6 +163,37 @@ def header_of(file: DataFile) -> str:
     if "\ufffd" in header or "\0" in header:
         raise DataError(f"{file}: line 1 is not UTF-8 text; convert the file, or set its format")
     return header
+
+
+def _blank_lines(file: DataFile, dialect: Dialect) -> list[int] | None:
+    """Number the blank lines among the rows, from 1; None if all rows without a value are blank.
+
+    Polars reads a row of empty fields as it reads a blank line.
+    """
+    if not _has_empty_row(file, dialect.separator):
+        return None
+    try:
+        return [number for number, (_, row) in enumerate(dialect.numbered(file)) if not row]
+    except MISREAD:
+        return None
+
+
+def _has_empty_row(file: DataFile, separator: str) -> bool:
+    """Whether a line has separators alone; one in a quoted text counts too."""
+    start = f"\n{separator}".encode()
+    pattern = re.compile(rb"\n(?:%b)+\r?(?:\n|\Z)" % re.escape(separator.encode()))
+    rest = b""
+    try:
+        with open_binary(file) as stream:
+            for chunk in chunks(stream):
+                data = rest + chunk
+                end = data.rfind(b"\n")
+                if start in data and pattern.search(data[: end + 1]):
+                    return True
+                rest = data[max(end, 0) :]
+    except DAMAGE:
+        return False  # the error of the first query describes it
+    return pattern.search(rest) is not None
 
 
 def _separator_of(file: DataFile) -> str:

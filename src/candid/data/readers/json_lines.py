@@ -66,7 +66,7 @@ def _scan(file: DataFile) -> Source:
         damage = find_damage(file) if file.compression else None
         if damage is not None:
             return explain_damage(damage)
-        misfit = find_misfit()
+        misfit = find_misfit() or _find_second_type(file)
         return misfit or f"cannot be read as JSON Lines ({summary(error)}); check the file"
 
     frame = _scan_lines(file)
@@ -114,6 +114,25 @@ def _find_misfit(file: DataFile) -> str | None:
                 return f"line {number} is not a JSON object ({error}); fix the line"
             if not isinstance(value, dict):
                 return f"line {number} is not a JSON object; write one object per line"
+    return None
+
+
+def _find_second_type(file: DataFile) -> str | None:
+    """Describe the first value whose type does not go with those before it, or return None."""
+    types: dict[str, type] = {}
+    with open_binary(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            for key, value in (json.loads(line) if line.strip() else {}).items():
+                if value is None:
+                    continue
+                # Numbers and text go together: as text.
+                kind = str if isinstance(value, int | float) else type(value)
+                kind = bool if isinstance(value, bool) else kind
+                if types.setdefault(key, kind) is not kind:
+                    return (
+                        f"line {number} has a value of another type in {key!r} "
+                        f"({json.dumps(value)}) than the lines before it; use one type"
+                    )
     return None
 
 

@@ -7,6 +7,8 @@ occupation, zip_code.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -68,7 +70,13 @@ def scan(file: DataFile, separator: str | None = None) -> Source:
                     return f"line {number} has {width} fields, not {len(names)}; fix the line"
         return None
 
-    return Source.of(file, frame, 2 if has_header else 1, explain, find_misfit)
+    def line_of(row: int) -> int | None:
+        with file.path.open("rb") as stream:
+            numbers = (number for number, line in enumerate(stream, start=1) if line.strip())
+            return next(islice(numbers, row + has_header, None), None)
+
+    source = Source.of(file, frame, 2 if has_header else 1, explain, find_misfit)
+    return replace(source, line_of=line_of)
 
 
 def _lines(file: DataFile) -> pl.LazyFrame:

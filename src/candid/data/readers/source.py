@@ -39,6 +39,8 @@ class Source:
             None; slow, for use after an error.
         file: the file that is read, kept because it may be a temporary copy.
         further_columns: columns that ``frame`` leaves out, for messages.
+        line_of: finds the line of a row (from 0) in a file with blank lines or line breaks in
+            quotes, or returns None; slow, for messages.
     """
 
     path: Path | str
@@ -48,6 +50,7 @@ class Source:
     find_misfit: Callable[[], str | None] = lambda: None
     file: DataFile | None = None
     further_columns: tuple[str, ...] = ()
+    line_of: Callable[[int], int | None] = lambda row: None
 
     @classmethod
     def of(
@@ -65,7 +68,8 @@ class Source:
         """Describe the ``row``-th row (from 0) by its line, or by its number."""
         if self.first_line is None:
             return f"row {row + 1} of {self.path}"
-        return f"line {self.first_line + row} of {self.path}"
+        line = self.line_of(row)
+        return f"row {row + 1} of {self.path}" if line is None else f"line {line} of {self.path}"
 
 
 def columns_of(source: Source) -> pl.Schema:
