@@ -198,9 +198,7 @@ def test_panic_of_the_engine_is_a_sentence(tmp_path):
     def fail(batch):
         raise pl.exceptions.PanicException("index out of bounds")
 
-    source = type(source)(
-        source.path, source.frame.map_batches(fail), None, source.explain, state=source.state
-    )
+    source = type(source)(source.path, source.frame.map_batches(fail), None, source.explain)
     with pytest.raises(DataError, match=r"log\.csv: .*index out of bounds"):
         collect(source.frame, [source])
 
