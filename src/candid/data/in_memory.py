@@ -16,8 +16,11 @@ from candid.errors import DataError
 
 ARROW = ("__arrow_c_stream__", "__arrow_c_array__")
 """Methods of the Arrow PyCapsule interface: a stream of batches, and one batch."""
-UNREADABLE = re.compile(r"(?:interval|union)(?=$|[<(\[\],>)])|decimal256", re.IGNORECASE)
-"""Types of Arrow and DuckDB, as they print themselves, for which Polars panics."""
+UNREADABLE = re.compile(
+    r"(?:interval|union)(?=$|[<(\[\],>)])|(?:run_end_encoded|list_view)<|decimal256\(",
+    re.IGNORECASE,
+)
+"""Types of Arrow and DuckDB, as they print themselves, that Polars refuses or panics at."""
 FAULTS = (Exception, pl.exceptions.PanicException)
 """What reading a table of another library may raise; a panic of Polars is not an ``Exception``."""
 POLARS_UNITS = (("ms", 1), ("us", 1), ("ns", 1))

@@ -203,15 +203,14 @@ def _check_agreement(source: Source, first: Source, config: TableConfig) -> None
 
 
 def _is_storable(dtype: _Type) -> bool:
-    leaves = list(_leaves(dtype))
-    return bool(leaves) and all(leaf not in (pl.Binary, pl.Object) for leaf in leaves)
+    return all(leaf not in (pl.Binary, pl.Object, pl.Struct([])) for leaf in _leaves(dtype))
 
 
 def _leaves(dtype: _Type) -> Iterator[_Type]:
-    """Yield the types that a nested type is made of; none for a struct without members."""
+    """Yield the types that a nested type is made of, and structs without members."""
     if isinstance(dtype, pl.List | pl.Array):
         yield from _leaves(dtype.inner)
-    elif isinstance(dtype, pl.Struct):
+    elif isinstance(dtype, pl.Struct) and dtype.fields:
         for member in dtype.fields:
             yield from _leaves(member.dtype)
     else:
