@@ -153,7 +153,8 @@ def test_changed_user_table_is_prepared_again(tmp_path):
     more = config(tmp_path, users=users(path, "age", "zip"))
     lines.clear()
     assert not prepare_folder(more, tmp_path / "out", progress=lines.append).up_to_date
-    assert "prepared with data.users = " in lines[0]
+    change = "prepared with data.users.attributes = ['age'], not ['age', 'zip']"
+    assert lines[0].endswith(change)
 
 
 def test_config_key_that_the_manifest_lacks_counts_as_none(tmp_path):
