@@ -11,6 +11,8 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import candid as package
+from candid.cli.bulk import bulk_lines
+from candid.runs import BulkResult
 
 
 @pytest.fixture(name="run", scope="module")
@@ -50,6 +52,24 @@ def test_recommend_to_the_users_of_a_file(candid, toy, run, tmp_path):
     assert_frame_equal(pl.read_ndjson(tmp_path / "named.jsonl"), expected, check_dtypes=False)
 
 
+def test_lines_have_the_number_of_their_noun():
+    def lines(*numbers):
+        queries, without_history, without_target, rows, resumed = numbers
+        result = BulkResult("a.csv", queries, without_history, without_target, rows, resumed)
+        return bulk_lines(result, "user")
+
+    assert lines(1, 1, 1, 1, 1) == [
+        "continued after 1 user of an earlier call",
+        "no list for 1 user without a history, which the model needs: --fallback popular gives one",
+        "no list for 1 user without a target of the split",
+        "1 row for 1 user written to a.csv",
+    ]
+    assert lines(2000, 0, 3, 4000, 0) == [
+        "no list for 3 users without a target of the split",
+        "4,000 rows for 2,000 users written to a.csv",
+    ]
+
+
 def test_recommend_writes_shards(candid, toy, tmp_path):
     out = tmp_path / "recs.jsonl"
     flags = ["--all-users", "-k", "2", "--out", out, "--shards", "3"]
@@ -83,8 +103,11 @@ def test_recommend_falls_back_for_unknown_users(candid, toy, run, tmp_path):
     out = tmp_path / "recs.csv"
     assert candid("recommend", toy.run, *flags, "--out", out).code == 0
     assert pl.read_csv(out)["recommended_by"].to_list() == ["popular"] * 2 + ["model"] * 2
-    refused = candid("recommend", toy.run, "--user", "stranger")
-    assert refused.code == 3
+    for where in ([], ["--out", out]):
+        refused = candid("recommend", toy.run, "--user", "u33x", *where)
+        assert refused.code == 3
+        assert "did you mean 'u33'" in refused.err
+        assert refused.err.rstrip().endswith("or add a fallback (--fallback popular)")
 
 
 @pytest.fixture(name="integers", scope="module")
@@ -161,7 +184,7 @@ def test_file_of_users_that_cannot_be_used_is_refused(candid, toy, tmp_path):
     for name, text, sentence in (
         ("empty.txt", "\n", "has no users"),
         ("columns.csv", "a,b\n1,2\n", "has no column 'user'"),
-        ("unknown.txt", "u1\nu99\n", "unknown user 'u99'"),
+        ("unknown.txt", "u1\nu99\n", "no user 'u99' in the dataset; did you mean"),
     ):
         (tmp_path / name).write_text(text)
         answer = candid("recommend", toy.run, "--users", tmp_path / name, "--out", out)

@@ -118,9 +118,19 @@ def test_file_has_the_rows_of_recommend(request, tmp_path, kind, suffix):
     assert frame.columns == expected.columns
     assert_frame_equal(frame, expected, check_dtypes=suffix == "parquet")
     assert result.rows == expected.height
-    assert (result.queries, result.left_out) == ((61, 2) if kind == "run" else (63, 0))
+    assert (result.queries, result.without_history) == ((61, 2) if kind == "run" else (63, 0))
     assert result.num_resumed == 0
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_model_may_be_its_folder(root, run, tmp_path):
+    out = tmp_path / "recs.parquet"
+    candid.write_recommendations(str(root / "run"), out, k=5)
+    assert_frame_equal(read(out), run.recommend(users=USERS, k=5))
+    candid.write_similar(root / "run", out, items=[105], k=3)
+    assert_frame_equal(read(out), run.similar([105], k=3))
+    with pytest.raises(ArtifactError, match="nothing"):
+        candid.write_recommendations(tmp_path / "nothing", out)
 
 
 def test_named_users_are_answered_once_in_their_order(run, tmp_path):
@@ -136,7 +146,7 @@ def test_fallback_gives_everyone_a_list(run, tmp_path):
     out = tmp_path / "recs.parquet"
     users = [*USERS, "u61", "u62"]
     result = candid.write_recommendations(run, out, k=5, fallback="popular")
-    assert (result.queries, result.left_out) == (63, 0)
+    assert (result.queries, result.without_history) == (63, 0)
     assert_frame_equal(read(out), run.recommend(users=users, k=5, fallback="popular"))
     # A block in which every user has the list of the fallback has the same columns.
     named = [*users[:8], *(f"x{n}" for n in range(8))]
@@ -146,8 +156,20 @@ def test_fallback_gives_everyone_a_list(run, tmp_path):
 
 def test_request_that_cannot_be_answered_is_refused_and_leaves_no_file(run, tmp_path):
     out = tmp_path / "recs.parquet"
-    with pytest.raises(DataError, match="unknown user 'x'"):
-        candid.write_recommendations(run, out, users=["u1", "x"])
+    with pytest.raises(DataError, match=r"no user 'u99' .* did you mean 'u9'.*or add a fallback"):
+        candid.write_recommendations(run, out, users=["u1", "u99"])
+    for fallback in (None, "popular"):
+        with pytest.raises(DataError, match=r"no user 'x' .*; with split \(--split\), only users"):
+            candid.write_recommendations(
+                run, out, users=["u1", "x"], split="test", fallback=fallback
+            )
+    for shards in (1.5, True, "2"):
+        with pytest.raises(ConfigError, match="shards must be a whole number, got"):
+            candid.write_recommendations(run, out, shards=shards)
+        with pytest.raises(ConfigError, match="shards must be a whole number, got"):
+            candid.write_similar(run, out, shards=shards)
+    with pytest.raises(ConfigError, match=r"shards 2 must be between 1 and the number of users, 1"):
+        candid.write_recommendations(run, out, users=["u1"], shards=2)
     with pytest.raises(ConfigError, match=r"'u61' has no history .* \(--fallback popular"):
         candid.write_recommendations(run, out, users=["u1", "u61"])
     assert list(tmp_path.iterdir()) == []
@@ -156,7 +178,8 @@ def test_request_that_cannot_be_answered_is_refused_and_leaves_no_file(run, tmp_
 def test_lists_of_a_split_are_measured_as_the_run(run, tmp_path):
     out = tmp_path / "recs.parquet"
     result = candid.write_recommendations(run, out, k=10, split="test")
-    assert (result.queries, result.left_out) == (60, 3)
+    counts = (result.queries, result.without_history, result.without_target)
+    assert counts == (60, 0, 3)
     settings = {"ks": (1, 10), "metric": "ndcg@10", "nll": False}
     expected = run.evaluate("test", **settings)
     report = candid.evaluate_recommendations(
@@ -320,7 +343,9 @@ def test_target_that_cannot_be_written_is_refused(run, tmp_path):
     (tmp_path / "b.csv").write_text("")
     with pytest.raises(ConfigError, match="is a file: remove it"):
         candid.write_recommendations(run, tmp_path / "b.csv", shards=2)
-    with pytest.raises(ConfigError, match="shards 62 must be between 1 and the 61 users"):
+    with pytest.raises(
+        ConfigError, match="shards 62 must be between 1 and the number of users, 61"
+    ):
         candid.write_recommendations(run, tmp_path / "c.csv", shards=62)
     with pytest.raises(ArtifactError, match="cannot write"):
         candid.write_recommendations(run, tmp_path / "b.csv" / "c.csv")
@@ -358,5 +383,10 @@ def test_similar_items_need_vectors(baseline, tmp_path):
 def test_result_is_plain_json(run, tmp_path):
     result = candid.write_recommendations(run, tmp_path / "recs.csv", k=5)
     assert json.loads(json.dumps(result.to_json())) == {
-        "file": str(tmp_path / "recs.csv"), "queries": 61, "left_out": 2, "rows": 305, "resumed": 0
-    }  # fmt: skip
+        "file": str(tmp_path / "recs.csv"),
+        "queries": 61,
+        "without_history": 2,
+        "without_target": 0,
+        "rows": 305,
+        "resumed": 0,
+    }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from candid.cli.console import counted
+
 if TYPE_CHECKING:
     from candid.runs import BulkResult
 
@@ -17,11 +19,16 @@ def bulk_lines(result: BulkResult, noun: str) -> list[str]:
     """
     lines = []
     if result.num_resumed:
-        lines.append(f"continued after {result.num_resumed:,} {noun}s of an earlier call")
-    if result.left_out:
+        lines.append(f"continued after {counted(result.num_resumed, noun)} of an earlier call")
+    if result.without_history:
         lines.append(
-            f"{result.left_out:,} {noun}s have no list: they have no history, which the model "
-            "needs (--fallback popular gives them one), or no target of the split"
+            f"no list for {counted(result.without_history, noun)} without a history, which the "
+            "model needs: --fallback popular gives one"
         )
-    lines.append(f"{result.rows:,} rows for {result.queries:,} {noun}s written to {result.path}")
+    if result.without_target:
+        lines.append(
+            f"no list for {counted(result.without_target, noun)} without a target of the split"
+        )
+    rows, queries = counted(result.rows, "row"), counted(result.queries, noun)
+    lines.append(f"{rows} for {queries} written to {result.path}")
     return lines

@@ -54,6 +54,11 @@ class Console:
             screen.print(part, soft_wrap=isinstance(part, str))
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun: 1 user, 1,200 users."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def _finite(value: Any) -> Any:
     """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, float):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from candid.cli.console import Console
+from candid.cli.console import Console, counted
 from candid.cli.options import Json, Quiet, Set
 from candid.cli.prepare import run_prepare
 from candid.cli.recipe import run_name
@@ -202,7 +202,8 @@ def _default_config(data: Path, overrides: list[str], console: Console) -> RunCo
 
 def _summary(result: dict[str, Any]) -> str:
     best, epoch = result["best"], result["best_epoch"]
-    line = f"{result['epochs']} epochs, {result['steps']:,} steps in {result['seconds']:,.0f} s"
+    length = f"{counted(result['epochs'], 'epoch')}, {counted(result['steps'], 'step')}"
+    line = f"{length} in {result['seconds']:,.0f} s"
     if best is None:
         return line
     when = f"after epoch {epoch}" if epoch else "within the first epoch"

@@ -42,12 +42,15 @@ def item_ids_of(dataset: PreparedDataset, texts: Sequence[str]) -> npt.NDArray[n
     return np.array([_item_id(known, titles, text) for text in texts], dtype=np.int64)
 
 
-def user_ids_of(dataset: PreparedDataset, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+def user_ids_of(
+    dataset: PreparedDataset, texts: Sequence[str], advice: str = ""
+) -> npt.NDArray[np.int64]:
     """Find users by source id.
 
     Args:
         dataset: dataset with the users.
         texts: source ids.
+        advice: end of the message about a user that does not exist.
 
     Returns:
         [n] int64, one user id for each text, in their order.
@@ -59,8 +62,13 @@ def user_ids_of(dataset: PreparedDataset, texts: Sequence[str]) -> npt.NDArray[n
     user_ids = [_single_match("user", text, known, known == text) for text in texts]
     for text, user_id in zip(texts, user_ids, strict=True):
         if user_id is None:
-            raise DataError(_unknown_message("user", text, known))
+            raise DataError(unknown_user(dataset, text) + advice)
     return np.array(user_ids, dtype=np.int64)
+
+
+def unknown_user(dataset: PreparedDataset, text: str) -> str:
+    """Return the start of a message that the dataset has no such user, with similar ones."""
+    return _unknown_message("user", text, dataset.users["source_id"].cast(pl.String))
 
 
 def _item_id(known: pl.Series, titles: pl.Series | None, text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import numbers
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,19 +14,19 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from candid.data import Role, held_out
 from candid.errors import ConfigError
 from candid.index import LiveIndex
 from candid.index.snapshot_files import MANIFEST
 from candid.inference import DEFAULT_K, Recommendations, StageProgress, whole_k
 from candid.inference.queries import now_microseconds
+from candid.runs.asked_users import asked_users, distinct_ids
 from candid.runs.block_files import open_blocks
 from candid.runs.fallback import Fallback, recommend_or_fall_back
 from candid.runs.fitted_baseline import FittedBaseline
 from candid.runs.index import model_fingerprint, open_index
 from candid.runs.run import Run
-from candid.runs.saved_model import SavedModel
-from candid.runs.source_ids import SourceIds, allowed_items, dense_ids, typed_ids
+from candid.runs.saved_model import SavedModel, load
+from candid.runs.source_ids import SourceIds, allowed_items, dense_ids
 from candid.runs.splits import role_of
 from candid.version import __version__
 
@@ -50,15 +51,17 @@ class BulkResult:
     Attributes:
         path: the file, or the folder of shards.
         queries: number of users, or items, in the output.
-        left_out: number of users that have no list: without a history where the model needs one
-            and there is no fallback, or without a target of the split.
+        without_history: number of users that have no list because the model needs a history and
+            there is no fallback.
+        without_target: number of users that have no list because they have no target of the split.
         rows: number of rows.
         num_resumed: number of users, or items, whose rows an earlier, stopped call had computed.
     """
 
     path: Path
     queries: int
-    left_out: int
+    without_history: int
+    without_target: int
     rows: int
     num_resumed: int
 
@@ -67,14 +70,15 @@ class BulkResult:
         return {
             "file": str(self.path),
             "queries": self.queries,
-            "left_out": self.left_out,
+            "without_history": self.without_history,
+            "without_target": self.without_target,
             "rows": self.rows,
             "resumed": self.num_resumed,
         }
 
 
 def write_recommendations(
-    model: SavedModel,
+    model: SavedModel | Path | str,
     out: Path | str,
     *,
     users: SourceIds | None = None,
@@ -98,7 +102,7 @@ def write_recommendations(
     kill the same call continues with the next block, and the output is the same, byte for byte.
 
     Args:
-        model: a run or a fitted baseline.
+        model: a run or a fitted baseline, or its folder.
         out: path that ends in ``.parquet``, ``.csv`` or ``.jsonl``.
         users: source ids; each is answered once, in their order. None: all users of the dataset.
         k: recommendations per user; None: 10, or all items of a smaller catalog.
@@ -109,8 +113,9 @@ def write_recommendations(
             call, for models that read it.
         event_type: as for ``Run.recommend``.
         split: "test" or "validation": recommend from the history before the targets of this split,
-            for ``evaluate_recommendations``; users without a target are left out. None: from the
-            whole history.
+            for ``evaluate_recommendations``; users without a target are left out, and users that
+            the dataset does not have are refused, also with a fallback. None: from the whole
+            history.
         fallback: as for ``Run.recommend``; adds the column ``recommended_by``.
         index: folder of an index of the run; None: exact search.
         shards: number of files ``part-00000.…`` in the folder ``out``; None: one file.
@@ -119,17 +124,21 @@ def write_recommendations(
     Raises:
         DataError: a user or an item is unknown or of another type.
         ConfigError: as for ``Run.recommend``; a named user has no history and the model needs one;
-            ``out`` has an unknown suffix, or another process writes it.
-        ArtifactError: the operating system refuses, or the index belongs to another model.
+            ``out`` has an unknown suffix, or another process writes it; ``shards`` is not a whole
+            number from 1 to the number of users.
+        ArtifactError: the operating system refuses, the folder of ``model`` holds none, or the
+            index belongs to another model.
         Interrupted: stopped by Ctrl-C.
 
     Example:
         >>> run = candid.load_run("runs/films")
         >>> candid.write_recommendations(run, "recs.parquet", k=100, fallback="popular")
     """
+    model = _opened(model)
     out, dataset = Path(out), model.dataset
     role = None if split is None else role_of(split)
-    source_ids, left_out = _users_to_answer(model, users, role, has_fallback=fallback is not None)
+    asked = asked_users(model, users, role, has_fallback=fallback is not None)
+    source_ids = asked.source_ids
     is_allowed = allowed_items(dataset, allow, deny)
     k = min(DEFAULT_K, dataset.num_items) if k is None else whole_k(k)
     if not 1 <= k <= dataset.num_items:
@@ -179,11 +188,11 @@ def write_recommendations(
     queries, rows, resumed = _write(
         model, out, settings, recommend, len(source_ids), k, shards, "users", progress
     )
-    return BulkResult(out, queries, left_out, rows, resumed)
+    return BulkResult(out, queries, asked.without_history, asked.without_target, rows, resumed)
 
 
 def write_similar(
-    model: SavedModel,
+    model: SavedModel | Path | str,
     out: Path | str,
     *,
     items: SourceIds | None = None,
@@ -196,7 +205,7 @@ def write_similar(
     The rows are those of ``Run.similar``.
 
     Args:
-        model: a run, or a fitted baseline with vectors.
+        model: a run or a fitted baseline with vectors, or its folder.
         out: as for ``write_recommendations``.
         items: source ids; each is answered once, in their order. None: all items of the dataset
             that are not retired.
@@ -208,18 +217,19 @@ def write_similar(
         DataError: an item is unknown or of another type.
         ConfigError: the model has no vectors, k is not between 1 and the number of other items, or
             as for ``write_recommendations``.
-        ArtifactError: the operating system refuses.
+        ArtifactError: the operating system refuses, or the folder of ``model`` holds none.
         Interrupted: stopped by Ctrl-C.
 
     Example:
         >>> run = candid.load_run("runs/films")
         >>> candid.write_similar(run, "similar.parquet", k=20)
     """
+    model = _opened(model)
     out, dataset = Path(out), model.dataset
     source_ids = dataset.items["source_id"]
     item_ids = np.arange(dataset.num_items)
     if items is not None:
-        item_ids = dense_ids(source_ids, _distinct(items, source_ids, "item"), "item")
+        item_ids = dense_ids(source_ids, distinct_ids(items, source_ids, "item"), "item")
     elif dataset.retired_items is not None:
         item_ids = np.flatnonzero(~dataset.retired_items)
     similar = model.similar_items
@@ -238,7 +248,7 @@ def write_similar(
     queries, rows, resumed = _write(
         model, out, settings, search, len(item_ids), k, shards, "items", progress
     )
-    return BulkResult(out, queries, 0, rows, resumed)
+    return BulkResult(out, queries, 0, 0, rows, resumed)
 
 
 def _write(
@@ -267,8 +277,14 @@ def _write(
     """
     if num_queries == 0:
         raise ConfigError(f"there are no {noun} to write: choose other {noun} or another dataset")
-    if shards is not None and not 1 <= shards <= num_queries:
-        raise ConfigError(f"shards {shards} must be between 1 and the {num_queries:,} {noun}")
+    if shards is not None:
+        if isinstance(shards, bool) or not isinstance(shards, numbers.Integral):
+            raise ConfigError(f"shards must be a whole number, got {shards!r}")
+        shards = int(shards)
+        if not 1 <= shards <= num_queries:
+            raise ConfigError(
+                f"shards {shards} must be between 1 and the number of {noun}, {num_queries:,}"
+            )
     size = max(1, BLOCK_ROWS // (k * BATCH)) * BATCH
     bounds: list[tuple[int, int]] = []
     parts: list[list[int]] = []
@@ -311,43 +327,8 @@ def _write(
     return num_queries, rows, resumed
 
 
-def _users_to_answer(
-    model: SavedModel,
-    users: SourceIds | None,
-    role: Role | None,
-    *,
-    has_fallback: bool,
-) -> tuple[pl.Series, int]:
-    """Return the source ids of the users to recommend to, and the number of those left out."""
-    dataset, known = model.dataset, model.dataset.users["source_id"]
-    needs_history = model.model.needs_history and not has_fallback
-    stops, is_asked = dataset.user_offsets[1:], np.ones(dataset.num_users, dtype=np.bool_)
-    if role is not None:
-        targets = held_out(dataset, role)
-        stops = stops.copy()
-        stops[targets.user_ids] = targets.history_stop
-        is_asked[:] = False
-        is_asked[targets.user_ids] = True
-    has_history = stops > dataset.user_offsets[:-1]
-    if users is None:
-        is_answered = is_asked & (has_history | (not needs_history))
-        return known.filter(pl.Series(is_answered)), int((~is_answered).sum())
-    chosen = _distinct(users, known, "user")
-    if has_fallback and role is None:
-        return chosen, 0
-    user_ids = dense_ids(known, chosen, "user")
-    without = user_ids[is_asked[user_ids] & ~has_history[user_ids]]
-    if needs_history and len(without):
-        raise ConfigError(
-            f"user {known[int(without[0])]!r} has no history and the model needs one: leave the "
-            "user out, or add a fallback (--fallback popular)"
-        )
-    return known[user_ids[is_asked[user_ids]]], int((~is_asked[user_ids]).sum())
-
-
-def _distinct(ids: SourceIds, source_ids: pl.Series, kind: str) -> pl.Series:
-    """Return each id once, in the order of first occurrence and in the type of the dataset."""
-    return typed_ids(ids, source_ids.dtype, kind).unique(maintain_order=True)
+def _opened(model: SavedModel | Path | str) -> SavedModel:
+    return load(model) if isinstance(model, Path | str) else model
 
 
 def _index_of(model: SavedModel, folder: Path) -> LiveIndex:
