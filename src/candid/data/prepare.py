@@ -1,15 +1,16 @@
 """Preparation: tables or source files in, a prepared dataset out, in memory or in a folder.
 
-The manifest (``manifest.json``, also ``PreparedDataset.manifest``) contains: kind,
-schema_version, fingerprint (of the content), candid_version, config, sources (path, and what
-changes with the content: bytes, mtime_ns, etag or modified, version; unversioned where nothing is
-known; for a table in memory its name), rows_read, dropped (reason -> rows), counts, split (kind,
-cuts, unseen targets), tied (interactions in the order of the file), time (first, last, unit),
-items_without_row, items_without_interactions, users_without_row, users_without_interactions (None
-without a table), ids_from (fingerprint of the dataset whose ids are kept, and the numbers of users
-and items kept, new and retired; None without one), event_types (names, by code),
-target_event_types (training and evaluation targets), negatives (number, and numbers left out by
-reason; None for a source without negatives), files (bytes, sha256; empty in memory).
+The manifest (``manifest.json``, also ``PreparedDataset.manifest``) contains: kind, schema_version,
+fingerprint (of the content), candid_version, config, sources (path, and what changes with the
+content: bytes, mtime_ns, etag or modified, version; unversioned where nothing is known; for a
+table in memory its name), rows_read (of the sources), dropped (reason -> interactions; empty_lists
+-> rows of the sources), counts, split (kind, cuts, unseen targets), tied (interactions in the
+order of the file), time (first, last, unit), items_without_row, items_without_interactions,
+users_without_row, users_without_interactions (None without a table), ids_from (fingerprint of the
+dataset whose ids are kept, and the numbers of users and items kept, new and retired; None without
+one), event_types (names, by code), target_event_types (training and evaluation targets), negatives
+(number, and numbers left out by reason; None for a source without negatives), files (bytes,
+sha256; empty in memory).
 """
 
 from __future__ import annotations
