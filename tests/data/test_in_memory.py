@@ -26,6 +26,7 @@ UNREADABLE = {
     "decimal256": lambda n: pa.array([1] * n, pa.decimal256(50, 2)),
     "list": lambda n: pa.array([[(0, 0, 1)]] * n, pa.list_(INTERVAL)),
     "run ends": lambda n: pa.RunEndEncodedArray.from_arrays([n], [5]),
+    "extension": lambda n: pa.array([1] * n, pa.bool8()),
     "list view": lambda n: pa.array([[1]] * n, pa.list_view(pa.int64())),
     "empty struct": lambda n: pa.array([{}] * n, pa.struct([])),
     "empty member": lambda n: pa.array([{"a": {}, "b": 1}] * n, EMPTY_MEMBER),

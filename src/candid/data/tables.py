@@ -203,7 +203,9 @@ def _check_agreement(source: Source, first: Source, config: TableConfig) -> None
 
 
 def _is_storable(dtype: _Type) -> bool:
-    return all(leaf not in (pl.Binary, pl.Object, pl.Struct([])) for leaf in _leaves(dtype))
+    refused = (pl.Binary, pl.Object, pl.Struct([]))
+    # Polars panics where it joins a column of an extension type of Arrow.
+    return all(leaf not in refused and not hasattr(leaf, "ext_storage") for leaf in _leaves(dtype))
 
 
 def _leaves(dtype: _Type) -> Iterator[_Type]:
