@@ -223,7 +223,7 @@ def test_dataset_that_differs_from_the_training_data_is_refused(candid, toy, tmp
     log = tmp_path / "log.csv"
     log.write_text(toy.log.read_text() + "u40,i01,1600000000\nu40,i02,1600000001\n")
     candid("prepare", toy.recipe, "--interactions", log, "--out", other)
-    check(candid("evaluate", toy.run, "--data", other), 4, str(other), "--data")
+    check(candid("index", toy.run, "--data", other), 4, str(other), "--data")
 
 
 @pytest.mark.parametrize("verb", ["prepare", "train"])
