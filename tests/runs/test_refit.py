@@ -183,7 +183,11 @@ def test_length_of_a_refit_follows_the_steps_of_an_epoch():
     assert (chosen.with_epochs_of(12).steps, chosen.with_epochs_of(12).schedule_steps) == (36, 120)
     between = Refit("ndcg@10", 0.1, 1, 7, 7, 3)
     assert between.with_epochs_of(4).steps == round(7 * 4 / 3)
-    assert Refit("ndcg@10", 0.1, 0, 1, 1, 100).with_epochs_of(10).steps == 1
+    shortest = Refit("ndcg@10", 0.1, 0, 1, 1, 100).with_epochs_of(10)
+    assert shortest.steps == 1
+    assert "interactions: 1 step, 0.01 epochs as" in shortest.sentence()
+    one = Refit("ndcg@10", 0.1, 1, 10, 10, 10).with_epochs_of(12)
+    assert "interactions: 12 steps, 1 epoch as" in one.sentence()
 
 
 @pytest.mark.parametrize("optimizer", ["keep", "reset"])

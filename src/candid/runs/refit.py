@@ -103,10 +103,9 @@ class Refit:
     def sentence(self) -> str:
         """Return a sentence for a terminal: the length and the reason."""
         epochs = self.best_step / self.steps_per_epoch_before
-        return (
-            f"refit on all interactions: {self.steps:,} steps, {epochs:.3g} epochs as "
-            f"validation {self.metric} chose"
-        )
+        steps = f"{self.steps:,} step" + ("" if self.steps == 1 else "s")
+        length = f"{steps}, {epochs:.3g} epoch" + ("" if epochs == 1 else "s")
+        return f"refit on all interactions: {length} as validation {self.metric} chose"
 
     def _converted(self, steps: int, steps_per_epoch: int) -> int:
         before = self.steps_per_epoch_before
