@@ -15,6 +15,9 @@ from candid.errors import DataError
 
 MAX_SUGGESTIONS = 5
 """Suggestions in an error message."""
+MAX_COMPARED = 20_000
+"""Names compared letter by letter for suggestions, about a second; parts of names are compared
+with all."""
 WORD = re.compile(r"\w+")
 
 
@@ -116,7 +119,7 @@ def _unknown_message(kind: str, text: str, names: pl.Series) -> str:
     for word in words:
         has_all &= lower.str.contains(word, literal=True).fill_null(False)
     similar = names.filter(has_all).head(MAX_SUGGESTIONS).to_list()
-    by_lower = {name.lower(): name for name in names.drop_nulls()}
+    by_lower = {name.lower(): name for name in names.drop_nulls().head(MAX_COMPARED)}
     close = difflib.get_close_matches(text.lower(), by_lower, n=MAX_SUGGESTIONS, cutoff=0.5)
     nearest = list(dict.fromkeys([*similar, *(by_lower[name] for name in close)]))[:MAX_SUGGESTIONS]
     hint = f"did you mean {', '.join(map(repr, nearest))}?" if nearest else "check the spelling"
