@@ -426,7 +426,7 @@ def test_evaluate_refuses_impossible_requests(make_random, make_dataset, make_mo
     dataset, model = make_random()
     with pytest.raises(ConfigError, match=r"evaluation\.ks: 100 exceeds the 50 items"):
         evaluate(model, dataset, EvaluationConfig(), max_length=5)
-    with pytest.raises(DataError, match="no validation targets"):
+    with pytest.raises(DataError, match="the dataset has no validation split"):
         evaluate(model, dataset, CONFIG, role=Role.VALIDATION, max_length=5)
     with pytest.raises(ConfigError, match="has 49 items and the dataset has 50"):
         evaluate(make_model(model.users, model.items[:49]), dataset, CONFIG, max_length=5)
