@@ -40,7 +40,7 @@ def point_ids(source_ids: pl.Series) -> pl.Series:
     Args:
         source_ids: [n], integers or text, as in the files of the dataset.
     """
-    if source_ids.dtype.is_integer() and (source_ids.is_empty() or source_ids.min() >= 0):  # type: ignore[operator]
+    if source_ids.dtype.is_integer() and (source_ids >= 0).all():
         return source_ids
     names = source_ids.cast(pl.String).to_list()
     return pl.Series([str(uuid.uuid5(NAMESPACE, name)) for name in names], dtype=pl.String)

@@ -208,35 +208,24 @@ class Run:
                 one; the model can encode only users it was trained on; no item is allowed; the
                 model does not read ``times``, ``features``, ``time`` or ``event_type``.
         """
-        if fallback is not None:
-            _, item_ids, attributes = query_ids(self.dataset, None, histories, features)
-            return recommend_or_fall_back(
-                self,
-                self.fallbacks.get(fallback),
-                users=users,
-                histories=item_ids,
-                history_times=None if times is None else history_times(item_ids or [], times),
-                attributes=attributes,
-                k=k,
-                filter_seen=filter_seen,
-                is_allowed=allowed_items(self.dataset, allow, deny),
-                time=time,
-                event_type=event_type,
-                with_probabilities=self.estimates_probability,
-            ).to_frame()
-        user_ids, item_ids, attributes = query_ids(self.dataset, users, histories, features)
-        return self.recommend_ids(
-            user_ids=user_ids,
-            histories=item_ids,
-            history_times=None if times is None else history_times(item_ids or [], times),
-            attributes=attributes,
-            k=k,
-            filter_seen=filter_seen,
-            is_allowed=allowed_items(self.dataset, allow, deny),
-            time=time,
-            event_type=event_type,
-            with_probabilities=self.estimates_probability,
-        ).to_frame()
+        # With a fallback users may be unknown, so that they are looked up there.
+        known = users if fallback is None else None
+        user_ids, item_ids, attributes = query_ids(self.dataset, known, histories, features)
+        settings: dict[str, Any] = {
+            "histories": item_ids,
+            "history_times": None if times is None else history_times(item_ids or [], times),
+            "attributes": attributes,
+            "k": k,
+            "filter_seen": filter_seen,
+            "is_allowed": allowed_items(self.dataset, allow, deny),
+            "time": time,
+            "event_type": event_type,
+            "with_probabilities": self.estimates_probability,
+        }
+        if fallback is None:
+            return self.recommend_ids(user_ids=user_ids, **settings).to_frame()
+        popular = self.fallbacks.get(fallback)
+        return recommend_or_fall_back(self, popular, users=users, **settings).to_frame()
 
     def recommend_ids(
         self,
