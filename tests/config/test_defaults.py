@@ -141,16 +141,32 @@ def test_repeats_decide_whether_seen_items_are_hidden(share, hides):
 @pytest.mark.parametrize(
     ("changes", "candidates"),
     [
-        ({}, 2048),
-        ({"num_targets": 2_500_000}, 512),
-        ({"has_order": False}, 512),
+        ({"num_targets": 499_999}, 2048),
+        ({"num_targets": 500_000}, 512),
+        ({"num_items": 5_001, "num_targets": 250_050}, 512),
+        ({"num_targets": 499_999, "has_order": False}, 512),
         ({"num_items": 5_000, "num_targets": 200_000}, 512),
     ],
 )
-def test_histories_of_rare_items_have_more_candidates(changes, candidates):
+def test_few_histories_of_rare_items_have_more_candidates(changes, candidates):
     # A changed loss makes a small catalog a sampled one.
     config, _ = recipe_for(facts(**changes), {"loss.type": "sampled_softmax"})
     assert [one.num_candidates for one in config.sampler.components] == [candidates] * 2
+
+
+@pytest.mark.parametrize(
+    ("num_items", "num_users", "sample"),
+    [
+        (100_000, 2_049, 8192),
+        (100_000, None, 8192),
+        (100_000, 2_048, 2048),  # all users, as before
+        (100_001, 2_049, 2048),
+    ],
+)
+def test_validation_has_more_users_where_search_is_cheap(num_items, num_users, sample):
+    targets = None if num_users is None else np.full(num_users, 10)
+    config, _ = recipe_for(facts(num_items=num_items, targets_of_users=targets))
+    assert config.evaluation.validation_users == sample
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,11 @@ class DataFacts:
     targets_of_users: npt.NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
 
     @property
+    def num_users(self) -> int | None:
+        """U; None: unknown."""
+        return None if self.targets_of_users is None else len(self.targets_of_users)
+
+    @property
     def targets_per_item(self) -> float:
         """Mean number of targets of an item in an epoch."""
         return self.num_targets / max(self.num_items, 1)

@@ -17,6 +17,9 @@ MIN_SECONDS = 10.0
 SHARE_OF_TRAINING = 0.05
 """CPU time after a training in which baselines begin: the larger of 10 s and 5 % of its own."""
 
+CHEAP_USERS = 2048
+"""Most users that the cheap baselines are measured on after a training."""
+
 
 def beside_baselines(
     run: Run,
@@ -46,7 +49,7 @@ def beside_cheap_baselines(
 ) -> ModelBesideBaselines:
     """Measure the cheap baselines with their default settings, after a training.
 
-    The cost is bounded: no tuning, at most ``evaluation.validation_users`` users, and no further
+    The cost is bounded: no tuning, at most 2,048 users, and no further
     baseline begins after the larger of 10 s and 5 % of the training's CPU time.
 
     Args:
@@ -59,7 +62,7 @@ def beside_cheap_baselines(
     """
     config = run.config.evaluation
     if config.max_users is None:
-        config = config.model_copy(update={"max_users": config.validation_users})
+        config = config.model_copy(update={"max_users": CHEAP_USERS})
     return _beside(run, report, "test", config, True, progress)
 
 
