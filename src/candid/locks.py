@@ -1,0 +1,162 @@
+"""Locks: files that one process at a time holds, with a record of the process that holds them.
+
+A lock is an flock on a small file. The system releases that of a killed process, so a file that
+stays behind does no harm. The file is removed at the release.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from candid.errors import ConfigError
+
+LOCK: Final = ".lock"
+"""Name of the lock file of a folder, inside it."""
+COMMAND: Final = 200
+"""Most characters of a command in the record of a holder."""
+UNSUPPORTED: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of a file system that has no locks."""
+
+
+class Lock:
+    """A held lock, released by ``release`` or at the end of a ``with`` block.
+
+    Attributes:
+        path: of the lock file.
+        is_exclusive: whether the system guarantees that no other process holds it; False on a file
+            system without locks, where work continues without this protection.
+    """
+
+    def __init__(self, path: Path, descriptor: int, is_exclusive: bool) -> None:
+        self.path = path
+        self.is_exclusive = is_exclusive
+        self._descriptor: int | None = descriptor
+
+    def release(self) -> None:
+        """Remove the lock file and release the lock; a second call does nothing."""
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        try:
+            # Removed while it is held: a process that waits for it sees that the file is another.
+            self.path.unlink(missing_ok=True)
+        except OSError:
+            pass  # A folder that became read-only; the file does no harm.
+        finally:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def acquire(path: Path) -> Lock:
+    """Create and lock a file, without waiting.
+
+    Args:
+        path: of the lock file, in an existing folder.
+
+    Raises:
+        BlockingIOError: another process, or another lock of this one, holds it.
+        OSError: the operating system refuses, such as for a full disk or a missing folder.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            is_exclusive = _flock(descriptor)
+            if _is_at(descriptor, path):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
+                return Lock(path, descriptor, is_exclusive)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # The holder removed the file in between: lock the next one.
+
+
+@contextmanager
+def one_writer(
+    path: Path, target: Path | str, advice: str = "choose another path"
+) -> Iterator[Lock]:
+    """Hold a lock for a block, so that one process at a time writes a target.
+
+    Args:
+        path: of the lock file, in an existing folder.
+        target: what is written, for the message.
+        advice: what to do instead of waiting, for the message.
+
+    Raises:
+        ConfigError: another process holds the lock; the message has its pid, host, start and
+            command.
+        OSError: the operating system refuses.
+    """
+    try:
+        lock = acquire(path)
+    except BlockingIOError:
+        raise ConfigError(
+            f"another process is writing {target} ({holder(path)}): wait until it ends, or {advice}"
+        ) from None
+    with lock:
+        yield lock
+
+
+def holder(path: Path) -> str:
+    """Return who holds a lock, in words for a message."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        pid, host = int(record["pid"]), str(record["host"])
+        return f"pid {pid} on {host} since {record['since']}: {record['command']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown process"  # It has the lock and has not written its record yet.
+
+
+def _this_process() -> dict[str, int | str]:
+    command = re.sub(r"//[^@/\s]*@", "//", shlex.join(sys.argv))  # no password of a database
+    if len(command) > COMMAND:
+        command = f"{command[: COMMAND - 1]}…"
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "command": command,
+    }
+
+
+def _flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at the path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
