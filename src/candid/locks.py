@@ -6,6 +6,7 @@ stays behind does no harm. The file is removed at the release.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -78,15 +79,17 @@ def acquire(path: Path) -> Lock:
 
     Raises:
         BlockingIOError: another process, or another lock of this one, holds it.
-        OSError: the operating system refuses, such as for a full disk or a missing folder.
+        OSError: the operating system refuses, such as for a missing folder.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             is_exclusive = _flock(descriptor)
             if _is_at(descriptor, path):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
+                # On a full disk the lock holds without its record.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
                 return Lock(path, descriptor, is_exclusive)
         except BaseException:
             os.close(descriptor)

@@ -17,11 +17,12 @@ from candid.serve.browse import model_info
 from candid.serve.bundle import open_bundle
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError
-from candid.serve.item_updates import ItemUpdate, delete_item, put_item
+from candid.serve.item_updates import delete_item, put_item
 from candid.serve.map import ItemMaps
 from candid.serve.model_version import ModelVersion
 from candid.serve.requests import RecommendRequest, SimilarRequest
 from candid.serve.score_search import LiveItems, ScoreSearch
+from candid.serve.update_log import ItemUpdate
 
 NAMES = ("item_knn", "popularity", "session_knn", "als")
 

@@ -1,49 +1,68 @@
-"""Item updates while the server runs: applied to the index, stored, and applied after a reload.
-
-The stored form is title and attributes, not the vector: a model that is loaded later encodes them
-again. With a file, one JSON object per line, updates outlive the server.
-"""
+"""Item updates of a model version: checked and encoded first, applied to the index later."""
 
 from __future__ import annotations
 
-import json
-import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from candid.atomic import replacing, write_error
-from candid.errors import ArtifactError, DataError
+from candid.errors import DataError
 from candid.serve.errors import RequestError, short_repr
 from candid.serve.model_version import ModelVersion
 from candid.serve.requests import Id
+from candid.serve.update_log import ItemUpdate, SourceId
 from candid.serve.validation import check_attributes
-
-SourceId = int | str
 
 
 @dataclass(frozen=True)
-class ItemUpdate:
-    """Title and attributes of an added or updated item.
+class PreparedUpdate:
+    """A checked update of one item for one model version; nothing has changed yet.
 
     Attributes:
-        title: None: the item has none.
-        attributes: by column; an absent one is unknown.
+        version: to apply it to.
+        source_id: of the item, in the type of the data.
+        update: None: the item is deleted.
+        attributes: of the item, a value or None for each column.
+        vectors: [1, D] float32, the item vector; None: the item is deleted.
+        was_live: whether the item could be recommended before.
     """
 
-    title: str | None
+    version: ModelVersion
+    source_id: SourceId
+    update: ItemUpdate | None
     attributes: Mapping[str, Any]
+    vectors: Tensor | None
+    was_live: bool
+
+    @property
+    def outcome(self) -> str:
+        """The word of an answer: "added", "updated" or "deleted"."""
+        if self.update is None:
+            return "deleted"
+        return "updated" if self.was_live else "added"
+
+    def apply(self) -> None:
+        """Change the model version; the caller lets no other update run at the same time."""
+        items, bundle = self.version.items, self.version.bundle
+        item_id = items.ids.find(self.source_id)
+        if self.update is None:
+            if item_id is not None:
+                bundle.index.delete(torch.tensor([item_id]))
+        else:
+            assert bundle.snapshot is not None
+            assert self.vectors is not None
+            if item_id is None:
+                item_id = items.ids.add(self.source_id)
+            items.update(item_id, self.update.title, self.attributes)
+            bundle.snapshot.put([self.source_id], self.vectors)
+        items.count_revision()
 
 
-def put_item(version: ModelVersion, source_id: Id, update: ItemUpdate) -> str:
-    """Add an item to a model version, or update one.
-
-    Returns:
-        "added" or "updated".
+def prepare_put(version: ModelVersion, source_id: Id, update: ItemUpdate) -> PreparedUpdate:
+    """Check and encode an item to add or update.
 
     Raises:
         RequestError: the model cannot encode items from attributes, or the attributes are not
@@ -75,14 +94,36 @@ def put_item(version: ModelVersion, source_id: Id, update: ItemUpdate) -> str:
         raise RequestError(
             "invalid", "the attributes give a vector that is not finite; check the numbers"
         )
-    attributes = table.select(list(items.attributes)).row(0, named=True)
-    was_live = item_id is not None and bool(bundle.index.is_live(torch.tensor([item_id]))[0])
-    if item_id is None:
-        item_id = items.ids.add(key)
-    items.update(item_id, update.title, attributes)
-    bundle.snapshot.put([key], vectors)
-    items.count_revision()
-    return "updated" if was_live else "added"
+    return PreparedUpdate(
+        version,
+        key,
+        update,
+        attributes=table.select(list(items.attributes)).row(0, named=True),
+        vectors=vectors,
+        was_live=item_id is not None and bool(bundle.index.is_live(torch.tensor([item_id]))[0]),
+    )
+
+
+def prepare_delete(version: ModelVersion, source_id: Id) -> PreparedUpdate:
+    """Check that an item can be deleted.
+
+    Raises:
+        RequestError: the item is unknown or already deleted.
+    """
+    item_id = version.live_item(source_id, "id", "not_found")
+    [key] = version.items.ids.source_ids([item_id])
+    return PreparedUpdate(version, key, None, attributes={}, vectors=None, was_live=True)
+
+
+def put_item(version: ModelVersion, source_id: Id, update: ItemUpdate) -> str:
+    """Add an item to a model version, or update one; return "added" or "updated".
+
+    Raises:
+        RequestError: as ``prepare_put``.
+    """
+    prepared = prepare_put(version, source_id, update)
+    prepared.apply()
+    return prepared.outcome
 
 
 def delete_item(version: ModelVersion, source_id: Id) -> None:
@@ -91,99 +132,38 @@ def delete_item(version: ModelVersion, source_id: Id) -> None:
     Raises:
         RequestError: the item is unknown or already deleted.
     """
-    item_id = version.live_item(source_id, "id", "not_found")
-    version.bundle.index.delete(torch.tensor([item_id]))
-    version.items.count_revision()
+    prepare_delete(version, source_id).apply()
 
 
-class ItemUpdates:
-    """The latest update of each item, by model; None for a deleted item.
+def apply_updates(
+    version: ModelVersion, updates: Mapping[SourceId, ItemUpdate | None]
+) -> list[str]:
+    """Apply stored updates to a model version.
 
-    Args:
-        file: to read and append to; None: updates end with the server.
+    An item of a deletion may be unknown to the version.
 
-    Attributes:
-        lock: held during an update.
-
-    Raises:
-        ArtifactError: the file is damaged or cannot be written.
+    Returns:
+        A message for each update that the version refuses.
     """
-
-    def __init__(self, file: Path | str | None = None) -> None:
-        self.lock = threading.Lock()
-        self._file = None if file is None else Path(file)
-        self._updates: dict[str, dict[SourceId, ItemUpdate | None]] = {}
-        if self._file is None:
-            return
-        if self._file.exists():
-            self._read(self._file)
+    refused = []
+    for source_id, update in updates.items():
         try:
-            self._file.open("a").close()  # Fail now, not at the first update.
-        except OSError as error:
-            raise write_error(self._file, error) from error
-
-    def __repr__(self) -> str:
-        return f"ItemUpdates(file={None if self._file is None else str(self._file)!r})"
-
-    def record(self, model: str, source_id: SourceId, update: ItemUpdate | None) -> None:
-        """Store an update; None: the item is deleted.
-
-        Raises:
-            ArtifactError: the file cannot be written.
-        """
-        self._updates.setdefault(model, {})[source_id] = update
-        if self._file is None:
-            return
-        try:
-            with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(_to_line(model, source_id, update))
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise write_error(self._file, error) from error
-
-    def apply(self, version: ModelVersion) -> list[str]:
-        """Apply all updates to a model version; return a message for each that fails."""
-        failures = []
-        for source_id, update in self._updates.get(version.name, {}).items():
-            try:
-                if update is not None:
-                    put_item(version, source_id, update)
-                elif version.items.ids.find(source_id) is not None:
-                    delete_item(version, source_id)
-            except RequestError as error:
-                if error.code != "not_found":
-                    failures.append(error.message)
-        return failures
-
-    def _read(self, file: Path) -> None:
-        lines = file.read_text(encoding="utf-8").split("\n")
-        # Text after the last line break is left from an interrupted write: skip it.
-        for number, line in enumerate(lines[:-1], 1):
-            try:
-                entry = json.loads(line)
-                content = entry["update"]
-                update = None
-                if content is not None:
-                    update = ItemUpdate(content["title"], dict(content["attributes"]))
-                self._updates.setdefault(entry["model"], {})[entry["item"]] = update
-            except (ValueError, KeyError, TypeError):
-                raise ArtifactError(
-                    f"line {number} of {file} is not an item update with the keys model, item and "
-                    "update; correct or remove the line"
-                ) from None
-        with replacing(file) as temporary:
-            text = (
-                _to_line(model, source_id, update)
-                for model, updates in self._updates.items()
-                for source_id, update in updates.items()
-            )
-            temporary.write_text("".join(text), encoding="utf-8")
+            if update is not None:
+                put_item(version, source_id, update)
+            else:
+                delete_item(version, source_id)
+        except RequestError as error:
+            if error.code != "not_found":
+                refused.append(error.message)
+    return refused
 
 
-def _to_line(model: str, source_id: SourceId, update: ItemUpdate | None) -> str:
-    content = None
-    if update is not None:
-        content = {"title": update.title, "attributes": dict(update.attributes)}
-    entry = {"model": model, "item": source_id, "update": content}
-    return json.dumps(entry, ensure_ascii=False) + "\n"
+def changed_updates(
+    before: Mapping[SourceId, ItemUpdate | None], now: Mapping[SourceId, ItemUpdate | None]
+) -> dict[SourceId, ItemUpdate | None]:
+    """Return the updates of ``now`` that are not in ``before``, in their order."""
+    return {
+        source_id: update
+        for source_id, update in now.items()
+        if source_id not in before or before[source_id] != update
+    }

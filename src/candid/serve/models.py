@@ -13,11 +13,18 @@ from candid.errors import CandidError
 from candid.serve.bundle import ServingBundle
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError, short_repr
-from candid.serve.item_updates import ItemUpdate, ItemUpdates, delete_item, put_item
+from candid.serve.item_updates import (
+    PreparedUpdate,
+    apply_updates,
+    changed_updates,
+    prepare_delete,
+    prepare_put,
+)
 from candid.serve.logs import log_event
 from candid.serve.metrics import Metrics
 from candid.serve.model_version import ModelVersion
 from candid.serve.requests import Id, ItemRequest, RecommendRequest
+from candid.serve.update_log import ItemUpdate, SourceId, UpdateLog
 
 Opener = Callable[[], ServingBundle]
 """Function that opens a run in its current state; raises CandidError."""
@@ -31,7 +38,7 @@ class Models:
     Args:
         openers: by name; the first is the default.
         config: limits.
-        updates: item updates, applied to every version.
+        updates: log of item updates, applied to every version.
         metrics: of the server.
 
     Raises:
@@ -43,7 +50,7 @@ class Models:
         openers: Mapping[str, Opener],
         *,
         config: ServeConfig,
-        updates: ItemUpdates,
+        updates: UpdateLog,
         metrics: Metrics,
     ) -> None:
         self._openers = dict(openers)
@@ -51,6 +58,8 @@ class Models:
         self._updates = updates
         self._metrics = metrics
         self._reload_lock = threading.Lock()
+        self._request_lock = threading.Lock()  # held from the check of an update to its end
+        self._apply_lock = threading.Lock()  # held while a version is changed or published
         self._versions: dict[str, ModelVersion] = {}
         for name in self._openers:
             self._load(name)
@@ -106,27 +115,55 @@ class Models:
     def put_item(
         self, name: str | None, source_id: Id, request: ItemRequest
     ) -> tuple[ModelVersion, str]:
-        """Add or update an item; return the model version and "added" or "updated"."""
+        """Add or update an item; return the model version and "added" or "updated".
+
+        Raises:
+            RequestError: the item is refused, or the update could not be stored; then nothing has
+                changed.
+        """
         update = ItemUpdate(request.title, request.attributes)
-        with self._updates.lock:
-            version = self.get(name)
-            outcome = put_item(version, source_id, update)
-            self._record(version, source_id, update)
-        return version, outcome
+        with self._request_lock:
+            prepared = prepare_put(self.get(name), source_id, update)
+            return self._store_and_apply(prepared), prepared.outcome
 
     def delete_item(self, name: str | None, source_id: Id) -> ModelVersion:
-        """Delete an item; return the model version."""
-        with self._updates.lock:
+        """Delete an item; return the model version. Raises like ``put_item``."""
+        with self._request_lock:
+            return self._store_and_apply(prepare_delete(self.get(name), source_id))
+
+    def apply_update(self, name: str, source_id: SourceId, update: ItemUpdate | None) -> None:
+        """Apply an update that is already in the log, such as that of another process.
+
+        An update that the version in use refuses is logged.
+
+        Raises:
+            RequestError: there is no such model.
+        """
+        with self._apply_lock:
             version = self.get(name)
-            delete_item(version, source_id)
-            self._record(version, source_id, None)
+            self._apply_updates(version, {source_id: update})
+            self._metrics.items.labels(version.name).set(version.bundle.index.num_live)
+
+    def _store_and_apply(self, prepared: PreparedUpdate) -> ModelVersion:
+        name, source_id, update = prepared.version.name, prepared.source_id, prepared.update
+        # The apply lock is free meanwhile: a log may have to apply updates of other processes.
+        self._updates.append(name, source_id, update)
+        with self._apply_lock:
+            version = self.get(name)
+            latest = self._updates.get(name, source_id)
+            if version is prepared.version and latest == update:
+                prepared.apply()
+            else:
+                # The version was published meanwhile, or another process updated the item.
+                self._apply_updates(version, {source_id: latest})
+            self._metrics.items.labels(name).set(version.bundle.index.num_live)
         return version
 
-    def _record(self, version: ModelVersion, source_id: Id, update: ItemUpdate | None) -> None:
-        key = version.items.ids.to_source_id(source_id)
-        assert key is not None
-        self._updates.record(version.name, key, update)
-        self._metrics.items.labels(version.name).set(version.bundle.index.num_live)
+    def _apply_updates(
+        self, version: ModelVersion, updates: Mapping[SourceId, ItemUpdate | None]
+    ) -> None:
+        for message in apply_updates(version, updates):
+            log_event("item update not applied", model=version.name, reason=message)
 
     def _reload(self, name: str) -> None:
         try:
@@ -156,10 +193,11 @@ class Models:
         number = 1 if before is None else before.number + 1
         version = ModelVersion(bundle, name=name, number=number, config=self._config)
         _warm_up(version)
-        # No update may arrive between the application of all updates and the switch.
-        with self._updates.lock:
-            for message in self._updates.apply(version):
-                log_event("item update not applied", model=name, reason=message)
+        updates = self._updates.latest(name)
+        self._apply_updates(version, updates)
+        with self._apply_lock:
+            # Updates that were stored meanwhile; none may arrive between them and the switch.
+            self._apply_updates(version, changed_updates(updates, self._updates.latest(name)))
             self._versions[name] = version
         self._metrics.model_version.labels(name).set(number)
         self._metrics.items.labels(name).set(bundle.index.num_live)

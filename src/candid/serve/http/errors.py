@@ -33,6 +33,7 @@ STATUS: Final[Mapping[str, int]] = {
     "overloaded": 503,
     "timeout": 503,
     "not_ready": 503,
+    "not_stored": 507,
 }
 """HTTP status of each error code."""
 MAX_ERRORS: Final = 100
@@ -143,6 +144,11 @@ EXAMPLES: Final[tuple[ErrorExample, ...]] = (
     ErrorExample("overloaded", "1024 queries are waiting; try again later"),
     ErrorExample("timeout", "no answer within 1000 ms; try again later"),
     ErrorExample("not_ready", "the server is shutting down"),
+    ErrorExample(
+        "not_stored",
+        "the update could not be stored (No space left on device), so nothing has changed; send it "
+        "again later",
+    ),
 )
 
 
@@ -166,7 +172,7 @@ def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
             },
         )
         entry["description"] = ", ".join(filter(None, (entry["description"], example.code)))
-        if status in (429, 503):
+        if status in (429, 503, 507):
             entry["headers"] = {
                 "Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}
             }

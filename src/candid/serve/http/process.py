@@ -24,11 +24,11 @@ from candid.serve.errors import RequestError
 from candid.serve.http.app import make_app
 from candid.serve.http.errors import body_of
 from candid.serve.http.middleware import ApiKeys, RequestMiddleware
-from candid.serve.item_updates import ItemUpdates
 from candid.serve.logs import log_event, set_up_logging
 from candid.serve.metrics import Metrics
 from candid.serve.models import Models, Opener
 from candid.serve.service import Service
+from candid.serve.update_log import ItemUpdates
 
 SWITCH_SECONDS: Final = 0.001
 """Longest time that one thread keeps the interpreter lock; with Python's 5 ms a request of a few
@@ -66,9 +66,9 @@ def run_server(
     threads = config.threads or max(1, _num_cores() // 2)
     torch.set_num_threads(threads)
     config = config.model_copy(update={"threads": threads})
-    with contextlib.closing(sock):
+    with contextlib.closing(sock), contextlib.closing(ItemUpdates(item_updates)) as updates:
+        updates.log_unserved(openers)
         metrics = Metrics()
-        updates = ItemUpdates(item_updates)
         models = Models(openers, config=config, updates=updates, metrics=metrics)
         service = Service(models, config=config, metrics=metrics)
         app = RequestMiddleware(make_app(service), config=config, keys=keys, metrics=metrics)

@@ -86,7 +86,10 @@ def add_item_routes(app: FastAPI, service: Service) -> None:
         [entry] = version.items.describe([item_id], include_attributes=True)
         return _json_response(to_json(entry))
 
-    @app.put("/v1/items/{id:path}", **document_route("ItemRequest", "ItemUpdated", "needs_key"))
+    @app.put(
+        "/v1/items/{id:path}",
+        **document_route("ItemRequest", "ItemUpdated", "needs_key", "not_stored"),
+    )
     async def put_item(id: str, request: Request, model: Model = None) -> Response:
         """Create or update an item."""
         body = await read_body(request, ItemRequest, config)
@@ -94,7 +97,8 @@ def add_item_routes(app: FastAPI, service: Service) -> None:
         return _updated_response(version.name, version.items.ids.to_source_id(id), outcome)
 
     @app.delete(
-        "/v1/items/{id:path}", **document_route(None, "ItemUpdated", "needs_key", "not_found")
+        "/v1/items/{id:path}",
+        **document_route(None, "ItemUpdated", "needs_key", "not_found", "not_stored"),
     )
     async def delete_item(id: str, model: Model = None) -> Response:
         """Remove an item from all recommendations; histories may still contain it."""

@@ -1,0 +1,241 @@
+"""The log of item updates: order, durability, compaction, repair, updates of other models."""
+
+import errno
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from candid.errors import ArtifactError
+from candid.serve.errors import RequestError
+from candid.serve.update_file import to_record
+from candid.serve.update_log import ItemUpdate, ItemUpdates
+
+DARK = ItemUpdate("Dark Wood", {"genres": ["Horror"], "year": 2001})
+
+
+@pytest.fixture(name="path")
+def _path(tmp_path):
+    return tmp_path / "updates.jsonl"
+
+
+@pytest.fixture(name="events")
+def _events(monkeypatch):
+    """Log lines as (event, fields)."""
+    lines = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            lines.append((record.getMessage(), record.fields))
+
+    logger = logging.getLogger("candid.serve")
+    monkeypatch.setattr(logger, "handlers", [Handler()])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    return lines
+
+
+def reopened(path, model="films"):
+    updates = ItemUpdates(path)
+    updates.close()
+    return updates.latest(model)
+
+
+def test_latest_update_of_each_item_in_the_order_of_the_updates(path):
+    updates = ItemUpdates(path)
+    updates.append("films", 500, DARK)
+    updates.append("films", 501, None)
+    updates.append("other", 500, None)
+    updates.append("films", "500", ItemUpdate(None, {}))
+    updates.append("films", 500, None)
+    expected = [(501, None), ("500", ItemUpdate(None, {})), (500, None)]
+    assert list(updates.latest("films").items()) == expected
+    assert updates.get("films", "500") == ItemUpdate(None, {})
+    assert updates.get("films", 7) is None
+    assert updates.counts() == {"films": 3, "other": 1}
+    updates.close()
+    assert list(reopened(path).items()) == expected
+
+
+def test_large_ids_and_text_keep_their_type_and_value(path):
+    ids = [2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1, "9007199254740993", "007", "ü\u2028\n\t\0"]
+    updates = ItemUpdates(path)
+    for source_id in ids:
+        updates.append("films", source_id, DARK)
+    updates.close()
+    found = list(reopened(path))
+    assert found == ids
+    assert list(map(type, found)) == list(map(type, ids))
+
+
+def test_append_is_on_disk_before_it_is_in_memory(path, monkeypatch):
+    updates = ItemUpdates(path)
+    seen = []
+    real = os.fsync
+
+    def fsync(descriptor):
+        seen.append((path.read_bytes().count(b"\n"), len(updates._latest)))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    updates.append("films", 500, DARK)
+    assert seen == [(1, 0)]
+
+
+def test_failed_append_changes_nothing(path, events, monkeypatch):
+    updates = ItemUpdates(path)
+    updates.append("films", 500, DARK)
+    content = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", fail)
+    for update in (ItemUpdate("Other", {}), None):
+        with pytest.raises(RequestError, match="No space left on device") as caught:
+            updates.append("films", 500, update)
+        assert (caught.value.code, caught.value.retry_after) == ("not_stored", 30)
+        assert str(path) not in caught.value.message
+    monkeypatch.undo()
+    assert updates.latest("films") == {500: DARK}
+    assert path.read_bytes() == content
+    assert [event for event, _ in events] == ["item update not stored"] * 2
+    assert events[0][1]["reason"] == "No space left on device"
+    updates.append("films", 500, None)
+    updates.close()
+    assert reopened(path) == {500: None}
+
+
+def test_torn_end_is_removed_and_logged(path, events):
+    record = to_record({"model": "films", "item": 500, "update": None})
+    path.write_bytes(record + record[:30])
+    assert reopened(path) == {500: None}
+    assert path.read_bytes() == record
+    assert events == [("incomplete item update removed", {"file": str(path), "bytes": 30})]
+
+
+def test_damage_is_copied_logged_and_costs_no_other_update(path, events):
+    records = [to_record({"model": "films", "item": n, "update": None}) for n in range(4)]
+    damaged = records[1].replace(b'"item": 1', b'"item": 9')
+    content = records[0] + damaged + records[2] + records[3][:20]
+    path.write_bytes(content)
+    assert reopened(path) == {0: None, 2: None}
+    assert path.read_bytes() == records[0] + records[2]
+    copy = path.with_name("updates.jsonl.damaged")
+    assert copy.read_bytes() == content
+    [(event, fields), (second, _)] = events
+    assert (event, second) == ("item updates damaged", "incomplete item update removed")
+    assert fields["valid_updates"] == 2
+    assert fields["copy"] == str(copy)
+    path.write_bytes(damaged + records[0])
+    assert reopened(path) == {0: None}
+    assert path.with_name("updates.jsonl.damaged-2").read_bytes() == damaged + records[0]
+
+
+def test_repair_that_fails_does_not_stop_the_start(path, events, monkeypatch):
+    record = to_record({"model": "films", "item": 500, "update": None})
+    content = record[:-9] + b"\n" + record + record[:30]
+    path.write_bytes(content)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("candid.serve.update_file.shutil.copyfile", fail)
+        updates = ItemUpdates(path)
+    assert path.read_bytes() == content
+    assert events[-1][0] == "item updates not repaired"
+    updates.append("films", 501, DARK)
+    updates.close()
+    assert reopened(path) == {500: None, 501: DARK}
+
+
+def test_compaction_while_updates_arrive_loses_none(path, events, monkeypatch):
+    monkeypatch.setattr("candid.serve.update_log.SLACK", 2000)
+    updates = ItemUpdates(path)
+    rng = random.Random(0)
+    largest = 0
+
+    def write(model):
+        nonlocal largest
+        for number in range(400):
+            updates.append(model, rng.randrange(20), ItemUpdate(str(number), {}))
+            largest = max(largest, path.stat().st_size)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in ("a", "b", "c")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = {name: updates.latest(name) for name in "abc"}
+    updates.close()
+    compactions = [fields for event, fields in events if event == "item updates compacted"]
+    assert len(compactions) >= 5
+    assert all(fields["after"] < fields["before"] for fields in compactions)
+    live = sum(len(items) for items in expected.values()) * 120
+    assert largest < 4 * live + 2000  # 1,200 records take 130 kB.
+    for name in "abc":
+        assert list(reopened(path, name).items()) == list(expected[name].items())
+    assert not list(path.parent.glob(".*.tmp"))
+
+
+def test_failed_compaction_keeps_the_file_and_is_not_repeated_at_once(path, events, monkeypatch):
+    monkeypatch.setattr("candid.serve.update_log.SLACK", 500)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", fail)
+    updates = ItemUpdates(path)
+    for number in range(100):
+        updates.append("films", 1, ItemUpdate(str(number), {}))
+        if updates._compaction is not None:
+            updates._compaction.join()
+    updates.close()
+    assert 1 <= [event for event, _ in events].count("item updates not compacted") <= 5
+    assert reopened(path) == {1: ItemUpdate("99", {})}
+
+
+def test_large_file_is_compacted_at_the_start(path):
+    record = to_record({"model": "films", "item": 500, "update": None})
+    path.write_bytes(record * 2000)
+    assert reopened(path) == {500: None}
+    assert path.read_bytes() == record
+
+
+def test_removed_file_is_written_again(path, events):
+    updates = ItemUpdates(path)
+    updates.append("films", 500, DARK)
+    path.unlink()
+    updates.append("films", 501, None)
+    updates.close()
+    assert events[0][0] == "item updates file was removed"
+    assert reopened(path) == {500: DARK, 501: None}
+
+
+def test_updates_of_models_that_are_not_served_are_logged_and_kept(path, events):
+    updates = ItemUpdates(path)
+    updates.append("films", 500, DARK)
+    updates.append("old", 500, DARK)
+    updates.append("old", 501, None)
+    updates.log_unserved(["films", "new"])
+    assert events == [("item updates of models that are not served", {"items": {"old": 2}})]
+    updates.log_unserved(["films", "old"])
+    assert len(events) == 1
+    updates.close()
+    assert reopened(path, "old") == {500: DARK, 501: None}
+
+
+def test_missing_folder_is_refused_at_the_start(tmp_path):
+    with pytest.raises(ArtifactError, match=r"cannot write .*nowhere.*: No such file"):
+        ItemUpdates(tmp_path / "nowhere" / "updates.jsonl")
+
+
+def test_log_loads_no_torch():
+    program = "import sys, candid.serve.update_log; print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert json.loads(output.stdout.decode().strip().lower()) is False
