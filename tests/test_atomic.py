@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -33,6 +34,36 @@ def test_replacing_keeps_the_old_file_after_an_error(tmp_path):
         write_half()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_replacing_removes_files_of_killed_processes_and_keeps_those_of_live_ones(tmp_path):
+    path, token = tmp_path / "file.txt", "0123456789abcdef" * 2
+    for kind in ("tmp", "lock"):
+        (tmp_path / f".file.txt.{token}.{kind}").write_text("half")
+    (tmp_path / f".other.txt.{token}.tmp").write_text("of another file")
+    with replacing(path) as first:
+        first.write_text("one")
+        first.unlink()  # as compilers do: the file that the lock protects is another one now
+        first.write_text("one")
+        with replacing(path) as second:
+            second.write_text("two")
+        assert first.read_text() == "one"
+    assert path.read_text() == "one"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".other.txt.{token}.tmp", "file.txt"]
+
+
+def test_replacing_works_in_a_folder_without_locks(tmp_path, monkeypatch):
+    """Nothing is removed there: a file of a live process cannot be told from a stale one."""
+    stale = tmp_path / f".file.txt.{'0123456789abcdef' * 2}.tmp"
+    stale.write_text("half")
+
+    def refuse(descriptor: int, flags: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with replacing(tmp_path / "file.txt") as temporary:
+        temporary.write_text("one")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [stale.name, "file.txt"]
 
 
 def test_refused_write_is_an_artifact_error(tmp_path):

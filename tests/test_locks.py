@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from candid.errors import ConfigError
-from candid.locks import acquire, holder, one_writer
+from candid.locks import acquire, check_not_held, holder, one_writer
 
 HOLD = "import sys, time; from pathlib import Path; from candid.locks import acquire\n" + (
     "lock = acquire(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
@@ -64,6 +64,16 @@ def test_message_names_the_holder_and_hides_passwords(tmp_path, other):
     assert "//host/db" in message
     assert "secret" not in message
     assert message.endswith("): wait until it ends, or name another folder with --out")
+
+
+def test_check_names_the_holder_and_leaves_the_lock(tmp_path, other):
+    with pytest.raises(ConfigError, match=rf"writing runs/films \(pid {other.pid} on"):
+        check_not_held(tmp_path / ".lock", "runs/films")
+    other.kill()
+    other.wait()
+    check_not_held(tmp_path / ".lock", "runs/films")
+    assert (tmp_path / ".lock").exists()
+    check_not_held(tmp_path / "missing" / ".lock", "runs/films")
 
 
 def test_lock_of_a_killed_process_is_free(tmp_path, other):

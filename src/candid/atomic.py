@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
-import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -12,19 +13,22 @@ import re
 import shutil
 import stat
 import tempfile
-import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from candid.errors import ArtifactError
+from candid.locks import Lock, acquire
 
-LOCK: Final = ".lock"
-GRACE: Final = 60.0
-"""Seconds during which a temporary folder without a lock is not removed: its process may be
-starting or ending."""
+TEMPORARY: Final = re.compile(r"\.(.+)\.([0-9a-f]{32})\.(tmp|old|lock)")
+"""Names of temporary files and folders: that of the target, a token, and a kind. ``tmp`` is being
+written, ``old`` is an earlier folder that is being replaced, and ``lock`` is held by the process
+that writes."""
+_EXCHANGE: Final = 2
+"""RENAME_EXCHANGE of renameat2(2)."""
+_AT_FDCWD: Final = -100
 
 
 @contextmanager
@@ -32,7 +36,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` and rename it to ``path`` if the block succeeds.
 
     A missing folder is created. The data is on disk (fsync) before the rename. After an error
-    no temporary file stays, and an earlier file at ``path`` is unchanged.
+    no temporary file stays, and an earlier file at ``path`` is unchanged. Temporary files of
+    killed processes are removed first.
 
     Args:
         path: file to write.
@@ -43,17 +48,14 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the operating system refuses (no space, no permission).
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with _temporary(path) as temporary:
             yield temporary
             make_readable(temporary)
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
 
@@ -62,9 +64,11 @@ def replacing(path: Path) -> Iterator[Path]:
 def atomic_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``out`` and rename it to ``out`` if the block succeeds.
 
-    An error or Ctrl-C removes the temporary folder and leaves ``out`` unchanged. The next call
-    removes the temporary folder of a killed process; that of a live process is locked and stays.
-    An existing ``out`` is replaced: the caller checks that it may be.
+    An error or Ctrl-C removes the temporary folder and leaves ``out`` unchanged. An existing
+    ``out`` is exchanged with the new folder in one step, where the file system can do that;
+    elsewhere it is renamed first, and ``remove_stale`` restores it after a kill between the two
+    steps. The caller checks that ``out`` may be replaced. Temporary folders of killed processes
+    are removed first; those of live processes stay.
 
     Args:
         out: folder to write.
@@ -76,23 +80,30 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         ArtifactError: the operating system refuses (no space, no permission).
     """
     out = out.resolve()
-    prefix = f".{out.name}.part-"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(out.parent, prefix)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-    except OSError as error:
-        raise write_error(out, error) from error
-    try:
-        with (folder / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _temporary(out) as folder:
+            folder.mkdir(mode=0o700)
             yield folder
-            (folder / LOCK).unlink()
             _publish(folder, out)
     except OSError as error:
         raise write_error(out, error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_stale(path: Path) -> None:
+    """Remove the temporary files and folders that killed processes left beside a target.
+
+    A folder that a killed process had renamed and not replaced yet gets its name back. Those of
+    live processes stay, and so does what the system refuses to remove.
+
+    Args:
+        path: file or folder that ``replacing`` or ``atomic_folder`` writes; it may be missing.
+    """
+    with contextlib.suppress(OSError):
+        names = [TEMPORARY.fullmatch(name) for name in os.listdir(path.parent)]
+        for token in sorted({name[2] for name in names if name and name[1] == path.name}):
+            with contextlib.suppress(OSError):
+                _remove_stale(path, token)
 
 
 def check_writable(*paths: Path) -> None:
@@ -199,29 +210,99 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield an unused path beside ``path``; remove what is there after the block.
+
+    A lock beside it keeps ``remove_stale`` of other processes away. The lock is a file of its own
+    because some writers, such as compilers, replace the file that they write.
+    """
+    remove_stale(path)
+    token, lock = _locked_token(path)
+    temporary = _named(path, token, "tmp")
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        lock.release()
+
+
+def _locked_token(path: Path) -> tuple[str, Lock]:
+    while True:
+        token = uuid.uuid4().hex
+        # Another process may take the new lock for one that was left behind, and remove it.
+        with contextlib.suppress(BlockingIOError):
+            return token, acquire(_named(path, token, "lock"))
+
+
+def _named(path: Path, token: str, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{token}.{kind}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path, token: str) -> None:
+    with acquire(_named(path, token, "lock")) as lock:
+        if not lock.is_exclusive:
+            return  # Without locks, those of live processes cannot be recognised.
+        old = _named(path, token, "old")
+        if old.exists() and not os.path.lexists(path):
+            old.rename(path)
+            sync(path.parent)
+        _remove(old)
+        _remove(_named(path, token, "tmp"))
+
+
 def _publish(folder: Path, out: Path) -> None:
     sync(folder)
     folder.chmod(0o777 & ~umask())
     if not out.exists():
         folder.rename(out)
-    else:
-        old = folder.with_name(folder.name + ".old")
+    elif not _exchange(folder, out):
+        old = folder.with_suffix(".old")
         out.rename(old)
         try:
             folder.rename(out)
         except OSError:
             old.rename(out)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     sync(out.parent)
 
 
-def _remove_stale(parent: Path, prefix: str) -> None:
-    for folder in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):
-            if (folder / LOCK).exists():
-                with (folder / LOCK).open("rb") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            elif time.time() - folder.stat().st_mtime < GRACE:
-                continue
-            shutil.rmtree(folder)
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; return False where the system cannot do that."""
+    renameat2 = _renameat2()
+    if renameat2 is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(second))
+
+
+@functools.cache
+def _renameat2() -> Callable[..., int] | None:
+    try:
+        function = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # not Linux, or a C library without it
+        return None
+    function.argtypes = (
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_uint,
+    )
+    function.restype = ctypes.c_int
+    renameat2: Callable[..., int] = function
+    return renameat2

@@ -6,7 +6,6 @@ stays behind does no harm. The file is removed at the release.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -16,7 +15,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -87,7 +86,7 @@ def acquire(path: Path) -> Lock:
             is_exclusive = _flock(descriptor)
             if _is_at(descriptor, path):
                 # On a full disk the lock holds without its record.
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
                 return Lock(path, descriptor, is_exclusive)
@@ -116,11 +115,30 @@ def one_writer(
     try:
         lock = acquire(path)
     except BlockingIOError:
-        raise ConfigError(
-            f"another process is writing {target} ({holder(path)}): wait until it ends, or {advice}"
-        ) from None
+        raise _busy(path, target, advice) from None
     with lock:
         yield lock
+
+
+def check_not_held(path: Path, target: Path | str, advice: str = "choose another path") -> None:
+    """Refuse a target that another process writes, and leave a lock that a kill left as it is.
+
+    Args:
+        path: of the lock file; it may be missing.
+        target: as for ``one_writer``.
+        advice: as for ``one_writer``.
+
+    Raises:
+        ConfigError: another process holds the lock.
+    """
+    with suppress(FileNotFoundError, PermissionError), path.open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(path, target, advice) from None
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
 
 
 def holder(path: Path) -> str:
@@ -131,6 +149,12 @@ def holder(path: Path) -> str:
         return f"pid {pid} on {host} since {record['since']}: {record['command']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown process"  # It has the lock and has not written its record yet.
+
+
+def _busy(path: Path, target: Path | str, advice: str) -> ConfigError:
+    return ConfigError(
+        f"another process is writing {target} ({holder(path)}): wait until it ends, or {advice}"
+    )
 
 
 def _this_process() -> dict[str, int | str]:

@@ -361,7 +361,7 @@ def test_sigterm_while_preparing_removes_the_temporary_folder(tmp_path):
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".d.part-*/half")):
+    while not list(tmp_path.glob(".d.*.tmp/half")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import polars as pl
 import pytest
@@ -65,7 +64,7 @@ def names(folder):
 def test_killed_process_leaves_no_dataset_and_the_next_one_cleans_up(source):
     with start(source, "slow") as process:
         assert process.stdout.readline().startswith("wrote")
-        assert any(name.startswith(".out.part-") for name in names(source.parent))
+        assert any(name.endswith(".tmp") for name in names(source.parent))
         process.kill()
     assert "out" not in names(source.parent)
     prepare_folder(config(source), source.parent / "out")
@@ -76,7 +75,7 @@ def test_temporary_folder_of_a_live_process_stays(source):
     with start(source, "slow") as process:
         assert process.stdout.readline().startswith("wrote")
         prepare_folder(config(source), source.parent / "out")
-        assert any(name.startswith(".out.part-") for name in names(source.parent))
+        assert any(name.endswith(".tmp") for name in names(source.parent))
         process.kill()
 
 
@@ -143,14 +142,97 @@ def test_atomic_folder_replaces_the_earlier_content(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-def test_old_temporary_folder_without_lock_is_removed(tmp_path):
-    fresh, old = tmp_path / ".out.part-1", tmp_path / ".out.part-2"
-    for folder in (fresh, old):
-        folder.mkdir()
-    os.utime(old, (time.time() - 3600,) * 2)
+TOKEN = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_folder_is_never_missing_or_recovered(tmp_path, monkeypatch, can_exchange):
+    """A kill after any rename: the folder holds the earlier or the new content, at latest after
+    the clean-up of the next run."""
+    if not can_exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
+    out = tmp_path / "out"
+    with atomic.atomic_folder(out) as folder:
+        atomic.write_file(folder / "a", b"first")
+    rename, done = atomic.Path.rename, []
+
+    def killed(path, target):
+        rename(path, target)
+        done.append(target)
+        os._exit(9)
+
+    if child := os.fork():
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if can_exchange else 9)
+    else:
+        atomic.Path.rename = killed
+        with atomic.atomic_folder(out) as folder:
+            atomic.write_file(folder / "a", b"second")
+        os._exit(0)
+    assert out.exists() == can_exchange
+    atomic.remove_stale(out)
+    assert (out / "a").read_bytes() == (b"second" if can_exchange else b"first")
+    assert names(tmp_path) == ["out"]
+
+
+def test_exchange_that_the_system_refuses_keeps_the_earlier_folder(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with atomic.atomic_folder(out) as folder:
+        atomic.write_file(folder / "a", b"first")
+
+    def refuse(first, second):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(atomic, "_exchange", refuse)
+    with (
+        pytest.raises(ArtifactError, match="cannot write"),
+        atomic.atomic_folder(out) as folder,
+    ):
+        atomic.write_file(folder / "a", b"second")
+    assert (out / "a").read_bytes() == b"first"
+    assert names(tmp_path) == ["out"]
+
+
+def test_replaced_folder_is_the_same_one_for_its_readers(tmp_path):
+    """A reader that has files of the earlier folder mapped still reads them."""
+    out = tmp_path / "out"
+    with atomic.atomic_folder(out) as folder:
+        atomic.write_file(folder / "a", b"first")
+    with (out / "a").open("rb") as reader:
+        with atomic.atomic_folder(out) as folder:
+            atomic.write_file(folder / "a", b"second")
+        assert reader.read() == b"first"
+
+
+def test_renamed_folder_gets_its_name_back(tmp_path):
+    (tmp_path / f".out.{TOKEN}.old").mkdir()
+    (tmp_path / f".out.{TOKEN}.old" / "a").write_bytes(b"good")
+    (tmp_path / f".out.{TOKEN}.tmp").mkdir()
+    atomic.remove_stale(tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_bytes() == b"good"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_prepare_restores_the_dataset_of_a_kill_between_two_renames(source, force):
+    """Only where the file system cannot exchange two folders: there the dataset has no name for
+    a moment."""
+    out = source.parent / "out"
+    before = prepare_folder(config(source), out).report
+    out.rename(source.parent / f".out.{TOKEN}.old")
+    (source.parent / f".out.{TOKEN}.tmp").mkdir()
+    prepared = prepare_folder(config(source), out, force=force)
+    assert prepared.up_to_date == (not force)
+    assert open_dataset(out, verify=True).manifest["fingerprint"] == before["fingerprint"]
+    assert names(source.parent) == ["log.parquet", "out"]
+
+
+def test_stale_folders_are_those_of_the_same_target(tmp_path):
+    kept = [f".out2.{TOKEN}.tmp", ".out.tmp", f".out.x.{TOKEN}.tmp", f"out.{TOKEN}.tmp"]
+    for name in [*kept, f".out.{TOKEN}.tmp", f".out.{TOKEN}.old"]:
+        (tmp_path / name).mkdir()
     with atomic.atomic_folder(tmp_path / "out"):
         pass
-    assert names(tmp_path) == [".out.part-1", "out"]
+    assert names(tmp_path) == sorted([*kept, "out"])
 
 
 def test_parent_that_is_a_file_is_refused(tmp_path):

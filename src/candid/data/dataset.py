@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.atomic import atomic_folder
+from candid.atomic import atomic_folder, remove_stale
 from candid.data.dataset_files import (
     ARRAYS,
     TABLES,
@@ -129,6 +129,7 @@ class PreparedDataset:
             ArtifactError: the folder holds anything else, or cannot be written.
         """
         path = Path(path)
+        remove_stale(path.resolve())  # a kill may have left the earlier dataset under another name
         read_earlier(path)
         structure = {
             "fingerprint": self.fingerprint,

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from candid.atomic import check_folder_writable
+from candid.atomic import check_folder_writable, remove_stale
 from candid.data import negatives
 from candid.data.columns import select_columns
 from candid.data.config import DataConfig
@@ -148,6 +148,7 @@ def prepare_folder(
 
 def _prepare_folder(inputs: Inputs, out: Path, progress: Progress | None, force: bool) -> Prepared:
     report = progress or (lambda line: None)
+    remove_stale(out.resolve())  # a kill may have left the earlier dataset under another name
     earlier = read_earlier(out)
     earlier_ids = _read_earlier_ids(inputs.config, out, report)
     is_replaced = out.is_dir() and any(out.iterdir())

@@ -183,7 +183,7 @@ def write_snapshot(
         measured: plain JSON values to store with it.
 
     Raises:
-        ArtifactError: a write failed, or another process is writing to the folder.
+        ArtifactError: a write failed.
         ConfigError: the folder contains other files, or the number of source ids differs from
             the number of items.
 

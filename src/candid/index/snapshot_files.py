@@ -8,7 +8,6 @@ that has them open can still read them.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -24,11 +23,11 @@ import polars as pl
 from candid.atomic import make_readable, sync, write_error, write_json
 from candid.errors import ArtifactError, ConfigError
 from candid.index.protocol import Index
+from candid.locks import LOCK, one_writer
 
 KIND = "candid-index"
 VERSION = 1
 MANIFEST = "index.json"
-LOCK = ".lock"
 SMALL = 1 << 20
 """The checksum of files up to this size is verified when a snapshot is opened."""
 REBUILD = "build it again with candid index"
@@ -177,8 +176,8 @@ def writing(folder: Path) -> Iterator[SnapshotWriter]:
     """Lock ``folder`` for one writing process, and discard its files if it fails.
 
     Raises:
-        ConfigError: the folder holds other files.
-        ArtifactError: another process writes into it, or a write failed.
+        ConfigError: the folder holds other files, or another process writes into it.
+        ArtifactError: a write failed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,13 +190,7 @@ def writing(folder: Path) -> Iterator[SnapshotWriter]:
                     f"{folder} contains other files, such as {min(foreign).name}; name a new or "
                     "empty folder with --out"
                 )
-        with (folder / LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ArtifactError(
-                    f"another process is writing to {folder}; wait until it has finished"
-                ) from None
+        with one_writer(folder / LOCK, folder, "name another folder with --out"):
             writer = SnapshotWriter(folder)
             try:
                 yield writer
@@ -216,5 +209,6 @@ def _snapshot_files(folder: Path) -> list[Path]:
         "index-*.bin",
         "changes-*.npz",
         f".{MANIFEST}.*.tmp",
+        f".{MANIFEST}.*.lock",
     )
     return [path for pattern in patterns for path in folder.glob(pattern)]

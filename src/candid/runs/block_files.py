@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import polars as pl
 
 from candid.atomic import (
-    LOCK,
     atomic_folder,
     check_writable,
     replacing,
@@ -23,6 +21,7 @@ from candid.atomic import (
     write_json,
 )
 from candid.errors import ConfigError, Interrupted
+from candid.locks import LOCK, one_writer
 
 SUFFIXES: Final = (".parquet", ".csv", ".jsonl")
 """File types, by the suffix of the output."""
@@ -200,7 +199,7 @@ def open_blocks(
     folder = out.parent / f".{out.name}.blocks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, out):
+        with one_writer(folder / LOCK, out):
             blocks = BlockFiles(out, folder, settings, started)
             try:
                 yield blocks
@@ -209,18 +208,6 @@ def open_blocks(
                     shutil.rmtree(folder, ignore_errors=True)  # a refused request leaves no trace
     except OSError as error:
         raise write_error(out, error) from error
-
-
-@contextmanager
-def _locked(folder: Path, out: Path) -> Iterator[BinaryIO]:
-    with (folder / LOCK).open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another process is writing {out}: wait for it, or choose another path"
-            ) from None
-        yield lock
 
 
 def _check_target(out: Path, in_shards: bool) -> None:

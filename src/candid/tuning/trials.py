@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any, Final
 
 from candid.atomic import write_error, write_json
 from candid.errors import ArtifactError, ConfigError
+from candid.locks import LOCK, one_writer
 
 TRIALS: Final = "trials.json"
 FORMAT: Final = 2
@@ -179,20 +178,13 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a search folder; the system releases that of a killed process.
 
     Raises:
-        ConfigError: another process searches in the folder.
-        ArtifactError: the folder cannot be opened.
+        ConfigError: another process searches in the folder; the message names it.
+        ArtifactError: the operating system refuses.
     """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise write_error(folder, error) from error
-    try:
+    with ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"another process searches in {folder}; wait for it, or choose another folder"
-            ) from None
+            writer = one_writer(folder / LOCK, folder, "name another folder with --out")
+            held.enter_context(writer)
+        except OSError as error:
+            raise write_error(folder, error) from error
         yield
-    finally:
-        os.close(descriptor)
