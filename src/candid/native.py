@@ -1,8 +1,9 @@
 """Native kernels: C files of the package, compiled for this CPU where there is a C compiler.
 
-A file is compiled once per machine, on first use and in less than a second, and cached in
-``~/.cache/candid/native`` (or below ``XDG_CACHE_HOME``). If anything fails, callers use torch
-operations instead and write one log line. ``CANDID_NATIVE=0`` in the environment turns kernels off.
+A file is compiled once per machine and user, on first use and in less than a second, and cached in
+``~/.cache/candid/native`` (or below ``XDG_CACHE_HOME``), which only this user can write. Without
+such a folder it is compiled in each process. If compiling fails, callers use torch operations
+instead and write one log line. ``CANDID_NATIVE=0`` in the environment turns kernels off.
 
 Linux only: other systems are not tested.
 """
@@ -18,12 +19,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from candid.atomic import replacing
-from candid.errors import ArtifactError
+from candid.native_cache import cached_library, load_library
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 SHARED_HEADERS = Path(__file__).parent
@@ -49,21 +50,21 @@ def load_kernel(
         source: the C file; its headers are in the same folder or in ``SHARED_HEADERS``.
         wrap: turns the library into the returned object.
         check: raises ``NativeError`` if the object computes wrong results.
-        logger: gets one line if that fails.
+        logger: gets one line if that fails, or if the cache cannot be used.
         fallback: start of that line, which names the alternative that is used.
     """
     if os.environ.get("CANDID_NATIVE") == "0":
         return None
     try:
-        kernel = wrap(ctypes.CDLL(str(_library(source))))
+        kernel = wrap(_library(source, logger))
         check(kernel)
-    except (NativeError, ArtifactError, OSError) as error:
+    except (NativeError, OSError) as error:
         logger.info("%s: %s", fallback, error)
         return None
     return kernel
 
 
-def _library(source: Path) -> Path:
+def _library(source: Path, logger: logging.Logger) -> ctypes.CDLL:
     if sys.platform != "linux":
         raise NativeError("native kernels are for Linux only")
     compiler = _compiler()
@@ -74,21 +75,26 @@ def _library(source: Path) -> Path:
     headers = [file.read_text() for folder in folders for file in sorted(folder.glob("*.h"))]
     inputs = [source.read_text(), *headers, *command, str(openmp), version, _cpu()]
     digest = hashlib.sha256("\0".join(inputs).encode()).hexdigest()
-    path = _cache() / f"{source.stem}-{digest[:32]}.so"
-    if not path.exists():
-        with replacing(path) as temporary:
-            libraries = [] if openmp is None else [str(openmp)]
-            # Object file first: with -fopenmp the linker would add a second OpenMP runtime.
-            object_file = temporary.with_suffix(".o")
-            try:
-                compile_flags = [flag for flag in command if flag != "-shared"]
-                compile_flags.append(f"-I{SHARED_HEADERS}")
-                _run([*compile_flags, "-c", str(source), "-o", str(object_file)])
-                link = [*compiler, "-shared", str(object_file), *libraries, "-lm"]
-                _run([*link, "-o", str(temporary)])
-            finally:
-                object_file.unlink(missing_ok=True)
-    return path
+
+    def build() -> bytes:
+        return _compile(source, command, compiler, openmp)
+
+    name = f"{source.stem}-{digest[:32]}"
+    return load_library(source.stem, cached_library(_cache_root(), name, build, logger))
+
+
+def _compile(source: Path, command: list[str], compiler: list[str], openmp: Path | None) -> bytes:
+    """Compile in a temporary folder of this user and return the library."""
+    with tempfile.TemporaryDirectory(prefix="candid-") as folder:
+        # Object file first: with -fopenmp the linker would add a second OpenMP runtime.
+        object_file, library = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
+        compile_flags = [flag for flag in command if flag != "-shared"]
+        compile_flags.append(f"-I{SHARED_HEADERS}")
+        _run([*compile_flags, "-c", str(source), "-o", str(object_file)])
+        libraries = [] if openmp is None else [str(openmp)]
+        link = [*compiler, "-shared", str(object_file), *libraries, "-lm"]
+        _run([*link, "-o", str(library)])
+        return library.read_bytes()
 
 
 def _compiler() -> list[str]:
@@ -126,8 +132,8 @@ def _cpu() -> str:
     return "\n".join([platform.machine(), *sorted({ln for ln in lines if ln.startswith(fields)})])
 
 
-def _cache() -> Path:
+def _cache_root() -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not root.is_absolute():  # required by the XDG base directory specification
         root = Path(os.path.expanduser("~")) / ".cache"
-    return root / "candid" / "native"
+    return root
