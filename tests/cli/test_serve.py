@@ -16,6 +16,8 @@ import pytest
         (["nowhere", "--port", "70000"], 2, "65535"),
         (["nowhere", "--api-key-file", "missing"], 2, "cannot read keys from missing"),
         (["nowhere", "--index", "a", "--index", "b"], 2, "--index is given 2 times for 1 runs"),
+        (["nowhere", "--allowed-host", "http://a"], 2, "--allowed-host 'http://a' is not a host"),
+        (["nowhere", "--trusted-proxy", "a.b"], 2, "--trusted-proxy: 'a.b' does not appear to be"),
         (["nowhere", "--host", "no.such.host.invalid"], 2, "cannot listen on no.such.host.invalid"),
     ],
 )
@@ -42,6 +44,15 @@ def test_empty_key_file_is_refused(candid, tmp_path):
     answer = candid("serve", "nowhere", "--admin-key-file", tmp_path / "keys")
     assert answer.code == 2
     assert "contains no key" in answer.err
+
+
+@pytest.mark.parametrize("variable", ["CANDID_API_KEY", "CANDID_ADMIN_KEY"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_empty_key_is_refused(candid, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    answer = candid("serve", "nowhere")
+    assert answer.code == 2
+    assert f"{variable} is empty; set a key, or unset it to serve without a key" in answer.err
 
 
 def test_missing_extra_names_the_command(candid, monkeypatch):

@@ -313,3 +313,95 @@ def test_bad_request_fails_alone_on_the_loop(make, fake, failures):
     assert fake.threads[1] == HERE
     assert (one, two) == (b"1", b"2")
     assert (isinstance(bad, ZeroDivisionError), len(failures)) == (True, 1)
+
+
+@pytest.mark.parametrize("quick", [0.0, 1.0])
+def test_cancelled_requests_do_not_run(make, fake, quick):
+    queue = make(quick=quick, batch_size=2)
+
+    async def main():
+        await queue.submit(numbers(fake, 0))
+        fake.gate.clear()
+        first = asyncio.create_task(queue.submit(numbers(fake, 1)))
+        if quick:
+            fake.gate.set()
+            gone = asyncio.create_task(queue.submit(numbers(fake, 2, 3)))
+            last = asyncio.create_task(queue.submit(numbers(fake, 4, 5)))
+            await asyncio.sleep(0)  # All of them are in the queue, none has run.
+        else:
+            while len(fake.batches) < 2:
+                await asyncio.sleep(0.001)
+            gone = asyncio.create_task(queue.submit(numbers(fake, 2, 3)))
+            last = asyncio.create_task(queue.submit(numbers(fake, 4, 5)))
+            await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        fake.gate.set()
+        return await asyncio.gather(first, last)
+
+    assert asyncio.run(main()) == [[b"1"], [b"4", b"5"]]
+    ran = [number for batch in fake.batches for number in batch]
+    assert ran == [0, 1, 4, 5]
+
+
+def test_thread_continues_after_a_batch_of_cancelled_requests(make, fake):
+    queue = make(batch_size=2)
+
+    async def main():
+        fake.gate.clear()
+        first = asyncio.create_task(queue.submit(numbers(fake, 1)))
+        while not fake.batches:
+            await asyncio.sleep(0.001)
+        gone = asyncio.create_task(queue.submit(numbers(fake, 2, 3)))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        fake.gate.set()
+        await first
+        await asyncio.sleep(0.02)
+        return await queue.submit(numbers(fake, 4))
+
+    assert asyncio.run(main()) == [b"4"]
+
+
+def test_cancelled_requests_free_their_places_in_the_queue(make, fake):
+    queue = make(max_waiting=3)
+
+    async def main():
+        fake.gate.clear()
+        first = asyncio.create_task(queue.submit(numbers(fake, 0)))
+        while not fake.batches:
+            await asyncio.sleep(0.001)
+        gone = asyncio.create_task(queue.submit(numbers(fake, 1, 2, 3)))
+        await asyncio.sleep(0)
+        with pytest.raises(RequestError, match="3 queries are waiting"):
+            queue.check_capacity()
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        queue.check_capacity(3)
+        last = asyncio.create_task(queue.submit(numbers(fake, 4, 5, 6)))
+        await asyncio.sleep(0)
+        fake.gate.set()
+        return await asyncio.gather(first, last)
+
+    assert asyncio.run(main()) == [[b"0"], [b"4", b"5", b"6"]]
+
+
+def test_expected_wait_is_the_mean_time_of_the_waiting_requests(make, fake):
+    queue = make(batch_size=1)
+    fake.seconds = 0.02
+
+    async def main():
+        assert queue.expected_wait == 0
+        for _ in range(40):
+            await queue.submit(numbers(fake, 0))
+        fake.gate.clear()
+        tasks = [asyncio.create_task(queue.submit(numbers(fake, n))) for n in range(5)]
+        await asyncio.sleep(0.01)  # One runs, four wait.
+        expected = queue.expected_wait
+        fake.gate.set()
+        await asyncio.gather(*tasks)
+        return expected
+
+    # The mean gives the last batches the weight 1 - 0.9 ** 40.
+    assert 4 * 0.02 * 0.95 < asyncio.run(main()) < 4 * 0.04

@@ -66,6 +66,22 @@ def serve(
             f"{ADMIN_KEY} [default: updates and reloads are refused]",
         ),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Refuse requests whose Host header is another name; *.NAME: all names below it; "
+            "repeatable [default: every name is accepted]",
+        ),
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Read the client of a request from X-Forwarded-For if it comes from this address "
+            "or network; repeatable [default: the other end of the connection is the client]",
+        ),
+    ] = None,
     item_updates: Annotated[
         Path | None,
         typer.Option(
@@ -105,7 +121,7 @@ def serve(
     admin_keys = _keys(admin_key_file, ADMIN_KEY)
     openers = _openers(runs, index or [], data or [])
     try:
-        from candid.serve.http.middleware import ApiKeys
+        from candid.serve.http.access import AccessRules, AllowedHosts, ApiKeys, TrustedProxies
         from candid.serve.http.process import run_server
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in EXTRA_MODULES:
@@ -118,7 +134,11 @@ def serve(
     run_server(
         openers,
         config=config,
-        keys=ApiKeys(read_keys, admin_keys),
+        access=AccessRules(
+            ApiKeys(read_keys, admin_keys),
+            AllowedHosts(tuple(allowed_host or ())),
+            TrustedProxies(tuple(trusted_proxy or ())),
+        ),
         host=host,
         port=port,
         item_updates=item_updates,
@@ -162,8 +182,12 @@ def _openers(
 
 def _keys(file: Path | None, variable: str) -> tuple[str, ...]:
     if file is None:
-        key = os.environ.get(variable, "").strip()
-        return (key,) if key else ()
+        value = os.environ.get(variable)
+        if value is None:
+            return ()
+        if not value.strip():
+            raise ConfigError(f"{variable} is empty; set a key, or unset it to serve without a key")
+        return (value.strip(),)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -172,5 +196,8 @@ def _keys(file: Path | None, variable: str) -> tuple[str, ...]:
         ) from None
     keys = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not keys:
-        raise ConfigError(f"{file} contains no key; write one per line")
+        raise ConfigError(
+            f"{file} contains no key; write one per line, or leave the option out to serve without "
+            "a key"
+        )
     return keys

@@ -140,9 +140,10 @@ class BatchQueue(Generic[GroupT, RequestT, ResultT]):
         self._metrics = metrics
         self._on_thread_start = on_thread_start
         self._jobs: deque[_Job[GroupT, RequestT, ResultT]] = deque()
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # With a lock that one thread may take twice.
         self._is_closed = False
         self._is_thread_busy = False
+        self._has_cancelled = False
         self._scheduled_on: asyncio.AbstractEventLoop | None = None
         self._costs = _CostEstimates()
         self._mean_seconds = 0.0
@@ -174,27 +175,47 @@ class BatchQueue(Generic[GroupT, RequestT, ResultT]):
                 raise RequestError(
                     "not_ready", "the server is shutting down", retry_after=RETRY_AFTER
                 )
-            if not self._has_capacity(len(jobs)):
-                self._metrics.refused.labels("queue_full").inc()
-                raise RequestError(
-                    "overloaded",
-                    f"{len(self._jobs)} queries are waiting; try again later",
-                    retry_after=RETRY_AFTER,
-                )
+            self.check_capacity(len(jobs))
             self._jobs.extend(jobs)
         self._schedule(loop)
         try:
             async with asyncio.timeout(self._timeout):
                 return [await job.future for job in jobs]
         except TimeoutError:
-            for job in jobs:
-                job.future.cancel()
             self._metrics.refused.labels("timeout").inc()
             raise RequestError(
                 "timeout",
                 f"no answer within {self._timeout * 1000:.0f} ms; try again later",
                 retry_after=RETRY_AFTER,
             ) from None
+        finally:
+            # After a timeout, or when the client has gone, nothing reads the other results.
+            for job in jobs:
+                if job.future.cancel():
+                    self._has_cancelled = True
+
+    @property
+    def expected_wait(self) -> float:
+        """Seconds until a request that is submitted now can be expected to run."""
+        return len(self._jobs) * self._mean_seconds
+
+    def check_capacity(self, count: int = 1) -> None:
+        """Check whether ``count`` more requests can be expected to run in time.
+
+        Raises:
+            RequestError: the queue is full, or the wait would take too much of the timeout.
+        """
+        if not self._has_capacity(count) and self._has_cancelled:
+            self._has_cancelled = False
+            with self._changed:
+                self._jobs = deque(job for job in self._jobs if not job.future.done())
+        if not self._has_capacity(count):
+            self._metrics.refused.labels("queue_full").inc()
+            raise RequestError(
+                "overloaded",
+                f"{len(self._jobs)} queries are waiting; try again later",
+                retry_after=RETRY_AFTER,
+            )
 
     def close(self) -> None:
         """Run the requests in the queue, then stop."""
@@ -213,7 +234,7 @@ class BatchQueue(Generic[GroupT, RequestT, ResultT]):
             return False
         # An empty queue accepts a request of any size.
         return not self._jobs or (
-            (len(self._jobs) + count) * self._mean_seconds <= PLANNED_SHARE * self._timeout
+            self.expected_wait + count * self._mean_seconds <= PLANNED_SHARE * self._timeout
         )
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -235,6 +256,8 @@ class BatchQueue(Generic[GroupT, RequestT, ResultT]):
                 self._changed.notify()  # The thread may be waiting for more requests.
                 return
             batch = self._take_batch()
+        if not batch:
+            return  # All of them had been cancelled.
         try:
             _deliver(*self._run_batch(batch), current_loop=loop)
         finally:
@@ -247,8 +270,13 @@ class BatchQueue(Generic[GroupT, RequestT, ResultT]):
         return self._costs.total(job.group for job in jobs) < self._quick
 
     def _take_batch(self) -> list[_Job[GroupT, RequestT, ResultT]]:
-        count = min(self._batch_size, len(self._jobs))
-        return [self._jobs.popleft() for _ in range(count)]
+        """Take the next jobs; drop those whose request has timed out or whose client has gone."""
+        batch: list[_Job[GroupT, RequestT, ResultT]] = []
+        while self._jobs and len(batch) < self._batch_size:
+            job = self._jobs.popleft()
+            if not job.future.done():
+                batch.append(job)
+        return batch
 
     def _work(self) -> None:
         """Run batches in the thread until the queue is closed and empty."""
@@ -260,18 +288,21 @@ class BatchQueue(Generic[GroupT, RequestT, ResultT]):
     def _wait_for_batch(self) -> list[_Job[GroupT, RequestT, ResultT]]:
         """Wait for a batch for the thread; empty once the queue is closed and empty."""
         with self._changed:
-            self._is_thread_busy = False
-            while not self._is_closed and (not self._jobs or self._hand_to_loop()):
-                self._changed.wait()
-            if not self._jobs:
-                return []
-            self._is_thread_busy = True
-            end = self._jobs[0].since + self._wait
-            while len(self._jobs) < self._batch_size and not self._is_closed:
-                remaining = end - monotonic()
-                if remaining <= 0 or not self._changed.wait(remaining):
-                    break
-            return self._take_batch()
+            while True:
+                self._is_thread_busy = False
+                while not self._is_closed and (not self._jobs or self._hand_to_loop()):
+                    self._changed.wait()
+                if not self._jobs:
+                    return []
+                self._is_thread_busy = True
+                end = self._jobs[0].since + self._wait
+                while len(self._jobs) < self._batch_size and not self._is_closed:
+                    remaining = end - monotonic()
+                    if remaining <= 0 or not self._changed.wait(remaining):
+                        break
+                batch = self._take_batch()
+                if batch:  # Otherwise all of them had been cancelled.
+                    return batch
 
     def _hand_to_loop(self) -> bool:
         """Leave the next batch to the event loop if it is quick; return whether it was left."""

@@ -79,6 +79,14 @@ class Service:
         self._lookup_pool.shutdown(cancel_futures=True)
         self._reload_pool.shutdown(wait=False, cancel_futures=True)
 
+    def check_capacity(self, is_slow: bool) -> None:
+        """Check whether the queue of a query can be expected to answer in time.
+
+        Raises:
+            RequestError: it has no capacity for another query.
+        """
+        self._queues[is_slow].check_capacity()
+
     async def recommend(self, request: RecommendRequest) -> bytes:
         """Return the JSON of the answer to one request.
 

@@ -1,6 +1,7 @@
 """The routes of a server process: answers, and the common form of errors."""
 
 import json
+from urllib.parse import quote
 
 import pytest
 
@@ -68,7 +69,10 @@ def test_page_has_a_strict_policy(client):
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    assert client.get("/static/index.html").text == page.text
+    file = client.get("/static/index.html")
+    assert file.text == page.text
+    for name in ("content-security-policy", "x-frame-options", "referrer-policy"):
+        assert file.headers[name] == page.headers[name]
     error(client.get("/static/../../app.py"), 404, "not_found")
     error(client.get("/static/%2e%2e/app.py"), 404, "not_found")
 
@@ -76,7 +80,7 @@ def test_page_has_a_strict_policy(client):
 def test_metrics_count_by_route_pattern(client):
     client.get("/v1/items/104")
     text = client.get("/metrics").text
-    assert 'candid_requests_total{method="GET",route="/v1/items/{id:path}",status="200"}' in text
+    assert 'candid_requests_total{method="GET",route="/v1/items/{id}",status="200"}' in text
     assert "/v1/items/104" not in text
     assert 'candid_model_version{model="films"}' in text
 
@@ -223,6 +227,25 @@ def test_items_are_added_and_deleted(admin, client):
     error(refused, 422, "unsupported")
     bad = admin.put("/v1/items/502", json={"attributes": {"year": "x"}})
     assert error(bad, 422, "invalid")["field"] == "attributes"
+
+
+def test_id_with_line_breaks_and_slashes(admin, client):
+    for source_id in ("a\nb", "a\r\nb/c", "end\n", "/"):
+        path = f"/v1/items/{quote(source_id, safe='')}"
+        detail = error(admin.put(path, json={}), 422, "invalid")
+        assert "item ids must be integers" in detail["message"]
+        error(client.get(path), 404, "not_found")
+    user = quote("u\n3", safe="")
+    assert error(client.get(f"/v1/users/{user}"), 404, "not_found")["field"] == "id"
+
+
+def test_head_has_the_headers_of_get_and_no_body(client):
+    head, get = client.head("/v1/items/104"), client.get("/v1/items/104")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == get.headers["content-length"]
+    assert client.head("/v1/items/9").status_code == 404
+    options = client.options("/v1/recommend")
+    assert (options.status_code, options.headers["allow"]) == (405, "POST")
 
 
 def test_openapi_document_has_all_examples(client):

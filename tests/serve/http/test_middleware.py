@@ -8,7 +8,8 @@ import pytest
 
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError
-from candid.serve.http.middleware import ApiKeys, RequestMiddleware
+from candid.serve.http.access import AccessRules, AllowedHosts, ApiKeys, TrustedProxies
+from candid.serve.http.middleware import ON_DISCONNECT, RequestMiddleware
 from candid.serve.logs import BufferedHandler, JsonFormatter
 from candid.serve.metrics import Metrics
 
@@ -48,9 +49,13 @@ def call(app, path="/v1/model", method="GET", client="1.1.1.1", **headers):
     return sent[0]["status"], dict(sent[0]["headers"]), body
 
 
-def make(keys=None, routes=hello, **config):
+def make(keys=None, routes=hello, hosts=(), proxies=(), check_capacity=None, **config):
     return RequestMiddleware(
-        routes, config=ServeConfig(**config), keys=keys or ApiKeys(), metrics=Metrics()
+        routes,
+        config=ServeConfig(**config),
+        access=AccessRules(keys or ApiKeys(), AllowedHosts(hosts), TrustedProxies(proxies)),
+        metrics=Metrics(),
+        check_capacity=check_capacity,
     )
 
 
@@ -181,3 +186,114 @@ def test_websocket_is_closed():
 
     asyncio.run(main())
     assert sent == ["websocket.close"]
+
+
+def test_other_host_names_are_refused_except_for_probes():
+    app = make(hosts=("rec.test",))
+    assert call(app, host="rec.test:80")[0] == 200
+    assert (call(app, host="evil.test")[0], code(call(app, host="evil.test"))) == (
+        421,
+        "wrong_host",
+    )
+    assert call(app, "/", host="evil.test")[0] == 421
+    assert call(app, "/healthz", host="10.0.0.1")[0] == 200
+
+
+def test_rate_limit_counts_the_client_behind_a_trusted_proxy():
+    app = make(rate=0.01, burst=1, proxies=("1.1.1.1",))
+    assert [call(app, x_forwarded_for=f"7.7.7.{n}")[0] for n in range(3)] == [200] * 3
+    assert call(app, x_forwarded_for="7.7.7.1")[0] == 429
+    # Without the proxy the header is ignored.
+    statuses = [call(app, client="2.2.2.2", x_forwarded_for=f"7.7.8.{n}")[0] for n in range(2)]
+    assert statuses == [200, 429]
+
+
+def test_queries_are_refused_before_their_body_is_read():
+    checked = []
+
+    def check_capacity(is_slow):
+        checked.append(is_slow)
+        raise RequestError("overloaded", "full", retry_after=1)
+
+    async def fail(scope, receive, send):
+        raise AssertionError("the route must not run")
+
+    app = make(routes=fail, check_capacity=check_capacity)
+    for path in ("/v1/recommend", "/v1/recommend/batch", "/v1/similar"):
+        answer = call(app, path, "POST")
+        assert (answer[0], code(answer), answer[1][b"retry-after"]) == (503, "overloaded", b"1")
+    assert checked == [False, False, True]
+    assert call(make(check_capacity=check_capacity), "/v1/items/3")[0] == 200
+
+
+def test_request_of_a_client_that_has_gone_is_cancelled():
+    async def main(method, path):
+        registered, events = [], []
+
+        async def routes(scope, receive, send):
+            events.append("started")
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                events.append("cancelled")
+                raise
+            events.append("done")
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def send(message):
+            pass
+
+        scope = {"type": "http", "path": path, "method": method, "headers": []}
+        scope[ON_DISCONNECT] = registered.append
+        scope["headers"].append((b"x-api-key", b"owner"))
+        app = make(KEYS, routes)
+        task = asyncio.create_task(app(scope, None, send))
+        await asyncio.sleep(0.01)
+        for cancel in registered:
+            cancel()
+        await task  # The error does not leave the middleware.
+        return events, app._metrics.to_text().decode()
+
+    events, metrics = asyncio.run(main("POST", "/v1/recommend"))
+    assert events == ["started", "cancelled"]
+    assert 'candid_refused_total{reason="client_gone"} 1.0' in metrics
+    assert 'status="499"' in metrics
+    # A change is completed.
+    assert asyncio.run(main("PUT", "/v1/items/3"))[0] == ["started", "done"]
+
+
+def test_cancellation_by_the_server_is_not_taken_for_a_client_that_has_gone():
+    async def routes(scope, receive, send):
+        await asyncio.sleep(5)
+
+    async def main():
+        scope = {"type": "http", "path": "/v1/model", "method": "GET", "headers": []}
+        task = asyncio.create_task(make(routes=routes)(scope, None, None))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/", "/static/index.html", "/static/page.js"])
+def test_page_and_its_files_have_security_headers(path):
+    headers = call(make(), path)[1]
+    policy = headers[b"content-security-policy"].decode()
+    assert "default-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert headers[b"x-frame-options"] == b"DENY"
+    assert headers[b"referrer-policy"] == b"no-referrer"
+    assert headers[b"x-content-type-options"] == b"nosniff"
+
+
+def test_head_is_routed_as_get():
+    methods = []
+
+    async def routes(scope, receive, send):
+        methods.append(scope["method"])
+        await hello(scope, receive, send)
+
+    assert call(make(routes=routes), "/v1/model", "HEAD")[0] == 200
+    assert methods == ["GET"]

@@ -21,9 +21,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from candid.errors import ConfigError
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError
+from candid.serve.http.access import AccessRules, is_loopback
 from candid.serve.http.app import make_app
 from candid.serve.http.errors import body_of
-from candid.serve.http.middleware import ApiKeys, RequestMiddleware
+from candid.serve.http.middleware import RequestMiddleware
 from candid.serve.logs import log_event, set_up_logging
 from candid.serve.metrics import Metrics
 from candid.serve.models import Models, Opener
@@ -40,7 +41,7 @@ def run_server(
     openers: Mapping[str, Opener],
     *,
     config: ServeConfig,
-    keys: ApiKeys,
+    access: AccessRules,
     host: str,
     port: int,
     item_updates: Path | str | None = None,
@@ -50,7 +51,7 @@ def run_server(
     Args:
         openers: models by name, the first is the default.
         config: limits.
-        keys: of clients.
+        access: keys of clients, allowed host names and trusted proxies.
         host: address to listen on.
         port: port to listen on; 0: any free one.
         item_updates: file that stores item updates; None: updates end with the server.
@@ -66,12 +67,19 @@ def run_server(
     threads = config.threads or max(1, _num_cores() // 2)
     torch.set_num_threads(threads)
     config = config.model_copy(update={"threads": threads})
+    _log_keys(access, host)
     with contextlib.closing(sock), contextlib.closing(ItemUpdates(item_updates)) as updates:
         updates.log_unserved(openers)
         metrics = Metrics()
         models = Models(openers, config=config, updates=updates, metrics=metrics)
         service = Service(models, config=config, metrics=metrics)
-        app = RequestMiddleware(make_app(service), config=config, keys=keys, metrics=metrics)
+        app = RequestMiddleware(
+            make_app(service),
+            config=config,
+            access=access,
+            metrics=metrics,
+            check_capacity=service.check_capacity,
+        )
         server = _Server(
             uvicorn.Config(
                 app,
@@ -89,6 +97,15 @@ def run_server(
         )
         server.run(sockets=[sock])
     log_event("stopped")
+
+
+def _log_keys(access: AccessRules, host: str) -> None:
+    """Log which requests need no key; a warning where other machines can send them."""
+    if not access.keys.read:
+        level = logging.INFO if is_loopback(host) else logging.WARNING
+        log_event("no API key set", level, effect="every client may query")
+    if not access.keys.admin:
+        log_event("no admin key set", effect="item updates and reloads are refused")
 
 
 def _num_cores() -> int:

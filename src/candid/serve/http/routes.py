@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import pydantic
 from fastapi import FastAPI, Query, Request, Response
 from pydantic_core import to_json
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from candid.serve.browse import find_items, find_users, model_info, user_info
 from candid.serve.errors import RequestError
@@ -21,11 +22,6 @@ from candid.serve.requests import Id, ItemRequest, RecommendRequest, SimilarRequ
 from candid.serve.service import Service
 
 STATIC: Final = Path(str(files("candid.serve.http") / "static"))
-PAGE_POLICY: Final = (
-    "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
-    "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-)
-"""The page loads from and calls this server only, and cannot turn text into HTML."""
 Model = Annotated[
     str | None, Query(max_length=1000, description="name of the model; null: the first")
 ]
@@ -34,6 +30,15 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 FurtherItems = Annotated[
     tuple[Id, ...], Query(max_length=200, description="further items to place")
 ]
+
+
+class SourceIdConvertor(StringConvertor):
+    """Part of a path that is an id: any text, with slashes and line breaks."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("source_id", SourceIdConvertor())
 
 
 def add_recommend_routes(app: FastAPI, service: Service) -> None:
@@ -78,7 +83,7 @@ def add_item_routes(app: FastAPI, service: Service) -> None:
         items = [schemas.Item(**entry) for entry in entries]
         return _model_response(schemas.ItemList(model=version.name, items=items))
 
-    @app.get("/v1/items/{id:path}", **document_route(None, "Item", "not_found"))
+    @app.get("/v1/items/{id:source_id}", **document_route(None, "Item", "not_found"))
     async def get_item(id: str, model: Model = None) -> Response:
         """Return one item."""
         version = models.get(model)
@@ -87,7 +92,7 @@ def add_item_routes(app: FastAPI, service: Service) -> None:
         return _json_response(to_json(entry))
 
     @app.put(
-        "/v1/items/{id:path}",
+        "/v1/items/{id:source_id}",
         **document_route("ItemRequest", "ItemUpdated", "needs_key", "not_stored"),
     )
     async def put_item(id: str, request: Request, model: Model = None) -> Response:
@@ -97,7 +102,7 @@ def add_item_routes(app: FastAPI, service: Service) -> None:
         return _updated_response(version.name, version.items.ids.to_source_id(id), outcome)
 
     @app.delete(
-        "/v1/items/{id:path}",
+        "/v1/items/{id:source_id}",
         **document_route(None, "ItemUpdated", "needs_key", "not_found", "not_stored"),
     )
     async def delete_item(id: str, model: Model = None) -> Response:
@@ -132,7 +137,7 @@ def add_user_routes(app: FastAPI, service: Service) -> None:
         users = await service.look_up(lambda: find_users(version, query, limit))
         return _json_response(to_json({"model": version.name, "users": users}))
 
-    @app.get("/v1/users/{id:path}", **document_route(None, "UserHistory", "not_found"))
+    @app.get("/v1/users/{id:source_id}", **document_route(None, "UserHistory", "not_found"))
     async def get_user(
         id: str, limit: Annotated[int, Query(ge=0, le=100)] = 20, model: Model = None
     ) -> Response:
@@ -183,8 +188,7 @@ def add_status_routes(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         text = await asyncio.to_thread((STATIC / "index.html").read_bytes)
-        headers = {"content-security-policy": PAGE_POLICY, "referrer-policy": "no-referrer"}
-        return Response(text, media_type="text/html", headers=headers)
+        return Response(text, media_type="text/html")
 
 
 def _updated_response(model: str, source_id: int | str | None, outcome: str) -> Response:
