@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from candid.config.fallbacks import Fallback
 from candid.errors import ConfigError
 from candid.index import LiveIndex
 from candid.index.snapshot_files import MANIFEST
@@ -21,7 +22,7 @@ from candid.inference import DEFAULT_K, Recommendations, StageProgress, whole_k
 from candid.inference.queries import now_microseconds
 from candid.runs.asked_users import asked_users, distinct_ids
 from candid.runs.block_files import open_blocks
-from candid.runs.fallback import Fallback, recommend_or_fall_back
+from candid.runs.fallback import recommend_or_fall_back
 from candid.runs.fitted_baseline import FittedBaseline
 from candid.runs.index import model_fingerprint, open_index
 from candid.runs.run import Run

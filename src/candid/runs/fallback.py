@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from candid.errors import ConfigError
 from candid.inference import Recommendations, query_set, recommend, score_rows
 from candid.runs.source_ids import Attributes, SourceIds, dense_ids_or_unknown
 
-Fallback = Literal["popular", "recent"]
 FALLBACKS: Final[Mapping[str, str]] = {"popular": "popularity", "recent": "recent_popularity"}
 """The baseline of each fallback, with its default settings."""
 MODEL: Final = "model"

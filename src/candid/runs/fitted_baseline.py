@@ -21,6 +21,7 @@ from candid.atomic import atomic_folder, write_json
 from candid.batches import Ints
 from candid.component import lookup
 from candid.config import default_recipe, validated
+from candid.config.fallbacks import Fallback
 from candid.data import PreparedDataset, Role, as_dataset
 from candid.errors import ArtifactError, ConfigError
 from candid.evaluation import EvaluationConfig, EvaluationReport, check_has_relevant, evaluate
@@ -35,7 +36,7 @@ from candid.inference import (
     recommend,
     score_batch_size,
 )
-from candid.runs.fallback import Fallback, FallbackModels, recommend_or_fall_back
+from candid.runs.fallback import FallbackModels, recommend_or_fall_back
 from candid.runs.folder import BASELINE, check_is_empty, dataset_facts, dataset_of, store_dataset
 from candid.runs.similar import SimilarItems
 from candid.runs.source_ids import (

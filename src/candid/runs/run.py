@@ -15,6 +15,7 @@ from torch import Tensor
 
 from candid.batches import Ints, target_counts
 from candid.config import RunConfig, parse_config, validated
+from candid.config.fallbacks import Fallback
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError
 from candid.evaluation import (
@@ -36,7 +37,7 @@ from candid.inference import (
     recommend,
 )
 from candid.runs.build import build_model, pick_device, set_threads
-from candid.runs.fallback import Fallback, FallbackModels, recommend_or_fall_back
+from candid.runs.fallback import FallbackModels, recommend_or_fall_back
 from candid.runs.features import RunFeatures, read_features
 from candid.runs.folder import MANIFEST, dataset_of, read_manifest
 from candid.runs.history_times import Time, history_times

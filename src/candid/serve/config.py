@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from candid.component import ComponentConfig
-from candid.runs.fallback import Fallback
+from candid.config.fallbacks import Fallback
 
 
 class ServeConfig(ComponentConfig):
