@@ -100,8 +100,13 @@ class RandomModel:
     @property
     def reads_times(self) -> bool:
         return any(
-            tower.get("read_time_gaps") or tower.get("time_bias") for tower in self._towers()
+            tower.get("read_time_gaps") or tower.get("time_bias") or tower.get("read_query_gap")
+            for tower in self._towers()
         )
+
+    @property
+    def reads_query_gap(self) -> bool:
+        return any(tower.get("read_query_gap") for tower in self._towers())
 
     def _towers(self) -> list[dict]:
         tower = self.run.config.model_dump(mode="json")["model"]["query_tower"]
@@ -350,6 +355,11 @@ def make_queries(
         if made.reads_times:
             tensors["times"] = torch.full_like(tensors["history"], UNKNOWN_TIME)
             tensors["times"][tensors["history"] >= 0] = times
+        if made.reads_query_gap:
+            # A minute after the last of all interactions, and for one query unknown.
+            parts["times"] = torch.full((len(histories),), int(times.max()) + 60_000_000)
+            parts["times"][0] = UNKNOWN_TIME
+            tensors["query_time"] = parts["times"]
         if made.reads_event_types:
             tensors["event_types"] = torch.where(
                 tensors["history"] < 0, 0, (tensors["history"] * 7 + 1) % 3

@@ -20,6 +20,7 @@ QUERY_TOWERS = {
         {"dim": 8, "feed_forward": "swiglu", "gated_residual": True, "hidden": 12},
         {"dim": 8, "num_heads": 2, "read_time_gaps": True},
         {"dim": 8, "num_heads": 2, "time_bias": True, "positions": "rotary"},
+        {"dim": 8, "read_query_gap": True},
     ],
     "context_features": [FEATURES, {**FEATURES, "interaction": "attention", "hidden": []}],
     "joined": [{"dim": 8, "towers": [{"type": "user_embedding", "dim": 4}, HISTORY]}],

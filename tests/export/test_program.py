@@ -109,7 +109,7 @@ def test_transformer_with_learned_positions_equals_the_model(small, queries_of):
 def test_transformer_with_ligr_blocks_and_times_equals_the_model(make_model, queries_of, tmp_path):
     tower = {"type": "causal_transformer", "dim": 8, "num_heads": 2, "positions": "rotary"}
     tower |= {"feed_forward": "swiglu", "gated_residual": True, "hidden": 12}
-    tower |= {"read_time_gaps": True, "time_bias": True}
+    tower |= {"read_time_gaps": True, "time_bias": True, "read_query_gap": True}
     made = make_model(
         {"query_tower": tower, "item_tower": {"type": "item_embedding", "dim": 8}}, features=False
     )

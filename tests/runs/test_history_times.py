@@ -75,6 +75,23 @@ def test_history_with_times_has_the_answer_of_the_user(run, data):
     assert listed.drop("query").equals(run.recommend(users).drop("query"))
 
 
+def test_query_gap_is_that_of_the_request(data, tmp_path):
+    settings = {"model.query_tower.read_query_gap": True, "training.max_steps": 30}
+    run = candid.train(data, RECIPE, out=tmp_path / "run", **settings)
+    users = [data.users["source_id"][user] for user in range(5)]
+    histories, times = zip(*(history_of(data, user) for user in range(5)), strict=True)
+    soon = max(map(max, times)) + HOUR // 60
+    for moment in (soon, soon + 5000 * HOUR):
+        expected = run.query_vectors(users, time=moment)
+        vectors = run.query_vectors(histories=histories, times=times, time=moment)
+        np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(expected - run.query_vectors(users, time=soon)).max() > 1e-3
+    # Without times the gap is unknown at any moment.
+    unknown = run.query_vectors(histories=histories, time=moment)
+    np.testing.assert_array_equal(unknown, run.query_vectors(histories=histories))
+    assert run.reads_query_time
+
+
 def test_unknown_times_are_given_as_none(run, data):
     items, times = history_of(data, 0)
     unknown = run.query_vectors(histories=[items], times=[[None] * LENGTH])

@@ -39,6 +39,7 @@ def test_registered_tower_keeps_the_contract(name):
         {"type": "causal_transformer", "input_items": "separate", "num_heads": 2},
         {"type": "causal_transformer", "feed_forward": "swiglu", "gated_residual": True},
         {"type": "causal_transformer", "read_time_gaps": True, "time_bias": True},
+        {"type": "causal_transformer", "read_query_gap": True},
         {"type": "item_features", "id_mode": "override", "interaction": "cross"},
         {"type": "user_features", "id_mode": "field", "interaction": "attention"},
         {

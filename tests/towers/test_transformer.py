@@ -283,7 +283,7 @@ def test_event_types_are_read_if_configured():
     changed = tower(replace(queries, history=other))
     torch.testing.assert_close(changed[[0, 1, 3, 4]], typed[[0, 1, 3, 4]])
     assert not torch.allclose(changed[2], typed[2])
-    for key in TIME:
+    for key in (*TIME, "read_query_gap"):
         config = CausalTransformer.Config(**{key: True}, input_items="separate")
         with pytest.raises(ConfigError, match=rf"query_tower\.{key} needs the time .* data\.time"):
             config.build(TowerContext(2, NUM_ITEMS, MAX_LENGTH))
@@ -306,6 +306,55 @@ def test_unknown_times_add_nothing():
         unknown = replace(queries, history=replace(queries.history, times=times))
         torch.testing.assert_close(tower(unknown), expected)
     assert not torch.isclose(known, expected).all(dim=1).any()
+
+
+QUERY_GAPS = {"second": 0, "day": 86_400, "before": -5, "unknown": None}
+
+
+def test_query_gap_scales_and_shifts_the_vector():
+    plain_tower, tower = make(), make(read_query_gap=True)
+    tower.load_state_dict(plain_tower.state_dict(), strict=False)
+    sequences = [[1, 2, 3]] * len(QUERY_GAPS)
+    ends = [3 * number + 2 for number in range(len(sequences))]
+    queries = pack(sequences, ends)
+    last = times_of(sequences[0])[-1]
+    times = [-1 if gap is None else last + gap * SECOND for gap in QUERY_GAPS.values()]
+    vectors = tower(replace(queries, times=torch.tensor(times)))
+    plain = plain_tower(queries)
+    for row, gap in enumerate([0, 86_400, None, None]):
+        known = gap is not None
+        inputs = [float(known), np.log(gap + 1) / 5 - 1 if known else 0.0]
+        hidden = torch.tensor(inputs).double() @ tower.query_gap.hidden.weight.T
+        film = F.gelu(hidden + tower.query_gap.hidden.bias) @ tower.query_gap.out.weight.T
+        scale, shift = (film + tower.query_gap.out.bias).chunk(2)
+        torch.testing.assert_close(
+            vectors[row], plain[row] * (1 + scale) + shift, rtol=1e-6, atol=1e-6
+        )
+    unknown = vectors[3]
+    torch.testing.assert_close(tower(queries)[0], unknown)
+    no_times = replace(queries.history, times=None)
+    torch.testing.assert_close(
+        tower(replace(queries, history=no_times, times=torch.tensor(times)))[1], unknown
+    )
+
+
+def test_initial_query_gap_changes_nothing():
+    torch.manual_seed(0)
+    plain_tower = CausalTransformer(dim=8, num_heads=2, **SETTINGS).eval()
+    torch.manual_seed(0)
+    tower = CausalTransformer(dim=8, num_heads=2, **SETTINGS, read_query_gap=True).eval()
+    queries = pack(random_sequences(5))
+    times = queries.history.times.index_select(0, queries.history.query_positions) + 10**9
+    torch.testing.assert_close(tower(replace(queries, times=times)), plain_tower(queries))
+
+
+def test_training_hides_some_query_gaps():
+    tower = make(read_query_gap=True).train()
+    queries = pack([[1]] * 2000, list(range(2000)))
+    times = torch.full((2000,), times_of([1])[0] + 10**12)
+    vectors = tower(replace(queries, times=times))
+    hidden = (vectors == tower(replace(queries, times=None))).all(dim=1).sum()
+    assert 130 < hidden < 270  # a tenth of 2,000, five standard errors
 
 
 def test_initial_time_bias_adds_nothing():

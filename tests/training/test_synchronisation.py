@@ -94,6 +94,7 @@ TRANSFORMERS = {
     "learned": {"positions": "learned"},
     "rotary": {"positions": "rotary"},
     "time": {"positions": "rotary", "read_time_gaps": True, "time_bias": True},
+    "query gap": {"positions": "rotary", "read_query_gap": True},
     "ligr": {"positions": "rotary", "feed_forward": "swiglu", "gated_residual": True},
 }
 
@@ -111,6 +112,7 @@ def make_transformer_step(transformer, device):
     queries = Queries(
         user_ids=ids,
         history=History(item_ids=ids, offsets=offsets, query_positions=ids, times=10**6 * ids),
+        times=10**6 * ids + 10**9,
     )
 
     def step():

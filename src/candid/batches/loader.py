@@ -140,6 +140,7 @@ class Loader:
             weights=self._weights(events),
             negative_ids=negatives_of(self._dataset, events, self.config.max_negatives),
             context=None if self._context is None else self._context.at(events),
+            times=times_of(self._dataset, events),
         )
 
     def _sequences(self, units: Ints) -> Batch:
@@ -163,6 +164,7 @@ class Loader:
             weights=self._weights(targets),
             negative_ids=negatives_of(self._dataset, targets, self.config.max_negatives),
             context=self._context_at(targets, positions >= 0),
+            times=times_of(self._dataset, targets),
             history=History(
                 item_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),
                 offsets=torch.from_numpy(offsets_of(lengths)),

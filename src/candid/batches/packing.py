@@ -80,6 +80,7 @@ def pack_histories(
     times: Tensor | None = None,
     context: Mapping[str, Values] | None = None,
     user_features: Mapping[str, Values] | None = None,
+    query_times: Tensor | None = None,
 ) -> Queries:
     """Return one query for each sequence, after its last interaction.
 
@@ -91,12 +92,14 @@ def pack_histories(
         times: as in ``History``; None if they are not known.
         context: context of the B queries, or None.
         user_features: as in ``Queries``.
+        query_times: ``times`` of ``Queries``; None if they are not known.
     """
     offsets = offsets_of(lengths)
     return Queries(
         user_ids=torch.from_numpy(user_ids),
         context=context,
         user_features=user_features,
+        times=query_times,
         history=History(
             item_ids=torch.from_numpy(item_ids),
             offsets=torch.from_numpy(offsets),

@@ -63,12 +63,15 @@ class Queries:
         context: features of the context of each query, by name, B entries each; or None.
         user_features: features of B users who are not in the dataset, by name; None if
             ``user_ids`` are users of the dataset.
+        times: [B] int64, time of each query, microseconds since 1970-01-01 UTC: in training and
+            evaluation that of the target. None: unknown.
     """
 
     user_ids: Tensor
     history: History | None = None
     context: Mapping[str, Values] | None = None
     user_features: Mapping[str, Values] | None = None
+    times: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)

@@ -17,6 +17,9 @@ RARE_TARGETS: Final = 50
 updates, so that the learning rate is higher; histories share less, so that fitting them in detail
 helps less: more dropout and fewer epochs."""
 
+SPLITS_BY_TIME: Final = ("temporal", "rolling")
+"""Kinds of split whose held-out interactions are those after a time."""
+
 MAX_EXAMINED: Final = 5_000_000
 """Interactions that the share of repeats is computed from, those of the first users."""
 
@@ -34,6 +37,7 @@ class DataFacts:
         share_repeats: share of training interactions whose item their user already had.
         num_interactions: training interactions.
         targets_of_users: [U] training targets of each user; None: unknown.
+        is_split_by_time: whether the held-out interactions are those after a time.
     """
 
     has_order: bool
@@ -44,6 +48,7 @@ class DataFacts:
     share_repeats: float
     num_interactions: int
     targets_of_users: npt.NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    is_split_by_time: bool = False
 
     @property
     def num_users(self) -> int | None:
@@ -113,7 +118,13 @@ class DataFacts:
             share_repeats=_share_of_repeats(owners, np.asarray(dataset.item_ids), is_target),
             num_interactions=int(is_target.sum()),
             targets_of_users=targets.astype(np.int64),
+            is_split_by_time=_is_split_by_time(dataset),
         )
+
+
+def _is_split_by_time(dataset: PreparedDataset) -> bool:
+    split = dataset.manifest["config"].get("split") or {}
+    return dataset.timestamps is not None and split.get("kind") in SPLITS_BY_TIME
 
 
 def _share_of_repeats(owners: Any, item_ids: Any, is_target: Any) -> float:

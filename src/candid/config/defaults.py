@@ -211,6 +211,9 @@ def _model_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[De
     if facts.has_times:
         for key in ("read_time_gaps", "time_bias"):
             yield Default(f"model.query_tower.{key}", True, "the interactions have times")
+    if facts.is_split_by_time:
+        reason = "held-out interactions are those after a time: people come back after a while"
+        yield Default("model.query_tower.read_query_gap", True, reason)
     if facts.num_interactions <= CO_VISIT_INTERACTIONS:
         reason = "items near each other in histories start with similar vectors"
         yield Default("model.item_tower.initial", "co_visits", reason)

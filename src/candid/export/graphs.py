@@ -157,6 +157,9 @@ def random_inputs(
             tensors[name] = torch.randn(shape, generator=generator)
         elif padded_input.kind == "times":
             tensors[name] = _random_times(shape, generator)
+        elif padded_input.kind == "time":
+            # After about half of the histories.
+            tensors[name] = _random_times((batch, columns + 1), generator)[:, -1]
         elif padded_input.kind == "id":
             tensors[name] = torch.randint(0, size, (batch,), generator=generator)
         else:

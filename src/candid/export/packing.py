@@ -59,6 +59,7 @@ def pack_queries(tensors: NamedTensors, features: Mapping[str, Mapping[str, Valu
         user_ids=tensors.get("user_id", torch.full((batch,), PADDING)),
         history=_pack_history(tensors),
         context=pack_features("context", features.get("context", {}), tensors) or None,
+        times=tensors.get("query_time"),
         user_features=pack_features("user", features.get("user", {}), tensors) or None,
     )
 

@@ -255,6 +255,7 @@ def pack_queries(
         times=_pack_times(queries),
         context=values,
         user_features=user_features,
+        query_times=torch.tensor([query.time for query in queries], dtype=torch.int64),
     )
 
 
@@ -279,8 +280,7 @@ def queries_for_users(
             whole history.
         max_length: longest history that the model reads; the most recent part is kept.
         context: encodes the context of queries; None for a model that reads no context.
-        times: [B] int64, time of each query, microseconds since 1970-01-01 UTC; only
-            used with ``context``; None: now.
+        times: [B] int64, time of each query, microseconds since 1970-01-01 UTC; None: now.
         event_types: [B] text, event type to predict; only used with ``context``; None:
             any.
     """
@@ -289,10 +289,10 @@ def queries_for_users(
     starts = np.maximum(begins, stops - max_length)
     events = ranges(starts, stops - starts)
     values = None
+    times = np.full(len(user_ids), now_microseconds()) if times is None else times
     if context is not None:
         has_last = stops > begins
         last = np.maximum(stops - 1, 0)
-        times = np.full(len(user_ids), now_microseconds()) if times is None else times
         values = context.table.encode(
             context_frame(
                 times,
@@ -309,6 +309,7 @@ def queries_for_users(
         event_types=event_type_of(dataset, events),
         times=times_of(dataset, events),
         context=values,
+        query_times=torch.from_numpy(times),
     )
 
 

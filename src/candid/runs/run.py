@@ -151,7 +151,8 @@ class Run:
     def context_columns(self) -> frozenset[str]:
         """Columns of the context table that the model reads, such as "time"; see ``Context``."""
         context = self.context
-        return frozenset() if context is None else frozenset(context.table.columns.values())
+        columns = set() if context is None else set(context.table.columns.values())
+        return frozenset(columns | ({"since"} if self.model.reads_query_gap else set()))
 
     def recommend(
         self,

@@ -72,6 +72,7 @@ class Joined(QueryTower):
         self.dim = dim
         self.reads_history = any(tower.reads_history for tower in towers)
         self.reads_times = any(tower.reads_times for tower in towers)
+        self.reads_query_gap = any(tower.reads_query_gap for tower in towers)
         self.needs_history = any(tower.needs_history for tower in towers)
         self.needs_user = any(tower.needs_user for tower in towers)
         self.reads_user_features = any(tower.reads_user_features for tower in towers)

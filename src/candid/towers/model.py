@@ -86,6 +86,11 @@ class RetrievalModel(nn.Module):
         return self.query_tower.reads_times
 
     @property
+    def reads_query_gap(self) -> bool:
+        """Whether the query vector depends on the time from the last interaction to the query."""
+        return self.query_tower.reads_query_gap
+
+    @property
     def needs_history(self) -> bool:
         """Whether a query without history cannot be encoded."""
         return self.query_tower.needs_history

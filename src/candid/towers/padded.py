@@ -26,7 +26,7 @@ PADDING: int = -1
 NamedTensors = Mapping[str, Tensor]
 """Tensors by the names of the inputs."""
 
-InputKind = Literal["id", "ids", "event_types", "times", "codes", "bag", "numbers"]
+InputKind = Literal["id", "ids", "event_types", "times", "time", "codes", "bag", "numbers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,12 @@ class PaddedInput:
     """One input of a padded module; its first axis is the batch.
 
     Attributes:
-        name: "user_id", "item_id", "history", "event_types", "times", or side and feature:
-            "item.genres".
-        kind: "id" [B]; "ids", "event_types" and "times" [B, L]; "codes" [B, K]; "bag" [B, M], M
-            free; "numbers" [B, M], M fixed.
-        size: values are below it (of ids, event types, codes and bags); 0 for numbers and times.
+        name: "user_id", "item_id", "history", "event_types", "times", "query_time", or side and
+            feature: "item.genres".
+        kind: "id" and "time" [B]; "ids", "event_types" and "times" [B, L]; "codes" [B, K]; "bag"
+            [B, M], M free; "numbers" [B, M], M fixed.
+        size: values are below it (of ids, event types, codes and bags); 0 for numbers and
+            times.
         width: size of the second axis; None where it is free or absent.
         side: "item", "user" or "context" for a feature, else None.
         feature: name of the feature, or None.
@@ -61,7 +62,7 @@ class PaddedInput:
     @property
     def axes(self) -> tuple[str | int, ...]:
         """Names of the free axes, sizes of the fixed ones."""
-        if self.kind == "id":
+        if self.kind in ("id", "time"):
             return ("batch",)
         if self.kind in ("ids", "event_types", "times"):
             return ("batch", "length" if self.max_length != 1 else 1)

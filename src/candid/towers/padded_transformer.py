@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from candid.batches import UNKNOWN_TIME
 from candid.towers.padded import PADDING, NamedTensors, PaddedInput, PaddedModule
 from candid.towers.rotary import BASE
-from candid.towers.time_gaps import FIRST, gaps_plus_one, later_keys, seconds_between, whole_seconds
+from candid.towers.time_gaps import (
+    FIRST,
+    gaps_plus_one,
+    later_keys,
+    query_gaps_plus_one,
+    seconds_between,
+    whole_seconds,
+)
 
 
 def add_branch(tokens: Tensor, branch: Tensor, gate: nn.Module | None) -> Tensor:
@@ -100,6 +107,7 @@ class PaddedTransformer(PaddedModule):
         event_types: table of event types, or None.
         time_gaps: table of the gaps to the previous interaction, or None.
         time_bias: [H, NUM_BUCKETS], bias of attention by time gap, or None.
+        query_gap: scale and shift by the time since the last interaction, or None.
         empty_history: [D], the query of an empty history; None if it cannot be encoded.
     """
 
@@ -117,6 +125,7 @@ class PaddedTransformer(PaddedModule):
         event_types: nn.Embedding | None,
         time_gaps: nn.Embedding | None,
         time_bias: Tensor | None,
+        query_gap: nn.Module | None,
         empty_history: nn.Parameter | None,
     ) -> None:
         super().__init__()
@@ -129,6 +138,7 @@ class PaddedTransformer(PaddedModule):
         self.num_heads = block_list[0].num_heads
         self.blocks = nn.ModuleList(block_list)
         self.norm = norm
+        self.query_gap = query_gap
         self.empty_history = empty_history
         self.inputs = (PaddedInput("history", "ids", len(items), max_length=max_length),)
         if event_types is not None:
@@ -137,8 +147,10 @@ class PaddedTransformer(PaddedModule):
                 PaddedInput("event_types", "event_types", num_types, max_length=max_length),
             )
 
-        if time_gaps is not None or time_bias is not None:
+        if time_gaps is not None or time_bias is not None or query_gap is not None:
             self.inputs += (PaddedInput("times", "times", 0, max_length=max_length),)
+        if query_gap is not None:
+            self.inputs += (PaddedInput("query_time", "time", 0),)
 
     def forward(self, tensors: NamedTensors) -> Tensor:
         """Encode B histories: [B, D]; NaN for an empty one that cannot be encoded."""
@@ -162,8 +174,13 @@ class PaddedTransformer(PaddedModule):
         for block in self.blocks:
             tokens = block(tokens, rotations, bias)
         length = (history != PADDING).sum(1)
-        last = (length - 1).clamp(min=0)[:, None, None].expand(-1, 1, tokens.shape[2])
-        query = self.norm(tokens.gather(1, last).squeeze(1))
+        last = (length - 1).clamp(min=0)[:, None]
+        states = tokens.gather(1, last[:, :, None].expand(-1, 1, tokens.shape[2])).squeeze(1)
+        query = self.norm(states)
+        if self.query_gap is not None:
+            last_time = tensors["times"].gather(1, last).squeeze(1)
+            gaps = query_gaps_plus_one(last_time, tensors["query_time"])
+            query = self.query_gap(query, gaps)
         empty = self.empty_history
         if empty is None:
             return torch.where((length == 0)[:, None], query.new_full((), torch.nan), query)

@@ -27,6 +27,7 @@ class QueryTower(nn.Module, ABC):
         dim: D, width of the output.
         reads_history: whether the vector depends on the history.
         reads_times: whether it depends on the times of the interactions of the history.
+        reads_query_gap: whether it depends on the time from the last interaction to the query.
         needs_history: whether a query without history cannot be encoded.
         needs_user: whether a user outside the dataset cannot be encoded.
         reads_user_features: whether the vector depends on the features of the user.
@@ -36,6 +37,7 @@ class QueryTower(nn.Module, ABC):
     dim: int
     reads_history: bool = False
     reads_times: bool = False
+    reads_query_gap: bool = False
     needs_history: bool
     needs_user: bool = False
     reads_user_features: bool = False

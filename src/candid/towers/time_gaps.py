@@ -86,6 +86,21 @@ def previous_buckets(seconds: Tensor, positions: Tensor) -> Tensor:
     return torch.where(positions == 0, torch.where(seconds < 0, 0, FIRST).int(), buckets)
 
 
+def query_gaps_plus_one(last: Tensor, times: Tensor) -> Tensor:
+    """Return the seconds from the last interaction to the query, plus one: int32, broadcast.
+
+    Args:
+        last: int64 microseconds, time of the last interaction, ``UNKNOWN_TIME`` where unknown.
+        times: int64 microseconds, time of the query.
+
+    Returns:
+        a number below 1 where a time is unknown or the query is before the interaction.
+    """
+    gaps = (whole_seconds(times) - whole_seconds(last)).clamp(min=-1, max=LONGEST - 1)
+    is_unknown = (last == UNKNOWN_TIME) | (times == UNKNOWN_TIME)
+    return (gaps + 1).masked_fill(is_unknown, 0).int()
+
+
 def pair_buckets(seconds: Tensor) -> Tensor:
     """Return the bucket of each pair of interactions: [S, L, L] int32, ``LATER`` for later keys.
 

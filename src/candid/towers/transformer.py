@@ -16,7 +16,7 @@ al., 2025, arXiv 2502.03417), in the form of eSASRec (Tikhonovich et al., 2025, 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
@@ -31,6 +31,7 @@ from candid.towers.length_groups import LengthGroups, length_groups
 from candid.towers.padded import PaddedContext
 from candid.towers.padded_transformer import PaddedTransformer
 from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
+from candid.towers.query_gap import QueryGap
 from candid.towers.rotary import rotation_factors
 from candid.towers.row_table import RowTable
 from candid.towers.time_gaps import (
@@ -39,6 +40,7 @@ from candid.towers.time_gaps import (
     look_up,
     pair_buckets,
     previous_buckets,
+    query_gaps_plus_one,
     seconds_before_last,
     with_later,
 )
@@ -68,6 +70,8 @@ class CausalTransformer(QueryTower):
             first interaction of a history and an unknown time have their own.
         time_bias: add a trained number to each logit of attention, by head and by the time between
             the two interactions; the same in all blocks.
+        read_query_gap: scale and shift the state of a query by the time since the last
+            interaction.
         empty_histories: whether there is a vector for an empty history; without it, such a query
             cannot be encoded.
 
@@ -119,6 +123,12 @@ class CausalTransformer(QueryTower):
             "between the two interactions (an unknown time has a number of its own, 0 until "
             "training has one); needs data.time",
         )
+        read_query_gap: bool = Field(
+            False,
+            description="scale and shift the query vector by the time since the last interaction: "
+            "a user who continues is not one who returns; training and evaluation read the time of "
+            "the target, serving that of the request; needs data.time",
+        )
         input_items: Literal["tied", "separate"] = Field(
             "tied",
             description="vectors of the items of histories: those of the item tower, or their own",
@@ -134,7 +144,7 @@ class CausalTransformer(QueryTower):
                     "query_tower.read_event_types needs event types; name their column with "
                     "data.event_type"
                 )
-            for key in ("read_time_gaps", "time_bias"):
+            for key in ("read_time_gaps", "time_bias", "read_query_gap"):
                 if getattr(self, key) and not context.has_times:
                     raise ConfigError(
                         f"query_tower.{key} needs the time of interactions; name its column with "
@@ -167,6 +177,7 @@ class CausalTransformer(QueryTower):
         num_event_types: int = 0,
         read_time_gaps: bool = False,
         time_bias: bool = False,
+        read_query_gap: bool = False,
         empty_histories: bool = False,
     ) -> None:
         super().__init__()
@@ -204,7 +215,9 @@ class CausalTransformer(QueryTower):
         self.event_types = code_table(num_event_types + 1, dim) if num_event_types else None
         self.time_gaps = code_table(NUM_CODES, dim) if read_time_gaps else None
         self.time_bias = nn.Parameter(torch.zeros(num_heads, NUM_BUCKETS)) if time_bias else None
-        self.reads_times = read_time_gaps or time_bias
+        self.query_gap = QueryGap(dim) if read_query_gap else None
+        self.reads_query_gap = read_query_gap
+        self.reads_times = read_time_gaps or time_bias or read_query_gap
         self.needs_history = not empty_histories
         self.empty_history = nn.Parameter(torch.zeros(dim)) if empty_histories else None
 
@@ -221,13 +234,12 @@ class CausalTransformer(QueryTower):
                 "a causal_transformer query tower needs histories; set batches.unit = 'sequence'"
             )
         if self.empty_history is None:
-            vectors: Tensor = self.norm(self._states(history, history.query_positions))
-            return vectors
+            return self._vectors(history, history.query_positions, queries.times)
         is_empty = history.query_positions < 0
         if len(history.item_ids) == 0:
             return self.empty_history.expand(len(is_empty), -1)
-        states = self._states(history, history.query_positions.clamp(min=0))
-        return torch.where(is_empty[:, None], self.empty_history, self.norm(states))
+        vectors = self._vectors(history, history.query_positions.clamp(min=0), queries.times)
+        return torch.where(is_empty[:, None], self.empty_history, vectors)
 
     def to_padded(self, context: PaddedContext) -> PaddedTransformer:
         """Return the transformer on padded histories."""
@@ -240,8 +252,26 @@ class CausalTransformer(QueryTower):
             event_types=self.event_types,
             time_gaps=self.time_gaps,
             time_bias=self.time_bias,
+            query_gap=self.query_gap,
             empty_history=self.empty_history,
         )
+
+    def _vectors(self, history: History, positions: Tensor, times: Tensor | None) -> Tensor:
+        """Return the vectors of queries after the tokens at packed positions [B]: [B, D].
+
+        Args:
+            history: of the queries.
+            positions: [B] int64.
+            times: [B] int64, as in ``Queries``.
+        """
+        vectors: Tensor = self.norm(self._states(history, positions))
+        if self.query_gap is None:
+            return vectors
+        if times is None or history.times is None:
+            gaps = torch.zeros_like(positions)
+        else:
+            gaps = query_gaps_plus_one(history.times.index_select(0, positions), times)
+        return cast(Tensor, self.query_gap(vectors, gaps))
 
     def _states(self, history: History, positions: Tensor) -> Tensor:
         """Return the state of the tokens at packed positions [n]: [n, D]."""
