@@ -48,5 +48,6 @@ class QueryGap(nn.Module):
         # In units of about its standard deviation; 0 is a gap of some minutes.
         logs = (gaps.clamp(min=1).float().log() / 5 - 1) * is_known
         inputs = torch.stack([is_known, logs], dim=1).to(self.hidden.weight.dtype)
-        scale, shift = self.out(nn.functional.gelu(self.hidden(inputs))).chunk(2, dim=1)
+        film: Tensor = self.out(nn.functional.gelu(self.hidden(inputs)))
+        scale, shift = film.chunk(2, dim=1)
         return vectors * (1 + scale) + shift
