@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from candid.data import DataConfig, ItemTableConfig, Role, SplitConfig, held_out, prepare_folder
+from candid.data.dataset_files import content_fingerprint
 from candid.errors import ArtifactError, DataError
 
 
@@ -482,3 +483,26 @@ def test_more_rows_than_a_frame_can_number_are_refused(tmp_path, monkeypatch):
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
     with pytest.raises(DataError, match=r"log.parquet has 12 rows, but .* at most 11; name fewer"):
         prepare_folder(config, tmp_path / "out")
+
+
+def test_damaged_dataset_is_prepared_again(tmp_path):
+    config = DataConfig(interactions=log(tmp_path, THREE), order="t")
+    whole = prepare_folder(config, tmp_path / "out").dataset
+    path = tmp_path / "out" / "item_ids.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\7")
+    lines = []
+    again = prepare_folder(config, tmp_path / "out", progress=lines.append)
+    assert not again.up_to_date
+    assert any("item_ids.npy differs from its checksum" in line for line in lines)
+    assert content_fingerprint(*again.dataset._content()) == whole.fingerprint
+
+
+def test_damaged_manifest_does_not_lose_the_ids_that_are_kept(tmp_path):
+    """Treated as a missing dataset, it would have all its ids assigned anew."""
+    out = tmp_path / "out"
+    config = DataConfig(interactions=log(tmp_path, THREE), order="t", ids_from=str(out))
+    prepare_folder(config, out)
+    path = out / "manifest.json"
+    path.write_text(path.read_text().replace('"counts"', '"countz"'))
+    with pytest.raises(ArtifactError, match=r"manifest\.json differs from its checksum"):
+        prepare_folder(config, out)

@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def test_dataset_survives_a_round_trip_and_is_memory_mapped(folder):
-    opened, written = open_dataset(str(folder), verify=True), example()
+    opened, written = open_dataset(str(folder)), example()
     for name in ("item_ids", "user_offsets", "roles", "timestamps", "weights"):
         array, expected = getattr(opened, name), getattr(written, name)
         assert isinstance(array, np.memmap)
@@ -116,14 +116,37 @@ def test_verify_finds_a_changed_byte(folder, name):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=rf"{name} .*prepare again"):
-        open_dataset(folder, verify=True)
+        open_dataset(folder)
+
+
+def test_large_array_is_compared_in_the_background(folder, monkeypatch):
+    monkeypatch.setattr("candid.checksums.LARGE", 100)
+    path = folder / "weights.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"weights\.npy differs from its checksum"):
+        open_dataset(folder)
+    dataset = open_dataset(folder, wait=False)
+    with pytest.raises(ArtifactError, match=r"weights\.npy differs from its checksum"):
+        dataset.wait_until_verified()
+    open_dataset(folder, verify=False).wait_until_verified()
+    example().wait_until_verified()
+
+
+def test_changed_value_in_the_manifest_is_damage(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"users": 2', '"users": 3'))
+    with pytest.raises(ArtifactError, match=r"manifest\.json differs from its checksum; prepare"):
+        open_dataset(folder)
+    assert open_dataset(folder, verify=False).manifest["counts"] == {"users": 3}
 
 
 def test_damaged_header_is_an_artifact_error(folder):
     path = folder / "roles.npy"
     path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(ArtifactError, match=r"roles\.npy is damaged"):
-        open_dataset(folder)
+        open_dataset(folder, verify=False)
 
 
 @pytest.mark.parametrize(

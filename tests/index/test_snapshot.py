@@ -82,7 +82,7 @@ def test_changes_of_mapped_vectors_stay_in_memory(folder):
     opened = open_snapshot(folder)
     assert torch.equal(opened.index.item_vectors, vectors_of())
     opened.index.item_vectors[0] = 0
-    assert torch.equal(open_snapshot(folder, verify=True).index.item_vectors, vectors_of())
+    assert torch.equal(open_snapshot(folder).index.item_vectors, vectors_of())
 
 
 def test_index_of_another_model_is_refused(folder):
@@ -136,22 +136,23 @@ class TestDamage:
             content[len(content) // 2] ^= 1
             file.write_bytes(content)
 
-    def test_changed_byte_of_a_large_file_is_found_with_verify(self, folder, monkeypatch):
-        monkeypatch.setattr("candid.index.snapshot_files.SMALL", 100)
+    def test_changed_byte_of_a_large_file_is_found_unless_skipped(self, folder, monkeypatch):
+        monkeypatch.setattr("candid.checksums.LARGE", 100)
         file = next(folder.glob("vectors-*"))
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-        open_snapshot(folder)
+        open_snapshot(folder, verify=False)
         with pytest.raises(ArtifactError, match="differs from its checksum"):
-            open_snapshot(folder, verify=True)
+            open_snapshot(folder)
 
     @pytest.mark.parametrize(
         ("content", "words"),
         [
             (b"", "index.json is damaged"),
             (b"[]", "index.json is damaged"),
-            (b'{"kind": "candid-index", "version": 1}', "index.json is damaged"),
+            (b'{"kind": "candid-index", "version": 2}', "index.json is damaged"),
+            (b'{"kind": "candid-index", "version": 1}', "version 1, this candid reads"),
             (b'{"kind": "candid-index", "version": 99}', "version 99"),
             (b'{"kind": "candid-dataset", "version": 1}', "candid-dataset"),
         ],
@@ -175,8 +176,10 @@ class TestDamage:
             ("index", {"type": "faiss", "kind": "hnsw"}, "damaged"),
         ):
             path.write_text(json.dumps(manifest | {key: value}))
-            with pytest.raises(ArtifactError, match=words):
+            with pytest.raises(ArtifactError, match=r"index\.json differs from its checksum"):
                 open_snapshot(folder)
+            with pytest.raises(ArtifactError, match=words):
+                open_snapshot(folder, verify=False)
 
     def test_folder_without_an_index(self, tmp_path):
         for path in (tmp_path, tmp_path / "nowhere"):
@@ -229,7 +232,7 @@ class TestWriting:
             ):
                 write(folder)
             writer.send_signal(number)
-        opened = open_snapshot(folder, fingerprint="ours", verify=True)
+        opened = open_snapshot(folder, fingerprint="ours")
         assert search_ids(opened) == expected
         if number == signal.SIGINT:
             assert files_in(folder) == before
@@ -255,7 +258,7 @@ class TestWriting:
         monkeypatch.setattr(snapshot_files, "write_json", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write(folder, seed=1, fingerprint="newer")
-        open_snapshot(folder, fingerprint="newer", verify=True)
+        open_snapshot(folder, fingerprint="newer")
 
     def test_failed_write_of_a_library_is_one_sentence(self, folder, monkeypatch):
         def full(self, file):
@@ -314,7 +317,7 @@ class TestChanges:
         token = save_changes(opened)
         assert token == snapshot_token(folder) != opened.token
         assert before < set(files_in(folder))
-        again = open_snapshot(folder, fingerprint="ours", verify=True)
+        again = open_snapshot(folder, fingerprint="ours")
         assert search_ids(again) == expected
         assert again.measured == {"recall": 0.5}
         assert again.index.num_live == V - 1 + 1

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from candid.atomic import umask
+from candid.checksums import verification
 from candid.errors import ArtifactError, CandidError
 from candid.losses import LOSSES
 from candid.losses.candidate_loss import ObjectiveWithSampler
@@ -21,7 +22,13 @@ from candid.training import (
     read_checkpoint,
     write_checkpoint,
 )
-from candid.training.checkpoint import load_loss, load_optimizer, model_tensors, optimizer_tensors
+from candid.training.checkpoint import (
+    DamagedCheckpointError,
+    load_loss,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+)
 from candid.training.optimizer import make_optimizer
 
 
@@ -114,6 +121,60 @@ def test_truncated_checkpoint_is_named(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ArtifactError, match=r"cut\.safetensors is damaged"):
         read_checkpoint(path)
+
+
+def example_with_all_types(path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "model/table": torch.randn(9, 5, generator=generator),
+        "model/half": torch.randn(3, generator=generator).bfloat16(),
+        "random/cpu": torch.randint(255, (40,), generator=generator, dtype=torch.uint8),
+        "optimizer/table/step": torch.tensor(7.0),
+        "loss/empty": torch.zeros(0, 4),
+    }
+    write_checkpoint(path, Checkpoint(tensors, {"state": {"best": 0.1 + 0.2}, "position": [1, 2]}))
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_refused_or_changes_nothing(tmp_path):
+    path = tmp_path / "a.safetensors"
+    example_with_all_types(path)
+    whole, content = read_checkpoint(path), path.read_bytes()
+    messages = []
+    for bit in range(0, 8 * len(content), 7):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            checkpoint = read_checkpoint(path)
+        except ArtifactError as error:
+            messages.append(str(error))
+            continue
+        assert checkpoint.meta == whole.meta
+        assert checkpoint.tensors.keys() == whole.tensors.keys()
+        for name, tensor in whole.tensors.items():
+            assert torch.equal(checkpoint.tensors[name], tensor), name
+    assert len(messages) > len(content)  # of 8 / 7 * len(content)
+    assert all(str(path) in message and "\n" not in message for message in messages)
+
+
+def test_changed_weight_is_read_if_checksums_are_not_compared(tmp_path):
+    path = tmp_path / "a.safetensors"
+    example_with_all_types(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match=r"a\.safetensors differs from its checksum"):
+        read_checkpoint(path)
+    with verification(False):
+        read_checkpoint(path)
+        with verification(True):  # an outer block decides
+            read_checkpoint(path)
+
+
+def test_equal_checkpoints_have_equal_bytes(tmp_path):
+    for name in ("a", "b"):
+        example_with_all_types(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_file_that_is_not_a_checkpoint_is_refused(tmp_path):

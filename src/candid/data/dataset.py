@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.atomic import atomic_folder, remove_stale
+from candid.checksums import FileChecks
 from candid.data.dataset_files import (
     ARRAYS,
     TABLES,
@@ -71,6 +72,7 @@ class PreparedDataset:
         manifest: content of ``manifest.json`` (described in ``candid.data.prepare``); in memory
             without files; empty for a dataset that was not prepared.
         path: folder of the dataset; None for a dataset in memory.
+        checks: the comparison of its files with their checksums; None for a dataset in memory.
 
     Example:
         >>> dataset = candid.prepare(table, time="timestamp")
@@ -93,6 +95,7 @@ class PreparedDataset:
     order_ranks: npt.NDArray[np.int32] | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    checks: FileChecks | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return (
@@ -104,6 +107,15 @@ class PreparedDataset:
     def origin(self) -> str:
         """What messages call the dataset: its folder, or that it is in memory."""
         return "the dataset in memory" if self.path is None else str(self.path)
+
+    def wait_until_verified(self) -> None:
+        """Wait until all its files have been compared with their checksums.
+
+        Raises:
+            ArtifactError: a file is damaged.
+        """
+        if self.checks is not None:
+            self.checks.wait()
 
     @cached_property
     def fingerprint(self) -> str:

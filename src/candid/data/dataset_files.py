@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.atomic import write_file
+from candid.checksums import SEAL, FileChecks, check_seal, sealed
 from candid.errors import ArtifactError
 
 Arrays = Mapping[str, npt.NDArray[Any] | None]
@@ -39,6 +40,7 @@ ALIGNED = ("timestamps", "weights", "event_types", "order_ranks")
 OPTIONAL = (*ALIGNED, "negative_ids", "negative_offsets", "retired_items")
 """Arrays that a dataset may lack."""
 TABLES = ("users", "items")
+PREPARE_AGAIN = "prepare again"
 _HASHED_ROWS = 10_000
 
 
@@ -91,16 +93,16 @@ def write_dataset_files(
         tables[name].write_parquet(content)
         size, checksum = write_file(folder / f"{name}.parquet", content.getbuffer())
         files[f"{name}.parquet"] = {"bytes": size, "sha256": checksum}
-    manifest = {**facts, "kind": KIND, "schema_version": SCHEMA_VERSION, "files": files}
+    manifest = sealed({**facts, "kind": KIND, "schema_version": SCHEMA_VERSION, "files": files})
     write_file(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
     return manifest
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read ``manifest.json`` of a prepared dataset and check the sizes of its files.
+    """Read ``manifest.json`` of a prepared dataset, and compare it with its checksum.
 
     Raises:
-        ArtifactError: not a dataset, one of another schema version, or a truncated file.
+        ArtifactError: not a dataset, one of another schema version, or a damaged manifest.
     """
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a folder with a prepared dataset; run candid prepare")
@@ -108,7 +110,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_bytes())
         kind, version = manifest["kind"], manifest["schema_version"]
         is_readable = kind == KIND and version == SCHEMA_VERSION
-        files = {n: f["bytes"] for n, f in manifest["files"].items()} if is_readable else {}
+        if is_readable:
+            for entry in manifest["files"].values():
+                int(entry["bytes"]), str(entry["sha256"])
         if is_readable and not isinstance(manifest["fingerprint"], str):
             raise TypeError("the fingerprint must be text")
         if is_readable and not set(manifest["target_event_types"]) <= set(manifest["event_types"]):
@@ -126,13 +130,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} is a prepared dataset of version {version}, and this candid reads version "
             f"{SCHEMA_VERSION}; prepare again"
         )
-    for name, expected in files.items():
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != expected:
-            fault = "is missing" if size is None else f"has {size:,} bytes, not {expected:,}"
-            raise ArtifactError(f"{file} {fault}; prepare again")
+    if SEAL in manifest:
+        check_seal(path / MANIFEST, manifest, PREPARE_AGAIN)
     return dict(manifest)
+
+
+def check_files(path: Path, manifest: Mapping[str, Any]) -> FileChecks:
+    """Compare the files of a prepared dataset with its manifest, large arrays in the background.
+
+    Raises:
+        ArtifactError: a file is missing, has another size, or is small and has another content.
+    """
+    files = {path / name: entry for name, entry in manifest["files"].items()}
+    return FileChecks(files, PREPARE_AGAIN)
 
 
 def read_earlier(out: Path) -> dict[str, Any] | None:

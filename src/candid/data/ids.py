@@ -43,7 +43,7 @@ def read_earlier_ids(path: Path | str) -> EarlierIds:
     """
     path = Path(path)
     manifest = read_manifest(path)
-    users, items = (read_table(path, name)["source_id"] for name in ("users", "items"))
+    users, items = (read_table(path, manifest, name)["source_id"] for name in ("users", "items"))
     return EarlierIds(path, manifest["fingerprint"], users, items)
 
 

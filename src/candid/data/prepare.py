@@ -28,7 +28,13 @@ from candid.data import negatives
 from candid.data.columns import select_columns
 from candid.data.config import DataConfig
 from candid.data.dataset import PreparedDataset, Role
-from candid.data.dataset_files import KIND, SCHEMA_VERSION, read_earlier
+from candid.data.dataset_files import (
+    KIND,
+    MANIFEST,
+    PREPARE_AGAIN,
+    SCHEMA_VERSION,
+    read_earlier,
+)
 from candid.data.event_types import target_types
 from candid.data.events import Events, load_events
 from candid.data.ids import EarlierIds, read_earlier_ids
@@ -38,6 +44,7 @@ from candid.data.role_assignment import assign_roles, iso_time
 from candid.data.split_config import SplitConfig
 from candid.data.store import open_dataset
 from candid.data.tables import JoinedTable, TableConfig, join_table
+from candid.errors import ArtifactError
 from candid.version import __version__
 
 Progress = Callable[[str], None]
@@ -157,14 +164,18 @@ def _prepare_folder(inputs: Inputs, out: Path, progress: Progress | None, force:
         difference = difference or _ids_difference(earlier, earlier_ids, out)
         difference = difference or inputs.unversioned()
         if difference is None and not force:
-            return Prepared(open_dataset(out), True, earlier)
+            try:
+                return Prepared(open_dataset(out), True, earlier)
+            except ArtifactError as error:
+                difference = str(error).removesuffix(f"; {PREPARE_AGAIN}")
         report(f"preparing {out} again: {difference or 'forced'}")
     check_folder_writable(out)  # before reading, which may take an hour
     dataset = _build(inputs, earlier_ids, report)
     # Runs that were trained on a replaced dataset will refuse the new one.
     report(f"{'replacing' if is_replaced else 'writing'} {out}")
     manifest = dataset.save(out).manifest
-    return Prepared(open_dataset(out), False, manifest)
+    # The checksums were computed a moment ago.
+    return Prepared(open_dataset(out, verify=False), False, manifest)
 
 
 def _build(inputs: Inputs, earlier_ids: EarlierIds | None, report: Progress) -> PreparedDataset:
@@ -242,7 +253,8 @@ def _read_earlier_ids(config: DataConfig, out: Path | None, report: Progress) ->
     if config.ids_from is None:
         return None
     path = Path(config.ids_from)
-    if out is not None and path.resolve() == out.resolve() and read_earlier(out) is None:
+    is_own = out is not None and path.resolve() == out.resolve()
+    if is_own and not (path / MANIFEST).exists():
         report(f"{out} has no dataset yet, so all ids are new")
         return None
     return read_earlier_ids(path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,48 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from candid.checksums import check_file, verification
 from candid.data.dataset import PreparedDataset, Role
-from candid.data.dataset_files import ALIGNED, ARRAYS, OPTIONAL, TABLES, read_manifest
+from candid.data.dataset_files import (
+    ALIGNED,
+    ARRAYS,
+    OPTIONAL,
+    PREPARE_AGAIN,
+    TABLES,
+    check_files,
+    read_manifest,
+)
 from candid.errors import ArtifactError, ConfigError
 
 
-def read_table(path: Path, name: str) -> pl.DataFrame:
+def read_table(path: Path, manifest: Mapping[str, Any], name: str) -> pl.DataFrame:
     """Read the table ``users`` or ``items`` of a prepared dataset.
+
+    Args:
+        path: folder of the dataset.
+        manifest: result of ``read_manifest``.
+        name: of the table.
 
     Raises:
         ArtifactError: the file is damaged.
     """
-    table: pl.DataFrame = _load(path / f"{name}.parquet")
+    file = path / f"{name}.parquet"
+    check_file(file, manifest["files"].get(file.name, {"bytes": -1}), PREPARE_AGAIN)
+    table: pl.DataFrame = _load(file)
     return table
 
 
-def open_dataset(path: Path | str, *, verify: bool = False) -> PreparedDataset:
+def open_dataset(path: Path | str, *, verify: bool = True, wait: bool = True) -> PreparedDataset:
     """Open a prepared dataset; its arrays are memory-mapped.
+
+    The checksums of all files are compared. Threads read arrays of 64 MiB or more, about 1.5 GB a
+    second each, while the rest is opened.
 
     Args:
         path: folder that ``prepare`` wrote.
-        verify: also compare the checksum of every file, which reads them completely.
+        verify: whether to compare checksums; without them only sizes and ranges are checked.
+        wait: whether to wait for the comparison of large arrays. A caller that does not wait calls
+            ``PreparedDataset.wait_until_verified`` before it returns results.
 
     Raises:
         ArtifactError: not a dataset, of another version, or damaged; the message names the file.
@@ -42,12 +63,9 @@ def open_dataset(path: Path | str, *, verify: bool = False) -> PreparedDataset:
         (6040, 3706)
     """
     path = Path(path)
-    manifest = read_manifest(path)
-    if verify:
-        for name, expected in manifest["files"].items():
-            with (path / name).open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
-                    raise ArtifactError(f"{path / name} differs from its checksum; prepare again")
+    with verification(verify):
+        manifest = read_manifest(path)
+        checks = check_files(path, manifest)
     content: dict[str, Any] = {}
     for name in ARRAYS:
         if name in OPTIONAL and f"{name}.npy" not in manifest["files"]:
@@ -61,16 +79,20 @@ def open_dataset(path: Path | str, *, verify: bool = False) -> PreparedDataset:
         target_event_types=tuple(manifest["target_event_types"]),
         manifest=manifest,
         path=path,
+        checks=checks,
     )
     _check_structure(dataset, path)
+    if wait:
+        checks.wait()
     return dataset
 
 
-def as_dataset(data: PreparedDataset | Path | str) -> PreparedDataset:
+def as_dataset(data: PreparedDataset | Path | str, *, wait: bool = True) -> PreparedDataset:
     """Return a dataset, opened if its folder is given.
 
     Args:
         data: a prepared dataset, or its folder.
+        wait: as for ``open_dataset``.
 
     Raises:
         ConfigError: ``data`` is neither, such as a table.
@@ -79,7 +101,7 @@ def as_dataset(data: PreparedDataset | Path | str) -> PreparedDataset:
     if isinstance(data, PreparedDataset):
         return data
     if isinstance(data, str | os.PathLike):
-        return open_dataset(data)
+        return open_dataset(data, wait=wait)
     raise ConfigError(
         f"data must be a prepared dataset or its folder, got {type(data).__name__}; "
         "candid.prepare makes a dataset from a table"

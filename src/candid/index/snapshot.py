@@ -25,6 +25,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from candid.checksums import FileChecks, verification
 from candid.component import type_name
 from candid.errors import ArtifactError, ConfigError
 from candid.index.live import Changes, LiveIndex
@@ -34,7 +35,6 @@ from candid.index.snapshot_files import (
     MANIFEST,
     REBUILD,
     SnapshotWriter,
-    check_file,
     read_manifest,
     writing,
 )
@@ -238,14 +238,16 @@ def save_changes(snapshot: Snapshot) -> str:
 
 
 def open_snapshot(
-    folder: Path | str, *, fingerprint: str | None = None, verify: bool = False
+    folder: Path | str, *, fingerprint: str | None = None, verify: bool = True
 ) -> Snapshot:
     """Open a snapshot; its vectors are mapped into memory.
 
     Args:
         folder: of ``write_snapshot``.
         fingerprint: of the model that encodes queries; None: do not compare.
-        verify: compare the checksums of all files, not only of the small ones.
+        verify: whether to compare the checksums of all files, which are then read once, about
+            1.5 GB a second and thread; without them a damaged file gives wrong answers, or ends
+            the process.
 
     Raises:
         ArtifactError: not a snapshot, a damaged one, or one of another model.
@@ -255,7 +257,11 @@ def open_snapshot(
         >>> snapshot = open_snapshot("films-index")  # doctest: +SKIP
         >>> snapshot.index.search(query, k=10).item_ids  # doctest: +SKIP
     """
-    folder = Path(folder)
+    with verification(verify):
+        return _open_complete(Path(folder), fingerprint)
+
+
+def _open_complete(folder: Path, fingerprint: str | None) -> Snapshot:
     for attempt in range(ATTEMPTS):
         manifest = read_manifest(folder)
         if fingerprint is not None and manifest["fingerprint"] != fingerprint:
@@ -264,7 +270,7 @@ def open_snapshot(
                 f"{REBUILD}"
             )
         try:
-            return _open(folder, manifest, verify)
+            return _open(folder, manifest)
         except ArtifactError:
             # Try again if a writer replaced the snapshot between the two reads.
             if attempt == ATTEMPTS - 1 or read_manifest(folder)["token"] == manifest["token"]:
@@ -281,10 +287,11 @@ def snapshot_token(folder: Path | str) -> str:
     return str(read_manifest(Path(folder))["token"])
 
 
-def _open(folder: Path, manifest: dict[str, Any], verify: bool) -> Snapshot:
+def _open(folder: Path, manifest: dict[str, Any]) -> Snapshot:
     files = manifest["files"]
-    for entry in files.values():
-        check_file(folder / entry["name"], entry, verify)
+    checks = FileChecks({folder / entry["name"]: entry for entry in files.values()}, REBUILD)
+    # Libraries of indexes may crash on a damaged file.
+    checks.wait()
     try:
         config = _Header.model_validate({"index": manifest["index"]}).index
     except (ConfigError, pydantic.ValidationError) as error:

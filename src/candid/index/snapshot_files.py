@@ -8,11 +8,10 @@ that has them open can still read them.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,19 @@ import numpy as np
 import polars as pl
 
 from candid.atomic import make_readable, sync, write_error, write_json
+from candid.checksums import check_seal, file_entry, sealed
 from candid.errors import ArtifactError, ConfigError
 from candid.index.protocol import Index
 from candid.locks import LOCK, one_writer
 
 KIND = "candid-index"
-VERSION = 1
+VERSION = 2
 MANIFEST = "index.json"
-SMALL = 1 << 20
-"""The checksum of files up to this size is verified when a snapshot is opened."""
 REBUILD = "build it again with candid index"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read ``index.json``.
+    """Read ``index.json``, and compare it with its checksum.
 
     Raises:
         ArtifactError: missing, damaged, or of another version.
@@ -61,31 +59,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has kind {kind!r} and version {version!r}, this candid reads {KIND!r} of "
             f"version {VERSION}; {REBUILD}"
         )
+    check_seal(path, manifest, REBUILD)
     return manifest
-
-
-def check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
-    """Compare the size of a file, and its content if it is small, with ``index.json``.
-
-    Args:
-        path: the file.
-        entry: its entry in ``index.json``.
-        verify: compare the content of large files too.
-
-    Raises:
-        ArtifactError: the file is missing or differs.
-    """
-    size = path.stat().st_size if path.is_file() else None
-    if size is None or size != entry["bytes"]:
-        reason = "is missing" if size is None else f"has {size:,} bytes, not {entry['bytes']:,}"
-        raise ArtifactError(f"{path} {reason}; {REBUILD}")
-    if (verify or size <= SMALL) and _checksum(path) != entry["sha256"]:
-        raise ArtifactError(f"{path} differs from its checksum; {REBUILD}")
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class SnapshotWriter:
@@ -145,7 +120,7 @@ class SnapshotWriter:
         """
         sync(self._folder)
         content = {"kind": KIND, "version": VERSION, "token": self._token, **metadata}
-        write_json(self._folder / MANIFEST, content | {"files": self._files})
+        write_json(self._folder / MANIFEST, sealed(content | {"files": self._files}))
         listed = {entry["name"] for entry in self._files.values()}
         for path in _snapshot_files(self._folder):
             if path.name not in listed:
@@ -167,8 +142,7 @@ class SnapshotWriter:
         self._written.append(path)
         yield path
         sync(path)
-        size = path.stat().st_size
-        self._files[name] = {"name": path.name, "bytes": size, "sha256": _checksum(path)}
+        self._files[name] = {"name": path.name, **file_entry(path)}
 
 
 @contextmanager

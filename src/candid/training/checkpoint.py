@@ -5,13 +5,15 @@
     optimizer/<name>/<key>   the optimizer's state of a parameter
     random/<name>            states of the random generators
     loss/<name>              state of the loss and its sampler
-    metadata["candid"]       JSON: the rest (loader position, best value so far, fingerprints)
+    metadata["candid"]       JSON: the rest (loader position, best value so far, fingerprints), and
+                             the checksum of everything
 
 The file is written completely or not at all. It is not a pickle: opening it runs no code.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -26,11 +28,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from candid.atomic import replacing
+from candid.checksums import SEAL, is_verifying
 from candid.errors import ArtifactError
 from candid.training.optimizer import ModelOptimizer
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Version of the layout above; another one is refused."""
+
+
+RESTORE: Final = "restore it from a copy, or train again"
+
+
+class DamagedCheckpointError(ArtifactError):
+    """A checkpoint that is missing or whose content is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,9 @@ def write_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
     Raises:
         ArtifactError: the file cannot be written.
     """
-    meta = json.dumps({"format": FORMAT, **checkpoint.meta})
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    content = {"format": FORMAT, **checkpoint.meta}
+    meta = json.dumps({**content, SEAL: _checksum(tensors, json.dumps(content))})
     with replacing(Path(path)) as temporary:
         try:
             save_file(tensors, temporary, metadata={"candid": meta})
@@ -82,11 +93,12 @@ def read_checkpoint(path: Path | str, device: torch.device | None = None) -> Che
         device: device of the tensors; None for the CPU.
 
     Raises:
-        ArtifactError: the file is missing, truncated, not a checkpoint, or of another format.
+        DamagedCheckpointError: the file is missing, cut short or damaged.
+        ArtifactError: it is not a checkpoint, or one of another format.
     """
     path = Path(path)
     if not path.is_file():
-        raise ArtifactError(f"{path} does not exist: train first, or choose another run")
+        raise DamagedCheckpointError(f"{path} does not exist: train first, or choose another run")
     if not os.access(path, os.R_OK):
         raise ArtifactError(f"{path} cannot be read: give this user read permission")
     try:
@@ -94,17 +106,40 @@ def read_checkpoint(path: Path | str, device: torch.device | None = None) -> Che
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ArtifactError(
-            f"{path} is damaged or not a checkpoint ({error}); delete it and train again"
+        raise DamagedCheckpointError(
+            f"{path} is damaged or not a checkpoint ({error}): {RESTORE}"
         ) from None
     if "candid" not in metadata:
         raise ArtifactError(f"{path} was not written by candid: choose a checkpoint of a run")
-    meta = json.loads(metadata["candid"])
-    if meta.pop("format") != FORMAT:
+    try:
+        meta = json.loads(metadata["candid"])
+        seal = meta.pop(SEAL, None)
+        text = json.dumps(meta)
+        version = meta.pop("format")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedCheckpointError(f"{path} is damaged: {RESTORE}") from None
+    if version != FORMAT:
         raise ArtifactError(
             f"{path} has the checkpoint format of another version of candid: train again"
         )
+    if is_verifying() and seal != _checksum(tensors, text):
+        raise DamagedCheckpointError(f"{path} differs from its checksum: {RESTORE}")
     return Checkpoint(tensors, meta)
+
+
+def _checksum(tensors: Mapping[str, Tensor], meta: str) -> str:
+    """Return the checksum of a checkpoint.
+
+    Args:
+        tensors: on the CPU or another device.
+        meta: JSON text of the rest.
+    """
+    digest = hashlib.sha256(meta.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        # As bytes: NumPy has no bfloat16.
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
