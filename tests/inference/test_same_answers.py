@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import candid.evaluation.catalog_scores
+from candid.checksums import sealed
 from candid.cli import run as run_cli
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role, held_out, open_dataset
@@ -114,7 +115,7 @@ def folders(tmp_path_factory):
         json.loads((root / n / "manifest.json").read_text()) for n in ("whole", "before")
     )
     before["fingerprint"] = whole["fingerprint"]
-    (root / "before" / "manifest.json").write_text(json.dumps(before))
+    (root / "before" / "manifest.json").write_text(json.dumps(sealed(before)))
     train_run(parse_config(RECIPE, "shop"), root / "whole", root / "run")
     return root
 
