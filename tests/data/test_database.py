@@ -217,11 +217,25 @@ def test_query_of_duckdb_is_one_statement(query, count):
         "SELECT ';' AS a;",
         "SELECT ';' AS a -- b;",
         "/* ; */ SELECT ';' AS a",
+        "SELECT ';' AS a; -- b",
+        "SELECT ';' AS a; /* b\n */ ;\n-- c",
+        "SELECT $x$;$x$ AS a ; --",
+        """SELECT '--' AS "/*", ';' AS a; -- b""",
     ],
 )
-def test_semicolon_and_comments_in_a_query(query):
+@pytest.mark.parametrize("kind", ["duckdb", "postgresql"])
+def test_semicolon_and_comments_in_a_query(request, kind, query):
     pytest.importorskip("duckdb", reason="needs the extra database")
-    assert rows_of("duckdb://", query).rows() == [(";",)]
+    location = "duckdb://" if kind == "duckdb" else request.getfixturevalue("postgresql")
+    assert rows_of(location, query)["a"].to_list() == [";"]
+
+
+@pytest.mark.parametrize("query", ["SELECT nope FROM log; -- x", "SELECT 1 +; -- x", "SELECT (1"])
+def test_message_of_a_query_that_fails_has_no_other_sql(duckdb_file, query):
+    with pytest.raises(DataError, match="the query failed") as caught:
+        open_sources(f"duckdb:///{duckdb_file}", query=query)
+    for word in ("COPY", "DESCRIBE", "CAST", "LINE", "AS rows"):
+        assert word not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from candid.data import DataConfig, SplitConfig, open_dataset, prepare_folder
+from candid.data import DataConfig, SplitConfig, open_dataset, prepare, prepare_folder
 from candid.errors import ArtifactError, DataError
 
 COLUMNS = ("user_id", "item_id", "t")
@@ -162,3 +162,43 @@ def test_temporal_split_keeps_its_roles(tmp_path):
         rows_by_source_id(prepare_folder(config(logs[1], split=split), tmp_path / "c").dataset)
     )
     assert open_dataset(tmp_path / "b", verify=True).num_items > 40
+
+
+@pytest.mark.parametrize("is_saved", [False, True], ids=["in memory", "on disk"])
+def test_ids_are_those_of_an_open_dataset(tmp_path, is_saved):
+    rng = np.random.default_rng(2)
+    columns = {"user": "u", "item": "i", "time": "t"}
+
+    def table():
+        rows = random_rows(rng, text=True)
+        return pl.DataFrame(rows, schema=["u", "i", "t"], orient="row")
+
+    earlier = prepare(table(), **columns)
+    folder = earlier.save(tmp_path / "earlier").path
+    now = table()
+    expected = prepare(now, ids_from=folder, **columns)
+    given = open_dataset(folder) if is_saved else earlier
+    dataset = prepare(now, ids_from=given, **columns)
+    assert dataset.fingerprint == expected.fingerprint
+    assert dataset.items["source_id"][: earlier.num_items].equals(earlier.items["source_id"])
+    assert dataset.manifest["ids_from"] == expected.manifest["ids_from"]
+    log = write(tmp_path / "log", now.rows())
+    lines = []
+    for _ in range(2):
+        stored = prepare(
+            str(log), user="user_id", item="item_id", time="t", ids_from=given,
+            out=tmp_path / "data", progress=lines.append,
+        )  # fmt: skip
+        assert stored.fingerprint == expected.fingerprint
+        is_written = bool(lines)
+        lines.clear()
+    assert not is_written, "a second call with the same ids has nothing to do"
+    other = prepare(table(), **columns)
+    prepare(
+        str(log), user="user_id", item="item_id", time="t", ids_from=other, out=tmp_path / "data",
+        progress=lines.append,
+    )  # fmt: skip
+    assert "ids_from" in lines[0]
+    numbers = pl.DataFrame({"u": [1, 1, 2, 2], "i": [1, 2, 1, 2], "t": [1, 2, 3, 4]})
+    with pytest.raises(DataError, match=r"\(ids_from\) are text, so that no id can be kept"):
+        prepare(numbers, ids_from=given, split="none", **columns)

@@ -189,7 +189,8 @@ def test_unknown_fallback_and_missing_queries_are_refused(history_run):
 
 
 def test_without_a_fallback_such_users_are_refused(history_run):
-    with pytest.raises(DataError, match="unknown user 'stranger'"):
+    advice = r"""unknown user 'stranger'.*; or add a fallback \(fallback="popular"\)$"""
+    with pytest.raises(DataError, match=advice):
         history_run.recommend(users=["stranger"])
     with pytest.raises(ConfigError, match="'u30' has no history"):
         history_run.recommend(users=["u30"])

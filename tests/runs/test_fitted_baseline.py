@@ -169,7 +169,7 @@ def test_arguments_that_a_baseline_does_not_read_are_refused(knn):
     for given in ({"time": 1}, {"event_type": "buy"}, {"attributes": [{}]}, {"new_items": 1}):
         with pytest.raises(ConfigError, match="the baseline item_knn does not read"):
             knn.recommend_ids(user_ids=[1], **given)
-    with pytest.raises(DataError, match="unknown user 'u99'"):
+    with pytest.raises(DataError, match=r"""unknown user 'u99'.*\(fallback="popular"\)$"""):
         knn.recommend(["u99"])
     with pytest.raises(ConfigError, match="unknown split 'train'"):
         knn.evaluate("train")

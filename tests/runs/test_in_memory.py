@@ -180,6 +180,11 @@ def test_refit_stores_the_dataset_of_both_models(tmp_path):
     for folder in (run.folder, run.folder / "before-refit"):
         assert candid.load_run(folder).dataset.fingerprint == dataset().fingerprint
         assert candid.load_run(folder).dataset.path == folder / DATA
+    first, second = run.folder / "before-refit" / DATA, run.folder / DATA
+    names = sorted(file.name for file in first.iterdir())
+    assert sorted(file.name for file in second.iterdir()) == names
+    for name in names:
+        assert (first / name).samefile(second / name), f"{name} is on the disk twice"
 
 
 def test_recipe_with_a_section_of_data_fits_a_table_in_memory(tmp_path):

@@ -10,6 +10,7 @@ import typer
 
 from candid.cli.bulk import bulk_lines
 from candid.cli.console import Console
+from candid.cli.item_filter import Allow, AllowFile, Deny, DenyFile, chosen_items
 from candid.cli.options import BulkOut, FallbackName, Json, Quiet, RunData, Shards, Split
 from candid.errors import ConfigError
 
@@ -81,6 +82,10 @@ def recommend(
             "run]",
         ),
     ] = None,
+    allow: Allow = None,
+    allow_file: AllowFile = None,
+    deny: Deny = None,
+    deny_file: DenyFile = None,
     new_items: Annotated[
         Path | None,
         typer.Option(
@@ -133,6 +138,10 @@ def recommend(
     for flag, value in (("--shards", shards), ("--split", split), ("--index", index)):
         if value is not None and out is None:
             raise ConfigError(f"{flag} goes with --out: add --out recs.parquet")
+    if new_items is not None and (allow or deny or allow_file or deny_file):
+        raise ConfigError(
+            "--allow and --deny name items of the dataset: leave out --new-items, or these options"
+        )
     given = [_time("--history-time", text) if text else None for text in history_time or []]
     at_time = None if at is None else _time("--at", at)
     attributes = _attributes(user_attribute or [])
@@ -149,6 +158,7 @@ def recommend(
     from candid.runs.fallback import recommend_or_fall_back
     from candid.runs.history_times import history_times, to_microseconds
     from candid.runs.id_files import parse_ids, read_ids
+    from candid.runs.source_ids import allowed_items
 
     loaded: SavedModel
     if new_items is None:
@@ -164,6 +174,8 @@ def recommend(
     time = None if at_time is None else to_microseconds(at_time)
     filter_seen = None if include_seen is None else not include_seen
     source_type = loaded.dataset.users["source_id"].dtype
+    allowed = chosen_items(loaded.dataset, allow, allow_file)
+    denied = chosen_items(loaded.dataset, deny, deny_file)
     if out is not None:
         chosen = None
         if user:
@@ -177,6 +189,8 @@ def recommend(
                 users=chosen,
                 k=k,
                 filter_seen=filter_seen,
+                allow=allowed,
+                deny=denied,
                 time=time,
                 event_type=event_type,
                 split=None if split is None else split.value,
@@ -201,6 +215,7 @@ def recommend(
         "attributes": [attributes] if attributes else None,
         "k": k,
         "filter_seen": filter_seen,
+        "is_allowed": allowed_items(loaded.dataset, allowed, denied),
         "time": time,
         "event_type": event_type,
         "new_items": added,

@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from candid.data.dataset_files import (
     read_earlier,
     write_dataset_files,
 )
+
+IN_MEMORY: Final = "the dataset in memory"
+"""What messages call a dataset without a folder."""
 
 
 class Role(enum.IntEnum):
@@ -106,7 +109,7 @@ class PreparedDataset:
     @property
     def origin(self) -> str:
         """What messages call the dataset: its folder, or that it is in memory."""
-        return "the dataset in memory" if self.path is None else str(self.path)
+        return IN_MEMORY if self.path is None else str(self.path)
 
     def wait_until_verified(self) -> None:
         """Wait until all its files have been compared with their checksums.

@@ -140,9 +140,9 @@ class Events:
         Raises:
             DataError: the ids of the earlier dataset are of another type.
         """
-        path = earlier.path
-        users, user_ids = append_new(earlier.users, self.users, "user", path)
-        items, item_ids = append_new(earlier.items, self.items, "item", path)
+        origin = earlier.origin
+        users, user_ids = append_new(earlier.users, self.users, "user", origin)
+        items, item_ids = append_new(earlier.items, self.items, "item", origin)
         report = {}
         for name, before, now, total in (
             ("users", earlier.users, self.users, users),

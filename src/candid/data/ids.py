@@ -11,6 +11,7 @@ import polars as pl
 
 from candid.data import filters
 from candid.data.columns import RawTable
+from candid.data.dataset import IN_MEMORY, PreparedDataset
 from candid.data.dataset_files import read_manifest
 from candid.data.store import read_table
 from candid.errors import DataError
@@ -23,16 +24,27 @@ class EarlierIds:
     """The ids of an earlier dataset, which a new one keeps.
 
     Attributes:
-        path: folder of the earlier dataset.
+        path: folder of the earlier dataset; None for one in memory.
         fingerprint: of the earlier dataset.
         users: source id of each user, by id.
         items: source id of each item, by id.
     """
 
-    path: Path
+    path: Path | None
     fingerprint: str
     users: pl.Series
     items: pl.Series
+
+    @classmethod
+    def of(cls, dataset: PreparedDataset) -> EarlierIds:
+        """Return the ids of a dataset that is open."""
+        users, items = dataset.users["source_id"], dataset.items["source_id"]
+        return cls(dataset.path, dataset.fingerprint, users, items)
+
+    @property
+    def origin(self) -> str:
+        """What messages call the earlier dataset."""
+        return IN_MEMORY if self.path is None else str(self.path)
 
 
 def read_earlier_ids(path: Path | str) -> EarlierIds:
@@ -48,7 +60,7 @@ def read_earlier_ids(path: Path | str) -> EarlierIds:
 
 
 def append_new(
-    earlier: pl.Series, source_ids: pl.Series, kind: str, path: Path
+    earlier: pl.Series, source_ids: pl.Series, kind: str, origin: str
 ) -> tuple[pl.Series, npt.NDArray[np.int32]]:
     """Number source ids as an earlier dataset does, and new ones after them.
 
@@ -56,7 +68,7 @@ def append_new(
         earlier: [n] source id by earlier id.
         source_ids: [m] distinct source ids, ascending.
         kind: "user" or "item", for messages.
-        path: folder of the earlier dataset, for messages.
+        origin: what messages call the earlier dataset.
 
     Returns:
         source id by id: those of ``earlier`` in their order, then the new ones, ascending; and the
@@ -68,7 +80,7 @@ def append_new(
     if earlier.dtype != source_ids.dtype:
         if not (earlier.dtype.is_integer() and source_ids.dtype.is_integer()):
             raise DataError(
-                f"{kind} ids are {_type_words(source_ids)} and those of {path} (ids_from) are "
+                f"{kind} ids are {_type_words(source_ids)} and those of {origin} (ids_from) are "
                 f"{_type_words(earlier)}, so that no id can be kept: read the column as the same "
                 "type, or prepare once without ids_from"
             )
@@ -78,8 +90,8 @@ def append_new(
         dtype = pl.Int64 if fits else pl.UInt64
         if not fits and both.min() < 0:  # type: ignore[operator]
             raise DataError(
-                f"{kind} ids of the data and of {path} (ids_from) are below 0 and above 2**63 - 1, "
-                "which no integer type holds: prepare once without ids_from"
+                f"{kind} ids of the data and of {origin} (ids_from) are below 0 and above "
+                "2**63 - 1, which no integer type holds: prepare once without ids_from"
             )
         earlier, source_ids = earlier.cast(dtype), source_ids.cast(dtype)
     known = pl.DataFrame(

@@ -75,6 +75,7 @@ def prepare(
     items: Any = None,
     users: Any = None,
     split: str | Mapping[str, Any] | SplitConfig = "leave-one-out",
+    ids_from: PreparedDataset | Path | str | None = None,
     out: Path | str | None = None,
     progress: Progress | None = None,
     force: bool = False,
@@ -82,8 +83,9 @@ def prepare(
 ) -> PreparedDataset:
     """Prepare interactions for training: read, filter, order and split them.
 
-    Users and items are numbered by ascending source id. The same interactions give a dataset with
-    the same fingerprint, whether they come from a table or from files, and in memory or on disk.
+    Users and items are numbered by ascending source id, or as in ``ids_from``. The same
+    interactions give a dataset with the same fingerprint, whether they come from a table or from
+    files, and in memory or on disk.
 
     Args:
         data: the interactions, one row each: a table (Polars ``DataFrame`` or ``LazyFrame``, pandas
@@ -101,6 +103,8 @@ def prepare(
             ``attributes``. The id column is by default named as in the interactions.
         split: the kind of split, such as "leave-one-out", "temporal" or "none", or a mapping with
             its settings, such as ``{"kind": "leave-k-out", "k": 5}`` (``SplitConfig``).
+        ids_from: an earlier dataset, or its folder, whose users and items keep their ids; new ones
+            follow. None: all are numbered by ascending source id.
         out: folder to write: new, empty, or an earlier prepared dataset, which is replaced. None:
             the dataset stays in memory; ``PreparedDataset.save`` writes it later.
         progress: called with one line before each step.
@@ -118,11 +122,18 @@ def prepare(
         >>> run = candid.train(dataset, out="runs/films")
     """
     columns = {"user": user, "item": item, "time": time, "order": order}
-    inputs = inputs_of_tables(data, items, users, split, columns | settings)
+    kept = None
+    if isinstance(ids_from, PreparedDataset):
+        kept = EarlierIds.of(ids_from)
+        ids_from = kept.origin
+    inputs = inputs_of_tables(
+        data, items, users, split, {**columns, "ids_from": ids_from, **settings}
+    )
     if out is not None:
-        return _prepare_folder(inputs, Path(out), progress, force).dataset
+        return _prepare_folder(inputs, Path(out), progress, force, kept).dataset
     report = progress or (lambda line: None)
-    return _build(inputs, _read_earlier_ids(inputs.config, None, report), report)
+    kept = kept or _read_earlier_ids(inputs.config, None, report)
+    return _build(inputs, kept, report)
 
 
 def prepare_folder(
@@ -153,11 +164,17 @@ def prepare_folder(
     return _prepare_folder(inputs_of_config(config), Path(out), progress, force)
 
 
-def _prepare_folder(inputs: Inputs, out: Path, progress: Progress | None, force: bool) -> Prepared:
+def _prepare_folder(
+    inputs: Inputs,
+    out: Path,
+    progress: Progress | None,
+    force: bool,
+    kept: EarlierIds | None = None,
+) -> Prepared:
     report = progress or (lambda line: None)
     remove_stale(out.resolve())  # a kill may have left the earlier dataset under another name
     earlier = read_earlier(out)
-    earlier_ids = _read_earlier_ids(inputs.config, out, report)
+    earlier_ids = kept or _read_earlier_ids(inputs.config, out, report)
     is_replaced = out.is_dir() and any(out.iterdir())
     if earlier is not None:
         difference = _difference(earlier, inputs.facts())
@@ -262,11 +279,11 @@ def _read_earlier_ids(config: DataConfig, out: Path | None, report: Progress) ->
 
 def _ids_difference(earlier: dict[str, Any], ids: EarlierIds | None, out: Path) -> str | None:
     """Return why an earlier dataset differs from the ids to keep, or None if it does not."""
-    if ids is None or ids.path.resolve() == out.resolve():
+    if ids is None or (ids.path is not None and ids.path.resolve() == out.resolve()):
         return None
     if (earlier.get("ids_from") or {}).get("fingerprint") == ids.fingerprint:
         return None
-    return f"the dataset in {ids.path} (ids_from) has changed"
+    return f"{ids.origin} (ids_from) has changed"
 
 
 def _join_table(

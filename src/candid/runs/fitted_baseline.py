@@ -36,7 +36,7 @@ from candid.inference import (
     recommend,
     score_batch_size,
 )
-from candid.runs.fallback import FallbackModels, recommend_or_fall_back
+from candid.runs.fallback import ADVICE, FallbackModels, recommend_or_fall_back
 from candid.runs.folder import BASELINE, check_is_empty, dataset_facts, dataset_of, store_dataset
 from candid.runs.similar import SimilarItems
 from candid.runs.source_ids import (
@@ -176,7 +176,7 @@ class FittedBaseline:
                 filter_seen=filter_seen,
                 is_allowed=allowed_items(self.dataset, allow, deny),
             ).to_frame()
-        user_ids, item_ids, _ = query_ids(self.dataset, users, histories, None)
+        user_ids, item_ids, _ = query_ids(self.dataset, users, histories, None, ADVICE)
         return self.recommend_ids(
             user_ids=user_ids,
             histories=item_ids,

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from candid.atomic import write_error
+from candid.atomic import atomic_folder, write_error
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, as_dataset
 from candid.errors import ArtifactError, ConfigError
@@ -87,13 +87,25 @@ def dataset_facts(dataset: PreparedDataset, folder: Path | None = None) -> dict[
 def store_dataset(folder: Path, dataset: PreparedDataset) -> None:
     """Write a dataset in memory into the folder of its model, so that the model can be opened.
 
-    Nothing is written for a dataset that has a folder, or that is stored already.
+    Nothing is written for a dataset that has a folder, or that is stored already. A refit links the
+    files that its first pass stored, so that they are on the disk once and each of the two folders
+    can be moved or removed.
 
     Raises:
         ArtifactError: the operating system refuses.
     """
-    if dataset.path is None and not (folder / DATA).exists():
+    if dataset.path is not None or (folder / DATA).exists():
+        return
+    of_first_pass = folder / BEFORE_REFIT / DATA
+    if not of_first_pass.exists() or as_dataset(of_first_pass).fingerprint != dataset.fingerprint:
         dataset.save(folder / DATA)
+        return
+    with atomic_folder(folder / DATA) as temporary:
+        for file in of_first_pass.iterdir():
+            try:
+                os.link(file, temporary / file.name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(file, temporary / file.name)
 
 
 def _is_stored(dataset: PreparedDataset, folder: Path) -> bool:

@@ -37,7 +37,7 @@ from candid.inference import (
     recommend,
 )
 from candid.runs.build import build_model, pick_device, set_threads
-from candid.runs.fallback import FallbackModels, recommend_or_fall_back
+from candid.runs.fallback import ADVICE, FallbackModels, recommend_or_fall_back
 from candid.runs.features import RunFeatures, read_features
 from candid.runs.folder import MANIFEST, dataset_of, read_manifest
 from candid.runs.history_times import Time, history_times
@@ -212,7 +212,7 @@ class Run:
         """
         # With a fallback users may be unknown, so that they are looked up there.
         known = users if fallback is None else None
-        user_ids, item_ids, attributes = query_ids(self.dataset, known, histories, features)
+        user_ids, item_ids, attributes = query_ids(self.dataset, known, histories, features, ADVICE)
         settings: dict[str, Any] = {
             "histories": item_ids,
             "history_times": None if times is None else history_times(item_ids or [], times),

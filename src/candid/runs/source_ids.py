@@ -31,13 +31,14 @@ MAX_SUGGESTED_FROM: Final = 100_000
 """Most ids among which similar ones are searched: the search is linear and slow."""
 
 
-def dense_ids(source_ids: pl.Series, ids: SourceIds, kind: str) -> Ints:
+def dense_ids(source_ids: pl.Series, ids: SourceIds, kind: str, advice: str = "") -> Ints:
     """Return the dense id of each source id: [n] int64.
 
     Args:
         source_ids: [V] source ids in the order of the dense ids.
         ids: source ids, in any order and with repeats; see ``SourceIds``.
         kind: "user" or "item", for messages.
+        advice: end of the message about an unknown id.
 
     Raises:
         DataError: an id is of another type than the source ids, or is not among them.
@@ -45,7 +46,7 @@ def dense_ids(source_ids: pl.Series, ids: SourceIds, kind: str) -> Ints:
     dense, series = dense_ids_or_unknown(source_ids, ids, kind)
     if (dense < 0).any():
         first = series[int((dense < 0).argmax())]
-        raise DataError(f"unknown {kind} {first!r}{_suggestion(first, source_ids)}")
+        raise DataError(f"unknown {kind} {first!r}{_suggestion(first, source_ids)}{advice}")
     return dense
 
 
@@ -137,6 +138,7 @@ def query_ids(
     users: SourceIds | None,
     histories: Histories | None,
     features: Sequence[Attributes] | None,
+    advice: str = "",
 ) -> tuple[Ints | None, list[Ints] | None, Sequence[Attributes] | None]:
     """Convert users, or histories, of queries to dense ids.
 
@@ -145,6 +147,7 @@ def query_ids(
         users: one source id or several; None for anonymous users.
         histories: source ids of the items of B histories, or None.
         features: attributes of B anonymous users, or None.
+        advice: end of the message about an unknown user.
 
     Returns:
         dense ids of the users [B], or None; dense ids of the items of B histories, or None (empty
@@ -156,7 +159,7 @@ def query_ids(
     """
     user_ids = item_ids = None
     if users is not None:
-        user_ids = dense_ids(dataset.users["source_id"], users, "user")
+        user_ids = dense_ids(dataset.users["source_id"], users, "user", advice)
     elif features is not None and histories is None:
         histories = [[] for _ in features]
     if histories is not None:

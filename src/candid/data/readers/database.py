@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -15,6 +16,14 @@ from candid.data.urls import DATABASES, scheme_of, without_secrets
 from candid.errors import CandidError, ConfigError, DataError
 
 INSTALL = "pip install 'candid-retrieval[database]'"
+TOKEN = re.compile(
+    r"""(?P<skipped>\s+|--[^\n]*|/\*.*?\*/|;)"""
+    r"""|[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|.""",
+    re.DOTALL,
+)
+"""Parts of SQL: blanks, comments and semicolons, and everything else, with texts in one piece."""
+POSITION = re.compile(r"\s*^LINE \d+:.*", re.DOTALL | re.MULTILINE)
+"""The place in the statement at the end of a message, which may be a statement around the query."""
 
 
 def is_database(location: str) -> bool:
@@ -35,7 +44,7 @@ def find_query(uri: str, query: str) -> DataFile:
         DataError: the database file does not exist.
     """
     name = without_secrets(uri)
-    query = query.strip().rstrip(";")
+    query = _without_end(query)
     if scheme_of(uri) == "duckdb":
         path = _duckdb_path(uri)
         state = {"path": name, "unversioned": True} if path is None else _duckdb_state(name, path)
@@ -44,6 +53,12 @@ def find_query(uri: str, query: str) -> DataFile:
     _import(name, "pyarrow")
     state = {"path": name, "unversioned": True}
     return DataFile(name, Path(), state, copy=_copy_postgresql(name, uri, query, driver))
+
+
+def _without_end(query: str) -> str:
+    """Remove semicolons and comments at the end, so that the query can stand in parentheses."""
+    ends = [part.end() for part in TOKEN.finditer(query) if not part["skipped"]]
+    return query[: ends[-1]] if ends else query
 
 
 def _duckdb_path(uri: str) -> Path | None:
@@ -179,8 +194,8 @@ def _import(name: str, module: str) -> Any:
 
 
 def _failed(name: str, error: BaseException) -> DataError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = " ".join(line for line in lines if set(line) != {"^"}) or type(error).__name__
+    text = POSITION.sub("", str(error))
+    reason = " ".join(text.split()) or type(error).__name__
     if len(reason) > 300:
         reason = f"{reason[:300]}…"
     return DataError(f"{name}: the query failed ({reason}); check the query and the connection")
