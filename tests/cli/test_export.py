@@ -56,17 +56,13 @@ def test_bad_export_input_is_one_sentence(candid, toy, tmp_path, arguments, code
     assert not (tmp_path / "out").exists()
 
 
-def test_lists_of_a_saved_baseline_are_its_default_export(candid, toy, tmp_path):
+def test_baseline_without_vectors_names_the_command_of_its_lists(candid, toy, tmp_path):
     save = ["--only", "item_knn", "--no-tune", "--save", tmp_path / "knn", "-q"]
     assert candid("baselines", toy.data, *save).code == 0
-    answer = candid("export", tmp_path / "knn", "--out", tmp_path / "out", "-k", "3")
-    assert answer.code == 0, answer.err
-    assert "lists: lists.parquet" in answer.out
-    table = pl.read_parquet(tmp_path / "out" / "lists" / "lists.parquet")
-    shown = candid("recommend", tmp_path / "knn", "--user", "u7", "-k", "3", "--json").document
-    expected = [item["item"] for item in shown["answers"][0]["items"]]
-    assert table.filter(pl.col("user_id") == "u7")["item_id"].to_list() == expected
-    assert table.height == 3 * 40
-    answer = candid("export", tmp_path / "knn", "--out", tmp_path / "other", "-f", "npy")
-    assert answer.code == 2
-    assert "item_knn has no item vectors: export the lists of its users with" in answer.err
+    for flags in ([], ["-f", "npy"]):
+        answer = candid("export", tmp_path / "knn", "--out", tmp_path / "other", *flags)
+        assert answer.code == 2
+        assert "item_knn has no item vectors to export: write the lists of its users" in answer.err
+    out = tmp_path / "recs.parquet"
+    assert candid("recommend", tmp_path / "knn", "--all-users", "-k", "3", "--out", out).code == 0
+    assert pl.read_parquet(out).height == 3 * 40

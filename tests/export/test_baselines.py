@@ -1,8 +1,7 @@
-"""Exports of saved baselines: lists of all users, or vectors of items and users."""
+"""Exports of saved baselines: vectors of items and users."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -41,24 +40,6 @@ def _folders(plain, tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("k", [None, 3])
-def test_lists_are_those_of_recommend(folders, tmp_path, k):
-    baseline = candid.load(folders / "item_knn")
-    document = export(ExportInput.open(folders / "item_knn"), tmp_path / "out", k=k)
-    assert document["formats"] == {"lists": {"files": ["lists.parquet"]}}
-    assert "dim" not in document
-    assert document["fingerprint"] == baseline.manifest["fingerprint"]
-    table = pl.read_parquet(tmp_path / "out" / "lists" / "lists.parquet")
-    assert table.columns == ["user_id", "item_id", "rank", "score"]
-    users = [f"s{user}" for user in range(NUM_USERS)]
-    expected = baseline.recommend(users, k=k)
-    assert table["user_id"].to_list() == expected["query"].to_list()
-    assert table["item_id"].to_list() == expected["item"].to_list()
-    assert table["rank"].to_list() == expected["rank"].to_list()
-    assert table["score"].to_list() == expected["score"].to_list()
-    assert table.group_by("user_id").len()["len"].max() == (k or 10)
-
-
 def test_products_of_exported_vectors_are_the_scores(folders, tmp_path):
     baseline = candid.load(folders / "als")
     document = export(ExportInput.open(folders / "als"), tmp_path / "out")
@@ -74,18 +55,17 @@ def test_products_of_exported_vectors_are_the_scores(folders, tmp_path):
         assert scores[row, column] == pytest.approx(score, abs=1e-5)
 
 
-def test_other_formats_of_vectors_and_lists_of_als(folders, tmp_path):
-    export(ExportInput.open(folders / "als"), tmp_path / "out", ["npy", "lists"])
+def test_other_formats_of_the_vectors_of_als(folders, tmp_path):
+    export(ExportInput.open(folders / "als"), tmp_path / "out", ["npy"])
     vectors = np.load(tmp_path / "out" / "npy" / "vectors.npy")
     np.testing.assert_array_equal(vectors, candid.load(folders / "als").item_vectors()[1])
-    assert (tmp_path / "out" / "lists" / "lists.parquet").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "format", "message"),
     [
-        ("item_knn", "parquet", "item_knn has no item vectors: export the lists"),
-        ("item_knn", "pgvector", "item_knn has no item vectors: export the lists"),
+        ("item_knn", "parquet", "item_knn has no item vectors to export: write the lists"),
+        ("item_knn", "pgvector", "item_knn has no item vectors to export: write the lists"),
         ("item_knn", "torch", "item_knn has no towers to write as graphs: leave out --format"),
         ("als", "torch", "als has no towers to write as graphs: leave out --format"),
     ],
@@ -94,13 +74,3 @@ def test_formats_that_do_not_fit_are_refused(folders, tmp_path, name, format, me
     with pytest.raises(ConfigError, match=message):
         export(ExportInput.open(folders / name), tmp_path / "out", [format])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_lists_of_a_run_are_those_of_recommend(plain, tmp_path):
-    export(plain.export_input, tmp_path / "out", ["lists"], k=4)
-    table = pl.read_parquet(tmp_path / "out" / "lists" / "lists.parquet")
-    expected = plain.run.recommend([f"s{user}" for user in range(NUM_USERS)], k=4)
-    assert table["user_id"].to_list() == expected["query"].to_list()
-    assert table["item_id"].to_list() == expected["item"].to_list()
-    document = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert document["similarity"] == "inner product"

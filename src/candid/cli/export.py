@@ -24,23 +24,16 @@ def export(
             "-f",
             metavar="FORMAT",
             help="Towers: onnx, torch; item vectors: parquet, npy, pgvector, qdrant, milvus, "
-            "elasticsearch; the best items of each user: lists; may be repeated [default: parquet, "
-            "or lists for a baseline without vectors]",
+            "elasticsearch; may be repeated [default: parquet]",
         ),
     ] = None,
     vector_column: Annotated[
         str, typer.Option(help="Name of the column or field that holds the item vectors")
     ] = "vector",
-    k: Annotated[
-        int | None,
-        typer.Option(
-            "--k", "-k", min=1, help="Items of each list, for --format lists [default: 10]"
-        ),
-    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write towers and item vectors, or the lists of all users, for other programs."""
+    """Write towers and item vectors for other programs."""
     from candid.cli.progress import stage_progress
     from candid.export import ExportInput
     from candid.export import export as write_export
@@ -51,9 +44,8 @@ def export(
         document = write_export(
             export_input,
             out,
-            formats or None,
+            formats or ["parquet"],
             vector_column=vector_column,
-            k=k,
             progress=progress,
         )
     lines = [

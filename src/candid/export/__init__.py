@@ -1,8 +1,7 @@
-"""Export of a model to other programs: graphs of its towers, item vectors, lists of its users.
+"""Export of a model to other programs: graphs of its towers, and item vectors.
 
 name           files
 elasticsearch  a mapping and bulk requests
-lists          the best items of each user in one table
 milvus         a collection and its rows as requests
 npy            vectors and source ids as arrays
 onnx           the towers as ONNX graphs
@@ -19,7 +18,6 @@ from candid.export.context import ExportContext
 from candid.export.elasticsearch import write_elasticsearch
 from candid.export.export_input import ExportInput, FeatureSet
 from candid.export.folder import EXPORT, export
-from candid.export.lists import write_lists
 from candid.export.milvus import write_milvus
 from candid.export.npy import write_npy
 from candid.export.parquet import write_items_parquet
@@ -37,7 +35,6 @@ __all__ = [
     "export",
     "write_elasticsearch",
     "write_items_parquet",
-    "write_lists",
     "write_milvus",
     "write_npy",
     "write_onnx",

@@ -26,7 +26,6 @@ class ExportContext:
     Args:
         export_input: the trained model.
         vector_column: name of the column that holds vectors.
-        k: length of the lists of users; None: the default of ``recommend``.
         progress: called with (stage, items done, total items).
 
     Attributes:
@@ -42,7 +41,6 @@ class ExportContext:
         export_input: ExportInput,
         *,
         vector_column: str = "vector",
-        k: int | None = None,
         progress: StageProgress | None = None,
     ) -> None:
         if vector_column in export_input.dataset.items.columns:
@@ -52,7 +50,6 @@ class ExportContext:
             )
         self.export_input = export_input
         self.vector_column = vector_column
-        self.k = k
         self.progress = progress
         self._retired = export_input.dataset.retired_items
         items = _decode_categories(export_input.dataset.items)
@@ -101,8 +98,8 @@ class ExportContext:
         model = self.export_input.vector_model
         if model is None:
             raise ConfigError(
-                f"the baseline {self.export_input.name} has no item vectors: export the lists of "
-                "its users with --format lists"
+                f"the baseline {self.export_input.name} has no item vectors to export: write the "
+                "lists of its users with candid recommend --all-users --out recs.parquet"
             )
         with inference_mode(model):
             vectors = encode_catalog(model, self.progress).detach().float().cpu()

@@ -14,7 +14,7 @@ from candid.batches import Ints
 from candid.data import PreparedDataset
 from candid.errors import ConfigError
 from candid.features import FeatureConfig, FeatureTable
-from candid.inference import Recommendations, TwoTowerModel, queries_for_users
+from candid.inference import TwoTowerModel, queries_for_users
 from candid.runs import (
     FittedBaseline,
     Run,
@@ -25,9 +25,6 @@ from candid.runs import (
 )
 from candid.runs.fitted_baseline import WHOLE_HISTORY
 from candid.towers import RetrievalModel
-
-RecommendToUsers = Callable[[Ints, int | None], Recommendations]
-"""Dense ids of users [B], and the length of the lists (None: the default), to lists."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,6 @@ class ExportInput:
         dataset: training data of the model.
         fingerprint: of the model; an index of its vectors has the same.
         max_length: L, the longest history of a query.
-        recommend: recommends to users of the dataset.
-        needs_history: whether a user without a history has no list.
         towers: the model of a run, in evaluation mode; None for a baseline.
         vector_model: encodes items; None: the model has no vectors.
         encode_users: vectors of users of the dataset by dense id [B], [B, D] float32; None for a
@@ -65,8 +60,6 @@ class ExportInput:
     dataset: PreparedDataset
     fingerprint: str
     max_length: int
-    recommend: RecommendToUsers
-    needs_history: bool
     towers: RetrievalModel | None
     vector_model: TwoTowerModel | None
     encode_users: Callable[[Ints], Tensor] | None = None
@@ -86,11 +79,6 @@ class ExportInput:
             )
         return self.towers
 
-    @property
-    def default_format(self) -> str:
-        """The format of an export that names none."""
-        return "lists" if self.vector_model is None else "parquet"
-
     @classmethod
     def from_run(cls, run: Run) -> Self:
         """Read a trained run."""
@@ -105,8 +93,6 @@ class ExportInput:
             dataset=run.dataset,
             fingerprint=model_fingerprint(run),
             max_length=run.config.batches.max_length,
-            recommend=lambda user_ids, k: run.recommend_ids(user_ids=user_ids, k=k),
-            needs_history=model.needs_history,
             towers=model,
             vector_model=model,
             features={
@@ -132,8 +118,6 @@ class ExportInput:
             dataset=dataset,
             fingerprint=str(baseline.manifest["fingerprint"]),
             max_length=WHOLE_HISTORY,
-            recommend=lambda user_ids, k: baseline.recommend_ids(user_ids=user_ids, k=k),
-            needs_history=False,
             towers=None,
             vector_model=vector_model,
             encode_users=None if vector_model is None else encode_users,

@@ -25,10 +25,9 @@ EXPORT = "export.json"
 def export(
     export_input: ExportInput,
     out: Path | str,
-    formats: Sequence[str] | None = None,
+    formats: Sequence[str] = ("parquet",),
     *,
     vector_column: str = "vector",
-    k: int | None = None,
     progress: StageProgress | None = None,
 ) -> dict[str, Any]:
     """Write a model into a folder, in one or several formats, each in its own subfolder.
@@ -36,9 +35,8 @@ def export(
     Args:
         export_input: the model, such as ``ExportInput.from_run(run)``.
         out: the folder, new or empty.
-        formats: names of ``FORMATS``; None: "parquet", or "lists" for a model without vectors.
+        formats: names of ``FORMATS``.
         vector_column: name of the column or field that holds the vectors of items.
-        k: length of the lists of users; None: 10, or all items of a smaller catalog.
         progress: called with (stage, items done, total items).
 
     Returns:
@@ -56,10 +54,9 @@ def export(
         >>> export(ExportInput.from_run(run), "films-export", ["parquet"])  # doctest: +SKIP
     """
     out = Path(out)
-    chosen = [export_input.default_format] if formats is None else formats
-    writers = {name: lookup(FORMATS, "format", name) for name in chosen}
+    writers = {name: lookup(FORMATS, "format", name) for name in formats}
     _check_empty(out)
-    context = ExportContext(export_input, vector_column=vector_column, k=k, progress=progress)
+    context = ExportContext(export_input, vector_column=vector_column, progress=progress)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)

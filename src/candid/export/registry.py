@@ -9,7 +9,6 @@ from candid.component import Registry
 FORMATS: Final = Registry(
     {
         "elasticsearch": "candid.export.elasticsearch:write_elasticsearch",
-        "lists": "candid.export.lists:write_lists",
         "milvus": "candid.export.milvus:write_milvus",
         "npy": "candid.export.npy:write_npy",
         "onnx": "candid.export.program:write_onnx",
