@@ -2,8 +2,11 @@
 
 import builtins
 import socket
+from pathlib import Path
 
 import pytest
+
+from candid.cli.serve import _served_names
 
 
 @pytest.mark.parametrize(
@@ -18,6 +21,13 @@ import pytest
         (["nowhere", "--index", "a", "--index", "b"], 2, "--index is given 2 times for 1 runs"),
         (["nowhere", "--allowed-host", "http://a"], 2, "--allowed-host 'http://a' is not a host"),
         (["nowhere", "--trusted-proxy", "a.b"], 2, "--trusted-proxy: 'a.b' does not appear to be"),
+        (["a", "b", "--name", "x"], 2, "--name is given 1 times for 2 runs"),
+        (["nowhere", "--name", ""], 2, "'' cannot be the name of the model in 'nowhere'"),
+        (["nowhere", "--name", "a\nb"], 2, "give a --name of 1 to 200 printable characters"),
+        (["nowhere", "--name", "a" * 201], 2, "give a --name of 1 to 200 printable characters"),
+        (["/"], 2, "'' cannot be the name of the model in '/'"),
+        (["a/films", "b/films"], 2, "several models would be called 'films'"),
+        (["a", "b", "--name", "x", "--name", "x"], 2, "several models would be called 'x'"),
         (["nowhere", "--host", "no.such.host.invalid"], 2, "cannot listen on no.such.host.invalid"),
     ],
 )
@@ -68,3 +78,18 @@ def test_missing_extra_names_the_command(candid, monkeypatch):
     answer = candid("serve", "nowhere")
     assert answer.code == 2
     assert "pip install 'candid-retrieval[serve]'" in answer.err
+
+
+def test_models_are_named_by_the_path_as_written(tmp_path, monkeypatch):
+    (tmp_path / "2026-11-27").mkdir()
+    (tmp_path / "live").mkdir()
+    (tmp_path / "live" / "films").symlink_to(tmp_path / "2026-11-27")
+    monkeypatch.chdir(tmp_path / "live" / "films")
+    link = tmp_path / "live" / "films"
+    for path in (link, Path(f"{link}/"), link / ".", link / "x" / ".."):
+        assert _served_names([path], []) == ["films"]
+    monkeypatch.chdir(tmp_path / "live")
+    assert _served_names([Path("films")], []) == ["films"]
+    assert _served_names([Path("../2026-11-27"), Path("films")], []) == ["2026-11-27", "films"]
+    assert _served_names([Path(), Path("films")], ["b", "a"]) == ["b", "a"]
+    assert _served_names([Path()], []) == ["live"]

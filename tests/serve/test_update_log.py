@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -239,3 +240,33 @@ def test_log_loads_no_torch():
     program = "import sys, candid.serve.update_log; print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert json.loads(output.stdout.decode().strip().lower()) is False
+
+
+APPEND_FOREVER = """
+import sys
+from candid.serve import update_log
+from candid.serve.update_log import ItemUpdate, ItemUpdates
+
+update_log.SLACK = 1000
+updates = ItemUpdates(sys.argv[1])
+for number in range(10**9):
+    updates.append("films", number % 5, ItemUpdate(str(number), {}))
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_update_that_returned_survives_a_kill_at_any_time(path, seed):
+    """The process compacts its file every few updates."""
+    rng = random.Random(seed)
+    with subprocess.Popen(
+        [sys.executable, "-c", APPEND_FOREVER, str(path)], stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.2))
+        process.kill()
+        numbers = [0, *map(int, process.stdout.read().split(b"\n")[:-1])]
+    stored = {item: int(update.title) for item, update in reopened(path).items()}
+    for number in numbers[-5:]:
+        assert stored[number % 5] in (number, numbers[-1] + 1)
+    assert not list(path.parent.glob(".*.tmp"))

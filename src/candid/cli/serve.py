@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 READ_KEY: Final = "CANDID_API_KEY"
 ADMIN_KEY: Final = "CANDID_ADMIN_KEY"
+MAX_NAME: Final = 200
+"""Characters of the name of a model."""
 EXTRA_MODULES: Final = ("fastapi", "httptools", "prometheus_client", "uvicorn")
 
 
@@ -44,6 +46,14 @@ def serve(
         typer.Option(
             help="Prepared dataset of each run, in the same order [default: the one it was trained "
             "on]"
+        ),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of each model in requests and item updates, in the same order [default: "
+            "last part of RUN as written, also of a link]",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
@@ -119,7 +129,7 @@ def serve(
         config = config.model_copy(update={"log_requests": False})
     read_keys = _keys(api_key_file, READ_KEY)
     admin_keys = _keys(admin_key_file, ADMIN_KEY)
-    openers = _openers(runs, index or [], data or [])
+    openers = _openers(runs, index or [], data or [], name or [])
     try:
         from candid.serve.http.access import AccessRules, AllowedHosts, ApiKeys, TrustedProxies
         from candid.serve.http.process import run_server
@@ -153,31 +163,50 @@ def _config(overrides: Sequence[str]) -> ServeConfig:
 
 
 def _openers(
-    runs: Sequence[Path], indexes: Sequence[Path], datasets: Sequence[Path]
+    runs: Sequence[Path],
+    indexes: Sequence[Path],
+    datasets: Sequence[Path],
+    names: Sequence[str],
 ) -> Mapping[str, Opener]:
     from functools import partial
 
     from candid.serve.bundle import open_bundle
 
-    for option, values in (("--index", indexes), ("--data", datasets)):
+    for option, values in (("--index", indexes), ("--data", datasets), ("--name", names)):
         if values and len(values) != len(runs):
             raise ConfigError(
                 f"{option} is given {len(values)} times for {len(runs)} runs; give it once per "
                 "run, in the same order, or leave it out"
             )
-    openers: dict[str, Opener] = {}
-    for position, run in enumerate(runs):
-        name = run.resolve().name
-        number = 2
-        while name in openers:
-            name, number = f"{run.resolve().name}-{number}", number + 1
-        openers[name] = partial(
+    return {
+        name: partial(
             open_bundle,
             run,
             indexes[position] if indexes else None,
             datasets[position] if datasets else None,
         )
-    return openers
+        for position, (name, run) in enumerate(zip(_served_names(runs, names), runs, strict=True))
+    }
+
+
+def _served_names(runs: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """Return the name of each model: as given, or the last part of its path.
+
+    Links are not resolved, so that a model keeps its name and its item updates when a link is
+    moved to a new run.
+    """
+    served = list(names) or [Path(os.path.abspath(run)).name for run in runs]
+    for run, name in zip(runs, served, strict=True):
+        if not name or len(name) > MAX_NAME or name != name.strip() or not name.isprintable():
+            raise ConfigError(
+                f"{name!r} cannot be the name of the model in {str(run)!r}; give a --name of 1 to "
+                f"{MAX_NAME} printable characters"
+            )
+        if served.count(name) > 1:
+            raise ConfigError(
+                f"several models would be called {name!r}; give each run another --name"
+            )
+    return served
 
 
 def _keys(file: Path | None, variable: str) -> tuple[str, ...]:
