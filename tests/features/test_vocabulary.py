@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candid.errors import DataError
+from candid.features.categorical import Categorical
 from candid.features.vocabulary import Vocabulary, to_kind
 
 
@@ -84,3 +85,46 @@ def test_vocabulary_of_nulls_accepts_every_kind_as_unknown():
 def test_damaged_state_is_refused(state):
     with pytest.raises((KeyError, TypeError, ValueError)):
         Vocabulary.restore(state)
+
+
+def extended(values, others, **settings):
+    config = Categorical.Config(**settings)
+    return config.extend(config.fit(pl.Series(values)), pl.Series(others))
+
+
+def test_extended_vocabulary_keeps_its_codes_and_appends_frequent_values():
+    feature = extended(["d", "b", "d", "b"], ["c", "a", "d", "c", "a", "e"])
+    assert feature.vocabulary.values == ["b", "d", "a", "c"]
+    codes = feature.encode(pl.Series(["b", "d", "a", "c", "e", None])).ids[:, 0]
+    assert codes.tolist() == [1, 2, 3, 4, 0, 0]
+    limited = extended(["b", "b"], ["a", "c", "c", "a", "c"], max_values=2)
+    assert limited.vocabulary.values == ["b", "c"]
+    assert extended([None], [3, 3]).vocabulary.values == [3]
+    with pytest.raises(DataError, match=r"text but.*int"):
+        extended([1, 1], ["1", "1"])
+
+
+@pytest.mark.parametrize(
+    ("values", "others", "codes"),
+    [
+        (["b", "b", None, None], ["a", "a"], {"b": 1, None: 2, "a": 3, "z": 0}),
+        (["b", "b"], ["a", "a", None, None], {"b": 1, "a": 2, None: 3, "z": 0}),
+        (["b", "b", None], ["a", "a", None], {"b": 1, "a": 2, None: 0, "z": 0}),
+        ([None, None], ["a", "a"], {None: 1, "a": 2, "z": 0}),
+    ],
+)
+def test_code_of_missing_values_stays_where_it_was(values, others, codes):
+    feature = extended(values, others)
+    found = feature.encode(pl.Series(list(codes), dtype=pl.String))
+    assert found.ids[:, 0].tolist() == list(codes.values())
+    assert found.num_codes == max(codes.values()) + 1
+    again = Categorical.Config().restore(feature.state())
+    same = again.encode(pl.Series(list(codes), dtype=pl.String)).ids
+    assert same.equal(found.ids)
+
+
+@pytest.mark.parametrize("code", [True, 0, 3, "1"])
+def test_state_with_an_impossible_code_of_missing_values_is_refused(code):
+    state = {"vocabulary": {"kind": "text", "values": ["a"]}, "missing_code": code}
+    with pytest.raises((TypeError, ValueError)):
+        Categorical.Config().restore(state)

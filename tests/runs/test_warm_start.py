@@ -13,17 +13,18 @@ from candid.config import parse_config
 from candid.data import DataConfig, PreparedDataset, Role, prepare_folder
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.runs import build_model, load_run, train, train_run
-from candid.runs.features import read_features
+from candid.runs.features import extend_features, read_features
 from candid.runs.new_rows import neighbour_means
 from candid.runs.trained_ids import ITEMS, TrainedIds, find_new_targets
 from candid.runs.warm_start import open_earlier_run, warm_start
 from candid.training import LAST, read_checkpoint
 
 
-def dataset(users, items, *, seed=0, length=6, times=True):
+def dataset(users, items, *, seed=0, length=6, times=True, genres=()):
     """Random interactions of given users (source ids) with given items; the last two held out."""
     rng = np.random.default_rng(seed)
     users, items = sorted(users), sorted(items)
+    rows = range(len(items))
     item_ids = np.concatenate([rng.permutation(len(items))[:length] for _ in users])
     roles = [Role.TRAIN] * (length - 2) + [Role.VALIDATION, Role.TEST]
     return PreparedDataset(
@@ -31,7 +32,14 @@ def dataset(users, items, *, seed=0, length=6, times=True):
         user_offsets=np.arange(0, len(item_ids) + 1, length).astype(np.int64),
         roles=np.tile(np.array(roles, np.uint8), len(users)),
         users=pl.DataFrame({"source_id": users, "age": [len(str(user)) for user in users]}),
-        items=pl.DataFrame({"source_id": items, "year": [1990 + n % 7 for n in range(len(items))]}),
+        items=pl.DataFrame(
+            {
+                "source_id": items,
+                "year": [1990 + n % 7 for n in range(len(items))],
+                "genre": [["drama", "comedy", None, *genres][n % (3 + len(genres))] for n in rows],
+                "tags": [["a"] if n % 2 else ["b", *genres] for n in rows],
+            },
+        ),
         timestamps=np.tile(np.arange(length) * 1_000_000, len(users)) if times else None,
         manifest={"config": {"order": None}},
     )
@@ -53,7 +61,7 @@ FEATURES = {
 }
 
 
-def recipe(model, *, sampled=True, features=False, **training):
+def recipe(model, *, sampled=True, features=False, values=False, **training):
     table = {
         "name": "toy",
         "threads": 1,
@@ -72,6 +80,11 @@ def recipe(model, *, sampled=True, features=False, **training):
             "item": {"year": {"type": "number"}},
             "user": {"age": {"type": "number"}},
         }
+    if values:
+        table["features"] = {
+            "item": {"genre": {"type": "categorical"}, "tags": {"type": "bag", "min_count": 1}},
+            "user": {"age": {"type": "categorical"}},
+        }
     return parse_config(table, "test")
 
 
@@ -81,6 +94,7 @@ CASES = {
     "history, rows by Adam": (UNTIED, {"tables": "row_adam"}),
     "factors, rows by Adagrad": (FACTORS, {"tables": "row_adagrad"}),
     "features": (FEATURES, {"features": True}),
+    "values of features": (FEATURES, {"values": True}),
 }
 
 
@@ -184,6 +198,55 @@ def test_rows_follow_their_source_ids(name, change, tmp_path):
             num_copied += 1
         assert num_copied > 3
     assert num_tables >= 2
+
+
+@pytest.mark.parametrize("init_rows", ["neighbours", "random"])
+@pytest.mark.parametrize("init_optimizer", ["keep", "reset"])
+def test_new_values_of_features_have_new_rows(tmp_path, init_rows, init_optimizer):
+    settings = {"values": True, "init_rows": init_rows, "init_optimizer": init_optimizer}
+    before = dataset(USERS, ITEMS_A)
+    now = dataset(USERS, range(100, 130), seed=3, genres=["western", "anime"])
+    train_run(recipe(FEATURES, **settings), before, tmp_path / "run")
+    earlier, config = open_earlier_run(tmp_path / "run"), recipe(FEATURES, **settings)
+    old_features = read_features(config.features, now, earlier.folder, earlier.manifest["features"])
+    features = extend_features(old_features, config.features, now)
+    assert features.item.features["genre"].vocabulary.values == [
+        *old_features.item.features["genre"].vocabulary.values, "anime", "western",
+    ]  # fmt: skip
+    torch.manual_seed(5)
+    model = build_model(config, now, features, is_read=True)
+    random = {f"model/{name}": value.clone() for name, value in model.state_dict().items()}
+    start = warm_start(earlier, config, now, model)
+    stored = read_checkpoint(tmp_path / "run" / LAST)
+    names = [name for name in stored.tensors if "fields" in name and name.endswith("table.weight")]
+    tables = [name for name in names if name.startswith("model/")]
+    assert len(tables) == 3
+    num_new = {}
+    for name in tables:
+        old, new = stored.tensors[name], start.checkpoint.tensors[name]
+        num_new[name] = len(new) - len(old)
+        assert torch.equal(new[: len(old)], old), name
+        # The earlier run read the row of unknown values.
+        expected = random[name][len(old) :]
+        expected = expected if init_rows == "random" else expected + old[0]
+        torch.testing.assert_close(new[len(old) :], expected)
+    assert sorted(num_new.values()) == [0, 2, 2]
+    assert start.facts["new_values"] == 4
+    assert "; 4 new feature values" in start.sentence
+    if init_optimizer == "keep":
+        for name in stored.tensors:
+            parameter, _, moment = name.removeprefix("optimizer/").rpartition("/")
+            if f"model/{parameter}" not in tables or moment not in ("exp_avg", "exp_avg_sq"):
+                continue
+            old, new = stored.tensors[name], start.checkpoint.tensors[name]
+            fill = old.mean(0) if moment == "exp_avg_sq" else torch.zeros_like(old[0])
+            assert torch.equal(new[: len(old)], old)
+            torch.testing.assert_close(new[len(old) :], fill.expand_as(new[len(old) :]))
+    result = train_run(config, now, tmp_path / "next", init=tmp_path / "run")
+    assert result.manifest["init"]["new_values"] == 4
+    run = load_run(tmp_path / "next")
+    assert run.features.state() == features.state()
+    assert run.recommend(users=[12], k=3).height == 3
 
 
 def test_new_rows_are_the_mean_of_their_neighbours(tmp_path):

@@ -22,7 +22,7 @@ from candid.features.hashed import Hashed
 from candid.features.number import Number
 from candid.features.protocol import Feature, FeatureConfig
 from candid.features.registry import FEATURES
-from candid.features.table import FeatureTable, fit_table, restore_table
+from candid.features.table import FeatureTable, extend_table, fit_table, restore_table
 from candid.features.text import Text
 from candid.features.values import Bags, Codes, Numbers, Values
 from candid.features.vector import Vector
@@ -46,6 +46,7 @@ __all__ = [
     "Text",
     "Values",
     "Vector",
+    "extend_table",
     "fit_context",
     "fit_table",
     "no_context",

@@ -51,6 +51,12 @@ class Bag(Feature):
             vocabulary = Vocabulary.fit(kind, members, self.min_count, self.max_values)
             return Bag(vocabulary, separator=self.separator)
 
+        def extend(self, feature: Bag, column: pl.Series) -> Bag:
+            """Return the feature with the frequent members that are new."""
+            kind, members, _ = _members(column, self.separator)
+            vocabulary = feature.vocabulary.extend(kind, members, self.min_count, self.max_values)
+            return Bag(vocabulary, separator=self.separator)
+
         def restore(self, state: dict[str, Any]) -> Bag:
             """Rebuild the feature from its ``state``."""
             return Bag(Vocabulary.restore(state["vocabulary"]), separator=self.separator)

@@ -15,13 +15,15 @@ from candid.features.vocabulary import Vocabulary, strip_text, to_kind
 
 
 class Categorical(Feature):
-    """One code per value: 0 unknown, 1.. the vocabulary in ascending order, the last for null.
+    """One code per value: 0 unknown, 1.. the vocabulary in ascending order, then one for null.
 
     Null has a code if it was frequent enough in training, else it is unknown. Empty text is null.
+    After ``Config.extend`` the codes of later values follow.
 
     Args:
         vocabulary: fitted values.
-        has_missing: whether null has a code.
+        missing_code: code of null; the values from this code on have the next one. None: null is
+            unknown.
 
     Example:
         >>> genre = Categorical.Config(min_count=1).fit(pl.Series(["drama", "comedy", "drama"]))
@@ -46,31 +48,47 @@ class Categorical(Feature):
             kind, values = to_kind(strip_text(column))
             vocabulary = Vocabulary.fit(kind, values, self.min_count, self.max_values)
             has_missing = values.null_count() >= self.min_count
-            return Categorical(vocabulary, has_missing=has_missing)
+            return Categorical(
+                vocabulary, missing_code=len(vocabulary) + 1 if has_missing else None
+            )
+
+        def extend(self, feature: Categorical, column: pl.Series) -> Categorical:
+            """Return the feature with the frequent values that are new; null may get a code."""
+            kind, values = to_kind(strip_text(column))
+            vocabulary = feature.vocabulary.extend(kind, values, self.min_count, self.max_values)
+            code = feature.missing_code
+            if code is None and values.null_count() >= self.min_count:
+                code = len(vocabulary) + 1
+            return Categorical(vocabulary, missing_code=code)
 
         def restore(self, state: dict[str, Any]) -> Categorical:
             """Rebuild the feature from its ``state``."""
-            if type(state["has_missing"]) is not bool:
-                raise TypeError("has_missing must be a boolean")
-            vocabulary = Vocabulary.restore(state["vocabulary"])
-            return Categorical(vocabulary, has_missing=state["has_missing"])
+            vocabulary, code = Vocabulary.restore(state["vocabulary"]), state["missing_code"]
+            if code is not None and type(code) is not int:
+                raise TypeError("missing_code must be a whole number or null")
+            if code is not None and not 1 <= code <= len(vocabulary) + 1:
+                raise ValueError(
+                    "missing_code must be between 1 and the size of the vocabulary + 1"
+                )
+            return Categorical(vocabulary, missing_code=code)
 
-    def __init__(self, vocabulary: Vocabulary, *, has_missing: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, missing_code: int | None) -> None:
         self.vocabulary = vocabulary
-        self.has_missing = has_missing
+        self.missing_code = missing_code
 
     def __repr__(self) -> str:
-        return f"Categorical({self.vocabulary!r}, has_missing={self.has_missing})"
+        return f"Categorical({self.vocabulary!r}, missing_code={self.missing_code})"
 
     def encode(self, column: pl.Series) -> Codes:
         """Encode n values as codes [n, 1]."""
         kind, values = to_kind(strip_text(column))
         codes = self.vocabulary.codes(kind, values)
-        if self.has_missing:
-            codes = np.where(values.is_null().to_numpy(), len(self.vocabulary) + 1, codes)
-        num_codes = 1 + len(self.vocabulary) + self.has_missing
+        if self.missing_code is not None:
+            codes += codes >= self.missing_code
+            codes = np.where(values.is_null().to_numpy(), self.missing_code, codes)
+        num_codes = 1 + len(self.vocabulary) + (self.missing_code is not None)
         return Codes(torch.from_numpy(codes)[:, None], num_codes)
 
     def state(self) -> dict[str, Any]:
         """Return the fitted state as plain JSON values."""
-        return {"vocabulary": self.vocabulary.state(), "has_missing": self.has_missing}
+        return {"vocabulary": self.vocabulary.state(), "missing_code": self.missing_code}

@@ -68,6 +68,22 @@ class FeatureConfig(ComponentConfig, ABC):
             DataError: the feature does not support the type of the column, or a value.
         """
 
+    def extend(self, feature: Any, column: pl.Series) -> Feature:
+        """Return the feature with the values that training rows have since, for a warm start.
+
+        Earlier values keep their codes and new ones follow, so that the rows of a table stay. A
+        feature without a vocabulary stays as it is: weights depend on its scale.
+
+        Args:
+            feature: of ``fit``, ``restore`` or ``extend`` of this config.
+            column: the values of the training rows of today.
+
+        Raises:
+            DataError: the feature does not support the type of the column, or a value.
+        """
+        assert isinstance(feature, Feature)
+        return feature
+
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> Feature:
         """Rebuild the feature from the result of ``Feature.state``.

@@ -106,6 +106,36 @@ def fit_table(
     return FeatureTable(features, columns, values, patterns)
 
 
+def extend_table(
+    configs: Mapping[str, FeatureConfig],
+    table: FeatureTable,
+    frame: pl.DataFrame,
+    is_trained: npt.NDArray[np.bool_],
+    where: str,
+) -> FeatureTable:
+    """Add the new values of training rows to the features of an earlier run; encode all rows.
+
+    Args:
+        configs: by name, as for ``fit_table``.
+        table: of the earlier run.
+        frame: n users or items with their attributes.
+        is_trained: [n] bool, the training rows.
+        where: config section; begins every message.
+
+    Raises:
+        DataError: a feature does not support the values of its column.
+    """
+    trained, features = frame.filter(pl.Series(is_trained)), {}
+    for name, feature in table.features.items():
+        config, column = configs[name], table.columns[name]
+        try:
+            features[name] = config.extend(feature, _extract(trained[column], config.pattern))
+        except DataError as error:
+            raise DataError(f"{where}.{name}, column {column!r}: {error}") from None
+    values = _encode(features, table.columns, table.patterns, frame, where)
+    return FeatureTable(features, table.columns, values, table.patterns)
+
+
 def restore_table(
     configs: Mapping[str, FeatureConfig],
     states: Mapping[str, Any],

@@ -126,6 +126,31 @@ class Vocabulary:
             counts = counts.sort("count", "value", descending=[True, False]).head(max_values)
         return cls(kind, counts["value"].sort().to_list())
 
+    def extend(
+        self, kind: ValueKind | None, values: pl.Series, min_count: int, max_values: int | None
+    ) -> Vocabulary:
+        """Return the vocabulary with further frequent values, which follow in ascending order.
+
+        Args:
+            kind: from ``to_kind``.
+            values: from ``to_kind``; nulls are skipped.
+            min_count: minimum count of a new value.
+            max_values: size limit: the most frequent new values are added; ties go to the smaller
+                value.
+
+        Raises:
+            DataError: the values are of another kind.
+        """
+        check_kind(kind, self.kind)
+        if kind is None:
+            return self
+        others = (
+            values if self.kind is None else values.filter(pl.Series(self.codes(kind, values) == 0))
+        )
+        room = None if max_values is None else max(0, max_values - len(self))
+        new = Vocabulary.fit(kind, others, min_count, room)
+        return Vocabulary(kind, [*self.values, *new.values])
+
     def __len__(self) -> int:
         return len(self.values)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from candid.features import (
     FeaturesConfig,
     FeatureTable,
     Values,
+    extend_table,
     fit_context,
     fit_table,
     no_context,
@@ -104,6 +105,29 @@ def fit_features(config: FeaturesConfig, dataset: PreparedDataset) -> RunFeature
     if config.context:
         context = fit_context(config.context, dataset)
     return RunFeatures(item, user, context, dataset.users.schema)
+
+
+def extend_features(
+    features: RunFeatures, config: FeaturesConfig, dataset: PreparedDataset
+) -> RunFeatures:
+    """Add the new values of the training rows of a dataset to the features of an earlier run.
+
+    Args:
+        features: from ``read_features`` for ``dataset``.
+        config: of both runs.
+        dataset: of the warm start.
+
+    Raises:
+        DataError: a feature does not support the values of its column.
+    """
+    item, user = features.item, features.user
+    if item is not None:
+        is_trained = dataset.train_counts > 0
+        item = extend_table(config.item, item, dataset.items, is_trained, "features.item")
+    if user is not None:
+        is_trained = dataset.user_is_trained
+        user = extend_table(config.user, user, dataset.users, is_trained, "features.user")
+    return replace(features, item=item, user=user)
 
 
 def read_features(

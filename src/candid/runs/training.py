@@ -39,6 +39,7 @@ from candid.runs.build import (
 from candid.runs.features import (
     RunFeatures,
     check_features_are_read,
+    extend_features,
     fit_features,
     read_features,
 )
@@ -319,6 +320,7 @@ def _train(
         check_same_features(earlier, config)
         fitted = earlier.manifest.get("features")
         features = read_features(config.features, dataset, earlier.folder, fitted)
+        features = extend_features(features, config.features, dataset)
     else:
         features = fit_features(config.features, dataset)
     manifest["features"] = features.fingerprint

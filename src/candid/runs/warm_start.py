@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from candid.batches import target_counts, users_with_rows
@@ -19,8 +18,9 @@ from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.runs.folder import MANIFEST, read_manifest
 from candid.runs.trained_ids import TrainedIds, earlier_rows, read_trained_ids
-from candid.towers import RetrievalModel, RowTable, row_tables
-from candid.training import BEST, LAST, Checkpoint, model_tensors, read_checkpoint
+from candid.runs.weight_mapping import WeightMapping, difference_error
+from candid.towers import RetrievalModel
+from candid.training import BEST, LAST, Checkpoint, read_checkpoint
 
 Ints = npt.NDArray[np.int64]
 
@@ -62,7 +62,9 @@ class WarmStart:
             f"{self.facts[kind]['mapped']:,} of {self.facts[kind]['total']:,} {kind}"
             for kind in ("items", "users")
         ]
-        return f"; started from {self.facts['run']}, which has {' and '.join(parts)}"
+        count = self.facts["new_values"]
+        values = f"; {count:,} new feature value" + ("" if count == 1 else "s") if count else ""
+        return f"; started from {self.facts['run']}, which has {' and '.join(parts)}{values}"
 
 
 def open_earlier_run(folder: Path | str) -> EarlierRun:
@@ -131,7 +133,7 @@ def check_same_features(earlier: EarlierRun, config: RunConfig) -> None:
     # Compared as text: the weights depend on the order of features, which == of dicts ignores.
     if _as_text(earlier.config.features) != _as_text(config.features):
         reason = "the weights belong to these features"
-        raise _difference_error(earlier, config, reason, sections=("features",))
+        raise difference_error(earlier, config, reason, sections=("features",))
 
 
 def warm_start(
@@ -140,7 +142,8 @@ def warm_start(
     """Map the weights of an earlier run to the ids of a dataset.
 
     A row of an item or user that the earlier run trained is copied. Rows of new items and users,
-    and of those that only now have a training target, come from ``training.init_rows``. All other
+    and of those that only now have a training target, come from ``training.init_rows``; so do rows
+    of new values of features, which begin with the row of unknown values. All other
     tensors are copied as they are. With ``training.init_optimizer = "reset"`` these are the weights
     that the run serves; with "keep" they are those of its last step, with the optimizer's state.
 
@@ -168,7 +171,7 @@ def warm_start(
         "item": _rows("item", earlier, dataset.items, target_counts(dataset, config.batches) > 0),
         "user": _rows("user", earlier, dataset.users, users_with_rows(dataset, config.batches)),
     }
-    mapping = _TableMapping(earlier, config, dataset, model, rows)
+    mapping = WeightMapping(earlier, config, dataset, model, rows)
     weights = stored.part("model") if keep else stored.part("model") | stored.part("average")
     tensors = {f"model/{name}": value for name, value in mapping.weights(weights)}
     meta: dict[str, Any] = {}
@@ -195,6 +198,7 @@ def warm_start(
     }
     for kind, source in rows.items():
         facts[f"{kind}s"] = {"total": len(source), "mapped": int((source >= 0).sum())}
+    facts["new_values"] = mapping.num_new_codes
     return WarmStart(Checkpoint(tensors, meta), facts)
 
 
@@ -217,7 +221,7 @@ def served_weights(
     config = earlier.config.model_copy(update={"training": training})
     stored = _served(earlier)
     weights = stored.part("model") | stored.part("average")
-    return dict(_TableMapping(earlier, config, dataset, model, rows).weights(weights))
+    return dict(WeightMapping(earlier, config, dataset, model, rows).weights(weights))
 
 
 def _served(earlier: EarlierRun) -> Checkpoint:
@@ -237,111 +241,6 @@ def _rows(kind: str, earlier: EarlierRun, now: Any, is_trained: npt.NDArray[np.b
     return np.where(~was_trained & is_trained, -1, source)
 
 
-class _TableMapping:
-    """Tensors of the earlier run as tensors of a model for another dataset."""
-
-    def __init__(
-        self,
-        earlier: EarlierRun,
-        config: RunConfig,
-        dataset: PreparedDataset,
-        model: RetrievalModel,
-        rows: Mapping[str, Ints],
-    ) -> None:
-        self._earlier, self._config, self._dataset = earlier, config, dataset
-        self._rows = rows
-        self._expected = {
-            name.removeprefix("model/"): tensor for name, tensor in model_tensors(model).items()
-        }
-        by_id = {
-            id(table.weight): table for _, table in row_tables(model) if table.rows_of is not None
-        }
-        self._tables = {
-            name: by_id[id(parameter)]
-            for name, parameter in model.named_parameters()
-            if id(parameter) in by_id
-        }
-        self._new_rows: dict[str, Tensor] = {}
-
-    def weights(
-        self, stored: Mapping[str, Tensor], partial: bool = False
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the parameters and buffers, by name.
-
-        Args:
-            stored: of the earlier run.
-            partial: whether some of the names may be missing.
-        """
-        names = sorted(self._expected.keys() ^ stored.keys())
-        if names and not (partial and stored.keys() <= self._expected.keys()):
-            name = names[0]
-            reason = f"the model has no {name!r}" if name in stored else f"it lacks {name!r}"
-            raise _difference_error(self._earlier, self._config, reason)
-        for name, value in stored.items():
-            expected = self._expected[name]
-            table = self._tables.get(name)
-            if table is None:
-                if value.shape != expected.shape:
-                    raise self._shape_error(name, value, expected)
-                yield name, value
-                continue
-            if value.shape[1:] != expected.shape[1:]:
-                raise self._shape_error(name, value, expected)
-            if name not in self._new_rows:
-                self._new_rows[name] = self._initial_rows(value, expected, table)
-            yield name, self._copied(value, table, self._new_rows[name])
-
-    def state(self, parameter: str, name: str, value: Tensor) -> Tensor:
-        """Return a state of the optimizer: rows of new ids are 0, or the mean of second moments."""
-        table = self._tables.get(parameter)
-        if table is None or value.ndim == 0:
-            return value
-        shape = (table.num_embeddings, *value.shape[1:])
-        fill = value.new_zeros(shape)
-        if name.endswith("/exp_avg_sq"):
-            # With 0 the first steps of a new row would be several times too long, because Adam's
-            # bias correction is that of the run.
-            source = self._rows[_side(table)]
-            known = torch.from_numpy(source[source >= 0]) + table.first_row
-            if len(known):
-                fill += value[known].mean(0)
-        return self._copied(value, table, fill)
-
-    def _copied(self, value: Tensor, table: RowTable, new_rows: Tensor) -> Tensor:
-        source, first = self._rows[_side(table)], table.first_row
-        result = new_rows.to(value.dtype).clone()
-        result[:first] = value[:first]
-        is_known = source >= 0
-        ids = torch.from_numpy(np.flatnonzero(is_known)) + first
-        result[ids] = value[torch.from_numpy(source[is_known]) + first]
-        return result
-
-    def _initial_rows(self, value: Tensor, expected: Tensor, table: RowTable) -> Tensor:
-        """Return rows for all ids, of which those of new ids are used."""
-        rows = expected.detach().cpu().float().clone()
-        is_known = self._rows[_side(table)] >= 0
-        if self._config.training.init_rows == "random" or is_known.all() or not is_known.any():
-            return rows
-        # Imported here because scipy, which it needs, takes a fifth of a second to import.
-        from candid.runs.new_rows import neighbour_means
-
-        vectors = self._copied(value, table, rows)[table.first_row :]
-        means, has_any = neighbour_means(self._dataset, _side(table), vectors, is_known)
-        with_neighbours = torch.from_numpy(np.flatnonzero(has_any))
-        # On top of the random rows, so that no two new rows are equal.
-        rows[with_neighbours + table.first_row] += means[with_neighbours]
-        return rows
-
-    def _shape_error(self, name: str, value: Tensor, expected: Tensor) -> ConfigError:
-        reason = f"{name!r} is {list(value.shape)} there and {list(expected.shape)} here"
-        return _difference_error(self._earlier, self._config, reason)
-
-
-def _side(table: RowTable) -> str:
-    assert table.rows_of is not None
-    return table.rows_of
-
-
 def _has_same_ids(rows: Mapping[str, Ints]) -> bool:
     return all(np.array_equal(source, np.arange(len(source))) for source in rows.values())
 
@@ -355,34 +254,3 @@ _OBJECTIVE = ("loss", "sampler", "batches")
 
 def _as_text(section: Any) -> str:
     return "null" if section is None else json.dumps(section.model_dump(mode="json"))
-
-
-def _difference_error(
-    earlier: EarlierRun,
-    config: RunConfig,
-    reason: str,
-    sections: tuple[str, ...] = ("model", "features", "batches"),
-) -> ConfigError:
-    """Return the error of two models, with the first key of their recipes that differs."""
-    for section in sections:
-        before = dict(_keys(getattr(earlier.config, section).model_dump(mode="json"), section))
-        now = dict(_keys(getattr(config, section).model_dump(mode="json"), section))
-        for key in [*now, *before]:
-            if before.get(key) != now.get(key):
-                return ConfigError(
-                    f"{key} is {before.get(key)!r} in {earlier.folder} (init) and "
-                    f"{now.get(key)!r} here ({reason}): use the recipe of that run, or train "
-                    "without init"
-                )
-    return ConfigError(
-        f"the weights of {earlier.folder} (init) do not fit this dataset: {reason}; train without "
-        "init"
-    )
-
-
-def _keys(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}", value

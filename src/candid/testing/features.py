@@ -46,6 +46,7 @@ def check_feature(
     for column in (train, other):
         _check_form(feature.encode(column), len(column))
     _check_state(config, feature, train, other)
+    _check_extend(config, feature, train, other)
     _check_rows(feature, other)
     _check_encode_changes_nothing(feature, train, other)
     _check_empty(feature, train)
@@ -85,6 +86,26 @@ def _check_state(
     for column in (train, other):
         same = is_equal(feature.encode(column), restored.encode(column))
         _check(same, "a restored feature must encode as the fitted one")
+
+
+def _check_extend(
+    config: FeatureConfig, feature: Feature, train: pl.Series, other: pl.Series
+) -> None:
+    state = json.dumps(feature.state())
+    same = json.dumps(config.extend(feature, train).state()) == state
+    _check(same, "extend must change nothing where no value is new")
+    before, extended = feature.encode(train), config.extend(feature, other)
+    after = extended.encode(train)
+    _check(json.dumps(feature.state()) == state, "extend must not change its argument")
+    _check(config.restore(extended.state()).state() == extended.state(), "restore must undo state")
+    if isinstance(before, Codes | Bags):
+        assert isinstance(after, Codes | Bags)
+        _check(after.num_codes >= before.num_codes, "extend must keep all codes")
+        is_known = before.ids > 0
+        same = torch.equal(before.ids[is_known], after.ids[is_known])
+        _check(same, "extend must keep the codes of known values")
+    else:
+        _check(is_equal(before, after), "extend must keep the numbers of known values")
 
 
 def _check_rows(feature: Feature, other: pl.Series) -> None:

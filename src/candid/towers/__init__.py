@@ -16,6 +16,7 @@ encode new items and users. ``context_features`` reads ``Queries.context``.
 from candid.towers.context_tower import ContextFeatures
 from candid.towers.embedding import ItemEmbedding, UserEmbedding
 from candid.towers.feature_tower import ItemFeatures, UserFeatures
+from candid.towers.fields import code_tables
 from candid.towers.joined import Joined
 from candid.towers.model import ModelConfig, RetrievalModel
 from candid.towers.padded import (
@@ -64,6 +65,7 @@ __all__ = [
     "TowerContext",
     "UserEmbedding",
     "UserFeatures",
+    "code_tables",
     "feature_input",
     "merge_inputs",
     "row_tables",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,13 @@ def replace_by_unknown(ids: Tensor, rate: float, is_training: bool) -> Tensor:
         return ids
     is_replaced = torch.rand(len(ids), device=ids.device) < rate
     return ids.masked_fill(is_replaced.view(-1, *[1] * (ids.ndim - 1)), 0)
+
+
+def code_tables(model: nn.Module) -> Iterator[tuple[str, nn.Embedding]]:
+    """Yield the tables with a row for each code of a feature, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, CodeField | BagField):
+            yield f"{name}.table", module.table
 
 
 class CodeField(nn.Module):
