@@ -21,6 +21,15 @@ class ServeConfig(ComponentConfig):
     max_filters: int = Field(8, ge=1, description="attribute filters of a request")
     max_queries: int = Field(128, ge=1, description="queries of one batch request")
     max_body: int = Field(1_000_000, ge=1, description="largest body of a request, bytes")
+    max_head: int = Field(
+        65_536, ge=1024, description="largest head of a request, bytes; a larger one gets 431"
+    )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description="open connections; a new one then closes the one that has waited longest for a "
+        "request. None: as many as the file descriptors of the process allow, at most 10,000",
+    )
     max_requests: int = Field(
         1024, ge=1, description="requests in flight; more are refused with 503"
     )
@@ -42,6 +51,21 @@ class ServeConfig(ComponentConfig):
     )
     body_timeout_ms: float = Field(
         5000.0, gt=0, description="longest time for a body to arrive; then the request gets 408"
+    )
+    head_timeout_ms: float = Field(
+        10_000.0,
+        gt=0,
+        description="longest time for the head of a request to arrive, from its first byte, or "
+        "from the start of a new connection; then the request gets 408",
+    )
+    keep_alive_ms: float = Field(
+        75_000.0, gt=0, description="time that a connection is kept open for the next request"
+    )
+    write_timeout_ms: float = Field(
+        30_000.0,
+        gt=0,
+        description="longest time that a client may not read its answer; then the connection is "
+        "closed",
     )
     drain_ms: float = Field(
         0.0,

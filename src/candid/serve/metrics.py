@@ -29,6 +29,13 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge("candid_requests_in_flight", "Requests in flight", registry=registry)
+        self.connections = Gauge("candid_connections", "Open connections", registry=registry)
+        self.connections_closed = Counter(
+            "candid_connections_closed",
+            "Connections closed by the server before or without an answer",
+            ["reason"],
+            registry=registry,
+        )
         self.refused = Counter(
             "candid_refused",
             "Requests refused for lack of capacity or time",

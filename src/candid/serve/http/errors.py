@@ -39,6 +39,8 @@ STATUS: Final[Mapping[str, int]] = {
     "not_stored": 507,
 }
 """HTTP status of each error code."""
+CLOSING_CODES: Final = frozenset({"too_large", "slow_body"})
+"""Errors after which the rest of the body is not read and the connection is closed."""
 MAX_ERRORS: Final = 100
 """A body with more validation errors gets their number only: formatting all would take too long."""
 UNION_BRANCHES: Final = frozenset(
@@ -73,6 +75,8 @@ def headers_of(error: RequestError) -> dict[str, str]:
     headers = {"content-type": "application/json"}
     if error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
+    if error.code in CLOSING_CODES:
+        headers["connection"] = "close"
     if error.code == "no_key":
         headers["www-authenticate"] = "Bearer"
     return headers

@@ -58,8 +58,6 @@ PAGE_HEADERS: Final = (
 text into HTML, and cannot be shown inside another page."""
 CLIENT_GONE: Final = 499
 """Status in log and metrics of a request whose client closed the connection before the answer."""
-CLOSING_CODES: Final = frozenset({"too_large", "slow_body"})
-"""Errors after which the rest of the body is not read and the connection is closed."""
 
 
 class RequestMiddleware:
@@ -211,8 +209,6 @@ class _Response:
             return  # The response has begun: its status cannot change any more.
         body = body_of(error)
         headers = headers_of(error) | {"content-length": str(len(body))}
-        if error.code in CLOSING_CODES:
-            headers["connection"] = "close"
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self({"type": "http.response.start", "status": status_of(error), "headers": encoded})
         await self({"type": "http.response.body", "body": body})

@@ -16,15 +16,15 @@ from typing import Final
 
 import torch
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from candid.errors import ConfigError
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError
 from candid.serve.http.access import AccessRules, is_loopback
 from candid.serve.http.app import make_app
-from candid.serve.http.errors import body_of
+from candid.serve.http.connections import Connections, with_connection_limit
 from candid.serve.http.middleware import RequestMiddleware
+from candid.serve.http.protocol import protocol_class
 from candid.serve.logs import log_event, set_up_logging
 from candid.serve.metrics import Metrics
 from candid.serve.models import Models, Opener
@@ -34,7 +34,6 @@ from candid.serve.update_log import ItemUpdates
 SWITCH_SECONDS: Final = 0.001
 """Longest time that one thread keeps the interpreter lock; with Python's 5 ms a request of a few
 milliseconds would mostly wait for it."""
-KEEP_ALIVE_SECONDS: Final = 75
 
 
 def run_server(
@@ -66,13 +65,14 @@ def run_server(
     sys.setswitchinterval(SWITCH_SECONDS)
     threads = config.threads or max(1, _num_cores() // 2)
     torch.set_num_threads(threads)
-    config = config.model_copy(update={"threads": threads})
+    config = with_connection_limit(config.model_copy(update={"threads": threads}))
     _log_keys(access, host)
     with contextlib.closing(sock), contextlib.closing(ItemUpdates(item_updates)) as updates:
         updates.log_unserved(openers)
         metrics = Metrics()
         models = Models(openers, config=config, updates=updates, metrics=metrics)
         service = Service(models, config=config, metrics=metrics)
+        connections = Connections(config, metrics)
         app = RequestMiddleware(
             make_app(service),
             config=config,
@@ -83,17 +83,18 @@ def run_server(
         server = _Server(
             uvicorn.Config(
                 app,
-                http=_Protocol,
+                http=protocol_class(connections),
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
                 ws="none",
                 lifespan="on",
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=round(config.keep_alive_ms / 1000) or 1,
                 timeout_graceful_shutdown=round(config.shutdown_ms / 1000) or 1,
             ),
             service,
+            connections,
         )
         server.run(sockets=[sock])
     log_event("stopped")
@@ -115,26 +116,19 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, with the common error body for a malformed request."""
-
-    def send_400_response(self, msg: str) -> None:
-        body = body_of(RequestError("bad_request", "this is not an HTTP/1.1 request"))
-        head = (
-            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
-
-
 class _Server(uvicorn.Server):
     """uvicorn's server, with reload on SIGHUP and a drain before the shutdown."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, connections: Connections) -> None:
         super().__init__(config)
         self._service = service
+        self._connections = connections
         self._tasks: set[asyncio.Task[None]] = set()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Close connections that are late; uvicorn calls this ten times per second."""
+        self._connections.sweep()
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
