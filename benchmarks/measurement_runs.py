@@ -28,7 +28,7 @@ from candid.data import PreparedDataset
 from candid.errors import Interrupted
 from candid.evaluation import EvaluationReport, PerUser
 from candid.runs import load_run, train_run
-from candid.training import BEST, LAST, TrainState
+from candid.training import BEST, LAST, PREVIOUS, TrainState
 from quality_sets import METRIC, METRICS
 from quality_tasks import Settings
 
@@ -102,7 +102,8 @@ def measure_model(
     run = load_run(folder, dataset)
     report = run.evaluate("test", intervals=False, popularity_slices=0, history_slices=())
     if (folder / BEST).exists():
-        (folder / LAST).unlink(missing_ok=True)  # only needed to resume
+        for name in (LAST, PREVIOUS):  # only needed to resume
+            (folder / name).unlink(missing_ok=True)
     record = {
         "chosen": settings.chosen,
         "settings": settings.digest,

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     )
     from candid.samplers import SAMPLERS, with_negatives
     from candid.towers import TOWERS, RetrievalModel
+    from candid.verification import verify
 
 __all__ = [
     "FEATURES",
@@ -87,6 +88,7 @@ __all__ = [
     "sampled_softmax",
     "train",
     "train_run",
+    "verify",
     "with_negatives",
     "write_recommendations",
     "write_similar",
@@ -126,6 +128,7 @@ _PACKAGE_OF: Final = {
         ),
         "samplers": ("SAMPLERS", "with_negatives"),
         "towers": ("TOWERS", "RetrievalModel"),
+        "verification": ("verify",),
     }.items()
     for name in names
 }

@@ -11,6 +11,7 @@ import tomllib
 import numpy as np
 import pytest
 
+from candid.checksums import sealed
 from candid.config import load_recipe
 from candid.data import Role, open_dataset
 from candid.errors import DataError
@@ -64,7 +65,7 @@ def outcome(trial):
 def change(folder, edit):
     content = json.loads((folder / "trials.json").read_text())
     edit(content["trials"])
-    (folder / "trials.json").write_text(json.dumps(content))
+    (folder / "trials.json").write_text(json.dumps(sealed(content)))
 
 
 def test_search_writes_trials_and_the_best_recipe(complete, toy):
@@ -196,7 +197,7 @@ def test_trial_whose_process_was_killed_twice_is_given_up(tune, complete, tmp_pa
     content = json.loads((complete / "trials.json").read_text())
     content["trials"] = content["trials"][:2]
     content["trials"][1] |= {"status": "running", "attempts": 2, "validations": {}, "best": None}
-    (out / "trials.json").write_text(json.dumps(content))
+    (out / "trials.json").write_text(json.dumps(sealed(content)))
     assert tune(out, "--trials", "2", "--resume", "--quiet").code == 0
     trial = trials_of(out)[1]
     assert (trial["status"], trial["reason"]) == (

@@ -14,6 +14,7 @@ from candid.baselines import BASELINES, measure_baselines
 from candid.baselines.als import ALS
 from candid.baselines.item_knn import ItemKNN
 from candid.batches import offsets_of
+from candid.checksums import sealed
 from candid.data import PreparedDataset, Role, open_dataset
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.evaluation import EvaluationConfig
@@ -222,20 +223,20 @@ def test_damaged_folders_and_other_datasets_are_refused(knn, folder, tmp_path):
         "is damaged": {**manifest, "settings": None, "dataset": None},
         "unknown baseline 'mine'": {**manifest, "baseline": "mine"},
         "settings: unknown config key 'depth'": {**manifest, "settings": {"depth": 2}},
-        "a baseline of format 2 and this version of candid reads format 1": {
+        "a baseline of format 3 and this version of candid reads format 2": {
             **manifest,
-            "format": 2,
+            "format": 3,
         },
     }
     for message, content in cases.items():
-        (saved / "baseline.json").write_text(json.dumps(content))
+        (saved / "baseline.json").write_text(json.dumps(sealed(content)))
         with pytest.raises(ArtifactError, match=message):
             candid.load(saved)
     missing = {**manifest["dataset"], "path": str(tmp_path / "gone")}
-    (saved / "baseline.json").write_text(json.dumps({**manifest, "dataset": missing}))
+    (saved / "baseline.json").write_text(json.dumps(sealed({**manifest, "dataset": missing})))
     with pytest.raises(ArtifactError, match="gone, which does not exist: pass the dataset"):
         candid.load(saved)
     assert candid.load(saved, folder / "data").name == "item_knn"
     (saved / "arrays.safetensors").unlink()
-    with pytest.raises(ArtifactError, match=r"arrays\.safetensors does not exist"):
+    with pytest.raises(ArtifactError, match=r"arrays\.safetensors is missing"):
         candid.load(saved, folder / "data")

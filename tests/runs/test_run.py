@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from candid.batches import BatchesConfig, offsets_of
+from candid.checksums import sealed
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError, DataError
@@ -89,7 +90,7 @@ def test_resume_without_a_checkpoint_starts_again(tmp_path):
     (tmp_path / "killed").mkdir()
     manifest = json.loads((whole.folder / MANIFEST).read_text())
     del manifest["result"]
-    (tmp_path / "killed" / MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / "killed" / MANIFEST).write_text(json.dumps(sealed(manifest)))
     resumed = train_run(recipe(), data, tmp_path / "killed", resume=True)
     assert resumed.state.best == whole.state.best
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
@@ -208,11 +209,15 @@ def test_load_run_names_the_missing_part(tmp_path):
     manifest = json.loads(path.read_text())
     with pytest.raises(ArtifactError, match="is not a run"):
         load_run(path)
-    path.write_text(json.dumps(manifest | {"dataset": {"path": "/gone", "fingerprint": "x"}}))
+    facts = {"dataset": {"path": "/gone", "fingerprint": "x"}}
+    path.write_text(json.dumps(sealed(manifest | facts)))
     with pytest.raises(ArtifactError, match=r"trained on /gone, which does not exist.*--data"):
         load_run(tmp_path / "run")
     manifest["config"]["loss"]["type"] = "hinge"
     path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"run\.json differs from its checksum; restore it"):
+        load_run(tmp_path / "run", dataset())
+    path.write_text(json.dumps(sealed(manifest)))
     with pytest.raises(ArtifactError, match=r"run\.json: unknown loss 'hinge'.*train again"):
         load_run(tmp_path / "run", dataset())
 
@@ -223,7 +228,7 @@ def test_run_of_an_older_format_is_refused(tmp_path):
     manifest = json.loads(path.read_text())
     del manifest["format"]
     path.write_text(json.dumps(manifest))
-    sentence = "holds a run of format 1 and this version of candid reads format 2: train again"
+    sentence = "holds a run of format 1 and this version of candid reads format 3: train again"
     with pytest.raises(ArtifactError, match=sentence):
         load_run(tmp_path / "run", dataset())
     with pytest.raises(ArtifactError, match=sentence):

@@ -25,6 +25,7 @@ from candid.towers import (
 from candid.training import (
     BEST,
     LAST,
+    PREVIOUS,
     DivergedError,
     Trainer,
     TrainingConfig,
@@ -276,6 +277,91 @@ def test_validation_and_checkpoint_intervals_include_the_end(tmp_path):
     state = trainer.run()
     assert [line["epoch"] for line in state.history] == [2, 4, 5]
     assert saved == [(LAST, 3), (LAST, 5)]
+
+
+def flip_last_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def weights(trainer):
+    return dict(trainer.model.named_parameters())
+
+
+def test_last_two_checkpoints_are_kept(tmp_path):
+    make_trainer(tmp_path, settings={"epochs": 3}).run()
+    names = sorted(path.name for path in tmp_path.glob("*"))
+    assert [name for name in names if "safetensors" in name] == [LAST, PREVIOUS]
+    states = [read_checkpoint(tmp_path / name).meta["state"] for name in (PREVIOUS, LAST)]
+    assert [state["epoch"] for state in states] == [2, 3]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_training_continues_from_the_checkpoint_before_a_damaged_one(tmp_path, damage):
+    make(tmp_path, "whole")
+    make(tmp_path, "cut")
+    whole = make_trainer(tmp_path / "whole", settings={"epochs": 5})
+    whole.run()
+    make_trainer(tmp_path / "cut", settings={"epochs": 3}).run()
+    path = tmp_path / "cut" / LAST
+    if damage == "flipped":
+        flip_last_bit(path)
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        path.unlink()
+    good = (tmp_path / "cut" / PREVIOUS).read_bytes()
+    resumed = make_trainer(tmp_path / "cut", settings={"epochs": 5})
+    lines, seen = [], []
+
+    class Lines:
+        def on_start(self, line):
+            lines.append(line)
+
+        def on_step(self, state, metrics):
+            seen.append((tmp_path / "cut" / PREVIOUS).read_bytes() == good)
+
+        def on_validation(self, state, metrics):
+            pass
+
+    resumed.progress = Lines()
+    resumed.run(resume=True)
+    [line] = lines
+    assert str(path) in line
+    assert f"training continues from {tmp_path / 'cut' / PREVIOUS}, step " in line
+    assert seen[0], "the good checkpoint stays until there is another"
+    assert all(torch.equal(weights(whole)[name], p) for name, p in weights(resumed).items())
+    states = [read_checkpoint(tmp_path / "cut" / n).meta["state"] for n in (PREVIOUS, LAST)]
+    assert [state["epoch"] for state in states] == [4, 5]
+
+
+def test_good_checkpoint_survives_the_first_write_after_a_damaged_one(tmp_path):
+    make_trainer(tmp_path, settings={"epochs": 2}).run()
+    flip_last_bit(tmp_path / LAST)
+    resumed = make_trainer(tmp_path, settings={"epochs": 2})
+    with pytest.warns(RuntimeWarning, match="differs from its checksum; training continues"):
+        resumed.run(resume=True)
+    states = [read_checkpoint(tmp_path / name).meta["state"] for name in (PREVIOUS, LAST)]
+    assert [state["epoch"] for state in states] == [1, 2]
+
+
+def test_two_damaged_checkpoints_are_refused_in_a_sentence(tmp_path):
+    make_trainer(tmp_path, settings={"epochs": 2}).run()
+    for name in (LAST, PREVIOUS):
+        flip_last_bit(tmp_path / name)
+    with pytest.raises(ArtifactError, match=rf"{LAST} and .*{PREVIOUS} are damaged: restore one"):
+        make_trainer(tmp_path, settings={"epochs": 3}).run(resume=True)
+
+
+def test_checkpoint_before_the_last_is_kept_without_links(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
+    make_trainer(tmp_path, settings={"epochs": 3}).run()
+    states = [read_checkpoint(tmp_path / name).meta["state"] for name in (PREVIOUS, LAST)]
+    assert [state["epoch"] for state in states] == [2, 3]
 
 
 def test_time_limit_stops_after_the_current_step(tmp_path):

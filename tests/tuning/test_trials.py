@@ -49,7 +49,7 @@ def test_folder_without_a_search_is_one_sentence(tmp_path, text, error):
 
 def test_other_format_is_refused(tmp_path):
     (tmp_path / TRIALS).write_text(json.dumps(history().to_json() | {"format": 99}))
-    with pytest.raises(ArtifactError, match="format 99, this version reads 2"):
+    with pytest.raises(ArtifactError, match="format 99, this version reads 3"):
         read_history(tmp_path)
 
 

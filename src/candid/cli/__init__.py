@@ -34,6 +34,7 @@ from candid.cli.serve import serve
 from candid.cli.similar import similar
 from candid.cli.train import TrainCommand, train
 from candid.cli.tune import tune
+from candid.cli.verify import verify
 from candid.errors import CandidError
 from candid.version import __version__
 
@@ -59,6 +60,7 @@ app.command(short_help="Find similar items of items")(similar)
 app.command(short_help="Build and measure an index over the items of a run")(index)
 app.command(short_help="Write towers and item vectors for other programs")(export)
 app.command(short_help="Serve recommendations over HTTP")(serve)
+app.command(short_help="Compare artifacts with their checksums")(verify)
 
 
 @app.callback(invoke_without_command=True)

@@ -13,7 +13,7 @@ import typer
 
 from candid.atomic import check_writable
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet
+from candid.cli.options import Json, Quiet, Verify
 from candid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def audit(
             help="Folder for audit.json and audit.html [default: the run, else candid-audit]"
         ),
     ] = None,
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet, Set, Split
+from candid.cli.options import Json, Quiet, Set, Split, Verify
 
 
 def baselines(
@@ -38,6 +38,7 @@ def baselines(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the results as JSON")] = None,
     overrides: Set = None,
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet, Set, Split
+from candid.cli.options import Json, Quiet, Set, Split, Verify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,7 @@ def compare(
         Path | None, typer.Option(help="HTML page to write, with figures and slices")
     ] = None,
     overrides: Set = None,
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

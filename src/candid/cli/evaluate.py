@@ -10,7 +10,7 @@ import typer
 
 from candid.atomic import check_writable
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet, Set, Split
+from candid.cli.options import Json, Quiet, Set, Split, Verify
 from candid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def evaluate(
         ),
     ] = None,
     overrides: Set = None,
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet
+from candid.cli.options import Json, Quiet, Verify
 
 
 def export(
@@ -30,6 +30,7 @@ def export(
     vector_column: Annotated[
         str, typer.Option(help="Name of the column or field that holds the item vectors")
     ] = "vector",
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet
+from candid.cli.options import Json, Quiet, Verify
 from candid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def index(
         ),
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of users")] = 0,
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -25,6 +25,25 @@ class FallbackName(StrEnum):
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, no text")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result without progress")]
+
+
+def _set_verification(context: typer.Context, verify: bool) -> bool:
+    """Compare checksums, or not, until the command ends."""
+    if not verify:
+        from candid.checksums import verification
+
+        context.with_resource(verification(False))
+    return verify
+
+
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Compare the files that are opened with their checksums",
+        callback=_set_verification,
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet, Set
+from candid.cli.options import Json, Quiet, Set, Verify
 
 
 def recipe(
@@ -21,6 +21,7 @@ def recipe(
         Path | None, typer.Option(help="File to write [default: print the recipe]")
     ] = None,
     overrides: Set = None,
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -11,7 +11,7 @@ import typer
 from candid.cli.bulk import bulk_lines
 from candid.cli.console import Console
 from candid.cli.item_filter import Allow, AllowFile, Deny, DenyFile, chosen_items
-from candid.cli.options import BulkOut, FallbackName, Json, Quiet, RunData, Shards, Split
+from candid.cli.options import BulkOut, FallbackName, Json, Quiet, RunData, Shards, Split, Verify
 from candid.errors import ConfigError
 
 
@@ -118,6 +118,7 @@ def recommend(
     out: BulkOut = None,
     shards: Shards = None,
     data: RunData = None,
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from candid.cli.options import FallbackName
+from candid.cli.options import FallbackName, Verify
 from candid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def serve(
             "--set", metavar="NAME=VALUE", help="Override a limit, such as max_k=500; repeatable"
         ),
     ] = None,
+    verify: Verify = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not log each request")] = False,
 ) -> None:
     """Serve recommendations and similar items over HTTP, with a web page at /.
@@ -129,7 +130,7 @@ def serve(
         config = config.model_copy(update={"log_requests": False})
     read_keys = _keys(api_key_file, READ_KEY)
     admin_keys = _keys(admin_key_file, ADMIN_KEY)
-    openers = _openers(runs, index or [], data or [], name or [])
+    openers = _openers(runs, index or [], data or [], name or [], verify)
     try:
         from candid.serve.http.access import AccessRules, AllowedHosts, ApiKeys, TrustedProxies
         from candid.serve.http.process import run_server
@@ -167,6 +168,7 @@ def _openers(
     indexes: Sequence[Path],
     datasets: Sequence[Path],
     names: Sequence[str],
+    verify: bool,
 ) -> Mapping[str, Opener]:
     from functools import partial
 
@@ -184,6 +186,7 @@ def _openers(
             run,
             indexes[position] if indexes else None,
             datasets[position] if datasets else None,
+            verify=verify,
         )
         for position, (name, run) in enumerate(zip(_served_names(runs, names), runs, strict=True))
     }

@@ -9,7 +9,7 @@ import typer
 
 from candid.cli.bulk import bulk_lines
 from candid.cli.console import Console
-from candid.cli.options import BulkOut, Json, Quiet, RunData, Shards
+from candid.cli.options import BulkOut, Json, Quiet, RunData, Shards, Verify
 from candid.errors import ConfigError
 
 
@@ -39,6 +39,7 @@ def similar(
     out: BulkOut = None,
     shards: Shards = None,
     data: RunData = None,
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from candid.cli.console import Console, counted
-from candid.cli.options import Json, Quiet, Set
+from candid.cli.options import Json, Quiet, Set, Verify
 from candid.cli.prepare import run_prepare
 from candid.cli.recipe import run_name
 from candid.cli.recipe_keys import ALL, key_lines, section_lines
@@ -106,6 +106,7 @@ def train(
             help="Also measure cheap baselines, in about 5 % of the CPU time or 10 s",
         ),
     ] = True,
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

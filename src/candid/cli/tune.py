@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet, Set
+from candid.cli.options import Json, Quiet, Set, Verify
 from candid.cli.recipe import run_name
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def tune(
         bool, typer.Option("--resume", help="Continue an interrupted search, or with more budget")
     ] = False,
     overrides: Set = None,
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

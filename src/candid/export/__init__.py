@@ -17,7 +17,7 @@ when all files are complete and on disk.
 from candid.export.context import ExportContext
 from candid.export.elasticsearch import write_elasticsearch
 from candid.export.export_input import ExportInput, FeatureSet
-from candid.export.folder import EXPORT, export
+from candid.export.folder import EXPORT, export, read_export
 from candid.export.milvus import write_milvus
 from candid.export.npy import write_npy
 from candid.export.parquet import write_items_parquet
@@ -33,6 +33,7 @@ __all__ = [
     "ExportInput",
     "FeatureSet",
     "export",
+    "read_export",
     "write_elasticsearch",
     "write_items_parquet",
     "write_milvus",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -9,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from candid.atomic import sync, write_error, write_json
+from candid.atomic import sync, write_error
+from candid.checksums import check_seal, file_entry, write_sealed_json
 from candid.component import lookup
-from candid.errors import ConfigError
+from candid.errors import ArtifactError, ConfigError
 from candid.export.context import ExportContext
 from candid.export.export_input import ExportInput
 from candid.export.registry import FORMATS
@@ -20,6 +22,10 @@ from candid.version import __version__
 
 EXPORT = "export.json"
 """File that describes the content of the folder and its model."""
+KIND = "candid-export"
+VERSION = 1
+"""Version of ``export.json``."""
+EXPORT_AGAIN = "export the model again"
 
 
 def export(
@@ -64,8 +70,18 @@ def export(
         for name, write in writers.items():
             (temporary / name).mkdir()
             descriptions[name] = write(context, temporary / name)
-        document = {"candid": __version__, **context.metadata, "formats": descriptions}
-        write_json(temporary / EXPORT, document)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        document = write_sealed_json(
+            temporary / EXPORT,
+            {
+                "kind": KIND,
+                "version": VERSION,
+                "candid": __version__,
+                **context.metadata,
+                "formats": descriptions,
+                "files": {str(path.relative_to(temporary)): file_entry(path) for path in files},
+            },
+        )
         for path in temporary.rglob("*"):
             sync(path)
         os.replace(temporary, out)
@@ -74,6 +90,31 @@ def export(
         raise write_error(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return document
+
+
+def read_export(folder: Path | str) -> dict[str, Any]:
+    """Read ``export.json``, and compare it with its checksum.
+
+    Raises:
+        ArtifactError: missing, damaged or of another version.
+    """
+    path = Path(folder) / EXPORT
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        kind, version = document["kind"], document["version"]
+        for entry in document["files"].values():
+            int(entry["bytes"]), str(entry["sha256"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{folder} is not an export: it has no {EXPORT}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{path} is damaged; {EXPORT_AGAIN}") from None
+    if kind != KIND or version != VERSION:
+        raise ArtifactError(
+            f"{path} has kind {kind!r} and version {version!r}, this candid reads {KIND!r} of "
+            f"version {VERSION}; {EXPORT_AGAIN}"
+        )
+    check_seal(path, document, EXPORT_AGAIN)
     return document
 
 

@@ -147,6 +147,29 @@ def read_features(
     if config.is_empty:
         return RunFeatures()
     path = folder / FEATURES
+    states = read_states(folder, fingerprint)
+    item = user = context = None
+    if config.item:
+        item = restore_table(config.item, states.get("item", {}), dataset.items, str(path))
+    if config.user:
+        user = restore_table(config.user, states.get("user", {}), dataset.users, str(path))
+    if config.context:
+        state = states.get("context", {})
+        context = restore_table(config.context, state, no_context(), str(path))
+    return RunFeatures(item, user, context, dataset.users.schema)
+
+
+def read_states(folder: Path, fingerprint: str | None) -> dict[str, Any]:
+    """Read the fitted state of the features of a run: plain JSON values, by side and name.
+
+    Args:
+        folder: of the run.
+        fingerprint: of the features, from the manifest of the run.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or not the one that training wrote.
+    """
+    path = folder / FEATURES
     try:
         states: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         is_same = _fingerprint(states) == fingerprint
@@ -161,15 +184,7 @@ def read_features(
             f"{path} has changed since training (a vocabulary or a scale differs): restore the "
             "file, or train again"
         )
-    item = user = context = None
-    if config.item:
-        item = restore_table(config.item, states.get("item", {}), dataset.items, str(path))
-    if config.user:
-        user = restore_table(config.user, states.get("user", {}), dataset.users, str(path))
-    if config.context:
-        state = states.get("context", {})
-        context = restore_table(config.context, state, no_context(), str(path))
-    return RunFeatures(item, user, context, dataset.users.schema)
+    return states
 
 
 def check_features_are_read(features: RunFeatures, model: RetrievalModel) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import sys
@@ -17,8 +16,15 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from candid.atomic import atomic_folder, write_json
+from candid.atomic import atomic_folder
 from candid.batches import Ints
+from candid.checksums import (
+    check_file,
+    check_seal,
+    file_entry,
+    verification,
+    write_sealed_json,
+)
 from candid.component import lookup
 from candid.config import default_recipe, validated
 from candid.config.fallbacks import Fallback
@@ -52,8 +58,9 @@ from candid.version import __version__
 if TYPE_CHECKING:
     from candid.baselines import Baseline
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of ``baseline.json`` and the arrays beside it."""
+SAVE_AGAIN: Final = "save the baseline again"
 ARRAYS: Final = "arrays.safetensors"
 ITEMS: Final = "items.parquet"
 WHOLE_HISTORY: Final = 2**31 - 1
@@ -328,12 +335,11 @@ class FittedBaseline:
         check_is_empty(folder, "--save")
         with atomic_folder(folder) as temporary:
             write_arrays(temporary / ARRAYS, self.model)
-            with (temporary / ARRAYS).open("rb") as stream:
-                fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
             self.dataset.items.select("source_id").write_parquet(temporary / ITEMS)
             store_dataset(temporary, self.dataset)
-            manifest = self.manifest | {"fingerprint": fingerprint}
-            write_json(temporary / BASELINE, manifest)
+            files = {name: file_entry(temporary / name) for name in (ARRAYS, ITEMS)}
+            facts = {"fingerprint": files[ARRAYS]["sha256"], "files": files}
+            manifest = write_sealed_json(temporary / BASELINE, self.manifest | facts)
         return replace(self, manifest=manifest, folder=folder)
 
     def _vector_model(self) -> TwoTowerModel:
@@ -425,22 +431,30 @@ def fitted_baseline(
 
 
 def load_baseline(
-    folder: Path | str, data: PreparedDataset | Path | str | None = None
+    folder: Path | str,
+    data: PreparedDataset | Path | str | None = None,
+    *,
+    verify: bool = True,
 ) -> FittedBaseline:
     """Open a saved baseline.
 
     Args:
         folder: of ``FittedBaseline.save`` or ``candid baselines --save``.
         data: the prepared dataset, or its folder; None: the one that ``baseline.json`` names.
+        verify: whether to compare the files of baseline and dataset with their checksums.
 
     Raises:
         ArtifactError: not a saved baseline, one of another version, a damaged one, or another
             dataset.
     """
+    with verification(verify):
+        return _load_baseline(Path(folder), data)
+
+
+def _load_baseline(folder: Path, data: PreparedDataset | Path | str | None) -> FittedBaseline:
     from candid.baselines import BASELINES
     from candid.baselines.storage import read_baseline
 
-    folder = Path(folder)
     manifest = read_baseline_manifest(folder)
     name = manifest["baseline"]
     try:
@@ -453,6 +467,7 @@ def load_baseline(
             "save the baseline again"
         ) from None
     dataset = dataset_of(folder, manifest["dataset"], data, made="fitted", again="save it again")
+    check_file(folder / ARRAYS, manifest["files"][ARRAYS], SAVE_AGAIN)
     model = read_baseline(folder / ARRAYS, baseline, config)
     if len(model.target_counts) != dataset.num_items:
         raise ArtifactError(
@@ -463,7 +478,7 @@ def load_baseline(
 
 
 def read_baseline_manifest(folder: Path) -> dict[str, Any]:
-    """Read ``baseline.json``.
+    """Read ``baseline.json``, and compare it with its checksum.
 
     Raises:
         ArtifactError: missing, damaged or of another format.
@@ -475,6 +490,8 @@ def read_baseline_manifest(folder: Path) -> dict[str, Any]:
         manifest["dataset"]["fingerprint"], manifest["dataset"]["path"]
         for key in ("baseline", "settings", "evaluation", "fingerprint"):
             manifest[key]
+        for entry in manifest["files"].values() if baseline_format == FORMAT else ():
+            int(entry["bytes"]), str(entry["sha256"])
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} is not a saved baseline: it has no {BASELINE}") from None
     except (ValueError, KeyError, TypeError):
@@ -484,4 +501,5 @@ def read_baseline_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} holds a baseline of format {baseline_format} and this version of candid "
             f"reads format {FORMAT}: save the baseline again"
         )
+    check_seal(path, manifest, SAVE_AGAIN)
     return manifest

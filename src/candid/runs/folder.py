@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from candid.atomic import atomic_folder, write_error
+from candid.checksums import check_seal
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, as_dataset
 from candid.errors import ArtifactError, ConfigError
-from candid.training import Trainer, TrainState
+from candid.training import BEST, LAST, Trainer, TrainState
 from candid.version import __version__
 
 MANIFEST = "run.json"
@@ -31,8 +32,9 @@ DATA: Final = "data"
 """Folder, in that of a model, of a dataset that was in memory when the model was made."""
 BEFORE_REFIT: Final = "before-refit"
 """Folder of the first pass of a training with a refit, in the folder of the run."""
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Version of ``run.json`` and the checkpoints beside it; 1 had no "format" key."""
+TRAIN_AGAIN: Final = "restore it from a copy, or train again"
 
 
 def new_manifest(
@@ -236,7 +238,7 @@ def check_resumable(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read ``run.json``.
+    """Read ``run.json``, and compare it with its checksum.
 
     Raises:
         ArtifactError: missing, damaged or of another format.
@@ -244,7 +246,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        manifest["config"], manifest["dataset"]["fingerprint"]
+        manifest["config"], manifest["dataset"]["fingerprint"], manifest["dataset"]["path"]
         run_format = manifest.get("format", 1)
     except (FileNotFoundError, NotADirectoryError):
         if (folder / BASELINE).exists():
@@ -254,13 +256,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             ) from None
         raise ArtifactError(f"{folder} is not a run: it has no {MANIFEST}") from None
     except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{path} is damaged; train again") from None
+        raise ArtifactError(f"{path} is damaged; {TRAIN_AGAIN}") from None
     if run_format != FORMAT:
         raise ArtifactError(
             f"{folder} holds a run of format {run_format} and this version of candid reads format "
             f"{FORMAT}: train again"
         )
+    check_seal(path, manifest, TRAIN_AGAIN)
     return manifest
+
+
+def served_checkpoint(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """Return the checkpoint whose weights a run serves: the best, or the last without validation.
+
+    Args:
+        folder: of the run.
+        manifest: content of ``run.json``.
+
+    Raises:
+        ArtifactError: the best one is missing; the last one would give other answers.
+    """
+    best = folder / BEST
+    if best.exists():
+        return best
+    if manifest.get("result", {}).get("best") is not None:
+        raise ArtifactError(f"{best} is missing; {TRAIN_AGAIN}")
+    return folder / LAST
 
 
 def dataset_of(
@@ -270,6 +291,7 @@ def dataset_of(
     *,
     made: str = "trained",
     again: str = "train again",
+    wait: bool = True,
 ) -> PreparedDataset:
     """Open the dataset that a model was made from.
 
@@ -279,6 +301,7 @@ def dataset_of(
         data: the dataset or its folder; None: the one that ``facts`` name.
         made: how the model was made, for messages.
         again: advice to make it again, for messages.
+        wait: as for ``open_dataset``.
 
     Raises:
         ArtifactError: the dataset does not exist, or is another one.
@@ -290,7 +313,7 @@ def dataset_of(
                 f"{folder} was {made} on {data}, which does not exist: pass the dataset as data "
                 "(--data)"
             )
-    dataset = as_dataset(data)
+    dataset = as_dataset(data, wait=wait)
     if facts["fingerprint"] != dataset.fingerprint:
         raise ArtifactError(
             f"{folder} was {made} on another version of the dataset than {dataset.origin}: pass "

@@ -14,6 +14,7 @@ import polars as pl
 from torch import Tensor
 
 from candid.batches import Ints, target_counts
+from candid.checksums import verification
 from candid.config import RunConfig, parse_config, validated
 from candid.config.fallbacks import Fallback
 from candid.data import PreparedDataset, Role
@@ -39,7 +40,7 @@ from candid.inference import (
 from candid.runs.build import build_model, pick_device, set_threads
 from candid.runs.fallback import ADVICE, FallbackModels, recommend_or_fall_back
 from candid.runs.features import RunFeatures, read_features
-from candid.runs.folder import MANIFEST, dataset_of, read_manifest
+from candid.runs.folder import MANIFEST, dataset_of, read_manifest, served_checkpoint
 from candid.runs.history_times import Time, history_times
 from candid.runs.refit import check_is_measurable, dataset_of_refit
 from candid.runs.similar import SimilarItems
@@ -53,7 +54,7 @@ from candid.runs.source_ids import (
 )
 from candid.runs.splits import role_of
 from candid.towers import RetrievalModel
-from candid.training import BEST, LAST, UnsetWeights, load_model, read_checkpoint
+from candid.training import UnsetWeights, load_model, read_checkpoint
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
@@ -469,19 +470,29 @@ class Run:
             )
 
 
-def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = None) -> Run:
+def load_run(
+    folder: Path | str,
+    data: PreparedDataset | Path | str | None = None,
+    *,
+    verify: bool = True,
+) -> Run:
     """Open a trained run, its model in evaluation mode on the device of its config.
 
     Args:
         folder: of ``train_run`` or ``candid train``.
         data: the prepared dataset, or its folder; None: the one that ``run.json`` names.
+        verify: whether to compare the files of run and dataset with their checksums.
 
     Raises:
         ArtifactError: not a run, a run of an older version, no checkpoint, a damaged one, another
             dataset, or features that are not those of training.
         ConfigError: the device of the run cannot be used on this machine.
     """
-    folder = Path(folder)
+    with verification(verify):
+        return _load_run(Path(folder), data)
+
+
+def _load_run(folder: Path, data: PreparedDataset | Path | str | None) -> Run:
     manifest = read_manifest(folder)
     try:
         config = parse_config(manifest["config"], str(folder / MANIFEST))
@@ -489,12 +500,14 @@ def load_run(folder: Path | str, data: PreparedDataset | Path | str | None = Non
         raise ArtifactError(
             f"{error}; the file is damaged or of another version of candid: train again"
         ) from None
-    dataset = dataset_of_refit(manifest, dataset_of(folder, manifest["dataset"], data))
+    dataset = dataset_of(folder, manifest["dataset"], data, wait=False)
+    dataset = dataset_of_refit(manifest, dataset)
     set_threads(config.threads)
     features = read_features(config.features, dataset, folder, manifest.get("features"))
     with UnsetWeights():
         model = build_model(config, dataset, features, is_read=True)
-    path = folder / BEST if (folder / BEST).exists() else folder / LAST
+    path = served_checkpoint(folder, manifest)
     load_model(model, read_checkpoint(path), path, averaged=True)
+    dataset.wait_until_verified()
     model.to(pick_device(config.device)).eval()
     return Run(folder, config, model, dataset, manifest, features)

@@ -14,12 +14,18 @@ SavedModel = Run | FittedBaseline
 """A model that recommends and can be evaluated. Only a ``Run`` has towers."""
 
 
-def load(folder: Path | str, data: PreparedDataset | Path | str | None = None) -> SavedModel:
+def load(
+    folder: Path | str,
+    data: PreparedDataset | Path | str | None = None,
+    *,
+    verify: bool = True,
+) -> SavedModel:
     """Open a trained run or a saved baseline.
 
     Args:
         folder: of ``candid.train`` or ``FittedBaseline.save``.
         data: the prepared dataset, or its folder; None: the one that the folder names.
+        verify: whether to compare the files of model and dataset with their checksums.
 
     Raises:
         ArtifactError: neither of the two, a damaged one, or another dataset.
@@ -30,7 +36,9 @@ def load(folder: Path | str, data: PreparedDataset | Path | str | None = None) -
         >>> model.recommend(users=[12], k=5)
     """
     folder = Path(folder)
-    return load_baseline(folder, data) if holds_baseline(folder) else load_run(folder, data)
+    if holds_baseline(folder):
+        return load_baseline(folder, data, verify=verify)
+    return load_run(folder, data, verify=verify)
 
 
 def holds_baseline(folder: Path | str) -> bool:

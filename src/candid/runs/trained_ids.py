@@ -5,6 +5,7 @@ A later run or evaluation maps by them, also where the dataset of the run has be
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +16,10 @@ import polars as pl
 
 from candid.atomic import replacing
 from candid.batches import BatchesConfig, target_counts, users_with_rows
+from candid.checksums import check_file, file_entry
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, DataError
-from candid.runs.folder import dataset_of
+from candid.runs.folder import TRAIN_AGAIN, dataset_of
 
 ITEMS: Final = "trained_items.parquet"
 USERS: Final = "trained_users.parquet"
@@ -75,26 +77,32 @@ class TrainedIds:
         }
         return cls(pl.DataFrame(items), pl.DataFrame(columns))
 
-    def write(self, folder: Path) -> None:
-        """Write both tables into the folder of a run."""
+    def write(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """Write both tables into the folder of a run; return the entries of the files by name."""
         for name, table in ((ITEMS, self.items), (USERS, self.users)):
             with replacing(folder / name) as path:
                 table.write_parquet(path)
+        return {name: file_entry(folder / name) for name in (ITEMS, USERS)}
 
 
-def read_trained_ids(folder: Path, facts: dict[str, Any], batches: BatchesConfig) -> TrainedIds:
+def read_trained_ids(
+    folder: Path, manifest: Mapping[str, Any], batches: BatchesConfig
+) -> TrainedIds:
     """Read the ids of a run; those of its dataset for a run that stored none.
 
     Args:
         folder: of the run.
-        facts: of the dataset, from the manifest of the run.
+        manifest: content of ``run.json``.
         batches: batch settings of the run.
 
     Raises:
         ArtifactError: a file is damaged; or the run stored no ids and its dataset is missing.
     """
+    facts = manifest["dataset"]
     if not (folder / ITEMS).exists():
         return TrainedIds.of(dataset_of(folder, facts, None), batches)
+    for name, entry in manifest.get("files", {}).items():
+        check_file(folder / name, entry, TRAIN_AGAIN)
     try:
         tables = [pl.read_parquet(folder / name, glob=False) for name in (ITEMS, USERS)]
     except (OSError, pl.exceptions.PolarsError):

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from candid.atomic import write_json
 from candid.batches import Loader, NewTargets, epoch_targets
+from candid.checksums import write_sealed_json
 from candid.config import (
     DataFacts,
     RunConfig,
@@ -73,11 +73,11 @@ from candid.runs.warm_start import (
 )
 from candid.towers import RetrievalModel
 from candid.training import (
-    LAST,
     Progress,
     Trainer,
     TrainState,
     bound_kernel_cache,
+    has_checkpoint,
 )
 
 
@@ -149,7 +149,7 @@ def train(
             checkpoint is damaged.
         Interrupted: stopped by a signal, after a checkpoint.
     """
-    dataset = as_dataset(data)
+    dataset = as_dataset(data, wait=False)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(out).resolve().name).lstrip("._-") or "default"
     changes = {"name": name} | dict(_dotted(overrides))
     if recipe is None and init is not None:
@@ -260,7 +260,7 @@ def train_run(
         Interrupted: stopped by a signal, after a checkpoint.
     """
     out = Path(out)
-    dataset = as_dataset(data)
+    dataset = as_dataset(data, wait=False)
     check_dataset_matches(config, dataset)
     if resume:
         check_resumes_refit(out, refit)
@@ -312,7 +312,7 @@ def _train(
         before = check_resumable(out, manifest)
         check_resumes_init(out, before, init)
         features = read_features(config.features, dataset, out, before.get("features"))
-        manifest["init"] = before.get("init")
+        manifest["init"], manifest["files"] = before.get("init"), before.get("files", {})
         init = None if manifest["init"] is None else manifest["init"]["run"]
     elif init is not None:
         earlier = open_earlier_run(init)
@@ -326,7 +326,7 @@ def _train(
     manifest["features"] = features.fingerprint
     torch.manual_seed(config.seed)
     # A run that stopped before its first checkpoint starts again from the beginning.
-    goes_on = resume and (out / LAST).exists()
+    goes_on = resume and has_checkpoint(out)
     model = build_model(config, dataset, features, is_read=goes_on or init is not None)
     start = None
     if init is not None and not goes_on:
@@ -382,17 +382,18 @@ def _train(
     manifest["steps_per_epoch"] = loader.num_batches
     manifest["targets"] = dealt.summary.to_json()
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
+    dataset.wait_until_verified()
     with nullcontext() if resume else run_folder(out, trainer, is_refit=refit is not None):
         if not resume:
             features.write(out)
-            TrainedIds.of(dataset, config.batches).write(out)
+            manifest["files"] = TrainedIds.of(dataset, config.batches).write(out)
         store_dataset(out, stored)
-        write_json(out / MANIFEST, manifest)
+        manifest = write_sealed_json(out / MANIFEST, manifest)
         if progress is not None:
             progress.on_start(sentence if start is None else sentence + start.sentence)
         state = trainer.run(resume=goes_on)
     manifest["result"] = result_of(state, device)
-    write_json(out / MANIFEST, manifest)
+    manifest = write_sealed_json(out / MANIFEST, manifest)
     return TrainResult(out, state, manifest)
 
 

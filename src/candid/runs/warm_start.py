@@ -16,11 +16,11 @@ from candid.batches import target_counts, users_with_rows
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
-from candid.runs.folder import MANIFEST, read_manifest
+from candid.runs.folder import MANIFEST, read_manifest, served_checkpoint
 from candid.runs.trained_ids import TrainedIds, earlier_rows, read_trained_ids
 from candid.runs.weight_mapping import WeightMapping, difference_error
 from candid.towers import RetrievalModel
-from candid.training import BEST, LAST, Checkpoint, read_checkpoint
+from candid.training import LAST, Checkpoint, read_checkpoint
 
 Ints = npt.NDArray[np.int64]
 
@@ -81,7 +81,7 @@ def open_earlier_run(folder: Path | str) -> EarlierRun:
         raise ArtifactError(
             f"{error}; the file is damaged or of another version of candid: train again"
         ) from None
-    ids = read_trained_ids(folder, manifest["dataset"], config.batches)
+    ids = read_trained_ids(folder, manifest, config.batches)
     return EarlierRun(folder, config, manifest, ids)
 
 
@@ -225,8 +225,7 @@ def served_weights(
 
 
 def _served(earlier: EarlierRun) -> Checkpoint:
-    best = earlier.folder / BEST
-    return read_checkpoint(best if best.exists() else earlier.folder / LAST)
+    return read_checkpoint(served_checkpoint(earlier.folder, earlier.manifest))
 
 
 def _rows(kind: str, earlier: EarlierRun, now: Any, is_trained: npt.NDArray[np.bool_]) -> Ints:

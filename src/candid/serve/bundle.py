@@ -14,6 +14,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from candid.checksums import verification
 from candid.component import type_name
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
@@ -145,7 +146,11 @@ class ServingBundle:
 
 
 def open_bundle(
-    run: Path | str, index: Path | str | None = None, data: Path | str | None = None
+    run: Path | str,
+    index: Path | str | None = None,
+    data: Path | str | None = None,
+    *,
+    verify: bool = True,
 ) -> ServingBundle:
     """Open a run with its index, or a saved baseline.
 
@@ -154,6 +159,7 @@ def open_bundle(
         index: folder of the index; None: the one in the folder of the run, or an exact index
             in memory if it has none.
         data: folder of the prepared dataset; None: the one that the run names.
+        verify: whether to compare all files with their checksums.
 
     Raises:
         ArtifactError: ``run`` is not a run, is damaged, or the index belongs to another model.
@@ -163,11 +169,16 @@ def open_bundle(
         >>> bundle = open_bundle("runs/films")  # doctest: +SKIP
         >>> bundle.index.num_live  # doctest: +SKIP
     """
+    with verification(verify):
+        return _open_bundle(Path(run), index, None if data is None else Path(data))
+
+
+def _open_bundle(run: Path, index: Path | str | None, data: Path | None) -> ServingBundle:
     if holds_baseline(run):
         if index is not None:
             raise ConfigError(f"{run} is a baseline, which has no index on disk: leave out --index")
-        return _open_baseline(Path(run), None if data is None else Path(data))
-    loaded = load_run(Path(run), None if data is None else Path(data))
+        return _open_baseline(run, data)
+    loaded = load_run(run, data)
     snapshot = open_index(loaded, None if index is None else Path(index))
     items = loaded.dataset.items
     if not snapshot.source_ids.built.equals(items["source_id"]):

@@ -13,11 +13,19 @@ from candid.training.kernel_cache import bound_kernel_cache
 from candid.training.row_optimizer import RowAdagrad, RowAdam
 from candid.training.state import Progress, TrainingLength, TrainState
 from candid.training.trackers import TRACKERS, Tracker
-from candid.training.trainer import BEST, LAST, DivergedError, Trainer
+from candid.training.trainer import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    DivergedError,
+    Trainer,
+    has_checkpoint,
+)
 
 __all__ = [
     "BEST",
     "LAST",
+    "PREVIOUS",
     "TRACKERS",
     "Checkpoint",
     "DivergedError",
@@ -31,6 +39,7 @@ __all__ = [
     "TrainingLength",
     "UnsetWeights",
     "bound_kernel_cache",
+    "has_checkpoint",
     "load_model",
     "model_tensors",
     "read_checkpoint",

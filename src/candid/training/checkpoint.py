@@ -16,8 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,24 +67,44 @@ class Checkpoint:
         }
 
 
-def write_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
+def write_checkpoint(
+    path: Path | str, checkpoint: Checkpoint, *, keep: Path | str | None = None
+) -> None:
     """Write a checkpoint to a temporary file, sync it, and rename it to ``path``.
 
     Args:
         path: the file; a missing folder is created.
         checkpoint: its content; tensors may be on any device.
+        keep: name that an earlier file at ``path`` gets; None: it is removed.
 
     Raises:
         ArtifactError: the file cannot be written.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
     content = {"format": FORMAT, **checkpoint.meta}
-    meta = json.dumps({**content, SEAL: _checksum(tensors, json.dumps(content))})
+    meta = json.dumps({**content, SEAL: _checksum(tensors.items(), json.dumps(content))})
     with replacing(Path(path)) as temporary:
         try:
             save_file(tensors, temporary, metadata={"candid": meta})
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        if keep is not None and Path(path).exists():
+            _keep(Path(path), Path(keep))
+
+
+def _keep(path: Path, keep: Path) -> None:
+    """Give a file a second name; where the file system has no links, another name."""
+    link = keep.with_name(f".{keep.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        link.hardlink_to(path)
+    except OSError:
+        path.replace(keep)
+        return
+    try:
+        link.replace(keep)
+    finally:
+        # Renaming one name of a file to another name of it does nothing.
+        link.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path | str, device: torch.device | None = None) -> Checkpoint:
@@ -122,20 +144,20 @@ def read_checkpoint(path: Path | str, device: torch.device | None = None) -> Che
         raise ArtifactError(
             f"{path} has the checkpoint format of another version of candid: train again"
         )
-    if is_verifying() and seal != _checksum(tensors, text):
+    if is_verifying() and seal != _checksum(tensors.items(), text):
         raise DamagedCheckpointError(f"{path} differs from its checksum: {RESTORE}")
     return Checkpoint(tensors, meta)
 
 
-def _checksum(tensors: Mapping[str, Tensor], meta: str) -> str:
+def _checksum(tensors: Iterable[tuple[str, Tensor]], meta: str) -> str:
     """Return the checksum of a checkpoint.
 
     Args:
-        tensors: on the CPU or another device.
+        tensors: by name, on the CPU or another device.
         meta: JSON text of the rest.
     """
     digest = hashlib.sha256(meta.encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in sorted(tensors, key=itemgetter(0)):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         # As bytes: NumPy has no bfloat16.
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)

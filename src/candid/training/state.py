@@ -85,7 +85,10 @@ class Progress(Protocol):
     """A display of training progress; every method is called from the training thread."""
 
     def on_start(self, targets: str) -> None:
-        """The first step follows; ``targets`` states which interactions an epoch trains on."""
+        """The first step follows; ``targets`` states which interactions an epoch trains on.
+
+        Called once more if the last checkpoint is damaged, with a sentence about it.
+        """
         ...
 
     def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
@@ -27,7 +28,9 @@ from candid.samplers.sampler import Sampler
 from candid.towers import RetrievalModel
 from candid.training.average import WeightAverage
 from candid.training.checkpoint import (
+    RESTORE,
     Checkpoint,
+    DamagedCheckpointError,
     load_loss,
     load_model,
     load_optimizer,
@@ -47,8 +50,16 @@ from candid.training.trackers import open_trackers
 LAST: Final = "last.safetensors"
 """Checkpoint of the last step."""
 
+PREVIOUS: Final = "previous.safetensors"
+"""The checkpoint before the last one; training continues from it if the last one is damaged."""
+
 BEST: Final = "best.safetensors"
 """Checkpoint of the best validation."""
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether the folder of a run has a checkpoint to continue from."""
+    return (folder / LAST).exists() or (folder / PREVIOUS).exists()
 
 
 class DivergedError(CandidError):
@@ -133,6 +144,7 @@ class Trainer:
         self._length = TrainingLength(total, total) if length is None else length
         self.state = TrainState(total_steps=self._length.steps, metric=metric)
         self._seed = seed
+        self._last_is_damaged = False
         self._start = start
         self._trained: tuple[Tensor, Tensor] | None = None
         if config.softmax_over == "trained":
@@ -151,7 +163,8 @@ class Trainer:
         """Train until a stopping rule of the settings holds, from the start or a checkpoint.
 
         Args:
-            resume: continue from ``last.safetensors``.
+            resume: continue from ``last.safetensors``; if that is damaged or missing, from
+                ``previous.safetensors``.
 
         Returns:
             the state at the end of training.
@@ -165,7 +178,7 @@ class Trainer:
         # Dropout and the sampler must not share a stream of random numbers.
         self._generator.manual_seed(_derived_seed(self._seed))
         if resume:
-            self.load(self.folder / LAST)
+            self._resume()
         elif self._start is not None:
             self._begin_with(self._start)
         trackers = open_trackers(
@@ -212,7 +225,10 @@ class Trainer:
         return mean.detach(), output, norm
 
     def save(self, path: Path | str) -> None:
-        """Write a checkpoint from which ``load`` continues exactly."""
+        """Write a checkpoint from which ``load`` continues exactly.
+
+        An earlier ``last.safetensors`` of the run stays as ``previous.safetensors``.
+        """
         tensors = model_tensors(self.model) | optimizer_tensors(self.model, self.optimizer)
         if self.average is not None:
             tensors |= self.average.tensors()
@@ -228,7 +244,10 @@ class Trainer:
             "state": vars(self.state),
             "position": {"epoch": position.epoch, "step": position.step},
         }
-        write_checkpoint(path, Checkpoint(tensors, meta))
+        is_last = Path(path) == self.folder / LAST
+        keep = self.folder / PREVIOUS if is_last and not self._last_is_damaged else None
+        write_checkpoint(path, Checkpoint(tensors, meta), keep=keep)
+        self._last_is_damaged &= not is_last
 
     def load(self, path: Path | str) -> None:
         """Continue from a checkpoint of the same model, loader and seed.
@@ -246,6 +265,29 @@ class Trainer:
         self.state = TrainState(**(stored | present))
         self.loader.position.epoch = checkpoint.meta["position"]["epoch"]
         self.loader.position.step = checkpoint.meta["position"]["step"]
+
+    def _resume(self) -> None:
+        last, previous = self.folder / LAST, self.folder / PREVIOUS
+        try:
+            self.load(last)
+            return
+        except DamagedCheckpointError as error:
+            if not previous.exists():
+                raise
+            reason = str(error).removesuffix(f": {RESTORE}")
+        try:
+            self.load(previous)
+        except DamagedCheckpointError:
+            raise DamagedCheckpointError(
+                f"{last} and {previous} are damaged: restore one of them from a copy, or train "
+                "again"
+            ) from None
+        self._last_is_damaged = True
+        line = f"{reason}; training continues from {previous}, step {self.state.step:,}"
+        if self.progress is None:
+            warnings.warn(line, RuntimeWarning, stacklevel=3)
+        else:
+            self.progress.on_start(line)
 
     def _begin_with(self, start: Checkpoint) -> None:
         """Take over weights, and states and counts where the start has them."""

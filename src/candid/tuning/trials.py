@@ -11,12 +11,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from candid.atomic import write_error, write_json
+from candid.atomic import write_error
+from candid.checksums import check_seal, write_sealed_json
 from candid.errors import ArtifactError, ConfigError
 from candid.locks import LOCK, one_writer
 
 TRIALS: Final = "trials.json"
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Version of ``trials.json``."""
 
 
@@ -145,7 +146,7 @@ class History:
 
     def save(self, folder: Path | str) -> None:
         """Write ``trials.json`` atomically."""
-        write_json(Path(folder) / TRIALS, self.to_json())
+        write_sealed_json(Path(folder) / TRIALS, self.to_json())
 
 
 def read_history(folder: Path | str) -> History:
@@ -163,6 +164,7 @@ def read_history(folder: Path | str) -> History:
                 f"{path} has format {content['format']}, this version reads {FORMAT}; "
                 "search again in another folder"
             )
+        check_seal(path, content, "restore it from a copy, or search again in another folder")
         trials = [Trial.from_json(table) for table in content["trials"]]
         return History(content["metric"], content["search"], trials)
     except FileNotFoundError:

@@ -1,0 +1,240 @@
+"""Verification of artifacts: every file of a folder is read and compared with its checksum."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from candid.checksums import SEAL, find_fault, verification
+from candid.data import dataset_files
+from candid.errors import ArtifactError, ConfigError
+from candid.export import EXPORT, read_export
+from candid.index import snapshot_files
+from candid.inference import StageProgress
+from candid.runs import folder as run_folder
+from candid.runs.features import FEATURES, read_states
+from candid.runs.fitted_baseline import read_baseline_manifest
+from candid.serve.update_file import SIGNS, read_records
+from candid.training import BEST, LAST, PREVIOUS, read_checkpoint
+from candid.tuning.trials import TRIALS, read_history
+
+CHECKPOINT: Final = ".safetensors"
+MANIFEST_SIGNS: Final = (b"candid", f'"{SEAL}"'.encode())
+"""Words of every manifest."""
+STAGE: Final = "MiB read"
+
+Check = Callable[[], str | None]
+"""Reads one file; returns how it is damaged, or None."""
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """The result of one file.
+
+    Attributes:
+        path: the file.
+        bytes: its size; 0 if it is missing.
+        fault: how it is damaged; None: it is as it was written.
+    """
+
+    path: Path
+    bytes: int
+    fault: str | None
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the file is as it was written."""
+        return self.fault is None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "path": str(self.path),
+            "bytes": self.bytes,
+            "ok": self.is_ok,
+            "fault": self.fault,
+        }
+
+
+def verify(
+    paths: Path | str | Sequence[Path | str], *, progress: StageProgress | None = None
+) -> list[FileCheck]:
+    """Read all files of artifacts and compare them with their checksums.
+
+    Args:
+        paths: runs, prepared datasets, indexes, exports, saved baselines and searches, or folders
+            that contain such folders; checkpoints; files of item updates.
+        progress: called with (stage, MiB read, total MiB).
+
+    Returns:
+        one result for each file, in the order of reading.
+
+    Raises:
+        ConfigError: a path does not exist.
+        ArtifactError: a path contains nothing that candid wrote.
+
+    Example:
+        >>> [check.path for check in candid.verify("runs/films") if not check.is_ok]
+        []
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    checks: dict[Path, Check] = {}
+    for path in map(Path, paths):
+        found = dict(_checks(path))
+        if not found:
+            raise ArtifactError(
+                f"{path} contains nothing that candid wrote: name the folder of a run, dataset, "
+                "index, export or baseline, or a file of item updates"
+            )
+        checks |= found
+    sizes = {path: path.stat().st_size if path.is_file() else 0 for path in checks}
+    total, done, results = sum(sizes.values()), 0, []
+    for path, check in checks.items():
+        with verification(True):
+            results.append(FileCheck(path, sizes[path], check()))
+        done += sizes[path]
+        if progress is not None:
+            progress(STAGE, done >> 20, max(1, total >> 20))
+    return results
+
+
+def _checks(path: Path) -> Iterator[tuple[Path, Check]]:
+    if path.is_dir():
+        for folder, subfolders, names in os.walk(path):
+            # Temporary folders of a write that is going on, or was killed.
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            for name in sorted(_MANIFESTS.keys() & set(names)):
+                # Other programs have files of these names too.
+                if any(sign in (Path(folder) / name).read_bytes() for sign in MANIFEST_SIGNS):
+                    yield from _MANIFESTS[name](Path(folder))
+    elif path.suffix == CHECKPOINT:
+        yield path, _checkpoint(path)
+    elif path.is_file():
+        if any(sign in _head(path) for sign in SIGNS):
+            yield path, lambda: _fault_of_updates(path)
+    else:
+        raise ConfigError(f"{path} does not exist: check the path")
+
+
+def _dataset(folder: Path) -> Iterator[tuple[Path, Check]]:
+    return _listed(
+        folder / dataset_files.MANIFEST,
+        lambda: dataset_files.read_manifest(folder),
+        lambda manifest: manifest["files"].items(),
+    )
+
+
+def _index(folder: Path) -> Iterator[tuple[Path, Check]]:
+    return _listed(
+        folder / snapshot_files.MANIFEST,
+        lambda: snapshot_files.read_manifest(folder),
+        lambda manifest: ((entry["name"], entry) for entry in manifest["files"].values()),
+    )
+
+
+def _export(folder: Path) -> Iterator[tuple[Path, Check]]:
+    return _listed(
+        folder / EXPORT,
+        lambda: read_export(folder),
+        lambda manifest: manifest["files"].items(),
+    )
+
+
+def _baseline(folder: Path) -> Iterator[tuple[Path, Check]]:
+    return _listed(
+        folder / run_folder.BASELINE,
+        lambda: read_baseline_manifest(folder),
+        lambda manifest: manifest["files"].items(),
+    )
+
+
+def _search(folder: Path) -> Iterator[tuple[Path, Check]]:
+    path = folder / TRIALS
+    yield path, lambda: _fault_of(path, lambda: read_history(folder))
+
+
+def _run(folder: Path) -> Iterator[tuple[Path, Check]]:
+    path = folder / run_folder.MANIFEST
+    yield from _listed(
+        path,
+        lambda: run_folder.read_manifest(folder),
+        lambda manifest: manifest.get("files", {}).items(),
+    )
+    manifest = _read(lambda: run_folder.read_manifest(folder))
+    if manifest is not None and manifest.get("features") is not None:
+        fingerprint, features = manifest["features"], folder / FEATURES
+        yield features, lambda: _fault_of(features, lambda: read_states(folder, fingerprint))
+    checkpoints = [folder / name for name in (BEST, LAST, PREVIOUS)]
+    present = [checkpoint for checkpoint in checkpoints if checkpoint.exists()]
+    result = None if manifest is None else manifest.get("result")
+    served = BEST if result is not None and result["best"] is not None else LAST
+    if result is not None and not (folder / served).exists():
+        yield folder / served, lambda: "is missing"
+    for checkpoint in present:
+        yield checkpoint, _checkpoint(checkpoint)
+
+
+def _checkpoint(path: Path) -> Check:
+    return lambda: _fault_of(path, lambda: read_checkpoint(path))
+
+
+_MANIFESTS: Final[Mapping[str, Callable[[Path], Iterator[tuple[Path, Check]]]]] = {
+    run_folder.MANIFEST: _run,
+    run_folder.BASELINE: _baseline,
+    dataset_files.MANIFEST: _dataset,
+    snapshot_files.MANIFEST: _index,
+    EXPORT: _export,
+    TRIALS: _search,
+}
+"""Name of the file that describes an artifact -> the checks of its files."""
+
+
+def _listed(
+    path: Path,
+    read: Callable[[], Mapping[str, Any]],
+    entries: Callable[[Mapping[str, Any]], Iterable[tuple[str, Mapping[str, Any]]]],
+) -> Iterator[tuple[Path, Check]]:
+    """Yield the check of a manifest, and of the files that it lists if it can be read."""
+    yield path, lambda: _fault_of(path, read)
+    manifest = _read(read)
+    for name, entry in () if manifest is None else entries(manifest):
+        yield path.parent / name, _file(path.parent / name, entry)
+
+
+def _file(path: Path, entry: Mapping[str, Any]) -> Check:
+    return lambda: find_fault(path, entry)
+
+
+def _read(read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    try:
+        with verification(True):
+            return read()
+    except ArtifactError:
+        return None
+
+
+def _fault_of(path: Path, read: Callable[[], object]) -> str | None:
+    try:
+        read()
+    except (ArtifactError, ConfigError) as error:
+        return str(error).removeprefix(f"{path} ")
+    return None
+
+
+def _fault_of_updates(path: Path) -> str | None:
+    contents = read_records(path.read_bytes())
+    if contents.damaged:
+        return (
+            f"has {contents.damaged:,} damaged bytes between {len(contents.records):,} valid "
+            "updates; the next start of the server keeps a copy and continues with the valid ones"
+        )
+    return None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(4096)

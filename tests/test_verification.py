@@ -1,0 +1,295 @@
+"""Damage to any file of an artifact: refused in one sentence with the file, or without effect."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+import candid
+from candid.checksums import verification
+from candid.cli import run as cli
+from candid.errors import ArtifactError, ConfigError
+from candid.export import ExportInput, export, read_export
+from candid.index import FaissIndex, open_snapshot, save_changes, write_snapshot
+from candid.runs.warm_start import open_earlier_run
+from candid.serve.update_file import to_record
+from candid.verification import verify
+
+USERS, ITEMS, LENGTH = 12, 9, 6
+
+
+def interactions():
+    rng = np.random.default_rng(0)
+    return pl.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(USERS), LENGTH),
+            "item_id": np.concatenate([rng.permutation(ITEMS)[:LENGTH] for _ in range(USERS)]),
+            "t": np.tile(np.arange(LENGTH), USERS),
+        }
+    )
+
+
+def item_table():
+    return pl.DataFrame(
+        {
+            "item_id": np.arange(ITEMS),
+            "title": [f"Film {n}" for n in range(ITEMS)],
+            "genre": [["noir", "war", "music"][n % 3] for n in range(ITEMS)],
+        }
+    )
+
+
+RECIPE = {
+    "device": "cpu",
+    "batches": {"batch_size": 8, "max_length": 6},
+    "features": {"item": {"genre": {"type": "categorical"}}},
+    "model": {
+        "query_tower": {"type": "causal_transformer", "dim": 4, "num_blocks": 1, "num_heads": 1},
+        "item_tower": {"type": "item_features", "dim": 4},
+    },
+    "loss": {"type": "full_softmax"},
+    "training": {"epochs": 3, "warmup_steps": 0, "checkpoint_every": 1},
+    "evaluation": {"ks": [3], "metric": "ndcg@3", "intervals": False},
+}
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    """A folder with one artifact of each kind."""
+    root = tmp_path_factory.mktemp("artifacts")
+    data = candid.prepare(
+        interactions(),
+        time="t",
+        items={"table": item_table(), "title": "title", "attributes": ["genre"]},
+        out=root / "data",
+    )
+    run = candid.train(data, RECIPE, out=root / "run", quiet=True, measure=False)
+    candid.fit_baseline(data, "item_knn", tuning=False).save(root / "baseline")
+    export(ExportInput.from_run(run), root / "export", ["parquet", "npy"])
+    source_ids, vectors = run.item_vectors()
+    config = FaissIndex.Config(kind="flat")
+    items = torch.from_numpy(vectors)
+    write_snapshot(
+        root / "index", config.build(items), items, source_ids, config=config, fingerprint="f"
+    )
+    snapshot = open_snapshot(root / "index")
+    snapshot.put([100, 3], torch.ones(2, 4))
+    save_changes(snapshot)
+    return root
+
+
+def answers_of_data(folder):
+    dataset = candid.open_dataset(folder / "data")
+    arrays = [dataset.item_ids, dataset.user_offsets, dataset.roles, dataset.timestamps]
+    tables = [dataset.users.write_json(), dataset.items.write_json()]
+    return [array.tolist() for array in arrays], tables, dataset.fingerprint
+
+
+def answers_of_run(folder):
+    run = candid.load_run(folder / "run", folder / "data")
+    lists = run.recommend(users=[0, 5], k=4).rows()
+    ids = open_earlier_run(folder / "run").ids
+    return lists, ids.items.rows(), ids.users.rows(), run.manifest["config"]
+
+
+def answers_of_baseline(folder):
+    baseline = candid.load(folder / "baseline", folder / "data")
+    return baseline.recommend(users=[0, 5], k=4).rows(), baseline.settings
+
+
+def answers_of_index(folder):
+    snapshot = open_snapshot(folder / "index")
+    found = snapshot.index.search(torch.eye(4), k=5)
+    return found.item_ids.tolist(), found.scores.tolist(), snapshot.source_ids.added.to_list()
+
+
+def answers_of_export(folder):
+    read_export(folder / "export")
+    damaged = [check for check in verify(folder / "export") if not check.is_ok]
+    if damaged:
+        raise ArtifactError(f"{damaged[0].path} {damaged[0].fault}")
+    return 0
+
+
+ANSWERS = {
+    "data": answers_of_data,
+    "run": answers_of_run,
+    "baseline": answers_of_baseline,
+    "index": answers_of_index,
+    "export": answers_of_export,
+}
+READ_ON_REQUEST = {"run": {"last.safetensors", "previous.safetensors", "metrics.jsonl"}}
+"""Files that ``load_run`` does not read; the first two are read on resume and by ``verify``."""
+
+
+def files_of(folder, kind):
+    skipped = READ_ON_REQUEST.get(kind, set())
+    paths = sorted(path for path in (folder / kind).rglob("*") if path.is_file())
+    return [path for path in paths if path.name not in skipped and path.name != ".lock"]
+
+
+def damaged(content, rng):
+    """Return other bytes: a flipped bit, a cut end, more at the end, or a zeroed block."""
+    content = bytearray(content)
+    way = rng.choice(["flip", "flip", "flip", "cut", "extend", "zero"])
+    if way == "flip":
+        bit = rng.randrange(8 * len(content))
+        content[bit // 8] ^= 1 << bit % 8
+    elif way == "cut":
+        del content[rng.randrange(len(content)) :]
+    elif way == "extend":
+        content += rng.randbytes(rng.randrange(1, 30))
+    else:
+        start = rng.randrange(len(content))
+        content[start : start + 16] = bytes(len(content[start : start + 16]))
+    return bytes(content)
+
+
+def check_mutations(folder, kind, count, seed=0):
+    whole, rng, num_refused = ANSWERS[kind](folder), random.Random(seed), 0
+    for path in files_of(folder, kind):
+        content = path.read_bytes()
+        for _ in range(count):
+            path.write_bytes(damaged(content, rng))
+            message = None
+            try:
+                answers = ANSWERS[kind](folder)
+            except ArtifactError as error:
+                message = str(error)
+            finally:
+                path.write_bytes(content)
+            if message is None:
+                assert answers == whole, path
+                continue
+            num_refused += 1
+            is_named = str(path) in message or (
+                path.suffix == ".json" and str(path.parent) in message
+            )
+            assert is_named, message
+            assert "\n" not in message
+    assert num_refused > 0
+    assert ANSWERS[kind](folder) == whole
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_damaged_file_is_refused_or_changes_no_answer(artifacts, kind):
+    check_mutations(artifacts, kind, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_many_damaged_files_are_refused_or_change_no_answer(artifacts, kind):
+    check_mutations(artifacts, kind, 40, seed=1)
+
+
+def test_verify_reads_every_file(artifacts):
+    checks = verify(artifacts)
+    assert all(check.is_ok for check in checks)
+    expected = {
+        path
+        for path in artifacts.rglob("*")
+        if path.is_file() and path.name not in ("metrics.jsonl", ".lock")
+    }
+    assert {check.path for check in checks} == expected
+    for check in checks:
+        assert check.bytes == check.path.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["best", "last", "previous"])
+def test_verify_finds_damage_of_any_checkpoint(artifacts, tmp_path, name):
+    shutil.copytree(artifacts / "run", tmp_path / "run")
+    path = tmp_path / "run" / f"{name}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 64
+    path.write_bytes(content)
+    [check] = [check for check in verify(tmp_path) if not check.is_ok]
+    assert check.path == path
+    assert check.fault.startswith("differs from its checksum")
+    [check] = verify(path)
+    assert not check.is_ok
+
+
+def test_verify_finds_a_missing_checkpoint(artifacts, tmp_path):
+    shutil.copytree(artifacts / "run", tmp_path / "run")
+    path = tmp_path / "run" / "best.safetensors"
+    path.unlink()
+    [check] = [check for check in verify(tmp_path / "run") if not check.is_ok]
+    assert (check.path, check.fault) == (path, "is missing")
+    with pytest.raises(ArtifactError, match=r"best\.safetensors is missing; restore it"):
+        candid.load_run(tmp_path / "run", artifacts / "data")
+
+
+def test_verify_compares_although_the_caller_does_not(artifacts, tmp_path):
+    shutil.copytree(artifacts / "data", tmp_path / "data")
+    path = tmp_path / "data" / "roles.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with verification(False):
+        assert [check.path for check in verify(tmp_path) if not check.is_ok] == [path]
+
+
+def test_verify_reads_item_updates(tmp_path):
+    entry = {"model": "films", "item": 5, "update": None}
+    record = to_record(entry)
+    path = tmp_path / "updates.jsonl"
+    path.write_bytes(record * 3)
+    assert [check.is_ok for check in verify(path)] == [True]
+    path.write_bytes(record * 3 + record[:20])  # as a kill leaves it
+    assert [check.is_ok for check in verify(path)] == [True]
+    path.write_bytes(record + record.replace(b"films", b"filmz") + record)
+    [check] = verify(path)
+    assert "damaged bytes" in check.fault
+
+
+def test_verify_ignores_files_of_other_programs(artifacts, tmp_path):
+    shutil.copytree(artifacts / "data", tmp_path / "data")
+    (tmp_path / "web").mkdir()
+    for name in ("manifest.json", "index.json"):
+        (tmp_path / "web" / name).write_text('{"name": "shop"}')
+    assert all(check.path.parent.name == "data" for check in verify(tmp_path))
+    with pytest.raises(ArtifactError, match="web contains nothing that candid wrote"):
+        verify([tmp_path / "data", tmp_path / "web"])
+    with pytest.raises(ConfigError, match="gone does not exist"):
+        verify(tmp_path / "gone")
+
+
+def test_verb_prints_each_file_and_exits_4_for_damage(artifacts, tmp_path, capsys):
+    shutil.copytree(artifacts / "data", tmp_path / "data")
+    assert cli(["verify", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"ok       {tmp_path / 'data' / 'roles.npy'}" in lines
+    assert lines[-1].endswith("no damage")
+    assert cli(["verify", str(tmp_path), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+    path = tmp_path / "data" / "roles.npy"
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert cli(["verify", str(tmp_path), "--quiet"]) == 4
+    output = capsys.readouterr()
+    size = path.stat().st_size
+    assert output.out == f"damaged  {path}: has {size} bytes, not {size - 1}\n"
+    assert f"error: 1 of 7 files are damaged, the first is {path};" in output.err
+
+    assert cli(["verify", str(tmp_path), "--json"]) == 4
+    document = json.loads(capsys.readouterr().out)
+    assert document["damaged"] == 1
+    assert [entry["path"] for entry in document["files"] if not entry["ok"]] == [str(path)]
+
+
+def test_option_of_a_verb_skips_the_comparison(artifacts, tmp_path, capsys):
+    for name in ("data", "run"):
+        shutil.copytree(artifacts / name, tmp_path / name)
+    path = tmp_path / "data" / "timestamps.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    command = ["recommend", str(tmp_path / "run"), "--data", str(tmp_path / "data"), "--user", "3"]
+    assert cli(command) == 4
+    assert "timestamps.npy differs from its checksum; prepare again" in capsys.readouterr().err
+    assert cli([*command, "--no-verify"]) == 0
+    assert cli(command) == 4, "the option holds for one command"
