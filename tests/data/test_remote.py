@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from candid.data import DataConfig, ItemTableConfig, prepare_folder
-from candid.data.readers import find_sources, open_sources
+from candid.data.readers import find_sources, open_sources, remote
 from candid.data.readers.files import TemporaryFolder
 from candid.data.urls import without_secrets
 from candid.errors import ConfigError, DataError
@@ -130,6 +130,86 @@ def test_unchanged_file_in_s3_is_not_downloaded_again(tmp_path, bucket, monkeypa
     again = prepare_folder(config, tmp_path / "out", progress=notes.append)
     assert not again.up_to_date
     assert "its files have changed" in notes[0]
+
+
+WIDE = ROWS.with_columns(
+    pl.col("t").cast(pl.String).str.pad_start(4000, "x").alias(f"text{n}") for n in range(3)
+)
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """The files that are downloaded as a whole."""
+    names, make = [], remote._copy
+
+    def counted(name, *arguments):
+        copy = make(name, *arguments)
+
+        def recorded(target):
+            names.append(name)
+            return copy(target)
+
+        return recorded
+
+    monkeypatch.setattr(remote, "_copy", counted)
+    return names
+
+
+def test_only_needed_columns_of_parquet_files_in_s3_are_downloaded(tmp_path, bucket, downloads):
+    system, name = bucket
+    for number in range(3):
+        path = f"{name}/log/day={number}/a file.parquet"
+        system.pipe_file(path, parquet(WIDE[number::3]))
+    system.pipe_file(
+        f"{name}/items.parquet", parquet(WIDE.unique("item_id", keep="first", maintain_order=True))
+    )
+    table = {"path": f"s3://{name}/items.parquet", "title": None, "attributes": ["day"]}
+    config = {"interactions": f"s3://{name}/log", "time": "t", "weight": "day"}
+    with pytest.raises(
+        DataError, match=r"has no column 'day': columns: item_id, user_id, t, text0, text1"
+    ):
+        prepare_folder(DataConfig(items=table, **config), tmp_path / "out")
+    table["attributes"] = ["text1"]
+    result = prepare_folder(DataConfig(items=table, **config), tmp_path / "out")
+    assert downloads == []
+    assert result.report["rows_read"] == 40
+    assert result.dataset.items["text1"][0].endswith(tuple("0123456789"))
+    (tmp_path / "log").mkdir()
+    for number in range(3):
+        folder = tmp_path / "log" / f"day={number}"
+        folder.mkdir()
+        WIDE[number::3].write_parquet(folder / "a file.parquet")
+    WIDE.unique("item_id", keep="first", maintain_order=True).write_parquet(
+        tmp_path / "items.parquet"
+    )
+    local = DataConfig(
+        items=table | {"path": str(tmp_path / "items.parquet")},
+        **config | {"interactions": str(tmp_path / "log")},
+    )
+    expected = prepare_folder(local, tmp_path / "local").dataset
+    assert result.dataset.fingerprint == expected.fingerprint
+    assert prepare_folder(DataConfig(items=table, **config), tmp_path / "out").up_to_date
+
+
+def test_parquet_file_that_polars_cannot_read_from_s3_is_downloaded(
+    tmp_path, bucket, downloads, monkeypatch
+):
+    system, name = bucket
+    for number in range(2):
+        system.pipe_file(f"{name}/log/{number}.parquet", parquet(WIDE[number::2]))
+    monkeypatch.setattr(pl, "scan_parquet", refuse_urls(pl.scan_parquet))
+    config = DataConfig(interactions=f"s3://{name}/log", time="t")
+    assert prepare_folder(config, tmp_path / "out").report["rows_read"] == 40
+    assert sorted(downloads) == [f"s3://{name}/log/{number}.parquet" for number in range(2)]
+
+
+def refuse_urls(scan):
+    def refuse(source, **settings):
+        if "://" in str(source):
+            raise OSError("no credentials")
+        return scan(source, **settings)
+
+    return refuse
 
 
 def test_folder_and_pattern_in_s3(bucket):

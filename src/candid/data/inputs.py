@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Protocol
@@ -40,8 +40,8 @@ class Sources(Protocol):
     def states(self) -> list[dict[str, Any]]:
         """Entries of the manifest, with a ``path`` for a file."""
 
-    def open(self) -> list[Source]:
-        """Return what to read."""
+    def open(self, columns: Iterable[str] | None = None) -> list[Source]:
+        """Return what to read; ``columns`` are those that are needed, None: all."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class TableInMemory:
         """The name of the table."""
         return [{"table": str(self.source.path)}]
 
-    def open(self) -> list[Source]:
-        """Return the table."""
+    def open(self, columns: Iterable[str] | None = None) -> list[Source]:
+        """Return the table, whose columns were chosen before."""
         return [self.source]
 
 
@@ -77,7 +77,7 @@ class Inputs:
     @cached_property
     def interactions(self) -> list[Source]:
         """Sources of the interactions."""
-        return self.found["interactions"].open()
+        return self.found["interactions"].open(self.config.columns.values())
 
     @cached_property
     def items(self) -> list[Source]:
@@ -92,7 +92,7 @@ class Inputs:
     def _open_table(self, name: str, config: TableConfig | None) -> list[Source]:
         if config is None:
             return []
-        return check_table(self.found[name].open(), config)
+        return check_table(self.found[name].open(config.columns), config)
 
     def open(self) -> None:
         """Open all sources, so that a wrong column of any is found before the long work.

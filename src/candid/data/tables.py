@@ -60,7 +60,7 @@ def open_table(config: TableConfig) -> list[Source]:
     Raises:
         DataError: a file or a column does not exist.
     """
-    return check_table(find_table(config).open(), config)
+    return check_table(find_table(config).open(config.columns), config)
 
 
 def check_table(sources: list[Source], config: TableConfig) -> list[Source]:

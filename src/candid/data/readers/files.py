@@ -47,6 +47,7 @@ class DataFile:
         folder: keeps the temporary folder of ``path``.
         url: for libraries that read it themselves, with the secrets that ``name`` leaves out.
         copy: writes a copy below a path without a file, and returns the path of the copy.
+        further_columns: columns of the file that its copy leaves out.
     """
 
     name: str
@@ -57,9 +58,14 @@ class DataFile:
     folder: TemporaryFolder | None = None
     url: str = ""
     copy: Callable[[Path], Path] | None = field(default=None, repr=False)
+    further_columns: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
+
+
+CopyColumns = Callable[[DataFile, Path], tuple[str, ...] | None]
+"""Copies some columns of a file to a path and returns the other columns; None: it cannot."""
 
 
 class TemporaryFolder:
@@ -79,8 +85,13 @@ class TemporaryFolder:
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-def fetch(files: Sequence[DataFile]) -> list[DataFile]:
+def fetch(files: Sequence[DataFile], copy_columns: CopyColumns | None = None) -> list[DataFile]:
     """Copy the files that are not on this machine into a temporary folder.
+
+    Args:
+        files: to read.
+        copy_columns: copies some columns of a file to a path and returns the other columns, or
+            None where it cannot; the whole file is copied then.
 
     Raises:
         CandidError: the temporary folder has no space.
@@ -94,8 +105,11 @@ def fetch(files: Sequence[DataFile]) -> list[DataFile]:
         if file.copy is None:
             return file
         # Numbers keep files of one name apart.
-        path = file.copy(folder.path / f"{position}_{PurePosixPath(file.name).name}")
-        return replace(file, path=path, folder=folder, copy=None)
+        path = folder.path / f"{position}_{PurePosixPath(file.name).name}"
+        further = None if copy_columns is None else copy_columns(file, path)
+        if further is None:
+            path, further = file.copy(path), ()
+        return replace(file, path=path, folder=folder, copy=None, further_columns=further)
 
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         return list(pool.map(fetch_one, range(len(files)), files))

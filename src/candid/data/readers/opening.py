@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -17,6 +17,7 @@ from candid.data.readers.lake import CATALOG, iceberg_table
 from candid.data.readers.locations import expand_variables, find_local, partition_types
 from candid.data.readers.registry import QUERY, READERS
 from candid.data.readers.remote import find_remote
+from candid.data.readers.remote_columns import columns_copier
 from candid.data.readers.source import Source, columns_of
 from candid.data.urls import scheme_of, without_secrets
 from candid.errors import ConfigError, DataError
@@ -39,15 +40,22 @@ class Found:
         """Entries of the manifest: each file's path, and what changes when its content does."""
         return [dict(file.state) for _, file in self.files]
 
-    def open(self) -> list[Source]:
+    def open(self, columns: Iterable[str] | None = None) -> list[Source]:
         """Download remote files, and scan all.
+
+        Args:
+            columns: to read; others of remote parquet files are not downloaded where that works,
+                and are ``further_columns`` of the source. None: all.
 
         Raises:
             DataError: a file is empty or cannot be read.
         """
         sources: list[Source] = []
         for name, group in groupby(self.files, key=itemgetter(0)):
-            files = fetch([file for _, file in group])
+            copy_columns = None
+            if name == "parquet" and columns is not None:
+                copy_columns = columns_copier(list(columns))
+            files = fetch([file for _, file in group], copy_columns)
             read = QUERY if name == "query" else lookup(READERS, "format", name)
             sources += read(files, self.separator)
         return _with_partitions(sources)

@@ -45,7 +45,7 @@ def find_remote(url: str, file_format: str) -> list[tuple[str, DataFile]]:
         chosen = format_of_name(urlsplit(url).path) if file_format == "auto" else file_format
         if chosen is None:
             raise unknown_format(name, b"")
-        return [(chosen, _remote_file(name, url, info, system))]
+        return [(chosen, _remote_file(name, url, info, system, url))]
     path = path.rstrip("/")
     if has_magic(path):
         infos = _ask(name, system.glob, path, detail=True)
@@ -60,7 +60,7 @@ def find_remote(url: str, file_format: str) -> list[tuple[str, DataFile]]:
             chosen = format_of_name(base) if file_format == "auto" else file_format
             if chosen is None:
                 raise unknown_format(name, _ask(name, system.cat_file, path, start=0, end=4096))
-            return [(chosen, _remote_file(name, path, info, system))]
+            return [(chosen, _remote_file(name, path, info, system, url))]
         infos = _ask(name, system.find, path, detail=True)
         if any(f"/{DELTA_LOG}/" in key for key in infos):
             return [_delta_table(name, url, path, infos)]
@@ -72,7 +72,9 @@ def find_remote(url: str, file_format: str) -> list[tuple[str, DataFile]]:
     files = [
         (
             PurePosixPath(key).name,
-            _remote_file(f"{scheme}://{key}", f"{scheme}://{key}", info, system),
+            _remote_file(
+                f"{scheme}://{key}", f"{scheme}://{key}", info, system, f"{scheme}://{key}"
+            ),
         )
         for key, info in sorted(infos.items())
         if info["type"] == "file" and not _is_hidden(key, path)
@@ -148,7 +150,7 @@ def _unreachable(name: str, error: BaseException) -> CandidError:
     return DataError(f"{name} cannot be read ({reason}); check the address and the connection")
 
 
-def _remote_file(name: str, path: str, info: Mapping[str, Any], system: Any) -> DataFile:
+def _remote_file(name: str, path: str, info: Mapping[str, Any], system: Any, url: str) -> DataFile:
     state = {"path": name, "bytes": info.get("size")}
     etag = info.get("ETag") or info.get("etag")
     changed = next(
@@ -172,6 +174,7 @@ def _remote_file(name: str, path: str, info: Mapping[str, Any], system: Any) -> 
         state,
         compression_of(parts.name),
         partitions_of(parts.parts[:-1]),
+        url=url,
         copy=_copy(name, path, info.get("size"), system),
     )
 

@@ -62,7 +62,7 @@ class Source:
         find_misfit: Callable[[], str | None] = lambda: None,
     ) -> Source:
         """Describe a scanned file."""
-        return cls(file.name, frame, first_line, explain, find_misfit, file)
+        return cls(file.name, frame, first_line, explain, find_misfit, file, file.further_columns)
 
     def location(self, row: int) -> str:
         """Describe the ``row``-th row (from 0) by its line, or by its number."""
@@ -90,7 +90,8 @@ def require_columns(source: Source, names: Iterable[str]) -> None:
     Raises:
         DataError: a column is missing; the message suggests the nearest and lists all.
     """
-    check_columns(source.path, names, columns_of(source).names())
+    known = [*columns_of(source).names(), *source.further_columns]
+    check_columns(source.path, names, known)
 
 
 def check_columns(
