@@ -15,7 +15,7 @@ from candid.errors import ConfigError
 
 if TYPE_CHECKING:
     from candid.serve.config import ServeConfig
-    from candid.serve.models import Opener
+    from candid.serve.model_files import ModelFiles
 
 READ_KEY: Final = "CANDID_API_KEY"
 ADMIN_KEY: Final = "CANDID_ADMIN_KEY"
@@ -130,7 +130,7 @@ def serve(
         config = config.model_copy(update={"log_requests": False})
     read_keys = _keys(api_key_file, READ_KEY)
     admin_keys = _keys(admin_key_file, ADMIN_KEY)
-    openers = _openers(runs, index or [], data or [], name or [], verify)
+    files = _files(runs, index or [], data or [], name or [], verify)
     try:
         from candid.serve.http.access import AccessRules, AllowedHosts, ApiKeys, TrustedProxies
         from candid.serve.http.process import run_server
@@ -143,7 +143,7 @@ def serve(
         ) from None
 
     run_server(
-        openers,
+        files,
         config=config,
         access=AccessRules(
             ApiKeys(read_keys, admin_keys),
@@ -163,16 +163,14 @@ def _config(overrides: Sequence[str]) -> ServeConfig:
     return validated(ServeConfig, with_overrides({}, overrides), "--set")
 
 
-def _openers(
+def _files(
     runs: Sequence[Path],
     indexes: Sequence[Path],
     datasets: Sequence[Path],
     names: Sequence[str],
     verify: bool,
-) -> Mapping[str, Opener]:
-    from functools import partial
-
-    from candid.serve.bundle import open_bundle
+) -> Mapping[str, ModelFiles]:
+    from candid.serve.model_files import ModelFiles
 
     for option, values in (("--index", indexes), ("--data", datasets), ("--name", names)):
         if values and len(values) != len(runs):
@@ -181,8 +179,7 @@ def _openers(
                 "run, in the same order, or leave it out"
             )
     return {
-        name: partial(
-            open_bundle,
+        name: ModelFiles(
             run,
             indexes[position] if indexes else None,
             datasets[position] if datasets else None,

@@ -475,6 +475,7 @@ def load_run(
     data: PreparedDataset | Path | str | None = None,
     *,
     verify: bool = True,
+    apply_threads: bool = True,
 ) -> Run:
     """Open a trained run, its model in evaluation mode on the device of its config.
 
@@ -482,6 +483,8 @@ def load_run(
         folder: of ``train_run`` or ``candid train``.
         data: the prepared dataset, or its folder; None: the one that ``run.json`` names.
         verify: whether to compare the files of run and dataset with their checksums.
+        apply_threads: whether to set the number of CPU threads of torch, which holds for the
+            whole process, to ``threads`` of the config.
 
     Raises:
         ArtifactError: not a run, a run of an older version, no checkpoint, a damaged one, another
@@ -489,10 +492,12 @@ def load_run(
         ConfigError: the device of the run cannot be used on this machine.
     """
     with verification(verify):
-        return _load_run(Path(folder), data)
+        return _load_run(Path(folder), data, apply_threads)
 
 
-def _load_run(folder: Path, data: PreparedDataset | Path | str | None) -> Run:
+def _load_run(
+    folder: Path, data: PreparedDataset | Path | str | None, apply_threads: bool
+) -> Run:
     manifest = read_manifest(folder)
     try:
         config = parse_config(manifest["config"], str(folder / MANIFEST))
@@ -502,7 +507,8 @@ def _load_run(folder: Path, data: PreparedDataset | Path | str | None) -> Run:
         ) from None
     dataset = dataset_of(folder, manifest["dataset"], data, wait=False)
     dataset = dataset_of_refit(manifest, dataset)
-    set_threads(config.threads)
+    if apply_threads:
+        set_threads(config.threads)
     features = read_features(config.features, dataset, folder, manifest.get("features"))
     with UnsetWeights():
         model = build_model(config, dataset, features, is_read=True)

@@ -178,7 +178,8 @@ def _open_bundle(run: Path, index: Path | str | None, data: Path | None) -> Serv
         if index is not None:
             raise ConfigError(f"{run} is a baseline, which has no index on disk: leave out --index")
         return _open_baseline(run, data)
-    loaded = load_run(run, data)
+    # The server has its own number of threads; a reload must not change it.
+    loaded = load_run(run, data, apply_threads=False)
     snapshot = open_index(loaded, None if index is None else Path(index))
     items = loaded.dataset.items
     if not snapshot.source_ids.built.equals(items["source_id"]):

@@ -67,6 +67,12 @@ class ServeConfig(ComponentConfig):
         description="longest time that a client may not read its answer; then the connection is "
         "closed",
     )
+    reload_timeout_ms: float = Field(
+        600_000.0,
+        gt=0,
+        description="longest time of the check of a new model before it is loaded; then the reload "
+        "fails and the current model keeps serving",
+    )
     drain_ms: float = Field(
         0.0,
         ge=0,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from time import monotonic
 
-import numpy as np
-import torch
-
-from candid.errors import CandidError
+from candid.errors import ArtifactError, CandidError
 from candid.serve.bundle import ServingBundle
+from candid.serve.check_process import unexpected
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError, short_repr
 from candid.serve.item_updates import (
@@ -20,14 +20,29 @@ from candid.serve.item_updates import (
     prepare_delete,
     prepare_put,
 )
-from candid.serve.logs import log_event
+from candid.serve.logs import error_fields, log_event
 from candid.serve.metrics import Metrics
+from candid.serve.model_check import ModelChecks
 from candid.serve.model_version import ModelVersion
-from candid.serve.requests import Id, ItemRequest, RecommendRequest
+from candid.serve.requests import Id, ItemRequest
 from candid.serve.update_log import ItemUpdate, SourceId, UpdateLog
+from candid.serve.version_check import check_version, identity_of
 
 Opener = Callable[[], ServingBundle]
 """Function that opens a run in its current state; raises CandidError."""
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A version that may be published.
+
+    Attributes:
+        version: loaded and checked, with the item updates of that time.
+        updates: that it has.
+    """
+
+    version: ModelVersion
+    updates: Mapping[SourceId, ItemUpdate | None]
 
 
 class Models:
@@ -40,9 +55,12 @@ class Models:
         config: limits.
         updates: log of item updates, applied to every version.
         metrics: of the server.
+        checks: check a model in a process of its own before a reload loads it; None: a reload
+            opens and checks it in this process, which a crash of a native library ends. The first
+            load is always direct: a crash there is a failed start.
 
     Raises:
-        CandidError: a run cannot be opened.
+        CandidError: a run cannot be opened, or its answers are not finite.
     """
 
     def __init__(
@@ -52,17 +70,20 @@ class Models:
         config: ServeConfig,
         updates: UpdateLog,
         metrics: Metrics,
+        checks: ModelChecks | None = None,
     ) -> None:
         self._openers = dict(openers)
         self._config = config
         self._updates = updates
         self._metrics = metrics
+        self._checks = checks
         self._reload_lock = threading.Lock()
         self._request_lock = threading.Lock()  # held from the check of an update to its end
         self._apply_lock = threading.Lock()  # held while a version is changed or published
         self._versions: dict[str, ModelVersion] = {}
         for name in self._openers:
             self._load(name)
+            self._metrics.reloads.labels(name, "failed")  # Shown as 0 before the first failure.
 
     def __repr__(self) -> str:
         return f"Models({list(self._versions.values())})"
@@ -89,12 +110,15 @@ class Models:
     def reload(self, name: str | None) -> tuple[dict[str, int], float]:
         """Load one model, or all, again; the new version then answers.
 
+        A model is opened, verified and warmed in a process of its own, then loaded here and
+        checked again, then published. If one of several fails, the others are reloaded still.
+
         Returns:
             The version number of each model, and the seconds taken.
 
         Raises:
             RequestError: there is no such model, another reload is running, or a run cannot be
-                opened; then the current version keeps serving.
+                opened or served; then its current version keeps serving.
         """
         names = self.names if name is None else [self.get(name).name]
         if not self._reload_lock.acquire(blocking=False):
@@ -104,13 +128,66 @@ class Models:
                 retry_after=5,
             )
         started = monotonic()
+        reasons = {}
         try:
             for each in names:
-                self._reload(each)
+                reason = self._reload(each)
+                if reason is not None:
+                    reasons[each] = reason
         finally:
             self._reload_lock.release()
+        if reasons:
+            several = len(self._openers) > 1
+            text = "; ".join(f"model {n}: {r}" if several else r for n, r in reasons.items())
+            raise RequestError("reload_failed", f"{text}; the current model keeps serving")
         seconds = monotonic() - started
         return {each: self._versions[each].number for each in names}, seconds
+
+    def prepare(self, name: str, identity: str | None = None) -> PreparedModel:
+        """Load the next version of a model and check its answers; ``publish`` puts it into use.
+
+        Args:
+            name: of the model.
+            identity: of the files that ``ModelChecks.check`` has checked; None: they are not
+                checked, so all weights and vectors are read here.
+
+        Raises:
+            CandidError: the run cannot be opened, its answers are not finite, or its files are
+                not those of ``identity``.
+        """
+        bundle = self._openers[name]()
+        before = self._versions.get(name)
+        number = 1 if before is None else before.number + 1
+        version = ModelVersion(bundle, name=name, number=number, config=self._config)
+        check_version(version, thorough=identity is None)
+        if identity is not None and self._checks is not None:
+            loaded = identity_of(bundle, self._checks.files(name))
+            if loaded != identity:
+                raise ArtifactError(
+                    "the files of the model changed between its check and its load; reload again "
+                    "when they are complete"
+                )
+        updates = self._updates.latest(name)
+        self._apply_updates(version, updates)
+        return PreparedModel(version, updates)
+
+    def publish(self, prepared: PreparedModel) -> None:
+        """Put a prepared version into use; it gets the updates that were stored meanwhile."""
+        version = prepared.version
+        name = version.name
+        with self._apply_lock:
+            # No update may arrive between them and the switch.
+            latest = self._updates.latest(name)
+            self._apply_updates(version, changed_updates(prepared.updates, latest))
+            self._versions[name] = version
+        self._metrics.model_version.labels(name).set(version.number)
+        self._metrics.items.labels(name).set(version.bundle.index.num_live)
+        self._metrics.reloads.labels(name, "done").inc()
+
+    def close(self) -> None:
+        """End the check of a running reload, which then fails."""
+        if self._checks is not None:
+            self._checks.close()
 
     def put_item(
         self, name: str | None, source_id: Id, request: ItemRequest
@@ -165,56 +242,28 @@ class Models:
         for message in apply_updates(version, updates):
             log_event("item update not applied", model=version.name, reason=message)
 
-    def _reload(self, name: str) -> None:
+    def _reload(self, name: str) -> str | None:
+        """Reload one model; return the reason if that fails."""
+        fields = {}
         try:
-            self._load(name)
+            self._load(name, None if self._checks is None else self._checks.check(name))
+            return None
         except CandidError as error:
-            self._metrics.reloads.labels(name, "failed").inc()
-            log_event(
-                "reload failed", model=name, error=type(error).__qualname__, reason=str(error)
-            )
-            raise RequestError(
-                "reload_failed", f"{error}; the current model keeps serving"
-            ) from None
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            reason = str(error)
+            fields = {"error": type(error).__qualname__}
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # Panics of Rust libraries are no Exception.
             # While a run is replaced, a reader may find old and new files together.
-            self._metrics.reloads.labels(name, "failed").inc()
-            log_event("reload failed", model=name, error=type(error).__qualname__)
-            raise RequestError(
-                "reload_failed",
-                f"the run cannot be read ({type(error).__qualname__}); the current model keeps "
-                "serving",
-            ) from None
+            reason = unexpected(error)
+            fields = error_fields(error)
+        self._metrics.reloads.labels(name, "failed").inc()
+        log_event("reload failed", logging.WARNING, model=name, reason=reason, **fields)
+        return reason
 
-    def _load(self, name: str) -> None:
+    def _load(self, name: str, identity: str | None = None) -> None:
         started = monotonic()
-        bundle = self._openers[name]()
-        before = self._versions.get(name)
-        number = 1 if before is None else before.number + 1
-        version = ModelVersion(bundle, name=name, number=number, config=self._config)
-        _warm_up(version)
-        updates = self._updates.latest(name)
-        self._apply_updates(version, updates)
-        with self._apply_lock:
-            # Updates that were stored meanwhile; none may arrive between them and the switch.
-            self._apply_updates(version, changed_updates(updates, self._updates.latest(name)))
-            self._versions[name] = version
-        self._metrics.model_version.labels(name).set(number)
-        self._metrics.items.labels(name).set(bundle.index.num_live)
-        self._metrics.reloads.labels(name, "done").inc()
+        prepared = self.prepare(name, identity)
+        self.publish(prepared)
         seconds = round(monotonic() - started, 3)
-        log_event("model loaded", model=name, version=number, seconds=seconds)
-
-
-def _warm_up(version: ModelVersion) -> None:
-    """Answer some queries, so that one-time work does not delay the first request."""
-    offsets = version.bundle.dataset.user_offsets
-    with_history = np.flatnonzero(np.diff(offsets) > 0)
-    if not len(with_history):
-        return
-    [user] = version.users.source_ids([int(with_history[0])])
-    for k in (1, 10):
-        request = RecommendRequest(user=user, k=min(k, version.config.max_k))
-        version.answer([version.prepare(request)] * 4)
-    with torch.inference_mode():
-        version.search.live_mask()
+        log_event("model loaded", model=name, version=prepared.version.number, seconds=seconds)

@@ -23,6 +23,7 @@ from candid.serve.logs import error_fields, log_event
 from candid.serve.metrics import Metrics
 from candid.serve.model_version import ModelVersion, PreparedQuery
 from candid.serve.models import Models
+from candid.serve.reload_queue import ReloadQueue
 from candid.serve.requests import RecommendRequest, SimilarRequest
 
 T = TypeVar("T")
@@ -48,14 +49,14 @@ class Service:
         self.is_draining = False
         self._queues: dict[bool, BatchQueue[ModelVersion, PreparedQuery, Result]] = {}
         self._lookup_pool = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="candid-lookup")
-        self._reload_pool = ThreadPoolExecutor(1, thread_name_prefix="candid-reload")
+        self._reloads = ReloadQueue(models.reload)
 
     def __repr__(self) -> str:
         return f"Service({self.models})"
 
     def start(self) -> None:
         """Start the queues; called in the thread of the event loop, which runs batches too."""
-        self._set_num_threads()  # An opened run has set its own number.
+        self._set_num_threads()
         for is_slow, name in ((False, "fast"), (True, "slow")):
             self._queues[is_slow] = BatchQueue(
                 name,
@@ -77,7 +78,8 @@ class Service:
         for queue in self._queues.values():
             queue.close()
         self._lookup_pool.shutdown(cancel_futures=True)
-        self._reload_pool.shutdown(wait=False, cancel_futures=True)
+        self._reloads.close()
+        self.models.close()
 
     def check_capacity(self, is_slow: bool) -> None:
         """Check whether the queue of a query can be expected to answer in time.
@@ -144,9 +146,18 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._lookup_pool, work)
 
     async def reload(self, name: str | None) -> tuple[dict[str, int], float]:
-        """Load a model again in a thread; the current version answers meanwhile."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._reload_pool, self.models.reload, name)
+        """Load a model again in a thread; the current version answers meanwhile.
+
+        One reload runs and one waits; equal requests share the waiting one (``ReloadQueue``).
+
+        Raises:
+            RequestError: there is no such model, it cannot be loaded, or a reload of another
+                model is waiting.
+        """
+        if name is not None:
+            name = self.models.get(name).name
+        # Other requests may wait for the same reload, so a cancelled one must not cancel it.
+        return await asyncio.shield(asyncio.wrap_future(self._reloads.submit(name)))
 
     async def _answer(self, queries: Sequence[PreparedQuery]) -> list[Result]:
         """Return the results of queries, in order; fast and slow ones wait in different queues."""

@@ -27,7 +27,9 @@ from candid.serve.http.middleware import RequestMiddleware
 from candid.serve.http.protocol import protocol_class
 from candid.serve.logs import log_event, set_up_logging
 from candid.serve.metrics import Metrics
-from candid.serve.models import Models, Opener
+from candid.serve.model_check import ModelChecks
+from candid.serve.model_files import ModelFiles
+from candid.serve.models import Models
 from candid.serve.service import Service
 from candid.serve.update_log import ItemUpdates
 
@@ -37,7 +39,7 @@ milliseconds would mostly wait for it."""
 
 
 def run_server(
-    openers: Mapping[str, Opener],
+    files: Mapping[str, ModelFiles],
     *,
     config: ServeConfig,
     access: AccessRules,
@@ -48,7 +50,7 @@ def run_server(
     """Serve until a signal stops the process; SIGHUP reloads all models.
 
     Args:
-        openers: models by name, the first is the default.
+        files: of the models, by name; the first is the default.
         config: limits.
         access: keys of clients, allowed host names and trusted proxies.
         host: address to listen on.
@@ -68,9 +70,10 @@ def run_server(
     config = with_connection_limit(config.model_copy(update={"threads": threads}))
     _log_keys(access, host)
     with contextlib.closing(sock), contextlib.closing(ItemUpdates(item_updates)) as updates:
-        updates.log_unserved(openers)
+        updates.log_unserved(files)
         metrics = Metrics()
-        models = Models(openers, config=config, updates=updates, metrics=metrics)
+        checks = ModelChecks(files, config=config)
+        models = Models(files, config=config, updates=updates, metrics=metrics, checks=checks)
         service = Service(models, config=config, metrics=metrics)
         connections = Connections(config, metrics)
         app = RequestMiddleware(
