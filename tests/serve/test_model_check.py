@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
+from candid.checksums import write_sealed_json
 from candid.errors import ArtifactError
 from candid.index import UsearchIndex, write_snapshot
 from candid.runs import load_run, model_fingerprint
@@ -24,6 +25,7 @@ from candid.serve.model_files import ModelFiles
 from candid.serve.models import Models
 from candid.serve.requests import RecommendRequest
 from candid.serve.update_log import ItemUpdates
+from candid.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.slow  # Each check starts Python and imports torch.
 
@@ -72,10 +74,11 @@ def damage_index(files):
     content = bytearray(path.read_bytes())
     begin = len(content) * 3 // 10
     content[begin:] = b"\x7f" * (len(content) - begin)
+    path.unlink()  # Not in place: the server has mapped the file.
     path.write_bytes(content)
     manifest = json.loads((folder / "index.json").read_text())
     manifest["files"]["index"]["sha256"] = hashlib.sha256(content).hexdigest()
-    (folder / "index.json").write_text(json.dumps(manifest))
+    write_sealed_json(folder / "index.json", manifest)
 
 
 def replace_check(monkeypatch, folder, code):
@@ -192,27 +195,30 @@ def test_close_ends_a_running_check(runs, tmp_path, monkeypatch):
     assert "the server is shutting down" in reload_reason(models)
 
 
-def test_check_ends_with_the_process_that_started_it():
+def test_check_ends_with_the_process_that_started_it(tmp_path):
+    os.mkfifo(tmp_path / "run.json")  # Reading it would wait for a writer forever.
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", model_check.MODULE],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={"PYTHONPATH": ":".join(filter(None, sys.path))},
     )
-    # A request whose folder is a pipe that nobody writes: the check would wait forever.
-    process.stdin.write(b'{"files": {"run": "/dev/stdin", "index": null, "data": null}, ')
-    process.stdin.close()
-    assert process.wait(60) != 0
-    process.stdout.close()
+    request = {
+        "files": ModelFiles(tmp_path).to_json(),
+        "name": "films",
+        "config": ServeConfig().model_dump(mode="json"),
+    }
+    process.stdin.write(json.dumps(request).encode() + b"\n")
+    process.stdin.flush()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(3)
+    process.stdin.close()  # As when the server ends.
+    assert process.wait(60) == 1
 
 
 def _set_nan(path):
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
-    name = next(n for n in sorted(tensors) if n.startswith("model/") and "norm" in n)
-    tensors[name] = torch.full_like(tensors[name], torch.nan)
-    save_file(tensors, path, metadata)
+    checkpoint = read_checkpoint(path)
+    name = next(n for n in sorted(checkpoint.tensors) if n.startswith("model/") and "norm" in n)
+    tensors = {**checkpoint.tensors, name: torch.full_like(checkpoint.tensors[name], torch.nan)}
+    write_checkpoint(path, Checkpoint(tensors, checkpoint.meta))

@@ -9,7 +9,7 @@ from candid.serve.reload_queue import ReloadQueue
 
 
 class Reloads:
-    """Reloads that end when the test says so."""
+    """Reloads that end when the test releases them."""
 
     def __init__(self):
         self.started = []

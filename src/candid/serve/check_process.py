@@ -38,7 +38,7 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
         return {"identity": _identity(request)}
     except CandidError as error:
         return {"error": str(error), "at": []}
-    except BaseException as error:  # Panics of Rust libraries are no Exception.
+    except BaseException as error:  # Panics of Rust libraries derive from BaseException.
         return {"error": unexpected(error), "at": error_fields(error)["at"]}
 
 

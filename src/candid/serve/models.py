@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 
+from candid.checksums import verification
 from candid.errors import ArtifactError, CandidError
 from candid.serve.bundle import ServingBundle
 from candid.serve.check_process import unexpected
@@ -155,7 +156,9 @@ class Models:
             CandidError: the run cannot be opened, its answers are not finite, or its files are
                 not those of ``identity``.
         """
-        bundle = self._openers[name]()
+        # The identity stands for the checksums: of weights, and of files that have not changed.
+        with verification(identity is None):
+            bundle = self._openers[name]()
         before = self._versions.get(name)
         number = 1 if before is None else before.number + 1
         version = ModelVersion(bundle, name=name, number=number, config=self._config)
@@ -253,7 +256,7 @@ class Models:
             fields = {"error": type(error).__qualname__}
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # Panics of Rust libraries are no Exception.
+        except BaseException as error:  # Panics of Rust libraries derive from BaseException.
             # While a run is replaced, a reader may find old and new files together.
             reason = unexpected(error)
             fields = error_fields(error)

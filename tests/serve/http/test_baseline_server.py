@@ -20,7 +20,7 @@ def test_a_baseline_is_served_beside_a_run(runs, folder):
     baseline = candid.load(folder)
     with (
         start_server(str(folder), str(runs.films)) as (_, address),
-        httpx.Client(base_url=address) as http,
+        httpx.Client(base_url=address, timeout=120) as http,
     ):
         assert http.get("/healthz").json() == {"status": "alive"}
         assert http.get("/readyz").json() == {"status": "ready"}

@@ -18,7 +18,9 @@ from serve_load import ADMIN, start_server
 
 @pytest.mark.slow
 def test_load_and_reloads_without_a_failed_request(runs):
-    with start_server(str(runs.films), str(runs.by_user)) as (process, address):
+    # On a machine with other work a request may wait longer than the default limit of one second.
+    slow = ["--set", "timeout_ms=10000"]
+    with start_server(str(runs.films), str(runs.by_user), *slow) as (process, address):
         requests = [
             serve_load.post("/v1/recommend", body)
             for body in (
@@ -31,7 +33,7 @@ def test_load_and_reloads_without_a_failed_request(runs):
         versions = []
 
         def reload():
-            with httpx.Client(base_url=address, headers={"x-api-key": ADMIN}, timeout=30) as admin:
+            with httpx.Client(base_url=address, headers={"x-api-key": ADMIN}, timeout=120) as admin:
                 while not stop.is_set():
                     answer = admin.post("/v1/admin/reload", json={"model": "films"})
                     assert answer.status_code == 200
@@ -40,17 +42,18 @@ def test_load_and_reloads_without_a_failed_request(runs):
 
         thread = threading.Thread(target=reload)
         thread.start()
-        load = serve_load.run_load(address, requests, rate=40, seconds=3)
+        loads = []
+        while len(loads) < 2 or len(versions) < 2:
+            loads.append(serve_load.run_load(address, requests, rate=40, seconds=3))
         stop.set()
         thread.join()
-        assert load["failed"] == 0
-        assert load["statuses"] == {"200": 120}
+        assert [load["statuses"] for load in loads] == [{"200": 120}] * len(loads)
         assert versions == list(range(2, 2 + len(versions)))
         assert len(versions) >= 2
         # SIGHUP reloads both in the background.
         before = versions[-1]
         process.send_signal(signal.SIGHUP)
-        for _ in range(100):
+        for _ in range(1200):
             models = httpx.get(f"{address}/v1/model").json()["models"]
             if [model["version"] for model in models] == [before + 1, 2]:
                 break
