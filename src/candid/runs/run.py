@@ -495,9 +495,7 @@ def load_run(
         return _load_run(Path(folder), data, apply_threads)
 
 
-def _load_run(
-    folder: Path, data: PreparedDataset | Path | str | None, apply_threads: bool
-) -> Run:
+def _load_run(folder: Path, data: PreparedDataset | Path | str | None, apply_threads: bool) -> Run:
     manifest = read_manifest(folder)
     try:
         config = parse_config(manifest["config"], str(folder / MANIFEST))
