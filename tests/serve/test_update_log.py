@@ -218,6 +218,82 @@ def test_removed_file_is_written_again(path, events):
     assert reopened(path) == {500: DARK, 501: None}
 
 
+def test_file_that_is_removed_during_a_compaction_is_not_replaced_by_its_copy(path, monkeypatch):
+    updates = ItemUpdates(path)
+    for number in range(5):
+        updates.append("films", number, DARK)
+    size, num_replaced = updates._file.size, updates._file.num_replaced
+    records = updates._records()
+    path.unlink()
+    updates.append("films", 7, None)
+    updates._compact(updates._file, records, size, num_replaced)
+    updates.append("films", 8, None)
+    expected = updates.latest("films")
+    updates.close()
+    assert reopened(path) == expected
+    assert len(expected) == 7
+    assert not list(path.parent.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_failures_and_restarts_keep_exactly_the_answered_updates(path, monkeypatch, seed):
+    """Writes, syncs and renames fail at random, after a part of their work."""
+    rng = random.Random(seed)
+    monkeypatch.setattr("candid.serve.update_log.SLACK", 400)
+    real_write, real_fsync, real_replace = os.write, os.fsync, os.replace
+    share = 0.0
+
+    def may_fail():
+        if rng.random() < share:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write(descriptor, data):
+        if rng.random() < share:
+            real_write(descriptor, data[: rng.randrange(len(data))])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real_write(descriptor, data[: rng.randrange(1, len(data) + 1)])
+
+    def fsync(descriptor):
+        may_fail()
+        real_fsync(descriptor)
+
+    def replace(source, target):
+        may_fail()
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    expected, refused = {}, 0
+    updates = ItemUpdates(path)
+    for number in range(120):
+        share = rng.choice([0.0, 0.0, 0.3])
+        item = rng.randrange(6)
+        update = None if rng.random() < 0.2 else ItemUpdate(str(number), {})
+        try:
+            updates.append("films", item, update)
+            expected.pop(item, None)
+            expected[item] = update
+        except RequestError:
+            refused += 1
+        if rng.random() < 0.1:
+            path.unlink(missing_ok=True)
+        if updates._compaction is not None:
+            updates._compaction.join()
+        share = 0.0
+        assert list(updates.latest("films").items()) == list(expected.items())
+        if rng.random() < 0.1:
+            # The next append writes the file again if it was removed.
+            updates.append("films", 99, None)
+            expected.pop(99, None)
+            expected[99] = None
+            updates.close()
+            updates = ItemUpdates(path)
+            assert list(updates.latest("films").items()) == list(expected.items())
+    assert refused > 2
+    updates.close()
+
+
 def test_updates_of_models_that_are_not_served_are_logged_and_kept(path, events):
     updates = ItemUpdates(path)
     updates.append("films", 500, DARK)

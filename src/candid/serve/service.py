@@ -48,6 +48,8 @@ class Service:
         self.metrics = metrics
         self.is_draining = False
         self._queues: dict[bool, BatchQueue[ModelVersion, PreparedQuery, Result]] = {}
+        # Models apply one update at a time. A slow disk must not delay look-ups.
+        self._update_pool = ThreadPoolExecutor(1, thread_name_prefix="candid-update")
         self._lookup_pool = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="candid-lookup")
         self._reloads = ReloadQueue(models.reload)
 
@@ -78,6 +80,7 @@ class Service:
         for queue in self._queues.values():
             queue.close()
         self._lookup_pool.shutdown(cancel_futures=True)
+        self._update_pool.shutdown(cancel_futures=True)
         self._reloads.close()
         self.models.close()
 
@@ -143,7 +146,7 @@ class Service:
 
     async def update(self, work: Callable[[], T]) -> T:
         """Run an item update in a thread, without a timeout: an update is never left half done."""
-        return await asyncio.get_running_loop().run_in_executor(self._lookup_pool, work)
+        return await asyncio.get_running_loop().run_in_executor(self._update_pool, work)
 
     async def reload(self, name: str | None) -> tuple[dict[str, int], float]:
         """Load a model again in a thread; the current version answers meanwhile.

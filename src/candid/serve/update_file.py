@@ -21,6 +21,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,6 +101,7 @@ class UpdateFile:
     Attributes:
         path: without links.
         size: bytes of all records.
+        num_replaced: number of calls of ``replace_with`` that replaced the file.
         contents: what the file had when it was opened.
 
     Raises:
@@ -109,6 +111,7 @@ class UpdateFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
+        self.num_replaced = 0
         self._has_torn_end = False
         # The lock is a file of its own, because compaction replaces this one.
         lock = Path(f"{self.path}.lock")
@@ -247,6 +250,7 @@ class UpdateFile:
             raise
         os.close(self._descriptor)
         self._descriptor = descriptor
+        self.num_replaced += 1
         self.size, self._has_torn_end = os.fstat(descriptor).st_size, False
         sync(self.path.parent)
 
@@ -257,7 +261,7 @@ class UpdateFile:
 
     def _remove_stale(self) -> None:
         """Remove the temporary files of a writer that was killed."""
-        for stale in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+        for stale in self.path.parent.glob(f".{escape(self.path.name)}.*.tmp"):
             with contextlib.suppress(OSError):
                 stale.unlink()
 

@@ -210,15 +210,20 @@ class ItemUpdates:
             return
         self._compaction = threading.Thread(
             target=self._compact,
-            args=(file, self._records(), file.size),
+            args=(file, self._records(), file.size, file.num_replaced),
             name="candid-compaction",
         )
         self._compaction.start()
 
-    def _compact(self, file: UpdateFile, records: Iterator[bytes], size: int) -> None:
+    def _compact(
+        self, file: UpdateFile, records: Iterator[bytes], size: int, num_replaced: int
+    ) -> None:
         try:
             temporary = file.write_copy(records)
             with self._lock:
+                if file.num_replaced != num_replaced:
+                    temporary.unlink()  # The file was removed and is written again: it is compact.
+                    return
                 file.replace_with(temporary, since=size)
             self._compact_above = SLACK
             log_event("item updates compacted", before=size, after=file.size)
