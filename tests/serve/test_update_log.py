@@ -220,7 +220,7 @@ def test_removed_file_is_written_again(path, events):
 
 def test_file_that_is_removed_during_a_compaction_is_not_replaced_by_its_copy(path, monkeypatch):
     updates = ItemUpdates(path)
-    for number in range(5):
+    for number in (0, 0, 0, 1, 2):
         updates.append("films", number, DARK)
     size, num_replaced = updates._file.size, updates._file.num_replaced
     records = updates._records()
@@ -231,7 +231,7 @@ def test_file_that_is_removed_during_a_compaction_is_not_replaced_by_its_copy(pa
     expected = updates.latest("films")
     updates.close()
     assert reopened(path) == expected
-    assert len(expected) == 7
+    assert list(expected) == [0, 1, 2, 7, 8]
     assert not list(path.parent.glob(".*.tmp"))
 
 
