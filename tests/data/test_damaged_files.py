@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import subprocess
 import sys
 
@@ -203,11 +204,94 @@ def test_panic_of_the_engine_is_a_sentence(tmp_path):
         collect(source.frame, [source])
 
 
+def source_that_raises(path, error, output=b""):
+    """A source whose rows cannot be read, after output to the descriptor of stderr."""
+    path.write_text("user_id,item_id,t\n1,2,3\n")
+    source = open_sources(str(path))[0]
+
+    def fail(batch):
+        os.write(2, output)
+        raise error
+
+    return type(source)(source.path, source.frame.map_batches(fail), None, source.explain)
+
+
+PANIC_MESSAGE = b"""
+thread 'polars-3' (711) panicked at crates/polars-parquet/src/arrow/read.rs:12:5:
+range end index 8 out of range for slice of length 7
+note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
+"""
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_only_other_output_is_printed_beside_a_panic(tmp_path, debug):
+    """In a process of its own, whose stderr is descriptor 2, as on a terminal."""
+    (tmp_path / "log.csv").write_text("user_id,item_id,t\n1,2,3\n")
+    script = f"""
+import os, sys
+import polars as pl
+from candid.data.readers import collect, open_sources
+from candid.errors import DataError
+source = open_sources({str(tmp_path / "log.csv")!r})[0]
+
+def fail(batch):
+    os.write(2, {PANIC_MESSAGE!r})
+    raise pl.exceptions.PanicException("range end index 8 out of range")
+
+def write(batch):
+    sys.stderr.write("from Python\\n")
+    os.write(2, b"from a library\\n")
+    return batch
+
+failing = type(source)(source.path, source.frame.map_batches(fail), None, source.explain)
+try:
+    collect(failing.frame, [failing])
+except DataError as error:
+    sys.stdout.write(str(error))
+collect(source.frame.map_batches(write), [source])
+os.write(2, b"afterwards\\n")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "CANDID_DEBUG": debug},
+    )
+    assert "log.csv: cannot be read (range end index 8 out of range)" in result.stdout
+    lines = result.stderr.splitlines()
+    assert set(lines[-3:-1]) == {"from Python", "from a library"}
+    assert lines[-1] == "afterwards"
+    assert (len(lines) > 3) == bool(debug)
+
+
+@pytest.mark.parametrize(
+    ("error", "part", "code"),
+    [
+        (OSError(28, "No space left on device"), "no space left for temporary files", 4),
+        (MemoryError("unable to allocate"), "not enough memory to read", 1),
+    ],
+)
+def test_fault_of_the_machine_while_rows_are_read(tmp_path, error, part, code):
+    source = source_that_raises(tmp_path / "log.csv", error)
+    with pytest.raises(CandidError, match=part) as raised:
+        collect(source.frame, [source])
+    assert raised.value.exit_code == code
+    assert "again" not in str(raised.value), "the data is good"
+
+
 @pytest.mark.parametrize(
     ("error", "part", "code"),
     [
         (OSError(12, "Cannot allocate memory"), "not enough memory to read log.csv", 1),
         (MemoryError(), "not enough memory", 1),
+        (OSError(28, "No space left on device"), "no space left for temporary files", 4),
+        (OSError(122, "Disk quota exceeded"), "set TMPDIR to a folder with more", 4),
+        (
+            pl.exceptions.ComputeError("No space left on device (os error 28)"),
+            "no space left for temporary files while reading log.csv",
+            4,
+        ),
         (PermissionError(13, "Permission denied"), "fix the permissions", 3),
         (OSError("Too many open files (os error 24)"), "ulimit -n", 3),
         (OSError("snappy: corrupt"), "log.csv: damaged", 3),

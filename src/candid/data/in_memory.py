@@ -11,6 +11,14 @@ import numpy as np
 import polars as pl
 
 from candid.data.readers import Source, check_columns
+from candid.data.readers.files import (
+    READ_ERRORS,
+    disk_error,
+    is_disk_full,
+    is_out_of_memory,
+    memory_error,
+)
+from candid.data.readers.panics import without_panic_messages
 from candid.data.tables import storable_columns
 from candid.errors import DataError
 
@@ -131,8 +139,13 @@ class TableReader:
         """
         if isinstance(self._table, pl.LazyFrame):
             try:
-                return self._table.select(names).collect(engine="streaming")
-            except (pl.exceptions.PolarsError, OSError) as error:
+                with without_panic_messages():
+                    return self._table.select(names).collect(engine="streaming")
+            except READ_ERRORS as error:
+                if is_out_of_memory(error):
+                    raise memory_error(self.name) from error
+                if is_disk_full(error):
+                    raise disk_error(self.name) from error
                 raise self._unreadable(error) from error
         if isinstance(self._table, pl.DataFrame):
             return self._table.select(names)

@@ -11,6 +11,7 @@ from candid.data.readers.files import (
     summary,
     unreadable,
 )
+from candid.data.readers.panics import without_panic_messages
 from candid.data.readers.source import Source
 from candid.errors import DataError
 
@@ -40,7 +41,8 @@ def scan(file: DataFile, separator: str | None = None) -> Source:
         frame = pl.scan_ipc(file.path, glob=False, hive_partitioning=False)
     elif head.startswith(STREAM):
         try:
-            frame = pl.read_ipc_stream(file.path).lazy()
+            with without_panic_messages():
+                frame = pl.read_ipc_stream(file.path).lazy()
         except READ_ERRORS as error:
             raise unreadable(file, error, explain) from error
     else:

@@ -133,7 +133,7 @@ def decompressed(file: DataFile) -> DataFile:
 
     Raises:
         DataError: the file is damaged.
-        CandidError: the temporary folder has no space.
+        ArtifactError: the temporary folder has no space.
     """
     if not file.compression:
         return file
@@ -153,7 +153,7 @@ def write(target: IO[bytes], chunk: bytes) -> None:
     """Write to a temporary file.
 
     Raises:
-        CandidError: the operating system refuses.
+        ArtifactError: the operating system refuses.
     """
     try:
         target.write(chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ from urllib.parse import unquote
 
 import polars as pl
 
-from candid.errors import CandidError, DataError
+from candid.errors import ArtifactError, CandidError, DataError
 
 COMPRESSIONS = {
     ".gz": ("gzip", b"\x1f\x8b"),
@@ -30,8 +31,13 @@ NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 DOWNLOADS = 8
 """Files that are copied at the same time."""
 PANIC: type[BaseException] = pl.exceptions.PanicException
-READ_ERRORS: tuple[type[BaseException], ...] = (pl.exceptions.PolarsError, OSError, PANIC)
-"""Errors of reading a damaged file; a panic of Polars is not a subclass of Exception."""
+READ_ERRORS: tuple[type[BaseException], ...] = (
+    pl.exceptions.PolarsError,
+    OSError,
+    MemoryError,
+    PANIC,
+)
+"""Errors of reading a file; a panic of Polars is not a subclass of Exception."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,14 @@ class TemporaryFolder:
     """A folder for copies of files, removed with this object and at the end of the program.
 
     Raises:
-        CandidError: the folder cannot be made.
+        ArtifactError: the folder cannot be made.
     """
 
     def __init__(self) -> None:
         try:
             self.path = Path(tempfile.mkdtemp(prefix="candid-"))
         except OSError as error:
-            raise CandidError(
+            raise ArtifactError(
                 f"cannot make a temporary folder ({error}); set TMPDIR to a folder that is writable"
             ) from error
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
@@ -94,7 +100,7 @@ def fetch(files: Sequence[DataFile], copy_columns: CopyColumns | None = None) ->
             None where it cannot; the whole file is copied then.
 
     Raises:
-        CandidError: the temporary folder has no space.
+        ArtifactError: the temporary folder has no space.
         DataError: a file cannot be read.
     """
     if all(file.copy is None for file in files):
@@ -115,9 +121,9 @@ def fetch(files: Sequence[DataFile], copy_columns: CopyColumns | None = None) ->
         return list(pool.map(fetch_one, range(len(files)), files))
 
 
-def no_space(path: Path, error: OSError) -> CandidError:
+def no_space(path: Path, error: OSError) -> ArtifactError:
     """Return the error of a temporary folder that cannot be written."""
-    return CandidError(
+    return ArtifactError(
         f"cannot write {path} ({error.strerror or error}); free some space, or set TMPDIR to a "
         "folder with more"
     )
@@ -189,6 +195,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether temporary files, which hold what does not fit into memory, have no space."""
+    text = str(error).lower()
+    signs = ("no space left", "disk quota exceeded", "os error 28)", "os error 122)")
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in numbers or any(sign in text for sign in signs)
+
+
+def disk_error(origin: object) -> ArtifactError:
+    """Return the error of a disk that is too small for the temporary files of a read."""
+    return ArtifactError(
+        f"no space left for temporary files while reading {origin}; free some space, or set TMPDIR "
+        "to a folder with more"
+    )
+
+
 def memory_error(origin: object) -> CandidError:
     """Return the error of a machine that is too small for a file."""
     return CandidError(
@@ -209,6 +231,8 @@ def unreadable(
     """
     if is_out_of_memory(error):
         return memory_error(origin)
+    if is_disk_full(error):
+        return disk_error(origin)
     reason = system_reason(error)
     if reason is not None:
         return DataError(f"{origin} cannot be read: {reason}")

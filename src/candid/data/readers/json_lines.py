@@ -20,6 +20,7 @@ from candid.data.readers.compression import (
     open_binary,
 )
 from candid.data.readers.files import READ_ERRORS, DataFile, summary, unreadable
+from candid.data.readers.panics import without_panic_messages
 from candid.data.readers.source import Source
 from candid.errors import DataError
 
@@ -71,7 +72,8 @@ def _scan(file: DataFile) -> Source:
 
     frame = _scan_lines(file)
     try:
-        frame.collect_schema()
+        with without_panic_messages():
+            frame.collect_schema()
     except READ_ERRORS as error:
         raise unreadable(file, error, explain) from error
     return Source.of(file, frame, None, explain)

@@ -13,11 +13,14 @@ import polars as pl
 from candid.data.readers.files import (
     READ_ERRORS,
     DataFile,
+    disk_error,
+    is_disk_full,
     is_out_of_memory,
     memory_error,
     summary,
     unreadable,
 )
+from candid.data.readers.panics import without_panic_messages
 from candid.errors import DataError
 
 MAX_COLUMNS = 20
@@ -79,7 +82,8 @@ def columns_of(source: Source) -> pl.Schema:
         DataError: the file cannot be read.
     """
     try:
-        return source.frame.collect_schema()
+        with without_panic_messages():
+            return source.frame.collect_schema()
     except READ_ERRORS as error:
         raise unreadable(source.path, error, source.explain) from error
 
@@ -143,16 +147,22 @@ def collect(query: pl.LazyFrame, sources: Iterable[Source]) -> pl.DataFrame:
 
     Raises:
         DataError: one of ``sources`` cannot be read.
+        ArtifactError: the disk is full.
+        CandidError: there is not enough memory.
     """
     try:
-        return query.collect(engine="streaming")
+        with without_panic_messages():
+            return query.collect(engine="streaming")
     except READ_ERRORS as error:
         origin = "the interactions"
         if is_out_of_memory(error):
             raise memory_error(origin) from error
+        if is_disk_full(error):
+            raise disk_error(origin) from error
         for source in sources:
             try:
-                source.frame.select(pl.all().null_count()).collect(engine="streaming")
+                with without_panic_messages():
+                    source.frame.select(pl.all().null_count()).collect(engine="streaming")
             except READ_ERRORS as file_error:
                 raise unreadable(source.path, file_error, source.explain) from file_error
         raise DataError(f"cannot read {origin}: {summary(error)}; check the files") from error
