@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from candid.atomic import replacing, umask, write_error, write_json
+from candid.atomic import remove_folder, replacing, umask, write_error, write_json
 from candid.errors import ArtifactError
 
 
@@ -52,8 +52,17 @@ def test_replacing_removes_files_of_killed_processes_and_keeps_those_of_live_one
     assert sorted(p.name for p in tmp_path.iterdir()) == [f".other.txt.{token}.tmp", "file.txt"]
 
 
+def test_folder_is_removed_in_one_step(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("x")
+    remove_folder(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ArtifactError, match="cannot write"):
+        remove_folder(tmp_path / "out")
+
+
 def test_replacing_works_in_a_folder_without_locks(tmp_path, monkeypatch):
-    """Nothing is removed there: a file of a live process cannot be told from a stale one."""
+    """Nothing is removed there: a file of a live process looks the same as a stale one."""
     stale = tmp_path / f".file.txt.{'0123456789abcdef' * 2}.tmp"
     stale.write_text("half")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from candid.errors import ConfigError
-from candid.locks import acquire, check_not_held, holder, one_writer
+from candid.locks import acquire, check_not_held, holder, one_writer, stored_purpose
 
 HOLD = "import sys, time; from pathlib import Path; from candid.locks import acquire\n" + (
     "lock = acquire(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
@@ -133,6 +133,24 @@ def test_file_system_without_locks_is_not_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with acquire(tmp_path / ".lock") as lock:
         assert not lock.is_exclusive
+
+
+def test_purpose_of_a_killed_process_is_read_by_its_successor(tmp_path):
+    path, program = (
+        tmp_path / ".lock",
+        HOLD.replace("(Path(sys.argv[1]))", "(Path(sys.argv[1]), {'init': 'r'})"),
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    assert stored_purpose(path) == {"init": "r"}
+    with acquire(path):
+        assert stored_purpose(path) is None
+    path.write_text("{")
+    assert stored_purpose(path) is None
 
 
 def test_damaged_record_is_an_unknown_process(tmp_path):

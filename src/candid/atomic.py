@@ -90,6 +90,19 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         raise write_error(out, error) from error
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder in one step: a kill does not leave a part of it under its name.
+
+    Raises:
+        ArtifactError: the operating system refuses.
+    """
+    try:
+        with _temporary(path) as temporary:
+            path.rename(temporary)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
 def remove_stale(path: Path) -> None:
     """Remove the temporary files and folders that killed processes left beside a target.
 

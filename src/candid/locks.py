@@ -14,12 +14,12 @@ import re
 import shlex
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from candid.errors import ConfigError
 
@@ -38,11 +38,13 @@ class Lock:
         path: of the lock file.
         is_exclusive: whether the system guarantees that no other process holds it; False on a file
             system without locks, where work continues without this protection.
+        keeps_file: whether the file stays at the release, as after a kill. Default: False.
     """
 
     def __init__(self, path: Path, descriptor: int, is_exclusive: bool) -> None:
         self.path = path
         self.is_exclusive = is_exclusive
+        self.keeps_file = False
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:
@@ -52,7 +54,8 @@ class Lock:
         descriptor, self._descriptor = self._descriptor, None
         try:
             # Removed while it is held: a process that waits for it sees that the file is another.
-            self.path.unlink(missing_ok=True)
+            if not self.keeps_file:
+                self.path.unlink(missing_ok=True)
         except OSError:
             pass  # A folder that became read-only; the file does no harm.
         finally:
@@ -70,16 +73,18 @@ class Lock:
         self.release()
 
 
-def acquire(path: Path) -> Lock:
+def acquire(path: Path, purpose: Mapping[str, Any] | None = None) -> Lock:
     """Create and lock a file, without waiting.
 
     Args:
         path: of the lock file, in an existing folder.
+        purpose: plain JSON values for ``stored_purpose``.
 
     Raises:
         BlockingIOError: another process, or another lock of this one, holds it.
         OSError: the operating system refuses, such as for a missing folder.
     """
+    record = _this_process() | {"purpose": purpose}
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -88,7 +93,7 @@ def acquire(path: Path) -> Lock:
                 # On a full disk the lock holds without its record.
                 with suppress(OSError):
                     os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
+                    os.pwrite(descriptor, json.dumps(record).encode(), 0)
                 return Lock(path, descriptor, is_exclusive)
         except BaseException:
             os.close(descriptor)
@@ -98,7 +103,10 @@ def acquire(path: Path) -> Lock:
 
 @contextmanager
 def one_writer(
-    path: Path, target: Path | str, advice: str = "choose another path"
+    path: Path,
+    target: Path | str,
+    advice: str = "choose another path",
+    purpose: Mapping[str, Any] | None = None,
 ) -> Iterator[Lock]:
     """Hold a lock for a block, so that one process at a time writes a target.
 
@@ -106,6 +114,7 @@ def one_writer(
         path: of the lock file, in an existing folder.
         target: what is written, for the message.
         advice: what to do instead of waiting, for the message.
+        purpose: plain JSON values for ``stored_purpose``.
 
     Raises:
         ConfigError: another process holds the lock; the message has its pid, host, start and
@@ -113,7 +122,7 @@ def one_writer(
         OSError: the operating system refuses.
     """
     try:
-        lock = acquire(path)
+        lock = acquire(path, purpose)
     except BlockingIOError:
         raise _busy(path, target, advice) from None
     with lock:
@@ -131,7 +140,8 @@ def check_not_held(path: Path, target: Path | str, advice: str = "choose another
     Raises:
         ConfigError: another process holds the lock.
     """
-    with suppress(FileNotFoundError, PermissionError), path.open("rb") as stream:
+    missing = (FileNotFoundError, NotADirectoryError, PermissionError)
+    with suppress(*missing), path.open("rb") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -151,13 +161,25 @@ def holder(path: Path) -> str:
         return "unknown process"  # It has the lock and has not written its record yet.
 
 
+def stored_purpose(path: Path) -> dict[str, Any] | None:
+    """Return the purpose that a process gave when it locked a file; None: it stored none.
+
+    The file of a killed process stays: its successor reads what it was about to do.
+    """
+    try:
+        purpose = json.loads(path.read_text(encoding="utf-8"))["purpose"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return purpose if isinstance(purpose, dict) else None
+
+
 def _busy(path: Path, target: Path | str, advice: str) -> ConfigError:
     return ConfigError(
         f"another process is writing {target} ({holder(path)}): wait until it ends, or {advice}"
     )
 
 
-def _this_process() -> dict[str, int | str]:
+def _this_process() -> dict[str, Any]:
     command = re.sub(r"//[^@/\s]*@", "//", shlex.join(sys.argv))  # no password of a database
     if len(command) > COMMAND:
         command = f"{command[: COMMAND - 1]}…"

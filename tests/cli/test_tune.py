@@ -323,7 +323,10 @@ def test_bad_usage_has_its_exit_code(candid, tune, toy, complete, tmp_path):
     assert "needs --out FOLDER" in candid("tune", "--data", toy.data).err
     assert candid("tune", "--data", tmp_path / "missing", "--out", tmp_path / "s").code == 4
     answer = tune(complete)
-    assert (answer.code, answer.err.count("is not empty")) == (2, 1)
+    assert (answer.code, answer.err.count("already holds a search: continue it with --resume")) == (
+        2,
+        1,
+    )
     answer = tune(tmp_path / "s", "--resume")
     assert (answer.code, answer.err.count("holds no search to resume")) == (2, 1)
     answer = tune(complete, "--resume", "--set", "seed=1")

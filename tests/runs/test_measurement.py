@@ -92,3 +92,16 @@ def test_ctrl_c_while_measuring_names_the_next_command(tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match="is trained, measure it with: candid evaluate"):
         measure_on_test(run)
     assert measure_on_test(run, baselines=False).beside is None
+
+
+def test_report_with_other_settings_does_not_replace_that_of_the_run(tmp_path):
+    run = candid.train(films(), RECIPE, out=tmp_path / "run", quiet=True)
+    file = tmp_path / "run" / "evaluation-test.json"
+    before = file.read_bytes()
+    config = run.evaluation.model_copy(update={"ks": (1, 2)})
+    path = measurement.evaluate_and_save(run, run.folder, "test", config)[1]
+    assert path.name.startswith("evaluation-test-set-")
+    assert json.loads(path.read_text())["settings"]["ks"] == [1, 2]
+    assert file.read_bytes() == before
+    same = run.evaluation.model_copy()
+    assert measurement.evaluate_and_save(run, run.folder, "test", same)[1] == file

@@ -71,6 +71,19 @@ def test_jsonl_drops_a_truncated_line(tmp_path):
     assert steps_of(tmp_path) == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\xfe\n", b'{"step": 3, "lo\xff', b'{"step": 2, "loss": 1}', b"[1]\n", b"3\n", b"\n"],
+)
+def test_jsonl_drops_damaged_lines(tmp_path, damage):
+    """Also a last line that is whole but for its end: the next one would be appended to it."""
+    log_steps(tmp_path, ("jsonl",), [1, 2])
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(damage)
+    log_steps(tmp_path, ("jsonl",), [3], from_step=2)
+    assert steps_of(tmp_path) == [1, 2, 3]
+
+
 def test_new_run_starts_a_new_log(tmp_path):
     log_steps(tmp_path, ("jsonl",), [1, 2])
     log_steps(tmp_path, ("jsonl",), [1])

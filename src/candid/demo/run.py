@@ -6,7 +6,6 @@ excess NLL and the predicted drift need a known true distribution.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from candid.atomic import write_json
+from candid.atomic import remove_folder, write_json
 from candid.batches import offsets_of, target_counts
 from candid.config import RunConfig
 from candid.data import (
@@ -175,7 +174,7 @@ def _trained_result(
 ) -> ModelResult:
     folder = runs / objective.folder
     if (folder / MANIFEST).exists():
-        shutil.rmtree(folder)
+        remove_folder(folder)
     try:
         result = train_run(budget.run_config(objective), dataset, folder)
     except Interrupted as error:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from candid.atomic import sync, write_error
+from candid.atomic import atomic_folder, sync
 from candid.checksums import check_seal, file_entry, write_sealed_json
 from candid.component import lookup
 from candid.errors import ArtifactError, ConfigError
@@ -63,9 +60,7 @@ def export(
     writers = {name: lookup(FORMATS, "format", name) for name in formats}
     _check_empty(out)
     context = ExportContext(export_input, vector_column=vector_column, progress=progress)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with atomic_folder(out) as temporary:
         descriptions = {}
         for name, write in writers.items():
             (temporary / name).mkdir()
@@ -84,12 +79,6 @@ def export(
         )
         for path in temporary.rglob("*"):
             sync(path)
-        os.replace(temporary, out)
-        sync(out.parent)
-    except OSError as error:
-        raise write_error(out, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return document
 
 

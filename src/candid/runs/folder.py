@@ -9,20 +9,19 @@ import resource
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from candid.atomic import atomic_folder, write_error
+from candid.atomic import atomic_folder
 from candid.checksums import check_seal
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, as_dataset
 from candid.errors import ArtifactError, ConfigError
-from candid.training import BEST, LAST, Trainer, TrainState
+from candid.training import BEST, LAST, TrainState
 from candid.version import __version__
 
 MANIFEST = "run.json"
@@ -140,25 +139,6 @@ def peak_memory_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def check_is_free(out: Path) -> None:
-    """Refuse a folder that already has content.
-
-    Raises:
-        ConfigError: the folder holds a run or other files.
-    """
-    if (out / MANIFEST).exists() or (out / BEFORE_REFIT / MANIFEST).exists():
-        if out.is_symlink():
-            raise ConfigError(
-                f"{out} is a link to a run, which a server may have open: train into a new folder, "
-                "then let the link name that folder and reload the server"
-            )
-        raise ConfigError(
-            f"{out} already holds a run: continue it with --resume, or name another folder with "
-            "--out"
-        )
-    check_is_empty(out, "--out")
-
-
 def check_is_empty(out: Path, option: str) -> None:
     """Refuse a folder that already has content.
 
@@ -172,38 +152,6 @@ def check_is_empty(out: Path, option: str) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         reason = "is not empty" if out.is_dir() else "is a file"
         raise ConfigError(f"{out} {reason}: name a new or empty folder with {option}")
-
-
-@contextmanager
-def run_folder(out: Path, trainer: Trainer, *, is_refit: bool = False) -> Iterator[None]:
-    """Create the folder of a new run, and clear it if the run fails before its first step.
-
-    Args:
-        out: the folder.
-        trainer: of the run.
-        is_refit: whether the folder contains the first pass of a refit, which stays.
-
-    Raises:
-        ConfigError: the folder already has content.
-        ArtifactError: the folder cannot be created.
-    """
-    if not is_refit:
-        check_is_free(out)
-    is_new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(out, error) from error
-    try:
-        yield
-    except BaseException:
-        if trainer.state.step == 0:
-            for entry in out.iterdir():
-                if not (is_refit and entry.name == BEFORE_REFIT):
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            if is_new:
-                out.rmdir()
-        raise
 
 
 def check_resumable(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,12 +122,15 @@ def evaluate_and_save(
         split: "test" or "validation".
         config: settings; None: those of the model.
         progress: called with (stage, done, total).
-        out: file of the report; None: in the folder of the model.
+        out: file of the report; None: in the folder of the model. A report with other settings,
+            on a part of the catalog or on another dataset has its own name there, so that it does
+            not replace the report of the model.
     """
     report = model.evaluate(split, config, progress=progress)
     # The report on a part of the catalog does not replace the report on the whole.
     part = report.settings["catalog"]
     suffix = "" if part == "all" else f"-{part}"
+    suffix += _settings_suffix(model, config)
     # Neither does the report on another dataset replace that on the dataset of the model.
     fingerprint = model.dataset.fingerprint
     if fingerprint != model.manifest["dataset"]["fingerprint"]:
@@ -133,6 +138,22 @@ def evaluate_and_save(
     path = folder / f"evaluation-{split}{suffix}.json" if out is None else out
     report.save(path)
     return report, path
+
+
+def _settings_suffix(model: SavedModel, config: EvaluationConfig | None) -> str:
+    """Return a suffix with a hash of the settings; empty for those of the model.
+
+    The part of the catalog has a suffix of its own.
+    """
+    if config is None:
+        return ""
+    own, given = (
+        c.model_dump(mode="json", exclude={"catalog"}) for c in (model.evaluation, config)
+    )
+    if given == own:
+        return ""
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    return f"-set-{digest[:8]}"
 
 
 def save_beside(evaluation: Path, beside: ModelBesideBaselines) -> Path:

@@ -162,10 +162,20 @@ def check_resumes_refit(out: Path, refit: bool) -> None:
     """
     has_run = (out / MANIFEST).exists()
     was_refit = REFIT in read_manifest(out) if has_run else _has_first_pass(out)
+    if refit and not was_refit:
+        read_manifest(out)
+    check_refit_flag(out, was_refit, refit)
+
+
+def check_refit_flag(out: Path, was_refit: bool, refit: bool) -> None:
+    """Refuse to resume with a flag that is not that of the start.
+
+    Raises:
+        ConfigError: the flags differ.
+    """
     if was_refit and not refit:
         raise ConfigError(f"{out} was started with --refit: resume with --resume --refit")
     if refit and not was_refit:
-        read_manifest(out)
         raise ConfigError(
             f"{out} was started without --refit: resume without it, or train with --refit in "
             "another folder"

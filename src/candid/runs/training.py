@@ -46,12 +46,10 @@ from candid.runs.features import (
 from candid.runs.folder import (
     BEFORE_REFIT,
     MANIFEST,
-    check_is_free,
     check_resumable,
     new_manifest,
     read_manifest,
     result_of,
-    run_folder,
     store_dataset,
 )
 from candid.runs.measurement import has_test_split, measure_on_test
@@ -63,6 +61,7 @@ from candid.runs.refit import (
     read_refit,
 )
 from candid.runs.run import Run, load_run
+from candid.runs.run_start import RunStart, run_folder, training_folder
 from candid.runs.trained_ids import TrainedIds, find_new_targets
 from candid.runs.warm_start import (
     check_resumes_init,
@@ -262,20 +261,32 @@ def train_run(
     out = Path(out)
     dataset = as_dataset(data, wait=False)
     check_dataset_matches(config, dataset)
-    if resume:
+    with training_folder(out, dataset, init, resume=resume, refit=refit) as start:
+        return _train_in(out, config, dataset, start, refit, progress)
+
+
+def _train_in(
+    out: Path,
+    config: RunConfig,
+    dataset: PreparedDataset,
+    start: RunStart,
+    refit: bool,
+    progress: Progress | None,
+) -> TrainResult:
+    if start.resume:
         check_resumes_refit(out, refit)
     if not refit:
-        return _train(config, dataset, out, init, resume, progress)
+        return _train(config, dataset, out, start.init, start.resume, progress, None, start)
     check_can_refit(dataset)
-    record = read_refit(out, config) if resume else None
+    init: Path | str | None = start.init
+    record = read_refit(out, config) if start.resume else None
     resumes_refit = record is not None
     if record is None:
-        if not resume:
-            check_is_free(out)
-        first = _train(config, dataset, out / BEFORE_REFIT, init, resume, progress)
+        first_out = out / BEFORE_REFIT
+        first = _train(config, dataset, first_out, init, start.resume, progress, None, start)
         init = None if first.manifest["init"] is None else first.manifest["init"]["run"]
         record = Refit.of(first.state, first.manifest["steps_per_epoch"])
-    return _train(config, dataset, out, init, resumes_refit, progress, record)
+    return _train(config, dataset, out, init, resumes_refit, progress, record, start)
 
 
 def _train(
@@ -285,7 +296,8 @@ def _train(
     init: Path | str | None,
     resume: bool,
     progress: Progress | None,
-    refit: Refit | None = None,
+    refit: Refit | None,
+    start_in: RunStart,
 ) -> TrainResult:
     """Train one model.
 
@@ -299,6 +311,7 @@ def _train(
         refit: the record of the refit that this is: all interactions train, and the record
             decides the length; None: the training interactions, and the config and the
             validation decide.
+        start_in: the start in the folder of the whole training.
     """
     bound_kernel_cache()
     set_threads(config.threads)
@@ -383,13 +396,16 @@ def _train(
     manifest["targets"] = dealt.summary.to_json()
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
     dataset.wait_until_verified()
-    with nullcontext() if resume else run_folder(out, trainer, is_refit=refit is not None):
+    kept = start_in.kept | ({BEFORE_REFIT} if refit is not None else set())
+    with nullcontext() if resume else run_folder(out, trainer, kept):
         if not resume:
             features.write(out)
             manifest["files"] = TrainedIds.of(dataset, config.batches).write(out)
         store_dataset(out, stored)
         manifest = write_sealed_json(out / MANIFEST, manifest)
         if progress is not None:
+            if (start_in.begins_again and refit is None) or (resume and not goes_on):
+                sentence = f"stopped before the first checkpoint, begins again; {sentence}"
             progress.on_start(sentence if start is None else sentence + start.sentence)
         state = trainer.run(resume=goes_on)
     manifest["result"] = result_of(state, device)

@@ -46,7 +46,8 @@ def _writing(path: Path) -> Iterator[None]:
 class JsonlTracker:
     """Lines of JSON in ``metrics.jsonl``.
 
-    Resuming at a step drops the lines after it, so that no step is in the log twice.
+    Resuming at a step drops the lines after it, so that no step is in the log twice, and damaged
+    lines.
 
     Args:
         folder: folder of the run.
@@ -56,13 +57,13 @@ class JsonlTracker:
 
     def __init__(self, folder: Path, name: str, from_step: int | None = None) -> None:
         self.path = folder / "metrics.jsonl"
-        earlier = ""
+        earlier = b""
         if from_step is not None and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            earlier = "".join(line for line in lines if _step_of(line) <= from_step)
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            earlier = b"".join(line for line in lines if _step_of(line) <= from_step)
         # Written atomically: an interruption must not lose the log of hours of training.
         with replacing(self.path) as temporary:
-            temporary.write_text(earlier, encoding="utf-8")
+            temporary.write_bytes(earlier)
         self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Metrics) -> None:
@@ -80,11 +81,13 @@ class JsonlTracker:
                 self._file.close()
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
+    """Return the step of a line; infinity for one that is damaged or cut by a crash."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError):  # a line cut short by a crash
+        step = float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return float("inf")
+    return step if line.endswith(b"\n") else float("inf")
 
 
 class TensorBoardTracker:

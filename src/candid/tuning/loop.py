@@ -18,15 +18,15 @@ from candid.atomic import replacing, write_error
 from candid.config import DataFacts, RunConfig
 from candid.data import PreparedDataset, Role, as_dataset
 from candid.errors import ArtifactError, CandidError, ConfigError, DataError, Interrupted
+from candid.locks import LOCK, check_not_held
 from candid.runs import DATA, check_is_free, train_run
-from candid.runs.folder import MANIFEST
-from candid.training import DivergedError, TrainState
+from candid.training import LAST, DivergedError, TrainState
 from candid.training.stop_signal import stop_signal
 from candid.tuning.base_recipe import BaseRecipe
 from candid.tuning.report import best_recipe
 from candid.tuning.sampling import check_optuna, is_worse, next_values
 from candid.tuning.space import Space, default_space
-from candid.tuning.trials import History, Trial, TrialStatus, locked, read_history
+from candid.tuning.trials import TRIALS, History, Trial, TrialStatus, locked, read_history
 
 RECIPE: Final = "best.toml"
 FOLDERS: Final = "trials"
@@ -142,8 +142,14 @@ def search(
     base = BaseRecipe.default(DataFacts.of(dataset)) if base is None else BaseRecipe.of(base)
     space = default_space(base) if space is None else space
     out = Path(out)
+    check_not_held(out / LOCK, out, "name another folder with --out")
     if resume:
         read_history(out)
+    elif (out / TRIALS).exists():
+        raise ConfigError(
+            f"{out} already holds a search: continue it with --resume, or name another folder with "
+            "--out"
+        )
     else:
         check_is_free(out)
     try:
@@ -230,7 +236,7 @@ class _Search:
     def _continue_trial(self, trial: Trial) -> None:
         """Continue a trial from its last checkpoint, or from the beginning without a usable one."""
         trial.reopen()
-        if not (self._folder(trial) / MANIFEST).exists():
+        if not (self._folder(trial) / LAST).exists():
             trial.forget()
         try:
             self._run_trial(trial)

@@ -1,0 +1,231 @@
+"""The start of a training in its folder: one process, and a start that was cut begins again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from candid.batches import offsets_of
+from candid.config import parse_config
+from candid.data import PreparedDataset, Role
+from candid.errors import ArtifactError, ConfigError
+from candid.locks import acquire
+from candid.runs import MANIFEST, check_is_free, train_run
+from candid.runs.folder import BEFORE_REFIT, DATA
+from candid.runs.run_start import training_folder
+from candid.training import BEST, LAST
+
+
+def dataset():
+    roles = np.tile([Role.TRAIN] * 3 + [Role.VALIDATION, Role.TEST], 8)
+    return PreparedDataset(
+        item_ids=(np.arange(40) % 7).astype(np.int32),
+        user_offsets=offsets_of(np.full(8, 5)),
+        roles=roles.astype(np.uint8),
+        users=pl.DataFrame({"source_id": np.arange(8)}),
+        items=pl.DataFrame({"source_id": np.arange(7)}),
+        manifest={"fingerprint": "small"},
+    )
+
+
+def config():
+    tower = {"type": "causal_transformer", "dim": 4, "num_blocks": 1, "num_heads": 1}
+    table = {
+        "name": "small",
+        "device": "cpu",
+        "batches": {"batch_size": 8, "max_length": 4, "num_workers": 0},
+        "model": {"query_tower": tower, "item_tower": {"type": "item_embedding", "dim": 4}},
+        "loss": "full_softmax",
+        "training": {"epochs": 1, "trackers": ["jsonl"]},
+        "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "intervals": False},
+    }
+    return parse_config(table, "test")
+
+
+class Notes:
+    """The sentences of a training."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def on_start(self, targets: str) -> None:
+        self.lines.append(targets)
+
+    def on_step(self, *state: object) -> None: ...
+
+    def on_validation(self, *state: object) -> None: ...
+
+
+def cut(out: Path, *names: str, purpose: dict[str, object] | None = None) -> Path:
+    """Leave what a killed training leaves: its lock, and files."""
+    out.mkdir()
+    with acquire(out / ".lock", purpose) as lock:
+        lock.keeps_file = True
+    for name in names:
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    return out
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+TEMPORARY = f".{MANIFEST}.{'0123456789abcdef' * 2}.tmp"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        (),
+        ("trained_items.parquet",),
+        ("features.json", "trained_items.parquet", TEMPORARY),
+        (f"{DATA}/manifest.json",),
+        ("trained_items.parquet", MANIFEST, "metrics.jsonl", "tensorboard/events"),
+        (f"{BEFORE_REFIT}/features.json",),
+        (f"{BEFORE_REFIT}/{MANIFEST}",),
+    ],
+)
+def test_interrupted_start_begins_again(tmp_path, files):
+    out, notes = cut(tmp_path / "run", *files), Notes()
+    check_is_free(out)
+    train_run(config(), dataset(), out, progress=notes)
+    assert names(out) == {
+        MANIFEST,
+        "trained_items.parquet",
+        "trained_users.parquet",
+        DATA,
+        "metrics.jsonl",
+        *(BEST, LAST),
+    }
+    assert "result" in json.loads((out / MANIFEST).read_text())
+    assert notes.lines[0].startswith("stopped before the first checkpoint") == bool(files)
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (("features.json", "notes.txt"), "is not empty"),
+        ((MANIFEST, "notes.txt"), "already holds a run"),
+        ((MANIFEST, LAST), "already holds a run"),
+        ((MANIFEST, BEST), "already holds a run"),
+        ((f"{BEFORE_REFIT}/{MANIFEST}", f"{BEFORE_REFIT}/{LAST}"), "already holds a run"),
+    ],
+)
+def test_folder_with_weights_or_other_files_is_refused(tmp_path, files, reason):
+    out = cut(tmp_path / "run", *files)
+    before = {str(path) for path in out.rglob("*")}
+    with pytest.raises(ConfigError, match=reason):
+        train_run(config(), dataset(), out)
+    assert {str(path) for path in out.rglob("*")} == before
+
+
+@pytest.mark.parametrize("manifest", ['{"result": {}}', '{"resu'])
+def test_run_whose_weights_were_moved_is_not_removed(tmp_path, manifest):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / MANIFEST).write_text(manifest)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train_run(config(), dataset(), tmp_path / "run")
+    assert (tmp_path / "run" / MANIFEST).read_text() == manifest
+
+
+def test_files_without_a_lock_are_not_taken_for_a_start(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "features.json").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty"):
+        train_run(config(), dataset(), tmp_path / "run")
+    assert names(tmp_path / "run") == {"features.json"}
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_second_process_is_refused_and_changes_nothing(tmp_path, resume):
+    train_run(config(), dataset(), tmp_path / "run")
+    before = names(tmp_path / "run")
+    with acquire(tmp_path / "run" / ".lock"):
+        with pytest.raises(ConfigError, match=r"another process is writing .*run \(pid \d+ on"):
+            train_run(config(), dataset(), tmp_path / "run", resume=resume)
+        with pytest.raises(ConfigError, match="another process is writing"):
+            check_is_free(tmp_path / "run")
+    assert names(tmp_path / "run") == before
+
+
+def test_folder_is_held_during_the_training(tmp_path):
+    class Second(Notes):
+        def on_validation(self, *state: object) -> None:
+            with pytest.raises(ConfigError, match="another process is writing"):
+                train_run(config(), dataset(), tmp_path / "run")
+            self.lines.append("refused")
+
+    second = Second()
+    train_run(config(), dataset(), tmp_path / "run", progress=second)
+    assert second.lines[-1] == "refused"
+    assert ".lock" not in names(tmp_path / "run")
+
+
+def test_resume_of_a_start_without_manifest_has_its_arguments(tmp_path):
+    purpose = {"init": str(tmp_path / "earlier"), "refit": False}
+    out = cut(tmp_path / "run", "features.json", purpose=purpose)
+    with training_folder(out, dataset(), None, resume=True, refit=False) as start:
+        assert (start.resume, start.init) == (False, str(tmp_path / "earlier"))
+        assert start.begins_again
+        assert names(out) == {".lock"}
+    for init, refit, reason in (
+        (tmp_path / "other", False, "was started from"),
+        (None, True, "was started without --refit"),
+    ):
+        out = cut(tmp_path / f"run{refit}", "features.json", purpose=purpose)
+        for _ in range(2):  # a refusal leaves the start as it is
+            with (
+                pytest.raises(ConfigError, match=reason),
+                training_folder(out, dataset(), init, resume=True, refit=refit),
+            ):
+                pass
+
+
+def test_resume_of_a_start_without_arguments_is_refused(tmp_path):
+    out = cut(tmp_path / "run", "features.json")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="run the same command without --resume"):
+            train_run(config(), dataset(), out, resume=True)
+    train_run(config(), dataset(), out)
+
+
+def test_resume_of_no_run_leaves_no_folder(tmp_path):
+    with pytest.raises(ArtifactError, match="is not a run"):
+        train_run(config(), dataset(), tmp_path / "run", resume=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match="is not a run"):
+        train_run(config(), dataset(), tmp_path / "empty", resume=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def interrupt(out: Path, *names: str) -> None:
+    """Fail in the block after files were written."""
+    with training_folder(out, dataset(), None, resume=False, refit=False):
+        for name in names:
+            (out / name).write_text("{}")
+        raise KeyboardInterrupt
+
+
+def test_failure_that_leaves_files_leaves_the_mark_of_a_start(tmp_path):
+    """A second Ctrl-C may end the removal of the files of a failed start."""
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(out, "features.json")
+    assert names(out) == {".lock", "features.json"}
+    train_run(config(), dataset(), out)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_dataset_that_an_interrupted_start_stored_can_be_trained_on(tmp_path):
+    out = cut(tmp_path / "run")
+    stored = dataset().save(out / DATA)
+    train_run(config(), stored, out)
+    assert (out / DATA / "manifest.json").exists()
