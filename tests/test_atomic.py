@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from candid.atomic import remove_folder, replacing, umask, write_error, write_json
+from candid.atomic import remove_all_stale, remove_folder, replacing, umask, write_error, write_json
 from candid.errors import ArtifactError
 
 
@@ -50,6 +50,18 @@ def test_replacing_removes_files_of_killed_processes_and_keeps_those_of_live_one
         assert first.read_text() == "one"
     assert path.read_text() == "one"
     assert sorted(p.name for p in tmp_path.iterdir()) == [f".other.txt.{token}.tmp", "file.txt"]
+
+
+def test_stale_files_of_all_targets_of_a_folder_are_removed(tmp_path):
+    token = "0123456789abcdef" * 2
+    for name in (f".a.{token}.tmp", f".b.txt.{token}.lock", f".data.{token}.old"):
+        (tmp_path / name).write_text("")
+    with replacing(tmp_path / "c") as temporary:
+        temporary.write_text("live")
+        remove_all_stale(tmp_path)
+    # The earlier "data" was renamed and never replaced.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "data"]
+    remove_all_stale(tmp_path / "missing")
 
 
 def test_folder_is_removed_in_one_step(tmp_path):

@@ -112,11 +112,22 @@ def remove_stale(path: Path) -> None:
     Args:
         path: file or folder that ``replacing`` or ``atomic_folder`` writes; it may be missing.
     """
-    with contextlib.suppress(OSError):
-        names = [TEMPORARY.fullmatch(name) for name in os.listdir(path.parent)]
-        for token in sorted({name[2] for name in names if name and name[1] == path.name}):
+    for name, token in _stale(path.parent):
+        if name == path.name:
             with contextlib.suppress(OSError):
                 _remove_stale(path, token)
+
+
+def remove_all_stale(folder: Path) -> None:
+    """Remove what killed processes left in a folder, as ``remove_stale`` for every target in it.
+
+    Args:
+        folder: whose files are all written by ``replacing`` or ``atomic_folder``; it may be
+            missing.
+    """
+    for name, token in _stale(folder):
+        with contextlib.suppress(OSError):
+            _remove_stale(folder / name, token)
 
 
 def check_writable(*paths: Path) -> None:
@@ -258,6 +269,15 @@ def _remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def _stale(folder: Path) -> list[tuple[str, str]]:
+    """Return name of the target and token of each group of temporary files in a folder."""
+    try:
+        matches = [TEMPORARY.fullmatch(name) for name in os.listdir(folder)]
+    except OSError:
+        return []
+    return sorted({(match[1], match[2]) for match in matches if match})
 
 
 def _remove_stale(path: Path, token: str) -> None:

@@ -5,7 +5,7 @@
 An event is a change below a folder that Python sees before it happens: a file is opened for
 writing, flushed to disk, renamed, removed, truncated; a folder is made or removed. Writes of
 libraries between two events are not events of their own; ``torn`` covers them: the file that is
-flushed at the event loses its second half, as in a power cut.
+flushed at the event loses half of what was written since its last flush, as in a power cut.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Events:
         self._copies = copies
         self._is_busy = False
         self._process = os.getpid()
+        self._flushed: dict[int, int] = {}
 
     def watch(self) -> None:
         """Begin; this cannot be undone in a process."""
@@ -61,6 +62,8 @@ class Events:
             number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
             self._add("fsync", os.readlink(f"/proc/self/fd/{number}"), number)
             plain(descriptor)
+            status = os.fstat(number)
+            self._flushed[status.st_ino] = status.st_size
 
         os.fsync = fsync
 
@@ -86,22 +89,24 @@ class Events:
                 return
             if len(self.names) == self._kill_at:
                 if self._torn and descriptor is not None:
-                    _tear(full)
+                    self._tear(full, full)
                 os.kill(os.getpid(), signal.SIGKILL)
             if self._copies is not None:
                 copy = os.path.join(self._copies, str(len(self.names)))
                 shutil.copytree(self._root, copy)
                 if descriptor is not None and os.path.isfile(full):
                     shutil.copytree(self._root, f"{copy}-torn")
-                    _tear(os.path.join(f"{copy}-torn", full.removeprefix(self._root)))
+                    self._tear(full, os.path.join(f"{copy}-torn", full.removeprefix(self._root)))
             self.names.append(f"{kind} {full.removeprefix(self._root)}")
         finally:
             self._is_busy = False
 
-
-def _tear(path: str) -> None:
-    if os.path.isfile(path):
-        os.truncate(path, os.path.getsize(path) // 2)
+    def _tear(self, path: str, copy: str) -> None:
+        """Remove the second half of what was written since the last flush."""
+        if os.path.isfile(path):
+            status = os.stat(path)
+            flushed = self._flushed.get(status.st_ino, 0)
+            os.truncate(copy, (flushed + status.st_size) // 2)
 
 
 def _folder(event: str, arguments: tuple[Any, ...]) -> str:

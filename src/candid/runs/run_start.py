@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from candid.atomic import TEMPORARY, write_error
+from candid.atomic import TEMPORARY, remove_all_stale, write_error
 from candid.data import PreparedDataset
 from candid.errors import ConfigError
 from candid.locks import LOCK, check_not_held, one_writer, stored_purpose
@@ -116,6 +116,8 @@ def training_folder(
         except OSError as error:
             raise write_error(out, error) from error
         try:
+            for folder in (out, out / BEFORE_REFIT):
+                remove_all_stale(folder)
             if has_manifest:
                 yield RunStart(True, init, begins_again=False, kept=kept)
             else:
@@ -123,7 +125,7 @@ def training_folder(
                 yield RunStart(False, init, begins_again=_clear(out, kept), kept=kept)
         finally:
             # A second Ctrl-C may leave files of the start, which the lock file marks as such.
-            lock.keeps_file = len(os.listdir(out)) > 1 and not _has_weights(out)
+            lock.keeps_file = len(os.listdir(out)) > 1 and _is_interrupted_start(out)
 
 
 @contextmanager

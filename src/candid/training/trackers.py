@@ -29,6 +29,10 @@ class Tracker(Protocol):
         """Record ``metrics`` of ``step`` (optimizer steps so far)."""
         ...
 
+    def flush(self) -> None:
+        """Store what was logged; a checkpoint of the same step follows."""
+        ...
+
     def close(self) -> None:
         """Flush and close."""
         ...
@@ -72,6 +76,11 @@ class JsonlTracker:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
 
+    def flush(self) -> None:
+        """Flush to disk: a resume from the checkpoint does not repeat these steps."""
+        with _writing(self.path):
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flush to disk and close."""
         with _writing(self.path):
@@ -111,6 +120,11 @@ class TensorBoardTracker:
                 if not isinstance(value, str):
                     self._writer.add_scalar(key, value, step)
 
+    def flush(self) -> None:
+        """Write what is in memory."""
+        with _writing(self._folder):
+            self._writer.flush()
+
     def close(self) -> None:
         """Flush and close."""
         with _writing(self._folder):
@@ -133,6 +147,9 @@ class MLflowTracker:
         numbers = {k.replace("@", "_at_"): v for k, v in metrics.items() if not isinstance(v, str)}
         self._mlflow.log_metrics(numbers, step=step)
 
+    def flush(self) -> None:
+        """Do nothing: the server has the metrics."""
+
     def close(self) -> None:
         """End the run."""
         self._mlflow.end_run()
@@ -151,6 +168,9 @@ class WandbTracker:
     def log(self, step: int, metrics: Metrics) -> None:
         """Send the metrics."""
         self._run.log(dict(metrics), step=step)
+
+    def flush(self) -> None:
+        """Do nothing: the server has the metrics."""
 
     def close(self) -> None:
         """Finish the run."""

@@ -395,7 +395,13 @@ class Trainer:
         self.state.seconds += time.perf_counter() - started
         self.state.cpu_seconds += time.process_time() - cpu_started
         if self.state.epoch % self.config.checkpoint_every == 0 or self._finished():
-            self.save(self.folder / LAST)
+            self._save_last()
+
+    def _save_last(self) -> None:
+        # The log first: a resume continues after the steps of the checkpoint.
+        for tracker in self._trackers:
+            tracker.flush()
+        self.save(self.folder / LAST)
 
     def _validate(self) -> None:
         assert self.validate is not None
@@ -442,7 +448,7 @@ class Trainer:
             )
 
     def _interrupt(self) -> None:
-        self.save(self.folder / LAST)
+        self._save_last()
         raise Interrupted(
             f"stopped at step {self.state.step} and wrote {self.folder / LAST}: run the same "
             "command with --resume to continue"
