@@ -23,7 +23,7 @@ TOKEN = re.compile(r"[0-9a-f]{32}|(?<=-)[0-9a-f]{16}(?=\.)")
 VOLATILE = frozenset(
     {
         *("seconds", "train_seconds", "cpu_seconds", "fit_seconds", "rows_per_second"),
-        *("command", "machine", "peak_memory_mib", "token", "measured"),
+        *("command", "machine", "peak_memory_mib", "token", "measured", "checksum"),
     }
 )
 """Keys of JSON files that differ between two equal runs."""

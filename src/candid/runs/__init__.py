@@ -11,7 +11,8 @@ last.safetensors     everything that an exact resume needs
 metrics.jsonl        the metrics log
 tensorboard/         the metrics log for TensorBoard
 index/               item vectors and an index over them, from ``candid index``
-evaluation-<split>.json   the report of ``candid evaluate``; -warm, -cold: of a part of the catalog
+evaluation-<split>.json   the report of ``candid evaluate``; -warm, -cold: of a part of the catalog;
+                     -set-<hash>: with other settings
 before-refit/        the run of the first pass of a training with a refit
 baselines-<split>.json    the model beside baselines, from ``candid evaluate --baselines``
 

@@ -20,7 +20,7 @@ from candid.data import PreparedDataset, Role, as_dataset
 from candid.errors import ArtifactError, CandidError, ConfigError, DataError, Interrupted
 from candid.locks import LOCK, check_not_held
 from candid.runs import DATA, check_is_free, train_run
-from candid.training import LAST, DivergedError, TrainState
+from candid.training import DivergedError, TrainState, has_checkpoint
 from candid.training.stop_signal import stop_signal
 from candid.tuning.base_recipe import BaseRecipe
 from candid.tuning.report import best_recipe
@@ -236,7 +236,7 @@ class _Search:
     def _continue_trial(self, trial: Trial) -> None:
         """Continue a trial from its last checkpoint, or from the beginning without a usable one."""
         trial.reopen()
-        if not (self._folder(trial) / LAST).exists():
+        if not has_checkpoint(self._folder(trial)):
             trial.forget()
         try:
             self._run_trial(trial)
