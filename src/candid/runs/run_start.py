@@ -50,8 +50,8 @@ class RunStart:
     Attributes:
         resume: whether files of an earlier start are there to continue with; False: the folder is
             empty.
-        init: folder of the earlier run whose weights the training starts from; None: it starts without one,
-            or ``run.json`` has it.
+        init: folder of the earlier run whose weights the training starts from; None: it starts
+            without one, or ``run.json`` has it.
         begins_again: whether an interrupted start was removed.
         kept: names of files in the folder that no failure may remove.
     """
