@@ -1,15 +1,17 @@
 # Each target first makes .venv from requirements/dev.lock.
 #   PYTHON     the interpreter to build the environment from (3.11 or later)
 #   PIP_FLAGS  extra flags for pip, such as an index with the CPU build of torch
+#   FAULTS     options of the fault campaign, such as --case kills:0:17
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= candid-demo
+FAULTS ?= --seed 0 --seconds 600
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
 
-.PHONY: demo test test-fast check docs docs-check format tree lock clean
+.PHONY: demo test test-fast check docs docs-check faults format tree lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/candid demo --out $(DEMO)
@@ -35,6 +37,10 @@ docs: $(VENV)/installed
 # Compare the figures in the docs with benchmarks/results, and run the code of the docs.
 docs-check: docs
 	$(PYTEST) -m docs
+
+# Kills, damaged files, hostile requests and full disks; the report is build/faults.json.
+faults: $(VENV)/installed
+	$(BIN)/python benchmarks/faults.py $(FAULTS)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

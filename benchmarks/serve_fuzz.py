@@ -151,7 +151,7 @@ MEDIA = (
 )  # fmt: skip
 
 
-def _mutate_json(value: Any, rng: random.Random) -> Any:
+def mutate_json(value: Any, rng: random.Random) -> Any:
     """Replace, remove or repeat one part of a JSON value."""
     if isinstance(value, dict) and value and rng.random() < 0.85:
         changed, key = dict(value), rng.choice(list(value))
@@ -161,18 +161,18 @@ def _mutate_json(value: Any, rng: random.Random) -> Any:
         elif choice < 0.2:
             changed[str(rng.choice(NASTY_VALUES))[:2000]] = changed[key]
         else:
-            changed[key] = _mutate_json(value[key], rng)
+            changed[key] = mutate_json(value[key], rng)
         return changed
     if isinstance(value, list) and value and rng.random() < 0.85:
         position = rng.randrange(len(value))
         choice = rng.random()
         if choice < 0.1:
             return value * rng.choice((0, 2, 50, 1000))
-        return [*value[:position], _mutate_json(value[position], rng), *value[position + 1 :]]
+        return [*value[:position], mutate_json(value[position], rng), *value[position + 1 :]]
     return rng.choice(NASTY_VALUES)
 
 
-def _mutate_bytes(content: bytes, rng: random.Random) -> bytes:
+def mutate_bytes(content: bytes, rng: random.Random) -> bytes:
     """Remove, repeat, change or insert a few bytes."""
     for _ in range(rng.choice((1, 1, 2, 5))):
         position = rng.randrange(len(content) + 1)
@@ -214,10 +214,10 @@ def request(rng: random.Random, key: str, changes: bool) -> bytes:
     if body is not None:
         if choice < 0.5:
             for _ in range(rng.choice((1, 1, 2, 4))):
-                body = _mutate_json(body, rng)
+                body = mutate_json(body, rng)
         content = json.dumps(body).encode("utf-8", "surrogatepass")
         if 0.5 <= choice < 0.8:
-            content = _mutate_bytes(content, rng)
+            content = mutate_bytes(content, rng)
         elif 0.8 <= choice < 0.85:
             media = rng.choice(MEDIA)
     if choice >= 0.85 or (body is None and choice >= 0.2):
@@ -304,6 +304,7 @@ def send_mutated(
         ),
         "refused_for_want_of_time": statuses["503"],
         "other_forms": other,
+        "findings": findings[:20],
         "anonymous_mib": memory,
     }
 

@@ -1,0 +1,360 @@
+"""Kills: every verb that writes, killed at random times and before random file operations.
+
+After a kill: the output that is visible is the earlier one, the finished one, or refused in one
+sentence; the same command (with ``--resume`` where the message names it) works and gives what an
+uncut run gives, weights to the last bit; and no temporary file stays.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from faults_fixture import BASELINES, DATA_OPTIONS
+from faults_process import Command, Outcome, Stop, run
+from faults_snapshot import difference, file_names, leaves, stable, temporary_files
+
+INPUTS = ("log.csv", "log2.csv", "items.csv", "users.csv", "ids.toml", "features.toml",
+          "data.toml", "space.toml")  # fmt: skip
+WEIGHTS = r"safetensors#(model|average|optimizer)/"
+MINUTES_AGO = 600.0
+"""Seconds by which leftovers of a killed command are made older: the next command comes later."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One command to kill.
+
+    Attributes:
+        arguments: of the command.
+        output: files and folders that it writes, relative to its folder.
+        needs: artifacts of the fixture, copied into its folder under these names.
+        compare: pattern of the values that the finished output must share with an uncut run.
+        is_atomic: whether each output appears complete or not at all.
+        consume: command that reads the output; it must work or refuse in one sentence.
+        cut: number of the file operation before which a first run was already killed; with 0 the
+            command is killed once.
+    """
+
+    arguments: tuple[str, ...]
+    output: tuple[str, ...]
+    needs: dict[str, str] = field(default_factory=dict)
+    compare: str = ""
+    is_atomic: bool = True
+    consume: tuple[str, ...] = ()
+    cut: float = 0.0
+
+
+def scenarios() -> dict[str, Scenario]:
+    """Return the commands to kill, by name."""
+    data = ("--data", "data")
+    train = ("--data", "data", "--out", "out", "--no-baselines")
+    prepare = ("prepare", "--interactions", "log.csv", *DATA_OPTIONS, "--out", "out")
+    read_run = ("recommend", "out", "--user", "3", "--json")
+    read_data = ("recommend", "run", "--data", "out", "--user", "3", "--json")
+    given = {"data": "data"}
+    run_given = {"data": "data", "run": "run"}
+    found = {
+        "prepare": Scenario(prepare, ("out",), {"run": "run"}, consume=read_data),
+        "prepare_again": Scenario(
+            prepare, ("out",), {"run": "run", "out": "data2"}, consume=read_data
+        ),
+        "prepare_ids_from": Scenario(
+            ("prepare", "--interactions", "log2.csv", *DATA_OPTIONS, "--ids-from", "out",
+             "--out", "out"),
+            ("out",), {"run": "run", "out": "data"},
+        ),
+        "train": Scenario(
+            ("train", "ids.toml", *train), ("out",), given, WEIGHTS, False, read_run
+        ),
+        "train_features": Scenario(
+            ("train", "features.toml", *train), ("out",), given, WEIGHTS, False, read_run
+        ),
+        "train_with_data": Scenario(
+            ("train", "data.toml", "--out", "out", "--no-baselines"),
+            ("out",), {}, WEIGHTS, False, read_run,
+        ),
+        "resume": Scenario(
+            ("train", "ids.toml", *train), ("out",), given, WEIGHTS, False, read_run, cut=0.6
+        ),
+        "refit": Scenario(
+            ("train", "ids.toml", *train, "--refit"), ("out",), given, WEIGHTS, False, read_run
+        ),
+        "refit_resume": Scenario(
+            ("train", "ids.toml", *train, "--refit"), ("out",), given, WEIGHTS, False, read_run,
+            cut=0.8,
+        ),
+        "warm_start": Scenario(
+            ("train", "--init", "run", "--data", "data2", "--out", "out", "--no-baselines"),
+            ("out",), {"data2": "data2", "run": "run"}, WEIGHTS, False, read_run,
+        ),
+        "tune": Scenario(
+            ("tune", "ids.toml", *data, "--out", "out", "--trials", "2", "--space", "space.toml",
+             "--set", "training.epochs=1"),
+            ("out",), given, r"best\.toml|safetensors#model", False,
+        ),
+        "evaluate": Scenario(("evaluate", "run", "--out", "out.json"), ("out.json",), run_given),
+        "evaluate_in_run": Scenario(
+            ("evaluate", "run"), ("run/evaluation-test.json",), run_given,
+            consume=("compare", "run", "run", "--json"),
+        ),
+        "compare": Scenario(
+            ("compare", "run", "run2", "--out", "out.html"), ("out.html",),
+            {"run": "run", "run2": "run_features"},
+        ),
+        "recommend": Scenario(
+            ("recommend", "run", "--all-users", "--out", "out.parquet"), ("out.parquet",),
+            run_given,
+        ),
+        "recommend_shards": Scenario(
+            ("recommend", "run", "--all-users", "--out", "out.parquet", "--shards", "3",
+             "--split", "test"),
+            ("out.parquet",), run_given,
+        ),
+        "similar": Scenario(
+            ("similar", "run", "--all-items", "--out", "out.csv"), ("out.csv",), run_given
+        ),
+        "export": Scenario(
+            ("export", "run", "--out", "out", "-f", "parquet", "-f", "npy", "-f", "qdrant",
+             "-f", "lists"),
+            ("out",), run_given,
+        ),
+    }  # fmt: skip
+    for name in ("exact", "usearch", "hnsw"):
+        setting = {"exact": "index.type=exact", "usearch": "index.type=usearch"}.get(name)
+        pairs = ["--set", setting or "index.type=faiss"]
+        pairs += [] if setting else ["--set", "index.kind=hnsw"]
+        read_index = ("recommend", "run", "--all-users", "--index", "out", "--out", "lists.jsonl")
+        for suffix, needs in (("", {}), ("_again", {"out": "index_exact"})):
+            found[f"index_{name}{suffix}"] = Scenario(
+                ("index", "run", "--out", "out", "-k", "5", *pairs),
+                ("out",), run_given | needs, r"npy|parquet", False, read_index,
+            )  # fmt: skip
+    for name in BASELINES[:3]:
+        found[f"baseline_{name}"] = Scenario(
+            ("baselines", "data", "--only", name, "--no-tune", "--save", "out", "--out",
+             "out.json"),
+            ("out", "out.json"), given, consume=("recommend", "out", "--user", "3", "--json"),
+        )  # fmt: skip
+    return found
+
+
+@dataclass
+class Reference:
+    """An uncut run of a scenario: its output, the file operations, and its duration."""
+
+    expected: dict[str, dict[str, str]]
+    earlier: dict[str, dict[str, str]]
+    names: set[str]
+    places: list[str]
+    seconds: float
+
+
+class Kills:
+    """The campaign of kills.
+
+    Args:
+        fixture: folder of the artifacts.
+        work: folder for the cases.
+        seed: of the campaign.
+    """
+
+    name = "kills"
+
+    def __init__(self, fixture: Path, work: Path, seed: int) -> None:
+        self._fixture, self._work, self._seed = fixture, work, seed
+        self._scenarios = scenarios()
+        self._order = sorted(self._scenarios)
+        random.Random(f"order:{seed}").shuffle(self._order)
+        self._references: dict[str, Reference] = {}
+
+    def scenario_of(self, number: int) -> str:
+        """Return the name of the scenario of a case."""
+        return self._order[number % len(self._order)]
+
+    def run_batch(self, numbers: list[int]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Run cases; yield the number of each with its failures."""
+        for number in numbers:
+            yield number, self.run_case(number)
+
+    def run_case(self, number: int) -> list[dict[str, Any]]:
+        """Run one case; return its failures."""
+        name = self.scenario_of(number)
+        scenario, rng = self._scenarios[name], random.Random(f"{self.name}:{self._seed}:{number}")
+        reference = self._reference(name)
+        folder = self._folder(name, scenario)
+        killed, place = self._kill(scenario, folder, reference, rng)
+        found = list(self._judge(scenario, folder, reference, killed))
+        shutil.rmtree(folder, ignore_errors=True)
+        common = {"scenario": name, "command": " ".join(scenario.arguments), "killed": place}
+        return [common | {"failure": text, "output": output[-600:]} for text, output in found]
+
+    def _kill(
+        self, scenario: Scenario, folder: Path, reference: Reference, rng: random.Random
+    ) -> tuple[Outcome, str]:
+        if rng.random() < 0.6 and reference.places:
+            number = rng.randrange(len(reference.places)) + 1
+            place = f"before operation {number}: {reference.places[number - 1]}"
+            arguments = self._arguments(scenario, folder)
+            return run(arguments, folder, stop=Stop(number)), place
+        seconds = rng.random() * reference.seconds * 1.05
+        command = Command(self._arguments(scenario, folder), folder)
+        command.wait(seconds)
+        command.kill()
+        return command.finish(), f"after {seconds:.3f} of {reference.seconds:.3f} s"
+
+    def _problem(self, killed: Outcome) -> str | None:
+        """Describe how the end of the command itself is wrong."""
+        return None if killed.code in (0, -9) else f"exit {killed.code} instead of a kill"
+
+    def _judge(
+        self, scenario: Scenario, folder: Path, reference: Reference, killed: Outcome
+    ) -> Iterator[tuple[str, str]]:
+        if problem := self._problem(killed):
+            yield problem, killed.err
+        for output in scenario.output if scenario.is_atomic else ():
+            found = leaves(folder / output)
+            states = (reference.earlier[output], reference.expected[output])
+            if found and not any(state and not difference(state, found) for state in states):
+                yield f"{output} is neither the earlier nor the finished one", killed.err
+            if reference.earlier[output] and not found:
+                yield f"{output} existed before and is gone", killed.err
+        if scenario.consume:
+            yield from self._consume(scenario, folder, reference)
+        _make_older(folder)
+        again = self._finish(scenario, folder)
+        if again.code or again.is_hung:
+            yield f"the same command fails with exit {again.code}", again.err
+            return
+        for output in scenario.output:
+            wrong = difference(reference.expected[output], leaves(folder / output),
+                               scenario.compare)  # fmt: skip
+            if wrong:
+                yield f"after the same command {output} differs from an uncut run: {wrong}", ""
+        if left := temporary_files(folder):
+            yield f"temporary files stay: {', '.join(left[:3])}", again.err
+        missing = reference.names - file_names(folder)
+        if missing:
+            yield f"files are missing: {', '.join(sorted(missing)[:3])}", again.err
+        more = file_names(folder) - reference.names - set(left)
+        if more:
+            yield f"files stay that an uncut run does not have: {', '.join(sorted(more)[:3])}", ""
+
+    def _consume(
+        self, scenario: Scenario, folder: Path, reference: Reference
+    ) -> Iterator[tuple[str, str]]:
+        outcome = run(scenario.consume, folder)
+        (folder / "lists.jsonl").unlink(missing_ok=True)
+        if problem := refusal_problem(outcome):
+            yield f"reading what was left: {problem}", outcome.err
+
+    def _finish(self, scenario: Scenario, folder: Path) -> Outcome:
+        """Run the command again, as its messages advise."""
+        outcome = run(self._arguments(scenario, folder), folder)
+        if outcome.code and "--resume" in outcome.err:
+            outcome = run([*self._arguments(scenario, folder), "--resume"], folder)
+        elif outcome.code == 2 and re.search(r"not empty|already", outcome.err):
+            # The killed command had finished: its output is compared as it is.
+            return Outcome(0, outcome.out, outcome.err, outcome.seconds)
+        return outcome
+
+    def _arguments(self, scenario: Scenario, folder: Path) -> list[str]:
+        resume = ["--resume"] if scenario.cut and (folder / "out").exists() else []
+        return [*scenario.arguments, *resume, "--quiet"]
+
+    def _reference(self, name: str) -> Reference:
+        if name in self._references:
+            return self._references[name]
+        scenario, found, places, names, seconds = self._scenarios[name], [], [], set(), 1.0
+        earlier: dict[str, dict[str, str]] = {}
+        for number in range(2):
+            folder = self._folder(name, scenario, cut=False)
+            earlier = {output: leaves(folder / output) for output in scenario.output}
+            record = folder.with_suffix(".places")
+            record.unlink(missing_ok=True)
+            stop = Stop(0, record) if number == 0 else None
+            outcome = run([*scenario.arguments, "--quiet"], folder, stop=stop)
+            if outcome.code:
+                raise RuntimeError(f"{name}: exit {outcome.code}: {outcome.err[-2000:]}")
+            found.append({output: leaves(folder / output) for output in scenario.output})
+            places, seconds = places or outcome.places, outcome.seconds
+            names = file_names(folder)
+            shutil.rmtree(folder)
+        expected = {output: stable(found[0][output], found[1][output]) for output in found[0]}
+        reference = Reference(expected, earlier, names, places, seconds)
+        self._references[name] = reference
+        return reference
+
+    def _folder(self, name: str, scenario: Scenario, cut: bool = True) -> Path:
+        """Make the working folder of a case, after a first kill where the scenario has one."""
+        folder = self._work / f"{self.name}-{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for file in INPUTS:
+            shutil.copy(self._fixture / file, folder)
+        for target, source in scenario.needs.items():
+            shutil.copytree(self._fixture / source, folder / target)
+        if scenario.cut and cut:
+            places = self._references[name].places
+            run([*scenario.arguments, "--quiet"], folder,
+                stop=Stop(int(scenario.cut * len(places))))  # fmt: skip
+        return folder
+
+
+class FullDisks(Kills):
+    """The campaign of full disks: the same commands, where a write beyond a limit fails.
+
+    The limit is on the size of a single file, as only root can make a small file system. The
+    command fails in one sentence, and succeeds once there is space.
+    """
+
+    name = "disks"
+
+    def _kill(
+        self, scenario: Scenario, folder: Path, reference: Reference, rng: random.Random
+    ) -> tuple[Outcome, str]:
+        limit = int(2 ** (9 + 8 * rng.random()))  # stderr has room
+        outcome = run(self._arguments(scenario, folder), folder, file_limit=limit)
+        return outcome, f"files of at most {limit} bytes"
+
+    def _problem(self, killed: Outcome) -> str | None:
+        return refusal_problem(killed)
+
+
+def refusal_problem(outcome: Outcome) -> str | None:
+    """Describe how an outcome breaks the rules of refusals; None: it worked or was refused well.
+
+    A refusal has exit code 2, 3 or 4 and one sentence on stderr.
+    """
+    text = outcome.err + outcome.out[-2000:]
+    if outcome.is_hung:
+        return f"no end after {outcome.seconds:.0f} s"
+    if outcome.code < 0:
+        return f"ended by signal {-outcome.code}"
+    if "Traceback (most recent call last)" in text:
+        return "a traceback"
+    if "panicked at" in text:
+        return "a panic of a library"
+    if outcome.code == 0:
+        return None
+    if outcome.code not in (2, 3, 4):
+        return f"exit {outcome.code}"
+    lines = [line for line in outcome.err.splitlines() if line.strip()]
+    if len(lines) != 1 or not lines[0].startswith("error: "):
+        return f"{len(lines)} lines on stderr instead of one sentence"
+    if "unexpected " in lines[0] and "CANDID_DEBUG" in lines[0]:
+        return "an unexpected error"
+    return None
+
+
+def _make_older(folder: Path) -> None:
+    old = time.time() - MINUTES_AGO
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (old, old), follow_symlinks=False)

@@ -1,0 +1,360 @@
+"""Mutations: damaged artifacts and hostile inputs, one changed file each.
+
+A command that reads a damaged artifact either gives the very answer of the undamaged one or
+refuses in one sentence with exit code 2, 3 or 4. A changed input of ``prepare`` may be other data:
+there the answer may differ, and only crashes, tracebacks, hangs and other exit codes are failures.
+
+Many mutations run in one forked child, one after the other; the parent watches the time and
+notices when the child dies.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faults_content import damaged
+from faults_fixture import BASELINES, DATA_OPTIONS, INDEXES
+from faults_kills import WEIGHTS, refusal_problem
+from faults_process import (
+    HANG,
+    Outcome,
+    candid_code,
+    fork_lines,
+    limit_resources,
+    messages,
+    redirect,
+)
+from faults_snapshot import difference, leaves, stable
+
+BATCH = 100
+SIBLINGS = {
+    "data": "data2",
+    "run": "run_features",
+    "run_features": "run",
+    "index_exact": "index_int8",
+    "index_hnsw": "index_ivf",
+    "baseline_ease": "baseline_item_knn",
+}
+"""Artifacts of the same kind, whose files may take the place of those of the first."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A command that reads a target.
+
+    Attributes:
+        arguments: of the command.
+        outputs: files and folders that it writes.
+        compare: pattern of the values that must be those of the undamaged target; None: they may
+            differ.
+        writes_target: whether it changes the target itself.
+    """
+
+    arguments: tuple[str, ...]
+    outputs: tuple[str, ...] = ("o",)
+    compare: str | None = ""
+    writes_target: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """An artifact or an input: its folder or file in the fixture, and the commands that read it."""
+
+    path: str
+    readers: tuple[Reader, ...]
+    weight: float = 1.0
+    is_input: bool = False
+
+
+def targets() -> list[Target]:
+    """Return all artifacts and inputs with the commands that read them."""
+    data, lists = ("--data", "data"), ("--all-users", "--out", "o.jsonl")
+    one_epoch = ("--out", "o", "--no-baselines", "--set", "training.epochs=1")
+    found = [
+        Target("data", (
+            Reader(("recommend", "run", *data, *lists), ("o.jsonl",)),
+            Reader(("evaluate", "run", *data, "--out", "o.json"), ("o.json",)),
+            Reader(("train", "ids.toml", *data, *one_epoch), compare=WEIGHTS),
+            Reader(("train", "features.toml", *data, *one_epoch), compare=WEIGHTS),
+            Reader(("baselines", "data", "--only", "item_knn", "--no-tune", "--out", "o.json"),
+                   ("o.json",)),
+            Reader(("recipe", *data)),
+        ), 4),
+        Target("run", (
+            Reader(("recommend", "run", *data, *lists), ("o.jsonl",)),
+            Reader(("similar", "run", *data, "--all-items", "--out", "o.jsonl"), ("o.jsonl",)),
+            Reader(("evaluate", "run", *data, "--out", "o.json"), ("o.json",)),
+            Reader(("export", "run", *data, "--out", "o", "-f", "parquet"),
+                   compare=r"parquet|npy"),
+            Reader(("index", "run", *data, "--out", "o", "-k", "5"), compare=r"npy|parquet"),
+            Reader(("train", "--init", "run", *data, *one_epoch), compare=WEIGHTS),
+            Reader(("train", "ids.toml", *data, "--out", "run", "--resume", "--no-baselines",
+                    "--set", "training.epochs=4"), ("run",), WEIGHTS, True),
+        ), 4),
+        Target("run_features", (
+            Reader(("recommend", "run_features", *data, *lists), ("o.jsonl",)),
+            Reader(("recommend", "run_features", *data, "--history", "105", "--json")),
+            Reader(("recommend", "run_features", *data, "--user", "3", "--new-items",
+                    "new_items.csv", "--json")),
+            Reader(("similar", "run_features", *data, "--item", "101", "--json")),
+        ), 3),
+        Target("search", (
+            Reader(("tune", "ids.toml", *data, "--out", "search", "--trials", "2", "--space",
+                    "space.toml", "--set", "training.epochs=1", "--resume"), ("search",),
+                   r"best\.toml", True),
+        ), 0.5),
+    ]  # fmt: skip
+    for name in INDEXES:
+        search = ("recommend", "run", *data, "--index", f"index_{name}", *lists)
+        found.append(Target(f"index_{name}", (Reader(search, ("o.jsonl",)),), 0.7))
+    for name in BASELINES:
+        ask = ("recommend", f"baseline_{name}", *data, *lists)
+        found.append(Target(f"baseline_{name}", (Reader(ask, ("o.jsonl",)),), 0.5))
+    return found + _inputs()
+
+
+def _inputs() -> list[Target]:
+    data, names = ("--data", "data"), {"items.csv": "items.parquet", "users.csv": "users.parquet"}
+    tables = tuple(names.get(text, text) for text in DATA_OPTIONS)
+    found = []
+
+    def add(path: str, arguments: tuple[str, ...], weight: float = 1.0) -> None:
+        outputs = tuple(text for text in ("o", "o.jsonl") if text in arguments)
+        found.append(Target(path, (Reader(arguments, outputs, None),), weight, True))
+
+    logs = ("log.csv", "log.csv.gz", "log.csv.bz2", "log.csv.zst", "log.tsv", "log.jsonl",
+            "log.jsonl.gz", "log.parquet", "log.arrow")  # fmt: skip
+    for name in logs:
+        add(name, ("prepare", "--interactions", name, *DATA_OPTIONS, "--out", "o"), 0.8)
+    add("log.inter", ("prepare", "--interactions", "log.inter", "--out", "o"), 0.6)
+    add("ratings.dat", ("prepare", "--interactions", "ratings.dat", "--out", "o"), 0.6)
+    for name in ("items.csv", "users.csv"):
+        add(name, ("prepare", "--interactions", "log.csv", *DATA_OPTIONS, "--out", "o"), 0.6)
+    for name in ("items.parquet", "users.parquet"):
+        add(name, ("prepare", "--interactions", "log.csv", *tables, "--out", "o"), 0.6)
+    add("data.toml", ("prepare", "data.toml", "--out", "o"), 1.5)
+    short = ("--set", "training.epochs=1", "--set", "training.max_seconds=2", "--no-baselines")
+    for name in ("ids.toml", "features.toml"):
+        add(name, ("train", name, *data, "--out", "o", *short), 0.8)
+    add("some_users.txt", ("recommend", "run", *data, "--users", "some_users.txt", "--out",
+                           "o.jsonl"), 0.6)  # fmt: skip
+    add("new_items.csv", ("recommend", "run_features", *data, "--user", "3", "--new-items",
+                          "new_items.csv", "--json"), 0.6)  # fmt: skip
+    add("lists.jsonl", ("evaluate", "--recommendations", "lists.jsonl", *data, "--json"), 0.6)
+    return found
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One case: the target, the file of it, and the command that reads it."""
+
+    target: Target
+    file: str
+    reader: Reader
+
+
+class Mutations:
+    """The campaign of mutations.
+
+    Args:
+        fixture: folder of the artifacts.
+        work: folder for the cases.
+        seed: of the campaign.
+    """
+
+    name = "mutations"
+
+    def __init__(self, fixture: Path, work: Path, seed: int) -> None:
+        self._fixture, self._folder, self._seed = fixture, work / "mutations", seed
+        self._targets = targets()
+        self._weights = [target.weight for target in self._targets]
+        self._expected: dict[tuple[str, ...], dict[str, str]] = {}
+        self._pool = [
+            (fixture / name).read_bytes()
+            for name in ("log.csv", "log.parquet", "log.csv.gz", "run/run.json", "ids.toml",
+                         "run/best.safetensors", "data/item_ids.npy", "data/manifest.json",
+                         "index_usearch/index.json", "baseline_ease/baseline.json")
+        ]  # fmt: skip
+
+    def case(self, number: int) -> tuple[Mutation, random.Random]:
+        """Return a case and the source of its further choices."""
+        rng = random.Random(f"mutations:{self._seed}:{number}")
+        target = rng.choices(self._targets, self._weights)[0]
+        base = self._fixture / target.path
+        files = sorted(str(p.relative_to(base)) for p in base.rglob("*") if p.is_file())
+        file = rng.choice([name for name in files if not name.endswith(".lock")]) if files else ""
+        return Mutation(target, file, rng.choice(target.readers)), rng
+
+    def scenario_of(self, number: int) -> str:
+        """Return the path of the target of a case."""
+        return self.case(number)[0].target.path
+
+    def run_batch(self, numbers: list[int]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Run cases; yield the number of each with its failures."""
+        for number in numbers:
+            self._expect(self.case(number)[0].reader)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.copytree(self._fixture, self._folder)
+        left = list(numbers)
+        while left:
+            done = 0
+            for number, result in self._in_child(left):
+                done += 1
+                yield number, self._failures(number, result)
+            left = left[done:]
+
+    def _in_child(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Run cases in one child until it ends; the case at which it dies has a result too."""
+
+        def work(send: Callable[[Any], None]) -> None:
+            self._begin_child()
+            for number in numbers:
+                send({"begins": number})
+                send(self._mutate_and_read(number))
+
+        begun: dict[str, Any] = {}
+        for message in messages(*fork_lines(work)):
+            if "begins" in message:
+                begun = message
+            elif "died" in message:
+                text = self._folder.with_name("mutations.err").read_text(errors="replace")
+                result = {"code": message["died"], "is_hung": message["is_hung"], "err": text}
+                self._restore_all()
+                yield begun.get("begins", numbers[0]), result
+            else:
+                yield begun["begins"], message
+
+    def _begin_child(self) -> None:
+        redirect(self._folder.with_name("mutations.out"), self._folder.with_name("mutations.err"))
+        limit_resources()
+        os.chdir(self._folder)
+
+    def _mutate_and_read(self, number: int) -> dict[str, Any]:
+        mutation, rng = self.case(number)
+        what = self._mutate(mutation, rng)
+        if what is None:
+            return {"code": 0, "what": "unchanged", "skipped": True}
+        result = self._read(mutation.reader) | {"what": what}
+        if mutation.reader.writes_target or (self._folder / mutation.target.path).is_dir():
+            self._restore(mutation.target.path)
+        else:
+            _put(self._folder / mutation.target.path, self._fixture / mutation.target.path)
+        return result
+
+    def _read(self, reader: Reader) -> dict[str, Any]:
+        """Run a command in this process; return its exit code, its output and its files."""
+        targets = [output for output in reader.outputs if (self._fixture / output).exists()]
+        for output in reader.outputs:
+            if output not in targets:
+                _remove(self._folder / output)
+        for stream in (1, 2):
+            os.ftruncate(stream, 0)
+        code = candid_code([*reader.arguments, *([] if "--json" in reader.arguments else ["-q"])]
+                           if reader.arguments[0] != "recipe" else reader.arguments)  # fmt: skip
+        sys.stdout.flush()
+        sys.stderr.flush()
+        out = Path(self._folder.with_name("mutations.out")).read_text(errors="replace")
+        err = Path(self._folder.with_name("mutations.err")).read_text(errors="replace")
+        found: dict[str, str] = {}
+        if code == 0 and reader.compare is not None:
+            for output in reader.outputs:
+                found |= leaves(self._folder / output)
+            found |= {f"stdout:{n}": line for n, line in enumerate(out.splitlines())}
+        return {"code": code, "out": out[-3000:], "err": err[-3000:], "found": found}
+
+    def _mutate(self, mutation: Mutation, rng: random.Random) -> str | None:
+        """Change the file of a case; return what was changed, None for nothing."""
+        path = self._folder / mutation.target.path / mutation.file
+        original = self._fixture / mutation.target.path / mutation.file
+        content, choice = original.read_bytes(), rng.random()
+        sibling = SIBLINGS.get(mutation.target.path)
+        if choice < 0.04:
+            _remove(path)
+            return "file missing"
+        if choice < 0.06:
+            _remove(path)
+            path.mkdir()
+            return "folder in place of the file"
+        if choice < 0.07:
+            _remove(path)
+            path.symlink_to(path.name)
+            return "link to itself"
+        if choice < 0.10 and sibling and (self._fixture / sibling / mutation.file).is_file():
+            what, changed = f"file of {sibling}", (
+                self._fixture / sibling / mutation.file
+            ).read_bytes()  # fmt: skip
+        else:
+            what, changed = damaged(content, path.name, self._pool, rng)
+        if changed == content:
+            return None
+        temporary = path.with_name(path.name + ".new")
+        temporary.write_bytes(changed)
+        os.replace(temporary, path)  # the earlier file may still be mapped
+        return what
+
+    def _expect(self, reader: Reader) -> None:
+        """Store what a command gives for undamaged files: the values that two runs agree on."""
+        if reader.compare is None or reader.arguments in self._expected:
+            return
+        results = []
+        for _ in range(2):
+            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.copytree(self._fixture, self._folder)
+
+            def work(send: Callable[[Any], None]) -> None:
+                self._begin_child()
+                send(self._read(reader))
+
+            results += list(messages(*fork_lines(work)))
+        if any(result.get("code") != 0 for result in results):
+            raise RuntimeError(f"{reader.arguments}: {results[0].get('err')}")
+        expected = stable(results[0]["found"], results[1]["found"])
+        self._expected[reader.arguments] = expected
+
+    def _failures(self, number: int, result: dict[str, Any]) -> list[dict[str, Any]]:
+        mutation, _ = self.case(number)
+        outcome = Outcome(
+            result.get("died", result["code"]), result.get("out", ""), result.get("err", ""), HANG,
+            result.get("is_hung", False),
+        )  # fmt: skip
+        found = refusal_problem(outcome)
+        if mutation.target.is_input and outcome.code == 1 and "not enough memory" in outcome.err:
+            found = None  # an input may ask for more than the machine has
+        if found is None and outcome.code == 0 and mutation.reader.compare is not None:
+            expected = self._expected[mutation.reader.arguments]
+            if not result.get("skipped"):
+                wrong = difference(expected, result["found"], mutation.reader.compare)
+                found = wrong and f"another answer without an error: {wrong}"
+        if found is None:
+            return []
+        return [{
+            "failure": found, "file": f"{mutation.target.path}/{mutation.file}".rstrip("/"),
+            "change": result.get("what", "?"), "command": " ".join(mutation.reader.arguments),
+            "output": outcome.err[-600:],
+        }]  # fmt: skip
+
+    def _restore(self, name: str) -> None:
+        _put(self._folder / name, self._fixture / name)
+
+    def _restore_all(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.copytree(self._fixture, self._folder)
+
+
+def _put(path: Path, source: Path) -> None:
+    _remove(path)
+    shutil.copytree(source, path) if source.is_dir() else shutil.copy(source, path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

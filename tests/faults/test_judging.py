@@ -1,0 +1,120 @@
+"""The rules by which the fault campaign judges outcomes, and its changes of files."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ONE_SENTENCE = "error: log.csv is damaged; write it again\n"
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """Import modules of the campaign by name."""
+    import importlib
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize(
+    ("code", "err", "expected"),
+    [
+        (0, "", None),
+        (0, "a note\n", None),
+        (3, ONE_SENTENCE, None),
+        (1, ONE_SENTENCE, "exit 1"),
+        (-11, "", "ended by signal 11"),
+        (4, ONE_SENTENCE * 2, "2 lines on stderr instead of one sentence"),
+        (4, "", "0 lines on stderr instead of one sentence"),
+        (4, "Traceback (most recent call last):\n" + ONE_SENTENCE, "a traceback"),
+        (0, "thread '<unnamed>' panicked at src/lib.rs:1\n", "a panic of a library"),
+        (4, "error: unexpected KeyError: x; set CANDID_DEBUG=1\n", "an unexpected error"),
+    ],
+)
+def test_refusal_problem_by_outcome(modules, code, err, expected):
+    outcome = modules("faults_process").Outcome(code, "", err, 0.1)
+    assert modules("faults_kills").refusal_problem(outcome) == expected
+
+
+def test_refusal_problem_of_a_hang(modules):
+    outcome = modules("faults_process").Outcome(-9, "", "", 90.0, is_hung=True)
+    assert modules("faults_kills").refusal_problem(outcome) == "no end after 90 s"
+
+
+@pytest.mark.parametrize(
+    "name", ["a.json", "a.jsonl", "a.toml", "a.csv", "a.csv.gz", "a.npy", "a.bin"]
+)
+def test_damaged_file_differs_and_repeats_with_the_seed(modules, tmp_path, name):
+    import gzip
+
+    import numpy as np
+
+    contents = {
+        "a.json": b'{"a": [1, 2, {"b": null}], "c": "x"}',
+        "a.jsonl": b'{"a": 1}\n{"a": 2}\n',
+        "a.toml": b'[data]\nuser = "u"\nitem = "i"\n',
+        "a.csv": b"u,i\n1,2\n3,4\n",
+        "a.csv.gz": gzip.compress(b"u,i\n1,2\n3,4\n", mtime=0),
+        "a.bin": bytes(range(256)),
+    }
+    np.save(tmp_path / "a.npy", np.arange(10))
+    content = contents.get(name) or (tmp_path / name).read_bytes()
+    damaged = modules("faults_content").damaged
+
+    def changed():
+        return [damaged(content, name, [b"other"], random.Random(seed)) for seed in range(200)]
+
+    first = changed()
+    assert first == changed()
+    assert sum(new != content for _, new in first) > 150
+    assert len({new for _, new in first}) > 50
+
+
+def test_leaves_find_one_changed_value(modules, tmp_path):
+    snapshot = modules("faults_snapshot")
+    for number, value in enumerate((1, 1, 2)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"seconds": number, "epochs": value}))
+    first, second, third = (snapshot.leaves(tmp_path / str(number)) for number in range(3))
+    expected = snapshot.stable(first, second)
+    assert expected == {"run.json/epochs": "1"}
+    assert snapshot.difference(expected, second) is None
+    assert snapshot.difference(expected, third) == "run.json/epochs is 2, not 1"
+    assert snapshot.difference(expected, {}) == "run.json/epochs is nothing, not 1"
+
+
+def test_leaves_separate_tensors_from_metadata(modules, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    path, snapshot = tmp_path / "last.safetensors", modules("faults_snapshot")
+    tensors = {"model/a": torch.arange(3.0), "random/b": torch.zeros(2)}
+    save_file(tensors, path, metadata={"candid": "1"})
+    first = snapshot.leaves(path)
+    save_file(tensors | {"model/a": torch.arange(3.0) + 1}, path, metadata={"candid": "2"})
+    second = snapshot.leaves(path)
+    assert snapshot.difference(first, second, "model/").startswith("last.safetensors#model/a is")
+    assert snapshot.difference(first, second, "random/") is None
+
+
+def test_stop_kills_before_the_operation(tmp_path):
+    """In a process of its own: the hook cannot be removed."""
+    import subprocess
+
+    program = (
+        "import sys, pathlib\n"
+        f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "from faults_process import Stop, stop_at\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "stop_at(Stop(3), folder)\n"
+        "for name in 'abcd':\n"
+        "    (folder / name).write_text(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert done.returncode == -9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
