@@ -60,6 +60,15 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one")
     ] = 8000,
+    probe_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Answer /healthz, /readyz and /metrics on this port as well, in a thread that no "
+            "request delays; 0: any free one [default: on --port only]",
+        ),
+    ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
@@ -153,6 +162,7 @@ def serve(
         host=host,
         port=port,
         item_updates=item_updates,
+        probe_port=probe_port,
     )
 
 

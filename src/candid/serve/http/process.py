@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import torch
 import uvicorn
@@ -24,6 +24,7 @@ from candid.serve.http.access import AccessRules, is_loopback
 from candid.serve.http.app import make_app
 from candid.serve.http.connections import Connections, with_connection_limit
 from candid.serve.http.middleware import RequestMiddleware
+from candid.serve.http.probes import ProbeServer, ServerStatus
 from candid.serve.http.protocol import protocol_class
 from candid.serve.logs import log_event, set_up_logging
 from candid.serve.metrics import Metrics
@@ -46,6 +47,7 @@ def run_server(
     host: str,
     port: int,
     item_updates: Path | str | None = None,
+    probe_port: int | None = None,
 ) -> None:
     """Serve until a signal stops the process; SIGHUP reloads all models.
 
@@ -56,11 +58,17 @@ def run_server(
         host: address to listen on.
         port: port to listen on; 0: any free one.
         item_updates: file that stores item updates; None: updates end with the server.
+        probe_port: port for probes in a thread of their own; 0: any free one. None: probes are
+            answered on ``port`` only.
 
     Raises:
         CandidError: a model cannot be opened, or the address is not available.
     """
-    sock = _bind(host, port)
+    sock = _bind(host, port, "--port")
+    status, metrics = ServerStatus(), Metrics()
+    probes = None
+    if probe_port is not None:
+        probes = ProbeServer(_bind(host, probe_port, "--probe-port"), status, metrics.to_text)
     set_up_logging()
     # Until uvicorn handles the signal, models are still being loaded.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -69,9 +77,14 @@ def run_server(
     torch.set_num_threads(threads)
     config = with_connection_limit(config.model_copy(update={"threads": threads}))
     _log_keys(access, host)
-    with contextlib.closing(sock), contextlib.closing(ItemUpdates(item_updates)) as updates:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(sock))
+        if probes is not None:
+            probes.start()
+            stack.callback(probes.stop)
+            log_event("probes listening", address=_address(probes.address))
+        updates = stack.enter_context(contextlib.closing(ItemUpdates(item_updates)))
         updates.log_unserved(files)
-        metrics = Metrics()
         checks = ModelChecks(files, config=config)
         models = Models(files, config=config, updates=updates, metrics=metrics, checks=checks)
         service = Service(models, config=config, metrics=metrics)
@@ -98,6 +111,7 @@ def run_server(
             ),
             service,
             connections,
+            status,
         )
         server.run(sockets=[sock])
     log_event("stopped")
@@ -122,23 +136,30 @@ def _num_cores() -> int:
 class _Server(uvicorn.Server):
     """uvicorn's server, with reload on SIGHUP and a drain before the shutdown."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, connections: Connections) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        connections: Connections,
+        status: ServerStatus,
+    ) -> None:
         super().__init__(config)
         self._service = service
         self._connections = connections
+        self._status = status
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def on_tick(self, counter: int) -> bool:
         """Close connections that are late; uvicorn calls this ten times per second."""
+        self._status.beat()
         self._connections.sweep()
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         if sockets and self.started:
-            host, port = sockets[0].getsockname()[:2]
-            address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            log_event("listening", address=address)
+            self._status.not_ready = None
+            log_event("listening", address=_address(sockets[0].getsockname()))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -161,6 +182,7 @@ class _Server(uvicorn.Server):
             self.handle_exit(number, None)  # The second signal ends the drain.
             return
         self._service.is_draining = True
+        self._status.not_ready = "the server is shutting down"
         log_event("stopping", signal=number.name)
         drain = self._service.config.drain_ms / 1000
         asyncio.get_running_loop().call_later(drain, self.handle_exit, signal.SIGTERM, None)
@@ -180,7 +202,13 @@ class _Server(uvicorn.Server):
         task.add_done_callback(self._tasks.discard)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _address(name: tuple[Any, ...]) -> str:
+    """Return the URL of the address of a socket."""
+    host, port = name[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _bind(host: str, port: int, option: str) -> socket.socket:
     """Bind a socket before models are loaded, so that an address in use fails at once."""
     sock = None
     try:
@@ -195,6 +223,6 @@ def _bind(host: str, port: int) -> socket.socket:
             sock.close()
         reason = error.strerror or str(error)
         raise ConfigError(
-            f"cannot listen on {host} port {port}: {reason}; choose another --host or --port"
+            f"cannot listen on {host} port {port}: {reason}; choose another --host or {option}"
         ) from None
     return sock
