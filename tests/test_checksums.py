@@ -17,6 +17,7 @@ from candid.checksums import (
     file_entry,
     has_valid_seal,
     is_verifying,
+    read_error,
     sealed,
     verification,
     write_sealed_json,
@@ -78,8 +79,26 @@ def test_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(checksums, "checksum", refuse)
-    with pytest.raises(ArtifactError, match=r"a\.npy cannot be read: permission denied"):
-        check_file(path, entry, "fix that")
+    sentence = r"a\.npy cannot be read: permission denied; give this user read permission$"
+    with pytest.raises(ArtifactError, match=sentence):
+        check_file(path, entry, "make it again")
+    with pytest.raises(ArtifactError, match=sentence):
+        FileChecks({path: entry}, "make it again")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "cannot allocate memory; close other programs"),
+        (OSError(12, "Cannot allocate memory"), "cannot allocate memory; close other programs"),
+        (OSError(5, "Input/output error"), "input/output error; check the disk"),
+        (OSError(24, "Too many open files"), r"too many open files; raise .* \(ulimit -n\)"),
+        (OSError(99, "Odd"), "; fix that"),
+    ],
+)
+def test_reason_of_the_system_is_named_with_a_remedy(error, words):
+    with pytest.raises(ArtifactError, match=f"^a.npy cannot be read: .*{words}"):
+        raise read_error("a.npy", error)
 
 
 def test_large_files_are_read_by_threads_while_the_caller_goes_on(tmp_path, monkeypatch):

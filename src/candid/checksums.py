@@ -6,8 +6,10 @@ are compared all the same.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,6 +58,31 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def read_error(path: Path, error: OSError | MemoryError) -> ArtifactError:
+    """Build the error of a file that the system cannot read; its content may be as it was written.
+
+    Args:
+        path: the file.
+        error: of the system.
+    """
+    return ArtifactError(f"{path} {_system_fault(error)}")
+
+
+def _system_fault(error: OSError | MemoryError) -> str:
+    """Return the reason of the system, after a semicolon what to do."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno
+    advice = {
+        errno.EACCES: "give this user read permission",
+        errno.EPERM: "give this user read permission",
+        errno.ENOMEM: "close other programs, or use a machine with more memory",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+        errno.ENFILE: "raise the limit of open files of the system",
+        errno.EIO: "check the disk, and restore the file from a copy",
+    }
+    reason = os.strerror(number) if number is not None else str(error)
+    return f"cannot be read: {reason.lower()}; {advice.get(number or 0, 'fix that')}"
+
+
 def file_entry(path: Path) -> dict[str, Any]:
     """Return the entry of a file in a manifest: its size in bytes and its checksum."""
     return {"bytes": path.stat().st_size, "sha256": checksum(path)}
@@ -77,9 +104,14 @@ def find_fault(path: Path, entry: Mapping[str, Any], *, compare: bool = True) ->
             return f"has {size:,} bytes, not {entry['bytes']:,}"
         if compare and checksum(path) != entry["sha256"]:
             return "differs from its checksum"
-    except OSError as error:
-        return f"cannot be read: {(error.strerror or str(error)).lower()}"
+    except (OSError, MemoryError) as error:
+        return _system_fault(error)
     return None
+
+
+def _sentence(path: Path, fault: str, advice: str) -> str:
+    """Return a fault as a sentence with what to do, unless the fault says that itself."""
+    return f"{path} {fault}" if ";" in fault else f"{path} {fault}; {advice}"
 
 
 def check_file(path: Path, entry: Mapping[str, Any], advice: str) -> None:
@@ -95,7 +127,7 @@ def check_file(path: Path, entry: Mapping[str, Any], advice: str) -> None:
     """
     fault = find_fault(path, entry, compare=is_verifying())
     if fault is not None:
-        raise ArtifactError(f"{path} {fault}; {advice}")
+        raise ArtifactError(_sentence(path, fault, advice))
 
 
 class FileChecks:
@@ -125,7 +157,7 @@ class FileChecks:
             is_large = entry["bytes"] >= LARGE
             fault = find_fault(path, entry, compare=is_verifying() and not is_large)
             if fault is not None:
-                raise ArtifactError(f"{path} {fault}; {advice}")
+                raise ArtifactError(_sentence(path, fault, advice))
             if is_large and is_verifying():
                 large.append(path)
         self._waiting = iter(large)
@@ -156,7 +188,7 @@ class FileChecks:
             thread.join()
         for path in self._files:
             if path in self._faults:
-                raise ArtifactError(f"{path} {self._faults[path]}; {self._advice}")
+                raise ArtifactError(_sentence(path, self._faults[path], self._advice))
 
     def _compare(self) -> None:
         while True:

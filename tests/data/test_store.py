@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -132,6 +133,29 @@ def test_large_array_is_compared_in_the_background(folder, monkeypatch):
         dataset.wait_until_verified()
     open_dataset(folder, verify=False).wait_until_verified()
     example().wait_until_verified()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "roles.npy", "items.parquet"])
+def test_file_without_permission_is_not_called_damaged(folder, monkeypatch, name):
+    opening = Path.open
+
+    def refuse(self, *arguments, **options):
+        if self.name == name:
+            raise PermissionError(13, "Permission denied")
+        return opening(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ArtifactError, match=rf"{name} cannot be read: permission denied; give"):
+        open_dataset(folder)
+
+
+def test_lack_of_memory_is_not_called_damage(folder, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("numpy.load", refuse)
+    with pytest.raises(ArtifactError, match="cannot allocate memory; close other programs"):
+        open_dataset(folder)
 
 
 def test_changed_value_in_the_manifest_is_damage(folder):

@@ -222,7 +222,7 @@ def test_vocabulary_changed_since_training_is_refused(run, tmp_path):
     with pytest.raises(ArtifactError, match="has changed since training"):
         load_run(tmp_path, dataset())
     (tmp_path / FEATURES).write_text("{")
-    with pytest.raises(ArtifactError, match=r"features\.json is damaged"):
+    with pytest.raises(ArtifactError, match=r"features\.json is damaged; restore it from a copy"):
         load_run(tmp_path, dataset())
 
 

@@ -346,6 +346,13 @@ def test_good_checkpoint_survives_the_first_write_after_a_damaged_one(tmp_path):
     assert [state["epoch"] for state in states] == [1, 2]
 
 
+def test_checkpoint_of_an_earlier_start_is_not_kept(tmp_path):
+    make_trainer(tmp_path, settings={"epochs": 3}).run()
+    (tmp_path / LAST).unlink()
+    make_trainer(tmp_path, settings={"epochs": 1}).run()
+    assert not (tmp_path / PREVIOUS).exists()
+
+
 def test_two_damaged_checkpoints_are_refused_in_a_sentence(tmp_path):
     make_trainer(tmp_path, settings={"epochs": 2}).run()
     for name in (LAST, PREVIOUS):

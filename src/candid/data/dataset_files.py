@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.atomic import write_file
-from candid.checksums import SEAL, FileChecks, check_seal, sealed
+from candid.checksums import SEAL, FileChecks, check_seal, read_error, sealed
 from candid.errors import ArtifactError
 
 Arrays = Mapping[str, npt.NDArray[Any] | None]
@@ -121,7 +121,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} has no {MANIFEST}, so it is not a prepared dataset; run candid prepare"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise read_error(path / MANIFEST, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path / MANIFEST} is damaged; prepare again") from error
     if kind != KIND:
         raise ArtifactError(f"{path} is a {kind}, not a prepared dataset; choose another folder")

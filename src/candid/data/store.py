@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.checksums import check_file, verification
+from candid.checksums import check_file, read_error, verification
 from candid.data.dataset import PreparedDataset, Role
 from candid.data.dataset_files import (
     ALIGNED,
@@ -22,6 +22,7 @@ from candid.data.dataset_files import (
     check_files,
     read_manifest,
 )
+from candid.data.readers.files import is_out_of_memory, memory_error
 from candid.errors import ArtifactError, ConfigError
 
 
@@ -161,5 +162,9 @@ def _load(file: Path) -> Any:
         if file.suffix == ".npy":
             return np.load(file, mmap_mode="r")
         return pl.read_parquet(file, glob=False)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except (OSError, MemoryError, ValueError, pl.exceptions.PolarsError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise read_error(file, error) from error
+        if is_out_of_memory(error):
+            raise memory_error(file) from error
         raise ArtifactError(f"{file} is damaged; prepare again") from error

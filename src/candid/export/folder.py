@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from candid.atomic import atomic_folder, sync
-from candid.checksums import check_seal, file_entry, write_sealed_json
+from candid.checksums import check_seal, file_entry, read_error, write_sealed_json
 from candid.component import lookup
 from candid.errors import ArtifactError, ConfigError
 from candid.export.context import ExportContext
@@ -96,7 +96,9 @@ def read_export(folder: Path | str) -> dict[str, Any]:
             int(entry["bytes"]), str(entry["sha256"])
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} is not an export: it has no {EXPORT}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        raise read_error(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ArtifactError(f"{path} is damaged; {EXPORT_AGAIN}") from None
     if kind != KIND or version != VERSION:
         raise ArtifactError(

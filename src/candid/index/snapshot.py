@@ -25,7 +25,7 @@ import pydantic
 import torch
 from torch import Tensor
 
-from candid.checksums import FileChecks, verification
+from candid.checksums import FileChecks, read_error, verification
 from candid.component import type_name
 from candid.errors import ArtifactError, ConfigError
 from candid.index.live import Changes, LiveIndex
@@ -305,7 +305,9 @@ def _open(folder: Path, manifest: dict[str, Any]) -> Snapshot:
         added_ids = None
         if "added" in path:
             added_ids = pl.read_parquet(path["added"], glob=False)["source_id"]
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+    except OSError as error:
+        raise read_error(folder, error) from error
+    except (ValueError, KeyError, pl.exceptions.PolarsError) as error:
         raise ArtifactError(f"a file of {folder} is damaged; {REBUILD}") from error
     vectors = torch.from_numpy(mapped)
     if vectors.dtype != torch.float32 or list(vectors.shape) != [

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from candid.atomic import make_readable, sync, write_error, write_json
-from candid.checksums import check_seal, file_entry, sealed
+from candid.checksums import check_seal, file_entry, read_error, sealed
 from candid.errors import ArtifactError, ConfigError
 from candid.index.protocol import Index
 from candid.locks import LOCK, one_writer
@@ -52,7 +52,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{folder} is not an index: it has no {MANIFEST}; build one with candid index"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise read_error(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged; {REBUILD}") from error
     if kind != KIND or version != VERSION:
         raise ArtifactError(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from candid.atomic import write_json
 from candid.batches import BatchesConfig, target_counts, users_with_rows
+from candid.checksums import read_error
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.features import (
@@ -29,6 +30,7 @@ from candid.features import (
     restore_table,
 )
 from candid.runs.anonymous_users import parse_attributes
+from candid.runs.folder import TRAIN_AGAIN
 from candid.towers import RetrievalModel, TowerContext
 
 FEATURES = "features.json"
@@ -177,8 +179,10 @@ def read_states(folder: Path, fingerprint: str | None) -> dict[str, Any]:
         raise ArtifactError(
             f"{folder} has no {FEATURES}, which holds the fitted features: train again"
         ) from None
-    except (ValueError, AttributeError):
-        raise ArtifactError(f"{path} is damaged; train again") from None
+    except OSError as error:
+        raise read_error(path, error) from error
+    except (ValueError, AttributeError, RecursionError):
+        raise ArtifactError(f"{path} is damaged; {TRAIN_AGAIN}") from None
     if not is_same:
         raise ArtifactError(
             f"{path} has changed since training (a vocabulary or a scale differs): restore the "

@@ -22,6 +22,7 @@ from candid.checksums import (
     check_file,
     check_seal,
     file_entry,
+    read_error,
     verification,
     write_sealed_json,
 )
@@ -494,8 +495,10 @@ def read_baseline_manifest(folder: Path) -> dict[str, Any]:
             int(entry["bytes"]), str(entry["sha256"])
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} is not a saved baseline: it has no {BASELINE}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{path} is damaged; save the baseline again") from None
+    except OSError as error:
+        raise read_error(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ArtifactError(f"{path} is damaged; {SAVE_AGAIN}") from None
     if baseline_format != FORMAT:
         raise ArtifactError(
             f"{folder} holds a baseline of format {baseline_format} and this version of candid "

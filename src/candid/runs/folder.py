@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from candid.atomic import atomic_folder
-from candid.checksums import check_seal
+from candid.checksums import check_seal, read_error
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, as_dataset
 from candid.errors import ArtifactError, ConfigError
@@ -203,7 +203,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 "run (recommend, evaluate, compare, serve, export and candid.load take baselines)"
             ) from None
         raise ArtifactError(f"{folder} is not a run: it has no {MANIFEST}") from None
-    except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise read_error(path, error) from error
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ArtifactError(f"{path} is damaged; {TRAIN_AGAIN}") from None
     if run_format != FORMAT:
         raise ArtifactError(

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from candid.atomic import replacing
-from candid.checksums import SEAL, is_verifying
+from candid.checksums import SEAL, is_verifying, read_error
 from candid.errors import ArtifactError
 from candid.training.optimizer import ModelOptimizer
 
@@ -127,6 +127,8 @@ def read_checkpoint(path: Path | str, device: torch.device | None = None) -> Che
         with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, MemoryError) as error:
+        raise read_error(path, error) from error
     except SafetensorError as error:
         raise DamagedCheckpointError(
             f"{path} is damaged or not a checkpoint ({error}): {RESTORE}"

@@ -179,8 +179,11 @@ class Trainer:
         self._generator.manual_seed(_derived_seed(self._seed))
         if resume:
             self._resume()
-        elif self._start is not None:
-            self._begin_with(self._start)
+        else:
+            # That of an earlier start of a run that begins again.
+            (self.folder / PREVIOUS).unlink(missing_ok=True)
+            if self._start is not None:
+                self._begin_with(self._start)
         trackers = open_trackers(
             self.config.trackers, self.folder, self.name, self.state.step if resume else None
         )
