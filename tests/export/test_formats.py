@@ -189,6 +189,22 @@ def test_milvus_rows_without_attributes(make_model, tmp_path):
     assert body["schema"]["fields"][0]["dataType"] == "Int64"
 
 
+@pytest.mark.parametrize("largest", [2**63 - 1, 2**63, 2**64 - 1])
+def test_milvus_refuses_ids_beyond_its_integers(make_model, tmp_path, largest):
+    towers = {"query_tower": {"type": "user_embedding"}, "item_tower": {"type": "item_embedding"}}
+    made = make_model(towers, features=False)
+    ids = pl.DataFrame({"source_id": pl.Series([*range(16), largest], dtype=pl.UInt64)})
+    object.__setattr__(made.export_input.dataset, "items", ids)
+    if largest < 2**63:
+        written = milvus.write_milvus(ExportContext(made.export_input), tmp_path)
+        assert rows_of(tmp_path, written["files"][1:])[-1]["source_id"] == largest
+        return
+    message = f"up to 9223372036854775807, and one is {largest}; prepare the data with ids as text"
+    with pytest.raises(ConfigError, match=message):
+        milvus.write_milvus(ExportContext(made.export_input), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("module", "name"), [(milvus, "milvus"), (elasticsearch, "elasticsearch")])
 def test_too_wide_vectors_are_refused(context, tmp_path, monkeypatch, module, name):
     monkeypatch.setattr(module, "MAX_DIM", 7)

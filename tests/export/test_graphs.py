@@ -156,6 +156,40 @@ def test_query_graph_of_an_empty_history_without_an_answer_is_nan(plain, queries
     assert vectors.isnan().all(dim=1).tolist() == [True, False]
 
 
+WRONG_HISTORIES = {
+    "padded before its items": [-1, -1, 3, 4],
+    "a hole": [3, -1, 4, -1],
+    "a hole before the last item": [3, 4, -1, 5],
+    "one item at the end": [-1, -1, -1, 6],
+    "an id below -1": [3, -2, 4, 5],
+    "an id below -1 at the end": [3, 4, 5, -7],
+    "only ids below -1": [-2, -2, -2, -2],
+}
+
+
+@pytest.mark.parametrize("history", WRONG_HISTORIES.values(), ids=list(WRONG_HISTORIES))
+@pytest.mark.parametrize("tower", [c for c in CASES if "causal" in c.id or "joined" in c.id])
+def test_query_graph_of_a_history_with_misplaced_padding_is_nan(
+    make_model, queries_of, tower, history
+):
+    made = make_model(model_of((tower, ITEMS)))
+    graph = graphs_by_name(made)["query"]
+    queries = queries_of(made, histories=[[3, 4, 5, 6], [7], [3, 4, 5]], width=4)
+    sound = encode(graph, queries.tensors)
+    tensors = {**queries.tensors, "history": queries.tensors["history"].clone()}
+    tensors["history"][1] = torch.tensor(history)
+    vectors = encode(graph, tensors)
+    assert vectors.isnan().all(dim=1).tolist() == [False, True, False]
+    check_close(vectors[[0, 2]], sound[[0, 2]])
+
+
+def test_misplaced_padding_is_nan_where_an_empty_history_has_a_vector(everything, queries_of):
+    graph = graphs_by_name(everything)["query"]
+    queries = queries_of(everything, histories=[[], [3, 4, 5]])
+    queries.tensors["history"][1] = torch.tensor([-1, 3, 4])
+    assert encode(graph, queries.tensors).isnan().all(dim=1).tolist() == [False, True]
+
+
 def test_tower_without_to_padded_is_refused(make_model):
     class Other(QueryTower):
         dim = 8

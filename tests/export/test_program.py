@@ -138,6 +138,16 @@ def test_empty_history_without_an_answer_is_nan(small):
     assert torch_vectors.isnan().all()
 
 
+@pytest.mark.slow
+def test_misplaced_padding_is_nan_in_files(small, queries_of):
+    histories = torch.tensor([[3, 4, -1, -1], [-1, -1, 3, 4], [3, -1, 4, -1], [3, -2, 4, 5]])
+    sound = queries_of(small.made, histories=[[3, 4]], width=4).tensors
+    [expected] = small.encode("query", sound)[:1]
+    for vectors in small.encode("query", {"history": histories}):
+        assert vectors.isnan().all(dim=1).tolist() == [False, True, True, True]
+        torch.testing.assert_close(vectors[:1], expected, rtol=0, atol=1e-5)
+
+
 def test_history_beyond_max_length_is_refused(small):
     tensors = {"history": torch.zeros(2, 7, dtype=torch.int64)}
     session = onnxruntime.InferenceSession(small.root / "onnx" / "query.onnx")

@@ -16,6 +16,7 @@ from candid.index.approximate import (
     augment_queries,
     geometric_steps,
     has_similar_norms,
+    scale_rows,
 )
 
 
@@ -49,10 +50,18 @@ def test_geometric_steps_are_distinct_and_reach_both_ends():
     assert all(b / a <= 1.5 for a, b in itertools.pairwise(steps) if a > 3)
 
 
+def test_scaled_rows_have_one_length_and_their_direction():
+    rows = np.array([[3.0, 4.0], [0.0, 0.0], [3e-30, 4e-30], [-3e30, 4e30]], dtype=np.float32)
+    expected = [[6.0, 8.0], [0.0, 0.0], [6.0, 8.0], [-6.0, 8.0]]
+    np.testing.assert_allclose(scale_rows(rows, 10.0), expected, rtol=1e-6)
+
+
 def test_long_items_make_norms_dissimilar():
     unit = torch.nn.functional.normalize(torch.randn(100, 8))
     assert has_similar_norms(unit)
-    unit[3] *= 5
+    unit[3] *= 1.2
+    assert has_similar_norms(unit)
+    unit[3] *= 1.2
     assert not has_similar_norms(unit)
 
 

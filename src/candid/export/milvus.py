@@ -17,6 +17,7 @@ COLLECTION = "candid_items"
 REQUEST_MEGABYTES = 16
 """Size of a request; Milvus accepts 64 by default."""
 MAX_DIM = 32_768
+MAX_INT64 = 2**63 - 1
 MAX_VARCHAR_BYTES = 65_535
 RESERVED_FIELDS = ("source_id", "attributes")
 """Fields of the collection other than the vector."""
@@ -44,6 +45,12 @@ def write_milvus(context: ExportContext, folder: Path) -> dict[str, Any]:
             f"--format milvus already has a field {vector!r}; choose another --vector-column"
         )
     if ids.dtype.is_integer():
+        largest = int(ids.max() or 0)  # type: ignore[call-overload, arg-type]
+        if largest > MAX_INT64:
+            raise ConfigError(
+                f"Milvus accepts integer source ids of up to {MAX_INT64}, and one is {largest}; "
+                "prepare the data with ids as text, or leave out --format milvus"
+            )
         key: dict[str, Any] = {"dataType": "Int64"}
     else:
         longest = int(ids.cast(pl.String).str.len_bytes().max() or 1)  # type: ignore[arg-type]

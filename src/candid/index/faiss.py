@@ -27,6 +27,7 @@ from candid.index.approximate import (
     augment_queries,
     geometric_steps,
     has_similar_norms,
+    scale_rows,
     to_array,
 )
 from candid.index.checks import check_item_vectors
@@ -182,6 +183,9 @@ class FaissIndex(ApproximateIndex):
             raise ArtifactError(
                 f"{file} is the index of {self._index.ntotal} items, not of these {num_items}"
             )
+        # Of every item of an augmented graph.
+        is_wider = self._index.d > dim
+        self._length = float(np.linalg.norm(self._index.reconstruct(0))) if is_wider else 1.0
         if kind in ("flat", "ivf"):
             # FAISS has copied the vectors, so the caller may change them.
             self._vectors = torch.empty(0)
@@ -217,7 +221,7 @@ class FaissIndex(ApproximateIndex):
     def _candidates(self, query: Floats, k: int, spare: int) -> Ints:
         oversample = 1.0 if self._kind == "hnsw" else self.oversample
         if self._index.d > self._dim:
-            query = augment_queries(query)
+            query = scale_rows(augment_queries(query), self._length)
         return self._search_faiss(query, self._num_candidates(k, spare, oversample))[0]
 
     def _search_faiss(self, query: Floats, k: int) -> tuple[Ints, Floats]:

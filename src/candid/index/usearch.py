@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -22,6 +23,7 @@ from candid.index.approximate import (
     augment_queries,
     geometric_steps,
     has_similar_norms,
+    scale_rows,
     to_array,
 )
 from candid.index.protocol import IndexConfig
@@ -42,7 +44,8 @@ class UsearchIndex(ApproximateIndex):
         num_links: links per item in the graph.
         build_width: items considered for each new one when the graph is built.
         search_width: items considered in a search, at least k.
-        precision: of the vectors in the graph.
+        precision: of the vectors in the graph. "int8" has one scale for all items, so that their
+            lengths count, and one for each query.
         augment: distances instead of inner products (``augment_items``); None: if lengths are
             similar.
         file: of ``save``, read instead of building; None: build.
@@ -108,20 +111,39 @@ class UsearchIndex(ApproximateIndex):
                     f"{file} is the index of {len(self._index)} items, not of these "
                     f"{self.num_items}"
                 )
-            return
+        else:
+            self._index = self._build(library, num_links, build_width, precision, augment)
+        self._is_int8 = precision == "int8"
+        # Of every item of an augmented graph.
+        first = np.asarray(self._index.get(0, dtype="f32"), dtype=np.float64)
+        self._length = float(np.linalg.norm(first))
+
+    def _build(
+        self,
+        library: ModuleType,
+        num_links: int,
+        build_width: int,
+        precision: Precision,
+        augment: bool | None,
+    ) -> Any:
         is_augmented = has_similar_norms(self._vectors) if augment is None else augment
-        items = to_array(self._vectors)
+        items: npt.NDArray[Any] = to_array(self._vectors)
         if is_augmented:
             items = augment_items(items)
-        self._index = library.Index(
+        if precision == "int8":
+            # USearch itself would scale each vector to one length, and the order of inner products
+            # would be lost.
+            items = _to_int8(items, np.abs(items).max())
+        index = library.Index(
             ndim=items.shape[1],
             metric="l2sq" if is_augmented else "ip",
             dtype=DTYPES[precision],
             connectivity=num_links,
             expansion_add=build_width,
-            expansion_search=search_width,
+            expansion_search=self.search_width,
         )
-        self._index.add(np.arange(self.num_items), items, threads=torch.get_num_threads())
+        index.add(np.arange(self.num_items), items, threads=torch.get_num_threads())
+        return index
 
     def save(self, file: Path) -> None:
         """Write everything but the item vectors; see ``Index.save``."""
@@ -135,17 +157,34 @@ class UsearchIndex(ApproximateIndex):
         k += spare
         if len(query) == 0:
             return np.empty((0, k), dtype=np.int64)
-        if self._index.ndim > self._dim:
-            query = augment_queries(query)
+        vectors = self._graph_queries(query)
         # USearch numbers the working memory of the threads of one call, so two calls at the same
         # time would share it.
         with self._lock:
             self._index.expansion_search = max(int(self.search_width), k)
-            matches = self._index.search(query, k, threads=torch.get_num_threads())
+            matches = self._index.search(vectors, k, threads=torch.get_num_threads())
         ids = np.asarray(matches.keys).astype(np.int64).reshape(len(query), -1)
         counts = np.atleast_1d(getattr(matches, "counts", np.full(len(query), ids.shape[1])))
         ids[np.arange(ids.shape[1]) >= counts[:, None]] = -1
         return ids
+
+    def _graph_queries(self, query: Floats) -> npt.NDArray[Any]:
+        """Return queries in the precision and the width of the graph; the order of items stays.
+
+        Candidates are ranked exactly afterwards, so each query may have a scale of its own.
+        """
+        is_augmented = self._index.ndim > self._dim
+        if is_augmented:
+            query = augment_queries(query)
+        if self._is_int8:
+            return _to_int8(query, np.abs(query).max(axis=1, keepdims=True))
+        return scale_rows(query, self._length) if is_augmented else query
+
+
+def _to_int8(vectors: Floats, largest: Floats | np.float32) -> npt.NDArray[np.int8]:
+    """Return rounded vectors in which ``largest`` is 127."""
+    codes = vectors * (127 / np.where(largest > 0, largest, 1)).astype(np.float32)
+    return np.rint(codes, out=codes).astype(np.int8)
 
 
 def _read(library: ModuleType, file: Path) -> Any:

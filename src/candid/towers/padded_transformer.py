@@ -96,7 +96,8 @@ class PaddedBlock(nn.Module):
 class PaddedTransformer(PaddedModule):
     """``CausalTransformer`` over padded histories.
 
-    Padding follows the tokens, so causal attention never reads it.
+    Padding follows the tokens, so causal attention never reads it. A history with padding before or
+    between its items, or with an id below -1, has the vector NaN: its positions are not known.
 
     Args:
         items: [V, D] float32, input vectors of the items of a history.
@@ -153,7 +154,7 @@ class PaddedTransformer(PaddedModule):
             self.inputs += (PaddedInput("query_time", "time", 0),)
 
     def forward(self, tensors: NamedTensors) -> Tensor:
-        """Encode B histories: [B, D]; NaN for an empty one that cannot be encoded."""
+        """Encode B histories: [B, D]; NaN for those that cannot be encoded."""
         history = tensors["history"]
         tokens = F.embedding(history.clamp(min=0), self.items)
         rotations = None
@@ -173,7 +174,11 @@ class PaddedTransformer(PaddedModule):
                 bias = F.embedding(buckets, self.time_bias.T).permute(0, 3, 1, 2)
         for block in self.blocks:
             tokens = block(tokens, rotations, bias)
-        length = (history != PADDING).sum(1)
+        is_token = history >= 0
+        length = is_token.sum(1)
+        positions = torch.arange(1, history.shape[1] + 1, device=history.device)
+        end = (positions * is_token).amax(1)
+        is_wrong = (end != length) | (history < PADDING).any(1)
         last = (length - 1).clamp(min=0)[:, None]
         states = tokens.gather(1, last[:, :, None].expand(-1, 1, tokens.shape[2])).squeeze(1)
         query = self.norm(states)
@@ -181,10 +186,10 @@ class PaddedTransformer(PaddedModule):
             last_time = tensors["times"].gather(1, last).squeeze(1)
             gaps = query_gaps_plus_one(last_time, tensors["query_time"])
             query = self.query_gap(query, gaps)
-        empty = self.empty_history
-        if empty is None:
-            return torch.where((length == 0)[:, None], query.new_full((), torch.nan), query)
-        return torch.where((length == 0)[:, None], empty, query)
+        nan = query.new_full((), torch.nan)
+        empty = nan if self.empty_history is None else self.empty_history
+        query = torch.where((length == 0)[:, None], empty, query)
+        return torch.where(is_wrong[:, None], nan, query)
 
 
 def _rotations(length: int, width: int) -> Tensor:
