@@ -45,7 +45,7 @@ def write_milvus(context: ExportContext, folder: Path) -> dict[str, Any]:
             f"--format milvus already has a field {vector!r}; choose another --vector-column"
         )
     if ids.dtype.is_integer():
-        largest = int(ids.max() or 0)  # type: ignore[call-overload, arg-type]
+        largest = int(ids.max() or 0)  # type: ignore[arg-type]
         if largest > MAX_INT64:
             raise ConfigError(
                 f"Milvus accepts integer source ids of up to {MAX_INT64}, and one is {largest}; "
