@@ -2,6 +2,7 @@
 
     CANDID_DATA=../shared/data nice python benchmarks/warm_start.py                    # both sets
     CANDID_DATA=../shared/data nice python benchmarks/warm_start.py --datasets ml-1m --days 2
+    CANDID_DATA=../shared/data nice python benchmarks/warm_start.py --full             # hours
 
 The last part of a set is cut into days: ml-1m by equal quantiles of the time of its last 20 % of
 interactions, nowplaying by equal numbers of its last 20 % of sessions, whose ids are in order of
@@ -14,8 +15,12 @@ the settings of ``VARIANTS``. Every run is measured on the targets of the next d
 own day (which it has trained on since) and on those of day 1: what it has kept of them is the
 opposite of forgetting. Other days are mapped by source id.
 
-CPU seconds are those of the process in training, on one thread. A finished measurement is in the
-results and is not repeated: the same command continues after an interruption.
+All variants have the default recipe with the keys of ``SMALLER``, a narrower model and shorter
+histories, so that both sets need about an hour of one core; ``--full`` leaves these keys out.
+
+CPU seconds are those of the process in training, on one thread. Each set has results of its own,
+so that two processes can measure the two sets. A finished measurement is in the results and is not
+repeated: the same command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ from candid.runs import load_run, train_run
 from candid.runs.mapped_run import mapped_run
 from candid.version import __version__
 
-RESULTS = Path(__file__).parent / "results" / "warm_start.json"
+RESULTS = Path(__file__).parent / "results"
 METRIC = "ndcg@10"
 LAST_PART = 0.2
 """Share of the interactions, or sessions, that the days are cut from."""
@@ -57,6 +62,19 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "warm, new, optimizer kept": {"epochs_new": 3, "replay": 0.2, "init_optimizer": "keep"},
 }
 """Keys of [training] of each warm start."""
+NARROW: dict[str, Any] = {
+    "model.query_tower.dim": 32,
+    "model.query_tower.hidden": 128,
+    "model.query_tower.num_blocks": 1,
+    "model.query_tower.num_heads": 1,
+    "model.query_tower.dropout": 0.2,
+    "model.item_tower.dim": 32,
+}
+SMALLER: dict[str, dict[str, Any]] = {
+    "ml-1m": {**NARROW, "batches.max_length": 50, "training.epochs": 8},
+    "nowplaying": {**NARROW, "batches.max_length": 50, "training.epochs": 3},
+}
+"""Keys of the recipe of every variant of a set; the epochs are those of a training anew."""
 
 
 def ml1m_days(data: Path, num_days: int) -> pl.DataFrame:
@@ -176,6 +194,7 @@ class Days:
         self.name, self.rows, self.sessions = name, rows, sessions
         self.work, self.results = work / name / f"seed{seed}", results
         self.seed = seed
+        self.changes = changes
         self.base = config_of(self.dataset(0), {"seed": seed, **changes})
 
     def dataset(self, day: int) -> PreparedDataset:
@@ -187,10 +206,10 @@ class Days:
     def measure(self, variant: str, day: int) -> dict[str, Any]:
         """Return the measurements of a variant on a day; trains what is missing."""
         key = f"{self.name}/{variant}/{self.seed}/{day}"
-        document = read_results(self.results)
+        document = read_results(self.results, self.changes)
         if key not in document["days"]:
             values = self._measure(variant, day)
-            document = read_results(self.results)
+            document = read_results(self.results, self.changes)
             document["days"][key] = values
             write_json(self.results, document)
             print(f"{key}: {values}", flush=True)
@@ -242,14 +261,20 @@ class Days:
         }
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Return the results so far."""
+def read_results(path: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the results so far.
+
+    Args:
+        path: file of the results.
+        changes: dotted keys over the default recipe, for a file that does not exist yet.
+    """
     if path.exists():
         return dict(json.loads(path.read_text()))
     return {
         "command": shlex.join(["python", "benchmarks/warm_start.py", *sys.argv[1:]]),
         "metric": METRIC,
         "clock": "CPU seconds of one process on one thread; other work shared the machine",
+        "recipe": {"default with": changes or {}},
         "variants": {name: settings for name, settings in VARIANTS.items()},
         "versions": {
             "candid": __version__,
@@ -268,7 +293,8 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=10, help="number of days with a training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("warm_start_work"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--full", action="store_true", help="the default recipe, without SMALLER")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=JSON", help="recipe keys")
     arguments = parser.parse_args()
     data = Path(os.environ.get("CANDID_DATA", "../shared/data"))
@@ -283,8 +309,8 @@ def main() -> None:
             table(data, arguments.days + 1),
             sessions=sessions,
             work=arguments.work,
-            results=arguments.results,
-            changes=changes,
+            results=arguments.results / f"warm_start_{name}.json",
+            changes=({} if arguments.full else SMALLER[name]) | changes,
             seed=arguments.seed,
         )
         for day in range(arguments.days + 1):

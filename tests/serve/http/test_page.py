@@ -223,6 +223,24 @@ def test_errors_are_shown_and_removed(page, address):
     assert titles(page) == names(recommend(address, user="u3"))
 
 
+def test_popular_items_are_offered_for_an_unknown_user(page, address):
+    body = {"user": "stranger", "fallback": "popular", "k": 3}
+    answer = httpx.post(f"{address}/v1/recommend", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    expected = answer.json()["items"]
+    page.goto(f"{address}/#user=stranger&k=3")
+    panel = page.locator("#panels")
+    expect(panel.locator(".alert")).to_contain_text("unknown_user")
+    panel.get_by_role("button", name="Popular items", exact=True).click()
+    expect(panel).to_contain_text("popular items, not chosen by the model")
+    expect(shown := panel.locator("ol.rows > li")).to_have_count(3)
+    found = [shown.nth(n).get_attribute("data-item") for n in range(3)]
+    assert found == [str(item["item"]) for item in expected]
+    assert "fallback=popular" in page.url
+    page.reload()
+    expect(panel.locator(".facts")).to_contain_text("not chosen by the model")
+
+
 def test_keyboard_only(page, address):
     page.goto(address)
     expect(page.get_by_role("combobox", name="Add an item")).to_be_enabled()

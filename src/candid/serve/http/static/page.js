@@ -70,6 +70,7 @@ const resultHandlers = {
   similar: (item, model) => showSimilar(item, model, { add }),
   point: (id) => map.point(id ?? map.selected),
   retry: () => update(),
+  fallBack: (fallback) => change({ fallback }),
 };
 
 /** Send the requests of the state and show their answers. */
@@ -136,15 +137,16 @@ async function recommend(view, signal) {
     // For a k beyond the limit the server returns the error.
     k: Math.max(state.k, Math.min(depth, limits.max_k)),
     filter_seen: state.filterSeen,
+    ...(state.fallback !== null ? { fallback: state.fallback } : {}),
     ...(state.user !== null ? { user: state.user } : { history: state.history }),
     ...(view.letter === "B" && state.user === null ? { ignore_unknown: true } : {}),
   };
   const started = performance.now();
   try {
     const answer = await request("/v1/recommend", { body, signal });
-    const { ignored, version } = answer;
+    const { ignored, version, recommended_by: by } = answer;
     const ms = performance.now() - started;
-    Object.assign(view, { status: "done", items: answer.items, ignored, version, ms });
+    Object.assign(view, { status: "done", items: answer.items, ignored, version, by, ms });
     for (const item of answer.items) if (view.letter === "A") items.set(String(item.item), item);
   } catch (error) {
     if (isAborted(error) || signal.aborted) return;

@@ -3,6 +3,8 @@
 import { alertOf, count, h, median, percent, plural, replace, titleOf } from "./dom.js";
 import { attributeChips } from "./history.js";
 
+const FALLBACKS = { popular: "Popular items", recent: "Recently popular items" };
+
 /**
  * @typedef {object} View
  * @property {string} letter - "A" or "B".
@@ -14,6 +16,7 @@ import { attributeChips } from "./history.js";
  * @property {number} ignored - items of the history that the model does not have.
  * @property {number} ms - time to the answer.
  * @property {?object[]} popular - popular items, shown while there is no query.
+ * @property {?string} by - "model", or the fallback that answered.
  * @property {?number} version - version of the model that answered last.
  */
 
@@ -29,7 +32,8 @@ export function showWaiting(root) {
  * @param {HTMLElement} overlap - container of the overlap of two lists.
  * @param {View[]} views - one or two.
  * @param {number} k - number of items to show.
- * @param {object} handlers - `add(item)`, `similar(item, model)`, `point(id)`, `retry(view)`.
+ * @param {object} handlers - `add(item)`, `similar(item, model)`, `point(id)`, `retry(view)`,
+ *   `fallBack(name)`.
  */
 export function showResults(root, overlap, views, k, handlers) {
   root.classList.toggle("two", views.length > 1);
@@ -67,7 +71,7 @@ function sizeOf(model) {
 }
 
 function content(view, other, k, handlers) {
-  if (view.status === "error") return alertOf(view.error, () => handlers.retry(view));
+  if (view.status === "error") return errorPanel(view, handlers);
   if (view.status === "empty") return startPanel(view, handlers);
   if (view.status === "loading" && !view.items.length) {
     return h("div", { class: "waiting" }, h("p", { class: "quiet" }, "Loading…"));
@@ -78,11 +82,24 @@ function content(view, other, k, handlers) {
   const facts = [
     `${plural(shown.length, "item")} in ${count(Math.round(view.ms))} ms`,
     `median popularity ${count(middle)}`,
+    FALLBACKS[view.by] ? `${FALLBACKS[view.by].toLowerCase()}, not chosen by the model` : null,
     view.ignored ? `${plural(view.ignored, "item")} of the history not in this model` : null,
   ];
   return [
     h("p", { class: "facts" }, facts.filter(Boolean).join(" · ")),
     rows(shown, { model: view.model, letter: view.letter, other, k, handlers }),
+  ];
+}
+
+/** The error of a view; about a user without a history, also the lists that need none. */
+function errorPanel({ error }, handlers) {
+  const isAboutUser = error.code === "unknown_user" || (error.code === "unsupported" && error.field === "user");
+  const button = ([name, text]) =>
+    h("button", { type: "button", "data-control": `fall back ${name}`, onclick: () => handlers.fallBack(name) }, text);
+  return [
+    alertOf(error, () => handlers.retry()),
+    isAboutUser ? h("p", {}, "Instead, show to users without a history:") : null,
+    isAboutUser ? h("div", { class: "buttons" }, Object.entries(FALLBACKS).map(button)) : null,
   ];
 }
 

@@ -6,6 +6,7 @@
  * @property {string[]} history - source ids, earliest first.
  * @property {number} k - number of recommendations.
  * @property {?boolean} filterSeen - whether to leave out items of the history; null: as the model was measured.
+ * @property {?string} fallback - "popular" or "recent", for users without a history; null: as the server decides.
  * @property {?string} model - name; null: the first.
  * @property {?string} other - name of the model to compare with.
  */
@@ -16,6 +17,7 @@ export const DEFAULT_STATE = Object.freeze({
   history: Object.freeze([]),
   k: 10,
   filterSeen: null,
+  fallback: null,
   model: null,
   other: null,
 });
@@ -30,6 +32,7 @@ export function fromHash(hash) {
     history: user === null ? parameters.getAll("item").filter(Boolean) : [],
     k: Number.isInteger(k) && k >= 1 ? k : DEFAULT_STATE.k,
     filterSeen: { shown: false, hidden: true }[parameters.get("seen")] ?? null,
+    fallback: ["popular", "recent"].find((name) => name === parameters.get("fallback")) ?? null,
     model: parameters.get("model") || null,
     other: parameters.get("compare") || null,
   };
@@ -42,6 +45,7 @@ export function toHash(state) {
   for (const item of state.history) parameters.append("item", item);
   if (state.k !== DEFAULT_STATE.k) parameters.append("k", state.k);
   if (state.filterSeen !== null) parameters.append("seen", state.filterSeen ? "hidden" : "shown");
+  if (state.fallback !== null) parameters.append("fallback", state.fallback);
   if (state.model !== null) parameters.append("model", state.model);
   if (state.other !== null) parameters.append("compare", state.other);
   return `#${parameters}`;
