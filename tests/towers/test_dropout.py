@@ -58,14 +58,17 @@ def test_invalid_probability_is_refused(p):
 @pytest.mark.parametrize("p", [0.001, 0.2, 0.9])
 def test_values_and_gradients_equal_those_of_16_bits_for_each_value(p, dtype):
     values = torch.randn(37, 9).to(dtype).requires_grad_()
-    torch.manual_seed(5)
-    numbers = torch.empty(84, dtype=torch.int64).random_(-(2**63), None).numpy()
-    levels = numbers.view("int16").astype("int64")[: 37 * 9].reshape(37, 9) + 32768
-    stays = torch.from_numpy(levels >= round(p * 65536))
+    dropout = Dropout(p)
+    dropout.noise_seed = 5
+    levels = dropout.levels(37, 9, values.device).long() + 32768
+    stays = levels >= round(p * 65536)
     scale = torch.where(stays, 65536 / (65536 - round(p * 65536)), 0.0).float()
-    torch.manual_seed(5)
-    out = Dropout(p)(values)
+    out = dropout(values)
     out.sum().backward()
     wide = values.detach() if dtype == torch.float64 else values.detach().float()
     assert torch.equal(out, (wide * scale).to(dtype))
     assert torch.equal(values.grad, scale.to(dtype))
+
+
+def test_no_rows_stay_no_rows():
+    assert Dropout(0.5)(torch.ones(0, 4)).shape == (0, 4)

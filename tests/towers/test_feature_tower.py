@@ -44,7 +44,7 @@ def test_config_builds_the_encoders(table_of):
     ).build(context)
     assert items.dim == 5
     assert items.num_items == 9
-    assert items.encoder.id_dropout == 0.3
+    assert items.encoder.hidden_ids.rate == 0.3
     assert len(items.encoder.mixer.cross.layers) == 3
     assert items.encoder.mixer.width == 5 * 6  # four features and the id
     assert items.encoder.id_codes.tolist() == [0, 0, 0, 4, 5, 6, 7, 8, 9, 0]

@@ -5,7 +5,7 @@ import torch
 
 from candid.errors import DataError
 from candid.features import Bags, Codes, Numbers
-from candid.towers.fields import FieldEncoder, replace_by_unknown
+from candid.towers.fields import FieldEncoder
 
 
 def make(values, dim=3, **settings):
@@ -117,15 +117,6 @@ def test_unknown_rate_replaces_single_codes_of_a_bag():
     share = (encoder(values)[0, 0] - table[1]) / (table[0] - table[1])
     torch.testing.assert_close(share, share[:1].expand(3), rtol=1e-2, atol=1e-2)
     assert 0.2 < float(share[0].detach()) < 0.3
-
-
-def test_hashes_of_a_value_are_replaced_together():
-    ids = torch.ones(1000, 3).long()
-    replaced = replace_by_unknown(ids, 0.5, is_training=True)
-    assert set(replaced.sum(1).tolist()) == {0, 3}
-    assert ids.all()
-    assert replace_by_unknown(ids, 0.5, is_training=False) is ids
-    assert not replace_by_unknown(ids, 1.0, is_training=True).any()
 
 
 def test_missing_feature_is_named(values_of):

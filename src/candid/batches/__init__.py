@@ -11,6 +11,7 @@ from candid.batches.packing import (
     ranges,
     times_of,
 )
+from candid.batches.parts import Part, parts_of
 from candid.batches.prefetch import prefetch
 from candid.batches.records import UNKNOWN_TIME, Batch, History, Queries
 from candid.batches.targets import (
@@ -32,6 +33,7 @@ __all__ = [
     "Ints",
     "Loader",
     "NewTargets",
+    "Part",
     "Position",
     "Queries",
     "TargetSummary",
@@ -40,6 +42,7 @@ __all__ = [
     "event_type_of",
     "offsets_of",
     "pack_histories",
+    "parts_of",
     "prefetch",
     "ranges",
     "target_counts",

@@ -31,6 +31,8 @@ class History:
             None if all are unknown.
         cpu_offsets: ``offsets`` on the CPU, for a history on another device, so that the lengths
             can be read without a synchronisation; None if there is no such copy.
+        first_sequence: number of the first sequence in the whole batch, of which this may be a
+            part.
     """
 
     item_ids: Tensor
@@ -39,18 +41,19 @@ class History:
     event_types: Tensor | None = None
     times: Tensor | None = None
     cpu_offsets: Tensor | None = None
+    first_sequence: int = 0
 
     def to(self, device: torch.device) -> History:
         """Return a copy on ``device``, with the offsets on the CPU as well if they were there."""
-        tensors = {
+        tensors: dict[str, Any] = {
             f.name: to_device(value, device)
             for f in fields(self)
-            if f.name != "cpu_offsets" and (value := getattr(self, f.name)) is not None
+            if f.name != "cpu_offsets" and isinstance(value := getattr(self, f.name), Tensor)
         }
         cpu_offsets = None
         if device.type != "cpu":
             cpu_offsets = self.offsets if self.offsets.device.type == "cpu" else self.cpu_offsets
-        return History(**tensors, cpu_offsets=cpu_offsets)
+        return replace(self, **tensors, cpu_offsets=cpu_offsets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class Queries:
             ``user_ids`` are users of the dataset.
         times: [B] int64, time of each query, microseconds since 1970-01-01 UTC: in training and
             evaluation that of the target. None: unknown.
+        row_numbers: [B] int64, number of each query in the whole batch, of which this may be a
+            part; None: this is the whole batch.
     """
 
     user_ids: Tensor
@@ -72,6 +77,7 @@ class Queries:
     context: Mapping[str, Values] | None = None
     user_features: Mapping[str, Values] | None = None
     times: Tensor | None = None
+    row_numbers: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)

@@ -1,21 +1,15 @@
-"""Dropout with a quarter of the calls of the random generator.
-
-On CPU most of the time of dropout goes to the generator: PyTorch calls it once per value. Here one
-64-bit number decides four values, 16 bits each. The distribution is the same up to rounding: the
-probability is a multiple of 2^-16, and remaining values are scaled by exactly its complement.
-"""
+"""Dropout whose mask belongs to the rows, so that a batch can be encoded in parts."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from candid.errors import ConfigError
+from candid.towers.row_noise import LEVELS, RowNoise
 
-LEVELS = 1 << 16
 
-
-class Dropout(nn.Module):
+class Dropout(RowNoise):
     """Set each value to zero with probability ``p``, rounded to 1/65536, and scale the others.
 
     Args:
@@ -36,17 +30,15 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
     def forward(self, values: Tensor) -> Tensor:
-        """Apply to values [...] of a float dtype; return the same shape and dtype."""
+        """Apply to values [n, ...] of a float dtype; return the same shape and dtype."""
         threshold = round(self.p * LEVELS)
-        if not self.training or threshold == 0:
+        if not self.training or threshold == 0 or len(values) == 0:
             return values
-        if values.device.type != "cpu":
-            return nn.functional.dropout(values, self.p)
-        numbers = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        levels = numbers.view(torch.int16)[: values.numel()].view(values.shape)
+        num_rows = len(values)
+        levels = self.levels(num_rows, values.numel() // num_rows, values.device)
         # Written as float32 at once, 1 where the value stays: a conversion from bool takes four
         # times as long. A scale rounded to bfloat16 would be off by up to 0.4 %.
-        scale = torch.empty(values.shape, dtype=torch.float32)
+        scale = torch.empty(levels.shape, dtype=torch.float32, device=values.device)
         torch.ge(levels, threshold - LEVELS // 2, out=scale)
         scale.mul_(LEVELS / (LEVELS - threshold))
-        return (values * scale).to(values.dtype)
+        return (values * scale.view(values.shape)).to(values.dtype)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from candid.errors import ConfigError, DataError
 from candid.features import FeatureTable, Values
-from candid.towers.fields import FieldEncoder, replace_by_unknown
+from candid.towers.fields import FieldEncoder
 from candid.towers.interaction import FieldMixer, Interaction
 from candid.towers.perceptron import Activation, Hidden, Perceptron
 from candid.towers.protocol import EncodeProgress, TowerConfig
+from candid.towers.row_noise import HiddenValues, rows_of
 from candid.towers.row_table import RowTable
 from candid.towers.stored_values import StoredValues
 
@@ -138,7 +139,7 @@ class FeatureEncoder(FeatureMixing):
 
     Ids without a training target always read the unknown id, code 0, whose vector is shared.
     ``id_dropout`` trains it, so that features alone can represent a row (DropoutNet, Volkovs et
-    al., NeurIPS 2017). All dropout here is sampled once per distinct id and call, not per
+    al., NeurIPS 2017). All dropout here is sampled once per distinct id and step, not per
     occurrence.
 
     Args:
@@ -169,7 +170,7 @@ class FeatureEncoder(FeatureMixing):
         extra = int(id_mode == "field")
         super().__init__(values, dim=dim, field_dim=field_dim, num_extra=extra, **settings)
         self.id_mode = id_mode
-        self.id_dropout = id_dropout
+        self.hidden_ids = HiddenValues(id_dropout)
         self.stored = StoredValues(values)
         self.num_rows = self.stored.num_rows
         self.register_buffer("id_codes", _id_codes(self.num_rows, is_trained), persistent=False)
@@ -178,7 +179,7 @@ class FeatureEncoder(FeatureMixing):
 
     def extra_repr(self) -> str:
         """Return the settings."""
-        return f"id_mode={self.id_mode!r}, id_dropout={self.id_dropout}"
+        return f"id_mode={self.id_mode!r}"
 
     def forward(self, ids: Tensor) -> Tensor:
         """Encode rows [n] int64, each distinct one once; -1 is an unknown row.
@@ -228,8 +229,9 @@ class FeatureEncoder(FeatureMixing):
                     f"id {lowest if lowest < -1 else highest} is outside the table; ids must be "
                     f"0 to {self.num_rows - 1}, or -1 for an unknown row"
                 )
-        id_codes = replace_by_unknown(self.id_codes[rows], self.id_dropout, self.training)
-        return self._encode(self.stored.take(rows), id_codes)
+        with rows_of(rows):
+            id_codes = self.hidden_ids.replace(self.id_codes[rows])
+            return self._encode(self.stored.take(rows), id_codes)
 
     def _encode(self, values: Mapping[str, Values], id_codes: Tensor) -> Tensor:
         return self.encode_fields(self.fields(values), id_codes)

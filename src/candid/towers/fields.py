@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from candid.errors import DataError
 from candid.features import Bags, Codes, Numbers, Values
 from candid.towers.embedding import embedding_table
+from candid.towers.row_noise import HiddenValues, row_keys, rows_of
 from candid.towers.row_table import RowTable
 
 MANY_CODES = 10_000
 """Minimum size of a table that trains by row: a step reads most rows of a smaller table."""
+
+MAX_CODES = 1 << 20
+"""More than the codes of any bag."""
 
 
 def code_table(num_codes: int, dim: int) -> nn.Embedding:
@@ -34,20 +38,6 @@ def code_table(num_codes: int, dim: int) -> nn.Embedding:
     return table
 
 
-def replace_by_unknown(ids: Tensor, rate: float, is_training: bool) -> Tensor:
-    """Replace rows of codes by the unknown code 0, in training only.
-
-    Args:
-        ids: [n] or [n, K] int64; the K codes of a row stand for one value and change together.
-        rate: probability for each row.
-        is_training: False returns ``ids`` unchanged.
-    """
-    if not is_training or rate == 0:
-        return ids
-    is_replaced = torch.rand(len(ids), device=ids.device) < rate
-    return ids.masked_fill(is_replaced.view(-1, *[1] * (ids.ndim - 1)), 0)
-
-
 def code_tables(model: nn.Module) -> Iterator[tuple[str, nn.Embedding]]:
     """Yield the tables with a row for each code of a feature, by name."""
     for name, module in model.named_modules():
@@ -61,12 +51,11 @@ class CodeField(nn.Module):
     def __init__(self, num_codes: int, *, dim: int, unknown_rate: float) -> None:
         super().__init__()
         self.table = code_table(num_codes, dim)
-        self.unknown_rate = unknown_rate
+        self.hidden = HiddenValues(unknown_rate)
 
     def forward(self, codes: Codes) -> Tensor:
         """Encode n rows: [n, d]."""
-        ids = replace_by_unknown(codes.ids, self.unknown_rate, self.training)
-        vectors: Tensor = self.table(ids)
+        vectors: Tensor = self.table(self.hidden.replace(codes.ids))
         return vectors.mean(dim=1)
 
 
@@ -81,11 +70,14 @@ class BagField(nn.Module):
         super().__init__()
         self.table = code_table(num_codes, dim)
         self.empty = nn.Parameter(torch.zeros(dim))
-        self.unknown_rate = unknown_rate
+        self.hidden = HiddenValues(unknown_rate)
 
     def forward(self, bags: Bags) -> Tensor:
         """Encode n rows: [n, d]."""
-        ids = replace_by_unknown(bags.ids, self.unknown_rate, self.training)
+        ids = bags.ids
+        if self.hidden.is_active:
+            with rows_of(_code_keys(bags)):
+                ids = self.hidden.replace(ids)
         means = F.embedding_bag(
             ids,
             self.table.weight,
@@ -110,7 +102,7 @@ class NumberField(nn.Module):
     def __init__(self, form: Numbers, *, dim: int, unknown_rate: float) -> None:
         super().__init__()
         self.linear = nn.Linear(form.values.shape[1], dim)
-        self.unknown_rate = unknown_rate
+        self.hidden = HiddenValues(unknown_rate)
         self.register_buffer("unknown", form.unknown_row(), persistent=False)
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.normal_(self.linear.bias, std=0.02)
@@ -118,9 +110,9 @@ class NumberField(nn.Module):
     def forward(self, numbers: Numbers) -> Tensor:
         """Encode n rows: [n, d]."""
         dtype, values = self.linear.weight.dtype, numbers.values
-        if self.training and self.unknown_rate > 0:
-            is_replaced = torch.rand(len(values), 1, device=values.device) < self.unknown_rate
-            values = torch.where(is_replaced, self.unknown, values)
+        if self.hidden.is_active:
+            is_hidden = self.hidden.mask(len(values), values.device)
+            values = torch.where(is_hidden[:, None], self.unknown, values)
         vectors: Tensor = self.linear(values.to(dtype))
         return vectors.to(dtype)  # autocast narrows products but not look-ups
 
@@ -177,3 +169,13 @@ def _field(form: Values, *, dim: int, unknown_rate: float) -> nn.Module:
             return BagField(form.num_codes, dim=dim, unknown_rate=unknown_rate)
         case Numbers():
             return NumberField(form, dim=dim, unknown_rate=unknown_rate)
+
+
+def _code_keys(bags: Bags) -> Tensor:
+    """[T] int64, a key for each code of a bag, from the key of its row and its place there."""
+    lengths, num_codes = bags.offsets.diff(), len(bags.ids)
+    rows = torch.arange(len(bags), device=bags.ids.device)
+    rows = rows.repeat_interleave(lengths, output_size=num_codes)
+    keys = row_keys(len(bags), bags.ids.device)[rows]
+    places = torch.arange(num_codes, device=rows.device) - bags.offsets[:-1][rows]
+    return keys * MAX_CODES + places

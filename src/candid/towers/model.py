@@ -24,6 +24,7 @@ from candid.towers.protocol import (
     TowerComponent,
     TowerContext,
 )
+from candid.towers.row_noise import rows_of
 from candid.towers.transformer import CausalTransformer
 
 
@@ -122,7 +123,8 @@ class RetrievalModel(nn.Module):
 
     def encode_queries(self, queries: Queries) -> Tensor:
         """Encode queries so that their dot product with an item vector is a logit: [B, D]."""
-        vectors: Tensor = self.query_tower(queries)
+        with rows_of(queries.row_numbers):
+            vectors: Tensor = self.query_tower(queries)
         if self.similarity == "cosine":
             vectors = F.normalize(vectors.float(), dim=-1)
         return vectors * torch.exp(-self.log_temperature)

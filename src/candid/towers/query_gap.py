@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from candid.towers.fields import replace_by_unknown
+from candid.towers.row_noise import HiddenValues
 
 HIDDEN: Final = 64
 """Width of the hidden layer, which reads one number."""
@@ -31,6 +31,7 @@ class QueryGap(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.hidden_gaps = HiddenValues(UNKNOWN_RATE)
         self.hidden = nn.Linear(2, HIDDEN)
         self.out = nn.Linear(HIDDEN, 2 * dim)
         nn.init.zeros_(self.out.weight)
@@ -43,7 +44,7 @@ class QueryGap(nn.Module):
             vectors: [B, D].
             gaps: [B] int32, from ``time_gaps.query_gaps_plus_one``; below 1 is an unknown time.
         """
-        gaps = replace_by_unknown(gaps, UNKNOWN_RATE, self.training)
+        gaps = self.hidden_gaps.replace(gaps)
         is_known = (gaps >= 1).float()
         # In units of about its standard deviation; 0 is a gap of some minutes.
         logs = (gaps.clamp(min=1).float().log() / 5 - 1) * is_known

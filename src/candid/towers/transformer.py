@@ -16,7 +16,7 @@ al., 2025, arXiv 2502.03417), in the form of eSASRec (Tikhonovich et al., 2025, 
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 import torch
 from pydantic import Field
@@ -33,6 +33,7 @@ from candid.towers.padded_transformer import PaddedTransformer
 from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
 from candid.towers.query_gap import QueryGap
 from candid.towers.rotary import rotation_factors
+from candid.towers.row_noise import rows_of
 from candid.towers.row_table import RowTable
 from candid.towers.time_gaps import (
     NUM_BUCKETS,
@@ -45,6 +46,9 @@ from candid.towers.time_gaps import (
     with_later,
 )
 from candid.towers.transformer_block import Block, FeedForward
+
+MAX_TOKENS: Final = 1 << 32
+"""More than the tokens of any history."""
 
 
 class CausalTransformer(QueryTower):
@@ -302,9 +306,10 @@ class CausalTransformer(QueryTower):
                 tokens = tokens + self.time_gaps(previous_buckets(seconds, positions))
             if self.time_bias is not None:
                 biases = _time_biases(self.time_bias, seconds, groups)
-        tokens = self.dropout(tokens)
-        for block in self.blocks:
-            tokens = block(tokens, groups, factors, biases)
+        with rows_of(_token_keys(history, sequences, positions) if self.training else None):
+            tokens = self.dropout(tokens)
+            for block in self.blocks:
+                tokens = block(tokens, groups, factors, biases)
         return tokens
 
 
@@ -342,6 +347,11 @@ def _positions(history: History, sequences: Tensor) -> Tensor:
     """[T] int64, position of each token in its sequence."""
     starts = history.offsets.index_select(0, sequences)
     return torch.arange(len(sequences), device=starts.device) - starts
+
+
+def _token_keys(history: History, sequences: Tensor, positions: Tensor) -> Tensor:
+    """[T] int64, distinct for the tokens of the whole batch."""
+    return (sequences + history.first_sequence) * MAX_TOKENS + positions
 
 
 def _seconds_before_last(history: History, sequences: Tensor) -> Tensor:

@@ -119,7 +119,8 @@ class Block(nn.Module):
         )
         self.attention_gate = nn.Linear(dim, dim) if gated_residual else None
         self.feed_forward_gate = nn.Linear(dim, dim) if gated_residual else None
-        self.dropout = Dropout(dropout)
+        self.branch_dropout = Dropout(dropout)
+        self.feed_forward_dropout = Dropout(dropout)
 
     def extra_repr(self) -> str:
         """Return the settings."""
@@ -140,9 +141,9 @@ class Block(nn.Module):
             factors: of rotary positions, from ``rotary.rotation_factors``, or None.
             biases: [S, H, L, L] of each group, on the logits of attention, or None.
         """
-        branch = self.dropout(self._attend(tokens, groups, factors, biases))
+        branch = self.branch_dropout(self._attend(tokens, groups, factors, biases))
         tokens = add_branch(tokens, branch, self.attention_gate)
-        branch = self.dropout(self.feed_forward(tokens))
+        branch = self.feed_forward_dropout(self.feed_forward(tokens))
         return add_branch(tokens, branch, self.feed_forward_gate)
 
     def _attend(

@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from candid.batches import Batch, Loader
+from candid.batches import Batch, Loader, Queries
 from candid.errors import CandidError, ConfigError, Interrupted
+from candid.features.transfer import to_device
 from candid.losses.candidate_loss import ObjectiveWithSampler
 from candid.losses.output import Loss, LossOutput
 from candid.samplers.sampler import Sampler
 from candid.towers import RetrievalModel
+from candid.towers.row_noise import seed_noise
 from candid.training.average import WeightAverage
 from candid.training.checkpoint import (
     RESTORE,
@@ -40,6 +42,7 @@ from candid.training.checkpoint import (
     write_checkpoint,
 )
 from candid.training.config import TrainingConfig
+from candid.training.gradient_cache import GradientCache, WholeBatch
 from candid.training.kernel_cache import bound_kernel_cache
 from candid.training.optimizer import learning_rate, make_optimizer
 from candid.training.state import Progress, TrainingLength, TrainState
@@ -52,6 +55,10 @@ LAST: Final = "last.safetensors"
 
 PREVIOUS: Final = "previous.safetensors"
 """The checkpoint before the last one; training continues from it if the last one is damaged."""
+
+SAMPLE_STREAM: Final = 1
+NOISE_STREAM: Final = 2
+"""Streams of random numbers of a seed: of the samples, and of dropout and hidden values."""
 
 BEST: Final = "best.safetensors"
 """Checkpoint of the best validation."""
@@ -143,6 +150,12 @@ class Trainer:
         total = min(loader.num_batches * config.epochs, config.max_steps or sys.maxsize)
         self._length = TrainingLength(total, total) if length is None else length
         self.state = TrainState(total_steps=self._length.steps, metric=metric)
+        size = loader.config.micro_batch
+        self._encoder = (
+            WholeBatch(model, self._encode_queries)
+            if size is None
+            else GradientCache(model, self._encode_queries, size)
+        )
         self._seed = seed
         self._last_is_damaged = False
         self._start = start
@@ -176,7 +189,7 @@ class Trainer:
         """
         torch.manual_seed(self._seed)
         # Dropout and the sampler must not share a stream of random numbers.
-        self._generator.manual_seed(_derived_seed(self._seed))
+        self._generator.manual_seed(_derived_seed(self._seed, SAMPLE_STREAM))
         if resume:
             self._resume()
         else:
@@ -202,7 +215,7 @@ class Trainer:
         """Take one optimizer step.
 
         Args:
-            batch: on the model's device.
+            batch: on the CPU or on the model's device.
             effective_sample_size: report ``effective_sample_size`` (costs a pass over the scores).
 
         Returns:
@@ -210,9 +223,11 @@ class Trainer:
             clipping.
         """
         self.optimizer.zero_grad()
+        seed_noise(self.model, _derived_seed(self._seed, NOISE_STREAM, self.state.step))
         output = self._forward(batch, effective_sample_size)
-        mean = weighted_mean(output.loss, batch.weights)
-        mean.backward()
+        weights = batch.weights
+        mean = weighted_mean(output.loss, None if weights is None else self._placed(weights))
+        self._encoder.backward(mean)
         # The schedule is that of this run; one that continues another has no warm-up.
         skipped = self.config.warmup_steps if self.state.start_step else 0
         rate = learning_rate(
@@ -317,29 +332,36 @@ class Trainer:
             torch.cuda.set_rng_state(random["cuda"], self.model.device)
 
     def _forward(self, batch: Batch, effective_sample_size: bool) -> LossOutput:
-        bf16 = self.config.precision == "bfloat16"
-        with torch.autocast(self.model.device.type, torch.bfloat16) if bf16 else nullcontext():
-            query = self.model.encode_queries(batch)
+        query = self._encoder.queries(batch)
+        positive_ids = self._placed(batch.positive_ids)
         if self.candidate_loss is None:
-            positive_ids = batch.positive_ids
             if self._trained is None:
-                catalog = self.model.encode_catalog()
+                catalog = self._encoder.catalog()
             else:
                 item_ids, position = self._trained
-                catalog, positive_ids = self.model.encode_items(item_ids), position[positive_ids]
+                catalog, positive_ids = self._encoder.items(item_ids), position[positive_ids]
             return self.loss(
                 query, catalog, positive_ids, effective_sample_size=effective_sample_size
             )
         return self.candidate_loss.compare(
             query,
-            self.model.encode_items,
-            batch.positive_ids,
-            batch.user_ids,
-            batch.negative_ids,
+            self._encoder.items,
+            positive_ids,
+            self._placed(batch.user_ids),
+            None if batch.negative_ids is None else self._placed(batch.negative_ids),
             generator=self._generator,
             item_vectors=self._item_vectors,
             effective_sample_size=effective_sample_size,
         )
+
+    def _encode_queries(self, queries: Queries) -> Tensor:
+        is_narrow = self.config.precision == "bfloat16"
+        device = self.model.device.type
+        with torch.autocast(device, torch.bfloat16) if is_narrow else nullcontext():
+            return self.model.encode_queries(queries)
+
+    def _placed(self, values: Tensor) -> Tensor:
+        return to_device(values, self.model.device)
 
     def _item_vectors(self) -> Tensor:
         """Return the vectors of all items, without dropout: [V, D]."""
@@ -368,9 +390,9 @@ class Trainer:
         with closing(self.loader.epoch()) as batches:
             for batch in batches:
                 logs = (state.step + 1) % self.config.log_every == 0
-                value, output, norm = self.step(
-                    batch.to(self.model.device), effective_sample_size=logs
-                )
+                if self.loader.config.micro_batch is None:
+                    batch = batch.to(self.model.device)
+                value, output, norm = self.step(batch, effective_sample_size=logs)
                 window.add(len(batch))
                 if logs:
                     self._log_step(epoch, value, output, norm, window)
@@ -458,5 +480,5 @@ class Trainer:
         )
 
 
-def _derived_seed(seed: int) -> int:
-    return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+def _derived_seed(seed: int, *stream: int) -> int:
+    return int(np.random.SeedSequence([seed, *stream]).generate_state(1)[0])
