@@ -336,6 +336,12 @@ def test_time_since_the_last_interaction_is_read_where_the_split_is_by_time(spli
     assert config.model.query_tower.read_query_gap is reads
 
 
+def test_split_by_time_has_fewer_epochs():
+    many = facts(num_items=3_000)
+    assert recipe_for(many)[0].training.epochs == 26
+    assert recipe_for(replace(many, is_split_by_time=True))[0].training.epochs == 6
+
+
 @pytest.mark.parametrize(
     ("changes", "initial"),
     [

@@ -279,8 +279,12 @@ def _count(number: int, noun: str) -> str:
 
 
 def _epochs(facts: DataFacts) -> int:
-    """Return more epochs for fewer targets, and fewer where single users are fitted soon."""
-    with_order = 6 if facts.has_rare_items else 26
+    """Return more epochs for fewer targets, and fewer where details do not carry over.
+
+    They do not with rare items, nor to a later time: on MovieLens 1M split by time, validation is
+    best after two or three epochs of a training of 4 as well as of 27.
+    """
+    with_order = 6 if facts.has_rare_items or facts.is_split_by_time else 26
     of_a_million = with_order if facts.has_order else 20
     epochs = round(of_a_million * math.pow(1e6 / max(facts.num_targets, 1), 0.25))
     return min(max(epochs, 5), 40)
