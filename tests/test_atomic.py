@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from candid.atomic import remove_all_stale, remove_folder, replacing, umask, write_error, write_json
+from candid.atomic import (
+    atomic_folder,
+    remove_all_stale,
+    remove_folder,
+    replacing,
+    umask,
+    write_error,
+    write_json,
+)
 from candid.errors import ArtifactError
 
 
@@ -50,6 +58,21 @@ def test_replacing_removes_files_of_killed_processes_and_keeps_those_of_live_one
         assert first.read_text() == "one"
     assert path.read_text() == "one"
     assert sorted(p.name for p in tmp_path.iterdir()) == [f".other.txt.{token}.tmp", "file.txt"]
+
+
+@pytest.mark.parametrize("writes", [replacing, atomic_folder])
+def test_full_disk_in_a_library_is_one_sentence(tmp_path, writes):
+    """Polars and safetensors raise errors of their own, with the number in the text."""
+
+    def fill_up(text: str) -> None:
+        with writes(tmp_path / "out"):
+            raise RuntimeError(text)
+
+    with pytest.raises(ArtifactError, match=r"cannot write .*out: no space left"):
+        fill_up("I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="another reason"):
+        fill_up("another reason")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stale_files_of_all_targets_of_a_folder_are_removed(tmp_path):

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from candid.errors import ArtifactError
+from candid.errors import ArtifactError, CandidError
 from candid.locks import Lock, acquire
 
 TEMPORARY: Final = re.compile(r"\.(.+)\.([0-9a-f]{32})\.(tmp|old|lock)")
@@ -29,6 +29,8 @@ that writes."""
 _EXCHANGE: Final = 2
 """RENAME_EXCHANGE of renameat2(2)."""
 _AT_FDCWD: Final = -100
+_OS_ERROR: Final = re.compile(r"os error (\d+)")
+"""Number of an error of the operating system, in the text of errors of libraries in Rust."""
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the operating system refuses (no space, no permission).
     """
-    try:
+    with _write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as temporary:
             yield temporary
@@ -56,8 +58,6 @@ def replacing(path: Path) -> Iterator[Path]:
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
-    except OSError as error:
-        raise write_error(path, error) from error
 
 
 @contextmanager
@@ -80,14 +80,12 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         ArtifactError: the operating system refuses (no space, no permission).
     """
     out = out.resolve()
-    try:
+    with _write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(out) as folder:
             folder.mkdir(mode=0o700)
             yield folder
             _publish(folder, out)
-    except OSError as error:
-        raise write_error(out, error) from error
 
 
 def remove_folder(path: Path) -> None:
@@ -196,12 +194,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_error(path: Path, error: OSError) -> ArtifactError:
-    """Build the error of a failed write to ``path``: one sentence with the reason."""
-    number = error.errno
-    if number is None and (hidden := re.search(r"os error (\d+)", str(error))):
-        number = int(hidden[1])  # libraries in Rust put the number into the text
-    reason = error.strerror or (os.strerror(number) if number is not None else error)
+def write_error(path: Path, error: Exception) -> ArtifactError:
+    """Build the error of a failed write to ``path``: one sentence with the reason.
+
+    Args:
+        path: that was written.
+        error: of the operating system, or of a library that has its number in the text.
+    """
+    number = getattr(error, "errno", None)
+    if number is None and (hidden := _OS_ERROR.search(str(error))):
+        number = int(hidden[1])
+    reason = getattr(error, "strerror", None) or error
+    if number is not None and reason is error:
+        reason = os.strerror(number)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ArtifactError(
             f"cannot write {path}: no space left ({reason}); free some space or choose another path"
@@ -232,6 +237,19 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Raise errors of the operating system as one sentence, also those that a library wraps."""
+    try:
+        yield
+    except CandidError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) or _OS_ERROR.search(str(error)):
+            raise write_error(path, error) from error
+        raise
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ def verbs() -> Iterator[KillableVerbs]:
 
 @pytest.fixture(scope="session")
 def start(verbs: KillableVerbs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``log.csv``, ``tiny.toml``, the dataset ``data`` and the run ``run``."""
+    """A folder with a log, a recipe, the dataset ``data``, and two equal runs."""
     folder = tmp_path_factory.mktemp("start")
     rows = [f"{user},{(3 * user + step) % 8},{step}" for user in range(12) for step in range(6)]
     (folder / "log.csv").write_text("\n".join(["user_id,item_id,t", *rows]) + "\n")
@@ -60,4 +61,5 @@ def start(verbs: KillableVerbs, tmp_path_factory: pytest.TempPathFactory) -> Pat
     ):
         ended = verbs.run(folder, *command)
         assert ended.code == 0, ended.err
+    shutil.copytree(folder / "run", folder / "other")
     return folder

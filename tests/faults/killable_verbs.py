@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,6 @@ class KillableVerbs:
     """
 
     def __enter__(self) -> KillableVerbs:
-        self._answers = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
             [sys.executable, str(PROGRAM)],
             stdin=subprocess.PIPE,
@@ -75,7 +73,6 @@ class KillableVerbs:
         self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
-        self._answers.cleanup()
 
     def run(
         self,
@@ -84,6 +81,7 @@ class KillableVerbs:
         kill_at: int | None = None,
         torn: bool = False,
         copies: Path | None = None,
+        size_limit: int | None = None,
     ) -> Ended:
         """Run a verb with ``root`` as its working folder.
 
@@ -95,32 +93,21 @@ class KillableVerbs:
             torn: kill at a flush to disk with half of the file.
             copies: new folder for a copy of ``root`` before each event, by its number; and of one
                 with half of the file for each flush, as ``NUMBER-torn``.
+            size_limit: largest size of a file in bytes; a write beyond it fails, as on a full disk.
         """
-        files = {
-            name: str(Path(self._answers.name) / name) for name in ("stdout", "stderr", "events")
-        }
-        for name in files.values():
-            Path(name).unlink(missing_ok=True)
         request = {
             "root": str(root),
             "arguments": [str(argument) for argument in arguments],
             "kill_at": kill_at,
             "torn": torn,
             "copies": None if copies is None else str(copies),
-            **files,
+            "size_limit": size_limit,
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        code = json.loads(self._process.stdout.readline())["code"]
-        events = Path(files["events"])
-        return Ended(
-            code,
-            Path(files["stdout"]).read_text(),
-            Path(files["stderr"]).read_text(),
-            json.loads(events.read_text()) if events.exists() else [],
-        )
+        return Ended(**json.loads(self._process.stdout.readline()))
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -214,6 +201,37 @@ class WholeRun:
                 _replace(self.root, copy)
                 place = self._place(number) + (" with a torn file" if "torn" in copy.name else "")
                 faults += self._faults_of_rerun(verbs, place)
+        return faults
+
+    def faults_of_full_disk(self, verbs: KillableVerbs, sizes: Iterable[int]) -> list[str]:
+        """Run the verb where files cannot be large; return a line for each fault.
+
+        It must fail with exit code 4 and one sentence, leave no temporary file, and work where
+        there is space again.
+
+        Args:
+            verbs: the process that runs them.
+            sizes: largest sizes of a file, in bytes.
+        """
+        faults = []
+        for size in sizes:
+            _replace(self.root, self.start)
+            full = verbs.run(self.root, *self.arguments, size_limit=size)
+            if full.code == 0:
+                continue
+            last = (full.err.splitlines() or [""])[-1]
+            if (
+                full.code != 4
+                or "Traceback" in full.err
+                or not last.startswith("error: cannot write")
+            ):
+                faults.append(f"files of at most {size} bytes: exit {full.code}: {full.err[-500:]}")
+            faults += [
+                f"files of at most {size} bytes: {name} should not be there"
+                for name in content(self.root)
+                if Path(name).name.startswith(".") and not name.endswith(".blocks")
+            ]
+            faults += self._faults_of_rerun(verbs, f"after files of at most {size} bytes")
         return faults
 
     def _place(self, number: int) -> str:

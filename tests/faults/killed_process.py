@@ -10,14 +10,14 @@ flushed at the event loses half of what was written since its last flush, as in 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import resource
+import selectors
 import shutil
 import signal
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 CHANGES = {
@@ -116,39 +116,59 @@ def _folder(event: str, arguments: tuple[Any, ...]) -> str:
     return "" if descriptor == -1 else os.readlink(f"/proc/self/fd/{descriptor}")
 
 
-def run_verb(request: dict[str, Any]) -> int:
-    """Run one verb in this process and return its exit code."""
+def run_verb(request: dict[str, Any]) -> tuple[int, list[str]]:
+    """Run one verb in this process and return its exit code and its events."""
     from candid.cli import run
 
     os.chdir(request["root"])
     events = Events(*(request[name] for name in ("root", "kill_at", "torn", "copies")))
     events.watch()
+    if request["size_limit"] is not None:
+        # Python ignores the signal: a write beyond the limit fails, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["size_limit"],) * 2)
     sys.argv = ["candid", *request["arguments"]]
-    code = run(request["arguments"])
-    with contextlib.suppress(OSError):
-        Path(request["events"]).write_text(json.dumps(events.names))
-    return code
+    return run(request["arguments"]), events.names
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Run one verb in a forked process and return its exit code; negative: a signal."""
     sys.stdout.flush()
+    # Pipes: files would be subject to the limit of their size.
+    pipes = {name: os.pipe() for name in ("out", "err", "events")}
     child = os.fork()
     if child == 0:
         code = 70
         try:
-            for number, name in ((1, request["stdout"]), (2, request["stderr"])):
-                target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                os.dup2(target, number)
-            code = run_verb(request)
+            for number, name in ((1, "out"), (2, "err")):
+                os.dup2(pipes[name][1], number)
+            code, events = run_verb(request)
             sys.stdout.flush()
             sys.stderr.flush()
+            os.write(pipes["events"][1], json.dumps(events).encode())
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
         finally:
             os._exit(code)
-    return {"code": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}
+    texts = {name: b"" for name in pipes}
+    with selectors.DefaultSelector() as selector:
+        for name, (reader, writer) in pipes.items():
+            os.close(writer)
+            selector.register(reader, selectors.EVENT_READ, name)
+        while selector.get_map():
+            for key, _ in selector.select():
+                data = os.read(key.fd, 1 << 16)
+                texts[key.data] += data
+                if not data:
+                    selector.unregister(key.fd)
+                    os.close(key.fd)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    events = json.loads(texts["events"] or b"[]")
+    return {
+        "code": code,
+        **{name: texts[name].decode(errors="replace") for name in ("out", "err")},
+        "events": events,
+    }
 
 
 def main() -> None:

@@ -21,14 +21,15 @@ VERBS = {
     "tune": ["tune", "tiny.toml", "--data", "data", "--out", "new", "--trials", "2"],
     "evaluate": ["evaluate", "run", "--split", "validation"],
     "evaluate_out": ["evaluate", "run", "--out", "new.json"],
-    "baselines": ["baselines", "--data", "data", "--save", "new"],
-    "compare": ["compare", "run", "run", "--out", "new.json"],
+    "baselines": ["baselines", "data", "--only", "item_knn", "--no-tune", "--save", "new"],
+    "compare": ["compare", "run", "other", "--out", "new.json"],
     "recommend": ["recommend", "run", "--all-users", "--k", "3", "--out", "new.parquet"],
     "shards": ["recommend", "run", "--all-users", "--k", "3", "--out", "new.csv", "--shards", "2"],
     "similar": ["similar", "run", "--all-items", "--k", "3", "--out", "new.jsonl"],
     "index": ["index", "run", "--k", "3"],
     "export": ["export", "run", "--out", "new", "--format", "parquet"],
 }
+FULL = ("train", "export", "index", "recommend", "shards", "baselines")
 QUICK = ("prepare_again", "train", "refit", "recommend", "index", "export")
 
 
@@ -53,6 +54,11 @@ def test_command_after_a_kill_gives_the_same_files(name, verbs, whole):
     run = whole(name)
     kills = random.Random(name).sample(range(len(run.events)), 2)
     assert run.faults_after_kills(verbs, kills) == []
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_disk_is_one_sentence_and_leaves_nothing(name, verbs, whole):
+    assert whole(name).faults_of_full_disk(verbs, [40, 600]) == []
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ class BlockFiles:
                 frame = frames(begin, stop)
                 self._header = frame.clear().write_csv()
                 path = self._block(number)
-                with replacing(path) as temporary, _os_errors():
+                with replacing(path) as temporary:
                     _write(frame, temporary, self._out.suffix)
                 self._blocks.append({"rows": frame.height, "bytes": path.stat().st_size})
                 self._save()
@@ -119,10 +119,10 @@ class BlockFiles:
             shards: numbers of the blocks of each shard; None: one file of all blocks.
         """
         if shards is None:
-            with replacing(self._out) as temporary, _os_errors():
+            with replacing(self._out) as temporary:
                 self._join(range(len(self._blocks)), temporary)
         else:
-            with atomic_folder(self._out) as temporary, _os_errors():
+            with atomic_folder(self._out) as temporary:
                 for number, blocks in enumerate(shards):
                     path = temporary / f"part-{number:05}{self._out.suffix}"
                     self._join(blocks, path)
@@ -226,17 +226,6 @@ def _check_target(out: Path, in_shards: bool) -> None:
             raise ConfigError(f"{out} holds other files, such as {other}: choose another path")
     elif out.exists():
         raise ConfigError(f"{out} is a file: remove it, or choose another path for the shards")
-
-
-@contextmanager
-def _os_errors() -> Iterator[None]:
-    """Raise a refused write of Polars as an error of the operating system."""
-    try:
-        yield
-    except pl.exceptions.PolarsError as error:
-        if "os error" not in str(error):
-            raise
-        raise OSError(str(error)) from error
 
 
 def _write(frame: pl.DataFrame, path: Path, suffix: str) -> None:
