@@ -297,3 +297,14 @@ def test_head_is_routed_as_get():
 
     assert call(make(routes=routes), "/v1/model", "HEAD")[0] == 200
     assert methods == ["GET"]
+
+
+def test_refusals_are_warned_of_once_in_ten_seconds(caplog):
+    logging.getLogger("candid.serve").propagate = True
+    app = make()
+    with caplog.at_level(logging.INFO, logger="candid.serve"):
+        for _ in range(5):
+            assert call(app, "/refused")[0] == 503
+    events = [(record.getMessage(), record.levelname) for record in caplog.records]
+    assert events.count(("overloaded", "WARNING")) == 1
+    assert events.count(("request", "INFO")) == 5

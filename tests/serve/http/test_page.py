@@ -328,6 +328,9 @@ def test_map(page, address):
         y = 14 + share * (box["height"] - 28)
         page.locator("#canvas").hover(position={"x": x, "y": y})
         expect(page.locator("#tip")).to_contain_text(title)
+        tip = page.locator("#tip").bounding_box()
+        assert tip["width"] > 2 * tip["height"]  # one line of text
+        assert box["x"] <= tip["x"] <= box["x"] + box["width"] - tip["width"]
     page.locator("#canvas").click(position={"x": x, "y": y})
     page.locator("#selected").get_by_role("button", name="Similar").click()
     dialog = page.get_by_role("dialog", name=f"Similar to {title}")
@@ -337,6 +340,16 @@ def test_map(page, address):
     assert [t.split(" #")[0] for t in dialog.locator(".title").all_inner_texts()] == names(near)
     dialog.get_by_role("button", name="Add").first.click()
     expect(page.locator("ol.history li")).to_have_count(2)
+
+
+def test_map_label_ends_with_the_list_under_the_pointer(page, address):
+    page.goto(f"{address}/#item=111&user=")
+    expect(page.locator("#map-facts")).to_contain_text("The 30 most popular items of films")
+    page.locator(".rows li").first.hover()
+    expect(page.locator("#tip")).to_be_visible()
+    page.get_by_role("button", name="Clear").evaluate("button => button.click()")
+    expect(page.locator(".rows li")).to_have_count(0)
+    expect(page.locator("#tip")).to_be_hidden()
 
 
 def test_text_of_the_data_is_never_html(page, address):

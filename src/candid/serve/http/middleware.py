@@ -60,6 +60,10 @@ CLIENT_GONE: Final = 499
 """Status in log and metrics of a request whose client closed the connection before the answer."""
 
 
+WARN_SECONDS: Final = 10.0
+"""Seconds between two warnings about refused requests."""
+
+
 class RequestMiddleware:
     """Middleware that checks, counts and logs every request.
 
@@ -87,6 +91,8 @@ class RequestMiddleware:
         self._metrics = metrics
         self._check_capacity = check_capacity
         self._in_flight = 0
+        self._num_refused = 0
+        self._warned = -WARN_SECONDS
         self._buckets: TokenBuckets | None = None
         if config.rate is not None:
             self._buckets = TokenBuckets(
@@ -168,12 +174,23 @@ class RequestMiddleware:
         route, method = _route(scope), _method(scope)
         self._metrics.requests.labels(route, method, str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
+        if status == 503:
+            self._warn_of_refusals()
         # Probes come every second and would fill the log.
         if route in UNLIMITED_PATHS or not self._config.log_requests:
             return
-        level = logging.WARNING if status >= 500 else logging.INFO
+        # A line above INFO is written at once, which costs more than a refusal under overload.
+        level = logging.WARNING if status >= 500 and status != 503 else logging.INFO
         ms = round(seconds * 1000, 2)
         log_event("request", level, route=route, method=method, status=status, ms=ms)
+
+    def _warn_of_refusals(self) -> None:
+        """Log the number of refused requests, at most once in some seconds."""
+        self._num_refused += 1
+        now = perf_counter()
+        if now - self._warned >= WARN_SECONDS:
+            log_event("overloaded", logging.WARNING, refused=self._num_refused)
+            self._num_refused, self._warned = 0, now
 
 
 class _Response:

@@ -12,7 +12,14 @@ from candid.serve.http import schemas
 from candid.serve.http.errors import responses
 from candid.serve.http.examples import REQUESTS, RESPONSES
 
-COMMON_ERRORS: Final = ("internal", "overloaded", "too_many_requests", "wrong_host")
+COMMON_ERRORS: Final = (
+    "internal",
+    "overloaded",
+    "too_many_requests",
+    "wrong_host",
+    "slow_head",
+    "head_too_large",
+)
 KEY_ERRORS: Final = ("no_key", "wrong_key")
 BODY_ERRORS: Final = (
     "bad_json",

@@ -50,7 +50,8 @@ export class ItemMap {
     this.marks = marks;
     this.#legend();
     this.#table();
-    this.draw();
+    // A list that is replaced under the pointer reports no end of the hover.
+    this.point(this.selected);
   }
 
   /** Highlight an item; null: remove the highlight. */
