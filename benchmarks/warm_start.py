@@ -71,7 +71,7 @@ NARROW: dict[str, Any] = {
     "model.item_tower.dim": 32,
 }
 SMALLER: dict[str, dict[str, Any]] = {
-    "ml-1m": {**NARROW, "batches.max_length": 50, "training.epochs": 8},
+    "ml-1m": {**NARROW, "batches.max_length": 50, "training.epochs": 6},
     "nowplaying": {**NARROW, "batches.max_length": 50, "training.epochs": 3},
 }
 """Keys of the recipe of every variant of a set; the epochs are those of a training anew."""

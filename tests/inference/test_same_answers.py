@@ -1,4 +1,4 @@
-"""The same user gets the same query and the same list from evaluation, ``Run``, CLI and server."""
+"""A user has the same query and the same list in evaluation, ``Run``, CLI, server and bulk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from candid.cli import run as run_cli
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role, held_out, open_dataset
 from candid.inference import ItemSubset
-from candid.runs import load_run, train_run
+from candid.runs import load_run, train_run, write_recommendations
 from candid.serve.bundle import open_bundle
 from candid.serve.config import ServeConfig
 from candid.serve.model_version import ModelVersion
@@ -168,6 +168,34 @@ def test_evaluation_run_cli_and_server_agree(folders, monkeypatch, capsys):
         assert run_cli([str(argument) for argument in arguments]) == 0
         document = json.loads(capsys.readouterr().out)
         assert [item["item"] for item in document["answers"][0]["items"]] == expected
+
+
+@pytest.mark.parametrize(
+    "items", [{}, {"allow": [101, 103, 104, 107, 110]}, {"deny": [102, 105]}], ids=str
+)
+def test_bulk_recommendation_equals_the_answers_of_the_server(folders, tmp_path, items):
+    run = load_run(folders / "run")
+    server = ModelVersion(open_bundle(folders / "run"), name="shop", number=1, config=ServeConfig())
+    time, users = START + 99 * DAY, [f"u{user}" for user in range(NUM_USERS)] + ["stranger"]
+    out = tmp_path / "recs.parquet"
+    write_recommendations(
+        run, out, users=users, k=3, time=time, event_type="buy", fallback="popular", **items
+    )
+    moment = datetime.datetime.fromtimestamp(time / 1e6, datetime.UTC)
+    settings = {"k": 3, "time": moment, "event_type": "buy", "fallback": "popular", **items}
+    requests = [RecommendRequest(user=user, **settings) for user in users]
+    expected = []
+    for user, request in zip(users, requests, strict=True):
+        document = json.loads(server.answer([server.prepare(request)])[0])
+        for item in document["items"]:
+            expected.append((user, item["rank"], item["item"], document["recommended_by"]))
+            expected[-1] += (item["score"], item["probability"])
+    found = pl.read_parquet(out)
+    names = ["query", "rank", "item", "recommended_by"]
+    assert found.select(names).rows() == [row[:4] for row in expected]
+    for name, position in (("score", 4), ("probability", 5)):
+        values = np.array([row[position] for row in expected], dtype=float)
+        np.testing.assert_allclose(found[name].to_numpy(), values, rtol=1e-5, atol=1e-6)
 
 
 def test_run_and_server_agree_for_anonymous_users(folders):

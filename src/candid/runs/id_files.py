@@ -57,10 +57,6 @@ def read_ids(path: Path, kind: str, dtype: pl.DataType) -> pl.Series:
     if not len(ids):
         raise DataError(f"{path} has no {kind}s: choose another file")
     converted = match_ids(ids, dtype)
-    if ids.dtype == pl.String:
-        # 0042 is not a way to write 42: text of a dataset that begins with 0 is kept as text.
-        is_same = converted.cast(pl.String) == ids.str.replace(r"\.0*$", "")
-        converted = converted.set(~is_same, None) if dtype.is_integer() else converted
     if converted.null_count():
         row = int(converted.is_null().arg_max() or 0)
         raise DataError(
