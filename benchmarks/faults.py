@@ -48,7 +48,7 @@ class Report:
         self.cases[campaign] += 1
         for failure in failures:
             self.failures.append({"case": case, **failure})
-            shown = {key: value for key, value in failure.items() if key != "output"}
+            shown = failure | {"output": failure["output"][-300:]}
             print(f"{case}: {json.dumps(shown)}", flush=True)
 
     def document(self) -> dict[str, Any]:

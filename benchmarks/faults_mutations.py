@@ -15,7 +15,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,14 @@ class Reader:
         compare: pattern of the values that must be those of the undamaged target; None: they may
             differ.
         writes_target: whether it changes the target itself.
+        must_refuse: whether it must refuse every changed file.
     """
 
     arguments: tuple[str, ...]
     outputs: tuple[str, ...] = ("o",)
     compare: str | None = ""
     writes_target: bool = False
+    must_refuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,9 @@ def targets() -> list[Target]:
     for name in BASELINES:
         ask = ("recommend", f"baseline_{name}", *data, *lists)
         found.append(Target(f"baseline_{name}", (Reader(ask, ("o.jsonl",)),), 0.5))
+    for number, target in enumerate(found):
+        check = Reader(("verify", target.path), (), must_refuse=True)
+        found[number] = replace(target, readers=(*target.readers, check))
     return found + _inputs()
 
 
@@ -329,7 +334,9 @@ class Mutations:
             found = None  # an input may ask for more than the machine has
         if found is None and outcome.code == 0 and mutation.reader.compare is not None:
             expected = self._expected[mutation.reader.arguments]
-            if not result.get("skipped"):
+            if mutation.reader.must_refuse and not result.get("skipped"):
+                found = "a changed file is not reported"
+            elif not result.get("skipped"):
                 wrong = difference(expected, result["found"], mutation.reader.compare)
                 found = wrong and f"another answer without an error: {wrong}"
         if found is None:

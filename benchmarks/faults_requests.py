@@ -16,6 +16,7 @@ from contextlib import suppress
 
 from faults_server import ADMIN, START, Found, Server, ServerCampaign, is_healthy
 from serve_fuzz import send_mutated
+from serve_load import post, run_load
 
 ANSWER = 1.0
 """Seconds within which an ordinary request and a probe are answered beside hostile clients."""
@@ -54,7 +55,7 @@ class Requests(ServerCampaign):
         """Return the kinds of cases."""
         return (
             self._mutated_requests, self._malformed_heads, self._slow_clients,
-            self._reload_storm, self._clients_that_go,
+            self._reload_storm, self._clients_that_go, self._overload,
         )  # fmt: skip
 
     def _mutated_requests(self, rng: random.Random) -> Found:
@@ -65,6 +66,9 @@ class Requests(ServerCampaign):
             )
             for finding in result["findings"]:
                 yield "an answer that is not allowed", json.dumps(finding)
+            memory = result["anonymous_mib"]
+            if count >= 50_000 and memory[-1] > 1.05 * memory[2]:
+                yield f"memory grew from {memory[2]} to {memory[-1]} MiB", str(memory)
             yield from is_healthy(server)
 
     def _malformed_heads(self, rng: random.Random) -> Found:
@@ -142,6 +146,28 @@ class Requests(ServerCampaign):
                 yield f"reloads answered with {wrong[0]}", server.command.error_text()[-600:]
             yield from is_healthy(server)
 
+    def _overload(self, rng: random.Random) -> Found:
+        """Send far more requests than can be answered: refusals are 503, and probes are quick."""
+        queries = [
+            post("/v1/recommend", {"user": rng.randrange(60), "k": 40}, ADMIN) for _ in range(100)
+        ]
+        with self.serving("run", "-q") as server:
+            is_over, took = threading.Event(), list[float]()
+            thread = threading.Thread(target=_probe, args=(server, is_over, took))
+            thread.start()
+            try:
+                result = run_load(server.address, queries, 2500 * self._size, 6)
+            finally:
+                is_over.set()
+                thread.join()
+            self.measured.setdefault("overload /healthz", []).extend(took)
+            others = {s: n for s, n in result["statuses"].items() if s not in ("200", "503")}
+            if others:
+                yield f"answers beyond capacity have status {others}", str(result)
+            if max(took) > 1000 * ANSWER:
+                yield f"/healthz took {max(took):.0f} ms beyond capacity", str(result)
+            yield from is_healthy(server)
+
     def _ordinary(self, server: Server, name: str, count: int) -> Found:
         for method, path, body in (
             ("POST", "/v1/recommend", {"user": 3, "k": 5}), ("GET", "/healthz", None)
@@ -165,6 +191,18 @@ def _endless_head(server: Server, is_over: threading.Event) -> None:
         while not is_over.is_set():
             connection.sendall(b"a" * 16_384)
             is_over.wait(0.001)
+
+
+def _probe(server: Server, is_over: threading.Event, took: list[float]) -> None:
+    """Measure a probe every 50 ms, in milliseconds; one without an answer took 20 s."""
+    while not is_over.wait(0.05):
+        began = time.perf_counter()
+        try:
+            server.ask("GET", "/healthz", None, 20)
+        except OSError:
+            took.append(20_000.0)
+            continue
+        took.append(round(1000 * (time.perf_counter() - began), 1))
 
 
 def _reload(server: Server, statuses: list[int]) -> None:
