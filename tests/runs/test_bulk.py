@@ -228,6 +228,30 @@ def test_interrupted_call_continues_and_gives_the_same_bytes(run, tmp_path, suff
     assert not (tmp_path / f".recs.{suffix}.blocks").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "resumed"), [("block-000000.csv", 0), ("block-000001.csv", 8), ("state.json", 0)]
+)
+def test_damaged_block_is_written_again(run, tmp_path, name, resumed):
+    uncut, out = tmp_path / "uncut" / "recs.csv", tmp_path / "recs.csv"
+    candid.write_recommendations(run, uncut, k=5)
+
+    def stop_in_third_block(stage, done, total):
+        if stage == "writing users" and done > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        candid.write_recommendations(run, out, k=5, progress=stop_in_third_block)
+    path = tmp_path / ".recs.csv.blocks" / name
+    content = path.read_text()
+    changed = content.replace('"rows": 40', '"rows": 41') if name == "state.json" else None
+    path.write_text(changed or content.replace("1", "2", 1))
+    assert path.read_text() != content
+    result = candid.write_recommendations(run, out, k=5)
+    assert result.num_resumed == resumed
+    assert result.rows == 61 * 5
+    assert out.read_bytes() == uncut.read_bytes()
+
+
 KILL = """
 import os, signal, sys
 import candid

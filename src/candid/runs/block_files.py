@@ -18,15 +18,15 @@ from candid.atomic import (
     replacing,
     sync,
     write_error,
-    write_json,
 )
+from candid.checksums import file_entry, find_fault, has_valid_seal, write_sealed_json
 from candid.errors import ConfigError, Interrupted
 from candid.locks import LOCK, one_writer
 
 SUFFIXES: Final = (".parquet", ".csv", ".jsonl")
 """File types, by the suffix of the output."""
 STATE: Final = "state.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the state and of the blocks."""
 ROW_GROUP: Final = 2**18
 """Rows of a row group of a Parquet file."""
@@ -60,7 +60,7 @@ class BlockFiles:
         self._out, self._folder, self._settings = out, folder, dict(settings)
         self.started = started
         self._header = ""
-        self._blocks: list[dict[str, int]] = []
+        self._blocks: list[dict[str, Any]] = []
         self._restore()
         self.num_resumed = len(self._blocks)
 
@@ -101,7 +101,7 @@ class BlockFiles:
                 path = self._block(number)
                 with replacing(path) as temporary:
                     _write(frame, temporary, self._out.suffix)
-                self._blocks.append({"rows": frame.height, "bytes": path.stat().st_size})
+                self._blocks.append({"rows": frame.height, **file_entry(path)})
                 self._save()
                 done = stop
                 on_block(done)
@@ -151,6 +151,7 @@ class BlockFiles:
         try:
             state = json.loads((self._folder / STATE).read_text(encoding="utf-8"))
             is_same = state["format"] == FORMAT and state["settings"] == self._settings
+            is_same = is_same and has_valid_seal(state)
             blocks, started, header = state["blocks"], state["started"], state["header"]
         except (OSError, ValueError, KeyError, TypeError):
             is_same = False
@@ -162,8 +163,8 @@ class BlockFiles:
             return
         self.started, self._header = started, header
         for number, block in enumerate(blocks):
-            path = self._block(number)
-            if not path.exists() or path.stat().st_size != block["bytes"]:
+            # A damaged block is written again, and those after it.
+            if find_fault(self._block(number), block) is not None:
                 break
             self._blocks.append(block)
 
@@ -175,7 +176,7 @@ class BlockFiles:
             "header": self._header,
             "blocks": self._blocks,
         }
-        write_json(self._folder / STATE, state)
+        write_sealed_json(self._folder / STATE, state)
 
 
 @contextmanager
