@@ -11,8 +11,9 @@ from candid.runs import load_run
 from candid.serve.bundle import open_bundle
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError
-from candid.serve.item_updates import delete_item, put_item
+from candid.serve.item_updates import apply_updates, delete_item, put_item
 from candid.serve.metrics import Metrics
+from candid.serve.model_version import ModelVersion
 from candid.serve.models import Models
 from candid.serve.requests import ItemRequest, RecommendRequest
 from candid.serve.update_log import ItemUpdate, ItemUpdates
@@ -92,6 +93,69 @@ def test_bad_item_is_refused_and_changes_nothing(fresh, source_id, attributes, f
         assert caught.value.field == field
     assert fresh.bundle.index.num_items == 30
     assert len(fresh.items.ids) == 30
+
+
+def test_stored_updates_are_applied_as_if_one_after_the_other(runs, monkeypatch):
+    monkeypatch.setattr("candid.serve.item_updates.BATCH_SIZE", 3)
+    genres = [["Horror"], ["Comedy", "Drama"], [], ["Drama"]]
+    updates = {
+        500: HORROR,
+        106: ItemUpdate(None, {"genres": ["Comedy"]}),
+        107: None,
+        999: None,  # unknown
+        "501": ItemUpdate("Earlier", {"year": 1990}),
+        502: ItemUpdate("Bad", {"colour": "red"}),
+        503: ItemUpdate("Bad", {"year": "long ago"}),
+        "new": ItemUpdate("Bad", {}),
+        **{504 + n: ItemUpdate(f"Film {n}", {"genres": genres[n % 4]}) for n in range(8)},
+        108: ItemUpdate("Other", {"year": 1950, "score": 0.5, "tags": ["old", "new"]}),
+        501: ItemUpdate("Later", {"year": 1999}),
+    }
+    versions = [
+        ModelVersion(open_bundle(runs.films), name="films", number=1, config=ServeConfig())
+        for _ in range(2)
+    ]
+    refused = apply_updates(versions[0], updates)
+    expected = []
+    for source_id, update in updates.items():
+        if source_id == "501":
+            continue  # the same item as 501, which comes later
+        try:
+            if update is None:
+                delete_item(versions[1], source_id)
+            else:
+                put_item(versions[1], source_id, update)
+        except RequestError as error:
+            if error.code != "not_found":
+                expected.append(error.message)
+    assert sorted(refused) == sorted(expected)
+    assert len(refused) == 3
+    found, right = (version.items for version in versions)
+    assert len(found.ids) == len(right.ids) == 40
+    all_ids = list(range(40))
+    names = right.ids.source_ids(all_ids)
+    assert found.ids.source_ids(all_ids) == names
+    assert found.describe(all_ids, True) == right.describe(all_ids, True)
+    indexes = [version.bundle.index for version in versions]
+    live = indexes[1].is_live(torch.arange(40))
+    assert indexes[0].is_live(torch.arange(40)).equal(live)
+    assert live.sum() == 39
+    item_ids = live.nonzero()[:, 0]
+    torch.testing.assert_close(*(index.vectors_of(item_ids) for index in indexes))
+
+
+def test_refused_stored_updates_are_one_log_line(load, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        "candid.serve.models.log_event", lambda event, *_, **fields: lines.append((event, fields))
+    )
+    updates = ItemUpdates()
+    for source_id in range(500, 600):
+        updates.append("films", source_id, ItemUpdate(None, {"colour": "red"}))
+    load(updates)
+    [fields] = [fields for event, fields in lines if event == "item updates not applied"]
+    assert fields["items"] == 100
+    assert "no attribute 'colour'" in fields["reason"]
 
 
 def test_model_with_embeddings_per_item_refuses_updates(by_user):

@@ -225,13 +225,14 @@ def test_file_that_is_removed_during_a_compaction_is_not_replaced_by_its_copy(pa
     size, num_replaced = updates._file.size, updates._file.num_replaced
     records = updates._records()
     path.unlink()
-    updates.append("films", 7, None)
+    for number in (7, 8, 9, 10):
+        updates.append("films", number, DARK)
+    assert updates._file.size > size
     updates._compact(updates._file, records, size, num_replaced)
-    updates.append("films", 8, None)
     expected = updates.latest("films")
     updates.close()
     assert reopened(path) == expected
-    assert list(expected) == [0, 1, 2, 7, 8]
+    assert list(expected) == [0, 1, 2, 7, 8, 9, 10]
     assert not list(path.parent.glob(".*.tmp"))
 
 

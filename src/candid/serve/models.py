@@ -242,8 +242,16 @@ class Models:
     def _apply_updates(
         self, version: ModelVersion, updates: Mapping[SourceId, ItemUpdate | None]
     ) -> None:
-        for message in apply_updates(version, updates):
-            log_event("item update not applied", model=version.name, reason=message)
+        refused = apply_updates(version, updates)
+        if refused:
+            # One line: a model of other attributes may refuse all updates.
+            log_event(
+                "item updates not applied",
+                logging.WARNING,
+                model=version.name,
+                items=len(refused),
+                reason=refused[0],
+            )
 
     def _reload(self, name: str) -> str | None:
         """Reload one model; return the reason if that fails."""
