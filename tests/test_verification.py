@@ -17,7 +17,7 @@ from candid.cli import run as cli
 from candid.errors import ArtifactError, ConfigError
 from candid.export import ExportInput, export, read_export
 from candid.index import FaissIndex, open_snapshot, save_changes, write_snapshot
-from candid.runs.warm_start import open_earlier_run
+from candid.runs.earlier_run import open_earlier_run
 from candid.serve.update_file import to_record
 from candid.verification import verify
 

@@ -13,10 +13,11 @@ from candid.config import parse_config
 from candid.data import DataConfig, PreparedDataset, Role, prepare_folder
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.runs import build_model, load_run, train, train_run
+from candid.runs.earlier_run import open_earlier_run
 from candid.runs.features import extend_features, read_features
 from candid.runs.new_rows import neighbour_means
 from candid.runs.trained_ids import ITEMS, TrainedIds, find_new_targets
-from candid.runs.warm_start import open_earlier_run, warm_start
+from candid.runs.warm_start import warm_start
 from candid.training import LAST, read_checkpoint
 
 

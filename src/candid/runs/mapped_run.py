@@ -13,10 +13,11 @@ from torch import Tensor
 from candid.batches import History, Queries
 from candid.data import PreparedDataset
 from candid.runs.build import build_model, pick_device, set_threads
+from candid.runs.earlier_run import open_earlier_run
 from candid.runs.features import read_features
 from candid.runs.run import Run
 from candid.runs.trained_ids import earlier_rows
-from candid.runs.warm_start import check_same_event_types, open_earlier_run, served_weights
+from candid.runs.warm_start import check_same_event_types, served_weights
 from candid.towers import QueryTower, row_tables
 
 Bools = npt.NDArray[np.bool_]

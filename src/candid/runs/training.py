@@ -36,6 +36,7 @@ from candid.runs.build import (
     pick_device,
     set_threads,
 )
+from candid.runs.earlier_run import open_earlier_run
 from candid.runs.features import (
     RunFeatures,
     check_features_are_read,
@@ -67,7 +68,6 @@ from candid.runs.warm_start import (
     check_resumes_init,
     check_same_event_types,
     check_same_features,
-    open_earlier_run,
     warm_start,
 )
 from candid.towers import RetrievalModel

@@ -13,33 +13,17 @@ import numpy.typing as npt
 from torch import Tensor
 
 from candid.batches import target_counts, users_with_rows
-from candid.config import RunConfig, parse_config
+from candid.config import RunConfig
 from candid.data import PreparedDataset
-from candid.errors import ArtifactError, ConfigError
-from candid.runs.folder import MANIFEST, read_manifest, served_checkpoint
-from candid.runs.trained_ids import TrainedIds, earlier_rows, read_trained_ids
-from candid.runs.weight_mapping import WeightMapping, difference_error
+from candid.errors import ConfigError
+from candid.runs.earlier_run import EarlierRun, difference_error
+from candid.runs.folder import served_checkpoint
+from candid.runs.trained_ids import earlier_rows
+from candid.runs.weight_mapping import WeightMapping
 from candid.towers import RetrievalModel
 from candid.training import LAST, Checkpoint, read_checkpoint
 
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class EarlierRun:
-    """The run that a warm start begins with.
-
-    Attributes:
-        folder: of the run.
-        config: its config.
-        manifest: content of its ``run.json``.
-        ids: source ids of its items and users.
-    """
-
-    folder: Path
-    config: RunConfig
-    manifest: dict[str, Any]
-    ids: TrainedIds
 
 
 @dataclass(frozen=True)
@@ -65,24 +49,6 @@ class WarmStart:
         count = self.facts["new_values"]
         values = f"; {count:,} new feature value" + ("" if count == 1 else "s") if count else ""
         return f"; started from {self.facts['run']}, which has {' and '.join(parts)}{values}"
-
-
-def open_earlier_run(folder: Path | str) -> EarlierRun:
-    """Open the run that a warm start begins with, without its model.
-
-    Raises:
-        ArtifactError: not a run, one of an older version, or its ids are missing.
-    """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    try:
-        config = parse_config(manifest["config"], str(folder / MANIFEST))
-    except ConfigError as error:
-        raise ArtifactError(
-            f"{error}; the file is damaged or of another version of candid: train again"
-        ) from None
-    ids = read_trained_ids(folder, manifest, config.batches)
-    return EarlierRun(folder, config, manifest, ids)
 
 
 def check_resumes_init(out: Path, manifest: Mapping[str, Any], init: Path | str | None) -> None:

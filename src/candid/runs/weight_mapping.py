@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +12,9 @@ from torch import Tensor
 from candid.config import RunConfig
 from candid.data import PreparedDataset
 from candid.errors import ConfigError
+from candid.runs.earlier_run import EarlierRun, difference_error
 from candid.towers import RetrievalModel, RowTable, code_tables, row_tables
 from candid.training import model_tensors
-
-if TYPE_CHECKING:
-    from candid.runs.warm_start import EarlierRun
 
 Ints = npt.NDArray[np.int64]
 
@@ -162,34 +159,3 @@ def _copied(value: Tensor, source: Ints, new_rows: Tensor) -> Tensor:
 def _side(table: RowTable) -> str:
     assert table.rows_of is not None
     return table.rows_of
-
-
-def difference_error(
-    earlier: EarlierRun,
-    config: RunConfig,
-    reason: str,
-    sections: tuple[str, ...] = ("model", "features", "batches"),
-) -> ConfigError:
-    """Return the error of two models, with the first key of their recipes that differs."""
-    for section in sections:
-        before = dict(_keys(getattr(earlier.config, section).model_dump(mode="json"), section))
-        now = dict(_keys(getattr(config, section).model_dump(mode="json"), section))
-        for key in [*now, *before]:
-            if before.get(key) != now.get(key):
-                return ConfigError(
-                    f"{key} is {before.get(key)!r} in {earlier.folder} (init) and "
-                    f"{now.get(key)!r} here ({reason}): use the recipe of that run, or train "
-                    "without init"
-                )
-    return ConfigError(
-        f"the weights of {earlier.folder} (init) do not fit this dataset: {reason}; train without "
-        "init"
-    )
-
-
-def _keys(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}", value
