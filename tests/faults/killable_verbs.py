@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from candid.atomic import TEMPORARY
 
 PROGRAM = Path(__file__).with_name("killed_process.py")
 TOKEN = re.compile(r"[0-9a-f]{32}|(?<=-)[0-9a-f]{16}(?=\.)")
@@ -120,11 +122,6 @@ def content(folder: Path) -> dict[str, str]:
         name = TOKEN.sub("TOKEN", str(path.relative_to(folder)))
         found[name] = "" if path.is_dir() else hashlib.sha256(_stable(path)).hexdigest()
     return found
-
-
-def is_temporary(name: str) -> bool:
-    """Return whether a name of ``content`` is that of a temporary file or a lock."""
-    return any(part.startswith(".") for part in Path(name).parts)
 
 
 @dataclass(frozen=True)
@@ -268,20 +265,21 @@ def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
 
 
 def _stable(path: Path) -> bytes:
+    """Return the content of a file without what differs between two equal runs."""
+    temporary = TEMPORARY.fullmatch(path.name)
+    suffix = Path(temporary[1] if temporary else path.name).suffix
     if path.name.endswith(".lock"):
         return b""
     try:
-        if path.suffix == ".json":
-            return json.dumps(_without(json.loads(path.read_text()))).encode()
-        if path.suffix == ".jsonl":
+        if suffix == ".json":
+            return json.dumps(_without(json.loads(path.read_text())), sort_keys=True).encode()
+        if suffix == ".jsonl":
             lines = path.read_text().splitlines()
             return json.dumps([_without(json.loads(line)) for line in lines]).encode()
-        if path.suffix == ".safetensors":
+        if suffix == ".safetensors":
             return _of_tensors(path)
-        if path.suffix == ".html":
-            return b"page"
-    except Exception:
-        return path.read_bytes()
+    except (ValueError, AttributeError, SafetensorError):
+        pass  # A file that was cut.
     return path.read_bytes()
 
 
