@@ -4,6 +4,7 @@ import functools
 import gzip
 import http.server
 import io
+import socket
 import sys
 import threading
 
@@ -60,6 +61,26 @@ def bucket(s3_server, monkeypatch, request):
     name = f"bucket-{abs(hash(request.node.nodeid)) % 10**9}"
     system.mkdir(name)
     return system, name
+
+
+@pytest.fixture(scope="module")
+def google_bucket():
+    """An empty bucket on an emulator of Google Cloud Storage: its file system, and its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Without it gcsfs first tries gRPC, which the emulator does not have, for a minute.
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        gcsfs = pytest.importorskip("gcsfs", reason="needs the extra remote")
+        emulator = pytest.importorskip(
+            "gcp_storage_emulator.server", reason="needs gcp-storage-emulator, a local server"
+        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="shop")
+        server.start()
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        yield gcsfs.GCSFileSystem(token="anon"), "shop"
+        server.stop()
 
 
 @pytest.fixture
@@ -229,6 +250,22 @@ def test_folder_and_pattern_in_s3(bucket):
     assert rows_of(f"s3://{name}/log/day=*/*.parquet") == expected
     assert rows_of(f"s3://{name}/log/*/*") == expected
     assert rows_of(f"s3://{name}/log/day=2026-11-02") == expected[20:]
+
+
+def test_folder_file_and_pattern_in_google_cloud_storage(tmp_path, google_bucket):
+    system, name = google_bucket
+    for number in range(2):
+        system.pipe_file(f"{name}/log/day={number}/rows.parquet", parquet(WIDE[number::2]))
+    system.pipe_file(f"{name}/log.csv", ROWS.write_csv().encode())
+    for place in ("log", "log.csv", "log/*/rows.parquet"):
+        config = DataConfig(interactions=f"gs://{name}/{place}", time="t")
+        out = tmp_path / place.replace("*", "all")
+        result = prepare_folder(config, out)
+        assert result.report["rows_read"] == 40
+        assert result.report["sources"][0]["etag"]
+        assert prepare_folder(config, out).up_to_date
+    with pytest.raises(DataError, match=r"gs://shop/none\.csv does not exist; check the address"):
+        open_sources(f"gs://{name}/none.csv")
 
 
 def test_delta_table_in_s3(bucket):
