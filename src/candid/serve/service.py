@@ -81,6 +81,10 @@ class Service:
             queue.close()
         self._lookup_pool.shutdown(cancel_futures=True)
         self._update_pool.shutdown(cancel_futures=True)
+        self.stop_reloads()
+
+    def stop_reloads(self) -> None:
+        """Refuse reloads, and end the check of a running one, so that a shutdown need not wait."""
         self._reloads.close()
         self.models.close()
 

@@ -14,6 +14,7 @@ import pytest
 import serve_fuzz
 import serve_load
 from serve_load import ADMIN, start_server
+from serve_reloads import ReloadStorm
 
 
 @pytest.mark.slow
@@ -64,6 +65,40 @@ def test_load_and_reloads_without_a_failed_request(runs):
         assert (found["server_errors"], found["other_forms"]) == (0, 0)
         assert set(found["statuses"]) & {"200", "400", "404", "422"}
     assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_storm_of_reloads_fails_no_request_and_bad_models_are_refused(runs, tmp_path):
+    link = tmp_path / "films"
+    link.symlink_to(runs.films)
+    requests = [
+        serve_load.post("/v1/recommend", body) for body in ({"user": "u3"}, {"history": [101]})
+    ]
+    arguments = [str(link), "--data", str(runs.films.parent / "data"), "--set", "timeout_ms=10000"]
+    with start_server(*arguments) as (process, address):
+        storm = ReloadStorm(address, clients=6)
+        with storm.running():
+            load = serve_load.run_load(address, requests, rate=30, seconds=5)
+        assert load["statuses"] == {"200": 150}
+        assert set(storm.answers) == {"200"}
+        # Two reloads at most for six clients: the running one and the one that all wait for.
+        assert len(storm.versions) < sum(storm.answers.values())
+        # A run that cannot be served: the reason, the current version, and a counter.
+        version = httpx.get(f"{address}/v1/model").json()["models"][0]["version"]
+        link.unlink()
+        link.symlink_to(tmp_path / "nowhere")
+        answer = httpx.post(f"{address}/v1/admin/reload", headers={"x-api-key": ADMIN}, timeout=120)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "reload_failed")
+        assert "the current model keeps serving" in answer.json()["error"]["message"]
+        metrics = httpx.get(f"{address}/metrics").text
+        assert 'candid_reloads_total{model="films",result="failed"} 1.0' in metrics
+        again = httpx.post(f"{address}/v1/recommend", json={"user": "u3"}).json()
+        assert again["version"] == version
+        # A shutdown does not wait for a reload.
+        with ReloadStorm(address, clients=1).running():
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
 
 
 def start(*arguments):

@@ -140,7 +140,9 @@ EXAMPLES: Final[tuple[ErrorExample, ...]] = (
     ErrorExample("slow_body", "the body took longer than 5000 ms to arrive"),
     ErrorExample("slow_head", "the head of the request took longer than 10000 ms"),
     ErrorExample("reload_failed", "runs/ml1m/best.safetensors is damaged; train again"),
-    ErrorExample("reload_running", "another reload is running; wait until it has finished"),
+    ErrorExample(
+        "reload_running", "a reload is running and one of another model is waiting; try again later"
+    ),
     ErrorExample("too_large", "the body is larger than 1000000 bytes"),
     ErrorExample("bad_type", "send application/json"),
     ErrorExample("wrong_host", "this server does not answer under this host name"),

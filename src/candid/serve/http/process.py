@@ -184,6 +184,7 @@ class _Server(uvicorn.Server):
         self._service.is_draining = True
         self._status.not_ready = "the server is shutting down"
         log_event("stopping", signal=number.name)
+        self._service.stop_reloads()
         drain = self._service.config.drain_ms / 1000
         asyncio.get_running_loop().call_later(drain, self.handle_exit, signal.SIGTERM, None)
 

@@ -160,7 +160,12 @@ def add_status_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/admin/reload",
         **document_route(
-            "ReloadRequest", "Reloaded", "needs_key", "reload_failed", "reload_running"
+            "ReloadRequest",
+            "Reloaded",
+            "needs_key",
+            "reload_failed",
+            "reload_running",
+            "not_ready",
         ),
     )
     async def reload(request: Request) -> Response:
