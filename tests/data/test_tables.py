@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from candid.checksums import sealed
 from candid.data import DataConfig, ItemTableConfig, UserTableConfig, open_dataset, prepare_folder
 from candid.errors import DataError
 
@@ -164,7 +165,7 @@ def test_config_key_that_the_manifest_lacks_counts_as_none(tmp_path):
     manifest = json.loads(path.read_text())
     assert manifest["config"].pop("users") is None
     assert manifest.pop("users_without_row") is None
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(sealed(manifest)))
     assert prepare_folder(plain, tmp_path / "out").up_to_date
 
 
