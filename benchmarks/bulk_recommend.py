@@ -224,8 +224,11 @@ def main() -> None:
             for users in options.users
             for name in options.models
         ]
+    # The place of the results does not belong to the measurement.
+    given = [text for text in sys.argv[1:] if text not in ("--results", str(options.results))]
+    command = ["python", "benchmarks/bulk_recommend.py", *given]
     document = {
-        "command": shlex.join(["python", "benchmarks/bulk_recommend.py", *sys.argv[1:]]),
+        "command": shlex.join(command),
         "clock": "CPU seconds of one thread; other work shared the machine",
         "versions": {
             "candid": candid.__version__,
