@@ -4,6 +4,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -33,6 +34,8 @@ from candid.training import (
     read_checkpoint,
     write_checkpoint,
 )
+from candid.training import trainer as trainer_module
+from candid.training.trackers import JsonlTracker
 
 NUM_ITEMS = 20
 
@@ -506,3 +509,19 @@ def test_trainer_limits_the_kernel_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     make_trainer(tmp_path)
     assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" in os.environ
+
+
+def test_log_is_flushed_before_each_checkpoint_to_resume_from(tmp_path, monkeypatch):
+    """A power cut after the checkpoint must not lose lines that a resume does not write again."""
+    calls, write = [], trainer_module.write_checkpoint
+    monkeypatch.setattr(JsonlTracker, "flush", lambda self: calls.append("flush"))
+
+    def recorded(path, *arguments, **options):
+        calls.append(Path(path).name)
+        write(path, *arguments, **options)
+
+    monkeypatch.setattr(trainer_module, "write_checkpoint", recorded)
+    make_trainer(tmp_path).run()
+    places = [place for place, call in enumerate(calls) if call == LAST]
+    assert places
+    assert all(calls[place - 1] == "flush" for place in places)
