@@ -28,7 +28,7 @@ ENV PATH=/venv/bin:$PATH \
     OMP_NUM_THREADS=1
 USER 10001
 EXPOSE 8000
-# One process; SIGTERM finishes open requests and stops, SIGHUP reloads the models.
+# SIGTERM finishes open requests and stops, SIGHUP reloads the models.
 STOPSIGNAL SIGTERM
 # http.client, because urllib would use a proxy from the environment.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-c", \

@@ -1,7 +1,9 @@
 """Bad arguments of ``candid serve``: refused in one sentence, before it listens."""
 
 import builtins
+import importlib.util
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from candid.cli.serve import _served_names
         (["nowhere", "--set", "max_k=0"], 2, "max_k"),
         (["nowhere", "--set", "max_q=5"], 2, "max_q"),
         (["nowhere", "--port", "70000"], 2, "65535"),
+        (["nowhere", "--workers", "0"], 2, "--workers"),
         (["nowhere", "--api-key-file", "missing"], 2, "cannot read keys from missing"),
         (["nowhere", "--index", "a", "--index", "b"], 2, "--index is given 2 times for 1 runs"),
         (["nowhere", "--allowed-host", "http://a"], 2, "--allowed-host 'http://a' is not a host"),
@@ -63,6 +66,19 @@ def test_empty_key_is_refused(candid, monkeypatch, variable, value):
     answer = candid("serve", "nowhere")
     assert answer.code == 2
     assert f"{variable} is empty; set a key, or unset it to serve without a key" in answer.err
+
+
+def test_missing_extra_of_the_workers_names_the_command(candid, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        sys.modules["candid.cli.serve"],
+        "find_spec",
+        lambda name: None if name == "uvicorn" else real(name),
+    )
+    answer = candid("serve", "nowhere", "--workers", "2")
+    assert answer.code == 2
+    assert "candid serve needs uvicorn" in answer.err
+    assert "pip install 'candid-retrieval[serve]'" in answer.err
 
 
 def test_missing_extra_names_the_command(candid, monkeypatch):

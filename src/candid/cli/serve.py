@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -69,6 +71,16 @@ def serve(
             "request delays; 0: any free one [default: on --port only]",
         ),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=256,
+            metavar="N",
+            help="Processes that answer requests on the same port; item updates and reloads reach "
+            "all of them",
+        ),
+    ] = 1,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
@@ -142,7 +154,17 @@ def serve(
     files = _files(runs, index or [], data or [], name or [], verify)
     try:
         from candid.serve.http.access import AccessRules, AllowedHosts, ApiKeys, TrustedProxies
-        from candid.serve.http.process import run_server
+
+        run: Callable[..., None]
+        if workers == 1:
+            from candid.serve.http.process import run_server as run
+        else:
+            from candid.serve.http.workers import run_workers
+
+            # The workers import these in processes of their own.
+            if missing := [name for name in EXTRA_MODULES if find_spec(name) is None]:
+                raise ModuleNotFoundError(name=missing[0])
+            run = partial(run_workers, num_workers=workers)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in EXTRA_MODULES:
             raise
@@ -151,7 +173,7 @@ def serve(
             "'candid-retrieval[serve]'"
         ) from None
 
-    run_server(
+    run(
         files,
         config=config,
         access=AccessRules(

@@ -10,9 +10,12 @@ import contextlib
 import datetime
 import json
 import logging
+import select
 import sys
 import threading
 import traceback
+from collections import deque
+from collections.abc import Iterator
 from typing import Any, Final, TextIO
 
 LOGGER: Final = logging.getLogger("candid.serve")
@@ -22,7 +25,15 @@ FLUSH_SECONDS: Final = 0.2
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record: time, level, event, and the fields in ``extra["fields"]``."""
+    """One JSON object per record: time, level, event, and the fields in ``extra["fields"]``.
+
+    Args:
+        worker: number of the process, a field of every line; None: there is one process.
+    """
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = worker
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
@@ -32,6 +43,8 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
+        if self._worker is not None:
+            line["worker"] = self._worker
         line |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[1] is not None:
             line |= error_fields(record.exc_info[1])
@@ -54,6 +67,9 @@ class BufferedHandler(logging.Handler):
         self._stream = stream
         self._seconds = seconds
         self._lines: list[str] = []
+        # A thread that writes holds no other lock, so that others can log meanwhile.
+        self._ready: deque[list[str]] = deque()
+        self._write_lock = threading.Lock()
         self._timer: threading.Timer | None = None
         atexit.register(self.flush)
 
@@ -74,11 +90,28 @@ class BufferedHandler(logging.Handler):
         """Write the buffered lines."""
         with self.lock or contextlib.nullcontext():
             lines, self._lines, self._timer = self._lines, [], None
-        if lines:
-            # The reader of the log may have closed it: requests must not fail for that.
-            with contextlib.suppress(OSError, ValueError):
-                self._stream.write("\n".join(lines) + "\n")
-                self._stream.flush()
+            if lines:
+                self._ready.append(lines)
+        with self._write_lock:
+            while self._ready:
+                # The reader of the log may have closed it: requests must not fail for that.
+                with contextlib.suppress(OSError, ValueError):
+                    for part in _parts(self._ready.popleft()):
+                        self._stream.write(part)
+                        self._stream.flush()
+
+
+def _parts(lines: list[str]) -> Iterator[str]:
+    """Join lines to parts of at most ``PIPE_BUF`` bytes, which several processes write whole."""
+    part, size = list[str](), 0
+    for line in lines:
+        length = len(line.encode("utf-8", "replace")) + 1
+        if part and size + length > select.PIPE_BUF:
+            yield "\n".join(part) + "\n"
+            part, size = [], 0
+        part.append(line)
+        size += length
+    yield "\n".join(part) + "\n"
 
 
 def log_event(event: str, level: int = logging.INFO, **fields: Any) -> None:
@@ -95,10 +128,14 @@ def error_fields(error: BaseException) -> dict[str, Any]:
     }
 
 
-def set_up_logging() -> None:
-    """Send the log lines of the server, of the index and of uvicorn to stderr."""
+def set_up_logging(worker: int | None = None) -> None:
+    """Send the log lines of the server, of the index and of uvicorn to stderr.
+
+    Args:
+        worker: number of the process, a field of every line; None: there is one process.
+    """
     handler = BufferedHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(worker))
     for name in ("candid.serve", "candid.index", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

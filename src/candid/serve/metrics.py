@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from candid.errors import ConfigError
 
 SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-class Metrics:
-    """Counters of one server, in their own registry."""
+KINDS: Final = ("counter", "histogram", "gauge_livesum", "gauge_livemax")
+FILE_BYTES: Final = 1 << 20
+"""Size of each file of a process, several times what all labels need."""
 
-    def __init__(self) -> None:
+
+class Metrics:
+    """Counters of one server, in their own registry.
+
+    Args:
+        folder: of the files in which several processes share their counters; the environment of
+            each process must name it before prometheus_client is imported. None: this process is
+            alone.
+
+    Raises:
+        ConfigError: the folder has no space.
+    """
+
+    def __init__(self, folder: Path | str | None = None) -> None:
         registry = self.registry = CollectorRegistry()
+        self._folder = None if folder is None else Path(folder)
+        if self._folder is not None:
+            _reserve_files(self._folder)
         self.requests = Counter(
             "candid_requests",
             "Requests answered",
@@ -28,8 +50,18 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self.in_flight = Gauge("candid_requests_in_flight", "Requests in flight", registry=registry)
-        self.connections = Gauge("candid_connections", "Open connections", registry=registry)
+        self.in_flight = Gauge(
+            "candid_requests_in_flight",
+            "Requests in flight",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.connections = Gauge(
+            "candid_connections",
+            "Open connections",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.connections_closed = Counter(
             "candid_connections_closed",
             "Connections closed by the server before or without an answer",
@@ -63,12 +95,44 @@ class Metrics:
             "candid_reloads", "Reloads of a model", ["model", "result"], registry=registry
         )
         self.model_version = Gauge(
-            "candid_model_version", "Version of a model in use", ["model"], registry=registry
+            "candid_model_version",
+            "Version of a model in use",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         self.items = Gauge(
-            "candid_items", "Items that can be recommended", ["model"], registry=registry
+            "candid_items",
+            "Items that can be recommended",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
 
     def to_text(self) -> bytes:
-        """Return all counters as ``/metrics`` serves them."""
-        return generate_latest(self.registry)
+        """Return all counters as ``/metrics`` serves them: those of all processes, added up."""
+        return generate_latest(self.registry) if self._folder is None else read_all(self._folder)
+
+
+def read_all(folder: Path) -> bytes:
+    """Return the counters of all processes that share a folder, added up."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def _reserve_files(folder: Path) -> None:
+    """Create the files of this process with all their space.
+
+    They are mapped into memory, and a write to a mapped file on a full disk ends the process.
+    """
+    for kind in KINDS:
+        path = folder / f"{kind}_{os.getpid()}.db"
+        try:
+            with path.open("ab") as stream:
+                os.posix_fallocate(stream.fileno(), 0, FILE_BYTES)
+        except OSError as error:
+            raise ConfigError(
+                f"no space for the metrics of a worker in {folder} ({error.strerror}): free some "
+                "space, or set TMPDIR to another folder"
+            ) from None

@@ -24,6 +24,7 @@ from candid.serve.item_updates import (
 from candid.serve.logs import error_fields, log_event
 from candid.serve.metrics import Metrics
 from candid.serve.model_check import ModelChecks
+from candid.serve.model_files import ModelFiles
 from candid.serve.model_version import ModelVersion
 from candid.serve.requests import Id, ItemRequest
 from candid.serve.update_log import ItemUpdate, SourceId, UpdateLog
@@ -59,6 +60,7 @@ class Models:
         checks: check a model in a process of its own before a reload loads it; None: a reload
             opens and checks it in this process, which a crash of a native library ends. The first
             load is always direct: a crash there is a failed start.
+        first_versions: number of the first version of each model; None: 1.
 
     Raises:
         CandidError: a run cannot be opened, or its answers are not finite.
@@ -72,12 +74,14 @@ class Models:
         updates: UpdateLog,
         metrics: Metrics,
         checks: ModelChecks | None = None,
+        first_versions: Mapping[str, int] | None = None,
     ) -> None:
         self._openers = dict(openers)
         self._config = config
         self._updates = updates
         self._metrics = metrics
         self._checks = checks
+        self._first_versions = dict(first_versions or {})
         self._reload_lock = threading.Lock()
         self._request_lock = threading.Lock()  # held from the check of an update to its end
         self._apply_lock = threading.Lock()  # held while a version is changed or published
@@ -144,13 +148,22 @@ class Models:
         seconds = monotonic() - started
         return {each: self._versions[each].number for each in names}, seconds
 
-    def prepare(self, name: str, identity: str | None = None) -> PreparedModel:
+    def prepare(
+        self,
+        name: str,
+        identity: str | None = None,
+        *,
+        files: ModelFiles | None = None,
+        number: int | None = None,
+    ) -> PreparedModel:
         """Load the next version of a model and check its answers; ``publish`` puts it into use.
 
         Args:
             name: of the model.
             identity: of the files that ``ModelChecks.check`` has checked; None: they are not
                 checked, so all weights and vectors are read here.
+            files: to open; None: those of the model as they are now.
+            number: of the version; None: the next one.
 
         Raises:
             CandidError: the run cannot be opened, its answers are not finite, or its files are
@@ -158,13 +171,16 @@ class Models:
         """
         # The identity stands for the checksums: of weights, and of files that have not changed.
         with verification(identity is None):
-            bundle = self._openers[name]()
-        before = self._versions.get(name)
-        number = 1 if before is None else before.number + 1
+            bundle = self._openers[name]() if files is None else files()
+        if files is None and self._checks is not None:
+            files = self._checks.files(name)
+        if number is None:
+            before = self._versions.get(name)
+            number = self._first_versions.get(name, 1) if before is None else before.number + 1
         version = ModelVersion(bundle, name=name, number=number, config=self._config)
         check_version(version, thorough=identity is None)
-        if identity is not None and self._checks is not None:
-            loaded = identity_of(bundle, self._checks.files(name))
+        if identity is not None and files is not None:
+            loaded = identity_of(bundle, files)
             if loaded != identity:
                 raise ArtifactError(
                     "the files of the model changed between its check and its load; reload again "
@@ -174,8 +190,13 @@ class Models:
         self._apply_updates(version, updates)
         return PreparedModel(version, updates)
 
-    def publish(self, prepared: PreparedModel) -> None:
-        """Put a prepared version into use; it gets the updates that were stored meanwhile."""
+    def publish(self, prepared: PreparedModel, *, counts: bool = True) -> None:
+        """Put a prepared version into use; it gets the updates that were stored meanwhile.
+
+        Args:
+            prepared: result of ``prepare``.
+            counts: whether the metrics count a reload.
+        """
         version = prepared.version
         name = version.name
         with self._apply_lock:
@@ -185,7 +206,7 @@ class Models:
             self._versions[name] = version
         self._metrics.model_version.labels(name).set(version.number)
         self._metrics.items.labels(name).set(version.bundle.index.num_live)
-        self._metrics.reloads.labels(name, "done").inc()
+        self._metrics.reloads.labels(name, "done").inc(int(counts))
 
     def close(self) -> None:
         """End the check of a running reload, which then fails."""

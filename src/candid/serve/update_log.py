@@ -39,6 +39,18 @@ class ItemUpdate:
     attributes: Mapping[str, Any]
 
 
+def to_json(update: ItemUpdate | None) -> dict[str, Any] | None:
+    """Return an update as JSON values; null for a deletion."""
+    if update is None:
+        return None
+    return {"title": update.title, "attributes": dict(update.attributes)}
+
+
+def from_json(content: Mapping[str, Any] | None) -> ItemUpdate | None:
+    """Return the update that ``to_json`` wrote."""
+    return None if content is None else ItemUpdate(content["title"], content["attributes"])
+
+
 class UpdateLog(Protocol):
     """The log as the models of a server use it. All methods may be called from any thread.
 
@@ -155,11 +167,7 @@ class ItemUpdates:
     def _load(self, file: UpdateFile) -> None:
         contents = file.contents
         for entry, num_bytes in contents.records:
-            content = entry["update"]
-            update = None
-            if content is not None:
-                update = ItemUpdate(content["title"], content["attributes"])
-            self._set(entry["model"], entry["item"], update, num_bytes)
+            self._set(entry["model"], entry["item"], from_json(entry["update"]), num_bytes)
         try:
             if contents.damaged:
                 copy = file.copy_damaged()
@@ -234,10 +242,7 @@ class ItemUpdates:
 
 
 def _to_record(model: str, source_id: SourceId, update: ItemUpdate | None) -> bytes:
-    content = None
-    if update is not None:
-        content = {"title": update.title, "attributes": dict(update.attributes)}
-    return to_record({"model": model, "item": source_id, "update": content})
+    return to_record({"model": model, "item": source_id, "update": to_json(update)})
 
 
 def _not_stored(file: UpdateFile, error: OSError) -> RequestError:

@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import torch
 import uvicorn
 
-from candid.errors import ConfigError
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError
-from candid.serve.http.access import AccessRules, is_loopback
+from candid.serve.http.access import AccessRules
 from candid.serve.http.app import make_app
 from candid.serve.http.connections import Connections, with_connection_limit
+from candid.serve.http.listening import bind, log_keys, num_cores, url_of
 from candid.serve.http.middleware import RequestMiddleware
 from candid.serve.http.probes import ProbeServer, ServerStatus
 from candid.serve.http.protocol import protocol_class
@@ -37,6 +36,7 @@ from candid.serve.update_log import ItemUpdates
 SWITCH_SECONDS: Final = 0.001
 """Longest time that one thread keeps the interpreter lock; with Python's 5 ms a request of a few
 milliseconds would mostly wait for it."""
+ServerT = TypeVar("ServerT", bound="Server")
 
 
 def run_server(
@@ -64,76 +64,85 @@ def run_server(
     Raises:
         CandidError: a model cannot be opened, or the address is not available.
     """
-    sock = _bind(host, port, "--port")
+    sock = bind(host, port, "--port")
     status, metrics = ServerStatus(), Metrics()
     probes = None
     if probe_port is not None:
-        probes = ProbeServer(_bind(host, probe_port, "--probe-port"), status, metrics.to_text)
+        probes = ProbeServer(bind(host, probe_port, "--probe-port"), status, metrics.to_text)
     set_up_logging()
     # Until uvicorn handles the signal, models are still being loaded.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    sys.setswitchinterval(SWITCH_SECONDS)
-    threads = config.threads or max(1, _num_cores() // 2)
-    torch.set_num_threads(threads)
-    config = with_connection_limit(config.model_copy(update={"threads": threads}))
-    _log_keys(access, host)
+    threads = config.threads or max(1, num_cores() // 2)
+    config = prepare_process(config.model_copy(update={"threads": threads}))
+    log_keys(access, host)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(sock))
         if probes is not None:
             probes.start()
             stack.callback(probes.stop)
-            log_event("probes listening", address=_address(probes.address))
+            log_event("probes listening", address=url_of(probes.address))
         updates = stack.enter_context(contextlib.closing(ItemUpdates(item_updates)))
         updates.log_unserved(files)
         checks = ModelChecks(files, config=config)
         models = Models(files, config=config, updates=updates, metrics=metrics, checks=checks)
-        service = Service(models, config=config, metrics=metrics)
-        connections = Connections(config, metrics)
-        app = RequestMiddleware(
-            make_app(service),
-            config=config,
-            access=access,
-            metrics=metrics,
-            check_capacity=service.check_capacity,
-        )
-        server = _Server(
-            uvicorn.Config(
-                app,
-                http=protocol_class(connections),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                lifespan="on",
-                timeout_keep_alive=round(config.keep_alive_ms / 1000) or 1,
-                timeout_graceful_shutdown=round(config.shutdown_ms / 1000) or 1,
-            ),
-            service,
-            connections,
-            status,
+        server = make_server(
+            Server, models, config=config, access=access, metrics=metrics, status=status
         )
         server.run(sockets=[sock])
     log_event("stopped")
 
 
-def _log_keys(access: AccessRules, host: str) -> None:
-    """Log which requests need no key; a warning where other machines can send them."""
-    if not access.keys.read:
-        level = logging.INFO if is_loopback(host) else logging.WARNING
-        log_event("no API key set", level, effect="every client may query")
-    if not access.keys.admin:
-        log_event("no admin key set", effect="item updates and reloads are refused")
+def prepare_process(config: ServeConfig) -> ServeConfig:
+    """Set the threads and the limits of this process; return the config that they leave.
+
+    Raises:
+        ConfigError: ``max_connections`` needs more descriptors than the process may open.
+    """
+    assert config.threads is not None
+    sys.setswitchinterval(SWITCH_SECONDS)
+    torch.set_num_threads(config.threads)
+    return with_connection_limit(config)
 
 
-def _num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def make_server(
+    server_class: type[ServerT],
+    models: Models,
+    *,
+    config: ServeConfig,
+    access: AccessRules,
+    metrics: Metrics,
+    status: ServerStatus,
+) -> ServerT:
+    """Return a server of models, to be run on a bound socket; it keeps ``status`` up to date."""
+    service = Service(models, config=config, metrics=metrics)
+    connections = Connections(config, metrics)
+    app = RequestMiddleware(
+        make_app(service),
+        config=config,
+        access=access,
+        metrics=metrics,
+        check_capacity=service.check_capacity,
+    )
+    return server_class(
+        uvicorn.Config(
+            app,
+            http=protocol_class(connections),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            lifespan="on",
+            timeout_keep_alive=round(config.keep_alive_ms / 1000) or 1,
+            timeout_graceful_shutdown=round(config.shutdown_ms / 1000) or 1,
+        ),
+        service,
+        connections,
+        status,
+    )
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server, with reload on SIGHUP and a drain before the shutdown."""
 
     def __init__(
@@ -156,10 +165,11 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application and listen."""
         await super().startup(sockets=sockets)
         if sockets and self.started:
             self._status.not_ready = None
-            log_event("listening", address=_address(sockets[0].getsockname()))
+            log_event("listening", address=url_of(sockets[0].getsockname()))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -189,6 +199,7 @@ class _Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(drain, self.handle_exit, signal.SIGTERM, None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Finish open requests and stop."""
         self.should_exit = True
 
     def _reload(self) -> None:
@@ -201,29 +212,3 @@ class _Server(uvicorn.Server):
         task = asyncio.get_running_loop().create_task(reload())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _address(name: tuple[Any, ...]) -> str:
-    """Return the URL of the address of a socket."""
-    host, port = name[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _bind(host: str, port: int, option: str) -> socket.socket:
-    """Bind a socket before models are loaded, so that an address in use fails at once."""
-    sock = None
-    try:
-        [family, kind, protocol, _, address] = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        if sock is not None:
-            sock.close()
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {reason}; choose another --host or {option}"
-        ) from None
-    return sock
