@@ -75,8 +75,8 @@ def prepare(
     items: Any = None,
     users: Any = None,
     split: str | Mapping[str, Any] | SplitConfig = "leave-one-out",
-    ids_from: PreparedDataset | Path | str | None = None,
     out: Path | str | None = None,
+    ids_from: PreparedDataset | Path | str | None = None,
     progress: Progress | None = None,
     force: bool = False,
     **settings: Any,
@@ -103,10 +103,10 @@ def prepare(
             ``attributes``. The id column is by default named as in the interactions.
         split: the kind of split, such as "leave-one-out", "temporal" or "none", or a mapping with
             its settings, such as ``{"kind": "leave-k-out", "k": 5}`` (``SplitConfig``).
-        ids_from: an earlier dataset, or its folder, whose users and items keep their ids; new ones
-            follow. None: all are numbered by ascending source id.
         out: folder to write: new, empty, or an earlier prepared dataset, which is replaced. None:
             the dataset stays in memory; ``PreparedDataset.save`` writes it later.
+        ids_from: an earlier dataset, or its folder, whose users and items keep their ids; new ones
+            follow. None: all are numbered by ascending source id.
         progress: called with one line before each step.
         force: prepare even if ``out`` is up to date with its files.
         **settings: further keys of ``DataConfig``, such as ``k_core=5`` or ``weight="stars"``.

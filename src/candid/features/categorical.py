@@ -47,10 +47,8 @@ class Categorical(Feature):
             """Fit the vocabulary on the values of training rows."""
             kind, values = to_kind(strip_text(column))
             vocabulary = Vocabulary.fit(kind, values, self.min_count, self.max_values)
-            has_missing = values.null_count() >= self.min_count
-            return Categorical(
-                vocabulary, missing_code=len(vocabulary) + 1 if has_missing else None
-            )
+            code = len(vocabulary) + 1 if values.null_count() >= self.min_count else None
+            return Categorical(vocabulary, missing_code=code)
 
         def extend(self, feature: Categorical, column: pl.Series) -> Categorical:
             """Return the feature with the frequent values that are new; null may get a code."""
