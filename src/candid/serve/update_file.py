@@ -71,9 +71,9 @@ def read_records(data: bytes) -> Contents:
     ends_cleanly = True
     while (head := HEAD.search(data, position)) is not None:
         end = head.end() + int(head[2])
-        body = data[head.end() : end]
+        body = data[head.end() : end] if end <= len(data) else b""
         entry = _entry(body) if zlib.crc32(body) == int(head[1], 16) else None
-        if entry is None or end > len(data):
+        if entry is None:
             position = head.start() + 1
             continue
         damaged += len(data[covered : head.start()].strip())
