@@ -64,6 +64,21 @@ def test_error_prints_one_sentence_and_sets_the_exit_code(failing, error, code, 
     assert failing(error) == (code, f"error: {sentence}\n")
 
 
+def test_error_with_line_breaks_and_control_characters_is_one_line(failing):
+    error = DataError("log.csv: no column 'a\nb\u2028c\x1b[31m\x00é': fix it")
+    code, err = failing(error)
+    assert code == 3
+    assert err == "error: log.csv: no column 'a\\nb\\u2028c\\x1b[31m\\x00é': fix it\n"
+
+
+def test_error_with_a_long_value_keeps_its_beginning_and_its_advice(failing):
+    _, err = failing(DataError("row 1: time '" + "9" * 70_000 + "' is not a time; correct it"))
+    assert err.startswith("error: row 1: time '999")
+    assert err.endswith("999' is not a time; correct it\n")
+    assert "characters left out" in err
+    assert len(err) < 2100
+
+
 def test_candid_debug_prints_the_traceback(failing, monkeypatch):
     monkeypatch.setenv("CANDID_DEBUG", "1")
     code, err = failing(RuntimeError("boom"))

@@ -39,6 +39,8 @@ from candid.errors import CandidError
 from candid.version import __version__
 
 INTERRUPTED = 130
+LONGEST_MESSAGE = 2000
+"""Characters of an error message; a longer one quotes a value of the user's files."""
 
 app = typer.Typer(
     name="candid",
@@ -129,8 +131,21 @@ def _on_thread_error(arguments: threading.ExceptHookArgs) -> None:
 def _fail(message: str, code: int) -> int:
     if os.environ.get("CANDID_DEBUG"):
         traceback.print_exc()
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {_one_line(message)}", err=True)
     return code
+
+
+def _one_line(message: str) -> str:
+    """Escape line breaks and control characters, and leave out the middle of a long message.
+
+    A message quotes names and values of the user's files, which may contain anything.
+    """
+    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    if len(printable) <= LONGEST_MESSAGE:
+        return printable
+    half = LONGEST_MESSAGE // 2
+    left_out = len(printable) - 2 * half
+    return f"{printable[:half]} … ({left_out:,} characters left out) … {printable[-half:]}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
