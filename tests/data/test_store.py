@@ -135,6 +135,15 @@ def test_large_array_is_compared_in_the_background(folder, monkeypatch):
     example().wait_until_verified()
 
 
+def test_manifest_without_a_checksum_is_damage(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["checksum"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"manifest\.json differs from its checksum; prepare"):
+        open_dataset(folder)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "roles.npy", "items.parquet"])
 def test_file_without_permission_is_not_called_damaged(folder, monkeypatch, name):
     opening = Path.open
@@ -215,7 +224,7 @@ def test_incomplete_manifest_is_damage(folder, key, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": SCHEMA_VERSION + 1}, "this candid reads version 2; prepare again"),
+        ({"schema_version": SCHEMA_VERSION + 1}, "this candid reads version 3; prepare again"),
         ({"kind": "candid-checkpoint"}, "is a candid-checkpoint"),
         ({"kind": None}, "not a prepared dataset"),
     ],
@@ -233,7 +242,7 @@ def test_dataset_of_an_earlier_version_is_refused(folder):
     manifest |= {"schema_version": 1, "actions": [], "target_actions": []}
     del manifest["event_types"], manifest["target_event_types"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="version 1, and this candid reads version 2; prepare"):
+    with pytest.raises(ArtifactError, match="version 1, and this candid reads version 3; prepare"):
         open_dataset(folder)
 
 

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.atomic import write_file
-from candid.checksums import SEAL, FileChecks, check_seal, read_error, sealed
+from candid.checksums import FileChecks, check_seal, read_error, sealed
 from candid.errors import ArtifactError
 
 Arrays = Mapping[str, npt.NDArray[Any] | None]
 Tables = Mapping[str, pl.DataFrame]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KIND = "candid-dataset"
 MANIFEST = "manifest.json"
 ARRAYS = {
@@ -132,8 +132,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} is a prepared dataset of version {version}, and this candid reads version "
             f"{SCHEMA_VERSION}; prepare again"
         )
-    if SEAL in manifest:
-        check_seal(path / MANIFEST, manifest, PREPARE_AGAIN)
+    check_seal(path / MANIFEST, manifest, PREPARE_AGAIN)
     return dict(manifest)
 
 
