@@ -2,11 +2,14 @@
 
     python benchmarks/serve_fuzz.py --out build/serve_fuzz      # writes results/serve_fuzz.json
 
-Two sources. schemathesis makes valid and invalid requests from the OpenAPI document of the server
+Three sources. schemathesis makes valid and invalid requests from the OpenAPI document of the server
 and checks every answer against it. The fuzzer here mutates valid requests: JSON values, bytes,
-content types, paths and parameters. A request without an answer, an answer of 5xx (except 503, for
-lack of time), or an error without the form {"error": {code, message, field}} is a finding; so is
-memory that keeps growing between the second and the last part of the requests.
+content types, paths and parameters. Then it sends bytes that are not valid HTTP: heads that are
+cut, endless or garbled, several lengths, broken chunks, pipelined requests, other versions. A
+request without an answer, an answer of 5xx (except 503, for lack of time, and 507, for lack of
+space), or an error without the form {"error": {code, message, field}} is a finding; so is a
+connection that stays open, and memory that keeps growing between the second and the last part of
+the requests.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ import asyncio
 import json
 import platform
 import random
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +36,10 @@ from serve_load import ADMIN, Connection, resident_mib, start_server
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "serve_fuzz.json"
 CONNECTIONS = 8
+RAW_CONNECTIONS = 64
+ALLOWED_5XX = (b"503", b"507")
+RAW_LIMITS = ("head_timeout_ms=500", "body_timeout_ms=500", "keep_alive_ms=1000")
+"""Settings of the server, so that connections with cut requests end soon."""
 
 GOOD: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/v1/recommend", {"user": 3, "k": 5}),
@@ -259,7 +268,7 @@ async def _send_all(
                 connection = None
                 continue
             statuses[str(status)] += 1
-            if status >= 500 and status != 503:
+            if status >= 500 and status not in (503, 507):
                 findings.append({"status": status, "request": repr(content[:2000])})
             if status >= 400 and not _is_failure(body):
                 other += 1
@@ -300,12 +309,136 @@ def send_mutated(
         "seconds": round(time.perf_counter() - began, 1),
         "statuses": dict(sorted(statuses.items())),
         "server_errors": sum(
-            n for status, n in statuses.items() if status[0] in "5e" and status != "503"
+            n
+            for status, n in statuses.items()
+            if status[0] in "5e" and status not in ("503", "507")
         ),
         "refused_for_want_of_time": statuses["503"],
         "other_forms": other,
         "findings": findings[:20],
         "anonymous_mib": memory,
+    }
+
+
+HEADER_LINES: tuple[bytes, ...] = (
+    b"content-length: 5", b"content-length: -1", b"content-length: " + b"9" * 30,
+    b"content-length: 0x10", b"content-length: 5, 5", b"transfer-encoding: chunked",
+    b"transfer-encoding: gzip, chunked", b"transfer-encoding: xchunked", b"host: a\r\nhost: b",
+    b"host:", b"expect: 100-continue", b"expect: 200-maybe", b"connection: upgrade\r\nupgrade: h2c",
+    b"connection: upgrade\r\nupgrade: websocket", b"connection: close, keep-alive", b": no name",
+    b"no colon", b"space : x", b" folded", b"x: \x00", b"x: \xff\xfe", b"x: a\rb", b"\x00: x",
+    b"x: " + b"a" * 70_000, b"\r\n".join([b"a: b"] * 300), b"content-type: application/json\x0b",
+    b"x-forwarded-for: 1.1.1.1, , x", b"authorization: Bearer \xff", b"trailer: x",
+)  # fmt: skip
+CHUNKS: tuple[bytes, ...] = (
+    b"5\r\nhello\r\n", b"0\r\n\r\n", b"ZZ\r\n", b"-1\r\n", b"f" * 17 + b"\r\n", b"5\r\nhelloXX",
+    b"5;" + b"e" * 500 + b"\r\nhello\r\n", b"0\r\nx: y\r\n\r\n", b"\r\n", b"1\r\n{\r\n",
+    b"5\nhello\n",
+)  # fmt: skip
+START_LINES: tuple[bytes, ...] = (
+    b"GET / HTTP/0.9", b"GET / HTTP/2.0", b"GET / HTTP/9.9", b"GET /", b"GET  /  HTTP/1.1",
+    b"GET http://a.test/v1/model HTTP/1.1", b"GET http:// HTTP/1.1", b"GET * HTTP/1.1",
+    b"OPTIONS * HTTP/1.1", b"CONNECT a.test:443 HTTP/1.1", b"PRI * HTTP/2.0", b"get / http/1.1",
+    b"GET /\x00 HTTP/1.1", b"GET /\xff HTTP/1.1", b"GET /%zz HTTP/1.1", b"GET ?a HTTP/1.1",
+    b"\x16\x03\x01\x02\x00", b"GET /" + b"a" * 70_000 + b" HTTP/1.1", b"",
+)  # fmt: skip
+
+
+def raw_request(rng: random.Random, key: str) -> bytes:
+    """Return bytes of one or several requests whose HTTP is broken in some way."""
+    content = request(rng, key, changes=True)
+    start, _, rest = content.partition(b"\r\n")
+    head, _, body = rest.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    if rng.random() < 0.7:
+        lines.append(b"connection: close")
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        lines.insert(rng.randrange(len(lines) + 1), rng.choice(HEADER_LINES))
+    choice = rng.randrange(7)
+    if choice == 0:
+        start = rng.choice(START_LINES)
+    elif choice == 1:
+        lines = [line for line in lines if not line.startswith(b"content-length")]
+        lines.append(b"transfer-encoding: chunked")
+        body = b"".join(rng.choice(CHUNKS) for _ in range(rng.randrange(6)))
+    elif choice == 2:
+        del lines[rng.randrange(len(lines))]
+    content = b"\r\n".join([start, *lines, b"", body])
+    if choice == 3:
+        content = content[: rng.randrange(len(content) + 1)]
+    elif choice == 4:
+        content = mutate_bytes(content, rng)
+    elif choice == 5:
+        # Many item updates in turn would take longer than a finding allows.
+        content = content * rng.choice((2, 5, 100 if start.startswith(b"GET") else 10))
+    elif choice == 6:
+        content = rng.choice((b"\r\n", b"\r\n" * 40_000, b"\x00", b"\n")) + content
+    return content
+
+
+async def _send_raw(
+    host: str, port: int, count: int, make: Callable[[], bytes], seconds: float
+) -> tuple[Counter[str], list[dict[str, Any]]]:
+    statuses, findings = Counter[str](), list[dict[str, Any]]()
+    left = count
+
+    async def work() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            content, answer = make(), b""
+            try:
+                reader, writer = await asyncio.open_connection(host, port)
+            except OSError as error:
+                findings.append({"error": repr(error)})
+                continue
+            try:
+                async with asyncio.timeout(seconds):
+                    writer.write(content)
+                    while part := await reader.read(65536):
+                        answer += part
+            except TimeoutError:
+                findings.append({"error": "open", "request": repr(content[:2000])})
+            except OSError:
+                pass  # The server closed while the rest was being sent.
+            finally:
+                writer.close()
+            found = re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)
+            statuses.update([status.decode() for status in found] or ["closed"])
+            bad = [status for status in found if status[:1] == b"5" and status not in ALLOWED_5XX]
+            if bad:
+                findings.append({"status": repr(bad), "request": repr(content[:2000])})
+            is_error = found and found[-1] >= b"400" and b"HEAD" not in content
+            if is_error and not _is_failure(answer.rpartition(b"\r\n\r\n")[2]):
+                findings.append({"body": repr(answer[-500:]), "request": repr(content[:2000])})
+
+    await asyncio.gather(*(work() for _ in range(RAW_CONNECTIONS)))
+    return statuses, findings
+
+
+def send_raw(
+    address: str, count: int, seed: int, key: str = ADMIN, seconds: float = 60
+) -> dict[str, Any]:
+    """Send ``count`` times bytes that break the rules of HTTP; return the answers.
+
+    Args:
+        address: of the server.
+        count: number of connections; each sends one mutated request or several.
+        seed: of the mutations.
+        key: admin key of the server.
+        seconds: after which an open connection is a finding.
+    """
+    host, port = address.removeprefix("http://").split(":")
+    rng, began = random.Random(seed), time.perf_counter()
+    make = lambda: raw_request(rng, key)  # noqa: E731
+    statuses, findings = asyncio.run(_send_raw(host, int(port), count, make, seconds))
+    for finding in findings[:5]:
+        print(json.dumps(finding), file=sys.stderr)
+    return {
+        "connections": count,
+        "seconds": round(time.perf_counter() - began, 1),
+        "statuses": dict(sorted(statuses.items())),
+        "findings": len(findings),
     }
 
 
@@ -338,7 +471,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, help="run to serve; default: one made under OUT")
     parser.add_argument("--out", type=Path, default=Path("build/serve_fuzz"))
-    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--requests", type=int, default=80_000)
+    parser.add_argument("--raw", type=int, default=20_000, help="connections with broken HTTP")
     parser.add_argument("--examples", type=int, default=100, help="of schemathesis, per route")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -348,13 +482,22 @@ def main() -> None:
         from serve_run import make_run
 
         run = make_run(given.out, num_items=5000, num_users=2000, steps=30, features=True)
-    with start_server(str(run), "--set", "log_requests=false") as (process, address):
-        result: dict[str, Any] = {"python": platform.python_version()}
+    settings = [part for limit in RAW_LIMITS for part in ("--set", limit)]
+    with start_server(str(run), "--quiet", *settings) as (process, address):
+        result: dict[str, Any] = {
+            "command": "python benchmarks/serve_fuzz.py",
+            "python": platform.python_version(),
+            "versions": {name: version(name) for name in ("uvicorn", "httptools", "fastapi")},
+            "seed": given.seed,
+            "limits": list(RAW_LIMITS),
+        }
         result["schemathesis"] = run_schemathesis(address, given.examples)
         result["memory_mib_between"] = resident_mib(process.pid)
         result["fuzzer"] = send_mutated(
             address, process.pid, given.requests, given.seed, changes=True
         )
+        result["broken_http"] = send_raw(address, given.raw, given.seed)
+        result["memory_mib_after"] = resident_mib(process.pid)
     result["exit_code"] = process.returncode
     given.results.parent.mkdir(parents=True, exist_ok=True)
     given.results.write_text(json.dumps(result, indent=2) + "\n")

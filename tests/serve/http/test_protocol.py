@@ -13,6 +13,7 @@ import time
 import httpx
 import pytest
 
+import serve_fuzz
 from serve_load import ADMIN, start_server
 
 BODY = b'{"user": "u3", "k": 1}'
@@ -183,6 +184,15 @@ def test_pipelined_requests_have_a_limit(edge):
     assert statuses[-1] == 400
     assert statuses[:-1] == [200] * 65  # one is answered, 64 wait
     assert b"at most 64 requests may wait for earlier answers" in content
+
+
+@pytest.mark.slow
+def test_broken_http_never_gets_a_server_error(runs):
+    settings = [part for limit in serve_fuzz.RAW_LIMITS for part in ("--set", limit)]
+    with start_server(str(runs.films), "--quiet", *settings) as (_, address):
+        found = serve_fuzz.send_raw(address, count=300, seed=3)
+    assert found["findings"] == 0
+    assert {"200", "400", "408", "431"} <= found["statuses"].keys()
 
 
 def test_absolute_url_names_the_host(runs):
