@@ -24,7 +24,7 @@ TOKEN = re.compile(r"[0-9a-f]{32}|(?<=-)[0-9a-f]{16}(?=\.)")
 VOLATILE = frozenset(
     {
         *("seconds", "train_seconds", "cpu_seconds", "fit_seconds", "rows_per_second"),
-        *("command", "machine", "peak_memory_mib", "token", "measured", "checksum"),
+        *("command", "machine", "attempts", "peak_memory_mib", "token", "measured", "checksum"),
     }
 )
 """Keys of JSON files that differ between two equal runs."""
@@ -183,21 +183,29 @@ class WholeRun:
             faults += self._faults_of_rerun(verbs, self._place(number))
         return faults
 
-    def faults_of_all_kills(self, verbs: KillableVerbs) -> list[str]:
-        """Continue from the copy before every event; return a line for each fault.
+    def faults_of_all_kills(self, verbs: KillableVerbs, most: int | None = None) -> list[str]:
+        """Continue from what a kill before each event leaves; return a line for each fault.
 
         A command that is refused is repeated with ``--resume``, where the message proposes that;
         or the killed one must have left the complete output.
+
+        Args:
+            verbs: the process that runs them.
+            most: number of different states to continue from, spread evenly; None: all of them.
         """
-        faults, seen = [], set[str]()
+        states: dict[str, Path] = {}
         for number in range(len(self.events)):
             for copy in (self.copies / str(number), self.copies / f"{number}-torn"):
-                if not copy.exists() or (state := str(content(copy))) in seen:
-                    continue
-                seen.add(state)
-                _replace(self.root, copy)
-                place = self._place(number) + (" with a torn file" if "torn" in copy.name else "")
-                faults += self._faults_of_rerun(verbs, place)
+                if copy.exists():
+                    states.setdefault(str(content(copy)), copy)
+        copies = list(states.values())
+        count = len(copies) if most is None else min(most, len(copies))
+        faults = []
+        for copy in (copies[index * len(copies) // count] for index in range(count)):
+            _replace(self.root, copy)
+            number, is_torn = copy.name.removesuffix("-torn"), copy.name.endswith("-torn")
+            place = self._place(int(number)) + (" with a torn file" if is_torn else "")
+            faults += self._faults_of_rerun(verbs, place)
         return faults
 
     def faults_of_full_disk(self, verbs: KillableVerbs, sizes: Iterable[int]) -> list[str]:
@@ -278,6 +286,8 @@ def _stable(path: Path) -> bytes:
             return json.dumps([_without(json.loads(line)) for line in lines]).encode()
         if suffix == ".safetensors":
             return _of_tensors(path)
+        if suffix == ".toml":  # comments have times
+            return re.sub(r"(?m)^#.*|  # .*", "", path.read_text()).encode()
     except (ValueError, AttributeError, SafetensorError):
         pass  # A file that was cut.
     return path.read_bytes()

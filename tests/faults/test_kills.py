@@ -18,7 +18,7 @@ VERBS = {
     "train": TRAIN,
     "refit": [*TRAIN, "--refit"],
     "warm_start": [*TRAIN, "--init", "run"],
-    "tune": ["tune", "tiny.toml", "--data", "data", "--out", "new", "--trials", "2"],
+    "tune": ["tune", "tiny.toml", "--data", "data", "--out", "new", "--trials", "1"],
     "evaluate": ["evaluate", "run", "--split", "validation"],
     "evaluate_out": ["evaluate", "run", "--out", "new.json"],
     "baselines": ["baselines", "data", "--only", "item_knn", "--no-tune", "--save", "new"],
@@ -29,6 +29,8 @@ VERBS = {
     "index": ["index", "run", "--k", "3"],
     "export": ["export", "run", "--out", "new", "--format", "parquet"],
 }
+MOST = 25
+"""States of a verb that the slow test continues from: enough for each kind of file."""
 FULL = ("train", "export", "index", "recommend", "shards", "baselines")
 """Verbs that write large files."""
 QUICK = ("prepare_again", "train", "index", "export")
@@ -67,5 +69,5 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(name, verbs, whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VERBS)
-def test_command_after_a_kill_before_any_change_gives_the_same_files(name, verbs, whole):
-    assert whole(name).faults_of_all_kills(verbs) == []
+def test_command_after_any_kill_gives_the_same_files(name, verbs, whole):
+    assert whole(name).faults_of_all_kills(verbs, most=MOST) == []
