@@ -125,3 +125,10 @@ def test_new_keys_exist():
 def test_old_names_elsewhere_are_not_refused():
     check_renamed({"data": {"event_types": {"action": {}}, "items": {"attributes": ["memory"]}}})
     check_renamed({"features": {"item": {"action": {"type": "bag", "column": "action"}}}})
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [1], 3, None])
+def test_type_that_is_not_text_is_refused_in_one_sentence(value):
+    recipe = {"name": "a", "loss": {"type": value}}
+    with pytest.raises(ConfigError, match="a loss must be a table with a key 'type'"):
+        parse_config(recipe, "a.toml")

@@ -59,7 +59,8 @@ def check_renamed(table: Mapping[str, Any]) -> None:
 
 def _renamed(value: Any, path: tuple[str, ...]) -> Iterator[str]:
     if isinstance(value, Mapping):
-        owners = {".".join(path), value.get("type")}
+        kind = value.get("type")
+        owners = {".".join(path), kind if isinstance(kind, str) else None}
         for key, entry in value.items():
             for owner in owners:
                 old = f"{owner}.{key}" if owner else key
