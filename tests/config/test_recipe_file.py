@@ -92,3 +92,12 @@ def test_unreadable_recipe_error_names_the_file(tmp_path):
             read_toml(path)
         assert str(path) in str(caught.value)
         assert word in str(caught.value)
+
+
+def test_read_toml_nested_too_deeply_is_refused_in_one_sentence(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text("a = " + "[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ConfigError, match="not valid TOML: nested too deeply"):
+        read_toml(path)
+    with pytest.raises(ConfigError, match="not a complete TOML value"):
+        parse_override("a=" + "[" * 100_000)

@@ -34,6 +34,8 @@ def read_toml(path: Path | str) -> Table:
         raise ConfigError(
             f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid TOML: nested too deeply; name a recipe") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {_lower_first(str(error))}") from None
 
@@ -61,7 +63,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, None
     try:
         parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         if value[0] in "[{\"'":
             raise ConfigError(
                 f"--set {text!r}: {value!r} is not a complete TOML value; complete it, or quote it "
