@@ -58,6 +58,7 @@ class Server:
 
     def pid(self, worker):
         """The process of a worker."""
+        self.wait_for("listening")
         return [line["pid"] for line in self.lines("worker started") if line["worker"] == worker][
             -1
         ]
@@ -119,6 +120,7 @@ def server(runs, tmp_path_factory):
         "timeout_ms=30000",
     )
     server.folder = folder
+    server.wait_for("listening")
     yield server
     assert server.stop() == 0
     assert server.lines()[-1]["event"] == "stopped"
