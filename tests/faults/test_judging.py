@@ -118,3 +118,9 @@ def test_stop_kills_before_the_operation(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert done.returncode == -9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_leaves_of_tensors_with_a_damaged_header_are_the_bytes(modules, tmp_path):
+    path = tmp_path / "last.safetensors"
+    path.write_bytes((2).to_bytes(8, "little") + b"[]")
+    assert list(modules("faults_snapshot").leaves(path)) == ["last.safetensors"]
