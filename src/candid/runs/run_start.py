@@ -79,7 +79,8 @@ def training_folder(
     """Hold the folder of a training for a block; other processes are refused.
 
     Args:
-        out: the folder. A missing one is created, and removed again if the block leaves it empty.
+        out: the folder. A missing one is created with the folders above it; those that the block
+            leaves empty are removed again.
         dataset: of the training; one that an interrupted start stored in the folder stays.
         init: folder of the earlier run whose weights the training starts from, or None.
         resume: whether an interrupted training continues; an interrupted start that stored no
@@ -91,7 +92,8 @@ def training_folder(
             other files; with it, the interrupted start had other arguments.
         ArtifactError: the operating system refuses; or with ``resume``, there is no run.
     """
-    is_new = not out.exists()
+    # The folder and the folders above it that this creates, innermost first.
+    created = [folder for folder in (out, *out.parents) if not folder.exists()]
     is_stored = dataset.path is not None and dataset.path.resolve() == (out / DATA).resolve()
     kept = frozenset({DATA} if is_stored else ())
     purpose: dict[str, Any] = {
@@ -108,8 +110,8 @@ def training_folder(
             purpose = _purpose_of(out, init, refit)
             init = purpose["init"]
     with ExitStack() as held:
-        if is_new:
-            held.callback(_remove_if_empty, out)
+        for folder in reversed(created):
+            held.callback(_remove_if_empty, folder)
         try:
             out.mkdir(parents=True, exist_ok=True)
             lock = held.enter_context(one_writer(out / LOCK, out, ANOTHER, purpose))
