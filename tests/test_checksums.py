@@ -101,7 +101,7 @@ def test_reason_of_the_system_is_named_with_a_remedy(error, words):
         raise read_error("a.npy", error)
 
 
-def test_large_files_are_read_by_threads_while_the_caller_goes_on(tmp_path, monkeypatch):
+def test_large_files_are_read_by_threads_while_the_caller_continues(tmp_path, monkeypatch):
     monkeypatch.setattr(checksums, "LARGE", 4)
     files = {}
     for name in "abcdefg":

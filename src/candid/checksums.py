@@ -110,7 +110,7 @@ def find_fault(path: Path, entry: Mapping[str, Any], *, compare: bool = True) ->
 
 
 def _sentence(path: Path, fault: str, advice: str) -> str:
-    """Return a fault as a sentence with what to do, unless the fault says that itself."""
+    """Return a fault as a sentence with what to do, unless the fault states that itself."""
     return f"{path} {fault}" if ";" in fault else f"{path} {fault}; {advice}"
 
 
