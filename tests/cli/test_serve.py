@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from candid.cli.serve import _served_names
+from candid.cli.serve import _keys, _served_names
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,7 @@ from candid.cli.serve import _served_names
         (["nowhere", "--set", "max_k=0"], 2, "max_k"),
         (["nowhere", "--set", "max_q=5"], 2, "max_q"),
         (["nowhere", "--port", "70000"], 2, "65535"),
+        (["nowhere", "--port", "8123", "--probe-port", "8123"], 2, "is the port of --port"),
         (["nowhere", "--workers", "0"], 2, "--workers"),
         (["nowhere", "--api-key-file", "missing"], 2, "cannot read keys from missing"),
         (["nowhere", "--index", "a", "--index", "b"], 2, "--index is given 2 times for 1 runs"),
@@ -50,6 +51,11 @@ def test_address_in_use_is_refused(candid):
         answer = candid("serve", "nowhere", "--port", str(port))
     assert answer.code == 2
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in answer.err
+
+
+def test_key_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "keys").write_text("first\nsecond\n", encoding="utf-8-sig")
+    assert _keys(tmp_path / "keys", "CANDID_API_KEY") == ("first", "second")
 
 
 def test_empty_key_file_is_refused(candid, tmp_path):

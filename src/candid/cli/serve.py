@@ -144,6 +144,11 @@ def serve(
     # A reload signal during start-up would end the process.
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if probe_port and probe_port == port:
+        raise ConfigError(
+            f"--probe-port {probe_port} is the port of --port; choose another one, or leave "
+            "--probe-port out: --port answers probes too"
+        )
     config = _config(overrides or [])
     if fallback is not None:
         config = config.model_copy(update={"fallback": fallback.value})
@@ -250,7 +255,7 @@ def _keys(file: Path | None, variable: str) -> tuple[str, ...]:
             raise ConfigError(f"{variable} is empty; set a key, or unset it to serve without a key")
         return (value.strip(),)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # Some editors begin a file with a mark.
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"cannot read keys from {file}: {error}; choose a readable UTF-8 file"

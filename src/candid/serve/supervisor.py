@@ -22,7 +22,6 @@ from typing import Any, Final
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from candid import errors
 from candid.errors import ArtifactError, CandidError, ConfigError
 from candid.serve.channel import ChannelRequest
 from candid.serve.config import ServeConfig
@@ -55,7 +54,7 @@ class Supervisor:
         files: of the models, by name; the first is the default.
         config: limits of each worker.
         access: keys, hosts and proxies as JSON values.
-        listener: bound socket.
+        listener: socket that listens.
         address: of the listener, for the log.
         updates: of items.
         metrics: folder of the metrics of the workers.
@@ -210,7 +209,7 @@ class Supervisor:
             logging.ERROR,
             worker=number,
             pid=worker.process.pid,
-            reason=reason if worker.failure is None else worker.failure[1],
+            reason=reason if worker.failure is None else worker.failure[0],
             restart_seconds=delay,
         )
         self._later(delay, self._restart, number)
@@ -262,7 +261,7 @@ class Supervisor:
             if is_admitted:
                 self._events.put((self._on_ready, worker))
         elif request.method == "failed":
-            worker.failure = request.params["error"], request.params["message"]
+            worker.failure = request.params["message"], request.params["exit_code"]
 
     def _submit_reload(self, request: ChannelRequest) -> None:
         def answer(future: Future[Reloaded]) -> None:
@@ -299,9 +298,7 @@ def _start_error(worker: WorkerProcess, reason: str) -> CandidError:
             f"a worker ended before it was ready ({reason}): a file of a model is damaged, or the "
             "memory is not enough for all workers"
         )
-    kind, message = worker.failure
+    message, exit_code = worker.failure
     error = CandidError(message)
-    error_class = getattr(errors, kind, CandidError)
-    if isinstance(error_class, type) and issubclass(error_class, CandidError):
-        error.__class__ = error_class  # The constructors of some have other arguments.
+    error.exit_code = exit_code
     return error

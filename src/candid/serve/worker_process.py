@@ -30,7 +30,7 @@ class WorkerProcess:
         channel: to it.
         is_ready: whether it accepts connections.
         is_outdated: whether it loaded versions that were replaced meanwhile.
-        failure: class and message of the error that ended its start, or None.
+        failure: message and exit code of the error that ended its start, or None.
         started: time of its start, ``time.monotonic``.
     """
 
@@ -40,7 +40,7 @@ class WorkerProcess:
     channel: Channel = field(init=False, repr=False)
     is_ready: bool = False
     is_outdated: bool = False
-    failure: tuple[str, str] | None = None
+    failure: tuple[str, int] | None = None
     started: float = field(default_factory=monotonic)
 
     @classmethod
@@ -56,7 +56,7 @@ class WorkerProcess:
 
         Args:
             number: of the worker.
-            listener: bound socket, which the worker inherits.
+            listener: socket that listens, which the worker inherits.
             environment: variables beside those of this process.
             handle: called with each of its requests.
 

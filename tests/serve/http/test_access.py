@@ -19,13 +19,14 @@ from candid.serve.http.access import AllowedHosts, TrustedProxies, is_loopback
         (b"evilshop.test", False),
         (b"rec.example.com.evil.test", False),
         (b"[::1]:8000", True),
-        (b"[::2]", False),
+        (b"[::2]", True),
+        (b"[::3]", False),
         (b"", False),
         (b"\xff", False),
     ],
 )
 def test_allowed_hosts(host, is_allowed):
-    hosts = AllowedHosts(("Rec.Example.com", "*.shop.test", "::1"))
+    hosts = AllowedHosts(("Rec.Example.com", "*.shop.test", "::1", "[::2]"))
     if is_allowed:
         hosts.check(host)
     else:
@@ -39,7 +40,9 @@ def test_every_host_is_allowed_by_default():
     AllowedHosts().check(b"any.test:1")
 
 
-@pytest.mark.parametrize("name", ["http://a.test", "a.test/x", "", "*.", "*"])
+@pytest.mark.parametrize(
+    "name", ["http://a.test", "a.test/x", "", "*.", "*", "a.test:8000", "[::1]:80", "[::1"]
+)
 def test_allowed_host_with_a_port_or_path_is_refused(name):
     with pytest.raises(ConfigError, match=r"--allowed-host .* is not a host name"):
         AllowedHosts((name,))

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -355,3 +356,15 @@ def test_run_that_cannot_be_loaded_ends_the_server_with_one_sentence(tmp_path):
     last = server.log_file.read_text().splitlines()[-1]
     assert "empty" in last
     assert "Traceback" not in server.log_file.read_text()
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_ends_the_server_with_its_exit_code(runs, tmp_path):
+    shutil.copytree(runs.films, tmp_path / "films")
+    for weights in tmp_path.glob("films/**/*.safetensors"):
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    server = Server(tmp_path, tmp_path / "films")
+    assert server.process.wait(START_SECONDS) == 4
+    assert "damaged" in server.log_file.read_text().splitlines()[-1]

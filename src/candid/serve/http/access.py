@@ -67,7 +67,7 @@ class AllowedHosts:
 
     Attributes:
         names: such as ``rec.example.com``, or ``*.example.com`` for all names below a domain;
-            without a port. Empty: every name is allowed.
+            without a port; an IPv6 address with or without brackets. Empty: every name is allowed.
 
     Example:
         >>> AllowedHosts(("*.example.com",)).check(b"rec.example.com:8000")
@@ -77,7 +77,7 @@ class AllowedHosts:
 
     def __post_init__(self) -> None:
         for name in self.names:
-            if not name.removeprefix("*.") or set(name.removeprefix("*.")) & set("*/ @"):
+            if not _is_host_name(name.removeprefix("*.")):
                 raise ConfigError(
                     f"--allowed-host {name!r} is not a host name; write a name such as "
                     "rec.example.com or *.example.com, without port and path"
@@ -93,7 +93,7 @@ class AllowedHosts:
             return
         name = _without_port(host.decode("ascii", "replace")).lower().removesuffix(".")
         for allowed in self.names:
-            allowed = allowed.lower()
+            allowed = allowed.lower().removeprefix("[").removesuffix("]")
             if name == allowed or (allowed.startswith("*.") and name.endswith(allowed[1:])):
                 return
         raise RequestError("wrong_host", "this server does not answer under this host name")
@@ -179,6 +179,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_host_name(name: str) -> bool:
+    """Whether a name has no port, path or wildcard; an IPv6 address may have brackets."""
+    if ":" in name or name.startswith("["):
+        try:
+            ipaddress.IPv6Address(name[1:-1] if name[:1] + name[-1:] == "[]" else name)
+        except ValueError:
+            return False
+        return True
+    return bool(name) and not set(name) & set("*/ @[]")
 
 
 def _without_port(host: str) -> str:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from typing import Any
+from typing import Any, Final
 
 from candid.errors import ConfigError
 from candid.serve.http.access import AccessRules, is_loopback
 from candid.serve.logs import log_event
 
+BACKLOG: Final = 2048
+"""Connections that wait to be accepted."""
+
 
 def bind(host: str, port: int, option: str) -> socket.socket:
-    """Bind a socket before models are loaded, so that an address in use fails at once.
+    """Listen before models are loaded, so that an address in use fails at once.
+
+    Connections wait until the server accepts them. Without ``listen``, two servers could bind the
+    same port, and the second one would fail after it has loaded its models.
 
     Args:
         host: address to listen on.
@@ -31,6 +37,7 @@ def bind(host: str, port: int, option: str) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        sock.listen(BACKLOG)
     except OSError as error:
         if sock is not None:
             sock.close()

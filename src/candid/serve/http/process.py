@@ -113,7 +113,7 @@ def make_server(
     metrics: Metrics,
     status: ServerStatus,
 ) -> ServerT:
-    """Return a server of models, to be run on a bound socket; it keeps ``status`` up to date."""
+    """Return a server of models, to be run on an open port; it keeps ``status`` up to date."""
     service = Service(models, config=config, metrics=metrics)
     connections = Connections(config, metrics)
     app = RequestMiddleware(

@@ -8,8 +8,6 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-BACKLOG: Final = 2048
-"""Connections that wait to be accepted."""
 RETRY_SECONDS: Final = 1.0
 """Pause after a connection that could not be accepted for lack of descriptors or memory."""
 EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -21,7 +19,7 @@ class SharedListener:
     One process would then have most connections, and the others little to do.
 
     Args:
-        sock: bound socket.
+        sock: socket that listens.
         factory: of the protocol of a connection.
     """
 
@@ -32,7 +30,6 @@ class SharedListener:
         self._tasks: set[asyncio.Task[object]] = set()
         self._is_closed = False
         sock.setblocking(False)
-        sock.listen(BACKLOG)
         self._resume()
 
     def __repr__(self) -> str:

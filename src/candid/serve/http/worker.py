@@ -3,8 +3,8 @@
     python -P -m candid.serve.http.worker CHANNEL LISTENER
 
 ``CHANNEL`` and ``LISTENER`` are inherited descriptors: the socket pair to the supervisor, and the
-bound socket. The first message has the models and all settings. The worker reads messages before
-it imports torch, so that no update waits for it.
+socket that listens. The first message has the models and all settings. The worker reads messages
+before it imports torch, so that no update waits for it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Worker:
 
     Args:
         channel_socket: to the supervisor.
-        listener: bound socket.
+        listener: socket that listens.
     """
 
     def __init__(self, channel_socket: socket.socket, listener: socket.socket) -> None:
@@ -72,7 +72,7 @@ class Worker:
             self._serve(first)
         except CandidError as error:
             with contextlib.suppress(ChannelClosedError):
-                self._channel.notify("failed", error=type(error).__qualname__, message=str(error))
+                self._channel.notify("failed", message=str(error), exit_code=error.exit_code)
             log_event("worker failed", logging.ERROR, reason=str(error))
             sys.exit(error.exit_code)
         except ChannelClosedError:
