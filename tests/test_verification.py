@@ -225,6 +225,89 @@ def test_verify_finds_a_missing_checkpoint(artifacts, tmp_path):
         candid.load_run(tmp_path / "run", artifacts / "data")
 
 
+MANIFESTS = {
+    "data": "manifest.json",
+    "run": "run.json",
+    "index": "index.json",
+    "baseline": "baseline.json",
+    "export": "export.json",
+}
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 900, b"{", b"\xff\xfe"])
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_verify_finds_a_manifest_without_content(artifacts, tmp_path, kind, content):
+    shutil.copytree(artifacts / kind, tmp_path / kind)
+    path = tmp_path / kind / MANIFESTS[kind]
+    path.write_bytes(content)
+    damaged = [check for check in verify(tmp_path) if not check.is_ok]
+    assert [check.path for check in damaged] == [path]
+    assert damaged[0].fault.startswith("is damaged")
+
+
+@pytest.mark.parametrize("kind", ["data", "run", "index", "baseline"])
+def test_verify_finds_a_missing_manifest(artifacts, tmp_path, kind):
+    shutil.copytree(artifacts / kind, tmp_path / kind)
+    path = tmp_path / kind / MANIFESTS[kind]
+    path.unlink()
+    damaged = [check for check in verify(tmp_path) if not check.is_ok]
+    assert [(check.path, check.fault) for check in damaged] == [(path, "is missing")]
+
+
+def test_verify_finds_checkpoints_without_a_manifest(artifacts, tmp_path):
+    shutil.copy(artifacts / "run" / "best.safetensors", tmp_path / "best.safetensors")
+    assert [(check.path.name, check.fault) for check in verify(tmp_path)] == [
+        ("run.json", "is missing"),
+        ("best.safetensors", None),
+    ]
+
+
+def test_verify_accepts_a_start_that_was_cut(artifacts, tmp_path):
+    shutil.copytree(artifacts / "data", tmp_path / "data")
+    (tmp_path / "run").mkdir()
+    for name in ("trained_items.parquet", "trained_users.parquet"):
+        shutil.copy(artifacts / "run" / name, tmp_path / "run" / name)
+    shutil.copytree(artifacts / "index", tmp_path / "index")
+    (tmp_path / "index" / "index.json").unlink()
+    (tmp_path / "index" / ".lock").touch()
+    assert all(check.is_ok and check.path.parent.name == "data" for check in verify(tmp_path))
+
+
+def test_verify_finds_damaged_item_updates_in_a_folder(artifacts, tmp_path):
+    shutil.copytree(artifacts / "data", tmp_path / "data")
+    record = to_record({"model": "films", "item": 5, "update": None})
+    (tmp_path / "served").mkdir()
+    path = tmp_path / "served" / "updates.jsonl"
+    path.write_bytes(record + record.replace(b"films", b"filmz") + record)
+    (tmp_path / "served" / "films.jsonl").write_text('{"title": "M", "length": 99, "entry": {}}\n')
+    damaged = [check for check in verify(tmp_path) if not check.is_ok]
+    assert [check.path for check in damaged] == [path]
+
+
+def test_verify_follows_links_and_reads_each_folder_once(artifacts, tmp_path):
+    shutil.copytree(artifacts / "run", tmp_path / "elsewhere" / "run")
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "current").symlink_to(tmp_path / "elsewhere" / "run")
+    (served / "current again").symlink_to(tmp_path / "elsewhere" / "run")
+    (served / "loop").symlink_to(served)
+    (served / "itself").symlink_to(served / "itself")
+    (tmp_path / "elsewhere" / "run" / "best.safetensors").write_bytes(b"")
+    damaged = [check for check in verify(served) if not check.is_ok]
+    assert [check.path for check in damaged] == [served / "current" / "best.safetensors"]
+    (served / "a link").symlink_to(served / "current")
+    shutil.copytree(artifacts / "data", served / "data")
+    assert {check.path.parent.name for check in verify(served)} == {"a link", "data"}
+
+
+def test_verify_finds_a_missing_last_checkpoint(artifacts, tmp_path):
+    shutil.copytree(artifacts / "run", tmp_path / "run")
+    for name in ("last", "previous"):
+        (tmp_path / "run" / f"{name}.safetensors").unlink()
+    [check] = [check for check in verify(tmp_path) if not check.is_ok]
+    assert (check.path.name, check.fault) == ("last.safetensors", "is missing")
+
+
 def test_verify_compares_although_the_caller_does_not(artifacts, tmp_path):
     shutil.copytree(artifacts / "data", tmp_path / "data")
     path = tmp_path / "data" / "roles.npy"

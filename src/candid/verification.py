@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
+import fnmatch
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from candid.checksums import SEAL, find_fault, verification
+from candid.checksums import SEAL, find_fault, read_error, verification
 from candid.data import dataset_files
 from candid.errors import ArtifactError, ConfigError
-from candid.export import EXPORT, read_export
+from candid.export import EXPORT, FORMATS, read_export
 from candid.index import snapshot_files
 from candid.inference import StageProgress
+from candid.locks import LOCK
 from candid.runs import folder as run_folder
+from candid.runs import trained_ids
 from candid.runs.features import FEATURES, read_states
-from candid.runs.fitted_baseline import read_baseline_manifest
+from candid.runs.fitted_baseline import ARRAYS, ITEMS, read_baseline_manifest
 from candid.serve.update_file import SIGNS, read_records
 from candid.training import BEST, LAST, PREVIOUS, read_checkpoint
+from candid.tuning.loop import FOLDERS
 from candid.tuning.trials import TRIALS, read_history
 
 CHECKPOINT: Final = ".safetensors"
-MANIFEST_SIGNS: Final = (b"candid", f'"{SEAL}"'.encode())
+CHECKPOINTS: Final = (BEST, LAST, PREVIOUS)
+SIGN: Final = b"candid"
+MANIFEST_SIGNS: Final = (SIGN, f'"{SEAL}"'.encode())
 """Words of every manifest."""
+UPDATES: Final = ".jsonl"
+"""Suffix of the files of a folder that can be item updates."""
+HEAD: Final = 1 << 16
+"""Bytes at the start of a file in which its signs are looked for: several item updates."""
+MISSING: Final = "is missing"
+TOKEN: Final = "[0-9a-f]" * 16
+SIBLINGS: Final[Mapping[str, Sequence[str]]] = {
+    run_folder.MANIFEST: (trained_ids.ITEMS, trained_ids.USERS),
+    run_folder.BASELINE: (ARRAYS, ITEMS),
+    dataset_files.MANIFEST: ("roles.npy", "user_offsets.npy"),
+    snapshot_files.MANIFEST: (f"vectors-{TOKEN}.npy", f"source_ids-{TOKEN}.parquet"),
+    EXPORT: tuple(FORMATS),
+    TRIALS: (FOLDERS,),
+}
+"""Manifest -> names of files and folders beside it. With one of them a manifest that is not JSON
+is a damaged one; with all of them a manifest that is not there is missing."""
 STAGE: Final = "MiB read"
 
 Check = Callable[[], str | None]
@@ -104,20 +127,73 @@ def verify(
 
 def _checks(path: Path) -> Iterator[tuple[Path, Check]]:
     if path.is_dir():
-        for folder, subfolders, names in os.walk(path):
-            # Temporary folders of a write that is going on, or was killed.
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in sorted(_MANIFESTS.keys() & set(names)):
-                # Other programs have files of these names too.
-                if any(sign in (Path(folder) / name).read_bytes() for sign in MANIFEST_SIGNS):
-                    yield from _MANIFESTS[name](Path(folder))
+        for folder, names in _folders(path):
+            for name in _MANIFESTS:
+                yield from _artifact(folder, name, names)
+            for name in sorted(names):
+                if name.endswith(UPDATES) and SIGNS[0] in _head(folder / name):
+                    yield folder / name, _updates(folder / name)
     elif path.suffix == CHECKPOINT:
         yield path, _checkpoint(path)
     elif path.is_file():
         if any(sign in _head(path) for sign in SIGNS):
-            yield path, lambda: _fault_of_updates(path)
+            yield path, _updates(path)
     else:
         raise ConfigError(f"{path} does not exist: check the path")
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Yield each folder once, with the names in it; links to folders are followed."""
+    seen = set[str]()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        # Temporary folders of a write that is going on, or was killed, start with a dot. Links
+        # come last, because messages should name a folder without a link if they can.
+        shown = [name for name in subfolders if not name.startswith(".")]
+        links = {name for name in shown if os.path.islink(os.path.join(folder, name))}
+        subfolders[:] = [*sorted(set(shown) - links), *sorted(links)]
+        yield Path(folder), {*files, *shown}
+
+
+def _artifact(folder: Path, name: str, names: Collection[str]) -> Iterator[tuple[Path, Check]]:
+    """Yield the checks of the artifact that the manifest ``name`` describes, if candid wrote it."""
+    path = folder / name
+    if name in names:
+        if _is_ours(path, names):
+            yield from _MANIFESTS[name](folder)
+    elif name == run_folder.MANIFEST:
+        present = [folder / other for other in CHECKPOINTS if other in names]
+        if present and (_siblings(name, names) or any(SIGN in _head(one) for one in present)):
+            yield path, lambda: MISSING
+            yield from ((one, _checkpoint(one)) for one in present)
+    elif len(_siblings(name, names)) == len(SIBLINGS[name]) > 0 and LOCK not in names:
+        # With a lock file it is an index that is being written for the first time.
+        yield path, lambda: MISSING
+
+
+def _is_ours(path: Path, names: Collection[str]) -> bool:
+    """Whether a manifest is one of candid, also if it is damaged; other programs use its name."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return True
+    if any(sign in content for sign in MANIFEST_SIGNS):
+        return True
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        checkpoints = set(CHECKPOINTS) & set(names) if path.name == run_folder.MANIFEST else ()
+        return bool(checkpoints) or bool(_siblings(path.name, names))
+    return False
+
+
+def _siblings(manifest: str, names: Collection[str]) -> list[str]:
+    """Return the patterns of ``SIBLINGS`` for which there is a file."""
+    return [pattern for pattern in SIBLINGS[manifest] if fnmatch.filter(names, pattern)]
 
 
 def _dataset(folder: Path) -> Iterator[tuple[Path, Check]]:
@@ -168,14 +244,15 @@ def _run(folder: Path) -> Iterator[tuple[Path, Check]]:
     if manifest is not None and manifest.get("features") is not None:
         fingerprint, features = manifest["features"], folder / FEATURES
         yield features, lambda: _fault_of(features, lambda: read_states(folder, fingerprint))
-    checkpoints = [folder / name for name in (BEST, LAST, PREVIOUS)]
-    present = [checkpoint for checkpoint in checkpoints if checkpoint.exists()]
     result = None if manifest is None else manifest.get("result")
-    served = BEST if result is not None and result["best"] is not None else LAST
-    if result is not None and not (folder / served).exists():
-        yield folder / served, lambda: "is missing"
-    for checkpoint in present:
-        yield checkpoint, _checkpoint(checkpoint)
+    needed = set[str]() if result is None else {LAST}
+    if result is not None and result["best"] is not None:
+        needed.add(BEST)
+    for name in CHECKPOINTS:
+        if (folder / name).exists():
+            yield folder / name, _checkpoint(folder / name)
+        elif name in needed:
+            yield folder / name, lambda: MISSING
 
 
 def _checkpoint(path: Path) -> Check:
@@ -226,7 +303,10 @@ def _fault_of(path: Path, read: Callable[[], object]) -> str | None:
 
 
 def _fault_of_updates(path: Path) -> str | None:
-    contents = read_records(path.read_bytes())
+    try:
+        contents = read_records(path.read_bytes())
+    except (OSError, MemoryError) as error:
+        return str(read_error(path, error)).removeprefix(f"{path} ")
     if contents.damaged:
         return (
             f"has {contents.damaged:,} damaged bytes between {len(contents.records):,} valid "
@@ -235,6 +315,16 @@ def _fault_of_updates(path: Path) -> str | None:
     return None
 
 
+def _updates(path: Path) -> Check:
+    return lambda: _fault_of_updates(path)
+
+
 def _head(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(4096)
+    """Return the start of a file; nothing if it cannot be read."""
+    try:
+        if not path.is_file():  # a pipe would wait for a writer
+            return b""
+        with path.open("rb") as stream:
+            return stream.read(HEAD)
+    except OSError:
+        return b""
