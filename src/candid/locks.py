@@ -140,7 +140,7 @@ def check_not_held(path: Path, target: Path | str, advice: str = "choose another
     Raises:
         ConfigError: another process holds the lock.
     """
-    missing = (FileNotFoundError, NotADirectoryError, PermissionError)
+    missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
     with suppress(*missing), path.open("rb") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -171,6 +171,15 @@ def stored_purpose(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return purpose if isinstance(purpose, dict) else None
+
+
+def is_lock_file(path: Path) -> bool:
+    """Whether a file is a lock: empty, as before its holder writes its record, or with a record."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return not text or "pid" in dict(json.loads(text))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _busy(path: Path, target: Path | str, advice: str) -> ConfigError:

@@ -10,14 +10,15 @@ import polars as pl
 import pytest
 
 from candid.batches import offsets_of
+from candid.checksums import write_sealed_json
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError
-from candid.locks import acquire
+from candid.locks import acquire, stored_purpose
 from candid.runs import MANIFEST, check_is_free, train_run
-from candid.runs.folder import BEFORE_REFIT, DATA
-from candid.runs.run_start import training_folder
-from candid.training import BEST, LAST
+from candid.runs.folder import BEFORE_REFIT, DATA, FORMAT
+from candid.runs.run_start import run_folder, training_folder
+from candid.training import BEST, LAST, TrainState
 
 
 def dataset():
@@ -60,7 +61,11 @@ class Notes:
     def on_validation(self, *state: object) -> None: ...
 
 
-def cut(out: Path, *names: str, purpose: dict[str, object] | None = None) -> Path:
+ARGUMENTS = {"init": None, "refit": False, "stored_data": True}
+"""Those of a training on a dataset in memory, as its lock file has them."""
+
+
+def cut(out: Path, *names: str, purpose: dict[str, object] | None = ARGUMENTS) -> Path:
     """Leave what a killed training leaves: its lock, and files."""
     out.mkdir()
     with acquire(out / ".lock", purpose) as lock:
@@ -68,8 +73,17 @@ def cut(out: Path, *names: str, purpose: dict[str, object] | None = None) -> Pat
     for name in names:
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
+        if path.name == MANIFEST:
+            begun(path)
+        else:
+            path.write_text("{}")
     return out
+
+
+def begun(path: Path, data: str = DATA) -> None:
+    """Write the ``run.json`` of a training that has not ended."""
+    facts = {"fingerprint": "small", "path": data}
+    write_sealed_json(path, {"format": FORMAT, "config": {}, "dataset": facts})
 
 
 def names(folder: Path) -> set[str]:
@@ -125,13 +139,92 @@ def test_folder_with_weights_or_other_files_is_refused(tmp_path, files, reason):
     assert {str(path) for path in out.rglob("*")} == before
 
 
-@pytest.mark.parametrize("manifest", ['{"result": {}}', '{"resu'])
+@pytest.mark.parametrize("manifest", ['{"result": {}}', '{"resu', "null", "3", "true", "[]"])
 def test_run_whose_weights_were_moved_is_not_removed(tmp_path, manifest):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / MANIFEST).write_text(manifest)
     with pytest.raises(ConfigError, match="already holds a run"):
         train_run(config(), dataset(), tmp_path / "run")
     assert (tmp_path / "run" / MANIFEST).read_text() == manifest
+
+
+def test_files_of_a_user_with_the_names_of_a_start_stay(tmp_path):
+    """A name is not enough: the checksum of run.json or the arguments in the lock file are."""
+
+    def folder(name: str, lock: str | None = None) -> Path:
+        (tmp_path / name / DATA).mkdir(parents=True)
+        (tmp_path / name / DATA / "mine.csv").write_text("precious")
+        if lock is not None:
+            (tmp_path / name / ".lock").write_text(lock)
+        return tmp_path / name
+
+    foreign_manifest = folder("manifest")
+    (foreign_manifest / MANIFEST).write_text('{"experiment": 1}')
+    without_arguments = cut(tmp_path / "none", f"{DATA}/mine.csv", purpose=None)
+    other_arguments = cut(tmp_path / "other", f"{DATA}/mine.csv", purpose={"index": "x"})
+    elsewhere = {"init": None, "refit": False, "stored_data": False}
+    data_elsewhere = cut(tmp_path / "elsewhere", f"{DATA}/mine.csv", purpose=elsewhere)
+    of_an_earlier_version = {"init": None, "refit": False}
+    unknown = cut(tmp_path / "unknown", f"{DATA}/mine.csv", purpose=of_an_earlier_version)
+    in_first_pass = cut(
+        tmp_path / "first", f"{BEFORE_REFIT}/{DATA}/mine.csv", purpose=of_an_earlier_version
+    )
+    other_first_pass = cut(tmp_path / "notes", f"{BEFORE_REFIT}/notes.txt")
+    changed = cut(tmp_path / "changed", "features.json")
+    (changed / MANIFEST).write_text('{"experiment": 1}')
+    foreign_lock = tmp_path / "foreign-lock"
+    foreign_lock.mkdir()
+    (foreign_lock / ".lock").write_text("mine")
+    for out in (
+        folder("empty-lock", lock=""),
+        folder("list-lock", lock="[]"),
+        *(foreign_manifest, without_arguments, other_arguments, data_elsewhere, unknown),
+        *(in_first_pass, other_first_pass, changed, foreign_lock),
+    ):
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for _ in range(2):  # a refusal leaves no evidence
+            with pytest.raises(ConfigError, match=f"{out.name} is not empty: name a new or empty"):
+                train_run(config(), dataset(), out)
+        after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        assert after == before, out.name
+
+
+@pytest.mark.parametrize(("data", "is_refused"), [(DATA, False), ("/elsewhere", True)])
+def test_run_json_decides_whether_the_dataset_belongs_to_the_start(tmp_path, data, is_refused):
+    out = tmp_path / "run"
+    (out / DATA).mkdir(parents=True)
+    (out / DATA / "manifest.json").write_text("{}")
+    begun(out / MANIFEST, data)
+    if is_refused:
+        with pytest.raises(ConfigError, match="already holds a run"):
+            train_run(config(), dataset(), out)
+        assert (out / DATA / "manifest.json").read_text() == "{}"
+    else:
+        train_run(config(), dataset(), out)
+        assert (out / DATA / "manifest.json").read_text() != "{}"
+
+
+def test_start_that_begins_again_still_has_its_dataset(tmp_path):
+    """A second kill, before the files of the first start were removed, leaves its record."""
+    out = cut(tmp_path / "run", f"{DATA}/manifest.json")
+    stored = dataset().save(tmp_path / "data")
+    with training_folder(out, stored, None, resume=False, refit=False):
+        assert stored_purpose(out / ".lock") == ARGUMENTS
+
+
+def test_failed_second_pass_leaves_files_that_were_there(tmp_path):
+    class AtStart:
+        state = TrainState()
+
+    def fail() -> None:
+        with run_folder(tmp_path, AtStart()):
+            (tmp_path / "features.json").write_text("{}")
+            raise KeyboardInterrupt
+
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert names(tmp_path) == {"notes.txt"}
 
 
 def test_files_without_a_lock_are_not_taken_for_a_start(tmp_path):
@@ -188,7 +281,7 @@ def test_resume_of_a_start_without_manifest_has_its_arguments(tmp_path):
 
 
 def test_resume_of_a_start_without_arguments_is_refused(tmp_path):
-    out = cut(tmp_path / "run", "features.json")
+    out = cut(tmp_path / "run", purpose=None)
     for _ in range(2):
         with pytest.raises(ConfigError, match="run the same command without --resume"):
             train_run(config(), dataset(), out, resume=True)

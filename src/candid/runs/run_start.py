@@ -3,7 +3,8 @@
 A training holds the lock of its folder, and writes features, ids, dataset and ``run.json`` before
 its first checkpoint. A process that is killed before it leaves these files and the lock file: an
 interrupted start. No weights are lost with it, so the same command begins again, with or without
-``--resume``.
+``--resume``. Names alone do not make an interrupted start: the lock file has the arguments of its
+training, or ``run.json`` the checksum of its content. Everything else is refused and stays.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from candid.atomic import TEMPORARY, remove_all_stale, write_error
+from candid.checksums import has_valid_seal
 from candid.data import PreparedDataset
-from candid.errors import ConfigError
-from candid.locks import LOCK, check_not_held, one_writer, stored_purpose
+from candid.errors import ArtifactError, ConfigError
+from candid.locks import LOCK, check_not_held, is_lock_file, one_writer, stored_purpose
 from candid.runs.features import FEATURES
 from candid.runs.folder import BEFORE_REFIT, DATA, MANIFEST, check_is_empty, read_manifest
 from candid.runs.refit import check_refit_flag
@@ -69,7 +71,7 @@ def check_is_free(out: Path) -> None:
         ConfigError: the folder holds a run or other files, or another process trains in it.
     """
     check_not_held(out / LOCK, out, ANOTHER)
-    _check_content(out)
+    _check_content(out, _stored_arguments(out))
 
 
 @contextmanager
@@ -100,6 +102,8 @@ def training_folder(
         "init": None if init is None else str(Path(init).resolve()),
         "refit": refit,
     }
+    # Read before the lock is taken, which replaces them.
+    before = _stored_arguments(out)
     has_manifest = False
     if not resume:
         check_is_free(out)
@@ -109,6 +113,7 @@ def training_folder(
         if not has_manifest:
             purpose = _purpose_of(out, init, refit)
             init = purpose["init"]
+    purpose["stored_data"] = dataset.path is None or _stored_data(out, before)
     with ExitStack() as held:
         for folder in reversed(created):
             held.callback(_remove_if_empty, folder)
@@ -117,17 +122,21 @@ def training_folder(
             lock = held.enter_context(one_writer(out / LOCK, out, ANOTHER, purpose))
         except OSError as error:
             raise write_error(out, error) from error
+        has_begun = False
         try:
             for folder in (out, out / BEFORE_REFIT):
                 remove_all_stale(folder)
             if has_manifest:
+                has_begun = True
                 yield RunStart(True, init, begins_again=False, kept=kept)
             else:
-                _check_content(out)  # another process may have ended its training meanwhile
+                _check_content(out, before)  # another process may have written meanwhile
+                has_begun = True
                 yield RunStart(False, init, begins_again=_clear(out, kept), kept=kept)
         finally:
             # A second Ctrl-C may leave files of the start, which the lock file marks as such.
-            lock.keeps_file = len(os.listdir(out)) > 1 and _is_interrupted_start(out)
+            has_files = has_begun and len(os.listdir(out)) > 1
+            lock.keeps_file = has_files and _is_interrupted_start(out, purpose)
 
 
 @contextmanager
@@ -137,7 +146,7 @@ def run_folder(out: Path, trainer: Trainer, kept: Collection[str] = ()) -> Itera
     Args:
         out: the folder, without other content.
         trainer: of the run.
-        kept: names of files and folders in it that stay.
+        kept: names of files and folders in it that stay, as do those that are there already.
 
     Raises:
         ArtifactError: the folder cannot be created.
@@ -145,6 +154,7 @@ def run_folder(out: Path, trainer: Trainer, kept: Collection[str] = ()) -> Itera
     is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
+        kept = {*kept, *os.listdir(out)}
     except OSError as error:
         raise write_error(out, error) from error
     try:
@@ -157,10 +167,22 @@ def run_folder(out: Path, trainer: Trainer, kept: Collection[str] = ()) -> Itera
         raise
 
 
-def _check_content(out: Path) -> None:
-    if _is_interrupted_start(out):
+def _check_content(out: Path, arguments: dict[str, Any] | None) -> None:
+    """Refuse a folder with content that is not an interrupted start.
+
+    Args:
+        out: the folder.
+        arguments: those that the start stored in its lock file.
+
+    Raises:
+        ConfigError: the folder holds a run or other files.
+    """
+    if _is_interrupted_start(out, arguments):
         return
-    if (out / MANIFEST).exists() or (out / BEFORE_REFIT / MANIFEST).exists():
+    if any(
+        (folder / MANIFEST).exists() and (_has_weights(folder) or _own_manifest(folder))
+        for folder in (out, out / BEFORE_REFIT)
+    ):
         if out.is_symlink():
             raise ConfigError(
                 f"{out} is a link to a run, which a server may have open: train into a new folder, "
@@ -173,17 +195,61 @@ def _check_content(out: Path) -> None:
     check_is_empty(out, "--out")
 
 
-def _is_interrupted_start(out: Path) -> bool:
-    """Whether a training stopped in this folder before it stored weights, and nothing else is."""
+def _is_interrupted_start(out: Path, arguments: dict[str, Any] | None) -> bool:
+    """Whether a training stopped in this folder before it stored weights, and nothing else is.
+
+    Args:
+        out: the folder.
+        arguments: those that the start stored in its lock file; None: it stored none.
+    """
     if out.is_symlink() or not out.is_dir():
         return False
     names = {path.name for path in out.iterdir()}
+    if names == {LOCK}:
+        return is_lock_file(out / LOCK)
+    manifests = [
+        _own_manifest(folder)
+        for folder in (out, out / BEFORE_REFIT)
+        if (folder / MANIFEST).exists()
+    ]
+    first_pass = _names_in(out / BEFORE_REFIT)
     return (
-        bool(names & {LOCK, MANIFEST, BEFORE_REFIT})
-        and all(START.fullmatch(name) for name in names)
+        None not in manifests
+        and (arguments is not None or bool(manifests))
+        and all(START.fullmatch(name) for name in names | first_pass)
+        and (DATA not in names | first_pass or _stored_data(out, arguments))
         and not _has_weights(out)
         and not _has_weights(out / BEFORE_REFIT)
     )
+
+
+def _names_in(folder: Path) -> set[str]:
+    if folder.is_symlink():
+        return {folder.name, ".."}  # Not written by a training: it matches no name of a start.
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _stored_arguments(out: Path) -> dict[str, Any] | None:
+    """Return the arguments that a training stored in its lock file; None: no training did."""
+    arguments = stored_purpose(out / LOCK)
+    return arguments if arguments is not None and {"init", "refit"} <= arguments.keys() else None
+
+
+def _stored_data(out: Path, arguments: dict[str, Any] | None) -> bool:
+    """Whether a training stored its dataset in this folder, or was about to."""
+    if arguments is not None and arguments.get("stored_data") is True:
+        return True
+    manifests = map(_own_manifest, (out, out / BEFORE_REFIT))
+    return any(manifest["dataset"]["path"] == DATA for manifest in manifests if manifest)
+
+
+def _own_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return ``run.json`` if a training wrote it; None: it is missing, damaged or another file."""
+    try:
+        manifest = read_manifest(folder)
+    except ArtifactError:
+        return None
+    return manifest if has_valid_seal(manifest) else None
 
 
 def _has_weights(folder: Path) -> bool:
@@ -191,11 +257,12 @@ def _has_weights(folder: Path) -> bool:
     if any(folder.glob("*.safetensors")):
         return True
     try:
-        return "result" in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return True  # Unknown: nothing is removed.
+    return not isinstance(manifest, dict) or "result" in manifest
 
 
 def _purpose_of(out: Path, init: Path | str | None, refit: bool) -> dict[str, Any]:
@@ -205,9 +272,9 @@ def _purpose_of(out: Path, init: Path | str | None, refit: bool) -> dict[str, An
         ConfigError: it had other arguments, or did not store them.
         ArtifactError: the folder is not a run.
     """
-    if not _is_interrupted_start(out):
+    purpose = _stored_arguments(out)
+    if not _is_interrupted_start(out, purpose):
         read_manifest(out)
-    purpose = stored_purpose(out / LOCK)
     if purpose is None:
         raise ConfigError(
             f"{out} was stopped before its settings were stored: run the same command without "
