@@ -308,6 +308,52 @@ def test_verify_finds_a_missing_last_checkpoint(artifacts, tmp_path):
     assert (check.path.name, check.fault) == ("last.safetensors", "is missing")
 
 
+def test_verify_reports_links_to_nothing(artifacts, tmp_path):
+    shutil.copytree(artifacts / "run", tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    path.unlink()
+    path.symlink_to(tmp_path / "gone.json")
+    (tmp_path / "run" / "updates.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    for named in (tmp_path, path):
+        assert [check.path for check in verify(named) if not check.is_ok] == [path]
+
+
+def test_file_that_cannot_be_read_is_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "updates.jsonl"
+    path.write_bytes(to_record({"model": "films", "item": 5, "update": None}))
+
+    def refused(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refused)
+    [check] = verify(path)
+    assert check.fault == "cannot be read: permission denied; give this user read permission"
+
+
+def test_manifest_stands_for_its_artifact(artifacts):
+    expected = [check.path for check in verify(artifacts / "run")]
+    assert [check.path for check in verify(artifacts / "run" / "run.json")] == expected
+
+
+def test_missing_path_is_a_wrong_argument(tmp_path, capsys):
+    for name in ("gone", "gone.safetensors", "run.json", "gone.jsonl"):
+        assert cli(["verify", str(tmp_path / name)]) == 2
+        assert f"{name} does not exist: check the path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("paths", [[], (), b"run1", [b"run1"], None, [1]])
+def test_paths_of_another_type_are_refused(paths):
+    with pytest.raises(ConfigError, match="path"):
+        verify(paths)
+
+
+def test_verb_counts_one_damaged_file(artifacts, tmp_path, capsys):
+    path = shutil.copy(artifacts / "run" / "best.safetensors", tmp_path / "x.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert cli(["verify", str(path)]) == 4
+    assert f"error: 1 of 1 file is damaged: {path};" in capsys.readouterr().err
+
+
 def test_verify_compares_although_the_caller_does_not(artifacts, tmp_path):
     shutil.copytree(artifacts / "data", tmp_path / "data")
     path = tmp_path / "data" / "roles.npy"
@@ -356,7 +402,7 @@ def test_verb_prints_each_file_and_exits_4_for_damage(artifacts, tmp_path, capsy
     output = capsys.readouterr()
     size = path.stat().st_size
     assert output.out == f"damaged  {path}: has {size} bytes, not {size - 1}\n"
-    assert f"error: 1 of 7 files are damaged, the first is {path};" in output.err
+    assert f"error: 1 of 7 files is damaged: {path};" in output.err
 
     assert cli(["verify", str(tmp_path), "--json"]) == 4
     document = json.loads(capsys.readouterr().out)

@@ -89,14 +89,15 @@ def verify(
 
     Args:
         paths: runs, prepared datasets, indexes, exports, saved baselines and searches, or folders
-            that contain such folders; checkpoints; files of item updates.
+            that contain such folders; their manifests (``run.json``), which stand for the artifact;
+            checkpoints; files of item updates.
         progress: called with (stage, MiB read, total MiB).
 
     Returns:
         one result for each file, in the order of reading.
 
     Raises:
-        ConfigError: a path does not exist.
+        ConfigError: a path does not exist, is of another type, or none is given.
         ArtifactError: a path contains nothing that candid wrote.
 
     Example:
@@ -105,6 +106,14 @@ def verify(
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
+    if not isinstance(paths, Iterable) or isinstance(paths, bytes | bytearray):
+        raise ConfigError(f"paths must be a path or a list of paths, got {type(paths).__name__}")
+    paths = list(paths)
+    for path in paths:
+        if not isinstance(path, str | os.PathLike):
+            raise ConfigError(f"a path must be text or a pathlib.Path, got {path!r}")
+    if not paths:
+        raise ConfigError("there is no path to verify: name at least one")
     checks: dict[Path, Check] = {}
     for path in map(Path, paths):
         found = dict(_checks(path))
@@ -133,7 +142,9 @@ def _checks(path: Path) -> Iterator[tuple[Path, Check]]:
             for name in sorted(names):
                 if name.endswith(UPDATES) and SIGNS[0] in _head(folder / name):
                     yield folder / name, _updates(folder / name)
-    elif path.suffix == CHECKPOINT:
+    elif path.name in _MANIFESTS and os.path.lexists(path):
+        yield from _artifact(path.parent, path.name, os.listdir(path.parent))
+    elif path.suffix == CHECKPOINT and path.is_file():
         yield path, _checkpoint(path)
     elif path.is_file():
         if any(sign in _head(path) for sign in SIGNS):

@@ -52,7 +52,8 @@ def verify(
     }
     console.result(document, *lines)
     if damaged:
+        state = "is damaged:" if len(damaged) == 1 else "are damaged, the first is"
         raise ArtifactError(
-            f"{len(damaged):,} of {counted(len(checks), 'file')} are damaged, the first is "
-            f"{damaged[0].path}; restore them from a copy, or make them again"
+            f"{len(damaged):,} of {counted(len(checks), 'file')} {state} {damaged[0].path}; "
+            "restore from a copy, or make again, what is damaged"
         )
