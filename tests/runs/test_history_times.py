@@ -92,6 +92,44 @@ def test_query_gap_is_that_of_the_request(data, tmp_path):
     assert run.reads_query_time
 
 
+def test_time_of_a_query_is_a_datetime_or_microseconds(data, tmp_path):
+    settings = {"model.query_tower.read_query_gap": True, "training.max_steps": 30}
+    run = candid.train(data, RECIPE, out=tmp_path / "run", **settings)
+    users = data.users["source_id"][:3]
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    later = datetime.datetime(2031, 1, 1, 12, tzinfo=zone)
+    moment = int(later.timestamp()) * 1_000_000
+    given = (later, datetime.datetime(2031, 1, 1, 10), np.int64(moment))
+    expected, lists = run.query_vectors(users, time=moment), run.recommend(users, time=moment)
+    assert (expected != run.query_vectors(users, time=START + HOUR)).any()
+    for time in given:
+        np.testing.assert_array_equal(run.query_vectors(users, time=time), expected)
+        assert run.recommend(users, time=time).equals(lists)
+        assert (
+            run.recommend(users, time=time, fallback="popular").drop("recommended_by").equals(lists)
+        )
+        candid.write_recommendations(run, tmp_path / "lists.csv", users=users, time=time)
+        written = pl.read_csv(tmp_path / "lists.csv")
+        assert written["item"].equals(lists["item"])
+    for time in ("2031-01-01", 1.5, True, datetime.date(2031, 1, 1)):
+        with pytest.raises(ConfigError, match="time must be a datetime, or microseconds"):
+            run.recommend(users, time=time)
+        with pytest.raises(ConfigError, match="time must be a datetime, or microseconds"):
+            run.query_vectors(users, time=time)
+        with pytest.raises(ConfigError, match="time must be a datetime, or microseconds"):
+            candid.write_recommendations(run, tmp_path / "x.csv", users=users, time=time)
+
+
+def test_query_before_the_last_interaction_has_an_unknown_gap(data, tmp_path):
+    settings = {"model.query_tower.read_query_gap": True, "training.max_steps": 30}
+    run = candid.train(data, RECIPE, out=tmp_path / "run", **settings)
+    items, times = history_of(data, 0)
+    before = run.query_vectors(histories=[items], times=[times], time=times[-1] - HOUR)
+    np.testing.assert_array_equal(before, run.query_vectors(histories=[items]))
+    # Training hides some times, so that an unknown one has an effect of its own.
+    assert np.abs(run.model.query_tower.query_gap.out.bias.detach().numpy()).max() > 0
+
+
 def test_unknown_times_are_given_as_none(run, data):
     items, times = history_of(data, 0)
     unknown = run.query_vectors(histories=[items], times=[[None] * LENGTH])

@@ -24,6 +24,7 @@ from candid.runs.asked_users import asked_users, distinct_ids
 from candid.runs.block_files import open_blocks
 from candid.runs.fallback import recommend_or_fall_back
 from candid.runs.fitted_baseline import FittedBaseline
+from candid.runs.history_times import Time, query_time
 from candid.runs.index import model_fingerprint, open_index
 from candid.runs.run import Run
 from candid.runs.saved_model import SavedModel, load
@@ -87,7 +88,7 @@ def write_recommendations(
     filter_seen: bool | None = None,
     allow: SourceIds | None = None,
     deny: SourceIds | None = None,
-    time: int | None = None,
+    time: Time | None = None,
     event_type: str | None = None,
     split: str | None = None,
     fallback: Fallback | None = None,
@@ -110,8 +111,8 @@ def write_recommendations(
         filter_seen: as for ``Run.recommend``.
         allow: as for ``Run.recommend``.
         deny: as for ``Run.recommend``.
-        time: time of the queries, microseconds since 1970-01-01 UTC; None: the time of the first
-            call, for models that read it.
+        time: time of the queries, as for ``Run.recommend``; None: the time of the first call, for
+            models that read it.
         event_type: as for ``Run.recommend``.
         split: "test" or "validation": recommend from the history before the targets of this split,
             for ``evaluate_recommendations``; users without a target are left out, and users that
@@ -136,7 +137,7 @@ def write_recommendations(
         >>> candid.write_recommendations(run, "recs.parquet", k=100, fallback="popular")
     """
     model = _opened(model)
-    out, dataset = Path(out), model.dataset
+    out, dataset, time = Path(out), model.dataset, query_time(time)
     role = None if split is None else role_of(split)
     asked = asked_users(model, users, role, has_fallback=fallback is not None)
     source_ids = asked.source_ids

@@ -45,6 +45,7 @@ from candid.inference import (
 )
 from candid.runs.fallback import ADVICE, FallbackModels, recommend_or_fall_back
 from candid.runs.folder import BASELINE, check_is_empty, dataset_facts, dataset_of, store_dataset
+from candid.runs.history_times import Time
 from candid.runs.similar import SimilarItems
 from candid.runs.source_ids import (
     Attributes,
@@ -203,7 +204,7 @@ class FittedBaseline:
         k: int | None = None,
         filter_seen: bool | None = None,
         is_allowed: Bools | None = None,
-        time: int | None = None,
+        time: Time | None = None,
         event_type: str | None = None,
         new_items: NewItems | None = None,
         role: Role | None = None,

@@ -1,4 +1,4 @@
-"""Times of the interactions of anonymous histories, checked and converted to microseconds."""
+"""Times of queries and of anonymous histories, checked and converted to microseconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from candid.errors import DataError
+from candid.errors import ConfigError, DataError
 
 Time = int | datetime.datetime
 """Microseconds since 1970-01-01 UTC, or a time; without a time zone it is in UTC."""
@@ -43,6 +43,23 @@ def history_times(
         _times_of_one(number, len(history), one)
         for number, (history, one) in enumerate(zip(histories, times, strict=True))
     ]
+
+
+def query_time(time: Time | None) -> int | None:
+    """Return the time of a query in microseconds since 1970-01-01 UTC; None stays None.
+
+    Raises:
+        ConfigError: it is neither a time nor an integer.
+    """
+    if time is None:
+        return None
+    if isinstance(time, datetime.datetime):
+        return to_microseconds(time)
+    if not isinstance(time, int | np.integer) or isinstance(time, bool):
+        raise ConfigError(
+            f"time must be a datetime, or microseconds since 1970 as an integer, got {time!r}"
+        )
+    return int(time)
 
 
 def to_microseconds(time: datetime.datetime) -> int:

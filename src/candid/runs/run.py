@@ -41,7 +41,7 @@ from candid.runs.build import build_model, pick_device, set_threads
 from candid.runs.fallback import ADVICE, FallbackModels, recommend_or_fall_back
 from candid.runs.features import RunFeatures, read_features
 from candid.runs.folder import MANIFEST, dataset_of, read_manifest, served_checkpoint
-from candid.runs.history_times import Time, history_times
+from candid.runs.history_times import Time, history_times, query_time
 from candid.runs.refit import check_is_measurable, dataset_of_refit
 from candid.runs.similar import SimilarItems
 from candid.runs.source_ids import (
@@ -166,7 +166,7 @@ class Run:
         filter_seen: bool | None = None,
         allow: SourceIds | None = None,
         deny: SourceIds | None = None,
-        time: int | None = None,
+        time: Time | None = None,
         event_type: str | None = None,
         fallback: Fallback | None = None,
     ) -> pl.DataFrame:
@@ -188,7 +188,9 @@ class Run:
                 event types only); None: as the run is measured, ``evaluation.filter_seen``.
             allow: the only items that may be recommended; None: all.
             deny: items that are never recommended; None: none.
-            time: time of the queries, microseconds since 1970-01-01 UTC; None: now.
+            time: time of the queries: a datetime (UTC without a time zone), or microseconds since
+                1970-01-01 UTC; None: now. At a time before the last interaction, the time since
+                that interaction is unknown.
             event_type: event type to predict; None: any.
             fallback: list of users that the dataset does not have, and of users without a history
                 where the model needs one or reads no attributes of them: "popular" (by training
@@ -240,7 +242,7 @@ class Run:
         k: int | None = None,
         filter_seen: bool | None = None,
         is_allowed: Bools | None = None,
-        time: int | None = None,
+        time: Time | None = None,
         event_type: str | None = None,
         new_items: NewItems | None = None,
         with_probabilities: bool = False,
@@ -259,7 +261,7 @@ class Run:
             k: recommendations per query; None: 10, or all items of a smaller catalog.
             filter_seen: leave out the items of the whole history; None: as the run is measured.
             is_allowed: [V] bool, items that may be recommended; None: all.
-            time: time of the queries, microseconds since 1970-01-01 UTC; None: now.
+            time: time of the queries, as for ``recommend``; None: now.
             event_type: event type to predict; None: any.
             new_items: items to recommend beside the catalog, with ids from V on.
             with_probabilities: also compute the softmax probability of each item.
@@ -273,6 +275,7 @@ class Run:
             DataError: an attribute is unknown or of another type.
         """
         self._check_is_read(time, event_type, history_times)
+        time = query_time(time)
         evaluation = self.config.evaluation
         return recommend(
             self.model,
@@ -333,7 +336,7 @@ class Run:
         histories: Histories | None = None,
         times: Sequence[Sequence[Time | None]] | None = None,
         features: Sequence[Attributes] | None = None,
-        time: int | None = None,
+        time: Time | None = None,
         event_type: str | None = None,
     ) -> Floats:
         """Encode users of the dataset, or anonymous users: [n, D] float32.
@@ -354,6 +357,7 @@ class Run:
         user_ids, item_ids, attributes = query_ids(self.dataset, users, histories, features)
         times_of = None if times is None else history_times(item_ids or [], times)
         self._check_is_read(time, event_type, times_of)
+        time = query_time(time)
         queries = query_set(
             self.dataset,
             user_ids=user_ids,
@@ -453,7 +457,7 @@ class Run:
     def _item_ids(self, items: SourceIds) -> Ints:
         return dense_ids(self.dataset.items["source_id"], items, "item")
 
-    def _check_is_read(self, time: int | None, event_type: str | None, times: object) -> None:
+    def _check_is_read(self, time: Time | None, event_type: str | None, times: object) -> None:
         if times is not None and not (self.model.reads_times or "since" in self.context_columns):
             raise ConfigError(
                 "the model of this run does not read the times of a history: leave out times "
