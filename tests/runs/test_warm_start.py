@@ -18,7 +18,7 @@ from candid.runs.features import extend_features, read_features
 from candid.runs.new_rows import neighbour_means
 from candid.runs.trained_ids import ITEMS, TrainedIds, find_new_targets
 from candid.runs.warm_start import warm_start
-from candid.training import LAST, read_checkpoint
+from candid.training import BEST, LAST, read_checkpoint
 
 
 def dataset(users, items, *, seed=0, length=6, times=True, genres=()):
@@ -114,6 +114,14 @@ def test_continued_run_is_equal_where_nothing_is_new(name, tmp_path):
     assert result.state.epoch == 4
     assert result.state.step == whole.meta["state"]["step"]
     assert result.state.total_steps == whole.meta["state"]["total_steps"]
+
+
+def test_optimizer_is_not_kept_from_a_copy_of_the_best_weights(tmp_path):
+    data, first = dataset(USERS, ITEMS_A), tmp_path / "first"
+    train_run(recipe(HISTORY, epochs=1), data, first)
+    (first / LAST).write_bytes((first / BEST).read_bytes())
+    with pytest.raises(ArtifactError, match=f"{LAST} holds weights only"):
+        train_run(recipe(HISTORY, init_optimizer="keep"), data, tmp_path / "next", init=first)
 
 
 def test_interrupted_warm_start_resumes_to_the_same_weights(tmp_path):

@@ -364,6 +364,34 @@ def test_two_damaged_checkpoints_are_refused_in_a_sentence(tmp_path):
         make_trainer(tmp_path, settings={"epochs": 3}).run(resume=True)
 
 
+@pytest.mark.parametrize("has_previous", [True, False])
+def test_copy_of_the_best_weights_is_refused_on_resume(tmp_path, has_previous):
+    make_trainer(tmp_path, settings={"epochs": 2}, validate=scripted([0.1, 0.2])).run()
+    (tmp_path / LAST).write_bytes((tmp_path / BEST).read_bytes())
+    resumed = make_trainer(tmp_path, settings={"epochs": 3}, validate=scripted([0.3, 0.4]))
+    if has_previous:
+        with pytest.warns(RuntimeWarning, match=f"{LAST} holds weights only.*continues from"):
+            assert resumed.run(resume=True).epoch == 3
+    else:
+        (tmp_path / PREVIOUS).unlink()
+        with pytest.raises(ArtifactError, match=f"{LAST} holds weights only.*restore it from a"):
+            resumed.run(resume=True)
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_best_checkpoint_is_checked_before_training_continues(tmp_path, damage):
+    make_trainer(tmp_path, settings={"epochs": 2}, validate=scripted([0.2, 0.1])).run()
+    before = (tmp_path / LAST).read_bytes()
+    if damage == "missing":
+        (tmp_path / BEST).unlink()
+    else:
+        flip_last_bit(tmp_path / BEST)
+    resumed = make_trainer(tmp_path, settings={"epochs": 3}, validate=scripted([0.3]))
+    with pytest.raises(ArtifactError, match=rf"{BEST} (is missing|differs).*: restore it from"):
+        resumed.run(resume=True)
+    assert (tmp_path / LAST).read_bytes() == before
+
+
 def test_checkpoint_before_the_last_is_kept_without_links(tmp_path, monkeypatch):
     def refuse(self, target):
         raise PermissionError(1, "Operation not permitted")

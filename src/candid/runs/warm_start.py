@@ -21,7 +21,7 @@ from candid.runs.folder import served_checkpoint
 from candid.runs.trained_ids import earlier_rows
 from candid.runs.weight_mapping import WeightMapping
 from candid.towers import RetrievalModel
-from candid.training import LAST, Checkpoint, read_checkpoint
+from candid.training import LAST, Checkpoint, check_has_training_state, read_checkpoint
 
 Ints = npt.NDArray[np.int64]
 
@@ -133,6 +133,8 @@ def warm_start(
             "optimizer: use training.init_optimizer = 'reset'"
         )
     stored = read_checkpoint(earlier.folder / LAST) if keep else _served(earlier)
+    if keep:
+        check_has_training_state(stored, earlier.folder / LAST)
     rows = {
         "item": _rows("item", earlier, dataset.items, target_counts(dataset, config.batches) > 0),
         "user": _rows("user", earlier, dataset.users, users_with_rows(dataset, config.batches)),

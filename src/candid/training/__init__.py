@@ -3,6 +3,7 @@
 from candid.training.checkpoint import (
     Checkpoint,
     UnsetWeights,
+    check_has_training_state,
     load_model,
     model_tensors,
     read_checkpoint,
@@ -39,6 +40,7 @@ __all__ = [
     "TrainingLength",
     "UnsetWeights",
     "bound_kernel_cache",
+    "check_has_training_state",
     "has_checkpoint",
     "load_model",
     "model_tensors",

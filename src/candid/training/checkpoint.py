@@ -151,6 +151,22 @@ def read_checkpoint(path: Path | str, device: torch.device | None = None) -> Che
     return Checkpoint(tensors, meta)
 
 
+def check_has_training_state(checkpoint: Checkpoint, path: Path | str) -> None:
+    """Refuse a checkpoint with weights only, such as a copy of the best one, to continue from.
+
+    Args:
+        checkpoint: its content.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        DamagedCheckpointError: it has no state of a training.
+    """
+    if not {"state", "position"} <= checkpoint.meta.keys():
+        raise DamagedCheckpointError(
+            f"{path} holds weights only, not the state of a training: {RESTORE}"
+        )
+
+
 def _checksum(tensors: Iterable[tuple[str, Tensor]], meta: str) -> str:
     """Return the checksum of a checkpoint.
 

@@ -33,6 +33,7 @@ from candid.training.checkpoint import (
     RESTORE,
     Checkpoint,
     DamagedCheckpointError,
+    check_has_training_state,
     load_loss,
     load_model,
     load_optimizer,
@@ -274,6 +275,7 @@ class Trainer:
             ArtifactError: the checkpoint is damaged, or of another model or dataset.
         """
         checkpoint = read_checkpoint(path)
+        check_has_training_state(checkpoint, path)
         self._load_tensors(checkpoint, path)
         if self.candidate_loss is not None:
             load_loss(self.candidate_loss, checkpoint, path)
@@ -285,6 +287,18 @@ class Trainer:
         self.loader.position.step = checkpoint.meta["position"]["step"]
 
     def _resume(self) -> None:
+        self._load_last()
+        if self.state.best is not None:
+            self._check_best()
+
+    def _check_best(self) -> None:
+        """Refuse to continue without the best weights so far, which no later step may replace."""
+        path = self.folder / BEST
+        if not path.exists():
+            raise DamagedCheckpointError(f"{path} is missing: {RESTORE}")
+        read_checkpoint(path)
+
+    def _load_last(self) -> None:
         last, previous = self.folder / LAST, self.folder / PREVIOUS
         try:
             self.load(last)
@@ -303,7 +317,7 @@ class Trainer:
         self._last_is_damaged = True
         line = f"{reason}; training continues from {previous}, step {self.state.step:,}"
         if self.progress is None:
-            warnings.warn(line, RuntimeWarning, stacklevel=3)
+            warnings.warn(line, RuntimeWarning, stacklevel=4)
         else:
             self.progress.on_start(line)
 
