@@ -422,3 +422,20 @@ def test_option_of_a_verb_skips_the_comparison(artifacts, tmp_path, capsys):
     assert "timestamps.npy differs from its checksum; prepare again" in capsys.readouterr().err
     assert cli([*command, "--no-verify"]) == 0
     assert cli(command) == 4, "the option holds for one command"
+
+
+def test_prepare_skips_the_comparison_of_the_earlier_dataset(artifacts, tmp_path, capsys):
+    shutil.copytree(artifacts / "data", tmp_path / "earlier")
+    path = tmp_path / "earlier" / "users.parquet"
+    pl.read_parquet(path).write_parquet(path, compression="uncompressed")
+    manifest_path = path.with_name("manifest.json")
+    manifest = json.loads(manifest_path.read_text())
+    manifest["files"]["users.parquet"]["bytes"] = path.stat().st_size
+    manifest_path.write_text(json.dumps(manifest))
+    interactions().write_parquet(tmp_path / "log.parquet")
+    command = ["prepare", "--interactions", str(tmp_path / "log.parquet"), "--time", "t"]
+    command += ["--ids-from", str(tmp_path / "earlier"), "--out", str(tmp_path / "data")]
+    assert cli(command) == 4
+    assert "differs from its checksum" in capsys.readouterr().err
+    assert cli([*command, "--no-verify"]) == 0
+    assert (tmp_path / "data" / "manifest.json").exists()

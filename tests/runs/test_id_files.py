@@ -34,6 +34,21 @@ def test_id_of_another_type_is_named_with_its_row(tmp_path):
     assert read_ids(tmp_path / "text.parquet", "user", pl.Int64()).to_list() == [12, 7]
 
 
+@pytest.mark.parametrize("values", [[[1, 2], [3]], [{"a": 1}, {"a": 2}]])
+def test_column_of_lists_or_structs_is_refused_by_its_type(tmp_path, values):
+    pl.DataFrame({"user": values}).write_parquet(tmp_path / "users.parquet")
+    with pytest.raises(DataError, match=r"column 'user' of .* is of type (List|Struct)") as caught:
+        read_ids(tmp_path / "users.parquet", "user", pl.Int64())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gone.txt", "gone.csv", "gone.parquet"])
+def test_missing_file_has_one_message_in_all_formats(tmp_path, name):
+    with pytest.raises(DataError) as caught:
+        read_ids(tmp_path / name, "user", pl.Int64())
+    assert str(caught.value) == f"{tmp_path / name} does not exist; check the path"
+
+
 @pytest.mark.parametrize("text", ["x", "007", "+7", "7.0", " 7", "", "1e1", str(2**70)])
 def test_id_of_a_command_is_written_as_the_dataset_has_it(text):
     with pytest.raises(DataError, match=r"user '.*' is not of type Int64, .*: write it as"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from candid.cli.console import Console
-from candid.cli.options import Json, Quiet, Set
+from candid.cli.options import Json, Quiet, Set, Verify
 from candid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def prepare(
         str | None, typer.Option(metavar="COLUMN", help="Role of each row, for a column split")
     ] = None,
     overrides: Set = None,
+    verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -38,6 +38,8 @@ def read_ids(path: Path, kind: str, dtype: pl.DataType) -> pl.Series:
     if path.suffix == ".txt":
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist; check the path") from None
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"cannot read {kind}s from {path}: {error}; choose a UTF-8 file with one id a line"
@@ -54,6 +56,11 @@ def read_ids(path: Path, kind: str, dtype: pl.DataType) -> pl.Series:
             )
         frames = [source.frame.select(chosen[0]) for source in sources]
         ids = collect(pl.concat(frames, how="vertical_relaxed"), sources)[chosen[0]]
+    if ids.dtype.is_nested():
+        raise DataError(
+            f"column {ids.name!r} of {path} is of type {ids.dtype}, not one {kind} id a row: "
+            "choose another file, or explode the column"
+        )
     if not len(ids):
         raise DataError(f"{path} has no {kind}s: choose another file")
     converted = match_ids(ids, dtype)
