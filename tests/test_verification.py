@@ -354,6 +354,67 @@ def test_verb_counts_one_damaged_file(artifacts, tmp_path, capsys):
     assert f"error: 1 of 1 file is damaged: {path};" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def another_run(artifacts, tmp_path_factory):
+    """A run of the same recipe and data with another seed."""
+    folder = tmp_path_factory.mktemp("another") / "run"
+    candid.train(artifacts / "data", RECIPE, out=folder, quiet=True, measure=False, seed=7)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["best", "last", "previous"])
+def test_checkpoint_of_another_run_is_refused(artifacts, another_run, tmp_path, name):
+    shutil.copytree(artifacts / "run", tmp_path / "run")
+    path = tmp_path / "run" / f"{name}.safetensors"
+    shutil.copy(another_run / path.name, path)
+    [check] = [check for check in verify(tmp_path) if not check.is_ok]
+    assert check.path == path
+    assert check.fault.startswith("is not of the run that run.json beside it describes")
+    if name == "best":
+        with pytest.raises(ArtifactError, match=r"best\.safetensors is not of the run"):
+            candid.load_run(tmp_path / "run", artifacts / "data")
+        candid.load_run(tmp_path / "run", artifacts / "data", verify=False)
+
+
+def test_training_resumes_from_the_previous_checkpoint_if_the_last_is_of_another_run(
+    artifacts, another_run, tmp_path
+):
+    shutil.copytree(artifacts / "run", tmp_path / "run")
+    before = json.loads((tmp_path / "run" / "run.json").read_text())["run"]
+    shutil.copy(another_run / "last.safetensors", tmp_path / "run")
+    longer = RECIPE | {"training": RECIPE["training"] | {"epochs": 4}}
+    settings = {"out": tmp_path / "run", "resume": True, "quiet": True, "measure": False}
+    with pytest.warns(RuntimeWarning, match="training continues from .*previous"):
+        candid.train(artifacts / "data", {"name": "run", **longer}, **settings)
+    assert all(check.is_ok for check in verify(tmp_path))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["run"] == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("data", "manifest.json"),
+        ("run", "run.json"),
+        ("baseline", "baseline.json"),
+        ("index", "index.json"),
+        ("export", "export.json"),
+    ],
+)
+def test_manifest_that_is_a_link_to_itself_is_one_sentence(artifacts, tmp_path, capsys, kind, name):
+    for artifact in ("data", "run", kind):
+        shutil.copytree(artifacts / artifact, tmp_path / artifact, dirs_exist_ok=True)
+    path = tmp_path / kind / name
+    path.unlink()
+    path.symlink_to(name)
+    with pytest.raises(ArtifactError, match="too many levels of symbolic links"):
+        ANSWERS[kind](tmp_path)
+    assert cli(["verify", str(tmp_path), "--quiet"]) == 4
+    output = capsys.readouterr()
+    assert f"damaged  {path}: cannot be read: too many levels of symbolic links" in output.out
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+
+
 def test_verify_compares_although_the_caller_does_not(artifacts, tmp_path):
     shutil.copytree(artifacts / "data", tmp_path / "data")
     path = tmp_path / "data" / "roles.npy"

@@ -246,6 +246,21 @@ def check_seal(path: Path, document: Mapping[str, Any], advice: str) -> None:
         raise ArtifactError(f"{path} differs from its checksum; {advice}")
 
 
+def sealed_text(text: str) -> str:
+    """Return a text with its checksum in a last line, which starts with ``#`` as in TOML."""
+    return text + _seal_line(text.encode())
+
+
+def has_valid_text_seal(content: bytes) -> bool:
+    """Return whether the content of a file of ``sealed_text`` is as it was written."""
+    text, mark, _ = content.rpartition(f"# {SEAL}: ".encode())
+    return bool(mark) and content == text + _seal_line(text).encode()
+
+
+def _seal_line(text: bytes) -> str:
+    return f"# {SEAL}: {hashlib.sha256(text).hexdigest()}\n"
+
+
 def _content_checksum(content: Mapping[str, Any]) -> str:
     # Once through JSON, where tuples become lists and keys become text, as in the file.
     plain = json.loads(json.dumps(content))

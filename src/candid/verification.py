@@ -22,9 +22,9 @@ from candid.runs import trained_ids
 from candid.runs.features import FEATURES, read_states
 from candid.runs.fitted_baseline import ARRAYS, ITEMS, read_baseline_manifest
 from candid.serve.update_file import SIGNS, read_records
-from candid.training import BEST, LAST, PREVIOUS, read_checkpoint
+from candid.training import BEST, LAST, PREVIOUS, RUN, read_checkpoint
 from candid.tuning.loop import FOLDERS
-from candid.tuning.trials import TRIALS, read_history
+from candid.tuning.trials import RECIPE, TRIALS, check_recipe, read_history
 
 CHECKPOINT: Final = ".safetensors"
 CHECKPOINTS: Final = (BEST, LAST, PREVIOUS)
@@ -43,10 +43,11 @@ SIBLINGS: Final[Mapping[str, Sequence[str]]] = {
     dataset_files.MANIFEST: ("roles.npy", "user_offsets.npy"),
     snapshot_files.MANIFEST: (f"vectors-{TOKEN}.npy", f"source_ids-{TOKEN}.parquet"),
     EXPORT: tuple(FORMATS),
-    TRIALS: (FOLDERS,),
+    TRIALS: (FOLDERS, RECIPE),
 }
 """Manifest -> names of files and folders beside it. With one of them a manifest that is not JSON
-is a damaged one; with all of them a manifest that is not there is missing."""
+is a damaged one; with all of them one that is other JSON is damaged, and one that is not there is
+missing."""
 STAGE: Final = "MiB read"
 
 Check = Callable[[], str | None]
@@ -199,7 +200,7 @@ def _is_ours(path: Path, names: Collection[str]) -> bool:
     except (ValueError, RecursionError):
         checkpoints = set(CHECKPOINTS) & set(names) if path.name == run_folder.MANIFEST else ()
         return bool(checkpoints) or bool(_siblings(path.name, names))
-    return False
+    return len(_siblings(path.name, names)) == len(SIBLINGS[path.name])
 
 
 def _siblings(manifest: str, names: Collection[str]) -> list[str]:
@@ -242,6 +243,8 @@ def _baseline(folder: Path) -> Iterator[tuple[Path, Check]]:
 def _search(folder: Path) -> Iterator[tuple[Path, Check]]:
     path = folder / TRIALS
     yield path, lambda: _fault_of(path, lambda: read_history(folder))
+    recipe = folder / RECIPE
+    yield recipe, lambda: _fault_of(recipe, lambda: check_recipe(folder))
 
 
 def _run(folder: Path) -> Iterator[tuple[Path, Check]]:
@@ -261,13 +264,14 @@ def _run(folder: Path) -> Iterator[tuple[Path, Check]]:
         needed.add(BEST)
     for name in CHECKPOINTS:
         if (folder / name).exists():
-            yield folder / name, _checkpoint(folder / name)
+            run = None if manifest is None else manifest.get(RUN)
+            yield folder / name, _checkpoint(folder / name, run)
         elif name in needed:
             yield folder / name, lambda: MISSING
 
 
-def _checkpoint(path: Path) -> Check:
-    return lambda: _fault_of(path, lambda: read_checkpoint(path))
+def _checkpoint(path: Path, run: str | None = None) -> Check:
+    return lambda: _fault_of(path, lambda: read_checkpoint(path, run=run))
 
 
 _MANIFESTS: Final[Mapping[str, Callable[[Path], Iterator[tuple[Path, Check]]]]] = {

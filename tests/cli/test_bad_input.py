@@ -51,6 +51,22 @@ USAGE = [
     (["train", "{recipe}", "--set", "evaluation.metric=auc"], "'auc' is not reported; known:"),
     (["train", "{recipe}", "--data", "{data}", "--out", "{run}"], "already holds a run"),
     (["train", "{recipe}", "--set", "seed=9223372036854775808"], "seed must be less than"),
+    (
+        ["train", "{recipe}", "--set", "model.item_tower.dim=9223372036854775808"],
+        "model.item_tower.dim must be less than or equal to 65536, got 9223372036854775808",
+    ),
+    (
+        ["train", "{recipe}", "--set", "batches.max_length=9223372036854775808"],
+        "batches.max_length must be less than or equal to 2147483648",
+    ),
+    (
+        ["train", "{recipe}", "--set", "batches.micro_batch=9223372036854775808"],
+        "batches.micro_batch must be less than or equal to 2147483648",
+    ),
+    (
+        ["train", "{recipe}", "--set", "sampler={{type='uniform', num_candidates=10000000000}}"],
+        "sampler.num_candidates must be less than or equal to 2147483648",
+    ),
     (["train", "{recipe}", "--set", "seed=1.5"], "seed must be a valid integer, got 1.5"),
     (["train", "{recipe}", "--set", "threads=1000000"], "threads must be less than or equal"),
     (["train", "{recipe}", "--data", "{data}", "--set", "device='gpu'"], 'set device = "cpu"'),

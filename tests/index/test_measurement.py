@@ -5,6 +5,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from candid.errors import ArtifactError
 from candid.index import (
     Bfloat16Index,
     ExactIndex,
@@ -230,3 +231,18 @@ def test_index_bytes_exclude_the_item_vectors():
         for config in (ExactIndex.Config(), Bfloat16Index.Config())
     }
     assert list(sizes.values()) == [0, 100 * 8 * 2]
+
+
+def test_full_disk_while_the_size_is_measured_is_one_sentence(monkeypatch):
+    def full(self, file):
+        raise RuntimeError(
+            "Error in void faiss::write_HNSW(const HNSW*, IOWriter*) at index_write.cpp:362: "
+            "Error: 'ret == (size)' failed: write error: 857 != 1344 (File too large)"
+        )
+
+    monkeypatch.setattr(FaissIndex, "save", full)
+    items = torch.randn(50, 4)
+    truth = compute_ground_truth(items, torch.randn(10, 4), k=3)
+    with pytest.raises(ArtifactError, match=r"cannot write .*: no space left") as error:
+        benchmark_index(FaissIndex.Config(kind="hnsw"), items, truth, target_recall=0.5)
+    assert "faiss::" not in str(error.value)

@@ -4,8 +4,18 @@ import json
 
 import pytest
 
+from candid.checksums import sealed_text
 from candid.errors import ArtifactError, ConfigError
-from candid.tuning.trials import TRIALS, History, Trial, TrialStatus, locked, read_history
+from candid.tuning.trials import (
+    RECIPE,
+    TRIALS,
+    History,
+    Trial,
+    TrialStatus,
+    locked,
+    read_history,
+)
+from candid.verification import verify
 
 
 def history():
@@ -45,6 +55,31 @@ def test_folder_without_a_search_is_one_sentence(tmp_path, text, error):
         (tmp_path / TRIALS).write_text(text)
     with pytest.raises(error, match=str(tmp_path)):
         read_history(tmp_path)
+
+
+def test_verify_finds_every_change_of_a_search(tmp_path):
+    history().save(tmp_path)
+    recipe = tmp_path / RECIPE
+    recipe.write_text(sealed_text("seed = 1\nname = 'ü'\n"), encoding="utf-8")
+    assert [check.path.name for check in verify(tmp_path)] == [TRIALS, RECIPE]
+    assert all(check.is_ok for check in verify(tmp_path))
+    for name in (TRIALS, RECIPE):
+        path = tmp_path / name
+        content = path.read_bytes()
+        digit = content.replace(b"1", b"2", 1)
+        for changed in (b"", b"no", digit, content[:-3], content + b"a = 1\n", content[1:]):
+            path.write_bytes(changed)
+            assert [c.path for c in verify(tmp_path) if not c.is_ok] == [path], changed
+        path.write_bytes(content)
+    recipe.unlink()
+    assert [c.fault for c in verify(tmp_path) if not c.is_ok] == [
+        "is missing; restore it from a copy, or continue the search with --resume"
+    ]
+
+
+def test_search_without_a_value_has_no_recipe(tmp_path):
+    History("ndcg@10", {}, [Trial(0, {})]).save(tmp_path)
+    assert [check.fault for check in verify(tmp_path)] == [None, None]
 
 
 def test_other_format_is_refused(tmp_path):

@@ -17,14 +17,15 @@ class BatchesConfig(ComponentConfig):
         description="unit of a batch: 'sequence', a window of a user's history in which every "
         "position is a row (history towers), or 'interaction' (id towers)",
     )
-    batch_size: int = Field(128, ge=1, description="units per batch")
+    batch_size: int = Field(128, ge=1, le=2**31, description="units per batch")
     micro_batch: int | None = Field(
         None,
         ge=1,
+        le=2**31,
         description="units encoded at once: a batch that does not fit into memory is encoded in "
         "parts, each of them twice, and has the gradient of the whole batch; none: all at once",
     )
-    max_length: int = Field(200, ge=1, description="longest history, in interactions")
+    max_length: int = Field(200, ge=1, le=2**31, description="longest history, in interactions")
     windows: Literal["last", "all"] = Field(
         "all",
         description="sequence units: 'all', windows over the whole history, so that every "

@@ -150,7 +150,8 @@ def _one_line(message: str) -> str:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation was refused; torch raises a plain RuntimeError for the CPU."""
-    is_of_torch = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    texts = ("can't allocate memory", "Storage size calculation overflowed")
+    is_of_torch = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     return (
         is_of_torch or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
     )

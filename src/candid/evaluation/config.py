@@ -55,7 +55,7 @@ class EvaluationConfig(ComponentConfig):
         description="size of the sample of each validation during training, the same users each "
         "time; none: all users",
     )
-    batch_size: int = Field(512, ge=1, description="queries encoded at once")
+    batch_size: int = Field(512, ge=1, le=2**31, description="queries encoded at once")
     intervals: bool = Field(True, description="also report confidence intervals over users")
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
     popularity_slices: int = Field(

@@ -22,6 +22,7 @@ from candid.index.kernel_lsh import KernelLsh
 from candid.index.measurement import GroundTruth, Measurement, measure_index
 from candid.index.protocol import Index, IndexConfig
 from candid.index.registry import INDEXES
+from candid.index.snapshot_files import save_index
 from candid.index.tuning import Settings, TuningResult, tune_index
 from candid.index.usearch import UsearchIndex
 
@@ -211,5 +212,5 @@ def _index_bytes(index: Index, config: IndexConfig, item_vectors: Tensor) -> int
         return config.extra_bytes(item_vectors)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "index.bin"
-        index.save(file)
+        save_index(index, file)
         return file.stat().st_size

@@ -8,8 +8,10 @@ that has them open can still read them.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -65,6 +67,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def save_index(index: Index, path: Path) -> None:
+    """Write the file of an index, with the errors of its library as one sentence.
+
+    Raises:
+        ArtifactError: the library failed to write the file.
+    """
+    try:
+        index.save(path)
+    except RuntimeError as error:
+        # The libraries of indexes report a full disk this way; their text names C++ code.
+        text = " ".join(str(error).split())
+        numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        number = next((n for n in numbers if os.strerror(n) in text), None)
+        if number is None:
+            raise ArtifactError(
+                f"cannot write {path}: {text}; free some space or choose another path"
+            ) from error
+        raise write_error(path, OSError(number, os.strerror(number))) from error
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
 class SnapshotWriter:
     """Writer of the files of one new snapshot.
 
@@ -101,14 +125,8 @@ class SnapshotWriter:
             ArtifactError: the library of the index failed to write it.
         """
         with self._adding(name, ".bin") as path:
-            try:
-                index.save(path)
-                make_readable(path)
-            except RuntimeError as error:
-                # The libraries of indexes report a full disk this way.
-                raise ArtifactError(
-                    f"cannot write {path}: {' '.join(str(error).split())}"
-                ) from error
+            save_index(index, path)
+            make_readable(path)
 
     def keep(self, name: str, entry: dict[str, Any]) -> None:
         """List a file that an earlier snapshot wrote."""

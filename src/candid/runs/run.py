@@ -54,7 +54,7 @@ from candid.runs.source_ids import (
 )
 from candid.runs.splits import role_of
 from candid.towers import RetrievalModel
-from candid.training import UnsetWeights, load_model, read_checkpoint
+from candid.training import RUN, UnsetWeights, load_model, read_checkpoint
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
@@ -515,7 +515,7 @@ def _load_run(folder: Path, data: PreparedDataset | Path | str | None, apply_thr
     with UnsetWeights():
         model = build_model(config, dataset, features, is_read=True)
     path = served_checkpoint(folder, manifest)
-    load_model(model, read_checkpoint(path), path, averaged=True)
+    load_model(model, read_checkpoint(path, run=manifest.get(RUN)), path, averaged=True)
     dataset.wait_until_verified()
     model.to(pick_device(config.device)).eval()
     return Run(folder, config, model, dataset, manifest, features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def load(
 
 def holds_baseline(folder: Path | str) -> bool:
     """Return whether a folder holds a saved baseline."""
-    return (Path(folder) / BASELINE).exists()
+    # Also a link that leads nowhere: reading it names the reason.
+    return os.path.lexists(Path(folder) / BASELINE)
 
 
 def dataset_facts_of(folder: Path | str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ from candid.runs.warm_start import (
 )
 from candid.towers import RetrievalModel
 from candid.training import (
+    RUN,
     Progress,
     Trainer,
     TrainState,
@@ -317,7 +319,7 @@ def _train(
     set_threads(config.threads)
     device = pick_device(config.device)
     manifest, stored = new_manifest(config, dataset, device, out), dataset
-    manifest |= {"init": None, "event_types": list(dataset.event_type_names)}
+    manifest |= {RUN: uuid.uuid4().hex, "init": None, "event_types": list(dataset.event_type_names)}
     if refit is not None:
         dataset = with_all_training(dataset)
     if resume:
@@ -325,6 +327,7 @@ def _train(
         before = check_resumable(out, manifest)
         check_resumes_init(out, before, init)
         features = read_features(config.features, dataset, out, before.get("features"))
+        manifest[RUN] = before.get(RUN)
         manifest["init"], manifest["files"] = before.get("init"), before.get("files", {})
         init = None if manifest["init"] is None else manifest["init"]["run"]
     elif init is not None:
@@ -387,7 +390,7 @@ def _train(
         item_is_trained=torch.from_numpy(targets.counts > 0),
         validate=validate,
         metric=config.evaluation.metric,
-        meta={"dataset": manifest["dataset"]["fingerprint"]},
+        meta={"dataset": manifest["dataset"]["fingerprint"], RUN: manifest[RUN]},
         progress=progress,
         length=None if refit is None else refit.length,
         start=None if start is None else start.checkpoint,

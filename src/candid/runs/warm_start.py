@@ -21,7 +21,7 @@ from candid.runs.folder import served_checkpoint
 from candid.runs.trained_ids import earlier_rows
 from candid.runs.weight_mapping import WeightMapping
 from candid.towers import RetrievalModel
-from candid.training import LAST, Checkpoint, check_has_training_state, read_checkpoint
+from candid.training import LAST, RUN, Checkpoint, check_has_training_state, read_checkpoint
 
 Ints = npt.NDArray[np.int64]
 
@@ -132,7 +132,7 @@ def warm_start(
             f"{config.training.tables!r} here, and training.init_optimizer = 'keep' needs the same "
             "optimizer: use training.init_optimizer = 'reset'"
         )
-    stored = read_checkpoint(earlier.folder / LAST) if keep else _served(earlier)
+    stored = _read(earlier, earlier.folder / LAST) if keep else _served(earlier)
     if keep:
         check_has_training_state(stored, earlier.folder / LAST)
     rows = {
@@ -193,7 +193,11 @@ def served_weights(
 
 
 def _served(earlier: EarlierRun) -> Checkpoint:
-    return read_checkpoint(served_checkpoint(earlier.folder, earlier.manifest))
+    return _read(earlier, served_checkpoint(earlier.folder, earlier.manifest))
+
+
+def _read(earlier: EarlierRun, path: Path) -> Checkpoint:
+    return read_checkpoint(path, run=earlier.manifest.get(RUN))
 
 
 def _rows(kind: str, earlier: EarlierRun, now: Any, is_trained: npt.NDArray[np.bool_]) -> Ints:

@@ -66,7 +66,7 @@ class CrossBatchMemory(Sampler):
     class Config(SamplerConfig):
         """Settings of ``CrossBatchMemory``."""
 
-        size: int = Field(4096, ge=1, description="rows of earlier batches in memory")
+        size: int = Field(4096, ge=1, le=2**48, description="rows of earlier batches in memory")
         warm_up: int = Field(
             WARM_UP,
             ge=0,

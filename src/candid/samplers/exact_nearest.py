@@ -70,8 +70,12 @@ class ExactNearest(ExactAndSampled):
     class Config(SamplerConfig):
         """Settings of ``ExactNearest``."""
 
-        num_exact: int = Field(128, ge=1, description="largest number of exact candidates")
-        k: int = Field(NUM_NEAREST, ge=1, description="nearest items found for each query")
+        num_exact: int = Field(
+            128, ge=1, le=2**31, description="largest number of exact candidates"
+        )
+        k: int = Field(
+            NUM_NEAREST, ge=1, le=2**31, description="nearest items found for each query"
+        )
         shared: bool = Field(
             SHARED,
             description="the same exact candidates for all rows of a batch; false: each row's own "

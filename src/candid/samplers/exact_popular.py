@@ -46,7 +46,9 @@ class ExactPopular(ExactAndSampled):
     class Config(SamplerConfig):
         """Settings of ``ExactPopular``."""
 
-        num_exact: int = Field(64, ge=1, description="exact candidates: the most popular items")
+        num_exact: int = Field(
+            64, ge=1, le=2**31, description="exact candidates: the most popular items"
+        )
         rest: SamplerComponent = Field(
             default_factory=Popularity.Config, description="sampler of the other candidates"
         )

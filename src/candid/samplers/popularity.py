@@ -69,7 +69,7 @@ class Popularity(Sampler):
     class Config(SamplerConfig):
         """Settings of ``Popularity``."""
 
-        num_candidates: int = Field(256, ge=1, description="samples per step")
+        num_candidates: int = Field(256, ge=1, le=2**31, description="samples per step")
         exponent: float = Field(
             EXPONENT,
             ge=0,

@@ -48,14 +48,16 @@ class Quadratic(KernelSampler):
     class Config(SamplerConfig):
         """Settings of ``Quadratic``."""
 
-        num_candidates: int = Field(64, ge=1, description="samples for each row")
+        num_candidates: int = Field(64, ge=1, le=2**31, description="samples for each row")
         scale: float = Field(
             SCALE,
             gt=0,
             le=MAX_SCALE,
             description="weight of the squared logit beside the uniform 1",
         )
-        block_size: int = Field(BLOCK_SIZE, ge=1, description="items that a leaf weighs exactly")
+        block_size: int = Field(
+            BLOCK_SIZE, ge=1, le=2**31, description="items that a leaf weighs exactly"
+        )
         refresh_every: int = Field(
             REFRESH_EVERY, ge=1, description="steps between refreshes of the item vectors"
         )

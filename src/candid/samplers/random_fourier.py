@@ -70,7 +70,7 @@ class RandomFourier(KernelSampler):
     class Config(SamplerConfig):
         """Settings of ``RandomFourier``."""
 
-        num_candidates: int = Field(64, ge=1, description="samples for each row")
+        num_candidates: int = Field(64, ge=1, le=2**31, description="samples for each row")
         nu: float = Field(
             NU,
             gt=0,
@@ -81,6 +81,7 @@ class RandomFourier(KernelSampler):
         num_features: int = Field(
             NUM_FEATURES,
             ge=1,
+            le=2**31,
             description="number of frequencies; a node holds two numbers for each",
         )
         kernel_floor: float = Field(
@@ -90,7 +91,9 @@ class RandomFourier(KernelSampler):
             description="least mass of an item, relative to that of one orthogonal to the query: "
             "higher trusts the features less",
         )
-        block_size: int = Field(BLOCK_SIZE, ge=1, description="items that a leaf weighs exactly")
+        block_size: int = Field(
+            BLOCK_SIZE, ge=1, le=2**31, description="items that a leaf weighs exactly"
+        )
         refresh_every: int = Field(
             REFRESH_EVERY, ge=1, description="steps between refreshes of the item vectors"
         )

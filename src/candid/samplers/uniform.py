@@ -44,7 +44,7 @@ class Uniform(Sampler):
     class Config(SamplerConfig):
         """Settings of ``Uniform``."""
 
-        num_candidates: int = Field(256, ge=1, description="samples per step")
+        num_candidates: int = Field(256, ge=1, le=2**31, description="samples per step")
         distinct: bool = Field(DISTINCT, description="keep each sampled item once")
 
         def candidates_per_row(self, batch_rows: int) -> int:

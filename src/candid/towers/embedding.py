@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from candid.batches import Queries
 from candid.towers.padded import PaddedContext, PaddedLookup
-from candid.towers.protocol import EncodeProgress, ItemTower, QueryTower, TowerConfig, TowerContext
+from candid.towers.protocol import (
+    MAX_WIDTH,
+    EncodeProgress,
+    ItemTower,
+    QueryTower,
+    TowerConfig,
+    TowerContext,
+)
 from candid.towers.row_table import RowTable
 
 
@@ -35,7 +42,7 @@ class UserEmbedding(QueryTower):
     class Config(TowerConfig):
         """Settings of ``UserEmbedding``."""
 
-        dim: int = Field(64, ge=1, description="width of the vectors")
+        dim: int = Field(64, ge=1, le=MAX_WIDTH, description="width of the vectors")
 
         def build(self, context: TowerContext) -> UserEmbedding:
             """Build the tower for a dataset."""
@@ -69,7 +76,7 @@ class ItemEmbedding(ItemTower):
     class Config(TowerConfig):
         """Settings of ``ItemEmbedding``."""
 
-        dim: int = Field(64, ge=1, description="width of the vectors")
+        dim: int = Field(64, ge=1, le=MAX_WIDTH, description="width of the vectors")
         initial: Literal["random", "co_visits"] = Field(
             "random",
             description="vectors before the first step: random, or co_visits: factors of the "

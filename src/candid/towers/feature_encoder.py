@@ -15,7 +15,7 @@ from candid.features import FeatureTable, Values
 from candid.towers.fields import FieldEncoder
 from candid.towers.interaction import FieldMixer, Interaction
 from candid.towers.perceptron import Activation, Hidden, Perceptron
-from candid.towers.protocol import EncodeProgress, TowerConfig
+from candid.towers.protocol import MAX_LAYERS, MAX_WIDTH, EncodeProgress, TowerConfig
 from candid.towers.row_noise import HiddenValues, rows_of
 from candid.towers.row_table import RowTable
 from candid.towers.stored_values import StoredValues
@@ -32,18 +32,23 @@ CHUNK = 16_384
 class MixingTowerConfig(TowerConfig):
     """Settings of every tower that reads features."""
 
-    dim: int = Field(64, ge=1, description="width of the vectors")
-    field_dim: int = Field(32, ge=1, description="width of the vector of a feature")
+    dim: int = Field(64, ge=1, le=MAX_WIDTH, description="width of the vectors")
+    field_dim: int = Field(32, ge=1, le=MAX_WIDTH, description="width of the vector of a feature")
     unknown_rate: float = Field(
         0.01, ge=0, lt=1, description="share of codes replaced by the unknown one in training"
     )
     interaction: Interaction = Field(
         "none", description="interaction before the perceptron: none, DCN-v2 or AutoInt"
     )
-    cross_layers: int = Field(2, ge=1, description="layers of interaction = 'cross'")
-    attention_layers: int = Field(1, ge=1, description="layers of interaction = 'attention'")
+    cross_layers: int = Field(2, ge=1, le=MAX_LAYERS, description="layers of interaction = 'cross'")
+    attention_layers: int = Field(
+        1, ge=1, le=MAX_LAYERS, description="layers of interaction = 'attention'"
+    )
     attention_heads: int = Field(
-        2, ge=1, description="heads of interaction = 'attention'; must divide field_dim"
+        2,
+        ge=1,
+        le=MAX_WIDTH,
+        description="heads of interaction = 'attention'; must divide field_dim",
     )
     hidden: Hidden = Field(
         (128,), description="widths of the hidden layers of the perceptron; []: a linear map"

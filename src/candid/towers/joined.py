@@ -12,7 +12,7 @@ from candid.batches import Queries
 from candid.errors import ConfigError
 from candid.towers.padded import PaddedContext, PaddedJoined
 from candid.towers.perceptron import Activation, Hidden, Perceptron
-from candid.towers.protocol import QueryTower, TowerComponent, TowerConfig, TowerContext
+from candid.towers.protocol import MAX_WIDTH, QueryTower, TowerComponent, TowerConfig, TowerContext
 
 
 class Joined(QueryTower):
@@ -38,7 +38,7 @@ class Joined(QueryTower):
         towers: tuple[TowerComponent, ...] = Field(
             min_length=1, description="query towers to join, each a table with its type"
         )
-        dim: int = Field(64, ge=1, description="width of the query vector")
+        dim: int = Field(64, ge=1, le=MAX_WIDTH, description="width of the query vector")
         hidden: Hidden = Field(
             (), description="widths of the hidden layers of the perceptron; []: a linear map"
         )

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from candid.towers.dropout import Dropout
+from candid.towers.protocol import MAX_WIDTH
 
 Activation = Literal["gelu", "relu"]
-Hidden = tuple[Annotated[int, Field(ge=1)], ...]
+Hidden = tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...]
 """A config field with the widths of hidden layers."""
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}

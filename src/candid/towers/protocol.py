@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 
 from torch import Tensor, nn
 
@@ -155,6 +155,12 @@ class TowerContext:
     user_is_trained: Tensor | None = None
     empty_histories: bool = False
     initial_item_vectors: Callable[[int], Tensor] | None = None
+
+
+MAX_WIDTH: Final = 65_536
+"""Largest width of a vector or a layer in a recipe."""
+MAX_LAYERS: Final = 1_000
+"""Largest number of layers of a kind in a recipe."""
 
 
 class TowerConfig(ComponentConfig, ABC):

@@ -30,7 +30,14 @@ from candid.towers.fields import code_table
 from candid.towers.length_groups import LengthGroups, length_groups
 from candid.towers.padded import PaddedContext
 from candid.towers.padded_transformer import PaddedTransformer
-from candid.towers.protocol import ItemTower, QueryTower, TowerConfig, TowerContext
+from candid.towers.protocol import (
+    MAX_LAYERS,
+    MAX_WIDTH,
+    ItemTower,
+    QueryTower,
+    TowerConfig,
+    TowerContext,
+)
 from candid.towers.query_gap import QueryGap
 from candid.towers.rotary import rotation_factors
 from candid.towers.row_noise import rows_of
@@ -88,11 +95,15 @@ class CausalTransformer(QueryTower):
     class Config(TowerConfig):
         """Settings of ``CausalTransformer``."""
 
-        dim: int = Field(64, ge=1, description="width of the tokens and of the query vector")
-        num_blocks: int = Field(2, ge=1, description="transformer blocks")
-        num_heads: int = Field(1, ge=1, description="attention heads; must divide dim")
+        dim: int = Field(
+            64, ge=1, le=MAX_WIDTH, description="width of the tokens and of the query vector"
+        )
+        num_blocks: int = Field(2, ge=1, le=MAX_LAYERS, description="transformer blocks")
+        num_heads: int = Field(
+            1, ge=1, le=MAX_WIDTH, description="attention heads; must divide dim"
+        )
         hidden: int | None = Field(
-            None, ge=1, description="width inside the feed-forward network; none: dim"
+            None, ge=1, le=MAX_WIDTH, description="width inside the feed-forward network; none: dim"
         )
         feed_forward: FeedForward = Field(
             "gelu",

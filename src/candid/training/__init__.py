@@ -1,6 +1,7 @@
 """Training: the step, the loop, optimizers, checkpoints and trackers."""
 
 from candid.training.checkpoint import (
+    RUN,
     Checkpoint,
     UnsetWeights,
     check_has_training_state,
@@ -27,6 +28,7 @@ __all__ = [
     "BEST",
     "LAST",
     "PREVIOUS",
+    "RUN",
     "TRACKERS",
     "Checkpoint",
     "DivergedError",

@@ -37,6 +37,8 @@ from candid.training.optimizer import ModelOptimizer
 FORMAT: Final = 3
 """Version of the layout above; another one is refused."""
 
+RUN: Final = "run"
+"""Key in the metadata, and in ``run.json``, of the id of the run that wrote a checkpoint."""
 
 RESTORE: Final = "restore it from a copy, or train again"
 
@@ -107,15 +109,18 @@ def _keep(path: Path, keep: Path) -> None:
         link.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path | str, device: torch.device | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: Path | str, device: torch.device | None = None, *, run: str | None = None
+) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
         path: the file.
         device: device of the tensors; None for the CPU.
+        run: id of the run that wrote it, from ``run.json``; None: any run.
 
     Raises:
-        DamagedCheckpointError: the file is missing, cut short or damaged.
+        DamagedCheckpointError: the file is missing, cut short or damaged, or of another run.
         ArtifactError: it is not a checkpoint, or one of another format.
     """
     path = Path(path)
@@ -148,6 +153,10 @@ def read_checkpoint(path: Path | str, device: torch.device | None = None) -> Che
         )
     if is_verifying() and seal != _checksum(tensors.items(), text):
         raise DamagedCheckpointError(f"{path} differs from its checksum: {RESTORE}")
+    if is_verifying() and run is not None and meta.get(RUN) != run:
+        raise DamagedCheckpointError(
+            f"{path} is not of the run that run.json beside it describes: {RESTORE}"
+        )
     return Checkpoint(tensors, meta)
 
 

@@ -31,6 +31,7 @@ from candid.towers.row_noise import seed_noise
 from candid.training.average import WeightAverage
 from candid.training.checkpoint import (
     RESTORE,
+    RUN,
     Checkpoint,
     DamagedCheckpointError,
     check_has_training_state,
@@ -89,7 +90,8 @@ class Trainer:
         item_is_trained: [V] bool, needed if ``config.softmax_over`` is "trained".
         validate: returns validation metrics of the current model, by name. None: no validation.
         metric: name of the metric for early stopping (larger is better), needed to validate.
-        meta: plain JSON values stored in every checkpoint (fingerprints, resolved config).
+        meta: plain JSON values stored in every checkpoint (fingerprints, resolved config). With
+            an id under "run", a checkpoint of another run is refused.
         progress: display of steps and validations, or None.
         length: largest number of steps and length of the schedule; None: of the settings.
         start: what a new run begins with: weights, and optionally states of the optimizer, of the
@@ -272,9 +274,9 @@ class Trainer:
         """Continue from a checkpoint of the same model, loader and seed.
 
         Raises:
-            ArtifactError: the checkpoint is damaged, or of another model or dataset.
+            ArtifactError: the checkpoint is damaged, or of another run, model or dataset.
         """
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, run=self.meta.get(RUN))
         check_has_training_state(checkpoint, path)
         self._load_tensors(checkpoint, path)
         if self.candidate_loss is not None:

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from candid.atomic import replacing, write_error
+from candid.checksums import sealed_text
 from candid.config import DataFacts, RunConfig
 from candid.data import PreparedDataset, Role, as_dataset
 from candid.errors import ArtifactError, CandidError, ConfigError, DataError, Interrupted
@@ -26,9 +27,8 @@ from candid.tuning.base_recipe import BaseRecipe
 from candid.tuning.report import best_recipe
 from candid.tuning.sampling import check_optuna, is_worse, next_values
 from candid.tuning.space import Space, default_space
-from candid.tuning.trials import TRIALS, History, Trial, TrialStatus, locked, read_history
+from candid.tuning.trials import RECIPE, TRIALS, History, Trial, TrialStatus, locked, read_history
 
-RECIPE: Final = "best.toml"
 FOLDERS: Final = "trials"
 
 KEPT: Final = 5
@@ -294,9 +294,10 @@ class _Search:
             is_done = one.status is TrialStatus.COMPLETE
             if not _continues(one) and not (is_done and one.number in kept):
                 shutil.rmtree(self._folder(one), ignore_errors=True)
-        self.history.save(self.out)
         if ranking:
+            # First, so that the recipe exists wherever trials.json has a value of one.
             self._write_best(ranking[0])
+        self.history.save(self.out)
         if self.progress is not None:
             self.progress.on_end(trial, self.history)
 
@@ -316,7 +317,7 @@ class _Search:
             self.history, self.config_of(best), self.space, self.dataset, self.out, reasons
         )
         with replacing(self.out / RECIPE) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(sealed_text(text), encoding="utf-8")
 
     def _check_failures(self) -> None:
         last = self.history.trials[-MAX_FAILURES:]

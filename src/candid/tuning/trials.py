@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from candid.atomic import write_error
-from candid.checksums import check_seal, write_sealed_json
+from candid.checksums import check_seal, has_valid_text_seal, read_error, write_sealed_json
 from candid.errors import ArtifactError, ConfigError
 from candid.locks import LOCK, one_writer
 
 TRIALS: Final = "trials.json"
+RECIPE: Final = "best.toml"
 FORMAT: Final = 3
 """Version of ``trials.json``."""
+CONTINUE: Final = "restore it from a copy, or continue the search with --resume"
 
 
 class TrialStatus(StrEnum):
@@ -169,10 +171,30 @@ def read_history(folder: Path | str) -> History:
         return History(content["metric"], content["search"], trials)
     except FileNotFoundError:
         raise ConfigError(f"{folder} holds no search to resume; leave --resume out") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} cannot be read ({type(error).__name__}); search again in another folder"
         ) from None
+
+
+def check_recipe(folder: Path | str) -> None:
+    """Refuse a ``best.toml`` that is not as the search wrote it.
+
+    Raises:
+        ArtifactError: it is missing though a trial has a value, cannot be read, or differs from the
+            checksum in its last line.
+    """
+    path = Path(folder) / RECIPE
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        if not read_history(folder).ranking():
+            return
+        raise ArtifactError(f"{path} is missing; {CONTINUE}") from None
+    except OSError as error:
+        raise read_error(path, error) from error
+    if not has_valid_text_seal(content):
+        raise ArtifactError(f"{path} differs from its checksum; {CONTINUE}")
 
 
 @contextmanager
