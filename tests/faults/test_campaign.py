@@ -83,7 +83,7 @@ def test_campaign_reports_folders_that_are_written_in_place(campaign):
 @pytest.mark.slow
 def test_campaign_reports_answers_from_damaged_files(campaign):
     code, report = campaign(
-        "--only", "mutations", "--cases", "60", "--scenarios", "run", program=COMPARE_NO_CHECKSUMS
+        "--only", "mutations", "--cases", "200", "--scenarios", "data", program=COMPARE_NO_CHECKSUMS
     )
     assert code == 1
     failures = [failure["failure"] for failure in report["failures"]]

@@ -66,8 +66,9 @@ BEST: Final = "best.safetensors"
 """Checkpoint of the best validation."""
 
 
-def has_checkpoint(folder: Path) -> bool:
+def has_checkpoint(folder: Path | str) -> bool:
     """Return whether the folder of a run has a checkpoint to continue from."""
+    folder = Path(folder)
     return (folder / LAST).exists() or (folder / PREVIOUS).exists()
 
 
