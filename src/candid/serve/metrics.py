@@ -50,6 +50,12 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self.workers = Gauge(
+            "candid_workers",
+            "Processes that answer requests",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.in_flight = Gauge(
             "candid_requests_in_flight",
             "Requests in flight",

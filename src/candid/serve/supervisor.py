@@ -41,7 +41,13 @@ LONG_LIFE: Final = 10.0
 DELAYS: Final = (0.0, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker starts again, by the number of its deaths in a row; then the last."""
 MAX_FAILED_STARTS: Final = 5
-"""Deaths of one worker in a row before it was ready that end the server."""
+"""Deaths of each worker in a row before it was ready that end a server without a ready worker."""
+WATCH_SECONDS: Final = 1.0
+"""Pause between two looks at whether the workers answer."""
+SILENT_SECONDS: Final = 5.0
+"""Seconds without a sign of any worker after which the server is not ready."""
+HUNG_SECONDS: Final = 30.0
+"""Seconds without a sign of a worker after which it is ended."""
 
 
 class Supervisor:
@@ -59,6 +65,7 @@ class Supervisor:
         updates: of items.
         metrics: folder of the metrics of the workers.
         report: called with the reason why no requests should be sent; None: the server is ready.
+        beat: called about once per second, while this process runs.
         num_workers: processes, at least 1.
     """
 
@@ -73,6 +80,7 @@ class Supervisor:
         updates: ItemUpdates,
         metrics: Path,
         report: Callable[[str | None], None],
+        beat: Callable[[], None],
         num_workers: int,
     ) -> None:
         self._config = config
@@ -80,6 +88,7 @@ class Supervisor:
         self._address = address
         self._metrics = metrics
         self._report = report
+        self._beat = beat
         self._numbers = range(1, num_workers + 1)
         self._checks = ModelChecks(files, config=config)
         self._group = WorkerGroup(
@@ -92,6 +101,8 @@ class Supervisor:
         self._updates: queue.SimpleQueue[tuple[WorkerProcess, ChannelRequest]] = queue.SimpleQueue()
         self._is_stopping = False
         self._is_listening = False
+        self._are_silent = False
+        self._watched = monotonic()
 
     def __repr__(self) -> str:
         return f"Supervisor({self._group.workers})"
@@ -100,13 +111,16 @@ class Supervisor:
         """Serve until a signal stops the process.
 
         Raises:
-            CandidError: a worker cannot load a model, or ends again and again before it is ready.
+            CandidError: a worker cannot load a model at the start, or all workers end again and
+                again before they are ready.
         """
         with self._signals():
             self._in_thread(self._store_updates)
             try:
                 for number in self._numbers:
                     self._start(number, is_first=number == 1)
+                self._watched = monotonic()
+                self._watch(None)
                 while not (self._is_stopping and not self._group.workers):
                     handle, value = self._events.get()
                     handle(value)
@@ -174,11 +188,37 @@ class Supervisor:
 
     def _on_ready(self, worker: WorkerProcess) -> None:
         log_event("worker ready", worker=worker.number, pid=worker.process.pid)
+        self._failed_starts[worker.number] = 0
         if not self._is_listening and all(each.is_ready for each in self._group.workers):
             self._is_listening = True
             log_event("listening", address=self._address, workers=len(self._numbers))
         if self._is_listening and not self._is_stopping:
+            self._are_silent = False
             self._report(None)
+
+    def _watch(self, _: None) -> None:
+        """End workers whose event loop does not run; called about once per second."""
+        self._beat()
+        self._later(WATCH_SECONDS, self._watch)
+        if self._is_stopping:
+            return
+        now = monotonic()
+        was_suspended = now - self._watched > SILENT_SECONDS
+        self._watched = now
+        ready = [worker for worker in self._group.workers if worker.is_ready]
+        for worker in ready:
+            if was_suspended:
+                worker.alive = now  # Their messages have not been read meanwhile.
+            elif now - worker.alive > HUNG_SECONDS:
+                seconds = round(now - worker.alive)
+                log_event(
+                    "worker hangs", logging.ERROR, worker=worker.number, silent_seconds=seconds
+                )
+                worker.kill()
+        are_silent = bool(ready) and all(now - each.alive > SILENT_SECONDS for each in ready)
+        if self._is_listening and ready and are_silent != self._are_silent:
+            self._are_silent = are_silent
+            self._report("no worker answers" if are_silent else None)
 
     def _on_end(self, worker: WorkerProcess) -> None:
         number = worker.number
@@ -191,14 +231,13 @@ class Supervisor:
         if not any(each.is_ready for each in self._group.workers):
             self._report("no worker is ready")
         reason = exit_reason(worker.process.returncode)
-        if worker.is_ready:
-            self._failed_starts[number] = 0
-        elif worker.is_outdated:
-            self._restart(number)
-            return
-        else:
+        if not worker.is_ready:
+            if self._group.is_outdated(worker):
+                self._restart(number)
+                return
             self._failed_starts[number] += 1
-        if not self._is_listening or self._failed_starts[number] == MAX_FAILED_STARTS:
+        # While another worker answers, the files of the model may be put right.
+        if not self._is_listening or min(self._failed_starts.values()) >= MAX_FAILED_STARTS:
             raise _start_error(worker, reason)
         if worker.is_ready and monotonic() - worker.started > LONG_LIFE:
             self._deaths[number] = 0
@@ -255,8 +294,12 @@ class Supervisor:
             self._submit_reload(request)
         elif request.method == "sync":
             request.answer()
+        elif request.method == "alive":
+            worker.alive = monotonic()
+            request.answer()
         elif request.method == "ready":
-            is_admitted = self._group.admit(worker)
+            worker.alive = monotonic()
+            is_admitted = self._group.admit(worker, request.params["identities"])
             request.answer(is_admitted)
             if is_admitted:
                 self._events.put((self._on_ready, worker))

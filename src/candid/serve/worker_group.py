@@ -25,6 +25,7 @@ from candid.serve.model_check import ModelChecks
 from candid.serve.model_files import ModelFiles
 from candid.serve.reload_queue import Reloaded
 from candid.serve.update_log import ItemUpdates, from_json, to_json
+from candid.serve.worker_log import files_changed
 from candid.serve.worker_process import WorkerProcess
 
 ACK_SECONDS: Final = 30.0
@@ -65,6 +66,8 @@ class WorkerGroup:
         self._versions = dict.fromkeys(files, 1)
         # A link may move before the next reload: a restarted worker loads what the others serve.
         self._served = {name: _resolved(each) for name, each in files.items()}
+        # Of the files of these versions: a folder may be replaced before a worker starts again.
+        self._identities: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"WorkerGroup({self.workers})"
@@ -88,6 +91,7 @@ class WorkerGroup:
                 number=worker.number,
                 files={name: files.to_json() for name, files in self._served.items()},
                 versions=worker.versions,
+                identities=self._identities,
                 config=self._config.model_dump(mode="json"),
                 access=self._access,
                 updates=[
@@ -105,16 +109,31 @@ class WorkerGroup:
             self.workers.remove(worker)
         worker.channel.close()
 
-    def admit(self, worker: WorkerProcess) -> bool:
+    def admit(self, worker: WorkerProcess, identities: Mapping[str, str]) -> bool:
         """Mark a worker as ready: from here on updates and reloads wait for it.
 
+        Args:
+            worker: that has loaded its models.
+            identities: of the files that it has loaded, by name.
+
         Returns:
-            False if it has loaded a version that was replaced meanwhile.
+            False if it has loaded a version that was replaced meanwhile, or other files than the
+            other workers; ``failure`` of the worker then has the reason.
         """
         with self._lock:
-            worker.is_ready = worker.versions == self._versions
-        worker.is_outdated = not worker.is_ready
-        return worker.is_ready
+            if worker.versions != self._versions:
+                return False
+            for name, identity in identities.items():
+                if self._identities.setdefault(name, identity) != identity:
+                    worker.failure = files_changed(name), ArtifactError.exit_code
+                    return False
+            worker.is_ready = True
+            return True
+
+    def is_outdated(self, worker: WorkerProcess) -> bool:
+        """Whether a worker was started with versions that have been replaced since."""
+        with self._lock:
+            return worker.versions != self._versions
 
     def store(self, sender: WorkerProcess, params: Mapping[str, Any]) -> None:
         """Store an update of a worker; return when all others have applied it.
@@ -174,6 +193,7 @@ class WorkerGroup:
         futures: list[tuple[WorkerProcess, Future[Any]]] = []
         with self._lock:
             self._versions[name] = number
+            self._identities[name] = identity
             self._served[name] = files
             for worker in self.workers:
                 if worker in prepared:

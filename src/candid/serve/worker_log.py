@@ -63,3 +63,11 @@ class WorkerLog:
 def shutting_down() -> RequestError:
     """Return the error for a request that the supervisor did not answer before it ended."""
     return RequestError("not_ready", "the server is shutting down", retry_after=1)
+
+
+def files_changed(name: str) -> str:
+    """Return the message for a model whose files are not those that other workers have loaded."""
+    return (
+        f"the files of model {name!r} have changed since other workers loaded them; reload the "
+        "model, or put the files back"
+    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from candid.errors import CandidError
+from candid.errors import ArtifactError, CandidError
+from candid.serve.bundle import ServingBundle
 from candid.serve.channel import Channel, ChannelClosedError
 from candid.serve.check_process import unexpected
 from candid.serve.config import ServeConfig
@@ -13,7 +15,8 @@ from candid.serve.logs import error_fields, log_event
 from candid.serve.metrics import Metrics
 from candid.serve.model_files import ModelFiles
 from candid.serve.models import Models, PreparedModel
-from candid.serve.worker_log import WorkerLog, shutting_down
+from candid.serve.version_check import identity_of
+from candid.serve.worker_log import WorkerLog, files_changed, shutting_down
 
 
 class WorkerModels(Models):
@@ -23,6 +26,8 @@ class WorkerModels(Models):
         channel: to the supervisor.
         files: of the models, by name.
         versions: number of the version of each model.
+        identities: of the files of these versions, as other workers have loaded them, by name; a
+            model that none has loaded yet is left out.
         config: limits.
         updates: log of item updates.
         metrics: of the server.
@@ -30,8 +35,12 @@ class WorkerModels(Models):
         on_publish: called with the name of a model before a version of it gets the updates that
             are in the log.
 
+    Attributes:
+        identities: of the files that were loaded, by name.
+
     Raises:
-        CandidError: a run cannot be opened, or its answers are not finite.
+        CandidError: a run cannot be opened, its answers are not finite, or its files are not those
+            of ``identities``.
     """
 
     def __init__(
@@ -39,6 +48,7 @@ class WorkerModels(Models):
         channel: Channel,
         files: Mapping[str, ModelFiles],
         versions: Mapping[str, int],
+        identities: Mapping[str, str],
         *,
         config: ServeConfig,
         updates: WorkerLog,
@@ -50,9 +60,22 @@ class WorkerModels(Models):
         self._on_publish = on_publish
         self._counts = counts
         self._prepared: dict[str, PreparedModel] = {}
+        self.identities = dict(identities)
         super().__init__(
-            files, config=config, updates=updates, metrics=metrics, first_versions=versions
+            {name: partial(self._open, name, each) for name, each in files.items()},
+            config=config,
+            updates=updates,
+            metrics=metrics,
+            first_versions=versions,
         )
+
+    def _open(self, name: str, files: ModelFiles) -> ServingBundle:
+        """Open the first version of a model; it must be the one that other workers serve."""
+        bundle = files()
+        loaded = identity_of(bundle, files)
+        if self.identities.setdefault(name, loaded) != loaded:
+            raise ArtifactError(files_changed(name))
+        return bundle
 
     def reload(self, name: str | None) -> tuple[dict[str, int], float]:
         """Reload one model, or all, in all workers.

@@ -29,7 +29,7 @@ class WorkerProcess:
         process: the operating system's.
         channel: to it.
         is_ready: whether it accepts connections.
-        is_outdated: whether it loaded versions that were replaced meanwhile.
+        alive: last time at which its event loop was known to run, ``time.monotonic``.
         failure: message and exit code of the error that ended its start, or None.
         started: time of its start, ``time.monotonic``.
     """
@@ -39,9 +39,9 @@ class WorkerProcess:
     versions: Mapping[str, int] = field(default_factory=dict)
     channel: Channel = field(init=False, repr=False)
     is_ready: bool = False
-    is_outdated: bool = False
     failure: tuple[str, int] | None = None
     started: float = field(default_factory=monotonic)
+    alive: float = field(default_factory=monotonic)
 
     @classmethod
     def start(

@@ -368,3 +368,27 @@ def test_damaged_checkpoint_ends_the_server_with_its_exit_code(runs, tmp_path):
     server = Server(tmp_path, tmp_path / "films")
     assert server.process.wait(START_SECONDS) == 4
     assert "damaged" in server.log_file.read_text().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_restarted_worker_does_not_serve_a_replaced_run_before_a_reload(runs, tmp_path):
+    films = tmp_path / "films"
+    shutil.copytree(runs.films, films)
+    server = Server(tmp_path, films)
+    server.wait_for("listening")
+    films.rename(tmp_path / "before")
+    shutil.copytree(runs.by_user, films)
+    os.kill(server.pid(1), signal.SIGKILL)
+    ended = server.wait_for("worker ended", count=2)
+    assert "the files of model 'films' have changed" in ended["reason"]
+    assert versions(server) == {1}
+    assert server.send("POST", "/v1/admin/reload")[1]["models"] == {"films": 2}
+    server.wait_for("worker ready", count=3)
+    assert versions(server) == {2}
+    # Workers that hang are ended, and the port answers again.
+    for worker in (1, 2):
+        os.kill(server.pid(worker), signal.SIGSTOP)
+    server.wait_for("worker hangs", count=2)
+    server.wait_for("worker ready", count=5)
+    assert versions(server) == {2}
+    assert server.stop() == 0

@@ -169,6 +169,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         if sockets and self.started:
             self._status.not_ready = None
+            self._service.metrics.workers.set(1)
             log_event("listening", address=url_of(sockets[0].getsockname()))
 
     @contextlib.contextmanager

@@ -96,6 +96,7 @@ class Worker:
             self._channel,
             {name: ModelFiles.from_json(files) for name, files in first["files"].items()},
             first["versions"],
+            first["identities"],
             config=config,
             updates=self._log,
             metrics=metrics,
@@ -120,6 +121,7 @@ class Worker:
             status=ServerStatus(),
         )
         server.channel = self._channel
+        server.identities = models.identities
         self._server = server
         server.run(sockets=[self._listener])
 

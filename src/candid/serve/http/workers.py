@@ -46,8 +46,8 @@ def run_workers(
         item_updates: file that stores item updates; None: updates end with the server.
 
     Raises:
-        CandidError: a model cannot be opened, the address is not available, or workers end again
-            and again before they are ready.
+        CandidError: a model cannot be opened, the address is not available, or all workers end
+            again and again before they are ready.
     """
     sock = bind(host, port, "--port")
     probe_sock = None if probe_port is None else bind(host, probe_port, "--probe-port")
@@ -85,6 +85,7 @@ def run_workers(
             updates=updates,
             metrics=metrics,
             report=report,
+            beat=status.beat,
             num_workers=num_workers,
         ).run()
 
