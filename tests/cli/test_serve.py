@@ -40,7 +40,8 @@ def test_bad_arguments_are_refused(candid, tmp_path, monkeypatch, arguments, cod
     answer = candid("serve", *arguments)
     assert answer.code == code
     assert message in answer.err
-    assert answer.err.count("\n") <= 2
+    # Beside the lines of the log.
+    assert len([line for line in answer.err.splitlines() if not line.startswith("{")]) <= 2
 
 
 def test_address_in_use_is_refused(candid):
@@ -51,6 +52,19 @@ def test_address_in_use_is_refused(candid):
         answer = candid("serve", "nowhere", "--port", str(port))
     assert answer.code == 2
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in answer.err
+
+
+@pytest.mark.parametrize("options", [[], ["--workers", "2"]])
+def test_missing_folder_of_item_updates_is_refused_below_the_log(
+    candid, tmp_path, monkeypatch, options
+):
+    monkeypatch.chdir(tmp_path)
+    updates = tmp_path / "none" / "updates.jsonl"
+    answer = candid("serve", "nowhere", "--port", "0", "--item-updates", updates, *options)
+    assert answer.code == 2
+    *log, error = answer.err.splitlines()
+    assert f"the folder of {updates} does not exist" in error
+    assert '"no admin key set"' in log[-1]
 
 
 def test_key_file_may_begin_with_a_byte_order_mark(tmp_path):

@@ -69,6 +69,23 @@ def test_reload_of_another_model_is_refused_while_one_waits(reloads):
     assert again.result(10)[0] == {"films": 3}
 
 
+def test_waiting_reload_of_all_models_serves_a_request_for_one(reloads):
+    queue = ReloadQueue(reloads, ["films", "books"])
+    queue.submit("films")
+    reloads.wait_for_start()
+    everything = queue.submit(None)
+    assert queue.submit("books") is everything
+
+
+def test_reload_of_all_models_is_that_of_the_only_one(reloads):
+    queue = ReloadQueue(reloads, ["films"])
+    queue.submit("films")
+    reloads.wait_for_start()
+    waiting = queue.submit("films")
+    assert queue.submit(None) is waiting
+    assert queue.submit("films") is waiting
+
+
 def test_failure_of_a_reload_reaches_all_who_wait_and_the_next_one_runs(reloads):
     reloads.errors[2] = RequestError("reload_failed", "damaged")
     queue = ReloadQueue(reloads)

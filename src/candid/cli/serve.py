@@ -159,6 +159,7 @@ def serve(
     files = _files(runs, index or [], data or [], name or [], verify)
     try:
         from candid.serve.http.access import AccessRules, AllowedHosts, ApiKeys, TrustedProxies
+        from candid.serve.logs import flush_log
 
         run: Callable[..., None]
         if workers == 1:
@@ -178,19 +179,22 @@ def serve(
             "'candid-retrieval[serve]'"
         ) from None
 
-    run(
-        files,
-        config=config,
-        access=AccessRules(
-            ApiKeys(read_keys, admin_keys),
-            AllowedHosts(tuple(allowed_host or ())),
-            TrustedProxies(tuple(trusted_proxy or ())),
-        ),
-        host=host,
-        port=port,
-        item_updates=item_updates,
-        probe_port=probe_port,
-    )
+    try:
+        run(
+            files,
+            config=config,
+            access=AccessRules(
+                ApiKeys(read_keys, admin_keys),
+                AllowedHosts(tuple(allowed_host or ())),
+                TrustedProxies(tuple(trusted_proxy or ())),
+            ),
+            host=host,
+            port=port,
+            item_updates=item_updates,
+            probe_port=probe_port,
+        )
+    finally:
+        flush_log()  # An error follows the lines that led to it.
 
 
 def _config(overrides: Sequence[str]) -> ServeConfig:

@@ -183,7 +183,11 @@ def _check_support(version: ModelVersion) -> None:
 
 
 def _wrong_id(source_id: Id) -> RequestError:
-    return RequestError("invalid", f"item ids must be integers, got {short_repr(source_id)}", "id")
+    return RequestError(
+        "invalid",
+        f"item ids must be integers of 64 bits without leading zeros, got {short_repr(source_id)}",
+        "id",
+    )
 
 
 def _encode(

@@ -114,6 +114,12 @@ def _parts(lines: list[str]) -> Iterator[str]:
     yield "\n".join(part) + "\n"
 
 
+def flush_log() -> None:
+    """Write the lines that are buffered, such as before the message of an error."""
+    for handler in LOGGER.handlers:
+        handler.flush()
+
+
 def log_event(event: str, level: int = logging.INFO, **fields: Any) -> None:
     """Write one log line."""
     LOGGER.log(level, event, extra={"fields": fields})

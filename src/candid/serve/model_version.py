@@ -328,7 +328,8 @@ class ModelVersion:
         if bundle.model.needs_history and not len(query.item_ids):
             raise RequestError(
                 "unsupported",
-                "the model needs a history; name at least one item, or a fallback",
+                "the model needs a history; name at least one item that was in the training data "
+                "(items added later are not read), or a fallback",
                 "user" if request.user is not None else "history",
             )
         return query, ignored, True

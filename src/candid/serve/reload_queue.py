@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from candid.serve.errors import RequestError
@@ -18,14 +18,17 @@ class ReloadQueue:
 
     A request that arrives during a reload waits for the next one, since the running one may have
     read the files before they changed. Requests for the same model share that next reload and its
-    result. A request for another model than the waiting one is refused.
+    result; a waiting reload of all models serves requests for one model too. Another request than
+    the waiting one is refused.
 
     Args:
         reload: reloads one model, or all for None.
+        names: of all models.
     """
 
-    def __init__(self, reload: Reload) -> None:
+    def __init__(self, reload: Reload, names: Sequence[str] = ()) -> None:
         self._reload = reload
+        self._names = tuple(names)
         self._lock = threading.Lock()
         self._is_running = False
         self._waiting: tuple[str | None, Future[Reloaded]] | None = None
@@ -45,6 +48,8 @@ class ReloadQueue:
         Raises:
             RequestError: a reload of another model is waiting, or the server is shutting down.
         """
+        if name is None and len(self._names) == 1:
+            [name] = self._names  # All models are this one.
         with self._lock:
             if self._is_closed:
                 raise RequestError("not_ready", "the server is shutting down", retry_after=1)
@@ -59,7 +64,7 @@ class ReloadQueue:
                 return future
             if self._waiting is None:
                 self._waiting = (name, Future())
-            if self._waiting[0] != name:
+            if self._waiting[0] not in (name, None):
                 raise RequestError(
                     "reload_running",
                     "a reload is running and one of another model is waiting; try again later",

@@ -51,7 +51,7 @@ class Service:
         # Models apply one update at a time. A slow disk must not delay look-ups.
         self._update_pool = ThreadPoolExecutor(1, thread_name_prefix="candid-update")
         self._lookup_pool = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="candid-lookup")
-        self._reloads = ReloadQueue(models.reload)
+        self._reloads = ReloadQueue(models.reload, models.names)
 
     def __repr__(self) -> str:
         return f"Service({self.models})"

@@ -94,7 +94,7 @@ class Supervisor:
         self._group = WorkerGroup(
             files, config=config, access=access, updates=updates, checks=self._checks
         )
-        self._reloads = ReloadQueue(self._group.reload)
+        self._reloads = ReloadQueue(self._group.reload, list(files))
         self._deaths = dict.fromkeys(self._numbers, 0)
         self._failed_starts = dict.fromkeys(self._numbers, 0)
         self._events: queue.SimpleQueue[tuple[Callable[[Any], None], Any]] = queue.SimpleQueue()

@@ -106,13 +106,19 @@ class UpdateFile:
 
     Raises:
         ArtifactError: the file cannot be read or written, or was not written by candid.
-        ConfigError: another process writes it; the message names that process.
+        ConfigError: another process writes it, which the message names; or its folder does not
+            exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.num_replaced = 0
         self._has_torn_end = False
+        if not self.path.parent.is_dir():
+            raise ConfigError(
+                f"the folder of {path} does not exist; create it, or choose another path for the "
+                "item updates"
+            )
         # The lock is a file of its own, because compaction replaces this one.
         lock = Path(f"{self.path}.lock")
         try:

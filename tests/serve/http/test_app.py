@@ -233,7 +233,7 @@ def test_id_with_line_breaks_and_slashes(admin, client):
     for source_id in ("a\nb", "a\r\nb/c", "end\n", "/"):
         path = f"/v1/items/{quote(source_id, safe='')}"
         detail = error(admin.put(path, json={}), 422, "invalid")
-        assert "item ids must be integers" in detail["message"]
+        assert "item ids must be integers of 64 bits without leading zeros" in detail["message"]
         error(client.get(path), 404, "not_found")
     user = quote("u\n3", safe="")
     assert error(client.get(f"/v1/users/{user}"), 404, "not_found")["field"] == "id"
