@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,12 +265,22 @@ def test_refit_that_stopped_between_its_files_starts_again(data, tmp_path):
     config, out = recipe(), tmp_path / "run"
     train_run(config, data, out, refit=True)
     expected = weights(out)
-    for name in ("run.json", "last.safetensors", "metrics.jsonl"):
-        (out / name).unlink()
+    (out / "run.json").unlink()
+    with pytest.raises(ArtifactError, match=r"run\.json is missing, and the weights"):
+        train_run(config, data, out, resume=True, refit=True)
+    for name in ("last.safetensors", "previous.safetensors", "metrics.jsonl"):
+        (out / name).unlink(missing_ok=True)
     (out / "features.json").write_text("{")
     train_run(config, data, out, resume=True, refit=True)
     check_equal(weights(out), expected)
     assert not (out / "features.json").exists()
+
+
+def test_complete_refit_without_its_first_pass_is_not_resumed(data, tmp_path):
+    train_run(recipe(epochs=1), data, tmp_path / "run", refit=True)
+    shutil.rmtree(tmp_path / "run" / "before-refit")
+    with pytest.raises(ConfigError, match="run is complete and can be served"):
+        train_run(recipe(epochs=1), data, tmp_path / "run", resume=True, refit=True)
 
 
 def test_refit_that_fails_before_its_first_step_leaves_the_first_pass(data, tmp_path, monkeypatch):

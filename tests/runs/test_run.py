@@ -14,7 +14,9 @@ from candid.config import parse_config
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.runs import MANIFEST, load_run, pick_device, train_run
-from candid.training import LAST, read_checkpoint
+from candid.runs.earlier_run import open_earlier_run
+from candid.runs.trained_ids import ITEMS, USERS
+from candid.training import BEST, LAST, PREVIOUS, read_checkpoint
 
 NUM_ITEMS = 15
 
@@ -94,6 +96,40 @@ def test_resume_without_a_checkpoint_starts_again(tmp_path):
     resumed = train_run(recipe(), data, tmp_path / "killed", resume=True)
     assert resumed.state.best == whole.state.best
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kept", [BEST, MANIFEST])
+def test_resume_of_a_run_that_lost_its_checkpoints_is_refused(tmp_path, kept):
+    data, out = dataset(), tmp_path / "run"
+    train_run(recipe(epochs=1), data, out)
+    for name in {BEST, LAST, PREVIOUS} - {kept}:
+        (out / name).unlink(missing_ok=True)
+    if kept == BEST:
+        manifest = json.loads((out / MANIFEST).read_text())
+        del manifest["result"]
+        (out / MANIFEST).write_text(json.dumps(sealed(manifest)))
+    before = {path.name: path.read_bytes() for path in out.glob("*.*")}
+    with pytest.raises(ArtifactError, match=f"has neither {LAST} nor {PREVIOUS}"):
+        train_run(recipe(epochs=2), data, out, resume=True)
+    assert {path.name: path.read_bytes() for path in out.glob("*.*")} == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_resume_writes_damaged_tables_of_ids_again(tmp_path, damage):
+    data, out = dataset(), tmp_path / "run"
+    train_run(recipe(epochs=1), data, out)
+    before = {name: (out / name).read_bytes() for name in (ITEMS, USERS)}
+    for name in before:
+        if damage == "missing":
+            (out / name).unlink()
+        else:
+            (out / name).write_bytes(before[name][:-1])
+        # A missing table counts as damaged: the ids of the dataset do not replace it.
+        with pytest.raises(ArtifactError, match=name):
+            open_earlier_run(out)
+        train_run(recipe(epochs=2), data, out, resume=True)
+        assert {name: (out / name).read_bytes() for name in before} == before
+        open_earlier_run(out)
 
 
 def test_load_run_returns_the_best_model(tmp_path):

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import candid.runs.training
+from candid.checksums import write_sealed_json
 from candid.config import parse_config
 from candid.data import DataConfig, PreparedDataset, Role, prepare_folder
 from candid.errors import ArtifactError, ConfigError, DataError
-from candid.runs import build_model, load_run, train, train_run
+from candid.runs import MANIFEST, build_model, load_run, train, train_run
 from candid.runs.earlier_run import open_earlier_run
 from candid.runs.features import extend_features, read_features
 from candid.runs.new_rows import neighbour_means
@@ -437,6 +438,10 @@ def test_ids_survive_the_replacement_of_the_dataset(tmp_path):
     assert earlier.ids.users.equals(expected.users)
     train_run(recipe(HISTORY), now, tmp_path / "next", init=tmp_path / "run")
     (tmp_path / "run" / ITEMS).unlink()
+    with pytest.raises(ArtifactError, match=f"{ITEMS} is missing"):
+        open_earlier_run(tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / MANIFEST).read_text())
+    write_sealed_json(tmp_path / "run" / MANIFEST, {**manifest, "files": {}})
     with pytest.raises(ArtifactError, match="another version of the dataset"):
         open_earlier_run(tmp_path / "run")
 

@@ -21,7 +21,7 @@ from candid.checksums import check_seal, read_error
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, as_dataset
 from candid.errors import ArtifactError, ConfigError
-from candid.training import BEST, LAST, TrainState
+from candid.training import BEST, LAST, PREVIOUS, TrainState
 from candid.version import __version__
 
 MANIFEST = "run.json"
@@ -183,6 +183,23 @@ def check_resumable(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 "with the same value"
             )
     return before
+
+
+def check_stored_no_weights(out: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse to begin a training again that stored weights, and lost the state to continue from.
+
+    Args:
+        out: folder of the run, without a checkpoint to continue from.
+        manifest: content of its ``run.json``.
+
+    Raises:
+        ArtifactError: the run has its best weights, or ended.
+    """
+    if (out / BEST).exists() or "result" in manifest:
+        raise ArtifactError(
+            f"{out} has neither {LAST} nor {PREVIOUS} to continue from, and has stored weights: "
+            "restore one of them from a copy, or train again in another folder"
+        )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

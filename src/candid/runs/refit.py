@@ -16,7 +16,7 @@ import numpy as np
 
 from candid.config import RunConfig
 from candid.data import PreparedDataset, Role, with_all_training
-from candid.errors import ConfigError
+from candid.errors import ArtifactError, ConfigError
 from candid.runs.features import FEATURES
 from candid.runs.folder import BEFORE_REFIT, MANIFEST, read_manifest
 from candid.training import TrainingLength, TrainState
@@ -193,9 +193,14 @@ def read_refit(out: Path, config: RunConfig) -> Refit | None:
 
     Raises:
         ConfigError: the settings of the training differ, which can no longer change its length.
-        ArtifactError: ``run.json`` is damaged.
+        ArtifactError: ``run.json`` is damaged, or missing beside the weights of the refit.
     """
     if not (out / MANIFEST).exists():
+        if any(out.glob("*.safetensors")):
+            raise ArtifactError(
+                f"{out / MANIFEST} is missing, and the weights of the refit are there: restore it "
+                "from a copy, or train again in another folder"
+            )
         (out / FEATURES).unlink(missing_ok=True)
         return None
     manifest = read_manifest(out)
@@ -206,6 +211,19 @@ def read_refit(out: Path, config: RunConfig) -> Refit | None:
         )
     record = {key: value for key, value in manifest[REFIT].items() if key != "before"}
     return Refit(**record)
+
+
+def check_has_first_pass(out: Path) -> None:
+    """Refuse to resume a complete refit without its first pass, which would be measured again.
+
+    Raises:
+        ConfigError: it is complete, and its first pass was removed.
+    """
+    if "result" in read_manifest(out) and not _has_first_pass(out):
+        raise ConfigError(
+            f"{out} is complete and can be served: leave out --resume; to measure the model before "
+            f"the refit, restore {out / BEFORE_REFIT} from a copy"
+        )
 
 
 def dataset_of_refit(manifest: dict[str, Any], dataset: PreparedDataset) -> PreparedDataset:

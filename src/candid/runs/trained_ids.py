@@ -16,7 +16,7 @@ import polars as pl
 
 from candid.atomic import replacing
 from candid.batches import BatchesConfig, target_counts, users_with_rows
-from candid.checksums import check_file, file_entry
+from candid.checksums import check_file, file_entry, find_fault, is_verifying
 from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, DataError
 from candid.runs.folder import TRAIN_AGAIN, dataset_of
@@ -99,7 +99,7 @@ def read_trained_ids(
         ArtifactError: a file is damaged; or the run stored no ids and its dataset is missing.
     """
     facts = manifest["dataset"]
-    if not (folder / ITEMS).exists():
+    if ITEMS not in manifest.get("files", {}) and not (folder / ITEMS).exists():
         return TrainedIds.of(dataset_of(folder, facts, None), batches)
     for name, entry in manifest.get("files", {}).items():
         check_file(folder / name, entry, TRAIN_AGAIN)
@@ -117,6 +117,24 @@ def read_trained_ids(
                 f"{table.height:,}: train again, or restore the file"
             )
     return ids
+
+
+def restored_ids(
+    folder: Path, manifest: Mapping[str, Any], dataset: PreparedDataset, batches: BatchesConfig
+) -> dict[str, dict[str, Any]]:
+    """Write the tables of ids of a run again if one is missing or damaged; return their entries.
+
+    Args:
+        folder: of the run.
+        manifest: content of its ``run.json``.
+        dataset: that of the run, compared with the fingerprint in ``manifest``.
+        batches: batch settings of the run.
+    """
+    files: dict[str, dict[str, Any]] = manifest.get("files", {})
+    compare = is_verifying()
+    if any(find_fault(folder / name, entry, compare=compare) for name, entry in files.items()):
+        return TrainedIds.of(dataset, batches).write(folder)
+    return files
 
 
 def earlier_rows(before: pl.DataFrame, now: pl.DataFrame, kind: str, origin: str) -> Ints:

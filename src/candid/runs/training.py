@@ -49,6 +49,7 @@ from candid.runs.folder import (
     BEFORE_REFIT,
     MANIFEST,
     check_resumable,
+    check_stored_no_weights,
     new_manifest,
     read_manifest,
     result_of,
@@ -59,12 +60,13 @@ from candid.runs.refit import (
     REFIT,
     Refit,
     check_can_refit,
+    check_has_first_pass,
     check_resumes_refit,
     read_refit,
 )
 from candid.runs.run import Run, load_run
 from candid.runs.run_start import RunStart, run_folder, training_folder
-from candid.runs.trained_ids import TrainedIds, find_new_targets
+from candid.runs.trained_ids import TrainedIds, find_new_targets, restored_ids
 from candid.runs.warm_start import (
     check_resumes_init,
     check_same_event_types,
@@ -283,6 +285,8 @@ def _train_in(
     init: Path | str | None = start.init
     record = read_refit(out, config) if start.resume else None
     resumes_refit = record is not None
+    if resumes_refit:
+        check_has_first_pass(out)
     if record is None:
         first_out = out / BEFORE_REFIT
         first = _train(config, dataset, first_out, init, start.resume, progress, None, start)
@@ -327,8 +331,7 @@ def _train(
         before = check_resumable(out, manifest)
         check_resumes_init(out, before, init)
         features = read_features(config.features, dataset, out, before.get("features"))
-        manifest[RUN] = before.get(RUN)
-        manifest["init"], manifest["files"] = before.get("init"), before.get("files", {})
+        manifest[RUN], manifest["init"] = before.get(RUN), before.get("init")
         init = None if manifest["init"] is None else manifest["init"]["run"]
     elif init is not None:
         earlier = open_earlier_run(init)
@@ -343,6 +346,8 @@ def _train(
     torch.manual_seed(config.seed)
     # A run that stopped before its first checkpoint starts again from the beginning.
     goes_on = resume and has_checkpoint(out)
+    if resume and not goes_on:
+        check_stored_no_weights(out, before)
     model = build_model(config, dataset, features, is_read=goes_on or init is not None)
     start = None
     if init is not None and not goes_on:
@@ -404,6 +409,8 @@ def _train(
         if not resume:
             features.write(out)
             manifest["files"] = TrainedIds.of(dataset, config.batches).write(out)
+        else:
+            manifest["files"] = restored_ids(out, before, dataset, config.batches)
         store_dataset(out, stored)
         manifest = write_sealed_json(out / MANIFEST, manifest)
         if progress is not None:
