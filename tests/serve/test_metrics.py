@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from candid.serve.metrics import free_files
+
 PROGRAM = """
 import os, resource, sys
 if len(sys.argv) > 2:
@@ -100,3 +102,16 @@ def test_missing_space_is_one_sentence(start):
     assert process.returncode == 1
     assert "no space for the metrics of a worker" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(("keeps_counters", "count"), [(True, 7), (False, 2)])
+def test_ended_process_needs_little_space(start, tmp_path, keeps_counters, count):
+    dead, alive = start(5), start(2)
+    dead.kill()
+    dead.wait()
+    free_files(tmp_path, dead.pid, keeps_counters=keeps_counters)
+    sizes = [path.stat().st_size for path in tmp_path.glob(f"*_{dead.pid}.db")]
+    assert sum(sizes) < 10_000
+    assert len(sizes) == (2 if keeps_counters else 0)
+    name = 'candid_requests_total{method="GET",route="/v1/model",status="200"}'
+    assert float(values(alive)[name]) == count

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import struct
 from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from candid.errors import ConfigError
 
@@ -18,6 +20,8 @@ SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 KINDS: Final = ("counter", "histogram", "gauge_livesum", "gauge_livemax")
 FILE_BYTES: Final = 1 << 20
 """Size of each file of a process, several times what all labels need."""
+USED: Final = struct.Struct("i")
+"""Head of a file of prometheus_client."""
 
 
 class Metrics:
@@ -122,9 +126,33 @@ class Metrics:
 
 def read_all(folder: Path) -> bytes:
     """Return the counters of all processes that share a folder, added up."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    while True:
+        # The files of a worker that ends may be removed between their listing and their reading.
+        with contextlib.suppress(FileNotFoundError):
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+            return generate_latest(registry)
+
+
+def free_files(folder: Path, pid: int, *, keeps_counters: bool) -> None:
+    """Free the space of the files of a process that has ended.
+
+    Args:
+        folder: of the files of all processes.
+        pid: of the process.
+        keeps_counters: whether what it counted stays a part of the sum.
+    """
+    mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+    for kind in ("counter", "histogram"):
+        path = folder / f"{kind}_{pid}.db"
+        with contextlib.suppress(OSError), path.open("r+b") as stream:
+            # The file begins with the number of its bytes in use.
+            head = stream.read(USED.size)
+            used = USED.unpack(head)[0] if len(head) == USED.size else 0
+            if keeps_counters and used > 0:
+                stream.truncate(used)
+            else:
+                path.unlink()
 
 
 def _reserve_files(folder: Path) -> None:

@@ -20,13 +20,12 @@ from time import monotonic
 from types import FrameType
 from typing import Any, Final
 
-from prometheus_client.multiprocess import mark_process_dead
-
 from candid.errors import ArtifactError, CandidError, ConfigError
 from candid.serve.channel import ChannelRequest
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError, internal_error
 from candid.serve.logs import error_fields, log_event
+from candid.serve.metrics import free_files
 from candid.serve.model_check import ModelChecks
 from candid.serve.model_files import ModelFiles
 from candid.serve.reload_queue import Reloaded, ReloadQueue
@@ -223,9 +222,7 @@ class Supervisor:
     def _on_end(self, worker: WorkerProcess) -> None:
         number = worker.number
         self._group.remove(worker)
-        mark_process_dead(  # type: ignore[no-untyped-call]
-            worker.process.pid, str(self._metrics)
-        )
+        free_files(self._metrics, worker.process.pid, keeps_counters=worker.is_ready)
         if self._is_stopping:
             return
         if not any(each.is_ready for each in self._group.workers):
