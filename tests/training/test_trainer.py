@@ -27,6 +27,7 @@ from candid.training import (
     BEST,
     LAST,
     PREVIOUS,
+    Checkpoint,
     DivergedError,
     Trainer,
     TrainingConfig,
@@ -378,16 +379,22 @@ def test_copy_of_the_best_weights_is_refused_on_resume(tmp_path, has_previous):
             resumed.run(resume=True)
 
 
-@pytest.mark.parametrize("damage", ["missing", "flipped"])
+@pytest.mark.parametrize("damage", ["missing", "flipped", "of another run"])
 def test_best_checkpoint_is_checked_before_training_continues(tmp_path, damage):
-    make_trainer(tmp_path, settings={"epochs": 2}, validate=scripted([0.2, 0.1])).run()
+    first = make_trainer(tmp_path, settings={"epochs": 2}, validate=scripted([0.2, 0.1]))
+    first.meta["run"] = "a"
+    first.run()
     before = (tmp_path / LAST).read_bytes()
     if damage == "missing":
         (tmp_path / BEST).unlink()
-    else:
+    elif damage == "flipped":
         flip_last_bit(tmp_path / BEST)
+    else:
+        best = read_checkpoint(tmp_path / BEST)
+        write_checkpoint(tmp_path / BEST, Checkpoint(best.tensors, {**best.meta, "run": "b"}))
     resumed = make_trainer(tmp_path, settings={"epochs": 3}, validate=scripted([0.3]))
-    with pytest.raises(ArtifactError, match=rf"{BEST} (is missing|differs).*: restore it from"):
+    resumed.meta["run"] = first.meta["run"]
+    with pytest.raises(ArtifactError, match=rf"{BEST} (is missing|differs|is not of).*: restore"):
         resumed.run(resume=True)
     assert (tmp_path / LAST).read_bytes() == before
 

@@ -299,7 +299,7 @@ class Trainer:
         path = self.folder / BEST
         if not path.exists():
             raise DamagedCheckpointError(f"{path} is missing: {RESTORE}")
-        read_checkpoint(path)
+        read_checkpoint(path, run=self.meta.get(RUN))
 
     def _load_last(self) -> None:
         last, previous = self.folder / LAST, self.folder / PREVIOUS
