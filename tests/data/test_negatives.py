@@ -233,5 +233,5 @@ def test_damaged_arrays_are_refused(tmp_path):
     file = tmp_path / "out" / "negative_ids.npy"
     ids = np.load(file)
     np.save(file, np.where(ids == ids[0], 4, ids).astype(np.int32))
-    with pytest.raises(ArtifactError, match=r"negative_ids\.npy is damaged"):
+    with pytest.raises(ArtifactError, match=r"negative_ids\.npy differs from its checksum"):
         open_dataset(tmp_path / "out")

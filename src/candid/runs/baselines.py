@@ -49,8 +49,9 @@ def beside_cheap_baselines(
 ) -> ModelBesideBaselines:
     """Measure the cheap baselines with their default settings, after a training.
 
-    The cost is bounded: no tuning, at most 2,048 users, and no further
-    baseline begins after the larger of 10 s and 5 % of the training's CPU time.
+    The cost is bounded: no tuning, at most 2,048 users (or ``evaluation.validation_users`` if that
+    is fewer), and no further baseline begins after the larger of 10 s and 5 % of the training's CPU
+    time.
 
     Args:
         run: a trained run.
@@ -62,7 +63,8 @@ def beside_cheap_baselines(
     """
     config = run.config.evaluation
     if config.max_users is None:
-        config = config.model_copy(update={"max_users": CHEAP_USERS})
+        users = min(config.validation_users or CHEAP_USERS, CHEAP_USERS)
+        config = config.model_copy(update={"max_users": users})
     return _beside(run, report, "test", config, True, progress)
 
 
