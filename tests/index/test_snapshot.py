@@ -267,9 +267,7 @@ class TestWriting:
 
         before = files_in(folder)
         monkeypatch.setattr(FaissIndex, "save", full)
-        with pytest.raises(
-            ArtifactError, match=r"cannot write .*: no space left .*; free some"
-        ):
+        with pytest.raises(ArtifactError, match=r"cannot write .*: no space left .*; free some"):
             write(folder, seed=1)
         assert files_in(folder) == before
 
