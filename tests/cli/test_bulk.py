@@ -200,6 +200,7 @@ import os, signal, sys
 from candid.cli import run
 from candid.runs import bulk
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
 bulk.BATCH, bulk.BLOCK_ROWS = 4, 8
 blocks = iter(range(100))
 write = bulk.recommend_or_fall_back

@@ -94,7 +94,7 @@ def test_compare_writes_a_table_and_a_page(candid, toy, tmp_path, monkeypatch):
     answer = candid("index", toy.run, "--compare", "--out", tmp_path, "-k", "5", "--json")
     assert answer.code == 0
     assert {entry["name"] for entry in answer.document["indexes"]} == set(few)
-    assert json.loads((tmp_path / "indexes.json").read_text())["indexes"][0]["recall"] == 1
+    assert json.loads((tmp_path / "indexes.json").read_text())["indexes"][0]["recall"] > 0.9
     page = (tmp_path / "indexes.html").read_text()
     assert "bfloat16" in page
     assert "<svg" in page
