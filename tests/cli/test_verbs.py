@@ -311,7 +311,9 @@ def test_evaluate_applies_split_and_overrides(candid, toy):
     assert (answer.code, answer.err) == (0, "")
     assert answer.document["split"] == "validation"
     assert answer.document["metric"] == "recall@2"
-    assert (toy.run / "evaluation-validation.json").exists()
+    assert not (toy.run / "evaluation-validation.json").exists()
+    [written] = toy.run.glob("evaluation-validation-set-*.json")
+    assert json.loads(written.read_text())["metric"] == "recall@2"
     text = candid("evaluate", toy.run)
     assert text.code == 0
     assert "recall" in text.out
