@@ -11,7 +11,7 @@ DEMO ?= candid-demo
 FAULTS ?= --seed 0 --seconds 600
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
 
-.PHONY: demo test test-fast check docs docs-check faults format tree lock clean
+.PHONY: demo test test-fast test-campaign check docs docs-check faults format tree lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/candid demo --out $(DEMO)
@@ -22,7 +22,11 @@ test: check $(VENV)/examples
 
 # Without slow tests, the comparison of docs with results, and the packages of examples/.
 test-fast: $(VENV)/installed
-	$(PYTEST) -m "not slow and not docs" --ignore tests/examples
+	$(PYTEST) -m "not slow and not docs and not campaign" --ignore tests/examples
+
+# Real servers, kills and damaged files: many minutes, so that they are not part of make test.
+test-campaign: $(VENV)/installed
+	$(PYTEST) -m campaign
 
 check: docs
 	$(BIN)/ruff check .

@@ -182,7 +182,7 @@ def test_damaged_file_is_refused_or_changes_no_answer(artifacts, kind):
     check_mutations(artifacts, kind, 5)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_many_damaged_files_are_refused_or_change_no_answer(artifacts, kind):
     check_mutations(artifacts, kind, 40, seed=1)

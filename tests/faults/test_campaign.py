@@ -59,7 +59,7 @@ def campaign(tmp_path_factory):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_short_campaign_finds_no_failure(campaign):
     code, report = campaign(
         "--only", "kills,mutations,updates", "--cases", "40", "--scenarios",
@@ -70,7 +70,7 @@ def test_short_campaign_finds_no_failure(campaign):
     assert min(report["cases"][name] for name in ("kills", "mutations", "updates")) >= 2
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_campaign_reports_folders_that_are_written_in_place(campaign):
     code, report = campaign(
         "--only", "kills", "--cases", "80", "--scenarios", "prepare", program=WRITE_IN_PLACE
@@ -80,7 +80,7 @@ def test_campaign_reports_folders_that_are_written_in_place(campaign):
     assert any("neither the earlier nor the finished" in failure for failure in failures)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_campaign_reports_answers_from_damaged_files(campaign):
     code, report = campaign(
         "--only", "mutations", "--cases", "200", "--scenarios", "data", program=COMPARE_NO_CHECKSUMS

@@ -27,7 +27,7 @@ from candid.serve.requests import RecommendRequest
 from candid.serve.update_log import ItemUpdates
 from candid.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
-pytestmark = pytest.mark.slow  # Each check starts Python and imports torch.
+pytestmark = pytest.mark.campaign  # Each check starts Python and imports torch.
 
 
 @pytest.fixture(name="files")

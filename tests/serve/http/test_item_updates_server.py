@@ -18,7 +18,7 @@ import pytest
 from candid.serve.update_log import ItemUpdates
 from serve_load import ADMIN
 
-pytestmark = pytest.mark.slow  # each test starts processes
+pytestmark = pytest.mark.campaign  # each test starts processes
 PROGRAM = "from candid.cli import main; main()"
 
 

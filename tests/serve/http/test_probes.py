@@ -102,7 +102,7 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_probe_port_answers_while_the_server_has_more_requests_than_it_can_answer(runs):
     port = free_port()
     arguments = ("--quiet", "--probe-port", str(port))

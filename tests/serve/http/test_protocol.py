@@ -186,7 +186,7 @@ def test_pipelined_requests_have_a_limit(edge):
     assert b"at most 64 requests may wait for earlier answers" in content
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_broken_http_never_gets_a_server_error(runs):
     settings = [part for limit in serve_fuzz.RAW_LIMITS for part in ("--set", limit)]
     with start_server(str(runs.films), "--quiet", *settings) as (_, address):
@@ -321,7 +321,7 @@ def test_request_of_a_client_that_has_gone_is_dropped(edge):
     assert computed < 6 * 128  # One batch was running when the clients went.
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_two_thousand_idle_connections_and_endless_heads_leave_requests_answered(runs):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 5000:

@@ -67,7 +67,7 @@ def test_load_and_reloads_without_a_failed_request(runs):
     assert process.returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_storm_of_reloads_fails_no_request_and_bad_models_are_refused(runs, tmp_path):
     link = tmp_path / "films"
     link.symlink_to(runs.films)

@@ -161,7 +161,7 @@ class Load:
             thread.join()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_updates_are_seen_by_all_workers(server):
     assert put(server, 900, "First") == (200, {"model": "films", "item": 900, "outcome": "added"})
     [(status, item)] = server.everywhere("GET", "/v1/items/900")
@@ -176,7 +176,7 @@ def test_updates_are_seen_by_all_workers(server):
     assert workers == {1, 2}
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_metrics_are_the_sum_of_all_workers(server):
     def requests():
         with server.connect() as connection:
@@ -195,7 +195,7 @@ def test_metrics_are_the_sum_of_all_workers(server):
     assert f'candid_reloads_total{{model="films",result="done"}} {version}.0' in lines
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_reloads_under_load_fail_no_request(server):
     def recommend(connection, number, count):
         body = {"user": f"u{(number + count) % 40}", "k": 3}
@@ -211,7 +211,7 @@ def test_reloads_under_load_fail_no_request(server):
     assert load.statuses[200] > 20
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_failed_reload_keeps_the_version_of_all_workers(server, runs):
     version = server.send("GET", "/v1/model")[1]["models"][0]["version"]
     link = server.folder / "films"
@@ -232,7 +232,7 @@ def test_failed_reload_keeps_the_version_of_all_workers(server, runs):
     assert versions(server) == {version}
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_update_on_a_full_disk_is_refused_and_changes_nothing(server):
     assert put(server, 901, "Before")[0] == 200
     size = (server.folder / "updates.jsonl").stat().st_size
@@ -248,7 +248,7 @@ def test_update_on_a_full_disk_is_refused_and_changes_nothing(server):
     assert put(server, 901, "After")[0] == 200
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_killed_worker_loses_no_update_and_starts_again(server):
     acknowledged = {}
 
@@ -279,7 +279,7 @@ def test_killed_worker_loses_no_update_and_starts_again(server):
     assert set(reasons) == {"SIGKILL"}
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_worker_that_hangs_is_ended_and_gets_the_update(server):
     hanging = server.pid(1)
     ready = len(server.lines("worker ready"))
@@ -305,7 +305,7 @@ def are_running(pids):
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_stop_answers_open_requests_and_a_restart_has_all_updates(runs, tmp_path):
     updates = tmp_path / "updates.jsonl"
     settings = ["batch_wait_ms=500", "quick_ms=0", "timeout_ms=30000"]
@@ -331,7 +331,7 @@ def test_stop_answers_open_requests_and_a_restart_has_all_updates(runs, tmp_path
         assert log.get("films", 900).title == "Stored"
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_workers_end_with_their_supervisor(runs, tmp_path):
     server = Server(tmp_path, runs.films, TMPDIR=str(tmp_path))
     port = server.port
@@ -348,7 +348,7 @@ def test_workers_end_with_their_supervisor(runs, tmp_path):
     assert list(tmp_path.glob("candid-metrics-*")) == []
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_run_that_cannot_be_loaded_ends_the_server_with_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     server = Server(tmp_path, tmp_path / "empty")
@@ -358,7 +358,7 @@ def test_run_that_cannot_be_loaded_ends_the_server_with_one_sentence(tmp_path):
     assert "Traceback" not in server.log_file.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_damaged_checkpoint_ends_the_server_with_its_exit_code(runs, tmp_path):
     shutil.copytree(runs.films, tmp_path / "films")
     for weights in tmp_path.glob("films/**/*.safetensors"):
@@ -370,7 +370,7 @@ def test_damaged_checkpoint_ends_the_server_with_its_exit_code(runs, tmp_path):
     assert "damaged" in server.log_file.read_text().splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_restarted_worker_does_not_serve_a_replaced_run_before_a_reload(runs, tmp_path):
     films = tmp_path / "films"
     shutil.copytree(runs.films, films)
