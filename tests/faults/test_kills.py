@@ -61,7 +61,8 @@ def test_command_after_a_kill_gives_the_same_files(name, verbs, whole):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.campaign) for name in FULL]
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.campaign) for name in FULL],
 )
 def test_full_disk_is_one_sentence_and_leaves_nothing(name, verbs, whole):
     assert whole(name).faults_of_full_disk(verbs, [600]) == []
