@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from candid.errors import ArtifactError
+from candid.errors import ConfigError
 from candid.serve.errors import RequestError
 from candid.serve.update_file import to_record
 from candid.serve.update_log import ItemUpdate, ItemUpdates
@@ -155,6 +155,7 @@ def test_repair_that_fails_does_not_stop_the_start(path, events, monkeypatch):
     assert reopened(path) == {500: None, 501: DARK}
 
 
+@pytest.mark.campaign
 def test_compaction_while_updates_arrive_loses_none(path, events, monkeypatch):
     monkeypatch.setattr("candid.serve.update_log.SLACK", 2000)
     updates = ItemUpdates(path)
@@ -319,7 +320,7 @@ def test_updates_of_models_that_are_not_served_are_logged_and_kept(path, events)
 
 
 def test_missing_folder_is_refused_at_the_start(tmp_path):
-    with pytest.raises(ArtifactError, match=r"cannot write .*nowhere.*: No such file"):
+    with pytest.raises(ConfigError, match=r"nowhere.* does not exist; create it, or choose"):
         ItemUpdates(tmp_path / "nowhere" / "updates.jsonl")
 
 

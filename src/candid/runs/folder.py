@@ -21,7 +21,7 @@ from candid.checksums import check_seal, read_error
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, as_dataset
 from candid.errors import ArtifactError, ConfigError
-from candid.training import BEST, LAST, PREVIOUS, TrainState
+from candid.training import BEST, LAST, PREVIOUS, TrainState, read_checkpoint
 from candid.version import __version__
 
 MANIFEST = "run.json"
@@ -193,13 +193,25 @@ def check_stored_no_weights(out: Path, manifest: Mapping[str, Any]) -> None:
         manifest: content of its ``run.json``.
 
     Raises:
-        ArtifactError: the run has its best weights, or ended.
+        ArtifactError: the run has best weights from after its first checkpoint, or ended.
     """
-    if (out / BEST).exists() or "result" in manifest:
+    if "result" in manifest or _had_a_checkpoint(out, manifest):
         raise ArtifactError(
             f"{out} has neither {LAST} nor {PREVIOUS} to continue from, and has stored weights: "
             "restore one of them from a copy, or train again in another folder"
         )
+
+
+def _had_a_checkpoint(out: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether the best weights are from after the first checkpoint.
+
+    Those of the first epochs are written before it, so that a kill may leave them alone.
+    """
+    if not (out / BEST).exists():
+        return False
+    state = read_checkpoint(out / BEST).meta["state"]
+    epochs: int = state["epoch"] - state["start_epoch"]
+    return epochs > int(manifest["config"]["training"]["checkpoint_every"])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
