@@ -130,7 +130,10 @@ def test_vectors_of_zeros_have_a_score_of_zero():
     ("right", "wrong"),
     [
         ("-128 * sum", "-127 * sum"),
-        ("members[ends[lists[i * probes + p]]++] = (int32_t)i", "members[p] = (int32_t)i"),
+        (
+            "members[ends[lists[i * probes + p]]++] = (int32_t)i",
+            "members[ends[lists[i * probes + p]]++] = 0",
+        ),
         ("query_scales[first + i]", "query_scales[first]"),
         ("first + STRIP < last ? first + STRIP : last", "first + 1"),
         ("row->stored[j] : -1", "row->stored[0] : -1"),
