@@ -78,8 +78,8 @@ the whole training is short there, so that the scores of more candidates cost li
 
 MANY_VALIDATION_USERS: Final = 8192
 """Users of a validation where its search is cheap. With the 2,048 of the settings' own default,
-chance decides which of several equal epochs is kept: the standard error of NDCG@10 is about .004
-on Amazon Beauty."""
+chance decides which of several equal epochs is kept: the standard error of NDCG@10 on Amazon
+Beauty, .0008 for 40,226 users (docs/benchmarks/quality.md), is .0035 for 2,048."""
 
 CHEAP_SEARCH_ITEMS: Final = 100_000
 """Largest catalog whose search for so many users takes a few seconds on one thread."""
@@ -279,10 +279,9 @@ def _count(number: int, noun: str) -> str:
 
 
 def _epochs(facts: DataFacts) -> int:
-    """Return more epochs for fewer targets, and fewer where details do not carry over.
+    """Return more epochs for fewer targets, and fewer with rare items or a split by time.
 
-    They do not with rare items, nor to a later time: on MovieLens 1M split by time, validation is
-    best after two or three epochs of a training of 4 as well as of 27.
+    There a fit in detail helps less: single users are fitted soon, and later interactions differ.
     """
     with_order = 6 if facts.has_rare_items or facts.is_split_by_time else 26
     of_a_million = with_order if facts.has_order else 20

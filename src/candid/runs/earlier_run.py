@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from candid.config import RunConfig, parse_config
-from candid.errors import ArtifactError, ConfigError
-from candid.runs.folder import MANIFEST, read_manifest
+from candid.config import RunConfig
+from candid.errors import ConfigError
+from candid.runs.folder import config_of, read_manifest
 from candid.runs.trained_ids import TrainedIds, read_trained_ids
 
 
@@ -38,12 +38,7 @@ def open_earlier_run(folder: Path | str) -> EarlierRun:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    try:
-        config = parse_config(manifest["config"], str(folder / MANIFEST))
-    except ConfigError as error:
-        raise ArtifactError(
-            f"{error}; the file is damaged or of another version of candid: train again"
-        ) from None
+    config = config_of(folder, manifest)
     ids = read_trained_ids(folder, manifest, config.batches)
     return EarlierRun(folder, config, manifest, ids)
 

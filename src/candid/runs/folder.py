@@ -263,6 +263,20 @@ def served_checkpoint(folder: Path, manifest: Mapping[str, Any]) -> Path:
     return folder / LAST
 
 
+def config_of(folder: Path, manifest: Mapping[str, Any]) -> RunConfig:
+    """Return the recipe in the manifest of a run.
+
+    Raises:
+        ArtifactError: this version of candid cannot read it.
+    """
+    try:
+        return parse_config(manifest["config"], str(folder / MANIFEST))
+    except ConfigError as error:
+        raise ArtifactError(
+            f"{error}; the file is damaged or of another version of candid: train again"
+        ) from None
+
+
 def dataset_of(
     folder: Path,
     facts: Mapping[str, Any],

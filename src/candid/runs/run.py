@@ -15,10 +15,10 @@ from torch import Tensor
 
 from candid.batches import Ints, target_counts
 from candid.checksums import verification
-from candid.config import RunConfig, parse_config, validated
+from candid.config import RunConfig, validated
 from candid.config.fallbacks import Fallback
 from candid.data import PreparedDataset, Role
-from candid.errors import ArtifactError, ConfigError
+from candid.errors import ConfigError
 from candid.evaluation import (
     EvaluationConfig,
     EvaluationReport,
@@ -40,7 +40,7 @@ from candid.inference import (
 from candid.runs.build import build_model, pick_device, set_threads
 from candid.runs.fallback import ADVICE, FallbackModels, recommend_or_fall_back
 from candid.runs.features import RunFeatures, read_features
-from candid.runs.folder import MANIFEST, dataset_of, read_manifest, served_checkpoint
+from candid.runs.folder import config_of, dataset_of, read_manifest, served_checkpoint
 from candid.runs.history_times import Time, history_times, query_time
 from candid.runs.refit import check_is_measurable, dataset_of_refit
 from candid.runs.similar import SimilarItems
@@ -501,12 +501,7 @@ def load_run(
 
 def _load_run(folder: Path, data: PreparedDataset | Path | str | None, apply_threads: bool) -> Run:
     manifest = read_manifest(folder)
-    try:
-        config = parse_config(manifest["config"], str(folder / MANIFEST))
-    except ConfigError as error:
-        raise ArtifactError(
-            f"{error}; the file is damaged or of another version of candid: train again"
-        ) from None
+    config = config_of(folder, manifest)
     dataset = dataset_of(folder, manifest["dataset"], data, wait=False)
     dataset = dataset_of_refit(manifest, dataset)
     if apply_threads:

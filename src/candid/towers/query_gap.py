@@ -21,9 +21,9 @@ class QueryGap(nn.Module):
     """Scale and shift query vectors by the time since the last interaction.
 
     FiLM (Perez et al., 2018, arXiv 1709.07871, eq. 1): gamma · vector + beta, where gamma and beta
-    are outputs of a small network that reads the logarithm of the time. A table of buckets trained
-    worse: the longest times, which matter most, are rare in training, and a table shares nothing
-    between them. It starts as the identity.
+    are outputs of a small network that reads the logarithm of the time, and not rows of a table of
+    buckets: the longest times are rare in training, and a table would share nothing between them.
+    It starts as the identity.
 
     Args:
         dim: D.
