@@ -86,6 +86,12 @@ def test_run_resumed_twice_equals_the_whole_run(tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 
 
+def without_result(folder):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["result"]
+    (folder / MANIFEST).write_text(json.dumps(sealed(manifest)))
+
+
 def test_resume_without_a_checkpoint_starts_again(tmp_path):
     data = dataset()
     whole = train_run(recipe(), data, tmp_path / "whole")
@@ -101,17 +107,29 @@ def test_resume_without_a_checkpoint_starts_again(tmp_path):
 @pytest.mark.parametrize("kept", [BEST, MANIFEST])
 def test_resume_of_a_run_that_lost_its_checkpoints_is_refused(tmp_path, kept):
     data, out = dataset(), tmp_path / "run"
-    train_run(recipe(epochs=1), data, out)
+    train_run(recipe(epochs=6), data, out)
     for name in {BEST, LAST, PREVIOUS} - {kept}:
         (out / name).unlink(missing_ok=True)
     if kept == BEST:
-        manifest = json.loads((out / MANIFEST).read_text())
-        del manifest["result"]
-        (out / MANIFEST).write_text(json.dumps(sealed(manifest)))
+        assert read_checkpoint(out / BEST).meta["state"]["epoch"] > 1
+        without_result(out)
     before = {path.name: path.read_bytes() for path in out.glob("*.*")}
     with pytest.raises(ArtifactError, match=f"has neither {LAST} nor {PREVIOUS}"):
-        train_run(recipe(epochs=2), data, out, resume=True)
+        train_run(recipe(epochs=7), data, out, resume=True)
     assert {path.name: path.read_bytes() for path in out.glob("*.*")} == before
+
+
+def test_resume_after_a_kill_before_the_first_checkpoint_starts_again(tmp_path):
+    """The best weights of the first epoch are written before its checkpoint."""
+    data, out = dataset(), tmp_path / "killed"
+    whole = train_run(recipe(), data, tmp_path / "whole")
+    train_run(recipe(epochs=1), data, out)
+    for name in (LAST, PREVIOUS):
+        (out / name).unlink(missing_ok=True)
+    without_result(out)
+    resumed = train_run(recipe(), data, out, resume=True)
+    assert resumed.state.best == whole.state.best
+    assert losses(out) == losses(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])

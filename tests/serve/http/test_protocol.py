@@ -241,14 +241,19 @@ def test_connection_is_kept_for_the_next_request_after_the_time_of_a_head(edge):
 def test_rest_of_a_body_is_dropped_after_an_early_answer(edge):
     with connect(edge) as raw:
         raw.sendall(post(b"content-length: 5000", path=b"/nothing"))
-        assert raw.recv(65536).startswith(b"HTTP/1.1 404 ")
-        raw.sendall(b"x" * 5000 + GET)
-        assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
+        content = raw.recv(65536)
+        assert content.startswith(b"HTTP/1.1 404 ")
+        while not content.endswith(b"}"):  # The head and the body may arrive apart.
+            content += raw.recv(65536)
+        raw.sendall(b"x" * 5000)
+        get(raw)
     with connect(edge) as raw:  # A body that does not arrive ends the connection.
         raw.sendall(post(b"content-length: 5000", path=b"/nothing"))
-        assert raw.recv(65536).startswith(b"HTTP/1.1 404 ")
-        started = time.monotonic()
-        assert raw.recv(1) == b""
+        content, started = b"", time.monotonic()
+        while part := raw.recv(65536):
+            content += part
+        assert content.startswith(b"HTTP/1.1 404 ")
+        assert content.count(b"HTTP/1.1 ") == 1
         assert 1.4 < time.monotonic() - started < 5
 
 
