@@ -12,7 +12,15 @@ from candid.data import PreparedDataset
 from measurement_runs import file_name
 from quality_tasks import Settings, facts_of, with_digest
 
-SETS = ("ml-100k", "ml-1m", "amazon-beauty", "nowplaying", "retailrocket", "diginetica")
+SETS = (
+    "ml-100k",
+    "ml-1m",
+    "ml-1m-temporal",
+    "amazon-beauty",
+    "nowplaying",
+    "retailrocket",
+    "diginetica",
+)
 """Names of sets of ``quality_sets.py``."""
 DEFAULT = "default"
 
@@ -72,18 +80,16 @@ VARIANTS: dict[str, Variant] = {
     "no times": Variant(
         "time gaps are not read", {f"{TOWER}.read_time_gaps": False, f"{TOWER}.time_bias": False}
     ),
+    "no query gap": Variant(
+        "the time from the last interaction to the query is not read",
+        {f"{TOWER}.read_query_gap": False},
+    ),
     "ligr": Variant(
         "gated residuals and a wide SwiGLU layer", LIGR | {f"{TOWER}.hidden": Width(4)}
     ),
     "ligr, small": Variant(
         "gated residuals and a SwiGLU layer", LIGR | {f"{TOWER}.hidden": Width(1)}
     ),
-    "wide feed-forward": Variant("a wide feed-forward layer", {f"{TOWER}.hidden": Width(4)}),
-    "narrow feed-forward": Variant(
-        "a feed-forward layer of the width of the tower", {f"{TOWER}.hidden": None}
-    ),
-    "one head": Variant("one attention head", {f"{TOWER}.num_heads": 1}),
-    "two heads": Variant("two attention heads", {f"{TOWER}.num_heads": 2}),
     "narrow": Variant(
         "half the width of the vectors",
         {f"{TOWER}.dim": Width(0.5), "model.item_tower.dim": Width(0.5)},
@@ -91,13 +97,10 @@ VARIANTS: dict[str, Variant] = {
     "separate items": Variant(
         "items of histories have their own vectors", {f"{TOWER}.input_items": "separate"}
     ),
-    "lr 0.001": Variant("a lower learning rate", {"training.lr": 0.001}),
-    "dropout 0.2": Variant("less dropout", {f"{TOWER}.dropout": 0.2}),
     "no mean of weights": Variant(
         "the last weights instead of a running mean", {"training.average": None}
     ),
     "1,024 candidates": Variant("fewer candidates", _candidates(512), needs_sampler=True),
-    "256 candidates": Variant("few candidates", _candidates(128), needs_sampler=True),
 }
 
 
