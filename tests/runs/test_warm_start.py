@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,7 @@ from candid.runs.features import extend_features, read_features
 from candid.runs.new_rows import neighbour_means
 from candid.runs.trained_ids import ITEMS, TrainedIds, find_new_targets
 from candid.runs.warm_start import warm_start
-from candid.training import BEST, LAST, read_checkpoint
+from candid.training import BEST, LAST, PREVIOUS, read_checkpoint
 
 
 def dataset(users, items, *, seed=0, length=6, times=True, genres=()):
@@ -123,6 +124,31 @@ def test_optimizer_is_not_kept_from_a_copy_of_the_best_weights(tmp_path):
     (first / LAST).write_bytes((first / BEST).read_bytes())
     with pytest.raises(ArtifactError, match=f"{LAST} holds weights only"):
         train_run(recipe(HISTORY, init_optimizer="keep"), data, tmp_path / "next", init=first)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing", "weights only"])
+def test_optimizer_is_kept_from_the_checkpoint_before_a_damaged_one(tmp_path, damage):
+    data, config = dataset(USERS, ITEMS_A), recipe(HISTORY, epochs=1, init_optimizer="keep")
+    first, intact = tmp_path / "first", tmp_path / "intact"
+    train_run(recipe(HISTORY), data, first)
+    shutil.copytree(first, intact)
+    (intact / PREVIOUS).replace(intact / LAST)
+    if damage == "missing":
+        (first / LAST).unlink()
+    elif damage == "flipped":
+        content = bytearray((first / LAST).read_bytes())
+        content[-1] ^= 1
+        (first / LAST).write_bytes(content)
+    else:
+        (first / LAST).write_bytes((first / BEST).read_bytes())
+    step = read_checkpoint(first / PREVIOUS).meta["state"]["step"]
+    with pytest.warns(RuntimeWarning, match=f"{LAST} .*continues from .*{PREVIOUS}, step {step}"):
+        train_run(config, data, tmp_path / "next", init=first)
+    train_run(config, data, tmp_path / "expected", init=intact)
+    found, expected = (read_checkpoint(tmp_path / n / LAST) for n in ("next", "expected"))
+    assert found.meta["state"]["start_step"] == step
+    for key, tensor in expected.tensors.items():
+        assert torch.equal(tensor, found.tensors[key]), key
 
 
 def test_interrupted_warm_start_resumes_to_the_same_weights(tmp_path):

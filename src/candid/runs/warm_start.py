@@ -21,7 +21,7 @@ from candid.runs.folder import served_checkpoint
 from candid.runs.trained_ids import earlier_rows
 from candid.runs.weight_mapping import WeightMapping
 from candid.towers import RetrievalModel
-from candid.training import LAST, RUN, Checkpoint, check_has_training_state, read_checkpoint
+from candid.training import RUN, Checkpoint, Progress, read_checkpoint, read_last_checkpoint
 
 Ints = npt.NDArray[np.int64]
 
@@ -103,7 +103,11 @@ def check_same_features(earlier: EarlierRun, config: RunConfig) -> None:
 
 
 def warm_start(
-    earlier: EarlierRun, config: RunConfig, dataset: PreparedDataset, model: RetrievalModel
+    earlier: EarlierRun,
+    config: RunConfig,
+    dataset: PreparedDataset,
+    model: RetrievalModel,
+    progress: Progress | None = None,
 ) -> WarmStart:
     """Map the weights of an earlier run to the ids of a dataset.
 
@@ -111,13 +115,15 @@ def warm_start(
     and of those that only now have a training target, come from ``training.init_rows``; so do rows
     of new values of features, which begin with the row of unknown values. All other
     tensors are copied as they are. With ``training.init_optimizer = "reset"`` these are the weights
-    that the run serves; with "keep" they are those of its last step, with the optimizer's state.
+    that the run serves; with "keep" they are those of its last checkpoint (the one before it where
+    that is damaged), with the optimizer's state.
 
     Args:
         earlier: the run.
         config: of the training.
         dataset: of the training.
         model: untrained, built for ``dataset``; its random rows are read.
+        progress: display that reports a damaged last checkpoint; None: a ``RuntimeWarning`` does.
 
     Raises:
         ConfigError: a tensor has another shape, rows of items and users aside, or the state of
@@ -132,9 +138,12 @@ def warm_start(
             f"{config.training.tables!r} here, and training.init_optimizer = 'keep' needs the same "
             "optimizer: use training.init_optimizer = 'reset'"
         )
-    stored = _read(earlier, earlier.folder / LAST) if keep else _served(earlier)
     if keep:
-        check_has_training_state(stored, earlier.folder / LAST)
+        found = read_last_checkpoint(earlier.folder, run=earlier.manifest.get(RUN))
+        found.report(progress)
+        stored = found.checkpoint
+    else:
+        stored = _served(earlier)
     rows = {
         "item": _rows("item", earlier, dataset.items, target_counts(dataset, config.batches) > 0),
         "user": _rows("user", earlier, dataset.users, users_with_rows(dataset, config.batches)),
@@ -193,10 +202,7 @@ def served_weights(
 
 
 def _served(earlier: EarlierRun) -> Checkpoint:
-    return _read(earlier, served_checkpoint(earlier.folder, earlier.manifest))
-
-
-def _read(earlier: EarlierRun, path: Path) -> Checkpoint:
+    path = served_checkpoint(earlier.folder, earlier.manifest)
     return read_checkpoint(path, run=earlier.manifest.get(RUN))
 
 

@@ -12,17 +12,16 @@ from candid.training.checkpoint import (
 )
 from candid.training.config import TrainingConfig
 from candid.training.kernel_cache import bound_kernel_cache
+from candid.training.last_checkpoint import (
+    LAST,
+    PREVIOUS,
+    has_checkpoint,
+    read_last_checkpoint,
+)
 from candid.training.row_optimizer import RowAdagrad, RowAdam
 from candid.training.state import Progress, TrainingLength, TrainState
 from candid.training.trackers import TRACKERS, Tracker
-from candid.training.trainer import (
-    BEST,
-    LAST,
-    PREVIOUS,
-    DivergedError,
-    Trainer,
-    has_checkpoint,
-)
+from candid.training.trainer import BEST, DivergedError, Trainer
 
 __all__ = [
     "BEST",
@@ -47,5 +46,6 @@ __all__ = [
     "load_model",
     "model_tensors",
     "read_checkpoint",
+    "read_last_checkpoint",
     "write_checkpoint",
 ]

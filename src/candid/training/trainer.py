@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
@@ -46,17 +45,12 @@ from candid.training.checkpoint import (
 from candid.training.config import TrainingConfig
 from candid.training.gradient_cache import GradientCache, WholeBatch
 from candid.training.kernel_cache import bound_kernel_cache
+from candid.training.last_checkpoint import LAST, PREVIOUS, read_last_checkpoint
 from candid.training.optimizer import learning_rate, make_optimizer
 from candid.training.state import Progress, TrainingLength, TrainState
 from candid.training.step_values import RowRate, weighted_mean
 from candid.training.stop_signal import stop_signal
 from candid.training.trackers import open_trackers
-
-LAST: Final = "last.safetensors"
-"""Checkpoint of the last step."""
-
-PREVIOUS: Final = "previous.safetensors"
-"""The checkpoint before the last one; training continues from it if the last one is damaged."""
 
 SAMPLE_STREAM: Final = 1
 NOISE_STREAM: Final = 2
@@ -64,12 +58,6 @@ NOISE_STREAM: Final = 2
 
 BEST: Final = "best.safetensors"
 """Checkpoint of the best validation."""
-
-
-def has_checkpoint(folder: Path | str) -> bool:
-    """Return whether the folder of a run has a checkpoint to continue from."""
-    folder = Path(folder)
-    return (folder / LAST).exists() or (folder / PREVIOUS).exists()
 
 
 class DivergedError(CandidError):
@@ -279,6 +267,9 @@ class Trainer:
         """
         checkpoint = read_checkpoint(path, run=self.meta.get(RUN))
         check_has_training_state(checkpoint, path)
+        self._continue_from(checkpoint, path)
+
+    def _continue_from(self, checkpoint: Checkpoint, path: Path | str) -> None:
         self._load_tensors(checkpoint, path)
         if self.candidate_loss is not None:
             load_loss(self.candidate_loss, checkpoint, path)
@@ -290,7 +281,10 @@ class Trainer:
         self.loader.position.step = checkpoint.meta["position"]["step"]
 
     def _resume(self) -> None:
-        self._load_last()
+        found = read_last_checkpoint(self.folder, run=self.meta.get(RUN))
+        self._continue_from(found.checkpoint, found.path)
+        self._last_is_damaged = found.damage is not None
+        found.report(self.progress)
         if self.state.best is not None:
             self._check_best()
 
@@ -300,29 +294,6 @@ class Trainer:
         if not path.exists():
             raise DamagedCheckpointError(f"{path} is missing: {RESTORE}")
         read_checkpoint(path, run=self.meta.get(RUN))
-
-    def _load_last(self) -> None:
-        last, previous = self.folder / LAST, self.folder / PREVIOUS
-        try:
-            self.load(last)
-            return
-        except DamagedCheckpointError as error:
-            if not previous.exists():
-                raise
-            reason = str(error).removesuffix(f": {RESTORE}")
-        try:
-            self.load(previous)
-        except DamagedCheckpointError:
-            raise DamagedCheckpointError(
-                f"{last} and {previous} are damaged: restore one of them from a copy, or train "
-                "again"
-            ) from None
-        self._last_is_damaged = True
-        line = f"{reason}; training continues from {previous}, step {self.state.step:,}"
-        if self.progress is None:
-            warnings.warn(line, RuntimeWarning, stacklevel=4)
-        else:
-            self.progress.on_start(line)
 
     def _begin_with(self, start: Checkpoint) -> None:
         """Take over weights, and states and counts where the start has them."""
