@@ -87,6 +87,17 @@ def test_stale_files_of_all_targets_of_a_folder_are_removed(tmp_path):
     remove_all_stale(tmp_path / "missing")
 
 
+def test_files_of_another_program_with_such_names_stay(tmp_path):
+    token = "0123456789abcdef" * 2
+    for suffix in ("tmp", "lock"):
+        (tmp_path / f".a.{token}.{suffix}").write_text("mine")
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_text("new")
+    remove_all_stale(tmp_path)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine", "new"}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_folder_is_removed_in_one_step(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").write_text("x")

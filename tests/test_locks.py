@@ -158,6 +158,27 @@ def test_damaged_record_is_an_unknown_process(tmp_path):
     assert holder(tmp_path / ".lock") == "unknown process"
 
 
+@pytest.mark.parametrize("content", ["1234\n", "{}", '{"name": 1}', '{"pid":1}', "\0\0x"])
+def test_file_that_is_not_a_lock_is_refused_and_stays(tmp_path, content):
+    path = tmp_path / ".lock"
+    path.write_text(content)
+    with (
+        pytest.raises(ConfigError, match=f"^{path} is a file that candid did not write.*move it"),
+        one_writer(path, tmp_path),
+    ):
+        pass
+    assert path.read_text() == content
+    path.unlink()
+    acquire(path).release()
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"pid": ', '{"pid": 12, "ho', "\0" * 40])
+def test_lock_file_of_a_killed_process_without_its_whole_record_is_taken(tmp_path, content):
+    (tmp_path / ".lock").write_text(content)
+    with acquire(tmp_path / ".lock"):
+        assert holder(tmp_path / ".lock").startswith(f"pid {os.getpid()} ")
+
+
 def test_missing_folder_is_an_error_of_the_system(tmp_path):
     with pytest.raises(FileNotFoundError):
         acquire(tmp_path / "missing" / ".lock")

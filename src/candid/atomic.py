@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from candid.errors import ArtifactError, CandidError
+from candid.errors import ArtifactError, CandidError, ConfigError
 from candid.locks import Lock, acquire
 
 TEMPORARY: Final = re.compile(r"\.(.+)\.([0-9a-f]{32})\.(tmp|old|lock)")
@@ -105,14 +105,14 @@ def remove_stale(path: Path) -> None:
     """Remove the temporary files and folders that killed processes left beside a target.
 
     A folder that a killed process had renamed and not replaced yet gets its name back. Those of
-    live processes stay, and so does what the system refuses to remove.
+    live processes stay, and so does what the system refuses to remove, or another program wrote.
 
     Args:
         path: file or folder that ``replacing`` or ``atomic_folder`` writes; it may be missing.
     """
     for name, token in _stale(path.parent):
         if name == path.name:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ConfigError):  # such as a lock of another program
                 _remove_stale(path, token)
 
 
@@ -124,7 +124,7 @@ def remove_all_stale(folder: Path) -> None:
             missing.
     """
     for name, token in _stale(folder):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ConfigError):
             _remove_stale(folder / name, token)
 
 

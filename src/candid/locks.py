@@ -27,6 +27,8 @@ LOCK: Final = ".lock"
 """Name of the lock file of a folder, inside it."""
 COMMAND: Final = 200
 """Most characters of a command in the record of a holder."""
+RECORD: Final = b'{"pid": '
+"""First bytes of every record."""
 UNSUPPORTED: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """Errors of a file system that has no locks."""
 
@@ -82,6 +84,7 @@ def acquire(path: Path, purpose: Mapping[str, Any] | None = None) -> Lock:
 
     Raises:
         BlockingIOError: another process, or another lock of this one, holds it.
+        ConfigError: the file has content that is not of a lock; it stays as it is.
         OSError: the operating system refuses, such as for a missing folder.
     """
     record = _this_process() | {"purpose": purpose}
@@ -90,6 +93,7 @@ def acquire(path: Path, purpose: Mapping[str, Any] | None = None) -> Lock:
         try:
             is_exclusive = _flock(descriptor)
             if _is_at(descriptor, path):
+                _check_is_lock(descriptor, path)
                 # On a full disk the lock holds without its record.
                 with suppress(OSError):
                     os.ftruncate(descriptor, 0)
@@ -117,8 +121,8 @@ def one_writer(
         purpose: plain JSON values for ``stored_purpose``.
 
     Raises:
-        ConfigError: another process holds the lock; the message has its pid, host, start and
-            command.
+        ConfigError: another process holds the lock (the message has its pid, host, start and
+            command), or the file is not a lock.
         OSError: the operating system refuses.
     """
     try:
@@ -180,6 +184,19 @@ def is_lock_file(path: Path) -> bool:
         return not text or "pid" in dict(json.loads(text))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
+
+
+def _check_is_lock(descriptor: int, path: Path) -> None:
+    """Refuse a file of another program or of the user.
+
+    A full disk may cut a record, and a power cut may leave zeros in its place.
+    """
+    start = os.pread(descriptor, len(RECORD), 0).rstrip(b"\0")
+    if not RECORD.startswith(start):
+        raise ConfigError(
+            f"{path} is a file that candid did not write, in the place of a lock: move it away, "
+            "or choose another path"
+        )
 
 
 def _busy(path: Path, target: Path | str, advice: str) -> ConfigError:

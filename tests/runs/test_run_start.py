@@ -288,6 +288,31 @@ def test_resume_of_a_start_without_arguments_is_refused(tmp_path):
     train_run(config(), dataset(), out)
 
 
+@pytest.mark.parametrize("lock", [True, False])
+@pytest.mark.parametrize("manifest", ["run.json", "before-refit/run.json", None])
+def test_resume_in_a_folder_of_another_program_changes_nothing(tmp_path, manifest, lock):
+    out = tmp_path / "run"
+    stale = f".notes.{'0' * 32}.tmp"
+    files = {stale: "mine"} | ({".lock": "1234\n"} if lock else {})
+    files |= {} if manifest is None else {manifest: '{"name": 1}'}
+    for name, content in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(content)
+    for refit in (False, True):
+        with pytest.raises((ArtifactError, ConfigError)):
+            train_run(config(), dataset(), out, resume=True, refit=refit)
+    found = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
+    assert {name: path.read_text() for name, path in found.items()} == files
+
+
+def test_resume_in_a_run_with_a_foreign_lock_file_names_it(tmp_path):
+    train_run(config(), dataset(), tmp_path / "run")
+    (tmp_path / "run" / ".lock").write_text("1234\n")
+    with pytest.raises(ConfigError, match=r"\.lock is a file that candid did not write"):
+        train_run(config(), dataset(), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / ".lock").read_text() == "1234\n"
+
+
 def test_resume_of_no_run_leaves_no_folder(tmp_path):
     with pytest.raises(ArtifactError, match="is not a run"):
         train_run(config(), dataset(), tmp_path / "run", resume=True)

@@ -92,7 +92,8 @@ def training_folder(
     Raises:
         ConfigError: another process trains in the folder; without ``resume``, it holds a run or
             other files; with it, the interrupted start had other arguments.
-        ArtifactError: the operating system refuses; or with ``resume``, there is no run.
+        ArtifactError: the operating system refuses; or with ``resume``, there is no run, or its
+            ``run.json`` is damaged.
     """
     # The folder and the folders above it that this creates, innermost first.
     created = [folder for folder in (out, *out.parents) if not folder.exists()]
@@ -109,8 +110,12 @@ def training_folder(
         check_is_free(out)
     else:
         check_not_held(out / LOCK, out, ANOTHER)
-        has_manifest = (out / MANIFEST).exists() or (out / BEFORE_REFIT / MANIFEST).exists()
-        if not has_manifest:
+        manifests = [folder for folder in (out, out / BEFORE_REFIT) if (folder / MANIFEST).exists()]
+        has_manifest = bool(manifests)
+        if has_manifest:
+            # Before anything is changed: the folder may be of another program.
+            read_manifest(manifests[0])
+        else:
             purpose = _purpose_of(out, init, refit)
             init = purpose["init"]
     purpose["stored_data"] = dataset.path is None or _stored_data(out, before)
