@@ -1,0 +1,22 @@
+"""Processes of one training: their group, sums and gathers over it, failures, and the launcher."""
+
+from candid.distributed.connection import connected, current_group, open_group
+from candid.distributed.environment import Environment
+from candid.distributed.failures import Failure, PeerError, ProcessGroupError
+from candid.distributed.gather import gather_with_gradient
+from candid.distributed.group import TIMEOUT_SECONDS, Group
+from candid.distributed.traffic import Traffic
+
+__all__ = [
+    "TIMEOUT_SECONDS",
+    "Environment",
+    "Failure",
+    "Group",
+    "PeerError",
+    "ProcessGroupError",
+    "Traffic",
+    "connected",
+    "current_group",
+    "gather_with_gradient",
+    "open_group",
+]

@@ -1,0 +1,202 @@
+"""Opening and closing of the process group, and the report of errors to the other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from candid.distributed.environment import Environment
+from candid.distributed.failures import FailureBoard, PeerError, ProcessGroupError
+from candid.distributed.group import TIMEOUT_SECONDS, Group, short_reason
+
+CONNECT_SECONDS: Final = 600.0
+"""Longest wait for the store, which the launcher or rank 0 opens."""
+
+
+_dist: Any = dist
+"""torch.distributed with the names that it does not export to type checkers."""
+
+
+@dataclass(slots=True)
+class _Connection:
+    """The store of the processes.
+
+    Attributes:
+        environment: place of this process.
+        store: of torch, with the keys of this use.
+        board: for failures.
+    """
+
+    environment: Environment
+    store: Any
+    board: FailureBoard
+
+
+_store: Any = None
+_uses = 0
+_connection: _Connection | None = None
+_group: Group | None = None
+
+
+def current_group() -> Group:
+    """Return the open group of this process; without one, this process alone."""
+    return Group() if _group is None else _group
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Report an error of the block to the other processes; theirs end too.
+
+    A process without others runs the block only. The first process that fails raises its error;
+    the others raise ``PeerError`` with the same exit code. Blocks can be nested.
+
+    Raises:
+        ConfigError: the environment of the launcher is incomplete.
+        ProcessGroupError: the store cannot be reached.
+        PeerError: another process failed first.
+    """
+    global _connection
+    if _connection is not None or dist.is_initialized():
+        yield
+        return
+    environment = Environment.read()
+    if environment is None:
+        yield
+        return
+    _connection = connection = _connect(environment)
+    try:
+        yield
+    except PeerError:
+        raise
+    except BaseException as error:
+        if connection.board.publish(error):
+            raise
+        failure = connection.board.read()
+        if failure is None:
+            raise
+        raise failure.error() from error
+    finally:
+        _connection = None
+
+
+@contextmanager
+def open_group(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Group]:
+    """Open the process group of the launcher for a block; inside another block, return its group.
+
+    The backend is gloo for tensors on the CPU and NCCL for those on CUDA devices, one process for
+    each device. A process without ``RANK`` and ``WORLD_SIZE`` trains alone. A default group that
+    the program has initialised already is used.
+
+    Args:
+        timeout_seconds: longest wait for other processes in one collective.
+
+    Raises:
+        ConfigError: the environment of the launcher is incomplete.
+        ProcessGroupError: the other processes cannot be reached.
+        PeerError: another process failed.
+    """
+    global _group
+    if _group is not None:
+        yield _group
+        return
+    with ExitStack() as closers:
+        closers.enter_context(connected())
+        group = _open(timeout_seconds, closers)
+        _group = group
+        try:
+            yield group
+        finally:
+            _group = None
+            group.close()
+
+
+def _open(timeout_seconds: float, closers: ExitStack) -> Group:
+    timeout = timedelta(seconds=timeout_seconds)
+    if _connection is None:
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return Group()
+        process_group = None
+        if "gloo" not in str(dist.get_backend_config()):
+            # Small messages go through the CPU.
+            process_group = dist.new_group(backend="cpu:gloo,cuda:nccl", timeout=timeout)
+            closers.callback(dist.destroy_process_group, process_group)
+        return Group(
+            dist.get_rank(),
+            dist.get_world_size(),
+            local_rank=dist.get_node_local_rank(dist.get_rank()),
+            timeout_seconds=timeout_seconds,
+            process_group=process_group,
+        )
+    environment = _connection.environment
+    if _has_own_device(environment):
+        torch.cuda.set_device(environment.local_rank)
+    try:
+        dist.init_process_group(
+            _backend(environment),
+            store=_dist.PrefixStore("group", _connection.store),
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=timeout,
+        )
+    except RuntimeError as error:
+        raise ProcessGroupError(
+            f"process {environment.rank} cannot reach the other processes "
+            f"({short_reason(error)}): check the network and that all of them were started"
+        ) from error
+    closers.callback(_close)
+    return Group(
+        environment.rank,
+        environment.world_size,
+        local_rank=environment.local_rank,
+        timeout_seconds=timeout_seconds,
+        board=_connection.board,
+    )
+
+
+def _connect(environment: Environment) -> _Connection:
+    global _store, _uses
+    if _store is None:
+        try:
+            _store, _, _ = next(
+                iter(_dist.rendezvous("env://", timeout=timedelta(seconds=CONNECT_SECONDS)))
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ProcessGroupError(
+                f"process {environment.rank} cannot reach the store of its launcher at "
+                f"MASTER_ADDR and MASTER_PORT ({short_reason(error)}): check both"
+            ) from error
+    # Each use has keys of its own: a process may train several models, one after the other.
+    _uses += 1
+    store = _dist.PrefixStore(f"candid-{_uses}", _store)
+    # The watchdog reads through a connection of its own, while another call may wait.
+    board = _dist.PrefixStore(f"candid-{_uses}", _clone(_store))
+    return _Connection(environment, store, FailureBoard(board, environment.rank))
+
+
+def _clone(store: Any) -> Any:
+    clone = getattr(store, "clone", None)  # torch 2.6 has none
+    return store if clone is None else clone()
+
+
+def _has_own_device(environment: Environment) -> bool:
+    """Whether each process of this machine has a CUDA device of its own."""
+    if not torch.cuda.is_available():
+        return False
+    return environment.local_world_size <= torch.cuda.device_count()
+
+
+def _backend(environment: Environment) -> str:
+    is_nccl = _has_own_device(environment) and dist.is_nccl_available()
+    return "cpu:gloo,cuda:nccl" if is_nccl else "gloo"
+
+
+def _close() -> None:
+    # After an error the others may be gone; the operating system closes the connections then.
+    with suppress(RuntimeError):
+        dist.destroy_process_group()
