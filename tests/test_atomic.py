@@ -46,8 +46,8 @@ def test_replacing_keeps_the_old_file_after_an_error(tmp_path):
 
 def test_replacing_removes_files_of_killed_processes_and_keeps_those_of_live_ones(tmp_path):
     path, token = tmp_path / "file.txt", "0123456789abcdef" * 2
-    for kind in ("tmp", "lock"):
-        (tmp_path / f".file.txt.{token}.{kind}").write_text("half")
+    (tmp_path / f".file.txt.{token}.tmp").write_text("half")
+    (tmp_path / f".file.txt.{token}.lock").write_text('{"pid": 12, "ho')
     (tmp_path / f".other.txt.{token}.tmp").write_text("of another file")
     with replacing(path) as first:
         first.write_text("one")
