@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -328,6 +332,70 @@ def test_file_that_cannot_be_read_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", refused)
     [check] = verify(path)
     assert check.fault == "cannot be read: permission denied; give this user read permission"
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user may search, unlike those of pytest; files of root are removed."""
+    folder = Path(tempfile.mkdtemp(prefix="candid-verify-"))
+    folder.chmod(0o755)
+    yield folder
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def without_privileges():
+    """Run a block as a user whom permissions bind; root reads everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_verify_reports_what_this_user_cannot_read_and_reads_the_rest(
+    artifacts, open_folder, capsys
+):
+    for name in ("run", "data", "index", "baseline", "export"):
+        shutil.copytree(artifacts / name, open_folder / name)
+    (open_folder / "link to the run").symlink_to(open_folder / "run")
+    (open_folder / "run").chmod(0)
+    (open_folder / "data").chmod(0o444)  # names of files without their content
+    (open_folder / "index").chmod(0o111)  # content without names
+    (open_folder / "baseline" / "items.parquet").chmod(0)
+    names = ["run", "data/manifest.json", "index", "baseline/items.parquet"]
+    with without_privileges():
+        checks = verify(open_folder)
+        named = [open_folder / name for name in ("run/run.json", "data/roles.npy", "index")]
+        of_named = verify(named)
+        assert cli(["verify", str(open_folder / "run"), str(open_folder / "export"), "-q"]) == 4
+    reason = "cannot be read: permission denied; give this user read permission"
+    failures = {check.path: check.fault for check in checks if not check.is_ok}
+    assert failures == {open_folder / name: reason for name in names}
+    read = {check.path.relative_to(open_folder).parts[0] for check in checks if check.is_ok}
+    assert read == {"baseline", "export"}
+    assert {check.path: check.fault for check in of_named} == dict.fromkeys(named, reason)
+    output = capsys.readouterr()
+    assert output.out == f"damaged  {open_folder / 'run'}: {reason}\n"
+    assert f"is damaged: {open_folder / 'run'};" in output.err
+
+
+def test_verify_ignores_a_folder_that_is_removed_meanwhile(artifacts, tmp_path, monkeypatch):
+    shutil.copytree(artifacts / "data", tmp_path / "data")
+    (tmp_path / "gone").mkdir()
+
+    def scandir(path, scan=os.scandir):
+        if str(path).endswith("gone"):
+            shutil.rmtree(tmp_path / "gone")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert {check.path.parent.name for check in verify(tmp_path)} == {"data"}
 
 
 def test_manifest_stands_for_its_artifact(artifacts):

@@ -56,11 +56,11 @@ Check = Callable[[], str | None]
 
 @dataclass(frozen=True)
 class FileCheck:
-    """The result of one file.
+    """The result of one file, or of one folder that cannot be read.
 
     Attributes:
-        path: the file.
-        bytes: its size; 0 if it is missing.
+        path: the file or folder.
+        bytes: its size; 0 if it is missing, and of a folder.
         fault: how it is damaged; None: it is as it was written.
     """
 
@@ -95,7 +95,8 @@ def verify(
         progress: called with (stage, MiB read, total MiB).
 
     Returns:
-        one result for each file, in the order of reading.
+        one result for each file, in the order of reading, and one for each folder that the system
+        does not let this process read.
 
     Raises:
         ConfigError: a path does not exist, is of another type, or none is given.
@@ -117,14 +118,17 @@ def verify(
         raise ConfigError("there is no path to verify: name at least one")
     checks: dict[Path, Check] = {}
     for path in map(Path, paths):
-        found = dict(_checks(path))
+        try:
+            found = dict(_checks(path))
+        except OSError as error:
+            found = {path: _unreadable(path, error)}
         if not found:
             raise ArtifactError(
                 f"{path} contains nothing that candid wrote: name the folder of a run, dataset, "
                 "index, export or baseline, or a file of item updates"
             )
         checks |= found
-    sizes = {path: path.stat().st_size if path.is_file() else 0 for path in checks}
+    sizes = {path: os.path.getsize(path) if os.path.isfile(path) else 0 for path in checks}
     total, done, results = sum(sizes.values()), 0, []
     for path, check in checks.items():
         with verification(True):
@@ -137,12 +141,18 @@ def verify(
 
 def _checks(path: Path) -> Iterator[tuple[Path, Check]]:
     if path.is_dir():
-        for folder, names in _folders(path):
+        unreadable = list[OSError]()
+        for folder, names in _folders(path, unreadable.append):
             for name in _MANIFESTS:
                 yield from _artifact(folder, name, names)
             for name in sorted(names):
                 if name.endswith(UPDATES) and SIGNS[0] in _head(folder / name):
                     yield folder / name, _updates(folder / name)
+        # The first path to each; a link may lead to a folder that was reported.
+        once = {os.path.realpath(error.filename): error for error in reversed(unreadable)}
+        for error in reversed(once.values()):
+            if not isinstance(error, FileNotFoundError):  # removed meanwhile
+                yield Path(error.filename), _unreadable(Path(error.filename), error)
     elif path.name in _MANIFESTS and os.path.lexists(path):
         yield from _artifact(path.parent, path.name, os.listdir(path.parent))
     elif path.suffix == CHECKPOINT and path.is_file():
@@ -154,10 +164,15 @@ def _checks(path: Path) -> Iterator[tuple[Path, Check]]:
         raise ConfigError(f"{path} does not exist: check the path")
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, set[str]]]:
-    """Yield each folder once, with the names in it; links to folders are followed."""
+def _folders(root: Path, on_error: Callable[[OSError], None]) -> Iterator[tuple[Path, set[str]]]:
+    """Yield each folder once, with the names in it; links to folders are followed.
+
+    Args:
+        root: the folder to begin with.
+        on_error: called for each folder that cannot be read.
+    """
     seen = set[str]()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=on_error, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
@@ -263,11 +278,22 @@ def _run(folder: Path) -> Iterator[tuple[Path, Check]]:
     if result is not None and result["best"] is not None:
         needed.add(BEST)
     for name in CHECKPOINTS:
-        if (folder / name).exists():
+        if _exists(folder / name):
             run = None if manifest is None else manifest.get(RUN)
             yield folder / name, _checkpoint(folder / name, run)
         elif name in needed:
             yield folder / name, lambda: MISSING
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a file, also one of which the system gives no more than its name."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # Its check has the reason.
+    return True
 
 
 def _checkpoint(path: Path, run: str | None = None) -> Check:
@@ -305,7 +331,7 @@ def _read(read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any] | None:
     try:
         with verification(True):
             return read()
-    except ArtifactError:
+    except (ArtifactError, OSError):
         return None
 
 
@@ -314,6 +340,8 @@ def _fault_of(path: Path, read: Callable[[], object]) -> str | None:
         read()
     except (ArtifactError, ConfigError) as error:
         return str(error).removeprefix(f"{path} ")
+    except OSError as error:
+        return _system_fault(path, error)
     return None
 
 
@@ -321,7 +349,7 @@ def _fault_of_updates(path: Path) -> str | None:
     try:
         contents = read_records(path.read_bytes())
     except (OSError, MemoryError) as error:
-        return str(read_error(path, error)).removeprefix(f"{path} ")
+        return _system_fault(path, error)
     if contents.damaged:
         return (
             f"has {contents.damaged:,} damaged bytes between {len(contents.records):,} valid "
@@ -332,6 +360,14 @@ def _fault_of_updates(path: Path) -> str | None:
 
 def _updates(path: Path) -> Check:
     return lambda: _fault_of_updates(path)
+
+
+def _unreadable(path: Path, error: OSError | MemoryError) -> Check:
+    return lambda: _system_fault(path, error)
+
+
+def _system_fault(path: Path, error: OSError | MemoryError) -> str:
+    return str(read_error(path, error)).removeprefix(f"{path} ")
 
 
 def _head(path: Path) -> bytes:

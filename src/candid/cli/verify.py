@@ -17,6 +17,7 @@ def verify(
         list[Path],
         typer.Argument(
             metavar="PATH...",
+            readable=False,  # What cannot be read is reported like damage, and the rest is read.
             help="Runs, datasets, indexes, exports, baselines and searches, or folders of them; "
             "checkpoints; files of item updates",
         ),
@@ -28,7 +29,7 @@ def verify(
 ) -> None:
     """Read all files of runs, datasets and other artifacts, and compare them with their checksums.
 
-    Exit code 4 if a file is damaged or missing.
+    Exit code 4 if a file is damaged or missing, or if a file or folder cannot be read.
     """
     from candid.cli.progress import stage_progress
     from candid.verification import verify as verify_paths
