@@ -19,8 +19,8 @@ from candid.inference import StageProgress
 from candid.locks import LOCK
 from candid.runs import folder as run_folder
 from candid.runs import trained_ids
+from candid.runs.baseline_folder import ARRAYS, ITEMS, read_baseline_manifest
 from candid.runs.features import FEATURES, read_states
-from candid.runs.fitted_baseline import ARRAYS, ITEMS, read_baseline_manifest
 from candid.serve.update_file import SIGNS, read_records
 from candid.training import BEST, LAST, PREVIOUS, RUN, read_checkpoint
 from candid.tuning.loop import FOLDERS

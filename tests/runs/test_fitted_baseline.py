@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from candid.data import PreparedDataset, Role, open_dataset
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.evaluation import EvaluationConfig
 from candid.inference import tie_ranks
-from candid.runs import fitted_baseline, holds_baseline, load_baseline
+from candid.runs import FittedBaseline, Run, fitted_baseline, holds_baseline, load_baseline
 
 NUM_USERS, NUM_ITEMS, LENGTH = 30, 12, 6
 CONFIG = EvaluationConfig(ks=(1, 5), metric="ndcg@5")
@@ -174,6 +175,36 @@ def test_arguments_that_a_baseline_does_not_read_are_refused(knn):
         knn.recommend(["u99"])
     with pytest.raises(ConfigError, match="unknown split 'train'"):
         knn.evaluate("train")
+
+
+@pytest.mark.parametrize("method", ["recommend", "query_vectors"])
+def test_methods_take_the_arguments_of_a_run(method):
+    expected, found = (
+        inspect.signature(getattr(kind, method)).parameters for kind in (Run, FittedBaseline)
+    )
+    assert list(found) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ({"times": [[1, 2]]}, "times of a history: leave out times"),
+        ({"features": [{"age": 3}]}, "attributes of users: leave out features"),
+        ({"time": 1}, "time of a query: leave out time"),
+        ({"event_type": "buy"}, "event type of a query: leave out event_type"),
+    ],
+)
+def test_arguments_of_a_run_are_refused_by_name(data, knn, given, advice):
+    message = f"the baseline item_knn does not read .*{advice} "
+    for fallback in (None, "popular"):
+        # With an empty history the fallback alone answers, which reads none of them either.
+        for histories in ([[102, 105]], [[]]):
+            with pytest.raises(ConfigError, match=message):
+                knn.recommend(histories=histories, fallback=fallback, **given)
+    factors = np.ones((NUM_ITEMS, 2), dtype=np.float32)
+    model = ALS(ALS.Config(factors=2), data.train_counts.astype(np.float64), factors)
+    with pytest.raises(ConfigError, match=f"the baseline als does not read .*{advice} "):
+        fitted_baseline("als", model, data, CONFIG).query_vectors(histories=[[102, 105]], **given)
 
 
 def test_a_list_for_everyone_accepts_histories(data):

@@ -24,24 +24,20 @@ data/                the dataset, if it was in memory
 items.parquet        the source id of each item, in the order of the arrays
 """
 
+from candid.runs.baseline_fit import fit_baseline, fitted_baseline
 from candid.runs.baselines import beside_baselines, beside_cheap_baselines
 from candid.runs.build import build_model, build_objective, pick_device, set_threads
 from candid.runs.bulk import BulkResult, write_recommendations, write_similar
 from candid.runs.comparison import compare_runs, load_runs
 from candid.runs.features import RunFeatures, fit_features
-from candid.runs.fitted_baseline import (
-    FittedBaseline,
-    fit_baseline,
-    fitted_baseline,
-    load_baseline,
-)
+from candid.runs.fitted_baseline import FittedBaseline
 from candid.runs.folder import DATA, MANIFEST, check_is_empty, peak_memory_mib
 from candid.runs.given_lists import evaluate_recommendations
 from candid.runs.index import INDEX, model_fingerprint, open_index
 from candid.runs.new_items import read_new_items
 from candid.runs.run import Run, load_run
 from candid.runs.run_start import check_is_free
-from candid.runs.saved_model import SavedModel, holds_baseline, load
+from candid.runs.saved_model import SavedModel, holds_baseline, load, load_baseline
 from candid.runs.training import TrainResult, train, train_run
 
 __all__ = [

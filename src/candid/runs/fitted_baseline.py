@@ -1,11 +1,8 @@
-"""A fitted baseline: the model, its dataset and its settings, to ask, to save and to load."""
+"""A fitted baseline with its dataset: recommendations, evaluation, vectors, and saving."""
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,21 +13,11 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from candid.atomic import atomic_folder
 from candid.batches import Ints
-from candid.checksums import (
-    check_file,
-    check_seal,
-    file_entry,
-    read_error,
-    verification,
-    write_sealed_json,
-)
-from candid.component import lookup
-from candid.config import default_recipe, validated
+from candid.config import validated
 from candid.config.fallbacks import Fallback
-from candid.data import PreparedDataset, Role, as_dataset
-from candid.errors import ArtifactError, ConfigError
+from candid.data import PreparedDataset, Role
+from candid.errors import ConfigError
 from candid.evaluation import EvaluationConfig, EvaluationReport, check_has_relevant, evaluate
 from candid.index import Index
 from candid.inference import (
@@ -43,8 +30,8 @@ from candid.inference import (
     recommend,
     score_batch_size,
 )
+from candid.runs.baseline_folder import write_baseline
 from candid.runs.fallback import ADVICE, FallbackModels, recommend_or_fall_back
-from candid.runs.folder import BASELINE, check_is_empty, dataset_facts, dataset_of, store_dataset
 from candid.runs.history_times import Time
 from candid.runs.similar import SimilarItems
 from candid.runs.source_ids import (
@@ -55,16 +42,10 @@ from candid.runs.source_ids import (
     query_ids,
 )
 from candid.runs.splits import role_of
-from candid.version import __version__
 
 if TYPE_CHECKING:
     from candid.baselines import Baseline
 
-FORMAT: Final = 2
-"""Version of ``baseline.json`` and the arrays beside it."""
-SAVE_AGAIN: Final = "save the baseline again"
-ARRAYS: Final = "arrays.safetensors"
-ITEMS: Final = "items.parquet"
 WHOLE_HISTORY: Final = 2**31 - 1
 """Longest history that a baseline reads: every one."""
 
@@ -144,10 +125,14 @@ class FittedBaseline:
         users: SourceIds | None = None,
         *,
         histories: Histories | None = None,
+        times: Sequence[Sequence[Time | None]] | None = None,
+        features: Sequence[Attributes] | None = None,
         k: int | None = None,
         filter_seen: bool | None = None,
         allow: SourceIds | None = None,
         deny: SourceIds | None = None,
+        time: Time | None = None,
+        event_type: str | None = None,
         fallback: Fallback | None = None,
     ) -> pl.DataFrame:
         """Recommend items to users of the dataset, or for given histories.
@@ -157,11 +142,15 @@ class FittedBaseline:
                 user in the dataset is used.
             histories: for anonymous users, instead of ``users``: source ids of the items of
                 each history, earliest first.
+            times: as for ``Run.recommend``; no baseline reads them: refused.
+            features: as for ``Run.recommend``; no baseline reads them: refused.
             k: recommendations per query; None: 10, or all items of a smaller catalog.
             filter_seen: leave out the items of the whole history (with event types: of target
                 event types only); None: as the baseline is measured, ``evaluation.filter_seen``.
             allow: the only items that may be recommended; None: all.
             deny: items that are never recommended; None: none.
+            time: as for ``Run.recommend``; no baseline reads it: refused.
+            event_type: as for ``Run.recommend``; no baseline reads it: refused.
             fallback: list of users without a history and of users that the dataset does not have,
                 "popular" or "recent"; None: the latter are refused.
 
@@ -173,8 +162,10 @@ class FittedBaseline:
 
         Raises:
             DataError: an id is unknown or of another type.
-            ConfigError: k is larger than the catalog, or no item is allowed.
+            ConfigError: k is larger than the catalog, no item is allowed, or an argument is given
+                that no baseline reads.
         """
+        self._check_is_read(times, features, time, event_type)
         if fallback is not None:
             return recommend_or_fall_back(
                 self,
@@ -221,18 +212,7 @@ class FittedBaseline:
             ConfigError: as for ``recommend``, or an argument is given that a baseline does not
                 read.
         """
-        given = {
-            "the times of a history: leave out --history-time": history_times is not None,
-            "attributes of users: leave out --user-attribute": attributes is not None,
-            "the time of a query: leave out time (--at)": time is not None,
-            "the event type of a query: leave out event_type (--event-type)": event_type
-            is not None,
-            "new items: leave out --new-items": new_items is not None,
-            "an index: leave out --index": index is not None,
-        }
-        for what, is_given in given.items():
-            if is_given:
-                raise ConfigError(f"the baseline {self.name} does not read {what}")
+        self._check_is_read(history_times, attributes, time, event_type, new_items, index)
         return recommend(
             self.model,
             self.dataset,
@@ -300,14 +280,22 @@ class FittedBaseline:
         users: SourceIds | None = None,
         *,
         histories: Histories | None = None,
+        times: Sequence[Sequence[Time | None]] | None = None,
+        features: Sequence[Attributes] | None = None,
+        time: Time | None = None,
+        event_type: str | None = None,
     ) -> Floats:
         """Return the vectors of users of the dataset, or of histories: [n, D] float32.
 
+        The arguments are those of ``recommend``.
+
         Raises:
             DataError: an id is unknown or of another type.
-            ConfigError: the baseline has no vectors.
+            ConfigError: the baseline has no vectors, or an argument is given that no baseline
+                reads.
         """
         model = self._vector_model()
+        self._check_is_read(times, features, time, event_type)
         user_ids, item_ids, _ = query_ids(self.dataset, users, histories, None)
         queries = query_set(
             self.dataset, user_ids=user_ids, histories=item_ids, max_length=WHOLE_HISTORY
@@ -331,18 +319,30 @@ class FittedBaseline:
             ConfigError: the folder has content.
             ArtifactError: the operating system refuses.
         """
-        from candid.baselines.storage import write_arrays
-
         folder = Path(folder)
-        check_is_empty(folder, "--save")
-        with atomic_folder(folder) as temporary:
-            write_arrays(temporary / ARRAYS, self.model)
-            self.dataset.items.select("source_id").write_parquet(temporary / ITEMS)
-            store_dataset(temporary, self.dataset)
-            files = {name: file_entry(temporary / name) for name in (ARRAYS, ITEMS)}
-            facts = {"fingerprint": files[ARRAYS]["sha256"], "files": files}
-            manifest = write_sealed_json(temporary / BASELINE, self.manifest | facts)
+        manifest = write_baseline(folder, self.model, self.dataset, self.manifest)
         return replace(self, manifest=manifest, folder=folder)
+
+    def _check_is_read(
+        self,
+        times: object,
+        features: object,
+        time: object,
+        event_type: object,
+        new_items: object = None,
+        index: object = None,
+    ) -> None:
+        given = {
+            "the times of a history: leave out times (--history-time)": times,
+            "attributes of users: leave out features (--user-attribute)": features,
+            "the time of a query: leave out time (--at)": time,
+            "the event type of a query: leave out event_type (--event-type)": event_type,
+            "new items: leave out new_items (--new-items)": new_items,
+            "an index: leave out index (--index)": index,
+        }
+        for what, value in given.items():
+            if value is not None:
+                raise ConfigError(f"the baseline {self.name} does not read {what}")
 
     def _vector_model(self) -> TwoTowerModel:
         model = self.model.vector_model
@@ -352,158 +352,3 @@ class FittedBaseline:
                 "vectors, such as als"
             )
         return model
-
-
-def fit_baseline(
-    data: PreparedDataset | Path | str,
-    name: str,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    tuning: bool = True,
-    evaluation: EvaluationConfig | None = None,
-    seconds: float | None = None,
-) -> FittedBaseline:
-    """Fit a baseline to the training rows of a dataset, tuned on its validation targets.
-
-    Args:
-        data: a prepared dataset, or its folder.
-        name: in ``candid.baselines.BASELINES``, such as "item_knn".
-        settings: keys of the baseline's ``Config``; nothing is tuned. None: tuned ones.
-        tuning: whether to tune; a dataset without validation targets gives the defaults.
-        evaluation: metric of the tuning, and whether seen items are hidden; None: those of the
-            default recipe for the dataset.
-        seconds: CPU time after which tuning stops; None: no limit.
-
-    Raises:
-        ConfigError: the name or a setting is unknown, or the baseline cannot be fitted to such
-            data.
-        DataError: the dataset has no training interaction, or no validation target that can be
-            measured.
-
-    Example:
-        >>> baseline = candid.fit_baseline("data/films", "markov")
-        >>> baseline.recommend(histories=[[260, 1196]], k=5)
-    """
-    # Here, because only these functions need scipy.
-    from candid.baselines import BASELINES, fit_tuned, training_rows
-
-    dataset = as_dataset(data)
-    baseline = lookup(BASELINES, "baseline", name)
-    config = default_recipe(dataset=dataset).evaluation if evaluation is None else evaluation
-    if settings is not None:
-        model = baseline.fit(
-            training_rows(dataset), validated(baseline.Config, settings, f"baseline {name}")
-        )
-        return fitted_baseline(name, model, dataset, config)
-    tuned = fit_tuned(dataset, name, config, tuning=tuning, seconds=seconds)
-    return fitted_baseline(name, tuned.model, dataset, config, tuned.validation, tuned.trials)
-
-
-def fitted_baseline(
-    name: str,
-    model: Baseline,
-    dataset: PreparedDataset,
-    evaluation: EvaluationConfig,
-    validation: float | None = None,
-    trials: int = 0,
-) -> FittedBaseline:
-    """Return a fitted baseline with its dataset, ready to be saved.
-
-    Args:
-        name: in ``candid.baselines.BASELINES``.
-        model: fitted to ``dataset``.
-        dataset: the prepared dataset.
-        evaluation: settings of evaluations.
-        validation: validation metric of the settings; None: they were not tuned.
-        trials: settings that were measured on validation.
-    """
-    manifest = {
-        "format": FORMAT,
-        "candid": __version__,
-        "baseline": name,
-        "settings": model.config.model_dump(mode="json"),
-        "tuning": None
-        if validation is None
-        else {"metric": evaluation.metric, "validation": validation, "trials": trials},
-        "evaluation": evaluation.model_dump(mode="json"),
-        "dataset": dataset_facts(dataset),
-        "command": shlex.join(sys.argv),
-    }
-    return FittedBaseline(name, model, dataset, evaluation, manifest)
-
-
-def load_baseline(
-    folder: Path | str,
-    data: PreparedDataset | Path | str | None = None,
-    *,
-    verify: bool = True,
-) -> FittedBaseline:
-    """Open a saved baseline.
-
-    Args:
-        folder: of ``FittedBaseline.save`` or ``candid baselines --save``.
-        data: the prepared dataset, or its folder; None: the one that ``baseline.json`` names.
-        verify: whether to compare the files of baseline and dataset with their checksums.
-
-    Raises:
-        ArtifactError: not a saved baseline, one of another version, a damaged one, or another
-            dataset.
-    """
-    with verification(verify):
-        return _load_baseline(Path(folder), data)
-
-
-def _load_baseline(folder: Path, data: PreparedDataset | Path | str | None) -> FittedBaseline:
-    from candid.baselines import BASELINES
-    from candid.baselines.storage import read_baseline
-
-    manifest = read_baseline_manifest(folder)
-    name = manifest["baseline"]
-    try:
-        baseline = lookup(BASELINES, "baseline", name)
-        config = validated(baseline.Config, manifest["settings"], "settings")
-        evaluation = validated(EvaluationConfig, manifest["evaluation"], "evaluation")
-    except ConfigError as error:
-        raise ArtifactError(
-            f"{folder / BASELINE}: {error}; the file is damaged or of another version of candid: "
-            "save the baseline again"
-        ) from None
-    dataset = dataset_of(folder, manifest["dataset"], data, made="fitted", again="save it again")
-    check_file(folder / ARRAYS, manifest["files"][ARRAYS], SAVE_AGAIN)
-    model = read_baseline(folder / ARRAYS, baseline, config)
-    if len(model.target_counts) != dataset.num_items:
-        raise ArtifactError(
-            f"{folder / ARRAYS} has {len(model.target_counts)} items and the dataset has "
-            f"{dataset.num_items}: save the baseline again"
-        )
-    return FittedBaseline(name, model, dataset, evaluation, manifest, folder)
-
-
-def read_baseline_manifest(folder: Path) -> dict[str, Any]:
-    """Read ``baseline.json``, and compare it with its checksum.
-
-    Raises:
-        ArtifactError: missing, damaged or of another format.
-    """
-    path = folder / BASELINE
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        baseline_format = manifest["format"]
-        manifest["dataset"]["fingerprint"], manifest["dataset"]["path"]
-        for key in ("baseline", "settings", "evaluation", "fingerprint"):
-            manifest[key]
-        for entry in manifest["files"].values() if baseline_format == FORMAT else ():
-            int(entry["bytes"]), str(entry["sha256"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{folder} is not a saved baseline: it has no {BASELINE}") from None
-    except OSError as error:
-        raise read_error(path, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ArtifactError(f"{path} is damaged; {SAVE_AGAIN}") from None
-    if baseline_format != FORMAT:
-        raise ArtifactError(
-            f"{folder} holds a baseline of format {baseline_format} and this version of candid "
-            f"reads format {FORMAT}: save the baseline again"
-        )
-    check_seal(path, manifest, SAVE_AGAIN)
-    return manifest

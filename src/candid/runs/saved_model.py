@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from candid.checksums import verification
 from candid.data import PreparedDataset
-from candid.runs.fitted_baseline import FittedBaseline, load_baseline, read_baseline_manifest
+from candid.runs.baseline_folder import read_baseline_manifest, read_saved_baseline
+from candid.runs.fitted_baseline import FittedBaseline
 from candid.runs.folder import BASELINE, DATA, read_manifest
 from candid.runs.run import Run, load_run
 
@@ -40,6 +42,30 @@ def load(
     if holds_baseline(folder):
         return load_baseline(folder, data, verify=verify)
     return load_run(folder, data, verify=verify)
+
+
+def load_baseline(
+    folder: Path | str,
+    data: PreparedDataset | Path | str | None = None,
+    *,
+    verify: bool = True,
+) -> FittedBaseline:
+    """Open a saved baseline.
+
+    Args:
+        folder: of ``FittedBaseline.save`` or ``candid baselines --save``.
+        data: the prepared dataset, or its folder; None: the one that ``baseline.json`` names.
+        verify: whether to compare the files of baseline and dataset with their checksums.
+
+    Raises:
+        ArtifactError: not a saved baseline, one of another version, a damaged one, or another
+            dataset.
+    """
+    with verification(verify):
+        saved = read_saved_baseline(Path(folder), data)
+    return FittedBaseline(
+        saved.name, saved.model, saved.dataset, saved.evaluation, saved.manifest, Path(folder)
+    )
 
 
 def holds_baseline(folder: Path | str) -> bool:
