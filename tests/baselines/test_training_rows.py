@@ -7,7 +7,8 @@ import pytest
 
 from candid.baselines import training_rows
 from candid.batches import BatchesConfig
-from candid.batches.windows import windows_of
+from candid.batches.new_targets import TargetPart
+from candid.batches.windows import WindowUnits
 from candid.data import Role
 from candid.errors import DataError
 
@@ -22,9 +23,11 @@ def test_rows_are_those_up_to_the_last_training_target(shop, shop_rows):
 
 
 def test_rows_are_those_of_the_windows_of_a_loader(shop):
-    windows = windows_of(shop, BatchesConfig(max_length=100, empty_histories=True, windows="all"))
+    config = BatchesConfig(max_length=100, empty_histories=True, windows="all")
+    units = WindowUnits(TargetPart(shop), config)
+    starts, stops, _, _ = units[np.arange(len(units))]
     is_read = np.zeros(len(shop.item_ids), dtype=bool)
-    for start, stop in zip(windows.starts, windows.stops, strict=True):
+    for start, stop in zip(starts, stops, strict=True):
         is_read[start:stop] = True
     rows = training_rows(shop)
     assert rows.item_ids.tolist() == shop.item_ids[is_read].tolist()

@@ -1,6 +1,8 @@
 """Loaders against loops over the sequences."""
 
+import tracemalloc
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -9,8 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from candid.batches import BatchesConfig, Loader, Position, offsets_of
-from candid.data import PreparedDataset, Role
+from candid.batches import (
+    BatchesConfig,
+    Loader,
+    NewTargets,
+    Position,
+    epoch_targets,
+    offsets_of,
+    permutation,
+    target_counts,
+)
+from candid.data import PreparedDataset, Role, chunks
+from candid.data.store import open_dataset
 from candid.errors import ConfigError, DataError
 from candid.features import Numbers
 
@@ -94,9 +106,11 @@ sequences_with_roles = st.lists(
     batch_size=st.integers(1, 4),
     num_workers=st.sampled_from([0, 2]),
     empty_histories=st.booleans(),
+    chunk_rows=st.sampled_from([1, 6, 1 << 20]),
+    array_units=st.sampled_from([0, 1 << 22]),
 )
 def test_epoch_has_every_target_once_with_its_history(
-    users, max_length, windows, batch_size, num_workers, empty_histories
+    users, max_length, windows, batch_size, num_workers, empty_histories, chunk_rows, array_units
 ):
     sequences = [[item for item, _ in user] for user in users]
     roles = [[role for _, role in user] for user in users]
@@ -109,11 +123,15 @@ def test_epoch_has_every_target_once_with_its_history(
         empty_histories=empty_histories,
     )
     dataset = dataset_of(sequences, roles)
-    if not expected:
-        with pytest.raises(DataError, match="nothing to train on"):
-            Loader(dataset, config, seed=3)
-        return
-    assert sorted(epoch_rows(Loader(dataset, config, seed=3))) == expected
+    with (
+        mock.patch.object(chunks, "CHUNK_ROWS", chunk_rows),
+        mock.patch.object(permutation, "ARRAY_UNITS", array_units),
+    ):
+        if not expected:
+            with pytest.raises(DataError, match="nothing to train on"):
+                Loader(dataset, config, seed=3)
+            return
+        assert sorted(epoch_rows(Loader(dataset, config, seed=3))) == expected
 
 
 def long_dataset():
@@ -138,8 +156,10 @@ def test_batches_do_not_depend_on_workers_but_on_seed_and_epoch(unit):
     assert sorted(ids(1, 0)) == sorted(ids(1, 0, epoch=1)) == sorted(ids(2, 0))
 
 
+@pytest.mark.parametrize("array_units", [0, 1 << 22])
 @pytest.mark.parametrize("unit", ["sequence", "interaction"])
-def test_position_determines_the_rest_of_the_epoch(unit):
+def test_position_determines_the_rest_of_the_epoch(unit, array_units, monkeypatch):
+    monkeypatch.setattr(permutation, "ARRAY_UNITS", array_units)
     config = BatchesConfig(unit=unit, batch_size=3, max_length=8, num_workers=2)
     whole = Loader(long_dataset(), config, seed=1)
     batches = [*whole.epoch(), *whole.epoch()]
@@ -176,6 +196,114 @@ def test_interaction_units_are_the_training_targets():
     ]
     assert sorted(pairs) == [(0, 1), (0, 3), (1, 5)]
     assert batch_has_no_history(loader)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    users=sequences_with_roles,
+    batch_size=st.integers(1, 4),
+    chunk_rows=st.sampled_from([1, 6, 1 << 20]),
+    num_repeats=st.sampled_from([1, 40]),
+)
+def test_interaction_units_are_every_training_target_once(
+    users, batch_size, chunk_rows, num_repeats
+):
+    # Repeated, a history is longer than a piece whose targets are counted at each look-up.
+    users = [user * num_repeats for user in users]
+    roles = [[role for _, role in user] for user in users]
+    dataset = dataset_of([[item for item, _ in user] for user in users], roles)
+    expected = [
+        [user, event]
+        for event, user in enumerate(np.repeat(np.arange(len(users)), [*map(len, users)]).tolist())
+        if dataset.roles[event] == T
+    ]
+    config = BatchesConfig(unit="interaction", batch_size=batch_size, num_workers=0)
+    if not expected:
+        return
+    with mock.patch.object(chunks, "CHUNK_ROWS", chunk_rows):
+        loader = Loader(dataset, config, seed=2, context=EventContext())
+    pairs = [
+        [user, event]
+        for batch in loader.epoch()
+        for user, (event, _) in zip(
+            batch.user_ids.tolist(), batch.context["event"].values.tolist(), strict=True
+        )
+    ]
+    assert sorted(pairs) == expected
+
+
+@pytest.mark.parametrize("unit", ["sequence", "interaction"])
+def test_interactions_beyond_32_bits(unit):
+    """Two users whose interactions begin after the first 2**33, which no user has."""
+    first, lengths = 2**33, np.array([5, 0, 300])
+    num = first + int(lengths.sum())
+    dataset = PreparedDataset(
+        # One value in memory stands for all of them.
+        item_ids=np.broadcast_to(np.int32(7), (num,)),
+        user_offsets=first + offsets_of(lengths),
+        roles=np.broadcast_to(np.uint8(T), (num,)),
+        users=pl.DataFrame({"source_id": np.arange(3)}),
+        items=pl.DataFrame({"source_id": np.arange(8)}),
+    )
+    config = BatchesConfig(unit=unit, batch_size=7, max_length=40)
+    loader = Loader(dataset, config, seed=1, context=EventContext())
+    rows = [
+        (event - first, user)
+        for batch in loader.epoch()
+        for user, (event, _) in zip(
+            batch.user_ids.tolist(), batch.context["event"].values.tolist(), strict=True
+        )
+    ]
+    owners = [0] * 5 + [2] * 300
+    without_history = {0, 5} if unit == "sequence" else set()
+    assert sorted(rows) == [(e, u) for e, u in enumerate(owners) if e not in without_history]
+    assert target_counts(dataset, config).tolist() == [0] * 7 + [len(rows)]
+
+
+def peak_and_kept(work):
+    """Return the most bytes that numpy held at a time and those it holds after the work."""
+    tracemalloc.start()
+    try:
+        result = work()
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return result, peak, kept
+
+
+@pytest.mark.parametrize("kind", ["adjacent", "mixed", "new"])
+@pytest.mark.parametrize("unit", ["sequence", "interaction"])
+def test_memory_is_that_of_users_and_not_of_interactions(unit, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 1 << 12)
+    monkeypatch.setattr(permutation, "ARRAY_UNITS", 0)
+    num_users, length = 50, 8000
+    num = num_users * length
+    roles = np.full(num, T, np.uint8)
+    if kind == "mixed":
+        roles[::3] = H
+    dataset = PreparedDataset(
+        item_ids=(np.arange(num) % 5).astype(np.int32),
+        user_offsets=np.arange(num_users + 1) * length,
+        roles=roles,
+        users=pl.DataFrame({"source_id": np.arange(num_users)}),
+        items=pl.DataFrame({"source_id": np.arange(5)}),
+    )
+    dataset.save(tmp_path / "data")
+    dataset = open_dataset(tmp_path / "data")
+    new = NewTargets(dataset.user_offsets[:-1] + length // 2, 0.5) if kind == "new" else None
+    config = BatchesConfig(unit=unit, batch_size=16, max_length=100, num_workers=0)
+
+    def work():
+        epoch_targets(dataset, config, new)
+        loader = Loader(dataset, config, seed=0, new=new)
+        loader.batch(0, 3)
+        return loader
+
+    loader, peak, kept = peak_and_kept(work)
+    assert loader.num_units >= 50 * 8000 // 100 // 2
+    # 48 bytes for each of the 8,000 interactions of a chunk, and little for each interaction.
+    assert peak < 2 * 48 * length + num // 2
+    assert kept < num // 3
 
 
 def batch_has_no_history(loader):

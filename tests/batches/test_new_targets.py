@@ -5,7 +5,14 @@ import polars as pl
 import pytest
 
 from candid.batches import BatchesConfig, Loader, NewTargets, epoch_targets
-from candid.data import PreparedDataset, Role
+from candid.data import PreparedDataset, Role, chunks
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(request, monkeypatch):
+    """Make a pass over these small data one of many chunks."""
+    if "real_data" not in request.keywords:
+        monkeypatch.setattr(chunks, "CHUNK_ROWS", 50)
 
 
 def dataset(seed=0, num_users=30, num_items=12):
@@ -24,14 +31,12 @@ def dataset(seed=0, num_users=30, num_items=12):
     )
 
 
-def new_mask(data, seed=1):
+def first_new_of(data, seed=1):
     """The last part of each history is new; for some users everything or nothing is."""
     rng = np.random.default_rng(seed)
     lengths = np.diff(data.user_offsets)
     first_new = (rng.choice([0.0, 0.4, 0.7, 1.0], len(lengths)) * lengths).astype(int)
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    position = np.arange(len(owners)) - data.user_offsets[owners]
-    return position >= first_new[owners]
+    return data.user_offsets[:-1] + first_new
 
 
 def settings(unit, **changes):
@@ -71,7 +76,7 @@ def dealt(loader, epoch):
 @pytest.mark.parametrize("replay", [0.0, 0.3, 1.0])
 def test_expected_counts_are_those_of_the_dealt_targets(name, replay):
     data, config = dataset(), CONFIGS[name]
-    new = NewTargets(new_mask(data), replay)
+    new = NewTargets(first_new_of(data), replay)
     loader = Loader(data, config, seed=3, new=new)
     num_epochs = 400 if (replay == 0.3 or config.drop_last) else 1
     counts = np.zeros(data.num_items)
@@ -93,7 +98,7 @@ def test_whole_replay_deals_every_target_once():
     data = dataset()
     for name in ("interactions", "histories", "histories, empty ones too"):
         config = CONFIGS[name]
-        both = Loader(data, config, seed=0, new=NewTargets(new_mask(data), 1.0))
+        both = Loader(data, config, seed=0, new=NewTargets(first_new_of(data), 1.0))
         whole = Loader(data, config, seed=0)
         pairs = [sorted((u, i) for u, i, _ in dealt(loader, 0)) for loader in (both, whole)]
         assert pairs[0] == pairs[1]
@@ -101,13 +106,13 @@ def test_whole_replay_deals_every_target_once():
 
 def test_without_replay_only_new_targets_are_dealt_with_their_whole_history():
     data, config = dataset(), settings("sequence").model_copy(update={"max_length": 20})
-    is_new = new_mask(data)
-    rows = dealt(Loader(data, config, seed=0, new=NewTargets(is_new, 0.0)), 0)
+    first_new = first_new_of(data)
+    rows = dealt(Loader(data, config, seed=0, new=NewTargets(first_new, 0.0)), 0)
     expected = []
     for user in range(data.num_users):
         start, stop = data.user_offsets[user : user + 2]
         for event in range(start + 1, stop):
-            if is_new[event] and data.roles[event] == Role.TRAIN:
+            if event >= first_new[user] and data.roles[event] == Role.TRAIN:
                 history = tuple(data.item_ids[start:event].tolist())
                 expected.append((user, int(data.item_ids[event]), history))
     assert sorted(rows) == sorted(expected)
@@ -115,7 +120,7 @@ def test_without_replay_only_new_targets_are_dealt_with_their_whole_history():
 
 def test_replayed_targets_differ_between_epochs_and_repeat_with_the_seed():
     data = dataset()
-    new = NewTargets(np.zeros(len(data.item_ids), bool), 0.5)
+    new = NewTargets(data.user_offsets[1:], 0.5)
     one, two = (Loader(data, CONFIGS["interactions"], seed=1, new=new) for _ in range(2))
     assert dealt(one, 0) == dealt(two, 0)
     assert sorted(dealt(one, 0), key=str) != sorted(dealt(one, 1), key=str)

@@ -19,7 +19,7 @@ from candid.batches import (
     unit_targets,
     users_with_rows,
 )
-from candid.data import DataConfig, PreparedDataset, Role, SplitConfig, prepare_folder
+from candid.data import DataConfig, PreparedDataset, Role, SplitConfig, chunks, prepare_folder
 from candid.errors import ConfigError, DataError
 
 DATA = Path(os.environ.get("CANDID_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -40,6 +40,13 @@ SETTINGS = [
         )
     ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(request, monkeypatch):
+    """Make a pass over these small data one of many chunks."""
+    if "real_data" not in request.keywords:
+        monkeypatch.setattr(chunks, "CHUNK_ROWS", 50)
 
 
 def dataset_with_everything(seed=0, num_users=90):

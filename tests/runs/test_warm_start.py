@@ -566,11 +566,14 @@ def test_new_targets_are_those_after_the_training_rows_of_a_user():
         items=pl.DataFrame({"source_id": [7]}),
         timestamps=np.array([10, 20, 20, 30, 20, 20, 20, 40, 5, 6, 1, 2, 3, 4]),
     )
-    new = [False, False, True, True, False, False, True, True, True, True, True, True, True, True]
-    assert find_new_targets(ids, now, "run").tolist() == new
+    assert find_new_targets(ids, now, "run").tolist() == [2, 6, 8, 10]
     untimed = dataclasses.replace(now, timestamps=None)
-    expected = [False, False, True, True, False, False, False, True, *[True] * 6]
-    assert find_new_targets(ids, untimed, "run").tolist() == expected
+    assert find_new_targets(ids, untimed, "run").tolist() == [2, 7, 8, 10]
+    # A target of a user is new, and an interaction that is history only is none.
+    roles = np.zeros(14, np.uint8)
+    roles[[2, 8, 9]] = Role.HISTORY
+    history = dataclasses.replace(now, roles=roles)
+    assert find_new_targets(ids, history, "run").tolist() == [3, 6, 10, 10]
 
 
 def test_epochs_over_new_targets(tmp_path):

@@ -187,7 +187,7 @@ class _Measurement:
 
     def check_validation(self) -> int | None:
         """Return the number of validation users, None if there are no targets to tune on."""
-        if not np.any(np.asarray(self.dataset.roles) == Role.VALIDATION):
+        if not self.dataset.has_role(Role.VALIDATION):
             return None
         queries = check_has_relevant(
             self.dataset,

@@ -4,6 +4,9 @@ An epoch is a permutation of *units* (interactions, or windows of one user's seq
 is a slice of that permutation as packed tensors. Batch ``i`` of epoch ``e`` is a pure function
 of (dataset, settings, seed, e, i). The position (e, i) is therefore all that an exact resume
 needs, and the number of prefetch workers does not change the batches.
+
+A loader holds some numbers for each user. The interactions stay where the dataset has them: in
+mapped files, whose pages all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -27,11 +30,12 @@ from candid.batches.packing import (
     ranges,
     times_of,
 )
+from candid.batches.permutation import EpochOrder
 from candid.batches.prefetch import prefetch
 from candid.batches.records import Batch, History
-from candid.batches.targets import num_batches_of
-from candid.batches.windows import joined, windows_of
-from candid.data import PreparedDataset
+from candid.batches.targets import num_batches_of, units_of
+from candid.batches.windows import Windows
+from candid.data import PreparedDataset, Role
 from candid.features import Context, Values
 
 
@@ -78,25 +82,13 @@ class Loader:
         self.position = Position()
         self._dataset = dataset
         self._context = context
-        self._item_ids = dataset.item_ids
-        self._order: tuple[int, Ints] | None = None
+        self._item_ids, self._roles = np.asarray(dataset.item_ids), np.asarray(dataset.roles)
+        self._first_new = None if new is None else new.first_new
+        self._is_single = config.unit == "interaction"
+        self._order: EpochOrder | None = None
         self._lock = threading.Lock()
-        parts = target_parts(dataset, new)
-        if config.unit == "interaction":
-            events = [np.flatnonzero(is_target) for is_target in parts]
-            sizes = [len(part) for part in events]
-            self._targets = np.concatenate(events)
-            self._owners = (
-                np.searchsorted(dataset.user_offsets, self._targets, side="right") - 1
-            ).astype(np.int64)
-        else:
-            # The part of each interaction as a target; -1: it is not a target.
-            self._part = np.full(len(dataset.item_ids), -1, dtype=np.int8)
-            for number, is_target in enumerate(parts):
-                self._part[is_target] = number
-            windows = [windows_of(dataset, config, is_target) for is_target in parts]
-            sizes = [len(part) for part in windows]
-            self._windows = joined(windows)
+        self._parts = [units_of(part, config) for part in target_parts(dataset, new)]
+        sizes = [len(units) for units in self._parts]
         self._num_first, self._num_earlier = sizes[0], sum(sizes[1:])
         self._num_replayed = 0 if new is None else new.num_replayed(self._num_earlier)
         self.num_units = self._num_first + self._num_replayed
@@ -105,10 +97,8 @@ class Loader:
     def batch(self, epoch: int, step: int) -> Batch:
         """Return batch ``step`` of ``epoch``; the same at every call."""
         size = self.config.batch_size
-        units = self._permutation(epoch)[step * size : (step + 1) * size]
-        if self.config.unit == "interaction":
-            return self._interactions(units)
-        return self._sequences(units)
+        units = self._order_of(epoch)[step * size : (step + 1) * size]
+        return self._interactions(units) if self._is_single else self._sequences(units)
 
     def epoch(self) -> Generator[Batch, None, None]:
         """Yield the rest of the current epoch; afterwards ``position`` is the next epoch."""
@@ -120,22 +110,34 @@ class Loader:
                 self.position.epoch, self.position.step = epoch + 1, 0
             yield batch
 
-    def _permutation(self, epoch: int) -> Ints:
+    def _order_of(self, epoch: int) -> EpochOrder:
         with self._lock:
-            if self._order is None or self._order[0] != epoch:
-                rng = np.random.default_rng([self.seed, epoch])
-                if self._num_replayed:
-                    earlier = rng.choice(self._num_earlier, self._num_replayed, replace=False)
-                    units = np.append(np.arange(self._num_first), self._num_first + earlier)
-                    self._order = (epoch, rng.permutation(units))
-                else:
-                    self._order = (epoch, rng.permutation(self.num_units))
-            return self._order[1]
+            if self._order is None or self._order.epoch != epoch:
+                self._order = EpochOrder(
+                    self.seed,
+                    epoch,
+                    num_always=self._num_first,
+                    num_further=self._num_earlier,
+                    num_sampled=self._num_replayed,
+                )
+            return self._order
+
+    def _units(self, units: Ints) -> tuple[Ints, ...]:
+        """Return the arrays of units [B]; those of the second part follow those of the first."""
+        if len(self._parts) == 1:
+            return self._parts[0][units]
+        is_first = units < self._num_first
+        first = self._parts[0][units[is_first]]
+        second = self._parts[1][units[~is_first] - self._num_first]
+        arrays = tuple(np.empty_like(units) for _ in first)
+        for array, values, others in zip(arrays, first, second, strict=True):
+            array[is_first], array[~is_first] = values, others
+        return arrays
 
     def _interactions(self, units: Ints) -> Batch:
-        events = self._targets[units]
+        events, owners = self._units(units)
         return Batch(
-            user_ids=torch.from_numpy(self._owners[units]),
+            user_ids=torch.from_numpy(owners),
             positive_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),
             weights=self._weights(events),
             negative_ids=negatives_of(self._dataset, events, self.config.max_negatives),
@@ -144,19 +146,21 @@ class Loader:
         )
 
     def _sequences(self, units: Ints) -> Batch:
-        windows = self._windows[units]
+        windows = Windows(*self._units(units))
         # The last interaction of a window is only a target, and the first is only history, unless
         # it is the target of an empty history.
         lengths = windows.stops - windows.starts - 1
         events = ranges(windows.starts, lengths)
-        part = np.repeat((units >= self._num_first).astype(np.int8), lengths)
-        rows = np.flatnonzero(self._part[events + 1] == part)
+        owners = np.repeat(windows.owners, lengths)
+        is_row = self._roles[events + 1] == Role.TRAIN
+        if self._first_new is not None:
+            is_new = np.repeat(units < self._num_first, lengths)
+            is_row &= (events + 1 >= self._first_new[owners]) == is_new
+        rows = np.flatnonzero(is_row)
         has_opening = windows.openings >= 0
         openings = windows.openings[has_opening]
         targets = np.concatenate([openings, events[rows] + 1])
-        user_ids = np.concatenate(
-            [windows.owners[has_opening], np.repeat(windows.owners, lengths)[rows]]
-        )
+        user_ids = np.concatenate([windows.owners[has_opening], owners[rows]])
         positions = np.concatenate([np.full_like(openings, -1), rows])
         return Batch(
             user_ids=torch.from_numpy(user_ids),

@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from candid.batches.config import BatchesConfig
-from candid.batches.new_targets import NewTargets, target_parts
-from candid.batches.packing import Ints, offsets_of, ranges
-from candid.batches.windows import windows_of
+from candid.batches.new_targets import NewTargets, TargetPart, target_parts
+from candid.batches.packing import Ints, offsets_of
+from candid.batches.user_targets import InteractionUnits
+from candid.batches.windows import WindowUnits
 from candid.data import PreparedDataset, Role
+from candid.data.chunks import UserChunk, add_counts, owners_of, user_chunks
 from candid.errors import ConfigError, DataError
 
 Floats = npt.NDArray[np.float64]
@@ -111,8 +113,12 @@ def target_counts(dataset: PreparedDataset, config: BatchesConfig) -> Floats:
         DataError: there is nothing to train on.
         ConfigError: ``drop_last`` leaves no batch.
     """
-    events, num_units = _events_and_units(dataset, config)
-    return _expected_counts(dataset, events) * _share_of_units(num_units, config)
+    units = units_of(TargetPart(dataset), config)
+    share = _share_of_units(len(units), config)
+    counts = np.zeros(dataset.num_items, dtype=np.int64)
+    for chunk in user_chunks(dataset.user_offsets):
+        add_counts(counts, dataset.item_ids[units.events_of_users(chunk)[0]])
+    return counts.astype(np.float64) * share
 
 
 def users_with_rows(dataset: PreparedDataset, config: BatchesConfig) -> npt.NDArray[np.bool_]:
@@ -125,9 +131,11 @@ def users_with_rows(dataset: PreparedDataset, config: BatchesConfig) -> npt.NDAr
         dataset: the prepared dataset.
         config: batch settings of the loader.
     """
-    events, _ = _events_and_units(dataset, config)
+    units = units_of(TargetPart(dataset), config)
     has_row = np.zeros(dataset.num_users, dtype=np.bool_)
-    has_row[_users_of(dataset, events)] = True
+    for chunk in user_chunks(dataset.user_offsets):
+        events, _ = units.events_of_users(chunk)
+        has_row[_users_of(dataset, events, chunk)] = True
     return has_row
 
 
@@ -145,38 +153,47 @@ def epoch_targets(
         DataError: there is nothing to train on.
         ConfigError: ``drop_last`` leaves no batch.
     """
-    parts = [_events_and_units(dataset, config, mask) for mask in target_parts(dataset, new)]
-    events, num_units = parts[0]
-    counts, not_replayed = _expected_counts(dataset, events), 0
+    units = [units_of(part, config) for part in target_parts(dataset, new)]
+    num_units, replayed = len(units[0]), 0.0
     if new is not None:
-        earlier, num_earlier = parts[1]
-        num_replayed = new.num_replayed(num_earlier)
-        replayed = num_replayed / max(num_earlier, 1)
-        counts = counts + replayed * _expected_counts(dataset, earlier)
-        # An interaction may have two rows, with and without its history.
-        not_replayed = round((1 - replayed) * len(np.unique(earlier)))
+        num_replayed = new.num_replayed(len(units[1]))
+        replayed = num_replayed / max(len(units[1]), 1)
         num_units += num_replayed
-        events = np.concatenate([events, earlier])
     share = _share_of_units(num_units, config)
-    is_target = np.asarray(dataset.roles) == Role.TRAIN
-    left_out = is_target.copy()
-    left_out[events] = False
-    starts = dataset.user_offsets[:-1][np.diff(dataset.user_offsets) > 0]
-    num_first = int(left_out[starts].sum())
-    num_interactions, num_left_out = int(is_target.sum()), int(left_out.sum())
-    trained = round(share * (num_interactions - num_left_out - not_replayed))
+    counts = [np.zeros(dataset.num_items, dtype=np.int64) for _ in units]
+    num_interactions = num_left_out = num_first = num_earlier = 0
+    for chunk in user_chunks(dataset.user_offsets):
+        left_out = dataset.roles[chunk.rows] == Role.TRAIN
+        num_interactions += int(left_out.sum())
+        for number, one in enumerate(units):
+            events, _ = one.events_of_users(chunk)
+            add_counts(counts[number], dataset.item_ids[events])
+            # An interaction may have two rows, with and without its history.
+            num_before = int(left_out.sum())
+            left_out[events - chunk.rows.start] = False
+            if number == 1:
+                num_earlier += num_before - int(left_out.sum())
+        num_left_out += int(left_out.sum())
+        offsets = dataset.user_offsets[chunk.users.start : chunk.users.stop + 1]
+        starts = offsets[:-1][np.diff(offsets) > 0]
+        num_first += int(left_out[starts - chunk.rows.start].sum())
+    num_not_replayed = round((1 - replayed) * num_earlier)
+    trained = round(share * (num_interactions - num_left_out - num_not_replayed))
+    expected = counts[0].astype(np.float64)
+    if new is not None:
+        expected += replayed * counts[1]
     is_trained_item = dataset.train_counts > 0
     summary = TargetSummary(
         interactions=num_interactions,
         trained=trained,
         without_history=num_first,
         before_window=num_left_out - num_first,
-        dropped=num_interactions - num_left_out - not_replayed - trained,
-        earlier=not_replayed,
+        dropped=num_interactions - num_left_out - num_not_replayed - trained,
+        earlier=num_not_replayed,
         items=int(is_trained_item.sum()),
-        items_never_target=int((is_trained_item & (counts == 0)).sum()),
+        items_never_target=int((is_trained_item & (expected == 0)).sum()),
     )
-    return EpochTargets(counts * share, summary)
+    return EpochTargets(expected * share, summary)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,16 +224,23 @@ def unit_targets(dataset: PreparedDataset, config: BatchesConfig) -> UnitTargets
         DataError: there is nothing to train on.
         ConfigError: ``drop_last`` leaves no batch.
     """
-    events, num_units = _events_and_units(dataset, config)
-    num_batches_of(num_units, config)
-    units = _unit_of_rows(dataset, config)
-    order = np.argsort(units, kind="stable")
-    events = events[order]
-    return UnitTargets(
-        events=events,
-        user_ids=_users_of(dataset, events),
-        offsets=offsets_of(np.bincount(units, minlength=num_units)),
-    )
+    units = units_of(TargetPart(dataset), config)
+    num_batches_of(len(units), config)
+    parts: list[list[Ints]] = []
+    num_before = 0
+    for chunk in user_chunks(dataset.user_offsets):
+        events, numbers = units.events_of_users(chunk)
+        order = np.argsort(numbers, kind="stable")
+        events, numbers = events[order], numbers[order] + num_before
+        parts.append([events, _users_of(dataset, events, chunk), numbers])
+        num_before = int(numbers[-1]) + 1 if len(numbers) else num_before
+    events, user_ids, numbers = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return UnitTargets(events, user_ids, offsets_of(np.bincount(numbers, minlength=len(units))))
+
+
+def units_of(part: TargetPart, config: BatchesConfig) -> InteractionUnits | WindowUnits:
+    """Return the units of a loader that have the targets of one part as rows."""
+    return InteractionUnits(part) if config.unit == "interaction" else WindowUnits(part, config)
 
 
 def num_batches_of(num_units: int, config: BatchesConfig) -> int:
@@ -243,54 +267,14 @@ def num_batches_of(num_units: int, config: BatchesConfig) -> int:
     return num_units // config.batch_size
 
 
-def _events_and_units(
-    dataset: PreparedDataset,
-    config: BatchesConfig,
-    is_target: npt.NDArray[np.bool_] | None = None,
-) -> tuple[Ints, int]:
-    """Return the interaction of each row of all units, and the number of units.
-
-    Args:
-        dataset: the prepared dataset.
-        config: batch settings of the loader.
-        is_target: [E] bool, some of the training targets; None: all.
-    """
-    if is_target is None:
-        is_target = np.asarray(dataset.roles) == Role.TRAIN
-    if config.unit == "interaction":
-        events = np.flatnonzero(is_target)
-        return events, len(events)
-    windows = windows_of(dataset, config, is_target)
-    # The first interaction of a window is history only.
-    events = ranges(windows.starts + 1, windows.stops - windows.starts - 1)
-    openings = windows.openings[windows.openings >= 0]
-    return np.concatenate([openings, events[is_target[events]]]), len(windows)
-
-
-def _users_of(dataset: PreparedDataset, events: Ints) -> Ints:
-    """Return the user of each interaction."""
-    return np.searchsorted(dataset.user_offsets, events, side="right").astype(np.int64) - 1
-
-
-def _unit_of_rows(dataset: PreparedDataset, config: BatchesConfig) -> Ints:
-    """Return the unit of each row, in the order of ``_events_and_units``."""
-    is_target = np.asarray(dataset.roles) == Role.TRAIN
-    if config.unit == "interaction":
-        return np.arange(int(is_target.sum()))
-    windows = windows_of(dataset, config)
-    num_targets = offsets_of(is_target.astype(np.int64))
-    num_rows = num_targets[windows.stops] - num_targets[windows.starts + 1]
-    return np.concatenate(
-        [np.flatnonzero(windows.openings >= 0), np.repeat(np.arange(len(windows)), num_rows)]
-    )
+def _users_of(dataset: PreparedDataset, events: Ints, chunk: UserChunk) -> Ints:
+    """Return the user of each interaction of a chunk."""
+    owners = owners_of(dataset.user_offsets, chunk) + chunk.users.start
+    users: Ints = owners[events - chunk.rows.start]
+    return users
 
 
 def _share_of_units(num_units: int, config: BatchesConfig) -> float:
     """Return the share of the units that an epoch has: 1 unless ``drop_last`` leaves some out."""
     num_batches = num_batches_of(num_units, config)
     return min(1.0, num_batches * config.batch_size / num_units)
-
-
-def _expected_counts(dataset: PreparedDataset, events: Ints) -> Floats:
-    counts = np.bincount(dataset.item_ids[events], minlength=dataset.num_items)
-    return counts.astype(np.float64)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from candid.data import PreparedDataset, Role
+from candid.data.chunks import owners_of, user_chunks
 
 MAX_LENGTH: Final = 200
 
@@ -100,10 +101,14 @@ class DataFacts:
     def of(cls, dataset: PreparedDataset) -> DataFacts:
         """Collect the facts of a prepared dataset."""
         has_order = dataset.timestamps is not None or bool(dataset.manifest["config"]["order"])
-        is_target = np.asarray(dataset.roles) == Role.TRAIN
-        owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.user_offsets))
-        targets = np.bincount(owners[is_target], minlength=dataset.num_users)
-        num_units = num_targets = int(targets.sum())
+        targets = np.zeros(dataset.num_users, dtype=np.int64)
+        for chunk in user_chunks(dataset.user_offsets):
+            is_target = dataset.roles[chunk.rows] == Role.TRAIN
+            owners = owners_of(dataset.user_offsets, chunk)[is_target]
+            targets[chunk.users] = np.bincount(
+                owners, minlength=chunk.users.stop - chunk.users.start
+            )
+        num_interactions = num_units = num_targets = int(targets.sum())
         if has_order:
             # The first interaction of a user has no history.
             targets = np.maximum(targets - 1, 0)
@@ -115,9 +120,9 @@ class DataFacts:
             num_items=dataset.num_items,
             num_units=num_units,
             num_targets=num_targets,
-            share_repeats=_share_of_repeats(owners, np.asarray(dataset.item_ids), is_target),
-            num_interactions=int(is_target.sum()),
-            targets_of_users=targets.astype(np.int64),
+            share_repeats=_share_of_repeats(dataset),
+            num_interactions=num_interactions,
+            targets_of_users=targets,
             is_split_by_time=_is_split_by_time(dataset),
         )
 
@@ -127,10 +132,12 @@ def _is_split_by_time(dataset: PreparedDataset) -> bool:
     return dataset.timestamps is not None and split.get("kind") in SPLITS_BY_TIME
 
 
-def _share_of_repeats(owners: Any, item_ids: Any, is_target: Any) -> float:
+def _share_of_repeats(dataset: PreparedDataset) -> float:
     """Return the share of training targets whose item an earlier target of the user has."""
-    chosen = np.flatnonzero(is_target[:MAX_EXAMINED])
+    chosen = np.flatnonzero(dataset.roles[:MAX_EXAMINED] == Role.TRAIN)
     if len(chosen) == 0:
         return 0.0
-    pairs = owners[chosen].astype(np.int64) * (int(item_ids.max()) + 1) + item_ids[chosen]
+    owners = np.searchsorted(dataset.user_offsets, chosen, side="right") - 1
+    item_ids = dataset.item_ids[chosen]
+    pairs = owners.astype(np.int64) * (int(item_ids.max()) + 1) + item_ids
     return 1.0 - len(np.unique(pairs)) / len(pairs)

@@ -19,6 +19,7 @@ import polars as pl
 
 from candid.atomic import atomic_folder, remove_stale
 from candid.checksums import FileChecks
+from candid.data.chunks import add_counts, owners_of, row_chunks, user_chunks
 from candid.data.dataset_files import (
     ARRAYS,
     TABLES,
@@ -186,19 +187,24 @@ class PreparedDataset:
         A property of the data: an epoch of a loader may leave some out, such as the first
         interaction of each user (``candid.batches.target_counts``).
         """
-        trained = self.item_ids[self.roles == Role.TRAIN]
-        return np.bincount(trained, minlength=self.num_items).astype(np.int64)
+        counts = np.zeros(self.num_items, dtype=np.int64)
+        for rows in row_chunks(len(self.item_ids)):
+            add_counts(counts, self.item_ids[rows][self.roles[rows] == Role.TRAIN])
+        return counts
 
     @cached_property
     def train_user_counts(self) -> npt.NDArray[np.int64]:
         """[V] int64, the number of users with a training interaction with each item."""
-        is_trained = self.roles == Role.TRAIN
-        users = np.repeat(np.arange(self.num_users), np.diff(self.user_offsets))[is_trained]
-        # np.unique hashes integers, which takes ten times as long as sorting these.
-        pairs = np.sort(users * self.num_items + self.item_ids[is_trained])
-        is_new = np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]
-        items = pairs[is_new] % self.num_items
-        return np.bincount(items, minlength=self.num_items).astype(np.int64)
+        counts = np.zeros(self.num_items, dtype=np.int64)
+        for chunk in user_chunks(self.user_offsets):
+            is_trained = self.roles[chunk.rows] == Role.TRAIN
+            # Users are counted from the first one of the chunk, which keeps the product small.
+            users = owners_of(self.user_offsets, chunk)[is_trained]
+            # np.unique hashes integers, which takes ten times as long as sorting these.
+            pairs = np.sort(users * self.num_items + self.item_ids[chunk.rows][is_trained])
+            is_new = np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]
+            add_counts(counts, pairs[is_new] % self.num_items)
+        return counts
 
     @cached_property
     def user_is_trained(self) -> npt.NDArray[np.bool_]:
@@ -207,11 +213,27 @@ class PreparedDataset:
         A property of the data: a loader of histories has no row of a user with a single one
         (``candid.batches.users_with_rows``).
         """
-        # reduceat returns the value at the start of an empty slice: that belongs to the next user.
-        starts, stops = self.user_offsets[:-1], self.user_offsets[1:]
-        is_target = np.append(self.roles == Role.TRAIN, False)
-        has_target: npt.NDArray[np.bool_] = np.logical_or.reduceat(is_target, starts)
-        return has_target & (stops > starts)
+        is_trained = np.zeros(self.num_users, dtype=np.bool_)
+        for chunk in user_chunks(self.user_offsets):
+            owners = owners_of(self.user_offsets, chunk)[self.roles[chunk.rows] == Role.TRAIN]
+            is_trained[chunk.users.start + owners] = True
+        return is_trained
+
+    def events_of(self, role: Role) -> npt.NDArray[np.int64]:
+        """Return the interactions with a role, as indices into ``item_ids``: [N] int64, ascending.
+
+        Args:
+            role: of the interactions.
+        """
+        parts = [
+            np.flatnonzero(self.roles[rows] == role) + rows.start
+            for rows in row_chunks(len(self.roles))
+        ]
+        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+    def has_role(self, role: Role) -> bool:
+        """Return whether an interaction has a role."""
+        return any(bool((self.roles[rows] == role).any()) for rows in row_chunks(len(self.roles)))
 
 
 @dataclass(frozen=True)
@@ -251,7 +273,7 @@ def held_out(dataset: PreparedDataset, role: Role) -> HeldOutTargets:
         >>> held_out(dataset, Role.TEST)  # doctest: +SKIP
         HeldOutTargets(6,040 queries, 6,040 targets)
     """
-    events = np.flatnonzero(dataset.roles == role)
+    events = dataset.events_of(role)
     owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1
     user_ids, first = np.unique(owners, return_index=True)
     return HeldOutTargets(

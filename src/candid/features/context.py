@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.data import PreparedDataset, Role
+from candid.data.chunks import row_chunks
 from candid.errors import ConfigError
 from candid.features.protocol import FeatureConfig
 from candid.features.table import FeatureTable, fit_table
@@ -109,10 +110,24 @@ def no_context() -> pl.DataFrame:
 
 
 def _frame_of_targets(dataset: PreparedDataset) -> pl.DataFrame:
-    events = np.flatnonzero(dataset.roles == Role.TRAIN)
-    if len(events) > SAMPLE:
-        events = np.sort(np.random.default_rng(0).choice(events, SAMPLE, replace=False))
+    events = _sampled_targets(dataset)
     return _frame_at(dataset, events, ~np.isin(events, dataset.user_offsets))
+
+
+def _sampled_targets(dataset: PreparedDataset) -> Ints:
+    """Return the training targets, or ``SAMPLE`` random ones, ascending."""
+    chunks = list(row_chunks(len(dataset.roles)))
+    counts = [int((dataset.roles[rows] == Role.TRAIN).sum()) for rows in chunks]
+    if sum(counts) <= SAMPLE:
+        return dataset.events_of(Role.TRAIN)
+    ranks = np.sort(np.random.default_rng(0).choice(sum(counts), SAMPLE, replace=False))
+    bounds = np.searchsorted(ranks, np.concatenate([[0], np.cumsum(counts)]))
+    before, parts = 0, []
+    for number, rows in enumerate(chunks):
+        targets = np.flatnonzero(dataset.roles[rows] == Role.TRAIN) + rows.start
+        parts.append(targets[ranks[bounds[number] : bounds[number + 1]] - before])
+        before += counts[number]
+    return np.concatenate(parts)
 
 
 def _frame_at(

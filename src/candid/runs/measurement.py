@@ -103,7 +103,7 @@ def measure_on_test(
 
 def has_test_split(run: Run) -> bool:
     """Return whether the dataset of a run has test targets."""
-    return bool((run.dataset.roles == Role.TEST).any())
+    return run.dataset.has_role(Role.TEST)
 
 
 def evaluate_and_save(

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from candid.config import RunConfig
 from candid.data import PreparedDataset, Role, with_all_training
 from candid.errors import ArtifactError, ConfigError
@@ -141,7 +139,7 @@ def check_can_refit(dataset: PreparedDataset) -> None:
             interactions by role without their order.
     """
     check_split_can_refit(dataset.manifest.get("split", {}).get("kind"))
-    if not np.any(np.asarray(dataset.roles) == Role.VALIDATION):
+    if not dataset.has_role(Role.VALIDATION):
         raise ConfigError(
             f"{_NO_VALIDATION}; leave out --refit, or prepare the data with a split that has one"
         )

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from candid.atomic import replacing
-from candid.batches import BatchesConfig, target_counts, users_with_rows
+from candid.batches import BatchesConfig, Ints, target_counts, users_with_rows
 from candid.checksums import check_file, file_entry, find_fault, is_verifying
 from candid.data import PreparedDataset, Role
+from candid.data.chunks import owners_of, positions_of, user_chunks
 from candid.errors import ArtifactError, DataError
 from candid.runs.folder import TRAIN_AGAIN, dataset_of
 
 ITEMS: Final = "trained_items.parquet"
 USERS: Final = "trained_users.parquet"
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -49,27 +47,28 @@ class TrainedIds:
             dataset: of the run.
             batches: batch settings of the run, which decide what is a target.
         """
-        is_target = np.asarray(dataset.roles) == Role.TRAIN
-        events = np.flatnonzero(is_target)
-        starts, stops = dataset.user_offsets[:-1], dataset.user_offsets[1:]
-        # The number of targets before each interaction gives the last one of each user.
-        before = np.concatenate([[0], np.cumsum(is_target)])
-        has_target = before[stops] > before[starts]
-        last = events[np.maximum(before[stops], 1) - 1]
-        num_rows = np.where(has_target, last + 1 - starts, 0)
+        num_rows = np.zeros(dataset.num_users, dtype=np.int64)
+        last_time, ties = np.zeros_like(num_rows), np.zeros_like(num_rows)
+        for chunk in user_chunks(dataset.user_offsets):
+            owners = owners_of(dataset.user_offsets, chunk)
+            position = positions_of(dataset.user_offsets, chunk)
+            is_target = dataset.roles[chunk.rows] == Role.TRAIN
+            # Positions ascend within a user, so that the last one stays.
+            num_rows[chunk.users.start + owners[is_target]] = position[is_target] + 1
+            if dataset.timestamps is None:
+                continue
+            times = dataset.timestamps[chunk.rows]
+            last_time[chunk.users.start + owners[is_target]] = times[is_target]
+            is_tie = times == last_time[chunk.users][owners]
+            is_tie &= position < num_rows[chunk.users][owners]
+            ties[chunk.users] = np.bincount(owners[is_tie], minlength=len(ties[chunk.users]))
         columns: dict[str, Any] = {
             "source_id": dataset.users["source_id"],
             "is_trained": users_with_rows(dataset, batches),
             "num_rows": num_rows.astype(np.uint32),
         }
         if dataset.timestamps is not None:
-            times = np.asarray(dataset.timestamps)
-            last_time = times[last]
-            owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.user_offsets))
-            position = np.arange(len(times)) - starts[owners]
-            is_tie = (times == last_time[owners]) & (position < num_rows[owners])
-            ties = np.bincount(owners[is_tie], minlength=dataset.num_users)
-            columns["last_time"] = pl.Series(last_time).set(pl.Series(~has_target), None)
+            columns["last_time"] = pl.Series(last_time).set(pl.Series(num_rows == 0), None)
             columns["num_at_last_time"] = ties.astype(np.uint32)
         items = {
             "source_id": dataset.items["source_id"],
@@ -165,31 +164,42 @@ def earlier_rows(before: pl.DataFrame, now: pl.DataFrame, kind: str, origin: str
     return joined["row"].fill_null(-1).to_numpy()
 
 
-def find_new_targets(users: pl.DataFrame, dataset: PreparedDataset, origin: str) -> Bools:
-    """Return which interactions are later than the training interactions of an earlier run: [E].
+def find_new_targets(users: pl.DataFrame, dataset: PreparedDataset, origin: str) -> Ints:
+    """Return the first training target of each user after those of an earlier run: [U] int64.
 
     With times, an interaction of a known user is new if it is later than the user's last training
     target; of those at the same time, as many are earlier as the earlier training had. Without
-    times the position decides, so that histories must only have grown at their end.
+    times the position decides, so that histories must only have grown at their end. A user's
+    training targets are stored in order of time, so that those after a new one are new.
 
     Args:
         users: of ``TrainedIds``.
         dataset: the prepared dataset.
         origin: of the earlier run, for messages.
+
+    Returns:
+        indices into ``dataset.item_ids``; ``user_offsets[u + 1]`` for a user without a new target.
     """
     source = earlier_rows(users, dataset.users, "user", origin)
-    lengths = np.diff(dataset.user_offsets)
-    owners = np.repeat(np.arange(dataset.num_users), lengths)
     num_rows = np.append(users["num_rows"].to_numpy().astype(np.int64), 0)[source]
-    starts = dataset.user_offsets[:-1]
-    if dataset.timestamps is None or "last_time" not in users.columns:
-        position = np.arange(len(owners)) - starts[owners]
-        return position >= num_rows[owners]
-    times = np.asarray(dataset.timestamps)
-    last = np.append(users["last_time"].fill_null(0).to_numpy(), 0)[source][owners]
-    ties = np.append(users["num_at_last_time"].to_numpy().astype(np.int64), 0)[source][owners]
-    is_tie = times == last
-    before = np.concatenate([[0], np.cumsum(is_tie)])
-    rank = before[:-1] - before[starts[owners]]
-    is_new: Bools = (times > last) | (is_tie & (rank >= ties)) | (num_rows[owners] == 0)
-    return is_new
+    has_times = dataset.timestamps is not None and "last_time" in users.columns
+    if has_times:
+        last_times = np.append(users["last_time"].fill_null(0).to_numpy(), 0)[source]
+        ties = np.append(users["num_at_last_time"].to_numpy().astype(np.int64), 0)[source]
+    first_new = np.array(dataset.user_offsets[1:], dtype=np.int64)
+    for chunk in user_chunks(dataset.user_offsets):
+        owners = owners_of(dataset.user_offsets, chunk)
+        position = positions_of(dataset.user_offsets, chunk)
+        is_new = position >= num_rows[chunk.users][owners]
+        if has_times:
+            assert dataset.timestamps is not None
+            times, last = dataset.timestamps[chunk.rows], last_times[chunk.users][owners]
+            is_tie = times == last
+            before = np.concatenate([[0], np.cumsum(is_tie)])
+            rank = before[:-1] - before[np.arange(len(owners)) - position]
+            is_new = (times > last) | (is_tie & (rank >= ties[chunk.users][owners]))
+            is_new |= num_rows[chunk.users][owners] == 0
+        new = np.flatnonzero(is_new & (dataset.roles[chunk.rows] == Role.TRAIN))[::-1]
+        # From the last one to the first, so that the first one stays.
+        first_new[chunk.users.start + owners[new]] = new + chunk.rows.start
+    return first_new

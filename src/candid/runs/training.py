@@ -440,13 +440,13 @@ def _new_targets(
             "init (--init), or set training.epochs"
         )
     earlier = open_earlier_run(init)
-    is_new = find_new_targets(earlier.ids.users, dataset, str(init))
-    if not (is_new & (np.asarray(dataset.roles) == Role.TRAIN)).any():
+    first_new = find_new_targets(earlier.ids.users, dataset, str(init))
+    if (first_new == dataset.user_offsets[1:]).all():
         raise DataError(
             f"the dataset has no training interaction that {init} did not train on: leave out "
             "training.epochs_new (--epochs-new), or prepare the dataset with newer data"
         )
-    return NewTargets(is_new, config.training.replay)
+    return NewTargets(first_new, config.training.replay)
 
 
 def _validation(
@@ -463,7 +463,7 @@ def _validation(
     """
     ranked = catalog_mask(dataset, item_counts, config.evaluation.catalog)
     config.evaluation.check_fits(int(ranked.sum()))
-    if not np.any(dataset.roles == Role.VALIDATION):
+    if not dataset.has_role(Role.VALIDATION):
         return None, ""
     settings, context = config.evaluation.during_training(), features.context_for(dataset)
     # Checked before the first epoch, which may take hours.

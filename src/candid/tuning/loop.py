@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import numpy as np
-
 from candid.atomic import replacing, write_error
 from candid.checksums import sealed_text
 from candid.config import DataFacts, RunConfig
@@ -132,7 +130,7 @@ def search(
     """
     check_optuna()
     dataset = as_dataset(data)
-    if not np.any(dataset.roles == Role.VALIDATION):
+    if not dataset.has_role(Role.VALIDATION):
         raise DataError(
             "the dataset has no validation split, by which a search compares recipes; prepare it "
             "with one, such as --split leave-one-out"
