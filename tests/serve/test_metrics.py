@@ -1,12 +1,14 @@
 """Counters of several processes in one view."""
 
 import os
+import stat
 import subprocess
 import sys
 
 import pytest
 
-from candid.serve.metrics import free_files
+from candid.errors import ConfigError
+from candid.serve.metrics import free_files, read_all, restore_folder
 
 PROGRAM = """
 import os, resource, sys
@@ -115,3 +117,36 @@ def test_ended_process_needs_little_space(start, tmp_path, keeps_counters, count
     assert len(sizes) == (2 if keeps_counters else 0)
     name = 'candid_requests_total{method="GET",route="/v1/model",status="200"}'
     assert float(values(alive)[name]) == count
+
+
+def test_removed_folder_is_made_again_and_has_no_counters(tmp_path):
+    folder = tmp_path / "candid-metrics"
+    assert read_all(folder) == b""
+    restore_folder(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (folder / "kept").touch()
+    folder.chmod(0)
+    restore_folder(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert (folder / "kept").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "owner"])
+def test_folder_of_another_user_is_refused(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "candid-metrics"
+    if kind == "link":
+        folder.symlink_to(tmp_path)
+    elif kind == "file":
+        folder.touch()
+    else:
+        folder.mkdir()
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    mode = folder.lstat().st_mode
+    with pytest.raises(ConfigError, match=f"{folder} .* belongs to another user: remove it"):
+        restore_folder(folder)
+    assert folder.lstat().st_mode == mode
+
+
+def test_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be used \(No such file or directory\): create"):
+        restore_folder(tmp_path / "gone" / "candid-metrics")

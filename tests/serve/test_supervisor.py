@@ -119,3 +119,20 @@ def test_worker_of_other_files_than_the_first_one_is_not_admitted(server):
     assert "the files of model 'films' have changed" in second.failure[0]
     assert not second.is_ready
     assert group.admit(third, WEIGHTS)
+
+
+def test_folder_of_the_metrics_is_made_again_before_a_worker_starts(server, monkeypatch):
+    supervisor = server.supervisor
+    folder = supervisor._metrics
+
+    class Started(Exception):
+        pass
+
+    def start(*arguments, **settings):
+        assert folder.is_dir()
+        raise Started
+
+    folder.rmdir()
+    monkeypatch.setattr(WorkerProcess, "start", start)
+    with pytest.raises(Started):
+        supervisor._start(1, is_first=False)

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+import candid
 from candid.errors import ArtifactError
 from candid.serve.bundle import open_bundle
 from candid.serve.config import ServeConfig
@@ -112,3 +113,26 @@ def test_identity_is_that_of_the_loaded_content(runs, tmp_path):
         next(bundle.model.parameters()).add_(1.0)
     by_user = ModelFiles(runs.by_user)
     assert identity_of(by_user(), by_user) != first
+
+
+@pytest.mark.parametrize("kind", ["run", "baseline"])
+def test_identity_does_not_depend_on_permissions_and_links(runs, tmp_path, kind):
+    data = tmp_path / "data"
+    shutil.copytree(runs.films.parent / "data", data)
+    folder = tmp_path / "model"
+    if kind == "run":
+        shutil.copytree(runs.films, folder)
+    else:
+        candid.fit_baseline(data, "popularity", settings={}).save(folder)
+    files = ModelFiles(folder, data=data)
+    first = identity_of(files(), files)
+    for path in (folder, data, *folder.rglob("*"), *data.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o400)
+        if path.is_file():
+            path.with_name(f".{path.name}.backup").hardlink_to(path)
+    assert identity_of(files(), files) == first
+    changed = data / "roles.npy"
+    content = changed.read_bytes()
+    changed.chmod(0o600)
+    changed.write_bytes(content)  # in place: the time differs
+    assert identity_of(files(), files) != first

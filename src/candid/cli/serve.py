@@ -78,7 +78,7 @@ def serve(
             max=256,
             metavar="N",
             help="Processes that answer requests on the same port; item updates and reloads reach "
-            "all of them",
+            "all of them, limits (--set) hold for each of them",
         ),
     ] = 1,
     api_key_file: Annotated[

@@ -9,7 +9,7 @@ from candid.config.fallbacks import Fallback
 
 
 class ServeConfig(ComponentConfig):
-    """Limits and timeouts of one server process."""
+    """Limits and timeouts of one server process; with several workers, of each of them."""
 
     max_k: int = Field(1000, ge=1, description="largest k of a request")
     max_history: int = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Final
@@ -124,14 +125,45 @@ class Metrics:
         return generate_latest(self.registry) if self._folder is None else read_all(self._folder)
 
 
+def restore_folder(folder: Path) -> None:
+    """Make the folder of several processes again, private to this user, if it is gone.
+
+    Without it, or without permission to write into it, a process that starts could not count. Such
+    folders are removed by cleaners of temporary files.
+
+    Raises:
+        ConfigError: the system refuses, or another user has made the folder.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        status = folder.lstat()
+        is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if is_ours and stat.S_IMODE(status.st_mode) != 0o700:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {folder} of the metrics of the workers cannot be used ({error.strerror}): "
+            "create it again with mode 700, or restart the server"
+        ) from None
+    if not is_ours:
+        raise ConfigError(
+            f"the folder {folder} of the metrics of the workers belongs to another user: remove it"
+        )
+
+
 def read_all(folder: Path) -> bytes:
-    """Return the counters of all processes that share a folder, added up."""
-    while True:
+    """Return the counters of all processes that share a folder, added up.
+
+    A folder that was removed meanwhile has none.
+    """
+    while folder.is_dir():
         # The files of a worker that ends may be removed between their listing and their reading.
         with contextlib.suppress(FileNotFoundError):
             registry = CollectorRegistry()
             MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
             return generate_latest(registry)
+    return b""
 
 
 def free_files(folder: Path, pid: int, *, keeps_counters: bool) -> None:

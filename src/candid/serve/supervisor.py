@@ -25,7 +25,7 @@ from candid.serve.channel import ChannelRequest
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError, internal_error
 from candid.serve.logs import error_fields, log_event
-from candid.serve.metrics import free_files
+from candid.serve.metrics import free_files, restore_folder
 from candid.serve.model_check import ModelChecks
 from candid.serve.model_files import ModelFiles
 from candid.serve.reload_queue import Reloaded, ReloadQueue
@@ -159,6 +159,7 @@ class Supervisor:
     # The life of a worker; called in the main loop
 
     def _start(self, number: int, *, is_first: bool) -> None:
+        restore_folder(self._metrics)
         worker = self._group.add(
             lambda: WorkerProcess.start(
                 number,

@@ -68,8 +68,9 @@ def check_version(version: ModelVersion, *, thorough: bool) -> None:
 def identity_of(bundle: ServingBundle, files: ModelFiles) -> str:
     """Hash what a bundle was loaded from: two loads of the same files have the same identity.
 
-    The content of the weights counts, the token of the index, and size, time and inode of each
-    file of the index and of the dataset, which stay mapped.
+    The content of the weights counts, the token of the index, and size, time of the last change of
+    the content, and inode of each file of the index and of the dataset, which stay mapped. Other
+    permissions, owners and hard links, such as those of a backup, do not count.
 
     Args:
         bundle: opened.
@@ -83,7 +84,7 @@ def identity_of(bundle: ServingBundle, files: ModelFiles) -> str:
     for folder in folders:
         for path in () if folder is None else _files_in(folder):
             stat = path.stat()
-            facts = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+            facts = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
             digest.update(f"{path.name} {facts}".encode())
     return digest.hexdigest()
 
