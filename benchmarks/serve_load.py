@@ -23,10 +23,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "serve_load.json"
 DOCS = ROOT / "docs" / "benchmarks" / "serve.md"
 ADMIN = "benchmark"
 K = 100
+Result = TypeVar("Result")
 
 
 class Connection(asyncio.Protocol):
@@ -164,7 +165,18 @@ async def fire(
 def run_load(
     address: str, requests: Sequence[bytes], rate: float, seconds: float
 ) -> dict[str, Any]:
-    """Send requests to a server and summarise; the client uses uvloop if it is installed."""
+    """Send requests to a server and summarise."""
+    result = run_client(lambda host, port: fire(host, port, requests, rate, seconds), address)
+    return {"rate": rate, "seconds": seconds, **result.summary(seconds)}
+
+
+def run_client(client: Callable[[str, int], Coroutine[Any, Any, Result]], address: str) -> Result:
+    """Run a client of a server to its end; on uvloop if it is installed.
+
+    Args:
+        client: called with the host and the port.
+        address: of the server.
+    """
     host, port = address.removeprefix("http://").split(":")
     try:
         import uvloop
@@ -173,8 +185,7 @@ def run_load(
     except ImportError:
         runner = asyncio.Runner()
     with runner:
-        result = runner.run(fire(host, int(port), requests, rate, seconds))
-    return {"rate": rate, "seconds": seconds, **result.summary(seconds)}
+        return runner.run(client(host, int(port)))
 
 
 def post(path: str, body: Any, key: str | None = None) -> bytes:
@@ -314,11 +325,11 @@ def measure(
         result: dict[str, Any] = {"start_seconds": round(time.perf_counter() - begun, 2)}
         result["recall"] = round(recall(address, run, sampled[:300]), 4)
         run_load(address, requests, rates[0], 3)  # The first load reads the vectors from disk.
-        before = _cpu_seconds(process.pid)
+        before = cpu_seconds(process.pid)
         result["loads"] = []
         for rate in rates:
             load = run_load(address, requests, rate, seconds)
-            after = _cpu_seconds(process.pid)
+            after = cpu_seconds(process.pid)
             load["server_cores"] = round((after - before) / seconds, 2)
             before = after
             result["loads"].append(load)
@@ -367,25 +378,30 @@ def with_table(content: str, result: dict[str, Any]) -> str:
     return with_block(content, "serve load", table(result))
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the run that is served."""
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--users", type=int, default=200_000)
+    parser.add_argument("--steps", type=int, default=1200, help="training steps")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run and the index")
 
 
 def main() -> None:
     """Make the run and the index if they do not exist, measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--users", type=int, default=200_000)
-    parser.add_argument("--steps", type=int, default=1200, help="training steps")
+    add_run_options(parser)
     parser.add_argument("--rates", type=float, nargs="+", default=[100, 250, 500])
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--swap-seconds", type=float, default=60)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run and the index")
     parser.add_argument("--index", type=Path, help="default: OUT/index, built if missing")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "benchmarks"))
     from serve_run import make_index, make_run
 
     run = make_run(given.out, given.items, given.users, steps=given.steps)

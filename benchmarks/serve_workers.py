@@ -28,7 +28,16 @@ from typing import Any
 import numpy as np
 
 from page_blocks import with_block
-from serve_load import Connection, _cpu_seconds, histories, post, start_server
+from serve_load import (
+    Connection,
+    LoadResult,
+    add_run_options,
+    cpu_seconds,
+    histories,
+    post,
+    run_client,
+    start_server,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "serve_workers.json"
@@ -39,49 +48,39 @@ async def closed_loop(
     host: str, port: int, requests: Sequence[bytes], num_connections: int, seconds: float
 ) -> dict[str, Any]:
     """Return the answers per second of connections that send one request after the other."""
-    loop = asyncio.get_running_loop()
+    loop, result = asyncio.get_running_loop(), LoadResult()
     end = time.perf_counter() + seconds
-    answered, failed, latencies = 0, 0, list[float]()
 
     async def one(number: int) -> None:
-        nonlocal answered, failed
         _, connection = await loop.create_connection(Connection, host, port)
         position = number * len(requests) // num_connections
         while (begun := time.perf_counter()) < end:
             status, _ = await connection.send(requests[position % len(requests)])
             position += 1
+            result.count(str(status))
             if status == 200:
-                answered += 1
-                latencies.append(time.perf_counter() - begun)
-            else:
-                failed += 1
+                result.latencies.append(time.perf_counter() - begun)
         connection.close()
 
     begun = time.perf_counter()
     await asyncio.gather(*(one(number) for number in range(num_connections)))
-    taken = time.perf_counter() - begun
-    quantiles = np.quantile(np.array(latencies) * 1000, [0.5, 0.99]).round(2).tolist()
+    summary = result.summary(time.perf_counter() - begun)
+    ms = summary["ms"]
     return {
-        "answered_a_second": round(answered / taken, 1),
-        "failed": failed,
-        "p50_ms": quantiles[0],
-        "p99_ms": quantiles[1],
+        "answered_a_second": summary["answered_a_second"],
+        "failed": summary["failed"],
+        "p50_ms": ms["p50"],
+        "p99_ms": ms["p99"],
     }
 
 
 def load(
     address: str, requests: Sequence[bytes], num_connections: int, seconds: float
 ) -> dict[str, Any]:
-    """Load one server; the client uses uvloop if it is installed."""
-    host, port = address.removeprefix("http://").split(":")
-    try:
-        import uvloop
-
-        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-    except ImportError:
-        runner = asyncio.Runner()
-    with runner:
-        return runner.run(closed_loop(host, int(port), requests, num_connections, seconds))
+    """Load one server."""
+    return run_client(
+        lambda host, port: closed_loop(host, port, requests, num_connections, seconds), address
+    )
 
 
 def processes_of(pid: int) -> list[int]:
@@ -127,9 +126,9 @@ def measure(given: argparse.Namespace, run: Path, index: Path) -> dict[str, Any]
         for _ in range(given.rounds):
             for number, (process, address) in servers.items():
                 pids = processes_of(process.pid)
-                before = sum(map(_cpu_seconds, pids)), time.process_time()
+                before = sum(map(cpu_seconds, pids)), time.process_time()
                 row = load(address, requests, given.connections, given.seconds)
-                after = sum(map(_cpu_seconds, pids)), time.process_time()
+                after = sum(map(cpu_seconds, pids)), time.process_time()
                 row["server_cores"] = round((after[0] - before[0]) / given.seconds, 2)
                 row["client_cores"] = round((after[1] - before[1]) / given.seconds, 2)
                 rows[number].append(row)
@@ -185,9 +184,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Make the run and the index if they do not exist, measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--users", type=int, default=200_000)
-    parser.add_argument("--steps", type=int, default=1200, help="training steps")
+    add_run_options(parser)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="1 is needed")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--k", type=int, default=10)
@@ -195,7 +192,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--server-cores", type=int, nargs="+", help="default: all")
     parser.add_argument("--client-core", type=int, help="default: any")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run and the index")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     from serve_run import make_index, make_run
@@ -218,7 +214,8 @@ def main() -> None:
         "rounds": {str(number): rows for number, rows in measured["rounds"].items()},
     }
     given.results.write_text(json.dumps(result, indent=2) + "\n")
-    DOCS.write_text(with_block(DOCS.read_text(), "serve workers", table(result)))
+    if given.results == RESULTS:
+        DOCS.write_text(with_block(DOCS.read_text(), "serve workers", table(result)))
     print(table(result))
 
 

@@ -20,7 +20,7 @@ from candid.serve.errors import RequestError
 from candid.serve.http.connections import Connections
 from candid.serve.http.errors import body_of, headers_of, status_of
 from candid.serve.http.middleware import HEADERS, Receive, Scope, Send
-from candid.serve.http.protocol import protocol_class
+from candid.serve.http.protocol import uvicorn_config
 from candid.serve.metrics import Metrics
 
 STALLED_SECONDS: Final = 30.0
@@ -91,15 +91,10 @@ class ProbeServer:
         # Counted apart: the metrics of the server are those of its own port.
         connections = Connections(ServeConfig(max_connections=MAX_CONNECTIONS), Metrics())
         self._server = _ProbeUvicorn(
-            uvicorn.Config(
+            uvicorn_config(
                 self._answer,
+                connections,
                 interface="asgi3",
-                http=protocol_class(connections),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
                 lifespan="off",
                 timeout_graceful_shutdown=1,
             ),

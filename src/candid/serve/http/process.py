@@ -24,7 +24,7 @@ from candid.serve.http.connections import Connections, with_connection_limit
 from candid.serve.http.listening import bind, log_keys, num_cores, url_of
 from candid.serve.http.middleware import RequestMiddleware
 from candid.serve.http.probes import ProbeServer, ServerStatus
-from candid.serve.http.protocol import protocol_class
+from candid.serve.http.protocol import uvicorn_config
 from candid.serve.logs import log_event, set_up_logging
 from candid.serve.metrics import Metrics
 from candid.serve.model_check import ModelChecks
@@ -124,14 +124,9 @@ def make_server(
         check_capacity=service.check_capacity,
     )
     return server_class(
-        uvicorn.Config(
+        uvicorn_config(
             app,
-            http=protocol_class(connections),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
+            connections,
             lifespan="on",
             timeout_keep_alive=round(config.keep_alive_ms / 1000) or 1,
             timeout_graceful_shutdown=round(config.shutdown_ms / 1000) or 1,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 import httptools
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from candid.serve.errors import RequestError
@@ -341,6 +342,27 @@ class _AnswerTransport:
 def protocol_class(connections: Connections) -> type[LimitedProtocol]:
     """Return the protocol of the connections of one server."""
     return type("BoundProtocol", (LimitedProtocol,), {"all_connections": connections})
+
+
+def uvicorn_config(app: Any, connections: Connections, **settings: Any) -> uvicorn.Config:
+    """Return the settings of uvicorn that all ports share.
+
+    Args:
+        app: ASGI application.
+        connections: of the port, with their limits.
+        settings: further ones of ``uvicorn.Config``.
+    """
+    return uvicorn.Config(
+        app,
+        http=protocol_class(connections),
+        ws="none",
+        # The log and the headers are those of candid.
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        **settings,
+    )
 
 
 def _without_h2c(data: bytes) -> bytes:
