@@ -1,13 +1,19 @@
 """Settings of the whole suite, and what tests of the docs share."""
 
 import importlib.util
+import multiprocessing
 import os
 import subprocess
 import sys
+import traceback
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+
+from candid.distributed import open_group
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -54,3 +60,60 @@ def compiled_kernels(tmp_path):
         return [int(number) for number in result.stdout.split()]
 
     return run
+
+
+def _run(function, rank, num_ranks, store, connection):
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks
+        )
+        with open_group(60) as group:
+            result = function(rank, num_ranks)
+            group.barrier()
+        connection.send((True, result))
+    except BaseException:
+        connection.send((False, traceback.format_exc()))
+    finally:
+        # Without the exit handlers of the parent, which are not those of this process.
+        connection.close()
+        os._exit(0)
+
+
+@pytest.fixture(scope="session")
+def on_ranks(tmp_path_factory):
+    """Runs function(rank, num_ranks) on gloo ranks; returns the results in their order.
+
+    Forked, not spawned: the ranks need not import torch again. Results are small Python objects.
+    """
+
+    def start(function, num_ranks, timeout=100):
+        context = multiprocessing.get_context("fork")
+        store = tmp_path_factory.mktemp("store") / "store"
+        ranks = []
+        for rank in range(num_ranks):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_run, args=(function, rank, num_ranks, store, theirs), daemon=True
+            )
+            with warnings.catch_warnings():
+                # The ranks use no thread and no lock of this process.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+            theirs.close()
+            ranks.append((process, ours))
+        try:
+            answers = [
+                connection.recv() if connection.poll(timeout) else (False, "no answer")
+                for _, connection in ranks
+            ]
+            faults = [f"rank {r}:\n{result}" for r, (ok, result) in enumerate(answers) if not ok]
+            assert not faults, "\n".join(faults)
+            return [result for _, result in answers]
+        finally:
+            for process, connection in ranks:
+                connection.close()
+                process.kill()
+                process.join()
+
+    return start

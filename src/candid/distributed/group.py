@@ -25,6 +25,10 @@ less than anyone wants to pay for idle machines."""
 REASON_SECONDS: Final = 3.0
 """Seconds to wait for the reason of a lost connection, which the process that failed stores."""
 
+# torch 2.13 has new names for both, and warns of the old ones.
+_all_gather: Final[Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter: Final[Any] = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 
 class Group:
     """The processes of one training; without arguments, this process alone.
@@ -188,8 +192,31 @@ class Group:
         wire = self._on_wire(torch.cat(parts))
         own = wire.new_empty((most, *rows.shape[1:]))
         with self.collective(name, wire.nbytes):
-            dist.reduce_scatter_tensor(own, wire, group=self._group)
+            _reduce_scatter(own, wire, group=self._group)
         return own[: counts[self.rank]].to(rows.device)
+
+    def exchange_rows(
+        self, rows: Tensor, sent: Sequence[int], received: Sequence[int], name: str = "exchange"
+    ) -> Tensor:
+        """Send rows to each process: the first ``sent[0]`` to process 0, and so on.
+
+        Args:
+            rows: [sum of sent, ...].
+            sent: rows for each process, this one included.
+            received: rows from each process; ``sent`` of the others decides it.
+            name: of the counter, which counts the bytes for other processes.
+
+        Returns:
+            [sum of received, ...], in the order of ranks.
+        """
+        if self.is_single:
+            return rows
+        wire = self._on_wire(rows).contiguous()
+        result = wire.new_empty((sum(received), *rows.shape[1:]))
+        num_others = len(rows) - sent[self.rank]
+        with self.collective(name, num_others * rows.shape[1:].numel() * rows.element_size()):
+            dist.all_to_all_single(result, wire, list(received), list(sent), group=self._group)
+        return result.to(rows.device)
 
     def broadcast_(self, tensors: Sequence[Tensor], name: str = "broadcast") -> None:
         """Overwrite tensors, of the same shapes everywhere, with those of rank 0."""
@@ -257,7 +284,7 @@ class Group:
         wire = self._on_wire(rows).contiguous()
         gathered = wire.new_empty((self.world_size * len(rows), *rows.shape[1:]))
         with self.collective(name, wire.nbytes):
-            dist.all_gather_into_tensor(gathered, wire, group=self._group)
+            _all_gather(gathered, wire, group=self._group)
         return gathered.to(rows.device)
 
     def _on_wire(self, tensor: Tensor) -> Tensor:

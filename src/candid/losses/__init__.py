@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from candid.losses.sampled import SampledSoftmax, sampled_softmax
     from candid.losses.sampled_loss import SampledLoss
     from candid.losses.sampled_softmax_loss import SampledSoftmaxLoss
+    from candid.losses.sharded_full import sharded_full_softmax
 
 _MODULES: Final = {
     "BCE": "pointwise",
@@ -48,6 +49,7 @@ _MODULES: Final = {
     "full_softmax": "full",
     "in_batch_softmax": "in_batch",
     "sampled_softmax": "sampled",
+    "sharded_full_softmax": "sharded_full",
 }
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "full_softmax",
     "in_batch_softmax",
     "sampled_softmax",
+    "sharded_full_softmax",
 ]
 
 

@@ -132,7 +132,7 @@ def warm_start(
         ArtifactError: the checkpoint is missing or damaged.
     """
     keep = config.training.init_optimizer == "keep"
-    if keep and earlier.config.training.tables != config.training.tables:
+    if keep and earlier.config.training.row_rule != config.training.row_rule:
         raise ConfigError(
             f"training.tables is {earlier.config.training.tables!r} in {earlier.folder} (init) and "
             f"{config.training.tables!r} here, and training.init_optimizer = 'keep' needs the same "

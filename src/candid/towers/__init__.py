@@ -38,7 +38,7 @@ from candid.towers.protocol import (
     TowerContext,
 )
 from candid.towers.registry import TOWERS
-from candid.towers.row_table import RowTable, row_tables
+from candid.towers.row_table import RowTable, row_tables, sharded_tables
 from candid.towers.transformer import CausalTransformer
 
 __all__ = [
@@ -69,4 +69,5 @@ __all__ = [
     "feature_input",
     "merge_inputs",
     "row_tables",
+    "sharded_tables",
 ]

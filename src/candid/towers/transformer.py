@@ -248,11 +248,15 @@ class CausalTransformer(QueryTower):
             raise ConfigError(
                 "a causal_transformer query tower needs histories; set batches.unit = 'sequence'"
             )
+        if len(history.item_ids) == 0:
+            # Every rank takes part in the look-up of a sharded table, also one without a history.
+            no_rows: Tensor = self.items(history.item_ids)
+            if self.empty_history is None:
+                return no_rows
+            return self.empty_history.expand(len(history.query_positions), -1)
         if self.empty_history is None:
             return self._vectors(history, history.query_positions, queries.times)
         is_empty = history.query_positions < 0
-        if len(history.item_ids) == 0:
-            return self.empty_history.expand(len(is_empty), -1)
         vectors = self._vectors(history, history.query_positions.clamp(min=0), queries.times)
         return torch.where(is_empty[:, None], self.empty_history, vectors)
 

@@ -19,6 +19,13 @@ from candid.training.last_checkpoint import (
     read_last_checkpoint,
 )
 from candid.training.row_optimizer import RowAdagrad, RowAdam
+from candid.training.shard_checkpoint import (
+    read_last_shards,
+    read_shards,
+    shard_checkpoints,
+    write_shards,
+)
+from candid.training.shard_export import export_shards
 from candid.training.state import Progress, TrainingLength, TrainState
 from candid.training.trackers import TRACKERS, Tracker
 from candid.training.trainer import BEST, DivergedError, Trainer
@@ -42,10 +49,15 @@ __all__ = [
     "UnsetWeights",
     "bound_kernel_cache",
     "check_has_training_state",
+    "export_shards",
     "has_checkpoint",
     "load_model",
     "model_tensors",
     "read_checkpoint",
     "read_last_checkpoint",
+    "read_last_shards",
+    "read_shards",
+    "shard_checkpoints",
     "write_checkpoint",
+    "write_shards",
 ]

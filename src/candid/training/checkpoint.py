@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from candid.atomic import replacing
 from candid.checksums import SEAL, is_verifying, read_error
 from candid.errors import ArtifactError
+from candid.towers import sharded_tables
 from candid.training.optimizer import ModelOptimizer
 
 FORMAT: Final = 3
@@ -176,6 +177,11 @@ def check_has_training_state(checkpoint: Checkpoint, path: Path | str) -> None:
         )
 
 
+def hash_entry(name: str, dtype: torch.dtype, shape: Iterable[int]) -> bytes:
+    """Return what the checksum of a checkpoint covers of a tensor, before its values."""
+    return f"{name} {dtype} {list(shape)}".encode()
+
+
 def _checksum(tensors: Iterable[tuple[str, Tensor]], meta: str) -> str:
     """Return the checksum of a checkpoint.
 
@@ -185,7 +191,7 @@ def _checksum(tensors: Iterable[tuple[str, Tensor]], meta: str) -> str:
     """
     digest = hashlib.sha256(meta.encode())
     for name, tensor in sorted(tensors, key=itemgetter(0)):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(hash_entry(name, tensor.dtype, tensor.shape))
         # As bytes: NumPy has no bfloat16.
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -242,7 +248,7 @@ _RANDOM_FILLS = frozenset(
 def load_model(
     model: nn.Module, checkpoint: Checkpoint, path: Path | str, *, averaged: bool = False
 ) -> None:
-    """Load the parameters of a checkpoint into ``model``.
+    """Load the parameters of a checkpoint into ``model``; a sharded table loads its own rows.
 
     Args:
         model: of the same architecture.
@@ -260,6 +266,8 @@ def load_model(
     for name in sorted(expected.keys() ^ stored.keys()):
         state = "lacks" if name in expected else "has an unknown"
         raise ArtifactError(f"{path} {state} parameter {name!r}: it belongs to another model")
+    for name, table in sharded_tables(model).items():
+        stored[name] = table.own_part(stored[name])
     for name, tensor in stored.items():
         if tensor.shape != expected[name].shape:
             raise ArtifactError(
@@ -306,7 +314,7 @@ def load_optimizer(model: nn.Module, optimizer: ModelOptimizer, checkpoint: Chec
     Raises:
         ArtifactError: they belong to another optimizer.
     """
-    parameters = dict(model.named_parameters())
+    parameters, tables = dict(model.named_parameters()), sharded_tables(model)
     for name, value in checkpoint.part("optimizer").items():
         parameter_name, key = name.rsplit("/", 1)
         parameter = parameters[parameter_name]
@@ -315,5 +323,7 @@ def load_optimizer(model: nn.Module, optimizer: ModelOptimizer, checkpoint: Chec
                 f"the checkpoint has {key!r} of {parameter_name!r}, which the present settings of "
                 "training.optimizer and training.tables do not use: resume with those of the run"
             )
+        if parameter_name in tables:
+            value = tables[parameter_name].own_part(value)
         target = value if key == "step" and not parameter.is_cuda else value.to(parameter.device)
         optimizer.state_of(parameter)[key] = target.clone()

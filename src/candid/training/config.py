@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from candid.component import ComponentConfig, lookup
 from candid.training.trackers import TRACKERS
+
+SHARDED: Final = "sharded_"
+"""Prefix of the values of ``training.tables`` with which each process holds a range of rows."""
 
 
 class TrainingConfig(ComponentConfig):
@@ -22,11 +25,13 @@ class TrainingConfig(ComponentConfig):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="decay of Adam's two moments"
     )
-    tables: Literal["dense", "row_adagrad", "row_adam"] = Field(
+    tables: Literal[
+        "dense", "row_adagrad", "row_adam", "sharded_row_adagrad", "sharded_row_adam"
+    ] = Field(
         "dense",
         description="optimizer of the tables of users and items: 'dense' updates every row at "
         "every step; the others only the rows of a step, at a cost that does not grow with the "
-        "catalog",
+        "catalog; 'sharded_…': each process holds a range of the rows of users and items",
     )
     table_lr: float | None = Field(
         None,
@@ -110,6 +115,16 @@ class TrainingConfig(ComponentConfig):
         "all but the first need an extra",
     )
 
+    @property
+    def row_rule(self) -> str:
+        """Rule of ``tables``: "dense", "row_adagrad" or "row_adam"."""
+        return self.tables.removeprefix(SHARDED)
+
+    @property
+    def shards_tables(self) -> bool:
+        """Whether each process holds a range of the rows of users and items."""
+        return self.tables.startswith(SHARDED)
+
     @field_validator("trackers")
     @classmethod
     def _trackers_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -122,7 +137,9 @@ class TrainingConfig(ComponentConfig):
         if self.tables == "dense":
             for key in ("table_lr", "table_dtype"):
                 if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"{key} needs tables = 'row_adagrad' or 'row_adam'")
+                    raise ValueError(
+                        f"{key} needs tables = 'row_adagrad' or 'row_adam', sharded or not"
+                    )
         elif self.average is not None:
             raise ValueError(
                 f"tables = {self.tables!r} and average cannot be combined: a running mean moves "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from candid.errors import ConfigError
-from candid.towers import row_tables
+from candid.towers import RowTable, row_tables
 from candid.training.config import TrainingConfig
 from candid.training.row_optimizer import RowAdagrad, RowAdam, RowOptimizer
 
@@ -25,6 +25,7 @@ class ModelOptimizer:
         dense: for all other parameters, or None.
         rows: for the tables, or None if they train with the rest.
         row_rate: learning rate of the tables, as a multiple of that of the rest.
+        sharded: those of the tables of which each process holds a range of rows.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class ModelOptimizer:
         rows: RowOptimizer | None = None,
         *,
         row_rate: float = 1.0,
+        sharded: Sequence[RowTable] = (),
     ) -> None:
         self.dense = dense
         self.rows = rows
         self._row_rate = row_rate
+        self._sharded = list(sharded)
         self._parts = [part for part in (dense, rows) if part is not None]
 
     @property
@@ -50,12 +53,17 @@ class ModelOptimizer:
         """Drop the gradients."""
         for part in self._parts:
             part.zero_grad(set_to_none=True)
+        for table in self._sharded:
+            if table.shards is not None:
+                table.shards.drop()
 
     def step(self, lr: float, clip_norm: float | None = None) -> Tensor:
         """Clip the gradients and take a step.
 
         The norm is that of the dense gradients: a row that was read several times in the step
-        counts once, with the sum of its gradients.
+        counts once, with the sum of its gradients. Over several processes the dense gradients must
+        be those of all of them already; the gradients of sharded tables are collected here, and
+        each row counts once, on the process that owns it.
 
         Args:
             lr: learning rate of the step.
@@ -68,6 +76,7 @@ class ModelOptimizer:
             ConfigError: a table that trains by row has a gradient for every row.
         """
         self._densify()
+        self._collect()
         norm = self._clip(float("inf") if clip_norm is None else clip_norm)
         for part in self._parts:
             for group in part.param_groups:
@@ -100,16 +109,42 @@ class ModelOptimizer:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     parameter.grad = parameter.grad.to_dense()
 
+    def _collect(self) -> None:
+        """Set the gradients of the own rows of sharded tables; a collective of all processes."""
+        for table in self._sharded:
+            if self.rows is not None and table.shards is not None:
+                self.rows.set_gradient(table.weight, table.shards.collect(table.weight))
+
     def _clip(self, max_norm: float) -> Tensor:
         groups = [] if self.dense is None else self.dense.param_groups
         dense = [p for group in groups for p in group["params"]]
         rows = [] if self.rows is None else [g.rows for g in self.rows.gradients()]
         gradients = [p.grad for p in dense if p.grad is not None]
-        norm: Tensor = nn.utils.get_total_norm([*gradients, *rows])
+        norms = [*gradients, *self._replicated_rows(), *self._sharded_norms()]
+        norm: Tensor = nn.utils.get_total_norm(norms)
         nn.utils.clip_grads_with_norm_(dense, max_norm, norm)
         for gradient in rows:
             gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
+
+    def _replicated_rows(self) -> list[Tensor]:
+        """Return the gradients of row-wise trained tables that every process holds."""
+        if self.rows is None:
+            return []
+        sharded = {id(table.weight) for table in self._sharded}
+        tables = [table for group in self.rows.param_groups for table in group["params"]]
+        gradients = [self.rows.gradient_of(t) for t in tables if id(t) not in sharded]
+        return [gradient.rows for gradient in gradients if gradient is not None]
+
+    def _sharded_norms(self) -> list[Tensor]:
+        """Return the norm [1] of the gradient of all sharded rows, the same on every process."""
+        if self.rows is None or not self._sharded:
+            return []
+        gradients = [self.rows.gradient_of(table.weight) for table in self._sharded]
+        norms = [torch.linalg.vector_norm(g.rows) for g in gradients if g is not None]
+        shards = self._sharded[0].shards
+        assert shards is not None
+        return [shards.exchange.group.sum(torch.stack(norms).square().sum(0, keepdim=True)).sqrt()]
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
@@ -117,22 +152,27 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
 
     Weight decay applies to matrices only, and not to a bias that is one, such as that of time by
     head. With ``config.tables`` other than "dense", the tables of the model return sparse
-    gradients and store their vectors in ``config.table_dtype``.
+    gradients and store their vectors in ``config.table_dtype``. With a "sharded_" rule the tables
+    of users and items keep the rows of this process only; tables of codes stay whole.
 
     Raises:
-        ConfigError: there is no table to train by row.
+        ConfigError: there is no table to train by row, or none of users or items to shard.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    rows = None
-    if config.tables != "dense":
+    rows, sharded = None, []
+    if config.row_rule != "dense":
         tables = dict(row_tables(model))
         if not tables:
             raise ConfigError(
                 f"training.tables = {config.tables!r}, but this model has no table of users or "
                 "items: set it to 'dense'"
             )
+        if config.shards_tables:
+            sharded = _shard(tables.values(), config)
         for table in tables.values():
-            table.train_by_row(getattr(torch, config.table_dtype))
+            # A model in float64 keeps it.
+            is_narrow = config.table_dtype == "bfloat16"
+            table.train_by_row(torch.bfloat16 if is_narrow else table.weight.dtype)
         by_row = {id(table.weight) for table in tables.values()}
         rows = _row_optimizer((p for p in named.values() if id(p) in by_row), config)
         named = {name: p for name, p in named.items() if id(p) not in by_row}
@@ -145,7 +185,22 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
         _dense_optimizer(named, config) if named else None,
         rows,
         row_rate=(config.table_lr or config.lr) / config.lr,
+        sharded=sharded,
     )
+
+
+def _shard(tables: Iterable[RowTable], config: TrainingConfig) -> list[RowTable]:
+    """Shard the tables of users and items over the processes, and return them."""
+    sharded = [table for table in tables if table.rows_of is not None]
+    if not sharded:
+        raise ConfigError(
+            f"training.tables = {config.tables!r}, but this model has no table with a row for each "
+            f"user or item: set it to {config.row_rule!r}"
+        )
+    for table in sharded:
+        if table.shards is None:
+            table.shard()
+    return sharded
 
 
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
@@ -185,7 +240,7 @@ def _dense_optimizer(
 
 
 def _row_optimizer(tables: Iterable[nn.Parameter], config: TrainingConfig) -> RowOptimizer:
-    if config.tables == "row_adagrad":
+    if config.row_rule == "row_adagrad":
         return RowAdagrad(tables, lr=config.lr, weight_decay=config.weight_decay)
     betas = (0.0, config.betas[1])
     return RowAdam(tables, lr=config.lr, betas=betas, weight_decay=config.weight_decay)

@@ -51,7 +51,7 @@ def sum_by_row(gradient: Tensor) -> RowGradient:
     """
     ids, position, source = _distinct(gradient._indices()[0])
     values = gradient._values()
-    wide = torch.promote_types(values.dtype, torch.float32)
+    wide = _wide(values)
     rows = values.new_zeros(len(ids), values.shape[1], dtype=wide)
     return RowGradient(ids, rows.index_add_(0, position, values.to(wide)), source)
 
@@ -114,6 +114,21 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
                     if table.grad is not None:
                         self._gradients[table] = sum_by_row(_check_sparse(table.grad))
         return list(self._gradients.values())
+
+    def set_gradient(self, table: Tensor, gradient: Tensor) -> None:
+        """Set the gradient of a table for this step, in place of ``table.grad``.
+
+        Args:
+            table: [V, D], one of ``params``.
+            gradient: [V, D] sparse, of any dtype; autograd would round it to that of the table.
+        """
+        self.gradients()
+        self._gradients[table] = sum_by_row(_check_sparse(gradient))
+
+    def gradient_of(self, table: Tensor) -> RowGradient | None:
+        """Return the gradient of a table, as ``gradients`` does, or None."""
+        self.gradients()
+        return self._gradients.get(table)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients; a sparse one is never kept as zeros."""
@@ -214,7 +229,7 @@ class RowAdagrad(RowOptimizer):
         return frozenset({"square_sum"})
 
     def new_state(self, table: Tensor) -> dict[str, Tensor]:
-        """Return ``square_sum`` [V] float32."""
+        """Return ``square_sum`` [V], float32; float64 beside a table of float64."""
         return {"square_sum": _zeros_per_row(table)}
 
     def move_fused(self, fused: FusedRows, state: dict[str, Tensor], group: dict[str, Any]) -> None:
@@ -260,10 +275,13 @@ class RowAdam(RowOptimizer):
         return frozenset({"mean_square", "visits", *(["mean"] if self.betas[0] else [])})
 
     def new_state(self, table: Tensor) -> dict[str, Tensor]:
-        """Return ``mean_square`` [V] float32, ``visits`` [V] int32, ``mean`` [V, D] if used."""
+        """Return ``mean_square`` [V], ``visits`` [V] int32, and ``mean`` [V, D] if it is used.
+
+        Moments are float32, or float64 beside a table of float64.
+        """
         state = {"mean_square": _zeros_per_row(table), "visits": _zeros_per_row(table, torch.int32)}
         if self.betas[0]:
-            state["mean"] = torch.zeros_like(table, dtype=torch.float32)
+            state["mean"] = torch.zeros_like(table, dtype=_wide(table))
         return state
 
     def move_fused(self, fused: FusedRows, state: dict[str, Tensor], group: dict[str, Any]) -> None:
@@ -319,8 +337,12 @@ def _mean_square(rows: Tensor) -> Tensor:
     return norm.square_().div_(rows.shape[1])
 
 
-def _zeros_per_row(table: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.zeros(len(table), dtype=dtype, device=table.device)
+def _zeros_per_row(table: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.zeros(len(table), dtype=dtype or _wide(table), device=table.device)
+
+
+def _wide(table: Tensor) -> torch.dtype:
+    return torch.promote_types(table.dtype, torch.float32)
 
 
 def _check_sparse(gradient: Tensor) -> Tensor:
