@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -172,6 +172,11 @@ def check_folder_writable(out: Path) -> None:
 
 def write_file(path: Path, *parts: bytes | memoryview) -> tuple[int, str]:
     """Write and fsync ``parts``; return the size in bytes and the sha256 in hex."""
+    return write_parts(path, parts)
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    """Write and fsync ``parts`` one after the other, as ``write_file`` does."""
     digest = hashlib.sha256()
     with path.open("wb") as stream:
         for part in parts:

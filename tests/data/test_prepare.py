@@ -479,10 +479,11 @@ def test_dates_as_numbers_are_read_as_dates(tmp_path):
 
 
 def test_more_rows_than_a_frame_can_number_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("candid.data.rows.MAX_ROWS", 11)
+    monkeypatch.setattr("candid.data.engine.MAX_ROWS", 11)
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
-    with pytest.raises(DataError, match=r"log.parquet has 12 rows, but .* at most 11; name fewer"):
-        prepare_folder(config, tmp_path / "out")
+    expected = r'log.parquet has 12 rows, but at most 11 are prepared in memory; .* "duckdb"'
+    with pytest.raises(DataError, match=expected):
+        prepare_folder(config, tmp_path / "out", engine="memory")
 
 
 def test_damaged_dataset_is_prepared_again(tmp_path):

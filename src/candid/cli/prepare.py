@@ -49,7 +49,9 @@ def prepare(
     order: Annotated[
         str | None,
         typer.Option(
-            metavar="COLUMN", help="Order of interactions, or of those with the same --time"
+            metavar="COLUMN",
+            help="Order of interactions, or of those with the same --time; sorted: that of the "
+            "rows, which are sorted by user and time",
         ),
     ] = None,
     explode: Annotated[
@@ -177,6 +179,23 @@ def prepare(
     split_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Role of each row, for a column split")
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|memory|duckdb",
+            help="Engine; all give the same dataset: memory, about 64 bytes for each row; duckdb, "
+            "within --memory-limit with temporary files beside --out; auto, memory where it fits "
+            "into the limit",
+        ),
+    ] = "auto",
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that may be used, such as 4GiB, at least 1GiB [default: half of the "
+            "memory that is available]",
+        ),
+    ] = None,
     overrides: Set = None,
     verify: Verify = True,
     json: Json = False,
@@ -231,7 +250,7 @@ def prepare(
 
     console = Console(json, quiet)
     config = load_data_config(recipe, values, overrides or [])
-    result = run_prepare(config, out, console)
+    result = run_prepare(config, out, console, engine, memory_limit)
     report = result.report
     console.result(
         {"path": str(out), "up_to_date": result.up_to_date, **report},
@@ -240,11 +259,19 @@ def prepare(
     )
 
 
-def run_prepare(config: DataConfig, out: Path, console: Console) -> Prepared:
+def run_prepare(
+    config: DataConfig,
+    out: Path,
+    console: Console,
+    engine: str = "auto",
+    memory_limit: str | None = None,
+) -> Prepared:
     """Prepare the interactions of ``config`` in ``out`` and print a line for each step."""
     from candid.data import prepare_folder
 
-    return prepare_folder(config, out, progress=console.note)
+    return prepare_folder(
+        config, out, progress=console.note, engine=engine, memory_limit=memory_limit
+    )
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -300,8 +327,12 @@ def _time_lines(report: Mapping[str, Any], interactions: int) -> Iterator[str]:
         yield f"time: {first} to {last}{unit}"
     share = report.get("tied", 0) / interactions
     if share >= LARGE_TIED_SHARE:
-        keys = [key for key in ("time", "order") if report["config"].get(key) is not None]
-        advice = "" if "order" in keys else "; --order COLUMN would order them"
+        from candid.data.config import SORTED
+
+        config = report["config"]
+        has_column = config.get("order") not in (None, SORTED)
+        keys = [*(["time"] if config.get("time") else []), *(["order"] if has_column else [])]
+        advice = "" if config.get("order") else "; --order COLUMN would order them"
         yield (
             f"{share:.0%} of the interactions have the same {' and '.join(keys)} as another one of "
             f"their user, and keep the order of the file{advice}"

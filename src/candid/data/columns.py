@@ -13,6 +13,7 @@ from candid.data.config import DataConfig
 from candid.data.list_columns import ROW, check_texts, explode, parse_list
 from candid.data.order_columns import require_order
 from candid.data.readers import Source, collect, columns_of, require_columns
+from candid.data.sorted_input import check_not_a_column
 from candid.errors import DataError
 
 IDS = ("user", "item")
@@ -71,10 +72,12 @@ def select_columns(sources: Sequence[Source], config: DataConfig) -> RawTable:
     """Select and rename the columns that ``config`` names.
 
     Raises:
-        ConfigError: the split needs a time or an order that ``config`` does not name.
+        ConfigError: the split needs a time or an order that ``config`` does not name, or
+            ``order`` is ambiguous.
         DataError: a column is missing or has an unsupported type.
     """
     require_order(sources, config)
+    check_not_a_column(sources, config)
     columns = config.columns
     schema: dict[str, pl.DataType] = {}
     renamed = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import pydantic
 from pydantic import Field
@@ -19,6 +19,9 @@ def _plain_path(value: object) -> object:
     """Return a path as text, without a final slash: it must equal that of an earlier config."""
     return str(Path(value)) if isinstance(value, str | os.PathLike) else value
 
+
+SORTED: Final = "sorted"
+"""Value of ``order`` for files whose rows are sorted."""
 
 Location = Annotated[str, pydantic.BeforeValidator(_plain_path)]
 """A path as text; a ``pathlib.Path`` is accepted too."""
@@ -180,7 +183,9 @@ class DataConfig(ComponentConfig):
     order: str | None = Field(
         None,
         description="column that orders the interactions of a user: a number or a date; with "
-        "`time` it orders those of the same time; further ties keep the order of the file",
+        "`time` it orders those of the same time; further ties keep the order of the file; "
+        "`sorted`: no column, the rows of each user stand together in the files, earliest first, "
+        "and users ascend",
     )
     explode: tuple[str, ...] = Field(
         (),
@@ -281,7 +286,7 @@ class DataConfig(ComponentConfig):
             "user": self.user,
             "item": self.item,
             "time": self.time,
-            "order": self.order,
+            "order": None if self.is_sorted else self.order,
             "weight": self.weight,
             "rating": self.rating,
             "role": self.split.column,
@@ -289,6 +294,11 @@ class DataConfig(ComponentConfig):
             "negatives": self.negatives,
         }
         return {name: column for name, column in names.items() if column is not None}
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the rows of the files are sorted by user and time."""
+        return self.order == SORTED
 
     @property
     def cores(self) -> tuple[int, int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,35 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.atomic import write_file
+from candid.atomic import write_file, write_parts
 from candid.checksums import FileChecks, check_seal, read_error, sealed
 from candid.errors import ArtifactError
 
-Arrays = Mapping[str, npt.NDArray[Any] | None]
+
+@dataclass(frozen=True)
+class ArrayStream:
+    """An array of one dimension that is computed in chunks, each time that it is read.
+
+    Attributes:
+        length: number of values.
+        dtype: type of the values.
+        chunks: yields the values in order; they are converted to ``dtype``.
+    """
+
+    length: int
+    dtype: np.dtype[Any]
+    chunks: Callable[[], Iterable[npt.NDArray[Any]]]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def load(self) -> npt.NDArray[Any]:
+        """Return the whole array; one chunk of the right type is not copied."""
+        chunks = list(self.chunks())
+        return np.asarray(chunks[0] if len(chunks) == 1 else np.concatenate(chunks), self.dtype)
+
+
+Arrays = Mapping[str, npt.NDArray[Any] | ArrayStream | None]
 Tables = Mapping[str, pl.DataFrame]
 
 SCHEMA_VERSION = 3
@@ -56,7 +82,8 @@ def content_fingerprint(arrays: Arrays, tables: Tables) -> str:
         array = arrays.get(name)
         if array is not None:
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(array, dtype=dtype).data)
+            for chunk in _buffers(array, dtype):
+                digest.update(chunk)
     for name in TABLES:
         digest.update(f"{name} {tables[name].schema}".encode())
         # In slices: a wide table of embeddings takes many times its size as text.
@@ -82,11 +109,11 @@ def write_dataset_files(
         if array is None:
             continue
         header = io.BytesIO()
-        array = np.ascontiguousarray(array, dtype=dtype)
-        np.lib.format.write_array_header_1_0(
-            header, np.lib.format.header_data_from_array_1_0(array)
-        )
-        size, checksum = write_file(folder / f"{name}.npy", header.getbuffer(), array.data)
+        descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+        shape = {"descr": descr, "fortran_order": False, "shape": (len(array),)}
+        np.lib.format.write_array_header_1_0(header, shape)
+        parts = itertools.chain([header.getbuffer()], _buffers(array, dtype))
+        size, checksum = write_parts(folder / f"{name}.npy", parts)
         files[f"{name}.npy"] = {"bytes": size, "sha256": checksum}
     for name in TABLES:
         content = io.BytesIO()
@@ -96,6 +123,12 @@ def write_dataset_files(
     manifest = sealed({**facts, "kind": KIND, "schema_version": SCHEMA_VERSION, "files": files})
     write_file(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
     return manifest
+
+
+def _buffers(array: npt.NDArray[Any] | ArrayStream, dtype: Any) -> Iterator[memoryview]:
+    """Yield the bytes of an array in order."""
+    chunks = array.chunks() if isinstance(array, ArrayStream) else [array]
+    return (np.ascontiguousarray(chunk, dtype=dtype).data for chunk in chunks)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

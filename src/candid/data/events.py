@@ -1,19 +1,20 @@
-"""Interactions in memory: dense ids, in order, filtered."""
+"""Interactions with dense ids: numbered, in order, filtered, in memory or in parts on disk."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.data import filters, ids, negatives
+from candid.data import filters, negatives
 from candid.data.columns import RawTable
 from candid.data.config import DataConfig
 from candid.data.dataset import Role
+from candid.data.engine import Engine
 from candid.data.event_types import (
     encode_event_types,
     event_type_names,
@@ -21,6 +22,7 @@ from candid.data.event_types import (
     is_target,
 )
 from candid.data.ids import EarlierIds, append_new
+from candid.data.parts import Parts, sort_rows
 from candid.data.readers import check_lines
 from candid.data.rows import ParsedRows, parse_rows
 from candid.data.split_config import SplitConfig
@@ -29,18 +31,39 @@ from candid.errors import DataError
 UNASSIGNED = 255
 """Role code of a row without a role."""
 
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rows whose columns are checked, and that are not loaded yet.
+
+    Attributes:
+        table: the files.
+        parsed: the rows to keep, typed.
+        query: those of ``parsed``, with role (UInt8) and event_type (UInt8) as codes.
+        event_types: names of the event types, by code.
+    """
+
+    table: RawTable
+    parsed: ParsedRows
+    query: pl.LazyFrame
+    event_types: tuple[str, ...]
+
 
 @dataclass
 class Events:
     """Interactions grouped by user, in order of use.
 
+    Users and items are numbered once, by ascending source id, when they are loaded. After a filter
+    some of them have no interaction; ``number`` closes the gaps.
+
     Attributes:
-        frame: E rows; user, item (Int32 ids), then as declared time (Int64 microseconds),
-            weight (Float32), role (UInt8, column splits only), event_type (UInt8), negatives (lists
-            of item ids before filtering, see ``new_item_ids``), place (UInt32, see
-            ``keep_order``).
-        users: source id of each user, ascending until ``keep_ids``.
-        items: source id of each item, ascending until ``keep_ids``.
+        parts: E rows; user, item (Int32), then as declared time (Int64 microseconds), weight
+            (Float32), role (UInt8, column splits only), event_type (UInt8), negatives (lists of
+            items), place (UInt32, see ``keep_order``).
+        users: source id of each user as loaded, ascending.
+        items: source id of each item as loaded, ascending.
         origin: source of the interactions, for messages.
         rows_read: rows of the files.
         dropped: reason -> number of rows.
@@ -50,12 +73,10 @@ class Events:
         event_types: names of the event types, by code.
         out_of_order: column splits only: rows that are earlier in time or order than the row
             before them, because rows are sorted by role first.
-        new_item_ids: item id before filtering -> item id now, -1 if the item was removed.
         negatives_left_out: reason -> number of negatives that were left out.
-        retired_items: [number of items] bool, set by ``keep_ids``; None: no item is retired.
     """
 
-    frame: pl.DataFrame
+    parts: Parts
     users: pl.Series
     items: pl.Series
     origin: str
@@ -65,114 +86,163 @@ class Events:
     tied: int = 0
     event_types: tuple[str, ...] = ()
     out_of_order: int = 0
-    new_item_ids: npt.NDArray[np.int32] = field(init=False)
     negatives_left_out: dict[str, int] = field(default_factory=dict)
-    retired_items: npt.NDArray[np.bool_] | None = None
+    _counts: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
-    def __post_init__(self) -> None:
-        self.new_item_ids = np.arange(len(self.items), dtype=np.int32)
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of ``parts``."""
+        return next(self.parts.frames()).columns
 
-    def ids(self, name: str) -> npt.NDArray[np.int32]:
-        """[E] int32, column ``user`` or ``item``."""
-        return self.frame[name].to_numpy()
+    @property
+    def user_counts(self) -> npt.NDArray[np.int64]:
+        """Number of rows of each user."""
+        return self._count_rows()[0]
 
-    def keep_order(self) -> None:
-        """Add the column ``place``: the number of each row now, before a sort by role."""
-        place = pl.int_range(pl.len(), dtype=pl.UInt32).alias("place")
-        self.frame = self.frame.with_columns(place)
+    @property
+    def item_counts(self) -> npt.NDArray[np.int64]:
+        """Number of rows of each item."""
+        return self._count_rows()[1]
 
-    def order_ranks(self) -> npt.NDArray[np.int32] | None:
-        """Place of each row among those of its user before ``keep_order``: [E], from 0.
+    def _count_rows(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        if self._counts is None:
+            counts = np.zeros(len(self.users), np.int64), np.zeros(len(self.items), np.int64)
+            for frame in self.parts.frames("user", "item"):
+                filters.add_counts(counts[0], frame["user"].to_numpy())
+                filters.add_counts(counts[1], frame["item"].to_numpy())
+            self._counts = counts
+        return self._counts
 
-        None where the rows have that order.
-        """
-        if "place" not in self.frame.columns:
-            return None
-        users = self.ids("user")
-        order = np.lexsort((self.frame["place"].to_numpy(), users))
-        rows = np.arange(len(users))
-        if np.array_equal(order, rows):
-            return None
-        starts = np.searchsorted(users, users)
-        ranks = np.empty(len(users), dtype=np.int32)
-        ranks[order] = rows - starts
-        return ranks
+    def set_role(self, role_of: Callable[[pl.DataFrame], npt.NDArray[np.uint8]]) -> None:
+        """Set the column ``role`` of each part."""
+        self.parts.update(
+            lambda frame: frame.with_columns(pl.Series("role", role_of(frame), dtype=pl.UInt8))
+        )
 
-    def filter(self, reason: str, is_kept: npt.NDArray[np.bool_]) -> None:
-        """Drop rows, and renumber users and items without gaps.
+    def filter(self, reason: str, is_kept: Callable[[pl.DataFrame], Mask]) -> None:
+        """Drop rows.
 
         Args:
             reason: name of the filter; key of ``dropped``.
-            is_kept: [E], False for rows to drop.
+            is_kept: returns, for a part, False for rows to drop.
 
         Raises:
             DataError: all rows are dropped.
         """
-        dropped = int(len(is_kept) - is_kept.sum())
+
+        def kept(frame: pl.DataFrame) -> pl.DataFrame:
+            mask = is_kept(frame)
+            return frame if mask.all() else frame.filter(pl.Series(mask))
+
+        before = self.parts.num_rows
+        self.parts.update(kept)
+        self._counts = None
+        self.count_dropped(reason, before - self.parts.num_rows, before)
+
+    def count_dropped(self, reason: str, dropped: int, before: int) -> None:
+        """Add to ``dropped``.
+
+        Args:
+            reason: name of the filter.
+            dropped: rows that it dropped.
+            before: rows before it.
+
+        Raises:
+            DataError: all rows are dropped.
+        """
         if not dropped:
             return
         self.dropped[reason] = self.dropped.get(reason, 0) + dropped
-        if dropped == len(is_kept):
+        if dropped == before:
             raise DataError(
                 f"no interaction of {self.origin} remains: {reason} drops the last {dropped:,}; "
                 "relax it"
             )
-        frame = self.frame.filter(pl.Series(is_kept))
-        user, present_users = filters.compact(frame["user"].to_numpy())
-        item, present_items = filters.compact(frame["item"].to_numpy())
-        self.frame = frame.with_columns(pl.Series("user", user), pl.Series("item", item))
-        self.users = self.users.gather(present_users)
-        self.items = self.items.gather(present_items)
-        # The last entry, -1, stands for every item above the last one that remains.
-        new_ids = np.full(int(present_items[-1]) + 2, -1, dtype=np.int32)
-        new_ids[present_items] = np.arange(len(present_items), dtype=np.int32)
-        self.new_item_ids = new_ids[np.minimum(self.new_item_ids, len(new_ids) - 1)]
 
-    def keep_ids(self, earlier: EarlierIds) -> dict[str, dict[str, int]]:
-        """Renumber users and items: those of an earlier dataset keep their ids, new ones follow.
 
-        Users and items of the earlier dataset without an interaction here keep their place. Rows
-        are grouped by user again, in the new order of users.
+@dataclass(frozen=True)
+class FinalIds:
+    """The ids that users and items have in the dataset.
 
-        Returns:
-            for users and for items the numbers kept, new and retired (without an interaction).
+    Attributes:
+        users: source id of each user, by id.
+        items: source id of each item, by id.
+        user_ids: user as loaded -> id, -1 without an interaction.
+        item_ids: likewise for items.
+        user_counts: [number of users] int64, number of interactions of each.
+        retired_items: [number of items] bool; None: no item is retired.
+        report: for users and for items the numbers kept, new and retired (without an interaction);
+            None without an earlier dataset.
+    """
 
-        Raises:
-            DataError: the ids of the earlier dataset are of another type.
-        """
-        origin = earlier.origin
-        users, user_ids = append_new(earlier.users, self.users, "user", origin)
-        items, item_ids = append_new(earlier.items, self.items, "item", origin)
-        report = {}
-        for name, before, now, total in (
-            ("users", earlier.users, self.users, users),
-            ("items", earlier.items, self.items, items),
-        ):
-            new = len(total) - len(before)
-            report[name] = {
+    users: pl.Series
+    items: pl.Series
+    user_ids: npt.NDArray[np.int32]
+    item_ids: npt.NDArray[np.int32]
+    user_counts: npt.NDArray[np.int64]
+    retired_items: Mask | None
+    report: dict[str, dict[str, int]] | None
+
+
+def number(events: Events, earlier: EarlierIds | None) -> FinalIds:
+    """Number the users and items that have an interaction, and group the rows by user again.
+
+    They are numbered by ascending source id. Those of an earlier dataset keep their ids, also
+    without an interaction here, and new ones follow.
+
+    Args:
+        events: its parts are grouped by user in the new order.
+        earlier: the ids to keep; None: without an earlier dataset.
+
+    Raises:
+        DataError: the ids of the earlier dataset are of another type.
+    """
+    results, report = [], {}
+    for kind, source_ids, counts, kept in (
+        ("user", events.users, events.user_counts, None if earlier is None else earlier.users),
+        ("item", events.items, events.item_counts, None if earlier is None else earlier.items),
+    ):
+        present = np.flatnonzero(counts)
+        now = source_ids if len(present) == len(counts) else source_ids.gather(present)
+        total, ids = now, np.arange(len(now), dtype=np.int32)
+        if kept is not None:
+            assert earlier is not None
+            total, ids = append_new(kept, now, kind, earlier.origin)
+            new = len(total) - len(kept)
+            report[f"{kind}s"] = {
                 "kept": len(now) - new,
                 "new": new,
                 "retired": len(total) - len(now),
             }
-        frame = self.frame.with_columns(
-            pl.Series("user", user_ids[self.ids("user")]),
-            pl.Series("item", item_ids[self.ids("item")]),
-        )
-        self.frame = _sort(frame, [])
-        self.users, self.items = users, items
-        is_retired = np.ones(len(items), dtype=np.bool_)
-        is_retired[item_ids] = False
-        self.retired_items = is_retired if is_retired.any() else None
-        # Entry -1 stays: a removed item.
-        self.new_item_ids = np.append(item_ids, np.int32(-1))[self.new_item_ids]
-        return report
+        final_ids = np.full(len(counts), -1, dtype=np.int32)
+        final_ids[present] = ids
+        final_counts = np.zeros(len(total), dtype=np.int64)
+        final_counts[ids] = counts[present]
+        results.append((total, final_ids, final_counts))
+    (users, user_ids, user_counts), (items, item_ids, item_counts) = results
+    is_retired = item_counts == 0
+    if earlier is not None:
+        events.parts.regroup(user_ids)
+        # Rows have the new users now.
+        user_ids = np.arange(len(users), dtype=np.int32)
+    return FinalIds(
+        users,
+        items,
+        user_ids,
+        item_ids,
+        user_counts,
+        is_retired if is_retired.any() else None,
+        None if earlier is None else report,
+    )
 
 
-def load_events(table: RawTable, config: DataConfig, report: Callable[[str], None]) -> Events:
-    """Read, encode, order and filter the interactions.
+def keep_order(frame: pl.DataFrame) -> pl.DataFrame:
+    """Add the column ``place``: the number of each row now, before a sort by role."""
+    return frame.with_columns(pl.int_range(pl.len(), dtype=pl.UInt32).alias("place"))
 
-    Memory holds the encoded rows (16 to 25 bytes each, a few copies while sorting) and the
-    distinct ids, never the columns of the files.
+
+def check_rows(table: RawTable, config: DataConfig, report: Callable[[str], None]) -> CheckedRows:
+    """Check the columns of the interactions, in a few passes over the files.
 
     Args:
         table: the interactions as the files have them.
@@ -185,7 +255,6 @@ def load_events(table: RawTable, config: DataConfig, report: Callable[[str], Non
     report(f"checking the columns of {config.origin}")
     parsed = parse_rows(table, config)
     _check_any_left(parsed, config)
-    report(f"numbering users and items of {parsed.num_rows:,} rows")
     query = parsed.query
     if config.split.kind == "column":
         query = query.with_columns(_role_codes(table, config.split))
@@ -193,54 +262,142 @@ def load_events(table: RawTable, config: DataConfig, report: Callable[[str], Non
     if config.event_type is not None:
         event_types = event_type_names(table, config)
         query, is_used = encode_event_types(query, event_types, config)
-        left_out = table.run(parsed.query.select((~is_used).sum())).item()
+        left_out = table.run(parsed.query.select((~is_used).cast(pl.Int64).sum())).item()
         if left_out:
             parsed.dropped["event_type"] = left_out
             _check_any_left(parsed, config)
-    frame, source_ids = ids.encode_ids(table, query)
-    _check_dates(table, frame, parsed)
-    order = [pl.col(key) for key in ("time", "order") if key in table.columns]
-    interactions = interaction_types(event_types, config)
-    has_impressions = len(interactions) < len(event_types)
-    if order and has_impressions:
-        # An impression at the time of a choice was shown before the choice.
-        frame = frame.sort(pl.col("event_type") < len(interactions), maintain_order=True)
-    report(f"sorting {frame.height:,} rows")
-    frame = _sort(frame, order)
-    num_unknown = 0
-    if config.negatives is not None:
-        frame, num_unknown = negatives.encode_negatives(frame, source_ids["item"], config.negatives)
+    return CheckedRows(table, parsed, query, event_types)
+
+
+def load_events(
+    rows: CheckedRows, config: DataConfig, engine: Engine, report: Callable[[str], None]
+) -> Events:
+    """Read, encode, order and filter the interactions.
+
+    Args:
+        rows: the interactions.
+        config: settings.
+        engine: numbers, sorts and holds the rows.
+        report: called with one line before each step.
+
+    Raises:
+        DataError: a value is invalid, or no interaction remains.
+    """
+    table, parsed = rows.table, rows.parsed
+    report(f"numbering users and items of {parsed.num_rows:,} rows")
+    numbered = engine.number(table, rows.query, config)
+    _check_dates(table, numbered.null_counts, parsed)
+    keys = [name for name in ("time", "order") if name in table.columns]
+    num_types = len(interaction_types(rows.event_types, config))
+    has_impressions = num_types < len(rows.event_types)
+    report(f"sorting {numbered.num_rows:,} rows")
+    steps = _UserSteps(rows, config, numbered.items, num_types if has_impressions else None)
+    # An impression at the time of a choice was shown before the choice.
+    frames = engine.sort(keys, num_types if has_impressions else None)
+    parts = engine.store(map(steps, frames))
     events = Events(
-        frame,
-        source_ids["user"],
-        source_ids["item"],
+        parts,
+        numbered.users,
+        numbered.items,
         config.origin,
         parsed.rows_read,
         parsed.dropped,
         parsed.time_unit,
-        event_types=event_types,
+        event_types=rows.event_types[:num_types],
     )
-    if num_unknown:
-        events.negatives_left_out["of_no_interaction"] = num_unknown
-    if has_impressions:
-        _attach_impressions(events, interactions, config)
-    if "role" in table.columns:
-        # After the impressions were removed: those have no role.
-        events.keep_order()
-        events.frame = _sort(events.frame, [pl.col("role"), *order])
-    report(f"filtering {events.frame.height:,} rows")
+    steps.finish(events)
+    report(f"filtering {parts.num_rows:,} rows")
     _filter(events, config)
     for name in ("time", "order", "role"):
         if name in table.columns:
             _check_complete(table, parsed, events, name)
-    keys = [name for name in ("time", "order") if name in table.columns]
     if keys:
-        events.tied = _count_tied(events.frame, keys)
+        events.tied = sum(_count_tied(f, keys) for f in parts.frames("user", *keys))
     if keys and "role" in table.columns:
-        events.out_of_order = _out_of_order(events.frame, keys)
+        events.out_of_order = sum(_out_of_order(f, keys) for f in parts.frames("user", *keys))
     if "order" in table.columns:
-        events.frame = events.frame.drop("order")
+        parts.update(lambda frame: frame.drop("order"))
     return events
+
+
+class _UserSteps:
+    """The steps that need only the rows of one user: negatives, roles and repeated interactions.
+
+    Args:
+        rows: the interactions.
+        config: settings.
+        items: source id of each item.
+        num_types: number of event types that are interactions, before those of impressions; None:
+            there are no impressions.
+    """
+
+    def __init__(
+        self, rows: CheckedRows, config: DataConfig, items: pl.Series, num_types: int | None
+    ) -> None:
+        self._event_types, self._config = rows.event_types, config
+        self._order = [pl.col(key) for key in ("time", "order") if key in rows.table.columns]
+        self._has_role = "role" in rows.table.columns
+        self._num_types = num_types
+        self._negatives = (
+            None if config.negatives is None else negatives.NegativeEncoder(items, config.negatives)
+        )
+        self._left_out: dict[str, int] = {}
+        self._dropped: dict[str, int] = {}
+        self._num_rows = 0
+
+    def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return the rows to keep of whole users, in order of use."""
+        config = self._config
+        self._num_rows += frame.height
+        if self._negatives is not None:
+            frame = self._negatives.encode(frame)
+        if self._num_types is not None:
+            frame = self._attach_impressions(frame, self._num_types)
+        if self._has_role:
+            # After the impressions were removed: those have no role.
+            frame = sort_rows(keep_order(frame), [pl.col("role"), *self._order])
+        if config.split.drop_unassigned and self._has_role:
+            frame = self._filter(frame, "unassigned", frame["role"].to_numpy() != UNASSIGNED)
+        if config.deduplicate != "none":
+            mask = filters.without_repetitions(
+                frame["user"].to_numpy(),
+                frame["item"].to_numpy(),
+                frame["event_type"].to_numpy() if self._event_types else None,
+                config.deduplicate,
+            )
+            frame = self._filter(frame, "repeated", mask)
+        return frame
+
+    def finish(self, events: Events) -> None:
+        """Report what was dropped and left out, after all rows.
+
+        Raises:
+            DataError: all rows are dropped, or no negative is an item.
+        """
+        if self._negatives is not None:
+            unknown = self._negatives.count_unknown()
+            if unknown:
+                events.negatives_left_out["of_no_interaction"] = unknown
+        events.negatives_left_out |= {k: n for k, n in self._left_out.items() if n}
+        remaining = self._num_rows
+        for reason, dropped in self._dropped.items():
+            events.count_dropped(reason, dropped, remaining)
+            remaining -= dropped
+
+    def _attach_impressions(self, frame: pl.DataFrame, num_types: int) -> pl.DataFrame:
+        """Turn impressions into negatives; the interactions stay."""
+        codes = frame["event_type"].to_numpy()
+        is_impression = codes >= num_types
+        targets = ~is_impression & is_target(codes, self._event_types, self._config)
+        frame, left_out = negatives.attach_impressions(frame, is_impression, targets)
+        for reason, count in left_out.items():
+            self._left_out[reason] = self._left_out.get(reason, 0) + count
+        return self._filter(frame, "shown", ~is_impression)
+
+    def _filter(self, frame: pl.DataFrame, reason: str, is_kept: Mask) -> pl.DataFrame:
+        dropped = len(is_kept) - int(is_kept.sum())
+        self._dropped[reason] = self._dropped.get(reason, 0) + dropped
+        return frame.filter(pl.Series(is_kept, dtype=pl.Boolean)) if dropped else frame
 
 
 def _check_any_left(parsed: ParsedRows, config: DataConfig) -> None:
@@ -251,29 +408,6 @@ def _check_any_left(parsed: ParsedRows, config: DataConfig) -> None:
             f"{', '.join(f'{k} drops {v:,} rows' for k, v in parsed.dropped.items())}; "
             "lower min_rating, fill the empty values or keep more event_types"
         )
-
-
-def _attach_impressions(events: Events, interactions: tuple[str, ...], config: DataConfig) -> None:
-    """Turn impressions into negatives; the event types ``interactions`` stay."""
-    codes = events.frame["event_type"].to_numpy()
-    is_impression = codes >= len(interactions)
-    targets = ~is_impression & is_target(codes, events.event_types, config)
-    events.frame, left_out = negatives.attach_impressions(events.frame, is_impression, targets)
-    events.negatives_left_out |= left_out
-    events.event_types = interactions
-    events.filter("shown", ~is_impression)
-
-
-def _sort(frame: pl.DataFrame, keys: list[pl.Expr]) -> pl.DataFrame:
-    """Sort by user, then ``keys``; ties keep the order of the file."""
-    if keys:
-        frame = frame.sort(*keys, maintain_order=True)
-    # A number with the user in its high bits and the row in its low bits sorts by user and keeps
-    # the order of rows. It is faster than a sort by columns. Rows fit: ``rows.MAX_ROWS``.
-    packed = frame["user"].to_numpy().astype(np.int64) << 32
-    packed |= np.arange(len(packed), dtype=np.int64)
-    rows = pl.Series(packed).sort().to_numpy().astype(np.uint32)
-    return frame.select(pl.all().gather(pl.Series(rows)))
 
 
 def _role_codes(table: RawTable, split: SplitConfig) -> pl.Expr:
@@ -296,24 +430,26 @@ def _role_codes(table: RawTable, split: SplitConfig) -> pl.Expr:
 
 
 def _filter(events: Events, config: DataConfig) -> None:
-    frame = events.frame
-    if config.split.drop_unassigned and "role" in frame.columns:
-        events.filter("unassigned", frame["role"].to_numpy() != UNASSIGNED)
-    if config.deduplicate != "none":
-        pairs = events.ids("user").astype(np.int64) * len(events.items) + events.ids("item")
-        if events.event_types:
-            # A view and a purchase of the same item do not repeat each other.
-            pairs = pairs * len(events.event_types) + frame["event_type"].to_numpy()
-        pair = pl.Series(pairs)
-        first = config.deduplicate == "first"
-        is_kept = pair.is_first_distinct() if first else pair.is_last_distinct()
-        events.filter("repeated", is_kept.to_numpy())
+    """Apply the filters that count the interactions of users and items."""
     user_core, item_core = config.cores
     if user_core > 1 or item_core > 1:
-        mask = filters.k_core(events.ids("user"), events.ids("item"), user_core, item_core)
-        events.filter("k_core", mask)
+        is_user, is_item = filters.k_core(
+            lambda: (
+                (frame["user"].to_numpy(), frame["item"].to_numpy())
+                for frame in events.parts.frames("user", "item")
+            ),
+            len(events.users),
+            len(events.items),
+            user_core,
+            item_core,
+        )
+        events.filter(
+            "k_core",
+            lambda frame: is_user[frame["user"].to_numpy()] & is_item[frame["item"].to_numpy()],
+        )
     if config.min_history > 1:
-        events.filter("min_history", filters.min_history(events.ids("user"), config.min_history))
+        has_history = events.user_counts >= config.min_history
+        events.filter("min_history", lambda frame: has_history[frame["user"].to_numpy()])
 
 
 def _out_of_order(frame: pl.DataFrame, keys: Sequence[str]) -> int:
@@ -332,11 +468,11 @@ def _count_tied(frame: pl.DataFrame, keys: Sequence[str]) -> int:
     return int(frame.select((same | same.shift(-1, fill_value=False)).sum()).item())
 
 
-def _check_dates(table: RawTable, frame: pl.DataFrame, parsed: ParsedRows) -> None:
+def _check_dates(table: RawTable, null_counts: Mapping[str, int], parsed: ParsedRows) -> None:
     """Refuse times that cannot be parsed or are too large, and an order of dates likewise."""
     for name in ("time", "order"):
         dtype = table.schema.get(name)
-        if dtype is None or isinstance(dtype, pl.Datetime) or not frame[name].null_count():
+        if dtype is None or isinstance(dtype, pl.Datetime) or not null_counts[name]:
             continue
         value = pl.col(name)
         number = value.cast(pl.Float64, strict=False).fill_nan(None)
@@ -359,19 +495,25 @@ def _check_dates(table: RawTable, frame: pl.DataFrame, parsed: ParsedRows) -> No
 def _check_complete(table: RawTable, parsed: ParsedRows, events: Events, name: str) -> None:
     """Refuse rows that remain after filtering without time, order or role."""
     empty = pl.col(name).is_null()
-    missing = events.frame.filter(pl.col(name) == UNASSIGNED if name == "role" else empty)
-    if not missing.height:
+    is_missing = pl.col(name) == UNASSIGNED if name == "role" else empty
+    num_missing, first = 0, None
+    for frame in events.parts.frames("user", "item", name):
+        missing = frame.filter(is_missing)
+        num_missing += missing.height
+        if first is None and missing.height:
+            first = missing.row(0, named=True)
+    if first is None:
         return
     check_lines(table.sources)
     same = pl.lit(True)
     for key, source_ids in (("user", events.users), ("item", events.items)):
-        same &= parsed.columns[key] == pl.lit(source_ids[missing[key][0]], source_ids.dtype)
+        same &= parsed.columns[key] == pl.lit(source_ids[first[key]], source_ids.dtype)
     if name != "role":
         empty = parsed.columns[name].is_null()
     if table.schema[name] == pl.Float64:
         empty |= ~pl.col(name).is_finite()
     raise DataError(
-        f"column {table.columns[name]!r} has {missing.height:,} empty values, one in "
+        f"column {table.columns[name]!r} has {num_missing:,} empty values, one in "
         f"{table.locate(empty & same, name)}; fill them or set "
         f"{'split.drop_unassigned' if name == 'role' else 'drop_nulls'}"
     )

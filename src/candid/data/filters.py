@@ -1,41 +1,86 @@
-"""Filters on dense ids: the k-core and the minimum history."""
+"""Filters on dense ids: the k-core, the minimum history, and repeated interactions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 Ids = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
 
 
-def k_core(users: Ids, items: Ids, user_core: int, item_core: int) -> npt.NDArray[np.bool_]:
+def k_core(
+    pairs: Callable[[], Iterable[tuple[Ids, Ids]]],
+    num_users: int,
+    num_items: int,
+    user_core: int,
+    item_core: int,
+) -> tuple[Mask, Mask]:
     """Find the largest subset in which each user and each item has enough interactions.
 
+    It is unique, and consists of the interactions between the users and the items that remain.
+
     Args:
-        users: [E] int32, dense.
-        items: [E] int32, dense.
+        pairs: returns the users [E] and items [E] of all interactions, in one or more parts; it is
+            called once for each round of removals.
+        num_users: all users are below it.
+        num_items: all items are below it.
         user_core: minimum interactions of a user; 0 or 1 keeps all.
         item_core: minimum interactions of an item.
 
     Returns:
-        [E] bool, True = in the subset. It is unique: the order of removal does not matter.
+        [num_users] bool and [num_items] bool, whether each remains.
     """
-    rows = np.arange(len(users))
+    is_user = np.ones(num_users, dtype=np.bool_)
+    is_item = np.ones(num_items, dtype=np.bool_)
     while True:
-        enough_user = np.bincount(users[rows])[users[rows]] >= user_core
-        enough_item = np.bincount(items[rows])[items[rows]] >= item_core
-        enough = enough_user & enough_item
-        if enough.all():
-            break
-        rows = rows[enough]
-    mask = np.zeros(len(users), dtype=np.bool_)
-    mask[rows] = True
-    return mask
+        user_counts = np.zeros(num_users, dtype=np.int64)
+        item_counts = np.zeros(num_items, dtype=np.int64)
+        for users, items in pairs():
+            is_kept = is_user[users] & is_item[items]
+            add_counts(user_counts, users[is_kept])
+            add_counts(item_counts, items[is_kept])
+        is_user, is_item = user_counts > 0, item_counts > 0
+        has_enough_user, has_enough_item = user_counts >= user_core, item_counts >= item_core
+        if has_enough_user[is_user].all() and has_enough_item[is_item].all():
+            return is_user, is_item
+        is_user &= has_enough_user
+        is_item &= has_enough_item
 
 
-def min_history(users: Ids, minimum: int) -> npt.NDArray[np.bool_]:
-    """[E] bool, True for users with at least ``minimum`` interactions."""
-    return np.bincount(users)[users] >= minimum
+def add_counts(counts: Counts, ids: Ids) -> None:
+    """Add to ``counts`` how often each id occurs in ``ids``, where counts may be much longer."""
+    if 4 * len(ids) > len(counts):
+        counts += np.bincount(ids, minlength=len(counts))
+    else:
+        np.add.at(counts, ids, 1)
+
+
+def without_repetitions(
+    users: Ids,
+    items: Ids,
+    event_types: npt.NDArray[np.uint8] | None,
+    keep: Literal["first", "last"],
+) -> Mask:
+    """[E] bool, True for one interaction of each user-item pair.
+
+    Args:
+        users: [E].
+        items: [E].
+        event_types: [E], or None; a view and a purchase of the same item do not repeat each other.
+        keep: which interaction of a pair.
+    """
+    pairs = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
+    if event_types is not None:
+        pairs = pairs * (int(event_types.max(initial=0)) + 1) + event_types
+    pair = pl.Series(pairs)
+    is_kept = pair.is_first_distinct() if keep == "first" else pair.is_last_distinct()
+    return is_kept.to_numpy()
 
 
 def compact(ids: npt.NDArray[np.integer]) -> tuple[Ids, npt.NDArray[np.int64]]:

@@ -49,46 +49,61 @@ def flatten_negatives(frame: pl.DataFrame) -> FlatNegatives:
     return FlatNegatives(np.repeat(np.arange(frame.height), lengths), values.to_numpy())
 
 
-def encode_negatives(
-    frame: pl.DataFrame, source_ids: pl.Series, column: str
-) -> tuple[pl.DataFrame, int]:
-    """Replace the source ids in ``negatives`` by ids.
+class NegativeEncoder:
+    """Replaces the source ids in the column ``negatives`` by ids.
 
     Args:
-        frame: with the column ``negatives``, lists of source ids.
         source_ids: of all items; the position is the id.
         column: name of the column in the source, for the message.
-
-    Returns:
-        the frame, without negatives that are not an item of the interactions; and their number.
-
-    Raises:
-        DataError: there are negatives, but all of them are unknown items.
     """
-    lists = frame["negatives"].list.drop_nulls()
-    lengths = lists.list.len().fill_null(0).to_numpy()
-    values = lists.explode(empty_as_null=False, keep_nulls=False)
-    known = pl.DataFrame(
-        {"negatives": source_ids, "id": np.arange(len(source_ids), dtype=np.int32)}
-    )
-    flat = pl.DataFrame(
-        {
-            "row": np.repeat(np.arange(frame.height), lengths),
-            "negatives": values.to_frame("id").select(
-                matching(pl.col("id"), values.dtype, source_ids.dtype)
-            )["id"],
-        }
-    )
-    matched = flat.join(known, on="negatives", how="inner", maintain_order="left")
-    if flat.height and not matched.height:
-        raise DataError(
-            f"column {column!r} has {flat.height:,} negatives, such as {values[0]!r}, but none "
-            "matches an item of the interactions; use the same item ids (separated by spaces in "
-            "text files)"
+
+    def __init__(self, source_ids: pl.Series, column: str) -> None:
+        self._column = column
+        self._dtype = source_ids.dtype
+        self._known = pl.DataFrame(
+            {"negatives": source_ids, "id": np.arange(len(source_ids), dtype=np.int32)}
         )
-    encoded = FlatNegatives(matched["row"].to_numpy(), matched["id"].to_numpy())
-    lists_of_ids = encoded.to_column(frame.height).alias("negatives")
-    return frame.with_columns(lists_of_ids), flat.height - matched.height
+        self._num_read = self._num_matched = 0
+        self._example: object = None
+
+    def encode(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return the frame without negatives that are not an item of the interactions.
+
+        Args:
+            frame: with the column ``negatives``, lists of source ids.
+        """
+        lists = frame["negatives"].list.drop_nulls()
+        lengths = lists.list.len().fill_null(0).to_numpy()
+        values = lists.explode(empty_as_null=False, keep_nulls=False)
+        flat = pl.DataFrame(
+            {
+                "row": np.repeat(np.arange(frame.height), lengths),
+                "negatives": values.to_frame("id").select(
+                    matching(pl.col("id"), values.dtype, self._dtype)
+                )["id"],
+            }
+        )
+        matched = flat.join(self._known, on="negatives", how="inner", maintain_order="left")
+        if flat.height and not self._num_read:
+            self._example = values[0]
+        self._num_read += flat.height
+        self._num_matched += matched.height
+        encoded = FlatNegatives(matched["row"].to_numpy(), matched["id"].to_numpy())
+        return frame.with_columns(encoded.to_column(frame.height).alias("negatives"))
+
+    def count_unknown(self) -> int:
+        """Return the number of negatives that were left out.
+
+        Raises:
+            DataError: there are negatives, but all of them are unknown items.
+        """
+        if self._num_read and not self._num_matched:
+            raise DataError(
+                f"column {self._column!r} has {self._num_read:,} negatives, such as "
+                f"{self._example!r}, but none matches an item of the interactions; use the same "
+                "item ids (separated by spaces in text files)"
+            )
+        return self._num_read - self._num_matched
 
 
 def attach_impressions(
@@ -121,8 +136,7 @@ def attach_impressions(
     order = np.argsort(rows, kind="stable")
     column = FlatNegatives(rows[order], item_ids[order]).to_column(frame.height)
     counts = {"without_target": int((~has_target).sum()), "chosen": int(is_chosen.sum())}
-    left_out = {reason: count for reason, count in counts.items() if count}
-    return frame.with_columns(column.alias("negatives")), left_out
+    return frame.with_columns(column.alias("negatives")), counts
 
 
 def _next_choice(users: Ids, items: Ids, is_impression: npt.NDArray[np.bool_]) -> Rows:

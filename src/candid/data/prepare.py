@@ -15,37 +15,37 @@ sha256; empty in memory).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from candid.atomic import check_folder_writable, remove_stale
-from candid.data import negatives
+from candid.atomic import atomic_folder, check_folder_writable, remove_stale
+from candid.data.assembly import arrays_of, manifest_of
 from candid.data.columns import select_columns
 from candid.data.config import DataConfig
-from candid.data.dataset import PreparedDataset, Role
+from candid.data.dataset import PreparedDataset
 from candid.data.dataset_files import (
-    KIND,
     MANIFEST,
     PREPARE_AGAIN,
-    SCHEMA_VERSION,
+    ArrayStream,
+    Tables,
     read_earlier,
+    write_dataset_files,
 )
-from candid.data.event_types import target_types
-from candid.data.events import Events, load_events
+from candid.data.engine import Engine, MemoryEngine, MemoryLimit, choose, parse_limit
+from candid.data.events import check_rows, load_events, number
 from candid.data.ids import EarlierIds, read_earlier_ids
 from candid.data.inputs import Inputs, inputs_of_config, inputs_of_tables
 from candid.data.readers import Source
-from candid.data.role_assignment import assign_roles, iso_time
+from candid.data.role_assignment import assign_roles
 from candid.data.split_config import SplitConfig
 from candid.data.store import open_dataset
 from candid.data.tables import JoinedTable, TableConfig, join_table
 from candid.errors import ArtifactError
-from candid.version import __version__
 
 Progress = Callable[[str], None]
 
@@ -79,6 +79,8 @@ def prepare(
     ids_from: PreparedDataset | Path | str | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    engine: str = "auto",
+    memory_limit: int | str | None = None,
     **settings: Any,
 ) -> PreparedDataset:
     """Prepare interactions for training: read, filter, order and split them.
@@ -109,6 +111,12 @@ def prepare(
             follow. None: all are numbered by ascending source id.
         progress: called with one line before each step.
         force: prepare even if ``out`` is up to date with its files.
+        engine: "memory", "duckdb" or "auto"; all give the same dataset. "duckdb" works within
+            ``memory_limit``, with temporary files beside ``out`` (about 100 bytes for each row); it
+            needs the extra ``bigdata``. "auto" takes memory where 64 bytes for each row fit into
+            the limit, or where ``out`` is None.
+        memory_limit: bytes, or text such as "4GiB", at least 1 GiB; it includes the ids of users
+            and items, about 64 bytes each. None: half of the memory that is available.
         **settings: further keys of ``DataConfig``, such as ``k_core=5`` or ``weight="stars"``.
 
     Raises:
@@ -130,14 +138,25 @@ def prepare(
         data, items, users, split, {**columns, "ids_from": ids_from, **settings}
     )
     if out is not None:
-        return _prepare_folder(inputs, Path(out), progress, force, kept).dataset
+        return _prepare_folder(
+            inputs, Path(out), progress, force, engine, memory_limit, kept
+        ).dataset
+    limit = parse_limit(memory_limit, engine)
     report = progress or (lambda line: None)
     kept = kept or _read_earlier_ids(inputs.config, None, report)
-    return _build(inputs, kept, report)
+    build = _Build(inputs, kept, report)
+    choose(engine, build.num_rows, limit, None, inputs.config)
+    return build.in_memory()
 
 
 def prepare_folder(
-    config: DataConfig, out: Path | str, *, progress: Progress | None = None, force: bool = False
+    config: DataConfig,
+    out: Path | str,
+    *,
+    progress: Progress | None = None,
+    force: bool = False,
+    engine: str = "auto",
+    memory_limit: int | str | None = None,
 ) -> Prepared:
     """Prepare the files of ``config`` and write them to the folder ``out``.
 
@@ -150,6 +169,12 @@ def prepare_folder(
         out: folder to write; new, empty, or an earlier prepared dataset.
         progress: called with one line before each step.
         force: prepare even if ``out`` is up to date.
+        engine: "memory", "duckdb" or "auto"; all give the same dataset. "duckdb" works within
+            ``memory_limit``, with temporary files beside ``out`` (about 100 bytes for each row); it
+            needs the extra ``bigdata``. "auto" takes memory where 64 bytes for each row fit into
+            the limit.
+        memory_limit: bytes, or text such as "4GiB", at least 1 GiB; it includes the ids of users
+            and items, about 64 bytes each. None: half of the memory that is available.
 
     Raises:
         ConfigError: settings that do not fit the data.
@@ -161,7 +186,8 @@ def prepare_folder(
         >>> config = DataConfig(interactions="log.csv", time="t")
         >>> dataset = prepare_folder(config, "data/log").dataset
     """
-    return _prepare_folder(inputs_of_config(config), Path(out), progress, force)
+    inputs = inputs_of_config(config)
+    return _prepare_folder(inputs, Path(out), progress, force, engine, memory_limit)
 
 
 def _prepare_folder(
@@ -169,8 +195,11 @@ def _prepare_folder(
     out: Path,
     progress: Progress | None,
     force: bool,
+    engine: str,
+    memory_limit: int | str | None,
     kept: EarlierIds | None = None,
 ) -> Prepared:
+    limit = parse_limit(memory_limit, engine)
     report = progress or (lambda line: None)
     remove_stale(out.resolve())  # a kill may have left the earlier dataset under another name
     earlier = read_earlier(out)
@@ -187,54 +216,91 @@ def _prepare_folder(
                 difference = str(error).removesuffix(f"; {PREPARE_AGAIN}")
         report(f"preparing {out} again: {difference or 'forced'}")
     check_folder_writable(out)  # before reading, which may take an hour
-    dataset = _build(inputs, earlier_ids, report)
+    build = _Build(inputs, earlier_ids, report)
     # Runs that were trained on a replaced dataset will refuse the new one.
-    report(f"{'replacing' if is_replaced else 'writing'} {out}")
-    manifest = dataset.save(out).manifest
+    writing = f"{'replacing' if is_replaced else 'writing'} {out}"
+    if choose(engine, build.num_rows, limit, out, inputs.config) == "memory":
+        dataset = build.in_memory()
+        report(writing)
+        manifest = dataset.save(out).manifest
+    else:
+        with atomic_folder(out) as folder:
+            manifest = build.on_disk(folder, limit, writing)
     # The checksums were computed a moment ago.
     return Prepared(open_dataset(out, verify=False), False, manifest)
 
 
-def _build(inputs: Inputs, earlier_ids: EarlierIds | None, report: Progress) -> PreparedDataset:
-    """Return the dataset in memory, with its manifest."""
-    config = inputs.config
-    # Before the files are read: a file that changes meanwhile is not up to date later.
-    facts = inputs.facts()
-    report(f"reading {config.origin}")
-    inputs.open()
-    table = select_columns(inputs.interactions, config)
-    events = load_events(table, config, report)
-    report(f"splitting {events.frame.height:,} interactions ({config.split.kind})")
-    split = assign_roles(events, config)
-    kept_ids = None
-    if earlier_ids is not None:
-        kept_ids = {"fingerprint": earlier_ids.fingerprint, **events.keep_ids(earlier_ids)}
-    if inputs.items or inputs.users:
-        report("reading the tables of items and users")
-    items = _join_table(events.items, inputs.items, config.items)
-    users = _join_table(events.users, inputs.users, config.users)
-    dataset = _assemble(events, users.frame, items.frame, target_types(events.event_types, config))
-    manifest = {
-        "kind": KIND,
-        "schema_version": SCHEMA_VERSION,
-        "fingerprint": dataset.fingerprint,
-        "event_types": list(dataset.event_type_names),
-        "target_event_types": list(dataset.target_event_types),
-        "candid_version": __version__,
-        **facts,
-        "rows_read": events.rows_read,
-        "dropped": events.dropped,
-        "counts": _counts(dataset),
-        "split": split,
-        "tied": events.tied,
-        "time": _time_range(dataset, events),
-        **_table_counts("items", items, config.items),
-        **_table_counts("users", users, config.users),
-        "negatives": _count_negatives(events, dataset),
-        "ids_from": kept_ids,
-        "files": {},
-    }
-    return replace(dataset, manifest=manifest)
+class _Build:
+    """A dataset that is built from inputs, whose columns are checked when this object is made."""
+
+    def __init__(self, inputs: Inputs, earlier_ids: EarlierIds | None, report: Progress) -> None:
+        self._inputs, self._config = inputs, inputs.config
+        self._earlier_ids, self._report = earlier_ids, report
+        # Before the files are read: a file that changes meanwhile is not up to date later.
+        self._facts = inputs.facts()
+        report(f"reading {self._config.origin}")
+        inputs.open()
+        self._rows = check_rows(
+            select_columns(inputs.interactions, self._config), self._config, report
+        )
+
+    @property
+    def num_rows(self) -> int:
+        """Interactions to read, before any filter."""
+        return self._rows.parsed.num_rows
+
+    def in_memory(self) -> PreparedDataset:
+        """Return the dataset in memory."""
+        arrays, tables, manifest = self._run(MemoryEngine())
+        loaded: dict[str, Any] = {
+            name: array.load() if isinstance(array, ArrayStream) else array
+            for name, array in arrays.items()
+        }
+        return PreparedDataset(
+            **loaded,
+            users=tables["users"],
+            items=tables["items"],
+            event_type_names=tuple(manifest["event_types"]),
+            target_event_types=tuple(manifest["target_event_types"]),
+            manifest=manifest,
+        )
+
+    def on_disk(self, folder: Path, limit: MemoryLimit, writing: str) -> dict[str, Any]:
+        """Write the dataset into an empty folder and return the manifest.
+
+        Args:
+            folder: from ``atomic_folder``; temporary files are in it too until the end.
+            limit: of memory.
+            writing: line to report before the dataset is written.
+        """
+        from candid.data.duckdb_engine import DuckDBEngine
+
+        temporary = folder / "temporary"
+        temporary.mkdir()
+        engine = DuckDBEngine(temporary, limit, self._config)
+        arrays, tables, manifest = self._run(engine)
+        self._report(writing)
+        manifest = write_dataset_files(folder, arrays, tables, manifest)
+        shutil.rmtree(temporary)
+        return manifest
+
+    def _run(self, engine: Engine) -> tuple[dict[str, Any], Tables, dict[str, Any]]:
+        """Return the arrays, the tables and the manifest."""
+        inputs, config, report = self._inputs, self._config, self._report
+        events = load_events(self._rows, config, engine, report)
+        report(f"splitting {events.parts.num_rows:,} interactions ({config.split.kind})")
+        split = assign_roles(events, config)
+        ids = number(events, self._earlier_ids)
+        if inputs.items or inputs.users:
+            report("reading the tables of items and users")
+        items = _join_table(ids.items, inputs.items, config.items)
+        users = _join_table(ids.users, inputs.users, config.users)
+        arrays = arrays_of(events, ids)
+        earlier = None if self._earlier_ids is None else self._earlier_ids.fingerprint
+        manifest = manifest_of(
+            events, ids, config, self._facts, split, (users, items), arrays, earlier
+        )
+        return arrays, {"users": users.frame, "items": items.frame}, manifest
 
 
 def _difference(earlier: dict[str, Any], inputs: dict[str, Any]) -> str | None:
@@ -292,75 +358,3 @@ def _join_table(
     if config is None:
         return JoinedTable(pl.DataFrame({"source_id": source_ids}), 0, 0)
     return join_table(source_ids, sources, config)
-
-
-def _table_counts(
-    name: str, table: JoinedTable, config: TableConfig | None
-) -> dict[str, int | None]:
-    """Return the entries of the manifest about a table; None without one."""
-    counts = {
-        f"{name}_without_row": table.without_row,
-        f"{name}_without_interactions": table.without_interactions,
-    }
-    return dict.fromkeys(counts) if config is None else dict(counts)
-
-
-def _assemble(
-    events: Events, users: pl.DataFrame, items: pl.DataFrame, targets: tuple[str, ...]
-) -> PreparedDataset:
-    counts = np.bincount(events.ids("user"), minlength=len(events.users))
-    frame = events.frame
-    negative_ids, negative_offsets = None, None
-    if "negatives" in frame.columns:
-        negative_ids, negative_offsets = negatives.pack_negatives(frame, events.new_item_ids)
-    return PreparedDataset(
-        item_ids=events.ids("item"),
-        user_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        roles=frame["role"].to_numpy(),
-        users=users,
-        items=items,
-        timestamps=frame["time"].to_numpy() if "time" in frame.columns else None,
-        weights=frame["weight"].to_numpy() if "weight" in frame.columns else None,
-        event_types=frame["event_type"].to_numpy() if events.event_types else None,
-        event_type_names=events.event_types,
-        target_event_types=targets,
-        negative_ids=negative_ids,
-        negative_offsets=negative_offsets,
-        retired_items=events.retired_items,
-        order_ranks=events.order_ranks(),
-    )
-
-
-def _count_negatives(events: Events, dataset: PreparedDataset) -> dict[str, int] | None:
-    if dataset.negative_ids is None:
-        return None
-    before = len(negatives.flatten_negatives(events.frame).rows)
-    filtered = before - len(dataset.negative_ids)
-    left_out = events.negatives_left_out | ({"of_filtered_items": filtered} if filtered else {})
-    return {"stored": len(dataset.negative_ids), **left_out}
-
-
-def _counts(dataset: PreparedDataset) -> dict[str, int]:
-    owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.user_offsets))
-    by_role = np.bincount(dataset.roles, minlength=len(Role))
-    counts = {
-        "users": dataset.num_users,
-        "items": dataset.num_items,
-        "interactions": len(dataset.item_ids),
-        **{role.name.lower(): int(by_role[role]) for role in Role},
-    }
-    for role in (Role.TRAIN, Role.VALIDATION, Role.TEST):
-        present = np.bincount(owners[dataset.roles == role], minlength=dataset.num_users) > 0
-        counts[f"{role.name.lower()}_users"] = int(present.sum())
-    counts["items_trained"] = int((dataset.train_counts > 0).sum())
-    return counts
-
-
-def _time_range(dataset: PreparedDataset, events: Events) -> dict[str, Any] | None:
-    if dataset.timestamps is None:
-        return None
-    return {
-        "first": iso_time(int(dataset.timestamps.min())),
-        "last": iso_time(int(dataset.timestamps.max())),
-        "unit": events.time_unit,
-    }

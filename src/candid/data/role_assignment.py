@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +13,22 @@ from candid.data import splits, times
 from candid.data.config import DataConfig
 from candid.data.dataset import Role
 from candid.data.event_types import is_target
-from candid.data.events import Events
+from candid.data.events import Events, keep_order
+from candid.data.parts import local_ids
 from candid.data.split_config import SplitConfig
 from candid.errors import ConfigError, DataError
 
 Roles = npt.NDArray[np.uint8]
+Ids = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+
+_UNSEEN_COUNTS: Final = (
+    "targets",
+    "targets_of_unseen_items",
+    "unseen_items",
+    "targets_of_unseen_users",
+    "unseen_users",
+)
 
 
 def assign_roles(events: Events, config: DataConfig) -> dict[str, Any]:
@@ -42,13 +54,7 @@ def assign_roles(events: Events, config: DataConfig) -> dict[str, Any]:
     entry: dict[str, Any] = {"kind": config.split.kind}
     entry |= _set_roles(events, config)
     if config.split.validation_users is not None:
-        roles = splits.sample_validation(
-            events.ids("user"),
-            events.frame["role"].to_numpy(),
-            config.split.validation_users,
-            config.split.seed,
-        )
-        events.frame = events.frame.with_columns(pl.Series("role", roles, dtype=pl.UInt8))
+        _sample_validation(events, config.split.validation_users, config.split.seed)
     _check_roles(events, config)
     entry["unseen"] = _apply_unseen(events, config)
     _check_roles(events, config)
@@ -62,69 +68,122 @@ def iso_time(microseconds: int) -> str:
 
 
 def _set_roles(events: Events, config: DataConfig) -> dict[str, Any]:
-    """Add the column ``role`` and return what the manifest has of this kind of split."""
+    """Set the column ``role`` and return what the manifest has of this kind of split."""
     split = config.split
     entry: dict[str, Any] = {}
-    if split.kind == "rolling":
-        validation, test, end = _rolling_cuts(split, events)
-        events.filter("after_test", events.frame["time"].to_numpy() < end)
-    users, targets = events.ids("user"), _targets(events, config)
-    match split.kind:
-        case "column":
-            roles = events.frame["role"].to_numpy()
-            entry["out_of_order"] = events.out_of_order
-        case "temporal":
-            time = events.frame["time"].to_numpy()
-            validation, test = _cuts(split, time, events.time_unit)
-            roles = splits.temporal(time, validation, test)
-            entry |= {"validation_from": iso_time(validation), "test_from": iso_time(test)}
-        case "rolling":
-            roles = splits.temporal(events.frame["time"].to_numpy(), validation, test)
-            entry |= {"fold": split.fold, "folds": split.folds}
-            entry |= {"validation_from": iso_time(validation), "test_from": iso_time(test)}
-            entry["test_until"] = iso_time(end)
-        case "cross-validation":
-            _check_folds(split, len(users) if targets is None else int(targets.sum()), events)
-            roles = splits.cross_validation(
-                users,
-                split.folds,
-                split.fold,
-                split.seed,
-                by_user=split.unit == "user",
-                targets=targets,
-            )
-            entry |= {"fold": split.fold, "folds": split.folds, "unit": split.unit}
-        case "ratio":
-            roles = splits.ratio(users, split.validation_ratio, split.test_ratio, targets)
-        case "none":
-            roles = np.full(len(users), Role.TRAIN, dtype=np.uint8)
-        case _:
-            roles = splits.leave_k_out(users, split.k or 1, targets)
-    if targets is not None:
-        roles = np.where(targets, roles, np.uint8(Role.HISTORY))
-    events.frame = events.frame.with_columns(pl.Series("role", roles, dtype=pl.UInt8))
+    if split.needs_time:
+        validation, test, entry = _windows(events, split)
+    elif split.kind == "cross-validation":
+        roles_of_next = _folds(events, config)
+        entry = {"fold": split.fold, "folds": split.folds, "unit": split.unit}
+    elif split.kind == "column":
+        entry = {"out_of_order": events.out_of_order}
+
+    def role_of(frame: pl.DataFrame) -> Roles:
+        users, targets = local_ids(frame["user"].to_numpy()), _targets(frame, events, config)
+        match split.kind:
+            case "column":
+                roles = frame["role"].to_numpy()
+            case "temporal" | "rolling":
+                roles = splits.temporal(frame["time"].to_numpy(), validation, test)
+            case "cross-validation":
+                roles = roles_of_next(users, targets)
+            case "ratio":
+                roles = splits.ratio(users, split.validation_ratio, split.test_ratio, targets)
+            case "none":
+                roles = np.full(len(users), Role.TRAIN, dtype=np.uint8)
+            case _:
+                roles = splits.leave_k_out(users, split.k or 1, targets)
+        return roles if targets is None else np.where(targets, roles, np.uint8(Role.HISTORY))
+
+    events.set_role(role_of)
     if split.kind == "cross-validation" and split.unit == "interaction":
         # Histories end before the first target, so training must come first for each user.
-        events.keep_order()
         rank = pl.col("role").clip(lower_bound=int(Role.HISTORY))
-        events.frame = events.frame.sort("user", rank, maintain_order=True)
+        events.parts.update(lambda frame: keep_order(frame).sort("user", rank, maintain_order=True))
     return entry
 
 
-def _targets(events: Events, config: DataConfig) -> npt.NDArray[np.bool_] | None:
+def _targets(frame: pl.DataFrame, events: Events, config: DataConfig) -> Mask | None:
     """Return the interactions of target event types: [E], None if all are."""
     if not events.event_types:
         return None
-    return is_target(events.frame["event_type"].to_numpy(), events.event_types, config)
+    return is_target(frame["event_type"].to_numpy(), events.event_types, config)
 
 
-def _cuts(
-    split: SplitConfig, time: npt.NDArray[np.int64], time_unit: str | None
-) -> tuple[int, int]:
-    cuts = []
+def _windows(events: Events, split: SplitConfig) -> tuple[int, int, dict[str, Any]]:
+    """Return the start of validation and of test, and the entries of the manifest.
+
+    Interactions after the test window of a rolling split are dropped.
+    """
+    if split.kind == "temporal":
+        validation, test = _cuts(split, events)
+    else:
+        validation, test, end = _rolling_cuts(split, events)
+        events.filter("after_test", lambda frame: frame["time"].to_numpy() < end)
+    starts = {"validation_from": iso_time(validation), "test_from": iso_time(test)}
+    if split.kind == "temporal":
+        return validation, test, starts
+    folds = {"fold": split.fold, "folds": split.folds}
+    return validation, test, {**folds, **starts, "test_until": iso_time(end)}
+
+
+def _folds(events: Events, config: DataConfig) -> Callable[[Ids, Mask | None], Roles]:
+    """Deal the units of a cross-validation; return the roles of the parts, in their order."""
+    split, by_user = config.split, config.split.unit == "user"
+    columns = ("user", "event_type") if events.event_types else ("user",)
+    num_units = num_targets = 0
+    for frame in events.parts.frames(*columns):
+        targets = _targets(frame, events, config)
+        users = frame["user"].to_numpy()
+        num_targets += len(users) if targets is None else int(targets.sum())
+        num_units += splits.count_units(users, by_user=by_user, targets=targets)
+    _check_folds(split, num_targets, events)
+    dealt = splits.deal(num_units, split.folds, split.seed)
+    start = 0
+
+    def roles_of_next(users: Ids, targets: Mask | None) -> Roles:
+        nonlocal start
+        part = dealt[start:][: splits.count_units(users, by_user=by_user, targets=targets)]
+        start += len(part)
+        return splits.roles_of_folds(
+            users, part, split.folds, split.fold, by_user=by_user, targets=targets
+        )
+
+    return roles_of_next
+
+
+def _sample_validation(events: Events, size: int, seed: int) -> None:
+    """Validate on ``size`` random users; the validation targets of the others become history."""
+    is_candidate = np.zeros(len(events.users), dtype=np.bool_)
+    for frame in events.parts.frames("user", "role"):
+        is_candidate[frame["user"].to_numpy()[frame["role"].to_numpy() == Role.VALIDATION]] = True
+    candidates = np.flatnonzero(is_candidate).astype(np.int32)
+    is_sampled = np.zeros(len(events.users), dtype=np.bool_)
+    is_sampled[splits.sample_users(candidates, size, seed)] = True
+    events.set_role(
+        lambda frame: splits.keep_validation(
+            frame["user"].to_numpy(), frame["role"].to_numpy(), is_sampled
+        )
+    )
+
+
+def _times(events: Events) -> Iterator[npt.NDArray[np.int64]]:
+    return (frame["time"].to_numpy() for frame in events.parts.frames("time"))
+
+
+def time_range(events: Events) -> tuple[int, int]:
+    """Return the times of the first and of the last interaction."""
+    ranges = np.array([(time.min(), time.max()) for time in _times(events)])
+    return int(ranges[:, 0].min()), int(ranges[:, 1].max())
+
+
+def _cuts(split: SplitConfig, events: Events) -> tuple[int, int]:
+    time_unit, cuts = events.time_unit, []
     for cut in (split.validation, split.test):
         if _is_quantile(cut):
-            cuts.append(splits.quantile_time(time, float(cut)))
+            num_rows = events.parts.num_rows
+            cuts.append(splits.quantile_time(lambda: _times(events), num_rows, float(cut)))
         else:
             cuts.append(times.parse_cut(cut, time_unit))
     if cuts[0] >= cuts[1]:
@@ -132,7 +191,7 @@ def _cuts(
             f"split.validation ({iso_time(cuts[0])}) must be before split.test "
             f"({iso_time(cuts[1])})"
         )
-    first, last = int(time.min()), int(time.max())
+    first, last = time_range(events)
     if cuts[0] <= first and not _is_quantile(split.validation):
         raise ConfigError(
             f"split.validation ({iso_time(cuts[0])}) is not after the first interaction "
@@ -161,8 +220,7 @@ def _unit_advice(cut: int | float | str, time_unit: str | None) -> str:
 
 
 def _rolling_cuts(split: SplitConfig, events: Events) -> tuple[int, int, int]:
-    time = events.frame["time"].to_numpy()
-    first, last = int(time.min()), int(time.max())
+    first, last = time_range(events)
     window, unit = split.window_and_unit
     earliest, _, _ = splits.rolling_cuts(last, window, unit, split.folds, 0)
     if earliest <= first:
@@ -177,7 +235,7 @@ def _rolling_cuts(split: SplitConfig, events: Events) -> tuple[int, int, int]:
 
 def _check_folds(split: SplitConfig, num_targets: int, events: Events) -> None:
     """Refuse more folds than there are users, or interactions, to deal."""
-    num_units = len(events.users) if split.unit == "user" else num_targets
+    num_units = int((events.user_counts > 0).sum()) if split.unit == "user" else num_targets
     if split.folds > num_units:
         raise ConfigError(
             f"split.folds = {split.folds} exceeds the {num_units:,} {split.unit}s of "
@@ -187,18 +245,23 @@ def _check_folds(split: SplitConfig, num_targets: int, events: Events) -> None:
 
 def _check_roles(events: Events, config: DataConfig) -> None:
     kind = config.split.kind
-    counts = np.bincount(events.frame["role"].to_numpy(), minlength=len(Role))
+    counts, max_weight = np.zeros(len(Role), dtype=np.int64), 0.0
+    has_weight = "weight" in events.columns
+    for frame in events.parts.frames("role", *(["weight"] if has_weight else [])):
+        roles = frame["role"].to_numpy()
+        counts += np.bincount(roles, minlength=len(Role))
+        if has_weight:
+            trained = frame["weight"].to_numpy()[roles == Role.TRAIN]
+            max_weight = max(max_weight, float(trained.max(initial=0.0)))
     if not counts[Role.TRAIN]:
         raise DataError(
             f"the {kind} split of {config.origin} has no training interaction; change the split"
         )
-    if "weight" in events.frame.columns:
-        trained = events.frame.filter(pl.col("role") == int(Role.TRAIN))
-        if trained["weight"].max() == 0:
-            raise DataError(
-                f"{f'column {config.weight!r}' if config.weight else 'the weight of event_types'} "
-                f"of {config.origin} is 0 in every training interaction; set some above 0"
-            )
+    if has_weight and max_weight == 0:
+        raise DataError(
+            f"{f'column {config.weight!r}' if config.weight else 'the weight of event_types'} "
+            f"of {config.origin} is 0 in every training interaction; set some above 0"
+        )
     if kind == "none":
         return
     if kind == "rolling":
@@ -224,48 +287,79 @@ def _remedy(split: SplitConfig) -> str:
     return "change the split"
 
 
+class _Unseen:
+    """Validation and test targets without training interactions of their item or user."""
+
+    def __init__(self, events: Events) -> None:
+        self._is_trained_user = np.zeros(len(events.users), dtype=np.bool_)
+        self._is_trained_item = np.zeros(len(events.items), dtype=np.bool_)
+        for frame in events.parts.frames("user", "item", "role"):
+            is_trained = frame["role"].to_numpy() == Role.TRAIN
+            self._is_trained_user[frame["user"].to_numpy()[is_trained]] = True
+            self._is_trained_item[frame["item"].to_numpy()[is_trained]] = True
+
+    def find(self, frame: pl.DataFrame) -> tuple[Mask, Mask]:
+        """Return the targets with an unseen item, and those with an unseen user: [E] each."""
+        is_target = frame["role"].to_numpy() >= Role.VALIDATION
+        by_item = is_target & ~self._is_trained_item[frame["item"].to_numpy()]
+        return by_item, is_target & ~self._is_trained_user[frame["user"].to_numpy()]
+
+
 def _apply_unseen(events: Events, config: DataConfig) -> dict[str, dict[str, int]]:
-    users, items = events.ids("user"), events.ids("item")
-    roles = events.frame["role"].to_numpy()
-    unseen = splits.find_unseen(users, items, roles)
-    report = {}
-    for role in (Role.VALIDATION, Role.TEST):
-        is_role = roles == role
-        by_item, by_user = unseen.item & is_role, unseen.user & is_role
-        report[role.name.lower()] = {
-            "targets": int(is_role.sum()),
-            "targets_of_unseen_items": int(by_item.sum()),
-            "unseen_items": len(np.unique(items[by_item])),
-            "targets_of_unseen_users": int(by_user.sum()),
-            "unseen_users": len(np.unique(users[by_user])),
-        }
-        all_unseen = is_role.any() and by_item.sum() == is_role.sum()
+    unseen = _Unseen(events)
+
+    def is_unseen(frame: pl.DataFrame) -> Mask:
+        by_item, by_user = unseen.find(frame)
+        # Users of the held-out parts of a cross-validation are never trained on, by design.
+        return by_item if config.split.holds_out_users else by_item | by_user
+
+    report = {role: dict.fromkeys(_UNSEEN_COUNTS, 0) for role in (Role.VALIDATION, Role.TEST)}
+    items = {role: np.zeros(len(events.items), dtype=np.bool_) for role in report}
+    num_unseen, example = 0, None
+    for frame in events.parts.frames("user", "item", "role"):
+        roles, by_item_or_user = frame["role"].to_numpy(), unseen.find(frame)
+        for role, counts in report.items():
+            is_role = roles == role
+            by_item, by_user = (mask & is_role for mask in by_item_or_user)
+            counts["targets"] += int(is_role.sum())
+            counts["targets_of_unseen_items"] += int(by_item.sum())
+            items[role][frame["item"].to_numpy()[by_item]] = True
+            counts["targets_of_unseen_users"] += int(by_user.sum())
+            counts["unseen_users"] += len(np.unique(frame["user"].to_numpy()[by_user]))
+        mask = is_unseen(frame)
+        num_unseen += int(mask.sum())
+        if example is None and mask.any():
+            example = frame.row(int(np.argmax(mask)), named=True)
+    for role, counts in report.items():
+        counts["unseen_items"] = int(items[role].sum())
+        all_unseen = 0 < counts["targets"] == counts["targets_of_unseen_items"]
         if all_unseen and config.split.unseen == "drop":
             raise DataError(
-                f"all {int(is_role.sum()):,} {role.name.lower()} targets of {config.origin} "
+                f"all {counts['targets']:,} {role.name.lower()} targets of {config.origin} "
                 "are items without training interactions; change the split or the item ids, or "
                 'set split.unseen = "keep" and evaluate them with evaluation.catalog = "cold"'
             )
-    # Users of the held-out parts of a cross-validation are never trained on, by design.
-    is_unseen = unseen.item if config.split.holds_out_users else unseen.item | unseen.user
-    if is_unseen.any() and config.split.unseen == "error":
-        first = int(np.flatnonzero(is_unseen)[0])
+    if example is not None and config.split.unseen == "error":
         raise DataError(
-            f"{int(is_unseen.sum()):,} held-out interactions of {config.origin} have an item "
+            f"{num_unseen:,} held-out interactions of {config.origin} have an item "
             f"or user without training interactions, such as item "
-            f"{events.items[int(items[first])]!r} of user {events.users[int(users[first])]!r}; set "
+            f"{events.items[example['item']]!r} of user {events.users[example['user']]!r}; set "
             "split.unseen to keep or drop"
         )
     if config.split.unseen == "drop":
-        events.filter("unseen", ~is_unseen)
-    return report
+        events.filter("unseen", lambda frame: ~is_unseen(frame))
+    return {role.name.lower(): counts for role, counts in report.items()}
 
 
 def _check_size(events: Events, config: DataConfig) -> None:
-    for name, count in (("user", len(events.users)), ("item", len(events.items))):
-        if count < 2:
+    for name, source_ids, counts in (
+        ("user", events.users, events.user_counts),
+        ("item", events.items, events.item_counts),
+    ):
+        present = np.flatnonzero(counts)
+        if len(present) < 2:
             raise DataError(
                 f"{config.origin} has only one {name} after filtering "
-                f"({(events.users if name == 'user' else events.items)[0]!r}), but training needs "
+                f"({source_ids[int(present[0])]!r}), but training needs "
                 f"two; check that {getattr(config, name)!r} is the right column"
             )

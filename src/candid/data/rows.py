@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import polars as pl
 
@@ -16,9 +16,6 @@ from candid.errors import DataError
 
 LATE = ("time", "order", "role", "negatives")
 """Columns that may have empty values; they are checked after filtering, or not at all."""
-MAX_ROWS: Final = 2**32 - 1
-"""Rows that a data frame can number."""
-
 Survey = dict[str, Any]
 
 
@@ -54,7 +51,7 @@ def parse_rows(table: RawTable, config: DataConfig) -> ParsedRows:
     """Check and convert every column, and leave out the rows that ``config`` excludes.
 
     Raises:
-        DataError: there are no rows or too many, or a value is invalid.
+        DataError: there are no rows, or a value is invalid.
     """
     survey = _survey(table)
     rows = int(survey["rows"])
@@ -66,11 +63,6 @@ def parse_rows(table: RawTable, config: DataConfig) -> ParsedRows:
     if not rows:
         kind = "file" if config.query is None else "query"
         raise DataError(f"{table.sources[0].path} has no rows; check the {kind}")
-    if rows > MAX_ROWS:
-        raise DataError(
-            f"{config.origin} has {rows:,} rows, but a dataset is prepared from at most "
-            f"{MAX_ROWS:,}; name fewer files, or leave out old interactions"
-        )
     for name, column in table.columns.items():
         if survey[f"{name}_nulls"] and name not in LATE and not config.drop_nulls:
             check_lines(table.sources)
@@ -91,11 +83,11 @@ def parse_rows(table: RawTable, config: DataConfig) -> ParsedRows:
     remaining = rows
     dropped = {"empty_lists": table.empty_lists}
     if config.drop_nulls:
-        remaining = table.run(query.select(pl.len())).item()
+        remaining = _count(table, query)
         dropped["nulls"] = rows - remaining
     if config.min_rating is not None:
         query = query.filter(pl.col("rating") >= config.min_rating)
-        dropped["low_rating"] = remaining - table.run(query.select(pl.len())).item()
+        dropped["low_rating"] = remaining - _count(table, query)
     return ParsedRows(
         query.drop("rating", ROW, strict=False),
         parsed,
@@ -107,11 +99,19 @@ def parse_rows(table: RawTable, config: DataConfig) -> ParsedRows:
     )
 
 
-def _survey(table: RawTable) -> Survey:
-    """Collect, in one pass over the files, the statistics that select how columns are parsed."""
+def _num_rows() -> pl.Expr:
     # A sum of Int64: a count of rows has 32 bits.
     user = pl.col("user").is_null()
-    statistics = [(user.cast(pl.Int64).sum() + (~user).cast(pl.Int64).sum()).alias("rows")]
+    return user.cast(pl.Int64).sum() + (~user).cast(pl.Int64).sum()
+
+
+def _count(table: RawTable, query: pl.LazyFrame) -> int:
+    return int(table.run(query.select(_num_rows())).item())
+
+
+def _survey(table: RawTable) -> Survey:
+    """Collect, in one pass over the files, the statistics that select how columns are parsed."""
+    statistics = [_num_rows().alias("rows")]
 
     def add(name: str, expressions: dict[str, pl.Expr]) -> None:
         statistics.extend(e.alias(f"{name}_{key}") for key, e in expressions.items())

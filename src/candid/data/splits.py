@@ -5,7 +5,7 @@ All functions take interactions grouped by user, earliest first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 import numpy as np
@@ -81,13 +81,36 @@ def temporal(timestamps: npt.NDArray[np.int64], validation: int, test: int) -> R
     return np.array([Role.TRAIN, Role.VALIDATION, Role.TEST], dtype=np.uint8)[window]
 
 
-def quantile_time(timestamps: npt.NDArray[np.int64], quantile: float) -> int:
+def quantile_time(
+    times: Callable[[], Iterable[npt.NDArray[np.int64]]], num_rows: int, quantile: float
+) -> int:
     """Return the time before which at most this share of the interactions lies.
 
     All interactions at exactly that time are after the cut.
+
+    Args:
+        times: returns the times of all interactions, in one or more parts; it is called four
+            times.
+        num_rows: number of interactions.
+        quantile: between 0 and 1.
     """
-    rank = min(int(quantile * len(timestamps)), len(timestamps) - 1)
-    return int(np.partition(timestamps, rank)[rank])
+    rank = min(int(quantile * num_rows), num_rows - 1)
+    # Each pass finds 16 bits of the result, the highest first; numbers in the order of int64.
+    sign = np.uint64(1 << 63)
+    prefix = np.uint64(0)
+    for shift in range(48, -16, -16):
+        counts = np.zeros(1 << 16, dtype=np.int64)
+        for part in times():
+            keys = part.view(np.uint64) ^ sign
+            if shift < 48:
+                keys = keys[keys >> np.uint64(shift + 16) == prefix]
+            digits = (keys >> np.uint64(shift)).astype(np.uint16)
+            counts += np.bincount(digits, minlength=1 << 16)
+        ends = np.cumsum(counts)
+        digit = int(np.searchsorted(ends, rank, side="right"))
+        rank -= int(ends[digit] - counts[digit])
+        prefix = (prefix << np.uint64(16)) | np.uint64(digit)
+    return int((prefix ^ sign).astype(np.int64))
 
 
 def rolling_cuts(last: int, window: int, unit: int, folds: int, fold: int) -> tuple[int, int, int]:
@@ -132,12 +155,49 @@ def cross_validation(
             interactions.
         targets: [E], interactions to assign; the others become history. None: all.
     """
+    part = deal(count_units(users, by_user=by_user, targets=targets), folds, seed)
+    return roles_of_folds(users, part, folds, fold, by_user=by_user, targets=targets)
+
+
+def count_units(users: Ids, *, by_user: bool, targets: Mask | None = None) -> int:
+    """Count what a cross-validation deals: users with an interaction to assign, or these.
+
+    The arguments are those of ``cross_validation``.
+    """
     if targets is not None:
-        assigned = cross_validation(users[targets], folds, fold, seed, by_user=by_user)
+        users = users[targets]
+    return int(np.count_nonzero(np.diff(users, prepend=-1))) if by_user else len(users)
+
+
+def deal(num_units: int, folds: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the part of each unit of a cross-validation: [num_units], from 0."""
+    return np.random.default_rng(seed).permutation(num_units) % folds
+
+
+def roles_of_folds(
+    users: Ids,
+    part: npt.NDArray[np.int64],
+    folds: int,
+    fold: int,
+    *,
+    by_user: bool,
+    targets: Mask | None = None,
+) -> Roles:
+    """Assign the roles of a cross-validation whose units are dealt.
+
+    Args:
+        users: [E] int32, ascending.
+        part: part of each unit of these interactions, in their order (``count_units``).
+        folds: as for ``cross_validation``, like the further arguments.
+        fold: likewise.
+        by_user: likewise.
+        targets: likewise.
+    """
+    if targets is not None:
+        assigned = roles_of_folds(users[targets], part, folds, fold, by_user=by_user)
         return _of_targets(assigned, targets)
-    # The number of the user among those with interactions, or of the interaction.
-    unit = np.cumsum(np.diff(users, prepend=users[:1]) > 0) if by_user else np.arange(len(users))
-    part = (np.random.default_rng(seed).permutation(int(unit[-1]) + 1) % folds)[unit]
+    if by_user:
+        part = part[np.cumsum(np.diff(users, prepend=users[:1]) > 0)]
     is_test, is_validation = part == fold, part == (fold + 1) % folds
     if not by_user:
         return _by_condition(test=is_test, validation=is_validation)
@@ -147,36 +207,26 @@ def cross_validation(
     return roles
 
 
-def sample_validation(users: Ids, roles: Roles, size: int, seed: int) -> Roles:
-    """Keep the validation targets of ``size`` random users; those of the others become history."""
-    candidates = np.unique(users[roles == Role.VALIDATION])
-    if size >= len(candidates):
-        return roles
-    sampled = np.random.default_rng(seed).choice(candidates, size, replace=False)
-    is_other = (roles == Role.VALIDATION) & ~np.isin(users, sampled)
-    return np.where(is_other, np.uint8(Role.HISTORY), roles)
+def sample_users(candidates: Ids, size: int, seed: int) -> Ids:
+    """Return ``size`` random users of ``candidates``, which are distinct and ascending.
 
-
-@dataclass(frozen=True)
-class UnseenTargets:
-    """Validation and test targets without training interactions of their item or user.
-
-    Attributes:
-        item: [E] bool, True only at validation and test targets.
-        user: [E] bool, likewise.
+    All of them where there are no more than that.
     """
+    if size >= len(candidates):
+        return candidates
+    return np.random.default_rng(seed).choice(candidates, size, replace=False)
 
-    item: npt.NDArray[np.bool_]
-    user: npt.NDArray[np.bool_]
 
+def keep_validation(users: Ids, roles: Roles, is_validated: Mask) -> Roles:
+    """Keep the validation targets of some users; those of the others become history.
 
-def find_unseen(users: Ids, items: Ids, roles: Roles) -> UnseenTargets:
-    """Find validation and test targets whose item, or whose user, has no training row."""
-    trained = roles == Role.TRAIN
-    target = roles >= Role.VALIDATION
-    trained_items = np.bincount(items[trained], minlength=int(items.max()) + 1) > 0
-    trained_users = np.bincount(users[trained], minlength=int(users.max()) + 1) > 0
-    return UnseenTargets(item=target & ~trained_items[items], user=target & ~trained_users[users])
+    Args:
+        users: [E].
+        roles: [E].
+        is_validated: by user, whether its validation targets stay.
+    """
+    is_other = (roles == Role.VALIDATION) & ~is_validated[users]
+    return np.where(is_other, np.uint8(Role.HISTORY), roles)
 
 
 def _from_end(users: Ids) -> npt.NDArray[np.int64]:
