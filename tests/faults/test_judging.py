@@ -124,3 +124,35 @@ def test_leaves_of_tensors_with_a_damaged_header_are_the_bytes(modules, tmp_path
     path = tmp_path / "last.safetensors"
     path.write_bytes((2).to_bytes(8, "little") + b"[]")
     assert list(modules("faults_snapshot").leaves(path)) == ["last.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("at_the_kill", "is_failure"), [("before", True), ("finished", False), ("neither", True)]
+)
+def test_values_of_an_input_may_differ_only_where_the_command_had_finished(
+    modules, tmp_path, monkeypatch, at_the_kill, is_failure
+):
+    kills = modules("faults_kills")
+    path = tmp_path / "out" / "manifest.json"
+    path.parent.mkdir()
+
+    def write(earlier, rows):
+        path.write_text(json.dumps({"ids_from": {"fingerprint": earlier}, "rows": rows}))
+        return {"out": modules("faults_snapshot").leaves(tmp_path / "out")}
+
+    finished, before = write("a", 2), write("0", 1)
+    write(*{"before": ("0", 1), "finished": ("a", 2), "neither": ("a", 3)}[at_the_kill])
+    outcome = modules("faults_process").Outcome(0, "", "", 0.1)
+
+    def again(*_):
+        write("b", 2)
+        return outcome
+
+    campaign = kills.Kills(tmp_path, tmp_path, 0)
+    monkeypatch.setattr(campaign, "_finish", again)
+    scenario = kills.Scenario(("prepare",), ("out",), of_input="^manifest.json/ids_from/")
+    reference = kills.Reference(finished, before, {"out/manifest.json"}, [], 1.0)
+    found = [text for text, _ in campaign._judge(scenario, tmp_path, reference, outcome)]
+    assert bool(found) == is_failure, found
+    if at_the_kill == "before":
+        assert any("ids_from/fingerprint" in text for text in found)
