@@ -183,7 +183,7 @@ def test_item_vectors_are_those_of_evaluation_mode(tmp_path, follower):
     trainer = make_trainer(tmp_path, loss="sampled_softmax", sampler=follower(1))
     trainer.model.train()
     before = torch.get_rng_state()
-    vectors = trainer._item_vectors().detach().clone()
+    vectors = trainer._step.item_vectors().detach().clone()
     assert trainer.model.training
     assert torch.equal(before, torch.get_rng_state())
     with torch.no_grad():

@@ -35,7 +35,7 @@ from candid.cli.similar import similar
 from candid.cli.train import TrainCommand, train
 from candid.cli.tune import tune
 from candid.cli.verify import verify
-from candid.errors import CandidError
+from candid.errors import CandidError, ConfigError
 from candid.version import __version__
 
 INTERRUPTED = 130
@@ -76,6 +76,13 @@ def _candid(
     damaged or mismatched artifact, 130 interrupted. CANDID_DEBUG=1 prints the traceback of a
     failure.
     """
+    verb = context.invoked_subcommand
+    if verb not in (None, "train") and os.environ.get("WORLD_SIZE", "1") != "1":
+        if os.environ.get("RANK", "0") != "0":
+            raise typer.Exit(ConfigError.exit_code)  # rank 0 prints the sentence
+        raise ConfigError(
+            f"candid {verb} runs in one process: start it without torchrun, or unset WORLD_SIZE"
+        )
     if version:
         typer.echo(f"candid {__version__}")
     elif context.invoked_subcommand is None:

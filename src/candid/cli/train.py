@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,11 +22,17 @@ if TYPE_CHECKING:
     from candid.config import RunConfig
 
 
+PROCESSES = "--processes"
+ARGUMENTS = "candid.arguments"
+"""Key of the context with the arguments as they were given."""
+
+
 class TrainCommand(TyperCommand):
     """The command ``train``, with a bare ``--keys`` and the sections of a recipe in its help."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Complete a bare ``--keys``, then parse."""
+        ctx.meta[ARGUMENTS] = list(args)
         if "--keys" in args:
             following = args.index("--keys") + 1
             if following == len(args) or args[following].startswith("-"):
@@ -51,7 +59,19 @@ def _width() -> int:
     return max(40, shutil.get_terminal_size().columns - 2)
 
 
+def _without_processes(arguments: list[str]) -> list[str]:
+    """Return the arguments of the processes: those given, without ``--processes N``."""
+    kept, given = [], iter(arguments)
+    for argument in given:
+        if argument == PROCESSES:
+            next(given, None)
+        elif not argument.startswith(f"{PROCESSES}="):
+            kept.append(argument)
+    return kept
+
+
 def train(
+    context: typer.Context,
     recipe: Annotated[
         Path | None,
         typer.Argument(help="Recipe (TOML) [default: the default recipe, with --data]"),
@@ -106,35 +126,87 @@ def train(
             help="Also measure cheap baselines, in about 5 % of the CPU time or 10 s",
         ),
     ] = True,
+    processes: Annotated[
+        int,
+        typer.Option(
+            PROCESSES,
+            min=1,
+            help="Processes of this machine that train together, each with a share of every batch; "
+            "the model is that of one process. For several machines use torchrun",
+        ),
+    ] = 1,
     verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a model and measure it on the test split, if there is one."""
-    console = Console(json, quiet)
+    if processes > 1:
+        from candid.distributed.launch import launch
+
+        raise typer.Exit(launch(processes, ["train", *_without_processes(context.meta[ARGUMENTS])]))
+    run = partial(
+        _train, recipe, data, out, init, epochs_new, replay, resume, refit, overrides, baselines
+    )
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        run(Console(json, quiet))
+        return
+    # A launcher has started several processes. Else a lost connection prints a page.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from candid.distributed import PeerError, connected, is_main
+
+    try:
+        with connected():
+            run(Console(json, quiet or not is_main()))
+    except PeerError as error:
+        # The process that failed first prints the sentence.
+        raise typer.Exit(error.exit_code) from None
+
+
+def _train(
+    recipe: Path | None,
+    data: Path | None,
+    out: Path | None,
+    init: Path | None,
+    epochs_new: int | None,
+    replay: float | None,
+    resume: bool,
+    refit: bool,
+    overrides: list[str] | None,
+    baselines: bool,
+    console: Console,
+) -> None:
     flags = {"training.epochs_new": epochs_new, "training.replay": replay}
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = _config(recipe, data, init, [*given, *(overrides or [])], console)
     out = Path("runs") / config.name if out is None else out
 
     from candid.cli.progress import stage_progress, train_progress
+    from candid.distributed import on_main
     from candid.runs import check_is_free, load_run, train_run
     from candid.runs.measurement import has_test_split, measure_on_test
     from candid.runs.refit import check_split_can_refit
+    from candid.runs.run_start import is_restart
 
-    if not resume:
-        check_is_free(out)  # before preparing, which may take an hour
-    if data is None and config.data is not None:
-        if refit:
-            check_split_can_refit(config.data.split.kind)  # before other runs lose their dataset
-        data = Path("data") / config.name
-        run_prepare(config.data, data, console)
-    assert data is not None
+    folder, prepared = out, data
+
+    def prepare() -> None:
+        if not resume and not is_restart(folder):
+            check_is_free(folder)  # before preparing, which may take an hour
+        if prepared is None and config.data is not None:
+            if refit:
+                # Before other runs lose their dataset.
+                check_split_can_refit(config.data.split.kind)
+            run_prepare(config.data, Path("data") / config.name, console)
+
+    on_main(prepare)
+    data = Path("data") / config.name if data is None else data
 
     with train_progress(console) as progress:
         result = train_run(
             config, data, out, init=init, resume=resume, refit=refit, progress=progress
         )
+    if not result.is_main:
+        return
     document = {
         "run": str(out),
         "targets": result.manifest["targets"],
@@ -181,7 +253,7 @@ def _config(
     if data is None:
         raise ConfigError("no training data; name a recipe, or a prepared dataset with --data")
     if init is not None:
-        from candid.runs.training import recipe_of_run
+        from candid.runs.measured_training import recipe_of_run
 
         console.note(f"settings of {init}")
         return recipe_of_run(init, {"name": run_name(data)} | dict(map(parse_override, overrides)))

@@ -1,7 +1,13 @@
 """Processes of one training: their group, sums and gathers over it, failures, and the launcher."""
 
-from candid.distributed.connection import connected, current_group, open_group
-from candid.distributed.environment import Environment
+from candid.distributed.connection import (
+    connected,
+    current_group,
+    is_main,
+    on_main,
+    open_group,
+)
+from candid.distributed.environment import Environment, job_id
 from candid.distributed.failures import Failure, PeerError, ProcessGroupError
 from candid.distributed.gather import gather_with_gradient
 from candid.distributed.group import TIMEOUT_SECONDS, Group
@@ -18,5 +24,8 @@ __all__ = [
     "connected",
     "current_group",
     "gather_with_gradient",
+    "is_main",
+    "job_id",
+    "on_main",
     "open_group",
 ]

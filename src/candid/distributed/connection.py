@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +20,9 @@ from candid.distributed.group import TIMEOUT_SECONDS, Group, short_reason
 CONNECT_SECONDS: Final = 600.0
 """Longest wait for the store, which the launcher or rank 0 opens."""
 
+WAIT_SECONDS: Final = 0.5
+"""Seconds between two looks for the end of work on rank 0."""
+
 
 _dist: Any = dist
 """torch.distributed with the names that it does not export to type checkers."""
@@ -31,11 +36,13 @@ class _Connection:
         environment: place of this process.
         store: of torch, with the keys of this use.
         board: for failures.
+        num_waits: calls of ``on_main`` so far.
     """
 
     environment: Environment
     store: Any
     board: FailureBoard
+    num_waits: int = 0
 
 
 _store: Any = None
@@ -83,6 +90,37 @@ def connected() -> Iterator[None]:
         raise failure.error() from error
     finally:
         _connection = None
+
+
+def on_main(function: Callable[[], None]) -> None:
+    """Call a function on rank 0; the other processes wait for it, however long it takes.
+
+    For work before a training, such as the preparation of its data, inside ``connected``. Without
+    other processes it is called at once.
+
+    Raises:
+        PeerError: rank 0 failed.
+    """
+    if _connection is None:
+        function()
+        return
+    key = f"done-{_connection.num_waits}"
+    _connection.num_waits += 1
+    if _connection.environment.rank == 0:
+        function()
+        _connection.store.set(key, "1")
+        return
+    while not _connection.store.check([key]):
+        failure = _connection.board.read()
+        if failure is not None:
+            raise failure.error()
+        time.sleep(WAIT_SECONDS)
+
+
+def is_main() -> bool:
+    """Return whether this process reports to people: rank 0, or no launcher at all."""
+    environment = Environment.read()
+    return environment is None or environment.rank == 0
 
 
 @contextmanager
@@ -171,11 +209,13 @@ def _connect(environment: Environment) -> _Connection:
                 f"process {environment.rank} cannot reach the store of its launcher at "
                 f"MASTER_ADDR and MASTER_PORT ({short_reason(error)}): check both"
             ) from error
-    # Each use has keys of its own: a process may train several models, one after the other.
+    # Each use has keys of its own: a process may train several models, one after the other, and
+    # torchrun may start it again beside the same store.
     _uses += 1
-    store = _dist.PrefixStore(f"candid-{_uses}", _store)
+    prefix = f"candid-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-{_uses}"
+    store = _dist.PrefixStore(prefix, _store)
     # The watchdog reads through a connection of its own, while another call may wait.
-    board = _dist.PrefixStore(f"candid-{_uses}", _clone(_store))
+    board = _dist.PrefixStore(prefix, _clone(_store))
     return _Connection(environment, store, FailureBoard(board, environment.rank))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,6 +58,23 @@ class Environment:
             {"LOCAL_WORLD_SIZE": str(world_size), **values}, "LOCAL_WORLD_SIZE"
         )
         return cls(rank, world_size, local_rank, local_world_size)
+
+
+def job_id(variables: Mapping[str, str] | None = None) -> str | None:
+    """Return the id of the job of torchrun, the same after it has restarted its processes.
+
+    Args:
+        variables: None: those of this process.
+
+    Returns:
+        the id; None: torchrun has not started this process.
+    """
+    values = os.environ if variables is None else variables
+    if "TORCHELASTIC_RUN_ID" not in values:
+        return None
+    run_id = values["TORCHELASTIC_RUN_ID"]
+    # Without --rdzv-id every job has the same one; its agent is the parent of the processes.
+    return f"{socket.gethostname()}-{os.getppid()}" if run_id in ("", "none") else run_id
 
 
 def _number(values: Mapping[str, str], name: str) -> int:

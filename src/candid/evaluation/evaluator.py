@@ -12,6 +12,7 @@ from torch import Tensor
 
 from candid.batches import Ints
 from candid.data import HeldOutTargets, PreparedDataset, Role
+from candid.distributed import Group
 from candid.errors import ConfigError, DataError
 from candid.evaluation.catalog_scores import CatalogScores, catalog_scorer
 from candid.evaluation.config import EvaluationConfig
@@ -59,6 +60,7 @@ def evaluate(
     item_counts: Floats | None = None,
     true_log_prob: TrueLogProb | None = None,
     progress: StageProgress | None = None,
+    group: Group | None = None,
 ) -> EvaluationReport:
     """Evaluate a model on every user with targets of ``role``.
 
@@ -91,6 +93,8 @@ def evaluate(
             ``true_nll`` and ``excess_nll``.
         progress: called with (stage, done, total) while items are encoded and after each batch
             of users.
+        group: processes that share the users; all of them call this and return the same report,
+            that of one process. None: this process alone.
 
     Returns:
         metrics, slices, counts and the values of each user.
@@ -102,6 +106,7 @@ def evaluate(
             item.
         ArtifactError: the vectors of the model are not finite.
     """
+    group = Group() if group is None else group
     counts = counts_or_stored(dataset, item_counts)
     config.check_fits(int(catalog_mask(dataset, counts, config.catalog).sum()))
     if true_log_prob is not None and not config.nll:
@@ -137,11 +142,13 @@ def evaluate(
             max_length=max_length,
             batch_size=config.batch_size,
             context=context,
+            share=slice(group.rank, None, group.world_size),
         )
         for rows, batch in batches:
             evaluation.add_batch(rows, score(batch.to(device)))
             if progress is not None:
                 progress("evaluating users", rows.stop, len(queries))
+    evaluation.add_processes(group)
     is_stored = item_counts is None
     report = evaluation.report(role, max_length, "interactions" if is_stored else "targets")
     if num_unranked:
@@ -241,6 +248,25 @@ class EvaluationPass:
             rows.stop - rows.start - len(np.unique(targets.relevant // num_items))
         )
         self._num_distinct += len(np.unique(targets.rows * num_items + targets.item_ids))
+
+    def add_processes(self, group: Group) -> None:
+        """Add the sums of all processes, each of which has other batches."""
+        if group.is_single:
+            return
+        for sums in (self._total, *self._by_item_slice.values()):
+            sums.batches[:] = [sums.concatenated().of_all(group)]
+        if "coverage" in self._config.metrics:
+            self._coverage.add_processes(group)
+        own = (
+            self._num_relevant,
+            self._num_without_relevant,
+            self._num_distinct,
+            self._num_tied,
+        )
+        counts = group.gather_counts(own)
+        self._num_relevant, self._num_without_relevant, self._num_distinct, self._num_tied = map(
+            sum, zip(*counts, strict=True)
+        )
 
     def _rank(
         self, scores: CatalogScores, exclude: Exclusions | None, targets: Targets

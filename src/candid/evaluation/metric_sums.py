@@ -10,8 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from candid.batches import Ints
+from candid.distributed import Group
 from candid.evaluation.intervals import Estimate, ratio_intervals
 from candid.evaluation.metrics import RANKING_METRICS, Bools, Floats, is_share, is_signed
 from candid.evaluation.queries import Targets
@@ -74,6 +77,33 @@ class MetricSums:
             for g in range(num_groups)
         ]
 
+    def of_all(self, group: Group) -> MetricSums:
+        """Return the rows of all processes, in the order of queries.
+
+        Args:
+            group: processes with different queries; rank 0 has some.
+        """
+        if group.is_single:
+            return self
+        # A process without queries has no names.
+        names = tuple(group.broadcast_json(self.names))
+        width = len(names)
+        (counts,) = zip(*group.gather_counts([len(self.queries)]), strict=True)
+
+        def gathered(values: Ints | Floats, *shape: int) -> Tensor:
+            rows = torch.from_numpy(values.reshape(-1, *shape))
+            return group.gather_rows(rows, counts, "gather of metrics")
+
+        queries = gathered(self.queries).numpy()
+        order = np.argsort(queries, kind="stable")
+        return MetricSums(
+            queries[order],
+            gathered(self.groups).numpy()[order],
+            names,
+            gathered(self.numerators, width).numpy()[order],
+            gathered(self.denominators, width).numpy()[order],
+        )
+
     def regrouped(self, group_of_query: Ints) -> MetricSums:
         """Return the same rows under a slicing of queries: ``group_of_query`` [Q]."""
         return MetricSums(
@@ -87,6 +117,9 @@ class MetricSums:
 
 def concatenate(batches: Sequence[MetricSums]) -> MetricSums:
     """Join the sums of consecutive batches; their ``queries`` are already numbered throughout."""
+    if not batches:
+        none = np.zeros(0, dtype=np.int64)
+        return MetricSums(none, none, (), np.zeros((0, 0)), np.zeros((0, 0)))
     return MetricSums(
         np.concatenate([batch.queries for batch in batches]),
         np.concatenate([batch.groups for batch in batches]),

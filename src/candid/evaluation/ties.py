@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from candid.batches import Ints, ranges
+from candid.distributed import Group
 from candid.evaluation.metrics import Bools, Floats, RankProbabilities
 
 
@@ -248,6 +250,14 @@ class Coverage:
         """
         share = np.clip(np.asarray(self._ks)[:, None] - starts, 0, None) / sizes
         self._missing[:, item_ids] *= np.exp(np.log1p(-share) @ members)
+
+    def add_processes(self, group: Group) -> None:
+        """Add the lists of all processes, each of which has other queries."""
+        if not group.is_single:
+            missing = group.gather_rows(
+                torch.from_numpy(self._missing[None]), [1] * group.world_size, "gather of metrics"
+            )
+            self._missing = missing.numpy().prod(axis=0)
 
     def values(self, is_ranked: Bools) -> Floats:
         """Return the expected share of the ranked items [V] at each cut-off: [C]."""

@@ -352,6 +352,7 @@ def held_out_queries(
     max_length: int,
     batch_size: int,
     context: Context | None = None,
+    share: slice = slice(None),
 ) -> Iterator[tuple[slice, Queries]]:
     """Pack the queries of users with held-out targets, in batches.
 
@@ -363,11 +364,12 @@ def held_out_queries(
         max_length: longest history that the model reads; the most recent part is kept.
         batch_size: queries in a batch.
         context: encodes the context of queries; None for a model that reads no context.
+        share: which of the batches; by default all.
 
     Yields:
         the rows of ``held_out`` and their queries, one packed sequence each.
     """
-    for begin in range(0, len(held_out), batch_size):
+    for begin in range(0, len(held_out), batch_size)[share]:
         rows = slice(begin, min(begin + batch_size, len(held_out)))
         queries = queries_before_targets(
             dataset,

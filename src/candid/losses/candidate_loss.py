@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, get_args
 
 import torch
@@ -25,6 +26,24 @@ REDUCTION: Final[Reduction] = "mean"
 
 NUM_GROUPS: Final = 1
 """Default of ``num_groups``."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShare:
+    """The rows of a batch that one of several processes computes.
+
+    Candidates are those of the whole batch, sampled alike on every process.
+
+    Attributes:
+        rows: [b] int64, their numbers in the batch, on the device of ``positive_ids``.
+        gather: returns the vectors [B, D] of the batch, in its order, from those of the rows
+            [b, D]; all processes call it.
+        add: returns the sum of a tensor over all processes.
+    """
+
+    rows: Tensor
+    gather: Callable[[Tensor], Tensor]
+    add: Callable[[Tensor], Tensor]
 
 
 class CandidateLoss(TableModule, ABC):
@@ -135,11 +154,12 @@ class CandidateLoss(TableModule, ABC):
         generator: torch.Generator | None = None,
         item_vectors: Callable[[], Tensor] | None = None,
         effective_sample_size: bool = False,
+        share: BatchShare | None = None,
     ) -> LossOutput:
         """Sample candidates and return the loss and the figures of each row, not reduced.
 
         Args:
-            query: as for ``forward``.
+            query: as for ``forward``; with a share those of its rows, [b, D].
             item_embeddings: as for ``forward``.
             positive_ids: as for ``forward``.
             user_ids: as for ``forward``.
@@ -147,19 +167,38 @@ class CandidateLoss(TableModule, ABC):
             generator: as for ``forward``.
             item_vectors: as for ``forward``.
             effective_sample_size: report ``effective_sample_size``.
+            share: rows of the batch that this process computes; None: all. The other arguments
+                are always those of the whole batch.
 
         Returns:
-            the figures of each row, [B]; see ``LossOutput``.
+            the figures of each row, [B], or [b] with a share; see ``LossOutput``.
 
         Raises:
             CandidError: as for ``forward``.
         """
+        if share is not None and self.num_groups > 1:
+            raise ConfigError(
+                f"training.num_groups = {self.num_groups} needs one process: set it to 1, or train "
+                "without torchrun and --processes"
+            )
         candidates = self._sample(
-            query, item_embeddings, positive_ids, user_ids, negative_ids, generator, item_vectors
+            query,
+            item_embeddings,
+            positive_ids,
+            user_ids,
+            negative_ids,
+            generator,
+            item_vectors,
+            share,
         )
-        return self._compare(
+        if share is not None:
+            positive_ids, candidates = positive_ids[share.rows], candidates.of_rows(share.rows)
+        output = self._compare(
             query, item_embeddings, positive_ids, candidates, effective_sample_size
         )
+        if self.training:
+            self._end_step(share)
+        return output
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the sampler, each name below ``sampler``."""
@@ -184,6 +223,9 @@ class CandidateLoss(TableModule, ABC):
     ) -> LossOutput:
         """Compute the loss of each row with its candidates."""
 
+    def _end_step(self, share: BatchShare | None) -> None:
+        """Update the state of the loss after a training step; by default there is none."""
+
     @torch.no_grad()
     def _sample(
         self,
@@ -194,11 +236,12 @@ class CandidateLoss(TableModule, ABC):
         negative_ids: Tensor | None,
         generator: torch.Generator | None,
         item_vectors: Callable[[], Tensor] | None,
+        share: BatchShare | None,
     ) -> Candidates:
-        sampler = self.sampler
-        check_rows(query, positive_ids)
+        sampler, num_rows = self.sampler, len(positive_ids)
+        check_rows(query, positive_ids if share is None else share.rows)
         check_ids(positive_ids, sampler.num_items)
-        check_users(user_ids, len(query))
+        check_users(user_ids, num_rows)
         if isinstance(item_embeddings, Tensor) and len(item_embeddings) != sampler.num_items:
             raise ConfigError(
                 f"item_embeddings has {len(item_embeddings)} rows, but the catalog of the sampler "
@@ -206,11 +249,14 @@ class CandidateLoss(TableModule, ABC):
             )
         check_device(self.sampler, positive_ids)
         if negative_ids is not None:
-            check_negatives(negative_ids, len(query))
+            check_negatives(negative_ids, num_rows)
             check_ids(negative_ids.clamp(min=0), sampler.num_items)
         self._refresh_if_due(item_embeddings, positive_ids.device, item_vectors)
-        # The same tensor object for all calls: ``ExactNearest`` searches once for each object.
-        scaled_query = (query.detach() / self.temperature).float()
+        scaled_query: Tensor | None = None
+        if share is None or sampler.reads_query:
+            whole = query.detach() if share is None else share.gather(query.detach())
+            # One tensor object for all calls: ``ExactNearest`` searches once for each object.
+            scaled_query = (whole / self.temperature).float()
         candidates = sample_groups(
             sampler, self.num_groups, positive_ids, user_ids, scaled_query, generator
         )
@@ -279,16 +325,19 @@ class ObjectiveWithSampler(CandidateLoss):
         candidates: Candidates,
         effective_sample_size: bool,
     ) -> LossOutput:
-        output = self.objective(
+        return self.objective(
             query,
             item_embeddings,
             positive_ids,
             candidates,
             effective_sample_size=effective_sample_size,
         )
-        if self.training and self.objective_state is not None:
+
+    def _end_step(self, share: BatchShare | None) -> None:
+        if self.objective_state is not None:
+            if share is not None:
+                self.objective_state.add_processes(share.add)
             self.objective_state.step()
-        return output
 
 
 def reduce_rows(loss: Tensor, reduction: Reduction) -> Tensor:

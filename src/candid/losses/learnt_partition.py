@@ -21,7 +21,7 @@ sampled. A candidate has a gradient of at most c: a large c is noisy.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,7 +59,8 @@ class PartitionHead(TableModule, StatefulPart):
         self.lr = lr
         self.num_steps = 0
         self._tensors: dict[str, Tensor] = {}
-        self._recorded: tuple[Tensor, Tensor] | None = None
+        # Sums over the rows, of gradient [D + 1] and log Z [], and their number [].
+        self._recorded: tuple[Tensor, Tensor, Tensor] | None = None
 
     def predict(self, query: Tensor) -> Tensor | None:
         """Return log zeta [B] of queries [B, D], without gradient; None before the first step."""
@@ -79,15 +80,24 @@ class PartitionHead(TableModule, StatefulPart):
             log_z: [B], estimates of log Z, for the first step.
         """
         rows = torch.cat([widened(query.detach()), torch.ones_like(slope)[:, None]], dim=1)
-        self._recorded = (slope @ rows / max(1, len(rows)), log_z.mean())
+        self._recorded = (slope @ rows, log_z.sum(), log_z.new_tensor(float(len(rows))))
+
+    def add_processes(self, add: Callable[[Tensor], Tensor]) -> None:
+        """Add the sums over rows; see ``StatefulPart.add_processes``."""
+        if self._recorded is not None:
+            gradient, log_z, num_rows = self._recorded
+            total = add(torch.cat([gradient, torch.stack([log_z, num_rows]).to(gradient)]))
+            self._recorded = total[:-2], total[-2], total[-1]
 
     @torch.no_grad()
     def step(self) -> None:
         """Take the step of the recorded gradient; the first one sets b to the mean of log Z."""
         if self._recorded is None:
             return
-        gradient, log_z = self._recorded
+        sums, log_z, num_rows = self._recorded
         self._recorded = None
+        num_rows = num_rows.clamp(min=1)
+        gradient, log_z = sums / num_rows, log_z / num_rows
         if not self.num_steps:
             zeros = torch.zeros_like(gradient)
             weights = torch.cat([zeros[:-1], log_z[None].to(zeros.dtype)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -24,6 +25,22 @@ class StatefulPart(nn.Module, ABC):
     @abstractmethod
     def step(self) -> None:
         """Take the step of the batch that the loss was computed for last."""
+
+    def add_processes(self, add: Callable[[Tensor], Tensor]) -> None:
+        """Add what the batch has recorded over processes, each of which has some of its rows.
+
+        Called before ``step`` if there are several processes; all of them call it.
+
+        Args:
+            add: returns the sum of a tensor over all processes, the same on each.
+
+        Raises:
+            ConfigError: by default, because the states of the processes would differ.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} does not define add_processes: train with this loss in one "
+            "process"
+        )
 
 
 class SampledLoss:

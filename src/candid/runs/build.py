@@ -15,6 +15,7 @@ from torch import Tensor
 from candid.batches import target_counts
 from candid.config import RunConfig
 from candid.data import MEMORY_NAMES, PreparedDataset
+from candid.distributed import Group
 from candid.errors import ArtifactError, ConfigError
 from candid.losses import Loss
 from candid.runs.features import RunFeatures, fit_features, tower_context
@@ -150,14 +151,20 @@ def _path_of(settings: Mapping[str, Any], key: str) -> Any:
     return table.get("path") if isinstance(table, Mapping) else table
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, group: Group | None = None) -> torch.device:
     """Return the device of a config.
+
+    Args:
+        name: "auto", or a name of torch.
+        group: processes of the training; each has a CUDA device of its own where there are enough.
 
     Raises:
         ConfigError: the device is unknown, not on this machine, or has no float64.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and group is not None and not group.is_single and torch.cuda.is_available():
+        name = f"cuda:{group.local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         # Expected counts and exact search compute in float64, which not every device has.

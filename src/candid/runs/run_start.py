@@ -22,6 +22,7 @@ from typing import Any, Final
 from candid.atomic import TEMPORARY, remove_all_stale, write_error
 from candid.checksums import has_valid_seal
 from candid.data import PreparedDataset
+from candid.distributed import Group, job_id
 from candid.errors import ArtifactError, ConfigError
 from candid.locks import LOCK, check_not_held, is_lock_file, one_writer, stored_purpose
 from candid.runs.features import FEATURES
@@ -30,6 +31,9 @@ from candid.runs.refit import check_refit_flag
 from candid.runs.trained_ids import ITEMS, USERS
 from candid.runs.warm_start import check_resumes_init
 from candid.training import Trainer
+
+JOB: Final = "job"
+"""Key of ``run.json`` with the id of the job of torchrun that trains."""
 
 ANOTHER: Final = "name another folder with --out"
 START: Final = re.compile(
@@ -72,6 +76,16 @@ def check_is_free(out: Path) -> None:
     """
     check_not_held(out / LOCK, out, ANOTHER)
     _check_content(out, _stored_arguments(out))
+
+
+def is_restart(out: Path) -> bool:
+    """Whether torchrun starts the training of this folder again, after one of its processes ended.
+
+    The same command then continues, without ``--resume``.
+    """
+    job = job_id()
+    manifests = map(_own_manifest, (out, out / BEFORE_REFIT))
+    return job is not None and any(m is not None and m.get(JOB) == job for m in manifests)
 
 
 @contextmanager
@@ -142,6 +156,37 @@ def training_folder(
             # A second Ctrl-C may leave files of the start, which the lock file marks as such.
             has_files = has_begun and len(os.listdir(out)) > 1
             lock.keeps_file = has_files and _is_interrupted_start(out, purpose)
+
+
+@contextmanager
+def shared_training_folder(
+    group: Group,
+    out: Path,
+    dataset: PreparedDataset,
+    init: Path | str | None,
+    *,
+    resume: bool,
+    refit: bool,
+) -> Iterator[RunStart]:
+    """Hold the folder of a training of several processes: rank 0 does, and the others wait.
+
+    Args:
+        group: of the processes; all of them call this.
+        out: as for ``training_folder``.
+        dataset: as for ``training_folder``.
+        init: as for ``training_folder``.
+        resume: as for ``training_folder``.
+        refit: as for ``training_folder``.
+    """
+    if not group.is_main:
+        resumes, stored, begins_again, kept = group.broadcast_json(None)
+        yield RunStart(resumes, stored, begins_again, frozenset(kept))
+        return
+    resume |= is_restart(out)
+    with training_folder(out, dataset, init, resume=resume, refit=refit) as start:
+        stored = None if start.init is None else str(start.init)
+        group.broadcast_json([start.resume, stored, start.begins_again, sorted(start.kept)])
+        yield start
 
 
 @contextmanager

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
+import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,19 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
 
 from candid.batches import Loader, NewTargets, epoch_targets
 from candid.checksums import write_sealed_json
-from candid.config import (
-    DataFacts,
-    RunConfig,
-    parse_config,
-    read_toml,
-    recipe_for,
-    with_values,
-)
+from candid.config import RunConfig
 from candid.data import PreparedDataset, Role, as_dataset, with_all_training
+from candid.distributed import Group, job_id, open_group
 from candid.errors import ConfigError, DataError
 from candid.evaluation import catalog_mask, check_has_relevant, evaluate
 from candid.runs.build import (
@@ -51,11 +43,9 @@ from candid.runs.folder import (
     check_resumable,
     check_stored_no_weights,
     new_manifest,
-    read_manifest,
     result_of,
     store_dataset,
 )
-from candid.runs.measurement import has_test_split, measure_on_test
 from candid.runs.refit import (
     REFIT,
     Refit,
@@ -64,8 +54,7 @@ from candid.runs.refit import (
     check_resumes_refit,
     read_refit,
 )
-from candid.runs.run import Run, load_run
-from candid.runs.run_start import RunStart, run_folder, training_folder
+from candid.runs.run_start import JOB, RunStart, run_folder, shared_training_folder
 from candid.runs.trained_ids import TrainedIds, find_new_targets, restored_ids
 from candid.runs.warm_start import (
     check_resumes_init,
@@ -82,6 +71,7 @@ from candid.training import (
     bound_kernel_cache,
     has_checkpoint,
 )
+from candid.version import __version__
 
 
 @dataclass(frozen=True)
@@ -92,136 +82,18 @@ class TrainResult:
         folder: the folder of the run.
         state: progress of the training when it stopped.
         manifest: content of ``run.json``.
+        is_main: whether this process wrote the folder: rank 0 of several.
     """
 
     folder: Path
     state: TrainState
     manifest: dict[str, Any] = field(repr=False)
+    is_main: bool = True
 
     @property
     def measured(self) -> Path:
         """Folder of the run to measure: with a refit, that of the model before the refit."""
         return self.folder / BEFORE_REFIT if REFIT in self.manifest else self.folder
-
-
-def train(
-    data: PreparedDataset | Path | str,
-    recipe: RunConfig | Mapping[str, Any] | Path | str | None = None,
-    *,
-    out: Path | str,
-    init: Path | str | None = None,
-    resume: bool = False,
-    refit: bool = False,
-    measure: bool = True,
-    quiet: bool = False,
-    **overrides: Any,
-) -> Run:
-    """Train a model, measure it beside cheap baselines on the test split, and return its run.
-
-    The measurements are printed as ``candid train`` prints them, and stored in the folder of the
-    run as ``evaluation-test.json`` and ``baselines-test.json``. A dataset without a test split is
-    not measured.
-
-    A dataset in memory is stored in the folder ``data`` of the run, where ``load_run`` finds it;
-    such a run is complete and can be moved.
-
-    Args:
-        data: a prepared dataset, or its folder.
-        recipe: a recipe file, a table of the same keys, a config, or None for the default recipe,
-            with ``init`` for the recipe of that run. A table may leave out ``name``: it is the name
-            of ``out``.
-        out: folder of the run: new or empty, or with ``resume`` that of an earlier run.
-        init: folder of an earlier run whose weights the training starts from, mapped by source id
-            of items and users; see ``training.init_rows`` and ``training.init_optimizer``.
-        resume: continue an interrupted run of the same recipe and dataset.
-        refit: as for ``train_run``; the model before the refit is measured.
-        measure: whether to measure; baselines take about 5 % of the CPU time of the training, or
-            10 s. Leave it out where many recipes are tried, so that none is chosen by the test
-            split.
-        quiet: print nothing.
-        **overrides: keys of the recipe, as nested tables or with dots; applied last.
-
-    Example:
-        >>> run = candid.train("data/films", out="runs/films", training={"epochs": 3}, seed=1)
-        >>> run.recommend(users=[12], k=5)
-
-    Raises:
-        ConfigError: ``out`` already holds a run, or the recipe cannot work.
-        DataError: no validation target can be recommended.
-        ArtifactError: the dataset is not the one of the recipe or of the run to resume, or a
-            checkpoint is damaged.
-        Interrupted: stopped by a signal, after a checkpoint.
-    """
-    dataset = as_dataset(data, wait=False)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(out).resolve().name).lstrip("._-") or "default"
-    changes = {"name": name} | dict(_dotted(overrides))
-    if recipe is None and init is not None:
-        return _train_and_measure(
-            recipe_of_run(init, changes), dataset, out, init, resume, refit, measure, quiet
-        )
-    if recipe is None:
-        config = recipe_for(DataFacts.of(dataset), changes)[0]
-        return _train_and_measure(config, dataset, out, init, resume, refit, measure, quiet)
-    if isinstance(recipe, RunConfig):
-        recipe = recipe.model_dump(mode="json")
-    if isinstance(recipe, Mapping):
-        source, table = "recipe", {"name": name, **recipe}
-    elif not isinstance(recipe, str | os.PathLike):
-        raise ConfigError(
-            f"recipe must be a file, a table of keys, a config or None, got {type(recipe).__name__}"
-        )
-    else:
-        source, table = str(recipe), read_toml(Path(recipe))
-    config = parse_config(with_values(table, dict(_dotted(overrides))), source)
-    return _train_and_measure(config, dataset, out, init, resume, refit, measure, quiet)
-
-
-def recipe_of_run(init: Path | str, changes: Mapping[str, Any]) -> RunConfig:
-    """Return the recipe of an earlier run with changes, without its section [data].
-
-    Args:
-        init: folder of the run.
-        changes: dotted keys with their values.
-
-    Raises:
-        ArtifactError: not a run.
-        ConfigError: a change is wrong.
-    """
-    table = {**read_manifest(Path(init))["config"], "data": None}
-    return parse_config(with_values(table, changes), f"recipe of {init}")
-
-
-def _train_and_measure(
-    config: RunConfig,
-    dataset: PreparedDataset,
-    out: Path | str,
-    init: Path | str | None,
-    resume: bool,
-    refit: bool,
-    measure: bool,
-    quiet: bool,
-) -> Run:
-    result = train_run(config, dataset, out, init=init, resume=resume, refit=refit)
-    run = load_run(result.measured, dataset)
-    if measure and has_test_split(run):
-        measured = measure_on_test(run)
-        if not quiet:
-            screen = Console(markup=False, highlight=False)
-            if refit:
-                screen.print("before the refit:")
-            for line in measured.lines(run.folder):
-                # A path must stay on one line to be copied; a table fits the width itself.
-                screen.print(line, soft_wrap=isinstance(line, str))
-    return load_run(result.folder, dataset) if refit else run
-
-
-def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested tables with dotted keys; the type of a component comes first."""
-    for key in sorted(table, key=lambda key: key != "type"):
-        if isinstance(table[key], Mapping):
-            yield from _dotted(table[key], f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", table[key]
 
 
 def train_run(
@@ -237,6 +109,10 @@ def train_run(
     """Train the run of a config and write everything to ``out``.
 
     A dataset in memory is stored in the folder ``data`` of the run, where ``load_run`` finds it.
+
+    Under torchrun all processes call this, with the same arguments. They train one model, each
+    with its share of every batch; the result is that of one process up to rounding. Rank 0 alone
+    writes; the folder and the dataset must be visible to all.
 
     Args:
         config: of the run.
@@ -261,15 +137,23 @@ def train_run(
         ArtifactError: the dataset is not the one of the config or of the run to resume, or a
             checkpoint is damaged.
         Interrupted: stopped by a signal, after a checkpoint.
+        PeerError: another process failed; it reports why.
+        ProcessGroupError: the other processes cannot be reached.
     """
     out = Path(out)
-    dataset = as_dataset(data, wait=False)
-    check_dataset_matches(config, dataset)
-    with training_folder(out, dataset, init, resume=resume, refit=refit) as start:
-        return _train_in(out, config, dataset, start, refit, progress)
+    with open_group(config.training.timeout_seconds) as group:
+        dataset = as_dataset(data, wait=False)
+        check_dataset_matches(config, dataset)
+        with shared_training_folder(group, out, dataset, init, resume=resume, refit=refit) as start:
+            shown = progress if group.is_main else None
+            result = _train_in(group, out, config, dataset, start, refit, shown)
+            # Rank 0 has written the folder: the others may read it.
+            group.barrier()
+            return result
 
 
 def _train_in(
+    group: Group,
     out: Path,
     config: RunConfig,
     dataset: PreparedDataset,
@@ -280,7 +164,7 @@ def _train_in(
     if start.resume:
         check_resumes_refit(out, refit)
     if not refit:
-        return _train(config, dataset, out, start.init, start.resume, progress, None, start)
+        return _train(group, config, dataset, out, start.init, start.resume, progress, None, start)
     check_can_refit(dataset)
     init: Path | str | None = start.init
     record = read_refit(out, config) if start.resume else None
@@ -289,13 +173,14 @@ def _train_in(
         check_has_first_pass(out)
     if record is None:
         first_out = out / BEFORE_REFIT
-        first = _train(config, dataset, first_out, init, start.resume, progress, None, start)
+        first = _train(group, config, dataset, first_out, init, start.resume, progress, None, start)
         init = None if first.manifest["init"] is None else first.manifest["init"]["run"]
         record = Refit.of(first.state, first.manifest["steps_per_epoch"])
-    return _train(config, dataset, out, init, resumes_refit, progress, record, start)
+    return _train(group, config, dataset, out, init, resumes_refit, progress, record, start)
 
 
 def _train(
+    group: Group,
     config: RunConfig,
     dataset: PreparedDataset,
     out: Path,
@@ -308,6 +193,7 @@ def _train(
     """Train one model.
 
     Args:
+        group: processes that train together; rank 0 alone writes.
         config: of the run.
         dataset: the prepared dataset.
         out: folder of the run.
@@ -321,7 +207,7 @@ def _train(
     """
     bound_kernel_cache()
     set_threads(config.threads)
-    device = pick_device(config.device)
+    device = pick_device(config.device, group)
     manifest, stored = new_manifest(config, dataset, device, out), dataset
     manifest |= {RUN: uuid.uuid4().hex, "init": None, "event_types": list(dataset.event_type_names)}
     if refit is not None:
@@ -343,6 +229,10 @@ def _train(
     else:
         features = fit_features(config.features, dataset)
     manifest["features"] = features.fingerprint
+    if (job := job_id()) is not None:
+        manifest[JOB] = job
+    _check_same_input(group, config, manifest)
+    manifest[RUN] = group.broadcast_json(manifest[RUN])
     torch.manual_seed(config.seed)
     # A run that stopped before its first checkpoint starts again from the beginning.
     goes_on = resume and has_checkpoint(out)
@@ -376,6 +266,7 @@ def _train(
             features,
             item_counts=targets.counts,
             needs_history=model.needs_history,
+            group=group,
         )
         sentence += validation_sentence
     else:
@@ -399,28 +290,50 @@ def _train(
         progress=progress,
         length=None if refit is None else refit.length,
         start=None if start is None else start.checkpoint,
+        group=group,
     )
     manifest["steps_per_epoch"] = loader.num_batches
     manifest["targets"] = dealt.summary.to_json()
     manifest["parameters"] = sum(p.numel() for p in model.parameters())
     dataset.wait_until_verified()
     kept = start_in.kept | ({BEFORE_REFIT} if refit is not None else set())
-    with nullcontext() if resume else run_folder(out, trainer, kept):
-        if not resume:
+    writes_new = group.is_main and not resume
+    with run_folder(out, trainer, kept) if writes_new else nullcontext():
+        if not group.is_main:
+            pass
+        elif not resume:
             features.write(out)
             manifest["files"] = TrainedIds.of(dataset, config.batches).write(out)
         else:
             manifest["files"] = restored_ids(out, before, dataset, config.batches)
-        store_dataset(out, stored)
-        manifest = write_sealed_json(out / MANIFEST, manifest)
+        if group.is_main:
+            store_dataset(out, stored)
+            manifest = write_sealed_json(out / MANIFEST, manifest)
         if progress is not None:
             if (start_in.begins_again and refit is None) or (resume and not goes_on):
                 sentence = f"stopped before the first checkpoint, begins again; {sentence}"
             progress.on_start(sentence if start is None else sentence + start.sentence)
         state = trainer.run(resume=goes_on)
     manifest["result"] = result_of(state, device)
-    manifest = write_sealed_json(out / MANIFEST, manifest)
-    return TrainResult(out, state, manifest)
+    if group.is_main:
+        manifest = write_sealed_json(out / MANIFEST, manifest)
+    return TrainResult(out, state, manifest, group.is_main)
+
+
+def _check_same_input(group: Group, config: RunConfig, manifest: Mapping[str, Any]) -> None:
+    """Refuse processes that read other datasets or recipes.
+
+    Raises:
+        ConfigError: they differ; names what does.
+    """
+    group.check_same(
+        {
+            "dataset": manifest["dataset"]["fingerprint"],
+            "features": json.dumps(manifest["features"], sort_keys=True),
+            "recipe": config.model_dump_json(),
+            "version of candid": __version__,
+        }
+    )
 
 
 def _new_targets(
@@ -456,6 +369,7 @@ def _validation(
     *,
     item_counts: npt.NDArray[np.float64],
     needs_history: bool,
+    group: Group,
 ) -> tuple[Callable[[RetrievalModel], Mapping[str, float]] | None, str]:
     """Return the validation function, None without validation targets, and a part of a sentence.
 
@@ -484,6 +398,7 @@ def _validation(
             max_length=config.batches.max_length,
             context=context,
             item_counts=item_counts,
+            group=group,
         )
         return report.summary()
 

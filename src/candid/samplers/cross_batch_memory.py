@@ -112,6 +112,7 @@ class CrossBatchMemory(Sampler):
     rows: Tensor
 
     takes_batch_rows = True
+    reads_query = False
 
     def __init__(
         self,

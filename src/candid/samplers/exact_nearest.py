@@ -125,6 +125,8 @@ class ExactNearest(ExactAndSampled):
                 index=self.index,
             )
 
+    reads_query = True
+
     def __init__(
         self,
         num_items: int,

@@ -104,6 +104,7 @@ class InBatch(Sampler):
             )
 
     takes_batch_rows = True
+    reads_query = False
 
     def __init__(
         self,

@@ -111,6 +111,8 @@ class Popularity(Sampler):
     _log_q: Tensor
     _excluded_ids: Tensor
 
+    reads_query = False
+
     def __init__(
         self,
         counts: Counts,

@@ -117,6 +117,15 @@ class Sampler(TableModule, ABC):
         return {}
 
     @property
+    def reads_query(self) -> bool:
+        """Whether ``sample`` reads the query vectors, so that several processes gather them.
+
+        By default True, or whether a part does.
+        """
+        parts = self.parts.values()
+        return any(part.reads_query for part in parts) if parts else True
+
+    @property
     def is_set(self) -> bool:
         """Whether the candidates, or those of a part, are a set of distinct items."""
         return any(part.is_set for part in self.parts.values())

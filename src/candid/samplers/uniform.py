@@ -62,6 +62,8 @@ class Uniform(Sampler):
 
     _excluded_ids: Tensor
 
+    reads_query = False
+
     def __init__(self, num_items: int, *, num_candidates: int, distinct: bool = DISTINCT) -> None:
         if num_items < 1 or num_candidates < 1:
             raise ConfigError(

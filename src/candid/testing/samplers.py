@@ -62,6 +62,7 @@ def check_sampler(
     _check_record(sampled, batch, len(counts))
     _check_counts(built, sampled, batch)
     _check_randomness(built, sampled, batch)
+    _check_query(built, sampled, batch)
     _check_config(config, built, sampled, num_rows)
     _check_state(config, counts, built, batch)
     _check_support(built, sampled, counts)
@@ -185,6 +186,15 @@ def _reads_batch(sampler: Sampler) -> bool:
         for ids in ([0, 0], [num_items - 1, num_items - 1])
     )
     return not torch.equal(first.ids, second.ids)
+
+
+def _check_query(built: Sampler, sampled: Candidates, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    if not built.reads_query:
+        again = built.sample(batch[0], batch[1], None, _generator())
+        _check(
+            torch.equal(again.ids, sampled.ids),
+            "reads_query is False, but the sample depends on the query",
+        )
 
 
 def _check_randomness(

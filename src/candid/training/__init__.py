@@ -19,6 +19,7 @@ from candid.training.last_checkpoint import (
     read_last_checkpoint,
 )
 from candid.training.row_optimizer import RowAdagrad, RowAdam
+from candid.training.run_checkpoints import BEST
 from candid.training.shard_checkpoint import (
     read_last_shards,
     read_shards,
@@ -28,7 +29,7 @@ from candid.training.shard_checkpoint import (
 from candid.training.shard_export import export_shards
 from candid.training.state import Progress, TrainingLength, TrainState
 from candid.training.trackers import TRACKERS, Tracker
-from candid.training.trainer import BEST, DivergedError, Trainer
+from candid.training.trainer import DivergedError, Trainer
 
 __all__ = [
     "BEST",

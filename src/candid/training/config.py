@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, field_validator, model_validator
 
 from candid.component import ComponentConfig, lookup
+from candid.distributed.group import TIMEOUT_SECONDS
 from candid.training.trackers import TRACKERS
 
 SHARDED: Final = "sharded_"
@@ -102,6 +103,13 @@ class TrainingConfig(ComponentConfig):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="precision of the towers' matrix products; losses always sum in float32",
+    )
+    timeout_seconds: float = Field(
+        TIMEOUT_SECONDS,
+        gt=0,
+        le=7 * 24 * 3600,
+        description="with several processes: longest wait for the others in one message, after "
+        "which training ends",
     )
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     patience: int | None = Field(

@@ -1,0 +1,72 @@
+"""The launcher of several processes on this machine, with the elastic agent of torchrun."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from typing import Any, Final
+
+from candid.errors import CandidError, ConfigError
+
+INTERRUPTED: Final = 130
+
+
+def launch(num_processes: int, arguments: Sequence[str]) -> int:
+    """Run ``candid`` with some arguments in several processes of this machine.
+
+    It is ``torchrun --standalone --nproc-per-node N -m candid ARGUMENTS``, with the exit code of
+    the process that failed first instead of 1. SIGINT and SIGTERM are passed on; the processes
+    stop after the step at hand and write a checkpoint.
+
+    Args:
+        num_processes: N, at least 2.
+        arguments: of the command line.
+
+    Returns:
+        0, or the exit code of the process that failed first; 130 after a signal.
+
+    Raises:
+        ConfigError: the processes of a launcher cannot launch others.
+        CandidError: a process was killed by a signal.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "this process was started by torchrun: leave out --processes, or start candid without "
+            "torchrun"
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // num_processes)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost connection is a page long
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # The processes report their errors themselves.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    agent: Any = elastic_launch(config, sys.executable)
+    try:
+        agent("-m", "candid", *arguments)
+    except SignalException:
+        return INTERRUPTED
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return int(failure.exitcode)
+        raise CandidError(
+            f"process {rank} was killed by signal {-failure.exitcode}: if the system ran out of "
+            "memory, lower batches.batch_size or use fewer processes; continue with --resume"
+        ) from None
+    return 0

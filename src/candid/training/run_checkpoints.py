@@ -1,0 +1,179 @@
+"""The checkpoints of one run: the last step, the step before it, and the best weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from candid.batches import Loader
+from candid.training.average import WeightAverage
+from candid.training.checkpoint import (
+    RESTORE,
+    RUN,
+    Checkpoint,
+    DamagedCheckpointError,
+    check_has_training_state,
+    load_loss,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
+from candid.training.last_checkpoint import LAST, PREVIOUS, read_last_checkpoint
+from candid.training.optimizer import ModelOptimizer
+from candid.training.state import Progress, TrainState
+from candid.training.step import Step
+
+BEST: Final = "best.safetensors"
+"""Checkpoint of the best validation."""
+
+
+class RunCheckpoints:
+    """Writes and reads the checkpoints of a training in the folder of its run.
+
+    With several processes all read, and rank 0 alone writes.
+
+    Args:
+        folder: of the run.
+        model: on its device.
+        optimizer: of the model.
+        average: mean of the weights, or None.
+        step: has the generator of the samples, and the loss with its sampler.
+        loader: its position is stored.
+        state: progress of the run; ``load`` writes to it.
+        meta: plain JSON values stored in every checkpoint. With an id under "run", a checkpoint
+            of another run is refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        model: nn.Module,
+        optimizer: ModelOptimizer,
+        average: WeightAverage | None,
+        step: Step,
+        loader: Loader,
+        state: TrainState,
+        meta: Mapping[str, Any],
+    ) -> None:
+        self._folder = folder
+        self._model = model
+        self._optimizer = optimizer
+        self._average = average
+        self._step = step
+        self._loader = loader
+        self._state = state
+        self._meta = dict(meta)
+        self._last_is_damaged = False
+
+    def save(self, path: Path | str) -> None:
+        """Write a checkpoint from which ``load`` continues exactly.
+
+        An earlier ``last.safetensors`` of the run stays as ``previous.safetensors``.
+        """
+        tensors = model_tensors(self._model) | optimizer_tensors(self._model, self._optimizer)
+        if self._average is not None:
+            tensors |= self._average.tensors()
+        generator = self._step.generator
+        tensors["random/cpu"] = torch.get_rng_state()
+        tensors["random/samples"] = generator.get_state()
+        if self._step.candidate_loss is not None:
+            state = self._step.candidate_loss.state_dict()
+            tensors |= {f"loss/{name}": tensor for name, tensor in state.items()}
+        if generator.device.type == "cuda":
+            tensors["random/cuda"] = torch.cuda.get_rng_state(generator.device)
+        position = self._loader.position
+        meta = self._meta | {
+            "state": vars(self._state),
+            "position": {"epoch": position.epoch, "step": position.step},
+        }
+        is_last = Path(path) == self._folder / LAST
+        keep = self._folder / PREVIOUS if is_last and not self._last_is_damaged else None
+        write_checkpoint(path, Checkpoint(tensors, meta), keep=keep)
+        self._last_is_damaged &= not is_last
+
+    def save_best(self) -> None:
+        """Write the weights of the best validation so far."""
+        meta = self._meta | {"state": vars(self._state)}
+        write_checkpoint(self._folder / BEST, Checkpoint(model_tensors(self._model), meta))
+
+    def load(self, path: Path | str) -> None:
+        """Continue from a checkpoint of the same model, loader and seed.
+
+        Raises:
+            ArtifactError: the checkpoint is damaged, or of another run, model or dataset.
+        """
+        checkpoint = read_checkpoint(path, run=self._meta.get(RUN))
+        check_has_training_state(checkpoint, path)
+        self._continue_from(checkpoint, path)
+
+    def _continue_from(self, checkpoint: Checkpoint, path: Path | str) -> None:
+        self._load_tensors(checkpoint, path)
+        if self._step.candidate_loss is not None:
+            load_loss(self._step.candidate_loss, checkpoint, path)
+        stored, state = checkpoint.meta["state"], self._state
+        present = {
+            "total_steps": state.total_steps + stored["start_step"],
+            "metric": state.metric,
+        }
+        vars(state).update(stored | present)
+        self._loader.position.epoch = checkpoint.meta["position"]["epoch"]
+        self._loader.position.step = checkpoint.meta["position"]["step"]
+
+    def resume(self, progress: Progress | None) -> None:
+        """Continue from the last checkpoint, or from the one before it if that is damaged.
+
+        Args:
+            progress: receives a sentence about a damaged checkpoint; None: it is a warning.
+
+        Raises:
+            ArtifactError: both are damaged, or the best weights so far are.
+        """
+        found = read_last_checkpoint(self._folder, run=self._meta.get(RUN))
+        self._continue_from(found.checkpoint, found.path)
+        self._last_is_damaged = found.damage is not None
+        found.report(progress)
+        if self._state.best is not None:
+            self._check_best()
+
+    def forget_previous(self) -> None:
+        """Remove the checkpoint of an earlier start of a run that begins again."""
+        (self._folder / PREVIOUS).unlink(missing_ok=True)
+
+    def begin_with(self, start: Checkpoint) -> None:
+        """Take over weights, and states and counts where the start has them."""
+        path = self._folder / LAST
+        self._load_tensors(start, path)
+        if self._step.candidate_loss is not None and start.part("loss"):
+            load_loss(self._step.candidate_loss, start, path)
+        state, step = self._state, start.meta.get("step", 0)
+        state.step = state.start_step = step
+        state.epoch = state.start_epoch = start.meta.get("epoch", 0)
+        state.total_steps += step
+        self._loader.position.epoch = state.epoch
+
+    def _check_best(self) -> None:
+        """Refuse to continue without the best weights so far, which no later step may replace."""
+        path = self._folder / BEST
+        if not path.exists():
+            raise DamagedCheckpointError(f"{path} is missing: {RESTORE}")
+        read_checkpoint(path, run=self._meta.get(RUN))
+
+    def _load_tensors(self, checkpoint: Checkpoint, path: Path | str) -> None:
+        load_model(self._model, checkpoint, path)
+        load_optimizer(self._model, self._optimizer, checkpoint)
+        if self._average is not None:
+            self._average.load(checkpoint)
+        random, generator = checkpoint.part("random"), self._step.generator
+        if random:
+            torch.set_rng_state(random["cpu"])
+            generator.set_state(random["samples"])
+        if "cuda" in random and generator.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], generator.device)

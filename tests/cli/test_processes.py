@@ -1,0 +1,126 @@
+"""Trainings of several processes, started by --processes and by torchrun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+import candid
+from candid.cli.train import _without_processes
+from candid.data import DataConfig, prepare_folder
+from candid.distributed.launch import launch
+from candid.errors import CandidError, ConfigError
+from candid.training import LAST, read_checkpoint
+
+SOURCE = Path(candid.__file__).parents[1]
+RECIPE = """
+name = "walk"
+device = "cpu"
+batches = { batch_size = 8, max_length = 4 }
+sampler = { type = "in_batch" }
+training = { epochs = 3, warmup_steps = 2, log_every = 1 }
+evaluation = { ks = [5], metric = "ndcg@5" }
+[model]
+query_tower = { type = "causal_transformer", dim = 8, num_blocks = 1, dropout = 0.3 }
+item_tower = { type = "item_embedding", dim = 8 }
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    rng = np.random.default_rng(0)
+    rows = [
+        (user, int(item), step)
+        for user in range(30)
+        for step, item in enumerate(rng.integers(0, 12, 8))
+    ]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row")
+    frame.write_parquet(folder / "log.parquet")
+    config = DataConfig(interactions=str(folder / "log.parquet"), time="t")
+    prepare_folder(config, folder / "data")
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+def call(folder, *command, **variables):
+    """Run a command in the folder; all processes that it leaves behind are killed."""
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, command)],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+@pytest.mark.slow
+def test_training_continues_after_a_process_was_killed(folder):
+    """With the weights of a training of two processes that was not cut."""
+    arguments = ["train", "recipe.toml", "--data", "data", "--no-baselines"]
+    whole = call(folder, "candid", *arguments, "--out", "whole", "--processes", "2")
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.count("trained in whole") == 1
+    torchrun = "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"
+    program = Path(__file__).with_name("torchrun_cases.py")
+    command = [*torchrun, program, *arguments, "--out", "cut"]
+    cut = call(folder, *command, KILLED_AT="7")
+    assert cut.returncode == 0, cut.stderr
+    assert "Signal 9 (SIGKILL) received" in cut.stderr
+    assert cut.stdout.count("trained in cut") == 1
+    one, other = (read_checkpoint(folder / run / LAST) for run in ("whole", "cut"))
+    assert one.meta["state"]["step"] == other.meta["state"]["step"] > 7
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert torch.equal(tensor, other.tensors[name]), name
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """Processes run the shell script ``candid`` in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    for name in ("OMP_NUM_THREADS", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+
+    def write(script):
+        (tmp_path / "candid").write_text(script)
+
+    return write
+
+
+def test_launcher_passes_arguments_and_returns_zero(shell, tmp_path):
+    shell('echo "$RANK of $WORLD_SIZE: $*" > result-$RANK\n')
+    assert launch(2, ["train", "a recipe.toml", "--quiet"]) == 0
+    results = [(tmp_path / f"result-{rank}").read_text() for rank in range(2)]
+    assert results == [f"{rank} of 2: train a recipe.toml --quiet\n" for rank in range(2)]
+
+
+def test_launcher_returns_the_exit_code_of_the_process_that_failed(shell):
+    shell("test $RANK = 0 && sleep 60\nexit 3\n")
+    assert launch(2, []) == 3
+
+
+def test_killed_process_is_reported(shell):
+    shell("test $RANK = 0 && sleep 60\nkill -9 $$\n")
+    with pytest.raises(CandidError, match="process 1 was killed by signal 9: "):
+        launch(2, [])
+
+
+def test_processes_of_torchrun_launch_no_others(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="leave out --processes"):
+        launch(2, [])
+
+
+@pytest.mark.parametrize("given", [["--processes", "2"], ["--processes=2"]])
+def test_processes_are_started_without_the_option(given):
+    arguments = ["recipe.toml", *given, "--out", "run"]
+    assert _without_processes(arguments) == ["recipe.toml", "--out", "run"]

@@ -1,0 +1,136 @@
+"""Whole trainings of one process and of several, run as a program: PROCESS_CASES FOLDER."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from candid.config import parse_config
+from candid.data import DataConfig, prepare_folder
+from candid.errors import Interrupted
+from candid.runs import train_run, training
+from candid.training import Trainer
+
+NUM_ITEMS = 15
+STOPPED_AT = 9
+"""Step after which process 1 receives SIGTERM, in the middle of an epoch."""
+FOURIER = {"type": "random_fourier", "num_candidates": 6, "refresh_every": 2}
+VARIANTS = {
+    "mean": {
+        "training": {"average": 0.8, "clip_norm": 0.5, "patience": 1},
+        "sampler": {"type": "mixture", "components": ["popularity", "in_batch"]},
+    },
+    "parts": {
+        "training": {"epochs": 2},
+        "batches": {"micro_batch": 2},
+        "sampler": FOURIER,
+    },
+}
+
+
+def write_log(path):
+    """Every user walks through the catalog in order, with a random start and length."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (user, int(start + step) % NUM_ITEMS, 1_700_000_000 + 1000 * step)
+        for user, (start, length) in enumerate(rng.integers([0, 5], [NUM_ITEMS, 14], (40, 2)))
+        for step in range(length)
+    ]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row").write_parquet(path)
+
+
+def prepare(folder):
+    write_log(folder / "log.parquet")
+    config = DataConfig(interactions=str(folder / "log.parquet"), time="t")
+    prepare_folder(config, folder / "data")
+
+
+def recipe(variant="mean"):
+    changes = VARIANTS[variant]
+    tower = {"type": "causal_transformer", "dim": 8, "num_blocks": 1, "dropout": 0.3}
+    return {
+        "name": "walk",
+        "device": "cpu",
+        "batches": {"batch_size": 9, "max_length": 4} | changes.get("batches", {}),
+        "model": {"query_tower": tower, "item_tower": {"type": "item_embedding", "dim": 8}},
+        "sampler": changes["sampler"],
+        "loss": {"type": "sampled_softmax"},
+        "training": {
+            "epochs": 5,
+            "lr": 0.03,
+            "schedule": "cosine",
+            "warmup_steps": 5,
+            "log_every": 1,
+        }
+        | changes["training"],
+        "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "batch_size": 7},
+    }
+
+
+def train(rank, data, out, variant="mean", resume=False):
+    """Train in float64; return the state at the end."""
+    build_model = training.build_model
+    training.build_model = lambda *args, **kwargs: build_model(*args, **kwargs).double()
+    config = parse_config(recipe(variant), "recipe")
+    try:
+        result = train_run(config, data, out, resume=resume)
+    except Interrupted as error:
+        return str(error)
+    return vars(result.state) | {"is_main": result.is_main}
+
+
+def train_until_stopped(rank, data, out):
+    """Process 1 receives SIGTERM; all stop after the same step."""
+    step = Trainer.step
+
+    def counted(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
+        if rank == 1 and self.state.step == STOPPED_AT:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    Trainer.step = counted
+    return train(rank, data, out)
+
+
+def fail(rank, data, out):
+    """The folder holds other files: rank 0 refuses it."""
+    out.mkdir(exist_ok=True)
+    (out / "notes.txt").write_text("mine")
+    return train(rank, data, out)
+
+
+def main(folder):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+    from ranks import run_ranks
+
+    data = folder / "data"
+    # In a process of its own: the threads of Polars do not survive a fork.
+    codes = {"prepare": run_ranks(1, lambda rank: prepare(folder), folder / "results" / "prepare")}
+
+    def run(world_size, name, function, **arguments):
+        out = folder / name
+        call = partial(function, data=data, out=out, **arguments)
+        codes[name] = run_ranks(world_size, call, folder / "results" / name, 240)
+        assert name == "failed" or codes[name] == [0] * world_size, (name, codes)
+
+    run(1, "mean-1", train)
+    run(2, "mean-2", train)
+    run(3, "mean-3", train)
+    run(1, "parts-1", train, variant="parts")
+    run(2, "parts-2", train, variant="parts")
+    run(2, "stopped", train_until_stopped)
+    shutil.copytree(folder / "results" / "stopped", folder / "results" / "before")
+    run(3, "stopped", train, resume=True)
+    run(2, "failed", fail)
+    (folder / "codes.json").write_text(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

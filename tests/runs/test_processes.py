@@ -1,0 +1,109 @@
+"""Whole trainings of several processes against those of one, in float64."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import candid
+from candid.runs import load_run
+from candid.training import BEST, LAST, read_checkpoint
+
+PROGRAM = Path(__file__).with_name("process_cases.py")
+SOURCE = Path(candid.__file__).parents[1]
+specification = importlib.util.spec_from_file_location("process_cases", PROGRAM)
+cases = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(cases)
+DURATIONS = {"seconds", "train_seconds", "cpu_seconds", "rows_per_second"}
+PAIRS = [("mean-1", "mean-2"), ("mean-1", "mean-3"), ("parts-1", "parts-2"), ("mean-1", "stopped")]
+WORLD_SIZES = {"mean-2": 2, "mean-3": 3, "parts-2": 2, "stopped": 3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    run = subprocess.run(
+        [sys.executable, PROGRAM, folder],
+        env=os.environ
+        | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    (folder / "stderr.txt").write_text(run.stderr)
+    return folder
+
+
+def results(folder, name, world_size):
+    return [
+        torch.load(folder / "results" / name / f"{rank}.pt", weights_only=False)
+        for rank in range(world_size)
+    ]
+
+
+def without_durations(values):
+    return {key: value for key, value in values.items() if key not in DURATIONS}
+
+
+def lines_of(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [without_durations(json.loads(line)) for line in lines]
+
+
+@pytest.mark.parametrize(("one", "several"), PAIRS)
+@pytest.mark.parametrize("name", [LAST, BEST])
+def test_weights_are_those_of_one_process(folder, one, several, name):
+    expected, actual = (read_checkpoint(folder / run / name) for run in (one, several))
+    assert actual.tensors.keys() == expected.tensors.keys()
+    for key, tensor in expected.tensors.items():
+        torch.testing.assert_close(actual.tensors[key], tensor, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("one", "several"), PAIRS)
+def test_log_is_that_of_one_process(folder, one, several):
+    expected, actual = lines_of(folder / one), lines_of(folder / several)
+    assert len(actual) == len(expected) > 5
+    for line, other in zip(actual, expected, strict=True):
+        assert line == pytest.approx(other, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(("one", "several"), PAIRS)
+def test_state_is_the_same_on_every_process(folder, one, several):
+    (expected,) = results(folder, one, 1)
+    for rank, state in enumerate(results(folder, several, WORLD_SIZES[several])):
+        assert state.pop("is_main") is (rank == 0)
+        for key in ("step", "epoch", "rows", "best_epoch", "best_step", "stale"):
+            assert state[key] == expected[key]
+        assert state["best"] == pytest.approx(expected["best"], rel=1e-9)
+        assert state["seconds"] >= state["train_seconds"] > 0
+
+
+def test_early_stopping_ends_the_cases(folder):
+    (state,) = results(folder, "mean-1", 1)
+    assert state["stale"] == 1
+    assert state["epoch"] < cases.recipe()["training"]["epochs"]
+
+
+def test_signal_to_one_process_stops_all_after_the_same_step(folder):
+    expected = f"stopped at step {cases.STOPPED_AT} and wrote {folder / 'stopped' / LAST}"
+    for message in results(folder, "before", 2):
+        assert message.startswith(expected)
+
+
+def test_refused_folder_ends_all_processes_with_the_code_of_rank_0(folder):
+    codes = json.loads((folder / "codes.json").read_text())
+    assert codes["failed"] == [2, 2]
+    assert {path.name for path in (folder / "failed").iterdir()} == {"notes.txt"}
+    assert "process 0 failed: " in (folder / "stderr.txt").read_text()
+
+
+def test_run_of_several_processes_is_a_run(folder):
+    run = load_run(folder / "mean-2", folder / "data")
+    assert run.recommend([0], k=3).height == 3
+    assert not list((folder / "mean-2").glob("*.lock"))

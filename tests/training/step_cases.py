@@ -1,0 +1,289 @@
+"""Steps of one process and of several, run as a program: STEP_CASES FOLDER."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import polars as pl
+import torch
+
+from candid.batches import BatchesConfig, Loader, offsets_of
+from candid.data import PreparedDataset
+from candid.distributed import Group, open_group
+from candid.features import Bags, Codes, FeatureTable, Numbers
+from candid.losses import LOSSES
+from candid.samplers import SAMPLERS
+from candid.towers import ModelConfig, TowerContext
+from candid.training import Trainer, TrainingConfig, optimizer
+
+NUM_USERS, NUM_ITEMS = 24, 30
+WORLD_SIZES = (2, 3, 4)
+STEPS = 3
+FEATURE_TOWER = {
+    "type": "item_features",
+    "dim": 8,
+    "field_dim": 4,
+    "hidden": [8],
+    "dropout": 0.3,
+    "unknown_rate": 0.2,
+    "id_dropout": 0.3,
+    "id_mode": "residual",
+}
+TRANSFORMER = {
+    "type": "causal_transformer",
+    "dim": 8,
+    "num_blocks": 1,
+    "dropout": 0.3,
+    "read_time_gaps": True,
+    "time_bias": True,
+    "read_query_gap": True,
+}
+MODELS = {
+    "histories": {"query_tower": TRANSFORMER, "item_tower": {"type": "item_embedding", "dim": 8}},
+    "features": {
+        "query_tower": TRANSFORMER | {"positions": "rotary"},
+        "item_tower": FEATURE_TOWER,
+        "temperature": 0.5,
+        "learn_temperature": True,
+    },
+    "users": {
+        "query_tower": {
+            "type": "joined",
+            "dim": 8,
+            "hidden": [8],
+            "dropout": 0.2,
+            "towers": [
+                {"type": "user_embedding", "dim": 8},
+                FEATURE_TOWER | {"type": "user_features"},
+            ],
+        },
+        "item_tower": FEATURE_TOWER,
+    },
+}
+IN_BATCH = {"type": "in_batch"}
+DISTINCT = IN_BATCH | {"distinct": True}
+CAPPED = IN_BATCH | {"num_candidates": 5}
+UNIFORM = {"type": "uniform", "num_candidates": 8}
+POPULARITY = {"type": "popularity", "num_candidates": 8}
+MIXTURE = {"type": "mixture", "components": [IN_BATCH, UNIFORM]}
+MEMORY = {"type": "cross_batch_memory", "size": 12}
+POPULAR = {"type": "exact_popular", "num_exact": 4, "rest": IN_BATCH}
+NEAREST = {"type": "exact_nearest", "k": 3, "num_exact": 5, "refresh_every": 2}
+FOURIER = {"type": "random_fourier", "num_candidates": 6, "refresh_every": 2}
+QUADRATIC = {"type": "quadratic", "num_candidates": 6, "refresh_every": 2}
+STREAM = IN_BATCH | {"frequency": {"type": "streaming"}}
+
+
+def softmax(correction="refined", **settings):
+    return {"type": "sampled_softmax", "correction": correction} | settings
+
+
+def case(loss, sampler=None, model="histories", *, batches=None, training=None, **data):
+    return {
+        "loss": loss,
+        "sampler": sampler,
+        "model": model,
+        "batches": batches or {},
+        "training": training or {},
+        "data": data,
+    }
+
+
+CASES = {
+    "full softmax": case({"type": "full_softmax"}),
+    "full softmax over trained items": case(
+        {"type": "full_softmax"}, training={"softmax_over": "trained"}
+    ),
+    "full softmax, features": case({"type": "full_softmax"}, model="features"),
+    **{
+        f"{name}, {correction}": case(softmax(correction), sampler)
+        for name, sampler in {
+            "in-batch": IN_BATCH,
+            "distinct": DISTINCT,
+            "capped": CAPPED,
+            "popularity": POPULARITY,
+            "mixture": MIXTURE,
+            "memory": MEMORY,
+        }.items()
+        for correction in ("none", "logq", "refined")
+    },
+    "users not excluded": case(softmax("logq"), IN_BATCH | {"exclude_same_user": False}),
+    "exact popular": case(softmax(), POPULAR),
+    "exact nearest": case(softmax(), NEAREST),
+    "random Fourier": case(softmax(), FOURIER),
+    "quadratic": case(softmax("logq"), QUADRATIC),
+    "streaming frequency": case(softmax("logq"), STREAM),
+    "jackknife": case(softmax(jackknife=True), IN_BATCH),
+    "binary": case({"type": "bce"}, UNIFORM),
+    "learnt partition": case({"type": "learnt_partition"}, IN_BATCH),
+    "features": case(softmax(), MIXTURE, model="features"),
+    "users": case(softmax(), MIXTURE, model="users"),
+    "weights": case(softmax(), IN_BATCH, model="users", weights=True),
+    "negatives": case(softmax(), UNIFORM, model="users", negatives=True),
+    "empty histories": case(softmax(), IN_BATCH, batches={"empty_histories": True}),
+    "micro-batch": case(softmax(), MIXTURE, batches={"micro_batch": 1}),
+    "micro-batch, features": case(
+        softmax(), IN_BATCH, model="features", batches={"micro_batch": 2}
+    ),
+    "row-wise tables": case(softmax(), IN_BATCH, training={"tables": "row_adagrad"}),
+    "sparse gradients": case(softmax(), IN_BATCH, sparse=True),
+    "clipping and mean": case(
+        softmax(), IN_BATCH, training={"clip_norm": 0.1, "average": 0.9, "weight_decay": 0.1}
+    ),
+}
+
+
+# With three and four processes, the cases that differ in what processes share.
+SOME_CASES = [
+    "full softmax",
+    "in-batch, logq",
+    "in-batch, refined",
+    "distinct, refined",
+    "capped, logq",
+    "mixture, refined",
+    "memory, logq",
+    "exact nearest",
+    "learnt partition",
+    "weights",
+    "row-wise tables",
+    "micro-batch, features",
+]
+
+
+def cases_of(world_size):
+    """Return the names of the cases that run with some number of processes."""
+    return SOME_CASES if world_size > 2 else list(CASES)
+
+
+def make_dataset(weights=False, negatives=False, **_):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, NUM_USERS)
+    total = int(lengths.sum())
+    return PreparedDataset(
+        item_ids=rng.integers(0, NUM_ITEMS - 2, total).astype(np.int32),
+        user_offsets=offsets_of(lengths),
+        roles=np.zeros(total, dtype=np.uint8),
+        users=pl.DataFrame({"source_id": range(NUM_USERS)}),
+        items=pl.DataFrame({"source_id": range(NUM_ITEMS)}),
+        timestamps=10**15 + np.sort(rng.integers(0, 10**13, total)),
+        weights=rng.uniform(0, 2, total).astype(np.float32) if weights else None,
+        **(given_negatives(rng, total) if negatives else {}),
+    )
+
+
+def given_negatives(rng, total):
+    lengths = rng.integers(0, 3, total)
+    return {
+        "negative_ids": rng.integers(0, NUM_ITEMS, int(lengths.sum())).astype(np.int32),
+        "negative_offsets": offsets_of(lengths),
+    }
+
+
+def feature_table(num_rows):
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(0, 4, (num_rows,), generator=generator)
+    genres = torch.randint(0, 5, (int(lengths.sum()),), generator=generator)
+    values = {
+        "kind": Codes(torch.randint(0, 6, (num_rows, 2), generator=generator), 6),
+        "genres": Bags(genres, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), 5),
+        "size": Numbers(torch.randn(num_rows, 2, generator=generator, dtype=torch.float64)),
+    }
+    return FeatureTable({}, {}, values)
+
+
+def build(registry, settings, argument):
+    rest = {key: value for key, value in settings.items() if key != "type"}
+    return registry[settings["type"]].Config(**rest).build(argument)
+
+
+def make_trainer(folder, settings, group):
+    torch.manual_seed(0)
+    dataset = make_dataset(**settings["data"])
+    context = TowerContext(
+        NUM_USERS,
+        NUM_ITEMS,
+        20,
+        item_features=feature_table(NUM_ITEMS),
+        user_features=feature_table(NUM_USERS),
+        has_times=True,
+        empty_histories=True,
+    )
+    model = ModelConfig.model_validate(MODELS[settings["model"]]).build(context).double()
+    unit = "interaction" if settings["model"] == "users" else "sequence"
+    batches = {"unit": unit, "batch_size": 9, "max_length": 4, "max_negatives": 2}
+    counts = torch.from_numpy(np.bincount(dataset.item_ids, minlength=NUM_ITEMS)) + 1
+    training = {"log_every": 1, "clip_norm": None, "lr": 0.01, "warmup_steps": 0}
+    return Trainer(
+        model=model,
+        loader=Loader(dataset, BatchesConfig(**(batches | settings["batches"])), seed=0),
+        loss=build(LOSSES, settings["loss"], NUM_ITEMS),
+        sampler=settings["sampler"] and build(SAMPLERS, settings["sampler"], counts),
+        config=TrainingConfig(**(training | settings["training"])),
+        folder=folder,
+        item_is_trained=counts > 1,
+        group=group,
+    )
+
+
+def steps_of(settings, group):
+    """Return what some steps compute: the last of them has fewer histories than processes."""
+    optimizer.SPARSE_ROWS = 1 if settings["data"].get("sparse") else 16_384
+    with TemporaryDirectory() as folder:
+        trainer = make_trainer(folder, settings, group)
+        trainer._step.seed_samples()
+        trainer.model.train()
+        last = trainer.loader.num_batches - 1
+        steps = []
+        for step in (*range(STEPS - 1), last):
+            batch = trainer.loader.batch(0, step)
+            group.traffic.clear()
+            value, output, norm = trainer.step(batch, effective_sample_size=True)
+            gradients = {
+                name: None if p.grad is None else p.grad.to_dense().clone()
+                for name, p in trainer.model.named_parameters()
+            }
+            steps.append(
+                {
+                    "loss": value,
+                    "norm": norm,
+                    "gradients": gradients,
+                    "num_rows": len(output.loss),
+                    "sample_weight": trainer._mean(output.sample_weight, len(batch)),
+                    "size": trainer._mean(output.effective_sample_size, len(batch)),
+                    "traffic": group.traffic.to_json(),
+                }
+            )
+        state = dict(trainer.model.state_dict())
+        if trainer.candidate_loss is not None:
+            state |= {f"loss/{k}": v for k, v in trainer.candidate_loss.state_dict().items()}
+        state |= {} if trainer.average is None else trainer.average.tensors()
+        return {"steps": steps, "state": state, "random": torch.get_rng_state()}
+
+
+def fake_groups(world_size):
+    """Return groups that know their rank; they cannot send."""
+    for rank in range(world_size):
+        group = Group()
+        group.rank, group.world_size = rank, world_size
+        yield group
+
+
+def run(rank, names):
+    with open_group(60) as group:
+        return {name: steps_of(CASES[name], group) for name in names}
+
+
+def main(folder):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+    from ranks import run_ranks
+
+    for world_size in (1, *WORLD_SIZES):
+        names = cases_of(world_size)
+        codes = run_ranks(world_size, partial(run, names=names), folder / str(world_size), 240)
+        assert codes == [0] * world_size, (world_size, codes)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
