@@ -199,6 +199,13 @@ def test_failure_has_the_exit_code_of_its_error(error, expected):
     assert Failure.of(error, 1) == expected
 
 
+def test_interruption_of_a_process_is_one_of_the_others():
+    error = Failure.of(Interrupted("stopped at step 3"), 1).error()
+    assert isinstance(error, Interrupted)
+    assert (str(error), error.exit_code) == ("stopped at step 3", 130)
+    assert not isinstance(Failure(1, 3, "row 7").error(), Interrupted)
+
+
 def test_reason_leaves_out_the_place_in_the_source_of_torch():
     text = "[/a/pair.cc:553] Connection closed by peer [10.0.0.1]:90. This is typically caused"
     assert short_reason(RuntimeError(text)) == "Connection closed by peer [10.0.0.1]:90"

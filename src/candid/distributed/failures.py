@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
-from candid.errors import CandidError
+from candid.errors import CandidError, Interrupted
 
 KEY: Final = "failure"
 """Key of the store with the first failure."""
@@ -41,6 +41,10 @@ class PeerError(CandidError):
         self.exit_code = exit_code
 
 
+class PeerInterrupted(PeerError, Interrupted):
+    """Another process was interrupted, and this one stops with it."""
+
+
 class ProcessGroupError(CandidError):
     """The processes of a training cannot reach each other."""
 
@@ -63,7 +67,7 @@ class Failure:
     def of(cls, error: BaseException, rank: int) -> Failure:
         """Describe an error that ends the process ``rank``."""
         if isinstance(error, KeyboardInterrupt):
-            return cls(rank, 130, "interrupted")
+            return cls(rank, Interrupted.exit_code, "interrupted")
         if isinstance(error, SystemExit):
             return cls(rank, error.code if isinstance(error.code, int) else 1, "the process ended")
         message = " ".join(str(error).split()) or type(error).__name__
@@ -71,6 +75,8 @@ class Failure:
 
     def error(self) -> PeerError:
         """Return the error that ends the other processes."""
+        if self.exit_code == Interrupted.exit_code:
+            return PeerInterrupted(self.message, self.exit_code)
         return PeerError(f"process {self.rank} failed: {self.message}", self.exit_code)
 
 
