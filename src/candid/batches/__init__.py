@@ -11,7 +11,7 @@ from candid.batches.packing import (
     ranges,
     times_of,
 )
-from candid.batches.parts import Part, parts_of
+from candid.batches.parts import Part, parts_of, without_rows
 from candid.batches.prefetch import prefetch
 from candid.batches.records import UNKNOWN_TIME, Batch, History, Queries
 from candid.batches.targets import (
@@ -49,4 +49,5 @@ __all__ = [
     "times_of",
     "unit_targets",
     "users_with_rows",
+    "without_rows",
 ]

@@ -51,6 +51,16 @@ def parts_of(queries: Queries, size: int) -> Iterator[Part]:
             yield Part(rows, _rows_of(queries, rows, _cut(history, first, last, rows)))
 
 
+def without_rows(queries: Queries) -> Queries:
+    """Return no row of queries, and no history."""
+    history = queries.history
+    none = torch.empty(0, dtype=torch.int64)
+    if history is None:
+        return _rows_of(queries, none, None)
+    end = len(history.offsets) - 1
+    return _rows_of(queries, none, _cut(history, end, end, none))
+
+
 def _rows_of(queries: Queries, rows: Tensor, history: History | None) -> Queries:
     context, features, times = queries.context, queries.user_features, queries.times
     return Queries(

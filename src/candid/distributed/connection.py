@@ -44,6 +44,12 @@ class _Connection:
     board: FailureBoard
     num_waits: int = 0
 
+    @property
+    def holds_store(self) -> bool:
+        """Whether the store ends with this process; that of torchrun is in its agent."""
+        uses_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return self.environment.rank == 0 and not uses_agent
+
 
 _store: Any = None
 _uses = 0
@@ -77,8 +83,10 @@ def connected() -> Iterator[None]:
         yield
         return
     _connection = connection = _connect(environment)
+    has_failed = True
     try:
         yield
+        has_failed = False
     except PeerError:
         raise
     except BaseException as error:
@@ -89,6 +97,8 @@ def connected() -> Iterator[None]:
             raise
         raise failure.error() from error
     finally:
+        if has_failed and connection.holds_store:
+            connection.board.wait_for_readers(environment.world_size - 1)
         _connection = None
 
 

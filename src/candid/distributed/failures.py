@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
@@ -10,6 +12,12 @@ from candid.errors import CandidError, Interrupted
 
 KEY: Final = "failure"
 """Key of the store with the first failure."""
+
+READERS: Final = "readers"
+"""Key of the store with the number of processes that have read it."""
+
+READ_SECONDS: Final = 5.0
+"""Longest time that the process with the store waits for them."""
 
 
 class Store(Protocol):
@@ -21,6 +29,10 @@ class Store(Protocol):
 
     def get(self, key: str, /) -> bytes:
         """Return a value."""
+        ...
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to a number and return it."""
         ...
 
     def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
@@ -91,6 +103,7 @@ class FailureBoard:
     def __init__(self, store: Store, rank: int) -> None:
         self._store: Store | None = store
         self._rank = rank
+        self._has_read = False
 
     def publish(self, error: BaseException) -> bool:
         """Store the error of this process; return whether it is the first of all processes."""
@@ -109,4 +122,18 @@ class FailureBoard:
         except RuntimeError:
             self._store = None  # It is gone; every further read would write a warning.
             return None
-        return None if failure.rank == self._rank else failure
+        if failure.rank == self._rank:
+            return None
+        if not self._has_read:
+            self._has_read = True
+            self._store.add(READERS, 1)
+        return failure
+
+    def wait_for_readers(self, count: int) -> None:
+        """Wait until other processes have read the failure, for a process that holds the store."""
+        until = time.monotonic() + READ_SECONDS
+        with suppress(RuntimeError):
+            while self._store is not None and time.monotonic() < until:
+                if self._store.add(READERS, 0) >= count:
+                    return
+                time.sleep(0.05)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from candid.batches import Batch, Queries, parts_of
+from candid.batches import Batch, Queries, parts_of, without_rows
 from candid.distributed import Group
 
 
@@ -20,15 +20,15 @@ class Share:
 
     Attributes:
         rows: [b] int64, their numbers in the batch, ascending.
-        queries: of these rows; None for a share without rows, which a batch has that has fewer
-            histories than there are processes.
+        queries: of these rows. A batch with fewer histories than there are processes has shares
+            without rows.
         counts: number of rows of each process.
         position: [B] int64, the position of each row of the batch among the rows of all
             processes, one process after the other.
     """
 
     rows: Tensor
-    queries: Queries | None
+    queries: Queries
     counts: tuple[int, ...]
     position: Tensor
 
@@ -49,7 +49,7 @@ class Share:
         has_rows = group.rank < len(parts)
         return cls(
             rows=parts[group.rank].rows if has_rows else all_rows[:0],
-            queries=parts[group.rank].queries if has_rows else None,
+            queries=parts[group.rank].queries if has_rows else without_rows(batch),
             counts=tuple(counts),
             position=all_rows.argsort(),
         )

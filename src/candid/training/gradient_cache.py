@@ -75,6 +75,8 @@ class GradientCache(WholeBatch):
     def queries(self, queries: Queries) -> Tensor:
         """Encode B queries: [B, D], with a gradient of its own."""
         device = self._model.device
+        if not len(queries):
+            return super().queries(queries)
         parts = list(parts_of(queries, self._size))
         rows = torch.cat([part.rows for part in parts]).to(device)
         encodings = [_encoding(self._encode_queries, part.queries, device) for part in parts]

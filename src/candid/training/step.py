@@ -127,8 +127,7 @@ class Step:
         with self._own_random_numbers(step):
             output = self._output(batch, effective_sample_size, share)
             value = self._share_of_mean(output.loss, batch, share)
-            if value.requires_grad:
-                self._encoder.backward(value)
+            self._encoder.backward(value)
         return self._sums.add(value), output
 
     def item_vectors(self) -> Tensor:
@@ -142,7 +141,7 @@ class Step:
     def _output(
         self, batch: Batch, effective_sample_size: bool, share: Share | None = None
     ) -> LossOutput:
-        query = self._queries(batch, share)
+        query = self._encoder.queries(batch if share is None else share.queries)
         positive_ids = self._on_device(batch.positive_ids)
         rows = None if share is None else self._on_device(share.rows)
         if self.candidate_loss is None:
@@ -171,18 +170,6 @@ class Step:
             effective_sample_size=effective_sample_size,
             share=batch_share,
         )
-
-    def _queries(self, batch: Batch, share: Share | None) -> Tensor:
-        if share is None:
-            return self._encoder.queries(batch)
-        if share.queries is not None:
-            return self._encoder.queries(share.queries)
-        # Without rows: the candidates are sampled, for the state of the sampler.
-        width = self._model.item_tower.dim
-        return torch.zeros(0, width, dtype=self._query_dtype(), device=self._model.device)
-
-    def _query_dtype(self) -> torch.dtype:
-        return self._model.log_temperature.dtype
 
     def _share_of_mean(self, loss: Tensor, batch: Batch, share: Share) -> Tensor:
         """Return the part of the mean loss of the batch that comes from the rows of this process.
