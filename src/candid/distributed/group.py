@@ -18,10 +18,6 @@ from candid.distributed.traffic import Traffic
 from candid.distributed.watchdog import Watchdog
 from candid.errors import ConfigError
 
-# torch 2.13 renames both.
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
 TIMEOUT_SECONDS: Final = 300.0
 """Default of the longest wait for other processes: more than a checkpoint of many gigabytes takes,
 less than anyone wants to pay for idle machines."""

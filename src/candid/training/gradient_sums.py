@@ -38,8 +38,11 @@ class GradientSums:
         """
         if self._group.is_single:
             return value
-        tables = {table.weight for _, table in row_tables(self._model) if table.sparse}
-        parameters = [p for p in self._model.parameters() if p.requires_grad]
+        all_tables = [table for _, table in row_tables(self._model)]
+        tables = {table.weight for table in all_tables if table.sparse}
+        # Their gradients are sent to the owners of the rows.
+        sharded = {table.weight for table in all_tables if table.shards is not None}
+        parameters = [p for p in self._model.parameters() if p.requires_grad and p not in sharded]
         dense = self._add_tables([p for p in parameters if p in tables])
         dense += [p for p in parameters if p not in tables]
         total = value.detach().clone()

@@ -104,6 +104,11 @@ class Trainer:
                 "this loss reads the whole catalog, so every row of the item table has a gradient: "
                 "set training.tables = 'dense', or choose a loss with candidates"
             )
+        if config.shards_tables and group is not None and not group.is_single:
+            raise ConfigError(
+                f"training.tables = {config.tables!r} cannot be trained in several processes yet: "
+                f"set it to {config.row_rule!r}"
+            )
         bound_kernel_cache()
         self.model = model
         self.loader = loader
