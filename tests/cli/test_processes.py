@@ -57,7 +57,7 @@ def call(folder, *command, **variables):
         env=environment | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"} | variables,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 
-def run_ranks(world_size, function, folder, seconds=120):
+def run_ranks(world_size, function, folder, seconds=600):
     """Call ``function(rank)`` in ``world_size`` processes and save what each returns.
 
     Returns:

@@ -28,7 +28,7 @@ def outcomes(tmp_path_factory):
         | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=900,
     )
     assert run.returncode == 0, run.stderr
     return folder, json.loads((folder / "codes.json").read_text()), run.stderr

@@ -117,7 +117,7 @@ def main(folder):
     def run(world_size, name, function, **arguments):
         out = folder / name
         call = partial(function, data=data, out=out, **arguments)
-        codes[name] = run_ranks(world_size, call, folder / "results" / name, 240)
+        codes[name] = run_ranks(world_size, call, folder / "results" / name, 900)
         assert name == "failed" or codes[name] == [0] * world_size, (name, codes)
 
     run(1, "mean-1", train)

@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
         | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1500,
     )
     assert run.returncode == 0, run.stderr[-4000:]
     (folder / "stderr.txt").write_text(run.stderr)

@@ -281,7 +281,7 @@ def main(folder):
 
     for world_size in (1, *WORLD_SIZES):
         names = cases_of(world_size)
-        codes = run_ranks(world_size, partial(run, names=names), folder / str(world_size), 240)
+        codes = run_ranks(world_size, partial(run, names=names), folder / str(world_size), 900)
         assert codes == [0] * world_size, (world_size, codes)
 
 
