@@ -139,3 +139,18 @@ def test_engines_write_the_same_files(small_parts, tmp_path, seed):
     frame[:cut].write_parquet(tmp_path / "a.parquet")
     frame[cut:].write_parquet(tmp_path / "b.parquet")
     both_engines(DataConfig(interactions=str(tmp_path / "*.parquet"), **chosen), tmp_path)
+
+
+def test_folders_named_like_partitions_above_the_dataset_change_nothing(small_parts, tmp_path):
+    rng = np.random.default_rng(0)
+    columns = {name: rng.integers(9, size=60) for name in ("user_id", "item_id", "t")}
+    pl.DataFrame(columns).write_parquet(tmp_path / "log.parquet")
+    config = DataConfig(interactions=str(tmp_path / "log.parquet"), time="t", k_core=2)
+    folder = tmp_path / "user=3" / "item=4" / "time=7" / "role=2"
+    folder.mkdir(parents=True)
+    expected = both_engines(config, tmp_path)
+    assert isinstance(expected, dict)
+    assert both_engines(config, folder) == expected
+    ordered = DataConfig(interactions=str(tmp_path / "sorted.parquet"), time="t", order="sorted")
+    pl.DataFrame(columns).sort("user_id", "t").write_parquet(tmp_path / "sorted.parquet")
+    assert isinstance(both_engines(ordered, folder), dict)

@@ -219,7 +219,8 @@ def _find(values: pl.Series, source_ids: pl.Series) -> pl.Series:
 def _files(*paths: Path) -> str:
     """Return files as a table of SQL, with the column file_row_number."""
     quoted = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-    return f"read_parquet([{quoted}], file_row_number=true)"
+    # Otherwise a folder such as user=3 above the files would replace the column user.
+    return f"read_parquet([{quoted}], file_row_number=true, hive_partitioning=false)"
 
 
 def _quoted(name: str) -> str:
