@@ -55,3 +55,33 @@ def test_measurements_continue_and_are_not_repeated(script, tmp_path, monkeypatc
     again = script.Days("toy", rows(), changes=changes, **arguments)
     assert all(again.measure(*key) == value for key, value in values.items())
     assert len(script.read_results(tmp_path / "r.json")["days"]) == 6
+
+
+@pytest.fixture
+def page(benchmark_script):
+    return benchmark_script("warm_start_page")
+
+
+def test_page_has_the_figures_of_the_results(page):
+    results = page.read_all()
+    content = page.PAGE.read_text(encoding="utf-8")
+    assert page.with_tables(content, results) == content
+
+
+def test_table_has_means_over_the_days_and_differences_of_the_same_day(page):
+    def one(next_day, same_day=0.5, day_1=0.6, cpu=2.0):
+        parts = {"next_day": next_day, "same_day": same_day, "day_1": day_1}
+        return {"cpu_seconds": cpu} | {name: {"ndcg@10": value} for name, value in parts.items()}
+
+    days = {
+        "toy/anew/0/0": one(9.0),
+        "toy/anew/0/1": one(0.1),
+        "toy/anew/0/2": one(0.3, cpu=4.0),
+        "toy/warm/0/1": one(0.2),
+        "toy/warm/0/2": one(0.2, same_day=0.7, day_1=0.1),
+    }
+    found = page.by_variant({"days": days, "variants": ["warm", "anew", "other"]})
+    assert page.set_table(found).splitlines()[2:] == [
+        "| warm | 2 | 0.2000 | +0.0000 ± 0.1414 | 2.0 | 0.6000 | 0.1000 |",
+        "| anew | 2 | 0.2000 |  | 3.0 | 0.5000 | 0.6000 |",
+    ]
