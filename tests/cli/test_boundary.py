@@ -118,3 +118,21 @@ def test_notes_go_to_stderr_unless_json_or_quiet(capsys, json, quiet, expected):
     Console(json=bool(json), quiet=bool(quiet)).note("x")
     out, err = capsys.readouterr()
     assert (out, err) == ("", expected)
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [
+        (
+            "0",
+            "error: candid prepare runs in one process: start it without torchrun, or unset "
+            "WORLD_SIZE\n",
+        ),
+        ("1", ""),
+    ],
+)
+def test_verb_of_one_process_is_refused_in_several(monkeypatch, capsys, rank, expected):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert cli.run(["prepare", "--interactions", "log.parquet"]) == 2
+    assert capsys.readouterr().err == expected

@@ -22,6 +22,7 @@ RECIPE = """
 name = "walk"
 device = "cpu"
 batches = { batch_size = 8, max_length = 4 }
+loss = { type = "sampled_softmax" }
 sampler = { type = "in_batch" }
 training = { epochs = 3, warmup_steps = 2, log_every = 1 }
 evaluation = { ks = [5], metric = "ndcg@5" }

@@ -18,6 +18,7 @@ from candid.distributed import (
     connected,
     current_group,
     gather_with_gradient,
+    on_main,
     open_group,
 )
 from candid.errors import ConfigError, DataError
@@ -78,6 +79,15 @@ def failing(rank):
         return type(error).__name__, error.exit_code, str(error)
 
 
+def waiting(rank, folder):
+    """Process 0 works longer than the timeout; the others wait for it."""
+    with connected():
+        on_main(lambda: (time.sleep(2), (folder / "prepared").write_text(str(rank))))
+        prepared = (folder / "prepared").read_text()
+        with open_group(20) as group:
+            return prepared, group.largest([rank])
+
+
 def failing_together(rank):
     """All processes fail for the same reason: one reports it."""
     try:
@@ -127,6 +137,7 @@ def main(folder):
         codes[f"collectives-{world_size}"] = run_ranks(
             world_size, partial(collectives, world_size=world_size), folder / f"w{world_size}"
         )
+    codes["waiting"] = run_ranks(2, partial(waiting, folder=folder), folder / "waiting")
     for case in (failing, failing_together, killed, late, stuck):
         codes[case.__name__] = run_ranks(2, case, folder / case.__name__)
     (folder / "codes.json").write_text(json.dumps(codes))

@@ -10,7 +10,18 @@ import pytest
 import torch
 
 import candid
-from candid.distributed import Environment, Failure, Group, gather_with_gradient
+from candid.distributed import (
+    Environment,
+    Failure,
+    Group,
+    connected,
+    current_group,
+    gather_with_gradient,
+    is_main,
+    job_id,
+    on_main,
+    open_group,
+)
 from candid.distributed.group import short_reason
 from candid.distributed.watchdog import MARGIN, Watchdog
 from candid.errors import ConfigError, DataError, Interrupted
@@ -97,6 +108,10 @@ def test_error_of_one_process_reaches_the_others_with_its_exit_code(outcomes):
     ]
 
 
+def test_processes_wait_for_the_work_of_rank_0(outcomes):
+    assert results(outcomes, "waiting") == [("0", [1.0])] * 2
+
+
 def test_same_error_of_all_processes_is_reported_once(outcomes):
     first, second = results(outcomes, "failing_together")
     assert sorted([first[0], second[0]]) == ["ConfigError", "PeerError"]
@@ -169,6 +184,25 @@ def test_environment_of_a_launcher_without_local_ranks():
     assert Environment.read(variables) == Environment(1, 2, 1, 2)
     variables |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     assert Environment.read(variables) == Environment(1, 2, 0, 1)
+
+
+def test_job_is_that_of_the_agent():
+    assert job_id({}) is None
+    assert job_id({"TORCHELASTIC_RUN_ID": "films"}) == "films"
+    without_id = job_id({"TORCHELASTIC_RUN_ID": "none"})
+    assert without_id == job_id({"TORCHELASTIC_RUN_ID": ""})
+    assert without_id.endswith(f"-{os.getppid()}")
+
+
+def test_process_without_a_launcher_does_the_work_of_all(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    done = []
+    with connected(), open_group() as group:
+        on_main(lambda: done.append(True))
+        assert group.is_single
+        assert current_group() is group
+    assert done == [True]
+    assert is_main()
 
 
 @pytest.mark.parametrize(

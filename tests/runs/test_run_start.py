@@ -17,7 +17,7 @@ from candid.errors import ArtifactError, ConfigError
 from candid.locks import acquire, stored_purpose
 from candid.runs import MANIFEST, check_is_free, train_run
 from candid.runs.folder import BEFORE_REFIT, DATA, FORMAT
-from candid.runs.run_start import run_folder, training_folder
+from candid.runs.run_start import JOB, is_restart, run_folder, training_folder
 from candid.training import BEST, LAST, TrainState
 
 
@@ -347,3 +347,26 @@ def test_dataset_that_an_interrupted_start_stored_can_be_trained_on(tmp_path):
     stored = dataset().save(out / DATA)
     train_run(config(), stored, out)
     assert (out / DATA / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("folder", [".", BEFORE_REFIT])
+@pytest.mark.parametrize(
+    ("job", "expected"), [("films", True), ("others", False), ("none", False), (None, False)]
+)
+def test_folder_of_the_same_job_is_a_restart(tmp_path, monkeypatch, folder, job, expected):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    facts = {"fingerprint": "small", "path": DATA}
+    manifest = {"format": FORMAT, "config": {}, "dataset": facts, JOB: "films"}
+    write_sealed_json(tmp_path / folder / MANIFEST, manifest)
+    if job is None:
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    else:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+    assert is_restart(tmp_path) is expected
+
+
+def test_folder_without_the_job_is_not_a_restart(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "films")
+    assert not is_restart(tmp_path)
+    begun(tmp_path / MANIFEST)
+    assert not is_restart(tmp_path)
