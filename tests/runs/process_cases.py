@@ -99,6 +99,19 @@ def train_until_stopped(rank, data, out):
     return train(rank, data, out)
 
 
+def train_until_stopped_in_validation(rank, data, out):
+    """Process 1 receives SIGTERM between two epochs, when no step follows to agree on a stop."""
+    validate = Trainer._validate
+
+    def stopped(self):
+        validate(self)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Trainer._validate = stopped
+    return train(rank, data, out)
+
+
 def fail(rank, data, out):
     """The folder holds other files: rank 0 refuses it."""
     out.mkdir(exist_ok=True)
@@ -128,6 +141,7 @@ def main(folder):
     run(2, "stopped", train_until_stopped)
     shutil.copytree(folder / "results" / "stopped", folder / "results" / "before")
     run(3, "stopped", train, resume=True)
+    run(2, "validating", train_until_stopped_in_validation)
     run(2, "failed", fail)
     (folder / "codes.json").write_text(json.dumps(codes))
 

@@ -96,6 +96,12 @@ def test_signal_to_one_process_stops_all_after_the_same_step(folder):
         assert message.startswith(expected)
 
 
+def test_signal_between_two_epochs_stops_all(folder):
+    steps = candid.load_run(folder / "mean-1", folder / "data").manifest["steps_per_epoch"]
+    for message in results(folder, "validating", 2):
+        assert message.startswith(f"stopped at step {steps} and wrote ")
+
+
 def test_refused_folder_ends_all_processes_with_the_code_of_rank_0(folder):
     codes = json.loads((folder / "codes.json").read_text())
     assert codes["failed"] == [2, 2]

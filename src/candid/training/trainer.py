@@ -253,7 +253,7 @@ class Trainer:
         epoch = self.loader.position.epoch
         self.model.train()
         window = RowRate()
-        value = torch.zeros(())
+        value, stops = torch.zeros(()), False
         with closing(self.loader.epoch()) as batches:
             for batch in batches:
                 logs = (state.step + 1) % self.config.log_every == 0
@@ -266,16 +266,15 @@ class Trainer:
                 over_time = time.perf_counter() - started >= seconds_left
                 # All processes end the epoch after the same step.
                 stops, over_time = map(bool, self.group.largest([stop.is_set(), over_time], "stop"))
-                if stops:
-                    stop.set()
                 if stops or over_time or state.step >= state.total_steps:
                     break
         self._check_finite(value)
         self._add_time(started, cpu_started, is_training=True)
         state.epoch = self.loader.position.epoch
-        if self.loader.position.step == 0 or not stop.is_set():
+        if self.loader.position.step == 0 or not stops:
             self._end_of_epoch()
-        if stop.is_set():
+        # A signal may have reached one process meanwhile, and all of them must agree.
+        if any(self.group.largest([stop.is_set()], "stop")):
             self._interrupt()
 
     def _end_of_epoch(self) -> None:
