@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 
 def call(folder, *command, **variables):
     """Run a command in the folder; all processes that it leaves behind are killed."""
-    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
     return subprocess.run(
         [sys.executable, "-m", *map(str, command)],
         cwd=folder,
@@ -117,7 +117,7 @@ def test_killed_process_is_reported(shell):
 
 
 def test_processes_of_torchrun_launch_no_others(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match="leave out --processes"):
         launch(2, [])
 

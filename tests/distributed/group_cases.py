@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from ranks import run_ranks
 
 from candid.distributed import (
@@ -66,6 +67,17 @@ def collectives(rank, world_size):
         except ConfigError as error:
             result["differs"] = str(error)
     return result
+
+
+def given(rank, folder):
+    """The program has opened the default group of torch itself."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
+    with connected(), open_group(20) as group:
+        sums = group.sum(torch.tensor([1.0 + rank])).tolist()
+        place = group.rank, group.world_size, group.local_rank
+    return sums, place, current_group().is_single, dist.is_initialized()
 
 
 def failing(rank):
@@ -138,6 +150,7 @@ def main(folder):
             world_size, partial(collectives, world_size=world_size), folder / f"w{world_size}"
         )
     codes["waiting"] = run_ranks(2, partial(waiting, folder=folder), folder / "waiting")
+    codes["given"] = run_ranks(2, partial(given, folder=folder), folder / "given")
     for case in (failing, failing_together, killed, late, stuck):
         codes[case.__name__] = run_ranks(2, case, folder / case.__name__)
     (folder / "codes.json").write_text(json.dumps(codes))

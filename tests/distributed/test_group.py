@@ -112,6 +112,11 @@ def test_processes_wait_for_the_work_of_rank_0(outcomes):
     assert results(outcomes, "waiting") == [("0", [1.0])] * 2
 
 
+def test_group_that_the_program_has_opened_is_used(outcomes):
+    expected = [([3.0], (rank, 2, rank), True, True) for rank in range(2)]
+    assert results(outcomes, "given") == expected
+
+
 def test_same_error_of_all_processes_is_reported_once(outcomes):
     first, second = results(outcomes, "failing_together")
     assert sorted([first[0], second[0]]) == ["ConfigError", "PeerError"]

@@ -69,7 +69,7 @@ def recipe(variant="mean"):
             "log_every": 1,
         }
         | changes["training"],
-        "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "batch_size": 7},
+        "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "batch_size": 20},
     }
 
 

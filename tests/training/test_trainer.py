@@ -33,9 +33,9 @@ from candid.training import (
     TrainingConfig,
     load_model,
     read_checkpoint,
+    run_checkpoints,
     write_checkpoint,
 )
-from candid.training import trainer as trainer_module
 from candid.training.trackers import JsonlTracker
 
 NUM_ITEMS = 20
@@ -548,14 +548,14 @@ def test_trainer_limits_the_kernel_cache(tmp_path, monkeypatch):
 
 def test_log_is_flushed_before_each_checkpoint_to_resume_from(tmp_path, monkeypatch):
     """A power cut after the checkpoint must not lose lines that a resume does not write again."""
-    calls, write = [], trainer_module.write_checkpoint
+    calls, write = [], run_checkpoints.write_checkpoint
     monkeypatch.setattr(JsonlTracker, "flush", lambda self: calls.append("flush"))
 
     def recorded(path, *arguments, **options):
         calls.append(Path(path).name)
         write(path, *arguments, **options)
 
-    monkeypatch.setattr(trainer_module, "write_checkpoint", recorded)
+    monkeypatch.setattr(run_checkpoints, "write_checkpoint", recorded)
     make_trainer(tmp_path).run()
     places = [place for place, call in enumerate(calls) if call == LAST]
     assert places

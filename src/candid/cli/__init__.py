@@ -77,8 +77,9 @@ def _candid(
     failure.
     """
     verb = context.invoked_subcommand
-    if verb not in (None, "train") and os.environ.get("WORLD_SIZE", "1") != "1":
-        if os.environ.get("RANK", "0") != "0":
+    is_one_of_several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if is_one_of_several and verb not in (None, "train"):
+        if os.environ["RANK"] != "0":
             raise typer.Exit(ConfigError.exit_code)  # rank 0 prints the sentence
         raise ConfigError(
             f"candid {verb} runs in one process: start it without torchrun, or unset WORLD_SIZE"

@@ -32,7 +32,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         ConfigError: the processes of a launcher cannot launch others.
         CandidError: a process was killed by a signal.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "RANK" in os.environ:
         raise ConfigError(
             "this process was started by torchrun: leave out --processes, or start candid without "
             "torchrun"
