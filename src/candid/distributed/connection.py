@@ -159,6 +159,13 @@ def open_group(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Group]:
         _group = group
         try:
             yield group
+        except PeerError:
+            raise
+        except BaseException as error:
+            if _connection is not None:
+                # Before the group is closed, in which the others wait.
+                _connection.board.publish(error)
+            raise
         finally:
             _group = None
             group.close()
@@ -197,7 +204,7 @@ def _open(timeout_seconds: float, closers: ExitStack) -> Group:
             f"process {environment.rank} cannot reach the other processes "
             f"({short_reason(error)}): check the network and that all of them were started"
         ) from error
-    closers.callback(_close)
+    closers.push(_close)
     return Group(
         environment.rank,
         environment.world_size,
@@ -246,7 +253,9 @@ def _backend(environment: Environment) -> str:
     return "cpu:gloo,cuda:nccl" if is_nccl else "gloo"
 
 
-def _close() -> None:
-    # After an error the others may be gone; the operating system closes the connections then.
+def _close(kind: type[BaseException] | None, *error: object) -> None:
+    """Close the group; after an error, NCCL would wait for messages of the other processes."""
+    if kind is not None and "nccl" in str(dist.get_backend_config()):
+        return
     with suppress(RuntimeError):
         dist.destroy_process_group()
