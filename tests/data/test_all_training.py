@@ -10,6 +10,7 @@ from candid.data import (
     PreparedDataset,
     Role,
     SplitConfig,
+    chunks,
     open_dataset,
     prepare_folder,
     with_all_training,
@@ -25,6 +26,12 @@ ARRAYS = (
     "negative_ids",
     "negative_offsets",
 )
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Make a pass over these small data one of many chunks."""
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 20)
 
 
 @pytest.fixture(scope="module")

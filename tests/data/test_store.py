@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from candid.data import SCHEMA_VERSION, PreparedDataset, open_dataset
-from candid.errors import ArtifactError
+from candid.data import SCHEMA_VERSION, PreparedDataset, chunks, dataset_files, open_dataset
+from candid.errors import ArtifactError, DataError
 
 
 def example(**replaced):
@@ -197,13 +197,28 @@ def test_damaged_header_is_an_artifact_error(folder):
         {"timestamps": np.array([1, 2])},
         {"weights": np.ones(5, np.float32)},
         {"retired_items": np.zeros(4, np.bool_)},
+        {"negative_ids": np.array([1, 1], np.int32), "negative_offsets": np.array([0, 0, 1, 0, 2])},
+        {"negative_ids": np.array([1, 1], np.int32), "negative_offsets": np.array([0, 0, 1, 3, 2])},
     ],
     ids=lambda replaced: "-".join(map(str, next(iter(replaced.values())))),
 )
-def test_arrays_that_do_not_fit_together_are_damage(tmp_path, replaced):
+def test_arrays_that_do_not_fit_together_are_damage(tmp_path, replaced, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 2)
     example(**replaced).save(tmp_path)
     with pytest.raises(ArtifactError, match=r"\.npy is damaged; prepare again"):
         open_dataset(tmp_path)
+
+
+def test_more_items_than_ids_can_number_are_refused(tmp_path, monkeypatch):
+    dataset = example()
+    assert dataset_files.MAX_ITEMS == 2_147_483_647
+    monkeypatch.setattr(dataset_files, "MAX_ITEMS", dataset.num_items)
+    dataset.save(tmp_path / "data")
+    monkeypatch.setattr(dataset_files, "MAX_ITEMS", dataset.num_items - 1)
+    message = r"^the data have 3 items, and a dataset numbers at most 2 with its 32-bit item ids; "
+    with pytest.raises(DataError, match=message):
+        dataset.save(tmp_path / "more")
+    assert not (tmp_path / "more").exists()
 
 
 @pytest.mark.parametrize(

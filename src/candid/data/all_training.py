@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from candid.data.chunks import UserChunk, owners_of, user_chunks
 from candid.data.dataset import PreparedDataset, Role
 
 
@@ -27,26 +28,42 @@ def with_all_training(dataset: PreparedDataset) -> PreparedDataset:
         >>> with_all_training(dataset).roles.max()  # doctest: +SKIP
         1
     """
-    roles = np.array(dataset.roles)
-    roles[roles >= Role.VALIDATION] = Role.TRAIN
-    if dataset.manifest.get("split", {}).get("kind", "column") != "column":
-        is_target = dataset.is_target_event_type
-        if is_target is None:
-            roles[:] = Role.TRAIN
-        else:
-            assert dataset.event_types is not None
-            roles[is_target[dataset.event_types]] = Role.TRAIN
     manifest = {**dataset.manifest, "fingerprint": dataset.fingerprint}
-    changed = replace(dataset, roles=roles, manifest=manifest)
+    changed = replace(dataset, roles=_training_roles(dataset), manifest=manifest)
     # Datasets of earlier versions have no ranks; their times order all but ties.
     keys = dataset.timestamps if dataset.order_ranks is None else dataset.order_ranks
     if keys is None:
         return changed
-    owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.user_offsets))
-    order = np.lexsort((keys, owners))
-    if np.array_equal(order, np.arange(len(order))):
+    chunks = list(user_chunks(dataset.user_offsets))
+    if all(_is_ordered(dataset, chunk, keys) for chunk in chunks):
         return changed
-    return _reordered(changed, order)
+    order = [
+        np.lexsort((keys[chunk.rows], owners_of(dataset.user_offsets, chunk))) + chunk.rows.start
+        for chunk in chunks
+    ]
+    return _reordered(changed, np.concatenate(order))
+
+
+def _training_roles(dataset: PreparedDataset) -> npt.NDArray[np.uint8]:
+    """Return the roles [E] of a refit."""
+    is_target = None
+    if dataset.manifest.get("split", {}).get("kind", "column") != "column":
+        is_target = dataset.is_target_event_type
+        if is_target is None:
+            # One value in memory stands for those of all interactions.
+            return np.broadcast_to(np.uint8(Role.TRAIN), dataset.roles.shape)
+    roles = np.array(dataset.roles)
+    roles[roles >= Role.VALIDATION] = Role.TRAIN
+    if is_target is not None:
+        assert dataset.event_types is not None
+        roles[is_target[dataset.event_types]] = Role.TRAIN
+    return roles
+
+
+def _is_ordered(dataset: PreparedDataset, chunk: UserChunk, keys: npt.NDArray[Any]) -> bool:
+    """Return whether the keys [E] ascend within each user of a chunk."""
+    owners, values = owners_of(dataset.user_offsets, chunk), keys[chunk.rows]
+    return bool(((values[1:] >= values[:-1]) | (owners[1:] != owners[:-1])).all())
 
 
 def _reordered(dataset: PreparedDataset, order: npt.NDArray[np.int64]) -> PreparedDataset:

@@ -17,7 +17,7 @@ import polars as pl
 
 from candid.atomic import write_file, write_parts
 from candid.checksums import FileChecks, check_seal, read_error, sealed
-from candid.errors import ArtifactError
+from candid.errors import ArtifactError, DataError
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ ALIGNED = ("timestamps", "weights", "event_types", "order_ranks")
 OPTIONAL = (*ALIGNED, "negative_ids", "negative_offsets", "retired_items")
 """Arrays that a dataset may lack."""
 TABLES = ("users", "items")
+MAX_ITEMS = int(np.iinfo(ARRAYS["item_ids"]).max)
+"""Items that the ids of a dataset can number: 2,147,483,647."""
 PREPARE_AGAIN = "prepare again"
 _HASHED_ROWS = 10_000
 
@@ -92,6 +94,19 @@ def content_fingerprint(arrays: Arrays, tables: Tables) -> str:
     return digest.hexdigest()
 
 
+def check_num_items(num_items: int) -> None:
+    """Refuse more items than the ids of a dataset can number.
+
+    Raises:
+        DataError: ``num_items`` exceeds ``MAX_ITEMS``.
+    """
+    if num_items > MAX_ITEMS:
+        raise DataError(
+            f"the data have {num_items:,} items, and a dataset numbers at most {MAX_ITEMS:,} "
+            "with its 32-bit item ids; leave out rare items (data.item_core)"
+        )
+
+
 def write_dataset_files(
     folder: Path, arrays: Arrays, tables: Tables, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -102,7 +117,11 @@ def write_dataset_files(
         arrays: by the names of ``ARRAYS``; None or missing: the dataset lacks it.
         tables: by the names of ``TABLES``.
         facts: content of the manifest besides kind, schema version and files; with the fingerprint.
+
+    Raises:
+        DataError: there are more than ``MAX_ITEMS`` items.
     """
+    check_num_items(tables["items"].height)
     files: dict[str, dict[str, Any]] = {}
     for name, dtype in ARRAYS.items():
         array = arrays.get(name)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.checksums import check_file, read_error, verification
+from candid.data.chunks import row_chunks
 from candid.data.dataset import PreparedDataset, Role
 from candid.data.dataset_files import (
     ALIGNED,
@@ -153,7 +154,10 @@ def _is_ragged(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64], num_row
         len(offsets) == num_rows + 1
         and offsets[0] == 0
         and offsets[-1] == len(values)
-        and (offsets[1:] >= offsets[:-1]).all()
+        and all(
+            (offsets[rows.start + 1 : rows.stop + 1] >= offsets[rows]).all()
+            for rows in row_chunks(num_rows)
+        )
     )
 
 
