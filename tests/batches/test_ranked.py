@@ -64,7 +64,7 @@ def test_long_pieces_must_be_selected_as_a_whole():
     starts, lengths = np.array([0]), np.array([PIECE + 1])
     assert Selected(starts, lengths, lengths, values, 1)(np.array([PIECE]))[0].tolist() == [PIECE]
     values[5] = 0
-    with pytest.raises(ValueError, match="at most 128 entries, got 129"):
+    with pytest.raises(ValueError, match=f"at most {PIECE} entries, got {PIECE + 1}"):
         Selected(starts, lengths, lengths - 1, values, 1)
 
 

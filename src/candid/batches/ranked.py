@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from candid.batches.packing import Ints, offsets_of
 
-PIECE: Final = 128
+PIECE: Final = 64
 """Most entries of a piece in which selected entries are counted anew at each look-up."""
 _TRIES: Final = 3
 """Steps from the first range of a bucket before the rest is found by binary search."""
@@ -97,14 +97,17 @@ class Selected:
         before = starts - views
         if before.any():
             is_selected &= np.arange(width) >= before[:, None]
-        # Counted by bytes of 8 entries, then within one byte: 10 times as fast as by entries.
+        # Counted by bytes of 8 entries, then within one byte: several times as fast as by entries.
         packed = np.packbits(is_selected, axis=1)
-        sums = np.cumsum(_BITS[packed], axis=1, dtype=np.int64)
-        column = (sums <= within[:, None]).sum(axis=1)
-        rows = np.arange(len(ranks))
-        byte = packed[rows, column]
-        rest = within - (sums[rows, column] - _BITS[byte])
-        return views + 8 * column + _BIT_OF_RANK[byte, rest], pieces
+        byte = np.zeros_like(ranks)
+        total, passed = np.zeros_like(ranks), np.zeros_like(ranks)
+        for count in np.bitwise_count(packed).T:
+            total += count
+            is_before = total <= within
+            byte += is_before
+            passed[is_before] = total[is_before]
+        bits = packed[np.arange(len(ranks)), byte]
+        return views + 8 * byte + _PLACES[bits, within - passed], pieces
 
 
 def cut_pieces(starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
@@ -139,14 +142,10 @@ def sums_of_ranges(values: npt.NDArray[Any], starts: Ints, stops: Ints) -> Ints:
     return np.where(stops > starts, sums, 0)
 
 
-def _bits_of_bytes() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return the number of set bits of each byte, and the place of the r-th of them from the top.
-
-    [256] uint8 and [256, 8] int64.
-    """
+def _places_of_bits() -> Ints:
+    """Return the place of the r-th set bit of each byte, from the highest one: [256, 8] int64."""
     is_set = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(bool)
-    places = np.argsort(~is_set, axis=1, kind="stable")
-    return is_set.sum(axis=1).astype(np.uint8), places.astype(np.int64)
+    return np.argsort(~is_set, axis=1, kind="stable").astype(np.int64)
 
 
-_BITS, _BIT_OF_RANK = _bits_of_bytes()
+_PLACES = _places_of_bits()
