@@ -209,13 +209,14 @@ def test_arrays_that_do_not_fit_together_are_damage(tmp_path, replaced, monkeypa
         open_dataset(tmp_path)
 
 
-def test_more_items_than_ids_can_number_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("limit", "name"), [(2, "3 items"), (1, "2 users")])
+def test_more_users_or_items_than_ids_can_number_are_refused(tmp_path, monkeypatch, limit, name):
     dataset = example()
-    assert dataset_files.MAX_ITEMS == 2_147_483_647
-    monkeypatch.setattr(dataset_files, "MAX_ITEMS", dataset.num_items)
+    assert dataset_files.MAX_IDS == 2_147_483_647
+    monkeypatch.setattr(dataset_files, "MAX_IDS", 3)
     dataset.save(tmp_path / "data")
-    monkeypatch.setattr(dataset_files, "MAX_ITEMS", dataset.num_items - 1)
-    message = r"^the data have 3 items, and a dataset numbers at most 2 with its 32-bit item ids; "
+    monkeypatch.setattr(dataset_files, "MAX_IDS", limit)
+    message = f"^the data have {name}, but a dataset holds at most {limit}; leave some out"
     with pytest.raises(DataError, match=message):
         dataset.save(tmp_path / "more")
     assert not (tmp_path / "more").exists()

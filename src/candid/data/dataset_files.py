@@ -66,8 +66,8 @@ ALIGNED = ("timestamps", "weights", "event_types", "order_ranks")
 OPTIONAL = (*ALIGNED, "negative_ids", "negative_offsets", "retired_items")
 """Arrays that a dataset may lack."""
 TABLES = ("users", "items")
-MAX_ITEMS = int(np.iinfo(ARRAYS["item_ids"]).max)
-"""Items that the ids of a dataset can number: 2,147,483,647."""
+MAX_IDS = int(np.iinfo(ARRAYS["item_ids"]).max)
+"""Users, and items, that a dataset holds at most: 2,147,483,647, as ids have 32 bits."""
 PREPARE_AGAIN = "prepare again"
 _HASHED_ROWS = 10_000
 
@@ -94,19 +94,6 @@ def content_fingerprint(arrays: Arrays, tables: Tables) -> str:
     return digest.hexdigest()
 
 
-def check_num_items(num_items: int) -> None:
-    """Refuse more items than the ids of a dataset can number.
-
-    Raises:
-        DataError: ``num_items`` exceeds ``MAX_ITEMS``.
-    """
-    if num_items > MAX_ITEMS:
-        raise DataError(
-            f"the data have {num_items:,} items, and a dataset numbers at most {MAX_ITEMS:,} "
-            "with its 32-bit item ids; leave out rare items (data.item_core)"
-        )
-
-
 def write_dataset_files(
     folder: Path, arrays: Arrays, tables: Tables, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -119,9 +106,14 @@ def write_dataset_files(
         facts: content of the manifest besides kind, schema version and files; with the fingerprint.
 
     Raises:
-        DataError: there are more than ``MAX_ITEMS`` items.
+        DataError: there are more than ``MAX_IDS`` users or items.
     """
-    check_num_items(tables["items"].height)
+    for name in TABLES:
+        if (height := tables[name].height) > MAX_IDS:
+            raise DataError(
+                f"the data have {height:,} {name}, but a dataset holds at most {MAX_IDS:,}; "
+                "leave some out, or map several to one id"
+            )
     files: dict[str, dict[str, Any]] = {}
     for name, dtype in ARRAYS.items():
         array = arrays.get(name)

@@ -16,7 +16,8 @@ import polars as pl
 from candid.data import parts
 from candid.data.columns import RawTable
 from candid.data.config import DataConfig
-from candid.data.engine import MAX_IDS, MemoryLimit, NumberedRows, size_text, sort_events
+from candid.data.dataset_files import MAX_IDS
+from candid.data.engine import MemoryLimit, NumberedRows, size_text, sort_events
 from candid.data.parts import Parts, StoredParts, whole_users
 from candid.data.readers import collect
 from candid.data.readers.files import is_disk_full

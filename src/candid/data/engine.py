@@ -27,8 +27,6 @@ MIN_LIMIT: Final = 2**30
 """Smallest limit of memory."""
 MAX_ROWS: Final = 2**32 - 1
 """Rows that a data frame in memory can number."""
-MAX_IDS: Final = 2**31 - 1
-"""Users, and items: ids of a dataset have 32 bits."""
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
 
