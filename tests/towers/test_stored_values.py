@@ -1,5 +1,7 @@
 """Feature values stored in a tower."""
 
+from dataclasses import dataclass
+
 import torch
 
 from candid.features import Bags, Codes, Numbers
@@ -30,3 +32,22 @@ def test_values_move_with_the_model_and_are_not_in_checkpoints(values_of):
     assert stored.state_dict() == {}
     assert len(list(stored.buffers())) == 5
     assert {buffer.device.type for buffer in stored.to("meta").buffers()} == {"meta"}
+
+
+@dataclass(frozen=True, slots=True)
+class ManyTensors(Codes):
+    """Codes with enough tensors that a set of their names has another order."""
+
+    b: torch.Tensor
+    c: torch.Tensor
+    d: torch.Tensor
+    e: torch.Tensor
+    f: torch.Tensor
+    g: torch.Tensor
+
+
+def test_buffers_have_the_order_of_the_fields_in_every_process():
+    values = ManyTensors(torch.zeros(2, 1), 3, *torch.zeros(6, 2))
+    stored = StoredValues({"codes": values, "bags": Bags(torch.zeros(1), torch.zeros(2), 3)})
+    names = [f"{key}_0" for key in ("ids", "b", "c", "d", "e", "f", "g")]
+    assert [name for name, _ in stored.named_buffers()] == [*names, "ids_1", "offsets_1"]

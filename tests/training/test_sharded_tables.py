@@ -1,5 +1,6 @@
 """Training with sharded tables against training with whole tables in one process."""
 
+import errno
 from dataclasses import replace
 from itertools import chain
 
@@ -255,6 +256,7 @@ def test_damaged_shards_fall_back_to_the_previous_checkpoint_on_all_ranks(on_ran
     notes = on_ranks(read_damaged(tmp_path, previous, None), 2)
     assert all(note.endswith(f"; training continues from {previous}") for note in notes)
     assert any("rank-1.safetensors has" in note for note in notes)
+    assert not any("train again" in note for note in notes)
     flipped = bytearray(content)
     flipped[-1] ^= 1
     part.write_bytes(flipped)
@@ -282,6 +284,41 @@ def test_checkpoints_of_another_run_or_model_are_refused(tmp_path):
     (path / MANIFEST).write_text((path / MANIFEST).read_text().replace('"step": 1', '"step": 2'))
     with pytest.raises(DamagedCheckpointError, match=r"manifest\.json differs from its checksum"):
         read_shards(path, model, group)
+
+
+def test_checkpoint_stays_with_the_one_before_it_and_no_other(tmp_path):
+    model, optimizer = build("separate", "row_adam", sharded=True)
+    checkpoint, group = checkpoint_of(model, optimizer), current_group()
+    for step in (7, 8, 900, 1000):  # the last two are of an earlier start
+        write_shards(tmp_path, step, checkpoint, model, group)
+    (tmp_path / "step-950").mkdir()  # of a process that was killed while it wrote
+    for step in (10, 12, 13):
+        write_shards(tmp_path, step, checkpoint, model, group)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-12", "step-13"]
+
+
+def test_file_without_permission_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    model, optimizer = build("separate", "row_adam", sharded=True)
+    checkpoint, group = checkpoint_of(model, optimizer), current_group()
+    for step in (1, 2):
+        last = write_shards(tmp_path, step, checkpoint, model, group)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("candid.checksums.checksum", refuse)
+    with pytest.raises(ArtifactError, match=r"give this user read permission$") as caught:
+        read_shards(last, model, group)
+    assert not isinstance(caught.value, DamagedCheckpointError)
+
+
+@pytest.mark.parametrize("num_items", [V - 3, V + 3])
+def test_weights_of_another_catalog_are_refused(num_items):
+    model, _ = build("user", "row_adam", sharded=True)
+    config = ModelConfig(query_tower=QUERY_TOWERS["user"], item_tower=ItemEmbedding.Config(dim=D))
+    other = config.build(TowerContext(U, num_items, L))
+    with pytest.raises(ArtifactError, match=rf"of shape \({num_items}, {D}\), this model"):
+        load_model(model, Checkpoint(model_tensors(other), {}), "last.safetensors")
 
 
 def test_models_without_a_table_of_ids_cannot_be_sharded():

@@ -81,9 +81,10 @@ class RowTable(nn.Embedding):
         """Return the rows of this process of values for every row, such as a stored table.
 
         Args:
-            values: [V, ...]; or [rows of this process, ...], returned as they are.
+            values: [V, ...]; those of another length, such as the rows of this process, are
+                returned as they are.
         """
-        if len(values) == len(self.rows):
+        if len(values) != self.num_embeddings:
             return values
         return values[self.rows.start : self.rows.stop]
 

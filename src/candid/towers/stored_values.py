@@ -30,8 +30,10 @@ class StoredValues(nn.Module):
             members = {f.name: getattr(_with_unknown_row(value), f.name) for f in fields(value)}
             settings = {key: m for key, m in members.items() if not isinstance(m, Tensor)}
             self._forms[name] = (type(value), settings)
-            for key in members.keys() - settings.keys():
-                self.register_buffer(f"{key}_{position}", members[key], persistent=False)
+            # In the order of the fields: several processes send buffers in the order of the model.
+            for key, member in members.items():
+                if key not in settings:
+                    self.register_buffer(f"{key}_{position}", member, persistent=False)
 
     def extra_repr(self) -> str:
         """Return the settings."""

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from candid.atomic import remove_folder, replacing, write_error
 from candid.checksums import (
-    check_file,
     file_entry,
+    find_fault,
     has_valid_seal,
+    is_verifying,
     read_error,
     verification,
     write_sealed_json,
@@ -65,7 +66,7 @@ def write_shards(
     model: nn.Module,
     group: Group,
 ) -> Path:
-    """Write a checkpoint of all processes, and remove those before the previous one.
+    """Write a checkpoint of all processes, and remove all others but the one before it.
 
     A collective: every process calls it with the same step. The shared part is that of process 0.
 
@@ -116,8 +117,7 @@ def write_shards(
                 | {_rank_file(rank): entry for rank, entry in enumerate(entries)},
             }
             write_sealed_json(path / MANIFEST, manifest)
-            for old in shard_checkpoints(folder)[KEPT:]:
-                remove_folder(old)
+            _remove_others(path)
     return path
 
 
@@ -315,10 +315,13 @@ class ShardFiles:
             self._checked.add(file)
 
     def _compare(self, file: str) -> None:
-        try:
-            check_file(self._path / file, self._manifest["files"][file], RESTORE)
-        except ArtifactError as error:
-            raise DamagedCheckpointError(str(error)) from None
+        path, entry = self._path / file, self._manifest["files"][file]
+        fault = find_fault(path, entry, compare=is_verifying())
+        if fault is None:
+            return
+        if ";" in fault:  # The system does not read it, and states what to do.
+            raise ArtifactError(f"{path} {fault}")
+        raise DamagedCheckpointError(f"{path} {fault}: {RESTORE}")
 
 
 @dataclass(frozen=True, order=True)
@@ -362,6 +365,24 @@ def _start_folder(path: Path) -> None:
         path.mkdir(parents=True)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def _remove_others(path: Path, kept: int = KEPT) -> None:
+    """Keep a checkpoint and the complete ones before it.
+
+    Later ones are of an earlier start in this folder, or damaged, and a training that continues
+    would read them first. Folders without a manifest are of a process that was killed.
+
+    Args:
+        path: of the checkpoint.
+        kept: number of checkpoints that stay, this one included.
+    """
+    complete = shard_checkpoints(path.parent)
+    position = complete.index(path)
+    stay = complete[position : position + kept]
+    for other in path.parent.glob("step-*"):
+        if _STEP.fullmatch(other.name) and other not in stay:
+            remove_folder(other)
 
 
 def _write_rows(path: Path, rows: Mapping[str, Tensor]) -> dict[str, Any]:
