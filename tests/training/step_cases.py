@@ -212,7 +212,7 @@ def make_trainer(folder, settings, group):
     )
     model = ModelConfig.model_validate(MODELS[settings["model"]]).build(context).double()
     unit = "interaction" if settings["model"] == "users" else "sequence"
-    batches = {"unit": unit, "batch_size": 9, "max_length": 4, "max_negatives": 2}
+    batches = {"unit": unit, "batch_size": 10, "max_length": 4, "max_negatives": 2}
     counts = torch.from_numpy(np.bincount(dataset.item_ids, minlength=NUM_ITEMS)) + 1
     training = {"log_every": 1, "clip_norm": None, "lr": 0.01, "warmup_steps": 0}
     return Trainer(

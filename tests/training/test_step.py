@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import candid
+from candid.training.batch_shares import Share
 
 PROGRAM = Path(__file__).with_name("step_cases.py")
 SOURCE = Path(candid.__file__).parents[1]
@@ -84,7 +85,7 @@ def test_cases_have_a_user_on_several_processes():
     trainer = cases.make_trainer(Path(), cases.CASES["in-batch, refined"], cases.Group())
     users = trainer.loader.batch(0, 0).user_ids
     shares = [
-        set(users[cases.Share.of(trainer.loader.batch(0, 0), group).rows].tolist())
+        set(users[Share.of(trainer.loader.batch(0, 0), group).rows].tolist())
         for group in cases.fake_groups(2)
     ]
     assert shares[0] & shares[1]
