@@ -321,3 +321,17 @@ def test_missing_extra_is_named_with_its_command(monkeypatch, package, location)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"{package}.*'candid-retrieval\[database\]'"):
         open_sources(location, query="SELECT 1")
+
+
+def test_a_long_query_prints_no_progress(tmp_path, monkeypatch, capfd):
+    connect = pytest.importorskip("duckdb", reason="needs the extra database").connect
+
+    def eager(*arguments, **settings):
+        connection = connect(*arguments, **settings)
+        connection.execute("SET progress_bar_time = 10")  # milliseconds
+        return connection
+
+    monkeypatch.setattr("duckdb.connect", eager)
+    query = "SELECT i AS v FROM range(10000000) AS t(i) WHERE hash(i) % 1000000 = 0"
+    assert open_sources("duckdb://", query=query)[0].frame.collect().height
+    assert capfd.readouterr().out == ""

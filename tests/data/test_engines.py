@@ -1,16 +1,24 @@
 """The two engines of a preparation: the same dataset, byte by byte, or the same message."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import polars as pl
 import pytest
 
-from candid.data import DataConfig, EventTypeConfig, SplitConfig, prepare_folder
-from candid.errors import CandidError
+from candid.data import (
+    DataConfig,
+    EventTypeConfig,
+    Role,
+    SplitConfig,
+    duckdb_engine,
+    prepare_folder,
+)
+from candid.errors import ArtifactError, CandidError, ConfigError, DataError
 
-pytest.importorskip("duckdb", reason="needs the extra bigdata")
+duckdb = pytest.importorskip("duckdb", reason="needs the extra bigdata")
 pytest.importorskip("pyarrow", reason="needs the extra bigdata")
 
 TEXT_IDS = ["007", "7", "é", "e", "z\0", "Z", "user 1", "\U0001f600"]
@@ -154,3 +162,175 @@ def test_folders_named_like_partitions_above_the_dataset_change_nothing(small_pa
     ordered = DataConfig(interactions=str(tmp_path / "sorted.parquet"), time="t", order="sorted")
     pl.DataFrame(columns).sort("user_id", "t").write_parquet(tmp_path / "sorted.parquet")
     assert isinstance(both_engines(ordered, folder), dict)
+
+
+def log_of(folder, num_rows=40):
+    """Write a log of integers, as csv, and return the keys of a config."""
+    rng = np.random.default_rng(5)
+    frame = pl.DataFrame(
+        {
+            "user_id": rng.integers(0, 6, num_rows),
+            "item_id": rng.integers(100, 107, num_rows),
+            "t": rng.integers(10**9, 10**9 + 30, num_rows),
+        }
+    )
+    frame.write_csv(folder / "log.csv")
+    return frame, {"interactions": str(folder / "log.csv"), "time": "t"}
+
+
+def test_engines_keep_the_ids_of_an_earlier_dataset(small_parts, tmp_path):
+    frame, config = log_of(tmp_path)
+    # Larger ids first: users 5 and 4 get ids 0 and 1, so that the rows have to be grouped again.
+    earlier = tmp_path / "earlier"
+    frame.filter(pl.col("user_id") > 3).write_csv(tmp_path / "first.csv")
+    first = {**config, "interactions": str(tmp_path / "first.csv"), "split": {"kind": "none"}}
+    prepare_folder(DataConfig(**first), earlier)
+    files = both_engines(DataConfig(**config, ids_from=str(earlier), k_core=2), tmp_path)
+    manifest = json.loads(files["manifest.json"])
+    assert manifest["ids_from"]["users"] == {"kept": 2, "new": 4, "retired": 0}
+    column = {"split": {"kind": "cross-validation", "unit": "interaction", "folds": 3}}
+    both_engines(DataConfig(**config, ids_from=str(earlier), **column), tmp_path)
+
+
+def test_engines_join_the_tables_of_items_and_users(small_parts, tmp_path):
+    _, config = log_of(tmp_path)
+    pl.DataFrame({"item_id": [100, 101, 999], "title": ["a", "b", "c"]}).write_csv(
+        tmp_path / "items.csv"
+    )
+    pl.DataFrame({"user_id": [1, 5], "age": [30, None]}).write_parquet(tmp_path / "users.parquet")
+    tables = {
+        "items": {"path": str(tmp_path / "items.csv")},
+        "users": {"path": str(tmp_path / "users.parquet"), "attributes": ["age"]},
+    }
+    manifest = json.loads(both_engines(DataConfig(**config, **tables), tmp_path)["manifest.json"])
+    assert manifest["items_without_interactions"] == 1
+
+
+def test_engines_read_lists(small_parts, tmp_path):
+    pl.DataFrame(
+        {"user_id": ["b", "a", "c"], "item_id": [[3, 1, 2], [2, 3, 3, 1], []], "t": [7, 5, 6]}
+    ).write_parquet(tmp_path / "log.parquet")
+    config = {"interactions": str(tmp_path / "log.parquet"), "explode": ["item_id"]}
+    files = both_engines(DataConfig(**config, order="sorted", split={"kind": "none"}), tmp_path)
+    assert "of user 'a' follows one of user 'b'" in files[1]
+    files = both_engines(DataConfig(**config, time="t"), tmp_path)
+    assert json.loads(files["manifest.json"])["dropped"] == {"empty_lists": 1}
+
+
+def test_sorted_input_gives_the_dataset_of_a_sort(small_parts, tmp_path):
+    frame, config = log_of(tmp_path)
+    # Of a csv file and text: the order is that of the ids, 2 before 10.
+    ids = pl.concat_str(pl.lit("1"), "user_id").replace({"13": "2"})
+    frame = frame.with_columns(user_id=ids)
+    frame.sort(pl.col("user_id").cast(pl.Int64), "t", maintain_order=True).write_csv(
+        tmp_path / "log.csv"
+    )
+    kinds = [{"kind": "leave-one-out"}, {"kind": "temporal"}]
+    for split in kinds:
+        files = both_engines(DataConfig(**config, order="sorted", split=split), tmp_path)
+        manifest = json.loads(files["manifest.json"])
+        unsorted = both_engines(DataConfig(**config, split=split), tmp_path)
+        assert manifest["fingerprint"] == json.loads(unsorted["manifest.json"])["fingerprint"]
+
+
+def test_order_of_sorted_rows_needs_no_time(small_parts, tmp_path):
+    rows = [(1, 10), (1, 11), (1, 12), (2, 10), (2, 12), (2, 11)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
+    frame.write_parquet(tmp_path / "log.parquet")
+    config = DataConfig(interactions=str(tmp_path / "log.parquet"), order="sorted")
+    both_engines(config, tmp_path)
+    dataset = prepare_folder(config, tmp_path / "out", engine="duckdb").dataset
+    assert dataset.items["source_id"].to_numpy()[dataset.item_ids].tolist() == [
+        item for _, item in rows
+    ]
+    assert dataset.roles.tolist() == [Role.TRAIN, Role.VALIDATION, Role.TEST] * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [(1, 5), (2, 5), (1, 6)],
+            r'not sorted by user, as order = "sorted" states: a row of user 1 follows one of user '
+            r"2; sort the rows by 'user_id' and 't', or remove",
+        ),
+        (
+            [(1, 5), (2, 7), (2, 6)],
+            r'not sorted by time, as order = "sorted" states: user 2 has a row that is earlier '
+            r"than the row before it; sort",
+        ),
+        ([(1, 5), (2, 7), (2, None)], r"not sorted by time"),
+    ],
+)
+def test_rows_that_are_not_sorted_are_refused(small_parts, tmp_path, rows, message):
+    # The rows at fault are in another part than the first ones.
+    before = [(0, time) for time in range(9)]
+    frame = pl.DataFrame([*before, *rows], schema=["user_id", "t"], orient="row")
+    frame.with_columns(item_id=pl.col("user_id")).write_parquet(tmp_path / "log.parquet")
+    config = DataConfig(
+        interactions=str(tmp_path / "log.parquet"), time="t", order="sorted", min_history=2
+    )
+    error, text = both_engines(config, tmp_path)
+    assert error is DataError
+    assert re.search(message, text)
+
+
+def test_sorted_is_ambiguous_beside_a_column_of_this_name(tmp_path):
+    pl.DataFrame({"user_id": [1], "item_id": [2], "sorted": [3]}).write_csv(tmp_path / "log.csv")
+    config = DataConfig(interactions=str(tmp_path / "log.csv"), order="sorted")
+    with pytest.raises(ConfigError, match=r"log.csv are sorted, but .* a column 'sorted'; rename"):
+        prepare_folder(config, tmp_path / "out")
+
+
+def test_sort_prints_no_progress(small_parts, tmp_path, monkeypatch):
+    settings, batches = [], duckdb_engine._batches
+
+    def record(connection, *arguments):
+        query = "SELECT current_setting('enable_progress_bar')"
+        settings.extend(connection.execute(query).fetchall())
+        return batches(connection, *arguments)
+
+    monkeypatch.setattr(duckdb_engine, "_batches", record)
+    prepare_folder(DataConfig(**log_of(tmp_path)[1]), tmp_path / "out", engine="duckdb")
+    assert settings == [(False,)]
+
+
+def test_limit_that_is_too_small_for_the_ids_is_refused(small_parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(duckdb_engine, "BYTES_PER_ID", 2**28)
+    _, config = log_of(tmp_path)
+    with pytest.raises(CandidError, match=r"the 6 users of .*log.csv need about 2.\d+ GiB of .*;"):
+        prepare_folder(DataConfig(**config), tmp_path / "out", engine="duckdb", memory_limit="1GiB")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (
+            "Out of Memory Error: could not allocate block of size 256.0 KiB",
+            CandidError,
+            r"limit of memory of 1 GiB is too small to sort .*log.csv; set memory_limit",
+        ),
+        (
+            "Out of Memory Error: failed to offload data block; max_temp_directory_size was 1 GiB",
+            ArtifactError,
+            r"cannot write .*out: no space left .*; free some space",
+        ),
+        (
+            'IO Error: Could not write file "x": No space left on device',
+            ArtifactError,
+            r"cannot write .*out: no space left",
+        ),
+    ],
+)
+def test_faults_of_the_sort_are_one_sentence(
+    small_parts, tmp_path, monkeypatch, fault, error, message
+):
+    def fail(*arguments):
+        raise duckdb.Error(fault)
+
+    monkeypatch.setattr(duckdb_engine, "_batches", fail)
+    _, config = log_of(tmp_path)
+    with pytest.raises(error, match=message):
+        prepare_folder(DataConfig(**config), tmp_path / "out", engine="duckdb", memory_limit="1GiB")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv"]

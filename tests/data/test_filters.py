@@ -43,13 +43,6 @@ def test_k_core_takes_several_rounds():
     assert core_rows(rows, 2, 2) == {0, 1, 2, 3}
 
 
-@given(st.lists(st.integers(0, 9)), st.integers(10, 300))
-def test_add_counts_adds_to_earlier_counts(ids, length):
-    counts = np.ones(length, dtype=np.int64)
-    filters.add_counts(counts, np.array(ids, dtype=np.int32))
-    assert counts.tolist() == [1 + ids.count(i) for i in range(length)]
-
-
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2))),
     st.booleans(),

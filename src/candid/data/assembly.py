@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.data import negatives
+from candid.data.chunks import add_counts
 from candid.data.config import DataConfig
 from candid.data.dataset import Role
 from candid.data.dataset_files import (
@@ -23,7 +24,6 @@ from candid.data.dataset_files import (
 )
 from candid.data.event_types import target_types
 from candid.data.events import Events, FinalIds
-from candid.data.filters import add_counts
 from candid.data.role_assignment import iso_time, time_range
 from candid.data.tables import JoinedTable, TableConfig
 from candid.version import __version__

@@ -142,7 +142,7 @@ class DuckDBEngine:
 
     def _read_sorted(self, check: SortedInput) -> Iterator[pl.DataFrame]:
         """Yield the rows with ids, in the order of the files, in batches."""
-        rows = pl.scan_parquet(self._rows, glob=False)
+        rows = pl.scan_parquet(self._rows, glob=False, hive_partitioning=False)
         for start in itertools.count(0, parts.PART_ROWS):
             frame = rows.slice(start, parts.PART_ROWS).collect()
             if not frame.height:
@@ -178,6 +178,8 @@ class DuckDBEngine:
         }
         try:
             with duckdb.connect(config=config) as connection:
+                # It would be printed on stdout after two seconds.
+                connection.execute("SET enable_progress_bar = false")
                 yield connection
         except CandidError:
             raise

@@ -23,10 +23,14 @@ ENGINES: Final = ("auto", "memory", "duckdb")
 INSTALL: Final = "pip install 'candid-retrieval[bigdata]'"
 BYTES_PER_ROW: Final = 64
 """Memory that a row takes at the peak of a preparation in memory, measured."""
+BYTES_PER_DEALT_ROW: Final = 16
+"""Memory that a row takes while a cross-validation deals interactions."""
 MIN_LIMIT: Final = 2**30
 """Smallest limit of memory."""
 MAX_ROWS: Final = 2**32 - 1
 """Rows that a data frame in memory can number."""
+_MEMINFO: Final = Path("/proc/meminfo")
+_CGROUP: Final = Path("/sys/fs/cgroup")
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
 
@@ -177,7 +181,7 @@ def choose(
         config: settings.
 
     Raises:
-        ConfigError: the engine is not installed, or needs a folder.
+        ConfigError: the engine is not installed, needs a folder, or cannot make the split.
         DataError: there are too many rows for the memory.
     """
     has_duckdb = find_spec("duckdb") is not None and find_spec("pyarrow") is not None
@@ -196,6 +200,15 @@ def choose(
                 f'{INSTALL}, or set engine = "memory"'
             )
     if engine == "duckdb":
+        split = config.split
+        dealt = num_rows * BYTES_PER_DEALT_ROW if split.unit == "interaction" else 0
+        if split.kind == "cross-validation" and dealt > limit.size // 2:
+            raise ConfigError(
+                f'a cross-validation with split.unit = "interaction" deals all rows at once, and '
+                f"{num_rows:,} rows take {size_text(dealt)}, more than half of the limit of memory "
+                f"of {size_text(limit.size)}; set a larger memory_limit (--memory-limit), "
+                'engine = "memory", or split.unit = "user"'
+            )
         return "duckdb"
     if num_rows > MAX_ROWS:
         raise DataError(
@@ -208,15 +221,16 @@ def choose(
 def available_memory() -> int:
     """Return the bytes of memory that are free for this process, within the limit of its cgroup."""
     try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):  # not Linux
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        statistics = dict(
+            line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines()
+        )
         return min(available, limit - used + int(statistics["inactive_file"]))
     except (OSError, KeyError, ValueError):  # no limit
         return available

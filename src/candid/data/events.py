@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.data import filters, negatives
+from candid.data.chunks import add_counts
 from candid.data.columns import RawTable
 from candid.data.config import DataConfig
 from candid.data.dataset import Role
@@ -108,8 +109,8 @@ class Events:
         if self._counts is None:
             counts = np.zeros(len(self.users), np.int64), np.zeros(len(self.items), np.int64)
             for frame in self.parts.frames("user", "item"):
-                filters.add_counts(counts[0], frame["user"].to_numpy())
-                filters.add_counts(counts[1], frame["item"].to_numpy())
+                add_counts(counts[0], frame["user"].to_numpy())
+                add_counts(counts[1], frame["item"].to_numpy())
             self._counts = counts
         return self._counts
 

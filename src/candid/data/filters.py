@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from candid.data.chunks import add_counts
+
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
-Counts = npt.NDArray[np.int64]
 
 
 def k_core(
@@ -51,14 +52,6 @@ def k_core(
             return is_user, is_item
         is_user &= has_enough_user
         is_item &= has_enough_item
-
-
-def add_counts(counts: Counts, ids: Ids) -> None:
-    """Add to ``counts`` how often each id occurs in ``ids``, where counts may be much longer."""
-    if 4 * len(ids) > len(counts):
-        counts += np.bincount(ids, minlength=len(counts))
-    else:
-        np.add.at(counts, ids, 1)
 
 
 def without_repetitions(

@@ -139,11 +139,11 @@ class StoredParts:
 
 
 def whole_users(batches: Iterable[pl.DataFrame], num_rows: int) -> Iterator[pl.DataFrame]:
-    """Join batches of rows to parts of at least ``num_rows`` rows that do not divide a user.
+    """Join batches of rows to parts of about ``num_rows`` rows that do not divide a user.
 
     Args:
         batches: of any size, in ascending order of the column ``user``.
-        num_rows: of a part; the last one may have fewer.
+        num_rows: of a part: fewer by less than the rows of one user, or more.
     """
     waiting: list[pl.DataFrame] = []
     height = 0
@@ -185,7 +185,10 @@ def _with_users(frame: pl.DataFrame, user_ids: npt.NDArray[np.int32]) -> pl.Data
 
 
 def _read(path: Path, columns: Sequence[str] = ()) -> pl.DataFrame:
-    return pl.read_parquet(path, columns=list(columns) or None, glob=False).rechunk()
+    frame = pl.read_parquet(
+        path, columns=list(columns) or None, glob=False, hive_partitioning=False
+    )
+    return frame.rechunk()
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

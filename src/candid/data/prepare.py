@@ -43,7 +43,7 @@ from candid.data.inputs import Inputs, inputs_of_config, inputs_of_tables
 from candid.data.readers import Source
 from candid.data.role_assignment import assign_roles
 from candid.data.split_config import SplitConfig
-from candid.data.store import open_dataset
+from candid.data.store import open_dataset, open_written
 from candid.data.tables import JoinedTable, TableConfig, join_table
 from candid.errors import ArtifactError
 
@@ -226,8 +226,7 @@ def _prepare_folder(
     else:
         with atomic_folder(out) as folder:
             manifest = build.on_disk(folder, limit, writing)
-    # The checksums were computed a moment ago.
-    return Prepared(open_dataset(out, verify=False), False, manifest)
+    return Prepared(open_written(out, manifest), False, manifest)
 
 
 class _Build:

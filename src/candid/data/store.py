@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.checksums import check_file, read_error, verification
+from candid.checksums import FileChecks, check_file, read_error, verification
 from candid.data.chunks import row_chunks
 from candid.data.dataset import PreparedDataset, Role
 from candid.data.dataset_files import (
@@ -68,6 +68,25 @@ def open_dataset(path: Path | str, *, verify: bool = True, wait: bool = True) ->
     with verification(verify):
         manifest = read_manifest(path)
         checks = check_files(path, manifest)
+    dataset = _open(path, manifest, checks)
+    _check_structure(dataset, path)
+    if wait:
+        checks.wait()
+    return dataset
+
+
+def open_written(path: Path, manifest: Mapping[str, Any]) -> PreparedDataset:
+    """Open a dataset that this process has just written, without a check, which would read it.
+
+    Args:
+        path: folder of the dataset.
+        manifest: as it was written.
+    """
+    with verification(False):
+        return _open(path, dict(manifest), check_files(path, manifest))
+
+
+def _open(path: Path, manifest: dict[str, Any], checks: FileChecks) -> PreparedDataset:
     content: dict[str, Any] = {}
     for name in ARRAYS:
         if name in OPTIONAL and f"{name}.npy" not in manifest["files"]:
@@ -75,7 +94,7 @@ def open_dataset(path: Path | str, *, verify: bool = True, wait: bool = True) ->
         content[name] = _load(path / f"{name}.npy")
     for name in TABLES:
         content[name] = _load(path / f"{name}.parquet")
-    dataset = PreparedDataset(
+    return PreparedDataset(
         **content,
         event_type_names=tuple(manifest["event_types"]),
         target_event_types=tuple(manifest["target_event_types"]),
@@ -83,10 +102,6 @@ def open_dataset(path: Path | str, *, verify: bool = True, wait: bool = True) ->
         path=path,
         checks=checks,
     )
-    _check_structure(dataset, path)
-    if wait:
-        checks.wait()
-    return dataset
 
 
 def as_dataset(data: PreparedDataset | Path | str, *, wait: bool = True) -> PreparedDataset:

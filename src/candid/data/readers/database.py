@@ -93,6 +93,8 @@ def _copy_duckdb(name: str, path: Path | None, query: str) -> Callable[[Path], P
             with (
                 duckdb.connect() if path is None else duckdb.connect(str(path), read_only=True)
             ) as connection:
+                # It would be printed on stdout after two seconds.
+                connection.execute("SET enable_progress_bar = false")
                 _check_one_statement(name, connection.extract_statements(query))
                 columns = connection.execute(f"DESCRIBE {query}").fetchall()
                 casts = ", ".join(_cast(column, dtype) for column, dtype, *_ in columns)

@@ -1,0 +1,208 @@
+"""Peak memory of ``prepare`` within a limit, by engine and number of interactions.
+
+    python benchmarks/prepare_memory.py                          # 1e6 and 1e7 rows, a few minutes
+    python benchmarks/prepare_memory.py --rows 100000000 --engines duckdb
+
+A log in parquet files of a million rows: users uniform, with 100 rows on average; items Zipf, one
+for 1,000 rows; times ascending over all files. ``text`` has ids of 15 characters; ``sorted`` has
+the rows sorted by user and time, and ``order = "sorted"``. Each measurement is a process of its
+own. ``peak_mib`` is its peak resident set (VmHWM), ``imports_mib`` that before the preparation;
+``disk_mib`` is the most that its temporary folder held, seen four times a second. ``cpu_s`` counts
+all threads and does not depend on what else the machine does; ``wall_s`` does. The fingerprint
+shows that both engines make the same dataset. Measurements that the results hold already are not
+repeated, so that a stopped benchmark continues. The logs stay in ``--work``; 1e8 rows take 2 GB
+there, and 10 GB more while they are prepared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+
+import candid
+from candid.atomic import write_json
+
+RESULTS = Path(__file__).parent / "results" / "prepare_memory.json"
+FILE_ROWS = 1_000_000
+KINDS = ("integer", "text", "sorted")
+CHILD = """
+import json, os, sys, time
+from candid.data import DataConfig, prepare_folder
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return round(int(next(l for l in lines if l.startswith("VmHWM")).split()[1]) / 1024)
+imports, start = peak(), time.perf_counter()
+config, out, engine, limit = sys.argv[1:]
+config = DataConfig.model_validate_json(config)
+steps = []
+def step(line):
+    steps.append({"step": line.split(" ")[0], "wall_s": round(time.perf_counter() - start, 1),
+                  "peak_mib": peak()})
+result = prepare_folder(config, out, progress=step, engine=engine, memory_limit=limit or None)
+times = os.times()
+print(json.dumps({
+    "wall_s": round(time.perf_counter() - start, 1),
+    "cpu_s": round(times.user + times.system, 1),
+    "peak_mib": peak(),
+    "imports_mib": imports,
+    "steps": steps,
+    "counts": result.report["counts"],
+    "fingerprint": result.report["fingerprint"],
+}))
+"""
+
+
+def write_log(work: Path, rows: int, kind: str, seed: int) -> Path:
+    """Return a folder with the files of a log; it is written unless it is complete."""
+    folder = work / f"{kind}-{rows}-{seed}"
+    if folder.exists():
+        return folder
+    temporary = folder.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    num_users, num_items = max(rows // 100, 10), max(rows // 1000, 10)
+    for number, start in enumerate(range(0, rows, FILE_ROWS)):
+        rng = np.random.default_rng([seed, number])
+        size = min(FILE_ROWS, rows - start)
+        users = rng.integers(0, num_users, size)
+        if kind == "sorted":
+            # Each file has users of its own, so that all files are sorted together.
+            users = np.sort(start // 100 + users % max(size // 100, 1))
+        times = np.sort(rng.integers(0, 10**6, size)) + (0 if kind == "sorted" else number * 10**6)
+        if kind == "sorted":
+            order = np.lexsort((times, users))
+            times = times[order]
+        frame = pl.DataFrame(
+            {
+                "user_id": users,
+                "item_id": rng.zipf(1.2, size) % num_items,
+                "timestamp": 1_500_000_000 + times,
+            }
+        )
+        if kind == "text":
+            frame = frame.with_columns(
+                pl.format("user-{}", pl.col("user_id").cast(pl.String).str.zfill(10)).alias(
+                    "user_id"
+                ),
+                pl.format("item-{}", pl.col("item_id").cast(pl.String).str.zfill(10)).alias(
+                    "item_id"
+                ),
+            )
+        frame.write_parquet(temporary / f"{number:05}.parquet")
+    temporary.rename(folder)
+    return folder
+
+
+class _DiskWatch(threading.Thread):
+    """Largest size of the hidden folders of a folder, which hold temporary files."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.largest = 0
+        self._folder, self._end = folder, threading.Event()
+
+    def run(self) -> None:
+        while not self._end.wait(0.25):
+            size = 0
+            for path in self._folder.glob(".*/**/*"):
+                try:
+                    size += path.stat().st_size
+                except OSError:  # removed in the meantime
+                    continue
+            self.largest = max(self.largest, size)
+
+    def stop(self) -> int:
+        self._end.set()
+        self.join()
+        return self.largest
+
+
+def measure(work: Path, rows: int, kind: str, engine: str, limit: str, seed: int) -> dict[str, Any]:
+    """Prepare one log in a fresh process."""
+    log = write_log(work, rows, kind, seed)
+    config = {"interactions": str(log), "time": "timestamp"}
+    if kind == "sorted":
+        config["order"] = "sorted"
+    folder = work / "prepared"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    watch = _DiskWatch(folder)
+    watch.start()
+    load = os.getloadavg()[0]
+    command = [sys.executable, "-c", CHILD, json.dumps(config), str(folder / "out"), engine]
+    output = subprocess.run([*command, limit], check=True, capture_output=True, text=True).stdout
+    disk = watch.stop()
+    shutil.rmtree(folder)
+    return {
+        "rows": rows,
+        "kind": kind,
+        "engine": engine,
+        "memory_limit": limit or None,
+        "seed": seed,
+        "load": round(load, 1),
+        "disk_mib": round(disk / 2**20),
+        **json.loads(output),
+    }
+
+
+def main() -> None:
+    """Measure what the results do not hold yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--engines", nargs="+", default=["memory", "duckdb"])
+    parser.add_argument("--memory-limit", default="2GiB", help="of the engine duckdb")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("build/prepare_memory"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    runs: list[dict[str, Any]] = []
+    if arguments.out.exists():
+        runs = json.loads(arguments.out.read_text())["runs"]
+    for rows in arguments.rows:
+        for kind in arguments.kinds:
+            for engine in arguments.engines:
+                limit = arguments.memory_limit if engine == "duckdb" else ""
+                key = (rows, kind, engine, limit or None, arguments.seed)
+                names = ("rows", "kind", "engine", "memory_limit", "seed")
+                if any(tuple(run[name] for name in names) == key for run in runs):
+                    continue
+                run = measure(arguments.work, rows, kind, engine, limit, arguments.seed)
+                shown = ("rows", "kind", "engine", "cpu_s", "wall_s", "peak_mib", "disk_mib")
+                print({name: run[name] for name in shown}, flush=True)
+                runs.append(run)
+                write_json(arguments.out, document(runs))
+
+
+def document(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the results as one JSON document."""
+    return {
+        "benchmark": "prepare_memory",
+        "command": "python benchmarks/prepare_memory.py",
+        "versions": {
+            "candid": candid.__version__,
+            "python": platform.python_version(),
+            "polars": pl.__version__,
+            "duckdb": duckdb.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": {"cpus": len(os.sched_getaffinity(0)), "architecture": platform.machine()},
+        "settings": {"polars_threads": pl.thread_pool_size(), "file_rows": FILE_ROWS},
+        "runs": runs,
+    }
+
+
+if __name__ == "__main__":
+    main()
