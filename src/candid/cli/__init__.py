@@ -23,6 +23,7 @@ from typer.main import get_command
 from candid.cli.audit import audit
 from candid.cli.baselines import baselines
 from candid.cli.compare import compare
+from candid.cli.console import AlreadyReported
 from candid.cli.demo import demo
 from candid.cli.evaluate import evaluate
 from candid.cli.export import export
@@ -80,7 +81,7 @@ def _candid(
     is_one_of_several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     if is_one_of_several and verb not in (None, "train"):
         if os.environ["RANK"] != "0":
-            raise typer.Exit(ConfigError.exit_code)  # rank 0 prints the sentence
+            raise AlreadyReported(ConfigError.exit_code)  # by rank 0
         raise ConfigError(
             f"candid {verb} runs in one process: start it without torchrun, or unset WORLD_SIZE"
         )
@@ -100,6 +101,8 @@ def run(arguments: Sequence[str]) -> int:
         if code == INTERRUPTED:
             return _fail("interrupted", INTERRUPTED)
         return code if isinstance(code, int) else 0
+    except AlreadyReported as error:
+        return error.exit_code
     except (CandidError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         return _fail(message.replace(": Value error, ", ": "), error.exit_code)

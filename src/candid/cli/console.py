@@ -18,6 +18,18 @@ PIPE_WIDTH = 160
 """Width of tables without a terminal, in characters."""
 
 
+class AlreadyReported(Exception):
+    """Another process of the command has printed why it ends.
+
+    Args:
+        exit_code: of the command.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
 @dataclass(frozen=True, slots=True)
 class Console:
     """The output of one verb.

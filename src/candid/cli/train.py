@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from candid.cli.console import Console, counted
+from candid.cli.console import AlreadyReported, Console, counted
 from candid.cli.options import Json, Quiet, Set, Verify
 from candid.cli.prepare import run_prepare
 from candid.cli.recipe import run_name
@@ -143,7 +143,10 @@ def train(
     if processes > 1:
         from candid.distributed.launch import launch
 
-        raise typer.Exit(launch(processes, ["train", *_without_processes(context.meta[ARGUMENTS])]))
+        code = launch(processes, ["train", *_without_processes(context.meta[ARGUMENTS])])
+        if code:
+            raise AlreadyReported(code)
+        return
     run = partial(
         _train, recipe, data, out, init, epochs_new, replay, resume, refit, overrides, baselines
     )
@@ -159,7 +162,7 @@ def train(
             run(Console(json, quiet or not is_main()))
     except PeerError as error:
         # The process that failed first prints the sentence.
-        raise typer.Exit(error.exit_code) from None
+        raise AlreadyReported(error.exit_code) from None
 
 
 def _train(

@@ -70,7 +70,7 @@ class RunCheckpoints:
         self._step = step
         self._loader = loader
         self._state = state
-        self._meta = dict(meta)
+        self._meta = meta
         self._last_is_damaged = False
 
     def save(self, path: Path | str) -> None:

@@ -117,6 +117,7 @@ class Trainer:
         self.folder = Path(folder)
         self.name = name
         self.validate = validate
+        self.meta = dict(meta or {})
         self.progress = progress
         self.group = Group() if group is None else group
         self.optimizer = make_optimizer(model, config)
@@ -144,7 +145,7 @@ class Trainer:
             step=self._step,
             loader=loader,
             state=self.state,
-            meta=meta or {},
+            meta=self.meta,
         )
         self._seed = seed
         self._start = start
