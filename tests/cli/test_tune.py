@@ -17,7 +17,7 @@ from candid.data import Role, open_dataset
 from candid.errors import DataError
 from candid.evaluation import evaluate
 from candid.runs import training
-from candid.tuning import loop, search
+from candid.tuning import loop, search, trial_progress
 
 FAST = ["--set", "training.epochs=3"]
 SPACE = """
@@ -139,14 +139,13 @@ def killed_in_trial_1(number):
     return (
         "import os, signal, sys\n"
         "from candid.cli import main\n"
-        "import candid.tuning.loop\n"
-        "module = sys.modules['candid.tuning.loop']\n"
-        "record = module._TrialProgress.on_validation\n"
+        "from candid.tuning.trial_progress import TrialProgress\n"
+        "record = TrialProgress.on_validation\n"
         "def on_validation(self, state, metrics):\n"
         "    record(self, state, metrics)\n"
         "    if self._trial.number == 1 and state.epoch == 2:\n"
         f"        os.kill(os.getpid(), {int(number)})\n"
-        "module._TrialProgress.on_validation = on_validation\n"
+        "TrialProgress.on_validation = on_validation\n"
         "main()\n"
     )
 
@@ -184,7 +183,7 @@ def test_interruption_while_a_trial_is_pruned_ends_the_search(tune, monkeypatch,
         os.kill(os.getpid(), signal.SIGINT)
         return True
 
-    monkeypatch.setattr(loop, "is_worse", interrupted)
+    monkeypatch.setattr(trial_progress, "is_worse", interrupted)
     answer = tune(tmp_path / "s", "--trials", "4", "--quiet")
     assert answer.code == 130
     assert "stopped in trial 1; run the same command with --resume" in answer.err

@@ -21,6 +21,7 @@ from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError
 from candid.serve.items import RequestIds
 from candid.serve.model_version import ModelVersion
+from candid.serve.query_builder import QueryBuilder
 from candid.serve.requests import RecommendRequest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -140,7 +141,8 @@ def test_setting_of_the_server_is_the_default_of_requests(runs):
 @pytest.mark.parametrize("fallback", ["none", "popular"])
 @pytest.mark.parametrize("user", ["abc", "007", 2**63])
 def test_user_id_of_another_type_is_invalid(fresh, user, fallback):
-    fresh.users = RequestIds(pl.Series(range(41)), kind="user", model="films")
+    users = RequestIds(pl.Series(range(41)), kind="user", model="films")
+    fresh.queries = QueryBuilder(fresh.bundle, fresh.items.ids, users, max_history=10)
     with pytest.raises(RequestError, match="user ids are 64-bit integers") as caught:
         answers_of(fresh, {"user": user, "fallback": fallback})
     assert (caught.value.code, caught.value.field) == ("invalid", "user")

@@ -15,11 +15,12 @@ line in ``registry.py``, and one test that calls ``candid.testing.check_index``.
 from candid.index.approximate import ApproximateIndex
 from candid.index.benchmark import BENCHMARKED_INDEXES, IndexBenchmark, benchmark_index
 from candid.index.bfloat16 import Bfloat16Index
+from candid.index.changes import Changes
 from candid.index.exact import ExactIndex
 from candid.index.faiss import FaissIndex
 from candid.index.int8 import Int8Index
 from candid.index.kernel_lsh import KernelLsh
-from candid.index.live import Changes, LiveIndex
+from candid.index.live import LiveIndex
 from candid.index.log_sum_exp import RunningLogSumExp
 from candid.index.measurement import (
     GroundTruth,

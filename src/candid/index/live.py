@@ -11,71 +11,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from candid.errors import ConfigError
+from candid.index.changes import Changes
 from candid.index.checks import check_search, diverged_items, diverged_queries
 from candid.index.order import decode, encode
 from candid.index.protocol import Exclusions, Index, SearchResult
 
 SURPLUS = 16
 """Items requested beyond k: of the built index if some are hidden, of the added rows always."""
-
-
-@dataclass(frozen=True)
-class Changes:
-    """The changes since an index was built; immutable, so that running searches are not disturbed.
-
-    Attributes:
-        num_items: ids in use, deleted ones included.
-        hidden: [V] bool, built items that are deleted or have a new vector.
-        num_hidden: number of hidden items.
-        item_ids: [n] int64, the item of each added row.
-        vectors: [n, D] float32.
-        is_alive: [n] bool, whether the row still holds the vector of its item.
-    """
-
-    num_items: int
-    hidden: Tensor
-    num_hidden: int
-    item_ids: Tensor
-    vectors: Tensor
-    is_alive: Tensor
-
-    @property
-    def num_rows(self) -> int:
-        """n, the rows that every search scans."""
-        return len(self.item_ids)
-
-    @cached_property
-    def num_live(self) -> int:
-        """Number of items that a search may find."""
-        return len(self.hidden) - self.num_hidden + int(self.is_alive.sum())
-
-    @cached_property
-    def _sorted(self) -> tuple[Tensor, Tensor]:
-        """Return the item ids of live rows, ascending, and their rows."""
-        rows = self.is_alive.nonzero().squeeze(1)
-        ids, order = self.item_ids[rows].sort()
-        return ids, rows[order]
-
-    def rows_of(self, item_ids: Tensor) -> Tensor:
-        """Return the row that holds the vector of each item: [m] int64, -1 where no row does."""
-        ids, rows = self._sorted
-        if len(ids) == 0:
-            return torch.full_like(item_ids, -1)
-        positions = torch.searchsorted(ids, item_ids).clamp(max=len(ids) - 1)
-        return torch.where(ids[positions] == item_ids, rows[positions], -1)
-
-    def is_live(self, item_ids: Tensor) -> Tensor:
-        """Return whether a search may find each item: [m] bool."""
-        is_built = (item_ids >= 0) & (item_ids < len(self.hidden))
-        shown = ~self.hidden[item_ids.clamp(0, len(self.hidden) - 1)]
-        return (is_built & shown) | (self.rows_of(item_ids) >= 0)
 
 
 class LiveIndex:
@@ -228,7 +176,7 @@ class LiveIndex:
         item_ids = item_ids.to(self.item_vectors.device, torch.int64)
         with self._lock:
             _check_ids(item_ids, self._changes.num_items)
-            self._changes = self._without(item_ids)
+            self._changes = self._changes.without(item_ids)
 
     def is_live(self, item_ids: Tensor) -> Tensor:
         """Return whether a search may find each item: [m] bool."""
@@ -324,7 +272,7 @@ class LiveIndex:
 
     def _append(self, item_ids: Tensor, vectors: Tensor, num_items: int) -> None:
         """Append rows; the rows and built vectors that held the items before become invalid."""
-        changes = self._without(item_ids[item_ids < self._changes.num_items])
+        changes = self._changes.without(item_ids[item_ids < self._changes.num_items])
         if not bool(changes.is_alive.all()) and 2 * int(changes.is_alive.sum()) < changes.num_rows:
             alive = changes.is_alive
             changes = replace(
@@ -350,18 +298,6 @@ class LiveIndex:
             vectors=self._vector_buffer[:stop],
             is_alive=torch.cat([changes.is_alive, torch.ones_like(item_ids, dtype=torch.bool)]),
         )
-
-    def _without(self, item_ids: Tensor) -> Changes:
-        """Return the changes with these items deleted."""
-        changes = self._changes
-        hidden, is_alive = changes.hidden, changes.is_alive
-        built = item_ids[item_ids < len(hidden)]
-        if len(built):
-            hidden = hidden.index_fill(0, built, True)
-        rows = changes.rows_of(item_ids)
-        if bool((rows >= 0).any()):
-            is_alive = is_alive.index_fill(0, rows[rows >= 0], False)
-        return replace(changes, hidden=hidden, num_hidden=int(hidden.sum()), is_alive=is_alive)
 
     def _check_vectors(self, vectors: Tensor) -> Tensor:
         dim = self.item_vectors.shape[1]

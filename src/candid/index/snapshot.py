@@ -11,7 +11,6 @@ added-TOKEN.parquet        source ids of the added items
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,13 +27,13 @@ from torch import Tensor
 from candid.checksums import FileChecks, read_error, verification
 from candid.component import type_name
 from candid.errors import ArtifactError, ConfigError
-from candid.index.live import Changes, LiveIndex
+from candid.index.changes import read_changes, write_changes
+from candid.index.live import LiveIndex
 from candid.index.protocol import Index, IndexComponent, IndexConfig
 from candid.index.registry import INDEXES
 from candid.index.snapshot_files import (
     MANIFEST,
     REBUILD,
-    SnapshotWriter,
     read_manifest,
     writing,
 )
@@ -204,7 +203,7 @@ def write_snapshot(
         writer.table("source_ids", ids.built)
         if live.built.has_file:
             writer.index("index", live.built)
-        _write_changes(writer, live.changes, ids)
+        write_changes(writer, live.changes, ids)
         writer.publish(_metadata(live, config, fingerprint, dict(measured or {})))
 
 
@@ -231,7 +230,7 @@ def save_changes(snapshot: Snapshot) -> str:
                 )
             if name in manifest["files"]:
                 writer.keep(name, manifest["files"][name])
-        _write_changes(writer, snapshot.index.changes, snapshot.source_ids)
+        write_changes(writer, snapshot.index.changes, snapshot.source_ids)
         return writer.publish(
             _metadata(snapshot.index, snapshot.config, snapshot.fingerprint, snapshot.measured)
         )
@@ -316,7 +315,7 @@ def _open(folder: Path, manifest: dict[str, Any]) -> Snapshot:
     ]:
         raise ArtifactError(f"{path['vectors']} does not have the shape in {MANIFEST}; {REBUILD}")
     source_ids = SourceIds(built_ids, added_ids)
-    changes = _read_changes(path["changes"], vectors) if "changes" in path else None
+    changes = read_changes(path["changes"], vectors) if "changes" in path else None
     if len(built_ids) != len(vectors) or (
         len(source_ids) != (len(vectors) if changes is None else changes.num_items)
     ):
@@ -366,46 +365,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _write_changes(writer: SnapshotWriter, changes: Changes, source_ids: SourceIds) -> None:
-    if changes.num_rows == 0 and changes.num_hidden == 0:
-        return
-    alive = changes.is_alive
-    content = io.BytesIO()
-    np.savez(
-        content,
-        num_items=np.int64(changes.num_items),
-        hidden=changes.hidden.nonzero().squeeze(1).cpu().numpy(),
-        item_ids=changes.item_ids[alive].cpu().numpy(),
-        vectors=changes.vectors[alive].cpu().numpy(),
-    )
-    writer.bytes("changes", ".npz", content.getbuffer())
-    if changes.num_items > len(changes.hidden):
-        writer.table("added", source_ids.added)
-
-
-def _read_changes(file: Path, item_vectors: Tensor) -> Changes:
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            num_items = int(content["num_items"])
-            hidden_ids, item_ids, vectors = (
-                torch.from_numpy(content[name]) for name in ("hidden", "item_ids", "vectors")
-            )
-        hidden = torch.zeros(len(item_vectors), dtype=torch.bool)
-        hidden[hidden_ids] = True
-        fits = vectors.shape == (len(item_ids), item_vectors.shape[1])
-        if not fits or (len(item_ids) and not 0 <= int(item_ids.min()) <= int(item_ids.max())):
-            raise ValueError("rows and ids do not fit")
-        if len(item_ids) and int(item_ids.max()) >= num_items:
-            raise ValueError("unknown id")
-    except (OSError, ValueError, KeyError, IndexError, EOFError, TypeError) as error:
-        raise ArtifactError(f"{file} is damaged; {REBUILD}") from error
-    return Changes(
-        num_items=num_items,
-        hidden=hidden,
-        num_hidden=len(hidden_ids),
-        item_ids=item_ids,
-        vectors=vectors.float(),
-        is_alive=torch.ones(len(item_ids), dtype=torch.bool),
-    )

@@ -1,6 +1,7 @@
 """Inference: queries from histories and attributes of users, and items recommended for them.
 
-queries          single queries, their packing, and the items that count as seen
+queries          single queries and their packing
+user_queries     queries of many users of a dataset, and the items that they have seen
 query_set        many queries of one dataset, encoded in batches
 tie_order        the order of equal scores: popularity, then a hash of the id
 recommend        search over the item vectors; recommendations with source ids and titles
@@ -19,13 +20,10 @@ from candid.inference.queries import (
     EncodeAttributes,
     RecommendQuery,
     encode_queries,
-    held_out_queries,
     now_microseconds,
     pack_queries,
-    queries_for_users,
     query_for_history,
     query_for_user,
-    seen_items,
 )
 from candid.inference.query_set import QuerySet, query_set
 from candid.inference.recommend import DEFAULT_K, NewItems, recommend, whole_k
@@ -45,6 +43,7 @@ from candid.inference.two_tower_model import (
     encode_catalog,
     inference_mode,
 )
+from candid.inference.user_queries import held_out_queries, queries_for_users, seen_items
 
 __all__ = [
     "DEFAULT_K",

@@ -16,17 +16,11 @@ from candid.data import PreparedDataset, Role, held_out
 from candid.errors import ConfigError, UnknownNameError
 from candid.features import Context, Values
 from candid.index import Exclusions
-from candid.inference.queries import (
-    now_microseconds,
-    pack_queries,
-    queries_before_targets,
-    queries_for_users,
-    query_for_history,
-    seen_items,
-)
+from candid.inference.queries import now_microseconds, pack_queries, query_for_history
 from candid.inference.score_rows import score_batch_size, score_rows
 from candid.inference.scoring_model import ScoringModel, accepts_histories
 from candid.inference.two_tower_model import StageProgress, TwoTowerModel
+from candid.inference.user_queries import queries_before_targets, queries_for_users, seen_items
 
 BATCH_SIZE = 512
 """Queries encoded at once."""

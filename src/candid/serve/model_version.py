@@ -12,25 +12,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from candid.errors import DataError
-from candid.inference import (
-    RecommendQuery,
-    accepts_histories,
-    query_for_history,
-    query_for_user,
-    tie_ranks,
-)
+from candid.inference import RecommendQuery, tie_ranks
 from candid.runs.fallback import MODEL
 from candid.serve.answers import Result, write_answers
 from candid.serve.bundle import ServingBundle
 from candid.serve.config import ServeConfig
-from candid.serve.errors import RequestError, short_repr
+from candid.serve.errors import RequestError
 from candid.serve.fallback import FallbackAnswers
 from candid.serve.filters import AttributeFilters
 from candid.serve.items import ItemTable, RequestIds
-from candid.serve.requests import Event, Id, RecommendRequest, SimilarRequest
+from candid.serve.query_builder import QueryBuilder
+from candid.serve.requests import Id, RecommendRequest, SimilarRequest
 from candid.serve.search import TopItems
-from candid.serve.validation import check_attributes, check_limits, to_microseconds
+from candid.serve.validation import check_limits
 
 Ints = npt.NDArray[np.int64]
 NO_ITEMS: Final[Ints] = np.zeros(0, dtype=np.int64)
@@ -93,6 +87,7 @@ class ModelVersion:
     Attributes:
         items: titles, attributes and source ids of items.
         users: source ids of users.
+        queries: builds the query of a request.
         search: over the item vectors.
         filters: by attribute.
         has_few_items: whether log Z costs little, so that every answer may have probabilities.
@@ -115,6 +110,9 @@ class ModelVersion:
             model=name,
         )
         self.users = RequestIds(bundle.dataset.users["source_id"], kind="user", model=name)
+        self.queries = QueryBuilder(
+            bundle, self.items.ids, self.users, max_history=config.max_history
+        )
         source_ids = bundle.dataset.items["source_id"]
         self.search = bundle.search_with(tie_ranks(bundle.dataset.train_counts, source_ids))
         self.filters = AttributeFilters(self.items)
@@ -137,11 +135,11 @@ class ModelVersion:
         check_limits(request, self.config)
         self.filters.check(request.filters)
         if request.event_type is not None:
-            self._check_event_type(request.event_type, "event_type")
+            self.queries.check_event_type(request.event_type, "event_type")
         bundle = self.bundle
         fallback = self.config.fallback if request.fallback is None else request.fallback
         fallback = None if fallback == "none" else fallback
-        query, ignored, is_known = self._query(request, has_fallback=fallback is not None)
+        query, ignored, is_known = self.queries.build(request, has_fallback=fallback is not None)
         fallback = None if is_known else fallback
         if request.probability and bundle.why_no_probability is not None:
             raise RequestError("unsupported", bundle.why_no_probability, "probability")
@@ -300,122 +298,6 @@ class ModelVersion:
                 in_list[common:] = False
             allowed = in_list
         return self.search.similar(query.item_id, query.k, allowed, query.excluded)
-
-    def _query(
-        self, request: RecommendRequest, *, has_fallback: bool
-    ) -> tuple[RecommendQuery, int, bool]:
-        """Return the query, the number of ignored history items, and whether the model answers."""
-        bundle, ignored = self.bundle, 0
-        by_attributes = bundle.encode_users is not None and not bundle.model.needs_history
-        if request.user is not None:
-            self.users.check_type(request.user, "user")
-        if has_fallback and self._is_blank(request):
-            return query_for_history(bundle.dataset, [], max_length=bundle.max_length), 0, False
-        if request.user is not None:
-            query = query_for_user(
-                bundle.dataset,
-                self.users.require(request.user, "user"),
-                max_length=bundle.max_length,
-                time=None if request.time is None else to_microseconds(request.time),
-                event_type=request.event_type,
-            )
-            is_known = bool(len(query.item_ids)) or by_attributes
-        else:
-            query, ignored = self._query_for_history(request)
-            is_known = bool(len(query.item_ids)) or (by_attributes and bool(request.attributes))
-        if has_fallback and not is_known:
-            return query, ignored, False
-        if bundle.model.needs_history and not len(query.item_ids):
-            raise RequestError(
-                "unsupported",
-                "the model needs a history; name at least one item that was in the training data "
-                "(items added later are not read), or a fallback",
-                "user" if request.user is not None else "history",
-            )
-        return query, ignored, True
-
-    def _is_blank(self, request: RecommendRequest) -> bool:
-        """Whether a request describes no user: an unknown id, or neither history nor attributes."""
-        if request.user is not None:
-            return self.users.find(request.user) is None
-        return not request.history and not request.attributes
-
-    def _query_for_history(self, request: RecommendRequest) -> tuple[RecommendQuery, int]:
-        """Return the query of an anonymous user, and the number of ignored history items."""
-        bundle = self.bundle
-        if not accepts_histories(bundle.model, with_features=request.attributes is not None):
-            raise RequestError(
-                "unsupported",
-                "the model only supports users of its training data; name a user",
-                "history" if request.attributes is None else "attributes",
-            )
-        if request.attributes is not None:
-            self._check_user_attributes(request.attributes)
-        history = request.history or []
-        if len(history) > self.config.max_history:
-            raise RequestError(
-                "invalid", f"at most {self.config.max_history} items of history", "history"
-            )
-        item_ids: list[int] = []
-        event_types: list[str | None] = []
-        times: list[int | None] = []
-        ignored, last_time = 0, None
-        source_ids = [entry.item if isinstance(entry, Event) else entry for entry in history]
-        dense_ids = self.items.ids.find_all(source_ids)
-        for position, (entry, item_id) in enumerate(zip(history, dense_ids, strict=True)):
-            event = entry if isinstance(entry, Event) else None
-            if event is not None and event.event_type is not None:
-                self._check_event_type(event.event_type, f"history.{position}.event_type")
-            if item_id is None:
-                if not request.ignore_unknown:
-                    raise self.items.ids.unknown_error(source_ids[position], f"history.{position}")
-                ignored += 1
-                continue
-            item_ids.append(item_id)
-            event_types.append(None if event is None else event.event_type)
-            if event is None or event.time is None:
-                times.append(None)
-                last_time = None
-                continue
-            time = to_microseconds(event.time)
-            times.append(time)
-            if last_time is not None and time < last_time:
-                raise RequestError(
-                    "invalid", "a history must be earliest first", f"history.{position}.time"
-                )
-            last_time = time
-        query = query_for_history(
-            bundle.dataset,
-            item_ids,
-            max_length=bundle.max_length,
-            event_types=event_types,
-            times=times,
-            last_time=last_time,
-            attributes=request.attributes,
-            time=None if request.time is None else to_microseconds(request.time),
-            event_type=request.event_type,
-        )
-        return query, ignored
-
-    def _check_user_attributes(self, attributes: Mapping[str, Any]) -> None:
-        bundle = self.bundle
-        if bundle.encode_users is None:
-            raise RequestError(
-                "unsupported", "the model of this run reads no attributes of users", "attributes"
-            )
-        check_attributes(attributes, bundle.user_attributes, "users", "attributes")
-        try:
-            bundle.encode_users([attributes])
-        except DataError as error:
-            raise RequestError("invalid", str(error)[:500], "attributes") from None
-
-    def _check_event_type(self, event_type: str, field: str) -> None:
-        known = self.bundle.dataset.event_type_names
-        if event_type not in known:
-            names = ", ".join(known) or "none"
-            raise RequestError(
-                "invalid", f"unknown event type {short_repr(event_type)}; known: {names}", field
-            )
 
     def _known_items(self, source_ids: Sequence[Id] | None) -> Ints | None:
         """Return the distinct dense ids of a list; unknown ones are left out."""

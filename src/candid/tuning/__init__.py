@@ -6,16 +6,11 @@ trials/NNNN    the runs of the best trials and of the base recipe (trial 0)
 """
 
 from candid.tuning.base_recipe import BaseRecipe
-from candid.tuning.loop import SearchProgress, SearchResult, search
-from candid.tuning.space import (
-    Choices,
-    Dimension,
-    Range,
-    Space,
-    default_space,
-    parse_space,
-    read_space,
-)
+from candid.tuning.loop import SearchResult, search
+from candid.tuning.space import Choices, Dimension, Range, Space
+from candid.tuning.space_defaults import default_space
+from candid.tuning.space_file import parse_space, read_space
+from candid.tuning.trial_progress import SearchProgress
 from candid.tuning.trials import History, Trial, TrialStatus, read_history
 
 __all__ = [

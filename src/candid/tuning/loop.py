@@ -6,11 +6,9 @@ import gc
 import json
 import shutil
 import threading
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from candid.atomic import replacing, write_error
 from candid.checksums import sealed_text
@@ -19,12 +17,14 @@ from candid.data import PreparedDataset, Role, as_dataset
 from candid.errors import ArtifactError, CandidError, ConfigError, DataError, Interrupted
 from candid.locks import LOCK, check_not_held
 from candid.runs import DATA, check_is_free, train_run
-from candid.training import DivergedError, TrainState, has_checkpoint
+from candid.training import DivergedError, has_checkpoint
 from candid.training.stop_signal import stop_signal
 from candid.tuning.base_recipe import BaseRecipe
 from candid.tuning.report import best_recipe
-from candid.tuning.sampling import check_optuna, is_worse, next_values
-from candid.tuning.space import Space, default_space
+from candid.tuning.sampling import check_optuna, next_values
+from candid.tuning.space import Space
+from candid.tuning.space_defaults import default_space
+from candid.tuning.trial_progress import SearchProgress, StopTrial, TrialProgress
 from candid.tuning.trials import RECIPE, TRIALS, History, Trial, TrialStatus, locked, read_history
 
 FOLDERS: Final = "trials"
@@ -37,30 +37,6 @@ MAX_FAILURES: Final = 10
 
 MAX_ATTEMPTS: Final = 2
 """Starts of a trial whose process was killed; the system may kill it again, such as for memory."""
-
-
-class SearchProgress(Protocol):
-    """A display of a search."""
-
-    def on_start(self, targets: str) -> None:
-        """The first trial trains; ``targets`` states which interactions an epoch trains on."""
-        ...
-
-    def on_trial(self, trial: Trial, history: History) -> None:
-        """A trial starts."""
-        ...
-
-    def on_step(self, trial: Trial, state: TrainState, history: History) -> None:
-        """A line of the metrics log of a trial was written."""
-        ...
-
-    def on_validation(self, trial: Trial, state: TrainState, history: History) -> None:
-        """A validation of a trial ended."""
-        ...
-
-    def on_end(self, trial: Trial, history: History) -> None:
-        """A trial ended."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -163,14 +139,6 @@ def search(
         return loop.run(trials)
 
 
-class _StopTrial(Exception):
-    """Ends a trial from its progress callbacks; never leaves this module."""
-
-    def __init__(self, status: TrialStatus) -> None:
-        super().__init__(status)
-        self.status = status
-
-
 class _Search:
     """The loop over trials."""
 
@@ -253,13 +221,20 @@ class _Search:
         self.history.save(self.out)
         if self.progress is not None:
             self.progress.on_trial(trial, self.history)
-        callbacks = _TrialProgress(self, trial)
+        callbacks = TrialProgress(
+            trial,
+            self.history,
+            self.out,
+            is_over_budget=self.is_over_budget,
+            warmup=max(2, self.base.config.training.epochs // 10),
+            progress=self.progress,
+        )
         try:
             train_run(
                 self.config_of(trial), self.dataset, folder, resume=resume, progress=callbacks
             )
             trial.status = TrialStatus.COMPLETE
-        except _StopTrial as stop:
+        except StopTrial as stop:
             trial.status = stop.status
         except (Interrupted, KeyboardInterrupt):
             trial.status = TrialStatus.STOPPED
@@ -284,7 +259,7 @@ class _Search:
             f"stopped in trial {trial.number}; run the same command with --resume to continue"
         )
 
-    def _close(self, trial: Trial, callbacks: _TrialProgress) -> None:
+    def _close(self, trial: Trial, callbacks: TrialProgress) -> None:
         callbacks.count()
         ranking = self.history.ranking()
         kept = {0, *(one.number for one in ranking[:KEPT])}
@@ -333,54 +308,6 @@ class _Search:
             )
         reasons = [one.reason for one in self.history.trials if one.reason]
         return reasons[0] if reasons else "continue with --resume"
-
-
-class _TrialProgress:
-    """The callbacks of the trainer during one trial: they report, prune and keep the budget."""
-
-    def __init__(self, search: _Search, trial: Trial) -> None:
-        self._search = search
-        self._trial = trial
-        self._started = time.process_time()
-        self._before = trial.cpu_seconds
-
-    def on_start(self, targets: str) -> None:
-        """Pass the description of an epoch on, once."""
-        if self._search.progress is not None and self._trial.number == 0:
-            self._search.progress.on_start(targets)
-
-    def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Stop at the end of the budget."""
-        search = self._search
-        self.count()
-        if search.progress is not None:
-            search.progress.on_step(self._trial, state, search.history)
-        self._stop_over_budget(state)
-
-    def on_validation(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Record the metric; stop a bad trial, or at the end of the budget."""
-        search, trial = self._search, self._trial
-        assert state.metric is not None
-        self.count()
-        trial.add_validation(state.epoch, metrics[state.metric], metrics.get("standard_error"))
-        search.history.save(search.out)
-        if search.progress is not None:
-            search.progress.on_validation(trial, state, search.history)
-        if state.step >= state.total_steps:
-            return  # nothing is left to save
-        earlier = search.history.trials[: trial.number]
-        warmup = max(2, search.base.config.training.epochs // 10)
-        if trial.number > 0 and is_worse(trial, earlier, warmup):
-            raise _StopTrial(TrialStatus.PRUNED)
-        self._stop_over_budget(state)
-
-    def count(self) -> None:
-        """Add the CPU time since the start of the trial."""
-        self._trial.cpu_seconds = self._before + time.process_time() - self._started
-
-    def _stop_over_budget(self, state: TrainState) -> None:
-        if self._search.is_over_budget() and state.step < state.total_steps:
-            raise _StopTrial(TrialStatus.STOPPED)
 
 
 def _open_history(
