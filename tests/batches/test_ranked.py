@@ -70,7 +70,7 @@ def test_long_pieces_must_be_selected_as_a_whole():
 
 def test_sums_of_ranges_with_empty_and_overlapping_ones():
     values = np.array([True, False, True, True])
-    starts, stops = np.array([0, 4, 1, 1, 0, 3]), np.array([4, 4, 1, 3, 2, 4])
+    starts, stops = np.array([0, 4, 2, 1, 0, 3]), np.array([4, 4, 2, 3, 2, 4])
     assert sums_of_ranges(values, starts, stops).tolist() == [3, 0, 0, 1, 1, 1]
     nothing = np.empty(0, dtype=np.int64)
     assert sums_of_ranges(values, nothing, nothing).tolist() == []

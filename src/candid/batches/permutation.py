@@ -18,8 +18,8 @@ Beyond it, ``KeyedPermutation`` needs no memory and no time at the start of an e
 keeps the batches of published results, which have fewer units.
 """
 ROUNDS: Final = 6
-"""Rounds of the Feistel network. Luby and Rackoff prove 4 for random round functions; two more
-cost 0.1 ms a batch of 8,192 and leave a margin for a hash in their place."""
+"""Rounds of the Feistel network. Luby and Rackoff (SIAM Journal on Computing 1988) prove 4 for
+random round functions; two more leave a margin for a hash in their place."""
 
 
 class KeyedPermutation:

@@ -20,8 +20,8 @@ class RangeLookup:
     """The range in which a position is, for S ranges one after the other.
 
     A table of the range at every few positions leaves few to be compared; binary search over all
-    ranges takes 3 to 10 times as long, because each of its steps reads other memory. The table has
-    8 to 16 bytes for each range.
+    ranges takes several times as long, because each of its steps reads other memory. The table has
+    4 to 8 bytes for each range.
 
     Args:
         offsets: [S + 1] int64, range s has the positions ``offsets[s]:offsets[s + 1]``.
