@@ -83,13 +83,12 @@ def test_cases_have_unequal_and_empty_shares(outcomes):
 
 def test_cases_have_a_user_on_several_processes():
     trainer = cases.make_trainer(Path(), cases.CASES["in-batch, refined"], cases.Group())
-    users = trainer.loader.batch(0, 0).user_ids
+    batch = trainer.loader.batch(0, 1)
     shares = [
-        set(users[Share.of(trainer.loader.batch(0, 0), group).rows].tolist())
-        for group in cases.fake_groups(2)
+        set(batch.user_ids[Share.of(batch, group).rows].tolist()) for group in cases.fake_groups(2)
     ]
     assert shares[0] & shares[1]
-    assert shares[0] | shares[1] == set(users.tolist())
+    assert shares[0] | shares[1] == set(batch.user_ids.tolist())
 
 
 @pytest.mark.parametrize("world_size", cases.WORLD_SIZES)

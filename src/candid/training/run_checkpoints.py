@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,7 +60,7 @@ class RunCheckpoints:
         step: Step,
         loader: Loader,
         state: TrainState,
-        meta: Mapping[str, Any],
+        meta: dict[str, Any],
     ) -> None:
         self._folder = folder
         self._model = model
@@ -127,11 +126,12 @@ class RunCheckpoints:
         self._loader.position.epoch = checkpoint.meta["position"]["epoch"]
         self._loader.position.step = checkpoint.meta["position"]["step"]
 
-    def resume(self, progress: Progress | None) -> None:
+    def resume(self, progress: Progress | None, *, reports: bool = True) -> None:
         """Continue from the last checkpoint, or from the one before it if that is damaged.
 
         Args:
             progress: receives a sentence about a damaged checkpoint; None: it is a warning.
+            reports: False leaves the sentence to another process.
 
         Raises:
             ArtifactError: both are damaged, or the best weights so far are.
@@ -139,7 +139,8 @@ class RunCheckpoints:
         found = read_last_checkpoint(self._folder, run=self._meta.get(RUN))
         self._continue_from(found.checkpoint, found.path)
         self._last_is_damaged = found.damage is not None
-        found.report(progress)
+        if reports:
+            found.report(progress)
         if self._state.best is not None:
             self._check_best()
 

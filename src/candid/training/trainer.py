@@ -174,7 +174,7 @@ class Trainer:
         torch.manual_seed(self._seed)
         self._step.seed_samples()
         if resume:
-            self._checkpoints.resume(self.progress)
+            self._checkpoints.resume(self.progress, reports=self.group.is_main)
         else:
             if self.group.is_main:
                 self._checkpoints.forget_previous()
