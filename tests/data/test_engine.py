@@ -86,7 +86,8 @@ def test_missing_packages_are_named_with_the_command(tmp_path, monkeypatch):
         engine.choose("duckdb", 1, limit, tmp_path, CONFIG)
     expected = (
         r"30,000,000 rows of log.parquet need about 1.79 GiB of memory, more than the limit of "
-        rf"1 GiB; to prepare them on disk {install}, or set engine = \"memory\""
+        rf"1 GiB; to prepare them on disk {install}, or set engine = \"memory\" "
+        r"\(candid prepare --engine memory\)"
     )
     with pytest.raises(ConfigError, match=expected):
         engine.choose("auto", 30_000_000, limit, tmp_path, CONFIG)

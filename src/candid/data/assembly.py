@@ -23,7 +23,8 @@ from candid.data.dataset_files import (
     content_fingerprint,
 )
 from candid.data.event_types import target_types
-from candid.data.events import Events, FinalIds
+from candid.data.events import Events
+from candid.data.final_ids import FinalIds
 from candid.data.role_assignment import iso_time, time_range
 from candid.data.tables import JoinedTable, TableConfig
 from candid.version import __version__

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -40,7 +41,7 @@ class DuckDBEngine:
     """The engine whose rows are in files, sorted within a limit of memory.
 
     Args:
-        folder: for temporary files: about 100 bytes for each row; it must be empty, and the caller
+        folder: for temporary files: 20 to 100 bytes for each row; it must be empty, and the caller
             removes it.
         limit: of memory, for the whole process.
         config: names the interactions, for messages.
@@ -102,9 +103,9 @@ class DuckDBEngine:
                 f"{self._origin} has {count:,} {name}s, but a dataset holds at most {MAX_IDS:,}; "
                 "leave some out, or map several to one id"
             )
-        source_ids = pl.concat(
-            [pl.Series(name, [], self._schema[name]), *_series(connection, query)]
-        )
+        schema = {name: self._schema[name]}
+        rows = pl.concat([pl.DataFrame(schema=schema), *_batches(connection, query, schema)])
+        source_ids = rows.to_series()
         self._ids_bytes += source_ids.estimated_size() + count * BYTES_PER_ID
         needed = FIXED_BYTES + self._ids_bytes + MIN_SHARE
         if needed > self._limit.size:
@@ -198,16 +199,21 @@ class DuckDBEngine:
 def _batches(
     connection: duckdb.DuckDBPyConnection, query: str, schema: Mapping[str, pl.DataType]
 ) -> Iterator[pl.DataFrame]:
-    """Yield the rows of a query in batches, as Polars has their types."""
-    for batch in connection.sql(query).to_arrow_reader(BATCH_ROWS):
-        frame: Any = pl.from_arrow(batch)
-        yield frame.cast(schema)
+    """Yield the rows of a query in batches, as Polars has their types.
 
-
-def _series(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pl.Series]:
-    for batch in connection.sql(query).to_arrow_reader(BATCH_ROWS):
-        frame: Any = pl.from_arrow(batch)
-        yield frame.to_series()
+    DuckDB works in a thread: in the main thread Ctrl-C would have no effect until a batch is there.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            reader = pool.submit(
+                lambda: iter(connection.sql(query).to_arrow_reader(BATCH_ROWS))
+            ).result()
+            while (batch := pool.submit(next, reader, None).result()) is not None:
+                frame: Any = pl.from_arrow(batch)
+                yield frame.cast(schema)
+        except BaseException:
+            connection.interrupt()
+            raise
 
 
 def _find(values: pl.Series, source_ids: pl.Series) -> pl.Series:

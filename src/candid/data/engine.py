@@ -89,27 +89,28 @@ class Engine(Protocol):
 class MemoryEngine:
     """The engine whose rows are in memory, about 64 bytes each at the peak."""
 
-    _frame: pl.DataFrame
-    _sorted: SortedInput | None
+    _sorted: SortedInput | None = None
+
+    def __init__(self) -> None:
+        self._frames: list[pl.DataFrame] = []
 
     def number(self, table: RawTable, query: pl.LazyFrame, config: DataConfig) -> NumberedRows:
         """Read the rows and number their users and items by ascending source id."""
         frame, source_ids = ids.encode_ids(table, query)
         users, items = source_ids["user"], source_ids["item"]
         names = [name for name in ("time", "order") if name in frame.columns]
-        self._frame = frame
-        self._sorted = SortedInput(users, config) if config.is_sorted else None
+        self._frames.append(frame)
+        if config.is_sorted:
+            self._sorted = SortedInput(users, config)
         nulls: dict[str, int] = {name: frame[name].null_count() for name in names}
         return NumberedRows(frame.height, users, items, nulls)
 
     def sort(self, keys: Sequence[str], num_types: int | None) -> Iterator[pl.DataFrame]:
         """Yield all rows, sorted."""
-        frame = self._frame
-        del self._frame
         if self._sorted is not None:
-            self._sorted.check(frame)
-        frame = sort_events(frame, keys, num_types)
-        yield frame
+            self._sorted.check(self._frames[0])
+        # Without a variable, which would hold the rows until the end of the preparation.
+        yield sort_events(self._frames.pop(), keys, num_types)
 
     def store(self, frames: Iterator[pl.DataFrame]) -> Parts:
         """Hold the rows in one part."""
@@ -197,7 +198,7 @@ def choose(
             raise ConfigError(
                 f"{num_rows:,} rows of {config.origin} need about {size_text(needed)} of memory, "
                 f"more than the limit of {size_text(limit.size)}; to prepare them on disk run "
-                f'{INSTALL}, or set engine = "memory"'
+                f'{INSTALL}, or set engine = "memory" (candid prepare --engine memory)'
             )
     if engine == "duckdb":
         split = config.split

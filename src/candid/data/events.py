@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from candid.data import filters, negatives
+from candid.data import filters
 from candid.data.chunks import add_counts
 from candid.data.columns import RawTable
 from candid.data.config import DataConfig
@@ -20,17 +20,13 @@ from candid.data.event_types import (
     encode_event_types,
     event_type_names,
     interaction_types,
-    is_target,
 )
-from candid.data.ids import EarlierIds, append_new
-from candid.data.parts import Parts, sort_rows
+from candid.data.parts import Parts
 from candid.data.readers import check_lines
 from candid.data.rows import ParsedRows, parse_rows
 from candid.data.split_config import SplitConfig
+from candid.data.user_steps import UNASSIGNED, UserSteps
 from candid.errors import DataError
-
-UNASSIGNED = 255
-"""Role code of a row without a role."""
 
 Mask = npt.NDArray[np.bool_]
 
@@ -62,7 +58,7 @@ class Events:
     Attributes:
         parts: E rows; user, item (Int32), then as declared time (Int64 microseconds), weight
             (Float32), role (UInt8, column splits only), event_type (UInt8), negatives (lists of
-            items), place (UInt32, see ``keep_order``).
+            items), place (UInt32, see ``user_steps.keep_order``).
         users: source id of each user as loaded, ascending.
         items: source id of each item as loaded, ascending.
         origin: source of the interactions, for messages.
@@ -161,87 +157,6 @@ class Events:
             )
 
 
-@dataclass(frozen=True)
-class FinalIds:
-    """The ids that users and items have in the dataset.
-
-    Attributes:
-        users: source id of each user, by id.
-        items: source id of each item, by id.
-        user_ids: user as loaded -> id, -1 without an interaction.
-        item_ids: likewise for items.
-        user_counts: [number of users] int64, number of interactions of each.
-        retired_items: [number of items] bool; None: no item is retired.
-        report: for users and for items the numbers kept, new and retired (without an interaction);
-            None without an earlier dataset.
-    """
-
-    users: pl.Series
-    items: pl.Series
-    user_ids: npt.NDArray[np.int32]
-    item_ids: npt.NDArray[np.int32]
-    user_counts: npt.NDArray[np.int64]
-    retired_items: Mask | None
-    report: dict[str, dict[str, int]] | None
-
-
-def number(events: Events, earlier: EarlierIds | None) -> FinalIds:
-    """Number the users and items that have an interaction, and group the rows by user again.
-
-    They are numbered by ascending source id. Those of an earlier dataset keep their ids, also
-    without an interaction here, and new ones follow.
-
-    Args:
-        events: its parts are grouped by user in the new order.
-        earlier: the ids to keep; None: without an earlier dataset.
-
-    Raises:
-        DataError: the ids of the earlier dataset are of another type.
-    """
-    results, report = [], {}
-    for kind, source_ids, counts, kept in (
-        ("user", events.users, events.user_counts, None if earlier is None else earlier.users),
-        ("item", events.items, events.item_counts, None if earlier is None else earlier.items),
-    ):
-        present = np.flatnonzero(counts)
-        now = source_ids if len(present) == len(counts) else source_ids.gather(present)
-        total, ids = now, np.arange(len(now), dtype=np.int32)
-        if kept is not None:
-            assert earlier is not None
-            total, ids = append_new(kept, now, kind, earlier.origin)
-            new = len(total) - len(kept)
-            report[f"{kind}s"] = {
-                "kept": len(now) - new,
-                "new": new,
-                "retired": len(total) - len(now),
-            }
-        final_ids = np.full(len(counts), -1, dtype=np.int32)
-        final_ids[present] = ids
-        final_counts = np.zeros(len(total), dtype=np.int64)
-        final_counts[ids] = counts[present]
-        results.append((total, final_ids, final_counts))
-    (users, user_ids, user_counts), (items, item_ids, item_counts) = results
-    is_retired = item_counts == 0
-    if earlier is not None:
-        events.parts.regroup(user_ids)
-        # Rows have the new users now.
-        user_ids = np.arange(len(users), dtype=np.int32)
-    return FinalIds(
-        users,
-        items,
-        user_ids,
-        item_ids,
-        user_counts,
-        is_retired if is_retired.any() else None,
-        None if earlier is None else report,
-    )
-
-
-def keep_order(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add the column ``place``: the number of each row now, before a sort by role."""
-    return frame.with_columns(pl.int_range(pl.len(), dtype=pl.UInt32).alias("place"))
-
-
 def check_rows(table: RawTable, config: DataConfig, report: Callable[[str], None]) -> CheckedRows:
     """Check the columns of the interactions, in a few passes over the files.
 
@@ -292,7 +207,9 @@ def load_events(
     num_types = len(interaction_types(rows.event_types, config))
     has_impressions = num_types < len(rows.event_types)
     report(f"sorting {numbered.num_rows:,} rows")
-    steps = _UserSteps(rows, config, numbered.items, num_types if has_impressions else None)
+    steps = UserSteps(
+        config, rows.event_types, numbered.items, num_types if has_impressions else None
+    )
     # An impression at the time of a choice was shown before the choice.
     frames = engine.sort(keys, num_types if has_impressions else None)
     parts = engine.store(map(steps, frames))
@@ -306,7 +223,11 @@ def load_events(
         parsed.time_unit,
         event_types=rows.event_types[:num_types],
     )
-    steps.finish(events)
+    events.negatives_left_out |= steps.negatives_left_out()
+    remaining = steps.num_rows
+    for reason, dropped in steps.dropped.items():
+        events.count_dropped(reason, dropped, remaining)
+        remaining -= dropped
     report(f"filtering {parts.num_rows:,} rows")
     _filter(events, config)
     for name in ("time", "order", "role"):
@@ -319,86 +240,6 @@ def load_events(
     if "order" in table.columns:
         parts.update(lambda frame: frame.drop("order"))
     return events
-
-
-class _UserSteps:
-    """The steps that need only the rows of one user: negatives, roles and repeated interactions.
-
-    Args:
-        rows: the interactions.
-        config: settings.
-        items: source id of each item.
-        num_types: number of event types that are interactions, before those of impressions; None:
-            there are no impressions.
-    """
-
-    def __init__(
-        self, rows: CheckedRows, config: DataConfig, items: pl.Series, num_types: int | None
-    ) -> None:
-        self._event_types, self._config = rows.event_types, config
-        self._order = [pl.col(key) for key in ("time", "order") if key in rows.table.columns]
-        self._has_role = "role" in rows.table.columns
-        self._num_types = num_types
-        self._negatives = (
-            None if config.negatives is None else negatives.NegativeEncoder(items, config.negatives)
-        )
-        self._left_out: dict[str, int] = {}
-        self._dropped: dict[str, int] = {}
-        self._num_rows = 0
-
-    def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return the rows to keep of whole users, in order of use."""
-        config = self._config
-        self._num_rows += frame.height
-        if self._negatives is not None:
-            frame = self._negatives.encode(frame)
-        if self._num_types is not None:
-            frame = self._attach_impressions(frame, self._num_types)
-        if self._has_role:
-            # After the impressions were removed: those have no role.
-            frame = sort_rows(keep_order(frame), [pl.col("role"), *self._order])
-        if config.split.drop_unassigned and self._has_role:
-            frame = self._filter(frame, "unassigned", frame["role"].to_numpy() != UNASSIGNED)
-        if config.deduplicate != "none":
-            mask = filters.without_repetitions(
-                frame["user"].to_numpy(),
-                frame["item"].to_numpy(),
-                frame["event_type"].to_numpy() if self._event_types else None,
-                config.deduplicate,
-            )
-            frame = self._filter(frame, "repeated", mask)
-        return frame
-
-    def finish(self, events: Events) -> None:
-        """Report what was dropped and left out, after all rows.
-
-        Raises:
-            DataError: all rows are dropped, or no negative is an item.
-        """
-        if self._negatives is not None:
-            unknown = self._negatives.count_unknown()
-            if unknown:
-                events.negatives_left_out["of_no_interaction"] = unknown
-        events.negatives_left_out |= {k: n for k, n in self._left_out.items() if n}
-        remaining = self._num_rows
-        for reason, dropped in self._dropped.items():
-            events.count_dropped(reason, dropped, remaining)
-            remaining -= dropped
-
-    def _attach_impressions(self, frame: pl.DataFrame, num_types: int) -> pl.DataFrame:
-        """Turn impressions into negatives; the interactions stay."""
-        codes = frame["event_type"].to_numpy()
-        is_impression = codes >= num_types
-        targets = ~is_impression & is_target(codes, self._event_types, self._config)
-        frame, left_out = negatives.attach_impressions(frame, is_impression, targets)
-        for reason, count in left_out.items():
-            self._left_out[reason] = self._left_out.get(reason, 0) + count
-        return self._filter(frame, "shown", ~is_impression)
-
-    def _filter(self, frame: pl.DataFrame, reason: str, is_kept: Mask) -> pl.DataFrame:
-        dropped = len(is_kept) - int(is_kept.sum())
-        self._dropped[reason] = self._dropped.get(reason, 0) + dropped
-        return frame.filter(pl.Series(is_kept, dtype=pl.Boolean)) if dropped else frame
 
 
 def _check_any_left(parsed: ParsedRows, config: DataConfig) -> None:

@@ -37,7 +37,8 @@ from candid.data.dataset_files import (
     write_dataset_files,
 )
 from candid.data.engine import Engine, MemoryEngine, MemoryLimit, choose, parse_limit
-from candid.data.events import check_rows, load_events, number
+from candid.data.events import check_rows, load_events
+from candid.data.final_ids import number
 from candid.data.ids import EarlierIds, read_earlier_ids
 from candid.data.inputs import Inputs, inputs_of_config, inputs_of_tables
 from candid.data.readers import Source
@@ -112,8 +113,8 @@ def prepare(
         progress: called with one line before each step.
         force: prepare even if ``out`` is up to date with its files.
         engine: "memory", "duckdb" or "auto"; all give the same dataset. "duckdb" works within
-            ``memory_limit``, with temporary files beside ``out`` (about 100 bytes for each row); it
-            needs the extra ``bigdata``. "auto" takes memory where 64 bytes for each row fit into
+            ``memory_limit``, with temporary files beside ``out`` (20 to 100 bytes a row); it needs
+            the extra ``bigdata``. "auto" takes memory where 64 bytes for each row fit into
             the limit, or where ``out`` is None.
         memory_limit: bytes, or text such as "4GiB", at least 1 GiB; it includes the ids of users
             and items, about 64 bytes each. None: half of the memory that is available.
@@ -170,8 +171,8 @@ def prepare_folder(
         progress: called with one line before each step.
         force: prepare even if ``out`` is up to date.
         engine: "memory", "duckdb" or "auto"; all give the same dataset. "duckdb" works within
-            ``memory_limit``, with temporary files beside ``out`` (about 100 bytes for each row); it
-            needs the extra ``bigdata``. "auto" takes memory where 64 bytes for each row fit into
+            ``memory_limit``, with temporary files beside ``out`` (20 to 100 bytes a row); it needs
+            the extra ``bigdata``. "auto" takes memory where 64 bytes for each row fit into
             the limit.
         memory_limit: bytes, or text such as "4GiB", at least 1 GiB; it includes the ids of users
             and items, about 64 bytes each. None: half of the memory that is available.

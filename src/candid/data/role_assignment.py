@@ -13,9 +13,10 @@ from candid.data import splits, times
 from candid.data.config import DataConfig
 from candid.data.dataset import Role
 from candid.data.event_types import is_target
-from candid.data.events import Events, keep_order
+from candid.data.events import Events
 from candid.data.parts import local_ids
 from candid.data.split_config import SplitConfig
+from candid.data.user_steps import keep_order
 from candid.errors import ConfigError, DataError
 
 Roles = npt.NDArray[np.uint8]
