@@ -200,6 +200,11 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_table(content: str, results: dict[str, Any]) -> str:
+    """Return the page with its generated block filled from the results."""
+    return with_block(content, "loader-memory", table(results))
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -236,7 +241,7 @@ def main() -> None:
             options.out.write_text(json.dumps(report, indent=1) + "\n")
     if options.out == RESULTS:
         results = json.loads(RESULTS.read_text())["results"]
-        DOCS.write_text(with_block(DOCS.read_text(), "loader-memory", table(results)))
+        DOCS.write_text(with_table(DOCS.read_text(), results))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def test_tables_match_results(script, results):
     [
         "tables_quality",
         "loader",
+        "loader_memory",
         "attention",
         "authors_code",
         "in_batch_step",
