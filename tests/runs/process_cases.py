@@ -31,6 +31,14 @@ VARIANTS = {
         "batches": {"micro_batch": 2},
         "sampler": FOURIER,
     },
+    "rows": {
+        "training": {"tables": "row_adam", "clip_norm": 0.5, "patience": 2},
+        "sampler": {"type": "mixture", "components": ["popularity", "in_batch"]},
+    },
+    "sharded": {
+        "training": {"tables": "sharded_row_adam", "clip_norm": 0.5, "patience": 2},
+        "sampler": {"type": "mixture", "components": ["popularity", "in_batch"]},
+    },
 }
 
 
@@ -85,7 +93,7 @@ def train(rank, data, out, variant="mean", resume=False):
     return vars(result.state) | {"is_main": result.is_main}
 
 
-def train_until_stopped(rank, data, out):
+def train_until_stopped(rank, data, out, variant="mean"):
     """Process 1 receives SIGTERM; all stop after the same step."""
     step = Trainer.step
 
@@ -96,7 +104,7 @@ def train_until_stopped(rank, data, out):
         return result
 
     Trainer.step = counted
-    return train(rank, data, out)
+    return train(rank, data, out, variant)
 
 
 def train_until_stopped_in_validation(rank, data, out):
@@ -142,6 +150,9 @@ def main(folder):
     shutil.copytree(folder / "results" / "stopped", folder / "results" / "before")
     run(3, "stopped", train, resume=True)
     run(2, "validating", train_until_stopped_in_validation)
+    run(1, "rows-1", train, variant="rows")
+    run(2, "rows-3", train_until_stopped, variant="sharded")
+    run(3, "rows-3", train, variant="sharded", resume=True)
     run(2, "failed", fail)
     (folder / "codes.json").write_text(json.dumps(codes))
 

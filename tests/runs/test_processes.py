@@ -20,8 +20,14 @@ specification = importlib.util.spec_from_file_location("process_cases", PROGRAM)
 cases = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(cases)
 DURATIONS = {"seconds", "train_seconds", "cpu_seconds", "rows_per_second"}
-PAIRS = [("mean-1", "mean-2"), ("mean-1", "mean-3"), ("parts-1", "parts-2"), ("mean-1", "stopped")]
-WORLD_SIZES = {"mean-2": 2, "mean-3": 3, "parts-2": 2, "stopped": 3}
+PAIRS = [
+    ("mean-1", "mean-2"),
+    ("mean-1", "mean-3"),
+    ("parts-1", "parts-2"),
+    ("mean-1", "stopped"),
+    ("rows-1", "rows-3"),
+]
+WORLD_SIZES = {"mean-2": 2, "mean-3": 3, "parts-2": 2, "stopped": 3, "rows-3": 3}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +76,10 @@ def test_log_is_that_of_one_process(folder, one, several):
     expected, actual = lines_of(folder / one), lines_of(folder / several)
     assert len(actual) == len(expected) > 5
     for line, other in zip(actual, expected, strict=True):
+        if several == "rows-3" and "validation/nll" in line:
+            # The sum over the catalog has the float32 products of other blocks.
+            nll = other.pop("validation/nll")
+            assert line.pop("validation/nll") == pytest.approx(nll, rel=1e-6)
         assert line == pytest.approx(other, rel=1e-9, abs=1e-9)
 
 

@@ -3,6 +3,7 @@
 import errno
 from dataclasses import replace
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,17 +13,21 @@ from candid.batches import History, Queries
 from candid.distributed import current_group
 from candid.errors import ArtifactError, ConfigError
 from candid.losses import sampled_softmax
-from candid.samplers import Uniform
+from candid.samplers import SAMPLERS, Uniform
 from candid.towers import (
     CausalTransformer,
     ItemEmbedding,
     ModelConfig,
+    RowTable,
     TowerContext,
     UserEmbedding,
+    num_parameters,
+    row_table,
     row_tables,
+    sharded_from_start,
     sharded_tables,
 )
-from candid.training import TrainingConfig, load_model, read_checkpoint
+from candid.training import TrainingConfig, load_model, read_checkpoint, trainer
 from candid.training.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
@@ -30,10 +35,10 @@ from candid.training.checkpoint import (
     model_tensors,
     optimizer_tensors,
 )
+from candid.training.last_checkpoint import read_last_shards
 from candid.training.optimizer import make_optimizer
 from candid.training.shard_checkpoint import (
     MANIFEST,
-    read_last_shards,
     read_shards,
     shard_checkpoints,
     write_shards,
@@ -181,8 +186,9 @@ def read_and_write(folder, step):
 
     def on_rank(rank, num_ranks):
         model, optimizer = build("separate", "row_adam", sharded=True, seed=1)
-        checkpoint, path, note = read_last_shards(folder, model, current_group(), run="a run")
-        assert note is None
+        found = read_last_shards(folder, model, current_group(), run="a run")
+        assert found.damage is None
+        checkpoint, path = found.checkpoint, found.path
         load_model(model, checkpoint, path)
         load_optimizer(model, optimizer, checkpoint)
         write_shards(folder, step, checkpoint_of(model, optimizer), model, current_group())
@@ -238,9 +244,9 @@ def read_damaged(folder, expected_path, message):
             with pytest.raises(DamagedCheckpointError, match=message) as caught:
                 read_last_shards(folder, model, group, run="a run")
             return caught.value.exit_code
-        _, path, note = read_last_shards(folder, model, group, run="a run")
-        assert path == expected_path
-        return note
+        found = read_last_shards(folder, model, group, run="a run")
+        assert found.path == expected_path
+        return found.damage
 
     return on_rank
 
@@ -254,8 +260,7 @@ def test_damaged_shards_fall_back_to_the_previous_checkpoint_on_all_ranks(on_ran
     content = part.read_bytes()
     part.write_bytes(content[:-1])
     notes = on_ranks(read_damaged(tmp_path, previous, None), 2)
-    assert all(note.endswith(f"; training continues from {previous}") for note in notes)
-    assert any("rank-1.safetensors has" in note for note in notes)
+    assert all("rank-1.safetensors has" in note for note in notes)
     assert not any("train again" in note for note in notes)
     flipped = bytearray(content)
     flipped[-1] ^= 1
@@ -321,11 +326,75 @@ def test_weights_of_another_catalog_are_refused(num_items):
         load_model(model, Checkpoint(model_tensors(other), {}), "last.safetensors")
 
 
+def build_sharded(rank, num_ranks):
+    """Build parts from the start, and compare them with the whole tables of the same seed."""
+    for tower in QUERY_TOWERS:
+        config = ModelConfig(
+            query_tower=QUERY_TOWERS[tower], item_tower=ItemEmbedding.Config(dim=D)
+        )
+        whole, parts = [], []
+        for group, models in ((None, whole), (current_group(), parts)):
+            torch.manual_seed(3)
+            with sharded_from_start(group):
+                models.append(config.build(TowerContext(U, V, L)))
+            models.append(torch.rand(1))
+        assert torch.equal(whole[1], parts[1])
+        for (name, weight), part in zip(
+            whole[0].named_parameters(), parts[0].parameters(), strict=True
+        ):
+            table = sharded_tables(parts[0]).get(name)
+            assert torch.equal(part, weight if table is None else table.own_part(weight))
+        assert num_parameters(parts[0]) == num_parameters(whole[0])
+    return True
+
+
+def test_parts_that_are_built_alone_have_the_initial_rows_of_whole_tables(on_ranks):
+    assert all(on_ranks(build_sharded, 3))
+
+
+@pytest.mark.parametrize(("num_rows", "dim"), [(1, 1), (5, 3), (16, 1), (70, 3), (95, 1), (96, 8)])
+def test_rows_sampled_in_chunks_are_those_of_a_whole_table(monkeypatch, num_rows, dim):
+    monkeypatch.setattr(row_table, "CHUNK_ROWS", 16)
+    torch.manual_seed(0)
+    whole = torch.nn.init.normal_(torch.empty(num_rows, dim), std=0.5)
+    after = torch.rand(1)
+    for rows in (range(num_rows), range(num_rows // 3, num_rows // 2)):
+        torch.manual_seed(0)
+        part = row_table._normal_rows(num_rows, dim, rows, std=0.5)
+        assert torch.equal(part, whole[rows.start : rows.stop])
+        assert torch.equal(torch.rand(1), after)
+
+
 def test_models_without_a_table_of_ids_cannot_be_sharded():
     with pytest.raises(ConfigError, match="no table of users or items"):
         make_optimizer(torch.nn.Linear(2, 2), TrainingConfig(tables="sharded_row_adam"))
     with pytest.raises(ConfigError, match="cannot be combined"):
         TrainingConfig(tables="sharded_row_adam", average=0.9)
+
+
+def test_settings_that_need_all_rows_are_refused_in_several_processes():
+    def loader(micro_batch):
+        return SimpleNamespace(config=SimpleNamespace(micro_batch=micro_batch))
+
+    follower = SAMPLERS["random_fourier"].Config(num_candidates=4).build(torch.ones(V))
+    with pytest.raises(ConfigError, match=r"micro_batch cannot be combined with sharded"):
+        trainer._check_reads_by_id(loader(8), None)
+    with pytest.raises(ConfigError, match="this sampler needs the vectors of all items"):
+        trainer._check_reads_by_id(loader(None), follower)
+    trainer._check_reads_by_id(loader(None), Uniform(V, num_candidates=5))
+
+
+def test_part_of_a_table_with_another_number_of_rows_is_not_cut():
+    table = RowTable(V, D, "item")
+    process = SimpleNamespace(rank=1, world_size=2, is_single=False)
+    assert table.shard(process).rows == range(6, 13)
+    whole = torch.arange(V)
+    assert torch.equal(table.own_part(whole), whole[6:])
+    # Those of another catalog must not pass for a part of this one.
+    for other in (torch.arange(V + 5), whole[6:]):
+        assert table.own_part(other) is other
+    with pytest.raises(ConfigError, match="no process holds all of them"):
+        table.every_row()
 
 
 def test_sharded_table_of_one_process_has_every_row():

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from candid.batches import Ints, Queries
+from candid.distributed import Group, current_group
 from candid.errors import ArtifactError, ConfigError
 from candid.evaluation.likelihood import target_nll
 from candid.evaluation.metrics import Bools
+from candid.evaluation.shard_scores import ShardedItems, ShardScores
 from candid.index import Exclusions, RunningLogSumExp, SearchResult
 from candid.inference import (
     ItemSubset,
@@ -20,6 +22,7 @@ from candid.inference import (
     StageProgress,
     TwoTowerModel,
     encode_catalog,
+    is_sharded,
     scores_catalog,
 )
 
@@ -191,10 +194,12 @@ def catalog_scorer(
     model: TwoTowerModel | ScoringModel,
     is_ranked: Bools,
     progress: StageProgress | None = None,
+    group: Group | None = None,
 ) -> tuple[Callable[[Queries], CatalogScores], torch.device, Tensor | None]:
     """Return the function that scores a batch of queries, and the device of its queries.
 
-    The third part are the item vectors [V, D] float32, None for a model without vectors.
+    The third part are the item vectors [V, D] float32, None for a model without vectors, and for
+    one whose items are on several processes.
 
     A model that has ``score_catalog`` is asked for rows of scores, [b, V] for one batch at a
     time. The items of any other model are encoded once, here.
@@ -203,11 +208,27 @@ def catalog_scorer(
         model: the model, in inference mode.
         is_ranked: [V] bool, items of the dataset that are ranked.
         progress: called with (stage, done, total) while items are encoded.
+        group: processes that hold the items of a sharded model; None: this process alone.
 
     Raises:
         ConfigError: the model has another number of items than the dataset.
         ArtifactError: vectors or scores are not finite.
     """
+    if (
+        not scores_catalog(model)
+        and is_sharded(model)
+        and (own_items := model.own_items) is not None
+    ):
+        own = model.encode_own_items().float()
+        shards = ShardedItems(
+            own, own_items, is_ranked, current_group() if group is None else group
+        )
+
+        def from_shards(queries: Queries) -> CatalogScores:
+            return ShardScores(shards, model.encode_queries(queries).float())
+
+        return from_shards, own.device, None
+
     if not scores_catalog(model):
         item_vectors = encode_catalog(model, progress).float()
         _check_size(len(item_vectors), len(is_ranked))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from candid.batches import Ints
 from candid.data import HeldOutTargets, PreparedDataset, Role
-from candid.distributed import Group
+from candid.distributed import Group, current_group
 from candid.errors import ConfigError, DataError
 from candid.evaluation.catalog_scores import CatalogScores, catalog_scorer
 from candid.evaluation.config import EvaluationConfig
@@ -42,6 +42,7 @@ from candid.inference import (
     TwoTowerModel,
     held_out_queries,
     inference_mode,
+    is_sharded,
     scores_catalog,
 )
 
@@ -94,7 +95,8 @@ def evaluate(
         progress: called with (stage, done, total) while items are encoded and after each batch
             of users.
         group: processes that share the users; all of them call this and return the same report,
-            that of one process. None: this process alone.
+            that of one process. With sharded tables they share the items instead, and all encode
+            every query. None: this process alone.
 
     Returns:
         metrics, slices, counts and the values of each user.
@@ -107,6 +109,11 @@ def evaluate(
         ArtifactError: the vectors of the model are not finite.
     """
     group = Group() if group is None else group
+    items_group = group
+    if is_sharded(model):
+        # All processes take part in every look-up, and so encode every query: items are shared.
+        _check_needs_no_vectors(config)
+        items_group, group = current_group() if group.is_single else group, Group()
     counts = counts_or_stored(dataset, item_counts)
     config.check_fits(int(catalog_mask(dataset, counts, config.catalog).sum()))
     if true_log_prob is not None and not config.nll:
@@ -132,7 +139,7 @@ def evaluate(
         if num_unranked:
             # A target that no list can contain has no likelihood; it is a miss of every metric.
             config = config.model_copy(update={"nll": False})
-        score, device, item_vectors = catalog_scorer(model, is_ranked, progress)
+        score, device, item_vectors = catalog_scorer(model, is_ranked, progress, items_group)
         evaluation = EvaluationPass(
             is_ranked, dataset, config, queries, counts, item_vectors, true_log_prob
         )
@@ -154,6 +161,14 @@ def evaluate(
     if num_unranked:
         report = replace(report, counts={**report.counts, "unranked_targets": num_unranked})
     return report
+
+
+def _check_needs_no_vectors(config: EvaluationConfig) -> None:
+    if "intra_list_diversity" in config.metrics and config.diversity_attribute is None:
+        raise ConfigError(
+            "intra_list_diversity needs the vectors of all items, and those of sharded tables are "
+            "on several processes: set evaluation.diversity_attribute, or leave the metric out"
+        )
 
 
 @dataclass(frozen=True)

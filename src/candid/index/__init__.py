@@ -28,6 +28,7 @@ from candid.index.measurement import (
     compute_ground_truth,
     measure_index,
 )
+from candid.index.merge import merge_results
 from candid.index.protocol import (
     Exclusions,
     Index,
@@ -77,6 +78,7 @@ __all__ = [
     "compute_ground_truth",
     "default_config",
     "measure_index",
+    "merge_results",
     "open_snapshot",
     "save_changes",
     "snapshot_in_memory",

@@ -38,10 +38,12 @@ from candid.inference.tie_order import (
     tie_ranks,
 )
 from candid.inference.two_tower_model import (
+    ShardedModel,
     StageProgress,
     TwoTowerModel,
     encode_catalog,
     inference_mode,
+    is_sharded,
 )
 from candid.inference.user_queries import held_out_queries, queries_for_users, seen_items
 
@@ -58,6 +60,7 @@ __all__ = [
     "ScoringModel",
     "Searchable",
     "SearchableWithLogPartition",
+    "ShardedModel",
     "StageProgress",
     "TwoTowerModel",
     "accepts_histories",
@@ -65,6 +68,7 @@ __all__ = [
     "encode_queries",
     "held_out_queries",
     "inference_mode",
+    "is_sharded",
     "log_partition",
     "now_microseconds",
     "pack_queries",

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from candid.batches import Queries
 from candid.towers import EncodeProgress
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 StageProgress = Callable[[str, int, int], None]
 """Progress callback of work in stages: (stage, number done, total)."""
@@ -46,6 +49,30 @@ class TwoTowerModel(Protocol):
             progress: called with (items encoded, items in total) during slow encoding.
         """
         ...
+
+
+@runtime_checkable
+class ShardedModel(Protocol):
+    """A model of which several processes hold parts: all of them encode at the same time."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether it is sharded."""
+        ...
+
+    @property
+    def own_items(self) -> range | None:
+        """Items whose vectors this process has; None: it encodes the whole catalog."""
+        ...
+
+    def encode_own_items(self) -> Tensor:
+        """Encode ``own_items``: [n, D]."""
+        ...
+
+
+def is_sharded(model: object) -> TypeIs[ShardedModel]:
+    """Return whether several processes hold parts of a model."""
+    return isinstance(model, ShardedModel) and model.is_sharded
 
 
 def encode_catalog(model: TwoTowerModel, progress: StageProgress | None = None) -> Tensor:

@@ -103,9 +103,10 @@ class _ShardedSoftmax(torch.autograd.Function):
         group: Group,
         precision: Precision,
     ) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            every = group.gather_rows(query, counts).requires_grad_()
-            own = items.detach().requires_grad_()
+        needs_grad = any(ctx.needs_input_grad[:2])
+        with torch.set_grad_enabled(needs_grad):
+            every = group.gather_rows(query, counts).detach().requires_grad_(needs_grad)
+            own = items.detach().requires_grad_(needs_grad)
             # Of all rows over the own items: the part of log Z', and the score of the positive.
             partial = _log_partition(every, own, positives, own_items, precision)
             is_own = (positives >= own_items.start) & (positives < own_items.stop)

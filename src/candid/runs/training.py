@@ -62,7 +62,7 @@ from candid.runs.warm_start import (
     check_same_features,
     warm_start,
 )
-from candid.towers import RetrievalModel
+from candid.towers import RetrievalModel, num_parameters, sharded_from_start
 from candid.training import (
     RUN,
     Progress,
@@ -238,7 +238,10 @@ def _train(
     goes_on = resume and has_checkpoint(out)
     if resume and not goes_on:
         check_stored_no_weights(out, before)
-    model = build_model(config, dataset, features, is_read=goes_on or init is not None)
+    # A warm start maps the rows of whole tables.
+    shards_from_start = config.training.shards_tables and (init is None or goes_on)
+    with sharded_from_start(group if shards_from_start else None):
+        model = build_model(config, dataset, features, is_read=goes_on or init is not None)
     start = None
     if init is not None and not goes_on:
         start = warm_start(open_earlier_run(init), config, dataset, model, progress)
@@ -294,7 +297,7 @@ def _train(
     )
     manifest["steps_per_epoch"] = loader.num_batches
     manifest["targets"] = dealt.summary.to_json()
-    manifest["parameters"] = sum(p.numel() for p in model.parameters())
+    manifest["parameters"] = num_parameters(model)
     dataset.wait_until_verified()
     kept = start_in.kept | ({BEFORE_REFIT} if refit is not None else set())
     writes_new = group.is_main and not resume

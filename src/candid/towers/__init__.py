@@ -38,7 +38,13 @@ from candid.towers.protocol import (
     TowerContext,
 )
 from candid.towers.registry import TOWERS
-from candid.towers.row_table import RowTable, row_tables, sharded_tables
+from candid.towers.row_table import (
+    RowTable,
+    num_parameters,
+    row_tables,
+    sharded_from_start,
+    sharded_tables,
+)
 from candid.towers.transformer import CausalTransformer
 
 __all__ = [
@@ -68,6 +74,8 @@ __all__ = [
     "code_tables",
     "feature_input",
     "merge_inputs",
+    "num_parameters",
     "row_tables",
+    "sharded_from_start",
     "sharded_tables",
 ]

@@ -51,7 +51,7 @@ class UserEmbedding(QueryTower):
     def __init__(self, num_users: int, *, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.embedding = RowTable(num_users, dim).of("user")
+        self.embedding = RowTable(num_users, dim, "user")
 
     def forward(self, queries: Queries) -> Tensor:
         """Look up the users: [B, D]."""
@@ -94,15 +94,24 @@ class ItemEmbedding(ItemTower):
         super().__init__()
         self.num_items = num_items
         self.dim = dim
-        self.embedding = RowTable(num_items, dim).of("item")
+        self.embedding = RowTable(num_items, dim, "item")
         if initial_vectors is not None:
             with torch.no_grad():
-                self.embedding.weight.copy_(initial_vectors)
+                self.embedding.weight.copy_(self.embedding.own_part(initial_vectors))
 
     @property
     def table(self) -> RowTable:
         """The table of item vectors."""
         return self.embedding
+
+    @property
+    def own_items(self) -> range | None:
+        """Items of this process, if the table is sharded."""
+        return self.embedding.rows if self.embedding.is_sharded else None
+
+    def own_vectors(self) -> Tensor:
+        """Return the rows of this process: [n, D]."""
+        return self.embedding.own_rows()
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """Look up the items: [n, D]."""

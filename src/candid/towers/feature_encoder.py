@@ -288,9 +288,8 @@ def require_features(
 
 def _id_table(num_rows: int, dim: int, side: Literal["item", "user"]) -> RowTable:
     """Return the table of ids; row 0, the unknown id, is zero, and id i has row i + 1."""
-    table = RowTable(num_rows + 1, dim).of(side, first_row=1)
-    with torch.no_grad():
-        table.weight[0] = 0
+    table = RowTable(num_rows + 1, dim, side, first_row=1)
+    table.set_row(0, 0.0)
     return table
 
 

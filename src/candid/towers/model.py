@@ -25,6 +25,7 @@ from candid.towers.protocol import (
     TowerContext,
 )
 from candid.towers.row_noise import rows_of
+from candid.towers.row_table import row_tables
 from candid.towers.transformer import CausalTransformer
 
 
@@ -117,6 +118,16 @@ class RetrievalModel(nn.Module):
         return self.item_tower.reads_features
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether processes hold parts of a table, so that all of them encode at the same time."""
+        return any(table.is_sharded for _, table in row_tables(self))
+
+    @property
+    def own_items(self) -> range | None:
+        """Items whose vectors ``encode_own_items`` returns on this process; None: not sharded."""
+        return self.item_tower.own_items
+
+    @property
     def device(self) -> torch.device:
         """Device of the parameters."""
         return self.log_temperature.device
@@ -141,6 +152,14 @@ class RetrievalModel(nn.Module):
                 those with features do without gradient.
         """
         return self._normalize(self.item_tower.catalog(progress))
+
+    def encode_own_items(self) -> Tensor:
+        """Encode ``own_items`` without gradient: [n, D].
+
+        Raises:
+            ConfigError: the item tower holds all items.
+        """
+        return self._normalize(self.item_tower.own_vectors())
 
     def encode_item_values(
         self, values: Mapping[str, Values], item_ids: Tensor | None = None

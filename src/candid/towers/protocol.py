@@ -77,6 +77,19 @@ class ItemTower(nn.Module, ABC):
         """Table whose rows are the item vectors and which a query tower can share, or None."""
         return None
 
+    @property
+    def own_items(self) -> range | None:
+        """Items whose vectors this process holds, where others hold the rest; None: all items."""
+        return None
+
+    def own_vectors(self) -> Tensor:
+        """Return the vectors of ``own_items`` without gradient: [n, D] float.
+
+        Raises:
+            ConfigError: the tower holds all items.
+        """
+        raise ConfigError("this item tower is not sharded: call catalog")
+
     @abstractmethod
     def forward(self, item_ids: Tensor) -> Tensor:
         """Encode items [n] int64: [n, D] float."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Self
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,28 @@ from torch import Tensor, nn
 from candid.distributed import Group
 from candid.distributed.exchange import ShardedRows
 from candid.errors import ConfigError
+
+_sharding: ContextVar[Group | None] = ContextVar("sharding", default=None)
+
+CHUNK_ROWS: Final = 1 << 16
+"""Rows of a sharded table that are sampled at once; a multiple of 16."""
+
+
+@contextmanager
+def sharded_from_start(group: Group | None) -> Iterator[None]:
+    """Build the tables of users and items inside the block with the rows of this process only.
+
+    They have the initial numbers of whole tables, which are sampled in chunks: each process samples
+    all rows, and holds its own.
+
+    Args:
+        group: the processes; None: tables are built whole.
+    """
+    token = _sharding.set(group)
+    try:
+        yield
+    finally:
+        _sharding.reset(token)
 
 
 class RowTable(nn.Embedding):
@@ -23,25 +47,44 @@ class RowTable(nn.Embedding):
     Args:
         num_rows: V.
         dim: D.
+        rows_of: "item" or "user" if the rows from ``first_row`` on are those of items or users, by
+            id: a warm start copies them by source id, and they can be sharded. None: rows of
+            something else, such as codes.
+        first_row: row of id 0.
 
     Attributes:
-        rows_of: "item" or "user" if the rows are those of items or users, by id: a warm start
-            copies them by source id. None: rows of something else, such as codes.
-        first_row: row of id 0.
+        rows_of: as given.
+        first_row: as given.
         shards: the exchange with the other processes; None where ``weight`` has every row.
     """
 
-    def __init__(self, num_rows: int, dim: int) -> None:
-        super().__init__(num_rows, dim)
-        self.rows_of: Literal["item", "user"] | None = None
-        self.first_row = 0
-        self.shards: ShardedRows | None = None
-        nn.init.normal_(self.weight, std=0.02)
-
-    def of(self, rows_of: Literal["item", "user"], first_row: int = 0) -> Self:
-        """Declare that the rows from ``first_row`` on are those of items or of users, by id."""
+    def __init__(
+        self,
+        num_rows: int,
+        dim: int,
+        rows_of: Literal["item", "user"] | None = None,
+        first_row: int = 0,
+    ) -> None:
+        group = None if rows_of is None else _sharding.get()
+        if group is None:
+            super().__init__(num_rows, dim)
+        else:
+            super().__init__(num_rows, dim, device="meta")
         self.rows_of, self.first_row = rows_of, first_row
-        return self
+        self.shards: ShardedRows | None = None
+        if group is None:
+            nn.init.normal_(self.weight, std=0.02)
+        else:
+            self.shards = ShardedRows(num_rows, group)
+            # The random numbers of the other case, in which torch fills a new table as well.
+            _normal_rows(num_rows, dim, range(0), std=1.0)
+            self.weight = nn.Parameter(_normal_rows(num_rows, dim, self.rows, std=0.02))
+
+    @torch.no_grad()
+    def set_row(self, row: int, value: float) -> None:
+        """Set all numbers of a row, on the process that has it."""
+        if row in self.rows:
+            self.weight[row - self.rows.start] = value
 
     def train_by_row(self, dtype: torch.dtype = torch.float32) -> None:
         """Make the gradient sparse and store the table in ``dtype``.
@@ -77,6 +120,11 @@ class RowTable(nn.Embedding):
         """The rows that ``weight`` has: all of them, or those of this process."""
         return range(self.num_embeddings) if self.shards is None else self.shards.exchange.rows
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other processes hold rows of the table, so that a look-up is a collective."""
+        return self.shards is not None and not self.shards.exchange.group.is_single
+
     def own_part(self, values: Tensor) -> Tensor:
         """Return the rows of this process of values for every row, such as a stored table.
 
@@ -104,7 +152,7 @@ class RowTable(nn.Embedding):
         Raises:
             ConfigError: the table is sharded over several processes.
         """
-        if len(self.rows) < self.num_embeddings:
+        if self.is_sharded:
             raise ConfigError(
                 f"the {self.num_embeddings:,} rows of a table are sharded, and no process holds "
                 "all of them: set training.tables without 'sharded_', or use a sampler and a loss "
@@ -115,6 +163,23 @@ class RowTable(nn.Embedding):
     def own_rows(self) -> Tensor:
         """Return the rows of this process, without gradient: [len(rows), D], float32 or wider."""
         return _widen(self.weight.detach())
+
+
+def _normal_rows(num_rows: int, dim: int, rows: range, *, std: float) -> Tensor:
+    """Return some rows of what ``nn.init.normal_`` samples for a whole table, in chunks.
+
+    torch samples normal numbers in blocks of 16, and the last 16 once more where the size is no
+    multiple of 16: chunks of a multiple of 16 numbers, the last one longer than 16, have the same.
+    """
+    result = torch.empty(len(rows), dim)
+    starts = list(range(0, max(num_rows - 15, 1), CHUNK_ROWS))
+    for begin, stop in zip(starts, [*starts[1:], num_rows], strict=True):
+        chunk = torch.empty(stop - begin, dim)
+        nn.init.normal_(chunk, std=std)
+        first, last = max(begin, rows.start), min(stop, rows.stop)
+        if first < last:
+            result[first - rows.start : last - rows.start] = chunk[first - begin : last - begin]
+    return result
 
 
 def row_tables(model: nn.Module) -> Iterator[tuple[str, RowTable]]:
@@ -128,6 +193,17 @@ def sharded_tables(model: nn.Module) -> dict[str, RowTable]:
     """Return the sharded tables of a model, by the first name of their parameter."""
     by_id = {id(table.weight): table for _, table in row_tables(model) if table.shards is not None}
     return {name: by_id[id(p)] for name, p in model.named_parameters() if id(p) in by_id}
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Return the number of parameters of a model, those of sharded tables over all processes."""
+    sharded = sharded_tables(model)
+    return sum(
+        sharded[name].num_embeddings * sharded[name].embedding_dim
+        if name in sharded
+        else parameter.numel()
+        for name, parameter in model.named_parameters()
+    )
 
 
 def _widen(vectors: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ class CausalTransformer(QueryTower):
         self.dim = dim
         self.max_length = max_length
         self._head_width = dim // num_heads
-        self.items = RowTable(num_items, dim).of("item") if input_items is None else input_items
+        self.items = RowTable(num_items, dim, "item") if input_items is None else input_items
         self.positions = embedding_table(max_length, dim) if positions == "learned" else None
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(

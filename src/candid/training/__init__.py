@@ -17,11 +17,11 @@ from candid.training.last_checkpoint import (
     PREVIOUS,
     has_checkpoint,
     read_last_checkpoint,
+    read_last_shards,
 )
 from candid.training.row_optimizer import RowAdagrad, RowAdam
 from candid.training.run_checkpoints import BEST
 from candid.training.shard_checkpoint import (
-    read_last_shards,
     read_shards,
     shard_checkpoints,
     write_shards,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from candid.distributed import Group
-from candid.towers import row_tables
+from candid.towers import row_tables, sharded_tables
 
 NONE: Final = -1
 DENSE: Final = -2
@@ -19,7 +19,8 @@ class GradientSums:
     """Adds the gradients of a model over processes, so that all of them take the same step.
 
     Each process has the gradient of the loss of its rows, which is part of a sum over the batch;
-    nothing is averaged. A parameter without a gradient on every process stays without one.
+    nothing is averaged. A parameter without a gradient on every process stays without one. The rows
+    of sharded tables are left to ``ModelOptimizer``, which sends their gradients to the owners.
 
     Args:
         model: the same weights on every process.
@@ -38,11 +39,11 @@ class GradientSums:
         """
         if self._group.is_single:
             return value
-        all_tables = [table for _, table in row_tables(self._model)]
-        tables = {table.weight for table in all_tables if table.sparse}
-        # Their gradients are sent to the owners of the rows.
-        sharded = {table.weight for table in all_tables if table.shards is not None}
-        parameters = [p for p in self._model.parameters() if p.requires_grad and p not in sharded]
+        tables = {table.weight for _, table in row_tables(self._model) if table.sparse}
+        sharded = sharded_tables(self._model)
+        parameters = [
+            p for n, p in self._model.named_parameters() if p.requires_grad and n not in sharded
+        ]
         dense = self._add_tables([p for p in parameters if p in tables])
         dense += [p for p in parameters if p not in tables]
         total = value.detach().clone()

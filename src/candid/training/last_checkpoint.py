@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from torch import nn
+
+from candid.distributed import Group
 from candid.training.checkpoint import (
     RESTORE,
     Checkpoint,
@@ -14,6 +17,7 @@ from candid.training.checkpoint import (
     check_has_training_state,
     read_checkpoint,
 )
+from candid.training.shard_checkpoint import check_same_folder, read_shards, shard_checkpoints
 from candid.training.state import Progress
 
 LAST: Final = "last.safetensors"
@@ -21,6 +25,9 @@ LAST: Final = "last.safetensors"
 
 PREVIOUS: Final = "previous.safetensors"
 """The checkpoint before the last one; training continues from it if the last one is damaged."""
+
+SHARDS: Final = "checkpoints"
+"""Folder of the checkpoints of a run with sharded tables."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ class LastCheckpoint:
 def has_checkpoint(folder: Path | str) -> bool:
     """Return whether the folder of a run has a checkpoint to continue from."""
     folder = Path(folder)
-    return (folder / LAST).exists() or (folder / PREVIOUS).exists()
+    is_one_file = (folder / LAST).exists() or (folder / PREVIOUS).exists()
+    return is_one_file or bool(shard_checkpoints(folder / SHARDS))
 
 
 def read_last_checkpoint(folder: Path | str, *, run: str | None = None) -> LastCheckpoint:
@@ -79,6 +87,43 @@ def read_last_checkpoint(folder: Path | str, *, run: str | None = None) -> LastC
     except DamagedCheckpointError:
         raise DamagedCheckpointError(
             f"{last} and {previous} are damaged: restore one of them from a copy, or train again"
+        ) from None
+
+
+def read_last_shards(
+    folder: Path | str, model: nn.Module, group: Group, *, run: str | None = None
+) -> LastCheckpoint:
+    """Read the last checkpoint of sharded tables; if it is damaged, the one before it.
+
+    A collective of all processes: they agree on the checkpoint.
+
+    Args:
+        folder: of the checkpoints.
+        model: its sharded tables state the rows of this process.
+        group: the processes.
+        run: id of the run, from ``run.json``; None: any run.
+
+    Raises:
+        DamagedCheckpointError: none exists, or the last two are damaged; raised on every process.
+        ArtifactError: the last one is of another format or model, or the processes have different
+            folders; raised on every process.
+    """
+    paths = shard_checkpoints(folder)
+    check_same_folder(paths, folder, group)
+    if not paths:
+        raise DamagedCheckpointError(f"{folder} has no complete checkpoint: train again")
+    try:
+        return LastCheckpoint(paths[0], read_shards(paths[0], model, group, run=run), None)
+    except DamagedCheckpointError as error:
+        if len(paths) == 1:
+            raise
+        damage = str(error).removesuffix(f": {RESTORE}")
+    try:
+        return LastCheckpoint(paths[1], read_shards(paths[1], model, group, run=run), damage)
+    except DamagedCheckpointError:
+        raise DamagedCheckpointError(
+            f"{paths[0]} and {paths[1]} are damaged: restore one of them from a copy, or train "
+            "again"
         ) from None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from candid.distributed import Group
 from candid.errors import ConfigError
 from candid.towers import RowTable, row_tables
 from candid.training.config import TrainingConfig
@@ -147,13 +148,20 @@ class ModelOptimizer:
         return [shards.exchange.group.sum(torch.stack(norms).square().sum(0, keepdim=True)).sqrt()]
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
+def make_optimizer(
+    model: nn.Module, config: TrainingConfig, group: Group | None = None
+) -> ModelOptimizer:
     """Build Adam or AdamW for the trainable parameters, and a row-wise optimizer for tables.
 
     Weight decay applies to matrices only, and not to a bias that is one, such as that of time by
     head. With ``config.tables`` other than "dense", the tables of the model return sparse
     gradients and store their vectors in ``config.table_dtype``. With a "sharded_" rule the tables
     of users and items keep the rows of this process only; tables of codes stay whole.
+
+    Args:
+        model: on its device.
+        config: settings.
+        group: processes that share sharded tables; None: the open group, or this process alone.
 
     Raises:
         ConfigError: there is no table to train by row, or none of users or items to shard.
@@ -168,7 +176,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
                 "items: set it to 'dense'"
             )
         if config.shards_tables:
-            sharded = _shard(tables.values(), config)
+            sharded = _shard(tables.values(), config, group)
         for table in tables.values():
             # A model in float64 keeps it.
             is_narrow = config.table_dtype == "bfloat16"
@@ -189,7 +197,9 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> ModelOptimizer:
     )
 
 
-def _shard(tables: Iterable[RowTable], config: TrainingConfig) -> list[RowTable]:
+def _shard(
+    tables: Iterable[RowTable], config: TrainingConfig, group: Group | None
+) -> list[RowTable]:
     """Shard the tables of users and items over the processes, and return them."""
     sharded = [table for table in tables if table.rows_of is not None]
     if not sharded:
@@ -199,7 +209,7 @@ def _shard(tables: Iterable[RowTable], config: TrainingConfig) -> list[RowTable]
         )
     for table in sharded:
         if table.shards is None:
-            table.shard()
+            table.shard(group)
     return sharded
 
 

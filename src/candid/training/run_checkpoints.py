@@ -8,7 +8,11 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from candid.atomic import remove_folder
 from candid.batches import Loader
+from candid.distributed import Group
+from candid.errors import ConfigError
+from candid.towers import sharded_tables
 from candid.training.average import WeightAverage
 from candid.training.checkpoint import (
     RESTORE,
@@ -24,8 +28,16 @@ from candid.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from candid.training.last_checkpoint import LAST, PREVIOUS, read_last_checkpoint
+from candid.training.last_checkpoint import (
+    LAST,
+    PREVIOUS,
+    SHARDS,
+    read_last_checkpoint,
+    read_last_shards,
+)
 from candid.training.optimizer import ModelOptimizer
+from candid.training.shard_checkpoint import shard_checkpoints, write_shards
+from candid.training.shard_export import export_shards
 from candid.training.state import Progress, TrainState
 from candid.training.step import Step
 
@@ -36,7 +48,8 @@ BEST: Final = "best.safetensors"
 class RunCheckpoints:
     """Writes and reads the checkpoints of a training in the folder of its run.
 
-    With several processes all read, and rank 0 alone writes.
+    With several processes all read, and rank 0 alone writes. With sharded tables every process
+    writes and reads its rows, and rank 0 alone joins them to the files that serving reads.
 
     Args:
         folder: of the run.
@@ -48,6 +61,7 @@ class RunCheckpoints:
         state: progress of the run; ``load`` writes to it.
         meta: plain JSON values stored in every checkpoint. With an id under "run", a checkpoint
             of another run is refused.
+        group: the processes, which call all methods together.
     """
 
     def __init__(
@@ -61,6 +75,7 @@ class RunCheckpoints:
         loader: Loader,
         state: TrainState,
         meta: dict[str, Any],
+        group: Group,
     ) -> None:
         self._folder = folder
         self._model = model
@@ -71,12 +86,49 @@ class RunCheckpoints:
         self._state = state
         self._meta = meta
         self._last_is_damaged = False
+        self._group = group
+        self._is_sharded = bool(sharded_tables(model))
 
     def save(self, path: Path | str) -> None:
         """Write a checkpoint from which ``load`` continues exactly.
 
         An earlier ``last.safetensors`` of the run stays as ``previous.safetensors``.
+
+        Raises:
+            ConfigError: the tables are sharded over several processes.
         """
+        if self._is_sharded and not self._group.is_single:
+            raise ConfigError(
+                f"{path} cannot hold tables that are sharded over several processes: use "
+                "candid.training.write_shards"
+            )
+        is_last = Path(path) == self._folder / LAST
+        keep = self._folder / PREVIOUS if is_last and not self._last_is_damaged else None
+        write_checkpoint(path, self._checkpoint(), keep=keep)
+        self._last_is_damaged &= not is_last
+
+    def save_last(self) -> None:
+        """Write the checkpoint of the last step."""
+        if self._is_sharded:
+            shards = self._folder / SHARDS
+            write_shards(shards, self._state.step, self._checkpoint(), self._model, self._group)
+        elif self._group.is_main:
+            self.save(self._folder / LAST)
+
+    @property
+    def last_path(self) -> Path:
+        """File or folder of the checkpoint of the last step."""
+        if self._is_sharded:
+            return self._folder / SHARDS / f"step-{self._state.step}"
+        return self._folder / LAST
+
+    def export_last(self) -> None:
+        """Join the parts of the last checkpoint to ``last.safetensors``, at the end of a run."""
+        is_new = self._is_sharded and self.last_path in shard_checkpoints(self._folder / SHARDS)
+        if is_new and self._group.is_main:
+            export_shards(self.last_path, self._folder / LAST, weights_only=False)
+
+    def _checkpoint(self) -> Checkpoint:
         tensors = model_tensors(self._model) | optimizer_tensors(self._model, self._optimizer)
         if self._average is not None:
             tensors |= self._average.tensors()
@@ -93,15 +145,20 @@ class RunCheckpoints:
             "state": vars(self._state),
             "position": {"epoch": position.epoch, "step": position.step},
         }
-        is_last = Path(path) == self._folder / LAST
-        keep = self._folder / PREVIOUS if is_last and not self._last_is_damaged else None
-        write_checkpoint(path, Checkpoint(tensors, meta), keep=keep)
-        self._last_is_damaged &= not is_last
+        return Checkpoint(tensors, meta)
 
     def save_best(self) -> None:
         """Write the weights of the best validation so far."""
         meta = self._meta | {"state": vars(self._state)}
-        write_checkpoint(self._folder / BEST, Checkpoint(model_tensors(self._model), meta))
+        best = Checkpoint(model_tensors(self._model), meta)
+        if self._is_sharded:
+            folder = self._folder / SHARDS / "best"
+            path = write_shards(folder, self._state.step, best, self._model, self._group, kept=1)
+            if self._group.is_main:
+                export_shards(path, self._folder / BEST)
+                remove_folder(folder)
+        elif self._group.is_main:
+            write_checkpoint(self._folder / BEST, best)
 
     def load(self, path: Path | str) -> None:
         """Continue from a checkpoint of the same model, loader and seed.
@@ -136,17 +193,24 @@ class RunCheckpoints:
         Raises:
             ArtifactError: both are damaged, or the best weights so far are.
         """
-        found = read_last_checkpoint(self._folder, run=self._meta.get(RUN))
+        run, shards = self._meta.get(RUN), self._folder / SHARDS
+        if self._is_sharded and shard_checkpoints(shards):
+            found = read_last_shards(shards, self._model, self._group, run=run)
+            check_has_training_state(found.checkpoint, found.path)
+        else:
+            found = read_last_checkpoint(self._folder, run=run)
         self._continue_from(found.checkpoint, found.path)
-        self._last_is_damaged = found.damage is not None
+        self._last_is_damaged = found.damage is not None and not self._is_sharded
         if reports:
             found.report(progress)
         if self._state.best is not None:
             self._check_best()
 
     def forget_previous(self) -> None:
-        """Remove the checkpoint of an earlier start of a run that begins again."""
+        """Remove the checkpoints of an earlier start of a run that begins again."""
         (self._folder / PREVIOUS).unlink(missing_ok=True)
+        if (self._folder / SHARDS).exists():
+            remove_folder(self._folder / SHARDS)
 
     def begin_with(self, start: Checkpoint) -> None:
         """Take over weights, and states and counts where the start has them."""
@@ -165,7 +229,8 @@ class RunCheckpoints:
         path = self._folder / BEST
         if not path.exists():
             raise DamagedCheckpointError(f"{path} is missing: {RESTORE}")
-        read_checkpoint(path, run=self._meta.get(RUN))
+        if self._group.is_main or not self._is_sharded:
+            read_checkpoint(path, run=self._meta.get(RUN))
 
     def _load_tensors(self, checkpoint: Checkpoint, path: Path | str) -> None:
         load_model(self._model, checkpoint, path)

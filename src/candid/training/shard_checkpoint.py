@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +65,10 @@ def write_shards(
     checkpoint: Checkpoint,
     model: nn.Module,
     group: Group,
+    *,
+    kept: int = KEPT,
 ) -> Path:
-    """Write a checkpoint of all processes, and remove all others but the one before it.
+    """Write a checkpoint of all processes, and remove all others but those just before it.
 
     A collective: every process calls it with the same step. The shared part is that of process 0.
 
@@ -77,6 +79,7 @@ def write_shards(
             optimizer have the rows of this process.
         model: its sharded tables have rows.
         group: the processes.
+        kept: checkpoints that stay, this one included.
 
     Returns:
         the folder of the checkpoint.
@@ -117,7 +120,7 @@ def write_shards(
                 | {_rank_file(rank): entry for rank, entry in enumerate(entries)},
             }
             write_sealed_json(path / MANIFEST, manifest)
-            _remove_others(path)
+            _remove_others(path, kept)
     return path
 
 
@@ -169,45 +172,6 @@ def read_shards(
                 )
             checkpoint.tensors[name] = torch.cat(list(files.blocks(name, table.rows)))
     return checkpoint
-
-
-def read_last_shards(
-    folder: Path | str, model: nn.Module, group: Group, *, run: str | None = None
-) -> tuple[Checkpoint, Path, str | None]:
-    """Read the last complete checkpoint of a run, or the one before it if that is damaged.
-
-    A collective of all processes.
-
-    Args:
-        folder: folder of the checkpoints.
-        model: as for ``read_shards``.
-        group: as for ``read_shards``.
-        run: as for ``read_shards``.
-
-    Returns:
-        the checkpoint, its folder, and a sentence if a later one is damaged, otherwise None.
-
-    Raises:
-        DamagedCheckpointError: none exists, or the last two are damaged; raised on every process.
-    """
-    paths = shard_checkpoints(folder)
-    _check_same_folder(paths, folder, group)
-    if not paths:
-        raise DamagedCheckpointError(f"{folder} has no complete checkpoint: train again")
-    try:
-        return read_shards(paths[0], model, group, run=run), paths[0], None
-    except DamagedCheckpointError as error:
-        if len(paths) == 1:
-            raise
-        reason = str(error).removesuffix(f": {RESTORE}")
-    try:
-        checkpoint = read_shards(paths[1], model, group, run=run)
-    except DamagedCheckpointError:
-        raise DamagedCheckpointError(
-            f"{paths[0]} and {paths[1]} are damaged: restore one of them from a copy, or train "
-            "again"
-        ) from None
-    return checkpoint, paths[1], f"{reason}; training continues from {paths[1]}"
 
 
 class ShardFiles:
@@ -367,7 +331,7 @@ def _start_folder(path: Path) -> None:
         raise write_error(path, error) from error
 
 
-def _remove_others(path: Path, kept: int = KEPT) -> None:
+def _remove_others(path: Path, kept: int) -> None:
     """Keep a checkpoint and the complete ones before it.
 
     Later ones are of an earlier start in this folder, or damaged, and a training that continues
@@ -425,8 +389,17 @@ def _gathered(entry: Mapping[str, Any], group: Group) -> list[dict[str, Any]]:
     return [{"bytes": size, "sha256": bytes(digest).hex()} for size, *digest in every]
 
 
-def _check_same_folder(paths: list[Path], folder: Path | str, group: Group) -> None:
-    """Refuse processes that list other checkpoints than the first: they must share one folder."""
+def check_same_folder(paths: Sequence[Path], folder: Path | str, group: Group) -> None:
+    """Refuse processes that find other checkpoints than the first: they must share one folder.
+
+    Args:
+        paths: result of ``shard_checkpoints``.
+        folder: of the checkpoints, for the message.
+        group: the processes.
+
+    Raises:
+        ArtifactError: they differ; raised on every process.
+    """
     steps = [1 + int(path.name.removeprefix("step-")) for path in paths[:KEPT]]
     every = group.gather_counts([*steps, *[0] * (KEPT - len(steps))])
     if any(other != every[0] for other in every):

@@ -24,12 +24,11 @@ from candid.errors import CandidError, ConfigError, Interrupted
 from candid.losses.candidate_loss import ObjectiveWithSampler
 from candid.losses.output import Loss, LossOutput
 from candid.samplers.sampler import Sampler
-from candid.towers import RetrievalModel
+from candid.towers import RetrievalModel, sharded_tables
 from candid.training.average import WeightAverage
 from candid.training.checkpoint import Checkpoint
 from candid.training.config import TrainingConfig
 from candid.training.kernel_cache import bound_kernel_cache
-from candid.training.last_checkpoint import LAST
 from candid.training.optimizer import learning_rate, make_optimizer
 from candid.training.run_checkpoints import RunCheckpoints
 from candid.training.state import Progress, TrainingLength, TrainState
@@ -104,11 +103,9 @@ class Trainer:
                 "this loss reads the whole catalog, so every row of the item table has a gradient: "
                 "set training.tables = 'dense', or choose a loss with candidates"
             )
-        if config.shards_tables and group is not None and not group.is_single:
-            raise ConfigError(
-                f"training.tables = {config.tables!r} cannot be trained in several processes yet: "
-                f"set it to {config.row_rule!r}"
-            )
+        group = Group() if group is None else group
+        if config.shards_tables and not group.is_single:
+            _check_reads_by_id(loader, sampler)
         bound_kernel_cache()
         self.model = model
         self.loader = loader
@@ -119,8 +116,8 @@ class Trainer:
         self.validate = validate
         self.meta = dict(meta or {})
         self.progress = progress
-        self.group = Group() if group is None else group
-        self.optimizer = make_optimizer(model, config)
+        self.group = group
+        self.optimizer = make_optimizer(model, config, group)
         self.average = (
             None if config.average is None else WeightAverage(model, decay=config.average)
         )
@@ -146,6 +143,7 @@ class Trainer:
             loader=loader,
             state=self.state,
             meta=self.meta,
+            group=self.group,
         )
         self._seed = seed
         self._start = start
@@ -181,7 +179,9 @@ class Trainer:
             if self._start is not None:
                 self._checkpoints.begin_with(self._start)
         # Other machines may round the initial weights differently.
-        self.group.broadcast_([*self.model.parameters(), *self.model.buffers()], "weights")
+        sharded = sharded_tables(self.model)
+        shared = [p for name, p in self.model.named_parameters() if name not in sharded]
+        self.group.broadcast_([*shared, *self.model.buffers()], "weights")
         if self.group.is_main:
             from_step = self.state.step if resume else None
             self._trackers = open_trackers(self.config.trackers, self.folder, self.name, from_step)
@@ -191,6 +191,7 @@ class Trainer:
             stop = closers.enter_context(stop_signal())
             while not self._finished():
                 self._epoch(stop)
+            self._checkpoints.export_last()
             # Rank 0 has written the last files.
             self.group.barrier()
         return self.state
@@ -297,18 +298,16 @@ class Trainer:
         self.state.cpu_seconds += float(self.group.sum(cpu))
 
     def _save_last(self) -> None:
-        if not self.group.is_main:
-            return
         # The log first: a resume continues after the steps of the checkpoint.
         for tracker in self._trackers:
             tracker.flush()
-        self.save(self.folder / LAST)
+        self._checkpoints.save_last()
 
     def _validate(self) -> None:
         assert self.validate is not None
         metrics = dict(self.validate(self.model))
         state = self.state
-        if state.update_best(metrics) and self.group.is_main:
+        if state.update_best(metrics):
             self._checkpoints.save_best()
         line = {"epoch": state.epoch, "seconds": round(state.seconds, 3)} | {
             f"validation/{name}": value for name, value in metrics.items()
@@ -363,7 +362,23 @@ class Trainer:
         self._save_last()
         # A process that ends earlier would end rank 0 while it writes.
         self.group.barrier()
+        path = self._checkpoints.last_path
         raise Interrupted(
-            f"stopped at step {self.state.step} and wrote {self.folder / LAST}: run the same "
-            "command with --resume to continue"
+            f"stopped at step {self.state.step} and wrote {path}: run the same command with "
+            "--resume to continue"
+        )
+
+
+def _check_reads_by_id(loader: Loader, sampler: Sampler | None) -> None:
+    """Refuse what needs the same number of look-ups, or all rows of a sharded table, everywhere."""
+    if loader.config.micro_batch is not None:
+        raise ConfigError(
+            "batches.micro_batch cannot be combined with sharded tables over several processes: "
+            "leave it out, or add processes"
+        )
+    if sampler is not None and sampler.refresh_every is not None:
+        raise ConfigError(
+            "this sampler needs the vectors of all items, and no process holds all rows of sharded "
+            "tables: choose a sampler that does not follow the model, or set training.tables "
+            "without 'sharded_'"
         )
