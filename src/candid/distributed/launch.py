@@ -44,8 +44,6 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The processes report their errors themselves.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -57,6 +55,8 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         monitor_interval=0.2,
     )
     agent: Any = elastic_launch(config, sys.executable)
+    # The processes report their errors themselves; each logger of torch has a level of its own.
+    logging.disable(logging.ERROR)
     try:
         agent("-m", "candid", *arguments)
     except SignalException:
@@ -69,4 +69,6 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
             f"process {rank} was killed by signal {-failure.exitcode}: if the system ran out of "
             "memory, lower batches.batch_size or use fewer processes; continue with --resume"
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)
     return 0
