@@ -262,6 +262,7 @@ def test_interactions_beyond_32_bits(unit):
 
 def peak_and_kept(work):
     """Return the most bytes that numpy held at a time and those it holds after the work."""
+    work()  # first calls import modules, whose memory would count
     tracemalloc.start()
     try:
         result = work()
@@ -303,7 +304,7 @@ def test_memory_is_that_of_users_and_not_of_interactions(unit, kind, tmp_path, m
     assert loader.num_units >= 50 * 8000 // 100 // 2
     # 48 bytes for each of the 8,000 interactions of a chunk, and little for each interaction.
     assert peak < 2 * 48 * length + num // 2
-    assert kept < num // 3
+    assert kept < num // 2
 
 
 def batch_has_no_history(loader):
