@@ -264,8 +264,8 @@ def test_order_of_sorted_rows_needs_no_time(small_parts, tmp_path):
     ],
 )
 def test_rows_that_are_not_sorted_are_refused(small_parts, tmp_path, rows, message):
-    # The rows at fault are in another part than the first ones.
-    before = [(0, time) for time in range(9)]
+    # The row at fault is the first one of a part.
+    before = [(0, time) for time in range(10)]
     frame = pl.DataFrame([*before, *rows], schema=["user_id", "t"], orient="row")
     frame.with_columns(item_id=pl.col("user_id")).write_parquet(tmp_path / "log.parquet")
     config = DataConfig(
