@@ -99,6 +99,11 @@ class RowTable(nn.Embedding):
         """Make the gradient of each look-up a sparse tensor; ``ModelOptimizer`` adds them up."""
         self.sparse = True
 
+    def reset_parameters(self) -> None:
+        """Fill a new table, unless it has no memory yet: torch loads its compiler for that."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def shard(self, group: Group | None = None) -> Self:
         """Keep the rows of this process only; ``num_embeddings`` stays that of the whole table.
 
