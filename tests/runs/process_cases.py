@@ -20,6 +20,7 @@ from candid.training import Trainer
 NUM_ITEMS = 15
 STOPPED_AT = 9
 """Step after which process 1 receives SIGTERM, in the middle of an epoch."""
+REFUSED = {"failed", "copies"}
 FOURIER = {"type": "random_fourier", "num_candidates": 6, "refresh_every": 2}
 VARIANTS = {
     "mean": {
@@ -120,6 +121,11 @@ def train_until_stopped_in_validation(rank, data, out):
     return train(rank, data, out)
 
 
+def resume_from_other_checkpoints(rank, data, out):
+    """The folder of process 1 is a copy with an earlier checkpoint."""
+    return train(rank, data, out / f"{rank}", resume=True)
+
+
 def fail(rank, data, out):
     """The folder holds other files: rank 0 refuses it."""
     out.mkdir(exist_ok=True)
@@ -139,7 +145,7 @@ def main(folder):
         out = folder / name
         call = partial(function, data=data, out=out, **arguments)
         codes[name] = run_ranks(world_size, call, folder / "results" / name, 900)
-        assert name == "failed" or codes[name] == [0] * world_size, (name, codes)
+        assert name in REFUSED or codes[name] == [0] * world_size, (name, codes)
 
     run(1, "mean-1", train)
     run(2, "mean-2", train)
@@ -148,7 +154,10 @@ def main(folder):
     run(2, "parts-2", train, variant="parts")
     run(2, "stopped", train_until_stopped)
     shutil.copytree(folder / "results" / "stopped", folder / "results" / "before")
+    shutil.copytree(folder / "stopped", folder / "copies" / "1")
     run(3, "stopped", train, resume=True)
+    shutil.copytree(folder / "stopped", folder / "copies" / "0")
+    run(2, "copies", resume_from_other_checkpoints)
     run(2, "validating", train_until_stopped_in_validation)
     run(1, "rows-1", train, variant="rows")
     run(2, "rows-3", train_until_stopped, variant="sharded")

@@ -119,6 +119,12 @@ def test_refused_folder_ends_all_processes_with_the_code_of_rank_0(folder):
     assert "process 0 failed: " in (folder / "stderr.txt").read_text()
 
 
+def test_processes_with_other_checkpoints_are_refused(folder):
+    codes = json.loads((folder / "codes.json").read_text())
+    assert codes["copies"] == [2, 2]
+    assert "do not have the same input (checkpoint)" in (folder / "stderr.txt").read_text()
+
+
 def test_run_of_several_processes_is_a_run(folder):
     run = load_run(folder / "mean-2", folder / "data")
     assert run.recommend([0], k=3).height == 3

@@ -254,13 +254,13 @@ class Group:
         if self.is_single:
             return
         main = self.broadcast_json(dict(values))
-        differs = [name for name, value in values.items() if main.get(name) != value]
-        # All processes take part, so that all of them stop.
-        if any(self.largest([bool(differs)])):
-            what = f" ({', '.join(differs)})" if differs else ""
+        # All processes take part, so that all of them stop, and name the same values.
+        flags = self.largest([main.get(name) != value for name, value in values.items()])
+        differs = [name for name, flag in zip(values, flags, strict=True) if flag]
+        if differs:
             raise ConfigError(
-                f"the processes do not have the same input{what}: give all of them the same "
-                "recipe, dataset and version of candid"
+                f"the processes do not have the same input ({', '.join(differs)}): give all of "
+                "them the same recipe, dataset, folder of the run and version of candid"
             )
 
     def barrier(self) -> None:

@@ -178,6 +178,10 @@ class Trainer:
                 self._checkpoints.forget_previous()
             if self._start is not None:
                 self._checkpoints.begin_with(self._start)
+        position = self.loader.position
+        where = f"step {self.state.step}, epoch {position.epoch}, batch {position.step}"
+        # The folder of the run may have another checkpoint, or none, on another machine.
+        self.group.check_same({"checkpoint": where if resume else "none"})
         # Other machines may round the initial weights differently.
         sharded = sharded_tables(self.model)
         shared = [p for name, p in self.model.named_parameters() if name not in sharded]
