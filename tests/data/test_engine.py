@@ -23,6 +23,7 @@ CONFIG = DataConfig(interactions="log.parquet")
         (f"{3 * GIB}", 3 * GIB),
         (3 * GIB, 3 * GIB),
         ("1TiB", 2**40),
+        ("1" + "0" * 400, 2**62),
     ],
 )
 def test_limit_is_read_with_its_unit(text, size):
@@ -68,7 +69,7 @@ def test_auto_takes_memory_up_to_64_bytes_for_each_row(tmp_path):
 def test_dealing_more_rows_than_fit_into_memory_is_refused(tmp_path):
     split = {"kind": "cross-validation", "unit": "interaction"}
     config = DataConfig(interactions="log.parquet", split=split)
-    limit, rows = engine.MemoryLimit(GIB, True), GIB // 2 // 16
+    limit, rows = engine.MemoryLimit(GIB, True), GIB // 2 // 2
     assert engine.choose("duckdb", rows, limit, tmp_path, config) == "duckdb"
     with pytest.raises(
         ConfigError, match=r'split.unit = "interaction" deals .* take 512 MiB, more'
@@ -83,7 +84,7 @@ def test_missing_packages_are_named_with_the_command(tmp_path, monkeypatch):
     limit = engine.MemoryLimit(GIB, True)
     install = r"run pip install 'candid-retrieval\[bigdata\]'"
     with pytest.raises(ConfigError, match=f'"duckdb" needs duckdb and pyarrow; {install}'):
-        engine.choose("duckdb", 1, limit, tmp_path, CONFIG)
+        engine.check_engine("duckdb", tmp_path)
     expected = (
         r"30,000,000 rows of log.parquet need about 1.79 GiB of memory, more than the limit of "
         rf"1 GiB; to prepare them on disk {install}, or set engine = \"memory\" "

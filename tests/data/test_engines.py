@@ -15,8 +15,10 @@ from candid.data import (
     Role,
     SplitConfig,
     duckdb_engine,
+    prepare,
     prepare_folder,
 )
+from candid.data.inputs import Inputs
 from candid.errors import ArtifactError, CandidError, ConfigError, DataError
 
 duckdb = pytest.importorskip("duckdb", reason="needs the extra bigdata")
@@ -351,3 +353,26 @@ def test_faults_of_the_sort_are_one_sentence(
     with pytest.raises(error, match=message):
         prepare_folder(DataConfig(**config), tmp_path / "out", engine="duckdb", memory_limit="1GiB")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv"]
+
+
+def test_the_first_fault_of_sorted_input_is_reported_for_rows_in_any_parts(small_parts, tmp_path):
+    # The rows of user 1 are not in order of time; after the first parts, users descend.
+    users = [1, 1, 1, 2, 2, 2, 3, 3, 3, 1, 1]
+    pl.DataFrame(
+        {"user_id": users, "item_id": [1, 2] * 5 + [1], "t": [1, 3, 2, *range(3, 11)]}
+    ).write_parquet(tmp_path / "log.parquet")
+    config = DataConfig(interactions=str(tmp_path / "log.parquet"), time="t", order="sorted")
+    error, message = both_engines(config, tmp_path)
+    assert error is DataError
+    assert 'is not sorted by time, as order = "sorted" states: user 1 has a row' in message
+
+
+def test_engine_that_cannot_work_is_refused_before_files_are_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(Inputs, "open", lambda self: pytest.fail("the files were read"))
+    table = pl.DataFrame({"user_id": [1], "item_id": [1], "t": [1]})
+    with pytest.raises(ConfigError, match="writes a dataset to disk; set out to a folder"):
+        prepare(table, time="t", engine="duckdb")
+    monkeypatch.setattr("candid.data.engine.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs duckdb and pyarrow; run pip install '.*bigdata"):
+        prepare(table, time="t", engine="duckdb", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -192,6 +192,14 @@ def test_cross_validation_of_users_tests_the_last_target_of_each_user_once(log, 
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_units_of_a_cross_validation_are_dealt_as_by_a_permutation_of_their_numbers():
+    for num_units, folds, seed in [(1, 3, 0), (10, 3, 1), (1000, 7, 2), (600, 300, 3)]:
+        expected = np.random.default_rng(seed).permutation(num_units) % folds
+        dealt = splits.deal(num_units, folds, seed)
+        np.testing.assert_array_equal(dealt, expected)
+        assert dealt.dtype == (np.uint8 if folds <= 256 else np.uint16)
+
+
 def test_cross_validation_deals_by_the_seed():
     users = np.repeat(np.arange(40, dtype=np.int32), 3)
     for by_user in (True, False):

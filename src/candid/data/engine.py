@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -23,8 +24,8 @@ ENGINES: Final = ("auto", "memory", "duckdb")
 INSTALL: Final = "pip install 'candid-retrieval[bigdata]'"
 BYTES_PER_ROW: Final = 64
 """Memory that a row takes at the peak of a preparation in memory, measured."""
-BYTES_PER_DEALT_ROW: Final = 16
-"""Memory that a row takes while a cross-validation deals interactions."""
+BYTES_PER_DEALT_ROW: Final = 2
+"""Memory that a row takes while a cross-validation deals interactions to up to 65,536 folds."""
 MIN_LIMIT: Final = 2**30
 """Smallest limit of memory."""
 MAX_ROWS: Final = 2**32 - 1
@@ -159,12 +160,31 @@ def parse_limit(limit: int | str | None, engine: str) -> MemoryLimit:
     if engine == "memory":
         raise ConfigError('memory_limit has no effect with engine = "memory"; remove one of them')
     match = _SIZE.fullmatch(str(limit))
-    if match is None or isinstance(limit, bool):
+    if match is None:
         raise ConfigError(f"memory_limit must be a size such as 2GiB, got {limit!r}")
-    size = int(float(match[1]) * _UNITS[match[2].upper()])
+    # DuckDB reads no larger number.
+    size = min(int(Fraction(match[1]) * _UNITS[match[2].upper()]), 2**62)
     if size < MIN_LIMIT:
         raise ConfigError(f"memory_limit must be at least {size_text(MIN_LIMIT)}, got {limit!r}")
     return MemoryLimit(size, True)
+
+
+def check_engine(engine: str, out: Path | None) -> None:
+    """Refuse an engine that cannot work, before the files are read.
+
+    Args:
+        engine: as the caller set it.
+        out: folder of the dataset; None for a dataset in memory.
+
+    Raises:
+        ConfigError: the engine is not installed, or needs a folder.
+    """
+    if engine != "duckdb":
+        return
+    if out is None:
+        raise ConfigError('engine = "duckdb" writes a dataset to disk; set out to a folder')
+    if not _has_duckdb():
+        raise ConfigError(f'engine = "duckdb" needs duckdb and pyarrow; run {INSTALL}')
 
 
 def choose(
@@ -175,26 +195,21 @@ def choose(
     "auto" chooses memory where 64 bytes for each row fit into the limit, or without a folder.
 
     Args:
-        engine: as the caller set it.
+        engine: as the caller set it; ``check_engine`` has accepted it.
         num_rows: rows to read.
         limit: of memory.
         out: folder of the dataset; None for a dataset in memory.
         config: settings.
 
     Raises:
-        ConfigError: the engine is not installed, needs a folder, or cannot make the split.
+        ConfigError: the engine is not installed, or cannot make the split.
         DataError: there are too many rows for the memory.
     """
-    has_duckdb = find_spec("duckdb") is not None and find_spec("pyarrow") is not None
     needed = num_rows * BYTES_PER_ROW
-    if engine == "duckdb" and out is None:
-        raise ConfigError('engine = "duckdb" writes a dataset to disk; set out to a folder')
-    if engine == "duckdb" and not has_duckdb:
-        raise ConfigError(f'engine = "duckdb" needs duckdb and pyarrow; run {INSTALL}')
     if engine == "auto":
         fits = needed <= limit.size and num_rows <= MAX_ROWS
         engine = "memory" if fits or out is None else "duckdb"
-        if engine == "duckdb" and not has_duckdb:
+        if engine == "duckdb" and not _has_duckdb():
             raise ConfigError(
                 f"{num_rows:,} rows of {config.origin} need about {size_text(needed)} of memory, "
                 f"more than the limit of {size_text(limit.size)}; to prepare them on disk run "
@@ -217,6 +232,10 @@ def choose(
             'memory; use engine = "duckdb" with a folder, or leave out old interactions'
         )
     return "memory"
+
+
+def _has_duckdb() -> bool:
+    return find_spec("duckdb") is not None and find_spec("pyarrow") is not None
 
 
 def available_memory() -> int:

@@ -36,7 +36,7 @@ from candid.data.dataset_files import (
     read_earlier,
     write_dataset_files,
 )
-from candid.data.engine import Engine, MemoryEngine, MemoryLimit, choose, parse_limit
+from candid.data.engine import Engine, MemoryEngine, MemoryLimit, check_engine, choose, parse_limit
 from candid.data.events import check_rows, load_events
 from candid.data.final_ids import number
 from candid.data.ids import EarlierIds, read_earlier_ids
@@ -143,6 +143,7 @@ def prepare(
             inputs, Path(out), progress, force, engine, memory_limit, kept
         ).dataset
     limit = parse_limit(memory_limit, engine)
+    check_engine(engine, None)
     report = progress or (lambda line: None)
     kept = kept or _read_earlier_ids(inputs.config, None, report)
     build = _Build(inputs, kept, report)
@@ -201,6 +202,7 @@ def _prepare_folder(
     kept: EarlierIds | None = None,
 ) -> Prepared:
     limit = parse_limit(memory_limit, engine)
+    check_engine(engine, out)
     report = progress or (lambda line: None)
     remove_stale(out.resolve())  # a kill may have left the earlier dataset under another name
     earlier = read_earlier(out)

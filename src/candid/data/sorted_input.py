@@ -41,29 +41,30 @@ class SortedInput:
             rows = pl.concat([self._last, rows])
         self._last = rows[-1:]
         users = rows["user"].to_numpy()
-        config = self._config
-        is_wrong = users[1:] < users[:-1]
-        if is_wrong.any():
-            row = int(np.argmax(is_wrong))
-            before, after = (self._users[int(users[row + i])] for i in (0, 1))
-            raise DataError(
-                f'{config.origin} is not sorted by user, as order = "{SORTED}" states: a row of '
-                f"user {after!r} follows one of user {before!r}; sort the rows by {config.user!r}"
-                f"{f' and {config.time!r}' if config.time else ''}, or remove order = "
-                f'"{SORTED}"'
-            )
-        if config.time is None:
+        is_unsorted = users[1:] < users[:-1]
+        is_early = np.zeros_like(is_unsorted)
+        if "time" in columns:
+            # An empty time comes first, as in a sort.
+            times = rows["time"].fill_null(np.iinfo(np.int64).min).to_numpy()
+            is_early = (users[1:] == users[:-1]) & (times[1:] < times[:-1])
+        is_wrong = is_unsorted | is_early
+        if not is_wrong.any():
             return
-        # An empty time comes first, as in a sort.
-        times = rows["time"].fill_null(np.iinfo(np.int64).min).to_numpy()
-        is_wrong = (users[1:] == users[:-1]) & (times[1:] < times[:-1])
-        if is_wrong.any():
-            user = self._users[int(users[int(np.argmax(is_wrong))])]
+        # The first one of both faults, so that the message is the same for rows in any parts.
+        row, config = int(np.argmax(is_wrong)), self._config
+        before, after = (self._users[int(users[row + i])] for i in (0, 1))
+        if is_early[row]:
             raise DataError(
                 f'{config.origin} is not sorted by time, as order = "{SORTED}" states: user '
-                f"{user!r} has a row that is earlier than the row before it; sort the rows by "
+                f"{after!r} has a row that is earlier than the row before it; sort the rows by "
                 f'{config.user!r} and {config.time!r}, or remove order = "{SORTED}"'
             )
+        raise DataError(
+            f'{config.origin} is not sorted by user, as order = "{SORTED}" states: a row of '
+            f"user {after!r} follows one of user {before!r}; sort the rows by {config.user!r}"
+            f"{f' and {config.time!r}' if config.time else ''}, or remove order = "
+            f'"{SORTED}"'
+        )
 
 
 def check_not_a_column(sources: Sequence[Source], config: DataConfig) -> None:

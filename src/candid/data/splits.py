@@ -169,14 +169,21 @@ def count_units(users: Ids, *, by_user: bool, targets: Mask | None = None) -> in
     return int(np.count_nonzero(np.diff(users, prepend=-1))) if by_user else len(users)
 
 
-def deal(num_units: int, folds: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the part of each unit of a cross-validation: [num_units], from 0."""
-    return np.random.default_rng(seed).permutation(num_units) % folds
+def deal(num_units: int, folds: int, seed: int) -> npt.NDArray[np.unsignedinteger]:
+    """Return the part of each unit of a cross-validation: [num_units], from 0.
+
+    They take one byte for each unit with at most 256 folds.
+    """
+    parts = np.arange(folds, dtype=np.min_scalar_type(folds - 1))
+    parts = np.tile(parts, -(-num_units // folds))[:num_units]
+    # As the numbers of the units, shuffled, modulo folds.
+    np.random.default_rng(seed).shuffle(parts)
+    return parts
 
 
 def roles_of_folds(
     users: Ids,
-    part: npt.NDArray[np.int64],
+    part: npt.NDArray[np.unsignedinteger],
     folds: int,
     fold: int,
     *,
