@@ -224,7 +224,7 @@ class CandidateLoss(TableModule, ABC):
         """Compute the loss of each row with its candidates."""
 
     def _end_step(self, share: BatchShare | None) -> None:
-        """Update the state of the loss after a training step; by default there is none."""
+        """Update the state of the loss after a training step; a loss without one does nothing."""
 
     @torch.no_grad()
     def _sample(
