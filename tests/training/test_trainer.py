@@ -350,6 +350,22 @@ def test_good_checkpoint_survives_the_first_write_after_a_damaged_one(tmp_path):
     assert [state["epoch"] for state in states] == [1, 2]
 
 
+def test_good_checkpoint_of_shards_stays_after_a_damaged_one(tmp_path):
+    options = {"loss": "sampled_softmax", "unit": "interaction", "dataset": cycles(6, 4)}
+    settings = {"tables": "sharded_row_adam"}
+    first = make_trainer(tmp_path, settings=settings | {"epochs": 2}, **options)
+    first.run()
+    folder = tmp_path / "checkpoints"
+    one, two = (folder / f"step-{first.loader.num_batches * epochs}" for epochs in (1, 2))
+    flip_last_bit(two / "rank-0.safetensors")
+    settings |= {"epochs": 3, "checkpoint_every": 3}
+    resumed = make_trainer(tmp_path, settings=settings, **options)
+    with pytest.warns(RuntimeWarning, match="differs from its checksum; training continues"):
+        resumed.run(resume=True)
+    three = folder / f"step-{resumed.state.step}"
+    assert {path for path in folder.iterdir() if path.is_dir()} == {one, three}
+
+
 def test_checkpoint_of_an_earlier_start_is_not_kept(tmp_path):
     make_trainer(tmp_path, settings={"epochs": 3}).run()
     (tmp_path / LAST).unlink()

@@ -111,6 +111,11 @@ class RunCheckpoints:
         """Write the checkpoint of the last step."""
         if self._is_sharded:
             shards = self._folder / SHARDS
+            if self._last_is_damaged and self._group.is_main:
+                # Else it would stay in place of the good one before it.
+                for damaged in shard_checkpoints(shards)[:1]:
+                    remove_folder(damaged)
+            self._last_is_damaged = False
             write_shards(shards, self._state.step, self._checkpoint(), self._model, self._group)
         elif self._group.is_main:
             self.save(self._folder / LAST)
@@ -200,7 +205,7 @@ class RunCheckpoints:
         else:
             found = read_last_checkpoint(self._folder, run=run)
         self._continue_from(found.checkpoint, found.path)
-        self._last_is_damaged = found.damage is not None and not self._is_sharded
+        self._last_is_damaged = found.damage is not None
         if reports:
             found.report(progress)
         if self._state.best is not None:
