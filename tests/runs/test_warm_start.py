@@ -569,7 +569,7 @@ def test_new_targets_are_those_after_the_training_rows_of_a_user():
     assert find_new_targets(ids, now, "run").tolist() == [2, 6, 8, 10]
     untimed = dataclasses.replace(now, timestamps=None)
     assert find_new_targets(ids, untimed, "run").tolist() == [2, 7, 8, 10]
-    # A target of a user is new, and an interaction that is history only is no target.
+    # A target of a user is new; an interaction that is history only does not count.
     roles = np.zeros(14, np.uint8)
     roles[[2, 8, 9]] = Role.HISTORY
     history = dataclasses.replace(now, roles=roles)
