@@ -62,6 +62,26 @@ def compiled_kernels(tmp_path):
     return run
 
 
+@pytest.fixture(scope="session")
+def run_cases():
+    """Runs a program of test cases, with a folder as its argument; returns its stderr."""
+
+    def run(program, folder):
+        environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(
+            [sys.executable, program, folder],
+            env=os.environ | environment | {"TORCH_CPP_LOG_LEVEL": "ERROR"},
+            capture_output=True,
+            text=True,
+            timeout=1500,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr[-4000:]
+        return result.stderr
+
+    return run
+
+
 def _run(function, rank, num_ranks, store, connection):
     torch.set_num_threads(1)
     try:

@@ -2,20 +2,15 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import candid
 from candid.runs import load_run
 from candid.training import BEST, LAST, read_checkpoint
 
 PROGRAM = Path(__file__).with_name("process_cases.py")
-SOURCE = Path(candid.__file__).parents[1]
 specification = importlib.util.spec_from_file_location("process_cases", PROGRAM)
 cases = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(cases)
@@ -31,18 +26,9 @@ WORLD_SIZES = {"mean-2": 2, "mean-3": 3, "parts-2": 2, "stopped": 3, "rows-3": 3
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, run_cases):
     folder = tmp_path_factory.mktemp("runs")
-    run = subprocess.run(
-        [sys.executable, PROGRAM, folder],
-        env=os.environ
-        | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
-    (folder / "stderr.txt").write_text(run.stderr)
+    (folder / "stderr.txt").write_text(run_cases(PROGRAM, folder))
     return folder
 
 
@@ -107,7 +93,7 @@ def test_signal_to_one_process_stops_all_after_the_same_step(folder):
 
 
 def test_signal_between_two_epochs_stops_all(folder):
-    steps = candid.load_run(folder / "mean-1", folder / "data").manifest["steps_per_epoch"]
+    steps = load_run(folder / "mean-1", folder / "data").manifest["steps_per_epoch"]
     for message in results(folder, "validating", 2):
         assert message.startswith(f"stopped at step {steps} and wrote ")
 

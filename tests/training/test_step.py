@@ -1,37 +1,24 @@
 """Steps of several processes against those of one process, in float64."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import candid
 from candid.training.batch_shares import Share
 
 PROGRAM = Path(__file__).with_name("step_cases.py")
-SOURCE = Path(candid.__file__).parents[1]
 specification = importlib.util.spec_from_file_location("step_cases", PROGRAM)
 cases = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(cases)
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def outcomes(tmp_path_factory, run_cases):
     """Results by number of processes, rank and case."""
     folder = tmp_path_factory.mktemp("steps")
-    run = subprocess.run(
-        [sys.executable, PROGRAM, folder],
-        env=os.environ
-        | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    run_cases(PROGRAM, folder)
     return {
         world_size: [
             torch.load(folder / str(world_size) / f"{rank}.pt", weights_only=False)
