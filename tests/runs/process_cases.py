@@ -149,7 +149,6 @@ def main(folder):
 
     run(1, "mean-1", train)
     run(2, "mean-2", train)
-    run(3, "mean-3", train)
     run(1, "parts-1", train, variant="parts")
     run(2, "parts-2", train, variant="parts")
     run(2, "stopped", train_until_stopped)

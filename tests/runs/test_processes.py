@@ -17,12 +17,11 @@ specification.loader.exec_module(cases)
 DURATIONS = {"seconds", "train_seconds", "cpu_seconds", "rows_per_second"}
 PAIRS = [
     ("mean-1", "mean-2"),
-    ("mean-1", "mean-3"),
     ("parts-1", "parts-2"),
     ("mean-1", "stopped"),
     ("rows-1", "rows-3"),
 ]
-WORLD_SIZES = {"mean-2": 2, "mean-3": 3, "parts-2": 2, "stopped": 3, "rows-3": 3}
+WORLD_SIZES = {"mean-2": 2, "parts-2": 2, "stopped": 3, "rows-3": 3}
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def pack(sequences, positions=None):
     return Queries(
         user_ids=torch.zeros(len(positions), dtype=torch.int64),
         history=History(
-            item_ids=torch.tensor([i for s in sequences for i in s]),
+            item_ids=torch.tensor([i for s in sequences for i in s], dtype=torch.int64),
             offsets=offsets,
             query_positions=positions,
             times=torch.tensor([time for s in sequences for time in times_of(s)]),
