@@ -62,7 +62,7 @@ def call(folder, *command, **variables):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_training_continues_after_a_process_was_killed(folder):
     """With the weights of a training of two processes that was not cut."""
     arguments = ["train", "recipe.toml", "--data", "data", "--no-baselines"]
