@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,7 +89,25 @@ def file_entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": checksum(path)}
 
 
-def find_fault(path: Path, entry: Mapping[str, Any], *, compare: bool = True) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """How a file differs from its entry.
+
+    Attributes:
+        text: what follows the path in a sentence.
+        is_damage: whether size or content differ, or the file is missing; else the system cannot
+            read it, and the text states what to do.
+    """
+
+    text: str
+    is_damage: bool = True
+
+    def sentence(self, path: Path, advice: str) -> str:
+        """Return the sentence for a message, with the advice if the file is damaged."""
+        return f"{path} {self.text}; {advice}" if self.is_damage else f"{path} {self.text}"
+
+
+def find_fault(path: Path, entry: Mapping[str, Any], *, compare: bool = True) -> Fault | None:
     """Return how a file differs from its entry, or None.
 
     Args:
@@ -99,19 +118,14 @@ def find_fault(path: Path, entry: Mapping[str, Any], *, compare: bool = True) ->
     try:
         size = path.stat().st_size if path.is_file() else None
         if size is None:
-            return "is missing"
+            return Fault("is missing")
         if size != entry["bytes"]:
-            return f"has {size:,} bytes, not {entry['bytes']:,}"
+            return Fault(f"has {size:,} bytes, not {entry['bytes']:,}")
         if compare and checksum(path) != entry["sha256"]:
-            return "differs from its checksum"
+            return Fault("differs from its checksum")
     except (OSError, MemoryError) as error:
-        return _system_fault(error)
+        return Fault(_system_fault(error), is_damage=False)
     return None
-
-
-def _sentence(path: Path, fault: str, advice: str) -> str:
-    """Return a fault as a sentence with what to do, unless the fault states that itself."""
-    return f"{path} {fault}" if ";" in fault else f"{path} {fault}; {advice}"
 
 
 def check_file(path: Path, entry: Mapping[str, Any], advice: str) -> None:
@@ -127,7 +141,7 @@ def check_file(path: Path, entry: Mapping[str, Any], advice: str) -> None:
     """
     fault = find_fault(path, entry, compare=is_verifying())
     if fault is not None:
-        raise ArtifactError(_sentence(path, fault, advice))
+        raise ArtifactError(fault.sentence(path, advice))
 
 
 class FileChecks:
@@ -151,13 +165,13 @@ class FileChecks:
     def __init__(self, files: Mapping[Path, Mapping[str, Any]], advice: str) -> None:
         self._files = dict(files)
         self._advice = advice
-        self._faults: dict[Path, str] = {}
+        self._faults: dict[Path, Fault] = {}
         large = []
         for path, entry in self._files.items():
             is_large = entry["bytes"] >= LARGE
             fault = find_fault(path, entry, compare=is_verifying() and not is_large)
             if fault is not None:
-                raise ArtifactError(_sentence(path, fault, advice))
+                raise ArtifactError(fault.sentence(path, advice))
             if is_large and is_verifying():
                 large.append(path)
         self._waiting = iter(large)
@@ -188,7 +202,7 @@ class FileChecks:
             thread.join()
         for path in self._files:
             if path in self._faults:
-                raise ArtifactError(_sentence(path, self._faults[path], self._advice))
+                raise ArtifactError(self._faults[path].sentence(path, self._advice))
 
     def _compare(self) -> None:
         while True:

@@ -324,7 +324,11 @@ def _listed(
 
 
 def _file(path: Path, entry: Mapping[str, Any]) -> Check:
-    return lambda: find_fault(path, entry)
+    def check() -> str | None:
+        fault = find_fault(path, entry)
+        return None if fault is None else fault.text
+
+    return check
 
 
 def _read(read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -47,7 +47,7 @@ def outcomes(tmp_path_factory):
 
 def results(outcomes, case, world_size=2):
     return [
-        torch.load(outcomes[0] / case / f"{rank}.pt", weights_only=False)
+        torch.load(outcomes[0] / case / f"{rank}.pt", weights_only=True)
         for rank in range(world_size)
     ]
 
@@ -125,7 +125,7 @@ def test_same_error_of_all_processes_is_reported_once(outcomes):
 
 def test_killed_process_ends_the_others_with_one_sentence(outcomes):
     assert outcomes[1]["killed"] == [0, -9]
-    code, message = torch.load(outcomes[0] / "killed" / "0.pt", weights_only=False)
+    code, message = torch.load(outcomes[0] / "killed" / "0.pt", weights_only=True)
     assert code == 1
     assert message.startswith("process 0 lost the connection to the other processes (")
     assert message.endswith("cannot be reached; continue with --resume")

@@ -33,7 +33,7 @@ def folder(tmp_path_factory, run_cases):
 
 def results(folder, name, world_size):
     return [
-        torch.load(folder / "results" / name / f"{rank}.pt", weights_only=False)
+        torch.load(folder / "results" / name / f"{rank}.pt", weights_only=True)
         for rank in range(world_size)
     ]
 

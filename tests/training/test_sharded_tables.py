@@ -37,13 +37,9 @@ from candid.training.checkpoint import (
 )
 from candid.training.last_checkpoint import read_last_shards
 from candid.training.optimizer import make_optimizer
-from candid.training.shard_checkpoint import (
-    MANIFEST,
-    read_shards,
-    shard_checkpoints,
-    write_shards,
-)
+from candid.training.shard_checkpoint import read_shards, shard_checkpoints, write_shards
 from candid.training.shard_export import export_shards
+from candid.training.shard_files import MANIFEST
 
 V, U, D, B, L = 13, 7, 4, 6, 3
 QUERY_TOWERS = {

@@ -21,7 +21,7 @@ def outcomes(tmp_path_factory, run_cases):
     run_cases(PROGRAM, folder)
     return {
         world_size: [
-            torch.load(folder / str(world_size) / f"{rank}.pt", weights_only=False)
+            torch.load(folder / str(world_size) / f"{rank}.pt", weights_only=True)
             for rank in range(world_size)
         ]
         for world_size in (1, *cases.WORLD_SIZES)

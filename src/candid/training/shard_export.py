@@ -17,7 +17,7 @@ from candid.atomic import replacing
 from candid.checksums import SEAL
 from candid.errors import ArtifactError
 from candid.training.checkpoint import FORMAT, hash_entry
-from candid.training.shard_checkpoint import ShardFiles
+from candid.training.shard_files import ShardFiles
 
 BLOCK_BYTES: Final = 64 << 20
 """Approximate size of the rows in memory at once."""
