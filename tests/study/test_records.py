@@ -1,0 +1,101 @@
+"""Records of a study: JSON, cut lines, repeated keys and values of users."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from candid.errors import ArtifactError
+from candid.study import (
+    CalibrationBin,
+    CellKey,
+    CurvePoint,
+    Measured,
+    PopularityGroup,
+    Quantiles,
+    Record,
+    UserValues,
+    append_record,
+    read_records,
+    read_users,
+    write_users,
+)
+
+KEY = CellKey("main", "films", "temporal", "small", "popularity", 16, "logq", 0.01, 0)
+RECORD = Record(
+    KEY,
+    "finished",
+    settings={"loss": {"type": "sampled_softmax"}},
+    test={"ndcg@10": Measured(0.25, 0.01), "nll": Measured(6.5)},
+    curve=(CurvePoint(10, 1.5, 0.2, 7.0), CurvePoint(20, 3.0, 0.25)),
+    chi2=Quantiles(1.0, 2.0, None),
+    drift=Measured(0.01, 0.002),
+    calibration=(CalibrationBin(0.1, 1.0, 20, 0.3, 0.25),),
+    popularity=(PopularityGroup("1 to 3", 12, None, Measured(8.0, 0.1)),),
+)
+
+
+def test_record_is_read_as_it_was_written(tmp_path):
+    append_record(tmp_path, RECORD)
+    assert read_records(tmp_path) == [RECORD]
+
+
+def test_last_line_of_a_key_counts(tmp_path):
+    other = dataclasses.replace(RECORD, key=dataclasses.replace(KEY, seed=1))
+    failed = Record(KEY, "failed", error="out of memory")
+    for record in (failed, other, RECORD):
+        append_record(tmp_path, record)
+    assert read_records(tmp_path) == [other, RECORD]
+
+
+def test_line_cut_by_a_crash_is_dropped_and_repaired(tmp_path):
+    append_record(tmp_path, RECORD)
+    path = tmp_path / "records.jsonl"
+    with path.open("ab") as file:
+        file.write(path.read_bytes()[:200])
+    assert read_records(tmp_path) == [RECORD]
+    second = dataclasses.replace(RECORD, key=dataclasses.replace(KEY, seed=1))
+    append_record(tmp_path, second)
+    assert read_records(tmp_path) == [RECORD, second]
+    assert len(path.read_bytes().splitlines()) == 2
+
+
+def test_damaged_line_is_named(tmp_path):
+    append_record(tmp_path, RECORD)
+    with (tmp_path / "records.jsonl").open("ab") as file:
+        file.write(b'{"format": 1}\n')
+    with pytest.raises(ArtifactError, match=r"records.jsonl: line 2 cannot be read"):
+        read_records(tmp_path)
+
+
+def test_ids_of_keys_differ_in_every_part():
+    changes = {
+        "phase": "pilot",
+        "dataset": "books",
+        "split": "leave-one-out",
+        "tower": "large",
+        "sampler": "uniform",
+        "num_candidates": 64,
+        "arm": "refined",
+        "lr": 0.02,
+        "seed": 1,
+    }
+    keys = [KEY, *(dataclasses.replace(KEY, **{name: value}) for name, value in changes.items())]
+    assert len({key.id for key in keys}) == len(keys) == 1 + len(dataclasses.fields(CellKey))
+
+
+def test_values_of_users_are_read_as_they_were_written(tmp_path):
+    values = UserValues(
+        user_ids=np.arange(3),
+        ndcg=np.array([0.0, np.nan, 1.0]),
+        nll=np.array([3.0, 2.0, 1.0]),
+        decile=np.array([0, 9, 5]),
+        probability=np.exp([-3.0, -2.0, -1.0]),
+    )
+    record = dataclasses.replace(RECORD, users=write_users(tmp_path, KEY, values))
+    read = read_users(tmp_path, record)
+    for one in dataclasses.fields(UserValues):
+        np.testing.assert_array_equal(getattr(read, one.name), getattr(values, one.name))
+    (tmp_path / record.users).write_bytes(b"cut")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        read_users(tmp_path, record)
