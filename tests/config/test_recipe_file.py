@@ -86,12 +86,20 @@ def test_unreadable_recipe_error_names_the_file(tmp_path):
         (broken, "line 2"),
         (binary, "UTF-8"),
         (tmp_path / "missing.toml", "not found"),
-        (tmp_path, "is a folder"),
+        (tmp_path, "or a prepared dataset with --data"),
     ]:
         with pytest.raises(ConfigError) as caught:
             read_toml(path)
         assert str(path) in str(caught.value)
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"user_id,item_id\n1,2\n", b"PAR1\xff"])
+def test_table_in_the_place_of_a_recipe_is_refused_with_the_verb_for_tables(tmp_path, content):
+    table = tmp_path / "plays.csv"
+    table.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"not a recipe .*: candid prepare --interactions .*csv"):
+        read_toml(table)
 
 
 def test_read_toml_nested_too_deeply_is_refused_in_one_sentence(tmp_path):

@@ -27,17 +27,30 @@ def read_toml(path: Path | str) -> Table:
     except FileNotFoundError:
         raise ConfigError(f"recipe {path} not found; check the path") from None
     except IsADirectoryError:
-        raise ConfigError(f"recipe {path} is a folder; name a .toml file") from None
+        raise ConfigError(
+            f"recipe {path} is a folder; name a .toml file, or a prepared dataset with --data {path}"
+        ) from None
     except OSError as error:
         raise ConfigError(f"recipe {path} cannot be read: {error.strerror}; fix that") from None
     except UnicodeDecodeError as error:
+        _refuse_table(path)
         raise ConfigError(
             f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from None
     except RecursionError:
         raise ConfigError(f"{path} is not valid TOML: nested too deeply; name a recipe") from None
     except tomllib.TOMLDecodeError as error:
+        _refuse_table(path)
         raise ConfigError(f"{path} is not valid TOML: {_lower_first(str(error))}") from None
+
+
+def _refuse_table(path: Path) -> None:
+    """Raise ConfigError for a file that is named like a table and not like a recipe."""
+    if path.suffix.lower() not in ("", ".toml"):
+        raise ConfigError(
+            f"{path} is not a recipe (TOML); prepare a table of interactions with: "
+            f"candid prepare --interactions {path} --out FOLDER"
+        ) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
