@@ -28,7 +28,8 @@ def read_toml(path: Path | str) -> Table:
         raise ConfigError(f"recipe {path} not found; check the path") from None
     except IsADirectoryError:
         raise ConfigError(
-            f"recipe {path} is a folder; name a .toml file, or a prepared dataset with --data {path}"
+            f"recipe {path} is a folder; name a .toml file, or a prepared dataset with "
+            f"--data {path}"
         ) from None
     except OSError as error:
         raise ConfigError(f"recipe {path} cannot be read: {error.strerror}; fix that") from None
