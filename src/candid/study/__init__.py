@@ -18,17 +18,27 @@ from candid.study.records import (
     read_users,
     write_users,
 )
+from candid.study.statistics import (
+    PairedDifference,
+    RankCorrelation,
+    paired_difference,
+    rank_correlation,
+)
 
 __all__ = [
     "CalibrationBin",
     "CellKey",
     "CurvePoint",
     "Measured",
+    "PairedDifference",
     "PopularityGroup",
     "Quantiles",
+    "RankCorrelation",
     "Record",
     "UserValues",
     "append_record",
+    "paired_difference",
+    "rank_correlation",
     "read_records",
     "read_users",
     "write_users",
