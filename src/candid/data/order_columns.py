@@ -35,9 +35,10 @@ def require_order(sources: Sequence[Source], config: DataConfig) -> None:
         either = re.compile(f"{TIME_NAME.pattern}|{ORDER_NAME.pattern}", re.I)
         raise ConfigError(
             f"a {kind} split needs `time` or `order`; name a column (--time COLUMN or "
-            f"--order COLUMN): {_candidates(sources, config, either)}; without either, add a "
-            "column with the role of each interaction (train, validation or test) and set "
-            'split.kind = "column", split.column = "..." (--split column --split-column COLUMN)'
+            f"--order COLUMN): {_candidates(sources, config, either)}; without either, hold out "
+            "at random (--split cross-validation --split-unit interaction), or name a column with "
+            "the role of each interaction: train, validation or test (--split column "
+            "--split-column COLUMN)"
         )
 
 
