@@ -1,6 +1,8 @@
 """Delta and Iceberg tables: the rows of the current version, against rows in plain Python."""
 
+import json
 import shutil
+import struct
 import sys
 from pathlib import Path
 
@@ -20,6 +22,8 @@ FIRST = pl.DataFrame(
         "day": [f"2026-11-{1 + n % 3:02}" for n in range(ROWS)],
     }
 )
+Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+"""Digits of the text that holds a deletion vector."""
 SECOND = FIRST.with_columns(pl.col("item_id") + 1000)
 
 
@@ -118,6 +122,47 @@ def test_missing_data_file_of_a_delta_table_is_refused(tmp_path, delta):
         prepare_folder(DataConfig(interactions=str(delta), time="t"), tmp_path / "out")
 
 
+def delete_first_row(folder):
+    """Add a deletion vector for the first row of each file, as Spark writes it."""
+    log = folder / "_delta_log"
+    bitmap = struct.pack("<IIHHIH", 12346, 1, 0, 0, 16, 0)  # a Roaring bitmap with the number 0
+    content = struct.pack("<IQI", 1681511377, 1, 0) + bitmap
+    padded = content.ljust(-(-len(content) // 4) * 4, b"\0")
+    vector = {
+        "storageType": "i",
+        "pathOrInlineDv": z85(padded),
+        "sizeInBytes": len(content),
+        "cardinality": 1,
+    }
+    lines = [json.loads(line) for line in (log / f"{0:020}.json").read_text().splitlines()]
+    actions = []
+    for add in (line["add"] for line in lines if "add" in line):
+        same = {key: add[key] for key in ("path", "partitionValues", "size")}
+        removed = {**same, "deletionTimestamp": 1, "dataChange": True}
+        actions += [{"remove": removed}, {"add": {**add, "deletionVector": vector}}]
+    (log / f"{1:020}.json").write_text("\n".join(json.dumps(action) for action in actions))
+
+
+def z85(content):
+    numbers = struct.unpack(f">{len(content) // 4}I", content)
+    return "".join(Z85[n // 85**power % 85] for n in numbers for power in (4, 3, 2, 1, 0))
+
+
+@pytest.mark.parametrize("name", ["log", "a log of ü#1"])
+def test_deletion_vectors_hold_for_escaped_partitions_and_folders(tmp_path, name):
+    pytest.importorskip("deltalake", reason="needs the extra lake")
+    shops = ["b", "b b", "a/x", "50%", "ü", "2026-11-30 10:00:00"]
+    rows = pl.DataFrame({"user_id": range(12), "shop": shops * 2})
+    options = {
+        "partition_by": ["shop"],
+        "configuration": {"delta.enableDeletionVectors": "true"},
+    }
+    rows.write_delta(tmp_path / name, delta_write_options=options)
+    assert rows_of(tmp_path / name) == sorted(rows.rows())
+    delete_first_row(tmp_path / name)
+    assert rows_of(tmp_path / name) == sorted(rows.tail(6).rows())
+
+
 def test_overwritten_iceberg_table_is_read_once(tmp_path, iceberg):
     folder = folder_of(iceberg)
     assert len(list(folder.rglob("*.parquet"))) == 2
@@ -167,6 +212,69 @@ def test_iceberg_table_without_a_snapshot_is_refused(iceberg):
     first = min((folder_of(iceberg) / "metadata").glob("*.metadata.json"))
     with pytest.raises(DataError, match="has no rows"):
         rows_of(first)
+
+
+def test_renamed_column_of_an_iceberg_table_has_its_new_name(iceberg):
+    with iceberg.update_schema() as update:
+        update.rename_column("t", "seconds")
+    frame = open_sources(str(folder_of(iceberg)))[0].frame
+    assert frame.collect()["seconds"].sort().to_list() == list(range(ROWS))
+
+
+def test_equality_deletes_of_an_iceberg_table_are_refused(iceberg):
+    delete_by_equality(iceberg)
+    with pytest.raises(DataError, match="equality deletes, which pyiceberg cannot read; compact"):
+        rows_of(folder_of(iceberg))
+
+
+def delete_by_equality(table):
+    """Commit a file of equality deletes, as Flink does; pyiceberg writes none."""
+    from pyiceberg import manifest
+    from pyiceberg.table.snapshots import Operation, Snapshot, Summary
+    from pyiceberg.table.update import AddSnapshotUpdate, SetSnapshotRefUpdate
+    from pyiceberg.typedef import Record
+
+    class Deletes(manifest.ManifestWriterV2):
+        def content(self):
+            return manifest.ManifestContent.DELETES
+
+    parent, number, sequence = table.current_snapshot(), 7, table.metadata.last_sequence_number + 1
+    unknown = ("column_sizes", "value_counts", "null_value_counts", "nan_value_counts")
+    unknown += ("lower_bounds", "upper_bounds", "key_metadata", "split_offsets", "sort_order_id")
+    file = manifest.DataFile.from_args(
+        content=manifest.DataFileContent.EQUALITY_DELETES,
+        file_path=f"{table.location()}/data/deletes.parquet",
+        file_format=manifest.FileFormat.PARQUET,
+        partition=Record(),
+        record_count=1,
+        file_size_in_bytes=1,
+        equality_ids=[1],
+        spec_id=0,
+        **dict.fromkeys(unknown),
+    )
+    output = table.io.new_output(f"{table.location()}/metadata/deletes.avro")
+    with Deletes(table.spec(), table.schema(), output, number, "deflate") as writer:
+        entry = {"snapshot_id": number, "sequence_number": sequence, "data_file": file}
+        added = manifest.ManifestEntryStatus.ADDED
+        writer.add(
+            manifest.ManifestEntry.from_args(status=added, file_sequence_number=sequence, **entry)
+        )
+    path = f"{table.location()}/metadata/snap.avro"
+    with manifest.write_manifest_list(
+        2, table.io.new_output(path), number, parent.snapshot_id, sequence, "deflate"
+    ) as manifests:
+        manifests.add_manifests([*parent.manifests(table.io), writer.to_manifest_file()])
+    snapshot = Snapshot(
+        snapshot_id=number,
+        parent_snapshot_id=parent.snapshot_id,
+        sequence_number=sequence,
+        timestamp_ms=table.metadata.last_updated_ms + 1,
+        manifest_list=path,
+        summary=Summary(Operation.DELETE),
+        schema_id=table.metadata.current_schema_id,
+    )
+    main = SetSnapshotRefUpdate(ref_name="main", type="branch", snapshot_id=number)
+    table._do_commit(updates=(AddSnapshotUpdate(snapshot=snapshot), main), requirements=())
 
 
 def test_damaged_iceberg_metadata_is_refused(iceberg):

@@ -182,7 +182,7 @@ def system_reason(error: BaseException) -> str | None:
     if isinstance(error, PermissionError) or "permission denied" in text:
         return "permission denied; fix the permissions"
     if isinstance(error, FileNotFoundError) or "no such file" in text:
-        return "it was removed while it was read; run the command again"
+        return "it or a part of it was removed; run the command again, or restore it"
     if "too many open files" in text:
         return "too many open files; raise the limit (ulimit -n)"
     return None

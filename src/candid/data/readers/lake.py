@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import polars as pl
 
-from candid.data.readers.files import DataFile, partitions_of, summary, unreadable
+from candid.data.readers.files import PANIC, DataFile, partitions_of, summary, unreadable
 from candid.data.readers.source import Source
 from candid.errors import ConfigError, DataError
 
@@ -19,7 +20,11 @@ DELTA_LOG = "_delta_log"
 METADATA = re.compile(r"v?(\d+)(-[^/]*)?(\.gz)?\.metadata\.json")
 """Name of a metadata file of Iceberg; the number counts the changes of the table."""
 CATALOG = "iceberg://"
+FILE = "file://"
 INSTALL = "pip install 'candid-retrieval[lake]'"
+
+FAULTS: tuple[type[BaseException], ...] = (Exception, PANIC)
+"""deltalake raises errors of many kinds, and panics at some paths."""
 
 # Polars plans with pyiceberg and warns that another planner would be faster.
 os.environ.setdefault("POLARS_ICEBERG_PLANNER", "pyiceberg")
@@ -59,7 +64,7 @@ def delta_table(name: str, location: str) -> DataFile:
     try:
         table = deltalake.DeltaTable(location)
         state = {"table": str(table.metadata().id), "version": table.version()}
-    except Exception as error:  # deltalake raises errors of many kinds
+    except FAULTS as error:
         raise unreadable(name, error, _explain_delta) from error
     return _table(name, location, state)
 
@@ -70,13 +75,42 @@ def scan_delta(file: DataFile, separator: str | None = None) -> Source:
     Raises:
         DataError: the table cannot be read.
     """
-    from deltalake import DeltaTable
-
     try:
-        frame = pl.scan_delta(DeltaTable(file.url, version=file.state["version"]))
-    except Exception as error:  # deltalake raises errors of many kinds
+        frame = pl.scan_delta(_open_delta(file.url, file.state["version"]))
+    except FAULTS as error:
         raise unreadable(file, error, _explain_delta) from error
     return Source.of(file, frame, None, _explain_delta)
+
+
+def _open_delta(location: str, version: int) -> Any:
+    """Open a Delta table whose files and deletion vectors have the same, readable paths.
+
+    deltalake escapes the folder (``my%20table``), which Polars does not undo, and escapes the
+    paths of deletion vectors once more than those of files. Polars ignores a deletion vector whose
+    path it does not find, and then returns deleted rows.
+    """
+    from deltalake import DeltaTable
+
+    class Table(DeltaTable):
+        def file_uris(self, *arguments: Any, **options: Any) -> list[str]:
+            escaped = self.table_uri.removeprefix(FILE)
+            uris = super().file_uris(*arguments, **options)
+            return [
+                unquote(escaped) + uri.removeprefix(escaped) if uri.startswith(escaped) else uri
+                for uri in uris
+            ]
+
+        def deletion_vectors(self) -> Any:
+            vectors = pl.DataFrame(super().deletion_vectors())
+            known = set(self.file_uris())
+            paths = [path.removeprefix(FILE) for path in vectors["filepath"]]
+            paths = [path if path in known else unquote(path) for path in paths]
+            unknown = next((path for path in paths if path not in known), None)
+            if unknown is not None:
+                raise ValueError(f"the deletion vector of {unknown} has no file")
+            return vectors.with_columns(pl.Series("filepath", paths, dtype=pl.String))
+
+    return Table(location, version=version)
 
 
 def iceberg_table(name: str, location: str) -> DataFile:
@@ -115,8 +149,13 @@ def scan_iceberg(file: DataFile, separator: str | None = None) -> Source:
     """
     table = _load(file.name, file.url)
     try:
-        frame = pl.scan_iceberg(table, snapshot_id=file.state["version"])
+        version = file.state["version"]
+        # A snapshot has the schema of its time; columns may have been renamed since.
+        snapshot = table.current_snapshot()
+        is_current = snapshot is not None and snapshot.snapshot_id == version
+        frame = pl.scan_iceberg(table, snapshot_id=None if is_current else version)
         frame.collect_schema()
+        table.scan(snapshot_id=version).plan_files()  # refuses kinds of deletes that it cannot read
     except Exception as error:  # pyiceberg raises errors of many kinds
         raise unreadable(file, error, _explain_iceberg) from error
     return Source.of(file, frame, None, _explain_iceberg)
@@ -155,6 +194,8 @@ def _explain_delta(error: BaseException) -> str:
 
 
 def _explain_iceberg(error: BaseException) -> str:
+    if "equality delete" in str(error).lower():
+        return "it has equality deletes, which pyiceberg cannot read; compact the table"
     return f"not a readable Iceberg table ({summary(error)}); check its metadata"
 
 
