@@ -188,6 +188,8 @@ class Record:
             beside exact candidates.
         drift: predicted drift, in nats, of the cell's estimator at the trained model with the
             cell's sampler and n; None where the loss estimates no softmax.
+        gradient_bias: bias of the gradient given the positive, relative to its length, of the same
+            estimator at the trained model; None where ``drift`` is None.
         calibration: bins of P(item | user) on the test split.
         popularity: test metrics by popularity of the target, least popular first.
         users: file of the values of each user, relative to the folder of the study; or None.
@@ -212,6 +214,7 @@ class Record:
     peak_mib: float = 0.0
     chi2: Quantiles | None = None
     drift: Measured | None = None
+    gradient_bias: Measured | None = None
     calibration: tuple[CalibrationBin, ...] = ()
     popularity: tuple[PopularityGroup, ...] = ()
     users: str | None = None
@@ -246,6 +249,7 @@ class Record:
                 "curve": tuple(CurvePoint(**one) for one in values["curve"]),
                 "chi2": None if values["chi2"] is None else Quantiles(**values["chi2"]),
                 "drift": _measured(values["drift"]),
+                "gradient_bias": _measured(values["gradient_bias"]),
                 "calibration": tuple(CalibrationBin(**one) for one in values["calibration"]),
                 "popularity": tuple(
                     PopularityGroup(
