@@ -289,6 +289,17 @@ def test_columns_of_pandas_that_cannot_be_attributes_are_left_out():
     assert items["key"][0] == "00000000-0000-0000-0000-000000000005"
 
 
+def test_numbers_as_names_of_columns_of_pandas_are_text():
+    table = log().to_pandas()
+    table.columns = range(len(table.columns))
+    names = [str(position) for position in range(len(table.columns))]
+    reader = TableReader(table, "the table")
+    assert_frame_equal(
+        reader.source(names).frame.collect(), log().rename(lambda n: names[log().columns.index(n)])
+    )
+    assert list(table.columns) == list(range(len(names)))
+
+
 def test_zone_without_a_name_is_utc():
     zone = datetime.timezone(datetime.timedelta(hours=2))
     table = pd.DataFrame({"t": pd.date_range("2024-01-01", periods=1, tz=zone)})

@@ -102,6 +102,7 @@ def write_json_lines_parts(folder):
     frame().filter(user_id=3).cast({"rating": int}).write_ndjson(parts / "b.ndjson")
     rest = frame().filter(pl.col("user_id") != 3).with_columns(note=pl.lit("x"))
     rest.write_ndjson(parts / "a.ndjson")
+    (parts / "c.ndjson").touch()  # as Spark writes a part without rows
     return parts
 
 
@@ -116,8 +117,8 @@ def write_feather(folder):
 
 
 def write_arrow_stream(folder):
-    frame().write_ipc_stream(folder / "log.arrow")
-    return folder / "log.arrow"
+    frame().write_ipc_stream(folder / "log.arrows")
+    return folder / "log.arrows"
 
 
 def write_hive_partitions(folder):

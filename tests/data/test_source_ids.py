@@ -57,6 +57,16 @@ def test_floats_with_nan_are_empty_values(tmp_path):
         source_ids(tmp_path, [5.0, 7.0, float("nan"), 5.0, 7.0, 5.0])
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(pl.Float64, 53), (pl.Float32, 24), (pl.Float16, 11)])
+def test_floats_that_may_stand_for_two_ids_are_refused(tmp_path, dtype, bits):
+    largest = 2**bits
+    assert source_ids(tmp_path, [5.0, largest, 7.0] * 2, dtype).to_list() == [5, 7, largest]
+    with pytest.raises(
+        DataError, match=rf"2 ids that are not whole numbers up to 2\^{bits}, first"
+    ):
+        source_ids(tmp_path, [5.0, largest + 2, 7.0] * 2, dtype)
+
+
 @pytest.mark.parametrize("dtype", [pl.UInt64, pl.UInt128, pl.Decimal(38, 0)], ids=str)
 def test_integers_above_the_signed_range_are_unsigned(tmp_path, dtype):
     values = [BIG, 7, 9, BIG, 7, 9]
@@ -79,8 +89,10 @@ def test_enum_is_text_in_order_of_text(tmp_path):
     assert source_ids(tmp_path, list("bacabc"), pl.Enum(["c", "b", "a"])).to_list() == list("abc")
 
 
-def test_uuids_of_parquet_are_text(tmp_path):
-    ids = sorted(uuid.UUID(int=n << 96 | 255) for n in (1, 2, 3))
+@pytest.mark.parametrize("last", [255, 65])
+def test_uuids_of_parquet_are_text(tmp_path, last):
+    # The bytes of small numbers are also UTF-8.
+    ids = sorted(uuid.UUID(int=n << 96 | last) for n in (1, 2, 3))
     column = pa.array([ids[n].bytes for n in (0, 1, 2, 1, 0, 2)], type=pa.uuid())
     table = pa.table({"user_id": USERS, "t": ORDER, "item_id": column})
     pa.parquet.write_table(table, tmp_path / "log.parquet")

@@ -136,7 +136,7 @@ def parse_ids(table: RawTable, name: str, found: Mapping[str, Any]) -> pl.Expr:
 def _typed(
     name: str, column: str, dtype: pl.DataType, source: Source
 ) -> tuple[pl.Expr, pl.DataType]:
-    """Widen to one of Int64, UInt64, Float64, String or Datetime, or raise."""
+    """Widen to Int64, UInt64, a float, String or Datetime, or raise."""
     value = pl.col(column)
     if name == "negatives":
         return _list_of_ids(value, dtype, f"column {column!r} of {source.path}")

@@ -69,7 +69,13 @@ class TableReader:
     def __init__(self, table: Any, name: str) -> None:
         self.name = name
         self._table = table
-        if isinstance(table, pl.DataFrame | pl.LazyFrame) or is_pandas(table):
+        if isinstance(table, pl.DataFrame | pl.LazyFrame):
+            return
+        if is_pandas(table):
+            names = list(table.columns)
+            if not all(isinstance(name, str) for name in names):
+                # pandas also takes numbers and tuples as names.
+                self._table = table.set_axis([str(name) for name in names], axis="columns")
             return
         try:
             if _is_of(table, "pyarrow") and hasattr(table, "read_all"):

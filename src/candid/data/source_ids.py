@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 
-LARGEST_EXACT = 2**53
-"""Floats represent every whole number up to this size."""
+LARGEST_EXACT: Final[Mapping[pl.DataType, int]] = {
+    pl.Float64(): 2**53,
+    pl.Float32(): 2**24,
+    pl.Float16(): 2**11,
+}
+"""Size up to which a type represents every whole number: above it, different ids are one float."""
 NUMBER = r"^(?:0|-?[1-9]\d*)(?:\.\d*)?(?:[eE][+-]?\d+)?$"
 """A number in text as programs write it; other text, such as "007", is an id of its own."""
 UUID_BYTES = 16
@@ -17,7 +21,7 @@ UUID_PARTS = ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))
 
 
 def widen(value: pl.Expr, dtype: pl.DataType) -> tuple[pl.Expr, pl.DataType] | None:
-    """Convert ids to Int64, UInt64, Float64, Binary or String; None for a type that has no ids.
+    """Convert ids to Int64, UInt64, a float, Binary or String; None for a type that has no ids.
 
     Text keeps leading zeros and spaces; an empty text is missing, as text formats write it.
     """
@@ -32,7 +36,7 @@ def widen(value: pl.Expr, dtype: pl.DataType) -> tuple[pl.Expr, pl.DataType] | N
     if dtype.is_integer():
         return value.cast(pl.Int64), pl.Int64()
     if dtype.is_float():
-        return value.cast(pl.Float64).fill_nan(None), pl.Float64()
+        return value.fill_nan(None), dtype
     if dtype == pl.Binary:
         return value, pl.Binary()
     return None
@@ -40,10 +44,15 @@ def widen(value: pl.Expr, dtype: pl.DataType) -> tuple[pl.Expr, pl.DataType] | N
 
 def statistics(value: pl.Expr, dtype: pl.DataType) -> dict[str, pl.Expr]:
     """Return the statistics of widened ids for ``parse``."""
-    if dtype == pl.Float64:
-        return {"is_whole": _is_whole(value).all()}
+    if dtype.is_float():
+        return {"is_whole": _is_whole(value, dtype).all()}
     if dtype == pl.Binary:
-        return {"is_text": _is_utf8(value).all(), "is_uuid": _is_uuid_size(value).all()}
+        has_zero = value.bin.contains(b"\0").any()
+        return {
+            "is_text": _is_utf8(value).all(),
+            # No text has a zero byte; a UUID of small numbers has many.
+            "is_uuid": _is_uuid_size(value).all() & (has_zero | ~_is_utf8(value).all()),
+        }
     if dtype == pl.String:
         integer = value.cast(pl.Int64, strict=False)
         is_integer = (integer.cast(pl.String) == value).fill_null(value.is_null()).all()
@@ -68,12 +77,12 @@ def parse(value: pl.Expr, dtype: pl.DataType, found: Mapping[str, Any]) -> pl.Ex
         dtype: from ``widen``.
         found: values of ``statistics``, and of ``text_statistics`` where they were needed.
     """
-    if dtype == pl.Float64:
-        return pl.when(_is_whole(value)).then(value).cast(pl.Int64, strict=False)
+    if dtype.is_float():
+        return pl.when(_is_whole(value, dtype)).then(value).cast(pl.Int64, strict=False)
     if dtype == pl.Binary:
-        if found["is_text"]:
-            return value.cast(pl.String)
-        return uuid_text(value) if found["is_uuid"] else _valid_utf8(value)
+        if found["is_uuid"]:
+            return uuid_text(value)
+        return value.cast(pl.String) if found["is_text"] else _valid_utf8(value)
     if dtype == pl.String:
         if found["is_integer"]:
             return value.cast(pl.Int64)
@@ -86,7 +95,7 @@ def parse(value: pl.Expr, dtype: pl.DataType, found: Mapping[str, Any]) -> pl.Ex
 
 def is_certain(dtype: pl.DataType, found: Mapping[str, Any]) -> bool:
     """Whether the statistics exclude that ``parse`` makes an id null."""
-    if dtype == pl.Float64:
+    if dtype.is_float():
         return bool(found["is_whole"])
     if dtype == pl.Binary:
         return bool(found["is_text"] or found["is_uuid"])
@@ -97,7 +106,8 @@ def describe_fault(dtype: pl.DataType) -> tuple[str, str]:
     """Return what is wrong with ids that ``parse`` made null, and how to fix them."""
     if dtype == pl.Binary:
         return "binary ids that are neither UTF-8 text nor UUIDs", "convert them to text"
-    return "ids that are not whole numbers up to 2^53", "write whole numbers or text"
+    bits = LARGEST_EXACT.get(dtype, 2**53).bit_length() - 1
+    return f"ids that are not whole numbers up to 2^{bits}", "write whole numbers or text"
 
 
 def matching(value: pl.Expr, dtype: pl.DataType, target: pl.DataType) -> pl.Expr:
@@ -111,7 +121,7 @@ def matching(value: pl.Expr, dtype: pl.DataType, target: pl.DataType) -> pl.Expr
     if dtype.is_integer() and target.is_integer():
         return value.cast(target, strict=False)
     if dtype.is_float():
-        value = pl.when(_is_whole(value)).then(value).cast(pl.Int64, strict=False)
+        value = pl.when(_is_whole(value, dtype)).then(value).cast(pl.Int64, strict=False)
     text = value.cast(pl.String)
     if target.is_integer():
         text = text.str.replace(r"^(-?\d+)\.0*$", "${1}")
@@ -151,8 +161,8 @@ def uuid_text(value: pl.Expr) -> pl.Expr:
     return pl.concat_str(parts, separator="-")
 
 
-def _is_whole(value: pl.Expr) -> pl.Expr:
-    return (value.round() == value) & (value.abs() <= LARGEST_EXACT)
+def _is_whole(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    return (value.round() == value) & (value.abs() <= LARGEST_EXACT[dtype])
 
 
 def _is_number(value: pl.Expr) -> pl.Expr:
@@ -163,7 +173,8 @@ def _whole_number(value: pl.Expr) -> pl.Expr:
     """Read text such as 12, 12.0 and 1.2e1; exact without an exponent."""
     digits = value.str.extract(r"^(-?\d+)(?:\.0*)?$", 1).cast(pl.Int64, strict=False)
     number = pl.when(value.str.contains("[eE]")).then(value.cast(pl.Float64, strict=False))
-    return pl.coalesce(digits, pl.when(_is_whole(number)).then(number).cast(pl.Int64, strict=False))
+    whole = pl.when(_is_whole(number, pl.Float64())).then(number)
+    return pl.coalesce(digits, whole.cast(pl.Int64, strict=False))
 
 
 def _is_uuid_size(value: pl.Expr) -> pl.Expr:

@@ -28,7 +28,7 @@ def scan(file: DataFile, separator: str | None = None) -> Source:
     """
     head = first_bytes(file.path, 8)
     if not head:
-        raise DataError(f"{file} is empty; choose another file")
+        raise DataError(f"{file} is empty; remove it, or write it again")
     if head.startswith(b"FEA1"):
         raise DataError(
             f"{file} is a Feather file of version 1; write it as version 2 or as parquet"

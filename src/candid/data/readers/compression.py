@@ -35,15 +35,20 @@ NATIVE = ("", ".gz", ".zst")
 """Compressions that Polars reads itself."""
 
 
+class EmptyFileError(DataError):
+    """A text file without any byte."""
+
+
 def check_compression(file: DataFile) -> None:
     """Check that the content of a file has the compression of its name, and is not empty.
 
     Raises:
-        DataError: the file is empty, or its content is of another kind than its name.
+        EmptyFileError: the file is empty.
+        DataError: its content is of another kind than its name.
     """
     head = first_bytes(file.path)
     if not head:
-        raise DataError(f"{file} is empty; choose another file")
+        raise EmptyFileError(f"{file} is empty; remove it, or write it again")
     if file.compression:
         name, magic = COMPRESSIONS[file.compression]
         if not head.startswith(magic):
@@ -57,7 +62,7 @@ def check_compression(file: DataFile) -> None:
         except DAMAGE as error:
             raise damaged(file, error) from error
         if is_empty:
-            raise DataError(f"{file} is empty; choose another file")
+            raise EmptyFileError(f"{file} is empty; remove it, or write it again")
         return
     for suffix, (name, magic) in COMPRESSIONS.items():
         if head.startswith(magic) and (suffix != ".bz2" or head[4:10] == b"1AY&SY"):

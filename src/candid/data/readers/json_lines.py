@@ -12,6 +12,7 @@ import polars as pl
 from candid.data.readers.compression import (
     DAMAGE,
     NATIVE,
+    EmptyFileError,
     check_compression,
     damaged,
     decompressed,
@@ -29,15 +30,34 @@ def scan_all(files: Sequence[DataFile], separator: str | None = None) -> list[So
     """Scan files; ``separator`` is ignored.
 
     The type of a column is that of all its values: a column with numbers and text is text. A
-    column that a file does not have is null there.
+    column that a file does not have is null there. A file without a line has no rows, as Spark
+    writes an empty part.
 
     Raises:
-        DataError: a file is empty or damaged, or a line is not a JSON object.
+        DataError: all files are empty, a file is damaged, or a line is not a JSON object.
     """
-    files = [_checked(file) for file in files]
+    files = _with_rows(files)
     sources = [_scan(file) for file in files]
     frames = _unify([source.frame for source in sources], files)
     return [replace(source, frame=frame) for source, frame in zip(sources, frames, strict=True)]
+
+
+def _with_rows(files: Sequence[DataFile]) -> list[DataFile]:
+    """Check how the files begin, and leave out empty ones.
+
+    Raises:
+        DataError: there is no other, or a file is damaged.
+    """
+    kept: list[DataFile] = []
+    empty: EmptyFileError | None = None
+    for file in files:
+        try:
+            kept.append(_checked(file))
+        except EmptyFileError as error:
+            empty = empty or error
+    if empty is not None and not kept:
+        raise empty
+    return kept
 
 
 def _checked(file: DataFile) -> DataFile:

@@ -30,7 +30,7 @@ def scan(file: DataFile, separator: str | None = None) -> Source:
     """
     head = first_bytes(file.path, 4)
     if not head:
-        raise DataError(f"{file} is empty; choose another file")
+        raise DataError(f"{file} is empty; remove it, or write it again")
     if head not in MAGICS:
         raise DataError(f"{file} is not a readable parquet file; write it again")
     if head == b"PARE":

@@ -49,6 +49,7 @@ SUFFIXES = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
     ".arrow": "arrow",
+    ".arrows": "arrow",
     ".feather": "arrow",
     ".ipc": "arrow",
     ".dat": "movielens",
