@@ -30,10 +30,22 @@ def run_inputs(run: Run, num_rows: int, *, seed: int = 0) -> list[AuditInput]:
         ArtifactError: the model has diverged.
     """
     untrained = untrained_input(run.config, run.dataset, num_rows, seed=seed, features=run.features)
-    trained = _audit_input(
-        "trained", run.model, run.config, run.dataset, run.features, num_rows, seed
-    )
-    return [untrained, trained]
+    return [untrained, trained_input(run, num_rows, seed=seed)]
+
+
+def trained_input(run: Run, num_rows: int, *, seed: int = 0) -> AuditInput:
+    """Return the run's model as trained.
+
+    Args:
+        run: the trained run.
+        num_rows: Q, maximum number of users; each contributes one random training row.
+        seed: of the choice of rows.
+
+    Raises:
+        DataError: the dataset has no training rows.
+        ArtifactError: the model has diverged.
+    """
+    return _audit_input("trained", run.model, run.config, run.dataset, run.features, num_rows, seed)
 
 
 def untrained_input(

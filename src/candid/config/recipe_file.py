@@ -15,8 +15,12 @@ Table = dict[str, Any]
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
-def read_toml(path: Path | str) -> Table:
-    """Read a recipe.
+def read_toml(path: Path | str, kind: str = "recipe") -> Table:
+    """Read a recipe, or another file of settings.
+
+    Args:
+        path: of the file.
+        kind: noun for the file in messages.
 
     Raises:
         ConfigError: no such file, not readable, not UTF-8, or not TOML (with the line).
@@ -25,21 +29,19 @@ def read_toml(path: Path | str) -> Table:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"recipe {path} not found; check the path") from None
+        raise ConfigError(f"{kind} {path} not found; check the path") from None
     except IsADirectoryError:
-        raise ConfigError(
-            f"recipe {path} is a folder; name a .toml file, or a prepared dataset with "
-            f"--data {path}"
-        ) from None
+        other = f", or a prepared dataset with --data {path}" if kind == "recipe" else ""
+        raise ConfigError(f"{kind} {path} is a folder; name a .toml file{other}") from None
     except OSError as error:
-        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}; fix that") from None
+        raise ConfigError(f"{kind} {path} cannot be read: {error.strerror}; fix that") from None
     except UnicodeDecodeError as error:
         _refuse_table(path)
         raise ConfigError(
             f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from None
     except RecursionError:
-        raise ConfigError(f"{path} is not valid TOML: nested too deeply; name a recipe") from None
+        raise ConfigError(f"{path} is not valid TOML: nested too deeply; name a {kind}") from None
     except tomllib.TOMLDecodeError as error:
         _refuse_table(path)
         raise ConfigError(f"{path} is not valid TOML: {_lower_first(str(error))}") from None

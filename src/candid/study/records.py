@@ -269,7 +269,8 @@ class UserValues:
         user_ids: [Q] int64 ascending, rows of the dataset's users.
         ndcg: [Q] float64, NDCG@10; NaN where every target is a seen item.
         nll: [Q] float64, mean NLL of the user's targets under the full softmax, in nats.
-        decile: [Q] int64, popularity of the user's first target: 0 least, 9 most popular.
+        decile: [Q] int64, popularity of the user's first target: 1 (least popular) to 10, each with
+            about a tenth of the training targets; 0: training never has it as a target.
         probability: [Q] float64, P(target | user) under the full softmax, the geometric mean over
             the user's targets.
     """

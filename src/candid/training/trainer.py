@@ -313,9 +313,11 @@ class Trainer:
         state = self.state
         if state.update_best(metrics):
             self._checkpoints.save_best()
-        line = {"epoch": state.epoch, "seconds": round(state.seconds, 3)} | {
-            f"validation/{name}": value for name, value in metrics.items()
-        }
+        line = {
+            "epoch": state.epoch,
+            "seconds": round(state.seconds, 3),
+            "cpu_seconds": round(state.cpu_seconds, 3),
+        } | {f"validation/{name}": value for name, value in metrics.items()}
         state.history.append(line)
         for tracker in self._trackers:
             tracker.log(state.step, line)

@@ -1,0 +1,205 @@
+"""One cell: train its recipe, measure the model, and make the record."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from candid.atomic import write_json
+from candid.batches import Loader
+from candid.config import RunConfig
+from candid.data import PreparedDataset
+from candid.errors import ArtifactError, ConfigError
+from candid.runs import load_run, peak_memory_mib, train_run
+from candid.study.config import MeasureConfig
+from candid.study.measure import (
+    measure_calibration,
+    measure_on_test,
+    measure_estimator,
+    validation_metrics,
+)
+from candid.study.records import CellKey, CurvePoint, Record, write_users
+from candid.training import Progress, has_checkpoint
+from candid.version import __version__
+
+RUN: Final = "run"
+STARTS: Final = "starts.json"
+MAX_STARTS: Final = 3
+"""Starts of a cell without a new checkpoint: its process was killed each time, such as for memory,
+and would be killed again."""
+
+VERSIONS: Final[Mapping[str, str]] = {
+    "candid": __version__,
+    "torch": torch.__version__,
+    "numpy": np.__version__,
+    "python": platform.python_version(),
+}
+
+
+class KilledError(ConfigError):
+    """The process of a cell was killed again and again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell with what it needs to run.
+
+    Attributes:
+        key: of the cell.
+        config: its recipe.
+        dataset: its prepared dataset.
+        digest: checksum of all that it depends on.
+        folder: for its run, until the cell has ended.
+    """
+
+    key: CellKey
+    config: RunConfig
+    dataset: PreparedDataset
+    digest: str
+    folder: Path
+
+    def base_record(self, commit: str | None) -> Record:
+        """Return the record of a cell that has not ended, marked as failed."""
+        return Record(
+            self.key,
+            "failed",
+            digest=self.digest,
+            settings=self.config.model_dump(mode="json"),
+            commit=commit,
+            versions=dict(VERSIONS),
+            num_items=self.dataset.num_items,
+        )
+
+    def run(
+        self, out: Path, settings: MeasureConfig, commit: str | None, progress: Progress | None
+    ) -> Record:
+        """Train, or continue from the last checkpoint, and measure.
+
+        Args:
+            out: folder of the study, for the values of users.
+            settings: measurements of main cells; a pilot is measured on validation alone.
+            commit: git commit for the record.
+            progress: called with steps and validations.
+
+        Raises:
+            KilledError: the process was killed each time before it stored a new checkpoint.
+            CandidError: the recipe cannot be trained or measured.
+            Interrupted: stopped by a signal, after a checkpoint.
+        """
+        _reset_peak_memory()
+        self._count_start()
+        run_folder = self.folder / RUN
+        resume = has_checkpoint(run_folder)
+        if not resume:
+            shutil.rmtree(run_folder, ignore_errors=True)
+        try:
+            result = train_run(
+                self.config, self.dataset, run_folder, resume=resume, progress=progress
+            )
+        except ArtifactError:
+            if not resume:
+                raise
+            # A checkpoint that the killed process damaged.
+            shutil.rmtree(run_folder, ignore_errors=True)
+            result = train_run(self.config, self.dataset, run_folder, progress=progress)
+        began = time.process_time()
+        run = load_run(run_folder, self.dataset)
+        values: dict[str, Any] = {
+            "status": "finished",
+            "candidates_per_row": self._candidates_per_row(),
+            "steps": result.state.step,
+            "validation": validation_metrics(run),
+            "curve": read_curve(run_folder),
+            "cpu_seconds": round(result.state.cpu_seconds, 2),
+        }
+        if self.key.phase == "main":
+            test = measure_on_test(run, settings)
+            estimator = measure_estimator(run, settings)
+            values |= {
+                "test": test.metrics,
+                "num_users": len(test.users.user_ids),
+                "popularity": test.popularity,
+                "calibration": measure_calibration(run, settings),
+                "users": write_users(out, self.key, test.users),
+            }
+            if estimator is not None:
+                values |= {
+                    "chi2": estimator.chi2,
+                    "drift": estimator.drift,
+                    "gradient_bias": estimator.gradient_bias,
+                }
+        values["measure_cpu_seconds"] = round(time.process_time() - began, 2)
+        values["peak_mib"] = round(peak_memory_mib(), 1)
+        return replace(self.base_record(commit), **values)
+
+    def forget(self) -> None:
+        """Remove the files of the cell, and those of earlier settings."""
+        for folder in self.folder.parent.glob(f"{self.key.id}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _candidates_per_row(self) -> int:
+        if self.config.sampler is None:
+            return self.dataset.num_items
+        loader = Loader(self.dataset, self.config.batches, seed=self.config.seed)
+        return self.config.sampler.candidates_per_row(len(loader.batch(0, 0)))
+
+    def _count_start(self) -> None:
+        """Count starts since the last checkpoint.
+
+        Raises:
+            KilledError: there were too many.
+        """
+        path = self.folder / STARTS
+        stamps = [one.stat().st_mtime_ns for one in (self.folder / RUN).rglob("last*.safetensors")]
+        stamp, count = max(stamps, default=0), 0
+        with suppress(OSError, ValueError, KeyError):
+            before = json.loads(path.read_text(encoding="utf-8"))
+            count = before["count"] if before["checkpoint"] == stamp else 0
+        if count >= MAX_STARTS:
+            path.unlink(missing_ok=True)
+            raise KilledError(
+                f"its process was killed {count} times before a new checkpoint, such as for "
+                "memory; lower its sizes, or set training.checkpoint_every"
+            )
+        write_json(path, {"checkpoint": stamp, "count": count + 1})
+
+
+def read_curve(run_folder: Path) -> tuple[CurvePoint, ...]:
+    """Read the validations of a run from its metrics log."""
+    points: list[CurvePoint] = []
+    weights: list[float] = []
+    for text in (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        if "sample_weight" in line:
+            weights.append(line["sample_weight"])
+        if "validation/ndcg@10" in line:
+            points.append(
+                CurvePoint(
+                    step=line["step"],
+                    cpu_seconds=line["cpu_seconds"],
+                    ndcg=line["validation/ndcg@10"],
+                    nll=line.get("validation/nll"),
+                    sample_weight=fmean(weights) if weights else None,
+                )
+            )
+            weights = []
+    return tuple(points)
+
+
+def _reset_peak_memory() -> None:
+    """Let the peak memory of this process begin again; only Linux has it."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,95 @@
+"""The prepared datasets of a study, in the folder ``data`` of the study."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from candid.atomic import atomic_folder, write_error
+from candid.data import PreparedDataset, open_dataset, prepare_folder
+from candid.errors import Interrupted
+from candid.locks import Lock, acquire
+from candid.study.config import Study
+from candid.synthetic import SyntheticConfig, SyntheticData
+
+POLL_SECONDS: Final = 0.5
+"""Time between two looks at a lock of another process."""
+
+
+class Datasets:
+    """Opens the datasets of a study; those of files and of synthetic data are prepared once.
+
+    Args:
+        study: the study file.
+        out: folder of the study.
+        stop: set when the work should stop.
+    """
+
+    def __init__(self, study: Study, out: Path, stop: threading.Event) -> None:
+        self._study, self._out, self._stop = study, out, stop
+        self._name: tuple[str, str] | None = None
+        self._dataset: PreparedDataset | None = None
+
+    def open(self, name: str, split: str) -> PreparedDataset:
+        """Open a dataset with one of its splits; the last one stays open.
+
+        Raises:
+            CandidError: it cannot be prepared or opened.
+            Interrupted: the work should stop.
+        """
+        if self._name != (name, split) or self._dataset is None:
+            self._dataset = self._open(name, split)
+            self._name = (name, split)
+        return self._dataset
+
+    def _open(self, name: str, split: str) -> PreparedDataset:
+        prepared = self._study.datasets[name].prepared
+        if prepared is not None:
+            return open_dataset(prepared)
+        folder = self._out / "data"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(folder, error) from error
+        files, target = folder / f"{name}-files", folder / f"{name}-{split}"
+        with waiting_lock(folder / f".{name}.lock", self._stop):
+            synthetic = self._study.synthetic(name)
+            if synthetic is not None:
+                _write_synthetic(synthetic, files)
+            config = self._study.data_config(name, split, files)
+            assert config is not None
+            return prepare_folder(config, target).dataset
+
+
+@contextmanager
+def waiting_lock(path: Path, stop: threading.Event) -> Iterator[Lock]:
+    """Hold a lock for a block, after the process that holds it now.
+
+    Raises:
+        Interrupted: ``stop`` was set while waiting.
+        ArtifactError: the operating system refuses.
+    """
+    while True:
+        try:
+            lock = acquire(path)
+            break
+        except BlockingIOError:
+            if stop.wait(POLL_SECONDS):
+                raise Interrupted("stopped; run the same command to continue") from None
+        except OSError as error:
+            raise write_error(path, error) from error
+    with lock:
+        yield lock
+
+
+def _write_synthetic(config: SyntheticConfig, folder: Path) -> None:
+    """Write the files of a synthetic dataset, unless the folder has those of these settings."""
+    stamp, text = folder / "settings.json", config.model_dump_json()
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == text:
+        return
+    with atomic_folder(folder) as temporary:
+        SyntheticData(config).write(temporary)
+        (temporary / stamp.name).write_text(text, encoding="utf-8")

@@ -1,0 +1,300 @@
+"""The cells of a study: keys, recipes, and the learning rates that the pilot chooses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Final
+
+from candid.config import RunConfig, parse_config
+from candid.study.arms import NO_SAMPLER, arm_settings, find_arm
+from candid.study.config import Study
+from candid.study.records import CellKey, Phase, Record
+
+Table = dict[str, Any]
+
+BASE: Final[Table] = {
+    "name": "cell",
+    "evaluation": {
+        "ks": [10],
+        "metric": "ndcg@10",
+        "metrics": ["recall", "ndcg"],
+        "intervals": False,
+        "history_slices": [],
+    },
+}
+"""Recipe keys of every cell; those of the study come on top."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Setting:
+    """What the learning rate is chosen for: a cell without phase, learning rate and seed."""
+
+    dataset: str
+    split: str
+    tower: str
+    sampler: str
+    num_candidates: int
+    arm: str
+
+    @classmethod
+    def of(cls, key: CellKey) -> Setting:
+        """Return the setting of a cell."""
+        return cls(key.dataset, key.split, key.tower, key.sampler, key.num_candidates, key.arm)
+
+    def cell(self, phase: Phase, lr: float, seed: int) -> CellKey:
+        """Return a cell of this setting."""
+        return CellKey(
+            phase,
+            self.dataset,
+            self.split,
+            self.tower,
+            self.sampler,
+            self.num_candidates,
+            self.arm,
+            lr,
+            seed,
+        )
+
+
+class Grid:
+    """All cells of a study.
+
+    Args:
+        study: the study file.
+
+    Attributes:
+        seeds: by setting, the seeds of the main cells.
+        pilots: by setting, the one whose pilot chooses the learning rate.
+
+    Raises:
+        ConfigError: the recipe of a cell is wrong.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.seeds: dict[Setting, tuple[int, ...]] = {}
+        for setting, seeds in _settings(study):
+            known = self.seeds.get(setting, ())
+            self.seeds[setting] = known + tuple(seed for seed in seeds if seed not in known)
+        self.pilots = {setting: _pilot_of(setting, study) for setting in self.seeds}
+        # Once for each setting, before anything runs.
+        for setting in {*self.seeds, *self.pilots.values()}:
+            self.config(setting.cell("main", study.pilot.learning_rates[0], 0))
+
+    def config(self, key: CellKey) -> RunConfig:
+        """Return the recipe of a cell.
+
+        Raises:
+            ConfigError: it cannot work.
+        """
+        study = self.study
+        parts = [
+            BASE,
+            study.config.recipe,
+            study.datasets[key.dataset].recipe,
+            study.config.towers[key.tower],
+            *([study.pilot.recipe] if key.phase == "pilot" else []),
+            arm_settings(key.arm, key.sampler, key.num_candidates),
+            {"seed": key.seed, "training": {"lr": key.lr}},
+        ]
+        table: Table = {}
+        for part in parts:
+            table = merged(table, part)
+        return parse_config(table, f"{study.source}: {key.label}")
+
+    def digest(self, key: CellKey, dataset: str) -> str:
+        """Return a checksum of everything that a cell depends on.
+
+        Args:
+            key: of the cell.
+            dataset: fingerprint of its dataset.
+        """
+        content = {
+            "recipe": self.config(key).model_dump(mode="json"),
+            "measure": self.study.measure.model_dump(mode="json"),
+            "dataset": dataset,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def pilot_cells(self, records: Mapping[CellKey, Record]) -> list[CellKey]:
+        """Return the cells of the pilot, with those by which a range is extended.
+
+        Args:
+            records: of the cells that have ended.
+        """
+        cells = []
+        for setting in dict.fromkeys(self.pilots.values()):
+            rates = self.rates(setting, records)
+            cells += [setting.cell("pilot", rate, self.study.pilot.seed) for rate in rates]
+        return cells
+
+    def rates(self, setting: Setting, records: Mapping[CellKey, Record]) -> tuple[float, ...]:
+        """Return the learning rates that the pilot of a setting tries: ascending."""
+        pilot = self.study.pilot
+        values = self._values(setting, pilot.learning_rates, records)
+        more = extension(values) if pilot.extend and None not in values.values() else None
+        return pilot.learning_rates if more is None else tuple(sorted((*values, more)))
+
+    def chosen_rate(self, setting: Setting, records: Mapping[CellKey, Record]) -> float | None:
+        """Return the learning rate of the main cells of a setting.
+
+        None: the pilot has not ended, or all its cells failed.
+        """
+        pilot = self.pilots[setting]
+        values = self._values(pilot, self.rates(pilot, records), records)
+        if None in values.values():
+            return None
+        return best_rate({rate: value for rate, value in values.items() if value is not None})
+
+    def main_cells(self, records: Mapping[CellKey, Record]) -> list[CellKey]:
+        """Return the main cells whose learning rate is chosen, all arms of one seed together."""
+        cells = []
+        for setting, seeds in self.seeds.items():
+            rate = self.chosen_rate(setting, records)
+            if rate is not None:
+                cells += [(number, setting.cell("main", rate, s)) for number, s in enumerate(seeds)]
+        return [cell for _, cell in sorted(cells, key=lambda pair: pair[0])]
+
+    @property
+    def num_pilots(self) -> int:
+        """Number of cells of the pilot, without extensions."""
+        return len(set(self.pilots.values())) * len(self.study.pilot.learning_rates)
+
+    @property
+    def num_main(self) -> int:
+        """Number of main cells."""
+        return sum(map(len, self.seeds.values()))
+
+    def _values(
+        self, setting: Setting, rates: Iterable[float], records: Mapping[CellKey, Record]
+    ) -> dict[float, float | None]:
+        """Return the value of each learning rate, larger is better; None: it has not ended."""
+        pilot = self.study.pilot
+        values: dict[float, float | None] = {}
+        for rate in rates:
+            record = records.get(setting.cell("pilot", rate, pilot.seed))
+            values[rate] = None if record is None else _value(record, pilot.metric)
+        return values
+
+
+def best_rate(values: Mapping[float, float]) -> float | None:
+    """Return the learning rate with the largest value; of equals the smallest.
+
+    Args:
+        values: by learning rate, larger is better; -inf for a failed training.
+
+    Returns:
+        None where all have failed.
+
+    Example:
+        >>> best_rate({0.001: 0.10, 0.01: 0.12, 0.1: 0.12})
+        0.01
+    """
+    working = {rate: value for rate, value in values.items() if value > -math.inf}
+    if not working:
+        return None
+    return min(working, key=lambda rate: (-working[rate], rate))
+
+
+def extension(values: Mapping[float, float | None]) -> float | None:
+    """Return one more learning rate beyond the edge where the best one is.
+
+    The step is that between the edge and its neighbour.
+
+    Args:
+        values: by learning rate, larger is better; -inf for a failed training.
+
+    Returns:
+        None where the best one has neighbours on both sides, or there are fewer than two.
+
+    Example:
+        >>> extension({0.001: 0.10, 0.01: 0.12, 0.1: 0.11}) is None
+        True
+        >>> extension({0.001: 0.10, 0.002: 0.11, 0.004: 0.12})
+        0.008
+    """
+    rates = sorted(values)
+    best = best_rate({rate: -math.inf if v is None else v for rate, v in values.items()})
+    if best is None or len(rates) < 2:
+        return None
+    if best == rates[-1]:
+        return _rounded(rates[-1] * rates[-1] / rates[-2])
+    if best == rates[0]:
+        return _rounded(rates[0] * rates[0] / rates[1])
+    return None
+
+
+def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> Table:
+    """Return a recipe table with the keys of another one on top.
+
+    A component of another type replaces the one before, whose settings rarely apply to it.
+
+    Example:
+        >>> merged({"training": {"epochs": 4, "lr": 0.1}}, {"training": {"lr": 0.2}})
+        {'training': {'epochs': 4, 'lr': 0.2}}
+    """
+    result = dict(table)
+    for key, value in changes.items():
+        before = result.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            is_other = "type" in value and value["type"] != before.get("type")
+            result[key] = dict(value) if is_other else merged(before, value)
+        else:
+            result[key] = value
+    return result
+
+
+def by_key(records: Sequence[Record]) -> dict[CellKey, Record]:
+    """Return records by key."""
+    return {record.key: record for record in records}
+
+
+def _rounded(rate: float) -> float:
+    """Round to six digits, so that 0.004 · 2 is 0.008 on every machine."""
+    return float(f"{rate:.6g}")
+
+
+def _value(record: Record, metric: str) -> float:
+    if not record.is_finished or metric not in record.validation:
+        return -math.inf
+    value = record.validation[metric].value
+    return -value if metric == "nll" else value
+
+
+def _settings(study: Study) -> Iterator[tuple[Setting, tuple[int, ...]]]:
+    """Yield every setting of the grids with its seeds, the arms of one sampler and n together."""
+    for grid in study.grids:
+        for dataset in grid.datasets:
+            of_dataset = study.datasets[dataset].split_names
+            for split in (one for one in of_dataset if one in grid.splits):
+                for tower in grid.towers:
+                    for sampler, n, arm in _candidates(
+                        grid.samplers, grid.num_candidates, grid.arms
+                    ):
+                        yield Setting(dataset, split, tower, sampler, n, arm), grid.seeds
+
+
+@lru_cache
+def _candidates(
+    samplers: tuple[str, ...], sizes: tuple[int, ...], arms: tuple[str, ...]
+) -> tuple[tuple[str, int, str], ...]:
+    """Return sampler, n and arm of all combinations that are defined."""
+    result = [(NO_SAMPLER, 0, arm) for arm in arms if find_arm(arm).reads_catalog]
+    for sampler in samplers:
+        for n in (0,) if sampler == "whole_batch" else sizes:
+            result += [(sampler, n, arm) for arm in arms if sampler in find_arm(arm).samplers]
+    return tuple(result)
+
+
+def _pilot_of(setting: Setting, study: Study) -> Setting:
+    """Return the setting with the nearest n of the pilot, the smaller of two equally near ones."""
+    sizes, n = study.pilot.num_candidates, setting.num_candidates
+    if not sizes or not n:
+        return setting
+    nearest = min(sizes, key=lambda size: (abs(math.log(size / n)), size))
+    return replace(setting, num_candidates=nearest)
