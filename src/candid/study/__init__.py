@@ -4,6 +4,8 @@ records.jsonl   the outcome of every cell
 users/ID.npz    values of each user, for paired tests
 """
 
+from candid.study.arms import ARMS, SAMPLERS, Arm
+from candid.study.config import Study, parse_study, read_study
 from candid.study.records import (
     CalibrationBin,
     CellKey,
@@ -18,28 +20,29 @@ from candid.study.records import (
     read_users,
     write_users,
 )
-from candid.study.statistics import (
-    PairedDifference,
-    RankCorrelation,
-    paired_difference,
-    rank_correlation,
-)
+from candid.study.run import StudyProgress, StudyResult, StudyStatus, run_study
 
 __all__ = [
+    "ARMS",
+    "SAMPLERS",
+    "Arm",
     "CalibrationBin",
     "CellKey",
     "CurvePoint",
     "Measured",
-    "PairedDifference",
     "PopularityGroup",
     "Quantiles",
-    "RankCorrelation",
     "Record",
+    "Study",
+    "StudyProgress",
+    "StudyResult",
+    "StudyStatus",
     "UserValues",
     "append_record",
-    "paired_difference",
-    "rank_correlation",
+    "parse_study",
     "read_records",
+    "read_study",
     "read_users",
+    "run_study",
     "write_users",
 ]

@@ -26,8 +26,8 @@ from candid.runs import load_run, peak_memory_mib, train_run
 from candid.study.config import MeasureConfig
 from candid.study.measure import (
     measure_calibration,
-    measure_on_test,
     measure_estimator,
+    measure_on_test,
     validation_metrics,
 )
 from candid.study.records import CellKey, CurvePoint, Record, write_users

@@ -119,7 +119,7 @@ def run_study(
         out: folder of the study: new, empty, or that of the same study.
         minutes: CPU minutes of this call after which no further cell starts; None: no limit.
         retry_failed: run cells again, once, that have failed before.
-        allow_over_budget: go on where the estimate exceeds the budget of the study.
+        allow_over_budget: run although the estimate exceeds the budget of the study.
         progress: display.
 
     Returns:
@@ -203,7 +203,7 @@ class _Loop:
             raise ConfigError(
                 f"{self.study.source}: the study needs about {spent + rest:.3g} CPU hours "
                 f"({spent:.3g} of them spent), more than budget.cpu_hours = "
-                f"{self.study.cpu_hours:g}: leave out cells, raise the budget, or go on with "
+                f"{self.study.cpu_hours:g}: leave out cells, raise the budget, or add "
                 "--allow-over-budget"
             )
 
