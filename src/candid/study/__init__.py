@@ -5,6 +5,7 @@ users/ID.npz    values of each user, for paired tests
 """
 
 from candid.study.arms import ARMS, SAMPLERS, Arm
+from candid.study.claims import CLAIMS, Claim, judge_claims
 from candid.study.config import Study, parse_study, read_study
 from candid.study.records import (
     CalibrationBin,
@@ -21,25 +22,46 @@ from candid.study.records import (
     write_users,
 )
 from candid.study.run import StudyProgress, StudyResult, StudyStatus, run_study
+from candid.study.statistics import (
+    PairedDifference,
+    RankCorrelation,
+    paired_difference,
+    rank_correlation,
+)
+from candid.study.study_cells import GridPoint, StudyCells
+from candid.study.tables import ArmRow, arm_rows
+from candid.study.verdicts import Judgement
 
 __all__ = [
     "ARMS",
+    "CLAIMS",
     "SAMPLERS",
     "Arm",
+    "ArmRow",
     "CalibrationBin",
     "CellKey",
+    "Claim",
     "CurvePoint",
+    "GridPoint",
+    "Judgement",
     "Measured",
+    "PairedDifference",
     "PopularityGroup",
     "Quantiles",
+    "RankCorrelation",
     "Record",
     "Study",
+    "StudyCells",
     "StudyProgress",
     "StudyResult",
     "StudyStatus",
     "UserValues",
     "append_record",
+    "arm_rows",
+    "judge_claims",
+    "paired_difference",
     "parse_study",
+    "rank_correlation",
     "read_records",
     "read_study",
     "read_users",

@@ -1,0 +1,353 @@
+"""The claims of the study, each with its prediction, the cells it needs, and its test.
+
+The predictions and tests were written down before the cells were run. A verdict follows from the
+records alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from candid.evaluation import holm
+from candid.study.drift_cells import FULL, drift_cells, predicted_difference
+from candid.study.statistics import (
+    PairedDifference,
+    RankCorrelation,
+    paired_difference,
+    rank_correlation,
+)
+from candid.study.study_cells import METRICS, GridPoint, Metric, StudyCells
+from candid.study.verdicts import Evidence, Judgement, judge_all
+
+MARGINS: Final[dict[Metric, float]] = {"ndcg": 0.002, "nll": 0.01}
+"""Differences that are too small to matter."""
+DRIFT_SHARE: Final = 0.3
+"""Largest distance of a measured difference from the predicted one, as a share of the latter."""
+MIN_SEEDS: Final = 3
+CORRELATION: Final = 0.9
+MIN_PAIRS: Final = 10
+"""Least number of cells of a rank correlation."""
+LARGE_CATALOG: Final = 50_000
+HUGE_CATALOG: Final = 1_000_000
+CANDIDATE_SHARE: Final = 0.01
+"""Largest n as a share of the catalog where a sampled recipe shall be level with all items."""
+COST_SHARE: Final = 0.5
+KEPT: Final = "logq_kept"
+KEPT_OR_DISTINCT: Final = (KEPT, "logq_distinct")
+MASKED: Final = "logq_masked"
+REFINED: Final = "refined"
+PUBLISHED: Final = "published_code"
+UNCORRECTED: Final = "none"
+UNIFORM: Final = "uniform"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with its test.
+
+    Attributes:
+        name: such as "C1".
+        prediction: the claim.
+        needs: the cells that the test reads.
+        test: how the verdict follows from the records.
+        judge: the test.
+    """
+
+    name: str
+    prediction: str
+    needs: str
+    test: str
+    judge: Callable[[StudyCells], Judgement]
+
+
+def judge_claims(study: StudyCells) -> list[dict[str, Any]]:
+    """Return the claims with their verdicts as plain JSON values."""
+    return [
+        {
+            "name": claim.name,
+            "prediction": claim.prediction,
+            "needs": claim.needs,
+            "test": claim.test,
+            **claim.judge(study).to_json(),
+        }
+        for claim in CLAIMS
+    ]
+
+
+def _correction_doubles_ndcg(study: StudyCells) -> Judgement:
+    evidence = []
+    for point in _points(study, UNCORRECTED, KEPT):
+        if point.sampler == UNIFORM:
+            continue
+        values, seeds = study.values(point, (KEPT, UNCORRECTED), "ndcg")
+        if len(seeds) < MIN_SEEDS:
+            evidence.append(_too_few_seeds(point, len(seeds)))
+            continue
+        gap = paired_difference(values[KEPT], 2 * values[UNCORRECTED])
+        means = [float(values[arm].mean()) for arm in (KEPT, UNCORRECTED)]
+        ratio = f"{means[0] / means[1]:.2f} times" if means[1] > 0 else "against"
+        detail = f"NDCG@10 {means[0]:.4f}, {ratio} {means[1]:.4f}"
+        evidence.append(Evidence(point.label, detail, gap.p_above(0.0), gap.p_below(0.0)))
+    return judge_all(evidence)
+
+
+def _difference_follows_drift(study: StudyCells) -> Judgement:
+    evidence = []
+    for other in (KEPT, MASKED):
+        for point in _points(study, REFINED, other):
+            label = f"{point.label}, against {other}"
+            gap = study.difference(point, REFINED, other, "nll")
+            predicted = predicted_difference(study, point, REFINED, other)
+            if gap is None or gap.seeds < MIN_SEEDS:
+                evidence.append(_too_few_seeds(point, gap.seeds if gap else 0, label))
+            elif predicted is None:
+                evidence.append(Evidence(label, "drift was not measured"))
+            else:
+                evidence.append(_drift_evidence(label, gap, *predicted))
+    return judge_all(evidence)
+
+
+def _drift_evidence(label: str, gap: PairedDifference, predicted: float, error: float) -> Evidence:
+    """Compare a measured with a predicted difference; both have an error."""
+    margin = max(DRIFT_SHARE * abs(predicted), MARGINS["nll"])
+    rest = replace(gap, value=gap.value - predicted, error=math.hypot(gap.error, error))
+    detail = f"NLL {gap.value:+.3f}, predicted {predicted:+.3f} ± {error:.3f}"
+    p_against = min(1.0, 2 * min(rest.p_above(margin), rest.p_below(-margin)))
+    return Evidence(label, detail, rest.p_equivalent(margin), p_against)
+
+
+def _kept_is_never_behind(study: StudyCells) -> Judgement:
+    evidence = []
+    for point in study.points:
+        arms = [arm for arm in study.arms(point) if study.finished(point, arm)]
+        ours = [arm for arm in KEPT_OR_DISTINCT if arm in arms]
+        others = [arm for arm in arms if arm not in KEPT_OR_DISTINCT]
+        if not ours or not others:
+            continue
+        tests = [_behind(study, point, arm, others) for arm in ours]
+        seeds = min(one.seeds for gaps in tests for _, one, _ in gaps)
+        if seeds < 5:
+            evidence.append(_too_few_seeds(point, seeds, needed=5))
+            continue
+        p_support, p_against = [], []
+        for gaps in tests:
+            p_support.append(max(gap.p_above(-margin) for _, gap, margin in gaps))
+            p_against.append(min(holm([gap.p_below(-margin) for _, gap, margin in gaps])))
+        # Two arms are two chances to support; both have to be behind to contradict.
+        best = int(np.argmin(p_support))
+        worst, gap, _ = min(tests[best], key=lambda one: one[1].value / one[2])
+        detail = f"{ours[best]} at least {gap.value:+.4f} from {worst}, positive is better"
+        evidence.append(
+            Evidence(point.label, detail, min(1.0, len(tests) * p_support[best]), max(p_against))
+        )
+    return judge_all(evidence)
+
+
+def _behind(
+    study: StudyCells, point: GridPoint, arm: str, others: Sequence[str]
+) -> list[tuple[str, PairedDifference, float]]:
+    """Return name, gain and margin of an arm against all others in all metrics."""
+    gains = []
+    for other in others:
+        for metric, margin in MARGINS.items():
+            gap = _gain(study, point, arm, other, metric)
+            if gap is not None:
+                gains.append((f"{other} in {METRICS[metric]}", gap, margin))
+    return gains
+
+
+def _gain_is_over_the_published_baseline(study: StudyCells) -> Judgement:
+    evidence = []
+    for point in _points(study, REFINED, PUBLISHED, KEPT):
+        over_published = study.difference(point, REFINED, PUBLISHED, "ndcg")
+        over_kept = study.difference(point, REFINED, KEPT, "ndcg")
+        seeds = min(one.seeds if one else 0 for one in (over_published, over_kept))
+        if over_published is None or over_kept is None or seeds < MIN_SEEDS:
+            evidence.append(_too_few_seeds(point, seeds))
+            continue
+        margin = MARGINS["ndcg"]
+        detail = (
+            f"NDCG@10 of refined {over_published.value:+.4f} over {PUBLISHED}, "
+            f"{over_kept.value:+.4f} over {KEPT}"
+        )
+        p_support = max(over_published.p_above(0.0), over_kept.p_below(margin))
+        p_against = 2 * min(over_published.p_below(0.0), over_kept.p_above(margin))
+        evidence.append(Evidence(point.label, detail, p_support, min(1.0, p_against)))
+    return judge_all(evidence)
+
+
+def _drift_ranks_the_excess(study: StudyCells) -> Judgement:
+    cells = drift_cells(study)
+    if len(cells) < MIN_PAIRS:
+        return Judgement("not decided", f"{len(cells)} cells with a drift; needs {MIN_PAIRS}")
+    excess = [one.excess for one in cells]
+    drift = rank_correlation([one.drift for one in cells], excess)
+    reason = f"{len(cells)} cells: rank correlation with the excess NLL {_interval(drift)} of drift"
+    biases = [one.gradient_bias for one in cells if one.gradient_bias is not None]
+    bias = rank_correlation(biases, excess) if len(biases) == len(cells) else None
+    if bias is not None:
+        reason += f", {_interval(bias)} of the gradient bias given the positive"
+    else:
+        reason += "; the gradient bias given the positive was not measured in all cells"
+    if drift.high < CORRELATION or (bias is not None and bias.low > CORRELATION):
+        return Judgement("against", reason)
+    if drift.low > CORRELATION and bias is not None and bias.high < CORRELATION:
+        return Judgement("supported", reason)
+    return Judgement("not decided", reason)
+
+
+def _sampled_is_level(study: StudyCells, least: int, most: float) -> Judgement:
+    evidence = []
+    for block in study.blocks:
+        cells = [
+            one
+            for point in study.points
+            if point.whole_catalog == block
+            for one in study.finished(point, KEPT).values()
+        ]
+        if not cells or not least <= cells[0].num_items < most:
+            continue
+        if not study.finished(block, FULL):
+            evidence.append(Evidence(block.data, "the full softmax is missing"))
+            continue
+        evidence.append(_block_evidence(study, block))
+    return judge_all(evidence)
+
+
+def _block_evidence(study: StudyCells, block: GridPoint) -> Evidence:
+    """Compare the largest n that is small enough, of each sampler, with the full softmax."""
+    largest: dict[str, tuple[int, GridPoint]] = {}
+    for point in study.points:
+        finished = list(study.finished(point, KEPT).values())
+        if point.whole_catalog != block or not finished:
+            continue
+        n, num_items = finished[0].candidates_per_row, finished[0].num_items
+        if n <= CANDIDATE_SHARE * num_items and n > largest.get(point.sampler, (0, point))[0]:
+            largest[point.sampler] = n, point
+    tests = []
+    for _, point in largest.values():
+        mine, full = study.finished(point, KEPT), study.finished(point, FULL)
+        seeds = sorted(set(mine) & set(full))
+        gaps = [_gain(study, point, KEPT, FULL, metric) for metric in METRICS]
+        if len(seeds) < MIN_SEEDS or None in gaps:
+            continue
+        ndcg, nll = (gap for gap in gaps if gap is not None)
+        seconds = [np.array([[one[s].cpu_seconds] for s in seeds]) for one in (mine, full)]
+        cost = paired_difference(seconds[0], COST_SHARE * seconds[1])
+        p_values = [
+            (ndcg.p_above(-MARGINS["ndcg"]), ndcg.p_below(-MARGINS["ndcg"])),
+            (nll.p_above(-MARGINS["nll"]), nll.p_below(-MARGINS["nll"])),
+            (cost.p_below(0.0), cost.p_above(0.0)),
+        ]
+        detail = (
+            f"{point.candidates}: NDCG@10 {ndcg.value:+.4f}, NLL {-nll.value:+.3f}, "
+            f"{seconds[0].mean() / seconds[1].mean():.2f} of the CPU seconds"
+        )
+        support, against = zip(*p_values, strict=True)
+        tests.append((max(support), min(holm(against)), detail))
+    if not tests:
+        few = f"no sampler with n of at most {CANDIDATE_SHARE:.0%} of the items"
+        return Evidence(block.data, f"{few} has {MIN_SEEDS} seeds")
+    # One sampler that is level is enough; all have to fail to contradict.
+    p_support, _, detail = min(tests)
+    p_against = max(one for _, one, _ in tests)
+    return Evidence(block.data, detail, min(1.0, len(tests) * p_support), p_against)
+
+
+def _points(study: StudyCells, *arms: str) -> Iterator[GridPoint]:
+    """Yield the grid points where all arms have a record."""
+    for point in study.points:
+        if set(arms) <= set(study.arms(point)):
+            yield point
+
+
+def _gain(
+    study: StudyCells, point: GridPoint, arm: str, other: str, metric: Metric
+) -> PairedDifference | None:
+    """Return the difference of two arms, positive where the first one is better."""
+    pair = (other, arm) if metric == "nll" else (arm, other)
+    return study.difference(point, *pair, metric)
+
+
+def _too_few_seeds(
+    point: GridPoint, seeds: int, label: str | None = None, needed: int = MIN_SEEDS
+) -> Evidence:
+    count = f"{seeds} common seed{'' if seeds == 1 else 's'} finished"
+    return Evidence(label or point.label, f"{count}; needs {needed}")
+
+
+def _interval(found: RankCorrelation) -> str:
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+CLAIMS: Final = (
+    Claim(
+        "C1",
+        "Correcting at all doubles NDCG@10.",
+        f"The arms {UNCORRECTED} and {KEPT} with a sampler that is not uniform (uniform samples "
+        "need no correction for popularity).",
+        f"At each grid point, NDCG@10 of {KEPT} minus twice that of {UNCORRECTED} is above 0.",
+        _correction_doubles_ndcg,
+    ),
+    Claim(
+        "C2",
+        "Sign and size of the difference in NLL between refined and logq follow the drift.",
+        f"The arms {REFINED} and {KEPT}, or {MASKED}, with their drifts at the trained models.",
+        "At each grid point, the measured difference is equivalent to the difference of the "
+        f"drifts within {DRIFT_SHARE:.0%} of the latter, at least within {MARGINS['nll']} nats.",
+        _difference_follows_drift,
+    ),
+    Claim(
+        "C3",
+        "logq with kept hits, or on distinct items, is nowhere behind another correction.",
+        f"The arm {KEPT} or {KEPT_OR_DISTINCT[1]}, and other arms of the same sampler and n; 5 "
+        "seeds.",
+        "At each grid point, one of the two is not inferior to any other arm: not behind by more "
+        f"than {MARGINS['ndcg']} in NDCG@10 and {MARGINS['nll']} nats in NLL. Against: both are "
+        "behind by more than a margin.",
+        _kept_is_never_behind,
+    ),
+    Claim(
+        "C4",
+        "The gain of the paper is a gain over its own baseline.",
+        f"The arms {REFINED}, {PUBLISHED} and {KEPT}.",
+        f"At each grid point, NDCG@10 of {REFINED} is above that of {PUBLISHED}, and not above "
+        f"that of {KEPT} by more than {MARGINS['ndcg']}.",
+        _gain_is_over_the_published_baseline,
+    ),
+    Claim(
+        "C5",
+        "Drift predicts the excess NLL over the full softmax; the gradient bias given the positive "
+        "does not.",
+        f"Arms with a drift and the arm {FULL}; at least {MIN_PAIRS} cells, each the mean of its "
+        "seeds.",
+        f"Over all cells, the 95 % interval of the rank correlation of the drift is above "
+        f"{CORRELATION}, that of the gradient bias below. Against: the first is below, or the "
+        "second above.",
+        _drift_ranks_the_excess,
+    ),
+    Claim(
+        "C6",
+        "A sampled recipe is level with the tuned full softmax at n of at most 1 % of a catalog of "
+        "at least 50,000 items, for less than half of its CPU time.",
+        f"The arms {KEPT} and {FULL} on catalogs of {LARGE_CATALOG:,} to {HUGE_CATALOG:,} items; "
+        "each sampler at its largest n of at most 1 % of the items.",
+        f"For each dataset, split and tower, {KEPT} with one of the samplers is not behind by more "
+        f"than {MARGINS['ndcg']} in NDCG@10 and {MARGINS['nll']} nats in NLL, with less than "
+        f"{COST_SHARE} of the CPU seconds.",
+        lambda study: _sampled_is_level(study, LARGE_CATALOG, HUGE_CATALOG),
+    ),
+    Claim(
+        "C7",
+        "The same at 1,000,000 synthetic items.",
+        f"As C6, on catalogs of at least {HUGE_CATALOG:,} items.",
+        "As C6.",
+        lambda study: _sampled_is_level(study, HUGE_CATALOG, math.inf),
+    ),
+)
+"""The claims in order."""

@@ -1,0 +1,174 @@
+"""Verdicts of the claims on records with planted differences."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from candid.study.claims import CLAIMS, judge_claims
+from candid.study.drift_cells import drift_cells
+from candid.study.study_cells import StudyCells
+from candid.study.verdicts import Evidence, judge_all
+
+POINTS = [("popularity", n) for n in (16, 64, 256)]
+DRIFTS = {16: 0.3, 64: 0.1, 256: 0.02}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, planted_study, planted_arm):
+    """Return a function that writes a study as predicted, with changes, and judges its claims."""
+
+    def write(changes=None, **settings):
+        points = {}
+        for sampler, n in POINTS:
+            drift = DRIFTS[n]
+            points[sampler, n] = {
+                "none": planted_arm(ndcg=-0.25, nll=0.6, drift=0.5 + 1 / n, gradient_bias=0.5),
+                "published_code": planted_arm(
+                    ndcg=-0.05, nll=0.4, drift=0.4 + 1 / n, gradient_bias=0.2
+                ),
+                "logq_kept": planted_arm(drift=0.0, gradient_bias=0.6, cpu_seconds=20),
+                "refined": planted_arm(
+                    ndcg=-drift / 10, nll=drift, drift=drift, gradient_bias=drift / 10
+                ),
+                "refined_jackknife": planted_arm(
+                    nll=drift / 2, drift=drift / 2, gradient_bias=0.01
+                ),
+                **(changes or {}).get(n, {}),
+            }
+        folder = tmp_path_factory.mktemp("study")
+        planted_study(points, **settings).write(folder)
+        return {one["name"]: one for one in judge_claims(StudyCells(folder))}
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def predicted(study):
+    """The claims on a study that came out as predicted."""
+    return study()
+
+
+def findings(claim):
+    return [one["verdict"] for one in claim["findings"]]
+
+
+@pytest.mark.parametrize("name", ["C1", "C2", "C3", "C4", "C6"])
+def test_claim_is_supported_where_its_effect_is_planted(predicted, name):
+    assert predicted[name]["verdict"] == "supported"
+    assert set(findings(predicted[name])) == {"supported"}
+
+
+def test_every_claim_without_its_cells_is_not_decided(tmp_path):
+    for one in judge_claims(StudyCells(tmp_path)):
+        assert one["verdict"] == "not decided"
+        assert one["prediction"]
+        assert one["needs"]
+        assert one["test"]
+    assert [claim.name for claim in CLAIMS] == [f"C{number}" for number in range(1, 8)]
+
+
+def test_catalog_below_the_size_of_a_claim_decides_nothing(predicted):
+    assert predicted["C7"]["verdict"] == "not decided"
+    assert predicted["C7"]["findings"] == ()
+
+
+def test_verdicts_are_plain_json(predicted):
+    assert json.loads(json.dumps(predicted, allow_nan=False))["C1"]["verdict"] == "supported"
+
+
+def test_planted_counterexamples_are_against(study, planted_arm):
+    """One grid point that contradicts is enough, and the others stay supported."""
+    claims = study(
+        {
+            16: {
+                "none": planted_arm(ndcg=-0.1, drift=0.5),
+                "refined": planted_arm(ndcg=0.02, nll=-0.3, drift=0.3),
+                "logq_kept": planted_arm(cpu_seconds=20),
+            },
+            256: {"logq_kept": planted_arm(nll=0.1, cpu_seconds=90)},
+        }
+    )
+    for name in ("C1", "C2", "C3", "C4", "C6"):
+        assert claims[name]["verdict"] == "against", name
+    assert findings(claims["C1"]) == ["against", "supported", "supported"]
+    assert findings(claims["C4"]) == ["against", "supported", "supported"]
+    assert claims["C1"]["reason"] == (
+        "of 3 grid points: supported at 2, against at 1, not decided at 0"
+    )
+
+
+def test_small_study_decides_nothing(study):
+    claims = study(users=12, seeds=5, noise=0.3)
+    assert claims["C3"]["verdict"] == "not decided"
+    assert "against" not in findings(claims["C3"])
+
+
+def test_claim_without_enough_seeds_is_not_decided(study):
+    claims = study(seeds=2)
+    for name in ("C1", "C2", "C3", "C4"):
+        assert claims[name]["verdict"] == "not decided"
+    assert claims["C3"]["findings"][0]["detail"] == "2 common seeds finished; needs 5"
+    assert claims["C1"]["findings"][0]["detail"] == "2 common seeds finished; needs 3"
+
+
+def test_missing_cells_and_a_difference_at_the_margin_decide_nothing(study, planted_arm):
+    claims = study({16: {"refined": planted_arm(ndcg=0.002, nll=0.3, drift=None)}}, full=None)
+    # As far ahead as the margin: neither within it nor beyond it.
+    assert findings(claims["C4"]) == ["not decided", "supported", "supported"]
+    assert claims["C2"]["findings"][0]["detail"] == "drift was not measured"
+    assert claims["C6"]["findings"][0]["detail"] == "the full softmax is missing"
+    assert claims["C5"]["reason"] == "0 cells with a drift; needs 10"
+
+
+def test_distinct_items_may_stand_for_kept_hits(study, planted_arm):
+    behind = planted_arm(ndcg=-0.02, cpu_seconds=20)
+    claims = study({n: {"logq_kept": behind, "logq_distinct": planted_arm()} for n in DRIFTS})
+    assert claims["C3"]["verdict"] == "supported"
+    assert claims["C3"]["findings"][0]["detail"].startswith("logq_distinct")
+
+
+def test_drift_that_ranks_the_excess_is_supported_and_its_opposite_against(
+    study, planted_arm, predicted
+):
+    assert predicted["C5"]["verdict"] == "supported"
+    arms = {
+        n: {
+            "refined": planted_arm(nll=0.6 - drift, drift=drift, gradient_bias=0.6 - drift),
+            "refined_jackknife": planted_arm(
+                nll=0.5 - drift, drift=1.1 * drift, gradient_bias=0.5 - drift
+            ),
+            "none": planted_arm(nll=0.4 - drift, drift=1.2 * drift, gradient_bias=0.4 - drift),
+            "published_code": planted_arm(
+                nll=0.3 - drift / 2, drift=1.3 * drift, gradient_bias=0.3 - drift / 2
+            ),
+            "logq_kept": planted_arm(nll=0.35, drift=0.05, gradient_bias=0.35),
+        }
+        for n, drift in DRIFTS.items()
+    }
+    claims = study(arms)
+    assert claims["C5"]["verdict"] == "against"
+    assert claims["C5"]["reason"].startswith("15 cells: rank correlation with the excess NLL -")
+
+
+def test_drift_below_twice_its_error_counts_as_zero(tmp_path, planted_study, planted_arm):
+    arms = {"refined": planted_arm(drift=0.0015), "refined_jackknife": planted_arm(drift=0.0025)}
+    planted_study({("popularity", 16): arms}, users=20).write(tmp_path)
+    assert [one.drift for one in drift_cells(StudyCells(tmp_path))] == [0.0, 0.0025]
+
+
+def test_grid_points_are_adjusted_against_chance_but_not_for_support():
+    many = [Evidence(f"{number}", "", 0.04, 0.03) for number in range(4)]
+    assert {one.verdict for one in judge_all(many).findings} == {"supported"}
+    assert judge_all([Evidence("one", "", 0.96, 0.03)]).verdict == "against"
+
+
+def test_chance_alone_rarely_speaks_against_a_true_claim():
+    """C4 with no difference between refined and logq_kept, 8 grid points, normal tests."""
+    from scipy.stats import norm
+
+    p = norm.cdf(np.random.default_rng(0).standard_normal((400, 8)))
+    verdicts = [judge_all([Evidence("", "", 1 - x, x) for x in row]).verdict for row in p]
+    assert np.mean([one == "against" for one in verdicts]) < 0.08
