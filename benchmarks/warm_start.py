@@ -55,10 +55,15 @@ LAST_PART = 0.2
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "anew": None,
     "stale": None,
-    "warm, all": {"epochs": 2},
-    "warm, new": {"epochs_new": 3, "replay": 0.2},
-    "warm, new, no replay": {"epochs_new": 3, "replay": 0.0},
-    "warm, new, random rows": {"epochs_new": 3, "replay": 0.2, "init_rows": "random"},
+    "warm, all": {"epochs": 2, "init_optimizer": "reset"},
+    "warm, new": {"epochs_new": 3, "replay": 0.2, "init_optimizer": "reset"},
+    "warm, new, no replay": {"epochs_new": 3, "replay": 0.0, "init_optimizer": "reset"},
+    "warm, new, random rows": {
+        "epochs_new": 3,
+        "replay": 0.2,
+        "init_optimizer": "reset",
+        "init_rows": "random",
+    },
     "warm, new, optimizer kept": {"epochs_new": 3, "replay": 0.2, "init_optimizer": "keep"},
 }
 """Keys of [training] of each warm start."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from candid.batches import target_counts, users_with_rows
 from candid.config import RunConfig
 from candid.data import PreparedDataset
-from candid.errors import ConfigError
+from candid.errors import ArtifactError, ConfigError
 from candid.runs.earlier_run import EarlierRun, difference_error
 from candid.runs.folder import served_checkpoint
 from candid.runs.trained_ids import earlier_rows
@@ -138,12 +138,7 @@ def warm_start(
             f"{config.training.tables!r} here, and training.init_optimizer = 'keep' needs the same "
             "optimizer: use training.init_optimizer = 'reset'"
         )
-    if keep:
-        found = read_last_checkpoint(earlier.folder, run=earlier.manifest.get(RUN))
-        found.report(progress)
-        stored = found.checkpoint
-    else:
-        stored = _served(earlier)
+    stored = _last(earlier, progress) if keep else _served(earlier)
     rows = {
         "item": _rows("item", earlier, dataset.items, target_counts(dataset, config.batches) > 0),
         "user": _rows("user", earlier, dataset.users, users_with_rows(dataset, config.batches)),
@@ -177,6 +172,18 @@ def warm_start(
         facts[f"{kind}s"] = {"total": len(source), "mapped": int((source >= 0).sum())}
     facts["new_values"] = mapping.num_new_codes
     return WarmStart(Checkpoint(tensors, meta), facts)
+
+
+def _last(earlier: EarlierRun, progress: Progress | None) -> Checkpoint:
+    """Return the last checkpoint of a run, with the optimizer's state."""
+    try:
+        found = read_last_checkpoint(earlier.folder, run=earlier.manifest.get(RUN))
+    except ArtifactError as error:
+        raise type(error)(
+            f"{error}; training.init_optimizer = 'reset' starts without the optimizer's state"
+        ) from None
+    found.report(progress)
+    return found.checkpoint
 
 
 def served_weights(

@@ -82,11 +82,11 @@ class TrainingConfig(ComponentConfig):
         description="with --init: rows of new items and users: 'neighbours', the mean of the rows "
         "of items near them in histories, or of users with the same items; or 'random'",
     )
-    init_optimizer: Literal["reset", "keep"] = Field(
-        "reset",
-        description="with --init: 'reset', start from the weights that the earlier run serves, "
-        "with a new optimizer; or 'keep', continue from its last step, with the optimizer's "
-        "state, the mean of the weights and the counts of steps and epochs, without a warm-up",
+    init_optimizer: Literal["keep", "reset"] = Field(
+        "keep",
+        description="with --init: 'keep', continue from the last step of the earlier run, with the "
+        "optimizer's state, the mean of the weights and the counts of steps and epochs, without a "
+        "warm-up; or 'reset', start from the weights that it serves, with a new optimizer",
     )
     epochs_new: int | None = Field(
         None,
