@@ -17,6 +17,7 @@ VERBS = [
     "recipe",
     "train",
     "tune",
+    "study",
     "evaluate",
     "baselines",
     "compare",

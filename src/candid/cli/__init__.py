@@ -33,6 +33,7 @@ from candid.cli.recipe import recipe
 from candid.cli.recommend import recommend
 from candid.cli.serve import serve
 from candid.cli.similar import similar
+from candid.cli.study import study
 from candid.cli.train import TrainCommand, train
 from candid.cli.tune import tune
 from candid.cli.verify import verify
@@ -54,6 +55,7 @@ app.command(short_help="Read, filter, split and store interactions")(prepare)
 app.command(short_help="Write the default recipe, with settings that fit a dataset")(recipe)
 app.command(cls=TrainCommand, short_help="Train a model and measure it")(train)
 app.command(short_help="Search for a better recipe within a budget")(tune)
+app.command(short_help="Compare corrections and samplers on a grid of trainings")(study)
 app.command(short_help="Measure a trained model over the full catalog")(evaluate)
 app.command(short_help="Rank simple baselines over the full catalog")(baselines)
 app.command(short_help="Compare trained models with the first one, user by user")(compare)

@@ -83,8 +83,13 @@ class Grid:
             self.seeds[setting] = known + tuple(seed for seed in seeds if seed not in known)
         self.pilots = {setting: _pilot_of(setting, study) for setting in self.seeds}
         # Once for each setting, before anything runs.
-        for setting in {*self.seeds, *self.pilots.values()}:
-            self.config(setting.cell("main", study.pilot.learning_rates[0], 0))
+        phases: tuple[tuple[Phase, Iterable[Setting]], ...] = (
+            ("main", self.seeds),
+            ("pilot", dict.fromkeys(self.pilots.values())),
+        )
+        for phase, settings in phases:
+            for setting in settings:
+                self.config(setting.cell(phase, study.pilot.learning_rates[0], 0))
 
     def config(self, key: CellKey) -> RunConfig:
         """Return the recipe of a cell.

@@ -191,6 +191,8 @@ class _Loop:
         """
         records = self.records()
         missing = self._missing(records)
+        if not missing:
+            return
         settings = [s.cell("main", self.study.pilot.learning_rates[0], 0) for s in self.grid.seeds]
         self.costs.time([*missing, *settings])
         spent, rest = _cpu_seconds(records.values()) / 3600, self._remaining(records) / 3600

@@ -1,0 +1,212 @@
+"""The cells of a study, the rule of the learning rate, and the errors of a study file."""
+
+import copy
+import math
+
+import pytest
+
+from candid.errors import ConfigError
+from candid.study import ARMS, Measured, Record, parse_study
+from candid.study.arms import arm_settings
+from candid.study.grid import Grid, Setting, best_rate, extension, merged
+
+TOWER = {"model": {"query_tower": {"type": "user_embedding", "dim": 4}}}
+STUDY = {
+    "name": "grid",
+    "budget": {"cpu_hours": 1.0},
+    "recipe": {"batches": {"unit": "interaction"}},
+    "datasets": {
+        "a": {"synthetic": {"num_items": 50, "num_topics": 2}},
+        "b": {
+            "data": {"interactions": "log.csv"},
+            "splits": {"last": {"kind": "leave-one-out"}, "time": {"kind": "temporal"}},
+            "recipe": {"training": {"epochs": 7}},
+        },
+    },
+    "towers": {"vectors": TOWER},
+    "pilot": {"learning_rates": [0.02, 0.01]},
+    "grids": [{"arms": ["logq_kept"]}],
+}
+
+
+def study_with(**changes):
+    return parse_study(copy.deepcopy(STUDY) | changes, "study.toml")
+
+
+def test_grid_has_all_combinations_that_are_defined():
+    grids = [
+        {
+            "datasets": ["a"],
+            "samplers": ["popularity", "mixed", "whole_batch"],
+            "num_candidates": [4, 16],
+            "arms": ["refined", "logq_distinct", "full_softmax"],
+            "seeds": [0, 1],
+        },
+        {"datasets": ["b"], "splits": ["time"], "num_candidates": [4], "arms": ["refined"]},
+        {"datasets": ["a"], "num_candidates": [4], "arms": ["refined"], "seeds": [1, 2]},
+    ]
+    grid = Grid(study_with(grids=grids))
+    found = {
+        (s.dataset, s.split, s.sampler, s.num_candidates, s.arm): seeds
+        for s, seeds in grid.seeds.items()
+    }
+    first, both = ("a", "leave-one-out"), (0, 1)
+    assert found == {
+        (*first, "none", 0, "full_softmax"): both,
+        (*first, "popularity", 4, "refined"): (0, 1, 2),
+        (*first, "popularity", 4, "logq_distinct"): both,
+        (*first, "popularity", 16, "refined"): both,
+        (*first, "popularity", 16, "logq_distinct"): both,
+        (*first, "mixed", 4, "refined"): both,
+        (*first, "mixed", 16, "refined"): both,
+        (*first, "whole_batch", 0, "refined"): both,
+        (*first, "whole_batch", 0, "logq_distinct"): both,
+        ("b", "time", "popularity", 4, "refined"): (0,),
+    }
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_has_a_recipe_for_each_of_its_samplers(name):
+    arm = ARMS[name]
+    grids = [{"samplers": list(arm.samplers), "num_candidates": [2, 9], "arms": [name]}]
+    grid = Grid(study_with(grids=grids))
+    for setting in grid.seeds:
+        config = grid.config(setting.cell("main", 0.5, 3))
+        assert (config.seed, config.training.lr) == (3, 0.5)
+        assert (config.sampler is None) == arm.reads_catalog
+        assert config.training.epochs == (7 if setting.dataset == "b" else 50)
+        if config.sampler is not None and setting.num_candidates:
+            assert config.sampler.candidates_per_row(1000) == setting.num_candidates
+
+
+def test_half_of_the_candidates_may_be_the_nearest_items():
+    table = arm_settings("logq_nearest", "uniform", 9)["sampler"]
+    assert (table["num_exact"], table["rest"]["num_candidates"]) == (4, 5)
+    with pytest.raises(ConfigError, match="needs num_candidates of at least 2, got 1"):
+        arm_settings("logq_nearest", "uniform", 1)
+
+
+def test_component_of_another_type_replaces_all_its_keys():
+    table = {"sampler": {"type": "uniform", "num_candidates": 4}, "training": {"lr": 1}}
+    changes = {"sampler": {"type": "in_batch"}, "training": {"epochs": 2}}
+    expected = {"sampler": {"type": "in_batch"}, "training": {"lr": 1, "epochs": 2}}
+    assert merged(table, changes) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "more"),
+    [
+        ({0.01: 0.2, 0.02: 0.3, 0.04: 0.1}, 0.02, None),
+        ({0.01: 0.2, 0.02: 0.2, 0.04: 0.2}, 0.01, 0.005),  # of equals the smallest
+        ({0.01: 0.1, 0.02: 0.2, 0.04: 0.3}, 0.04, 0.08),
+        ({0.01: 0.1, 0.02: 0.2, 0.04: -math.inf}, 0.02, None),  # the largest failed
+        ({0.01: -math.inf, 0.02: -math.inf}, None, None),
+        ({0.01: 0.1}, 0.01, None),
+    ],
+)
+def test_rule_of_the_learning_rate(values, best, more):
+    assert best_rate(values) == best
+    assert extension(values) == more
+
+
+def record_of(key, ndcg, nll):
+    validation = {"ndcg@10": Measured(ndcg), "nll": Measured(nll)}
+    return Record(key, "finished", validation=validation)
+
+
+@pytest.mark.parametrize(("metric", "chosen"), [("ndcg@10", 0.02), ("nll", 0.01)])
+def test_pilot_extends_its_range_once_and_chooses_by_its_metric(metric, chosen):
+    pilot = {"learning_rates": [0.02, 0.01], "metric": metric}
+    grid = Grid(study_with(pilot=pilot, grids=[{"datasets": ["a"], "arms": ["logq_kept"]}]))
+    (setting,) = grid.seeds
+    records = {}
+
+    def end(rate, ndcg, nll):
+        key = setting.cell("pilot", rate, 1000)
+        assert key in grid.pilot_cells(records)
+        records[key] = record_of(key, ndcg, nll)
+
+    assert [key.lr for key in grid.pilot_cells(records)] == [0.01, 0.02]
+    end(0.01, 0.1, 5.0)
+    assert grid.main_cells(records) == []
+    end(0.02, 0.2, 6.0)
+    extra = 0.04 if metric == "ndcg@10" else 0.005
+    assert sorted({0.01, 0.02, extra}) == [key.lr for key in grid.pilot_cells(records)]
+    assert grid.main_cells(records) == []
+    end(extra, 0.15, 5.5)
+    assert len(grid.pilot_cells(records)) == 3  # extended once
+    assert [key.lr for key in grid.main_cells(records)] == [chosen]
+
+
+def test_cells_have_the_rate_of_the_nearest_n_of_the_pilot():
+    pilot = {"learning_rates": [0.01], "num_candidates": [8, 128]}
+    grids = [{"datasets": ["a"], "num_candidates": [4, 32, 40, 512], "arms": ["refined"]}]
+    grid = Grid(study_with(pilot=pilot, grids=grids))
+    nearest = {s.num_candidates: pilot.num_candidates for s, pilot in grid.pilots.items()}
+    assert nearest == {4: 8, 32: 8, 40: 128, 512: 128}  # 32 is equally far from both
+    assert [key.num_candidates for key in grid.pilot_cells({})] == [8, 128]
+
+
+def test_digest_follows_recipe_measurements_and_dataset():
+    study = study_with()
+    key = Setting("a", "leave-one-out", "vectors", "popularity", 64, "refined").cell("main", 0.1, 0)
+    same = Grid(study).digest(key, "data")
+    other = study_with(recipe={"batches": {"unit": "interaction", "batch_size": 8}})
+    digests = {
+        Grid(other).digest(key, "data"),
+        Grid(study_with(measure={"drift": False})).digest(key, "data"),
+        Grid(study).digest(key, "other"),
+        same,
+    }
+    assert len(digests) == 4
+    assert Grid(study_with()).digest(key, "data") == same
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [1]}, r"unknown config key 'seed': did you mean 'seeds'\?"),
+        ({"name": "a/b"}, "name must match pattern"),
+        ({"pilot": {"learning_rates": []}}, r"\[pilot\]: learning_rates must have at least 1"),
+        ({"pilot": {"learning_rates": [0.0]}}, "a learning rate must be above 0, got 0"),
+        ({"pilot": {"learning_rates": [1.0], "metric": "mrr"}}, r"\[pilot\]: metric"),
+        ({"budget": {"hours": 1}}, r"\[budget\]: unknown config key 'hours'"),
+        ({"datasets": {"a": {}}}, r"\[datasets.a\]: a dataset needs exactly one of prepared"),
+        (
+            {"datasets": {"a": {"synthetic": {"items": 5}}}},
+            r"\[datasets.a.synthetic\]: unknown config key 'items'",
+        ),
+        (
+            {"datasets": {"a": {"synthetic": {"num_items": 50}, "splits": {"x": {"kind": "y"}}}}},
+            r"\[datasets.a.data with splits.x\]: split.kind",
+        ),
+        ({"datasets": {"a b": {"prepared": "data"}}}, "the dataset 'a b' must be named with"),
+        ({"grids": [{"arms": ["refine"]}]}, r"\[grids.0\]: unknown arm 'refine'"),
+        (
+            {"grids": [{"arms": ["refined"], "samplers": ["batch"]}]},
+            "unknown sampler of a study 'batch'",
+        ),
+        (
+            {"grids": [{"arms": ["logq_distinct"], "samplers": ["mixed"]}]},
+            "the arm 'logq_distinct' is not defined for the samplers of its grid",
+        ),
+        ({"grids": [{"arms": ["none"], "num_candidates": [0]}]}, "must be at least 1, got 0"),
+        ({"grids": [{"arms": ["none"], "towers": ["x"]}]}, "unknown tower 'x'"),
+        ({"grids": [{"arms": ["none"], "splits": ["time"]}]}, "'a' has none of the splits time"),
+    ],
+)
+def test_wrong_study_file_gives_one_sentence(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        study_with(**changes)
+    assert str(caught.value).startswith("study.toml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_recipe_of_a_cell_is_refused_before_anything_runs():
+    wrong = {"training": {"epoch": 3}}
+    cell = "a leave-one-out vectors popularity n=64 logq_kept lr=0.01 seed=0"
+    with pytest.raises(ConfigError, match=rf"main {cell}: unknown config key 'training.epoch'"):
+        Grid(study_with(recipe=wrong))
+    pilot = {"learning_rates": [0.01], "recipe": wrong}
+    with pytest.raises(ConfigError, match=rf"pilot {cell}: unknown config key 'training.epoch'"):
+        Grid(study_with(pilot=pilot))

@@ -1,0 +1,263 @@
+"""The runner of a study: records, resume, failures, budget, and pairs of arms."""
+
+import copy
+import dataclasses
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from candid.errors import ConfigError, Interrupted
+from candid.locks import acquire
+from candid.runs import train_run
+from candid.samplers.popularity import Popularity
+from candid.study import parse_study, read_records, read_users, run_study
+from candid.study import run as run_module
+from candid.study.cell import Cell
+from candid.study.grid import Grid
+from candid.study.records import RECORDS, append_record
+
+PROGRAM = Path(__file__).with_name("small_study.py")
+SMALL = runpy.run_path(str(PROGRAM))
+STUDY, Silent = SMALL["STUDY"], SMALL["Silent"]
+CLOCKS = ("cpu_seconds", "measure_cpu_seconds", "peak_mib")
+
+
+def study_with(**changes):
+    return parse_study(copy.deepcopy(STUDY) | changes, "study")
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """An uninterrupted study of three arms, and its result."""
+    out = tmp_path_factory.mktemp("study") / "complete"
+    return out, run_study(study_with(), out)
+
+
+@pytest.fixture
+def copied(complete, tmp_path):
+    """A folder with the datasets and times of the complete study, and no record."""
+    out = tmp_path / "study"
+    subprocess.run(["cp", "-r", complete[0], out], check=True)
+    (out / RECORDS).unlink()
+    return out
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The labels of the cells that start."""
+    labels = []
+    original = Cell.run
+
+    def spy(self, *arguments):
+        labels.append(self.key.label)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Cell, "run", spy)
+    return labels
+
+
+def without_clocks(record):
+    curve = tuple(dataclasses.replace(point, cpu_seconds=0.0) for point in record.curve)
+    return dataclasses.replace(record, curve=curve, **dict.fromkeys(CLOCKS, 0.0))
+
+
+def test_study_records_every_cell(complete):
+    out, result = complete
+    assert result.is_complete
+    assert not result.failed
+    assert (result.status.pilot, result.status.main) == ((3, 3), (3, 3))
+    assert read_records(out) == list(result.records)
+    assert not list((out / "cells").iterdir())
+    assert not list((out / "locks").iterdir())
+    for record in result.records:
+        assert record.validation.keys() >= {"ndcg@10", "nll"}
+        assert len(record.curve) == (1 if record.key.phase == "pilot" else 3)
+        assert record.curve[0].sample_weight is not None
+        assert record.cpu_seconds > 0
+        assert (record.test == {}) == (record.key.phase == "pilot")
+
+
+def test_measurements_of_a_main_cell_agree_with_each_other(complete):
+    out, result = complete
+    for record in (one for one in result.records if one.key.phase == "main"):
+        users = read_users(out, record)
+        assert len(users.user_ids) == record.num_users > 20
+        assert record.test["nll"].value == pytest.approx(users.nll.mean())
+        assert record.test["ndcg@10"].value == pytest.approx(np.nanmean(users.ndcg))
+        error = users.nll.std(ddof=1) / len(users.nll) ** 0.5
+        assert record.test["nll"].standard_error == pytest.approx(error)
+        groups = np.bincount(users.decile, minlength=11)
+        assert [one.targets for one in record.popularity] == groups[groups > 0].tolist()
+        mean_nll = np.average(
+            [one.nll.value for one in record.popularity], weights=groups[groups > 0]
+        )
+        assert mean_nll == pytest.approx(users.nll.mean())
+        bins = record.calibration
+        assert sum(one.pairs for one in bins) == 20 * record.num_items
+        assert sum(one.pairs * one.stated for one in bins) == pytest.approx(20, rel=1e-5)
+        assert sum(one.pairs * one.observed for one in bins) == pytest.approx(20)
+        assert all(one.low <= one.stated <= one.high for one in bins)
+        is_sampled = record.key.arm != "full_softmax"
+        assert (record.drift is not None) == (record.chi2 is not None) == is_sampled
+        assert record.candidates_per_row == (4 if is_sampled else record.num_items)
+
+
+def test_killed_study_has_the_records_of_an_uninterrupted_one(complete, copied):
+    done = subprocess.run([sys.executable, str(PROGRAM), str(copied)], check=False)
+    assert done.returncode == -9
+    assert len(read_records(copied)) == 5  # the pilot and two main cells
+    (folder,) = (copied / "cells").iterdir()
+    assert (folder / "run" / "last.safetensors").exists()
+    steps = []
+
+    class Watch(Silent):
+        def on_step(self, key, state, status):
+            steps.append(state.step)
+
+    result = run_study(study_with(), copied, progress=Watch())
+    assert min(steps) > 4  # not from the beginning
+    before = complete[1].records
+    assert [*map(without_clocks, result.records)] == [*map(without_clocks, before)]
+    for record in before:
+        if record.users is not None:
+            name = record.users
+            assert (copied / name).read_bytes() == (complete[0] / name).read_bytes()
+
+
+def test_arms_of_a_seed_share_weights_batches_and_samples(complete, tmp_path, monkeypatch):
+    arms = ["none", "logq_masked", "refined", "refined_jackknife", "learnt_partition", "bce"]
+    study = study_with(grids=[{"num_candidates": [4], "arms": arms, "seeds": [0, 1]}])
+    grid, seen = Grid(study), {}
+    original = Popularity.sample
+
+    def spy(self, positive_ids, *arguments, **keywords):
+        candidates = original(self, positive_ids, *arguments, **keywords)
+        seen.setdefault(name, []).append(torch.cat([positive_ids, candidates.ids]))
+        return candidates
+
+    monkeypatch.setattr(Popularity, "sample", spy)
+    dataset = complete[0] / "data" / "synthetic-leave-one-out"
+    for setting in grid.seeds:
+        for seed in (0, 1):
+            name = (setting.arm, seed)
+            config = grid.config(setting.cell("main", 0.05, seed))
+            training = config.training.model_copy(update={"max_steps": 3})
+            config = config.model_copy(update={"training": training})
+            train_run(config, dataset, tmp_path / f"{setting.arm}-{seed}")
+    for seed in (0, 1):
+        first = torch.stack(seen["none", seed])
+        assert len(first) == 3
+        for arm in arms:
+            assert torch.equal(torch.stack(seen[arm, seed]), first), arm
+    assert not torch.equal(seen["none", 0][0], seen["none", 1][0])
+
+
+def test_failed_cell_is_recorded_and_runs_again_only_when_asked(copied, started):
+    # Row-wise tables do not fit a loss over the catalog, and only the main cells have them.
+    recipe = copy.deepcopy(STUDY["recipe"])
+    recipe["training"]["tables"] = "row_adam"
+    pilot = copy.deepcopy(STUDY["pilot"])
+    pilot["recipe"]["training"]["tables"] = "dense"
+    grids = [{"arms": ["full_softmax"], "seeds": [0, 1]}]
+    study = study_with(recipe=recipe, pilot=pilot, grids=grids)
+    result = run_study(study, copied)
+    assert result.is_complete
+    assert [record.key.seed for record in result.failed] == [0, 1]
+    assert all("set training.tables = 'dense'" in record.error for record in result.failed)
+    assert [label.split()[0] for label in started] == ["pilot", "main", "main"]
+    run_study(study, copied)
+    assert len(started) == 3
+    result = run_study(study, copied, retry_failed=True)
+    assert len(started) == 5
+    assert len(result.failed) == 2
+
+
+def test_failed_pilot_leaves_its_arm_without_a_learning_rate(copied):
+    recipe = copy.deepcopy(STUDY["recipe"])
+    recipe["training"]["tables"] = "row_adam"
+    study = study_with(recipe=recipe, grids=[{"arms": ["full_softmax"], "seeds": [0, 1]}])
+    result = run_study(study, copied)
+    assert result.is_complete
+    assert result.without_rate == 2
+    assert [record.key.phase for record in result.records] == ["pilot"]
+
+
+def test_cell_that_is_killed_again_and_again_fails(copied, monkeypatch):
+    study = study_with(grids=[{"arms": ["full_softmax"]}])
+    monkeypatch.setattr("candid.study.cell.train_run", interrupt)
+    for _ in range(3):
+        with pytest.raises(Interrupted, match=r"stopped in pilot .* run the same command"):
+            run_study(study, copied)
+    result = run_study(study, copied)
+    assert [record.error.split(" before")[0] for record in result.failed] == [
+        "its process was killed 3 times"
+    ]
+
+
+def interrupt(*arguments, **keywords):
+    raise KeyboardInterrupt
+
+
+def test_study_over_its_budget_is_refused_with_the_estimate(copied, started):
+    study = study_with(budget={"cpu_hours": 1e-6})
+    with pytest.raises(
+        ConfigError, match=r"needs about \S+ CPU hours .* budget\.cpu_hours = 1e-06"
+    ):
+        run_study(study, copied)
+    assert started == []
+    result = run_study(study, copied, allow_over_budget=True, minutes=1e-9)
+    assert not result.is_complete
+    assert started == []
+    assert result.status.remaining > 0
+
+
+def test_changed_setting_runs_its_cells_again(complete, tmp_path, started):
+    out = tmp_path / "study"
+    subprocess.run(["cp", "-r", complete[0], out], check=True)
+    run_study(study_with(), out)
+    assert started == []
+    grids = [{"num_candidates": [4, 8], "arms": ["logq_kept"]}]
+    result = run_study(study_with(grids=grids), out)
+    assert sorted({label.split(" n=")[1] for label in started}) == [
+        "8 logq_kept lr=0.05 seed=0",
+        "8 logq_kept lr=0.05 seed=1000",
+    ]
+    assert len(result.records) == 4
+    run_study(study_with(measure={"drift": False}, grids=grids), out)
+    assert len(started) == 2 + 4
+
+
+def test_cell_of_another_process_is_left_to_it(complete, tmp_path, monkeypatch):
+    out = tmp_path / "study"
+    subprocess.run(["cp", "-r", complete[0], out], check=True)
+    (out / RECORDS).unlink()
+    pilot = next(one for one in complete[1].records if one.key.arm == "full_softmax")
+    other = acquire(out / "locks" / f"{pilot.key.id}.lock")
+    notes = []
+
+    class Watch(Silent):
+        def on_note(self, line):
+            notes.append(line)
+            if line.startswith("other processes run"):
+                append_record(out, pilot)
+                other.release()
+
+    monkeypatch.setattr(run_module, "POLL_SECONDS", 0.01)
+    study = study_with(grids=[{"arms": ["full_softmax"]}])
+    result = run_study(study, out, progress=Watch())
+    assert result.is_complete
+    assert len(result.records) == 2
+    assert notes[-1] == "other processes run the 1 cells that are left"
+
+
+def test_folder_of_another_study_is_refused(complete, tmp_path):
+    with pytest.raises(ConfigError, match="holds the study 'small', not 'other'"):
+        run_study(study_with(name="other"), complete[0])
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty and holds no study"):
+        run_study(study_with(), tmp_path)
