@@ -22,7 +22,7 @@ TIMEOUT_SECONDS: Final = 300.0
 """Default of the longest wait for other processes: more than a checkpoint of many gigabytes takes,
 less than anyone wants to pay for idle machines."""
 
-REASON_SECONDS: Final = 3.0
+REASON_SECONDS: Final = 2.0
 """Seconds to wait for the reason of a lost connection, which the process that failed stores."""
 
 # torch 2.13 has new names for both, and warns of the old ones.

@@ -11,7 +11,7 @@ from typing import Final
 
 from candid.distributed.failures import Failure
 
-MARGIN: Final = 5.0
+MARGIN: Final = 3.0
 """Seconds beyond the timeout, within which the library itself should have given up."""
 
 GRACE: Final = 10.0
