@@ -107,7 +107,7 @@ def test_recommend_falls_back_for_unknown_users(candid, toy, run, tmp_path):
         refused = candid("recommend", toy.run, "--user", "u33x", *where)
         assert refused.code == 3
         assert "did you mean 'u33'" in refused.err
-        assert refused.err.rstrip().endswith("or add a fallback (--fallback popular)")
+        assert refused.err.rstrip().endswith("? Or add a fallback (--fallback popular)")
 
 
 @pytest.fixture(name="integers", scope="module")

@@ -156,7 +156,9 @@ def test_fallback_gives_everyone_a_list(run, tmp_path):
 
 def test_request_that_cannot_be_answered_is_refused_and_leaves_no_file(run, tmp_path):
     out = tmp_path / "recs.parquet"
-    with pytest.raises(DataError, match=r"no user 'u99' .* did you mean 'u9'.*or add a fallback"):
+    with pytest.raises(
+        DataError, match=r"no user 'u99' .* did you mean 'u9'.*\? Or add a fallback"
+    ):
         candid.write_recommendations(run, out, users=["u1", "u99"])
     for fallback in (None, "popular"):
         with pytest.raises(DataError, match=r"no user 'x' .*; with split \(--split\), only users"):

@@ -223,7 +223,7 @@ def recommend(
     }
     with stage_progress(console) as progress:
         if fallback is None:
-            advice = "; or add a fallback (--fallback popular)"
+            advice = "or add a fallback (--fallback popular)"
             recommendations = loaded.recommend_ids(
                 user_ids=user_ids_of(loaded.dataset, user, advice) if user else None,
                 **arguments,

@@ -53,7 +53,7 @@ def user_ids_of(
     Args:
         dataset: dataset with the users.
         texts: source ids.
-        advice: end of the message about a user that does not exist.
+        advice: last clause of the message about a user that does not exist.
 
     Returns:
         [n] int64, one user id for each text, in their order.
@@ -65,8 +65,17 @@ def user_ids_of(
     user_ids = [_single_match("user", text, known, known == text) for text in texts]
     for text, user_id in zip(texts, user_ids, strict=True):
         if user_id is None:
-            raise DataError(unknown_user(dataset, text) + advice)
+            raise DataError(with_advice(unknown_user(dataset, text), advice))
     return np.array(user_ids, dtype=np.int64)
+
+
+def with_advice(message: str, advice: str) -> str:
+    """Return a message with one more clause, which may be empty, also after a question."""
+    if not advice:
+        return message
+    if message.endswith("?"):
+        return f"{message} {advice[0].upper()}{advice[1:]}"
+    return f"{message}; {advice}"
 
 
 def unknown_user(dataset: PreparedDataset, text: str) -> str:

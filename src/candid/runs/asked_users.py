@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from candid.data import Role, held_out
-from candid.data.lookup import unknown_user
+from candid.data.lookup import unknown_user, with_advice
 from candid.errors import ConfigError, DataError
 from candid.runs.saved_model import SavedModel
 from candid.runs.source_ids import SourceIds, dense_ids_or_unknown, typed_ids
@@ -75,7 +75,7 @@ def asked_users(
         advice = "or add a fallback (--fallback popular)"
         if role is not None:
             advice = "with split (--split), only users of the dataset have a list"
-        raise DataError(f"{sentence}; {advice}")
+        raise DataError(with_advice(sentence, advice))
     without = user_ids[is_asked[user_ids] & ~has_history[user_ids]]
     if needs_history and len(without):
         raise ConfigError(

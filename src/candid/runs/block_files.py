@@ -106,9 +106,9 @@ class BlockFiles:
                 done = stop
                 on_block(done)
         except KeyboardInterrupt:
+            advice = f"continues with the blocks in {self._folder}" if done else "begins anew"
             raise Interrupted(
-                f"stopped after {done:,} of {bounds[-1][1]:,} {noun}; the same command continues "
-                f"with the blocks in {self._folder}"
+                f"stopped after {done:,} of {bounds[-1][1]:,} {noun}; the same command {advice}"
             ) from None
         return sum(block["rows"] for block in self._blocks)
 

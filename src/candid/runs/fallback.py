@@ -21,7 +21,7 @@ FALLBACKS: Final[Mapping[str, str]] = {"popular": "popularity", "recent": "recen
 MODEL: Final = "model"
 """Value of ``recommended_by`` for a list of the model."""
 
-ADVICE: Final = '; or add a fallback (fallback="popular")'
+ADVICE: Final = 'or add a fallback (fallback="popular")'
 """End of the message about a user who would have a list of a fallback."""
 
 Bools = npt.NDArray[np.bool_]

@@ -13,6 +13,7 @@ import polars as pl
 
 from candid.batches import Ints
 from candid.data import PreparedDataset
+from candid.data.lookup import with_advice
 from candid.errors import ConfigError, DataError
 
 SourceId = int | str
@@ -38,7 +39,7 @@ def dense_ids(source_ids: pl.Series, ids: SourceIds, kind: str, advice: str = ""
         source_ids: [V] source ids in the order of the dense ids.
         ids: source ids, in any order and with repeats; see ``SourceIds``.
         kind: "user" or "item", for messages.
-        advice: end of the message about an unknown id.
+        advice: last clause of the message about an unknown id.
 
     Raises:
         DataError: an id is of another type than the source ids, or is not among them.
@@ -46,7 +47,8 @@ def dense_ids(source_ids: pl.Series, ids: SourceIds, kind: str, advice: str = ""
     dense, series = dense_ids_or_unknown(source_ids, ids, kind)
     if (dense < 0).any():
         first = series[int((dense < 0).argmax())]
-        raise DataError(f"unknown {kind} {first!r}{_suggestion(first, source_ids)}{advice}")
+        message = f"unknown {kind} {first!r}{_suggestion(first, source_ids)}"
+        raise DataError(with_advice(message, advice))
     return dense
 
 
@@ -147,7 +149,7 @@ def query_ids(
         users: one source id or several; None for anonymous users.
         histories: source ids of the items of B histories, or None.
         features: attributes of B anonymous users, or None.
-        advice: end of the message about an unknown user.
+        advice: last clause of the message about an unknown user.
 
     Returns:
         dense ids of the users [B], or None; dense ids of the items of B histories, or None (empty
