@@ -24,7 +24,7 @@ from candid.baselines import BASELINES, measure_baselines, training_rows
 from candid.batches import target_counts
 from candid.config import RunConfig
 from candid.data import PreparedDataset, Role
-from candid.errors import CandidError, Interrupted
+from candid.errors import CandidError
 from candid.evaluation import EvaluationReport, PerUser, evaluate
 from candid.runs.build import build_model
 from candid.runs.features import fit_features
@@ -61,8 +61,6 @@ def measure_baseline(
             **known,
         )
     except CandidError as error:
-        if isinstance(error, Interrupted):
-            raise
         return {"skipped": str(error)}, None
     (found,) = results.results
     report = found.report

@@ -4,7 +4,8 @@
     ├── ConfigError                 2  bad usage or configuration, or a missing extra
     │   └── UnknownNameError        2  a name that is not in a registry or schema
     ├── DataError                   3  bad input data
-    ├── ArtifactError               4  a damaged or foreign prepared dataset, checkpoint or index
+    └── ArtifactError               4  a damaged or foreign prepared dataset, checkpoint or index
+    KeyboardInterrupt
     └── Interrupted               130  stopped by the user; the message explains how to resume
 
 Every message is one sentence: the file, column, row or config key at fault, and what to do. The
@@ -57,7 +58,11 @@ class ArtifactError(CandidError):
     exit_code = 4
 
 
-class Interrupted(CandidError):
-    """The user interrupted the command; the message explains how to continue."""
+class Interrupted(KeyboardInterrupt):
+    """SIGINT (Ctrl-C) or SIGTERM stopped the work; the message explains how to continue.
+
+    Not a ``CandidError``, nor an ``Exception``: a loop over trainings that records the failures of
+    single ones does not continue after it.
+    """
 
     exit_code = 130

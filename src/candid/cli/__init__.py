@@ -15,9 +15,10 @@ import threading
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from candid.cli.audit import audit
@@ -37,15 +38,27 @@ from candid.cli.study import study
 from candid.cli.train import TrainCommand, train
 from candid.cli.tune import tune
 from candid.cli.verify import verify
-from candid.errors import CandidError, ConfigError
+from candid.errors import CandidError, ConfigError, Interrupted
 from candid.version import __version__
 
 INTERRUPTED = 130
 LONGEST_MESSAGE = 2000
 """Characters of an error message; a longer one quotes a value of the user's files."""
 
+
+class _Verbs(TyperGroup):
+    """The verbs; Typer would replace an interruption by its own, without the message."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Interrupted as error:
+            raise AlreadyReported(_fail(str(error), error.exit_code)) from error
+
+
 app = typer.Typer(
     name="candid",
+    cls=_Verbs,
     add_completion=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -155,12 +155,12 @@ def train(
         return
     # A launcher has started several processes. Else a lost connection prints a page.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from candid.distributed import PeerError, connected, is_main
+    from candid.distributed import PeerError, PeerInterrupted, connected, is_main
 
     try:
         with connected():
             run(Console(json, quiet or not is_main()))
-    except PeerError as error:
+    except (PeerError, PeerInterrupted) as error:
         # The process that failed first prints the sentence.
         raise AlreadyReported(error.exit_code) from None
 

@@ -8,7 +8,7 @@ from candid.distributed.connection import (
     open_group,
 )
 from candid.distributed.environment import Environment, job_id
-from candid.distributed.failures import Failure, PeerError, ProcessGroupError
+from candid.distributed.failures import Failure, PeerError, PeerInterrupted, ProcessGroupError
 from candid.distributed.gather import gather_with_gradient
 from candid.distributed.group import TIMEOUT_SECONDS, Group
 from candid.distributed.traffic import Traffic
@@ -19,6 +19,7 @@ __all__ = [
     "Failure",
     "Group",
     "PeerError",
+    "PeerInterrupted",
     "ProcessGroupError",
     "Traffic",
     "connected",

@@ -14,7 +14,12 @@ import torch
 import torch.distributed as dist
 
 from candid.distributed.environment import Environment
-from candid.distributed.failures import FailureBoard, PeerError, ProcessGroupError
+from candid.distributed.failures import (
+    FailureBoard,
+    PeerError,
+    PeerInterrupted,
+    ProcessGroupError,
+)
 from candid.distributed.group import TIMEOUT_SECONDS, Group, short_reason
 
 CONNECT_SECONDS: Final = 600.0
@@ -67,12 +72,14 @@ def connected() -> Iterator[None]:
     """Report an error of the block to the other processes; theirs end too.
 
     A process without others runs the block only. The first process that fails raises its error;
-    the others raise ``PeerError`` with the same exit code. Blocks can be nested.
+    the others raise ``PeerError`` or ``PeerInterrupted`` with the same exit code. Blocks can be
+    nested.
 
     Raises:
         ConfigError: the environment of the launcher is incomplete.
         ProcessGroupError: the store cannot be reached.
         PeerError: another process failed first.
+        PeerInterrupted: another process was interrupted first.
     """
     global _connection
     if _connection is not None or dist.is_initialized():
@@ -87,7 +94,7 @@ def connected() -> Iterator[None]:
     try:
         yield
         has_failed = False
-    except PeerError:
+    except (PeerError, PeerInterrupted):
         raise
     except BaseException as error:
         if connection.board.publish(error):
@@ -110,6 +117,7 @@ def on_main(function: Callable[[], None]) -> None:
 
     Raises:
         PeerError: rank 0 failed.
+        PeerInterrupted: rank 0 was interrupted.
     """
     if _connection is None:
         function()
@@ -148,6 +156,7 @@ def open_group(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Group]:
         ConfigError: the environment of the launcher is incomplete.
         ProcessGroupError: the other processes cannot be reached.
         PeerError: another process failed.
+        PeerInterrupted: another process was interrupted.
     """
     global _group
     if _group is not None:
@@ -159,7 +168,7 @@ def open_group(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Group]:
         _group = group
         try:
             yield group
-        except PeerError:
+        except (PeerError, PeerInterrupted):
             raise
         except BaseException as error:
             if _connection is not None:

@@ -53,7 +53,7 @@ class PeerError(CandidError):
         self.exit_code = exit_code
 
 
-class PeerInterrupted(PeerError, Interrupted):
+class PeerInterrupted(Interrupted):
     """Another process was interrupted, and this one stops with it."""
 
 
@@ -79,16 +79,16 @@ class Failure:
     def of(cls, error: BaseException, rank: int) -> Failure:
         """Describe an error that ends the process ``rank``."""
         if isinstance(error, KeyboardInterrupt):
-            return cls(rank, Interrupted.exit_code, "interrupted")
+            return cls(rank, Interrupted.exit_code, str(error) or "interrupted")
         if isinstance(error, SystemExit):
             return cls(rank, error.code if isinstance(error.code, int) else 1, "the process ended")
         message = " ".join(str(error).split()) or type(error).__name__
         return cls(rank, int(getattr(error, "exit_code", 1)), message)
 
-    def error(self) -> PeerError:
+    def error(self) -> PeerError | PeerInterrupted:
         """Return the error that ends the other processes."""
         if self.exit_code == Interrupted.exit_code:
-            return PeerInterrupted(self.message, self.exit_code)
+            return PeerInterrupted(self.message)
         return PeerError(f"process {self.rank} failed: {self.message}", self.exit_code)
 
 

@@ -13,7 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from candid.distributed.failures import FailureBoard, PeerError, ProcessGroupError
+from candid.distributed.failures import (
+    FailureBoard,
+    PeerError,
+    PeerInterrupted,
+    ProcessGroupError,
+)
 from candid.distributed.traffic import Traffic
 from candid.distributed.watchdog import Watchdog
 from candid.errors import ConfigError
@@ -102,6 +107,7 @@ class Group:
 
         Raises:
             PeerError: another process failed and reported why.
+            PeerInterrupted: another process was interrupted.
             ProcessGroupError: the connection was lost, or the timeout passed.
         """
         self.traffic.add(name, num_bytes)
@@ -293,7 +299,7 @@ class Group:
             return tensor
         return tensor.cpu()
 
-    def _reason_of(self, error: RuntimeError) -> PeerError | ProcessGroupError:
+    def _reason_of(self, error: RuntimeError) -> PeerError | PeerInterrupted | ProcessGroupError:
         until = time.monotonic() + REASON_SECONDS
         while self._board is not None:
             failure = self._board.read()

@@ -138,6 +138,7 @@ def train_run(
             checkpoint is damaged.
         Interrupted: stopped by a signal, after a checkpoint.
         PeerError: another process failed; it reports why.
+        PeerInterrupted: another process was interrupted.
         ProcessGroupError: the other processes cannot be reached.
     """
     out = Path(out)

@@ -236,7 +236,7 @@ class _Search:
             trial.status = TrialStatus.COMPLETE
         except StopTrial as stop:
             trial.status = stop.status
-        except (Interrupted, KeyboardInterrupt):
+        except KeyboardInterrupt:  # Interrupted is one
             trial.status = TrialStatus.STOPPED
             self._close(trial, callbacks)
             raise self._interrupted(trial) from None
