@@ -22,7 +22,7 @@ from candid.runs import trained_ids
 from candid.runs.baseline_folder import ARRAYS, ITEMS, read_baseline_manifest
 from candid.runs.features import FEATURES, read_states
 from candid.serve.update_file import SIGNS, read_records
-from candid.training import BEST, LAST, PREVIOUS, RUN, read_checkpoint
+from candid.training import BEST, LAST, PREVIOUS, RUN, SHARDS, read_checkpoint
 from candid.tuning.loop import FOLDERS
 from candid.tuning.trials import RECIPE, TRIALS, check_recipe, read_history
 
@@ -274,10 +274,11 @@ def _run(folder: Path) -> Iterator[tuple[Path, Check]]:
         fingerprint, features = manifest["features"], folder / FEATURES
         yield features, lambda: _fault_of(features, lambda: read_states(folder, fingerprint))
     result = None if manifest is None else manifest.get("result")
-    needed = set[str]() if result is None else {LAST}
-    if result is not None and result["best"] is not None:
+    needed = set[str]() if result is None else {LAST, *result.get("checkpoints", ())}
+    if manifest is not None and run_folder.has_best(manifest):
         needed.add(BEST)
-    for name in CHECKPOINTS:
+    models = {f"{SHARDS}/{path.name}" for path in (folder / SHARDS).glob(f"*{CHECKPOINT}")}
+    for name in [*CHECKPOINTS, *sorted(models | needed - set(CHECKPOINTS))]:
         if _exists(folder / name):
             run = None if manifest is None else manifest.get(RUN)
             yield folder / name, _checkpoint(folder / name, run)

@@ -77,6 +77,13 @@ def test_validation_prints_a_line_with_the_metric(capsys):
     assert line == ["epoch", "3", "validation", "ndcg@10", "0.2500", "(best)", "12", "s"]
 
 
+def test_validation_within_an_epoch_prints_its_step(capsys):
+    progress = TrainProgress(Console(json=False, quiet=False), None, by_steps=True)
+    state = TrainState(step=1200, epoch=3, metric="ndcg@10", best=0.25)
+    progress.on_validation(state, {"ndcg@10": 0.25})
+    assert capsys.readouterr().err.startswith("epoch 3, step 1,200  validation ndcg@10 0.2500")
+
+
 def test_validation_of_a_sample_prints_its_standard_error(capsys):
     progress = TrainProgress(Console(json=False, quiet=False), None)
     state = TrainState(epoch=3, seconds=12.0, metric="ndcg@10", best=0.25, stale=1)

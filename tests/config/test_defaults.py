@@ -243,6 +243,8 @@ def test_patience_lasts_at_least_as_long_as_the_warm_up(num_units, patience):
 def test_patience_counts_validations():
     config, _ = recipe_for(facts(num_units=40), {"training.validate_every": 2})
     assert config.training.patience == 17  # 6 steps between validations
+    config, _ = recipe_for(facts(num_units=40), {"training.validate_every_steps": 5})
+    assert config.training.patience == 20
 
 
 def test_number_of_steps_follows_max_steps():

@@ -22,6 +22,7 @@ STOPPED_AT = 9
 """Step after which process 1 receives SIGTERM, in the middle of an epoch."""
 REFUSED = {"failed", "copies"}
 FOURIER = {"type": "random_fourier", "num_candidates": 6, "refresh_every": 2}
+BY_STEPS = {"validate_every_steps": 4, "keep": "all"}
 VARIANTS = {
     "mean": {
         "training": {"average": 0.8, "clip_norm": 0.5, "patience": 1},
@@ -33,11 +34,11 @@ VARIANTS = {
         "sampler": FOURIER,
     },
     "rows": {
-        "training": {"tables": "row_adam", "clip_norm": 0.5, "patience": 2},
+        "training": {"tables": "row_adam", "clip_norm": 0.5, "patience": 2, **BY_STEPS},
         "sampler": {"type": "mixture", "components": ["popularity", "in_batch"]},
     },
     "sharded": {
-        "training": {"tables": "sharded_row_adam", "clip_norm": 0.5, "patience": 2},
+        "training": {"tables": "sharded_row_adam", "clip_norm": 0.5, "patience": 2, **BY_STEPS},
         "sampler": {"type": "mixture", "components": ["popularity", "in_batch"]},
     },
 }

@@ -56,6 +56,20 @@ def test_weights_are_those_of_one_process(folder, one, several, name):
         torch.testing.assert_close(actual.tensors[key], tensor, rtol=1e-9, atol=1e-9)
 
 
+def test_validated_models_are_those_of_one_process(folder):
+    result = load_run(folder / "rows-1", folder / "data").manifest["result"]
+    assert result["checkpoints"][:3] == [f"checkpoints/step-{n}.safetensors" for n in (4, 8, 12)]
+    assert (
+        json.loads((folder / "rows-3" / "run.json").read_text())["result"]["checkpoints"]
+        == (result["checkpoints"])
+    )
+    for name in result["checkpoints"]:
+        expected, actual = (read_checkpoint(folder / run / name) for run in ("rows-1", "rows-3"))
+        assert actual.tensors.keys() == expected.tensors.keys()
+        for key, tensor in expected.tensors.items():
+            torch.testing.assert_close(actual.tensors[key], tensor, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(("one", "several"), PAIRS)
 def test_log_is_that_of_one_process(folder, one, several):
     expected, actual = lines_of(folder / one), lines_of(folder / several)

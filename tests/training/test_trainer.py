@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from candid.batches import BatchesConfig, Loader, offsets_of
 from candid.data import PreparedDataset
-from candid.errors import ArtifactError, ConfigError
+from candid.errors import ArtifactError, ConfigError, Interrupted
 from candid.losses import LOSSES
 from candid.samplers import SAMPLERS
 from candid.towers import (
@@ -34,8 +35,10 @@ from candid.training import (
     load_model,
     read_checkpoint,
     run_checkpoints,
+    validated_checkpoint,
     write_checkpoint,
 )
+from candid.training.optimizer import clipped_norm
 from candid.training.trackers import JsonlTracker
 
 NUM_ITEMS = 20
@@ -202,7 +205,8 @@ def test_log_has_the_figures_of_a_step(tmp_path):
     assert 0 < line["sample_weight"] < 1
     assert 1 <= line["effective_sample_size"] <= 16
     assert line["rows_per_second"] > 0
-    assert {"loss", "lr", "gradient_norm"} <= line.keys()
+    assert {"loss", "lr"} <= line.keys()
+    assert 0 < line["gradient_norm_clipped"] <= min(line["gradient_norm"], 1.0)
 
 
 def test_sample_groups_share_the_rows(tmp_path):
@@ -286,6 +290,103 @@ def test_validation_and_checkpoint_intervals_include_the_end(tmp_path, monkeypat
     state = trainer.run()
     assert [line["epoch"] for line in state.history] == [2, 4, 5]
     assert [one for one in saved if one[0] == LAST] == [(LAST, 3), (LAST, 5)]
+
+
+def validated_models(folder):
+    files = (folder / "checkpoints").glob("step-*.safetensors")
+    return {int(file.stem.removeprefix("step-")): read_checkpoint(file) for file in files}
+
+
+def weight_sum(model):
+    return {"ndcg@10": float(model.item_tower.embedding.weight.detach().abs().sum())}
+
+
+def failure_of(trainer, resume):
+    """Train as a loop over trainings does that records the failures of single ones."""
+    try:
+        trainer.run(resume=resume)
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize("tables", ["dense", "sharded_row_adam"])
+def test_validation_by_steps_is_the_same_after_interruptions(tmp_path, tables):
+    """Each signal arrives while the model is validated within an epoch, which has 8 steps."""
+    settings = {"epochs": 2, "validate_every_steps": 3, "keep": "all", "tables": tables}
+    settings["average"] = 0.9 if tables == "dense" else None
+    for name in ("whole", "cut"):
+        make(tmp_path, name)
+
+    def trainer(name, validate=weight_sum):
+        options = {"loss": "sampled_softmax", "settings": settings, "validate": validate}
+        return make_trainer(tmp_path / name, **options)
+
+    def interrupted(model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return weight_sum(model)
+
+    whole = trainer("whole")
+    whole.run()
+    stops = []
+    for resume in (False, True, True):
+        cut = trainer("cut", interrupted)
+        with pytest.raises(Interrupted, match="--resume to continue"):
+            failure_of(cut, resume)
+        stops.append(cut.state.step)
+    resumed = trainer("cut")
+    resumed.run(resume=True)
+    assert stops == [3, 6, 9]
+    history = [{**line, "seconds": 0, "cpu_seconds": 0} for line in whole.state.history]
+    assert [line["step"] for line in history] == [3, 6, 9, 12, 15, 16]
+    assert [line["epoch"] for line in history] == [0, 0, 1, 1, 1, 2]
+    assert history == [{**line, "seconds": 0, "cpu_seconds": 0} for line in resumed.state.history]
+    assert (resumed.state.stale, resumed.state.best_step) == (
+        whole.state.stale,
+        whole.state.best_step,
+    )
+    assert all(torch.equal(weights(whole)[name], p) for name, p in weights(resumed).items())
+    one, other = (validated_models(tmp_path / name) for name in ("whole", "cut"))
+    assert list(sorted(one)) == list(sorted(other)) == [3, 6, 9, 12, 15, 16]
+    for step, checkpoint in one.items():
+        assert checkpoint.meta["state"]["step"] == step
+        for name, tensor in checkpoint.tensors.items():
+            assert torch.equal(tensor, other[step].tensors[name]), (step, name)
+    logged = [line for line in metrics_lines(tmp_path / "cut") if "validation/ndcg@10" in line]
+    assert [line["step"] for line in logged] == [3, 6, 9, 12, 15, 16]
+
+
+def test_early_stopping_counts_validations_by_steps(tmp_path):
+    settings = {"epochs": 50, "patience": 2, "validate_every_steps": 3, "keep": "none"}
+    trainer = make_trainer(tmp_path, settings=settings, validate=scripted([0.3, 0.2, 0.1]))
+    state = trainer.run()
+    assert (state.step, state.epoch, state.best_step) == (9, 1, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {LAST, PREVIOUS, "metrics.jsonl"}
+    settings["patience"] = 3
+    resumed = make_trainer(tmp_path, settings=settings, validate=scripted([0.2]))
+    assert resumed.run(resume=True).step == 12
+
+
+def test_models_after_the_checkpoint_of_a_resume_are_removed(tmp_path):
+    """Their validations were in a part of the training that a kill has lost."""
+    settings = {"epochs": 1, "validate_every_steps": 3, "keep": "all"}
+    make_trainer(tmp_path, settings=settings, validate=weight_sum).run()
+    last = (tmp_path / LAST).read_bytes()
+    assert sorted(validated_models(tmp_path)) == [3, 6, 8]
+    settings["epochs"] = 2
+    make_trainer(tmp_path, settings=settings, validate=weight_sum).run(resume=True)
+    assert sorted(validated_models(tmp_path)) == [3, 6, 8, 9, 12, 15, 16]
+    (tmp_path / LAST).write_bytes(last)
+    settings["max_steps"] = 10
+    make_trainer(tmp_path, settings=settings, validate=weight_sum).run(resume=True)
+    assert sorted(validated_models(tmp_path)) == [3, 6, 8, 9, 10]
+    assert validated_checkpoint(10) == "checkpoints/step-10.safetensors"
+    make_trainer(tmp_path, settings=settings).run()
+    assert not validated_models(tmp_path)
+
+
+def test_two_intervals_of_validation_are_refused():
+    with pytest.raises(ConfigError, match="validate_every_steps cannot be combined: leave one of"):
+        TrainingConfig(validate_every=2, validate_every_steps=10)
 
 
 def flip_last_bit(path):
@@ -444,6 +545,7 @@ def test_gradient_is_clipped_to_clip_norm(tmp_path, clip_norm):
     clipped = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm()
     assert norm > 0.01
     assert clipped.item() == pytest.approx(norm.item() if clip_norm is None else 1e-3, rel=1e-3)
+    assert clipped_norm(norm, clip_norm).item() == pytest.approx(clipped.item(), rel=1e-5)
 
 
 def test_mean_of_the_weights_is_validated_and_stored(tmp_path):

@@ -46,6 +46,14 @@ def test_best_is_the_largest_validation():
     assert (trial.best, trial.best_epoch, trial.standard_error) == (0.3, 2, 0.03)
 
 
+def test_trials_are_compared_by_the_first_validation_of_an_epoch():
+    """Trials with other batches have other numbers of validations within an epoch."""
+    trial = Trial(1, {})
+    for epoch, value in [(0, 0.1), (0, 0.2), (1, 0.3), (1, 0.5)]:
+        trial.add_validation(epoch, value, None)
+    assert (trial.validations, trial.best, trial.best_epoch) == ({0: 0.1, 1: 0.3}, 0.5, 1)
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [(None, ConfigError), ("{", ArtifactError), ("{}", ArtifactError), ("[]", ArtifactError)],

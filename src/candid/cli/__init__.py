@@ -49,7 +49,7 @@ LONGEST_MESSAGE = 2000
 class _Verbs(TyperGroup):
     """The verbs; Typer would replace an interruption by its own, without the message."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except Interrupted as error:

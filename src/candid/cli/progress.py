@@ -34,10 +34,12 @@ class TrainProgress:
     Args:
         console: output of the verb.
         bar: started progress display; None without a terminal.
+        by_steps: whether lines of validations have the step, not only the epoch.
     """
 
-    def __init__(self, console: Console, bar: Progress | None) -> None:
+    def __init__(self, console: Console, bar: Progress | None, *, by_steps: bool = False) -> None:
         self._console = console
+        self._by_steps = by_steps
         self._bar = bar
         self._task = (
             None
@@ -77,7 +79,8 @@ class TrainProgress:
         if "standard_error" in metrics:
             score += f" ± {metrics['standard_error']:.4f}"
         score += "" if state.stale else " (best)"
-        line = f"epoch {state.epoch}  validation {score}  {state.seconds:,.0f} s"
+        step = f", step {state.step:,}" if self._by_steps else ""
+        line = f"epoch {state.epoch}{step}  validation {score}  {state.seconds:,.0f} s"
         self._print(line)
 
     def _print(self, line: str) -> None:
@@ -88,13 +91,18 @@ class TrainProgress:
 
 
 @contextmanager
-def train_progress(console: Console) -> Iterator[TrainProgress]:
-    """Show the progress of one training run inside the block."""
+def train_progress(console: Console, *, by_steps: bool) -> Iterator[TrainProgress]:
+    """Show the progress of one training run inside the block.
+
+    Args:
+        console: output of the verb.
+        by_steps: as for ``TrainProgress``.
+    """
     if not console.is_live:
-        yield TrainProgress(console, None)
+        yield TrainProgress(console, None, by_steps=by_steps)
         return
     with training_bar(RichConsole(stderr=True)) as bar:
-        yield TrainProgress(console, bar)
+        yield TrainProgress(console, bar, by_steps=by_steps)
 
 
 @contextmanager

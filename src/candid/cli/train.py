@@ -204,7 +204,8 @@ def _train(
     on_main(prepare)
     data = Path("data") / config.name if data is None else data
 
-    with train_progress(console) as progress:
+    by_steps = config.training.validate_every_steps is not None
+    with train_progress(console, by_steps=by_steps) as progress:
         result = train_run(
             config, data, out, init=init, resume=resume, refit=refit, progress=progress
         )
@@ -221,9 +222,9 @@ def _train(
     lines: list[Any] = []
     run = load_run(result.measured, data)
     if refit:
-        lines += [_summary(run.manifest["result"]), "before the refit:"]
+        lines += [_summary(run.manifest), "before the refit:"]
     else:
-        lines.append(_summary(result.manifest["result"]))
+        lines.append(_summary(result.manifest))
     if has_test_split(run):
         console.note(f"measuring {result.measured} on the test split")
         with stage_progress(console) as shown:
@@ -233,7 +234,7 @@ def _train(
     elif not refit:
         lines.append("not measured: the dataset has no test split")
     if refit:
-        lines.append(f"refit on all interactions: {_summary(result.manifest['result'])}")
+        lines.append(f"refit on all interactions: {_summary(result.manifest)}")
     console.result(document, *lines, f"trained in {out}")
 
 
@@ -276,11 +277,15 @@ def _default_config(data: Path, overrides: list[str], console: Console) -> RunCo
     return config
 
 
-def _summary(result: dict[str, Any]) -> str:
+def _summary(manifest: dict[str, Any]) -> str:
+    result, training = manifest["result"], manifest["config"]["training"]
     best, epoch = result["best"], result["best_epoch"]
     length = f"{counted(result['epochs'], 'epoch')}, {counted(result['steps'], 'step')}"
     line = f"{length} in {result['seconds']:,.0f} s"
     if best is None:
         return line
     when = f"after epoch {epoch}" if epoch else "within the first epoch"
-    return f"{line}; best validation {result['metric']} {best:.4f} {when}"
+    if training["validate_every_steps"] is not None:
+        when = f"at step {result['best_step']:,}"
+    kept = "; the model is that of the last step" if training["keep"] == "none" else ""
+    return f"{line}; best validation {result['metric']} {best:.4f} {when}{kept}"

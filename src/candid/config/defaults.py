@@ -256,7 +256,8 @@ def _training_defaults(
     if total < 20 * WARMUP_STEPS:
         warmup = max(total // 20, 1)
         yield Default("training.warmup_steps", warmup, f"5 % of {_count(total, 'step')}")
-    between = steps * (_integer(changes.get("training.validate_every")) or 1)
+    by_epochs = steps * (_integer(changes.get("training.validate_every")) or 1)
+    between = _integer(changes.get("training.validate_every_steps")) or by_epochs
     if between and between * PATIENCE < WARMUP_STEPS:
         patience = -(-WARMUP_STEPS // between)
         yield Default(

@@ -7,6 +7,7 @@ trained_items.parquet, trained_users.parquet   source ids that the run was train
 features.json        the fitted features, if there are any
 data/                the dataset, if it was in memory
 best.safetensors     the model of the best validation
+checkpoints/         each validated model, with ``training.keep = "all"``
 last.safetensors     everything that an exact resume needs
 metrics.jsonl        the metrics log
 tensorboard/         the metrics log for TensorBoard

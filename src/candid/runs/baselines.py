@@ -97,7 +97,7 @@ def _beside(
     )
     facts = ModelFacts(
         reads_history=run.model.reads_history,
-        is_improving=result.get("best") is not None and result["best_epoch"] == result["epochs"],
+        is_improving=result.get("best") is not None and result["best_step"] == result["steps"],
         num_users=int(run.dataset.user_is_trained.sum()),
         num_steps=result.get("steps", 0),
     )

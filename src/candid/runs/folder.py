@@ -21,7 +21,14 @@ from candid.checksums import check_seal, read_error
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, as_dataset
 from candid.errors import ArtifactError, ConfigError
-from candid.training import BEST, LAST, PREVIOUS, TrainState, read_checkpoint
+from candid.training import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    TrainState,
+    read_checkpoint,
+    validated_checkpoint,
+)
 from candid.version import __version__
 
 MANIFEST = "run.json"
@@ -113,9 +120,15 @@ def _is_stored(dataset: PreparedDataset, folder: Path) -> bool:
     return dataset.path is not None and dataset.path.resolve() == (folder / DATA).resolve()
 
 
-def result_of(state: TrainState, device: torch.device) -> dict[str, Any]:
-    """Return the result of training for ``run.json``: wall and CPU seconds, memory in MiB, best."""
-    result = {
+def result_of(state: TrainState, device: torch.device, keep: str) -> dict[str, Any]:
+    """Return the result of training for ``run.json``: wall and CPU seconds, memory in MiB, best.
+
+    Args:
+        state: at the end of training.
+        device: of the training.
+        keep: ``training.keep``; with "all", the result names the file of each validated model.
+    """
+    result: dict[str, Any] = {
         "metric": state.metric,
         "best": state.best,
         "best_epoch": state.best_epoch,
@@ -128,6 +141,9 @@ def result_of(state: TrainState, device: torch.device) -> dict[str, Any]:
         "rows": state.rows,
         "peak_memory_mib": round(peak_memory_mib(), 1),
     }
+    if keep == "all":
+        steps = [int(validation["step"]) for validation in state.history]
+        result["checkpoints"] = [validated_checkpoint(step) for step in steps]
     if device.type == "cuda":
         result["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return result
@@ -182,6 +198,12 @@ def check_resumable(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 f"{out} selected its best model by evaluation.{key} = {old!r}, not {new!r}: resume "
                 "with the same value"
             )
+    kept, keep = (config["training"]["keep"] for config in (earlier, manifest["config"]))
+    if kept != keep:
+        raise ConfigError(
+            f"{out} was started with training.keep = {kept!r}, not {keep!r}: resume with the same "
+            "value"
+        )
     return before
 
 
@@ -210,8 +232,9 @@ def _had_a_checkpoint(out: Path, manifest: Mapping[str, Any]) -> bool:
     if not (out / BEST).exists():
         return False
     state = read_checkpoint(out / BEST).meta["state"]
-    epochs: int = state["epoch"] - state["start_epoch"]
-    return epochs > int(manifest["config"]["training"]["checkpoint_every"])
+    steps: int = state["step"] - state["start_step"]
+    first = manifest["config"]["training"]["checkpoint_every"] * manifest["steps_per_epoch"]
+    return steps > int(first)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -246,7 +269,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def served_checkpoint(folder: Path, manifest: Mapping[str, Any]) -> Path:
-    """Return the checkpoint whose weights a run serves: the best, or the last without validation.
+    """Return the checkpoint whose weights a run serves: the best, or the last without a best one.
 
     Args:
         folder: of the run.
@@ -258,9 +281,19 @@ def served_checkpoint(folder: Path, manifest: Mapping[str, Any]) -> Path:
     best = folder / BEST
     if best.exists():
         return best
-    if manifest.get("result", {}).get("best") is not None:
+    if has_best(manifest):
         raise ArtifactError(f"{best} is missing; {TRAIN_AGAIN}")
     return folder / LAST
+
+
+def has_best(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a complete run stored the model of its best validation.
+
+    Args:
+        manifest: content of ``run.json``.
+    """
+    keep = manifest["config"].get("training", {}).get("keep")
+    return keep != "none" and manifest.get("result", {}).get("best") is not None
 
 
 def config_of(folder: Path, manifest: Mapping[str, Any]) -> RunConfig:

@@ -318,7 +318,7 @@ def _train(
                 sentence = f"stopped before the first checkpoint, begins again; {sentence}"
             progress.on_start(sentence if start is None else sentence + start.sentence)
         state = trainer.run(resume=goes_on)
-    manifest["result"] = result_of(state, device)
+    manifest["result"] = result_of(state, device, training.keep)
     if group.is_main:
         manifest = write_sealed_json(out / MANIFEST, manifest)
     return TrainResult(out, state, manifest, group.is_main)

@@ -15,12 +15,13 @@ from candid.training.kernel_cache import bound_kernel_cache
 from candid.training.last_checkpoint import (
     LAST,
     PREVIOUS,
+    SHARDS,
     has_checkpoint,
     read_last_checkpoint,
     read_last_shards,
 )
 from candid.training.row_optimizer import RowAdagrad, RowAdam
-from candid.training.run_checkpoints import BEST
+from candid.training.run_checkpoints import BEST, validated_checkpoint
 from candid.training.shard_checkpoint import (
     read_shards,
     shard_checkpoints,
@@ -36,6 +37,7 @@ __all__ = [
     "LAST",
     "PREVIOUS",
     "RUN",
+    "SHARDS",
     "TRACKERS",
     "Checkpoint",
     "DivergedError",
@@ -59,6 +61,7 @@ __all__ = [
     "read_last_shards",
     "read_shards",
     "shard_checkpoints",
+    "validated_checkpoint",
     "write_checkpoint",
     "write_shards",
 ]

@@ -112,6 +112,17 @@ class TrainingConfig(ComponentConfig):
         "which training ends",
     )
     validate_every: int = Field(1, ge=1, description="epochs between validations")
+    validate_every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="steps between validations, also within an epoch, instead of validate_every; "
+        "absent: by epochs",
+    )
+    keep: Literal["none", "best", "all"] = Field(
+        "best",
+        description="validated models that stay: 'best', in best.safetensors; 'all', also each "
+        "one in checkpoints/step-N.safetensors; 'none': the run has the model of the last step",
+    )
     patience: int | None = Field(
         10, ge=1, description="validations without improvement before stopping; absent: never"
     )
@@ -152,6 +163,14 @@ class TrainingConfig(ComponentConfig):
             raise ValueError(
                 f"tables = {self.tables!r} and average cannot be combined: a running mean moves "
                 "every row at every step; leave average out, or set tables = 'dense'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _validation_has_one_interval(self) -> TrainingConfig:
+        if self.validate_every_steps is not None and self.validate_every != 1:
+            raise ValueError(
+                "validate_every and validate_every_steps cannot be combined: leave one of them out"
             )
         return self
 

@@ -27,7 +27,7 @@ PREVIOUS: Final = "previous.safetensors"
 """The checkpoint before the last one; training continues from it if the last one is damaged."""
 
 SHARDS: Final = "checkpoints"
-"""Folder of the checkpoints of a run with sharded tables."""
+"""Folder of the checkpoints of a run with sharded tables, and of validated models."""
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class ModelOptimizer:
         norm: Tensor = nn.utils.get_total_norm(norms)
         nn.utils.clip_grads_with_norm_(dense, max_norm, norm)
         for gradient in rows:
-            gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+            gradient.mul_(_clip_scale(norm, max_norm))
         return norm
 
     def _replicated_rows(self) -> list[Tensor]:
@@ -146,6 +146,21 @@ class ModelOptimizer:
         shards = self._sharded[0].shards
         assert shards is not None
         return [shards.exchange.group.sum(torch.stack(norms).square().sum(0, keepdim=True)).sqrt()]
+
+
+def clipped_norm(norm: Tensor, clip_norm: float | None) -> Tensor:
+    """Return the norm [] of the gradient after clipping.
+
+    Args:
+        norm: [] before clipping.
+        clip_norm: largest norm of the gradient; None: no clipping.
+    """
+    return norm if clip_norm is None else norm * _clip_scale(norm, clip_norm)
+
+
+def _clip_scale(norm: Tensor, max_norm: float) -> Tensor:
+    """Return the factor [] of the gradient, as ``torch.nn.utils.clip_grads_with_norm_`` has it."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
 def make_optimizer(

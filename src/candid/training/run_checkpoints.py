@@ -1,7 +1,8 @@
-"""The checkpoints of one run: the last step, the step before it, and the best weights."""
+"""The checkpoints of one run: the last step, the step before it, and validated models."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,13 @@ from candid.training.step import Step
 BEST: Final = "best.safetensors"
 """Checkpoint of the best validation."""
 
+_VALIDATED = re.compile(r"step-(\d+)\.safetensors")
+
+
+def validated_checkpoint(step: int) -> str:
+    """Return the file of the model validated at a step, below the folder of the run."""
+    return f"{SHARDS}/step-{step}.safetensors"
+
 
 class RunCheckpoints:
     """Writes and reads the checkpoints of a training in the folder of its run.
@@ -61,6 +69,7 @@ class RunCheckpoints:
         state: progress of the run; ``load`` writes to it.
         meta: plain JSON values stored in every checkpoint. With an id under "run", a checkpoint
             of another run is refused.
+        keep: which validated models stay, as ``TrainingConfig.keep``.
         group: the processes, which call all methods together.
     """
 
@@ -75,6 +84,7 @@ class RunCheckpoints:
         loader: Loader,
         state: TrainState,
         meta: dict[str, Any],
+        keep: str,
         group: Group,
     ) -> None:
         self._folder = folder
@@ -85,6 +95,7 @@ class RunCheckpoints:
         self._loader = loader
         self._state = state
         self._meta = meta
+        self._keep = keep
         self._last_is_damaged = False
         self._group = group
         self._is_sharded = bool(sharded_tables(model))
@@ -152,18 +163,29 @@ class RunCheckpoints:
         }
         return Checkpoint(tensors, meta)
 
-    def save_best(self) -> None:
-        """Write the weights of the best validation so far."""
+    def save_validated(self, is_best: bool) -> None:
+        """Write the weights that were just validated, where they stay.
+
+        Args:
+            is_best: whether the validation is the best one so far.
+        """
+        names = [validated_checkpoint(self._state.step)] if self._keep == "all" else []
+        if is_best and self._keep != "none":
+            names.append(BEST)
+        if not names:
+            return
         meta = self._meta | {"state": vars(self._state)}
-        best = Checkpoint(model_tensors(self._model), meta)
+        weights = Checkpoint(model_tensors(self._model), meta)
         if self._is_sharded:
-            folder = self._folder / SHARDS / "best"
-            path = write_shards(folder, self._state.step, best, self._model, self._group, kept=1)
+            folder = self._folder / SHARDS / "validated"
+            path = write_shards(folder, self._state.step, weights, self._model, self._group, kept=1)
             if self._group.is_main:
-                export_shards(path, self._folder / BEST)
+                for name in names:
+                    export_shards(path, self._folder / name)
                 remove_folder(folder)
         elif self._group.is_main:
-            write_checkpoint(self._folder / BEST, best)
+            for name in names:
+                write_checkpoint(self._folder / name, weights)
 
     def load(self, path: Path | str) -> None:
         """Continue from a checkpoint of the same model, loader and seed.
@@ -208,14 +230,23 @@ class RunCheckpoints:
         self._last_is_damaged = found.damage is not None
         if reports:
             found.report(progress)
-        if self._state.best is not None:
+        if self._state.best is not None and self._keep != "none":
             self._check_best()
+        if self._group.is_main:
+            self._forget_later_models()
 
     def forget_previous(self) -> None:
         """Remove the checkpoints of an earlier start of a run that begins again."""
         (self._folder / PREVIOUS).unlink(missing_ok=True)
         if (self._folder / SHARDS).exists():
             remove_folder(self._folder / SHARDS)
+
+    def _forget_later_models(self) -> None:
+        """Remove models of validations after the checkpoint: training validates there again."""
+        for path in (self._folder / SHARDS).glob("*"):
+            match = _VALIDATED.fullmatch(path.name)
+            if match is not None and int(match[1]) > self._state.step:
+                path.unlink()
 
     def begin_with(self, start: Checkpoint) -> None:
         """Take over weights, and states and counts where the start has them."""

@@ -28,7 +28,7 @@ class TrainState:
         best_epoch: number of epochs when it was reached.
         best_step: number of steps when it was reached.
         stale: number of validations since then.
-        history: for every validation the epoch, seconds, and the metrics by name, with
+        history: for every validation the step, epoch, seconds, and the metrics by name, with
             ``standard_error`` where a sample of users was validated.
     """
 

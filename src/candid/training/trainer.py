@@ -29,7 +29,7 @@ from candid.training.average import WeightAverage
 from candid.training.checkpoint import Checkpoint
 from candid.training.config import TrainingConfig
 from candid.training.kernel_cache import bound_kernel_cache
-from candid.training.optimizer import learning_rate, make_optimizer
+from candid.training.optimizer import clipped_norm, learning_rate, make_optimizer
 from candid.training.run_checkpoints import RunCheckpoints
 from candid.training.state import Progress, TrainingLength, TrainState
 from candid.training.step import Step
@@ -143,6 +143,7 @@ class Trainer:
             loader=loader,
             state=self.state,
             meta=self.meta,
+            keep=config.keep,
             group=self.group,
         )
         self._seed = seed
@@ -194,7 +195,7 @@ class Trainer:
                 closers.callback(tracker.close)
             stop = closers.enter_context(stop_signal())
             while not self._finished():
-                self._epoch(stop)
+                self._train_part(stop)
             self._checkpoints.export_last()
             # Rank 0 has written the last files.
             self.group.barrier()
@@ -253,13 +254,19 @@ class Trainer:
             or (config.max_seconds is not None and state.seconds >= config.max_seconds)
         )
 
-    def _epoch(self, stop: threading.Event) -> None:
+    def _validation_is_due(self) -> bool:
+        config, position = self.config, self.loader.position
+        if config.validate_every_steps is not None:
+            return self.state.step % config.validate_every_steps == 0
+        return position.step == 0 and position.epoch % config.validate_every == 0
+
+    def _train_part(self, stop: threading.Event) -> None:
+        """Train to the end of the epoch, or to a validation, a limit or a signal within it."""
         state, started, cpu_started = self.state, time.perf_counter(), time.process_time()
         seconds_left = (self.config.max_seconds or float("inf")) - state.seconds
         epoch = self.loader.position.epoch
         self.model.train()
-        window = RowRate()
-        value, stops = torch.zeros(()), False
+        window, value = RowRate(), torch.zeros(())
         with closing(self.loader.epoch()) as batches:
             for batch in batches:
                 logs = (state.step + 1) % self.config.log_every == 0
@@ -272,25 +279,27 @@ class Trainer:
                 over_time = time.perf_counter() - started >= seconds_left
                 # All processes end the epoch after the same step.
                 stops, over_time = map(bool, self.group.largest([stop.is_set(), over_time], "stop"))
-                if stops or over_time or state.step >= state.total_steps:
+                is_over = stops or over_time or state.step >= state.total_steps
+                if is_over or self._validation_is_due():
                     break
         self._check_finite(value)
         self._add_time(started, cpu_started, is_training=True)
         state.epoch = self.loader.position.epoch
-        if self.loader.position.step == 0 or not stops:
-            self._end_of_epoch()
+        self._end_part()
         # A signal may have reached one process meanwhile, and all of them must agree.
         if any(self.group.largest([stop.is_set()], "stop")):
             self._interrupt()
 
-    def _end_of_epoch(self) -> None:
+    def _end_part(self) -> None:
+        """Validate and write a checkpoint where they are due, and after the last step."""
         started, cpu_started = time.perf_counter(), time.process_time()
-        due = self.state.epoch % self.config.validate_every == 0
-        if self.validate is not None and (due or self._finished()):
+        if self.validate is not None and (self._validation_is_due() or self._finished()):
             with nullcontext() if self.average is None else self.average.in_place():
                 self._validate()
         self._add_time(started, cpu_started, is_training=False)
-        if self.state.epoch % self.config.checkpoint_every == 0 or self._finished():
+        ends_epoch = self.loader.position.step == 0
+        is_due = ends_epoch and self.state.epoch % self.config.checkpoint_every == 0
+        if is_due or self._finished():
             self._save_last()
 
     def _add_time(self, started: float, cpu_started: float, is_training: bool) -> None:
@@ -311,14 +320,13 @@ class Trainer:
         assert self.validate is not None
         metrics = dict(self.validate(self.model))
         state = self.state
-        if state.update_best(metrics):
-            self._checkpoints.save_best()
+        self._checkpoints.save_validated(state.update_best(metrics))
         line = {
             "epoch": state.epoch,
             "seconds": round(state.seconds, 3),
             "cpu_seconds": round(state.cpu_seconds, 3),
         } | {f"validation/{name}": value for name, value in metrics.items()}
-        state.history.append(line)
+        state.history.append({"step": state.step, **line})
         for tracker in self._trackers:
             tracker.log(state.step, line)
         if self.progress is not None:
@@ -337,6 +345,7 @@ class Trainer:
             "loss": float(value),
             "sample_weight": self._mean(output.sample_weight, num_rows),
             "gradient_norm": float(norm),
+            "gradient_norm_clipped": float(clipped_norm(norm, self.config.clip_norm)),
             "lr": self.optimizer.lr,
             "rows_per_second": window.rate(),
             "epoch": epoch,

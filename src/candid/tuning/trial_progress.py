@@ -92,6 +92,7 @@ class TrialProgress:
         trial = self._trial
         assert state.metric is not None
         self.count()
+        is_new = state.epoch not in trial.validations
         trial.add_validation(state.epoch, metrics[state.metric], metrics.get("standard_error"))
         self._history.save(self._out)
         if self._progress is not None:
@@ -99,7 +100,8 @@ class TrialProgress:
         if state.step >= state.total_steps:
             return  # nothing is left to save
         earlier = self._history.trials[: trial.number]
-        if trial.number > 0 and is_worse(trial, earlier, self._warmup):
+        # Trials are compared at equal numbers of epochs.
+        if trial.number > 0 and is_new and is_worse(trial, earlier, self._warmup):
             raise StopTrial(TrialStatus.PRUNED)
         self._stop_over_budget(state)
 

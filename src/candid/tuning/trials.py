@@ -48,7 +48,8 @@ class Trial:
             absent.
         status: how it ended.
         attempts: 1, and 1 more for each time that its process was killed.
-        validations: value of the metric by number of epochs.
+        validations: value of the metric by number of epochs; of several validations with one
+            number, the first.
         best: largest value of the metric, or None before the first validation.
         best_epoch: number of epochs when it was reached.
         standard_error: of ``best`` as an estimate for all users, where a sample of them was
@@ -88,7 +89,7 @@ class Trial:
 
     def add_validation(self, epoch: int, value: float, standard_error: float | None) -> None:
         """Record a validation."""
-        self.validations[epoch] = value
+        self.validations.setdefault(epoch, value)
         if self.best is None or value > self.best:
             self.best, self.best_epoch, self.standard_error = value, epoch, standard_error
 
