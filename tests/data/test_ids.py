@@ -127,9 +127,21 @@ def test_ids_of_another_type_are_refused(tmp_path, kind):
     text = [tuple(f"a{v}" if n == position else v for n, v in enumerate(row)) for row in rows]
     prepare_folder(config(write(tmp_path / "1", rows)), tmp_path / "a")
     log = write(tmp_path / "2", text)
-    with pytest.raises(DataError, match=f"{kind} ids are text and those of .* are integers"):
+    with pytest.raises(
+        DataError, match=f"{kind} ids are text, such as 'a.', and those of .* are integers"
+    ):
         prepare_folder(config(log, ids_from=str(tmp_path / "a")), tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_night_with_numbers_alone_keeps_text_ids(tmp_path):
+    first = write(tmp_path / "1", [(u, i, i) for u in ("7", "u") for i in (5, 6, 7)])
+    second = write(tmp_path / "2", [(u, i, i) for u in (7, 10, 9) for i in (5, 6, 7)])
+    prepare_folder(config(first), tmp_path / "a")
+    result = prepare_folder(config(second, ids_from=str(tmp_path / "a")), tmp_path / "b")
+    assert result.dataset.users["source_id"].to_list() == ["7", "u", "10", "9"]
+    assert result.report["ids_from"]["users"] == {"kept": 1, "new": 2, "retired": 1}
+    assert np.diff(result.dataset.user_offsets).tolist() == [3, 0, 3, 3]
 
 
 def test_integers_that_outgrow_int64_keep_their_ids(tmp_path):

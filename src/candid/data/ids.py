@@ -64,6 +64,9 @@ def append_new(
 ) -> tuple[pl.Series, npt.NDArray[np.int32]]:
     """Number source ids as an earlier dataset does, and new ones after them.
 
+    Whole numbers match text ids of the earlier dataset, if it has one of them: a night without any
+    other id is read as numbers.
+
     Args:
         earlier: [n] source id by earlier id.
         source_ids: [m] distinct source ids, ascending.
@@ -77,12 +80,16 @@ def append_new(
     Raises:
         DataError: one dataset has numbers and the other text.
     """
+    if earlier.dtype == pl.String and source_ids.dtype.is_integer():
+        texts = source_ids.cast(pl.String)
+        if texts.is_in(earlier.implode()).any():
+            source_ids = texts
     if earlier.dtype != source_ids.dtype:
         if not (earlier.dtype.is_integer() and source_ids.dtype.is_integer()):
             raise DataError(
-                f"{kind} ids are {_type_words(source_ids)} and those of {origin} (ids_from) are "
-                f"{_type_words(earlier)}, so that no id can be kept: read the column as the same "
-                "type, or prepare once without ids_from"
+                f"{kind} ids are {_type_words(source_ids)}{_not_a_number(source_ids)} and those of "
+                f"{origin} (ids_from) are {_type_words(earlier)}, so that no id can be kept: read "
+                "the column as the same type, or prepare once without ids_from"
             )
         # UInt64 occurs only for numbers that Int64 cannot hold.
         both = pl.concat([earlier.cast(pl.Int128), source_ids.cast(pl.Int128)])
@@ -103,8 +110,19 @@ def append_new(
     )
     is_new = joined["id"].is_null()
     ids = joined["id"].fill_null(-1).to_numpy().copy()
-    ids[is_new.to_numpy()] = np.arange(int(is_new.sum()), dtype=np.int32) + np.int32(len(earlier))
-    return pl.concat([earlier, source_ids.filter(is_new)]).rename("source_id"), ids
+    new = source_ids.filter(is_new)
+    # Ascending as numbers is not ascending as text.
+    rank = new.rank("ordinal").to_numpy().astype(np.int32) - np.int32(1)
+    ids[is_new.to_numpy()] = rank + np.int32(len(earlier))
+    return pl.concat([earlier, new.sort()]).rename("source_id"), ids
+
+
+def _not_a_number(source_ids: pl.Series) -> str:
+    """Return the clause of a message with the first text that is not a whole number."""
+    if source_ids.dtype != pl.String:
+        return ""
+    texts = source_ids.filter(source_ids.cast(pl.Int64, strict=False).is_null()).head(1)
+    return "".join(f", such as {text!r}," for text in texts)
 
 
 def _type_words(source_ids: pl.Series) -> str:

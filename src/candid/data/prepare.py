@@ -15,6 +15,7 @@ sha256; empty in memory).
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ from candid.data.role_assignment import assign_roles
 from candid.data.split_config import SplitConfig
 from candid.data.store import open_dataset, open_written
 from candid.data.tables import JoinedTable, TableConfig, join_table
-from candid.errors import ArtifactError
+from candid.errors import ArtifactError, ConfigError
 
 Progress = Callable[[str], None]
 
@@ -135,6 +136,11 @@ def prepare(
     if isinstance(ids_from, PreparedDataset):
         kept = EarlierIds.of(ids_from)
         ids_from = kept.origin
+    elif not isinstance(ids_from, str | os.PathLike | None):
+        raise ConfigError(
+            "prepare: ids_from must be a prepared dataset or its folder, got "
+            f"{type(ids_from).__name__}"
+        )
     inputs = inputs_of_tables(
         data, items, users, split, {**columns, "ids_from": ids_from, **settings}
     )
