@@ -13,6 +13,7 @@ from candid.config.sections import SECTIONS
 
 VERBS = [
     "demo",
+    "data",
     "prepare",
     "recipe",
     "train",

@@ -25,6 +25,7 @@ from candid.cli.audit import audit
 from candid.cli.baselines import baselines
 from candid.cli.compare import compare
 from candid.cli.console import AlreadyReported
+from candid.cli.data import data
 from candid.cli.demo import demo
 from candid.cli.evaluate import evaluate
 from candid.cli.export import export
@@ -64,6 +65,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(short_help="Compare the corrections on synthetic data with a known distribution")(demo)
+app.command(short_help="List public data sets, or prepare your copy of one")(data)
 app.command(short_help="Read, filter, split and store interactions")(prepare)
 app.command(short_help="Write the default recipe, with settings that fit a dataset")(recipe)
 app.command(cls=TrainCommand, short_help="Train a model and measure it")(train)

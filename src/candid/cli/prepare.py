@@ -254,7 +254,7 @@ def prepare(
     report = result.report
     console.result(
         {"path": str(out), "up_to_date": result.up_to_date, **report},
-        *_lines(report),
+        *prepared_lines(report),
         f"{out} is up to date" if result.up_to_date else f"written to {out}",
     )
 
@@ -265,16 +265,23 @@ def run_prepare(
     console: Console,
     engine: str = "auto",
     memory_limit: str | None = None,
+    complete_rows: int | None = None,
 ) -> Prepared:
     """Prepare the interactions of ``config`` in ``out`` and print a line for each step."""
     from candid.data import prepare_folder
 
     return prepare_folder(
-        config, out, progress=console.note, engine=engine, memory_limit=memory_limit
+        config,
+        out,
+        progress=console.note,
+        engine=engine,
+        memory_limit=memory_limit,
+        complete_rows=complete_rows,
     )
 
 
-def _lines(report: Mapping[str, Any]) -> Iterator[str]:
+def prepared_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Describe a prepared dataset, a line for each fact."""
     counts = report["counts"]
     yield "{interactions:,} interactions of {users:,} users with {items:,} items".format(**counts)
     yield from _time_lines(report, counts["interactions"])

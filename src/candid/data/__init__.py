@@ -13,11 +13,14 @@ from candid.data.in_memory import is_table, table_frame
 from candid.data.inputs import MEMORY_NAMES
 from candid.data.lookup import item_ids_of, user_ids_of
 from candid.data.prepare import Prepared, prepare, prepare_folder
+from candid.data.public_copy import PublicCopy, find_public_copy
+from candid.data.public_sets import PUBLIC_SETS, PublicSet, RawFiles
 from candid.data.split_config import SplitConfig
 from candid.data.store import as_dataset, open_dataset
 
 __all__ = [
     "MEMORY_NAMES",
+    "PUBLIC_SETS",
     "SCHEMA_VERSION",
     "DataConfig",
     "EventTypeConfig",
@@ -25,10 +28,14 @@ __all__ = [
     "ItemTableConfig",
     "Prepared",
     "PreparedDataset",
+    "PublicCopy",
+    "PublicSet",
+    "RawFiles",
     "Role",
     "SplitConfig",
     "UserTableConfig",
     "as_dataset",
+    "find_public_copy",
     "held_out",
     "is_table",
     "item_ids_of",

@@ -169,6 +169,11 @@ class DataConfig(ComponentConfig):
         max_length=1,
         description="column separator of csv files; none: the one in the header line",
     )
+    column_names: tuple[str, ...] = Field(
+        (),
+        description="names of the columns, in their order, of csv and tsv files without a header "
+        "line; none: the first line has them",
+    )
     user: str = Field(
         "user_id",
         description="column with the user id: integers, text, or integers written as 1.0",
@@ -250,6 +255,8 @@ class DataConfig(ComponentConfig):
         if not self.interactions:
             raise ValueError("`interactions` is empty; name at least one file or folder")
         _check_query("query", "interactions", self.interactions, self.query)
+        if len(set(self.column_names)) < len(self.column_names):
+            raise ValueError("`column_names` has a name twice; name each column once")
         if self.user == self.item:
             raise ValueError(
                 f"user and item are both column {self.user!r}; name two different columns"

@@ -29,7 +29,7 @@ MEMORY_NAMES: Final[Mapping[str, str]] = {
     "users": "the table of users",
 }
 """What messages and a config call tables in memory, by their key in ``DataConfig``."""
-FILE_SETTINGS = ("format", "separator", "query")
+FILE_SETTINGS = ("format", "separator", "column_names", "query")
 """Keys of ``DataConfig`` that a table in memory takes no part in."""
 
 
@@ -155,7 +155,7 @@ def inputs_of_tables(
     readers: dict[str, TableReader] = {}
     if is_table(data):
         for key in FILE_SETTINGS:
-            if values.get(key) not in (None, "auto"):
+            if values.get(key) not in (None, "auto", (), []):
                 raise ConfigError(
                     f"prepare: {key} has no effect on a table in memory; remove it, or give a path"
                 )
@@ -246,4 +246,6 @@ def _config(values: dict[str, Any]) -> DataConfig:
 
 
 def _find_files(config: DataConfig) -> Found:
-    return find_sources(config.interactions, config.format, config.separator, config.query)
+    return find_sources(
+        config.interactions, config.format, config.separator, config.query, config.column_names
+    )

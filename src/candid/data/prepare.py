@@ -47,7 +47,7 @@ from candid.data.role_assignment import assign_roles
 from candid.data.split_config import SplitConfig
 from candid.data.store import open_dataset, open_written
 from candid.data.tables import JoinedTable, TableConfig, join_table
-from candid.errors import ArtifactError, ConfigError
+from candid.errors import ArtifactError, ConfigError, DataError
 
 Progress = Callable[[str], None]
 
@@ -165,6 +165,7 @@ def prepare_folder(
     force: bool = False,
     engine: str = "auto",
     memory_limit: int | str | None = None,
+    complete_rows: int | None = None,
 ) -> Prepared:
     """Prepare the files of ``config`` and write them to the folder ``out``.
 
@@ -183,10 +184,13 @@ def prepare_folder(
             the limit.
         memory_limit: bytes, or text such as "4GiB", at least 1 GiB; it includes the ids of users
             and items, about 64 bytes each. None: half of the memory that is available.
+        complete_rows: rows of the complete files; fewer are refused before anything is written.
+            None: any number.
 
     Raises:
         ConfigError: settings that do not fit the data.
-        DataError: invalid input; the message names file, column and row.
+        DataError: invalid input, or fewer rows than ``complete_rows``; the message names file,
+            column and row.
         ArtifactError: ``out`` or ``config.ids_from`` is not a prepared dataset, or ``out`` cannot
             be written.
 
@@ -195,7 +199,9 @@ def prepare_folder(
         >>> dataset = prepare_folder(config, "data/log").dataset
     """
     inputs = inputs_of_config(config)
-    return _prepare_folder(inputs, Path(out), progress, force, engine, memory_limit)
+    return _prepare_folder(
+        inputs, Path(out), progress, force, engine, memory_limit, complete_rows=complete_rows
+    )
 
 
 def _prepare_folder(
@@ -206,6 +212,7 @@ def _prepare_folder(
     engine: str,
     memory_limit: int | str | None,
     kept: EarlierIds | None = None,
+    complete_rows: int | None = None,
 ) -> Prepared:
     limit = parse_limit(memory_limit, engine)
     check_engine(engine, out)
@@ -226,6 +233,12 @@ def _prepare_folder(
         report(f"preparing {out} again: {difference or 'forced'}")
     check_folder_writable(out)  # before reading, which may take an hour
     build = _Build(inputs, earlier_ids, report)
+    if complete_rows is not None and build.num_rows < complete_rows:
+        raise DataError(
+            f"{inputs.config.origin} has {build.num_rows:,} rows, and the complete files have "
+            f"{complete_rows:,}: download them again, or prepare a part of them with --partial "
+            "(partial=True)"
+        )
     # Runs that were trained on a replaced dataset will refuse the new one.
     writing = f"{'replacing' if is_replaced else 'writing'} {out}"
     if choose(engine, build.num_rows, limit, out, inputs.config) == "memory":

@@ -44,13 +44,22 @@ def scan_tsv(file: DataFile, separator: str | None = None) -> Source:
 
 
 def scan_delimited(file: DataFile, separator: str, quote: str | None = '"') -> Source:
-    """Scan a text table with a header line; every column is text.
+    """Scan a text table; every column is text, named by the first line or by the description.
 
     Raises:
-        DataError: the file cannot be read, or two columns have the same name.
+        DataError: the file cannot be read, two columns have the same name, or the first line does
+            not have a field for each name of ``file.column_names``.
     """
     dialect = Dialect(separator, quote)
     header = next(dialect.rows([header_of(file)]), [])
+    has_header = not file.column_names
+    if not has_header:
+        if len(header) != len(file.column_names):
+            raise DataError(
+                f"{file}: line 1 has {len(header)} fields (separator {separator!r}) and "
+                f"column_names has {len(file.column_names)} names; correct them or the separator"
+            )
+        header = list(file.column_names)
     if file.compression not in NATIVE:
         file = decompressed(file)
     repeated = {name for name in header if header.count(name) > 1}
@@ -59,12 +68,18 @@ def scan_delimited(file: DataFile, separator: str, quote: str | None = '"') -> S
             f"{file} has two columns {min(repeated)!r}; rename one{header_question(header)}"
         )
     frame = pl.scan_csv(
-        file.path, separator=separator, quote_char=quote, infer_schema=False, glob=False
+        file.path,
+        has_header=has_header,
+        new_columns=None if has_header else header,
+        separator=separator,
+        quote_char=quote,
+        infer_schema=False,
+        glob=False,
     )
     blank = _blank_lines(file, dialect)
     if blank:
         frame = (
-            frame.with_row_index("_row_of_file", offset=1)
+            frame.with_row_index("_row_of_file", offset=int(has_header))
             .filter(~pl.col("_row_of_file").is_in(blank))
             .drop("_row_of_file")
         )
@@ -89,11 +104,12 @@ def scan_delimited(file: DataFile, separator: str, quote: str | None = '"') -> S
     def line_of(row: int) -> int | None:
         try:
             lines = (line for line, fields in dialect.numbered(file) if fields)
-            return next(islice(lines, row + 1, None), None)
+            return next(islice(lines, row + has_header, None), None)
         except MISREAD:
             return None
 
-    return replace(Source.of(file, frame, 2, explain, find_misfit), line_of=line_of)
+    source = Source.of(file, frame, 1 + has_header, explain, find_misfit)
+    return replace(source, line_of=line_of)
 
 
 @dataclass(frozen=True)
@@ -138,8 +154,9 @@ class Dialect:
             for row in rows:
                 if len(row) not in (0, width):
                     quoted = f", continued by a quote {self.quote}," * (rows.line_num > first)
+                    names = "column_names" if file.column_names else "the header"
                     return (
-                        f"line {first}{quoted} has {len(row)} fields, but the header has {width} "
+                        f"line {first}{quoted} has {len(row)} fields, but {names} has {width} "
                         f"(separator {self.separator!r}); fix the line or set separator"
                     )
                 if any("\ufffd" in field for field in row):

@@ -54,6 +54,7 @@ class DataFile:
         url: for libraries that read it themselves, with the secrets that ``name`` leaves out.
         copy: writes a copy below a path without a file, and returns the path of the copy.
         further_columns: columns of the file that its copy leaves out.
+        column_names: names of the columns of a text file without a header line.
     """
 
     name: str
@@ -65,6 +66,7 @@ class DataFile:
     url: str = ""
     copy: Callable[[Path], Path] | None = field(default=None, repr=False)
     further_columns: tuple[str, ...] = ()
+    column_names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name

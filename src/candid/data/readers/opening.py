@@ -76,6 +76,7 @@ def find_sources(
     file_format: str = "auto",
     separator: str | None = None,
     query: str | None = None,
+    column_names: tuple[str, ...] = (),
 ) -> Found:
     """Find files: one file, every file of the format in a folder and below, or a glob pattern.
 
@@ -89,9 +90,11 @@ def find_sources(
         file_format: key of ``READERS``, or "auto".
         separator: of csv files; None: taken from the header.
         query: SELECT statement for a database.
+        column_names: names of the columns of csv and tsv files without a header line.
 
     Raises:
-        ConfigError: a package for the location is not installed.
+        ConfigError: a package for the location is not installed, or ``column_names`` is set for
+            files of another format.
         DataError: a path does not exist, a file is named twice, or the files of a folder have mixed
             formats.
     """
@@ -110,6 +113,14 @@ def find_sources(
         if file.state["path"] in seen:
             raise DataError(f"{file} is named twice; name each file once")
         seen.add(file.state["path"])
+    if column_names:
+        for name, file in files:
+            if name not in ("csv", "tsv"):
+                raise ConfigError(
+                    f"{file} is of format {name}, which has names of columns: column_names is for "
+                    "csv and tsv files without a header line; remove it, or set format"
+                )
+        files = [(name, replace(file, column_names=column_names)) for name, file in files]
     return Found(files, separator)
 
 
