@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from candid.distributed import open_group
 
+TESTS = Path(__file__).parent
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 # Tests run side by side; tiny products gain nothing from threads that wait for each other.
@@ -26,16 +27,25 @@ def benchmark_script():
     """Imports a script of the benchmarks, by its name; it can import others of its folder."""
 
     def load(name):
-        module_name, path = f"benchmark_{name}", BENCHMARKS / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module  # where dataclasses look for their annotations
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(path.parent)
-            spec.loader.exec_module(module)
-        return module
+        return _import_file(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
 
     return load
+
+
+@pytest.fixture(scope="session")
+def planted_studies():
+    """The module that writes studies with planted differences."""
+    return _import_file("planted_studies", TESTS / "study" / "planted_studies.py")
+
+
+def _import_file(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for their annotations
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ from candid.report import (
     Curve,
     calibration,
     interval_bars,
+    log_log,
     log_y,
     rank_frequency,
 )
-from candid.report.figures import COLORS
+from candid.report.figures import COLORS, Panel, line_panels
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -109,3 +110,22 @@ def test_figures_with_different_data_have_different_ids():
 def test_matplotlib_is_imported_at_the_first_figure():
     code = "import sys, candid.report.figures; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_panels_have_one_legend_and_the_same_color_for_a_series():
+    both = Curve([4, 16, 64], [0.1, 0.2, 0.4], [0.01, 0.01, 0.01])
+    left = Panel({"none": both, "refined": both}, "candidates n", "NDCG", log_x=True)
+    right = Panel({"refined": Curve([1, 2, 5], [1.0, 4.0, 2.0])}, "steps", "NLL", linear_below=0.1)
+    svg = line_panels([left, right])
+    found = texts(svg)
+    assert [found.count(name) for name in ("none", "refined", "NDCG", "NLL", "steps")] == [1] * 5
+    assert [name for name in found if name in ("4", "16", "64")][:3] == ["4", "16", "64"]
+    drawn = lines(svg, COLORS[1])
+    assert len(drawn) == 2
+    assert_affine(drawn[0], np.array([np.log([4, 16, 64]), [0.1, 0.2, 0.4]]).T)
+
+
+def test_diagonal_is_drawn_where_both_numbers_are_equal():
+    curves = {"refined": Curve([0.01, 0.1, 1.0], [0.1, 0.1, 0.1])}
+    assert "exact" not in texts(log_log(curves, x_label="x", y_label="y"))
+    assert "exact" in texts(log_log(curves, x_label="x", y_label="y", diagonal="exact"))

@@ -35,6 +35,8 @@ from candid.report import Curve
 from candid.report.audit_page import write_audit_page
 from candid.report.compare_page import write_compare_page
 from candid.report.index_page import write_index_page
+from candid.report.study_page import write_study_page
+from candid.study import StudyCells, summarize
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(
@@ -162,18 +164,36 @@ def write_comparison(path):
     write_compare_page(path, comparison, differing, ["runs/bce is measured on other users"])
 
 
+def write_study(path, planted_studies):
+    arm = planted_studies.PlantedArm
+    arms = {
+        "published_code": arm(ndcg=-0.25, nll=10.0, drift=None, cpu_seconds=12_345),
+        "logq_kept": arm(drift=None),
+        "refined_random_fourier": arm(failed=(0,)),
+    }
+    folder = path.parent / "study"
+    folder.mkdir()
+    name = "a-dataset-with-a-long-name"
+    points = {("popularity", 1024): arms}
+    planted_studies.PlantedStudy(points, users=20, seeds=2, dataset=name).write(folder)
+    cells = StudyCells(folder)
+    write_study_page(path, "corrections", cells, summarize(cells))
+
+
 WRITERS = {
     "audit": write_audit,
     "compare": write_comparison,
     "demo": write_demo,
     "index": write_index,
+    "study": write_study,
 }
 
 
 @pytest.fixture(scope="module", params=WRITERS)
 def page_file(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("pages") / f"{request.param}.html"
-    WRITERS[request.param](path)
+    more = [request.getfixturevalue("planted_studies")] if request.param == "study" else []
+    WRITERS[request.param](path, *more)
     return path
 
 

@@ -72,7 +72,7 @@ def test_every_claim_without_its_cells_is_not_decided(tmp_path):
 
 def test_catalog_below_the_size_of_a_claim_decides_nothing(predicted):
     assert predicted["C7"]["verdict"] == "not decided"
-    assert predicted["C7"]["findings"] == ()
+    assert predicted["C7"]["findings"] == []
 
 
 def test_verdicts_are_plain_json(predicted):
@@ -121,6 +121,12 @@ def test_missing_cells_and_a_difference_at_the_margin_decide_nothing(study, plan
     assert claims["C2"]["findings"][0]["detail"] == "drift was not measured"
     assert claims["C6"]["findings"][0]["detail"] == "the full softmax is missing"
     assert claims["C5"]["reason"] == "0 cells with a drift; needs 10"
+
+
+def test_arms_without_a_common_seed_are_not_decided(study, planted_arm):
+    claims = study({16: {"logq_kept": planted_arm(failed=(0, 1)), "refined": planted_arm(seeds=2)}})
+    for name in ("C2", "C3", "C4"):
+        assert claims[name]["findings"][0]["detail"].startswith("0 common seeds finished; needs")
 
 
 def test_distinct_items_may_stand_for_kept_hits(study, planted_arm):

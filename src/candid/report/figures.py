@@ -40,6 +40,25 @@ class Curve:
     error: Sequence[float] | None = None
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One of several figures side by side, with a line for each series.
+
+    Attributes:
+        curves: by name; an error is the half of an interval.
+        x_label: with its unit.
+        y_label: with its unit.
+        log_x: whether the x axis is logarithmic, with a tick at each x.
+        linear_below: the y axis is logarithmic beyond this distance from 0; None: linear.
+    """
+
+    curves: Mapping[str, Curve]
+    x_label: str
+    y_label: str
+    log_x: bool = False
+    linear_below: float | None = None
+
+
 def interval_bars(
     estimates: Mapping[str, Mapping[str, Estimate]], *, x_label: str = "", y_label: str
 ) -> str:
@@ -112,14 +131,18 @@ def calibration(curves: Mapping[str, Curve], *, y_label: str = "observed frequen
         axes.plot(x, y, label=name, marker="o", markersize=3, **_style(index))
         ends += [*x, *y]
     if ends:
-        span = [min(ends), max(ends)]
-        axes.plot(span, span, color=_PAGE_INK, linewidth=0.8, linestyle=":", label="exact")
+        _plot_diagonal(axes, ends, "exact")
     _set_log(axes, "x", "y")
     return _finish(figure, axes, "predicted probability", y_label)
 
 
 def log_log(
-    curves: Mapping[str, Curve], *, x_label: str, y_label: str, is_scatter: bool = False
+    curves: Mapping[str, Curve],
+    *,
+    x_label: str,
+    y_label: str,
+    is_scatter: bool = False,
+    diagonal: str | None = None,
 ) -> str:
     """Draw two positive numbers against each other on logarithmic axes, one line per series.
 
@@ -128,15 +151,20 @@ def log_log(
         x_label: with its unit.
         y_label: with its unit.
         is_scatter: draw points without lines.
+        diagonal: name of a line where both numbers are equal; None: no such line.
 
     Returns:
         SVG.
     """
     figure, axes = _new_figure()
+    ends: list[float] = []
     for index, (name, curve) in enumerate(curves.items()):
         points = np.array([curve.x, curve.y], dtype=np.float64)
         x, y = points[:, (points > 0).all(axis=0)]
         axes.plot(x, y, label=name, **_marked(index) | ({"linestyle": ""} if is_scatter else {}))
+        ends += x.tolist()
+    if diagonal is not None and ends:
+        _plot_diagonal(axes, ends, diagonal)
     _set_log(axes, "x", "y")
     return _finish(figure, axes, x_label, y_label)
 
@@ -194,11 +222,69 @@ def log_y(
     return _finish(figure, axes, x_label, y_label)
 
 
+def line_panels(panels: Sequence[Panel]) -> str:
+    """Draw figures side by side, with one legend; a series has the same style in all of them.
+
+    Args:
+        panels: from left to right.
+
+    Returns:
+        SVG.
+    """
+    figure = _figure(10.2, 4.4)
+    names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
+    for position, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), position)
+        for name, curve in panel.curves.items():
+            x = np.asarray(curve.x, dtype=np.float64)
+            style = _marked(names.index(name))
+            if panel.log_x:
+                # Series are moved apart, so that their bars do not cover each other.
+                x = x * 1.02 ** (names.index(name) - (len(names) - 1) / 2)
+            if curve.error is None:
+                axes.plot(x, curve.y, label=name, **style)
+            else:
+                axes.errorbar(x, curve.y, yerr=curve.error, label=name, capsize=2, **style)
+        if panel.log_x:
+            _set_log(axes, "x")
+            ticks = sorted({value for curve in panel.curves.values() for value in curve.x})
+            axes.set_xticks(ticks, [f"{value:,g}" for value in ticks])
+            axes.minorticks_off()
+        if panel.linear_below is not None:
+            axes.set_yscale("symlog", linthresh=panel.linear_below)
+            axes.axhline(0.0, color=_PAGE_INK, linewidth=0.8, alpha=0.5)
+        _style_axes(axes, panel.x_label, panel.y_label)
+    by_name = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        [by_name[name] for name in names if name in by_name],
+        [name for name in names if name in by_name],
+        loc="outside lower center",
+        ncols=5,
+        frameon=False,
+        labelcolor=_PAGE_INK,
+        fontsize="small",
+    )
+    return _to_svg(figure, [(panel.x_label, panel.y_label) for panel in panels])
+
+
 def _new_figure() -> tuple[Figure, Axes]:
+    figure = _figure(7.2, 3.6)
+    return figure, figure.add_subplot()
+
+
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    return figure, figure.add_subplot()
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _plot_diagonal(axes: Axes, values: Sequence[float], label: str) -> None:
+    span = [min(values), max(values)]
+    axes.plot(span, span, color=_PAGE_INK, linewidth=0.8, linestyle=":", label=label)
 
 
 def _set_log(axes: Axes, *names: Literal["x", "y"]) -> None:
@@ -237,8 +323,12 @@ def _thin_ranks(count: int) -> npt.NDArray[np.int64]:
 
 
 def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str) -> str:
-    import matplotlib
+    _style_axes(axes, x_label, y_label)
+    axes.legend(frameon=False, labelcolor=_PAGE_INK, fontsize="small")
+    return _to_svg(figure, [x_label, y_label])
 
+
+def _style_axes(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xlabel(x_label, color=_PAGE_INK)
     axes.set_ylabel(y_label, color=_PAGE_INK)
     axes.tick_params(which="both", colors=_PAGE_INK)
@@ -246,12 +336,15 @@ def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str) -> str:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_PAGE_INK)
-    axes.legend(frameon=False, labelcolor=_PAGE_INK, fontsize="small")
+
+
+def _to_svg(figure: Figure, labels: Sequence[object]) -> str:
+    import matplotlib
+
     # Element ids are derived from the data, so that two figures on a page do not share one.
-    salt = hashlib.sha256(
-        repr([x_label, y_label, *(line.get_xydata() for line in axes.lines)]).encode()
-        + repr([patch.get_extents().bounds for patch in axes.patches]).encode()
-    ).hexdigest()
+    lines = [line.get_xydata() for axes in figure.axes for line in axes.lines]
+    bars = [patch.get_extents().bounds for axes in figure.axes for patch in axes.patches]
+    salt = hashlib.sha256(repr([*labels, *lines]).encode() + repr(bars).encode()).hexdigest()
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})

@@ -29,6 +29,7 @@ from candid.study.statistics import (
     rank_correlation,
 )
 from candid.study.study_cells import GridPoint, StudyCells
+from candid.study.summary import StudySummary, summarize
 from candid.study.tables import ArmRow, arm_rows
 from candid.study.verdicts import Judgement
 
@@ -55,6 +56,7 @@ __all__ = [
     "StudyProgress",
     "StudyResult",
     "StudyStatus",
+    "StudySummary",
     "UserValues",
     "append_record",
     "arm_rows",
@@ -66,5 +68,6 @@ __all__ = [
     "read_study",
     "read_users",
     "run_study",
+    "summarize",
     "write_users",
 ]

@@ -44,6 +44,7 @@ REFINED: Final = "refined"
 PUBLISHED: Final = "published_code"
 UNCORRECTED: Final = "none"
 UNIFORM: Final = "uniform"
+_NO_COMMON_SEED: Final = PairedDifference(0.0, math.nan, math.nan, users=0, seeds=0)
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def _kept_is_never_behind(study: StudyCells) -> Judgement:
         others = [arm for arm in arms if arm not in KEPT_OR_DISTINCT]
         if not ours or not others:
             continue
-        tests = [_behind(study, point, arm, others) for arm in ours]
-        seeds = min(one.seeds for gaps in tests for _, one, _ in gaps)
+        tests = [_gains(study, point, arm, others) for arm in ours]
+        seeds = min((gap.seeds for gaps in tests for _, gap, _ in gaps), default=0)
         if seeds < 5:
             evidence.append(_too_few_seeds(point, seeds, needed=5))
             continue
@@ -148,16 +149,15 @@ def _kept_is_never_behind(study: StudyCells) -> Judgement:
     return judge_all(evidence)
 
 
-def _behind(
+def _gains(
     study: StudyCells, point: GridPoint, arm: str, others: Sequence[str]
 ) -> list[tuple[str, PairedDifference, float]]:
     """Return name, gain and margin of an arm against all others in all metrics."""
     gains = []
     for other in others:
         for metric, margin in MARGINS.items():
-            gap = _gain(study, point, arm, other, metric)
-            if gap is not None:
-                gains.append((f"{other} in {METRICS[metric]}", gap, margin))
+            gap = _gain(study, point, arm, other, metric) or _NO_COMMON_SEED
+            gains.append((f"{other} in {METRICS[metric]}", gap, margin))
     return gains
 
 

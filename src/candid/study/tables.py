@@ -15,12 +15,12 @@ REFERENCE: Final = "logq_kept"
 """Arm that the others are compared with: the default correction of a recipe."""
 COLUMNS: Final = (
     "arm",
-    "learning rate",
+    "rate",
     "seeds",
     *(
         column
         for name in METRICS.values()
-        for column in (name, f"{name.split(',')[0]}: difference", "p")
+        for column in (name, f"{name.split(',')[0]}: difference")
     ),
     "CPU seconds",
 )
@@ -99,7 +99,7 @@ class ArmRow:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "errors": list(self.errors)}
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> ArmRow:
@@ -134,14 +134,14 @@ class ArmRow:
     def _metric(self, metric: Metric) -> list[str]:
         one, digits = self.metrics.get(metric), DIGITS[metric]
         if one is None:
-            return ["–", "–", "–"]
+            return ["–", "–"]
         mean = f"{one.mean:.{digits}f}"
         if one.sd is not None:
             mean += f" ± {one.sd:.{digits}f}"
         gap = one.difference
         if gap is None:
-            return [mean, "reference" if self.arm == REFERENCE else "–", "–"]
-        return [mean, interval_text(gap, digits), p_text(gap.adjusted_p_value)]
+            return [mean, "reference" if self.arm == REFERENCE else "–"]
+        return [mean, difference_text(gap, digits)]
 
 
 def arm_rows(study: StudyCells, *, reference: str = REFERENCE) -> list[ArmRow]:
@@ -160,17 +160,13 @@ def arm_rows(study: StudyCells, *, reference: str = REFERENCE) -> list[ArmRow]:
     return rows
 
 
-def interval_text(gap: Difference, digits: int) -> str:
-    """Return a difference with its interval as text."""
-    shown = f"{gap.value:+.{digits}f}"
+def difference_text(gap: Difference, digits: int) -> str:
+    """Return a difference with its p-value and interval as text."""
+    p = gap.adjusted_p_value
+    shown = f"{gap.value:+.{digits}f}, p " + ("< .001" if p < 0.001 else f"{p:.3f}".lstrip("0"))
     if gap.low is None or gap.high is None:
         return shown
     return f"{shown} ({gap.low:+.{digits}f} to {gap.high:+.{digits}f})"
-
-
-def p_text(value: float) -> str:
-    """Return a p-value as text."""
-    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
 def _block_rows(study: StudyCells, block: GridPoint, reference: str) -> Iterator[ArmRow]:

@@ -68,7 +68,7 @@ class Judgement:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "findings": [asdict(one) for one in self.findings]}
 
 
 def judge_all(evidence: Sequence[Evidence]) -> Judgement:

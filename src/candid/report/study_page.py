@@ -1,0 +1,322 @@
+"""The page of a study: verdicts on the claims, figures, and every arm at every grid point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from candid.report.figures import Curve, Panel, calibration, line_panels, log_log
+from candid.report.html import Block, Figure, Heading, Paragraph, Table, write_report
+from candid.study import ArmRow, GridPoint, Record, StudyCells, StudySummary
+from candid.study.tables import COLUMNS, REFERENCE
+
+LINEAR_BELOW = {"ndcg": 0.005, "nll": 0.02}
+"""Ends of the linear part of the axes of differences."""
+USUAL_N = 64
+"""Of the grid points with the most arms, the one nearest to this n is shown in detail."""
+
+
+def write_study_page(path: Path | str, name: str, study: StudyCells, summary: StudySummary) -> None:
+    """Write the HTML page, atomically.
+
+    Args:
+        path: of the HTML file.
+        name: of the study.
+        study: its main cells.
+        summary: its tables and claims.
+
+    Raises:
+        ArtifactError: the page cannot be written.
+    """
+    blocks: list[Block] = [
+        Paragraph(
+            "Differences are paired over the same users and seeds: both vary at random, and the "
+            "95 % intervals are those of Student's t over both. p-values are two-sided and "
+            "adjusted after Holm over all differences of a metric with the same dataset, split "
+            f"and tower. The reference is {REFERENCE}. Each arm has the learning rate that the "
+            "pilot chose on validation. A lower NLL is better."
+        ),
+        Heading("Claims"),
+        Table(
+            ("claim", "prediction", "verdict", "reason"),
+            [
+                [one["name"], one["prediction"], one["verdict"], one["reason"]]
+                for one in summary.claims
+            ],
+            "Predictions and tests were fixed before the cells were run.",
+            text_columns=(1, 2, 3),
+        ),
+        *_drift_figures(summary),
+    ]
+    for block in study.blocks:
+        blocks += _block_of_data(study, summary, block)
+    for claim in summary.claims:
+        if claim["findings"]:
+            rows = [[one["label"], one["verdict"], one["detail"]] for one in claim["findings"]]
+            blocks += [
+                Heading(f"{claim['name']} by grid point"),
+                Paragraph(f"{claim['prediction']} Needs: {claim['needs']} Test: {claim['test']}"),
+                Table(("grid point", "verdict", "values"), rows, text_columns=(1, 2)),
+            ]
+    write_report(path, f"candid study: {name}", _summary(summary), blocks)
+
+
+def _summary(summary: StudySummary) -> str:
+    by_verdict: dict[str, list[str]] = {}
+    for one in summary.claims:
+        by_verdict.setdefault(one["verdict"], []).append(one["name"])
+    parts = [
+        f"{verdict}: {', '.join(by_verdict[verdict])}"
+        for verdict in ("supported", "against", "not decided")
+        if verdict in by_verdict
+    ]
+    cells = sum(row.seeds for row in summary.rows)
+    return f"Claims {'; '.join(parts)}." if cells else "No main cell has finished yet."
+
+
+def _drift_figures(summary: StudySummary) -> list[Block]:
+    cells = summary.drifts
+    if not cells:
+        return []
+    n = _sizes(summary.rows)
+
+    def curves(of: Callable[[int], tuple[float, float] | None]) -> dict[str, Curve]:
+        points: dict[str, list[tuple[float, float]]] = {}
+        for index, cell in enumerate(cells):
+            if (point := of(index)) is not None:
+                points.setdefault(cell.arm, []).append(point)
+        return {arm: Curve(*zip(*sorted(found), strict=True)) for arm, found in points.items()}
+
+    def against_chi2(index: int) -> tuple[float, float] | None:
+        cell = cells[index]
+        if not cell.chi2 or cell.point not in n:
+            return None
+        return n[cell.point] / cell.chi2, cell.excess
+
+    hidden = sum(one.drift <= 0 or one.excess <= 0 for one in cells)
+    return [
+        Heading("Drift"),
+        Figure(
+            log_log(
+                curves(lambda index: (cells[index].drift, cells[index].excess)),
+                x_label="predicted drift, nats",
+                y_label="NLL over full softmax, nats",
+                is_scatter=True,
+                diagonal="measured as predicted",
+            ),
+            "Excess NLL of the trained models against the drift predicted at them, a point for "
+            f"each arm and grid point. {hidden} of {len(cells)} points are not shown: their drift "
+            "is not above twice its error, or their excess not above 0.",
+            "Points of measured excess NLL by predicted drift.",
+        ),
+        Figure(
+            log_log(
+                curves(against_chi2),
+                x_label="n / chi2",
+                y_label="NLL over full softmax, nats",
+                is_scatter=True,
+            ),
+            "Excess NLL against n / chi2 for all datasets, with the median chi2 of the users. "
+            "Points of an arm that lie on one curve depend on n and chi2 by their ratio alone.",
+            "Points of measured excess NLL by n over chi2.",
+        ),
+    ]
+
+
+def _block_of_data(study: StudyCells, summary: StudySummary, block: GridPoint) -> list[Block]:
+    """Return the figures and tables of one dataset, split and tower."""
+    points = {
+        point: rows
+        for point, rows in summary.rows_by_point().items()
+        if point.whole_catalog == block
+    }
+    blocks: list[Block] = [Heading(block.data)]
+    for sampler in dict.fromkeys(point.sampler for point in points):
+        of_sampler = [
+            row for point, rows in points.items() if point.sampler == sampler for row in rows
+        ]
+        blocks += _difference_figure(sampler, of_sampler)
+    shown = _shown_point(points)
+    if shown is not None:
+        blocks += _point_figures(study, shown)
+    for point, rows in points.items():
+        errors = [f"{row.arm}: {error}" for row in rows for error in dict.fromkeys(row.errors)]
+        failed = f" Failed: {'; '.join(errors)}." if errors else ""
+        blocks.append(
+            Table(
+                COLUMNS,
+                [[_unbroken(cell) for cell in row.cells] for row in rows],
+                f"{point.label}. Learning rate; mean ± standard deviation over the seeds; "
+                f"difference to {REFERENCE} with p after Holm and 95 % interval.{failed}",
+                emphasis=[index for index, row in enumerate(rows) if row.arm == REFERENCE],
+                text_columns=[index for index, name in enumerate(COLUMNS) if "difference" in name],
+            )
+        )
+    return blocks
+
+
+def _unbroken(cell: str) -> str:
+    """Keep a difference and its p-value on one line, and the ends of its interval."""
+    space = "\N{NO-BREAK SPACE}"
+    begin, bracket, end = cell.partition(" (")
+    return begin.replace(" ", space) + bracket + end.replace(" ", space) if end else cell
+
+
+def _difference_figure(sampler: str, rows: Sequence[ArmRow]) -> list[Block]:
+    """Return the differences to the reference against n, for one sampler."""
+    panels = []
+    for metric, label in (("ndcg", "NDCG@10: difference"), ("nll", "NLL: difference, nats")):
+        lines: dict[str, list[tuple[float, float, float]]] = {}
+        sizes = _sizes(rows)
+        for row in rows:
+            one = row.metrics.get(metric)  # type: ignore[call-overload]
+            gap = None if one is None else one.difference
+            if gap is not None and gap.low is not None and row.point in sizes:
+                half = gap.value - gap.low
+                lines.setdefault(row.arm, []).append((sizes[row.point], gap.value, half))
+        curves = {arm: _with_error(found) for arm, found in lines.items()}
+        panels.append(Panel(curves, "candidates n", label, True, LINEAR_BELOW[metric]))
+    if not any(panel.curves for panel in panels):
+        return []
+    return [
+        Figure(
+            line_panels(panels),
+            f"{sampler}: difference to {REFERENCE} against the number of candidates, with 95 % "
+            "intervals. The axes of the differences are linear around 0 and logarithmic beyond.",
+            f"Lines of the differences in NDCG and NLL by n, one for each arm, sampler {sampler}.",
+        )
+    ]
+
+
+def _sizes(rows: Iterable[ArmRow]) -> dict[GridPoint, int]:
+    """Return n of each grid point; that of a batch is measured."""
+    sizes: dict[GridPoint, int] = {}
+    for row in rows:
+        if row.candidates_per_row and row.candidates_per_row < row.num_items:
+            sizes.setdefault(row.point, row.point.num_candidates or row.candidates_per_row)
+    return sizes
+
+
+def _shown_point(points: Mapping[GridPoint, Sequence[ArmRow]]) -> GridPoint | None:
+    """Return the grid point with the most finished arms, of several the one nearest to n = 64."""
+
+    def rank(point: GridPoint) -> tuple[int, float]:
+        finished = sum(row.seeds > 0 for row in points[point])
+        return finished, -abs(math.log((point.num_candidates or 1) / USUAL_N))
+
+    known = [point for point, rows in points.items() if any(row.seeds for row in rows)]
+    return max(known, key=rank, default=None)
+
+
+def _point_figures(study: StudyCells, point: GridPoint) -> list[Block]:
+    """Return curves, popularity and calibration of all arms at one grid point."""
+    arms = [*study.arms(point), *study.arms(point.whole_catalog)]
+    cells = {arm: list(study.finished(point, arm).values()) for arm in dict.fromkeys(arms)}
+    cells = {arm: found for arm, found in cells.items() if found}
+    by_step = {arm: _training_curve(found) for arm, found in cells.items()}
+    weights = {arm: curve for arm, found in cells.items() if (curve := _weight_curve(found))}
+    blocks: list[Block] = [
+        Paragraph(
+            f"The next figures show the arms at {point.candidates}, each the mean of its seeds."
+        ),
+        Figure(
+            line_panels(
+                [
+                    Panel(
+                        {arm: Curve(steps, ndcg) for arm, (steps, _, ndcg) in by_step.items()},
+                        "steps",
+                        "validation NDCG@10",
+                    ),
+                    Panel(
+                        {arm: Curve(cpu, ndcg) for arm, (_, cpu, ndcg) in by_step.items()},
+                        "CPU seconds",
+                        "validation NDCG@10",
+                    ),
+                ]
+            ),
+            "Quality during training, against steps and against the CPU seconds of the training.",
+            "Lines of validation NDCG by steps and by CPU seconds, one for each arm.",
+        ),
+        Figure(
+            line_panels(
+                [
+                    Panel(_by_popularity(cells, metric), "popularity of the target", label)
+                    for metric, label in (("ndcg", "NDCG@10"), ("nll", "NLL, nats"))
+                ]
+            ),
+            "Test metrics by the popularity of the target: groups of about the same number of "
+            "training targets, the least popular first.",
+            "Lines of NDCG and NLL by group of popularity, one for each arm.",
+        ),
+        Figure(
+            calibration(
+                {arm: curve for arm, found in cells.items() if (curve := _calibration(found))},
+                y_label="share that is the target",
+            ),
+            "Calibration: of all pairs of a user and an item with about the same stated "
+            "probability P(item | user), the share whose item is the target.",
+            "Lines of the observed share by stated probability, one for each arm.",
+        ),
+    ]
+    if weights:
+        blocks.append(
+            Figure(
+                line_panels([Panel(weights, "steps", "mean sample weight")]),
+                "The sample weight 1 - P of the training rows. It falls as the model becomes "
+                "confident; for logq and none it is not an estimate of 1 - P.",
+                "Lines of the mean sample weight by steps, one for each arm.",
+            )
+        )
+    return blocks
+
+
+def _training_curve(cells: Sequence[Record]) -> tuple[list[float], list[float], list[float]]:
+    """Return steps, CPU seconds and validation NDCG, means over the validations of all seeds."""
+    rows = [[(one.step, one.cpu_seconds, one.ndcg) for one in cell.curve] for cell in cells]
+    means = [np.mean(together, axis=0) for together in zip(*rows, strict=False)]
+    steps, cpu, ndcg = np.array(means).reshape(-1, 3).T.tolist()
+    return steps, cpu, ndcg
+
+
+def _weight_curve(cells: Sequence[Record]) -> Curve | None:
+    rows = [
+        [(one.step, one.sample_weight) for one in cell.curve if one.sample_weight is not None]
+        for cell in cells
+    ]
+    means = [np.mean(together, axis=0).tolist() for together in zip(*rows, strict=False)]
+    return Curve(*zip(*means, strict=True)) if means else None
+
+
+def _by_popularity(cells: Mapping[str, Sequence[Record]], metric: str) -> dict[str, Curve]:
+    """Return a metric by group of popularity; groups that some seed lacks are left out."""
+    curves = {}
+    for arm, found in cells.items():
+        points = []
+        for number, groups in enumerate(zip(*(one.popularity for one in found), strict=False)):
+            values = [getattr(group, metric) for group in groups]
+            if None not in values:
+                points.append((number + 1.0, fmean(value.value for value in values)))
+        if points:
+            curves[arm] = Curve(*zip(*points, strict=True))
+    return curves
+
+
+def _calibration(cells: Sequence[Record]) -> Curve | None:
+    """Return stated and observed probability by bin, pooled over the seeds."""
+    sums: dict[float, list[float]] = {}
+    for cell in cells:
+        for one in cell.calibration:
+            total = sums.setdefault(one.low, [0.0, 0.0, 0.0])
+            parts = (one.pairs, one.pairs * one.stated, one.pairs * one.observed)
+            sums[one.low] = [a + b for a, b in zip(total, parts, strict=True)]
+    points = [(stated / n, observed / n) for _, (n, stated, observed) in sorted(sums.items())]
+    return Curve(*zip(*points, strict=True)) if points else None
+
+
+def _with_error(points: Sequence[tuple[float, float, float]]) -> Curve:
+    x, y, error = zip(*sorted(points), strict=True)
+    return Curve(x, y, error)

@@ -1,0 +1,68 @@
+"""Summary of a study: the rows of its tables, its claims with their verdicts, and its drifts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from candid.study.claims import judge_claims
+from candid.study.drift_cells import DriftCell, drift_cells
+from candid.study.study_cells import GridPoint, StudyCells
+from candid.study.tables import ArmRow, arm_rows
+
+
+@dataclass(frozen=True, slots=True)
+class StudySummary:
+    """What the records of a study show.
+
+    Attributes:
+        rows: each arm at each grid point.
+        claims: the claims with their verdicts, as plain JSON values.
+        drifts: predicted and measured excess of each arm at each grid point.
+    """
+
+    rows: tuple[ArmRow, ...]
+    claims: tuple[Mapping[str, Any], ...]
+    drifts: tuple[DriftCell, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "rows": [row.to_json() for row in self.rows],
+            "claims": list(self.claims),
+            "drifts": [asdict(cell) for cell in self.drifts],
+        }
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> StudySummary:
+        """Read the values of ``to_json``."""
+        return cls(
+            tuple(ArmRow.from_json(row) for row in table["rows"]),
+            tuple(table["claims"]),
+            tuple(
+                DriftCell(**{**cell, "point": GridPoint(**cell["point"])})
+                for cell in table["drifts"]
+            ),
+        )
+
+    def rows_by_point(self) -> dict[GridPoint, Sequence[ArmRow]]:
+        """Return the rows of each grid point, in order."""
+        points: dict[GridPoint, list[ArmRow]] = {}
+        for row in self.rows:
+            points.setdefault(row.point, []).append(row)
+        return dict(points)
+
+
+def summarize(study: StudyCells) -> StudySummary:
+    """Compute the tables and judge the claims of a study.
+
+    Args:
+        study: its main cells.
+
+    Raises:
+        ArtifactError: the values of users of a cell are missing or damaged.
+    """
+    return StudySummary(
+        tuple(arm_rows(study)), tuple(judge_claims(study)), tuple(drift_cells(study))
+    )

@@ -1,0 +1,104 @@
+"""The page of a study."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from candid.report import study_page
+from candid.report.study_page import write_study_page
+from candid.study import StudyCells, summarize
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, planted_studies):
+    folder = tmp_path_factory.mktemp("study")
+    arm = planted_studies.PlantedArm
+    points = {
+        ("popularity", n): {
+            "none": arm(ndcg=-0.25, nll=1.0, drift=0.8),
+            "logq_kept": arm(),
+            "refined": arm(nll=4 / n, drift=4 / n),
+            "bce": arm(drift=None, failed=(0, 1)),
+        }
+        for n in (16, 64)
+    }
+    planted_studies.PlantedStudy(points, users=50, seeds=2, dataset="<films>").write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The panels and curves of the figures, by their kind."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def page(folder, drawn):
+    def record(kind):
+        draw = getattr(study_page, kind)
+
+        def call(content, **settings):
+            drawn.setdefault(kind, []).append(content)
+            return draw(content, **settings)
+
+        return call
+
+    study = StudyCells(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("line_panels", "log_log", "calibration"):
+            patch.setattr(study_page, kind, record(kind))
+        write_study_page(folder / "study.html", "small", study, summarize(study))
+    return (folder / "study.html").read_text()
+
+
+def test_page_shows_claims_figures_and_tables(page):
+    assert "Claims" in page
+    assert "C5" in page
+    assert "2 common seeds finished; needs 5" in page
+    assert page.count("<svg") == 7
+    assert "0 of 2; 2 failed" in page
+    assert "Failed: bce: the loss is nan at step 3; lower the learning rate." in page
+    assert "&lt;films&gt;, time, small, popularity, n = 16" in page
+    assert "<films>" not in page
+    assert "<script" not in page
+
+
+def test_excess_is_drawn_against_the_ratio_of_n_and_chi2(page, drawn):
+    against_drift, against_chi2 = drawn["log_log"]
+    assert against_drift["refined"].x == (4 / 64, 4 / 16)
+    assert against_drift["refined"].y == pytest.approx((4 / 64, 4 / 16), abs=0.01)
+    assert against_chi2["refined"].x == (16 / 8, 64 / 8)
+    assert "full_softmax" not in against_chi2
+
+
+def test_differences_are_drawn_with_their_intervals(page, drawn):
+    ndcg, nll = drawn["line_panels"][0]
+    assert "logq_kept" not in ndcg.curves
+    assert ndcg.curves["none"].x == (16, 64)
+    assert ndcg.curves["none"].y == pytest.approx((-0.25, -0.25), abs=0.01)
+    assert nll.curves["none"].y == pytest.approx((1, 1), abs=0.01)
+    row = re.search(r"none</th>.*?</tr>", page).group()
+    value, low, high = map(float, re.findall(r"[+-]\d\.\d{4}", row)[:3])
+    assert ndcg.curves["none"].error[0] == pytest.approx(value - low, abs=1.01e-4)
+    assert low < value < high
+
+
+def test_popularity_and_training_curves_are_means_of_the_seeds(page, drawn):
+    _, training, popularity, weights = drawn["line_panels"]
+    assert training[0].curves["refined"].x == [50, 100, 200]
+    assert training[1].curves["refined"].x == [25, 50, 100]
+    ndcg, nll = (panel.curves["none"] for panel in popularity)
+    assert len(ndcg.x) == len(nll.x) == 10
+    assert ndcg.y[9] == pytest.approx(0.15, abs=0.05)
+    assert nll.y[0] > nll.y[9] + 0.8
+    assert weights[0].curves["none"].y == pytest.approx((0.9, 0.9, 0.9))
+    assert drawn["calibration"][0]["none"].x == pytest.approx((3e-4, 3e-3, 3e-2))
+    assert drawn["calibration"][0]["none"].y == pytest.approx((2e-4, 2e-3, 2e-2))
+
+
+def test_study_without_a_finished_cell_has_a_page(tmp_path):
+    study = StudyCells(tmp_path)
+    write_study_page(tmp_path / "study.html", "new", study, summarize(study))
+    assert "No main cell has finished yet." in (tmp_path / "study.html").read_text()
