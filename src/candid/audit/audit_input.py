@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -98,6 +98,28 @@ class AuditInput:
         """
         rows = TrainingRows(self.training_positive_ids, self.training_user_ids)
         return IndependentRows(rows, num_rows)
+
+    def restricted_to(self, is_kept: Tensor) -> AuditInput:
+        """Return the model over a part of its catalog, whose items have new ids in their order.
+
+        Args:
+            is_kept: [V] bool, the items of the part; every item of a training row is one of them.
+
+        Raises:
+            DataError: an item of a training row is not in the part.
+        """
+        if bool(is_kept.all()):
+            return self
+        new_ids = torch.where(is_kept, is_kept.cumsum(0) - 1, self.num_items)
+        training = new_ids[self.training_positive_ids]
+        return replace(
+            self,
+            item_vectors=self.item_vectors[is_kept],
+            counts=self.counts[is_kept],
+            positive_ids=new_ids[self.positive_ids],
+            training_positive_ids=training,
+            batches=None if self.batches is None else self.batches.with_items(training),
+        )
 
     def slices(self) -> Tensor:
         """Return the index in ``SLICES`` of each row's positive: [Q] int64."""

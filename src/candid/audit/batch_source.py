@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -43,6 +43,13 @@ class BatchSource(Protocol):
     def mean_other_rows(self) -> float:
         """Mean number of rows of other units beside an audited row."""
 
+    def with_items(self, positive_ids: Tensor) -> BatchSource:
+        """Return the same source with other ids of the items of its rows.
+
+        Args:
+            positive_ids: [R] int64.
+        """
+
     def batch(self, generator: torch.Generator) -> TrainingRows:
         """Return one whole batch."""
 
@@ -75,6 +82,10 @@ class IndependentRows:
     def mean_other_rows(self) -> float:
         """``num_rows``; see ``BatchSource``."""
         return float(self.num_rows)
+
+    def with_items(self, positive_ids: Tensor) -> IndependentRows:
+        """Return the same rows with other ids of their items; see ``BatchSource``."""
+        return replace(self, rows=self.rows._replace(positive_ids=positive_ids))
 
     def batch(self, generator: torch.Generator) -> TrainingRows:
         """Return ``num_rows`` rows; see ``BatchSource``."""
@@ -147,6 +158,10 @@ class UnitBatches:
         share = rest / self._num_dealt
         units = (1.0 - share) * (size - 1) + share * max(rest - 1, 0)
         return float(self.offsets[-1] / self.num_units * units)
+
+    def with_items(self, positive_ids: Tensor) -> UnitBatches:
+        """Return the same units with other ids of their items; see ``BatchSource``."""
+        return replace(self, rows=self.rows._replace(positive_ids=positive_ids))
 
     def batch(self, generator: torch.Generator) -> TrainingRows:
         """Return one whole batch of full size; see ``BatchSource``."""

@@ -40,6 +40,14 @@ class DatasetConfig(ComponentConfig):
         description="splits by name, each with the keys of [data.split]",
     )
     recipe: Table = Field(default_factory=dict, description="recipe keys of this dataset")
+    learning_rates: tuple[float, ...] = Field(
+        (), description="learning rates of its pilot; empty: those of the pilot"
+    )
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _rates_ascend(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        return _ascending(rates)
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
@@ -125,9 +133,7 @@ class PilotConfig(ComponentConfig):
     @field_validator("learning_rates")
     @classmethod
     def _rates_ascend(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        if min(rates) <= 0:
-            raise ValueError(f"a learning rate must be above 0, got {min(rates):g}")
-        return tuple(sorted(set(rates)))
+        return _ascending(rates)
 
 
 class MeasureConfig(ComponentConfig):
@@ -210,6 +216,10 @@ class Study:
             self._grid(table, f"grids.{number}") for number, table in enumerate(config.grids)
         )
 
+    def learning_rates(self, name: str) -> tuple[float, ...]:
+        """Return the learning rates of the pilot of a dataset, ascending."""
+        return self.datasets[name].learning_rates or self.pilot.learning_rates
+
     def data_config(self, name: str, split: str, files: Path) -> DataConfig | None:
         """Return the section [data] of a dataset and split; None for a prepared dataset.
 
@@ -281,6 +291,12 @@ class Study:
                 "seeds": grid.seeds or self.config.seeds,
             }
         )
+
+
+def _ascending(rates: tuple[float, ...]) -> tuple[float, ...]:
+    if rates and min(rates) <= 0:
+        raise ValueError(f"a learning rate must be above 0, got {min(rates):g}")
+    return tuple(sorted(set(rates)))
 
 
 def parse_study(table: Mapping[str, Any], source: str) -> Study:

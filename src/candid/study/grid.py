@@ -89,7 +89,7 @@ class Grid:
         )
         for phase, settings in phases:
             for setting in settings:
-                self.config(setting.cell(phase, study.pilot.learning_rates[0], 0))
+                self.config(setting.cell(phase, study.learning_rates(setting.dataset)[0], 0))
 
     def config(self, key: CellKey) -> RunConfig:
         """Return the recipe of a cell.
@@ -140,10 +140,11 @@ class Grid:
 
     def rates(self, setting: Setting, records: Mapping[CellKey, Record]) -> tuple[float, ...]:
         """Return the learning rates that the pilot of a setting tries: ascending."""
-        pilot = self.study.pilot
-        values = self._values(setting, pilot.learning_rates, records)
-        more = extension(values) if pilot.extend and None not in values.values() else None
-        return pilot.learning_rates if more is None else tuple(sorted((*values, more)))
+        rates = self.study.learning_rates(setting.dataset)
+        values = self._values(setting, rates, records)
+        is_known = None not in values.values()
+        more = extension(values) if self.study.pilot.extend and is_known else None
+        return rates if more is None else tuple(sorted((*rates, more)))
 
     def chosen_rate(self, setting: Setting, records: Mapping[CellKey, Record]) -> float | None:
         """Return the learning rate of the main cells of a setting.
@@ -168,7 +169,8 @@ class Grid:
     @property
     def num_pilots(self) -> int:
         """Number of cells of the pilot, without extensions."""
-        return len(set(self.pilots.values())) * len(self.study.pilot.learning_rates)
+        pilots = dict.fromkeys(self.pilots.values())
+        return sum(len(self.study.learning_rates(setting.dataset)) for setting in pilots)
 
     @property
     def num_main(self) -> int:

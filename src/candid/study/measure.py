@@ -195,9 +195,14 @@ def measure_estimator(run: Run, settings: MeasureConfig) -> EstimatorMeasurement
 
 
 def estimator_at(case: AuditCase, data: AuditInput) -> EstimatorMeasurement:
-    """Measure the first estimator of a case at a model."""
+    """Measure the first estimator of a case at a model.
+
+    The catalog are the items that the sampler can draw: training with it leaves the others out
+    of the softmax.
+    """
     sampling = DriftSampling()
-    data = sampling.users_of(data)
+    support = case.sampler.build(data.counts).support(data.counts > 0)
+    data = sampling.users_of(data.restricted_to(support))
     generator = torch.Generator().manual_seed(0)
     batch_rows = case.num_candidates if case.batch_rows is None else case.batch_rows
     sampler = AuditSampler(case.sampler, data, batch_rows=batch_rows, generator=generator)

@@ -30,7 +30,7 @@ from candid.study.cell import Cell
 from candid.study.config import Study
 from candid.study.cost import CostModel
 from candid.study.datasets import POLL_SECONDS, Datasets
-from candid.study.grid import Grid, by_key
+from candid.study.grid import Grid, Setting, by_key
 from candid.study.records import RECORDS, CellKey, Record, append_record, read_records
 from candid.training import TrainState
 from candid.training.stop_signal import stop_signal
@@ -193,8 +193,8 @@ class _Loop:
         missing = self._missing(records)
         if not missing:
             return
-        settings = [s.cell("main", self.study.pilot.learning_rates[0], 0) for s in self.grid.seeds]
-        self.costs.time([*missing, *settings])
+        main = [s.cell("main", self._some_rate(s), 0) for s in self.grid.seeds]
+        self.costs.time([*missing, *main])
         spent, rest = _cpu_seconds(records.values()) / 3600, self._remaining(records) / 3600
         self._note(
             f"about {rest:.3g} CPU hours for the missing cells of {self.grid.num_pilots} in the "
@@ -239,16 +239,20 @@ class _Loop:
     def _remaining(self, records: Mapping[CellKey, Record]) -> float:
         """Return the estimated CPU seconds of the missing cells, at the pace of this call."""
         ended = records.keys() - self._retry
-        rate = self.study.pilot.learning_rates[0]
         pilots = [key for key in self.grid.pilot_cells(records) if key not in ended]
         main: list[CellKey] = []
         for setting, seeds in self.grid.seeds.items():
             chosen = self.grid.chosen_rate(setting, records)
-            keys = [setting.cell("main", chosen or rate, seed) for seed in seeds]
+            rate = chosen or self._some_rate(setting)
+            keys = [setting.cell("main", rate, seed) for seed in seeds]
             main += [key for key in keys if key not in ended]
         seconds = sum(map(self.costs.seconds, [*pilots, *main]))
         estimated, real = self._pace
         return seconds * real / estimated if estimated > 0 and real > 0 else seconds
+
+    def _some_rate(self, setting: Setting) -> float:
+        """Return a learning rate for the cost, which does not depend on it."""
+        return self.study.learning_rates(setting.dataset)[0]
 
     def _take(self, missing: Iterable[CellKey], held: ExitStack) -> CellKey | None:
         """Lock the first cell that no other process runs; None where they run all of them."""
