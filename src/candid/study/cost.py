@@ -249,9 +249,7 @@ def time_steps(config: RunConfig, dataset: PreparedDataset) -> float:
 def num_validations(config: RunConfig, steps: int, steps_per_epoch: int) -> int:
     """Return the number of validations of a training, the one after the last step included."""
     training = config.training
-    every = (
-        getattr(training, "validate_every_steps", None) or training.validate_every * steps_per_epoch
-    )
+    every = training.validate_every_steps or training.validate_every * steps_per_epoch
     return -(-steps // every)
 
 

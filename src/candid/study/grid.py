@@ -19,6 +19,7 @@ Table = dict[str, Any]
 
 BASE: Final[Table] = {
     "name": "cell",
+    "training": {"keep": "none"},
     "evaluation": {
         "ks": [10],
         "metric": "ndcg@10",
@@ -27,7 +28,8 @@ BASE: Final[Table] = {
         "history_slices": [],
     },
 }
-"""Recipe keys of every cell; those of the study come on top."""
+"""Recipe keys of every cell; those of the study come on top. Without ``keep`` the model with the best
+validation would be measured, and the number of steps would differ between arms."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

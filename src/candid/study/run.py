@@ -145,6 +145,8 @@ def run_study(
         try:
             loop.check_budget(allow_over_budget)
             return loop.run(minutes)
+        except Interrupted:
+            raise
         except KeyboardInterrupt:
             raise Interrupted("stopped; run the same command to continue") from None
 
@@ -293,7 +295,7 @@ class _Loop:
         display = None if self.progress is None else _CellProgress(key, before, self.progress)
         try:
             record = cell.run(self.out, self.study.measure, self.commit, display)
-        except (Interrupted, KeyboardInterrupt):
+        except KeyboardInterrupt:  # Interrupted is one
             raise self._interrupted(key) from None
         except Exception as error:  # one bad cell must not end a study of many hours
             seconds = round(time.process_time() - began, 2)
