@@ -28,8 +28,8 @@ BASE: Final[Table] = {
         "history_slices": [],
     },
 }
-"""Recipe keys of every cell; those of the study come on top. Without ``keep`` the model with the best
-validation would be measured, and the number of steps would differ between arms."""
+"""Recipe keys of every cell; those of the study come on top. The model of the last step is measured:
+that of the best validation has other numbers of steps in other arms."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
