@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from candid.cli.options import Json, Quiet, Verify
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from candid.study import CellKey, Record, StudyResult, StudyStatus
+    from candid.study import CellKey, Record, Study, StudyResult, StudyStatus
     from candid.training import TrainState
 
 
@@ -38,6 +38,9 @@ def study(
         bool,
         typer.Option("--allow-over-budget", help="Run although the estimate exceeds the budget"),
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Run nothing: write the page from the records")
+    ] = False,
     verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
@@ -47,14 +50,20 @@ def study(
     A pilot chooses the learning rate of each arm on validation; the arms of one seed share
     initial weights, batches and samples. The same command continues after a stop and runs what is
     missing; several processes may share the folder. Cells that fail are recorded and do not run
-    again.
+    again. At the end, OUT/study.html shows the results, and OUT/summary.json holds them.
     """
     from candid.study import read_study, run_study
 
     console = Console(json, quiet)
+    if report:
+        page, claims = _write_report(read_study(file), out)
+        document = {"study": str(file), "out": str(out), "page": str(page), "claims": claims}
+        console.result(document, *_claim_lines(claims), f"page: {page}")
+        return
+    content = read_study(file)
     with _progress(console) as progress:
         result = run_study(
-            read_study(file),
+            content,
             out,
             minutes=minutes,
             retry_failed=retry_failed,
@@ -62,7 +71,39 @@ def study(
             progress=progress,
         )
     document = {"study": str(file), "out": str(out), **_document(result)}
-    console.result(document, *_lines(result, out))
+    lines = _lines(result, out)
+    if result.records:
+        page, claims = _write_report(content, out, result.records)
+        document |= {"page": str(page), "claims": claims}
+        lines.append(f"page: {page}")
+    console.result(document, *lines)
+
+
+def _write_report(
+    content: Study, out: Path, records: Sequence[Record] | None = None
+) -> tuple[Path, dict[str, str]]:
+    """Write page and summary of a study; return the page and the verdict on each claim."""
+    from candid.atomic import write_json
+    from candid.errors import ArtifactError
+    from candid.report.study_page import write_study_page
+    from candid.study import StudyCells, read_records, summarize
+    from candid.study.grid import Grid
+
+    records = read_records(out) if records is None else records
+    if not records:
+        raise ArtifactError(
+            f"{out} has no records of a study; run candid study without --report first"
+        )
+    cells = StudyCells(out, records, Grid(content).seeds)
+    summary = summarize(cells)
+    write_json(out / "summary.json", summary.to_json())
+    page = out / "study.html"
+    write_study_page(page, content.config.name, cells, summary)
+    return page, {one["name"]: one["verdict"] for one in summary.claims}
+
+
+def _claim_lines(claims: Mapping[str, str]) -> list[str]:
+    return [f"{name}: {verdict}" for name, verdict in claims.items()]
 
 
 def _document(result: StudyResult) -> dict[str, Any]:

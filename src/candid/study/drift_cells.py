@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Final
 
-from candid.study.records import Measured
+from candid.study.records import Measured, finite
 from candid.study.study_cells import GridPoint, StudyCells
 
 FULL: Final = "full_softmax"
@@ -25,7 +25,7 @@ class DriftCell:
         drift: predicted, in nats, mean over the seeds; 0 where it is below twice its error.
         gradient_bias: given the positive; None where it was not measured.
         excess: NLL over that of the full softmax, in nats.
-        excess_error: its standard error over users and seeds.
+        excess_error: its standard error over users and seeds; None for a single user.
         chi2: median over the users, mean over the seeds; None where it is unknown.
     """
 
@@ -34,7 +34,7 @@ class DriftCell:
     drift: float
     gradient_bias: float | None
     excess: float
-    excess_error: float
+    excess_error: float | None
     chi2: float | None
 
 
@@ -58,7 +58,7 @@ def drift_cells(study: StudyCells) -> list[DriftCell]:
                     drift if drift >= 2 * error else 0.0,
                     fmean(bias) if bias else None,
                     gap.value,
-                    gap.error,
+                    finite(gap.error),
                     fmean(chi2) if chi2 else None,
                 )
             )

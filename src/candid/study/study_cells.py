@@ -75,8 +75,8 @@ class StudyCells:
     Args:
         folder: of the study, with the values of each user.
         records: of the study; None: read from the folder.
-        planned: the seeds of every setting of the study, so that missing cells are known; None: the
-            settings that have a record.
+        planned: the seeds of every setting of the study, so that missing cells are known; cells of
+            other settings are left out. None: the settings that have a record.
 
     Attributes:
         blocks: for each dataset, split and tower the grid point of the whole catalog, in the order
@@ -93,7 +93,9 @@ class StudyCells:
         self.folder = Path(folder)
         cells: dict[tuple[GridPoint, str], list[Record]] = {}
         for record in read_records(folder) if records is None else records:
-            if record.key.phase == "main":
+            if record.key.phase == "main" and (
+                planned is None or record.key.seed in planned.get(Setting.of(record.key), ())
+            ):
                 cells.setdefault((GridPoint.of(record.key), record.key.arm), []).append(record)
         self._planned = {
             (GridPoint.of(setting), setting.arm): len(seeds)

@@ -1,0 +1,77 @@
+"""``candid study --report``: page and summary from the records of a study."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from candid.cli import app
+from candid.errors import ArtifactError
+from candid.study import StudySummary
+
+STUDY = """
+name = "small"
+seeds = [0, 1]
+budget = { cpu_hours = 1 }
+pilot = { learning_rates = [0.01] }
+
+[datasets.films]
+synthetic = { num_users = 50, num_items = 20 }
+splits = { time = { kind = "leave-one-out" } }
+
+[towers.small.model]
+query_tower = { type = "user_embedding", dim = 4 }
+item_tower = { type = "item_embedding", dim = 4 }
+
+[[grids]]
+num_candidates = [16]
+arms = ["none", "logq_kept", "refined", "full_softmax"]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, planted_studies):
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.toml").write_text(STUDY)
+    out = folder / "out"
+    out.mkdir()
+    arm = planted_studies.PlantedArm
+    arms = {"none": arm(ndcg=-0.3, drift=None), "logq_kept": arm(drift=None), "bce": arm()}
+    points = {("popularity", 16): arms}
+    planted_studies.PlantedStudy(points, users=30, seeds=3).write(out)
+    return folder
+
+
+def invoke(folder, *more):
+    command = ["study", str(folder / "study.toml"), "--out", str(folder / "out"), "--report"]
+    return CliRunner().invoke(app, [*command, *more])
+
+
+def test_report_writes_page_and_summary_from_the_records(folder):
+    result = invoke(folder, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["claims"]["C1"] == "not decided"
+    assert document["page"] == str(folder / "out" / "study.html")
+    assert "candid study: small" in (folder / "out" / "study.html").read_text()
+    table = json.loads((folder / "out" / "summary.json").read_text())
+    summary = StudySummary.from_json(table)
+    assert summary.to_json() == table
+    # bce is not in the study file, nor is seed 2; refined is, and has no record.
+    assert {row.arm: row.seeds for row in summary.rows} == {
+        "none": 2,
+        "logq_kept": 2,
+        "refined": 0,
+        "full_softmax": 2,
+    }
+
+
+def test_report_without_records_is_refused_in_one_sentence(folder):
+    (folder / "empty").mkdir()
+    result = invoke(folder, "--out", str(folder / "empty"))
+    assert isinstance(result.exception, ArtifactError)
+    assert str(result.exception).endswith(
+        "has no records of a study; run candid study without --report first"
+    )
