@@ -59,7 +59,8 @@ class ComponentConfig(pydantic.BaseModel):
         nullable = {
             name
             for name, value in values.items()
-            if value == "none"
+            if isinstance(value, str)
+            and value == "none"
             and name in cls.model_fields
             and type(None) in get_args(cls.model_fields[name].annotation)
         }

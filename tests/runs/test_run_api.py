@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import polars as pl
@@ -300,6 +301,17 @@ def test_probability_is_absent_where_the_loss_estimates_none(history_run):
         ),
         (lambda run: run.recommend(features=[{"age": 3}]), DataError, "attribute of users 'age'"),
         (lambda run: run.recommend("u1", features=[{}]), ConfigError, "anonymous users"),
+        (lambda run: run.evaluate(data=pl.DataFrame({"a": [1]})), ConfigError, "key 'data'"),
+        (
+            lambda run: candid.write_recommendations(run.dataset, "recs.csv"),
+            ConfigError,
+            "model must be a run, a fitted baseline or its folder, got PreparedDataset",
+        ),
+        (
+            lambda run: candid.train(run.dataset, out="next", init=run.dataset),
+            ConfigError,
+            "init must be a run or its folder, got PreparedDataset",
+        ),
     ],
 )
 def test_wrong_requests_are_refused_in_one_sentence(run, call, error, message):
@@ -369,6 +381,11 @@ def test_ids_of_items_in_every_form(run, items):
 def test_histories_in_every_form(run, histories):
     expected = run.query_vectors(histories=[[107, 103], [100, 101]])
     assert np.array_equal(run.query_vectors(histories=histories), expected)
+
+
+def test_train_starts_from_a_run(run, tmp_path):
+    other = candid.train(run.dataset, out=tmp_path / "next", init=run, measure=False)
+    assert json.loads((other.folder / "run.json").read_text())["init"]["run"] == str(run.folder)
 
 
 def test_train_takes_a_config(run, tmp_path):

@@ -330,7 +330,13 @@ def _write(
 
 
 def _opened(model: SavedModel | Path | str) -> SavedModel:
-    return load(model) if isinstance(model, Path | str) else model
+    if isinstance(model, Path | str):
+        return load(model)
+    if not isinstance(model, SavedModel):
+        raise ConfigError(
+            f"model must be a run, a fitted baseline or its folder, got {type(model).__name__}"
+        )
+    return model
 
 
 def _index_of(model: SavedModel, folder: Path) -> LiveIndex:

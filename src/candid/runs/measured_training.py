@@ -31,7 +31,7 @@ def train(
     recipe: RunConfig | Mapping[str, Any] | Path | str | None = None,
     *,
     out: Path | str,
-    init: Path | str | None = None,
+    init: Run | Path | str | None = None,
     resume: bool = False,
     refit: bool = False,
     measure: bool = True,
@@ -53,8 +53,9 @@ def train(
             with ``init`` for the recipe of that run. A table may leave out ``name``: it is the name
             of ``out``.
         out: folder of the run: new or empty, or with ``resume`` that of an earlier run.
-        init: folder of an earlier run whose weights the training starts from, mapped by source id
-            of items and users; see ``training.init_rows`` and ``training.init_optimizer``.
+        init: an earlier run, or its folder, whose weights the training starts from, mapped by
+            source id of items and users; see ``training.init_rows`` and
+            ``training.init_optimizer``.
         resume: continue an interrupted run of the same recipe and dataset.
         refit: as for ``train_run``; the model before the refit is measured.
         measure: whether to measure; baselines take about 5 % of the CPU time of the training, or
@@ -75,6 +76,10 @@ def train(
         Interrupted: stopped by a signal, after a checkpoint.
     """
     dataset = as_dataset(data, wait=False)
+    if isinstance(init, Run):
+        init = init.folder
+    elif not isinstance(init, str | os.PathLike | None):
+        raise ConfigError(f"init must be a run or its folder, got {type(init).__name__}")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(out).resolve().name).lstrip("._-") or "default"
     changes = {"name": name} | dict(_dotted(overrides))
     if recipe is None and init is not None:
