@@ -124,9 +124,15 @@ class StudyCells:
         return known + sorted(found - set(known))
 
     def num_planned(self, point: GridPoint, arm: str) -> int:
-        """Return the number of seeds that an arm has, or shall have, at a grid point."""
-        place = (point if arm in self.arms(point) else point.whole_catalog, arm)
-        return max(self._planned.get(place, 0), len(self._cells.get(place, [])))
+        """Return the number of seeds that an arm shall have at a grid point.
+
+        Without the settings of the study it is the largest number that an arm has there.
+        """
+        if self._planned:
+            own = self._planned.get((point, arm))
+            return own if own is not None else self._planned.get((point.whole_catalog, arm), 0)
+        arms = [*self.arms(point), *self.arms(point.whole_catalog)]
+        return max(len(self.cells(point, one)) for one in arms)
 
     def cells(self, point: GridPoint, arm: str) -> list[Record]:
         """Return the records of an arm, finished or failed, by seed; empty without one.

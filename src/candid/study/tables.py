@@ -74,7 +74,7 @@ class ArmRow:
         arm: name of the arm.
         lr: learning rate; None without a record.
         seeds: number of finished seeds.
-        planned: largest number of seeds that an arm of this grid point has or shall have.
+        planned: number of seeds that the arm shall have.
         errors: why cells failed, one sentence each.
         metrics: NDCG and NLL, where a seed is finished and defines them.
         cpu_seconds: of a training, mean over the seeds; None without one.
@@ -174,9 +174,8 @@ def _block_rows(study: StudyCells, block: GridPoint, reference: str) -> Iterator
     everywhere = study.arms(block)
     for point in points or [block]:
         arms = [*(study.arms(point) if points else []), *everywhere]
-        planned = max(study.num_planned(point, arm) for arm in arms)
         for arm in arms:
-            yield _row(study, point, arm, planned, reference)
+            yield _row(study, point, arm, study.num_planned(point, arm), reference)
 
 
 def _row(study: StudyCells, point: GridPoint, arm: str, planned: int, reference: str) -> ArmRow:

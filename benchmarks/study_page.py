@@ -1,0 +1,280 @@
+"""Tables and verdicts in docs/study.md, from the summaries of studies.
+
+    python benchmarks/study_page.py                        # write the page from the results
+    python benchmarks/study_page.py build/study/NAME ...   # take over these studies first
+
+A study is the folder of ``candid study``; its ``summary.json`` is copied to
+``benchmarks/results/study/NAME.json`` with its study file, commit and versions. The page has the
+predictions and tests of ``candid.study.CLAIMS``, and states where nothing is measured yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from candid.atomic import write_json
+from candid.study import CLAIMS, ArmRow, StudySummary, read_records
+from candid.study.drift_cells import FULL
+from candid.study.tables import DIGITS, REFERENCE, difference_text
+from drift_figure import KEPT, NAMES, correlations
+from page_blocks import with_block
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+STUDIES = RESULTS / "study"
+PAGE = ROOT / "docs" / "study.md"
+NOT_MEASURED = "Not measured yet."
+COMPARED = ("none", "published_code", "logq_masked", "logq_distinct", "refined", FULL)
+"""Arms in the tables of the page; the page of the study has all of them."""
+METRICS = {"ndcg": "NDCG@10", "nll": "NLL"}
+MECHANISM = {"drift_known_truth": "known truth", "drift_training": "held-out interactions"}
+"""Results of benchmarks -> their data in words."""
+Study = dict[str, Any]
+
+
+def read_studies(folder: Path = STUDIES) -> dict[str, Study]:
+    """Return the results of all studies by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def read_mechanism() -> dict[str, list[dict[str, Any]]]:
+    """Return the cells of the benchmarks of drift, by name."""
+    return {name: json.loads((RESULTS / f"{name}.json").read_text())["cells"] for name in MECHANISM}
+
+
+def take_over(folder: Path, target: Path = STUDIES) -> Path:
+    """Copy the summary of a study to the results; return the new file.
+
+    Raises:
+        SystemExit: the folder has no summary.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        study = json.loads((folder / "study.json").read_text())
+    except OSError as error:
+        raise SystemExit(
+            f"{folder} has no study with a summary ({error}); run candid study"
+        ) from None
+    records = read_records(folder)
+    path = target / f"{study['name']}.json"
+    path.parent.mkdir(exist_ok=True)
+    content = {
+        "command": f"candid study studies/{study['name']}.toml --out {study['name']}",
+        "study": study["study"],
+        "commits": sorted({one.commit for one in records if one.commit}),
+        "versions": sorted({f"{k} {v}" for one in records for k, v in one.versions.items()}),
+        "cpu_hours": sum(one.cpu_seconds + one.measure_cpu_seconds for one in records) / 3600,
+        "summary": summary,
+    }
+    write_json(path, content)
+    return path
+
+
+def with_blocks(
+    page: str, studies: Mapping[str, Study], mechanism: Mapping[str, Sequence[dict[str, Any]]]
+) -> str:
+    """Return the page with all its generated blocks filled from the results."""
+    blocks = {
+        "study predictions": predictions(),
+        "study verdicts": verdicts(studies),
+        "study differences": differences(studies),
+        "study rates": rates(studies),
+        "study cost": cost(studies),
+        "study mechanism": mechanism_tables(mechanism),
+    }
+    for name, block in blocks.items():
+        page = with_block(page, name, block + "\n")
+    return page
+
+
+def predictions() -> str:
+    """Return the claims with the cells and tests that decide them."""
+    lines = []
+    for claim in CLAIMS:
+        lines += [
+            f"- **{claim.name}. {claim.prediction}**",
+            f"    - *Needs:* {claim.needs}",
+            f"    - *Test:* {claim.test}",
+        ]
+    return "\n".join(lines)
+
+
+def verdicts(studies: Mapping[str, Study]) -> str:
+    """Return the verdict of each study on each claim, and the grid points against a claim."""
+    if not studies:
+        return NOT_MEASURED
+    lines = [_row(["claim", *studies]), "|---|" + "---|" * len(studies)]
+    against = []
+    for number, claim in enumerate(CLAIMS):
+        cells = [f"{claim.name}: {claim.prediction}"]
+        for name, study in studies.items():
+            one = study["summary"]["claims"][number]
+            cells.append(f"**{one['verdict']}**: {one['reason']}")
+            against += [
+                f"- {claim.name}, {name}, {finding['label']}: {finding['detail']}."
+                for finding in one["findings"]
+                if finding["verdict"] == "against"
+            ]
+        lines.append(_row(cells))
+    if against:
+        lines += ["", "Grid points against a claim:", "", *against]
+    return "\n".join(lines)
+
+
+def differences(studies: Mapping[str, Study]) -> str:
+    """Return a table for each study and metric: the reference, and the others' differences."""
+    parts = []
+    for name, study in studies.items():
+        points = _points(study)
+        for metric, label in METRICS.items():
+            arms = [arm for arm in COMPARED if any(arm in rows for rows in points.values())]
+            lines = [
+                f"**{name}: {label}**",
+                "",
+                _row(["grid point", "n / chi2", f"`{REFERENCE}`", *(f"`{arm}`" for arm in arms)]),
+                "|---|---:|---:|" + "---|" * len(arms),
+            ]
+            lines += [_difference_row(rows, arms, metric) for rows in points.values()]
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
+def _difference_row(rows: Mapping[str, ArmRow], arms: Sequence[str], metric: str) -> str:
+    first = next(iter(rows.values()))
+    reference = rows.get(REFERENCE)
+    ratio = "–"
+    if reference is not None and reference.chi2:
+        ratio = _ratio(reference.candidates_per_row / reference.chi2)
+    cells = [first.point.label, ratio, _mean(reference, metric)]
+    for arm in arms:
+        row = rows.get(arm)
+        one = None if row is None else row.metrics.get(metric)
+        gap = None if one is None else one.difference
+        if gap is not None:
+            cells.append(difference_text(gap, DIGITS[metric]))
+        else:
+            cells.append("–" if row is None else f"{row.seeds} of {row.planned} seeds")
+    return _row(cells)
+
+
+def rates(studies: Mapping[str, Study]) -> str:
+    """Return the learning rate that the pilot of each study chose for each arm."""
+    parts = []
+    for name, study in studies.items():
+        points = _points(study)
+        arms = list(dict.fromkeys(arm for rows in points.values() for arm in rows))
+        lines = [
+            _row([f"{name}: grid point", *(f"`{arm}`" for arm in arms)]),
+            "|---|" + "---:|" * len(arms),
+        ]
+        for point, rows in points.items():
+            chosen = [rows[arm].lr if arm in rows else None for arm in arms]
+            shown = ["–" if rate is None else f"{rate:g}" for rate in chosen]
+            lines.append(_row([point, *shown]))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
+def cost(studies: Mapping[str, Study]) -> str:
+    """Return the cells and CPU hours of each study, and why cells failed."""
+    if not studies:
+        return NOT_MEASURED
+    lines = [
+        "| study | finished cells | failed | missing | CPU hours | commit | versions |",
+        "|---|---:|---:|---:|---:|---|---|",
+    ]
+    notes: dict[str, None] = {}
+    for name, study in studies.items():
+        # An arm of the whole catalog has a row at each grid point of its data and tower.
+        rows = {
+            (row.point.whole_catalog if row.arm == FULL else row.point, row.arm): row
+            for row in _rows(study)
+        }.values()
+        failed = sum(len(row.errors) for row in rows)
+        finished = sum(row.seeds for row in rows)
+        missing = sum(row.planned for row in rows) - finished - failed
+        cells = [name, *map(str, (finished, failed, missing)), f"{study['cpu_hours']:.1f}"]
+        commits = ", ".join(commit[:12] for commit in study["commits"])
+        lines.append(_row([*cells, commits, ", ".join(study["versions"])]))
+        for row in rows:
+            notes |= dict.fromkeys(
+                f"- {name}, {row.point.label}, {row.arm}: {error}." for error in row.errors
+            )
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def mechanism_tables(cells: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Return the rank correlations of drift, and the excess of two corrections against n."""
+    lines = [
+        "| data | cells | rank correlation of drift | of the gradient bias given the positive |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, rows in cells.items():
+        one = correlations(rows)["all"]
+        values = [f"{one[measure]:.2f}" for measure in ("drift", "gradient_bias")]
+        lines.append(
+            _row([f"{MECHANISM[name]}, over the full softmax", str(one["cells"]), *values])
+        )
+    over = correlations(cells["drift_training"], over_kept=True)["all"]
+    values = [f"{over[measure]:.2f}" for measure in ("drift", "gradient_bias")]
+    label = f"{MECHANISM['drift_training']}, over `logq` with kept hits"
+    lines += [_row([label, str(over["cells"]), *values]), ""]
+    lines += [
+        "| data | chi2 | n | n / chi2 | refined: predicted | refined: excess NLL | "
+        "logq, hits kept: predicted | logq, hits kept: excess NLL |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    of_training = cells["drift_training"]
+    by_place = {(one["data"], one["n"], one["label"]): one for one in of_training}
+    for data, n in dict.fromkeys((one["data"], one["n"]) for one in of_training):
+        refined, kept = (by_place[data, n, label] for label in ("refined", KEPT))
+        numbers = [f"{one[key]:+.3f}" for one in (refined, kept) for key in ("drift", "excess")]
+        chi2 = refined["chi2"]
+        lines.append(_row([NAMES[data], f"{chi2:.3g}", str(n), _ratio(n / chi2), *numbers]))
+    return "\n".join(lines)
+
+
+def _rows(study: Study) -> tuple[ArmRow, ...]:
+    return StudySummary.from_json(study["summary"]).rows
+
+
+def _points(study: Study) -> dict[str, dict[str, ArmRow]]:
+    """Return the rows of a study by grid point and arm."""
+    points: dict[str, dict[str, ArmRow]] = {}
+    for row in _rows(study):
+        points.setdefault(row.point.label, {})[row.arm] = row
+    return points
+
+
+def _mean(row: ArmRow | None, metric: str) -> str:
+    one = None if row is None else row.metrics.get(metric)
+    if one is None:
+        return "–"
+    digits = DIGITS[metric]
+    spread = "" if one.sd is None else f" ± {one.sd:.{digits}f}"
+    return f"{one.mean:.{digits}f}{spread}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Take over studies and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="*", type=Path, help="folders of candid study")
+    for folder in parser.parse_args().folders:
+        print(take_over(folder))
+    PAGE.write_text(with_blocks(PAGE.read_text(), read_studies(), read_mechanism()))
+
+
+if __name__ == "__main__":
+    main()
