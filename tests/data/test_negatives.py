@@ -113,6 +113,23 @@ def test_column_of_lists_gives_negatives(tmp_path, form):
     assert prepared.report["negatives"] == {"stored": 5, "of_no_interaction": 1}
 
 
+@pytest.mark.parametrize("dtype", [pl.Int128, pl.UInt128])
+@pytest.mark.parametrize(("offset", "items"), [(0, pl.Int64), (2**63, pl.UInt64), (2**70, None)])
+def test_lists_of_128_bit_integers_match_the_items(tmp_path, dtype, offset, items):
+    rows = {
+        "user_id": [1, 1, 1, 2, 2, 2],
+        "item_id": pl.Series([offset + n for n in (1, 2, 3, 3, 2, 1)], dtype=items or dtype),
+        "t": range(6),
+        "shown": pl.Series([[offset + n] for n in (2, 3, 1, 1, 3, 2)], dtype=pl.List(dtype)),
+    }
+    pl.DataFrame(rows).write_parquet(tmp_path / "log.parquet")
+    config = config_of(tmp_path / "log.parquet", negatives="shown")
+    dataset = prepare_folder(config, tmp_path / "out").dataset
+    source = dataset.items["source_id"]
+    shown = [int(source[int(item)]) - offset for item in dataset.negative_ids]
+    assert shown == [2, 3, 1, 1, 3, 2]
+
+
 def test_lists_and_impressions_combine(tmp_path):
     rows = [(1, 10, 1, "buy", [30]), (1, 20, 2, "shown", None), (1, 30, 3, "buy", [10])]
     rows += [(ALL, item, t, "buy", None) for t, item in EVERYTHING]

@@ -172,7 +172,8 @@ def _list_of_ids(value: pl.Expr, dtype: pl.DataType, origin: str) -> tuple[pl.Ex
     if isinstance(dtype, pl.Null):
         return value.cast(pl.List(pl.String())), pl.List(pl.String())
     inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else None
-    if isinstance(inner, pl.String | pl.Categorical | pl.Enum | pl.Null):
+    # Integers of 128 bits become text, as ids of one value do: they may not fit 64 bits.
+    if isinstance(inner, pl.String | pl.Categorical | pl.Enum | pl.Null | pl.Int128 | pl.UInt128):
         texts = value.cast(pl.List(pl.String()))
         return texts.list.filter(pl.element() != ""), pl.List(pl.String())
     if inner is not None and inner.is_integer():
