@@ -23,6 +23,7 @@ from candid.runs.baseline_folder import ARRAYS, ITEMS, read_baseline_manifest
 from candid.runs.features import FEATURES, read_states
 from candid.serve.update_file import SIGNS, read_records
 from candid.training import BEST, LAST, PREVIOUS, RUN, SHARDS, read_checkpoint
+from candid.training.shard_files import SHARED, read_shard_manifest
 from candid.tuning.loop import FOLDERS
 from candid.tuning.trials import RECIPE, TRIALS, check_recipe, read_history
 
@@ -214,7 +215,8 @@ def _is_ours(path: Path, names: Collection[str]) -> bool:
         json.loads(content)
     except (ValueError, RecursionError):
         checkpoints = set(CHECKPOINTS) & set(names) if path.name == run_folder.MANIFEST else ()
-        return bool(checkpoints) or bool(_siblings(path.name, names))
+        is_shards = path.name == dataset_files.MANIFEST and _has_shards(names)
+        return is_shards or bool(checkpoints) or bool(_siblings(path.name, names))
     return len(_siblings(path.name, names)) == len(SIBLINGS[path.name])
 
 
@@ -223,12 +225,18 @@ def _siblings(manifest: str, names: Collection[str]) -> list[str]:
     return [pattern for pattern in SIBLINGS[manifest] if fnmatch.filter(names, pattern)]
 
 
-def _dataset(folder: Path) -> Iterator[tuple[Path, Check]]:
+def _dataset_or_shards(folder: Path) -> Iterator[tuple[Path, Check]]:
+    """Yield the checks of a dataset, or of a checkpoint of sharded tables."""
+    read = read_shard_manifest if _has_shards(os.listdir(folder)) else dataset_files.read_manifest
     return _listed(
         folder / dataset_files.MANIFEST,
-        lambda: dataset_files.read_manifest(folder),
+        lambda: read(folder),
         lambda manifest: manifest["files"].items(),
     )
+
+
+def _has_shards(names: Collection[str]) -> bool:
+    return SHARED in names or any(fnmatch.fnmatch(name, "rank-*.safetensors") for name in names)
 
 
 def _index(folder: Path) -> Iterator[tuple[Path, Check]]:
@@ -304,7 +312,7 @@ def _checkpoint(path: Path, run: str | None = None) -> Check:
 _MANIFESTS: Final[Mapping[str, Callable[[Path], Iterator[tuple[Path, Check]]]]] = {
     run_folder.MANIFEST: _run,
     run_folder.BASELINE: _baseline,
-    dataset_files.MANIFEST: _dataset,
+    dataset_files.MANIFEST: _dataset_or_shards,
     snapshot_files.MANIFEST: _index,
     EXPORT: _export,
     TRIALS: _search,

@@ -94,6 +94,26 @@ def test_damaged_validated_model_is_reported(every_model, tmp_path, damage):
     assert damaged == [path]
 
 
+def test_checkpoints_of_sharded_tables_are_verified(data, tmp_path):
+    folder = tmp_path / "run"
+    table = {
+        **TABLE,
+        "loss": {"type": "sampled_softmax"},
+        "sampler": {"type": "uniform", "num_candidates": 4},
+        "training": {"tables": "sharded_row_adam", "epochs": 1},
+    }
+    train_run(parse_config(table, "recipe"), data, folder)
+    (shards,) = (folder / "checkpoints").glob("step-*")
+    files = [shards / name for name in ("manifest.json", "rank-0.safetensors")]
+    checked = {check.path for check in candid.verify(folder) if check.is_ok}
+    assert {*files, shards / "shared.safetensors"} <= checked
+    for path, damaged in zip(files, [b"", files[1].read_bytes()[:-1]], strict=True):
+        content = path.read_bytes()
+        path.write_bytes(damaged)
+        assert [check.path for check in candid.verify(folder) if not check.is_ok] == [path]
+        path.write_bytes(content)
+
+
 def test_missing_best_model_is_refused(every_model):
     best = every_model / BEST
     content = best.read_bytes()

@@ -60,7 +60,7 @@ class ShardFiles:
     def __init__(self, path: Path | str, *, run: str | None = None) -> None:
         self._path = Path(path)
         self._run = run
-        self._manifest = _read_manifest(self._path, run)
+        self._manifest = read_shard_manifest(self._path, run)
         self.tables: dict[str, list[int]] = self._manifest["tables"]
         self._open: dict[str, Any] = {}
         self._checked: set[str] = set()
@@ -173,7 +173,17 @@ class _Piece:
     key: str
 
 
-def _read_manifest(path: Path, run: str | None) -> dict[str, Any]:
+def read_shard_manifest(path: Path, run: str | None = None) -> dict[str, Any]:
+    """Read the manifest of a checkpoint of sharded tables.
+
+    Args:
+        path: folder of the checkpoint.
+        run: as for ``ShardFiles``.
+
+    Raises:
+        DamagedCheckpointError: it is missing, damaged or of another run.
+        ArtifactError: it is of another format.
+    """
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_text())
