@@ -56,7 +56,7 @@ def page(folder, drawn):
 def test_page_shows_claims_figures_and_tables(page):
     assert "Claims" in page
     assert "C5" in page
-    assert "2 common seeds finished; needs 5" in page
+    assert "no arms to compare with 5 planned seeds" in page
     assert page.count("<svg") == 7
     assert "0 of 2; 2 failed" in page
     assert "Failed: bce: the loss is nan at step 3; lower the learning rate." in page

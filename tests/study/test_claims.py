@@ -9,6 +9,7 @@ import pytest
 
 from candid.study.claims import CLAIMS, judge_claims
 from candid.study.drift_cells import drift_cells
+from candid.study.grid import Setting
 from candid.study.study_cells import StudyCells
 from candid.study.verdicts import Evidence, judge_all
 
@@ -106,12 +107,35 @@ def test_small_study_decides_nothing(study):
     assert "against" not in findings(claims["C3"])
 
 
-def test_claim_without_enough_seeds_is_not_decided(study):
+def test_claim_without_enough_seeds_is_not_decided(study, planted_arm):
     claims = study(seeds=2)
-    for name in ("C1", "C2", "C3", "C4"):
-        assert claims[name]["verdict"] == "not decided"
-    assert claims["C3"]["findings"][0]["detail"] == "2 common seeds finished; needs 5"
-    assert claims["C1"]["findings"][0]["detail"] == "2 common seeds finished; needs 3"
+    assert claims["C3"]["verdict"] == "not decided"
+    assert claims["C3"]["reason"] == ("3 grid points have no arms to compare with 5 planned seeds")
+    claims = study({16: {"logq_kept": planted_arm(failed=(0, 1, 2, 3), cpu_seconds=20)}})
+    assert claims["C3"]["findings"][0]["detail"] == "1 common seed finished; needs 5"
+    assert claims["C1"]["findings"][0]["detail"] == "1 common seed finished; needs 2"
+    assert claims["C1"]["verdict"] == claims["C3"]["verdict"] == "not decided"
+
+
+def test_grid_points_with_too_few_planned_seeds_are_left_out(tmp_path, planted_study, planted_arm):
+    """A wide grid with one seed beside a grid point with five does not block the claim."""
+    arms = {"logq_kept": planted_arm(), "refined": planted_arm(nll=0.1)}
+    few = {name: planted_arm(seeds=1) for name in arms}
+    points = {("popularity", 16): arms, ("popularity", 64): few}
+    planted_study(points).write(tmp_path)
+    planned = {
+        Setting("films", "time", "small", "popularity", n, arm): tuple(range(seeds))
+        for n, seeds in ((16, 5), (64, 1))
+        for arm in arms
+    }
+    judged = {one["name"]: one for one in judge_claims(StudyCells(tmp_path, planned=planned))}
+    assert judged["C3"]["verdict"] == "supported"
+    assert judged["C3"]["reason"].endswith(
+        "; 1 grid point has no arms to compare with 5 planned seeds"
+    )
+    assert [one["label"] for one in judged["C2"]["findings"]] == [
+        "films, time, small, popularity, n = 16, against logq_kept"
+    ]
 
 
 def test_missing_cells_and_a_difference_at_the_margin_decide_nothing(study, planted_arm):

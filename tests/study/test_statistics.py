@@ -56,6 +56,13 @@ def test_intervals_cover_the_mean(null_trials, name):
     assert np.mean([one.low <= 0 <= one.high for one in null_trials[name]]) > 0.93
 
 
+def test_two_seeds_reject_at_most_twice_as_often():
+    """The least favourable case: the seeds make most of the variance."""
+    rng = np.random.default_rng(11)
+    trials = [of(differences(rng, (1.0, 0.2, 1.0), users=400, seeds=2)) for _ in range(500)]
+    assert 0.05 < np.mean([one.p_value < 0.05 for one in trials]) < 0.13
+
+
 def test_tests_over_users_or_seeds_alone_claim_too_much():
     """The reason for both factors: each test alone rejects a true hypothesis far too often."""
     rng = np.random.default_rng(1)

@@ -71,11 +71,12 @@ class Judgement:
         return {**asdict(self), "findings": [asdict(one) for one in self.findings]}
 
 
-def judge_all(evidence: Sequence[Evidence]) -> Judgement:
+def judge_all(evidence: Sequence[Evidence], *, left_out: str = "") -> Judgement:
     """Judge a claim that shall hold at every grid point.
 
     Args:
         evidence: of the grid points that the claim is about.
+        left_out: which grid points have no test by the plan of the study, in words; "": all have.
 
     Example:
         >>> held = Evidence("films, n = 16", "NDCG@10 2.4 times as high", 0.001, 1.0)
@@ -85,7 +86,7 @@ def judge_all(evidence: Sequence[Evidence]) -> Judgement:
         'not decided'
     """
     if not evidence:
-        return Judgement("not decided", "no cell that the test needs is finished")
+        return Judgement("not decided", left_out or "no cell that the test needs is finished")
     adjusted = iter(holm([one.p_against for one in evidence if one.p_against is not None]))
     findings = tuple(
         Finding(one.label, _verdict(one, next(adjusted)), one.detail)
@@ -101,7 +102,8 @@ def judge_all(evidence: Sequence[Evidence]) -> Judgement:
         verdict = "supported"
     total = f"{len(findings)} grid point{'s' if len(findings) > 1 else ''}"
     named = [f"{name} at {counts[name]}" for name in ("supported", "against", "not decided")]
-    return Judgement(verdict, f"of {total}: {', '.join(named)}", findings)
+    more = f"; {left_out}" if left_out else ""
+    return Judgement(verdict, f"of {total}: {', '.join(named)}{more}", findings)
 
 
 def _verdict(evidence: Evidence, adjusted_p_against: float) -> Verdict:
