@@ -1,10 +1,15 @@
-"""A minimal sampler that follows the model and observes the stream."""
+"""A minimal sampler that follows the model and observes the stream; imports of this folder."""
+
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from candid.candidates import Candidates
 from candid.samplers import Sampler
+
+sys.path.append(str(Path(__file__).parent))  # for step_cases.py
 
 NUM_ITEMS = 20
 

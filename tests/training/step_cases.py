@@ -62,6 +62,8 @@ MODELS = {
         "item_tower": FEATURE_TOWER,
     },
 }
+# Of the gradient cache alone: the norms and the temperature take part in its second pass.
+MODELS["cosine"] = MODELS["features"] | {"similarity": "cosine", "temperature": 0.1}
 IN_BATCH = {"type": "in_batch"}
 DISTINCT = IN_BATCH | {"distinct": True}
 CAPPED = IN_BATCH | {"num_candidates": 5}

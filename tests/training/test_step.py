@@ -1,17 +1,14 @@
 """Steps of several processes against those of one process, in float64."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+import step_cases as cases
 import torch
 
 from candid.training.batch_shares import Share
 
-PROGRAM = Path(__file__).with_name("step_cases.py")
-specification = importlib.util.spec_from_file_location("step_cases", PROGRAM)
-cases = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(cases)
+PROGRAM = Path(cases.__file__)
 
 
 @pytest.fixture(scope="module")
