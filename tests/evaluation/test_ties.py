@@ -278,7 +278,7 @@ def assert_close(one, other):
 
 def test_untied_lists_need_no_second_pass(make_random, monkeypatch):
     dataset, model = make_random(max_targets=3)
-    monkeypatch.setattr("candid.evaluation.evaluator.count_cut_groups", None)
+    monkeypatch.setattr("candid.evaluation.evaluation_pass.count_cut_groups", None)
     report = evaluate(model, dataset, EvaluationConfig(ks=(1, 10), intervals=False), max_length=5)
     assert report.counts["tied_targets"] == 0
     assert "tied" not in report.table().caption

@@ -2,7 +2,8 @@
 
 from candid.evaluation.comparison import Comparison, compare
 from candid.evaluation.config import EvaluationConfig
-from candid.evaluation.evaluator import TrueLogProb, evaluate
+from candid.evaluation.evaluation_pass import TrueLogProb
+from candid.evaluation.evaluator import evaluate
 from candid.evaluation.intervals import Estimate
 from candid.evaluation.metrics import RANKING_METRICS
 from candid.evaluation.queries import catalog_mask, check_has_relevant

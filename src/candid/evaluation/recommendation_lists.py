@@ -16,7 +16,7 @@ from candid.data import PreparedDataset, Role
 from candid.data.source_ids import match_ids
 from candid.errors import ConfigError, DataError
 from candid.evaluation.config import EvaluationConfig
-from candid.evaluation.evaluator import EvaluationPass
+from candid.evaluation.evaluation_pass import EvaluationPass
 from candid.evaluation.metrics import Bools, Floats
 from candid.evaluation.queries import catalog_mask, counts_or_stored, select_queries
 from candid.evaluation.report import EvaluationReport
