@@ -103,7 +103,6 @@ class CostModel:
         sizes: dict[CostKey, dict[int, Setting]] = {}
         for setting in sorted({Setting.of(key) for key in keys}):
             sizes.setdefault(CostKey.of(setting), {}).setdefault(setting.num_candidates, setting)
-        before = len(self._known)
         for cost_key, by_size in sorted(sizes.items()):
             fixed = (cost_key.dataset, cost_key.tower)
             # A sampled setting, because its drift is measured too.
@@ -119,8 +118,6 @@ class CostModel:
             self._steps[cost_key] = {
                 n: self._timed_steps(by_size[n]) for n in {min(by_size), max(by_size)}
             }
-        if len(self._known) > before:
-            write_json(self._path, self._known)
 
     def seconds(self, key: CellKey) -> float:
         """Return the estimated CPU seconds of a cell; ``time`` has timed its setting."""
@@ -163,7 +160,7 @@ class CostModel:
             )
             dataset = self._datasets.open(setting.dataset, setting.split)
             try:
-                self._known[key] = time_steps(config, dataset)
+                self._keep({key: time_steps(config, dataset)})
             except CandidError:  # its cells will fail at once, with this sentence
                 return 0.0
         return self._known[key]
@@ -176,8 +173,13 @@ class CostModel:
             self._note(f"timing the measurements of {setting.dataset} {setting.tower}")
             dataset = self._datasets.open(setting.dataset, setting.split)
             fixed = self._time_fixed(config, dataset)
-            self._known |= {names[part]: value for part, value in asdict(fixed).items()}
+            self._keep({names[part]: value for part, value in asdict(fixed).items()})
         return Fixed(**{part: self._known[name] for part, name in names.items()})
+
+    def _keep(self, times: dict[str, float]) -> None:
+        """Store times at once: a study that is stopped while it times continues there."""
+        self._known |= times
+        write_json(self._path, self._known)
 
     def _time_fixed(self, config: RunConfig, dataset: PreparedDataset) -> Fixed:
         settings = self._grid.study.measure

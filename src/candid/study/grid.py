@@ -28,8 +28,8 @@ BASE: Final[Table] = {
         "history_slices": [],
     },
 }
-"""Recipe keys of every cell; those of the study come on top. The model of the last step is measured:
-that of the best validation has other numbers of steps in other arms."""
+"""Recipe keys of every cell; those of the study come on top. The model of the last step is
+measured: that of the best validation has other numbers of steps in other arms."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
