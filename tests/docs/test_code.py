@@ -25,6 +25,7 @@ GUIDES = [
     "recommend",
     "baselines",
     "audit",
+    "study",
     "index_search",
     "serve",
     "export",

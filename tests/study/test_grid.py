@@ -2,14 +2,16 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 
 from candid.errors import ConfigError
-from candid.study import ARMS, Measured, Record, parse_study
+from candid.study import ARMS, Measured, Record, parse_study, read_study
 from candid.study.arms import arm_settings
 from candid.study.grid import Grid, Setting, best_rate, extension, merged
 
+STUDIES = Path(__file__).parents[2] / "studies"
 TOWER = {"model": {"query_tower": {"type": "user_embedding", "dim": 4}}}
 STUDY = {
     "name": "grid",
@@ -200,6 +202,15 @@ def test_wrong_study_file_gives_one_sentence(changes, message):
         study_with(**changes)
     assert str(caught.value).startswith("study.toml: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+def test_studies_of_the_repository_are_valid(path, monkeypatch):
+    monkeypatch.setenv("CANDID_DATA", "data")
+    grid = Grid(read_study(path))
+    assert f"candid study studies/{path.name}" in path.read_text()
+    arms = {setting.arm for setting in grid.seeds}
+    assert arms >= {"none", "logq_kept", "refined", "full_softmax"}
 
 
 def test_wrong_recipe_of_a_cell_is_refused_before_anything_runs():
