@@ -454,6 +454,7 @@ def test_evaluate_of_given_lists_counts_missing_users_and_items(candid, toy, tmp
     assert "lists of fewer than 10 items: 1;" in text
     assert "users that the dataset does not have: 1;" in text
     assert "rows with an item that the dataset does not have: 1;" in text
+    assert "no list has a target of the test split" in text
     full = [(user, item, rank) for user in users for rank, item in enumerate(items[:10])]
     frame = pl.DataFrame(full, schema=["query", "item", "rank"], orient="row")
     frame.write_csv(tmp_path / "recs.csv")
@@ -461,6 +462,7 @@ def test_evaluate_of_given_lists_counts_missing_users_and_items(candid, toy, tmp
     assert answer.code == 0, answer.err
     assert "without a list" not in answer.out
     assert "does not have" not in answer.out
+    assert "no list has a target" not in answer.out
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,13 @@ def _evaluate_lists(
     }
     lines: list[Any] = [report.table(), *(report.slice_table(name) for name in report.slices)]
     lines += _list_lines(report.counts, config.ks[-1])
+    found = [report.metrics.get(f"{name}@{config.ks[-1]}") for name in ("recall", "hit_rate")]
+    if any(estimate is not None and estimate.value == 0 for estimate in found):
+        lines.append(
+            f"no list has a target of the {split.value} split: lists from the whole history may "
+            f"leave out seen items, targets too; candid recommend --split {split.value} makes "
+            "lists from the history before the targets"
+        )
     if out is not None:
         report.save(out)
         lines.append(f"written to {out}")

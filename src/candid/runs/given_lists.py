@@ -46,9 +46,10 @@ def evaluate_recommendations(
     - Only retired items are removed from a list: a seen item keeps its rank.
 
     Lists must be made from the history before the targets, such as those of
-    ``write_recommendations`` with ``split``; ``Run.recommend`` reads the whole history. For such
-    lists of a run the result is that of ``Run.evaluate``, except that it has no NLL and that users
-    without a history count.
+    ``write_recommendations`` with ``split``; ``Run.recommend`` reads the whole history, and leaves
+    out seen items, so that its lists have no target. For lists before the targets, with the
+    ``item_counts`` of the run, the result is that of ``Run.evaluate``, except that it has no NLL
+    and that users without a history count.
 
     Args:
         recommendations: a Polars or pandas data frame, an Arrow table, or the path of a file in a
