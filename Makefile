@@ -9,15 +9,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= candid-demo
 FAULTS ?= --seed 0 --seconds 600
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
+# Each worker takes half of the tests in their order, so that most fixtures are made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -q
 
-.PHONY: demo test test-fast test-campaign check docs docs-check faults format tree lock clean
+# Processes find the bytecode of earlier ones; pip leaves it to the first import.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-fast test-campaign check style types language docs docs-check faults format \
+	tree lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/candid demo --out $(DEMO)
 
 # Two workers of one thread each: torch's own threads would compete for the cores.
-test: check $(VENV)/examples
+test:
+	$(MAKE) --jobs=2 check
+	$(MAKE) $(VENV)/examples
 	$(PYTEST)
 
 # Without slow tests, the comparison of docs with results, and the packages of examples/.
@@ -28,11 +35,18 @@ test-fast: $(VENV)/installed
 test-campaign: $(VENV)/installed
 	$(PYTEST) -m campaign
 
-check: docs
+# With --jobs=2 the other checks run beside mypy, which takes longest.
+check: types style docs language
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+style: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/codespell
+
+language: $(VENV)/installed
 	$(BIN)/python docs/check_language.py
 
 docs: $(VENV)/installed
@@ -62,7 +76,7 @@ $(VENV)/bin/python:
 		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 
 # The locked packages with hashes, torch by its version, then candid itself without dependencies.
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 $(VENV)/installed: pyproject.toml requirements/dev.lock requirements/torch.txt | $(VENV)/bin/python
 	$(INSTALL) --require-hashes --no-deps --requirement requirements/dev.lock
 	$(INSTALL) $(PIP_FLAGS) --requirement requirements/torch.txt

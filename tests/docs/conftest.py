@@ -1,11 +1,19 @@
 """Fixtures of the tests of docs, and the marker ``docs`` on each of these tests."""
 
+import os
+import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).parent
+BLOCK = re.compile(
+    r"(?P<skip><!-- not run: [^\n]+ -->\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def pytest_configure(config):
@@ -44,3 +52,37 @@ class InProcess:
 @pytest.fixture(scope="session")
 def in_process():
     return InProcess
+
+
+@pytest.fixture(scope="session")
+def code_blocks():
+    """Returns the blocks of a page that can run, as matches with ``language`` and ``code``."""
+    return lambda page: list(BLOCK.finditer(page.read_text()))
+
+
+@pytest.fixture(scope="session")
+def run_shell():
+    """Runs a shell block, with more variables; returns its stdout.
+
+    Its ``candid`` is a fork of one process, see ``forked_candid.py``.
+    """
+    program = FOLDER / "forked_candid.py"
+    with tempfile.TemporaryDirectory(prefix="candid-") as folder:
+        server = subprocess.Popen(
+            [sys.executable, program, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert server.stdout.readline() == b"\n"
+        search = os.pathsep.join([folder, str(Path(sys.executable).parent), os.environ["PATH"]])
+
+        def run(code, **variables):
+            result = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", code],
+                env={**os.environ, "PATH": search, **variables},
+                capture_output=True,
+                text=True,
+            )
+            assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
+            return result.stdout
+
+        yield run
+        server.communicate()

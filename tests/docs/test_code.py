@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import tomllib
 import types
@@ -32,33 +31,25 @@ GUIDES = [
 ]
 PAGES = ["concepts", "choosing", "extend", *(f"guides/{name}" for name in GUIDES)]
 REGISTRIES = [INDEXES, LOSSES, SAMPLERS, TOWERS]
-FENCE = re.compile(
-    r"(?P<skip><!-- not run: [^\n]+ -->\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```",
-    re.MULTILINE | re.DOTALL,
-)
 
 
-def run_page(page):
-    """Run the blocks of a page in order: Python in one namespace, shell through bash."""
-    module = types.ModuleType("page")  # classes of a page can be pickled, as those of a file
-    sys.modules["page"] = module
-    count = 0
-    for match in FENCE.finditer((DOCS / f"{page}.md").read_text()):
-        if match["skip"]:
-            continue
-        count += 1
-        if match["language"] == "python":
-            exec(compile(match["code"], f"docs/{page}.md", "exec"), vars(module))
-            continue
-        folder = Path(sys.executable).parent
-        result = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", match["code"]],
-            env={**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == 0, f"{match['code']}\n{result.stdout}\n{result.stderr}"
-    return count
+@pytest.fixture(scope="session")
+def run_page(code_blocks, run_shell):
+    """Runs the blocks of a page in order: Python in one namespace, shell through bash."""
+
+    def run(page):
+        module = types.ModuleType("page")  # classes of a page can be pickled, as those of a file
+        sys.modules["page"] = module
+        path = DOCS / f"{page}.md"
+        blocks = [block for block in code_blocks(path) if not block["skip"]]
+        for block in blocks:
+            if block["language"] == "python":
+                exec(compile(block["code"], path, "exec"), vars(module))
+            else:
+                run_shell(block["code"])
+        return len(blocks)
+
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +63,7 @@ def _registries():
 
 
 @pytest.fixture(scope="session", name="films")
-def _films(tmp_path_factory):
+def _films(tmp_path_factory, run_page):
     """A folder in which the quickstart was run."""
     folder = tmp_path_factory.mktemp("films")
     before = Path.cwd()
@@ -90,7 +81,7 @@ def test_quickstart_trains_and_evaluates_a_model(films):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_blocks_of_a_page_run(page, films, monkeypatch):
+def test_blocks_of_a_page_run(page, films, run_page, monkeypatch):
     monkeypatch.chdir(films)
     torch.manual_seed(0)
     run_page(page)

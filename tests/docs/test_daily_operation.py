@@ -1,9 +1,7 @@
 """The page *Daily operation*: its commands run in order, beside a server that never fails."""
 
 import os
-import re
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,10 +14,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from serve_load import ADMIN, start_server
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "daily_operation.md"
-BLOCK = re.compile(
-    r"(?P<skip><!-- not run: [^\n]+ -->\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```",
-    re.MULTILINE | re.DOTALL,
-)
 NEEDS_CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 NEEDS_GNU_MV = pytest.mark.skipif(sys.platform != "linux", reason="the page uses mv -T of GNU")
 
@@ -34,7 +28,8 @@ class Client:
 
     def _ask(self, address):
         with httpx.Client(base_url=address, timeout=30) as client:
-            while not self._stop.is_set():
+            # The pause leaves the cores to the commands of the page.
+            while not self._stop.wait(0.02):
                 answer = client.post("/v1/recommend", json={"user": 1, "k": 3})
                 if answer.status_code == 200:
                     self.versions.append(answer.json()["version"])
@@ -50,35 +45,25 @@ class Client:
         self._thread.join()
 
 
-def run(code, folder, address):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", code.replace("localhost:8000", address)],
-        cwd=folder,
-        env={**os.environ, "PATH": path, "CANDID_ADMIN_KEY": ADMIN},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
-
-
 @pytest.mark.slow
 @NEEDS_CURL
 @NEEDS_GNU_MV
-def test_a_night_runs_beside_the_server_and_can_be_rolled_back(tmp_path, monkeypatch):
+def test_a_night_runs_beside_the_server_and_can_be_rolled_back(
+    tmp_path, monkeypatch, code_blocks, run_shell
+):
     monkeypatch.chdir(tmp_path)
-    blocks = list(BLOCK.finditer(PAGE.read_text()))
+    blocks = code_blocks(PAGE)
     server = next(index for index, block in enumerate(blocks) if block["skip"])
     assert "candid serve live/films" in blocks[server]["code"]
     before, after = blocks[:server], blocks[server + 1 :]
     assert (len(before), len(after)) == (2, 7)
     exec(compile(before[0]["code"], str(PAGE), "exec"), {})
-    run(before[1]["code"], tmp_path, "")
+    run_shell(before[1]["code"])
     with start_server("live/films") as (_, address), Client(address) as client:
         served = []
         for block in after:
-            run(block["code"], tmp_path, address)
+            code = block["code"].replace("localhost:8000", address)
+            run_shell(code, CANDID_ADMIN_KEY=ADMIN)
             served.append(httpx.get(f"{address}/v1/model").json()["models"][0]["version"])
     assert client.failures == []
     # Published after the fifth step, rolled back after the seventh.
