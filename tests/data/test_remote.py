@@ -250,6 +250,8 @@ def test_folder_and_pattern_in_s3(bucket):
     assert rows_of(f"s3://{name}/log/day=*/*.parquet") == expected
     assert rows_of(f"s3://{name}/log/*/*") == expected
     assert rows_of(f"s3://{name}/log/day=2026-11-02") == expected[20:]
+    system.pipe_file(f"{name}/log [2].parquet", parquet(ROWS))
+    assert rows_of(f"s3://{name}/log [2].parquet") == ROWS.rows()  # not a pattern
 
 
 def test_folder_file_and_pattern_in_google_cloud_storage(tmp_path, google_bucket):

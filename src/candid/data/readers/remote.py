@@ -47,7 +47,7 @@ def find_remote(url: str, file_format: str) -> list[tuple[str, DataFile]]:
             raise unknown_format(name, b"")
         return [(chosen, _remote_file(name, url, info, system, url))]
     path = path.rstrip("/")
-    if has_magic(path):
+    if has_magic(path) and not _ask(name, system.exists, path):
         infos = _ask(name, system.glob, path, detail=True)
         if not infos:
             raise DataError(f"no file matches {name}; check the pattern")
