@@ -122,6 +122,7 @@ def test_panels_have_one_legend_and_the_same_color_for_a_series():
     assert [name for name in found if name in ("4", "16", "64")][:3] == ["4", "16", "64"]
     drawn = lines(svg, COLORS[1])
     assert len(drawn) == 2
+    assert len(lines(line_panels([right], order=("none", "refined")), COLORS[1])) == 1
     assert_affine(drawn[0], np.array([np.log([4, 16, 64]), [0.1, 0.2, 0.4]]).T)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,22 +113,29 @@ def rank_frequency(counts: Mapping[str, npt.ArrayLike], *, y_label: str) -> str:
     return _finish(figure, axes, "rank of the item", y_label)
 
 
-def calibration(curves: Mapping[str, Curve], *, y_label: str = "observed frequency") -> str:
+def calibration(
+    curves: Mapping[str, Curve],
+    *,
+    y_label: str = "observed frequency",
+    order: Sequence[str] = (),
+) -> str:
     """Draw observed frequency (y) against predicted probability (x), log-log, with the diagonal.
 
     Args:
         curves: by the name of the run; points at zero are left out.
         y_label: name of the observed values.
+        order: names of series in the order of their styles; (): that of the curves.
 
     Returns:
         SVG.
     """
     figure, axes = _new_figure()
     ends: list[float] = []
-    for index, (name, curve) in enumerate(curves.items()):
+    positions = _positions(curves, order)
+    for name, curve in curves.items():
         points = np.array([curve.x, curve.y], dtype=np.float64)
         x, y = points[:, (points > 0).all(axis=0)]
-        axes.plot(x, y, label=name, marker="o", markersize=3, **_style(index))
+        axes.plot(x, y, label=name, marker="o", markersize=3, **_style(positions[name]))
         ends += [*x, *y]
     if ends:
         _plot_diagonal(axes, ends, "exact")
@@ -143,6 +150,7 @@ def log_log(
     y_label: str,
     is_scatter: bool = False,
     diagonal: str | None = None,
+    order: Sequence[str] = (),
 ) -> str:
     """Draw two positive numbers against each other on logarithmic axes, one line per series.
 
@@ -152,16 +160,19 @@ def log_log(
         y_label: with its unit.
         is_scatter: draw points without lines.
         diagonal: name of a line where both numbers are equal; None: no such line.
+        order: names of series in the order of their styles; (): that of the curves.
 
     Returns:
         SVG.
     """
     figure, axes = _new_figure()
     ends: list[float] = []
-    for index, (name, curve) in enumerate(curves.items()):
+    positions = _positions(curves, order)
+    for name, curve in curves.items():
         points = np.array([curve.x, curve.y], dtype=np.float64)
         x, y = points[:, (points > 0).all(axis=0)]
-        axes.plot(x, y, label=name, **_marked(index) | ({"linestyle": ""} if is_scatter else {}))
+        style = _marked(positions[name]) | ({"linestyle": ""} if is_scatter else {})
+        axes.plot(x, y, label=name, **style)
         ends += x.tolist()
     if diagonal is not None and ends:
         _plot_diagonal(axes, ends, diagonal)
@@ -222,22 +233,24 @@ def log_y(
     return _finish(figure, axes, x_label, y_label)
 
 
-def line_panels(panels: Sequence[Panel]) -> str:
+def line_panels(panels: Sequence[Panel], *, order: Sequence[str] = ()) -> str:
     """Draw figures side by side, with one legend; a series has the same style in all of them.
 
     Args:
         panels: from left to right.
+        order: names of series in the order of their styles; (): that of the curves.
 
     Returns:
         SVG.
     """
     figure = _figure(10.2, 4.4)
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
+    positions = _positions(names, order)
     for position, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), position)
         for name, curve in panel.curves.items():
             x = np.asarray(curve.x, dtype=np.float64)
-            style = _marked(names.index(name))
+            style = _marked(positions[name])
             if panel.log_x:
                 # Series are moved apart, so that their bars do not cover each other.
                 x = x * 1.02 ** (names.index(name) - (len(names) - 1) / 2)
@@ -269,6 +282,11 @@ def line_panels(panels: Sequence[Panel]) -> str:
         fontsize="small",
     )
     return _to_svg(figure, [(panel.x_label, panel.y_label) for panel in panels])
+
+
+def _positions(names: Iterable[str], order: Sequence[str]) -> dict[str, int]:
+    """Return the position of each series in the order of styles; unknown ones come last."""
+    return {name: index for index, name in enumerate(dict.fromkeys([*order, *names]))}
 
 
 def _new_figure() -> tuple[Figure, Axes]:

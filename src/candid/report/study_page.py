@@ -11,9 +11,11 @@ import numpy as np
 
 from candid.report.figures import Curve, Panel, calibration, line_panels, log_log
 from candid.report.html import Block, Figure, Heading, Paragraph, Table, write_report
-from candid.study import ArmRow, GridPoint, Record, StudyCells, StudySummary
+from candid.study import ARMS, ArmRow, GridPoint, Record, StudyCells, StudySummary
 from candid.study.tables import COLUMNS, REFERENCE
 
+ORDER = tuple(ARMS)
+"""An arm has the same style in all figures."""
 LINEAR_BELOW = {"ndcg": 0.005, "nll": 0.02}
 """Ends of the linear part of the axes of differences."""
 USUAL_N = 64
@@ -107,6 +109,7 @@ def _drift_figures(summary: StudySummary) -> list[Block]:
                 y_label="NLL over full softmax, nats",
                 is_scatter=True,
                 diagonal="measured as predicted",
+                order=ORDER,
             ),
             "Excess NLL of the trained models against the drift predicted at them, a point for "
             f"each arm and grid point. {hidden} of {len(cells)} points are not shown: their drift "
@@ -119,6 +122,7 @@ def _drift_figures(summary: StudySummary) -> list[Block]:
                 x_label="n / chi2",
                 y_label="NLL over full softmax, nats",
                 is_scatter=True,
+                order=ORDER,
             ),
             "Excess NLL against n / chi2 for all datasets, with the median chi2 of the users. "
             "Points of an arm that lie on one curve depend on n and chi2 by their ratio alone.",
@@ -184,7 +188,7 @@ def _difference_figure(sampler: str, rows: Sequence[ArmRow]) -> list[Block]:
         return []
     return [
         Figure(
-            line_panels(panels),
+            line_panels(panels, order=ORDER),
             f"{sampler}: difference to {REFERENCE} against the number of candidates, with 95 % "
             "intervals. The axes of the differences are linear around 0 and logarithmic beyond.",
             f"Lines of the differences in NDCG and NLL by n, one for each arm, sampler {sampler}.",
@@ -236,7 +240,8 @@ def _point_figures(study: StudyCells, point: GridPoint) -> list[Block]:
                         "CPU seconds",
                         "validation NDCG@10",
                     ),
-                ]
+                ],
+                order=ORDER,
             ),
             "Quality during training, against steps and against the CPU seconds of the training.",
             "Lines of validation NDCG by steps and by CPU seconds, one for each arm.",
@@ -246,7 +251,8 @@ def _point_figures(study: StudyCells, point: GridPoint) -> list[Block]:
                 [
                     Panel(_by_popularity(cells, metric), "popularity of the target", label)
                     for metric, label in (("ndcg", "NDCG@10"), ("nll", "NLL, nats"))
-                ]
+                ],
+                order=ORDER,
             ),
             "Test metrics by the popularity of the target: groups of about the same number of "
             "training targets, the least popular first.",
@@ -256,6 +262,7 @@ def _point_figures(study: StudyCells, point: GridPoint) -> list[Block]:
             calibration(
                 {arm: curve for arm, found in cells.items() if (curve := _calibration(found))},
                 y_label="share that is the target",
+                order=ORDER,
             ),
             "Calibration: of all pairs of a user and an item with about the same stated "
             "probability P(item | user), the share whose item is the target.",
@@ -265,7 +272,7 @@ def _point_figures(study: StudyCells, point: GridPoint) -> list[Block]:
     if weights:
         blocks.append(
             Figure(
-                line_panels([Panel(weights, "steps", "mean sample weight")]),
+                line_panels([Panel(weights, "steps", "mean sample weight")], order=ORDER),
                 "The sample weight 1 - P of the training rows. It falls as the model becomes "
                 "confident; for logq and none it is not an estimate of 1 - P.",
                 "Lines of the mean sample weight by steps, one for each arm.",
