@@ -1,7 +1,7 @@
 """The fault campaign: kills, damaged files, hostile requests and full disks, from one seed.
 
     python benchmarks/faults.py --seed 0 --seconds 600        # or: make faults
-    python benchmarks/faults.py --only kills,mutations --cases 100
+    python benchmarks/faults.py --only kills,mutations --cases kills=20,mutations=500
     python benchmarks/faults.py --case kills:0:17              # repeat one case
 
 Five campaigns: ``kills`` of every verb that writes, ``disks`` that are full while it writes,
@@ -78,7 +78,7 @@ def run_campaign(
     """Run the cases of one campaign until its share of the time or its number of cases is over."""
     began = time.perf_counter()
     seconds = given.seconds * SHARES[name] / sum(SHARES[other] for other in given.only)
-    last = given.first + given.cases if given.cases is not None else sys.maxsize
+    last = given.first + given.cases[name] if name in given.cases else sys.maxsize
     campaign = make_campaign(name, fixture, work, given)
     numbers = iter(range(given.first, last))
     while time.perf_counter() - began < seconds:
@@ -111,7 +111,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=600.0, help="of all campaigns together")
     parser.add_argument("--only", default=",".join(CAMPAIGNS), help="campaigns, with commas")
-    parser.add_argument("--cases", type=int, help="largest number of cases of each campaign")
+    parser.add_argument(
+        "--cases", default="", help="largest number of cases: 100, or kills=20,mutations=500"
+    )
     parser.add_argument(
         "--scenarios", default="", help="leave out the cases of others, with commas"
     )
@@ -125,12 +127,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     given.only = given.only.split(",")
     given.scenarios = given.scenarios.split(",") if given.scenarios else []
+    given.cases = _cases_of(given.cases)
     if given.case:
         name, seed, number = given.case.split(":")
-        given.only, given.seed, given.first, given.cases = [name], int(seed), int(number), 1
+        given.only, given.seed, given.first, given.cases = [name], int(seed), int(number), {name: 1}
     if unknown := set(given.only) - set(CAMPAIGNS):
         parser.error(f"unknown campaign {unknown.pop()}; known: {', '.join(CAMPAIGNS)}")
     return given
+
+
+def _cases_of(text: str) -> dict[str, int]:
+    """Return the largest number of cases by campaign; those without one end with the time."""
+    if not text or text.isdecimal():
+        return dict.fromkeys(CAMPAIGNS, int(text)) if text else {}
+    pairs = (pair.partition("=") for pair in text.split(","))
+    return {name: int(number) for name, _, number in pairs}
 
 
 def _folders(given: argparse.Namespace) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""The fault campaign: a short run of it on candid, and on candid with planted faults."""
+"""The fault campaign: short runs of it on candid, and on candid with planted faults."""
 
 import json
 import os
@@ -59,8 +59,34 @@ def campaign(tmp_path_factory):
     return run
 
 
-@pytest.mark.campaign
+SHORT = {
+    "kills": ("prepare_again", "prepare_ids_from", "recommend_shards", "index_exact_again"),
+    "mutations": (
+        "data.toml",
+        "index_exact",
+        "items.csv",
+        "log.csv",
+        "log.parquet",
+        "run_features",
+    ),
+    "requests": ("mutated_requests", "malformed_heads"),
+}
+
+
+@pytest.mark.slow
 def test_short_campaign_finds_no_failure(campaign):
+    scenarios = ",".join(name for names in SHORT.values() for name in names)
+    code, report = campaign(
+        "--seed", "4", "--only", ",".join(SHORT), "--scenarios", scenarios, "--size", "0.2",
+        "--cases", "kills=10,mutations=500,requests=2", "--seconds", "3000",
+    )  # fmt: skip
+    assert report["failures"] == []
+    assert code == 0
+    assert report["cases"] == {"kills": 4, "mutations": 110, "requests": 2}
+
+
+@pytest.mark.campaign
+def test_campaign_with_trainings_and_updates_finds_no_failure(campaign):
     code, report = campaign(
         "--only", "kills,mutations,updates", "--cases", "40", "--scenarios",
         "prepare_again,train,recommend,killed_updates,run,log.csv,index_usearch",
