@@ -20,7 +20,7 @@ from candid.training import Trainer
 NUM_ITEMS = 15
 STOPPED_AT = 9
 """Step after which process 1 receives SIGTERM, in the middle of an epoch."""
-REFUSED = {"failed", "copies"}
+REFUSED = {"failed", "copies", "diversity"}
 FOURIER = {"type": "random_fourier", "num_candidates": 6, "refresh_every": 2}
 BY_STEPS = {"validate_every_steps": 4, "keep": "all"}
 VARIANTS = {
@@ -40,6 +40,11 @@ VARIANTS = {
     "sharded": {
         "training": {"tables": "sharded_row_adam", "clip_norm": 0.5, "patience": 2, **BY_STEPS},
         "sampler": {"type": "mixture", "components": ["popularity", "in_batch"]},
+    },
+    "diversity": {
+        "training": {"tables": "sharded_row_adam"},
+        "sampler": {"type": "in_batch"},
+        "evaluation": {"metrics": ["ndcg", "intra_list_diversity"]},
     },
 }
 
@@ -79,7 +84,8 @@ def recipe(variant="mean"):
             "log_every": 1,
         }
         | changes["training"],
-        "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "batch_size": 20},
+        "evaluation": {"ks": [1, 5], "metric": "ndcg@5", "batch_size": 20}
+        | changes.get("evaluation", {}),
     }
 
 
@@ -163,6 +169,7 @@ def main(folder):
     run(2, "rows-3", train_until_stopped, variant="sharded")
     run(3, "rows-3", train, variant="sharded", resume=True)
     run(2, "failed", fail)
+    run(2, "diversity", train, variant="diversity")
     (folder / "codes.json").write_text(json.dumps(codes))
 
 

@@ -124,6 +124,13 @@ def test_processes_with_other_checkpoints_are_refused(folder):
     assert "do not have the same input (checkpoint)" in (folder / "stderr.txt").read_text()
 
 
+def test_metric_that_sharded_tables_cannot_have_is_refused_before_the_first_step(folder):
+    codes = json.loads((folder / "codes.json").read_text())
+    assert codes["diversity"] == [2, 2]
+    assert "intra_list_diversity needs the vectors" in (folder / "stderr.txt").read_text()
+    assert not (folder / "diversity").exists()
+
+
 def test_run_of_several_processes_is_a_run(folder):
     run = load_run(folder / "mean-2", folder / "data")
     assert run.recommend([0], k=3).height == 3

@@ -135,6 +135,19 @@ class EvaluationConfig(ComponentConfig):
             f"evaluation.ks: {self.ks[-1]} exceeds the {num_items} items of the catalog; {advice}"
         )
 
+    def check_fits_shards(self) -> None:
+        """Refuse metrics that need the vectors of all items on one process.
+
+        Raises:
+            ConfigError: there is such a metric; tables are sharded over several processes.
+        """
+        if "intra_list_diversity" in self.metrics and self.diversity_attribute is None:
+            raise ConfigError(
+                "intra_list_diversity needs the vectors of all items, and those of sharded tables "
+                "are on several processes: set evaluation.diversity_attribute, or leave the metric "
+                "out"
+            )
+
     def during_training(self) -> EvaluationConfig:
         """Return the settings of a validation during training: no intervals and no slices."""
         return self.model_copy(

@@ -87,7 +87,7 @@ def evaluate(
     items_group = group
     if is_sharded(model):
         # All processes take part in every look-up, and so encode every query: items are shared.
-        _check_needs_no_vectors(config)
+        config.check_fits_shards()
         items_group, group = current_group() if group.is_single else group, Group()
     counts = counts_or_stored(dataset, item_counts)
     config.check_fits(int(catalog_mask(dataset, counts, config.catalog).sum()))
@@ -136,11 +136,3 @@ def evaluate(
     if num_unranked:
         report = replace(report, counts={**report.counts, "unranked_targets": num_unranked})
     return report
-
-
-def _check_needs_no_vectors(config: EvaluationConfig) -> None:
-    if "intra_list_diversity" in config.metrics and config.diversity_attribute is None:
-        raise ConfigError(
-            "intra_list_diversity needs the vectors of all items, and those of sharded tables are "
-            "on several processes: set evaluation.diversity_attribute, or leave the metric out"
-        )

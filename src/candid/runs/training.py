@@ -385,6 +385,8 @@ def _validation(
         return None, ""
     settings, context = config.evaluation.during_training(), features.context_for(dataset)
     # Checked before the first epoch, which may take hours.
+    if config.training.shards_tables and not group.is_single:
+        settings.check_fits_shards()
     queries = check_has_relevant(
         dataset,
         settings,
