@@ -221,3 +221,16 @@ def test_wrong_recipe_of_a_cell_is_refused_before_anything_runs():
     pilot = {"learning_rates": [0.01], "recipe": wrong}
     with pytest.raises(ConfigError, match=rf"pilot {cell}: unknown config key 'training.epoch'"):
         Grid(study_with(pilot=pilot))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"evaluation": {"ks": [5], "metric": "ndcg@5"}}, "evaluation.ks needs 10"),
+        ({"evaluation": {"nll": False}}, "evaluation.nll must be true"),
+        ({"training": {"trackers": []}}, "training.trackers needs 'jsonl'"),
+    ],
+)
+def test_recipe_without_the_values_of_a_record_is_refused(recipe, message):
+    with pytest.raises(ConfigError, match=rf"^study.toml: main a .* {message}"):
+        Grid(study_with(recipe=STUDY["recipe"] | recipe))

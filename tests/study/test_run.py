@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from candid.errors import ConfigError, Interrupted
+from candid.errors import ConfigError, DataError, Interrupted
 from candid.locks import acquire
 from candid.runs import train_run
 from candid.samplers.popularity import Popularity
@@ -253,6 +253,13 @@ def test_cell_of_another_process_is_left_to_it(complete, tmp_path, monkeypatch):
     assert result.is_complete
     assert len(result.records) == 2
     assert notes[-1] == "other processes run the 1 cells that are left"
+
+
+def test_dataset_without_a_validation_split_is_refused(tmp_path, started):
+    dataset = STUDY["datasets"]["synthetic"] | {"splits": {"whole": {"kind": "none"}}}
+    with pytest.raises(DataError, match="the dataset synthetic, split whole, has no validation"):
+        run_study(study_with(datasets={"synthetic": dataset}), tmp_path / "study")
+    assert started == []
 
 
 def test_folder_of_another_study_is_refused(complete, tmp_path):

@@ -256,4 +256,8 @@ def num_validations(config: RunConfig, steps: int, steps_per_epoch: int) -> int:
 
 
 def _digest(config: RunConfig) -> str:
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+    """Return a checksum of what decides the cost of a step and of a validation."""
+    table = config.model_dump(mode="json")
+    for key in ("epochs", "max_steps", "validate_every", "validate_every_steps", "lr"):
+        table["training"].pop(key)
+    return hashlib.sha256(json.dumps(table).encode()).hexdigest()[:16]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from candid.atomic import atomic_folder, write_error
-from candid.data import PreparedDataset, open_dataset, prepare_folder
-from candid.errors import Interrupted
+from candid.data import PreparedDataset, Role, open_dataset, prepare_folder
+from candid.errors import DataError, Interrupted
 from candid.locks import Lock, acquire
 from candid.study.config import Study
 from candid.synthetic import SyntheticConfig, SyntheticData
@@ -37,11 +37,18 @@ class Datasets:
         """Open a dataset with one of its splits; the last one stays open.
 
         Raises:
+            DataError: it has no validation or no test split.
             CandidError: it cannot be prepared or opened.
             Interrupted: the work should stop.
         """
         if self._name != (name, split) or self._dataset is None:
             self._dataset = self._open(name, split)
+            for role in (Role.VALIDATION, Role.TEST):
+                if not self._dataset.has_role(role):
+                    raise DataError(
+                        f"the dataset {name}, split {split}, has no {role.name.lower()} "
+                        "interactions: a study needs both splits; choose another split"
+                    )
             self._name = (name, split)
         return self._dataset
 

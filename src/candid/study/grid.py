@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from candid.config import RunConfig, parse_config
+from candid.errors import ConfigError
 from candid.study.arms import NO_SAMPLER, arm_settings, find_arm
 from candid.study.config import Study
 from candid.study.records import CellKey, Phase, Record
@@ -112,7 +113,10 @@ class Grid:
         table: Table = {}
         for part in parts:
             table = merged(table, part)
-        return parse_config(table, f"{study.source}: {key.label}")
+        source = f"{study.source}: {key.label}"
+        config = parse_config(table, source)
+        _check_is_recorded(config, source)
+        return config
 
     def digest(self, key: CellKey, dataset: str) -> str:
         """Return a checksum of everything that a cell depends on.
@@ -261,6 +265,24 @@ def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> Table:
 def by_key(records: Sequence[Record]) -> dict[CellKey, Record]:
     """Return records by key."""
     return {record.key: record for record in records}
+
+
+def _check_is_recorded(config: RunConfig, source: str) -> None:
+    """Refuse a recipe without the values of a record.
+
+    Raises:
+        ConfigError: a metric or the log is missing.
+    """
+    measured = config.evaluation
+    if 10 not in measured.ks or "ndcg" not in measured.metrics or not measured.nll:
+        raise ConfigError(
+            f"{source}: a study records NDCG@10 and NLL: evaluation.ks needs 10, "
+            "evaluation.metrics needs 'ndcg', and evaluation.nll must be true"
+        )
+    if "jsonl" not in config.training.trackers:
+        raise ConfigError(
+            f"{source}: a study reads its curves from the log: training.trackers needs 'jsonl'"
+        )
 
 
 def _rounded(rate: float) -> float:
