@@ -1,5 +1,7 @@
 """The contract suite over all registered towers, the model of two, and a new tower."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,14 @@ def test_vectors_include_cosine_and_temperature():
     queries = model.encode_queries(queries_of([1, 2], [3]))
     torch.testing.assert_close(queries.norm(dim=1), torch.full((2,), 10.0))
     torch.testing.assert_close(model.encode_items(torch.tensor([4])), items[[4]])
+
+
+def test_first_gradient_of_an_empty_history_is_as_large_as_the_others_with_the_cosine():
+    context = dataclasses.replace(PLAIN, empty_histories=True)
+    model = ModelConfig(query_tower="causal_transformer", similarity="cosine").build(context)
+    scores = model.encode_queries(queries_of([1, 2], [])) @ model.encode_catalog().T
+    torch.logsumexp(scores, dim=1).sum().backward()
+    assert 0 < model.query_tower.empty_history.grad.norm() < 100
 
 
 @pytest.mark.parametrize("learn", [True, False])

@@ -234,7 +234,8 @@ class CausalTransformer(QueryTower):
         self.reads_query_gap = read_query_gap
         self.reads_times = read_time_gaps or time_bias or read_query_gap
         self.needs_history = not empty_histories
-        self.empty_history = nn.Parameter(torch.zeros(dim)) if empty_histories else None
+        # Not zeros: the gradient of the cosine at a vector of zeros is about 1e12 times its own.
+        self.empty_history = nn.Parameter(0.02 * torch.randn(dim)) if empty_histories else None
 
     def extra_repr(self) -> str:
         """Return the settings."""
