@@ -14,10 +14,11 @@ mean of all differences is estimated without bias by
     V = (MS_users + MS_seeds - MS_rest) / (U · S)                                          (2)
 
 and the mean over its error follows Student's t with the degrees of freedom of Satterthwaite (1946,
-Biometrics Bulletin 2). V is never taken below ``MS_users / (U · S)`` or ``MS_seeds / (U · S)``,
+Biometrics Bulletin 2). With few seeds MS_seeds is often small by chance, which makes the error too
+small and at once the degrees too many. The degrees therefore take MS_seeds at the upper end of its
+one-sided 95 % interval. V is never taken below ``MS_users / (U · S)`` or ``MS_seeds / (U · S)``,
 which are the variances of the tests over users alone and over seeds alone. The test is therefore
-careful where neither users nor seeds differ. The approximation needs several seeds: with two it
-rejects a true hypothesis too often where the seeds make most of the variance.
+careful where neither users nor seeds differ.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtr, stdtrit
+from scipy.special import chdtri, stdtr, stdtrit
 
 Floats = npt.NDArray[np.float64]
+SEED_VARIANCE_CONFIDENCE: Final = 0.95
+"""Confidence of the upper end of the mean square of the seeds in the degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,9 @@ def _error(deviations: Floats) -> tuple[float, float]:
     total = max(user_part + of_seeds, of_users)
     if total == 0:
         return 0.0, users - 1.0
-    spread = user_part**2 / (users - 1) + of_seeds**2 / (seeds - 1)
-    degrees = (user_part + of_seeds) ** 2 / spread if spread else users - 1.0
+    seed_part = of_seeds * (seeds - 1) / float(chdtri(seeds - 1, SEED_VARIANCE_CONFIDENCE))
+    spread = user_part**2 / (users - 1) + seed_part**2 / (seeds - 1)
+    degrees = (user_part + seed_part) ** 2 / spread if spread else users - 1.0
     return math.sqrt(total / (users * seeds)), max(degrees, min(users, seeds) - 1.0)
 
 
