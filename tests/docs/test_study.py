@@ -31,7 +31,7 @@ def studies(script, tmp_path_factory, planted_studies):
         },
         ("popularity", 64): {"none": arm(ndcg=-0.3), "logq_kept": arm(), "bce": arm(drift=None)},
     }
-    planted_studies.PlantedStudy(points, users=100, seeds=4, num_items=500).write(folder)
+    planted_studies.PlantedStudy(points, users=100, seeds=6, num_items=500).write(folder)
     summary = summarize(StudyCells(folder)).to_json()
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "study.json").write_text(json.dumps({"name": "small", "study": {}}))
@@ -78,7 +78,7 @@ def test_differences_have_their_p_value_and_interval(script, studies):
 
 def test_cost_counts_cells_of_the_whole_catalog_once(script, studies):
     lines = script.cost(studies).splitlines()
-    assert lines[2].startswith("| small | 27 | 1 | 0 | ")
+    assert lines[2].startswith("| small | 41 | 1 | 0 | ")
     assert lines[-1] == (
         "- small, films, time, small, popularity, n = 16, none: the loss is nan at step 3; lower "
         "the learning rate."

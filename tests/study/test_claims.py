@@ -108,12 +108,13 @@ def test_small_study_decides_nothing(study):
 
 
 def test_claim_without_enough_seeds_is_not_decided(study, planted_arm):
-    claims = study(seeds=2)
-    assert claims["C3"]["verdict"] == "not decided"
-    assert claims["C3"]["reason"] == ("3 grid points have no arms to compare with 5 planned seeds")
+    claims = study(seeds=4)
+    for name in ("C1", "C2", "C3", "C4", "C6"):
+        assert claims[name]["verdict"] == "not decided"
+        assert claims[name]["reason"].endswith("no arms to compare with 5 planned seeds")
     claims = study({16: {"logq_kept": planted_arm(failed=(0, 1, 2, 3), cpu_seconds=20)}})
     assert claims["C3"]["findings"][0]["detail"] == "1 common seed finished; needs 5"
-    assert claims["C1"]["findings"][0]["detail"] == "1 common seed finished; needs 2"
+    assert claims["C1"]["findings"][0]["detail"] == "1 common seed finished; needs 5"
     assert claims["C1"]["verdict"] == claims["C3"]["verdict"] == "not decided"
 
 
@@ -138,12 +139,71 @@ def test_grid_points_with_too_few_planned_seeds_are_left_out(tmp_path, planted_s
     ]
 
 
+def judge(folder, planned):
+    """Judge a study in which five seeds of each (sampler, n, arm) are planned."""
+    seeds = tuple(range(5))
+    settings = {Setting("films", "time", "small", *place): seeds for place in planned}
+    return {one["name"]: one for one in judge_claims(StudyCells(folder, planned=settings))}
+
+
+def test_planned_arm_without_finished_seeds_blocks_a_verdict_on_all_arms(
+    tmp_path, planted_study, planted_arm
+):
+    arms = {"logq_kept": planted_arm(), "refined": planted_arm(nll=0.1)}
+    points = {("popularity", n): arms for n in (16, 64)}
+    planted_study(points).write(tmp_path)
+    planned = [("popularity", n, arm) for n in (16, 64) for arm in arms]
+    assert judge(tmp_path, planned)["C3"]["verdict"] == "supported"
+    for missing in (("popularity", 64, "none"), ("popularity", 64, "logq_distinct")):
+        claim = judge(tmp_path, [*planned, missing])["C3"]
+        assert claim["verdict"] == "not decided"
+        assert findings(claim) == ["supported", "not decided"]
+    unstarted = [("popularity", 256, arm) for arm in arms]
+    claim = judge(tmp_path, [*planned, *unstarted])["C3"]
+    assert claim["verdict"] == "not decided"
+    assert claim["findings"][2]["detail"] == "0 common seeds finished; needs 5"
+
+
+def test_cost_claim_reads_the_largest_n_all_samplers_and_blocks_of_the_plan(
+    tmp_path, planted_study, planted_arm
+):
+    full = ("none", 0, "full_softmax")
+    level, behind = tmp_path / "level", tmp_path / "behind"
+    for folder, ndcg in ((level, 0.0), (behind, -0.1)):
+        folder.mkdir()
+        points = {("popularity", 16): {"logq_kept": planted_arm(ndcg=ndcg, cpu_seconds=20)}}
+        planted_study(points, users=300).write(folder)
+    planned = [full, ("popularity", 16, "logq_kept")]
+    assert judge(level, planned)["C6"]["verdict"] == "supported"
+    assert judge(behind, planned)["C6"]["verdict"] == "against"
+    # A larger n of the same sampler that is planned, but not finished.
+    for folder in (level, behind):
+        claim = judge(folder, [*planned, ("popularity", 256, "logq_kept")])["C6"]
+        assert findings(claim) == ["not decided"]
+    # Another sampler may still be level; with a level one, it is one more chance.
+    for more in (("uniform", 16, "logq_kept"), ("in_batch", 0, "logq_kept")):
+        assert findings(judge(behind, [*planned, more])["C6"]) == ["not decided"]
+        assert findings(judge(level, [*planned, more])["C6"]) == ["supported"]
+    # An n above 1 % of the 60,000 items does not take part.
+    assert judge(level, [*planned, ("uniform", 1024, "logq_kept")])["C6"]["verdict"] == "supported"
+    # Another dataset without a finished cell.
+    settings = {
+        Setting(name, "time", "small", *place): tuple(range(5))
+        for name in ("films", "songs")
+        for place in planned
+    }
+    judged = {one["name"]: one for one in judge_claims(StudyCells(level, planned=settings))}
+    assert findings(judged["C6"]) == ["supported", "not decided"]
+    assert judged["C6"]["verdict"] == "not decided"
+    assert judged["C6"]["findings"][1]["detail"] == "no cell is finished: the catalog is unknown"
+
+
 def test_missing_cells_and_a_difference_at_the_margin_decide_nothing(study, planted_arm):
     claims = study({16: {"refined": planted_arm(ndcg=0.002, nll=0.3, drift=None)}}, full=None)
     # As far ahead as the margin: neither within it nor beyond it.
     assert findings(claims["C4"]) == ["not decided", "supported", "supported"]
     assert claims["C2"]["findings"][0]["detail"] == "drift was not measured"
-    assert claims["C6"]["findings"][0]["detail"] == "the full softmax is missing"
+    assert claims["C6"]["reason"] == "1 grid point has no arms to compare with 5 planned seeds"
     assert claims["C5"]["reason"] == "0 cells with a drift; needs 10"
 
 

@@ -28,8 +28,8 @@ MARGINS: Final[dict[Metric, float]] = {"ndcg": 0.002, "nll": 0.01}
 """Differences that are too small to matter."""
 DRIFT_SHARE: Final = 0.3
 """Largest distance of a measured difference from the predicted one, as a share of the latter."""
-MIN_SEEDS: Final = 2
-MANY_SEEDS: Final = 5
+MIN_SEEDS: Final = 5
+"""Least number of common seeds, planned and finished, of a test."""
 CORRELATION: Final = 0.9
 MIN_PAIRS: Final = 10
 """Least number of cells of a rank correlation."""
@@ -87,11 +87,11 @@ def _correction_doubles_ndcg(study: StudyCells) -> Judgement:
     for point in points:
         if point.sampler == UNIFORM:
             continue
-        values, seeds = study.values(point, (KEPT, UNCORRECTED), "ndcg")
-        if len(seeds) < MIN_SEEDS:
-            evidence.append(_too_few_seeds(point, len(seeds)))
+        gap = study.difference(point, KEPT, UNCORRECTED, "ndcg", factor=2.0)
+        if gap is None or gap.seeds < MIN_SEEDS:
+            evidence.append(_too_few_seeds(point, gap.seeds if gap else 0))
             continue
-        gap = paired_difference(values[KEPT], 2 * values[UNCORRECTED])
+        values, _ = study.values(point, (KEPT, UNCORRECTED), "ndcg")
         means = [float(values[arm].mean()) for arm in (KEPT, UNCORRECTED)]
         ratio = f"{means[0] / means[1]:.2f} times" if means[1] > 0 else "against"
         detail = f"NDCG@10 {means[0]:.4f}, {ratio} {means[1]:.4f}"
@@ -118,28 +118,43 @@ def _difference_follows_drift(study: StudyCells) -> Judgement:
 
 
 def _drift_evidence(label: str, gap: PairedDifference, predicted: float, error: float) -> Evidence:
-    """Compare a measured with a predicted difference; both have an error."""
-    margin = max(DRIFT_SHARE * abs(predicted), MARGINS["nll"])
-    rest = replace(gap, value=gap.value - predicted, error=math.hypot(gap.error, error))
+    """Compare a measured difference with the ends of an interval around the predicted one.
+
+    Each end is a multiple of the prediction plus a constant, so that its error is that multiple of
+    the error of the prediction.
+    """
+    if DRIFT_SHARE * abs(predicted) > MARGINS["nll"]:
+        ends = [(1 - DRIFT_SHARE, 0.0), (1 + DRIFT_SHARE, 0.0)]
+    else:
+        ends = [(1.0, -MARGINS["nll"]), (1.0, MARGINS["nll"])]
+    ends.sort(key=lambda end: end[0] * predicted + end[1])
+    low, high = (
+        replace(
+            gap,
+            value=gap.value - factor * predicted - shift,
+            error=math.hypot(gap.error, factor * error),
+        )
+        for factor, shift in ends
+    )
     detail = f"NLL {gap.value:+.3f}, predicted {predicted:+.3f} ± {error:.3f}"
-    p_against = min(1.0, 2 * min(rest.p_above(margin), rest.p_below(-margin)))
-    return Evidence(label, detail, rest.p_equivalent(margin), p_against)
+    p_support = max(low.p_above(0.0), high.p_below(0.0))
+    p_against = min(1.0, 2 * min(low.p_below(0.0), high.p_above(0.0)))
+    return Evidence(label, detail, p_support, p_against)
 
 
 def _kept_is_never_behind(study: StudyCells) -> Judgement:
     evidence, left_out = [], 0
     for point in study.points:
-        arms = [arm for arm in study.arms(point) if study.finished(point, arm)]
-        many = [arm for arm in arms if study.num_planned(point, arm) >= MANY_SEEDS]
-        ours = [arm for arm in KEPT_OR_DISTINCT if arm in many]
-        others = [arm for arm in many if arm not in KEPT_OR_DISTINCT]
+        arms = [arm for arm in study.arms(point) if study.num_planned(point, arm) >= MIN_SEEDS]
+        ours = [arm for arm in KEPT_OR_DISTINCT if arm in arms]
+        others = [arm for arm in arms if arm not in KEPT_OR_DISTINCT]
         if not ours or not others:
-            left_out += bool(arms)
+            left_out += 1
             continue
         tests = [_gains(study, point, arm, others) for arm in ours]
         seeds = min((gap.seeds for gaps in tests for _, gap, _ in gaps), default=0)
-        if seeds < MANY_SEEDS:
-            evidence.append(_too_few_seeds(point, seeds, needed=MANY_SEEDS))
+        if seeds < MIN_SEEDS:
+            evidence.append(_too_few_seeds(point, seeds))
             continue
         p_support, p_against = [], []
         for gaps in tests:
@@ -152,7 +167,7 @@ def _kept_is_never_behind(study: StudyCells) -> Judgement:
         evidence.append(
             Evidence(point.label, detail, min(1.0, len(tests) * p_support[best]), max(p_against))
         )
-    return judge_all(evidence, left_out=_few_planned(left_out, MANY_SEEDS))
+    return judge_all(evidence, left_out=_few_planned(left_out))
 
 
 def _gains(
@@ -209,42 +224,53 @@ def _drift_ranks_the_excess(study: StudyCells) -> Judgement:
 
 
 def _sampled_is_level(study: StudyCells, least: int, most: float) -> Judgement:
-    evidence = []
+    evidence, left_out = [], 0
+    planned, _ = _points(study, KEPT)
     for block in study.blocks:
-        cells = [
-            one
-            for point in study.points
-            if point.whole_catalog == block
-            for one in study.finished(point, KEPT).values()
-        ]
-        if not cells or not least <= cells[0].num_items < most:
+        points = [point for point in planned if point.whole_catalog == block]
+        num_items = study.num_items(block)
+        if num_items is not None and not least <= num_items < most:
             continue
-        if not study.finished(block, FULL):
-            evidence.append(Evidence(block.data, "the full softmax is missing"))
-            continue
-        evidence.append(_block_evidence(study, block))
-    return judge_all(evidence)
+        if not points or study.num_planned(block, FULL) < MIN_SEEDS:
+            left_out += 1
+        elif num_items is None:
+            evidence.append(Evidence(block.data, "no cell is finished: the catalog is unknown"))
+        else:
+            evidence.append(_block_evidence(study, block, _largest(study, points, num_items)))
+    return judge_all(evidence, left_out=_few_planned(left_out))
 
 
-def _block_evidence(study: StudyCells, block: GridPoint) -> Evidence:
-    """Compare the largest n that is small enough, of each sampler, with the full softmax."""
+def _largest(study: StudyCells, points: Sequence[GridPoint], num_items: int) -> list[GridPoint]:
+    """Return, for each planned sampler, the grid point with the largest n that is small enough.
+
+    An n that follows from the batch and has no finished cell yet counts as small enough.
+    """
     largest: dict[str, tuple[int, GridPoint]] = {}
-    for point in study.points:
+    for point in points:
         finished = list(study.finished(point, KEPT).values())
-        if point.whole_catalog != block or not finished:
-            continue
-        n, num_items = finished[0].candidates_per_row, finished[0].num_items
-        if n <= CANDIDATE_SHARE * num_items and n > largest.get(point.sampler, (0, point))[0]:
+        n = finished[0].candidates_per_row if finished else point.num_candidates
+        if n <= CANDIDATE_SHARE * num_items and n >= largest.get(point.sampler, (0, point))[0]:
             largest[point.sampler] = n, point
-    tests = []
-    for _, point in largest.values():
+    return [point for _, point in largest.values()]
+
+
+def _block_evidence(study: StudyCells, block: GridPoint, largest: Sequence[GridPoint]) -> Evidence:
+    """Compare the grid point of each sampler with the full softmax."""
+    if not largest:
+        return Evidence(
+            block.data, f"no sampler has n of at most {CANDIDATE_SHARE:.0%} of the items"
+        )
+    tests, few = [], []
+    for point in largest:
         mine, full = study.finished(point, KEPT), study.finished(point, FULL)
         seeds = sorted(set(mine) & set(full))
         gaps = [_gain(study, point, KEPT, FULL, metric) for metric in METRICS]
         if len(seeds) < MIN_SEEDS or None in gaps:
+            few.append(f"{point.candidates}: {_seed_count(len(seeds))}")
             continue
         ndcg, nll = (gap for gap in gaps if gap is not None)
         seconds = [np.array([[one[s].cpu_seconds] for s in seeds]) for one in (mine, full)]
+        # Seconds have no users: the seeds are the sample.
         cost = paired_difference(seconds[0], COST_SHARE * seconds[1])
         p_values = [
             (ndcg.p_above(-MARGINS["ndcg"]), ndcg.p_below(-MARGINS["ndcg"])),
@@ -258,12 +284,13 @@ def _block_evidence(study: StudyCells, block: GridPoint) -> Evidence:
         support, against = zip(*p_values, strict=True)
         tests.append((max(support), min(holm(against)), detail))
     if not tests:
-        few = f"no sampler with n of at most {CANDIDATE_SHARE:.0%} of the items"
-        return Evidence(block.data, f"{few} has {MIN_SEEDS} seeds")
-    # One sampler that is level is enough; all have to fail to contradict.
+        return Evidence(block.data, "; ".join(few))
+    # One level sampler is enough, and each is a chance; all have to fail to contradict.
     p_support, _, detail = min(tests)
-    p_against = max(one for _, one, _ in tests)
-    return Evidence(block.data, detail, min(1.0, len(tests) * p_support), p_against)
+    p_against = 1.0 if few else max(one for _, one, _ in tests)
+    return Evidence(
+        block.data, "; ".join([detail, *few]), min(1.0, len(largest) * p_support), p_against
+    )
 
 
 def _points(study: StudyCells, *arms: str) -> tuple[list[GridPoint], int]:
@@ -275,12 +302,12 @@ def _points(study: StudyCells, *arms: str) -> tuple[list[GridPoint], int]:
     return enough, len(points) - len(enough)
 
 
-def _few_planned(left_out: int, needed: int = MIN_SEEDS) -> str:
+def _few_planned(left_out: int) -> str:
     """Return how many grid points have no test because the study plans too few seeds there."""
     if not left_out:
         return ""
     places = "1 grid point has" if left_out == 1 else f"{left_out} grid points have"
-    return f"{places} no arms to compare with {needed} planned seeds"
+    return f"{places} no arms to compare with {MIN_SEEDS} planned seeds"
 
 
 def _gain(
@@ -291,11 +318,12 @@ def _gain(
     return study.difference(point, *pair, metric)
 
 
-def _too_few_seeds(
-    point: GridPoint, seeds: int, label: str | None = None, needed: int = MIN_SEEDS
-) -> Evidence:
-    count = f"{seeds} common seed{'' if seeds == 1 else 's'} finished"
-    return Evidence(label or point.label, f"{count}; needs {needed}")
+def _too_few_seeds(point: GridPoint, seeds: int, label: str | None = None) -> Evidence:
+    return Evidence(label or point.label, _seed_count(seeds))
+
+
+def _seed_count(seeds: int) -> str:
+    return f"{seeds} common seed{'' if seeds == 1 else 's'} finished; needs {MIN_SEEDS}"
 
 
 def _interval(found: RankCorrelation) -> str:
@@ -307,7 +335,7 @@ CLAIMS: Final = (
         "C1",
         "Correcting at all doubles NDCG@10.",
         f"The arms {UNCORRECTED} and {KEPT} with a sampler that is not uniform (uniform samples "
-        "need no correction for popularity); 2 seeds.",
+        f"need no correction for popularity); {MIN_SEEDS} seeds.",
         f"At each grid point, NDCG@10 of {KEPT} minus twice that of {UNCORRECTED} is above 0.",
         _correction_doubles_ndcg,
     ),
@@ -315,7 +343,7 @@ CLAIMS: Final = (
         "C2",
         "Sign and size of the difference in NLL between refined and logq follow the drift.",
         f"The arms {REFINED} and {KEPT}, or {MASKED}, with their drifts at the trained models; "
-        "2 seeds.",
+        f"{MIN_SEEDS} seeds.",
         "At each grid point, the measured difference is equivalent to the difference of the "
         f"drifts within {DRIFT_SHARE:.0%} of the latter, at least within {MARGINS['nll']} nats.",
         _difference_follows_drift,
@@ -324,7 +352,7 @@ CLAIMS: Final = (
         "C3",
         "logq with kept hits, or on distinct items, is nowhere behind another correction.",
         f"The arm {KEPT} or {KEPT_OR_DISTINCT[1]}, and other arms of the same sampler and n, each "
-        f"with {MANY_SEEDS} planned seeds.",
+        f"with {MIN_SEEDS} seeds.",
         "At each grid point, one of the two is not inferior to any other arm: not behind by more "
         f"than {MARGINS['ndcg']} in NDCG@10 and {MARGINS['nll']} nats in NLL. Against: both are "
         "behind by more than a margin.",
@@ -333,7 +361,7 @@ CLAIMS: Final = (
     Claim(
         "C4",
         "The gain of the paper is a gain over its own baseline.",
-        f"The arms {REFINED}, {PUBLISHED} and {KEPT}; 2 seeds.",
+        f"The arms {REFINED}, {PUBLISHED} and {KEPT}; {MIN_SEEDS} seeds.",
         f"At each grid point, NDCG@10 of {REFINED} is above that of {PUBLISHED}, and not above "
         f"that of {KEPT} by more than {MARGINS['ndcg']}.",
         _gain_is_over_the_published_baseline,
@@ -354,7 +382,7 @@ CLAIMS: Final = (
         "A sampled recipe is level with the tuned full softmax at n of at most 1 % of a catalog of "
         "at least 50,000 items, for less than half of its CPU time.",
         f"The arms {KEPT} and {FULL} on catalogs of {LARGE_CATALOG:,} to {HUGE_CATALOG:,} items; "
-        "each sampler at its largest n of at most 1 % of the items; 2 seeds.",
+        f"each sampler at its largest n of at most 1 % of the items; {MIN_SEEDS} seeds.",
         f"For each dataset, split and tower, {KEPT} with one of the samplers is not behind by more "
         f"than {MARGINS['ndcg']} in NDCG@10 and {MARGINS['nll']} nats in NLL, with less than "
         f"{COST_SHARE} of the CPU seconds.",

@@ -132,7 +132,18 @@ class StudyCells:
             own = self._planned.get((point, arm))
             return own if own is not None else self._planned.get((point.whole_catalog, arm), 0)
         arms = [*self.arms(point), *self.arms(point.whole_catalog)]
-        return max(len(self.cells(point, one)) for one in arms)
+        return max((len(self.cells(point, one)) for one in arms), default=0)
+
+    def num_items(self, point: GridPoint) -> int | None:
+        """Return the size of the catalog of a dataset and split; None without a finished cell."""
+        sizes = (
+            one.num_items
+            for (place, _), cells in self._cells.items()
+            if (place.dataset, place.split) == (point.dataset, point.split)
+            for one in cells
+            if one.is_finished
+        )
+        return next(sizes, None)
 
     def cells(self, point: GridPoint, arm: str) -> list[Record]:
         """Return the records of an arm, finished or failed, by seed; empty without one.
