@@ -1,6 +1,7 @@
 """The cells of a study, the rule of the learning rate, and the errors of a study file."""
 
 import copy
+import dataclasses
 import math
 from pathlib import Path
 
@@ -149,6 +150,35 @@ def test_cells_have_the_rate_of_the_nearest_n_of_the_pilot():
     assert [key.num_candidates for key in grid.pilot_cells({})] == [8, 128]
 
 
+@pytest.mark.parametrize(
+    ("sampler", "arm", "is_refused"),
+    [
+        ("uniform", "refined", True),
+        ("mixed", "bce", True),
+        ("popularity", "logq_random_fourier", True),
+        ("popularity", "logq_nearest", False),
+        ("whole_batch", "refined", False),
+    ],
+)
+def test_full_softmax_over_trained_items_needs_samplers_of_them(sampler, arm, is_refused):
+    grids = [
+        {"datasets": ["a"], "samplers": [sampler], "arms": [arm]},
+        {"datasets": ["a"], "arms": ["full_softmax"]},
+    ]
+    batches = {"unit": "interaction"}
+    Grid(study_with(grids=grids))
+    trained = study_with(
+        grids=grids, recipe={"batches": batches, "training": {"softmax_over": "trained"}}
+    )
+    if not is_refused:
+        Grid(trained)
+        return
+    with pytest.raises(
+        ConfigError, match=f"{arm!r} with the sampler {sampler!r} samples all items"
+    ):
+        Grid(trained)
+
+
 def test_digest_follows_recipe_measurements_and_dataset():
     study = study_with()
     key = Setting("a", "leave-one-out", "vectors", "popularity", 64, "refined").cell("main", 0.1, 0)
@@ -162,6 +192,9 @@ def test_digest_follows_recipe_measurements_and_dataset():
     }
     assert len(digests) == 4
     assert Grid(study_with()).digest(key, "data") == same
+    pilot = dataclasses.replace(key, phase="pilot")  # the measurements are of main cells
+    without_drift = Grid(study_with(measure={"drift": False}))
+    assert without_drift.digest(pilot, "data") == Grid(study).digest(pilot, "data")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +226,27 @@ def test_digest_follows_recipe_measurements_and_dataset():
             "the arm 'logq_distinct' is not defined for the samplers of its grid",
         ),
         ({"grids": [{"arms": ["none"], "num_candidates": [0]}]}, "must be at least 1, got 0"),
+        (
+            {"grids": [{"arms": ["published_code"], "samplers": ["uniform", "mixed"]}]},
+            "the arm 'published_code' is not defined for the samplers of its grid",
+        ),
+        (
+            {"recipe": {"loss": {"jackknife": True}}},
+            r"\[recipe\]: loss is set by the study for each cell; remove the key",
+        ),
+        (
+            {"datasets": {"a": {"prepared": "d", "recipe": {"training": {"lr": 0.1}}}}},
+            r"\[datasets.a.recipe\]: training.lr is set by the study",
+        ),
+        (
+            {"towers": {"vectors": TOWER | {"sampler": {"type": "uniform"}}}},
+            r"\[towers.vectors\]: sampler is set by the study",
+        ),
+        (
+            {"pilot": {"learning_rates": [1.0], "recipe": {"seed": 3}}},
+            r"\[pilot.recipe\]: seed is set by the study",
+        ),
+        ({"pilot": {"learning_rates": [1.0], "seed": 0}}, r"\[pilot\]: seed = 0 is a seed of the"),
         ({"grids": [{"arms": ["none"], "towers": ["x"]}]}, "unknown tower 'x'"),
         ({"grids": [{"arms": ["none"], "splits": ["time"]}]}, "'a' has none of the splits time"),
     ],

@@ -25,6 +25,8 @@ and n/2 of the sampler; n by random Fourier features in the place of the sampler
 WITH_DISTINCT: Final = ("uniform", "popularity", "in_batch", "whole_batch")
 WITH_REPLACEMENT: Final = ("uniform", "popularity", "in_batch", "whole_batch", "mixed")
 INDEPENDENT: Final = ("uniform", "popularity")
+FULL_SUPPORT: Final = ("uniform", "mixed")
+"""Samplers that draw all items, those too that are never a training target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,14 @@ class Arm:
         """Whether the loss reads all items and takes no candidates."""
         return self.candidates == "catalog"
 
+    def samples_all_items(self, sampler: str) -> bool:
+        """Whether the candidates can be items that are never a training target.
+
+        Args:
+            sampler: name of the sampler.
+        """
+        return self.candidates == "random_fourier" or sampler in FULL_SUPPORT
+
 
 def _softmax(correction: str, **settings: Any) -> Table:
     return {"type": "sampled_softmax", "correction": correction, **settings}
@@ -59,6 +69,7 @@ ARMS: Final[Mapping[str, Arm]] = {
         "baseline of the code published with the refined correction: candidates shifted by log Q "
         "without log n",
         _softmax("published_code"),
+        samplers=("popularity", "in_batch", "whole_batch"),
     ),
     "logq_masked": Arm(
         "logQ for positive and candidates, accidental hits masked",

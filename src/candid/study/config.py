@@ -21,6 +21,8 @@ C = TypeVar("C", bound=ComponentConfig)
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of a study file are parts of paths."""
+SET_BY_THE_GRID: Final = ("data", "loss", "sampler", "seed", "training.keep", "training.lr")
+"""Recipe keys that the study sets for each cell: given elsewhere they would change the arms."""
 AS_PREPARED: Final = "as-prepared"
 """Name of the split of a dataset that was prepared before."""
 
@@ -115,7 +117,7 @@ class PilotConfig(ComponentConfig):
     """The pilot: short trainings that choose the learning rate of each arm on validation."""
 
     learning_rates: tuple[float, ...] = Field(min_length=1, description="learning rates to try")
-    seed: int = Field(1000, ge=0, description="seed of the pilot, best none of the main cells")
+    seed: int = Field(1000, ge=0, description="seed of the pilot, none of the main cells")
     metric: Literal["ndcg@10", "nll"] = Field(
         "ndcg@10", description="validation metric that chooses: the best value wins"
     )
@@ -155,9 +157,13 @@ class MeasureConfig(ComponentConfig):
 
 
 class BudgetConfig(ComponentConfig):
-    """The largest cost of a study."""
+    """The largest estimated cost of a study; not checked again while cells run."""
 
-    cpu_hours: float = Field(gt=0, description="CPU hours of all cells, over all threads")
+    cpu_hours: float = Field(
+        gt=0,
+        description="CPU hours over all threads: a call whose cells cost more, those that have "
+        "ended and the estimate of the missing ones together, is refused before its first cell",
+    )
 
 
 class StudyConfig(ComponentConfig):
@@ -198,6 +204,9 @@ class Study:
 
     def __init__(self, config: StudyConfig, source: str) -> None:
         self.config, self.source = config, source
+        self._check_recipe(config.recipe, "recipe")
+        for name, table in config.towers.items():
+            self._check_recipe(table, f"towers.{name}")
         for kind, names in (("dataset", config.datasets), ("tower", config.towers)):
             for name in names:
                 self._check_name(kind, name)
@@ -206,15 +215,23 @@ class Study:
             for name, table in config.datasets.items()
         }
         for name, dataset in self.datasets.items():
+            self._check_recipe(dataset.recipe, f"datasets.{name}.recipe")
             for split in dataset.split_names:
                 self._check_name(f"split of {name}", split)
                 self.data_config(name, split, Path())
         self.pilot = self._part(PilotConfig, config.pilot, "pilot")
+        self._check_recipe(self.pilot.recipe, "pilot.recipe")
         self.measure = self._part(MeasureConfig, config.measure, "measure")
         self.cpu_hours = self._part(BudgetConfig, config.budget, "budget").cpu_hours
         self.grids = tuple(
             self._grid(table, f"grids.{number}") for number, table in enumerate(config.grids)
         )
+        if any(self.pilot.seed in grid.seeds for grid in self.grids):
+            raise ConfigError(
+                f"{source}: [pilot]: seed = {self.pilot.seed} is a seed of the main cells too, "
+                "which would be measured with the noise that chose their learning rate; choose "
+                "another one"
+            )
 
     def learning_rates(self, name: str) -> tuple[float, ...]:
         """Return the learning rates of the pilot of a dataset, ascending."""
@@ -254,6 +271,17 @@ class Study:
 
     def _part(self, part: type[C], table: Mapping[str, Any], key: str) -> C:
         return validated(part, table, f"{self.source}: [{key}]")
+
+    def _check_recipe(self, table: Table, key: str) -> None:
+        """Refuse recipe keys that the study sets for each cell."""
+        for name in SET_BY_THE_GRID:
+            section, _, inner = name.partition(".")
+            value = table.get(section)
+            if section in table and (not inner or (isinstance(value, Mapping) and inner in value)):
+                raise ConfigError(
+                    f"{self.source}: [{key}]: {name} is set by the study for each cell; remove "
+                    "the key"
+                )
 
     def _check_name(self, kind: str, name: str) -> None:
         if not NAME.fullmatch(name):

@@ -93,6 +93,7 @@ class Grid:
         for phase, settings in phases:
             for setting in settings:
                 self.config(setting.cell(phase, study.learning_rates(setting.dataset)[0], 0))
+        self._check_softmax()
 
     def config(self, key: CellKey) -> RunConfig:
         """Return the recipe of a cell.
@@ -127,9 +128,10 @@ class Grid:
         """
         content = {
             "recipe": self.config(key).model_dump(mode="json"),
-            "measure": self.study.measure.model_dump(mode="json"),
             "dataset": dataset,
         }
+        if key.phase == "main":
+            content["measure"] = self.study.measure.model_dump(mode="json")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def pilot_cells(self, records: Mapping[CellKey, Record]) -> list[CellKey]:
@@ -182,6 +184,29 @@ class Grid:
     def num_main(self) -> int:
         """Number of main cells."""
         return sum(map(len, self.seeds.values()))
+
+    def _check_softmax(self) -> None:
+        """Refuse a softmax over the trained items beside arms whose softmax is over all items.
+
+        Raises:
+            ConfigError: there is one; their NLL and their excess could not be compared.
+        """
+        full = {
+            (s.dataset, s.split, s.tower): s for s in self.seeds if find_arm(s.arm).reads_catalog
+        }
+        for setting in self.seeds:
+            anchor = full.get((setting.dataset, setting.split, setting.tower))
+            if anchor is None or not find_arm(setting.arm).samples_all_items(setting.sampler):
+                continue
+            rate = self.study.learning_rates(anchor.dataset)[0]
+            if self.config(anchor.cell("main", rate, 0)).training.softmax_over == "trained":
+                raise ConfigError(
+                    f"{self.study.source}: {setting.dataset} {setting.tower}: the arm "
+                    f"{anchor.arm!r} is over the training targets alone (training.softmax_over = "
+                    f"'trained'), but {setting.arm!r} with the sampler {setting.sampler!r} samples "
+                    "all items, so that they cannot be compared: set training.softmax_over = "
+                    "'all', or leave one of them out"
+                )
 
     def _values(
         self, setting: Setting, rates: Iterable[float], records: Mapping[CellKey, Record]
