@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from candid.study import statistics
 from candid.study.statistics import paired_difference, rank_correlation
 
 TRIALS = 1000
@@ -175,3 +176,18 @@ def test_interval_of_rank_correlation_covers_the_truth():
     found = [rank_correlation(one, two) for one, two in zip(x, y, strict=True)]
     cover = np.mean([one.low <= truth <= one.high for one in found])
     assert 0.92 < cover < 0.98
+
+
+def test_interval_over_groups_covers_the_truth_where_pairs_of_a_group_depend(monkeypatch):
+    """Groups shift x and y independently, so that the true correlation is 0."""
+    monkeypatch.setattr(statistics, "BOOTSTRAP_DRAWS", 200)
+    rng = np.random.default_rng(12)
+    groups = np.repeat(np.arange(8), 6).astype(str)
+    alone = together = 0
+    for _ in range(40):
+        x, y = 3 * rng.standard_normal((2, 8)).repeat(6, axis=1) + rng.standard_normal((2, 48))
+        one, two = rank_correlation(x, y), rank_correlation(x, y, groups=groups)
+        assert one.value == two.value
+        alone += one.low <= 0 <= one.high
+        together += two.low <= 0 <= two.high
+    assert alone < 28 < 32 <= together

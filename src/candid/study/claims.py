@@ -17,7 +17,6 @@ from candid.evaluation import holm
 from candid.study.drift_cells import FULL, drift_cells, predicted_difference
 from candid.study.statistics import (
     PairedDifference,
-    RankCorrelation,
     paired_difference,
     rank_correlation,
 )
@@ -33,6 +32,8 @@ MIN_SEEDS: Final = 5
 CORRELATION: Final = 0.9
 MIN_PAIRS: Final = 10
 """Least number of cells of a rank correlation."""
+MIN_DATASETS: Final = 5
+"""Least number of datasets of the bootstrap of a rank correlation."""
 LARGE_CATALOG: Final = 50_000
 HUGE_CATALOG: Final = 1_000_000
 CANDIDATE_SHARE: Final = 0.01
@@ -204,16 +205,20 @@ def _gain_is_over_the_published_baseline(study: StudyCells) -> Judgement:
 
 
 def _drift_ranks_the_excess(study: StudyCells) -> Judgement:
-    cells = drift_cells(study)
-    if len(cells) < MIN_PAIRS:
-        return Judgement("not decided", f"{len(cells)} cells with a drift; needs {MIN_PAIRS}")
+    cells = [one for one in drift_cells(study) if one.seeds >= MIN_SEEDS]
+    datasets = [one.point.dataset for one in cells]
+    if len(cells) < MIN_PAIRS or len(set(datasets)) < MIN_DATASETS:
+        reason = f"{len(cells)} cells of {len(set(datasets))} datasets with a drift; needs "
+        reason += f"{MIN_PAIRS} cells of {MIN_DATASETS} datasets, each with {MIN_SEEDS} seeds"
+        return Judgement("not decided", reason)
     excess = [one.excess for one in cells]
-    drift = rank_correlation([one.drift for one in cells], excess)
-    reason = f"{len(cells)} cells: rank correlation with the excess NLL {_interval(drift)} of drift"
+    drift = rank_correlation([one.drift for one in cells], excess, groups=datasets)
+    reason = f"{len(cells)} cells: rank correlation with the excess NLL {drift} of drift"
     biases = [one.gradient_bias for one in cells if one.gradient_bias is not None]
-    bias = rank_correlation(biases, excess) if len(biases) == len(cells) else None
+    all_known = len(biases) == len(cells)
+    bias = rank_correlation(biases, excess, groups=datasets) if all_known else None
     if bias is not None:
-        reason += f", {_interval(bias)} of the gradient bias given the positive"
+        reason += f", {bias} of the gradient bias given the positive"
     else:
         reason += "; the gradient bias given the positive was not measured in all cells"
     if drift.high < CORRELATION or (bias is not None and bias.low > CORRELATION):
@@ -326,10 +331,6 @@ def _seed_count(seeds: int) -> str:
     return f"{seeds} common seed{'' if seeds == 1 else 's'} finished; needs {MIN_SEEDS}"
 
 
-def _interval(found: RankCorrelation) -> str:
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
-
-
 CLAIMS: Final = (
     Claim(
         "C1",
@@ -370,11 +371,11 @@ CLAIMS: Final = (
         "C5",
         "Drift predicts the excess NLL over the full softmax; the gradient bias given the positive "
         "does not.",
-        f"Arms with a drift and the arm {FULL}; at least {MIN_PAIRS} cells, each the mean of its "
-        "seeds.",
+        f"Arms with a drift and the arm {FULL}; at least {MIN_PAIRS} cells of {MIN_DATASETS} "
+        f"datasets, each the mean of at least {MIN_SEEDS} common seeds.",
         f"Over all cells, the 95 % interval of the rank correlation of the drift is above "
         f"{CORRELATION}, that of the gradient bias below. Against: the first is below, or the "
-        "second above.",
+        "second above. A value below twice its error counts as 0; the bootstrap draws datasets.",
         _drift_ranks_the_excess,
     ),
     Claim(

@@ -23,10 +23,12 @@ class DriftCell:
         point: the grid point.
         arm: the arm.
         drift: predicted, in nats, mean over the seeds; 0 where it is below twice its error.
-        gradient_bias: given the positive; None where it was not measured.
+        gradient_bias: given the positive, by the same rule; None where a seed lacks it.
         excess: NLL over that of the full softmax, in nats.
         excess_error: its standard error over users and seeds; None for a single user.
         chi2: median over the users, mean over the seeds; None where it is unknown.
+        seeds: number of finished seeds that the arm and the full softmax share. All values are
+            those of these seeds.
     """
 
     point: GridPoint
@@ -36,30 +38,34 @@ class DriftCell:
     excess: float
     excess_error: float | None
     chi2: float | None
+    seeds: int
 
 
 def drift_cells(study: StudyCells) -> list[DriftCell]:
-    """Return the arms with a drift and a trained full softmax to compare with."""
+    """Return the arms with a drift of each seed that they share with the full softmax."""
     cells = []
     for point in study.points:
         for arm in study.arms(point):
-            finished = list(study.finished(point, arm).values())
+            full = study.finished(point, FULL)
+            finished = [one for seed, one in study.finished(point, arm).items() if seed in full]
             drifts = [one.drift for one in finished if one.drift is not None]
-            gap = study.difference(point, arm, FULL, "nll") if drifts else None
+            if not finished or len(drifts) < len(finished):
+                continue
+            gap = study.difference(point, arm, FULL, "nll")
             if gap is None:
                 continue
-            drift, error = _mean_drift(drifts)
-            bias = [one.gradient_bias.value for one in finished if one.gradient_bias is not None]
+            biases = [one.gradient_bias for one in finished if one.gradient_bias is not None]
             chi2 = [one.chi2.p50 for one in finished if one.chi2 and one.chi2.p50 is not None]
             cells.append(
                 DriftCell(
                     point,
                     arm,
-                    drift if drift >= 2 * error else 0.0,
-                    fmean(bias) if bias else None,
+                    _above_error(drifts),
+                    _above_error(biases) if len(biases) == len(finished) else None,
                     gap.value,
                     finite(gap.error),
                     fmean(chi2) if chi2 else None,
+                    gap.seeds,
                 )
             )
     return cells
@@ -75,15 +81,21 @@ def predicted_difference(
     drifts = [[one.drift for one in of_arm if one.drift is not None] for of_arm in cells]
     if not seeds or any(len(one) < len(seeds) for one in drifts):
         return None
-    (first, first_error), (second, second_error) = map(_mean_drift, drifts)
+    (first, first_error), (second, second_error) = map(_mean, drifts)
     return first - second, math.hypot(first_error, second_error)
 
 
-def _mean_drift(drifts: Sequence[Measured]) -> tuple[float, float]:
+def _above_error(measured: Sequence[Measured]) -> float:
+    """Return the mean over seeds, or 0 where it is below twice its error."""
+    value, error = _mean(measured)
+    return value if value >= 2 * error else 0.0
+
+
+def _mean(measured: Sequence[Measured]) -> tuple[float, float]:
     """Return the mean over seeds and its error.
 
     The measurements share users and samples, so their mean error does not fall with the seeds.
     """
-    values = [one.value for one in drifts]
+    values = [one.value for one in measured]
     of_seeds = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return fmean(values), math.hypot(of_seeds, fmean(one.standard_error or 0.0 for one in drifts))
+    return fmean(values), math.hypot(of_seeds, fmean(one.standard_error or 0.0 for one in measured))

@@ -36,6 +36,8 @@ from scipy.special import chdtri, stdtr, stdtrit
 Floats = npt.NDArray[np.float64]
 SEED_VARIANCE_CONFIDENCE: Final = 0.95
 """Confidence of the upper end of the mean square of the seeds in the degrees of freedom."""
+BOOTSTRAP_DRAWS: Final = 2000
+"""Draws of the bootstrap over groups."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class RankCorrelation:
 
     Attributes:
         value: in [-1, 1]; nan where one side is constant.
-        low: lower end of the interval; nan for fewer than four pairs.
+        low: lower end of the interval; nan for fewer than four pairs, or for a single group.
         high: upper end.
         pairs: n.
     """
@@ -122,6 +124,9 @@ class RankCorrelation:
     low: float
     high: float
     pairs: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 def paired_difference(
@@ -182,16 +187,22 @@ def _error(deviations: Floats) -> tuple[float, float]:
 
 
 def rank_correlation(
-    x: Sequence[float], y: Sequence[float], *, confidence: float = 0.95
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    groups: Sequence[str] | None = None,
+    confidence: float = 0.95,
 ) -> RankCorrelation:
     """Compute Spearman's rank correlation; equal values share their mean rank.
 
     The interval is that of Fisher's z with the variance (1 + r² / 2) / (n - 3) of Bonett & Wright
-    (2000, Psychometrika 65). It takes the pairs as independent.
+    (2000, Psychometrika 65), which takes the pairs as independent. With groups it has the
+    percentiles of a bootstrap that draws whole groups (Field & Welsh 2007, JRSS B 69).
 
     Args:
         x: n values.
         y: n values.
+        groups: n names; pairs with the same name may depend on each other. None: none do.
         confidence: of the interval.
 
     Example:
@@ -199,19 +210,42 @@ def rank_correlation(
         0.9
     """
     pairs = len(x)
-    ranks = [_ranks(values) - (pairs + 1) / 2 for values in (x, y)]
-    norm = math.sqrt(float(np.square(ranks[0]).sum() * np.square(ranks[1]).sum()))
-    if norm == 0:
-        return RankCorrelation(math.nan, math.nan, math.nan, pairs)
-    value = float(ranks[0] @ ranks[1]) / norm
-    if pairs < 4:
+    value = _correlation(x, y)
+    if pairs < 4 or math.isnan(value):
         return RankCorrelation(value, math.nan, math.nan, pairs)
+    if groups is not None:
+        return RankCorrelation(value, *_group_interval(x, y, groups, confidence), pairs)
     # Fisher's z is infinite at ±1.
     bounded = min(max(value, -1 + 1e-12), 1 - 1e-12)
     quantile = float(stdtrit(np.inf, (1 + confidence) / 2))
     half = quantile * math.sqrt((1 + bounded**2 / 2) / (pairs - 3))
     z = math.atanh(bounded)
     return RankCorrelation(value, math.tanh(z - half), math.tanh(z + half), pairs)
+
+
+def _correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return Spearman's rank correlation; nan where one side is constant."""
+    ranks = [_ranks(values) - (len(values) + 1) / 2 for values in (x, y)]
+    norm = math.sqrt(float(np.square(ranks[0]).sum() * np.square(ranks[1]).sum()))
+    return float(ranks[0] @ ranks[1]) / norm if norm else math.nan
+
+
+def _group_interval(
+    x: Sequence[float], y: Sequence[float], groups: Sequence[str], confidence: float
+) -> tuple[float, float]:
+    """Return the percentiles of the rank correlation over draws of whole groups."""
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    members = [np.flatnonzero(group == one) for one in range(int(group.max()) + 1)]
+    if len(members) < 2:
+        return math.nan, math.nan
+    pairs = np.stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
+    rng = np.random.default_rng(0)
+    found = []
+    for draw in rng.integers(0, len(members), (BOOTSTRAP_DRAWS, len(members))):
+        drawn = pairs[:, np.concatenate([members[one] for one in draw])]
+        found.append(_correlation(drawn[0].tolist(), drawn[1].tolist()))
+    low, high = np.nanquantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def _ranks(values: Sequence[float]) -> Floats:
