@@ -36,8 +36,8 @@ from scipy.special import chdtri, stdtr, stdtrit
 Floats = npt.NDArray[np.float64]
 SEED_VARIANCE_CONFIDENCE: Final = 0.95
 """Confidence of the upper end of the mean square of the seeds in the degrees of freedom."""
-BOOTSTRAP_DRAWS: Final = 2000
-"""Draws of the bootstrap over groups."""
+BOOTSTRAP_SAMPLES: Final = 2000
+"""Samples of the bootstrap over groups."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def rank_correlation(
 
     The interval is that of Fisher's z with the variance (1 + r² / 2) / (n - 3) of Bonett & Wright
     (2000, Psychometrika 65), which takes the pairs as independent. With groups it has the
-    percentiles of a bootstrap that draws whole groups (Field & Welsh 2007, JRSS B 69).
+    percentiles of a bootstrap over whole groups (Field & Welsh 2007, JRSS B 69).
 
     Args:
         x: n values.
@@ -233,7 +233,7 @@ def _correlation(x: Sequence[float], y: Sequence[float]) -> float:
 def _group_interval(
     x: Sequence[float], y: Sequence[float], groups: Sequence[str], confidence: float
 ) -> tuple[float, float]:
-    """Return the percentiles of the rank correlation over draws of whole groups."""
+    """Return the percentiles of the rank correlation over samples of whole groups."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     members = [np.flatnonzero(group == one) for one in range(int(group.max()) + 1)]
     if len(members) < 2:
@@ -241,7 +241,7 @@ def _group_interval(
     pairs = np.stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
     rng = np.random.default_rng(0)
     found = []
-    for draw in rng.integers(0, len(members), (BOOTSTRAP_DRAWS, len(members))):
+    for draw in rng.integers(0, len(members), (BOOTSTRAP_SAMPLES, len(members))):
         drawn = pairs[:, np.concatenate([members[one] for one in draw])]
         found.append(_correlation(drawn[0].tolist(), drawn[1].tolist()))
     low, high = np.nanquantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
