@@ -180,7 +180,7 @@ def test_interval_of_rank_correlation_covers_the_truth():
 
 def test_interval_over_groups_covers_the_truth_where_pairs_of_a_group_depend(monkeypatch):
     """Groups shift x and y independently, so that the true correlation is 0."""
-    monkeypatch.setattr(statistics, "BOOTSTRAP_DRAWS", 200)
+    monkeypatch.setattr(statistics, "BOOTSTRAP_SAMPLES", 200)
     rng = np.random.default_rng(12)
     groups = np.repeat(np.arange(8), 6).astype(str)
     alone = together = 0

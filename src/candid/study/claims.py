@@ -375,7 +375,8 @@ CLAIMS: Final = (
         f"datasets, each the mean of at least {MIN_SEEDS} common seeds.",
         f"Over all cells, the 95 % interval of the rank correlation of the drift is above "
         f"{CORRELATION}, that of the gradient bias below. Against: the first is below, or the "
-        "second above. A value below twice its error counts as 0; the bootstrap resamples datasets.",
+        "second above. A value below twice its error counts as 0; the bootstrap resamples "
+        "datasets.",
         _drift_ranks_the_excess,
     ),
     Claim(
