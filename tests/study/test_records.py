@@ -46,6 +46,11 @@ def test_last_line_of_a_key_counts(tmp_path):
     for record in (failed, other, RECORD):
         append_record(tmp_path, record)
     assert read_records(tmp_path) == [other, RECORD]
+    append_record(tmp_path, failed)  # by a process that began before the success
+    assert read_records(tmp_path) == [other, RECORD]
+    changed = dataclasses.replace(failed, digest="of other settings")
+    append_record(tmp_path, changed)
+    assert read_records(tmp_path) == [other, changed]
 
 
 def test_line_cut_by_a_crash_is_dropped_and_repaired(tmp_path):

@@ -176,6 +176,17 @@ def test_failed_cell_is_recorded_and_runs_again_only_when_asked(copied, started)
     assert len(started) == 5
     assert len(result.failed) == 2
 
+    class OtherProcess(Silent):
+        """Retries the second cell while this process runs the first one."""
+
+        def on_cell(self, key, status):
+            if key.seed == 0:
+                append_record(copied, dataclasses.replace(result.failed[1], error="again"))
+
+    result = run_study(study, copied, retry_failed=True, progress=OtherProcess())
+    assert len(started) == 6
+    assert {one.key.seed: one.error == "again" for one in result.failed} == {0: False, 1: True}
+
 
 def test_failed_pilot_leaves_its_arm_without_a_learning_rate(copied):
     recipe = copy.deepcopy(STUDY["recipe"])
@@ -221,6 +232,14 @@ def test_changed_setting_runs_its_cells_again(complete, tmp_path, started):
     subprocess.run(["cp", "-r", complete[0], out], check=True)
     run_study(study_with(), out)
     assert started == []
+    # A process that was killed after the record of a cell has left the folder of the cell.
+    record = complete[1].records[0]
+    stale = out / "cells" / f"{record.key.id}-{record.digest[:8]}"
+    other = out / "cells" / "0123456789abcdef-01234567"  # of a cell without a record
+    for folder in (stale, other):
+        (folder / "run").mkdir(parents=True)
+    run_study(study_with(), out)
+    assert (stale.exists(), other.exists()) == (False, True)
     grids = [{"num_candidates": [4, 8], "arms": ["logq_kept"]}]
     result = run_study(study_with(grids=grids), out)
     assert sorted({label.split(" n=")[1] for label in started}) == [

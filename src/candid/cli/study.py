@@ -56,9 +56,20 @@ def study(
 
     console = Console(json, quiet)
     if report:
-        page, claims = _write_report(read_study(file), out)
-        document = {"study": str(file), "out": str(out), "page": str(page), "claims": claims}
-        console.result(document, *_claim_lines(claims), f"page: {page}")
+        content = read_study(file)
+        records, left_out = _present_records(content, out)
+        page, claims = _write_report(content, out, records)
+        document = {
+            "study": str(file),
+            "out": str(out),
+            "page": str(page),
+            "claims": claims,
+            "records_left_out": left_out,
+        }
+        lines = [*_claim_lines(claims), f"page: {page}"]
+        if left_out:
+            lines.insert(0, f"left out: {counted(left_out, 'record')} of other settings")
+        console.result(document, *lines)
         return
     content = read_study(file)
     with _progress(console) as progress:
@@ -79,21 +90,31 @@ def study(
     console.result(document, *lines)
 
 
+def _present_records(content: Study, out: Path) -> tuple[list[Record], int]:
+    """Return the records of the settings that the study has now, and the number of others."""
+    from candid.errors import ArtifactError
+    from candid.study import read_records
+    from candid.study.grid import Grid
+
+    records, grid = read_records(out), Grid(content)
+    present = [record for record in records if grid.has_settings_of(record)]
+    if not present:
+        others = f", but {len(records)} of other settings" if records else ""
+        raise ArtifactError(
+            f"{out} has no records of the study{others}; run candid study without --report first"
+        )
+    return present, len(records) - len(present)
+
+
 def _write_report(
-    content: Study, out: Path, records: Sequence[Record] | None = None
+    content: Study, out: Path, records: Sequence[Record]
 ) -> tuple[Path, dict[str, str]]:
     """Write page and summary of a study; return the page and the verdict on each claim."""
     from candid.atomic import write_json
-    from candid.errors import ArtifactError
     from candid.report.study_page import write_study_page
-    from candid.study import StudyCells, read_records, summarize
+    from candid.study import StudyCells, summarize
     from candid.study.grid import Grid
 
-    records = read_records(out) if records is None else records
-    if not records:
-        raise ArtifactError(
-            f"{out} has no records of a study; run candid study without --report first"
-        )
     cells = StudyCells(out, records, Grid(content).seeds)
     summary = summarize(cells)
     write_json(out / "summary.json", summary.to_json())
@@ -173,7 +194,7 @@ class _StudyProgress:
         outcome = "  ".join(values) if record.is_finished else f"failed: {record.error}"
         remaining = "" if status.remaining is None else f", {_duration(status.remaining)} left"
         self._print(
-            f"{record.key.label}  {outcome}  {record.cpu_seconds:.0f} CPU s "
+            f"{record.key.label}  {outcome}  {_duration(record.cpu_seconds)} "
             f"({_counts(status)}{remaining})"
         )
         self._show(status, "")
@@ -197,7 +218,9 @@ class _StudyProgress:
 
 
 def _duration(seconds: float) -> str:
-    """Write CPU seconds: 40 CPU s, 12 CPU min, 3.5 CPU h."""
+    """Write CPU seconds: 0.14 CPU s, 40 CPU s, 12 CPU min, 3.5 CPU h."""
+    if seconds < 10:
+        return f"{seconds:.2g} CPU s"
     if seconds < 100:
         return f"{seconds:.0f} CPU s"
     return f"{seconds / 60:.0f} CPU min" if seconds < 6000 else f"{seconds / 3600:.1f} CPU h"

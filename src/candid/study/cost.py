@@ -96,6 +96,7 @@ class CostModel:
             self._known = json.loads(self._path.read_text(encoding="utf-8"))
         self._steps: dict[CostKey, dict[int, float]] = {}
         self._fixed: dict[tuple[str, str], Fixed] = {}
+        self._drifts: dict[str, bool] = {}
         self._counts: dict[tuple[str, str, str, str], tuple[int, int]] = {}
 
     def time(self, keys: Iterable[CellKey]) -> None:
@@ -105,7 +106,7 @@ class CostModel:
             sizes.setdefault(CostKey.of(setting), {}).setdefault(setting.num_candidates, setting)
         for cost_key, by_size in sorted(sizes.items()):
             fixed = (cost_key.dataset, cost_key.tower)
-            # A sampled setting, because its drift is measured too.
+            # A setting whose loss has an estimator, because its drift is measured too.
             if fixed not in self._fixed:
                 of_tower = [
                     one
@@ -113,8 +114,8 @@ class CostModel:
                     if (key.dataset, key.tower) == fixed
                     for one in settings.values()
                 ]
-                sampled = max(of_tower, key=lambda one: (one.sampler != NO_SAMPLER, one))
-                self._fixed[fixed] = self._timed_fixed(sampled)
+                timed = max(of_tower, key=lambda one: (self._has_drift(one), one))
+                self._fixed[fixed] = self._timed_fixed(timed)
             self._steps[cost_key] = {
                 n: self._timed_steps(by_size[n]) for n in {min(by_size), max(by_size)}
             }
@@ -126,7 +127,7 @@ class CostModel:
         steps, validations = self._lengths(key)
         total = steps * self._step(setting) + (validations + 1) * fixed.validation
         if key.phase == "main":
-            total += fixed.test + (0.0 if setting.sampler == NO_SAMPLER else fixed.drift)
+            total += fixed.test + (fixed.drift if self._has_drift(setting) else 0.0)
         return total
 
     def _step(self, setting: Setting) -> float:
@@ -137,6 +138,12 @@ class CostModel:
             return timed[low]
         share = (setting.num_candidates - low) / (high - low)
         return timed[low] + share * (timed[high] - timed[low])
+
+    def _has_drift(self, setting: Setting) -> bool:
+        """Whether the drift of a setting is measured: its loss estimates a softmax."""
+        if setting.arm not in self._drifts:
+            self._drifts[setting.arm] = self._config(setting).loss.estimator is not None
+        return self._drifts[setting.arm] and setting.sampler != NO_SAMPLER
 
     def _lengths(self, key: CellKey) -> tuple[int, int]:
         """Return the largest number of steps and validations of a cell."""

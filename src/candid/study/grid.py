@@ -134,6 +134,19 @@ class Grid:
             content["measure"] = self.study.measure.model_dump(mode="json")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
+    def has_settings_of(self, record: Record) -> bool:
+        """Whether the recipe of a record is the one that its cell has now.
+
+        The content of the dataset is not compared: it would have to be opened.
+        """
+        key, study = record.key, self.study
+        return (
+            key.dataset in study.datasets
+            and key.split in study.datasets[key.dataset].split_names
+            and key.tower in study.config.towers
+            and record.settings == self.config(key).model_dump(mode="json")
+        )
+
     def pilot_cells(self, records: Mapping[CellKey, Record]) -> list[CellKey]:
         """Return the cells of the pilot, with those by which a range is extended.
 

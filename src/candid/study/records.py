@@ -4,7 +4,8 @@ records.jsonl   one JSON object per line, in the order in which the cells ended
 users/ID.npz    arrays of one finished cell, by user
 
 A cell that runs again, because its settings changed or because it had failed, adds a line. The last
-line of a key counts. A line that was cut by a crash is dropped; the next line repairs the file.
+line of a key counts, but a failure does not replace a success with the same settings. A line that
+was cut by a crash is dropped; the next line repairs the file.
 """
 
 from __future__ import annotations
@@ -308,6 +309,8 @@ def append_record(folder: Path, record: Record) -> None:
 def read_records(folder: Path | str) -> list[Record]:
     """Return the last record of each key, in the order of the file; none without a file.
 
+    A failure does not replace a success with the same settings.
+
     Raises:
         ArtifactError: a line is damaged (the message names it), or of another format.
     """
@@ -328,6 +331,10 @@ def read_records(folder: Path | str) -> list[Record]:
                 f"{path}: line {number} cannot be read ({error}); remove the line to run its cell "
                 "again"
             ) from None
+        before = records.get(record.key)
+        if before is not None and before.is_finished and not record.is_finished:
+            # It may have failed in one process after it had succeeded in another.
+            record = before if before.digest == record.digest else record
         records.pop(record.key, None)
         records[record.key] = record
     return list(records.values())

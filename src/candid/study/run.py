@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import threading
 import time
@@ -170,7 +171,12 @@ class _Loop:
         self._fingerprints: dict[tuple[str, str], str] = {}
         self._digests: dict[CellKey, str] = {}
         self._read: tuple[tuple[int, int], dict[CellKey, Record]] | None = None
-        self._retry = {k for k, r in self.records().items() if not r.is_finished and retry_failed}
+        # A cell runs again while its record is still the failed one that this call has seen.
+        self._retry = {
+            key: record
+            for key, record in self.records().items()
+            if retry_failed and not record.is_finished
+        }
         self._pace = (0.0, 0.0)
 
     def records(self) -> dict[CellKey, Record]:
@@ -214,6 +220,7 @@ class _Loop:
     def run(self, minutes: float | None) -> StudyResult:
         """Run missing cells until none is left, or the minutes of this call are spent."""
         began, is_waiting = time.process_time(), False
+        self._remove_ended_folders()
         while True:
             self._check_stop("")
             records = self.records()
@@ -232,15 +239,29 @@ class _Loop:
                 is_waiting = True
                 self.stop.wait(4 * POLL_SECONDS)
 
+    def _remove_ended_folders(self) -> None:
+        """Remove the folders of finished cells whose process was killed after the record."""
+        finished = {key.id: key for key, one in self.records().items() if one.is_finished}
+        for folder in (self.out / "cells").glob("*-*"):
+            key = finished.get(folder.name.split("-")[0])
+            lock = None if key is None else self._lock(key)
+            if lock is not None:
+                with lock:
+                    shutil.rmtree(folder, ignore_errors=True)
+
     def _missing(self, records: Mapping[CellKey, Record]) -> list[CellKey]:
         """Return the cells that have not ended, or that are to run again; the pilot first."""
-        ended = {key: record for key, record in records.items() if key not in self._retry}
+        ended = self._ended(records)
         pilots = [key for key in self.grid.pilot_cells(ended) if key not in ended]
         return pilots or [key for key in self.grid.main_cells(ended) if key not in ended]
 
+    def _ended(self, records: Mapping[CellKey, Record]) -> dict[CellKey, Record]:
+        """Return the records without those of cells that this call is to run again."""
+        return {key: one for key, one in records.items() if self._retry.get(key) != one}
+
     def _remaining(self, records: Mapping[CellKey, Record]) -> float:
         """Return the estimated CPU seconds of the missing cells, at the pace of this call."""
-        ended = records.keys() - self._retry
+        ended = self._ended(records)
         pilots = [key for key in self.grid.pilot_cells(records) if key not in ended]
         main: list[CellKey] = []
         for setting, seeds in self.grid.seeds.items():
@@ -263,8 +284,7 @@ class _Loop:
             if lock is None:
                 continue
             held.enter_context(lock)
-            record = self.records().get(key)
-            if record is None or key in self._retry:
+            if key not in self._ended(self.records()):
                 return key
             lock.release()  # it ended meanwhile
         return None
@@ -280,7 +300,7 @@ class _Loop:
             raise write_error(path, error) from error
 
     def _run_cell(self, key: CellKey) -> None:
-        self._retry.discard(key)
+        self._retry.pop(key, None)
         before = self._status(self.records())
         if self.progress is not None:
             self.progress.on_cell(key, before)
@@ -316,7 +336,7 @@ class _Loop:
         self._check_stop(f" after {key.label}")
 
     def _status(self, records: Mapping[CellKey, Record]) -> StudyStatus:
-        ended = records.keys() - self._retry
+        ended = self._ended(records)
         pilots = self.grid.pilot_cells(records)
         main = self.grid.main_cells(records)
         return StudyStatus(
