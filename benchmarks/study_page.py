@@ -50,20 +50,32 @@ def take_over(folder: Path, target: Path = STUDIES) -> Path:
     """Copy the summary of a study to the results; return the new file.
 
     Raises:
-        SystemExit: the folder has no summary.
+        SystemExit: the folder has no summary, its study is not complete, or the summary is older
+            than the records or than a claim.
     """
     try:
         summary = json.loads((folder / "summary.json").read_text())
         study = json.loads((folder / "study.json").read_text())
+        age = (folder / "records.jsonl").stat().st_mtime - (folder / "summary.json").stat().st_mtime
     except OSError as error:
         raise SystemExit(
             f"{folder} has no study with a summary ({error}); run candid study"
         ) from None
+    again = "run candid study --report and take the study over again"
+    if age > 0:
+        raise SystemExit(f"{folder}: summary.json is older than records.jsonl; {again}")
+    _, _, missing = _counts(StudySummary.from_json(summary).rows)
+    if missing:
+        raise SystemExit(f"{folder}: {missing} cells missing; run candid study to its end")
+    command = summary.pop("command", None)
+    if command is None:
+        raise SystemExit(f"{folder}: summary.json has no command; {again}")
+    _claims(study["name"], summary)
     records = read_records(folder)
     path = target / f"{study['name']}.json"
     path.parent.mkdir(exist_ok=True)
     content = {
-        "command": f"candid study studies/{study['name']}.toml --out {study['name']}",
+        "command": command,
         "study": study["study"],
         "commits": sorted({one.commit for one in records if one.commit}),
         "versions": sorted({f"{k} {v}" for one in records for k, v in one.versions.items()}),
@@ -109,10 +121,11 @@ def verdicts(studies: Mapping[str, Study]) -> str:
         return NOT_MEASURED
     lines = [_row(["claim", *studies]), "|---|" + "---|" * len(studies)]
     against = []
-    for number, claim in enumerate(CLAIMS):
+    judged = {name: _claims(name, study["summary"]) for name, study in studies.items()}
+    for claim in CLAIMS:
         cells = [f"{claim.name}: {claim.prediction}"]
-        for name, study in studies.items():
-            one = study["summary"]["claims"][number]
+        for name, claims in judged.items():
+            one = claims[claim.name]
             cells.append(f"**{one['verdict']}**: {one['reason']}")
             against += [
                 f"- {claim.name}, {name}, {finding['label']}: {finding['detail']}."
@@ -189,15 +202,8 @@ def cost(studies: Mapping[str, Study]) -> str:
     ]
     notes: dict[str, None] = {}
     for name, study in studies.items():
-        # An arm of the whole catalog has a row at each grid point of its data and tower.
-        rows = {
-            (row.point.whole_catalog if row.arm == FULL else row.point, row.arm): row
-            for row in _rows(study)
-        }.values()
-        failed = sum(len(row.errors) for row in rows)
-        finished = sum(row.seeds for row in rows)
-        missing = sum(row.planned for row in rows) - finished - failed
-        cells = [name, *map(str, (finished, failed, missing)), f"{study['cpu_hours']:.1f}"]
+        rows = _once(_rows(study))
+        cells = [name, *map(str, _counts(rows)), f"{study['cpu_hours']:.1f}"]
         commits = ", ".join(commit[:12] for commit in study["commits"])
         lines.append(_row([*cells, commits, ", ".join(study["versions"])]))
         for row in rows:
@@ -240,6 +246,38 @@ def mechanism_tables(cells: Mapping[str, Sequence[dict[str, Any]]]) -> str:
 
 def _rows(study: Study) -> tuple[ArmRow, ...]:
     return StudySummary.from_json(study["summary"]).rows
+
+
+def _once(rows: Sequence[ArmRow]) -> list[ArmRow]:
+    """Return one row of an arm of the whole catalog, which has one at each of its grid points."""
+    places = {
+        (row.point.whole_catalog if row.arm == FULL else row.point, row.arm): row for row in rows
+    }
+    return list(places.values())
+
+
+def _counts(rows: Sequence[ArmRow]) -> tuple[int, int, int]:
+    """Return the number of finished, failed and missing cells."""
+    once = _once(rows)
+    finished, failed = sum(row.seeds for row in once), sum(len(row.errors) for row in once)
+    return finished, failed, sum(row.planned for row in once) - finished - failed
+
+
+def _claims(name: str, summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the verdicts of a study by the name of the claim.
+
+    Raises:
+        SystemExit: a verdict is missing, or is that of another prediction or test.
+    """
+    judged = {one["name"]: one for one in summary["claims"]}
+    for claim in CLAIMS:
+        texts = {key: getattr(claim, key) for key in ("prediction", "needs", "test")}
+        if not texts.items() <= judged.get(claim.name, {}).items():
+            raise SystemExit(
+                f"study {name}: the verdict on {claim.name} is missing or has another prediction "
+                "or test; run candid study --report and take the study over again"
+            )
+    return judged
 
 
 def _points(study: Study) -> dict[str, dict[str, ArmRow]]:

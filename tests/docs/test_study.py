@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -33,10 +34,64 @@ def studies(script, tmp_path_factory, planted_studies):
     }
     planted_studies.PlantedStudy(points, users=100, seeds=6, num_items=500).write(folder)
     summary = summarize(StudyCells(folder)).to_json()
-    (folder / "summary.json").write_text(json.dumps(summary))
+    command = {"command": "candid study small.toml --out small"}
+    (folder / "summary.json").write_text(json.dumps(command | summary))
     (folder / "study.json").write_text(json.dumps({"name": "small", "study": {}}))
     script.take_over(folder, target)
     return script.read_studies(target)
+
+
+@pytest.fixture
+def finished(tmp_path, planted_studies):
+    """The folder of a small study, and its summary before it is written."""
+    arm = planted_studies.PlantedArm
+    points = {("popularity", 16): {"logq_kept": arm(), "refined": arm()}}
+    planted_studies.PlantedStudy(points, users=20, seeds=2).write(tmp_path)
+    (tmp_path / "study.json").write_text(json.dumps({"name": "small", "study": {}}))
+    command = {"command": "candid study my.toml --out here"}
+    return tmp_path, command | summarize(StudyCells(tmp_path)).to_json()
+
+
+def test_take_over_keeps_the_recorded_command(script, finished):
+    folder, summary = finished
+    (folder / "summary.json").write_text(json.dumps(summary))
+    result = json.loads(script.take_over(folder, folder / "results").read_text())
+    assert result["command"] == "candid study my.toml --out here"
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("stale", "summary.json is older than records.jsonl"),
+        ("missing", "1 cells missing"),
+        ("command", "summary.json has no command"),
+        ("prediction", "the verdict on C2 is missing or has another prediction"),
+        ("test", "the verdict on C2 is missing or has another prediction"),
+        ("claim", "the verdict on C2 is missing or has another prediction"),
+    ],
+)
+def test_take_over_refuses_an_unfinished_or_stale_study(script, finished, fault, message):
+    folder, summary = finished
+    if fault == "missing":
+        summary["rows"][0]["planned"] += 1
+    elif fault == "command":
+        del summary["command"]
+    elif fault == "claim":
+        del summary["claims"][1]
+    elif fault != "stale":
+        summary["claims"][1][fault] = "another"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    if fault == "stale":
+        os.utime(folder / "summary.json", (0, 0))
+    with pytest.raises(SystemExit, match=message):
+        script.take_over(folder, folder / "results")
+    assert not (folder / "results").exists()
+
+
+def test_verdicts_are_matched_by_name(script, studies):
+    (study,) = studies.values()
+    turned = study | {"summary": study["summary"] | {"claims": study["summary"]["claims"][::-1]}}
+    assert script.verdicts({"small": turned}) == script.verdicts(studies)
 
 
 def test_page_matches_results(script):

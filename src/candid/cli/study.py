@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ def study(
     if report:
         content = read_study(file)
         records, left_out = _present_records(content, out)
-        page, claims = _write_report(content, out, records)
+        page, claims = _write_report(file, content, out, records)
         document = {
             "study": str(file),
             "out": str(out),
@@ -84,7 +85,7 @@ def study(
     document = {"study": str(file), "out": str(out), **_document(result)}
     lines = _lines(result, out)
     if result.records:
-        page, claims = _write_report(content, out, result.records)
+        page, claims = _write_report(file, content, out, result.records)
         document |= {"page": str(page), "claims": claims}
         lines.append(f"page: {page}")
     console.result(document, *lines)
@@ -107,7 +108,7 @@ def _present_records(content: Study, out: Path) -> tuple[list[Record], int]:
 
 
 def _write_report(
-    content: Study, out: Path, records: Sequence[Record]
+    file: Path, content: Study, out: Path, records: Sequence[Record]
 ) -> tuple[Path, dict[str, str]]:
     """Write page and summary of a study; return the page and the verdict on each claim."""
     from candid.atomic import write_json
@@ -117,7 +118,8 @@ def _write_report(
 
     cells = StudyCells(out, records, Grid(content).seeds)
     summary = summarize(cells)
-    write_json(out / "summary.json", summary.to_json())
+    command = shlex.join(["candid", "study", str(file), "--out", str(out)])
+    write_json(out / "summary.json", {"command": command, **summary.to_json()})
     page = out / "study.html"
     write_study_page(page, content.config.name, cells, summary)
     return page, {one["name"]: one["verdict"] for one in summary.claims}

@@ -33,7 +33,7 @@ CORRELATION: Final = 0.9
 MIN_PAIRS: Final = 10
 """Least number of cells of a rank correlation."""
 MIN_DATASETS: Final = 5
-"""Least number of datasets of the bootstrap of a rank correlation."""
+"""Least number of datasets of a rank correlation."""
 LARGE_CATALOG: Final = 50_000
 HUGE_CATALOG: Final = 1_000_000
 CANDIDATE_SHARE: Final = 0.01
@@ -217,10 +217,8 @@ def _drift_ranks_the_excess(study: StudyCells) -> Judgement:
     biases = [one.gradient_bias for one in cells if one.gradient_bias is not None]
     all_known = len(biases) == len(cells)
     bias = rank_correlation(biases, excess, groups=datasets) if all_known else None
-    if bias is not None:
-        reason += f", {bias} of the gradient bias given the positive"
-    else:
-        reason += "; the gradient bias given the positive was not measured in all cells"
+    known = "was not measured in all cells" if bias is None else f"{bias}"
+    reason += f"; of the gradient bias given the positive: {known}"
     if drift.high < CORRELATION or (bias is not None and bias.low > CORRELATION):
         return Judgement("against", reason)
     if drift.low > CORRELATION and bias is not None and bias.high < CORRELATION:
@@ -373,10 +371,9 @@ CLAIMS: Final = (
         "does not.",
         f"Arms with a drift and the arm {FULL}; at least {MIN_PAIRS} cells of {MIN_DATASETS} "
         f"datasets, each the mean of at least {MIN_SEEDS} common seeds.",
-        f"Over all cells, the 95 % interval of the rank correlation of the drift is above "
-        f"{CORRELATION}, that of the gradient bias below. Against: the first is below, or the "
-        "second above. A value below twice its error counts as 0; the bootstrap resamples "
-        "datasets.",
+        "The 95 % interval of the rank correlation of the drift over all cells (bootstrap over "
+        f"datasets) is above {CORRELATION}, that of the gradient bias below. Against: the first is "
+        "below, or the second above. A value below twice its error counts as 0.",
         _drift_ranks_the_excess,
     ),
     Claim(
