@@ -69,7 +69,7 @@ PREPARED = {
 """Name -> rows and options of ``prepare``; every verb works on them."""
 
 NOT_PREPARED = {
-    "no-order": (by_user(PERMUTATIONS), [], 2, 'set split.kind = "column"'),
+    "no-order": (by_user(PERMUTATIONS), [], 2, "--split cross-validation --split-unit interaction"),
     "one-interaction-each": (by_user([[0], [1]]), TIMES, 3, "a user with three interactions"),
     "two-interactions-each": (short_sessions(30), TIMES, 3, "a user with three interactions"),
     "one-item": (by_user([[0] * 4] * 5), TIMES, 3, "only one item after filtering ('i0')"),

@@ -166,10 +166,10 @@ def test_missing_count_and_unknown_correction_are_refused():
 def test_corrections_are_named_in_one_module():
     """Other modules may describe the names in prose, but do not compare with them.
 
-    The demo lists the corrections that it trains with.
+    The demo and the arms of a study list the corrections that they train with.
     """
     root = Path(candid.__file__).parent
     modules = {
         str(path.relative_to(root)) for path in root.rglob("*.py") if '"logq"' in path.read_text()
     }
-    assert modules - {"demo/regimes.py"} == {"losses/correction.py"}
+    assert modules - {"demo/regimes.py", "study/arms.py"} == {"losses/correction.py"}

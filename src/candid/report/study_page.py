@@ -89,7 +89,7 @@ def _drift_figures(summary: StudySummary) -> list[Block]:
     def curves(of: Callable[[int], tuple[float, float] | None]) -> dict[str, Curve]:
         points: dict[str, list[tuple[float, float]]] = {}
         for index, cell in enumerate(cells):
-            if (point := of(index)) is not None:
+            if (point := of(index)) is not None and min(point) > 0:
                 points.setdefault(cell.arm, []).append(point)
         return {arm: Curve(*zip(*sorted(found), strict=True)) for arm, found in points.items()}
 
@@ -99,36 +99,39 @@ def _drift_figures(summary: StudySummary) -> list[Block]:
             return None
         return n[cell.point] / cell.chi2, cell.excess
 
+    blocks: list[Block] = [Heading("Drift")]
     hidden = sum(one.drift <= 0 or one.excess <= 0 for one in cells)
-    return [
-        Heading("Drift"),
-        Figure(
-            log_log(
-                curves(lambda index: (cells[index].drift, cells[index].excess)),
-                x_label="predicted drift, nats",
-                y_label="NLL over full softmax, nats",
-                is_scatter=True,
-                diagonal="measured as predicted",
-                order=ORDER,
-            ),
+    reason = "their drift is not above twice its error, or their excess not above 0"
+    if by_drift := curves(lambda index: (cells[index].drift, cells[index].excess)):
+        figure = log_log(
+            by_drift,
+            x_label="predicted drift, nats",
+            y_label="NLL over full softmax, nats",
+            is_scatter=True,
+            diagonal="measured as predicted",
+            order=ORDER,
+        )
+        caption = (
             "Excess NLL of the trained models against the drift predicted at them, a point for "
-            f"each arm and grid point. {hidden} of {len(cells)} points are not shown: their drift "
-            "is not above twice its error, or their excess not above 0.",
-            "Points of measured excess NLL by predicted drift.",
-        ),
-        Figure(
-            log_log(
-                curves(against_chi2),
-                x_label="n / chi2",
-                y_label="NLL over full softmax, nats",
-                is_scatter=True,
-                order=ORDER,
-            ),
+            f"each arm and grid point. {hidden} of {len(cells)} points are not shown: {reason}."
+        )
+        blocks.append(Figure(figure, caption, "Points of measured excess NLL by predicted drift."))
+    else:
+        blocks.append(Paragraph(f"None of {len(cells)} points can be shown: {reason}."))
+    if by_ratio := curves(against_chi2):
+        figure = log_log(
+            by_ratio,
+            x_label="n / chi2",
+            y_label="NLL over full softmax, nats",
+            is_scatter=True,
+            order=ORDER,
+        )
+        caption = (
             "Excess NLL against n / chi2 for all datasets, with the median chi2 of the users. "
-            "Points of an arm that lie on one curve depend on n and chi2 by their ratio alone.",
-            "Points of measured excess NLL by n over chi2.",
-        ),
-    ]
+            "Points of an arm that lie on one curve depend on n and chi2 by their ratio alone."
+        )
+        blocks.append(Figure(figure, caption, "Points of measured excess NLL by n over chi2."))
+    return blocks
 
 
 def _block_of_data(study: StudyCells, summary: StudySummary, block: GridPoint) -> list[Block]:

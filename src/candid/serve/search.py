@@ -196,17 +196,12 @@ class ItemSearch(CatalogSearch):
         return self.best_of(query, k, np.flatnonzero(allowed))
 
     def best_of(self, query: Tensor, k: int, item_ids: Ints) -> TopItems:
-        """Return the best of some items for one query [D]; every live one is scored.
-
-        Scores are float64 products as float32, as in an exact index, so that equal vectors have
-        equal scores at every place in a block.
-        """
+        """Return the best of some items for one query [D]; every live one is scored."""
         ids, scores = [item_ids[:0]], [np.zeros(0, dtype=np.float32)]
-        wide = query.double()
         for begin in range(0, len(item_ids), BLOCK):
             live_ids, vectors = self.live_vectors(item_ids[begin : begin + BLOCK])
             ids.append(live_ids)
-            scores.append((vectors.double() @ wide).float().numpy())
+            scores.append(_products(vectors, query).numpy())
         return self.top(np.concatenate(ids), np.concatenate(scores), k)
 
     def similar(self, item_id: int, k: int, allowed: Bools | None, excluded: Ints) -> TopItems:
@@ -224,12 +219,12 @@ class ItemSearch(CatalogSearch):
             self._inverse_norms = _inverse_norms(self.index.item_vectors)
         scores = torch.full((changes.num_items,), -torch.inf)
         for begin, block in _blocks(self.index.item_vectors, BLOCK):
-            scores[begin : begin + len(block)] = block @ vector
+            scores[begin : begin + len(block)] = _products(block, vector)
         scores[: len(self._inverse_norms)] *= self._inverse_norms
         scores[: len(changes.hidden)][changes.hidden] = -torch.inf
         rows = changes.is_alive
         added = changes.vectors[rows]
-        scores[changes.item_ids[rows]] = (added @ vector) * _inverse_norms(added)
+        scores[changes.item_ids[rows]] = _products(added, vector) * _inverse_norms(added)
         scores[item_id] = -torch.inf
         scores[torch.from_numpy(excluded[excluded < len(scores)])] = -torch.inf
         if allowed is not None:
@@ -255,6 +250,14 @@ class ItemSearch(CatalogSearch):
             scores[:, ~changes.is_alive] = -torch.inf
             sums.add(scores)
         return sums.result()
+
+
+def _products(vectors: Tensor, vector: Tensor) -> Tensor:
+    """Return the float64 products of [N, D] with [D] as float32, as an exact index does.
+
+    In float32 the product of a row depends on its place in a block, and equal vectors are no ties.
+    """
+    return (vectors.double() @ vector.double()).float()
 
 
 def _inverse_norms(vectors: Tensor) -> Tensor:

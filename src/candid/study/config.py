@@ -237,7 +237,7 @@ class Study:
         """Return the learning rates of the pilot of a dataset, ascending."""
         return self.datasets[name].learning_rates or self.pilot.learning_rates
 
-    def data_config(self, name: str, split: str, files: Path) -> DataConfig | None:
+    def data_config(self, name: str, split: str, files: Path | str) -> DataConfig | None:
         """Return the section [data] of a dataset and split; None for a prepared dataset.
 
         Args:
@@ -254,7 +254,10 @@ class Study:
         table: Table = dict(dataset.data or {})
         if dataset.synthetic is not None:
             self.synthetic(name)
-            table = {"interactions": str(files / "interactions.parquet"), "time": "timestamp"}
+            table = {
+                "interactions": str(Path(files) / "interactions.parquet"),
+                "time": "timestamp",
+            }
         table["split"] = dataset.splits[split]
         return self._part(DataConfig, table, f"datasets.{name}.data with splits.{split}")
 

@@ -283,7 +283,7 @@ class UserValues:
     probability: Floats
 
 
-def append_record(folder: Path, record: Record) -> None:
+def append_record(folder: Path | str, record: Record) -> None:
     """Append a line to ``records.jsonl``; a last line that a crash has cut is removed first.
 
     Several processes may append to one file.
@@ -291,7 +291,7 @@ def append_record(folder: Path, record: Record) -> None:
     Raises:
         ArtifactError: the operating system refuses.
     """
-    path = folder / RECORDS
+    path = Path(folder) / RECORDS
     line = json.dumps(record.to_json(), allow_nan=False) + "\n"
     try:
         with path.open("a+b") as file:
@@ -340,7 +340,7 @@ def read_records(folder: Path | str) -> list[Record]:
     return list(records.values())
 
 
-def write_users(folder: Path, key: CellKey, values: UserValues) -> str:
+def write_users(folder: Path | str, key: CellKey, values: UserValues) -> str:
     """Write the values of each user of a cell, and return the file relative to ``folder``.
 
     Raises:
@@ -348,7 +348,7 @@ def write_users(folder: Path, key: CellKey, values: UserValues) -> str:
     """
     name = f"{USERS}/{key.id}.npz"
     arrays = {one.name: getattr(values, one.name) for one in fields(UserValues)}
-    with replacing(folder / name) as temporary, temporary.open("wb") as file:
+    with replacing(Path(folder) / name) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
     return name
 
