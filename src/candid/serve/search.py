@@ -255,7 +255,7 @@ class ItemSearch(CatalogSearch):
 def _products(vectors: Tensor, vector: Tensor) -> Tensor:
     """Return the float64 products of [N, D] with [D] as float32, as an exact index does.
 
-    In float32 the product of a row depends on its place in a block, and equal vectors are no ties.
+    In float32 the product of a row depends on its place in a block, which breaks ties.
     """
     return (vectors.double() @ vector.double()).float()
 
