@@ -66,3 +66,10 @@ class Interrupted(KeyboardInterrupt):
     """
 
     exit_code = 130
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out, of the CPU or of an accelerator."""
+    # torch raises a plain RuntimeError for memory of the CPU.
+    is_of_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return is_of_cpu or type(error).__name__ == "OutOfMemoryError"

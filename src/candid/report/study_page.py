@@ -12,6 +12,7 @@ import numpy as np
 from candid.report.figures import Curve, Panel, calibration, line_panels, log_log
 from candid.report.html import Block, Figure, Heading, Paragraph, Table, write_report
 from candid.study import ARMS, ArmRow, GridPoint, Record, StudyCells, StudySummary
+from candid.study.study_cells import Metric
 from candid.study.tables import COLUMNS, REFERENCE
 
 ORDER = tuple(ARMS)
@@ -176,11 +177,12 @@ def _unbroken(cell: str) -> str:
 def _difference_figure(sampler: str, rows: Sequence[ArmRow]) -> list[Block]:
     """Return the differences to the reference against n, for one sampler."""
     panels = []
-    for metric, label in (("ndcg", "NDCG@10: difference"), ("nll", "NLL: difference, nats")):
+    labels: dict[Metric, str] = {"ndcg": "NDCG@10: difference", "nll": "NLL: difference, nats"}
+    for metric, label in labels.items():
         lines: dict[str, list[tuple[float, float, float]]] = {}
         sizes = _sizes(rows)
         for row in rows:
-            one = row.metrics.get(metric)  # type: ignore[call-overload]
+            one = row.metrics.get(metric)
             gap = None if one is None else one.difference
             if gap is not None and gap.low is not None and row.point in sizes:
                 half = gap.value - gap.low

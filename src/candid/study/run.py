@@ -12,33 +12,27 @@ locks/          a lock for each cell that runs; several processes may share the 
 from __future__ import annotations
 
 import gc
-import json
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Protocol
 
 from candid.atomic import write_error
-from candid.checksums import write_sealed_json
-from candid.errors import ArtifactError, CandidError, ConfigError, Interrupted
+from candid.errors import CandidError, ConfigError, Interrupted, is_out_of_memory
 from candid.locks import Lock, acquire
 from candid.study.cell import Cell
 from candid.study.config import Study
 from candid.study.cost import CostModel
 from candid.study.datasets import POLL_SECONDS, Datasets
+from candid.study.folder import commit_of, open_folder
 from candid.study.grid import Grid, Setting, by_key
 from candid.study.records import RECORDS, CellKey, Record, append_record, read_records
 from candid.training import TrainState
 from candid.training.stop_signal import stop_signal
-
-STUDY: Final = "study.json"
-FORMAT: Final = 1
-"""Version of ``study.json``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +134,7 @@ def run_study(
     if minutes is not None and minutes <= 0:
         raise ConfigError("the CPU minutes of a call must be above 0; increase --minutes")
     out = Path(out)
-    _open_folder(study, out)
+    open_folder(study, out)
     with stop_signal() as stop:
         loop = _Loop(study, out, retry_failed, progress, stop)
         try:
@@ -167,7 +161,7 @@ class _Loop:
         self.grid = Grid(study)
         self.datasets = Datasets(study, out, stop)
         self.costs = CostModel(self.grid, self.datasets, out, self._note)
-        self.commit = _commit(Path(study.source).parent)
+        self.commit = commit_of(Path(study.source).parent)
         self._fingerprints: dict[tuple[str, str], str] = {}
         self._digests: dict[CellKey, str] = {}
         self._read: tuple[tuple[int, int], dict[CellKey, Record]] | None = None
@@ -398,49 +392,6 @@ class _CellProgress:
         self._progress.on_step(self._key, state, self._status)
 
 
-def _open_folder(study: Study, out: Path) -> None:
-    """Create the folder of a study, or check that it is that of this one.
-
-    Raises:
-        ConfigError: the folder holds something else.
-        ArtifactError: the operating system refuses.
-    """
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "name": study.config.name,
-        "study": study.config.model_dump(mode="json"),
-    }
-    path = out / STUDY
-    try:
-        if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            if before["name"] != study.config.name:
-                raise ConfigError(
-                    f"{out} holds the study {before['name']!r}, not {study.config.name!r}; name "
-                    "another folder with --out"
-                )
-        elif out.exists() and any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty and holds no study; name another with --out")
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(out, error) from error
-    except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{path} is damaged; remove the file to continue the study") from None
-    write_sealed_json(path, content)
-
-
-def _commit(folder: Path) -> str | None:
-    """Return the git commit of the folder's repository, with "-dirty" after changes; or None."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip() or None if result.returncode == 0 else None
-
-
 def _cpu_seconds(records: Iterable[Record]) -> float:
     return sum(record.cpu_seconds + record.measure_cpu_seconds for record in records)
 
@@ -448,8 +399,7 @@ def _cpu_seconds(records: Iterable[Record]) -> float:
 def _sentence(error: Exception) -> str:
     if isinstance(error, CandidError):
         return str(error)
-    text = " ".join(str(error).split())
-    is_memory = isinstance(error, MemoryError) or "can't allocate memory" in text
-    if is_memory or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return "not enough memory"
+    text = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}: {text or 'no message'}"

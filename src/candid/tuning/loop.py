@@ -14,7 +14,14 @@ from candid.atomic import replacing, write_error
 from candid.checksums import sealed_text
 from candid.config import DataFacts, RunConfig
 from candid.data import PreparedDataset, Role, as_dataset
-from candid.errors import ArtifactError, CandidError, ConfigError, DataError, Interrupted
+from candid.errors import (
+    ArtifactError,
+    CandidError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    is_out_of_memory,
+)
 from candid.locks import LOCK, check_not_held
 from candid.runs import DATA, check_is_free, train_run
 from candid.training import DivergedError, has_checkpoint
@@ -348,11 +355,7 @@ def _continues(trial: Trial) -> bool:
 
 def _is_of_settings(error: Exception) -> bool:
     """Whether other settings may avoid an error: they do not fit together, or need less memory."""
-    if isinstance(error, ConfigError | MemoryError):
-        return True
-    # torch raises a plain RuntimeError for memory of the CPU.
-    is_of_cpu = "can't allocate memory" in str(error)
-    return is_of_cpu or type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, ConfigError) or is_out_of_memory(error)
 
 
 def _sentence(error: Exception) -> str:
