@@ -6,11 +6,12 @@
 Users with histories of ten random items, 100 recommendations each, ``--items`` items, vectors of
 width 64. ``search`` is the exact search for the vectors of the same users in batches of 512,
 without their histories' items; ``encoding`` is the model that makes the vectors; ``verb`` is the
-whole command in a process of its own, from its start to the file. Times are CPU seconds of one
-thread: means, with the smallest and the largest of ``--repeats`` calls; of more than 50,000 users
-there is one call. Peak memory is the largest resident set of the command, with all users and with
-an eighth of them. ``resumed`` kills the command when half of its blocks are complete and calls it
-again: the CPU seconds of both, and whether the file is the same, byte for byte.
+whole command in a process of its own, from its start to the file, and ``verb_no_probability`` the
+same with ``--no-probability``: the search alone computes no probabilities either. Times are CPU
+seconds of one thread: means, with the smallest and the largest of ``--repeats`` calls; of more than
+50,000 users there is one call. Peak memory is the largest resident set of the command, with all
+users and with an eighth of them. ``resumed`` kills the command when half of its blocks are complete
+and calls it again: the CPU seconds of both, and whether the file is the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -105,7 +106,12 @@ def seconds_of_search(run: candid.Run, num_users: int) -> tuple[float, float]:
 
 
 def cost_of_verb(
-    run: Path, out: Path, users: Path | None, kill_after: int | None = None
+    run: Path,
+    out: Path,
+    users: Path | None,
+    kill_after: int | None = None,
+    *,
+    probability: bool = True,
 ) -> dict[str, float]:
     """Return CPU and clock seconds of the command, and its peak memory.
 
@@ -114,9 +120,11 @@ def cost_of_verb(
         out: file to write.
         users: file of the users; None: all.
         kill_after: complete blocks after which the command is killed; None: it ends by itself.
+        probability: whether the file has probabilities.
     """
     who = ["--all-users"] if users is None else ["--users", str(users)]
     flags = ["recommend", str(run), *who, "-k", str(K), "--out", str(out), "--quiet"]
+    flags += [] if probability else ["--no-probability"]
     begin = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "candid", *flags],
@@ -139,7 +147,7 @@ def cost_of_verb(
 
 def blocks_of(out: Path) -> list[Path]:
     """Return the complete blocks of a command that has not ended."""
-    return sorted((out.parent / f".{out.name}.blocks").glob("block-*.parquet"))
+    return sorted((out.parent / f".{out.name}.blocks").glob("block-*.arrow"))
 
 
 def cost_of_resumption(run: Path, out: Path, expected: Path, num_blocks: int) -> dict[str, Any]:
@@ -181,6 +189,10 @@ def measure(
     encoding, search = seconds_of_search(run, num_users)
     out, few_out = folder / "recs.parquet", folder / "few.parquet"
     whole = spread([cost_of_verb(folder / name, out, None) for _ in range(repeats)])
+    plain_out = folder / "plain.parquet"
+    plain = spread(
+        [cost_of_verb(folder / name, plain_out, None, probability=False) for _ in range(repeats)]
+    )
     eighth = spread([cost_of_verb(folder / name, few_out, few) for _ in range(repeats)])
     resumed = None
     num_blocks = -(-num_users // (BLOCK_ROWS // (K * BATCH) * BATCH))
@@ -194,14 +206,16 @@ def measure(
         "search_cpu_seconds": round(search, 2),
         "encoding_cpu_seconds": round(encoding, 2),
         "verb": whole,
+        "verb_no_probability": plain,
         "verb_eighth_of_users": eighth,
         "resumed": resumed,
         "ratio_verb_to_search": round(whole["cpu_seconds"] / search, 2),
-        "ratio_verb_to_search_and_encoding": round(whole["cpu_seconds"] / (search + encoding), 2),
-        "marginal_ratio_to_search": round(
-            (whole["cpu_seconds"] - eighth["cpu_seconds"]) / (search * 7 / 8), 2
+        "ratio_no_probability_to_search": round(plain["cpu_seconds"] / search, 2),
+        "ratio_no_probability_to_search_and_encoding": round(
+            plain["cpu_seconds"] / (search + encoding), 2
         ),
         "file_mib": round(size / 2**20, 1),
+        "file_mib_no_probability": round(plain_out.stat().st_size / 2**20, 1),
     }
     print(json.dumps(row), flush=True)
     shutil.rmtree(folder)

@@ -162,6 +162,7 @@ def test_similar_items_from_the_command_line(candid, toy, run, tmp_path):
         (["recommend", "{run}", "--all-users"], "add --out recs.parquet"),
         (["recommend", "{run}", "--all-users", "--user", "u1"], "either --user ID, --users FILE"),
         (["recommend", "{run}", "--user", "u1", "--shards", "2"], "--shards goes with --out"),
+        (["recommend", "{run}", "--user", "u1", "--no-probability"], "--probability goes with"),
         (["recommend", "{run}", "--user", "u1", "--split", "test"], "--split goes with --out"),
         (["recommend", "{run}", "--history", "i01", "--out", "a.csv"], "leave out --history"),
         (["recommend", "{run}", "--all-users", "--out", "recs.xlsx"], "unknown suffix"),

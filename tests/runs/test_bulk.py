@@ -123,6 +123,18 @@ def test_file_has_the_rows_of_recommend(request, tmp_path, kind, suffix):
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_probabilities_are_left_out_or_wanted(run, baseline, tmp_path, suffix):
+    out = tmp_path / f"recs.{suffix}"
+    expected = run.recommend(users=USERS, k=5)
+    candid.write_recommendations(run, out, k=5, probability=False)
+    assert_frame_equal(read(out), expected.drop("probability"), check_dtypes=suffix == "parquet")
+    candid.write_recommendations(run, out, k=5, probability=True)
+    assert_frame_equal(read(out), expected, check_dtypes=suffix == "parquet")
+    with pytest.raises(ConfigError, match=r"do not estimate a probability: .* \(--probability\)"):
+        candid.write_recommendations(baseline, out, probability=True)
+
+
 def test_model_may_be_its_folder(root, run, tmp_path):
     out = tmp_path / "recs.parquet"
     candid.write_recommendations(str(root / "run"), out, k=5)

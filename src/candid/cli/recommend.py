@@ -115,6 +115,14 @@ def recommend(
             help="Index of the run to search, with --out [default: exact search]",
         ),
     ] = None,
+    probability: Annotated[
+        bool | None,
+        typer.Option(
+            "--probability/--no-probability",
+            help="Write the probability of each item, for a third of the cost of the search, with "
+            "--out [default: if the loss of the run estimates one]",
+        ),
+    ] = None,
     out: BulkOut = None,
     shards: Shards = None,
     data: RunData = None,
@@ -136,7 +144,12 @@ def recommend(
             "--out is for users of the dataset: leave out --history, --user-attribute and "
             "--new-items"
         )
-    for flag, value in (("--shards", shards), ("--split", split), ("--index", index)):
+    for flag, value in (
+        ("--shards", shards),
+        ("--split", split),
+        ("--index", index),
+        ("--probability", probability),
+    ):
         if value is not None and out is None:
             raise ConfigError(f"{flag} goes with --out: add --out recs.parquet")
     if new_items is not None and (allow or deny or allow_file or deny_file):
@@ -198,6 +211,7 @@ def recommend(
                 fallback=None if fallback is None else fallback.value,
                 index=index,
                 shards=shards,
+                probability=probability,
                 progress=progress,
             )
         console.result({"run": str(run), **result.to_json()}, *bulk_lines(result, "user"))

@@ -26,7 +26,7 @@ from candid.locks import LOCK, one_writer
 SUFFIXES: Final = (".parquet", ".csv", ".jsonl")
 """File types, by the suffix of the output."""
 STATE: Final = "state.json"
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Version of the state and of the blocks."""
 ROW_GROUP: Final = 2**18
 """Rows of a row group of a Parquet file."""
@@ -42,8 +42,9 @@ Frames = Callable[[int, int], pl.DataFrame]
 class BlockFiles:
     """The blocks of one output, in a folder beside it.
 
-    The folder ``.NAME.blocks`` holds one file for each finished block, in the format of the output,
-    and ``state.json`` with the settings. It is removed when the output is complete.
+    The folder ``.NAME.blocks`` holds one file for each finished block and ``state.json`` with the
+    settings. It is removed when the output is complete. Blocks of text are in the format of the
+    output. Those of a Parquet file are in Arrow's format, which costs half of writing it twice.
 
     Args:
         out: file to write, or folder of shards.
@@ -132,7 +133,7 @@ class BlockFiles:
     def _join(self, blocks: Sequence[int], path: Path) -> None:
         files = [self._block(number) for number in blocks]
         if self._out.suffix == ".parquet":
-            pl.scan_parquet(files, glob=False).sink_parquet(
+            pl.scan_ipc(files, glob=False).sink_parquet(
                 path, row_group_size=ROW_GROUP, maintain_order=True
             )
             return
@@ -144,7 +145,8 @@ class BlockFiles:
                     shutil.copyfileobj(block, stream, COPY)
 
     def _block(self, number: int) -> Path:
-        return self._folder / f"block-{number:06}{self._out.suffix}"
+        suffix = ".arrow" if self._out.suffix == ".parquet" else self._out.suffix
+        return self._folder / f"block-{number:06}{suffix}"
 
     def _restore(self) -> None:
         """Read the state of an earlier start; without one of the same settings, begin anew."""
@@ -232,7 +234,7 @@ def _check_target(out: Path, in_shards: bool) -> None:
 def _write(frame: pl.DataFrame, path: Path, suffix: str) -> None:
     """Write one block, without a header: blocks of text are appended to each other."""
     if suffix == ".parquet":
-        frame.write_parquet(path)
+        frame.write_ipc(path, compression="lz4")
     elif suffix == ".csv":
         frame.write_csv(path, include_header=False)
     else:

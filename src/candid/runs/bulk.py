@@ -94,6 +94,7 @@ def write_recommendations(
     fallback: Fallback | None = None,
     index: Path | str | None = None,
     shards: int | None = None,
+    probability: bool | None = None,
     progress: StageProgress | None = None,
 ) -> BulkResult:
     """Write recommendations for all users of the dataset, or for many, to a file.
@@ -121,13 +122,16 @@ def write_recommendations(
         fallback: as for ``Run.recommend``; adds the column ``recommended_by``.
         index: folder of an index of the run; None: exact search.
         shards: number of files ``part-00000.…`` in the folder ``out``; None: one file.
+        probability: whether to write the column ``probability``, which needs the sum over all items
+            for each user; None: if the loss of the run estimates one.
         progress: called with (stage, done, total).
 
     Raises:
         DataError: a user or an item is unknown or of another type.
         ConfigError: as for ``Run.recommend``; a named user has no history and the model needs one;
             ``out`` has an unknown suffix, or another process writes it; ``shards`` is not a whole
-            number from 1 to the number of users.
+            number from 1 to the number of users; ``probability`` is asked of a model whose scores
+            do not estimate one.
         ArtifactError: the operating system refuses, the folder of ``model`` holds none, or the
             index belongs to another model.
         Interrupted: stopped by Ctrl-C.
@@ -147,6 +151,12 @@ def write_recommendations(
         raise ConfigError(
             f"k {k} must be between 1 and the {dataset.num_items} items of the catalog"
         )
+    with_probabilities = model.estimates_probability if probability is None else probability
+    if with_probabilities and not model.estimates_probability:
+        raise ConfigError(
+            "the scores of the model do not estimate a probability: leave out probability = True "
+            "(--probability)"
+        )
     settings = {
         "kind": "recommendations",
         "queries": _digest(source_ids),
@@ -158,6 +168,7 @@ def write_recommendations(
         "split": split,
         "fallback": fallback,
         "index": None if index is None else _file_digest(Path(index) / MANIFEST),
+        "probability": with_probabilities,
     }
     live = None if index is None else _index_of(model, Path(index))
     arguments: dict[str, Any] = {
@@ -169,7 +180,7 @@ def write_recommendations(
     }
     if live is not None:
         arguments["index"] = live
-    if model.estimates_probability:
+    if with_probabilities:
         arguments["with_probabilities"] = True
 
     def recommend(begin: int, stop: int, started: int, stage: StageProgress | None) -> pl.DataFrame:
