@@ -245,7 +245,7 @@ def _train(
         model = build_model(config, dataset, features, is_read=goes_on or init is not None)
     start = None
     if init is not None and not goes_on:
-        start = warm_start(open_earlier_run(init), config, dataset, model, progress)
+        start = warm_start(open_earlier_run(init), config, dataset, model)
         manifest["init"] = start.facts
     model = model.to(device)
     check_features_are_read(features, model)

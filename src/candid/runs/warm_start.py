@@ -21,7 +21,7 @@ from candid.runs.folder import served_checkpoint
 from candid.runs.trained_ids import earlier_rows
 from candid.runs.weight_mapping import WeightMapping
 from candid.towers import RetrievalModel
-from candid.training import RUN, Checkpoint, Progress, read_checkpoint, read_last_checkpoint
+from candid.training import RUN, Checkpoint, read_checkpoint, read_last_checkpoint
 
 Ints = npt.NDArray[np.int64]
 
@@ -107,7 +107,6 @@ def warm_start(
     config: RunConfig,
     dataset: PreparedDataset,
     model: RetrievalModel,
-    progress: Progress | None = None,
 ) -> WarmStart:
     """Map the weights of an earlier run to the ids of a dataset.
 
@@ -115,15 +114,14 @@ def warm_start(
     and of those that only now have a training target, come from ``training.init_rows``; so do rows
     of new values of features, which begin with the row of unknown values. All other
     tensors are copied as they are. With ``training.init_optimizer = "reset"`` these are the weights
-    that the run serves; with "keep" they are those of its last checkpoint (the one before it where
-    that is damaged), with the optimizer's state.
+    that the run serves; with "keep" they are those of its last checkpoint, with the optimizer's
+    state.
 
     Args:
         earlier: the run.
         config: of the training.
         dataset: of the training.
         model: untrained, built for ``dataset``; its random rows are read.
-        progress: display that reports a damaged last checkpoint; None: a ``RuntimeWarning`` does.
 
     Raises:
         ConfigError: a tensor has another shape, rows of items and users aside, or the state of
@@ -138,7 +136,7 @@ def warm_start(
             f"{config.training.tables!r} here, and training.init_optimizer = 'keep' needs the same "
             "optimizer: use training.init_optimizer = 'reset'"
         )
-    stored = _last(earlier, progress) if keep else _served(earlier)
+    stored = _last(earlier) if keep else _served(earlier)
     rows = {
         "item": _rows("item", earlier, dataset.items, target_counts(dataset, config.batches) > 0),
         "user": _rows("user", earlier, dataset.users, users_with_rows(dataset, config.batches)),
@@ -174,15 +172,19 @@ def warm_start(
     return WarmStart(Checkpoint(tensors, meta), facts)
 
 
-def _last(earlier: EarlierRun, progress: Progress | None) -> Checkpoint:
-    """Return the last checkpoint of a run, with the optimizer's state."""
+def _last(earlier: EarlierRun) -> Checkpoint:
+    """Return the last checkpoint of a run, with the optimizer's state.
+
+    The one before a damaged one is not used: it gives another model, and a nightly job would not
+    show why.
+    """
+    advice = "training.init_optimizer = 'reset' starts without the optimizer's state"
     try:
         found = read_last_checkpoint(earlier.folder, run=earlier.manifest.get(RUN))
     except ArtifactError as error:
-        raise type(error)(
-            f"{error}; training.init_optimizer = 'reset' starts without the optimizer's state"
-        ) from None
-    found.report(progress)
+        raise type(error)(f"{error}; {advice}") from None
+    if found.damage is not None:
+        raise ArtifactError(f"{found.damage}: restore it from a copy, or {advice}")
     return found.checkpoint
 
 
