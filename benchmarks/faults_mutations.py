@@ -383,10 +383,12 @@ def _is_same(suffix: str, content: bytes, changed: bytes) -> bool:
 def _tensors(content: bytes) -> dict[str, str]:
     """Return dtype, shape and bytes of each tensor of a safetensors file, and its metadata."""
     stop = 8 + int.from_bytes(content[:8], "little")
-    found = {}
-    for name, entry in json.loads(content[8:stop]).items():
-        begin, end = entry.pop("data_offsets", (0, 0))
-        found[name] = json.dumps(entry, sort_keys=True) + content[stop + begin : stop + end].hex()
+    header = json.loads(content[8:stop])
+    found = {"": json.dumps(header.pop("__metadata__"))}
+    for name, entry in header.items():  # other keys of an entry are not read
+        begin, end = entry["data_offsets"]
+        data = content[stop + begin : stop + end].hex()
+        found[name] = f"{entry['dtype']} {json.dumps(entry['shape'])} {data}"
     return found
 
 

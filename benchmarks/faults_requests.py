@@ -70,7 +70,7 @@ class Requests(ServerCampaign):
             for finding in result["findings"]:
                 yield "an answer that is not allowed", json.dumps(finding)
             memory = result["anonymous_mib"]
-            if count >= 50_000 and memory[-1] > 1.05 * memory[2]:
+            if count >= 50_000 and memory[-1] > 1.05 * memory[4]:
                 yield f"memory grew from {memory[2]} to {memory[-1]} MiB", str(memory)
             yield from is_healthy(server)
 

@@ -291,12 +291,12 @@ def _is_failure(body: bytes) -> bool:
 def send_mutated(
     address: str, pid: int, count: int, seed: int, key: str = ADMIN, changes: bool = False
 ) -> dict[str, Any]:
-    """Send ``count`` mutated requests; return the answers, and memory after each fifth of them."""
+    """Send ``count`` mutated requests; return the answers, and memory after each tenth of them."""
     host, port = address.removeprefix("http://").split(":")
     rng, memory = random.Random(seed), [resident_mib(pid)["RssAnon"]]
 
     def on_progress(done: int) -> None:
-        if done % max(1, count // 5) == 0:
+        if done % max(1, count // 10) == 0:
             memory.append(resident_mib(pid)["RssAnon"])
 
     began = time.perf_counter()
