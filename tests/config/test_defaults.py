@@ -139,6 +139,24 @@ def test_repeats_decide_whether_seen_items_are_hidden(share, hides):
 
 
 @pytest.mark.parametrize(
+    ("share", "others", "overrides", "temperature"),
+    [
+        (0.09, {}, {}, 0.07),
+        (0.1, {}, {}, 0.05),
+        (0.1, {"has_order": False}, {}, 0.07),
+        (0.1, {}, {"model.temperature": 0.2}, 0.2),
+        (0.1, {}, {"model.similarity": "dot"}, 1.0),
+    ],
+)
+def test_common_repeats_have_a_lower_temperature(share, others, overrides, temperature):
+    config, chosen = recipe_for(facts(share_repeats=share, **others), overrides)
+    assert config.model.temperature == temperature
+    reasons = {one.key: one.reason for one in chosen}
+    if temperature == 0.05:
+        assert reasons["model.temperature"].startswith("10% of the training interactions repeat")
+
+
+@pytest.mark.parametrize(
     ("changes", "candidates"),
     [
         ({"num_targets": 499_999}, 2048),

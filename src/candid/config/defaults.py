@@ -91,6 +91,14 @@ a pair, are in memory at once."""
 REPEATS_SHOWN: Final = 0.02
 """Share of repeated items from which lists do not hide what a user has seen."""
 
+REPEATS_COMMON: Final = 0.1
+"""Share of repeated items from which the temperature is lower. A seen item is then the next one far
+more often than any other item: the gaps between scores must be large, and those of cosines are at
+most 2 / temperature."""
+
+LOW_TEMPERATURE: Final = 0.05
+"""Temperature where repeats are common."""
+
 
 @dataclass(frozen=True, slots=True)
 class Default:
@@ -193,11 +201,14 @@ def _model_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[De
         # The towers have one width: a changed one leaves both as they are.
         if not any(width.is_replaced(changes) for width in widths):
             yield from widths
-    if changes.get("model.similarity", "cosine") != "cosine":
+    is_cosine = changes.get("model.similarity", "cosine") == "cosine"
+    if not is_cosine:
         reason = "the low temperature of the default recipe is for cosines"
         yield Default("model.temperature", 1.0, reason)
     if not facts.has_order:
         return
+    if is_cosine and facts.share_repeats >= REPEATS_COMMON:
+        yield Default("model.temperature", LOW_TEMPERATURE, _repeats(facts))
     reason = f"{_count(facts.num_targets, 'target')} an epoch"
     if facts.has_rare_items:
         yield Default("model.query_tower.dropout", 0.5, _targets_per_item(facts))
@@ -307,8 +318,8 @@ def _evaluation_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterat
         reason = f"{facts.num_items:,} items are searched in seconds"
         yield Default("evaluation.validation_users", MANY_VALIDATION_USERS, reason)
     if facts.share_repeats >= REPEATS_SHOWN:
-        yield Default(
-            "evaluation.filter_seen",
-            False,
-            f"{facts.share_repeats:.0%} of the training interactions repeat an item of their user",
-        )
+        yield Default("evaluation.filter_seen", False, _repeats(facts))
+
+
+def _repeats(facts: DataFacts) -> str:
+    return f"{facts.share_repeats:.0%} of the training interactions repeat an item of their user"
