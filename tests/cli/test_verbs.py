@@ -500,7 +500,7 @@ def test_prepare_prints_dates_ties_and_steps(candid, tmp_path):
         "100% of the interactions have the same time as another one of their user, and keep the "
         "order of the file; --order COLUMN would order them" in lines
     )
-    assert "rows of the table of items without an interaction, left out: 3" in lines
+    assert "rows of the table of items without an interaction or an id, left out: 3" in lines
     steps = [line.split()[0] for line in answer.err.splitlines()]
     assert steps == [
         "reading",

@@ -193,11 +193,11 @@ def test_numbers_of_text_formats_are_numbers(tmp_path, values, expected):
     assert ages.dtype in (pl.String, pl.Int64, pl.Float64)
 
 
-def test_rows_of_tables_without_interactions_are_counted(tmp_path):
-    (tmp_path / "users.csv").write_text("user_id,age\n1,20\n2,30\n8,40\n9,50\n")
+def test_rows_of_tables_without_interactions_or_ids_are_counted(tmp_path):
+    (tmp_path / "users.csv").write_text("user_id,age\n1,20\n2,30\n8,40\n9,50\n,60\n")
     settings = config(tmp_path, users=users(tmp_path / "users.csv", "age"))
     report = prepare_folder(settings, tmp_path / "out").report
-    assert (report["users_without_row"], report["users_without_interactions"]) == (1, 2)
+    assert (report["users_without_row"], report["users_without_interactions"]) == (1, 3)
     assert report["items_without_interactions"] is None
 
 

@@ -309,7 +309,7 @@ def prepared_lines(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"{kind} without a row in their table: {report[f'{kind}_without_row']:,}"
         if report.get(f"{kind}_without_interactions"):
             yield (
-                f"rows of the table of {kind} without an interaction, left out: "
+                f"rows of the table of {kind} without an interaction or an id, left out: "
                 f"{report[f'{kind}_without_interactions']:,}"
             )
     for role, unseen in report["split"].get("unseen", {}).items():

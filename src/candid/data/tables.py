@@ -37,7 +37,8 @@ class JoinedTable:
         frame: n rows: source_id, title if the config names one, attributes (null without a row in
             the table).
         without_row: number of ids of the interactions without a row in the table.
-        without_interactions: number of rows of the table without an interaction, left out.
+        without_interactions: number of rows of the table without an interaction, or without an id,
+            left out.
     """
 
     frame: pl.DataFrame
@@ -118,13 +119,13 @@ def join_table(
     if any(table.null_count().row(0)):
         # A line that is cut short reads like one with empty fields at its end.
         check_lines(sources)
+    num_rows = table.height
     table = table.filter(pl.col("source_id").is_not_null())
     if sources[0].first_line is not None:
         table = table.with_columns(
             _typed_attribute(table[name]) if types is None else _cast(table[name], types, config)
             for name in config.attributes
         )
-    num_rows = table.height
     matched = ids.matching(pl.col("source_id"), table.schema["source_id"], source_ids.dtype)
     table = table.with_columns(source_id=matched).filter(pl.col("source_id").is_not_null())
     repeated = table.filter(pl.col("source_id").is_duplicated())
