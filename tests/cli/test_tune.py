@@ -272,6 +272,14 @@ def test_stopped_trial_continues_from_its_checkpoint(
     assert outcome(trials_of(out)[0]) == outcome(trials_of(complete)[0])
 
 
+def test_search_killed_before_its_first_record_begins_anew(tune, tmp_path):
+    # As a kill leaves it: the temporary file of the first record, and its lock.
+    for suffix in ("lock", "tmp"):
+        (tmp_path / f".trials.json.{'a' * 32}.{suffix}").touch()
+    assert tune(tmp_path, "--trials", "1").code == 0
+    assert [path.name for path in tmp_path.glob(".trials*")] == []
+
+
 def test_budget_below_one_validation_is_one_sentence(tune, tmp_path):
     short = [*FAST, "--set", "training.log_every=1", "--set", "batches.batch_size=8"]
     answer = tune(tmp_path / "s", "--quiet", fast=short, minutes=1e-6)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from candid.atomic import replacing, write_error
+from candid.atomic import remove_stale, replacing, write_error
 from candid.checksums import sealed_text
 from candid.config import DataFacts, RunConfig
 from candid.data import PreparedDataset, Role, as_dataset
@@ -132,6 +132,7 @@ def search(
             "--out"
         )
     else:
+        remove_stale(out / TRIALS)  # of a search that was killed before its first record
         check_is_free(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
