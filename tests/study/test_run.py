@@ -18,6 +18,7 @@ from candid.samplers.popularity import Popularity
 from candid.study import parse_study, read_records, read_users, run_study
 from candid.study import run as run_module
 from candid.study.cell import Cell
+from candid.study.folder import open_folder
 from candid.study.grid import Grid
 from candid.study.records import RECORDS, append_record
 
@@ -287,3 +288,9 @@ def test_folder_of_another_study_is_refused(complete, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty and holds no study"):
         run_study(study_with(), tmp_path)
+
+
+def test_study_killed_before_its_first_record_begins_anew(tmp_path):
+    (tmp_path / f".study.json.{'a' * 32}.tmp").touch()
+    open_folder(study_with(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]

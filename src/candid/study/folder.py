@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final
 
-from candid.atomic import write_error
+from candid.atomic import remove_stale, write_error
 from candid.checksums import write_sealed_json
 from candid.errors import ArtifactError, ConfigError
 from candid.study.config import Study
@@ -30,6 +30,7 @@ def open_folder(study: Study, out: Path) -> None:
         "study": study.config.model_dump(mode="json"),
     }
     path = out / STUDY
+    remove_stale(path)  # of a study that was killed before its first record
     try:
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
