@@ -279,7 +279,7 @@ def recall(address: str, run: Path, sampled: Sequence[Sequence[int]]) -> float:
     exact = ExactIndex(vectors).search(query, K, Exclusions(torch.from_numpy(flat), offsets))
     num_relevant = 0
     for history, best in zip(sampled, exact.item_ids.tolist(), strict=True):
-        body = json.dumps({"history": history, "k": K, "attributes": False}).encode()
+        body = json.dumps({"history": history, "k": K, "include_attributes": False}).encode()
         request = urllib.request.Request(
             f"{address}/v1/recommend", body, {"content-type": "application/json"}
         )
