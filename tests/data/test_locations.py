@@ -1,5 +1,7 @@
 """Locations: glob patterns, lists of paths, hive partitions; in a fixed order, each file once."""
 
+import os
+
 import polars as pl
 import pytest
 
@@ -129,3 +131,16 @@ def test_text_partitions_of_text_files_are_parsed_as_their_other_columns(tmp_pat
         DataConfig(interactions=str(tmp_path), order="t"), tmp_path / "out"
     ).dataset
     assert dataset.users["source_id"].to_list() == [3, 12]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_folder_without_permission_is_one_sentence(tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    with pytest.raises(DataError, match=r"log\.csv cannot be read: permission denied; fix"):
+        open_sources(str(folder / "log.csv"))
+
+
+def test_name_that_is_too_long_is_one_sentence():
+    with pytest.raises(DataError, match=r"^x{300} cannot be read: file name too long; check"):
+        open_sources("x" * 300)

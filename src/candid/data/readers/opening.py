@@ -12,7 +12,7 @@ import polars as pl
 
 from candid.component import lookup
 from candid.data.readers.database import find_query, is_database
-from candid.data.readers.files import DataFile, fetch
+from candid.data.readers.files import DataFile, fetch, system_reason
 from candid.data.readers.lake import CATALOG, iceberg_table
 from candid.data.readers.locations import expand_variables, find_local, partition_types
 from candid.data.readers.registry import QUERY, READERS
@@ -132,7 +132,11 @@ def _find(location: str, file_format: str) -> list[tuple[str, DataFile]]:
         return [("iceberg", iceberg_table(text, text))]
     if scheme_of(text) is not None:
         return find_remote(text, file_format)
-    return find_local(text, file_format)
+    try:
+        return find_local(text, file_format)
+    except OSError as error:  # such as a name that is too long
+        advice = f"{(error.strerror or str(error)).lower()}; check the path"
+        raise DataError(f"{text} cannot be read: {system_reason(error) or advice}") from error
 
 
 def _with_partitions(sources: Sequence[Source]) -> list[Source]:
