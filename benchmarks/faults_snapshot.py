@@ -77,7 +77,7 @@ def _file_leaves(file: Path, name: str) -> Iterator[tuple[str, str]]:
         if file.suffix == ".safetensors":
             yield from _tensor_leaves(content, name)
             return
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
         pass  # not of its format: compared as bytes
     yield name, hashlib.sha256(content).hexdigest()
 

@@ -485,7 +485,7 @@ def main() -> None:
     settings = [part for limit in RAW_LIMITS for part in ("--set", limit)]
     with start_server(str(run), "--quiet", *settings) as (process, address):
         result: dict[str, Any] = {
-            "command": "python benchmarks/serve_fuzz.py",
+            "command": f"python benchmarks/serve_fuzz.py --requests {given.requests}",
             "python": platform.python_version(),
             "versions": {name: version(name) for name in ("uvicorn", "httptools", "fastapi")},
             "seed": given.seed,
