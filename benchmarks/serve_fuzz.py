@@ -31,12 +31,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from candid.serve.config import ServeConfig
 from serve_load import ADMIN, Connection, resident_mib, start_server
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "serve_fuzz.json"
 CONNECTIONS = 8
 RAW_CONNECTIONS = 64
+MAX_BODY = ServeConfig().max_body
+"""Largest body that the server reads; the connection of a larger one is closed with the answer."""
 ALLOWED_5XX = (b"503", b"507")
 RAW_LIMITS = ("head_timeout_ms=500", "body_timeout_ms=500", "keep_alive_ms=1000")
 """Settings of the server, so that connections with cut requests end soon."""
@@ -243,6 +246,17 @@ def request(rng: random.Random, key: str, changes: bool) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
+async def _connect(host: str, port: int) -> Connection:
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(Connection, host, port)
+    return connection
+
+
+async def _answer(connection: Connection, content: bytes) -> tuple[int, bytes]:
+    async with asyncio.timeout(30):
+        return await connection.send(content)
+
+
 async def _send_all(
     host: str, port: int, count: int, make: Callable[[], bytes], on_progress: Callable[[int], None]
 ) -> tuple[Counter[str], list[dict[str, Any]], int]:
@@ -256,16 +270,25 @@ async def _send_all(
             left -= 1
             on_progress(count - left)
             content = make()
+            is_reused = connection is not None and connection.is_open
             try:
-                if connection is None or not connection.is_open:
-                    loop = asyncio.get_running_loop()
-                    _, connection = await loop.create_connection(Connection, host, port)
-                async with asyncio.timeout(30):
-                    status, body = await connection.send(content)
+                if connection is None or not is_reused:
+                    connection = await _connect(host, port)
+                try:
+                    status, body = await _answer(connection, content)
+                except ConnectionError:
+                    # As every client does: a kept connection may end while a request is sent.
+                    if not is_reused:
+                        raise
+                    connection = await _connect(host, port)
+                    status, body = await _answer(connection, content)
             except (OSError, TimeoutError) as error:
+                connection = None
+                if len(content) > MAX_BODY and isinstance(error, ConnectionError):
+                    statuses["closed"] += 1  # before the client had sent a body that is too large
+                    continue
                 statuses["error"] += 1
                 findings.append({"error": repr(error), "request": repr(content[:2000])})
-                connection = None
                 continue
             statuses[str(status)] += 1
             if status >= 500 and status not in (503, 507):

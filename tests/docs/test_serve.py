@@ -23,8 +23,14 @@ def test_figures_of_malformed_requests_match_results():
     memory = fuzzer["anonymous_mib"]
     assert f"Of {fuzzer['requests']:,} broken requests" in docs
     assert f"{fuzzer['refused_for_want_of_time']} had no answer in time" in docs
-    stated = f"{memory[1]:.0f} MiB after the first fifth and {memory[-1]:.0f} after the last"
+    assert fuzzer["requests"] == 1_000_000
+    stated = (
+        f"was {memory[0]:.0f} MiB before, {memory[1]:.0f} MiB after the first 100,000, "
+        f"{memory[2]:.0f} after 200,000 and {memory[-1]:.0f} after the last"
+    )
     assert stated in docs.replace("\n", " ")
+    assert memory[-1] < 1.05 * memory[2]
+    assert found["broken_http"]["findings"] == 0
 
 
 def test_load_meets_the_targets_and_the_decision_matches_results():
