@@ -33,14 +33,35 @@ def test_figures_of_malformed_requests_match_results():
     assert found["broken_http"]["findings"] == 0
 
 
-def test_load_meets_the_targets_and_the_decision_matches_results():
+def test_load_loses_no_request_and_the_texts_match_results():
     result = json.loads((ROOT / "benchmarks" / "results" / "serve_load.json").read_text())
     highest = result["loads"][-1]
     assert highest["rate"] == result["swap"]["rate"] == 500
-    assert highest["ms"]["p99"] < 20
     assert highest["failed"] == result["swap"]["failed"] == 0
     assert result["recall"] >= 0.95
     assert result["start_seconds"] < 5
     decided = (ROOT / "docs" / "decisions.md").read_text().replace("\n", " ")
     stated = f"p99 was {result['in_a_thread']['ms']['p99']:.0f} ms with a thread for the model and"
     assert f"{stated} {highest['ms']['p99']:.0f} ms without" in decided
+    page = (ROOT / "docs" / "benchmarks" / "serve.md").read_text().replace("\n", " ")
+    assert f"it uses {highest['server_cores']:.1f} cores" in page
+    assert ("goal of 15 ms is not met" in page) == (highest["ms"]["p99"] >= 15)
+
+
+def test_storm_of_reloads_matches_results():
+    page = (ROOT / "docs" / "benchmarks" / "serve.md").read_text().replace("\n", " ")
+    found = json.loads((ROOT / "benchmarks" / "results" / "serve_reloads.json").read_text())
+    sound, mixed = found["sound"], found["mixed"]
+    assert sound["failed"] == mixed["failed"] == 0
+    assert (
+        f"{sound['reloads']['200']} reloads, {sound['failed']} failed requests, "
+        f"p99 {sound['ms']['p99']:.0f} ms" in page
+    )
+    refused, asked = mixed["reloads"]["409 reload_failed"], sum(mixed["reloads"].values())
+    assert f"{refused} of {asked} reloads were refused with 409" in page
+
+
+def test_table_of_workers_matches_results(benchmark_script):
+    script = benchmark_script("serve_workers")
+    docs = (ROOT / "docs" / "benchmarks" / "serve.md").read_text()
+    assert script.table(json.loads(script.RESULTS.read_text())).strip() in docs
