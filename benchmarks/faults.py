@@ -47,6 +47,8 @@ class Report:
         """Count a case, and store its failures."""
         self.cases[campaign] += 1
         for failure in failures:
+            # The report names no folder of one machine.
+            failure = failure | {"output": failure["output"].replace(sys.base_prefix, "PYTHON")}
             self.failures.append({"case": case, **failure})
             shown = failure | {"output": failure["output"][-300:]}
             print(f"{case}: {json.dumps(shown)}", flush=True)

@@ -119,7 +119,7 @@ def recommend(
         bool | None,
         typer.Option(
             "--probability/--no-probability",
-            help="Write the probability of each item, for a third of the cost of the search, with "
+            help="Write the probability of each item, for half of the cost of the search, with "
             "--out [default: if the loss of the run estimates one]",
         ),
     ] = None,
