@@ -5,8 +5,9 @@
 The server is ``candid serve`` in a process of its own; this process sends requests at fixed times,
 whether or not earlier ones are answered (an open loop), and measures latency from the time at which
 a request was due, so that a stalled server shows. Both share the cores of the machine. Recall
-compares the answers with all inner products, without seen items in both. Finally a second server
-runs all batches in a thread (``quick_ms = 0``), at the highest rate.
+compares the answers with all inner products, without seen items in both. Finally a server of two
+processes, and one that runs all batches in a thread (``quick_ms = 0``), get the highest rate. Loads
+without reloads are repeated: quantiles are medians over the repeats, and p99 has its range.
 """
 
 from __future__ import annotations
@@ -170,6 +171,30 @@ def run_load(
     return {"rate": rate, "seconds": seconds, **result.summary(seconds)}
 
 
+def run_loads(
+    address: str, requests: Sequence[bytes], rate: float, seconds: float, repeats: int
+) -> dict[str, Any]:
+    """Send requests several times and summarise: the median of each quantile, the range of p99."""
+    loads = [run_load(address, requests, rate, seconds) for _ in range(repeats)]
+    statuses: dict[str, int] = {}
+    for load in loads:
+        for status, count in load["statuses"].items():
+            statuses[status] = statuses.get(status, 0) + count
+    p99 = [load["ms"]["p99"] for load in loads]
+    names = loads[0]["ms"]
+    return {
+        "rate": rate,
+        "seconds": seconds,
+        "repeats": repeats,
+        "failed": sum(load["failed"] for load in loads),
+        "statuses": statuses,
+        "ms": {
+            name: round(float(np.median([load["ms"][name] for load in loads])), 2) for name in names
+        },
+        "p99_range": [min(p99), max(p99)],
+    }
+
+
 def run_client(client: Callable[[str, int], Coroutine[Any, Any, Result]], address: str) -> Result:
     """Run a client of a server to its end; on uvloop if it is installed.
 
@@ -313,9 +338,14 @@ def run_load_with_reloads(
 
 
 def measure(
-    run: Path, index: Path | None, rates: Sequence[float], seconds: float, swap_seconds: float
+    run: Path,
+    index: Path | None,
+    rates: Sequence[float],
+    seconds: float,
+    swap_seconds: float,
+    repeats: int,
 ) -> dict[str, Any]:
-    """Measure one server."""
+    """Measure servers with one process, with two, and with all batches in a thread."""
     arguments = [str(run), *(() if index is None else ("--index", str(index)))]
     sampled = histories(run.parent / "data", 2000)
     bodies = [{"history": history, "k": K} for history in sampled]
@@ -328,9 +358,9 @@ def measure(
         before = cpu_seconds(process.pid)
         result["loads"] = []
         for rate in rates:
-            load = run_load(address, requests, rate, seconds)
+            load = run_loads(address, requests, rate, seconds, repeats)
             after = cpu_seconds(process.pid)
-            load["server_cores"] = round((after - before) / seconds, 2)
+            load["server_cores"] = round((after - before) / (seconds * repeats), 2)
             before = after
             result["loads"].append(load)
             print(json.dumps(load), flush=True)
@@ -339,19 +369,22 @@ def measure(
         print(json.dumps(result["swap"]), flush=True)
         result["memory_mib_after_swaps"] = resident_mib(process.pid)
     result["exit_code"] = process.returncode
-    with start_server(*arguments, "--set", "quick_ms=0") as (_, address):
-        run_load(address, requests, rates[0], 3)
-        result["in_a_thread"] = run_load(address, requests, max(rates), seconds)
-        print(json.dumps(result["in_a_thread"]), flush=True)
+    others = {"two_processes": ("--workers", "2"), "in_a_thread": ("--set", "quick_ms=0")}
+    for name, options in others.items():
+        with start_server(*arguments, *options) as (_, address):
+            run_load(address, requests, rates[0], 3)
+            result[name] = run_loads(address, requests, max(rates), seconds, repeats)
+            print(json.dumps(result[name]), flush=True)
     return result
 
 
 def table(result: dict[str, Any]) -> str:
     """Return the table of the results for docs/benchmarks/serve.md."""
-    swap, thread = result["swap"], result["in_a_thread"]
+    swap, two, thread = result["swap"], result["two_processes"], result["in_a_thread"]
     cases = [(f"{load['rate']:g}", load) for load in result["loads"]]
     reloads = f"the model reloaded {swap['reloads']} times in {swap['seconds']:g} s"
     cases += [
+        (f"{two['rate']:g}, two processes (`--workers 2`)", two),
         (f"{swap['rate']:g}, {reloads}", swap),
         (f"{thread['rate']:g}, all in a thread (`quick_ms` 0)", thread),
     ]
@@ -365,9 +398,11 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, load in cases:
         total = sum(load["statuses"].values())
-        ms = load["ms"]
+        ms, p99 = load["ms"], f"{load['ms']['p99']:.1f}"
+        if "p99_range" in load:
+            p99 += " ({:.1f} to {:.1f})".format(*load["p99_range"])
         lines.append(
-            f"| {name} | {load['failed']} of {total:,} | {ms['p50']:.1f} | {ms['p99']:.1f} | "
+            f"| {name} | {load['failed']} of {total:,} | {ms['p50']:.1f} | {p99} | "
             f"{ms['p999']:.1f} | {ms['max']:.1f} |"
         )
     return "\n".join([*lines, ""])
@@ -397,8 +432,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_run_options(parser)
     parser.add_argument("--rates", type=float, nargs="+", default=[100, 250, 500])
-    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--swap-seconds", type=float, default=60)
+    parser.add_argument("--repeats", type=int, default=5, help="of each load without reloads")
     parser.add_argument("--index", type=Path, help="default: OUT/index, built if missing")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -412,7 +448,7 @@ def main() -> None:
         "k": K,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        **measure(run, index, given.rates, given.seconds, given.swap_seconds),
+        **measure(run, index, given.rates, given.seconds, given.swap_seconds, given.repeats),
         "client_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
     given.results.parent.mkdir(parents=True, exist_ok=True)

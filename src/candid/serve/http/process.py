@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -95,12 +96,17 @@ def run_server(
 def prepare_process(config: ServeConfig) -> ServeConfig:
     """Set the threads and the limits of this process; return the config that they leave.
 
+    The objects that exist now, most of them of imported libraries, are left out of garbage
+    collection, which would stop the server for longer than a request may take. Models are loaded
+    later, and those that are replaced are collected.
+
     Raises:
         ConfigError: ``max_connections`` needs more descriptors than the process may open.
     """
     assert config.threads is not None
     sys.setswitchinterval(SWITCH_SECONDS)
     torch.set_num_threads(config.threads)
+    gc.freeze()
     return with_connection_limit(config)
 
 
