@@ -141,6 +141,22 @@ def test_pilot_extends_its_range_once_and_chooses_by_its_metric(metric, chosen):
     assert [key.lr for key in grid.main_cells(records)] == [chosen]
 
 
+def test_first_grid_ends_before_the_pilot_of_the_next_one_begins():
+    first = {"datasets": ["a"], "num_candidates": [4], "arms": ["refined", "full_softmax"]}
+    # Its setting of the first grid is there already.
+    second = first | {"num_candidates": [4, 16], "arms": ["refined"], "seeds": [0, 1]}
+    pilot = {"learning_rates": [0.01], "extend": False}
+    grid = Grid(study_with(pilot=pilot, grids=[first | {"seeds": [0]}, second]))
+    ended, order = {}, []
+    while missing := grid.missing_cells(ended):
+        order.append((missing[0].phase, missing[0].arm, missing[0].num_candidates))
+        ended[missing[0]] = record_of(missing[0], 0.1, 5.0)
+    full, few, many = ("full_softmax", 0), ("refined", 4), ("refined", 16)
+    assert order[:2] == [("pilot", *full), ("pilot", *few)]
+    assert sorted(order[2:5]) == [("main", *full), ("main", *few), ("main", *few)]
+    assert order[5:] == [("pilot", *many), ("main", *many), ("main", *many)]
+
+
 def test_cells_have_the_rate_of_the_nearest_n_of_the_pilot():
     pilot = {"learning_rates": [0.01], "num_candidates": [8, 128]}
     grids = [{"datasets": ["a"], "num_candidates": [4, 32, 40, 512], "arms": ["refined"]}]

@@ -73,6 +73,7 @@ class Grid:
     Attributes:
         seeds: by setting, the seeds of the main cells.
         pilots: by setting, the one whose pilot chooses the learning rate.
+        positions: by setting, also those of the pilot, the number of the first grid that needs it.
 
     Raises:
         ConfigError: the recipe of a cell is wrong.
@@ -81,7 +82,10 @@ class Grid:
     def __init__(self, study: Study) -> None:
         self.study = study
         self.seeds: dict[Setting, tuple[int, ...]] = {}
-        for setting, seeds in _settings(study):
+        self.positions: dict[Setting, int] = {}
+        for position, setting, seeds in _settings(study):
+            self.positions.setdefault(setting, position)
+            self.positions.setdefault(_pilot_of(setting, study), position)
             known = self.seeds.get(setting, ())
             self.seeds[setting] = known + tuple(seed for seed in seeds if seed not in known)
         self.pilots = {setting: _pilot_of(setting, study) for setting in self.seeds}
@@ -186,6 +190,19 @@ class Grid:
             if rate is not None:
                 cells += [(number, setting.cell("main", rate, s)) for number, s in enumerate(seeds)]
         return [cell for _, cell in sorted(cells, key=lambda pair: pair[0])]
+
+    def missing_cells(self, ended: Mapping[CellKey, Record]) -> list[CellKey]:
+        """Return the cells that have not ended, in the order in which they run.
+
+        Grid after grid, so that the results of the first ones are complete early: of each the
+        pilot, then the main cells whose learning rate is chosen.
+
+        Args:
+            ended: records of the cells that have ended.
+        """
+        cells = [*self.pilot_cells(ended), *self.main_cells(ended)]
+        missing = [key for key in cells if key not in ended]
+        return sorted(missing, key=lambda key: self.positions[Setting.of(key)])
 
     @property
     def num_pilots(self) -> int:
@@ -335,9 +352,12 @@ def _value(record: Record, metric: str) -> float:
     return -value if metric == "nll" else value
 
 
-def _settings(study: Study) -> Iterator[tuple[Setting, tuple[int, ...]]]:
-    """Yield every setting of the grids with its seeds, the arms of one sampler and n together."""
-    for grid in study.grids:
+def _settings(study: Study) -> Iterator[tuple[int, Setting, tuple[int, ...]]]:
+    """Yield the number of each grid with its settings and their seeds.
+
+    The arms of one sampler and n are together.
+    """
+    for position, grid in enumerate(study.grids):
         for dataset in grid.datasets:
             of_dataset = study.datasets[dataset].split_names
             for split in (one for one in of_dataset if one in grid.splits):
@@ -345,7 +365,8 @@ def _settings(study: Study) -> Iterator[tuple[Setting, tuple[int, ...]]]:
                     for sampler, n, arm in _candidates(
                         grid.samplers, grid.num_candidates, grid.arms
                     ):
-                        yield Setting(dataset, split, tower, sampler, n, arm), grid.seeds
+                        setting = Setting(dataset, split, tower, sampler, n, arm)
+                        yield position, setting, grid.seeds
 
 
 @lru_cache

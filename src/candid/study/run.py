@@ -105,9 +105,9 @@ def run_study(
 ) -> StudyResult:
     """Run the cells of a study that are missing.
 
-    The pilot comes first; it chooses the learning rate of each arm on validation. A cell continues
-    from its last checkpoint after an interruption. A cell that fails is recorded with the reason
-    and does not run again. Several processes may work in one folder.
+    Grid after grid, the pilot comes first; it chooses the learning rate of each arm on validation.
+    A cell continues from its last checkpoint after an interruption. A cell that fails is recorded
+    with the reason and does not run again. Several processes may work in one folder.
 
     Args:
         study: the study file.
@@ -244,10 +244,8 @@ class _Loop:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _missing(self, records: Mapping[CellKey, Record]) -> list[CellKey]:
-        """Return the cells that have not ended, or that are to run again; the pilot first."""
-        ended = self._ended(records)
-        pilots = [key for key in self.grid.pilot_cells(ended) if key not in ended]
-        return pilots or [key for key in self.grid.main_cells(ended) if key not in ended]
+        """Return the cells that have not ended, or that are to run again, in their order."""
+        return self.grid.missing_cells(self._ended(records))
 
     def _ended(self, records: Mapping[CellKey, Record]) -> dict[CellKey, Record]:
         """Return the records without those of cells that this call is to run again."""
