@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from candid.distributed import Environment
 from candid.index import open_snapshot
 
 
@@ -133,3 +134,26 @@ def test_folder_that_is_not_a_run_or_not_empty_is_refused(candid, toy, tmp_path)
     (tmp_path / "thesis.txt").write_text("mine")
     answer = candid("index", toy.run, "--out", tmp_path)
     assert (answer.code, "thesis.txt" in answer.err) == (2, True)
+
+
+def test_index_launches_its_processes_and_returns_their_code(candid, toy, monkeypatch):
+    calls = []
+    monkeypatch.setattr("candid.distributed.launch.launch", lambda *given: calls.append(given) or 4)
+    assert candid("index", toy.run, "--processes", "3", "--seed", "1").code == 4
+    assert calls == [(3, ["index", str(toy.run), "--seed", "1"])]
+
+
+def test_index_of_several_processes_is_refused_where_one_must_build_it(candid, toy, monkeypatch):
+    answer = candid("index", toy.run, "--compare", "--processes", "2")
+    assert answer.code == 2
+    assert answer.err == (
+        "error: --compare measures in one process: leave out --processes or --compare\n"
+    )
+    assert candid("index", toy.run, "--processes", "0").code == 2
+    place = Environment(0, 2, 0, 2)
+    monkeypatch.setattr("candid.runs.index_build.current_environment", lambda: place)
+    for index in ("index=usearch", "index.kind=hnsw"):
+        kinds = ["--set", "index.type=faiss"] if "kind" in index else []
+        answer = candid("index", toy.run, *kinds, "--set", index)
+        assert answer.code == 2
+        assert "is built by one process: leave out --processes" in answer.err

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import candid
-from candid.cli.train import _without_processes
+from candid.cli.processes import without_processes
 from candid.data import DataConfig, prepare_folder
 from candid.distributed.launch import launch
 from candid.errors import CandidError, ConfigError
+from candid.index import open_snapshot
 from candid.training import LAST, read_checkpoint
 
 SOURCE = Path(candid.__file__).parents[1]
@@ -84,6 +85,32 @@ def test_training_continues_after_a_process_was_killed(folder):
         assert torch.equal(tensor, other.tensors[name]), name
 
 
+@pytest.mark.campaign
+def test_index_stays_as_it_was_after_a_process_was_killed(folder):
+    """Files of a killed rank 0 stay until the next build; those of others are removed."""
+    train = ["train", "recipe.toml", "--data", "data", "--no-baselines", "--out", "indexed"]
+    assert call(folder, "candid", *train).returncode == 0
+    kind = ["--set", "index.type=faiss", "--set", "index.num_lists=2", "--seed"]
+    for number in ("1", "2"):
+        command = ["index", "indexed", "--processes", number, *kind, "0", "--quiet"]
+        built = call(folder, "candid", *command)
+        assert built.returncode == 0, built.stderr
+    index = folder / "indexed" / "index"
+    before = {path.name: path.read_bytes() for path in index.iterdir()}
+    assert len(before) == 4
+    torchrun = "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+    program = Path(__file__).with_name("torchrun_cases.py")
+    for killed in (1, 0):
+        cut = call(folder, *torchrun, program, "index", "indexed", *kind, "1", KILLED=str(killed))
+        assert "exitcode  : -9" in cut.stderr
+        after = {path.name: path.read_bytes() for path in index.iterdir()}
+        assert before.items() <= after.items()
+        assert killed == 0 or len(after) == 4
+        assert open_snapshot(index).index.num_items == 12
+    assert call(folder, "candid", "index", "indexed", *kind, "2").returncode == 0
+    assert len(list(index.iterdir())) == 4
+
+
 @pytest.fixture
 def shell(tmp_path, monkeypatch):
     """Processes run the shell script ``candid`` in the working directory."""
@@ -125,4 +152,4 @@ def test_processes_of_torchrun_launch_no_others(monkeypatch):
 @pytest.mark.parametrize("given", [["--processes", "2"], ["--processes=2"]])
 def test_processes_are_started_without_the_option(given):
     arguments = ["recipe.toml", *given, "--out", "run"]
-    assert _without_processes(arguments) == ["recipe.toml", "--out", "run"]
+    assert without_processes(arguments) == ["recipe.toml", "--out", "run"]

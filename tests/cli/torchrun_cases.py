@@ -1,13 +1,16 @@
-"""The command line under torchrun; process 1 is killed once. Run as: TORCHRUN_CASES ARGUMENTS."""
+"""The command line under torchrun; a process is killed once. Run as: TORCHRUN_CASES ARGUMENTS."""
 
 import os
 import signal
-import sys
 
-from candid.cli import run
+from candid.cli import main as candid
+from candid.index import FaissIndex
 from candid.training import Trainer
 
 KILLED_AT = int(os.environ.get("KILLED_AT", "0"))
+"""Step after which process 1 is killed."""
+KILLED = os.environ.get("KILLED")
+"""Process that is killed after it has built its part of an index."""
 
 
 def main():
@@ -21,7 +24,15 @@ def main():
         return result
 
     Trainer.step = counted
-    sys.exit(run(sys.argv[1:]))
+    build_part = FaissIndex.Config.build_part
+
+    def build_and_die(self, *args):
+        build_part(self, *args)
+        if os.environ["RANK"] == KILLED:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    FaissIndex.Config.build_part = build_and_die
+    candid()
 
 
 if __name__ == "__main__":

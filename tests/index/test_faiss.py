@@ -149,3 +149,32 @@ def test_pq_orders_items_around_centres_by_codes_alone(length):
     expected = (query.double() @ items.double().T).topk(20).indices
     found = (ids[:, :, None] == expected[:, None]).any(1).double().mean()
     assert found >= 0.8
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "sq", "pq"])
+def test_merged_parts_return_the_results_of_one_index(kind, tmp_path):
+    items, query = vectors_of(2000, seed=1), vectors_of(40, seed=2)
+    config = FaissIndex.Config(kind=kind, num_lists=20)
+    assert config.has_parts
+    trained, file = tmp_path / "trained", tmp_path / "merged"
+    config.train_parts(items, trained)
+    parts = []
+    for begin, stop in ((0, 701), (701, 701), (701, 730), (730, 2000)):
+        parts.append(tmp_path / f"{stop}-{len(parts)}")
+        config.build_part(items[begin:stop], trained, parts[-1])
+    config.merge_parts(parts, file)
+    whole, merged = config.build(items), config.open(items, file)
+    for probes in (2, 20):
+        chosen = {} if kind == "flat" else {"num_probes": probes}
+        expected = whole.with_settings(**chosen).search(query, 30)
+        result = merged.with_settings(**chosen).search(query, 30)
+        assert torch.equal(result.item_ids, expected.item_ids)
+        assert torch.equal(result.scores, expected.scores)
+        assert bool((result.item_ids >= 730).any())
+
+
+def test_parts_with_settings_that_cannot_work_are_refused(tmp_path):
+    assert not FaissIndex.Config(kind="hnsw").has_parts
+    with pytest.raises(ConfigError, match="num_lists must be between 1 and the number of items, 9"):
+        FaissIndex.Config(num_lists=10).train_parts(vectors_of(9), tmp_path / "trained")
+    assert not list(tmp_path.iterdir())

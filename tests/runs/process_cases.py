@@ -13,14 +13,18 @@ import polars as pl
 
 from candid.config import parse_config
 from candid.data import DataConfig, prepare_folder
+from candid.distributed import connected
 from candid.errors import Interrupted
-from candid.runs import train_run, training
+from candid.index import FaissIndex
+from candid.runs import load_run, train_run, training
+from candid.runs.index_build import build_index
+from candid.towers import RetrievalModel
 from candid.training import Trainer
 
 NUM_ITEMS = 15
 STOPPED_AT = 9
 """Step after which process 1 receives SIGTERM, in the middle of an epoch."""
-REFUSED = {"failed", "copies", "diversity"}
+REFUSED = {"failed", "copies", "diversity", "index-infinite", "index-mixed"}
 FOURIER = {"type": "random_fourier", "num_candidates": 6, "refresh_every": 2}
 BY_STEPS = {"validate_every_steps": 4, "keep": "all"}
 VARIANTS = {
@@ -133,6 +137,28 @@ def resume_from_other_checkpoints(rank, data, out):
     return train(rank, data, out / f"{rank}", resume=True)
 
 
+def build(rank, data, out, folder="mean-1"):
+    """Build an index of the run in ``folder``, from vectors of float32."""
+    with connected():
+        run = load_run(out.parent / folder, data, map_weights=True)
+        config = FaissIndex.Config(kind="ivf", num_lists=4)
+        result = build_index(run, config, out, k=3, target_recall=0.5)
+    return None if result is None else {"recall": result.measurement.recall, "rank": rank}
+
+
+def build_from_other_numbers(rank, data, out):
+    """The vectors of process 1 are not finite."""
+    if rank == 1:
+        encode_items = RetrievalModel.encode_items
+        RetrievalModel.encode_items = lambda *args: encode_items(*args) / 0
+    return build(rank, data, out)
+
+
+def build_from_other_runs(rank, data, out):
+    """Process 1 has another run."""
+    return build(rank, data, out, "parts-1" if rank else "mean-1")
+
+
 def fail(rank, data, out):
     """The folder holds other files: rank 0 refuses it."""
     out.mkdir(exist_ok=True)
@@ -158,6 +184,10 @@ def main(folder):
     run(2, "mean-2", train)
     run(1, "parts-1", train, variant="parts")
     run(2, "parts-2", train, variant="parts")
+    for num_processes in (1, 2, 4):
+        run(num_processes, f"index-{num_processes}", build)
+    run(2, "index-infinite", build_from_other_numbers)
+    run(2, "index-mixed", build_from_other_runs)
     run(2, "stopped", train_until_stopped)
     shutil.copytree(folder / "results" / "stopped", folder / "results" / "before")
     shutil.copytree(folder / "stopped", folder / "copies" / "1")

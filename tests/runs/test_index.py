@@ -14,8 +14,8 @@ from candid.data import PreparedDataset, Role
 from candid.errors import ArtifactError, ConfigError, DataError
 from candid.index import ExactIndex, FaissIndex, UsearchIndex
 from candid.runs import INDEX, load_run, model_fingerprint, open_index, train_run
+from candid.runs.index_build import build_index
 from candid.runs.indexing import (
-    build_index,
     compare_indexes,
     encode_benchmark_data,
     index_config,
@@ -82,10 +82,8 @@ def test_fingerprint_depends_on_weights_and_dataset(run):
 
 
 def test_built_index_is_opened_only_for_its_model(run, tmp_path):
-    data = encode_benchmark_data(run, k=10)
-    assert data.truth.query.shape == (60, 8)
     config = FaissIndex.Config(num_lists=5)
-    result = build_index(run, data, config, tmp_path / "index", target_recall=0.9)
+    result = build_index(run, config, tmp_path / "index", k=10, target_recall=0.9)
     opened = open_index(run, tmp_path / "index")
     assert opened.config == result.config
     assert opened.config.num_probes == result.settings["num_probes"]
@@ -103,7 +101,7 @@ def test_open_index_in_the_folder_of_the_run(tmp_path):
     dataset = dataset_of(seed=1)
     train_run(parse_config(CONFIG, "test"), dataset, tmp_path / "run")
     mine = load_run(tmp_path / "run", dataset)
-    build_index(mine, encode_benchmark_data(mine), ExactIndex.Config())
+    build_index(mine, ExactIndex.Config())
     opened = open_index(mine)
     assert opened.folder == tmp_path / "run" / INDEX
     assert opened.measured["recall"] == 1
@@ -127,10 +125,9 @@ def test_queries_are_histories_before_the_last_interaction(run):
 
 
 def test_index_below_min_recall_is_not_written(run, tmp_path):
-    data = encode_benchmark_data(run, k=10)
     config = FaissIndex.Config(num_lists=25)
     with pytest.raises(ArtifactError, match=r"recall@10 is .*, below --min-recall 0.999"):
-        build_index(run, data, config, tmp_path / "i", target_recall=0.3, min_recall=0.999)
+        build_index(run, config, tmp_path / "i", k=10, target_recall=0.3, min_recall=0.999)
     assert not (tmp_path / "i").exists()
 
 

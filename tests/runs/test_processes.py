@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from candid.index import open_snapshot
 from candid.runs import load_run
 from candid.training import BEST, LAST, read_checkpoint
 
@@ -135,3 +136,38 @@ def test_run_of_several_processes_is_a_run(folder):
     run = load_run(folder / "mean-2", folder / "data")
     assert run.recommend([0], k=3).height == 3
     assert not list((folder / "mean-2").glob("*.lock"))
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_index_of_several_processes_is_that_of_one(folder, num_processes):
+    one, several = (open_snapshot(folder / f"index-{n}") for n in (1, num_processes))
+    vectors = one.index.item_vectors
+    assert len(vectors) == cases.NUM_ITEMS
+    assert torch.equal(several.index.item_vectors, vectors)
+    assert several.source_ids.built.equals(one.source_ids.built)
+    assert several.fingerprint == one.fingerprint
+    query = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    for probes in (1, 2, 4):
+        expected, actual = (
+            snapshot.index.built.with_settings(num_probes=probes).search(query, 15)
+            for snapshot in (one, several)
+        )
+        assert torch.equal(actual.item_ids, expected.item_ids)
+        assert torch.equal(actual.scores, expected.scores)
+    # Settings and recall are those of the merged index, measured by rank 0 alone.
+    built, *others = results(folder, f"index-{num_processes}", num_processes)
+    assert built["recall"] == pytest.approx(several.measured["recall"], abs=1e-4)
+    assert others == [None] * (num_processes - 1)
+    names = {path.name.split("-")[0] for path in (folder / f"index-{num_processes}").iterdir()}
+    assert names == {"index.json", "index", "vectors", "source_ids"}
+    assert len(list((folder / f"index-{num_processes}").iterdir())) == 4
+
+
+def test_failed_process_leaves_no_index(folder):
+    codes = json.loads((folder / "codes.json").read_text())
+    assert (codes["index-infinite"], codes["index-mixed"]) == ([4, 4], [2, 2])
+    stderr = (folder / "stderr.txt").read_text()
+    assert "process 1 failed: item vectors contain NaN" in stderr
+    assert "the processes do not have the same run" in stderr
+    assert not (folder / "index-infinite").exists()
+    assert not (folder / "index-mixed").exists()

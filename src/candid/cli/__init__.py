@@ -31,6 +31,7 @@ from candid.cli.evaluate import evaluate
 from candid.cli.export import export
 from candid.cli.index import index
 from candid.cli.prepare import prepare
+from candid.cli.processes import VERBS, ProcessesCommand
 from candid.cli.recipe import recipe
 from candid.cli.recommend import recommend
 from candid.cli.serve import serve
@@ -77,7 +78,9 @@ app.command(short_help="Compare trained models with the first one, user by user"
 app.command(short_help="Measure where sampled losses converge, their variance and cost")(audit)
 app.command(short_help="Recommend items to users, or for a given history")(recommend)
 app.command(short_help="Find similar items of items")(similar)
-app.command(short_help="Build and measure an index over the items of a run")(index)
+app.command(cls=ProcessesCommand, short_help="Build and measure an index over the items of a run")(
+    index
+)
 app.command(short_help="Write towers and item vectors for other programs")(export)
 app.command(short_help="Serve recommendations over HTTP")(serve)
 app.command(short_help="Compare artifacts with their checksums")(verify)
@@ -96,7 +99,7 @@ def _candid(
     """
     verb = context.invoked_subcommand
     is_one_of_several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
-    if is_one_of_several and verb not in (None, "train"):
+    if is_one_of_several and verb not in (None, *VERBS):
         if os.environ["RANK"] != "0":
             raise AlreadyReported(ConfigError.exit_code)  # by rank 0
         raise ConfigError(

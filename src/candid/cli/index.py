@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +12,7 @@ import typer
 
 from candid.cli.console import Console
 from candid.cli.options import Json, Quiet, Verify
+from candid.cli.processes import PROCESSES, run_in_processes
 from candid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def index(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="Folder of a run")],
     data: Annotated[
         Path | None, typer.Option(help="Prepared dataset [default: the one of the run]")
@@ -55,6 +60,15 @@ def index(
         ),
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of users")] = 0,
+    processes: Annotated[
+        int,
+        typer.Option(
+            PROCESSES,
+            min=1,
+            help="Processes of this machine that build the index together, each a part of it. For "
+            "several machines use torchrun",
+        ),
+    ] = 1,
     verify: Verify = True,
     json: Json = False,
     quiet: Quiet = False,
@@ -68,53 +82,88 @@ def index(
     if compare and min_recall:
         raise ConfigError("--compare writes no index; leave out --min-recall or --compare")
 
-    from candid.cli.progress import stage_progress
-    from candid.runs import load_run
-    from candid.runs.indexing import (
-        build_index,
-        compare_indexes,
-        encode_benchmark_data,
-        index_config,
+    is_one_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
+    if compare and (processes > 1 or is_one_of_several):
+        raise ConfigError("--compare measures in one process: leave out --processes or --compare")
+    arguments = _Arguments(
+        run, data, out, overrides or [], target_recall, min_recall, k, queries, seed
     )
+    work = _compare if compare else _build
+    run_in_processes(context, processes, partial(work, arguments), json=json, quiet=quiet)
 
-    console = Console(json, quiet)
-    loaded = load_run(run, data)
-    config = index_config(loaded, overrides or [])
+
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """Arguments and options of the command, by their names."""
+
+    run: Path
+    data: Path | None
+    out: Path | None
+    overrides: list[str]
+    target_recall: float
+    min_recall: float
+    k: int | None
+    queries: int
+    seed: int
+
+
+def _build(given: _Arguments, console: Console) -> None:
+    from candid.checksums import verification
+    from candid.cli.progress import stage_progress
+    from candid.distributed import is_main, use_own_device
+    from candid.runs import load_run
+    from candid.runs.index_build import build_index
+    from candid.runs.indexing import index_config
+
+    use_own_device()
+    with verification(is_main()):  # one process compares the checksums
+        loaded = load_run(given.run, given.data, map_weights=True)
+    config = index_config(loaded, given.overrides)
     with stage_progress(console) as progress:
-        benchmark_data = encode_benchmark_data(
-            loaded, k=k, num_queries=queries, seed=seed, progress=progress
+        benchmark = build_index(
+            loaded,
+            config,
+            given.out,
+            k=given.k,
+            num_queries=given.queries,
+            seed=given.seed,
+            target_recall=given.target_recall,
+            min_recall=given.min_recall,
+            progress=progress,
         )
-        if compare:
-            benchmarks, notes = compare_indexes(
-                benchmark_data, target_recall=target_recall, progress=progress
-            )
-        else:
-            benchmark = build_index(
-                loaded,
-                benchmark_data,
-                config,
-                out,
-                target_recall=target_recall,
-                min_recall=min_recall,
-                progress=progress,
-            )
-    if compare:
-        _write_comparison(console, run, out or run, benchmarks, notes)
+    if benchmark is None:
         return
-    folder = out or run / "index"
+    folder = given.out or given.run / "index"
     text: list[Any] = [_table([benchmark])]
     warning = None
     if not benchmark.reaches_target:
         warning = (
             f"recall@{benchmark.k} is {benchmark.measurement.recall:.3f}, below the target of "
-            f"{target_recall:g}: --compare shows which index reaches it; or lower --target-recall"
+            f"{given.target_recall:g}: --compare shows which index reaches it; or lower "
+            "--target-recall"
         )
         text.append(f"warning: {warning}")
     console.result(
-        {"run": str(run), "folder": str(folder), "warning": warning, **benchmark.to_json()},
+        {"run": str(given.run), "folder": str(folder), "warning": warning, **benchmark.to_json()},
         *text,
         f"written to {folder}",
     )
+
+
+def _compare(given: _Arguments, console: Console) -> None:
+    from candid.cli.progress import stage_progress
+    from candid.runs import load_run
+    from candid.runs.indexing import compare_indexes, encode_benchmark_data
+
+    loaded = load_run(given.run, given.data)
+    with stage_progress(console) as progress:
+        benchmark_data = encode_benchmark_data(
+            loaded, k=given.k, num_queries=given.queries, seed=given.seed, progress=progress
+        )
+        benchmarks, notes = compare_indexes(
+            benchmark_data, target_recall=given.target_recall, progress=progress
+        )
+    _write_comparison(console, given.run, given.out or given.run, benchmarks, notes)
 
 
 def _write_comparison(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from candid.cli.console import AlreadyReported, Console, counted
+from candid.cli.console import Console, counted
 from candid.cli.options import Json, Quiet, Set, Verify
 from candid.cli.prepare import run_prepare
+from candid.cli.processes import PROCESSES, ProcessesCommand, run_in_processes
 from candid.cli.recipe import run_name
 from candid.cli.recipe_keys import ALL, key_lines, section_lines
 from candid.errors import ConfigError
@@ -22,17 +21,11 @@ if TYPE_CHECKING:
     from candid.config import RunConfig
 
 
-PROCESSES = "--processes"
-ARGUMENTS = "candid.arguments"
-"""Key of the context with the arguments as they were given."""
-
-
-class TrainCommand(TyperCommand):
+class TrainCommand(ProcessesCommand):
     """The command ``train``, with a bare ``--keys`` and the sections of a recipe in its help."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Complete a bare ``--keys``, then parse."""
-        ctx.meta[ARGUMENTS] = list(args)
         if "--keys" in args:
             following = args.index("--keys") + 1
             if following == len(args) or args[following].startswith("-"):
@@ -57,17 +50,6 @@ def _print_keys(section: str | None) -> None:
 
 def _width() -> int:
     return max(40, shutil.get_terminal_size().columns - 2)
-
-
-def _without_processes(arguments: list[str]) -> list[str]:
-    """Return the arguments of the processes: those given, without ``--processes N``."""
-    kept, given = [], iter(arguments)
-    for argument in given:
-        if argument == PROCESSES:
-            next(given, None)
-        elif not argument.startswith(f"{PROCESSES}="):
-            kept.append(argument)
-    return kept
 
 
 def train(
@@ -140,29 +122,10 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model and measure it on the test split, if there is one."""
-    if processes > 1:
-        from candid.distributed.launch import launch
-
-        code = launch(processes, ["train", *_without_processes(context.meta[ARGUMENTS])])
-        if code:
-            raise AlreadyReported(code)
-        return
     run = partial(
         _train, recipe, data, out, init, epochs_new, replay, resume, refit, overrides, baselines
     )
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        run(Console(json, quiet))
-        return
-    # A launcher has started several processes. Else a lost connection prints a page.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from candid.distributed import PeerError, PeerInterrupted, connected, is_main
-
-    try:
-        with connected():
-            run(Console(json, quiet or not is_main()))
-    except (PeerError, PeerInterrupted) as error:
-        # The process that failed first prints the sentence.
-        raise AlreadyReported(error.exit_code) from None
+    run_in_processes(context, processes, run, json=json, quiet=quiet)
 
 
 def _train(

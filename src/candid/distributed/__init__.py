@@ -1,11 +1,14 @@
-"""Processes of one training: their group, sums and gathers over it, failures, and the launcher."""
+"""Processes that work together: their group, sums and gathers, failures, and the launcher."""
 
 from candid.distributed.connection import (
+    collect,
     connected,
+    current_environment,
     current_group,
     is_main,
     on_main,
     open_group,
+    use_own_device,
 )
 from candid.distributed.environment import Environment, job_id
 from candid.distributed.failures import Failure, PeerError, PeerInterrupted, ProcessGroupError
@@ -22,11 +25,14 @@ __all__ = [
     "PeerInterrupted",
     "ProcessGroupError",
     "Traffic",
+    "collect",
     "connected",
+    "current_environment",
     "current_group",
     "gather_with_gradient",
     "is_main",
     "job_id",
     "on_main",
     "open_group",
+    "use_own_device",
 ]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from candid.distributed.environment import Environment
 from candid.distributed.failures import (
+    READ_SECONDS,
     FailureBoard,
     PeerError,
     PeerInterrupted,
@@ -25,9 +27,13 @@ from candid.distributed.group import TIMEOUT_SECONDS, Group, short_reason
 CONNECT_SECONDS: Final = 600.0
 """Longest wait for the store, which the launcher or rank 0 opens."""
 
-WAIT_SECONDS: Final = 0.5
-"""Seconds between two looks for the end of work on rank 0."""
+FIRST_WAIT, LAST_WAIT = 0.01, 0.5
+"""Seconds between two looks for the end of work of another process: twice as many each time."""
 
+LEFT: Final = "left"
+"""Key of the number of processes that have ended their work without an error."""
+
+T = TypeVar("T")
 
 _dist: Any = dist
 """torch.distributed with the names that it does not export to type checkers."""
@@ -41,7 +47,7 @@ class _Connection:
         environment: place of this process.
         store: of torch, with the keys of this use.
         board: for failures.
-        num_waits: calls of ``on_main`` so far.
+        num_waits: calls of ``on_main`` and ``collect`` so far.
     """
 
     environment: Environment
@@ -54,6 +60,32 @@ class _Connection:
         """Whether the store ends with this process; that of torchrun is in its agent."""
         uses_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return self.environment.rank == 0 and not uses_agent
+
+    def next_key(self) -> str:
+        """Return a new key, the same on all processes that call it as often."""
+        self.num_waits += 1
+        return f"done-{self.num_waits}"
+
+    def wait_for(self, key: str) -> Any:
+        """Return the JSON value that another process stores, or raise the failure of one."""
+        seconds = FIRST_WAIT
+        while not self.store.check([key]):
+            failure = self.board.read()
+            if failure is not None:
+                raise failure.error()
+            time.sleep(seconds)
+            seconds = min(2 * seconds, LAST_WAIT)
+        return json.loads(self.store.get(key))
+
+    def leave(self) -> None:
+        """Count this process as done; one that holds the store first waits for the others."""
+        with suppress(RuntimeError):  # The store is gone: no process waits for this one.
+            self.store.add(LEFT, 1)
+            until = time.monotonic() + READ_SECONDS
+            while self.holds_store and time.monotonic() < until:
+                if self.store.add(LEFT, 0) >= self.environment.world_size:
+                    return
+                time.sleep(FIRST_WAIT)
 
 
 _store: Any = None
@@ -106,33 +138,67 @@ def connected() -> Iterator[None]:
     finally:
         if has_failed and connection.holds_store:
             connection.board.wait_for_readers(environment.world_size - 1)
+        elif not has_failed:
+            connection.leave()
         _connection = None
 
 
-def on_main(function: Callable[[], None]) -> None:
+def on_main(function: Callable[[], T]) -> T:
     """Call a function on rank 0; the other processes wait for it, however long it takes.
 
     For work before a training, such as the preparation of its data, inside ``connected``. Without
     other processes it is called at once.
+
+    Args:
+        function: returns a plain JSON value, or None.
+
+    Returns:
+        the value of rank 0, on every process.
 
     Raises:
         PeerError: rank 0 failed.
         PeerInterrupted: rank 0 was interrupted.
     """
     if _connection is None:
-        function()
-        return
-    key = f"done-{_connection.num_waits}"
-    _connection.num_waits += 1
+        return function()
+    key = _connection.next_key()
     if _connection.environment.rank == 0:
-        function()
-        _connection.store.set(key, "1")
-        return
-    while not _connection.store.check([key]):
-        failure = _connection.board.read()
-        if failure is not None:
-            raise failure.error()
-        time.sleep(WAIT_SECONDS)
+        value = function()
+        _connection.store.set(key, json.dumps(value))
+        return value
+    result: T = _connection.wait_for(key)
+    return result
+
+
+def collect(value: T) -> list[T]:
+    """Wait for all processes, however long they take, and return a value of each.
+
+    Args:
+        value: plain JSON, or None.
+
+    Returns:
+        the values in the order of ranks; without other processes only this one.
+
+    Raises:
+        PeerError: another process failed.
+        PeerInterrupted: another process was interrupted.
+    """
+    if _connection is None:
+        return [value]
+    key, environment = _connection.next_key(), _connection.environment
+    _connection.store.set(f"{key}-{environment.rank}", json.dumps(value))
+    return [_connection.wait_for(f"{key}-{rank}") for rank in range(environment.world_size)]
+
+
+def current_environment() -> Environment | None:
+    """Return the place of this process inside ``connected``; None: it works alone."""
+    return None if _connection is None else _connection.environment
+
+
+def use_own_device() -> None:
+    """Make the CUDA device of this process the current one, if each process has its own."""
+    if _connection is not None and _has_own_device(_connection.environment):
+        torch.cuda.set_device(_connection.environment.local_rank)
 
 
 def is_main() -> bool:
@@ -198,8 +264,7 @@ def _open(timeout_seconds: float, closers: ExitStack) -> Group:
             process_group=process_group,
         )
     environment = _connection.environment
-    if _has_own_device(environment):
-        torch.cuda.set_device(environment.local_rank)
+    use_own_device()
     try:
         dist.init_process_group(
             _backend(environment),

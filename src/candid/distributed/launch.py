@@ -12,6 +12,11 @@ from typing import Any, Final
 from candid.errors import CandidError, ConfigError
 
 INTERRUPTED: Final = 130
+ADVICE: Final = {
+    "train": "lower batches.batch_size or use fewer processes; continue with --resume",
+    "index": "use fewer processes; then start the command again",
+}
+"""What to do after a process was killed, by verb."""
 
 
 def launch(num_processes: int, arguments: Sequence[str]) -> int:
@@ -23,7 +28,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
 
     Args:
         num_processes: N, at least 2.
-        arguments: of the command line.
+        arguments: of the command line, the verb first.
 
     Returns:
         0, or the exit code of the process that failed first; 130 after a signal.
@@ -54,6 +59,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         max_restarts=0,
         monitor_interval=0.2,
     )
+    verb = next(iter(arguments), "")
     agent: Any = elastic_launch(config, sys.executable)
     # The processes report their errors themselves; each logger of torch has a level of its own.
     logging.disable(logging.ERROR)
@@ -67,7 +73,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
             return int(failure.exitcode)
         raise CandidError(
             f"process {rank} was killed by signal {-failure.exitcode}: if the system ran out of "
-            "memory, lower batches.batch_size or use fewer processes; continue with --resume"
+            f"memory, {ADVICE.get(verb, 'use fewer processes')}"
         ) from None
     finally:
         logging.disable(logging.NOTSET)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from candid.errors import ConfigError
 from candid.index.checks import (
+    check_finite_items,
     check_item_vectors,
     check_search,
-    diverged_items,
     diverged_queries,
 )
 from candid.index.order import decode, encode
@@ -61,8 +61,8 @@ class ApproximateIndex(Index):
 
     def __init__(self, item_vectors: Tensor, *, is_checked: bool = False) -> None:
         check_item_vectors(item_vectors)
-        if not is_checked and not bool(torch.isfinite(item_vectors).all()):
-            raise diverged_items()
+        if not is_checked:
+            check_finite_items(item_vectors)
         self.num_items, self._dim = item_vectors.shape
         self._vectors = item_vectors.detach().float().cpu()
 

@@ -118,6 +118,8 @@ def benchmark_index(
     *,
     target_recall: float,
     name: str = "",
+    build: Callable[[IndexConfig, Tensor], tuple[Index, float]] | None = None,
+    file: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> IndexBenchmark:
     """Build an index, choose its settings on one half of the queries, measure on the other half.
@@ -132,6 +134,10 @@ def benchmark_index(
         truth: queries and their exact results.
         target_recall: 0..1.
         name: for tables.
+        build: returns the index of a config over the vectors, and the CPU seconds that this took;
+            None: ``config.build``.
+        file: where the file of an index with ``has_file`` is written; None: to a temporary file,
+            for its size.
         progress: called with the name of each stage.
 
     Raises:
@@ -160,9 +166,7 @@ def benchmark_index(
     for choice in config.build_choices(len(item_vectors)):
         report("building")
         chosen = config.model_copy(update=dict(choice))
-        begin = time.process_time()
-        index = chosen.build(item_vectors)
-        seconds = time.process_time() - begin
+        index, seconds = (build or _build)(chosen, item_vectors)
         tuned = tune_index(
             index,
             tuning_half,
@@ -187,7 +191,7 @@ def benchmark_index(
         target_recall=target_recall,
         num_queries=len(measuring_half.query),
         build_seconds=best.seconds,
-        index_bytes=_index_bytes(best.tuned.index, best.config, item_vectors),
+        index_bytes=_index_bytes(best.tuned.index, best.config, item_vectors, file),
         vector_bytes=item_vectors.numel() * 4,
     )
 
@@ -207,9 +211,18 @@ class _Choice:
         return reaches, measured.queries_per_second if reaches else measured.recall
 
 
-def _index_bytes(index: Index, config: IndexConfig, item_vectors: Tensor) -> int:
+def _build(config: IndexConfig, item_vectors: Tensor) -> tuple[Index, float]:
+    begin = time.process_time()
+    index = config.build(item_vectors)
+    return index, time.process_time() - begin
+
+
+def _index_bytes(index: Index, config: IndexConfig, item_vectors: Tensor, file: Path | None) -> int:
     if not index.has_file:
         return config.extra_bytes(item_vectors)
+    if file is not None:
+        save_index(index, file)
+        return file.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "index.bin"
         save_index(index, file)

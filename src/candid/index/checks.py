@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from candid.errors import ArtifactError, ConfigError
+
+BLOCK_NUMBERS = 1 << 22
+"""Numbers compared at a time: temporary copies of them take 20 MiB."""
 
 
 def check_item_vectors(item_vectors: Tensor) -> None:
@@ -17,6 +21,18 @@ def check_item_vectors(item_vectors: Tensor) -> None:
         raise ConfigError(
             f"item_vectors must be [V, D] with at least one item, not {list(item_vectors.shape)}"
         )
+
+
+def check_finite_items(item_vectors: Tensor) -> None:
+    """Refuse vectors [V, D] with NaN or infinite values, without a copy of all of them.
+
+    Raises:
+        ArtifactError: a value is not finite.
+    """
+    rows = max(1, BLOCK_NUMBERS // max(1, item_vectors.shape[1]))
+    for block in item_vectors.split(rows):
+        if not bool(torch.isfinite(block).all()):
+            raise diverged_items()
 
 
 def check_search(query: Tensor, k: int, num_items: int, dim: int) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,21 +23,27 @@ from candid.index.approximate import (
     ApproximateIndex,
     Floats,
     Ints,
-    augment_items,
     augment_queries,
     geometric_steps,
     has_similar_norms,
     scale_rows,
-    to_array,
 )
 from candid.index.checks import check_item_vectors
+from candid.index.faiss_build import (
+    LISTED,
+    Kind,
+    add_part,
+    build_graph,
+    build_lists,
+    faiss_library,
+    merge_parts,
+    train_lists,
+    write_file,
+)
 from candid.index.protocol import IndexConfig
 
-Kind = Literal["flat", "ivf", "hnsw", "pq", "sq"]
 MIN_QUANTIZED = 1000
 """Catalogs below this size are searched exhaustively: they are too small to train a quantizer."""
-LISTED = ("ivf", "pq", "sq")
-"""Kinds that group the items in lists."""
 SCANNED_QUERIES = 4
 """Smaller batches are searched item by item, larger ones by matrix products. At 10⁶ items × 64 one
 query takes 12 ms of CPU item by item and 38 ms by products; 8 queries take 47 ms by products."""
@@ -135,6 +141,25 @@ class FaissIndex(ApproximateIndex):
             """Open a file of ``FaissIndex.save``; see ``IndexConfig.open``."""
             return FaissIndex(item_vectors, **self.model_dump(), file=file)
 
+        @property
+        def has_parts(self) -> bool:
+            """Whether the kind has lists or is flat; see ``IndexConfig.has_parts``."""
+            return self.kind != "hnsw"
+
+        def train_parts(self, item_vectors: Tensor, file: Path) -> None:
+            """Write the centres and quantizers; see ``IndexConfig.train_parts``."""
+            check_item_vectors(item_vectors)
+            shape = *item_vectors.shape, self.num_lists, self.num_codes
+            write_file(train_lists(item_vectors, *_complete(self.kind, *shape)), file)
+
+        def build_part(self, item_vectors: Tensor, trained: Path, file: Path) -> None:
+            """Write the codes of some items; see ``IndexConfig.build_part``."""
+            add_part(trained, item_vectors, file)
+
+        def merge_parts(self, parts: Sequence[Path], file: Path) -> None:
+            """Append the lists of all parts; see ``IndexConfig.merge_parts``."""
+            merge_parts(parts, file)
+
     def __init__(
         self,
         item_vectors: Tensor,
@@ -152,22 +177,14 @@ class FaissIndex(ApproximateIndex):
     ) -> None:
         check_item_vectors(item_vectors)
         num_items, dim = item_vectors.shape
-        if num_lists is None:
-            num_lists = max(1, math.isqrt(num_items) // (4 if kind == "pq" else 1))
-        if not 1 <= num_lists <= num_items:
-            raise ConfigError(
-                f"num_lists must be between 1 and the number of items, {num_items}, got {num_lists}"
-            )
+        # Before the vectors are read.
+        kind, num_lists, num_codes = _complete(kind, num_items, dim, num_lists, num_codes)
         if min(num_probes, num_links, build_width, search_width, oversample) < 1:
             raise ConfigError(
                 "num_probes, num_links, build_width, search_width and oversample must be at least "
                 f"1, got {num_probes}, {num_links}, {build_width}, {search_width} and {oversample}"
             )
-        if num_codes is not None and dim % num_codes:
-            raise ConfigError(f"num_codes {num_codes} must divide the width {dim} of the vectors")
         super().__init__(item_vectors, is_checked=file is not None)
-        if kind in ("pq", "sq") and num_items < MIN_QUANTIZED:
-            kind = "flat"
         self._kind = kind
         self.num_probes = num_probes
         self.search_width = search_width
@@ -176,9 +193,9 @@ class FaissIndex(ApproximateIndex):
             self._index: Any = _read(file, kind, dim)
         elif kind == "hnsw":
             is_augmented = has_similar_norms(self._vectors) if augment is None else augment
-            self._index = _build_graph(self._vectors, num_links, build_width, is_augmented)
+            self._index = build_graph(self._vectors, num_links, build_width, is_augmented)
         else:
-            self._index = _build_lists(self._vectors, kind, num_lists, num_codes or dim)
+            self._index = build_lists(self._vectors, kind, num_lists, num_codes)
         if self._index.ntotal != num_items:
             raise ArtifactError(
                 f"{file} is the index of {self._index.ntotal} items, not of these {num_items}"
@@ -193,7 +210,7 @@ class FaissIndex(ApproximateIndex):
 
     def save(self, file: Path) -> None:
         """Write everything but the item vectors; see ``Index.save``."""
-        faiss_library().write_index(self._index, str(file))
+        write_file(self._index, file)
 
     def settings(self) -> Mapping[str, Any]:
         """Return the kind and the settings of the search."""
@@ -241,62 +258,24 @@ class FaissIndex(ApproximateIndex):
         return ids, scores
 
 
-def _build_lists(vectors: Tensor, kind: Kind, num_lists: int, num_codes: int) -> Any:
-    """Build an index of any kind but "hnsw"."""
-    faiss, items = faiss_library(), to_array(vectors)
-    dim = items.shape[1]
-    if kind == "flat":
-        index = faiss.IndexFlatIP(dim)
-    else:
-        quantizer = faiss.IndexFlatIP(dim)
-        inner = faiss.METRIC_INNER_PRODUCT
-        if kind == "ivf":
-            index = faiss.IndexIVFFlat(quantizer, dim, num_lists, inner)
-        elif kind == "sq":
-            bits = faiss.ScalarQuantizer.QT_8bit
-            index = faiss.IndexIVFScalarQuantizer(quantizer, dim, num_lists, bits, inner, False)
-        else:
-            quantizer.add(_scaled_centres(items, num_lists))
-            index = faiss.IndexIVFPQFastScan(quantizer, dim, num_lists, num_codes, 4, inner)
-            index.by_residual = True
-        # FAISS would print a warning for small clusters, which are fine here.
-        index.cp.min_points_per_centroid = 1
-        index.train(items)
-    index.add(items)
-    return index
+def _complete(
+    kind: Kind, num_items: int, dim: int, num_lists: int | None, num_codes: int | None
+) -> tuple[Kind, int, int]:
+    """Return kind, clusters and codes of an index over [V, D] vectors, without open choices.
 
-
-def _scaled_centres(items: Floats, num_lists: int) -> Floats:
-    """Return the centres [num_lists, D] of spherical k-means, as long as their items on average.
-
-    The length is the mean product of the items with the centre of length 1. Codes store the
-    difference to the centre of the list: one of length 1 would leave most of an item in it.
+    Raises:
+        ConfigError: more clusters than items, or codes that do not divide D.
     """
-    faiss, dim = faiss_library(), items.shape[1]
-    clustering = faiss.Clustering(dim, num_lists)
-    clustering.spherical = True
-    clustering.niter = 10
-    clustering.min_points_per_centroid = 1
-    size = min(len(items), num_lists * clustering.max_points_per_centroid)
-    sample = items[np.random.default_rng(0).choice(len(items), size, replace=False)]
-    quantizer = faiss.IndexFlatIP(dim)
-    clustering.train(sample, quantizer)
-    products, lists = (part[:, 0] for part in quantizer.search(sample, 1))
-    counts = np.bincount(lists, minlength=num_lists)
-    lengths = np.bincount(lists, weights=products, minlength=num_lists) / np.maximum(counts, 1)
-    centres = faiss.vector_to_array(clustering.centroids).reshape(num_lists, dim)
-    return np.asarray(centres * lengths[:, None], dtype=np.float32)
-
-
-def _build_graph(vectors: Tensor, num_links: int, build_width: int, is_augmented: bool) -> Any:
-    faiss, items = faiss_library(), to_array(vectors)
-    if is_augmented:
-        items = augment_items(items)
-    metric = faiss.METRIC_L2 if is_augmented else faiss.METRIC_INNER_PRODUCT
-    index = faiss.IndexHNSWFlat(items.shape[1], num_links, metric)
-    index.hnsw.efConstruction = build_width
-    index.add(items)
-    return index
+    if num_lists is None:
+        num_lists = max(1, math.isqrt(num_items) // (4 if kind == "pq" else 1))
+    if not 1 <= num_lists <= num_items:
+        raise ConfigError(
+            f"num_lists must be between 1 and the number of items, {num_items}, got {num_lists}"
+        )
+    if num_codes is not None and dim % num_codes:
+        raise ConfigError(f"num_codes {num_codes} must divide the width {dim} of the vectors")
+    is_small = kind in ("pq", "sq") and num_items < MIN_QUANTIZED
+    return "flat" if is_small else kind, num_lists, num_codes or dim
 
 
 @functools.cache
@@ -324,24 +303,3 @@ def _read(file: Path, kind: Kind, dim: int) -> Any:
         raise ArtifactError(
             f"{file} is damaged or of another version of FAISS; build it again with candid index"
         ) from error
-
-
-def faiss_library(index: str = "faiss") -> ModuleType:
-    """Import FAISS and set its number of threads to that of torch.
-
-    Args:
-        index: the registered index that needs it, for the error message.
-
-    Raises:
-        ConfigError: FAISS is not installed.
-    """
-    try:
-        import faiss
-    except ImportError:
-        raise ConfigError(
-            f"the index {index!r} needs FAISS, which is not installed; "
-            "run pip install 'candid-retrieval[index]'"
-        ) from None
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    module: ModuleType = faiss
-    return module

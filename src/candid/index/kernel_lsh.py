@@ -21,7 +21,7 @@ from candid.index.approximate import (
     augment_queries,
     to_array,
 )
-from candid.index.faiss import faiss_library
+from candid.index.faiss_build import faiss_library
 from candid.index.kernel_hash import Codes, KernelHash, sample_landmarks
 from candid.index.kernels import (
     Kernel,

@@ -171,6 +171,46 @@ class IndexConfig(ComponentConfig, ABC):
         """
         raise NotImplementedError(f"{type(self).__qualname__} has no file")
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether several processes can build the file of an index together.
+
+        Then ``train_parts``, ``build_part`` and ``merge_parts`` write the file that ``open`` reads,
+        with the results of an index that ``build`` returns.
+        """
+        return False
+
+    def train_parts(self, item_vectors: Tensor, file: Path) -> None:
+        """Write what all parts share, such as the centres of clusters, of a sample of the items.
+
+        Args:
+            item_vectors: [V, D] float32, finite; may be mapped from disk.
+            file: to write.
+
+        Raises:
+            ConfigError: settings that cannot work, or a library that is not installed.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} has no parts")
+
+    def build_part(self, item_vectors: Tensor, trained: Path, file: Path) -> None:
+        """Write the index of a range of items.
+
+        Args:
+            item_vectors: [n, D] float32, those of the range, which may be empty.
+            trained: file of ``train_parts``.
+            file: to write.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} has no parts")
+
+    def merge_parts(self, parts: Sequence[Path], file: Path) -> None:
+        """Write the file that ``open`` reads.
+
+        Args:
+            parts: files of ``build_part``, whose ranges follow each other from item 0 on.
+            file: to write.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} has no parts")
+
     def build_choices(self, num_items: int) -> Sequence[Mapping[str, Any]]:
         """Return settings of the construction among which a measurement chooses.
 

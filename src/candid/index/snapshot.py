@@ -34,6 +34,7 @@ from candid.index.registry import INDEXES
 from candid.index.snapshot_files import (
     MANIFEST,
     REBUILD,
+    SnapshotWriter,
     read_manifest,
     writing,
 )
@@ -200,11 +201,51 @@ def write_snapshot(
     with writing(folder) as writer:
         vectors = np.ascontiguousarray(item_vectors.detach().float().cpu().numpy())
         writer.array("vectors", vectors)
-        writer.table("source_ids", ids.built)
         if live.built.has_file:
             writer.index("index", live.built)
-        write_changes(writer, live.changes, ids)
-        writer.publish(_metadata(live, config, fingerprint, dict(measured or {})))
+        _publish(writer, live, ids, config, fingerprint, measured)
+
+
+def publish_snapshot(
+    writer: SnapshotWriter,
+    index: Index,
+    item_vectors: Tensor,
+    source_ids: pl.Series,
+    *,
+    config: IndexConfig,
+    fingerprint: str,
+    measured: Mapping[str, Any] | None = None,
+) -> None:
+    """Complete a snapshot whose vectors, and file of an index with ``has_file``, are written.
+
+    Args:
+        writer: of ``writing``; it lists both files.
+        index: over the vectors, opened from its file.
+        item_vectors: [V, D] float32, mapped from their file.
+        source_ids: of the V items.
+        config: of the index.
+        fingerprint: of the model whose vectors these are.
+        measured: plain JSON values to store with it.
+
+    Raises:
+        ConfigError: the number of source ids differs from the number of items.
+    """
+    live, ids = LiveIndex(index, item_vectors), SourceIds(source_ids)
+    _check_source_ids(live, ids)
+    _publish(writer, live, ids, config, fingerprint, measured)
+
+
+def _publish(
+    writer: SnapshotWriter,
+    live: LiveIndex,
+    ids: SourceIds,
+    config: IndexConfig,
+    fingerprint: str,
+    measured: Mapping[str, Any] | None,
+) -> None:
+    writer.table("source_ids", ids.built)
+    write_changes(writer, live.changes, ids)
+    writer.publish(_metadata(live, config, fingerprint, dict(measured or {})))
 
 
 def save_changes(snapshot: Snapshot) -> str:

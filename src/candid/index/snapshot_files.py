@@ -15,6 +15,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def save_index(index: Index, path: Path) -> None:
-    """Write the file of an index, with the errors of its library as one sentence.
+@contextmanager
+def index_write_errors(path: Path) -> Iterator[None]:
+    """Report the errors of a library of indexes that writes ``path`` as one sentence.
 
     Raises:
         ArtifactError: the library failed to write the file.
     """
     try:
-        index.save(path)
+        yield
     except RuntimeError as error:
         # The libraries of indexes report a full disk this way; their text names C++ code.
         text = " ".join(str(error).split())
@@ -89,23 +91,57 @@ def save_index(index: Index, path: Path) -> None:
         raise write_error(path, error) from error
 
 
+def save_index(index: Index, path: Path) -> None:
+    """Write the file of an index, with the errors of its library as one sentence.
+
+    Raises:
+        ArtifactError: the library failed to write the file.
+    """
+    with index_write_errors(path):
+        index.save(path)
+
+
+@dataclass(frozen=True, slots=True)
+class FileNames:
+    """Names of the files of one snapshot, which several processes may write.
+
+    Attributes:
+        folder: of the snapshot.
+        token: in the names of its files.
+    """
+
+    folder: Path
+    token: str
+
+    def path(self, name: str, suffix: str) -> Path:
+        """Return the path of a file."""
+        return self.folder / f"{name}-{self.token}{suffix}"
+
+    def part(self, name: str) -> Path:
+        """Return the path of a temporary file, which is removed at the end."""
+        return self.path(f"index-{name}", ".bin")
+
+
 class SnapshotWriter:
     """Writer of the files of one new snapshot.
 
     Args:
         folder: of the snapshot.
+
+    Attributes:
+        names: paths for files that the caller writes; ``add`` lists them.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._token = uuid.uuid4().hex[:16]
+        self.names = FileNames(folder, uuid.uuid4().hex[:16])
         self._files: dict[str, dict[str, Any]] = {}
-        self._written: list[Path] = []
 
     def array(self, name: str, array: np.ndarray[Any, Any]) -> None:
         """Write an array that readers can map."""
-        with self._adding(name, ".npy") as path, path.open("wb") as stream:
+        path = self.names.path(name, ".npy")
+        with path.open("wb") as stream:
             np.save(stream, array, allow_pickle=False)
+        self.add(name, path)
 
     def table(self, name: str, source_ids: pl.Series) -> None:
         """Write source ids in order."""
@@ -115,8 +151,9 @@ class SnapshotWriter:
 
     def bytes(self, name: str, suffix: str, content: memoryview) -> None:
         """Write bytes."""
-        with self._adding(name, suffix) as path:
-            path.write_bytes(content)
+        path = self.names.path(name, suffix)
+        path.write_bytes(content)
+        self.add(name, path)
 
     def index(self, name: str, index: Index) -> None:
         """Write the file of an index.
@@ -124,9 +161,15 @@ class SnapshotWriter:
         Raises:
             ArtifactError: the library of the index failed to write it.
         """
-        with self._adding(name, ".bin") as path:
-            save_index(index, path)
-            make_readable(path)
+        path = self.names.path(name, ".bin")
+        save_index(index, path)
+        self.add(name, path)
+
+    def add(self, name: str, path: Path) -> None:
+        """List a file of ``names`` that is complete."""
+        make_readable(path)
+        sync(path)
+        self._files[name] = {"name": path.name, **file_entry(path)}
 
     def keep(self, name: str, entry: dict[str, Any]) -> None:
         """List a file that an earlier snapshot wrote."""
@@ -138,41 +181,37 @@ class SnapshotWriter:
         Returns:
             The token of the snapshot.
         """
-        sync(self._folder)
-        content = {"kind": KIND, "version": VERSION, "token": self._token, **metadata}
-        write_json(self._folder / MANIFEST, sealed(content | {"files": self._files}))
+        folder, token = self.names.folder, self.names.token
+        sync(folder)
+        content = {"kind": KIND, "version": VERSION, "token": token, **metadata}
+        write_json(folder / MANIFEST, sealed(content | {"files": self._files}))
         listed = {entry["name"] for entry in self._files.values()}
-        for path in _snapshot_files(self._folder):
+        for path in _snapshot_files(folder):
             if path.name not in listed:
                 path.unlink(missing_ok=True)
-        return self._token
+        return token
 
     def discard(self) -> None:
         """Remove files that were written and not published."""
         # Read from disk: an interruption may arrive just after the publication.
         with suppress(ArtifactError):
-            if read_manifest(self._folder)["token"] == self._token:
+            if read_manifest(self.names.folder)["token"] == self.names.token:
                 return
-        for path in self._written:
+        for path in self.names.folder.glob(f"*-{self.names.token}.*"):
             path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _adding(self, name: str, suffix: str) -> Iterator[Path]:
-        path = self._folder / f"{name}-{self._token}{suffix}"
-        self._written.append(path)
-        yield path
-        sync(path)
-        self._files[name] = {"name": path.name, **file_entry(path)}
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[SnapshotWriter]:
     """Lock ``folder`` for one writing process, and discard its files if it fails.
 
+    A folder that did not exist is then removed.
+
     Raises:
         ConfigError: the folder holds other files, or another process writes into it.
         ArtifactError: a write failed.
     """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         is_ours = (folder / MANIFEST).exists()
@@ -192,6 +231,10 @@ def writing(folder: Path) -> Iterator[SnapshotWriter]:
                 writer.discard()
     except OSError as error:
         raise write_error(folder, error) from error
+    finally:
+        if is_new:
+            with suppress(OSError):  # It has files.
+                folder.rmdir()
 
 
 def _snapshot_files(folder: Path) -> list[Path]:

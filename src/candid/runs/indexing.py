@@ -1,10 +1,9 @@
-"""Building, tuning, measuring and writing of indexes over the item vectors of a run."""
+"""Settings and measurement of indexes over the item vectors of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from candid.component import ComponentConfig, type_name
 from candid.config import validated, with_overrides
 from candid.data import HeldOutTargets
-from candid.errors import ArtifactError, ConfigError, DataError
+from candid.errors import ConfigError, DataError
 from candid.index import (
     BENCHMARKED_INDEXES,
     INDEXES,
@@ -24,7 +23,6 @@ from candid.index import (
     benchmark_index,
     compute_ground_truth,
     default_config,
-    write_snapshot,
 )
 from candid.inference import (
     StageProgress,
@@ -32,7 +30,6 @@ from candid.inference import (
     held_out_queries,
     inference_mode,
 )
-from candid.runs.index import INDEX, model_fingerprint
 from candid.runs.run import Run
 
 DEFAULT_K = 100
@@ -101,63 +98,28 @@ def encode_benchmark_data(
         DataError: the model can encode no user.
         ArtifactError: the vectors of the model are not finite.
     """
+    k = results_per_query(run, k)
+    with inference_mode(run.model):
+        vectors = encode_catalog(run.model, progress).float().cpu().clone()
+    query = encode_users(run, num_queries, seed, progress)
+    return BenchmarkData(vectors, compute_ground_truth(vectors, query, k))
+
+
+def results_per_query(run: Run, k: int | None) -> int:
+    """Return the results per query that an index is measured with.
+
+    Args:
+        run: the trained run.
+        k: as given; None: 100, or all items of a smaller catalog.
+
+    Raises:
+        ConfigError: k is larger than the catalog.
+    """
     num_items = run.dataset.num_items
     k = min(DEFAULT_K, num_items) if k is None else k
     if not 1 <= k <= num_items:
         raise ConfigError(f"--k {k} must be between 1 and the {num_items} items of the catalog")
-    with inference_mode(run.model):
-        vectors = encode_catalog(run.model, progress).float().cpu().clone()
-        query = _encode_users(run, num_queries, seed, progress)
-    return BenchmarkData(vectors, compute_ground_truth(vectors, query, k))
-
-
-def build_index(
-    run: Run,
-    data: BenchmarkData,
-    config: IndexConfig,
-    out: Path | str | None = None,
-    *,
-    target_recall: float = 0.95,
-    min_recall: float = 0.0,
-    progress: StageProgress | None = None,
-) -> IndexBenchmark:
-    """Build, tune and measure an index, and write it if its recall is high enough.
-
-    Args:
-        run: the trained run.
-        data: from ``encode_benchmark_data``.
-        config: of the index; tuning replaces its search settings.
-        out: folder of the index; None: ``index`` in the folder of the run.
-        target_recall: recall that the search settings are tuned to.
-        min_recall: an index of lower recall is not written.
-        progress: called with (stage, done, total).
-
-    Returns:
-        the tuned index with its recall, speed and size.
-
-    Raises:
-        ArtifactError: the recall is below ``min_recall``, or the folder cannot be written.
-        ConfigError: settings that cannot work, a library that is not installed, or a folder
-            with other files.
-    """
-    result = _benchmark(_name(config), config, data, target_recall, progress, 1, 1)
-    if result.measurement.recall < min_recall:
-        raise ArtifactError(
-            f"no index was written: recall@{result.k} is {result.measurement.recall:.3f}, below "
-            f"--min-recall {min_recall:g}; choose another index with --set index.type=… (--compare "
-            "shows which), or lower --min-recall"
-        )
-    measured = result.to_json()
-    write_snapshot(
-        Path(out or run.folder / INDEX),
-        result.index,
-        data.item_vectors,
-        run.dataset.items["source_id"],
-        config=result.config,
-        fingerprint=model_fingerprint(run),
-        measured={key: measured[key] for key in measured if key not in ("name", "index", "tried")},
-    )
-    return result
+    return k
 
 
 def compare_indexes(
@@ -209,13 +171,24 @@ def _benchmark(
     return result
 
 
-def _name(config: IndexConfig) -> str:
+def index_name(config: IndexConfig) -> str:
+    """Return the type of an index and its variant, such as "faiss pq"."""
     variant = config.variant
     return type_name(INDEXES, "index", config) + ("" if variant is None else f" {variant}")
 
 
-def _encode_users(run: Run, num_queries: int, seed: int, progress: StageProgress | None) -> Tensor:
-    """Encode a sample of users in random order: [Q, D]."""
+def encode_users(run: Run, num_queries: int, seed: int, progress: StageProgress | None) -> Tensor:
+    """Encode a sample of users, each with the history before the last interaction: [Q, D].
+
+    Args:
+        run: the trained run.
+        num_queries: most users.
+        seed: of the sample and of its random order.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: the model can encode no user.
+    """
     dataset = run.dataset
     min_length = 2 if run.model.needs_history else 1
     users = np.flatnonzero(np.diff(dataset.user_offsets) >= min_length)
@@ -242,9 +215,10 @@ def _encode_users(run: Run, num_queries: int, seed: int, progress: StageProgress
         batch_size=256,
         context=run.context,
     )
-    for rows, queries in batches:
-        vectors.append(run.model.encode_queries(queries.to(run.model.device)).float().cpu())
-        if progress is not None:
-            progress("encoding users", rows.stop, len(users))
+    with inference_mode(run.model):
+        for rows, queries in batches:
+            vectors.append(run.model.encode_queries(queries.to(run.model.device)).float().cpu())
+            if progress is not None:
+                progress("encoding users", rows.stop, len(users))
     order = np.random.default_rng(seed).permutation(len(users))
     return torch.cat(vectors)[torch.from_numpy(order)]

@@ -480,6 +480,7 @@ def load_run(
     *,
     verify: bool = True,
     apply_threads: bool = True,
+    map_weights: bool = False,
 ) -> Run:
     """Open a trained run, its model in evaluation mode on the device of its config.
 
@@ -489,6 +490,9 @@ def load_run(
         verify: whether to compare the files of run and dataset with their checksums.
         apply_threads: whether to set the number of CPU threads of torch, which holds for the
             whole process, to ``threads`` of the config.
+        map_weights: whether weights on a CPU stay in the file of the checkpoint until they are
+            read: processes of a machine then share them, and a table that is larger than memory
+            can be read. The file must not be changed in place.
 
     Raises:
         ArtifactError: not a run, a run of an older version, no checkpoint, a damaged one, another
@@ -496,10 +500,12 @@ def load_run(
         ConfigError: the device of the run cannot be used on this machine.
     """
     with verification(verify):
-        return _load_run(Path(folder), data, apply_threads)
+        return _load_run(Path(folder), data, apply_threads, map_weights)
 
 
-def _load_run(folder: Path, data: PreparedDataset | Path | str | None, apply_threads: bool) -> Run:
+def _load_run(
+    folder: Path, data: PreparedDataset | Path | str | None, apply_threads: bool, map_weights: bool
+) -> Run:
     manifest = read_manifest(folder)
     config = config_of(folder, manifest)
     dataset = dataset_of(folder, manifest["dataset"], data, wait=False)
@@ -510,7 +516,8 @@ def _load_run(folder: Path, data: PreparedDataset | Path | str | None, apply_thr
     with UnsetWeights():
         model = build_model(config, dataset, features, is_read=True)
     path = served_checkpoint(folder, manifest)
-    load_model(model, read_checkpoint(path, run=manifest.get(RUN)), path, averaged=True)
+    checkpoint = read_checkpoint(path, run=manifest.get(RUN))
+    load_model(model, checkpoint, path, averaged=True, mapped=map_weights)
     dataset.wait_until_verified()
     model.to(pick_device(config.device)).eval()
     return Run(folder, config, model, dataset, manifest, features)

@@ -208,6 +208,25 @@ def _check_file(config: IndexConfig) -> None:
         _check_refused(config, items[:1100], whole, "1200 items")
 
 
+def _check_parts(config: IndexConfig) -> None:
+    if not config.has_parts:
+        return
+    items, query = _clusters(1200, 20)
+    with tempfile.TemporaryDirectory() as root:
+        trained, *parts, file = (Path(root) / name for name in ("trained", "0", "1", "2", "file"))
+        config.train_parts(items, trained)
+        for part, rows in zip(parts, (slice(500), slice(500, 500), slice(500, None)), strict=True):
+            config.build_part(items[rows], trained, part)
+        config.merge_parts(parts, file)
+        expected = config.build(items).search(query, 10)
+        result = config.open(items, file).search(query, 10)
+    _check(
+        torch.equal(result.item_ids, expected.item_ids)
+        and torch.equal(result.scores, expected.scores),
+        "merged parts must return the results of an index that was built whole",
+    )
+
+
 def _check_refused(config: IndexConfig, items: Tensor, file: Path, words: str) -> None:
     try:
         config.open(items, file)
@@ -272,6 +291,7 @@ CHECKS: Final[dict[str, Callable[[IndexConfig], None]]] = {
     "changes": _check_changes,
     "snapshot": _check_snapshot,
     "file": _check_file,
+    "parts": _check_parts,
     "tuning": _check_tuning,
     "config": _check_config,
 }

@@ -246,7 +246,12 @@ _RANDOM_FILLS = frozenset(
 
 
 def load_model(
-    model: nn.Module, checkpoint: Checkpoint, path: Path | str, *, averaged: bool = False
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    path: Path | str,
+    *,
+    averaged: bool = False,
+    mapped: bool = False,
 ) -> None:
     """Load the parameters of a checkpoint into ``model``; a sharded table loads its own rows.
 
@@ -255,6 +260,8 @@ def load_model(
         checkpoint: its content.
         path: of the checkpoint, for messages.
         averaged: use the running mean of the weights, if there is one.
+        mapped: take the tensors of the checkpoint as parameters instead of copies of them, except
+            those of another dtype: on the CPU they stay in the file until they are read.
 
     Raises:
         ArtifactError: names or shapes differ: another architecture or another catalog.
@@ -274,6 +281,9 @@ def load_model(
                 f"{path} has {name!r} of shape {tuple(tensor.shape)}, this model and dataset "
                 f"need {tuple(expected[name].shape)}: it belongs to another model or dataset"
             )
+    for name, parameter in model.named_parameters() if mapped else ():
+        if name in stored and stored[name].dtype == parameter.dtype:
+            parameter.data = stored.pop(name)
     model.load_state_dict(stored, strict=False)
 
 
